@@ -1,0 +1,359 @@
+//! The chunk: where appends meet. The lock-free heart of the log.
+//!
+//! A chunk is the image of the active segment's frames: byte p here is byte p of them in the file. An append
+//! reserves record numbers and space with one `fetch_add` on `tail`, fills what it reserved, and publishes it by
+//! storing one slot per record. Nothing published is ever written again, so a reader needs one slot and one
+//! frame, and never waits.
+//!
+//! # What always holds
+//! - A region is reserved by exactly one append: `tail` only grows, by read-modify-writes.
+//! - A slot is stored once, after its frame is whole. A batch's slots are stored last to first, so who sees a
+//!   batch's first record sees all of them.
+//! - Exactly one append goes from "fits" to "does not": it stores the closing point, once. What starts later
+//!   than that gets nothing and goes to the next chunk.
+//!
+//! # Orderings
+//! - `tail`: the reservation by itself needs Relaxed. It is `SeqCst` for the flusher's sake, which goes to sleep
+//!   by storing "asleep" and then looking at `tail`, while an append adds to `tail` and then looks for "asleep":
+//!   with both `SeqCst`, one of them sees the other. On x86-64 and `AArch64` the add costs the same either way.
+//! - slots: Release when stored, Acquire when loaded: the frame's bytes come with it.
+//! - `end`, `scanned`: Release and Acquire, for what was learned before they were set.
+//!
+//! The reservation by one packed add is the design of `FasterLog`'s tail (page and offset in one word), here
+//! with record numbers so that offsets are dense.
+
+mod memory;
+
+use crate::{
+    frame::{self, Frame, MORE, Stamp, WORD},
+    sync::{Arc, AtomicU64, Ordering},
+};
+use crossbeam::utils::CachePadded;
+pub(crate) use memory::{Memory, Pool};
+
+/// Bits of `tail` that count words; the 26 above them count records. A chunk holds at most 2^27 words (1 GiB), so
+/// it would take 2,048 appends of the largest size, all of them past the end at the same moment, to overflow.
+const WORD_BITS: u32 = 38;
+/// The largest chunk in bytes: record numbers and word positions must fit their fields.
+pub(crate) const MAX_CAPACITY: u64 = 1 << 30;
+
+/// How far into a chunk: so many records, which take so many words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Extent {
+    pub(crate) records: u32,
+    pub(crate) words: u32,
+}
+
+impl Extent {
+    #[inline]
+    const fn pack(self) -> u64 {
+        (self.records as u64) << WORD_BITS | self.words as u64
+    }
+
+    #[inline]
+    const fn unpack(packed: u64) -> Self {
+        Self { records: (packed >> WORD_BITS) as u32, words: packed as u32 }
+    }
+
+    /// Bytes of the frames.
+    pub(crate) const fn bytes(self) -> u64 {
+        self.words as u64 * WORD as u64
+    }
+}
+
+/// What a packed tail takes of a segment: its frames, and 4 bytes a record of the index that sealing adds.
+#[inline]
+const fn cost(packed: u64) -> u64 {
+    (packed & ((1 << WORD_BITS) - 1)) * WORD as u64 + (packed >> WORD_BITS) * 4
+}
+
+/// Values that are appended as one, and the space they take; made before anything is reserved, so that what can
+/// be refused is refused first.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Batch<'a> {
+    values: &'a [&'a [u8]],
+    size: Extent,
+}
+
+impl<'a> Batch<'a> {
+    /// `None` where the values do not fit into a chunk of `largest` bytes even when it is empty.
+    #[inline]
+    pub(crate) fn new(values: &'a [&'a [u8]], largest: u64) -> Option<Self> {
+        let mut words = 0;
+        for value in values {
+            words += frame::words(value.len());
+        }
+        let needs = words * WORD as u64 + values.len() as u64 * 4;
+        let size = Extent { records: values.len() as u32, words: words as u32 };
+        (needs <= largest).then_some(Self { values, size })
+    }
+
+    pub(crate) fn records(&self) -> u32 {
+        self.size.records
+    }
+
+    /// Bytes of a chunk that holds nothing else.
+    pub(crate) fn needs(&self) -> u64 {
+        cost(self.size.pack())
+    }
+}
+
+/// What an append writes into its frames besides numbers and values.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Imprint {
+    pub(crate) seed: u32,
+    /// The segment's base offset minus the durable frontier, wrapping: what to add to a record's number to get how
+    /// far `durable` is behind it.
+    pub(crate) lead: u64,
+    /// Milliseconds since the segment was begun.
+    pub(crate) time: u64,
+}
+
+/// What became of an append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Placed {
+    /// Written and published; the first record's number.
+    At(u32),
+    /// The chunk is closed, or this append has closed it: nothing was written, go to the next one.
+    Full,
+    /// Not what was expected: the number that would be next.
+    Unexpected(u32),
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    tail: CachePadded<AtomicU64>,
+    /// 1 + the packed extent at which the chunk was closed; 0 while it is open.
+    end: AtomicU64,
+    /// Words from the start that are known to be published without a hole.
+    scanned: AtomicU64,
+    capacity: u64,
+    /// `None` only while dropping.
+    memory: Option<Memory>,
+    /// Where the memory goes when the last holder drops the chunk, and never before.
+    pool: Option<Arc<Pool>>,
+}
+
+impl Chunk {
+    /// An empty chunk in clean memory.
+    pub(crate) fn new(memory: Memory, pool: Option<Arc<Pool>>) -> Self {
+        Self::recovered(memory, pool, &[], 0)
+    }
+
+    /// A chunk whose memory already holds the published frames at these `positions` (in words), up to `words`.
+    pub(crate) fn recovered(memory: Memory, pool: Option<Arc<Pool>>, positions: &[u32], words: u32) -> Self {
+        assert!(memory.capacity() <= MAX_CAPACITY);
+        for (record, &position) in positions.iter().enumerate() {
+            let slot = memory.slot(record as u32).expect("the positions come from frames within the capacity");
+            slot.store(position + 1, Ordering::Relaxed);
+        }
+        let tail = Extent { records: positions.len() as u32, words }.pack();
+        Self {
+            tail: CachePadded::new(AtomicU64::new(tail)),
+            end: AtomicU64::new(0),
+            scanned: AtomicU64::new(u64::from(words)),
+            capacity: memory.capacity(),
+            memory: Some(memory),
+            pool,
+        }
+    }
+
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    #[inline]
+    fn memory(&self) -> &Memory {
+        self.memory.as_ref().expect("present until dropped")
+    }
+
+    /// Appends `batch`, or only if the next record's number is `expected`.
+    #[inline]
+    pub(crate) fn append(&self, batch: Batch<'_>, expected: Option<u32>, imprint: Imprint) -> Placed {
+        let old = match expected {
+            None => {
+                // Looking first keeps who comes late from adding to a tail that is past the end for good.
+                if cost(self.tail.load(Ordering::Relaxed)) > self.capacity {
+                    return Placed::Full;
+                }
+                self.tail.fetch_add(batch.size.pack(), Ordering::SeqCst)
+            }
+            Some(expected) => match self.reserve_at(batch.size, expected) {
+                Ok(old) => old,
+                Err(placed) => return placed,
+            },
+        };
+        if cost(old) > self.capacity {
+            return Placed::Full; // late: another has closed the chunk between our look and our add
+        }
+        if cost(old + batch.size.pack()) > self.capacity {
+            self.close_at(old); // we are the one that straddles the end
+            return Placed::Full;
+        }
+        let first = Extent::unpack(old);
+        self.fill(first, batch, imprint);
+        Placed::At(first.records)
+    }
+
+    /// The same reservation by compare-and-swap, for one who must know the number beforehand.
+    fn reserve_at(&self, size: Extent, expected: u32) -> Result<u64, Placed> {
+        let mut look = self.tail.load(Ordering::SeqCst);
+        loop {
+            if cost(look) > self.capacity {
+                return Err(Placed::Full);
+            }
+            let next = Extent::unpack(look).records;
+            if next != expected {
+                return Err(Placed::Unexpected(next));
+            }
+            let new = look + size.pack();
+            match self.tail.compare_exchange_weak(look, new, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(old) => return Ok(old),
+                Err(now) => look = now,
+            }
+        }
+    }
+
+    #[inline]
+    fn fill(&self, first: Extent, batch: Batch<'_>, imprint: Imprint) {
+        let mut word = first.words;
+        let last = batch.values.len() - 1;
+        for (n, value) in batch.values.iter().enumerate() {
+            let record = first.records + n as u32;
+            let behind = u64::from(record).wrapping_add(imprint.lead);
+            let stamp = Stamp {
+                record,
+                behind: u32::try_from(behind).unwrap_or(u32::MAX),
+                time: imprint.time,
+                flags: if n < last { MORE } else { 0 },
+            };
+            let words = frame::words(value.len()) as u32;
+            // SAFETY: the words lie in what this append alone has reserved by its add to `tail`, within the
+            // capacity as checked by `append`; no slot points there yet, so nobody reads them.
+            unsafe { self.memory().write(word, words, |dst| frame::encode(dst, imprint.seed, stamp, value)) };
+            word += words;
+        }
+        for (n, value) in batch.values.iter().enumerate().rev() {
+            word -= frame::words(value.len()) as u32;
+            let slot = self.memory().slot(first.records + n as u32).expect("as many slots as records fit");
+            slot.store(word + 1, Ordering::Release);
+        }
+    }
+
+    /// Closes the chunk, so that no append finds room any more. Does nothing where it is closed already.
+    pub(crate) fn close(&self) {
+        let all = Extent { records: 0, words: (self.capacity / WORD as u64) as u32 + 1 };
+        if cost(self.tail.load(Ordering::Relaxed)) <= self.capacity {
+            let old = self.tail.fetch_add(all.pack(), Ordering::SeqCst);
+            if cost(old) <= self.capacity {
+                self.close_at(old);
+            }
+        }
+    }
+
+    fn close_at(&self, old: u64) {
+        self.end.store(1 + old, Ordering::Release);
+    }
+
+    /// Where the chunk was closed, once it is. Between the add that closes it and this being known lie two
+    /// instructions of the appender that closes it.
+    pub(crate) fn end(&self) -> Option<Extent> {
+        self.end.load(Ordering::Acquire).checked_sub(1).map(Extent::unpack)
+    }
+
+    /// Records reserved so far, published or not.
+    pub(crate) fn reserved(&self) -> u32 {
+        let tail = self.tail.load(Ordering::SeqCst);
+        if cost(tail) <= self.capacity {
+            return Extent::unpack(tail).records;
+        }
+        let backoff = crate::sync::Backoff::new();
+        loop {
+            match self.end() {
+                Some(end) => return end.records,
+                None => backoff.snooze(), // the closer is between its two instructions
+            }
+        }
+    }
+
+    /// Whether a record is published.
+    #[inline]
+    pub(crate) fn is_published(&self, record: u32) -> bool {
+        // SeqCst for those who help the published frontier forward: see `Log`'s `publish`.
+        self.memory().slot(record).is_some_and(|slot| slot.load(Ordering::SeqCst) != 0)
+    }
+
+    /// A published record's frame.
+    #[inline]
+    pub(crate) fn frame(&self, record: u32) -> Option<Frame<'_>> {
+        frame::parse(self.from_record(record)?.1)
+    }
+
+    /// The word where a published record's frame begins.
+    pub(crate) fn position(&self, record: u32) -> Option<u32> {
+        self.memory().slot(record)?.load(Ordering::Acquire).checked_sub(1)
+    }
+
+    /// A published record's position, and its whole frame.
+    #[inline]
+    fn from_record(&self, record: u32) -> Option<(u32, &[u8])> {
+        let word = self.position(record)?;
+        // SAFETY: the slot was stored, with Release, after the frame was written, and was loaded with Acquire;
+        // no published byte is written again as long as this chunk owns the memory, which `&self` ensures.
+        let words = unsafe { frame::peek_words(self.memory().read(word, 1)) }?;
+        // SAFETY: as above; the frame has as many words as its header, written by `fill` or verified by recovery,
+        // says.
+        Some((word, unsafe { self.memory().read(word, words as u32) }))
+    }
+
+    /// The end of what is published without a hole from `from` on, a whole number of batches. Stops at the first
+    /// end of a batch that is `most` words or more away.
+    pub(crate) fn contiguous(&self, from: Extent, most: u32) -> Extent {
+        let mut records = from.records;
+        let mut last = None;
+        while let Some(position) = self.position(records) {
+            if position - from.words >= most && !last.is_some_and(|last| self.goes_on(last)) {
+                break;
+            }
+            last = Some(records);
+            records += 1;
+        }
+        let Some((word, frame)) = last.and_then(|last| self.from_record(last)) else {
+            return from;
+        };
+        let words = word + (frame.len() / WORD) as u32;
+        // Release, so that who reads these bytes by `scanned` alone has them: each was acquired by its slot above.
+        self.scanned.fetch_max(u64::from(words), Ordering::AcqRel);
+        Extent { records, words }
+    }
+
+    fn goes_on(&self, record: u32) -> bool {
+        self.frame(record).is_some_and(|frame| frame.stamp.flags & MORE != 0)
+    }
+
+    /// The bytes of words that [`contiguous`](Self::contiguous) has passed.
+    pub(crate) fn bytes(&self, words: std::ops::Range<u32>) -> &[u8] {
+        assert!(u64::from(words.end) <= self.scanned.load(Ordering::Acquire));
+        // SAFETY: all words below `scanned` are published and acquired, as asserted, and so never written again.
+        unsafe { self.memory().read(words.start, words.end - words.start) }
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        if let (Some(memory), Some(pool)) = (self.memory.take(), &self.pool) {
+            let most = memory.slots.len() as u64;
+            let dirty = self.tail.load(Ordering::Relaxed) >> WORD_BITS;
+            pool.put(memory, dirty.min(most) as u32);
+        }
+    }
+}
+
+#[cfg(all(test, loom))]
+#[path = "chunk/models.rs"]
+mod models;
+
+#[cfg(all(test, not(loom)))]
+#[path = "chunk/tests.rs"]
+mod tests;

@@ -1,0 +1,235 @@
+//! The memory of a chunk: page-aligned bytes for the frames, and one slot per record. Made and faulted in ahead,
+//! in the background, and used again for the next chunk rather than returned to the system.
+
+use crate::sync::{AtomicU32, Mutex, lock};
+
+/// A record needs at least the smallest frame, and 4 bytes in the sealed segment's index.
+pub(crate) const MIN_RECORD_BYTES: u64 = (crate::frame::HEADER + 4) as u64;
+
+/// Memory for one chunk.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    capacity: u64,
+    /// One per record; 0 until the record is published. Rounded up to whole blocks of the spreading below.
+    pub(super) slots: Box<[AtomicU32]>,
+    #[cfg(not(loom))]
+    map: memmap2::MmapRaw,
+    #[cfg(loom)]
+    map: model::Words,
+}
+
+impl Memory {
+    /// Memory for a chunk of `capacity` bytes, a multiple of the page size, all faulted in.
+    ///
+    /// # Errors
+    /// The system refuses the mapping.
+    pub(crate) fn new(capacity: u64) -> std::io::Result<Self> {
+        let length = usize::try_from(capacity).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+        #[cfg(not(loom))]
+        let map = {
+            let map = memmap2::MmapMut::map_anon(length)?;
+            // Huge pages spare TLB misses; populating spares the appender 250 ns a page fault. Both are advice.
+            #[cfg(target_os = "linux")]
+            {
+                let _ = map.advise(memmap2::Advice::HugePage);
+                let _ = map.advise(memmap2::Advice::PopulateWrite);
+            }
+            map.into()
+        };
+        #[cfg(loom)]
+        let map = model::Words::new(length / 8);
+        let records = (capacity / MIN_RECORD_BYTES) as usize;
+        let slots = (0..records.next_multiple_of(BLOCK)).map(|_| AtomicU32::new(0)).collect();
+        Ok(Self { capacity, slots, map })
+    }
+
+    /// Bytes that frames and index together may take.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Bytes of this chunk's frames and slots: what counts against the memory budget.
+    pub(crate) const fn footprint(capacity: u64) -> u64 {
+        capacity + (capacity / MIN_RECORD_BYTES + BLOCK as u64) * 4
+    }
+
+    /// Makes used memory as good as new. The frames may stay: no seed of another segment verifies them, and
+    /// nothing reads where no slot points.
+    pub(crate) fn clean(&mut self, records: u32) {
+        let used = (records as usize).next_multiple_of(BLOCK).min(self.slots.len());
+        for slot in &mut self.slots[..used] {
+            #[cfg(not(loom))]
+            {
+                *slot.get_mut() = 0;
+            }
+            #[cfg(loom)]
+            slot.with_mut(|slot| *slot = 0);
+        }
+    }
+
+    /// The slot of a record, or `None` past the last one.
+    #[inline]
+    pub(super) fn slot(&self, record: u32) -> Option<&AtomicU32> {
+        self.slots.get(spread(record))
+    }
+
+    /// All bytes, for one who alone holds the memory: recovery, which reads a segment file into it.
+    #[cfg(not(loom))]
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the mapping is `capacity` bytes, lives as long as `self`, is mapped for writing, and `&mut self`
+        // means that nobody else can reach it.
+        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr(), self.map.len()) }
+    }
+
+    /// # Safety
+    /// `words` words from `word` on lie within the capacity, and nobody else reads or writes them meanwhile.
+    #[inline]
+    pub(super) unsafe fn write(&self, word: u32, words: u32, fill: impl FnOnce(&mut [u8])) {
+        debug_assert!(u64::from(word + words) * 8 <= self.capacity);
+        #[cfg(not(loom))]
+        // SAFETY: within the mapping, and exclusive, by this function's contract.
+        unsafe {
+            let at = self.map.as_mut_ptr().add(word as usize * 8);
+            fill(std::slice::from_raw_parts_mut(at, words as usize * 8));
+        }
+        #[cfg(loom)]
+        // SAFETY: as above; the model checks that it holds.
+        unsafe {
+            fill(self.map.exclusive(word, words));
+        }
+    }
+
+    /// # Safety
+    /// `words` words from `word` on lie within the capacity, and were written before, in the sense of
+    /// happens-before, and for the last time while this memory has its present owner.
+    #[inline]
+    pub(super) unsafe fn read(&self, word: u32, words: u32) -> &[u8] {
+        debug_assert!(u64::from(word + words) * 8 <= self.capacity);
+        #[cfg(not(loom))]
+        // SAFETY: within the mapping, and immutable from now on, by this function's contract.
+        unsafe {
+            let at = self.map.as_ptr().add(word as usize * 8);
+            std::slice::from_raw_parts(at, words as usize * 8)
+        }
+        #[cfg(loom)]
+        // SAFETY: as above; the model checks that it holds.
+        unsafe {
+            self.map.shared(word, words)
+        }
+    }
+}
+
+/// Memory waiting to be used again.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    free: Mutex<Vec<(Memory, u32)>>,
+    most: usize,
+}
+
+impl Pool {
+    /// A pool that keeps at most `most` memories; what is put in beyond that is returned to the system.
+    pub(crate) fn new(most: usize) -> Self {
+        Self { free: Mutex::new(Vec::new()), most }
+    }
+
+    /// Takes memory back, of whose slots those of the first `dirty` records were used.
+    pub(super) fn put(&self, memory: Memory, dirty: u32) {
+        let mut free = lock(&self.free);
+        if free.len() < self.most {
+            free.push((memory, dirty));
+        }
+    }
+
+    /// Clean memory of just this capacity, if there is any; all of other capacities is let go, since capacities
+    /// only grow.
+    pub(crate) fn take(&self, capacity: u64) -> Option<Memory> {
+        let (mut memory, dirty) = {
+            let mut free = lock(&self.free);
+            free.retain(|(memory, _)| memory.capacity() == capacity);
+            free.pop()?
+        };
+        memory.clean(dirty);
+        Some(memory)
+    }
+}
+
+/// Slots in a block of the spreading.
+const BLOCK: usize = 256;
+
+/// Where a record's slot is: the low two hex digits of its number are swapped, so that records appended one
+/// after the other by different threads do not share a cache line (measured: 1.2 to 1.5 times faster for two).
+#[inline]
+const fn spread(record: u32) -> usize {
+    let record = record as usize;
+    (record & !0xFF) | (record & 0xF) << 4 | (record >> 4) & 0xF
+}
+
+/// Memory whose every access loom checks for races.
+#[cfg(loom)]
+mod model {
+    #[derive(Debug)]
+    pub(super) struct Words {
+        guards: Vec<loom::cell::UnsafeCell<()>>,
+        bytes: std::cell::UnsafeCell<Box<[u8]>>,
+        start: *mut u8,
+    }
+    // SAFETY: every access goes through a guard, and loom fails the model where two of them race.
+    unsafe impl Send for Words {}
+    // SAFETY: as above.
+    unsafe impl Sync for Words {}
+
+    impl Words {
+        pub(super) fn new(words: usize) -> Self {
+            let mut bytes = vec![0; words * 8].into_boxed_slice();
+            let start = bytes.as_mut_ptr();
+            let guards = (0..words).map(|_| loom::cell::UnsafeCell::new(())).collect();
+            Self { guards, bytes: std::cell::UnsafeCell::new(bytes), start }
+        }
+
+        /// # Safety
+        /// Within the memory; exclusive, which loom checks.
+        #[allow(clippy::mut_from_ref)]
+        pub(super) unsafe fn exclusive(&self, word: u32, words: u32) -> &mut [u8] {
+            for guard in &self.guards[word as usize..(word + words) as usize] {
+                guard.with_mut(|_| ());
+            }
+            // SAFETY: within the memory, as the slicing above has checked.
+            unsafe { std::slice::from_raw_parts_mut(self.start.add(word as usize * 8), words as usize * 8) }
+        }
+
+        /// # Safety
+        /// Within the memory; not written meanwhile, which loom checks.
+        pub(super) unsafe fn shared(&self, word: u32, words: u32) -> &[u8] {
+            for guard in &self.guards[word as usize..(word + words) as usize] {
+                guard.with(|_| ());
+            }
+            // SAFETY: within the memory, as the slicing above has checked.
+            unsafe { std::slice::from_raw_parts(self.start.add(word as usize * 8), words as usize * 8) }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spreading_is_a_permutation_of_every_block_and_parts_neighbours() {
+        let mut seen: Vec<usize> = (0..1024).map(spread).collect();
+        for pair in seen.windows(2) {
+            assert_ne!(pair[0] / 16, pair[1] / 16, "neighbours share a cache line of 16 slots");
+        }
+        seen.sort_unstable();
+        assert!(seen.into_iter().eq(0..1024));
+    }
+
+    #[test]
+    fn cleaning_clears_the_slots_of_all_used_records() {
+        let mut memory = Memory::new(1 << 16).unwrap();
+        for record in 0..300 {
+            memory.slot(record).unwrap().store(record + 1, crate::sync::Ordering::Relaxed);
+        }
+        memory.clean(300);
+        assert!(memory.slots.iter().all(|slot| slot.load(crate::sync::Ordering::Relaxed) == 0));
+    }
+}

@@ -1,0 +1,117 @@
+use super::*;
+use std::sync::Arc;
+
+const IMPRINT: Imprint = Imprint { seed: 1, lead: 0, time: 0 };
+
+fn chunk(capacity: u64) -> Chunk {
+    Chunk::new(Memory::new(capacity).unwrap(), None)
+}
+
+fn append(chunk: &Chunk, values: &[&[u8]]) -> Placed {
+    chunk.append(Batch::new(values, chunk.capacity()).unwrap(), None, IMPRINT)
+}
+
+#[test]
+fn what_is_appended_is_read_until_the_chunk_is_full_and_then_it_stays_closed() {
+    let chunk = chunk(4096);
+    let mut n = 0;
+    while let Placed::At(record) = append(&chunk, &[&[n as u8; 100]]) {
+        assert_eq!(record, n);
+        n += 1;
+    }
+    // 124 bytes are 16 words, and 4 bytes of index: 31 of them are 4092.
+    assert_eq!(n, 31);
+    assert_eq!(chunk.end(), Some(Extent { records: 31, words: 31 * 16 }));
+    assert_eq!(append(&chunk, &[b""]), Placed::Full, "what would fit comes too late");
+    assert_eq!(chunk.reserved(), 31);
+    for record in 0..n {
+        assert_eq!(chunk.frame(record).unwrap().value, [record as u8; 100]);
+        assert_eq!(frame::decode(chunk.from_record(record).unwrap().1, 1).unwrap().stamp.record, record);
+    }
+    assert!(chunk.frame(n).is_none());
+}
+
+#[test]
+fn the_contiguous_end_stops_at_batches_and_not_within_them() {
+    let chunk = chunk(1 << 16);
+    append(&chunk, &[b"a"]);
+    append(&chunk, &[b"b", b"c", b"d"]);
+    append(&chunk, &[b"e"]);
+    let start = Extent::default();
+    assert_eq!(chunk.contiguous(start, 1), Extent { records: 1, words: 4 });
+    assert_eq!(chunk.contiguous(start, 5), Extent { records: 4, words: 16 });
+    assert_eq!(chunk.contiguous(start, u32::MAX), Extent { records: 5, words: 20 });
+    assert_eq!(chunk.bytes(0..20).len(), 160);
+}
+
+#[test]
+#[should_panic(expected = "scanned")]
+fn bytes_that_were_not_scanned_are_not_given_out() {
+    let chunk = chunk(4096);
+    append(&chunk, &[b"a"]);
+    chunk.bytes(0..4);
+}
+
+#[test]
+fn an_expected_number_is_compared_and_a_wrong_one_changes_nothing() {
+    let chunk = chunk(4096);
+    let one: &[&[u8]] = &[b"x"];
+    let batch = Batch::new(one, 4096).unwrap();
+    assert_eq!(chunk.append(batch, Some(1), IMPRINT), Placed::Unexpected(0));
+    assert_eq!(chunk.append(batch, Some(0), IMPRINT), Placed::At(0));
+    assert_eq!(chunk.append(batch, Some(0), IMPRINT), Placed::Unexpected(1));
+    assert_eq!(chunk.reserved(), 1);
+}
+
+#[test]
+fn a_batch_that_no_empty_chunk_holds_is_refused_before_anything_is_reserved() {
+    let value = vec![0; 4096];
+    assert!(Batch::new(&[&value], 4096).is_none());
+    assert!(Batch::new(&[&value[..4096 - 24 - 4 - 4]], 4096).is_some(), "the value, header, padding and index fill it");
+    assert!(Batch::new(&[&value[..4096 - 24 - 7]], 4096).is_none());
+}
+
+#[test]
+fn an_empty_chunk_closed_by_a_batch_too_large_for_it_ends_at_nothing() {
+    let chunk = chunk(4096);
+    let value = vec![0; 5000];
+    let large: &[&[u8]] = &[&value];
+    assert_eq!(chunk.append(Batch::new(large, 8192).unwrap(), None, IMPRINT), Placed::Full);
+    assert_eq!(chunk.end(), Some(Extent::default()));
+}
+
+#[test]
+fn four_threads_get_dense_numbers_and_whole_frames() {
+    let chunk = Arc::new(chunk(1 << 22));
+    let mut all: Vec<u32> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4u8)
+            .map(|thread| {
+                let chunk = Arc::clone(&chunk);
+                scope.spawn(move || {
+                    let mut mine = Vec::new();
+                    while let Placed::At(first) = append(&chunk, &[&[thread; 33], &[thread; 5]]) {
+                        mine.extend([first, first + 1]);
+                        assert_eq!(chunk.frame(first).unwrap().value, [thread; 33]);
+                        assert_eq!(chunk.frame(first + 1).unwrap().value, [thread; 5]);
+                    }
+                    mine
+                })
+            })
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    all.sort_unstable();
+    let end = chunk.end().unwrap();
+    assert!(all.into_iter().eq(0..end.records));
+    assert_eq!(chunk.contiguous(Extent::default(), u32::MAX), end);
+}
+
+#[test]
+fn dropped_memory_is_handed_on_clean() {
+    let pool = Arc::new(Pool::new(1));
+    let chunk = Chunk::new(Memory::new(4096).unwrap(), Some(Arc::clone(&pool)));
+    append(&chunk, &[b"a", b"b"]);
+    drop(chunk);
+    let memory = pool.take(4096).unwrap();
+    assert!(Chunk::new(memory, None).frame(0).is_none(), "a record of the last owner shows");
+}

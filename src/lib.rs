@@ -1,0 +1,4 @@
+//! Millstream.
+mod chunk;
+mod frame;
+mod sync;

@@ -1,0 +1,121 @@
+//! Std's atomics, locks and shared pointers, or loom's under `--cfg loom`, so that the models run the code that
+//! ships. The lock-free rooms take these types from here and from nowhere else.
+
+#[cfg(loom)]
+pub(crate) use loom::{
+    hint,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    thread,
+};
+#[cfg(not(loom))]
+pub(crate) use std::{
+    hint,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    thread,
+};
+
+/// Locks, whether or not another holder panicked: no lock in this crate guards a state that is broken half-way.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A shared pointer that is replaced as a whole: `arc_swap`, or for loom, which cannot see into `arc_swap`, a
+/// lock with the same contract.
+pub(crate) struct Swap<T> {
+    #[cfg(not(loom))]
+    inner: arc_swap::ArcSwap<T>,
+    #[cfg(loom)]
+    inner: Mutex<Arc<T>>,
+}
+
+#[cfg(not(loom))]
+impl<T> Swap<T> {
+    pub(crate) fn new(value: Arc<T>) -> Self {
+        Self { inner: arc_swap::ArcSwap::new(value) }
+    }
+
+    /// The current value, without touching its reference count where that can be avoided.
+    #[inline]
+    pub(crate) fn load(&self) -> arc_swap::Guard<Arc<T>> {
+        self.inner.load()
+    }
+
+    pub(crate) fn load_full(&self) -> Arc<T> {
+        self.inner.load_full()
+    }
+
+    pub(crate) fn store(&self, value: Arc<T>) {
+        self.inner.store(value);
+    }
+
+    /// Replaces `current` by `new`, if it is still there (Acquire and Release); says whether it was.
+    pub(crate) fn replace(&self, current: &Arc<T>, new: Arc<T>) -> bool {
+        let previous = self.inner.compare_and_swap(current, new);
+        Arc::ptr_eq(&previous, current)
+    }
+}
+
+#[cfg(loom)]
+impl<T> Swap<T> {
+    pub(crate) fn new(value: Arc<T>) -> Self {
+        Self { inner: Mutex::new(value) }
+    }
+
+    pub(crate) fn load(&self) -> Arc<T> {
+        self.load_full()
+    }
+
+    pub(crate) fn load_full(&self) -> Arc<T> {
+        Arc::clone(&lock(&self.inner))
+    }
+
+    pub(crate) fn store(&self, value: Arc<T>) {
+        *lock(&self.inner) = value;
+    }
+
+    pub(crate) fn replace(&self, current: &Arc<T>, new: Arc<T>) -> bool {
+        let mut held = lock(&self.inner);
+        let same = Arc::ptr_eq(&held, current);
+        if same {
+            *held = new;
+        }
+        same
+    }
+}
+
+/// Waits a little longer each time: crossbeam's `Backoff`, or a plain yield for loom, which needs to be told
+/// that another thread has to move first.
+pub(crate) struct Backoff {
+    #[cfg(not(loom))]
+    inner: crossbeam::utils::Backoff,
+}
+
+impl Backoff {
+    pub(crate) fn new() -> Self {
+        #[cfg(not(loom))]
+        return Self { inner: crossbeam::utils::Backoff::new() };
+        #[cfg(loom)]
+        Self {}
+    }
+
+    pub(crate) fn snooze(&self) {
+        #[cfg(not(loom))]
+        self.inner.snooze();
+        #[cfg(loom)]
+        thread::yield_now();
+    }
+
+    /// Whether waiting any longer should be done by parking.
+    pub(crate) fn is_completed(&self) -> bool {
+        #[cfg(not(loom))]
+        return self.inner.is_completed();
+        #[cfg(loom)]
+        true
+    }
+}
