@@ -88,6 +88,11 @@ impl<'a> Batch<'a> {
         (needs <= largest).then_some(Self { values, size })
     }
 
+    /// What these values need, however much that is.
+    pub(crate) fn bytes_of(values: &[&[u8]]) -> u64 {
+        values.iter().map(|value| frame::words(value.len()) * WORD as u64 + 4).sum()
+    }
+
     pub(crate) fn records(&self) -> u32 {
         self.size.records
     }
@@ -145,7 +150,8 @@ impl Chunk {
     pub(crate) fn recovered(memory: Memory, pool: Option<Arc<Pool>>, positions: &[u32], words: u32) -> Self {
         assert!(memory.capacity() <= MAX_CAPACITY);
         for (record, &position) in positions.iter().enumerate() {
-            let slot = memory.slot(record as u32).expect("the positions come from frames within the capacity");
+            let slot =
+                memory.slot(record as u32).expect("the positions come from frames within the capacity");
             slot.store(position + 1, Ordering::Relaxed);
         }
         let tail = Extent { records: positions.len() as u32, words }.pack();

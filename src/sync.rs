@@ -3,7 +3,6 @@
 
 #[cfg(loom)]
 pub(crate) use loom::{
-    hint,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -12,7 +11,6 @@ pub(crate) use loom::{
 };
 #[cfg(not(loom))]
 pub(crate) use std::{
-    hint,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -23,6 +21,16 @@ pub(crate) use std::{
 /// Locks, whether or not another holder panicked: no lock in this crate guards a state that is broken half-way.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// [`lock`], unless somebody holds it.
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    use std::sync::TryLockError;
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }
 
 /// A shared pointer that is replaced as a whole: `arc_swap`, or for loom, which cannot see into `arc_swap`, a
@@ -50,10 +58,6 @@ impl<T> Swap<T> {
         self.inner.load_full()
     }
 
-    pub(crate) fn store(&self, value: Arc<T>) {
-        self.inner.store(value);
-    }
-
     /// Replaces `current` by `new`, if it is still there (Acquire and Release); says whether it was.
     pub(crate) fn replace(&self, current: &Arc<T>, new: Arc<T>) -> bool {
         let previous = self.inner.compare_and_swap(current, new);
@@ -75,10 +79,6 @@ impl<T> Swap<T> {
         Arc::clone(&lock(&self.inner))
     }
 
-    pub(crate) fn store(&self, value: Arc<T>) {
-        *lock(&self.inner) = value;
-    }
-
     pub(crate) fn replace(&self, current: &Arc<T>, new: Arc<T>) -> bool {
         let mut held = lock(&self.inner);
         let same = Arc::ptr_eq(&held, current);
@@ -86,6 +86,58 @@ impl<T> Swap<T> {
             *held = new;
         }
         same
+    }
+}
+
+/// A [`Swap`] that may be empty.
+pub(crate) struct SwapOption<T> {
+    #[cfg(not(loom))]
+    inner: arc_swap::ArcSwapOption<T>,
+    #[cfg(loom)]
+    inner: Mutex<Option<Arc<T>>>,
+}
+
+#[cfg(not(loom))]
+impl<T> SwapOption<T> {
+    pub(crate) fn new(value: Option<Arc<T>>) -> Self {
+        Self { inner: arc_swap::ArcSwapOption::new(value) }
+    }
+
+    pub(crate) fn load_full(&self) -> Option<Arc<T>> {
+        self.inner.load_full()
+    }
+
+    pub(crate) fn clear(&self) {
+        self.inner.store(None);
+    }
+
+    /// Sets the value, if there is none yet; says whether it was set.
+    pub(crate) fn set_first(&self, value: Arc<T>) -> bool {
+        self.inner.compare_and_swap(&None::<Arc<T>>, Some(value)).is_none()
+    }
+}
+
+#[cfg(loom)]
+impl<T> SwapOption<T> {
+    pub(crate) fn new(value: Option<Arc<T>>) -> Self {
+        Self { inner: Mutex::new(value) }
+    }
+
+    pub(crate) fn load_full(&self) -> Option<Arc<T>> {
+        lock(&self.inner).clone()
+    }
+
+    pub(crate) fn clear(&self) {
+        *lock(&self.inner) = None;
+    }
+
+    pub(crate) fn set_first(&self, value: Arc<T>) -> bool {
+        let mut held = lock(&self.inner);
+        let first = held.is_none();
+        if first {
+            *held = Some(value);
+        }
+        first
     }
 }
 
@@ -109,6 +161,12 @@ impl Backoff {
         self.inner.snooze();
         #[cfg(loom)]
         thread::yield_now();
+    }
+
+    /// Begins again with the shortest wait.
+    pub(crate) fn reset(&self) {
+        #[cfg(not(loom))]
+        self.inner.reset();
     }
 
     /// Whether waiting any longer should be done by parking.

@@ -45,7 +45,10 @@ fn loom_a_batch_beside_a_single_appears_as_a_whole() {
         // What is contiguous is a whole number of batches, and can be read, at any moment.
         let seen = chunk.contiguous(Extent::default(), u32::MAX);
         let values: Vec<_> = (0..seen.records).map(|record| chunk.frame(record).unwrap().value[0]).collect();
-        assert!(matches!(&values[..], [] | [b's'] | [b'x', b'y'] | [b's', b'x', b'y'] | [b'x', b'y', b's']), "{values:?}");
+        assert!(
+            matches!(&values[..], [] | [b's'] | [b'x', b'y'] | [b's', b'x', b'y'] | [b'x', b'y', b's']),
+            "{values:?}"
+        );
         assert_eq!(chunk.bytes(0..seen.words).len() as u64, seen.bytes());
         batcher.join().unwrap();
         single.join().unwrap();
@@ -58,9 +61,8 @@ fn loom_one_appender_closes_and_the_end_is_where_the_records_stop() {
     model(|| {
         let chunk = chunk(64); // two frames of an empty value are 2 × 28
         let other = Arc::clone(&chunk);
-        let thread = thread::spawn(move || {
-            (0..2).filter(|_| matches!(append(&other, &[b""]), Placed::At(_))).count()
-        });
+        let thread =
+            thread::spawn(move || (0..2).filter(|_| matches!(append(&other, &[b""]), Placed::At(_))).count());
         let mine = (0..2).filter(|_| matches!(append(&chunk, &[b""]), Placed::At(_))).count();
         let placed = mine + thread.join().unwrap();
         assert_eq!(placed, 2);

@@ -1,0 +1,45 @@
+//! The command line: exit code 0 for success, 1 for failure, 2 for usage; only data on standard output.
+
+mod repair;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// A commit log: append records, read them by offset.
+#[derive(Debug, Parser)]
+#[command(version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Verify(verify::Verify),
+    Repair(repair::Repair),
+}
+
+/// What a command ends with: an exit code, or one line that says what went wrong and what to do.
+type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
+
+/// Runs the command line.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse(); // exits with 2 where the usage is wrong
+    let outcome = match &cli.command {
+        Command::Verify(verify) => verify.run(),
+        Command::Repair(repair) => repair.run(),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("millstream: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+/// An error unless there is a directory: looking at a log must not make one.
+fn must_exist(dir: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    Err(format!("there is no directory {}; name one that holds a log", dir.display()).into())
+}

@@ -1,0 +1,37 @@
+//! Files written through the page cache: `pwrite`, then `fdatasync` on the same descriptor, so that an error in
+//! writing back is reported here and not to somebody else. For file systems that refuse `O_DIRECT`, and for
+//! macOS (where std's `sync_data` is `F_FULLFSYNC`).
+
+use super::File;
+use std::{
+    fs,
+    io::{self, IoSlice},
+    os::unix::fs::FileExt,
+};
+
+#[derive(Debug)]
+pub(super) struct BufferedFile(pub(super) fs::File);
+
+impl File for BufferedFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
+        self.0.read_exact_at(buf, position)
+    }
+
+    fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
+        let mut at = position;
+        for part in parts {
+            self.0.write_all_at(part, at)?;
+            at += part.len() as u64;
+        }
+        self.0.sync_data()
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.0.set_len(length)?;
+        self.0.sync_all()
+    }
+}

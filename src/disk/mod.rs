@@ -1,0 +1,82 @@
+//! The only place that touches files. The log speaks to [`Disk`] and [`File`]; behind them are the system's files,
+//! written past the page cache ([`direct`]) or through it ([`buffered`]), and a simulated disk for tests that
+//! loses, tears and fails (`sim`).
+
+mod buffered;
+mod direct;
+mod native;
+#[cfg(test)]
+pub(crate) mod sim;
+
+pub(crate) use native::native;
+use std::{
+    io::{self, IoSlice},
+    path::Path,
+};
+
+/// The block in which files are written: `O_DIRECT` asks for it, and a device tears no smaller part of it than a
+/// sector of 512 bytes.
+pub(crate) const BLOCK: u64 = 4096;
+
+/// A directory tree of files.
+pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
+    /// Makes `dir` and its parents; what was made is durable on return.
+    fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    /// The names in `dir`.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// A new file of `length` bytes, all reserved. The name is durable only after [`sync_dir`](Self::sync_dir).
+    fn create(&self, path: &Path, length: u64) -> io::Result<Box<dyn File>>;
+    /// A file that exists, for reading and, if `write`, writing.
+    fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn File>>;
+    /// Renames over whatever is at `to`.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file. Durable only after [`sync_dir`](Self::sync_dir).
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes the names in `dir` durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Takes the lock file at `path`, made where it is missing; `WouldBlock` where somebody holds it. Held until
+    /// the returned value is dropped, or the process ends in whatever way.
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
+}
+
+/// One open file.
+pub(crate) trait File: Send + Sync + std::fmt::Debug {
+    /// Bytes in the file.
+    fn len(&self) -> io::Result<u64>;
+    /// Fills `buf` from `position` on; `UnexpectedEof` where the file ends before.
+    fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<()>;
+    /// Writes `parts` one behind the other from `position` on, and returns when they are durable. Position,
+    /// addresses and lengths are multiples of [`BLOCK`]. After an error nothing is known of the range.
+    fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()>;
+    /// Sets the length; durable on return.
+    fn set_len(&self, length: u64) -> io::Result<()>;
+}
+
+/// Memory for one write: aligned to [`BLOCK`], a multiple of it long, zeroed.
+#[derive(Debug)]
+pub(crate) struct Aligned(memmap2::MmapMut);
+
+impl Aligned {
+    /// At least `length` bytes.
+    pub(crate) fn new(length: usize) -> io::Result<Self> {
+        Ok(Self(memmap2::MmapMut::map_anon(length.max(1).next_multiple_of(BLOCK as usize))?))
+    }
+}
+
+impl std::ops::Deref for Aligned {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+/// Whether an error says that there is no room: the disk is full, or the user's share of it.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

@@ -1,0 +1,139 @@
+//! The system's directories, and which kind of file to use in them.
+
+use super::{Disk, File, buffered::BufferedFile};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// The system's files.
+pub(crate) fn native() -> Arc<dyn Disk> {
+    Arc::new(Native)
+}
+
+#[derive(Debug)]
+struct Native;
+
+/// Beside the plain descriptor, a direct one where the file system has it.
+fn writable(file: fs::File, path: &Path) -> Box<dyn File> {
+    #[cfg(target_os = "linux")]
+    {
+        let probe = file.try_clone().and_then(|file| super::direct::DirectFile::new(file, path));
+        if let Ok(direct) = probe {
+            return Box::new(direct);
+        }
+    }
+    let _ = path;
+    Box::new(BufferedFile(file))
+}
+
+impl Disk for Native {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        if dir.is_dir() {
+            return Ok(());
+        }
+        let parent = match dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        self.create_dir(parent)?;
+        match fs::create_dir(dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !dir.is_dir() => Err(error),
+            _ => self.sync_dir(parent),
+        }
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    fn create(&self, path: &Path, length: u64) -> io::Result<Box<dyn File>> {
+        let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        let reserved = reserve(&file, length);
+        if let Err(error) = reserved {
+            let _ = fs::remove_file(path); // do not keep what room there was
+            return Err(error);
+        }
+        Ok(writable(file, path))
+    }
+
+    fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn File>> {
+        let file = fs::File::options().read(true).write(write).open(path)?;
+        Ok(if write { writable(file, path) } else { Box::new(BufferedFile(file)) })
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let dir = if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir.to_owned() };
+        fs::File::open(dir)?.sync_all()
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        let file = fs::File::options().create(true).truncate(false).write(true).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Box::new(file)),
+            Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+/// Reserves the blocks, so that writing them later cannot find the disk full.
+fn reserve(file: &fs::File, length: u64) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::{fs::FallocateFlags, io::Errno};
+        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            done => return Ok(done?),
+        }
+    }
+    file.set_len(length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{Aligned, BLOCK};
+    use std::io::IoSlice;
+
+    /// Both kinds of file keep what they were given, in a directory of the disk and in one of memory.
+    #[test]
+    fn files_keep_what_was_written_wherever_they_are() {
+        let places = [tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap()];
+        for place in &places {
+            let path = place.path().join("a");
+            let disk = native();
+            let file = disk.create(&path, 4 * BLOCK).unwrap();
+            assert_eq!(file.len().unwrap(), 4 * BLOCK);
+            let (mut one, mut two) = (Aligned::new(1).unwrap(), Aligned::new(4097).unwrap());
+            one.fill(1);
+            two.fill(2);
+            file.write_at(&[IoSlice::new(&one), IoSlice::new(&two)], BLOCK).unwrap();
+            let mut read = vec![9; 4 * BLOCK as usize];
+            disk.open(&path, false).unwrap().read_at(&mut read, 0).unwrap();
+            let expected: Vec<u8> = [0, 1, 2, 2].iter().flat_map(|&byte| [byte; BLOCK as usize]).collect();
+            assert!(read == expected);
+            file.set_len(BLOCK).unwrap();
+            assert_eq!(file.read_at(&mut read, 0).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        }
+    }
+
+    #[test]
+    fn a_lock_keeps_a_second_holder_out_until_it_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = native().lock(&path).unwrap();
+        assert_eq!(native().lock(&path).err().unwrap().kind(), io::ErrorKind::WouldBlock);
+        drop(held);
+        native().lock(&path).unwrap();
+    }
+}

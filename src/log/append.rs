@@ -1,0 +1,259 @@
+//! Appending: reserve, fill and publish in the active chunk; go to the next one when it is full.
+//!
+//! Everything that can be refused is refused before anything is reserved. Between reserving and publishing only
+//! the engine's own copy runs, so no reserved offset stays empty.
+
+use super::{Durability, Error, Frontier, Shared, roll::Active};
+use crate::{
+    chunk::{Batch, Imprint, Placed},
+    sync::{Arc, Backoff, Ordering},
+};
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+/// What to do when there is no room until the disk has caught up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Wait for it.
+    Blocking,
+    /// Say so.
+    None,
+}
+
+/// A handle that appends to a log and keeps its active segment at hand; see [`Log::appender`](super::Log::appender).
+pub struct Appender {
+    shared: Arc<Shared>,
+    active: Arc<Active>,
+}
+
+impl Appender {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let active = shared.active.load_full();
+        Self { shared, active }
+    }
+
+    /// As [`Log::append`](super::Log::append).
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn append(&mut self, value: &[u8]) -> Result<u64, Error> {
+        self.append_with(&[value], None, Patience::Blocking)
+    }
+
+    /// As [`Log::append_batch`](super::Log::append_batch).
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
+        self.append_with(values, None, Patience::Blocking)
+    }
+
+    /// As [`Log::try_append`](super::Log::try_append).
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn try_append(&mut self, value: &[u8]) -> Result<u64, Error> {
+        self.append_with(&[value], None, Patience::None)
+    }
+
+    /// As [`Log::try_append_batch`](super::Log::try_append_batch).
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn try_append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
+        self.append_with(values, None, Patience::None)
+    }
+
+    /// As [`Log::append_batch_if`](super::Log::append_batch_if).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn append_batch_if(&mut self, expected_next: u64, values: &[&[u8]]) -> Result<u64, Error> {
+        self.append_with(values, Some(expected_next), Patience::Blocking)
+    }
+
+    #[inline]
+    fn append_with(
+        &mut self,
+        values: &[&[u8]],
+        expected: Option<u64>,
+        patience: Patience,
+    ) -> Result<u64, Error> {
+        let batch = check(&self.shared, values)?;
+        loop {
+            if let Some(offset) = place(&self.shared, &self.active, batch, expected)? {
+                return Ok(offset);
+            }
+            self.active = self.shared.next_active(&self.active, batch.needs(), patience)?;
+        }
+    }
+}
+
+/// Appends without a handle: the active segment is looked up each time.
+#[inline]
+pub(super) fn append(
+    shared: &Shared,
+    values: &[&[u8]],
+    expected: Option<u64>,
+    patience: Patience,
+) -> Result<u64, Error> {
+    let batch = check(shared, values)?;
+    {
+        let active = shared.active.load();
+        if let Some(offset) = place(shared, &active, batch, expected)? {
+            return Ok(offset);
+        }
+    }
+    let mut active = shared.active.load_full();
+    loop {
+        if let Some(offset) = place(shared, &active, batch, expected)? {
+            return Ok(offset);
+        }
+        active = shared.next_active(&active, batch.needs(), patience)?;
+    }
+}
+
+#[inline]
+fn check<'a>(shared: &Shared, values: &'a [&'a [u8]]) -> Result<Batch<'a>, Error> {
+    if values.is_empty() {
+        return Err(Error::EmptyBatch);
+    }
+    let limit = shared.options.segment_bytes;
+    Batch::new(values, limit).ok_or_else(|| Error::TooLarge { bytes: Batch::bytes_of(values), limit })
+}
+
+/// Appends to this segment, if it has room: `None` if not.
+#[inline]
+fn place(
+    shared: &Shared,
+    active: &Arc<Active>,
+    batch: Batch<'_>,
+    expected: Option<u64>,
+) -> Result<Option<u64>, Error> {
+    let segment = &active.segment;
+    let expected_record = match expected {
+        None => None,
+        // An offset before this segment never comes again, and one that no record number reaches is not next.
+        Some(offset) => {
+            Some(offset.checked_sub(segment.base()).and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX))
+        }
+    };
+    if shared.flush.is_idle() {
+        shared.tick(); // the flusher slept, and the clock with it
+    }
+    // The durable frontier is read before anything is reserved: what the frame proves is true when it is written.
+    let imprint = Imprint {
+        seed: segment.seed,
+        lead: segment.base().wrapping_sub(shared.durable.get()),
+        time: shared.clock.load(Ordering::Relaxed).saturating_sub(segment.header.created),
+    };
+    match active.chunk.append(batch, expected_record, imprint) {
+        Placed::At(record) => {
+            let first = segment.base() + u64::from(record);
+            shared.flush.wake_if_idle();
+            if shared.options.durability == Durability::Memory {
+                shared.publish(active, first + u64::from(batch.records()));
+            }
+            Ok(Some(first))
+        }
+        Placed::Full => Ok(None),
+        Placed::Unexpected(next) => {
+            shared.writable()?;
+            let next = segment.base() + u64::from(next);
+            Err(Error::Unexpected { expected: expected.unwrap_or(next), next })
+        }
+    }
+}
+
+impl Shared {
+    /// Raises `published` past `to`, whose records are in memory: over all that is contiguous, whoever appended it.
+    /// Waits for earlier appends that are still copying, so that what this append acknowledges can be read.
+    fn publish(&self, active: &Arc<Active>, to: u64) {
+        let backoff = Backoff::new();
+        loop {
+            self.help_publish(active, to);
+            if self.published.get() >= to {
+                return;
+            }
+            backoff.snooze();
+        }
+    }
+
+    /// From `active` on, over all that is contiguous. Who fills the hole before it holds the earlier segment, and
+    /// comes here from there.
+    fn help_publish(&self, active: &Active, to: u64) {
+        let (mut segment, mut chunk) = (Arc::clone(&active.segment), Arc::clone(&active.chunk));
+        loop {
+            let Some(start) = self.published.get().checked_sub(segment.base()) else { return };
+            let Ok(start) = u32::try_from(start) else { return };
+            let mut record = start;
+            while chunk.is_published(record) {
+                record += 1;
+            }
+            if record > start {
+                self.published.advance(segment.base() + u64::from(record));
+            }
+            if self.published.get() >= to || chunk.end().is_none_or(|end| end.records != record) {
+                return;
+            }
+            let Some(next) = segment.next.load_full() else { return };
+            let Some(next_chunk) = next.chunk.load_full() else { return };
+            (segment, chunk) = (next, next_chunk);
+        }
+    }
+}
+
+/// Completes when there may be room again; see [`Log::room`](super::Log::room).
+#[must_use = "a future does nothing unless it is awaited"]
+pub struct Room {
+    shared: Arc<Shared>,
+    point: u64,
+    ticket: Option<super::wait::Ticket>,
+}
+
+impl Room {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let point = shared.roll.changed.get() + 1;
+        shared.roll.ask(0);
+        Self { shared, point, ticket: None }
+    }
+}
+
+impl Future for Room {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        poll_frontier(&this.shared.roll.changed, this.point, &mut this.ticket, context, || {
+            this.shared.writable().is_err()
+        })
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.ticket.take().into_iter().for_each(|ticket| self.shared.roll.changed.leave(ticket));
+    }
+}
+
+/// Polls for a frontier to reach a point, or for `give_up`, which is asked after joining the line.
+pub(super) fn poll_frontier(
+    frontier: &Frontier,
+    point: u64,
+    ticket: &mut Option<super::wait::Ticket>,
+    context: &mut Context<'_>,
+    give_up: impl FnOnce() -> bool,
+) -> Poll<()> {
+    if let Some(ticket) = ticket.take() {
+        frontier.leave(ticket);
+    }
+    *ticket = frontier.join(point, context.waker());
+    if ticket.is_none() || give_up() { Poll::Ready(()) } else { Poll::Pending }
+}

@@ -1,0 +1,124 @@
+//! What can go wrong with a log.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+/// An error of a [`Log`](super::Log). Whatever it says, nothing was half done: an append that fails has appended
+/// nothing, except where [`Failed`](Self::Failed) says that it is not known whether the last records are durable.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The record or batch is larger than the largest segment holds.
+    #[error(
+        "{bytes} bytes are more than one append may have here ({limit}); split it, or raise the segment size"
+    )]
+    TooLarge {
+        /// What was to be appended takes so many bytes, headers and index included.
+        bytes: u64,
+        /// The largest that is taken.
+        limit: u64,
+    },
+    /// A batch without a record.
+    #[error("the batch has no record; append at least one")]
+    EmptyBatch,
+    /// The disk is behind and the memory for records not yet written is used up: only from `try_append` and its
+    /// like. Try again when the disk has caught up.
+    #[error("the disk is behind and memory is used up; try again a little later")]
+    WouldBlock,
+    /// A conditional append found another next offset.
+    #[error("the next offset is {next}, not {expected}")]
+    Unexpected {
+        /// What the append asked for.
+        expected: u64,
+        /// The offset the next record would get.
+        next: u64,
+    },
+    /// The record was trimmed.
+    #[error("offset {offset} was trimmed; the first offset is {first}")]
+    Trimmed {
+        /// The offset asked for.
+        offset: u64,
+        /// The first offset that is left.
+        first: u64,
+    },
+    /// The record was there, and what the disk has of it does not verify.
+    #[error("the record at offset {offset} is damaged; see `millstream verify`")]
+    Damaged {
+        /// Its offset.
+        offset: u64,
+    },
+    /// There was damage when the log was opened: it can be read, and not written.
+    #[error("the log is read-only: {reason}")]
+    ReadOnly {
+        /// What was found.
+        reason: Arc<str>,
+    },
+    /// A write failed. The log can be read, and not written, until it is opened again, which recovers it.
+    #[error("the log's writer has failed: {reason}; open the log again to recover")]
+    Failed {
+        /// What failed.
+        reason: Arc<str>,
+    },
+    /// There is no room on the disk for the next segment. Appends work again when there is.
+    #[error("the disk is full: {reason}; make room, or trim the log")]
+    Full {
+        /// What the system said.
+        reason: Arc<str>,
+    },
+    /// The log was closed.
+    #[error("the log is closed")]
+    Closed,
+    /// Another process, or another `Log` in this one, has the directory open.
+    #[error("{} is in use by another process; stop it, or name another directory", .dir.display())]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The directory holds something else.
+    #[error("{} is not a Millstream log: it holds {found:?}; name an empty directory", .dir.display())]
+    NotALog {
+        /// The directory.
+        dir: PathBuf,
+        /// A file in it that is not ours.
+        found: String,
+    },
+    /// Written by a newer version.
+    #[error("{} has format {version}, and this program reads up to {}; use a newer millstream", .path.display(), crate::segment::header::VERSION)]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        version: u32,
+    },
+    /// Beyond what opening read-only can deal with.
+    #[error("{} is corrupt: {reason}", .path.display())]
+    Corrupt {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Options that contradict each other.
+    #[error("bad options: {reason}")]
+    BadOptions {
+        /// Which, and what would do.
+        reason: String,
+    },
+    /// The system refused something.
+    #[error("cannot {doing} {}: {source}", .path.display())]
+    Io {
+        /// What was tried, as in "cannot …".
+        doing: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+}
+
+impl Error {
+    /// For `map_err`: what was tried, on what.
+    pub(crate) fn io(doing: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { doing, path, source: Arc::new(source) }
+    }
+}

@@ -1,0 +1,460 @@
+//! The log: records in order, numbered 0, 1, 2, …, in one directory.
+//!
+//! This room is the public face, and what the rooms below share. Appends meet in the active chunk
+//! ([`append`](mod@append)); the flusher commits what is published to the segment file and raises `durable` (`flush`); the keeper makes the
+//! next segment ready, seals the last one, lets go of old chunks (`roll`, `retain`); readers find a record by its
+//! segment (`read`); opening recovers (`recover`).
+//!
+//! # What always holds
+//! - `first <= durable <= published <= next`, and each only grows.
+//! - What readers see ends at `durable`, or at `published` with [`Durability::Memory`]; all below is immutable.
+//! - Segments follow each other without a gap: each begins where the one before was closed.
+
+mod append;
+mod error;
+mod flush;
+mod inspect;
+mod read;
+mod recover;
+mod repair;
+mod retain;
+mod roll;
+mod wait;
+
+pub use append::{Appender, Room};
+pub use error::Error;
+pub use flush::Durable;
+pub use inspect::{Damage, Report, verify};
+pub use read::{Iter, Reader, Record, RecordRef, Visible};
+pub use repair::{Repaired, repair};
+
+use crate::{
+    chunk::Memory,
+    disk::{self, Disk},
+    segment::CAPACITIES,
+    sync::{Arc, AtomicBool, AtomicU64, Ordering, Swap},
+};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+    time::{Duration, SystemTime},
+};
+use wait::Frontier;
+
+/// What readers may see, and what an append means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// A record can be read once it is on disk: nobody ever reads one that is then lost.
+    #[default]
+    Disk,
+    /// A record can be read once it is in memory, and an append returns when it can be read. It is on disk within
+    /// about a millisecond; until then it is lost with the process.
+    Memory,
+}
+
+/// How to open a log.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// See [`Durability`]. Default: `Disk`.
+    pub durability: Durability,
+    /// The largest segment in bytes, and so the largest append. Between 4 KiB and 1 GiB, rounded up to 4 KiB.
+    /// Default: 64 MiB.
+    pub segment_bytes: u64,
+    /// The first segment's size in bytes; each one is four times as large as the last, up to `segment_bytes`.
+    /// Default: 256 KiB.
+    pub first_segment_bytes: u64,
+    /// Bytes of memory for chunks: those being written, the next one, and as many recent ones for readers as there
+    /// is room for. At least what three of the largest segments take (with 1/7 for their slots). When records that
+    /// are not yet on disk take all of it, appends wait. Default: 256 MiB.
+    pub memory_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            durability: Durability::Disk,
+            segment_bytes: 64 << 20,
+            first_segment_bytes: 256 << 10,
+            memory_bytes: 256 << 20,
+        }
+    }
+}
+
+impl Options {
+    /// The same, with what can be rounded rounded.
+    fn checked(mut self) -> Result<Self, Error> {
+        let bad = |reason: String| Err(Error::BadOptions { reason });
+        if !CAPACITIES.contains(&self.segment_bytes) {
+            return bad(format!(
+                "segment_bytes is {}, and must be between 4 KiB and 1 GiB",
+                self.segment_bytes
+            ));
+        }
+        self.segment_bytes = self.segment_bytes.next_multiple_of(disk::BLOCK);
+        self.first_segment_bytes =
+            self.first_segment_bytes.clamp(disk::BLOCK, self.segment_bytes).next_multiple_of(disk::BLOCK);
+        let least = 3 * Memory::footprint(self.segment_bytes);
+        if self.memory_bytes < least {
+            return bad(format!(
+                "memory_bytes is {}, and must be at least {least} for segments of {} bytes",
+                self.memory_bytes, self.segment_bytes
+            ));
+        }
+        Ok(self)
+    }
+}
+
+/// A commit log in one directory. Shared by reference among any number of threads; closed when dropped, or by
+/// [`close`](Self::close), which says whether that went well.
+///
+/// # Example
+/// ```
+/// # fn main() -> Result<(), millstream::Error> {
+/// # let dir = tempfile::tempdir().unwrap();
+/// let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
+/// let offset = log.append(b"hello")?;
+/// log.wait_durable(offset)?;
+/// assert_eq!(log.read(offset)?.unwrap().value(), b"hello");
+/// log.close()?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Log {
+    shared: Arc<Shared>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+/// What everybody who works on a log shares.
+pub(crate) struct Shared {
+    options: Options,
+    dir: PathBuf,
+    disk: std::sync::Arc<dyn Disk>,
+    id: [u8; 16],
+    /// Where appends go.
+    active: Swap<roll::Active>,
+    /// All segments that readers may need, in order; edited by one at a time.
+    chain: Swap<retain::Chain>,
+    durable: Frontier,
+    /// Raised with [`Durability::Memory`] only.
+    published: Frontier,
+    /// Milliseconds since 1970, never going back: raised at each turn of the flusher, and by the first append after
+    /// it slept, so that an append need not ask the system.
+    clock: AtomicU64,
+    flush: flush::Flusher,
+    roll: roll::Roller,
+    stopping: AtomicBool,
+    failed: OnceLock<std::sync::Arc<str>>,
+    damage: Vec<Damage>,
+    lock: std::sync::Mutex<Option<Box<dyn Send + Sync>>>,
+}
+
+impl Shared {
+    /// Errors unless the log can be written.
+    fn writable(&self) -> Result<(), Error> {
+        if let Some(reason) = self.failed.get() {
+            return Err(Error::Failed { reason: reason.clone() });
+        }
+        if let Some(first) = self.damage.first() {
+            let more = self.damage.len() - 1;
+            let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+            return Err(Error::ReadOnly { reason: format!("{first}{more}; see `millstream repair`").into() });
+        }
+        if self.stopping.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// A write has failed: nothing more is appended, all who wait are told, and nothing is tried again, since a
+    /// failed sync says nothing about what is on the disk.
+    fn fail(&self, error: &Error) {
+        if self.failed.set(error.to_string().into()).is_ok() {
+            tracing::error!(dir = %self.dir.display(), %error, "the log's writer has failed");
+        }
+        self.shut();
+    }
+
+    /// Makes every append fail that has not reserved its place, and wakes who waits.
+    fn shut(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        loop {
+            let active = self.active.load_full();
+            active.chunk.close();
+            // Whoever installs another chunk after this looks at `stopping` and closes that one.
+            if Arc::ptr_eq(&active, &self.active.load_full()) {
+                break;
+            }
+        }
+        self.durable.wake_all();
+        self.published.wake_all();
+        self.roll.changed.wake_all();
+        self.flush.kick();
+    }
+
+    /// What readers see ends here.
+    #[inline]
+    fn visible(&self) -> &Frontier {
+        match self.options.durability {
+            Durability::Disk => &self.durable,
+            Durability::Memory => &self.published,
+        }
+    }
+
+    fn next_offset(&self) -> u64 {
+        let active = self.active.load();
+        active.segment.base() + u64::from(active.chunk.reserved())
+    }
+
+    /// Lets others open the directory.
+    fn unlock(&self) {
+        *self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+    }
+
+    fn tick(&self) -> u64 {
+        let now = now();
+        self.clock.fetch_max(now, Ordering::Relaxed).max(now)
+    }
+}
+
+/// Milliseconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+impl Log {
+    /// Opens the log in `dir`, which is made if it is missing, and recovers it: a torn tail is cut; what is damaged
+    /// makes the log read-only ([`damage`](Self::damage)).
+    ///
+    /// # Errors
+    /// [`Error::InUse`], [`Error::NotALog`], [`Error::Newer`], [`Error::Corrupt`], [`Error::BadOptions`],
+    /// [`Error::Full`], or [`Error::Io`]. Nothing is changed then, but that the directory and its lock file may be
+    /// there.
+    pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Self, Error> {
+        Self::open_on(disk::native(), dir.as_ref(), options)
+    }
+
+    pub(crate) fn open_on(
+        disk: std::sync::Arc<dyn Disk>,
+        dir: &Path,
+        options: Options,
+    ) -> Result<Self, Error> {
+        let shared = Arc::new(recover::open(disk, dir, options.checked()?)?);
+        let mut log = Self { shared, threads: Vec::new() };
+        if log.shared.damage.is_empty() {
+            let (flusher, keeper) = (Arc::clone(&log.shared), Arc::clone(&log.shared));
+            let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+                std::thread::Builder::new()
+                    .name(name.into())
+                    .spawn(run)
+                    .map_err(Error::io("start a thread for", dir))
+            };
+            log.threads.push(spawn("millstream-flush", Box::new(move || flusher.run_flusher()))?);
+            log.threads.push(spawn("millstream-keep", Box::new(move || keeper.run_keeper()))?);
+        } else {
+            for damage in &log.shared.damage {
+                tracing::error!(dir = %dir.display(), %damage, "damage found: the log is read-only");
+            }
+        }
+        Ok(log)
+    }
+
+    /// Appends a record and returns its offset. It is durable when [`durable_offset`](Self::durable_offset) has
+    /// passed it, which [`wait_durable`](Self::wait_durable) waits for. Waits if the disk is behind and memory is
+    /// used up. Records of one thread keep their order.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::Full`], [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`].
+    pub fn append(&self, value: &[u8]) -> Result<u64, Error> {
+        append::append(&self.shared, &[value], None, append::Patience::Blocking)
+    }
+
+    /// Appends records one behind the other, with nobody else's in between, and returns the offset of the first.
+    /// They appear, become durable and survive a crash all together or not at all.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), and [`Error::EmptyBatch`].
+    pub fn append_batch(&self, values: &[&[u8]]) -> Result<u64, Error> {
+        append::append(&self.shared, values, None, append::Patience::Blocking)
+    }
+
+    /// As [`append`](Self::append), but never waits.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), and [`Error::WouldBlock`].
+    pub fn try_append(&self, value: &[u8]) -> Result<u64, Error> {
+        append::append(&self.shared, &[value], None, append::Patience::None)
+    }
+
+    /// As [`append_batch`](Self::append_batch), but never waits.
+    ///
+    /// # Errors
+    /// As [`append_batch`](Self::append_batch), and [`Error::WouldBlock`].
+    pub fn try_append_batch(&self, values: &[&[u8]]) -> Result<u64, Error> {
+        append::append(&self.shared, values, None, append::Patience::None)
+    }
+
+    /// Appends a record only if its offset will be `expected_next`: a compare-and-swap on the log's end.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), and [`Error::Unexpected`] with the next offset.
+    pub fn append_if(&self, expected_next: u64, value: &[u8]) -> Result<u64, Error> {
+        self.append_batch_if(expected_next, &[value])
+    }
+
+    /// [`append_if`](Self::append_if) for a batch, whose first record gets the offset.
+    ///
+    /// # Errors
+    /// As [`append_if`](Self::append_if), and [`Error::EmptyBatch`].
+    pub fn append_batch_if(&self, expected_next: u64, values: &[&[u8]]) -> Result<u64, Error> {
+        append::append(&self.shared, values, Some(expected_next), append::Patience::Blocking)
+    }
+
+    /// A handle for one thread that appends a lot: it keeps the active segment at hand. An idle handle keeps that
+    /// segment's chunk in memory.
+    pub fn appender(&self) -> Appender {
+        Appender::new(Arc::clone(&self.shared))
+    }
+
+    /// Completes when an append that got [`Error::WouldBlock`] is worth another try.
+    pub fn room(&self) -> Room {
+        Room::new(Arc::clone(&self.shared))
+    }
+
+    /// Waits until the record at `offset` is durable. The calling thread may do the write itself, for all records
+    /// that are there.
+    ///
+    /// # Errors
+    /// [`Error::Failed`]: it is not known whether the record is durable; after opening again, it is there or not.
+    /// [`Error::Closed`], [`Error::ReadOnly`] if it never will be.
+    pub fn wait_durable(&self, offset: u64) -> Result<(), Error> {
+        self.shared.wait_durable(offset)
+    }
+
+    /// [`wait_durable`](Self::wait_durable) for async code: the write is done by the flusher's thread.
+    pub fn durable(&self, offset: u64) -> Durable {
+        Durable::new(Arc::clone(&self.shared), offset)
+    }
+
+    /// Waits until all that was appended before this call is durable.
+    ///
+    /// # Errors
+    /// As [`wait_durable`](Self::wait_durable).
+    pub fn flush(&self) -> Result<(), Error> {
+        match self.next_offset().checked_sub(1) {
+            Some(last) => self.wait_durable(last),
+            None => Ok(()),
+        }
+    }
+
+    /// The record at `offset`; `None` where there is none yet that readers may see. A recent record is not copied:
+    /// the returned value keeps its chunk in memory.
+    ///
+    /// # Errors
+    /// [`Error::Trimmed`], [`Error::Damaged`], [`Error::Io`].
+    pub fn read(&self, offset: u64) -> Result<Option<Record>, Error> {
+        self.shared.read(offset)
+    }
+
+    /// A reader that begins at `offset`, for going through the log and for reading a lot: it keeps the segment it
+    /// is in at hand. It can wait for records that are not there yet.
+    pub fn reader(&self, offset: u64) -> Reader {
+        Reader::new(Arc::clone(&self.shared), offset)
+    }
+
+    /// The records from `offset` to what is visible when this is called.
+    pub fn iter(&self, offset: u64) -> Iter {
+        Iter::new(self.reader(offset), self.visible_offset())
+    }
+
+    /// The offset of the first record that has not been trimmed (that of the next one, if there is none).
+    pub fn first_offset(&self) -> u64 {
+        self.shared.chain.load().first()
+    }
+
+    /// The offset that the next record gets.
+    pub fn next_offset(&self) -> u64 {
+        self.shared.next_offset()
+    }
+
+    /// All records below this offset are on disk.
+    pub fn durable_offset(&self) -> u64 {
+        self.shared.durable.get()
+    }
+
+    /// All records below this offset can be read: [`durable_offset`](Self::durable_offset), or, with
+    /// [`Durability::Memory`], what is in memory without a gap.
+    pub fn visible_offset(&self) -> u64 {
+        self.shared.visible().get()
+    }
+
+    /// Completes when the record at `offset` can be read, or never will be.
+    pub fn visible(&self, offset: u64) -> Visible {
+        Visible::new(Arc::clone(&self.shared), offset)
+    }
+
+    /// Drops whole segments of which all records are below `before`, and returns the first offset that is left. It
+    /// is durable on return. The segment that is written is never dropped. Readers that hold records keep them.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
+    pub fn trim(&self, before: u64) -> Result<u64, Error> {
+        self.shared.trim(before)
+    }
+
+    /// What was found damaged when the log was opened; if there is any, the log is read-only.
+    pub fn damage(&self) -> &[Damage] {
+        &self.shared.damage
+    }
+
+    /// Whether the log can be written; the error says why not.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`].
+    pub fn writable(&self) -> Result<(), Error> {
+        self.shared.writable()
+    }
+
+    /// Stops appends, makes all that was appended durable, and closes the log.
+    ///
+    /// # Errors
+    /// [`Error::Failed`]: not all is known to be durable.
+    pub fn close(mut self) -> Result<(), Error> {
+        self.shut_down()
+    }
+
+    fn shut_down(&mut self) -> Result<(), Error> {
+        if self.threads.is_empty() {
+            self.shared.unlock(); // read-only, or closed before
+            return Ok(());
+        }
+        self.shared.shut();
+        self.shared.roll.stop();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                self.shared.fail(&Error::Failed { reason: "one of its threads panicked".into() });
+            }
+        }
+        self.shared.finish()
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if let Err(error) = self.shut_down() {
+            tracing::error!(dir = %self.shared.dir.display(), %error, "closing the log failed");
+        }
+    }
+}
+
+/// How long a record may stay in memory only while nobody waits for it.
+const LINGER: Duration = Duration::from_millis(1);
+
+/// A range as people write it.
+fn show(range: &Range<u64>) -> String {
+    if range.end == range.start + 1 {
+        format!("offset {}", range.start)
+    } else {
+        format!("offsets {} to {}", range.start, range.end.saturating_sub(1))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;

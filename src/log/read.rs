@@ -1,0 +1,441 @@
+//! Reading: load the frontier once; all below it is immutable, so the rest takes no lock and never waits.
+//!
+//! A recent record is read out of its chunk, which the reader keeps alive meanwhile. Older ones are read from the
+//! sealed file, and verified: what does not verify is an error of that read.
+
+use super::{Error, Shared, append::poll_frontier, wait::Ticket};
+use crate::{
+    chunk::Chunk,
+    disk::File,
+    frame::{self, Frame, LOST, WORD},
+    segment::{FRAMES, Segment, file, sealed, sealed::Sealed},
+    sync::Arc,
+};
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+/// A record, kept in memory as long as this is: a recent one by its chunk, without a copy.
+#[derive(Clone)]
+pub struct Record {
+    offset: u64,
+    time: u64,
+    value: Value,
+}
+
+#[derive(Clone)]
+enum Value {
+    Hot(Arc<Chunk>, u32),
+    Cold(Vec<u8>),
+}
+
+impl Record {
+    /// Its offset.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// When it was appended, in milliseconds since 1970, as of at most one commit before. Records that were appended
+    /// at the same moment by different threads may be a little out of order in this.
+    pub fn time(&self) -> u64 {
+        self.time
+    }
+
+    /// What was appended.
+    pub fn value(&self) -> &[u8] {
+        match &self.value {
+            Value::Hot(chunk, record) => chunk.frame(*record).map_or(&[], |frame| frame.value),
+            Value::Cold(value) => value,
+        }
+    }
+}
+
+impl std::fmt::Debug for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { offset, time, .. } = self;
+        f.debug_struct("Record")
+            .field("offset", offset)
+            .field("time", time)
+            .field("value", &self.value())
+            .finish()
+    }
+}
+
+/// A record as a [`Reader`] lends it until the next one is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordRef<'a> {
+    /// Its offset.
+    pub offset: u64,
+    /// As [`Record::time`].
+    pub time: u64,
+    /// What was appended.
+    pub value: &'a [u8],
+}
+
+/// What a reader finds: the record, and the chunk that has it if it is a recent one.
+struct Step<'a> {
+    record: RecordRef<'a>,
+    hot: Option<(&'a Arc<Chunk>, u32)>,
+}
+
+/// How much of a sealed file is read at once when going through it.
+const RUN: usize = 256 << 10;
+
+/// A sealed segment's file, and where in it the last record was read.
+struct Cold {
+    file: Box<dyn File>,
+    segment: Arc<Segment>,
+    records: u32,
+    words: u32,
+    /// Bytes of the file from the word `run_at` on.
+    run: Vec<u8>,
+    run_at: u32,
+    /// The record that is likely to be read next, and its word.
+    next: (u32, u32),
+}
+
+impl Cold {
+    fn new(file: Box<dyn File>, segment: Arc<Segment>, sealed: &Sealed) -> Self {
+        let (records, words) = (sealed.records, sealed.words);
+        Self { file, segment, records, words, run: Vec::new(), run_at: 0, next: (0, 0) }
+    }
+
+    /// A record of this segment; `None` if it is damaged.
+    fn read(&mut self, record: u32) -> io::Result<Option<Frame<'_>>> {
+        if self.next.0 != record || !self.fill()? {
+            let Some(sealed) = self.segment.sealed.get() else { return Ok(None) };
+            let seed = self.segment.seed;
+            let position = sealed::position_of(&*self.file, sealed, seed, record)?;
+            let Some(position) = position else { return Ok(None) };
+            self.next = (record, position);
+            if !self.fill()? {
+                return Ok(None);
+            }
+        }
+        let at = (self.next.1 - self.run_at) as usize * WORD;
+        let frame = frame::decode(&self.run[at..], self.segment.seed);
+        if let Some(frame) = &frame {
+            self.next = (record + 1, self.next.1 + frame.words());
+        }
+        Ok(frame)
+    }
+
+    /// Sees to it that the frame at `next` is in the run, verified; `false` if there is none.
+    fn fill(&mut self) -> io::Result<bool> {
+        let (record, word) = self.next;
+        let in_run = |run: &[u8], run_at: u32| {
+            let at = word.checked_sub(run_at)? as usize * WORD;
+            frame::decode(run.get(at..)?, self.segment.seed).map(|frame| frame.stamp.record == record)
+        };
+        if let Some(found) = in_run(&self.run, self.run_at) {
+            return Ok(found);
+        }
+        let left = self.words.saturating_sub(word) as usize * WORD;
+        for length in [RUN.min(left), left] {
+            self.run.resize(length, 0);
+            self.run_at = word;
+            self.file.read_at(&mut self.run, FRAMES + u64::from(word) * WORD as u64)?;
+            let needs = frame::peek_words(&self.run).map_or(0, |words| words as usize * WORD);
+            if needs <= length || length == left {
+                self.run.shrink_to(RUN.max(needs)); // one large record does not stay
+                break;
+            }
+            if needs <= left {
+                self.run.resize(needs, 0);
+                self.file.read_at(&mut self.run, FRAMES + u64::from(word) * WORD as u64)?;
+                break;
+            }
+        }
+        Ok(in_run(&self.run, self.run_at) == Some(true))
+    }
+}
+
+/// Where a reader is.
+enum Place {
+    Hot(Arc<Segment>, Arc<Chunk>),
+    Cold(Box<Cold>),
+}
+
+impl Shared {
+    /// The place of an offset that is visible.
+    fn place(&self, offset: u64) -> Result<Place, Error> {
+        loop {
+            let chain = self.chain.load_full();
+            let trimmed = |first| Error::Trimmed { offset, first };
+            let Some(segment) = chain.locate(offset) else { return Err(trimmed(chain.first())) };
+            if let Some(chunk) = segment.chunk.load_full() {
+                return Ok(Place::Hot(segment, chunk));
+            }
+            // Chunks are let go of only after sealing.
+            let Some(sealed) = segment.sealed.get() else { continue };
+            if u64::from(sealed.records) <= offset - segment.base() {
+                return Err(Error::Damaged { offset }); // a gap between segments
+            }
+            let path = self.dir.join(file::name(segment.base()));
+            match self.disk.open(&path, false) {
+                Ok(file) => return Ok(Place::Cold(Box::new(Cold::new(file, Arc::clone(&segment), sealed)))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let first = self.chain.load().first();
+                    if offset < first {
+                        return Err(trimmed(first));
+                    }
+                    return Err(Error::Damaged { offset });
+                }
+                Err(error) => return Err(Error::io("open", &path)(error)),
+            }
+        }
+    }
+
+    pub(super) fn read(&self, offset: u64) -> Result<Option<Record>, Error> {
+        if offset >= self.visible().get() {
+            return Ok(None);
+        }
+        let cold = match self.place(offset)? {
+            Place::Hot(segment, chunk) => {
+                let record = (offset - segment.base()) as u32;
+                let stamp = chunk.frame(record).ok_or(Error::Damaged { offset })?.stamp;
+                if stamp.flags & LOST != 0 {
+                    return Err(Error::Damaged { offset });
+                }
+                let time = segment.header.created + stamp.time;
+                return Ok(Some(Record { offset, time, value: Value::Hot(chunk, record) }));
+            }
+            Place::Cold(cold) => cold,
+        };
+        let path = || self.dir.join(file::name(cold.segment.base()));
+        let Some(sealed) = cold.segment.sealed.get() else { return Err(Error::Damaged { offset }) };
+        let record = (offset - cold.segment.base()) as u32;
+        let mut buf = Vec::new();
+        let found = sealed::read_record(&*cold.file, sealed, cold.segment.seed, record, &mut buf)
+            .map_err(|error| Error::io("read", &path())(error))?;
+        let Some(Frame { stamp, value }) = found.filter(|frame| frame.stamp.flags & LOST == 0) else {
+            return Err(Error::Damaged { offset });
+        };
+        let length = value.len();
+        buf.drain(..frame::HEADER); // the frame becomes its value, in place
+        buf.truncate(length);
+        let time = cold.segment.header.created + stamp.time;
+        Ok(Some(Record { offset, time, value: Value::Cold(buf) }))
+    }
+}
+
+/// Goes through a log; see [`Log::reader`](super::Log::reader). Holds the chunk it reads in memory, and the
+/// file open.
+///
+/// # Example
+/// ```
+/// # fn main() -> Result<(), millstream::Error> {
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
+/// log.append_batch(&[b"a", b"b"])?;
+/// log.flush()?;
+/// let mut reader = log.reader(0);
+/// while let Some(record) = reader.read_next()? {
+///     println!("{}: {} bytes", record.offset, record.value.len());
+/// }
+/// assert_eq!(reader.offset(), 2); // it goes on from here when there is more
+/// # Ok(())
+/// # }
+/// ```
+pub struct Reader {
+    shared: Arc<Shared>,
+    next: u64,
+    place: Option<Place>,
+    /// The offsets that `place` serves.
+    from: u64,
+    until: u64,
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, offset: u64) -> Self {
+        Self { shared, next: offset, place: None, from: 0, until: 0 }
+    }
+
+    /// The offset that is read next.
+    pub fn offset(&self) -> u64 {
+        self.next
+    }
+
+    /// Goes to `offset`.
+    pub fn seek(&mut self, offset: u64) {
+        self.next = offset;
+    }
+
+    /// The record at `offset`, as [`Log::read`](super::Log::read); goes on behind it.
+    ///
+    /// # Errors
+    /// As [`read_next`](Self::read_next).
+    #[inline]
+    pub fn read(&mut self, offset: u64) -> Result<Option<RecordRef<'_>>, Error> {
+        self.next = offset;
+        self.read_next()
+    }
+
+    /// The next record; `None` where there is none yet that readers may see.
+    ///
+    /// # Errors
+    /// [`Error::Trimmed`], [`Error::Io`]: the position stays. [`Error::Damaged`]: the reader has gone past that
+    /// record, and may go on.
+    #[inline]
+    pub fn read_next(&mut self) -> Result<Option<RecordRef<'_>>, Error> {
+        Ok(self.step()?.map(|step| step.record))
+    }
+
+    #[inline]
+    fn step(&mut self) -> Result<Option<Step<'_>>, Error> {
+        let offset = self.next;
+        if (offset < self.from || offset >= self.until) && !self.find(offset)? {
+            return Ok(None);
+        }
+        self.next = offset + 1;
+        let number = (offset - self.from) as u32;
+        let (frame, created, hot) = match &mut self.place {
+            Some(Place::Hot(segment, chunk)) => {
+                (chunk.frame(number), segment.header.created, Some((&*chunk, number)))
+            }
+            Some(Place::Cold(cold)) => {
+                let created = cold.segment.header.created;
+                let frame = cold.read(number).map_err(|error| {
+                    self.next = offset;
+                    Error::io("read a segment in", &self.shared.dir)(error)
+                })?;
+                (frame, created, None)
+            }
+            None => (None, 0, None),
+        };
+        match frame {
+            Some(Frame { stamp, value }) if stamp.flags & LOST == 0 => {
+                Ok(Some(Step { record: RecordRef { offset, time: created + stamp.time, value }, hot }))
+            }
+            _ => Err(Error::Damaged { offset }),
+        }
+    }
+
+    /// Goes to the place of `offset`; `false` if it is not visible yet.
+    #[cold]
+    fn find(&mut self, offset: u64) -> Result<bool, Error> {
+        // The frontier before the closing point: if records behind this chunk are visible, its end is known.
+        let visible = self.shared.visible().get();
+        if offset >= visible {
+            return Ok(false);
+        }
+        if let Some(Place::Hot(segment, chunk)) = &self.place {
+            self.until = hot_end(segment, chunk, visible);
+            if offset >= self.from && offset < self.until {
+                return Ok(true);
+            }
+        }
+        (self.from, self.until) = (0, 0); // should this fail, nothing of the old place is used
+        let place = match self.shared.place(offset) {
+            Err(Error::Damaged { offset }) => {
+                self.next = offset + 1;
+                return Err(Error::Damaged { offset });
+            }
+            found => found?,
+        };
+        (self.from, self.until) = match &place {
+            Place::Hot(segment, chunk) => (segment.base(), hot_end(segment, chunk, visible)),
+            Place::Cold(cold) => (cold.segment.base(), cold.segment.base() + u64::from(cold.records)),
+        };
+        self.place = Some(place);
+        Ok(true)
+    }
+
+    /// Waits until there is a record to read, at most for `timeout`; says whether there is one.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Failed`], [`Error::ReadOnly`] if there never will be.
+    pub fn wait(&self, timeout: Option<Duration>) -> Result<bool, Error> {
+        let shared = &self.shared;
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        shared.visible().park(self.next + 1, || shared.writable().is_err(), deadline);
+        if shared.visible().get() > self.next {
+            return Ok(true);
+        }
+        shared.writable().map(|()| false)
+    }
+
+    /// [`wait`](Self::wait) for async code.
+    pub fn visible(&self) -> Visible {
+        Visible::new(Arc::clone(&self.shared), self.next)
+    }
+}
+
+/// The end of what a chunk has of the visible records.
+fn hot_end(segment: &Segment, chunk: &Chunk, visible: u64) -> u64 {
+    chunk.end().map_or(visible, |end| visible.min(segment.base() + u64::from(end.records)))
+}
+
+/// The records of a range; see [`Log::iter`](super::Log::iter).
+pub struct Iter {
+    reader: Reader,
+    end: u64,
+}
+
+impl Iter {
+    pub(super) fn new(reader: Reader, end: u64) -> Self {
+        Self { reader, end }
+    }
+}
+
+impl Iterator for Iter {
+    type Item = Result<Record, Error>;
+
+    /// The next record. After [`Error::Damaged`] the one behind it follows; after any other error, nothing.
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.reader.next >= self.end {
+            return None;
+        }
+        let step = self.reader.step();
+        if step.as_ref().is_err_and(|error| !matches!(error, Error::Damaged { .. })) {
+            self.end = 0;
+        }
+        step.transpose().map(|step| {
+            step.map(|Step { record: RecordRef { offset, time, value }, hot }| {
+                let value = hot.map_or_else(
+                    || Value::Cold(value.to_vec()),
+                    |(chunk, record)| Value::Hot(Arc::clone(chunk), record),
+                );
+                Record { offset, time, value }
+            })
+        })
+    }
+}
+
+/// Completes when a record can be read, or never will be; see [`Log::visible`](super::Log::visible).
+#[must_use = "a future does nothing unless it is awaited"]
+pub struct Visible {
+    shared: Arc<Shared>,
+    offset: u64,
+    ticket: Option<Ticket>,
+}
+
+impl Visible {
+    pub(super) fn new(shared: Arc<Shared>, offset: u64) -> Self {
+        Self { shared, offset, ticket: None }
+    }
+}
+
+impl Future for Visible {
+    type Output = Result<(), Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let (frontier, point) = (this.shared.visible(), this.offset.saturating_add(1));
+        let stopped = || this.shared.writable().is_err();
+        if poll_frontier(frontier, point, &mut this.ticket, context, stopped).is_pending() {
+            return Poll::Pending;
+        }
+        Poll::Ready(if frontier.get() >= point { Ok(()) } else { this.shared.writable() })
+    }
+}
+
+impl Drop for Visible {
+    fn drop(&mut self) {
+        self.ticket.take().into_iter().for_each(|ticket| self.shared.visible().leave(ticket));
+    }
+}

@@ -1,0 +1,479 @@
+//! Recovery: what a directory holds, judged without changing anything ([`survey`]), and opening it for use.
+//!
+//! A frame that does not verify ends the log only if nothing at or after it was ever durable. What proves the
+//! contrary: a later segment (which is begun only when all before it is durable), a later frame that says so, the
+//! mark of a clean close, or a file that was cut to size. Then it is damage, the log opens read-only, and the rest
+//! is served. Otherwise it is a torn tail, which is zeroed and synced before the first append, so that the next
+//! recovery cannot stop at it.
+
+use super::{
+    Damage, Error, Frontier, Options, Shared,
+    flush::{Flusher, Position},
+    now,
+    retain::Chain,
+    roll::{Active, Roller},
+};
+use crate::{
+    chunk::{Chunk, Extent, Memory},
+    disk::{self, BLOCK, Disk, File},
+    frame::{self, MORE, WORD},
+    segment::{
+        CAPACITIES, FRAMES, Segment,
+        file::{self, SegmentFile},
+        header::{BadHeader, Header},
+        scan::{self, Scan},
+        sealed::{self, Footer, Sealed},
+    },
+    sync::{Arc, AtomicBool, AtomicU64, Swap},
+};
+use std::{
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+/// The lock file's name.
+pub(super) const LOCK: &str = "lock";
+/// What `repair` keeps damaged files as ends like this.
+pub(super) const ASIDE: &str = ".damaged";
+
+/// What a directory holds.
+pub(super) struct Survey {
+    pub(super) segments: Vec<Found>,
+    pub(super) damage: Vec<Damage>,
+    /// Ranges of offsets for which there is no file.
+    pub(super) missing: Vec<Range<u64>>,
+}
+
+/// One segment file.
+pub(super) struct Found {
+    pub(super) header: Header,
+    pub(super) path: PathBuf,
+    pub(super) state: State,
+}
+
+pub(super) enum State {
+    /// Index and footer are there; the frames were looked at only if the survey was deep.
+    Sealed(Footer),
+    /// All frames are there; index and footer are not, or not right, and can be derived.
+    Unsealed(Scan),
+    /// The last segment, not sealed: its frames' region as the file has it, and what verifies of it.
+    Open(Vec<u8>, Scan),
+    /// Records are damaged.
+    Damaged(Wreck),
+}
+
+/// A damaged segment: which of its records can still be read.
+pub(super) struct Wreck {
+    /// The word of each record plus one, or 0 where it is lost.
+    pub(super) survivors: Vec<u32>,
+    pub(super) words: u32,
+}
+
+impl Found {
+    pub(super) fn records(&self) -> u32 {
+        match &self.state {
+            State::Sealed(footer) => footer.records,
+            State::Unsealed(scan) | State::Open(_, scan) => scan.positions.len() as u32,
+            State::Damaged(wreck) => wreck.survivors.len() as u32,
+        }
+    }
+
+    pub(super) fn end(&self) -> u64 {
+        self.header.base + u64::from(self.records())
+    }
+}
+
+/// Looks at all that is in `dir`, and changes nothing. A `deep` survey verifies every frame, otherwise only the
+/// segments that are not sealed are read.
+pub(super) fn survey(disk: &dyn Disk, dir: &Path, deep: bool) -> Result<Survey, Error> {
+    let mut bases = Vec::new();
+    for name in disk.list(dir).map_err(Error::io("list", dir))? {
+        match file::base_of(&name) {
+            Some(base) => bases.push(base),
+            None if name == LOCK || file::is_passing(&name) || name.ends_with(ASIDE) => {}
+            None => return Err(Error::NotALog { dir: dir.to_owned(), found: name }),
+        }
+    }
+    bases.sort_unstable();
+
+    let mut survey = Survey { segments: Vec::new(), damage: Vec::new(), missing: Vec::new() };
+    let headers = read_headers(disk, dir, &bases, &mut survey.damage)?;
+    for (n, (header, mark, file)) in headers.iter().enumerate() {
+        let path = dir.join(file::name(header.base));
+        let corrupt = |reason: String| Error::Corrupt { path: path.clone(), reason };
+        if let Some(before) = survey.segments.last().map(Found::end) {
+            if before > header.base {
+                return Err(corrupt(format!(
+                    "it overlaps the segment before it, which ends at offset {before}"
+                )));
+            }
+            if before < header.base {
+                survey.missing.push(before..header.base);
+                let reason = "no segment file has them".into();
+                survey.damage.push(Damage { offsets: before..header.base, path: dir.to_owned(), reason });
+            }
+        }
+        let next = headers.get(n + 1).map(|(next, ..)| next.base);
+        let state = examine(&**file, header, *mark, next, deep)
+            .map_err(Error::io("read", &path))?
+            .map_err(corrupt)?;
+        let found = Found { header: *header, path: path.clone(), state };
+        note_damage(&found, deep, &mut survey.damage);
+        survey.segments.push(found);
+    }
+    Ok(survey)
+}
+
+type Opened = (Header, u32, Box<dyn File>);
+
+/// The headers of all segments. One that is damaged is made up from the others and from the file's name.
+fn read_headers(
+    disk: &dyn Disk,
+    dir: &Path,
+    bases: &[u64],
+    damage: &mut Vec<Damage>,
+) -> Result<Vec<Opened>, Error> {
+    let mut read = Vec::new();
+    for &base in bases {
+        let path = dir.join(file::name(base));
+        let file = disk.open(&path, false).map_err(Error::io("open", &path))?;
+        let mut block = [0; BLOCK as usize];
+        let header = match file.read_at(&mut block, 0) {
+            Ok(()) => Header::decode(&block),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(BadHeader::Damaged),
+            Err(error) => return Err(Error::io("read", &path)(error)),
+        };
+        let header = match header {
+            Err(BadHeader::Newer(version)) => return Err(Error::Newer { path, version }),
+            Ok((header, _)) if header.base != base => {
+                let reason = format!("its name and its header disagree: it begins at offset {}", header.base);
+                return Err(Error::Corrupt { path, reason });
+            }
+            other => other.ok(),
+        };
+        read.push((base, path, header, file));
+    }
+    let known: Vec<[u8; 16]> =
+        read.iter().filter_map(|(_, _, header, _)| Some(header.as_ref()?.0.log)).collect();
+    let mut all = Vec::new();
+    for (base, path, header, file) in read {
+        let Some(&log) = known.first() else {
+            return Err(Error::Corrupt {
+                path,
+                reason: "its header does not verify, and no other tells what it was".into(),
+            });
+        };
+        let (header, mark) = header.unwrap_or_else(|| {
+            let reason = "the segment's header does not verify".into();
+            damage.push(Damage { offsets: base..base, path: path.clone(), reason });
+            (Header { log, base, capacity: *CAPACITIES.end(), created: 0 }, 0)
+        });
+        if header.log != log {
+            return Err(Error::Corrupt { path, reason: "it belongs to another log".into() });
+        }
+        all.push((header, mark, file));
+    }
+    Ok(all)
+}
+
+/// Judges one segment. `next` is the base of the one behind it. The inner error is what is beyond repair.
+fn examine(
+    file: &dyn File,
+    header: &Header,
+    mark: u32,
+    next: Option<u64>,
+    deep: bool,
+) -> io::Result<Result<State, String>> {
+    let footer = Footer::read(file, header)?;
+    if let Some(footer) = footer.filter(|_| !deep) {
+        return Ok(Ok(State::Sealed(footer)));
+    }
+    let length = file.len()?;
+    let mut bytes = vec![0; length.saturating_sub(FRAMES) as usize];
+    if !bytes.is_empty() {
+        file.read_at(&mut bytes, FRAMES)?;
+    }
+    let seed = header.seed();
+    let frames =
+        footer.map_or(&bytes[..], |footer| &bytes[..(footer.words as usize * WORD).min(bytes.len())]);
+    let found = scan::scan(frames, seed);
+    let records = found.positions.len() as u32;
+
+    // So many records had been durable, by all that can be known.
+    let mut durable = mark;
+    let mut beyond = scan::Beyond::default();
+    if let Some(footer) = footer {
+        durable = durable.max(footer.records);
+    } else if let Some(next) = next {
+        let Ok(until_next) = u32::try_from(next - header.base) else {
+            return Ok(Err("the next segment is too far away".into()));
+        };
+        durable = durable.max(until_next);
+    } else if cut_to_size(&bytes, header, &found) == Some(false) {
+        durable = durable.max(records + 1);
+    }
+    let whole = footer.is_some_and(|footer| footer.records == records && footer.words == found.words);
+    if !whole {
+        match scan::beyond(frames, seed, found.words, records) {
+            Some(there) => beyond = there,
+            // Too costly to look: rather say that something may be lost than lose it.
+            None => durable = durable.max(records + 1),
+        }
+        durable = durable.max(beyond.durable);
+    }
+    if durable > records {
+        return Ok(Ok(State::Damaged(wreck(frames, &found, &beyond, durable))));
+    }
+    if let Some(footer) = footer {
+        let index = bytes.get((sealed::index_at(footer.words) - FRAMES) as usize..).unwrap_or_default();
+        let good =
+            index.get(..records as usize * 4).is_some_and(|index| crc32c::crc32c(index) == footer.index_crc);
+        return Ok(Ok(if good && whole { State::Sealed(footer) } else { State::Unsealed(found) }));
+    }
+    if next.is_some() || cut_to_size(&bytes, header, &found) == Some(true) {
+        if next.is_some_and(|next| next != header.base + u64::from(records)) {
+            return Ok(Err("it has more records than the segment behind it leaves room for".into()));
+        }
+        return Ok(Ok(State::Unsealed(found)));
+    }
+    Ok(Ok(State::Open(bytes, found)))
+}
+
+/// Whether the file, which has no footer that verifies, was cut to size when it was sealed: `Some(true)` if its
+/// frames are all there, as its length tells; `None` if it still has the length it was made with.
+fn cut_to_size(bytes: &[u8], header: &Header, found: &Scan) -> Option<bool> {
+    let length = FRAMES + bytes.len() as u64;
+    if length >= file::length(header.capacity) {
+        return None;
+    }
+    let records = found.positions.len() as u32;
+    Some(records > 0 && length == sealed::footer_at(records, found.words) + BLOCK)
+}
+
+/// What is left of a segment of which `durable` records were durable.
+fn wreck(frames: &[u8], found: &Scan, beyond: &scan::Beyond, durable: u32) -> Wreck {
+    let mut survivors: Vec<u32> = found.positions.iter().map(|position| position + 1).collect();
+    let mut words = found.words;
+    let mut later = beyond.frames.clone();
+    let frame_at = |word: u32| frames.get(word as usize * WORD..).and_then(frame::parse);
+    // Of the batch that was being written at the end, nothing counts unless all of it is there.
+    while let Some(&(record, word)) = later.last() {
+        if record < durable || frame_at(word).is_some_and(|frame| frame.stamp.flags & MORE == 0) {
+            break;
+        }
+        later.pop();
+    }
+    let most = frames.len() / frame::HEADER; // a segment has no more records than frames fit
+    for (record, word) in later.into_iter().filter(|(record, _)| (*record as usize) < most) {
+        survivors.resize(record as usize, 0);
+        survivors.push(word + 1);
+        words = word + frame_at(word).map_or(0, |frame| frame.words());
+    }
+    survivors.resize(survivors.len().max(durable as usize), 0);
+    Wreck { survivors, words }
+}
+
+fn note_damage(found: &Found, deep: bool, damage: &mut Vec<Damage>) {
+    let base = found.header.base;
+    let mut push = |offsets: Range<u64>, reason: &str| {
+        damage.push(Damage { offsets, path: found.path.clone(), reason: reason.into() });
+    };
+    match &found.state {
+        State::Damaged(wreck) => {
+            let mut record = 0;
+            while record < wreck.survivors.len() {
+                let start = record;
+                while wreck.survivors.get(record) == Some(&0) {
+                    record += 1;
+                }
+                if record > start {
+                    push(base + start as u64..base + record as u64, "no frame there verifies");
+                }
+                record += 1;
+            }
+        }
+        // Derived, and made anew; only a survey that was asked to look at everything reports it.
+        State::Unsealed(_) if deep => {
+            push(base..base, "the index or footer is missing or wrong; opening or repair makes it anew")
+        }
+        _ => {}
+    }
+}
+
+/// Opens the log in `dir` for use.
+pub(super) fn open(disk: std::sync::Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Shared, Error> {
+    disk.create_dir(dir).map_err(Error::io("make the directory", dir))?;
+    let lock = lock(&*disk, dir)?;
+    let Survey { segments: found, damage, .. } = survey(&*disk, dir, false)?;
+    let id = match found.first() {
+        Some(first) => first.header.log,
+        None => new_id().map_err(Error::io("make an id for the log in", dir))?,
+    };
+    let roller = Roller::new(0);
+    let opened = if damage.is_empty() {
+        resume(&*disk, dir, &options, id, found, &roller)?
+    } else {
+        read_only(dir, id, found)?
+    };
+    let Opening { segments, active, done, clock } = opened;
+    let durable = active.segment.base() + u64::from(done.records);
+    let position = Position::new(&active, done, true).map_err(Error::io("get memory for", dir))?;
+    roller.unwritten.store(Memory::footprint(active.chunk.capacity()), crate::sync::Ordering::SeqCst);
+    roller.ask(0);
+    Ok(Shared {
+        options,
+        dir: dir.to_owned(),
+        disk,
+        id,
+        active: Swap::new(active),
+        chain: Swap::new(Arc::new(Chain { segments })),
+        durable: Frontier::new(durable),
+        published: Frontier::new(durable),
+        clock: AtomicU64::new(now().max(clock)),
+        flush: Flusher::new(position),
+        roll: roller,
+        stopping: AtomicBool::new(false),
+        failed: OnceLock::new(),
+        damage,
+        lock: std::sync::Mutex::new(Some(lock)),
+    })
+}
+
+/// Takes the directory's lock, unless the directory is somebody else's.
+pub(super) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>, Error> {
+    for name in disk.list(dir).map_err(Error::io("list", dir))? {
+        let ours = name == LOCK
+            || file::base_of(&name).is_some()
+            || file::is_passing(&name)
+            || name.ends_with(ASIDE);
+        if !ours {
+            return Err(Error::NotALog { dir: dir.to_owned(), found: name });
+        }
+    }
+    let path = dir.join(LOCK);
+    disk.lock(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => Error::InUse { dir: dir.to_owned() },
+        _ => Error::io("lock", &path)(error),
+    })
+}
+
+fn new_id() -> io::Result<[u8; 16]> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(io::Error::other)?;
+    Ok(id)
+}
+
+/// What opening has come to.
+struct Opening {
+    segments: Vec<Arc<Segment>>,
+    active: Arc<Active>,
+    done: Extent,
+    /// No record was appended later than this, in milliseconds since 1970.
+    clock: u64,
+}
+
+/// Opens what is not damaged for appending.
+fn resume(
+    disk: &dyn Disk,
+    dir: &Path,
+    options: &Options,
+    id: [u8; 16],
+    found: Vec<Found>,
+    roller: &Roller,
+) -> Result<Opening, Error> {
+    for name in disk.list(dir).map_err(Error::io("list", dir))? {
+        if file::is_passing(&name) {
+            let path = dir.join(name);
+            disk.remove(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    let (mut segments, mut clock, mut end, mut capacity) = (Vec::new(), 0, 0, options.first_segment_bytes);
+    for Found { header, path, state } in found {
+        let writable = || disk.open(&path, true).map_err(Error::io("open", &path));
+        let sealed = match state {
+            State::Sealed(footer) => footer,
+            State::Unsealed(scan) => seal(&*writable()?, &header, &scan).map_err(Error::io("seal", &path))?,
+            State::Open(bytes, scan) => {
+                let written = SegmentFile::resume(writable()?, path.clone(), header.capacity, scan.words);
+                written.cut(&bytes, scan.words).map_err(Error::io("cut the torn end of", &path))?;
+                let done = Extent { records: scan.positions.len() as u32, words: scan.words };
+                clock = clock.max(header.created + scan.times.1);
+                if header.capacity <= options.segment_bytes || done.records == 0 {
+                    let capacity = header.capacity.min(bytes.len() as u64 / BLOCK * BLOCK);
+                    let mut memory =
+                        Memory::new(header.capacity).map_err(Error::io("get memory for", dir))?;
+                    memory.bytes_mut()[..capacity as usize].copy_from_slice(&bytes[..capacity as usize]);
+                    let pool = Some(Arc::clone(&roller.pool));
+                    let chunk = Arc::new(Chunk::recovered(memory, pool, &scan.positions, scan.words));
+                    let segment = Arc::new(Segment::new(header, Some(written), Arc::clone(&chunk)));
+                    segments.push(Arc::clone(&segment));
+                    return Ok(Opening {
+                        segments,
+                        active: Arc::new(Active { segment, chunk }),
+                        done,
+                        clock,
+                    });
+                }
+                seal(written.file(), &header, &scan).map_err(Error::io("seal", &path))?
+            }
+            State::Damaged(_) => unreachable!("damage opens read-only"),
+        };
+        clock = clock.max(header.created + sealed.last_time);
+        end = header.base + u64::from(sealed.records);
+        capacity = header.capacity.saturating_mul(4);
+        segments.push(Arc::new(Segment::cold(header, sealed.into())));
+    }
+    // No segment is open: begin one, so that there is always one on the disk, and trimming may drop all others.
+    let capacity = capacity.min(options.segment_bytes);
+    let header = Header { log: id, base: end, capacity, created: now().max(clock) };
+    let segment_file = SegmentFile::prepare(disk, dir, 0, capacity).map_err(|error| {
+        if disk::is_full(&error) {
+            return Error::Full { reason: error.to_string().into() };
+        }
+        Error::io("make a segment file in", dir)(error)
+    })?;
+    segment_file.begin(disk, dir, &header).map_err(Error::io("begin a segment in", dir))?;
+    let memory = Memory::new(capacity).map_err(Error::io("get memory for", dir))?;
+    let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&roller.pool))));
+    let segment = Arc::new(Segment::new(header, Some(segment_file), Arc::clone(&chunk)));
+    segments.push(Arc::clone(&segment));
+    Ok(Opening {
+        segments,
+        active: Arc::new(Active { segment, chunk }),
+        done: Extent::default(),
+        clock: header.created,
+    })
+}
+
+/// Seals a segment whose frames are whole, as after closing it.
+pub(super) fn seal(file: &dyn File, header: &Header, scan: &Scan) -> io::Result<Footer> {
+    sealed::seal(file, header, scan.words, scan.times, scan.positions.iter().copied())
+}
+
+/// Opens what is damaged for reading: nothing is written, and all that verifies is served.
+fn read_only(dir: &Path, id: [u8; 16], found: Vec<Found>) -> Result<Opening, Error> {
+    let mut segments = Vec::new();
+    let mut end = 0;
+    for found in found {
+        end = found.end();
+        let records = found.records();
+        let sealed = match found.state {
+            State::Sealed(footer) => footer.into(),
+            State::Unsealed(scan) | State::Open(_, scan) => Sealed {
+                records,
+                words: scan.words,
+                survivors: Some(scan.positions.iter().map(|position| position + 1).collect()),
+            },
+            State::Damaged(wreck) => Sealed { records, words: wreck.words, survivors: Some(wreck.survivors) },
+        };
+        segments.push(Arc::new(Segment::cold(found.header, sealed)));
+    }
+    let memory = Memory::new(BLOCK).map_err(Error::io("get memory for", dir))?;
+    let chunk = Arc::new(Chunk::new(memory, None));
+    chunk.close(); // what is appended finds no room, and is then told why
+    let header = Header { log: id, base: end, capacity: BLOCK, created: 0 };
+    let segment = Arc::new(Segment::new(header, None, Arc::clone(&chunk)));
+    Ok(Opening { segments, active: Arc::new(Active { segment, chunk }), done: Extent::default(), clock: 0 })
+}

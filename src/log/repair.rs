@@ -1,0 +1,147 @@
+//! Repair: an explicit act that makes a damaged log writable again. What is damaged is kept aside, each record
+//! that still verifies stays at its offset, and each lost one is marked as lost, so that reading it says so.
+
+use super::{
+    Damage, Error, now,
+    recover::{self, Found, State, Survey},
+};
+use crate::{
+    disk::{self, Aligned, BLOCK, Disk},
+    frame::{self, LOST, Stamp, WORD},
+    segment::{
+        CAPACITIES, FRAMES,
+        file::{self, SegmentFile},
+        header::Header,
+        scan::Scan,
+    },
+};
+use std::{
+    io::{self, IoSlice},
+    path::{Path, PathBuf},
+};
+
+/// What [`repair`] has done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Repaired {
+    /// What was damaged.
+    pub damage: Vec<Damage>,
+    /// The damaged files as they were, under new names.
+    pub kept: Vec<PathBuf>,
+}
+
+/// Repairs the log in `dir`, so that it can be written again. Lost records stay lost: reading them is
+/// [`Error::Damaged`], and all others keep their offsets. Does nothing where nothing is damaged, and may be
+/// repeated after it was interrupted. The log must not be open.
+///
+/// # Errors
+/// [`Error::InUse`], [`Error::NotALog`], [`Error::Newer`], [`Error::Corrupt`] for what is beyond repair,
+/// [`Error::Io`].
+pub fn repair(dir: impl AsRef<Path>) -> Result<Repaired, Error> {
+    repair_on(&*disk::native(), dir.as_ref())
+}
+
+pub(crate) fn repair_on(disk: &dyn Disk, dir: &Path) -> Result<Repaired, Error> {
+    let _lock = recover::lock(disk, dir)?;
+    let Survey { segments, damage, missing } = recover::survey(disk, dir, true)?;
+    let mut repaired = Repaired { damage, kept: Vec::new() };
+    let Some(log) = segments.first().map(|first| first.header.log) else { return Ok(repaired) };
+    for found in &segments {
+        let damaged = repaired.damage.iter().any(|damage| damage.path == found.path);
+        if !damaged {
+            continue;
+        }
+        let kept = keep_aside(disk, dir, found)?;
+        rewrite(disk, dir, found).map_err(Error::io("rewrite", &found.path))?;
+        repaired.kept.push(kept);
+    }
+    for range in missing {
+        let path = dir.join(file::name(range.start));
+        let count = u32::try_from(range.end - range.start).unwrap_or(u32::MAX);
+        let capacity = (u64::from(count) * (frame::HEADER as u64 + 4)).next_multiple_of(BLOCK);
+        if capacity > *CAPACITIES.end() {
+            let reason = "more records are missing there than one segment holds".into();
+            return Err(Error::Corrupt { path, reason });
+        }
+        let header = Header { log, base: range.start, capacity, created: now() };
+        let frames = (0..count).map(|record| (lost(record), &[][..]));
+        write(disk, dir, &header, frames).map_err(Error::io("fill the gap with", &path))?;
+    }
+    Ok(repaired)
+}
+
+fn lost(record: u32) -> Stamp {
+    Stamp { record, behind: 0, time: 0, flags: LOST }
+}
+
+/// Copies the file as it is to a name that no file has, durably.
+fn keep_aside(disk: &dyn Disk, dir: &Path, found: &Found) -> Result<PathBuf, Error> {
+    let names = disk.list(dir).map_err(Error::io("list", dir))?;
+    let name = file::name(found.header.base);
+    let free = (1..).map(|n| format!("{name}.{n}{}", recover::ASIDE)).find(|name| !names.contains(name));
+    let path = dir.join(free.expect("one of endlessly many names is free"));
+    let copy = || -> io::Result<()> {
+        let source = disk.open(&found.path, false)?;
+        let length = source.len()?;
+        let mut bytes = Aligned::new(length as usize)?;
+        source.read_at(&mut bytes[..length as usize], 0)?;
+        let copy = disk.create(&path, bytes.len() as u64)?;
+        copy.write_at(&[IoSlice::new(&bytes)], 0)?;
+        copy.set_len(length)?;
+        disk.sync_dir(dir)
+    };
+    copy().map_err(Error::io("keep the damaged file as", &path))?;
+    Ok(path)
+}
+
+/// Writes the segment anew, with what is left of it.
+fn rewrite(disk: &dyn Disk, dir: &Path, found: &Found) -> io::Result<()> {
+    let source = disk.open(&found.path, false)?;
+    let mut bytes = vec![0; source.len()?.saturating_sub(FRAMES) as usize];
+    if !bytes.is_empty() {
+        source.read_at(&mut bytes, FRAMES)?;
+    }
+    let positions: Vec<Option<u32>> = match &found.state {
+        State::Damaged(wreck) => wreck.survivors.iter().map(|at| at.checked_sub(1)).collect(),
+        State::Unsealed(scan) | State::Open(_, scan) => scan.positions.iter().copied().map(Some).collect(),
+        State::Sealed(footer) => {
+            let frames = &bytes[..footer.words as usize * WORD];
+            crate::segment::scan::scan(frames, found.header.seed()).positions.into_iter().map(Some).collect()
+        }
+    };
+    let frames = positions.iter().enumerate().map(|(record, position)| {
+        let kept = position.and_then(|word| frame::parse(&bytes[word as usize * WORD..]));
+        kept.map_or((lost(record as u32), &[][..]), |frame| (frame.stamp, frame.value))
+    });
+    // A lost record's frame may be larger than what was there: empty values have the smallest one, so it is not.
+    write(disk, dir, &found.header, frames)
+}
+
+/// Writes a sealed segment of these frames, and gives it its name over whatever had it. Durable on return.
+fn write<'a>(
+    disk: &dyn Disk,
+    dir: &Path,
+    header: &Header,
+    frames: impl Iterator<Item = (Stamp, &'a [u8])>,
+) -> io::Result<()> {
+    let (mut bytes, mut scan) = (Vec::new(), Scan::default());
+    for (stamp, value) in frames {
+        let start = bytes.len();
+        if scan.positions.is_empty() {
+            scan.times.0 = stamp.time;
+        }
+        scan.times.1 = scan.times.1.max(stamp.time);
+        scan.positions.push((start / WORD) as u32);
+        bytes.resize(start + frame::words(value.len()) as usize * WORD, 0);
+        frame::encode(&mut bytes[start..], header.seed(), stamp, value);
+    }
+    scan.words = (bytes.len() / WORD) as u32;
+    let needs = bytes.len() as u64 + scan.positions.len() as u64 * 4;
+    let header = Header { capacity: needs.next_multiple_of(BLOCK).max(BLOCK), ..*header };
+    let file = SegmentFile::prepare(disk, dir, u64::MAX, header.capacity)?;
+    let mut block = Aligned::new(bytes.len())?;
+    block[..bytes.len()].copy_from_slice(&bytes);
+    file.file().write_at(&[IoSlice::new(&block)], FRAMES)?;
+    recover::seal(file.file(), &header, &scan)?;
+    file.begin(disk, dir, &header)
+}

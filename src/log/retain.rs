@@ -1,0 +1,83 @@
+//! Which segments there are: the chain that readers find them by, and trimming it.
+
+use super::{Error, Shared, roll::Job};
+use crate::{
+    segment::{Segment, file},
+    sync::Arc,
+};
+
+/// The segments in the order of their offsets, never none. The last one, or the last few with
+/// [`Durability::Memory`](super::Durability::Memory), may not be in here yet, and are found by their links.
+pub(crate) struct Chain {
+    pub(super) segments: Vec<Arc<Segment>>,
+}
+
+impl Chain {
+    /// The first offset that is left.
+    pub(super) fn first(&self) -> u64 {
+        self.segments.first().map_or(0, |segment| segment.base())
+    }
+
+    /// The segment that has this offset, or would have it next; `None` where it was trimmed.
+    pub(super) fn locate(&self, offset: u64) -> Option<Arc<Segment>> {
+        let after = self.segments.partition_point(|segment| segment.base() <= offset);
+        let mut segment = Arc::clone(self.segments.get(after.checked_sub(1)?)?);
+        if after == self.segments.len() {
+            while let Some(next) = segment.next.load_full().filter(|next| next.base() <= offset) {
+                segment = next;
+            }
+        }
+        Some(segment)
+    }
+}
+
+impl Shared {
+    /// Adds a segment that was begun, in place of one with the same base that ended empty.
+    pub(super) fn chain_add(&self, segment: &Arc<Segment>) {
+        self.chain_edit(|segments| {
+            segments.retain(|old| old.base() != segment.base());
+            segments.push(Arc::clone(segment));
+        });
+    }
+
+    fn chain_edit(&self, edit: impl Fn(&mut Vec<Arc<Segment>>)) {
+        loop {
+            let old = self.chain.load_full();
+            let mut segments = old.segments.clone();
+            edit(&mut segments);
+            if self.chain.replace(&old, Arc::new(Chain { segments })) {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn trim(&self, before: u64) -> Result<u64, Error> {
+        self.writable()?;
+        let (answer, answered) = crossbeam::channel::bounded(1);
+        self.roll.send(Job::Trim(before, answer));
+        answered.recv().unwrap_or_else(|_| self.writable().and(Err(Error::Closed)))
+    }
+
+    /// Trims, on the keeper's thread. Readers stop finding the segments first, then the files go, the oldest first:
+    /// a crash in between leaves a log that begins a little earlier, and has no gap.
+    pub(super) fn trim_now(&self, before: u64) -> Result<u64, Error> {
+        let chain = self.chain.load_full();
+        let ended = |segment: &Segment| {
+            segment.sealed.get().is_some_and(|sealed| segment.base() + u64::from(sealed.records) <= before)
+        };
+        let most = chain.segments.len() - 1; // the last one may be written to
+        let dropped = &chain.segments[..chain.segments[..most].partition_point(|segment| ended(segment))];
+        if dropped.is_empty() {
+            return Ok(chain.first());
+        }
+        let first = chain.segments[dropped.len()].base();
+        self.chain_edit(|segments| segments.retain(|segment| segment.base() >= first));
+        for segment in dropped {
+            segment.next.clear(); // so that dropping one does not drop a long list one inside the other
+            let path = self.dir.join(file::name(segment.base()));
+            self.disk.remove(&path).map_err(Error::io("remove", &path))?;
+        }
+        self.disk.sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))?;
+        Ok(first)
+    }
+}

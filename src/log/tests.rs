@@ -1,0 +1,239 @@
+use super::*;
+use crate::disk::sim::Sim;
+use std::path::Path;
+
+const DIR: &str = "/log";
+
+fn small() -> Options {
+    Options {
+        segment_bytes: 8 << 10,
+        first_segment_bytes: 4 << 10,
+        memory_bytes: 64 << 10,
+        ..Options::default()
+    }
+}
+
+fn open(sim: &Sim) -> Result<Log, Error> {
+    Log::open_on(std::sync::Arc::new(sim.clone()), Path::new(DIR), small())
+}
+
+fn values(log: &Log) -> Vec<Vec<u8>> {
+    log.iter(log.first_offset()).map(|record| record.unwrap().value().to_vec()).collect()
+}
+
+#[test]
+fn what_is_appended_is_read_across_segments_and_after_opening_again() {
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    let expected: Vec<Vec<u8>> = (0..500u32).map(|n| vec![n as u8; n as usize % 300]).collect();
+    for (n, value) in expected.iter().enumerate() {
+        assert_eq!(log.append(value).unwrap(), n as u64);
+    }
+    log.flush().unwrap();
+    assert!(values(&log) == expected);
+    log.close().unwrap();
+    for _ in 0..2 {
+        let log = open(&sim).unwrap();
+        assert_eq!((log.first_offset(), log.next_offset(), log.durable_offset()), (0, 500, 500));
+        assert!(values(&log) == expected);
+        log.close().unwrap();
+    }
+    let report = inspect::verify_on(&sim, Path::new(DIR)).unwrap();
+    assert_eq!((report.damage, report.next), (vec![], 500));
+}
+
+#[test]
+fn a_second_opening_is_refused_while_the_first_is_there() {
+    let sim = Sim::new(1);
+    let first = open(&sim).unwrap();
+    assert!(matches!(open(&sim), Err(Error::InUse { .. })));
+    drop(first);
+    open(&sim).unwrap();
+}
+
+#[test]
+fn trimming_drops_whole_segments_and_offsets_go_on_after_opening_again() {
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    for _ in 0..300 {
+        log.append(&[7; 100]).unwrap();
+    }
+    log.close().unwrap();
+    let log = open(&sim).unwrap();
+    let first = log.trim(u64::MAX).unwrap();
+    assert!(first > 0 && first <= 300);
+    assert!(matches!(log.read(0), Err(Error::Trimmed { offset: 0, .. })));
+    log.close().unwrap();
+    let log = open(&sim).unwrap();
+    assert_eq!((log.first_offset(), log.next_offset()), (first, 300));
+}
+
+/// The power goes at each changing operation in turn, torn write and unsynced names included; then again while
+/// recovering. What was acknowledged is there, batches are whole, and appending goes on.
+#[test]
+fn no_acknowledged_record_is_lost_wherever_the_power_goes() {
+    for seed in 0..400u64 {
+        let sim = Sim::new(seed);
+        sim.cut_power_after(1 + seed % 97);
+        let (mut acknowledged, mut appended) = (0, 0u64);
+        let mut live = sim;
+        for round in 0..3 {
+            if let Ok(log) = open(&live) {
+                assert!(log.damage().is_empty(), "seed {seed}: {:?}", log.damage());
+                let next = log.next_offset();
+                assert!(
+                    next >= acknowledged && next <= appended,
+                    "seed {seed}, round {round}: {next} of {acknowledged}..={appended}"
+                );
+                assert_eq!(next % 3, 0, "seed {seed}: a batch was torn");
+                for offset in log.first_offset()..next {
+                    let value = match log.read(offset) {
+                        Ok(value) => value.unwrap(),
+                        Err(error) => {
+                            assert!(error.to_string().contains("the power is off"), "seed {seed}: {error}");
+                            break;
+                        }
+                    };
+                    let expected = vec![offset as u8; offset as usize * 37 % 290];
+                    assert_eq!(value.value(), expected, "seed {seed}: offset {offset}");
+                }
+                appended = next;
+                acknowledged = next;
+                for _ in 0..40 {
+                    let batch: Vec<Vec<u8>> =
+                        (appended..appended + 3).map(|n| vec![n as u8; n as usize * 37 % 290]).collect();
+                    let batch: Vec<&[u8]> = batch.iter().map(Vec::as_slice).collect();
+                    let Ok(first) = log.append_batch(&batch) else { break };
+                    assert_eq!(first, appended);
+                    appended += 3;
+                    if log.wait_durable(first + 2).is_err() {
+                        break;
+                    }
+                    acknowledged = appended;
+                }
+            }
+            let next = live.reboot();
+            if round == 0 {
+                next.cut_power_after(1 + seed % 13);
+            }
+            live = next;
+        }
+    }
+}
+
+fn filled(records: u32) -> (Sim, Vec<Vec<u8>>) {
+    let sim = Sim::new(3);
+    let log = open(&sim).unwrap();
+    let all: Vec<Vec<u8>> = (0..records).map(|n| vec![n as u8; 100]).collect();
+    for value in &all {
+        let offset = log.append(value).unwrap();
+        log.wait_durable(offset).unwrap();
+    }
+    log.close().unwrap();
+    (sim, all)
+}
+
+#[test]
+fn damage_in_the_open_segment_opens_read_only_serves_the_rest_and_is_repaired() {
+    let (sim, all) = filled(10);
+    let path = Path::new(DIR).join("00000000000000000000.seg");
+    sim.damage(&path, |bytes| bytes[4096 + 3 * 128 + 50] ^= 1);
+    let before = sim.dump();
+    let log = open(&sim).unwrap();
+    assert_eq!(log.damage().len(), 1);
+    assert_eq!(log.damage()[0].offsets, 3..4);
+    assert!(matches!(log.append(b"x"), Err(Error::ReadOnly { .. })));
+    assert!(matches!(log.read(3), Err(Error::Damaged { offset: 3 })));
+    for offset in [0, 1, 2, 4, 9] {
+        assert_eq!(log.read(offset).unwrap().unwrap().value(), all[offset as usize]);
+    }
+    drop(log);
+    assert_eq!(sim.dump(), before, "opening read-only changes nothing");
+
+    let repaired = repair::repair_on(&sim, Path::new(DIR)).unwrap();
+    assert_eq!((repaired.damage.len(), repaired.kept.len()), (1, 1));
+    let log = open(&sim).unwrap();
+    assert_eq!(log.append(b"x").unwrap(), 10);
+    assert!(matches!(log.read(3), Err(Error::Damaged { offset: 3 })));
+    assert_eq!(log.read(9).unwrap().unwrap().value(), all[9]);
+}
+
+#[test]
+fn a_damaged_last_record_after_a_clean_close_is_damage_and_not_a_torn_tail() {
+    let (sim, _) = filled(10);
+    let path = Path::new(DIR).join("00000000000000000000.seg");
+    sim.damage(&path, |bytes| bytes[4096 + 9 * 128 + 50] ^= 1);
+    assert_eq!(open(&sim).unwrap().damage()[0].offsets, 9..10);
+}
+
+#[test]
+fn damage_in_a_sealed_segment_is_an_error_of_that_read_and_verify_finds_it() {
+    let (sim, all) = filled(200);
+    let path = Path::new(DIR).join("00000000000000000000.seg");
+    sim.damage(&path, |bytes| bytes[4096 + 3 * 128 + 50] ^= 1);
+    let log = open(&sim).unwrap();
+    assert!(matches!(log.read(3), Err(Error::Damaged { offset: 3 })));
+    assert_eq!(log.read(4).unwrap().unwrap().value(), all[4]);
+    let read = log.iter(0).filter_map(Result::ok).count();
+    assert_eq!(read, 199);
+    drop(log);
+    let report = inspect::verify_on(&sim, Path::new(DIR)).unwrap();
+    assert_eq!(report.damage[0].offsets, 3..4);
+}
+
+#[test]
+fn a_missing_segment_is_damage_and_the_rest_is_served() {
+    let (sim, all) = filled(200);
+    let names: Vec<_> = sim.dump().into_keys().collect();
+    Disk::remove(&sim, &names[1]).unwrap();
+    let log = open(&sim).unwrap();
+    let gap = log.damage()[0].offsets.clone();
+    assert!(matches!(log.read(gap.start), Err(Error::Damaged { .. })));
+    assert_eq!(log.read(gap.end).unwrap().unwrap().value(), all[gap.end as usize]);
+    drop(log);
+    repair::repair_on(&sim, Path::new(DIR)).unwrap();
+    let log = open(&sim).unwrap();
+    assert_eq!(log.append(b"x").unwrap(), 200);
+    assert!(matches!(log.read(gap.start), Err(Error::Damaged { .. })));
+}
+
+#[test]
+fn a_failed_write_fails_appends_for_good_and_reads_go_on() {
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    let first = log.append(b"a").unwrap();
+    log.wait_durable(first).unwrap();
+    sim.fail_after(1);
+    let second = log.append(b"b").unwrap();
+    assert!(matches!(log.wait_durable(second), Err(Error::Failed { .. })));
+    assert!(matches!(log.append(b"c"), Err(Error::Failed { .. })));
+    assert_eq!(log.read(0).unwrap().unwrap().value(), b"a");
+    assert!(log.read(1).unwrap().is_none(), "what may be lost is not shown");
+    assert!(log.close().is_err());
+    assert_eq!(open(&sim).unwrap().read(0).unwrap().unwrap().value(), b"a");
+}
+
+#[test]
+fn a_full_disk_is_told_and_appends_go_on_when_there_is_room() {
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    sim.set_room(Some(0));
+    let mut appended = 0;
+    let error = loop {
+        match log.append(&[1; 500]) {
+            Ok(_) => appended += 1,
+            Err(error) => break error,
+        }
+        assert!(appended < 1000);
+    };
+    assert!(matches!(error, Error::Full { .. }), "{error}");
+    log.flush().unwrap();
+    sim.set_room(None);
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    while log.append(&[2; 500]).is_err() {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    log.close().unwrap();
+    assert_eq!(values(&open(&sim).unwrap()).len(), appended + 1);
+}

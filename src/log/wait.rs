@@ -1,0 +1,206 @@
+//! A frontier: a number that only grows, and those who wait for it to pass a point.
+//!
+//! Reading and advancing it take no lock unless somebody waits for what is reached. No wake-up is lost: who waits
+//! notes its point and then looks at the value, who advances sets the value and then looks for the nearest point,
+//! both `SeqCst`, so one of them sees the other.
+
+use crate::sync::{AtomicU64, Mutex, Ordering, lock, thread};
+use crossbeam::utils::CachePadded;
+use std::{
+    collections::BTreeMap,
+    task::{Wake, Waker},
+};
+
+const NOBODY: u64 = u64::MAX;
+
+/// See the module's documentation.
+pub(crate) struct Frontier {
+    value: CachePadded<AtomicU64>,
+    /// The lowest point somebody waits for.
+    nearest: AtomicU64,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// By point, then by ticket: each wake-up takes from the front.
+    wakers: BTreeMap<(u64, u64), Waker>,
+    tickets: u64,
+}
+
+impl Waiting {
+    fn nearest(&self) -> u64 {
+        self.wakers.first_key_value().map_or(NOBODY, |((point, _), _)| *point)
+    }
+}
+
+/// A place in the line of those who wait. To be given back with [`Frontier::leave`].
+pub(crate) type Ticket = (u64, u64);
+
+impl Frontier {
+    pub(crate) fn new(value: u64) -> Self {
+        Self {
+            value: CachePadded::new(AtomicU64::new(value)),
+            nearest: AtomicU64::new(NOBODY),
+            waiting: Mutex::new(Waiting::default()),
+        }
+    }
+
+    /// The value; all that it stands for happened before.
+    #[inline]
+    pub(crate) fn get(&self) -> u64 {
+        self.value.load(Ordering::Acquire)
+    }
+
+    /// Raises the value to `to`, if it is lower, and wakes who waited for that.
+    pub(crate) fn advance(&self, to: u64) {
+        self.value.fetch_max(to, Ordering::SeqCst);
+        if self.nearest.load(Ordering::SeqCst) <= to {
+            self.wake(to);
+        }
+    }
+
+    /// Raises the value by one: for a frontier that counts events.
+    pub(crate) fn bump(&self) {
+        let to = self.value.fetch_add(1, Ordering::SeqCst) + 1;
+        if self.nearest.load(Ordering::SeqCst) <= to {
+            self.wake(to);
+        }
+    }
+
+    /// Wakes everybody, whatever they wait for: the log has stopped, and they are to look why.
+    pub(crate) fn wake_all(&self) {
+        self.wake(NOBODY);
+    }
+
+    fn wake(&self, to: u64) {
+        let reached = {
+            let mut waiting = lock(&self.waiting);
+            let later = if to == NOBODY { BTreeMap::new() } else { waiting.wakers.split_off(&(to + 1, 0)) };
+            let reached = std::mem::replace(&mut waiting.wakers, later);
+            self.nearest.store(waiting.nearest(), Ordering::SeqCst);
+            reached
+        };
+        reached.into_values().for_each(Waker::wake); // outside the lock: a waker may run anything
+    }
+
+    /// Joins the line of those who wait for the value to reach `point`, unless it has: then `None`. Give the
+    /// ticket back, woken or not.
+    pub(crate) fn join(&self, point: u64, waker: &Waker) -> Option<Ticket> {
+        if self.get() >= point {
+            return None;
+        }
+        let ticket = {
+            let mut waiting = lock(&self.waiting);
+            waiting.tickets += 1;
+            let ticket = (point, waiting.tickets);
+            waiting.wakers.insert(ticket, waker.clone());
+            self.nearest.store(waiting.nearest(), Ordering::SeqCst);
+            ticket
+        };
+        if self.value.load(Ordering::SeqCst) >= point {
+            self.leave(ticket);
+            return None;
+        }
+        Some(ticket)
+    }
+
+    /// Leaves the line, if still in it.
+    pub(crate) fn leave(&self, ticket: Ticket) {
+        let mut waiting = lock(&self.waiting);
+        if waiting.wakers.remove(&ticket).is_some() {
+            self.nearest.store(waiting.nearest(), Ordering::SeqCst);
+        }
+    }
+
+    /// Parks this thread until the value reaches `point`, or `give_up` says so after a wake-up, or `deadline`.
+    pub(crate) fn park(&self, point: u64, give_up: impl Fn() -> bool, deadline: Option<std::time::Instant>) {
+        let waker = Waker::from(std::sync::Arc::new(Unpark(thread::current())));
+        while let Some(ticket) = self.join(point, &waker) {
+            if !give_up() {
+                park_until(deadline);
+            }
+            self.leave(ticket);
+            if give_up() || deadline.is_some_and(|deadline| std::time::Instant::now() >= deadline) {
+                return;
+            }
+        }
+    }
+}
+
+fn park_until(deadline: Option<std::time::Instant>) {
+    #[cfg(not(loom))]
+    if let Some(deadline) = deadline {
+        return thread::park_timeout(deadline.saturating_duration_since(std::time::Instant::now()));
+    }
+    let _ = deadline;
+    thread::park();
+}
+
+/// Wakes a parked thread.
+struct Unpark(thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::sync::Arc;
+
+    #[test]
+    fn loom_no_wake_up_is_lost_between_a_waiter_and_the_one_who_advances() {
+        loom::model(|| {
+            let frontier = Arc::new(Frontier::new(0));
+            let waiter = Arc::clone(&frontier);
+            let waiter = thread::spawn(move || waiter.park(2, || false, None));
+            frontier.advance(1);
+            frontier.advance(2);
+            waiter.join().unwrap(); // loom: a deadlock here is a lost wake-up
+        });
+    }
+
+    #[test]
+    fn loom_two_who_wait_for_different_points_are_both_woken() {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(|| {
+            let frontier = Arc::new(Frontier::new(0));
+            let waiters = [1, 2].map(|point| {
+                let frontier = Arc::clone(&frontier);
+                thread::spawn(move || frontier.park(point, || false, None))
+            });
+            frontier.advance(2);
+            waiters.map(|waiter| waiter.join().unwrap());
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_leaves_is_forgotten_and_the_nearest_point_follows() {
+        let frontier = Frontier::new(0);
+        let near = frontier.join(5, Waker::noop()).unwrap();
+        frontier.join(9, Waker::noop()).unwrap();
+        assert_eq!(frontier.nearest.load(Ordering::SeqCst), 5);
+        frontier.leave(near);
+        assert_eq!(frontier.nearest.load(Ordering::SeqCst), 9);
+        frontier.advance(9);
+        assert!(lock(&frontier.waiting).wakers.is_empty());
+        assert_eq!(frontier.join(9, Waker::noop()), None);
+    }
+
+    #[test]
+    fn a_deadline_ends_the_wait() {
+        let frontier = Frontier::new(0);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_millis(5);
+        frontier.park(1, || false, Some(deadline));
+        assert!(std::time::Instant::now() >= deadline);
+    }
+}

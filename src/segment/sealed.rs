@@ -1,0 +1,203 @@
+//! The end of a sealed segment: the dense index and the footer; and reading records by it.
+//!
+//! The index is derived: it says where to look, never what is true. A record found through it must verify and
+//! carry the right number, and where it does not, the frames themselves are asked.
+
+use super::{FRAMES, header::Header};
+use crate::{
+    disk::{Aligned, BLOCK, File},
+    frame::{self, WORD},
+};
+use std::io::{self, IoSlice};
+
+const MAGIC: [u8; 8] = *b"MILLFOOT";
+const COVERED: usize = 68;
+
+/// What the footer says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Footer {
+    pub(crate) records: u32,
+    /// Words that the frames take.
+    pub(crate) words: u32,
+    /// When the first record was appended, and the last; milliseconds since the segment was begun.
+    pub(crate) first_time: u64,
+    pub(crate) last_time: u64,
+    /// CRC-32C of the index.
+    pub(crate) index_crc: u32,
+}
+
+/// What is known of a segment that is not written any more.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    pub(crate) records: u32,
+    pub(crate) words: u32,
+    /// Of a damaged segment: where each record is, in words plus one, 0 for those that are lost. Such a segment
+    /// is never written to.
+    pub(crate) survivors: Option<Vec<u32>>,
+}
+
+impl From<Footer> for Sealed {
+    fn from(footer: Footer) -> Self {
+        Self { records: footer.records, words: footer.words, survivors: None }
+    }
+}
+
+impl Footer {
+    fn encode(&self, header: &Header) -> [u8; BLOCK as usize] {
+        let mut block = [0; BLOCK as usize];
+        block[..8].copy_from_slice(&MAGIC);
+        block[8..24].copy_from_slice(&header.log);
+        block[24..32].copy_from_slice(&header.base.to_le_bytes());
+        block[32..36].copy_from_slice(&self.records.to_le_bytes());
+        block[36..40].copy_from_slice(&self.words.to_le_bytes());
+        block[40..48].copy_from_slice(&self.first_time.to_le_bytes());
+        block[48..56].copy_from_slice(&self.last_time.to_le_bytes());
+        block[56..60].copy_from_slice(&self.index_crc.to_le_bytes());
+        let crc = crc32c::crc32c_append(header.seed(), &block[..COVERED]);
+        block[COVERED..COVERED + 4].copy_from_slice(&crc.to_le_bytes());
+        block
+    }
+
+    fn decode(block: &[u8; BLOCK as usize], header: &Header) -> Option<Self> {
+        let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| block[at + i]));
+        let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| block[at + i]));
+        // The seed stands for the log and the base: a footer of another segment does not verify.
+        let ours =
+            block[..8] == MAGIC && u32_at(COVERED) == crc32c::crc32c_append(header.seed(), &block[..COVERED]);
+        ours.then(|| Self {
+            records: u32_at(32),
+            words: u32_at(36),
+            first_time: u64_at(40),
+            last_time: u64_at(48),
+            index_crc: u32_at(56),
+        })
+    }
+
+    /// The footer of a segment file, if it is sealed: the last block, where the counts say it must be.
+    pub(crate) fn read(file: &dyn File, header: &Header) -> io::Result<Option<Self>> {
+        let length = file.len()?;
+        if length < FRAMES + BLOCK || !length.is_multiple_of(BLOCK) {
+            return Ok(None);
+        }
+        let mut block = [0; BLOCK as usize];
+        file.read_at(&mut block, length - BLOCK)?;
+        let footer = Self::decode(&block, header);
+        Ok(footer.filter(|footer| footer_at(footer.records, footer.words) + BLOCK == length))
+    }
+}
+
+/// Where the index begins behind so many words of frames.
+pub(crate) const fn index_at(words: u32) -> u64 {
+    FRAMES + (words as u64 * WORD as u64).next_multiple_of(BLOCK)
+}
+
+/// Where the footer is behind so many records in so many words.
+pub(crate) fn footer_at(records: u32, words: u32) -> u64 {
+    index_at(words) + (u64::from(records) * 4).next_multiple_of(BLOCK)
+}
+
+/// Writes index and footer behind the frames, which are durable already, and cuts the file to size. All is durable
+/// on return. `positions` has the word of each record.
+pub(crate) fn seal(
+    file: &dyn File,
+    header: &Header,
+    words: u32,
+    times: (u64, u64),
+    positions: impl ExactSizeIterator<Item = u32>,
+) -> io::Result<Footer> {
+    let records = positions.len() as u32;
+    let index_length = (records as usize * 4).next_multiple_of(BLOCK as usize);
+    let mut tail = Aligned::new(index_length + BLOCK as usize)?;
+    for (entry, position) in tail.chunks_exact_mut(4).zip(positions) {
+        entry.copy_from_slice(&position.to_le_bytes());
+    }
+    let index_crc = crc32c::crc32c(&tail[..records as usize * 4]);
+    let footer = Footer { records, words, first_time: times.0, last_time: times.1, index_crc };
+    tail[index_length..].copy_from_slice(&footer.encode(header));
+    file.write_at(&[IoSlice::new(&tail)], index_at(words))?;
+    file.set_len(footer_at(records, words) + BLOCK)?;
+    Ok(footer)
+}
+
+/// Reads one record of a sealed segment into `buf`, by the index, and verified. `None` where it is damaged.
+pub(crate) fn read_record<'b>(
+    file: &dyn File,
+    sealed: &Sealed,
+    seed: u32,
+    record: u32,
+    buf: &'b mut Vec<u8>,
+) -> io::Result<Option<frame::Frame<'b>>> {
+    let Some(position) = indexed(file, sealed, record)? else { return Ok(None) };
+    if !read_frame(file, sealed.words, position, buf)? || !is_record(buf, seed, record) {
+        // The index is wrong, or the frame is: look for the record itself.
+        let Some(position) = find(file, sealed.words, seed, record)? else { return Ok(None) };
+        if !read_frame(file, sealed.words, position, buf)? {
+            return Ok(None);
+        }
+    }
+    Ok(frame::decode(buf, seed).filter(|frame| frame.stamp.record == record))
+}
+
+/// The word where a record of a sealed segment begins, its frame verified. `None` where it is damaged.
+pub(crate) fn position_of(
+    file: &dyn File,
+    sealed: &Sealed,
+    seed: u32,
+    record: u32,
+) -> io::Result<Option<u32>> {
+    let Some(position) = indexed(file, sealed, record)? else { return Ok(None) };
+    let mut buf = Vec::new();
+    if read_frame(file, sealed.words, position, &mut buf)? && is_record(&buf, seed, record) {
+        return Ok(Some(position));
+    }
+    find(file, sealed.words, seed, record)
+}
+
+/// Where the index says that a record is; nothing is verified.
+fn indexed(file: &dyn File, sealed: &Sealed, record: u32) -> io::Result<Option<u32>> {
+    if let Some(survivors) = &sealed.survivors {
+        return Ok(survivors.get(record as usize).and_then(|at| at.checked_sub(1)));
+    }
+    let mut entry = [0; 4];
+    file.read_at(&mut entry, index_at(sealed.words) + u64::from(record) * 4)?;
+    Ok(Some(u32::from_le_bytes(entry)))
+}
+
+fn is_record(bytes: &[u8], seed: u32, record: u32) -> bool {
+    frame::decode(bytes, seed).is_some_and(|frame| frame.stamp.record == record)
+}
+
+/// Reads the frame at `position`; `false` where there is room for none before the frames end.
+fn read_frame(file: &dyn File, words: u32, position: u32, buf: &mut Vec<u8>) -> io::Result<bool> {
+    let left = (words.saturating_sub(position)) as usize * WORD;
+    // Most records are small: one read gets the header and, likely, all of it.
+    const GUESS: usize = 1024;
+    buf.resize(GUESS.min(left), 0);
+    let at = FRAMES + u64::from(position) * WORD as u64;
+    file.read_at(buf, at)?;
+    let Some(frame_words) = frame::peek_words(buf) else { return Ok(false) };
+    let length = frame_words as usize * WORD;
+    if length > left {
+        return Ok(false);
+    }
+    if length > buf.len() {
+        buf.resize(length, 0);
+        file.read_at(buf, at)?;
+    }
+    buf.truncate(length);
+    Ok(true)
+}
+
+/// Finds a record among the frames, one after the other: for when the index is damaged.
+fn find(file: &dyn File, words: u32, seed: u32, record: u32) -> io::Result<Option<u32>> {
+    let mut frames = vec![0; words as usize * WORD];
+    file.read_at(&mut frames, FRAMES)?;
+    let mut word = 0;
+    while let Some(frame) = frames.get(word * WORD..).and_then(|rest| frame::decode(rest, seed)) {
+        if frame.stamp.record == record {
+            return Ok(Some(word as u32));
+        }
+        word += frame.words() as usize;
+    }
+    Ok(None)
+}
