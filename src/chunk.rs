@@ -293,7 +293,7 @@ impl Chunk {
     /// A published record's frame.
     #[inline]
     pub(crate) fn frame(&self, record: u32) -> Option<Frame<'_>> {
-        frame::parse(self.from_record(record)?.1)
+        frame::parse(self.whole_frame(record)?.1)
     }
 
     /// The word where a published record's frame begins.
@@ -303,7 +303,7 @@ impl Chunk {
 
     /// A published record's position, and its whole frame.
     #[inline]
-    fn from_record(&self, record: u32) -> Option<(u32, &[u8])> {
+    fn whole_frame(&self, record: u32) -> Option<(u32, &[u8])> {
         let word = self.position(record)?;
         // SAFETY: the slot was stored, with Release, after the frame was written, and was loaded with Acquire;
         // no published byte is written again as long as this chunk owns the memory, which `&self` ensures.
@@ -325,7 +325,7 @@ impl Chunk {
             last = Some(records);
             records += 1;
         }
-        let Some((word, frame)) = last.and_then(|last| self.from_record(last)) else {
+        let Some((word, frame)) = last.and_then(|last| self.whole_frame(last)) else {
             return from;
         };
         let words = word + (frame.len() / WORD) as u32;

@@ -15,6 +15,8 @@
 mod chunk;
 mod disk;
 mod frame;
+#[cfg(feature = "server")]
+pub mod http;
 mod log;
 mod segment;
 mod sync;

@@ -1,6 +1,7 @@
 //! The command line: exit code 0 for success, 1 for failure, 2 for usage; only data on standard output.
 
 mod repair;
+mod serve;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -16,6 +17,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Serve(serve::Serve),
     Verify(verify::Verify),
     Repair(repair::Repair),
 }
@@ -27,6 +29,7 @@ type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse(); // exits with 2 where the usage is wrong
     let outcome = match &cli.command {
+        Command::Serve(serve) => serve.run(),
         Command::Verify(verify) => verify.run(),
         Command::Repair(repair) => repair.run(),
     };

@@ -28,7 +28,6 @@ struct State {
     fault: Option<u64>,
     /// Bytes that may be reserved in all; beyond it the disk is full.
     room: Option<u64>,
-    operations: u64,
 }
 
 /// See the module's documentation. Clones are the same disk.
@@ -52,7 +51,6 @@ impl State {
     /// Counts a changing operation: `Err` if it is not to happen, `Ok(true)` if it is to happen in part.
     fn step(&mut self) -> io::Result<bool> {
         self.alive()?;
-        self.operations += 1;
         if let Some(fault) = &mut self.fault {
             *fault = fault.saturating_sub(1);
             if *fault == 0 {
@@ -101,10 +99,6 @@ impl Sim {
         self.state().room = room;
     }
 
-    pub(crate) fn operations(&self) -> u64 {
-        self.state().operations
-    }
-
     /// What is there when the power comes back: each name that was not synced is there or not, by chance. The
     /// old disk stays off.
     pub(crate) fn reboot(&self) -> Self {
@@ -114,7 +108,7 @@ impl Sim {
         let changed: Vec<_> = old.names.keys().chain(old.durable_names.keys()).cloned().collect();
         let mut moved = Vec::new();
         for path in changed {
-            if old.names.get(&path) != old.durable_names.get(&path) && old.random() % 2 == 0 {
+            if old.names.get(&path) != old.durable_names.get(&path) && old.random().is_multiple_of(2) {
                 match old.names.get(&path) {
                     Some(&content) => {
                         names.insert(path, content);
@@ -263,7 +257,7 @@ impl File for SimFile {
         }
         // A torn write: some of its sectors arrive, in no particular order.
         for (n, sector) in bytes.chunks(SECTOR).enumerate() {
-            if !torn || state.random() % 2 == 0 {
+            if !torn || state.random().is_multiple_of(2) {
                 let at = position as usize + n * SECTOR;
                 state.contents[self.content][at..at + sector.len()].copy_from_slice(sector);
             }
@@ -274,7 +268,7 @@ impl File for SimFile {
     fn set_len(&self, length: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         let torn = state.step()?;
-        if !torn || state.random() % 2 == 0 {
+        if !torn || state.random().is_multiple_of(2) {
             state.contents[self.content].resize(length as usize, 0);
         }
         if torn { Err(io::Error::other("the power went during a truncation")) } else { Ok(()) }

@@ -138,13 +138,10 @@ fn place(
     expected: Option<u64>,
 ) -> Result<Option<u64>, Error> {
     let segment = &active.segment;
-    let expected_record = match expected {
-        None => None,
-        // An offset before this segment never comes again, and one that no record number reaches is not next.
-        Some(offset) => {
-            Some(offset.checked_sub(segment.base()).and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX))
-        }
-    };
+    // An offset before this segment never comes again, and one that no record number reaches is not next.
+    let expected_record = expected.map(|offset| {
+        offset.checked_sub(segment.base()).and_then(|record| u32::try_from(record).ok()).unwrap_or(u32::MAX)
+    });
     if shared.flush.is_idle() {
         shared.tick(); // the flusher slept, and the clock with it
     }

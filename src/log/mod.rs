@@ -353,6 +353,17 @@ impl Log {
         self.shared.read(offset)
     }
 
+    /// Whether [`read`](Self::read) answers for this offset without going to the disk.
+    pub fn is_in_memory(&self, offset: u64) -> bool {
+        offset >= self.visible_offset()
+            || self
+                .shared
+                .chain
+                .load()
+                .locate(offset)
+                .is_none_or(|segment| segment.chunk.load_full().is_some())
+    }
+
     /// A reader that begins at `offset`, for going through the log and for reading a lot: it keeps the segment it
     /// is in at hand. It can wait for records that are not there yet.
     pub fn reader(&self, offset: u64) -> Reader {
@@ -397,6 +408,11 @@ impl Log {
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
     pub fn trim(&self, before: u64) -> Result<u64, Error> {
         self.shared.trim(before)
+    }
+
+    /// What an append means here.
+    pub fn durability(&self) -> Durability {
+        self.shared.options.durability
     }
 
     /// What was found damaged when the log was opened; if there is any, the log is read-only.

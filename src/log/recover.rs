@@ -296,7 +296,7 @@ fn note_damage(found: &Found, deep: bool, damage: &mut Vec<Damage>) {
         }
         // Derived, and made anew; only a survey that was asked to look at everything reports it.
         State::Unsealed(_) if deep => {
-            push(base..base, "the index or footer is missing or wrong; opening or repair makes it anew")
+            push(base..base, "the index or footer is missing or wrong; opening or repair makes it anew");
         }
         _ => {}
     }

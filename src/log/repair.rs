@@ -78,8 +78,10 @@ fn lost(record: u32) -> Stamp {
 fn keep_aside(disk: &dyn Disk, dir: &Path, found: &Found) -> Result<PathBuf, Error> {
     let names = disk.list(dir).map_err(Error::io("list", dir))?;
     let name = file::name(found.header.base);
-    let free = (1..).map(|n| format!("{name}.{n}{}", recover::ASIDE)).find(|name| !names.contains(name));
-    let path = dir.join(free.expect("one of endlessly many names is free"));
+    let free = (1..=names.len() + 1)
+        .map(|n| format!("{name}.{n}{}", recover::ASIDE))
+        .find(|name| !names.contains(name));
+    let path = dir.join(free.expect("of one more names than there are files, one is free"));
     let copy = || -> io::Result<()> {
         let source = disk.open(&found.path, false)?;
         let length = source.len()?;

@@ -39,7 +39,7 @@ pub(crate) const fn length(capacity: u64) -> u64 {
 
 /// Whether a name is one that a file has before it is begun: of no use after a crash.
 pub(crate) fn is_passing(name: &str) -> bool {
-    name.starts_with("next-") && name.ends_with(".tmp")
+    name.strip_prefix("next-").is_some_and(|rest| rest.strip_suffix(".tmp").is_some())
 }
 
 #[derive(Debug)]

@@ -167,11 +167,12 @@ fn is_record(bytes: &[u8], seed: u32, record: u32) -> bool {
     frame::decode(bytes, seed).is_some_and(|frame| frame.stamp.record == record)
 }
 
+/// Most records are small: one read of so much gets the header and, likely, all of the frame.
+const GUESS: usize = 1024;
+
 /// Reads the frame at `position`; `false` where there is room for none before the frames end.
 fn read_frame(file: &dyn File, words: u32, position: u32, buf: &mut Vec<u8>) -> io::Result<bool> {
     let left = (words.saturating_sub(position)) as usize * WORD;
-    // Most records are small: one read gets the header and, likely, all of it.
-    const GUESS: usize = 1024;
     buf.resize(GUESS.min(left), 0);
     let at = FRAMES + u64::from(position) * WORD as u64;
     file.read_at(buf, at)?;

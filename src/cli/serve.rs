@@ -1,0 +1,118 @@
+//! `millstream serve`.
+
+use super::Outcome;
+use clap::ValueEnum;
+use millstream::{
+    Durability, Log, Options,
+    http::{Server, Settings},
+};
+use std::{
+    future::Future, io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Serve a log over HTTP until SIGINT or SIGTERM; then finish what is in flight, flush, and exit with 0
+#[derive(Debug, clap::Args)]
+pub(super) struct Serve {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, env = "MILLSTREAM_LISTEN", default_value = "127.0.0.1:4437")]
+    listen: SocketAddr,
+    /// The directory of the logs; made if it is missing
+    #[arg(long, env = "MILLSTREAM_DATA", default_value = "./data")]
+    data: PathBuf,
+    /// When an append is answered, and what readers may see
+    #[arg(long, env = "MILLSTREAM_DURABILITY", value_enum, default_value_t = Level::Disk)]
+    durability: Level,
+    /// Server threads [default: one a core]
+    #[arg(long, env = "MILLSTREAM_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// The largest segment in bytes, and so the largest record
+    #[arg(long, env = "MILLSTREAM_SEGMENT_BYTES", default_value_t = Options::default().segment_bytes)]
+    segment_bytes: u64,
+    /// Memory for records being written and for recent ones, in bytes
+    #[arg(long, env = "MILLSTREAM_MEMORY_BYTES", default_value_t = Options::default().memory_bytes)]
+    memory_bytes: u64,
+    /// The largest request body in bytes
+    #[arg(long, env = "MILLSTREAM_MAX_BODY", default_value_t = Settings::default().body_bytes)]
+    max_body: usize,
+    /// The largest header section in bytes, at least 8192
+    #[arg(long, env = "MILLSTREAM_MAX_HEADER", default_value_t = Settings::default().header_bytes)]
+    max_header: usize,
+    /// Connections at once; more wait to be accepted
+    #[arg(long, env = "MILLSTREAM_MAX_CONNECTIONS", default_value_t = Settings::default().connections)]
+    max_connections: usize,
+    /// Seconds for a header section to arrive, and for which a connection may be idle
+    #[arg(long, env = "MILLSTREAM_HEADER_SECONDS", default_value_t = 60)]
+    header_seconds: u64,
+    /// Seconds for a body to arrive, and for which a client may take nothing of an answer
+    #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = 30)]
+    body_seconds: u64,
+    /// Seconds to wait for requests in flight when shutting down
+    #[arg(long, env = "MILLSTREAM_GRACE_SECONDS", default_value_t = 30)]
+    grace_seconds: u64,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Level {
+    /// Once the record is on disk: it survives kill -9 and loss of power
+    Disk,
+    /// Once the record is in memory; it is on disk within about a millisecond
+    Memory,
+}
+
+impl Serve {
+    pub(super) fn run(&self) -> Outcome {
+        let filter = tracing_subscriber::EnvFilter::try_from_env("MILLSTREAM_LOG")
+            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .init();
+
+        let options = Options {
+            durability: match self.durability {
+                Level::Disk => Durability::Disk,
+                Level::Memory => Durability::Memory,
+            },
+            segment_bytes: self.segment_bytes,
+            memory_bytes: self.memory_bytes,
+            ..Options::default()
+        };
+        let defaults = Settings::default();
+        let settings = Settings {
+            threads: self.threads.map_or(defaults.threads, usize::from),
+            body_bytes: self.max_body,
+            header_bytes: self.max_header,
+            connections: self.max_connections,
+            header_time: Duration::from_secs(self.header_seconds),
+            body_time: Duration::from_secs(self.body_seconds),
+            grace: Duration::from_secs(self.grace_seconds),
+            ..defaults
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let stop = runtime.block_on(async { stop_signal() })?;
+        let server = Server::bind(self.listen, settings).map_err(|error| {
+            format!("cannot listen at {}: {error}; name another address with --listen", self.listen)
+        })?;
+        let log = Log::open(self.data.join("default"), options)?;
+        tracing::info!(
+            address = %server.address()?, data = %self.data.display(), first = log.first_offset(), next = log.next_offset(),
+            "listening"
+        );
+        server.run(log, stop)?;
+        tracing::info!("stopped");
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Completes at SIGINT or SIGTERM, which are caught from this call on. To be called within a runtime.
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+        }
+    })
+}

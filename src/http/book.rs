@@ -1,0 +1,251 @@
+//! The API of the book: `POST /` a record and get its offset, `GET /` an offset and get the record. Values are
+//! base64 in JSON, as Go's `encoding/json` writes byte slices; a nil slice comes as `null`.
+
+use super::{
+    body,
+    problem::Problem,
+    router::{Answer, Context, json},
+};
+use crate::log::{Error, Record};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use hyper::{Request, StatusCode, body::Incoming};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{IgnoredAny, Visitor},
+};
+use std::{borrow::Cow, fmt};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Produce<'a> {
+    #[serde(borrow)]
+    record: Produced<'a>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Produced<'a> {
+    #[serde(borrow, deserialize_with = "null_is_empty")]
+    value: Cow<'a, str>,
+    /// The book's clients send one record type both ways; where it goes is not theirs to say.
+    #[serde(rename = "offset")]
+    _offset: Option<IgnoredAny>,
+}
+
+fn null_is_empty<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Cow<'a, str>, D::Error> {
+    #[derive(Deserialize)]
+    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+    Ok(Option::<Text<'a>>::deserialize(from)?.map_or(Cow::Borrowed(""), |text| text.0))
+}
+
+#[derive(Serialize)]
+struct ProducedAt {
+    offset: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Consume {
+    offset: Offset,
+}
+
+/// A number that may be an offset; `None` where it is negative, fractional or too large.
+struct Offset(Option<u64>);
+
+impl<'de> Deserialize<'de> for Offset {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Number;
+        impl Visitor<'_> for Number {
+            type Value = Offset;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number")
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<Offset, E> {
+                Ok(Offset(Some(number)))
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Offset, E> {
+                Ok(Offset(None))
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Offset, E> {
+                Ok(Offset(None))
+            }
+        }
+        from.deserialize_u64(Number)
+    }
+}
+
+#[derive(Serialize)]
+struct Consumed<'a> {
+    record: ConsumedRecord<'a>,
+}
+
+#[derive(Serialize)]
+struct ConsumedRecord<'a> {
+    value: &'a str,
+    offset: u64,
+}
+
+pub(super) async fn post(context: &Context, request: Request<Incoming>) -> Result<Answer, Problem> {
+    let bytes = body::read(request.into_body(), &context.limits).await?;
+    let Produce { record } = body::parse(&bytes, r#"{"record":{"value":"<base64>"}}"#)?;
+    let value = BASE64_STANDARD.decode(record.value.as_bytes()).map_err(|error| {
+        Problem::bad_request(
+            "invalid_base64",
+            format!("the value is not base64: {error}; use A-Z a-z 0-9 + / with = at the end"),
+        )
+    })?;
+    let offset = append(context, &value).await?;
+    context.acknowledged(offset).await?;
+    Ok(json(&ProducedAt { offset }))
+}
+
+/// Appends; where the disk is behind, waits a little for it.
+async fn append(context: &Context, value: &[u8]) -> Result<u64, Problem> {
+    match context.log.try_append(value) {
+        Err(Error::WouldBlock) => {}
+        done => return Ok(done?),
+    }
+    let retry = async {
+        loop {
+            let room = context.log.room(); // before the attempt, so that room made in between is not missed
+            match context.log.try_append(value) {
+                Err(Error::WouldBlock) => room.await,
+                done => return done,
+            }
+        }
+    };
+    match tokio::time::timeout(context.limits.append_time, retry).await {
+        Ok(done) => Ok(done?),
+        Err(_) => Err(Problem::backpressure()),
+    }
+}
+
+pub(super) async fn get(context: &Context, request: Request<Incoming>) -> Result<Answer, Problem> {
+    let from_query = request.uri().query().map(offset_in_query).transpose()?;
+    let offset = if let Some(offset) = from_query {
+        offset
+    } else {
+        let bytes = body::read(request.into_body(), &context.limits).await?;
+        if bytes.is_empty() {
+            let detail = r#"say which record: a body {"offset":0}, or /?offset=0"#;
+            return Err(Problem::bad_request("offset_missing", detail));
+        }
+        let Consume { offset } = body::parse(&bytes, r#"{"offset":0}"#)?;
+        offset.0.ok_or_else(invalid_offset)?
+    };
+    let found = if context.log.is_in_memory(offset) {
+        context.log.read(offset)
+    } else {
+        // It may have to come from the disk: not on the runtime's thread.
+        let log = context.log.clone();
+        tokio::task::spawn_blocking(move || log.read(offset)).await.map_err(|_| {
+            Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "reading the record failed unexpectedly",
+            )
+        })?
+    };
+    found?.map(|record| render(&record)).ok_or_else(|| {
+        let next = context.log.visible_offset();
+        let detail = format!("there is no record at offset {offset} yet; the next one gets {next}");
+        Problem::new(StatusCode::NOT_FOUND, "offset_not_found", detail)
+    })
+}
+
+fn render(record: &Record) -> Answer {
+    let value = BASE64_STANDARD.encode(record.value());
+    json(&Consumed { record: ConsumedRecord { value: &value, offset: record.offset() } })
+}
+
+fn invalid_offset() -> Problem {
+    let detail = format!("an offset is a whole number from 0 to {}", u64::MAX);
+    Problem::bad_request("invalid_offset", detail)
+}
+
+fn offset_in_query(query: &str) -> Result<u64, Problem> {
+    match query.split_once('=') {
+        Some(("offset", number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
+            number.parse().map_err(|_| invalid_offset())
+        }
+        Some(("offset", number)) if !number.contains('&') => Err(invalid_offset()),
+        _ => Err(Problem::bad_request("invalid_query", "the one parameter here is offset, as in /?offset=0")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
+        body::parse(text.as_bytes(), "x").map_err(|problem| problem.to_string())
+    }
+
+    #[test]
+    fn values_are_borrowed_unless_they_are_escaped() {
+        let plain: Produce<'_> = parse(r#"{"record":{"value":"aGk="}}"#).unwrap();
+        assert!(matches!(plain.record.value, Cow::Borrowed("aGk=")));
+        let escaped: Produce<'_> = parse(r#"{"record":{"value":"aGk\u003d","offset":7}}"#).unwrap();
+        assert_eq!(escaped.record.value, "aGk=");
+        let null: Produce<'_> = parse(r#"{"record":{"value":null}}"#).unwrap();
+        assert_eq!(null.record.value, "");
+    }
+
+    #[test]
+    fn what_is_missing_wrong_or_unknown_is_refused() {
+        for text in [
+            "{}",
+            "[]",
+            "7",
+            "null",
+            r#"{"record":{}}"#,
+            r#"{"record":{"value":7}}"#,
+            r#"{"record":{"value":"","x":1}}"#,
+            r#"{"record":{"value":""},"x":1}"#,
+            r#"{"record":{"value":"","value":""}}"#,
+        ] {
+            assert!(
+                parse::<Produce<'_>>(text).is_err_and(|error| error.starts_with("invalid_request")),
+                "{text}"
+            );
+        }
+        let deep = format!(r#"{{"record":{{"value":"","offset":{}"#, "[".repeat(10_000));
+        for text in ["", "{", "{\"record\":{\"value\":\"\"}} x", "\u{1}", &deep] {
+            assert!(
+                parse::<Produce<'_>>(text).is_err_and(|error| error.starts_with("invalid_json")),
+                "{text:.40}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_whole_numbers_are_offsets() {
+        for (text, offset) in [
+            ("0", Some(0)),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("-1", None),
+            ("1.5", None),
+            ("18446744073709551616", None),
+            ("1e3", None),
+        ] {
+            assert_eq!(
+                parse::<Consume>(&format!(r#"{{"offset":{text}}}"#)).unwrap().offset.0,
+                offset,
+                "{text}"
+            );
+        }
+        assert!(parse::<Consume>(r#"{"offset":"0"}"#).is_err());
+        assert_eq!(offset_in_query("offset=12").ok(), Some(12));
+        for bad in [
+            "offset=",
+            "offset=-1",
+            "offset=1.5",
+            "offset=99999999999999999999",
+            "offset=1&x=2",
+            "x=1",
+            "offset",
+        ] {
+            assert!(offset_in_query(bad).is_err(), "{bad}");
+        }
+    }
+}

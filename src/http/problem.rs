@@ -1,0 +1,92 @@
+//! Errors as clients see them: RFC 9457 problem documents with a stable `code`.
+
+use super::router::Answer;
+use crate::log::Error;
+use bytes::Bytes;
+use hyper::{
+    Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
+};
+use serde::Serialize;
+
+/// Why a request was not done. Nothing was stored, except where the code is `writer_failed`.
+#[derive(Debug, thiserror::Error)]
+#[error("{code}: {detail}")]
+pub(super) struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    /// `Allow` or `Retry-After`.
+    header: Option<(HeaderName, &'static str)>,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: &'static str,
+    title: &'a str,
+    status: u16,
+    code: &'a str,
+    detail: &'a str,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), header: None }
+    }
+
+    /// The request cannot be understood: 400.
+    pub(super) fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    pub(super) fn method_not_allowed(allowed: &'static str) -> Self {
+        let detail = format!("use one of: {allowed}");
+        let mut problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail);
+        problem.header = Some((ALLOW, allowed));
+        problem
+    }
+
+    /// The disk is behind: 429, to be tried again in a second.
+    pub(super) fn backpressure() -> Self {
+        let detail = "the disk is behind and memory is used up; send the request again a little later";
+        let mut problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "backpressure", detail);
+        problem.header = Some((RETRY_AFTER, "1"));
+        problem
+    }
+
+    pub(super) fn into_response(self) -> Answer {
+        let document = Document {
+            r#type: "about:blank",
+            title: self.status.canonical_reason().unwrap_or_default(),
+            status: self.status.as_u16(),
+            code: self.code,
+            detail: &self.detail,
+        };
+        let mut text = serde_json::to_vec(&document).unwrap_or_default(); // strings and a number: cannot fail
+        text.push(b'\n');
+        let mut response = Response::new(Bytes::from(text).into());
+        *response.status_mut() = self.status;
+        if let Some((name, value)) = self.header {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let (status, code) = match &error {
+            Error::WouldBlock => return Self::backpressure(),
+            Error::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "record_too_large"),
+            Error::Trimmed { .. } => (StatusCode::GONE, "offset_trimmed"),
+            Error::Damaged { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "record_damaged"),
+            Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, "read_only"),
+            Error::Failed { .. } => (StatusCode::SERVICE_UNAVAILABLE, "writer_failed"),
+            Error::Closed => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
+            Error::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        };
+        Self::new(status, code, error.to_string())
+    }
+}
