@@ -1,0 +1,115 @@
+//! The command line: exit code 2 for usage, 1 for failure, and one line that says what to do.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_millstream")).args(arguments).output().unwrap()
+}
+
+/// Runs what is to fail: its exit code, and what it says, which must be one line.
+fn failure(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = run(arguments);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    (output.status.code(), said)
+}
+
+fn log_with(dir: &Path, records: u8) {
+    let log = millstream::Log::open(dir, millstream::Options::default()).unwrap();
+    for n in 0..records {
+        log.append(&[n; 100]).unwrap();
+    }
+    log.close().unwrap();
+}
+
+#[test]
+fn wrong_usage_is_2_and_help_is_0() {
+    for wrong in
+        [&["serve", "--durability", "maybe"][..], &["serve", "--listen", "nowhere"], &["verify"], &["mill"]]
+    {
+        assert_eq!(run(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+    assert_eq!(run(&["--help"]).status.code(), Some(0));
+    assert_eq!(run(&["--version"]).status.code(), Some(0));
+}
+
+#[test]
+fn directories_that_cannot_be_served_are_told_apart() {
+    let place = tempfile::tempdir().unwrap();
+    let serve =
+        |data: &Path| failure(&["serve", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()]);
+
+    let foreign = place.path().join("foreign");
+    std::fs::create_dir_all(foreign.join("default")).unwrap();
+    std::fs::write(foreign.join("default/thesis.txt"), "precious").unwrap();
+    let (code, said) = serve(&foreign);
+    assert!(
+        code == Some(1) && said.contains("not a Millstream log") && said.contains("thesis.txt"),
+        "{said}"
+    );
+    assert_eq!(std::fs::read_dir(foreign.join("default")).unwrap().count(), 1, "something was put there");
+
+    let file = place.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let (code, said) = serve(&file);
+    assert!(code == Some(1) && said.contains("cannot make the directory"), "{said}");
+
+    let used = place.path().join("used");
+    let held = millstream::Log::open(used.join("default"), millstream::Options::default()).unwrap();
+    let (code, said) = serve(&used);
+    assert!(code == Some(1) && said.contains("in use by another process"), "{said}");
+    drop(held);
+
+    let newer = place.path().join("newer");
+    log_with(&newer.join("default"), 1);
+    let segment = newer.join("default/00000000000000000000.seg");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[8] = 9;
+    let crc = crc32c::crc32c(&bytes[..60]).to_le_bytes();
+    bytes[60..64].copy_from_slice(&crc);
+    std::fs::write(&segment, &bytes).unwrap();
+    let (code, said) = serve(&newer);
+    assert!(code == Some(1) && said.contains("has format 9") && said.contains("newer millstream"), "{said}");
+    assert!(std::fs::read(&segment).unwrap() == bytes, "it was changed");
+}
+
+#[test]
+fn an_address_in_use_is_said() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let place = tempfile::tempdir().unwrap();
+    let (code, said) = failure(&["serve", "--listen", &address, "--data", place.path().to_str().unwrap()]);
+    assert!(code == Some(1) && said.contains("--listen"), "{said}");
+}
+
+#[test]
+fn verify_and_repair_tell_what_is_damaged_and_mend_it() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path().to_str().unwrap();
+    log_with(place.path(), 10);
+    let good = run(&["verify", dir]);
+    assert_eq!(good.status.code(), Some(0));
+    assert!(String::from_utf8(good.stdout).unwrap().starts_with("10 records"));
+
+    let segment = place.path().join("00000000000000000000.seg");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[4096 + 3 * 128 + 50] ^= 1;
+    std::fs::write(&segment, &bytes).unwrap();
+    let bad = run(&["verify", dir]);
+    assert_eq!(bad.status.code(), Some(1));
+    assert!(String::from_utf8(bad.stdout).unwrap().contains("damaged: offset 3"));
+
+    let repaired = run(&["repair", dir]);
+    assert_eq!(repaired.status.code(), Some(0));
+    assert!(String::from_utf8(repaired.stdout).unwrap().contains("kept as it was"));
+    assert_eq!(run(&["verify", dir]).status.code(), Some(0));
+    let log = millstream::Log::open(place.path(), millstream::Options::default()).unwrap();
+    assert!(matches!(log.read(3), Err(millstream::Error::Damaged { offset: 3 })));
+    assert_eq!(log.read(4).unwrap().unwrap().value(), [4; 100]);
+    assert_eq!(log.append(b"on").unwrap(), 10);
+
+    assert_eq!(failure(&["verify", "/no/such/directory"]).0, Some(1));
+}

@@ -1,0 +1,178 @@
+//! The endpoint over a real socket: the book's API, and everything a client may do wrong.
+
+mod support;
+
+use std::time::{Duration, Instant};
+use support::{Client, Server};
+
+fn code(body: &str) -> &str {
+    body.split(r#""code":""#).nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("no code")
+}
+
+#[test]
+fn a_client_of_the_book_gets_what_it_expects() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    // As Go's encoder writes its ProduceRequest, offset included.
+    let answer =
+        client.request("POST", "/", br#"{"record":{"value":"TGV0J3MgR28gIzEK","offset":0}}"#).unwrap();
+    assert_eq!((answer.status, &answer.body[..]), (200, "{\"offset\":0}\n"));
+    let answer = client.request("POST", "/", br#"{"record":{"value":null,"offset":0}}"#).unwrap();
+    assert_eq!((answer.status, &answer.body[..]), (200, "{\"offset\":1}\n"));
+    for (target, body) in [("/", &b"{\"offset\":0}"[..]), ("/?offset=0", b"")] {
+        let answer = client.request("GET", target, body).unwrap();
+        assert_eq!(answer.body, "{\"record\":{\"value\":\"TGV0J3MgR28gIzEK\",\"offset\":0}}\n");
+        assert!(answer.head.contains("content-type: application/json"), "{}", answer.head);
+    }
+    assert_eq!(client.read(1).unwrap().unwrap(), b"");
+    let answer = client.request("GET", "/", b"{\"offset\":2}").unwrap();
+    assert_eq!((answer.status, code(&answer.body)), (404, "offset_not_found"));
+    assert_eq!(client.request("GET", "/healthz", b"").unwrap().body, "{\"status\":\"ok\"}\n");
+}
+
+#[test]
+fn bad_requests_get_a_clear_answer_and_store_nothing() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--max-body", "100000", "--segment-bytes", "65536"]);
+    let mut client = server.connect();
+    let large = format!(r#"{{"record":{{"value":"{}"}}}}"#, "A".repeat(120_000));
+    let no_segment_holds = format!(r#"{{"record":{{"value":"{}"}}}}"#, "A".repeat(99_000));
+    let deep = format!(r#"{{"record":{{"value":"","offset":{}"#, "[".repeat(50_000));
+    let cases: &[(&str, &str, &str, u16, &str)] = &[
+        ("POST", "/", "", 400, "invalid_json"),
+        ("POST", "/", "not json", 400, "invalid_json"),
+        ("POST", "/", r#"{"record":{"value":"aGk="}"#, 400, "invalid_json"),
+        ("POST", "/", &deep, 400, "invalid_json"),
+        ("POST", "/", "[]", 400, "invalid_request"),
+        ("POST", "/", "{}", 400, "invalid_request"),
+        ("POST", "/", r#"{"record":7}"#, 400, "invalid_request"),
+        ("POST", "/", r#"{"record":{}}"#, 400, "invalid_request"),
+        ("POST", "/", r#"{"record":{"value":7}}"#, 400, "invalid_request"),
+        ("POST", "/", r#"{"record":{"value":"","extra":1}}"#, 400, "invalid_request"),
+        ("POST", "/", r#"{"record":{"value":"no base64"}}"#, 400, "invalid_base64"),
+        ("POST", "/", r#"{"record":{"value":"aGk"}}"#, 400, "invalid_base64"),
+        ("POST", "/", &no_segment_holds, 413, "record_too_large"),
+        ("GET", "/", "", 400, "offset_missing"),
+        ("GET", "/", r#"{"offset":-1}"#, 400, "invalid_offset"),
+        ("GET", "/", r#"{"offset":1.5}"#, 400, "invalid_offset"),
+        ("GET", "/", r#"{"offset":99999999999999999999}"#, 400, "invalid_offset"),
+        ("GET", "/", r#"{"offset":"0"}"#, 400, "invalid_request"),
+        ("GET", "/", r#"{"offset":18446744073709551615}"#, 404, "offset_not_found"),
+        ("GET", "/?offset=-1", "", 400, "invalid_offset"),
+        ("GET", "/?offset=x", "", 400, "invalid_offset"),
+        ("GET", "/?limit=1", "", 400, "invalid_query"),
+        ("PUT", "/", "{}", 405, "method_not_allowed"),
+        ("POST", "/healthz", "", 405, "method_not_allowed"),
+        ("GET", "/nothing", "", 404, "not_found"),
+    ];
+    for (method, target, body, status, expected) in cases {
+        let answer = client.request(method, target, body.as_bytes()).unwrap();
+        assert_eq!((answer.status, code(&answer.body)), (*status, *expected), "{method} {target} {body:.60}");
+        assert!(answer.head.contains("application/problem+json"));
+    }
+    // What is announced as too large is refused before it is sent; the connection ends after that.
+    let mut other = server.connect();
+    other
+        .send(format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", large.len()).as_bytes())
+        .unwrap();
+    let answer = other.answer().unwrap();
+    assert_eq!((answer.status, code(&answer.body)), (413, "body_too_large"));
+    // Chunked, it is noticed as it comes.
+    let mut other = server.connect();
+    let chunked = format!(
+        "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{large}",
+        large.len()
+    );
+    other.send(chunked.as_bytes()).unwrap();
+    assert_eq!(other.answer().unwrap().status, 413);
+    assert_eq!(client.append(b"first").unwrap(), 0, "nothing of all that was stored");
+}
+
+#[test]
+fn a_body_that_stops_half_way_or_comes_too_slowly_stores_nothing() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--body-seconds", "1", "--header-seconds", "1"]);
+    let mut half = server.connect();
+    half.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 40\r\n\r\n{\"record\":{\"val").unwrap();
+    drop(half);
+    let mut slow = server.connect();
+    slow.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 40\r\n\r\n{\"record\":{\"val").unwrap();
+    let answer = slow.answer().unwrap();
+    assert_eq!((answer.status, code(&answer.body)), (408, "body_too_slow"));
+    // A header section that never ends.
+    let mut slower = server.connect();
+    let begun = Instant::now();
+    let cut = loop {
+        if slower.send(b"A").is_err() || begun.elapsed() > Duration::from_secs(10) {
+            break begun.elapsed();
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert!(cut < Duration::from_secs(5), "a client that sends a byte now and then is kept for {cut:?}");
+    assert_eq!(server.connect().append(b"first").unwrap(), 0);
+}
+
+#[test]
+fn a_header_section_over_the_limit_is_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--max-header", "8192"]);
+    let mut client = server.connect();
+    let request = format!("GET /healthz HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(20_000));
+    let _ = client.send(request.as_bytes()); // it may hang up before all is sent
+    assert_eq!(client.answer().unwrap().status, 431);
+}
+
+#[test]
+fn connections_over_the_limit_wait_until_one_is_closed() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--max-connections", "1", "--threads", "1"]);
+    let mut first = server.connect();
+    first.append(b"a").unwrap();
+    let address = server.address.clone();
+    let second = std::thread::spawn(move || Client::connect(&address).unwrap().append(b"b").unwrap());
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!second.is_finished(), "a second connection was served beside the only one allowed");
+    drop(first);
+    assert_eq!(second.join().unwrap(), 1);
+}
+
+#[test]
+fn stopping_finishes_what_is_in_flight_and_releases_the_lock() {
+    for flags in [&["--durability", "disk"], &["--durability", "memory"]] {
+        let data = tempfile::tempdir().unwrap();
+        let mut server = Server::start(data.path(), flags);
+        let mut idle = server.connect();
+        idle.append(b"before").unwrap();
+        let mut half = server.connect();
+        let body = br#"{"record":{"value":"aGk="}}"#;
+        half.send(format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes())
+            .unwrap();
+        half.send(&body[..10]).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        let finishing = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            half.send(&body[10..]).unwrap();
+            half.answer().unwrap()
+        });
+        assert_eq!(server.terminate(), Some(0));
+        let answer = finishing.join().unwrap();
+        assert_eq!((answer.status, &answer.body[..]), (200, "{\"offset\":1}\n"));
+        let log = millstream::Log::open(data.path().join("default"), millstream::Options::default()).unwrap();
+        assert_eq!(log.read(1).unwrap().unwrap().value(), b"hi");
+    }
+}
+
+#[test]
+fn cold_records_come_from_the_disk() {
+    let data = tempfile::tempdir().unwrap();
+    let small = ["--segment-bytes", "65536", "--memory-bytes", "262144"];
+    let server = Server::start(data.path(), &small);
+    let mut client = server.connect();
+    for n in 0..200u32 {
+        assert_eq!(client.append(&vec![n as u8; 5000]).unwrap(), u64::from(n));
+    }
+    for n in 0..200u32 {
+        assert!(client.read(u64::from(n)).unwrap().unwrap() == vec![n as u8; 5000]);
+    }
+}

@@ -1,0 +1,133 @@
+//! The built binary, started for a test, and a client that speaks just enough HTTP/1.1 to test a server with,
+//! whatever it is made to send.
+
+#![allow(dead_code, reason = "each test uses its part")]
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+pub struct Server {
+    pub child: Child,
+    pub address: String,
+}
+
+impl Server {
+    pub fn start(data: &Path, flags: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--data"])
+            .arg(data)
+            .args(flags)
+            .env("MILLSTREAM_LOG", "info")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let address = loop {
+            let line = lines.next().expect("the server ended before it listened").unwrap();
+            if let Some((_, rest)) = line.split_once("address=") {
+                break rest.split_whitespace().next().unwrap().to_owned();
+            }
+        };
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop)); // so that it never blocks on us
+        Self { child, address }
+    }
+
+    pub fn connect(&self) -> Client {
+        Client::connect(&self.address).unwrap()
+    }
+
+    /// As `kill -9` does.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks it to stop, and waits for that. Its exit code.
+    pub fn terminate(&mut self) -> Option<i32> {
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // may have ended
+        let _ = self.child.wait();
+    }
+}
+
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+pub struct Client(BufReader<TcpStream>);
+
+impl Client {
+    pub fn connect(address: &str) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.get_mut().write_all(bytes)
+    }
+
+    pub fn answer(&mut self) -> io::Result<Answer> {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if self.0.read_line(&mut head)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        let status =
+            head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+        let lower = head.to_ascii_lowercase();
+        let length =
+            lower.split("content-length: ").nth(1).and_then(|rest| rest.split('\r').next()?.parse().ok());
+        let mut body = vec![0; length.unwrap_or(0)];
+        self.0.read_exact(&mut body)?;
+        let body = String::from_utf8(body).map_err(|_| io::ErrorKind::InvalidData)?;
+        Ok(Answer { status, head, body })
+    }
+
+    pub fn request(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<Answer> {
+        let mut bytes =
+            format!("{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n", body.len())
+                .into_bytes();
+        bytes.extend_from_slice(body);
+        self.send(&bytes)?;
+        self.answer()
+    }
+
+    /// Appends by the book's API; the offset.
+    pub fn append(&mut self, value: &[u8]) -> io::Result<u64> {
+        let body = format!(r#"{{"record":{{"value":"{}"}}}}"#, BASE64_STANDARD.encode(value));
+        let answer = self.request("POST", "/", body.as_bytes())?;
+        let offset =
+            answer.body.strip_prefix(r#"{"offset":"#).and_then(|rest| rest.strip_suffix("}\n")?.parse().ok());
+        offset.ok_or_else(|| io::Error::other(answer.body.clone()))
+    }
+
+    /// Reads by the book's API; `None` where there is no such record.
+    pub fn read(&mut self, offset: u64) -> io::Result<Option<Vec<u8>>> {
+        let answer = self.request("GET", "/", format!(r#"{{"offset":{offset}}}"#).as_bytes())?;
+        if answer.status == 404 {
+            return Ok(None);
+        }
+        let value =
+            answer.body.strip_prefix(r#"{"record":{"value":""#).and_then(|rest| rest.split('"').next());
+        let value = value.ok_or_else(|| io::Error::other(answer.body.clone()))?;
+        BASE64_STANDARD.decode(value).map(Some).map_err(io::Error::other)
+    }
+}
