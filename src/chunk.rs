@@ -13,9 +13,10 @@
 //!   than that gets nothing and goes to the next chunk.
 //!
 //! # Orderings
-//! - `tail`: the reservation by itself needs Relaxed. It is `SeqCst` for the flusher's sake, which goes to sleep
-//!   by storing "asleep" and then looking at `tail`, while an append adds to `tail` and then looks for "asleep":
-//!   with both `SeqCst`, one of them sees the other. On x86-64 and `AArch64` the add costs the same either way.
+//! - `tail`: the reservation by itself needs Relaxed. It is AcqRel for the flusher's sake: that goes to sleep by
+//!   storing "asleep" and then adding nothing to `tail` ([`Chunk::is_at`]), while an append adds to `tail` and then
+//!   looks for "asleep". Of two read-modify-writes of one atomic, the later one acquires from the earlier: either
+//!   the flusher sees the append, or the append sees it asleep. On x86-64 the add costs the same either way.
 //! - slots: Release when stored, Acquire when loaded: the frame's bytes come with it.
 //! - `end`, `scanned`: Release and Acquire, for what was learned before they were set.
 //!
@@ -183,7 +184,7 @@ impl Chunk {
                 if cost(self.tail.load(Ordering::Relaxed)) > self.capacity {
                     return Placed::Full;
                 }
-                self.tail.fetch_add(batch.size.pack(), Ordering::SeqCst)
+                self.tail.fetch_add(batch.size.pack(), Ordering::AcqRel)
             }
             Some(expected) => match self.reserve_at(batch.size, expected) {
                 Ok(old) => old,
@@ -204,7 +205,7 @@ impl Chunk {
 
     /// The same reservation by compare-and-swap, for one who must know the number beforehand.
     fn reserve_at(&self, size: Extent, expected: u32) -> Result<u64, Placed> {
-        let mut look = self.tail.load(Ordering::SeqCst);
+        let mut look = self.tail.load(Ordering::Relaxed);
         loop {
             if cost(look) > self.capacity {
                 return Err(Placed::Full);
@@ -214,7 +215,7 @@ impl Chunk {
                 return Err(Placed::Unexpected(next));
             }
             let new = look + size.pack();
-            match self.tail.compare_exchange_weak(look, new, Ordering::SeqCst, Ordering::SeqCst) {
+            match self.tail.compare_exchange_weak(look, new, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(old) => return Ok(old),
                 Err(now) => look = now,
             }
@@ -251,7 +252,7 @@ impl Chunk {
     pub(crate) fn close(&self) {
         let all = Extent { records: 0, words: (self.capacity / WORD as u64) as u32 + 1 };
         if cost(self.tail.load(Ordering::Relaxed)) <= self.capacity {
-            let old = self.tail.fetch_add(all.pack(), Ordering::SeqCst);
+            let old = self.tail.fetch_add(all.pack(), Ordering::AcqRel);
             if cost(old) <= self.capacity {
                 self.close_at(old);
             }
@@ -270,7 +271,7 @@ impl Chunk {
 
     /// Records reserved so far, published or not.
     pub(crate) fn reserved(&self) -> u32 {
-        let tail = self.tail.load(Ordering::SeqCst);
+        let tail = self.tail.load(Ordering::Acquire);
         if cost(tail) <= self.capacity {
             return Extent::unpack(tail).records;
         }
@@ -283,11 +284,16 @@ impl Chunk {
         }
     }
 
+    /// Whether the chunk is open and nothing is reserved past `extent`: for one who then goes to sleep, see the
+    /// module's documentation.
+    pub(crate) fn is_at(&self, extent: Extent) -> bool {
+        self.tail.fetch_add(0, Ordering::AcqRel) == extent.pack()
+    }
+
     /// Whether a record is published.
     #[inline]
     pub(crate) fn is_published(&self, record: u32) -> bool {
-        // SeqCst for those who help the published frontier forward: see `Log`'s `publish`.
-        self.memory().slot(record).is_some_and(|slot| slot.load(Ordering::SeqCst) != 0)
+        self.memory().slot(record).is_some_and(|slot| slot.load(Ordering::Acquire) != 0)
     }
 
     /// A published record's frame.

@@ -73,12 +73,15 @@ impl Memory {
         self.slots.get(spread(record))
     }
 
-    /// All bytes, for one who alone holds the memory: recovery, which reads a segment file into it.
-    #[cfg(not(loom))]
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+    /// Fills the memory from its start: for recovery, which alone holds it, with what a segment file has.
+    pub(crate) fn load(&mut self, bytes: &[u8]) {
+        #[cfg(not(loom))]
         // SAFETY: the mapping is `capacity` bytes, lives as long as `self`, is mapped for writing, and `&mut self`
         // means that nobody else can reach it.
-        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr(), self.map.len()) }
+        let all = unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr(), self.map.len()) };
+        #[cfg(loom)]
+        let all = self.map.all_mut();
+        all[..bytes.len()].copy_from_slice(bytes);
     }
 
     /// # Safety
@@ -184,6 +187,10 @@ mod model {
             let start = bytes.as_mut_ptr();
             let guards = (0..words).map(|_| loom::cell::UnsafeCell::new(())).collect();
             Self { guards, bytes: std::cell::UnsafeCell::new(bytes), start }
+        }
+
+        pub(super) fn all_mut(&mut self) -> &mut [u8] {
+            self.bytes.get_mut()
         }
 
         /// # Safety

@@ -5,7 +5,7 @@
 mod buffered;
 mod direct;
 mod native;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub(crate) mod sim;
 
 pub(crate) use native::native;

@@ -142,7 +142,7 @@ fn place(
     let expected_record = expected.map(|offset| {
         offset.checked_sub(segment.base()).and_then(|record| u32::try_from(record).ok()).unwrap_or(u32::MAX)
     });
-    if shared.flush.is_idle() {
+    if shared.flush.bell.is_idle() {
         shared.tick(); // the flusher slept, and the clock with it
     }
     // The durable frontier is read before anything is reserved: what the frame proves is true when it is written.
@@ -154,7 +154,7 @@ fn place(
     match active.chunk.append(batch, expected_record, imprint) {
         Placed::At(record) => {
             let first = segment.base() + u64::from(record);
-            shared.flush.wake_if_idle();
+            shared.flush.bell.wake_if_idle();
             if shared.options.durability == Durability::Memory {
                 shared.publish(active, first + u64::from(batch.records()));
             }

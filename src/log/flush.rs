@@ -12,6 +12,7 @@
 use super::{
     Error, LINGER, Shared,
     append::poll_frontier,
+    bell::Bell,
     roll::{Active, Job},
     wait::Ticket,
 };
@@ -24,9 +25,7 @@ use crate::{
 use std::{
     future::Future,
     pin::Pin,
-    sync::OnceLock,
     task::{Context, Poll},
-    thread::Thread,
 };
 
 /// The most words that one commit writes, to the next end of a batch: 8 MiB, where the disk is at full speed.
@@ -56,51 +55,14 @@ impl Position {
 /// What the flusher shares with those who append and wait.
 pub(crate) struct Flusher {
     position: Mutex<Position>,
-    thread: OnceLock<Thread>,
-    /// Set by one who waits: do not linger.
-    kicked: AtomicBool,
-    /// Set while the thread sleeps with nothing to do.
-    idle: AtomicBool,
+    pub(super) bell: Bell,
+    /// Whether the keeper has been asked for zeros ahead.
     zeroing: AtomicBool,
 }
 
 impl Flusher {
     pub(super) fn new(position: Position) -> Self {
-        Self {
-            position: Mutex::new(position),
-            thread: OnceLock::new(),
-            kicked: AtomicBool::new(false),
-            idle: AtomicBool::new(false),
-            zeroing: AtomicBool::new(false),
-        }
-    }
-
-    /// Somebody waits: commit without lingering.
-    pub(super) fn kick(&self) {
-        if !self.kicked.swap(true, Ordering::SeqCst) {
-            self.thread.get().into_iter().for_each(Thread::unpark);
-        }
-    }
-
-    #[inline]
-    pub(super) fn is_idle(&self) -> bool {
-        self.idle.load(Ordering::Relaxed)
-    }
-
-    /// To be called after each append. `SeqCst`, like the add to the chunk's tail before it: either this sees that
-    /// the thread sleeps, or the thread saw the add before it slept.
-    #[inline]
-    pub(super) fn wake_if_idle(&self) {
-        if self.idle.load(Ordering::SeqCst) {
-            self.wake();
-        }
-    }
-
-    #[cold]
-    fn wake(&self) {
-        if self.idle.swap(false, Ordering::SeqCst) {
-            self.thread.get().into_iter().for_each(Thread::unpark);
-        }
+        Self { position: Mutex::new(position), bell: Bell::default(), zeroing: AtomicBool::new(false) }
     }
 
     pub(super) fn zeros_done(&self) {
@@ -111,7 +73,7 @@ impl Flusher {
 impl Shared {
     /// The flusher's thread.
     pub(super) fn run_flusher(&self) {
-        let _ = self.flush.thread.set(std::thread::current());
+        self.flush.bell.attach();
         let mut busy = false;
         let backoff = Backoff::new();
         while !self.stopping.load(Ordering::SeqCst) {
@@ -120,11 +82,11 @@ impl Shared {
                 self.sleep();
                 continue;
             }
-            if !self.flush.kicked.load(Ordering::SeqCst) && !busy {
+            if !self.flush.bell.is_kicked() && !busy {
                 std::thread::park_timeout(LINGER);
                 self.tick();
             }
-            let kicked = self.flush.kicked.swap(false, Ordering::SeqCst); // before looking: later kicks are heard later
+            let kicked = self.flush.bell.take_kick(); // before looking: later kicks are heard later
             let position =
                 if kicked { Some(lock(&self.flush.position)) } else { try_lock(&self.flush.position) };
             let Some(mut position) = position else { continue }; // one who waits is at it, and takes all there is
@@ -133,7 +95,7 @@ impl Shared {
             match committed {
                 Some(0) => {
                     // Reserved, and not yet published: an appender is copying.
-                    self.flush.kicked.store(true, Ordering::SeqCst);
+                    self.flush.bell.kick_self();
                     backoff.snooze();
                 }
                 Some(bytes) => {
@@ -147,14 +109,20 @@ impl Shared {
 
     /// Sleeps until an append or a kick, unless there was one.
     fn sleep(&self) {
-        self.flush.idle.store(true, Ordering::SeqCst);
-        let nothing = self.next_offset() == self.durable.get() && !self.flush.kicked.load(Ordering::SeqCst);
-        if nothing && !self.stopping.load(Ordering::SeqCst) {
-            std::thread::park();
+        let Some(mut position) = try_lock(&self.flush.position) else { return }; // somebody commits: look again
+        if self.commit(&mut position) != Some(0) {
+            return;
         }
-        self.flush.idle.store(false, Ordering::SeqCst);
+        let (chunk, done) = (Arc::clone(&position.chunk), position.done);
+        drop(position);
+        if chunk.end().is_some() {
+            std::thread::park_timeout(LINGER); // full, and `commit` has found no successor yet
+            return;
+        }
+        // An append to a later chunk comes after the add that closes this one, which is seen like any other.
+        self.flush.bell.sleep_unless(|| !chunk.is_at(done) || self.stopping.load(Ordering::SeqCst));
         if self.next_offset() == self.durable.get() {
-            self.flush.kicked.store(false, Ordering::SeqCst); // kicked for what is durable already
+            self.flush.bell.take_kick(); // kicked for what is durable already
         }
         self.tick();
     }
@@ -327,7 +295,7 @@ impl Future for Durable {
         let stopped = || shared.unless_stopped().is_err();
         let polled = poll_frontier(&shared.durable, point, &mut this.ticket, context, stopped);
         if polled.is_pending() {
-            shared.flush.kick();
+            shared.flush.bell.kick();
             return Poll::Pending;
         }
         Poll::Ready(if shared.durable.get() >= point { Ok(()) } else { shared.unless_stopped() })

@@ -11,6 +11,7 @@
 //! - Segments follow each other without a gap: each begins where the one before was closed.
 
 mod append;
+mod bell;
 mod error;
 mod flush;
 mod inspect;
@@ -179,14 +180,15 @@ impl Shared {
             let active = self.active.load_full();
             active.chunk.close();
             // Whoever installs another chunk after this looks at `stopping` and closes that one.
-            if Arc::ptr_eq(&active, &self.active.load_full()) {
+            // A replacement by itself, since of two read-modify-writes the later sees the earlier.
+            if self.active.replace(&active, Arc::clone(&active)) {
                 break;
             }
         }
         self.durable.wake_all();
         self.published.wake_all();
         self.roll.changed.wake_all();
-        self.flush.kick();
+        self.flush.bell.kick();
     }
 
     /// What readers see ends here.

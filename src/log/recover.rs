@@ -404,7 +404,7 @@ fn resume(
                     let capacity = header.capacity.min(bytes.len() as u64 / BLOCK * BLOCK);
                     let mut memory =
                         Memory::new(header.capacity).map_err(Error::io("get memory for", dir))?;
-                    memory.bytes_mut()[..capacity as usize].copy_from_slice(&bytes[..capacity as usize]);
+                    memory.load(&bytes[..capacity as usize]);
                     let pool = Some(Arc::clone(&roller.pool));
                     let chunk = Arc::new(Chunk::recovered(memory, pool, &scan.positions, scan.words));
                     let segment = Arc::new(Segment::new(header, Some(written), Arc::clone(&chunk)));

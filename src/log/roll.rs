@@ -262,7 +262,7 @@ impl Keeper<'_> {
     /// Makes a fresh chunk ready, unless one is, or there is no memory for it yet.
     fn prepare(&mut self) {
         let (shared, roll) = (self.shared, &self.shared.roll);
-        roll.asked.store(false, Ordering::SeqCst); // who asks from now on is heard after this
+        roll.asked.swap(false, Ordering::SeqCst); // who asks from now on is heard after this, who asked before, now
         let active = shared.active.load_full();
         let needs = roll.needs.load(Ordering::SeqCst);
         let grown = active.chunk.capacity().saturating_mul(4);
@@ -336,3 +336,7 @@ impl Keeper<'_> {
         done
     }
 }
+
+#[cfg(all(test, loom))]
+#[path = "roll_models.rs"]
+mod models;

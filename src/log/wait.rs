@@ -1,8 +1,9 @@
 //! A frontier: a number that only grows, and those who wait for it to pass a point.
 //!
 //! Reading and advancing it take no lock unless somebody waits for what is reached. No wake-up is lost: who waits
-//! notes its point and then looks at the value, who advances sets the value and then looks for the nearest point,
-//! both `SeqCst`, so one of them sees the other.
+//! notes its point and then looks at the value by adding nothing to it; who advances raises the value and then looks
+//! for the nearest point. Of these two read-modify-writes of the value the later one acquires from the earlier, so
+//! one of them sees the other. (Two plain accesses each would need `SeqCst`, and loom could not check them.)
 
 use crate::sync::{AtomicU64, Mutex, Ordering, lock, thread};
 use crossbeam::utils::CachePadded;
@@ -54,16 +55,16 @@ impl Frontier {
 
     /// Raises the value to `to`, if it is lower, and wakes who waited for that.
     pub(crate) fn advance(&self, to: u64) {
-        self.value.fetch_max(to, Ordering::SeqCst);
-        if self.nearest.load(Ordering::SeqCst) <= to {
+        self.value.fetch_max(to, Ordering::AcqRel);
+        if self.nearest.load(Ordering::Acquire) <= to {
             self.wake(to);
         }
     }
 
     /// Raises the value by one: for a frontier that counts events.
     pub(crate) fn bump(&self) {
-        let to = self.value.fetch_add(1, Ordering::SeqCst) + 1;
-        if self.nearest.load(Ordering::SeqCst) <= to {
+        let to = self.value.fetch_add(1, Ordering::AcqRel) + 1;
+        if self.nearest.load(Ordering::Acquire) <= to {
             self.wake(to);
         }
     }
@@ -78,7 +79,7 @@ impl Frontier {
             let mut waiting = lock(&self.waiting);
             let later = if to == NOBODY { BTreeMap::new() } else { waiting.wakers.split_off(&(to + 1, 0)) };
             let reached = std::mem::replace(&mut waiting.wakers, later);
-            self.nearest.store(waiting.nearest(), Ordering::SeqCst);
+            self.nearest.store(waiting.nearest(), Ordering::Release);
             reached
         };
         reached.into_values().for_each(Waker::wake); // outside the lock: a waker may run anything
@@ -95,10 +96,10 @@ impl Frontier {
             waiting.tickets += 1;
             let ticket = (point, waiting.tickets);
             waiting.wakers.insert(ticket, waker.clone());
-            self.nearest.store(waiting.nearest(), Ordering::SeqCst);
+            self.nearest.store(waiting.nearest(), Ordering::Release);
             ticket
         };
-        if self.value.load(Ordering::SeqCst) >= point {
+        if self.value.fetch_add(0, Ordering::AcqRel) >= point {
             self.leave(ticket);
             return None;
         }
@@ -109,7 +110,7 @@ impl Frontier {
     pub(crate) fn leave(&self, ticket: Ticket) {
         let mut waiting = lock(&self.waiting);
         if waiting.wakers.remove(&ticket).is_some() {
-            self.nearest.store(waiting.nearest(), Ordering::SeqCst);
+            self.nearest.store(waiting.nearest(), Ordering::Release);
         }
     }
 
@@ -174,7 +175,9 @@ mod models {
                 thread::spawn(move || frontier.park(point, || false, None))
             });
             frontier.advance(2);
-            waiters.map(|waiter| waiter.join().unwrap());
+            for waiter in waiters {
+                waiter.join().unwrap();
+            }
         });
     }
 }

@@ -1,0 +1,114 @@
+//! loom models of rolling. `docs/models.md` lists what each was seen to catch.
+
+use super::*;
+use crate::{
+    chunk::{Batch, Imprint, Placed},
+    sync::thread,
+};
+
+/// Two frames of an empty value are 2 × 28 bytes: a chunk of 32 holds one record.
+const ONE_RECORD: u64 = 32;
+
+fn segment(base: u64) -> Arc<Segment> {
+    let header = Header { log: [0; 16], base, capacity: ONE_RECORD, created: 0 };
+    let chunk = Arc::new(Chunk::new(Memory::new(ONE_RECORD).unwrap(), None));
+    Arc::new(Segment::new(header, None, chunk))
+}
+
+fn start() -> (Arc<Segment>, Arc<Swap<Active>>) {
+    let first = segment(0);
+    let active = Active::of(Arc::clone(&first)).unwrap();
+    (first, Arc::new(Swap::new(active)))
+}
+
+fn try_append(active: &Active) -> Option<u64> {
+    let imprint = Imprint { seed: 1, lead: 0, time: 0 };
+    match active.chunk.append(Batch::new(&[b""], ONE_RECORD).unwrap(), None, imprint) {
+        Placed::At(record) => Some(active.segment.base() + u64::from(record)),
+        _ => None,
+    }
+}
+
+/// As `append` does, with a successor that is always ready.
+fn append(swap: &Swap<Active>) -> u64 {
+    loop {
+        let active = swap.load_full();
+        if let Some(offset) = try_append(&active) {
+            return offset;
+        }
+        if !advance(swap, &active, |base| Some(segment(base)), drop) {
+            thread::yield_now(); // the closer is between its two instructions
+        }
+    }
+}
+
+/// The offsets that the segments have, in order.
+fn offsets(first: &Arc<Segment>) -> Vec<u64> {
+    let (mut all, mut segment) = (Vec::new(), Some(Arc::clone(first)));
+    while let Some(this) = segment {
+        let chunk = this.chunk.load_full().unwrap();
+        all.extend(
+            (0..4)
+                .filter(|&record| chunk.frame(record).is_some())
+                .map(|record| this.base() + u64::from(record)),
+        );
+        segment = this.next.load_full();
+    }
+    all
+}
+
+fn model(f: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.check(f);
+}
+
+#[test]
+fn loom_appenders_that_roll_together_lose_and_repeat_no_offset() {
+    model(|| {
+        let (first, swap) = start();
+        let other = Arc::clone(&swap);
+        let thread = thread::spawn(move || append(&other));
+        let mut got = vec![append(&swap), append(&swap), thread.join().unwrap()];
+        got.sort_unstable();
+        assert_eq!(got, [0, 1, 2]);
+        assert_eq!(offsets(&first), [0, 1, 2]);
+    });
+}
+
+#[test]
+fn loom_a_late_appender_goes_on_while_the_closer_sleeps() {
+    model(|| {
+        let (first, swap) = start();
+        assert_eq!(append(&swap), 0);
+        let closer = {
+            let active = swap.load_full();
+            // Closes the chunk, and is put to sleep before it installs the next one.
+            thread::spawn(move || assert_eq!(try_append(&active), None))
+        };
+        assert_eq!(append(&swap), 1);
+        closer.join().unwrap();
+        assert_eq!(offsets(&first), [0, 1]);
+    });
+}
+
+#[test]
+fn loom_a_reader_at_the_frontier_sees_whole_records_across_a_roll() {
+    model(|| {
+        let (first, swap) = start();
+        let frontier = Arc::new(Frontier::new(0));
+        let writer = {
+            let (swap, frontier) = (Arc::clone(&swap), Arc::clone(&frontier));
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    let offset = append(&swap);
+                    frontier.advance(offset + 1);
+                }
+            })
+        };
+        let visible = frontier.get();
+        let seen = offsets(&first);
+        assert!(seen.len() as u64 >= visible, "{visible} are visible, and {seen:?} can be read");
+        writer.join().unwrap();
+    });
+}
