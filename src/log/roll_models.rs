@@ -59,7 +59,7 @@ fn offsets(first: &Arc<Segment>) -> Vec<u64> {
 
 fn model(f: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(2);
+    builder.preemption_bound = Some(3);
     builder.check(f);
 }
 
@@ -97,18 +97,18 @@ fn loom_a_reader_at_the_frontier_sees_whole_records_across_a_roll() {
     model(|| {
         let (first, swap) = start();
         let frontier = Arc::new(Frontier::new(0));
-        let writer = {
-            let (swap, frontier) = (Arc::clone(&swap), Arc::clone(&frontier));
+        let reader = {
+            let (first, frontier) = (Arc::clone(&first), Arc::clone(&frontier));
             thread::spawn(move || {
-                for _ in 0..2 {
-                    let offset = append(&swap);
-                    frontier.advance(offset + 1);
-                }
+                let visible = frontier.get();
+                let seen = offsets(&first);
+                assert!(seen.len() as u64 >= visible, "{visible} are visible, and {seen:?} can be read");
             })
         };
-        let visible = frontier.get();
-        let seen = offsets(&first);
-        assert!(seen.len() as u64 >= visible, "{visible} are visible, and {seen:?} can be read");
-        writer.join().unwrap();
+        for _ in 0..2 {
+            let offset = append(&swap);
+            frontier.advance(offset + 1);
+        }
+        reader.join().unwrap();
     });
 }
