@@ -13,7 +13,7 @@
 //!   than that gets nothing and goes to the next chunk.
 //!
 //! # Orderings
-//! - `tail`: the reservation by itself needs Relaxed. It is AcqRel for the flusher's sake: that goes to sleep by
+//! - `tail`: the reservation by itself needs Relaxed. It is `AcqRel` for the flusher's sake: that goes to sleep by
 //!   storing "asleep" and then adding nothing to `tail` ([`Chunk::is_at`]), while an append adds to `tail` and then
 //!   looks for "asleep". Of two read-modify-writes of one atomic, the later one acquires from the earlier: either
 //!   the flusher sees the append, or the append sees it asleep. On x86-64 the add costs the same either way.

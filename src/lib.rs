@@ -21,6 +21,27 @@ mod log;
 mod segment;
 mod sync;
 
+/// Ways in for `fuzz/`; not part of the library.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    /// Any bytes decode to nothing, or to what encodes to just them.
+    pub fn frame(seed: u32, bytes: &[u8]) {
+        use crate::frame::{WORD, decode, encode, words};
+        if let Some(frame) = decode(bytes, seed) {
+            let mut again = vec![0xAA; words(frame.value.len()) as usize * WORD];
+            encode(&mut again, seed, frame.stamp, frame.value);
+            assert_eq!(again, bytes[..again.len()]);
+        }
+        // Frames that this process wrote are read without checking: bytes that are none must not panic either.
+        let _ = crate::frame::parse(bytes);
+        // And each value comes back.
+        let stamp = crate::frame::Stamp { record: seed, behind: 1, time: 2, flags: 0 };
+        let mut frame = vec![0; words(bytes.len()) as usize * WORD];
+        encode(&mut frame, seed, stamp, bytes);
+        assert!(decode(&frame, seed).is_some_and(|frame| frame.value == bytes && frame.stamp == stamp));
+    }
+}
+
 pub use log::{
     Appender, Damage, Durability, Durable, Error, Iter, Log, Options, Reader, Record, RecordRef, Repaired,
     Report, Room, Visible, repair, verify,
