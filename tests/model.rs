@@ -82,7 +82,7 @@ proptest! {
                     match log.read(offset as u64) {
                         Ok(record) => {
                             prop_assert!(offset >= first);
-                            prop_assert_eq!(record.as_ref().map(|record| record.value()), model.get(offset).map(Vec::as_slice));
+                            prop_assert_eq!(record.as_ref().map(millstream::Record::value), model.get(offset).map(Vec::as_slice));
                         }
                         Err(Error::Trimmed { first: left, .. }) => prop_assert!(offset < first && left == first as u64),
                         Err(error) => panic!("{error}"),
