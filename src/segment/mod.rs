@@ -82,3 +82,6 @@ impl Segment {
         *self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -1,0 +1,62 @@
+//! The format, pinned by a file that is checked in: `tests/golden/00000000000000000042.seg`.
+
+use super::{file::SegmentFile, header::Header, scan, sealed};
+use crate::{
+    chunk::{Batch, Chunk, Extent, Imprint, Memory},
+    disk::{Aligned, Disk, sim::Sim},
+    log::{Log, Options},
+};
+use std::path::Path;
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/00000000000000000042.seg");
+
+const HEADER: Header =
+    Header { log: *b"sixteen byte id.", base: 42, capacity: 8192, created: 1_700_000_000_000 };
+
+/// A record, a batch of two, and an empty record.
+fn written() -> Vec<u8> {
+    let (sim, dir) = (Sim::new(1), Path::new("/golden"));
+    let file = SegmentFile::prepare(&sim, dir, 0, HEADER.capacity).unwrap();
+    file.begin(&sim, dir, &HEADER).unwrap();
+    let chunk = Chunk::new(Memory::new(HEADER.capacity).unwrap(), None);
+    let batches: [&[&[u8]]; 3] = [&[b"one"], &[b"two, which takes more than a word", b"three"], &[b""]];
+    for (n, values) in batches.into_iter().enumerate() {
+        // Nothing was durable before the first; all before it, from the second on.
+        let lead = if n == 0 { 0 } else { 0u64.wrapping_sub(1) };
+        let imprint = Imprint { seed: HEADER.seed(), lead, time: 10 * n as u64 };
+        chunk.append(Batch::new(values, HEADER.capacity).unwrap(), None, imprint);
+    }
+    let all = chunk.contiguous(Extent::default(), u32::MAX);
+    file.write(&chunk, Extent::default(), all, &mut Aligned::new(4096).unwrap()).unwrap();
+    let found = scan::scan(chunk.bytes(0..all.words), HEADER.seed());
+    sealed::seal(file.file(), &HEADER, all.words, found.times, found.positions.iter().copied()).unwrap();
+    sim.dump().into_values().next().unwrap()
+}
+
+#[test]
+fn what_is_written_is_the_golden_file_to_the_byte() {
+    if std::env::var_os("MILLSTREAM_NEW_GOLDEN").is_some() {
+        std::fs::write(GOLDEN, written()).unwrap();
+    }
+    assert!(written() == std::fs::read(GOLDEN).unwrap(), "the format has changed: it needs a new version");
+}
+
+#[test]
+fn the_golden_file_can_be_read() {
+    let (sim, dir) = (Sim::new(1), Path::new("/log"));
+    let golden = std::fs::read(GOLDEN).unwrap();
+    let path = dir.join("00000000000000000042.seg");
+    sim.create(&path, golden.len() as u64).unwrap();
+    sim.damage(&path, |bytes| bytes.copy_from_slice(&golden));
+    let log = Log::open_on(std::sync::Arc::new(sim), dir, Options::default()).unwrap();
+    let read: Vec<_> = log.iter(42).map(Result::unwrap).collect();
+    let values: Vec<_> = read.iter().map(|record| (record.offset(), record.time(), record.value())).collect();
+    let expected: [(u64, u64, &[u8]); 4] = [
+        (42, 1_700_000_000_000, b"one"),
+        (43, 1_700_000_000_010, b"two, which takes more than a word"),
+        (44, 1_700_000_000_010, b"three"),
+        (45, 1_700_000_000_020, b""),
+    ];
+    assert_eq!(values, expected);
+    assert_eq!(log.append(b"on").unwrap(), 46);
+}
