@@ -16,10 +16,11 @@ fn the_curl_lines_of_the_readme_print_what_it_shows() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     let mut printed = String::new();
-    for command in shown.lines().filter_map(|line| line.strip_prefix("$ ")) {
-        let output =
-            Command::new("sh").args(["-c", &command.replace("localhost:4437", &server.address)]).output();
-        printed += &format!("$ {command}\n{}", String::from_utf8(output.unwrap().stdout).unwrap());
+    for command in shown.lines().filter(|line| line.starts_with("$ ")) {
+        let output = Command::new("sh")
+            .args(["-c", &command[2..].replace("localhost:4437", &server.address)])
+            .output();
+        printed += &[command, &String::from_utf8(output.unwrap().stdout).unwrap()].join("\n");
     }
     assert!(printed.lines().count() > 10);
     assert_eq!(printed, shown);

@@ -3,7 +3,7 @@
 //! A commit takes all that is published without a hole, writes it with one call, raises `durable`, and wakes who
 //! waits for that. One commits at a time, whoever holds the position's lock: the flusher's thread, for async
 //! callers and for records nobody waits for, or a thread that waits for its record and so saves two switches
-//! between threads (measured: `docs/decisions/0002-waiters-commit.md`). Those that come meanwhile wait for the
+//! between threads (see `docs/decisions/0001-waiters-commit.md`). Those that come meanwhile wait for the
 //! lock, and find their record durable, or commit all that has come.
 //!
 //! The thread sleeps while there is nothing to write; the first append then wakes it, and it lingers a millisecond
