@@ -89,7 +89,10 @@ impl Shared {
             let kicked = self.flush.bell.take_kick(); // before looking: later kicks are heard later
             let position =
                 if kicked { Some(lock(&self.flush.position)) } else { try_lock(&self.flush.position) };
-            let Some(mut position) = position else { continue }; // one who waits is at it, and takes all there is
+            let Some(mut position) = position else {
+                std::thread::park_timeout(LINGER); // one who waits is at it, and takes all there is
+                continue;
+            };
             let committed = self.commit(&mut position);
             drop(position);
             match committed {

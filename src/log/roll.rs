@@ -213,7 +213,9 @@ impl Shared {
                 }
                 Job::ZeroAhead(segment) => keeper.zero_ahead(&segment),
                 Job::Trim(before, answer) => {
-                    let _ = answer.send(self.trim_now(before)); // who asked may have gone
+                    let trimmed = self.trim_now(before);
+                    keeper.forget(self.chain.load().first());
+                    let _ = answer.send(trimmed); // who asked may have gone
                     Ok(())
                 }
                 Job::Stop => break,
@@ -327,6 +329,14 @@ impl Keeper<'_> {
             oldest.chunk.clear();
         }
         Ok(())
+    }
+
+    /// Lets go of the chunks of segments below `first`, which were trimmed.
+    fn forget(&mut self, first: u64) {
+        let trimmed = self.recent.partition_point(|segment| segment.base() < first);
+        for segment in self.recent.drain(..trimmed) {
+            self.recent_bytes -= Memory::footprint(segment.header.capacity);
+        }
     }
 
     fn zero_ahead(&mut self, segment: &Arc<Segment>) -> Result<(), Error> {
