@@ -176,3 +176,72 @@ fn cold_records_come_from_the_disk() {
         assert!(client.read(u64::from(n)).unwrap().unwrap() == vec![n as u8; 5000]);
     }
 }
+
+/// A file system of its own, of so many KiB; `None`, said aloud, where that takes more rights than we have.
+fn small_disk(at: &std::path::Path, kib: u32) -> Option<impl Drop> {
+    struct Mounted(std::path::PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+        }
+    }
+    let options = format!("size={kib}k");
+    let mounted =
+        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(at).status();
+    if mounted.is_ok_and(|status| status.success()) {
+        return Some(Mounted(at.to_owned()));
+    }
+    eprintln!("SKIPPED: mounting a small disk takes root");
+    None
+}
+
+#[test]
+fn a_full_disk_is_507_and_what_was_acknowledged_is_still_served() {
+    let data = tempfile::tempdir().unwrap();
+    let Some(disk) = small_disk(data.path(), 600) else { return };
+    let server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    let mut appended = 0u64;
+    let refused = loop {
+        let body = format!(r#"{{"record":{{"value":"{}"}}}}"#, "QUJD".repeat(1000 + appended as usize % 7));
+        let answer = client.request("POST", "/", body.as_bytes()).unwrap();
+        if answer.status != 200 {
+            break answer;
+        }
+        appended += 1;
+        assert!(appended < 1000, "the disk never fills");
+    };
+    assert_eq!((refused.status, code(&refused.body)), (507, "disk_full"));
+    assert!(appended > 50);
+    for offset in 0..appended {
+        assert_eq!(client.read(offset).unwrap().unwrap(), b"ABC".repeat(1000 + offset as usize % 7));
+    }
+    server.kill();
+    let server = Server::start(data.path(), &[]);
+    assert_eq!(
+        server.connect().read(appended - 1).unwrap().unwrap().len(),
+        3 * (1000 + (appended as usize - 1) % 7)
+    );
+    assert!(server.connect().read(appended).unwrap().is_none());
+    server.kill();
+    drop(disk);
+}
+
+#[test]
+fn a_client_that_reads_nothing_is_dropped_and_others_are_served() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--body-seconds", "1", "--threads", "1"]);
+    let value = vec![1; 8 << 20];
+    server.connect().append(&value).unwrap();
+    let mut deaf: Vec<Client> = (0..4).map(|_| server.connect()).collect();
+    for client in &mut deaf {
+        client.send(b"GET /?offset=0 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    }
+    let begun = Instant::now();
+    assert_eq!(server.connect().append(b"x").unwrap(), 1);
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(5));
+    // Whoever has not read meanwhile finds the connection gone before all of the answer.
+    let dropped = deaf.into_iter().filter_map(|mut client| client.answer().err()).count();
+    assert_eq!(dropped, 4, "a client that reads nothing keeps its answer in our memory for ever");
+}

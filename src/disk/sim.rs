@@ -28,6 +28,8 @@ struct State {
     fault: Option<u64>,
     /// Bytes that may be reserved in all; beyond it the disk is full.
     room: Option<u64>,
+    /// Writes wait while this is set.
+    held: bool,
 }
 
 /// See the module's documentation. Clones are the same disk.
@@ -97,6 +99,11 @@ impl Sim {
     /// Only so many bytes may be reserved in all; `None` lifts the limit.
     pub(crate) fn set_room(&self, room: Option<u64>) {
         self.state().room = room;
+    }
+
+    /// Makes writes wait, or go on.
+    pub(crate) fn hold(&self, held: bool) {
+        self.state().held = held;
     }
 
     /// What is there when the power comes back: each name that was not synced is there or not, by chance. The
@@ -247,6 +254,9 @@ impl File for SimFile {
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
+        while self.disk.state().held {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         let mut state = self.disk.state();
         let torn = state.step()?;
         let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();

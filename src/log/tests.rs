@@ -1,6 +1,6 @@
 use super::*;
 use crate::disk::sim::Sim;
-use std::path::Path;
+use std::{future::Future, path::Path};
 
 const DIR: &str = "/log";
 
@@ -236,4 +236,184 @@ fn a_full_disk_is_told_and_appends_go_on_when_there_is_room() {
     }
     log.close().unwrap();
     assert_eq!(values(&open(&sim).unwrap()).len(), appended + 1);
+}
+
+fn with(durability: Durability) -> Options {
+    Options { durability, ..small() }
+}
+
+/// Appenders in a race over many rolls, singles and batches, and readers that follow them: each reader gets every
+/// record once, in order, and a batch is never seen in part.
+#[test]
+fn readers_that_follow_get_every_record_in_order_while_appenders_roll() {
+    const EACH: u64 = 400;
+    for durability in [Durability::Disk, Durability::Memory] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::open(dir.path(), with(durability)).unwrap();
+        let total = 3 * EACH * 3;
+        std::thread::scope(|scope| {
+            for thread in 0..3u8 {
+                let log = &log;
+                scope.spawn(move || {
+                    let mut appender = log.appender();
+                    for n in 0..EACH {
+                        let value = vec![thread; n as usize % 50];
+                        // Three records of a batch, or one by one.
+                        if n % 2 == 0 {
+                            appender.append_batch(&[&value, &value, &value]).unwrap();
+                        } else {
+                            for _ in 0..3 {
+                                log.append(&value).unwrap();
+                            }
+                        }
+                    }
+                });
+            }
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut reader = log.reader(0);
+                    let mut seen = 0;
+                    while seen < total {
+                        assert!(
+                            reader.wait(Some(Duration::from_secs(20))).unwrap(),
+                            "nothing came at {seen}"
+                        );
+                        while let Some(record) = reader.read_next().unwrap() {
+                            assert_eq!(record.offset, seen);
+                            seen += 1;
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(log.next_offset(), total);
+        let mut counts = [0u64; 3];
+        for record in log.iter(0).map(Result::unwrap) {
+            record.value().first().into_iter().for_each(|&thread| counts[usize::from(thread)] += 1);
+        }
+        assert_eq!(counts, [(EACH - EACH / 50) * 3; 3]);
+        log.close().unwrap();
+        assert_eq!(verify(dir.path()).unwrap().damage, []);
+    }
+}
+
+#[test]
+fn with_memory_durability_what_is_acknowledged_can_be_read_before_it_is_on_disk() {
+    let sim = Sim::new(1);
+    let log =
+        Log::open_on(std::sync::Arc::new(sim.clone()), Path::new(DIR), with(Durability::Memory)).unwrap();
+    sim.hold(true);
+    // As many as the first segment has room for: the held disk makes no other one.
+    for n in 0..20u64 {
+        let offset = log.append(&[n as u8; 100]).unwrap();
+        assert_eq!(log.read(offset).unwrap().unwrap().value(), [n as u8; 100]);
+    }
+    assert!(log.durable_offset() < 20);
+    sim.hold(false);
+    log.flush().unwrap();
+    assert_eq!(log.durable_offset(), 20);
+}
+
+#[test]
+fn when_the_disk_is_behind_memory_is_bounded_and_appends_are_told() {
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    sim.hold(true);
+    let mut appended = 0u64;
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    // The keeper may be a little behind as well: what counts is that it ends.
+    let mut refusals = 0;
+    while refusals < 20 {
+        assert!(std::time::Instant::now() < deadline);
+        match log.try_append(&[3; 500]) {
+            Ok(_) => appended += 1,
+            Err(Error::WouldBlock) => {
+                refusals += 1;
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(appended * 500 <= small().memory_bytes, "{appended} records of 500 B are more than the budget");
+    // A blocking append, and one that awaits room, go on when the disk does.
+    std::thread::scope(|scope| {
+        let blocked = scope.spawn(|| log.append(b"patient"));
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!blocked.is_finished());
+        sim.hold(false);
+        blocked.join().unwrap().unwrap();
+    });
+    log.flush().unwrap();
+    assert_eq!(log.durable_offset(), appended + 1);
+    assert_eq!(values(&log).len() as u64, appended + 1);
+}
+
+#[test]
+fn recovering_twice_gives_the_same_as_once() {
+    for seed in 0..60 {
+        let sim = Sim::new(seed);
+        sim.cut_power_after(3 + seed);
+        if let Ok(log) = open(&sim) {
+            for n in 0..60u8 {
+                if log.append(&[n; 90]).and_then(|offset| log.wait_durable(offset)).is_err() {
+                    break;
+                }
+            }
+        }
+        let mut states = Vec::new();
+        let mut live = sim.reboot();
+        for _ in 0..2 {
+            let log = open(&live).unwrap();
+            states.push((log.first_offset(), log.next_offset(), values(&log)));
+            drop(log);
+            live = live.reboot();
+        }
+        assert!(states[0] == states[1], "seed {seed}");
+    }
+}
+
+#[test]
+fn closing_while_others_append_keeps_all_that_they_were_given() {
+    for _ in 0..20 {
+        let sim = Sim::new(1);
+        let log = open(&sim).unwrap();
+        let mut appender = log.appender();
+        let appending = std::thread::spawn(move || {
+            let mut last = None;
+            while let Ok(offset) = appender.append(&[9; 200]) {
+                last = Some(offset);
+            }
+            last
+        });
+        std::thread::sleep(Duration::from_millis(2));
+        log.close().unwrap();
+        let last = appending.join().unwrap();
+        let log = open(&sim).unwrap();
+        assert_eq!(log.next_offset(), last.map_or(0, |last| last + 1));
+    }
+}
+
+#[test]
+fn async_waiting_completes_when_the_record_is_durable() {
+    use std::{
+        pin::pin,
+        task::{Context, Poll, Waker},
+    };
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    sim.hold(true);
+    let offset = log.append(b"x").unwrap();
+    let mut waiting = pin!(log.durable(offset));
+    let mut visible = pin!(log.visible(offset));
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(waiting.as_mut().poll(&mut context).is_pending());
+    assert!(visible.as_mut().poll(&mut context).is_pending());
+    sim.hold(false);
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    while log.durable_offset() <= offset {
+        assert!(std::time::Instant::now() < deadline, "the kick did not reach the flusher");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(matches!(waiting.as_mut().poll(&mut context), Poll::Ready(Ok(()))));
+    assert!(matches!(visible.as_mut().poll(&mut context), Poll::Ready(Ok(()))));
 }
