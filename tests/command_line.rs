@@ -63,6 +63,13 @@ fn directories_that_cannot_be_served_are_told_apart() {
     assert!(code == Some(1) && said.contains("in use by another process"), "{said}");
     drop(held);
 
+    // Nobody may write there, not even root.
+    #[cfg(target_os = "linux")]
+    {
+        let (code, said) = serve(Path::new("/proc/millstream"));
+        assert!(code == Some(1) && said.contains("cannot make the directory /proc/millstream"), "{said}");
+    }
+
     let newer = place.path().join("newer");
     log_with(&newer.join("default"), 1);
     let segment = newer.join("default/00000000000000000000.seg");
