@@ -26,7 +26,7 @@
 mod memory;
 
 use crate::{
-    frame::{self, Frame, MORE, Stamp, WORD},
+    frame::{self, Frame, JSON, MORE, Stamp, WORD},
     sync::{Arc, AtomicU64, Ordering},
 };
 use crossbeam::utils::CachePadded;
@@ -68,21 +68,48 @@ const fn cost(packed: u64) -> u64 {
     (packed & ((1 << WORD_BITS) - 1)) * WORD as u64 + (packed >> WORD_BITS) * 4
 }
 
+/// What is appended as a record: bytes, or bytes that are marked as JSON.
+pub(crate) trait Value {
+    fn bytes(&self) -> &[u8];
+    /// Whether to mark the record as JSON.
+    fn is_json(&self) -> bool;
+}
+
+impl<T: AsRef<[u8]> + ?Sized> Value for &T {
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        self.as_ref()
+    }
+
+    #[inline]
+    fn is_json(&self) -> bool {
+        false
+    }
+}
+
 /// Values that are appended as one, and the space they take; made before anything is reserved, so that what can
 /// be refused is refused first.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Batch<'a> {
-    values: &'a [&'a [u8]],
+#[derive(Debug)]
+pub(crate) struct Batch<'a, V> {
+    values: &'a [V],
     size: Extent,
 }
 
-impl<'a> Batch<'a> {
+impl<V> Clone for Batch<'_, V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<V> Copy for Batch<'_, V> {}
+
+impl<'a, V: Value> Batch<'a, V> {
     /// `None` where the values do not fit into a chunk of `largest` bytes even when it is empty.
     #[inline]
-    pub(crate) fn new(values: &'a [&'a [u8]], largest: u64) -> Option<Self> {
+    pub(crate) fn new(values: &'a [V], largest: u64) -> Option<Self> {
         let mut words = 0;
         for value in values {
-            words += frame::words(value.len());
+            words += frame::words(value.bytes().len());
         }
         let needs = words * WORD as u64 + values.len() as u64 * 4;
         let size = Extent { records: values.len() as u32, words: words as u32 };
@@ -90,8 +117,8 @@ impl<'a> Batch<'a> {
     }
 
     /// What these values need, however much that is.
-    pub(crate) fn bytes_of(values: &[&[u8]]) -> u64 {
-        values.iter().map(|value| frame::words(value.len()) * WORD as u64 + 4).sum()
+    pub(crate) fn bytes_of(values: &[V]) -> u64 {
+        values.iter().map(|value| frame::words(value.bytes().len()) * WORD as u64 + 4).sum()
     }
 
     pub(crate) fn records(&self) -> u32 {
@@ -177,7 +204,12 @@ impl Chunk {
 
     /// Appends `batch`, or only if the next record's number is `expected`.
     #[inline]
-    pub(crate) fn append(&self, batch: Batch<'_>, expected: Option<u32>, imprint: Imprint) -> Placed {
+    pub(crate) fn append<V: Value>(
+        &self,
+        batch: Batch<'_, V>,
+        expected: Option<u32>,
+        imprint: Imprint,
+    ) -> Placed {
         let old = match expected {
             None => {
                 // Looking first keeps who comes late from adding to a tail that is past the end for good.
@@ -223,7 +255,7 @@ impl Chunk {
     }
 
     #[inline]
-    fn fill(&self, first: Extent, batch: Batch<'_>, imprint: Imprint) {
+    fn fill<V: Value>(&self, first: Extent, batch: Batch<'_, V>, imprint: Imprint) {
         let mut word = first.words;
         let last = batch.values.len() - 1;
         for (n, value) in batch.values.iter().enumerate() {
@@ -233,8 +265,9 @@ impl Chunk {
                 record,
                 behind: u32::try_from(behind).unwrap_or(u32::MAX),
                 time: imprint.time,
-                flags: if n < last { MORE } else { 0 },
+                flags: if n < last { MORE } else { 0 } | if value.is_json() { JSON } else { 0 },
             };
+            let value = value.bytes();
             let words = frame::words(value.len()) as u32;
             // SAFETY: the words lie in what this append alone has reserved by its add to `tail`, within the
             // capacity as checked by `append`; no slot points there yet, so nobody reads them.
@@ -242,7 +275,7 @@ impl Chunk {
             word += words;
         }
         for (n, value) in batch.values.iter().enumerate().rev() {
-            word -= frame::words(value.len()) as u32;
+            word -= frame::words(value.bytes().len()) as u32;
             let slot = self.memory().slot(first.records + n as u32).expect("as many slots as records fit");
             slot.store(word + 1, Ordering::Release);
         }

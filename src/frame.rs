@@ -28,7 +28,9 @@ const FRAME: u16 = 0x8000;
 pub(crate) const MORE: u16 = 0x0001;
 /// The value was lost to damage, and `repair` put this frame in its place.
 pub(crate) const LOST: u16 = 0x0002;
-const KNOWN: u16 = FRAME | MORE | LOST;
+/// The value is JSON, as whoever appended it said.
+pub(crate) const JSON: u16 = 0x0004;
+const KNOWN: u16 = FRAME | MORE | LOST | JSON;
 
 /// What is written about a record besides its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -43,6 +43,6 @@ pub mod fuzzing {
 }
 
 pub use log::{
-    Appender, Damage, Durability, Durable, Error, Iter, Log, Options, Reader, Record, RecordRef, Repaired,
-    Report, Room, Visible, repair, verify,
+    Appender, Damage, Durability, Durable, Error, Iter, Log, Options, Payload, Reader, Record, RecordRef,
+    Repaired, Report, Room, Visible, repair, verify,
 };

@@ -5,7 +5,7 @@
 
 use super::{Durability, Error, Frontier, Shared, roll::Active};
 use crate::{
-    chunk::{Batch, Imprint, Placed},
+    chunk::{Batch, Imprint, Placed, Value},
     sync::{Arc, Backoff, Ordering},
 };
 use std::{
@@ -21,6 +21,27 @@ pub(super) enum Patience {
     Blocking,
     /// Say so.
     None,
+}
+
+/// A value to append, and whether it is to be marked as JSON. The log does not look into it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Payload<'a> {
+    /// The record's bytes.
+    pub bytes: &'a [u8],
+    /// What readers will be told: that this is JSON.
+    pub json: bool,
+}
+
+impl Value for Payload<'_> {
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        self.bytes
+    }
+
+    #[inline]
+    fn is_json(&self) -> bool {
+        self.json
+    }
 }
 
 /// A handle that appends to a log and keeps its active segment at hand; see [`Log::appender`](super::Log::appender).
@@ -98,9 +119,9 @@ impl Appender {
 
 /// Appends without a handle: the active segment is looked up each time.
 #[inline]
-pub(super) fn append(
+pub(super) fn append<V: Value>(
     shared: &Shared,
-    values: &[&[u8]],
+    values: &[V],
     expected: Option<u64>,
     patience: Patience,
 ) -> Result<u64, Error> {
@@ -121,7 +142,7 @@ pub(super) fn append(
 }
 
 #[inline]
-fn check<'a>(shared: &Shared, values: &'a [&'a [u8]]) -> Result<Batch<'a>, Error> {
+fn check<'a, V: Value>(shared: &Shared, values: &'a [V]) -> Result<Batch<'a, V>, Error> {
     if values.is_empty() {
         return Err(Error::EmptyBatch);
     }
@@ -131,10 +152,10 @@ fn check<'a>(shared: &Shared, values: &'a [&'a [u8]]) -> Result<Batch<'a>, Error
 
 /// Appends to this segment, if it has room: `None` if not.
 #[inline]
-fn place(
+fn place<V: Value>(
     shared: &Shared,
     active: &Arc<Active>,
-    batch: Batch<'_>,
+    batch: Batch<'_, V>,
     expected: Option<u64>,
 ) -> Result<Option<u64>, Error> {
     let segment = &active.segment;

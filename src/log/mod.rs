@@ -22,7 +22,7 @@ mod retain;
 mod roll;
 mod wait;
 
-pub use append::{Appender, Room};
+pub use append::{Appender, Payload, Room};
 pub use error::Error;
 pub use flush::Durable;
 pub use inspect::{Damage, Report, verify};
@@ -307,6 +307,29 @@ impl Log {
     /// As [`append_if`](Self::append_if), and [`Error::EmptyBatch`].
     pub fn append_batch_if(&self, expected_next: u64, values: &[&[u8]]) -> Result<u64, Error> {
         append::append(&self.shared, values, Some(expected_next), append::Patience::Blocking)
+    }
+
+    /// As [`try_append_batch`](Self::try_append_batch), with each record marked as JSON or not, and, if there is an
+    /// `expected_next`, only if the first record gets that offset.
+    ///
+    /// # Errors
+    /// As [`try_append_batch`](Self::try_append_batch), and [`Error::Unexpected`] with the next offset.
+    pub fn try_append_payloads(
+        &self,
+        payloads: &[Payload<'_>],
+        expected_next: Option<u64>,
+    ) -> Result<u64, Error> {
+        append::append(&self.shared, payloads, expected_next, append::Patience::None)
+    }
+
+    /// The log's id: 16 random bytes that it keeps for life, for telling it from another of the same name.
+    pub fn id(&self) -> [u8; 16] {
+        self.shared.id
+    }
+
+    /// Bytes of the log's segment files.
+    pub fn disk_bytes(&self) -> u64 {
+        self.shared.chain.load().segments.iter().map(|segment| segment.file_bytes()).sum()
     }
 
     /// A handle for one thread that appends a lot: it keeps the active segment at hand. An idle handle keeps that

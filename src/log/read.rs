@@ -7,7 +7,7 @@ use super::{Error, Shared, append::poll_frontier, wait::Ticket};
 use crate::{
     chunk::Chunk,
     disk::File,
-    frame::{self, Frame, LOST, WORD},
+    frame::{self, Frame, JSON, LOST, WORD},
     segment::{FRAMES, Segment, file, sealed, sealed::Sealed},
     sync::Arc,
 };
@@ -24,6 +24,7 @@ use std::{
 pub struct Record {
     offset: u64,
     time: u64,
+    json: bool,
     value: Value,
 }
 
@@ -43,6 +44,11 @@ impl Record {
     /// at the same moment by different threads may be a little out of order in this.
     pub fn time(&self) -> u64 {
         self.time
+    }
+
+    /// Whether it was appended as JSON.
+    pub fn is_json(&self) -> bool {
+        self.json
     }
 
     /// What was appended.
@@ -72,6 +78,8 @@ pub struct RecordRef<'a> {
     pub offset: u64,
     /// As [`Record::time`].
     pub time: u64,
+    /// Whether it was appended as JSON.
+    pub json: bool,
     /// What was appended.
     pub value: &'a [u8],
 }
@@ -202,7 +210,12 @@ impl Shared {
                     return Err(Error::Damaged { offset });
                 }
                 let time = segment.header.created + stamp.time;
-                return Ok(Some(Record { offset, time, value: Value::Hot(chunk, record) }));
+                return Ok(Some(Record {
+                    offset,
+                    time,
+                    json: stamp.flags & JSON != 0,
+                    value: Value::Hot(chunk, record),
+                }));
             }
             Place::Cold(cold) => cold,
         };
@@ -215,11 +228,11 @@ impl Shared {
         let Some(Frame { stamp, value }) = found.filter(|frame| frame.stamp.flags & LOST == 0) else {
             return Err(Error::Damaged { offset });
         };
-        let length = value.len();
+        let (length, json) = (value.len(), stamp.flags & JSON != 0);
         buf.drain(..frame::HEADER); // the frame becomes its value, in place
         buf.truncate(length);
         let time = cold.segment.header.created + stamp.time;
-        Ok(Some(Record { offset, time, value: Value::Cold(buf) }))
+        Ok(Some(Record { offset, time, json, value: Value::Cold(buf) }))
     }
 }
 
@@ -308,9 +321,15 @@ impl Reader {
             None => (None, 0, None),
         };
         match frame {
-            Some(Frame { stamp, value }) if stamp.flags & LOST == 0 => {
-                Ok(Some(Step { record: RecordRef { offset, time: created + stamp.time, value }, hot }))
-            }
+            Some(Frame { stamp, value }) if stamp.flags & LOST == 0 => Ok(Some(Step {
+                record: RecordRef {
+                    offset,
+                    time: created + stamp.time,
+                    json: stamp.flags & JSON != 0,
+                    value,
+                },
+                hot,
+            })),
             _ => Err(Error::Damaged { offset }),
         }
     }
@@ -395,12 +414,12 @@ impl Iterator for Iter {
             self.end = 0;
         }
         step.transpose().map(|step| {
-            step.map(|Step { record: RecordRef { offset, time, value }, hot }| {
+            step.map(|Step { record: RecordRef { offset, time, json, value }, hot }| {
                 let value = hot.map_or_else(
                     || Value::Cold(value.to_vec()),
                     |(chunk, record)| Value::Hot(Arc::clone(chunk), record),
                 );
-                Record { offset, time, value }
+                Record { offset, time, json, value }
             })
         })
     }

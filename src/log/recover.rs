@@ -38,6 +38,18 @@ pub(super) const LOCK: &str = "lock";
 /// What `repair` keeps damaged files as ends like this.
 pub(super) const ASIDE: &str = ".damaged";
 
+/// What the store above keeps about the log, and the name it is written under first.
+pub(crate) const SETTINGS: [&str; 2] = ["log.json", "log.json.tmp"];
+
+/// Whether a log's directory may have a file of this name.
+fn is_ours(name: &str) -> bool {
+    name == LOCK
+        || SETTINGS.contains(&name)
+        || file::base_of(name).is_some()
+        || file::is_passing(name)
+        || name.ends_with(ASIDE)
+}
+
 /// What a directory holds.
 pub(super) struct Survey {
     pub(super) segments: Vec<Found>,
@@ -92,7 +104,7 @@ pub(super) fn survey(disk: &dyn Disk, dir: &Path, deep: bool) -> Result<Survey, 
     for name in disk.list(dir).map_err(Error::io("list", dir))? {
         match file::base_of(&name) {
             Some(base) => bases.push(base),
-            None if name == LOCK || file::is_passing(&name) || name.ends_with(ASIDE) => {}
+            None if is_ours(&name) => {}
             None => return Err(Error::NotALog { dir: dir.to_owned(), found: name }),
         }
     }
@@ -344,11 +356,7 @@ pub(super) fn open(disk: std::sync::Arc<dyn Disk>, dir: &Path, options: Options)
 /// Takes the directory's lock, unless the directory is somebody else's.
 pub(super) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>, Error> {
     for name in disk.list(dir).map_err(Error::io("list", dir))? {
-        let ours = name == LOCK
-            || file::base_of(&name).is_some()
-            || file::is_passing(&name)
-            || name.ends_with(ASIDE);
-        if !ours {
+        if !is_ours(&name) {
             return Err(Error::NotALog { dir: dir.to_owned(), found: name });
         }
     }

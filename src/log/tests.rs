@@ -417,3 +417,20 @@ fn async_waiting_completes_when_the_record_is_durable() {
     assert!(matches!(waiting.as_mut().poll(&mut context), Poll::Ready(Ok(()))));
     assert!(matches!(visible.as_mut().poll(&mut context), Poll::Ready(Ok(()))));
 }
+
+#[test]
+fn what_was_appended_as_json_says_so_in_memory_and_from_disk() {
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    let payloads: Vec<_> = (0..40).map(|n| Payload { bytes: b"{\"n\":1}", json: n % 3 == 0 }).collect();
+    assert_eq!(log.try_append_payloads(&payloads, Some(0)).unwrap(), 0);
+    assert!(matches!(log.try_append_payloads(&payloads, Some(0)), Err(Error::Unexpected { next: 40, .. })));
+    log.flush().unwrap();
+    let marks = |log: &Log| log.iter(0).map(|record| record.unwrap().is_json()).collect::<Vec<_>>();
+    let expected: Vec<_> = (0..40).map(|n| n % 3 == 0).collect();
+    assert_eq!(marks(&log), expected);
+    log.close().unwrap();
+    let log = open(&sim).unwrap();
+    assert_eq!(marks(&log), expected);
+    assert!(log.read(0).unwrap().unwrap().is_json());
+}

@@ -71,6 +71,14 @@ impl Segment {
         self.header.base
     }
 
+    /// The length of its file.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        match self.sealed.get() {
+            Some(sealed) => sealed::footer_at(sealed.records, sealed.words) + BLOCK,
+            None => file::length(self.header.capacity),
+        }
+    }
+
     /// The file, as long as the segment is written.
     pub(crate) fn file(&self) -> Option<std::sync::Arc<file::SegmentFile>> {
         self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
