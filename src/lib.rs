@@ -19,6 +19,8 @@ mod frame;
 pub mod http;
 mod log;
 mod segment;
+#[cfg(feature = "store")]
+pub mod store;
 mod sync;
 
 /// Ways in for `fuzz/`; not part of the library.

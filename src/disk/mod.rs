@@ -7,6 +7,8 @@ mod direct;
 mod native;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod sim;
+#[cfg(feature = "store")]
+pub(crate) mod tree;
 
 pub(crate) use native::native;
 use std::{

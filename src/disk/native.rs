@@ -72,8 +72,7 @@ impl Disk for Native {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let dir = if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir.to_owned() };
-        fs::File::open(dir)?.sync_all()
+        sync_dir(dir)
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
@@ -84,6 +83,12 @@ impl Disk for Native {
             Err(fs::TryLockError::Error(error)) => Err(error),
         }
     }
+}
+
+/// Makes the names in `dir` durable.
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+    let dir = if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir.to_owned() };
+    fs::File::open(dir)?.sync_all()
 }
 
 /// Reserves the blocks, so that writing them later cannot find the disk full.

@@ -27,6 +27,8 @@ pub use error::Error;
 pub use flush::Durable;
 pub use inspect::{Damage, Report, verify};
 pub use read::{Iter, Reader, Record, RecordRef, Visible};
+#[cfg(feature = "store")]
+pub(crate) use recover::SETTINGS_FILE;
 pub use repair::{Repaired, repair};
 
 use crate::{
@@ -45,6 +47,7 @@ use wait::Frontier;
 
 /// What readers may see, and what an append means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "store", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub enum Durability {
     /// A record can be read once it is on disk: nobody ever reads one that is then lost.
     #[default]
@@ -83,6 +86,12 @@ impl Default for Options {
 }
 
 impl Options {
+    /// An error unless a log can be opened with these.
+    #[cfg(feature = "store")]
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.clone().checked().map(drop)
+    }
+
     /// The same, with what can be rounded rounded.
     fn checked(mut self) -> Result<Self, Error> {
         let bad = |reason: String| Err(Error::BadOptions { reason });
@@ -435,6 +444,24 @@ impl Log {
         self.shared.trim(before)
     }
 
+    /// Trims so that the segment files take at most `bytes`, and that whole segments are dropped once all their
+    /// records are older than `age`. The segment that is written stays, whatever its size and age. Returns the
+    /// first offset that is left.
+    ///
+    /// # Errors
+    /// As [`trim`](Self::trim).
+    pub fn retain(&self, bytes: Option<u64>, age: Option<Duration>) -> Result<u64, Error> {
+        let before = self.shared.past_keeping(bytes, age);
+        if before == self.first_offset() { Ok(before) } else { self.trim(before) }
+    }
+
+    /// Ends the log, which is being deleted: appends and those who wait are told so, and nothing more is written.
+    #[cfg(feature = "store")]
+    pub(crate) fn abandon(&self) {
+        let _ = self.shared.failed.set(DELETED.into()); // or it has failed already
+        self.shared.shut();
+    }
+
     /// What an append means here.
     pub fn durability(&self) -> Durability {
         self.shared.options.durability
@@ -479,11 +506,16 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        if let Err(error) = self.shut_down() {
+        if let Err(error) = self.shut_down()
+            && self.shared.failed.get().is_none_or(|reason| &**reason != DELETED)
+        {
             tracing::error!(dir = %self.shared.dir.display(), %error, "closing the log failed");
         }
     }
 }
+
+/// Why a log that is being deleted takes nothing more.
+const DELETED: &str = "it was deleted";
 
 /// How long a record may stay in memory only while nobody waits for it.
 const LINGER: Duration = Duration::from_millis(1);

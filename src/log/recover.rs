@@ -38,13 +38,13 @@ pub(super) const LOCK: &str = "lock";
 /// What `repair` keeps damaged files as ends like this.
 pub(super) const ASIDE: &str = ".damaged";
 
-/// What the store above keeps about the log, and the name it is written under first.
-pub(crate) const SETTINGS: [&str; 2] = ["log.json", "log.json.tmp"];
+/// Where the store keeps what it knows about the log.
+pub(crate) const SETTINGS_FILE: &str = "log.json";
 
 /// Whether a log's directory may have a file of this name.
 fn is_ours(name: &str) -> bool {
     name == LOCK
-        || SETTINGS.contains(&name)
+        || name.strip_suffix(".tmp").unwrap_or(name) == SETTINGS_FILE
         || file::base_of(name).is_some()
         || file::is_passing(name)
         || name.ends_with(ASIDE)

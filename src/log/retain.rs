@@ -1,10 +1,11 @@
 //! Which segments there are: the chain that readers find them by, and trimming it.
 
-use super::{Error, Shared, roll::Job};
+use super::{Error, Shared, now, roll::Job};
 use crate::{
     segment::{Segment, file},
     sync::Arc,
 };
+use std::time::Duration;
 
 /// The segments in the order of their offsets, never none. The last one, or the last few with
 /// [`Durability::Memory`](super::Durability::Memory), may not be in here yet, and are found by their links.
@@ -49,6 +50,24 @@ impl Shared {
                 return;
             }
         }
+    }
+
+    /// The offset before which segments are past keeping, by the bytes or the age that are to be kept.
+    pub(super) fn past_keeping(&self, bytes: Option<u64>, age: Option<Duration>) -> u64 {
+        let chain = self.chain.load_full();
+        let mut total: u64 = chain.segments.iter().map(|segment| segment.file_bytes()).sum();
+        let oldest = age.map(|age| now().saturating_sub(age.as_millis() as u64));
+        let mut before = chain.first();
+        for pair in chain.segments.windows(2) {
+            // The one behind was begun when this one was full: no record here is younger.
+            let expired = oldest.is_some_and(|oldest| pair[1].header.created < oldest);
+            if !expired && bytes.is_none_or(|bytes| total <= bytes) {
+                break;
+            }
+            total -= pair[0].file_bytes();
+            before = pair[1].base();
+        }
+        before
     }
 
     pub(super) fn trim(&self, before: u64) -> Result<u64, Error> {

@@ -1,0 +1,625 @@
+//! Many named logs in one directory: made with settings, opened when they are used, closed when nobody does.
+//!
+//! Each log is a directory of its own, `DATA/NAME`, with its settings in `log.json`. A log is opened by who first
+//! asks for it, and closed again by the store's thread once it has been idle for a while, or once more are open
+//! than may be: so memory and descriptors go with the logs in use, not with those there are. The same thread
+//! applies retention.
+//!
+//! # What always holds
+//! - A log is open at most once: an entry's lock is held while it is opened, closed or deleted.
+//! - It is closed only when nobody but the store holds it.
+//! - When `create` or `delete` returns, a crash does not undo it: a deleted log is first moved to a name that no
+//!   log can have, which is durable before the answer, and its files go afterwards.
+
+use crate::{
+    disk::{native, tree},
+    log::{Durability, Error as LogError, Log, Options},
+};
+use arc_swap::ArcSwapOption;
+use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    io,
+    ops::{Bound, Deref},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// The longest name of a log, in bytes.
+pub const NAME_BYTES: usize = 128;
+/// A log's settings, in its directory.
+const SETTINGS: &str = crate::log::SETTINGS_FILE;
+/// What deleted logs' directories are called until they are gone. No log's name begins with a dot.
+const DELETED: &str = ".deleted-";
+const LOCK: &str = ".lock";
+/// How often the store's thread looks for idle logs and applies retention.
+const TURN: Duration = Duration::from_secs(1);
+
+/// What can go wrong with a store, beyond what can with a log.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No log has this name.
+    #[error("there is no log named {name:?}; create it first")]
+    NotFound {
+        /// The name asked for.
+        name: String,
+    },
+    /// Not a name for a log.
+    #[error(
+        "{name:?} is not a name for a log: use 1 to {NAME_BYTES} of A-Z a-z 0-9 . _ -, not beginning with . or -"
+    )]
+    BadName {
+        /// What was given.
+        name: String,
+    },
+    /// There is a log of this name, with other settings.
+    #[error("the log {name:?} is there already, with other settings; delete it first, or ask for the same")]
+    Exists {
+        /// Its name.
+        name: String,
+    },
+    /// Settings that contradict each other or the store's options.
+    #[error("bad settings: {reason}")]
+    BadSettings {
+        /// Which, and what would do.
+        reason: String,
+    },
+    /// See there.
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+/// What the records of a log may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Values {
+    /// Any bytes.
+    #[default]
+    Any,
+    /// JSON only.
+    Json,
+}
+
+/// The settings a log is created with. What is `None` follows the store's options.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogSettings {
+    /// When an append is acknowledged, unless it asks for something else, and what readers see.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub durability: Option<Durability>,
+    /// What the records may be.
+    pub values: Values,
+    /// Bytes of segment files beyond which the oldest segments are dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_bytes: Option<u64>,
+    /// Seconds after which segments are dropped, once all their records are older.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_seconds: Option<u64>,
+    /// The largest segment in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segment_bytes: Option<u64>,
+    /// The largest record in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record_bytes: Option<u64>,
+}
+
+/// How to open a store.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// What logs are opened with, where their settings do not say otherwise.
+    pub log: Options,
+    /// Logs that are open at once, beyond those in use at this moment. Default: 1,024.
+    pub open_logs: usize,
+    /// How long a log that nobody uses stays open. Default: 60 s.
+    pub idle: Duration,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self { log: Options::default(), open_logs: 1024, idle: Duration::from_secs(60) }
+    }
+}
+
+/// A log that is open; it stays open as long as this is held.
+pub struct OpenLog {
+    log: Log,
+    name: String,
+    settings: LogSettings,
+}
+
+impl OpenLog {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it was created with.
+    pub fn settings(&self) -> &LogSettings {
+        &self.settings
+    }
+}
+
+impl Deref for OpenLog {
+    type Target = Log;
+
+    fn deref(&self) -> &Log {
+        &self.log
+    }
+}
+
+/// One log, open or not.
+struct Entry {
+    open: ArcSwapOption<OpenLog>,
+    /// When it was last asked for, in milliseconds since the store was opened.
+    used: AtomicU64,
+    /// Held while opening, closing and deleting. Whether the log was deleted.
+    deleted: Mutex<bool>,
+}
+
+impl Entry {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { open: ArcSwapOption::new(None), used: AtomicU64::new(0), deleted: Mutex::new(false) })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, bool> {
+        self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the log, if it is open and nobody else has it.
+    fn close(&self) {
+        let _held = self.lock();
+        let Some(open) = self.open.swap(None) else { return };
+        match Arc::try_unwrap(open) {
+            Ok(open) => {
+                let OpenLog { log, name, .. } = open;
+                if let Err(error) = log.close() {
+                    tracing::error!(name, %error, "closing a log failed");
+                }
+            }
+            Err(shared) => self.open.store(Some(shared)),
+        }
+    }
+}
+
+struct Inner {
+    dir: PathBuf,
+    options: StoreOptions,
+    entries: RwLock<BTreeMap<String, Arc<Entry>>>,
+    begun: Instant,
+}
+
+/// See the module's documentation.
+///
+/// # Example
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// use millstream::store::{LogSettings, Store, StoreOptions};
+/// let store = Store::open(dir.path(), StoreOptions::default())?;
+/// store.create("clicks", LogSettings::default())?;
+/// let clicks = store.get("clicks")?;
+/// assert_eq!(clicks.append(b"one")?, 0);
+/// drop(clicks);
+/// store.close()?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Store {
+    inner: Arc<Inner>,
+    keeper: Option<(Sender<()>, std::thread::JoinHandle<()>)>,
+    _lock: Box<dyn Send + Sync>,
+}
+
+impl Store {
+    /// Opens the store in `dir`, which is made if it is missing. No log is opened yet.
+    ///
+    /// # Errors
+    /// [`LogError::InUse`], [`LogError::BadOptions`], [`LogError::Io`].
+    pub fn open(dir: impl AsRef<Path>, options: StoreOptions) -> Result<Self, Error> {
+        let dir = dir.as_ref().to_owned();
+        options.log.check()?;
+        let names = tree::dirs(&dir).map_err(LogError::io("make the directory", &dir))?;
+        let lock = native().lock(&dir.join(LOCK)).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => LogError::InUse { dir: dir.clone() },
+            _ => LogError::io("lock", &dir)(error),
+        })?;
+        let mut entries = BTreeMap::new();
+        for name in names {
+            if name.starts_with(DELETED) {
+                let path = dir.join(&name);
+                tree::remove_dir(&path).map_err(LogError::io("remove", &path))?;
+            } else if check_name(&name).is_ok() {
+                entries.insert(name, Entry::new());
+            }
+        }
+        let inner = Arc::new(Inner { dir, options, entries: RwLock::new(entries), begun: Instant::now() });
+        let (stop, stopped) = bounded(1);
+        let kept = Arc::clone(&inner);
+        let keeper = std::thread::Builder::new()
+            .name("millstream-store".into())
+            .spawn(move || {
+                while stopped.recv_timeout(TURN) == Err(RecvTimeoutError::Timeout) {
+                    kept.turn();
+                }
+            })
+            .map_err(LogError::io("start a thread for", &inner.dir))?;
+        Ok(Self { inner, keeper: Some((stop, keeper)), _lock: lock })
+    }
+
+    /// The log of this name, if it is open already: never waits for a disk.
+    pub fn get_open(&self, name: &str) -> Option<Arc<OpenLog>> {
+        let entry = self.inner.entry(name)?;
+        self.inner.touch(&entry);
+        entry.open.load_full()
+    }
+
+    /// The log of this name, opened if it is not.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::BadName`], and those of [`Log::open`].
+    pub fn get(&self, name: &str) -> Result<Arc<OpenLog>, Error> {
+        let entry = self.inner.entry(name).ok_or_else(|| match check_name(name) {
+            Ok(()) => Error::NotFound { name: name.to_owned() },
+            Err(error) => error,
+        })?;
+        self.inner.touch(&entry);
+        if let Some(open) = entry.open.load_full() {
+            return Ok(open);
+        }
+        let deleted = entry.lock();
+        if let Some(open) = entry.open.load_full() {
+            return Ok(open);
+        }
+        if *deleted {
+            return Err(Error::NotFound { name: name.to_owned() });
+        }
+        let open = Arc::new(self.inner.open_log(name)?);
+        entry.open.store(Some(Arc::clone(&open)));
+        Ok(open)
+    }
+
+    /// Creates a log; says whether it was not there before. It is durable on return.
+    ///
+    /// # Errors
+    /// [`Error::BadName`], [`Error::BadSettings`], [`Error::Exists`], and those of [`Log::open`].
+    pub fn create(&self, name: &str, settings: LogSettings) -> Result<bool, Error> {
+        check_name(name)?;
+        self.inner.options_for(&settings)?;
+        // Locked before anybody can find it.
+        let entry = Entry::new();
+        let deleted = entry.lock();
+        let there = {
+            let mut entries = self.inner.entries.write().unwrap_or_else(PoisonError::into_inner);
+            let there = entries.contains_key(name);
+            if !there {
+                entries.insert(name.to_owned(), Arc::clone(&entry));
+            }
+            there
+        };
+        if there {
+            let same = *self.get(name)?.settings() == settings;
+            return if same { Ok(false) } else { Err(Error::Exists { name: name.to_owned() }) };
+        }
+        match self.inner.make_log(name, &settings) {
+            Ok(open) => entry.open.store(Some(Arc::new(open))),
+            Err(error) => {
+                self.inner.remove(name, &entry, deleted);
+                return Err(error);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Deletes a log. Those who wait for it or append to it are told; those who read go on with what they hold.
+    /// It is durable on return.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`LogError::Io`].
+    pub fn delete(&self, name: &str) -> Result<(), Error> {
+        let not_found = || Error::NotFound { name: name.to_owned() };
+        let entry = self.inner.entry(name).ok_or_else(not_found)?;
+        let deleted = entry.lock();
+        if *deleted {
+            return Err(not_found());
+        }
+        let (from, to) = (self.inner.dir.join(name), self.inner.dir.join(passing_name(name)));
+        tree::rename_dir(&from, &to).map_err(LogError::io("delete", &from))?;
+        if let Some(open) = entry.open.swap(None) {
+            open.abandon();
+        }
+        self.inner.remove(name, &entry, deleted);
+        if let Err(error) = tree::remove_dir(&to) {
+            tracing::warn!(dir = %to.display(), %error, "what is left of a deleted log goes at the next start");
+        }
+        Ok(())
+    }
+
+    /// The names of up to `limit` logs in order, from the first one behind `after`.
+    pub fn names(&self, after: Option<&str>, limit: usize) -> Vec<String> {
+        let entries = self.inner.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        entries.range::<str, _>((from, Bound::Unbounded)).take(limit).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// How many logs there are, and how many of them are open.
+    pub fn count(&self) -> (usize, usize) {
+        let entries = self.inner.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let open = entries.values().filter(|entry| entry.open.load().is_some()).count();
+        (entries.len(), open)
+    }
+
+    /// What logs are opened with, where their settings do not say otherwise.
+    pub fn options(&self) -> &StoreOptions {
+        &self.inner.options
+    }
+
+    /// Closes all logs, making all that was appended durable. A log that somebody still holds is closed when it is
+    /// let go.
+    ///
+    /// # Errors
+    /// The first log's that could not be closed.
+    pub fn close(mut self) -> Result<(), Error> {
+        self.shut_down()
+    }
+
+    fn shut_down(&mut self) -> Result<(), Error> {
+        let Some((stop, keeper)) = self.keeper.take() else { return Ok(()) };
+        drop(stop);
+        let _ = keeper.join(); // a panic there was reported
+        let entries =
+            std::mem::take(&mut *self.inner.entries.write().unwrap_or_else(PoisonError::into_inner));
+        let mut result = Ok(());
+        for open in entries.into_values().filter_map(|entry| entry.open.swap(None)) {
+            if let Ok(OpenLog { log, .. }) = Arc::try_unwrap(open) {
+                result = result.and(log.close().map_err(Error::Log));
+            }
+        }
+        result
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Err(error) = self.shut_down() {
+            tracing::error!(dir = %self.inner.dir.display(), %error, "closing the store failed");
+        }
+    }
+}
+
+impl Inner {
+    fn entry(&self, name: &str) -> Option<Arc<Entry>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    fn now(&self) -> u64 {
+        self.begun.elapsed().as_millis() as u64
+    }
+
+    fn touch(&self, entry: &Entry) {
+        entry.used.store(self.now(), Ordering::Relaxed); // by itself; a stale value closes a log too early at worst
+    }
+
+    fn options_for(&self, settings: &LogSettings) -> Result<Options, Error> {
+        let mut options = self.options.log.clone();
+        if let Some(durability) = settings.durability {
+            options.durability = durability;
+        }
+        if let Some(bytes) = settings.segment_bytes {
+            options.segment_bytes = bytes;
+        }
+        options.check().map_err(|error| Error::BadSettings { reason: error.to_string() })?;
+        Ok(options)
+    }
+
+    /// Makes the directory under a passing name first, so that there is never a log without its settings.
+    fn make_log(&self, name: &str, settings: &LogSettings) -> Result<OpenLog, Error> {
+        let (from, dir) = (self.dir.join(passing_name(name)), self.dir.join(name));
+        native().create_dir(&from).map_err(LogError::io("make the directory", &from))?;
+        let text = serde_json::to_vec_pretty(settings).unwrap_or_default(); // plain fields: cannot fail
+        let path = from.join(SETTINGS);
+        tree::replace(&path, &text).map_err(LogError::io("write", &path))?;
+        tree::rename_dir(&from, &dir).map_err(LogError::io("make the directory", &dir))?;
+        self.open_log(name)
+    }
+
+    fn open_log(&self, name: &str) -> Result<OpenLog, Error> {
+        let dir = self.dir.join(name);
+        let path = dir.join(SETTINGS);
+        let settings = match tree::read(&path).map_err(LogError::io("read", &path))? {
+            Some(text) => serde_json::from_slice(&text)
+                .map_err(|error| LogError::Corrupt { path, reason: error.to_string() })?,
+            None => LogSettings::default(), // made by a program that used the log alone
+        };
+        let log = Log::open(&dir, self.options_for(&settings)?)?;
+        Ok(OpenLog { log, name: name.to_owned(), settings })
+    }
+
+    /// Takes a log that is gone out of the map.
+    fn remove(&self, name: &str, entry: &Arc<Entry>, mut deleted: std::sync::MutexGuard<'_, bool>) {
+        *deleted = true;
+        drop(deleted); // who holds the map's lock may wait for this one
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        if entries.get(name).is_some_and(|there| Arc::ptr_eq(there, entry)) {
+            entries.remove(name);
+        }
+    }
+
+    /// Applies retention, and closes what is idle or too much.
+    fn turn(&self) {
+        let mut open: Vec<_> = {
+            let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+            entries.values().filter(|entry| entry.open.load().is_some()).cloned().collect()
+        };
+        for log in open.iter().filter_map(|entry| entry.open.load_full()) {
+            let LogSettings { retention_bytes: bytes, retention_seconds: seconds, .. } = log.settings;
+            if (bytes.is_some() || seconds.is_some()) && log.writable().is_ok() {
+                if let Err(error) = log.retain(bytes, seconds.map(Duration::from_secs)) {
+                    tracing::error!(name = log.name, %error, "dropping old segments failed");
+                }
+            }
+        }
+        open.sort_by_key(|entry| entry.used.load(Ordering::Relaxed));
+        let (now, idle) = (self.now(), self.options.idle.as_millis() as u64);
+        let too_many = open.len().saturating_sub(self.options.open_logs);
+        for (n, entry) in open.iter().enumerate() {
+            if n < too_many || now.saturating_sub(entry.used.load(Ordering::Relaxed)) > idle {
+                entry.close();
+            }
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<(), Error> {
+    let fits = (1..=NAME_BYTES).contains(&name.len())
+        && !name.starts_with(['.', '-'])
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if fits { Ok(()) } else { Err(Error::BadName { name: name.chars().take(200).collect() }) }
+}
+
+/// A name that no log has and no other deleted log had.
+fn passing_name(name: &str) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("{DELETED}{}-{name}", now.as_nanos())
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn options() -> StoreOptions {
+        let log = Options {
+            segment_bytes: 8 << 10,
+            first_segment_bytes: 4 << 10,
+            memory_bytes: 64 << 10,
+            ..Options::default()
+        };
+        StoreOptions { log, open_logs: 4, idle: Duration::from_secs(60) }
+    }
+
+    #[test]
+    fn names_that_could_leave_the_directory_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), options()).unwrap();
+        let long = "x".repeat(NAME_BYTES + 1);
+        for name in ["", ".", "..", "a/b", "../a", "-a", ".deleted-1", "a\\b", "a b", "ä", "a\0", &long] {
+            assert!(
+                matches!(store.create(name, LogSettings::default()), Err(Error::BadName { .. })),
+                "{name}"
+            );
+            assert!(matches!(store.get(name), Err(Error::BadName { .. })), "{name}");
+        }
+        assert!(store.create(&long[1..], LogSettings::default()).unwrap());
+    }
+
+    #[test]
+    fn logs_are_there_after_opening_again_and_deleted_ones_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), options()).unwrap();
+        let json = LogSettings { values: Values::Json, retention_bytes: Some(1 << 20), ..Default::default() };
+        assert!(store.create("a", json.clone()).unwrap());
+        assert!(!store.create("a", json.clone()).unwrap());
+        assert!(matches!(store.create("a", LogSettings::default()), Err(Error::Exists { .. })));
+        store.create("b", LogSettings::default()).unwrap();
+        store.get("a").unwrap().append(b"1").unwrap();
+        let held = store.get("b").unwrap();
+        held.append(b"x").unwrap();
+        held.flush().unwrap();
+        store.delete("b").unwrap();
+        assert!(matches!(held.append(b"y"), Err(LogError::Failed { .. })));
+        assert_eq!(held.read(0).unwrap().unwrap().value(), b"x");
+        assert!(matches!(store.delete("b"), Err(Error::NotFound { .. })));
+        assert!(store.create("b", LogSettings::default()).unwrap());
+        assert_eq!(store.get("b").unwrap().next_offset(), 0);
+        store.delete("b").unwrap();
+        drop(held);
+        std::fs::create_dir(dir.path().join(".deleted-1-c")).unwrap();
+        assert!(matches!(Store::open(dir.path(), options()), Err(Error::Log(LogError::InUse { .. }))));
+        store.close().unwrap();
+
+        let store = Store::open(dir.path(), options()).unwrap();
+        assert_eq!(store.names(None, 10), ["a"]);
+        let a = store.get("a").unwrap();
+        assert_eq!((a.settings(), a.read(0).unwrap().unwrap().value()), (&json, &b"1"[..]));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "a and the lock");
+    }
+
+    #[test]
+    fn logs_beyond_the_limit_are_closed_unless_somebody_holds_them_and_open_again_on_demand() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), options()).unwrap();
+        let held = {
+            store.create("held", LogSettings::default()).unwrap();
+            store.get("held").unwrap()
+        };
+        for n in 0..20u8 {
+            let name = format!("log-{n:02}");
+            store.create(&name, LogSettings::default()).unwrap();
+            store.get(&name).unwrap().append(&[n]).unwrap();
+        }
+        store.inner.turn();
+        assert_eq!(store.count(), (21, 5));
+        held.append(b"still").unwrap();
+        for n in 0..20u8 {
+            let log = store.get(&format!("log-{n:02}")).unwrap();
+            assert_eq!(log.read(0).unwrap().unwrap().value(), [n]);
+        }
+        assert_eq!(store.names(Some("log-03"), 2), ["log-04", "log-05"]);
+    }
+
+    #[test]
+    fn retention_by_bytes_and_by_age_drops_whole_segments_from_the_front() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), options()).unwrap();
+        let by_bytes = LogSettings { retention_bytes: Some(64 << 10), ..Default::default() };
+        let by_age = LogSettings { retention_seconds: Some(0), ..Default::default() };
+        for (name, settings) in [("bytes", by_bytes), ("age", by_age)] {
+            store.create(name, settings).unwrap();
+            let log = store.get(name).unwrap();
+            for _ in 0..2000 {
+                log.append(&[1; 100]).unwrap();
+            }
+            log.flush().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(50)); // the keeper seals, and the clock goes on
+        store.inner.turn();
+        let log = store.get("bytes").unwrap();
+        assert!(log.first_offset() > 1000 && log.disk_bytes() <= 64 << 10, "{}", log.disk_bytes());
+        assert_eq!(
+            log.iter(log.first_offset()).filter(Result::is_ok).count() as u64,
+            2000 - log.first_offset()
+        );
+        assert!(store.get("age").unwrap().first_offset() > 1900);
+    }
+
+    #[test]
+    fn many_who_create_use_and_delete_the_same_names_never_open_one_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), options()).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let store = &store;
+                scope.spawn(move || {
+                    for n in 0..60 {
+                        let name = ["a", "b"][(n + thread) % 2];
+                        match n % 3 {
+                            0 => drop(store.create(name, LogSettings::default()).map_err(allowed)),
+                            1 => drop(store.get(name).map(|log| log.append(b"x")).map_err(allowed)),
+                            _ if thread == 0 => drop(store.delete(name).map_err(allowed)),
+                            _ => store.inner.turn(),
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    fn allowed(error: Error) {
+        assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    }
+}
