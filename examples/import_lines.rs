@@ -6,8 +6,8 @@
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use millstream::{
-    Log, Options,
     http::{Server, Settings},
+    store::{Store, StoreOptions},
 };
 use std::{
     error::Error,
@@ -95,12 +95,12 @@ fn main() -> Result<(), Failure> {
     let lines: Vec<&[u8]> = file.strip_suffix(b"\n").unwrap_or(&file).split(|&byte| byte == b'\n').collect();
 
     let dir = std::env::temp_dir().join(format!("millstream-import-{}", std::process::id()));
-    let log = Log::open(&dir, Options::default())?;
+    let store = Store::open(&dir, StoreOptions::default())?;
     let server = Server::bind("127.0.0.1:0".parse()?, Settings::default())?;
     let address = server.address()?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = std::thread::spawn(move || {
-        server.run(log, async { drop(stopped.await) }).map_err(|error| error.to_string())
+        server.run(store, async { drop(stopped.await) }).map_err(|error| error.to_string())
     });
 
     let begun = Instant::now();

@@ -202,7 +202,7 @@ struct Inner {
 /// # let dir = tempfile::tempdir()?;
 /// use millstream::store::{LogSettings, Store, StoreOptions};
 /// let store = Store::open(dir.path(), StoreOptions::default())?;
-/// store.create("clicks", LogSettings::default())?;
+/// store.create("clicks", &LogSettings::default())?;
 /// let clicks = store.get("clicks")?;
 /// assert_eq!(clicks.append(b"one")?, 0);
 /// drop(clicks);
@@ -288,9 +288,9 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::BadName`], [`Error::BadSettings`], [`Error::Exists`], and those of [`Log::open`].
-    pub fn create(&self, name: &str, settings: LogSettings) -> Result<bool, Error> {
+    pub fn create(&self, name: &str, settings: &LogSettings) -> Result<bool, Error> {
         check_name(name)?;
-        self.inner.options_for(&settings)?;
+        self.inner.options_for(settings)?;
         // Locked before anybody can find it.
         let entry = Entry::new();
         let deleted = entry.lock();
@@ -303,10 +303,10 @@ impl Store {
             there
         };
         if there {
-            let same = *self.get(name)?.settings() == settings;
+            let same = *self.get(name)?.settings() == *settings;
             return if same { Ok(false) } else { Err(Error::Exists { name: name.to_owned() }) };
         }
-        match self.inner.make_log(name, &settings) {
+        match self.inner.make_log(name, settings) {
             Ok(open) => entry.open.store(Some(Arc::new(open))),
             Err(error) => {
                 self.inner.remove(name, &entry, deleted);
@@ -458,10 +458,11 @@ impl Inner {
         };
         for log in open.iter().filter_map(|entry| entry.open.load_full()) {
             let LogSettings { retention_bytes: bytes, retention_seconds: seconds, .. } = log.settings;
-            if (bytes.is_some() || seconds.is_some()) && log.writable().is_ok() {
-                if let Err(error) = log.retain(bytes, seconds.map(Duration::from_secs)) {
-                    tracing::error!(name = log.name, %error, "dropping old segments failed");
-                }
+            if (bytes.is_some() || seconds.is_some())
+                && log.writable().is_ok()
+                && let Err(error) = log.retain(bytes, seconds.map(Duration::from_secs))
+            {
+                tracing::error!(name = log.name, %error, "dropping old segments failed");
             }
         }
         open.sort_by_key(|entry| entry.used.load(Ordering::Relaxed));
@@ -509,12 +510,12 @@ mod tests {
         let long = "x".repeat(NAME_BYTES + 1);
         for name in ["", ".", "..", "a/b", "../a", "-a", ".deleted-1", "a\\b", "a b", "ä", "a\0", &long] {
             assert!(
-                matches!(store.create(name, LogSettings::default()), Err(Error::BadName { .. })),
+                matches!(store.create(name, &LogSettings::default()), Err(Error::BadName { .. })),
                 "{name}"
             );
             assert!(matches!(store.get(name), Err(Error::BadName { .. })), "{name}");
         }
-        assert!(store.create(&long[1..], LogSettings::default()).unwrap());
+        assert!(store.create(&long[1..], &LogSettings::default()).unwrap());
     }
 
     #[test]
@@ -522,10 +523,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), options()).unwrap();
         let json = LogSettings { values: Values::Json, retention_bytes: Some(1 << 20), ..Default::default() };
-        assert!(store.create("a", json.clone()).unwrap());
-        assert!(!store.create("a", json.clone()).unwrap());
-        assert!(matches!(store.create("a", LogSettings::default()), Err(Error::Exists { .. })));
-        store.create("b", LogSettings::default()).unwrap();
+        assert!(store.create("a", &json).unwrap());
+        assert!(!store.create("a", &json).unwrap());
+        assert!(matches!(store.create("a", &LogSettings::default()), Err(Error::Exists { .. })));
+        store.create("b", &LogSettings::default()).unwrap();
         store.get("a").unwrap().append(b"1").unwrap();
         let held = store.get("b").unwrap();
         held.append(b"x").unwrap();
@@ -534,7 +535,7 @@ mod tests {
         assert!(matches!(held.append(b"y"), Err(LogError::Failed { .. })));
         assert_eq!(held.read(0).unwrap().unwrap().value(), b"x");
         assert!(matches!(store.delete("b"), Err(Error::NotFound { .. })));
-        assert!(store.create("b", LogSettings::default()).unwrap());
+        assert!(store.create("b", &LogSettings::default()).unwrap());
         assert_eq!(store.get("b").unwrap().next_offset(), 0);
         store.delete("b").unwrap();
         drop(held);
@@ -554,12 +555,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), options()).unwrap();
         let held = {
-            store.create("held", LogSettings::default()).unwrap();
+            store.create("held", &LogSettings::default()).unwrap();
             store.get("held").unwrap()
         };
         for n in 0..20u8 {
             let name = format!("log-{n:02}");
-            store.create(&name, LogSettings::default()).unwrap();
+            store.create(&name, &LogSettings::default()).unwrap();
             store.get(&name).unwrap().append(&[n]).unwrap();
         }
         store.inner.turn();
@@ -579,7 +580,7 @@ mod tests {
         let by_bytes = LogSettings { retention_bytes: Some(64 << 10), ..Default::default() };
         let by_age = LogSettings { retention_seconds: Some(0), ..Default::default() };
         for (name, settings) in [("bytes", by_bytes), ("age", by_age)] {
-            store.create(name, settings).unwrap();
+            store.create(name, &settings).unwrap();
             let log = store.get(name).unwrap();
             for _ in 0..2000 {
                 log.append(&[1; 100]).unwrap();
@@ -590,10 +591,7 @@ mod tests {
         store.inner.turn();
         let log = store.get("bytes").unwrap();
         assert!(log.first_offset() > 1000 && log.disk_bytes() <= 64 << 10, "{}", log.disk_bytes());
-        assert_eq!(
-            log.iter(log.first_offset()).filter(Result::is_ok).count() as u64,
-            2000 - log.first_offset()
-        );
+        assert_eq!(log.iter(log.first_offset()).flatten().count() as u64, 2000 - log.first_offset());
         assert!(store.get("age").unwrap().first_offset() > 1900);
     }
 
@@ -608,9 +606,13 @@ mod tests {
                     for n in 0..60 {
                         let name = ["a", "b"][(n + thread) % 2];
                         match n % 3 {
-                            0 => drop(store.create(name, LogSettings::default()).map_err(allowed)),
-                            1 => drop(store.get(name).map(|log| log.append(b"x")).map_err(allowed)),
-                            _ if thread == 0 => drop(store.delete(name).map_err(allowed)),
+                            0 => drop(
+                                store.create(name, &LogSettings::default()).map_err(|error| allowed(&error)),
+                            ),
+                            1 => drop(
+                                store.get(name).map(|log| log.append(b"x")).map_err(|error| allowed(&error)),
+                            ),
+                            _ if thread == 0 => drop(store.delete(name).map_err(|error| allowed(&error))),
                             _ => store.inner.turn(),
                         }
                     }
@@ -619,7 +621,7 @@ mod tests {
         });
     }
 
-    fn allowed(error: Error) {
+    fn allowed(error: &Error) {
         assert!(matches!(error, Error::NotFound { .. }), "{error}");
     }
 }

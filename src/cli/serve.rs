@@ -3,8 +3,9 @@
 use super::Outcome;
 use clap::ValueEnum;
 use millstream::{
-    Durability, Log, Options,
+    Durability, Options,
     http::{Server, Settings},
+    store::{Store, StoreOptions},
 };
 use std::{
     future::Future, io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration,
@@ -47,6 +48,24 @@ pub(super) struct Serve {
     /// Seconds for a body to arrive, and for which a client may take nothing of an answer
     #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = 30)]
     body_seconds: u64,
+    /// The largest request body in bytes once it is decompressed
+    #[arg(long, env = "MILLSTREAM_MAX_DECODED", default_value_t = Settings::default().decoded_bytes)]
+    max_decoded: usize,
+    /// The longest that a read may wait for new records, in seconds
+    #[arg(long, env = "MILLSTREAM_WAIT_SECONDS", default_value_t = 60)]
+    wait_seconds: u64,
+    /// Seconds between comments on a live tail without news
+    #[arg(long, env = "MILLSTREAM_HEARTBEAT_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
+    heartbeat_seconds: u64,
+    /// Create a log when something is appended to it
+    #[arg(long, env = "MILLSTREAM_CREATE_LOGS")]
+    create_logs: bool,
+    /// Logs that stay open when nobody uses them
+    #[arg(long, env = "MILLSTREAM_MAX_OPEN_LOGS", default_value_t = StoreOptions::default().open_logs)]
+    max_open_logs: usize,
+    /// Seconds after which a log that nobody uses is closed; it is opened again on demand
+    #[arg(long, env = "MILLSTREAM_IDLE_SECONDS", default_value_t = 60)]
+    idle_seconds: u64,
     /// Seconds to wait for requests in flight when shutting down
     #[arg(long, env = "MILLSTREAM_GRACE_SECONDS", default_value_t = 30)]
     grace_seconds: u64,
@@ -88,6 +107,10 @@ impl Serve {
             header_time: Duration::from_secs(self.header_seconds),
             body_time: Duration::from_secs(self.body_seconds),
             grace: Duration::from_secs(self.grace_seconds),
+            decoded_bytes: self.max_decoded,
+            wait_time: Duration::from_secs(self.wait_seconds),
+            heartbeat: Duration::from_secs(self.heartbeat_seconds),
+            create_logs: self.create_logs,
             ..defaults
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -95,12 +118,20 @@ impl Serve {
         let server = Server::bind(self.listen, settings).map_err(|error| {
             format!("cannot listen at {}: {error}; name another address with --listen", self.listen)
         })?;
-        let log = Log::open(self.data.join("default"), options)?;
-        tracing::info!(
-            address = %server.address()?, data = %self.data.display(), first = log.first_offset(), next = log.next_offset(),
-            "listening"
-        );
-        server.run(log, stop)?;
+        let store = Store::open(
+            &self.data,
+            StoreOptions {
+                log: options,
+                open_logs: self.max_open_logs,
+                idle: Duration::from_secs(self.idle_seconds),
+            },
+        )?;
+        let (address, logs) = (server.address()?, store.count().0);
+        let listening = async move {
+            tracing::info!(%address, data = %self.data.display(), logs, "listening");
+            stop.await;
+        };
+        server.run(store, listening)?;
         tracing::info!("stopped");
         Ok(ExitCode::SUCCESS)
     }

@@ -6,14 +6,17 @@ use super::{
     problem::Problem,
     router::{Answer, Context, json},
 };
-use crate::log::{Error, Record};
+use crate::log::{Payload, Record};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hyper::{Request, StatusCode, body::Incoming};
+use hyper::{Request, body::Incoming};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{IgnoredAny, Visitor},
 };
 use std::{borrow::Cow, fmt};
+
+/// The log that this API is about.
+pub(super) const LOG: &str = "default";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,30 +97,10 @@ pub(super) async fn post(context: &Context, request: Request<Incoming>) -> Resul
             format!("the value is not base64: {error}; use A-Z a-z 0-9 + / with = at the end"),
         )
     })?;
-    let offset = append(context, &value).await?;
-    context.acknowledged(offset).await?;
+    let log = context.log_to_append(LOG).await?;
+    let offset = context.append(&log, &[Payload { bytes: &value, json: false }], None).await?;
+    context.acknowledged(&log, offset, None).await?;
     Ok(json(&ProducedAt { offset }))
-}
-
-/// Appends; where the disk is behind, waits a little for it.
-async fn append(context: &Context, value: &[u8]) -> Result<u64, Problem> {
-    match context.log.try_append(value) {
-        Err(Error::WouldBlock) => {}
-        done => return Ok(done?),
-    }
-    let retry = async {
-        loop {
-            let room = context.log.room(); // before the attempt, so that room made in between is not missed
-            match context.log.try_append(value) {
-                Err(Error::WouldBlock) => room.await,
-                done => return done,
-            }
-        }
-    };
-    match tokio::time::timeout(context.limits.append_time, retry).await {
-        Ok(done) => Ok(done?),
-        Err(_) => Err(Problem::backpressure()),
-    }
 }
 
 pub(super) async fn get(context: &Context, request: Request<Incoming>) -> Result<Answer, Problem> {
@@ -133,24 +116,8 @@ pub(super) async fn get(context: &Context, request: Request<Incoming>) -> Result
         let Consume { offset } = body::parse(&bytes, r#"{"offset":0}"#)?;
         offset.0.ok_or_else(invalid_offset)?
     };
-    let found = if context.log.is_in_memory(offset) {
-        context.log.read(offset)
-    } else {
-        // It may have to come from the disk: not on the runtime's thread.
-        let log = context.log.clone();
-        tokio::task::spawn_blocking(move || log.read(offset)).await.map_err(|_| {
-            Problem::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal",
-                "reading the record failed unexpectedly",
-            )
-        })?
-    };
-    found?.map(|record| render(&record)).ok_or_else(|| {
-        let next = context.log.visible_offset();
-        let detail = format!("there is no record at offset {offset} yet; the next one gets {next}");
-        Problem::new(StatusCode::NOT_FOUND, "offset_not_found", detail)
-    })
+    let log = context.log(LOG).await?;
+    Ok(render(&context.read(&log, offset).await?))
 }
 
 fn render(record: &Record) -> Answer {

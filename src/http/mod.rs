@@ -1,13 +1,21 @@
-//! The HTTP endpoint: a thin adapter over one log. It parses, calls and renders; the request's own task appends.
+//! The HTTP endpoint: thin adapters over a store of logs. They parse, call and render; the request's own task
+//! appends.
 //!
-//! `server` listens and enforces limits, `router` finds what a request is for, `book` answers it, `commit` waits
-//! for durability once per runtime and commit, `problem` is how errors look.
+//! `server` listens and enforces limits, `router` finds what a request is for and has what all requests need;
+//! `book` is the API of the book, `logs` and `records` are `/v1/logs`, `tail` is the live end of a log. `body`,
+//! `params` and `formats` take requests apart, `commit` waits for durability once per runtime and commit, `problem`
+//! is how errors look.
 
 mod body;
 mod book;
 mod commit;
+mod formats;
+mod logs;
+mod params;
 mod problem;
+mod records;
 mod router;
 mod server;
+mod tail;
 
 pub use server::{Server, Settings};

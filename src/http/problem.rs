@@ -1,8 +1,7 @@
 //! Errors as clients see them: RFC 9457 problem documents with a stable `code`.
 
-use super::router::Answer;
-use crate::log::Error;
-use bytes::Bytes;
+use super::router::{Answer, full};
+use crate::{log::Error, store};
 use hyper::{
     Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
@@ -18,6 +17,8 @@ pub(super) struct Problem {
     detail: String,
     /// `Allow` or `Retry-After`.
     header: Option<(HeaderName, &'static str)>,
+    /// What a program needs to go on, such as the next offset.
+    number: Option<(&'static str, u64)>,
 }
 
 #[derive(Serialize)]
@@ -27,16 +28,29 @@ struct Document<'a> {
     status: u16,
     code: &'a str,
     detail: &'a str,
+    #[serde(flatten)]
+    number: Option<std::collections::BTreeMap<&'static str, u64>>,
 }
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), header: None }
+        Self { status, code, detail: detail.into(), header: None, number: None }
     }
 
     /// The request cannot be understood: 400.
     pub(super) fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    /// Adds a member with a number to the document.
+    pub(super) fn with(mut self, name: &'static str, number: u64) -> Self {
+        self.number = Some((name, number));
+        self
+    }
+
+    /// A bug of ours, such as a panic while reading.
+    pub(super) fn internal(detail: &str) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
     }
 
     pub(super) fn method_not_allowed(allowed: &'static str) -> Self {
@@ -61,10 +75,11 @@ impl Problem {
             status: self.status.as_u16(),
             code: self.code,
             detail: &self.detail,
+            number: self.number.map(|number| [number].into()),
         };
         let mut text = serde_json::to_vec(&document).unwrap_or_default(); // strings and a number: cannot fail
         text.push(b'\n');
-        let mut response = Response::new(Bytes::from(text).into());
+        let mut response = Response::new(full(text));
         *response.status_mut() = self.status;
         if let Some((name, value)) = self.header {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
@@ -78,14 +93,37 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let (status, code) = match &error {
             Error::WouldBlock => return Self::backpressure(),
+            Error::Unexpected { next, .. } => {
+                let next = *next;
+                return Self::new(StatusCode::PRECONDITION_FAILED, "unexpected_offset", error.to_string())
+                    .with("next_offset", next);
+            }
+            Error::Trimmed { first, .. } => {
+                let first = *first;
+                return Self::new(StatusCode::GONE, "offset_trimmed", error.to_string())
+                    .with("first_offset", first);
+            }
+            Error::EmptyBatch => (StatusCode::BAD_REQUEST, "empty_batch"),
             Error::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "record_too_large"),
-            Error::Trimmed { .. } => (StatusCode::GONE, "offset_trimmed"),
             Error::Damaged { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "record_damaged"),
             Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, "read_only"),
             Error::Failed { .. } => (StatusCode::SERVICE_UNAVAILABLE, "writer_failed"),
             Error::Closed => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             Error::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        };
+        Self::new(status, code, error.to_string())
+    }
+}
+
+impl From<store::Error> for Problem {
+    fn from(error: store::Error) -> Self {
+        let (status, code) = match error {
+            store::Error::Log(error) => return error.into(),
+            store::Error::NotFound { .. } => (StatusCode::NOT_FOUND, "log_not_found"),
+            store::Error::BadName { .. } => (StatusCode::BAD_REQUEST, "invalid_log_name"),
+            store::Error::Exists { .. } => (StatusCode::CONFLICT, "log_exists"),
+            store::Error::BadSettings { .. } => (StatusCode::BAD_REQUEST, "invalid_settings"),
         };
         Self::new(status, code, error.to_string())
     }

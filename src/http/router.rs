@@ -1,50 +1,181 @@
-//! Which request goes where.
+//! Which request goes where, and what all of them need.
 
-use super::{book, commit::Line, problem::Problem, server::Limits};
-use crate::log::{Durability, Error, Log};
+use super::{book, commit::Lines, logs, problem::Problem, records, server::Limits};
+use crate::{
+    log::{Durability, Error, Payload, Record},
+    store::{self, LogSettings, OpenLog, Store},
+};
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{Either, Full, channel::Channel};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
     header::{CONTENT_TYPE, HeaderValue},
 };
 use serde::Serialize;
-use std::sync::Arc;
+use std::{io, sync::Arc};
+use tokio::sync::watch;
 
-pub(super) type Answer = Response<Full<Bytes>>;
+/// A whole answer, or one that is sent piece by piece.
+pub(super) type Body = Either<Full<Bytes>, Channel<Bytes, io::Error>>;
+pub(super) type Answer = Response<Body>;
 
 /// What a request needs; one per runtime.
 pub(super) struct Context {
-    pub(super) log: Arc<Log>,
-    pub(super) line: Arc<Line>,
+    pub(super) store: Arc<Store>,
+    pub(super) lines: Arc<Lines>,
     pub(super) limits: Arc<Limits>,
+    /// Turns true when the server shuts down: who waits ends the answer then.
+    pub(super) stopped: watch::Receiver<bool>,
+}
+
+/// When an append is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ack {
+    Durable,
+    Memory,
 }
 
 impl Context {
-    /// Waits until an append may be acknowledged. With `Memory` it may at once: it can be read already.
-    pub(super) async fn acknowledged(&self, offset: u64) -> Result<(), Error> {
-        match self.log.durability() {
-            Durability::Disk => self.line.durable(&self.log, offset).await,
-            Durability::Memory => Ok(()),
+    /// The log of this name. Where it has to be opened first, that is done off the runtime's thread.
+    pub(super) async fn log(&self, name: &str) -> Result<Arc<OpenLog>, Problem> {
+        if let Some(log) = self.store.get_open(name) {
+            return Ok(log);
+        }
+        let name = name.to_owned();
+        Ok(self.blocking(move |store| store.get(&name)).await??)
+    }
+
+    /// [`log`](Self::log) for an append, which creates it where the server is set to.
+    pub(super) async fn log_to_append(&self, name: &str) -> Result<Arc<OpenLog>, Problem> {
+        if let Some(log) = self.store.get_open(name) {
+            return Ok(log);
+        }
+        let (name, create) = (name.to_owned(), self.limits.create_logs);
+        let found = self.blocking(move |store| match store.get(&name) {
+            Err(store::Error::NotFound { .. }) if create => {
+                match store.create(&name, &LogSettings::default()) {
+                    Ok(_) | Err(store::Error::Exists { .. }) => store.get(&name),
+                    Err(error) => Err(error),
+                }
+            }
+            found => found,
+        });
+        Ok(found.await??)
+    }
+
+    /// Runs what may wait for a disk off the runtime's thread.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&Store) -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        let store = Arc::clone(&self.store);
+        let done = tokio::task::spawn_blocking(move || run(&store)).await;
+        done.map_err(|_| Problem::internal("the request failed unexpectedly"))
+    }
+
+    /// Reads one record; off the runtime's thread where it has to come from the disk.
+    pub(super) async fn read(&self, log: &Arc<OpenLog>, offset: u64) -> Result<Record, Problem> {
+        let found = if log.is_in_memory(offset) {
+            log.read(offset)
+        } else {
+            let log = Arc::clone(log);
+            self.blocking(move |_| log.read(offset)).await?
+        };
+        found?.ok_or_else(|| {
+            let next = log.visible_offset();
+            let detail = format!("there is no record at offset {offset} yet; the next one gets {next}");
+            Problem::new(StatusCode::NOT_FOUND, "offset_not_found", detail).with("next_offset", next)
+        })
+    }
+
+    /// Appends; where the disk is behind, waits a little for it.
+    pub(super) async fn append(
+        &self,
+        log: &OpenLog,
+        payloads: &[Payload<'_>],
+        expect: Option<u64>,
+    ) -> Result<u64, Problem> {
+        match log.try_append_payloads(payloads, expect) {
+            Err(Error::WouldBlock) => {}
+            done => return Ok(done?),
+        }
+        let retry = async {
+            loop {
+                let room = log.room(); // before the attempt, so that room made in between is not missed
+                match log.try_append_payloads(payloads, expect) {
+                    Err(Error::WouldBlock) => room.await,
+                    done => return done,
+                }
+            }
+        };
+        match tokio::time::timeout(self.limits.append_time, retry).await {
+            Ok(done) => Ok(done?),
+            Err(_) => Err(Problem::backpressure()),
+        }
+    }
+
+    /// Waits until an append, whose last record is at `offset`, may be answered.
+    pub(super) async fn acknowledged(
+        &self,
+        log: &Arc<OpenLog>,
+        offset: u64,
+        ack: Option<Ack>,
+    ) -> Result<(), Error> {
+        let by_log = match log.durability() {
+            Durability::Disk => Ack::Durable,
+            Durability::Memory => Ack::Memory,
+        };
+        match ack.unwrap_or(by_log) {
+            Ack::Durable => self.lines.durable(log, offset).await,
+            Ack::Memory => {
+                log.wait_published(offset);
+                Ok(())
+            }
         }
     }
 }
 
 /// Answers a request.
 pub(super) async fn answer(context: Arc<Context>, request: Request<Incoming>) -> Answer {
-    let done = match (request.uri().path(), request.method()) {
-        ("/", &Method::POST) => book::post(&context, request).await,
-        ("/", &Method::GET) => book::get(&context, request).await,
-        ("/", _) => Err(Problem::method_not_allowed("GET, POST")),
-        ("/healthz", &Method::GET) => health(&context),
-        ("/healthz", _) => Err(Problem::method_not_allowed("GET")),
-        _ => Err(Problem::new(StatusCode::NOT_FOUND, "not_found", "there are / and /healthz here")),
-    };
+    let done = route(&context, request).await;
     done.unwrap_or_else(|problem| {
         tracing::debug!(%problem, "request refused");
         problem.into_response()
     })
+}
+
+async fn route(context: &Arc<Context>, request: Request<Incoming>) -> Result<Answer, Problem> {
+    let path = request.uri().path().to_owned();
+    let method = request.method().clone();
+    match (path.as_str(), &method) {
+        ("/", &Method::POST) => return book::post(context, request).await,
+        ("/", &Method::GET) => return book::get(context, request).await,
+        ("/", _) => return Err(Problem::method_not_allowed("GET, POST")),
+        ("/healthz", &Method::GET) => return Ok(health()),
+        ("/readyz", &Method::GET) => return ready(context),
+        ("/healthz" | "/readyz", _) => return Err(Problem::method_not_allowed("GET")),
+        _ => {}
+    }
+    let not_found = || Problem::new(StatusCode::NOT_FOUND, "not_found", "see docs/api.md for what is here");
+    let rest = path.strip_prefix("/v1/logs").ok_or_else(not_found)?;
+    let parts: Vec<&str> = rest.split('/').skip(1).collect();
+    match (&parts[..], &method) {
+        ([], &Method::GET) if rest.is_empty() => logs::list(context, &request),
+        ([], _) if rest.is_empty() => Err(Problem::method_not_allowed("GET")),
+        ([name], &Method::PUT) => logs::create(context, name, request).await,
+        ([name], &Method::GET) => logs::describe(context, name).await,
+        ([name], &Method::DELETE) => logs::delete(context, name).await,
+        ([_], _) => Err(Problem::method_not_allowed("DELETE, GET, PUT")),
+        ([name, "records"], &Method::POST) => records::append(context, name, request).await,
+        ([name, "records"], &Method::GET) => records::range(context, name, &request).await,
+        ([_, "records"], _) => Err(Problem::method_not_allowed("GET, POST")),
+        ([name, "records", offset], &Method::GET) => records::one(context, name, offset, &request).await,
+        ([_, "records", _], _) => Err(Problem::method_not_allowed("GET")),
+        ([name, "trim"], &Method::POST) => logs::trim(context, name, request).await,
+        ([_, "trim"], _) => Err(Problem::method_not_allowed("POST")),
+        _ => Err(not_found()),
+    }
 }
 
 #[derive(Serialize)]
@@ -52,16 +183,26 @@ struct Health {
     status: &'static str,
 }
 
-fn health(context: &Context) -> Result<Answer, Problem> {
-    context.log.writable()?;
-    Ok(json(&Health { status: "ok" }))
+/// The process answers.
+fn health() -> Answer {
+    json(&Health { status: "ok" })
+}
+
+/// The book's log can be written; the problem says why not.
+fn ready(context: &Context) -> Result<Answer, Problem> {
+    context.store.get(book::LOG)?.writable()?;
+    Ok(json(&Health { status: "ready" }))
+}
+
+pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
+    Either::Left(Full::new(bytes.into()))
 }
 
 /// A value as JSON, with a newline at the end as Go's encoder writes one.
 pub(super) fn json(value: &impl Serialize) -> Answer {
     let mut text = serde_json::to_vec(value).unwrap_or_default(); // structs of strings and numbers: cannot fail
     text.push(b'\n');
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let mut response = Response::new(full(text));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

@@ -3,10 +3,10 @@
 //! All runtimes accept from one listening socket, so that the least busy one takes the next connection.
 
 use super::{
-    commit::Line,
+    book,
     router::{self, Context},
 };
-use crate::log::Log;
+use crate::store::{self, LogSettings, Store};
 use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -39,6 +39,14 @@ pub struct Settings {
     pub body_time: Duration,
     /// How long an append waits while the disk is behind, before it is answered 429. Default: 2 s.
     pub append_time: Duration,
+    /// Bytes of a body once it is decompressed. Default: 64 MiB.
+    pub decoded_bytes: usize,
+    /// The longest that a read may wait for new records. Default: 60 s.
+    pub wait_time: Duration,
+    /// How often a live tail without news is sent a comment, so that nobody on the way takes it for dead. Default: 15 s.
+    pub heartbeat: Duration,
+    /// Whether appending to a log that is not there creates it. Default: no.
+    pub create_logs: bool,
     /// How long shutting down waits for requests that are in flight. Default: 30 s.
     pub grace: Duration,
 }
@@ -53,6 +61,10 @@ impl Default for Settings {
             header_time: Duration::from_secs(60),
             body_time: Duration::from_secs(30),
             append_time: Duration::from_secs(2),
+            decoded_bytes: 64 << 20,
+            wait_time: Duration::from_secs(60),
+            heartbeat: Duration::from_secs(15),
+            create_logs: false,
             grace: Duration::from_secs(30),
         }
     }
@@ -63,6 +75,10 @@ pub(super) struct Limits {
     pub(super) body_bytes: usize,
     pub(super) body_time: Duration,
     pub(super) append_time: Duration,
+    pub(super) decoded_bytes: usize,
+    pub(super) wait_time: Duration,
+    pub(super) heartbeat: Duration,
+    pub(super) create_logs: bool,
 }
 
 /// A server that listens and does not answer yet.
@@ -90,17 +106,21 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves `log` until `stop` completes; then stops accepting, finishes what is in flight, and returns the log's
-    /// closing error, if any.
+    /// Serves the logs of `store` until `stop` completes; then stops accepting, finishes what is in flight, and
+    /// closes the store. The book's log, `default`, is created if it is missing.
     ///
     /// # Errors
-    /// A runtime cannot be made, or [`Log::close`] fails.
-    pub fn run(self, log: Log, stop: impl Future<Output = ()>) -> Result<(), Box<dyn std::error::Error>> {
-        let log = Arc::new(log);
+    /// The log `default` cannot be opened, a runtime cannot be made, or [`Store::close`] fails.
+    pub fn run(self, store: Store, stop: impl Future<Output = ()>) -> Result<(), Box<dyn std::error::Error>> {
+        if matches!(store.get(book::LOG), Err(store::Error::NotFound { .. })) {
+            store.create(book::LOG, &LogSettings::default())?;
+        }
+        store.get(book::LOG)?;
+        let store = Arc::new(store);
         let (stopping, stopped) = watch::channel(false);
         let permits = Arc::new(Semaphore::new(self.settings.connections.clamp(1, Semaphore::MAX_PERMITS)));
         std::thread::scope(|scope| -> io::Result<()> {
-            let runtimes = self.start(scope, &log, &stopped, &permits);
+            let runtimes = self.start(scope, &store, &stopped, &permits);
             let waited = runtimes.and_then(|()| {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(stop);
@@ -109,15 +129,15 @@ impl Server {
             stopping.send_replace(true); // in case of an error too: the scope waits for the threads
             waited
         })?;
-        // The runtimes are gone, and with them all that held the log.
-        let log = Arc::into_inner(log).ok_or("a request still holds the log")?;
-        Ok(log.close()?)
+        // The runtimes are gone, and with them all that held the store.
+        let store = Arc::into_inner(store).ok_or("a request still holds the store")?;
+        Ok(store.close()?)
     }
 
     fn start<'scope>(
         &self,
         scope: &'scope std::thread::Scope<'scope, '_>,
-        log: &Arc<Log>,
+        store: &Arc<Store>,
         stopped: &watch::Receiver<bool>,
         permits: &Arc<Semaphore>,
     ) -> io::Result<()> {
@@ -125,7 +145,7 @@ impl Server {
             let worker = Worker {
                 listener: self.listener.try_clone()?,
                 settings: self.settings.clone(),
-                log: Arc::clone(log),
+                store: Arc::clone(store),
                 permits: Arc::clone(permits),
             };
             let stopped = stopped.clone();
@@ -147,22 +167,24 @@ impl Server {
 struct Worker {
     listener: TcpListener,
     settings: Settings,
-    log: Arc<Log>,
+    store: Arc<Store>,
     permits: Arc<Semaphore>,
 }
 
 impl Worker {
     async fn serve(self, mut stopped: watch::Receiver<bool>) -> io::Result<()> {
-        let Self { listener, settings, log, permits } = self;
+        let Self { listener, settings, store, permits } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let line = Arc::new(Line::default());
-        tokio::spawn(Arc::clone(&line).run(Arc::clone(&log)));
         let limits = Arc::new(Limits {
             body_bytes: settings.body_bytes,
             body_time: settings.body_time,
             append_time: settings.append_time,
+            decoded_bytes: settings.decoded_bytes,
+            wait_time: settings.wait_time,
+            heartbeat: settings.heartbeat,
+            create_logs: settings.create_logs,
         });
-        let context = Arc::new(Context { log, line, limits });
+        let context = Arc::new(Context { store, lines: Arc::default(), limits, stopped: stopped.clone() });
         let http = protocol(&settings);
         let graceful = GracefulShutdown::new();
         loop {

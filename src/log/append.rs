@@ -5,7 +5,8 @@
 
 use super::{Durability, Error, Frontier, Shared, roll::Active};
 use crate::{
-    chunk::{Batch, Imprint, Placed, Value},
+    chunk::{Batch, Chunk, Imprint, Placed, Value},
+    segment::Segment,
     sync::{Arc, Backoff, Ordering},
 };
 use std::{
@@ -196,7 +197,7 @@ impl Shared {
     fn publish(&self, active: &Arc<Active>, to: u64) {
         let backoff = Backoff::new();
         loop {
-            self.help_publish(active, to);
+            self.help_publish(&active.segment, &active.chunk, to);
             if self.published.get() >= to {
                 return;
             }
@@ -204,10 +205,29 @@ impl Shared {
         }
     }
 
-    /// From `active` on, over all that is contiguous. Who fills the hole before it holds the earlier segment, and
+    /// Waits until all records up to `offset`, which has been appended, are in memory: for one who was not answered
+    /// by that already, in a log whose appenders do not raise `published`.
+    pub(super) fn wait_published(&self, offset: u64) {
+        let backoff = Backoff::new();
+        loop {
+            self.published.advance(self.durable.get()); // and so past all chunks that were let go of
+            let from = self.published.get();
+            if from > offset {
+                return;
+            }
+            if let Some(segment) = self.chain.load().locate(from)
+                && let Some(chunk) = segment.chunk.load_full()
+            {
+                self.help_publish(&segment, &chunk, offset + 1);
+            }
+            backoff.snooze();
+        }
+    }
+
+    /// From this segment on, over all that is contiguous. Who fills the hole before it holds the earlier segment, and
     /// comes here from there.
-    fn help_publish(&self, active: &Active, to: u64) {
-        let (mut segment, mut chunk) = (Arc::clone(&active.segment), Arc::clone(&active.chunk));
+    fn help_publish(&self, segment: &Arc<Segment>, chunk: &Arc<Chunk>, to: u64) {
+        let (mut segment, mut chunk) = (Arc::clone(segment), Arc::clone(chunk));
         loop {
             let Some(start) = self.published.get().checked_sub(segment.base()) else { return };
             let Ok(start) = u32::try_from(start) else { return };

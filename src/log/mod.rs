@@ -367,6 +367,34 @@ impl Log {
         Durable::new(Arc::clone(&self.shared), offset)
     }
 
+    /// Waits until all records up to `offset`, which an append has returned, are in memory: until the copies that
+    /// other threads have begun before it are done, which takes microseconds.
+    pub fn wait_published(&self, offset: u64) {
+        if offset < self.next_offset() {
+            self.shared.wait_published(offset);
+        }
+    }
+
+    /// The offset of the first record that was appended at `time` (milliseconds since 1970) or later; the next
+    /// offset where there is none. Reads about as many records as the log's length has binary digits.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn offset_since(&self, time: u64) -> Result<u64, Error> {
+        let (mut low, mut high) = (self.first_offset(), self.visible_offset());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.read(middle) {
+                Ok(Some(record)) if record.time() < time => low = middle + 1,
+                Ok(_) => high = middle,
+                Err(Error::Trimmed { first, .. }) => low = first.max(low),
+                Err(Error::Damaged { .. }) => low = middle + 1, // nothing there to be found
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(low)
+    }
+
     /// Waits until all that was appended before this call is durable.
     ///
     /// # Errors

@@ -96,9 +96,29 @@ impl Client {
         let length =
             lower.split("content-length: ").nth(1).and_then(|rest| rest.split('\r').next()?.parse().ok());
         let mut body = vec![0; length.unwrap_or(0)];
-        self.0.read_exact(&mut body)?;
-        let body = String::from_utf8(body).map_err(|_| io::ErrorKind::InvalidData)?;
+        if status != 304 {
+            self.0.read_exact(&mut body)?;
+        }
+        if lower.contains("transfer-encoding: chunked") {
+            self.chunks(&mut body)?;
+        }
+        let body = String::from_utf8_lossy(&body).into_owned();
         Ok(Answer { status, head, body })
+    }
+
+    fn chunks(&mut self, body: &mut Vec<u8>) -> io::Result<()> {
+        loop {
+            let mut size = String::new();
+            self.0.read_line(&mut size)?;
+            let size = usize::from_str_radix(size.trim_end(), 16).map_err(io::Error::other)?;
+            let start = body.len();
+            body.resize(start + size, 0);
+            self.0.read_exact(&mut body[start..])?;
+            self.0.read_line(&mut String::new())?;
+            if size == 0 {
+                return Ok(());
+            }
+        }
     }
 
     pub fn request(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<Answer> {

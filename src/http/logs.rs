@@ -1,0 +1,122 @@
+//! Logs as things: create, describe, list, delete, trim.
+
+use super::{
+    body, params,
+    problem::Problem,
+    router::{Answer, Context, full, json},
+};
+use crate::store::{LogSettings, OpenLog};
+use hyper::{Request, Response, StatusCode, body::Incoming};
+use serde::{Deserialize, Serialize};
+
+/// The most names in one page.
+const PAGE: usize = 1000;
+
+#[derive(Serialize)]
+struct Described<'a> {
+    name: &'a str,
+    id: String,
+    durability: crate::log::Durability,
+    settings: &'a LogSettings,
+    first_offset: u64,
+    next_offset: u64,
+    durable_offset: u64,
+    bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_writable: Option<String>,
+}
+
+fn described(log: &OpenLog) -> Answer {
+    json(&Described {
+        name: log.name(),
+        id: params::hex(&log.id()),
+        durability: log.durability(),
+        settings: log.settings(),
+        first_offset: log.first_offset(),
+        next_offset: log.next_offset(),
+        durable_offset: log.durable_offset(),
+        bytes: log.disk_bytes(),
+        not_writable: log.writable().err().map(|error| error.to_string()),
+    })
+}
+
+/// `PUT`: 201 where the log is new, 200 where it is there with the same settings.
+pub(super) async fn create(
+    context: &Context,
+    name: &str,
+    request: Request<Incoming>,
+) -> Result<Answer, Problem> {
+    let bytes = body::read(request.into_body(), &context.limits).await?;
+    let settings: LogSettings =
+        if bytes.is_empty() { LogSettings::default() } else { body::parse(&bytes, "settings, or nothing")? };
+    let name = name.to_owned();
+    let made = context.blocking(move |store| {
+        let new = store.create(&name, &settings)?;
+        Ok::<_, crate::store::Error>((new, store.get(&name)?))
+    });
+    let (new, log) = made.await??;
+    let mut answer = described(&log);
+    if new {
+        *answer.status_mut() = StatusCode::CREATED;
+    }
+    Ok(answer)
+}
+
+pub(super) async fn describe(context: &Context, name: &str) -> Result<Answer, Problem> {
+    Ok(described(&*context.log(name).await?))
+}
+
+pub(super) async fn delete(context: &Context, name: &str) -> Result<Answer, Problem> {
+    let name = name.to_owned();
+    context.blocking(move |store| store.delete(&name)).await??;
+    let mut answer = Response::new(full(""));
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    Ok(answer)
+}
+
+#[derive(Serialize)]
+struct Listed<'a> {
+    logs: &'a [String],
+    /// To be sent as `after` for the next page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<&'a str>,
+}
+
+pub(super) fn list(context: &Context, request: &Request<Incoming>) -> Result<Answer, Problem> {
+    let (mut after, mut limit) = (None, 100);
+    for (name, value) in params::of(request) {
+        match &*name {
+            "after" => after = Some(value.into_owned()),
+            "limit" => limit = params::number(&name, &value, 1..=PAGE as u64)? as usize,
+            _ => return Err(params::unknown(&name, "after, limit")),
+        }
+    }
+    let mut logs = context.store.names(after.as_deref(), limit + 1);
+    let more = logs.len() > limit;
+    logs.truncate(limit);
+    let next = logs.last().map(String::as_str).filter(|_| more);
+    Ok(json(&Listed { logs: &logs, next }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Trim {
+    before: u64,
+}
+
+#[derive(Serialize)]
+struct Trimmed {
+    first_offset: u64,
+}
+
+pub(super) async fn trim(
+    context: &Context,
+    name: &str,
+    request: Request<Incoming>,
+) -> Result<Answer, Problem> {
+    let log = context.log(name).await?;
+    let bytes = body::read(request.into_body(), &context.limits).await?;
+    let Trim { before } = body::parse(&bytes, r#"{"before":0}"#)?;
+    let first_offset = context.blocking(move |_| log.trim(before)).await??;
+    Ok(json(&Trimmed { first_offset }))
+}

@@ -1,0 +1,64 @@
+//! Parameters and small things of the request's head.
+
+use super::problem::Problem;
+use hyper::{
+    Request,
+    header::{AsHeaderName, HeaderMap},
+};
+use std::{borrow::Cow, ops::RangeInclusive, time::Duration};
+
+/// The query's parameters, decoded.
+pub(super) fn of<B>(request: &Request<B>) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+    form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
+}
+
+/// What to answer to a parameter that is not one.
+pub(super) fn unknown(name: &str, known: &str) -> Problem {
+    let name: String = name.chars().take(50).collect();
+    Problem::bad_request("invalid_query", format!("there is no parameter {name:?} here; there are: {known}"))
+}
+
+/// What to answer to a parameter's value that does not do.
+pub(super) fn invalid(name: &str, expected: &str) -> Problem {
+    Problem::bad_request("invalid_query", format!("{name} must be {expected}"))
+}
+
+/// A whole number within a range.
+pub(super) fn number(name: &str, value: &str, range: RangeInclusive<u64>) -> Result<u64, Problem> {
+    let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+    let number = if digits { value.parse().ok() } else { None };
+    number
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| invalid(name, &format!("a whole number from {} to {}", range.start(), range.end())))
+}
+
+/// A duration such as `30s` or `500ms`, at most `most`.
+pub(super) fn duration(name: &str, value: &str, most: Duration) -> Result<Duration, Problem> {
+    humantime::parse_duration(value)
+        .ok()
+        .filter(|duration| *duration <= most)
+        .ok_or_else(|| invalid(name, &format!("a time such as 30s or 500ms, at most {}s", most.as_secs())))
+}
+
+/// A point in time by RFC 3339, in milliseconds since 1970.
+pub(super) fn time(name: &str, value: &str) -> Result<u64, Problem> {
+    let time = humantime::parse_rfc3339(value).ok();
+    let since = time.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    since
+        .map(|since| since.as_millis() as u64)
+        .ok_or_else(|| invalid(name, "a time by RFC 3339 in UTC, such as 2026-01-02T03:04:05.678Z"))
+}
+
+/// A header's value as text; what is not text counts as empty.
+pub(super) fn header(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&str> {
+    headers.get(name).map(|value| value.to_str().unwrap_or_default())
+}
+
+/// Bytes as hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}"); // to a string: cannot fail
+        text
+    })
+}

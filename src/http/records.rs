@@ -1,0 +1,330 @@
+//! Records: appending a batch, reading a range, reading one.
+
+use super::{
+    body,
+    formats::{self, Format},
+    params,
+    problem::Problem,
+    router::{Ack, Answer, Body, Context, full, json},
+    tail,
+};
+use crate::{
+    log::{Error, Payload, Reader},
+    store::{OpenLog, Values},
+};
+use http_body_util::{Either, channel::Channel};
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{
+        ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH,
+    },
+};
+use serde::Serialize;
+use std::{sync::Arc, time::Duration};
+
+/// The offset to read from next.
+pub(super) const NEXT_OFFSET: HeaderName = HeaderName::from_static("millstream-next-offset");
+const TIME: HeaderName = HeaderName::from_static("millstream-time");
+
+/// Bytes of an answer that are rendered at once, and of one that is sent whole.
+const PIECE: usize = 256 << 10;
+const WHOLE: usize = 1 << 20;
+/// Pieces that wait for a client to take them.
+pub(super) const PIECES: usize = 2;
+
+#[derive(Serialize)]
+struct Appended {
+    first_offset: u64,
+    last_offset: u64,
+    count: u64,
+}
+
+pub(super) async fn append(
+    context: &Context,
+    name: &str,
+    request: Request<Incoming>,
+) -> Result<Answer, Problem> {
+    let (mut ack, mut expect) = (None, None);
+    for (name, value) in params::of(&request) {
+        match (&*name, &*value) {
+            ("ack", "durable") => ack = Some(Ack::Durable),
+            ("ack", "memory") => ack = Some(Ack::Memory),
+            ("ack", _) => return Err(params::invalid("ack", "durable or memory")),
+            ("expect", value) => expect = Some(params::number("expect", value, 0..=u64::MAX)?),
+            _ => return Err(params::unknown(&name, "ack, expect")),
+        }
+    }
+    let media_type = params::header(request.headers(), CONTENT_TYPE).unwrap_or(Format::Bytes.name());
+    let format = Format::of(media_type).ok_or_else(|| {
+        let media_type: String = media_type.chars().take(100).collect();
+        let detail = format!(
+            "a body of type {media_type:?} is not taken; set Content-Type to one of: {}",
+            formats::ACCEPTED
+        );
+        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_type", detail)
+    })?;
+    let encoding = body::Encoding::of(params::header(request.headers(), CONTENT_ENCODING))?;
+    let log = context.log_to_append(name).await?;
+    let bytes = body::read(request.into_body(), &context.limits).await?;
+    let bytes = encoding.decode(bytes, context.limits.decoded_bytes)?;
+    let settings = log.settings();
+    let values = formats::parse(format, &bytes, settings.values == Values::Json, settings.record_bytes)?;
+    let payloads: Vec<Payload<'_>> = values.iter().map(formats::Value::payload).collect();
+    let count = payloads.len() as u64;
+    let first_offset = context.append(&log, &payloads, expect).await?;
+    let last_offset = first_offset + count - 1;
+    context.acknowledged(&log, last_offset, ack).await?;
+    Ok(json(&Appended { first_offset, last_offset, count }))
+}
+
+/// Where to begin, as a client says it.
+enum From {
+    Earliest,
+    Offset(u64),
+    Back(u64),
+    Latest,
+    Since(u64),
+}
+
+impl From {
+    fn parse(value: &str) -> Result<Self, Problem> {
+        let expected = || {
+            let detail = "offset must be a whole number, -K for the last K records, earliest, or latest";
+            Problem::bad_request("invalid_offset", detail)
+        };
+        match value {
+            "earliest" => Ok(Self::Earliest),
+            "latest" => Ok(Self::Latest),
+            _ => match value.strip_prefix('-') {
+                Some(back) => params::number("offset", back, 1..=u64::MAX).map(Self::Back),
+                None => params::number("offset", value, 0..=u64::MAX).map(Self::Offset),
+            }
+            .map_err(|_| expected()),
+        }
+    }
+
+    /// The offset that is meant.
+    async fn resolve(&self, context: &Context, log: &Arc<OpenLog>) -> Result<u64, Problem> {
+        Ok(match *self {
+            Self::Earliest => log.first_offset(),
+            Self::Offset(offset) => offset,
+            Self::Latest => log.visible_offset(),
+            Self::Back(back) => log.visible_offset().saturating_sub(back).max(log.first_offset()),
+            Self::Since(time) => {
+                let log = Arc::clone(log);
+                context.blocking(move |_| log.offset_since(time)).await??
+            }
+        })
+    }
+}
+
+/// How much an answer may still have.
+#[derive(Debug, Clone, Copy)]
+struct Budget {
+    records: u64,
+    bytes: u64,
+}
+
+/// What is read, and how it is rendered.
+struct Reading {
+    reader: Reader,
+    format: Format,
+    budget: Budget,
+    /// Whether nothing was read yet: the first record is answered however large it is.
+    fresh: bool,
+}
+
+impl Reading {
+    /// Goes on to the next records, rendering them to `out` if there is one, until it has `most` bytes. Says
+    /// whether that was all.
+    fn go(&mut self, mut out: Option<&mut Vec<u8>>, most: usize) -> Result<bool, Error> {
+        while self.budget.records > 0 {
+            if out.as_ref().is_some_and(|out| out.len() >= most) {
+                return Ok(false);
+            }
+            let record = match self.reader.read_next() {
+                Ok(Some(record)) => record,
+                Ok(None) => break,
+                Err(Error::Damaged { offset }) if !self.fresh => {
+                    self.reader.seek(offset); // who goes on there is told
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
+            let bytes = record.value.len() as u64;
+            if bytes > self.budget.bytes && !self.fresh {
+                let offset = record.offset;
+                self.reader.seek(offset);
+                break;
+            }
+            if let Some(out) = &mut out {
+                if !self.fresh && self.format == Format::Json {
+                    out.push(b',');
+                }
+                formats::render(self.format, out, &record);
+            }
+            self.fresh = false;
+            self.budget.records -= 1;
+            self.budget.bytes = self.budget.bytes.saturating_sub(bytes);
+        }
+        Ok(true)
+    }
+
+    /// [`go`](Self::go) to a new piece, off the runtime's thread where the disk has to be asked.
+    async fn piece(
+        mut self,
+        context: &Context,
+        log: &OpenLog,
+        most: usize,
+    ) -> Result<(Self, Vec<u8>, bool), Problem> {
+        let hot = log.is_in_memory(self.reader.offset());
+        let run = move || {
+            let mut out = Vec::new();
+            let done = self.go(Some(&mut out), most)?;
+            Ok::<_, Error>((self, out, done))
+        };
+        Ok(if hot { run()? } else { context.blocking(move |_| run()).await?? })
+    }
+}
+
+pub(super) async fn range(
+    context: &Arc<Context>,
+    name: &str,
+    request: &Request<Incoming>,
+) -> Result<Answer, Problem> {
+    let limits = &context.limits;
+    let (mut from, mut wait) = (None, Duration::ZERO);
+    let mut budget = Budget { records: 1000, bytes: 1 << 20 };
+    for (name, value) in params::of(request) {
+        match &*name {
+            "offset" => from = Some(From::parse(&value)?),
+            "since" => from = Some(From::Since(params::time(&name, &value)?)),
+            "limit" => budget.records = params::number(&name, &value, 1..=10_000_000)?,
+            "max_bytes" => budget.bytes = params::number(&name, &value, 1..=1 << 30)?,
+            "wait" => wait = params::duration(&name, &value, limits.wait_time)?,
+            _ => return Err(params::unknown(&name, "offset, since, limit, max_bytes, wait")),
+        }
+    }
+    let accept = params::header(request.headers(), ACCEPT).unwrap_or("*/*");
+    let log = context.log(name).await?;
+    if accept.split(',').any(|one| one.trim().starts_with("text/event-stream")) {
+        let last = params::header(request.headers(), "last-event-id");
+        let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
+        let from = resumed.map(|last| From::Offset(last + 1)).or(from).unwrap_or(From::Latest);
+        let offset = from.resolve(context, &log).await?;
+        return tail::stream(context, &log, offset);
+    }
+    let format = accepted(accept)?;
+    let offset = from.unwrap_or(From::Earliest).resolve(context, &log).await?;
+    if log.visible_offset() <= offset && !wait.is_zero() {
+        let mut stopped = context.stopped.clone();
+        tokio::select! {
+            waited = tokio::time::timeout(wait, log.visible(offset)) => waited.unwrap_or(Ok(()))?,
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+        }
+    }
+    let reading = Reading { reader: log.reader(offset), format, budget, fresh: true };
+    let (mut reading, mut out, done) = reading.piece(context, &log, WHOLE).await?;
+    let opened = if format == Format::Json { [&b"{\"records\":["[..], &out].concat() } else { out };
+    out = opened;
+    let (next, body) = if done {
+        let next = reading.reader.offset();
+        close(format, &mut out, next);
+        (next, full(out))
+    } else {
+        // Large: find out where it ends, which the head has to say, then send it as the client takes it.
+        let planned = reading.budget;
+        let back = reading.reader.offset();
+        let plan = move || {
+            reading.go(None, usize::MAX)?;
+            let next = reading.reader.offset();
+            reading.budget = Budget { records: planned.records - reading.budget.records, bytes: u64::MAX };
+            reading.reader.seek(back);
+            Ok::<_, Error>((next, reading))
+        };
+        let (next, reading) = context.blocking(move |_| plan()).await??;
+        (next, send(context, &log, reading, out))
+    };
+    let mut answer = Response::new(body);
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.name()));
+    answer.headers_mut().insert(NEXT_OFFSET, HeaderValue::from(next));
+    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(answer)
+}
+
+fn close(format: Format, out: &mut Vec<u8>, next: u64) {
+    if format == Format::Json {
+        out.extend_from_slice(format!("],\"next_offset\":{next}}}\n").as_bytes());
+    }
+}
+
+/// Sends a range piece by piece, no faster than the client takes it.
+fn send(context: &Arc<Context>, log: &Arc<OpenLog>, reading: Reading, first: Vec<u8>) -> Body {
+    let (mut sender, body) = Channel::new(PIECES);
+    let (context, log) = (Arc::clone(context), Arc::clone(log));
+    tokio::spawn(async move {
+        let (mut reading, mut out, mut done) = (reading, first, false);
+        loop {
+            if done {
+                close(reading.format, &mut out, reading.reader.offset());
+            }
+            if sender.send_data(Bytes::from(out)).await.is_err() || done {
+                return; // all is sent, or the client is gone
+            }
+            (reading, out, done) = match reading.piece(&context, &log, PIECE).await {
+                Ok(next) => next,
+                Err(problem) => {
+                    // The head is out already: all that is left is to break off, so that nobody takes it for whole.
+                    tracing::warn!(%problem, "a range was broken off");
+                    return sender.abort(std::io::Error::other("the range was broken off"));
+                }
+            };
+        }
+    });
+    Either::Right(body)
+}
+
+fn accepted(accept: &str) -> Result<Format, Problem> {
+    let one = |one: &str| match one.split(';').next().unwrap_or_default().trim() {
+        "*/*" | "application/*" => Some(Format::Ndjson),
+        "text/*" => Some(Format::Text),
+        _ => Format::of(one),
+    };
+    accept.split(',').find_map(one).ok_or_else(|| {
+        let detail = format!("Accept must have one of: {}, text/event-stream", formats::ACCEPTED);
+        Problem::new(StatusCode::NOT_ACCEPTABLE, "not_acceptable", detail)
+    })
+}
+
+/// `GET …/records/{offset}`: the value as it is. It never changes, and may be kept by any cache.
+pub(super) async fn one(
+    context: &Context,
+    name: &str,
+    offset: &str,
+    request: &Request<Incoming>,
+) -> Result<Answer, Problem> {
+    if let Some((name, _)) = params::of(request).next() {
+        return Err(params::unknown(&name, "none"));
+    }
+    let offset = params::number("offset", offset, 0..=u64::MAX)
+        .map_err(|_| Problem::bad_request("invalid_offset", "an offset is a whole number"))?;
+    let log = context.log(name).await?;
+    let tag = format!("\"{}-{offset}\"", params::hex(&log.id()));
+    let record = context.read(&log, offset).await?;
+    let known = params::header(request.headers(), IF_NONE_MATCH)
+        .is_some_and(|tags| tags.split(',').any(|one| one.trim() == tag || one.trim() == "*"));
+    let mut answer =
+        Response::new(full(if known { Bytes::new() } else { Bytes::copy_from_slice(record.value()) }));
+    let headers = answer.headers_mut();
+    headers
+        .insert(ETAG, HeaderValue::try_from(tag).map_err(|_| Problem::internal("an ETag is not a header"))?);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable"));
+    headers.insert(TIME, HeaderValue::from(record.time()));
+    let media_type = if record.is_json() { "application/json" } else { Format::Bytes.name() };
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    if known {
+        *answer.status_mut() = StatusCode::NOT_MODIFIED;
+    }
+    Ok(answer)
+}

@@ -1,0 +1,453 @@
+//! The records API over a socket: each format, header and parameter, and each kind of bad input.
+
+mod support;
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+use support::{Answer, Client, Server};
+
+const NDJSON: &str = "application/x-ndjson";
+const FRAMES: &str = "application/vnd.millstream.frames";
+
+/// Target, headers and body; the status and code that answer; the number that says where.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [u8], u16, &'a str, Option<(&'a str, &'a str)>);
+
+fn code(answer: &Answer) -> &str {
+    answer.body.split(r#""code":""#).nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("none")
+}
+
+fn member<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
+    answer.body.split(&format!("\"{name}\":")).nth(1)?.split([',', '}']).next()
+}
+
+fn send(client: &mut Client, target: &str, headers: &[(&str, &str)], method: &str, body: &[u8]) -> Answer {
+    let mut bytes = format!("{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n", body.len())
+        .into_bytes();
+    for (name, value) in headers {
+        bytes.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(body);
+    client.send(&bytes).unwrap();
+    client.answer().unwrap()
+}
+
+fn append(client: &mut Client, target: &str, media_type: &str, body: &[u8]) -> Answer {
+    send(client, target, &[("Content-Type", media_type)], "POST", body)
+}
+
+fn read(client: &mut Client, target: &str, accept: &str) -> Answer {
+    send(client, target, &[("Accept", accept)], "GET", b"")
+}
+
+/// What a range has, without its times, which no test can know.
+fn timeless(text: &str) -> String {
+    let mut parts = text.split(r#""time":"#);
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out += part.split_once(',').unwrap().1;
+    }
+    out
+}
+
+fn start(flags: &[&str]) -> (tempfile::TempDir, Server) {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), flags);
+    (data, server)
+}
+
+#[test]
+fn each_format_is_appended_and_read_in_each() {
+    let (_data, server) = start(&["--create-logs"]);
+    let mut client = server.connect();
+    let base = "/v1/logs/events/records";
+    let appended = append(&mut client, base, NDJSON, b"{\"a\": 1}\r\n\n[2]\n\"last\"");
+    assert_eq!(
+        (appended.status, appended.body.as_str()),
+        (200, "{\"first_offset\":0,\"last_offset\":2,\"count\":3}\n")
+    );
+    assert!(
+        append(&mut client, base, "text/plain", b"one\r\n\nthree").body.starts_with("{\"first_offset\":3")
+    );
+    append(&mut client, base, "application/octet-stream", b"raw\n\x01");
+    append(
+        &mut client,
+        base,
+        "application/json",
+        br#"{"records":[{"value":"aGk="},{"json":{"x":[1, 2]}},{"json":null}]}"#,
+    );
+    append(&mut client, base, FRAMES, b"\x02\0\0\0ab\x01\0\0\x807");
+    let all = read(&mut client, base, NDJSON);
+    let expected = [
+        r#"{"offset":0,"json":{"a": 1}}"#,
+        r#"{"offset":1,"json":[2]}"#,
+        r#"{"offset":2,"json":"last"}"#,
+        r#"{"offset":3,"value":"b25l"}"#,
+        r#"{"offset":4,"value":""}"#,
+        r#"{"offset":5,"value":"dGhyZWU="}"#,
+        r#"{"offset":6,"value":"cmF3CgE="}"#,
+        r#"{"offset":7,"value":"aGk="}"#,
+        r#"{"offset":8,"json":{"x":[1, 2]}}"#,
+        r#"{"offset":9,"json":null}"#,
+        r#"{"offset":10,"value":"YWI="}"#,
+        r#"{"offset":11,"json":7}"#,
+    ];
+    assert_eq!(timeless(&all.body).lines().collect::<Vec<_>>(), expected);
+    assert!(all.head.contains("millstream-next-offset: 12\r\n"), "{}", all.head);
+    let json = read(&mut client, base, "application/json");
+    assert_eq!(
+        timeless(&json.body),
+        format!("{{\"records\":[{}],\"next_offset\":12}}\n", expected.join(","))
+    );
+    let text = read(&mut client, &format!("{base}?offset=3&limit=3"), "text/plain");
+    assert_eq!(text.body, "one\n\nthree\n");
+    assert_eq!(
+        read(&mut client, &format!("{base}?offset=3&limit=1"), "application/octet-stream").body,
+        "one"
+    );
+    let frames = read(&mut client, &format!("{base}?offset=11"), FRAMES);
+    assert!(frames.status == 200 && frames.head.contains("content-length: 21\r\n"), "{}", frames.head);
+
+    // What is compressed is decoded.
+    let line = b"{\"packed\":true}\n";
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(line).unwrap();
+    let packed = [("gzip", gzip.finish().unwrap()), ("zstd", zstd::encode_all(&line[..], 1).unwrap())];
+    for (encoding, body) in packed {
+        let headers = [("Content-Type", NDJSON), ("Content-Encoding", encoding)];
+        assert_eq!(send(&mut client, base, &headers, "POST", &body).status, 200);
+        let last = read(&mut client, &format!("{base}?offset=-1"), NDJSON);
+        assert!(last.body.ends_with("\"json\":{\"packed\":true}}\n"), "{}", last.body);
+    }
+}
+
+#[test]
+fn ranges_are_bounded_and_say_how_to_go_on() {
+    let (_data, server) = start(&["--create-logs", "--segment-bytes", "65536", "--memory-bytes", "1048576"]);
+    let mut client = server.connect();
+    let base = "/v1/logs/events/records";
+    let value = |n: usize| format!("{n:06}{}", "x".repeat(n % 500));
+    for batch in 0..300 {
+        let body: String = (0..100).map(|n| value(batch * 100 + n) + "\n").collect();
+        assert_eq!(append(&mut client, base, "text/plain", body.as_bytes()).status, 200);
+    }
+    // By default so many records, or so many bytes.
+    let mut next = 0;
+    let mut answers = 0;
+    while next < 30_000 {
+        let answer = read(&mut client, &format!("{base}?offset={next}&max_bytes=100000"), "text/plain");
+        let lines: Vec<&str> = answer.body.lines().collect();
+        assert!(lines.len() <= 1000 && answer.body.len() <= 101_000 && !lines.is_empty());
+        for line in lines {
+            assert_eq!(line, value(next));
+            next += 1;
+        }
+        assert!(answer.head.contains(&format!("millstream-next-offset: {next}\r\n")));
+        answers += 1;
+    }
+    assert!(answers > 60);
+    // All at once: streamed in pieces.
+    let all = read(&mut client, &format!("{base}?limit=100000&max_bytes=1000000000"), "text/plain");
+    assert!(all.head.contains("transfer-encoding: chunked") && all.head.contains("next-offset: 30000\r\n"));
+    assert!(all.body.lines().eq((0..30_000).map(value)));
+    // One that is larger than asked for is answered all the same, or nobody would get past it.
+    assert_eq!(
+        read(&mut client, &format!("{base}?offset=499&max_bytes=1"), "text/plain").body,
+        value(499) + "\n"
+    );
+    // From the end, by time, behind the end.
+    assert_eq!(read(&mut client, &format!("{base}?offset=-2"), "text/plain").body.lines().count(), 2);
+    assert_eq!(read(&mut client, &format!("{base}?offset=latest"), "text/plain").body, "");
+    let since = |time: &str| read(&mut server.connect(), &format!("{base}?since={time}&limit=1"), NDJSON);
+    assert!(since("2001-01-01T00:00:00Z").body.starts_with("{\"offset\":0,"));
+    assert_eq!(since("2201-01-01T00:00:00Z").body, "");
+    // Trimmed.
+    let trimmed = send(&mut client, "/v1/logs/events/trim", &[], "POST", br#"{"before":20000}"#);
+    let first: u64 = member(&trimmed, "first_offset").unwrap().parse().unwrap();
+    assert!(first > 19_000 && first <= 20_000, "{}", trimmed.body);
+    let gone = read(&mut client, &format!("{base}?offset=0"), NDJSON);
+    assert_eq!((gone.status, code(&gone)), (410, "offset_trimmed"));
+    assert_eq!(member(&gone, "first_offset"), Some(first.to_string().as_str()));
+    let earliest = read(&mut client, &format!("{base}?offset=earliest&limit=1"), "text/plain");
+    assert_eq!(earliest.body, value(first as usize) + "\n");
+}
+
+#[test]
+fn one_value_is_raw_and_cacheable() {
+    let (_data, server) = start(&["--create-logs"]);
+    let mut client = server.connect();
+    append(&mut client, "/v1/logs/a/records", "application/octet-stream", b"raw \x00 bytes");
+    append(&mut client, "/v1/logs/a/records", NDJSON, b"{}");
+    let one = read(&mut client, "/v1/logs/a/records/0", "*/*");
+    assert_eq!((one.status, one.body.as_str()), (200, "raw \0 bytes"));
+    assert!(one.head.contains("immutable") && one.head.contains("application/octet-stream"));
+    assert!(read(&mut client, "/v1/logs/a/records/1", "*/*").head.contains("application/json"));
+    let tag = one.head.split("etag: ").nth(1).unwrap().split('\r').next().unwrap();
+    let again = send(&mut client, "/v1/logs/a/records/0", &[("If-None-Match", tag)], "GET", b"");
+    assert_eq!((again.status, again.body.as_str()), (304, ""));
+    for (offset, status, expected) in
+        [("2", 404, "offset_not_found"), ("-1", 400, "invalid_offset"), ("1.5", 400, "invalid_offset")]
+    {
+        let answer = read(&mut client, &format!("/v1/logs/a/records/{offset}"), "*/*");
+        assert_eq!((answer.status, code(&answer)), (status, expected));
+    }
+}
+
+#[test]
+fn expect_is_a_compare_and_swap_on_the_tail() {
+    let (_data, server) = start(&["--create-logs"]);
+    let mut client = server.connect();
+    let base = "/v1/logs/a/records";
+    assert_eq!(append(&mut client, &format!("{base}?expect=0"), "text/plain", b"a\nb").status, 200);
+    let late = append(&mut client, &format!("{base}?expect=0"), "text/plain", b"c");
+    assert_eq!(
+        (late.status, code(&late), member(&late, "next_offset")),
+        (412, "unexpected_offset", Some("2"))
+    );
+    assert_eq!(append(&mut client, &format!("{base}?expect=2&ack=memory"), "text/plain", b"c").status, 200);
+}
+
+#[test]
+fn bad_batches_are_refused_whole_with_the_place_named() {
+    let (_data, server) = start(&["--max-decoded", "100000"]);
+    let mut client = server.connect();
+    let json = br#"{"values":"json","record_bytes":20}"#;
+    assert_eq!(send(&mut client, "/v1/logs/j", &[], "PUT", json).status, 201);
+    assert_eq!(send(&mut client, "/v1/logs/a", &[], "PUT", b"").status, 201);
+    let bomb = {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gzip.write_all(&vec![b' '; 10 << 20]).unwrap();
+        gzip.finish().unwrap()
+    };
+    let a = "/v1/logs/a/records";
+    let j = "/v1/logs/j/records";
+    let long = format!("\"{}\"", "x".repeat(30));
+    let cases: &[Case<'_>] = &[
+        (a, &[("Content-Type", NDJSON)], b"{}\n{\n{}", 400, "invalid_json", Some(("line", "2"))),
+        (a, &[("Content-Type", NDJSON)], b"{}\r\n\r\n\"\xff\"\r\n", 400, "invalid_json", Some(("line", "3"))),
+        (a, &[("Content-Type", NDJSON)], b"{} {}", 400, "invalid_json", Some(("line", "1"))),
+        (a, &[("Content-Type", NDJSON)], b"\n \n", 400, "empty_batch", None),
+        (a, &[("Content-Type", "text/plain")], b"", 400, "empty_batch", None),
+        (a, &[("Content-Type", "application/json")], b"{\"records\":[]}", 400, "empty_batch", None),
+        (
+            a,
+            &[("Content-Type", "application/json")],
+            b"{\"records\":[{}]}",
+            400,
+            "invalid_request",
+            Some(("record", "1")),
+        ),
+        (
+            a,
+            &[("Content-Type", "application/json")],
+            b"{\"records\":[{\"value\":\"a\"}]}",
+            400,
+            "invalid_base64",
+            None,
+        ),
+        (
+            a,
+            &[("Content-Type", "application/json")],
+            b"{\"records\":[{\"value\":\"\",\"json\":1}]}",
+            400,
+            "invalid_request",
+            None,
+        ),
+        (a, &[("Content-Type", "application/json")], b"[", 400, "invalid_json", None),
+        (
+            a,
+            &[("Content-Type", FRAMES)],
+            b"\x01\0\0\0a\x05\0\0\0ab",
+            400,
+            "invalid_frame",
+            Some(("record", "2")),
+        ),
+        (a, &[("Content-Type", FRAMES)], b"\xff\xff\xff\x7fa", 400, "invalid_frame", None),
+        (a, &[("Content-Type", FRAMES)], b"\x01\0", 400, "invalid_frame", None),
+        (a, &[("Content-Type", FRAMES)], b"\x01\0\0\x80{", 400, "invalid_json", None),
+        (a, &[("Content-Type", "image/png")], b"x", 415, "unsupported_type", None),
+        (a, &[("Content-Encoding", "br")], b"x", 415, "unsupported_encoding", None),
+        (a, &[("Content-Encoding", "gzip")], b"no gzip", 400, "invalid_encoding", None),
+        (a, &[("Content-Encoding", "zstd")], b"no zstd", 400, "invalid_encoding", None),
+        (a, &[("Content-Encoding", "gzip")], &bomb, 413, "body_too_large", None),
+        (j, &[("Content-Type", "text/plain")], b"1\nno", 400, "not_json", Some(("record", "2"))),
+        (j, &[("Content-Type", NDJSON)], long.as_bytes(), 413, "record_too_large", Some(("record", "1"))),
+        ("/v1/logs/none/records", &[], b"x", 404, "log_not_found", None),
+        ("/v1/logs/..%2Fa/records", &[], b"x", 400, "invalid_log_name", None),
+        ("/v1/logs/a/records?ack=never", &[], b"x", 400, "invalid_query", None),
+        ("/v1/logs/a/records?x=1", &[], b"x", 400, "invalid_query", None),
+        ("/v1/logs/a/records?expect=-1", &[], b"x", 400, "invalid_query", None),
+    ];
+    for (target, headers, body, status, expected, place) in cases {
+        let answer = send(&mut client, target, headers, "POST", body);
+        assert_eq!(
+            (answer.status, code(&answer)),
+            (*status, *expected),
+            "{target} {headers:?}: {}",
+            answer.body
+        );
+        if let Some((name, number)) = place {
+            assert_eq!(member(&answer, name), Some(*number), "{}", answer.body);
+        }
+    }
+    for log in ["a", "j"] {
+        let described = read(&mut client, &format!("/v1/logs/{log}"), "*/*");
+        assert_eq!(member(&described, "next_offset"), Some("0"), "something was stored: {}", described.body);
+    }
+    // Bytes that are JSON are taken by a log of JSON, and marked.
+    assert_eq!(append(&mut client, j, "text/plain", b"1\n[2]").status, 200);
+    assert!(read(&mut client, j, NDJSON).body.contains("\"json\":[2]"));
+    for (query, expected) in [
+        ("offset=x", "invalid_offset"),
+        ("offset=-0", "invalid_offset"),
+        ("limit=0", "invalid_query"),
+        ("wait=2h", "invalid_query"),
+        ("since=yesterday", "invalid_query"),
+        ("max_bytes=1e3", "invalid_query"),
+    ] {
+        let answer = read(&mut client, &format!("{a}?{query}"), "*/*");
+        assert_eq!((answer.status, code(&answer)), (400, expected), "{query}");
+    }
+    assert_eq!(code(&read(&mut client, a, "image/png")), "not_acceptable");
+}
+
+#[test]
+fn logs_are_created_listed_described_and_deleted() {
+    let (data, server) = start(&[]);
+    let mut client = server.connect();
+    for name in ["c", "a", "b"] {
+        assert_eq!(send(&mut client, &format!("/v1/logs/{name}"), &[], "PUT", b"").status, 201);
+    }
+    assert_eq!(send(&mut client, "/v1/logs/a", &[], "PUT", b"{}").status, 200);
+    let other = send(&mut client, "/v1/logs/a", &[], "PUT", br#"{"values":"json"}"#);
+    assert_eq!((other.status, code(&other)), (409, "log_exists"));
+    for bad in [&br#"{"values":"xml"}"#[..], br#"{"colour":1}"#, br#"{"segment_bytes":1}"#] {
+        assert_eq!(send(&mut client, "/v1/logs/x", &[], "PUT", bad).status, 400);
+    }
+    assert_eq!(
+        read(&mut client, "/v1/logs?limit=2", "*/*").body,
+        "{\"logs\":[\"a\",\"b\"],\"next\":\"b\"}\n"
+    );
+    assert_eq!(read(&mut client, "/v1/logs?after=b", "*/*").body, "{\"logs\":[\"c\",\"default\"]}\n");
+    append(&mut client, "/v1/logs/a/records", "text/plain", b"x");
+    assert_eq!(send(&mut client, "/v1/logs/a", &[], "DELETE", b"").status, 204);
+    assert!(!data.path().join("a").exists());
+    let gone = read(&mut client, "/v1/logs/a", "*/*");
+    assert_eq!((gone.status, code(&gone)), (404, "log_not_found"));
+    assert_eq!(send(&mut client, "/v1/logs/a", &[], "DELETE", b"").status, 404);
+    assert_eq!(send(&mut client, "/v1/logs/a", &[], "PATCH", b"").status, 405);
+    server.kill();
+    let server = Server::start(data.path(), &[]);
+    assert_eq!(read(&mut server.connect(), "/v1/logs", "*/*").body, "{\"logs\":[\"b\",\"c\",\"default\"]}\n");
+}
+
+#[test]
+fn long_polls_end_when_something_comes_or_time_is_up() {
+    let (_data, server) = start(&["--create-logs"]);
+    let mut client = server.connect();
+    let base = "/v1/logs/a/records";
+    append(&mut client, base, "text/plain", b"0");
+    let begun = Instant::now();
+    let waiting = std::thread::scope(|scope| {
+        let waiting =
+            scope.spawn(|| read(&mut server.connect(), &format!("{base}?offset=1&wait=20s"), "text/plain"));
+        std::thread::sleep(Duration::from_millis(150));
+        append(&mut client, base, "text/plain", b"1");
+        waiting.join().unwrap()
+    });
+    assert_eq!(waiting.body, "1\n");
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    let begun = Instant::now();
+    let empty = read(&mut client, &format!("{base}?offset=2&wait=200ms"), "text/plain");
+    assert!(empty.body.is_empty() && empty.head.contains("next-offset: 2\r\n"));
+    assert!(begun.elapsed() >= Duration::from_millis(200));
+}
+
+/// Opens a live tail; its lines, without the chunks' sizes.
+fn tail(server: &Server, target: &str, headers: &str) -> impl Iterator<Item = String> + use<> {
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    BufReader::new(stream)
+        .lines()
+        .map_while(Result::ok)
+        .filter(|line| ["id: ", "data: ", "event: ", ":"].iter().any(|start| line.starts_with(start)))
+}
+
+#[test]
+fn a_live_tail_follows_resumes_and_beats() {
+    let (_data, server) = start(&["--create-logs", "--heartbeat-seconds", "1"]);
+    let mut client = server.connect();
+    let base = "/v1/logs/a/records";
+    append(&mut client, base, NDJSON, b"0\n1\n2");
+    let mut lines = tail(&server, &format!("{base}?offset=1"), "").filter(|line| !line.starts_with(':'));
+    let mut next = || (lines.next().unwrap(), timeless(&lines.next().unwrap()));
+    assert_eq!(next(), ("id: 1".into(), r#"data: {"offset":1,"json":1}"#.into()));
+    assert_eq!(next().0, "id: 2");
+    append(&mut client, base, NDJSON, b"3");
+    assert_eq!(next().0, "id: 3");
+    let mut resumed = tail(&server, base, "Last-Event-ID: 0\r\n").filter(|line| !line.starts_with(':'));
+    assert_eq!(resumed.next().unwrap(), "id: 1");
+    // By default from now on; and without news, a comment.
+    let mut latest = tail(&server, base, "");
+    assert_eq!(latest.next().unwrap(), ": millstream");
+    assert_eq!(latest.next().unwrap(), ":");
+    append(&mut client, base, NDJSON, b"4");
+    assert_eq!(latest.find(|line| !line.starts_with(':')).unwrap(), "id: 4");
+}
+
+#[test]
+fn a_slow_reader_is_dropped_and_told_and_may_resume() {
+    let (_data, server) = start(&["--create-logs", "--body-seconds", "1"]);
+    let mut client = server.connect();
+    let base = "/v1/logs/a/records";
+    let body = "x".repeat(1 << 20);
+    for _ in 0..24 {
+        append(&mut client, base, "application/octet-stream", body.as_bytes());
+    }
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    let request = format!("GET {base}?offset=0 HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_secs(4)); // it reads nothing meanwhile
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut got = Vec::new();
+    let _ = stream.read_to_end(&mut got); // ends by closing or by an error
+    assert!(got.len() < 24 << 20, "all was kept for one who does not read");
+}
+
+#[test]
+fn stopping_ends_tails_and_long_polls() {
+    let (_data, mut server) = start(&["--create-logs"]);
+    let mut client = server.connect();
+    append(&mut client, "/v1/logs/a/records", "text/plain", b"0");
+    let mut lines = tail(&server, "/v1/logs/a/records", "");
+    lines.next().unwrap();
+    client.send(b"GET /v1/logs/a/records?offset=1&wait=50s HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    let begun = Instant::now();
+    assert_eq!(server.terminate(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert_eq!(client.answer().unwrap().status, 200);
+    assert_eq!(lines.next(), None);
+}
+
+#[test]
+fn a_body_that_stops_half_way_stores_nothing() {
+    let (_data, server) = start(&["--create-logs"]);
+    let mut client = server.connect();
+    append(&mut client, "/v1/logs/a/records", NDJSON, b"0");
+    for cut in [0, 1, 2, 3, 4] {
+        let mut half = TcpStream::connect(&server.address).unwrap();
+        let head = "POST /v1/logs/a/records HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: 5\r\n\r\n";
+        half.write_all(head.as_bytes()).unwrap();
+        half.write_all(&b"1\n2\n3"[..cut]).unwrap();
+        half.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        let _ = half.read_to_end(&mut rest);
+    }
+    assert_eq!(member(&read(&mut client, "/v1/logs/a", "*/*"), "next_offset"), Some("1"));
+}
