@@ -23,6 +23,7 @@
 //! The reservation by one packed add is the design of `FasterLog`'s tail (page and offset in one word), here
 //! with record numbers so that offsets are dense.
 
+mod image;
 mod memory;
 
 use crate::{
@@ -30,6 +31,9 @@ use crate::{
     sync::{Arc, AtomicU64, Ordering},
 };
 use crossbeam::utils::CachePadded;
+#[cfg(feature = "store")]
+pub(crate) use image::sweep as sweep_images;
+pub(crate) use image::{Found, Images, Label};
 pub(crate) use memory::{Memory, Pool};
 
 /// Bits of `tail` that count words; the 26 above them count records. A chunk holds at most 2^27 words (1 GiB), so

@@ -238,6 +238,13 @@ impl Store {
                 entries.insert(name, Entry::new());
             }
         }
+        if let Some(at) = &options.log.images {
+            // Their logs were deleted, or moved away, while no server was there to see to it.
+            let exists = |dir: &Path, id| crate::log::id_of(dir).is_some_and(|there| there == id);
+            if let Err(error) = crate::chunk::sweep_images(at, exists) {
+                tracing::warn!(%error, "cannot look for images of logs that are gone");
+            }
+        }
         let inner = Arc::new(Inner { dir, options, entries: RwLock::new(entries), begun: Instant::now() });
         let (stop, stopped) = bounded(1);
         let kept = Arc::clone(&inner);

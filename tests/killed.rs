@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     time::{Duration, SystemTime},
 };
-use support::Server;
+use support::{Client, Server};
 
 const CONNECTIONS: u64 = 4;
 
@@ -31,14 +31,32 @@ fn produce(server: &Server, round: u64, connection: u64) -> Vec<(u64, Vec<u8>)> 
     acknowledged
 }
 
-#[test]
-fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
-    let rounds = std::env::var("MILLSTREAM_KILL_ROUNDS").map_or(20, |rounds| rounds.parse().unwrap());
+/// The next values from an offset on, if there are any; they have no line ends in them.
+fn read(client: &mut Client, offset: u64) -> Option<Vec<Vec<u8>>> {
+    let target = format!("/v1/logs/default/records?offset={offset}&limit=100000&max_bytes=1000000");
+    let head = format!("GET {target} HTTP/1.1\r\nHost: test\r\nAccept: text/plain\r\n\r\n");
+    client.send(head.as_bytes()).unwrap();
+    let answer = client.answer().unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let values: Vec<_> = answer.body.lines().map(|line| line.as_bytes().to_vec()).collect();
+    (!values.is_empty()).then_some(values)
+}
+
+fn rounds() -> u64 {
+    std::env::var("MILLSTREAM_KILL_ROUNDS").map_or(20, |rounds| rounds.parse().unwrap())
+}
+
+/// Kills a server under load round after round; with `crash`, the machine goes down with it, that is, its memory.
+fn kill_under_load(flags: &[&str], images: &std::path::Path, crash: bool) {
     let data = tempfile::tempdir().unwrap();
     let mut all = BTreeMap::new();
-    for round in 0..rounds {
-        // Small segments, so that rolling and sealing are killed as well.
-        let server = Server::start(data.path(), &["--segment-bytes", "65536", "--memory-bytes", "1048576"]);
+    let (mut total, mut missing) = (0, 0);
+    // Small segments, so that rolling and sealing are killed as well.
+    let small =
+        ["--segment-bytes", "65536", "--memory-bytes", "1048576", "--images", images.to_str().unwrap()];
+    let flags = [&small[..], flags].concat();
+    for round in 0..rounds() {
+        let server = Server::start(data.path(), &flags);
         let moment = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_nanos();
         let acknowledged: Vec<_> = std::thread::scope(|scope| {
             let server = &server;
@@ -53,23 +71,73 @@ fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
         server.kill();
         for (offset, value) in acknowledged {
             assert!(all.insert(offset, value).is_none(), "offset {offset} was given twice");
+            total += 1;
+        }
+        if crash {
+            std::fs::remove_dir_all(images).unwrap();
+            std::fs::create_dir(images).unwrap();
         }
 
-        let server = Server::start(data.path(), &["--segment-bytes", "65536", "--memory-bytes", "1048576"]);
+        let server = Server::start(data.path(), &flags);
         let mut client = server.connect();
-        let last = all.last_key_value().map_or(0, |(offset, _)| offset + 1);
+        let acknowledged_to = all.last_key_value().map_or(0, |(offset, _)| offset + 1);
         let mut next = 0;
-        while let Some(found) = client.read(next).unwrap() {
-            if let Some(value) = all.get(&next) {
-                assert!(*value == found, "round {round}: offset {next} has changed");
+        while let Some(found) = read(&mut client, next) {
+            for found in found {
+                if let Some(value) = all.get(&next) {
+                    assert!(*value == found, "round {round}: offset {next} has changed");
+                }
+                all.entry(next).or_insert(found); // not acknowledged, and there: from now on it must stay
+                next += 1;
             }
-            all.entry(next).or_insert(found); // not acknowledged, and there: from now on it must stay
-            next += 1;
         }
-        assert!(next >= last, "round {round}: acknowledged up to {last}, and {next} are there");
+        if crash {
+            missing += all.split_off(&next).len(); // a clean, shorter log
+        } else {
+            assert!(
+                next >= acknowledged_to,
+                "round {round}: acknowledged up to {acknowledged_to}, and {next} are there"
+            );
+        }
         server.kill();
+        assert!(all.len() as u64 == next);
     }
-    assert!(all.len() > rounds as usize, "hardly anything was appended");
+    assert!(total > rounds(), "hardly anything was appended");
+    if crash {
+        eprintln!("{missing} of {total} records that were acknowledged in memory were lost with the machine");
+        std::fs::remove_dir_all(images).unwrap();
+        std::fs::create_dir(images).unwrap();
+    }
+    // What the last one left in memory is taken up by opening, before the files are complete.
+    let options = millstream::Options { images: Some(images.to_owned()), ..Default::default() };
+    millstream::Log::open(data.path().join("default"), options).unwrap().close().unwrap();
+    assert_eq!(
+        std::fs::read_dir(images).map_or(0, |user| user
+            .flatten()
+            .flat_map(|d| std::fs::read_dir(d.path()))
+            .flatten()
+            .count()),
+        0
+    );
     let report = millstream::verify(data.path().join("default")).unwrap();
     assert_eq!(report.damage, []);
+}
+
+fn memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap()
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
+    kill_under_load(&[], memory().path(), false);
+}
+
+#[test]
+fn nothing_acknowledged_in_memory_is_lost_when_the_server_is_killed() {
+    kill_under_load(&["--durability", "memory"], memory().path(), false);
+}
+
+#[test]
+fn when_the_machine_goes_down_a_log_in_memory_is_shorter_and_whole() {
+    kill_under_load(&["--durability", "memory"], memory().path(), true);
 }

@@ -42,7 +42,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let durability = if memory { Durability::Memory } else { Durability::Disk };
         let options = || Options {
-            durability, segment_bytes: 8192, first_segment_bytes: 4096, memory_bytes: 64 << 10,
+            durability, segment_bytes: 8192, first_segment_bytes: 4096, memory_bytes: 64 << 10, ..Options::default()
         };
         let mut log = Log::open(dir.path(), options()).unwrap();
         let mut model: Vec<Vec<u8>> = Vec::new();

@@ -19,6 +19,11 @@ pub(crate) struct Memory {
     pub(super) slots: Box<[AtomicU32]>,
     #[cfg(not(loom))]
     map: memmap2::MmapRaw,
+    /// Where the frames begin in the mapping: behind the head, if this is an image.
+    #[cfg(not(loom))]
+    start: usize,
+    #[cfg(not(loom))]
+    image: Option<super::image::Image>,
     #[cfg(loom)]
     map: model::Words,
 }
@@ -31,25 +36,53 @@ impl Memory {
     pub(crate) fn new(capacity: u64) -> std::io::Result<Self> {
         let length = usize::try_from(capacity).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
         #[cfg(not(loom))]
-        let map = {
+        {
             let map = memmap2::MmapMut::map_anon(length)?;
-            // Huge pages spare TLB misses; populating spares the appender 250 ns a page fault. Both are advice.
             #[cfg(target_os = "linux")]
-            {
-                let _ = map.advise(memmap2::Advice::HugePage);
-                for start in (0..length).step_by(POPULATE) {
-                    let now = POPULATE.min(length - start);
-                    let _ = map.advise_range(memmap2::Advice::PopulateWrite, start, now);
-                    std::thread::yield_now();
-                }
-            }
-            map.into()
-        };
+            let _ = map.advise(memmap2::Advice::HugePage); // spares TLB misses; advice
+            Ok(Self::over(capacity, populate(map.into()), 0, None))
+        }
         #[cfg(loom)]
-        let map = model::Words::new(length / 8);
-        let records = (capacity / MIN_RECORD_BYTES) as usize;
-        let slots = (0..records.next_multiple_of(BLOCK)).map(|_| AtomicU32::new(0)).collect();
-        Ok(Self { capacity, slots, map })
+        Ok(Self { capacity, slots: slots(capacity), map: model::Words::new(length / 8) })
+    }
+
+    /// [`new`](Self::new), as an image among `images`, if there is room for one.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn shared(
+        capacity: u64,
+        images: Option<&std::sync::Arc<super::image::Images>>,
+    ) -> std::io::Result<Self> {
+        #[cfg(not(loom))]
+        if let Some((image, map)) = images.and_then(|images| images.create(capacity)) {
+            return Ok(Self::over(capacity, populate(map), super::image::HEAD, Some(image)));
+        }
+        let _ = images;
+        Self::new(capacity)
+    }
+
+    #[cfg(not(loom))]
+    fn over(capacity: u64, map: memmap2::MmapRaw, start: usize, image: Option<super::image::Image>) -> Self {
+        Self { capacity, slots: slots(capacity), map, start, image }
+    }
+
+    /// Says in the image, if this is one, which segment it holds from now on; to be called before the first frame.
+    pub(crate) fn label(&mut self, label: &super::image::Label) {
+        #[cfg(not(loom))]
+        if self.image.is_some() {
+            self.write_label(label.encode());
+        }
+        let _ = label;
+    }
+
+    #[cfg(not(loom))]
+    fn write_label(&mut self, bytes: [u8; 28]) {
+        let at = super::image::LABEL_AT;
+        assert!(at + bytes.len() <= self.start);
+        // SAFETY: before the frames, within the mapping, as asserted; and `&mut self` means that nobody else of this
+        // process can reach it. Other processes only read images of logs that nobody has open.
+        unsafe { self.map.as_mut_ptr().add(at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     }
 
     /// Bytes that frames and index together may take.
@@ -65,6 +98,10 @@ impl Memory {
     /// Makes used memory as good as new. The frames may stay: no seed of another segment verifies them, and
     /// nothing reads where no slot points.
     pub(crate) fn clean(&mut self, records: u32) {
+        #[cfg(not(loom))]
+        if self.image.is_some() {
+            self.write_label([0; 28]);
+        }
         let used = (records as usize).next_multiple_of(BLOCK).min(self.slots.len());
         for slot in &mut self.slots[..used] {
             #[cfg(not(loom))]
@@ -85,9 +122,11 @@ impl Memory {
     /// Fills the memory from its start: for recovery, which alone holds it, with what a segment file has.
     pub(crate) fn load(&mut self, bytes: &[u8]) {
         #[cfg(not(loom))]
-        // SAFETY: the mapping is `capacity` bytes, lives as long as `self`, is mapped for writing, and `&mut self`
-        // means that nobody else can reach it.
-        let all = unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr(), self.map.len()) };
+        // SAFETY: the mapping has `capacity` bytes from `start` on, lives as long as `self`, is mapped for writing, and
+        // `&mut self` means that nobody else can reach it.
+        let all = unsafe {
+            std::slice::from_raw_parts_mut(self.map.as_mut_ptr().add(self.start), self.capacity as usize)
+        };
         #[cfg(loom)]
         let all = self.map.all_mut();
         all[..bytes.len()].copy_from_slice(bytes);
@@ -101,7 +140,7 @@ impl Memory {
         #[cfg(not(loom))]
         // SAFETY: within the mapping, and exclusive, by this function's contract.
         unsafe {
-            let at = self.map.as_mut_ptr().add(word as usize * 8);
+            let at = self.map.as_mut_ptr().add(self.start + word as usize * 8);
             fill(std::slice::from_raw_parts_mut(at, words as usize * 8));
         }
         #[cfg(loom)]
@@ -120,7 +159,7 @@ impl Memory {
         #[cfg(not(loom))]
         // SAFETY: within the mapping, and immutable from now on, by this function's contract.
         unsafe {
-            let at = self.map.as_ptr().add(word as usize * 8);
+            let at = self.map.as_ptr().add(self.start + word as usize * 8);
             std::slice::from_raw_parts(at, words as usize * 8)
         }
         #[cfg(loom)]
@@ -129,6 +168,23 @@ impl Memory {
             self.map.shared(word, words)
         }
     }
+}
+
+fn slots(capacity: u64) -> Box<[AtomicU32]> {
+    let records = (capacity / MIN_RECORD_BYTES) as usize;
+    (0..records.next_multiple_of(BLOCK)).map(|_| AtomicU32::new(0)).collect()
+}
+
+/// Faults all of a mapping in, which spares the appender 250 ns a page. Advice: without, it is only slower.
+#[cfg(not(loom))]
+fn populate(map: memmap2::MmapRaw) -> memmap2::MmapRaw {
+    #[cfg(target_os = "linux")]
+    for start in (0..map.len()).step_by(POPULATE) {
+        let now = POPULATE.min(map.len() - start);
+        let _ = map.advise_range(memmap2::Advice::PopulateWrite, start, now);
+        std::thread::yield_now();
+    }
+    map
 }
 
 /// Memory waiting to be used again.

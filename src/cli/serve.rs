@@ -33,6 +33,9 @@ pub(super) struct Serve {
     /// Memory for records being written and for recent ones, in bytes
     #[arg(long, env = "MILLSTREAM_MEMORY_BYTES", default_value_t = Options::default().memory_bytes)]
     memory_bytes: u64,
+    /// A memory file system for records that are not on disk yet, so that they survive kill -9; "none" for none
+    #[arg(long, env = "MILLSTREAM_IMAGES", default_value = "/dev/shm")]
+    images: PathBuf,
     /// The largest request body in bytes
     #[arg(long, env = "MILLSTREAM_MAX_BODY", default_value_t = Settings::default().body_bytes)]
     max_body: usize,
@@ -75,7 +78,7 @@ pub(super) struct Serve {
 enum Level {
     /// Once the record is on disk: it survives kill -9 and loss of power
     Disk,
-    /// Once the record is in memory; it is on disk within about a millisecond
+    /// Once the record is in memory: it survives kill -9, and is on disk within about a millisecond
     Memory,
 }
 
@@ -96,6 +99,7 @@ impl Serve {
             },
             segment_bytes: self.segment_bytes,
             memory_bytes: self.memory_bytes,
+            images: Some(self.images.clone()).filter(|images| images.as_os_str() != "none"),
             ..Options::default()
         };
         let defaults = Settings::default();

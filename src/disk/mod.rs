@@ -5,12 +5,14 @@
 mod buffered;
 mod direct;
 mod native;
+mod shm;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod sim;
 #[cfg(feature = "store")]
 pub(crate) mod tree;
 
 pub(crate) use native::native;
+pub(crate) use shm::MemoryDir;
 use std::{
     io::{self, IoSlice},
     path::Path,

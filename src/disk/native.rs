@@ -92,7 +92,7 @@ pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// Reserves the blocks, so that writing them later cannot find the disk full.
-fn reserve(file: &fs::File, length: u64) -> io::Result<()> {
+pub(super) fn reserve(file: &fs::File, length: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
         use rustix::{fs::FallocateFlags, io::Errno};

@@ -14,6 +14,7 @@ mod append;
 mod bell;
 mod error;
 mod flush;
+mod images;
 mod inspect;
 mod read;
 mod recover;
@@ -28,7 +29,7 @@ pub use flush::Durable;
 pub use inspect::{Damage, Report, verify};
 pub use read::{Iter, Reader, Record, RecordRef, Visible};
 #[cfg(feature = "store")]
-pub(crate) use recover::SETTINGS_FILE;
+pub(crate) use recover::{SETTINGS_FILE, id_of};
 pub use repair::{Repaired, repair};
 
 use crate::{
@@ -53,7 +54,8 @@ pub enum Durability {
     #[default]
     Disk,
     /// A record can be read once it is in memory, and an append returns when it can be read. It is on disk within
-    /// about a millisecond; until then it is lost with the process.
+    /// about a millisecond; until then it is lost with the machine, or with the process where it is kept in the
+    /// process's own memory ([`Options::images`]).
     Memory,
 }
 
@@ -72,6 +74,10 @@ pub struct Options {
     /// is room for. At least what three of the largest segments take (with 1/7 for their slots). When records that
     /// are not yet on disk take all of it, appends wait. Default: 256 MiB.
     pub memory_bytes: u64,
+    /// A memory file system in which chunk memory is kept that outlives the process: there, what was acknowledged in
+    /// memory is lost with the machine only, and opening the log again takes it up. Where it has no room, or is not
+    /// there, chunks are in the process's own memory, with a warning. Default: `/dev/shm` on Linux.
+    pub images: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -81,6 +87,7 @@ impl Default for Options {
             segment_bytes: 64 << 20,
             first_segment_bytes: 256 << 10,
             memory_bytes: 256 << 20,
+            images: cfg!(target_os = "linux").then(|| PathBuf::from("/dev/shm")),
         }
     }
 }
@@ -178,6 +185,8 @@ impl Shared {
     fn fail(&self, error: &Error) {
         if self.failed.set(error.to_string().into()).is_ok() {
             tracing::error!(dir = %self.dir.display(), %error, "the log's writer has failed");
+            // What is in memory and not on disk is for the next opening.
+            self.roll.images.iter().for_each(|images| images.keep());
         }
         self.shut();
     }
@@ -488,6 +497,11 @@ impl Log {
     pub(crate) fn abandon(&self) {
         let _ = self.shared.failed.set(DELETED.into()); // or it has failed already
         self.shared.shut();
+    }
+
+    /// How many chunks had no memory that outlives the process, for want of room; see [`Options::images`].
+    pub fn chunks_without_image(&self) -> u64 {
+        self.shared.roll.images.as_ref().map_or(0, |images| images.refused())
     }
 
     /// What an append means here.

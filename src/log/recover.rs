@@ -9,12 +9,12 @@
 use super::{
     Damage, Error, Frontier, Options, Shared,
     flush::{Flusher, Position},
-    now,
+    images, now,
     retain::Chain,
     roll::{Active, Roller},
 };
 use crate::{
-    chunk::{Chunk, Extent, Memory},
+    chunk::{Chunk, Extent, Images, Memory},
     disk::{self, BLOCK, Disk, File},
     frame::{self, MORE, WORD},
     segment::{
@@ -318,12 +318,19 @@ fn note_damage(found: &Found, deep: bool, damage: &mut Vec<Damage>) {
 pub(super) fn open(disk: std::sync::Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Shared, Error> {
     disk.create_dir(dir).map_err(Error::io("make the directory", dir))?;
     let lock = lock(&*disk, dir)?;
-    let Survey { segments: found, damage, .. } = survey(&*disk, dir, false)?;
-    let id = match found.first() {
+    let mut surveyed = survey(&*disk, dir, false)?;
+    let id = match surveyed.segments.first() {
         Some(first) => first.header.log,
         None => new_id().map_err(Error::io("make an id for the log in", dir))?,
     };
-    let roller = Roller::new(0);
+    let images = open_images(&options, id, dir);
+    if let Some(images) = images.as_ref().filter(|_| surveyed.damage.is_empty())
+        && images::restore(&*disk, dir, images, &surveyed)?
+    {
+        surveyed = survey(&*disk, dir, false)?;
+    }
+    let Survey { segments: found, damage, .. } = surveyed;
+    let roller = Roller::new(images);
     let opened = if damage.is_empty() {
         resume(&*disk, dir, &options, id, found, &roller)?
     } else {
@@ -350,6 +357,31 @@ pub(super) fn open(disk: std::sync::Arc<dyn Disk>, dir: &Path, options: Options)
         failed: OnceLock::new(),
         damage,
         lock: std::sync::Mutex::new(Some(lock)),
+    })
+}
+
+/// Where the log's images are, if there is such a place.
+fn open_images(options: &Options, id: [u8; 16], dir: &Path) -> Option<std::sync::Arc<Images>> {
+    let at = options.images.as_ref()?;
+    match Images::open(at, id, dir) {
+        Ok(images) => Some(std::sync::Arc::new(images)),
+        Err(error) => {
+            tracing::warn!(
+                dir = %dir.display(), at = %at.display(), %error,
+                "no memory that outlives the process: what is acknowledged in memory is lost with it"
+            );
+            None
+        }
+    }
+}
+
+/// The id of the log in `dir`, if there is one.
+pub(crate) fn id_of(dir: &Path) -> Option<[u8; 16]> {
+    let disk = disk::native();
+    disk.list(dir).ok()?.iter().filter(|name| file::base_of(name).is_some()).find_map(|name| {
+        let mut block = [0; BLOCK as usize];
+        disk.open(&dir.join(name), false).ok()?.read_at(&mut block, 0).ok()?;
+        Header::decode(&block).ok().map(|(header, _)| header.log)
     })
 }
 
@@ -410,8 +442,9 @@ fn resume(
                 clock = clock.max(header.created + scan.times.1);
                 if header.capacity <= options.segment_bytes || done.records == 0 {
                     let capacity = header.capacity.min(bytes.len() as u64 / BLOCK * BLOCK);
-                    let mut memory =
-                        Memory::new(header.capacity).map_err(Error::io("get memory for", dir))?;
+                    let mut memory = Memory::shared(header.capacity, roller.images.as_ref())
+                        .map_err(Error::io("get memory for", dir))?;
+                    memory.label(&header.label());
                     memory.load(&bytes[..capacity as usize]);
                     let pool = Some(Arc::clone(&roller.pool));
                     let chunk = Arc::new(Chunk::recovered(memory, pool, &scan.positions, scan.words));
@@ -443,7 +476,9 @@ fn resume(
         Error::io("make a segment file in", dir)(error)
     })?;
     segment_file.begin(disk, dir, &header).map_err(Error::io("begin a segment in", dir))?;
-    let memory = Memory::new(capacity).map_err(Error::io("get memory for", dir))?;
+    let mut memory =
+        Memory::shared(capacity, roller.images.as_ref()).map_err(Error::io("get memory for", dir))?;
+    memory.label(&header.label());
     let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&roller.pool))));
     let segment = Arc::new(Segment::new(header, Some(segment_file), Arc::clone(&chunk)));
     segments.push(Arc::clone(&segment));

@@ -9,7 +9,7 @@
 
 use super::{Error, Frontier, Shared, append::Patience};
 use crate::{
-    chunk::{Chunk, Extent, Memory, Pool},
+    chunk::{Chunk, Extent, Images, Memory, Pool},
     disk,
     segment::{Segment, file::SegmentFile, header::Header, sealed},
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
@@ -85,6 +85,8 @@ pub(crate) struct Roller {
     /// Counts what those who wait for room are to look at: a fresh chunk, a roll, an error.
     pub(super) changed: Frontier,
     pub(super) pool: Arc<Pool>,
+    /// Where chunk memory is kept that outlives the process.
+    pub(super) images: Option<std::sync::Arc<Images>>,
     /// Footprint of the chunks that are not all on disk.
     pub(super) unwritten: AtomicU64,
     /// The largest that an append needs which waits for the next chunk.
@@ -97,13 +99,14 @@ pub(crate) struct Roller {
 }
 
 impl Roller {
-    pub(super) fn new(footprint: u64) -> Self {
+    pub(super) fn new(images: Option<std::sync::Arc<Images>>) -> Self {
         let (jobs, queue) = unbounded(); // bounded by its senders: one job of a kind for a segment at a time
         Self {
             ready: ArrayQueue::new(1),
             changed: Frontier::new(0),
             pool: Arc::new(Pool::new(2)),
-            unwritten: AtomicU64::new(footprint),
+            images,
+            unwritten: AtomicU64::new(0),
             needs: AtomicU64::new(0),
             asked: AtomicBool::new(false),
             refused: Mutex::new(None),
@@ -185,12 +188,13 @@ impl Shared {
 
     /// A segment out of what is ready.
     fn successor(&self, base: u64, needs: u64) -> Option<Arc<Segment>> {
-        let Fresh { memory, file } = self.roll.take(needs)?;
+        let Fresh { mut memory, file } = self.roll.take(needs)?;
         let capacity = memory.capacity();
         self.roll.unwritten.fetch_add(Memory::footprint(capacity), Ordering::SeqCst);
         self.roll.needs.store(0, Ordering::SeqCst);
         self.roll.ask(0);
         let header = Header { log: self.id, base, capacity, created: self.tick() };
+        memory.label(&header.label());
         let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&self.roll.pool))));
         Some(Arc::new(Segment::new(header, Some(file), chunk)))
     }
@@ -304,7 +308,11 @@ impl Keeper<'_> {
         self.files += 1;
         let file = SegmentFile::prepare(&*shared.disk, &shared.dir, self.files, capacity)
             .map_err(Error::io("make a segment file in", &shared.dir))?;
-        let memory = shared.roll.pool.take(capacity).map_or_else(|| Memory::new(capacity), Ok);
+        let memory = shared
+            .roll
+            .pool
+            .take(capacity)
+            .map_or_else(|| Memory::shared(capacity, shared.roll.images.as_ref()), Ok);
         let memory = memory.inspect_err(|_| file.discard(&*shared.disk));
         Ok(Fresh { memory: memory.map_err(Error::io("get memory for a segment of", &shared.dir))?, file })
     }

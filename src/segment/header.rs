@@ -36,6 +36,11 @@ pub(crate) enum BadHeader {
 }
 
 impl Header {
+    /// The same for an image of the segment's chunk.
+    pub(crate) fn label(&self) -> crate::chunk::Label {
+        crate::chunk::Label { base: self.base, capacity: self.capacity, created: self.created }
+    }
+
     /// The header block. `durable` is the mark: so many records are known to be durable, as a clean close knows.
     pub(crate) fn encode(&self, durable: u32) -> [u8; BLOCK as usize] {
         let mut block = [0; BLOCK as usize];

@@ -1,0 +1,68 @@
+//! Files in memory that outlive the process: a directory of the user's own in `/dev/shm` or its like.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct MemoryDir(PathBuf);
+
+impl MemoryDir {
+    /// The user's directory within `at`, made if it is missing. Refused if anybody else could have made it or can
+    /// look into it.
+    pub(crate) fn open(at: &Path) -> io::Result<Self> {
+        let user = rustix::process::geteuid().as_raw();
+        let dir = at.join(format!("millstream-{user}"));
+        match fs::DirBuilder::new().mode(0o700).create(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let found = fs::symlink_metadata(&dir)?;
+        if !found.is_dir() || found.uid() != user || found.mode() & 0o077 != 0 {
+            let reason = format!("{} is not a directory of this user's alone", dir.display());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+        }
+        Ok(Self(dir))
+    }
+
+    /// A new file that begins with `head`, all its memory reserved: writing to it never finds too little. It has no
+    /// name before it has its head: a process that is killed in here leaves nothing.
+    #[cfg(all(target_os = "linux", not(loom)))]
+    pub(crate) fn create(&self, name: &str, length: u64, head: &[u8]) -> io::Result<fs::File> {
+        use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+        use std::os::{fd::AsRawFd, unix::fs::FileExt};
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file: fs::File = rustix::fs::open(&self.0, flags, Mode::RUSR | Mode::WUSR)?.into();
+        super::native::reserve(&file, length)?;
+        file.write_all_at(head, 0)?;
+        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::fs::linkat(CWD, unnamed, CWD, self.0.join(name), AtFlags::SYMLINK_FOLLOW)?;
+        Ok(file)
+    }
+
+    /// Files without a name are Linux's.
+    #[cfg(not(any(target_os = "linux", loom)))]
+    pub(crate) fn create(&self, _: &str, _: u64, _: &[u8]) -> io::Result<fs::File> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(crate) fn list(&self) -> io::Result<Vec<String>> {
+        fs::read_dir(&self.0)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    pub(crate) fn open_file(&self, name: &str) -> io::Result<fs::File> {
+        fs::File::open(self.0.join(name))
+    }
+
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        let _ = fs::remove_file(self.0.join(name)); // what stays is found at the next start
+    }
+}
