@@ -27,7 +27,7 @@ mod image;
 mod memory;
 
 use crate::{
-    frame::{self, Frame, JSON, MORE, Stamp, WORD},
+    frame::{self, Frame, MORE, Stamp, WORD},
     sync::{Arc, AtomicU64, Ordering},
 };
 use crossbeam::utils::CachePadded;
@@ -75,8 +75,8 @@ const fn cost(packed: u64) -> u64 {
 /// What is appended as a record: bytes, or bytes that are marked as JSON.
 pub(crate) trait Value {
     fn bytes(&self) -> &[u8];
-    /// Whether to mark the record as JSON.
-    fn is_json(&self) -> bool;
+    /// How to mark the record.
+    fn flags(&self) -> u16;
 }
 
 impl<T: AsRef<[u8]> + ?Sized> Value for &T {
@@ -86,8 +86,8 @@ impl<T: AsRef<[u8]> + ?Sized> Value for &T {
     }
 
     #[inline]
-    fn is_json(&self) -> bool {
-        false
+    fn flags(&self) -> u16 {
+        0
     }
 }
 
@@ -269,7 +269,7 @@ impl Chunk {
                 record,
                 behind: u32::try_from(behind).unwrap_or(u32::MAX),
                 time: imprint.time,
-                flags: if n < last { MORE } else { 0 } | if value.is_json() { JSON } else { 0 },
+                flags: if n < last { MORE } else { 0 } | value.flags(),
             };
             let value = value.bytes();
             let words = frame::words(value.len()) as u32;

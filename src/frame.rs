@@ -30,7 +30,11 @@ pub(crate) const MORE: u16 = 0x0001;
 pub(crate) const LOST: u16 = 0x0002;
 /// The value is JSON, as whoever appended it said.
 pub(crate) const JSON: u16 = 0x0004;
-const KNOWN: u16 = FRAME | MORE | LOST | JSON;
+/// Before the value stands an extension block: its length (`u16`), and so many bytes, such as a producer's sequence.
+pub(crate) const EXTENDED: u16 = 0x0008;
+/// Bytes of an extension block's length.
+pub(crate) const EXTENSION_LENGTH: usize = 2;
+const KNOWN: u16 = FRAME | MORE | LOST | JSON | EXTENDED;
 
 /// What is written about a record besides its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,12 +50,16 @@ pub(crate) struct Stamp {
 pub(crate) struct Frame<'a> {
     pub(crate) stamp: Stamp,
     pub(crate) value: &'a [u8],
+    /// What stands before the value; empty where nothing does.
+    pub(crate) extension: &'a [u8],
+    /// All behind the header: extension block and value.
+    pub(crate) body: &'a [u8],
 }
 
 impl Frame<'_> {
     /// The words this frame occupies.
     pub(crate) fn words(&self) -> u32 {
-        words(self.value.len()) as u32
+        words(self.body.len()) as u32
     }
 }
 
@@ -109,14 +117,19 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Frame<'_>> {
     let (header, body) = bytes.split_first_chunk::<HEADER>()?;
     let word = |n: usize| u64::from_le_bytes(std::array::from_fn(|i| header[n * WORD + i]));
     let (first, place, time) = (word(0), word(1), word(2));
-    let value = body.get(..(first >> 32) as usize)?;
+    let body = body.get(..(first >> 32) as usize)?;
     let stamp = Stamp {
         record: place as u32,
         behind: (place >> 32) as u32,
         time: time & ((1 << 48) - 1),
         flags: (time >> 48) as u16 & !FRAME,
     };
-    Some(Frame { stamp, value })
+    if stamp.flags & EXTENDED == 0 {
+        return Some(Frame { stamp, value: body, extension: &[], body });
+    }
+    let (length, rest) = body.split_first_chunk::<EXTENSION_LENGTH>()?;
+    let (extension, value) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+    Some(Frame { stamp, value, extension, body })
 }
 
 /// Reads and verifies the frame that begins `bytes`. `None` where there is none: too short, unknown flags,
@@ -128,7 +141,7 @@ pub(crate) fn decode(bytes: &[u8], seed: u32) -> Option<Frame<'_>> {
         return None;
     }
     let whole = bytes.get(..frame.words() as usize * WORD)?;
-    let length = frame.value.len();
+    let length = frame.body.len();
     if whole[HEADER + length..].iter().any(|&byte| byte != 0) {
         return None;
     }
@@ -155,7 +168,7 @@ mod tests {
         ) {
             let stamp = Stamp { record, behind, time, flags: if more { MORE } else { 0 } };
             let bytes = encoded(seed, stamp, &value);
-            prop_assert_eq!(decode(&bytes, seed), Some(Frame { stamp, value: &value }));
+            prop_assert_eq!(decode(&bytes, seed), Some(Frame { stamp, value: &value, extension: &[], body: &value }));
             prop_assert_eq!(peek_words(&bytes), Some(bytes.len() as u64 / 8));
         }
 
@@ -175,8 +188,19 @@ mod tests {
         #[test]
         fn any_bytes_decode_to_nothing_or_to_what_encodes_to_them(seed: u32, bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             if let Some(frame) = decode(&bytes, seed) {
-                prop_assert_eq!(&encoded(seed, frame.stamp, frame.value)[..], &bytes[..frame.words() as usize * WORD]);
+                prop_assert_eq!(&encoded(seed, frame.stamp, frame.body)[..], &bytes[..frame.words() as usize * WORD]);
             }
+        }
+    }
+
+    #[test]
+    fn an_extension_block_is_told_from_the_value_and_one_that_lies_is_no_frame() {
+        let stamp = Stamp { record: 1, behind: 0, time: 0, flags: EXTENDED };
+        let bytes = encoded(1, stamp, b"\x03\0extvalue");
+        let frame = decode(&bytes, 1).unwrap();
+        assert_eq!((frame.extension, frame.value, frame.words()), (&b"ext"[..], &b"value"[..], 5));
+        for lies in [&b""[..], b"\x01", b"\x02\0x", b"\xff\xffxyz"] {
+            assert_eq!(decode(&encoded(1, stamp, lies), 1), None);
         }
     }
 

@@ -30,8 +30,8 @@ pub mod fuzzing {
     pub fn frame(seed: u32, bytes: &[u8]) {
         use crate::frame::{WORD, decode, encode, words};
         if let Some(frame) = decode(bytes, seed) {
-            let mut again = vec![0xAA; words(frame.value.len()) as usize * WORD];
-            encode(&mut again, seed, frame.stamp, frame.value);
+            let mut again = vec![0xAA; words(frame.body.len()) as usize * WORD];
+            encode(&mut again, seed, frame.stamp, frame.body);
             assert_eq!(again, bytes[..again.len()]);
         }
         // Frames that this process wrote are read without checking: bytes that are none must not panic either.
@@ -48,3 +48,5 @@ pub use log::{
     Appender, Damage, Durability, Durable, Error, Iter, Log, Options, Payload, Reader, Record, RecordRef,
     Repaired, Report, Room, Visible, repair, verify,
 };
+#[cfg(feature = "store")]
+pub use log::{PRODUCER_ID_BYTES, Produced, ProducerBatch};

@@ -464,6 +464,9 @@ impl Inner {
             entries.values().filter(|entry| entry.open.load().is_some()).cloned().collect()
         };
         for log in open.iter().filter_map(|entry| entry.open.load_full()) {
+            if let Err(error) = log.keep_producers() {
+                tracing::warn!(name = log.name, %error, "producers are not written down");
+            }
             let LogSettings { retention_bytes: bytes, retention_seconds: seconds, .. } = log.settings;
             if (bytes.is_some() || seconds.is_some())
                 && log.writable().is_ok()

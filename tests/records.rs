@@ -451,3 +451,35 @@ fn a_body_that_stops_half_way_stores_nothing() {
     }
     assert_eq!(member(&read(&mut client, "/v1/logs/a", "*/*"), "next_offset"), Some("1"));
 }
+
+#[test]
+fn a_repeated_batch_is_stored_once_also_when_the_server_was_killed_in_between() {
+    let (data, mut server) = start(&["--create-logs"]);
+    let base = "/v1/logs/a/records";
+    let produce = |server: &Server, epoch: &str, seq: &str| {
+        let headers = [("Producer-Id", "p"), ("Producer-Epoch", epoch), ("Producer-Seq", seq)];
+        let headers = [&headers[..], &[("Content-Type", "text/plain")]].concat();
+        send(&mut server.connect(), base, &headers, "POST", format!("{epoch}/{seq}\nmore").as_bytes())
+    };
+    for seq in 0..10 {
+        let seq = seq.to_string();
+        let first = produce(&server, "1", &seq);
+        assert_eq!(first.status, 200, "{}", first.body);
+        if seq == "4" || seq == "7" {
+            server.kill();
+            server = Server::start(data.path(), &["--create-logs"]);
+        }
+        let again = produce(&server, "1", &seq);
+        assert_eq!(member(&again, "first_offset"), member(&first, "first_offset"), "{}", again.body);
+        assert_eq!(member(&again, "repeated"), Some("true"));
+    }
+    let gap = produce(&server, "1", "12");
+    assert_eq!((gap.status, code(&gap)), (409, "producer_out_of_order"));
+    assert_eq!((member(&gap, "expected_epoch"), member(&gap, "expected_seq")), (Some("1"), Some("10")));
+    assert_eq!(produce(&server, "0", "0").status, 409);
+    assert_eq!(produce(&server, "2", "0").status, 200);
+    let some = send(&mut server.connect(), base, &[("Producer-Id", "p")], "POST", b"x");
+    assert_eq!((some.status, code(&some)), (400, "invalid_producer"));
+    let all = read(&mut server.connect(), base, "text/plain");
+    assert_eq!(all.body.lines().count(), 22, "{}", all.body);
+}

@@ -98,7 +98,8 @@ pub(super) async fn post(context: &Context, request: Request<Incoming>) -> Resul
         )
     })?;
     let log = context.log_to_append(LOG).await?;
-    let offset = context.append(&log, &[Payload { bytes: &value, json: false }], None).await?;
+    let payload = [Payload { bytes: &value, json: false }];
+    let offset = context.append(&log, || log.try_append_payloads(&payload, None)).await?;
     context.acknowledged(&log, offset, None).await?;
     Ok(json(&ProducedAt { offset }))
 }

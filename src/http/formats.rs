@@ -243,7 +243,7 @@ pub(super) fn render(format: Format, out: &mut Vec<u8>, record: &RecordRef<'_>) 
 
 /// A record as a JSON object on one line.
 pub(super) fn object(out: &mut Vec<u8>, record: &RecordRef<'_>) {
-    let RecordRef { offset, time, json, value } = record;
+    let RecordRef { offset, time, json, value, .. } = record;
     let _ = write!(out, r#"{{"offset":{offset},"time":{time},"#); // to memory: cannot fail
     if *json {
         out.extend_from_slice(b"\"json\":");

@@ -18,7 +18,7 @@ pub(super) struct Problem {
     /// `Allow` or `Retry-After`.
     header: Option<(HeaderName, &'static str)>,
     /// What a program needs to go on, such as the next offset.
-    number: Option<(&'static str, u64)>,
+    numbers: Vec<(&'static str, u64)>,
 }
 
 #[derive(Serialize)]
@@ -29,12 +29,12 @@ struct Document<'a> {
     code: &'a str,
     detail: &'a str,
     #[serde(flatten)]
-    number: Option<std::collections::BTreeMap<&'static str, u64>>,
+    numbers: std::collections::BTreeMap<&'static str, u64>,
 }
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), header: None, number: None }
+        Self { status, code, detail: detail.into(), header: None, numbers: Vec::new() }
     }
 
     /// The request cannot be understood: 400.
@@ -44,7 +44,7 @@ impl Problem {
 
     /// Adds a member with a number to the document.
     pub(super) fn with(mut self, name: &'static str, number: u64) -> Self {
-        self.number = Some((name, number));
+        self.numbers.push((name, number));
         self
     }
 
@@ -75,7 +75,7 @@ impl Problem {
             status: self.status.as_u16(),
             code: self.code,
             detail: &self.detail,
-            number: self.number.map(|number| [number].into()),
+            numbers: self.numbers.into_iter().collect(),
         };
         let mut text = serde_json::to_vec(&document).unwrap_or_default(); // strings and a number: cannot fail
         text.push(b'\n');
@@ -103,6 +103,13 @@ impl From<Error> for Problem {
                 return Self::new(StatusCode::GONE, "offset_trimmed", error.to_string())
                     .with("first_offset", first);
             }
+            Error::ProducerOutOfOrder { expected_epoch, expected_sequence } => {
+                let (epoch, sequence) = (u64::from(*expected_epoch), *expected_sequence);
+                return Self::new(StatusCode::CONFLICT, "producer_out_of_order", error.to_string())
+                    .with("expected_epoch", epoch)
+                    .with("expected_seq", sequence);
+            }
+            Error::BadProducer => (StatusCode::BAD_REQUEST, "invalid_producer"),
             Error::EmptyBatch => (StatusCode::BAD_REQUEST, "empty_batch"),
             Error::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "record_too_large"),
             Error::Damaged { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "record_damaged"),

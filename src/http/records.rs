@@ -9,7 +9,7 @@ use super::{
     tail,
 };
 use crate::{
-    log::{Error, Payload, Reader},
+    log::{Error, Payload, Produced, ProducerBatch, Reader},
     store::{OpenLog, Values},
 };
 use http_body_util::{Either, channel::Channel};
@@ -17,7 +17,8 @@ use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Incoming},
     header::{
-        ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH,
+        ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
+        IF_NONE_MATCH,
     },
 };
 use serde::Serialize;
@@ -38,6 +39,28 @@ struct Appended {
     first_offset: u64,
     last_offset: u64,
     count: u64,
+    /// The batch was there already.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    repeated: bool,
+}
+
+/// The producer that a request names by its headers, if it does: id, epoch and sequence.
+fn producer(headers: &HeaderMap) -> Result<Option<(String, u32, u64)>, Problem> {
+    let all = ["producer-id", "producer-epoch", "producer-seq"].map(|name| params::header(headers, name));
+    let bad = |_| {
+        let detail = "send all of Producer-Id (1 to 64 bytes), Producer-Epoch and Producer-Seq (whole numbers), or none";
+        Problem::bad_request("invalid_producer", detail)
+    };
+    match all {
+        [None, None, None] => Ok(None),
+        [Some(id), Some(epoch), Some(sequence)] => {
+            let epoch = params::number("", epoch, 0..=u64::from(u32::MAX)).map_err(bad)? as u32;
+            // One less than the largest, so that there always is a next one.
+            let sequence = params::number("", sequence, 0..=u64::MAX - 1).map_err(bad)?;
+            Ok(Some((id.to_owned(), epoch, sequence)))
+        }
+        _ => Err(bad(params::invalid("", ""))),
+    }
 }
 
 pub(super) async fn append(
@@ -64,6 +87,7 @@ pub(super) async fn append(
         );
         Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_type", detail)
     })?;
+    let producer = producer(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), CONTENT_ENCODING))?;
     let log = context.log_to_append(name).await?;
     let bytes = body::read(request.into_body(), &context.limits).await?;
@@ -71,11 +95,24 @@ pub(super) async fn append(
     let settings = log.settings();
     let values = formats::parse(format, &bytes, settings.values == Values::Json, settings.record_bytes)?;
     let payloads: Vec<Payload<'_>> = values.iter().map(formats::Value::payload).collect();
-    let count = payloads.len() as u64;
-    let first_offset = context.append(&log, &payloads, expect).await?;
+    let Produced { first_offset, count, repeated } = match &producer {
+        None => {
+            let first_offset = context.append(&log, || log.try_append_payloads(&payloads, expect)).await?;
+            Produced { first_offset, count: payloads.len() as u64, repeated: false }
+        }
+        Some((id, epoch, sequence)) => {
+            if !log.knows_producers() {
+                let log = Arc::clone(&log);
+                context.blocking(move |_| log.learn_producers()).await??;
+            }
+            let batch = ProducerBatch { id, epoch: *epoch, sequence: *sequence };
+            context.append(&log, || log.try_append_once(&batch, &payloads, expect)).await?
+        }
+    };
     let last_offset = first_offset + count - 1;
+    // A repeat too: what it repeats may not be on disk yet.
     context.acknowledged(&log, last_offset, ack).await?;
-    Ok(json(&Appended { first_offset, last_offset, count }))
+    Ok(json(&Appended { first_offset, last_offset, count, repeated }))
 }
 
 /// Where to begin, as a client says it.

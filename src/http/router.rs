@@ -2,7 +2,7 @@
 
 use super::{book, commit::Lines, logs, problem::Problem, records, server::Limits};
 use crate::{
-    log::{Durability, Error, Payload, Record},
+    log::{Durability, Error, Record},
     store::{self, LogSettings, OpenLog, Store},
 };
 use bytes::Bytes;
@@ -90,20 +90,19 @@ impl Context {
     }
 
     /// Appends; where the disk is behind, waits a little for it.
-    pub(super) async fn append(
+    pub(super) async fn append<T>(
         &self,
         log: &OpenLog,
-        payloads: &[Payload<'_>],
-        expect: Option<u64>,
-    ) -> Result<u64, Problem> {
-        match log.try_append_payloads(payloads, expect) {
+        attempt: impl Fn() -> Result<T, Error>,
+    ) -> Result<T, Problem> {
+        match attempt() {
             Err(Error::WouldBlock) => {}
             done => return Ok(done?),
         }
         let retry = async {
             loop {
                 let room = log.room(); // before the attempt, so that room made in between is not missed
-                match log.try_append_payloads(payloads, expect) {
+                match attempt() {
                     Err(Error::WouldBlock) => room.await,
                     done => return done,
                 }

@@ -6,6 +6,7 @@
 use super::{Durability, Error, Frontier, Shared, roll::Active};
 use crate::{
     chunk::{Batch, Chunk, Imprint, Placed, Value},
+    frame::JSON,
     segment::Segment,
     sync::{Arc, Backoff, Ordering},
 };
@@ -40,8 +41,26 @@ impl Value for Payload<'_> {
     }
 
     #[inline]
-    fn is_json(&self) -> bool {
-        self.json
+    fn flags(&self) -> u16 {
+        if self.json { JSON } else { 0 }
+    }
+}
+
+/// A payload, before whose bytes there may stand an extension block.
+#[cfg(feature = "store")]
+pub(super) struct Extended<'a> {
+    pub(super) payload: Payload<'a>,
+    pub(super) extended: bool,
+}
+
+#[cfg(feature = "store")]
+impl Value for Extended<'_> {
+    fn bytes(&self) -> &[u8] {
+        self.payload.bytes
+    }
+
+    fn flags(&self) -> u16 {
+        self.payload.flags() | if self.extended { crate::frame::EXTENDED } else { 0 }
     }
 }
 

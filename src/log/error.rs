@@ -32,6 +32,18 @@ pub enum Error {
         /// The offset the next record would get.
         next: u64,
     },
+    /// A producer's id is empty or too long.
+    #[error("a producer's id has 1 to 64 bytes")]
+    BadProducer,
+    /// A producer's batch is not the one that comes next: an earlier one is missing, or a later incarnation of the
+    /// producer has taken over.
+    #[error("from this producer epoch {expected_epoch}, sequence {expected_sequence} was expected")]
+    ProducerOutOfOrder {
+        /// The epoch it must have.
+        expected_epoch: u32,
+        /// The sequence it must have in that epoch.
+        expected_sequence: u64,
+    },
     /// The record was trimmed.
     #[error("offset {offset} was trimmed; the first offset is {first}")]
     Trimmed {

@@ -16,6 +16,8 @@ mod error;
 mod flush;
 mod images;
 mod inspect;
+#[cfg(feature = "store")]
+mod producers;
 mod read;
 mod recover;
 mod repair;
@@ -27,7 +29,11 @@ pub use append::{Appender, Payload, Room};
 pub use error::Error;
 pub use flush::Durable;
 pub use inspect::{Damage, Report, verify};
+#[cfg(feature = "store")]
+pub use producers::{PRODUCER_ID_BYTES, Produced, ProducerBatch};
 pub use read::{Iter, Reader, Record, RecordRef, Visible};
+#[cfg(feature = "store")]
+use recover::PRODUCERS_FILE;
 #[cfg(feature = "store")]
 pub(crate) use recover::{SETTINGS_FILE, id_of};
 pub use repair::{Repaired, repair};
@@ -163,6 +169,8 @@ pub(crate) struct Shared {
     stopping: AtomicBool,
     failed: OnceLock<std::sync::Arc<str>>,
     damage: Vec<Damage>,
+    #[cfg(feature = "store")]
+    producers: producers::Producers,
     lock: std::sync::Mutex<Option<Box<dyn Send + Sync>>>,
 }
 
@@ -478,6 +486,8 @@ impl Log {
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
     pub fn trim(&self, before: u64) -> Result<u64, Error> {
+        #[cfg(feature = "store")]
+        self.keep_producers_before(before)?;
         self.shared.trim(before)
     }
 
@@ -534,6 +544,13 @@ impl Log {
         if self.threads.is_empty() {
             self.shared.unlock(); // read-only, or closed before
             return Ok(());
+        }
+        #[cfg(feature = "store")]
+        if self.shared.failed.get().is_none()
+            && let Err(error) = self.keep_producers()
+        {
+            // Nothing is lost by it: the log tells, it only has to be read again.
+            tracing::warn!(dir = %self.shared.dir.display(), %error, "producers are not written down");
         }
         self.shared.shut();
         self.shared.roll.stop();

@@ -82,6 +82,8 @@ pub struct RecordRef<'a> {
     pub json: bool,
     /// What was appended.
     pub value: &'a [u8],
+    /// What a producer has put before it.
+    pub(crate) extension: &'a [u8],
 }
 
 /// What a reader finds: the record, and the chunk that has it if it is a recent one.
@@ -225,11 +227,13 @@ impl Shared {
         let mut buf = Vec::new();
         let found = sealed::read_record(&*cold.file, sealed, cold.segment.seed, record, &mut buf)
             .map_err(|error| Error::io("read", &path())(error))?;
-        let Some(Frame { stamp, value }) = found.filter(|frame| frame.stamp.flags & LOST == 0) else {
+        let Some(frame) = found.filter(|frame| frame.stamp.flags & LOST == 0) else {
             return Err(Error::Damaged { offset });
         };
+        let Frame { stamp, value, .. } = frame;
         let (length, json) = (value.len(), stamp.flags & JSON != 0);
-        buf.drain(..frame::HEADER); // the frame becomes its value, in place
+        let before = frame::HEADER + frame.body.len() - length;
+        buf.drain(..before); // the frame becomes its value, in place
         buf.truncate(length);
         let time = cold.segment.header.created + stamp.time;
         Ok(Some(Record { offset, time, json, value: Value::Cold(buf) }))
@@ -321,12 +325,13 @@ impl Reader {
             None => (None, 0, None),
         };
         match frame {
-            Some(Frame { stamp, value }) if stamp.flags & LOST == 0 => Ok(Some(Step {
+            Some(Frame { stamp, value, extension, .. }) if stamp.flags & LOST == 0 => Ok(Some(Step {
                 record: RecordRef {
                     offset,
                     time: created + stamp.time,
                     json: stamp.flags & JSON != 0,
                     value,
+                    extension,
                 },
                 hot,
             })),
@@ -414,7 +419,7 @@ impl Iterator for Iter {
             self.end = 0;
         }
         step.transpose().map(|step| {
-            step.map(|Step { record: RecordRef { offset, time, json, value }, hot }| {
+            step.map(|Step { record: RecordRef { offset, time, json, value, .. }, hot }| {
                 let value = hot.map_or_else(
                     || Value::Cold(value.to_vec()),
                     |(chunk, record)| Value::Hot(Arc::clone(chunk), record),

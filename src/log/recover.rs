@@ -40,11 +40,13 @@ pub(super) const ASIDE: &str = ".damaged";
 
 /// Where the store keeps what it knows about the log.
 pub(crate) const SETTINGS_FILE: &str = "log.json";
+/// What is known of producers up to some offset.
+pub(crate) const PRODUCERS_FILE: &str = "producers.json";
 
 /// Whether a log's directory may have a file of this name.
 fn is_ours(name: &str) -> bool {
     name == LOCK
-        || name.strip_suffix(".tmp").unwrap_or(name) == SETTINGS_FILE
+        || [SETTINGS_FILE, PRODUCERS_FILE].contains(&name.strip_suffix(".tmp").unwrap_or(name))
         || file::base_of(name).is_some()
         || file::is_passing(name)
         || name.ends_with(ASIDE)
@@ -356,6 +358,8 @@ pub(super) fn open(disk: std::sync::Arc<dyn Disk>, dir: &Path, options: Options)
         stopping: AtomicBool::new(false),
         failed: OnceLock::new(),
         damage,
+        #[cfg(feature = "store")]
+        producers: super::producers::Producers::default(),
         lock: std::sync::Mutex::new(Some(lock)),
     })
 }

@@ -113,7 +113,7 @@ fn rewrite(disk: &dyn Disk, dir: &Path, found: &Found) -> io::Result<()> {
     };
     let frames = positions.iter().enumerate().map(|(record, position)| {
         let kept = position.and_then(|word| frame::parse(&bytes[word as usize * WORD..]));
-        kept.map_or((lost(record as u32), &[][..]), |frame| (frame.stamp, frame.value))
+        kept.map_or((lost(record as u32), &[][..]), |frame| (frame.stamp, frame.body))
     });
     // A lost record's frame may be larger than what was there: empty values have the smallest one, so it is not.
     write(disk, dir, &found.header, frames)
