@@ -31,10 +31,11 @@ use crate::{
     sync::{Arc, AtomicU64, Ordering},
 };
 use crossbeam::utils::CachePadded;
+pub(crate) use image::WITHOUT_IMAGE;
 #[cfg(feature = "store")]
 pub(crate) use image::sweep as sweep_images;
 pub(crate) use image::{Found, Images, Label};
-pub(crate) use memory::{Memory, Pool};
+pub(crate) use memory::{CHUNK_BYTES, Memory, Pool};
 
 /// Bits of `tail` that count words; the 26 above them count records. A chunk holds at most 2^27 words (1 GiB), so
 /// it would take 2,048 appends of the largest size, all of them past the end at the same moment, to overflow.

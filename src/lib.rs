@@ -45,8 +45,8 @@ pub mod fuzzing {
 }
 
 pub use log::{
-    Appender, Damage, Durability, Durable, Error, Iter, Log, Options, Payload, Reader, Record, RecordRef,
-    Repaired, Report, Room, Visible, repair, verify,
+    Appender, Buckets, Damage, Durability, Durable, Error, Iter, Log, Options, Payload, Reader, Record,
+    RecordRef, Repaired, Report, Room, Stats, Visible, repair, stats, verify,
 };
 #[cfg(feature = "store")]
 pub use log::{PRODUCER_ID_BYTES, Produced, ProducerBatch};

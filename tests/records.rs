@@ -483,3 +483,45 @@ fn a_repeated_batch_is_stored_once_also_when_the_server_was_killed_in_between() 
     let all = read(&mut server.connect(), base, "text/plain");
     assert_eq!(all.body.lines().count(), 22, "{}", all.body);
 }
+
+#[test]
+fn metrics_count_what_was_done_and_requests_have_ids() {
+    let (_data, server) = start(&["--create-logs"]);
+    let mut client = server.connect();
+    for _ in 0..3 {
+        append(&mut client, "/v1/logs/some-name/records", NDJSON, b"1\n2\n3");
+    }
+    append(&mut client, "/v1/logs/some-name/records", NDJSON, b"{");
+    let named = send(&mut client, "/healthz", &[("X-Request-Id", "mine")], "GET", b"");
+    assert!(named.head.contains("x-request-id: mine\r\n"), "{}", named.head);
+    let metrics = read(&mut client, "/metrics", "*/*");
+    assert!(metrics.head.contains("x-request-id: ") && !metrics.body.contains("some-name"));
+    for line in [
+        r#"millstream_requests_total{route="/v1/logs/{log}/records",status="200"} 3"#,
+        r#"millstream_requests_total{route="/v1/logs/{log}/records",status="400"} 1"#,
+        "millstream_appended_records_total 9",
+        "millstream_appended_bytes_total 9",
+        "millstream_batch_records_count 3",
+        "millstream_waiters 0",
+        "millstream_connections 1",
+        "millstream_logs 2",
+        "millstream_open_logs 2",
+        "millstream_backpressure_total 0",
+        "# EOF",
+    ] {
+        assert!(metrics.body.lines().any(|found| found == line), "{line} is not in\n{}", metrics.body);
+    }
+    let value = |name: &str| {
+        let line = metrics.body.lines().find(|line| line.starts_with(name)).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert!(value("millstream_commit_seconds_count") >= 1.0 && value("millstream_commit_seconds_sum") > 0.0);
+    assert!((value("millstream_commit_records_sum") - 9.0).abs() < 0.1);
+    assert!(
+        value("millstream_chunk_memory_bytes") > 1e5
+            && value("millstream_committed_bytes_total") > 9.0 * 24.0
+    );
+    // Buckets add up, as Prometheus wants them.
+    let last = value(r#"millstream_commit_records_bucket{le="+Inf"}"#);
+    assert!((last - value("millstream_commit_records_count")).abs() < 0.1);
+}

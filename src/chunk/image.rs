@@ -28,6 +28,9 @@ const MAGIC: &[u8; 8] = b"MILLIMG1";
 const LABEL: std::ops::Range<usize> = 64..92;
 const DIR: usize = 128;
 
+/// Chunks of this process that were to have an image and have none.
+pub(crate) static WITHOUT_IMAGE: AtomicU64 = AtomicU64::new(0);
+
 /// Which segment's frames an image has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Label {
@@ -167,6 +170,7 @@ impl Images {
         match made {
             Ok(made) => Some(made),
             Err(error) => {
+                WITHOUT_IMAGE.fetch_add(1, Ordering::Relaxed);
                 if self.refused.fetch_add(1, Ordering::Relaxed) == 0 {
                     tracing::warn!(
                         dir = %self.dir.display(), %error,

@@ -11,6 +11,9 @@ pub(crate) const MIN_RECORD_BYTES: u64 = (crate::frame::HEADER + 4) as u64;
 #[cfg(all(target_os = "linux", not(loom)))]
 const POPULATE: usize = 1 << 20;
 
+/// Footprints of all chunk memory of this process.
+pub(crate) static CHUNK_BYTES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
 /// Memory for one chunk.
 #[derive(Debug)]
 pub(crate) struct Memory {
@@ -64,6 +67,7 @@ impl Memory {
 
     #[cfg(not(loom))]
     fn over(capacity: u64, map: memmap2::MmapRaw, start: usize, image: Option<super::image::Image>) -> Self {
+        CHUNK_BYTES.fetch_add(Self::footprint(capacity), std::sync::atomic::Ordering::Relaxed);
         Self { capacity, slots: slots(capacity), map, start, image }
     }
 
@@ -167,6 +171,13 @@ impl Memory {
         unsafe {
             self.map.shared(word, words)
         }
+    }
+}
+
+#[cfg(not(loom))]
+impl Drop for Memory {
+    fn drop(&mut self) {
+        CHUNK_BYTES.fetch_sub(Self::footprint(self.capacity), std::sync::atomic::Ordering::Relaxed);
     }
 }
 

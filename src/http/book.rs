@@ -100,6 +100,7 @@ pub(super) async fn post(context: &Context, request: Request<Incoming>) -> Resul
     let log = context.log_to_append(LOG).await?;
     let payload = [Payload { bytes: &value, json: false }];
     let offset = context.append(&log, || log.try_append_payloads(&payload, None)).await?;
+    context.metrics.appended(1, value.len() as u64);
     context.acknowledged(&log, offset, None).await?;
     Ok(json(&ProducedAt { offset }))
 }

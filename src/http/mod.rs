@@ -3,7 +3,7 @@
 //!
 //! `server` listens and enforces limits, `router` finds what a request is for and has what all requests need;
 //! `book` is the API of the book, `logs` and `records` are `/v1/logs`, `tail` is the live end of a log. `body`,
-//! `params` and `formats` take requests apart, `commit` waits for durability once per runtime and commit, `problem`
+//! `params` and `formats` take requests apart, `metrics` counts, `commit` waits for durability once per runtime and commit, `problem`
 //! is how errors look.
 
 mod body;
@@ -11,6 +11,7 @@ mod book;
 mod commit;
 mod formats;
 mod logs;
+mod metrics;
 mod params;
 mod problem;
 mod records;

@@ -37,6 +37,11 @@ impl Problem {
         Self { status, code, detail: detail.into(), header: None, numbers: Vec::new() }
     }
 
+    /// Whether it is the server that failed, and somebody should look.
+    pub(super) fn is_ours(&self) -> bool {
+        self.status.is_server_error()
+    }
+
     /// The request cannot be understood: 400.
     pub(super) fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, detail)

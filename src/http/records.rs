@@ -109,6 +109,9 @@ pub(super) async fn append(
             context.append(&log, || log.try_append_once(&batch, &payloads, expect)).await?
         }
     };
+    if !repeated {
+        context.metrics.appended(count, payloads.iter().map(|payload| payload.bytes.len() as u64).sum());
+    }
     let last_offset = first_offset + count - 1;
     // A repeat too: what it repeats may not be on disk yet.
     context.acknowledged(&log, last_offset, ack).await?;

@@ -1,6 +1,6 @@
 //! Which request goes where, and what all of them need.
 
-use super::{book, commit::Lines, logs, problem::Problem, records, server::Limits};
+use super::{book, commit::Lines, logs, metrics::Metrics, problem::Problem, records, server::Limits};
 use crate::{
     log::{Durability, Error, Record},
     store::{self, LogSettings, OpenLog, Store},
@@ -10,10 +10,17 @@ use http_body_util::{Either, Full, channel::Channel};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
-    header::{CONTENT_TYPE, HeaderValue},
+    header::{CONTENT_TYPE, HeaderName, HeaderValue},
 };
 use serde::Serialize;
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Instant, UNIX_EPOCH},
+};
 use tokio::sync::watch;
 
 /// A whole answer, or one that is sent piece by piece.
@@ -25,6 +32,7 @@ pub(super) struct Context {
     pub(super) store: Arc<Store>,
     pub(super) lines: Arc<Lines>,
     pub(super) limits: Arc<Limits>,
+    pub(super) metrics: Arc<Metrics>,
     /// Turns true when the server shuts down: who waits ends the answer then.
     pub(super) stopped: watch::Receiver<bool>,
 }
@@ -126,7 +134,12 @@ impl Context {
             Durability::Memory => Ack::Memory,
         };
         match ack.unwrap_or(by_log) {
-            Ack::Durable => self.lines.durable(log, offset).await,
+            Ack::Durable => {
+                self.metrics.waiters.inc();
+                let done = self.lines.durable(log, offset).await;
+                self.metrics.waiters.dec();
+                done
+            }
             Ack::Memory => {
                 log.wait_published(offset);
                 Ok(())
@@ -137,14 +150,56 @@ impl Context {
 
 /// Answers a request.
 pub(super) async fn answer(context: Arc<Context>, request: Request<Incoming>) -> Answer {
-    let done = route(&context, request).await;
-    done.unwrap_or_else(|problem| {
-        tracing::debug!(%problem, "request refused");
+    let begun = Instant::now();
+    let id = request.headers().get(REQUEST_ID).cloned().unwrap_or_else(new_request_id);
+    let route = route_of(request.uri().path());
+    let mut answer = answer_to(&context, request).await.unwrap_or_else(|problem| {
+        let request = id.to_str().unwrap_or("not text");
+        if problem.is_ours() {
+            tracing::error!(request, route, %problem, "request failed");
+        } else {
+            tracing::debug!(request, route, %problem, "request refused");
+        }
         problem.into_response()
-    })
+    });
+    let (status, time) = (answer.status().as_u16(), begun.elapsed());
+    tracing::debug!(request = id.to_str().unwrap_or("not text"), route, status, ?time, "answered");
+    context.metrics.answered(route, status, time);
+    answer.headers_mut().insert(REQUEST_ID, id);
+    answer
 }
 
-async fn route(context: &Arc<Context>, request: Request<Incoming>) -> Result<Answer, Problem> {
+/// What a client calls its request, or we do; in the answer and in the log.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A number that no other request of this process has, behind one that is likely this process's alone.
+fn new_request_id() -> HeaderValue {
+    static PROCESS: LazyLock<u32> =
+        LazyLock::new(|| std::process::id() ^ UNIX_EPOCH.elapsed().map_or(0, |since| since.subsec_nanos()));
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    HeaderValue::try_from(format!("{:08x}-{number:x}", *PROCESS))
+        .unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+/// The name of a path in metrics and logs.
+fn route_of(path: &str) -> &'static str {
+    let mut parts = path.strip_prefix("/v1/logs").unwrap_or_default().split('/').skip(1);
+    match (path, parts.next(), parts.next(), parts.next(), parts.next()) {
+        ("/", ..) => "/",
+        ("/healthz", ..) => "/healthz",
+        ("/readyz", ..) => "/readyz",
+        ("/metrics", ..) => "/metrics",
+        ("/v1/logs", ..) => "/v1/logs",
+        (_, Some(_), None, ..) => "/v1/logs/{log}",
+        (_, Some(_), Some("records"), None, _) => "/v1/logs/{log}/records",
+        (_, Some(_), Some("records"), Some(_), None) => "/v1/logs/{log}/records/{offset}",
+        (_, Some(_), Some("trim"), None, _) => "/v1/logs/{log}/trim",
+        _ => "other",
+    }
+}
+
+async fn answer_to(context: &Arc<Context>, request: Request<Incoming>) -> Result<Answer, Problem> {
     let path = request.uri().path().to_owned();
     let method = request.method().clone();
     match (path.as_str(), &method) {
@@ -153,7 +208,8 @@ async fn route(context: &Arc<Context>, request: Request<Incoming>) -> Result<Ans
         ("/", _) => return Err(Problem::method_not_allowed("GET, POST")),
         ("/healthz", &Method::GET) => return Ok(health()),
         ("/readyz", &Method::GET) => return ready(context),
-        ("/healthz" | "/readyz", _) => return Err(Problem::method_not_allowed("GET")),
+        ("/metrics", &Method::GET) => return Ok(context.metrics.render()),
+        ("/healthz" | "/readyz" | "/metrics", _) => return Err(Problem::method_not_allowed("GET")),
         _ => {}
     }
     let not_found = || Problem::new(StatusCode::NOT_FOUND, "not_found", "see docs/api.md for what is here");

@@ -4,6 +4,7 @@
 
 use super::{
     book,
+    metrics::Metrics,
     router::{self, Context},
 };
 use crate::store::{self, LogSettings, Store};
@@ -141,11 +142,13 @@ impl Server {
         stopped: &watch::Receiver<bool>,
         permits: &Arc<Semaphore>,
     ) -> io::Result<()> {
+        let metrics = Arc::new(Metrics::new(store));
         for n in 0..self.settings.threads.max(1) {
             let worker = Worker {
                 listener: self.listener.try_clone()?,
                 settings: self.settings.clone(),
                 store: Arc::clone(store),
+                metrics: Arc::clone(&metrics),
                 permits: Arc::clone(permits),
             };
             let stopped = stopped.clone();
@@ -168,12 +171,13 @@ struct Worker {
     listener: TcpListener,
     settings: Settings,
     store: Arc<Store>,
+    metrics: Arc<Metrics>,
     permits: Arc<Semaphore>,
 }
 
 impl Worker {
     async fn serve(self, mut stopped: watch::Receiver<bool>) -> io::Result<()> {
-        let Self { listener, settings, store, permits } = self;
+        let Self { listener, settings, store, metrics, permits } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let limits = Arc::new(Limits {
             body_bytes: settings.body_bytes,
@@ -184,7 +188,9 @@ impl Worker {
             heartbeat: settings.heartbeat,
             create_logs: settings.create_logs,
         });
-        let context = Arc::new(Context { store, lines: Arc::default(), limits, stopped: stopped.clone() });
+        let context =
+            Arc::new(Context { store, lines: Arc::default(), limits, metrics, stopped: stopped.clone() });
+        let metrics_of_all = Arc::clone(&context.metrics);
         let http = protocol(&settings);
         let graceful = GracefulShutdown::new();
         loop {
@@ -209,10 +215,13 @@ impl Worker {
             });
             let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
             let connection = graceful.watch(connection);
+            let metrics = Arc::clone(&metrics_of_all);
+            metrics.connections.inc();
             tokio::spawn(async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "a connection has ended with an error");
                 }
+                metrics.connections.dec();
                 drop(permit);
             });
         }

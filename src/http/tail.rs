@@ -49,6 +49,9 @@ struct Tail {
     sender: Sender<Bytes, io::Error>,
 }
 
+/// The event for who reads too slowly.
+const DROPPED: &str = "dropped";
+
 /// Why a tail ends.
 enum End {
     /// The client is gone, or the server stops: there is nobody to tell, or nothing to say.
@@ -68,12 +71,17 @@ impl From<Error> for End {
 
 impl Tail {
     async fn run(mut self, mut reader: Reader) {
+        self.context.metrics.tails.inc();
         let mut stopped = self.context.stopped.clone();
         let end = tokio::select! {
             end = self.follow(&mut reader) => end,
             _ = stopped.wait_for(|stopped| *stopped) => End::Quiet,
         };
+        self.context.metrics.tails.dec();
         if let End::Told(event, why) = end {
+            if event == DROPPED {
+                self.context.metrics.readers_dropped.inc();
+            }
             let next = reader.offset();
             let why = serde_json::Value::from(why); // on one line, whatever is in it
             let text = format!("event: {event}\ndata: {{\"detail\":{why},\"next_offset\":{next}}}\n\n");
@@ -127,7 +135,7 @@ impl Tail {
         match tokio::time::timeout(self.context.limits.body_time, self.sender.send_data(bytes)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(End::Quiet),
-            Err(_) => Err(End::Told("dropped", "you read too slowly; connect again to resume".into())),
+            Err(_) => Err(End::Told(DROPPED, "you read too slowly; connect again to resume".into())),
         }
     }
 }

@@ -14,6 +14,7 @@ use super::{
     append::poll_frontier,
     bell::Bell,
     roll::{Active, Job},
+    stats,
     wait::Ticket,
 };
 use crate::{
@@ -170,9 +171,12 @@ impl Shared {
             position.begun = true;
             self.chain_add(&position.segment);
         }
+        let begun = std::time::Instant::now();
         file.write(&position.chunk, position.done, to, &mut position.bounce)
             .map_err(Error::io("write to a segment in", &self.dir))?;
         let bytes = to.bytes() - position.done.bytes();
+        let records = u64::from(to.records - position.done.records);
+        stats::committed(begun.elapsed().as_micros() as u64, records, bytes);
         position.done = to;
         self.durable.advance(position.segment.base() + u64::from(to.records));
         if bytes < SMALL_BYTES && file.wants_zeros() && !self.flush.zeroing.swap(true, Ordering::SeqCst) {

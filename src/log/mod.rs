@@ -23,6 +23,7 @@ mod recover;
 mod repair;
 mod retain;
 mod roll;
+mod stats;
 mod wait;
 
 pub use append::{Appender, Payload, Room};
@@ -37,6 +38,7 @@ use recover::PRODUCERS_FILE;
 #[cfg(feature = "store")]
 pub(crate) use recover::{SETTINGS_FILE, id_of};
 pub use repair::{Repaired, repair};
+pub use stats::{Buckets, Stats, stats};
 
 use crate::{
     chunk::Memory,

@@ -7,7 +7,7 @@
 //! The ready chunk is handed over through a queue of one. It is made only while the chunks that are not yet on disk
 //! leave room in the memory budget for it: that is the backpressure.
 
-use super::{Error, Frontier, Shared, append::Patience};
+use super::{Error, Frontier, Shared, append::Patience, stats};
 use crate::{
     chunk::{Chunk, Extent, Images, Memory, Pool},
     disk,
@@ -168,6 +168,7 @@ impl Shared {
                 if self.stopping.load(Ordering::SeqCst) {
                     self.active.load().chunk.close(); // `shut` may have missed it
                 }
+                stats::rolled();
                 self.roll.changed.bump();
                 continue;
             }
@@ -179,6 +180,7 @@ impl Shared {
             if let Some(reason) = lock(&self.roll.refused).clone() {
                 return Err(Error::Full { reason });
             }
+            stats::found_no_room();
             if patience == Patience::None {
                 return Err(Error::WouldBlock);
             }

@@ -1,0 +1,169 @@
+//! What `/metrics` shows, for Prometheus. No label grows with the names of logs.
+
+use super::router::{Answer, full};
+use crate::{
+    log::{Buckets, Stats, stats},
+    store::Store,
+};
+use hyper::{
+    Response,
+    header::{CONTENT_TYPE, HeaderValue},
+};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+use std::{fmt, sync::Arc, time::Duration};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    route: &'static str,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Route {
+    route: &'static str,
+}
+
+type Durations = Family<Route, Histogram, fn() -> Histogram>;
+
+/// One for the whole server.
+pub(super) struct Metrics {
+    registry: Registry,
+    requests: Family<Request, Counter>,
+    durations: Durations,
+    appended: Counter,
+    appended_bytes: Counter,
+    batch_records: Histogram,
+    /// Requests that wait for a commit.
+    pub(super) waiters: Gauge,
+    /// Live tails.
+    pub(super) tails: Gauge,
+    pub(super) readers_dropped: Counter,
+    pub(super) connections: Gauge,
+}
+
+impl Metrics {
+    pub(super) fn new(store: &Arc<Store>) -> Self {
+        let mut registry = Registry::with_prefix("millstream");
+        let durations: Durations =
+            Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_05, 2.0, 18)));
+        let this = Self {
+            requests: Family::default(),
+            durations,
+            appended: Counter::default(),
+            appended_bytes: Counter::default(),
+            batch_records: Histogram::new(exponential_buckets(1.0, 4.0, 9)),
+            waiters: Gauge::default(),
+            tails: Gauge::default(),
+            readers_dropped: Counter::default(),
+            connections: Gauge::default(),
+            registry: Registry::default(),
+        };
+        registry.register("requests", "Requests answered", this.requests.clone());
+        registry.register("request_seconds", "Time to the head of the answer", this.durations.clone());
+        registry.register("appended_records", "Records appended", this.appended.clone());
+        registry.register("appended_bytes", "Bytes of the values appended", this.appended_bytes.clone());
+        registry.register("batch_records", "Records in a request", this.batch_records.clone());
+        registry.register("waiters", "Requests that wait for a commit", this.waiters.clone());
+        registry.register("tails", "Live tails", this.tails.clone());
+        registry.register(
+            "readers_dropped",
+            "Live tails dropped for reading too slowly",
+            this.readers_dropped.clone(),
+        );
+        registry.register("connections", "Connections", this.connections.clone());
+        registry.register_collector(Box::new(Engine(Arc::downgrade(store))));
+        Self { registry, ..this }
+    }
+
+    pub(super) fn answered(&self, route: &'static str, status: u16, time: Duration) {
+        self.requests.get_or_create(&Request { route, status }).inc();
+        self.durations.get_or_create(&Route { route }).observe(time.as_secs_f64());
+    }
+
+    pub(super) fn appended(&self, records: u64, bytes: u64) {
+        self.appended.inc_by(records);
+        self.appended_bytes.inc_by(bytes);
+        self.batch_records.observe(records as f64);
+    }
+
+    pub(super) fn render(&self) -> Answer {
+        let mut text = String::new();
+        let _ = encode(&mut text, &self.registry); // to a string: cannot fail
+        let mut answer = Response::new(full(text));
+        let media_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+        answer
+    }
+}
+
+/// What the engine counts.
+#[derive(Debug)]
+struct Engine(std::sync::Weak<Store>);
+
+impl Collector for Engine {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Stats {
+            commit_micros,
+            commit_records,
+            committed_bytes,
+            rolls,
+            backpressure,
+            chunk_bytes,
+            chunks_without_image,
+        } = stats();
+        let (logs, open) = self.0.upgrade().map_or((0, 0), |store| store.count());
+        histogram(&mut encoder, "commit_seconds", "Time of a commit to disk", &commit_micros, 1e-6)?;
+        histogram(&mut encoder, "commit_records", "Records made durable by a commit", &commit_records, 1.0)?;
+        for (name, help, count) in [
+            ("committed_bytes", "Bytes of frames committed", committed_bytes),
+            ("rolls", "Times that a segment was full and the next one begun", rolls),
+            ("backpressure", "Appends that found no room because the disk was behind", backpressure),
+            (
+                "chunks_without_image",
+                "Chunks in memory that does not outlive the process",
+                chunks_without_image,
+            ),
+        ] {
+            let counter = ConstCounter::new(count);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        for (name, help, value) in [
+            ("chunk_memory_bytes", "Memory of chunks", chunk_bytes),
+            ("logs", "Logs there are", logs as u64),
+            ("open_logs", "Logs that are open", open as u64),
+        ] {
+            let gauge = ConstGauge::new(value.cast_signed());
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
+
+fn histogram(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    buckets: &Buckets,
+    unit: f64,
+) -> fmt::Result {
+    use prometheus_client::{encoding::NoLabelSet, metrics::MetricType};
+    let bound = |bound: u64| if bound == u64::MAX { f64::MAX } else { bound as f64 * unit };
+    let counts: Vec<(f64, u64)> = buckets.counts.iter().map(|&(top, count)| (bound(top), count)).collect();
+    let total = counts.iter().map(|(_, count)| count).sum();
+    encoder.encode_descriptor(name, help, None, MetricType::Histogram)?.encode_histogram::<NoLabelSet>(
+        buckets.sum as f64 * unit,
+        total,
+        &counts,
+        None,
+    )
+}
