@@ -13,6 +13,8 @@
 //! With the default feature `server` there is also the HTTP endpoint of the `millstream` binary.
 
 mod chunk;
+#[cfg(feature = "client")]
+pub mod client;
 mod disk;
 mod frame;
 #[cfg(feature = "server")]

@@ -1,10 +1,14 @@
 //! The command line: exit code 0 for success, 1 for failure, 2 for usage; only data on standard output.
 
+mod append;
+mod logs;
+mod read;
 mod repair;
 mod serve;
+mod target;
 mod verify;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// A commit log: append records, read them by offset.
@@ -17,9 +21,17 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(serve::Serve),
+    Serve(Box<serve::Serve>),
+    Append(append::Append),
+    Read(read::Read),
+    Tail(read::Tail),
+    Logs(logs::Logs),
     Verify(verify::Verify),
     Repair(repair::Repair),
+    /// Print a script that completes commands and flags in a shell
+    Completions {
+        shell: clap_complete::Shell,
+    },
 }
 
 /// What a command ends with: an exit code, or one line that says what went wrong and what to do.
@@ -30,6 +42,14 @@ pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse(); // exits with 2 where the usage is wrong
     let outcome = match &cli.command {
         Command::Serve(serve) => serve.run(),
+        Command::Append(append) => append.run(),
+        Command::Read(read) => read.run(),
+        Command::Tail(tail) => tail.run(),
+        Command::Logs(logs) => logs.run(),
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "millstream", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Verify(verify) => verify.run(),
         Command::Repair(repair) => repair.run(),
     };

@@ -20,9 +20,10 @@ pub struct Server {
 impl Server {
     pub fn start(data: &Path, flags: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--data"])
+            .args(["serve", "--data"])
             .arg(data)
             .args(flags)
+            .env("MILLSTREAM_LISTEN", "127.0.0.1:0") // unless a flag says otherwise
             .env("MILLSTREAM_LOG", "info")
             .stderr(Stdio::piped())
             .spawn()

@@ -1,0 +1,110 @@
+//! `millstream logs`.
+
+use super::{
+    Outcome,
+    target::{At, Target, block_on},
+};
+use clap::Subcommand;
+use millstream::store::LogSettings;
+use serde_json::Value;
+use std::process::ExitCode;
+
+/// List, create, describe, delete and trim logs
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    millstream logs list\n  \
+    millstream logs create clicks --settings '{\"values\":\"json\",\"retention_seconds\":86400}'\n  \
+    millstream logs trim clicks 1000")]
+pub(super) struct Logs {
+    #[command(subcommand)]
+    command: Command,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(flatten)]
+    at: At,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// All logs, with their offsets and sizes
+    List,
+    /// Create a log
+    Create {
+        log: String,
+        /// Settings as a JSON object; see docs/api.md
+        #[arg(long, default_value = "{}")]
+        settings: String,
+    },
+    /// One log
+    Describe { log: String },
+    /// Delete a log and all its records
+    Delete { log: String },
+    /// Drop whole segments below an offset
+    Trim { log: String, before: u64 },
+}
+
+impl Logs {
+    pub(super) fn run(&self) -> Outcome {
+        let target = self.at.open()?;
+        block_on(async {
+            match &self.command {
+                Command::List => {
+                    let names = match &target {
+                        Target::Server(client) => client.logs().await?,
+                        Target::Directory(store) => store.names(None, usize::MAX),
+                    };
+                    let mut all = Vec::new();
+                    for name in names {
+                        all.push(target.describe(&name).await?);
+                    }
+                    self.show(&all);
+                }
+                Command::Create { log, settings } => {
+                    match &target {
+                        Target::Server(client) => drop(client.create(log, settings).await?),
+                        Target::Directory(store) => {
+                            let settings: LogSettings = serde_json::from_str(settings)?;
+                            store.create(log, &settings)?;
+                        }
+                    }
+                    self.show(&[target.describe(log).await?]);
+                }
+                Command::Describe { log } => self.show(&[target.describe(log).await?]),
+                Command::Delete { log } => {
+                    match &target {
+                        Target::Server(client) => client.delete(log).await?,
+                        Target::Directory(store) => store.delete(log)?,
+                    }
+                    eprintln!("{log} is deleted");
+                }
+                Command::Trim { log, before } => {
+                    match &target {
+                        Target::Server(client) => drop(client.trim(log, *before).await?),
+                        Target::Directory(store) => drop(store.get(log)?.trim(*before)?),
+                    }
+                    self.show(&[target.describe(log).await?]);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn show(&self, logs: &[Value]) {
+        if self.json {
+            for log in logs {
+                println!("{log}");
+            }
+            return;
+        }
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let width = logs.iter().map(|log| text(&log["name"]).len()).max().unwrap_or(0).max(4);
+        println!("{:width$}  {:>12}  {:>12}  {:>14}", "log", "first", "next", "bytes");
+        for log in logs {
+            let [name, first, next, bytes] =
+                ["name", "first_offset", "next_offset", "bytes"].map(|key| text(&log[key]));
+            println!("{name:width$}  {first:>12}  {next:>12}  {bytes:>14}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Where a command finds its logs: at a server, or in a directory that no server has open.
+
+use clap::Args;
+use millstream::{
+    client::{Client, Range, Record},
+    store::{Store, StoreOptions},
+};
+use std::path::PathBuf;
+
+pub(super) type Failure = Box<dyn std::error::Error>;
+
+/// The flags that say where.
+#[derive(Debug, Clone, Args)]
+pub(super) struct At {
+    /// The server's address
+    #[arg(long, env = "MILLSTREAM_URL", global = true, default_value = "http://127.0.0.1:4437")]
+    url: String,
+    /// A directory of logs instead, which no server has open
+    #[arg(long, global = true, conflicts_with = "url")]
+    data: Option<PathBuf>,
+}
+
+/// See the module's documentation.
+pub(super) enum Target {
+    Server(Box<Client>),
+    Directory(Box<Store>),
+}
+
+impl At {
+    pub(super) fn open(&self) -> Result<Target, Failure> {
+        let Some(data) = &self.data else { return Ok(Target::Server(Box::new(Client::new(&self.url)?))) };
+        super::must_exist(data)?;
+        Ok(Target::Directory(Box::new(Store::open(data, StoreOptions::default())?)))
+    }
+}
+
+/// Runs what talks to a server.
+pub(super) fn block_on<T>(run: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run)
+}
+
+impl Target {
+    /// Up to so many records, as many as are handed over at once.
+    pub(super) async fn read(&self, log: &str, offset: u64, limit: u64) -> Result<Range, Failure> {
+        match self {
+            Self::Server(client) => Ok(client.read(log, offset, limit).await?),
+            Self::Directory(store) => {
+                let log = store.get(log)?;
+                let found: Result<Vec<_>, _> = log.iter(offset).take(limit.min(1000) as usize).collect();
+                let records: Vec<Record> = found?.iter().map(Record::from).collect();
+                let next_offset = records.last().map_or(offset, |last| last.offset + 1);
+                Ok(Range { records, next_offset })
+            }
+        }
+    }
+
+    /// What is known of a log, as JSON.
+    pub(super) async fn describe(&self, name: &str) -> Result<serde_json::Value, Failure> {
+        match self {
+            Self::Server(client) => Ok(serde_json::from_slice(&client.describe(name).await?)?),
+            Self::Directory(store) => {
+                let log = store.get(name)?;
+                Ok(serde_json::json!({
+                    "name": name, "settings": log.settings(), "first_offset": log.first_offset(),
+                    "next_offset": log.next_offset(), "durable_offset": log.durable_offset(), "bytes": log.disk_bytes(),
+                }))
+            }
+        }
+    }
+}

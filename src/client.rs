@@ -1,0 +1,483 @@
+//! A client of the HTTP API: appends in batches that are stored once however often they are sent, reads, and follows
+//! a log over restarts of the server. Connections are kept and shared; a [`Client`] is cheap to clone.
+//!
+//! # Example
+//! ```no_run
+//! # async fn run() -> Result<(), millstream::client::Error> {
+//! use millstream::client::{Client, Format};
+//! let client = Client::new("http://127.0.0.1:4437")?;
+//! client.create("clicks", "{}").await?;
+//! let mut producer = client.producer("clicks", "importer-1", Format::Lines);
+//! producer.push(b"one").await?;
+//! producer.push(b"two").await?;
+//! let stored = producer.flush().await?;
+//! for record in client.read("clicks", 0, 100).await?.records {
+//!     println!("{}: {} bytes", record.offset, record.value.len());
+//! }
+//! # let _ = stored;
+//! # Ok(())
+//! # }
+//! ```
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, StatusCode, body::Incoming, header::CONTENT_TYPE};
+use hyper_util::{
+    client::legacy::{self, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde::Deserialize;
+use std::time::{Duration, Instant};
+
+/// How long a request is tried again before it is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one attempt may take: longer than the server lets anything wait.
+const ATTEMPT: Duration = Duration::from_secs(90);
+/// The mark of JSON in a frame's length, as in the server's `formats`.
+const JSON_MARK: u32 = 1 << 31;
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address is not one of an HTTP server.
+    #[error("{url:?} is not an address such as http://127.0.0.1:4437")]
+    BadUrl {
+        /// What was given.
+        url: String,
+    },
+    /// The server cannot be reached, or breaks off.
+    #[error("cannot reach {url}: {reason}; is the server running?")]
+    Unreachable {
+        /// Where it was expected.
+        url: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The server refused the request.
+    #[error("the server answers {status}, {code}: {detail}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The stable code, as listed in `docs/api.md`.
+        code: String,
+        /// What to do.
+        detail: String,
+        /// Where a producer out of order has to go on.
+        expected: Option<(u64, u64)>,
+    },
+    /// The answer makes no sense.
+    #[error("the server's answer makes no sense: {reason}")]
+    Answer {
+        /// Why.
+        reason: String,
+    },
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Problem {
+    code: String,
+    detail: String,
+    expected_epoch: Option<u64>,
+    expected_seq: Option<u64>,
+}
+
+/// What records are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Bytes without line ends.
+    Lines,
+    /// JSON on one line each.
+    Ndjson,
+    /// Any bytes, one record a batch.
+    Whole,
+}
+
+impl Format {
+    fn media_type(self) -> &'static str {
+        match self {
+            Self::Lines => "text/plain",
+            Self::Ndjson => "application/x-ndjson",
+            Self::Whole => "application/octet-stream",
+        }
+    }
+}
+
+/// Where a batch was stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub struct Stored {
+    /// The offset of its first record.
+    pub first_offset: u64,
+    /// Its records.
+    pub count: u64,
+}
+
+/// A record that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Record {
+    /// Its offset.
+    pub offset: u64,
+    /// When it was appended, in milliseconds since 1970.
+    pub time: u64,
+    /// Whether it is JSON.
+    pub json: bool,
+    /// What was appended.
+    pub value: Bytes,
+}
+
+#[cfg(feature = "store")]
+impl From<&crate::Record> for Record {
+    fn from(record: &crate::Record) -> Self {
+        let value = Bytes::copy_from_slice(record.value());
+        Self { offset: record.offset(), time: record.time(), json: record.is_json(), value }
+    }
+}
+
+/// A range that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range {
+    /// In the order of their offsets.
+    pub records: Vec<Record>,
+    /// Where to go on.
+    pub next_offset: u64,
+}
+
+/// See the module's documentation.
+#[derive(Debug, Clone)]
+pub struct Client {
+    url: String,
+    http: legacy::Client<HttpConnector, Full<Bytes>>,
+}
+
+impl Client {
+    /// A client of the server at `url`, such as `http://127.0.0.1:4437`. Connects when it is used.
+    ///
+    /// # Errors
+    /// [`Error::BadUrl`].
+    pub fn new(url: &str) -> Result<Self, Error> {
+        let plain = url.trim_end_matches('/');
+        let uri: Option<hyper::Uri> = plain.parse().ok();
+        if uri.is_none_or(|uri| uri.scheme_str() != Some("http") || uri.host().is_none()) {
+            return Err(Error::BadUrl { url: url.to_owned() });
+        }
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(Duration::from_secs(5)));
+        Ok(Self {
+            url: plain.to_owned(),
+            http: legacy::Client::builder(TokioExecutor::new()).build(connector),
+        })
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<hyper::Response<Incoming>, Error> {
+        let unreachable = |reason: String| Error::Unreachable { url: self.url.clone(), reason };
+        let answer = tokio::time::timeout(ATTEMPT, self.http.request(request))
+            .await
+            .map_err(|_| unreachable("no answer in time".into()))?
+            .map_err(|error| unreachable(with_cause(&error)))?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let body =
+            answer.into_body().collect().await.map_err(|error| unreachable(error.to_string()))?.to_bytes();
+        let Problem { code, detail, expected_epoch, expected_seq } =
+            serde_json::from_slice(&body).unwrap_or_default();
+        let expected = expected_epoch.zip(expected_seq);
+        Err(Error::Refused { status: status.as_u16(), code, detail, expected })
+    }
+
+    /// Sends a request once; for what must not be done twice, or is not worth it. The answer's body.
+    async fn ask(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Result<Bytes, Error> {
+        let request = self.request(method, path, &[], body.into())?;
+        self.body(self.send(request).await?).await
+    }
+
+    async fn body(&self, answer: hyper::Response<Incoming>) -> Result<Bytes, Error> {
+        let whole = answer.into_body().collect().await;
+        let reason =
+            |error: hyper::Error| Error::Unreachable { url: self.url.clone(), reason: with_cause(&error) };
+        Ok(whole.map_err(reason)?.to_bytes())
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, Error> {
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(Full::new(body)).map_err(|error| Error::Answer { reason: error.to_string() })
+    }
+
+    /// Creates a log with settings in JSON, as in `docs/api.md`; what the server says of it, in JSON.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], [`Error::Refused`].
+    pub async fn create(&self, log: &str, settings: &str) -> Result<Bytes, Error> {
+        self.ask(Method::PUT, &format!("/v1/logs/{log}"), settings.to_owned()).await
+    }
+
+    /// What the server says of a log, in JSON.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub async fn describe(&self, log: &str) -> Result<Bytes, Error> {
+        self.ask(Method::GET, &format!("/v1/logs/{log}"), "").await
+    }
+
+    /// Deletes a log.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub async fn delete(&self, log: &str) -> Result<(), Error> {
+        self.ask(Method::DELETE, &format!("/v1/logs/{log}"), "").await.map(drop)
+    }
+
+    /// Drops whole segments below `before`; the first offset that is left.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub async fn trim(&self, log: &str, before: u64) -> Result<u64, Error> {
+        #[derive(Deserialize)]
+        struct Trimmed {
+            first_offset: u64,
+        }
+        let body = format!(r#"{{"before":{before}}}"#);
+        let answer = self.ask(Method::POST, &format!("/v1/logs/{log}/trim"), body).await?;
+        Ok(understood::<Trimmed>(&answer)?.first_offset)
+    }
+
+    /// The names of all logs.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub async fn logs(&self) -> Result<Vec<String>, Error> {
+        #[derive(Deserialize)]
+        struct Page {
+            logs: Vec<String>,
+            next: Option<String>,
+        }
+        let (mut all, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = self.ask(Method::GET, &format!("/v1/logs?limit=1000{after}"), "").await?;
+            let Page { logs, next } = understood(&page)?;
+            all.extend(logs);
+            let Some(next) = next else { return Ok(all) };
+            after = format!("&after={next}");
+        }
+    }
+
+    /// Up to `limit` records from `offset` on, as many as the server puts into one answer.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub async fn read(&self, log: &str, offset: u64, limit: u64) -> Result<Range, Error> {
+        self.read_from(log, &format!("offset={offset}&limit={limit}")).await
+    }
+
+    /// As [`read`](Self::read), with the query's parameters as in `docs/api.md`.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub async fn read_from(&self, log: &str, query: &str) -> Result<Range, Error> {
+        let path = format!("/v1/logs/{log}/records?{query}");
+        let headers = [("accept", "application/vnd.millstream.frames")];
+        let answer = self.send(self.request(Method::GET, &path, &headers, Bytes::new())?).await?;
+        let next =
+            answer.headers().get("millstream-next-offset").and_then(|next| next.to_str().ok()?.parse().ok());
+        let next_offset = next.ok_or_else(|| Error::Answer { reason: "no next offset".into() })?;
+        Ok(Range { records: frames(&self.body(answer).await?)?, next_offset })
+    }
+
+    /// Waits for records from `offset` on, however long that takes, and over restarts of the server.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], except where the server says to try again.
+    pub async fn follow(&self, log: &str, offset: u64) -> Result<Range, Error> {
+        let mut pause = Pause::default();
+        loop {
+            match self.read_from(log, &format!("offset={offset}&limit=10000&wait=30s")).await {
+                Ok(range) if range.records.is_empty() => pause = Pause::default(),
+                Err(error) if error.is_passing() => pause.wait().await,
+                done => return done,
+            }
+        }
+    }
+
+    /// A producer for one log, whose batches are stored once, however often they have to be sent. `id` is to be this
+    /// producer's alone, and the same when it begins anew with the same records: then what is stored already is
+    /// passed over.
+    pub fn producer(&self, log: &str, id: &str, format: Format) -> Producer {
+        Producer {
+            client: self.clone(),
+            log: log.to_owned(),
+            id: id.to_owned(),
+            format,
+            sequence: 0,
+            stored: 0,
+            batch: Vec::new(),
+            records: 0,
+            since: None,
+            batch_bytes: 1 << 20,
+            linger: Duration::from_millis(100),
+        }
+    }
+}
+
+impl Error {
+    /// Whether the same may succeed a little later.
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused { status, code, .. } => {
+                let passing = [StatusCode::TOO_MANY_REQUESTS, StatusCode::INSUFFICIENT_STORAGE];
+                passing.iter().any(|passing| passing == status)
+                    || ["shutting_down", "body_too_slow", "body_incomplete"].contains(&code.as_str())
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Records on their way to a log in batches: by size, or after a while.
+#[derive(Debug)]
+pub struct Producer {
+    client: Client,
+    log: String,
+    id: String,
+    format: Format,
+    sequence: u64,
+    stored: u64,
+    batch: Vec<u8>,
+    records: u64,
+    since: Option<Instant>,
+    batch_bytes: usize,
+    linger: Duration,
+}
+
+impl Producer {
+    /// Sends a batch when it has so many bytes (default: 1 MiB), or when a record is pushed so long after its first
+    /// one (default: 100 ms). A batch that is cut by time is not the same when an import begins anew: where that
+    /// matters, let `linger` be [`Duration::MAX`].
+    #[must_use]
+    pub fn batching(mut self, bytes: usize, linger: Duration) -> Self {
+        (self.batch_bytes, self.linger) = (bytes.max(1), linger);
+        self
+    }
+
+    /// Adds a record; sends the batch before it, if that is full.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    pub async fn push(&mut self, record: &[u8]) -> Result<(), Error> {
+        let late = self.since.is_some_and(|since| since.elapsed() >= self.linger);
+        let full = self.batch.len() + record.len() >= self.batch_bytes || self.format == Format::Whole;
+        if self.records > 0 && (late || full) {
+            self.flush().await?;
+        }
+        self.batch.extend_from_slice(record);
+        if self.format != Format::Whole {
+            self.batch.push(b'\n');
+        }
+        self.records += 1;
+        self.since.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+
+    /// Sends what there is, again and again for a minute where the server cannot be reached or says to try again.
+    /// Where it is stored; `None` if there was nothing, or the server had it from an earlier run.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], [`Error::Refused`]: the batch is kept, and the next call sends it again.
+    pub async fn flush(&mut self) -> Result<Option<Stored>, Error> {
+        if self.records == 0 {
+            return Ok(None);
+        }
+        let body = Bytes::copy_from_slice(&self.batch);
+        let sequence = self.sequence.to_string();
+        let path = format!("/v1/logs/{}/records", self.log);
+        let headers = [
+            (CONTENT_TYPE.as_str(), self.format.media_type()),
+            ("producer-id", &self.id),
+            ("producer-epoch", "0"),
+            ("producer-seq", &sequence),
+        ];
+        let (begun, mut pause) = (Instant::now(), Pause::default());
+        let stored = loop {
+            let request = self.client.request(Method::POST, &path, &headers, body.clone())?;
+            let answer = match self.client.send(request).await {
+                Ok(answer) => self.client.body(answer).await,
+                Err(error) => Err(error),
+            };
+            match answer {
+                Ok(answer) => break Some(understood::<Stored>(&answer)?),
+                // It is further than this batch: an earlier run of this producer has stored it.
+                Err(Error::Refused { expected: Some((0, expected)), .. }) if expected > self.sequence => {
+                    break None;
+                }
+                Err(error) if error.is_passing() && begun.elapsed() < PATIENCE => pause.wait().await,
+                Err(error) => return Err(error),
+            }
+        };
+        self.sequence += 1;
+        self.stored += self.records;
+        self.batch.clear();
+        (self.records, self.since) = (0, None);
+        Ok(stored)
+    }
+
+    /// Records that are known to be stored.
+    pub fn stored(&self) -> u64 {
+        self.stored
+    }
+}
+
+/// Pauses that grow, to 2 s.
+struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(Duration::from_millis(20))
+    }
+}
+
+impl Pause {
+    async fn wait(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(Duration::from_secs(2));
+    }
+}
+
+fn with_cause(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), with_cause)
+}
+
+fn understood<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Error> {
+    serde_json::from_slice(answer).map_err(|error| Error::Answer { reason: error.to_string() })
+}
+
+fn frames(body: &Bytes) -> Result<Vec<Record>, Error> {
+    let (mut at, mut records) = (0, Vec::new());
+    let cut = || Error::Answer { reason: "it ends within a record".into() };
+    while at < body.len() {
+        let head: &[u8; 20] = body[at..].first_chunk().ok_or_else(cut)?;
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| head[at + n]));
+        let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
+        let end = at + 20 + (length & !JSON_MARK) as usize;
+        if end > body.len() {
+            return Err(cut());
+        }
+        let value = body.slice(at + 20..end);
+        records.push(Record { offset: word(4), time: word(12), json: length & JSON_MARK != 0, value });
+        at = end;
+    }
+    Ok(records)
+}
