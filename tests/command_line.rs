@@ -120,3 +120,38 @@ fn verify_and_repair_tell_what_is_damaged_and_mend_it() {
 
     assert_eq!(failure(&["verify", "/no/such/directory"]).0, Some(1));
 }
+
+#[test]
+fn settings_come_from_flags_then_the_environment_then_a_file() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("millstream.toml");
+    let printed = |text: &str, flags: &[&str]| {
+        std::fs::write(&file, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        command.args(["serve", "--print-config", "--config", file.to_str().unwrap()]).args(flags);
+        command.env("MILLSTREAM_MAX_BODY", "222").output().unwrap()
+    };
+    let text = "listen = \"127.0.0.1:1\"\nmax_body = 111\nmax_header = 9000\ncreate_logs = true\ndurability = \"memory\"\n";
+    let output = printed(text, &["--max-header", "9999"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    for line in [
+        "listen = \"127.0.0.1:1\" # file or default",
+        "max_body = 222 # environment",
+        "max_header = 9999 # flag",
+        "create_logs = true # file or default",
+        "durability = \"memory\" # file or default",
+        "max_connections = 4096 # file or default",
+    ] {
+        assert!(said.lines().any(|found| found == line), "{line} is not in\n{said}");
+    }
+    // What is printed is a file.
+    let again = printed(&said, &[]);
+    assert!(String::from_utf8(again.stdout).unwrap().contains("max_header = 9999 # file or default"));
+    for (wrong, code) in
+        [("colour = 1", 1), ("max_body = [1]", 1), ("max_body = ", 1), ("max_header = \"x\"", 2)]
+    {
+        let output = printed(wrong, &[]);
+        assert_eq!(output.status.code(), Some(code), "{wrong}");
+        assert!(code == 2 || String::from_utf8(output.stderr).unwrap().lines().count() == 1);
+    }
+}

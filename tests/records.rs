@@ -495,7 +495,9 @@ fn metrics_count_what_was_done_and_requests_have_ids() {
     let named = send(&mut client, "/healthz", &[("X-Request-Id", "mine")], "GET", b"");
     assert!(named.head.contains("x-request-id: mine\r\n"), "{}", named.head);
     let metrics = read(&mut client, "/metrics", "*/*");
-    assert!(metrics.head.contains("x-request-id: ") && !metrics.body.contains("some-name"));
+    assert!(!metrics.body.contains("some-name"));
+    let refused = read(&mut client, "/v1/logs/none", "*/*");
+    assert!(refused.head.contains("x-request-id: "), "{}", refused.head);
     for line in [
         r#"millstream_requests_total{route="/v1/logs/{log}/records",status="200"} 3"#,
         r#"millstream_requests_total{route="/v1/logs/{log}/records",status="400"} 1"#,

@@ -230,7 +230,7 @@ pub(crate) fn sweep(at: &Path, exists: impl Fn(&Path, [u8; 16]) -> bool) -> io::
         }
         let Some((dir, log)) = owner(&head) else { continue };
         if !exists(&dir, log) {
-            tracing::info!(dir = %dir.display(), "removing the image of a log that is gone");
+            tracing::debug!(dir = %dir.display(), "removing the image of a log that is gone");
             memory.remove(&name);
         }
     }

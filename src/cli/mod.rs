@@ -1,6 +1,7 @@
 //! The command line: exit code 0 for success, 1 for failure, 2 for usage; only data on standard output.
 
 mod append;
+mod config;
 mod logs;
 mod read;
 mod repair;
@@ -8,7 +9,7 @@ mod serve;
 mod target;
 mod verify;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// A commit log: append records, read them by offset.
@@ -40,8 +41,15 @@ type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 /// Runs the command line.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse(); // exits with 2 where the usage is wrong
-    let outcome = match &cli.command {
-        Command::Serve(serve) => serve.run(),
+    run(&cli).unwrap_or_else(|error| {
+        eprintln!("millstream: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(cli: &Cli) -> Outcome {
+    match &cli.command {
+        Command::Serve(serve) => serve_with_settings(serve),
         Command::Append(append) => append.run(),
         Command::Read(read) => read.run(),
         Command::Tail(tail) => tail.run(),
@@ -52,11 +60,32 @@ pub(crate) fn main() -> ExitCode {
         }
         Command::Verify(verify) => verify.run(),
         Command::Repair(repair) => repair.run(),
-    };
-    outcome.unwrap_or_else(|error| {
-        eprintln!("millstream: {error}");
-        ExitCode::FAILURE
-    })
+    }
+}
+
+/// `serve` with what its file says, if it has one.
+fn serve_with_settings(serve: &serve::Serve) -> Outcome {
+    let (mut command, mut serve) = (Cli::command(), serve);
+    let again;
+    if let Some(path) = &serve.config {
+        let with_file = config::with_file(take_serve(&mut command), path)?;
+        command = command.mut_subcommand("serve", |_| with_file);
+    }
+    let matches = command.clone().get_matches(); // exits with 2 where the file's values are wrong
+    let Some((_, found)) = matches.subcommand() else { return serve.run() };
+    if serve.print_config {
+        print!("{}", config::print(&take_serve(&mut command), found, serve.config.is_some()));
+        return Ok(ExitCode::SUCCESS);
+    }
+    if serve.config.is_some() {
+        again = serve::Serve::from_arg_matches(found)?;
+        serve = &again;
+    }
+    serve.run()
+}
+
+fn take_serve(command: &mut clap::Command) -> clap::Command {
+    command.find_subcommand("serve").cloned().unwrap_or_default()
 }
 
 /// An error unless there is a directory: looking at a log must not make one.

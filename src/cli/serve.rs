@@ -15,6 +15,12 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Serve a log over HTTP until SIGINT or SIGTERM; then finish what is in flight, flush, and exit with 0
 #[derive(Debug, clap::Args)]
 pub(super) struct Serve {
+    /// A TOML file with settings, named as the flags with _ for -; flags and environment variables go before it
+    #[arg(long, env = "MILLSTREAM_CONFIG")]
+    pub(super) config: Option<PathBuf>,
+    /// Print the settings that would be used, as a TOML file, and exit
+    #[arg(long)]
+    pub(super) print_config: bool,
     /// Where to listen; port 0 takes a free one
     #[arg(long, env = "MILLSTREAM_LISTEN", default_value = "127.0.0.1:4437")]
     listen: SocketAddr,

@@ -86,8 +86,20 @@ impl Metrics {
     }
 
     pub(super) fn answered(&self, route: &'static str, status: u16, time: Duration) {
-        self.requests.get_or_create(&Request { route, status }).inc();
-        self.durations.get_or_create(&Route { route }).observe(time.as_secs_f64());
+        // The families are locked and hashed; a thread keeps at hand what it has used.
+        type Kept = Vec<(&'static str, u16, Counter, Histogram)>;
+        thread_local!(static KEPT: std::cell::RefCell<Kept> = const { std::cell::RefCell::new(Vec::new()) });
+        KEPT.with_borrow_mut(|kept| {
+            let is_it = |one: &(&'static str, u16, _, _)| std::ptr::eq(one.0, route) && one.1 == status;
+            let at = kept.iter().position(is_it).unwrap_or_else(|| {
+                let count = self.requests.get_or_create(&Request { route, status }).clone();
+                let durations = self.durations.get_or_create(&Route { route }).clone();
+                kept.push((route, status, count, durations));
+                kept.len() - 1
+            });
+            kept[at].2.inc();
+            kept[at].3.observe(time.as_secs_f64());
+        });
     }
 
     pub(super) fn appended(&self, records: u64, bytes: u64) {

@@ -151,10 +151,11 @@ impl Context {
 /// Answers a request.
 pub(super) async fn answer(context: Arc<Context>, request: Request<Incoming>) -> Answer {
     let begun = Instant::now();
-    let id = request.headers().get(REQUEST_ID).cloned().unwrap_or_else(new_request_id);
+    let mut id = request.headers().get(REQUEST_ID).cloned();
     let route = route_of(request.uri().path());
     let mut answer = answer_to(&context, request).await.unwrap_or_else(|problem| {
-        let request = id.to_str().unwrap_or("not text");
+        // Made only where somebody may ask about it: a header more is a twentieth of a small request's time.
+        let request = id.get_or_insert_with(new_request_id).to_str().unwrap_or("not text");
         if problem.is_ours() {
             tracing::error!(request, route, %problem, "request failed");
         } else {
@@ -163,9 +164,11 @@ pub(super) async fn answer(context: Arc<Context>, request: Request<Incoming>) ->
         problem.into_response()
     });
     let (status, time) = (answer.status().as_u16(), begun.elapsed());
-    tracing::debug!(request = id.to_str().unwrap_or("not text"), route, status, ?time, "answered");
+    tracing::debug!(request = ?id, route, status, ?time, "answered");
     context.metrics.answered(route, status, time);
-    answer.headers_mut().insert(REQUEST_ID, id);
+    if let Some(id) = id {
+        answer.headers_mut().insert(REQUEST_ID, id);
+    }
     answer
 }
 
@@ -190,6 +193,7 @@ fn route_of(path: &str) -> &'static str {
         ("/healthz", ..) => "/healthz",
         ("/readyz", ..) => "/readyz",
         ("/metrics", ..) => "/metrics",
+        ("/openapi.json", ..) => "/openapi.json",
         ("/v1/logs", ..) => "/v1/logs",
         (_, Some(_), None, ..) => "/v1/logs/{log}",
         (_, Some(_), Some("records"), None, _) => "/v1/logs/{log}/records",
@@ -209,7 +213,10 @@ async fn answer_to(context: &Arc<Context>, request: Request<Incoming>) -> Result
         ("/healthz", &Method::GET) => return Ok(health()),
         ("/readyz", &Method::GET) => return ready(context),
         ("/metrics", &Method::GET) => return Ok(context.metrics.render()),
-        ("/healthz" | "/readyz" | "/metrics", _) => return Err(Problem::method_not_allowed("GET")),
+        ("/openapi.json", &Method::GET) => return Ok(openapi()),
+        ("/healthz" | "/readyz" | "/metrics" | "/openapi.json", _) => {
+            return Err(Problem::method_not_allowed("GET"));
+        }
         _ => {}
     }
     let not_found = || Problem::new(StatusCode::NOT_FOUND, "not_found", "see docs/api.md for what is here");
@@ -231,6 +238,16 @@ async fn answer_to(context: &Arc<Context>, request: Request<Incoming>) -> Result
         ([_, "trim"], _) => Err(Problem::method_not_allowed("POST")),
         _ => Err(not_found()),
     }
+}
+
+/// The API as a document; `tests/openapi.rs` holds it against what the server does.
+fn openapi() -> Answer {
+    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
+        include_str!("openapi.json").replace("VERSION", env!("CARGO_PKG_VERSION")).into_bytes().into()
+    });
+    let mut answer = Response::new(full(DOCUMENT.clone()));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
 }
 
 #[derive(Serialize)]

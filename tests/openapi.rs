@@ -1,0 +1,124 @@
+//! The document at `/openapi.json` against the server: every path and method of it is there and no other, every query
+//! parameter of it is taken and no other, and real answers have the members it says. And every code that a problem
+//! can have is in `docs/api.md`.
+
+mod support;
+
+use serde_json::Value;
+use std::collections::BTreeSet;
+use support::Server;
+
+const METHODS: [&str; 6] = ["GET", "PUT", "POST", "DELETE", "PATCH", "HEAD"];
+
+fn real(path: &str) -> String {
+    path.replace("{log}", "a").replace("{offset}", "0")
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or(Value::Null)
+}
+
+#[test]
+fn the_document_says_what_the_server_does() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    client.request("PUT", "/v1/logs/a", b"").unwrap();
+    client.append(b"x").unwrap();
+    let document = json(&client.request("GET", "/openapi.json", b"").unwrap().body);
+    assert_eq!(document["openapi"], "3.1.0");
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    let paths = document["paths"].as_object().unwrap();
+    assert_eq!(paths.len(), 10);
+    for (path, operations) in paths {
+        let told: BTreeSet<String> = METHODS
+            .iter()
+            .filter(|method| operations.get(method.to_lowercase()).is_some())
+            .map(|&method| method.to_owned())
+            .collect();
+        // A method that is not there is answered with those that are.
+        let refused = client.request("PATCH", &real(path), b"").unwrap();
+        assert_eq!(refused.status, 405, "{path}");
+        let allowed = refused.head.split("allow: ").nth(1).unwrap().split('\r').next().unwrap();
+        let allowed: BTreeSet<String> = allowed.split(", ").map(str::to_owned).collect();
+        assert_eq!(allowed, told, "{path}");
+        for method in &told {
+            let parameters = operations[method.to_lowercase()]["parameters"].as_array();
+            let names: Vec<&str> = parameters
+                .into_iter()
+                .flatten()
+                .filter(|parameter| parameter["in"] == "query")
+                .map(|parameter| parameter["name"].as_str().unwrap())
+                .collect();
+            if names.is_empty() || path == "/" {
+                continue;
+            }
+            // What is not a parameter is answered with those that are.
+            let refused = client.request(method, &format!("{}?none=1", real(path)), b"").unwrap();
+            assert_eq!(refused.status, 400, "{method} {path}");
+            for name in names {
+                assert!(refused.body.contains(name), "{name} is not among {}", refused.body);
+            }
+        }
+    }
+}
+
+/// Whether a value has the members that a schema says, and no other.
+fn fits(document: &Value, schema: &str, value: &Value) {
+    let schema = &document["components"]["schemas"][schema];
+    let properties = schema["properties"].as_object().unwrap();
+    let value = value.as_object().unwrap_or_else(|| panic!("{value} is no {schema}"));
+    for required in schema["required"].as_array().into_iter().flatten() {
+        assert!(value.contains_key(required.as_str().unwrap()), "{required} is missing");
+    }
+    for member in value.keys() {
+        assert!(properties.contains_key(member), "{member} is not told of");
+    }
+}
+
+#[test]
+fn real_answers_have_the_members_that_it_says() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    let document = json(&client.request("GET", "/openapi.json", b"").unwrap().body);
+    let settings = br#"{"durability":"disk","values":"any","retention_bytes":1,"retention_seconds":1,"segment_bytes":65536,"record_bytes":9}"#;
+    let created = client.request("PUT", "/v1/logs/a", settings).unwrap();
+    assert_eq!(created.status, 201, "{}", created.body);
+    fits(&document, "Log", &json(&created.body));
+    fits(&document, "Settings", &json(&created.body)["settings"]);
+    let appended = client.request("POST", "/v1/logs/a/records", b"x").unwrap();
+    fits(&document, "Appended", &json(&appended.body));
+    let read = "GET /v1/logs/a/records HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\n\r\n";
+    client.send(read.as_bytes()).unwrap();
+    let range = json(&client.answer().unwrap().body);
+    fits(&document, "Range", &range);
+    fits(&document, "Record", &range["records"][0]);
+    fits(&document, "Names", &json(&client.request("GET", "/v1/logs", b"").unwrap().body));
+    fits(&document, "Status", &json(&client.request("GET", "/readyz", b"").unwrap().body));
+    let missing = client.request("GET", "/v1/logs/a/records/9", b"").unwrap();
+    fits(&document, "Problem", &json(&missing.body));
+}
+
+#[test]
+fn every_code_is_in_the_table() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let table = std::fs::read_to_string(format!("{root}/docs/api.md")).unwrap();
+    let mut codes = BTreeSet::new();
+    for entry in std::fs::read_dir(format!("{root}/src/http")).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        for (before, after) in [("bad_request(", "\""), ("StatusCode::", "\"")] {
+            for rest in text.split(before).skip(1) {
+                let rest: String = rest.chars().take(120).collect();
+                let word = rest.split(after).nth(1).unwrap_or_default();
+                if word.len() > 5 && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
+                    codes.insert(word.to_owned());
+                }
+            }
+        }
+    }
+    assert!(codes.len() > 25, "{codes:?}");
+    for code in codes {
+        assert!(table.contains(&format!("`{code}`")), "{code} is not in docs/api.md");
+    }
+}
