@@ -278,6 +278,8 @@ impl Keeper<'_> {
         match roll.ready.pop() {
             Some(fresh) if fresh.memory.capacity() >= needs => {
                 let _ = roll.ready.push(fresh);
+                // An appender that looked while it was in our hands has found none, and waits.
+                roll.changed.bump();
                 return;
             }
             Some(small) => small.file.discard(&*shared.disk),

@@ -435,3 +435,21 @@ fn what_was_appended_as_json_says_so_in_memory_and_from_disk() {
     assert_eq!(marks(&log), expected);
     assert!(log.read(0).unwrap().unwrap().is_json());
 }
+
+/// The keeper takes the ready chunk out to look at it. An appender that looked in that moment asked, and slept for
+/// ever if the keeper then put it back without a word (seen once, on a busy machine).
+#[test]
+fn who_asks_for_a_chunk_is_told_also_when_one_was_ready() {
+    let log = open(&Sim::new(1)).unwrap();
+    let roll = &log.shared.roll;
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    while roll.ready.is_empty() {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    std::thread::sleep(Duration::from_millis(5)); // until the keeper rests
+    let seen = roll.changed.get();
+    roll.ask(0);
+    roll.changed.park(seen + 1, || false, Some(deadline));
+    assert!(roll.changed.get() > seen);
+}
