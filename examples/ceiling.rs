@@ -1,5 +1,5 @@
-//! The ceiling for one record a request: hyper that reads a body and answers a fixed one, on one runtime. For
-//! `benches/http.sh`; prints the address that it listens at.
+//! The ceilings: hyper on one runtime that reads and drops a body and answers a fixed one, or answers a GET with 1 MiB
+//! of memory. For `benches/http.sh` and `benches/http_batches.sh`; prints the address that it listens at.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -11,7 +11,12 @@ use hyper_util::{
 use std::convert::Infallible;
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    drop(request.into_body().collect().await);
+    static MEBIBYTE: [u8; 1 << 20] = [b'x'; 1 << 20];
+    if request.method() == hyper::Method::GET {
+        return Ok(Response::new(Full::new(Bytes::from_static(&MEBIBYTE))));
+    }
+    let mut body = request.into_body();
+    while let Some(Ok(_)) = body.frame().await {} // dropped as it comes
     Ok(Response::new(Full::new(Bytes::from_static(b"{\"offset\":12345}\n"))))
 }
 

@@ -584,6 +584,35 @@ mod tests {
     }
 
     #[test]
+    fn images_of_logs_that_are_gone_are_removed_and_those_of_others_are_not() {
+        use crate::chunk::{Images, Memory};
+        let (dir, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let with = || {
+            let mut options = options();
+            options.log.images = Some(at.path().to_owned());
+            options
+        };
+        let id = {
+            let store = Store::open(dir.path(), with()).unwrap();
+            store.create("a", &LogSettings::default()).unwrap();
+            let id = store.get("a").unwrap().id();
+            store.close().unwrap();
+            id
+        };
+        let leave = |id, dir: &Path| {
+            let images = Arc::new(Images::open(at.path(), id, dir).unwrap());
+            images.keep();
+            drop(Memory::shared(4096, Some(&images)).unwrap());
+            move || images.find(|_| true).unwrap().1.len()
+        };
+        let there = leave(id, &dir.path().join("a"));
+        let gone = leave([1; 16], &dir.path().join("b"));
+        let replaced = leave([2; 16], &dir.path().join("a"));
+        drop(Store::open(dir.path(), with()).unwrap());
+        assert_eq!((there(), gone(), replaced()), (1, 0, 0));
+    }
+
+    #[test]
     fn retention_by_bytes_and_by_age_drops_whole_segments_from_the_front() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), options()).unwrap();

@@ -293,6 +293,10 @@ fn bad_batches_are_refused_whole_with_the_place_named() {
             assert_eq!(member(&answer, name), Some(*number), "{}", answer.body);
         }
     }
+    // What is refused creates no log either.
+    let (_data, creating) = start(&["--create-logs"]);
+    assert_eq!(append(&mut creating.connect(), "/v1/logs/new/records", NDJSON, b"{").status, 400);
+    assert_eq!(read(&mut creating.connect(), "/v1/logs/new", "*/*").status, 404);
     for log in ["a", "j"] {
         let described = read(&mut client, &format!("/v1/logs/{log}"), "*/*");
         assert_eq!(member(&described, "next_offset"), Some("0"), "something was stored: {}", described.body);

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     log::{Error, Payload, Produced, ProducerBatch, Reader},
-    store::{OpenLog, Values},
+    store::{LogSettings, OpenLog, Values},
 };
 use http_body_util::{Either, channel::Channel};
 use hyper::{
@@ -89,11 +89,18 @@ pub(super) async fn append(
     })?;
     let producer = producer(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), CONTENT_ENCODING))?;
-    let log = context.log_to_append(name).await?;
+    let settings = context.settings(name).await?;
     let bytes = body::read(request.into_body(), &context.limits).await?;
     let bytes = encoding.decode(bytes, context.limits.decoded_bytes)?;
-    let settings = log.settings();
-    let values = formats::parse(format, &bytes, settings.values == Values::Json, settings.record_bytes)?;
+    let parse = |settings: &LogSettings| {
+        formats::parse(format, &bytes, settings.values == Values::Json, settings.record_bytes)
+    };
+    let mut values = parse(&settings)?;
+    // Only now, so that what is refused creates no log.
+    let log = context.log_to_append(name).await?;
+    if *log.settings() != settings {
+        values = parse(log.settings())?; // another log has taken the name meanwhile
+    }
     let payloads: Vec<Payload<'_>> = values.iter().map(formats::Value::payload).collect();
     let Produced { first_offset, count, repeated } = match &producer {
         None => {

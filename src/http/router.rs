@@ -54,6 +54,19 @@ impl Context {
         Ok(self.blocking(move |store| store.get(&name)).await??)
     }
 
+    /// The settings of a log to append to, also of one that an append would create.
+    pub(super) async fn settings(&self, name: &str) -> Result<LogSettings, Problem> {
+        if let Some(log) = self.store.get_open(name) {
+            return Ok(log.settings().clone());
+        }
+        let name = name.to_owned();
+        match self.blocking(move |store| store.get(&name)).await? {
+            Ok(log) => Ok(log.settings().clone()),
+            Err(store::Error::NotFound { .. }) if self.limits.create_logs => Ok(LogSettings::default()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// [`log`](Self::log) for an append, which creates it where the server is set to.
     pub(super) async fn log_to_append(&self, name: &str) -> Result<Arc<OpenLog>, Problem> {
         if let Some(log) = self.store.get_open(name) {
@@ -204,14 +217,12 @@ fn route_of(path: &str) -> &'static str {
 }
 
 async fn answer_to(context: &Arc<Context>, request: Request<Incoming>) -> Result<Answer, Problem> {
-    let path = request.uri().path().to_owned();
-    let method = request.method().clone();
-    match (path.as_str(), &method) {
+    match (request.uri().path(), request.method()) {
         ("/", &Method::POST) => return book::post(context, request).await,
         ("/", &Method::GET) => return book::get(context, request).await,
         ("/", _) => return Err(Problem::method_not_allowed("GET, POST")),
         ("/healthz", &Method::GET) => return Ok(health()),
-        ("/readyz", &Method::GET) => return ready(context),
+        ("/readyz", &Method::GET) => return ready(context).await,
         ("/metrics", &Method::GET) => return Ok(context.metrics.render()),
         ("/openapi.json", &Method::GET) => return Ok(openapi()),
         ("/healthz" | "/readyz" | "/metrics" | "/openapi.json", _) => {
@@ -219,6 +230,7 @@ async fn answer_to(context: &Arc<Context>, request: Request<Incoming>) -> Result
         }
         _ => {}
     }
+    let (path, method) = (request.uri().path().to_owned(), request.method().clone());
     let not_found = || Problem::new(StatusCode::NOT_FOUND, "not_found", "see docs/api.md for what is here");
     let rest = path.strip_prefix("/v1/logs").ok_or_else(not_found)?;
     let parts: Vec<&str> = rest.split('/').skip(1).collect();
@@ -261,8 +273,8 @@ fn health() -> Answer {
 }
 
 /// The book's log can be written; the problem says why not.
-fn ready(context: &Context) -> Result<Answer, Problem> {
-    context.store.get(book::LOG)?.writable()?;
+async fn ready(context: &Context) -> Result<Answer, Problem> {
+    context.log(book::LOG).await?.writable()?;
     Ok(json(&Health { status: "ready" }))
 }
 

@@ -86,6 +86,13 @@ pub struct RecordRef<'a> {
     pub(crate) extension: &'a [u8],
 }
 
+#[cfg(test)]
+impl<'a> RecordRef<'a> {
+    pub(crate) fn new(offset: u64, time: u64, json: bool, value: &'a [u8]) -> Self {
+        Self { offset, time, json, value, extension: &[] }
+    }
+}
+
 /// What a reader finds: the record, and the chunk that has it if it is a recent one.
 struct Step<'a> {
     record: RecordRef<'a>,
