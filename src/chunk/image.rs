@@ -77,12 +77,9 @@ pub(crate) struct Found {
     pub(crate) frames: Vec<u8>,
 }
 
+/// What the names of a log's images begin with: its id in hexadecimal digits.
 fn prefix(log: &[u8; 16]) -> String {
-    use std::fmt::Write;
-    log.iter().fold(String::new(), |mut name, byte| {
-        let _ = write!(name, "{byte:02x}"); // to a string: cannot fail
-        name
-    })
+    format!("{:032x}", u128::from_be_bytes(*log))
 }
 
 impl Images {
@@ -182,8 +179,8 @@ impl Images {
         }
     }
 
-    #[cfg(not(loom))]
     /// The part of the head that does not change.
+    #[cfg(not(loom))]
     fn head(&self) -> Vec<u8> {
         let dir = self.dir.as_os_str().as_bytes();
         let mut head = vec![0; DIR];

@@ -29,7 +29,7 @@ struct Described<'a> {
 fn described(log: &OpenLog) -> Answer {
     json(&Described {
         name: log.name(),
-        id: params::hex(&log.id()),
+        id: params::hex(log.id()),
         durability: log.durability(),
         settings: log.settings(),
         first_offset: log.first_offset(),

@@ -54,11 +54,7 @@ pub(super) fn header(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&st
     headers.get(name).map(|value| value.to_str().unwrap_or_default())
 }
 
-/// Bytes as hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}"); // to a string: cannot fail
-        text
-    })
+/// A log's id as clients see it: hexadecimal digits.
+pub(super) fn hex(id: [u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(id))
 }

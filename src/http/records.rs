@@ -357,7 +357,7 @@ pub(super) async fn one(
     let offset = params::number("offset", offset, 0..=u64::MAX)
         .map_err(|_| Problem::bad_request("invalid_offset", "an offset is a whole number"))?;
     let log = context.log(name).await?;
-    let tag = format!("\"{}-{offset}\"", params::hex(&log.id()));
+    let tag = format!("\"{}-{offset}\"", params::hex(log.id()));
     let record = context.read(&log, offset).await?;
     let known = params::header(request.headers(), IF_NONE_MATCH)
         .is_some_and(|tags| tags.split(',').any(|one| one.trim() == tag || one.trim() == "*"));

@@ -357,7 +357,7 @@ impl Log {
 
     /// Bytes of the log's segment files.
     pub fn disk_bytes(&self) -> u64 {
-        self.shared.chain.load().segments.iter().map(|segment| segment.file_bytes()).sum()
+        self.shared.chain.load().bytes()
     }
 
     /// A handle for one thread that appends a lot: it keeps the active segment at hand. An idle handle keeps that

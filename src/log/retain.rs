@@ -19,6 +19,11 @@ impl Chain {
         self.segments.first().map_or(0, |segment| segment.base())
     }
 
+    /// Bytes of all segment files.
+    pub(super) fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.file_bytes()).sum()
+    }
+
     /// The segment that has this offset, or would have it next; `None` where it was trimmed.
     pub(super) fn locate(&self, offset: u64) -> Option<Arc<Segment>> {
         let after = self.segments.partition_point(|segment| segment.base() <= offset);
@@ -55,7 +60,7 @@ impl Shared {
     /// The offset before which segments are past keeping, by the bytes or the age that are to be kept.
     pub(super) fn past_keeping(&self, bytes: Option<u64>, age: Option<Duration>) -> u64 {
         let chain = self.chain.load_full();
-        let mut total: u64 = chain.segments.iter().map(|segment| segment.file_bytes()).sum();
+        let mut total = chain.bytes();
         let oldest = age.map(|age| now().saturating_sub(age.as_millis() as u64));
         let mut before = chain.first();
         for pair in chain.segments.windows(2) {
