@@ -25,6 +25,7 @@
 
 mod image;
 mod memory;
+mod pool;
 
 use crate::{
     frame::{self, Frame, MORE, Stamp, WORD},
@@ -35,7 +36,8 @@ pub(crate) use image::WITHOUT_IMAGE;
 #[cfg(feature = "store")]
 pub(crate) use image::sweep as sweep_images;
 pub(crate) use image::{Found, Images, Label};
-pub(crate) use memory::{CHUNK_BYTES, Memory, Pool};
+pub(crate) use memory::{CHUNK_BYTES, Memory};
+pub(crate) use pool::{Home, Pool};
 
 /// Bits of `tail` that count words; the 26 above them count records. A chunk holds at most 2^27 words (1 GiB), so
 /// it would take 2,048 appends of the largest size, all of them past the end at the same moment, to overflow.
@@ -170,17 +172,17 @@ pub(crate) struct Chunk {
     /// `None` only while dropping.
     memory: Option<Memory>,
     /// Where the memory goes when the last holder drops the chunk, and never before.
-    pool: Option<Arc<Pool>>,
+    home: Option<Arc<Home>>,
 }
 
 impl Chunk {
     /// An empty chunk in clean memory.
-    pub(crate) fn new(memory: Memory, pool: Option<Arc<Pool>>) -> Self {
-        Self::recovered(memory, pool, &[], 0)
+    pub(crate) fn new(memory: Memory, home: Option<Arc<Home>>) -> Self {
+        Self::recovered(memory, home, &[], 0)
     }
 
     /// A chunk whose memory already holds the published frames at these `positions` (in words), up to `words`.
-    pub(crate) fn recovered(memory: Memory, pool: Option<Arc<Pool>>, positions: &[u32], words: u32) -> Self {
+    pub(crate) fn recovered(memory: Memory, home: Option<Arc<Home>>, positions: &[u32], words: u32) -> Self {
         assert!(memory.capacity() <= MAX_CAPACITY);
         for (record, &position) in positions.iter().enumerate() {
             let slot =
@@ -194,7 +196,7 @@ impl Chunk {
             scanned: AtomicU64::new(u64::from(words)),
             capacity: memory.capacity(),
             memory: Some(memory),
-            pool,
+            home,
         }
     }
 
@@ -392,10 +394,10 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        if let (Some(memory), Some(pool)) = (self.memory.take(), &self.pool) {
+        if let (Some(memory), Some(home)) = (self.memory.take(), &self.home) {
             let most = memory.slots.len() as u64;
             let dirty = self.tail.load(Ordering::Relaxed) >> WORD_BITS;
-            pool.put(memory, dirty.min(most) as u32);
+            home.put(memory, dirty.min(most) as u32);
         }
     }
 }

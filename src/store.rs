@@ -13,7 +13,7 @@
 
 use crate::{
     disk::{native, tree},
-    log::{Durability, Error as LogError, Log, Options},
+    log::{Durability, Error as LogError, Log, Options, STORE_LOCK, budget::Budget},
 };
 use arc_swap::ArcSwapOption;
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
@@ -36,7 +36,6 @@ pub const NAME_BYTES: usize = 128;
 const SETTINGS: &str = crate::log::SETTINGS_FILE;
 /// What deleted logs' directories are called until they are gone. No log's name begins with a dot.
 const DELETED: &str = ".deleted-";
-const LOCK: &str = ".lock";
 /// How often the store's thread looks for idle logs and applies retention.
 const TURN: Duration = Duration::from_secs(1);
 
@@ -112,9 +111,11 @@ pub struct LogSettings {
 /// How to open a store.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
-    /// What logs are opened with, where their settings do not say otherwise.
+    /// What logs are opened with, where their settings do not say otherwise; `memory_bytes`, by default 1 GiB here, is
+    /// for all of them together.
     pub log: Options,
-    /// Logs that are open at once, beyond those in use at this moment. Default: 1,024.
+    /// Logs that are open at once, beyond those in use at this moment. Each takes a file descriptor and two memory
+    /// mappings. Default: 10,000.
     pub open_logs: usize,
     /// How long a log that nobody uses stays open. Default: 60 s.
     pub idle: Duration,
@@ -122,7 +123,8 @@ pub struct StoreOptions {
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { log: Options::default(), open_logs: 1024, idle: Duration::from_secs(60) }
+        let log = Options { memory_bytes: 1 << 30, ..Options::default() };
+        Self { log, open_logs: 10_000, idle: Duration::from_secs(60) }
     }
 }
 
@@ -190,6 +192,7 @@ impl Entry {
 struct Inner {
     dir: PathBuf,
     options: StoreOptions,
+    budget: Arc<Budget>,
     entries: RwLock<BTreeMap<String, Arc<Entry>>>,
     begun: Instant,
 }
@@ -225,7 +228,7 @@ impl Store {
         let dir = dir.as_ref().to_owned();
         options.log.check()?;
         let names = tree::dirs(&dir).map_err(LogError::io("make the directory", &dir))?;
-        let lock = native().lock(&dir.join(LOCK)).map_err(|error| match error.kind() {
+        let lock = native().lock(&dir.join(STORE_LOCK)).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => LogError::InUse { dir: dir.clone() },
             _ => LogError::io("lock", &dir)(error),
         })?;
@@ -245,7 +248,8 @@ impl Store {
                 tracing::warn!(%error, "cannot look for images of logs that are gone");
             }
         }
-        let inner = Arc::new(Inner { dir, options, entries: RwLock::new(entries), begun: Instant::now() });
+        let (budget, entries) = (Budget::new(options.log.memory_bytes), RwLock::new(entries));
+        let inner = Arc::new(Inner { dir, options, budget, entries, begun: Instant::now() });
         let (stop, stopped) = bounded(1);
         let kept = Arc::clone(&inner);
         let keeper = std::thread::Builder::new()
@@ -443,7 +447,7 @@ impl Inner {
                 .map_err(|error| LogError::Corrupt { path, reason: error.to_string() })?,
             None => LogSettings::default(), // made by a program that used the log alone
         };
-        let log = Log::open(&dir, self.options_for(&settings)?)?;
+        let log = Log::open_within(&self.budget, &dir, self.options_for(&settings)?)?;
         Ok(OpenLog { log, name: name.to_owned(), settings })
     }
 
@@ -500,167 +504,4 @@ fn passing_name(name: &str) -> String {
 }
 
 #[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    fn options() -> StoreOptions {
-        let log = Options {
-            segment_bytes: 8 << 10,
-            first_segment_bytes: 4 << 10,
-            memory_bytes: 64 << 10,
-            ..Options::default()
-        };
-        StoreOptions { log, open_logs: 4, idle: Duration::from_secs(60) }
-    }
-
-    #[test]
-    fn names_that_could_leave_the_directory_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), options()).unwrap();
-        let long = "x".repeat(NAME_BYTES + 1);
-        for name in ["", ".", "..", "a/b", "../a", "-a", ".deleted-1", "a\\b", "a b", "ä", "a\0", &long] {
-            assert!(
-                matches!(store.create(name, &LogSettings::default()), Err(Error::BadName { .. })),
-                "{name}"
-            );
-            assert!(matches!(store.get(name), Err(Error::BadName { .. })), "{name}");
-        }
-        assert!(store.create(&long[1..], &LogSettings::default()).unwrap());
-    }
-
-    #[test]
-    fn logs_are_there_after_opening_again_and_deleted_ones_are_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), options()).unwrap();
-        let json = LogSettings { values: Values::Json, retention_bytes: Some(1 << 20), ..Default::default() };
-        assert!(store.create("a", &json).unwrap());
-        assert!(!store.create("a", &json).unwrap());
-        assert!(matches!(store.create("a", &LogSettings::default()), Err(Error::Exists { .. })));
-        store.create("b", &LogSettings::default()).unwrap();
-        store.get("a").unwrap().append(b"1").unwrap();
-        let held = store.get("b").unwrap();
-        held.append(b"x").unwrap();
-        held.flush().unwrap();
-        store.delete("b").unwrap();
-        assert!(matches!(held.append(b"y"), Err(LogError::Failed { .. })));
-        assert_eq!(held.read(0).unwrap().unwrap().value(), b"x");
-        assert!(matches!(store.delete("b"), Err(Error::NotFound { .. })));
-        assert!(store.create("b", &LogSettings::default()).unwrap());
-        assert_eq!(store.get("b").unwrap().next_offset(), 0);
-        store.delete("b").unwrap();
-        drop(held);
-        std::fs::create_dir(dir.path().join(".deleted-1-c")).unwrap();
-        assert!(matches!(Store::open(dir.path(), options()), Err(Error::Log(LogError::InUse { .. }))));
-        store.close().unwrap();
-
-        let store = Store::open(dir.path(), options()).unwrap();
-        assert_eq!(store.names(None, 10), ["a"]);
-        let a = store.get("a").unwrap();
-        assert_eq!((a.settings(), a.read(0).unwrap().unwrap().value()), (&json, &b"1"[..]));
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "a and the lock");
-    }
-
-    #[test]
-    fn logs_beyond_the_limit_are_closed_unless_somebody_holds_them_and_open_again_on_demand() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), options()).unwrap();
-        let held = {
-            store.create("held", &LogSettings::default()).unwrap();
-            store.get("held").unwrap()
-        };
-        for n in 0..20u8 {
-            let name = format!("log-{n:02}");
-            store.create(&name, &LogSettings::default()).unwrap();
-            store.get(&name).unwrap().append(&[n]).unwrap();
-        }
-        store.inner.turn();
-        assert_eq!(store.count(), (21, 5));
-        held.append(b"still").unwrap();
-        for n in 0..20u8 {
-            let log = store.get(&format!("log-{n:02}")).unwrap();
-            assert_eq!(log.read(0).unwrap().unwrap().value(), [n]);
-        }
-        assert_eq!(store.names(Some("log-03"), 2), ["log-04", "log-05"]);
-    }
-
-    #[test]
-    fn images_of_logs_that_are_gone_are_removed_and_those_of_others_are_not() {
-        use crate::chunk::{Images, Memory};
-        let (dir, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let with = || {
-            let mut options = options();
-            options.log.images = Some(at.path().to_owned());
-            options
-        };
-        let id = {
-            let store = Store::open(dir.path(), with()).unwrap();
-            store.create("a", &LogSettings::default()).unwrap();
-            let id = store.get("a").unwrap().id();
-            store.close().unwrap();
-            id
-        };
-        let leave = |id, dir: &Path| {
-            let images = Arc::new(Images::open(at.path(), id, dir).unwrap());
-            images.keep();
-            drop(Memory::shared(4096, Some(&images)).unwrap());
-            move || images.find(|_| true).unwrap().1.len()
-        };
-        let there = leave(id, &dir.path().join("a"));
-        let gone = leave([1; 16], &dir.path().join("b"));
-        let replaced = leave([2; 16], &dir.path().join("a"));
-        drop(Store::open(dir.path(), with()).unwrap());
-        assert_eq!((there(), gone(), replaced()), (1, 0, 0));
-    }
-
-    #[test]
-    fn retention_by_bytes_and_by_age_drops_whole_segments_from_the_front() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), options()).unwrap();
-        let by_bytes = LogSettings { retention_bytes: Some(64 << 10), ..Default::default() };
-        let by_age = LogSettings { retention_seconds: Some(0), ..Default::default() };
-        for (name, settings) in [("bytes", by_bytes), ("age", by_age)] {
-            store.create(name, &settings).unwrap();
-            let log = store.get(name).unwrap();
-            for _ in 0..2000 {
-                log.append(&[1; 100]).unwrap();
-            }
-            log.flush().unwrap();
-        }
-        std::thread::sleep(Duration::from_millis(50)); // the keeper seals, and the clock goes on
-        store.inner.turn();
-        let log = store.get("bytes").unwrap();
-        assert!(log.first_offset() > 1000 && log.disk_bytes() <= 64 << 10, "{}", log.disk_bytes());
-        assert_eq!(log.iter(log.first_offset()).flatten().count() as u64, 2000 - log.first_offset());
-        assert!(store.get("age").unwrap().first_offset() > 1900);
-    }
-
-    #[test]
-    fn many_who_create_use_and_delete_the_same_names_never_open_one_twice() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), options()).unwrap();
-        std::thread::scope(|scope| {
-            for thread in 0..4 {
-                let store = &store;
-                scope.spawn(move || {
-                    for n in 0..60 {
-                        let name = ["a", "b"][(n + thread) % 2];
-                        match n % 3 {
-                            0 => drop(
-                                store.create(name, &LogSettings::default()).map_err(|error| allowed(&error)),
-                            ),
-                            1 => drop(
-                                store.get(name).map(|log| log.append(b"x")).map_err(|error| allowed(&error)),
-                            ),
-                            _ if thread == 0 => drop(store.delete(name).map_err(|error| allowed(&error))),
-                            _ => store.inner.turn(),
-                        }
-                    }
-                });
-            }
-        });
-    }
-
-    fn allowed(error: &Error) {
-        assert!(matches!(error, Error::NotFound { .. }), "{error}");
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! The memory of a chunk: page-aligned bytes for the frames, and one slot per record. Made and faulted in ahead,
 //! in the background, and used again for the next chunk rather than returned to the system.
 
-use crate::sync::{AtomicU32, Mutex, lock};
+use crate::sync::AtomicU32;
 
 /// A record needs at least the smallest frame, and 4 bytes in the sealed segment's index.
 pub(crate) const MIN_RECORD_BYTES: u64 = (crate::frame::HEADER + 4) as u64;
@@ -196,40 +196,6 @@ fn populate(map: memmap2::MmapRaw) -> memmap2::MmapRaw {
         std::thread::yield_now();
     }
     map
-}
-
-/// Memory waiting to be used again.
-#[derive(Debug)]
-pub(crate) struct Pool {
-    free: Mutex<Vec<(Memory, u32)>>,
-    most: usize,
-}
-
-impl Pool {
-    /// A pool that keeps at most `most` memories; what is put in beyond that is returned to the system.
-    pub(crate) fn new(most: usize) -> Self {
-        Self { free: Mutex::new(Vec::new()), most }
-    }
-
-    /// Takes memory back, of whose slots those of the first `dirty` records were used.
-    pub(super) fn put(&self, memory: Memory, dirty: u32) {
-        let mut free = lock(&self.free);
-        if free.len() < self.most {
-            free.push((memory, dirty));
-        }
-    }
-
-    /// Clean memory of just this capacity, if there is any; all of other capacities is let go, since capacities
-    /// only grow.
-    pub(crate) fn take(&self, capacity: u64) -> Option<Memory> {
-        let (mut memory, dirty) = {
-            let mut free = lock(&self.free);
-            free.retain(|(memory, _)| memory.capacity() == capacity);
-            free.pop()?
-        };
-        memory.clean(dirty);
-        Some(memory)
-    }
 }
 
 /// Slots in a block of the spreading.

@@ -92,13 +92,13 @@ fn loom_an_expected_append_wins_or_sees_who_was_first() {
 #[test]
 fn loom_memory_is_used_again_only_after_the_last_reader_has_dropped_the_chunk() {
     model(|| {
-        let pool = Arc::new(Pool::new(1));
-        let chunk = Arc::new(Chunk::new(Memory::new(64).unwrap(), Some(Arc::clone(&pool))));
+        let home = Home::new(&Pool::new(1 << 20));
+        let chunk = Arc::new(Chunk::new(Memory::new(64).unwrap(), Some(Arc::clone(&home))));
         append(&chunk, &[b"a"]);
         let reader = Arc::clone(&chunk);
         let reader = thread::spawn(move || assert_eq!(reader.frame(0).unwrap().value, b"a"));
         drop(chunk);
-        if let Some(memory) = pool.take(64) {
+        if let Some(memory) = home.take(64) {
             append(&Chunk::new(memory, None), &[b"b"]); // loom: a race here if the reader still reads
         }
         reader.join().unwrap();

@@ -111,10 +111,10 @@ fn four_threads_get_dense_numbers_and_whole_frames() {
 
 #[test]
 fn dropped_memory_is_handed_on_clean() {
-    let pool = Arc::new(Pool::new(1));
-    let chunk = Chunk::new(Memory::new(4096).unwrap(), Some(Arc::clone(&pool)));
+    let home = Home::new(&Pool::new(1 << 20));
+    let chunk = Chunk::new(Memory::new(4096).unwrap(), Some(Arc::clone(&home)));
     append(&chunk, &[b"a", b"b"]);
     drop(chunk);
-    let memory = pool.take(4096).unwrap();
+    let memory = home.take(4096).unwrap();
     assert!(Chunk::new(memory, None).frame(0).is_none(), "a record of the last owner shows");
 }

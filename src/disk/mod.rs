@@ -41,6 +41,11 @@ pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     /// Takes the lock file at `path`, made where it is missing; `WouldBlock` where somebody holds it. Held until
     /// the returned value is dropped, or the process ends in whatever way.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
+    /// Takes the lock file at `path`, if there is one, together with others who do this; `WouldBlock` where somebody
+    /// has it alone.
+    fn join_lock(&self, _path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
+        Ok(None)
+    }
 }
 
 /// One open file.

@@ -15,14 +15,11 @@ pub(crate) fn native() -> Arc<dyn Disk> {
 #[derive(Debug)]
 struct Native;
 
-/// Beside the plain descriptor, a direct one where the file system has it.
+/// Written directly where the file system has that, else by `file`.
 fn writable(file: fs::File, path: &Path) -> Box<dyn File> {
     #[cfg(target_os = "linux")]
-    {
-        let probe = file.try_clone().and_then(|file| super::direct::DirectFile::new(file, path));
-        if let Ok(direct) = probe {
-            return Box::new(direct);
-        }
+    if let Ok(direct) = super::direct::DirectFile::open(path) {
+        return Box::new(direct);
     }
     let _ = path;
     Box::new(BufferedFile(file))
@@ -83,6 +80,19 @@ impl Disk for Native {
             Err(fs::TryLockError::Error(error)) => Err(error),
         }
     }
+
+    fn join_lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
+        let file = match fs::File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Some(Box::new(file))),
+            Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
 }
 
 /// Makes the names in `dir` durable.
@@ -139,6 +149,20 @@ mod tests {
         let held = native().lock(&path).unwrap();
         assert_eq!(native().lock(&path).err().unwrap().kind(), io::ErrorKind::WouldBlock);
         drop(held);
+        native().lock(&path).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_there_is_joined_by_any_number_and_keeps_the_one_out_who_wants_it_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert!(native().join_lock(&path).unwrap().is_none());
+        let alone = native().lock(&path).unwrap();
+        assert_eq!(native().join_lock(&path).err().unwrap().kind(), io::ErrorKind::WouldBlock);
+        drop(alone);
+        let joined = [(); 2].map(|()| native().join_lock(&path).unwrap().unwrap());
+        assert_eq!(native().lock(&path).err().unwrap().kind(), io::ErrorKind::WouldBlock);
+        drop(joined);
         native().lock(&path).unwrap();
     }
 }

@@ -3,7 +3,7 @@
 //! Everything that can be refused is refused before anything is reserved. Between reserving and publishing only
 //! the engine's own copy runs, so no reserved offset stays empty.
 
-use super::{Durability, Error, Frontier, Shared, roll::Active};
+use super::{Durability, Error, Frontier, LINGER, Shared, roll::Active};
 use crate::{
     chunk::{Batch, Chunk, Imprint, Placed, Value},
     frame::JSON,
@@ -183,7 +183,7 @@ fn place<V: Value>(
     let expected_record = expected.map(|offset| {
         offset.checked_sub(segment.base()).and_then(|record| u32::try_from(record).ok()).unwrap_or(u32::MAX)
     });
-    if shared.flush.bell.is_idle() {
+    if shared.flush.task.is_idle() {
         shared.tick(); // the flusher slept, and the clock with it
     }
     // The durable frontier is read before anything is reserved: what the frame proves is true when it is written.
@@ -195,7 +195,7 @@ fn place<V: Value>(
     match active.chunk.append(batch, expected_record, imprint) {
         Placed::At(record) => {
             let first = segment.base() + u64::from(record);
-            shared.flush.bell.wake_if_idle();
+            shared.flush.task.wake_if_idle(LINGER);
             if shared.options.durability == Durability::Memory {
                 shared.publish(active, first + u64::from(batch.records()));
             }

@@ -1,25 +1,25 @@
 //! The flusher: group commit.
 //!
 //! A commit takes all that is published without a hole, writes it with one call, raises `durable`, and wakes who
-//! waits for that. One commits at a time, whoever holds the position's lock: the flusher's thread, for async
+//! waits for that. One commits at a time, whoever holds the position's lock: the flusher, for async
 //! callers and for records nobody waits for, or a thread that waits for its record and so saves two switches
 //! between threads (see `docs/decisions/0001-waiters-commit.md`). Those that come meanwhile wait for the
 //! lock, and find their record durable, or commit all that has come.
 //!
-//! The thread sleeps while there is nothing to write; the first append then wakes it, and it lingers a millisecond
-//! for more, unless somebody waits.
+//! The flusher is a task, which a pool of threads runs for all logs. It is idle while there is nothing to write; the
+//! first append then wakes it, and it lingers a millisecond for more, unless somebody waits.
 
 use super::{
     Error, LINGER, Shared,
     append::poll_frontier,
-    bell::Bell,
     roll::{Active, Job},
     stats,
+    task::Task,
     wait::Ticket,
+    workers,
 };
 use crate::{
-    chunk::{Chunk, Extent, Memory},
-    disk::{Aligned, BLOCK},
+    chunk::{Chunk, Extent},
     segment::Segment,
     sync::{Arc, AtomicBool, Backoff, Mutex, Ordering, lock, try_lock},
 };
@@ -43,27 +43,27 @@ pub(super) struct Position {
     pub(super) done: Extent,
     /// Whether the segment's file has its header and name.
     pub(super) begun: bool,
-    pub(super) bounce: Aligned,
 }
 
 impl Position {
-    pub(super) fn new(active: &Active, done: Extent, begun: bool) -> std::io::Result<Self> {
+    pub(super) fn new(active: &Active, done: Extent, begun: bool) -> Self {
         let (segment, chunk) = (Arc::clone(&active.segment), Arc::clone(&active.chunk));
-        Ok(Self { segment, chunk, done, begun, bounce: Aligned::new(BLOCK as usize)? })
+        Self { segment, chunk, done, begun }
     }
 }
 
 /// What the flusher shares with those who append and wait.
 pub(crate) struct Flusher {
     position: Mutex<Position>,
-    pub(super) bell: Bell,
+    pub(super) task: std::sync::Arc<Task<Shared>>,
     /// Whether the keeper has been asked for zeros ahead.
     zeroing: AtomicBool,
 }
 
 impl Flusher {
     pub(super) fn new(position: Position) -> Self {
-        Self { position: Mutex::new(position), bell: Bell::default(), zeroing: AtomicBool::new(false) }
+        let task = Task::new(workers::flushers(), Shared::flush, Shared::panicked);
+        Self { position: Mutex::new(position), task, zeroing: AtomicBool::new(false) }
     }
 
     pub(super) fn zeros_done(&self) {
@@ -72,63 +72,41 @@ impl Flusher {
 }
 
 impl Shared {
-    /// The flusher's thread.
-    pub(super) fn run_flusher(&self) {
-        self.flush.bell.attach();
-        let mut busy = false;
+    /// A turn of the flusher.
+    fn flush(&self) {
+        let task = &self.flush.task;
         let backoff = Backoff::new();
         while !self.stopping.load(Ordering::SeqCst) {
             self.tick();
-            if self.next_offset() == self.durable.get() {
-                self.sleep();
-                continue;
-            }
-            if !self.flush.bell.is_kicked() && !busy {
-                std::thread::park_timeout(LINGER);
-                self.tick();
-            }
-            let kicked = self.flush.bell.take_kick(); // before looking: later kicks are heard later
+            let kicked = task.take_kick(); // before looking: later kicks are heard later
             let position =
                 if kicked { Some(lock(&self.flush.position)) } else { try_lock(&self.flush.position) };
             let Some(mut position) = position else {
-                std::thread::park_timeout(LINGER); // one who waits is at it, and takes all there is
+                if task.later(LINGER) {
+                    return; // one who waits is at it, and takes all there is
+                }
                 continue;
             };
             let committed = self.commit(&mut position);
+            let (chunk, done) = (Arc::clone(&position.chunk), position.done);
             drop(position);
-            match committed {
-                Some(0) => {
-                    // Reserved, and not yet published: an appender is copying.
-                    self.flush.bell.kick_self();
-                    backoff.snooze();
+            let over = match committed {
+                // A commit that wrote so much shows that records come fast.
+                Some(bytes) if bytes >= BUSY_BYTES => false,
+                Some(0) if chunk.end() == Some(done) => task.later(LINGER), // full, and no successor is there yet
+                Some(0) if !chunk.is_at(done) => {
+                    backoff.snooze(); // reserved, and not yet published: an appender is copying
+                    continue;
                 }
-                Some(bytes) => {
-                    busy = bytes >= BUSY_BYTES;
-                    backoff.reset();
-                }
-                None => return,
+                // An append to a later chunk comes after the add that closes this one, which is seen like any other.
+                _ if chunk.is_at(done) => task.sleep_unless(|| !chunk.is_at(done)),
+                _ => task.later(LINGER),
+            };
+            backoff.reset();
+            if over || task.again() {
+                return;
             }
         }
-    }
-
-    /// Sleeps until an append or a kick, unless there was one.
-    fn sleep(&self) {
-        let Some(mut position) = try_lock(&self.flush.position) else { return }; // somebody commits: look again
-        if self.commit(&mut position) != Some(0) {
-            return;
-        }
-        let (chunk, done) = (Arc::clone(&position.chunk), position.done);
-        drop(position);
-        if chunk.end().is_some() {
-            std::thread::park_timeout(LINGER); // full, and `commit` has found no successor yet
-            return;
-        }
-        // An append to a later chunk comes after the add that closes this one, which is seen like any other.
-        self.flush.bell.sleep_unless(|| !chunk.is_at(done) || self.stopping.load(Ordering::SeqCst));
-        if self.next_offset() == self.durable.get() {
-            self.flush.bell.take_kick(); // kicked for what is durable already
-        }
-        self.tick();
     }
 
     /// Commits what is published. The bytes written; `None` if the writer has failed, now or before.
@@ -172,11 +150,15 @@ impl Shared {
             self.chain_add(&position.segment);
         }
         let begun = std::time::Instant::now();
-        file.write(&position.chunk, position.done, to, &mut position.bounce)
+        file.write(&position.chunk, position.done, to)
             .map_err(Error::io("write to a segment in", &self.dir))?;
         let bytes = to.bytes() - position.done.bytes();
         let records = u64::from(to.records - position.done.records);
         stats::committed(begun.elapsed().as_micros() as u64, records, bytes);
+        let quarter = position.chunk.capacity() / 4;
+        if position.done.bytes() < quarter && to.bytes() >= quarter {
+            self.roll.ask(0);
+        }
         position.done = to;
         self.durable.advance(position.segment.base() + u64::from(to.records));
         if bytes < SMALL_BYTES && file.wants_zeros() && !self.flush.zeroing.swap(true, Ordering::SeqCst) {
@@ -188,11 +170,11 @@ impl Shared {
     /// The segment is closed, and all of it durable.
     fn leave_segment(&self, position: &Position) {
         let segment = Arc::clone(&position.segment);
-        let footprint = Memory::footprint(segment.header.capacity);
-        self.roll.unwritten.fetch_sub(footprint, Ordering::SeqCst);
+        self.roll.unwritten.fetch_sub(1, Ordering::SeqCst);
         if position.done.records > 0 {
             self.roll.send(Job::Seal(segment, position.done));
         } else if position.begun {
+            self.roll.home.release(segment.header.capacity);
             self.roll.send(Job::Prepare); // its successor has the same base, and takes its file's name
         } else {
             self.roll.send(Job::Discard(segment));
@@ -238,7 +220,7 @@ impl Shared {
         if offset >= self.next_offset() { self.unless_stopped() } else { Ok(()) }
     }
 
-    /// After the threads have ended: commits the rest, and leaves the mark of a clean close.
+    /// After the tasks have ended: commits the rest, and leaves the mark of a clean close.
     pub(super) fn finish(&self) -> Result<(), Error> {
         let failed = || Error::Failed { reason: self.failed.get().cloned().unwrap_or_default() };
         let mut position = lock(&self.flush.position);
@@ -302,7 +284,7 @@ impl Future for Durable {
         let stopped = || shared.unless_stopped().is_err();
         let polled = poll_frontier(&shared.durable, point, &mut this.ticket, context, stopped);
         if polled.is_pending() {
-            shared.flush.bell.kick();
+            shared.flush.task.kick();
             return Poll::Pending;
         }
         Poll::Ready(if shared.durable.get() >= point { Ok(()) } else { shared.unless_stopped() })

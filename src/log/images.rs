@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     chunk::{Chunk, Extent, Found, Images, Label, Memory},
-    disk::{Aligned, BLOCK, Disk},
+    disk::Disk,
     segment::{
         file::SegmentFile,
         header::Header,
@@ -106,7 +106,7 @@ fn write(
         }
     };
     let to = Extent { records: scan.positions.len() as u32, words: scan.words };
-    file.write(&chunk, from, to, &mut Aligned::new(BLOCK as usize)?)
+    file.write(&chunk, from, to)
 }
 
 #[cfg(all(test, not(loom)))]

@@ -11,7 +11,7 @@
 //! - Segments follow each other without a gap: each begins where the one before was closed.
 
 mod append;
-mod bell;
+pub(crate) mod budget;
 mod error;
 mod flush;
 mod images;
@@ -24,7 +24,9 @@ mod repair;
 mod retain;
 mod roll;
 mod stats;
+mod task;
 mod wait;
+mod workers;
 
 pub use append::{Appender, Payload, Room};
 pub use error::Error;
@@ -36,7 +38,7 @@ pub use read::{Iter, Reader, Record, RecordRef, Visible};
 #[cfg(feature = "store")]
 use recover::PRODUCERS_FILE;
 #[cfg(feature = "store")]
-pub(crate) use recover::{SETTINGS_FILE, id_of};
+pub(crate) use recover::{SETTINGS_FILE, STORE_LOCK, id_of};
 pub use repair::{Repaired, repair};
 pub use stats::{Buckets, Stats, stats};
 
@@ -52,7 +54,7 @@ use std::{
     sync::OnceLock,
     time::{Duration, SystemTime},
 };
-use wait::Frontier;
+use {budget::Budget, wait::Frontier};
 
 /// What readers may see, and what an append means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -76,11 +78,12 @@ pub struct Options {
     /// Default: 64 MiB.
     pub segment_bytes: u64,
     /// The first segment's size in bytes; each one is four times as large as the last, up to `segment_bytes`.
-    /// Default: 256 KiB.
+    /// Default: 64 KiB.
     pub first_segment_bytes: u64,
     /// Bytes of memory for chunks: those being written, the next one, and as many recent ones for readers as there
     /// is room for. At least what three of the largest segments take (with 1/7 for their slots). When records that
-    /// are not yet on disk take all of it, appends wait. Default: 256 MiB.
+    /// are not yet on disk take all of it, appends wait. All logs of a store share it: a log of which nothing waits for
+    /// the disk may always have a chunk of `first_segment_bytes` more. Default: 256 MiB.
     pub memory_bytes: u64,
     /// A memory file system in which chunk memory is kept that outlives the process: there, what was acknowledged in
     /// memory is lost with the machine only, and opening the log again takes it up. Where it has no room, or is not
@@ -93,7 +96,7 @@ impl Default for Options {
         Self {
             durability: Durability::Disk,
             segment_bytes: 64 << 20,
-            first_segment_bytes: 256 << 10,
+            first_segment_bytes: 64 << 10,
             memory_bytes: 256 << 20,
             images: cfg!(target_os = "linux").then(|| PathBuf::from("/dev/shm")),
         }
@@ -147,7 +150,8 @@ impl Options {
 /// ```
 pub struct Log {
     shared: Arc<Shared>,
-    threads: Vec<std::thread::JoinHandle<()>>,
+    /// Whether its tasks are being run.
+    running: bool,
 }
 
 /// What everybody who works on a log shares.
@@ -201,6 +205,10 @@ impl Shared {
         self.shut();
     }
 
+    fn panicked(&self) {
+        self.fail(&Error::Failed { reason: "a thread that worked for it panicked".into() });
+    }
+
     /// Makes every append fail that has not reserved its place, and wakes who waits.
     fn shut(&self) {
         self.stopping.store(true, Ordering::SeqCst);
@@ -216,7 +224,6 @@ impl Shared {
         self.durable.wake_all();
         self.published.wake_all();
         self.roll.changed.wake_all();
-        self.flush.bell.kick();
     }
 
     /// What readers see ends here.
@@ -226,6 +233,10 @@ impl Shared {
             Durability::Disk => &self.durable,
             Durability::Memory => &self.published,
         }
+    }
+
+    fn first_offset(&self) -> u64 {
+        self.chain.load().first()
     }
 
     fn next_offset(&self) -> u64 {
@@ -266,24 +277,36 @@ impl Log {
         dir: &Path,
         options: Options,
     ) -> Result<Self, Error> {
-        let shared = Arc::new(recover::open(disk, dir, options.checked()?)?);
-        let mut log = Self { shared, threads: Vec::new() };
-        if log.shared.damage.is_empty() {
-            let (flusher, keeper) = (Arc::clone(&log.shared), Arc::clone(&log.shared));
-            let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
-                std::thread::Builder::new()
-                    .name(name.into())
-                    .spawn(run)
-                    .map_err(Error::io("start a thread for", dir))
-            };
-            log.threads.push(spawn("millstream-flush", Box::new(move || flusher.run_flusher()))?);
-            log.threads.push(spawn("millstream-keep", Box::new(move || keeper.run_keeper()))?);
-        } else {
-            for damage in &log.shared.damage {
-                tracing::error!(dir = %dir.display(), %damage, "damage found: the log is read-only");
-            }
+        disk.create_dir(dir).map_err(Error::io("make the directory", dir))?;
+        let lock = recover::lock(&*disk, dir)?;
+        let options = options.checked()?;
+        let budget = Budget::new(options.memory_bytes);
+        Self::begin(recover::open(disk, dir, options, &budget, Some(lock))?)
+    }
+
+    /// Opens a log that is one of many in `budget`, in a directory that nobody else opens.
+    #[cfg(feature = "store")]
+    pub(crate) fn open_within(budget: &Arc<Budget>, dir: &Path, options: Options) -> Result<Self, Error> {
+        let disk = disk::native();
+        recover::ensure_free(&*disk, dir)?;
+        Self::begin(recover::open(disk, dir, options.checked()?, budget, None)?)
+    }
+
+    fn begin(shared: Shared) -> Result<Self, Error> {
+        let shared = Arc::new(shared);
+        let running = shared.damage.is_empty();
+        if running {
+            workers::flushers()
+                .start()
+                .and_then(|()| workers::keepers().start())
+                .map_err(Error::io("start a thread for", &shared.dir))?;
+            shared.roll.task.begin(Arc::clone(&shared));
+            shared.flush.task.begin(Arc::clone(&shared));
         }
-        Ok(log)
+        for damage in &shared.damage {
+            tracing::error!(dir = %shared.dir.display(), %damage, "damage found: the log is read-only");
+        }
+        Ok(Self { shared, running })
     }
 
     /// Appends a record and returns its offset. It is durable when [`durable_offset`](Self::durable_offset) has
@@ -458,7 +481,7 @@ impl Log {
 
     /// The offset of the first record that has not been trimmed (that of the next one, if there is none).
     pub fn first_offset(&self) -> u64 {
-        self.shared.chain.load().first()
+        self.shared.first_offset()
     }
 
     /// The offset that the next record gets.
@@ -543,7 +566,7 @@ impl Log {
     }
 
     fn shut_down(&mut self) -> Result<(), Error> {
-        if self.threads.is_empty() {
+        if !std::mem::take(&mut self.running) {
             self.shared.unlock(); // read-only, or closed before
             return Ok(());
         }
@@ -555,12 +578,8 @@ impl Log {
             tracing::warn!(dir = %self.shared.dir.display(), %error, "producers are not written down");
         }
         self.shared.shut();
-        self.shared.roll.stop();
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                self.shared.fail(&Error::Failed { reason: "one of its threads panicked".into() });
-            }
-        }
+        self.shared.flush.task.retire();
+        self.shared.roll.task.retire();
         self.shared.finish()
     }
 }

@@ -8,6 +8,7 @@
 
 use super::{
     Damage, Error, Frontier, Options, Shared,
+    budget::Budget,
     flush::{Flusher, Position},
     images, now,
     retain::Chain,
@@ -35,6 +36,8 @@ use std::{
 
 /// The lock file's name.
 pub(super) const LOCK: &str = "lock";
+/// The one of a store, beside its logs' directories: who has that needs none of the logs'.
+pub(crate) const STORE_LOCK: &str = ".lock";
 /// What `repair` keeps damaged files as ends like this.
 pub(super) const ASIDE: &str = ".damaged";
 
@@ -316,10 +319,14 @@ fn note_damage(found: &Found, deep: bool, damage: &mut Vec<Damage>) {
     }
 }
 
-/// Opens the log in `dir` for use.
-pub(super) fn open(disk: std::sync::Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Shared, Error> {
-    disk.create_dir(dir).map_err(Error::io("make the directory", dir))?;
-    let lock = lock(&*disk, dir)?;
+/// Opens the log in `dir`, which is there, for use. `lock` is to be held as long.
+pub(super) fn open(
+    disk: std::sync::Arc<dyn Disk>,
+    dir: &Path,
+    options: Options,
+    budget: &Arc<Budget>,
+    lock: Option<Box<dyn Send + Sync>>,
+) -> Result<Shared, Error> {
     let mut surveyed = survey(&*disk, dir, false)?;
     let id = match surveyed.segments.first() {
         Some(first) => first.header.log,
@@ -332,7 +339,7 @@ pub(super) fn open(disk: std::sync::Arc<dyn Disk>, dir: &Path, options: Options)
         surveyed = survey(&*disk, dir, false)?;
     }
     let Survey { segments: found, damage, .. } = surveyed;
-    let roller = Roller::new(images);
+    let roller = Roller::new(Arc::clone(budget), images);
     let opened = if damage.is_empty() {
         resume(&*disk, dir, &options, id, found, &roller)?
     } else {
@@ -340,9 +347,8 @@ pub(super) fn open(disk: std::sync::Arc<dyn Disk>, dir: &Path, options: Options)
     };
     let Opening { segments, active, done, clock } = opened;
     let durable = active.segment.base() + u64::from(done.records);
-    let position = Position::new(&active, done, true).map_err(Error::io("get memory for", dir))?;
-    roller.unwritten.store(Memory::footprint(active.chunk.capacity()), crate::sync::Ordering::SeqCst);
-    roller.ask(0);
+    let position = Position::new(&active, done, true);
+    roller.home.claim(active.chunk.capacity());
     Ok(Shared {
         options,
         dir: dir.to_owned(),
@@ -360,7 +366,7 @@ pub(super) fn open(disk: std::sync::Arc<dyn Disk>, dir: &Path, options: Options)
         damage,
         #[cfg(feature = "store")]
         producers: super::producers::Producers::default(),
-        lock: std::sync::Mutex::new(Some(lock)),
+        lock: std::sync::Mutex::new(lock),
     })
 }
 
@@ -391,16 +397,34 @@ pub(crate) fn id_of(dir: &Path) -> Option<[u8; 16]> {
 
 /// Takes the directory's lock, unless the directory is somebody else's.
 pub(super) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>, Error> {
+    let own = lock_own(disk, dir)?;
+    // Whoever has the store open has looked for the lock above before, or finds it held.
+    let path = dir.join("..").join(STORE_LOCK);
+    let store = disk.join_lock(&path).map_err(|error| not_locked(dir, &path, error))?;
+    Ok(Box::new((own, store)))
+}
+
+/// Errors if somebody has the log open by itself. For one who has the lock of the store, which keeps out those who
+/// come later: so an open log needs no descriptor for a lock.
+pub(super) fn ensure_free(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
+    lock_own(disk, dir).map(drop)
+}
+
+fn lock_own(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>, Error> {
     for name in disk.list(dir).map_err(Error::io("list", dir))? {
         if !is_ours(&name) {
             return Err(Error::NotALog { dir: dir.to_owned(), found: name });
         }
     }
     let path = dir.join(LOCK);
-    disk.lock(&path).map_err(|error| match error.kind() {
+    disk.lock(&path).map_err(|error| not_locked(dir, &path, error))
+}
+
+fn not_locked(dir: &Path, path: &Path, error: io::Error) -> Error {
+    match error.kind() {
         io::ErrorKind::WouldBlock => Error::InUse { dir: dir.to_owned() },
-        _ => Error::io("lock", &path)(error),
-    })
+        _ => Error::io("lock", path)(error),
+    }
 }
 
 fn new_id() -> io::Result<[u8; 16]> {
@@ -444,14 +468,17 @@ fn resume(
                 written.cut(&bytes, scan.words).map_err(Error::io("cut the torn end of", &path))?;
                 let done = Extent { records: scan.positions.len() as u32, words: scan.words };
                 clock = clock.max(header.created + scan.times.1);
-                if header.capacity <= options.segment_bytes || done.records == 0 {
+                // Where other logs of a store have taken the memory, it goes on in a segment of the smallest size.
+                let fits =
+                    header.capacity <= options.segment_bytes && roller.budget.has_room(header.capacity);
+                if fits || done.records == 0 {
                     let capacity = header.capacity.min(bytes.len() as u64 / BLOCK * BLOCK);
                     let mut memory = Memory::shared(header.capacity, roller.images.as_ref())
                         .map_err(Error::io("get memory for", dir))?;
                     memory.label(&header.label());
                     memory.load(&bytes[..capacity as usize]);
-                    let pool = Some(Arc::clone(&roller.pool));
-                    let chunk = Arc::new(Chunk::recovered(memory, pool, &scan.positions, scan.words));
+                    let home = Some(Arc::clone(&roller.home));
+                    let chunk = Arc::new(Chunk::recovered(memory, home, &scan.positions, scan.words));
                     let segment = Arc::new(Segment::new(header, Some(written), Arc::clone(&chunk)));
                     segments.push(Arc::clone(&segment));
                     return Ok(Opening {
@@ -472,6 +499,7 @@ fn resume(
     }
     // No segment is open: begin one, so that there is always one on the disk, and trimming may drop all others.
     let capacity = capacity.min(options.segment_bytes);
+    let capacity = if roller.budget.has_room(capacity) { capacity } else { options.first_segment_bytes };
     let header = Header { log: id, base: end, capacity, created: now().max(clock) };
     let segment_file = SegmentFile::prepare(disk, dir, 0, capacity).map_err(|error| {
         if disk::is_full(&error) {
@@ -483,7 +511,7 @@ fn resume(
     let mut memory =
         Memory::shared(capacity, roller.images.as_ref()).map_err(Error::io("get memory for", dir))?;
     memory.label(&header.label());
-    let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&roller.pool))));
+    let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&roller.home))));
     let segment = Arc::new(Segment::new(header, Some(segment_file), Arc::clone(&chunk)));
     segments.push(Arc::clone(&segment));
     Ok(Opening {

@@ -1,24 +1,29 @@
-//! Rolling: from a full chunk to the next one, and the keeper, a background thread that makes the next one ready.
+//! Rolling: from a full chunk to the next one; and the keeper, a task in the background that makes the next one
+//! ready, seals, and trims.
 //!
 //! Who finds the active chunk closed links a ready successor to its segment, which succeeds for one, and then moves
 //! `active` on, which anybody may do: nobody who is put to sleep in between stops the others. Files are not
 //! touched here: the flusher begins the new segment's file when it has something to write to it.
 //!
-//! The ready chunk is handed over through a queue of one. It is made only while the chunks that are not yet on disk
+//! The ready chunk is handed over through a queue of one. It is made once a quarter of the active one is on disk, so
+//! that a log with little in it costs no more than its first chunk, and only while the chunks that are not yet on disk
 //! leave room in the memory budget for it: that is the backpressure.
 
-use super::{Error, Frontier, Shared, append::Patience, stats};
+use super::{Error, Frontier, Shared, append::Patience, budget::Budget, stats, task::Task, workers};
 use crate::{
-    chunk::{Chunk, Extent, Images, Memory, Pool},
+    chunk::{Chunk, Extent, Home, Images, Memory},
     disk,
     segment::{Segment, file::SegmentFile, header::Header, sealed},
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
 };
 use crossbeam::{
-    channel::{Receiver, Sender, unbounded},
-    queue::ArrayQueue,
+    channel::Sender,
+    queue::{ArrayQueue, SegQueue},
 };
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
+
+/// How long until a fresh chunk that could not be made is tried again.
+const RETRY: Duration = Duration::from_millis(250);
 
 /// The segment that takes appends, and its chunk.
 pub(crate) struct Active {
@@ -76,7 +81,6 @@ pub(super) enum Job {
     ZeroAhead(Arc<Segment>),
     /// Drop whole segments below an offset, and answer.
     Trim(u64, Sender<Result<u64, Error>>),
-    Stop,
 }
 
 /// What appenders and the keeper share about rolling.
@@ -84,39 +88,45 @@ pub(crate) struct Roller {
     pub(super) ready: ArrayQueue<Fresh>,
     /// Counts what those who wait for room are to look at: a fresh chunk, a roll, an error.
     pub(super) changed: Frontier,
-    pub(super) pool: Arc<Pool>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) home: Arc<Home>,
     /// Where chunk memory is kept that outlives the process.
     pub(super) images: Option<std::sync::Arc<Images>>,
-    /// Footprint of the chunks that are not all on disk.
+    /// Chunks that are not all on disk: the active one, and those behind which it stands.
     pub(super) unwritten: AtomicU64,
     /// The largest that an append needs which waits for the next chunk.
     needs: AtomicU64,
     asked: AtomicBool,
     /// Why no fresh chunk could be made, the last time.
     refused: Mutex<Option<std::sync::Arc<str>>>,
-    jobs: Sender<Job>,
-    queue: Receiver<Job>,
+    /// Bounded by those who add: one job of a kind for a segment at a time.
+    jobs: SegQueue<Job>,
+    /// Files prepared so far, for their passing names.
+    files: AtomicU64,
+    pub(super) task: std::sync::Arc<Task<Shared>>,
 }
 
 impl Roller {
-    pub(super) fn new(images: Option<std::sync::Arc<Images>>) -> Self {
-        let (jobs, queue) = unbounded(); // bounded by its senders: one job of a kind for a segment at a time
+    pub(super) fn new(budget: Arc<Budget>, images: Option<std::sync::Arc<Images>>) -> Self {
         Self {
             ready: ArrayQueue::new(1),
             changed: Frontier::new(0),
-            pool: Arc::new(Pool::new(2)),
+            home: budget.home(),
+            budget,
             images,
-            unwritten: AtomicU64::new(0),
+            unwritten: AtomicU64::new(1),
             needs: AtomicU64::new(0),
             asked: AtomicBool::new(false),
             refused: Mutex::new(None),
-            jobs,
-            queue,
+            jobs: SegQueue::new(),
+            files: AtomicU64::new(0),
+            task: Task::new(workers::keepers(), Shared::keep, Shared::panicked),
         }
     }
 
     pub(super) fn send(&self, job: Job) {
-        let _ = self.jobs.send(job); // the receiver is in `self`, so there is one
+        self.jobs.push(job);
+        self.task.kick();
     }
 
     /// Asks for a fresh chunk of at least `needs` bytes, once.
@@ -125,10 +135,6 @@ impl Roller {
         if !self.asked.swap(true, Ordering::SeqCst) {
             self.send(Job::Prepare);
         }
-    }
-
-    pub(super) fn stop(&self) {
-        self.send(Job::Stop);
     }
 
     /// Takes the ready chunk, if it is large enough.
@@ -160,8 +166,7 @@ impl Shared {
                 return Ok(active);
             }
             let unused = |segment: Arc<Segment>| {
-                let footprint = Memory::footprint(segment.header.capacity);
-                self.roll.unwritten.fetch_sub(footprint, Ordering::SeqCst);
+                self.roll.unwritten.fetch_sub(1, Ordering::SeqCst);
                 self.roll.send(Job::Discard(segment));
             };
             if advance(&self.active, &active, |base| self.successor(base, needs), unused) {
@@ -192,89 +197,88 @@ impl Shared {
     fn successor(&self, base: u64, needs: u64) -> Option<Arc<Segment>> {
         let Fresh { mut memory, file } = self.roll.take(needs)?;
         let capacity = memory.capacity();
-        self.roll.unwritten.fetch_add(Memory::footprint(capacity), Ordering::SeqCst);
+        self.roll.unwritten.fetch_add(1, Ordering::SeqCst);
         self.roll.needs.store(0, Ordering::SeqCst);
-        self.roll.ask(0);
         let header = Header { log: self.id, base, capacity, created: self.tick() };
         memory.label(&header.label());
-        let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&self.roll.pool))));
+        let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&self.roll.home))));
         Some(Arc::new(Segment::new(header, Some(file), chunk)))
     }
 
-    pub(super) fn run_keeper(&self) {
-        let mut keeper = Keeper { shared: self, recent: VecDeque::new(), recent_bytes: 0, files: 0 };
-        let retry = Duration::from_millis(250);
+    /// A turn of the keeper.
+    fn keep(&self) {
+        let roll = &self.roll;
         loop {
-            let job = if lock(&self.roll.refused).is_some() {
-                self.roll.queue.recv_timeout(retry).unwrap_or(Job::Prepare)
-            } else {
-                self.roll.queue.recv().expect("a sender is in `self`")
-            };
-            let done = match job {
-                Job::Prepare => Ok(()),
-                Job::Seal(segment, extent) => keeper.seal(&segment, extent),
-                Job::Discard(segment) => {
-                    segment.file().into_iter().for_each(|file| file.discard(&*self.disk));
-                    Ok(())
-                }
-                Job::ZeroAhead(segment) => keeper.zero_ahead(&segment),
-                Job::Trim(before, answer) => {
-                    let trimmed = self.trim_now(before);
-                    keeper.forget(self.chain.load().first());
-                    let _ = answer.send(trimmed); // who asked may have gone
-                    Ok(())
-                }
-                Job::Stop => break,
-            };
+            roll.task.take_kick();
+            let mut done = Ok(());
+            while let Some(job) = roll.jobs.pop() {
+                done = done.and(self.work_at(job));
+            }
             if let Err(error) = done {
                 self.fail(&error);
             }
-            if !self.stopping.load(Ordering::SeqCst) {
-                keeper.prepare();
+            let stopping = self.stopping.load(Ordering::SeqCst);
+            if !stopping && (roll.asked.load(Ordering::SeqCst) || lock(&roll.refused).is_some()) {
+                self.prepare();
+            }
+            let over = match !stopping && lock(&roll.refused).is_some() {
+                true => roll.task.later(RETRY),
+                false => roll.task.sleep_unless(|| false),
+            };
+            if over {
+                return;
             }
         }
     }
 
-    /// The rest of the keeper's work when the flusher has stopped: seals what is durable, drops what was made
+    fn work_at(&self, job: Job) -> Result<(), Error> {
+        match job {
+            Job::Prepare => Ok(()), // done after each turn's jobs
+            Job::Seal(segment, extent) => self.seal(&segment, extent),
+            Job::Discard(segment) => {
+                self.discard(&segment);
+                Ok(())
+            }
+            Job::ZeroAhead(segment) => self.zero_ahead(&segment),
+            Job::Trim(before, answer) => {
+                let trimmed = self.trim_now(before);
+                self.roll.budget.forget(&self.roll.home, self.first_offset());
+                let _ = answer.send(trimmed); // who asked may have gone
+                Ok(())
+            }
+        }
+    }
+
+    /// The rest of the keeper's work, when it and the flusher have stopped: seals what is durable, drops what was made
     /// ready. The last segment stays open for the next opening.
     pub(super) fn finish_keeping(&self) -> Result<(), Error> {
-        let mut keeper = Keeper { shared: self, recent: VecDeque::new(), recent_bytes: 0, files: 0 };
-        for job in self.roll.queue.try_iter() {
-            match job {
-                Job::Seal(segment, extent) if self.failed.get().is_none() => keeper.seal(&segment, extent)?,
+        let mut done = Ok(());
+        while let Some(job) = self.roll.jobs.pop() {
+            done = done.and_then(|()| match job {
+                Job::Seal(segment, extent) if self.failed.get().is_none() => self.seal(&segment, extent),
                 Job::Discard(segment) => {
-                    segment.file().into_iter().for_each(|file| file.discard(&*self.disk));
+                    self.discard(&segment);
+                    Ok(())
                 }
-                Job::Trim(_, answer) => drop(answer.send(Err(Error::Closed))),
-                _ => {}
-            }
+                Job::Trim(_, answer) => {
+                    let _ = answer.send(Err(Error::Closed)); // who asked may have gone
+                    Ok(())
+                }
+                _ => Ok(()),
+            });
         }
         if let Some(fresh) = self.roll.ready.pop() {
             fresh.file.discard(&*self.disk);
         }
-        Ok(())
+        self.roll.budget.forget(&self.roll.home, u64::MAX);
+        done
     }
-}
 
-/// What the keeper alone knows.
-struct Keeper<'a> {
-    shared: &'a Shared,
-    /// Sealed segments whose chunks are still in memory, the oldest first, and their footprint.
-    recent: VecDeque<Arc<Segment>>,
-    recent_bytes: u64,
-    /// Files prepared so far, for their passing names.
-    files: u64,
-}
-
-impl Keeper<'_> {
     /// Makes a fresh chunk ready, unless one is, or there is no memory for it yet.
-    fn prepare(&mut self) {
-        let (shared, roll) = (self.shared, &self.shared.roll);
-        roll.asked.swap(false, Ordering::SeqCst); // who asks from now on is heard after this, who asked before, now
-        let active = shared.active.load_full();
+    fn prepare(&self) {
+        let roll = &self.roll;
+        roll.asked.store(false, Ordering::SeqCst); // who asks from now on is heard after this, who asked before, now
         let needs = roll.needs.load(Ordering::SeqCst);
-        let grown = active.chunk.capacity().saturating_mul(4);
-        let capacity = grown.max(needs.next_multiple_of(disk::BLOCK)).min(shared.options.segment_bytes);
         match roll.ready.pop() {
             Some(fresh) if fresh.memory.capacity() >= needs => {
                 let _ = roll.ready.push(fresh);
@@ -282,47 +286,64 @@ impl Keeper<'_> {
                 roll.changed.bump();
                 return;
             }
-            Some(small) => small.file.discard(&*shared.disk),
+            Some(small) => {
+                small.file.discard(&*self.disk);
+                roll.home.release(small.memory.capacity());
+            }
             None => {}
         }
-        let footprint = Memory::footprint(capacity);
-        let budget = shared.options.memory_bytes;
-        let unwritten = roll.unwritten.load(Ordering::SeqCst);
-        while unwritten + footprint + self.recent_bytes > budget {
-            let Some(oldest) = self.recent.pop_front() else { return }; // sealing comes here again
-            self.recent_bytes -= Memory::footprint(oldest.header.capacity);
-            oldest.chunk.clear();
-        }
+        let Some(capacity) = self.next_capacity(needs) else {
+            roll.asked.store(true, Ordering::SeqCst); // for the next turn, which sealing begins
+            return;
+        };
+        roll.home.claim(capacity);
         let made = self.make(capacity);
+        roll.budget.shrink();
         *lock(&roll.refused) = match made {
             Ok(fresh) => {
                 let _ = roll.ready.push(fresh); // only the keeper adds, and there was none
                 None
             }
             Err(error) => {
-                tracing::warn!(dir = %shared.dir.display(), %error, "cannot make the next segment ready");
+                roll.home.release(capacity);
+                tracing::warn!(dir = %self.dir.display(), %error, "cannot make the next segment ready");
                 Some(error.to_string().into())
             }
         };
         roll.changed.bump();
     }
 
-    fn make(&mut self, capacity: u64) -> Result<Fresh, Error> {
-        let shared = self.shared;
-        self.files += 1;
-        let file = SegmentFile::prepare(&*shared.disk, &shared.dir, self.files, capacity)
-            .map_err(Error::io("make a segment file in", &shared.dir))?;
-        let memory = shared
+    /// How large the next chunk is to be: four times the active one, if there is memory for that. `None` if the disk
+    /// has to catch up first. Where other logs have taken it all, a log may still go on by chunks of the smallest size.
+    fn next_capacity(&self, needs: u64) -> Option<u64> {
+        let (options, active) = (&self.options, self.active.load_full().chunk.capacity());
+        let fitting = |bytes: u64| bytes.max(needs.next_multiple_of(disk::BLOCK)).min(options.segment_bytes);
+        let grown = fitting(active.saturating_mul(4));
+        if self.roll.budget.has_room(grown) {
+            return Some(grown);
+        }
+        if self.roll.unwritten.load(Ordering::SeqCst) > 1 || !self.roll.jobs.is_empty() {
+            return None;
+        }
+        let (same, least) = (fitting(active), fitting(options.first_segment_bytes));
+        Some(if self.roll.budget.has_room(same) { same } else { least })
+    }
+
+    fn make(&self, capacity: u64) -> Result<Fresh, Error> {
+        let number = self.roll.files.fetch_add(1, Ordering::Relaxed) + 1; // a name of its own, no more
+        let file = SegmentFile::prepare(&*self.disk, &self.dir, number, capacity)
+            .map_err(Error::io("make a segment file in", &self.dir))?;
+        let memory = self
             .roll
-            .pool
+            .home
             .take(capacity)
-            .map_or_else(|| Memory::shared(capacity, shared.roll.images.as_ref()), Ok);
-        let memory = memory.inspect_err(|_| file.discard(&*shared.disk));
-        Ok(Fresh { memory: memory.map_err(Error::io("get memory for a segment of", &shared.dir))?, file })
+            .map_or_else(|| Memory::shared(capacity, self.roll.images.as_ref()), Ok);
+        let memory = memory.inspect_err(|_| file.discard(&*self.disk));
+        Ok(Fresh { memory: memory.map_err(Error::io("get memory for a segment of", &self.dir))?, file })
     }
 
     /// Seals a segment whose frames are durable. Its chunk stays for readers as long as the budget lasts.
-    fn seal(&mut self, segment: &Arc<Segment>, extent: Extent) -> Result<(), Error> {
+    fn seal(&self, segment: &Arc<Segment>, extent: Extent) -> Result<(), Error> {
         let (Some(file), Some(chunk)) = (segment.file(), segment.chunk.load_full()) else { return Ok(()) };
         let time = |record| chunk.frame(record).map_or(0, |frame| frame.stamp.time);
         let times = (time(0), time(extent.records - 1));
@@ -330,31 +351,22 @@ impl Keeper<'_> {
             chunk.position(record as u32).expect("all records of a durable extent are published")
         });
         let footer = sealed::seal(file.file(), &segment.header, extent.words, times, positions)
-            .map_err(Error::io("seal a segment in", &self.shared.dir))?;
+            .map_err(Error::io("seal a segment in", &self.dir))?;
         segment.set_sealed(footer.into());
-        self.recent_bytes += Memory::footprint(segment.header.capacity);
-        self.recent.push_back(Arc::clone(segment));
-        let budget = self.shared.options.memory_bytes;
-        while self.shared.roll.unwritten.load(Ordering::SeqCst) + self.recent_bytes > budget {
-            let Some(oldest) = self.recent.pop_front() else { break };
-            self.recent_bytes -= Memory::footprint(oldest.header.capacity);
-            oldest.chunk.clear();
-        }
+        self.roll.budget.keep(&self.roll.home, segment);
         Ok(())
     }
 
-    /// Lets go of the chunks of segments below `first`, which were trimmed.
-    fn forget(&mut self, first: u64) {
-        let trimmed = self.recent.partition_point(|segment| segment.base() < first);
-        for segment in self.recent.drain(..trimmed) {
-            self.recent_bytes -= Memory::footprint(segment.header.capacity);
-        }
+    /// Lets go of a segment that has no record.
+    fn discard(&self, segment: &Segment) {
+        segment.file().into_iter().for_each(|file| file.discard(&*self.disk));
+        self.roll.home.release(segment.header.capacity);
     }
 
-    fn zero_ahead(&mut self, segment: &Arc<Segment>) -> Result<(), Error> {
+    fn zero_ahead(&self, segment: &Arc<Segment>) -> Result<(), Error> {
         let Some(file) = segment.file() else { return Ok(()) };
-        let done = file.zero_ahead().map_err(Error::io("write zeros ahead in", &self.shared.dir));
-        self.shared.flush.zeros_done();
+        let done = file.zero_ahead().map_err(Error::io("write zeros ahead in", &self.dir));
+        self.flush.zeros_done();
         done
     }
 }

@@ -443,6 +443,7 @@ fn who_asks_for_a_chunk_is_told_also_when_one_was_ready() {
     let log = open(&Sim::new(1)).unwrap();
     let roll = &log.shared.roll;
     let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    roll.ask(0);
     while roll.ready.is_empty() {
         assert!(std::time::Instant::now() < deadline);
         std::thread::yield_now();

@@ -7,6 +7,7 @@ use crate::{
     disk::{Aligned, BLOCK, Disk, File},
 };
 use std::{
+    cell::RefCell,
     io::{self, IoSlice},
     ops::Range,
     path::{Path, PathBuf},
@@ -19,6 +20,11 @@ use std::{
 const AHEAD: u64 = 1 << 20;
 /// The most that one system call writes.
 const MOST: usize = 8 << 20;
+
+thread_local! {
+    /// Where the last block of a write is put together.
+    static BOUNCE: RefCell<Option<Aligned>> = const { RefCell::new(None) };
+}
 
 /// The file name of the segment with this base offset.
 pub(crate) fn name(base: u64) -> String {
@@ -111,15 +117,19 @@ impl SegmentFile {
     }
 
     /// Writes the frames between two extents of the chunk; durable on return. Whole blocks go out of the chunk's
-    /// memory, the last one, if it is not full, through `bounce` with zeros behind the frames, so that no byte
-    /// leaves that is not part of a published record.
-    pub(crate) fn write(
-        &self,
-        chunk: &Chunk,
-        from: Extent,
-        to: Extent,
-        bounce: &mut Aligned,
-    ) -> io::Result<()> {
+    /// memory, the last one, if it is not full, through a block of this thread's with zeros behind the frames, so that
+    /// no byte leaves that is not part of a published record.
+    pub(crate) fn write(&self, chunk: &Chunk, from: Extent, to: Extent) -> io::Result<()> {
+        BOUNCE.with_borrow_mut(|bounce| {
+            let bounce = match bounce {
+                Some(bounce) => bounce,
+                None => bounce.insert(Aligned::new(BLOCK as usize)?),
+            };
+            self.write_through(chunk, from, to, bounce)
+        })
+    }
+
+    fn write_through(&self, chunk: &Chunk, from: Extent, to: Extent, bounce: &mut Aligned) -> io::Result<()> {
         let start = from.bytes() / BLOCK * BLOCK;
         self.claim(start..to.bytes().next_multiple_of(BLOCK));
         let whole_end = to.bytes() / BLOCK * BLOCK;

@@ -3,7 +3,7 @@
 use super::{file::SegmentFile, header::Header, scan, sealed};
 use crate::{
     chunk::{Batch, Chunk, Extent, Imprint, Memory},
-    disk::{Aligned, Disk, sim::Sim},
+    disk::{Disk, sim::Sim},
     log::{Log, Options},
 };
 use std::path::Path;
@@ -27,7 +27,7 @@ fn written() -> Vec<u8> {
         chunk.append(Batch::new(values, HEADER.capacity).unwrap(), None, imprint);
     }
     let all = chunk.contiguous(Extent::default(), u32::MAX);
-    file.write(&chunk, Extent::default(), all, &mut Aligned::new(4096).unwrap()).unwrap();
+    file.write(&chunk, Extent::default(), all).unwrap();
     let found = scan::scan(chunk.bytes(0..all.words), HEADER.seed());
     sealed::seal(file.file(), &HEADER, all.words, found.times, found.positions.iter().copied()).unwrap();
     sim.dump().into_values().next().unwrap()

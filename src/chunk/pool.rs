@@ -1,0 +1,180 @@
+//! The memory that the chunks of one log, or of all logs of a store, may take; and what of it waits to be used again.
+//!
+//! A log claims memory for a chunk before it is made, and releases the claim when it lets go of the chunk. When the
+//! last holder of the chunk drops it, which may be a reader much later, the memory comes back here.
+
+use super::Memory;
+use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    limit: u64,
+    /// Footprints that are claimed.
+    claimed: AtomicU64,
+    free: Mutex<Free>,
+    homes: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Free {
+    /// The oldest first: whose it was, and of how many records the slots were used.
+    memory: Vec<(u64, Memory, u32)>,
+    bytes: u64,
+}
+
+impl Free {
+    fn remove(&mut self, at: usize) -> (Memory, u32) {
+        let (_, memory, dirty) = self.memory.remove(at);
+        self.bytes -= Memory::footprint(memory.capacity());
+        (memory, dirty)
+    }
+}
+
+impl Pool {
+    /// A pool of `limit` bytes of footprints.
+    pub(crate) fn new(limit: u64) -> Arc<Self> {
+        let (claimed, homes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { limit, claimed, free: Mutex::new(Free::default()), homes })
+    }
+
+    // The counts order nothing: Relaxed throughout. A sum that is a moment old lets one chunk more in, or less.
+
+    #[cfg(all(test, feature = "store", not(loom)))]
+    pub(crate) fn claimed(&self) -> u64 {
+        self.claimed.load(Ordering::Relaxed)
+    }
+
+    /// By how much a claim of `bytes` would go over the limit.
+    pub(crate) fn excess(&self, bytes: u64) -> u64 {
+        (self.claimed.load(Ordering::Relaxed) + bytes).saturating_sub(self.limit)
+    }
+
+    /// Returns waiting memory to the system until what is claimed and what waits fit the limit.
+    pub(crate) fn shrink(&self) {
+        loop {
+            let oldest = {
+                let mut free = lock(&self.free);
+                let fits = self.excess(free.bytes) == 0;
+                if fits || free.memory.is_empty() { None } else { Some(free.remove(0)) }
+            };
+            if oldest.is_none() {
+                return; // and outside the lock: unmapping takes its time
+            }
+        }
+    }
+}
+
+/// A log's part in a pool: its claims, and the memory it had, which other logs do not take.
+#[derive(Debug)]
+pub(crate) struct Home {
+    pool: Arc<Pool>,
+    number: u64,
+    claimed: AtomicU64,
+}
+
+impl Home {
+    pub(crate) fn new(pool: &Arc<Pool>) -> Arc<Self> {
+        let number = pool.homes.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { pool: Arc::clone(pool), number, claimed: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn claim(&self, capacity: u64) {
+        let bytes = Memory::footprint(capacity);
+        self.claimed.fetch_add(bytes, Ordering::Relaxed);
+        self.pool.claimed.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn release(&self, capacity: u64) {
+        let bytes = Memory::footprint(capacity);
+        self.claimed.fetch_sub(bytes, Ordering::Relaxed);
+        self.pool.claimed.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes memory back, of whose slots those of the first `dirty` records were used. Where it does not fit the
+    /// limit it is returned to the system.
+    pub(super) fn put(&self, memory: Memory, dirty: u32) {
+        let bytes = Memory::footprint(memory.capacity());
+        let mut free = lock(&self.pool.free);
+        if self.pool.excess(free.bytes + bytes) == 0 {
+            free.bytes += bytes;
+            free.memory.push((self.number, memory, dirty));
+        }
+    }
+
+    /// Clean memory of just this capacity that this log had, if there is any; what it had of other capacities is
+    /// let go, since capacities mostly grow.
+    pub(crate) fn take(&self, capacity: u64) -> Option<Memory> {
+        let (mut found, mut others) = (None, Vec::new());
+        {
+            let mut free = lock(&self.pool.free);
+            while let Some(at) = free.memory.iter().position(|(number, memory, _)| {
+                *number == self.number && (found.is_none() || memory.capacity() != capacity)
+            }) {
+                let (memory, dirty) = free.remove(at);
+                if memory.capacity() == capacity {
+                    found = Some((memory, dirty));
+                } else {
+                    others.push(memory);
+                }
+            }
+        }
+        let (mut memory, dirty) = found?;
+        memory.clean(dirty);
+        Some(memory)
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let claimed = self.claimed.load(Ordering::Relaxed);
+        self.pool.claimed.fetch_sub(claimed, Ordering::Relaxed);
+        let mut gone = Vec::new();
+        let mut free = lock(&self.pool.free);
+        while let Some(at) = free.memory.iter().position(|(number, ..)| *number == self.number) {
+            gone.push(free.remove(at));
+        }
+        drop(free); // and then unmap
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn put(home: &Home, capacity: u64) {
+        home.put(Memory::new(capacity).unwrap(), 0);
+    }
+
+    #[test]
+    fn memory_waits_within_the_limit_for_the_log_that_had_it() {
+        let one = Memory::footprint(4096);
+        let pool = Pool::new(3 * one);
+        let (a, b) = (Home::new(&pool), Home::new(&pool));
+        b.claim(4096);
+        put(&a, 4096);
+        put(&b, 4096);
+        put(&a, 4096); // goes over the limit
+        assert!(b.take(4096).is_some());
+        assert!(b.take(4096).is_none(), "what is there was another log's");
+        assert_eq!(pool.excess(3 * one), one);
+        a.claim(4096);
+        a.claim(4096);
+        pool.shrink();
+        assert!(a.take(4096).is_none(), "what waits makes room for what is claimed");
+        a.release(4096);
+        put(&a, 4096);
+        drop(a);
+        assert_eq!((pool.excess(2 * one), lock(&pool.free).bytes), (0, 0), "a log that is gone has nothing");
+    }
+
+    #[test]
+    fn of_the_wrong_size_nothing_is_kept() {
+        let pool = Pool::new(1 << 20);
+        let home = Home::new(&pool);
+        put(&home, 4096);
+        put(&home, 8192);
+        assert_eq!(home.take(8192).unwrap().capacity(), 8192);
+        assert_eq!(lock(&pool.free).bytes, 0);
+    }
+}

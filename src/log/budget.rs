@@ -1,0 +1,103 @@
+//! The memory budget of one log, or of all logs of a store: which sealed segments' chunks stay in memory for readers,
+//! and which of them go when somebody needs the room. The one sealed first goes first, whichever log it is of.
+
+use crate::{
+    chunk::{Home, Memory, Pool},
+    segment::Segment,
+    sync::{Arc, Mutex, lock},
+};
+use std::collections::VecDeque;
+
+/// See the module's documentation.
+pub(crate) struct Budget {
+    pool: Arc<Pool>,
+    recent: Mutex<Recent>,
+}
+
+#[derive(Default)]
+struct Recent {
+    /// Sealed segments whose chunks are still in memory, and claimed; the one sealed first in front.
+    segments: VecDeque<(Arc<Home>, Arc<Segment>)>,
+    bytes: u64,
+}
+
+fn footprint(segment: &Segment) -> u64 {
+    Memory::footprint(segment.header.capacity)
+}
+
+impl Budget {
+    /// A budget of `limit` bytes.
+    pub(crate) fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self { pool: Pool::new(limit), recent: Mutex::new(Recent::default()) })
+    }
+
+    #[cfg(all(test, feature = "store", not(loom)))]
+    pub(crate) fn claimed(&self) -> u64 {
+        self.pool.claimed()
+    }
+
+    /// A log's part in it.
+    pub(super) fn home(&self) -> Arc<Home> {
+        Home::new(&self.pool)
+    }
+
+    /// Whether a chunk of `capacity` has room, if need be by letting go of chunks that are kept for readers. To be claimed
+    /// then.
+    pub(super) fn has_room(&self, capacity: u64) -> bool {
+        let bytes = Memory::footprint(capacity);
+        if self.pool.excess(bytes) > lock(&self.recent).bytes {
+            return false; // and they may as well stay
+        }
+        self.make_room(bytes);
+        self.pool.excess(bytes) == 0
+    }
+
+    /// Lets go of what goes beyond the limit, as far as it is kept for readers, or for being used again.
+    pub(super) fn shrink(&self) {
+        self.make_room(0);
+        self.pool.shrink();
+    }
+
+    fn make_room(&self, bytes: u64) {
+        loop {
+            let oldest = {
+                let mut recent = lock(&self.recent);
+                if self.pool.excess(bytes) == 0 {
+                    return;
+                }
+                recent.segments.pop_front().inspect(|(_, segment)| recent.bytes -= footprint(segment))
+            };
+            let Some((home, segment)) = oldest else { return };
+            home.release(segment.header.capacity);
+            segment.chunk.clear();
+        }
+    }
+
+    /// Keeps the chunk of a segment that was sealed, with its claim, as long as there is room.
+    pub(super) fn keep(&self, home: &Arc<Home>, segment: &Arc<Segment>) {
+        {
+            let mut recent = lock(&self.recent);
+            recent.bytes += footprint(segment);
+            recent.segments.push_back((Arc::clone(home), Arc::clone(segment)));
+        }
+        self.make_room(0);
+    }
+
+    /// Lets go of the chunks of a log's segments below `first`, which were trimmed: readers that hold them keep them.
+    pub(super) fn forget(&self, home: &Arc<Home>, first: u64) {
+        let mut gone = Vec::new();
+        let mut recent = lock(&self.recent);
+        recent.segments.retain(|(of, segment)| {
+            let trimmed = Arc::ptr_eq(of, home) && segment.base() < first;
+            if trimmed {
+                gone.push(Arc::clone(segment));
+            }
+            !trimmed
+        });
+        for segment in &gone {
+            recent.bytes -= footprint(segment);
+            home.release(segment.header.capacity);
+        }
+        drop(recent); // and then drop the segments, and their memory
+    }
+}

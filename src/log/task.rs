@@ -1,0 +1,391 @@
+//! A task: work of one log that is done in the background, a turn at a time, by a pool of threads; how it is woken,
+//! and how it falls asleep, without missing a wake-up.
+//!
+//! All of its state is one word: the phase, and whether it was kicked. A kick adds to that word, and a turn takes the
+//! kick from it before it looks for work, so what came before the kick is seen. A turn that finds nothing says that the
+//! task is idle and then looks again; an appender adds work and then looks for "idle". Both touch the work by a
+//! read-modify-write of the same atomic, the chunk's tail, and of these the later one acquires from the earlier:
+//! either the turn finds the work, or the appender finds the task idle.
+
+use crate::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering, lock};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
+
+/// What a pool of threads can run.
+pub(super) trait Run: Send + Sync {
+    fn run(self: std::sync::Arc<Self>);
+}
+
+/// A pool of threads.
+pub(super) trait Schedule: Send + Sync {
+    /// Runs the task as soon as a thread is free.
+    fn soon(&self, task: std::sync::Arc<dyn Run>);
+    /// Runs it after `delay`. The key is for [`sooner`](Self::sooner).
+    fn later(&self, task: std::sync::Arc<dyn Run>, delay: Duration) -> u64;
+    /// Runs it as soon as a thread is free, and not later as well, if it waits under this key.
+    fn sooner(&self, key: u64, task: std::sync::Arc<dyn Run>);
+    /// Whether others wait for a thread.
+    fn others_wait(&self) -> bool;
+}
+
+/// The low bits of the state.
+const PHASE: u32 = 3;
+/// Nothing to do.
+const IDLE: u32 = 0;
+/// To be run after a while.
+const LATER: u32 = 1;
+/// To be run as soon as a thread is free.
+const SOON: u32 = 2;
+/// A turn is being run.
+const RUNNING: u32 = 3;
+/// Somebody waits: a flag beside the phase.
+const KICKED: u32 = 4;
+
+/// See the module's documentation. Works on an `S`, from [`begin`](Self::begin) to [`retire`](Self::retire).
+pub(super) struct Task<S> {
+    state: AtomicU32,
+    /// Under which key it waits in the pool, if it does.
+    key: AtomicU64,
+    pool: Box<dyn Schedule>,
+    /// Does what is there to be done. To be over only when [`Task::sleep_unless`], [`Task::again`] or
+    /// [`Task::later`] has said so, or with the log.
+    turn: fn(&S),
+    /// What is to be done when a turn has panicked.
+    panicked: fn(&S),
+    /// Held for as long as a turn is.
+    work: Mutex<Option<Arc<S>>>,
+}
+
+impl<S: Send + Sync + 'static> Task<S> {
+    pub(super) fn new(pool: impl Schedule + 'static, turn: fn(&S), panicked: fn(&S)) -> std::sync::Arc<Self> {
+        std::sync::Arc::new(Self {
+            state: AtomicU32::new(IDLE),
+            key: AtomicU64::new(0),
+            pool: Box::new(pool),
+            turn,
+            panicked,
+            work: Mutex::new(None),
+        })
+    }
+
+    /// Gives the task what it works on. A kick that came before counts.
+    pub(super) fn begin(self: &std::sync::Arc<Self>, work: Arc<S>) {
+        *lock(&self.work) = Some(work);
+        self.schedule();
+    }
+
+    /// Waits until the turn that is being run is over, if there is one; there will be no other.
+    pub(super) fn retire(&self) {
+        drop(lock(&self.work).take());
+    }
+
+    /// Somebody waits: a turn begins as soon as a thread is free, if none is being run.
+    pub(super) fn kick(self: &std::sync::Arc<Self>) {
+        let before = self.state.fetch_or(KICKED, Ordering::AcqRel);
+        if before & KICKED == 0 && before & PHASE <= LATER {
+            self.schedule();
+        }
+    }
+
+    /// From idle or later to soon.
+    #[cold]
+    fn schedule(self: &std::sync::Arc<Self>) {
+        let before = self.shift(|phase| (phase <= LATER).then_some(SOON));
+        match before {
+            Ok(LATER) => self.pool.sooner(self.key.load(Ordering::Relaxed), self.clone()),
+            Ok(_) => self.pool.soon(self.clone()),
+            Err(_) => {} // scheduled, or running with a kick to be found
+        }
+    }
+
+    /// Moves on to another phase, if `to` has one for the present one; whether or not it does, the phase before.
+    fn shift(&self, to: impl Fn(u32) -> Option<u32>) -> Result<u32, u32> {
+        let shifted = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
+            to(state & PHASE).map(|phase| state & !PHASE | phase)
+        });
+        shifted.map(|before| before & PHASE).map_err(|before| before & PHASE)
+    }
+
+    /// Whether the task was idle a moment ago: for what may as well be missed.
+    #[inline]
+    pub(super) fn is_idle(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & PHASE == IDLE
+    }
+
+    /// To be called after each append, whose add to the chunk's tail was `AcqRel`: a turn begins `linger` later.
+    #[inline]
+    pub(super) fn wake_if_idle(self: &std::sync::Arc<Self>, linger: Duration) {
+        if self.state.load(Ordering::Acquire) & PHASE == IDLE {
+            self.wake(linger);
+        }
+    }
+
+    #[cold]
+    fn wake(self: &std::sync::Arc<Self>, linger: Duration) {
+        if self.shift(|phase| (phase == IDLE).then_some(LATER)).is_ok() {
+            self.wait(linger);
+        }
+    }
+
+    /// In the phase "later": gets into the pool's list.
+    fn wait(self: &std::sync::Arc<Self>, delay: Duration) {
+        // A kick between these two does not find the key: then an entry stays in the list, and does no harm.
+        self.key.store(self.pool.later(self.clone(), delay), Ordering::Relaxed);
+    }
+
+    // What follows is for the turn.
+
+    /// Whether there was a kick since the last call. What came before the kick is seen after this.
+    pub(super) fn take_kick(&self) -> bool {
+        self.state.fetch_and(!KICKED, Ordering::AcqRel) & KICKED != 0
+    }
+
+    /// Whether the turn is over, and the task idle until an append or a kick. It is not if there was a kick, or
+    /// `something` to do, which must look by a read-modify-write.
+    pub(super) fn sleep_unless(&self, something: impl Fn() -> bool) -> bool {
+        if self.pass(IDLE).is_err() {
+            return false;
+        }
+        // Another turn may begin here; it waits for this one to end.
+        !something() || self.shift(|phase| (phase == IDLE).then_some(RUNNING)).is_err()
+    }
+
+    /// Whether the turn is over, and another one begins after `delay`. It is not if there was a kick.
+    pub(super) fn later(self: &std::sync::Arc<Self>, delay: Duration) -> bool {
+        let passed = self.pass(LATER).is_ok();
+        if passed {
+            self.wait(delay);
+        }
+        passed
+    }
+
+    /// Whether the turn is over, since others wait for a thread, and another one begins when they had theirs.
+    pub(super) fn again(self: &std::sync::Arc<Self>) -> bool {
+        let over = self.pool.others_wait() && self.shift(|phase| (phase == RUNNING).then_some(SOON)).is_ok();
+        if over {
+            self.pool.soon(self.clone());
+        }
+        over
+    }
+
+    /// From running to `phase`, unless there was a kick.
+    fn pass(&self, phase: u32) -> Result<u32, u32> {
+        self.state.compare_exchange(RUNNING, phase, Ordering::AcqRel, Ordering::Acquire)
+    }
+}
+
+impl<S: Send + Sync + 'static> Run for Task<S> {
+    fn run(self: std::sync::Arc<Self>) {
+        // An entry that was left behind in the pool finds the task idle or running.
+        if self.shift(|phase| (phase == LATER || phase == SOON).then_some(RUNNING)).is_err() {
+            return;
+        }
+        let work = lock(&self.work);
+        let Some(work) = work.as_ref() else {
+            self.state.fetch_and(!PHASE, Ordering::AcqRel); // not begun yet, or retired
+            return;
+        };
+        if catch_unwind(AssertUnwindSafe(|| (self.turn)(work))).is_err() {
+            (self.panicked)(work);
+        }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::{
+        chunk::{Batch, Chunk, Extent, Imprint, Memory},
+        sync::thread,
+    };
+    use loom::sync::Notify;
+    use std::collections::VecDeque;
+
+    /// The model's main thread is the pool's only one; what is due later runs at once.
+    #[derive(Clone)]
+    struct Pool(Arc<(Mutex<VecDeque<std::sync::Arc<dyn Run>>>, Notify)>);
+
+    impl Pool {
+        fn new() -> Self {
+            Self(Arc::new((Mutex::new(VecDeque::new()), Notify::new())))
+        }
+
+        fn run_next(&self) {
+            loop {
+                let task = lock(&self.0.0).pop_front();
+                match task {
+                    Some(task) => return task.run(),
+                    None => self.0.1.wait(), // loom: a deadlock is a lost wake-up
+                }
+            }
+        }
+
+        /// Drops what was left behind, which holds the pool.
+        fn clear(&self) {
+            let left = std::mem::take(&mut *lock(&self.0.0));
+            drop(left);
+        }
+    }
+
+    impl Schedule for Pool {
+        fn soon(&self, task: std::sync::Arc<dyn Run>) {
+            lock(&self.0.0).push_back(task);
+            self.0.1.notify();
+        }
+
+        fn later(&self, task: std::sync::Arc<dyn Run>, _: Duration) -> u64 {
+            self.soon(task);
+            0
+        }
+
+        fn sooner(&self, _: u64, task: std::sync::Arc<dyn Run>) {
+            self.soon(task);
+        }
+
+        fn others_wait(&self) -> bool {
+            false
+        }
+    }
+
+    /// Work that is done when all that was appended has been seen.
+    struct Flush {
+        chunk: Chunk,
+        seen: AtomicU64,
+        task: std::sync::OnceLock<std::sync::Weak<Task<Flush>>>,
+    }
+
+    fn turn(flush: &Flush) {
+        let task = flush.task.get().and_then(std::sync::Weak::upgrade).unwrap();
+        loop {
+            task.take_kick();
+            let seen = u64::from(flush.chunk.reserved());
+            flush.seen.store(seen, Ordering::Relaxed);
+            let at = Extent { records: seen as u32, words: seen as u32 * 3 };
+            if task.sleep_unless(|| !flush.chunk.is_at(at)) {
+                return;
+            }
+        }
+    }
+
+    fn begin(pool: &Pool) -> (std::sync::Arc<Task<Flush>>, Arc<Flush>) {
+        let chunk = Chunk::new(Memory::new(256).unwrap(), None);
+        let flush = Arc::new(Flush { chunk, seen: AtomicU64::new(0), task: std::sync::OnceLock::new() });
+        let task = Task::new(pool.clone(), turn, |_| ());
+        flush.task.set(std::sync::Arc::downgrade(&task)).unwrap();
+        *lock(&task.work) = Some(Arc::clone(&flush));
+        (task, flush)
+    }
+
+    fn append(flush: &Flush) {
+        let imprint = Imprint { seed: 1, lead: 0, time: 0 };
+        flush.chunk.append(Batch::new(&[b""], 256).unwrap(), None, imprint);
+    }
+
+    #[test]
+    fn loom_appends_while_the_task_falls_asleep_begin_another_turn() {
+        loom::model(|| {
+            let pool = Pool::new();
+            let (task, flush) = begin(&pool);
+            let appender = {
+                let (task, flush) = (std::sync::Arc::clone(&task), Arc::clone(&flush));
+                thread::spawn(move || {
+                    for _ in 0..2 {
+                        append(&flush);
+                        task.wake_if_idle(Duration::ZERO);
+                    }
+                })
+            };
+            while flush.seen.load(Ordering::Relaxed) < 2 {
+                pool.run_next();
+            }
+            appender.join().unwrap();
+            task.retire();
+            pool.clear();
+        });
+    }
+
+    #[test]
+    fn loom_a_kick_is_followed_by_a_turn_that_sees_what_came_before_it() {
+        /// What there is to do, which nobody looks at again before falling asleep, and what was seen of it.
+        struct Jobs(AtomicU64, AtomicU64, std::sync::OnceLock<std::sync::Weak<Task<Jobs>>>);
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(|| {
+            let pool = Pool::new();
+            let turn = |jobs: &Jobs| {
+                let task = jobs.2.get().and_then(std::sync::Weak::upgrade).unwrap();
+                loop {
+                    task.take_kick();
+                    jobs.1.store(jobs.0.load(Ordering::Relaxed), Ordering::Relaxed);
+                    if task.sleep_unless(|| false) {
+                        return;
+                    }
+                }
+            };
+            let jobs = Arc::new(Jobs(AtomicU64::new(0), AtomicU64::new(0), std::sync::OnceLock::new()));
+            let task = Task::new(pool.clone(), turn, |_| panic!("a turn panicked"));
+            jobs.2.set(std::sync::Arc::downgrade(&task)).unwrap();
+            task.begin(Arc::clone(&jobs));
+            let sender = {
+                let (task, jobs) = (std::sync::Arc::clone(&task), Arc::clone(&jobs));
+                thread::spawn(move || {
+                    for n in 1..=2 {
+                        jobs.0.store(n, Ordering::Relaxed);
+                        task.kick();
+                    }
+                })
+            };
+            while jobs.1.load(Ordering::Relaxed) < 2 {
+                pool.run_next();
+            }
+            sender.join().unwrap();
+            task.retire();
+            pool.clear();
+        });
+    }
+
+    #[test]
+    fn loom_two_threads_of_the_pool_never_run_one_task_at_once_and_retiring_waits() {
+        use crate::sync::AtomicBool;
+        struct Alone(AtomicBool, std::sync::OnceLock<std::sync::Weak<Task<Alone>>>);
+        impl Alone {
+            fn enter_and_leave(&self) {
+                assert!(!self.0.swap(true, Ordering::Relaxed), "two at once");
+                self.0.store(false, Ordering::Relaxed);
+            }
+        }
+        loom::model(|| {
+            let pool = Pool::new();
+            let turn = |alone: &Alone| {
+                let task = alone.1.get().and_then(std::sync::Weak::upgrade).unwrap();
+                loop {
+                    task.take_kick();
+                    alone.enter_and_leave();
+                    if task.sleep_unless(|| false) {
+                        return;
+                    }
+                }
+            };
+            let alone = Arc::new(Alone(AtomicBool::new(false), std::sync::OnceLock::new()));
+            let task = Task::new(pool.clone(), turn, |_| panic!("a turn panicked"));
+            alone.1.set(std::sync::Arc::downgrade(&task)).unwrap();
+            task.begin(Arc::clone(&alone));
+            let other = {
+                let (pool, task) = (pool.clone(), std::sync::Arc::clone(&task));
+                thread::spawn(move || {
+                    task.kick();
+                    let next = lock(&pool.0.0).pop_front();
+                    next.into_iter().for_each(Run::run);
+                })
+            };
+            let next = lock(&pool.0.0).pop_front();
+            next.into_iter().for_each(Run::run);
+            task.retire();
+            alone.enter_and_leave();
+            other.join().unwrap();
+            pool.clear();
+        });
+    }
+}

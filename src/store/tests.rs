@@ -1,0 +1,212 @@
+use super::*;
+
+fn options() -> StoreOptions {
+    let log = Options {
+        segment_bytes: 8 << 10,
+        first_segment_bytes: 4 << 10,
+        memory_bytes: 64 << 10,
+        ..Options::default()
+    };
+    StoreOptions { log, open_logs: 4, idle: Duration::from_secs(60) }
+}
+
+#[test]
+fn names_that_could_leave_the_directory_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), options()).unwrap();
+    let long = "x".repeat(NAME_BYTES + 1);
+    for name in ["", ".", "..", "a/b", "../a", "-a", ".deleted-1", "a\\b", "a b", "ä", "a\0", &long] {
+        assert!(matches!(store.create(name, &LogSettings::default()), Err(Error::BadName { .. })), "{name}");
+        assert!(matches!(store.get(name), Err(Error::BadName { .. })), "{name}");
+    }
+    assert!(store.create(&long[1..], &LogSettings::default()).unwrap());
+}
+
+#[test]
+fn logs_are_there_after_opening_again_and_deleted_ones_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), options()).unwrap();
+    let json = LogSettings { values: Values::Json, retention_bytes: Some(1 << 20), ..Default::default() };
+    assert!(store.create("a", &json).unwrap());
+    assert!(!store.create("a", &json).unwrap());
+    assert!(matches!(store.create("a", &LogSettings::default()), Err(Error::Exists { .. })));
+    store.create("b", &LogSettings::default()).unwrap();
+    store.get("a").unwrap().append(b"1").unwrap();
+    let held = store.get("b").unwrap();
+    held.append(b"x").unwrap();
+    held.flush().unwrap();
+    store.delete("b").unwrap();
+    assert!(matches!(held.append(b"y"), Err(LogError::Failed { .. })));
+    assert_eq!(held.read(0).unwrap().unwrap().value(), b"x");
+    assert!(matches!(store.delete("b"), Err(Error::NotFound { .. })));
+    assert!(store.create("b", &LogSettings::default()).unwrap());
+    assert_eq!(store.get("b").unwrap().next_offset(), 0);
+    store.delete("b").unwrap();
+    drop(held);
+    std::fs::create_dir(dir.path().join(".deleted-1-c")).unwrap();
+    assert!(matches!(Store::open(dir.path(), options()), Err(Error::Log(LogError::InUse { .. }))));
+    store.close().unwrap();
+
+    let store = Store::open(dir.path(), options()).unwrap();
+    assert_eq!(store.names(None, 10), ["a"]);
+    let a = store.get("a").unwrap();
+    assert_eq!((a.settings(), a.read(0).unwrap().unwrap().value()), (&json, &b"1"[..]));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "a and the lock");
+}
+
+#[test]
+fn logs_beyond_the_limit_are_closed_unless_somebody_holds_them_and_open_again_on_demand() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), options()).unwrap();
+    let held = {
+        store.create("held", &LogSettings::default()).unwrap();
+        store.get("held").unwrap()
+    };
+    for n in 0..20u8 {
+        let name = format!("log-{n:02}");
+        store.create(&name, &LogSettings::default()).unwrap();
+        store.get(&name).unwrap().append(&[n]).unwrap();
+    }
+    store.inner.turn();
+    assert_eq!(store.count(), (21, 5));
+    held.append(b"still").unwrap();
+    for n in 0..20u8 {
+        let log = store.get(&format!("log-{n:02}")).unwrap();
+        assert_eq!(log.read(0).unwrap().unwrap().value(), [n]);
+    }
+    assert_eq!(store.names(Some("log-03"), 2), ["log-04", "log-05"]);
+}
+
+#[test]
+fn a_log_is_open_in_the_store_or_by_itself_never_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let alone = || Log::open(dir.path().join("a"), options().log);
+    let in_use = |error: &LogError| matches!(error, LogError::InUse { .. });
+    let log = alone().unwrap();
+    let store = Store::open(dir.path(), options()).unwrap();
+    assert!(matches!(store.get("a"), Err(Error::Log(error)) if in_use(&error)));
+    log.close().unwrap();
+    store.get("a").unwrap().append(b"1").unwrap();
+    assert!(alone().is_err_and(|error| in_use(&error)));
+    assert!(crate::log::verify(dir.path().join("a")).is_err_and(|error| in_use(&error)));
+    store.close().unwrap();
+    let log = alone().unwrap();
+    assert!(matches!(Store::open(dir.path(), options()), Err(Error::Log(error)) if in_use(&error)));
+    assert_eq!(log.read(0).unwrap().unwrap().value(), b"1");
+}
+
+#[test]
+fn logs_share_the_memory_and_each_goes_on_when_others_have_taken_it_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), StoreOptions { open_logs: 100, ..options() }).unwrap();
+    let (limit, least) = (store.options().log.memory_bytes, crate::chunk::Memory::footprint(4096));
+    let logs: Vec<_> = (0..30)
+        .map(|n| {
+            store.create(&format!("log-{n}"), &LogSettings::default()).unwrap();
+            store.get(&format!("log-{n}")).unwrap()
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        for log in &logs {
+            scope.spawn(|| {
+                for n in 0..300u32 {
+                    log.append(&[&n.to_le_bytes()[..], &[0; 100]].concat()).unwrap();
+                }
+                log.flush().unwrap();
+            });
+        }
+    });
+    for log in &logs {
+        let numbers = log.iter(0).map(|record| record.unwrap().value()[..4].try_into().unwrap());
+        assert!(numbers.map(u32::from_le_bytes).eq(0..300));
+    }
+    // Those of the smallest size that each may have beyond the limit: the active one, the next, and one to seal.
+    let claimed = store.inner.budget.claimed();
+    assert!(claimed <= limit + 30 * 3 * least, "{claimed} of {limit} are claimed");
+    drop(logs);
+    let budget = Arc::clone(&store.inner.budget);
+    store.close().unwrap();
+    assert_eq!(budget.claimed(), 0);
+}
+
+#[test]
+fn images_of_logs_that_are_gone_are_removed_and_those_of_others_are_not() {
+    use crate::chunk::{Images, Memory};
+    let (dir, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let with = || {
+        let mut options = options();
+        options.log.images = Some(at.path().to_owned());
+        options
+    };
+    let id = {
+        let store = Store::open(dir.path(), with()).unwrap();
+        store.create("a", &LogSettings::default()).unwrap();
+        let id = store.get("a").unwrap().id();
+        store.close().unwrap();
+        id
+    };
+    let leave = |id, dir: &Path| {
+        let images = Arc::new(Images::open(at.path(), id, dir).unwrap());
+        images.keep();
+        drop(Memory::shared(4096, Some(&images)).unwrap());
+        move || images.find(|_| true).unwrap().1.len()
+    };
+    let there = leave(id, &dir.path().join("a"));
+    let gone = leave([1; 16], &dir.path().join("b"));
+    let replaced = leave([2; 16], &dir.path().join("a"));
+    drop(Store::open(dir.path(), with()).unwrap());
+    assert_eq!((there(), gone(), replaced()), (1, 0, 0));
+}
+
+#[test]
+fn retention_by_bytes_and_by_age_drops_whole_segments_from_the_front() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), options()).unwrap();
+    let by_bytes = LogSettings { retention_bytes: Some(64 << 10), ..Default::default() };
+    let by_age = LogSettings { retention_seconds: Some(0), ..Default::default() };
+    for (name, settings) in [("bytes", by_bytes), ("age", by_age)] {
+        store.create(name, &settings).unwrap();
+        let log = store.get(name).unwrap();
+        for _ in 0..2000 {
+            log.append(&[1; 100]).unwrap();
+        }
+        log.flush().unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(50)); // the keeper seals, and the clock goes on
+    store.inner.turn();
+    let log = store.get("bytes").unwrap();
+    assert!(log.first_offset() > 1000 && log.disk_bytes() <= 64 << 10, "{}", log.disk_bytes());
+    assert_eq!(log.iter(log.first_offset()).flatten().count() as u64, 2000 - log.first_offset());
+    assert!(store.get("age").unwrap().first_offset() > 1900);
+}
+
+#[test]
+fn many_who_create_use_and_delete_the_same_names_never_open_one_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), options()).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let store = &store;
+            scope.spawn(move || {
+                for n in 0..60 {
+                    let name = ["a", "b"][(n + thread) % 2];
+                    match n % 3 {
+                        0 => {
+                            let _ =
+                                store.create(name, &LogSettings::default()).map_err(|error| allowed(&error));
+                        }
+                        1 => {
+                            drop(store.get(name).map(|log| log.append(b"x")).map_err(|error| allowed(&error)))
+                        }
+                        _ if thread == 0 => drop(store.delete(name).map_err(|error| allowed(&error))),
+                        _ => store.inner.turn(),
+                    }
+                }
+            });
+        }
+    });
+}
+
+fn allowed(error: &Error) {
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+}
