@@ -22,8 +22,9 @@ pub(super) trait Run: Send + Sync {
 pub(super) trait Schedule: Send + Sync {
     /// Runs the task as soon as a thread is free.
     fn soon(&self, task: std::sync::Arc<dyn Run>);
-    /// Runs it after `delay`. The key is for [`sooner`](Self::sooner).
-    fn later(&self, task: std::sync::Arc<dyn Run>, delay: Duration) -> u64;
+    /// Runs it after `delay`. The key is for [`sooner`](Self::sooner). `within`: said by a thread of the pool, which
+    /// looks for something to do at once.
+    fn later(&self, task: std::sync::Arc<dyn Run>, delay: Duration, within: bool) -> u64;
     /// Runs it as soon as a thread is free, and not later as well, if it waits under this key.
     fn sooner(&self, key: u64, task: std::sync::Arc<dyn Run>);
     /// Whether others wait for a thread.
@@ -125,14 +126,14 @@ impl<S: Send + Sync + 'static> Task<S> {
     #[cold]
     fn wake(self: &std::sync::Arc<Self>, linger: Duration) {
         if self.shift(|phase| (phase == IDLE).then_some(LATER)).is_ok() {
-            self.wait(linger);
+            self.wait(linger, false);
         }
     }
 
     /// In the phase "later": gets into the pool's list.
-    fn wait(self: &std::sync::Arc<Self>, delay: Duration) {
+    fn wait(self: &std::sync::Arc<Self>, delay: Duration, within: bool) {
         // A kick between these two does not find the key: then an entry stays in the list, and does no harm.
-        self.key.store(self.pool.later(self.clone(), delay), Ordering::Relaxed);
+        self.key.store(self.pool.later(self.clone(), delay, within), Ordering::Relaxed);
     }
 
     // What follows is for the turn.
@@ -156,7 +157,7 @@ impl<S: Send + Sync + 'static> Task<S> {
     pub(super) fn later(self: &std::sync::Arc<Self>, delay: Duration) -> bool {
         let passed = self.pass(LATER).is_ok();
         if passed {
-            self.wait(delay);
+            self.wait(delay, true);
         }
         passed
     }
@@ -235,7 +236,7 @@ mod models {
             self.0.1.notify();
         }
 
-        fn later(&self, task: std::sync::Arc<dyn Run>, _: Duration) -> u64 {
+        fn later(&self, task: std::sync::Arc<dyn Run>, _: Duration, _: bool) -> u64 {
             self.soon(task);
             0
         }

@@ -3,14 +3,15 @@
 //! side. Threads are started when there is work and none of them is free, up to a limit, and stay.
 //!
 //! Tasks that are due later wait in a list by time. At most one free thread sleeps until the first of them is due;
-//! when it takes something to do, and more waits, it hands the watch on.
+//! when it takes something to do, and more waits, it hands the watch on. Of the other free threads the last one to fall
+//! asleep is woken first: so that a load that one thread can carry is carried by one.
 
 use super::task::{Run, Schedule};
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
     sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError},
-    thread,
+    thread::{self, Thread},
     time::{Duration, Instant},
 };
 
@@ -38,8 +39,7 @@ pub(super) struct Workers {
     most: usize,
     begun: Instant,
     queue: Mutex<Queue>,
-    /// Where free threads sleep, and the one of them that keeps the watch.
-    free: Condvar,
+    /// Where the thread sleeps that keeps the watch.
     watch: Condvar,
 }
 
@@ -49,20 +49,14 @@ struct Queue {
     /// By nanoseconds since `begun`, made unique.
     later: BTreeMap<u64, Arc<dyn Run>>,
     threads: usize,
-    sleeping: usize,
+    /// Free threads, the last one to fall asleep last. Who takes one out of here wakes it.
+    free: Vec<Thread>,
     watched: bool,
 }
 
 impl Workers {
     fn new(name: &'static str, most: usize) -> Arc<Self> {
-        Arc::new(Self {
-            name,
-            most,
-            begun: Instant::now(),
-            queue: Mutex::default(),
-            free: Condvar::new(),
-            watch: Condvar::new(),
-        })
+        Arc::new(Self { name, most, begun: Instant::now(), queue: Mutex::default(), watch: Condvar::new() })
     }
 
     /// Sees to it that there is a thread at all.
@@ -84,9 +78,12 @@ impl Workers {
 
     /// Gets a free thread to look at the queue, if there is one or may be one more; otherwise those that work will.
     fn rouse(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
-        if queue.sleeping > 0 {
+        if queue.watched && queue.later.is_empty() {
             drop(queue);
-            self.free.notify_one();
+            self.watch.notify_one(); // there is nothing to watch any more
+        } else if let Some(thread) = queue.free.pop() {
+            drop(queue);
+            thread.unpark();
         } else if queue.watched {
             drop(queue);
             self.watch.notify_one();
@@ -130,9 +127,13 @@ impl Workers {
                     queue
                 }
                 _ => {
-                    queue.sleeping += 1;
-                    let mut queue = self.free.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                    queue.sleeping -= 1;
+                    let this = thread::current();
+                    queue.free.push(this.clone());
+                    while queue.free.iter().any(|free| free.id() == this.id()) {
+                        drop(queue);
+                        thread::park(); // may return for no reason
+                        queue = self.lock();
+                    }
                     queue
                 }
             };
@@ -147,14 +148,16 @@ impl Schedule for Arc<Workers> {
         self.rouse(queue);
     }
 
-    fn later(&self, task: Arc<dyn Run>, delay: Duration) -> u64 {
+    fn later(&self, task: Arc<dyn Run>, delay: Duration, within: bool) -> u64 {
         let mut queue = self.lock();
         let mut key = self.now() + delay.as_nanos() as u64;
         while queue.later.contains_key(&key) {
             key += 1;
         }
         queue.later.insert(key, task);
-        if !queue.watched {
+        if within {
+            // This thread will look at the queue itself.
+        } else if !queue.watched {
             self.rouse(queue); // to keep the watch
         } else if queue.later.first_key_value().is_some_and(|(&first, _)| first == key) {
             drop(queue);
@@ -197,10 +200,10 @@ mod tests {
         let (tell, told) = channel();
         let task = |n, millis| Arc::new(Tell(tell.clone(), n, Duration::from_millis(millis)));
         let begun = Instant::now();
-        workers.later(task(4, 0), Duration::from_millis(90));
-        workers.later(task(3, 0), Duration::from_millis(60));
+        workers.later(task(4, 0), Duration::from_millis(90), false);
+        workers.later(task(3, 0), Duration::from_millis(60), false);
         let hastened = task(2, 0);
-        let key = workers.later(hastened.clone(), Duration::from_secs(60));
+        let key = workers.later(hastened.clone(), Duration::from_secs(60), false);
         workers.soon(task(1, 300));
         thread::sleep(Duration::from_millis(30));
         workers.sooner(key, hastened);
