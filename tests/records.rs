@@ -406,21 +406,87 @@ fn a_live_tail_follows_resumes_and_beats() {
 
 #[test]
 fn a_slow_reader_is_dropped_and_told_and_may_resume() {
-    let (_data, server) = start(&["--create-logs", "--body-seconds", "1"]);
+    let (_data, server) = start(&["--create-logs", "--body-seconds", "4"]);
     let mut client = server.connect();
     let base = "/v1/logs/a/records";
     let body = "x".repeat(1 << 20);
     for _ in 0..24 {
         append(&mut client, base, "application/octet-stream", body.as_bytes());
     }
-    let mut stream = TcpStream::connect(&server.address).unwrap();
-    let request = format!("GET {base}?offset=0 HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n");
-    stream.write_all(request.as_bytes()).unwrap();
-    std::thread::sleep(Duration::from_secs(4)); // it reads nothing meanwhile
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let mut got = Vec::new();
-    let _ = stream.read_to_end(&mut got); // ends by closing or by an error
+    let connect = |offset: u64| {
+        let mut stream = TcpStream::connect(&server.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let request = format!(
+            "GET {base}?offset={offset} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept: text/event-stream\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    };
+    let (mut slow, mut deaf) = (connect(0), connect(0));
+    std::thread::sleep(Duration::from_millis(2500)); // they read nothing meanwhile
+    let mut got = String::new();
+    slow.read_to_string(&mut got).unwrap();
+    let last = got.rfind("event: dropped\n").expect("it was not told");
     assert!(got.len() < 24 << 20, "all was kept for one who does not read");
+    let next = got[last..].split("\"next_offset\":").nth(1).and_then(|rest| rest.split('}').next()).unwrap();
+    let seen = got.matches("\nid: ").count() as u64;
+    assert_eq!(next.parse(), Ok(seen), "it does not say where to go on");
+    let mut rest =
+        tail(&server, &format!("{base}?offset={next}"), "").filter(|line| line.starts_with("id: "));
+    assert!((seen..24).all(|offset| rest.next() == Some(format!("id: {offset}"))));
+    drop(rest);
+    // And one that never reads loses its connection.
+    std::thread::sleep(Duration::from_secs(3));
+    got.clear();
+    let _ = deaf.read_to_string(&mut got); // ends by closing or by an error
+    assert!(got.len() < 24 << 20);
+    let metrics = read(&mut client, "/metrics", "*/*").body;
+    assert!(metrics.contains("\nmillstream_readers_dropped_total 2\n"), "{metrics}");
+}
+
+#[test]
+fn many_tails_get_every_event_in_order_wherever_they_began_and_leave_without_a_trace() {
+    const RECORDS: u64 = 400;
+    let (_data, server) = start(&["--create-logs"]);
+    let mut client = server.connect();
+    let base = "/v1/logs/a/records";
+    append(&mut client, base, "text/plain", b"0");
+    let tails = std::thread::scope(|scope| {
+        let tails: Vec<_> = (0..40u64)
+            .map(|n| {
+                let server = &server;
+                scope.spawn(move || {
+                    std::thread::sleep(Duration::from_millis(n * 5));
+                    let from = n * 7 % 40;
+                    let mut lines = tail(server, &format!("{base}?offset={from}"), "");
+                    for offset in from..RECORDS {
+                        let mut line = || lines.find(|line| !line.starts_with(':')).unwrap();
+                        assert_eq!(line(), format!("id: {offset}"));
+                        assert!(
+                            timeless(&line()).starts_with(&format!(r#"data: {{"offset":{offset},"value":"#))
+                        );
+                    }
+                    lines
+                })
+            })
+            .collect();
+        for n in 1..RECORDS {
+            append(&mut client, base, "text/plain", n.to_string().as_bytes());
+        }
+        tails.into_iter().map(|tail| tail.join().unwrap()).collect::<Vec<_>>()
+    });
+    let mut open = || {
+        let metrics = read(&mut client, "/metrics", "*/*").body;
+        metrics.lines().find_map(|line| line.strip_prefix("millstream_tails ")).unwrap().to_owned()
+    };
+    assert_eq!(open(), "40");
+    drop(tails);
+    // Noticed at once, though nothing is appended and no comment is due.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while open() != "0" {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]

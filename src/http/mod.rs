@@ -9,6 +9,7 @@
 mod body;
 mod book;
 mod commit;
+mod feed;
 mod formats;
 mod logs;
 mod metrics;

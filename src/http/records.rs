@@ -12,7 +12,7 @@ use crate::{
     log::{Error, Payload, Produced, ProducerBatch, Reader},
     store::{LogSettings, OpenLog, Values},
 };
-use http_body_util::{Either, channel::Channel};
+use http_body_util::{BodyExt, Either, channel::Channel};
 use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Incoming},
@@ -32,7 +32,7 @@ const TIME: HeaderName = HeaderName::from_static("millstream-time");
 const PIECE: usize = 256 << 10;
 const WHOLE: usize = 1 << 20;
 /// Pieces that wait for a client to take them.
-pub(super) const PIECES: usize = 2;
+const PIECES: usize = 2;
 
 #[derive(Serialize)]
 struct Appended {
@@ -329,7 +329,7 @@ fn send(context: &Arc<Context>, log: &Arc<OpenLog>, reading: Reading, first: Vec
             };
         }
     });
-    Either::Right(body)
+    Either::Right(body.boxed_unsync())
 }
 
 fn accepted(accept: &str) -> Result<Format, Problem> {

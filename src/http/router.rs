@@ -1,12 +1,14 @@
 //! Which request goes where, and what all of them need.
 
-use super::{book, commit::Lines, logs, metrics::Metrics, problem::Problem, records, server::Limits};
+use super::{
+    book, commit::Lines, feed::Feeds, logs, metrics::Metrics, problem::Problem, records, server::Limits,
+};
 use crate::{
     log::{Durability, Error, Record},
     store::{self, LogSettings, OpenLog, Store},
 };
 use bytes::Bytes;
-use http_body_util::{Either, Full, channel::Channel};
+use http_body_util::{Either, Full, combinators::UnsyncBoxBody};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
@@ -24,13 +26,14 @@ use std::{
 use tokio::sync::watch;
 
 /// A whole answer, or one that is sent piece by piece.
-pub(super) type Body = Either<Full<Bytes>, Channel<Bytes, io::Error>>;
+pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;
 pub(super) type Answer = Response<Body>;
 
 /// What a request needs; one per runtime.
 pub(super) struct Context {
     pub(super) store: Arc<Store>,
     pub(super) lines: Arc<Lines>,
+    pub(super) feeds: Feeds,
     pub(super) limits: Arc<Limits>,
     pub(super) metrics: Arc<Metrics>,
     /// Turns true when the server shuts down: who waits ends the answer then.

@@ -4,6 +4,7 @@
 
 use super::{
     book,
+    feed::Feeds,
     metrics::Metrics,
     router::{self, Context},
 };
@@ -188,8 +189,8 @@ impl Worker {
             heartbeat: settings.heartbeat,
             create_logs: settings.create_logs,
         });
-        let context =
-            Arc::new(Context { store, lines: Arc::default(), limits, metrics, stopped: stopped.clone() });
+        let (lines, feeds) = (Arc::default(), Feeds::default());
+        let context = Arc::new(Context { store, lines, feeds, limits, metrics, stopped: stopped.clone() });
         let metrics_of_all = Arc::clone(&context.metrics);
         let http = protocol(&settings);
         let graceful = GracefulShutdown::new();

@@ -1,32 +1,30 @@
 //! The live end of a log, by Server-Sent Events: each record an event whose `id` is its offset, so that a client
 //! that comes again with `Last-Event-ID` goes on where it was.
 //!
-//! The log itself is the buffer: a reader is sent a few pieces ahead of what it takes, and reads on when it takes
-//! them. One that takes nothing for a while is dropped, told so by an event if it ever reads on, and may resume.
+//! The log itself is the buffer: the next piece is made when the connection has taken the last one, and those at the
+//! log's end share it (`feed`). A reader that takes nothing for a while is dropped, told so by an event if it reads on
+//! before its connection is given up, and may resume.
 
 use super::{
-    formats,
+    feed::{self, Feed, Wake},
     problem::Problem,
-    records::PIECES,
     router::{Answer, Context},
 };
-use crate::{
-    log::{Error, Reader},
-    store::OpenLog,
-};
-use http_body_util::{
-    Either,
-    channel::{Channel, Sender},
-};
+use crate::{log::Error, store::OpenLog};
+use http_body_util::{BodyExt, Either};
 use hyper::{
     Response,
-    body::Bytes,
+    body::{Body, Bytes, Frame},
     header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
 };
-use std::{io, sync::Arc};
-
-/// Bytes of events that are rendered at once.
-const PIECE: usize = 64 << 10;
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Poll, ready},
+    time::{Duration, Instant},
+};
 
 /// Answers with the records from `offset` on, for as long as the client and the log are there.
 pub(super) fn stream(context: &Arc<Context>, log: &Arc<OpenLog>, offset: u64) -> Result<Answer, Problem> {
@@ -34,130 +32,163 @@ pub(super) fn stream(context: &Arc<Context>, log: &Arc<OpenLog>, offset: u64) ->
     if offset < first {
         return Err(Error::Trimmed { offset, first }.into());
     }
-    let (sender, body) = Channel::new(PIECES + 1);
-    let tail = Tail { context: Arc::clone(context), log: Arc::clone(log), sender };
-    tokio::spawn(tail.run(log.reader(offset)));
-    let mut answer = Response::new(Either::Right(body));
+    context.metrics.tails.inc();
+    let feed = context.feeds.of(log, context.limits.heartbeat, &context.stopped);
+    let tail = Tail {
+        beats: feed.beats(),
+        feed,
+        context: Arc::clone(context),
+        log: Arc::clone(log),
+        offset,
+        // At once, so that the client sees that it is connected.
+        stage: Stage::Opening,
+        patience: context.limits.body_time / 2,
+        given: Instant::now(),
+        asked: false,
+    };
+    let mut answer = Response::new(Either::Right(Events { next: Box::pin(tail.next()) }.boxed_unsync()));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(answer)
 }
 
+/// The body: hyper asks for the next piece when the connection has room for it.
+struct Events {
+    next: Pin<Box<dyn Future<Output = Option<(Bytes, Tail)>> + Send>>,
+}
+
+impl Body for Events {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        Poll::Ready(match ready!(self.next.as_mut().poll(context)) {
+            Some((bytes, tail)) => {
+                self.next = Box::pin(tail.next());
+                Some(Ok(Frame::data(bytes)))
+            }
+            None => {
+                self.next = Box::pin(async { None }); // whoever asks again gets the same answer
+                None
+            }
+        })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Opening,
+    Following,
+    /// The last event is out.
+    Ended,
+}
+
 struct Tail {
     context: Arc<Context>,
     log: Arc<OpenLog>,
-    sender: Sender<Bytes, io::Error>,
+    feed: Arc<Feed>,
+    /// Of the next event.
+    offset: u64,
+    /// Those of the feed that were told.
+    beats: u64,
+    stage: Stage,
+    /// How long the connection may leave a piece lying.
+    patience: Duration,
+    /// When it was given the last one, and whether it has asked for the next.
+    given: Instant,
+    asked: bool,
 }
 
-/// The event for who reads too slowly.
-const DROPPED: &str = "dropped";
-
-/// Why a tail ends.
+/// Why a tail ends with an event.
 enum End {
-    /// The client is gone, or the server stops: there is nobody to tell, or nothing to say.
-    Quiet,
-    /// With an event of this name, and why.
-    Told(&'static str, String),
-}
-
-impl From<Error> for End {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::Closed => Self::Quiet,
-            error => Self::Told("error", error.to_string()),
-        }
-    }
+    Dropped,
+    Failed(Error),
 }
 
 impl Tail {
-    async fn run(mut self, mut reader: Reader) {
-        self.context.metrics.tails.inc();
-        let mut stopped = self.context.stopped.clone();
-        let end = tokio::select! {
-            end = self.follow(&mut reader) => end,
-            _ = stopped.wait_for(|stopped| *stopped) => End::Quiet,
-        };
-        self.context.metrics.tails.dec();
-        if let End::Told(event, why) = end {
-            if event == DROPPED {
-                self.context.metrics.readers_dropped.inc();
-            }
-            let next = reader.offset();
-            let why = serde_json::Value::from(why); // on one line, whatever is in it
-            let text = format!("event: {event}\ndata: {{\"detail\":{why},\"next_offset\":{next}}}\n\n");
-            let last = self.sender.send_data(Bytes::from(text));
-            let _ = tokio::time::timeout(self.context.limits.body_time, last).await; // or it never reads
+    /// The next piece of the answer; `None` once it has ended. Polled when the connection has room for it.
+    async fn next(mut self) -> Option<(Bytes, Self)> {
+        if self.left_lying() {
+            return Some((self.last_event(&End::Dropped), self));
         }
+        self.asked = true;
+        let bytes = match self.stage {
+            Stage::Ended => return None,
+            Stage::Opening => {
+                self.stage = Stage::Following;
+                Bytes::from_static(b": millstream\n\n")
+            }
+            Stage::Following => match self.events().await {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) | Err(Error::Closed) => return None, // nothing to say
+                Err(error) => self.last_event(&End::Failed(error)),
+            },
+        };
+        (self.given, self.asked) = (Instant::now(), false);
+        Some((bytes, self))
     }
 
-    async fn follow(&mut self, reader: &mut Reader) -> End {
-        // At once, so that the client sees that it is connected.
-        if let Err(end) = self.send(Bytes::from_static(b": millstream\n\n")).await {
-            return end;
-        }
+    /// Whether the connection has had no room for longer than it may.
+    fn left_lying(&self) -> bool {
+        self.stage == Stage::Following && !self.asked && self.given.elapsed() > self.patience
+    }
+
+    /// The next events, or a comment where there are none for a while; `None` when the server stops.
+    async fn events(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
-            let sent = match self.events(reader).await {
-                Ok(events) if events.is_empty() => {
-                    let heartbeat = self.context.limits.heartbeat;
-                    match tokio::time::timeout(heartbeat, reader.visible()).await {
-                        Ok(Ok(())) => continue,
-                        Ok(Err(error)) => return error.into(),
-                        Err(_) => self.send(Bytes::from_static(b":\n\n")).await,
-                    }
+            match self.feed.wait(self.offset, self.beats).await? {
+                Wake::Stopped => return Ok(None),
+                Wake::Beat(beats) => {
+                    self.beats = beats;
+                    return Ok(Some(Bytes::from_static(b":\n\n")));
                 }
-                Ok(events) => self.send(events).await,
-                Err(end) => return end,
+                Wake::Grown => {}
+            }
+            let (bytes, next) = match self.feed.latest(self.offset) {
+                Some(latest) => latest?,
+                None => self.behind().await?,
             };
-            if let Err(end) = sent {
-                return end;
+            (self.offset, self.beats) = (next, self.feed.beats());
+            if !bytes.is_empty() {
+                return Ok(Some(bytes));
             }
         }
     }
 
-    /// The next events; none where the reader is at the end.
-    async fn events(&self, reader: &mut Reader) -> Result<Bytes, End> {
-        if self.log.is_in_memory(reader.offset()) {
-            return render(reader);
+    /// The next events of one who is not at the end; off the runtime's thread where the disk has to be asked.
+    async fn behind(&self) -> Result<(Bytes, u64), Error> {
+        let mut reader = self.log.reader(self.offset);
+        let mut run = move || feed::render(&mut reader).map(|events| (events, reader.offset()));
+        if self.log.is_in_memory(self.offset) {
+            return run();
         }
-        let mut cold = self.log.reader(reader.offset());
-        let done = self.context.blocking(move |_| {
-            let events = render(&mut cold);
-            (cold, events)
-        });
-        let Ok((cold, events)) = done.await else {
-            return Err(End::Told("error", "reading failed unexpectedly".into()));
-        };
-        *reader = cold;
-        events
+        let failed = || Error::Failed { reason: "reading failed unexpectedly".into() };
+        tokio::task::spawn_blocking(run).await.unwrap_or_else(|_| Err(failed()))
     }
 
-    async fn send(&mut self, bytes: Bytes) -> Result<(), End> {
-        match tokio::time::timeout(self.context.limits.body_time, self.sender.send_data(bytes)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::Quiet),
-            Err(_) => Err(End::Told(DROPPED, "you read too slowly; connect again to resume".into())),
-        }
+    fn last_event(&mut self, end: &End) -> Bytes {
+        self.stage = Stage::Ended;
+        let (event, why) = match end {
+            End::Dropped => {
+                self.context.metrics.readers_dropped.inc();
+                ("dropped", "you read too slowly; connect again to resume".to_owned())
+            }
+            End::Failed(error) => ("error", error.to_string()),
+        };
+        let why = serde_json::Value::from(why); // on one line, whatever is in it
+        let next = self.offset;
+        format!("event: {event}\ndata: {{\"detail\":{why},\"next_offset\":{next}}}\n\n").into()
     }
 }
 
-fn render(reader: &mut Reader) -> Result<Bytes, End> {
-    let mut out = Vec::new();
-    while out.len() < PIECE {
-        match reader.read_next() {
-            Ok(Some(record)) => {
-                out.extend_from_slice(format!("id: {}\ndata: ", record.offset).as_bytes());
-                formats::object(&mut out, &record);
-                out.extend_from_slice(b"\n\n");
-            }
-            Ok(None) => break,
-            // What was rendered goes out first; the reader stays where the error is told again.
-            Err(Error::Damaged { offset }) if !out.is_empty() => {
-                reader.seek(offset);
-                break;
-            }
-            Err(Error::Trimmed { .. }) if !out.is_empty() => break,
-            Err(error) => return Err(error.into()),
+impl Drop for Tail {
+    fn drop(&mut self) {
+        self.context.metrics.tails.dec();
+        if self.left_lying() {
+            self.context.metrics.readers_dropped.inc(); // with its connection
         }
     }
-    Ok(out.into())
 }

@@ -1,0 +1,193 @@
+//! What the live tails of one log share within a runtime: the events at the log's end, rendered once for all of them;
+//! and one task that waits for the log to grow, for a while without news, and for the server to stop, and tells them.
+
+use super::formats;
+use crate::{
+    log::{Error, Reader},
+    store::OpenLog,
+};
+use hyper::body::Bytes;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, watch},
+    task::AbortHandle,
+};
+
+/// Bytes of events that are rendered at once.
+const PIECE: usize = 64 << 10;
+
+/// The feeds of one runtime, by the log's id.
+#[derive(Default)]
+pub(super) struct Feeds(Mutex<HashMap<[u8; 16], Weak<Feed>>>);
+
+impl Feeds {
+    /// The log's feed. To be called within the runtime.
+    pub(super) fn of(
+        &self,
+        log: &Arc<OpenLog>,
+        heartbeat: Duration,
+        stopped: &watch::Receiver<bool>,
+    ) -> Arc<Feed> {
+        let mut feeds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // One of a log that was closed, and opened again since, would wait for ever.
+        if let Some(feed) = feeds.get(&log.id()).and_then(Weak::upgrade).filter(|feed| feed.is_of(log)) {
+            return feed;
+        }
+        feeds.retain(|_, feed| feed.strong_count() > 0);
+        let feed = Arc::new(Feed::new(log, heartbeat, stopped.clone()));
+        feeds.insert(log.id(), Arc::downgrade(&feed));
+        feed
+    }
+}
+
+/// See the module's documentation.
+pub(super) struct Feed {
+    log: Arc<OpenLog>,
+    latest: Mutex<Latest>,
+    news: Arc<News>,
+    watcher: AbortHandle,
+}
+
+/// What the watching task tells. The notification orders what it is about: Relaxed throughout.
+#[derive(Default)]
+struct News {
+    any: Notify,
+    /// How often there was nothing for a while.
+    beats: AtomicU64,
+    stopped: AtomicBool,
+}
+
+/// Why a wait is over.
+pub(super) enum Wake {
+    /// There is more.
+    Grown,
+    /// There was nothing for a while: so many times by now.
+    Beat(u64),
+    /// The server stops.
+    Stopped,
+}
+
+/// The piece rendered last.
+struct Latest {
+    reader: Reader,
+    from: u64,
+    events: Bytes,
+}
+
+impl Feed {
+    fn new(log: &Arc<OpenLog>, heartbeat: Duration, stopped: watch::Receiver<bool>) -> Self {
+        let news = Arc::new(News::default());
+        let watcher = watch(Arc::clone(log), Arc::clone(&news), heartbeat, stopped);
+        let watcher = tokio::spawn(watcher).abort_handle();
+        let reader = log.reader(log.visible_offset());
+        let latest = Mutex::new(Latest { from: reader.offset(), reader, events: Bytes::new() });
+        Self { log: Arc::clone(log), latest, news, watcher }
+    }
+
+    /// How often there was nothing for a while.
+    pub(super) fn beats(&self) -> u64 {
+        self.news.beats.load(Ordering::Relaxed)
+    }
+
+    fn is_of(&self, log: &Arc<OpenLog>) -> bool {
+        Arc::ptr_eq(&self.log, log)
+    }
+
+    /// The events from `offset` on, and the offset behind them, for one who is at the end, or a piece away from it.
+    /// `None` for one who is further behind.
+    pub(super) fn latest(&self, offset: u64) -> Option<Result<(Bytes, u64), Error>> {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset == latest.from && !latest.events.is_empty() {
+            return Some(Ok((latest.events.clone(), latest.reader.offset())));
+        }
+        if offset < latest.reader.offset() || !self.log.is_in_memory(offset) {
+            return None;
+        }
+        latest.reader.seek(offset); // of several, who is furthest leads, and the others come up with it
+        let rendered = render(&mut latest.reader);
+        Some(rendered.map(|events| {
+            (latest.from, latest.events) = (offset, events.clone());
+            (events, latest.reader.offset())
+        }))
+    }
+
+    /// Waits until the record at `offset` can be read, or there was nothing for a while beyond `beats` times.
+    ///
+    /// # Errors
+    /// It never can be read: why.
+    pub(super) async fn wait(&self, offset: u64, beats: u64) -> Result<Wake, Error> {
+        loop {
+            let told = self.news.any.notified();
+            tokio::pin!(told);
+            told.as_mut().enable(); // before looking, so that nothing is missed in between
+            if self.log.visible_offset() > offset {
+                return Ok(Wake::Grown);
+            }
+            if self.news.stopped.load(Ordering::Relaxed) {
+                return Ok(Wake::Stopped);
+            }
+            if self.beats() > beats {
+                return Ok(Wake::Beat(self.beats()));
+            }
+            self.log.writable()?;
+            told.await;
+        }
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.watcher.abort();
+    }
+}
+
+/// Tells all who wait, until there is nothing more to tell.
+async fn watch(log: Arc<OpenLog>, news: Arc<News>, heartbeat: Duration, mut stopped: watch::Receiver<bool>) {
+    loop {
+        let mut over = false;
+        tokio::select! {
+            grown = tokio::time::timeout(heartbeat, log.visible(log.visible_offset())) => match grown {
+                Ok(grown) => over = grown.is_err(),
+                Err(_) => drop(news.beats.fetch_add(1, Ordering::Relaxed)),
+            },
+            _ = stopped.wait_for(|stopped| *stopped) => {
+                news.stopped.store(true, Ordering::Relaxed);
+                over = true;
+            }
+        }
+        news.any.notify_waiters();
+        if over {
+            return;
+        }
+    }
+}
+
+/// The next events of a reader; none where it is at the end.
+pub(super) fn render(reader: &mut Reader) -> Result<Bytes, Error> {
+    let mut out = Vec::new();
+    while out.len() < PIECE {
+        match reader.read_next() {
+            Ok(Some(record)) => {
+                out.extend_from_slice(format!("id: {}\ndata: ", record.offset).as_bytes());
+                formats::object(&mut out, &record);
+                out.extend_from_slice(b"\n\n");
+            }
+            Ok(None) => break,
+            // What was rendered goes out first; the reader stays where the error is told again.
+            Err(Error::Damaged { offset }) if !out.is_empty() => {
+                reader.seek(offset);
+                break;
+            }
+            Err(Error::Trimmed { .. }) if !out.is_empty() => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(out.into())
+}
