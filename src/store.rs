@@ -3,7 +3,7 @@
 //! Each log is a directory of its own, `DATA/NAME`, with its settings in `log.json`. A log is opened by who first
 //! asks for it, and closed again by the store's thread once it has been idle for a while, or once more are open
 //! than may be: so memory and descriptors go with the logs in use, not with those there are. The same thread
-//! applies retention.
+//! applies retention, for which it opens closed logs now and then.
 //!
 //! # What always holds
 //! - A log is open at most once: an entry's lock is held while it is opened, closed or deleted.
@@ -38,6 +38,10 @@ const SETTINGS: &str = crate::log::SETTINGS_FILE;
 const DELETED: &str = ".deleted-";
 /// How often the store's thread looks for idle logs and applies retention.
 const TURN: Duration = Duration::from_secs(1);
+/// How many closed logs are opened for retention in a turn.
+const RETAINED_A_TURN: usize = 16;
+/// How often one is, at most; a log that keeps its records for long is looked at every eighth of that time.
+const RETAINED_EVERY: Duration = Duration::from_secs(60);
 
 /// What can go wrong with a store, beyond what can with a log.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -160,13 +164,20 @@ struct Entry {
     open: ArcSwapOption<OpenLog>,
     /// When it was last asked for, in milliseconds since the store was opened.
     used: AtomicU64,
+    /// When its old segments are to be looked at next while it is closed, likewise.
+    retain_at: AtomicU64,
     /// Held while opening, closing and deleting. Whether the log was deleted.
     deleted: Mutex<bool>,
 }
 
 impl Entry {
     fn new() -> Arc<Self> {
-        Arc::new(Self { open: ArcSwapOption::new(None), used: AtomicU64::new(0), deleted: Mutex::new(false) })
+        Arc::new(Self {
+            open: ArcSwapOption::new(None),
+            used: AtomicU64::new(0),
+            retain_at: AtomicU64::new(0),
+            deleted: Mutex::new(false),
+        })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, bool> {
@@ -280,19 +291,7 @@ impl Store {
             Err(error) => error,
         })?;
         self.inner.touch(&entry);
-        if let Some(open) = entry.open.load_full() {
-            return Ok(open);
-        }
-        let deleted = entry.lock();
-        if let Some(open) = entry.open.load_full() {
-            return Ok(open);
-        }
-        if *deleted {
-            return Err(Error::NotFound { name: name.to_owned() });
-        }
-        let open = Arc::new(self.inner.open_log(name)?);
-        entry.open.store(Some(Arc::clone(&open)));
-        Ok(open)
+        self.inner.opened(name, &entry)
     }
 
     /// Creates a log; says whether it was not there before. It is durable on return.
@@ -440,15 +439,35 @@ impl Inner {
     }
 
     fn open_log(&self, name: &str) -> Result<OpenLog, Error> {
-        let dir = self.dir.join(name);
-        let path = dir.join(SETTINGS);
-        let settings = match tree::read(&path).map_err(LogError::io("read", &path))? {
-            Some(text) => serde_json::from_slice(&text)
-                .map_err(|error| LogError::Corrupt { path, reason: error.to_string() })?,
-            None => LogSettings::default(), // made by a program that used the log alone
-        };
-        let log = Log::open_within(&self.budget, &dir, self.options_for(&settings)?)?;
+        let settings = self.settings(name)?;
+        let log = Log::open_within(&self.budget, &self.dir.join(name), self.options_for(&settings)?)?;
         Ok(OpenLog { log, name: name.to_owned(), settings })
+    }
+
+    fn settings(&self, name: &str) -> Result<LogSettings, Error> {
+        let path = self.dir.join(name).join(SETTINGS);
+        match tree::read(&path).map_err(LogError::io("read", &path))? {
+            Some(text) => Ok(serde_json::from_slice(&text)
+                .map_err(|error| LogError::Corrupt { path, reason: error.to_string() })?),
+            None => Ok(LogSettings::default()), // made by a program that used the log alone
+        }
+    }
+
+    /// The log of an entry, opened if it is not.
+    fn opened(&self, name: &str, entry: &Entry) -> Result<Arc<OpenLog>, Error> {
+        if let Some(open) = entry.open.load_full() {
+            return Ok(open);
+        }
+        let deleted = entry.lock();
+        if let Some(open) = entry.open.load_full() {
+            return Ok(open);
+        }
+        if *deleted {
+            return Err(Error::NotFound { name: name.to_owned() });
+        }
+        let open = Arc::new(self.open_log(name)?);
+        entry.open.store(Some(Arc::clone(&open)));
+        Ok(open)
     }
 
     /// Takes a log that is gone out of the map.
@@ -458,6 +477,33 @@ impl Inner {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         if entries.get(name).is_some_and(|there| Arc::ptr_eq(there, entry)) {
             entries.remove(name);
+        }
+    }
+
+    /// Drops segments of closed logs that have become too old; of bytes a closed log does not get more.
+    fn retain_closed(&self) {
+        let now = self.now();
+        let due: Vec<_> = {
+            let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+            let is_due =
+                |entry: &Entry| entry.open.load().is_none() && entry.retain_at.load(Ordering::Relaxed) <= now;
+            let due = entries.iter().filter(|(_, entry)| is_due(entry)).take(RETAINED_A_TURN);
+            due.map(|(name, entry)| (name.clone(), Arc::clone(entry))).collect()
+        };
+        for (name, entry) in due {
+            let age = match self.settings(&name) {
+                Ok(settings) => settings.retention_seconds.map(Duration::from_secs),
+                Err(_) => None, // who uses the log is told
+            };
+            let again = age.map_or(u64::MAX, |age| now + (age / 8).max(RETAINED_EVERY).as_millis() as u64);
+            entry.retain_at.store(again, Ordering::Relaxed); // by this thread alone
+            if age.is_some()
+                && let Ok(open) = self.opened(&name, &entry)
+            {
+                open.apply_retention();
+                drop(open);
+                entry.close();
+            }
         }
     }
 
@@ -471,14 +517,9 @@ impl Inner {
             if let Err(error) = log.keep_producers() {
                 tracing::warn!(name = log.name, %error, "producers are not written down");
             }
-            let LogSettings { retention_bytes: bytes, retention_seconds: seconds, .. } = log.settings;
-            if (bytes.is_some() || seconds.is_some())
-                && log.writable().is_ok()
-                && let Err(error) = log.retain(bytes, seconds.map(Duration::from_secs))
-            {
-                tracing::error!(name = log.name, %error, "dropping old segments failed");
-            }
+            log.apply_retention();
         }
+        self.retain_closed();
         open.sort_by_key(|entry| entry.used.load(Ordering::Relaxed));
         let (now, idle) = (self.now(), self.options.idle.as_millis() as u64);
         let too_many = open.len().saturating_sub(self.options.open_logs);
@@ -486,6 +527,18 @@ impl Inner {
             if n < too_many || now.saturating_sub(entry.used.load(Ordering::Relaxed)) > idle {
                 entry.close();
             }
+        }
+    }
+}
+
+impl OpenLog {
+    fn apply_retention(&self) {
+        let LogSettings { retention_bytes: bytes, retention_seconds: seconds, .. } = self.settings;
+        if (bytes.is_some() || seconds.is_some())
+            && self.writable().is_ok()
+            && let Err(error) = self.retain(bytes, seconds.map(Duration::from_secs))
+        {
+            tracing::error!(name = self.name, %error, "dropping old segments failed");
         }
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! (Under loom there are none: it cannot see into mapped files.)
 //!
-//! The file's name begins with the log's id. The head says, in two parts with a CRC each: the log's id and its
+//! The file is in a directory that is named by the log's id. The head says, in two parts with a CRC each: the log's id and its
 //! directory, written once; and base offset, capacity and creation time of the segment, written before its first
 //! frame and cleared when the memory is to be used again. Frames need no more than they have: the seed of another
 //! segment does not verify them.
@@ -77,8 +77,8 @@ pub(crate) struct Found {
     pub(crate) frames: Vec<u8>,
 }
 
-/// What the names of a log's images begin with: its id in hexadecimal digits.
-fn prefix(log: &[u8; 16]) -> String {
+/// The directory of a log's images: its id in hexadecimal digits.
+fn place(log: &[u8; 16]) -> String {
     format!("{:032x}", u128::from_be_bytes(*log))
 }
 
@@ -89,7 +89,7 @@ impl Images {
         if dir.as_os_str().len() > HEAD - DIR {
             return Err(io::Error::other("the log's directory has too long a name"));
         }
-        let memory = MemoryDir::open(at)?;
+        let memory = MemoryDir::open(at)?.of(&place(&log));
         Ok(Self { memory, log, dir, keep: AtomicBool::new(false), refused: AtomicU64::new(0) })
     }
 
@@ -97,9 +97,8 @@ impl Images {
     /// when they are not needed any more. An image of a copy of this log, in another directory that `is_there`, is
     /// none of ours.
     pub(crate) fn find(&self, is_there: impl Fn(&Path) -> bool) -> io::Result<(Vec<Found>, Vec<String>)> {
-        let prefix = prefix(&self.log);
         let (mut found, mut names) = (Vec::new(), Vec::new());
-        for name in self.memory.list()?.into_iter().filter(|name| name.starts_with(&prefix)) {
+        for name in self.memory.list()? {
             let mut bytes = Vec::new();
             self.memory.open_file(&name)?.read_to_end(&mut bytes)?;
             let owner = bytes.first_chunk().and_then(owner);
@@ -123,9 +122,7 @@ impl Images {
     #[cfg(all(test, not(loom)))]
     pub(crate) fn latest(&self) -> Option<PathBuf> {
         let number = |name: &String| name.rsplit('-').next().and_then(|number| number.parse::<u64>().ok());
-        let ours =
-            self.memory.list().unwrap().into_iter().filter(|name| name.starts_with(&prefix(&self.log)));
-        ours.max_by_key(number).map(|name| self.memory.path(&name))
+        self.memory.list().unwrap().into_iter().max_by_key(number).map(|name| self.memory.path(&name))
     }
 
     #[cfg(all(test, not(loom)))]
@@ -133,8 +130,7 @@ impl Images {
         let names = self.memory.list().unwrap();
         let holds = |name: &String| {
             let bytes = std::fs::read(self.memory.path(name)).unwrap();
-            name.starts_with(&prefix(&self.log))
-                && Label::decode(&bytes[LABEL]).is_some_and(|l| l.base == base)
+            Label::decode(&bytes[LABEL]).is_some_and(|label| label.base == base)
         };
         self.memory.path(&names.into_iter().find(holds).unwrap())
     }
@@ -159,7 +155,7 @@ impl Images {
     pub(super) fn create(self: &std::sync::Arc<Self>, capacity: u64) -> Option<(Image, memmap2::MmapRaw)> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{}-{number}", prefix(&self.log), std::process::id());
+        let name = format!("{}-{number}", std::process::id());
         let made = self.memory.create(&name, HEAD as u64 + capacity, &self.head()).and_then(|file| {
             let image = Image { images: std::sync::Arc::clone(self), name };
             Ok((image, memmap2::MmapOptions::new().map_raw(&file)?))
@@ -198,6 +194,12 @@ impl Images {
 #[cfg(not(loom))]
 pub(super) const LABEL_AT: usize = LABEL.start;
 
+impl Drop for Images {
+    fn drop(&mut self) {
+        self.memory.remove_if_empty();
+    }
+}
+
 /// One image; its file goes when this is dropped.
 #[cfg(not(loom))]
 #[derive(Debug)]
@@ -218,18 +220,22 @@ impl Drop for Image {
 /// Removes the images of logs that are gone: `exists` says whether the log of this id is in that directory.
 #[cfg(feature = "store")]
 pub(crate) fn sweep(at: &Path, exists: impl Fn(&Path, [u8; 16]) -> bool) -> io::Result<()> {
-    let memory = MemoryDir::open(at)?;
-    for name in memory.list()? {
-        let mut head = [0; HEAD];
-        // It may have gone meanwhile.
-        if memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)).is_err() {
-            continue;
+    let all = MemoryDir::open(at)?;
+    for log in all.list()? {
+        let memory = all.of(&log);
+        for name in memory.list().unwrap_or_default() {
+            let mut head = [0; HEAD];
+            // It may have gone meanwhile.
+            if memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)).is_err() {
+                continue;
+            }
+            let Some((dir, log)) = owner(&head) else { continue };
+            if !exists(&dir, log) {
+                tracing::debug!(dir = %dir.display(), "removing the image of a log that is gone");
+                memory.remove(&name);
+            }
         }
-        let Some((dir, log)) = owner(&head) else { continue };
-        if !exists(&dir, log) {
-            tracing::debug!(dir = %dir.display(), "removing the image of a log that is gone");
-            memory.remove(&name);
-        }
+        memory.remove_if_empty();
     }
     Ok(())
 }

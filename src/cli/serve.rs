@@ -36,8 +36,8 @@ pub(super) struct Serve {
     /// The largest segment in bytes, and so the largest record
     #[arg(long, env = "MILLSTREAM_SEGMENT_BYTES", default_value_t = Options::default().segment_bytes)]
     segment_bytes: u64,
-    /// Memory for records being written and for recent ones, in bytes
-    #[arg(long, env = "MILLSTREAM_MEMORY_BYTES", default_value_t = Options::default().memory_bytes)]
+    /// Memory for records being written and for recent ones, of all logs together, in bytes
+    #[arg(long, env = "MILLSTREAM_MEMORY_BYTES", default_value_t = StoreOptions::default().log.memory_bytes)]
     memory_bytes: u64,
     /// A memory file system for records that are not on disk yet, so that they survive kill -9; "none" for none
     #[arg(long, env = "MILLSTREAM_IMAGES", default_value = "/dev/shm")]
@@ -69,7 +69,7 @@ pub(super) struct Serve {
     /// Create a log when something is appended to it
     #[arg(long, env = "MILLSTREAM_CREATE_LOGS")]
     create_logs: bool,
-    /// Logs that stay open when nobody uses them
+    /// Logs that stay open when nobody uses them; each takes one open file
     #[arg(long, env = "MILLSTREAM_MAX_OPEN_LOGS", default_value_t = StoreOptions::default().open_logs)]
     max_open_logs: usize,
     /// Seconds after which a log that nobody uses is closed; it is opened again on demand
@@ -108,6 +108,14 @@ impl Serve {
             images: Some(self.images.clone()).filter(|images| images.as_os_str() != "none"),
             ..Options::default()
         };
+        let open_logs =
+            self.max_open_logs.min(open_files().saturating_sub(self.max_connections + SPARE_FILES));
+        if open_logs < self.max_open_logs {
+            tracing::warn!(
+                open_logs,
+                "the limit of open files (ulimit -n) leaves room for this many open logs beside the connections"
+            );
+        }
         let defaults = Settings::default();
         let settings = Settings {
             threads: self.threads.map_or(defaults.threads, usize::from),
@@ -130,11 +138,7 @@ impl Serve {
         })?;
         let store = Store::open(
             &self.data,
-            StoreOptions {
-                log: options,
-                open_logs: self.max_open_logs,
-                idle: Duration::from_secs(self.idle_seconds),
-            },
+            StoreOptions { log: options, open_logs, idle: Duration::from_secs(self.idle_seconds) },
         )?;
         let (address, logs) = (server.address()?, store.count().0);
         let listening = async move {
@@ -145,6 +149,18 @@ impl Serve {
         tracing::info!("stopped");
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Files beside those of connections and open logs: what is read from the disk, what is made ready, and the process's.
+const SPARE_FILES: usize = 256;
+
+/// How many files this process may have open, raised to what the system lets it have.
+fn open_files() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let limit = if raised.is_ok() { maximum } else { current };
+    limit.map_or(usize::MAX, |limit| limit as usize)
 }
 
 /// Completes at SIGINT or SIGTERM, which are caught from this call on. To be called within a runtime.

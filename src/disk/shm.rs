@@ -1,4 +1,5 @@
-//! Files in memory that outlive the process: a directory of the user's own in `/dev/shm` or its like.
+//! Files in memory that outlive the process: a directory of the user's own in `/dev/shm` or its like, and in that one for
+//! each owner of files, so that finding one's own does not take longer where there are many others.
 
 use std::{
     fs, io,
@@ -28,12 +29,26 @@ impl MemoryDir {
         Ok(Self(dir))
     }
 
+    /// The directory of one owner in this one. It is made when the first file is.
+    pub(crate) fn of(&self, owner: &str) -> Self {
+        Self(self.0.join(owner))
+    }
+
+    /// Removes the directory, if there is nothing in it.
+    pub(crate) fn remove_if_empty(&self) {
+        let _ = fs::remove_dir(&self.0); // what stays is found at the next start
+    }
+
     /// A new file that begins with `head`, all its memory reserved: writing to it never finds too little. It has no
     /// name before it has its head: a process that is killed in here leaves nothing.
     #[cfg(all(target_os = "linux", not(loom)))]
     pub(crate) fn create(&self, name: &str, length: u64, head: &[u8]) -> io::Result<fs::File> {
         use rustix::fs::{AtFlags, CWD, Mode, OFlags};
         use std::os::{fd::AsRawFd, unix::fs::FileExt};
+        match fs::DirBuilder::new().mode(0o700).create(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file: fs::File = rustix::fs::open(&self.0, flags, Mode::RUSR | Mode::WUSR)?.into();
         super::native::reserve(&file, length)?;
@@ -50,7 +65,10 @@ impl MemoryDir {
     }
 
     pub(crate) fn list(&self) -> io::Result<Vec<String>> {
-        fs::read_dir(&self.0)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        match fs::read_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            entries => entries?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect(),
+        }
     }
 
     pub(crate) fn open_file(&self, name: &str) -> io::Result<fs::File> {

@@ -52,9 +52,12 @@ pub(super) fn stream(context: &Arc<Context>, log: &Arc<OpenLog>, offset: u64) ->
     Ok(answer)
 }
 
+/// The next piece, and the tail to get the one behind it from.
+type Next = Pin<Box<dyn Future<Output = Option<(Bytes, Tail)>> + Send>>;
+
 /// The body: hyper asks for the next piece when the connection has room for it.
 struct Events {
-    next: Pin<Box<dyn Future<Output = Option<(Bytes, Tail)>> + Send>>,
+    next: Next,
 }
 
 impl Body for Events {
@@ -65,16 +68,12 @@ impl Body for Events {
         mut self: Pin<&mut Self>,
         context: &mut std::task::Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        Poll::Ready(match ready!(self.next.as_mut().poll(context)) {
-            Some((bytes, tail)) => {
-                self.next = Box::pin(tail.next());
-                Some(Ok(Frame::data(bytes)))
-            }
-            None => {
-                self.next = Box::pin(async { None }); // whoever asks again gets the same answer
-                None
-            }
-        })
+        let Some((bytes, tail)) = ready!(self.next.as_mut().poll(context)) else {
+            self.next = Box::pin(async { None }); // whoever asks again gets the same answer
+            return Poll::Ready(None);
+        };
+        self.next = Box::pin(tail.next());
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 }
 

@@ -409,6 +409,11 @@ impl Log {
         Durable::new(Arc::clone(&self.shared), offset)
     }
 
+    /// Has the flusher commit what was appended, without lingering for more; does not wait for it.
+    pub fn commit_soon(&self) {
+        self.shared.flush.task.kick();
+    }
+
     /// Waits until all records up to `offset`, which an append has returned, are in memory: until the copies that
     /// other threads have begun before it are done, which takes microseconds.
     pub fn wait_published(&self, offset: u64) {

@@ -406,6 +406,7 @@ pub(super) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>, 
 
 /// Errors if somebody has the log open by itself. For one who has the lock of the store, which keeps out those who
 /// come later: so an open log needs no descriptor for a lock.
+#[cfg(feature = "store")]
 pub(super) fn ensure_free(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
     lock_own(disk, dir).map(drop)
 }

@@ -221,10 +221,8 @@ impl Shared {
             if !stopping && (roll.asked.load(Ordering::SeqCst) || lock(&roll.refused).is_some()) {
                 self.prepare();
             }
-            let over = match !stopping && lock(&roll.refused).is_some() {
-                true => roll.task.later(RETRY),
-                false => roll.task.sleep_unless(|| false),
-            };
+            let retry = !stopping && lock(&roll.refused).is_some();
+            let over = if retry { roll.task.later(RETRY) } else { roll.task.sleep_unless(|| false) };
             if over {
                 return;
             }

@@ -181,6 +181,36 @@ fn retention_by_bytes_and_by_age_drops_whole_segments_from_the_front() {
 }
 
 #[test]
+fn what_has_become_too_old_goes_also_while_nobody_has_the_log_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), options()).unwrap();
+    for n in 0..20 {
+        let settings = LogSettings { retention_seconds: Some(1), ..Default::default() };
+        store.create(&format!("old-{n:02}"), &settings).unwrap();
+        let log = store.get(&format!("old-{n:02}")).unwrap();
+        for _ in 0..200 {
+            log.append(&[1; 100]).unwrap();
+        }
+    }
+    store.create("kept", &LogSettings::default()).unwrap();
+    store.close().unwrap();
+    let files = || {
+        let logs = std::fs::read_dir(dir.path()).unwrap().flatten().filter(|log| log.path().is_dir());
+        logs.flat_map(|log| std::fs::read_dir(log.path()).unwrap().flatten())
+            .filter(|file| file.path().extension().is_some_and(|extension| extension == "seg"))
+            .count()
+    };
+    assert!(files() >= 21 + 20);
+    std::thread::sleep(Duration::from_millis(1100));
+    let store = Store::open(dir.path(), options()).unwrap();
+    store.inner.retain_closed();
+    store.inner.retain_closed();
+    assert_eq!((files(), store.count()), (21, (21, 0)));
+    let looked_at = |name| store.inner.entry(name).unwrap().retain_at.load(Ordering::Relaxed);
+    assert!(looked_at("old-00") >= 60_000 && looked_at("kept") == u64::MAX, "it would be opened each second");
+}
+
+#[test]
 fn many_who_create_use_and_delete_the_same_names_never_open_one_twice() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), options()).unwrap();
@@ -196,7 +226,9 @@ fn many_who_create_use_and_delete_the_same_names_never_open_one_twice() {
                                 store.create(name, &LogSettings::default()).map_err(|error| allowed(&error));
                         }
                         1 => {
-                            drop(store.get(name).map(|log| log.append(b"x")).map_err(|error| allowed(&error)))
+                            drop(
+                                store.get(name).map(|log| log.append(b"x")).map_err(|error| allowed(&error)),
+                            );
                         }
                         _ if thread == 0 => drop(store.delete(name).map_err(|error| allowed(&error))),
                         _ => store.inner.turn(),
