@@ -40,7 +40,11 @@ impl Pool {
 
     // The counts order nothing: Relaxed throughout. A sum that is a moment old lets one chunk more in, or less.
 
-    #[cfg(all(test, feature = "store", not(loom)))]
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Footprints that are claimed.
     pub(crate) fn claimed(&self) -> u64 {
         self.claimed.load(Ordering::Relaxed)
     }

@@ -14,10 +14,11 @@
 use super::problem::Problem;
 use crate::log::{Payload, RecordRef};
 use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
 use hyper::StatusCode;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
-use std::{borrow::Cow, io::Write};
+use std::{borrow::Cow, io::Write, ops::Range};
 
 /// The mark of JSON in a frame's length.
 const JSON_MARK: u32 = 1 << 31;
@@ -62,60 +63,87 @@ impl Format {
     }
 }
 
-/// A record out of a body: a part of it, or what was decoded from it.
+/// A body taken apart into records.
 #[derive(Debug)]
-pub(super) struct Value<'a> {
-    bytes: Cow<'a, [u8]>,
+pub(super) struct Batch {
+    body: Bytes,
+    values: Vec<Value>,
+}
+
+/// A record out of a body.
+#[derive(Debug)]
+struct Value {
+    place: Place,
     json: bool,
 }
 
-impl Value<'_> {
-    pub(super) fn payload(&self) -> Payload<'_> {
-        Payload { bytes: &self.bytes, json: self.json }
+#[derive(Debug)]
+enum Place {
+    /// A part of the body.
+    Body(Range<usize>),
+    /// What was decoded from one.
+    Decoded(Vec<u8>),
+}
+
+impl Value {
+    /// `part` is a part of `body`.
+    fn part(body: &[u8], part: &[u8], json: bool) -> Self {
+        let start = part.as_ptr() as usize - body.as_ptr() as usize;
+        Self { place: Place::Body(start..start + part.len()), json }
+    }
+
+    fn bytes<'a>(&'a self, body: &'a [u8]) -> &'a [u8] {
+        match &self.place {
+            Place::Body(range) => &body[range.clone()],
+            Place::Decoded(bytes) => bytes,
+        }
     }
 }
 
-/// Takes a body apart. `json_only`: every value must be JSON, and is marked so. `most`: bytes of a record.
-pub(super) fn parse(
-    format: Format,
-    body: &[u8],
-    json_only: bool,
-    most: Option<u64>,
-) -> Result<Vec<Value<'_>>, Problem> {
-    let mut values = match format {
-        Format::Ndjson => ndjson(body)?,
-        Format::Text => lines(body).map(|(_, line)| bytes(line)).collect(),
-        Format::Bytes => vec![bytes(body)],
-        Format::Json => json(body)?,
-        Format::Frames => frames(body)?,
+impl Batch {
+    pub(super) fn payloads(&self) -> Vec<Payload<'_>> {
+        self.values.iter().map(|value| Payload { bytes: value.bytes(&self.body), json: value.json }).collect()
+    }
+
+    /// Refuses what a log with these settings does not take. `json_only`: every value must be JSON, and is marked so.
+    /// `most`: bytes of a record.
+    pub(super) fn check(&mut self, json_only: bool, most: Option<u64>) -> Result<(), Problem> {
+        for (n, value) in self.values.iter_mut().enumerate() {
+            let bytes = value.bytes(&self.body);
+            if let Some(most) = most.filter(|&most| bytes.len() as u64 > most) {
+                let length = bytes.len();
+                let detail = format!(
+                    "record {} of the body has {length} bytes, over this log's limit of {most}",
+                    n + 1
+                );
+                return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "record_too_large", detail)
+                    .with("record", n as u64 + 1));
+            }
+            if json_only && !value.json {
+                check_json(bytes).map_err(|error| {
+                    let detail = format!("this log takes JSON only, and record {} is not: {error}", n + 1);
+                    Problem::bad_request("not_json", detail).with("record", n as u64 + 1)
+                })?;
+                value.json = true;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes a body apart.
+pub(super) fn parse(format: Format, body: Bytes) -> Result<Batch, Problem> {
+    let values = match format {
+        Format::Ndjson => ndjson(&body)?,
+        Format::Text => lines(&body).map(|(_, line)| Value::part(&body, line, false)).collect(),
+        Format::Bytes => vec![Value::part(&body, &body, false)],
+        Format::Json => json(&body)?,
+        Format::Frames => frames(&body)?,
     };
     if values.is_empty() {
         return Err(Problem::bad_request("empty_batch", "the body has no record; send at least one"));
     }
-    for (n, value) in values.iter_mut().enumerate() {
-        if most.is_some_and(|most| value.bytes.len() as u64 > most) {
-            let detail = format!(
-                "record {} of the body has {} bytes, over this log's limit of {}",
-                n + 1,
-                value.bytes.len(),
-                most.unwrap_or_default()
-            );
-            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "record_too_large", detail)
-                .with("record", n as u64 + 1));
-        }
-        if json_only && !value.json {
-            check_json(&value.bytes).map_err(|error| {
-                let detail = format!("this log takes JSON only, and record {} is not: {error}", n + 1);
-                Problem::bad_request("not_json", detail).with("record", n as u64 + 1)
-            })?;
-            value.json = true;
-        }
-    }
-    Ok(values)
-}
-
-fn bytes(bytes: &[u8]) -> Value<'_> {
-    Value { bytes: Cow::Borrowed(bytes), json: false }
+    Ok(Batch { body, values })
 }
 
 /// The lines of a body with their numbers, without their ends; what follows the last end is a line if it is not
@@ -133,7 +161,7 @@ fn lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     })
 }
 
-fn ndjson(body: &[u8]) -> Result<Vec<Value<'_>>, Problem> {
+fn ndjson(body: &[u8]) -> Result<Vec<Value>, Problem> {
     let mut values = Vec::new();
     for (number, line) in lines(body) {
         if line.iter().all(u8::is_ascii_whitespace) {
@@ -143,7 +171,7 @@ fn ndjson(body: &[u8]) -> Result<Vec<Value<'_>>, Problem> {
             let detail = format!("line {number} is not JSON: {error}; nothing of the body was stored");
             Problem::bad_request("invalid_json", detail).with("line", number)
         })?;
-        values.push(Value { bytes: Cow::Borrowed(line), json: true });
+        values.push(Value::part(body, line, true));
     }
     Ok(values)
 }
@@ -174,18 +202,18 @@ fn present<'de: 'a, 'a, D: serde::Deserializer<'de>>(from: D) -> Result<Option<&
     <&RawValue>::deserialize(from).map(Some)
 }
 
-fn json(body: &[u8]) -> Result<Vec<Value<'_>>, Problem> {
+fn json(body: &[u8]) -> Result<Vec<Value>, Problem> {
     let expected = r#"{"records":[{"json":…},{"value":"<base64>"}]}"#;
     let Records { records } = super::body::parse(body, expected)?;
     let value = |(n, record): (usize, Record<'_>)| match (record.value, record.json) {
         (Some(base64), None) => match BASE64_STANDARD.decode(base64.as_bytes()) {
-            Ok(bytes) => Ok(Value { bytes: Cow::Owned(bytes), json: false }),
+            Ok(bytes) => Ok(Value { place: Place::Decoded(bytes), json: false }),
             Err(error) => {
                 let detail = format!("the value of record {} is not base64: {error}", n + 1);
                 Err(Problem::bad_request("invalid_base64", detail).with("record", n as u64 + 1))
             }
         },
-        (None, Some(raw)) => Ok(Value { bytes: Cow::Owned(raw.get().as_bytes().to_vec()), json: true }),
+        (None, Some(raw)) => Ok(Value::part(body, raw.get().as_bytes(), true)),
         _ => {
             let detail = format!("record {} must have just one of \"json\" and \"value\"", n + 1);
             Err(Problem::bad_request("invalid_request", detail).with("record", n as u64 + 1))
@@ -194,18 +222,18 @@ fn json(body: &[u8]) -> Result<Vec<Value<'_>>, Problem> {
     records.into_iter().enumerate().map(value).collect()
 }
 
-fn frames(mut body: &[u8]) -> Result<Vec<Value<'_>>, Problem> {
-    let mut values = Vec::new();
-    while !body.is_empty() {
+fn frames(body: &[u8]) -> Result<Vec<Value>, Problem> {
+    let (mut values, mut left) = (Vec::new(), body);
+    while !left.is_empty() {
         let number = values.len() as u64 + 1;
         let truncated = || {
             let detail = format!("the body ends within frame {number}: its length is wrong, or it was cut");
             Problem::bad_request("invalid_frame", detail).with("record", number)
         };
-        let (head, rest) = body.split_first_chunk::<4>().ok_or_else(truncated)?;
+        let (head, rest) = left.split_first_chunk::<4>().ok_or_else(truncated)?;
         let head = u32::from_le_bytes(*head);
         let value = rest.get(..(head & !JSON_MARK) as usize).ok_or_else(truncated)?;
-        body = &rest[value.len()..];
+        left = &rest[value.len()..];
         let json = head & JSON_MARK != 0;
         if json {
             check_json(value).map_err(|error| {
@@ -213,7 +241,7 @@ fn frames(mut body: &[u8]) -> Result<Vec<Value<'_>>, Problem> {
                 Problem::bad_request("invalid_json", detail).with("record", number)
             })?;
         }
-        values.push(Value { bytes: Cow::Borrowed(value), json });
+        values.push(Value::part(body, value, json));
     }
     Ok(values)
 }
@@ -327,8 +355,10 @@ mod tests {
     const ALL: [Format; 5] = [Format::Ndjson, Format::Json, Format::Text, Format::Bytes, Format::Frames];
 
     fn parsed(format: Format, body: &[u8]) -> Result<Vec<Record>, String> {
-        let values = parse(format, body, false, None).map_err(|problem| problem.to_string())?;
-        Ok(values.into_iter().map(|value| (value.bytes.into_owned(), value.json)).collect())
+        let mut batch = parse(format, Bytes::copy_from_slice(body)).map_err(|problem| problem.to_string())?;
+        batch.check(false, None).map_err(|problem| problem.to_string())?;
+        let owned = |payload: Payload<'_>| (payload.bytes.to_vec(), payload.json);
+        Ok(batch.payloads().into_iter().map(owned).collect())
     }
 
     proptest! {

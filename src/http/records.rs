@@ -2,14 +2,14 @@
 
 use super::{
     body,
-    formats::{self, Format},
+    formats::{self, Batch, Format},
     params,
     problem::Problem,
     router::{Ack, Answer, Body, Context, full, json},
     tail,
 };
 use crate::{
-    log::{Error, Payload, Produced, ProducerBatch, Reader},
+    log::{Error, Produced, ProducerBatch, Reader},
     store::{LogSettings, OpenLog, Values},
 };
 use http_body_util::{BodyExt, Either, channel::Channel};
@@ -91,17 +91,13 @@ pub(super) async fn append(
     let encoding = body::Encoding::of(params::header(request.headers(), CONTENT_ENCODING))?;
     let settings = context.settings(name).await?;
     let bytes = body::read(request.into_body(), &context.limits).await?;
-    let bytes = encoding.decode(bytes, context.limits.decoded_bytes)?;
-    let parse = |settings: &LogSettings| {
-        formats::parse(format, &bytes, settings.values == Values::Json, settings.record_bytes)
-    };
-    let mut values = parse(&settings)?;
+    let mut batch = take_apart(context, format, encoding, bytes, &settings).await?;
     // Only now, so that what is refused creates no log.
     let log = context.log_to_append(name).await?;
     if *log.settings() != settings {
-        values = parse(log.settings())?; // another log has taken the name meanwhile
+        check(&mut batch, log.settings())?; // another log has taken the name meanwhile
     }
-    let payloads: Vec<Payload<'_>> = values.iter().map(formats::Value::payload).collect();
+    let payloads = batch.payloads();
     let Produced { first_offset, count, repeated } = match &producer {
         None => {
             let first_offset = context.append(&log, || log.try_append_payloads(&payloads, expect)).await?;
@@ -123,6 +119,31 @@ pub(super) async fn append(
     // A repeat too: what it repeats may not be on disk yet.
     context.acknowledged(&log, last_offset, ack).await?;
     Ok(json(&Appended { first_offset, last_offset, count, repeated }))
+}
+
+/// Bodies from this size on are taken apart off the runtime's thread, which has others to answer: a mebibyte of JSON
+/// takes a millisecond to check.
+const LARGE: usize = 256 << 10;
+
+async fn take_apart(
+    context: &Context,
+    format: Format,
+    encoding: body::Encoding,
+    bytes: Bytes,
+    settings: &LogSettings,
+) -> Result<Batch, Problem> {
+    let large = bytes.len() >= LARGE || encoding != body::Encoding::Identity;
+    let (limit, settings) = (context.limits.decoded_bytes, settings.clone());
+    let run = move || {
+        let mut batch = formats::parse(format, encoding.decode(bytes, limit)?)?;
+        check(&mut batch, &settings)?;
+        Ok(batch)
+    };
+    if large { context.blocking(move |_| run()).await? } else { run() }
+}
+
+fn check(batch: &mut Batch, settings: &LogSettings) -> Result<(), Problem> {
+    batch.check(settings.values == Values::Json, settings.record_bytes)
 }
 
 /// Where to begin, as a client says it.
@@ -178,6 +199,8 @@ struct Reading {
     reader: Reader,
     format: Format,
     budget: Budget,
+    /// Where the log ended when this began, to foresee the size of the answer by.
+    end: u64,
     /// Whether nothing was read yet: the first record is answered however large it is.
     fresh: bool,
 }
@@ -210,6 +233,12 @@ impl Reading {
                     out.push(b',');
                 }
                 formats::render(self.format, out, &record);
+                if self.fresh {
+                    // As if the others were like the first.
+                    let others = self.budget.records.min(self.end.saturating_sub(record.offset));
+                    let likely = others.saturating_mul(out.len() as u64).min(most as u64 + PIECE as u64);
+                    out.reserve(likely as usize);
+                }
             }
             self.fresh = false;
             self.budget.records -= 1;
@@ -271,7 +300,8 @@ pub(super) async fn range(
             _ = stopped.wait_for(|stopped| *stopped) => {}
         }
     }
-    let reading = Reading { reader: log.reader(offset), format, budget, fresh: true };
+    let (reader, end) = (log.reader(offset), log.visible_offset());
+    let reading = Reading { reader, format, budget, end, fresh: true };
     let (mut reading, mut out, done) = reading.piece(context, &log, WHOLE).await?;
     let opened = if format == Format::Json { [&b"{\"records\":["[..], &out].concat() } else { out };
     out = opened;

@@ -52,6 +52,12 @@ impl Budget {
         self.pool.excess(bytes) == 0
     }
 
+    /// Whether half of the limit is left with a chunk of `capacity` more, beside what is kept for readers.
+    pub(super) fn has_half(&self, capacity: u64) -> bool {
+        let kept = lock(&self.recent).bytes;
+        self.pool.claimed().saturating_sub(kept) + Memory::footprint(capacity) <= self.pool.limit() / 2
+    }
+
     /// Lets go of what goes beyond the limit, as far as it is kept for readers, or for being used again.
     pub(super) fn shrink(&self) {
         self.make_room(0);

@@ -311,20 +311,26 @@ impl Shared {
         roll.changed.bump();
     }
 
-    /// How large the next chunk is to be: four times the active one, if there is memory for that. `None` if the disk
-    /// has to catch up first. Where other logs have taken it all, a log may still go on by chunks of the smallest size.
+    /// How large the next chunk is to be: four times the active one, while half of the memory is nobody's; then as
+    /// large. `None` if the disk has to catch up first. Where other logs have taken the memory, a log may still go on,
+    /// by smaller chunks, and always by one of the smallest size.
     fn next_capacity(&self, needs: u64) -> Option<u64> {
-        let (options, active) = (&self.options, self.active.load_full().chunk.capacity());
+        let (options, budget) = (&self.options, &self.roll.budget);
         let fitting = |bytes: u64| bytes.max(needs.next_multiple_of(disk::BLOCK)).min(options.segment_bytes);
+        let active = self.active.load_full().chunk.capacity();
         let grown = fitting(active.saturating_mul(4));
-        if self.roll.budget.has_room(grown) {
-            return Some(grown);
+        let mut capacity = if budget.has_half(grown) { grown } else { fitting(active) };
+        if budget.has_room(capacity) {
+            return Some(capacity);
         }
         if self.roll.unwritten.load(Ordering::SeqCst) > 1 || !self.roll.jobs.is_empty() {
             return None;
         }
-        let (same, least) = (fitting(active), fitting(options.first_segment_bytes));
-        Some(if self.roll.budget.has_room(same) { same } else { least })
+        let least = fitting(options.first_segment_bytes);
+        while capacity > least && !budget.has_room(capacity) {
+            capacity = fitting((capacity / 4).max(least).next_multiple_of(disk::BLOCK));
+        }
+        Some(capacity)
     }
 
     fn make(&self, capacity: u64) -> Result<Fresh, Error> {
