@@ -6,6 +6,10 @@
 use super::Memory;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
 
+/// How many memories wait for one log. More would only be colder: appends to memory that has long left the processor's
+/// cache take twice as long.
+const MOST: usize = 2;
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -96,23 +100,24 @@ impl Home {
     }
 
     /// Takes memory back, of whose slots those of the first `dirty` records were used. Where it does not fit the
-    /// limit it is returned to the system.
+    /// limit, or enough waits, it is returned to the system.
     pub(super) fn put(&self, memory: Memory, dirty: u32) {
         let bytes = Memory::footprint(memory.capacity());
         let mut free = lock(&self.pool.free);
-        if self.pool.excess(free.bytes + bytes) == 0 {
+        let ours = free.memory.iter().filter(|(number, ..)| *number == self.number).count();
+        if ours < MOST && self.pool.excess(free.bytes + bytes) == 0 {
             free.bytes += bytes;
             free.memory.push((self.number, memory, dirty));
         }
     }
 
-    /// Clean memory of just this capacity that this log had, if there is any; what it had of other capacities is
-    /// let go, since capacities mostly grow.
+    /// Clean memory of just this capacity that this log had, if there is any: what came back last, which the
+    /// processor's cache is likely to have. What it had of other capacities is let go, since capacities mostly grow.
     pub(crate) fn take(&self, capacity: u64) -> Option<Memory> {
         let (mut found, mut others) = (None, Vec::new());
         {
             let mut free = lock(&self.pool.free);
-            while let Some(at) = free.memory.iter().position(|(number, memory, _)| {
+            while let Some(at) = free.memory.iter().rposition(|(number, memory, _)| {
                 *number == self.number && (found.is_none() || memory.capacity() != capacity)
             }) {
                 let (memory, dirty) = free.remove(at);

@@ -5,9 +5,10 @@
 //! `active` on, which anybody may do: nobody who is put to sleep in between stops the others. Files are not
 //! touched here: the flusher begins the new segment's file when it has something to write to it.
 //!
-//! The ready chunk is handed over through a queue of one. It is made once a quarter of the active one is on disk, so
-//! that a log with little in it costs no more than its first chunk, and only while the chunks that are not yet on disk
-//! leave room in the memory budget for it: that is the backpressure.
+//! The ready chunk is handed over through a queue of one. It is made when the one before was taken, or, in a log that has
+//! not rolled since it was opened, when a quarter of the active one is on disk: so a log with little in it costs no more
+//! than its first chunk. It is made only while the chunks that are not yet on disk leave room in the memory budget for
+//! it: that is the backpressure.
 
 use super::{Error, Frontier, Shared, append::Patience, budget::Budget, stats, task::Task, workers};
 use crate::{
@@ -175,6 +176,7 @@ impl Shared {
                 }
                 stats::rolled();
                 self.roll.changed.bump();
+                self.roll.ask(0); // what is ahead of the disk would wait for the quarter
                 continue;
             }
             self.roll.ask(needs);
@@ -210,17 +212,18 @@ impl Shared {
         let roll = &self.roll;
         loop {
             roll.task.take_kick();
-            let mut done = Ok(());
-            while let Some(job) = roll.jobs.pop() {
-                done = done.and(self.work_at(job));
-            }
-            if let Err(error) = done {
-                self.fail(&error);
+            loop {
+                let stopping = self.stopping.load(Ordering::SeqCst);
+                // First what appends wait for, or will.
+                if !stopping && (roll.asked.load(Ordering::SeqCst) || lock(&roll.refused).is_some()) {
+                    self.prepare();
+                }
+                let Some(job) = roll.jobs.pop() else { break };
+                if let Err(error) = self.work_at(job) {
+                    self.fail(&error);
+                }
             }
             let stopping = self.stopping.load(Ordering::SeqCst);
-            if !stopping && (roll.asked.load(Ordering::SeqCst) || lock(&roll.refused).is_some()) {
-                self.prepare();
-            }
             let retry = !stopping && lock(&roll.refused).is_some();
             let over = if retry { roll.task.later(RETRY) } else { roll.task.sleep_unless(|| false) };
             if over {
@@ -231,7 +234,7 @@ impl Shared {
 
     fn work_at(&self, job: Job) -> Result<(), Error> {
         match job {
-            Job::Prepare => Ok(()), // done after each turn's jobs
+            Job::Prepare => Ok(()), // done before each job
             Job::Seal(segment, extent) => self.seal(&segment, extent),
             Job::Discard(segment) => {
                 self.discard(&segment);
