@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Batches of 1 MiB over HTTP by format, durable, and ranges of 1 MiB: server on core 0, wrk on core 1, each beside hyper
-# that drops the same body, or sends as many bytes, in turn. MiB of bodies a second. Needs wrk and python3.
+# that drops the same body, or sends as many bytes, in turn; and what the disk takes bare. MiB of bodies a second. Needs
+# wrk and python3.
 # Usage: benches/http_batches.sh [ROUNDS] [SECONDS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -46,7 +47,13 @@ run() { # label, bytes a request, wrk's arguments
   taskset -c 1 wrk -t1 -c8 -d"${seconds}s" "$@" > "$work/out"
   awk -v l="$label" -v b="$bytes" '/Requests\/sec/ {r=$2} /Non-2xx/ {bad=" ERRORS " $NF} END {printf "%-18s %8.0f MiB/s%s\n", l, r*b/1048576, bad}' "$work/out"
 }
+disk() { # 8 MiB at a time, past the page cache, to blocks written before
+  dd if=/dev/zero of="$work/bare" bs=8M count=64 oflag=direct,dsync conv=notrunc 2>&1 |
+    awk '/copied/ {printf "%-18s %8.0f MiB/s\n", "disk, bare", 512 / $(NF - 3)}'
+}
+disk > /dev/null
 for _ in $(seq "$rounds"); do
+  disk
   for name in text frames ndjson json; do
     bytes=$(stat -c %s "$work/$name.body")
     run "ceiling" "$bytes" -s "$work/$name.lua" "http://$ceiling/"
