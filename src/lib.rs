@@ -48,7 +48,8 @@ pub mod fuzzing {
 
 pub use log::{
     Appender, Buckets, Damage, Durability, Durable, Error, Iter, Log, Options, Payload, Reader, Record,
-    RecordRef, Repaired, Report, Room, Stats, Visible, repair, stats, verify,
+    RecordRef, Repaired, Report, Room, Stats, Visible, repair, repair_with_progress, stats, verify,
+    verify_with_progress,
 };
 #[cfg(feature = "store")]
 pub use log::{PRODUCER_ID_BYTES, Produced, ProducerBatch};

@@ -485,8 +485,12 @@ impl Inner {
         let now = self.now();
         let due: Vec<_> = {
             let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-            let is_due =
-                |entry: &Entry| entry.open.load().is_none() && entry.retain_at.load(Ordering::Relaxed) <= now;
+            // One that is locked is being opened.
+            let is_due = |entry: &Entry| {
+                entry.open.load().is_none()
+                    && entry.retain_at.load(Ordering::Relaxed) <= now
+                    && entry.deleted.try_lock().is_ok()
+            };
             let due = entries.iter().filter(|(_, entry)| is_due(entry)).take(RETAINED_A_TURN);
             due.map(|(name, entry)| (name.clone(), Arc::clone(entry))).collect()
         };

@@ -26,6 +26,14 @@ fn log_with(dir: &Path, records: u8) {
 }
 
 #[test]
+fn each_verb_has_help_with_examples() {
+    for verb in ["serve", "append", "read", "tail", "logs", "verify", "repair", "completions"] {
+        let help = String::from_utf8(run(&[verb, "--help"]).stdout).unwrap();
+        assert!(help.contains("Usage: millstream") && help.contains("Examples:\n  "), "{verb}: {help}");
+    }
+}
+
+#[test]
 fn wrong_usage_is_2_and_help_is_0() {
     for wrong in
         [&["serve", "--durability", "maybe"][..], &["serve", "--listen", "nowhere"], &["verify"], &["mill"]]
@@ -108,11 +116,19 @@ fn verify_and_repair_tell_what_is_damaged_and_mend_it() {
     let bad = run(&["verify", dir]);
     assert_eq!(bad.status.code(), Some(1));
     assert!(String::from_utf8(bad.stdout).unwrap().contains("damaged: offset 3"));
+    let json = |args: &[&str]| -> serde_json::Value { serde_json::from_slice(&run(args).stdout).unwrap() };
+    let found = json(&["verify", dir, "--json"]);
+    assert_eq!((&found["next_offset"], &found["segments"]), (&10.into(), &1.into()));
+    assert_eq!(
+        (&found["damage"][0]["first_offset"], &found["damage"][0]["next_offset"]),
+        (&3.into(), &4.into())
+    );
 
     let repaired = run(&["repair", dir]);
     assert_eq!(repaired.status.code(), Some(0));
     assert!(String::from_utf8(repaired.stdout).unwrap().contains("kept as it was"));
     assert_eq!(run(&["verify", dir]).status.code(), Some(0));
+    assert_eq!(json(&["repair", dir, "--json"]), serde_json::json!({"damage": [], "kept": []}));
     let log = millstream::Log::open(place.path(), millstream::Options::default()).unwrap();
     assert!(matches!(log.read(3), Err(millstream::Error::Damaged { offset: 3 })));
     assert_eq!(log.read(4).unwrap().unwrap().value(), [4; 100]);

@@ -245,3 +245,43 @@ fn a_client_that_reads_nothing_is_dropped_and_others_are_served() {
     let dropped = deaf.into_iter().filter_map(|mut client| client.answer().err()).count();
     assert_eq!(dropped, 4, "a client that reads nothing keeps its answer in our memory for ever");
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_that_recovers_says_so_and_is_not_ready() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let data = tempfile::tempdir().unwrap();
+    std::fs::create_dir(data.path().join("default")).unwrap();
+    // Opening the log waits for somebody to write its settings.
+    let settings = data.path().join("default/log.json");
+    mknodat(CWD, &settings, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    // It says where it listens when it is ready; so it is told where to.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut server = std::process::Command::new(env!("CARGO_BIN_EXE_millstream"))
+        .args(["serve", "--listen", &free, "--data"])
+        .arg(data.path())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut client = loop {
+        match Client::connect(&free) {
+            Ok(client) => break client,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let ask = |client: &mut Client, path: &str| {
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+        client.answer().unwrap()
+    };
+    let waiting = ask(&mut client, "/readyz");
+    assert!(waiting.status == 503 && waiting.body.contains("\"code\":\"recovering\""), "{}", waiting.body);
+    assert_eq!(ask(&mut client, "/healthz").status, 200);
+    std::fs::write(&settings, "{}").unwrap();
+    while ask(&mut client, "/readyz").status != 200 {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
+}

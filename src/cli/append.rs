@@ -1,15 +1,15 @@
 //! `millstream append`.
 
 use super::{
-    Outcome,
+    Outcome, progress,
     target::{At, Failure, Target, block_on},
 };
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use millstream::client::{Format, Producer};
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, IsTerminal, Read},
+    io::{self, BufRead, BufReader, Read},
     path::PathBuf,
     process::ExitCode,
     time::Duration,
@@ -61,7 +61,7 @@ impl Append {
         let source: Box<dyn Read> =
             if self.file.as_os_str() == "-" { Box::new(io::stdin()) } else { Box::new(self.open()?) };
         let length = std::fs::metadata(&self.file).map_or(0, |metadata| metadata.len());
-        let bar = if io::stderr().is_terminal() && length > 0 { bar(length)? } else { ProgressBar::hidden() };
+        let bar = if length > 0 { progress::bytes(length) } else { ProgressBar::hidden() };
         let source = BufReader::with_capacity(1 << 20, bar.wrap_read(source));
         let count = match self.at.open()? {
             Target::Server(client) => {
@@ -164,9 +164,4 @@ impl Append {
 fn unnamed() -> String {
     let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
     format!("cli-{}-{}", std::process::id(), now.as_nanos())
-}
-
-fn bar(length: u64) -> Result<ProgressBar, Failure> {
-    let style = "{bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} to go";
-    Ok(ProgressBar::new(length).with_style(ProgressStyle::with_template(style)?))
 }

@@ -3,6 +3,7 @@
 mod append;
 mod config;
 mod logs;
+mod progress;
 mod read;
 mod repair;
 mod serve;
@@ -30,7 +31,11 @@ enum Command {
     Verify(verify::Verify),
     Repair(repair::Repair),
     /// Print a script that completes commands and flags in a shell
+    #[command(after_help = "Examples:\n  \
+        source <(millstream completions bash)\n  \
+        millstream completions fish > ~/.config/fish/completions/millstream.fish")]
     Completions {
+        /// Which one
         shell: clap_complete::Shell,
     },
 }

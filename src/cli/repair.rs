@@ -1,19 +1,35 @@
 //! `millstream repair`.
 
-use super::{Outcome, must_exist};
+use super::{Outcome, must_exist, progress, verify};
+use serde_json::json;
 use std::{path::PathBuf, process::ExitCode};
 
 /// Make a damaged log writable again. What is damaged is kept aside; records that are lost stay lost
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    millstream repair data/default\n  \
+    millstream repair data/default --json | jq -r '.kept[]'")]
 pub(super) struct Repair {
     /// The log's directory, such as data/default; no server may have it open
     dir: PathBuf,
+    /// Print what was done as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 impl Repair {
     pub(super) fn run(&self) -> Outcome {
         must_exist(&self.dir)?;
-        let repaired = millstream::repair(&self.dir)?;
+        let bar = progress::segments();
+        let repaired =
+            millstream::repair_with_progress(&self.dir, |done, all| progress::advance(&bar, done, all));
+        bar.finish_and_clear();
+        let repaired = repaired?;
+        if self.json {
+            let kept: Vec<_> = repaired.kept.iter().map(|path| path.to_string_lossy()).collect();
+            println!("{}", json!({"damage": verify::as_json(&repaired.damage), "kept": kept}));
+            return Ok(ExitCode::SUCCESS);
+        }
         for damage in &repaired.damage {
             println!("damaged: {damage}");
         }

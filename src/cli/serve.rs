@@ -14,6 +14,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Serve a log over HTTP until SIGINT or SIGTERM; then finish what is in flight, flush, and exit with 0
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    millstream serve --data /var/lib/millstream --create-logs\n  \
+    MILLSTREAM_LOG=debug millstream serve --listen 127.0.0.1:0\n  \
+    millstream serve --print-config > millstream.toml; millstream serve --config millstream.toml")]
 pub(super) struct Serve {
     /// A TOML file with settings, named as the flags with _ for -; flags and environment variables go before it
     #[arg(long, env = "MILLSTREAM_CONFIG")]
@@ -75,6 +79,9 @@ pub(super) struct Serve {
     /// Seconds after which a log that nobody uses is closed; it is opened again on demand
     #[arg(long, env = "MILLSTREAM_IDLE_SECONDS", default_value_t = 60)]
     idle_seconds: u64,
+    /// How to write the server's own log, on standard error; `MILLSTREAM_LOG`, as in debug, sets what it tells
+    #[arg(long, env = "MILLSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
     /// Seconds to wait for requests in flight when shutting down
     #[arg(long, env = "MILLSTREAM_GRACE_SECONDS", default_value_t = 30)]
     grace_seconds: u64,
@@ -88,15 +95,23 @@ enum Level {
     Memory,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// Lines for people
+    Text,
+    /// A JSON object a line
+    Json,
+}
+
 impl Serve {
     pub(super) fn run(&self) -> Outcome {
         let filter = tracing_subscriber::EnvFilter::try_from_env("MILLSTREAM_LOG")
             .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-            .init();
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        match self.log_format {
+            LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+            LogFormat::Json => log.json().flatten_event(true).init(),
+        }
 
         let options = Options {
             durability: match self.durability {

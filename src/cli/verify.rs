@@ -1,30 +1,63 @@
 //! `millstream verify`.
 
-use super::{Outcome, must_exist};
+use super::{Outcome, must_exist, progress};
+use millstream::Damage;
+use serde_json::{Value, json};
 use std::{path::PathBuf, process::ExitCode};
 
 /// Check every record of a log on disk; changes nothing. Exit code 1 where there is damage
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    millstream verify data/default\n  \
+    for log in data/*/; do millstream verify \"$log\" --json; done")]
 pub(super) struct Verify {
     /// The log's directory, such as data/default; no server may have it open
     dir: PathBuf,
+    /// Print what was found as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is damaged, for machines.
+pub(super) fn as_json(damage: &[Damage]) -> Vec<Value> {
+    let one = |damage: &Damage| {
+        json!({
+            "first_offset": damage.offsets.start,
+            "next_offset": damage.offsets.end,
+            "path": damage.path.to_string_lossy(),
+            "reason": damage.reason,
+        })
+    };
+    damage.iter().map(one).collect()
 }
 
 impl Verify {
     pub(super) fn run(&self) -> Outcome {
         must_exist(&self.dir)?;
-        let report = millstream::verify(&self.dir)?;
+        let bar = progress::segments();
+        let report =
+            millstream::verify_with_progress(&self.dir, |done, all| progress::advance(&bar, done, all));
+        bar.finish_and_clear();
+        let report = report?;
         let (first, next) = (report.first, report.next);
-        println!(
-            "{} records (offsets {first} to {next}, the last not included), {} segments",
-            next - first,
-            report.segments
-        );
-        for damage in &report.damage {
-            println!("damaged: {damage}");
+        if self.json {
+            let damage = as_json(&report.damage);
+            let all = json!({"first_offset": first, "next_offset": next, "segments": report.segments, "damage": damage});
+            println!("{all}");
+        } else {
+            println!(
+                "{} records (offsets {first} to {next}, the last not included), {} segments",
+                next - first,
+                report.segments
+            );
+            for damage in &report.damage {
+                println!("damaged: {damage}");
+            }
         }
         if report.damage.is_empty() {
-            println!("all verify");
+            if !self.json {
+                println!("all verify");
+            }
             return Ok(ExitCode::SUCCESS);
         }
         eprintln!(

@@ -19,7 +19,7 @@ use std::{
     io,
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Instant, UNIX_EPOCH},
 };
@@ -36,6 +36,8 @@ pub(super) struct Context {
     pub(super) feeds: Feeds,
     pub(super) limits: Arc<Limits>,
     pub(super) metrics: Arc<Metrics>,
+    /// Whether the book's log has been recovered.
+    pub(super) recovered: Arc<AtomicBool>,
     /// Turns true when the server shuts down: who waits ends the answer then.
     pub(super) stopped: watch::Receiver<bool>,
 }
@@ -284,6 +286,10 @@ fn health() -> Answer {
 
 /// The book's log can be written; the problem says why not.
 async fn ready(context: &Context) -> Result<Answer, Problem> {
+    if !context.recovered.load(Ordering::Acquire) {
+        let detail = "the log is being recovered; ask again";
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "recovering", detail));
+    }
     context.log(book::LOG).await?.writable()?;
     Ok(json(&Health { status: "ready" }))
 }

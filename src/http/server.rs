@@ -18,7 +18,10 @@ use std::{
     future::Future,
     io,
     net::{SocketAddr, TcpListener},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::{Semaphore, watch};
@@ -114,22 +117,23 @@ impl Server {
     /// # Errors
     /// The log `default` cannot be opened, a runtime cannot be made, or [`Store::close`] fails.
     pub fn run(self, store: Store, stop: impl Future<Output = ()>) -> Result<(), Box<dyn std::error::Error>> {
-        if matches!(store.get(book::LOG), Err(store::Error::NotFound { .. })) {
-            store.create(book::LOG, &LogSettings::default())?;
-        }
-        store.get(book::LOG)?;
         let store = Arc::new(store);
+        let recovered = Arc::new(AtomicBool::new(false));
         let (stopping, stopped) = watch::channel(false);
         let permits = Arc::new(Semaphore::new(self.settings.connections.clamp(1, Semaphore::MAX_PERMITS)));
-        std::thread::scope(|scope| -> io::Result<()> {
-            let runtimes = self.start(scope, &store, &stopped, &permits);
-            let waited = runtimes.and_then(|()| {
+        std::thread::scope(|scope| -> Result<(), Box<dyn std::error::Error>> {
+            let serve = || {
+                // Answered from the start, so that who asks is told that the log is being recovered.
+                self.start(scope, &store, &stopped, &permits, &recovered)?;
+                open_default(&store)?;
+                recovered.store(true, Ordering::Release);
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(stop);
                 Ok(())
-            });
+            };
+            let served = serve();
             stopping.send_replace(true); // in case of an error too: the scope waits for the threads
-            waited
+            served
         })?;
         // The runtimes are gone, and with them all that held the store.
         let store = Arc::into_inner(store).ok_or("a request still holds the store")?;
@@ -142,6 +146,7 @@ impl Server {
         store: &Arc<Store>,
         stopped: &watch::Receiver<bool>,
         permits: &Arc<Semaphore>,
+        recovered: &Arc<AtomicBool>,
     ) -> io::Result<()> {
         let metrics = Arc::new(Metrics::new(store));
         for n in 0..self.settings.threads.max(1) {
@@ -151,6 +156,7 @@ impl Server {
                 store: Arc::clone(store),
                 metrics: Arc::clone(&metrics),
                 permits: Arc::clone(permits),
+                recovered: Arc::clone(recovered),
             };
             let stopped = stopped.clone();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -174,11 +180,20 @@ struct Worker {
     store: Arc<Store>,
     metrics: Arc<Metrics>,
     permits: Arc<Semaphore>,
+    recovered: Arc<AtomicBool>,
+}
+
+/// Opens the book's log, which recovers it, or makes it.
+fn open_default(store: &Store) -> Result<(), store::Error> {
+    if matches!(store.get(book::LOG), Err(store::Error::NotFound { .. })) {
+        store.create(book::LOG, &LogSettings::default())?;
+    }
+    store.get(book::LOG).map(drop)
 }
 
 impl Worker {
     async fn serve(self, mut stopped: watch::Receiver<bool>) -> io::Result<()> {
-        let Self { listener, settings, store, metrics, permits } = self;
+        let Self { listener, settings, store, metrics, permits, recovered } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let limits = Arc::new(Limits {
             body_bytes: settings.body_bytes,
@@ -190,7 +205,9 @@ impl Worker {
             create_logs: settings.create_logs,
         });
         let (lines, feeds) = (Arc::default(), Feeds::default());
-        let context = Arc::new(Context { store, lines, feeds, limits, metrics, stopped: stopped.clone() });
+        let stopping = stopped.clone();
+        let context =
+            Arc::new(Context { store, lines, feeds, limits, metrics, recovered, stopped: stopping });
         let metrics_of_all = Arc::clone(&context.metrics);
         let http = protocol(&settings);
         let graceful = GracefulShutdown::new();

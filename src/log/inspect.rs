@@ -48,12 +48,27 @@ pub struct Report {
 /// # Errors
 /// [`Error::InUse`], [`Error::NotALog`], [`Error::Newer`], [`Error::Corrupt`], [`Error::Io`].
 pub fn verify(dir: impl AsRef<Path>) -> Result<Report, Error> {
-    verify_on(&*disk::native(), dir.as_ref())
+    verify_on(&*disk::native(), dir.as_ref(), &mut |_, _| ())
 }
 
-pub(crate) fn verify_on(disk: &dyn disk::Disk, dir: &Path) -> Result<Report, Error> {
+/// As [`verify`]; tells `progress` after each segment how many it has looked at, and how many there are.
+///
+/// # Errors
+/// As there.
+pub fn verify_with_progress(
+    dir: impl AsRef<Path>,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<Report, Error> {
+    verify_on(&*disk::native(), dir.as_ref(), &mut progress)
+}
+
+pub(crate) fn verify_on(
+    disk: &dyn disk::Disk,
+    dir: &Path,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Report, Error> {
     let _lock = recover::lock(disk, dir)?;
-    let found = recover::survey(disk, dir, true)?;
+    let found = recover::deep_survey(disk, dir, progress)?;
     Ok(Report {
         first: found.segments.first().map_or(0, |first| first.header.base),
         next: found.segments.last().map_or(0, recover::Found::end),

@@ -31,7 +31,7 @@ mod workers;
 pub use append::{Appender, Payload, Room};
 pub use error::Error;
 pub use flush::Durable;
-pub use inspect::{Damage, Report, verify};
+pub use inspect::{Damage, Report, verify, verify_with_progress};
 #[cfg(feature = "store")]
 pub use producers::{PRODUCER_ID_BYTES, Produced, ProducerBatch};
 pub use read::{Iter, Reader, Record, RecordRef, Visible};
@@ -39,7 +39,7 @@ pub use read::{Iter, Reader, Record, RecordRef, Visible};
 use recover::PRODUCERS_FILE;
 #[cfg(feature = "store")]
 pub(crate) use recover::{SETTINGS_FILE, STORE_LOCK, id_of};
-pub use repair::{Repaired, repair};
+pub use repair::{Repaired, repair, repair_with_progress};
 pub use stats::{Buckets, Stats, stats};
 
 use crate::{

@@ -102,9 +102,26 @@ impl Found {
     }
 }
 
-/// Looks at all that is in `dir`, and changes nothing. A `deep` survey verifies every frame, otherwise only the
-/// segments that are not sealed are read.
-pub(super) fn survey(disk: &dyn Disk, dir: &Path, deep: bool) -> Result<Survey, Error> {
+/// Looks at all that is in `dir`, and changes nothing. Only the segments that are not sealed are read.
+pub(super) fn survey(disk: &dyn Disk, dir: &Path) -> Result<Survey, Error> {
+    look(disk, dir, false, &mut |_, _| ())
+}
+
+/// The same, and verifies every frame. Tells `progress` how many segments it has looked at, of how many.
+pub(super) fn deep_survey(
+    disk: &dyn Disk,
+    dir: &Path,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Survey, Error> {
+    look(disk, dir, true, progress)
+}
+
+fn look(
+    disk: &dyn Disk,
+    dir: &Path,
+    deep: bool,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Survey, Error> {
     let mut bases = Vec::new();
     for name in disk.list(dir).map_err(Error::io("list", dir))? {
         match file::base_of(&name) {
@@ -139,6 +156,7 @@ pub(super) fn survey(disk: &dyn Disk, dir: &Path, deep: bool) -> Result<Survey, 
         let found = Found { header: *header, path: path.clone(), state };
         note_damage(&found, deep, &mut survey.damage);
         survey.segments.push(found);
+        progress(n + 1, headers.len());
     }
     Ok(survey)
 }
@@ -327,7 +345,7 @@ pub(super) fn open(
     budget: &Arc<Budget>,
     lock: Option<Box<dyn Send + Sync>>,
 ) -> Result<Shared, Error> {
-    let mut surveyed = survey(&*disk, dir, false)?;
+    let mut surveyed = survey(&*disk, dir)?;
     let id = match surveyed.segments.first() {
         Some(first) => first.header.log,
         None => new_id().map_err(Error::io("make an id for the log in", dir))?,
@@ -336,7 +354,7 @@ pub(super) fn open(
     if let Some(images) = images.as_ref().filter(|_| surveyed.damage.is_empty())
         && images::restore(&*disk, dir, images, &surveyed)?
     {
-        surveyed = survey(&*disk, dir, false)?;
+        surveyed = survey(&*disk, dir)?;
     }
     let Survey { segments: found, damage, .. } = surveyed;
     let roller = Roller::new(Arc::clone(budget), images);

@@ -38,12 +38,27 @@ pub struct Repaired {
 /// [`Error::InUse`], [`Error::NotALog`], [`Error::Newer`], [`Error::Corrupt`] for what is beyond repair,
 /// [`Error::Io`].
 pub fn repair(dir: impl AsRef<Path>) -> Result<Repaired, Error> {
-    repair_on(&*disk::native(), dir.as_ref())
+    repair_on(&*disk::native(), dir.as_ref(), &mut |_, _| ())
 }
 
-pub(crate) fn repair_on(disk: &dyn Disk, dir: &Path) -> Result<Repaired, Error> {
+/// As [`repair`]; tells `progress` after each segment how many it has looked at, and how many there are.
+///
+/// # Errors
+/// As there.
+pub fn repair_with_progress(
+    dir: impl AsRef<Path>,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<Repaired, Error> {
+    repair_on(&*disk::native(), dir.as_ref(), &mut progress)
+}
+
+pub(crate) fn repair_on(
+    disk: &dyn Disk,
+    dir: &Path,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Repaired, Error> {
     let _lock = recover::lock(disk, dir)?;
-    let Survey { segments, damage, missing } = recover::survey(disk, dir, true)?;
+    let Survey { segments, damage, missing } = recover::deep_survey(disk, dir, progress)?;
     let mut repaired = Repaired { damage, kept: Vec::new() };
     let Some(log) = segments.first().map(|first| first.header.log) else { return Ok(repaired) };
     for found in &segments {

@@ -39,7 +39,7 @@ fn what_is_appended_is_read_across_segments_and_after_opening_again() {
         assert!(values(&log) == expected);
         log.close().unwrap();
     }
-    let report = inspect::verify_on(&sim, Path::new(DIR)).unwrap();
+    let report = inspect::verify_on(&sim, Path::new(DIR), &mut |_, _| ()).unwrap();
     assert_eq!((report.damage, report.next), (vec![], 500));
 }
 
@@ -151,7 +151,7 @@ fn damage_in_the_open_segment_opens_read_only_serves_the_rest_and_is_repaired() 
     drop(log);
     assert_eq!(sim.dump(), before, "opening read-only changes nothing");
 
-    let repaired = repair::repair_on(&sim, Path::new(DIR)).unwrap();
+    let repaired = repair::repair_on(&sim, Path::new(DIR), &mut |_, _| ()).unwrap();
     assert_eq!((repaired.damage.len(), repaired.kept.len()), (1, 1));
     let log = open(&sim).unwrap();
     assert_eq!(log.append(b"x").unwrap(), 10);
@@ -178,7 +178,7 @@ fn damage_in_a_sealed_segment_is_an_error_of_that_read_and_verify_finds_it() {
     let read = log.iter(0).filter_map(Result::ok).count();
     assert_eq!(read, 199);
     drop(log);
-    let report = inspect::verify_on(&sim, Path::new(DIR)).unwrap();
+    let report = inspect::verify_on(&sim, Path::new(DIR), &mut |_, _| ()).unwrap();
     assert_eq!(report.damage[0].offsets, 3..4);
 }
 
@@ -192,7 +192,7 @@ fn a_missing_segment_is_damage_and_the_rest_is_served() {
     assert!(matches!(log.read(gap.start), Err(Error::Damaged { .. })));
     assert_eq!(log.read(gap.end).unwrap().unwrap().value(), all[gap.end as usize]);
     drop(log);
-    repair::repair_on(&sim, Path::new(DIR)).unwrap();
+    repair::repair_on(&sim, Path::new(DIR), &mut |_, _| ()).unwrap();
     let log = open(&sim).unwrap();
     assert_eq!(log.append(b"x").unwrap(), 200);
     assert!(matches!(log.read(gap.start), Err(Error::Damaged { .. })));
