@@ -28,6 +28,9 @@ mod sync;
 /// Ways in for `fuzz/`; not part of the library.
 #[cfg(fuzzing)]
 pub mod fuzzing {
+    #[cfg(feature = "server")]
+    pub use crate::http::fuzz_body as body;
+
     /// Any bytes decode to nothing, or to what encodes to just them.
     pub fn frame(seed: u32, bytes: &[u8]) {
         use crate::frame::{WORD, decode, encode, words};

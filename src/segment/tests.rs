@@ -2,9 +2,10 @@
 
 use super::{file::SegmentFile, header::Header, scan, sealed};
 use crate::{
-    chunk::{Batch, Chunk, Extent, Imprint, Memory},
+    chunk::{Batch, Chunk, Extent, Imprint, Memory, Value},
     disk::{Disk, sim::Sim},
-    log::{Log, Options},
+    frame::{EXTENDED, JSON},
+    log::{Log, Options, Record},
 };
 use std::path::Path;
 
@@ -13,7 +14,23 @@ const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/00000000
 const HEADER: Header =
     Header { log: *b"sixteen byte id.", base: 42, capacity: 8192, created: 1_700_000_000_000 };
 
-/// A record, a batch of two, and an empty record.
+/// A value with marks, as appenders make them.
+struct Marked(&'static [u8], u16);
+
+impl Value for Marked {
+    fn bytes(&self) -> &[u8] {
+        self.0
+    }
+
+    fn flags(&self) -> u16 {
+        self.1
+    }
+}
+
+/// The block of a producer named p1, epoch 3, sequence 9, of one record; and a JSON value behind it.
+const PRODUCED: &[u8] = b"\x12\x00\x03\x00\x00\x00\x09\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00p1[4]";
+
+/// A record, a batch of two, an empty record, one that is JSON, and one of a producer.
 fn written() -> Vec<u8> {
     let (sim, dir) = (Sim::new(1), Path::new("/golden"));
     let file = SegmentFile::prepare(&sim, dir, 0, HEADER.capacity).unwrap();
@@ -25,6 +42,10 @@ fn written() -> Vec<u8> {
         let lead = if n == 0 { 0 } else { 0u64.wrapping_sub(1) };
         let imprint = Imprint { seed: HEADER.seed(), lead, time: 10 * n as u64 };
         chunk.append(Batch::new(values, HEADER.capacity).unwrap(), None, imprint);
+    }
+    let imprint = Imprint { seed: HEADER.seed(), lead: 0u64.wrapping_sub(1), time: 30 };
+    for marked in [Marked(b"{ }", JSON), Marked(PRODUCED, JSON | EXTENDED)] {
+        chunk.append(Batch::new(&[marked], HEADER.capacity).unwrap(), None, imprint);
     }
     let all = chunk.contiguous(Extent::default(), u32::MAX);
     file.write(&chunk, Extent::default(), all).unwrap();
@@ -51,12 +72,18 @@ fn the_golden_file_can_be_read() {
     let log = Log::open_on(std::sync::Arc::new(sim), dir, Options::default()).unwrap();
     let read: Vec<_> = log.iter(42).map(Result::unwrap).collect();
     let values: Vec<_> = read.iter().map(|record| (record.offset(), record.time(), record.value())).collect();
-    let expected: [(u64, u64, &[u8]); 4] = [
+    let expected: [(u64, u64, &[u8]); 6] = [
         (42, 1_700_000_000_000, b"one"),
         (43, 1_700_000_000_010, b"two, which takes more than a word"),
         (44, 1_700_000_000_010, b"three"),
         (45, 1_700_000_000_020, b""),
+        (46, 1_700_000_000_030, b"{ }"),
+        (47, 1_700_000_000_030, b"[4]"),
     ];
     assert_eq!(values, expected);
-    assert_eq!(log.append(b"on").unwrap(), 46);
+    assert_eq!(
+        read.iter().filter(|record| record.is_json()).map(Record::offset).collect::<Vec<_>>(),
+        [46, 47]
+    );
+    assert_eq!(log.append(b"on").unwrap(), 48);
 }
