@@ -7,7 +7,7 @@
 //!
 //! # What always holds
 //! - A log is open at most once: an entry's lock is held while it is opened, closed or deleted.
-//! - It is closed only when nobody but the store holds it.
+//! - It is closed only when nobody but the store holds it, and nobody else can open the store while one is open.
 //! - When `create` or `delete` returns, a crash does not undo it: a deleted log is first moved to a name that no
 //!   log can have, which is durable before the answer, and its files go afterwards.
 
@@ -137,6 +137,8 @@ pub struct OpenLog {
     log: Log,
     name: String,
     settings: LogSettings,
+    /// The store's, which is let go when the last log is closed: whoever holds one may outlive the store.
+    _lock: Arc<dyn Send + Sync>,
 }
 
 impl OpenLog {
@@ -203,6 +205,7 @@ impl Entry {
 struct Inner {
     dir: PathBuf,
     options: StoreOptions,
+    lock: Arc<dyn Send + Sync>,
     budget: Arc<Budget>,
     entries: RwLock<BTreeMap<String, Arc<Entry>>>,
     begun: Instant,
@@ -227,7 +230,6 @@ struct Inner {
 pub struct Store {
     inner: Arc<Inner>,
     keeper: Option<(Sender<()>, std::thread::JoinHandle<()>)>,
-    _lock: Box<dyn Send + Sync>,
 }
 
 impl Store {
@@ -260,7 +262,8 @@ impl Store {
             }
         }
         let (budget, entries) = (Budget::new(options.log.memory_bytes), RwLock::new(entries));
-        let inner = Arc::new(Inner { dir, options, budget, entries, begun: Instant::now() });
+        let inner =
+            Arc::new(Inner { dir, options, lock: lock.into(), budget, entries, begun: Instant::now() });
         let (stop, stopped) = bounded(1);
         let kept = Arc::clone(&inner);
         let keeper = std::thread::Builder::new()
@@ -271,7 +274,7 @@ impl Store {
                 }
             })
             .map_err(LogError::io("start a thread for", &inner.dir))?;
-        Ok(Self { inner, keeper: Some((stop, keeper)), _lock: lock })
+        Ok(Self { inner, keeper: Some((stop, keeper)) })
     }
 
     /// The log of this name, if it is open already: never waits for a disk.
@@ -441,7 +444,7 @@ impl Inner {
     fn open_log(&self, name: &str) -> Result<OpenLog, Error> {
         let settings = self.settings(name)?;
         let log = Log::open_within(&self.budget, &self.dir.join(name), self.options_for(&settings)?)?;
-        Ok(OpenLog { log, name: name.to_owned(), settings })
+        Ok(OpenLog { log, name: name.to_owned(), settings, _lock: Arc::clone(&self.lock) })
     }
 
     fn settings(&self, name: &str) -> Result<LogSettings, Error> {

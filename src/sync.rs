@@ -111,6 +111,10 @@ impl<T> SwapOption<T> {
         self.inner.store(None);
     }
 
+    pub(crate) fn set(&self, value: Arc<T>) {
+        self.inner.store(Some(value));
+    }
+
     /// Sets the value, if there is none yet; says whether it was set.
     pub(crate) fn set_first(&self, value: Arc<T>) -> bool {
         self.inner.compare_and_swap(&None::<Arc<T>>, Some(value)).is_none()
@@ -129,6 +133,10 @@ impl<T> SwapOption<T> {
 
     pub(crate) fn clear(&self) {
         *lock(&self.inner) = None;
+    }
+
+    pub(crate) fn set(&self, value: Arc<T>) {
+        *lock(&self.inner) = Some(value);
     }
 
     pub(crate) fn set_first(&self, value: Arc<T>) -> bool {

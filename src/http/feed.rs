@@ -84,9 +84,10 @@ struct Latest {
 impl Feed {
     fn new(log: &Arc<OpenLog>, heartbeat: Duration, stopped: watch::Receiver<bool>) -> Self {
         let news = Arc::new(News::default());
-        let watcher = watch(Arc::clone(log), Arc::clone(&news), heartbeat, stopped);
+        let end = log.visible_offset(); // before anybody waits: what comes from here on is told
+        let watcher = watch(Arc::clone(log), end, Arc::clone(&news), heartbeat, stopped);
         let watcher = tokio::spawn(watcher).abort_handle();
-        let reader = log.reader(log.visible_offset());
+        let reader = log.reader(end);
         let latest = Mutex::new(Latest { from: reader.offset(), reader, events: Bytes::new() });
         Self { log: Arc::clone(log), latest, news, watcher }
     }
@@ -111,6 +112,7 @@ impl Feed {
             return None;
         }
         latest.reader.seek(offset); // of several, who is furthest leads, and the others come up with it
+        latest.events = Bytes::new(); // so that after an error they are not taken for those before the reader
         let rendered = render(&mut latest.reader);
         Some(rendered.map(|events| {
             (latest.from, latest.events) = (offset, events.clone());
@@ -148,12 +150,18 @@ impl Drop for Feed {
     }
 }
 
-/// Tells all who wait, until there is nothing more to tell.
-async fn watch(log: Arc<OpenLog>, news: Arc<News>, heartbeat: Duration, mut stopped: watch::Receiver<bool>) {
+/// Tells all who wait that there is more than up to `seen`, and so on, until there is nothing more to tell.
+async fn watch(
+    log: Arc<OpenLog>,
+    mut seen: u64,
+    news: Arc<News>,
+    heartbeat: Duration,
+    mut stopped: watch::Receiver<bool>,
+) {
     loop {
         let mut over = false;
         tokio::select! {
-            grown = tokio::time::timeout(heartbeat, log.visible(log.visible_offset())) => match grown {
+            grown = tokio::time::timeout(heartbeat, log.visible(seen)) => match grown {
                 Ok(grown) => over = grown.is_err(),
                 Err(_) => drop(news.beats.fetch_add(1, Ordering::Relaxed)),
             },
@@ -162,6 +170,7 @@ async fn watch(log: Arc<OpenLog>, news: Arc<News>, heartbeat: Duration, mut stop
                 over = true;
             }
         }
+        seen = log.visible_offset(); // before telling: what comes after this is told in the next round
         news.any.notify_waiters();
         if over {
             return;

@@ -186,7 +186,7 @@ impl Shared {
         while self.durable.get() <= offset {
             if offset >= self.next_offset() {
                 self.unless_stopped()?;
-                self.durable.park(offset + 1, || self.unless_stopped().is_err(), None);
+                self.durable.park(offset.saturating_add(1), || self.unless_stopped().is_err(), None);
                 continue;
             }
             // Lead a commit, or wait until another's is over.

@@ -537,6 +537,10 @@ impl Log {
     pub(crate) fn abandon(&self) {
         let _ = self.shared.failed.set(DELETED.into()); // or it has failed already
         self.shared.shut();
+        // Here and now: later there may be another log at this path, whose files have the same names.
+        self.shared.flush.task.retire();
+        self.shared.roll.task.retire();
+        let _ = self.shared.finish_keeping(); // it has failed: nothing is sealed
     }
 
     /// How many chunks had no memory that outlives the process, for want of room; see [`Options::images`].

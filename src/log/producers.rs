@@ -253,6 +253,7 @@ impl Log {
     }
 
     fn save_producers(&self, up_to: u64, producers: &HashMap<String, Producer>) -> Result<(), Error> {
+        self.writable()?; // if it was deleted, another log may be at its path
         let crc = checksum(up_to, producers);
         let text =
             serde_json::to_vec(&Snapshot { up_to, producers: producers.clone(), crc }).unwrap_or_default();

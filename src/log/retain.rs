@@ -5,6 +5,7 @@ use crate::{
     segment::{Segment, file},
     sync::Arc,
 };
+use crossbeam::channel::RecvTimeoutError;
 use std::time::Duration;
 
 /// The segments in the order of their offsets, never none. The last one, or the last few with
@@ -79,7 +80,14 @@ impl Shared {
         self.writable()?;
         let (answer, answered) = crossbeam::channel::bounded(1);
         self.roll.send(Job::Trim(before, answer));
-        answered.recv().unwrap_or_else(|_| self.writable().and(Err(Error::Closed)))
+        loop {
+            match answered.recv_timeout(Duration::from_millis(100)) {
+                Ok(trimmed) => return trimmed,
+                // Nobody may be left who answers.
+                Err(RecvTimeoutError::Timeout) => self.writable()?,
+                Err(RecvTimeoutError::Disconnected) => return self.writable().and(Err(Error::Closed)),
+            }
+        }
     }
 
     /// Trims, on the keeper's thread. Readers stop finding the segments first, then the files go, the oldest first:
@@ -96,8 +104,13 @@ impl Shared {
         }
         let first = chain.segments[dropped.len()].base();
         self.chain_edit(|segments| segments.retain(|segment| segment.base() >= first));
+        let last = self.chain.load_full().segments.last().map(Arc::clone);
         for segment in dropped {
-            segment.next.clear(); // so that dropping one does not drop a long list one inside the other
+            // So that dropping one does not drop a long list one inside the other. Not to nothing: an appender that has
+            // slept since this one was full would link another successor to it.
+            if let Some(last) = &last {
+                segment.next.set(Arc::clone(last));
+            }
             let path = self.dir.join(file::name(segment.base()));
             self.disk.remove(&path).map_err(Error::io("remove", &path))?;
         }

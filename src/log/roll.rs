@@ -78,6 +78,8 @@ pub(super) enum Job {
     Seal(Arc<Segment>, Extent),
     /// A segment ended without a record and was replaced: its file is of no use.
     Discard(Arc<Segment>),
+    /// What was made ready is not needed.
+    LetGo(Fresh),
     /// Write zeros ahead of the frames.
     ZeroAhead(Arc<Segment>),
     /// Drop whole segments below an offset, and answer.
@@ -144,8 +146,15 @@ impl Roller {
         if fresh.memory.capacity() >= needs {
             return Some(fresh);
         }
-        let _ = self.ready.push(fresh); // the keeper replaces it
+        self.put_back(fresh);
         None
+    }
+
+    /// For the keeper to replace; if it has made another meanwhile, this one is too much.
+    pub(super) fn put_back(&self, small: Fresh) {
+        if let Err(small) = self.ready.push(small) {
+            self.send(Job::LetGo(small));
+        }
     }
 }
 
@@ -240,6 +249,10 @@ impl Shared {
                 self.discard(&segment);
                 Ok(())
             }
+            Job::LetGo(fresh) => {
+                self.let_go(fresh);
+                Ok(())
+            }
             Job::ZeroAhead(segment) => self.zero_ahead(&segment),
             Job::Trim(before, answer) => {
                 let trimmed = self.trim_now(before);
@@ -261,6 +274,10 @@ impl Shared {
                     self.discard(&segment);
                     Ok(())
                 }
+                Job::LetGo(fresh) => {
+                    self.let_go(fresh);
+                    Ok(())
+                }
                 Job::Trim(_, answer) => {
                     let _ = answer.send(Err(Error::Closed)); // who asked may have gone
                     Ok(())
@@ -268,9 +285,7 @@ impl Shared {
                 _ => Ok(()),
             });
         }
-        if let Some(fresh) = self.roll.ready.pop() {
-            fresh.file.discard(&*self.disk);
-        }
+        self.roll.ready.pop().into_iter().for_each(|fresh| self.let_go(fresh));
         self.roll.budget.forget(&self.roll.home, u64::MAX);
         done
     }
@@ -282,19 +297,18 @@ impl Shared {
         let needs = roll.needs.load(Ordering::SeqCst);
         match roll.ready.pop() {
             Some(fresh) if fresh.memory.capacity() >= needs => {
-                let _ = roll.ready.push(fresh);
+                roll.ready.push(fresh).err().into_iter().for_each(|fresh| self.let_go(fresh));
                 // An appender that looked while it was in our hands has found none, and waits.
                 roll.changed.bump();
                 return;
             }
-            Some(small) => {
-                small.file.discard(&*self.disk);
-                roll.home.release(small.memory.capacity());
-            }
+            Some(small) => self.let_go(small),
             None => {}
         }
         let Some(capacity) = self.next_capacity(needs) else {
             roll.asked.store(true, Ordering::SeqCst); // for the next turn, which sealing begins
+            // An appender may have closed a chunk before the first record, and nobody else tells the flusher then.
+            self.flush.task.kick();
             return;
         };
         roll.home.claim(capacity);
@@ -302,7 +316,8 @@ impl Shared {
         roll.budget.shrink();
         *lock(&roll.refused) = match made {
             Ok(fresh) => {
-                let _ = roll.ready.push(fresh); // only the keeper adds, and there was none
+                // An appender that found the last one too small may have put it back meanwhile.
+                roll.ready.push(fresh).err().into_iter().for_each(|fresh| self.let_go(fresh));
                 None
             }
             Err(error) => {
@@ -368,6 +383,14 @@ impl Shared {
     fn discard(&self, segment: &Segment) {
         segment.file().into_iter().for_each(|file| file.discard(&*self.disk));
         self.roll.home.release(segment.header.capacity);
+    }
+
+    /// Lets go of what was made ready.
+    fn let_go(&self, fresh: Fresh) {
+        let Fresh { memory, file } = fresh;
+        file.discard(&*self.disk);
+        self.roll.home.release(memory.capacity());
+        drop(memory); // and its image with it
     }
 
     fn zero_ahead(&self, segment: &Arc<Segment>) -> Result<(), Error> {

@@ -454,3 +454,32 @@ fn who_asks_for_a_chunk_is_told_also_when_one_was_ready() {
     roll.changed.park(seen + 1, || false, Some(deadline));
     assert!(roll.changed.get() > seen);
 }
+
+/// An appender takes the ready chunk, finds it too small, and puts it back, when the keeper has made another one.
+#[test]
+fn what_is_ready_twice_is_let_go_of_with_its_claim_and_its_file() {
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    let roll = &log.shared.roll;
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    let wait_for = |done: &dyn Fn() -> bool| {
+        while !done() {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+    };
+    let ready = || {
+        roll.ask(0);
+        wait_for(&|| !roll.ready.is_empty());
+    };
+    ready();
+    let claimed = roll.budget.claimed();
+    let small = roll.ready.pop().unwrap();
+    ready();
+    assert!(roll.budget.claimed() > claimed);
+    roll.put_back(small);
+    wait_for(&|| roll.budget.claimed() == claimed);
+    let passing =
+        || sim.dump().into_keys().filter(|path| path.extension().is_some_and(|e| e == "tmp")).count();
+    wait_for(&|| passing() == 1);
+}

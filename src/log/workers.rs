@@ -155,10 +155,11 @@ impl Schedule for Arc<Workers> {
             key += 1;
         }
         queue.later.insert(key, task);
-        if within {
-            // This thread will look at the queue itself.
-        } else if !queue.watched {
-            self.rouse(queue); // to keep the watch
+        if !queue.watched {
+            // Somebody has to keep the watch; this thread will look itself, if it is one of the pool.
+            if !within {
+                self.rouse(queue);
+            }
         } else if queue.later.first_key_value().is_some_and(|(&first, _)| first == key) {
             drop(queue);
             self.watch.notify_one();

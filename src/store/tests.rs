@@ -242,3 +242,48 @@ fn many_who_create_use_and_delete_the_same_names_never_open_one_twice() {
 fn allowed(error: &Error) {
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
 }
+
+#[test]
+fn a_log_that_outlives_its_store_keeps_others_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), options()).unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    let held = store.get("a").unwrap();
+    store.close().unwrap();
+    held.append(b"still open").unwrap();
+    assert!(matches!(Store::open(dir.path(), options()), Err(Error::Log(LogError::InUse { .. }))));
+    assert!(matches!(Log::open(dir.path().join("a"), options().log), Err(LogError::InUse { .. })));
+    drop(held);
+    let store = Store::open(dir.path(), options()).unwrap();
+    assert_eq!(store.get("a").unwrap().read(0).unwrap().unwrap().value(), b"still open");
+}
+
+#[test]
+fn a_deleted_log_that_somebody_holds_leaves_its_namesake_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), options()).unwrap();
+    // A log with its next segment made ready, under a name that any other log's has as well.
+    let with_next = || {
+        store.create("a", &LogSettings::default()).unwrap();
+        let log = store.get("a").unwrap();
+        log.append(&[1; 2000]).unwrap();
+        log.flush().unwrap();
+        let next = dir.path().join("a/next-1.tmp");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !next.exists() {
+            assert!(Instant::now() < deadline, "no next segment is made");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        (log, next)
+    };
+    let (held, _) = with_next();
+    store.delete("a").unwrap();
+    let (log, next) = with_next();
+    assert!(held.trim(u64::MAX).is_err());
+    drop(held);
+    assert!(next.exists(), "its file was removed by the other");
+    for _ in 0..50 {
+        log.append(&[2; 1000]).unwrap();
+    }
+    log.flush().unwrap();
+}
