@@ -2,8 +2,9 @@
 //!
 //! This room is the public face, and what the rooms below share. Appends meet in the active chunk
 //! ([`append`](mod@append)); the flusher commits what is published to the segment file and raises `durable` (`flush`); the keeper makes the
-//! next segment ready, seals the last one, lets go of old chunks (`roll`, `retain`); readers find a record by its
-//! segment (`read`); opening recovers (`recover`).
+//! next segment ready, seals the last one, lets go of old chunks (`roll`, `retain`, `budget`); both are tasks that threads
+//! of the process run for all logs (`task`, `workers`); readers find a record by its segment (`read`); opening
+//! recovers (`recover`).
 //!
 //! # What always holds
 //! - `first <= durable <= published <= next`, and each only grows.
@@ -16,6 +17,7 @@ mod error;
 mod flush;
 mod images;
 mod inspect;
+mod options;
 #[cfg(feature = "store")]
 mod producers;
 mod read;
@@ -32,6 +34,7 @@ pub use append::{Appender, Payload, Room};
 pub use error::Error;
 pub use flush::Durable;
 pub use inspect::{Damage, Report, verify, verify_with_progress};
+pub use options::{Durability, Options};
 #[cfg(feature = "store")]
 pub use producers::{PRODUCER_ID_BYTES, Produced, ProducerBatch};
 pub use read::{Iter, Reader, Record, RecordRef, Visible};
@@ -43,9 +46,7 @@ pub use repair::{Repaired, repair, repair_with_progress};
 pub use stats::{Buckets, Stats, stats};
 
 use crate::{
-    chunk::Memory,
     disk::{self, Disk},
-    segment::CAPACITIES,
     sync::{Arc, AtomicBool, AtomicU64, Ordering, Swap},
 };
 use std::{
@@ -55,83 +56,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 use {budget::Budget, wait::Frontier};
-
-/// What readers may see, and what an append means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "store", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
-pub enum Durability {
-    /// A record can be read once it is on disk: nobody ever reads one that is then lost.
-    #[default]
-    Disk,
-    /// A record can be read once it is in memory, and an append returns when it can be read. It is on disk within
-    /// about a millisecond; until then it is lost with the machine, or with the process where it is kept in the
-    /// process's own memory ([`Options::images`]).
-    Memory,
-}
-
-/// How to open a log.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// See [`Durability`]. Default: `Disk`.
-    pub durability: Durability,
-    /// The largest segment in bytes, and so the largest append. Between 4 KiB and 1 GiB, rounded up to 4 KiB.
-    /// Default: 64 MiB.
-    pub segment_bytes: u64,
-    /// The first segment's size in bytes; each one is four times as large as the last, up to `segment_bytes`.
-    /// Default: 64 KiB.
-    pub first_segment_bytes: u64,
-    /// Bytes of memory for chunks: those being written, the next one, and as many recent ones for readers as there
-    /// is room for. At least what three of the largest segments take (with 1/7 for their slots). When records that
-    /// are not yet on disk take all of it, appends wait. All logs of a store share it: a log of which nothing waits for
-    /// the disk may always have a chunk of `first_segment_bytes` more. Default: 256 MiB.
-    pub memory_bytes: u64,
-    /// A memory file system in which chunk memory is kept that outlives the process: there, what was acknowledged in
-    /// memory is lost with the machine only, and opening the log again takes it up. Where it has no room, or is not
-    /// there, chunks are in the process's own memory, with a warning. Default: `/dev/shm` on Linux.
-    pub images: Option<PathBuf>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            durability: Durability::Disk,
-            segment_bytes: 64 << 20,
-            first_segment_bytes: 64 << 10,
-            memory_bytes: 256 << 20,
-            images: cfg!(target_os = "linux").then(|| PathBuf::from("/dev/shm")),
-        }
-    }
-}
-
-impl Options {
-    /// An error unless a log can be opened with these.
-    #[cfg(feature = "store")]
-    pub(crate) fn check(&self) -> Result<(), Error> {
-        self.clone().checked().map(drop)
-    }
-
-    /// The same, with what can be rounded rounded.
-    fn checked(mut self) -> Result<Self, Error> {
-        let bad = |reason: String| Err(Error::BadOptions { reason });
-        if !CAPACITIES.contains(&self.segment_bytes) {
-            return bad(format!(
-                "segment_bytes is {}, and must be between 4 KiB and 1 GiB",
-                self.segment_bytes
-            ));
-        }
-        self.segment_bytes = self.segment_bytes.next_multiple_of(disk::BLOCK);
-        self.first_segment_bytes =
-            self.first_segment_bytes.clamp(disk::BLOCK, self.segment_bytes).next_multiple_of(disk::BLOCK);
-        let least = 3 * Memory::footprint(self.segment_bytes);
-        if self.memory_bytes < least {
-            return bad(format!(
-                "memory_bytes is {}, and must be at least {least} for segments of {} bytes",
-                self.memory_bytes, self.segment_bytes
-            ));
-        }
-        Ok(self)
-    }
-}
 
 /// A commit log in one directory. Shared by reference among any number of threads; closed when dropped, or by
 /// [`close`](Self::close), which says whether that went well.

@@ -86,7 +86,7 @@ pub struct RecordRef<'a> {
     pub(crate) extension: &'a [u8],
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "server"))]
 impl<'a> RecordRef<'a> {
     pub(crate) fn new(offset: u64, time: u64, json: bool, value: &'a [u8]) -> Self {
         Self { offset, time, json, value, extension: &[] }
