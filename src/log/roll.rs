@@ -268,22 +268,12 @@ impl Shared {
     pub(super) fn finish_keeping(&self) -> Result<(), Error> {
         let mut done = Ok(());
         while let Some(job) = self.roll.jobs.pop() {
-            done = done.and_then(|()| match job {
-                Job::Seal(segment, extent) if self.failed.get().is_none() => self.seal(&segment, extent),
-                Job::Discard(segment) => {
-                    self.discard(&segment);
-                    Ok(())
-                }
-                Job::LetGo(fresh) => {
-                    self.let_go(fresh);
-                    Ok(())
-                }
-                Job::Trim(_, answer) => {
-                    let _ = answer.send(Err(Error::Closed)); // who asked may have gone
-                    Ok(())
-                }
-                _ => Ok(()),
-            });
+            match job {
+                Job::Prepare | Job::ZeroAhead(_) => {}
+                Job::Seal(..) if self.failed.get().is_some() => {}
+                Job::Trim(_, answer) => drop(answer.send(Err(Error::Closed))), // who asked may have gone
+                job => done = done.and_then(|()| self.work_at(job)),
+            }
         }
         self.roll.ready.pop().into_iter().for_each(|fresh| self.let_go(fresh));
         self.roll.budget.forget(&self.roll.home, u64::MAX);

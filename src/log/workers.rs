@@ -102,12 +102,14 @@ impl Workers {
     fn work(self: Arc<Self>) {
         let mut queue = self.lock();
         loop {
-            if !queue.later.is_empty() {
-                let later = queue.later.split_off(&(self.now() + 1));
+            let now = self.now();
+            if queue.later.first_key_value().is_some_and(|(&due, _)| due <= now) {
+                let later = queue.later.split_off(&(now + 1));
                 let due = std::mem::replace(&mut queue.later, later);
                 queue.ready.extend(due.into_values());
             }
             if let Some(task) = queue.ready.pop_front() {
+                // More to do, or nobody on the watch.
                 if !queue.ready.is_empty() || !(queue.watched || queue.later.is_empty()) {
                     self.rouse(queue);
                 } else {
