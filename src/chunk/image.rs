@@ -67,8 +67,8 @@ pub(crate) struct Images {
     dir: PathBuf,
     /// Set when the log's writer has failed: what the images have and the disk has not is for the next opening.
     keep: AtomicBool,
-    /// Chunks that had to do without.
-    refused: AtomicU64,
+    /// Whether it was said that a chunk had to do without; how many had to is in `WITHOUT_IMAGE`.
+    warned: AtomicBool,
 }
 
 /// An image found at opening.
@@ -90,7 +90,7 @@ impl Images {
             return Err(io::Error::other("the log's directory has too long a name"));
         }
         let memory = MemoryDir::open(at)?.of(&place(&log));
-        Ok(Self { memory, log, dir, keep: AtomicBool::new(false), refused: AtomicU64::new(0) })
+        Ok(Self { memory, log, dir, keep: AtomicBool::new(false), warned: AtomicBool::new(false) })
     }
 
     /// What a process that ended without closing the log has left, if it holds a segment; and the names of all, for
@@ -145,11 +145,6 @@ impl Images {
         self.keep.store(true, Ordering::SeqCst);
     }
 
-    /// How many chunks had no image, for want of memory or of a place.
-    pub(crate) fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
-    }
-
     /// A new image for a chunk of `capacity`, mapped; `None`, noted and said once, where there is no room.
     #[cfg(not(loom))]
     pub(super) fn create(self: &std::sync::Arc<Self>, capacity: u64) -> Option<(Image, memmap2::MmapRaw)> {
@@ -164,7 +159,7 @@ impl Images {
             Ok(made) => Some(made),
             Err(error) => {
                 WITHOUT_IMAGE.fetch_add(1, Ordering::Relaxed);
-                if self.refused.fetch_add(1, Ordering::Relaxed) == 0 {
+                if !self.warned.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         dir = %self.dir.display(), %error,
                         "no memory that outlives the process: what is acknowledged in memory is lost with it"

@@ -11,16 +11,21 @@ use std::{
 #[derive(Debug)]
 pub(crate) struct MemoryDir(PathBuf);
 
+/// Makes a directory of the user's alone, unless there is something of that name.
+fn make(dir: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
 impl MemoryDir {
     /// The user's directory within `at`, made if it is missing. Refused if anybody else could have made it or can
     /// look into it.
     pub(crate) fn open(at: &Path) -> io::Result<Self> {
         let user = rustix::process::geteuid().as_raw();
         let dir = at.join(format!("millstream-{user}"));
-        match fs::DirBuilder::new().mode(0o700).create(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
+        make(&dir)?;
         let found = fs::symlink_metadata(&dir)?;
         if !found.is_dir() || found.uid() != user || found.mode() & 0o077 != 0 {
             let reason = format!("{} is not a directory of this user's alone", dir.display());
@@ -45,10 +50,7 @@ impl MemoryDir {
     pub(crate) fn create(&self, name: &str, length: u64, head: &[u8]) -> io::Result<fs::File> {
         use rustix::fs::{AtFlags, CWD, Mode, OFlags};
         use std::os::{fd::AsRawFd, unix::fs::FileExt};
-        match fs::DirBuilder::new().mode(0o700).create(&self.0) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
+        make(&self.0)?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file: fs::File = rustix::fs::open(&self.0, flags, Mode::RUSR | Mode::WUSR)?.into();
         super::native::reserve(&file, length)?;

@@ -201,9 +201,9 @@ impl Log {
         dir: &Path,
         options: Options,
     ) -> Result<Self, Error> {
+        let options = options.checked()?;
         disk.create_dir(dir).map_err(Error::io("make the directory", dir))?;
         let lock = recover::lock(&*disk, dir)?;
-        let options = options.checked()?;
         let budget = Budget::new(options.memory_bytes);
         Self::begin(recover::open(disk, dir, options, &budget, Some(lock))?)
     }
@@ -211,9 +211,9 @@ impl Log {
     /// Opens a log that is one of many in `budget`, in a directory that nobody else opens.
     #[cfg(feature = "store")]
     pub(crate) fn open_within(budget: &Arc<Budget>, dir: &Path, options: Options) -> Result<Self, Error> {
-        let disk = disk::native();
+        let (disk, options) = (disk::native(), options.checked()?);
         recover::ensure_free(&*disk, dir)?;
-        Self::begin(recover::open(disk, dir, options.checked()?, budget, None)?)
+        Self::begin(recover::open(disk, dir, options, budget, None)?)
     }
 
     fn begin(shared: Shared) -> Result<Self, Error> {
@@ -460,16 +460,9 @@ impl Log {
     #[cfg(feature = "store")]
     pub(crate) fn abandon(&self) {
         let _ = self.shared.failed.set(DELETED.into()); // or it has failed already
-        self.shared.shut();
         // Here and now: later there may be another log at this path, whose files have the same names.
-        self.shared.flush.task.retire();
-        self.shared.roll.task.retire();
+        self.stop_tasks();
         let _ = self.shared.finish_keeping(); // it has failed: nothing is sealed
-    }
-
-    /// How many chunks had no memory that outlives the process, for want of room; see [`Options::images`].
-    pub fn chunks_without_image(&self) -> u64 {
-        self.shared.roll.images.as_ref().map_or(0, |images| images.refused())
     }
 
     /// What an append means here.
@@ -510,10 +503,15 @@ impl Log {
             // Nothing is lost by it: the log tells, it only has to be read again.
             tracing::warn!(dir = %self.shared.dir.display(), %error, "producers are not written down");
         }
+        self.stop_tasks();
+        self.shared.finish()
+    }
+
+    /// Ends appends, and waits until nothing more is done in the background.
+    fn stop_tasks(&self) {
         self.shared.shut();
         self.shared.flush.task.retire();
         self.shared.roll.task.retire();
-        self.shared.finish()
     }
 }
 
