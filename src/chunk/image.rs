@@ -68,6 +68,7 @@ pub(crate) struct Images {
     /// Set when the log's writer has failed: what the images have and the disk has not is for the next opening.
     keep: AtomicBool,
     /// Whether it was said that a chunk had to do without; how many had to is in `WITHOUT_IMAGE`.
+    #[cfg(not(loom))]
     warned: AtomicBool,
 }
 
@@ -90,7 +91,14 @@ impl Images {
             return Err(io::Error::other("the log's directory has too long a name"));
         }
         let memory = MemoryDir::open(at)?.of(&place(&log));
-        Ok(Self { memory, log, dir, keep: AtomicBool::new(false), warned: AtomicBool::new(false) })
+        Ok(Self {
+            memory,
+            log,
+            dir,
+            keep: AtomicBool::new(false),
+            #[cfg(not(loom))]
+            warned: AtomicBool::new(false),
+        })
     }
 
     /// What a process that ended without closing the log has left, if it holds a segment; and the names of all, for
