@@ -1,0 +1,88 @@
+//! `docs/reliability.md` names a test for each promise and each finding. A name that is not in the source would be
+//! worse than none: it would say that something was shown.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+const NONE: &str = "no test yet";
+/// What the last column is called in the tables that name tests.
+const COLUMNS: [&str; 2] = ["shown by", "regression test"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All Rust files below a directory.
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let (dirs, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let files = files.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    files.chain(dirs.iter().flat_map(|dir| sources(dir))).collect()
+}
+
+/// The names of the tests in a source: the functions that are marked as such.
+fn tests_in(source: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut marked = false;
+    for line in source.lines().map(str::trim).filter(|line| !line.starts_with("//")) {
+        marked |= line.starts_with("#[test]");
+        let Some((_, after)) = line.split_once("fn ") else { continue };
+        let name = after.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        if std::mem::take(&mut marked) {
+            found.insert(name);
+        }
+    }
+    found
+}
+
+/// The rows of the tables that name tests, as cells.
+fn rows(page: &str) -> Vec<Vec<&str>> {
+    let mut found = Vec::new();
+    let mut names_tests = false;
+    let mut lines = page.lines().peekable();
+    while let Some(line) = lines.next() {
+        let cells = || line.trim_matches('|').split(" | ").map(str::trim).collect::<Vec<_>>();
+        if lines.peek().is_some_and(|next| next.starts_with("| ---")) {
+            names_tests = cells().last().is_some_and(|last| COLUMNS.contains(last));
+            lines.next();
+        } else if !line.starts_with('|') {
+            names_tests = false;
+        } else if names_tests {
+            found.push(cells());
+        }
+    }
+    found
+}
+
+#[test]
+fn every_test_that_the_page_on_reliability_names_is_in_the_source() {
+    let page = fs::read_to_string(root().join("docs/reliability.md")).unwrap();
+    let tests: BTreeSet<String> = ["src", "tests"]
+        .iter()
+        .flat_map(|dir| sources(&root().join(dir)))
+        .flat_map(|path| tests_in(&fs::read_to_string(path).unwrap()))
+        .collect();
+    assert!(tests.len() > 100, "only {} tests were found in the source", tests.len());
+    let rows = rows(&page);
+    assert!(rows.len() > 25, "only {} rows were found in the tables", rows.len());
+    for row in rows {
+        let (what, shown_by) = (row[0], row.last().unwrap());
+        let names: Vec<&str> = shown_by.split('`').skip(1).step_by(2).collect(); // between backticks
+        assert!(!names.is_empty() || *shown_by == NONE, "{what:?}: name a test, or say {NONE:?}");
+        for name in names {
+            assert!(tests.contains(name), "{what:?} is shown by {name}, and there is no such test");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_test_is_not_taken_for_one() {
+    let source = "#[test]\n#[cfg(unix)]\nfn one() {}\nfn helper() {}\n// #[test]\nfn two() {}\n#[test]\n/// Why.\nfn three() {}";
+    assert_eq!(tests_in(source).into_iter().collect::<Vec<_>>(), ["one", "three"]);
+    let page =
+        "| a | b |\n| --- | --- |\n| no | `row` |\n\n| what | shown by |\n| --- | --- |\n| x | `y` |\n";
+    assert_eq!(rows(page), [["x", "`y`"]]);
+}
