@@ -12,8 +12,8 @@
 //!   log can have, which is durable before the answer, and its files go afterwards.
 
 use crate::{
-    disk::{native, tree},
-    log::{Durability, Error as LogError, Log, Options, STORE_LOCK, budget::Budget},
+    disk::tree,
+    log::{Durability, Environment, Error as LogError, Log, Options, STORE_LOCK, budget::Budget},
 };
 use arc_swap::ArcSwapOption;
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
@@ -27,7 +27,7 @@ use std::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// The longest name of a log, in bytes.
@@ -203,12 +203,16 @@ impl Entry {
 }
 
 struct Inner {
+    env: Environment,
     dir: PathBuf,
     options: StoreOptions,
     lock: Arc<dyn Send + Sync>,
     budget: Arc<Budget>,
     entries: RwLock<BTreeMap<String, Arc<Entry>>>,
-    begun: Instant,
+    /// By the machine's clock that never goes back.
+    begun: Duration,
+    /// Passing names that were given out.
+    passed: AtomicU64,
 }
 
 /// See the module's documentation.
@@ -229,6 +233,7 @@ struct Inner {
 /// ```
 pub struct Store {
     inner: Arc<Inner>,
+    /// The store's thread; in the simulation there is none.
     keeper: Option<(Sender<()>, std::thread::JoinHandle<()>)>,
 }
 
@@ -238,34 +243,9 @@ impl Store {
     /// # Errors
     /// [`LogError::InUse`], [`LogError::BadOptions`], [`LogError::Io`].
     pub fn open(dir: impl AsRef<Path>, options: StoreOptions) -> Result<Self, Error> {
-        let dir = dir.as_ref().to_owned();
-        options.log.check()?;
-        let names = tree::dirs(&dir).map_err(LogError::io("make the directory", &dir))?;
-        let lock = native().lock(&dir.join(STORE_LOCK)).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => LogError::InUse { dir: dir.clone() },
-            _ => LogError::io("lock", &dir)(error),
-        })?;
-        let mut entries = BTreeMap::new();
-        for name in names {
-            if name.starts_with(DELETED) {
-                let path = dir.join(&name);
-                tree::remove_dir(&path).map_err(LogError::io("remove", &path))?;
-            } else if check_name(&name).is_ok() {
-                entries.insert(name, Entry::new());
-            }
-        }
-        if let Some(at) = &options.log.images {
-            // Their logs were deleted, or moved away, while no server was there to see to it.
-            let exists = |dir: &Path, id| crate::log::id_of(dir).is_some_and(|there| there == id);
-            if let Err(error) = crate::chunk::sweep_images(at, exists) {
-                tracing::warn!(%error, "cannot look for images of logs that are gone");
-            }
-        }
-        let (budget, entries) = (Budget::new(options.log.memory_bytes), RwLock::new(entries));
-        let inner =
-            Arc::new(Inner { dir, options, lock: lock.into(), budget, entries, begun: Instant::now() });
+        let mut store = Self::open_in(Environment::system(), dir.as_ref(), options)?;
         let (stop, stopped) = bounded(1);
-        let kept = Arc::clone(&inner);
+        let kept = Arc::clone(&store.inner);
         let keeper = std::thread::Builder::new()
             .name("millstream-store".into())
             .spawn(move || {
@@ -273,8 +253,40 @@ impl Store {
                     kept.turn();
                 }
             })
-            .map_err(LogError::io("start a thread for", &inner.dir))?;
-        Ok(Self { inner, keeper: Some((stop, keeper)) })
+            .map_err(LogError::io("start a thread for", &store.inner.dir))?;
+        store.keeper = Some((stop, keeper));
+        Ok(store)
+    }
+
+    /// Opens a store whose turns somebody else runs.
+    pub(crate) fn open_in(env: Environment, dir: &Path, options: StoreOptions) -> Result<Self, Error> {
+        let (dir, disk) = (dir.to_owned(), &*env.disk);
+        options.log.check()?;
+        let names = tree::dirs(disk, &dir).map_err(LogError::io("make the directory", &dir))?;
+        let lock = disk.lock(&dir.join(STORE_LOCK)).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => LogError::InUse { dir: dir.clone() },
+            _ => LogError::io("lock", &dir)(error),
+        })?;
+        let mut entries = BTreeMap::new();
+        for name in names {
+            if name.starts_with(DELETED) {
+                let path = dir.join(&name);
+                disk.remove_dir(&path).map_err(LogError::io("remove", &path))?;
+            } else if check_name(&name).is_ok() {
+                entries.insert(name, Entry::new());
+            }
+        }
+        if let Some(at) = &options.log.images {
+            // Their logs were deleted, or moved away, while no server was there to see to it.
+            let exists = |dir: &Path, id| crate::log::id_of(disk, dir).is_some_and(|there| there == id);
+            if let Err(error) = crate::chunk::sweep_images(at, exists) {
+                tracing::warn!(%error, "cannot look for images of logs that are gone");
+            }
+        }
+        let (budget, entries) = (Budget::new(options.log.memory_bytes), RwLock::new(entries));
+        let (begun, passed) = (env.machine.elapsed(), AtomicU64::new(0));
+        let inner = Inner { env, dir, options, lock: lock.into(), budget, entries, begun, passed };
+        Ok(Self { inner: Arc::new(inner), keeper: None })
     }
 
     /// The log of this name, if it is open already: never waits for a disk.
@@ -341,13 +353,13 @@ impl Store {
         if *deleted {
             return Err(not_found());
         }
-        let (from, to) = (self.inner.dir.join(name), self.inner.dir.join(passing_name(name)));
-        tree::rename_dir(&from, &to).map_err(LogError::io("delete", &from))?;
+        let (from, to) = (self.inner.dir.join(name), self.inner.passing_dir(name));
+        tree::rename_dir(&*self.inner.env.disk, &from, &to).map_err(LogError::io("delete", &from))?;
         if let Some(open) = entry.open.swap(None) {
             open.abandon();
         }
         self.inner.remove(name, &entry, deleted);
-        if let Err(error) = tree::remove_dir(&to) {
+        if let Err(error) = self.inner.env.disk.remove_dir(&to) {
             tracing::warn!(dir = %to.display(), %error, "what is left of a deleted log goes at the next start");
         }
         Ok(())
@@ -382,9 +394,10 @@ impl Store {
     }
 
     fn shut_down(&mut self) -> Result<(), Error> {
-        let Some((stop, keeper)) = self.keeper.take() else { return Ok(()) };
-        drop(stop);
-        let _ = keeper.join(); // a panic there was reported
+        if let Some((stop, keeper)) = self.keeper.take() {
+            drop(stop);
+            let _ = keeper.join(); // a panic there was reported
+        }
         let entries =
             std::mem::take(&mut *self.inner.entries.write().unwrap_or_else(PoisonError::into_inner));
         let mut result = Ok(());
@@ -411,7 +424,7 @@ impl Inner {
     }
 
     fn now(&self) -> u64 {
-        self.begun.elapsed().as_millis() as u64
+        self.env.machine.elapsed().saturating_sub(self.begun).as_millis() as u64
     }
 
     fn touch(&self, entry: &Entry) {
@@ -430,26 +443,34 @@ impl Inner {
         Ok(options)
     }
 
+    /// A directory that no log has and no other deleted log had.
+    fn passing_dir(&self, name: &str) -> PathBuf {
+        let number = self.passed.fetch_add(1, Ordering::Relaxed); // a name of its own, no more
+        self.dir.join(format!("{DELETED}{}-{number}-{name}", self.env.machine.now()))
+    }
+
     /// Makes the directory under a passing name first, so that there is never a log without its settings.
     fn make_log(&self, name: &str, settings: &LogSettings) -> Result<OpenLog, Error> {
-        let (from, dir) = (self.dir.join(passing_name(name)), self.dir.join(name));
-        native().create_dir(&from).map_err(LogError::io("make the directory", &from))?;
+        let (from, dir) = (self.passing_dir(name), self.dir.join(name));
+        let disk = &*self.env.disk;
+        disk.create_dir(&from).map_err(LogError::io("make the directory", &from))?;
         let text = serde_json::to_vec_pretty(settings).unwrap_or_default(); // plain fields: cannot fail
         let path = from.join(SETTINGS);
-        tree::replace(&path, &text).map_err(LogError::io("write", &path))?;
-        tree::rename_dir(&from, &dir).map_err(LogError::io("make the directory", &dir))?;
+        tree::replace(disk, &path, &text).map_err(LogError::io("write", &path))?;
+        tree::rename_dir(disk, &from, &dir).map_err(LogError::io("make the directory", &dir))?;
         self.open_log(name)
     }
 
     fn open_log(&self, name: &str) -> Result<OpenLog, Error> {
         let settings = self.settings(name)?;
-        let log = Log::open_within(&self.budget, &self.dir.join(name), self.options_for(&settings)?)?;
+        let (dir, options) = (self.dir.join(name), self.options_for(&settings)?);
+        let log = Log::open_within(&self.env, &self.budget, &dir, options)?;
         Ok(OpenLog { log, name: name.to_owned(), settings, _lock: Arc::clone(&self.lock) })
     }
 
     fn settings(&self, name: &str) -> Result<LogSettings, Error> {
         let path = self.dir.join(name).join(SETTINGS);
-        match tree::read(&path).map_err(LogError::io("read", &path))? {
+        match tree::read(&*self.env.disk, &path).map_err(LogError::io("read", &path))? {
             Some(text) => Ok(serde_json::from_slice(&text)
                 .map_err(|error| LogError::Corrupt { path, reason: error.to_string() })?),
             None => Ok(LogSettings::default()), // made by a program that used the log alone
@@ -555,12 +576,6 @@ fn check_name(name: &str) -> Result<(), Error> {
         && !name.starts_with(['.', '-'])
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     if fits { Ok(()) } else { Err(Error::BadName { name: name.chars().take(200).collect() }) }
-}
-
-/// A name that no log has and no other deleted log had.
-fn passing_name(name: &str) -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    format!("{DELETED}{}-{name}", now.as_nanos())
 }
 
 #[cfg(all(test, not(loom)))]

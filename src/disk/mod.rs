@@ -32,12 +32,22 @@ pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     fn create(&self, path: &Path, length: u64) -> io::Result<Box<dyn File>>;
     /// A file that exists, for reading and, if `write`, writing.
     fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn File>>;
-    /// Renames over whatever is at `to`.
+    /// Renames a file over whatever is at `to`, or a directory. Durable only after [`sync_dir`](Self::sync_dir).
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file. Durable only after [`sync_dir`](Self::sync_dir).
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in `dir` durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// The names of the directories in `dir`.
+    #[cfg(feature = "store")]
+    fn dirs(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// Removes a directory and all that is in it. Durable only after [`sync_dir`](Self::sync_dir) of the one it was in.
+    #[cfg(feature = "store")]
+    fn remove_dir(&self, dir: &Path) -> io::Result<()>;
+    /// A file of these bytes, in place of any other. They are durable on return; the name is only after
+    /// [`sync_dir`](Self::sync_dir).
+    #[cfg(feature = "store")]
+    fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
     /// Takes the lock file at `path`, made where it is missing; `WouldBlock` where somebody holds it. Held until
     /// the returned value is dropped, or the process ends in whatever way.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;

@@ -72,6 +72,30 @@ impl Disk for Native {
         sync_dir(dir)
     }
 
+    #[cfg(feature = "store")]
+    fn dirs(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    #[cfg(feature = "store")]
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::remove_dir_all(dir)
+    }
+
+    #[cfg(feature = "store")]
+    fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut file = fs::File::create(path)?;
+        io::Write::write_all(&mut file, bytes)?;
+        file.sync_all()
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         let file = fs::File::options().create(true).truncate(false).write(true).open(path)?;
         match file.try_lock() {
@@ -96,7 +120,7 @@ impl Disk for Native {
 }
 
 /// Makes the names in `dir` durable.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+fn sync_dir(dir: &Path) -> io::Result<()> {
     let dir = if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir.to_owned() };
     fs::File::open(dir)?.sync_all()
 }

@@ -210,6 +210,35 @@ impl Disk for Sim {
         Ok(())
     }
 
+    #[cfg(feature = "store")]
+    fn dirs(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let state = self.state();
+        state.alive()?;
+        let inside = state.names.keys().filter_map(|path| path.strip_prefix(dir).ok());
+        let deep = inside.filter(|path| path.iter().count() > 1);
+        let names: std::collections::BTreeSet<_> =
+            deep.filter_map(|path| Some(path.iter().next()?.to_str()?.to_owned())).collect();
+        Ok(names.into_iter().collect())
+    }
+
+    #[cfg(feature = "store")]
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.step()?;
+        state.names.retain(|path, _| !path.starts_with(dir));
+        Ok(())
+    }
+
+    #[cfg(feature = "store")]
+    fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.state();
+        state.step()?;
+        let content = state.contents.len();
+        state.contents.push(bytes.to_vec());
+        state.names.insert(path.to_owned(), content);
+        Ok(())
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         let mut state = self.state();
         state.alive()?;

@@ -14,9 +14,8 @@ use super::{
     append::poll_frontier,
     roll::{Active, Job},
     stats,
-    task::Task,
+    task::{Schedule, Task},
     wait::Ticket,
-    workers,
 };
 use crate::{
     chunk::{Chunk, Extent},
@@ -61,8 +60,8 @@ pub(crate) struct Flusher {
 }
 
 impl Flusher {
-    pub(super) fn new(position: Position) -> Self {
-        let task = Task::new(workers::flushers(), Shared::flush, Shared::panicked);
+    pub(super) fn new(position: Position, threads: std::sync::Arc<dyn Schedule>) -> Self {
+        let task = Task::new(threads, Shared::flush, Shared::panicked);
         Self { position: Mutex::new(position), task, zeroing: AtomicBool::new(false) }
     }
 
@@ -144,17 +143,18 @@ impl Shared {
         let file =
             position.segment.file().expect("a segment keeps its file until it is sealed, which comes later");
         if !position.begun {
-            file.begin(&*self.disk, &self.dir, &position.segment.header)
+            file.begin(&*self.env.disk, &self.dir, &position.segment.header)
                 .map_err(Error::io("begin a segment in", &self.dir))?;
             position.begun = true;
             self.chain_add(&position.segment);
         }
-        let begun = std::time::Instant::now();
+        let begun = self.env.machine.elapsed();
         file.write(&position.chunk, position.done, to)
             .map_err(Error::io("write to a segment in", &self.dir))?;
         let bytes = to.bytes() - position.done.bytes();
         let records = u64::from(to.records - position.done.records);
-        stats::committed(begun.elapsed().as_micros() as u64, records, bytes);
+        let took = self.env.machine.elapsed().saturating_sub(begun);
+        stats::committed(took.as_micros() as u64, records, bytes);
         let quarter = position.chunk.capacity() / 4;
         if position.done.bytes() < quarter && to.bytes() >= quarter {
             self.roll.ask(0);
@@ -253,7 +253,7 @@ impl Shared {
             return Ok(());
         }
         if !position.begun {
-            file.discard(&*self.disk);
+            file.discard(&*self.env.disk);
             return Ok(());
         }
         file.write_header(&position.segment.header, position.done.records)

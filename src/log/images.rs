@@ -30,8 +30,9 @@ struct End {
 
 /// Completes the segment files from the images; says whether there was anything. `images` are removed then.
 pub(super) fn restore(disk: &dyn Disk, dir: &Path, images: &Images, survey: &Survey) -> Result<bool, Error> {
-    let (found, names) =
-        images.find(|dir| id_of(dir) == Some(images.log())).map_err(Error::io("look for images of", dir))?;
+    let (found, names) = images
+        .find(|dir| id_of(disk, dir) == Some(images.log()))
+        .map_err(Error::io("look for images of", dir))?;
     let mut end = end_of(survey);
     let mut restored = false;
     while let Some((image, scan)) = next(&found, &end, images.log()) {

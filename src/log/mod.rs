@@ -13,6 +13,7 @@
 
 mod append;
 pub(crate) mod budget;
+mod environment;
 mod error;
 mod flush;
 mod images;
@@ -31,6 +32,7 @@ mod wait;
 mod workers;
 
 pub use append::{Appender, Payload, Room};
+pub(crate) use environment::Environment;
 pub use error::Error;
 pub use flush::Durable;
 pub use inspect::{Damage, Report, verify, verify_with_progress};
@@ -45,15 +47,12 @@ pub(crate) use recover::{SETTINGS_FILE, STORE_LOCK, id_of};
 pub use repair::{Repaired, repair, repair_with_progress};
 pub use stats::{Buckets, Stats, stats};
 
-use crate::{
-    disk::{self, Disk},
-    sync::{Arc, AtomicBool, AtomicU64, Ordering, Swap},
-};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering, Swap};
 use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::OnceLock,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use {budget::Budget, wait::Frontier};
 
@@ -82,7 +81,7 @@ pub struct Log {
 pub(crate) struct Shared {
     options: Options,
     dir: PathBuf,
-    disk: std::sync::Arc<dyn Disk>,
+    env: Environment,
     id: [u8; 16],
     /// Where appends go.
     active: Swap<roll::Active>,
@@ -174,14 +173,9 @@ impl Shared {
     }
 
     fn tick(&self) -> u64 {
-        let now = now();
+        let now = self.env.machine.now();
         self.clock.fetch_max(now, Ordering::Relaxed).max(now)
     }
-}
-
-/// Milliseconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 impl Log {
@@ -193,36 +187,48 @@ impl Log {
     /// [`Error::Full`], or [`Error::Io`]. Nothing is changed then, but that the directory and its lock file may be
     /// there.
     pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Self, Error> {
-        Self::open_on(disk::native(), dir.as_ref(), options)
+        Self::open_in(&Environment::system(), dir.as_ref(), options)
     }
 
+    /// Opens on another disk.
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn open_on(
-        disk: std::sync::Arc<dyn Disk>,
+        disk: std::sync::Arc<dyn crate::disk::Disk>,
         dir: &Path,
         options: Options,
     ) -> Result<Self, Error> {
+        Self::open_in(&Environment::on(disk), dir, options)
+    }
+
+    pub(crate) fn open_in(env: &Environment, dir: &Path, options: Options) -> Result<Self, Error> {
         let options = options.checked()?;
-        disk.create_dir(dir).map_err(Error::io("make the directory", dir))?;
-        let lock = recover::lock(&*disk, dir)?;
+        env.disk.create_dir(dir).map_err(Error::io("make the directory", dir))?;
+        let lock = recover::lock(&*env.disk, dir)?;
         let budget = Budget::new(options.memory_bytes);
-        Self::begin(recover::open(disk, dir, options, &budget, Some(lock))?)
+        Self::begin(recover::open(env, dir, options, &budget, Some(lock))?)
     }
 
     /// Opens a log that is one of many in `budget`, in a directory that nobody else opens.
     #[cfg(feature = "store")]
-    pub(crate) fn open_within(budget: &Arc<Budget>, dir: &Path, options: Options) -> Result<Self, Error> {
-        let (disk, options) = (disk::native(), options.checked()?);
-        recover::ensure_free(&*disk, dir)?;
-        Self::begin(recover::open(disk, dir, options, budget, None)?)
+    pub(crate) fn open_within(
+        env: &Environment,
+        budget: &Arc<Budget>,
+        dir: &Path,
+        options: Options,
+    ) -> Result<Self, Error> {
+        let options = options.checked()?;
+        recover::ensure_free(&*env.disk, dir)?;
+        Self::begin(recover::open(env, dir, options, budget, None)?)
     }
 
     fn begin(shared: Shared) -> Result<Self, Error> {
         let shared = Arc::new(shared);
         let running = shared.damage.is_empty();
         if running {
-            workers::flushers()
-                .start()
-                .and_then(|()| workers::keepers().start())
+            let threads = [&shared.env.flushers, &shared.env.keepers];
+            threads
+                .into_iter()
+                .try_for_each(|threads| threads.start())
                 .map_err(Error::io("start a thread for", &shared.dir))?;
             shared.roll.task.begin(Arc::clone(&shared));
             shared.flush.task.begin(Arc::clone(&shared));

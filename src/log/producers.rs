@@ -9,11 +9,11 @@
 //! trimmed that it does not tell of. Where there is no such file, no producer has ever been here: so who does not use
 //! this pays nothing.
 
-use super::{Error, Log, PRODUCERS_FILE, Payload, append, append::Extended, now};
+use super::{Error, Log, PRODUCERS_FILE, Payload, append, append::Extended};
 use crate::{disk::tree, frame::EXTENSION_LENGTH};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -69,7 +69,7 @@ struct Producer {
 struct Snapshot {
     /// All batches below this offset are told of.
     up_to: u64,
-    producers: HashMap<String, Producer>,
+    producers: BTreeMap<String, Producer>,
     /// CRC-32C of the two above as JSON.
     #[serde(default)]
     crc: u32,
@@ -83,7 +83,7 @@ pub(super) struct Producers {
 
 #[derive(Default)]
 struct Table {
-    producers: HashMap<String, Producer>,
+    producers: BTreeMap<String, Producer>,
     /// What the file tells of.
     saved: u64,
     /// Whether anything came since.
@@ -158,10 +158,8 @@ fn parse_block(block: &[u8]) -> Option<(ProducerBatch<'_>, u64)> {
     Some((batch, u64::from(u32::from_le_bytes(*count))))
 }
 
-fn checksum(up_to: u64, producers: &HashMap<String, Producer>) -> u32 {
-    // In the order of the ids: that of a hash map is another each time.
-    let ordered: std::collections::BTreeMap<_, _> = producers.iter().collect();
-    crc32c::crc32c(&serde_json::to_vec(&(up_to, ordered)).unwrap_or_default()) // plain data: cannot fail
+fn checksum(up_to: u64, producers: &BTreeMap<String, Producer>) -> u32 {
+    crc32c::crc32c(&serde_json::to_vec(&(up_to, producers)).unwrap_or_default()) // plain data: cannot fail
 }
 
 impl Log {
@@ -193,7 +191,12 @@ impl Log {
         let rest = rest.iter().map(|&payload| Extended { payload, extended: false });
         let all: Vec<_> = std::iter::once(first).chain(rest).collect();
         let first_offset = append::append(&self.shared, &all, expected_next, append::Patience::None)?;
-        table.note(batch.id, batch.epoch, Batch { sequence: batch.sequence, first_offset, count }, now());
+        table.note(
+            batch.id,
+            batch.epoch,
+            Batch { sequence: batch.sequence, first_offset, count },
+            self.shared.env.machine.now(),
+        );
         Ok(Produced { first_offset, count, repeated: false })
     }
 
@@ -222,7 +225,7 @@ impl Log {
 
     fn load_producers(&self) -> Result<Table, Error> {
         let path = self.shared.dir.join(PRODUCERS_FILE);
-        let Some(text) = tree::read(&path).map_err(Error::io("read", &path))? else {
+        let Some(text) = tree::read(&*self.shared.env.disk, &path).map_err(Error::io("read", &path))? else {
             // The first producer ever: from now on there is the file, and so a reason to look at the log.
             let table = Table { saved: self.next_offset(), ..Table::default() };
             self.save_producers(table.saved, &table.producers)?;
@@ -252,13 +255,13 @@ impl Log {
         Ok(table)
     }
 
-    fn save_producers(&self, up_to: u64, producers: &HashMap<String, Producer>) -> Result<(), Error> {
+    fn save_producers(&self, up_to: u64, producers: &BTreeMap<String, Producer>) -> Result<(), Error> {
         self.writable()?; // if it was deleted, another log may be at its path
         let crc = checksum(up_to, producers);
         let text =
             serde_json::to_vec(&Snapshot { up_to, producers: producers.clone(), crc }).unwrap_or_default();
         let path = self.shared.dir.join(PRODUCERS_FILE);
-        tree::replace(&path, &text).map_err(Error::io("write", &path))
+        tree::replace(&*self.shared.env.disk, &path, &text).map_err(Error::io("write", &path))
     }
 
     /// Writes down what is known of producers, if anything came since, and forgets those that are too old. Waits
@@ -267,7 +270,7 @@ impl Log {
         let (up_to, producers) = {
             let mut table = self.shared.producers.lock();
             let Some(table) = table.as_mut().filter(|table| table.changed) else { return Ok(()) };
-            let oldest = now().saturating_sub(AGE);
+            let oldest = self.shared.env.machine.now().saturating_sub(AGE);
             table.producers.retain(|_, producer| producer.used >= oldest);
             table.changed = false;
             (self.next_offset(), table.producers.clone())
@@ -282,7 +285,8 @@ impl Log {
 
     /// To be called before anything below `before` is trimmed: what is told of only there is written down.
     pub(super) fn keep_producers_before(&self, before: u64) -> Result<(), Error> {
-        if !self.shared.dir.join(PRODUCERS_FILE).is_file() {
+        let path = self.shared.dir.join(PRODUCERS_FILE);
+        if !tree::is_there(&*self.shared.env.disk, &path).map_err(Error::io("open", &path))? {
             return Ok(());
         }
         let saved = {

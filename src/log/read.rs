@@ -193,7 +193,7 @@ impl Shared {
                 return Err(Error::Damaged { offset }); // a gap between segments
             }
             let path = self.dir.join(file::name(segment.base()));
-            match self.disk.open(&path, false) {
+            match self.env.disk.open(&path, false) {
                 Ok(file) => return Ok(Place::Cold(Box::new(Cold::new(file, Arc::clone(&segment), sealed)))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     let first = self.chain.load().first();

@@ -7,10 +7,10 @@
 //! recovery cannot stop at it.
 
 use super::{
-    Damage, Error, Frontier, Options, Shared,
+    Damage, Environment, Error, Frontier, Options, Shared,
     budget::Budget,
     flush::{Flusher, Position},
-    images, now,
+    images,
     retain::Chain,
     roll::{Active, Roller},
 };
@@ -339,27 +339,28 @@ fn note_damage(found: &Found, deep: bool, damage: &mut Vec<Damage>) {
 
 /// Opens the log in `dir`, which is there, for use. `lock` is to be held as long.
 pub(super) fn open(
-    disk: std::sync::Arc<dyn Disk>,
+    env: &Environment,
     dir: &Path,
     options: Options,
     budget: &Arc<Budget>,
     lock: Option<Box<dyn Send + Sync>>,
 ) -> Result<Shared, Error> {
-    let mut surveyed = survey(&*disk, dir)?;
+    let disk = &*env.disk;
+    let mut surveyed = survey(disk, dir)?;
     let id = match surveyed.segments.first() {
         Some(first) => first.header.log,
-        None => new_id().map_err(Error::io("make an id for the log in", dir))?,
+        None => new_id(env).map_err(Error::io("make an id for the log in", dir))?,
     };
     let images = open_images(&options, id, dir);
     if let Some(images) = images.as_ref().filter(|_| surveyed.damage.is_empty())
-        && images::restore(&*disk, dir, images, &surveyed)?
+        && images::restore(disk, dir, images, &surveyed)?
     {
-        surveyed = survey(&*disk, dir)?;
+        surveyed = survey(disk, dir)?;
     }
     let Survey { segments: found, damage, .. } = surveyed;
-    let roller = Roller::new(Arc::clone(budget), images);
+    let roller = Roller::new(Arc::clone(budget), images, std::sync::Arc::clone(&env.keepers));
     let opened = if damage.is_empty() {
-        resume(&*disk, dir, &options, id, found, &roller)?
+        resume(env, dir, &options, id, found, &roller)?
     } else {
         read_only(dir, id, found)?
     };
@@ -370,14 +371,14 @@ pub(super) fn open(
     Ok(Shared {
         options,
         dir: dir.to_owned(),
-        disk,
+        env: env.clone(),
         id,
         active: Swap::new(active),
         chain: Swap::new(Arc::new(Chain { segments })),
         durable: Frontier::new(durable),
         published: Frontier::new(durable),
-        clock: AtomicU64::new(now().max(clock)),
-        flush: Flusher::new(position),
+        clock: AtomicU64::new(env.machine.now().max(clock)),
+        flush: Flusher::new(position, std::sync::Arc::clone(&env.flushers)),
         roll: roller,
         stopping: AtomicBool::new(false),
         failed: OnceLock::new(),
@@ -404,8 +405,7 @@ fn open_images(options: &Options, id: [u8; 16], dir: &Path) -> Option<std::sync:
 }
 
 /// The id of the log in `dir`, if there is one.
-pub(crate) fn id_of(dir: &Path) -> Option<[u8; 16]> {
-    let disk = disk::native();
+pub(crate) fn id_of(disk: &dyn Disk, dir: &Path) -> Option<[u8; 16]> {
     disk.list(dir).ok()?.iter().filter(|name| file::base_of(name).is_some()).find_map(|name| {
         let mut block = [0; BLOCK as usize];
         disk.open(&dir.join(name), false).ok()?.read_at(&mut block, 0).ok()?;
@@ -446,9 +446,9 @@ fn not_locked(dir: &Path, path: &Path, error: io::Error) -> Error {
     }
 }
 
-fn new_id() -> io::Result<[u8; 16]> {
+fn new_id(env: &Environment) -> io::Result<[u8; 16]> {
     let mut id = [0; 16];
-    getrandom::fill(&mut id).map_err(io::Error::other)?;
+    env.machine.random(&mut id)?;
     Ok(id)
 }
 
@@ -463,13 +463,14 @@ struct Opening {
 
 /// Opens what is not damaged for appending.
 fn resume(
-    disk: &dyn Disk,
+    env: &Environment,
     dir: &Path,
     options: &Options,
     id: [u8; 16],
     found: Vec<Found>,
     roller: &Roller,
 ) -> Result<Opening, Error> {
+    let disk = &*env.disk;
     for name in disk.list(dir).map_err(Error::io("list", dir))? {
         if file::is_passing(&name) {
             let path = dir.join(name);
@@ -519,7 +520,7 @@ fn resume(
     // No segment is open: begin one, so that there is always one on the disk, and trimming may drop all others.
     let capacity = capacity.min(options.segment_bytes);
     let capacity = if roller.budget.has_room(capacity) { capacity } else { options.first_segment_bytes };
-    let header = Header { log: id, base: end, capacity, created: now().max(clock) };
+    let header = Header { log: id, base: end, capacity, created: env.machine.now().max(clock) };
     let segment_file = SegmentFile::prepare(disk, dir, 0, capacity).map_err(|error| {
         if disk::is_full(&error) {
             return Error::Full { reason: error.to_string().into() };

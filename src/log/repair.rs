@@ -2,7 +2,8 @@
 //! that still verifies stays at its offset, and each lost one is marked as lost, so that reading it says so.
 
 use super::{
-    Damage, Error, now,
+    Damage, Error,
+    environment::now,
     recover::{self, Found, State, Survey},
 };
 use crate::{

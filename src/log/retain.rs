@@ -1,6 +1,6 @@
 //! Which segments there are: the chain that readers find them by, and trimming it.
 
-use super::{Error, Shared, now, roll::Job};
+use super::{Error, Shared, roll::Job};
 use crate::{
     segment::{Segment, file},
     sync::Arc,
@@ -62,7 +62,7 @@ impl Shared {
     pub(super) fn past_keeping(&self, bytes: Option<u64>, age: Option<Duration>) -> u64 {
         let chain = self.chain.load_full();
         let mut total = chain.bytes();
-        let oldest = age.map(|age| now().saturating_sub(age.as_millis() as u64));
+        let oldest = age.map(|age| self.env.machine.now().saturating_sub(age.as_millis() as u64));
         let mut before = chain.first();
         for pair in chain.segments.windows(2) {
             // The one behind was begun when this one was full: no record here is younger.
@@ -81,6 +81,7 @@ impl Shared {
         let (answer, answered) = crossbeam::channel::bounded(1);
         self.roll.send(Job::Trim(before, answer));
         loop {
+            self.env.keepers.help();
             match answered.recv_timeout(Duration::from_millis(100)) {
                 Ok(trimmed) => return trimmed,
                 // Nobody may be left who answers.
@@ -112,9 +113,9 @@ impl Shared {
                 segment.next.set(Arc::clone(last));
             }
             let path = self.dir.join(file::name(segment.base()));
-            self.disk.remove(&path).map_err(Error::io("remove", &path))?;
+            self.env.disk.remove(&path).map_err(Error::io("remove", &path))?;
         }
-        self.disk.sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))?;
+        self.env.disk.sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))?;
         Ok(first)
     }
 }

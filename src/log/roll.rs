@@ -10,7 +10,13 @@
 //! than its first chunk. It is made only while the chunks that are not yet on disk leave room in the memory budget for
 //! it: that is the backpressure.
 
-use super::{Error, Frontier, Shared, append::Patience, budget::Budget, stats, task::Task, workers};
+use super::{
+    Error, Frontier, Shared,
+    append::Patience,
+    budget::Budget,
+    stats,
+    task::{Schedule, Task},
+};
 use crate::{
     chunk::{Chunk, Extent, Home, Images, Memory},
     disk,
@@ -110,7 +116,11 @@ pub(crate) struct Roller {
 }
 
 impl Roller {
-    pub(super) fn new(budget: Arc<Budget>, images: Option<std::sync::Arc<Images>>) -> Self {
+    pub(super) fn new(
+        budget: Arc<Budget>,
+        images: Option<std::sync::Arc<Images>>,
+        threads: std::sync::Arc<dyn Schedule>,
+    ) -> Self {
         Self {
             ready: ArrayQueue::new(1),
             changed: Frontier::new(0),
@@ -123,7 +133,7 @@ impl Roller {
             refused: Mutex::new(None),
             jobs: SegQueue::new(),
             files: AtomicU64::new(0),
-            task: Task::new(workers::keepers(), Shared::keep, Shared::panicked),
+            task: Task::new(threads, Shared::keep, Shared::panicked),
         }
     }
 
@@ -343,14 +353,14 @@ impl Shared {
 
     fn make(&self, capacity: u64) -> Result<Fresh, Error> {
         let number = self.roll.files.fetch_add(1, Ordering::Relaxed) + 1; // a name of its own, no more
-        let file = SegmentFile::prepare(&*self.disk, &self.dir, number, capacity)
+        let file = SegmentFile::prepare(&*self.env.disk, &self.dir, number, capacity)
             .map_err(Error::io("make a segment file in", &self.dir))?;
         let memory = self
             .roll
             .home
             .take(capacity)
             .map_or_else(|| Memory::shared(capacity, self.roll.images.as_ref()), Ok);
-        let memory = memory.inspect_err(|_| file.discard(&*self.disk));
+        let memory = memory.inspect_err(|_| file.discard(&*self.env.disk));
         Ok(Fresh { memory: memory.map_err(Error::io("get memory for a segment of", &self.dir))?, file })
     }
 
@@ -371,14 +381,14 @@ impl Shared {
 
     /// Lets go of a segment that has no record.
     fn discard(&self, segment: &Segment) {
-        segment.file().into_iter().for_each(|file| file.discard(&*self.disk));
+        segment.file().into_iter().for_each(|file| file.discard(&*self.env.disk));
         self.roll.home.release(segment.header.capacity);
     }
 
     /// Lets go of what was made ready.
     fn let_go(&self, fresh: Fresh) {
         let Fresh { memory, file } = fresh;
-        file.discard(&*self.disk);
+        file.discard(&*self.env.disk);
         self.roll.home.release(memory.capacity());
         drop(memory); // and its image with it
     }

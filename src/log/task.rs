@@ -14,12 +14,12 @@ use std::{
 };
 
 /// What a pool of threads can run.
-pub(super) trait Run: Send + Sync {
+pub(crate) trait Run: Send + Sync {
     fn run(self: std::sync::Arc<Self>);
 }
 
 /// A pool of threads.
-pub(super) trait Schedule: Send + Sync {
+pub(crate) trait Schedule: Send + Sync {
     /// Runs the task as soon as a thread is free.
     fn soon(&self, task: std::sync::Arc<dyn Run>);
     /// Runs it after `delay`. The key is for [`sooner`](Self::sooner). `within`: said by a thread of the pool, which
@@ -29,6 +29,12 @@ pub(super) trait Schedule: Send + Sync {
     fn sooner(&self, key: u64, task: std::sync::Arc<dyn Run>);
     /// Whether others wait for a thread.
     fn others_wait(&self) -> bool;
+    /// Sees to it that there is a thread at all.
+    fn start(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+    /// Called by who waits for what a task does: where there are no threads, the task is run here.
+    fn help(&self) {}
 }
 
 /// The low bits of the state.
@@ -49,7 +55,7 @@ pub(super) struct Task<S> {
     state: AtomicU32,
     /// Under which key it waits in the pool, if it does.
     key: AtomicU64,
-    pool: Box<dyn Schedule>,
+    pool: std::sync::Arc<dyn Schedule>,
     /// Does what is there to be done. To be over only when [`Task::sleep_unless`], [`Task::again`] or
     /// [`Task::later`] has said so, or with the log.
     turn: fn(&S),
@@ -60,11 +66,15 @@ pub(super) struct Task<S> {
 }
 
 impl<S: Send + Sync + 'static> Task<S> {
-    pub(super) fn new(pool: impl Schedule + 'static, turn: fn(&S), panicked: fn(&S)) -> std::sync::Arc<Self> {
+    pub(super) fn new(
+        pool: std::sync::Arc<dyn Schedule>,
+        turn: fn(&S),
+        panicked: fn(&S),
+    ) -> std::sync::Arc<Self> {
         std::sync::Arc::new(Self {
             state: AtomicU32::new(IDLE),
             key: AtomicU64::new(0),
-            pool: Box::new(pool),
+            pool,
             turn,
             panicked,
             work: Mutex::new(None),
@@ -273,7 +283,7 @@ mod models {
     fn begin(pool: &Pool) -> (std::sync::Arc<Task<Flush>>, Arc<Flush>) {
         let chunk = Chunk::new(Memory::new(256).unwrap(), None);
         let flush = Arc::new(Flush { chunk, seen: AtomicU64::new(0), task: std::sync::OnceLock::new() });
-        let task = Task::new(pool.clone(), turn, |_| ());
+        let task = Task::new(std::sync::Arc::new(pool.clone()), turn, |_| ());
         flush.task.set(std::sync::Arc::downgrade(&task)).unwrap();
         *lock(&task.work) = Some(Arc::clone(&flush));
         (task, flush)
@@ -326,7 +336,7 @@ mod models {
                 }
             };
             let jobs = Arc::new(Jobs(AtomicU64::new(0), AtomicU64::new(0), std::sync::OnceLock::new()));
-            let task = Task::new(pool.clone(), turn, |_| panic!("a turn panicked"));
+            let task = Task::new(std::sync::Arc::new(pool.clone()), turn, |_| panic!("a turn panicked"));
             jobs.2.set(std::sync::Arc::downgrade(&task)).unwrap();
             task.begin(Arc::clone(&jobs));
             let sender = {
@@ -370,7 +380,7 @@ mod models {
                 }
             };
             let alone = Arc::new(Alone(AtomicBool::new(false), std::sync::OnceLock::new()));
-            let task = Task::new(pool.clone(), turn, |_| panic!("a turn panicked"));
+            let task = Task::new(std::sync::Arc::new(pool.clone()), turn, |_| panic!("a turn panicked"));
             alone.1.set(std::sync::Arc::downgrade(&task)).unwrap();
             task.begin(Arc::clone(&alone));
             let other = {

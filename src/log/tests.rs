@@ -1,5 +1,5 @@
 use super::*;
-use crate::disk::sim::Sim;
+use crate::disk::{Disk, sim::Sim};
 use std::{future::Future, path::Path};
 
 const DIR: &str = "/log";

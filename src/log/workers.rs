@@ -59,12 +59,6 @@ impl Workers {
         Arc::new(Self { name, most, begun: Instant::now(), queue: Mutex::default(), watch: Condvar::new() })
     }
 
-    /// Sees to it that there is a thread at all.
-    pub(super) fn start(self: &Arc<Self>) -> io::Result<()> {
-        let mut queue = self.lock();
-        if queue.threads == 0 { self.spawn(&mut queue) } else { Ok(()) }
-    }
-
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -180,6 +174,11 @@ impl Schedule for Arc<Workers> {
 
     fn others_wait(&self) -> bool {
         !self.lock().ready.is_empty()
+    }
+
+    fn start(&self) -> io::Result<()> {
+        let mut queue = self.lock();
+        if queue.threads == 0 { self.spawn(&mut queue) } else { Ok(()) }
     }
 }
 

@@ -1,0 +1,66 @@
+//! What a log, or a store of logs, takes from outside: a disk, threads, the time, and chance. All of it comes through
+//! one value, so that the simulation gives its own, decides every outcome by a seed, and can replay it.
+
+use super::{task::Schedule, workers};
+use crate::disk::{self, Disk};
+use std::{
+    io,
+    sync::{Arc, LazyLock},
+    time::{Duration, Instant, SystemTime},
+};
+
+/// See the module's documentation.
+#[derive(Clone)]
+pub(crate) struct Environment {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) machine: Arc<dyn Machine>,
+    /// The threads that commit.
+    pub(super) flushers: Arc<dyn Schedule>,
+    /// The threads that make segments ready, seal and trim.
+    pub(super) keepers: Arc<dyn Schedule>,
+}
+
+impl Environment {
+    /// The system's.
+    pub(crate) fn system() -> Self {
+        Self::on(disk::native())
+    }
+
+    /// Another disk, and all else the system's.
+    pub(crate) fn on(disk: Arc<dyn Disk>) -> Self {
+        let (flushers, keepers) = (Arc::new(workers::flushers()), Arc::new(workers::keepers()));
+        Self { disk, machine: Arc::new(System), flushers, keepers }
+    }
+}
+
+/// The clocks of a machine, and its random numbers.
+pub(crate) trait Machine: Send + Sync {
+    /// Milliseconds since 1970. May be wrong, and go back.
+    fn now(&self) -> u64;
+    /// How long it is since some moment before. Never goes back.
+    fn elapsed(&self) -> Duration;
+    /// Fills `bytes` with what nobody can foretell.
+    fn random(&self, bytes: &mut [u8]) -> io::Result<()>;
+}
+
+struct System;
+
+/// Milliseconds since 1970, by the system's clock.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+impl Machine for System {
+    fn now(&self) -> u64 {
+        now()
+    }
+
+    fn elapsed(&self) -> Duration {
+        static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        BEGUN.elapsed()
+    }
+
+    fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
+        getrandom::fill(bytes).map_err(io::Error::other)
+    }
+}
