@@ -28,14 +28,13 @@ mod memory;
 mod pool;
 
 use crate::{
-    frame::{self, Frame, MORE, Stamp, WORD},
+    frame::{self, Frame, Key, MORE, Stamp, WORD},
     sync::{Arc, AtomicU64, Ordering},
 };
 use crossbeam::utils::CachePadded;
-pub(crate) use image::WITHOUT_IMAGE;
+pub(crate) use image::{Before, Content, Found, Images, Label, WITHOUT_IMAGE};
 #[cfg(feature = "store")]
-pub(crate) use image::sweep as sweep_images;
-pub(crate) use image::{Found, Images, Label};
+pub(crate) use image::{owners as image_owners, remove_all as remove_images};
 pub(crate) use memory::{CHUNK_BYTES, Memory};
 pub(crate) use pool::{Home, Pool};
 
@@ -141,7 +140,7 @@ impl<'a, V: Value> Batch<'a, V> {
 /// What an append writes into its frames besides numbers and values.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Imprint {
-    pub(crate) seed: u32,
+    pub(crate) key: Key,
     /// The segment's base offset minus the durable frontier, wrapping: what to add to a record's number to get how
     /// far `durable` is behind it.
     pub(crate) lead: u64,
@@ -278,7 +277,7 @@ impl Chunk {
             let words = frame::words(value.len()) as u32;
             // SAFETY: the words lie in what this append alone has reserved by its add to `tail`, within the
             // capacity as checked by `append`; no slot points there yet, so nobody reads them.
-            unsafe { self.memory().write(word, words, |dst| frame::encode(dst, imprint.seed, stamp, value)) };
+            unsafe { self.memory().write(word, words, |dst| frame::encode(dst, imprint.key, stamp, value)) };
             word += words;
         }
         for (n, value) in batch.values.iter().enumerate().rev() {
@@ -381,7 +380,19 @@ impl Chunk {
     }
 
     fn goes_on(&self, record: u32) -> bool {
-        self.frame(record).is_some_and(|frame| frame.stamp.flags & MORE != 0)
+        self.frame(record).is_some_and(|frame| frame.flags & MORE != 0)
+    }
+
+    /// Notes in the image, if there is one, what stands before this chunk's first record.
+    pub(crate) fn set_before(&self, before: Before) {
+        self.memory().set_before(before);
+    }
+
+    /// What stands before the record with this number, if the one before it is published.
+    pub(crate) fn before(&self, record: u32) -> Before {
+        let Some(last) = record.checked_sub(1) else { return self.memory().before() };
+        let frame = self.whole_frame(last).and_then(|(_, frame)| frame.first_chunk());
+        frame.map_or(Before::Unknown, |crc| Before::Frame(u32::from_le_bytes(*crc)))
     }
 
     /// The bytes of words that [`contiguous`](Self::contiguous) has passed.

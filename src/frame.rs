@@ -10,10 +10,11 @@
 //! so a frame that verifies proves that all before `record - behind` had been durable. `time` is in milliseconds
 //! since the segment was begun. What a frame occupies is always whole words of 8 bytes.
 //!
-//! `crc` is CRC-32C over bytes 8 to the end of the padding, begun from `seed ^ length`, where the seed is made
-//! of the log's id and the segment's base offset: a frame that is left over in recycled memory, or that was
-//! copied from elsewhere, does not verify in any other segment. [`FRAME`] is set in every frame, so that zeros
-//! never are one.
+//! `crc` is CRC-32C over bytes 8 to the end of the padding, begun from `seed ^ length`; `record` and `behind` are
+//! stored behind a mask (exclusive or). Seed and mask are the segment's [`Key`], made of the log's secret and the segment's base
+//! offset: a frame that is left over in recycled memory, or that was copied from elsewhere, does not verify in any
+//! other segment, and nobody who cannot read the files can make a value that contains frames. [`FRAME`] is set in
+//! every frame, so that zeros never are one.
 
 /// Bytes in a word, the unit in which space is claimed.
 pub(crate) const WORD: usize = 8;
@@ -36,6 +37,43 @@ pub(crate) const EXTENDED: u16 = 0x0008;
 pub(crate) const EXTENSION_LENGTH: usize = 2;
 const KNOWN: u16 = FRAME | MORE | LOST | JSON | EXTENDED;
 
+/// What the frames of one segment are written and verified with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Key {
+    /// What each CRC begins from.
+    pub(crate) seed: u32,
+    /// Hides record and behind, in the order in which they are stored. Without it a value could be made to look like
+    /// frames that may follow at every word, and recovery would have to compute a CRC for each.
+    mask: u64,
+}
+
+impl Key {
+    /// The key of the segment at `base` of a log with this secret.
+    pub(crate) fn new(secret: &[u8; 16], base: u64) -> Self {
+        let seed = crc32c::crc32c_append(crc32c::crc32c(secret), &base.to_le_bytes());
+        // A CRC is linear: a mask made of the same 32 bits would add nothing to what there is to guess.
+        let half = u64::from_le_bytes(std::array::from_fn(|i| secret[i]));
+        Self { seed, mask: half ^ base.wrapping_mul(0x9E37_79B9_7F4A_7C15) }
+    }
+
+    /// The same in format 1, whose logs have no secret: made of what the API tells of a log.
+    pub(crate) fn version_1(log: &[u8; 16], base: u64) -> Self {
+        Self { seed: crc32c::crc32c_append(crc32c::crc32c(log), &base.to_le_bytes()), mask: 0 }
+    }
+
+    /// Of a number, for tests of frames alone.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) const fn test(seed: u32) -> Self {
+        Self { seed, mask: (seed as u64) << 17 ^ seed as u64 }
+    }
+
+    /// Record and behind as they are stored, or from what is stored.
+    #[inline]
+    const fn hide(self, place: u64) -> u64 {
+        place ^ self.mask
+    }
+}
+
 /// What is written about a record besides its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp {
@@ -45,10 +83,11 @@ pub(crate) struct Stamp {
     pub(crate) flags: u16,
 }
 
-/// A frame that verified.
+/// A frame, as far as it can be read without its segment's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Frame<'a> {
-    pub(crate) stamp: Stamp,
+    pub(crate) time: u64,
+    pub(crate) flags: u16,
     pub(crate) value: &'a [u8],
     /// What stands before the value; empty where nothing does.
     pub(crate) extension: &'a [u8],
@@ -63,15 +102,25 @@ impl Frame<'_> {
     }
 }
 
+/// A frame that verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Verified<'a> {
+    pub(crate) record: u32,
+    pub(crate) behind: u32,
+    pub(crate) frame: Frame<'a>,
+}
+
+impl Verified<'_> {
+    pub(crate) fn stamp(&self) -> Stamp {
+        let Self { record, behind, frame: Frame { time, flags, .. } } = *self;
+        Stamp { record, behind, time, flags }
+    }
+}
+
 /// The words that a value of `length` bytes occupies as a frame.
 #[inline]
 pub(crate) const fn words(length: usize) -> u64 {
     MIN_WORDS as u64 + length.div_ceil(WORD) as u64
-}
-
-/// The seed for a segment's frames.
-pub(crate) fn seed(log: &[u8; 16], base: u64) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(log), &base.to_le_bytes())
 }
 
 #[inline]
@@ -81,7 +130,7 @@ fn checksum(seed: u32, length: u32, rest: &[u8]) -> u32 {
 
 /// Writes the frame of `value` into `dst`, which is exactly as long as the frame.
 #[inline]
-pub(crate) fn encode(dst: &mut [u8], seed: u32, stamp: Stamp, value: &[u8]) {
+pub(crate) fn encode(dst: &mut [u8], key: Key, stamp: Stamp, value: &[u8]) {
     let length = value.len() as u32;
     let (header, body) = dst.split_at_mut(HEADER);
     // The last word, if the value fills it in part, is put together in a register and stored at once: the checksum
@@ -95,11 +144,11 @@ pub(crate) fn encode(dst: &mut [u8], seed: u32, stamp: Stamp, value: &[u8]) {
         };
         last.copy_from_slice(&word.to_le_bytes());
     }
-    let place = u64::from(stamp.record) | u64::from(stamp.behind) << 32;
+    let place = key.hide(u64::from(stamp.record) | u64::from(stamp.behind) << 32);
     let time = stamp.time & ((1 << 48) - 1) | u64::from(stamp.flags | FRAME) << 48;
     header[8..16].copy_from_slice(&place.to_le_bytes());
     header[16..24].copy_from_slice(&time.to_le_bytes());
-    let crc = checksum(seed, length, &dst[8..]);
+    let crc = checksum(key.seed, length, &dst[8..]);
     dst[..8].copy_from_slice(&(u64::from(crc) | u64::from(length) << 32).to_le_bytes());
 }
 
@@ -111,42 +160,55 @@ pub(crate) fn peek_words(bytes: &[u8]) -> Option<u64> {
     Some(words((u64::from_le_bytes(*head) >> 32) as usize))
 }
 
-/// Reads the frame that begins `bytes` without checking its CRC: for frames that this process wrote.
+/// Reads the frame that begins `bytes` without checking its CRC: for frames that this process wrote or verified.
 #[inline]
 pub(crate) fn parse(bytes: &[u8]) -> Option<Frame<'_>> {
     let (header, body) = bytes.split_first_chunk::<HEADER>()?;
     let word = |n: usize| u64::from_le_bytes(std::array::from_fn(|i| header[n * WORD + i]));
-    let (first, place, time) = (word(0), word(1), word(2));
+    let (first, last) = (word(0), word(2));
     let body = body.get(..(first >> 32) as usize)?;
-    let stamp = Stamp {
-        record: place as u32,
-        behind: (place >> 32) as u32,
-        time: time & ((1 << 48) - 1),
-        flags: (time >> 48) as u16 & !FRAME,
-    };
-    if stamp.flags & EXTENDED == 0 {
-        return Some(Frame { stamp, value: body, extension: &[], body });
+    let (time, flags) = (last & ((1 << 48) - 1), (last >> 48) as u16 & !FRAME);
+    if flags & EXTENDED == 0 {
+        return Some(Frame { time, flags, value: body, extension: &[], body });
     }
     let (length, rest) = body.split_first_chunk::<EXTENSION_LENGTH>()?;
     let (extension, value) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
-    Some(Frame { stamp, value, extension, body })
+    Some(Frame { time, flags, value, extension, body })
+}
+
+/// What the header at the start of `bytes` says, if it can be one of a frame of at most as many bytes: its flags are
+/// known and its padding is zero. Everything about a frame but its CRC.
+#[inline]
+pub(crate) fn plausible(bytes: &[u8], key: Key) -> Option<Verified<'_>> {
+    // The flags first: of random bytes one in 4,096 has flags that a frame may have.
+    let raw_flags = u16::from_le_bytes([*bytes.get(22)?, *bytes.get(23)?]);
+    if raw_flags & FRAME == 0 || raw_flags & !KNOWN != 0 {
+        return None;
+    }
+    let frame = parse(bytes)?;
+    let padding = bytes.get(HEADER + frame.body.len()..frame.words() as usize * WORD)?;
+    if padding.iter().any(|&byte| byte != 0) {
+        return None;
+    }
+    let place = key.hide(u64::from_le_bytes(std::array::from_fn(|i| bytes[8 + i])));
+    Some(Verified { record: place as u32, behind: (place >> 32) as u32, frame })
+}
+
+/// The CRC that stands in the frame that begins `bytes`, and the one that it must be computed from: over bytes 8 to
+/// the end of the frame, begun from the second.
+#[inline]
+pub(crate) fn claimed_crc(bytes: &[u8], key: Key) -> (u32, u32) {
+    let first = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
+    (first as u32, key.seed ^ (first >> 32) as u32)
 }
 
 /// Reads and verifies the frame that begins `bytes`. `None` where there is none: too short, unknown flags,
 /// padding that is not zero, or a CRC that does not match.
-pub(crate) fn decode(bytes: &[u8], seed: u32) -> Option<Frame<'_>> {
-    let frame = parse(bytes)?;
-    let raw_flags = u16::from_le_bytes([bytes[22], bytes[23]]);
-    if raw_flags & FRAME == 0 || raw_flags & !KNOWN != 0 {
-        return None;
-    }
-    let whole = bytes.get(..frame.words() as usize * WORD)?;
-    let length = frame.body.len();
-    if whole[HEADER + length..].iter().any(|&byte| byte != 0) {
-        return None;
-    }
-    let crc = u32::from_le_bytes([whole[0], whole[1], whole[2], whole[3]]);
-    (crc == checksum(seed, length as u32, &whole[8..])).then_some(frame)
+pub(crate) fn decode(bytes: &[u8], key: Key) -> Option<Verified<'_>> {
+    let found = plausible(bytes, key)?;
+    let (crc, seed) = claimed_crc(bytes, key);
+    let rest = &bytes[WORD..found.frame.words() as usize * WORD];
+    (crc == crc32c::crc32c_append(seed, rest)).then_some(found)
 }
 
 #[cfg(all(test, not(loom)))]
@@ -156,7 +218,7 @@ mod tests {
 
     fn encoded(seed: u32, stamp: Stamp, value: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0xAA; words(value.len()) as usize * WORD];
-        encode(&mut bytes, seed, stamp, value);
+        encode(&mut bytes, Key::test(seed), stamp, value);
         bytes
     }
 
@@ -168,7 +230,8 @@ mod tests {
         ) {
             let stamp = Stamp { record, behind, time, flags: if more { MORE } else { 0 } };
             let bytes = encoded(seed, stamp, &value);
-            prop_assert_eq!(decode(&bytes, seed), Some(Frame { stamp, value: &value, extension: &[], body: &value }));
+            let found = decode(&bytes, Key::test(seed)).unwrap();
+            prop_assert_eq!((found.stamp(), found.frame.value, found.frame.body), (stamp, &value[..], &value[..]));
             prop_assert_eq!(peek_words(&bytes), Some(bytes.len() as u64 / 8));
         }
 
@@ -180,15 +243,16 @@ mod tests {
             let good = encoded(seed, stamp, &value);
             let mut bad = good.clone();
             bad[at.index(good.len())] ^= 1 << bit;
-            prop_assert_eq!(decode(&bad, seed), None);
-            prop_assert_eq!(decode(&good, seed ^ 1), None);
-            prop_assert_eq!(decode(&good[..at.index(good.len())], seed), None);
+            prop_assert_eq!(decode(&bad, Key::test(seed)), None);
+            prop_assert_eq!(decode(&good, Key::test(seed ^ 1)), None);
+            prop_assert_eq!(decode(&good[..at.index(good.len())], Key::test(seed)), None);
         }
 
         #[test]
         fn any_bytes_decode_to_nothing_or_to_what_encodes_to_them(seed: u32, bytes in prop::collection::vec(any::<u8>(), 0..100)) {
-            if let Some(frame) = decode(&bytes, seed) {
-                prop_assert_eq!(&encoded(seed, frame.stamp, frame.body)[..], &bytes[..frame.words() as usize * WORD]);
+            if let Some(found) = decode(&bytes, Key::test(seed)) {
+                let again = encoded(seed, found.stamp(), found.frame.body);
+                prop_assert_eq!(&again[..], &bytes[..found.frame.words() as usize * WORD]);
             }
         }
     }
@@ -197,10 +261,10 @@ mod tests {
     fn an_extension_block_is_told_from_the_value_and_one_that_lies_is_no_frame() {
         let stamp = Stamp { record: 1, behind: 0, time: 0, flags: EXTENDED };
         let bytes = encoded(1, stamp, b"\x03\0extvalue");
-        let frame = decode(&bytes, 1).unwrap();
+        let frame = decode(&bytes, Key::test(1)).unwrap().frame;
         assert_eq!((frame.extension, frame.value, frame.words()), (&b"ext"[..], &b"value"[..], 5));
         for lies in [&b""[..], b"\x01", b"\x02\0x", b"\xff\xffxyz"] {
-            assert_eq!(decode(&encoded(1, stamp, lies), 1), None);
+            assert_eq!(decode(&encoded(1, stamp, lies), Key::test(1)), None);
         }
     }
 
@@ -208,7 +272,7 @@ mod tests {
     fn zeros_are_no_frame_under_any_seed_that_makes_their_crc_zero() {
         // CRC-32C is invertible: search is not needed to know such a seed exists; the flag must refuse it.
         for seed in 0..1u32 << 16 {
-            assert_eq!(decode(&[0; 64], seed.wrapping_mul(0x9E37_79B9)), None);
+            assert_eq!(decode(&[0; 64], Key::test(seed.wrapping_mul(0x9E37_79B9))), None);
         }
     }
 }

@@ -12,7 +12,7 @@
 //!   log can have, which is durable before the answer, and its files go afterwards.
 
 use crate::{
-    disk::tree,
+    disk::{Disk, tree},
     log::{Durability, Environment, Error as LogError, Log, Options, STORE_LOCK, budget::Budget},
 };
 use arc_swap::ArcSwapOption;
@@ -271,17 +271,14 @@ impl Store {
         for name in names {
             if name.starts_with(DELETED) {
                 let path = dir.join(&name);
-                disk.remove_dir(&path).map_err(LogError::io("remove", &path))?;
+                let images = options.log.images.as_deref();
+                remove_deleted(disk, &path, images).map_err(LogError::io("remove", &path))?;
             } else if check_name(&name).is_ok() {
                 entries.insert(name, Entry::new());
             }
         }
         if let Some(at) = &options.log.images {
-            // Their logs were deleted, or moved away, while no server was there to see to it.
-            let exists = |dir: &Path, id| crate::log::id_of(disk, dir).is_some_and(|there| there == id);
-            if let Err(error) = crate::chunk::sweep_images(at, exists) {
-                tracing::warn!(%error, "cannot look for images of logs that are gone");
-            }
+            tell_of_images(disk, at, &dir);
         }
         let (budget, entries) = (Budget::new(options.log.memory_bytes), RwLock::new(entries));
         let (begun, passed) = (env.machine.elapsed(), AtomicU64::new(0));
@@ -568,6 +565,35 @@ impl OpenLog {
         {
             tracing::error!(name = self.name, %error, "dropping old segments failed");
         }
+    }
+}
+
+/// Removes the directory of a log that was deleted, and before it what is left in memory of the log, which nobody could
+/// find any more.
+fn remove_deleted(disk: &dyn Disk, dir: &Path, images: Option<&Path>) -> io::Result<()> {
+    if let (Some(at), Some(log)) = (images, crate::log::id_of(disk, dir)) {
+        crate::chunk::remove_images(at, &log, disk.node(dir)?)?;
+    }
+    disk.remove_dir(dir)
+}
+
+/// Says which logs of this store, by the images of a process that was killed, should be there and are not: these images
+/// may hold records that nothing else has, and stay.
+fn tell_of_images(disk: &dyn Disk, at: &Path, dir: &Path) {
+    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    match crate::chunk::image_owners(at) {
+        Ok(owners) => {
+            for (log, _) in owners
+                .iter()
+                .filter(|(log, id)| log.parent() == Some(&dir) && crate::log::id_of(disk, log) != Some(*id))
+            {
+                tracing::warn!(
+                    log = %log.display(), images = %at.display(),
+                    "memory of a log that cannot be found is kept: put its directory back, or remove the images"
+                );
+            }
+        }
+        Err(error) => tracing::warn!(%error, "cannot look for images of logs that are gone"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Images: chunk memory as a file that outlives the process, so that what was acknowledged in memory is lost with
 //! the machine, and not with the process. Writing to it costs no system call; after SIGKILL, opening the log takes
-//! it up again (`log/images.rs`).
+//! it up again (`log/recovery/restore.rs`).
 //!
 //! ```text
 //! | head, 4 KiB: whose it is, and the segment it holds, if any | the chunk's bytes |
@@ -8,14 +8,18 @@
 //!
 //! (Under loom there are none: it cannot see into mapped files.)
 //!
-//! The file is in a directory that is named by the log's id. The head says, in two parts with a CRC each: the log's id and its
-//! directory, written once; and base offset, capacity and creation time of the segment, written before its first
-//! frame and cleared when the memory is to be used again. Frames need no more than they have: the seed of another
-//! segment does not verify them.
+//! The file is in a directory that is named by the log's id. The head says, in parts with a CRC each: the log's id,
+//! secret and directory, written once; and the label, which is the segment whose frames the image holds, written
+//! before its first frame and cleared when the memory is to be used again. Frames need no more than they have: the key
+//! of another segment does not verify them. `docs/format.md` draws every byte.
+//!
+//! # What always holds
+//! - An image is removed by the process that made it when the log is closed, and by an opening that has proven that
+//!   the disk has all that is in it. Nothing else removes one: what cannot be understood is left where it is.
 
-use crate::disk::MemoryDir;
+use crate::disk::{MemoryDir, Node};
 use std::{
-    io::{self, Read},
+    io::{self, Read, Seek},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -23,9 +27,19 @@ use std::{
 
 /// Bytes before the chunk's.
 pub(crate) const HEAD: usize = 4096;
-const MAGIC: &[u8; 8] = b"MILLIMG1";
-/// Where the label is, and the directory.
-const LABEL: std::ops::Range<usize> = 64..92;
+const MAGIC: &[u8; 8] = b"MILLIMG2";
+/// The format of segments without a secret.
+const MAGIC_1: &[u8; 8] = b"MILLIMG1";
+/// Bytes of the part that is written once, but for the directory and, at the end of the first row, the CRC.
+const FIXED: usize = 64;
+/// Where the CRC of that is.
+const CRC: std::ops::Range<usize> = 28..32;
+/// Where the label is.
+const LABEL: std::ops::Range<usize> = 64..108;
+const LABEL_1: std::ops::Range<usize> = 64..92;
+/// Where the frame before the segment is noted.
+const BEFORE: usize = 112;
+/// Where the log's directory is.
 const DIR: usize = 128;
 
 /// Chunks of this process that were to have an image and have none.
@@ -37,24 +51,58 @@ pub(crate) struct Label {
     pub(crate) base: u64,
     pub(crate) capacity: u64,
     pub(crate) created: u64,
+    /// The format of the segment.
+    pub(crate) version: u32,
 }
 
+/// Label and incarnation as they stand in the head: at most 8 bytes at a time, so that `LABEL` is a whole number of
+/// these and a CRC.
+#[cfg(not(loom))]
+pub(super) const LABEL_BYTES: usize = LABEL.end - LABEL.start;
+
+#[cfg(not(loom))]
 impl Label {
-    pub(super) fn encode(&self) -> [u8; 28] {
-        let mut bytes = [0; 28];
+    fn encode(&self, incarnation: u64) -> [u8; LABEL_BYTES] {
+        let mut bytes = [0; LABEL_BYTES];
         bytes[..8].copy_from_slice(&self.base.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.capacity.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.created.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..24]);
-        bytes[24..].copy_from_slice(&crc.to_le_bytes());
+        bytes[24..32].copy_from_slice(&incarnation.to_le_bytes());
+        bytes[32..36].copy_from_slice(&self.version.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..40]);
+        bytes[40..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
+}
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let word = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
-        let label = Self { base: word(0)?, capacity: word(8)?, created: word(16)? };
-        // All zeros is no label: its CRC would not be zero.
-        (bytes == label.encode()).then_some(label)
+/// What stands before a segment's first record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// It is not known yet: the frame before was not durable when the process ended.
+    Unknown,
+    /// No record has ever been there.
+    Nothing,
+    /// A frame with this CRC.
+    Frame(u32),
+}
+
+impl Before {
+    /// As one word, so that it is never torn.
+    #[cfg(not(loom))]
+    pub(super) fn pack(self) -> u64 {
+        match self {
+            Self::Unknown => 0,
+            Self::Frame(crc) => 1 << 32 | u64::from(crc),
+            Self::Nothing => 2 << 32,
+        }
+    }
+
+    pub(super) fn unpack(word: u64) -> Self {
+        match word >> 32 {
+            1 => Self::Frame(word as u32),
+            2 => Self::Nothing,
+            _ => Self::Unknown,
+        }
     }
 }
 
@@ -63,8 +111,14 @@ impl Label {
 pub(crate) struct Images {
     memory: MemoryDir,
     log: [u8; 16],
-    /// The log's directory.
+    #[cfg(not(loom))]
+    secret: [u8; 16],
+    /// The log's directory, and what the file system knows it by, whatever its name.
     dir: PathBuf,
+    node: Node,
+    /// A random number of this opening of the log.
+    #[cfg(not(loom))]
+    incarnation: u64,
     /// Set when the log's writer has failed: what the images have and the disk has not is for the next opening.
     keep: AtomicBool,
     /// Whether it was said that a chunk had to do without; how many had to is in `WITHOUT_IMAGE`.
@@ -73,9 +127,24 @@ pub(crate) struct Images {
 }
 
 /// An image found at opening.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Found {
-    pub(crate) label: Label,
-    pub(crate) frames: Vec<u8>,
+    pub(crate) name: String,
+    pub(crate) content: Content,
+}
+
+/// What an image found at opening is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// It holds no segment.
+    Spare,
+    /// It holds this segment's frames, which a process of this number has written, and what that knew of the frame
+    /// before them.
+    Segment { label: Label, incarnation: u64, before: Before, secret: Option<[u8; 16]> },
+    /// Another directory's, which has, or had, a log of the same id: a copy of this one, or what this one is a copy of.
+    Elsewhere(PathBuf),
+    /// It cannot be understood.
+    Strange,
 }
 
 /// The directory of a log's images: its id in hexadecimal digits.
@@ -84,46 +153,101 @@ fn place(log: &[u8; 16]) -> String {
 }
 
 impl Images {
-    /// The images of the log with this id in `dir`, kept in the memory file system at `at`.
-    pub(crate) fn open(at: &Path, log: [u8; 16], dir: &Path) -> io::Result<Self> {
+    /// The images of the log with this id and secret in `dir`, kept in the memory file system at `at`. `incarnation` is a
+    /// number that no other opening of the log has.
+    pub(crate) fn open(
+        at: &Path,
+        log: [u8; 16],
+        secret: [u8; 16],
+        dir: &Path,
+        node: Node,
+        incarnation: u64,
+    ) -> io::Result<Self> {
+        let _ = (secret, incarnation);
         let dir = dir.canonicalize().or_else(|_| std::path::absolute(dir))?;
         if dir.as_os_str().len() > HEAD - DIR {
             return Err(io::Error::other("the log's directory has too long a name"));
         }
-        let memory = MemoryDir::open(at)?.of(&place(&log));
         Ok(Self {
-            memory,
+            memory: MemoryDir::open(at)?.of(&place(&log)),
             log,
+            #[cfg(not(loom))]
+            secret,
             dir,
+            node,
+            #[cfg(not(loom))]
+            incarnation,
             keep: AtomicBool::new(false),
             #[cfg(not(loom))]
             warned: AtomicBool::new(false),
         })
     }
 
-    /// What a process that ended without closing the log has left, if it holds a segment; and the names of all, for
-    /// when they are not needed any more. An image of a copy of this log, in another directory that `is_there`, is
-    /// none of ours.
-    pub(crate) fn find(&self, is_there: impl Fn(&Path) -> bool) -> io::Result<(Vec<Found>, Vec<String>)> {
-        let (mut found, mut names) = (Vec::new(), Vec::new());
+    /// What processes that ended without closing the log have left.
+    pub(crate) fn find(&self) -> io::Result<Vec<Found>> {
+        let mut found = Vec::new();
         for name in self.memory.list()? {
-            let mut bytes = Vec::new();
-            self.memory.open_file(&name)?.read_to_end(&mut bytes)?;
-            let owner = bytes.first_chunk().and_then(owner);
-            if owner.is_none_or(|(dir, _)| dir != self.dir && is_there(&dir)) {
-                continue;
+            let mut head = [0; HEAD];
+            match self.memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)) {
+                Ok(()) => found.push(Found { content: self.content(&head), name }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // it went meanwhile
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    found.push(Found { name, content: Content::Strange });
+                }
+                Err(error) => return Err(error),
             }
-            if let Some(label) = bytes.get(LABEL).and_then(Label::decode) {
-                bytes.drain(..HEAD);
-                found.push(Found { label, frames: bytes });
-            }
-            names.push(name);
         }
-        Ok((found, names))
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+
+    fn content(&self, head: &[u8; HEAD]) -> Content {
+        let Some(owner) = Owner::decode(head).filter(|owner| owner.log == self.log) else {
+            return Content::Strange;
+        };
+        // Moved, it has another path and is the same directory; mounted again, perhaps the other way round.
+        let same_node = owner.node != (0, 0) && owner.node == self.node;
+        if owner.dir != self.dir && !same_node {
+            return Content::Elsewhere(owner.dir);
+        }
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| head[at + i]));
+        let at = LABEL.start;
+        let (base, capacity, created) = (word(at), word(at + 8), word(at + 16));
+        let covered =
+            if owner.secret.is_some() { LABEL.start..LABEL.end - 4 } else { LABEL_1.start..LABEL_1.end - 4 };
+        let crc = word(covered.end) as u32;
+        if head[covered.clone()].iter().all(|&byte| byte == 0) {
+            return Content::Spare;
+        }
+        if crc != crc32c::crc32c(&head[covered]) {
+            return Content::Strange;
+        }
+        let Some(secret) = owner.secret else {
+            let label = Label { base, capacity, created, version: 1 };
+            return Content::Segment { label, incarnation: 0, before: Before::Unknown, secret: None };
+        };
+        let label = Label { base, capacity, created, version: word(at + 32) as u32 };
+        let (incarnation, before) = (word(at + 24), Before::unpack(word(BEFORE)));
+        Content::Segment { label, incarnation, before, secret: Some(secret) }
+    }
+
+    /// The first bytes, `most` or all of them, of the chunk in an image.
+    pub(crate) fn frames(&self, name: &str, most: usize) -> io::Result<Vec<u8>> {
+        let mut file = self.memory.open_file(name)?;
+        let length = file.metadata()?.len().saturating_sub(HEAD as u64).min(most as u64);
+        file.seek(io::SeekFrom::Start(HEAD as u64))?;
+        let mut frames = Vec::with_capacity(length as usize);
+        file.take(length).read_to_end(&mut frames)?;
+        Ok(frames)
     }
 
     pub(crate) fn remove(&self, name: &str) {
         self.memory.remove(name);
+    }
+
+    /// Where an image is.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.memory.path(name)
     }
 
     /// The path of the image that was made last, and of the one that holds the segment at `base`.
@@ -135,12 +259,9 @@ impl Images {
 
     #[cfg(all(test, not(loom)))]
     pub(crate) fn latest_labelled(&self, base: u64) -> PathBuf {
-        let names = self.memory.list().unwrap();
-        let holds = |name: &String| {
-            let bytes = std::fs::read(self.memory.path(name)).unwrap();
-            Label::decode(&bytes[LABEL]).is_some_and(|label| label.base == base)
-        };
-        self.memory.path(&names.into_iter().find(holds).unwrap())
+        let holds =
+            |found: &Found| matches!(found.content, Content::Segment { label, .. } if label.base == base);
+        self.memory.path(&self.find().unwrap().into_iter().find(holds).unwrap().name)
     }
 
     /// The log's id.
@@ -158,7 +279,8 @@ impl Images {
     pub(super) fn create(self: &std::sync::Arc<Self>, capacity: u64) -> Option<(Image, memmap2::MmapRaw)> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{number}", std::process::id());
+        // What an earlier process left may still be there, and have had the same process id.
+        let name = format!("{:016x}-{number}", self.incarnation);
         let made = self.memory.create(&name, HEAD as u64 + capacity, &self.head()).and_then(|file| {
             let image = Image { images: std::sync::Arc::clone(self), name };
             Ok((image, memmap2::MmapOptions::new().map_raw(&file)?))
@@ -186,16 +308,21 @@ impl Images {
         head[..8].copy_from_slice(MAGIC);
         head[8..24].copy_from_slice(&self.log);
         head[24..28].copy_from_slice(&(dir.len() as u32).to_le_bytes());
+        head[32..40].copy_from_slice(&self.node.0.to_le_bytes());
+        head[40..48].copy_from_slice(&self.node.1.to_le_bytes());
+        head[48..FIXED].copy_from_slice(&self.secret);
         head.extend_from_slice(dir);
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&head[..28]), dir);
-        head[28..32].copy_from_slice(&crc.to_le_bytes());
+        let crc = Owner::checksum(&head, dir);
+        head[CRC].copy_from_slice(&crc.to_le_bytes());
         head
     }
 }
 
-/// Where the label is in the memory.
+/// Where the label is in the memory, and the note of the frame before.
 #[cfg(not(loom))]
 pub(super) const LABEL_AT: usize = LABEL.start;
+#[cfg(not(loom))]
+pub(super) const BEFORE_AT: usize = BEFORE;
 
 impl Drop for Images {
     fn drop(&mut self) {
@@ -212,6 +339,13 @@ pub(super) struct Image {
 }
 
 #[cfg(not(loom))]
+impl Image {
+    pub(super) fn label(&self, label: &Label) -> [u8; LABEL_BYTES] {
+        label.encode(self.images.incarnation)
+    }
+}
+
+#[cfg(not(loom))]
 impl Drop for Image {
     fn drop(&mut self) {
         if !self.images.keep.load(Ordering::SeqCst) {
@@ -220,34 +354,130 @@ impl Drop for Image {
     }
 }
 
-/// Removes the images of logs that are gone: `exists` says whether the log of this id is in that directory.
+/// Removes the images of the log with this id in this directory: for one that was deleted.
 #[cfg(feature = "store")]
-pub(crate) fn sweep(at: &Path, exists: impl Fn(&Path, [u8; 16]) -> bool) -> io::Result<()> {
+pub(crate) fn remove_all(at: &Path, log: &[u8; 16], node: Node) -> io::Result<()> {
+    let memory = MemoryDir::open(at)?.of(&place(log));
+    for name in memory.list()? {
+        let mut head = [0; HEAD];
+        if memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)).is_ok()
+            && Owner::decode(&head).is_some_and(|owner| owner.node == node && node != (0, 0))
+        {
+            memory.remove(&name);
+        }
+    }
+    memory.remove_if_empty();
+    Ok(())
+}
+
+/// The directories of logs that images are kept for, in the memory file system at `at`.
+#[cfg(feature = "store")]
+pub(crate) fn owners(at: &Path) -> io::Result<Vec<(PathBuf, [u8; 16])>> {
     let all = MemoryDir::open(at)?;
+    let mut owners = Vec::new();
     for log in all.list()? {
         let memory = all.of(&log);
         for name in memory.list().unwrap_or_default() {
             let mut head = [0; HEAD];
             // It may have gone meanwhile.
-            if memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)).is_err() {
-                continue;
-            }
-            let Some((dir, log)) = owner(&head) else { continue };
-            if !exists(&dir, log) {
-                tracing::debug!(dir = %dir.display(), "removing the image of a log that is gone");
-                memory.remove(&name);
+            if memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)).is_ok()
+                && let Some(owner) = Owner::decode(&head)
+            {
+                owners.push((owner.dir, owner.log));
             }
         }
-        memory.remove_if_empty();
     }
-    Ok(())
+    owners.sort();
+    owners.dedup();
+    Ok(owners)
 }
 
-fn owner(head: &[u8; HEAD]) -> Option<(PathBuf, [u8; 16])> {
-    let number = |at: usize| Some(u32::from_le_bytes(*head.get(at..)?.first_chunk()?));
-    let dir = head.get(DIR..)?.get(..number(24)? as usize)?;
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&head[..28]), dir);
-    let log = *head[8..].first_chunk()?;
-    let verified = head.starts_with(MAGIC) && number(28) == Some(crc);
-    verified.then(|| (PathBuf::from(std::ffi::OsStr::from_bytes(dir)), log))
+/// Whose an image is.
+struct Owner {
+    log: [u8; 16],
+    dir: PathBuf,
+    /// Zeros if it is not known.
+    node: Node,
+    secret: Option<[u8; 16]>,
+}
+
+impl Owner {
+    fn checksum(head: &[u8], dir: &[u8]) -> u32 {
+        let fixed = crc32c::crc32c_append(crc32c::crc32c(&head[..CRC.start]), &head[CRC.end..FIXED]);
+        crc32c::crc32c_append(fixed, dir)
+    }
+
+    fn decode(head: &[u8; HEAD]) -> Option<Self> {
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| head[at + i]));
+        let (length, crc) = (word(24) as u32 as usize, word(CRC.start) as u32);
+        let dir = head.get(DIR..)?.get(..length)?;
+        let (expected, node, secret) = if head.starts_with(MAGIC) {
+            let secret = std::array::from_fn(|i| head[48 + i]);
+            (Self::checksum(head, dir), (word(32), word(40)), Some(secret))
+        } else if head.starts_with(MAGIC_1) {
+            (crc32c::crc32c_append(crc32c::crc32c(&head[..CRC.start]), dir), (0, 0), None)
+        } else {
+            return None;
+        };
+        let dir = PathBuf::from(std::ffi::OsStr::from_bytes(dir));
+        let log = std::array::from_fn(|i| head[8 + i]);
+        (crc == expected).then_some(Self { log, dir, node, secret })
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn images(at: &Path, dir: &Path) -> Arc<Images> {
+        let node = crate::disk::native().node(dir).unwrap();
+        Arc::new(Images::open(at, [1; 16], [2; 16], dir, node, 77).unwrap())
+    }
+
+    #[test]
+    fn a_moved_directory_has_its_images_and_a_copy_has_not() {
+        let place = tempfile::tempdir().unwrap();
+        let [dir, moved, copy] = ["dir", "moved", "copy"].map(|name| place.path().join(name));
+        std::fs::create_dir(&dir).unwrap();
+        let made = images(place.path(), &dir);
+        let mut memory = super::super::Memory::shared(4096, Some(&made)).unwrap();
+        let label = Label { base: 7, capacity: 4096, created: 9, version: 2 };
+        memory.label(&label, Before::Frame(5));
+        let content = |dir: &Path| images(place.path(), dir).find().unwrap().pop().unwrap().content;
+        let segment = |incarnation| Content::Segment {
+            label,
+            incarnation,
+            before: Before::Frame(5),
+            secret: Some([2; 16]),
+        };
+        assert_eq!(content(&dir), segment(made.incarnation));
+        std::fs::rename(&dir, &moved).unwrap();
+        assert_eq!(content(&moved), segment(made.incarnation));
+        std::fs::create_dir(&copy).unwrap();
+        assert_eq!(content(&copy), Content::Elsewhere(dir.canonicalize().unwrap_or(dir)));
+        memory.set_before(Before::Nothing);
+        assert!(matches!(content(&moved), Content::Segment { before: Before::Nothing, .. }));
+        memory.clean(0);
+        assert_eq!(content(&moved), Content::Spare);
+    }
+
+    #[test]
+    fn a_changed_bit_makes_an_image_strange_and_never_one_of_another_log() {
+        let place = tempfile::tempdir().unwrap();
+        let made = images(place.path(), place.path());
+        let mut memory = super::super::Memory::shared(4096, Some(&made)).unwrap();
+        memory.label(&Label { base: 7, capacity: 4096, created: 9, version: 2 }, Before::Unknown);
+        let path = made.latest().unwrap();
+        let good = std::fs::read(&path).unwrap();
+        let of_dir = place.path().canonicalize().unwrap().as_os_str().len();
+        for at in (0..LABEL.end).chain(DIR..DIR + of_dir) {
+            let mut bad = good.clone();
+            bad[at] ^= 4;
+            std::fs::write(&path, &bad).unwrap();
+            assert_eq!(made.find().unwrap()[0].content, Content::Strange, "byte {at}");
+        }
+        std::fs::write(&path, &good[..100]).unwrap();
+        assert_eq!(made.find().unwrap()[0].content, Content::Strange);
+    }
 }

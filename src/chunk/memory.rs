@@ -1,6 +1,9 @@
 //! The memory of a chunk: page-aligned bytes for the frames, and one slot per record. Made and faulted in ahead,
 //! in the background, and used again for the next chunk rather than returned to the system.
 
+use super::image::Before;
+#[cfg(not(loom))]
+use super::image::LABEL_BYTES;
 use crate::sync::AtomicU32;
 
 /// A record needs at least the smallest frame, and 4 bytes in the sealed segment's index.
@@ -71,22 +74,53 @@ impl Memory {
         Self { capacity, slots: slots(capacity), map, start, image }
     }
 
-    /// Says in the image, if this is one, which segment it holds from now on; to be called before the first frame.
-    pub(crate) fn label(&mut self, label: &super::image::Label) {
+    /// Says in the image, if this is one, which segment it holds from now on, and what stands before that; to be
+    /// called before the first frame.
+    pub(crate) fn label(&mut self, label: &super::image::Label, before: Before) {
         #[cfg(not(loom))]
-        if self.image.is_some() {
-            self.write_label(label.encode());
+        if let Some(bytes) = self.image.as_ref().map(|image| image.label(label)) {
+            // The old note goes before the new label is there.
+            self.set_before(before);
+            self.write_label(bytes);
         }
-        let _ = label;
+        let _ = (label, before);
     }
 
     #[cfg(not(loom))]
-    fn write_label(&mut self, bytes: [u8; 28]) {
+    fn write_label(&mut self, bytes: [u8; LABEL_BYTES]) {
         let at = super::image::LABEL_AT;
-        assert!(at + bytes.len() <= self.start);
-        // SAFETY: before the frames, within the mapping, as asserted; and `&mut self` means that nobody else of this
-        // process can reach it. Other processes only read images of logs that nobody has open.
+        assert!(at + bytes.len() <= super::image::BEFORE_AT);
+        // SAFETY: before the note of the frame before, which is within the head, as asserted; and `&mut self` means that
+        // nobody else of this process can reach it. Other processes only read images of logs that nobody has open.
         unsafe { self.map.as_mut_ptr().add(at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Notes what stands before the segment that the image, if this is one, holds. Any thread may, at any time.
+    pub(crate) fn set_before(&self, before: Before) {
+        #[cfg(not(loom))]
+        if self.image.is_some() {
+            // Relaxed: it is read by another process, after this one has ended.
+            self.before_word().store(before.pack(), std::sync::atomic::Ordering::Relaxed);
+        }
+        let _ = before;
+    }
+
+    /// What [`set_before`](Self::set_before) has noted.
+    pub(crate) fn before(&self) -> Before {
+        #[cfg(not(loom))]
+        if self.image.is_some() {
+            return Before::unpack(self.before_word().load(std::sync::atomic::Ordering::Relaxed));
+        }
+        Before::Unknown
+    }
+
+    #[cfg(not(loom))]
+    fn before_word(&self) -> &std::sync::atomic::AtomicU64 {
+        let at = super::image::BEFORE_AT;
+        assert!(self.start == super::image::HEAD && at.is_multiple_of(8) && at + 8 <= self.start);
+        // SAFETY: within the head, which the mapping has where there is an image, as asserted; aligned, since the mapping
+        // begins at a page; and every access to these bytes while the mapping lives is by this atomic.
+        unsafe { std::sync::atomic::AtomicU64::from_ptr(self.map.as_mut_ptr().add(at).cast()) }
     }
 
     /// Bytes that frames and index together may take.
@@ -104,7 +138,7 @@ impl Memory {
     pub(crate) fn clean(&mut self, records: u32) {
         #[cfg(not(loom))]
         if self.image.is_some() {
-            self.write_label([0; 28]);
+            self.write_label([0; LABEL_BYTES]);
         }
         let used = (records as usize).next_multiple_of(BLOCK).min(self.slots.len());
         for slot in &mut self.slots[..used] {

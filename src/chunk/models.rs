@@ -3,7 +3,7 @@
 use super::*;
 use crate::sync::{Arc, thread};
 
-const IMPRINT: Imprint = Imprint { seed: 1, lead: 0, time: 0 };
+const IMPRINT: Imprint = Imprint { key: Key::test(1), lead: 0, time: 0 };
 
 fn chunk(capacity: u64) -> Arc<Chunk> {
     Arc::new(Chunk::new(Memory::new(capacity).unwrap(), None))

@@ -1,7 +1,7 @@
 use super::*;
 use std::sync::Arc;
 
-const IMPRINT: Imprint = Imprint { seed: 1, lead: 0, time: 0 };
+const IMPRINT: Imprint = Imprint { key: Key::test(1), lead: 0, time: 0 };
 
 fn chunk(capacity: u64) -> Chunk {
     Chunk::new(Memory::new(capacity).unwrap(), None)
@@ -26,7 +26,7 @@ fn what_is_appended_is_read_until_the_chunk_is_full_and_then_it_stays_closed() {
     assert_eq!(chunk.reserved(), 31);
     for record in 0..n {
         assert_eq!(chunk.frame(record).unwrap().value, [record as u8; 100]);
-        assert_eq!(frame::decode(chunk.whole_frame(record).unwrap().1, 1).unwrap().stamp.record, record);
+        assert_eq!(frame::decode(chunk.whole_frame(record).unwrap().1, IMPRINT.key).unwrap().record, record);
     }
     assert!(chunk.frame(n).is_none());
 }

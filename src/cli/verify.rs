@@ -16,6 +16,9 @@ pub(super) struct Verify {
     /// Print what was found as JSON
     #[arg(long)]
     json: bool,
+    /// Where a server that was killed may have left memory of the log, or "none"
+    #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
+    images: PathBuf,
 }
 
 /// What is damaged, for machines.
@@ -35,14 +38,22 @@ impl Verify {
     pub(super) fn run(&self) -> Outcome {
         must_exist(&self.dir)?;
         let bar = progress::segments();
-        let report =
-            millstream::verify_with_progress(&self.dir, |done, all| progress::advance(&bar, done, all));
+        let images = Some(&*self.images).filter(|images| images.as_os_str() != "none");
+        let report = millstream::verify_with_progress(&self.dir, images, |done, all| {
+            progress::advance(&bar, done, all);
+        });
         bar.finish_and_clear();
         let report = report?;
         let (first, next) = (report.first, report.next);
         if self.json {
             let damage = as_json(&report.damage);
-            let all = json!({"first_offset": first, "next_offset": next, "segments": report.segments, "damage": damage});
+            let paths = |paths: &[std::path::PathBuf]| -> Vec<Value> {
+                paths.iter().map(|path| path.to_string_lossy().into()).collect()
+            };
+            let all = json!({
+                "first_offset": first, "next_offset": next, "segments": report.segments, "damage": damage,
+                "torn": paths(&report.torn), "images": paths(&report.images),
+            });
             println!("{all}");
         } else {
             println!(
@@ -52,6 +63,12 @@ impl Verify {
             );
             for damage in &report.damage {
                 println!("damaged: {damage}");
+            }
+            for path in &report.torn {
+                println!("cut off after a crash, and kept: {}", path.display());
+            }
+            for path in &report.images {
+                println!("memory of a process that was killed, for the next opening: {}", path.display());
             }
         }
         if report.damage.is_empty() {

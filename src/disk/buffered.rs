@@ -30,6 +30,10 @@ impl File for BufferedFile {
         self.0.sync_data()
     }
 
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
     fn set_len(&self, length: u64) -> io::Result<()> {
         self.0.set_len(length)?;
         self.0.sync_all()

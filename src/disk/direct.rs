@@ -83,6 +83,10 @@ impl File for DirectFile {
         Ok(())
     }
 
+    fn sync(&self) -> io::Result<()> {
+        self.direct.sync_data()
+    }
+
     fn set_len(&self, length: u64) -> io::Result<()> {
         self.direct.set_len(length)?;
         self.direct.sync_all()

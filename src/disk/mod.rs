@@ -22,6 +22,10 @@ use std::{
 /// sector of 512 bytes.
 pub(crate) const BLOCK: u64 = 4096;
 
+/// What a file system knows a directory by, whatever its name: device and number. A copy of it has another; zeros if
+/// it is not known.
+pub(crate) type Node = (u64, u64);
+
 /// A directory tree of files.
 pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     /// Makes `dir` and its parents; what was made is durable on return.
@@ -48,6 +52,8 @@ pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     /// [`sync_dir`](Self::sync_dir).
     #[cfg(feature = "store")]
     fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
+    /// See [`Node`].
+    fn node(&self, dir: &Path) -> io::Result<Node>;
     /// Takes the lock file at `path`, made where it is missing; `WouldBlock` where somebody holds it. Held until
     /// the returned value is dropped, or the process ends in whatever way.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
@@ -67,6 +73,8 @@ pub(crate) trait File: Send + Sync + std::fmt::Debug {
     /// Writes `parts` one behind the other from `position` on, and returns when they are durable. Position,
     /// addresses and lengths are multiples of [`BLOCK`]. After an error nothing is known of the range.
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()>;
+    /// Makes durable what was written to the file, by whomever.
+    fn sync(&self) -> io::Result<()>;
     /// Sets the length; durable on return.
     fn set_len(&self, length: u64) -> io::Result<()>;
 }

@@ -1,8 +1,9 @@
 //! The system's directories, and which kind of file to use in them.
 
-use super::{Disk, File, buffered::BufferedFile};
+use super::{Disk, File, Node, buffered::BufferedFile};
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -94,6 +95,11 @@ impl Disk for Native {
         let mut file = fs::File::create(path)?;
         io::Write::write_all(&mut file, bytes)?;
         file.sync_all()
+    }
+
+    fn node(&self, dir: &Path) -> io::Result<Node> {
+        let found = fs::metadata(dir)?;
+        Ok((found.dev(), found.ino()))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {

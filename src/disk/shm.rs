@@ -77,7 +77,6 @@ impl MemoryDir {
         fs::File::open(self.0.join(name))
     }
 
-    #[cfg(all(test, not(loom)))]
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }

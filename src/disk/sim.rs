@@ -1,7 +1,7 @@
 //! A simulated disk for tests: it fails when told to, loses power in the middle of a write, tears that write at
 //! sectors, and forgets names that were not synced. What [`File::write_at`] has returned for, it keeps.
 
-use super::{Disk, File};
+use super::{Disk, File, Node};
 use std::{
     collections::BTreeMap,
     io::{self, IoSlice},
@@ -137,6 +137,19 @@ impl Sim {
         Self(Arc::new(Mutex::new(state)))
     }
 
+    /// A copy of the disk as it is; the old one goes on.
+    pub(crate) fn snapshot(&self) -> Self {
+        let old = self.state();
+        let state = State {
+            contents: old.contents.clone(),
+            durable_names: old.names.clone(),
+            names: old.names.clone(),
+            random: old.random,
+            ..State::default()
+        };
+        Self(Arc::new(Mutex::new(state)))
+    }
+
     /// Changes the contents of a file behind the log's back.
     pub(crate) fn damage(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state();
@@ -239,6 +252,10 @@ impl Disk for Sim {
         Ok(())
     }
 
+    fn node(&self, _: &Path) -> io::Result<Node> {
+        Ok((0, 0))
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         let mut state = self.state();
         state.alive()?;
@@ -302,6 +319,10 @@ impl File for SimFile {
             }
         }
         if torn { Err(io::Error::other("the power went during a write")) } else { Ok(()) }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        if self.disk.state().step()? { Err(io::Error::other("the power went during a sync")) } else { Ok(()) }
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {

@@ -132,6 +132,8 @@ impl Collector for Engine {
             backpressure,
             chunk_bytes,
             chunks_without_image,
+            images_kept,
+            torn_ends_kept,
         } = stats();
         let (logs, open) = self.0.upgrade().map_or((0, 0), |store| store.count());
         histogram(&mut encoder, "commit_seconds", "Time of a commit to disk", &commit_micros, 1e-6)?;
@@ -145,6 +147,8 @@ impl Collector for Engine {
                 "Chunks in memory that does not outlive the process",
                 chunks_without_image,
             ),
+            ("images_kept", "Images of killed processes that were not taken up, and kept", images_kept),
+            ("torn_ends_kept", "Torn ends of segments that were cut off, and kept", torn_ends_kept),
         ] {
             let counter = ConstCounter::new(count);
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;

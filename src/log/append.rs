@@ -188,7 +188,7 @@ fn place<V: Value>(
     }
     // The durable frontier is read before anything is reserved: what the frame proves is true when it is written.
     let imprint = Imprint {
-        seed: segment.seed,
+        key: segment.key,
         lead: segment.base().wrapping_sub(shared.durable.get()),
         time: shared.clock.load(Ordering::Relaxed).saturating_sub(segment.header.created),
     };

@@ -133,6 +133,8 @@ impl Shared {
                 return Ok(0);
             }
             let Some(next) = position.segment.next.load_full().and_then(Active::of) else { return Ok(0) };
+            // Before anything lets go of the chunk that has the frame: see `recovery::restore`.
+            next.chunk.set_before(position.chunk.before(position.done.records));
             self.leave_segment(position);
             (position.segment, position.chunk) = (Arc::clone(&next.segment), Arc::clone(&next.chunk));
             (position.done, position.begun) = (Extent::default(), false);

@@ -1,7 +1,10 @@
 //! Looking at a log without changing it: what is there, what is damaged.
 
-use super::{Error, recover, show};
-use crate::disk;
+use super::{Error, Options, recovery, show};
+use crate::{
+    chunk::{Content, Found, Images},
+    disk,
+};
 use std::{
     fmt,
     ops::Range,
@@ -41,6 +44,13 @@ pub struct Report {
     pub segments: usize,
     /// Everything that is damaged; empty if all is well. A torn end that was never durable is no damage.
     pub damage: Vec<Damage>,
+    /// Files with torn ends of segments that were cut off when the log was opened after a crash. Nobody was told that
+    /// these records were stored, unless the disk has lost what it had said was written.
+    pub torn: Vec<PathBuf>,
+    /// Memory of processes that were killed ([`Options::images`], at its default place unless another was named), which
+    /// may hold records that are not in the segments yet. Opening the log takes up what goes on where its files end, and
+    /// keeps what does not. Removing one of these files gives up what only it holds.
+    pub images: Vec<PathBuf>,
 }
 
 /// Verifies every frame, index and footer of the log in `dir`, and changes nothing. The log must not be open.
@@ -48,31 +58,45 @@ pub struct Report {
 /// # Errors
 /// [`Error::InUse`], [`Error::NotALog`], [`Error::Newer`], [`Error::Corrupt`], [`Error::Io`].
 pub fn verify(dir: impl AsRef<Path>) -> Result<Report, Error> {
-    verify_on(&*disk::native(), dir.as_ref(), &mut |_, _| ())
+    verify_on(&*disk::native(), dir.as_ref(), Options::default().images.as_deref(), &mut |_, _| ())
 }
 
-/// As [`verify`]; tells `progress` after each segment how many it has looked at, and how many there are.
+/// As [`verify`], with images at this place, if any; tells `progress` after each segment how many it has looked at, and
+/// how many there are.
 ///
 /// # Errors
 /// As there.
 pub fn verify_with_progress(
     dir: impl AsRef<Path>,
+    images: Option<&Path>,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Report, Error> {
-    verify_on(&*disk::native(), dir.as_ref(), &mut progress)
+    verify_on(&*disk::native(), dir.as_ref(), images, &mut progress)
 }
 
 pub(crate) fn verify_on(
     disk: &dyn disk::Disk,
     dir: &Path,
+    images: Option<&Path>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Report, Error> {
-    let _lock = recover::lock(disk, dir)?;
-    let found = recover::deep_survey(disk, dir, progress)?;
+    let _lock = recovery::lock(disk, dir)?;
+    let found = recovery::deep_survey(disk, dir, progress)?;
+    let log = found.segments.first().map(|first| first.header.log);
+    let images = log.zip(images).and_then(|(log, at)| {
+        Images::open(at, log, [0; 16], dir, disk.node(dir).unwrap_or_default(), 0).ok()
+    });
+    let held = images.as_ref().map(|images| (images, images.find().unwrap_or_default()));
+    let images = held.into_iter().flat_map(|(images, held)| {
+        let holds = |found: &&Found| matches!(found.content, Content::Segment { .. } | Content::Strange);
+        held.iter().filter(holds).map(|found| images.path(&found.name)).collect::<Vec<_>>()
+    });
     Ok(Report {
         first: found.segments.first().map_or(0, |first| first.header.base),
-        next: found.segments.last().map_or(0, recover::Found::end),
+        next: found.segments.last().map_or(0, recovery::Found::end),
         segments: found.segments.len(),
         damage: found.damage,
+        torn: found.torn,
+        images: images.collect(),
     })
 }

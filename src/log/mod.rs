@@ -4,7 +4,7 @@
 //! ([`append`](mod@append)); the flusher commits what is published to the segment file and raises `durable` (`flush`); the keeper makes the
 //! next segment ready, seals the last one, lets go of old chunks (`roll`, `retain`, `budget`); both are tasks that threads
 //! of the process run for all logs (`task`, `workers`); readers find a record by its segment (`read`); opening
-//! recovers (`recover`).
+//! recovers (`recovery`).
 //!
 //! # What always holds
 //! - `first <= durable <= published <= next`, and each only grows.
@@ -16,13 +16,12 @@ pub(crate) mod budget;
 mod environment;
 mod error;
 mod flush;
-mod images;
 mod inspect;
 mod options;
 #[cfg(feature = "store")]
 mod producers;
 mod read;
-mod recover;
+mod recovery;
 mod repair;
 mod retain;
 mod roll;
@@ -41,13 +40,16 @@ pub use options::{Durability, Options};
 pub use producers::{PRODUCER_ID_BYTES, Produced, ProducerBatch};
 pub use read::{Iter, Reader, Record, RecordRef, Visible};
 #[cfg(feature = "store")]
-use recover::PRODUCERS_FILE;
+use recovery::PRODUCERS_FILE;
 #[cfg(feature = "store")]
-pub(crate) use recover::{SETTINGS_FILE, STORE_LOCK, id_of};
+pub(crate) use recovery::{SETTINGS_FILE, STORE_LOCK, id_of};
 pub use repair::{Repaired, repair, repair_with_progress};
 pub use stats::{Buckets, Stats, stats};
 
-use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering, Swap};
+use crate::{
+    segment::header::Secret,
+    sync::{Arc, AtomicBool, AtomicU64, Ordering, Swap},
+};
 use std::{
     ops::Range,
     path::{Path, PathBuf},
@@ -83,6 +85,8 @@ pub(crate) struct Shared {
     dir: PathBuf,
     env: Environment,
     id: [u8; 16],
+    /// What the keys of its segments are made of.
+    secret: Secret,
     /// Where appends go.
     active: Swap<roll::Active>,
     /// All segments that readers may need, in order; edited by one at a time.
@@ -203,9 +207,9 @@ impl Log {
     pub(crate) fn open_in(env: &Environment, dir: &Path, options: Options) -> Result<Self, Error> {
         let options = options.checked()?;
         env.disk.create_dir(dir).map_err(Error::io("make the directory", dir))?;
-        let lock = recover::lock(&*env.disk, dir)?;
+        let lock = recovery::lock(&*env.disk, dir)?;
         let budget = Budget::new(options.memory_bytes);
-        Self::begin(recover::open(env, dir, options, &budget, Some(lock))?)
+        Self::begin(recovery::open(env, dir, options, &budget, Some(lock))?)
     }
 
     /// Opens a log that is one of many in `budget`, in a directory that nobody else opens.
@@ -217,8 +221,8 @@ impl Log {
         options: Options,
     ) -> Result<Self, Error> {
         let options = options.checked()?;
-        recover::ensure_free(&*env.disk, dir)?;
-        Self::begin(recover::open(env, dir, options, budget, None)?)
+        recovery::ensure_free(&*env.disk, dir)?;
+        Self::begin(recovery::open(env, dir, options, budget, None)?)
     }
 
     fn begin(shared: Shared) -> Result<Self, Error> {

@@ -125,8 +125,8 @@ impl Cold {
     fn read(&mut self, record: u32) -> io::Result<Option<Frame<'_>>> {
         if self.next.0 != record || !self.fill()? {
             let Some(sealed) = self.segment.sealed.get() else { return Ok(None) };
-            let seed = self.segment.seed;
-            let position = sealed::position_of(&*self.file, sealed, seed, record)?;
+            let key = self.segment.key;
+            let position = sealed::position_of(&*self.file, sealed, key, record)?;
             let Some(position) = position else { return Ok(None) };
             self.next = (record, position);
             if !self.fill()? {
@@ -134,7 +134,7 @@ impl Cold {
             }
         }
         let at = (self.next.1 - self.run_at) as usize * WORD;
-        let frame = frame::decode(&self.run[at..], self.segment.seed);
+        let frame = frame::decode(&self.run[at..], self.segment.key).map(|found| found.frame);
         if let Some(frame) = &frame {
             self.next = (record + 1, self.next.1 + frame.words());
         }
@@ -146,7 +146,7 @@ impl Cold {
         let (record, word) = self.next;
         let in_run = |run: &[u8], run_at: u32| {
             let at = word.checked_sub(run_at)? as usize * WORD;
-            frame::decode(run.get(at..)?, self.segment.seed).map(|frame| frame.stamp.record == record)
+            frame::decode(run.get(at..)?, self.segment.key).map(|found| found.record == record)
         };
         if let Some(found) = in_run(&self.run, self.run_at) {
             return Ok(found);
@@ -214,15 +214,15 @@ impl Shared {
         let cold = match self.place(offset)? {
             Place::Hot(segment, chunk) => {
                 let record = (offset - segment.base()) as u32;
-                let stamp = chunk.frame(record).ok_or(Error::Damaged { offset })?.stamp;
-                if stamp.flags & LOST != 0 {
+                let frame = chunk.frame(record).ok_or(Error::Damaged { offset })?;
+                if frame.flags & LOST != 0 {
                     return Err(Error::Damaged { offset });
                 }
-                let time = segment.header.created + stamp.time;
+                let time = segment.header.created + frame.time;
                 return Ok(Some(Record {
                     offset,
                     time,
-                    json: stamp.flags & JSON != 0,
+                    json: frame.flags & JSON != 0,
                     value: Value::Hot(chunk, record),
                 }));
             }
@@ -232,17 +232,17 @@ impl Shared {
         let Some(sealed) = cold.segment.sealed.get() else { return Err(Error::Damaged { offset }) };
         let record = (offset - cold.segment.base()) as u32;
         let mut buf = Vec::new();
-        let found = sealed::read_record(&*cold.file, sealed, cold.segment.seed, record, &mut buf)
+        let found = sealed::read_record(&*cold.file, sealed, cold.segment.key, record, &mut buf)
             .map_err(|error| Error::io("read", &path())(error))?;
-        let Some(frame) = found.filter(|frame| frame.stamp.flags & LOST == 0) else {
+        let Some(frame) = found.filter(|frame| frame.flags & LOST == 0) else {
             return Err(Error::Damaged { offset });
         };
-        let Frame { stamp, value, .. } = frame;
-        let (length, json) = (value.len(), stamp.flags & JSON != 0);
+        let Frame { time, flags, value, .. } = frame;
+        let (length, json) = (value.len(), flags & JSON != 0);
         let before = frame::HEADER + frame.body.len() - length;
         buf.drain(..before); // the frame becomes its value, in place
         buf.truncate(length);
-        let time = cold.segment.header.created + stamp.time;
+        let time = cold.segment.header.created + time;
         Ok(Some(Record { offset, time, json, value: Value::Cold(buf) }))
     }
 }
@@ -332,14 +332,8 @@ impl Reader {
             None => (None, 0, None),
         };
         match frame {
-            Some(Frame { stamp, value, extension, .. }) if stamp.flags & LOST == 0 => Ok(Some(Step {
-                record: RecordRef {
-                    offset,
-                    time: created + stamp.time,
-                    json: stamp.flags & JSON != 0,
-                    value,
-                    extension,
-                },
+            Some(Frame { time, flags, value, extension, .. }) if flags & LOST == 0 => Ok(Some(Step {
+                record: RecordRef { offset, time: created + time, json: flags & JSON != 0, value, extension },
                 hot,
             })),
             _ => Err(Error::Damaged { offset }),

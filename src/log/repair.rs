@@ -4,7 +4,7 @@
 use super::{
     Damage, Error,
     environment::now,
-    recover::{self, Found, State, Survey},
+    recovery::{self, Found, State, Survey},
 };
 use crate::{
     disk::{self, Aligned, BLOCK, Disk},
@@ -12,7 +12,7 @@ use crate::{
     segment::{
         CAPACITIES, FRAMES,
         file::{self, SegmentFile},
-        header::Header,
+        header::{Header, Secret},
         scan::Scan,
     },
 };
@@ -58,10 +58,11 @@ pub(crate) fn repair_on(
     dir: &Path,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Repaired, Error> {
-    let _lock = recover::lock(disk, dir)?;
-    let Survey { segments, damage, missing } = recover::deep_survey(disk, dir, progress)?;
+    let _lock = recovery::lock(disk, dir)?;
+    let Survey { segments, damage, missing, .. } = recovery::deep_survey(disk, dir, progress)?;
     let mut repaired = Repaired { damage, kept: Vec::new() };
     let Some(log) = segments.first().map(|first| first.header.log) else { return Ok(repaired) };
+    let secret = segments.iter().map(|found| found.header.secret).find(|secret| secret.0.is_some());
     for found in &segments {
         let damaged = repaired.damage.iter().any(|damage| damage.path == found.path);
         if !damaged {
@@ -79,7 +80,8 @@ pub(crate) fn repair_on(
             let reason = "more records are missing there than one segment holds".into();
             return Err(Error::Corrupt { path, reason });
         }
-        let header = Header { log, base: range.start, capacity, created: now() };
+        let secret = secret.unwrap_or(Secret(None));
+        let header = Header { log, base: range.start, capacity, created: now(), secret };
         let frames = (0..count).map(|record| (lost(record), &[][..]));
         write(disk, dir, &header, frames).map_err(Error::io("fill the gap with", &path))?;
     }
@@ -95,7 +97,7 @@ fn keep_aside(disk: &dyn Disk, dir: &Path, found: &Found) -> Result<PathBuf, Err
     let names = disk.list(dir).map_err(Error::io("list", dir))?;
     let name = file::name(found.header.base);
     let free = (1..=names.len() + 1)
-        .map(|n| format!("{name}.{n}{}", recover::ASIDE))
+        .map(|n| format!("{name}.{n}{}", recovery::ASIDE))
         .find(|name| !names.contains(name));
     let path = dir.join(free.expect("of one more names than there are files, one is free"));
     let copy = || -> io::Result<()> {
@@ -124,12 +126,13 @@ fn rewrite(disk: &dyn Disk, dir: &Path, found: &Found) -> io::Result<()> {
         State::Unsealed(scan) | State::Open(_, scan) => scan.positions.iter().copied().map(Some).collect(),
         State::Sealed(footer) => {
             let frames = &bytes[..footer.words as usize * WORD];
-            crate::segment::scan::scan(frames, found.header.seed()).positions.into_iter().map(Some).collect()
+            crate::segment::scan::scan(frames, found.header.key()).positions.into_iter().map(Some).collect()
         }
     };
     let frames = positions.iter().enumerate().map(|(record, position)| {
-        let kept = position.and_then(|word| frame::parse(&bytes[word as usize * WORD..]));
-        kept.map_or((lost(record as u32), &[][..]), |frame| (frame.stamp, frame.body))
+        let kept =
+            position.and_then(|word| frame::decode(&bytes[word as usize * WORD..], found.header.key()));
+        kept.map_or((lost(record as u32), &[][..]), |found| (found.stamp(), found.frame.body))
     });
     // A lost record's frame may be larger than what was there: empty values have the smallest one, so it is not.
     write(disk, dir, &found.header, frames)
@@ -151,7 +154,7 @@ fn write<'a>(
         scan.times.1 = scan.times.1.max(stamp.time);
         scan.positions.push((start / WORD) as u32);
         bytes.resize(start + frame::words(value.len()) as usize * WORD, 0);
-        frame::encode(&mut bytes[start..], header.seed(), stamp, value);
+        frame::encode(&mut bytes[start..], header.key(), stamp, value);
     }
     scan.words = (bytes.len() / WORD) as u32;
     let needs = bytes.len() as u64 + scan.positions.len() as u64 * 4;
@@ -160,6 +163,6 @@ fn write<'a>(
     let mut block = Aligned::new(bytes.len())?;
     block[..bytes.len()].copy_from_slice(&bytes);
     file.file().write_at(&[IoSlice::new(&block)], FRAMES)?;
-    recover::seal(file.file(), &header, &scan)?;
+    recovery::seal(file.file(), &header, &scan)?;
     file.begin(disk, dir, &header)
 }

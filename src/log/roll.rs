@@ -18,7 +18,7 @@ use super::{
     task::{Schedule, Task},
 };
 use crate::{
-    chunk::{Chunk, Extent, Home, Images, Memory},
+    chunk::{Before, Chunk, Extent, Home, Images, Memory},
     disk,
     segment::{Segment, file::SegmentFile, header::Header, sealed},
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
@@ -220,8 +220,8 @@ impl Shared {
         let capacity = memory.capacity();
         self.roll.unwritten.fetch_add(1, Ordering::SeqCst);
         self.roll.needs.store(0, Ordering::SeqCst);
-        let header = Header { log: self.id, base, capacity, created: self.tick() };
-        memory.label(&header.label());
+        let header = Header { log: self.id, base, capacity, created: self.tick(), secret: self.secret };
+        memory.label(&header.label(), Before::Unknown);
         let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&self.roll.home))));
         Some(Arc::new(Segment::new(header, Some(file), chunk)))
     }
@@ -367,7 +367,7 @@ impl Shared {
     /// Seals a segment whose frames are durable. Its chunk stays for readers as long as the budget lasts.
     fn seal(&self, segment: &Arc<Segment>, extent: Extent) -> Result<(), Error> {
         let (Some(file), Some(chunk)) = (segment.file(), segment.chunk.load_full()) else { return Ok(()) };
-        let time = |record| chunk.frame(record).map_or(0, |frame| frame.stamp.time);
+        let time = |record| chunk.frame(record).map_or(0, |frame| frame.time);
         let times = (time(0), time(extent.records - 1));
         let positions = (0..extent.records as usize).map(|record| {
             chunk.position(record as u32).expect("all records of a durable extent are published")

@@ -3,6 +3,8 @@
 use super::*;
 use crate::{
     chunk::{Batch, Imprint, Placed},
+    frame::Key,
+    segment::header::Secret,
     sync::thread,
 };
 
@@ -10,7 +12,7 @@ use crate::{
 const ONE_RECORD: u64 = 32;
 
 fn segment(base: u64) -> Arc<Segment> {
-    let header = Header { log: [0; 16], base, capacity: ONE_RECORD, created: 0 };
+    let header = Header { log: [0; 16], base, capacity: ONE_RECORD, created: 0, secret: Secret(None) };
     let chunk = Arc::new(Chunk::new(Memory::new(ONE_RECORD).unwrap(), None));
     Arc::new(Segment::new(header, None, chunk))
 }
@@ -22,7 +24,7 @@ fn start() -> (Arc<Segment>, Arc<Swap<Active>>) {
 }
 
 fn try_append(active: &Active) -> Option<u64> {
-    let imprint = Imprint { seed: 1, lead: 0, time: 0 };
+    let imprint = Imprint { key: Key::test(1), lead: 0, time: 0 };
     match active.chunk.append(Batch::new(&[b""], ONE_RECORD).unwrap(), None, imprint) {
         Placed::At(record) => Some(active.segment.base() + u64::from(record)),
         _ => None,

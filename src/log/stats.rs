@@ -33,6 +33,11 @@ pub struct Stats {
     pub chunk_bytes: u64,
     /// Chunks that were to outlive the process and could not, for want of memory.
     pub chunks_without_image: u64,
+    /// Images of processes that were killed, found when a log was opened, that may hold records which the disk does not
+    /// have, and were kept.
+    pub images_kept: u64,
+    /// Torn ends of segments that were cut off when a log was opened, and kept in its directory.
+    pub torn_ends_kept: u64,
 }
 
 /// What all logs of this process have done so far.
@@ -46,6 +51,8 @@ pub fn stats() -> Stats {
         backpressure: get(&BACKPRESSURE),
         chunk_bytes: get(&crate::chunk::CHUNK_BYTES),
         chunks_without_image: get(&crate::chunk::WITHOUT_IMAGE),
+        images_kept: get(&IMAGES_KEPT),
+        torn_ends_kept: get(&TORN_KEPT),
     }
 }
 
@@ -55,6 +62,16 @@ static COMMIT_RECORDS: Histogram = Histogram::new(1);
 static COMMITTED_BYTES: AtomicU64 = AtomicU64::new(0);
 static ROLLS: AtomicU64 = AtomicU64::new(0);
 static BACKPRESSURE: AtomicU64 = AtomicU64::new(0);
+static IMAGES_KEPT: AtomicU64 = AtomicU64::new(0);
+static TORN_KEPT: AtomicU64 = AtomicU64::new(0);
+
+pub(super) fn kept_image() {
+    IMAGES_KEPT.fetch_add(1, Ordering::Relaxed);
+}
+
+pub(super) fn kept_torn() {
+    TORN_KEPT.fetch_add(1, Ordering::Relaxed);
+}
 
 pub(super) fn committed(micros: u64, records: u64, bytes: u64) {
     COMMIT_MICROS.add(micros);

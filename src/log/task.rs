@@ -209,6 +209,7 @@ mod models {
     use super::*;
     use crate::{
         chunk::{Batch, Chunk, Extent, Imprint, Memory},
+        frame::Key,
         sync::thread,
     };
     use loom::sync::Notify;
@@ -290,7 +291,7 @@ mod models {
     }
 
     fn append(flush: &Flush) {
-        let imprint = Imprint { seed: 1, lead: 0, time: 0 };
+        let imprint = Imprint { key: Key::test(1), lead: 0, time: 0 };
         flush.chunk.append(Batch::new(&[b""], 256).unwrap(), None, imprint);
     }
 

@@ -39,7 +39,7 @@ fn what_is_appended_is_read_across_segments_and_after_opening_again() {
         assert!(values(&log) == expected);
         log.close().unwrap();
     }
-    let report = inspect::verify_on(&sim, Path::new(DIR), &mut |_, _| ()).unwrap();
+    let report = inspect::verify_on(&sim, Path::new(DIR), None, &mut |_, _| ()).unwrap();
     assert_eq!((report.damage, report.next), (vec![], 500));
 }
 
@@ -178,7 +178,7 @@ fn damage_in_a_sealed_segment_is_an_error_of_that_read_and_verify_finds_it() {
     let read = log.iter(0).filter_map(Result::ok).count();
     assert_eq!(read, 199);
     drop(log);
-    let report = inspect::verify_on(&sim, Path::new(DIR), &mut |_, _| ()).unwrap();
+    let report = inspect::verify_on(&sim, Path::new(DIR), None, &mut |_, _| ()).unwrap();
     assert_eq!(report.damage[0].offsets, 3..4);
 }
 

@@ -11,10 +11,12 @@ pub(crate) mod file;
 pub(crate) mod header;
 pub(crate) mod scan;
 pub(crate) mod sealed;
+pub(crate) mod search;
 
 use crate::{
     chunk::{Chunk, MAX_CAPACITY},
     disk::BLOCK,
+    frame::Key,
     sync::{Arc, SwapOption},
 };
 use std::sync::OnceLock;
@@ -28,8 +30,8 @@ pub(crate) const CAPACITIES: std::ops::RangeInclusive<u64> = BLOCK..=MAX_CAPACIT
 /// One segment of an open log.
 pub(crate) struct Segment {
     pub(crate) header: header::Header,
-    /// What its frames' CRCs begin from.
-    pub(crate) seed: u32,
+    /// What its frames are written and verified with.
+    pub(crate) key: Key,
     /// Its file while it is written; let go once it is sealed.
     file: std::sync::Mutex<Option<std::sync::Arc<file::SegmentFile>>>,
     /// Its records in memory: always there until it is sealed, then as long as the budget lasts.
@@ -45,7 +47,7 @@ impl Segment {
     pub(crate) fn new(header: header::Header, file: Option<file::SegmentFile>, chunk: Arc<Chunk>) -> Self {
         Self {
             header,
-            seed: header.seed(),
+            key: header.key(),
             file: std::sync::Mutex::new(file.map(std::sync::Arc::new)),
             chunk: SwapOption::new(Some(chunk)),
             next: SwapOption::new(None),
@@ -57,7 +59,7 @@ impl Segment {
     pub(crate) fn cold(header: header::Header, sealed: sealed::Sealed) -> Self {
         Self {
             header,
-            seed: header.seed(),
+            key: header.key(),
             file: std::sync::Mutex::new(None),
             chunk: SwapOption::new(None),
             next: SwapOption::new(None),

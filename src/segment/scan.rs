@@ -1,6 +1,6 @@
-//! What frames are there, judged by the frames alone. No I/O.
+//! The frames from the start of a segment, as far as they go on. No I/O.
 
-use crate::frame::{self, MORE, WORD};
+use crate::frame::{self, Key, MORE, WORD};
 
 /// The frames from the start of a segment, as far as each verifies and follows the one before.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -11,89 +11,69 @@ pub(crate) struct Scan {
     pub(crate) words: u32,
     /// When the first was appended, and the last; milliseconds since the segment was begun.
     pub(crate) times: (u64, u64),
+    /// The CRC in the last frame.
+    pub(crate) last_crc: Option<u32>,
+}
+
+impl Scan {
+    pub(crate) fn records(&self) -> u32 {
+        self.positions.len() as u32
+    }
+
+    /// The same, without the records from `records` on.
+    pub(crate) fn first(mut self, bytes: &[u8], key: Key, records: u32) -> Self {
+        let Some(&word) = self.positions.get(records as usize) else { return self };
+        self.positions.truncate(records as usize);
+        let last = self.positions.last().and_then(|&at| bytes.get(at as usize * WORD..));
+        self.words = word;
+        self.times.1 = last.and_then(frame::parse).map_or(0, |last| last.time);
+        self.last_crc = last.map(|last| frame::claimed_crc(last, key).0);
+        self
+    }
 }
 
 /// Scans the frames' region of a segment.
-pub(crate) fn scan(bytes: &[u8], seed: u32) -> Scan {
+pub(crate) fn scan(bytes: &[u8], key: Key) -> Scan {
     let mut positions = Vec::new();
     let (mut word, mut time) = (0, 0);
     let mut whole = Scan::default(); // to the end of the last whole batch
     let mut count = 0;
-    while let Some(frame) = bytes.get(word * WORD..).and_then(|rest| frame::decode(rest, seed)) {
-        if frame.stamp.record as usize != positions.len() {
+    while let Some(rest) = bytes.get(word * WORD..)
+        && let Some(found) = frame::decode(rest, key)
+    {
+        if found.record as usize != positions.len() {
             break;
         }
         if positions.is_empty() {
-            time = frame.stamp.time;
+            time = found.frame.time;
         }
         positions.push(word as u32);
-        word += frame.words() as usize;
-        if frame.stamp.flags & MORE == 0 {
+        word += found.frame.words() as usize;
+        if found.frame.flags & MORE == 0 {
             count = positions.len();
-            (whole.words, whole.times) = (word as u32, (time, frame.stamp.time));
+            (whole.words, whole.times) = (word as u32, (time, found.frame.time));
+            whole.last_crc = Some(frame::claimed_crc(rest, key).0);
         }
     }
     positions.truncate(count);
     Scan { positions, ..whole }
 }
 
-/// What is found behind a place where the frames do not go on.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Beyond {
-    /// So many records of this segment had been durable, by what the frames found say of themselves.
-    pub(crate) durable: u32,
-    /// The frames that verify: record and word, in order.
-    pub(crate) frames: Vec<(u32, u32)>,
-}
-
-/// How much may be checksummed while looking, in multiples of the segment's size. Values can be made to look like
-/// headers at every word; who does that must not make recovery take hours.
-const EFFORT: usize = 64;
-
-/// Looks at every word from `from` on for frames of records from `record` on. `None` if the bytes are made so that
-/// looking would take too long: then nothing is known.
-pub(crate) fn beyond(bytes: &[u8], seed: u32, from: u32, record: u32) -> Option<Beyond> {
-    let mut found = Beyond::default();
-    let mut effort = bytes.len().saturating_mul(EFFORT);
-    let (mut word, mut next) = (from as usize, record);
-    while let Some(rest) = bytes.get(word * WORD..).filter(|rest| rest.len() >= frame::HEADER) {
-        let plausible = frame::parse(rest).filter(|frame| frame.stamp.record >= next);
-        let Some(plausible) = plausible else {
-            word += 1;
-            continue;
-        };
-        effort = effort.checked_sub(plausible.words() as usize * WORD)?;
-        let Some(frame) = frame::decode(rest, seed) else {
-            word += 1;
-            continue;
-        };
-        let stamp = frame.stamp;
-        if stamp.behind != u32::MAX {
-            found.durable = found.durable.max(stamp.record.saturating_sub(stamp.behind));
-        }
-        found.frames.push((stamp.record, word as u32));
-        next = stamp.record + 1;
-        word += frame.words() as usize;
-    }
-    Some(found)
-}
-
 #[cfg(all(test, not(loom)))]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::frame::{Stamp, encode, words};
 
-    fn frames(stamps: &[(u32, u32, u16)]) -> Vec<u8> {
+    pub(in super::super) const KEY: Key = Key::test(3);
+
+    /// Frames of these records, behinds and flags, one behind the other.
+    pub(in super::super) fn frames(stamps: &[(u32, u32, u16)]) -> Vec<u8> {
         let mut bytes = Vec::new();
         for &(record, behind, flags) in stamps {
             let start = bytes.len();
             bytes.resize(start + words(5) as usize * WORD, 0);
-            encode(
-                &mut bytes[start..],
-                3,
-                Stamp { record, behind, time: u64::from(record) + 10, flags },
-                b"value",
-            );
+            let stamp = Stamp { record, behind, time: u64::from(record) + 10, flags };
+            encode(&mut bytes[start..], KEY, stamp, b"value");
         }
         bytes
     }
@@ -101,25 +81,23 @@ mod tests {
     #[test]
     fn a_scan_ends_at_the_last_whole_batch() {
         let bytes = frames(&[(0, 0, 0), (1, 1, MORE), (2, 2, 0), (3, 3, MORE), (4, 4, MORE)]);
-        let found = scan(&bytes, 3);
-        assert_eq!(found, Scan { positions: vec![0, 4, 8], words: 12, times: (10, 12) });
-        assert_eq!(scan(&bytes, 4), Scan::default(), "another segment's seed");
-        assert_eq!(scan(&frames(&[(1, 0, 0)]), 3), Scan::default(), "the first record is 0");
+        let found = scan(&bytes, KEY);
+        let last_crc = Some(u32::from_le_bytes(*bytes[64..].first_chunk().unwrap()));
+        assert_eq!(found, Scan { positions: vec![0, 4, 8], words: 12, times: (10, 12), last_crc });
+        assert_eq!(scan(&bytes, Key::test(4)), Scan::default(), "another segment's key");
+        assert_eq!(scan(&frames(&[(1, 0, 0)]), KEY), Scan::default(), "the first record is 0");
     }
 
     #[test]
-    fn frames_behind_a_hole_say_how_far_the_log_was_durable() {
-        let mut bytes = frames(&[(0, 0, 0), (1, 1, 0), (2, 2, 0), (3, 1, 0)]);
-        bytes[40] ^= 1; // record 1
-        assert_eq!(scan(&bytes, 3).positions, [0]);
-        assert_eq!(beyond(&bytes, 3, 4, 1), Some(Beyond { durable: 2, frames: vec![(2, 8), (3, 12)] }));
-    }
-
-    #[test]
-    fn values_that_look_like_headers_everywhere_end_the_search() {
-        // Each word: a length of nearly all, and a record number that would be next.
-        let word = (u64::from(u32::MAX) & 5 | (1 << 18) << 32).to_le_bytes();
-        let bytes: Vec<u8> = word.iter().copied().cycle().take(1 << 20).collect();
-        assert_eq!(beyond(&bytes, 3, 0, 0), None);
+    fn the_first_of_a_scan_are_as_if_no_more_had_been_there() {
+        let bytes = frames(&[(0, 0, 0), (1, 1, 0), (2, 2, 0)]);
+        for records in 0..4 {
+            let fewer = scan(&bytes[..(records as usize * 32).min(bytes.len())], KEY);
+            let first = scan(&bytes, KEY).first(&bytes, KEY, records);
+            assert_eq!(
+                (first.positions, first.words, first.last_crc),
+                (fewer.positions, fewer.words, fewer.last_crc)
+            );
+        }
     }
 }

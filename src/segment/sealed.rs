@@ -3,10 +3,10 @@
 //! The index is derived: it says where to look, never what is true. A record found through it must verify and
 //! carry the right number, and where it does not, the frames themselves are asked.
 
-use super::{FRAMES, header::Header};
+use super::{FRAMES, header::Header, scan, search};
 use crate::{
     disk::{Aligned, BLOCK, File},
-    frame::{self, WORD},
+    frame::{self, Key, WORD},
 };
 use std::io::{self, IoSlice};
 
@@ -53,7 +53,7 @@ impl Footer {
         block[40..48].copy_from_slice(&self.first_time.to_le_bytes());
         block[48..56].copy_from_slice(&self.last_time.to_le_bytes());
         block[56..60].copy_from_slice(&self.index_crc.to_le_bytes());
-        let crc = crc32c::crc32c_append(header.seed(), &block[..COVERED]);
+        let crc = crc32c::crc32c_append(header.key().seed, &block[..COVERED]);
         block[COVERED..COVERED + 4].copy_from_slice(&crc.to_le_bytes());
         block
     }
@@ -62,8 +62,8 @@ impl Footer {
         let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| block[at + i]));
         let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| block[at + i]));
         // The seed stands for the log and the base: a footer of another segment does not verify.
-        let ours =
-            block[..8] == MAGIC && u32_at(COVERED) == crc32c::crc32c_append(header.seed(), &block[..COVERED]);
+        let ours = block[..8] == MAGIC
+            && u32_at(COVERED) == crc32c::crc32c_append(header.key().seed, &block[..COVERED]);
         ours.then(|| Self {
             records: u32_at(32),
             words: u32_at(36),
@@ -73,9 +73,9 @@ impl Footer {
         })
     }
 
-    /// The footer of a segment file, if it is sealed: the last block, where the counts say it must be.
-    pub(crate) fn read(file: &dyn File, header: &Header) -> io::Result<Option<Self>> {
-        let length = file.len()?;
+    /// The footer of a segment file of `length` bytes, if it is sealed and cut to size: the last block, where the
+    /// counts say it must be.
+    pub(crate) fn read(file: &dyn File, length: u64, header: &Header) -> io::Result<Option<Self>> {
         if length < FRAMES + BLOCK || !length.is_multiple_of(BLOCK) {
             return Ok(None);
         }
@@ -83,6 +83,16 @@ impl Footer {
         file.read_at(&mut block, length - BLOCK)?;
         let footer = Self::decode(&block, header);
         Ok(footer.filter(|footer| footer_at(footer.records, footer.words) + BLOCK == length))
+    }
+
+    /// Whether `bytes`, a file from its frames on, has a footer where these frames would have it: then they are all
+    /// of the segment's, whether or not the file was cut to size.
+    pub(crate) fn ends(bytes: &[u8], header: &Header, found: &scan::Scan) -> bool {
+        let records = found.positions.len() as u32;
+        let at = (footer_at(records, found.words) - FRAMES) as usize;
+        let footer =
+            bytes.get(at..).and_then(<[u8]>::first_chunk).and_then(|block| Self::decode(block, header));
+        records > 0 && footer.is_some_and(|footer| footer.records == records && footer.words == found.words)
     }
 }
 
@@ -123,34 +133,41 @@ pub(crate) fn seal(
 pub(crate) fn read_record<'b>(
     file: &dyn File,
     sealed: &Sealed,
-    seed: u32,
+    key: Key,
     record: u32,
     buf: &'b mut Vec<u8>,
 ) -> io::Result<Option<frame::Frame<'b>>> {
     let Some(position) = indexed(file, sealed, record)? else { return Ok(None) };
-    if !read_frame(file, sealed.words, position, buf)? || !is_record(buf, seed, record) {
+    if !read_frame(file, sealed.words, position, buf)? || !is_record(buf, key, record) {
         // The index is wrong, or the frame is: look for the record itself.
-        let Some(position) = find(file, sealed.words, seed, record)? else { return Ok(None) };
+        let Some(position) = find(file, sealed.words, key, record)? else { return Ok(None) };
         if !read_frame(file, sealed.words, position, buf)? {
             return Ok(None);
         }
     }
-    Ok(frame::decode(buf, seed).filter(|frame| frame.stamp.record == record))
+    Ok(frame::decode(buf, key).filter(|found| found.record == record).map(|found| found.frame))
+}
+
+/// The CRC in the frame of a record of a sealed segment, the frame verified. `None` where it is damaged.
+pub(crate) fn crc_of(file: &dyn File, sealed: &Sealed, key: Key, record: u32) -> io::Result<Option<u32>> {
+    let mut buf = Vec::new();
+    let whole = read_record(file, sealed, key, record, &mut buf)?.is_some();
+    Ok(whole.then(|| frame::claimed_crc(&buf, key).0))
 }
 
 /// The word where a record of a sealed segment begins, its frame verified. `None` where it is damaged.
 pub(crate) fn position_of(
     file: &dyn File,
     sealed: &Sealed,
-    seed: u32,
+    key: Key,
     record: u32,
 ) -> io::Result<Option<u32>> {
     let Some(position) = indexed(file, sealed, record)? else { return Ok(None) };
     let mut buf = Vec::new();
-    if read_frame(file, sealed.words, position, &mut buf)? && is_record(&buf, seed, record) {
+    if read_frame(file, sealed.words, position, &mut buf)? && is_record(&buf, key, record) {
         return Ok(Some(position));
     }
-    find(file, sealed.words, seed, record)
+    find(file, sealed.words, key, record)
 }
 
 /// Where the index says that a record is; nothing is verified.
@@ -163,8 +180,8 @@ fn indexed(file: &dyn File, sealed: &Sealed, record: u32) -> io::Result<Option<u
     Ok(Some(u32::from_le_bytes(entry)))
 }
 
-fn is_record(bytes: &[u8], seed: u32, record: u32) -> bool {
-    frame::decode(bytes, seed).is_some_and(|frame| frame.stamp.record == record)
+fn is_record(bytes: &[u8], key: Key, record: u32) -> bool {
+    frame::decode(bytes, key).is_some_and(|found| found.record == record)
 }
 
 /// Most records are small: one read of so much gets the header and, likely, all of the frame.
@@ -189,16 +206,14 @@ fn read_frame(file: &dyn File, words: u32, position: u32, buf: &mut Vec<u8>) -> 
     Ok(true)
 }
 
-/// Finds a record among the frames, one after the other: for when the index is damaged.
-fn find(file: &dyn File, words: u32, seed: u32, record: u32) -> io::Result<Option<u32>> {
+/// Finds a record among the frames themselves, damaged or not those before it: for when the index is damaged.
+fn find(file: &dyn File, words: u32, key: Key, record: u32) -> io::Result<Option<u32>> {
     let mut frames = vec![0; words as usize * WORD];
     file.read_at(&mut frames, FRAMES)?;
-    let mut word = 0;
-    while let Some(frame) = frames.get(word * WORD..).and_then(|rest| frame::decode(rest, seed)) {
-        if frame.stamp.record == record {
-            return Ok(Some(word as u32));
-        }
-        word += frame.words() as usize;
+    let found = scan::scan(&frames, key);
+    if let Some(&position) = found.positions.get(record as usize) {
+        return Ok(Some(position));
     }
-    Ok(None)
+    let later = search::frames_from(&frames, key, found.words, found.positions.len() as u32);
+    Ok(later.frames.iter().find(|(number, _)| *number == record).map(|(_, word)| *word))
 }

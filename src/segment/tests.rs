@@ -1,6 +1,11 @@
-//! The format, pinned by a file that is checked in: `tests/golden/00000000000000000042.seg`.
+//! The format, pinned by files that are checked in: `tests/golden/00000000000000000042.seg`, in format 1, and the same in
+//! `tests/golden/2`, in format 2.
 
-use super::{file::SegmentFile, header::Header, scan, sealed};
+use super::{
+    file::SegmentFile,
+    header::{Header, Secret},
+    scan, sealed,
+};
 use crate::{
     chunk::{Batch, Chunk, Extent, Imprint, Memory, Value},
     disk::{Disk, sim::Sim},
@@ -9,10 +14,17 @@ use crate::{
 };
 use std::path::Path;
 
-const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/00000000000000000042.seg");
+const GOLDEN: [(Secret, &str); 2] = [
+    (Secret(None), concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/00000000000000000042.seg")),
+    (
+        Secret(Some(*b"sixteen secrets.")),
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/2/00000000000000000042.seg"),
+    ),
+];
 
-const HEADER: Header =
-    Header { log: *b"sixteen byte id.", base: 42, capacity: 8192, created: 1_700_000_000_000 };
+fn header(secret: Secret) -> Header {
+    Header { log: *b"sixteen byte id.", base: 42, capacity: 8192, created: 1_700_000_000_000, secret }
+}
 
 /// A value with marks, as appenders make them.
 struct Marked(&'static [u8], u16);
@@ -31,44 +43,55 @@ impl Value for Marked {
 const PRODUCED: &[u8] = b"\x12\x00\x03\x00\x00\x00\x09\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00p1[4]";
 
 /// A record, a batch of two, an empty record, one that is JSON, and one of a producer.
-fn written() -> Vec<u8> {
+fn written(secret: Secret) -> Vec<u8> {
+    let header = header(secret);
     let (sim, dir) = (Sim::new(1), Path::new("/golden"));
-    let file = SegmentFile::prepare(&sim, dir, 0, HEADER.capacity).unwrap();
-    file.begin(&sim, dir, &HEADER).unwrap();
-    let chunk = Chunk::new(Memory::new(HEADER.capacity).unwrap(), None);
+    let file = SegmentFile::prepare(&sim, dir, 0, header.capacity).unwrap();
+    file.begin(&sim, dir, &header).unwrap();
+    let chunk = Chunk::new(Memory::new(header.capacity).unwrap(), None);
     let batches: [&[&[u8]]; 3] = [&[b"one"], &[b"two, which takes more than a word", b"three"], &[b""]];
     for (n, values) in batches.into_iter().enumerate() {
         // Nothing was durable before the first; all before it, from the second on.
         let lead = if n == 0 { 0 } else { 0u64.wrapping_sub(1) };
-        let imprint = Imprint { seed: HEADER.seed(), lead, time: 10 * n as u64 };
-        chunk.append(Batch::new(values, HEADER.capacity).unwrap(), None, imprint);
+        let imprint = Imprint { key: header.key(), lead, time: 10 * n as u64 };
+        chunk.append(Batch::new(values, header.capacity).unwrap(), None, imprint);
     }
-    let imprint = Imprint { seed: HEADER.seed(), lead: 0u64.wrapping_sub(1), time: 30 };
+    let imprint = Imprint { key: header.key(), lead: 0u64.wrapping_sub(1), time: 30 };
     for marked in [Marked(b"{ }", JSON), Marked(PRODUCED, JSON | EXTENDED)] {
-        chunk.append(Batch::new(&[marked], HEADER.capacity).unwrap(), None, imprint);
+        chunk.append(Batch::new(&[marked], header.capacity).unwrap(), None, imprint);
     }
     let all = chunk.contiguous(Extent::default(), u32::MAX);
     file.write(&chunk, Extent::default(), all).unwrap();
-    let found = scan::scan(chunk.bytes(0..all.words), HEADER.seed());
-    sealed::seal(file.file(), &HEADER, all.words, found.times, found.positions.iter().copied()).unwrap();
+    let found = scan::scan(chunk.bytes(0..all.words), header.key());
+    sealed::seal(file.file(), &header, all.words, found.times, found.positions.iter().copied()).unwrap();
     sim.dump().into_values().next().unwrap()
 }
 
 #[test]
 fn what_is_written_is_the_golden_file_to_the_byte() {
-    if std::env::var_os("MILLSTREAM_NEW_GOLDEN").is_some() {
-        std::fs::write(GOLDEN, written()).unwrap();
+    for (secret, path) in GOLDEN {
+        if std::env::var_os("MILLSTREAM_NEW_GOLDEN").is_some() {
+            std::fs::write(path, written(secret)).unwrap();
+        }
+        assert!(
+            written(secret) == std::fs::read(path).unwrap(),
+            "the format has changed: it needs a new version"
+        );
     }
-    assert!(written() == std::fs::read(GOLDEN).unwrap(), "the format has changed: it needs a new version");
 }
 
 #[test]
-fn the_golden_file_can_be_read() {
+fn the_golden_files_can_be_read() {
+    for (_, path) in GOLDEN {
+        can_be_read(&std::fs::read(path).unwrap());
+    }
+}
+
+fn can_be_read(golden: &[u8]) {
     let (sim, dir) = (Sim::new(1), Path::new("/log"));
-    let golden = std::fs::read(GOLDEN).unwrap();
     let path = dir.join("00000000000000000042.seg");
     sim.create(&path, golden.len() as u64).unwrap();
-    sim.damage(&path, |bytes| bytes.copy_from_slice(&golden));
+    sim.damage(&path, |bytes| bytes.copy_from_slice(golden));
     let log = Log::open_on(std::sync::Arc::new(sim), dir, Options::default()).unwrap();
     let read: Vec<_> = log.iter(42).map(Result::unwrap).collect();
     let values: Vec<_> = read.iter().map(|record| (record.offset(), record.time(), record.value())).collect();

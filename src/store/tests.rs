@@ -130,8 +130,10 @@ fn logs_share_the_memory_and_each_goes_on_when_others_have_taken_it_all() {
     assert_eq!(budget.claimed(), 0);
 }
 
+/// A store that could not see a log's directory (not mounted, moved, another namespace) removed its images, and what
+/// was acknowledged in memory with them. Only what was deleted, and had not come to be removed, is.
 #[test]
-fn images_of_logs_that_are_gone_are_removed_and_those_of_others_are_not() {
+fn images_of_logs_that_cannot_be_seen_stay_and_those_of_deleted_logs_go() {
     use crate::chunk::{Images, Memory};
     let (dir, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let with = || {
@@ -139,24 +141,30 @@ fn images_of_logs_that_are_gone_are_removed_and_those_of_others_are_not() {
         options.log.images = Some(at.path().to_owned());
         options
     };
-    let id = {
+    let ids = {
         let store = Store::open(dir.path(), with()).unwrap();
-        store.create("a", &LogSettings::default()).unwrap();
-        let id = store.get("a").unwrap().id();
+        let ids = ["a", "away", "deleted"].map(|name| {
+            store.create(name, &LogSettings::default()).unwrap();
+            (store.get(name).unwrap().id(), dir.path().join(name))
+        });
         store.close().unwrap();
-        id
+        ids
     };
-    let leave = |id, dir: &Path| {
-        let images = Arc::new(Images::open(at.path(), id, dir).unwrap());
+    let left = ids.map(|(id, dir)| {
+        let images = Arc::new(
+            Images::open(at.path(), id, [1; 16], &dir, crate::disk::native().node(&dir).unwrap(), 1).unwrap(),
+        );
         images.keep();
         drop(Memory::shared(4096, Some(&images)).unwrap());
-        move || images.find(|_| true).unwrap().1.len()
-    };
-    let there = leave(id, &dir.path().join("a"));
-    let gone = leave([1; 16], &dir.path().join("b"));
-    let replaced = leave([2; 16], &dir.path().join("a"));
+        move || images.find().unwrap().len()
+    });
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::rename(dir.path().join("away"), elsewhere.path().join("away")).unwrap();
+    // The process ended in the middle of deleting this one.
+    std::fs::rename(dir.path().join("deleted"), dir.path().join(".deleted-1-deleted")).unwrap();
     drop(Store::open(dir.path(), with()).unwrap());
-    assert_eq!((there(), gone(), replaced()), (1, 0, 0));
+    assert_eq!(left.map(|count| count()), [1, 1, 0]);
+    assert!(!dir.path().join(".deleted-1-deleted").exists());
 }
 
 #[test]

@@ -1,0 +1,64 @@
+//! What opening cuts off and keeps: bytes behind the last record that are not zeros. They are what a crash has left of
+//! a write that nobody was told of; or, where a disk has lost what it had said was written, all that is left of
+//! records that were acknowledged. Nobody can tell these apart, so they are kept for a while.
+
+use super::{
+    super::{Error, stats},
+    dir::TORN,
+};
+use crate::disk::{Aligned, Disk};
+use std::{
+    io::{self, IoSlice},
+    path::{Path, PathBuf},
+};
+
+/// The most files that are kept for a log, and the most bytes of one: a commit writes no more than 8 MiB at once, or one
+/// batch.
+const FILES: usize = 8;
+const BYTES: usize = 16 << 20;
+
+/// Those of `names` that are of this kind, the oldest first.
+pub(super) fn torn_files(dir: &Path, names: &[String]) -> Vec<PathBuf> {
+    let mut torn: Vec<_> = names.iter().filter(|name| name.ends_with(TORN)).collect();
+    torn.sort_unstable_by_key(|name| number(name));
+    torn.into_iter().map(|name| dir.join(name)).collect()
+}
+
+/// How many had been kept before, as a name says: `OFFSET-NUMBER.torn`.
+fn number(name: &str) -> u64 {
+    let parts = name.strip_suffix(TORN).and_then(|name| name.rsplit_once('-'));
+    parts.and_then(|(_, number)| number.parse().ok()).unwrap_or(0)
+}
+
+/// Keeps what stands in `tail`, which is behind the record before offset `next`, if it is not all zeros. Durable on
+/// return. The oldest that are kept go where there are too many.
+pub(super) fn keep(disk: &dyn Disk, dir: &Path, next: u64, tail: &[u8]) -> Result<(), Error> {
+    let Some(last) = tail.iter().rposition(|&byte| byte != 0) else { return Ok(()) };
+    let kept = &tail[..(last + 1).min(BYTES)];
+    let names = disk.list(dir).map_err(Error::io("list", dir))?;
+    let torn = torn_files(dir, &names);
+    let kept_before =
+        names.iter().map(|name| number(name) + u64::from(name.ends_with(TORN))).max().unwrap_or(0);
+    for old in torn.iter().take((torn.len() + 1).saturating_sub(FILES)) {
+        disk.remove(old).map_err(Error::io("remove", old))?;
+    }
+    let path = dir.join(format!("{next:020}-{kept_before}{TORN}"));
+    let write = || -> io::Result<()> {
+        let mut bytes = Aligned::new(kept.len())?;
+        bytes[..kept.len()].copy_from_slice(kept);
+        let file = disk.create(&path, bytes.len() as u64)?;
+        file.write_at(&[IoSlice::new(&bytes)], 0)?;
+        file.set_len(kept.len() as u64)?;
+        disk.sync_dir(dir)
+    };
+    write().map_err(|error| match error {
+        full if crate::disk::is_full(&full) => Error::Full { reason: full.to_string().into() },
+        error => Error::io("keep the torn end of a segment as", &path)(error),
+    })?;
+    stats::kept_torn();
+    tracing::warn!(
+        path = %path.display(), next_offset = next, bytes = last + 1,
+        "cut off what a crash has left behind the last record, and kept it: nobody was told that it was stored"
+    );
+    Ok(())
+}

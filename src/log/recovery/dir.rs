@@ -1,0 +1,74 @@
+//! A log's directory: which names may be in it, its locks, its id.
+
+use super::super::Error;
+#[cfg(feature = "store")]
+use crate::{disk::BLOCK, segment::header::Header};
+use crate::{disk::Disk, segment::file};
+use std::{io, path::Path};
+
+/// The lock file's name.
+pub(super) const LOCK: &str = "lock";
+/// The one of a store, beside its logs' directories: who has that needs none of the logs'.
+pub(crate) const STORE_LOCK: &str = ".lock";
+/// What `repair` keeps damaged files as ends like this.
+pub(in crate::log) const ASIDE: &str = ".damaged";
+/// What opening cuts off and keeps ends like this.
+pub(super) const TORN: &str = ".torn";
+
+/// Where the store keeps what it knows about the log.
+pub(crate) const SETTINGS_FILE: &str = "log.json";
+/// What is known of producers up to some offset.
+pub(crate) const PRODUCERS_FILE: &str = "producers.json";
+
+/// Whether a log's directory may have a file of this name.
+pub(super) fn is_ours(name: &str) -> bool {
+    name == LOCK
+        || [SETTINGS_FILE, PRODUCERS_FILE].contains(&name.strip_suffix(".tmp").unwrap_or(name))
+        || file::base_of(name).is_some()
+        || file::is_passing(name)
+        || name.ends_with(ASIDE)
+        || name.ends_with(TORN)
+}
+
+/// The id of the log in `dir`, if there is one.
+#[cfg(feature = "store")]
+pub(crate) fn id_of(disk: &dyn Disk, dir: &Path) -> Option<[u8; 16]> {
+    disk.list(dir).ok()?.iter().filter(|name| file::base_of(name).is_some()).find_map(|name| {
+        let mut block = [0; BLOCK as usize];
+        disk.open(&dir.join(name), false).ok()?.read_at(&mut block, 0).ok()?;
+        Header::decode(&block).ok().map(|found| found.header.log)
+    })
+}
+
+/// Takes the directory's lock, unless the directory is somebody else's.
+pub(in crate::log) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>, Error> {
+    let own = lock_own(disk, dir)?;
+    // Whoever has the store open has looked for the lock above before, or finds it held.
+    let path = dir.join("..").join(STORE_LOCK);
+    let store = disk.join_lock(&path).map_err(|error| not_locked(dir, &path, error))?;
+    Ok(Box::new((own, store)))
+}
+
+/// Errors if somebody has the log open by itself. For one who has the lock of the store, which keeps out those who
+/// come later: so an open log needs no descriptor for a lock.
+#[cfg(feature = "store")]
+pub(in crate::log) fn ensure_free(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
+    lock_own(disk, dir).map(drop)
+}
+
+fn lock_own(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>, Error> {
+    for name in disk.list(dir).map_err(Error::io("list", dir))? {
+        if !is_ours(&name) {
+            return Err(Error::NotALog { dir: dir.to_owned(), found: name });
+        }
+    }
+    let path = dir.join(LOCK);
+    disk.lock(&path).map_err(|error| not_locked(dir, &path, error))
+}
+
+fn not_locked(dir: &Path, path: &Path, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => Error::InUse { dir: dir.to_owned() },
+        _ => Error::io("lock", path)(error),
+    }
+}

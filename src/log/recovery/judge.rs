@@ -1,0 +1,149 @@
+//! The judgement of one segment: from the bytes of its file and from what is known for certain, what state it is in. No
+//! I/O.
+//!
+//! A frame that does not verify ends the log only if nothing at or after it was ever durable. What is known for certain
+//! decides, in this order, and what was merely not found never contradicts it:
+//!
+//! - A later segment was begun where this one ended, when all before was durable: so many records it has.
+//! - The footer was written when all frames were durable: likewise.
+//! - The file was cut to size, which comes after that: then whatever its frames lack is lost.
+//! - A frame that verifies, anywhere behind the break, says how far the log was durable when it was written; the
+//!   search for it is exact.
+//! - The mark of a clean close says the same.
+//!
+//! If none of these speaks for a record, it was never durable, and what is there of it is the torn end of a write.
+
+use super::survey::State;
+use crate::{
+    chunk::Extent,
+    disk::BLOCK,
+    frame::{self, MORE, WORD},
+    segment::{
+        FRAMES, file,
+        header::Header,
+        scan::{self, Scan},
+        sealed::{self, Footer},
+        search,
+    },
+};
+
+/// What is known of a segment besides its frames.
+pub(super) struct Known {
+    /// Records that had been durable at the last clean close.
+    pub(super) mark: u32,
+    /// The footer at the end of the file, if it verifies.
+    pub(super) footer: Option<Footer>,
+    /// The base of the segment behind this one, counted from this one's; `None` if this is the last.
+    pub(super) next: Option<u64>,
+}
+
+/// A damaged segment: which of its records can still be read.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::log) struct Wreck {
+    /// The word of each record plus one, or 0 where it is lost.
+    pub(in crate::log) survivors: Vec<u32>,
+    pub(in crate::log) words: u32,
+    /// How far its frames go on from the start without a break.
+    pub(super) whole: Extent,
+    /// There are frames of records that the next segment has.
+    pub(super) excess: bool,
+    /// Records are lost, it is not known how many.
+    pub(super) cut_short: bool,
+}
+
+/// Judges a segment. `bytes` is its file from the first frame on.
+pub(super) fn judge(header: &Header, known: &Known, bytes: Vec<u8>) -> State {
+    let key = header.key();
+    let region = known.footer.map_or(bytes.len(), |footer| (footer.words as usize * WORD).min(bytes.len()));
+    let found = scan::scan(&bytes[..region], key);
+    let search = |found: &Scan| search::frames_from(&bytes[..region], key, found.words, found.records());
+    let short = FRAMES + (bytes.len() as u64) < file::length(header.capacity);
+    let Some(all) = records_for_certain(known, region) else {
+        if Footer::ends(&bytes, header, &found) || short && known.next.is_none() && cut_to(&bytes, &found) {
+            return State::Unsealed(found);
+        }
+        let later = search(&found);
+        let mut durable = known.mark.max(later.durable);
+        if short || known.next.is_some() {
+            // Everything in it was durable; of what is lost at the end nothing is known.
+            durable = durable.max(later.frames.last().map_or(0, |(record, _)| record + 1));
+        }
+        let cut_short = short && known.next.is_none();
+        if durable > found.records() || cut_short {
+            let mut wreck = wreck(&bytes[..region], &found, &later, durable);
+            wreck.cut_short = cut_short;
+            return State::Damaged(wreck);
+        }
+        return if known.next.is_some() { State::Unsealed(found) } else { State::Open(bytes, found) };
+    };
+    if found.records() > all {
+        let found = found.first(&bytes, key, all);
+        let mut wreck = wreck(&bytes[..region], &found, &search::Later::default(), all);
+        wreck.excess = true;
+        return State::Damaged(wreck);
+    }
+    if found.records() < all {
+        let mut later = search(&found);
+        later.frames.retain(|(record, _)| *record < all);
+        return State::Damaged(wreck(&bytes[..region], &found, &later, all));
+    }
+    match known.footer.filter(|footer| footer.records == all && footer.words == found.words) {
+        Some(footer) if index_verifies(&bytes, &footer) => State::Sealed(footer),
+        _ => State::Unsealed(found),
+    }
+}
+
+/// How many records the segment has, if that is known for certain and no more than its bytes can hold.
+fn records_for_certain(known: &Known, bytes: usize) -> Option<u32> {
+    let by_footer = known.footer.map(|footer| u64::from(footer.records));
+    // Where a whole segment is missing in between, the next one begins further away than this one can reach.
+    let reach = (bytes / frame::HEADER) as u64;
+    let by_next = known.next.filter(|&records| records <= reach);
+    let least = [by_footer, by_next].into_iter().flatten().min()?;
+    u32::try_from(least).ok()
+}
+
+/// Whether the file has the length that sealing just these frames would have cut it to.
+fn cut_to(bytes: &[u8], found: &Scan) -> bool {
+    let records = found.records();
+    records > 0 && FRAMES + bytes.len() as u64 == sealed::footer_at(records, found.words) + BLOCK
+}
+
+fn index_verifies(bytes: &[u8], footer: &Footer) -> bool {
+    let index = bytes.get((sealed::index_at(footer.words) - FRAMES) as usize..).unwrap_or_default();
+    index.get(..footer.records as usize * 4).is_some_and(|index| crc32c::crc32c(index) == footer.index_crc)
+}
+
+/// What is left of a segment of which `durable` records were durable.
+fn wreck(frames: &[u8], found: &Scan, later: &search::Later, durable: u32) -> Wreck {
+    let mut survivors: Vec<u32> = found.positions.iter().map(|position| position + 1).collect();
+    let mut words = found.words;
+    let frame_at = |word: u32| frames.get(word as usize * WORD..).and_then(frame::parse);
+    let end = later_end(later, durable.max(found.records()), |word| {
+        frame_at(word).is_some_and(|frame| frame.flags & MORE == 0)
+    });
+    for &(record, word) in later.frames.iter().take_while(|(record, _)| *record < end) {
+        survivors.resize(record as usize, 0);
+        survivors.push(word + 1);
+        words = word + frame_at(word).map_or(0, |frame| frame.words());
+    }
+    survivors.resize(end as usize, 0);
+    let whole = Extent { records: found.records(), words: found.words };
+    Wreck { survivors, words, whole, excess: false, cut_short: false }
+}
+
+/// Where the log ends that was durable up to `durable`: as on any disk, behind the whole batches that follow without a
+/// gap. What stands behind a gap was never acknowledged.
+fn later_end(later: &search::Later, durable: u32, ends_batch: impl Fn(u32) -> bool) -> u32 {
+    let (mut end, mut next) = (durable, durable);
+    for &(record, word) in later.frames.iter().filter(|(record, _)| *record >= durable) {
+        if record != next {
+            break;
+        }
+        next += 1;
+        if ends_batch(word) {
+            end = next;
+        }
+    }
+    end
+}

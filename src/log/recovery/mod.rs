@@ -1,0 +1,24 @@
+//! Recovery: what a directory holds, and opening it for use.
+//!
+//! A [`survey`] looks at the files and [judges](judge) each segment; it changes nothing, and `verify` prints it. Opening
+//! first completes the files from shared memory that a killed process has left ([`restore`]), then acts on the survey
+//! ([`open`]): a torn tail is [kept aside](aside), zeroed and synced before the first append, so that the next
+//! recovery cannot stop at it; damage makes the log read-only. [`dir`] has the names, the locks and the ids.
+
+mod aside;
+mod dir;
+mod judge;
+mod open;
+mod restore;
+mod survey;
+
+pub(super) use dir::{ASIDE, lock};
+#[cfg(feature = "store")]
+pub(super) use dir::{PRODUCERS_FILE, ensure_free};
+#[cfg(feature = "store")]
+pub(crate) use dir::{SETTINGS_FILE, STORE_LOCK, id_of};
+pub(super) use open::{open, seal};
+pub(super) use survey::{Found, State, Survey, deep_survey};
+
+#[cfg(all(test, not(loom)))]
+mod tests;

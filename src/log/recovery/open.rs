@@ -1,0 +1,336 @@
+//! Opening a log for use: what a survey has found is completed from shared memory, made durable, sealed where it was
+//! not, and its last segment taken up again; or, where there is damage, only served.
+
+use super::{
+    super::{
+        Environment, Error, Frontier, Options, Shared,
+        budget::Budget,
+        flush::{Flusher, Position},
+        retain::Chain,
+        roll::{Active, Roller},
+    },
+    aside, restore,
+    survey::{Found, State, Survey, survey},
+};
+use crate::{
+    chunk::{Before, Chunk, Extent, Images, Memory},
+    disk::{self, Aligned, BLOCK, Disk, File},
+    segment::{
+        Segment,
+        file::SegmentFile,
+        header::{Header, Secret},
+        scan::Scan,
+        sealed::{self, Footer, Sealed},
+    },
+    sync::{Arc, AtomicBool, AtomicU64, Swap},
+};
+use std::{
+    io::{self, IoSlice},
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+/// What a log keeps for life.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    log: [u8; 16],
+    /// See [`Secret`]; of a log of format 1, the one that its next segment will have.
+    secret: [u8; 16],
+}
+
+impl Identity {
+    /// As its segments say, or made at random.
+    fn of(env: &Environment, survey: &Survey, dir: &Path) -> Result<Self, Error> {
+        let random = || random(env).map_err(Error::io("make an id for the log in", dir));
+        let log = survey.segments.first().map(|first| first.header.log).map_or_else(random, Ok)?;
+        let secret = survey.segments.iter().find_map(|found| found.header.secret.0);
+        Ok(Self { log, secret: secret.map_or_else(random, Ok)? })
+    }
+
+    /// The header of a new segment.
+    fn header(&self, base: u64, capacity: u64, created: u64) -> Header {
+        Header { log: self.log, base, capacity, created, secret: Secret(Some(self.secret)) }
+    }
+}
+
+fn random<const BYTES: usize>(env: &Environment) -> io::Result<[u8; BYTES]> {
+    let mut bytes = [0; BYTES];
+    env.machine.random(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Opens the log in `dir`, which is there, for use. `lock` is to be held as long.
+pub(in crate::log) fn open(
+    env: &Environment,
+    dir: &Path,
+    options: Options,
+    budget: &Arc<Budget>,
+    lock: Option<Box<dyn Send + Sync>>,
+) -> Result<Shared, Error> {
+    let disk = &*env.disk;
+    let mut surveyed = survey(disk, dir)?;
+    let mut identity = Identity::of(env, &surveyed, dir)?;
+    let mut images = open_images(env, &options, &identity, dir);
+    if let Some(found) = &images
+        && restore::restore(disk, dir, found, &surveyed)?
+    {
+        surveyed = survey(disk, dir)?;
+        // A log of format 1 may have got its first segment with a secret just now.
+        identity = Identity::of(env, &surveyed, dir)?;
+        images = open_images(env, &options, &identity, dir);
+    }
+    let Survey { segments: found, damage, .. } = surveyed;
+    let roller = Roller::new(Arc::clone(budget), images, std::sync::Arc::clone(&env.keepers));
+    let opened = if damage.is_empty() {
+        resume(env, dir, &options, &identity, found, &roller)?
+    } else {
+        read_only(disk, dir, &identity, found)?
+    };
+    let Opening { segments, active, done, clock } = opened;
+    let durable = active.segment.base() + u64::from(done.records);
+    let position = Position::new(&active, done, true);
+    roller.home.claim(active.chunk.capacity());
+    Ok(Shared {
+        options,
+        dir: dir.to_owned(),
+        env: env.clone(),
+        id: identity.log,
+        secret: Secret(Some(identity.secret)),
+        active: Swap::new(active),
+        chain: Swap::new(Arc::new(Chain { segments })),
+        durable: Frontier::new(durable),
+        published: Frontier::new(durable),
+        clock: AtomicU64::new(env.machine.now().max(clock)),
+        flush: Flusher::new(position, std::sync::Arc::clone(&env.flushers)),
+        roll: roller,
+        stopping: AtomicBool::new(false),
+        failed: OnceLock::new(),
+        damage,
+        #[cfg(feature = "store")]
+        producers: super::super::producers::Producers::default(),
+        lock: std::sync::Mutex::new(lock),
+    })
+}
+
+/// Where the log's images are, if there is such a place.
+fn open_images(
+    env: &Environment,
+    options: &Options,
+    identity: &Identity,
+    dir: &Path,
+) -> Option<std::sync::Arc<Images>> {
+    let at = options.images.as_ref()?;
+    let images = env.disk.node(dir).and_then(|node| {
+        let incarnation = u64::from_le_bytes(random(env)?);
+        Images::open(at, identity.log, identity.secret, dir, node, incarnation)
+    });
+    match images {
+        Ok(images) => Some(std::sync::Arc::new(images)),
+        Err(error) => {
+            tracing::warn!(
+                dir = %dir.display(), at = %at.display(), %error,
+                "no memory that outlives the process: what is acknowledged in memory is lost with it"
+            );
+            None
+        }
+    }
+}
+
+/// What opening has come to.
+struct Opening {
+    segments: Vec<Arc<Segment>>,
+    active: Arc<Active>,
+    done: Extent,
+    /// No record was appended later than this, in milliseconds since 1970.
+    clock: u64,
+}
+
+/// Makes durable what a file has: a process that was killed may have written it, and not have come to sync it. Only
+/// then may it be called durable.
+fn sync(disk: &dyn Disk, path: &Path, write: bool) -> Result<Box<dyn File>, Error> {
+    let file = disk.open(path, write).map_err(Error::io("open", path))?;
+    file.sync().map_err(Error::io("sync", path))?;
+    Ok(file)
+}
+
+/// Opens what is not damaged for appending.
+fn resume(
+    env: &Environment,
+    dir: &Path,
+    options: &Options,
+    identity: &Identity,
+    found: Vec<Found>,
+    roller: &Roller,
+) -> Result<Opening, Error> {
+    let disk = &*env.disk;
+    disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
+    for name in disk.list(dir).map_err(Error::io("list", dir))? {
+        if crate::segment::file::is_passing(&name) {
+            let path = dir.join(name);
+            disk.remove(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    let mut segments = Vec::new();
+    let mut previous = Previous::default();
+    for Found { header, header_whole, mark, path, state } in found {
+        if !header_whole {
+            rewrite_header(disk, &path, &header, mark).map_err(Error::io("write", &path))?;
+        }
+        let sealed = match state {
+            State::Sealed(footer) => footer,
+            State::Unsealed(scan) => {
+                seal(&*sync(disk, &path, true)?, &header, &scan).map_err(Error::io("seal", &path))?
+            }
+            State::Open(bytes, scan) => {
+                let written = take_up(disk, dir, &header, &path, &bytes, &scan)?;
+                let done = Extent { records: scan.records(), words: scan.words };
+                // Where other logs of a store have taken the memory, it goes on in a segment of the smallest size.
+                let fits =
+                    header.capacity <= options.segment_bytes && roller.budget.has_room(header.capacity);
+                if fits || done.records == 0 {
+                    let mut memory = Memory::shared(header.capacity, roller.images.as_ref())
+                        .map_err(Error::io("get memory for", dir))?;
+                    memory.label(&header.label(), previous.crc(disk, header.base));
+                    // No byte more: what stood behind would be taken up by the next process, should this be killed.
+                    memory.load(&bytes[..scan.words as usize * 8]);
+                    let home = Some(Arc::clone(&roller.home));
+                    let chunk = Arc::new(Chunk::recovered(memory, home, &scan.positions, scan.words));
+                    let segment = Arc::new(Segment::new(header, Some(written), Arc::clone(&chunk)));
+                    segments.push(Arc::clone(&segment));
+                    let clock = previous.clock.max(header.created + scan.times.1);
+                    return Ok(Opening {
+                        segments,
+                        active: Arc::new(Active { segment, chunk }),
+                        done,
+                        clock,
+                    });
+                }
+                seal(written.file(), &header, &scan).map_err(Error::io("seal", &path))?
+            }
+            State::Damaged(_) => unreachable!("damage opens read-only"),
+        };
+        previous.clock = previous.clock.max(header.created + sealed.last_time);
+        previous.segment = Some((path, header, sealed));
+        segments.push(Arc::new(Segment::cold(header, sealed.into())));
+    }
+    // No segment is open: begin one, so that there is always one on the disk, and trimming may drop all others.
+    begin(env, dir, options, identity, &previous, segments, roller)
+}
+
+/// The segment before one, sealed; and until when all up to it were appended.
+#[derive(Default)]
+struct Previous {
+    segment: Option<(PathBuf, Header, Footer)>,
+    clock: u64,
+}
+
+impl Previous {
+    /// What stands before the segment at `base`.
+    fn crc(&self, disk: &dyn Disk, base: u64) -> Before {
+        let Some((path, header, footer)) = &self.segment else {
+            return if base == 0 { Before::Nothing } else { Before::Unknown };
+        };
+        let read = || {
+            let sealed = Sealed::from(*footer);
+            let record = footer.records.saturating_sub(1);
+            sealed::crc_of(&*disk.open(path, false)?, &sealed, header.key(), record)
+        };
+        // A record that cannot be read is an error for those who read it.
+        io::Result::ok(read()).flatten().map_or(Before::Unknown, Before::Frame)
+    }
+}
+
+/// Makes the last segment's file good for going on in it: what it has is durable, and zeros follow.
+fn take_up(
+    disk: &dyn Disk,
+    dir: &Path,
+    header: &Header,
+    path: &Path,
+    bytes: &[u8],
+    scan: &Scan,
+) -> Result<SegmentFile, Error> {
+    let file = sync(disk, path, true)?;
+    let next = header.base + u64::from(scan.records());
+    aside::keep(disk, dir, next, &bytes[(scan.words as usize * 8).min(bytes.len())..])?;
+    let written = SegmentFile::resume(file, path.to_owned(), header.capacity, scan.words);
+    written.cut(bytes, scan.words).map_err(Error::io("cut the torn end of", path))?;
+    Ok(written)
+}
+
+/// Begins the segment behind `previous`.
+fn begin(
+    env: &Environment,
+    dir: &Path,
+    options: &Options,
+    identity: &Identity,
+    previous: &Previous,
+    mut segments: Vec<Arc<Segment>>,
+    roller: &Roller,
+) -> Result<Opening, Error> {
+    let (disk, before) = (&*env.disk, previous.segment.as_ref());
+    let capacity =
+        before.map_or(options.first_segment_bytes, |(_, header, _)| header.capacity.saturating_mul(4));
+    let base = before.map_or(0, |(_, header, footer)| header.base + u64::from(footer.records));
+    let capacity = capacity.min(options.segment_bytes);
+    let capacity = if roller.budget.has_room(capacity) { capacity } else { options.first_segment_bytes };
+    let header = identity.header(base, capacity, env.machine.now().max(previous.clock));
+    let segment_file = SegmentFile::prepare(disk, dir, 0, capacity).map_err(|error| {
+        if disk::is_full(&error) {
+            return Error::Full { reason: error.to_string().into() };
+        }
+        Error::io("make a segment file in", dir)(error)
+    })?;
+    segment_file.begin(disk, dir, &header).map_err(Error::io("begin a segment in", dir))?;
+    let mut memory =
+        Memory::shared(capacity, roller.images.as_ref()).map_err(Error::io("get memory for", dir))?;
+    memory.label(&header.label(), previous.crc(disk, base));
+    let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&roller.home))));
+    let segment = Arc::new(Segment::new(header, Some(segment_file), Arc::clone(&chunk)));
+    segments.push(Arc::clone(&segment));
+    Ok(Opening {
+        segments,
+        active: Arc::new(Active { segment, chunk }),
+        done: Extent::default(),
+        clock: header.created,
+    })
+}
+
+fn rewrite_header(disk: &dyn Disk, path: &Path, header: &Header, mark: u32) -> io::Result<()> {
+    let mut block = Aligned::new(BLOCK as usize)?;
+    block.copy_from_slice(&header.encode(mark));
+    disk.open(path, true)?.write_at(&[IoSlice::new(&block)], 0)
+}
+
+/// Seals a segment whose frames are whole, as after closing it.
+pub(in crate::log) fn seal(file: &dyn File, header: &Header, scan: &Scan) -> io::Result<Footer> {
+    sealed::seal(file, header, scan.words, scan.times, scan.positions.iter().copied())
+}
+
+/// Opens what is damaged for reading: nothing is written, and all that verifies is served.
+fn read_only(disk: &dyn Disk, dir: &Path, identity: &Identity, found: Vec<Found>) -> Result<Opening, Error> {
+    let mut segments = Vec::new();
+    let mut end = 0;
+    for found in found {
+        if !matches!(found.state, State::Sealed(_)) {
+            sync(disk, &found.path, false)?;
+        }
+        end = found.end();
+        let records = found.records();
+        let sealed = match found.state {
+            State::Sealed(footer) => footer.into(),
+            State::Unsealed(scan) | State::Open(_, scan) => Sealed {
+                records,
+                words: scan.words,
+                survivors: Some(scan.positions.iter().map(|position| position + 1).collect()),
+            },
+            State::Damaged(wreck) => Sealed { records, words: wreck.words, survivors: Some(wreck.survivors) },
+        };
+        segments.push(Arc::new(Segment::cold(found.header, sealed)));
+    }
+    let memory = Memory::new(BLOCK).map_err(Error::io("get memory for", dir))?;
+    let chunk = Arc::new(Chunk::new(memory, None));
+    chunk.close(); // what is appended finds no room, and is then told why
+    let header = identity.header(end, BLOCK, 0);
+    let segment = Arc::new(Segment::new(header, None, Arc::clone(&chunk)));
+    Ok(Opening { segments, active: Arc::new(Active { segment, chunk }), done: Extent::default(), clock: 0 })
+}

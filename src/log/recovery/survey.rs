@@ -1,0 +1,267 @@
+//! What a directory holds: every segment, judged, and what is missing between them. Nothing is changed, and at most one
+//! file is open at a time.
+
+use super::{
+    super::{Damage, Error},
+    aside,
+    dir::is_ours,
+    judge::{Known, Wreck, judge},
+};
+use crate::{
+    disk::{BLOCK, Disk},
+    segment::{
+        CAPACITIES, FRAMES, file,
+        header::{BadHeader, Decoded, Header, Secret},
+        scan::{self, Scan},
+        sealed::Footer,
+    },
+};
+use std::{
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+/// What a directory holds.
+pub(in crate::log) struct Survey {
+    pub(in crate::log) segments: Vec<Found>,
+    pub(in crate::log) damage: Vec<Damage>,
+    /// Ranges of offsets for which there is no file.
+    pub(in crate::log) missing: Vec<Range<u64>>,
+    /// What earlier openings have cut off and kept.
+    pub(in crate::log) torn: Vec<PathBuf>,
+}
+
+/// One segment file.
+pub(in crate::log) struct Found {
+    pub(in crate::log) header: Header,
+    /// Whether both copies of the header verify; if not, opening writes it anew, with this mark.
+    pub(super) header_whole: bool,
+    pub(super) mark: u32,
+    pub(in crate::log) path: PathBuf,
+    pub(in crate::log) state: State,
+}
+
+pub(in crate::log) enum State {
+    /// Index and footer are there; the frames were looked at only if the survey was deep.
+    Sealed(Footer),
+    /// All frames are there; index and footer are not, or not right, or the file was not cut to size, and all of that
+    /// can be derived.
+    Unsealed(Scan),
+    /// The last segment, not sealed: its frames' region as the file has it, and what verifies of it.
+    Open(Vec<u8>, Scan),
+    /// Records are damaged.
+    Damaged(Wreck),
+}
+
+impl Found {
+    pub(in crate::log) fn records(&self) -> u32 {
+        match &self.state {
+            State::Sealed(footer) => footer.records,
+            State::Unsealed(scan) | State::Open(_, scan) => scan.records(),
+            State::Damaged(wreck) => wreck.survivors.len() as u32,
+        }
+    }
+
+    pub(in crate::log) fn end(&self) -> u64 {
+        self.header.base + u64::from(self.records())
+    }
+}
+
+/// Looks at all that is in `dir`, and changes nothing. Only the segments that are not sealed are read.
+pub(super) fn survey(disk: &dyn Disk, dir: &Path) -> Result<Survey, Error> {
+    look(disk, dir, false, &mut |_, _| ())
+}
+
+/// The same, and verifies every frame. Tells `progress` how many segments it has looked at, of how many.
+pub(in crate::log) fn deep_survey(
+    disk: &dyn Disk,
+    dir: &Path,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Survey, Error> {
+    look(disk, dir, true, progress)
+}
+
+fn look(
+    disk: &dyn Disk,
+    dir: &Path,
+    deep: bool,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Survey, Error> {
+    let names = disk.list(dir).map_err(Error::io("list", dir))?;
+    if let Some(foreign) = names.iter().find(|name| !is_ours(name)) {
+        return Err(Error::NotALog { dir: dir.to_owned(), found: foreign.clone() });
+    }
+    let mut bases: Vec<u64> = names.iter().filter_map(|name| file::base_of(name)).collect();
+    bases.sort_unstable();
+
+    let torn = aside::torn_files(dir, &names);
+    let mut survey = Survey { segments: Vec::new(), damage: Vec::new(), missing: Vec::new(), torn };
+    let heads = read_heads(disk, dir, &bases, &mut survey.damage)?;
+    for (n, head) in heads.iter().enumerate() {
+        let base = head.decoded.header.base;
+        if let Some(before) = survey.segments.last().map(Found::end).filter(|&before| before < base) {
+            survey.missing.push(before..base);
+            let reason = "no segment file has them".into();
+            survey.damage.push(Damage { offsets: before..base, path: dir.to_owned(), reason });
+        }
+        let next = heads.get(n + 1).map(|next| next.decoded.header.base);
+        let state = examine(disk, head, next, deep).map_err(Error::io("read", &head.path))?;
+        let Decoded { header, whole, mark } = head.decoded;
+        let found = Found { header, header_whole: whole, mark, path: head.path.clone(), state };
+        note_damage(&found, deep, &mut survey.damage);
+        survey.segments.push(found);
+        progress(n + 1, heads.len());
+    }
+    Ok(survey)
+}
+
+/// What a segment file says of itself, at its beginning and at its end.
+struct Head {
+    path: PathBuf,
+    decoded: Decoded,
+    length: u64,
+    footer: Option<Footer>,
+}
+
+/// The headers and footers of all segments. A header that is damaged is made up from the others and from the file's
+/// name.
+fn read_heads(
+    disk: &dyn Disk,
+    dir: &Path,
+    bases: &[u64],
+    damage: &mut Vec<Damage>,
+) -> Result<Vec<Head>, Error> {
+    let mut read = Vec::new();
+    for &base in bases {
+        let path = dir.join(file::name(base));
+        let file = disk.open(&path, false).map_err(Error::io("open", &path))?;
+        let mut block = [0; BLOCK as usize];
+        let decoded = match file.read_at(&mut block, 0) {
+            Ok(()) => Header::decode(&block),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(BadHeader::Damaged),
+            Err(error) => return Err(Error::io("read", &path)(error)),
+        };
+        let decoded = match decoded {
+            Err(BadHeader::Newer(version)) => return Err(Error::Newer { path, version }),
+            Ok(Decoded { header, .. }) if header.base != base => {
+                let reason = format!("its name and its header disagree: it begins at offset {}", header.base);
+                return Err(Error::Corrupt { path, reason });
+            }
+            other => other.ok(),
+        };
+        let length = file.len().map_err(Error::io("read", &path))?;
+        let footer = decoded.map(|decoded| Footer::read(&*file, length, &decoded.header)).transpose();
+        read.push((base, decoded, length, footer.map_err(Error::io("read", &path))?.flatten(), path));
+    }
+    let known: Vec<Header> = read.iter().filter_map(|(_, decoded, ..)| Some((*decoded)?.header)).collect();
+    let secret = known.iter().find_map(|header| header.secret.0);
+    let mut all = Vec::new();
+    for (base, decoded, length, footer, path) in read {
+        let Some(&Header { log, .. }) = known.first() else {
+            return Err(Error::Corrupt {
+                path,
+                reason: "its header does not verify, and no other tells what it was".into(),
+            });
+        };
+        let (decoded, footer) = if let Some(decoded) = decoded {
+            (decoded, footer)
+        } else {
+            let reason = "the segment's header does not verify".into();
+            damage.push(Damage { offsets: base..base, path: path.clone(), reason });
+            made_up(disk, &path, length, log, secret, base).map_err(Error::io("read", &path))?
+        };
+        let header = decoded.header;
+        let other_secret = header.secret.0.is_some_and(|own| Some(own) != secret);
+        if header.log != log || other_secret {
+            return Err(Error::Corrupt { path, reason: "it belongs to another log".into() });
+        }
+        all.push(Head { path, decoded, length, footer });
+    }
+    Ok(all)
+}
+
+/// A header for a segment whose own is damaged: of the format in which more of its frames verify.
+fn made_up(
+    disk: &dyn Disk,
+    path: &Path,
+    length: u64,
+    log: [u8; 16],
+    secret: Option<[u8; 16]>,
+    base: u64,
+) -> io::Result<(Decoded, Option<Footer>)> {
+    let file = disk.open(path, false)?;
+    let mut bytes = vec![0; length.saturating_sub(FRAMES) as usize];
+    if !bytes.is_empty() {
+        file.read_at(&mut bytes, FRAMES)?;
+    }
+    let header =
+        |secret| Header { log, base, capacity: *CAPACITIES.end(), created: 0, secret: Secret(secret) };
+    let of = |secret| {
+        let header = header(secret);
+        let footer = Footer::read(&*file, length, &header)?;
+        io::Result::Ok((footer.is_some(), scan::scan(&bytes, header.key()).records(), header, footer))
+    };
+    let mut best = of(None)?;
+    if secret.is_some() {
+        let other = of(secret)?;
+        if (other.0, other.1) >= (best.0, best.1) {
+            best = other;
+        }
+    }
+    Ok((Decoded { header: best.2, mark: 0, whole: false }, best.3))
+}
+
+/// Judges one segment. `next` is the base of the one behind it.
+fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::Result<State> {
+    let Head { decoded: Decoded { header, mark, .. }, length, footer, .. } = head;
+    let next = next.map(|next| next - header.base);
+    if let Some(footer) =
+        footer.filter(|footer| !deep && next.is_none_or(|next| u64::from(footer.records) <= next))
+    {
+        return Ok(State::Sealed(footer));
+    }
+    let mut bytes = vec![0; length.saturating_sub(FRAMES) as usize];
+    if !bytes.is_empty() {
+        disk.open(&head.path, false)?.read_at(&mut bytes, FRAMES)?;
+    }
+    Ok(judge(header, &Known { mark: *mark, footer: *footer, next }, bytes))
+}
+
+fn note_damage(found: &Found, deep: bool, damage: &mut Vec<Damage>) {
+    let base = found.header.base;
+    let mut push = |offsets: Range<u64>, reason: &str| {
+        damage.push(Damage { offsets, path: found.path.clone(), reason: reason.into() });
+    };
+    // Made anew when the log is opened: only a survey that was asked to look at everything reports it.
+    if deep && !found.header_whole && found.header.created > 0 {
+        push(base..base, "one of the header's two copies does not verify; opening makes it anew");
+    }
+    match &found.state {
+        State::Damaged(wreck) => {
+            let mut record = 0;
+            while record < wreck.survivors.len() {
+                let start = record;
+                while wreck.survivors.get(record) == Some(&0) {
+                    record += 1;
+                }
+                if record > start {
+                    push(base + start as u64..base + record as u64, "no frame there verifies");
+                }
+                record += 1;
+            }
+            if wreck.excess {
+                let end = found.end();
+                push(end..end, "it has more records than the segment behind it leaves room for");
+            }
+            if wreck.cut_short {
+                let end = found.end();
+                push(end..end, "the file is shorter than its frames; how many records are lost is not known");
+            }
+        }
+        State::Unsealed(_) if deep => {
+            push(base..base, "the index or footer is missing or wrong; opening or repair makes it anew");
+        }
+        _ => {}
+    }
+}

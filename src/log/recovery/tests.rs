@@ -1,0 +1,606 @@
+//! What recovery makes of what crashes, rot and other processes leave. Each test is named after what went wrong.
+
+use super::{
+    super::{Durability, Error, Log, Options, inspect, repair},
+    dir::TORN,
+};
+use crate::{
+    chunk::{Batch, Before, Chunk, Extent, Images, Imprint, Label, Memory, Placed},
+    disk::{Disk, sim::Sim},
+    segment::{
+        file::{self, SegmentFile},
+        header::{Header, Secret},
+        scan, sealed,
+    },
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const DIR: &str = "/log";
+const FIRST: &str = "/log/00000000000000000000.seg";
+
+fn options(segment: u64, first: u64, memory: u64, images: Option<&Path>) -> Options {
+    Options {
+        segment_bytes: segment,
+        first_segment_bytes: first,
+        memory_bytes: memory,
+        images: images.map(Path::to_owned),
+        ..Options::default()
+    }
+}
+
+fn small(images: Option<&Path>) -> Options {
+    options(8 << 10, 4 << 10, 64 << 10, images)
+}
+
+fn open(sim: &Sim, options: Options) -> Result<Log, Error> {
+    Log::open_on(Arc::new(sim.clone()), Path::new(DIR), options)
+}
+
+fn repaired(sim: &Sim) -> repair::Repaired {
+    repair::repair_on(sim, Path::new(DIR), &mut |_, _| ()).unwrap()
+}
+
+fn verified(sim: &Sim, images: Option<&Path>) -> inspect::Report {
+    inspect::verify_on(sim, Path::new(DIR), images, &mut |_, _| ()).unwrap()
+}
+
+fn values(log: &Log) -> Vec<Vec<u8>> {
+    log.iter(log.first_offset()).map(|record| record.unwrap().value().to_vec()).collect()
+}
+
+/// As `SIGKILL` leaves it: nothing is flushed, no mark is made, images stay. The disk is to be rebooted.
+fn kill(log: Log) {
+    std::mem::forget(log);
+}
+
+/// Random bytes by `SplitMix64`.
+fn random(length: usize, mut seed: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        seed = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = seed;
+        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bytes.extend_from_slice(&(z ^ z >> 31).to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// Files below a directory, however deep.
+fn files_in(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .flat_map(|entry| if entry.path().is_dir() { files_in(&entry.path()) } else { vec![entry.path()] })
+        .collect()
+}
+
+/// The process dies after index and footer were written, before the file was cut to size (`r1`): the old search took
+/// positions in the index for headers, gave up, and recovery made up a record.
+#[test]
+fn a_crash_between_writing_index_and_footer_and_cutting_the_file_loses_nothing() {
+    for (size, value) in [(256u64 << 10, 0usize), (1 << 20, 0), (1 << 20, 8), (4 << 20, 40)] {
+        for format in [Secret(None), Secret(Some([5; 16]))] {
+            let o = || options(size, size, 4 * size, None);
+            let sim = Sim::new(1);
+            let mut acknowledged = 0;
+            if format.0.is_none() {
+                // As the old code has left it: the segment of format 1, and the next one begun.
+                acknowledged = old_segment(&sim, size, value);
+            } else {
+                let log = open(&sim, o()).unwrap();
+                let value = vec![7u8; value];
+                let batch: Vec<&[u8]> = (0..1000).map(|_| &value[..]).collect();
+                while log.shared.chain.load().segments.len() < 2 {
+                    acknowledged = log.append_batch(&batch).unwrap() + 1000;
+                    log.wait_durable(acknowledged - 1).unwrap();
+                }
+                log.close().unwrap();
+            }
+            let first = Path::new(FIRST);
+            sim.damage(first, |bytes| bytes.resize(file::length(size) as usize, 0));
+            let alone = sim.snapshot();
+            let log = open(&sim, o()).unwrap();
+            assert_eq!((log.damage(), log.next_offset()), (&[][..], acknowledged), "{size} {value}");
+            assert_eq!(log.append(b"on").unwrap(), acknowledged);
+            log.close().unwrap();
+            assert_eq!(verified(&sim, None).damage, []);
+            assert_eq!(repaired(&sim).damage, []);
+            // The same before the next segment was begun.
+            for name in alone.dump().into_keys().filter(|name| name != first) {
+                Disk::remove(&alone, &name).unwrap();
+            }
+            let records = verified(&alone, None).next;
+            let log = open(&alone, o()).unwrap();
+            assert_eq!((log.damage(), log.next_offset()), (&[][..], records));
+            assert!(records > 0 && records <= acknowledged);
+            log.append(b"on").unwrap();
+        }
+    }
+}
+
+/// Writes a full segment of format 1, sealed, and the next one, empty. The number of its records.
+fn old_segment(sim: &Sim, size: u64, value: usize) -> u64 {
+    let header = Header { log: [3; 16], base: 0, capacity: size, created: 9, secret: Secret(None) };
+    let (chunk, value) = (Chunk::new(Memory::new(size).unwrap(), None), vec![7u8; value]);
+    let imprint = Imprint { key: header.key(), lead: 0, time: 1 };
+    let mut records = 0;
+    while let Placed::At(record) = chunk.append(Batch::new(&[&value[..]], size).unwrap(), None, imprint) {
+        records = u64::from(record) + 1;
+    }
+    let end = chunk.contiguous(Extent::default(), u32::MAX);
+    let file = SegmentFile::prepare(sim, Path::new(DIR), 0, size).unwrap();
+    file.begin(sim, Path::new(DIR), &header).unwrap();
+    file.write(&chunk, Extent::default(), end).unwrap();
+    let found = scan::scan(chunk.bytes(0..end.words), header.key());
+    sealed::seal(file.file(), &header, end.words, found.times, found.positions.iter().copied()).unwrap();
+    let next = SegmentFile::prepare(sim, Path::new(DIR), 1, size).unwrap();
+    next.begin(sim, Path::new(DIR), &Header { base: records, ..header }).unwrap();
+    records
+}
+
+/// The same by the simulated disk's own power cuts, at each operation (`r1b`).
+#[test]
+fn a_power_cut_while_tens_of_thousands_of_tiny_records_are_sealed_loses_nothing() {
+    let o = || options(256 << 10, 256 << 10, 2 << 20, None);
+    for fuse in 1..60 {
+        let sim = Sim::new(fuse * 10);
+        sim.cut_power_after(fuse);
+        let mut acknowledged = 0;
+        if let Ok(log) = open(&sim, o()) {
+            let batch: Vec<&[u8]> = (0..2000).map(|_| &b"x"[..]).collect();
+            for _ in 0..16 {
+                let Ok(first) = log.append_batch(&batch) else { break };
+                if log.wait_durable(first + 1999).is_err() {
+                    break;
+                }
+                acknowledged = first + 2000;
+            }
+        }
+        let log = open(&sim.reboot(), o()).unwrap_or_else(|error| panic!("fuse {fuse}: {error}"));
+        assert_eq!(log.damage(), [], "fuse {fuse}");
+        assert!(log.next_offset() >= acknowledged, "fuse {fuse}");
+        log.append(b"on").unwrap();
+    }
+}
+
+/// The power goes while a large value is written (`r2`): of random bytes; and of bytes that imitate headers and frames of
+/// this very log, as far as one can know who sees only what the API shows.
+#[test]
+fn a_torn_large_value_is_a_torn_tail_whatever_its_bytes() {
+    for (segment, value) in [(16u64 << 20, 1usize << 20), (1 << 20, 300 << 10)] {
+        for seed in 0..6 {
+            let o = || options(segment, segment, 4 * segment, None);
+            let sim = Sim::new(seed);
+            let log = open(&sim, o()).unwrap();
+            for n in 0..10u64 {
+                log.append(&n.to_le_bytes()).and_then(|at| log.wait_durable(at)).unwrap();
+            }
+            let bytes = if seed % 2 == 0 { random(value, seed) } else { imitation(&log, value) };
+            sim.cut_power_after(1);
+            let at = log.append(&bytes).unwrap();
+            assert!(log.wait_durable(at).is_err());
+            let live = sim.reboot();
+            let log = open(&live, o()).unwrap();
+            assert_eq!((log.damage(), log.next_offset()), (&[][..], 10), "{segment} {seed}");
+            assert_eq!(log.append(b"on").unwrap(), 10);
+            log.close().unwrap();
+            let report = verified(&live, None);
+            assert_eq!((report.damage, report.next), (vec![], 11));
+            // What was cut is kept: nobody could know that it was never acknowledged.
+            assert!(
+                report.torn.len() <= 1
+                    && report.torn.iter().all(|path| path.to_string_lossy().ends_with(TORN))
+            );
+        }
+    }
+}
+
+/// Frames as they would be in the log's first segment if its key were made of its id, as in format 1: of later records,
+/// which say that all before them is durable.
+fn imitation(log: &Log, length: usize) -> Vec<u8> {
+    let key = crate::frame::Key::version_1(&log.id(), 0);
+    let mut bytes = Vec::with_capacity(length);
+    for record in 11.. {
+        let start = bytes.len();
+        if start + 32 > length {
+            break;
+        }
+        bytes.resize(start + 32, 0);
+        let stamp = crate::frame::Stamp { record, behind: 0, time: 0, flags: 0 };
+        crate::frame::encode(&mut bytes[start..], key, stamp, b"a record");
+    }
+    bytes
+}
+
+/// One bit of a sealed segment's footer has rotted, and all records are there (`r18`); likewise of its index.
+#[test]
+fn rot_in_a_footer_or_an_index_is_made_good_and_loses_nothing() {
+    for (size, value) in [(8u64 << 20, 40usize), (256 << 10, 900), (256 << 10, 0)] {
+        for rot in ["footer", "index", "last footer"] {
+            let o = || options(size, size, 4 * size, None);
+            let sim = Sim::new(1);
+            let log = open(&sim, o()).unwrap();
+            let value = vec![7u8; value];
+            let batch: Vec<&[u8]> = (0..100).map(|_| &value[..]).collect();
+            while log.shared.chain.load().segments.len() < 2 {
+                log.append_batch(&batch).and_then(|at| log.wait_durable(at + 99)).unwrap();
+            }
+            let next = log.next_offset();
+            log.close().unwrap();
+            if rot == "last footer" {
+                let names: Vec<_> = sim.dump().into_keys().collect();
+                names[1..].iter().for_each(|name| Disk::remove(&sim, name).unwrap());
+            }
+            sim.damage(Path::new(FIRST), |bytes| {
+                let back = if rot == "index" { 4096 + 40 } else { 4096 - 33 };
+                let at = bytes.len() - back;
+                bytes[at] ^= 1;
+            });
+            let log = open(&sim, o()).unwrap_or_else(|error| panic!("{rot}: {error}"));
+            assert_eq!(log.damage(), [], "{rot}");
+            if rot != "last footer" {
+                assert_eq!(log.next_offset(), next);
+            }
+            assert_eq!(values(&log).len() as u64, log.next_offset());
+            log.append(b"on").unwrap();
+        }
+    }
+}
+
+/// A record can be found although index and an earlier frame are damaged.
+#[test]
+fn with_a_damaged_index_and_a_damaged_frame_all_other_records_are_served() {
+    let sim = Sim::new(1);
+    let log = open(&sim, small(None)).unwrap();
+    for n in 0..200u8 {
+        log.append(&[n; 100]).unwrap();
+    }
+    log.close().unwrap();
+    sim.damage(Path::new(FIRST), |bytes| {
+        bytes[4096 + 3 * 128 + 50] ^= 1;
+        let index = bytes.len() - 8192;
+        bytes[index + 4..index + 80].fill(0xFF);
+    });
+    let log = open(&sim, small(None)).unwrap();
+    for offset in 0..200 {
+        match log.read(offset) {
+            Err(Error::Damaged { offset: 3 }) => assert_eq!(offset, 3),
+            read => assert_eq!(read.unwrap().unwrap().value(), [offset as u8; 100]),
+        }
+    }
+}
+
+#[test]
+fn a_header_with_a_broken_sector_is_made_good_by_its_copy() {
+    for at in [0, 9, 20, 70, 1024, 1100] {
+        let sim = Sim::new(1);
+        let log = open(&sim, small(None)).unwrap();
+        log.append(b"alone in its segment").unwrap();
+        log.close().unwrap();
+        sim.damage(Path::new(FIRST), |bytes| bytes[at / 512 * 512..][..512].fill(0xEE));
+        assert_eq!(verified(&sim, None).damage.len(), 1, "told of");
+        let log = open(&sim, small(None)).unwrap();
+        assert_eq!((log.damage(), values(&log)), (&[][..], vec![b"alone in its segment".to_vec()]));
+        log.append(b"on").unwrap();
+        log.close().unwrap();
+        assert_eq!(verified(&sim, None).damage, []);
+    }
+}
+
+/// A second segment file that begins before the first one ends: of another history, copied here. All of it used to be
+/// refused.
+#[test]
+fn a_segment_with_more_records_than_the_next_leaves_room_for_is_damage_and_the_rest_is_served() {
+    let sim = Sim::new(1);
+    let log = open(&sim, small(None)).unwrap();
+    for n in 0..20u8 {
+        log.append(&[n; 100]).unwrap();
+    }
+    log.close().unwrap();
+    let bytes = sim.dump()[Path::new(FIRST)].clone();
+    let header = Header::decode(bytes[..].first_chunk().unwrap()).unwrap().header;
+    let next = SegmentFile::prepare(&sim, Path::new(DIR), 1, 8192).unwrap();
+    next.begin(&sim, Path::new(DIR), &Header { base: 15, ..header }).unwrap();
+    let log = open(&sim, small(None)).unwrap();
+    assert!(log.damage()[0].reason.contains("more records than the segment behind it"), "{:?}", log.damage());
+    assert_eq!(values(&log).len(), 15);
+    drop(log);
+    repaired(&sim);
+    let log = open(&sim, small(None)).unwrap();
+    assert_eq!(log.append(b"on").unwrap(), 15);
+}
+
+/// Of the torn end of a batch nothing counts, also where there is damage before it.
+#[test]
+fn behind_damage_only_what_was_durable_counts_as_lost() {
+    let sim = Sim::new(7);
+    let log = open(&sim, options(64 << 10, 64 << 10, 512 << 10, None)).unwrap();
+    for n in 0..10u8 {
+        log.append(&[n; 100]).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    sim.cut_power_after(1);
+    let torn: Vec<Vec<u8>> = (0..100u8).map(|n| vec![n; 100]).collect();
+    let torn: Vec<&[u8]> = torn.iter().map(|value| &value[..]).collect();
+    let at = log.append_batch(&torn).unwrap();
+    assert!(log.wait_durable(at).is_err());
+    let live = sim.reboot();
+    live.damage(Path::new(FIRST), |bytes| bytes[4096 + 3 * 128 + 50] ^= 1);
+    let log = open(&live, options(64 << 10, 64 << 10, 512 << 10, None)).unwrap();
+    assert_eq!(log.damage()[0].offsets, 3..4);
+    assert!(log.next_offset() == 10 || log.next_offset() == 110, "{}", log.next_offset());
+}
+
+/// What a power cut left behind a torn record got into the chunk's image, and came back after a SIGKILL (`r3`).
+#[test]
+fn what_was_cut_off_does_not_come_back_by_the_image() {
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
+    let o = |images| options(8 << 10, 8 << 10, 64 << 10, images);
+    for seed in 0..60 {
+        let sim = Sim::new(seed);
+        let log = open(&sim, o(None)).unwrap();
+        for n in 0..12u8 {
+            log.append(&[n; 100]).and_then(|at| log.wait_durable(at)).unwrap();
+        }
+        sim.cut_power_after(1);
+        let last = (0..16).fold(0, |_, _| log.append(&[0xEE; 100]).unwrap());
+        let _ = log.wait_durable(last);
+        drop(log);
+        let disk = sim.reboot();
+        let log = open(&disk, o(Some(at.path()))).unwrap();
+        assert_eq!(log.damage(), [], "seed {seed}");
+        let mut end = 0;
+        for _ in 0..4 {
+            end = log.append(&[0x22; 100]).unwrap() + 1;
+            log.wait_durable(end - 1).unwrap();
+        }
+        kill(log);
+        let log = open(&disk.reboot(), o(Some(at.path()))).unwrap();
+        assert_eq!(log.next_offset(), end, "seed {seed}: a record that nobody appended");
+        log.close().unwrap();
+    }
+}
+
+/// As before, and what was acknowledged in memory is in the next segment (`r11`).
+#[test]
+fn what_was_acknowledged_in_memory_is_not_displaced_by_what_was_cut_off() {
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
+    let o =
+        || Options { durability: Durability::Memory, ..options(8 << 10, 8 << 10, 64 << 10, Some(at.path())) };
+    for seed in 0..40 {
+        let sim = Sim::new(seed);
+        let log = open(&sim, options(8 << 10, 8 << 10, 64 << 10, None)).unwrap();
+        for n in 0..12u8 {
+            log.append(&[n; 100]).and_then(|at| log.wait_durable(at)).unwrap();
+        }
+        sim.cut_power_after(1);
+        let last = (0..40).fold(0, |_, _| log.append(&[0xEE; 100]).unwrap());
+        let _ = log.wait_durable(last);
+        drop(log);
+        let disk = sim.reboot();
+        let log = open(&disk, o()).unwrap();
+        let from = log.next_offset();
+        for _ in 0..4 {
+            log.append(&[0x22; 100]).unwrap();
+        }
+        log.flush().unwrap();
+        let frozen = disk.snapshot();
+        let large = log.append(&vec![0x33; 7000]).unwrap();
+        assert_eq!(large, from + 4);
+        kill(log);
+        let log = open(&frozen, o()).unwrap();
+        assert_eq!(log.read(large).unwrap().unwrap().value(), vec![0x33; 7000], "seed {seed}");
+        assert_eq!(log.next_offset(), large + 1);
+        log.close().unwrap();
+    }
+}
+
+/// Rot in the open segment, and an image that has all of it and more (`r5`): the image makes it good.
+#[test]
+fn rot_in_the_open_segment_is_made_good_by_the_image_of_a_killed_process() {
+    let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
+    let o = |images| Options { durability: Durability::Memory, ..small(images) };
+    let log = open(&sim, o(Some(at.path()))).unwrap();
+    for n in 0..10u64 {
+        log.append(&n.to_le_bytes()).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    let disk = sim.snapshot();
+    sim.hold(true);
+    for n in 10..15u64 {
+        log.append(&n.to_le_bytes()).unwrap(); // acknowledged in memory
+    }
+    kill(log);
+    disk.damage(Path::new(FIRST), |bytes| bytes[4096 + 3 * 32 + 25] ^= 1);
+    // One who cannot see the images finds damage, and repairs it: they stay for one who can.
+    let other = disk.snapshot();
+    let log = open(&other, o(None)).unwrap();
+    assert_eq!(log.damage()[0].offsets, 3..4);
+    drop(log);
+    assert!(!files_in(at.path()).is_empty());
+    assert_eq!(verified(&disk, Some(at.path())).images.len(), 1);
+    let log = open(&disk, o(Some(at.path()))).unwrap();
+    assert_eq!(log.damage(), []);
+    assert_eq!(values(&log), (0..15u64).map(|n| n.to_le_bytes().to_vec()).collect::<Vec<_>>());
+    log.close().unwrap();
+    assert!(files_in(at.path()).is_empty(), "taken up, and not needed any more");
+}
+
+/// An image of an older history was taken up behind a newer one (`r6`), or removed.
+#[test]
+fn an_image_of_another_history_is_neither_taken_up_nor_removed() {
+    let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
+    let o = |images| Options { durability: Durability::Memory, ..small(images) };
+    let log = open(&sim, o(Some(at.path()))).unwrap();
+    for _ in 0..16 {
+        log.append(&[1; 100]).unwrap();
+    }
+    log.flush().unwrap();
+    let disk = sim.snapshot();
+    sim.hold(true);
+    while log.next_offset() < 40 {
+        if log.try_append(&[1; 100]).is_err() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            break;
+        }
+    }
+    kill(log);
+    let images = files_in(at.path()).len();
+    // A process that knows nothing of the images: another user, another place for them.
+    let log = open(&disk, o(None)).unwrap();
+    while log.next_offset() < 4096 / 132 {
+        log.append(&[2; 100]).unwrap();
+    }
+    let end = log.next_offset();
+    log.close().unwrap();
+    for _ in 0..2 {
+        let log = open(&disk, o(Some(at.path()))).unwrap();
+        assert_eq!(log.next_offset(), end);
+        let kinds: Vec<u8> = values(&log).iter().map(|value| value[0]).collect();
+        assert!(kinds.iter().enumerate().all(|(n, &kind)| kind == if n < 16 { 1 } else { 2 }), "{kinds:?}");
+        log.close().unwrap();
+        assert!(files_in(at.path()).len() >= images.min(1), "what only memory has is never removed");
+    }
+    assert!(!verified(&disk, Some(at.path())).images.is_empty(), "told of");
+}
+
+/// A process that was killed between `pwrite` and `fdatasync`: what was in the page cache only was taken for durable
+/// (`r17`). The power goes at the first operation that syncs anything: there was none.
+#[test]
+fn what_recovery_finds_is_synced_before_it_is_called_durable() {
+    let sim = Sim::new(1);
+    let log = open(&sim, small(None)).unwrap();
+    log.append(b"in the page cache only").and_then(|at| log.wait_durable(at)).unwrap();
+    let cache = sim.snapshot();
+    kill(log);
+    for operations in 1..3 {
+        let cache = cache.snapshot();
+        cache.cut_power_after(operations); // the directory, the file
+        assert!(open(&cache, small(None)).is_err(), "{operations}");
+    }
+}
+
+/// After an unclean stop, rot in the last commit's acknowledged records cannot be told from a torn tail: it is cut, and
+/// kept.
+#[test]
+fn what_is_cut_off_is_kept_within_bounds_and_told_of() {
+    let disk = Sim::new(1);
+    for n in 0..20u64 {
+        let log = open(&disk, small(None)).unwrap();
+        let next = log.next_offset();
+        log.close().unwrap();
+        let path =
+            disk.dump().into_keys().rfind(|path| path.extension().is_some_and(|e| e == "seg")).unwrap();
+        let end = verified(&disk, None).next;
+        assert_eq!(end, next);
+        disk.damage(&path, |bytes| bytes[4096 + 512..4096 + 1024].fill(n as u8 + 1));
+        let log = open(&disk, small(None)).unwrap();
+        assert_eq!((log.damage(), log.next_offset()), (&[][..], next));
+        log.close().unwrap();
+        let torn = verified(&disk, None).torn;
+        assert_eq!(torn.len() as u64, (n + 1).min(8));
+        let kept = &disk.dump()[torn.last().unwrap()];
+        assert_eq!(kept[512..], [n as u8 + 1; 512], "the newest is there");
+    }
+}
+
+/// Leaves an image of a segment at `base` as a killed process would, with `records` whole records and, if
+/// `torn`, a batch of which the second half is missing.
+fn leave(images: &Arc<Images>, secret: Secret, base: u64, records: u64, torn: bool, before: Before) {
+    let label = Label { base, capacity: 8192, created: 1_700_000_000_000, version: 2 };
+    let header = Header { log: images.log(), base, capacity: 8192, created: label.created, secret };
+    let mut memory = Memory::shared(label.capacity, Some(images)).unwrap();
+    memory.label(&label, before);
+    let chunk = Chunk::new(memory, None);
+    let imprint = Imprint { key: header.key(), lead: 0, time: 0 };
+    for record in 0..records {
+        let value = (base + record).to_le_bytes();
+        let placed = chunk.append(Batch::new(&[&value[..]], 8192).unwrap(), None, imprint);
+        assert!(matches!(placed, Placed::At(_)));
+    }
+    if torn {
+        let (half, lost) = ([1u8; 100], [2u8; 100]);
+        chunk.append(Batch::new(&[&half[..], &lost[..]], 8192).unwrap(), None, imprint);
+        let end = chunk.contiguous(Extent::default(), u32::MAX).words;
+        drop(chunk);
+        let at = images.latest().unwrap();
+        let mut bytes = std::fs::read(&at).unwrap();
+        bytes[4096 + end as usize * 8 - 50] ^= 1;
+        std::fs::write(&at, bytes).unwrap();
+    }
+}
+
+#[test]
+fn what_was_in_memory_only_is_there_after_opening_again_and_what_does_not_follow_is_kept() {
+    let (sim, at) = (Sim::new(1), tempfile::tempdir().unwrap());
+    let log = open(&sim, small(Some(at.path()))).unwrap();
+    for n in 0..10u64 {
+        log.append(&n.to_le_bytes()).unwrap();
+    }
+    let (id, secret) = (log.id(), log.shared.secret);
+    log.close().unwrap();
+    let incarnation = std::cell::Cell::new(1);
+    let images = |id, dir: &str| {
+        incarnation.set(incarnation.get() + 1);
+        let (secret, dir) = (secret.0.unwrap(), Path::new(dir));
+        let images = Images::open(at.path(), id, secret, dir, (0, 0), incarnation.get()).unwrap();
+        images.keep();
+        Arc::new(images)
+    };
+    assert_eq!(images(id, DIR).find().unwrap().len(), 0, "a clean close leaves none");
+    let last = sim.dump()[Path::new(FIRST)][4096 + 9 * 32..][..4].try_into().map(u32::from_le_bytes).unwrap();
+    let killed = images(id, DIR);
+    leave(&killed, secret, 10, 20, false, Before::Frame(last));
+    leave(&killed, secret, 30, 5, true, Before::Unknown); // the batch at its end is torn; the one before is there
+    leave(&killed, secret, 37, 5, false, Before::Unknown); // does not follow
+    leave(&killed, secret, 3, 4, false, Before::Unknown); // another history: the disk has other records there
+    leave(&images(id, DIR), secret, 35, 5, false, Before::Unknown); // what stood before is not known
+    leave(&images(id, DIR), secret, 10, 25, false, Before::Frame(last ^ 1)); // behind another record
+    leave(&images([7; 16], "/other"), secret, 35, 5, false, Before::Unknown); // another log's
+    leave(&images(id, "/copy"), secret, 35, 5, false, Before::Unknown); // a copy's
+    let log = open(&sim, small(Some(at.path()))).unwrap();
+    let numbers = |log: &Log| -> Vec<u64> {
+        values(log).iter().map(|value| u64::from_le_bytes(value[..].try_into().unwrap())).collect()
+    };
+    assert_eq!(numbers(&log), (0..35).collect::<Vec<_>>());
+    assert_eq!(log.durable_offset(), 35);
+    assert_eq!(log.append(&35u64.to_le_bytes()).unwrap(), 35);
+    log.close().unwrap();
+    assert_eq!(images(id, DIR).find().unwrap().len(), 4 + 1, "those that do not follow, and the copy's");
+    assert_eq!(images([7; 16], "/other").find().unwrap().len(), 1, "another log's");
+    assert_eq!(numbers(&open(&sim, small(Some(at.path()))).unwrap()), (0..36).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_image_goes_on_in_the_open_segment_only_if_it_begins_as_that_does() {
+    for same in [true, false] {
+        let (sim, at) = (Sim::new(1), tempfile::tempdir().unwrap());
+        let log = open(&sim, small(Some(at.path()))).unwrap();
+        for n in 0..10u64 {
+            log.append(&n.to_le_bytes()).unwrap();
+        }
+        log.flush().unwrap();
+        let images = log.shared.roll.images.clone().unwrap();
+        let image = images.latest_labelled(0);
+        let mut bytes = std::fs::read(&image).unwrap();
+        let key = log.shared.active.load().segment.key;
+        log.close().unwrap();
+        // As if two more had been appended before the process was killed.
+        for record in 10..12u32 {
+            let at = 4096 + record as usize * 32;
+            let stamp = crate::frame::Stamp { record, behind: 1, time: 0, flags: 0 };
+            crate::frame::encode(&mut bytes[at..at + 32], key, stamp, &u64::from(record).to_le_bytes());
+        }
+        if !same {
+            bytes[4096 + 30] ^= 1;
+        }
+        std::fs::create_dir_all(image.parent().unwrap()).unwrap();
+        std::fs::write(&image, &bytes).unwrap();
+        let expected = if same { 12 } else { 10 };
+        let log = open(&sim, small(Some(at.path()))).unwrap();
+        assert_eq!(values(&log).len(), expected);
+        assert!(!same || !image.exists());
+    }
+}
