@@ -138,16 +138,7 @@ impl Shared {
 
     /// Makes every append fail that has not reserved its place, and wakes who waits.
     fn shut(&self) {
-        self.stopping.store(true, Ordering::SeqCst);
-        loop {
-            let active = self.active.load_full();
-            active.chunk.close();
-            // Whoever installs another chunk after this looks at `stopping` and closes that one.
-            // A replacement by itself, since of two read-modify-writes the later sees the earlier.
-            if self.active.replace(&active, Arc::clone(&active)) {
-                break;
-            }
-        }
+        roll::end(&self.active, &self.stopping);
         self.durable.wake_all();
         self.published.wake_all();
         self.roll.changed.wake_all();
@@ -307,7 +298,8 @@ impl Log {
         append::append(&self.shared, payloads, expected_next, append::Patience::None)
     }
 
-    /// The log's id: 16 random bytes that it keeps for life, for telling it from another of the same name.
+    /// The log's id: 16 random bytes that it keeps for life, for telling it from another of the same name. A copy of its
+    /// directory has the same.
     pub fn id(&self) -> [u8; 16] {
         self.shared.id
     }

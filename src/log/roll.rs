@@ -70,6 +70,29 @@ pub(super) fn advance(
     })
 }
 
+/// Ends the log for appends: closes the active chunk, and sees to it that no other becomes active.
+///
+/// `active` is replaced by a copy of itself, after `stopping` was set. So a thread that is about to move it on, and was
+/// put to sleep in between, either has the one from before, and its replacement fails; or it has the copy, and with it sees
+/// `stopping` ([`unless_ended`]).
+pub(super) fn end(active: &Swap<Active>, stopping: &AtomicBool) {
+    stopping.store(true, Ordering::SeqCst);
+    loop {
+        let last = active.load_full();
+        last.chunk.close();
+        let copy = Active { segment: Arc::clone(&last.segment), chunk: Arc::clone(&last.chunk) };
+        if active.replace(&last, Arc::new(copy)) {
+            return;
+        }
+    }
+}
+
+/// What may be moved on from; `None` once the log has ended. The order of the two loads matters: see [`end`].
+pub(super) fn unless_ended(active: &Swap<Active>, stopping: &AtomicBool) -> Option<Arc<Active>> {
+    let now = active.load_full();
+    (!stopping.load(Ordering::SeqCst)).then_some(now)
+}
+
 /// What a chunk and its segment are made of, ready before they are needed.
 pub(super) struct Fresh {
     pub(super) memory: Memory,
@@ -180,8 +203,9 @@ impl Shared {
         let backoff = Backoff::new();
         loop {
             let seen = self.roll.changed.get();
-            self.writable()?;
-            let active = self.active.load_full();
+            let Some(active) = unless_ended(&self.active, &self.stopping) else {
+                return self.writable().and(Err(Error::Closed));
+            };
             if !Arc::ptr_eq(&active.segment, &closed.segment) {
                 return Ok(active);
             }
@@ -190,9 +214,6 @@ impl Shared {
                 self.roll.send(Job::Discard(segment));
             };
             if advance(&self.active, &active, |base| self.successor(base, needs), unused) {
-                if self.stopping.load(Ordering::SeqCst) {
-                    self.active.load().chunk.close(); // `shut` may have missed it
-                }
                 stats::rolled();
                 self.roll.changed.bump();
                 self.roll.ask(0); // what is ahead of the disk would wait for the quarter
@@ -215,7 +236,7 @@ impl Shared {
     }
 
     /// A segment out of what is ready.
-    fn successor(&self, base: u64, needs: u64) -> Option<Arc<Segment>> {
+    pub(super) fn successor(&self, base: u64, needs: u64) -> Option<Arc<Segment>> {
         let Fresh { mut memory, file } = self.roll.take(needs)?;
         let capacity = memory.capacity();
         self.roll.unwritten.fetch_add(1, Ordering::SeqCst);

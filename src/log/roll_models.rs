@@ -114,3 +114,37 @@ fn loom_a_reader_at_the_frontier_sees_whole_records_across_a_roll() {
         reader.join().unwrap();
     });
 }
+
+#[test]
+fn loom_what_is_appended_while_the_log_is_closed_lies_before_the_end_that_closing_has_found() {
+    model(|| {
+        let (first, swap) = start();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let appender = {
+            let (swap, stopping) = (Arc::clone(&swap), Arc::clone(&stopping));
+            thread::spawn(move || {
+                let mut last = None;
+                // The first chunk takes one, and the second is moved on to.
+                while last != Some(1) {
+                    let active = swap.load_full();
+                    if let Some(offset) = try_append(&active) {
+                        last = Some(offset);
+                        continue;
+                    }
+                    let Some(active) = unless_ended(&swap, &stopping) else { break };
+                    if !advance(&swap, &active, |base| Some(segment(base)), drop) {
+                        thread::yield_now();
+                    }
+                }
+                last
+            })
+        };
+        end(&swap, &stopping);
+        let active = swap.load_full();
+        let end = active.segment.base() + u64::from(active.chunk.reserved());
+        let last = appender.join().unwrap();
+        assert!(last.is_none_or(|last| last < end), "{last:?} was appended to a log that has ended at {end}");
+        assert_eq!(try_append(&swap.load_full()), None);
+        drop(first);
+    });
+}

@@ -483,3 +483,33 @@ fn what_is_ready_twice_is_let_go_of_with_its_claim_and_its_file() {
         || sim.dump().into_keys().filter(|path| path.extension().is_some_and(|e| e == "tmp")).count();
     wait_for(&|| passing() == 1);
 }
+
+/// A thread that moves on to the next chunk was put to sleep when it had linked it; the log was closed meanwhile, and
+/// took records all the same when it woke up.
+#[test]
+fn a_log_that_was_closed_while_a_chunk_was_being_moved_on_to_takes_nothing_more() {
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    let shared = Arc::clone(&log.shared);
+    let first = shared.active.load_full();
+    while log.shared.roll.ready.is_empty() {
+        log.append(&[1; 100]).unwrap();
+        log.flush().unwrap();
+    }
+    while Arc::ptr_eq(&shared.active.load_full(), &first) && first.chunk.end().is_none() {
+        // Straddles the end, and so closes the chunk, without moving on.
+        let imprint = crate::chunk::Imprint { seed: first.segment.seed, lead: 0, time: 0 };
+        let _ = first.chunk.append(crate::chunk::Batch::new(&[&[1; 100]], 4096).unwrap(), None, imprint);
+    }
+    let end = log.next_offset();
+    let slow = |base| {
+        let fresh = shared.successor(base, 0);
+        log.close().unwrap();
+        fresh
+    };
+    roll::advance(&shared.active, &first, slow, |_| ());
+    let late = append::append(&shared, &[&[2; 100]], None, append::Patience::Blocking);
+    assert!(matches!(late, Err(Error::Closed)), "{late:?}");
+    drop(shared);
+    assert_eq!(open(&sim).unwrap().next_offset(), end);
+}
