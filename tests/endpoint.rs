@@ -285,3 +285,44 @@ fn a_server_that_recovers_says_so_and_is_not_ready() {
     server.kill().unwrap();
     server.wait().unwrap();
 }
+
+/// Those who waited for commits were kept by the log's id, and so those of a copy were left to the other's task: two clients
+/// that appended to both hung.
+#[test]
+fn a_log_and_its_copy_are_two_logs_for_those_who_wait_for_them() {
+    let data = tempfile::tempdir().unwrap();
+    let (log, copy) = (data.path().join("log"), data.path().join("copy"));
+    let mut server = Server::start(data.path(), &[]);
+    assert_eq!(server.connect().request("PUT", "/v1/logs/log", b"").unwrap().status, 201);
+    assert_eq!(server.connect().request("POST", "/v1/logs/log/records", b"first").unwrap().status, 200);
+    assert_eq!(server.terminate(), Some(0));
+    std::fs::create_dir(&copy).unwrap();
+    for file in std::fs::read_dir(&log).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+    }
+    let server = Server::start(data.path(), &["--threads", "1"]);
+    // So that the log never gets as far as where the copy begins.
+    let mut copying = server.connect();
+    for _ in 0..1000 {
+        assert_eq!(copying.request("POST", "/v1/logs/copy/records", b"more").unwrap().status, 200);
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let clients = ["log", "log", "copy", "log", "copy", "log", "copy", "log", "log"].map(|name| {
+        let mut client = server.connect();
+        std::thread::sleep(Duration::from_millis(2)); // a client of the log is the first to wait
+        std::thread::spawn(move || {
+            let target = format!("/v1/logs/{name}/records");
+            (0..200).all(|_| client.request("POST", &target, b"x").unwrap().status == 200)
+        })
+    });
+    while clients.iter().any(|client| !client.is_finished()) {
+        assert!(Instant::now() < deadline, "a client waits for ever");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(clients.into_iter().all(|client| client.join().unwrap()));
+    for (name, next) in [("log", 1201), ("copy", 1601)] {
+        let answer = server.connect().request("GET", &format!("/v1/logs/{name}"), b"").unwrap();
+        assert!(answer.body.contains(&format!(r#""durable_offset":{next},"#)), "{name}: {}", answer.body);
+    }
+}

@@ -14,14 +14,26 @@ use std::{
 /// Those who wait for one log's commits, in the order of their offsets.
 type Line = VecDeque<(u64, Waker)>;
 
-/// The requests of one runtime that wait for a commit, by the log's id. A log is in here while a task serves it.
+/// The requests of one runtime that wait for a commit, by open log. A log is in here while a task serves it.
 #[derive(Default)]
 pub(super) struct Lines {
-    lines: Mutex<HashMap<[u8; 16], Line>>,
+    lines: Mutex<HashMap<Instance, Line>>,
+}
+
+/// One opening of one log: where it is in memory. Not its id: a copy of a log's directory has the same one, and who waited
+/// for the one log was left to the task of the other, which waited for commits that had all been made. The task of a line holds
+/// the log, so no other comes to lie there meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Instance(usize);
+
+impl Instance {
+    pub(super) fn of(log: &Arc<OpenLog>) -> Self {
+        Self(Arc::as_ptr(log).addr())
+    }
 }
 
 impl Lines {
-    fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 16], Line>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Instance, Line>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner) // no holder can panic half-way
     }
 
@@ -35,7 +47,7 @@ impl Lines {
                 return Poll::Ready(Err(error));
             }
             let mut lines = self.lock();
-            let line = lines.entry(log.id()).or_insert_with(|| {
+            let line = lines.entry(Instance::of(log)).or_insert_with(|| {
                 tokio::spawn(Arc::clone(self).serve(Arc::clone(log)));
                 Line::new()
             });
@@ -47,15 +59,15 @@ impl Lines {
 
     /// Kicks the flusher for those who wait, and wakes them, until there is nobody.
     async fn serve(self: Arc<Self>, log: Arc<OpenLog>) {
-        let id = log.id();
+        let instance = Instance::of(&log);
         let mut idle = false;
         loop {
             tokio::task::yield_now().await; // let the turn end: what it appends goes into the same commit
             let nearest = {
                 let mut lines = self.lock();
-                let nearest = lines.get(&id).and_then(|line| line.front()).map(|(offset, _)| *offset);
+                let nearest = lines.get(&instance).and_then(|line| line.front()).map(|(offset, _)| *offset);
                 if nearest.is_none() && idle {
-                    lines.remove(&id);
+                    lines.remove(&instance);
                     return;
                 }
                 nearest
@@ -67,7 +79,7 @@ impl Lines {
             let durable = if stopped { u64::MAX } else { log.durable_offset() };
             let reached: Vec<_> = {
                 let mut lines = self.lock();
-                let Some(line) = lines.get_mut(&id) else { return };
+                let Some(line) = lines.get_mut(&instance) else { return };
                 let reached = line.iter().take_while(|(offset, _)| *offset < durable).count();
                 line.drain(..reached).collect()
             };

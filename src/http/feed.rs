@@ -1,7 +1,7 @@
 //! What the live tails of one log share within a runtime: the events at the log's end, rendered once for all of them;
 //! and one task that waits for the log to grow, for a while without news, and for the server to stop, and tells them.
 
-use super::formats;
+use super::{commit::Instance, formats};
 use crate::{
     log::{Error, Reader},
     store::OpenLog,
@@ -23,9 +23,9 @@ use tokio::{
 /// Bytes of events that are rendered at once.
 const PIECE: usize = 64 << 10;
 
-/// The feeds of one runtime, by the log's id.
+/// The feeds of one runtime, by open log.
 #[derive(Default)]
-pub(super) struct Feeds(Mutex<HashMap<[u8; 16], Weak<Feed>>>);
+pub(super) struct Feeds(Mutex<HashMap<Instance, Weak<Feed>>>);
 
 impl Feeds {
     /// The log's feed. To be called within the runtime.
@@ -36,13 +36,15 @@ impl Feeds {
         stopped: &watch::Receiver<bool>,
     ) -> Arc<Feed> {
         let mut feeds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // One of a log that was closed, and opened again since, would wait for ever.
-        if let Some(feed) = feeds.get(&log.id()).and_then(Weak::upgrade).filter(|feed| feed.is_of(log)) {
+        // A feed that is gone may have left its key to a log that came to lie in the same place: of that one it is not.
+        if let Some(feed) =
+            feeds.get(&Instance::of(log)).and_then(Weak::upgrade).filter(|feed| feed.is_of(log))
+        {
             return feed;
         }
         feeds.retain(|_, feed| feed.strong_count() > 0);
         let feed = Arc::new(Feed::new(log, heartbeat, stopped.clone()));
-        feeds.insert(log.id(), Arc::downgrade(&feed));
+        feeds.insert(Instance::of(log), Arc::downgrade(&feed));
         feed
     }
 }
