@@ -498,7 +498,7 @@ fn a_log_that_was_closed_while_a_chunk_was_being_moved_on_to_takes_nothing_more(
     }
     while Arc::ptr_eq(&shared.active.load_full(), &first) && first.chunk.end().is_none() {
         // Straddles the end, and so closes the chunk, without moving on.
-        let imprint = crate::chunk::Imprint { seed: first.segment.seed, lead: 0, time: 0 };
+        let imprint = crate::chunk::Imprint { key: first.segment.key, lead: 0, time: 0 };
         let _ = first.chunk.append(crate::chunk::Batch::new(&[&[1; 100]], 4096).unwrap(), None, imprint);
     }
     let end = log.next_offset();
