@@ -1,0 +1,178 @@
+//! What processes that were killed leave behind, taken up by others: in a store that was moved, that was not there for a
+//! while, of which there is a copy; with few descriptors, and without much memory. Each test runs itself again as the
+//! process that is killed.
+
+use millstream::{
+    Durability, Log, Options,
+    store::{Store, StoreOptions},
+};
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+fn options(dir: &Path, segment_bytes: u64) -> Options {
+    Options {
+        durability: Durability::Memory,
+        segment_bytes,
+        first_segment_bytes: segment_bytes,
+        memory_bytes: (segment_bytes * 12).max(1 << 20),
+        images: Some(dir.to_owned()),
+    }
+}
+
+fn store(dir: &Path, images: &Path) -> Store {
+    let log = options(images, 1 << 20);
+    Store::open(dir, StoreOptions { log, ..StoreOptions::default() }).unwrap()
+}
+
+/// Runs the named test of this file again, with these variables. It finds them, and is another.
+fn again(test: &str, variables: &[(&str, &Path)]) -> Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]).envs(variables.iter().copied()).output().unwrap()
+}
+
+fn variable(name: &str) -> Option<std::path::PathBuf> {
+    std::env::var_os(name).map(Into::into)
+}
+
+/// Appends ten records that are on disk and ten that are acknowledged in memory, and dies. Run as a test of its own, it
+/// does nothing.
+#[test]
+fn a_store_that_dies() {
+    let (Some(dir), Some(images)) = (variable("LEFT_STORE"), variable("LEFT_IMAGES")) else { return };
+    let store = store(&dir, &images);
+    store.create("a", &millstream::store::LogSettings::default()).unwrap();
+    let log = store.get("a").unwrap();
+    for n in 0..20u64 {
+        log.append(&n.to_le_bytes()).unwrap();
+        if n == 9 {
+            log.flush().unwrap();
+        }
+    }
+    std::process::abort();
+}
+
+fn left() -> (tempfile::TempDir, tempfile::TempDir) {
+    let (place, images) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+    let store = place.path().join("store");
+    let died = again("a_store_that_dies", &[("LEFT_STORE", &store), ("LEFT_IMAGES", images.path())]);
+    assert!(!died.status.success() && store.join("a").is_dir());
+    (place, images)
+}
+
+fn next_offset(dir: &Path, images: &Path) -> u64 {
+    let store = store(dir, images);
+    let log = store.get("a").unwrap();
+    let next = log.next_offset();
+    let numbers = log.iter(0).map(|record| u64::from_le_bytes(record.unwrap().value().try_into().unwrap()));
+    assert!(numbers.eq(0..next));
+    next
+}
+
+#[test]
+fn what_was_acknowledged_in_memory_is_there_where_the_store_was_moved() {
+    for to in ["store", "moved", "deeper/moved"] {
+        let (place, images) = left();
+        let (from, to) = (place.path().join("store"), place.path().join(to));
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::rename(from, &to).unwrap();
+        assert_eq!(next_offset(&to, images.path()), 20);
+    }
+}
+
+#[test]
+fn what_was_acknowledged_in_memory_is_there_after_a_time_in_which_the_directory_was_not() {
+    let (place, images) = left();
+    let (dir, away) = (place.path().join("store"), place.path().join("not mounted"));
+    std::fs::rename(&dir, &away).unwrap();
+    // Another server of this user, and one that finds nothing at the store's own place.
+    drop(store(&place.path().join("other"), images.path()));
+    drop(store(&dir, images.path()));
+    std::fs::remove_dir_all(&dir).unwrap();
+    std::fs::rename(&away, &dir).unwrap();
+    assert_eq!(next_offset(&dir, images.path()), 20);
+}
+
+#[test]
+fn a_copy_of_a_store_does_not_take_what_the_original_has_in_memory() {
+    let (place, images) = left();
+    let (dir, copy) = (place.path().join("store"), place.path().join("copy"));
+    assert!(Command::new("cp").arg("-r").args([&dir, &copy]).status().unwrap().success());
+    assert!(next_offset(&copy, images.path()) < 20, "it was on disk, or is not the copy's");
+    assert_eq!(next_offset(&dir, images.path()), 20);
+}
+
+#[test]
+fn a_deleted_log_takes_its_memory_along_also_if_the_process_ends_on_the_way() {
+    let (place, images) = left();
+    let dir = place.path().join("store");
+    std::fs::rename(dir.join("a"), dir.join(".deleted-1-a")).unwrap();
+    drop(store(&dir, images.path()));
+    let left = walk(images.path());
+    assert_eq!(left, 0, "bytes of memory that nobody can find any more");
+}
+
+fn walk(dir: &Path) -> u64 {
+    let bytes = |entry: std::fs::DirEntry| {
+        if entry.path().is_dir() { walk(&entry.path()) } else { entry.metadata().unwrap().len() }
+    };
+    std::fs::read_dir(dir).into_iter().flatten().flatten().map(bytes).sum()
+}
+
+/// Opening held a descriptor for each segment: with the usual limit, a log of 64 GiB could not be opened.
+#[test]
+fn a_log_of_more_segments_than_there_are_descriptors_is_opened_and_verified() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let small = |images: &Path| Options { images: None, ..options(images, 4 << 10) };
+    if let Some(dir) = variable("LEFT_SEGMENTS") {
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum }).unwrap();
+        let next = Log::open(&dir, small(&dir)).unwrap().next_offset();
+        assert_eq!(millstream::verify(&dir).unwrap().next, next);
+        assert_eq!(millstream::repair(&dir).unwrap().damage, []);
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), small(dir.path())).unwrap();
+    for _ in 0..600 {
+        log.append(&[1; 1900]).unwrap();
+    }
+    log.close().unwrap();
+    let test = "a_log_of_more_segments_than_there_are_descriptors_is_opened_and_verified";
+    let output = again(test, &[("LEFT_SEGMENTS", dir.path())]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// All images of a log were read at once: 364 MiB for these.
+#[test]
+fn opening_after_a_kill_takes_the_memory_of_one_segment_and_not_of_all() {
+    const SEGMENT: u64 = 16 << 20;
+    if let Some(dir) = variable("LEFT_LARGE") {
+        let options = || options(&variable("LEFT_IMAGES").unwrap(), SEGMENT);
+        if variable("LEFT_FILL").is_some() {
+            let log = Log::open(&dir, options()).unwrap();
+            let value = vec![1; 100_000];
+            for _ in 0..1500 {
+                log.append(&value).unwrap();
+            }
+            std::process::abort();
+        }
+        let log = Log::open(&dir, options()).unwrap();
+        assert_eq!(log.next_offset(), 1500);
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+        println!("peak {kib} KiB");
+        // One image, one segment's file, the new chunk; and the process.
+        assert!(kib << 10 < 5 * SEGMENT, "{kib} KiB");
+        return;
+    }
+    let (place, images) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+    let test = "opening_after_a_kill_takes_the_memory_of_one_segment_and_not_of_all";
+    let variables = [("LEFT_LARGE", place.path()), ("LEFT_IMAGES", images.path())];
+    again(test, &[&variables[..], &[("LEFT_FILL", Path::new("1"))]].concat());
+    assert!(walk(images.path()) > 6 * SEGMENT, "{}", walk(images.path()));
+    let output = again(test, &variables);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
