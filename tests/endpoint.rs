@@ -2,7 +2,10 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
 use support::{Client, Server};
 
 fn code(body: &str) -> &str {
@@ -257,12 +260,9 @@ fn a_server_that_recovers_says_so_and_is_not_ready() {
     mknodat(CWD, &settings, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
     // It says where it listens when it is ready; so it is told where to.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let mut server = std::process::Command::new(env!("CARGO_BIN_EXE_millstream"))
-        .args(["serve", "--listen", &free, "--data"])
-        .arg(data.path())
-        .spawn()
-        .unwrap();
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let child = Server::command(data.path(), &["--listen", &free]).stderr(Stdio::null()).spawn().unwrap();
+    let server = Server { child, address: free.clone() }; // which ends with this test, however that ends
+    let deadline = Instant::now() + Duration::from_secs(30);
     let mut client = loop {
         match Client::connect(&free) {
             Ok(client) => break client,
@@ -282,8 +282,7 @@ fn a_server_that_recovers_says_so_and_is_not_ready() {
         assert!(Instant::now() < deadline);
         std::thread::sleep(Duration::from_millis(10));
     }
-    server.kill().unwrap();
-    server.wait().unwrap();
+    server.kill();
 }
 
 /// Those who waited for commits were kept by the log's id, and so those of a copy were left to the other's task: two clients

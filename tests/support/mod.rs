@@ -19,24 +19,36 @@ pub struct Server {
 
 impl Server {
     pub fn start(data: &Path, flags: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))
+        let mut said = String::new();
+        let mut child = Self::command(data, flags).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let address = loop {
+            let Some(line) = lines.next() else { panic!("the server ended before it listened:\n{said}") };
+            let line = line.unwrap();
+            if let Some((_, rest)) = line.split_once("address=") {
+                break rest.split_whitespace().next().unwrap().to_owned();
+            }
+            said += &line;
+        };
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop)); // so that it never blocks on us
+        Self { child, address }
+    }
+
+    /// The server's command, to be spawned.
+    pub fn command(data: &Path, flags: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        command
             .args(["serve", "--data"])
             .arg(data)
             .args(flags)
             .env("MILLSTREAM_LISTEN", "127.0.0.1:0") // unless a flag says otherwise
             .env("MILLSTREAM_LOG", "info")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let address = loop {
-            let line = lines.next().expect("the server ended before it listened").unwrap();
-            if let Some((_, rest)) = line.split_once("address=") {
-                break rest.split_whitespace().next().unwrap().to_owned();
-            }
-        };
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop)); // so that it never blocks on us
-        Self { child, address }
+            .stderr(Stdio::piped());
+        command
+    }
+
+    pub fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.child)
     }
 
     pub fn connect(&self) -> Client {
@@ -51,8 +63,7 @@ impl Server {
 
     /// Asks it to stop, and waits for that. Its exit code.
     pub fn terminate(&mut self) -> Option<i32> {
-        let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).unwrap();
         self.child.wait().unwrap().code()
     }
 }
@@ -70,6 +81,13 @@ pub struct Answer {
     pub body: String,
 }
 
+/// An answer whose body is not text.
+pub struct Reply {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
 pub struct Client(BufReader<TcpStream>);
 
 impl Client {
@@ -85,6 +103,11 @@ impl Client {
     }
 
     pub fn answer(&mut self) -> io::Result<Answer> {
+        let Reply { status, head, body } = self.reply()?;
+        Ok(Answer { status, head, body: String::from_utf8_lossy(&body).into_owned() })
+    }
+
+    pub fn reply(&mut self) -> io::Result<Reply> {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             if self.0.read_line(&mut head)? == 0 {
@@ -103,8 +126,7 @@ impl Client {
         if lower.contains("transfer-encoding: chunked") {
             self.chunks(&mut body)?;
         }
-        let body = String::from_utf8_lossy(&body).into_owned();
-        Ok(Answer { status, head, body })
+        Ok(Reply { status, head, body })
     }
 
     fn chunks(&mut self, body: &mut Vec<u8>) -> io::Result<()> {
@@ -129,6 +151,25 @@ impl Client {
         bytes.extend_from_slice(body);
         self.send(&bytes)?;
         self.answer()
+    }
+
+    /// A request with headers, and its answer as bytes.
+    pub fn exchange(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> io::Result<Reply> {
+        let mut bytes = Vec::new();
+        write!(bytes, "{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n", body.len())?;
+        for (name, value) in headers {
+            write!(bytes, "{name}: {value}\r\n")?;
+        }
+        bytes.extend_from_slice(b"\r\n");
+        bytes.extend_from_slice(body);
+        self.send(&bytes)?;
+        self.reply()
     }
 
     /// Appends by the book's API; the offset.

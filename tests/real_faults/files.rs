@@ -1,0 +1,120 @@
+//! Files that are harmed while the server has them open: what is left is served, what is not is an error of that read, and
+//! the server goes on. After a restart the damage is told, and the rest is still served.
+
+use crate::{
+    load::{chance, mix},
+    support::{Client, Server},
+};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Read,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+const RECORDS: u64 = 6000;
+
+fn value(offset: u64) -> Vec<u8> {
+    (0..32 + mix(offset) % 64).flat_map(|n| mix(offset << 32 | n).to_le_bytes()).collect()
+}
+
+/// Segments of 64 KiB, and so little memory that all but the last few are read from the disk.
+fn flags(images: &Path) -> [&str; 6] {
+    ["--segment-bytes", "65536", "--memory-bytes", "262144", "--images", images.to_str().unwrap()]
+}
+
+fn fill(client: &mut Client) {
+    assert_eq!(client.request("PUT", "/v1/logs/harmed", b"").unwrap().status, 201);
+    for from in (0..RECORDS).step_by(50) {
+        let body: Vec<u8> = (from..from + 50)
+            .flat_map(|offset| {
+                let value = value(offset);
+                [&(value.len() as u32).to_le_bytes()[..], &value].concat()
+            })
+            .collect();
+        let headers = [("Content-Type", crate::load::FRAMES)];
+        let reply = client.exchange("POST", "/v1/logs/harmed/records", &headers, &body).unwrap();
+        assert_eq!(reply.status, 200, "{}", String::from_utf8_lossy(&reply.body));
+    }
+}
+
+/// The segments, each with its first offset.
+fn segments(data: &Path) -> BTreeMap<u64, PathBuf> {
+    let paths = fs::read_dir(data.join("harmed")).unwrap().map(|entry| entry.unwrap().path());
+    let segments = paths.filter(|path| path.extension().is_some_and(|extension| extension == "seg"));
+    segments.map(|path| (path.file_stem().unwrap().to_str().unwrap().parse().unwrap(), path)).collect()
+}
+
+/// Reads every record by itself. Whichever may not be harmed is there with its value; a harmed one is there, or an
+/// error is told. How many were not there.
+fn read_all(client: &mut Client, harmed: &std::ops::Range<u64>) -> u64 {
+    let mut missing = 0;
+    for offset in 0..RECORDS {
+        let target = format!("/v1/logs/harmed/records/{offset}");
+        let reply = client.exchange("GET", &target, &[], b"").unwrap();
+        if reply.status == 200 {
+            assert!(reply.body == value(offset), "offset {offset} has changed");
+        } else {
+            let said = String::from_utf8_lossy(&reply.body);
+            assert!(harmed.contains(&offset), "offset {offset}: {} {said}", reply.status);
+            assert!(matches!(reply.status, 410 | 500), "offset {offset}: {} {said}", reply.status);
+            missing += 1;
+        }
+    }
+    missing
+}
+
+/// Harms a sealed segment that is read from the disk while the server runs; reads, appends, kills, starts again.
+fn harm(data: &Path, harm: impl FnOnce(&Path)) {
+    let images = tempfile::tempdir_in("/dev/shm").unwrap();
+    let flags = flags(images.path());
+    let server = Server::start(data, &flags);
+    let mut client = server.connect();
+    fill(&mut client);
+    let segments = segments(data);
+    let bases: Vec<u64> = segments.keys().copied().collect();
+    assert!(bases.len() > 30, "{} segments", bases.len());
+    let at = 5 + chance(10) as usize;
+    let harmed = bases[at]..bases[at + 1];
+    assert_eq!(read_all(&mut client, &(0..0)), 0);
+    harm(&segments[&harmed.start]);
+    assert!(read_all(&mut client, &harmed) > 0, "the harm was not noticed");
+    let next = client.exchange("POST", "/v1/logs/harmed/records", &[], b"goes on").unwrap();
+    assert_eq!(next.status, 200, "{}", String::from_utf8_lossy(&next.body));
+    server.kill();
+
+    let server = Server::start(data, &flags);
+    let mut client = server.connect();
+    assert!(read_all(&mut client, &harmed) > 0, "the harm was not noticed");
+    let last = client.exchange("GET", &format!("/v1/logs/harmed/records/{RECORDS}"), &[], b"").unwrap();
+    assert_eq!((last.status, &last.body[..]), (200, &b"goes on"[..]));
+    server.kill();
+    let report = millstream::verify(data.join("harmed")).unwrap();
+    assert!(!report.damage.is_empty(), "verify sees no damage");
+}
+
+#[test]
+fn a_sealed_segment_is_truncated_while_it_is_open() {
+    let data = tempfile::tempdir().unwrap();
+    harm(data.path(), |path| {
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2 + chance(500)).unwrap();
+    });
+}
+
+#[test]
+fn a_sealed_segment_is_overwritten_while_it_is_open() {
+    let data = tempfile::tempdir().unwrap();
+    harm(data.path(), |path| {
+        let mut noise = vec![0; 20_000];
+        File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
+        File::options().write(true).open(path).unwrap().write_all_at(&noise, 8192 + chance(20_000)).unwrap();
+    });
+}
+
+#[test]
+fn a_sealed_segment_is_removed_while_it_is_open() {
+    let data = tempfile::tempdir().unwrap();
+    harm(data.path(), |path| fs::remove_file(path).unwrap());
+}

@@ -1,0 +1,166 @@
+//! A real disk that fills up while it is written, and is then enlarged.
+
+use crate::{
+    load::{Expected, Kind, Numbers, produce},
+    support::Server,
+};
+use std::{
+    fs::File,
+    path::PathBuf,
+    process::Command,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+/// A file system of its own, in a file, by a loop device.
+pub struct Disk {
+    pub at: PathBuf,
+    kind: &'static str,
+    device: String,
+    image: PathBuf,
+    _place: tempfile::TempDir,
+}
+
+/// What a command prints, if it is there and succeeds.
+fn run(command: &str, arguments: &[&str]) -> Result<String, String> {
+    let output =
+        Command::new(command).args(arguments).output().map_err(|error| format!("{command}: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("{command}: {}", String::from_utf8_lossy(&output.stderr)));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+impl Disk {
+    /// `None`, said aloud, where that takes more rights or tools than there are.
+    pub fn new(kind: &'static str, mib: u64) -> Option<Self> {
+        let place = tempfile::tempdir().unwrap();
+        let (image, at) = (place.path().join("image"), place.path().join("mounted"));
+        std::fs::create_dir(&at).unwrap();
+        File::create(&image).unwrap().set_len(mib << 20).unwrap();
+        let path = image.to_str().unwrap();
+        let mounted = run(&format!("mkfs.{kind}"), &["-q", path])
+            .and_then(|_| run("losetup", &["--find", "--show", path]))
+            .and_then(|device| {
+                run("mount", &[&device, at.to_str().unwrap()]).map(|_| device.clone()).inspect_err(|_| {
+                    let _ = run("losetup", &["-d", &device]); // the mount's error is told
+                })
+            });
+        match mounted {
+            Ok(device) => Some(Self { at, kind, device, image, _place: place }),
+            Err(error) => {
+                println!("SKIPPED: a disk with {kind} takes root, mkfs.{kind} and a loop device: {error}");
+                None
+            }
+        }
+    }
+
+    fn grow(&self, mib: u64) {
+        File::options().write(true).open(&self.image).unwrap().set_len(mib << 20).unwrap();
+        run("losetup", &["-c", &self.device]).unwrap();
+        let grown = match self.kind {
+            "ext4" => run("resize2fs", &[&self.device]),
+            _ => run("xfs_growfs", &[self.at.to_str().unwrap()]),
+        };
+        if let Err(error) = grown {
+            println!(
+                "SKIPPED: enlarging {} while it is mounted; a file is removed instead: {error}",
+                self.kind
+            );
+            std::fs::remove_file(self.at.join("ballast")).unwrap();
+        }
+    }
+
+    fn free(&self) -> u64 {
+        let found = rustix::fs::statvfs(&self.at).unwrap();
+        found.f_bfree * found.f_frsize // root may use what is kept for root
+    }
+
+    /// A file that takes all but so many bytes.
+    fn fill(&self, name: &str, all_but: u64) {
+        let file = File::create(self.at.join(name)).unwrap();
+        let mut step = 64 << 20;
+        let mut length = 0;
+        while step >= 4096 {
+            let fits = all_but == 0 || self.free() > all_but + step;
+            let mode = rustix::fs::FallocateFlags::empty();
+            if fits && rustix::fs::fallocate(&file, mode, length, step).is_ok() {
+                length += step;
+            } else {
+                step /= 2;
+            }
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let unmounted = run("umount", &["-l", self.at.to_str().unwrap()]);
+        let detached = run("losetup", &["-d", &self.device]);
+        if let Err(error) = unmounted.and(detached) {
+            println!("{error}"); // a test that fails is not to fail for this
+        }
+    }
+}
+
+/// Fills the disk under load; kills the server; starts it on the full disk; enlarges the disk.
+fn fill_and_grow(kind: &'static str, mib: u64) {
+    let Some(disk) = Disk::new(kind, mib) else { return };
+    disk.fill("ballast", 24 << 20);
+    let data = disk.at.join("data");
+    let images = tempfile::tempdir_in("/dev/shm").unwrap();
+    let flags = ["--create-logs", "--segment-bytes", "1048576", "--images", images.path().to_str().unwrap()];
+    let mut logs =
+        [Kind::Mixed, Kind::Tiny, Kind::Mixed].map(|kind| Expected::new(format!("{kind:?}"), kind));
+    logs[2].name = "third".into();
+    let mut numbers = Numbers::new();
+    let mut fill_up = |server: &Server, logs: &mut [Expected]| {
+        let (stored, ()) = produce(server, logs, 3, "", &mut numbers, |failed| {
+            let end = Instant::now() + Duration::from_secs(30);
+            while failed.load(Ordering::Relaxed) < 20 {
+                assert!(Instant::now() < end, "the disk does not fill up");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        stored
+    };
+
+    let server = Server::start(&data, &flags);
+    let stored = fill_up(&server, &mut logs);
+    assert!(stored > 10, "only {stored} batches fit");
+    let mut client = server.connect();
+    for log in &mut logs {
+        log.check_reading(&mut client);
+    }
+    disk.fill("rest", 0);
+    server.kill();
+
+    let server = Server::start(&data, &flags);
+    let mut client = server.connect();
+    for log in &mut logs {
+        log.check_reading(&mut client);
+    }
+    fill_up(&server, &mut logs);
+
+    disk.grow(mib + 64);
+    let mut client = server.connect();
+    for log in &mut logs {
+        log.check(&mut client);
+    }
+    server.kill();
+    let server = Server::start(&data, &flags);
+    for log in &mut logs {
+        log.check(&mut server.connect());
+    }
+    server.kill();
+}
+
+#[test]
+fn an_ext4_disk_fills_up_and_is_enlarged() {
+    fill_and_grow("ext4", 64);
+}
+
+#[test]
+fn an_xfs_disk_fills_up_and_is_enlarged() {
+    fill_and_grow("xfs", 320);
+}

@@ -1,0 +1,303 @@
+//! SIGKILL, at moments that nobody has chosen, again and again.
+
+use crate::{
+    lasting,
+    load::{Expected, Kind, Numbers, chance, produce},
+    support::{Client, Server},
+};
+use rustix::process::{Signal, kill_process};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+struct Load<'a> {
+    kinds: &'a [Kind],
+    logs: usize,
+    threads: usize,
+    segment_bytes: &'a str,
+    flags: &'a [&'a str],
+    query: &'a str,
+    /// Where the data goes; the images go to `/dev/shm`.
+    on: &'a Path,
+    /// Whether logs are trimmed meanwhile.
+    trim: bool,
+    /// How often one set of logs is killed before new ones are made.
+    generations: u32,
+    /// The longest time from the start of the load to the kill.
+    up_to: Duration,
+}
+
+impl Default for Load<'_> {
+    fn default() -> Self {
+        Self {
+            kinds: &[Kind::Mixed],
+            logs: 3,
+            threads: 3,
+            segment_bytes: "4194304",
+            flags: &[],
+            query: "",
+            on: Path::new(env!("CARGO_TARGET_TMPDIR")),
+            trim: false,
+            generations: 3,
+            up_to: Duration::from_millis(600),
+        }
+    }
+}
+
+/// Asks to trim each log somewhere, until the server is gone. What was asked for and what was answered.
+fn trim(address: &str, logs: &[(String, u64, u64)]) -> Vec<(u64, u64)> {
+    let mut said: Vec<(u64, u64)> = vec![(0, 0); logs.len()];
+    let Ok(mut client) = Client::connect(address) else { return said };
+    for turn in 1.. {
+        for (n, (name, first, next)) in logs.iter().enumerate() {
+            let before = first + (next - first).min(turn * (next - first) / 8);
+            said[n].0 = said[n].0.max(before);
+            let body = format!("{{\"before\":{before}}}");
+            let headers = [("Content-Type", "application/json")];
+            let target = format!("/v1/logs/{name}/trim");
+            let Ok(reply) = client.exchange("POST", &target, &headers, body.as_bytes()) else { return said };
+            if reply.status == 200 {
+                let text = String::from_utf8(reply.body).unwrap();
+                let first = text.split("\"first_offset\":").nth(1).unwrap();
+                said[n].1 =
+                    first.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap();
+            }
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    said
+}
+
+/// Lives of a few generations each, until the time is over: load, SIGKILL, at times SIGKILL again while recovering,
+/// then all logs are read and written.
+fn kill_under(load: &Load) {
+    let end = Instant::now() + lasting();
+    let (mut kills, mut batches, mut records, mut slowest) = (0, 0, 0, Duration::ZERO);
+    for life in 0.. {
+        let data = tempfile::tempdir_in(load.on).unwrap();
+        let images = tempfile::tempdir_in("/dev/shm").unwrap();
+        let images = images.path().to_str().unwrap();
+        let flags = ["--create-logs", "--segment-bytes", load.segment_bytes, "--images", images];
+        let flags = [&flags[..], load.flags].concat();
+        let mut logs: Vec<Expected> = (0..load.logs)
+            .map(|n| Expected::new(format!("log-{n}"), load.kinds[(life + n) % load.kinds.len()]))
+            .collect();
+        let mut numbers = Numbers::new();
+        for generation in 0..load.generations {
+            let server = Server::start(data.path(), &flags);
+            let wait = Duration::from_millis(chance(load.up_to.as_millis() as u64));
+            let ends: Vec<_> =
+                logs.iter().map(|log| (log.name.clone(), log.trim_said, log.records() as u64)).collect();
+            let (stored, said) = produce(&server, &mut logs, load.threads, load.query, &mut numbers, |_| {
+                std::thread::scope(|scope| {
+                    let address = &server.address;
+                    let trimmer =
+                        (load.trim && generation > 0).then(|| scope.spawn(move || trim(address, &ends)));
+                    std::thread::sleep(wait);
+                    kill_process(server.pid(), Signal::KILL).unwrap();
+                    trimmer.map(|trimmer| trimmer.join().unwrap())
+                })
+            });
+            server.kill();
+            batches += stored;
+            for (log, (asked, said)) in logs.iter_mut().zip(said.unwrap_or_default()) {
+                log.trim_asked = log.trim_asked.max(asked);
+                log.trim_said = log.trim_said.max(said);
+            }
+            kills += 1;
+            for _ in 0..chance(3) {
+                kill_while_recovering(data.path(), &flags, &logs);
+                kills += 1;
+            }
+            let begun = Instant::now();
+            let server = Server::start(data.path(), &flags);
+            let mut client = server.connect();
+            for log in &logs {
+                // Whether it was ever made is not known until something was acknowledged.
+                let target = format!("/v1/logs/{}", log.name);
+                let reply = client.exchange("GET", &target, &[], b"").unwrap();
+                let missing = reply.status == 404 && log.records() == 0;
+                assert!(
+                    reply.status == 200 || missing,
+                    "{}: {}",
+                    log.name,
+                    String::from_utf8_lossy(&reply.body)
+                );
+            }
+            slowest = slowest.max(begun.elapsed());
+            for log in &mut logs {
+                log.check(&mut client); // which makes those that are missing
+            }
+            server.kill();
+        }
+        records += logs.iter().map(Expected::records).sum::<usize>();
+        if Instant::now() > end {
+            break;
+        }
+    }
+    println!(
+        "{kills} kills, {batches} batches acknowledged, {records} records; all logs open again after {slowest:?} at most"
+    );
+    assert!(batches > 0 && records > 0, "nothing was appended");
+}
+
+/// Starts the server, has its logs opened, and kills it in the midst of that.
+fn kill_while_recovering(data: &Path, flags: &[&str], logs: &[Expected]) {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut child = Server::command(data, flags).env("MILLSTREAM_LISTEN", &free).spawn().unwrap();
+    let end = Instant::now() + Duration::from_millis(chance(150));
+    std::thread::scope(|scope| {
+        for log in logs.iter().take(8) {
+            let free = &free;
+            scope.spawn(move || {
+                while Instant::now() < end {
+                    if let Ok(mut client) = Client::connect(free) {
+                        let _ = client.exchange("GET", &format!("/v1/logs/{}", log.name), &[], b""); // killed
+                        return;
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+        }
+        std::thread::sleep(end.saturating_duration_since(Instant::now()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    });
+}
+
+/// What is in a log; `None` where there is no such log.
+type Lines = Option<Vec<String>>;
+
+/// What a log that is made, written and deleted all the time holds, and what is being done to it.
+#[derive(Debug, Clone, Default)]
+struct Life {
+    name: String,
+    lines: Lines,
+    /// What `lines` are if the request on its way was done.
+    then: Lines,
+    turn: u64,
+}
+
+impl Life {
+    /// Makes, writes and deletes until the server is gone.
+    fn live(&mut self, address: &str) {
+        let Ok(mut client) = Client::connect(address) else { return };
+        loop {
+            self.turn += 1;
+            let target = format!("/v1/logs/{}", self.name);
+            let line =
+                format!("{}/{}/{}", self.name, self.turn, "x".repeat((self.turn * 7919 % 9000) as usize));
+            let (method, target, then) = match &self.lines {
+                None => ("PUT", target, Some(Vec::new())),
+                Some(lines) if lines.len() as u64 > self.turn % 7 => ("DELETE", target, None),
+                Some(lines) => {
+                    ("POST", target + "/records", Some([&lines[..], std::slice::from_ref(&line)].concat()))
+                }
+            };
+            self.then.clone_from(&then);
+            let body = if method == "POST" { line.as_bytes() } else { b"" };
+            let Ok(reply) = client.exchange(method, &target, &[("Content-Type", "text/plain")], body) else {
+                return;
+            };
+            let said = String::from_utf8_lossy(&reply.body);
+            assert!(reply.status < 300, "{method} {target}: {} {said}", reply.status);
+            self.lines = then;
+        }
+    }
+
+    fn check(&mut self, client: &mut Client) {
+        let target = format!("/v1/logs/{}/records?limit=100000", self.name);
+        let reply = client.exchange("GET", &target, &[("Accept", "text/plain")], b"").unwrap();
+        let said = String::from_utf8(reply.body).unwrap();
+        assert!(matches!(reply.status, 200 | 404), "{}: {} {said}", self.name, reply.status);
+        let found = (reply.status == 200).then(|| said.lines().map(str::to_owned).collect::<Vec<_>>());
+        let which = |lines: &Lines| {
+            let line = |line: &String| line.split('x').next().unwrap().to_owned();
+            lines.as_ref().map(|lines| lines.iter().map(line).collect::<Vec<_>>())
+        };
+        assert!(
+            found == self.lines || found == self.then,
+            "{}: {:?}, and not {:?} or {:?}",
+            self.name,
+            which(&found),
+            which(&self.lines),
+            which(&self.then)
+        );
+        self.lines = found;
+    }
+}
+
+#[test]
+fn killed_while_logs_are_made_and_deleted() {
+    let (data, images) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+    let flags = ["--images", images.path().to_str().unwrap()];
+    let mut lives: Vec<Life> =
+        (0..4).map(|n| Life { name: format!("mayfly-{n}"), ..Life::default() }).collect();
+    let end = Instant::now() + lasting();
+    let mut kills = 0;
+    while Instant::now() < end {
+        let server = Server::start(data.path(), &flags);
+        std::thread::scope(|scope| {
+            for life in &mut lives {
+                let address = &server.address;
+                scope.spawn(move || life.live(address));
+            }
+            std::thread::sleep(Duration::from_millis(chance(300)));
+            kill_process(server.pid(), Signal::KILL).unwrap();
+        });
+        server.kill();
+        kills += 1;
+        let server = Server::start(data.path(), &flags);
+        let mut client = server.connect();
+        for life in &mut lives {
+            life.check(&mut client);
+        }
+        server.kill();
+    }
+    let turns: u64 = lives.iter().map(|life| life.turn).sum();
+    println!("{kills} kills, {turns} logs made, written or deleted");
+    assert!(turns > kills);
+}
+
+#[test]
+fn killed_while_large_values_of_random_bytes_and_of_headers_are_written() {
+    kill_under(&Load { kinds: &[Kind::Large, Kind::Imitating], ..Load::default() });
+}
+
+#[test]
+fn killed_while_a_thousand_logs_are_written() {
+    let flags = ["--max-open-logs", "300"]; // so that logs are closed and opened meanwhile
+    kill_under(&Load {
+        logs: 1000,
+        threads: 8,
+        flags: &flags,
+        up_to: Duration::from_secs(3),
+        generations: 2,
+        ..Load::default()
+    });
+}
+
+#[test]
+fn killed_while_logs_are_trimmed() {
+    let (kinds, flags) = ([Kind::Mixed], ["--memory-bytes", "2097152"]);
+    kill_under(&Load {
+        kinds: &kinds,
+        segment_bytes: "262144",
+        flags: &flags,
+        trim: true,
+        ..Load::default()
+    });
+}
+
+#[test]
+fn killed_with_all_of_it_acknowledged_in_memory() {
+    let kinds = [Kind::Mixed, Kind::Large];
+    kill_under(&Load { kinds: &kinds, threads: 4, query: "?ack=memory", ..Load::default() });
+}
+
+#[test]
+fn killed_with_its_data_on_a_memory_file_system() {
+    let kinds = [Kind::Mixed, Kind::Large];
+    kill_under(&Load { kinds: &kinds, on: Path::new("/dev/shm"), ..Load::default() });
+}
