@@ -203,9 +203,9 @@ impl Shared {
         let backoff = Backoff::new();
         loop {
             let seen = self.roll.changed.get();
-            let Some(active) = unless_ended(&self.active, &self.stopping) else {
-                return self.writable().and(Err(Error::Closed));
-            };
+            let ended = || self.writable().err().unwrap_or(Error::Closed);
+            let active = unless_ended(&self.active, &self.stopping).ok_or_else(ended)?;
+            self.writable()?; // or it was opened for reading only
             if !Arc::ptr_eq(&active.segment, &closed.segment) {
                 return Ok(active);
             }
