@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    io::Write,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -277,7 +278,12 @@ fn a_server_that_recovers_says_so_and_is_not_ready() {
     let waiting = ask(&mut client, "/readyz");
     assert!(waiting.status == 503 && waiting.body.contains("\"code\":\"recovering\""), "{}", waiting.body);
     assert_eq!(ask(&mut client, "/healthz").status, 200);
-    std::fs::write(&settings, "{}").unwrap();
+    let mut writer = std::fs::File::options().write(true).open(&settings).unwrap();
+    // Whoever reads them again finds a file that needs no writer.
+    std::fs::write(settings.with_extension("new"), "{}").unwrap();
+    std::fs::rename(settings.with_extension("new"), &settings).unwrap();
+    writer.write_all(b"{}").unwrap();
+    drop(writer);
     while ask(&mut client, "/readyz").status != 200 {
         assert!(Instant::now() < deadline);
         std::thread::sleep(Duration::from_millis(10));
