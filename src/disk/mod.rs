@@ -4,6 +4,8 @@
 
 mod buffered;
 mod direct;
+#[cfg(all(test, not(loom)))]
+pub(crate) mod gate;
 mod native;
 mod shm;
 #[cfg(all(test, not(loom)))]

@@ -443,7 +443,7 @@ impl Log {
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
     pub fn trim(&self, before: u64) -> Result<u64, Error> {
         #[cfg(feature = "store")]
-        self.keep_producers_before(before)?;
+        let before = self.keep_producers_before(before)?;
         self.shared.trim(before)
     }
 
@@ -464,6 +464,7 @@ impl Log {
         let _ = self.shared.failed.set(DELETED.into()); // or it has failed already
         // Here and now: later there may be another log at this path, whose files have the same names.
         self.stop_tasks();
+        self.shared.producers.settle();
         let _ = self.shared.finish_keeping(); // it has failed: nothing is sealed
     }
 

@@ -78,16 +78,28 @@ struct Snapshot {
 /// A log's producers.
 #[derive(Default)]
 pub(super) struct Producers {
+    /// Held for moments, also by threads that have others to answer: never while anything is read or written. Taken
+    /// behind the next one, where both are.
     table: Mutex<Option<Table>>,
+    /// Held by who reads or writes the file, from before it takes what it writes from the table until that is durable:
+    /// so an older state never takes the place of a newer one.
+    file: Mutex<Saved>,
 }
 
 #[derive(Default)]
 struct Table {
     producers: BTreeMap<String, Producer>,
-    /// What the file tells of.
-    saved: u64,
-    /// Whether anything came since.
-    changed: bool,
+    /// How often it was changed.
+    changes: u64,
+}
+
+/// What the file tells of, as far as this process knows.
+#[derive(Default)]
+struct Saved {
+    /// All batches below this offset.
+    up_to: u64,
+    /// How often the table had been changed.
+    changes: u64,
 }
 
 impl Table {
@@ -130,7 +142,7 @@ impl Table {
         if known.batches.len() > REMEMBERED {
             known.batches.pop_front();
         }
-        self.changed = true;
+        self.changes += 1;
     }
 }
 
@@ -179,8 +191,11 @@ impl Log {
         }
         let (first, rest) = payloads.split_first().ok_or(Error::EmptyBatch)?;
         self.writable()?;
-        let mut table = self.producers()?;
-        let Some(table) = table.as_mut() else { return Err(Error::Closed) };
+        if !self.knows_producers() {
+            self.learn_producers()?;
+        }
+        let mut table = self.shared.producers.table();
+        let Some(table) = table.as_mut() else { return Err(Error::Closed) }; // once it is there, it stays
         if let Some(Batch { first_offset, count, .. }) = table.find(batch)? {
             return Ok(Produced { first_offset, count, repeated: true });
         }
@@ -205,39 +220,53 @@ impl Log {
     /// # Errors
     /// [`Error::Io`].
     pub fn learn_producers(&self) -> Result<(), Error> {
-        self.producers().map(drop)
+        self.learn(&mut self.shared.producers.file())
     }
 
     /// Whether [`try_append_once`](Self::try_append_once) has what it needs in memory; otherwise it reads the part of
-    /// the log that its file does not tell of.
+    /// the log that its file does not tell of. Never waits for a disk.
     pub fn knows_producers(&self) -> bool {
-        self.shared.producers.lock().is_some()
+        self.shared.producers.table().is_some()
     }
 
-    /// The table, made if it is not there yet.
-    fn producers(&self) -> Result<MutexGuard<'_, Option<Table>>, Error> {
-        let mut table = self.shared.producers.lock();
-        if table.is_none() {
-            *table = Some(self.load_producers()?);
+    /// Makes the table, if it is not there yet. Until it is, no batch of a producer is appended: so nothing is missed that
+    /// comes while this reads.
+    fn learn(&self, file: &mut Saved) -> Result<(), Error> {
+        if !self.knows_producers() {
+            let table = self.load_producers(file)?;
+            *self.shared.producers.table() = Some(table);
         }
-        Ok(table)
+        Ok(())
     }
 
-    fn load_producers(&self) -> Result<Table, Error> {
+    fn load_producers(&self, file: &mut Saved) -> Result<Table, Error> {
         let path = self.shared.dir.join(PRODUCERS_FILE);
         let Some(text) = tree::read(&*self.shared.env.disk, &path).map_err(Error::io("read", &path))? else {
             // The first producer ever: from now on there is the file, and so a reason to look at the log.
-            let table = Table { saved: self.next_offset(), ..Table::default() };
-            self.save_producers(table.saved, &table.producers)?;
-            return Ok(table);
+            self.save_producers(file, self.durable_offset(), BTreeMap::new())?;
+            return Ok(Table::default());
         };
-        let snapshot: Snapshot = serde_json::from_slice(&text)
+        let snapshot = serde_json::from_slice(&text)
             .ok()
-            .filter(|found: &Snapshot| found.crc == checksum(found.up_to, &found.producers))
-            .unwrap_or_default(); // damaged: what is left of the log tells
-        let (up_to, producers) = (snapshot.up_to, snapshot.producers);
-        let mut table = Table { producers, saved: up_to, changed: false };
-        let mut reader = self.reader(up_to.max(self.first_offset()));
+            .filter(|found: &Snapshot| found.crc == checksum(found.up_to, &found.producers));
+        if snapshot.is_none() {
+            tracing::warn!(path = %path.display(), "damaged: what is left of the log tells of its producers");
+        }
+        let first = self.first_offset();
+        let Snapshot { mut up_to, mut producers, .. } = snapshot.unwrap_or_default();
+        if up_to > self.next_offset() {
+            // Written by a program that did not wait for what it told of, or the log is older than the file. What came in
+            // place of that is not told of: the log tells, as far as it goes.
+            tracing::warn!(path = %path.display(), up_to, next = self.next_offset(), "tells of more than the log has");
+            producers.retain(|_, producer| {
+                producer.batches.retain(|batch| batch.first_offset.saturating_add(batch.count) <= first);
+                !producer.batches.is_empty()
+            });
+            up_to = 0;
+        }
+        file.up_to = up_to;
+        let mut table = Table { producers, changes: file.changes };
+        let mut reader = self.reader(up_to.max(first));
         loop {
             match reader.read_next() {
                 Ok(Some(record)) => {
@@ -255,157 +284,80 @@ impl Log {
         Ok(table)
     }
 
-    fn save_producers(&self, up_to: u64, producers: &BTreeMap<String, Producer>) -> Result<(), Error> {
-        self.writable()?; // if it was deleted, another log may be at its path
-        let crc = checksum(up_to, producers);
-        let text =
-            serde_json::to_vec(&Snapshot { up_to, producers: producers.clone(), crc }).unwrap_or_default();
-        let path = self.shared.dir.join(PRODUCERS_FILE);
-        tree::replace(&*self.shared.env.disk, &path, &text).map_err(Error::io("write", &path))
-    }
-
-    /// Writes down what is known of producers, if anything came since, and forgets those that are too old. Waits
-    /// until what is told of is durable: or else a repeat of what a crash takes back would be answered as stored.
-    pub(crate) fn keep_producers(&self) -> Result<(), Error> {
-        let (up_to, producers) = {
-            let mut table = self.shared.producers.lock();
-            let Some(table) = table.as_mut().filter(|table| table.changed) else { return Ok(()) };
-            let oldest = self.shared.env.machine.now().saturating_sub(AGE);
-            table.producers.retain(|_, producer| producer.used >= oldest);
-            table.changed = false;
-            (self.next_offset(), table.producers.clone())
-        };
-        self.flush()?;
-        self.save_producers(up_to, &producers)?;
-        if let Some(table) = self.shared.producers.lock().as_mut() {
-            table.saved = table.saved.max(up_to);
+    /// Writes the file, once all that it tells of is durable: or else a repeat of what a crash takes back would be answered
+    /// as stored, and what comes in its place would not be read again.
+    fn save_producers(
+        &self,
+        file: &mut Saved,
+        up_to: u64,
+        producers: BTreeMap<String, Producer>,
+    ) -> Result<(), Error> {
+        if let Some(last) = up_to.checked_sub(1) {
+            self.wait_durable(last)?;
         }
+        self.writable()?; // if it was deleted, another log may be at its path
+        let crc = checksum(up_to, &producers);
+        let text = serde_json::to_vec(&Snapshot { up_to, producers, crc }).unwrap_or_default(); // plain data
+        let path = self.shared.dir.join(PRODUCERS_FILE);
+        tree::replace(&*self.shared.env.disk, &path, &text).map_err(Error::io("write", &path))?;
+        file.up_to = up_to;
         Ok(())
     }
 
-    /// To be called before anything below `before` is trimmed: what is told of only there is written down.
-    pub(super) fn keep_producers_before(&self, before: u64) -> Result<(), Error> {
+    /// Writes down what is known of producers, if anything came since, and forgets those that are too old.
+    pub(crate) fn keep_producers(&self) -> Result<(), Error> {
+        let mut file = self.shared.producers.file();
+        let changes = self.shared.producers.table().as_ref().map(|table| table.changes);
+        if changes.is_some_and(|changes| changes != file.changes) { self.keep(&mut file) } else { Ok(()) }
+    }
+
+    fn keep(&self, file: &mut Saved) -> Result<(), Error> {
+        let (up_to, changes, producers) = {
+            let mut table = self.shared.producers.table();
+            let Some(table) = table.as_mut() else { return Ok(()) };
+            let oldest = self.shared.env.machine.now().saturating_sub(AGE);
+            table.producers.retain(|_, producer| producer.used >= oldest);
+            // Whoever appends as a producer holds the table: all their batches below this offset are in it.
+            (self.next_offset(), table.changes, table.producers.clone())
+        };
+        self.save_producers(file, up_to, producers)?;
+        file.changes = changes;
+        Ok(())
+    }
+
+    /// To be called before anything below `before` is trimmed: what is told of only there is written down. Returns up to
+    /// where that is so.
+    pub(super) fn keep_producers_before(&self, before: u64) -> Result<u64, Error> {
+        let before = before.min(self.next_offset()); // the first producer's batches come behind this
+        let mut file = self.shared.producers.file();
         let path = self.shared.dir.join(PRODUCERS_FILE);
         if !tree::is_there(&*self.shared.env.disk, &path).map_err(Error::io("open", &path))? {
-            return Ok(());
+            return Ok(before);
         }
-        let saved = {
-            let mut table = self.producers()?;
-            let Some(table) = table.as_mut() else { return Ok(()) };
-            table.changed |= table.saved < before;
-            table.saved
-        };
-        if saved < before { self.keep_producers() } else { Ok(()) }
+        self.learn(&mut file)?;
+        if file.up_to < before {
+            self.keep(&mut file)?;
+        }
+        Ok(before.min(file.up_to))
     }
 }
 
 impl Producers {
-    fn lock(&self) -> MutexGuard<'_, Option<Table>> {
+    fn table(&self) -> MutexGuard<'_, Option<Table>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn file(&self) -> MutexGuard<'_, Saved> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the file is not being written. To be called when the log is not writable any more, so that it is not
+    /// written again.
+    pub(super) fn settle(&self) {
+        drop(self.file());
     }
 }
 
 #[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-    use crate::log::Options;
-    use std::path::Path;
-
-    fn open(dir: &Path) -> Log {
-        let options = Options {
-            segment_bytes: 8 << 10,
-            first_segment_bytes: 4 << 10,
-            memory_bytes: 64 << 10,
-            images: None,
-            ..Options::default()
-        };
-        Log::open(dir, options).unwrap()
-    }
-
-    fn send(log: &Log, id: &str, epoch: u32, sequence: u64) -> Result<Produced, Error> {
-        let values: Vec<_> = (0..=sequence % 3).map(|n| vec![sequence as u8; 20 + n as usize]).collect();
-        let payloads: Vec<_> = values.iter().map(|bytes| Payload { bytes, json: false }).collect();
-        let batch = ProducerBatch { id, epoch, sequence };
-        loop {
-            match log.try_append_once(&batch, &payloads, None) {
-                Err(Error::WouldBlock) => std::thread::yield_now(),
-                done => return done,
-            }
-        }
-    }
-
-    fn expected(result: Result<Produced, Error>) -> (u32, u64) {
-        match result {
-            Err(Error::ProducerOutOfOrder { expected_epoch, expected_sequence }) => {
-                (expected_epoch, expected_sequence)
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn repeats_are_answered_gaps_and_old_epochs_refused_also_after_opening_again_and_trimming() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut log = open(dir.path());
-        log.append(b"before any producer").unwrap();
-        let mut sent = Vec::new();
-        for sequence in 0..120 {
-            let done = send(&log, "a", 3, sequence).unwrap();
-            assert!(!done.repeated);
-            sent.push(done);
-            match sequence {
-                30 => {
-                    drop(log);
-                    log = open(dir.path());
-                }
-                60 => {
-                    log.flush().unwrap();
-                    std::thread::sleep(std::time::Duration::from_millis(20)); // the keeper seals
-                    assert!(log.trim(log.next_offset()).unwrap() > 10);
-                }
-                90 => {
-                    // As after SIGKILL: what was written down is older than the log.
-                    log.keep_producers().unwrap();
-                    let old = std::fs::read(dir.path().join(PRODUCERS_FILE)).unwrap();
-                    send(&log, "b", 1, 0).unwrap();
-                    drop(log);
-                    std::fs::write(dir.path().join(PRODUCERS_FILE), old).unwrap();
-                    log = open(dir.path());
-                    assert!(send(&log, "b", 1, 0).unwrap().repeated);
-                }
-                _ => {}
-            }
-            for back in 0..REMEMBERED as u64 {
-                let Some(earlier) = sequence.checked_sub(back) else { break };
-                let again = send(&log, "a", 3, earlier).unwrap();
-                let first = sent[earlier as usize];
-                assert_eq!(again, Produced { repeated: true, ..first }, "{earlier} after {sequence}");
-            }
-            let next = log.next_offset();
-            assert_eq!(expected(send(&log, "a", 3, sequence + 2)), (3, sequence + 1));
-            assert_eq!(expected(send(&log, "a", 2, 0)), (3, sequence + 1));
-            assert_eq!(expected(send(&log, "a", 4, 1)), (4, 0));
-            assert_eq!(expected(send(&log, "new", 0, 1)), (0, 0));
-            assert_eq!(log.next_offset(), next, "something was stored");
-        }
-        assert!(!send(&log, "a", 4, 0).unwrap().repeated);
-        assert_eq!(expected(send(&log, "a", 3, 120)), (4, 1));
-        log.flush().unwrap();
-        // The block is no part of the value.
-        let last = log.read(log.next_offset() - 1).unwrap().unwrap();
-        assert_eq!(last.value(), [0; 20]);
-        log.close().unwrap();
-        assert_eq!(crate::verify(dir.path()).unwrap().damage, []);
-    }
-
-    #[test]
-    fn the_least_recently_used_is_forgotten_beyond_the_limit() {
-        let mut table = Table::default();
-        let batch = Batch { sequence: 0, first_offset: 0, count: 1 };
-        for n in 0..PRODUCERS as u64 + 2 {
-            table.note(&format!("p{n}"), 0, batch, n);
-        }
-        assert_eq!(table.producers.len(), PRODUCERS);
-        assert!(!table.producers.contains_key("p1") && table.producers.contains_key("p2"));
-    }
-}
+#[path = "producers_tests.rs"]
+mod tests;

@@ -296,3 +296,49 @@ fn a_deleted_log_that_somebody_holds_leaves_its_namesake_alone() {
     }
     log.flush().unwrap();
 }
+
+/// A thread that was about to write down a log's producers, and was put to sleep, wrote them into the log that had been made
+/// under the same name meanwhile.
+#[test]
+fn producers_are_never_written_into_a_log_that_has_taken_the_name_of_theirs() {
+    use crate::{
+        disk::gate::{Gate, Operation},
+        log::{Payload, ProducerBatch},
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let (tell, told) = std::sync::mpsc::channel();
+    let state = Mutex::new((0, wait));
+    let gate = Gate::new(crate::disk::native(), move |operation, path| {
+        if operation == Operation::WriteFile && path.ends_with("producers.json.tmp") {
+            let mut state = state.lock().unwrap();
+            state.0 += 1;
+            if state.0 == 2 {
+                tell.send(()).unwrap();
+                let _ = state.1.recv();
+            }
+        }
+        Ok(())
+    });
+    let store = Store::open_in(Environment::on(gate), dir.path(), options()).unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    let log = store.get("a").unwrap();
+    let payload = [Payload { bytes: b"x", json: false }];
+    log.try_append_once(&ProducerBatch { id: "p", epoch: 0, sequence: 0 }, &payload, None).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| log.keep_producers());
+        told.recv().unwrap();
+        let replacing = scope.spawn(|| {
+            store.delete("a").unwrap();
+            store.create("a", &LogSettings::default()).unwrap();
+        });
+        let deadline = std::time::Instant::now() + Duration::from_millis(500);
+        while !replacing.is_finished() && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        go.send(()).unwrap();
+        replacing.join().unwrap();
+    });
+    assert!(!dir.path().join("a/producers.json").exists());
+    assert!(!dir.path().join("a/producers.json.tmp").exists());
+}

@@ -1,0 +1,159 @@
+//! A disk for tests that asks before each operation: the test may let it through, keep it waiting, or have it fail.
+
+use super::{Disk, File, Node};
+use std::{
+    io::{self, IoSlice},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operation {
+    CreateDir,
+    List,
+    Create,
+    Open,
+    Rename,
+    Remove,
+    SyncDir,
+    RemoveDir,
+    WriteFile,
+    Read,
+    Write,
+    SetLength,
+}
+
+type Ask = Arc<dyn Fn(Operation, &Path) -> io::Result<()> + Send + Sync>;
+
+/// See the module's documentation.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    disk: Arc<dyn Disk>,
+    ask: Ask,
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.disk.fmt(f)
+    }
+}
+
+impl Gate {
+    /// Before `disk`. A file is asked about under the path that it was opened by.
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        ask: impl Fn(Operation, &Path) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self { disk, ask: Arc::new(ask) })
+    }
+
+    fn file(&self, file: Box<dyn File>, path: &Path) -> Box<dyn File> {
+        Box::new(GateFile { file, ask: Arc::clone(&self.ask), path: path.to_owned() })
+    }
+}
+
+impl Disk for Gate {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        (self.ask)(Operation::CreateDir, dir)?;
+        self.disk.create_dir(dir)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        (self.ask)(Operation::List, dir)?;
+        self.disk.list(dir)
+    }
+
+    fn create(&self, path: &Path, length: u64) -> io::Result<Box<dyn File>> {
+        (self.ask)(Operation::Create, path)?;
+        Ok(self.file(self.disk.create(path, length)?, path))
+    }
+
+    fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn File>> {
+        (self.ask)(Operation::Open, path)?;
+        Ok(self.file(self.disk.open(path, write)?, path))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        (self.ask)(Operation::Rename, from)?;
+        self.disk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        (self.ask)(Operation::Remove, path)?;
+        self.disk.remove(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        (self.ask)(Operation::SyncDir, dir)?;
+        self.disk.sync_dir(dir)
+    }
+
+    #[cfg(feature = "store")]
+    fn dirs(&self, dir: &Path) -> io::Result<Vec<String>> {
+        (self.ask)(Operation::List, dir)?;
+        self.disk.dirs(dir)
+    }
+
+    #[cfg(feature = "store")]
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        (self.ask)(Operation::RemoveDir, dir)?;
+        self.disk.remove_dir(dir)
+    }
+
+    #[cfg(feature = "store")]
+    fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        (self.ask)(Operation::WriteFile, path)?;
+        self.disk.write_file(path, bytes)
+    }
+
+    fn node(&self, dir: &Path) -> io::Result<Node> {
+        self.disk.node(dir)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        self.disk.lock(path)
+    }
+
+    fn join_lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
+        self.disk.join_lock(path)
+    }
+}
+
+struct GateFile {
+    file: Box<dyn File>,
+    ask: Ask,
+    path: PathBuf,
+}
+
+impl std::fmt::Debug for GateFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.file.fmt(f)
+    }
+}
+
+impl File for GateFile {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
+        (self.ask)(Operation::Read, &self.path)?;
+        self.file.read_at(buf, position)
+    }
+
+    fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
+        (self.ask)(Operation::Write, &self.path)?;
+        self.file.write_at(parts, position)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        (self.ask)(Operation::Write, &self.path)?;
+        self.file.sync()
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        (self.ask)(Operation::SetLength, &self.path)?;
+        self.file.set_len(length)
+    }
+}

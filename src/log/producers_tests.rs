@@ -1,0 +1,258 @@
+//! Producers that repeat themselves, crash, and are written down by several at once.
+
+use super::*;
+use crate::{
+    disk::{
+        gate::{Gate, Operation},
+        sim::Sim,
+    },
+    log::{Options, environment::now},
+};
+use std::{
+    path::Path,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+fn small() -> Options {
+    Options {
+        segment_bytes: 8 << 10,
+        first_segment_bytes: 4 << 10,
+        memory_bytes: 64 << 10,
+        images: None,
+        ..Options::default()
+    }
+}
+
+fn open(dir: &Path) -> Log {
+    Log::open(dir, small()).unwrap()
+}
+
+fn send(log: &Log, id: &str, epoch: u32, sequence: u64) -> Result<Produced, Error> {
+    let values: Vec<_> = (0..=sequence % 3).map(|n| vec![sequence as u8; 20 + n as usize]).collect();
+    let payloads: Vec<_> = values.iter().map(|bytes| Payload { bytes, json: false }).collect();
+    let batch = ProducerBatch { id, epoch, sequence };
+    loop {
+        match log.try_append_once(&batch, &payloads, None) {
+            Err(Error::WouldBlock) => std::thread::yield_now(),
+            done => return done,
+        }
+    }
+}
+
+fn expected(result: Result<Produced, Error>) -> (u32, u64) {
+    match result {
+        Err(Error::ProducerOutOfOrder { expected_epoch, expected_sequence }) => {
+            (expected_epoch, expected_sequence)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn repeats_are_answered_gaps_and_old_epochs_refused_also_after_opening_again_and_trimming() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path());
+    log.append(b"before any producer").unwrap();
+    let mut sent = Vec::new();
+    for sequence in 0..120 {
+        let done = send(&log, "a", 3, sequence).unwrap();
+        assert!(!done.repeated);
+        sent.push(done);
+        match sequence {
+            30 => {
+                drop(log);
+                log = open(dir.path());
+            }
+            60 => {
+                log.flush().unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(20)); // the keeper seals
+                assert!(log.trim(log.next_offset()).unwrap() > 10);
+            }
+            90 => {
+                // As after SIGKILL: what was written down is older than the log.
+                log.keep_producers().unwrap();
+                let old = std::fs::read(dir.path().join(PRODUCERS_FILE)).unwrap();
+                send(&log, "b", 1, 0).unwrap();
+                drop(log);
+                std::fs::write(dir.path().join(PRODUCERS_FILE), old).unwrap();
+                log = open(dir.path());
+                assert!(send(&log, "b", 1, 0).unwrap().repeated);
+            }
+            _ => {}
+        }
+        for back in 0..REMEMBERED as u64 {
+            let Some(earlier) = sequence.checked_sub(back) else { break };
+            let again = send(&log, "a", 3, earlier).unwrap();
+            let first = sent[earlier as usize];
+            assert_eq!(again, Produced { repeated: true, ..first }, "{earlier} after {sequence}");
+        }
+        let next = log.next_offset();
+        assert_eq!(expected(send(&log, "a", 3, sequence + 2)), (3, sequence + 1));
+        assert_eq!(expected(send(&log, "a", 2, 0)), (3, sequence + 1));
+        assert_eq!(expected(send(&log, "a", 4, 1)), (4, 0));
+        assert_eq!(expected(send(&log, "new", 0, 1)), (0, 0));
+        assert_eq!(log.next_offset(), next, "something was stored");
+    }
+    assert!(!send(&log, "a", 4, 0).unwrap().repeated);
+    assert_eq!(expected(send(&log, "a", 3, 120)), (4, 1));
+    log.flush().unwrap();
+    // The block is no part of the value.
+    let last = log.read(log.next_offset() - 1).unwrap().unwrap();
+    assert_eq!(last.value(), [0; 20]);
+    log.close().unwrap();
+    assert_eq!(crate::verify(dir.path()).unwrap().damage, []);
+}
+
+/// A log on this disk, beside whose first record are two that are not durable.
+fn first_producer(disk: std::sync::Arc<dyn crate::disk::Disk>) -> Log {
+    Log::open_on(disk, Path::new("/log"), small()).unwrap()
+}
+
+/// The first file told of all that was appended, durable or not. What came in place of what was lost with the power was
+/// then not looked at after the next crash: a sequence was stored again.
+#[test]
+fn the_first_file_tells_of_no_more_than_is_durable() {
+    for seed in 0..20 {
+        let sim = Sim::new(seed);
+        let log = first_producer(Arc::new(sim.clone()));
+        log.append(b"durable").unwrap();
+        log.flush().unwrap();
+        sim.hold(true);
+        for _ in 0..10 {
+            log.append(b"not yet").unwrap();
+        }
+        log.learn_producers().unwrap();
+        let live = sim.reboot();
+        sim.hold(false);
+        drop(log);
+        let log = first_producer(Arc::new(live.clone()));
+        let mut sent = Vec::new();
+        for sequence in 0..3 {
+            let done = send(&log, "p", 0, sequence).unwrap();
+            log.wait_durable(done.first_offset + done.count - 1).unwrap();
+            sent.push(done);
+        }
+        let killed = live.reboot();
+        drop(log);
+        let log = first_producer(Arc::new(killed));
+        for sequence in (0..3).rev() {
+            let expected = Produced { repeated: true, ..sent[sequence as usize] };
+            assert_eq!(send(&log, "p", 0, sequence).unwrap(), expected, "seed {seed}");
+        }
+    }
+}
+
+/// As above, where the file was written by a program that did not wait.
+#[test]
+fn a_file_that_tells_of_more_than_the_log_has_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    let sent = [0, 1].map(|sequence| send(&log, "p", 0, sequence).unwrap());
+    log.close().unwrap();
+    let lost = Batch { sequence: 2, first_offset: 3, count: 3 };
+    let mut batches: VecDeque<_> = sent
+        .iter()
+        .zip(0..)
+        .map(|(done, sequence)| Batch { sequence, first_offset: done.first_offset, count: done.count })
+        .collect();
+    batches.push_back(lost);
+    let producers = BTreeMap::from([("p".to_owned(), Producer { epoch: 0, batches, used: now() })]);
+    let snapshot = Snapshot { up_to: 9, crc: checksum(9, &producers), producers };
+    std::fs::write(dir.path().join(PRODUCERS_FILE), serde_json::to_vec(&snapshot).unwrap()).unwrap();
+    let log = open(dir.path());
+    let again = send(&log, "p", 0, 2).unwrap();
+    assert_eq!(again, Produced { first_offset: 3, count: 3, repeated: false });
+    for (sequence, done) in sent.into_iter().enumerate() {
+        assert_eq!(send(&log, "p", 0, sequence as u64).unwrap(), Produced { repeated: true, ..done });
+    }
+}
+
+/// A disk on which the `nth` operation of this kind on a file of producers waits until it is told to go on; and
+/// that, and the news that it waits.
+fn waiting(which: Operation, nth: usize) -> (Arc<Gate>, mpsc::Sender<()>, mpsc::Receiver<()>) {
+    let ((go, wait), (tell, told)) = (mpsc::channel::<()>(), mpsc::channel());
+    let state = Mutex::new((0, wait));
+    let gate = Gate::new(Arc::new(Sim::new(1)), move |operation, path| {
+        if operation == which && path.to_string_lossy().contains(PRODUCERS_FILE) {
+            let mut state = state.lock().unwrap();
+            state.0 += 1;
+            if state.0 == nth {
+                tell.send(()).unwrap();
+                let _ = state.1.recv(); // or the test is over
+            }
+        }
+        Ok(())
+    });
+    (gate, go, told)
+}
+
+/// Who asked whether producers are known waited until they had been read: a thread of the server, with all its
+/// connections.
+#[test]
+fn nobody_who_only_asks_waits_while_producers_are_learnt_or_written_down() {
+    let cases = [(Operation::Open, 1), (Operation::WriteFile, 1), (Operation::WriteFile, 2)];
+    for (which, nth) in cases {
+        let (gate, go, told) = waiting(which, nth);
+        let log = first_producer(gate);
+        let known = nth > 1;
+        if known {
+            send(&log, "p", 0, 0).unwrap();
+        }
+        let (tell, answered) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let (log, going) = (&log, go);
+            let working = scope.spawn(|| if known { log.keep_producers() } else { log.learn_producers() });
+            told.recv().unwrap();
+            scope.spawn(move || {
+                let knows = log.knows_producers();
+                let appended = knows.then(|| send(log, "p", 0, 1).unwrap());
+                tell.send((knows, appended.is_some())).unwrap();
+            });
+            let answer = answered.recv_timeout(Duration::from_secs(5));
+            going.send(()).unwrap();
+            working.join().unwrap().unwrap();
+            assert_eq!(answer, Ok((known, known)), "{which:?}");
+        });
+    }
+}
+
+#[test]
+fn an_older_state_never_takes_the_place_of_a_newer_one() {
+    let sim = Sim::new(1);
+    let log = first_producer(Arc::new(sim.clone()));
+    let told_of = || {
+        let text = sim.dump().remove(&Path::new("/log").join(PRODUCERS_FILE)).unwrap();
+        serde_json::from_slice::<Snapshot>(&text).unwrap().up_to
+    };
+    send(&log, "p0", 0, 0).unwrap();
+    let rounds = 300;
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (log, told_of) = (&log, &told_of);
+            scope.spawn(move || {
+                for round in 1..rounds {
+                    let done = send(log, &format!("p{thread}"), 1, round - 1).unwrap();
+                    if round % 2 == 0 {
+                        log.keep_producers().unwrap()
+                    } else {
+                        log.trim(done.first_offset).unwrap();
+                    }
+                    let up_to = told_of();
+                    assert!(round % 2 == 1 || up_to > done.first_offset, "{up_to} after {done:?}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn the_least_recently_used_is_forgotten_beyond_the_limit() {
+    let mut table = Table::default();
+    let batch = Batch { sequence: 0, first_offset: 0, count: 1 };
+    for n in 0..PRODUCERS as u64 + 2 {
+        table.note(&format!("p{n}"), 0, batch, n);
+    }
+    assert_eq!(table.producers.len(), PRODUCERS);
+    assert!(!table.producers.contains_key("p1") && table.producers.contains_key("p2"));
+}
