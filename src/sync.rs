@@ -1,18 +1,29 @@
-//! Std's atomics, locks and shared pointers, or loom's under `--cfg loom`, so that the models run the code that
-//! ships. The lock-free rooms take these types from here and from nowhere else.
+//! Std's atomics, locks and shared pointers; or loom's under `--cfg loom`, shuttle's under `--cfg shuttle`, so that the
+//! models run the code that ships. The lock-free rooms take these types from here and from nowhere else, and so does
+//! whatever shuttle's threads may wait for.
 
 #[cfg(loom)]
 pub(crate) use loom::{
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     thread,
 };
-#[cfg(not(loom))]
+#[cfg(shuttle)]
+pub(crate) use shuttle::{
+    sync::{
+        Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    thread,
+};
+#[cfg(shuttle)]
+pub(crate) use std::sync::Arc;
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) use std::{
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     thread,
@@ -33,16 +44,16 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     }
 }
 
-/// A shared pointer that is replaced as a whole: `arc_swap`, or for loom, which cannot see into `arc_swap`, a
+/// A shared pointer that is replaced as a whole: `arc_swap`, or for loom and shuttle, which cannot see into `arc_swap`, a
 /// lock with the same contract.
 pub(crate) struct Swap<T> {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     inner: arc_swap::ArcSwap<T>,
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     inner: Mutex<Arc<T>>,
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 impl<T> Swap<T> {
     pub(crate) fn new(value: Arc<T>) -> Self {
         Self { inner: arc_swap::ArcSwap::new(value) }
@@ -65,7 +76,7 @@ impl<T> Swap<T> {
     }
 }
 
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 impl<T> Swap<T> {
     pub(crate) fn new(value: Arc<T>) -> Self {
         Self { inner: Mutex::new(value) }
@@ -91,13 +102,13 @@ impl<T> Swap<T> {
 
 /// A [`Swap`] that may be empty.
 pub(crate) struct SwapOption<T> {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     inner: arc_swap::ArcSwapOption<T>,
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     inner: Mutex<Option<Arc<T>>>,
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 impl<T> SwapOption<T> {
     pub(crate) fn new(value: Option<Arc<T>>) -> Self {
         Self { inner: arc_swap::ArcSwapOption::new(value) }
@@ -121,7 +132,7 @@ impl<T> SwapOption<T> {
     }
 }
 
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 impl<T> SwapOption<T> {
     pub(crate) fn new(value: Option<Arc<T>>) -> Self {
         Self { inner: Mutex::new(value) }
@@ -149,39 +160,39 @@ impl<T> SwapOption<T> {
     }
 }
 
-/// Waits a little longer each time: crossbeam's `Backoff`, or a plain yield for loom, which needs to be told
+/// Waits a little longer each time: crossbeam's `Backoff`, or a plain yield for loom and shuttle, which need to be told
 /// that another thread has to move first.
 pub(crate) struct Backoff {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     inner: crossbeam::utils::Backoff,
 }
 
 impl Backoff {
     pub(crate) fn new() -> Self {
-        #[cfg(not(loom))]
+        #[cfg(not(any(loom, shuttle)))]
         return Self { inner: crossbeam::utils::Backoff::new() };
-        #[cfg(loom)]
+        #[cfg(any(loom, shuttle))]
         Self {}
     }
 
     pub(crate) fn snooze(&self) {
-        #[cfg(not(loom))]
+        #[cfg(not(any(loom, shuttle)))]
         self.inner.snooze();
-        #[cfg(loom)]
+        #[cfg(any(loom, shuttle))]
         thread::yield_now();
     }
 
     /// Begins again with the shortest wait.
     pub(crate) fn reset(&self) {
-        #[cfg(not(loom))]
+        #[cfg(not(any(loom, shuttle)))]
         self.inner.reset();
     }
 
     /// Whether waiting any longer should be done by parking.
     pub(crate) fn is_completed(&self) -> bool {
-        #[cfg(not(loom))]
+        #[cfg(not(any(loom, shuttle)))]
         return self.inner.is_completed();
-        #[cfg(loom)]
+        #[cfg(any(loom, shuttle))]
         true
     }
 }

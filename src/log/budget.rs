@@ -31,7 +31,7 @@ impl Budget {
         Arc::new(Self { pool: Pool::new(limit), recent: Mutex::new(Recent::default()) })
     }
 
-    #[cfg(all(test, feature = "store", not(loom)))]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn claimed(&self) -> u64 {
         self.pool.claimed()
     }

@@ -545,3 +545,6 @@ fn show(range: &Range<u64>) -> String {
 
 #[cfg(all(test, not(loom)))]
 mod tests;
+
+#[cfg(all(test, shuttle))]
+mod races;

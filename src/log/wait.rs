@@ -130,7 +130,7 @@ impl Frontier {
 }
 
 fn park_until(deadline: Option<std::time::Instant>) {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     if let Some(deadline) = deadline {
         return thread::park_timeout(deadline.saturating_duration_since(std::time::Instant::now()));
     }

@@ -5,13 +5,13 @@ use super::{FRAMES, header::Header};
 use crate::{
     chunk::{Chunk, Extent},
     disk::{Aligned, BLOCK, Disk, File},
+    sync::{Condvar, Mutex, lock},
 };
 use std::{
     cell::RefCell,
     io::{self, IoSlice},
     ops::Range,
     path::{Path, PathBuf},
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
 
 /// How much is zeroed at a time, and kept zeroed ahead of the frames. Writing to blocks that were written before
@@ -68,10 +68,6 @@ pub(crate) struct SegmentFile {
     zeroed: Condvar,
 }
 
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl SegmentFile {
     /// A file for some later segment of `capacity`, all its room reserved, under the passing name `number`.
     pub(crate) fn prepare(disk: &dyn Disk, dir: &Path, number: u64, capacity: u64) -> io::Result<Self> {
@@ -98,7 +94,7 @@ impl SegmentFile {
     pub(crate) fn begin(&self, disk: &dyn Disk, dir: &Path, header: &Header) -> io::Result<()> {
         self.write_header(header, 0)?;
         let to = dir.join(name(header.base));
-        let mut path = held(&self.path);
+        let mut path = lock(&self.path);
         disk.rename(&path, &to)?;
         *path = to;
         disk.sync_dir(dir)
@@ -106,7 +102,7 @@ impl SegmentFile {
 
     /// Removes a file that was prepared and is not needed.
     pub(crate) fn discard(&self, disk: &dyn Disk) {
-        let _ = disk.remove(&held(&self.path)); // if it stays, the next opening removes it
+        let _ = disk.remove(&lock(&self.path)); // if it stays, the next opening removes it
     }
 
     /// Writes the header block with the mark that so many records are durable.
@@ -120,13 +116,10 @@ impl SegmentFile {
     /// memory, the last one, if it is not full, through a block of this thread's with zeros behind the frames, so that
     /// no byte leaves that is not part of a published record.
     pub(crate) fn write(&self, chunk: &Chunk, from: Extent, to: Extent) -> io::Result<()> {
-        BOUNCE.with_borrow_mut(|bounce| {
-            let bounce = match bounce {
-                Some(bounce) => bounce,
-                None => bounce.insert(Aligned::new(BLOCK as usize)?),
-            };
-            self.write_through(chunk, from, to, bounce)
-        })
+        let mut bounce = BOUNCE.take().map_or_else(|| Aligned::new(BLOCK as usize), Ok)?;
+        let written = self.write_through(chunk, from, to, &mut bounce);
+        BOUNCE.set(Some(bounce));
+        written
     }
 
     fn write_through(&self, chunk: &Chunk, from: Extent, to: Extent, bounce: &mut Aligned) -> io::Result<()> {
@@ -157,9 +150,9 @@ impl SegmentFile {
 
     /// Takes a range for frames: waits until no zeros are being written there, and keeps later ones out.
     fn claim(&self, range: Range<u64>) {
-        let mut progress = held(&self.progress);
+        let mut progress = lock(&self.progress);
         while progress.zeroing.start < range.end && range.start < progress.zeroing.end {
-            progress = self.zeroed.wait(progress).unwrap_or_else(PoisonError::into_inner);
+            progress = self.zeroed.wait(progress).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
         progress.written = progress.written.max(range.end);
         progress.touched = progress.touched.max(range.end);
@@ -167,14 +160,14 @@ impl SegmentFile {
 
     /// Whether zeros ahead would help the next small writes.
     pub(crate) fn wants_zeros(&self) -> bool {
-        let progress = held(&self.progress);
+        let progress = lock(&self.progress);
         progress.touched < self.capacity && progress.touched < progress.written + AHEAD / 2
     }
 
     /// Writes the next zeros ahead of the frames.
     pub(crate) fn zero_ahead(&self) -> io::Result<()> {
         let range = {
-            let mut progress = held(&self.progress);
+            let mut progress = lock(&self.progress);
             let start = progress.touched.max(progress.written).next_multiple_of(BLOCK);
             let end = (start + AHEAD).min(self.capacity);
             if start >= end {
@@ -185,7 +178,7 @@ impl SegmentFile {
         };
         let result = Aligned::new((range.end - range.start) as usize)
             .and_then(|zeros| self.file.write_at(&[IoSlice::new(&zeros)], FRAMES + range.start));
-        let mut progress = held(&self.progress);
+        let mut progress = lock(&self.progress);
         progress.zeroing = 0..0;
         if result.is_ok() {
             progress.touched = progress.touched.max(range.end);

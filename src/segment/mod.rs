@@ -17,7 +17,7 @@ use crate::{
     chunk::{Chunk, MAX_CAPACITY},
     disk::BLOCK,
     frame::Key,
-    sync::{Arc, SwapOption},
+    sync::{Arc, Mutex, SwapOption, lock},
 };
 use std::sync::OnceLock;
 
@@ -33,7 +33,7 @@ pub(crate) struct Segment {
     /// What its frames are written and verified with.
     pub(crate) key: Key,
     /// Its file while it is written; let go once it is sealed.
-    file: std::sync::Mutex<Option<std::sync::Arc<file::SegmentFile>>>,
+    file: Mutex<Option<std::sync::Arc<file::SegmentFile>>>,
     /// Its records in memory: always there until it is sealed, then as long as the budget lasts.
     pub(crate) chunk: SwapOption<Chunk>,
     /// The segment that goes on where this one was closed. Set once.
@@ -48,7 +48,7 @@ impl Segment {
         Self {
             header,
             key: header.key(),
-            file: std::sync::Mutex::new(file.map(std::sync::Arc::new)),
+            file: Mutex::new(file.map(std::sync::Arc::new)),
             chunk: SwapOption::new(Some(chunk)),
             next: SwapOption::new(None),
             sealed: OnceLock::new(),
@@ -60,7 +60,7 @@ impl Segment {
         Self {
             header,
             key: header.key(),
-            file: std::sync::Mutex::new(None),
+            file: Mutex::new(None),
             chunk: SwapOption::new(None),
             next: SwapOption::new(None),
             sealed: OnceLock::from(sealed),
@@ -83,13 +83,13 @@ impl Segment {
 
     /// The file, as long as the segment is written.
     pub(crate) fn file(&self) -> Option<std::sync::Arc<file::SegmentFile>> {
-        self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        lock(&self.file).clone()
     }
 
     /// Notes that the segment is sealed: from now on it is read by its name.
     pub(crate) fn set_sealed(&self, sealed: sealed::Sealed) {
         let _ = self.sealed.set(sealed); // by one thread, once
-        *self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        *lock(&self.file) = None;
     }
 }
 
