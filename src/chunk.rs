@@ -7,8 +7,8 @@
 //!
 //! # What always holds
 //! - A region is reserved by exactly one append: `tail` only grows, by read-modify-writes.
-//! - A slot is stored once, after its frame is whole. A batch's slots are stored last to first, so who sees a
-//!   batch's first record sees all of them.
+//! - A slot is stored once, after its frame is whole. A batch's first slot is stored last, so whoever sees a batch's
+//!   first record sees all of them.
 //! - Exactly one append goes from "fits" to "does not": it stores the closing point, once. What starts later
 //!   than that gets nothing and goes to the next chunk.
 //!
@@ -29,7 +29,7 @@ mod pool;
 
 use crate::{
     frame::{self, Frame, Key, MORE, Stamp, WORD},
-    sync::{Arc, AtomicU64, Ordering},
+    sync::{Arc, AtomicU32, AtomicU64, Ordering},
 };
 use crossbeam::utils::CachePadded;
 pub(crate) use image::{Before, Content, Found, Images, Label, WITHOUT_IMAGE};
@@ -74,6 +74,12 @@ const fn cost(packed: u64) -> u64 {
     (packed & ((1 << WORD_BITS) - 1)) * WORD as u64 + (packed >> WORD_BITS) * 4
 }
 
+/// What a record of so many bytes takes of a segment, its place in the index included.
+#[cfg(feature = "server")]
+pub(crate) fn record_needs(bytes: usize) -> u64 {
+    frame::words(bytes) * WORD as u64 + 4
+}
+
 /// What is appended as a record: bytes, or bytes that are marked as JSON.
 pub(crate) trait Value {
     fn bytes(&self) -> &[u8];
@@ -93,38 +99,56 @@ impl<T: AsRef<[u8]> + ?Sized> Value for &T {
     }
 }
 
+/// Values that are appended as one. They are gone through more than once, and are the same each time.
+pub(crate) trait Values {
+    /// Calls `f` with the bytes of each value, in order, and with how to mark the record.
+    fn each(&self, f: impl FnMut(&[u8], u16));
+}
+
+impl<V: Value> Values for [V] {
+    #[inline]
+    fn each(&self, mut f: impl FnMut(&[u8], u16)) {
+        for value in self {
+            f(value.bytes(), value.flags());
+        }
+    }
+}
+
+impl<V: Value, const N: usize> Values for [V; N] {
+    #[inline]
+    fn each(&self, f: impl FnMut(&[u8], u16)) {
+        self[..].each(f);
+    }
+}
+
 /// Values that are appended as one, and the space they take; made before anything is reserved, so that what can
 /// be refused is refused first.
 #[derive(Debug)]
-pub(crate) struct Batch<'a, V> {
-    values: &'a [V],
+pub(crate) struct Batch<'a, S: ?Sized> {
+    values: &'a S,
     size: Extent,
 }
 
-impl<V> Clone for Batch<'_, V> {
+impl<S: ?Sized> Clone for Batch<'_, S> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<V> Copy for Batch<'_, V> {}
+impl<S: ?Sized> Copy for Batch<'_, S> {}
 
-impl<'a, V: Value> Batch<'a, V> {
-    /// `None` where the values do not fit into a chunk of `largest` bytes even when it is empty.
+impl<'a, S: Values + ?Sized> Batch<'a, S> {
+    /// `Err` with what they need where the values do not fit into a chunk of `largest` bytes even when it is empty.
     #[inline]
-    pub(crate) fn new(values: &'a [V], largest: u64) -> Option<Self> {
-        let mut words = 0;
-        for value in values {
-            words += frame::words(value.bytes().len());
-        }
-        let needs = words * WORD as u64 + values.len() as u64 * 4;
-        let size = Extent { records: values.len() as u32, words: words as u32 };
-        (needs <= largest).then_some(Self { values, size })
-    }
-
-    /// What these values need, however much that is.
-    pub(crate) fn bytes_of(values: &[V]) -> u64 {
-        values.iter().map(|value| frame::words(value.bytes().len()) * WORD as u64 + 4).sum()
+    pub(crate) fn new(values: &'a S, largest: u64) -> Result<Self, u64> {
+        let (mut records, mut words) = (0u64, 0);
+        values.each(|bytes, _| {
+            records += 1;
+            words += frame::words(bytes.len());
+        });
+        let needs = words * WORD as u64 + records * 4;
+        let size = Extent { records: records as u32, words: words as u32 };
+        if needs <= largest { Ok(Self { values, size }) } else { Err(needs) }
     }
 
     pub(crate) fn records(&self) -> u32 {
@@ -210,9 +234,9 @@ impl Chunk {
 
     /// Appends `batch`, or only if the next record's number is `expected`.
     #[inline]
-    pub(crate) fn append<V: Value>(
+    pub(crate) fn append<S: Values + ?Sized>(
         &self,
-        batch: Batch<'_, V>,
+        batch: Batch<'_, S>,
         expected: Option<u32>,
         imprint: Imprint,
     ) -> Placed {
@@ -261,30 +285,39 @@ impl Chunk {
     }
 
     #[inline]
-    fn fill<V: Value>(&self, first: Extent, batch: Batch<'_, V>, imprint: Imprint) {
-        let mut word = first.words;
-        let last = batch.values.len() - 1;
-        for (n, value) in batch.values.iter().enumerate() {
-            let record = first.records + n as u32;
+    fn fill<S: Values + ?Sized>(&self, first: Extent, batch: Batch<'_, S>, imprint: Imprint) {
+        let Extent { records, words: reserved } = batch.size;
+        let (mut n, mut word) = (0, 0);
+        batch.values.each(|value, flags| {
+            let record = first.records + n;
             let behind = u64::from(record).wrapping_add(imprint.lead);
             let stamp = Stamp {
                 record,
                 behind: u32::try_from(behind).unwrap_or(u32::MAX),
                 time: imprint.time,
-                flags: if n < last { MORE } else { 0 } | value.flags(),
+                flags: if n + 1 < records { MORE } else { 0 } | flags,
             };
-            let value = value.bytes();
             let words = frame::words(value.len()) as u32;
-            // SAFETY: the words lie in what this append alone has reserved by its add to `tail`, within the
-            // capacity as checked by `append`; no slot points there yet, so nobody reads them.
-            unsafe { self.memory().write(word, words, |dst| frame::encode(dst, imprint.key, stamp, value)) };
-            word += words;
-        }
-        for (n, value) in batch.values.iter().enumerate().rev() {
-            word -= frame::words(value.bytes().len()) as u32;
-            let slot = self.memory().slot(first.records + n as u32).expect("as many slots as records fit");
-            slot.store(word + 1, Ordering::Release);
-        }
+            assert!(n < records && words <= reserved - word, "values are the same each time");
+            let start = first.words + word;
+            // SAFETY: the words lie in what this append alone has reserved by its add to `tail` (the line above:
+            // none beyond it), within the capacity as checked by `append`; no slot points there yet, so nobody reads
+            // them.
+            unsafe {
+                self.memory().write(start, words, |dst| frame::encode(dst, imprint.key, stamp, value));
+            };
+            if n > 0 {
+                self.slot(record).store(start + 1, Ordering::Release);
+            }
+            (n, word) = (n + 1, word + words);
+        });
+        // Last, so that the batch appears as a whole: what is seen is contiguous.
+        self.slot(first.records).store(first.words + 1, Ordering::Release);
+    }
+
+    #[inline]
+    fn slot(&self, record: u32) -> &AtomicU32 {
+        self.memory().slot(record).expect("as many slots as records fit")
     }
 
     /// Closes the chunk, so that no append finds room any more. Does nothing where it is closed already.

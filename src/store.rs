@@ -286,6 +286,12 @@ impl Store {
         Ok(Self { inner: Arc::new(inner), keeper: None })
     }
 
+    /// The largest batch that a log with these settings takes, in bytes of a segment.
+    #[cfg(feature = "server")]
+    pub(crate) fn batch_bytes(&self, settings: &LogSettings) -> u64 {
+        settings.segment_bytes.unwrap_or(self.inner.options.log.segment_bytes)
+    }
+
     /// The log of this name, if it is open already: never waits for a disk.
     pub fn get_open(&self, name: &str) -> Option<Arc<OpenLog>> {
         let entry = self.inner.entry(name)?;

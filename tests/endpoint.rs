@@ -78,14 +78,17 @@ fn bad_requests_get_a_clear_answer_and_store_nothing() {
     // What is announced as too large is refused before it is sent; the connection ends after that.
     let mut other = server.connect();
     other
-        .send(format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", large.len()).as_bytes())
+        .send(
+            format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", large.len())
+                .as_bytes(),
+        )
         .unwrap();
     let answer = other.answer().unwrap();
     assert_eq!((answer.status, code(&answer.body)), (413, "body_too_large"));
     // Chunked, it is noticed as it comes.
     let mut other = server.connect();
     let chunked = format!(
-        "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{large}",
+        "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{large}",
         large.len()
     );
     other.send(chunked.as_bytes()).unwrap();
@@ -98,10 +101,10 @@ fn a_body_that_stops_half_way_or_comes_too_slowly_stores_nothing() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--body-seconds", "1", "--header-seconds", "1"]);
     let mut half = server.connect();
-    half.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 40\r\n\r\n{\"record\":{\"val").unwrap();
+    half.send(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 40\r\n\r\n{\"record\":{\"val").unwrap();
     drop(half);
     let mut slow = server.connect();
-    slow.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 40\r\n\r\n{\"record\":{\"val").unwrap();
+    slow.send(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 40\r\n\r\n{\"record\":{\"val").unwrap();
     let answer = slow.answer().unwrap();
     assert_eq!((answer.status, code(&answer.body)), (408, "body_too_slow"));
     // A header section that never ends.
@@ -122,23 +125,36 @@ fn a_header_section_over_the_limit_is_refused() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--max-header", "8192"]);
     let mut client = server.connect();
-    let request = format!("GET /healthz HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(20_000));
+    let request = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "y".repeat(20_000));
     let _ = client.send(request.as_bytes()); // it may hang up before all is sent
     assert_eq!(client.answer().unwrap().status, 431);
 }
 
 #[test]
-fn connections_over_the_limit_wait_until_one_is_closed() {
+fn a_connection_over_the_limit_waits_for_a_request_and_takes_the_place_of_an_idle_one() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--max-connections", "1", "--threads", "1"]);
     let mut first = server.connect();
-    first.append(b"a").unwrap();
+    let body = br#"{"record":{"value":"aGk="}}"#;
+    first
+        .send(
+            format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len())
+                .as_bytes(),
+        )
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(50)); // so that its request is in flight
     let address = server.address.clone();
     let second = std::thread::spawn(move || Client::connect(&address).unwrap().append(b"b").unwrap());
     std::thread::sleep(Duration::from_millis(200));
     assert!(!second.is_finished(), "a second connection was served beside the only one allowed");
-    drop(first);
-    assert_eq!(second.join().unwrap(), 1);
+    first.send(body).unwrap();
+    assert_eq!(first.answer().unwrap().body, "{\"offset\":0}\n");
+    assert_eq!(
+        second.join().unwrap(),
+        1,
+        "an idle connection makes place, without being closed by its client"
+    );
+    assert!(first.append(b"c").is_err());
 }
 
 #[test]
@@ -150,8 +166,11 @@ fn stopping_finishes_what_is_in_flight_and_releases_the_lock() {
         idle.append(b"before").unwrap();
         let mut half = server.connect();
         let body = br#"{"record":{"value":"aGk="}}"#;
-        half.send(format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes())
-            .unwrap();
+        half.send(
+            format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len())
+                .as_bytes(),
+        )
+        .unwrap();
         half.send(&body[..10]).unwrap();
         std::thread::sleep(Duration::from_millis(100));
         let finishing = std::thread::spawn(move || {
@@ -239,7 +258,7 @@ fn a_client_that_reads_nothing_is_dropped_and_others_are_served() {
     server.connect().append(&value).unwrap();
     let mut deaf: Vec<Client> = (0..4).map(|_| server.connect()).collect();
     for client in &mut deaf {
-        client.send(b"GET /?offset=0 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        client.send(b"GET /?offset=0 HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     }
     let begun = Instant::now();
     assert_eq!(server.connect().append(b"x").unwrap(), 1);
@@ -272,7 +291,7 @@ fn a_server_that_recovers_says_so_and_is_not_ready() {
         std::thread::sleep(Duration::from_millis(10));
     };
     let ask = |client: &mut Client, path: &str| {
-        client.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
         client.answer().unwrap()
     };
     let waiting = ask(&mut client, "/readyz");

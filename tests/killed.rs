@@ -34,7 +34,7 @@ fn produce(server: &Server, round: u64, connection: u64) -> Vec<(u64, Vec<u8>)> 
 /// The next values from an offset on, if there are any; they have no line ends in them.
 fn read(client: &mut Client, offset: u64) -> Option<Vec<Vec<u8>>> {
     let target = format!("/v1/logs/default/records?offset={offset}&limit=100000&max_bytes=1000000");
-    let head = format!("GET {target} HTTP/1.1\r\nHost: test\r\nAccept: text/plain\r\n\r\n");
+    let head = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nAccept: text/plain\r\n\r\n");
     client.send(head.as_bytes()).unwrap();
     let answer = client.answer().unwrap();
     assert_eq!(answer.status, 200, "{}", answer.body);

@@ -89,7 +89,7 @@ fn real_answers_have_the_members_that_it_says() {
     fits(&document, "Settings", &json(&created.body)["settings"]);
     let appended = client.request("POST", "/v1/logs/a/records", b"x").unwrap();
     fits(&document, "Appended", &json(&appended.body));
-    let read = "GET /v1/logs/a/records HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\n\r\n";
+    let read = "GET /v1/logs/a/records HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\r\n";
     client.send(read.as_bytes()).unwrap();
     let range = json(&client.answer().unwrap().body);
     fits(&document, "Range", &range);

@@ -24,8 +24,9 @@ fn member<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
 }
 
 fn send(client: &mut Client, target: &str, headers: &[(&str, &str)], method: &str, body: &[u8]) -> Answer {
-    let mut bytes = format!("{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n", body.len())
-        .into_bytes();
+    let mut bytes =
+        format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", body.len())
+            .into_bytes();
     for (name, value) in headers {
         bytes.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
     }
@@ -374,7 +375,8 @@ fn long_polls_end_when_something_comes_or_time_is_up() {
 fn tail(server: &Server, target: &str, headers: &str) -> impl Iterator<Item = String> + use<> {
     let mut stream = TcpStream::connect(&server.address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n{headers}\r\n");
+    let request =
+        format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).unwrap();
     BufReader::new(stream)
         .lines()
@@ -417,7 +419,7 @@ fn a_slow_reader_is_dropped_and_told_and_may_resume() {
         let mut stream = TcpStream::connect(&server.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let request = format!(
-            "GET {base}?offset={offset} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept: text/event-stream\r\n\r\n"
+            "GET {base}?offset={offset} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAccept: text/event-stream\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).unwrap();
         stream
@@ -496,7 +498,7 @@ fn stopping_ends_tails_and_long_polls() {
     append(&mut client, "/v1/logs/a/records", "text/plain", b"0");
     let mut lines = tail(&server, "/v1/logs/a/records", "");
     lines.next().unwrap();
-    client.send(b"GET /v1/logs/a/records?offset=1&wait=50s HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    client.send(b"GET /v1/logs/a/records?offset=1&wait=50s HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     std::thread::sleep(Duration::from_millis(100));
     let begun = Instant::now();
     assert_eq!(server.terminate(), Some(0));
@@ -512,7 +514,7 @@ fn a_body_that_stops_half_way_stores_nothing() {
     append(&mut client, "/v1/logs/a/records", NDJSON, b"0");
     for cut in [0, 1, 2, 3, 4] {
         let mut half = TcpStream::connect(&server.address).unwrap();
-        let head = "POST /v1/logs/a/records HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: 5\r\n\r\n";
+        let head = "POST /v1/logs/a/records HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\nContent-Length: 5\r\n\r\n";
         half.write_all(head.as_bytes()).unwrap();
         half.write_all(&b"1\n2\n3"[..cut]).unwrap();
         half.shutdown(std::net::Shutdown::Write).unwrap();

@@ -66,12 +66,12 @@ fn an_expected_number_is_compared_and_a_wrong_one_changes_nothing() {
 #[test]
 fn a_batch_that_no_empty_chunk_holds_is_refused_before_anything_is_reserved() {
     let value = vec![0; 4096];
-    assert!(Batch::new(&[&value], 4096).is_none());
+    assert!(Batch::new(&[&value], 4096).is_err());
     assert!(
-        Batch::new(&[&value[..4096 - 24 - 4 - 4]], 4096).is_some(),
+        Batch::new(&[&value[..4096 - 24 - 4 - 4]], 4096).is_ok(),
         "the value, header, padding and index fill it"
     );
-    assert!(Batch::new(&[&value[..4096 - 24 - 7]], 4096).is_none());
+    assert!(Batch::new(&[&value[..4096 - 24 - 7]], 4096).is_err());
 }
 
 #[test]

@@ -64,6 +64,9 @@ pub(super) struct Serve {
     /// The largest request body in bytes once it is decompressed
     #[arg(long, env = "MILLSTREAM_MAX_DECODED", default_value_t = Settings::default().decoded_bytes)]
     max_decoded: usize,
+    /// Memory for bodies and answers of all clients together, in bytes; what would go beyond it is answered 503
+    #[arg(long, env = "MILLSTREAM_MAX_HTTP_MEMORY", default_value_t = Settings::default().memory_bytes)]
+    max_http_memory: usize,
     /// The longest that a read may wait for new records, in seconds
     #[arg(long, env = "MILLSTREAM_WAIT_SECONDS", default_value_t = 60)]
     wait_seconds: u64,
@@ -141,6 +144,7 @@ impl Serve {
             body_time: Duration::from_secs(self.body_seconds),
             grace: Duration::from_secs(self.grace_seconds),
             decoded_bytes: self.max_decoded,
+            memory_bytes: self.max_http_memory,
             wait_time: Duration::from_secs(self.wait_seconds),
             heartbeat: Duration::from_secs(self.heartbeat_seconds),
             create_logs: self.create_logs,

@@ -1,37 +1,84 @@
-//! Request bodies: read whole, within a size and a time, and parsed as JSON.
+//! Request bodies: read whole, within a size, a time and the server's memory, decompressed, and parsed as JSON.
 
-use super::{problem::Problem, server::Limits};
+use super::{
+    formats::Meter,
+    memory::{Buffer, FREE, Grant, Purpose},
+    problem::Problem,
+    router::Context,
+};
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::{StatusCode, body::Body};
 use serde::Deserialize;
 use std::io::Read;
 
-/// Reads a body. What is announced to be too large is not read at all.
-pub(super) async fn read<B>(body: B, limits: &Limits) -> Result<Bytes, Problem>
+/// Reads a body. What is announced to be too large is not read at all, nor is what there is no memory for.
+pub(super) async fn read<B>(body: B, context: &Context) -> Result<Bytes, Problem>
 where
-    B: Body<Data = Bytes>,
+    B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
-    let limit = limits.body_bytes;
-    let too_large = || {
-        let detail = format!("the body is over the limit of {limit} bytes; send less at once");
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+    let (limits, memory) = (&context.limits, &context.memory);
+    let limit = limits.body_bytes as u64;
+    let (least, most) = (body.size_hint().lower(), body.size_hint().upper().unwrap_or(limit));
+    if least > limit {
+        return Err(too_large(limits.body_bytes, ""));
+    }
+    if least > FREE as u64 && !memory.has_room(Purpose::Request, least as usize) {
+        return Err(Problem::overloaded());
+    }
+    let grant = memory.grant(Purpose::Request);
+    let read = tokio::time::timeout(limits.body_time, collect(body, most.min(limit) as usize, grant)).await;
+    read.unwrap_or_else(|_| {
+        let detail = format!("the body did not arrive within {} seconds", limits.body_time.as_secs());
+        Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", detail))
+    })
+}
+
+fn too_large(limit: usize, when: &str) -> Problem {
+    let detail = format!("the body is over the limit of {limit} bytes{when}; send less at once");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+}
+
+async fn collect<B>(mut body: B, most: usize, mut grant: Grant) -> Result<Bytes, Problem>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
+    let mut next = async || loop {
+        match body.frame().await {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) if data.len() > most => return Err(too_large(most, "")),
+                Ok(data) => return Ok(Some((data, body.is_end_stream()))),
+                Err(_) => {} // trailers
+            },
+            Some(Err(error)) => {
+                return Err(Problem::bad_request(
+                    "body_incomplete",
+                    format!("the body ended early: {error}"),
+                ));
+            }
+            None => return Ok(None),
+        }
     };
-    if body.size_hint().lower() > limit as u64 {
-        return Err(too_large());
-    }
-    match tokio::time::timeout(limits.body_time, Limited::new(body, limit).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) => {
-            Err(Problem::bad_request("body_incomplete", format!("the body ended early: {error}")))
+    let Some((first, all)) = next().await? else { return Ok(Bytes::new()) };
+    if all {
+        // As it came, in the connection's own buffer.
+        if first.len() > FREE {
+            grant.cover(first.len())?;
         }
-        Err(_) => {
-            let detail = format!("the body did not arrive within {} seconds", limits.body_time.as_secs());
-            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", detail))
-        }
+        return Ok(grant.hold(first));
     }
+    let mut buffer = Buffer::new(most, grant);
+    buffer.extend(&first)?;
+    drop(first);
+    while let Some((data, _)) = next().await? {
+        if data.len() > buffer.left() {
+            return Err(too_large(most, ""));
+        }
+        buffer.extend(&data)?;
+    }
+    Ok(buffer.freeze())
 }
 
 /// How a body is compressed.
@@ -56,39 +103,60 @@ impl Encoding {
         }
     }
 
-    /// The body as it was before it was compressed, up to `limit` bytes.
-    pub(super) fn decode(self, body: Bytes, limit: usize) -> Result<Bytes, Problem> {
-        let broken = |error: std::io::Error| {
-            let detail = format!("the body does not decode as its Content-Encoding says: {error}");
-            Problem::bad_request("invalid_encoding", detail)
-        };
-        let mut decoded = Vec::new();
-        let most = limit as u64 + 1;
-        match self {
+    /// The body as it was before it was compressed, up to `limit` bytes, into memory of the budget; and no further than
+    /// until it is clear that its records are too many for the log.
+    pub(super) fn decode(
+        self,
+        body: Bytes,
+        limit: usize,
+        grant: Grant,
+        mut meter: Meter,
+    ) -> Result<Bytes, Problem> {
+        let mut decoder: Box<dyn Read + '_> = match self {
             Self::Identity => return Ok(body),
-            Self::Gzip => {
-                flate2::bufread::MultiGzDecoder::new(&body[..]).take(most).read_to_end(&mut decoded)
+            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(&body[..])),
+            Self::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(&body[..]).map_err(broken)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;
+                Box::new(decoder)
             }
-            Self::Zstd => zstd::stream::read::Decoder::with_buffer(&body[..])
-                .and_then(|decoder| decoder.take(most).read_to_end(&mut decoded)),
+        };
+        let mut buffer = Buffer::new(limit.saturating_add(1), grant);
+        loop {
+            let more = buffer.grow(AT_ONCE, |space| decoder.read(space))?.map_err(broken)?;
+            if more.is_empty() {
+                break;
+            }
+            meter.see(more)?;
+            if buffer.len() > limit {
+                return Err(too_large(limit, " once decoded"));
+            }
         }
-        .map_err(broken)?;
-        if decoded.len() > limit {
-            let detail =
-                format!("the body is over the limit of {limit} bytes once decoded; send less at once");
-            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail));
-        }
-        Ok(decoded.into())
+        drop(decoder);
+        Ok(buffer.freeze())
     }
+}
+
+/// The largest window of zstd that is had for a client, 8 MiB: what RFC 9659 has HTTP's senders keep to.
+const ZSTD_WINDOW_LOG: u32 = 23;
+/// Bytes that are decoded between two looks at what they are.
+const AT_ONCE: usize = 64 << 10;
+
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn broken(error: std::io::Error) -> Problem {
+    let detail = format!("the body does not decode as its Content-Encoding says: {error}");
+    Problem::bad_request("invalid_encoding", detail)
 }
 
 /// Parses a body: `invalid_json` for what is no JSON, `invalid_request` for JSON that is not what is `expected`.
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], expected: &str) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|error| {
-        if error.is_data() {
-            Problem::bad_request("invalid_request", format!("{error}; send {expected}"))
-        } else {
-            Problem::bad_request("invalid_json", format!("the body is not JSON: {error}; send {expected}"))
-        }
-    })
+    serde_json::from_slice(body).map_err(|error| not_parsed(&error, expected))
+}
+
+pub(super) fn not_parsed(error: &serde_json::Error, expected: &str) -> Problem {
+    if error.is_data() {
+        Problem::bad_request("invalid_request", format!("{error}; send {expected}"))
+    } else {
+        Problem::bad_request("invalid_json", format!("the body is not JSON: {error}; send {expected}"))
+    }
 }

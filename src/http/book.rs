@@ -3,8 +3,9 @@
 
 use super::{
     body,
+    memory::{FREE, Purpose},
     problem::Problem,
-    router::{Answer, Context, json},
+    router::{Answer, Context, full, json, json_of, json_text},
 };
 use crate::log::{Payload, Record};
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -89,7 +90,7 @@ struct ConsumedRecord<'a> {
 }
 
 pub(super) async fn post(context: &Context, request: Request<Incoming>) -> Result<Answer, Problem> {
-    let bytes = body::read(request.into_body(), &context.limits).await?;
+    let bytes = body::read(request.into_body(), context).await?;
     let Produce { record } = body::parse(&bytes, r#"{"record":{"value":"<base64>"}}"#)?;
     let value = BASE64_STANDARD.decode(record.value.as_bytes()).map_err(|error| {
         Problem::bad_request(
@@ -110,7 +111,7 @@ pub(super) async fn get(context: &Context, request: Request<Incoming>) -> Result
     let offset = if let Some(offset) = from_query {
         offset
     } else {
-        let bytes = body::read(request.into_body(), &context.limits).await?;
+        let bytes = body::read(request.into_body(), context).await?;
         if bytes.is_empty() {
             let detail = r#"say which record: a body {"offset":0}, or /?offset=0"#;
             return Err(Problem::bad_request("offset_missing", detail));
@@ -119,12 +120,17 @@ pub(super) async fn get(context: &Context, request: Request<Incoming>) -> Result
         offset.0.ok_or_else(invalid_offset)?
     };
     let log = context.log(LOG).await?;
-    Ok(render(&context.read(&log, offset).await?))
+    render(context, &context.read(&log, offset).await?)
 }
 
-fn render(record: &Record) -> Answer {
+fn render(context: &Context, record: &Record) -> Result<Answer, Problem> {
+    let mut grant = context.memory.grant(Purpose::Answer);
+    if record.value().len() > FREE / 2 {
+        grant.cover(record.value().len() * 3)?; // in base64, and once more in JSON
+    }
     let value = BASE64_STANDARD.encode(record.value());
-    json(&Consumed { record: ConsumedRecord { value: &value, offset: record.offset() } })
+    let text = json_text(&Consumed { record: ConsumedRecord { value: &value, offset: record.offset() } });
+    Ok(json_of(full(grant.hold(text))))
 }
 
 fn invalid_offset() -> Problem {

@@ -1,7 +1,11 @@
 //! What the live tails of one log share within a runtime: the events at the log's end, rendered once for all of them;
 //! and one task that waits for the log to grow, for a while without news, and for the server to stop, and tells them.
 
-use super::{commit::Instance, formats};
+use super::{
+    commit::Instance,
+    formats,
+    memory::{FREE, Grant, Memory, Purpose},
+};
 use crate::{
     log::{Error, Reader},
     store::OpenLog,
@@ -105,7 +109,7 @@ impl Feed {
 
     /// The events from `offset` on, and the offset behind them, for one who is at the end, or a piece away from it.
     /// `None` for one who is further behind.
-    pub(super) fn latest(&self, offset: u64) -> Option<Result<(Bytes, u64), Error>> {
+    pub(super) fn latest(&self, offset: u64, memory: &Arc<Memory>) -> Option<Result<(Bytes, u64), Error>> {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         if offset == latest.from && !latest.events.is_empty() {
             return Some(Ok((latest.events.clone(), latest.reader.offset())));
@@ -115,7 +119,7 @@ impl Feed {
         }
         latest.reader.seek(offset); // of several, who is furthest leads, and the others come up with it
         latest.events = Bytes::new(); // so that after an error they are not taken for those before the reader
-        let rendered = render(&mut latest.reader);
+        let rendered = render(&mut latest.reader, memory.grant(Purpose::Answer));
         Some(rendered.map(|events| {
             (latest.from, latest.events) = (offset, events.clone());
             (events, latest.reader.offset())
@@ -180,12 +184,18 @@ async fn watch(
     }
 }
 
-/// The next events of a reader; none where it is at the end.
-pub(super) fn render(reader: &mut Reader) -> Result<Bytes, Error> {
+/// The next events of a reader; none where it is at the end, or there is no memory for one.
+pub(super) fn render(reader: &mut Reader, mut grant: Grant) -> Result<Bytes, Error> {
     let mut out = Vec::new();
     while out.len() < PIECE {
         match reader.read_next() {
             Ok(Some(record)) => {
+                let bytes = out.len() + formats::rendered_bytes(&record);
+                if bytes > FREE && grant.cover(bytes).is_err() {
+                    let offset = record.offset;
+                    reader.seek(offset);
+                    break;
+                }
                 out.extend_from_slice(format!("id: {}\ndata: ", record.offset).as_bytes());
                 formats::object(&mut out, &record);
                 out.extend_from_slice(b"\n\n");
@@ -200,5 +210,5 @@ pub(super) fn render(reader: &mut Reader) -> Result<Bytes, Error> {
             Err(error) => return Err(error),
         }
     }
-    Ok(out.into())
+    Ok(grant.hold(out))
 }

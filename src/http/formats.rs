@@ -11,14 +11,24 @@
 //! Of frames all numbers are little-endian, and the mark is bit 31 of the length: the value is JSON. `time` is in
 //! milliseconds since 1970.
 
-use super::problem::Problem;
-use crate::log::{Payload, RecordRef};
+use super::{
+    memory::{Buffer, Grant},
+    problem::Problem,
+};
+use crate::{
+    chunk::{Values, record_needs},
+    frame::JSON,
+    log::RecordRef,
+};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use hyper::StatusCode;
-use serde::{Deserialize, de::IgnoredAny};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 use serde_json::value::RawValue;
-use std::{borrow::Cow, io::Write, ops::Range};
+use std::{borrow::Cow, fmt, io::Write};
 
 /// The mark of JSON in a frame's length.
 const JSON_MARK: u32 = 1 << 31;
@@ -63,87 +73,217 @@ impl Format {
     }
 }
 
-/// A body taken apart into records.
-#[derive(Debug)]
-pub(super) struct Batch {
-    body: Bytes,
-    values: Vec<Value>,
+/// How much of a segment, at the most, records may take that are appended as one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    limit: u64,
+    taken: u64,
 }
 
-/// A record out of a body.
-#[derive(Debug)]
-struct Value {
-    place: Place,
-    json: bool,
-}
-
-#[derive(Debug)]
-enum Place {
-    /// A part of the body.
-    Body(Range<usize>),
-    /// What was decoded from one.
-    Decoded(Vec<u8>),
-}
-
-impl Value {
-    /// `part` is a part of `body`.
-    fn part(body: &[u8], part: &[u8], json: bool) -> Self {
-        let start = part.as_ptr() as usize - body.as_ptr() as usize;
-        Self { place: Place::Body(start..start + part.len()), json }
+impl Room {
+    pub(super) fn new(limit: u64) -> Self {
+        Self { limit, taken: 0 }
     }
 
-    fn bytes<'a>(&'a self, body: &'a [u8]) -> &'a [u8] {
-        match &self.place {
-            Place::Body(range) => &body[range.clone()],
-            Place::Decoded(bytes) => bytes,
+    fn take(&mut self, needs: u64) -> Result<(), Problem> {
+        self.taken = self.taken.saturating_add(needs);
+        if self.taken <= self.limit {
+            return Ok(());
+        }
+        let detail = format!(
+            "the records of the body take more than the {} bytes of a segment, each some {} for itself; send less at once",
+            self.limit,
+            record_needs(0)
+        );
+        Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "record_too_large", detail))
+    }
+
+    fn record(&mut self, bytes: usize) -> Result<(), Problem> {
+        self.take(record_needs(bytes))
+    }
+}
+
+/// Looks at a body as it is decoded, and refuses it once its records can no longer fit a segment: a small body may
+/// decode to millions of them. What it counts is never more than what there is.
+pub(super) struct Meter {
+    format: Format,
+    room: Room,
+    /// Of NDJSON: whether something was seen on the line.
+    begun: bool,
+    /// Of frames: bytes that are still to come of the value, and those of a head that has begun.
+    value: u64,
+    head: [u8; 4],
+    head_bytes: usize,
+}
+
+impl Meter {
+    pub(super) fn new(format: Format, room: Room) -> Self {
+        Self { format, room, begun: false, value: 0, head: [0; 4], head_bytes: 0 }
+    }
+
+    pub(super) fn see(&mut self, bytes: &[u8]) -> Result<(), Problem> {
+        let empty = record_needs(0);
+        match self.format {
+            Format::Text => {
+                let lines = memchr::memchr_iter(b'\n', bytes).count() as u64;
+                let values = (bytes.len() as u64).saturating_sub(2 * lines);
+                self.room.take(lines * empty + values)
+            }
+            Format::Ndjson => {
+                let mut lines = 0;
+                for &byte in bytes {
+                    if byte == b'\n' {
+                        lines += u64::from(self.begun);
+                        self.begun = false;
+                    } else {
+                        self.begun |= !byte.is_ascii_whitespace();
+                    }
+                }
+                self.room.take(lines * empty)
+            }
+            Format::Bytes => self.room.take(bytes.len() as u64),
+            Format::Frames => self.frames(bytes),
+            // White space and base64 leave nothing to say about it before it is parsed.
+            Format::Json => Ok(()),
         }
     }
-}
 
-impl Batch {
-    pub(super) fn payloads(&self) -> Vec<Payload<'_>> {
-        self.values.iter().map(|value| Payload { bytes: value.bytes(&self.body), json: value.json }).collect()
-    }
-
-    /// Refuses what a log with these settings does not take. `json_only`: every value must be JSON, and is marked so.
-    /// `most`: bytes of a record.
-    pub(super) fn check(&mut self, json_only: bool, most: Option<u64>) -> Result<(), Problem> {
-        for (n, value) in self.values.iter_mut().enumerate() {
-            let bytes = value.bytes(&self.body);
-            if let Some(most) = most.filter(|&most| bytes.len() as u64 > most) {
-                let length = bytes.len();
-                let detail = format!(
-                    "record {} of the body has {length} bytes, over this log's limit of {most}",
-                    n + 1
-                );
-                return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "record_too_large", detail)
-                    .with("record", n as u64 + 1));
-            }
-            if json_only && !value.json {
-                check_json(bytes).map_err(|error| {
-                    let detail = format!("this log takes JSON only, and record {} is not: {error}", n + 1);
-                    Problem::bad_request("not_json", detail).with("record", n as u64 + 1)
-                })?;
-                value.json = true;
+    fn frames(&mut self, mut bytes: &[u8]) -> Result<(), Problem> {
+        while !bytes.is_empty() {
+            let skipped = self.value.min(bytes.len() as u64);
+            self.value -= skipped;
+            bytes = &bytes[skipped as usize..];
+            let wanted = (self.head.len() - self.head_bytes).min(bytes.len());
+            self.head[self.head_bytes..][..wanted].copy_from_slice(&bytes[..wanted]);
+            self.head_bytes += wanted;
+            bytes = &bytes[wanted..];
+            if self.head_bytes == self.head.len() {
+                self.value = u64::from(u32::from_le_bytes(self.head) & !JSON_MARK);
+                self.head_bytes = 0;
+                self.room.record(self.value as usize)?;
             }
         }
         Ok(())
     }
 }
 
-/// Takes a body apart.
-pub(super) fn parse(format: Format, body: Bytes) -> Result<Batch, Problem> {
-    let values = match format {
-        Format::Ndjson => ndjson(&body)?,
-        Format::Text => lines(&body).map(|(_, line)| Value::part(&body, line, false)).collect(),
-        Format::Bytes => vec![Value::part(&body, &body, false)],
-        Format::Json => json(&body)?,
-        Format::Frames => frames(&body)?,
+/// A body of records. They are found in it each time that they are gone through, so that none costs more memory than
+/// its bytes.
+#[derive(Debug)]
+pub(super) struct Batch {
+    body: Bytes,
+    shape: Shape,
+    /// Whether all are marked as JSON, whatever the shape says.
+    json: bool,
+    records: u64,
+    bytes: u64,
+}
+
+/// How records lie in a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// It is one.
+    One,
+    Lines,
+    /// Lines that are not blank, of JSON.
+    JsonLines,
+    Frames,
+}
+
+impl Values for Batch {
+    #[inline]
+    fn each(&self, mut f: impl FnMut(&[u8], u16)) {
+        let marked = |json| if json || self.json { JSON } else { 0 };
+        match self.shape {
+            Shape::One => f(&self.body, marked(false)),
+            Shape::Lines => lines(&self.body).for_each(|(_, line)| f(line, marked(false))),
+            Shape::JsonLines => json_lines(&self.body).for_each(|(_, line)| f(line, marked(true))),
+            Shape::Frames => {
+                let mut left = &self.body[..];
+                while let Some((value, json, rest)) = frame(left) {
+                    f(value, marked(json));
+                    left = rest;
+                }
+            }
+        }
+    }
+}
+
+impl Batch {
+    /// How many records there are; never none.
+    pub(super) fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// The bytes of their values.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Refuses what a log with these settings does not take. `json_only`: every value must be JSON, and is marked so.
+    /// `most`: bytes of a record.
+    pub(super) fn check(&mut self, json_only: bool, most: Option<u64>) -> Result<(), Problem> {
+        if !json_only && most.is_none() {
+            return Ok(());
+        }
+        let (mut n, mut refused) = (0, None);
+        self.each(|bytes, flags| {
+            n += 1;
+            if refused.is_some() {
+                return;
+            }
+            if let Some(most) = most.filter(|&most| bytes.len() as u64 > most) {
+                let length = bytes.len();
+                let detail =
+                    format!("record {n} of the body has {length} bytes, over this log's limit of {most}");
+                refused = Some(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "record_too_large", detail));
+            } else if json_only && flags & JSON == 0 {
+                refused = check_json(bytes).err().map(|error| {
+                    let detail = format!("this log takes JSON only, and record {n} is not: {error}");
+                    Problem::bad_request("not_json", detail)
+                });
+            }
+            refused = refused.take().map(|problem| problem.with("record", n));
+        });
+        self.json |= json_only;
+        refused.map_or(Ok(()), Err)
+    }
+}
+
+/// Takes a body apart whose records may take so much `room`. What is made of it is in the budget that `grant` is of.
+pub(super) fn parse(format: Format, body: Bytes, mut room: Room, grant: Grant) -> Result<Batch, Problem> {
+    let (body, shape) = match format {
+        Format::Json => (frames_of_json(&body, room, grant)?, Shape::Frames),
+        Format::Ndjson => (body, Shape::JsonLines),
+        Format::Text => (body, Shape::Lines),
+        Format::Bytes => (body, Shape::One),
+        Format::Frames => (body, Shape::Frames),
     };
-    if values.is_empty() {
+    let (mut records, mut bytes) = (0, 0);
+    let mut count = |value: &[u8]| {
+        records += 1;
+        bytes += value.len() as u64;
+        room.record(value.len())
+    };
+    match format {
+        Format::Ndjson => {
+            for (number, line) in json_lines(&body) {
+                check_json(line).map_err(|error| {
+                    let detail =
+                        format!("line {number} is not JSON: {error}; nothing of the body was stored");
+                    Problem::bad_request("invalid_json", detail).with("line", number)
+                })?;
+                count(line)?;
+            }
+        }
+        Format::Text => lines(&body).try_for_each(|(_, line)| count(line))?,
+        Format::Bytes => count(&body)?,
+        Format::Json | Format::Frames => check_frames(&body, format == Format::Frames, count)?,
+    }
+    if records == 0 {
         return Err(Problem::bad_request("empty_batch", "the body has no record; send at least one"));
     }
-    Ok(Batch { body, values })
+    Ok(Batch { body, shape, json: false, records, bytes })
 }
 
 /// The lines of a body with their numbers, without their ends; what follows the last end is a line if it is not
@@ -161,19 +301,9 @@ fn lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     })
 }
 
-fn ndjson(body: &[u8]) -> Result<Vec<Value>, Problem> {
-    let mut values = Vec::new();
-    for (number, line) in lines(body) {
-        if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        check_json(line).map_err(|error| {
-            let detail = format!("line {number} is not JSON: {error}; nothing of the body was stored");
-            Problem::bad_request("invalid_json", detail).with("line", number)
-        })?;
-        values.push(Value::part(body, line, true));
-    }
-    Ok(values)
+/// Those that are not blank.
+fn json_lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    lines(body).filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
 }
 
 fn check_json(value: &[u8]) -> Result<(), String> {
@@ -181,11 +311,38 @@ fn check_json(value: &[u8]) -> Result<(), String> {
     serde_json::from_str::<IgnoredAny>(text).map(drop).map_err(|error| error.to_string())
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Records<'a> {
-    #[serde(borrow)]
-    records: Vec<Record<'a>>,
+/// The first frame of a body: its value, whether that is JSON, and what follows.
+#[inline]
+fn frame(body: &[u8]) -> Option<(&[u8], bool, &[u8])> {
+    let (head, rest) = body.split_first_chunk::<4>()?;
+    let head = u32::from_le_bytes(*head);
+    let (value, rest) = rest.split_at_checked((head & !JSON_MARK) as usize)?;
+    Some((value, head & JSON_MARK != 0, rest))
+}
+
+/// Refuses frames that are not whole, or, where JSON is to be `checked`, not what they say.
+fn check_frames(
+    body: &[u8],
+    checked: bool,
+    mut count: impl FnMut(&[u8]) -> Result<(), Problem>,
+) -> Result<(), Problem> {
+    let (mut left, mut number) = (body, 0);
+    while !left.is_empty() {
+        number += 1;
+        let Some((value, json, rest)) = frame(left) else {
+            let detail = format!("the body ends within frame {number}: its length is wrong, or it was cut");
+            return Err(Problem::bad_request("invalid_frame", detail).with("record", number));
+        };
+        if json && checked {
+            check_json(value).map_err(|error| {
+                let detail = format!("frame {number} is marked as JSON and is not: {error}");
+                Problem::bad_request("invalid_json", detail).with("record", number)
+            })?;
+        }
+        count(value)?;
+        left = rest;
+    }
+    Ok(())
 }
 
 #[derive(Deserialize)]
@@ -198,52 +355,139 @@ struct Record<'a> {
 }
 
 /// `"json":null` is the JSON value null, not a missing one.
-fn present<'de: 'a, 'a, D: serde::Deserializer<'de>>(from: D) -> Result<Option<&'a RawValue>, D::Error> {
+fn present<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Option<&'a RawValue>, D::Error> {
     <&RawValue>::deserialize(from).map(Some)
 }
 
-fn json(body: &[u8]) -> Result<Vec<Value>, Problem> {
-    let expected = r#"{"records":[{"json":…},{"value":"<base64>"}]}"#;
-    let Records { records } = super::body::parse(body, expected)?;
-    let value = |(n, record): (usize, Record<'_>)| match (record.value, record.json) {
-        (Some(base64), None) => match BASE64_STANDARD.decode(base64.as_bytes()) {
-            Ok(bytes) => Ok(Value { place: Place::Decoded(bytes), json: false }),
-            Err(error) => {
-                let detail = format!("the value of record {} is not base64: {error}", n + 1);
-                Err(Problem::bad_request("invalid_base64", detail).with("record", n as u64 + 1))
-            }
-        },
-        (None, Some(raw)) => Ok(Value::part(body, raw.get().as_bytes(), true)),
-        _ => {
-            let detail = format!("record {} must have just one of \"json\" and \"value\"", n + 1);
-            Err(Problem::bad_request("invalid_request", detail).with("record", n as u64 + 1))
+/// A body of JSON made into one of frames, which is never longer: `{"json":1},` becomes 5 bytes.
+fn frames_of_json(body: &[u8], room: Room, grant: Grant) -> Result<Bytes, Problem> {
+    let mut frames = Framing { out: Buffer::new(body.len(), grant), room, records: 0, refused: None };
+    let mut from = serde_json::Deserializer::from_slice(body);
+    let done = Document(&mut frames).deserialize(&mut from).and_then(|()| from.end());
+    match (frames.refused, done) {
+        (Some(problem), _) => Err(problem),
+        // What is no JSON at all is told so, wherever it would have been wrong otherwise.
+        (None, Err(error)) => {
+            let error = serde_json::from_slice::<IgnoredAny>(body).err().unwrap_or(error);
+            Err(super::body::not_parsed(&error, r#"{"records":[{"json":…},{"value":"<base64>"}]}"#))
         }
-    };
-    records.into_iter().enumerate().map(value).collect()
+        (None, Ok(())) => Ok(frames.out.freeze()),
+    }
 }
 
-fn frames(body: &[u8]) -> Result<Vec<Value>, Problem> {
-    let (mut values, mut left) = (Vec::new(), body);
-    while !left.is_empty() {
-        let number = values.len() as u64 + 1;
-        let truncated = || {
-            let detail = format!("the body ends within frame {number}: its length is wrong, or it was cut");
-            Problem::bad_request("invalid_frame", detail).with("record", number)
-        };
-        let (head, rest) = left.split_first_chunk::<4>().ok_or_else(truncated)?;
-        let head = u32::from_le_bytes(*head);
-        let value = rest.get(..(head & !JSON_MARK) as usize).ok_or_else(truncated)?;
-        left = &rest[value.len()..];
-        let json = head & JSON_MARK != 0;
-        if json {
-            check_json(value).map_err(|error| {
-                let detail = format!("frame {number} is marked as JSON and is not: {error}");
-                Problem::bad_request("invalid_json", detail).with("record", number)
-            })?;
+/// Records on their way from JSON into frames: one at a time, so that their number costs no memory.
+struct Framing {
+    out: Buffer,
+    room: Room,
+    records: u64,
+    /// Why there are no more.
+    refused: Option<Problem>,
+}
+
+impl Framing {
+    fn record(&mut self, record: &Record<'_>) -> Result<(), Problem> {
+        self.records += 1;
+        let n = self.records;
+        match (&record.value, record.json) {
+            (Some(base64), None) => {
+                let length = base64::decoded_len_estimate(base64.len());
+                self.frame(length, 0, |space| {
+                    BASE64_STANDARD.decode_slice(base64.as_bytes(), space).map_err(|error| {
+                        let detail = format!("the value of record {n} is not base64: {error}");
+                        Problem::bad_request("invalid_base64", detail).with("record", n)
+                    })
+                })
+            }
+            (None, Some(raw)) => self.frame(raw.get().len(), JSON_MARK, |space| {
+                space.copy_from_slice(raw.get().as_bytes());
+                Ok(space.len())
+            }),
+            _ => {
+                let detail = format!("record {n} must have just one of \"json\" and \"value\"");
+                Err(Problem::bad_request("invalid_request", detail).with("record", n))
+            }
         }
-        values.push(Value::part(body, value, json));
     }
-    Ok(values)
+
+    /// Writes a frame with a value of `most` bytes, or of as many as `write` says.
+    fn frame(
+        &mut self,
+        most: usize,
+        mark: u32,
+        write: impl FnOnce(&mut [u8]) -> Result<usize, Problem>,
+    ) -> Result<(), Problem> {
+        let at = self.out.len();
+        let mut length = 0;
+        self.out.grow(4 + most, |space| {
+            length = write(&mut space[4..])?;
+            Ok::<_, Problem>(4 + length)
+        })??;
+        self.out.as_mut()[at..at + 4].copy_from_slice(&(length as u32 | mark).to_le_bytes());
+        self.room.record(length)
+    }
+}
+
+/// `{"records":[…]}`
+struct Document<'a>(&'a mut Framing);
+/// `[…]`
+struct List<'a>(&'a mut Framing);
+
+impl<'de> DeserializeSeed<'de> for Document<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Document<'_> {
+    type Value = ();
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with records")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut found = false;
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            if key != "records" {
+                return Err(de::Error::unknown_field(&key, &["records"]));
+            }
+            if found {
+                return Err(de::Error::duplicate_field("records"));
+            }
+            found = true;
+            map.next_value_seed(List(&mut *self.0))?;
+        }
+        if found { Ok(()) } else { Err(de::Error::missing_field("records")) }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for List<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for List<'_> {
+    type Value = ();
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of records")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while let Some(record) = list.next_element::<Record<'de>>()? {
+            if let Err(problem) = self.0.record(&record) {
+                self.0.refused = Some(problem);
+                return Err(de::Error::custom("refused"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes that a record takes in an answer, at the most.
+pub(super) fn rendered_bytes(record: &RecordRef<'_>) -> usize {
+    const NAMES_AND_NUMBERS: usize = 100;
+    let length = record.value.len();
+    NAMES_AND_NUMBERS + if record.json { length } else { length.div_ceil(3) * 4 }
 }
 
 /// Writes one record as part of an answer.
@@ -297,6 +541,7 @@ pub(super) fn object(out: &mut Vec<u8>, record: &RecordRef<'_>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::{Memory, Purpose};
     use super::*;
     use proptest::prelude::*;
 
@@ -355,10 +600,15 @@ mod tests {
     const ALL: [Format; 5] = [Format::Ndjson, Format::Json, Format::Text, Format::Bytes, Format::Frames];
 
     fn parsed(format: Format, body: &[u8]) -> Result<Vec<Record>, String> {
-        let mut batch = parse(format, Bytes::copy_from_slice(body)).map_err(|problem| problem.to_string())?;
+        let grant = Memory::new(1 << 30, 1).grant(Purpose::Request);
+        let batch = parse(format, Bytes::copy_from_slice(body), Room::new(1 << 30), grant);
+        let mut batch = batch.map_err(|problem| problem.to_string())?;
         batch.check(false, None).map_err(|problem| problem.to_string())?;
-        let owned = |payload: Payload<'_>| (payload.bytes.to_vec(), payload.json);
-        Ok(batch.payloads().into_iter().map(owned).collect())
+        let mut records = Vec::new();
+        batch.each(|bytes, flags| records.push((bytes.to_vec(), flags & JSON != 0)));
+        assert_eq!(batch.records(), records.len() as u64);
+        assert_eq!(batch.bytes(), records.iter().map(|(bytes, _)| bytes.len() as u64).sum::<u64>());
+        Ok(records)
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 use super::{
     body, params,
     problem::Problem,
-    router::{Answer, Context, full, json},
+    router::{Answer, Context, full, json, json_of, json_text, large},
 };
 use crate::store::{LogSettings, OpenLog};
 use hyper::{Request, Response, StatusCode, body::Incoming};
@@ -46,7 +46,7 @@ pub(super) async fn create(
     name: &str,
     request: Request<Incoming>,
 ) -> Result<Answer, Problem> {
-    let bytes = body::read(request.into_body(), &context.limits).await?;
+    let bytes = body::read(request.into_body(), context).await?;
     let settings: LogSettings =
         if bytes.is_empty() { LogSettings::default() } else { body::parse(&bytes, "settings, or nothing")? };
     let name = name.to_owned();
@@ -82,7 +82,7 @@ struct Listed<'a> {
     next: Option<&'a str>,
 }
 
-pub(super) fn list(context: &Context, request: &Request<Incoming>) -> Result<Answer, Problem> {
+pub(super) fn list(context: &Context, request: &Request<()>) -> Result<Answer, Problem> {
     let (mut after, mut limit) = (None, 100);
     for (name, value) in params::of(request) {
         match &*name {
@@ -95,7 +95,7 @@ pub(super) fn list(context: &Context, request: &Request<Incoming>) -> Result<Ans
     let more = logs.len() > limit;
     logs.truncate(limit);
     let next = logs.last().map(String::as_str).filter(|_| more);
-    Ok(json(&Listed { logs: &logs, next }))
+    Ok(json_of(large(&context.memory, json_text(&Listed { logs: &logs, next }))?))
 }
 
 #[derive(Deserialize)]
@@ -115,7 +115,7 @@ pub(super) async fn trim(
     request: Request<Incoming>,
 ) -> Result<Answer, Problem> {
     let log = context.log(name).await?;
-    let bytes = body::read(request.into_body(), &context.limits).await?;
+    let bytes = body::read(request.into_body(), context).await?;
     let Trim { before } = body::parse(&bytes, r#"{"before":0}"#)?;
     let first_offset = context.blocking(move |_| log.trim(before)).await??;
     Ok(json(&Trimmed { first_offset }))

@@ -1,6 +1,10 @@
 //! What `/metrics` shows, for Prometheus. No label grows with the names of logs.
 
-use super::router::{Answer, full};
+use super::{
+    memory::Memory,
+    problem::Problem,
+    router::{Answer, large},
+};
 use crate::{
     log::{Buckets, Stats, stats},
     store::Store,
@@ -49,6 +53,7 @@ pub(super) struct Metrics {
     pub(super) tails: Gauge,
     pub(super) readers_dropped: Counter,
     pub(super) connections: Gauge,
+    memory: Gauge,
 }
 
 impl Metrics {
@@ -66,6 +71,7 @@ impl Metrics {
             tails: Gauge::default(),
             readers_dropped: Counter::default(),
             connections: Gauge::default(),
+            memory: Gauge::default(),
             registry: Registry::default(),
         };
         registry.register("requests", "Requests answered", this.requests.clone());
@@ -77,10 +83,15 @@ impl Metrics {
         registry.register("tails", "Live tails", this.tails.clone());
         registry.register(
             "readers_dropped",
-            "Live tails dropped for reading too slowly",
+            "Readers dropped: for reading too slowly, or with a connection that failed or was closed",
             this.readers_dropped.clone(),
         );
         registry.register("connections", "Connections", this.connections.clone());
+        registry.register(
+            "http_memory_bytes",
+            "Memory of bodies that come in and of answers that go out",
+            this.memory.clone(),
+        );
         registry.register_collector(Box::new(Engine(Arc::downgrade(store))));
         Self { registry, ..this }
     }
@@ -108,13 +119,14 @@ impl Metrics {
         self.batch_records.observe(records as f64);
     }
 
-    pub(super) fn render(&self) -> Answer {
+    pub(super) fn render(&self, memory: &Arc<Memory>) -> Result<Answer, Problem> {
+        self.memory.set(memory.used().cast_signed() as i64);
         let mut text = String::new();
         let _ = encode(&mut text, &self.registry); // to a string: cannot fail
-        let mut answer = Response::new(full(text));
+        let mut answer = Response::new(large(memory, text.into_bytes())?);
         let media_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
-        answer
+        Ok(answer)
     }
 }
 

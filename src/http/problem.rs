@@ -8,6 +8,8 @@ use hyper::{
 };
 use serde::Serialize;
 
+const OVERLOADED: &str = "overloaded";
+
 /// Why a request was not done. Nothing was stored, except where the code is `writer_failed`.
 #[derive(Debug, thiserror::Error)]
 #[error("{code}: {detail}")]
@@ -39,7 +41,12 @@ impl Problem {
 
     /// Whether it is the server that failed, and somebody should look.
     pub(super) fn is_ours(&self) -> bool {
-        self.status.is_server_error()
+        self.status.is_server_error() && self.code != OVERLOADED
+    }
+
+    /// Whether it is for want of memory: clients make that happen, as often as they like.
+    pub(super) fn is_overload(&self) -> bool {
+        self.code == OVERLOADED
     }
 
     /// The request cannot be understood: 400.
@@ -69,6 +76,15 @@ impl Problem {
     pub(super) fn backpressure() -> Self {
         let detail = "the disk is behind and memory is used up; send the request again a little later";
         let mut problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "backpressure", detail);
+        problem.header = Some((RETRY_AFTER, "1"));
+        problem
+    }
+
+    /// The server holds as much for its clients as it may: 503, to be tried again in a second.
+    pub(super) fn overloaded() -> Self {
+        let detail =
+            "the server holds as much for its clients as it may; send the request again a little later";
+        let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, detail);
         problem.header = Some((RETRY_AFTER, "1"));
         problem
     }

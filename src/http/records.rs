@@ -2,7 +2,8 @@
 
 use super::{
     body,
-    formats::{self, Batch, Format},
+    formats::{self, Batch, Format, Meter, Room},
+    memory::{FREE, Grant, Purpose},
     params,
     problem::Problem,
     router::{Ack, Answer, Body, Context, full, json},
@@ -10,29 +11,38 @@ use super::{
 };
 use crate::{
     log::{Error, Produced, ProducerBatch, Reader},
-    store::{LogSettings, OpenLog, Values},
+    store::{LogSettings, OpenLog, Store, Values},
 };
 use http_body_util::{BodyExt, Either, channel::Channel};
 use hyper::{
     Request, Response, StatusCode,
-    body::{Bytes, Incoming},
+    body::{Bytes, Frame, Incoming, SizeHint},
     header::{
         ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
         IF_NONE_MATCH,
     },
 };
 use serde::Serialize;
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task,
+    time::{Duration, Instant},
+};
 
 /// The offset to read from next.
 pub(super) const NEXT_OFFSET: HeaderName = HeaderName::from_static("millstream-next-offset");
 const TIME: HeaderName = HeaderName::from_static("millstream-time");
 
-/// Bytes of an answer that are rendered at once, and of one that is sent whole.
-const PIECE: usize = 256 << 10;
+/// Bytes of an answer that are rendered at once: from memory, from the disk, and where memory for answers is short.
+const PIECE: usize = 64 << 10;
+const COLD_PIECE: usize = 256 << 10;
+const SHORT_PIECE: usize = 16 << 10;
+/// Bytes of an answer that is sent whole.
 const WHOLE: usize = 1 << 20;
-/// Pieces that wait for a client to take them.
-const PIECES: usize = 2;
+/// How often one that is being sent asks for memory, where there was none.
+const ASK: Duration = Duration::from_millis(20);
 
 #[derive(Serialize)]
 struct Appended {
@@ -90,31 +100,32 @@ pub(super) async fn append(
     let producer = producer(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), CONTENT_ENCODING))?;
     let settings = context.settings(name).await?;
-    let bytes = body::read(request.into_body(), &context.limits).await?;
-    let mut batch = take_apart(context, format, encoding, bytes, &settings).await?;
+    let room = Room::new(context.store.batch_bytes(&settings));
+    let bytes = body::read(request.into_body(), context).await?;
+    let mut batch = take_apart(context, format, encoding, bytes, &settings, room).await?;
     // Only now, so that what is refused creates no log.
     let log = context.log_to_append(name).await?;
     if *log.settings() != settings {
         check(&mut batch, log.settings())?; // another log has taken the name meanwhile
     }
-    let payloads = batch.payloads();
     let Produced { first_offset, count, repeated } = match &producer {
         None => {
-            let first_offset = context.append(&log, || log.try_append_payloads(&payloads, expect)).await?;
-            Produced { first_offset, count: payloads.len() as u64, repeated: false }
+            let first_offset = context.append(&log, || log.try_append_values(&batch, expect)).await?;
+            Produced { first_offset, count: batch.records(), repeated: false }
         }
         Some((id, epoch, sequence)) => {
             if !log.knows_producers() {
                 let log = Arc::clone(&log);
                 context.blocking(move |_| log.learn_producers()).await??;
             }
-            let batch = ProducerBatch { id, epoch: *epoch, sequence: *sequence };
-            context.append(&log, || log.try_append_once(&batch, &payloads, expect)).await?
+            let producer = ProducerBatch { id, epoch: *epoch, sequence: *sequence };
+            context.append(&log, || log.try_append_values_once(&producer, &batch, expect)).await?
         }
     };
     if !repeated {
-        context.metrics.appended(count, payloads.iter().map(|payload| payload.bytes.len() as u64).sum());
+        context.metrics.appended(count, batch.bytes());
     }
+    drop(batch); // its memory is not for waiting with
     let last_offset = first_offset + count - 1;
     // A repeat too: what it repeats may not be on disk yet.
     context.acknowledged(&log, last_offset, ack).await?;
@@ -131,15 +142,27 @@ async fn take_apart(
     encoding: body::Encoding,
     bytes: Bytes,
     settings: &LogSettings,
+    room: Room,
 ) -> Result<Batch, Problem> {
     let large = bytes.len() >= LARGE || encoding != body::Encoding::Identity;
-    let (limit, settings) = (context.limits.decoded_bytes, settings.clone());
+    let (limit, settings, memory) =
+        (context.limits.decoded_bytes, settings.clone(), Arc::clone(&context.memory));
     let run = move || {
-        let mut batch = formats::parse(format, encoding.decode(bytes, limit)?)?;
+        let grant = || memory.grant(Purpose::Request);
+        let decoded = encoding.decode(bytes, limit, grant(), Meter::new(format, room))?;
+        let mut batch = formats::parse(format, decoded, room, grant())?;
         check(&mut batch, &settings)?;
         Ok(batch)
     };
-    if large { context.blocking(move |_| run()).await? } else { run() }
+    if !large {
+        return run();
+    }
+    let turn = context.memory.turn(Purpose::Request, context.limits.append_time).await?;
+    let run = move |_: &Store| {
+        let _turn = turn; // held to the end, also where nobody waits for it any more
+        run()
+    };
+    context.blocking(run).await?
 }
 
 fn check(batch: &mut Batch, settings: &LogSettings) -> Result<(), Problem> {
@@ -206,11 +229,12 @@ struct Reading {
 }
 
 impl Reading {
-    /// Goes on to the next records, rendering them to `out` if there is one, until it has `most` bytes. Says
-    /// whether that was all.
-    fn go(&mut self, mut out: Option<&mut Vec<u8>>, most: usize) -> Result<bool, Error> {
+    /// Goes on to the next records, rendering them to `out` if there is one, until it has `most` bytes or no more memory.
+    /// Says whether that was all.
+    fn go(&mut self, mut out: Option<(&mut Vec<u8>, &mut Grant)>, most: usize) -> Result<bool, Problem> {
+        let begun = out.as_ref().map_or(0, |(out, _)| out.len());
         while self.budget.records > 0 {
-            if out.as_ref().is_some_and(|out| out.len() >= most) {
+            if out.as_ref().is_some_and(|(out, _)| out.len() >= most) {
                 return Ok(false);
             }
             let record = match self.reader.read_next() {
@@ -220,7 +244,7 @@ impl Reading {
                     self.reader.seek(offset); // who goes on there is told
                     break;
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             };
             let bytes = record.value.len() as u64;
             if bytes > self.budget.bytes && !self.fresh {
@@ -228,7 +252,13 @@ impl Reading {
                 self.reader.seek(offset);
                 break;
             }
-            if let Some(out) = &mut out {
+            if let Some((out, grant)) = &mut out {
+                if let Err(used_up) = grant.cover(out.len() + formats::rendered_bytes(&record)) {
+                    let offset = record.offset;
+                    let empty = out.len() == begun;
+                    self.reader.seek(offset);
+                    return if empty { Err(used_up.into()) } else { Ok(false) };
+                }
                 if !self.fresh && self.format == Format::Json {
                     out.push(b',');
                 }
@@ -236,7 +266,7 @@ impl Reading {
                 if self.fresh {
                     // As if the others were like the first.
                     let others = self.budget.records.min(self.end.saturating_sub(record.offset));
-                    let likely = others.saturating_mul(out.len() as u64).min(most as u64 + PIECE as u64);
+                    let likely = others.saturating_mul(out.len() as u64).min(most as u64 + 1024);
                     out.reserve(likely as usize);
                 }
             }
@@ -247,32 +277,40 @@ impl Reading {
         Ok(true)
     }
 
-    /// [`go`](Self::go) to a new piece, off the runtime's thread where the disk has to be asked.
-    async fn piece(
-        mut self,
-        context: &Context,
-        log: &OpenLog,
-        most: usize,
-    ) -> Result<(Self, Vec<u8>, bool), Problem> {
+    /// [`go`](Self::go) to a new piece, off the runtime's thread where the disk has to be asked. The last one is closed.
+    async fn piece(mut self, context: &Context, log: &OpenLog) -> Result<(Self, Bytes, bool), Problem> {
         let hot = log.is_in_memory(self.reader.offset());
-        let run = move || {
-            let mut out = Vec::new();
-            let done = self.go(Some(&mut out), most)?;
-            Ok::<_, Error>((self, out, done))
+        let most = match (context.memory.is_tight(Purpose::Answer), hot) {
+            (true, _) => SHORT_PIECE,
+            (false, true) => PIECE,
+            (false, false) => COLD_PIECE,
         };
-        Ok(if hot { run()? } else { context.blocking(move |_| run()).await?? })
+        let mut grant = context.memory.grant(Purpose::Answer);
+        let run = move || {
+            let mut out = match (self.fresh, self.format) {
+                (true, Format::Json) => b"{\"records\":[".to_vec(),
+                (true, _) => Vec::new(),
+                (false, _) => Vec::with_capacity(most + 1024),
+            };
+            let done = self.go(Some((&mut out, &mut grant)), most)?;
+            if done {
+                close(self.format, &mut out, self.reader.offset());
+            }
+            Ok::<_, Problem>((self, grant.hold(out), done))
+        };
+        if hot { run() } else { context.blocking(move |_| run()).await? }
     }
 }
 
 pub(super) async fn range(
     context: &Arc<Context>,
     name: &str,
-    request: &Request<Incoming>,
+    request: Request<()>,
 ) -> Result<Answer, Problem> {
     let limits = &context.limits;
     let (mut from, mut wait) = (None, Duration::ZERO);
     let mut budget = Budget { records: 1000, bytes: 1 << 20 };
-    for (name, value) in params::of(request) {
+    for (name, value) in params::of(&request) {
         match &*name {
             "offset" => from = Some(From::parse(&value)?),
             "since" => from = Some(From::Since(params::time(&name, &value)?)),
@@ -283,15 +321,17 @@ pub(super) async fn range(
         }
     }
     let accept = params::header(request.headers(), ACCEPT).unwrap_or("*/*");
+    let tailing = accept.split(',').any(|one| one.trim().starts_with("text/event-stream"));
+    let format = if tailing { Format::Ndjson } else { accepted(accept)? };
+    let last = params::header(request.headers(), "last-event-id").filter(|_| tailing);
+    let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
+    drop(request); // a header section is not for waiting with
     let log = context.log(name).await?;
-    if accept.split(',').any(|one| one.trim().starts_with("text/event-stream")) {
-        let last = params::header(request.headers(), "last-event-id");
-        let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
+    if tailing {
         let from = resumed.map(|last| From::Offset(last + 1)).or(from).unwrap_or(From::Latest);
         let offset = from.resolve(context, &log).await?;
         return tail::stream(context, &log, offset);
     }
-    let format = accepted(accept)?;
     let offset = from.unwrap_or(From::Earliest).resolve(context, &log).await?;
     if log.visible_offset() <= offset && !wait.is_zero() {
         let mut stopped = context.stopped.clone();
@@ -301,27 +341,35 @@ pub(super) async fn range(
         }
     }
     let (reader, end) = (log.reader(offset), log.visible_offset());
-    let reading = Reading { reader, format, budget, end, fresh: true };
-    let (mut reading, mut out, done) = reading.piece(context, &log, WHOLE).await?;
-    let opened = if format == Format::Json { [&b"{\"records\":["[..], &out].concat() } else { out };
-    out = opened;
+    let mut reading = Reading { reader, format, budget, end, fresh: true };
+    let (mut pieces, mut bytes) = (VecDeque::new(), 0);
+    let done = loop {
+        let (next, piece, done) = reading.piece(context, &log).await?;
+        reading = next;
+        bytes += piece.len();
+        pieces.push_back(piece);
+        if done || bytes >= WHOLE || context.memory.is_tight(Purpose::Answer) {
+            break done;
+        }
+        tokio::task::yield_now().await; // others have their turn
+    };
     let (next, body) = if done {
-        let next = reading.reader.offset();
-        close(format, &mut out, next);
-        (next, full(out))
+        (reading.reader.offset(), whole(pieces))
     } else {
         // Large: find out where it ends, which the head has to say, then send it as the client takes it.
         let planned = reading.budget;
         let back = reading.reader.offset();
+        let turn = context.memory.turn(Purpose::Answer, limits.append_time).await?;
         let plan = move || {
+            let _turn = turn;
             reading.go(None, usize::MAX)?;
             let next = reading.reader.offset();
             reading.budget = Budget { records: planned.records - reading.budget.records, bytes: u64::MAX };
             reading.reader.seek(back);
-            Ok::<_, Error>((next, reading))
+            Ok::<_, Problem>((next, reading))
         };
         let (next, reading) = context.blocking(move |_| plan()).await??;
-        (next, send(context, &log, reading, out))
+        (next, send(context, &log, reading, pieces))
     };
     let mut answer = Response::new(body);
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.name()));
@@ -336,20 +384,53 @@ fn close(format: Format, out: &mut Vec<u8>, next: u64) {
     }
 }
 
+/// An answer of which all pieces are there.
+fn whole(mut pieces: VecDeque<Bytes>) -> Body {
+    match pieces.len() {
+        0 | 1 => full(pieces.pop_front().unwrap_or_default()),
+        _ => Either::Right(Pieces(pieces).boxed_unsync()),
+    }
+}
+
+struct Pieces(VecDeque<Bytes>);
+
+impl hyper::body::Body for Pieces {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut task::Context<'_>,
+    ) -> task::Poll<Option<std::io::Result<Frame<Bytes>>>> {
+        task::Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.iter().map(|piece| piece.len() as u64).sum())
+    }
+}
+
 /// Sends a range piece by piece, no faster than the client takes it.
-fn send(context: &Arc<Context>, log: &Arc<OpenLog>, reading: Reading, first: Vec<u8>) -> Body {
-    let (mut sender, body) = Channel::new(PIECES);
+fn send(context: &Arc<Context>, log: &Arc<OpenLog>, reading: Reading, mut pieces: VecDeque<Bytes>) -> Body {
+    let (mut sender, body) = Channel::new(1);
     let (context, log) = (Arc::clone(context), Arc::clone(log));
     tokio::spawn(async move {
-        let (mut reading, mut out, mut done) = (reading, first, false);
+        let (mut reading, mut done) = (reading, false);
         loop {
+            while let Some(piece) = pieces.pop_front() {
+                if sender.send_data(piece).await.is_err() {
+                    return; // the client is gone
+                }
+            }
             if done {
-                close(reading.format, &mut out, reading.reader.offset());
+                return;
             }
-            if sender.send_data(Bytes::from(out)).await.is_err() || done {
-                return; // all is sent, or the client is gone
-            }
-            (reading, out, done) = match reading.piece(&context, &log, PIECE).await {
+            let piece;
+            (reading, piece, done) = match next_piece(&context, &log, reading).await {
                 Ok(next) => next,
                 Err(problem) => {
                     // The head is out already: all that is left is to break off, so that nobody takes it for whole.
@@ -357,9 +438,30 @@ fn send(context: &Arc<Context>, log: &Arc<OpenLog>, reading: Reading, first: Vec
                     return sender.abort(std::io::Error::other("the range was broken off"));
                 }
             };
+            pieces.push_back(piece);
         }
     });
     Either::Right(body.boxed_unsync())
+}
+
+/// The next piece of a range that is being sent. Where there is no memory it waits for some.
+async fn next_piece(
+    context: &Context,
+    log: &OpenLog,
+    mut reading: Reading,
+) -> Result<(Reading, Bytes, bool), Problem> {
+    let begun = Instant::now();
+    loop {
+        let Reading { format, budget, end, fresh, .. } = reading;
+        let at = reading.reader.offset();
+        match reading.piece(context, log).await {
+            Err(problem) if problem.is_overload() && begun.elapsed() < context.limits.body_time => {
+                tokio::time::sleep(ASK).await;
+                reading = Reading { reader: log.reader(at), format, budget, end, fresh };
+            }
+            done => return done,
+        }
+    }
 }
 
 fn accepted(accept: &str) -> Result<Format, Problem> {
@@ -379,9 +481,9 @@ pub(super) async fn one(
     context: &Context,
     name: &str,
     offset: &str,
-    request: &Request<Incoming>,
+    request: Request<()>,
 ) -> Result<Answer, Problem> {
-    if let Some((name, _)) = params::of(request).next() {
+    if let Some((name, _)) = params::of(&request).next() {
         return Err(params::unknown(&name, "none"));
     }
     let offset = params::number("offset", offset, 0..=u64::MAX)
@@ -391,8 +493,12 @@ pub(super) async fn one(
     let record = context.read(&log, offset).await?;
     let known = params::header(request.headers(), IF_NONE_MATCH)
         .is_some_and(|tags| tags.split(',').any(|one| one.trim() == tag || one.trim() == "*"));
-    let mut answer =
-        Response::new(full(if known { Bytes::new() } else { Bytes::copy_from_slice(record.value()) }));
+    let mut grant = context.memory.grant(Purpose::Answer);
+    let value = if known { &[] } else { record.value() };
+    if value.len() > FREE {
+        grant.cover(value.len())?;
+    }
+    let mut answer = Response::new(full(grant.hold(value.to_vec())));
     let headers = answer.headers_mut();
     headers
         .insert(ETAG, HeaderValue::try_from(tag).map_err(|_| Problem::internal("an ETag is not a header"))?);

@@ -1,7 +1,16 @@
 //! Which request goes where, and what all of them need.
 
 use super::{
-    book, commit::Lines, feed::Feeds, logs, metrics::Metrics, problem::Problem, records, server::Limits,
+    book,
+    commit::Lines,
+    connection::Exchange,
+    feed::Feeds,
+    logs,
+    memory::{FREE, Memory, Purpose},
+    metrics::Metrics,
+    problem::Problem,
+    records,
+    server::Limits,
 };
 use crate::{
     log::{Durability, Error, Record},
@@ -35,6 +44,7 @@ pub(super) struct Context {
     pub(super) lines: Arc<Lines>,
     pub(super) feeds: Feeds,
     pub(super) limits: Arc<Limits>,
+    pub(super) memory: Arc<Memory>,
     pub(super) metrics: Arc<Metrics>,
     /// Whether the book's log has been recovered.
     pub(super) recovered: Arc<AtomicBool>,
@@ -167,16 +177,23 @@ impl Context {
 }
 
 /// Answers a request.
-pub(super) async fn answer(context: Arc<Context>, request: Request<Incoming>) -> Answer {
+pub(super) async fn answer(
+    context: &Arc<Context>,
+    exchange: &Exchange,
+    request: Request<Incoming>,
+) -> Answer {
     let begun = Instant::now();
-    let mut id = request.headers().get(REQUEST_ID).cloned();
+    let mut id = request.headers().get(REQUEST_ID).and_then(kept_id);
     let route = route_of(request.uri().path());
-    let mut answer = answer_to(&context, request).await.unwrap_or_else(|problem| {
+    let mut answer = answer_to(context, exchange, request).await.unwrap_or_else(|problem| {
         // Made only where somebody may ask about it: a header more is a twentieth of a small request's time.
         let request = id.get_or_insert_with(new_request_id).to_str().unwrap_or("not text");
         if problem.is_ours() {
             tracing::error!(request, route, %problem, "request failed");
         } else {
+            if problem.is_overload() {
+                context.memory.warn();
+            }
             tracing::debug!(request, route, %problem, "request refused");
         }
         problem.into_response()
@@ -188,6 +205,16 @@ pub(super) async fn answer(context: Arc<Context>, request: Request<Incoming>) ->
         answer.headers_mut().insert(REQUEST_ID, id);
     }
     answer
+}
+
+/// The longest name of a request that comes back.
+const REQUEST_ID_BYTES: usize = 200;
+
+/// A copy, so that it does not keep the whole header section that it came in.
+fn kept_id(id: &HeaderValue) -> Option<HeaderValue> {
+    Some(id.as_bytes())
+        .filter(|id| id.len() <= REQUEST_ID_BYTES)
+        .and_then(|id| HeaderValue::from_bytes(id).ok())
 }
 
 /// What a client calls its request, or we do; in the answer and in the log.
@@ -221,7 +248,14 @@ fn route_of(path: &str) -> &'static str {
     }
 }
 
-async fn answer_to(context: &Arc<Context>, request: Request<Incoming>) -> Result<Answer, Problem> {
+async fn answer_to(
+    context: &Arc<Context>,
+    exchange: &Exchange,
+    request: Request<Incoming>,
+) -> Result<Answer, Problem> {
+    if exchange.is_too_many() {
+        return Err(Problem::overloaded());
+    }
     match (request.uri().path(), request.method()) {
         ("/", &Method::POST) => book::post(context, request).await,
         ("/healthz", &Method::GET) => Ok(health()),
@@ -235,7 +269,7 @@ async fn answer_to_other(context: &Arc<Context>, request: Request<Incoming>) -> 
         ("/", &Method::GET) => return book::get(context, request).await,
         ("/", _) => return Err(Problem::method_not_allowed("GET, POST")),
         ("/readyz", &Method::GET) => return ready(context).await,
-        ("/metrics", &Method::GET) => return Ok(context.metrics.render()),
+        ("/metrics", &Method::GET) => return context.metrics.render(&context.memory),
         ("/openapi.json", &Method::GET) => return Ok(openapi()),
         ("/healthz" | "/readyz" | "/metrics" | "/openapi.json", _) => {
             return Err(Problem::method_not_allowed("GET"));
@@ -246,17 +280,26 @@ async fn answer_to_other(context: &Arc<Context>, request: Request<Incoming>) -> 
     let not_found = || Problem::new(StatusCode::NOT_FOUND, "not_found", "see docs/api.md for what is here");
     let rest = path.strip_prefix("/v1/logs").ok_or_else(not_found)?;
     let parts: Vec<&str> = rest.split('/').skip(1).collect();
+    // Bodies that nobody reads are let go of at once: what came of them is not kept while the request waits.
     match (&parts[..], &method) {
-        ([], &Method::GET) if rest.is_empty() => logs::list(context, &request),
+        ([], &Method::GET) if rest.is_empty() => logs::list(context, &request.map(drop)),
         ([], _) if rest.is_empty() => Err(Problem::method_not_allowed("GET")),
         ([name], &Method::PUT) => logs::create(context, name, request).await,
-        ([name], &Method::GET) => logs::describe(context, name).await,
-        ([name], &Method::DELETE) => logs::delete(context, name).await,
+        ([name], &Method::GET) => {
+            drop(request);
+            logs::describe(context, name).await
+        }
+        ([name], &Method::DELETE) => {
+            drop(request);
+            logs::delete(context, name).await
+        }
         ([_], _) => Err(Problem::method_not_allowed("DELETE, GET, PUT")),
         ([name, "records"], &Method::POST) => records::append(context, name, request).await,
-        ([name, "records"], &Method::GET) => records::range(context, name, &request).await,
+        ([name, "records"], &Method::GET) => records::range(context, name, request.map(drop)).await,
         ([_, "records"], _) => Err(Problem::method_not_allowed("GET, POST")),
-        ([name, "records", offset], &Method::GET) => records::one(context, name, offset, &request).await,
+        ([name, "records", offset], &Method::GET) => {
+            records::one(context, name, offset, request.map(drop)).await
+        }
         ([_, "records", _], _) => Err(Problem::method_not_allowed("GET")),
         ([name, "trim"], &Method::POST) => logs::trim(context, name, request).await,
         ([_, "trim"], _) => Err(Problem::method_not_allowed("POST")),
@@ -294,15 +337,33 @@ async fn ready(context: &Context) -> Result<Answer, Problem> {
     Ok(json(&Health { status: "ready" }))
 }
 
+/// A whole answer that is not small, within the memory for answers. It is made already: what is much larger than a few KiB
+/// asks for that before.
+pub(super) fn large(memory: &Arc<Memory>, bytes: Vec<u8>) -> Result<Body, Problem> {
+    let mut grant = memory.grant(Purpose::Answer);
+    if bytes.len() > FREE {
+        grant.cover(bytes.len())?;
+    }
+    Ok(full(grant.hold(bytes)))
+}
+
 pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
     Either::Left(Full::new(bytes.into()))
 }
 
 /// A value as JSON, with a newline at the end as Go's encoder writes one.
 pub(super) fn json(value: &impl Serialize) -> Answer {
+    json_of(full(json_text(value)))
+}
+
+pub(super) fn json_text(value: &impl Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec(value).unwrap_or_default(); // structs of strings and numbers: cannot fail
     text.push(b'\n');
-    let mut response = Response::new(full(text));
+    text
+}
+
+pub(super) fn json_of(body: Body) -> Answer {
+    let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

@@ -4,16 +4,13 @@
 
 use super::{
     book,
+    connection::{self, Connections},
     feed::Feeds,
+    memory::Memory,
     metrics::Metrics,
-    router::{self, Context},
+    router::Context,
 };
 use crate::store::{self, LogSettings, Store};
-use hyper::service::service_fn;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
-};
 use std::{
     future::Future,
     io,
@@ -22,9 +19,9 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 /// What a server allows. Every limit holds for each client, whatever it sends.
 #[derive(Debug, Clone)]
@@ -35,9 +32,11 @@ pub struct Settings {
     pub body_bytes: usize,
     /// Bytes of a request's header section; at least 8 KiB. Default: 64 KiB.
     pub header_bytes: usize,
-    /// Connections at once; more wait until one is closed. Default: 4,096.
+    /// Connections at once. For one more, that is closed which has been idle for longest; where all have requests in flight it waits until
+    /// one ends. Default: 4,096.
     pub connections: usize,
-    /// How long a request's header section may take to come, and how long a connection may be idle. Default: 60 s.
+    /// How long a request's header section may take to come, from the connection's beginning or the end of the last request, and
+    /// how long a connection may be idle. Default: 60 s.
     pub header_time: Duration,
     /// How long a request's body may take to come, and how long a client may take no byte of an answer.
     /// Default: 30 s.
@@ -50,6 +49,9 @@ pub struct Settings {
     pub wait_time: Duration,
     /// How often a live tail without news is sent a comment, so that nobody on the way takes it for dead. Default: 15 s.
     pub heartbeat: Duration,
+    /// Bytes of bodies that come in or are taken apart, and of answers that go out, of all clients together; what
+    /// would go beyond is answered 503. Default: 256 MiB.
+    pub memory_bytes: usize,
     /// Whether appending to a log that is not there creates it. Default: no.
     pub create_logs: bool,
     /// How long shutting down waits for requests that are in flight. Default: 30 s.
@@ -67,6 +69,7 @@ impl Default for Settings {
             body_time: Duration::from_secs(30),
             append_time: Duration::from_secs(2),
             decoded_bytes: 64 << 20,
+            memory_bytes: 256 << 20,
             wait_time: Duration::from_secs(60),
             heartbeat: Duration::from_secs(15),
             create_logs: false,
@@ -96,8 +99,17 @@ impl Server {
     /// Listens at `address`; port 0 takes a free one.
     ///
     /// # Errors
-    /// What the system says: the address is in use, or not one of this machine.
+    /// What the system says: the address is in use, or not one of this machine. Or `InvalidInput`: the largest body does not
+    /// fit into [`Settings::memory_bytes`].
     pub fn bind(address: SocketAddr, settings: Settings) -> io::Result<Self> {
+        let least = Memory::least(settings.body_bytes, settings.decoded_bytes);
+        if settings.memory_bytes < least {
+            let reason = format!(
+                "{} bytes of memory for requests and answers are too few for bodies of {}, decoded {}: give it {least}, or take smaller bodies",
+                settings.memory_bytes, settings.body_bytes, settings.decoded_bytes
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         Ok(Self { listener, settings })
@@ -120,20 +132,16 @@ impl Server {
         let store = Arc::new(store);
         let recovered = Arc::new(AtomicBool::new(false));
         let (stopping, stopped) = watch::channel(false);
-        let permits = Arc::new(Semaphore::new(self.settings.connections.clamp(1, Semaphore::MAX_PERMITS)));
         std::thread::scope(|scope| -> Result<(), Box<dyn std::error::Error>> {
-            let serve = || {
-                // Answered from the start, so that who asks is told that the log is being recovered.
-                self.start(scope, &store, &stopped, &permits, &recovered)?;
-                open_default(&store)?;
-                recovered.store(true, Ordering::Release);
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(stop);
-                Ok(())
-            };
-            let served = serve();
-            stopping.send_replace(true); // in case of an error too: the scope waits for the threads
-            served
+            // In case of an error too, and of a panic: the scope waits for the threads.
+            let _stops = Stops(stopping);
+            // Answered from the start, so that who asks is told that the log is being recovered.
+            self.start(scope, &store, &stopped, &recovered)?;
+            open_default(&store)?;
+            recovered.store(true, Ordering::Release);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(stop);
+            Ok(())
         })?;
         // The runtimes are gone, and with them all that held the store.
         let store = Arc::into_inner(store).ok_or("a request still holds the store")?;
@@ -145,17 +153,21 @@ impl Server {
         scope: &'scope std::thread::Scope<'scope, '_>,
         store: &Arc<Store>,
         stopped: &watch::Receiver<bool>,
-        permits: &Arc<Semaphore>,
         recovered: &Arc<AtomicBool>,
     ) -> io::Result<()> {
+        let memory = Memory::new(self.settings.memory_bytes, self.settings.threads);
         let metrics = Arc::new(Metrics::new(store));
+        let (connections, settings) =
+            (Connections::new(self.settings.connections), Arc::new(self.settings.clone()));
         for n in 0..self.settings.threads.max(1) {
             let worker = Worker {
+                number: n,
                 listener: self.listener.try_clone()?,
-                settings: self.settings.clone(),
+                settings: Arc::clone(&settings),
                 store: Arc::clone(store),
                 metrics: Arc::clone(&metrics),
-                permits: Arc::clone(permits),
+                memory: Arc::clone(&memory),
+                connections: Arc::clone(&connections),
                 recovered: Arc::clone(recovered),
             };
             let stopped = stopped.clone();
@@ -173,13 +185,24 @@ impl Server {
     }
 }
 
+/// Has all that waits for the server to stop know that it does, when this is dropped.
+struct Stops(watch::Sender<bool>);
+
+impl Drop for Stops {
+    fn drop(&mut self) {
+        self.0.send_replace(true);
+    }
+}
+
 /// One runtime's share of the server.
 struct Worker {
+    number: usize,
     listener: TcpListener,
-    settings: Settings,
+    settings: Arc<Settings>,
     store: Arc<Store>,
     metrics: Arc<Metrics>,
-    permits: Arc<Semaphore>,
+    memory: Arc<Memory>,
+    connections: Arc<Connections>,
     recovered: Arc<AtomicBool>,
 }
 
@@ -193,7 +216,7 @@ fn open_default(store: &Store) -> Result<(), store::Error> {
 
 impl Worker {
     async fn serve(self, mut stopped: watch::Receiver<bool>) -> io::Result<()> {
-        let Self { listener, settings, store, metrics, permits, recovered } = self;
+        let Self { number, listener, settings, store, metrics, memory, connections, recovered } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let limits = Arc::new(Limits {
             body_bytes: settings.body_bytes,
@@ -207,82 +230,44 @@ impl Worker {
         let (lines, feeds) = (Arc::default(), Feeds::default());
         let stopping = stopped.clone();
         let context =
-            Arc::new(Context { store, lines, feeds, limits, metrics, recovered, stopped: stopping });
-        let metrics_of_all = Arc::clone(&context.metrics);
-        let http = protocol(&settings);
-        let graceful = GracefulShutdown::new();
-        loop {
-            let accepted = tokio::select! {
-                accepted = accept(&listener, &permits) => accepted,
-                _ = stopped.wait_for(|stopped| *stopped) => break,
-            };
-            let (stream, permit) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Mostly too many open files: nothing to do but to wait until some are closed.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
+            Arc::new(Context { store, lines, feeds, limits, memory, metrics, recovered, stopped: stopping });
+        let mut look = tokio::time::interval(Connections::interval(&settings));
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let accepting = async {
+            loop {
+                match listener.accept().await {
+                    // Only now, so that no place is made before somebody is there to take it.
+                    Ok((stream, _)) => {
+                        let seat = connections.seat().await;
+                        connection::serve(stream, seat, number, &connections, &settings, &context);
+                    }
+                    Err(error) => {
+                        // Mostly too many open files: nothing to do but to wait until some are closed.
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
                 }
-            };
-            prepare(&stream, &settings);
-            let context = Arc::clone(&context);
-            let service = service_fn(move |request| {
-                let context = Arc::clone(&context);
-                async move { Ok::<_, std::convert::Infallible>(router::answer(context, request).await) }
-            });
-            let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
-            let connection = graceful.watch(connection);
-            let metrics = Arc::clone(&metrics_of_all);
-            metrics.connections.inc();
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "a connection has ended with an error");
+            }
+        };
+        {
+            let mut accepting = std::pin::pin!(accepting);
+            loop {
+                tokio::select! {
+                    () = &mut accepting => {} // never
+                    _ = look.tick() => drop(connections.look_over(number, &settings, false)),
+                    _ = stopped.wait_for(|stopped| *stopped) => break,
                 }
-                metrics.connections.dec();
-                drop(permit);
-            });
+            }
         }
         drop(listener);
-        if tokio::time::timeout(settings.grace, graceful.shutdown()).await.is_err() {
-            tracing::warn!("requests were still in flight after the time given to them, and are dropped");
+        let begun = Instant::now();
+        while connections.look_over(number, &settings, true) > 0 {
+            if begun.elapsed() >= settings.grace {
+                tracing::warn!("requests were still in flight after the time given to them, and are dropped");
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
     }
-}
-
-type Permit = tokio::sync::OwnedSemaphorePermit;
-
-async fn accept(
-    listener: &tokio::net::TcpListener,
-    permits: &Arc<Semaphore>,
-) -> io::Result<(tokio::net::TcpStream, Permit)> {
-    let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
-}
-
-fn protocol(settings: &Settings) -> auto::Builder<TokioExecutor> {
-    let mut http = auto::Builder::new(TokioExecutor::new());
-    let header_bytes = settings.header_bytes.max(8 << 10); // the least that hyper takes
-    http.http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(settings.header_time)
-        .max_buf_size(header_bytes);
-    http.http2()
-        .timer(TokioTimer::new())
-        .max_header_list_size(header_bytes as u32)
-        .max_concurrent_streams(256)
-        .keep_alive_interval(settings.header_time)
-        .keep_alive_timeout(settings.body_time);
-    http
-}
-
-fn prepare(stream: &tokio::net::TcpStream, settings: &Settings) {
-    let _ = stream.set_nodelay(true); // an optimisation: works without
-    #[cfg(target_os = "linux")]
-    if let Err(error) = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(settings.body_time)) {
-        tracing::debug!(%error, "a client that reads nothing cannot be dropped in time");
-    }
-    let _ = settings;
 }

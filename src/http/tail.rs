@@ -7,6 +7,7 @@
 
 use super::{
     feed::{self, Feed, Wake},
+    memory::Purpose,
     problem::Problem,
     router::{Answer, Context},
 };
@@ -25,6 +26,9 @@ use std::{
     task::{Poll, ready},
     time::{Duration, Instant},
 };
+
+/// How often a tail asks for memory, where there was none.
+const ASK: Duration = Duration::from_millis(20);
 
 /// Answers with the records from `offset` on, for as long as the client and the log are there.
 pub(super) fn stream(context: &Arc<Context>, log: &Arc<OpenLog>, offset: u64) -> Result<Answer, Problem> {
@@ -146,7 +150,7 @@ impl Tail {
                 }
                 Wake::Grown => {}
             }
-            let (bytes, next) = match self.feed.latest(self.offset) {
+            let (bytes, next) = match self.feed.latest(self.offset, &self.context.memory) {
                 Some(latest) => latest?,
                 None => self.behind().await?,
             };
@@ -154,13 +158,15 @@ impl Tail {
             if !bytes.is_empty() {
                 return Ok(Some(bytes));
             }
+            tokio::time::sleep(ASK).await; // there is more, and no memory for it
         }
     }
 
     /// The next events of one who is not at the end; off the runtime's thread where the disk has to be asked.
     async fn behind(&self) -> Result<(Bytes, u64), Error> {
         let mut reader = self.log.reader(self.offset);
-        let mut run = move || feed::render(&mut reader).map(|events| (events, reader.offset()));
+        let grant = self.context.memory.grant(Purpose::Answer);
+        let run = move || feed::render(&mut reader, grant).map(|events| (events, reader.offset()));
         if self.log.is_in_memory(self.offset) {
             return run();
         }
@@ -186,8 +192,5 @@ impl Tail {
 impl Drop for Tail {
     fn drop(&mut self) {
         self.context.metrics.tails.dec();
-        if self.left_lying() {
-            self.context.metrics.readers_dropped.inc(); // with its connection
-        }
     }
 }

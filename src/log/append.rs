@@ -5,7 +5,7 @@
 
 use super::{Durability, Error, Frontier, LINGER, Shared, roll::Active};
 use crate::{
-    chunk::{Batch, Chunk, Imprint, Placed, Value},
+    chunk::{Batch, Chunk, Imprint, Placed, Value, Values},
     frame::JSON,
     segment::Segment,
     sync::{Arc, Backoff, Ordering},
@@ -46,21 +46,21 @@ impl Value for Payload<'_> {
     }
 }
 
-/// A payload, before whose bytes there may stand an extension block.
+/// A producer's batch: its first value is replaced by one with an extension block before it.
 #[cfg(feature = "store")]
-pub(super) struct Extended<'a> {
-    pub(super) payload: Payload<'a>,
-    pub(super) extended: bool,
+pub(super) struct Extended<'a, S: ?Sized> {
+    pub(super) first: &'a [u8],
+    pub(super) values: &'a S,
 }
 
 #[cfg(feature = "store")]
-impl Value for Extended<'_> {
-    fn bytes(&self) -> &[u8] {
-        self.payload.bytes
-    }
-
-    fn flags(&self) -> u16 {
-        self.payload.flags() | if self.extended { crate::frame::EXTENDED } else { 0 }
+impl<S: Values + ?Sized> Values for Extended<'_, S> {
+    fn each(&self, mut f: impl FnMut(&[u8], u16)) {
+        let mut first = Some(self.first);
+        self.values.each(|bytes, flags| match first.take() {
+            Some(extended) => f(extended, flags | crate::frame::EXTENDED),
+            None => f(bytes, flags),
+        });
     }
 }
 
@@ -139,9 +139,9 @@ impl Appender {
 
 /// Appends without a handle: the active segment is looked up each time.
 #[inline]
-pub(super) fn append<V: Value>(
+pub(super) fn append<S: Values + ?Sized>(
     shared: &Shared,
-    values: &[V],
+    values: &S,
     expected: Option<u64>,
     patience: Patience,
 ) -> Result<u64, Error> {
@@ -162,20 +162,18 @@ pub(super) fn append<V: Value>(
 }
 
 #[inline]
-fn check<'a, V: Value>(shared: &Shared, values: &'a [V]) -> Result<Batch<'a, V>, Error> {
-    if values.is_empty() {
-        return Err(Error::EmptyBatch);
-    }
+fn check<'a, S: Values + ?Sized>(shared: &Shared, values: &'a S) -> Result<Batch<'a, S>, Error> {
     let limit = shared.options.segment_bytes;
-    Batch::new(values, limit).ok_or_else(|| Error::TooLarge { bytes: Batch::bytes_of(values), limit })
+    let batch = Batch::new(values, limit).map_err(|bytes| Error::TooLarge { bytes, limit })?;
+    if batch.records() == 0 { Err(Error::EmptyBatch) } else { Ok(batch) }
 }
 
 /// Appends to this segment, if it has room: `None` if not.
 #[inline]
-fn place<V: Value>(
+fn place<S: Values + ?Sized>(
     shared: &Shared,
     active: &Arc<Active>,
-    batch: Batch<'_, V>,
+    batch: Batch<'_, S>,
     expected: Option<u64>,
 ) -> Result<Option<u64>, Error> {
     let segment = &active.segment;

@@ -46,6 +46,8 @@ pub(crate) use recovery::{SETTINGS_FILE, STORE_LOCK, id_of};
 pub use repair::{Repaired, repair, repair_with_progress};
 pub use stats::{Buckets, Stats, stats};
 
+#[cfg(feature = "server")]
+use crate::chunk::Values;
 use crate::{
     segment::header::Secret,
     sync::{Arc, AtomicBool, AtomicU64, Ordering, Swap},
@@ -296,6 +298,16 @@ impl Log {
         expected_next: Option<u64>,
     ) -> Result<u64, Error> {
         append::append(&self.shared, payloads, expected_next, append::Patience::None)
+    }
+
+    /// The same with values that need not be in one list.
+    #[cfg(feature = "server")]
+    pub(crate) fn try_append_values<S: Values + ?Sized>(
+        &self,
+        values: &S,
+        expected_next: Option<u64>,
+    ) -> Result<u64, Error> {
+        append::append(&self.shared, values, expected_next, append::Patience::None)
     }
 
     /// The log's id: 16 random bytes that it keeps for life, for telling it from another of the same name. A copy of its

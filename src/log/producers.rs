@@ -10,7 +10,7 @@
 //! this pays nothing.
 
 use super::{Error, Log, PRODUCERS_FILE, Payload, append, append::Extended};
-use crate::{disk::tree, frame::EXTENSION_LENGTH};
+use crate::{chunk::Values, disk::tree, frame::EXTENSION_LENGTH};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -186,10 +186,29 @@ impl Log {
         payloads: &[Payload<'_>],
         expected_next: Option<u64>,
     ) -> Result<Produced, Error> {
+        self.try_append_values_once(batch, payloads, expected_next)
+    }
+
+    /// The same with values that need not be in one list.
+    pub(crate) fn try_append_values_once<S: Values + ?Sized>(
+        &self,
+        batch: &ProducerBatch<'_>,
+        values: &S,
+        expected_next: Option<u64>,
+    ) -> Result<Produced, Error> {
         if !(1..=PRODUCER_ID_BYTES).contains(&batch.id.len()) {
             return Err(Error::BadProducer);
         }
-        let (first, rest) = payloads.split_first().ok_or(Error::EmptyBatch)?;
+        let (mut count, mut first) = (0, Vec::new());
+        values.each(|bytes, _| {
+            if count == 0 {
+                first.extend_from_slice(bytes);
+            }
+            count += 1;
+        });
+        if count == 0 {
+            return Err(Error::EmptyBatch);
+        }
         self.writable()?;
         if !self.knows_producers() {
             self.learn_producers()?;
@@ -199,12 +218,9 @@ impl Log {
         if let Some(Batch { first_offset, count, .. }) = table.find(batch)? {
             return Ok(Produced { first_offset, count, repeated: true });
         }
-        let count = payloads.len() as u64;
         let mut extended = block(batch, count);
-        extended.extend_from_slice(first.bytes);
-        let first = Extended { payload: Payload { bytes: &extended, json: first.json }, extended: true };
-        let rest = rest.iter().map(|&payload| Extended { payload, extended: false });
-        let all: Vec<_> = std::iter::once(first).chain(rest).collect();
+        extended.extend_from_slice(&first);
+        let all = Extended { first: &extended, values };
         let first_offset = append::append(&self.shared, &all, expected_next, append::Patience::None)?;
         table.note(
             batch.id,

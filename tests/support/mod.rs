@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod process;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -145,9 +147,11 @@ impl Client {
     }
 
     pub fn request(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<Answer> {
-        let mut bytes =
-            format!("{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n", body.len())
-                .into_bytes();
+        let mut bytes = format!(
+            "{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        )
+        .into_bytes();
         bytes.extend_from_slice(body);
         self.send(&bytes)?;
         self.answer()

@@ -1,0 +1,645 @@
+//! One connection: which protocol it speaks, how long each of its states may last, and what it leaves behind.
+//!
+//! Each state has a limit, and ends without a request being lost that could still be answered:
+//!
+//! | state | limit |
+//! | --- | --- |
+//! | nothing sent, or not enough to tell which protocol it is | `header_time` since it was accepted |
+//! | HTTP/1: a header section that has begun, or idle between requests | `header_time`, by hyper |
+//! | HTTP/2: no request in flight, whatever pings are answered | `header_time` since the last one |
+//! | a request whose body does not come | `body_time` for all of it, see `body` |
+//! | an answer of which the client takes nothing | `body_time`; of HTTP/2 only that stream is reset |
+//! | peer gone without a word | `body_time`, by the system (`TCP_USER_TIMEOUT`) |
+//! | the server stops | at once without a request in flight, else `grace` |
+//!
+//! A [`Connection`] is what is known of one, [`Connections`] all of them. A worker looks over its own now and then
+//! (`Connections::look_over`), on the thread that also drives them: what it finds idle is between two requests, not
+//! within a step of one. Times come from one coarse clock, so that a request pays two loads and stores for them.
+//!
+//! Whatever it does, a connection has buffers of its own, which are not in the budget of `memory`: of HTTP/1 up to a header
+//! section ([`Settings::header_bytes`]); of HTTP/2 a window of 256 KiB for bodies, and a header section for each request
+//! that it has in flight, of which there are at most four times as many as connections in the whole server.
+
+use super::{
+    router::{self, Answer, Context},
+    server::Settings,
+};
+use bytes::Bytes;
+use hyper::{
+    Request,
+    body::{Body, Frame, Incoming, SizeHint},
+    rt::Executor,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{
+    collections::HashMap,
+    future::Future,
+    io,
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Poll, ready},
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    task::AbortHandle,
+};
+
+/// What HTTP/2 begins with.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Bytes of bodies that an HTTP/2 connection, and a stream of it, may have on the way to whoever reads them.
+const CONNECTION_WINDOW: u32 = 256 << 10;
+const STREAM_WINDOW: u32 = 128 << 10;
+/// Bytes of an answer that HTTP/2 takes beyond what the client has room for; and how much it is given at once.
+const SEND_BUFFER: usize = 64 << 10;
+const SEND_PIECE: usize = 16 << 10;
+/// Bytes that the system may hold for a client that has no room, beyond what is on its way.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 256 << 10;
+/// Requests in flight on one HTTP/2 connection; and on all, for each connection that there may be.
+const STREAMS: u32 = 256;
+const STREAMS_A_CONNECTION: usize = 4;
+/// How long a connection with a request in flight must have been still before it makes place for a new client.
+const STILL: u64 = 5_000;
+/// A client that takes nothing for so many milliseconds is slow.
+const SLOW: u64 = 1_000;
+/// How long an HTTP/2 connection, when the server stops, may have been without a request and still have an answer on its way.
+const LAST_WORDS: u64 = 1_000;
+
+/// All connections of the server. The clock and the counters guard no other memory: Relaxed throughout.
+pub(super) struct Connections {
+    seats: Arc<Semaphore>,
+    open: Mutex<HashMap<u64, Arc<Connection>>>,
+    numbers: AtomicU64,
+    begun: Instant,
+    /// Milliseconds since then.
+    clock: AtomicU64,
+    /// Requests in flight by HTTP/2.
+    streams: AtomicUsize,
+    most_streams: usize,
+}
+
+impl Connections {
+    pub(super) fn new(most: usize) -> Arc<Self> {
+        let most = most.clamp(1, Semaphore::MAX_PERMITS);
+        Arc::new(Self {
+            seats: Arc::new(Semaphore::new(most)),
+            open: Mutex::default(),
+            numbers: AtomicU64::new(0),
+            begun: Instant::now(),
+            clock: AtomicU64::new(0),
+            streams: AtomicUsize::new(0),
+            most_streams: most.saturating_mul(STREAMS_A_CONNECTION).max(STREAMS as usize),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner) // no holder can panic half-way
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.load(Ordering::Relaxed)
+    }
+
+    fn tick(&self) -> u64 {
+        let now = self.begun.elapsed().as_millis() as u64;
+        self.clock.fetch_max(now, Ordering::Relaxed).max(now)
+    }
+
+    /// A place for one more. Where there is none, the connection that has been still for longest has to go.
+    pub(super) async fn seat(&self) -> OwnedSemaphorePermit {
+        loop {
+            if let Ok(seat) = Arc::clone(&self.seats).try_acquire_owned() {
+                return seat;
+            }
+            self.close_idlest();
+            // It goes at the end of its worker's turn.
+            let seat = Arc::clone(&self.seats).acquire_owned();
+            if let Ok(Ok(seat)) = tokio::time::timeout(Duration::from_millis(20), seat).await {
+                return seat;
+            }
+        }
+    }
+
+    fn close_idlest(&self) {
+        let now = self.tick();
+        let open = self.lock();
+        let idle = |connection: &&Arc<Connection>| {
+            let busy = connection.requests.load(Ordering::Relaxed) > 0;
+            let still = now.saturating_sub(connection.touched.load(Ordering::Relaxed));
+            (!busy || still >= STILL) && !connection.cut.load(Ordering::Relaxed)
+        };
+        // Those without a request first, and of these the one that was accepted first.
+        let rank = |connection: &&Arc<Connection>| {
+            let busy = connection.requests.load(Ordering::Relaxed) > 0;
+            (busy, connection.touched.load(Ordering::Relaxed), connection.number)
+        };
+        if let Some(idlest) = open.values().filter(idle).min_by_key(rank) {
+            idlest.cut("makes place for a new one");
+        }
+    }
+
+    /// Closes those of a worker whose time is over; where the server is `stopping`, all that have no request in flight. Says
+    /// how many there were left.
+    pub(super) fn look_over(&self, worker: usize, settings: &Settings, stopping: bool) -> usize {
+        let now = self.tick();
+        let mine: Vec<_> = self.lock().values().filter(|one| one.worker == worker).cloned().collect();
+        for connection in &mine {
+            connection.look_over(now, settings);
+            if stopping {
+                connection.stop(now);
+            }
+        }
+        mine.len()
+    }
+
+    /// How often [`look_over`](Self::look_over) is to be called.
+    pub(super) fn interval(settings: &Settings) -> Duration {
+        let least = settings.header_time.min(settings.body_time);
+        (least / 16).clamp(Duration::from_millis(10), Duration::from_millis(500))
+    }
+}
+
+/// What is known of a connection. What orders its parts is that they are set on its worker's thread; from others they are
+/// looked at only to choose one to close: Relaxed throughout.
+pub(super) struct Connection {
+    all: Arc<Connections>,
+    number: u64,
+    worker: usize,
+    accepted: u64,
+    protocol: OnceLock<Protocol>,
+    /// When something of a request or an answer last got on.
+    touched: AtomicU64,
+    /// Requests in flight.
+    requests: AtomicUsize,
+    /// Since when the system takes nothing of what is to be sent, plus one; 0 while it does.
+    stuck: AtomicU64,
+    /// Whether it was given up: by us, or by the system.
+    cut: AtomicBool,
+    /// To finish what is in flight and end.
+    stop: Notify,
+    stopped: AtomicBool,
+    task: OnceLock<AbortHandle>,
+    /// Of HTTP/2, those in flight; and the one that was begun last and has no task yet.
+    streams: Mutex<Vec<Weak<Stream>>>,
+    begun: Mutex<Option<Arc<Stream>>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    Http2,
+}
+
+impl Connection {
+    /// Whether it was given up, rather than ended by the client.
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Relaxed)
+    }
+
+    fn touch(&self) {
+        self.touched.store(self.all.now(), Ordering::Relaxed);
+    }
+
+    /// Closes it, whatever is in flight.
+    fn cut(&self, why: &str) {
+        self.cut.store(true, Ordering::Relaxed);
+        tracing::debug!(why, connection = self.number, "a connection is closed");
+        if let Some(task) = self.task.get() {
+            task.abort();
+        }
+    }
+
+    fn look_over(&self, now: u64, settings: &Settings) {
+        let (header_time, body_time) =
+            (settings.header_time.as_millis() as u64, settings.body_time.as_millis() as u64);
+        let idle = now.saturating_sub(self.touched.load(Ordering::Relaxed));
+        let stuck = self.stuck.load(Ordering::Relaxed);
+        if stuck > 0 && now + 1 - stuck.min(now + 1) > body_time {
+            return self.cut("it takes nothing");
+        }
+        match self.protocol.get() {
+            None if now.saturating_sub(self.accepted) > header_time => self.cut("it sends no request"),
+            None | Some(Protocol::Http1) => {}
+            Some(Protocol::Http2) => {
+                if self.requests.load(Ordering::Relaxed) == 0 && idle > header_time {
+                    if !self.stopped.swap(true, Ordering::Relaxed) {
+                        self.stop.notify_one(); // a word before it goes
+                    } else if idle > header_time + LAST_WORDS {
+                        self.cut("it is idle");
+                    }
+                }
+                let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+                streams.retain(|stream| {
+                    stream.upgrade().is_some_and(|stream| !stream.look_over(now, body_time))
+                });
+            }
+        }
+    }
+
+    /// The server stops: whatever has no request in flight ends.
+    fn stop(&self, now: u64) {
+        if !self.stopped.swap(true, Ordering::Relaxed) {
+            self.stop.notify_one();
+            return; // it gets a turn to say so
+        }
+        let idle = now.saturating_sub(self.touched.load(Ordering::Relaxed));
+        let finished = self.requests.load(Ordering::Relaxed) == 0 && self.stuck.load(Ordering::Relaxed) == 0;
+        if finished && (self.protocol.get() != Some(&Protocol::Http2) || idle > LAST_WORDS) {
+            self.cut("the server stops");
+        }
+    }
+}
+
+/// A request in flight by HTTP/2.
+struct Stream {
+    /// When the client last took something of the answer, or was given it, plus one; 0 while it waits for us.
+    given: AtomicU64,
+    cut: AtomicBool,
+    task: OnceLock<AbortHandle>,
+}
+
+impl Stream {
+    /// Resets it where the client takes nothing of the answer. Says whether it did.
+    fn look_over(&self, now: u64, body_time: u64) -> bool {
+        let given = self.given.load(Ordering::Relaxed);
+        let over = given > 0 && now + 1 - given.min(now + 1) > body_time;
+        if over {
+            self.cut.store(true, Ordering::Relaxed);
+            self.task.get().inspect(|task| task.abort());
+        }
+        over
+    }
+}
+
+/// A request, from its head to the end of its answer.
+pub(super) struct Exchange {
+    pub(super) connection: Arc<Connection>,
+    stream: Option<Arc<Stream>>,
+}
+
+impl Exchange {
+    fn begin(connection: &Arc<Connection>) -> Self {
+        connection.touch();
+        connection.requests.fetch_add(1, Ordering::Relaxed);
+        let stream = (connection.protocol.get() == Some(&Protocol::Http2)).then(|| {
+            connection.all.streams.fetch_add(1, Ordering::Relaxed);
+            let stream = Arc::new(Stream {
+                given: AtomicU64::new(0),
+                cut: AtomicBool::new(false),
+                task: OnceLock::new(),
+            });
+            connection.streams.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&stream));
+            *connection.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&stream));
+            stream
+        });
+        Self { connection: Arc::clone(connection), stream }
+    }
+
+    /// Whether there are more requests in flight than the server takes.
+    pub(super) fn is_too_many(&self) -> bool {
+        let all = &self.connection.all;
+        self.stream.is_some() && all.streams.load(Ordering::Relaxed) > all.most_streams
+    }
+
+    fn is_cut(&self) -> bool {
+        self.connection.is_cut() || self.stream.as_ref().is_some_and(|one| one.cut.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.connection.touch();
+        self.connection.requests.fetch_sub(1, Ordering::Relaxed);
+        if self.stream.is_some() {
+            self.connection.all.streams.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// An answer's body on its way out.
+struct Outgoing {
+    body: router::Body,
+    /// What is left of a piece, of HTTP/2.
+    left: Bytes,
+    finished: bool,
+    exchange: Exchange,
+    context: Arc<Context>,
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let this = &mut *self;
+        if let Some(stream) = &this.exchange.stream {
+            stream.given.store(0, Ordering::Relaxed);
+        }
+        let mut data = std::mem::take(&mut this.left);
+        if data.is_empty() {
+            data = match ready!(Pin::new(&mut this.body).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => data,
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                Some(Err(error)) => return Poll::Ready(Some(Err(io::Error::other(error)))),
+                None => {
+                    this.finished = true;
+                    return Poll::Ready(None);
+                }
+            };
+        }
+        this.exchange.connection.touch();
+        if let Some(stream) = &this.exchange.stream {
+            // A piece at a time, so that it is seen whether the client takes any.
+            this.left = data.split_off(data.len().min(SEND_PIECE));
+            stream.given.store(this.exchange.connection.all.now() + 1, Ordering::Relaxed);
+        }
+        this.finished = this.left.is_empty() && this.body.is_end_stream();
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.body.size_hint(); // asked for before anything is taken
+        let left = self.left.len() as u64;
+        if left > 0 {
+            hint = match hint.upper() {
+                Some(upper) if upper == hint.lower() => SizeHint::with_exact(upper + left),
+                _ => SizeHint::new(),
+            };
+        }
+        hint
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        if !self.finished && self.exchange.is_cut() {
+            self.context.metrics.readers_dropped.inc();
+        }
+    }
+}
+
+/// Serves a connection in a task of its own, to its end.
+pub(super) fn serve(
+    stream: TcpStream,
+    seat: OwnedSemaphorePermit,
+    worker: usize,
+    all: &Arc<Connections>,
+    settings: &Arc<Settings>,
+    context: &Arc<Context>,
+) {
+    prepare(&stream, settings);
+    let now = all.tick();
+    let connection = Arc::new(Connection {
+        all: Arc::clone(all),
+        number: all.numbers.fetch_add(1, Ordering::Relaxed),
+        worker,
+        accepted: now,
+        protocol: OnceLock::new(),
+        touched: AtomicU64::new(now),
+        requests: AtomicUsize::new(0),
+        stuck: AtomicU64::new(0),
+        cut: AtomicBool::new(false),
+        stop: Notify::new(),
+        stopped: AtomicBool::new(false),
+        task: OnceLock::new(),
+        streams: Mutex::default(),
+        begun: Mutex::default(),
+    });
+    all.lock().insert(connection.number, Arc::clone(&connection));
+    context.metrics.connections.inc();
+    let open = Open { connection: Arc::clone(&connection), context: Arc::clone(context), _seat: seat };
+    let settings = Arc::clone(settings);
+    // The task does not begin before this returns: one thread drives them all.
+    let task = tokio::spawn(async move {
+        let Open { connection, context, .. } = &open;
+        if let Err(error) = drive(stream, connection, context, &settings).await {
+            tracing::debug!(%error, "a connection has ended with an error");
+        }
+    });
+    let _ = connection.task.set(task.abort_handle()); // the first and only one
+}
+
+/// A connection that is open; however it ends, it is not in the list any more.
+struct Open {
+    connection: Arc<Connection>,
+    context: Arc<Context>,
+    _seat: OwnedSemaphorePermit,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.connection.all.lock().remove(&self.connection.number);
+        self.context.metrics.connections.dec();
+    }
+}
+
+async fn drive(
+    mut stream: TcpStream,
+    connection: &Arc<Connection>,
+    context: &Arc<Context>,
+    settings: &Settings,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let (mut first, mut read) = ([0; PREFACE.len()], 0);
+    let protocol = loop {
+        if first[..read] != PREFACE[..read] {
+            break Protocol::Http1;
+        }
+        if read == first.len() {
+            break Protocol::Http2;
+        }
+        let more = tokio::select! {
+            more = stream.read(&mut first[read..]) => more?,
+            () = connection.stop.notified() => return Ok(()),
+        };
+        if more == 0 {
+            return Ok(());
+        }
+        read += more;
+    };
+    let _ = connection.protocol.set(protocol); // the first and only time
+    connection.touch();
+    let socket = Socket { stream, first, read, given: 0, connection: Arc::clone(connection) };
+    let service = service_fn(|request: Request<Incoming>| {
+        let (context, exchange) = (Arc::clone(context), Exchange::begin(connection));
+        async move {
+            let answer: Answer = router::answer(&context, &exchange, request).await;
+            let outgoing = |body| Outgoing { body, left: Bytes::new(), finished: false, exchange, context };
+            Ok::<_, std::convert::Infallible>(answer.map(outgoing))
+        }
+    });
+    // The same for both, whose types have nothing in common.
+    macro_rules! to_its_end {
+        ($connection:expr) => {{
+            let mut serving = pin!($connection);
+            tokio::select! {
+                done = serving.as_mut() => return Ok(done?),
+                () = connection.stop.notified() => serving.as_mut().graceful_shutdown(),
+            }
+            Ok(serving.await?)
+        }};
+    }
+    let io = TokioIo::new(socket);
+    match protocol {
+        Protocol::Http1 => to_its_end!(http1(settings).serve_connection(io, service)),
+        Protocol::Http2 => {
+            to_its_end!(http2(settings, Tasks(Arc::clone(connection))).serve_connection(io, service))
+        }
+    }
+}
+
+fn http1(settings: &Settings) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(settings.header_time)
+        .max_buf_size(settings.header_bytes.max(8 << 10)); // the least that hyper takes
+    http
+}
+
+fn http2(settings: &Settings, tasks: Tasks) -> http2::Builder<Tasks> {
+    let mut http = http2::Builder::new(tasks);
+    http.timer(TokioTimer::new())
+        .max_header_list_size(settings.header_bytes.max(8 << 10) as u32)
+        .max_concurrent_streams(STREAMS)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(settings.header_time)
+        .keep_alive_timeout(settings.body_time);
+    http
+}
+
+fn prepare(stream: &TcpStream, settings: &Settings) {
+    let _ = stream.set_nodelay(true); // an optimisation: works without
+    #[cfg(target_os = "linux")]
+    {
+        let socket = socket2::SockRef::from(stream);
+        if let Err(error) = socket.set_tcp_user_timeout(Some(settings.body_time)) {
+            tracing::debug!(%error, "a client that has gone without a word is not noticed in time");
+        }
+        if let Err(error) = socket.set_tcp_notsent_lowat(UNSENT) {
+            tracing::debug!(%error, "the system may hold much for a client that reads nothing");
+        }
+    }
+    let _ = settings;
+}
+
+/// Runs the requests of an HTTP/2 connection, each in a task that can be ended by itself.
+#[derive(Clone)]
+struct Tasks(Arc<Connection>);
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
+    fn execute(&self, future: F) {
+        let task = tokio::spawn(future);
+        // hyper runs a request right after it has called the service for it. Did it not, a stalled answer would go with
+        // its connection.
+        if let Some(stream) = self.0.begun.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = stream.task.set(task.abort_handle()); // the first and only one
+        }
+    }
+}
+
+/// The socket, with what was read from it to see which protocol it is, and what is noticed on the way.
+struct Socket {
+    stream: TcpStream,
+    first: [u8; PREFACE.len()],
+    read: usize,
+    given: usize,
+    connection: Arc<Connection>,
+}
+
+impl Socket {
+    /// The client is given up where the system has done so, or where it is gone after it took nothing for a while;
+    /// otherwise it has left of its own accord.
+    fn noticed<T>(&self, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(error)) = &done {
+            let connection = &self.connection;
+            let stuck = connection.stuck.load(Ordering::Relaxed);
+            let slow = stuck > 0 && connection.all.now() + 1 >= stuck + SLOW;
+            if slow || error.kind() == io::ErrorKind::TimedOut {
+                connection.cut.store(true, Ordering::Relaxed);
+            }
+        }
+        done
+    }
+
+    fn written(&self, done: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let done = self.noticed(done);
+        let stuck = &self.connection.stuck;
+        if done.is_ready() {
+            stuck.store(0, Ordering::Relaxed);
+        } else {
+            let now = self.connection.all.now() + 1;
+            let _ = stuck.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed); // since the first time
+        }
+        done
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.given < self.read {
+            let more = &self.first[self.given..self.read];
+            let more = &more[..more.len().min(into.remaining())];
+            into.put_slice(more);
+            self.given += more.len();
+            return Poll::Ready(Ok(()));
+        }
+        let done = Pin::new(&mut self.stream).poll_read(context, into);
+        self.noticed(done)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let done = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.written(done)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let done = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.written(done)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+        let done = Pin::new(&mut self.stream).poll_flush(context);
+        self.noticed(done)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+        let done = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.noticed(done)
+    }
+}

@@ -1,0 +1,363 @@
+//! One budget of memory for all that clients make the server hold: bodies that come in, bodies being taken apart, and
+//! answers that go out. What would go past it is refused before it is read or made.
+//!
+//! A [`Grant`] is a part of the budget, given back when it is dropped. A [`Buffer`] is bytes that hold their grant: small
+//! ones are on the heap; large ones are mappings of their own, which the system has back in the moment they are dropped, whatever
+//! else was allocated meanwhile (the C library's heap keeps what lies below anything that is still in use).
+//!
+//! Not in the budget is what each connection has whatever it does, which is bounded by the limit of connections: see
+//! `connection`.
+
+use super::problem::Problem;
+use bytes::Bytes;
+use memmap2::{MmapMut, MmapOptions};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Grants grow by this much, so that a body costs an atomic operation a step and not one a read.
+const STEP: usize = 16 << 10;
+/// A grant up to this size may use what the large ones have to leave free.
+const SMALL: usize = 64 << 10;
+/// What is this small is part of what a request takes anyway.
+pub(super) const FREE: usize = 4 << 10;
+/// Buffers beyond this size are mappings.
+const HEAP: usize = 64 << 10;
+
+/// Seconds between warnings.
+const WARN_EVERY: u64 = 10;
+
+/// What memory is for. Either may use a part of the budget only, so that neither keeps out the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Bodies that come in: up to three quarters.
+    Request,
+    /// Answers that go out: up to a half.
+    Answer,
+}
+
+/// The budget. The counters guard no other memory: Relaxed throughout.
+#[derive(Debug)]
+pub(super) struct Memory {
+    limit: usize,
+    used: AtomicUsize,
+    requests: AtomicUsize,
+    answers: AtomicUsize,
+    /// For bodies and for answers: whoever makes much of either works at it with few others.
+    turns: [Arc<Semaphore>; 2],
+    begun: Instant,
+    /// When a warning was last given, in seconds since then, plus one.
+    warned: AtomicU64,
+}
+
+/// The budget is used up for now.
+#[derive(Debug)]
+pub(super) struct UsedUp;
+
+impl From<UsedUp> for Problem {
+    fn from(UsedUp: UsedUp) -> Self {
+        Self::overloaded()
+    }
+}
+
+impl Memory {
+    /// A budget of so many bytes, and how many bodies may be taken apart at once, or large answers begun.
+    pub(super) fn new(limit: usize, at_once: usize) -> Arc<Self> {
+        let zero = || AtomicUsize::new(0);
+        let turns = [(); 2].map(|()| Arc::new(Semaphore::new(at_once.max(1))));
+        let (begun, warned) = (Instant::now(), AtomicU64::new(0));
+        Arc::new(Self { limit, used: zero(), requests: zero(), answers: zero(), turns, begun, warned })
+    }
+
+    /// The least that a budget can be where bodies may be this large: the largest one has to fit, with what is
+    /// made of it.
+    pub(super) fn least(body_bytes: usize, decoded_bytes: usize) -> usize {
+        let largest = body_bytes.max(decoded_bytes).saturating_mul(2).saturating_add(1 << 20);
+        largest.saturating_add(largest / 3)
+    }
+
+    pub(super) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn of(&self, purpose: Purpose) -> (&AtomicUsize, usize) {
+        match purpose {
+            Purpose::Request => (&self.requests, self.limit / 4 * 3),
+            Purpose::Answer => (&self.answers, self.limit / 2),
+        }
+    }
+
+    /// Whether so much could be had at this moment.
+    pub(super) fn has_room(&self, purpose: Purpose, bytes: usize) -> bool {
+        let (part, most) = self.of(purpose);
+        let fits = |used: &AtomicUsize, most| used.load(Ordering::Relaxed).saturating_add(bytes) <= most;
+        fits(&self.used, self.limit) && (bytes <= SMALL || fits(part, most))
+    }
+
+    /// Whether more than half of what there is for a purpose is in use: time to make do with less.
+    pub(super) fn is_tight(&self, purpose: Purpose) -> bool {
+        let (part, most) = self.of(purpose);
+        part.load(Ordering::Relaxed) > most / 2
+    }
+
+    /// Takes so much more for one who has `held` already.
+    fn take(&self, purpose: Purpose, bytes: usize, held: usize) -> Result<(), UsedUp> {
+        let (part, most) = self.of(purpose);
+        let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let of_part = part.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if used <= self.limit && (held + bytes <= SMALL || of_part <= most) {
+            return Ok(());
+        }
+        // A record may be larger than what there is for answers: one at a time it can be read all the same.
+        if purpose == Purpose::Answer && of_part == held + bytes {
+            return Ok(());
+        }
+        self.give_back(purpose, bytes);
+        Err(UsedUp)
+    }
+
+    fn give_back(&self, purpose: Purpose, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.of(purpose).0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Nothing yet, to be grown.
+    pub(super) fn grant(self: &Arc<Self>, purpose: Purpose) -> Grant {
+        Grant { memory: Arc::clone(self), purpose, bytes: 0 }
+    }
+
+    /// Says in the log that requests are refused: now and then, however many there are.
+    pub(super) fn warn(&self) {
+        let (now, last) = (self.begun.elapsed().as_secs() + 1, self.warned.load(Ordering::Relaxed));
+        let due = last == 0 || now >= last + WARN_EVERY;
+        if due && self.warned.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            let (used, limit) = (self.used(), self.limit);
+            tracing::warn!(used, limit, "requests are refused: the memory for bodies and answers is used up");
+        }
+    }
+
+    /// Waits for its turn to take a large body apart, or to look through the log for a large answer.
+    pub(super) async fn turn(
+        &self,
+        purpose: Purpose,
+        patience: Duration,
+    ) -> Result<OwnedSemaphorePermit, Problem> {
+        let turns = Arc::clone(&self.turns[purpose as usize]);
+        match tokio::time::timeout(patience, turns.acquire_owned()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            _ => Err(Problem::overloaded()),
+        }
+    }
+}
+
+/// A part of the budget.
+#[derive(Debug)]
+pub(super) struct Grant {
+    memory: Arc<Memory>,
+    purpose: Purpose,
+    bytes: usize,
+}
+
+impl Grant {
+    /// Grows to cover so many bytes.
+    pub(super) fn cover(&mut self, bytes: usize) -> Result<(), UsedUp> {
+        if bytes > self.bytes {
+            // The first step is small, as most bodies are.
+            let step = if bytes <= FREE { FREE } else { STEP };
+            let more = (bytes - self.bytes).next_multiple_of(step);
+            self.memory.take(self.purpose, more, self.bytes)?;
+            self.bytes += more;
+        }
+        Ok(())
+    }
+}
+
+impl Grant {
+    /// Gives back what is beyond so many bytes.
+    fn shrink(&mut self, bytes: usize) {
+        if bytes < self.bytes {
+            self.memory.give_back(self.purpose, self.bytes - bytes);
+            self.bytes = bytes;
+        }
+    }
+
+    /// Bytes that hold the part of the budget that they are in, whoever has them.
+    pub(super) fn hold(mut self, bytes: impl Into<Bytes>) -> Bytes {
+        let bytes = bytes.into();
+        if bytes.len() <= FREE {
+            return bytes;
+        }
+        self.shrink(bytes.len());
+        Bytes::from_owner(Held(bytes, self))
+    }
+}
+
+/// Bytes, with their grant.
+struct Held(Bytes, #[allow(dead_code, reason = "given back when dropped")] Grant);
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.memory.give_back(self.purpose, self.bytes);
+    }
+}
+
+/// Bytes that grow, within the budget. See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Buffer {
+    place: Place,
+    length: usize,
+    most: usize,
+    grant: Grant,
+}
+
+#[derive(Debug)]
+enum Place {
+    Heap(Vec<u8>),
+    Mapped(MmapMut),
+}
+
+impl Buffer {
+    /// Empty, to become `most` bytes at most.
+    pub(super) fn new(most: usize, grant: Grant) -> Self {
+        Self { place: Place::Heap(Vec::new()), length: 0, most, grant }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.length
+    }
+
+    /// How much more it can take.
+    pub(super) fn left(&self) -> usize {
+        self.most - self.length
+    }
+
+    /// Gives `write` so many bytes behind the end, all or what is [`left`](Self::left); it returns how many of them are to stay.
+    pub(super) fn grow<E>(
+        &mut self,
+        bytes: usize,
+        write: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<Result<&[u8], E>, UsedUp> {
+        let start = self.length;
+        let end = start + bytes.min(self.left());
+        self.grant.cover(end)?;
+        if end > HEAP
+            && let Place::Heap(heap) = &mut self.place
+        {
+            // Not reserved: only pages that are written to are ever had.
+            let mapped = MmapOptions::new().len(self.most).no_reserve_swap().map_anon();
+            let mut mapped = mapped.map_err(|_| UsedUp)?;
+            mapped[..start].copy_from_slice(&heap[..start]);
+            self.place = Place::Mapped(mapped);
+        }
+        let space = match &mut self.place {
+            Place::Heap(heap) => {
+                if heap.len() < end {
+                    heap.reserve(end - heap.len());
+                    heap.resize(end, 0);
+                }
+                &mut heap[start..end]
+            }
+            Place::Mapped(mapped) => &mut mapped[start..end],
+        };
+        match write(space) {
+            Ok(written) => {
+                self.length = start + written.min(end - start);
+                Ok(Ok(&AsRef::<[u8]>::as_ref(&*self)[start..]))
+            }
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    /// Appends; what is beyond the most it can become is left out.
+    pub(super) fn extend(&mut self, bytes: &[u8]) -> Result<(), UsedUp> {
+        let write = |space: &mut [u8]| {
+            space.copy_from_slice(&bytes[..space.len()]);
+            Ok::<_, std::convert::Infallible>(space.len())
+        };
+        self.grow(bytes.len(), write).map(|_| ())
+    }
+
+    /// The bytes, which from now on are shared and hold the grant.
+    pub(super) fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        match &self.place {
+            Place::Heap(heap) => &heap[..self.length],
+            Place::Mapped(mapped) => &mapped[..self.length],
+        }
+    }
+}
+
+impl AsMut<[u8]> for Buffer {
+    fn as_mut(&mut self) -> &mut [u8] {
+        match &mut self.place {
+            Place::Heap(heap) => &mut heap[..self.length],
+            Place::Mapped(mapped) => &mut mapped[..self.length],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn large_requests_leave_room_for_answers_and_for_small_ones_and_all_is_given_back() {
+        let memory = Memory::new(16 << 20, 1);
+        let mut large = memory.grant(Purpose::Request);
+        large.cover(12 << 20).unwrap();
+        assert!(large.cover((12 << 20) + 1).is_err(), "three quarters are what bodies may have");
+        assert!(!memory.has_room(Purpose::Request, SMALL + 1) && memory.has_room(Purpose::Request, SMALL));
+        let mut small = memory.grant(Purpose::Request);
+        small.cover(1000).unwrap();
+        let mut answer = memory.grant(Purpose::Answer);
+        answer.cover(3 << 20).unwrap();
+        let mut other = memory.grant(Purpose::Answer);
+        other.cover(1 << 10).unwrap();
+        assert!(answer.cover(5 << 20).is_err());
+        assert!(memory.used() <= 16 << 20 && memory.is_tight(Purpose::Request));
+        drop((large, small, other));
+        answer.cover(20 << 20).unwrap(); // one at a time, whatever its size
+        drop(answer);
+        assert_eq!(memory.used(), 0);
+        assert!(!memory.is_tight(Purpose::Request));
+    }
+
+    proptest! {
+        #[test]
+        fn a_buffer_is_what_was_put_into_it(
+            parts in prop::collection::vec((any::<u8>(), 0..50_000usize), 0..12), most in 1..300_000usize,
+        ) {
+            let memory = Memory::new(1 << 20, 1);
+            let mut buffer = Buffer::new(most, memory.grant(Purpose::Request));
+            let mut expected = Vec::new();
+            for (byte, length) in parts {
+                let part = vec![byte; length];
+                expected.extend_from_slice(&part);
+                buffer.extend(&part).unwrap();
+                prop_assert!(memory.used() >= buffer.len());
+            }
+            expected.truncate(most);
+            let bytes = buffer.freeze();
+            prop_assert_eq!(&bytes[..], &expected[..]);
+            drop(bytes);
+            prop_assert_eq!(memory.used(), 0);
+        }
+    }
+}

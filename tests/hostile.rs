@@ -1,0 +1,133 @@
+//! Clients that want the server down, full, stuck or talkative. Of each: what it may cost the server, and that a
+//! client beside it that behaves is served. `MILLSTREAM_HOSTILE=10` makes all of it ten times as long.
+
+mod support;
+
+use std::{io::Write, time::Duration};
+use support::{Client, Server, process::Process};
+
+const MIB: usize = 1 << 20;
+
+fn code(body: &str) -> &str {
+    body.split(r#""code":""#).nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("no code")
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    out.write_all(bytes).unwrap();
+    out.finish().unwrap()
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::bulk::compress(bytes, 1).unwrap()
+}
+
+fn post(client: &mut Client, target: &str, media_type: &str, encoding: &str, body: &[u8]) -> (u16, String) {
+    let head = format!(
+        "POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media_type}\r\nContent-Encoding: {encoding}\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    client.send(head.as_bytes()).unwrap();
+    client.send(body).unwrap();
+    let answer = client.answer().unwrap();
+    (answer.status, if answer.status == 200 { "stored".to_owned() } else { code(&answer.body).to_owned() })
+}
+
+/// What it is, its type and encoding, the body, bytes it decodes to, and the status and code of the answer.
+type Case = (&'static str, &'static str, &'static str, Vec<u8>, usize, u16, &'static str);
+
+/// 56 bytes were kept for each record before anything was refused: 2,067 bytes of zstd took 3.6 GB.
+#[test]
+fn a_body_costs_a_small_multiple_of_its_bytes_whatever_it_decodes_to() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let process = Process::of(&server.child);
+    let mut client = server.connect();
+    let (text, lines, json, frames, bytes) = (
+        "text/plain",
+        "application/x-ndjson",
+        "application/json",
+        "application/vnd.millstream.frames",
+        "application/octet-stream",
+    );
+    let list = |record: &str, most: usize| {
+        let records = vec![record; (most - 20) / (record.len() + 1)].join(",");
+        format!(r#"{{"records":[{records}]}}"#).into_bytes()
+    };
+    let window_of_128_mib = {
+        let mut out = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        out.window_log(27).unwrap();
+        out.write_all(b"harmless\n").unwrap();
+        out.finish().unwrap()
+    };
+    let deep = [vec![b'['; 1_000_000], vec![b']'; 1_000_000]].concat();
+    let deep_list = [&br#"{"records":[{"json":"#[..], &deep, b"}]}"].concat();
+    let (too_many, all) = (413, 64 * MIB);
+    let cases: Vec<Case> = vec![
+        ("64 MiB of line ends", text, "zstd", zstd(&vec![b'\n'; all]), 0, too_many, "record_too_large"),
+        ("64 MiB of line ends", text, "gzip", gzip(&vec![b'\n'; all]), 0, too_many, "record_too_large"),
+        ("32 Mi short lines", lines, "gzip", gzip(&b"1\n".repeat(all / 2)), 0, too_many, "record_too_large"),
+        ("16 Mi empty frames", frames, "zstd", zstd(&vec![0; all]), 0, too_many, "record_too_large"),
+        ("64 MiB as one record", bytes, "zstd", zstd(&vec![0; all]), all, too_many, "record_too_large"),
+        (
+            "6 Mi records of JSON",
+            json,
+            "zstd",
+            zstd(&list(r#"{"json":1}"#, all)),
+            2 * all,
+            too_many,
+            "record_too_large",
+        ),
+        (
+            "5 Mi empty values",
+            json,
+            "zstd",
+            zstd(&list(r#"{"value":""}"#, all)),
+            2 * all,
+            too_many,
+            "record_too_large",
+        ),
+        ("64 MiB of blanks", lines, "zstd", zstd(&b" \n".repeat(all / 2)), all, 400, "empty_batch"),
+        ("a byte more than may be", lines, "zstd", zstd(&vec![b' '; all + 1]), all, 413, "body_too_large"),
+        ("a gigabyte", json, "gzip", gzip(&vec![b' '; 1 << 30]), all, 413, "body_too_large"),
+        ("a window of 128 MiB", text, "zstd", window_of_128_mib, 0, 400, "invalid_encoding"),
+        ("16 MiB of line ends", text, "identity", vec![b'\n'; 16 * MIB], 0, too_many, "record_too_large"),
+        ("8 Mi short lines", lines, "identity", b"1\n".repeat(8 * MIB), 0, too_many, "record_too_large"),
+        ("4 Mi empty frames", frames, "identity", vec![0; 16 * MIB], 0, too_many, "record_too_large"),
+        ("JSON a million deep", lines, "identity", deep.clone(), 0, 200, "stored"),
+        ("JSON a million deep", json, "identity", deep_list, 2 * MIB, 200, "stored"),
+        ("JSON a million deep", lines, "identity", deep[..1_000_000].to_vec(), 0, 400, "invalid_json"),
+    ];
+    client.append(b"so that all is there that is made once").unwrap();
+    let before = process.memory();
+    for (what, media_type, encoding, body, decoded, status, code) in cases {
+        process.reset_peak();
+        let start = process.resident();
+        let answer = post(&mut client, "/v1/logs/a/records", media_type, encoding, &body);
+        let cost = process.peak().saturating_sub(start);
+        println!(
+            "{what} ({media_type}, {encoding}): {} bytes sent, {} KiB at the most",
+            body.len(),
+            cost / 1024
+        );
+        assert_eq!(answer, (status, code.to_owned()), "{what} as {media_type}, {encoding}");
+        // The body, once more where it is stored, what it is decoded to, and what decoding needs (a window of 8 MiB).
+        let allowed = 2 * body.len() + decoded + 12 * MIB;
+        assert!(cost <= allowed, "{what} as {media_type}, {encoding}: {cost} bytes, and may cost {allowed}");
+    }
+    // It is given back, at once.
+    let after = process.memory();
+    assert!(after < before + 24 * MIB, "{before} bytes before, {after} after");
+    // A batch that fits: two million records in 4 MiB, and no list of them is made.
+    let (body, start) = (b"x\n".repeat(1_700_000), process.memory());
+    let sampler = std::thread::spawn(move || {
+        let until = std::time::Instant::now() + Duration::from_secs(1);
+        let samples = std::iter::from_fn(|| (std::time::Instant::now() < until).then(|| process.memory()));
+        samples.max().unwrap()
+    });
+    assert_eq!(post(&mut client, "/v1/logs/b/records", text, "identity", &body), (200, "stored".to_owned()));
+    let cost = sampler.join().unwrap().saturating_sub(start);
+    println!("1.7 million records in {} bytes: {} KiB at the most", body.len(), cost / 1024);
+    // 11 MiB are the engine's: the places of the records in its chunk of 64 MiB.
+    assert!(cost < 3 * body.len() + 16 * MIB, "{cost} bytes for a body of {}", body.len());
+}
