@@ -128,12 +128,12 @@ impl Context {
     /// Appends; where the disk is behind, waits a little for it.
     pub(super) async fn append<T>(
         &self,
-        log: &OpenLog,
+        log: &Arc<OpenLog>,
         attempt: impl Fn() -> Result<T, Error>,
     ) -> Result<T, Problem> {
         match attempt() {
             Err(Error::WouldBlock) => {}
-            done => return Ok(done?),
+            done => return self.seen(log, done).await,
         }
         let retry = async {
             loop {
@@ -145,9 +145,20 @@ impl Context {
             }
         };
         match tokio::time::timeout(self.limits.append_time, retry).await {
-            Ok(done) => Ok(done?),
+            Ok(done) => self.seen(log, done).await,
             Err(_) => Err(Problem::backpressure()),
         }
+    }
+
+    /// An append that is refused for what is in the log is told so once readers can see that. Otherwise a client that
+    /// was told of a next offset could read and find less, and after a crash it would never have been there.
+    async fn seen<T>(&self, log: &Arc<OpenLog>, done: Result<T, Error>) -> Result<T, Problem> {
+        if let Err(Error::Unexpected { .. } | Error::ProducerOutOfOrder { .. }) = &done
+            && let Some(last) = log.next_offset().checked_sub(1)
+        {
+            self.acknowledged(log, last, None).await?;
+        }
+        Ok(done?)
     }
 
     /// Waits until an append, whose last record is at `offset`, may be answered.

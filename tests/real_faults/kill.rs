@@ -261,6 +261,17 @@ fn killed_while_logs_are_made_and_deleted() {
 }
 
 #[test]
+fn killed_while_segments_of_tiny_records_roll() {
+    kill_under(&Load { kinds: &[Kind::Tiny], ..Load::default() });
+}
+
+#[test]
+fn killed_while_the_largest_segments_are_filled_with_tiny_records() {
+    let up_to = Duration::from_millis(1500);
+    kill_under(&Load { kinds: &[Kind::Tiny], segment_bytes: "67108864", logs: 2, up_to, ..Load::default() });
+}
+
+#[test]
 fn killed_while_large_values_of_random_bytes_and_of_headers_are_written() {
     kill_under(&Load { kinds: &[Kind::Large, Kind::Imitating], ..Load::default() });
 }
@@ -280,7 +291,7 @@ fn killed_while_a_thousand_logs_are_written() {
 
 #[test]
 fn killed_while_logs_are_trimmed() {
-    let (kinds, flags) = ([Kind::Mixed], ["--memory-bytes", "2097152"]);
+    let (kinds, flags) = ([Kind::Mixed, Kind::Tiny], ["--memory-bytes", "2097152"]);
     kill_under(&Load {
         kinds: &kinds,
         segment_bytes: "262144",
@@ -292,12 +303,12 @@ fn killed_while_logs_are_trimmed() {
 
 #[test]
 fn killed_with_all_of_it_acknowledged_in_memory() {
-    let kinds = [Kind::Mixed, Kind::Large];
+    let kinds = [Kind::Tiny, Kind::Mixed, Kind::Large];
     kill_under(&Load { kinds: &kinds, threads: 4, query: "?ack=memory", ..Load::default() });
 }
 
 #[test]
 fn killed_with_its_data_on_a_memory_file_system() {
-    let kinds = [Kind::Mixed, Kind::Large];
+    let kinds = [Kind::Mixed, Kind::Tiny];
     kill_under(&Load { kinds: &kinds, on: Path::new("/dev/shm"), ..Load::default() });
 }
