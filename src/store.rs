@@ -267,6 +267,8 @@ impl Store {
             io::ErrorKind::WouldBlock => LogError::InUse { dir: dir.clone() },
             _ => LogError::io("lock", &dir)(error),
         })?;
+        // A process that was killed may have renamed a log, and not have come to sync that.
+        disk.sync_dir(&dir).map_err(LogError::io("sync", &dir))?;
         let mut entries = BTreeMap::new();
         for name in names {
             if name.starts_with(DELETED) {

@@ -280,7 +280,7 @@ impl Images {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // What an earlier process left may still be there, and have had the same process id.
-        let name = format!("{:016x}-{number}", self.incarnation);
+        let name = format!("{:016x}-{number:020}", self.incarnation);
         let made = self.memory.create(&name, HEAD as u64 + capacity, &self.head()).and_then(|file| {
             let image = Image { images: std::sync::Arc::clone(self), name };
             Ok((image, memmap2::MmapOptions::new().map_raw(&file)?))

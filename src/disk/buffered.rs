@@ -12,6 +12,14 @@ use std::{
 #[derive(Debug)]
 pub(super) struct BufferedFile(pub(super) fs::File);
 
+/// See [`File::sync`].
+pub(super) fn sync(file: &fs::File) -> io::Result<()> {
+    file.sync_data()?;
+    #[cfg(target_os = "linux")]
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed); // advice
+    Ok(())
+}
+
 impl File for BufferedFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
@@ -31,7 +39,7 @@ impl File for BufferedFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        sync(&self.0)
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {

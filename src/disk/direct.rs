@@ -84,7 +84,7 @@ impl File for DirectFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.direct.sync_data()
+        super::buffered::sync(&self.direct)
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {

@@ -7,7 +7,7 @@ mod direct;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod gate;
 mod native;
-mod shm;
+pub(crate) mod shm;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod sim;
 #[cfg(feature = "store")]
@@ -30,7 +30,7 @@ pub(crate) type Node = (u64, u64);
 
 /// A directory tree of files.
 pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
-    /// Makes `dir` and its parents; what was made is durable on return.
+    /// Makes `dir` and its parents, unless they are there; their names are durable on return.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// The names in `dir`.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
@@ -75,7 +75,9 @@ pub(crate) trait File: Send + Sync + std::fmt::Debug {
     /// Writes `parts` one behind the other from `position` on, and returns when they are durable. Position,
     /// addresses and lengths are multiples of [`BLOCK`]. After an error nothing is known of the range.
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()>;
-    /// Makes durable what was written to the file, by whomever.
+    /// Makes durable what was written to the file, by whomever. Where the system can be told, what is read from now on
+    /// comes from the device: if a sync has failed before, memory may have what the device has not, and takes it for
+    /// written.
     fn sync(&self) -> io::Result<()>;
     /// Sets the length; durable on return.
     fn set_len(&self, length: u64) -> io::Result<()>;
@@ -103,6 +105,14 @@ impl std::ops::DerefMut for Aligned {
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }
+}
+
+/// Whether an error says that the system was short of something, descriptors or memory, or was interrupted: nothing was
+/// done, and it may go well the next time.
+pub(crate) fn is_passing(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR, Errno::AGAIN];
+    error.raw_os_error().is_some_and(|code| passing.iter().any(|errno| errno.raw_os_error() == code))
 }
 
 /// Whether an error says that there is no room: the disk is full, or the user's share of it.

@@ -28,13 +28,18 @@ fn writable(file: fs::File, path: &Path) -> Box<dyn File> {
 
 impl Disk for Native {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        if dir.is_dir() {
-            return Ok(());
-        }
         let parent = match dir.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
+        if dir.is_dir() {
+            // A process that was killed may have made it, and not have come to sync its name.
+            return match self.sync_dir(parent) {
+                // Who may not look at the names there has not made one.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+                synced => synced,
+            };
+        }
         self.create_dir(parent)?;
         match fs::create_dir(dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !dir.is_dir() => Err(error),

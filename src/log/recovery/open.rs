@@ -70,14 +70,14 @@ pub(in crate::log) fn open(
     let disk = &*env.disk;
     let mut surveyed = survey(disk, dir)?;
     let mut identity = Identity::of(env, &surveyed, dir)?;
-    let mut images = open_images(env, &options, &identity, dir);
+    let mut images = open_images(env, &options, &identity, dir)?;
     if let Some(found) = &images
         && restore::restore(disk, dir, found, &surveyed)?
     {
         surveyed = survey(disk, dir)?;
         // A log of format 1 may have got its first segment with a secret just now.
         identity = Identity::of(env, &surveyed, dir)?;
-        images = open_images(env, &options, &identity, dir);
+        images = open_images(env, &options, &identity, dir)?;
     }
     let Survey { segments: found, damage, .. } = surveyed;
     let roller = Roller::new(Arc::clone(budget), images, std::sync::Arc::clone(&env.keepers));
@@ -112,26 +112,27 @@ pub(in crate::log) fn open(
     })
 }
 
-/// Where the log's images are, if there is such a place.
+/// Where the log's images are, if there is such a place. What may go better the next time is an error: a log that
+/// opens without what its images have gives their offsets to other records.
 fn open_images(
     env: &Environment,
     options: &Options,
     identity: &Identity,
     dir: &Path,
-) -> Option<std::sync::Arc<Images>> {
-    let at = options.images.as_ref()?;
-    let images = env.disk.node(dir).and_then(|node| {
-        let incarnation = u64::from_le_bytes(random(env)?);
-        Images::open(at, identity.log, identity.secret, dir, node, incarnation)
-    });
-    match images {
-        Ok(images) => Some(std::sync::Arc::new(images)),
+) -> Result<Option<std::sync::Arc<Images>>, Error> {
+    let Some(at) = &options.images else { return Ok(None) };
+    let node = env.disk.node(dir).map_err(Error::io("look at", dir))?;
+    let incarnation = random(env).map_err(Error::io("get a random number for", dir))?;
+    let incarnation = u64::from_le_bytes(incarnation);
+    match Images::open(at, identity.log, identity.secret, dir, node, incarnation) {
+        Ok(images) => Ok(Some(std::sync::Arc::new(images))),
+        Err(error) if disk::is_passing(&error) => Err(Error::io("look for images in", at)(error)),
         Err(error) => {
             tracing::warn!(
                 dir = %dir.display(), at = %at.display(), %error,
                 "no memory that outlives the process: what is acknowledged in memory is lost with it"
             );
-            None
+            Ok(None)
         }
     }
 }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     chunk::{Before, Chunk, Content, Extent, Images, Label, Memory},
-    disk::Disk,
+    disk::{Disk, is_passing},
     segment::{
         FRAMES,
         file::{self, SegmentFile},
@@ -78,6 +78,8 @@ pub(super) fn restore(disk: &dyn Disk, dir: &Path, images: &Images, survey: &Sur
                 let header = header(images, log, &label, secret);
                 match Image::read(images, found.name.clone(), header, incarnation, before) {
                     Ok(image) => held.push(image),
+                    // The next time it may be read: until then nothing else gets the offsets of its records.
+                    Err(error) if is_passing(&error) => return Err(io(error)),
                     Err(error) => {
                         tell(images, [&*found.name], &format!("it cannot be read: {error}"));
                     }

@@ -223,7 +223,12 @@ fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::R
     }
     let mut bytes = vec![0; length.saturating_sub(FRAMES) as usize];
     if !bytes.is_empty() {
-        disk.open(&head.path, false)?.read_at(&mut bytes, FRAMES)?;
+        let file = disk.open(&head.path, false)?;
+        if footer.is_none() {
+            // What is read has to be what the device has: it is going to be called durable.
+            file.sync()?;
+        }
+        file.read_at(&mut bytes, FRAMES)?;
     }
     Ok(judge(header, &Known { mark: *mark, footer: *footer, next }, bytes))
 }
