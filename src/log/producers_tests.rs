@@ -205,9 +205,9 @@ fn nobody_who_only_asks_waits_while_producers_are_learnt_or_written_down() {
             let working = scope.spawn(|| if known { log.keep_producers() } else { log.learn_producers() });
             told.recv().unwrap();
             scope.spawn(move || {
-                let knows = log.knows_producers();
-                let appended = knows.then(|| send(log, "p", 0, 1).unwrap());
-                tell.send((knows, appended.is_some())).unwrap();
+                let known = log.knows_producers();
+                let appended = known.then(|| send(log, "p", 0, 1).unwrap());
+                tell.send((known, appended.is_some())).unwrap();
             });
             let answer = answered.recv_timeout(Duration::from_secs(5));
             going.send(()).unwrap();
@@ -234,7 +234,7 @@ fn an_older_state_never_takes_the_place_of_a_newer_one() {
                 for round in 1..rounds {
                     let done = send(log, &format!("p{thread}"), 1, round - 1).unwrap();
                     if round % 2 == 0 {
-                        log.keep_producers().unwrap()
+                        log.keep_producers().unwrap();
                     } else {
                         log.trim(done.first_offset).unwrap();
                     }
