@@ -2,7 +2,7 @@
 //! writing back is reported here and not to somebody else. For file systems that refuse `O_DIRECT`, and for
 //! macOS (where std's `sync_data` is `F_FULLFSYNC`).
 
-use super::File;
+use super::{File, unknown};
 use std::{
     fs,
     io::{self, IoSlice},
@@ -14,7 +14,7 @@ pub(super) struct BufferedFile(pub(super) fs::File);
 
 /// See [`File::sync`].
 pub(super) fn sync(file: &fs::File) -> io::Result<()> {
-    file.sync_data()?;
+    file.sync_data().map_err(unknown)?;
     #[cfg(target_os = "linux")]
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed); // advice
     Ok(())
@@ -32,10 +32,10 @@ impl File for BufferedFile {
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
         let mut at = position;
         for part in parts {
-            self.0.write_all_at(part, at)?;
+            self.0.write_all_at(part, at).map_err(unknown)?;
             at += part.len() as u64;
         }
-        self.0.sync_data()
+        self.0.sync_data().map_err(unknown)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -44,6 +44,6 @@ impl File for BufferedFile {
 
     fn set_len(&self, length: u64) -> io::Result<()> {
         self.0.set_len(length)?;
-        self.0.sync_all()
+        self.0.sync_all().map_err(unknown)
     }
 }

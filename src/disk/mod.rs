@@ -29,6 +29,10 @@ pub(crate) const BLOCK: u64 = 4096;
 pub(crate) type Node = (u64, u64);
 
 /// A directory tree of files.
+///
+/// An error that [`is_transient`] or [`is_full`] recognises says of any operation, here and on files, that it has changed nothing,
+/// and may be tried again. Where a write or a sync was begun and nothing is known of what it has come to, the error is made
+/// [`unknown`].
 pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     /// Makes `dir` and its parents, unless they are there; their names are durable on return.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
@@ -107,12 +111,22 @@ impl std::ops::DerefMut for Aligned {
     }
 }
 
-/// Whether an error says that the system was short of something, descriptors or memory, or was interrupted: nothing was
-/// done, and it may go well the next time.
-pub(crate) fn is_passing(error: &io::Error) -> bool {
+/// Whether an error says that the system had no descriptors or memory for an operation, or broke off before it: that may pass.
+pub(crate) fn is_transient(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR, Errno::AGAIN];
-    error.raw_os_error().is_some_and(|code| passing.iter().any(|errno| errno.raw_os_error() == code))
+    let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::AGAIN, Errno::INTR];
+    error.raw_os_error().is_some_and(|number| passing.contains(&Errno::from_raw_os_error(number)))
+        || matches!(error.kind(), io::ErrorKind::OutOfMemory | io::ErrorKind::Interrupted)
+}
+
+/// An error after which nothing is known of what was written or synced, whatever the system calls it. A sync that failed for lack of
+/// memory has failed: the next one may succeed, and say nothing of what was lost.
+pub(crate) fn unknown(error: io::Error) -> io::Error {
+    /// Says what the other says, and is of no particular kind.
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Unknown(io::Error);
+    io::Error::other(Unknown(error))
 }
 
 /// Whether an error says that there is no room: the disk is full, or the user's share of it.

@@ -1,6 +1,6 @@
 //! The system's directories, and which kind of file to use in them.
 
-use super::{Disk, File, Node, buffered::BufferedFile};
+use super::{Disk, File, Node, buffered::BufferedFile, is_transient, unknown};
 use std::{
     fs, io,
     os::unix::fs::MetadataExt,
@@ -17,13 +17,15 @@ pub(crate) fn native() -> Arc<dyn Disk> {
 struct Native;
 
 /// Written directly where the file system has that, else by `file`.
-fn writable(file: fs::File, path: &Path) -> Box<dyn File> {
+fn writable(file: fs::File, path: &Path) -> io::Result<Box<dyn File>> {
     #[cfg(target_os = "linux")]
-    if let Ok(direct) = super::direct::DirectFile::open(path) {
-        return Box::new(direct);
+    match super::direct::DirectFile::open(path) {
+        Ok(direct) => return Ok(Box::new(direct)),
+        Err(error) if is_transient(&error) => return Err(error),
+        Err(_) => {} // the file system does not have it
     }
     let _ = path;
-    Box::new(BufferedFile(file))
+    Ok(Box::new(BufferedFile(file)))
 }
 
 impl Disk for Native {
@@ -53,17 +55,15 @@ impl Disk for Native {
 
     fn create(&self, path: &Path, length: u64) -> io::Result<Box<dyn File>> {
         let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(path)?;
-        let reserved = reserve(&file, length);
-        if let Err(error) = reserved {
+        let reserved = reserve(&file, length).and_then(|()| writable(file, path));
+        reserved.inspect_err(|_| {
             let _ = fs::remove_file(path); // do not keep what room there was
-            return Err(error);
-        }
-        Ok(writable(file, path))
+        })
     }
 
     fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn File>> {
         let file = fs::File::options().read(true).write(write).open(path)?;
-        Ok(if write { writable(file, path) } else { Box::new(BufferedFile(file)) })
+        if write { writable(file, path) } else { Ok(Box::new(BufferedFile(file))) }
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -133,7 +133,7 @@ impl Disk for Native {
 /// Makes the names in `dir` durable.
 fn sync_dir(dir: &Path) -> io::Result<()> {
     let dir = if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir.to_owned() };
-    fs::File::open(dir)?.sync_all()
+    fs::File::open(dir)?.sync_all().map_err(unknown)
 }
 
 /// Reserves the blocks, so that writing them later cannot find the disk full.
@@ -141,7 +141,8 @@ pub(super) fn reserve(file: &fs::File, length: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
         use rustix::{fs::FallocateFlags, io::Errno};
-        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length) {
+        let reserve = || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length);
+        match rustix::io::retry_on_intr(reserve) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
             done => return Ok(done?),
         }

@@ -48,15 +48,20 @@ impl MemoryDir {
     /// name before it has its head: a process that is killed in here leaves nothing.
     #[cfg(all(target_os = "linux", not(loom)))]
     pub(crate) fn create(&self, name: &str, length: u64, head: &[u8]) -> io::Result<fs::File> {
-        use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+        use rustix::{
+            fs::{AtFlags, CWD, Mode, OFlags},
+            io::retry_on_intr,
+        };
         use std::os::{fd::AsRawFd, unix::fs::FileExt};
         make(&self.0)?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let file: fs::File = rustix::fs::open(&self.0, flags, Mode::RUSR | Mode::WUSR)?.into();
+        let file: fs::File =
+            retry_on_intr(|| rustix::fs::open(&self.0, flags, Mode::RUSR | Mode::WUSR))?.into();
         super::native::reserve(&file, length)?;
         file.write_all_at(head, 0)?;
         let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
-        rustix::fs::linkat(CWD, unnamed, CWD, self.0.join(name), AtFlags::SYMLINK_FOLLOW)?;
+        let path = self.0.join(name);
+        retry_on_intr(|| rustix::fs::linkat(CWD, &unnamed, CWD, &path, AtFlags::SYMLINK_FOLLOW))?;
         Ok(file)
     }
 

@@ -89,6 +89,13 @@ impl Problem {
         problem
     }
 
+    /// The system lacks something for the moment: 503, to be tried again in a second.
+    fn lacking(code: &'static str, error: &Error) -> Self {
+        let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string());
+        problem.header = Some((RETRY_AFTER, "1"));
+        problem
+    }
+
     pub(super) fn into_response(self) -> Answer {
         let document = Document {
             r#type: "about:blank",
@@ -138,6 +145,9 @@ impl From<Error> for Problem {
             Error::Failed { .. } => (StatusCode::SERVICE_UNAVAILABLE, "writer_failed"),
             Error::Closed => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             Error::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            Error::CannotGrow { .. } => return Self::lacking("cannot_grow", &error),
+            error if error.is_full() => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            error if error.is_transient() => return Self::lacking("out_of_resources", error),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         };
         Self::new(status, code, error.to_string())

@@ -1,5 +1,6 @@
 //! What can go wrong with a log.
 
+use crate::disk;
 use std::{io, path::PathBuf, sync::Arc};
 
 /// An error of a [`Log`](super::Log). Whatever it says, nothing was half done: an append that fails has appended
@@ -76,6 +77,13 @@ pub enum Error {
         /// What the system said.
         reason: Arc<str>,
     },
+    /// The next segment cannot be made for another reason, such as a lack of descriptors or memory. Appends work again when
+    /// it can.
+    #[error("the next segment cannot be made: {reason}; try again a little later")]
+    CannotGrow {
+        /// What the system said.
+        reason: Arc<str>,
+    },
     /// The log was closed.
     #[error("the log is closed")]
     Closed,
@@ -128,6 +136,27 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the system refused something for lack of descriptors or memory, before anything was changed: what was tried
+    /// may be tried again.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if disk::is_transient(source))
+    }
+
+    /// Whether there was no room on the disk.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Full { .. } => true,
+            Self::Io { source, .. } => disk::is_full(source),
+            _ => false,
+        }
+    }
+
+    /// Why the next segment cannot be made.
+    pub(super) fn cannot_grow(self) -> Self {
+        let reason = self.to_string().into();
+        if self.is_full() { Self::Full { reason } } else { Self::CannotGrow { reason } }
+    }
+
     /// For `map_err`: what was tried, on what.
     pub(crate) fn io(doing: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();

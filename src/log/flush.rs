@@ -24,8 +24,10 @@ use crate::{
 };
 use std::{
     future::Future,
+    ops::RangeInclusive,
     pin::Pin,
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 /// The most words that one commit writes, to the next end of a batch: 8 MiB, where the disk is at full speed.
@@ -42,12 +44,30 @@ pub(super) struct Position {
     pub(super) done: Extent,
     /// Whether the segment's file has its header and name.
     pub(super) begun: bool,
+    /// How long to wait before the next attempt, if the last one came to nothing.
+    pause: Option<Duration>,
 }
+
+/// What a commit has come to.
+enum Committed {
+    /// So many bytes are durable; 0 where there was nothing to write.
+    Bytes(u64),
+    /// The system lacks what is needed to begin, as the error says. Nothing was written: it is to be tried again after this
+    /// time.
+    Later(Duration, Error),
+    /// The writer has failed, now or before.
+    Failed,
+}
+
+/// How long until a commit that could not begin is tried again: this at first, then twice as long each time, up to that.
+const PAUSES: RangeInclusive<Duration> = Duration::from_millis(4)..=Duration::from_millis(256);
+/// How long closing a log goes on trying.
+const CLOSING: Duration = Duration::from_secs(5);
 
 impl Position {
     pub(super) fn new(active: &Active, done: Extent, begun: bool) -> Self {
         let (segment, chunk) = (Arc::clone(&active.segment), Arc::clone(&active.chunk));
-        Self { segment, chunk, done, begun }
+        Self { segment, chunk, done, begun, pause: None }
     }
 }
 
@@ -63,6 +83,12 @@ impl Flusher {
     pub(super) fn new(position: Position, threads: std::sync::Arc<dyn Schedule>) -> Self {
         let task = Task::new(threads, Shared::flush, Shared::panicked);
         Self { position: Mutex::new(position), task, zeroing: AtomicBool::new(false) }
+    }
+
+    /// Whether commits have to wait for the system.
+    #[cfg(feature = "store")]
+    pub(super) fn is_held_up(&self) -> bool {
+        lock(&self.position).pause.is_some()
     }
 
     pub(super) fn zeros_done(&self) {
@@ -90,10 +116,12 @@ impl Shared {
             let (chunk, done) = (Arc::clone(&position.chunk), position.done);
             drop(position);
             let over = match committed {
+                Committed::Later(pause, _) => task.later(pause),
                 // A commit that wrote so much shows that records come fast.
-                Some(bytes) if bytes >= BUSY_BYTES => false,
-                Some(0) if chunk.end() == Some(done) => task.later(LINGER), // full, and no successor is there yet
-                Some(0) if !chunk.is_at(done) => {
+                Committed::Bytes(bytes) if bytes >= BUSY_BYTES => false,
+                // Full, and no successor is there yet.
+                Committed::Bytes(0) if chunk.end() == Some(done) => task.later(LINGER),
+                Committed::Bytes(0) if !chunk.is_at(done) => {
                     backoff.snooze(); // reserved, and not yet published: an appender is copying
                     continue;
                 }
@@ -108,16 +136,28 @@ impl Shared {
         }
     }
 
-    /// Commits what is published. The bytes written; `None` if the writer has failed, now or before.
-    fn commit(&self, position: &mut Position) -> Option<u64> {
+    /// Commits what is published.
+    fn commit(&self, position: &mut Position) -> Committed {
         if self.failed.get().is_some() {
-            return None; // after a failed write nothing is known of the blocks, and nothing is written over them
+            // After a failed write nothing is known of the blocks, and nothing is written over them.
+            return Committed::Failed;
         }
         match self.try_commit(position) {
-            Ok(bytes) => Some(bytes),
+            Ok(bytes) => {
+                position.pause = None;
+                Committed::Bytes(bytes)
+            }
+            Err(error) if error.is_transient() || error.is_full() => {
+                if position.pause.is_none() {
+                    tracing::warn!(dir = %self.dir.display(), %error, "cannot write yet");
+                }
+                let pause = position.pause.map_or(*PAUSES.start(), |pause| (pause * 2).min(*PAUSES.end()));
+                position.pause = Some(pause);
+                Committed::Later(pause, error)
+            }
             Err(error) => {
                 self.fail(&error);
-                None
+                Committed::Failed
             }
         }
     }
@@ -197,13 +237,18 @@ impl Shared {
                 break;
             }
             match self.commit(&mut position) {
-                None => return self.unless_stopped(),
-                Some(0) => {
+                Committed::Failed => return self.unless_stopped(),
+                Committed::Later(pause, _) => {
+                    drop(position);
+                    let again = Instant::now() + pause;
+                    self.durable.park(offset + 1, || self.failed.get().is_some(), Some(again));
+                }
+                Committed::Bytes(0) => {
                     drop(position);
                     self.unless_gone(offset)?;
                     backoff.snooze(); // an earlier append is still copying
                 }
-                Some(_) => {}
+                Committed::Bytes(_) => {}
             }
         }
         Ok(())
@@ -227,11 +272,17 @@ impl Shared {
         let failed = || Error::Failed { reason: self.failed.get().cloned().unwrap_or_default() };
         let mut position = lock(&self.flush.position);
         let backoff = Backoff::new();
+        let mut waited = Duration::ZERO;
         while self.durable.get() < self.next_offset() {
             match self.commit(&mut position) {
-                None => break,
-                Some(0) => backoff.snooze(), // an append that had its place is still copying
-                Some(_) => {}
+                Committed::Failed => break,
+                Committed::Later(pause, _) if waited < CLOSING => {
+                    waited += pause;
+                    std::thread::sleep(pause);
+                }
+                Committed::Later(_, error) => self.fail(&error), // what is not on the disk stays in shared memory
+                Committed::Bytes(0) => backoff.snooze(), // an append that had its place is still copying
+                Committed::Bytes(_) => {}
             }
         }
         let kept = self.finish_keeping();

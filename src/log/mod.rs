@@ -241,7 +241,8 @@ impl Log {
     /// used up. Records of one thread keep their order.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::Full`], [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`].
+    /// [`Error::TooLarge`], [`Error::Full`], [`Error::CannotGrow`], [`Error::ReadOnly`], [`Error::Failed`],
+    /// [`Error::Closed`].
     pub fn append(&self, value: &[u8]) -> Result<u64, Error> {
         append::append(&self.shared, &[value], None, append::Patience::Blocking)
     }
@@ -513,6 +514,7 @@ impl Log {
         }
         #[cfg(feature = "store")]
         if self.shared.failed.get().is_none()
+            && !self.shared.flush.is_held_up() // or it waits as long
             && let Err(error) = self.keep_producers()
         {
             // Nothing is lost by it: the log tells, it only has to be read again.
@@ -555,6 +557,8 @@ fn show(range: &Range<u64>) -> String {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+mod refused_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;
 

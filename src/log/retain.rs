@@ -3,16 +3,28 @@
 use super::{Error, Shared, roll::Job};
 use crate::{
     segment::{Segment, file},
-    sync::Arc,
+    sync::{Arc, lock},
 };
 use crossbeam::channel::RecvTimeoutError;
-use std::time::Duration;
+use std::{collections::VecDeque, io, time::Duration};
 
 /// The segments in the order of their offsets, never none. The last one, or the last few with
 /// [`Durability::Memory`](super::Durability::Memory), may not be in here yet, and are found by their links.
 pub(crate) struct Chain {
     pub(super) segments: Vec<Arc<Segment>>,
 }
+
+/// Segments that nobody finds any more, and whose files are still to be removed.
+#[derive(Default)]
+pub(super) struct Doomed {
+    /// By their base offsets, in order.
+    files: VecDeque<u64>,
+    /// Set for good when it is not known which names are durably gone: what is removed after that could leave a gap.
+    failed: Option<Error>,
+}
+
+/// Files that are removed at a time: between them the keeper does what else there is to do.
+const SLICE: usize = 8;
 
 impl Chain {
     /// The first offset that is left.
@@ -91,17 +103,26 @@ impl Shared {
         }
     }
 
-    /// Trims, on the keeper's thread. Readers stop finding the segments first, then the files go, the oldest first:
-    /// a crash in between leaves a log that begins a little earlier, and has no gap.
-    pub(super) fn trim_now(&self, before: u64) -> Result<u64, Error> {
+    /// Trims, on the keeper's thread, for a while: `None` if there is more to be done. Readers stop finding the segments
+    /// first, then the files go, the oldest first, and each is durably gone before the next one goes, also where that
+    /// takes several attempts: so a log that opens after a crash begins a little earlier, and has no gap.
+    pub(super) fn trim_now(&self, before: u64) -> Result<Option<u64>, Error> {
+        self.hide(before);
+        Ok(self.remove_doomed()?.then(|| self.first_offset()))
+    }
+
+    /// Takes segments of which all records are below `before` out of the chain.
+    fn hide(&self, before: u64) {
         let chain = self.chain.load_full();
         let ended = |segment: &Segment| {
             segment.sealed.get().is_some_and(|sealed| segment.base() + u64::from(sealed.records) <= before)
         };
         let most = chain.segments.len() - 1; // the last one may be written to
-        let dropped = &chain.segments[..chain.segments[..most].partition_point(|segment| ended(segment))];
+        // One by one: one that is not sealed yet may stand before others that are.
+        let ended = chain.segments[..most].iter().take_while(|segment| ended(segment)).count();
+        let dropped = &chain.segments[..ended];
         if dropped.is_empty() {
-            return Ok(chain.first());
+            return;
         }
         let first = chain.segments[dropped.len()].base();
         self.chain_edit(|segments| segments.retain(|segment| segment.base() >= first));
@@ -112,10 +133,31 @@ impl Shared {
             if let Some(last) = &last {
                 segment.next.set(Arc::clone(last));
             }
-            let path = self.dir.join(file::name(segment.base()));
-            self.env.disk.remove(&path).map_err(Error::io("remove", &path))?;
         }
-        self.env.disk.sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))?;
-        Ok(first)
+        lock(&self.roll.doomed).files.extend(dropped.iter().map(|segment| segment.base()));
+    }
+
+    /// Removes files of trimmed segments, for a while; says whether there is none left.
+    fn remove_doomed(&self) -> Result<bool, Error> {
+        let mut doomed = lock(&self.roll.doomed); // the keeper's alone
+        if let Some(error) = &doomed.failed {
+            return Err(error.clone());
+        }
+        for _ in 0..SLICE {
+            let Some(&base) = doomed.files.front() else { break };
+            let path = self.dir.join(file::name(base));
+            match self.env.disk.remove(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // gone, if not yet durably
+                removed => removed.map_err(Error::io("remove", &path))?,
+            }
+            if let Err(error) = self.env.disk.sync_dir(&self.dir).map_err(Error::io("sync", &self.dir)) {
+                if !error.is_transient() {
+                    doomed.failed = Some(error.clone());
+                }
+                return Err(error);
+            }
+            doomed.files.pop_front();
+        }
+        Ok(doomed.files.is_empty())
     }
 }

@@ -14,6 +14,7 @@ use super::{
     Error, Frontier, Shared,
     append::Patience,
     budget::Budget,
+    retain::Doomed,
     stats,
     task::{Schedule, Task},
 };
@@ -115,6 +116,20 @@ pub(super) enum Job {
     Trim(u64, Sender<Result<u64, Error>>),
 }
 
+impl Job {
+    fn gives_memory(&self) -> bool {
+        matches!(self, Self::Seal(..) | Self::Discard(_) | Self::LetGo(_))
+    }
+}
+
+/// A job that was not done.
+enum Undone {
+    /// It may be tried again: nothing was changed.
+    Yet(Box<Job>, Error),
+    /// It failed, and the log with it.
+    Ever(Error),
+}
+
 /// What appenders and the keeper share about rolling.
 pub(crate) struct Roller {
     pub(super) ready: ArrayQueue<Fresh>,
@@ -130,9 +145,15 @@ pub(crate) struct Roller {
     needs: AtomicU64,
     asked: AtomicBool,
     /// Why no fresh chunk could be made, the last time.
-    refused: Mutex<Option<std::sync::Arc<str>>>,
+    refused: Mutex<Option<Error>>,
     /// Bounded by those who add: one job of a kind for a segment at a time.
     jobs: SegQueue<Job>,
+    /// The job that is to be tried again before any other, and how often it was tried.
+    stalled: Mutex<Option<Job>>,
+    /// Jobs that give memory back, or let it be taken.
+    owed: AtomicU64,
+    /// Files of segments that were trimmed.
+    pub(super) doomed: Mutex<Doomed>,
     /// Files prepared so far, for their passing names.
     files: AtomicU64,
     pub(super) task: std::sync::Arc<Task<Shared>>,
@@ -155,12 +176,18 @@ impl Roller {
             asked: AtomicBool::new(false),
             refused: Mutex::new(None),
             jobs: SegQueue::new(),
+            stalled: Mutex::new(None),
+            owed: AtomicU64::new(0),
+            doomed: Mutex::new(Doomed::default()),
             files: AtomicU64::new(0),
             task: Task::new(threads, Shared::keep, Shared::panicked),
         }
     }
 
     pub(super) fn send(&self, job: Job) {
+        if job.gives_memory() {
+            self.owed.fetch_add(1, Ordering::SeqCst);
+        }
         self.jobs.push(job);
         self.task.kick();
     }
@@ -224,8 +251,8 @@ impl Shared {
                 backoff.snooze();
                 continue;
             }
-            if let Some(reason) = lock(&self.roll.refused).clone() {
-                return Err(Error::Full { reason });
+            if let Some(refused) = lock(&self.roll.refused).clone() {
+                return Err(refused);
             }
             stats::found_no_room();
             if patience == Patience::None {
@@ -258,13 +285,25 @@ impl Shared {
                 if !stopping && (roll.asked.load(Ordering::SeqCst) || lock(&roll.refused).is_some()) {
                     self.prepare();
                 }
-                let Some(job) = roll.jobs.pop() else { break };
-                if let Err(error) = self.work_at(job) {
-                    self.fail(&error);
+                let stalled = lock(&roll.stalled).take(); // the lock is let go
+                let Some(job) = stalled.or_else(|| roll.jobs.pop()) else { break };
+                let trimming = matches!(job, Job::Trim(..));
+                match self.work_at(job) {
+                    Ok(()) => {}
+                    Err(Undone::Yet(job, error)) => {
+                        tracing::warn!(dir = %self.dir.display(), %error, "to be tried again");
+                        *lock(&roll.stalled) = Some(*job);
+                        break;
+                    }
+                    Err(Undone::Ever(error)) => self.fail(&error),
+                }
+                // A long trim is done in slices; other logs have their turn in between.
+                if trimming && roll.task.again() {
+                    return;
                 }
             }
             let stopping = self.stopping.load(Ordering::SeqCst);
-            let retry = !stopping && lock(&roll.refused).is_some();
+            let retry = !stopping && (lock(&roll.refused).is_some() || lock(&roll.stalled).is_some());
             let over = if retry { roll.task.later(RETRY) } else { roll.task.sleep_unless(|| false) };
             if over {
                 return;
@@ -272,38 +311,57 @@ impl Shared {
         }
     }
 
-    fn work_at(&self, job: Job) -> Result<(), Error> {
+    fn work_at(&self, job: Job) -> Result<(), Undone> {
+        let gives_memory = job.gives_memory();
         match job {
-            Job::Prepare => Ok(()), // done before each job
-            Job::Seal(segment, extent) => self.seal(&segment, extent),
-            Job::Discard(segment) => {
-                self.discard(&segment);
-                Ok(())
-            }
-            Job::LetGo(fresh) => {
-                self.let_go(fresh);
-                Ok(())
-            }
-            Job::ZeroAhead(segment) => self.zero_ahead(&segment),
+            Job::Prepare => {} // done before each job
+            Job::Seal(segment, extent) => self.seal(&segment, extent).map_err(|error| {
+                if error.is_transient() || error.is_full() {
+                    Undone::Yet(Box::new(Job::Seal(segment, extent)), error)
+                } else {
+                    Undone::Ever(error)
+                }
+            })?,
+            Job::Discard(segment) => self.discard(&segment),
+            Job::LetGo(fresh) => self.let_go(fresh),
+            Job::ZeroAhead(segment) => self.zero_ahead(&segment).map_err(Undone::Ever)?,
             Job::Trim(before, answer) => {
                 let trimmed = self.trim_now(before);
                 self.roll.budget.forget(&self.roll.home, self.first_offset());
-                let _ = answer.send(trimmed); // who asked may have gone
-                Ok(())
+                match trimmed {
+                    Ok(None) => self.roll.send(Job::Trim(before, answer)), // behind what came meanwhile
+                    Err(error) if error.is_transient() => {
+                        return Err(Undone::Yet(Box::new(Job::Trim(before, answer)), error));
+                    }
+                    Ok(Some(first)) => drop(answer.send(Ok(first))), // who asked may have gone
+                    Err(error) => drop(answer.send(Err(error))),
+                }
             }
         }
+        if gives_memory {
+            self.roll.owed.fetch_sub(1, Ordering::SeqCst);
+        }
+        Ok(())
     }
 
     /// The rest of the keeper's work, when it and the flusher have stopped: seals what is durable, drops what was made
     /// ready. The last segment stays open for the next opening.
     pub(super) fn finish_keeping(&self) -> Result<(), Error> {
         let mut done = Ok(());
-        while let Some(job) = self.roll.jobs.pop() {
+        let mut stalled = lock(&self.roll.stalled).take();
+        while let Some(job) = stalled.take().or_else(|| self.roll.jobs.pop()) {
             match job {
                 Job::Prepare | Job::ZeroAhead(_) => {}
                 Job::Seal(..) if self.failed.get().is_some() => {}
                 Job::Trim(_, answer) => drop(answer.send(Err(Error::Closed))), // who asked may have gone
-                job => done = done.and_then(|()| self.work_at(job)),
+                job => match self.work_at(job) {
+                    Ok(()) => {}
+                    // Its frames are durable, and the next opening seals it.
+                    Err(Undone::Yet(_, error)) => {
+                        tracing::warn!(dir = %self.dir.display(), %error, "a segment is left unsealed");
+                    }
+                    Err(Undone::Ever(error)) => done = done.and(Err(error)),
+                },
             }
         }
         self.roll.ready.pop().into_iter().for_each(|fresh| self.let_go(fresh));
@@ -344,7 +402,7 @@ impl Shared {
             Err(error) => {
                 roll.home.release(capacity);
                 tracing::warn!(dir = %self.dir.display(), %error, "cannot make the next segment ready");
-                Some(error.to_string().into())
+                Some(error.cannot_grow())
             }
         };
         roll.changed.bump();
@@ -362,7 +420,7 @@ impl Shared {
         if budget.has_room(capacity) {
             return Some(capacity);
         }
-        if self.roll.unwritten.load(Ordering::SeqCst) > 1 || !self.roll.jobs.is_empty() {
+        if self.roll.unwritten.load(Ordering::SeqCst) > 1 || self.roll.owed.load(Ordering::SeqCst) > 0 {
             return None;
         }
         let least = fitting(options.first_segment_bytes);
@@ -416,9 +474,12 @@ impl Shared {
 
     fn zero_ahead(&self, segment: &Arc<Segment>) -> Result<(), Error> {
         let Some(file) = segment.file() else { return Ok(()) };
-        let done = file.zero_ahead().map_err(Error::io("write zeros ahead in", &self.dir));
+        let done = file.zero_ahead();
         self.flush.zeros_done();
-        done
+        match done {
+            Err(error) if disk::is_transient(&error) => Ok(()), // writes are a little slower without
+            done => done.map_err(Error::io("write zeros ahead in", &self.dir)),
+        }
     }
 }
 

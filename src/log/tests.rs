@@ -2,9 +2,9 @@ use super::*;
 use crate::disk::{Disk, sim::Sim};
 use std::{future::Future, path::Path};
 
-const DIR: &str = "/log";
+pub(super) const DIR: &str = "/log";
 
-fn small() -> Options {
+pub(super) fn small() -> Options {
     Options {
         segment_bytes: 8 << 10,
         first_segment_bytes: 4 << 10,
@@ -14,11 +14,11 @@ fn small() -> Options {
     }
 }
 
-fn open(sim: &Sim) -> Result<Log, Error> {
+pub(super) fn open(sim: &Sim) -> Result<Log, Error> {
     Log::open_on(std::sync::Arc::new(sim.clone()), Path::new(DIR), small())
 }
 
-fn values(log: &Log) -> Vec<Vec<u8>> {
+pub(super) fn values(log: &Log) -> Vec<Vec<u8>> {
     log.iter(log.first_offset()).map(|record| record.unwrap().value().to_vec()).collect()
 }
 

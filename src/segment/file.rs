@@ -74,8 +74,13 @@ impl SegmentFile {
         let path = dir.join(format!("next-{number}.tmp"));
         let file = disk.create(&path, length(capacity))?;
         let this = Self::resume(file, path, capacity, 0);
-        this.zero_ahead()?;
-        Ok(this)
+        match this.zero_ahead() {
+            Ok(()) => Ok(this),
+            Err(error) => {
+                this.discard(disk);
+                Err(error)
+            }
+        }
     }
 
     /// The file of a segment that was begun before, whose frames take `words` words.
@@ -90,13 +95,16 @@ impl SegmentFile {
         &*self.file
     }
 
-    /// Begins the segment: writes the header and gives the file its name. Both durable on return.
+    /// Begins the segment: writes the header and gives the file its name. Both durable on return. May be tried again after an
+    /// error that passes.
     pub(crate) fn begin(&self, disk: &dyn Disk, dir: &Path, header: &Header) -> io::Result<()> {
         self.write_header(header, 0)?;
         let to = dir.join(name(header.base));
         let mut path = lock(&self.path);
-        disk.rename(&path, &to)?;
-        *path = to;
+        if *path != to {
+            disk.rename(&path, &to)?;
+            *path = to;
+        }
         disk.sync_dir(dir)
     }
 

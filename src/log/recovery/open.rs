@@ -126,7 +126,7 @@ fn open_images(
     let incarnation = u64::from_le_bytes(incarnation);
     match Images::open(at, identity.log, identity.secret, dir, node, incarnation) {
         Ok(images) => Ok(Some(std::sync::Arc::new(images))),
-        Err(error) if disk::is_passing(&error) => Err(Error::io("look for images in", at)(error)),
+        Err(error) if disk::is_transient(&error) => Err(Error::io("look for images in", at)(error)),
         Err(error) => {
             tracing::warn!(
                 dir = %dir.display(), at = %at.display(), %error,

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     chunk::{Before, Chunk, Content, Extent, Images, Label, Memory},
-    disk::{Disk, is_passing},
+    disk::{Disk, is_transient},
     segment::{
         FRAMES,
         file::{self, SegmentFile},
@@ -79,7 +79,7 @@ pub(super) fn restore(disk: &dyn Disk, dir: &Path, images: &Images, survey: &Sur
                 match Image::read(images, found.name.clone(), header, incarnation, before) {
                     Ok(image) => held.push(image),
                     // The next time it may be read: until then nothing else gets the offsets of its records.
-                    Err(error) if is_passing(&error) => return Err(io(error)),
+                    Err(error) if is_transient(&error) => return Err(io(error)),
                     Err(error) => {
                         tell(images, [&*found.name], &format!("it cannot be read: {error}"));
                     }

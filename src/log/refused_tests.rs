@@ -1,0 +1,176 @@
+//! What a log does while the system refuses something, or is slow at it, and when the power goes while it trims.
+
+use super::{
+    tests::{DIR, open, small, values},
+    *,
+};
+use crate::disk::{
+    gate::{Gate, Operation},
+    sim::Sim,
+};
+
+/// Several files were removed, and then their names synced once: the power brought back those in the middle, and took the
+/// first, and the log had a gap.
+#[test]
+fn trimming_that_the_power_interrupts_leaves_no_gap() {
+    for seed in 0..120 {
+        let sim = Sim::new(seed);
+        let log = open(&sim).unwrap();
+        for _ in 0..300 {
+            log.append(&[7; 100]).unwrap();
+        }
+        log.close().unwrap();
+        let log = open(&sim).unwrap();
+        sim.cut_power_after(1 + seed % 12);
+        let _ = log.trim(u64::MAX);
+        drop(log);
+        let log = open(&sim.reboot()).unwrap();
+        assert!(log.damage().is_empty(), "seed {seed}: {:?}", log.damage());
+        assert_eq!(log.next_offset(), 300, "seed {seed}");
+    }
+}
+
+/// A file that could not be removed was forgotten, and the ones behind it went at the next trim.
+#[test]
+fn a_file_that_cannot_be_removed_keeps_those_behind_it() {
+    let sim = Sim::new(1);
+    let broken = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let fails = std::sync::Arc::clone(&broken);
+    let gate = Gate::new(std::sync::Arc::new(sim.clone()), move |operation, path| {
+        let first = path.ends_with("00000000000000000000.seg");
+        let fail = operation == Operation::Remove && first && fails.load(Ordering::SeqCst);
+        if fail { Err(std::io::Error::from_raw_os_error(5)) } else { Ok(()) }
+    });
+    let log = Log::open_on(gate, Path::new(DIR), small()).unwrap();
+    let fill = || {
+        for _ in 0..200 {
+            log.append(&[7; 100]).unwrap();
+        }
+        log.flush().unwrap();
+    };
+    for _ in 0..2 {
+        fill();
+        std::thread::sleep(Duration::from_millis(20)); // the keeper seals
+        assert!(matches!(log.trim(u64::MAX), Err(Error::Io { .. })));
+    }
+    let copy = sim.snapshot();
+    let killed = open(&copy).unwrap();
+    assert_eq!((killed.damage(), killed.first_offset()), (&[][..], 0));
+    broken.store(false, Ordering::SeqCst);
+    let first = log.trim(u64::MAX).unwrap();
+    assert!(first > 300);
+    let segments = sim.dump().into_keys().filter(|path| path.extension().is_some_and(|e| e == "seg")).count();
+    assert_eq!(segments, 1, "the others are gone");
+}
+
+/// Appends waited for the next chunk while thousands of segments were trimmed.
+#[test]
+fn a_long_trim_does_not_keep_appends_from_going_on() {
+    let slow = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let slows = std::sync::Arc::clone(&slow);
+    let gate = Gate::new(std::sync::Arc::new(Sim::new(1)), move |operation, _| {
+        if operation == Operation::Remove && slows.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    });
+    let log = Log::open_on(gate, Path::new(DIR), small()).unwrap();
+    for _ in 0..400 {
+        log.append(&[7; 7000]).unwrap(); // a segment each
+    }
+    log.flush().unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    slow.store(true, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let trimming = scope.spawn(|| log.trim(399).unwrap());
+        while log.first_offset() == 0 {
+            std::thread::yield_now();
+        }
+        for _ in 0..10 {
+            log.append(&[7; 7000]).unwrap();
+        }
+        assert!(!trimming.is_finished(), "ten appends have waited for a trim of 2 s");
+        assert!(trimming.join().unwrap() > 380);
+    });
+}
+
+/// For lack of a descriptor a log failed for good when it was to begin a segment.
+#[test]
+fn a_moment_without_descriptors_memory_or_room_fails_no_log() {
+    // EMFILE, ENFILE, ENOMEM, EINTR, ENOSPC.
+    for lacking in [24, 23, 12, 4, 28] {
+        let sim = Sim::new(1);
+        let lacks = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let refuse = std::sync::Arc::clone(&lacks);
+        let gate = Gate::new(std::sync::Arc::new(sim.clone()), move |operation, _| {
+            use Operation::{Create, Open, Rename, SetLength, SyncDir};
+            let concerned = [Create, Open, Rename, SetLength, SyncDir].contains(&operation);
+            if concerned && refuse.load(Ordering::SeqCst) {
+                return Err(std::io::Error::from_raw_os_error(lacking));
+            }
+            Ok(())
+        });
+        let log = Log::open_on(gate, Path::new(DIR), small()).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let mut appended = 0u64;
+        while log.shared.roll.ready.is_empty() {
+            log.append(&[7; 100]).unwrap();
+            log.flush().unwrap();
+            appended += 1;
+            assert!(std::time::Instant::now() < deadline);
+        }
+        lacks.store(true, Ordering::SeqCst);
+        let refused = loop {
+            match log.try_append(&[7; 100]) {
+                Ok(_) => appended += 1,
+                Err(Error::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+                Err(error) => break error,
+            }
+            assert!(std::time::Instant::now() < deadline);
+        };
+        if lacking == 28 {
+            assert!(matches!(refused, Error::Full { .. }), "{refused}");
+        } else {
+            assert!(matches!(refused, Error::CannotGrow { .. }), "{refused}");
+        }
+        assert!(log.durable_offset() < appended, "there was something to wait for");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| log.flush());
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!waiting.is_finished());
+            lacks.store(false, Ordering::SeqCst);
+            waiting.join().unwrap().unwrap();
+        });
+        for _ in 0..200 {
+            // For a moment it may still be said that there is no segment.
+            while let Err(error) = log.append(&[7; 100]) {
+                assert!(std::time::Instant::now() < deadline, "{error}");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            appended += 1;
+        }
+        log.close().unwrap();
+        let log = open(&sim).unwrap();
+        assert_eq!((log.next_offset(), values(&log).len() as u64), (appended, appended));
+    }
+}
+
+/// What fails for the same reason while something is being written is not tried again: nothing is known of what was.
+#[test]
+fn a_write_or_a_sync_that_fails_is_fatal_whatever_the_reason() {
+    let sim = Sim::new(1);
+    let fails = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let fail = std::sync::Arc::clone(&fails);
+    let gate = Gate::new(std::sync::Arc::new(sim.clone()), move |operation, _| {
+        if operation == Operation::Write && fail.load(Ordering::SeqCst) {
+            return Err(crate::disk::unknown(std::io::Error::from_raw_os_error(12)));
+        }
+        Ok(())
+    });
+    let log = Log::open_on(gate, Path::new(DIR), small()).unwrap();
+    fails.store(true, Ordering::SeqCst);
+    let offset = log.append(b"x").unwrap();
+    assert!(matches!(log.wait_durable(offset), Err(Error::Failed { .. })));
+    fails.store(false, Ordering::SeqCst);
+    assert!(matches!(log.append(b"y"), Err(Error::Failed { .. })));
+}
