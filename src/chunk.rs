@@ -421,6 +421,11 @@ impl Chunk {
         self.memory().set_before(before);
     }
 
+    /// Notes in the image, if there is one, that the segment was sealed.
+    pub(crate) fn set_sealed(&self) {
+        self.memory().set_sealed();
+    }
+
     /// What stands before the record with this number, if the one before it is published.
     pub(crate) fn before(&self, record: u32) -> Before {
         let Some(last) = record.checked_sub(1) else { return self.memory().before() };

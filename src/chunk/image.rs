@@ -39,6 +39,8 @@ const LABEL: std::ops::Range<usize> = 64..108;
 const LABEL_1: std::ops::Range<usize> = 64..92;
 /// Where the frame before the segment is noted.
 const BEFORE: usize = 112;
+/// Where it says whether the segment was sealed.
+const SEALED: usize = 120;
 /// Where the log's directory is.
 const DIR: usize = 128;
 
@@ -139,8 +141,8 @@ pub(crate) enum Content {
     /// It holds no segment.
     Spare,
     /// It holds this segment's frames, which a process of this number has written, and what that knew of the frame
-    /// before them.
-    Segment { label: Label, incarnation: u64, before: Before, secret: Option<[u8; 16]> },
+    /// before them; and whether it has sealed the segment, which is when all of them are on disk.
+    Segment { label: Label, incarnation: u64, before: Before, sealed: bool, secret: Option<[u8; 16]> },
     /// Another directory's, which has, or had, a log of the same id: a copy of this one, or what this one is a copy of.
     Elsewhere(PathBuf),
     /// It cannot be understood.
@@ -224,17 +226,18 @@ impl Images {
         }
         let Some(secret) = owner.secret else {
             let label = Label { base, capacity, created, version: 1 };
-            return Content::Segment { label, incarnation: 0, before: Before::Unknown, secret: None };
+            let (incarnation, before) = (0, Before::Unknown);
+            return Content::Segment { label, incarnation, before, sealed: false, secret: None };
         };
         let label = Label { base, capacity, created, version: word(at + 32) as u32 };
         let (incarnation, before) = (word(at + 24), Before::unpack(word(BEFORE)));
-        Content::Segment { label, incarnation, before, secret: Some(secret) }
+        Content::Segment { label, incarnation, before, sealed: word(SEALED) == 1, secret: Some(secret) }
     }
 
-    /// The first bytes, `most` or all of them, of the chunk in an image.
-    pub(crate) fn frames(&self, name: &str, most: usize) -> io::Result<Vec<u8>> {
+    /// The bytes of the chunk in an image.
+    pub(crate) fn frames(&self, name: &str) -> io::Result<Vec<u8>> {
         let mut file = self.memory.open_file(name)?;
-        let length = file.metadata()?.len().saturating_sub(HEAD as u64).min(most as u64);
+        let length = file.metadata()?.len().saturating_sub(HEAD as u64);
         file.seek(io::SeekFrom::Start(HEAD as u64))?;
         let mut frames = Vec::with_capacity(length as usize);
         file.take(length).read_to_end(&mut frames)?;
@@ -323,6 +326,8 @@ impl Images {
 pub(super) const LABEL_AT: usize = LABEL.start;
 #[cfg(not(loom))]
 pub(super) const BEFORE_AT: usize = BEFORE;
+#[cfg(not(loom))]
+pub(super) const SEALED_AT: usize = SEALED;
 
 impl Drop for Images {
     fn drop(&mut self) {
@@ -449,6 +454,7 @@ mod tests {
             label,
             incarnation,
             before: Before::Frame(5),
+            sealed: false,
             secret: Some([2; 16]),
         };
         assert_eq!(content(&dir), segment(made.incarnation));
@@ -457,7 +463,10 @@ mod tests {
         std::fs::create_dir(&copy).unwrap();
         assert_eq!(content(&copy), Content::Elsewhere(dir.canonicalize().unwrap_or(dir)));
         memory.set_before(Before::Nothing);
-        assert!(matches!(content(&moved), Content::Segment { before: Before::Nothing, .. }));
+        memory.set_sealed();
+        assert!(matches!(content(&moved), Content::Segment { before: Before::Nothing, sealed: true, .. }));
+        memory.label(&label, Before::Frame(5));
+        assert_eq!(content(&moved), segment(made.incarnation));
         memory.clean(0);
         assert_eq!(content(&moved), Content::Spare);
     }

@@ -79,7 +79,8 @@ impl Memory {
     pub(crate) fn label(&mut self, label: &super::image::Label, before: Before) {
         #[cfg(not(loom))]
         if let Some(bytes) = self.image.as_ref().map(|image| image.label(label)) {
-            // The old note goes before the new label is there.
+            // The old notes go before the new label is there.
+            self.note(super::image::SEALED_AT).store(0, std::sync::atomic::Ordering::Relaxed);
             self.set_before(before);
             self.write_label(bytes);
         }
@@ -100,7 +101,7 @@ impl Memory {
         #[cfg(not(loom))]
         if self.image.is_some() {
             // Relaxed: it is read by another process, after this one has ended.
-            self.before_word().store(before.pack(), std::sync::atomic::Ordering::Relaxed);
+            self.note(super::image::BEFORE_AT).store(before.pack(), std::sync::atomic::Ordering::Relaxed);
         }
         let _ = before;
     }
@@ -109,14 +110,25 @@ impl Memory {
     pub(crate) fn before(&self) -> Before {
         #[cfg(not(loom))]
         if self.image.is_some() {
-            return Before::unpack(self.before_word().load(std::sync::atomic::Ordering::Relaxed));
+            let word = self.note(super::image::BEFORE_AT).load(std::sync::atomic::Ordering::Relaxed);
+            return Before::unpack(word);
         }
         Before::Unknown
     }
 
+    /// Notes that the segment which the image, if this is one, holds was sealed.
+    pub(crate) fn set_sealed(&self) {
+        #[cfg(not(loom))]
+        if self.image.is_some() {
+            // Relaxed: as above.
+            self.note(super::image::SEALED_AT).store(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    /// One of the words of the head that are written at any time.
     #[cfg(not(loom))]
-    fn before_word(&self) -> &std::sync::atomic::AtomicU64 {
-        let at = super::image::BEFORE_AT;
+    fn note(&self, at: usize) -> &std::sync::atomic::AtomicU64 {
+        assert!(at == super::image::BEFORE_AT || at == super::image::SEALED_AT);
         assert!(self.start == super::image::HEAD && at.is_multiple_of(8) && at + 8 <= self.start);
         // SAFETY: within the head, which the mapping has where there is an image, as asserted; aligned, since the mapping
         // begins at a page; and every access to these bytes while the mapping lives is by this atomic.

@@ -453,6 +453,7 @@ impl Shared {
         });
         let footer = sealed::seal(file.file(), &segment.header, extent.words, times, positions)
             .map_err(Error::io("seal a segment in", &self.dir))?;
+        chunk.set_sealed();
         segment.set_sealed(footer.into());
         self.roll.budget.keep(&self.roll.home, segment);
         Ok(())

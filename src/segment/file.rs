@@ -20,6 +20,8 @@ use std::{
 const AHEAD: u64 = 1 << 20;
 /// The most that one system call writes.
 const MOST: usize = 8 << 20;
+/// The most zeros that one does, over what is cut off.
+const ZEROS: usize = 4 << 20;
 
 thread_local! {
     /// Where the last block of a write is put together.
@@ -198,16 +200,31 @@ impl SegmentFile {
     /// Zeros everything from `words` on that is not zero: what a crash left of records that were never durable,
     /// or of others that had these blocks before. Durable on return. `frames` is what the file holds.
     pub(crate) fn cut(&self, frames: &[u8], words: u32) -> io::Result<()> {
+        const SIZE: usize = BLOCK as usize;
         let end = words as usize * 8;
-        let keep = end / BLOCK as usize * BLOCK as usize;
-        let mut block = Aligned::new(BLOCK as usize)?;
-        for (n, old) in frames[keep..].chunks(BLOCK as usize).enumerate() {
-            let from = if n == 0 { end - keep } else { 0 };
-            if old[from.min(old.len())..].iter().any(|&byte| byte != 0) {
-                block.fill(0);
-                block[..from].copy_from_slice(&old[..from]);
-                self.file.write_at(&[IoSlice::new(&block)], FRAMES + (keep + n * BLOCK as usize) as u64)?;
+        let keep = end / SIZE * SIZE;
+        let mut zeros = Aligned::new(ZEROS)?;
+        // The block in which the frames end.
+        let mut first = &frames[keep..frames.len().min(keep + SIZE)];
+        if first.iter().skip(end - keep).any(|&byte| byte != 0) {
+            first = &first[..end - keep];
+            zeros[..first.len()].copy_from_slice(first);
+            self.file.write_at(&[IoSlice::new(&zeros[..SIZE])], FRAMES + keep as u64)?;
+            zeros[..first.len()].fill(0);
+        }
+        // Of the others, runs of those that are not zero.
+        let mut rest = frames.get(keep + SIZE..).unwrap_or_default().chunks(SIZE).enumerate().peekable();
+        let is_zero = |block: &[u8]| block.iter().all(|&byte| byte == 0);
+        while let Some((n, block)) = rest.next() {
+            if is_zero(block) {
+                continue;
             }
+            let mut blocks = 1;
+            while blocks * SIZE < ZEROS && rest.next_if(|(_, block)| !is_zero(block)).is_some() {
+                blocks += 1;
+            }
+            let at = FRAMES + (keep + (n + 1) * SIZE) as u64;
+            self.file.write_at(&[IoSlice::new(&zeros[..blocks * SIZE])], at)?;
         }
         Ok(())
     }

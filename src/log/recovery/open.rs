@@ -71,13 +71,14 @@ pub(in crate::log) fn open(
     let mut surveyed = survey(disk, dir)?;
     let mut identity = Identity::of(env, &surveyed, dir)?;
     let mut images = open_images(env, &options, &identity, dir)?;
-    if let Some(found) = &images
-        && restore::restore(disk, dir, found, &surveyed)?
-    {
-        surveyed = survey(disk, dir)?;
+    if let Some(found) = &images {
+        restore::restore(disk, dir, found, &mut surveyed)?;
         // A log of format 1 may have got its first segment with a secret just now.
-        identity = Identity::of(env, &surveyed, dir)?;
-        images = open_images(env, &options, &identity, dir)?;
+        let secret = surveyed.segments.iter().find_map(|found| found.header.secret.0);
+        if let Some(secret) = secret.filter(|&secret| secret != identity.secret) {
+            identity.secret = secret;
+            images = open_images(env, &options, &identity, dir)?;
+        }
     }
     let Survey { segments: found, damage, .. } = surveyed;
     let roller = Roller::new(Arc::clone(budget), images, std::sync::Arc::clone(&env.keepers));

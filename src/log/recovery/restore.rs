@@ -1,6 +1,6 @@
-//! Taking up the images that a process left which ended without closing the log: before anything else judges the
-//! segment files, what an image has and they have not is written to them. Recovery then finds it there, and needs
-//! to know nothing of images.
+//! Taking up the images that a process left which ended without closing the log: before anything else is done with the
+//! segment files, what an image has and they have not is written to them, and the survey completed likewise. The rest of
+//! recovery finds it there, and needs to know nothing of images.
 //!
 //! A record counts if its frame verifies and follows without a gap, just as on disk. With `Durability::Memory`, and
 //! with an append that waits for `published`, nothing is acknowledged while an earlier record is still being copied,
@@ -14,11 +14,12 @@
 
 use super::{
     super::{Error, stats},
-    survey::{Found as SegmentFound, State, Survey},
+    survey::{Found, State, Survey},
 };
 use crate::{
-    chunk::{Before, Chunk, Content, Extent, Images, Label, Memory},
-    disk::{Disk, is_transient},
+    chunk::{Before, Content, Images, Label},
+    disk::{Aligned, BLOCK, Disk, File, is_transient},
+    frame,
     segment::{
         FRAMES,
         file::{self, SegmentFile},
@@ -27,86 +28,80 @@ use crate::{
         sealed::{self, Sealed},
     },
 };
-use std::{io, path::Path};
+use std::{
+    io::{self, IoSlice},
+    path::Path,
+};
 
-/// Where the segment files end.
-struct End {
-    offset: u64,
-    /// The frame before that.
-    before: Before,
-    /// The last segment, if it is not sealed: its header, and what verifies of it from its beginning.
-    open: Option<(Header, Extent)>,
-    /// Whether the next segment may be begun at `offset`: there is no damage before it.
-    whole: bool,
-}
-
-/// What an image holds.
+/// An image that holds a segment.
 struct Image {
     name: String,
     header: Header,
     incarnation: u64,
     before: Before,
-    records: u32,
-    words: u32,
-    last_crc: Option<u32>,
+    sealed: bool,
+    /// The end of its records, and the CRC of the last: for the one that goes on behind it, once that is known.
+    end: Option<(u64, Option<u32>)>,
 }
 
-impl Image {
-    fn end(&self) -> u64 {
-        self.header.base + u64::from(self.records)
+/// Completes the segment files and the survey from the images. Images of which nothing is needed any more are removed.
+pub(super) fn restore(
+    disk: &dyn Disk,
+    dir: &Path,
+    images: &Images,
+    survey: &mut Survey,
+) -> Result<(), Error> {
+    let mut held = held(dir, images, survey)?;
+    if !held.is_empty() && !may_go_on(survey) {
+        tell(images, held.iter().map(|image| &*image.name), "the log is damaged");
+        return Ok(());
     }
+    let first = survey.segments.first().map_or(0, |first| first.header.base);
+    let mut kept = Vec::new();
+    // By base, so that each goes on where the one before has ended. Of two with one base, one is of a chunk that was
+    // replaced while it was empty.
+    held.sort_by_key(|image| image.header.base);
+    for n in 0..held.len() {
+        let (before, rest) = held.split_at_mut(n);
+        let Some(image) = rest.first_mut() else { break };
+        let restored = take_up(disk, dir, images, survey, before, image);
+        match restored.map_err(Error::io("take up from memory what is missing in", dir))? {
+            Fate::Needless => {}
+            Fate::Kept if image.end.is_some_and(|(end, _)| end <= first) => {} // trimmed
+            Fate::Kept => kept.push(n),
+        }
+    }
+    for (n, image) in held.iter().enumerate() {
+        if kept.contains(&n) {
+            tell(images, [&*image.name], "its records do not go on where the log ends");
+        } else {
+            images.remove(&image.name);
+        }
+    }
+    Ok(())
 }
 
-/// Completes the segment files from the images; says whether there was anything to be written. Images of which nothing
-/// is needed any more are removed.
-pub(super) fn restore(disk: &dyn Disk, dir: &Path, images: &Images, survey: &Survey) -> Result<bool, Error> {
-    let io = |error| Error::io("look for images of", dir)(error);
-    let Some(mut end) = End::of(disk, survey).map_err(Error::io("read", dir))? else {
-        tell(images, images.find().map_err(io)?.iter().map(|found| &*found.name), "the log is damaged");
-        return Ok(false);
-    };
-    let log = survey.segments.first().map(|first| first.header.log);
+/// The images of this log that hold a segment. Those that hold none are removed, and those that nobody understands told
+/// of.
+fn held(dir: &Path, images: &Images, survey: &Survey) -> Result<Vec<Image>, Error> {
+    let log = survey.segments.first().map_or_else(|| images.log(), |first| first.header.log);
     let mut held = Vec::new();
-    for found in images.find().map_err(io)? {
+    for found in images.find().map_err(Error::io("look for images of", dir))? {
         match found.content {
             Content::Spare => images.remove(&found.name),
             Content::Strange => tell(images, [&*found.name], "it cannot be understood"),
             Content::Elsewhere(owner) => {
                 tracing::debug!(dir = %dir.display(), owner = %owner.display(), "an image of a copy of this log is left alone");
             }
-            Content::Segment { label, incarnation, before, secret } => {
-                let header = header(images, log, &label, secret);
-                match Image::read(images, found.name.clone(), header, incarnation, before) {
-                    Ok(image) => held.push(image),
-                    // The next time it may be read: until then nothing else gets the offsets of its records.
-                    Err(error) if is_transient(&error) => return Err(io(error)),
-                    Err(error) => {
-                        tell(images, [&*found.name], &format!("it cannot be read: {error}"));
-                    }
-                }
+            Content::Segment { label, incarnation, before, sealed, secret } => {
+                let Label { base, capacity, created, version } = label;
+                let secret = Secret(secret.filter(|_| version > 1));
+                let header = Header { log, base, capacity, created, secret };
+                held.push(Image { name: found.name, header, incarnation, before, sealed, end: None });
             }
         }
     }
-    let (first, mut restored) = (survey.segments.first().map_or(0, |first| first.header.base), false);
-    while let Some(image) = next(disk, dir, images, &held, &end).map_err(io)? {
-        let records = image.end() - end.offset;
-        tracing::info!(dir = %dir.display(), base = image.header.base, records, "taking up records from memory");
-        write(disk, dir, images, &end, image).map_err(Error::io("write from memory to", dir))?;
-        let before = image.last_crc.map_or(Before::Unknown, Before::Frame);
-        end = End { offset: image.end(), before, open: None, whole: true };
-        restored = true;
-    }
-    for image in &held {
-        let needless = image.records == 0
-            || image.end() <= first
-            || same_on_disk(disk, dir, images, image).map_err(io)?;
-        if needless {
-            images.remove(&image.name);
-        } else {
-            tell(images, [&*image.name], "its records do not go on where the log ends");
-        }
-    }
-    Ok(restored)
+    Ok(held)
 }
 
 /// Says of images that they stay, and why.
@@ -120,124 +115,236 @@ fn tell<'a>(images: &Images, names: impl IntoIterator<Item = &'a str>, why: &str
     }
 }
 
-fn header(images: &Images, log: Option<[u8; 16]>, label: &Label, secret: Option<[u8; 16]>) -> Header {
-    let Label { base, capacity, created, version } = *label;
-    let secret = Secret(secret.filter(|_| version > 1));
-    Header { log: log.unwrap_or_else(|| images.log()), base, capacity, created, secret }
-}
-
-impl Image {
-    fn read(
-        images: &Images,
-        name: String,
-        header: Header,
-        incarnation: u64,
-        before: Before,
-    ) -> io::Result<Self> {
-        let Scan { positions, words, last_crc, .. } =
-            scan::scan(&images.frames(&name, usize::MAX)?, header.key());
-        Ok(Self { name, header, incarnation, before, records: positions.len() as u32, words, last_crc })
+/// Whether there is no damage but what an image may mend: in the last segment, which is not sealed.
+fn may_go_on(survey: &Survey) -> bool {
+    let mends = |last: &Found| matches!(&last.state, State::Damaged(wreck) if !wreck.cut_short);
+    match survey.segments.last() {
+        Some(last) if mends(last) => survey.damage.iter().all(|damage| damage.path == last.path),
+        _ => survey.damage.is_empty(),
     }
 }
 
-impl End {
-    /// `None` if there is damage that no image can mend.
-    fn of(disk: &dyn Disk, survey: &Survey) -> io::Result<Option<Self>> {
-        let Some((last, others)) = survey.segments.split_last() else {
-            return Ok(Some(Self { offset: 0, before: Before::Nothing, open: None, whole: true }));
-        };
-        let elsewhere = survey.damage.iter().any(|damage| damage.path != last.path);
-        let broken = matches!(&last.state, State::Damaged(wreck) if !wreck.cut_short);
-        if elsewhere || !survey.damage.is_empty() && !broken {
-            return Ok(None);
-        }
-        let extent = |scan: &Scan| Extent { records: scan.records(), words: scan.words };
-        let (offset, open, whole) = match &last.state {
-            State::Open(_, scan) => (last.end(), Some((last.header, extent(scan))), true),
-            // What is broken here may be whole in the image.
-            State::Damaged(wreck) => {
-                let good = wreck.whole;
-                (last.header.base + u64::from(good.records), Some((last.header, good)), false)
-            }
-            State::Sealed(_) | State::Unsealed(_) => (last.end(), None, true),
-        };
-        let before = if offset > last.header.base {
-            crc_of(disk, last, (offset - last.header.base) as u32)?
-        } else {
-            match others.last() {
-                Some(previous) => crc_of(disk, previous, previous.records())?,
-                None if offset == 0 => Before::Nothing,
-                None => Before::Unknown, // it was trimmed
-            }
-        };
-        Ok(Some(Self { offset, before, open, whole }))
-    }
+/// What becomes of an image.
+enum Fate {
+    /// It holds nothing, or nothing that the disk has not, now.
+    Needless,
+    Kept,
 }
 
-/// The CRC of the frame before the record with this number.
-fn crc_of(disk: &dyn Disk, found: &SegmentFound, record: u32) -> io::Result<Before> {
-    let Some(last) = record.checked_sub(1) else { return Ok(Before::Unknown) };
-    let crc = match &found.state {
-        State::Unsealed(scan) | State::Open(_, scan) => scan.last_crc,
-        State::Sealed(footer) => {
-            let file = disk.open(&found.path, false)?;
-            sealed::crc_of(&*file, &Sealed::from(*footer), found.header.key(), last)?
-        }
-        State::Damaged(_) => None,
-    };
-    Ok(crc.map_or(Before::Unknown, Before::Frame))
-}
-
-/// The image that goes on where the files end.
-fn next<'a>(
+/// Writes what the image has and the log has not, if it goes on there. `earlier` are the images looked at before.
+fn take_up(
     disk: &dyn Disk,
     dir: &Path,
     images: &Images,
-    held: &'a [Image],
-    end: &End,
-) -> io::Result<Option<&'a Image>> {
-    let mut best: Option<&Image> = None;
-    for image in held.iter().filter(|image| image.end() > end.offset) {
-        let fits = match &end.open {
-            Some((header, done)) if *header == image.header => {
-                image.words >= done.words && same_bytes(disk, dir, images, image, done.words)?
-            }
-            _ => end.whole && image.header.base == end.offset && follows(image, held, end),
-        };
-        // Of two with the same base one is of a chunk that was replaced while it was empty.
-        if fits && best.is_none_or(|best| best.records < image.records) {
-            best = Some(image);
-        }
+    survey: &mut Survey,
+    earlier: &[Image],
+    image: &mut Image,
+) -> io::Result<Fate> {
+    let same = survey.segments.iter().position(|found| found.header == image.header);
+    if let Some(Found { state: State::Sealed(_), .. }) = same.and_then(|n| survey.segments.get(n))
+        && image.sealed
+    {
+        return Ok(Fate::Needless);
     }
-    Ok(best)
+    let frames = match images.frames(&image.name) {
+        Ok(frames) => frames,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Fate::Needless), // it went meanwhile
+        // The next time it may be read: until then nothing else gets the offsets of its records.
+        Err(error) if is_transient(&error) => return Err(error),
+        Err(error) => {
+            tracing::error!(image = %images.path(&image.name).display(), %error, "an image cannot be read");
+            return Ok(Fate::Kept);
+        }
+    };
+    let key = image.header.key();
+    let is_last = |n: usize| n + 1 == survey.segments.len();
+    let scan = match same {
+        Some(n)
+            if is_last(n) && !matches!(survey.segments[n].state, State::Sealed(_) | State::Unsealed(_)) =>
+        {
+            if go_on_in_place(disk, dir, survey, image, &frames)? {
+                return Ok(Fate::Needless);
+            }
+            scan::scan(&frames, key)
+        }
+        Some(n) if same_bytes(disk, &survey.segments[n], &frames)? => {
+            image.end = Some((survey.segments[n].end(), last_crc(disk, &survey.segments[n])?));
+            return Ok(Fate::Needless);
+        }
+        _ => scan::scan(&frames, key),
+    };
+    image.end = Some(end_of(image, &scan));
+    if scan.records() == 0 {
+        return Ok(Fate::Needless);
+    }
+    let end = survey.segments.last().map_or(0, Found::end);
+    let whole = survey.damage.is_empty();
+    if whole && image.header.base == end && follows(image, earlier, before_end(disk, survey)?) {
+        go_on_behind(disk, dir, survey, image, scan, frames)?;
+        return Ok(Fate::Needless);
+    }
+    // The disk may have the same records in a segment that was begun anew, or written by `repair`.
+    let there = survey.segments.iter().find(|found| found.header.base == image.header.base);
+    let covered = there.filter(|found| found.header.key() == key && found.records() >= scan.records());
+    let frames = &frames[..scan.words as usize * frame::WORD];
+    match covered {
+        Some(found) if file_begins_with(disk, &found.path, frames)? => Ok(Fate::Needless),
+        _ => Ok(Fate::Kept),
+    }
+}
+
+/// Where an image ends that has these frames.
+fn end_of(image: &Image, scan: &Scan) -> (u64, Option<u32>) {
+    (image.header.base + u64::from(scan.records()), scan.last_crc)
+}
+
+/// Goes on in the last segment, which is not sealed, if the image begins with just the frames that its file has; says
+/// whether it does.
+fn go_on_in_place(
+    disk: &dyn Disk,
+    dir: &Path,
+    survey: &mut Survey,
+    image: &mut Image,
+    frames: &[u8],
+) -> io::Result<bool> {
+    let (header, key) = (image.header, image.header.key());
+    let Some(last) = survey.segments.last_mut() else { return Ok(false) };
+    if matches!(last.state, State::Damaged(_)) {
+        // From the first break on, the image may be whole.
+        let file = disk.open(&last.path, false)?;
+        let mut bytes = vec![0; file.len()?.saturating_sub(FRAMES) as usize];
+        file.read_at(&mut bytes, FRAMES)?;
+        let (scan, durable) = (scan::scan(&bytes, key), last.records());
+        let begins = scan.words as usize * frame::WORD;
+        let mends =
+            frames.get(..begins) == bytes.get(..begins) && scan::scan(frames, key).records() >= durable;
+        if !mends {
+            return Ok(false);
+        }
+        last.state = State::Open(bytes, scan);
+        survey.damage.clear(); // it is in what is written now
+    }
+    let State::Open(file, scan) = &mut last.state else { return Ok(false) };
+    let from = scan.words;
+    let begins = from as usize * frame::WORD;
+    if frames.get(..begins) != file.get(..begins) {
+        return Ok(false);
+    }
+    *scan = std::mem::take(scan).go_on(frames, key);
+    image.end = Some(end_of(image, scan));
+    if scan.words > from {
+        told(dir, &header, scan);
+        let range = begins..scan.words as usize * frame::WORD;
+        file[range.clone()].copy_from_slice(&frames[range]);
+        write(&*disk.open(&last.path, true)?, frames, from, scan.words)?;
+    }
+    Ok(true)
+}
+
+/// Begins the next segment, with what the image has.
+fn go_on_behind(
+    disk: &dyn Disk,
+    dir: &Path,
+    survey: &mut Survey,
+    image: &Image,
+    scan: Scan,
+    mut frames: Vec<u8>,
+) -> io::Result<()> {
+    let header = image.header;
+    told(dir, &header, &scan);
+    let segment = SegmentFile::prepare(disk, dir, 0, header.capacity)?;
+    segment.begin(disk, dir, &header)?;
+    write(segment.file(), &frames, 0, scan.words)?;
+    frames[scan.words as usize * frame::WORD..].fill(0); // as the file is
+    if let Some(last) = survey.segments.last_mut()
+        && let State::Open(_, scan) = &mut last.state
+    {
+        last.state = State::Unsealed(std::mem::take(scan));
+    }
+    let path = dir.join(file::name(header.base));
+    let state = State::Open(frames, scan);
+    survey.segments.push(Found { header, header_whole: true, mark: 0, path, state });
+    Ok(())
+}
+
+fn told(dir: &Path, header: &Header, scan: &Scan) {
+    tracing::info!(
+        dir = %dir.display(), base = header.base, up_to = header.base + u64::from(scan.records()),
+        "taking up records from memory"
+    );
+}
+
+/// Writes the frames from one word to another, and zeros to the end of the block. Durable on return.
+fn write(file: &dyn File, frames: &[u8], from: u32, to: u32) -> io::Result<()> {
+    const PIECE: usize = 8 << 20;
+    let block = BLOCK as usize;
+    let (mut at, end) = (from as usize * frame::WORD / block * block, to as usize * frame::WORD);
+    let mut piece = Aligned::new(PIECE.min(end - at))?;
+    while at < end {
+        let now = (end - at).min(PIECE);
+        piece[..now].copy_from_slice(&frames[at..at + now]);
+        let padded = now.next_multiple_of(block);
+        piece[now..padded].fill(0);
+        file.write_at(&[IoSlice::new(&piece[..padded])], FRAMES + at as u64)?;
+        at += now;
+    }
+    Ok(())
 }
 
 /// Whether the frame before the image's first record is the one before the log's end.
-fn follows(image: &Image, held: &[Image], end: &End) -> bool {
+fn follows(image: &Image, earlier: &[Image], at_end: Before) -> bool {
     // What stands before a chunk is noted when it is durable; until then the chunk before is in memory as well.
     let before = match image.before {
-        Before::Unknown => held
+        Before::Unknown => earlier
             .iter()
-            .filter(|other| other.incarnation == image.incarnation && other.end() == image.header.base)
-            .find_map(|other| other.last_crc)
+            .filter(|other| other.incarnation == image.incarnation)
+            .filter_map(|other| other.end)
+            .find_map(|(end, crc)| crc.filter(|_| end == image.header.base))
             .map_or(Before::Unknown, Before::Frame),
         known => known,
     };
-    match (before, end.before) {
-        // Format 1 noted nothing.
-        (Before::Unknown, _) => image.incarnation == 0,
-        (before, at_end) => before == at_end,
+    // Format 1 noted nothing.
+    before == at_end && before != Before::Unknown || before == Before::Unknown && image.incarnation == 0
+}
+
+/// What stands before the log's end.
+fn before_end(disk: &dyn Disk, survey: &Survey) -> io::Result<Before> {
+    let Some(last) = survey.segments.iter().rfind(|found| found.records() > 0) else {
+        let empty = survey.segments.last().is_none_or(|last| last.end() == 0);
+        return Ok(if empty { Before::Nothing } else { Before::Unknown });
+    };
+    Ok(last_crc(disk, last)?.map_or(Before::Unknown, Before::Frame))
+}
+
+/// The CRC in the last frame of a segment.
+fn last_crc(disk: &dyn Disk, found: &Found) -> io::Result<Option<u32>> {
+    match &found.state {
+        State::Unsealed(scan) | State::Open(_, scan) => Ok(scan.last_crc),
+        State::Sealed(footer) => {
+            let (file, last) = (disk.open(&found.path, false)?, footer.records.saturating_sub(1));
+            sealed::crc_of(&*file, &Sealed::from(*footer), found.header.key(), last)
+        }
+        State::Damaged(_) => Ok(None),
     }
 }
 
-/// Whether the segment's file begins with the image's first `words` words.
-fn same_bytes(disk: &dyn Disk, dir: &Path, images: &Images, image: &Image, words: u32) -> io::Result<bool> {
-    const PIECE: usize = 1 << 20;
-    let file = disk.open(&dir.join(file::name(image.header.base)), false)?;
-    let frames = images.frames(&image.name, words as usize * 8)?;
-    if frames.len() < words as usize * 8 {
-        return Ok(false);
+/// Whether a segment that is not written any more has just the frames that an image begins with.
+fn same_bytes(disk: &dyn Disk, found: &Found, frames: &[u8]) -> io::Result<bool> {
+    let words = match &found.state {
+        State::Sealed(footer) => footer.words,
+        State::Unsealed(scan) => scan.words,
+        State::Open(..) | State::Damaged(_) => return Ok(false),
+    };
+    match frames.get(..words as usize * frame::WORD) {
+        Some(frames) => file_begins_with(disk, &found.path, frames),
+        None => Ok(false),
     }
+}
+
+/// Whether the first frames in a segment's file are just these bytes.
+fn file_begins_with(disk: &dyn Disk, path: &Path, frames: &[u8]) -> io::Result<bool> {
+    const PIECE: usize = 1 << 20;
+    let file = disk.open(path, false)?;
     let mut bytes = vec![0; PIECE.min(frames.len())];
     for (n, piece) in frames.chunks(PIECE).enumerate() {
         let bytes = &mut bytes[..piece.len()];
@@ -249,33 +356,4 @@ fn same_bytes(disk: &dyn Disk, dir: &Path, images: &Images, image: &Image, words
         }
     }
     Ok(true)
-}
-
-/// Whether the disk has all that is in the image.
-fn same_on_disk(disk: &dyn Disk, dir: &Path, images: &Images, image: &Image) -> io::Result<bool> {
-    match same_bytes(disk, dir, images, image, image.words) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        same => same,
-    }
-}
-
-fn write(disk: &dyn Disk, dir: &Path, images: &Images, end: &End, image: &Image) -> io::Result<()> {
-    let header = &image.header;
-    let frames = images.frames(&image.name, image.words as usize * 8)?;
-    let scan = scan::scan(&frames, header.key());
-    let mut memory = Memory::new(header.capacity)?;
-    memory.load(&frames[..scan.words as usize * 8]);
-    let chunk = Chunk::recovered(memory, None, &scan.positions, scan.words);
-    let (file, from) = match &end.open {
-        Some((open, done)) if open == header => {
-            let path = dir.join(file::name(header.base));
-            (SegmentFile::resume(disk.open(&path, true)?, path, header.capacity, done.words), *done)
-        }
-        _ => {
-            let file = SegmentFile::prepare(disk, dir, 0, header.capacity)?;
-            file.begin(disk, dir, header)?;
-            (file, Extent::default())
-        }
-    };
-    file.write(&chunk, from, Extent { records: scan.records(), words: scan.words })
 }
