@@ -11,6 +11,9 @@
 //! - When `create` or `delete` returns, a crash does not undo it: a deleted log is first moved to a name that no
 //!   log can have, which is durable before the answer, and its files go afterwards.
 
+mod directories;
+mod error;
+
 use crate::{
     disk::{Disk, tree},
     log::{Durability, Environment, Error as LogError, Log, Options, STORE_LOCK, budget::Budget},
@@ -30,6 +33,10 @@ use std::{
     time::Duration,
 };
 
+pub use error::Error;
+
+use directories::{is_taken, remove_deleted};
+
 /// The longest name of a log, in bytes.
 pub const NAME_BYTES: usize = 128;
 /// A log's settings, in its directory.
@@ -42,41 +49,6 @@ const TURN: Duration = Duration::from_secs(1);
 const RETAINED_A_TURN: usize = 16;
 /// How often one is, at most; a log that keeps its records for long is looked at every eighth of that time.
 const RETAINED_EVERY: Duration = Duration::from_secs(60);
-
-/// What can go wrong with a store, beyond what can with a log.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// No log has this name.
-    #[error("there is no log named {name:?}; create it first")]
-    NotFound {
-        /// The name asked for.
-        name: String,
-    },
-    /// Not a name for a log.
-    #[error(
-        "{name:?} is not a name for a log: use 1 to {NAME_BYTES} of A-Z a-z 0-9 . _ -, not beginning with . or -"
-    )]
-    BadName {
-        /// What was given.
-        name: String,
-    },
-    /// There is a log of this name, with other settings.
-    #[error("the log {name:?} is there already, with other settings; delete it first, or ask for the same")]
-    Exists {
-        /// Its name.
-        name: String,
-    },
-    /// Settings that contradict each other or the store's options.
-    #[error("bad settings: {reason}")]
-    BadSettings {
-        /// Which, and what would do.
-        reason: String,
-    },
-    /// See there.
-    #[error(transparent)]
-    Log(#[from] LogError),
-}
 
 /// What the records of a log may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -213,6 +185,8 @@ struct Inner {
     begun: Duration,
     /// Passing names that were given out.
     passed: AtomicU64,
+    /// Directories under passing names that could not be removed yet.
+    left: Mutex<Vec<PathBuf>>,
 }
 
 /// See the module's documentation.
@@ -284,7 +258,8 @@ impl Store {
         }
         let (budget, entries) = (Budget::new(options.log.memory_bytes), RwLock::new(entries));
         let (begun, passed) = (env.machine.elapsed(), AtomicU64::new(0));
-        let inner = Inner { env, dir, options, lock: lock.into(), budget, entries, begun, passed };
+        let left = Mutex::default();
+        let inner = Inner { env, dir, options, lock: lock.into(), budget, entries, begun, passed, left };
         Ok(Self { inner: Arc::new(inner), keeper: None })
     }
 
@@ -333,17 +308,29 @@ impl Store {
             there
         };
         if there {
-            let same = *self.get(name)?.settings() == *settings;
-            return if same { Ok(false) } else { Err(Error::Exists { name: name.to_owned() }) };
+            return self.create_again(name, settings);
         }
         match self.inner.make_log(name, settings) {
-            Ok(open) => entry.open.store(Some(Arc::new(open))),
+            Ok(open) => {
+                entry.open.store(Some(Arc::new(open)));
+                Ok(true)
+            }
+            // It could not be undone, or was put there by somebody else: a log like any other, to be opened or deleted.
+            Err(error) if self.inner.is_there(name) => {
+                drop(deleted);
+                if is_taken(&error) { self.create_again(name, settings) } else { Err(error) }
+            }
             Err(error) => {
                 self.inner.remove(name, &entry, deleted);
-                return Err(error);
+                Err(error)
             }
         }
-        Ok(true)
+    }
+
+    /// Creates a log that is there already.
+    fn create_again(&self, name: &str, settings: &LogSettings) -> Result<bool, Error> {
+        let same = *self.get(name)?.settings() == *settings;
+        if same { Ok(false) } else { Err(Error::Exists { name: name.to_owned() }) }
     }
 
     /// Deletes a log. Those who wait for it or append to it are told; those who read go on with what they hold.
@@ -359,7 +346,18 @@ impl Store {
             return Err(not_found());
         }
         let (from, to) = (self.inner.dir.join(name), self.inner.passing_dir(name));
-        tree::rename_dir(&*self.inner.env.disk, &from, &to).map_err(LogError::io("delete", &from))?;
+        let disk = &*self.inner.env.disk;
+        match disk.rename(&from, &to) {
+            // An earlier attempt has moved it, and could neither go on nor back.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.inner.is_there(name) => {}
+            renamed => renamed.map_err(LogError::io("delete", &from))?,
+        }
+        if let Err(error) = disk.sync_dir(&self.inner.dir) {
+            if let Err(error) = disk.rename(&to, &from) {
+                tracing::warn!(name, %error, "a log that could not be deleted cannot be put back; delete it again");
+            }
+            return Err(LogError::io("delete", &from)(error).into());
+        }
         if let Some(open) = entry.open.swap(None) {
             open.abandon();
         }
@@ -448,24 +446,6 @@ impl Inner {
         Ok(options)
     }
 
-    /// A directory that no log has and no other deleted log had.
-    fn passing_dir(&self, name: &str) -> PathBuf {
-        let number = self.passed.fetch_add(1, Ordering::Relaxed); // a name of its own, no more
-        self.dir.join(format!("{DELETED}{}-{number}-{name}", self.env.machine.now()))
-    }
-
-    /// Makes the directory under a passing name first, so that there is never a log without its settings.
-    fn make_log(&self, name: &str, settings: &LogSettings) -> Result<OpenLog, Error> {
-        let (from, dir) = (self.passing_dir(name), self.dir.join(name));
-        let disk = &*self.env.disk;
-        disk.create_dir(&from).map_err(LogError::io("make the directory", &from))?;
-        let text = serde_json::to_vec_pretty(settings).unwrap_or_default(); // plain fields: cannot fail
-        let path = from.join(SETTINGS);
-        tree::replace(disk, &path, &text).map_err(LogError::io("write", &path))?;
-        tree::rename_dir(disk, &from, &dir).map_err(LogError::io("make the directory", &dir))?;
-        self.open_log(name)
-    }
-
     fn open_log(&self, name: &str) -> Result<OpenLog, Error> {
         let settings = self.settings(name)?;
         let (dir, options) = (self.dir.join(name), self.options_for(&settings)?);
@@ -542,6 +522,10 @@ impl Inner {
 
     /// Applies retention, and closes what is idle or too much.
     fn turn(&self) {
+        let left = std::mem::take(&mut *self.left());
+        for dir in left {
+            self.remove_dir(&dir);
+        }
         let mut open: Vec<_> = {
             let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
             entries.values().filter(|entry| entry.open.load().is_some()).cloned().collect()
@@ -574,15 +558,6 @@ impl OpenLog {
             tracing::error!(name = self.name, %error, "dropping old segments failed");
         }
     }
-}
-
-/// Removes the directory of a log that was deleted, and before it what is left in memory of the log, which nobody could
-/// find any more.
-fn remove_deleted(disk: &dyn Disk, dir: &Path, images: Option<&Path>) -> io::Result<()> {
-    if let (Some(at), Some(log)) = (images, crate::log::id_of(disk, dir)) {
-        crate::chunk::remove_images(at, &log, disk.node(dir)?)?;
-    }
-    disk.remove_dir(dir)
 }
 
 /// Says which logs of this store, by the images of a process that was killed, should be there and are not: these images

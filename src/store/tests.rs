@@ -342,3 +342,119 @@ fn producers_are_never_written_into_a_log_that_has_taken_the_name_of_theirs() {
     assert!(!dir.path().join("a/producers.json").exists());
     assert!(!dir.path().join("a/producers.json.tmp").exists());
 }
+
+/// A disk of the system's on which the `nth` operation that changes anything, or opens a file, fails.
+fn failing(nth: usize, code: i32) -> Environment {
+    use crate::disk::gate::{Gate, Operation};
+    let count = AtomicU64::new(0);
+    let gate = Gate::new(crate::disk::native(), move |operation, _| {
+        let counts = !matches!(operation, Operation::List | Operation::Read);
+        let fails = counts && count.fetch_add(1, Ordering::SeqCst) + 1 == nth as u64;
+        if fails { Err(io::Error::from_raw_os_error(code)) } else { Ok(()) }
+    });
+    Environment::on(gate)
+}
+
+/// What stands in a store's directory, but its lock.
+fn stands(dir: &Path) -> Vec<String> {
+    let names =
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name != STORE_LOCK).collect()
+}
+
+/// Once a log could not be made for lack of room, its name was taken until the server was started again.
+#[test]
+fn a_log_whose_making_failed_anywhere_is_made_by_the_next_attempt() {
+    // EIO, EMFILE, ENOSPC.
+    for code in [5, 24, 28] {
+        let mut failed = 0;
+        for nth in 1..25 {
+            let dir = tempfile::tempdir().unwrap();
+            let mut options = options();
+            options.log.images = None;
+            let store = Store::open_in(failing(nth, code), dir.path(), options).unwrap_or_else(|_| {
+                Store::open_in(failing(usize::MAX, code), dir.path(), self::options()).unwrap()
+            });
+            let settings = LogSettings { retention_bytes: Some(1 << 20), ..Default::default() };
+            if let Err(error) = store.create("a", &settings) {
+                failed += 1;
+                if code == 28 {
+                    assert!(matches!(&error, Error::Log(error) if error.is_full()), "{nth}: {error}");
+                }
+                assert_eq!(stands(dir.path()), Vec::<String>::new(), "{nth}: {error}");
+                assert!(matches!(store.get("a"), Err(Error::NotFound { .. })), "{nth}");
+                assert!(store.create("a", &settings).unwrap(), "{nth}");
+            }
+            assert_eq!(store.get("a").unwrap().append(b"x").unwrap(), 0);
+            store.inner.turn();
+            assert_eq!(stands(dir.path()), ["a"], "{nth}");
+        }
+        assert!(failed > 5, "{failed}");
+    }
+}
+
+#[test]
+fn a_log_whose_making_failed_and_could_not_be_undone_is_a_log_like_any_other() {
+    use crate::disk::gate::{Gate, Operation};
+    let dir = tempfile::tempdir().unwrap();
+    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let breaks = Arc::clone(&broken);
+    let gate = Gate::new(crate::disk::native(), move |operation, path| {
+        let fails = match operation {
+            Operation::Create => true,
+            Operation::Rename => path.ends_with("a"),
+            _ => false,
+        };
+        if fails && breaks.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(28)) } else { Ok(()) }
+    });
+    let store = Store::open_in(Environment::on(gate), dir.path(), options()).unwrap();
+    let settings = LogSettings { retention_bytes: Some(1 << 20), ..Default::default() };
+    assert!(store.create("a", &settings).is_err());
+    assert!(store.create("a", &settings).is_err());
+    broken.store(false, Ordering::SeqCst);
+    assert!(matches!(store.create("a", &LogSettings::default()), Err(Error::Exists { .. })));
+    assert!(!store.create("a", &settings).unwrap());
+    assert_eq!(store.get("a").unwrap().append(b"x").unwrap(), 0);
+    store.delete("a").unwrap();
+    assert!(store.create("a", &LogSettings::default()).unwrap());
+    // What somebody has put there is a log too, and not removed for one that is to be made.
+    std::fs::create_dir(dir.path().join("b")).unwrap();
+    for file in std::fs::read_dir(dir.path().join("a")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), dir.path().join("b").join(file.file_name())).unwrap();
+    }
+    assert!(!store.create("b", &LogSettings::default()).unwrap());
+    assert_eq!(store.get("b").unwrap().id(), store.get("a").unwrap().id());
+}
+
+#[test]
+fn a_log_whose_deletion_failed_anywhere_is_there_or_deleted_by_the_next_attempt() {
+    for nth in 1..12 {
+        for also in [usize::MAX, nth + 1] {
+            use crate::disk::gate::{Gate, Operation};
+            let dir = tempfile::tempdir().unwrap();
+            let deleting = Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let (counts, count) = (Arc::clone(&deleting), AtomicU64::new(0));
+            let gate = Gate::new(crate::disk::native(), move |operation, _| {
+                let counts = counts.load(Ordering::SeqCst) && operation != Operation::List;
+                let count = if counts { count.fetch_add(1, Ordering::SeqCst) as usize + 1 } else { 0 };
+                if [nth, also].contains(&count) { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+            });
+            let store = Store::open_in(Environment::on(gate), dir.path(), options()).unwrap();
+            store.create("a", &LogSettings::default()).unwrap();
+            store.get("a").unwrap().append(b"x").unwrap();
+            store.get("a").unwrap().flush().unwrap();
+            deleting.store(true, Ordering::SeqCst);
+            while let Err(error) = store.delete("a") {
+                assert!(matches!(error, Error::Log(LogError::Io { .. })), "{nth}, {also}: {error}");
+            }
+            deleting.store(false, Ordering::SeqCst);
+            store.inner.turn();
+            assert!(store.create("a", &LogSettings::default()).unwrap());
+            assert_eq!(store.get("a").unwrap().next_offset(), 0);
+            drop(store);
+            Store::open(dir.path(), options()).unwrap().close().unwrap();
+            assert_eq!(stands(dir.path()), ["a"], "{nth}, {also}");
+        }
+    }
+}

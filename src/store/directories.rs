@@ -1,0 +1,78 @@
+//! Making a log's directory, and removing it. Whatever fails half-way is undone, or found and finished by the next
+//! attempt: under a log's name there is a whole log or nothing, and what stands under a passing name goes, sooner or later.
+
+use super::{DELETED, Error, Inner, LogError, LogSettings, OpenLog, SETTINGS};
+use crate::disk::{Disk, tree};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{MutexGuard, PoisonError, atomic::Ordering},
+};
+
+impl Inner {
+    /// A directory that no log has and no other deleted log had.
+    pub(super) fn passing_dir(&self, name: &str) -> PathBuf {
+        let number = self.passed.fetch_add(1, Ordering::Relaxed); // a name of its own, no more
+        self.dir.join(format!("{DELETED}{}-{number}-{name}", self.env.machine.now()))
+    }
+
+    /// Makes the directory under a passing name first, so that there is never a log without its settings.
+    pub(super) fn make_log(&self, name: &str, settings: &LogSettings) -> Result<OpenLog, Error> {
+        let (from, dir) = (self.passing_dir(name), self.dir.join(name));
+        let disk = &*self.env.disk;
+        let text = serde_json::to_vec_pretty(settings).unwrap_or_default(); // plain fields: cannot fail
+        let path = from.join(SETTINGS);
+        disk.create_dir(&from)
+            .map_err(LogError::io("make the directory", &from))
+            .and_then(|()| tree::replace(disk, &path, &text).map_err(LogError::io("write", &path)))
+            .and_then(|()| disk.rename(&from, &dir).map_err(LogError::io("make the directory", &dir)))
+            .inspect_err(|_| self.remove_dir(&from))?;
+        let opened = disk.sync_dir(&self.dir).map_err(LogError::io("make the directory", &dir));
+        let opened = opened.map_err(Error::from).and_then(|()| self.open_log(name));
+        if opened.is_err() {
+            match tree::rename_dir(disk, &dir, &from) {
+                Ok(()) => self.remove_dir(&from),
+                Err(error) => {
+                    tracing::warn!(name, %error, "a log that could not be opened cannot be taken back");
+                }
+            }
+        }
+        opened
+    }
+
+    /// Whether there is a directory of this name, with something in it.
+    pub(super) fn is_there(&self, name: &str) -> bool {
+        self.env.disk.list(&self.dir.join(name)).is_ok_and(|names| !names.is_empty())
+    }
+
+    /// Removes a directory that has a passing name; if it cannot be removed now, at a later turn, or at the next start.
+    pub(super) fn remove_dir(&self, dir: &Path) {
+        match remove_deleted(&*self.env.disk, dir, self.options.log.images.as_deref()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(dir = %dir.display(), %error, "what is left of a log goes later");
+                self.left().push(dir.to_owned());
+            }
+            _ => {}
+        }
+    }
+
+    /// Directories that are still to be removed.
+    pub(super) fn left(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a directory could not be given its name since there is another.
+pub(super) fn is_taken(error: &Error) -> bool {
+    let kinds = [io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::AlreadyExists];
+    matches!(error, Error::Log(LogError::Io { source, .. }) if kinds.contains(&source.kind()))
+}
+
+/// Removes the directory of a log that was deleted, and before it what is left in memory of the log, which nobody could
+/// find any more.
+pub(super) fn remove_deleted(disk: &dyn Disk, dir: &Path, images: Option<&Path>) -> io::Result<()> {
+    if let (Some(at), Some(log)) = (images, crate::log::id_of(disk, dir)) {
+        crate::chunk::remove_images(at, &log, disk.node(dir)?)?;
+    }
+    disk.remove_dir(dir)
+}
