@@ -72,13 +72,13 @@ fn tail(label: &str, fill: impl Fn(&[u8; 4096], &mut [u8])) {
     }
     log.close().unwrap();
     let path = place.path().join("00000000000000000000.seg");
-    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let segment = std::fs::File::options().read(true).write(true).open(path).unwrap();
     let mut header = [0; 4096];
-    file.read_exact_at(&mut header, 0).unwrap();
+    segment.read_exact_at(&mut header, 0).unwrap();
     let mut bytes = vec![0; SEGMENT as usize - 10 * 32];
     fill(&header, &mut bytes);
-    file.write_all_at(&bytes, 4096 + 10 * 32).unwrap();
-    drop(file);
+    segment.write_all_at(&bytes, 4096 + 10 * 32).unwrap();
+    drop(segment);
     reopen(label, place.path(), SEGMENT);
 }
 

@@ -4,7 +4,8 @@
 //!
 //! A record counts if its frame verifies and follows without a gap, just as on disk. With `Durability::Memory`, and
 //! with an append that waits for `published`, nothing is acknowledged while an earlier record is still being copied,
-//! so what stands behind a gap was never acknowledged. Being killed in here does no harm: the images go last.
+//! so what stands behind a gap was never acknowledged; unless the memory has rotted, which nobody can tell from a record
+//! that was being copied: so frames behind a gap are kept aside. Being killed in here does no harm: the images go last.
 //!
 //! # What always holds
 //! - An image goes on only behind its own history: in the segment that its process has begun, behind the very bytes
@@ -14,6 +15,7 @@
 
 use super::{
     super::{Error, stats},
+    aside,
     survey::{Found, State, Survey},
 };
 use crate::{
@@ -26,6 +28,7 @@ use crate::{
         header::{Header, Secret},
         scan::{self, Scan},
         sealed::{self, Sealed},
+        search,
     },
 };
 use std::{
@@ -42,6 +45,8 @@ struct Image {
     sealed: bool,
     /// The end of its records, and the CRC of the last: for the one that goes on behind it, once that is known.
     end: Option<(u64, Option<u32>)>,
+    /// What stands behind a gap, if there are frames.
+    torn: Vec<u8>,
 }
 
 /// Completes the segment files and the survey from the images. Images of which nothing is needed any more are removed.
@@ -74,9 +79,12 @@ pub(super) fn restore(
     for (n, image) in held.iter().enumerate() {
         if kept.contains(&n) {
             tell(images, [&*image.name], "its records do not go on where the log ends");
-        } else {
-            images.remove(&image.name);
+            continue;
         }
+        if let Some((end, _)) = image.end {
+            aside::keep(disk, dir, end, &image.torn)?;
+        }
+        images.remove(&image.name);
     }
     Ok(())
 }
@@ -97,7 +105,15 @@ fn held(dir: &Path, images: &Images, survey: &Survey) -> Result<Vec<Image>, Erro
                 let Label { base, capacity, created, version } = label;
                 let secret = Secret(secret.filter(|_| version > 1));
                 let header = Header { log, base, capacity, created, secret };
-                held.push(Image { name: found.name, header, incarnation, before, sealed, end: None });
+                held.push(Image {
+                    name: found.name,
+                    header,
+                    incarnation,
+                    before,
+                    sealed,
+                    end: None,
+                    torn: Vec::new(),
+                });
             }
         }
     }
@@ -175,22 +191,45 @@ fn take_up(
     };
     image.end = Some(end_of(image, &scan));
     if scan.records() == 0 {
-        return Ok(Fate::Needless);
+        let Some(&(last, _)) = search::frames_from(&frames, key, 0, 0).frames.last() else {
+            return Ok(Fate::Needless);
+        };
+        image.end = Some((image.header.base + u64::from(last) + 1, None));
+        return Ok(Fate::Kept);
     }
     let end = survey.segments.last().map_or(0, Found::end);
     let whole = survey.damage.is_empty();
     if whole && image.header.base == end && follows(image, earlier, before_end(disk, survey)?) {
+        image.torn = behind_gap(&frames, key, &scan).to_vec();
         go_on_behind(disk, dir, survey, image, scan, frames)?;
         return Ok(Fate::Needless);
     }
     // The disk may have the same records in a segment that was begun anew, or written by `repair`.
     let there = survey.segments.iter().find(|found| found.header.base == image.header.base);
     let covered = there.filter(|found| found.header.key() == key && found.records() >= scan.records());
-    let frames = &frames[..scan.words as usize * frame::WORD];
+    let whole = &frames[..scan.words as usize * frame::WORD];
     match covered {
-        Some(found) if file_begins_with(disk, &found.path, frames)? => Ok(Fate::Needless),
+        Some(found)
+            if behind_gap(&frames, key, &scan).is_empty() && file_begins_with(disk, &found.path, whole)? =>
+        {
+            Ok(Fate::Needless)
+        }
         _ => Ok(Fate::Kept),
     }
+}
+
+/// From where the frames of an image do not go on, to the end of the last one that is there all the same, or of the one
+/// that has all but a CRC that matches; empty if there is none.
+fn behind_gap<'a>(frames: &'a [u8], key: frame::Key, scan: &Scan) -> &'a [u8] {
+    let later = search::frames_from(frames, key, scan.words, scan.records());
+    let gap = scan.words as usize * frame::WORD;
+    let next = frames.get(gap..).and_then(|rest| frame::plausible(rest, key));
+    let next = next.filter(|found| found.record == scan.records()).map(|_| scan.words);
+    let end = later.frames.last().map(|&(_, word)| word).or(next).and_then(|word| {
+        let at = word as usize * frame::WORD;
+        Some(at + frame::parse(frames.get(at..)?)?.words() as usize * frame::WORD)
+    });
+    end.and_then(|end| frames.get(gap..end)).unwrap_or_default()
 }
 
 /// Where an image ends that has these frames.
@@ -232,6 +271,7 @@ fn go_on_in_place(
     }
     *scan = std::mem::take(scan).go_on(frames, key);
     image.end = Some(end_of(image, scan));
+    image.torn = behind_gap(frames, key, scan).to_vec();
     if scan.words > from {
         told(dir, &header, scan);
         let range = begins..scan.words as usize * frame::WORD;
