@@ -76,7 +76,7 @@ impl Logs {
                         Target::Server(client) => client.delete(log).await?,
                         Target::Directory(store) => store.delete(log)?,
                     }
-                    eprintln!("{log} is deleted");
+                    super::stderr::say(format_args!("{log} is deleted"));
                 }
                 Command::Trim { log, before } => {
                     match &target {

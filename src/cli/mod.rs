@@ -7,6 +7,7 @@ mod progress;
 mod read;
 mod repair;
 mod serve;
+mod stderr;
 mod target;
 mod verify;
 
@@ -46,10 +47,22 @@ type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 /// Runs the command line.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse(); // exits with 2 where the usage is wrong
+    if let Err(error) = outlive_file_size_limit() {
+        stderr::say(format_args!("millstream: a limit of file sizes would end this process: {error}"));
+    }
     run(&cli).unwrap_or_else(|error| {
-        eprintln!("millstream: {error}");
+        stderr::say(format_args!("millstream: {error}"));
         ExitCode::FAILURE
     })
+}
+
+/// Has a write beyond the limit of file sizes (`ulimit -f`) fail, as one to a full disk does, instead of ending the process. The
+/// handler stays when the runtime that it is set by is gone.
+fn outlive_file_size_limit() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let _within = runtime.enter();
+    signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map(drop)
 }
 
 fn run(cli: &Cli) -> Outcome {

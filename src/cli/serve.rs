@@ -1,18 +1,20 @@
 //! `millstream serve`.
 
-use super::Outcome;
+use super::{Outcome, stderr::Lines};
 use clap::ValueEnum;
 use millstream::{
     Durability, Options,
     http::{Server, Settings},
     store::{Store, StoreOptions},
 };
-use std::{
-    future::Future, io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration,
+use rustix::process::Signal;
+use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
 };
-use tokio::signal::unix::{SignalKind, signal};
 
-/// Serve a log over HTTP until SIGINT or SIGTERM; then finish what is in flight, flush, and exit with 0
+/// Serve a log over HTTP until SIGINT or SIGTERM; then finish what is in flight, flush, and exit with 0; at a second one end at once
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream serve --data /var/lib/millstream --create-logs\n  \
@@ -52,7 +54,7 @@ pub(super) struct Serve {
     /// The largest header section in bytes, at least 8192
     #[arg(long, env = "MILLSTREAM_MAX_HEADER", default_value_t = Settings::default().header_bytes)]
     max_header: usize,
-    /// Connections at once; more wait to be accepted
+    /// Connections at once; for one more, the one that was idle for longest is closed
     #[arg(long, env = "MILLSTREAM_MAX_CONNECTIONS", default_value_t = Settings::default().connections)]
     max_connections: usize,
     /// Seconds for a header section to arrive, and for which a connection may be idle
@@ -110,12 +112,23 @@ impl Serve {
     pub(super) fn run(&self) -> Outcome {
         let filter = tracing_subscriber::EnvFilter::try_from_env("MILLSTREAM_LOG")
             .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let stderr = Lines::new()?;
+        let writer = stderr.clone();
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(move || writer.clone())
+            .log_internal_errors(false); // they would be told by what panics where standard error is closed
         match self.log_format {
             LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
             LogFormat::Json => log.json().flatten_event(true).init(),
         }
 
+        let done = self.serve(&stderr);
+        stderr.flush(LAST_LINES);
+        done
+    }
+
+    fn serve(&self, stderr: &Lines) -> Outcome {
         let options = Options {
             durability: match self.durability {
                 Level::Disk => Durability::Disk,
@@ -150,8 +163,7 @@ impl Serve {
             create_logs: self.create_logs,
             ..defaults
         };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let stop = runtime.block_on(async { stop_signal() })?;
+        let stop = stop_signal(stderr)?;
         let server = Server::bind(self.listen, settings).map_err(|error| {
             format!("cannot listen at {}: {error}; name another address with --listen", self.listen)
         })?;
@@ -162,13 +174,16 @@ impl Serve {
         let (address, logs) = (server.address()?, store.count().0);
         let listening = async move {
             tracing::info!(%address, data = %self.data.display(), logs, "listening");
-            stop.await;
+            let _ = stop.await; // an error: nobody listens for signals any more, which cannot be
         };
         server.run(store, listening)?;
         tracing::info!("stopped");
         Ok(ExitCode::SUCCESS)
     }
 }
+
+/// How long the last lines of the log are waited for.
+const LAST_LINES: Duration = Duration::from_millis(500);
 
 /// Files beside those of connections and open logs: what is read from the disk, what is made ready, and the process's.
 const SPARE_FILES: usize = 256;
@@ -182,13 +197,32 @@ fn open_files() -> usize {
     limit.map_or(usize::MAX, |limit| limit as usize)
 }
 
-/// Completes at SIGINT or SIGTERM, which are caught from this call on. To be called within a runtime.
-fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
-            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
-        }
-    })
+/// Completes at SIGINT or SIGTERM, which are caught from this call on. At a second one the process ends at once: what is acknowledged
+/// survives that as it does SIGKILL.
+fn stop_signal(stderr: &Lines) -> std::io::Result<oneshot::Receiver<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _within = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    let (stop, stopped) = oneshot::channel();
+    let stderr = stderr.clone();
+    // A thread of its own, which nothing that the server does can keep from hearing.
+    let listen = async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = interrupt.recv() => (Signal::INT, "SIGINT"),
+                _ = terminate.recv() => (Signal::TERM, "SIGTERM"),
+            }
+        };
+        let (_, name) = next().await;
+        tracing::info!("{name}: stopping");
+        let _ = stop.send(()); // the server may have ended by itself
+        let (signal, name) = next().await;
+        tracing::warn!("{name}, again: ending at once, without waiting for requests in flight");
+        stderr.flush(LAST_LINES);
+        std::process::exit(128 + signal.as_raw());
+    };
+    std::thread::Builder::new().name("millstream-signals".into()).spawn(move || runtime.block_on(listen))?;
+    Ok(stopped)
 }

@@ -77,10 +77,10 @@ impl Verify {
             }
             return Ok(ExitCode::SUCCESS);
         }
-        eprintln!(
+        super::stderr::say(format_args!(
             "millstream: damage was found; `millstream repair {}` makes the log writable again",
             self.dir.display()
-        );
+        ));
         Ok(ExitCode::FAILURE)
     }
 }

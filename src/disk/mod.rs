@@ -129,7 +129,9 @@ pub(crate) fn unknown(error: io::Error) -> io::Error {
     io::Error::other(Unknown(error))
 }
 
-/// Whether an error says that there is no room: the disk is full, or the user's share of it.
+/// Whether an error says that there is no room: the disk is full, or the user's share of it, or the process may not make
+/// files that large (`RLIMIT_FSIZE`; where SIGXFSZ is not ignored, the process ends instead).
 pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }

@@ -130,7 +130,7 @@ fn render(context: &Context, record: &Record) -> Result<Answer, Problem> {
     }
     let value = BASE64_STANDARD.encode(record.value());
     let text = json_text(&Consumed { record: ConsumedRecord { value: &value, offset: record.offset() } });
-    Ok(json_of(full(grant.hold(text))))
+    Ok(json_of(full(grant.hold_copy(&text))))
 }
 
 fn invalid_offset() -> Problem {

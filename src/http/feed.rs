@@ -4,7 +4,7 @@
 use super::{
     commit::Instance,
     formats,
-    memory::{FREE, Grant, Memory, Purpose},
+    memory::{FREE, Grant, Memory, Purpose, with_scratch},
 };
 use crate::{
     log::{Error, Reader},
@@ -186,29 +186,30 @@ async fn watch(
 
 /// The next events of a reader; none where it is at the end, or there is no memory for one.
 pub(super) fn render(reader: &mut Reader, mut grant: Grant) -> Result<Bytes, Error> {
-    let mut out = Vec::new();
-    while out.len() < PIECE {
-        match reader.read_next() {
-            Ok(Some(record)) => {
-                let bytes = out.len() + formats::rendered_bytes(&record);
-                if bytes > FREE && grant.cover(bytes).is_err() {
-                    let offset = record.offset;
+    with_scratch(|out| {
+        while out.len() < PIECE {
+            match reader.read_next() {
+                Ok(Some(record)) => {
+                    let bytes = out.len() + formats::rendered_bytes(&record);
+                    if bytes > FREE && grant.cover(bytes).is_err() {
+                        let offset = record.offset;
+                        reader.seek(offset);
+                        break;
+                    }
+                    out.extend_from_slice(format!("id: {}\ndata: ", record.offset).as_bytes());
+                    formats::object(out, &record);
+                    out.extend_from_slice(b"\n\n");
+                }
+                Ok(None) => break,
+                // What was rendered goes out first; the reader stays where the error is told again.
+                Err(Error::Damaged { offset }) if !out.is_empty() => {
                     reader.seek(offset);
                     break;
                 }
-                out.extend_from_slice(format!("id: {}\ndata: ", record.offset).as_bytes());
-                formats::object(&mut out, &record);
-                out.extend_from_slice(b"\n\n");
+                Err(Error::Trimmed { .. }) if !out.is_empty() => break,
+                Err(error) => return Err(error),
             }
-            Ok(None) => break,
-            // What was rendered goes out first; the reader stays where the error is told again.
-            Err(Error::Damaged { offset }) if !out.is_empty() => {
-                reader.seek(offset);
-                break;
-            }
-            Err(Error::Trimmed { .. }) if !out.is_empty() => break,
-            Err(error) => return Err(error),
         }
-    }
-    Ok(grant.hold(out))
+        Ok(grant.hold_copy(out))
+    })
 }

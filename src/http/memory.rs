@@ -12,8 +12,9 @@ use super::problem::Problem;
 use bytes::Bytes;
 use memmap2::{MmapMut, MmapOptions};
 use std::{
+    cell::Cell,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -26,6 +27,11 @@ const STEP: usize = 16 << 10;
 const SMALL: usize = 64 << 10;
 /// What is this small is part of what a request takes anyway.
 pub(super) const FREE: usize = 4 << 10;
+/// The usual size of a mapping for a piece of an answer, and how many are kept for the next ones.
+const PIECE: usize = 68 << 10;
+const SPARE: usize = 32;
+/// Bytes of a thread's scratch memory that it keeps.
+const SCRATCH: usize = 128 << 10;
 /// Buffers beyond this size are mappings.
 const HEAP: usize = 64 << 10;
 
@@ -50,6 +56,8 @@ pub(super) struct Memory {
     answers: AtomicUsize,
     /// For bodies and for answers: whoever makes much of either works at it with few others.
     turns: [Arc<Semaphore>; 2],
+    /// Mappings to be used again, each of [`PIECE`] bytes.
+    spare: Mutex<Vec<MmapMut>>,
     begun: Instant,
     /// When a warning was last given, in seconds since then, plus one.
     warned: AtomicU64,
@@ -71,7 +79,16 @@ impl Memory {
         let zero = || AtomicUsize::new(0);
         let turns = [(); 2].map(|()| Arc::new(Semaphore::new(at_once.max(1))));
         let (begun, warned) = (Instant::now(), AtomicU64::new(0));
-        Arc::new(Self { limit, used: zero(), requests: zero(), answers: zero(), turns, begun, warned })
+        Arc::new(Self {
+            limit,
+            used: zero(),
+            requests: zero(),
+            answers: zero(),
+            turns,
+            spare: Mutex::default(),
+            begun,
+            warned,
+        })
     }
 
     /// The least that a budget can be where bodies may be this large: the largest one has to fit, with what is
@@ -186,6 +203,24 @@ impl Grant {
         }
     }
 
+    /// A copy of the bytes that holds the part of the budget that it is in, whoever has it. In a mapping, where it is not
+    /// small: a client may keep it for long, among what others have.
+    pub(super) fn hold_copy(mut self, bytes: &[u8]) -> Bytes {
+        if bytes.len() <= HEAP / 8 {
+            return self.hold(Bytes::copy_from_slice(bytes));
+        }
+        self.shrink(bytes.len());
+        let spare = if bytes.len() <= PIECE { lock(&self.memory.spare).pop() } else { None };
+        let fresh = || MmapOptions::new().len(bytes.len().max(PIECE)).no_reserve_swap().map_anon().ok();
+        match spare.or_else(fresh) {
+            Some(mut mapped) => {
+                mapped[..bytes.len()].copy_from_slice(bytes);
+                Bytes::from_owner(Piece { mapped: Some(mapped), length: bytes.len(), grant: self })
+            }
+            None => self.hold(Bytes::copy_from_slice(bytes)),
+        }
+    }
+
     /// Bytes that hold the part of the budget that they are in, whoever has them.
     pub(super) fn hold(mut self, bytes: impl Into<Bytes>) -> Bytes {
         let bytes = bytes.into();
@@ -195,6 +230,46 @@ impl Grant {
         self.shrink(bytes.len());
         Bytes::from_owner(Held(bytes, self))
     }
+}
+
+/// A piece of an answer, in a mapping that is used again.
+struct Piece {
+    /// `None` only while dropping.
+    mapped: Option<MmapMut>,
+    length: usize,
+    grant: Grant,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        self.mapped.as_ref().map_or(&[], |mapped| &mapped[..self.length])
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let Some(mapped) = self.mapped.take().filter(|mapped| mapped.len() == PIECE) else { return };
+        let mut spare = lock(&self.grant.memory.spare);
+        if spare.len() < SPARE {
+            spare.push(mapped);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner) // no holder can panic half-way
+}
+
+/// Lends the thread's scratch memory, empty, to make something in that is then copied to where it stays.
+pub(super) fn with_scratch<T>(run: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    thread_local!(static KEPT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) });
+    let mut scratch = KEPT.take();
+    scratch.clear();
+    let made = run(&mut scratch);
+    if scratch.capacity() <= SCRATCH {
+        KEPT.set(scratch);
+    }
+    made
 }
 
 /// Bytes, with their grant.

@@ -9,6 +9,8 @@ use hyper::{
 use serde::Serialize;
 
 const OVERLOADED: &str = "overloaded";
+const DISK_FULL: &str = "disk_full";
+const CANNOT_GROW: &str = "cannot_grow";
 
 /// Why a request was not done. Nothing was stored, except where the code is `writer_failed`.
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +41,11 @@ impl Problem {
         Self { status, code, detail: detail.into(), header: None, numbers: Vec::new() }
     }
 
-    /// Whether it is the server that failed, and somebody should look.
+    /// Whether it is the server that failed, and somebody should look: at this request, and not at what it is one of
+    /// thousands for, which is told where it begins.
     pub(super) fn is_ours(&self) -> bool {
-        self.status.is_server_error() && self.code != OVERLOADED
+        let told = matches!(self.code, OVERLOADED | DISK_FULL | CANNOT_GROW);
+        self.status.is_server_error() && !told
     }
 
     /// Whether it is for want of memory: clients make that happen, as often as they like.
@@ -144,9 +148,9 @@ impl From<Error> for Problem {
             Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, "read_only"),
             Error::Failed { .. } => (StatusCode::SERVICE_UNAVAILABLE, "writer_failed"),
             Error::Closed => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
-            Error::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
-            Error::CannotGrow { .. } => return Self::lacking("cannot_grow", &error),
-            error if error.is_full() => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            Error::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, DISK_FULL),
+            Error::CannotGrow { .. } => return Self::lacking(CANNOT_GROW, &error),
+            error if error.is_full() => (StatusCode::INSUFFICIENT_STORAGE, DISK_FULL),
             error if error.is_transient() => return Self::lacking("out_of_resources", error),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         };

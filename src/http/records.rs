@@ -3,7 +3,7 @@
 use super::{
     body,
     formats::{self, Batch, Format, Meter, Room},
-    memory::{FREE, Grant, Purpose},
+    memory::{FREE, Grant, Purpose, with_scratch},
     params,
     problem::Problem,
     router::{Ack, Answer, Body, Context, full, json},
@@ -287,16 +287,16 @@ impl Reading {
         };
         let mut grant = context.memory.grant(Purpose::Answer);
         let run = move || {
-            let mut out = match (self.fresh, self.format) {
-                (true, Format::Json) => b"{\"records\":[".to_vec(),
-                (true, _) => Vec::new(),
-                (false, _) => Vec::with_capacity(most + 1024),
-            };
-            let done = self.go(Some((&mut out, &mut grant)), most)?;
-            if done {
-                close(self.format, &mut out, self.reader.offset());
-            }
-            Ok::<_, Problem>((self, grant.hold(out), done))
+            with_scratch(|out| {
+                if self.fresh && self.format == Format::Json {
+                    out.extend_from_slice(b"{\"records\":[");
+                }
+                let done = self.go(Some((out, &mut grant)), most)?;
+                if done {
+                    close(self.format, out, self.reader.offset());
+                }
+                Ok::<_, Problem>((self, grant.hold_copy(out), done))
+            })
         };
         if hot { run() } else { context.blocking(move |_| run()).await? }
     }
@@ -498,7 +498,7 @@ pub(super) async fn one(
     if value.len() > FREE {
         grant.cover(value.len())?;
     }
-    let mut answer = Response::new(full(grant.hold(value.to_vec())));
+    let mut answer = Response::new(full(grant.hold_copy(value)));
     let headers = answer.headers_mut();
     headers
         .insert(ETAG, HeaderValue::try_from(tag).map_err(|_| Problem::internal("an ETag is not a header"))?);

@@ -89,6 +89,9 @@ pub(super) struct Limits {
     pub(super) create_logs: bool,
 }
 
+/// Threads of a runtime that wait for disks, or take large bodies apart.
+const BLOCKING_THREADS: usize = 64;
+
 /// A server that listens and does not answer yet.
 pub struct Server {
     listener: TcpListener,
@@ -171,7 +174,10 @@ impl Server {
                 recovered: Arc::clone(recovered),
             };
             let stopped = stopped.clone();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .max_blocking_threads(BLOCKING_THREADS)
+                .build()?;
             std::thread::Builder::new().name(format!("millstream-http-{n}")).spawn_scoped(
                 scope,
                 move || {

@@ -393,18 +393,24 @@ impl Shared {
         roll.home.claim(capacity);
         let made = self.make(capacity);
         roll.budget.shrink();
-        *lock(&roll.refused) = match made {
+        let mut refused = lock(&roll.refused);
+        match made {
             Ok(fresh) => {
                 // An appender that found the last one too small may have put it back meanwhile.
                 roll.ready.push(fresh).err().into_iter().for_each(|fresh| self.let_go(fresh));
-                None
+                *refused = None;
             }
             Err(error) => {
                 roll.home.release(capacity);
-                tracing::warn!(dir = %self.dir.display(), %error, "cannot make the next segment ready");
-                Some(error.cannot_grow())
+                let refusal = error.cannot_grow();
+                // An append that waits for room has this tried again and again: it is said once.
+                if refused.as_ref().map(ToString::to_string) != Some(refusal.to_string()) {
+                    tracing::warn!(dir = %self.dir.display(), error = %refusal, "cannot make the next segment ready");
+                }
+                *refused = Some(refusal);
             }
-        };
+        }
+        drop(refused);
         roll.changed.bump();
     }
 

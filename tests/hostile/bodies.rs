@@ -1,16 +1,10 @@
-//! Clients that want the server down, full, stuck or talkative. Of each: what it may cost the server, and that a
-//! client beside it that behaves is served. `MILLSTREAM_HOSTILE=10` makes all of it ten times as long.
+//! Bodies that are small to send, and large to have.
 
-mod support;
-
+use super::{
+    MIB, code,
+    support::{Client, Server, process::Process},
+};
 use std::{io::Write, time::Duration};
-use support::{Client, Server, process::Process};
-
-const MIB: usize = 1 << 20;
-
-fn code(body: &str) -> &str {
-    body.split(r#""code":""#).nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("no code")
-}
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());

@@ -1,0 +1,129 @@
+//! Standard error, whose reader may be slow or gone: nothing that is said there may stop what says it.
+//!
+//! The server's log goes through a bounded queue to a thread of its own. Lines that find it full are counted and told of
+//! later; an error of writing is nobody's business.
+
+use std::{
+    io::{self, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+/// Lines that wait to be written.
+const QUEUE: usize = 4096;
+/// Between two looks at whether there is room for the last of them.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Says one line, if there is anybody to read it.
+pub(super) fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}"); // where nobody reads there is nobody to tell
+}
+
+enum Item {
+    Line(Box<[u8]>),
+    /// To be answered when all lines before it are written.
+    Flush(SyncSender<()>),
+}
+
+/// The way to standard error for a log of lines, each written by one call.
+#[derive(Clone)]
+pub(super) struct Lines {
+    queue: SyncSender<Item>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Lines {
+    pub(super) fn new() -> io::Result<Self> {
+        let (queue, items) = sync_channel(QUEUE);
+        let lost = Arc::new(AtomicU64::new(0));
+        let this = Self { queue, lost: Arc::clone(&lost) };
+        std::thread::Builder::new()
+            .name("millstream-stderr".into())
+            .spawn(move || write_all(&items, &lost, &mut io::stderr()))?;
+        Ok(this)
+    }
+
+    /// Waits until all lines so far are written, but not for long.
+    pub(super) fn flush(&self, most: Duration) {
+        let begun = Instant::now();
+        let (done, written) = sync_channel(1);
+        let mut item = Item::Flush(done);
+        while let Err(TrySendError::Full(full)) = self.queue.try_send(item) {
+            if begun.elapsed() >= most {
+                return;
+            }
+            item = full;
+            std::thread::sleep(LOOK);
+        }
+        let _ = written.recv_timeout(most.saturating_sub(begun.elapsed()));
+    }
+}
+
+fn write_all(items: &Receiver<Item>, lost: &AtomicU64, out: &mut impl Write) {
+    for item in items {
+        match item {
+            Item::Line(line) => {
+                let lost = lost.swap(0, Ordering::Relaxed); // a count by itself
+                if lost > 0 {
+                    let _ =
+                        writeln!(out, "{lost} lines are missing here: standard error was read too slowly");
+                }
+                let _ = out.write_all(&line); // it may have no reader any more
+            }
+            Item::Flush(done) => drop(done.try_send(())), // whoever asked may have gone
+        }
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.queue.try_send(Item::Line(line.into())).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_counted_and_an_error_of_writing_ends_nothing() {
+        struct Sometimes(Vec<u8>, usize);
+        impl Write for Sometimes {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.1 += 1;
+                if self.1.is_multiple_of(2) {
+                    return Err(io::ErrorKind::BrokenPipe.into());
+                }
+                self.0.extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (queue, items) = sync_channel(2);
+        let mut lines = Lines { queue, lost: Arc::default() };
+        for line in [b"1\n", b"2\n", b"3\n", b"4\n"] {
+            lines.write_all(line).unwrap();
+        }
+        let lost = Arc::clone(&lines.lost);
+        assert_eq!(lost.load(Ordering::Relaxed), 2);
+        drop(lines);
+        let mut out = Sometimes(Vec::new(), 0);
+        write_all(&items, &lost, &mut out);
+        let text = String::from_utf8(out.0).unwrap();
+        assert!(text.contains('2'), "{text:?}");
+        assert_eq!(lost.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,244 @@
+//! The budget of memory, at its limit.
+
+use super::{
+    MIB, Producer, a_while, code, get,
+    http2::{self, Connection, GO_AWAY, RESET},
+    metric,
+    support::{Client, Server, process::Process},
+    wait_for,
+};
+use std::{
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+const BUDGET: usize = 256 * MIB;
+/// What the system, the heap and the connections' own buffers take beside it.
+const BESIDE: usize = 96 * MIB;
+
+/// Notes the most that is resident, until it is dropped.
+struct Watch {
+    most: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Watch {
+    fn start(process: Process) -> Self {
+        let (most, stop): (Arc<AtomicUsize>, Arc<AtomicBool>) = Default::default();
+        let (seen, end) = (Arc::clone(&most), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            while !end.load(Ordering::Relaxed) {
+                seen.fetch_max(process.memory(), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        Self { most, stop }
+    }
+
+    fn most(&self) -> usize {
+        self.most.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A server with 20 MiB of small records in the log `a`.
+fn filled(data: &std::path::Path) -> Server {
+    let server = Server::start(data, &["--create-logs", "--body-seconds", "3", "--header-seconds", "5"]);
+    let mut client = server.connect();
+    let body = [b"x".repeat(100), b"\n".to_vec()].concat().repeat(20_000);
+    for _ in 0..10 {
+        let head = format!(
+            "POST /v1/logs/a/records HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        client.send(head.as_bytes()).unwrap();
+        client.send(&body).unwrap();
+        assert_eq!(client.answer().unwrap().status, 200);
+    }
+    server
+}
+
+const ALL: &str = "/v1/logs/a/records?limit=1000000&max_bytes=100000000";
+
+/// 5 to 8 GB for 1,500 connections, and other requests waited for seconds.
+#[test]
+fn clients_that_do_not_read_hold_no_more_than_the_budget() {
+    let data = tempfile::tempdir().unwrap();
+    let server = filled(data.path());
+    let process = Process::of(&server.child);
+    let producer = Producer::start(&server);
+    let (before, alone) = (process.memory(), producer.rate(a_while(0.5)));
+    producer.slowest();
+    let watch = Watch::start(process);
+    let begun = Instant::now();
+    let mut deaf: Vec<Client> = Vec::new();
+    for _ in 0..1500 {
+        let mut client = server.connect();
+        client.send(format!("GET {ALL} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
+        deaf.push(client);
+    }
+    let beside = producer.rate(a_while(1.5));
+    let taken = begun.elapsed();
+    println!(
+        "1,500 clients that do not read: {} MiB at the most; {alone:.0} appends/s before, {beside:.0} beside, the slowest {:?} ({taken:?})",
+        watch.most() / MIB,
+        producer.slowest()
+    );
+    assert!(watch.most() < before + BUDGET + BESIDE, "{} MiB", watch.most() / MIB);
+    assert!(beside > alone / 20.0, "{beside} beside, {alone} alone"); // others may be at work on this machine
+    // Those that take nothing are given up, all is given back, and whoever reads gets all.
+    wait_for("they are given up", Duration::from_secs(15), || metric(&server, "millstream_connections") < 10);
+    wait_for("it is given back", Duration::from_secs(5), || process.memory() < before + 48 * MIB);
+    println!("{} MiB before, {} MiB after", before / MIB, process.memory() / MIB);
+    assert_eq!(metric(&server, "millstream_http_memory_bytes"), 0);
+    assert!(metric(&server, "millstream_readers_dropped_total") > 0);
+    let all = get(&mut server.connect(), ALL).unwrap();
+    assert_eq!((all.status, all.body.lines().count()), (200, 200_000));
+    producer.finish();
+}
+
+/// 1.3 GB, for ever.
+#[test]
+fn streams_without_a_window_hold_little_and_are_reset() {
+    let data = tempfile::tempdir().unwrap();
+    let server = filled(data.path());
+    let process = Process::of(&server.child);
+    let producer = Producer::start(&server);
+    let (before, alone) = (process.memory(), producer.rate(a_while(0.5)));
+    let watch = Watch::start(process);
+    let no_window = http2::setting(4, 0);
+    let mut connection = Connection::open(&server.address, &no_window);
+    for n in 0..250 {
+        connection.send(&http2::get(2 * n + 1, ALL)).unwrap();
+    }
+    let beside = producer.rate(a_while(1.0));
+    println!(
+        "250 streams without a window: {} MiB at the most; {alone:.0} appends/s before, {beside:.0} beside",
+        watch.most() / MIB
+    );
+    assert!(watch.most() < before + BUDGET + BESIDE, "{} MiB", watch.most() / MIB);
+    // Each is reset by itself: the connection goes on.
+    let (mut resets, begun) = (std::collections::BTreeSet::new(), Instant::now());
+    while resets.len() < 250 && begun.elapsed() < Duration::from_secs(15) {
+        match connection.next() {
+            Ok(Some((RESET, _, stream, _))) => drop(resets.insert(stream)),
+            Ok(Some((GO_AWAY, ..))) => panic!("the connection is given up"),
+            Ok(_) => {}
+            Err(error) => panic!("after {} resets: {error}", resets.len()),
+        }
+        // Some have been refused for want of memory; the end of their answers has no window either.
+    }
+    assert_eq!(resets.len(), 250, "some are kept");
+    connection.send(&http2::get(1001, "/healthz")).unwrap();
+    let answered = (0..100).any(|_| matches!(connection.next(), Ok(Some((http2::HEADERS, _, 1001, _)))));
+    assert!(answered, "the connection is of no use any more");
+    std::thread::sleep(Duration::from_millis(500));
+    println!("{} MiB before, {} MiB after", before / MIB, process.memory() / MIB);
+    wait_for("it is given back", Duration::from_secs(5), || process.memory() < before + 48 * MIB);
+    wait_for("all is given back", Duration::from_secs(5), || {
+        metric(&server, "millstream_http_memory_bytes") == 0
+    });
+    assert!(metric(&server, "millstream_readers_dropped_total") > 0);
+    producer.finish();
+}
+
+/// 1.6 GB for 100 of them.
+#[test]
+fn slow_uploads_hold_no_more_than_the_budget_and_what_does_not_fit_is_refused_before_it_is_read() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs", "--body-seconds", "3"]);
+    let process = Process::of(&server.child);
+    let producer = Producer::start(&server);
+    let (before, alone) = (process.memory(), producer.rate(a_while(0.5)));
+    let watch = Watch::start(process);
+    let part = vec![b'x'; 14 * MIB];
+    let head = format!(
+        "POST /v1/logs/a/records HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+        15 * MIB
+    );
+    let refused = std::thread::scope(|scope| {
+        let slow: Vec<_> = (0..100)
+            .map(|_| {
+                let (head, part, server) = (&head, &part, &server);
+                scope.spawn(move || {
+                    let mut client = server.connect();
+                    client.send(head.as_bytes()).unwrap();
+                    let _ = client.send(part); // the server may hang up before it has all
+                    client.answer().map(|answer| (answer.status, code(&answer.body).to_owned()))
+                })
+            })
+            .collect();
+        let beside = producer.rate(a_while(1.5));
+        println!(
+            "100 uploads that stop: {} MiB at the most; {alone:.0} appends/s before, {beside:.0} beside",
+            watch.most() / MIB
+        );
+        // While they are there, a large one more is refused by its head, and a small one is not.
+        let mut one_more = server.connect();
+        one_more.send(head.as_bytes()).unwrap();
+        let answer = one_more.answer().unwrap();
+        assert_eq!((answer.status, code(&answer.body)), (503, "overloaded"));
+        assert!(answer.head.to_ascii_lowercase().contains("retry-after: 1\r\n"), "{}", answer.head);
+        assert_eq!(
+            server.connect().request("POST", "/v1/logs/a/records", &vec![b'x'; 20_000]).unwrap().status,
+            200
+        );
+        slow.into_iter().map(|slow| slow.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(watch.most() < before + BUDGET + BESIDE, "{} MiB", watch.most() / MIB);
+    let count = |status| refused.iter().flatten().filter(|answer| answer.0 == status).count();
+    println!("{} were refused for want of memory, {} for being slow", count(503), count(408));
+    assert!(refused.iter().flatten().all(|answer| matches!(answer.0, 408 | 503)));
+    assert!(count(408) >= 8, "hardly any was let in");
+    wait_for("it is given back", Duration::from_secs(5), || process.memory() < before + 24 * MIB);
+    println!("{} MiB before, {} MiB after", before / MIB, process.memory() / MIB);
+    wait_for("all is given back", Duration::from_secs(5), || {
+        metric(&server, "millstream_http_memory_bytes") == 0
+    });
+    producer.finish();
+}
+
+/// The metric stayed 0 after 2,000 of them: the answer had taken its next piece before the connection ended.
+#[test]
+fn readers_that_are_dropped_are_counted() {
+    let data = tempfile::tempdir().unwrap();
+    let server = filled(data.path());
+    let tail =
+        "GET /v1/logs/a/records?offset=0 HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
+    let mut deaf: Vec<Client> = Vec::new();
+    for _ in 0..60 {
+        let mut client = server.connect();
+        client.send(tail.as_bytes()).unwrap();
+        deaf.push(client);
+    }
+    let mut range = server.connect();
+    range.send(format!("GET {ALL} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
+    let mut streams = Connection::open(&server.address, &http2::setting(4, 1000));
+    for n in 0..40 {
+        streams.send(&http2::get(2 * n + 1, ALL)).unwrap();
+    }
+    // One that reads what it asked for, and one that leaves of its own accord, are not dropped.
+    assert_eq!(get(&mut server.connect(), "/v1/logs/a/records").unwrap().status, 200);
+    let mut leaves = server.connect();
+    leaves.send(tail.replace("offset=0", "offset=latest").as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    drop(leaves);
+    let begun = Instant::now();
+    while metric(&server, "millstream_readers_dropped_total") < 101
+        && begun.elapsed() < Duration::from_secs(15)
+    {
+        let _ = streams.next();
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(metric(&server, "millstream_readers_dropped_total"), 101);
+    let _ = std::io::stdout().flush();
+}

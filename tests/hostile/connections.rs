@@ -1,0 +1,143 @@
+//! Connections that do nothing, or too little.
+
+use super::{
+    MIB, Producer, get,
+    http2::{self, Connection, END_STREAM, GO_AWAY, HEADERS, PREFACE, SETTINGS},
+    metric,
+    support::{Client, Server, process::Process},
+    wait_for,
+};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+/// The detection of the protocol waited for the first bytes without a limit, and pings kept an idle connection.
+#[test]
+fn every_state_of_a_connection_ends() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--header-seconds", "1", "--body-seconds", "2"]);
+    let keep_alive = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let body = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 40\r\n\r\n{\"record\"";
+    let chunks = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"rec\r\n";
+    let half = http2::frame(HEADERS, END_STREAM, 1, &http2::head("GET", "/healthz"));
+    let half = [PREFACE, &http2::frame(SETTINGS, 0, 0, &[]), &half].concat();
+    let states: [(&str, &[u8]); 10] = [
+        ("nothing", b""),
+        ("a byte that may be of either", b"P"),
+        ("a request line that has begun", b"POST / HTT"),
+        ("half a preface", &PREFACE[..20]),
+        ("a preface, and nothing", PREFACE),
+        ("half a header section", b"GET / HTTP/1.1\r\nHost: local"),
+        ("nothing after a request", keep_alive),
+        ("half a header section of HTTP/2", &half),
+        ("half a body", body),
+        ("some chunks", chunks),
+    ];
+    std::thread::scope(|scope| {
+        for (what, sent) in states {
+            let server = &server;
+            scope.spawn(move || {
+                let mut socket = TcpStream::connect(&server.address).unwrap();
+                socket.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
+                socket.write_all(sent).unwrap();
+                let begun = Instant::now();
+                let ended = socket.read_to_end(&mut Vec::new());
+                println!("{what}: {:?}", begun.elapsed());
+                let timed_out = ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+                assert!(!timed_out && begun.elapsed() < Duration::from_secs(6), "{what}: is kept");
+                assert!(begun.elapsed() > Duration::from_millis(900), "{what}: ends at once");
+            });
+        }
+        let states: [(&str, Vec<u8>); 2] =
+            [("idle, and answering pings", Vec::new()), ("idle after a request", http2::get(1, "/healthz"))];
+        for (what, sent) in states {
+            let server = &server;
+            scope.spawn(move || {
+                let mut connection = Connection::open(&server.address, &[]);
+                connection.send(&sent).unwrap();
+                let ended = connection.until_it_ends(Duration::from_secs(8));
+                let (time, frames) = ended.unwrap_or_else(|| panic!("{what}: is kept"));
+                println!("{what}: {time:?}, {frames:?}");
+                assert!(time > Duration::from_millis(900), "{what}: ends at once");
+                assert!(frames.contains(&GO_AWAY), "{what}: it is not told");
+            });
+        }
+    });
+    wait_for("all are gone", Duration::from_secs(2), || metric(&server, "millstream_connections") == 1);
+}
+
+/// 50 silent sockets locked a server with `--max-connections 50` out for good.
+#[test]
+fn when_connections_run_out_the_idlest_makes_place() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--max-connections", "50"]);
+    let mut good = server.connect();
+    good.append(b"0").unwrap();
+    let mut silent = Vec::new();
+    for n in 1..=300u64 {
+        silent.push(TcpStream::connect(&server.address).unwrap());
+        if n % 10 == 0 {
+            // One that is used is never the idlest, and a new one is let in at once.
+            assert_eq!(good.append(b"x").unwrap(), n / 5 - 1);
+            let begun = Instant::now();
+            assert_eq!(server.connect().append(b"y").unwrap(), n / 5);
+            assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        }
+    }
+    assert!(metric(&server, "millstream_connections") <= 50);
+    // Those with a request in flight make place too, once they have been still for a while.
+    drop(silent);
+    let tails: Vec<Client> = (0..50)
+        .map(|_| {
+            let mut tail = server.connect();
+            let request = "GET /v1/logs/default/records HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
+            tail.send(request.as_bytes()).unwrap();
+            tail
+        })
+        .collect();
+    wait_for("there are tails", Duration::from_secs(5), || metric(&server, "millstream_tails") >= 45);
+    let begun = Instant::now();
+    server.connect().append(b"z").unwrap();
+    println!("beside {} tails that were still: {:?}", tails.len(), begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn ten_thousand_idle_connections_cost_little_and_others_are_served() {
+    let data = tempfile::tempdir().unwrap();
+    let limit =
+        rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024) as usize;
+    let many = 10_000.min(limit.saturating_sub(1000));
+    let server = Server::start(data.path(), &["--max-connections", "12000"]);
+    let process = Process::of(&server.child);
+    let producer = Producer::start(&server);
+    let (before, alone) = (process.memory(), producer.rate(Duration::from_millis(700)));
+    let begun = Instant::now();
+    let mut idle = Vec::new();
+    for n in 0..many {
+        let mut socket = TcpStream::connect(&server.address).unwrap();
+        if n % 2 == 0 {
+            socket.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        }
+        idle.push(socket);
+    }
+    wait_for("all are there", Duration::from_secs(20), || {
+        metric(&server, "millstream_connections") as usize > many
+    });
+    let (taken, each) = (begun.elapsed(), process.memory().saturating_sub(before) / many.max(1));
+    let beside = producer.rate(Duration::from_millis(700));
+    println!(
+        "{many} idle connections: in {taken:?}, {each} bytes each; {alone:.0} appends/s before, {beside:.0} beside"
+    );
+    assert!(each < 24 << 10, "{each} bytes for one that is idle");
+    assert!(beside > alone / 20.0);
+    drop(idle);
+    wait_for("all are gone", Duration::from_secs(20), || metric(&server, "millstream_connections") < 10);
+    let after = process.memory();
+    println!("{} KiB before, {} KiB after", before / 1024, after / 1024);
+    assert!(after < before + many * (12 << 10) + 16 * MIB);
+    producer.finish();
+    assert_eq!(get(&mut server.connect(), "/readyz").unwrap().status, 200);
+}

@@ -1,0 +1,108 @@
+//! Clients that want the server down, full, stuck or talkative. Of each: what it may cost the server, in memory and in
+//! time, and that a client beside it that behaves is served. What the programs print is what docs/performance.md has.
+//!
+//! `MILLSTREAM_HOSTILE=10` makes what goes on for a time ten times as long.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bodies;
+mod budget;
+mod connections;
+mod floods;
+mod http2;
+mod shapes;
+mod stopping;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use support::{Answer, Client, Server};
+
+const MIB: usize = 1 << 20;
+
+fn code(body: &str) -> &str {
+    body.split(r#""code":""#).nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("no code")
+}
+
+/// How long something goes on.
+fn a_while(seconds: f64) -> Duration {
+    let factor =
+        std::env::var("MILLSTREAM_HOSTILE").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1.0);
+    Duration::from_secs_f64(seconds * factor)
+}
+
+fn get(client: &mut Client, target: &str) -> std::io::Result<Answer> {
+    client.request("GET", target, b"")
+}
+
+/// A value of `/metrics`.
+fn metric(server: &Server, name: &str) -> u64 {
+    let text = get(&mut server.connect(), "/metrics").unwrap().body;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+}
+
+/// Waits for something to become true.
+fn wait_for(what: &str, most: Duration, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < most, "not within {most:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A client that behaves: it appends a small record, again and again, and never gets anything but an offset.
+struct Producer {
+    appended: Arc<AtomicU64>,
+    slowest: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Producer {
+    fn start(server: &Server) -> Self {
+        let (appended, slowest, stop) = (Arc::default(), Arc::default(), Arc::default());
+        let mut client = server.connect();
+        let (count, worst, end): (Arc<AtomicU64>, Arc<AtomicU64>, Arc<AtomicBool>) =
+            (Arc::clone(&appended), Arc::clone(&slowest), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            while !end.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                client.append(b"of a client that behaves").expect("an append beside hostile clients");
+                worst.fetch_max(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self { appended, slowest, stop, thread: Some(thread) }
+    }
+
+    /// Appends a second, measured for so long.
+    fn rate(&self, time: Duration) -> f64 {
+        let (begun, before) = (Instant::now(), self.appended.load(Ordering::Relaxed));
+        std::thread::sleep(time);
+        (self.appended.load(Ordering::Relaxed) - before) as f64 / begun.elapsed().as_secs_f64()
+    }
+
+    /// The slowest append so far; counted anew from now on.
+    fn slowest(&self) -> Duration {
+        Duration::from_micros(self.slowest.swap(0, Ordering::Relaxed))
+    }
+
+    /// Ends it, and fails where an append has failed.
+    fn finish(mut self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().into_iter().for_each(|thread| thread.join().unwrap());
+        self.appended.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
