@@ -686,13 +686,7 @@ fn a_flipped_bit_in_an_image_shows_nothing_false_and_harms_nothing_on_disk() {
         // What it holds and the disk has not is kept, if it could not be taken up.
         drop(log);
         let kept = image.exists() || !verified(&disk, None).torn.is_empty();
-        // Of the last record's header nothing may be left that tells it from what was being written.
-        let last_header = 4096 + 1288..4096 + 1288 + 24;
-        assert!(
-            read.len() == 20 || kept || last_header.contains(&flipped),
-            "{flipped}: {} records",
-            read.len()
-        );
+        assert!(read.len() == 20 || kept, "{flipped}: {} records", read.len());
         let _ = std::fs::remove_file(&image);
     }
     assert!(whole > 100, "{whole}: those that flipped where nothing stands");
