@@ -21,6 +21,8 @@ mod frame;
 pub mod http;
 mod log;
 mod segment;
+#[cfg(all(test, feature = "store", not(loom)))]
+mod sim;
 #[cfg(feature = "store")]
 pub mod store;
 mod sync;

@@ -396,6 +396,12 @@ impl Store {
         self.shut_down()
     }
 
+    /// A turn of the store's thread, where it has none.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn turn(&self) {
+        self.inner.turn();
+    }
+
     fn shut_down(&mut self) -> Result<(), Error> {
         if let Some((stop, keeper)) = self.keeper.take() {
             drop(stop);

@@ -7,6 +7,26 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// What the simulation sees of this, and makes fail: it is asked before each operation of this thread.
+#[cfg(all(test, not(loom)))]
+pub(crate) type Gate = Box<dyn Fn(&'static str) -> io::Result<()>>;
+
+#[cfg(all(test, not(loom)))]
+thread_local! {
+    pub(crate) static GATE: std::cell::RefCell<Option<Gate>> = const { std::cell::RefCell::new(None) };
+}
+
+#[cfg(all(test, not(loom)))]
+fn pass(what: &'static str) -> io::Result<()> {
+    GATE.with_borrow(|gate| gate.as_ref().map_or(Ok(()), |gate| gate(what)))
+}
+
+#[cfg(not(all(test, not(loom))))]
+#[allow(clippy::unnecessary_wraps)] // as in tests
+fn pass(_: &'static str) -> io::Result<()> {
+    Ok(())
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct MemoryDir(PathBuf);
@@ -23,6 +43,7 @@ impl MemoryDir {
     /// The user's directory within `at`, made if it is missing. Refused if anybody else could have made it or can
     /// look into it.
     pub(crate) fn open(at: &Path) -> io::Result<Self> {
+        pass("open memory")?;
         let user = rustix::process::geteuid().as_raw();
         let dir = at.join(format!("millstream-{user}"));
         make(&dir)?;
@@ -41,7 +62,7 @@ impl MemoryDir {
 
     /// Removes the directory, if there is nothing in it.
     pub(crate) fn remove_if_empty(&self) {
-        let _ = fs::remove_dir(&self.0); // what stays is found at the next start
+        let _ = pass("remove memory").and_then(|()| fs::remove_dir(&self.0)); // what stays is found at the next start
     }
 
     /// A new file that begins with `head`, all its memory reserved: writing to it never finds too little. It has no
@@ -53,6 +74,7 @@ impl MemoryDir {
             io::retry_on_intr,
         };
         use std::os::{fd::AsRawFd, unix::fs::FileExt};
+        pass("make image")?;
         make(&self.0)?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file: fs::File =
@@ -72,6 +94,7 @@ impl MemoryDir {
     }
 
     pub(crate) fn list(&self) -> io::Result<Vec<String>> {
+        pass("list images")?;
         match fs::read_dir(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             entries => entries?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect(),
@@ -79,6 +102,7 @@ impl MemoryDir {
     }
 
     pub(crate) fn open_file(&self, name: &str) -> io::Result<fs::File> {
+        pass("open image")?;
         fs::File::open(self.0.join(name))
     }
 
@@ -87,6 +111,6 @@ impl MemoryDir {
     }
 
     pub(crate) fn remove(&self, name: &str) {
-        let _ = fs::remove_file(self.0.join(name)); // what stays is found at the next start
+        let _ = pass("remove image").and_then(|()| fs::remove_file(self.0.join(name))); // what stays is found at the next start
     }
 }

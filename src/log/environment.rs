@@ -15,9 +15,9 @@ pub(crate) struct Environment {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) machine: Arc<dyn Machine>,
     /// The threads that commit.
-    pub(super) flushers: Arc<dyn Schedule>,
+    pub(crate) flushers: Arc<dyn Schedule>,
     /// The threads that make segments ready, seal and trim.
-    pub(super) keepers: Arc<dyn Schedule>,
+    pub(crate) keepers: Arc<dyn Schedule>,
 }
 
 impl Environment {

@@ -46,6 +46,7 @@ const PRODUCED: &[u8] = b"\x12\x00\x03\x00\x00\x00\x09\x00\x00\x00\x00\x00\x00\x
 fn written(secret: Secret) -> Vec<u8> {
     let header = header(secret);
     let (sim, dir) = (Sim::new(1), Path::new("/golden"));
+    sim.create_dir(dir).unwrap();
     let file = SegmentFile::prepare(&sim, dir, 0, header.capacity).unwrap();
     file.begin(&sim, dir, &header).unwrap();
     let chunk = Chunk::new(Memory::new(header.capacity).unwrap(), None);
@@ -90,6 +91,7 @@ fn the_golden_files_can_be_read() {
 fn can_be_read(golden: &[u8]) {
     let (sim, dir) = (Sim::new(1), Path::new("/log"));
     let path = dir.join("00000000000000000042.seg");
+    sim.create_dir(dir).unwrap();
     sim.create(&path, golden.len() as u64).unwrap();
     sim.damage(&path, |bytes| bytes.copy_from_slice(golden));
     let log = Log::open_on(std::sync::Arc::new(sim), dir, Options::default()).unwrap();

@@ -1,0 +1,141 @@
+//! What is in a simulated file: as programs see it, and what of that a loss of power takes back.
+
+use super::random::Random;
+use std::collections::BTreeMap;
+
+/// What a device writes as a whole, or not at all.
+pub(super) const SECTOR: usize = 512;
+
+type Sector = [u8; SECTOR];
+
+/// See the module's documentation.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Content {
+    now: Vec<u8>,
+    /// By number, what the device has of sectors that were written since the last sync.
+    behind: BTreeMap<usize, Sector>,
+    /// The same of sectors of which a sync has failed: no later one makes up for that, only another write does.
+    lost: BTreeMap<usize, Sector>,
+    /// How long the file is on the device, and what it has there beyond `now`.
+    length: usize,
+    cut_off: Vec<u8>,
+}
+
+impl Content {
+    /// A file of this length, of which nothing is on the device.
+    pub(super) fn reserved(length: usize) -> Self {
+        Self { now: vec![0; length], ..Self::default() }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.now
+    }
+
+    /// Changes what is there behind everybody's back, on the device too.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Vec<u8>)) {
+        self.sync();
+        self.lost.clear();
+        change(&mut self.now);
+        self.length = self.now.len();
+    }
+
+    fn sector(&self, number: usize) -> Sector {
+        let mut sector = [0; SECTOR];
+        let from = self.now.get(number * SECTOR..).unwrap_or_default();
+        let length = from.len().min(SECTOR);
+        sector[..length].copy_from_slice(&from[..length]);
+        sector
+    }
+
+    /// Writes into the page cache. The system may have written back what was there before, or not.
+    pub(super) fn write(&mut self, at: usize, bytes: &[u8], random: &mut Random) {
+        if bytes.is_empty() {
+            return;
+        }
+        if self.now.len() < at + bytes.len() {
+            self.now.resize(at + bytes.len(), 0);
+        }
+        for number in at / SECTOR..=(at + bytes.len() - 1) / SECTOR {
+            let old = self.sector(number);
+            if let Some(behind) = self.behind.get_mut(&number) {
+                if random.one_in(2) {
+                    *behind = old;
+                }
+                continue;
+            }
+            let device = self.lost.get(&number).copied().unwrap_or(old);
+            self.behind.insert(number, device);
+        }
+        self.now[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Sets the length, for now.
+    pub(super) fn set_len(&mut self, length: usize) {
+        if length < self.now.len() {
+            let cut = self.now.split_off(length);
+            if self.length > length && self.cut_off.is_empty() {
+                self.cut_off = cut;
+            }
+            return;
+        }
+        self.now.resize(length, 0);
+    }
+
+    /// All that was written is on the device.
+    pub(super) fn sync(&mut self) {
+        for number in std::mem::take(&mut self.behind).into_keys() {
+            self.lost.remove(&number);
+        }
+        self.length = self.now.len();
+        self.cut_off = Vec::new();
+    }
+
+    /// A sync fails: what was written is taken for clean, and some of it is not on the device.
+    pub(super) fn fail_to_sync(&mut self, random: &mut Random) {
+        for (number, sector) in std::mem::take(&mut self.behind) {
+            if random.one_in(2) {
+                self.lost.insert(number, sector);
+            }
+        }
+    }
+
+    /// The power goes: of what was not synced, each sector is there or not.
+    pub(super) fn lose(&mut self, random: &mut Random) {
+        // All is lost, or most, or little: each happens.
+        let odds = [1, 2, 2, 2, 8, u64::MAX][random.below(6)];
+        for (number, sector) in std::mem::take(&mut self.behind) {
+            if random.one_in(odds) {
+                self.put_back(number, &sector);
+            }
+        }
+        if self.length != self.now.len() && random.one_in(2) {
+            let cut = std::mem::take(&mut self.cut_off);
+            self.now.extend_from_slice(&cut);
+            self.now.resize(self.length, 0);
+        }
+        self.forget(random);
+        self.sync();
+    }
+
+    /// All that the page cache has taken for clean is dropped from it.
+    pub(super) fn reread(&mut self) {
+        for (number, sector) in std::mem::take(&mut self.lost) {
+            self.put_back(number, &sector);
+        }
+    }
+
+    /// What the page cache has taken for clean is dropped from it, or not.
+    pub(super) fn forget(&mut self, random: &mut Random) {
+        for (number, sector) in std::mem::take(&mut self.lost) {
+            if !self.behind.contains_key(&number) && random.one_in(2) {
+                self.put_back(number, &sector);
+            }
+        }
+    }
+
+    fn put_back(&mut self, number: usize, sector: &Sector) {
+        let from = (number * SECTOR).min(self.now.len());
+        let to = (from + SECTOR).min(self.now.len());
+        self.now[from..to].copy_from_slice(&sector[..to - from]);
+    }
+}

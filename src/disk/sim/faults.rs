@@ -1,0 +1,99 @@
+//! What goes wrong on a simulated disk, and when.
+
+use super::random::Random;
+use std::io;
+
+/// What an operation does, which decides how it can fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Opens, makes or lists something: nothing has been written when it fails.
+    Open,
+    Create,
+    Read,
+    Write,
+    Sync,
+    /// Changes a directory.
+    Change,
+}
+
+/// How what was written and not synced is treated, and what is written past the page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Mode {
+    /// A write is on the device when it returns: one step.
+    #[default]
+    Direct,
+    /// A write goes to the page cache, and a sync follows: two steps.
+    Buffered,
+}
+
+/// How a generation of processes ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Cut {
+    /// The machine loses power: what was not synced is there or not, sector by sector, name by name.
+    #[default]
+    Power,
+    /// The process is killed: what it wrote is there.
+    Kill,
+}
+
+const EIO: i32 = 5;
+const EINTR: i32 = 4;
+const ENOMEM: i32 = 12;
+const EMFILE: i32 = 24;
+const ENOSPC: i32 = 28;
+
+/// What is to go wrong.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Plan {
+    /// Steps until the end, and which.
+    pub(super) fuse: Option<(u64, Cut)>,
+    /// Steps that change something until one fails with an I/O error.
+    pub(super) fault: Option<u64>,
+    /// One in so many steps fails.
+    pub(super) odds: Option<u64>,
+    /// Bytes that may be reserved in all; beyond it the disk is full.
+    pub(super) room: Option<u64>,
+    pub(super) tight: bool,
+    /// Writes wait while this is set.
+    pub(super) held: bool,
+    /// Faults so far of steps in which something may have been written, and of others.
+    pub(super) fatal: u64,
+    pub(super) passing: u64,
+}
+
+impl Plan {
+    /// Whether this is the step at which all ends.
+    pub(super) fn ends(&mut self) -> Option<Cut> {
+        let (steps, cut) = self.fuse.as_mut()?;
+        *steps = steps.saturating_sub(1);
+        (*steps == 0).then_some(*cut)
+    }
+
+    /// The error that this step fails with, if it does.
+    pub(super) fn fails(&mut self, kind: Kind, random: &mut Random) -> Option<io::Error> {
+        if matches!(kind, Kind::Create | Kind::Write | Kind::Sync | Kind::Change)
+            && let Some(fault) = &mut self.fault
+        {
+            *fault = fault.saturating_sub(1);
+            if *fault == 0 {
+                self.fault = None;
+                self.fatal += 1;
+                return Some(io::Error::from_raw_os_error(EIO));
+            }
+        }
+        if !random.one_in(self.odds?) {
+            return None;
+        }
+        let errors: &[i32] = match kind {
+            Kind::Open => &[EMFILE, ENOMEM, EINTR],
+            Kind::Create => &[EMFILE, ENOMEM, EINTR, ENOSPC],
+            Kind::Read => &[EIO, ENOMEM, EINTR],
+            Kind::Write | Kind::Sync | Kind::Change => &[EIO, ENOSPC, EINTR, ENOMEM],
+        };
+        match kind {
+            Kind::Write | Kind::Sync | Kind::Change => self.fatal += 1,
+            _ => self.passing += 1,
+        }
+        Some(io::Error::from_raw_os_error(*random.pick(errors)))
+    }
+}

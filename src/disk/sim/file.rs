@@ -1,0 +1,120 @@
+//! An open file of a simulated disk.
+
+use super::{
+    super::{BLOCK, File},
+    Sim, State,
+    content::SECTOR,
+    faults::{Cut, Kind, Mode},
+    gone,
+};
+use std::io::{self, IoSlice};
+
+#[derive(Debug)]
+pub(super) struct SimFile {
+    pub(super) disk: Sim,
+    pub(super) file: usize,
+}
+
+impl SimFile {
+    /// Writes, into the page cache or past it.
+    pub(super) fn put(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let (file, at, crc) = (self.file, position as usize, crc32c::crc32c(&bytes));
+        let step = state.step(Kind::Write, format_args!("write {file} {at} {} {crc:08x}", bytes.len()));
+        let State { names, random, mode, off, .. } = &mut *state;
+        let content = names.file_mut(file)?;
+        match step {
+            // If the power goes, each sector may be written yet, or have been, in no order.
+            Ok(None | Some(Cut::Power)) => content.write(at, &bytes, random),
+            Ok(Some(Cut::Kill)) => {
+                let written = random.below(bytes.len() / SECTOR + 1) * SECTOR;
+                content.write(at, &bytes[..written.min(bytes.len())], random);
+            }
+            // Nothing is known of the range then.
+            Err(error) if !*off => {
+                for (n, sector) in bytes.chunks(SECTOR).enumerate() {
+                    if random.one_in(2) {
+                        content.write(at + n * SECTOR, sector, random);
+                    }
+                }
+                if *mode == Mode::Direct {
+                    content.sync();
+                }
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        }
+        state.alive()
+    }
+
+    /// One step, which is all of [`File::sync`], and a part of others.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let step = state.step(Kind::Sync, format_args!("sync {}", self.file));
+        let State { names, random, off, .. } = &mut *state;
+        let content = names.file_mut(self.file)?;
+        match step {
+            Ok(None) => content.sync(),
+            Ok(Some(_)) => return Err(gone()), // of what was not synced, each sector is there or not
+            Err(error) => {
+                if !*off {
+                    content.fail_to_sync(random);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl File for SimFile {
+    fn len(&self) -> io::Result<u64> {
+        let state = self.disk.state();
+        state.alive()?;
+        Ok(state.names.file(self.file)?.bytes().len() as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        state.step(Kind::Read, format_args!("read {} {position} {}", self.file, buf.len()))?;
+        let from = state.names.file(self.file)?.bytes().get(position as usize..).unwrap_or_default();
+        buf.copy_from_slice(from.get(..buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
+        while self.disk.state().plan.held {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        assert!(position.is_multiple_of(BLOCK) && (length as u64).is_multiple_of(BLOCK));
+        self.put(parts, position)?;
+        let mode = self.disk.state().mode;
+        match mode {
+            Mode::Buffered => self.flush(),
+            Mode::Direct => {
+                let mut state = self.disk.state();
+                state.alive()?;
+                state.names.file_mut(self.file)?.sync();
+                Ok(())
+            }
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.flush()?;
+        self.disk.state().names.file_mut(self.file)?.reread();
+        Ok(())
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.disk.meanwhile();
+        let file = self.file;
+        self.disk.state().whole_step(Kind::Write, format_args!("set length {file} {length}"), |names| {
+            names.file_mut(file)?.set_len(length as usize);
+            Ok(())
+        })?;
+        self.flush()
+    }
+}

@@ -1,0 +1,125 @@
+//! What the simulation has found, each by itself.
+
+use crate::{
+    Durability, Log, Options,
+    disk::{
+        shm::GATE,
+        sim::{Cut, Mode, Sim},
+    },
+    log::Environment,
+    store::{LogSettings, Store, StoreOptions},
+};
+use std::{io, path::Path, sync::Arc};
+
+const DIR: &str = "/data/a";
+
+fn options(images: Option<&Path>) -> Options {
+    Options {
+        durability: Durability::Memory,
+        segment_bytes: 8 << 10,
+        first_segment_bytes: 4 << 10,
+        memory_bytes: 64 << 10,
+        images: images.map(Path::to_owned),
+    }
+}
+
+fn open(sim: &Sim, images: Option<&Path>) -> Result<Log, crate::Error> {
+    Log::open_on(Arc::new(sim.clone()), Path::new(DIR), options(images))
+}
+
+fn store(sim: &Sim) -> Result<Store, crate::store::Error> {
+    let options = StoreOptions { log: options(None), ..StoreOptions::default() };
+    Store::open_in(Environment::on(Arc::new(sim.clone())), Path::new("/data"), options)
+}
+
+/// A process was killed between making or renaming a directory and syncing its name. The next one used the directory,
+/// and all that was acknowledged in it went with the power.
+#[test]
+fn a_directory_that_a_killed_process_has_left_is_durable_before_anything_in_it_is_acknowledged() {
+    for steps in 1..40 {
+        for seed in 0..4 {
+            let sim = Sim::new(seed);
+            sim.end_after(steps, Cut::Kill);
+            let alone = seed % 2 == 0;
+            if alone {
+                drop(open(&sim, None));
+            } else if let Ok(store) = store(&sim) {
+                let _ = store.create("a", &LogSettings::default()); // or it is killed
+            }
+            let sim = sim.after(Cut::Kill);
+            if alone {
+                let log = open(&sim, None).unwrap();
+                let offset = log.append(b"kept").unwrap();
+                log.wait_durable(offset).unwrap();
+            } else {
+                let store = store(&sim).unwrap();
+                store.create("a", &LogSettings::default()).unwrap();
+                let log = store.get("a").unwrap();
+                let offset = log.append(b"kept").unwrap();
+                log.wait_durable(offset).unwrap();
+            }
+            let log = open(&sim.reboot(), None).unwrap();
+            assert_eq!(log.next_offset(), 1, "killed at step {steps}, seed {seed}, alone: {alone}");
+        }
+    }
+}
+
+/// After a failed sync the page cache has what the device has not, and takes it for written. Opening found it there,
+/// synced it in vain, and called it durable.
+#[test]
+fn what_a_failed_sync_has_left_in_the_page_cache_is_not_called_durable() {
+    for seed in 0..60 {
+        let sim = Sim::new(seed);
+        sim.set_mode(Mode::Buffered);
+        let log = open(&sim, None).unwrap();
+        log.append(&[1; 3000]).unwrap();
+        sim.fail_one_in(Some(2));
+        let _ = log.flush(); // it fails, mostly
+        sim.fail_one_in(None);
+        drop(log);
+        let log = open(&sim, None).unwrap();
+        let durable = log.durable_offset();
+        sim.turn_off(); // no close that would write
+        drop(log);
+        let log = open(&sim.reboot(), None).unwrap();
+        assert!(log.next_offset() >= durable, "seed {seed}: {durable} were durable");
+        for offset in 0..durable {
+            log.read(offset).unwrap().unwrap();
+        }
+    }
+}
+
+/// A moment without descriptors: the log opened without what its images had, and gave their offsets to other records.
+#[test]
+fn a_log_whose_images_cannot_be_looked_at_for_a_moment_does_not_open_without_them() {
+    let at = tempfile::tempdir().unwrap();
+    let sim = Sim::new(1);
+    let log = open(&sim, Some(at.path())).unwrap();
+    sim.hold(true);
+    for _ in 0..10 {
+        log.append(b"in memory").unwrap();
+    }
+    // Killed, with nothing of it on the disk.
+    sim.turn_off();
+    GATE.set(Some(Box::new(|_| Err(io::Error::other("killed")))));
+    sim.hold(false);
+    drop(log);
+    let sim = sim.after(Cut::Kill);
+    for failing in ["open memory", "list images", "open image"] {
+        for number in 1..4 {
+            let left = std::cell::Cell::new(number);
+            GATE.set(Some(Box::new(move |what| {
+                if what != failing {
+                    return Ok(());
+                }
+                left.set(left.get() - 1);
+                if left.get() == 0 { Err(io::Error::from_raw_os_error(24)) } else { Ok(()) }
+            })));
+            if let Ok(log) = open(&sim, Some(at.path())) {
+                assert_eq!(log.next_offset(), 10, "{failing} has failed, at call {number}");
+            }
+        }
+    }
+    GATE.set(None);
+    assert_eq!(open(&sim, Some(at.path())).unwrap().next_offset(), 10);
+}

@@ -1,0 +1,161 @@
+//! What happens to logs while nobody has them open: bits that change on the device, directories that are copied and
+//! renamed. What is damaged is told, all else is as it was, and after a repair the log goes on.
+
+use super::{
+    model::Rec,
+    process::read_all,
+    run::{ROOT, Run},
+    work::NAMES,
+    world::World,
+};
+use crate::{
+    Durability, Error, Log, Options,
+    disk::sim::Cut,
+    log::{repair_on, verify_on},
+};
+use std::path::Path;
+
+impl Run {
+    /// Copies a log's directory, or gives it another name.
+    pub(super) fn graft(&mut self) {
+        let free: Vec<_> =
+            NAMES[..self.profile.logs].iter().filter(|name| !self.logs.contains_key(**name)).collect();
+        let Some(from) = self.random_certain().filter(|_| !free.is_empty()) else { return };
+        let (to, copy) = ((**self.random.pick(&free)).to_owned(), self.random.one_in(2));
+        self.disk.note(format_args!("{from} is {} as {to}", if copy { "copied" } else { "renamed" }));
+        self.disk.graft(&Path::new(ROOT).join(&from), &Path::new(ROOT).join(&to), copy);
+        let mut known = self.logs[&from].clone();
+        if copy {
+            // What is in memory only is the other one's.
+            known.memory = known.durable;
+            known.forget_ghosts();
+        } else {
+            self.logs.remove(&from);
+        }
+        self.logs.insert(to, known);
+    }
+
+    /// A bit of a segment changes. One process looks at what is left of the log, and mends it.
+    pub(super) fn flip(&mut self) {
+        let Some(name) = self.random_certain() else { return };
+        let (dir, sim) = (Path::new(ROOT).join(&name), self.disk.clone());
+        let Some((path, at)) = sim.flip(&mut self.random, &dir) else { return };
+        sim.note(format_args!("== a bit changes in {} at {at}", path.display()));
+        let place = format!(
+            "seed {}, generation {}, step {}, log {name:?}, bit at {at} of {}",
+            self.seed,
+            self.counts.generations,
+            sim.steps().0,
+            path.display()
+        );
+        let images = !self.random.one_in(5);
+        let world = World::new(sim.clone(), &mut self.random);
+        let durability = self.logs[&name].settings.durability.unwrap_or(Durability::Disk);
+        let options = Options { durability, ..self.options(images) };
+        let env = world.environment(&self.clock);
+        let open = || {
+            Log::open_in(&env, &dir, options.clone())
+                .unwrap_or_else(|error| panic!("{place}: does not open: {error}"))
+        };
+        let log = open();
+        let (first, next, damage) = (log.first_offset(), log.next_offset(), log.damage().to_vec());
+        let values = read_all(&log, first, next).unwrap_or_else(|error| panic!("{place}: {error}"));
+        sim.note(format_args!("found {first}..{next}, damage {damage:?}"));
+        let known = self.logs.get_mut(&name).expect("it is certain");
+        known.scarred = true;
+        // What is damaged is left as it is, and what memory has is taken up after the repair.
+        let floor = if images && damage.is_empty() { known.memory } else { known.durable };
+        if next < floor {
+            // After an unclean stop, rot in the last commit looks like the torn end of a write. It is kept aside, then.
+            let kept = sim.dump().into_keys().any(|path| path.starts_with(&dir) && is_torn(&path));
+            assert!(kept, "{place}: ends at {next}, {floor} were acknowledged, and nothing tells of it");
+        }
+        known.recognise(first, &values);
+        assert!(next <= known.next(), "{place}: ends at {next}, and {} were appended", known.next());
+        let mut lost = Vec::new();
+        for (value, offset) in values.iter().zip(first..) {
+            match value {
+                Some(value) => {
+                    assert!(
+                        value.same(&known.records[offset as usize]),
+                        "{place}: offset {offset} is another"
+                    );
+                }
+                None if known.lost.contains(&offset) => {}
+                None => lost.push(offset),
+            }
+        }
+        assert!(lost.len() <= 1, "{place}: one bit has damaged {lost:?}");
+        if damage.is_empty() {
+            log.writable().unwrap_or_else(|error| panic!("{place}: {error}"));
+            log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
+            let report = verify_on(&sim, &dir, None, &mut |_, _| ()).expect("it was open");
+            let told = |offset| report.damage.iter().any(|damage| damage.offsets.contains(offset));
+            assert!(lost.iter().all(told), "{place}: {lost:?} are lost, and verify says {:?}", report.damage);
+        } else {
+            assert!(
+                matches!(log.writable(), Err(Error::ReadOnly { .. })),
+                "{place}: {damage:?}, and writable"
+            );
+            let told = |offset| damage.iter().any(|damage| damage.offsets.contains(offset));
+            assert!(lost.iter().all(told), "{place}: {lost:?} are lost, and told is {damage:?}");
+            drop(log);
+            known.lost.extend(&lost);
+            known.durable = known.durable.max(next);
+            return self.mend(world, &name, &options, first, &values);
+        }
+        known.lost.extend(lost);
+        known.found(first, next, images);
+        known.was_open = true;
+        self.end(&sim, Cut::Kill, true);
+        drop(world);
+    }
+
+    /// Repairs a damaged log, which may be interrupted, and again. Then it can be written, and has what it had before.
+    fn mend(&mut self, world: World, name: &str, options: &Options, first: u64, values: &[Option<Rec>]) {
+        let dir = Path::new(ROOT).join(name);
+        let mut world = world;
+        while self.random.one_in(2) {
+            let cut = *self.random.pick(&[Cut::Power, Cut::Kill]);
+            world.sim.end_after(1 + self.random.below(20) as u64, cut);
+            let _ = repair_on(&world.sim, &dir, &mut |_, _| ()); // done, or interrupted
+            let sim = world.sim.clone();
+            self.end(&sim, cut, false);
+            drop(world);
+            world = World::new(self.disk.clone(), &mut self.random);
+        }
+        let place = format!("{}, log {name:?}, after repair", self.where_(&world));
+        repair_on(&world.sim, &dir, &mut |_, _| ()).unwrap_or_else(|error| panic!("{place}: {error}"));
+        let env = world.environment(&self.clock);
+        let log = Log::open_in(&env, &dir, options.clone());
+        let log = log.unwrap_or_else(|error| panic!("{place}: does not open: {error}"));
+        assert!(log.damage().is_empty(), "{place}: {:?}", log.damage());
+        log.writable().unwrap_or_else(|error| panic!("{place}: {error}"));
+        let found = read_all(&log, first, log.next_offset());
+        let found = found.unwrap_or_else(|error| panic!("{place}: {error}"));
+        assert!(
+            log.first_offset() == first && found.starts_with(values),
+            "{place}: more than the damage has changed"
+        );
+        let (next, images) = (log.next_offset(), options.images.is_some());
+        let known = self.logs.get_mut(name).expect("it is certain");
+        let floor = if images { known.memory } else { known.durable };
+        assert!(next >= floor, "{place}: ends at {next}, and {floor} were acknowledged");
+        known.recognise(first, &found);
+        assert!(next <= known.next(), "{place}: ends at {next}, and {} were appended", known.next());
+        let same = |(value, offset): (&Option<Rec>, u64)| {
+            value.is_none_or(|value| value.same(&known.records[offset as usize]))
+        };
+        assert!(found.iter().zip(first..).all(same), "{place}: other values");
+        known.found(first, next, images);
+        log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
+        let sim = world.sim.clone();
+        known.was_open = true;
+        self.end(&sim, Cut::Kill, true);
+        drop(world);
+    }
+}
+
+fn is_torn(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "torn")
+}

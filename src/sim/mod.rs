@@ -1,0 +1,92 @@
+//! The simulation: engine, flusher, keeper, store and recovery on a simulated disk and machine, in one thread, with
+//! everything that can happen chosen by a seed: what is appended, when the background gets its turns, what fails, and
+//! when a process is killed or the power goes. What was promised is checked after each opening, and at each answer.
+//!
+//! `cargo test --lib sim::` runs some hundred seeds. `MILLSTREAM_SIM_SEEDS=from..to` runs those instead, and
+//! `MILLSTREAM_SIM_SEED=n` one of them, with a trace of each step.
+
+mod found;
+mod harm;
+mod model;
+mod process;
+mod run;
+mod values;
+mod work;
+mod world;
+
+mod tests {
+    use super::run::{Counts, run};
+    use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
+        sync::{
+            Mutex,
+            atomic::{AtomicU64, Ordering},
+        },
+    };
+
+    /// The seeds that are run where nobody says which.
+    const SEEDS: std::ops::Range<u64> = 0..500;
+
+    fn range() -> std::ops::Range<u64> {
+        let Ok(given) = std::env::var("MILLSTREAM_SIM_SEEDS") else { return SEEDS };
+        let (from, to) = given.split_once("..").expect("MILLSTREAM_SIM_SEEDS=from..to");
+        from.parse().unwrap()..to.parse().unwrap()
+    }
+
+    /// Runs the seeds on as many threads as there are cores; gives what was done, and which seeds have failed.
+    fn run_all(seeds: std::ops::Range<u64>) -> (Counts, Vec<u64>) {
+        let next = AtomicU64::new(seeds.start);
+        let total = Mutex::new((Counts::default(), Vec::new()));
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    loop {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        if seed >= seeds.end {
+                            return;
+                        }
+                        let done = catch_unwind(AssertUnwindSafe(|| run(seed, false).counts));
+                        let (counts, failed) = &mut *total.lock().unwrap();
+                        match done {
+                            Ok(done) => {
+                                counts.generations += done.generations;
+                                counts.operations += done.operations;
+                                counts.records += done.records;
+                                counts.steps += done.steps;
+                            }
+                            Err(_) => failed.push(seed),
+                        }
+                    }
+                });
+            }
+        });
+        total.into_inner().unwrap()
+    }
+
+    #[test]
+    fn what_is_promised_holds_for_every_seed() {
+        if let Ok(seed) = std::env::var("MILLSTREAM_SIM_SEED") {
+            let outcome = run(seed.parse().unwrap(), true);
+            println!("{}\n{:?}", outcome.trace, outcome.counts);
+            return;
+        }
+        let begun = std::time::Instant::now();
+        let (counts, failed) = run_all(range());
+        println!("seeds {:?}: {counts:?} in {:?}", range(), begun.elapsed());
+        assert!(failed.is_empty(), "{} seeds: {failed:?}", failed.len());
+    }
+
+    #[test]
+    fn a_seed_replays_exactly() {
+        for seed in 0..20 {
+            let (one, other) = (run(seed, true), run(seed, true));
+            assert!(one.trace.lines().count() as u64 >= one.counts.steps, "not every step is in the trace");
+            if one != other {
+                let lines = one.trace.lines().zip(other.trace.lines());
+                let first = lines.enumerate().find(|(_, (one, other))| one != other);
+                panic!("seed {seed} ran in two ways: {first:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What the simulation knows of a log: what was appended, what of it must be there, and what may be.
+
+use crate::{Payload, store::LogSettings};
+use std::{
+    collections::BTreeSet,
+    hash::{DefaultHasher, Hasher},
+};
+
+/// A record as the model has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rec {
+    pub(super) hash: u64,
+    pub(super) length: usize,
+    /// Whether it is the last of its batch.
+    pub(super) last: bool,
+}
+
+impl Rec {
+    pub(super) fn of(value: &[u8], json: bool, last: bool) -> Self {
+        let mut hasher = DefaultHasher::new(); // with keys that are always the same
+        hasher.write(value);
+        hasher.write_u8(json.into());
+        Self { hash: hasher.finish(), length: value.len(), last }
+    }
+
+    pub(super) fn same(&self, other: &Self) -> bool {
+        (self.hash, self.length) == (other.hash, other.length)
+    }
+}
+
+/// A batch of a producer that was stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sent {
+    pub(super) producer: usize,
+    pub(super) epoch: u32,
+    pub(super) sequence: u64,
+    pub(super) first: u64,
+    pub(super) count: u64,
+}
+
+/// Another end of a log: records from an offset on, and what producers sent of them.
+#[derive(Debug, Clone)]
+pub(super) struct Ghost {
+    at: u64,
+    records: Vec<Rec>,
+    sent: Vec<Sent>,
+}
+
+/// One log.
+#[derive(Debug, Clone, Default)]
+#[allow(clippy::struct_excessive_bools)] // each by itself
+pub(super) struct Known {
+    pub(super) settings: LogSettings,
+    pub(super) id: Option<[u8; 16]>,
+    /// Every record that was appended, from offset 0 on.
+    pub(super) records: Vec<Rec>,
+    /// Below this, all is on the disk: a reader has seen it, a caller was told so, or it was found there.
+    pub(super) durable: u64,
+    /// Below this, all survives the process, if the next one sees its images.
+    pub(super) memory: u64,
+    /// Other ends of the log, each from an offset on: of processes whose images a later one has not seen. They may come
+    /// back as long as the disk has nothing else at their offsets.
+    pub(super) ghosts: Vec<Ghost>,
+    /// Whether the power has gone since, so that they are on the disk or nowhere.
+    pub(super) wiped: bool,
+    /// The first offset is at least this, since a trim was acknowledged, and at most that.
+    pub(super) trimmed: u64,
+    pub(super) may_trim: u64,
+    /// Offsets of records that were damaged, which is no fault of the log's.
+    pub(super) lost: BTreeSet<u64>,
+    /// Whether a bit has changed in its files: what is derived may be wrong.
+    pub(super) scarred: bool,
+    /// In the order in which they came.
+    pub(super) sent: Vec<Sent>,
+    /// Whether it is certain that the log is there.
+    pub(super) certain: bool,
+    /// Not to be used any more in this generation: an operation on it has failed.
+    pub(super) failed: bool,
+    /// Whether the present process, or else the last one, has had it open.
+    pub(super) was_open: bool,
+    /// Whether that has closed it, and all went well.
+    pub(super) closed: bool,
+}
+
+/// As many batches of a producer are remembered.
+pub(super) const REMEMBERED: usize = 5;
+
+impl Known {
+    pub(super) fn new(settings: LogSettings) -> Self {
+        Self { settings, ..Self::default() }
+    }
+
+    pub(super) fn next(&self) -> u64 {
+        self.records.len() as u64
+    }
+
+    pub(super) fn append(&mut self, first: u64, values: &[Payload<'_>]) {
+        assert_eq!(first, self.next(), "an offset that is not the next one");
+        let last = values.len() - 1;
+        self.records
+            .extend(values.iter().enumerate().map(|(n, value)| Rec::of(value.bytes, value.json, n == last)));
+    }
+
+    /// Whether a batch ends before this offset.
+    pub(super) fn is_boundary(&self, offset: u64) -> bool {
+        offset == 0 || self.records[offset as usize - 1].last
+    }
+
+    /// Whether the log may be this: its records from `first` on.
+    fn may_be(&self, first: u64, values: &[Option<Rec>]) -> bool {
+        let same = |expected: &Rec, found: &Option<Rec>| found.is_none_or(|found| found.same(expected));
+        let next = first as usize + values.len();
+        next <= self.records.len()
+            && self.is_boundary(next as u64)
+            && self.records[first as usize..next]
+                .iter()
+                .zip(values)
+                .all(|(expected, found)| same(expected, found))
+    }
+
+    /// Takes up another end of the log, if what was found is that and not what is expected.
+    pub(super) fn recognise(&mut self, first: u64, values: &[Option<Rec>]) {
+        if self.may_be(first, values) {
+            return;
+        }
+        for ghost in self.ghosts.iter().filter(|ghost| self.durable <= ghost.at) {
+            let records = [&self.records[..ghost.at as usize], &ghost.records].concat();
+            let before = self.sent.iter().filter(|sent| sent.first < ghost.at);
+            let sent = before.chain(&ghost.sent).copied().collect();
+            let other = Self { records, sent, ..self.clone() };
+            if other.may_be(first, values) {
+                (self.records, self.sent) = (other.records, other.sent);
+                return;
+            }
+        }
+    }
+
+    pub(super) fn forget_ghosts(&mut self) {
+        self.ghosts.clear();
+    }
+
+    /// So many records were found after opening, all durable now.
+    pub(super) fn found(&mut self, first: u64, next: u64, images: bool) {
+        let rest = self.records.split_off(next as usize);
+        // Without images, what an earlier process had in memory may be found by a later one.
+        let sent = self.sent.iter().filter(|sent| sent.first >= next).copied().collect();
+        let wiped = std::mem::take(&mut self.wiped);
+        self.ghosts.retain(|ghost| ghost.at >= next && !images && !wiped);
+        if !images && !rest.is_empty() {
+            self.ghosts.push(Ghost { at: next, records: rest, sent });
+        }
+        (self.durable, self.memory) = (next, next);
+        // A trim that was not acknowledged may be undone by a loss of power.
+        self.may_trim = first;
+        self.lost.retain(|offset| *offset < next);
+        self.sent.retain(|sent| sent.first < next);
+    }
+
+    /// What is known of a producer: its epoch, and the batches that are remembered.
+    pub(super) fn producer(&self, producer: usize) -> (Option<u32>, Vec<Sent>) {
+        let all: Vec<_> = self.sent.iter().filter(|sent| sent.producer == producer).copied().collect();
+        let epoch = all.last().map(|sent| sent.epoch);
+        let mut last: Vec<_> = all.into_iter().filter(|sent| Some(sent.epoch) == epoch).collect();
+        if last.len() > REMEMBERED {
+            last.drain(..last.len() - REMEMBERED);
+        }
+        (epoch, last)
+    }
+}

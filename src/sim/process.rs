@@ -1,0 +1,421 @@
+//! One process of a run: it opens what is there, checks it against the model, works, and ends in some way.
+
+use super::{
+    model::Rec,
+    run::{ROOT, Run},
+    world::World,
+};
+use crate::{
+    Durability, Error, Log, Options,
+    chunk::Memory,
+    disk::sim::{Cut, Mode, Sim},
+    log::verify_on,
+    store::{OpenLog, Store, StoreOptions},
+};
+use std::{ops::Deref, path::Path, sync::Arc};
+
+/// A log that is open, in a store or by itself.
+pub(super) enum Handle {
+    Many(Arc<OpenLog>),
+    One(Arc<Log>),
+}
+
+impl Deref for Handle {
+    type Target = Log;
+
+    fn deref(&self) -> &Log {
+        match self {
+            Self::Many(log) => log,
+            Self::One(log) => log,
+        }
+    }
+}
+
+/// What the process has open.
+pub(super) enum Open {
+    Many(Store),
+    One(String, Arc<Log>),
+}
+
+/// See the module's documentation.
+pub(super) struct Process {
+    pub(super) open: Open,
+    pub(super) world: World,
+    pub(super) options: Options,
+}
+
+impl Process {
+    pub(super) fn get(&self, name: &str) -> Result<Handle, crate::store::Error> {
+        match &self.open {
+            Open::Many(store) => store.get(name).map(Handle::Many),
+            Open::One(_, log) => Ok(Handle::One(Arc::clone(log))),
+        }
+    }
+
+    pub(super) fn store(&self) -> Option<&Store> {
+        match &self.open {
+            Open::Many(store) => Some(store),
+            Open::One(..) => None,
+        }
+    }
+
+    pub(super) fn is_off(&self) -> bool {
+        self.world.sim.is_off()
+    }
+
+    /// Steps that have failed, or may have for want of room.
+    pub(super) fn faults(&self) -> u64 {
+        let (fatal, passing) = self.world.sim.faults();
+        fatal + passing + u64::from(self.world.sim.is_tight())
+    }
+
+    /// Whether memory outlives this process.
+    pub(super) fn has_images(&self) -> bool {
+        self.options.images.is_some()
+            && self.world.without_image.load(std::sync::atomic::Ordering::Relaxed) == 0
+    }
+}
+
+impl Run {
+    pub(super) fn options(&mut self, images: bool) -> Options {
+        let segment_bytes = *self.random.pick(self.profile.segments);
+        let first_segment_bytes = (*self.random.pick(&[4096, 8192, 65536])).min(segment_bytes);
+        let times = 3 + self.random.below(8) as u64;
+        Options {
+            durability: *self.random.pick(&[Durability::Disk, Durability::Memory]),
+            segment_bytes,
+            first_segment_bytes,
+            memory_bytes: times * Memory::footprint(segment_bytes),
+            images: images.then(|| self.at.path().to_owned()),
+        }
+    }
+
+    /// One process, from its beginning to its end.
+    pub(super) fn generation(&mut self) {
+        let random = &mut self.random;
+        let cut = *random.pick(&[Cut::Power, Cut::Kill]);
+        let images = !random.one_in(5);
+        let faulty = self.profile.faults && random.one_in(3);
+        let sim = self.disk.clone();
+        sim.set_mode(*random.pick(&[Mode::Direct, Mode::Direct, Mode::Buffered]));
+        if random.one_in(4) {
+            self.verify();
+        }
+        if self.profile.harm {
+            match self.random.below(6) {
+                0 => return self.flip(),
+                1 => self.graft(),
+                _ => {}
+            }
+        }
+        let random = &mut self.random;
+        let world = World::new(sim.clone(), random);
+        if faulty {
+            sim.fail_one_in(Some(*random.pick(&[15, 50, 200])));
+        }
+        let tight = random.one_in(8);
+        if tight {
+            sim.leave_room((random.below(600) as u64) << 10);
+        }
+        if !random.one_in(4) {
+            let most = *random.pick(&[6, 30, 120, 400]);
+            sim.end_after(1 + random.below(most) as u64, cut);
+        }
+        sim.note(format_args!("== generation {}: {cut:?}, images {images}", self.counts.generations));
+        let clean = match self.begin(world, images) {
+            Some(process) => self.live(process),
+            None => false,
+        };
+        self.end(&sim, cut, clean);
+    }
+
+    fn begin(&mut self, world: World, images: bool) -> Option<Process> {
+        let options = self.options(images);
+        let alone = self.random.one_in(4).then(|| self.random_certain()).flatten();
+        let Options { durability, segment_bytes, first_segment_bytes, memory_bytes, .. } = &options;
+        world.sim.note(format_args!(
+            "open {alone:?}: {durability:?}, {segment_bytes}, {first_segment_bytes}, {memory_bytes}"
+        ));
+        let env = world.environment(&self.clock);
+        for attempt in 0.. {
+            let before = world.sim.faults();
+            let opened = if let Some(name) = &alone {
+                let durability = self.logs[name].settings.durability.unwrap_or(options.durability);
+                let options = Options { durability, ..options.clone() };
+                Log::open_in(&env, &Path::new(ROOT).join(name), options)
+                    .map(|log| Open::One(name.clone(), Arc::new(log)))
+                    .map_err(|error| error.to_string())
+            } else {
+                let options = StoreOptions {
+                    log: options.clone(),
+                    open_logs: 1 + self.random.below(4),
+                    ..StoreOptions::default()
+                };
+                Store::open_in(env.clone(), Path::new(ROOT), options)
+                    .map(Open::Many)
+                    .map_err(|error| error.to_string())
+            };
+            match opened {
+                Ok(open) => return Some(Process { open, world, options }),
+                Err(_) if world.sim.is_off() => return None,
+                Err(error) => {
+                    assert!(
+                        world.sim.faults() != before || world.sim.is_tight(),
+                        "{}: does not open: {error}",
+                        self.where_(&world)
+                    );
+                    if attempt > 2 {
+                        world.sim.fail_one_in(None);
+                        world.sim.set_room(None);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Says whether all was closed well.
+    fn live(&mut self, mut process: Process) -> bool {
+        self.check_all(&mut process);
+        if self.random.one_in(8) {
+            // Recovering twice is as good as once: the next process finds the same.
+        } else {
+            let most = *self.random.pick(&[10, 40, self.profile.operations]);
+            for _ in 0..self.random.below(most) {
+                if process.is_off() {
+                    break;
+                }
+                self.operation(&mut process);
+                self.counts.operations += 1;
+            }
+        }
+        let clean = !process.is_off() && self.random.one_in(4);
+        let (off, images) = (process.is_off(), process.has_images());
+        for known in self.logs.values_mut().filter(|_| !images) {
+            known.memory = known.memory.min(known.durable);
+        }
+        if !clean {
+            if !off {
+                process.world.sim.note(format_args!("ends between two operations"));
+            }
+            self.disk = process.world.sim.clone();
+            process.world.sim.turn_off();
+            return false;
+        }
+        process.world.sim.note(format_args!("close"));
+        let faults = process.faults();
+        let Process { open, world, .. } = process;
+        let closed = match open {
+            Open::Many(store) => store.close().map_err(|error| error.to_string()),
+            Open::One(_, log) => {
+                let log = Arc::into_inner(log).expect("nobody else has it");
+                log.close().map_err(|error| error.to_string())
+            }
+        };
+        if world.sim.is_off() {
+            return false;
+        }
+        if let Err(error) = &closed {
+            assert!(faults > 0 || world.sim.faults() != (0, 0), "{}: {error}", self.where_(&world));
+        }
+        // What an idle log has failed to write is told of in the log only.
+        closed.is_ok() && faults == 0 && world.sim.faults() == (0, 0)
+    }
+
+    pub(super) fn end(&mut self, sim: &Sim, cut: Cut, clean: bool) {
+        sim.note(format_args!("== ends: {cut:?}, clean {clean}"));
+        self.counts.generations += 1;
+        self.counts.steps = sim.steps().0;
+        self.disk = sim.after(cut);
+        for known in self.logs.values_mut() {
+            known.failed = false;
+            known.closed = clean && known.was_open;
+            if known.closed {
+                known.durable = known.next();
+                known.memory = known.next();
+            }
+            known.was_open = false;
+            if cut == Cut::Power {
+                known.memory = known.durable;
+                known.wiped = true;
+            }
+        }
+        if cut == Cut::Power {
+            for entry in std::fs::read_dir(self.at.path()).unwrap().flatten() {
+                std::fs::remove_dir_all(entry.path()).unwrap();
+            }
+        }
+    }
+
+    /// Every log that must be there is, and has what it must have, and nothing else.
+    fn check_all(&mut self, process: &mut Process) {
+        let names: Vec<String> = match &process.open {
+            Open::Many(store) => {
+                let there = store.names(None, usize::MAX);
+                for name in &there {
+                    assert!(
+                        self.logs.contains_key(name),
+                        "{}: {name:?} is there, and was deleted or never made",
+                        self.where_(&process.world)
+                    );
+                }
+                let gone: Vec<_> = self.logs.keys().filter(|name| !there.contains(name)).cloned().collect();
+                for name in gone {
+                    let known = self.logs.remove(&name);
+                    assert!(
+                        known.is_some_and(|known| !known.certain),
+                        "{}: {name:?} is gone",
+                        self.where_(&process.world)
+                    );
+                }
+                there
+            }
+            Open::One(name, _) => vec![name.clone()],
+        };
+        for name in names {
+            self.check(process, &name);
+        }
+    }
+
+    /// After opening a log for the first time in a process.
+    pub(super) fn check(&mut self, process: &mut Process, name: &str) {
+        if process.is_off() {
+            return;
+        }
+        let place = format!("{}, log {name:?}", self.where_(&process.world));
+        process.world.sim.note(format_args!("check {name}"));
+        let known = self.logs.get_mut(name).expect("only known names are checked");
+        known.certain = true;
+        let mut handle = process.get(name);
+        for _ in 0..3 {
+            if handle.is_ok() || process.is_off() {
+                break;
+            }
+            assert!(process.faults() > 0, "{place}: does not open: {}", handle.err().unwrap());
+            process.world.sim.fail_one_in(None);
+            process.world.sim.set_room(None);
+            handle = process.get(name);
+        }
+        let log = match handle {
+            Ok(log) => log,
+            Err(_) if process.is_off() => return,
+            Err(error) => panic!("{place}: does not open, after faults: {error}"),
+        };
+        let images = process.options.images.is_some();
+        let (first, next) = (log.first_offset(), log.next_offset());
+        process.world.sim.note(format_args!(
+            "found {name}: {first}..{next}, of {} durable, {} in memory, {} appended",
+            known.durable,
+            known.memory,
+            known.next()
+        ));
+        assert!(log.damage().is_empty(), "{place}: damage is claimed where none is: {:?}", log.damage());
+        if let Err(error) = log.writable() {
+            assert!(process.faults() > 0 || process.is_off(), "{place}: {error}");
+        }
+        let floor = if images { known.memory } else { known.durable };
+        assert!(next >= floor, "{place}: ends at {next}, and {floor} were acknowledged");
+        assert!(
+            first >= known.trimmed && first <= known.may_trim.max(known.trimmed),
+            "{place}: begins at {first}, and was trimmed to {}..={}",
+            known.trimmed,
+            known.may_trim
+        );
+        if floor > 0 {
+            assert!(known.id.is_none_or(|id| id == log.id()), "{place}: has another id");
+        }
+        known.id = Some(log.id());
+        let durable = log.durable_offset();
+        assert!(
+            durable == next || process.is_off() || process.faults() > 0,
+            "{place}: {durable} are durable of {next} after opening"
+        );
+        let mut values = read_all(&log, first, next);
+        if let Err(error) = &values
+            && !process.is_off()
+        {
+            assert!(process.faults() > 0, "{place}: {error}");
+            process.world.sim.fail_one_in(None);
+            values = read_all(&log, first, next);
+        }
+        let values = match values {
+            Ok(values) if !process.is_off() => values,
+            Err(error) if !process.is_off() => panic!("{place}: {error}"),
+            _ => return,
+        };
+        known.recognise(first, &values);
+        let appended = known.next();
+        assert!(next <= appended, "{place}: ends at {next}, and {appended} were appended");
+        assert!(known.is_boundary(next), "{place}: ends at {next}, in the midst of a batch");
+        for (value, offset) in values.iter().zip(first..) {
+            let expected = &known.records[offset as usize];
+            let Some(value) = value else {
+                assert!(known.lost.contains(&offset), "{place}: offset {offset} is damaged");
+                continue;
+            };
+            assert!(
+                value.same(expected),
+                "{place}: offset {offset} has another value, of {} bytes instead of {}",
+                value.length,
+                expected.length
+            );
+        }
+        known.found(first, next, images);
+        known.was_open = true;
+    }
+
+    /// After a turn of the store, which closes logs.
+    pub(super) fn check_closed(&mut self, process: &mut Process) {
+        let names: Vec<_> = self.logs.keys().cloned().collect();
+        for name in names {
+            let known = self.logs.get_mut(&name).expect("one of its keys");
+            let open = process.store().is_none_or(|store| store.get_open(&name).is_some());
+            if process.is_off() || open || !known.was_open || !known.certain {
+                continue;
+            }
+            if process.faults() == 0 {
+                known.durable = known.next(); // it was closed, and all went well
+            }
+            if self.random.one_in(2) || process.faults() > 0 {
+                self.check(process, &name);
+            }
+        }
+    }
+
+    pub(super) fn where_(&self, world: &World) -> String {
+        let steps = world.sim.steps().0;
+        format!("seed {}, generation {}, step {steps}", self.seed, self.counts.generations)
+    }
+
+    /// What a look at a log that is not open says of it.
+    fn verify(&mut self) {
+        let Some(name) = self.random_certain() else { return };
+        let dir = Path::new(ROOT).join(&name);
+        let sim = self.disk.clone();
+        let Ok(report) = verify_on(&sim, &dir, None, &mut |_, _| ()) else { return };
+        let known = &self.logs[&name];
+        let place = format!("seed {}, generation {}, log {name:?}", self.seed, self.counts.generations);
+        for damage in &report.damage {
+            let derived = damage.offsets.is_empty() && (!known.closed || known.scarred);
+            let lost = !damage.offsets.is_empty()
+                && damage.offsets.clone().all(|offset| known.lost.contains(&offset));
+            assert!(derived || lost, "{place}: verify claims damage where none is: {damage}");
+        }
+        assert!(report.next >= known.durable, "{place}: verify sees {} of {}", report.next, known.durable);
+    }
+}
+
+/// All records; `None` for those that are damaged.
+pub(super) fn read_all(log: &Log, first: u64, next: u64) -> Result<Vec<Option<Rec>>, String> {
+    let mut reader = log.reader(first);
+    let mut values = Vec::new();
+    for offset in first..next {
+        match reader.read(offset) {
+            Ok(Some(record)) => values.push(Some(Rec::of(record.value, record.json, true))),
+            Ok(None) => return Err(format!("offset {offset} cannot be read")),
+            Err(Error::Damaged { .. }) => values.push(None),
+            Err(error) => return Err(format!("offset {offset}: {error}")),
+        }
+    }
+    Ok(values)
+}

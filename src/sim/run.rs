@@ -1,0 +1,101 @@
+//! A run: several processes one after the other on one disk, all by one seed.
+
+use super::{
+    model::Known,
+    world::{Clock, clock},
+};
+use crate::disk::sim::{Random, Sim};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Where the store is.
+pub(super) const ROOT: &str = "/data";
+
+/// How large and how wild a run is.
+#[derive(Debug, Clone)]
+pub(super) struct Profile {
+    pub(super) generations: usize,
+    /// Operations of a process, at most.
+    pub(super) operations: usize,
+    pub(super) segments: &'static [u64],
+    pub(super) logs: usize,
+    /// Tens of thousands of tiny records, megabytes of random bytes.
+    pub(super) large: bool,
+    pub(super) faults: bool,
+    /// Bits change, and directories are moved.
+    pub(super) harm: bool,
+}
+
+/// What was done.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) generations: u64,
+    pub(super) operations: u64,
+    pub(super) records: u64,
+    pub(super) steps: u64,
+}
+
+/// See the module's documentation.
+pub(super) struct Run {
+    pub(super) seed: u64,
+    pub(super) random: Random,
+    pub(super) profile: Profile,
+    pub(super) disk: Sim,
+    pub(super) clock: Arc<Clock>,
+    /// The machine's memory file system.
+    pub(super) at: tempfile::TempDir,
+    pub(super) logs: BTreeMap<String, Known>,
+    pub(super) counts: Counts,
+}
+
+/// What became of a run.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) counts: Counts,
+    pub(super) digest: u32,
+    pub(super) trace: String,
+}
+
+fn profile(random: &mut Random) -> Profile {
+    let large = random.one_in(25);
+    Profile {
+        generations: 3 + random.below(6),
+        operations: if large { 40 } else { 120 },
+        segments: if large {
+            &[64 << 10, 1 << 20, 4 << 20]
+        } else {
+            &[4 << 10, 8 << 10, 8 << 10, 16 << 10, 64 << 10, 256 << 10]
+        },
+        logs: *random.pick(&[1, 1, 2, 3]),
+        large,
+        faults: random.one_in(2),
+        harm: random.one_in(2),
+    }
+}
+
+/// Runs a seed; panics where what is promised does not hold.
+pub(super) fn run(seed: u64, trace: bool) -> Outcome {
+    let mut random = Random::new(seed.wrapping_mul(0x2545_F491_4F6C_DD1D));
+    let disk = Sim::new(random.fork().next());
+    if trace {
+        disk.begin_trace();
+    }
+    let at = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let (profile, clock) = (profile(&mut random), clock(&mut random));
+    let mut run =
+        Run { seed, random, profile, disk, clock, at, logs: BTreeMap::new(), counts: Counts::default() };
+    run.disk.note(format_args!("seed {seed}: {:?}", run.profile));
+    for _ in 0..run.profile.generations {
+        run.generation();
+    }
+    let (_, digest) = run.disk.steps();
+    Outcome { counts: run.counts, digest, trace: run.disk.take_trace() }
+}
+
+impl Drop for Run {
+    /// What led to a failure.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            print!("{}", self.disk.take_trace());
+        }
+    }
+}

@@ -1,0 +1,437 @@
+//! What a process of a run does: one operation at a time, chosen by the seed, each checked at once.
+
+use super::{
+    model::{Known, REMEMBERED, Rec, Sent},
+    process::{Handle, Open, Process},
+    run::Run,
+    values,
+};
+use crate::{
+    Durability, Error, Payload, ProducerBatch,
+    store::{LogSettings, Values},
+};
+use std::time::Duration;
+
+/// The names that logs have in a run.
+pub(super) const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+/// Turns after which an append that still finds no room never will.
+const PATIENCE: usize = 400;
+
+/// What a producer's batch is to be answered with.
+enum Expect {
+    New,
+    Repeat(Sent),
+    Refused,
+}
+
+impl Run {
+    /// A log that is certainly there.
+    pub(super) fn random_certain(&mut self) -> Option<String> {
+        let names: Vec<_> =
+            self.logs.iter().filter(|(_, known)| known.certain).map(|(name, _)| name.clone()).collect();
+        (!names.is_empty()).then(|| self.random.pick(&names).clone())
+    }
+
+    /// A log of this process that can be used.
+    fn usable(&mut self, process: &Process) -> Option<(String, Handle)> {
+        let name = match &process.open {
+            Open::One(name, _) => name.clone(),
+            Open::Many(_) => self.random_certain()?,
+        };
+        if !self.logs[&name].certain || self.logs[&name].failed {
+            return None;
+        }
+        match process.get(&name) {
+            Ok(log) => Some((name, log)),
+            Err(error) => {
+                let place = self.where_(&process.world);
+                assert!(process.is_off() || process.faults() > 0, "{place}: {name:?} does not open: {error}");
+                self.logs.get_mut(&name)?.failed = true;
+                None
+            }
+        }
+    }
+
+    pub(super) fn operation(&mut self, process: &mut Process) {
+        if self.logs.len() < self.profile.logs && (self.logs.is_empty() || self.random.one_in(10)) {
+            return self.create(process);
+        }
+        if process.world.sim.is_tight() && self.random.one_in(20) {
+            process.world.sim.note(format_args!("there is room again"));
+            process.world.sim.set_room(None);
+        }
+        match self.random.below(100) {
+            0..30 => self.append(process),
+            30..36 => self.append_if(process),
+            36..48 => self.produce(process),
+            48..60 => self.wait_durable(process),
+            60..78 => {
+                for _ in 0..=self.random.below(4) {
+                    process.world.turn(&mut self.random);
+                }
+            }
+            78..86 => self.read(process),
+            86..90 => self.trim(process),
+            90..95 => self.pass_time(process),
+            95..97 => self.turn(process),
+            97 => self.delete(process),
+            98 => self.create(process),
+            _ => self.close_all(process),
+        }
+    }
+
+    fn pass_time(&mut self, process: &Process) {
+        let millis: i64 = *self.random.pick(&[1, 10, 1000, 60_000, 3_600_000]);
+        if self.random.one_in(8) {
+            self.clock.jump(if self.random.one_in(2) { millis } else { -millis });
+        } else {
+            self.clock.pass(millis.unsigned_abs());
+        }
+        process.world.sim.note(format_args!("time passes: {millis}"));
+    }
+
+    fn create(&mut self, process: &Process) {
+        let Some(store) = process.store() else { return };
+        let name = NAMES[self.random.below(self.profile.logs)];
+        let durability = *self.random.pick(&[None, Some(Durability::Disk), Some(Durability::Memory)]);
+        let durability = Some(durability.unwrap_or(process.options.durability));
+        let settings = LogSettings {
+            durability,
+            values: Values::Any,
+            retention_bytes: self.random.one_in(4).then_some(64 << 10),
+            retention_seconds: self.random.one_in(4).then_some(5000),
+            ..LogSettings::default()
+        };
+        process.world.sim.note(format_args!("create {name}"));
+        let there = self.logs.get(name);
+        if there.is_some_and(|known| !known.certain) {
+            return; // what is there is not known before the next process
+        }
+        let result = store.create(name, &settings);
+        if process.is_off() {
+            if there.is_none() {
+                self.logs.insert(name.to_owned(), Known::new(settings));
+            }
+            return;
+        }
+        let place = self.where_(&process.world);
+        match (result, there) {
+            (Ok(true), None) => {
+                let mut known = Known { certain: true, was_open: true, ..Known::new(settings) };
+                if let Ok(log) = process.get(name) {
+                    assert_eq!(log.next_offset(), 0, "{place}: {name:?} is new, and holds records");
+                    known.id = Some(log.id());
+                }
+                self.logs.insert(name.to_owned(), known);
+            }
+            (Ok(false), Some(known)) => assert_eq!(known.settings, settings, "{place}"),
+            (Ok(made), there) => {
+                panic!("{place}: creating {name:?} says {made}, it was there: {}", there.is_some());
+            }
+            (Err(crate::store::Error::Exists { .. }), Some(known)) => {
+                assert!(known.settings != settings, "{place}: {name:?} has these settings");
+            }
+            (Err(error), there) => {
+                assert!(process.faults() > 0, "{place}: cannot create {name:?}: {error}");
+                if there.is_none() {
+                    self.logs.insert(name.to_owned(), Known { failed: true, ..Known::new(settings) });
+                }
+            }
+        }
+    }
+
+    fn delete(&mut self, process: &Process) {
+        let (Some(store), Some(name)) = (process.store(), self.random_certain()) else { return };
+        if self.logs[&name].failed || self.random.one_in(2) {
+            return;
+        }
+        process.world.sim.note(format_args!("delete {name}"));
+        let result = store.delete(&name);
+        let place = self.where_(&process.world);
+        let known = self.logs.get_mut(&name).expect("it is certain");
+        match result {
+            Ok(()) if !process.is_off() => drop(self.logs.remove(&name)),
+            Ok(()) => known.certain = false,
+            Err(error) => {
+                assert!(process.is_off() || process.faults() > 0, "{place}: cannot delete {name:?}: {error}");
+                (known.certain, known.failed) = (false, true);
+            }
+        }
+    }
+
+    /// The store's own turn: retention, producers, logs that are idle.
+    fn turn(&mut self, process: &mut Process) {
+        let Some(store) = process.store() else { return };
+        process.world.sim.note(format_args!("the store's turn"));
+        if self.random.one_in(3) {
+            self.clock.pass(61_000);
+        }
+        for known in self.logs.values_mut() {
+            if known.settings.retention_bytes.is_some() || known.settings.retention_seconds.is_some() {
+                known.may_trim = known.next();
+            }
+        }
+        store.turn();
+        self.check_closed(process);
+    }
+
+    fn close_all(&mut self, process: &mut Process) {
+        let Some(store) = process.store() else { return };
+        process.world.sim.note(format_args!("all are idle"));
+        self.clock.pass(61_000);
+        for known in self.logs.values_mut() {
+            if known.settings.retention_bytes.is_some() || known.settings.retention_seconds.is_some() {
+                known.may_trim = known.next();
+            }
+        }
+        store.turn();
+        self.check_closed(process);
+    }
+
+    /// Whether an error is no fault of the log's: the disk has failed, or is gone. If a write has, the log is over.
+    fn excused(&mut self, process: &Process, name: &str, error: &Error) {
+        let place = self.where_(&process.world);
+        assert!(process.is_off() || process.faults() > 0, "{place}: {name:?}: {error}");
+        if let Error::Failed { .. } = error
+            && !process.is_off()
+        {
+            let (fatal, _) = process.world.sim.faults();
+            assert!(fatal > 0, "{place}: {name:?} has failed for good, and nothing was written: {error}");
+        }
+        self.logs.get_mut(name).expect("it is used").failed = true;
+    }
+
+    /// Appends by `attempt`, with turns of the tasks while there is no room.
+    fn patiently<T>(
+        &mut self,
+        process: &Process,
+        mut attempt: impl FnMut() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        for _ in 0..PATIENCE {
+            match attempt() {
+                Err(Error::WouldBlock) if !process.is_off() => {
+                    process.world.turn(&mut self.random);
+                }
+                Err(Error::Full { .. }) if process.faults() > 0 && !process.is_off() => {
+                    process.world.turn(&mut self.random);
+                }
+                done => return done,
+            }
+        }
+        assert!(process.faults() > 0, "{}: an append never finds room", self.where_(&process.world));
+        Err(Error::WouldBlock)
+    }
+
+    fn note_durable(&mut self, process: &Process, name: &str, log: &Handle) {
+        let durable = log.durable_offset();
+        let (visible, next) = (log.visible_offset(), log.next_offset());
+        if process.is_off() {
+            return;
+        }
+        let place = self.where_(&process.world);
+        let known = self.logs.get_mut(name).expect("it is used");
+        assert!(durable >= known.durable && durable <= known.next(), "{place}: {name:?}: durable {durable}");
+        assert!(durable <= visible && visible <= next && next == known.next(), "{place}: {name:?}");
+        known.durable = durable;
+    }
+
+    fn append(&mut self, process: &Process) {
+        let Some((name, log)) = self.usable(process) else { return };
+        let limit = process.options.segment_bytes as usize;
+        let times = 1 + self.random.below(8);
+        for _ in 0..times {
+            let values = values::batch(&mut self.random, &process.world.sim, limit, self.profile.large);
+            let json = self.random.one_in(8);
+            let payloads: Vec<_> = values.iter().map(|bytes| Payload { bytes, json }).collect();
+            let slices: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
+            let bytes: usize = slices.iter().map(|value| value.len()).sum();
+            process.world.sim.note(format_args!("append to {name}: {} of {bytes} bytes", slices.len()));
+            let appended = match slices[..] {
+                _ if json => self.patiently(process, || log.try_append_payloads(&payloads, None)),
+                [value] if self.random.one_in(2) => self.patiently(process, || log.try_append(value)),
+                _ => self.patiently(process, || log.try_append_batch(&slices)),
+            };
+            match appended {
+                Ok(first) => self.appended(process, &name, first, &payloads),
+                Err(Error::TooLarge { .. }) => {
+                    // Header and padding of a frame, and its entry in the index.
+                    let needs: usize =
+                        slices.iter().map(|value| (24 + value.len()).next_multiple_of(8) + 4).sum();
+                    assert!(needs > limit, "{needs} are not too large for {limit}");
+                }
+                Err(Error::WouldBlock) => return,
+                Err(error) => return self.excused(process, &name, &error),
+            }
+            if process.is_off() {
+                return;
+            }
+        }
+        self.note_durable(process, &name, &log);
+    }
+
+    fn appended(&mut self, process: &Process, name: &str, first: u64, values: &[Payload<'_>]) {
+        self.counts.records += values.len() as u64;
+        let images = process.has_images();
+        let place = self.where_(&process.world);
+        let known = self.logs.get_mut(name).expect("it is used");
+        assert_eq!(first, known.next(), "{place}: {name:?} gives an offset that is not the next one");
+        known.append(first, values);
+        if images && !process.is_off() {
+            known.memory = known.next();
+        }
+    }
+
+    fn append_if(&mut self, process: &Process) {
+        let Some((name, log)) = self.usable(process) else { return };
+        let limit = process.options.segment_bytes as usize;
+        let values = values::batch(&mut self.random, &process.world.sim, limit, false);
+        let payloads: Vec<_> = values.iter().map(|bytes| Payload { bytes, json: false }).collect();
+        let next = self.logs[&name].next();
+        let expected = match self.random.below(4) {
+            0 => self.random.next() >> self.random.below(64),
+            1 => next.wrapping_sub(1),
+            _ => next,
+        };
+        process.world.sim.note(format_args!("append to {name} if {expected}"));
+        match self.patiently(process, || log.try_append_payloads(&payloads, Some(expected))) {
+            Ok(first) => {
+                assert_eq!(expected, next, "stored, and {next} was next");
+                self.appended(process, &name, first, &payloads);
+            }
+            Err(Error::Unexpected { next: says, .. }) => {
+                assert!(expected != next && says == next, "{expected} is not {next}, it says {says}");
+            }
+            Err(Error::TooLarge { .. } | Error::WouldBlock) => {}
+            Err(error) => self.excused(process, &name, &error),
+        }
+    }
+
+    fn produce(&mut self, process: &Process) {
+        let Some((name, log)) = self.usable(process) else { return };
+        let producer = self.random.below(3);
+        let id = format!("producer-{producer}");
+        let (epoch, sent) = self.logs[&name].producer(producer);
+        let (current, next) = (epoch.unwrap_or(0), sent.last().map_or(0, |last| last.sequence + 1));
+        let (epoch, sequence, expect) = match self.random.below(10) {
+            0 => (current + 1, 0, Expect::New),
+            1 if current > 0 => (current - 1, next, Expect::Refused),
+            2 => (current, next + 1 + self.random.below(3) as u64, Expect::Refused),
+            3..6 if !sent.is_empty() => {
+                let again = *self.random.pick(&sent);
+                (again.epoch, again.sequence, Expect::Repeat(again))
+            }
+            _ => (current, next, Expect::New),
+        };
+        let values: Vec<_> = (0..=self.random.below(3)).map(|n| vec![n as u8; n * 50]).collect();
+        let payloads: Vec<_> = values.iter().map(|bytes| Payload { bytes, json: false }).collect();
+        let batch = ProducerBatch { id: &id, epoch, sequence };
+        process.world.sim.note(format_args!("{id} sends {epoch}/{sequence} to {name}"));
+        debug_assert!(sent.len() <= REMEMBERED);
+        let done = self.patiently(process, || log.try_append_once(&batch, &payloads, None));
+        let place = self.where_(&process.world);
+        match (done, expect) {
+            (Ok(done), Expect::New) if !done.repeated => {
+                self.appended(process, &name, done.first_offset, &payloads);
+                let known = self.logs.get_mut(&name).expect("it is used");
+                let count = values.len() as u64;
+                known.sent.push(Sent { producer, epoch, sequence, first: done.first_offset, count });
+            }
+            (Ok(done), Expect::Repeat(again)) if done.repeated => {
+                assert_eq!((done.first_offset, done.count), (again.first, again.count), "{place}: {name:?}");
+            }
+            (Err(Error::ProducerOutOfOrder { .. }), Expect::Refused)
+            | (Err(Error::TooLarge { .. } | Error::WouldBlock), _) => {}
+            (Err(error), _) if !matches!(error, Error::ProducerOutOfOrder { .. }) => {
+                self.excused(process, &name, &error);
+            }
+            (done, expect) => {
+                let expect = match expect {
+                    Expect::New => "it is new".to_owned(),
+                    Expect::Repeat(again) => format!("it is a repeat of {again:?}"),
+                    Expect::Refused => format!("it is out of order, next is {current}/{next}"),
+                };
+                panic!("{place}: {name:?} answers {done:?} to {epoch}/{sequence} of {id}, and {expect}");
+            }
+        }
+    }
+
+    fn wait_durable(&mut self, process: &Process) {
+        let Some((name, log)) = self.usable(process) else { return };
+        let next = self.logs[&name].next();
+        let Some(last) = next.checked_sub(1) else { return };
+        process.world.sim.note(format_args!("wait for {last} of {name}"));
+        match log.wait_durable(last) {
+            Ok(()) => {
+                if !process.is_off() {
+                    self.logs.get_mut(&name).expect("it is used").durable = next;
+                }
+                self.note_durable(process, &name, &log);
+            }
+            Err(error) => self.excused(process, &name, &error),
+        }
+    }
+
+    fn read(&mut self, process: &Process) {
+        let Some((name, log)) = self.usable(process) else { return };
+        let visible = log.visible_offset();
+        self.note_durable(process, &name, &log);
+        if process.is_off() || visible == 0 {
+            return;
+        }
+        let place = self.where_(&process.world);
+        let mut reader = log.reader(0);
+        let from = self.random.below(visible as usize) as u64;
+        let most = self.random.below(40) as u64;
+        for offset in from..visible.min(from + most) {
+            let read = if self.random.one_in(2) {
+                let record = log.read(offset);
+                record.map(|record| record.map(|record| Rec::of(record.value(), record.is_json(), true)))
+            } else {
+                let record = reader.read(offset);
+                record.map(|record| record.map(|record| Rec::of(record.value, record.json, true)))
+            };
+            match read {
+                Ok(Some(value)) => {
+                    let expected = &self.logs[&name].records[offset as usize];
+                    assert!(value.same(expected), "{place}: {name:?}: offset {offset} has another value");
+                }
+                Err(Error::Damaged { .. }) if self.logs[&name].lost.contains(&offset) => {}
+                Ok(None) => panic!("{place}: {name:?}: offset {offset} of {visible} is not visible"),
+                Err(Error::Trimmed { first, .. }) => {
+                    assert!(offset < first && first <= self.logs[&name].may_trim, "{place}");
+                }
+                Err(error) => {
+                    assert!(process.is_off() || process.faults() > 0, "{place}: offset {offset}: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn trim(&mut self, process: &Process) {
+        let Some((name, log)) = self.usable(process) else { return };
+        let known = self.logs.get_mut(&name).expect("it is used");
+        let next = known.next();
+        let trimmed = if self.random.one_in(2) {
+            let before = self.random.below(next as usize + 1) as u64;
+            known.may_trim = known.may_trim.max(before);
+            process.world.sim.note(format_args!("trim {name} before {before}"));
+            log.trim(before)
+        } else {
+            known.may_trim = known.may_trim.max(next);
+            let bytes = 4096 << self.random.below(8);
+            process.world.sim.note(format_args!("retain {bytes} of {name}"));
+            log.retain(Some(bytes), self.random.one_in(4).then_some(Duration::from_secs(60)))
+        };
+        match trimmed {
+            Ok(first) => {
+                assert!(first <= known.may_trim, "trimmed too much");
+                assert!(known.is_boundary(first), "trimmed in the midst of a batch");
+                if !process.is_off() {
+                    known.trimmed = known.trimmed.max(first);
+                }
+            }
+            Err(error) => self.excused(process, &name, &error),
+        }
+    }
+}
