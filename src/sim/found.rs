@@ -123,3 +123,23 @@ fn a_log_whose_images_cannot_be_looked_at_for_a_moment_does_not_open_without_the
     GATE.set(None);
     assert_eq!(open(&sim, Some(at.path())).unwrap().next_offset(), 10);
 }
+
+/// A chunk that was replaced while it was empty, since the first value did not fit, has a segment on the disk of the
+/// same base. After the images were taken up, it was still among the segments, and was sealed: over the first frames.
+#[test]
+fn a_segment_that_was_replaced_while_it_was_empty_is_not_sealed_over_its_successor() {
+    let at = tempfile::tempdir().unwrap();
+    let sim = Sim::new(1);
+    let log = open(&sim, Some(at.path())).unwrap();
+    assert_eq!(log.append(&[7; 6000]).unwrap(), 0); // the first segment takes 4 KiB
+    sim.turn_off();
+    GATE.set(Some(Box::new(|_| Err(io::Error::other("killed")))));
+    drop(log);
+    GATE.set(None);
+    let sim = sim.after(Cut::Kill);
+    for _ in 0..2 {
+        let log = open(&sim, Some(at.path())).unwrap();
+        assert_eq!(log.read(0).unwrap().unwrap().value(), [7; 6000]);
+        log.close().unwrap();
+    }
+}

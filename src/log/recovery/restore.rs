@@ -296,6 +296,8 @@ fn go_on_behind(
     segment.begin(disk, dir, &header)?;
     write(segment.file(), &frames, 0, scan.words)?;
     frames[scan.words as usize * frame::WORD..].fill(0); // as the file is
+    // One of the same base was replaced while it was empty, and its file just now: sealing it would write over this.
+    survey.segments.retain(|found| found.header.base != header.base);
     if let Some(last) = survey.segments.last_mut()
         && let State::Open(_, scan) = &mut last.state
     {
