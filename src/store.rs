@@ -13,14 +13,14 @@
 
 mod directories;
 mod error;
+mod settings;
 
 use crate::{
     disk::{Disk, tree},
-    log::{Durability, Environment, Error as LogError, Log, Options, STORE_LOCK, budget::Budget},
+    log::{Environment, Error as LogError, Log, Options, STORE_LOCK, budget::Budget},
 };
 use arc_swap::ArcSwapOption;
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
-use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     io,
@@ -34,6 +34,7 @@ use std::{
 };
 
 pub use error::Error;
+pub use settings::{LogSettings, Values};
 
 use directories::{is_taken, remove_deleted};
 
@@ -49,40 +50,6 @@ const TURN: Duration = Duration::from_secs(1);
 const RETAINED_A_TURN: usize = 16;
 /// How often one is, at most; a log that keeps its records for long is looked at every eighth of that time.
 const RETAINED_EVERY: Duration = Duration::from_secs(60);
-
-/// What the records of a log may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Values {
-    /// Any bytes.
-    #[default]
-    Any,
-    /// JSON only.
-    Json,
-}
-
-/// The settings a log is created with. What is `None` follows the store's options.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LogSettings {
-    /// When an append is acknowledged, unless it asks for something else, and what readers see.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub durability: Option<Durability>,
-    /// What the records may be.
-    pub values: Values,
-    /// Bytes of segment files beyond which the oldest segments are dropped.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub retention_bytes: Option<u64>,
-    /// Seconds after which segments are dropped, once all their records are older.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub retention_seconds: Option<u64>,
-    /// The largest segment in bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub segment_bytes: Option<u64>,
-    /// The largest record in bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub record_bytes: Option<u64>,
-}
 
 /// How to open a store.
 #[derive(Debug, Clone)]
@@ -462,8 +429,7 @@ impl Inner {
     fn settings(&self, name: &str) -> Result<LogSettings, Error> {
         let path = self.dir.join(name).join(SETTINGS);
         match tree::read(&*self.env.disk, &path).map_err(LogError::io("read", &path))? {
-            Some(text) => Ok(serde_json::from_slice(&text)
-                .map_err(|error| LogError::Corrupt { path, reason: error.to_string() })?),
+            Some(text) => Ok(settings::decode(&text).map_err(|reason| LogError::Corrupt { path, reason })?),
             None => Ok(LogSettings::default()), // made by a program that used the log alone
         }
     }

@@ -20,7 +20,7 @@ impl Inner {
     pub(super) fn make_log(&self, name: &str, settings: &LogSettings) -> Result<OpenLog, Error> {
         let (from, dir) = (self.passing_dir(name), self.dir.join(name));
         let disk = &*self.env.disk;
-        let text = serde_json::to_vec_pretty(settings).unwrap_or_default(); // plain fields: cannot fail
+        let text = super::settings::encode(settings);
         let path = from.join(SETTINGS);
         disk.create_dir(&from)
             .map_err(LogError::io("make the directory", &from))

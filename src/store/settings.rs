@@ -1,0 +1,101 @@
+//! What a log is created with, and how that stands in its directory: as JSON that people can read, with a CRC, since a
+//! bit that flips in a retention would drop records, and nobody would know why.
+
+use crate::log::Durability;
+use serde::{Deserialize, Serialize};
+
+/// What the records of a log may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Values {
+    /// Any bytes.
+    #[default]
+    Any,
+    /// JSON only.
+    Json,
+}
+
+/// The settings a log is created with. What is `None` follows the store's options.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogSettings {
+    /// When an append is acknowledged, unless it asks for something else, and what readers see.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub durability: Option<Durability>,
+    /// What the records may be.
+    pub values: Values,
+    /// Bytes of segment files beyond which the oldest segments are dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_bytes: Option<u64>,
+    /// Seconds after which segments are dropped, once all their records are older.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_seconds: Option<u64>,
+    /// The largest segment in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segment_bytes: Option<u64>,
+    /// The largest record in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record_bytes: Option<u64>,
+}
+
+/// The name of the CRC among the settings.
+const CRC: &str = "crc";
+
+/// The settings as a file has them.
+pub(super) fn encode(settings: &LogSettings) -> Vec<u8> {
+    // Plain fields: cannot fail.
+    let mut value = serde_json::to_value(settings).unwrap_or_default();
+    if let Some(fields) = value.as_object_mut() {
+        let crc = checksum(fields);
+        fields.insert(CRC.to_owned(), crc.into());
+    }
+    serde_json::to_vec_pretty(&value).unwrap_or_default()
+}
+
+/// The settings in a file; or what is wrong with it.
+pub(super) fn decode(text: &[u8]) -> Result<LogSettings, String> {
+    let mut fields: serde_json::Map<_, _> =
+        serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    // Files of versions before had none.
+    if let Some(crc) = fields.remove(CRC)
+        && crc.as_u64() != Some(u64::from(checksum(&fields)))
+    {
+        return Err(format!("its {CRC:?} is not that of the settings beside it"));
+    }
+    serde_json::from_value(fields.into()).map_err(|error| error.to_string())
+}
+
+/// Over the fields in the order of their names, without white space.
+fn checksum(fields: &serde_json::Map<String, serde_json::Value>) -> u32 {
+    crc32c::crc32c(&serde_json::to_vec(fields).unwrap_or_default())
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_read_as_they_were_written_also_by_a_version_without_a_crc() {
+        let settings =
+            LogSettings { retention_bytes: Some(1_000_000), values: Values::Json, ..LogSettings::default() };
+        assert_eq!(decode(&encode(&settings)), Ok(settings.clone()));
+        assert_eq!(decode(&serde_json::to_vec(&settings).unwrap()), Ok(settings));
+        assert_eq!(decode(b"{}"), Ok(LogSettings::default()));
+    }
+
+    #[test]
+    fn a_flipped_bit_in_the_settings_never_makes_other_settings() {
+        let settings = LogSettings {
+            durability: Some(Durability::Memory),
+            retention_bytes: Some(1_000_000),
+            retention_seconds: Some(86_400),
+            ..LogSettings::default()
+        };
+        let good = encode(&settings);
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&bad).is_ok_and(|read| read == settings) || decode(&bad).is_err(), "bit {bit}");
+        }
+    }
+}
