@@ -119,7 +119,7 @@ async fn millstream(readers: usize, rate: u64, seconds: u64) {
     let mut append = async |sent: u64| {
         let body = sent.to_string();
         let request = format!(
-            "POST /v1/logs/a/records HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST /v1/logs/a/records HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
         writer.write_all(request.as_bytes()).await.unwrap();
@@ -129,7 +129,8 @@ async fn millstream(readers: usize, rate: u64, seconds: u64) {
     append(0).await;
     for _ in 0..readers {
         let mut stream = TcpStream::connect(&address).await.unwrap();
-        let request = "GET /v1/logs/a/records HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n";
+        let request =
+            "GET /v1/logs/a/records HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut head = [0; 1024];
         assert!(stream.read(&mut head).await.unwrap() > 0);

@@ -31,7 +31,7 @@ impl Client {
     fn request(&mut self, method: &str, body: &str) -> Result<String, Failure> {
         let length = body.len();
         let request =
-            format!("{method} / HTTP/1.1\r\nHost: millstream\r\nContent-Length: {length}\r\n\r\n{body}");
+            format!("{method} / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}");
         self.0.get_mut().write_all(request.as_bytes())?;
         let (mut line, mut length) = (String::new(), 0);
         while self.0.read_line(&mut line)? > 2 {

@@ -46,7 +46,10 @@ pub(super) fn print(command: &Command, matches: &ArgMatches, has_file: bool) -> 
         let value = if matches!(argument.get_action(), clap::ArgAction::SetTrue) {
             Some(matches.get_flag(key).to_string())
         } else {
-            matches.get_raw(key).and_then(|mut values| Some(values.next()?.to_string_lossy().into_owned()))
+            let all = |values: clap::parser::RawValues<'_>| {
+                values.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(",")
+            };
+            matches.get_raw(key).map(all)
         };
         let from = match matches.value_source(key) {
             Some(ValueSource::CommandLine) => "flag",

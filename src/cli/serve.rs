@@ -75,6 +75,12 @@ pub(super) struct Serve {
     /// Seconds between comments on a live tail without news
     #[arg(long, env = "MILLSTREAM_HEARTBEAT_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
     heartbeat_seconds: u64,
+    /// Names that clients may call this server by, beside its own; *.NAME for all below one, * for any
+    #[arg(long, env = "MILLSTREAM_ALLOW_HOST", value_name = "NAME", value_delimiter = ',')]
+    allow_host: Vec<String>,
+    /// Origins whose pages may use this server from a browser, as `https://app.example.com`; * for all
+    #[arg(long, env = "MILLSTREAM_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    allow_origin: Vec<String>,
     /// Create a log when something is appended to it
     #[arg(long, env = "MILLSTREAM_CREATE_LOGS")]
     create_logs: bool,
@@ -158,6 +164,8 @@ impl Serve {
             grace: Duration::from_secs(self.grace_seconds),
             decoded_bytes: self.max_decoded,
             memory_bytes: self.max_http_memory,
+            allow_hosts: self.allow_host.clone(),
+            allow_origins: self.allow_origin.clone(),
             wait_time: Duration::from_secs(self.wait_seconds),
             heartbeat: Duration::from_secs(self.heartbeat_seconds),
             create_logs: self.create_logs,

@@ -1,7 +1,7 @@
 //! The HTTP endpoint: thin adapters over a store of logs. They parse, call and render; the request's own task
 //! appends.
 //!
-//! `server` listens, `connection` keeps each connection within its limits, `router` finds what a request is for and has what all requests need;
+//! `server` listens, `connection` keeps each connection within its limits, `guard` refuses what browsers send for other pages, `router` finds what a request is for and has what all requests need;
 //! `book` is the API of the book, `logs` and `records` are `/v1/logs`, `tail` is the live end of a log, and `feed` what
 //! its readers share. `body`, `params` and `formats` take requests apart, within the budget of `memory`; `metrics` counts, `commit` waits for durability once per runtime and commit, `problem`
 //! is how errors look.
@@ -12,6 +12,7 @@ mod commit;
 mod connection;
 mod feed;
 mod formats;
+mod guard;
 mod logs;
 mod memory;
 mod metrics;

@@ -5,6 +5,7 @@ use super::{
     commit::Lines,
     connection::Exchange,
     feed::Feeds,
+    guard::Guard,
     logs,
     memory::{FREE, Memory, Purpose},
     metrics::Metrics,
@@ -45,6 +46,7 @@ pub(super) struct Context {
     pub(super) feeds: Feeds,
     pub(super) limits: Arc<Limits>,
     pub(super) memory: Arc<Memory>,
+    pub(super) guard: Arc<Guard>,
     pub(super) metrics: Arc<Metrics>,
     /// Whether the book's log has been recovered.
     pub(super) recovered: Arc<AtomicBool>,
@@ -267,6 +269,7 @@ async fn answer_to(
     if exchange.is_too_many() {
         return Err(Problem::overloaded());
     }
+    context.guard.check(&request)?;
     match (request.uri().path(), request.method()) {
         ("/", &Method::POST) => book::post(context, request).await,
         ("/healthz", &Method::GET) => Ok(health()),

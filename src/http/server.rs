@@ -6,6 +6,7 @@ use super::{
     book,
     connection::{self, Connections},
     feed::Feeds,
+    guard::Guard,
     memory::Memory,
     metrics::Metrics,
     router::Context,
@@ -52,6 +53,11 @@ pub struct Settings {
     /// Bytes of bodies that come in or are taken apart, and of answers that go out, of all clients together; what
     /// would go beyond is answered 503. Default: 256 MiB.
     pub memory_bytes: usize,
+    /// Names by which clients may call this server, beside those that are known to be its own; with `*.` before it, also all names
+    /// below one; `*` for any. Default: none.
+    pub allow_hosts: Vec<String>,
+    /// Origins whose pages may use this server from a browser, such as `https://app.example.com`; `*` for all. Default: none.
+    pub allow_origins: Vec<String>,
     /// Whether appending to a log that is not there creates it. Default: no.
     pub create_logs: bool,
     /// How long shutting down waits for requests that are in flight. Default: 30 s.
@@ -70,6 +76,8 @@ impl Default for Settings {
             append_time: Duration::from_secs(2),
             decoded_bytes: 64 << 20,
             memory_bytes: 256 << 20,
+            allow_hosts: Vec::new(),
+            allow_origins: Vec::new(),
             wait_time: Duration::from_secs(60),
             heartbeat: Duration::from_secs(15),
             create_logs: false,
@@ -159,6 +167,7 @@ impl Server {
         recovered: &Arc<AtomicBool>,
     ) -> io::Result<()> {
         let memory = Memory::new(self.settings.memory_bytes, self.settings.threads);
+        let guard = Arc::new(Guard::new(&self.settings, self.address()?));
         let metrics = Arc::new(Metrics::new(store));
         let (connections, settings) =
             (Connections::new(self.settings.connections), Arc::new(self.settings.clone()));
@@ -170,6 +179,7 @@ impl Server {
                 store: Arc::clone(store),
                 metrics: Arc::clone(&metrics),
                 memory: Arc::clone(&memory),
+                guard: Arc::clone(&guard),
                 connections: Arc::clone(&connections),
                 recovered: Arc::clone(recovered),
             };
@@ -208,6 +218,7 @@ struct Worker {
     store: Arc<Store>,
     metrics: Arc<Metrics>,
     memory: Arc<Memory>,
+    guard: Arc<Guard>,
     connections: Arc<Connections>,
     recovered: Arc<AtomicBool>,
 }
@@ -222,7 +233,7 @@ fn open_default(store: &Store) -> Result<(), store::Error> {
 
 impl Worker {
     async fn serve(self, mut stopped: watch::Receiver<bool>) -> io::Result<()> {
-        let Self { number, listener, settings, store, metrics, memory, connections, recovered } = self;
+        let Self { number, listener, settings, store, metrics, memory, guard, connections, recovered } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let limits = Arc::new(Limits {
             body_bytes: settings.body_bytes,
@@ -235,8 +246,17 @@ impl Worker {
         });
         let (lines, feeds) = (Arc::default(), Feeds::default());
         let stopping = stopped.clone();
-        let context =
-            Arc::new(Context { store, lines, feeds, limits, memory, metrics, recovered, stopped: stopping });
+        let context = Arc::new(Context {
+            store,
+            lines,
+            feeds,
+            limits,
+            memory,
+            guard,
+            metrics,
+            recovered,
+            stopped: stopping,
+        });
         let mut look = tokio::time::interval(Connections::interval(&settings));
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let accepting = async {

@@ -10,6 +10,7 @@ mod bodies;
 mod budget;
 mod connections;
 mod floods;
+mod guard;
 mod http2;
 mod shapes;
 mod stopping;

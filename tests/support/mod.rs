@@ -166,7 +166,7 @@ impl Client {
         body: &[u8],
     ) -> io::Result<Reply> {
         let mut bytes = Vec::new();
-        write!(bytes, "{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n", body.len())?;
+        write!(bytes, "{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", body.len())?;
         for (name, value) in headers {
             write!(bytes, "{name}: {value}\r\n")?;
         }

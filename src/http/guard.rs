@@ -1,0 +1,200 @@
+//! Which requests are refused for where they come from: a browser sends requests to this server for any page that it shows, and
+//! says so by headers that no other client sends.
+//!
+//! - `Origin`, and `Sec-Fetch-Site`: a page of another origin may not use the log, unless a flag allows that origin. A page that this
+//!   server itself has sent may: its origin is the host that the request names.
+//! - `Host` (HTTP/2: `:authority`): a page whose own name was made to point here (DNS rebinding) is of the same origin, but
+//!   the host that it names is not one of ours. Which are, without a flag:
+//!
+//! | listening on | known hosts |
+//! | --- | --- |
+//! | a loopback address | `localhost` and names below it, loopback addresses |
+//! | any other | those, all addresses, names without a dot (as in a compose file, and of the machine), the machine's own name, also below `local` |
+//!
+//! An address as a host cannot be rebound, and a name without a dot is none that a stranger can have in the public DNS. Ports are not
+//! looked at: they differ behind a forwarded port. A request without a host is no browser's.
+
+use super::{problem::Problem, server::Settings};
+use hyper::{
+    Request, StatusCode,
+    header::{HOST, HeaderMap, HeaderName, ORIGIN},
+};
+use std::net::{IpAddr, SocketAddr};
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const ANY: &str = "*";
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Guard {
+    /// What most clients send as a host, whole.
+    usual: [String; 2],
+    /// Whether it listens on a loopback address only.
+    loopback: bool,
+    /// Names, in lower case; with a dot before them, also all below.
+    names: Vec<String>,
+    any_host: bool,
+    origins: Vec<String>,
+    any_origin: bool,
+}
+
+impl Guard {
+    pub(super) fn new(settings: &Settings, listening: SocketAddr) -> Self {
+        let loopback = listening.ip().is_loopback();
+        let mut names: Vec<String> = settings
+            .allow_hosts
+            .iter()
+            .map(|host| name_of(host).trim_start_matches('*').to_lowercase())
+            .collect();
+        if !loopback {
+            let machine = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+            names.extend([format!("{machine}.local"), machine]);
+        }
+        Self {
+            usual: [listening.to_string(), format!("localhost:{}", listening.port())],
+            loopback,
+            names,
+            any_host: settings.allow_hosts.iter().any(|host| host == ANY),
+            origins: settings.allow_origins.clone(),
+            any_origin: settings.allow_origins.iter().any(|origin| origin == ANY),
+        }
+    }
+
+    /// Refuses a request that names a host which is not ours, or comes from a page that may not use the log.
+    pub(super) fn check<B>(&self, request: &Request<B>) -> Result<(), Problem> {
+        let headers = request.headers();
+        let mut hosts = headers.get_all(HOST).iter();
+        let host = hosts.next().map(|host| host.to_str().unwrap_or("?")); // what is not text is no host of ours
+        if hosts.next().is_some() {
+            return Err(Problem::bad_request("invalid_host", "the request names more than one Host"));
+        }
+        let authority = request.uri().authority().map(hyper::http::uri::Authority::as_str);
+        for host in host.into_iter().chain(authority) {
+            if !self.knows(host) {
+                let host: String = host.chars().take(100).collect();
+                let detail = format!(
+                    "{host:?} is not a name of this server; serve --allow-host makes it one, if it is meant to be"
+                );
+                return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "unknown_host", detail));
+            }
+        }
+        if self.any_origin {
+            return Ok(());
+        }
+        self.check_origin(headers, authority.or(host))
+    }
+
+    fn check_origin(&self, headers: &HeaderMap, host: Option<&str>) -> Result<(), Problem> {
+        let refused = |from: &str| {
+            let from: String = from.chars().take(100).collect();
+            let detail = format!(
+                "a page of another origin ({from}) may not use this server; serve --allow-origin lets it"
+            );
+            Err(Problem::new(StatusCode::FORBIDDEN, "origin_not_allowed", detail))
+        };
+        if let Some(origin) = headers.get(ORIGIN) {
+            let origin = origin.to_str().unwrap_or("?");
+            let own = origin.split_once("://").is_some_and(|(_, its)| Some(its) == host);
+            let allowed = own || self.origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin));
+            return if allowed { Ok(()) } else { refused(origin) };
+        }
+        match headers.get(SEC_FETCH_SITE) {
+            Some(site) if site == "cross-site" => refused("cross-site"),
+            _ => Ok(()),
+        }
+    }
+
+    fn knows(&self, host: &str) -> bool {
+        if self.any_host || self.usual.iter().any(|usual| usual == host) {
+            return true;
+        }
+        let name = name_of(host);
+        if let Ok(address) = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+            return !self.loopback || address.is_loopback() || self.is_named(name);
+        }
+        let name = name.strip_suffix('.').unwrap_or(name);
+        let plain = !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+        is_or_is_below("localhost", name) || (!self.loopback && plain) || self.is_named(name)
+    }
+
+    fn is_named(&self, name: &str) -> bool {
+        self.names.iter().any(|known| match known.strip_prefix('.') {
+            Some(above) => is_or_is_below(above, name),
+            None => known.eq_ignore_ascii_case(name),
+        })
+    }
+}
+
+/// A host without its port.
+fn name_of(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !port.ends_with(']') && (name.ends_with(']') || !name.contains(':')) => name,
+        _ => host,
+    }
+}
+
+fn is_or_is_below(above: &str, name: &str) -> bool {
+    let Some(start) = name.len().checked_sub(above.len()) else { return false };
+    let (rest, end) = (name.as_bytes(), above.as_bytes());
+    rest[start..].eq_ignore_ascii_case(end) && (start == 0 || (start > 1 && rest[start - 1] == b'.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guard(listening: &str, hosts: &[&str]) -> Guard {
+        let allow_hosts = hosts.iter().map(|&host| host.to_owned()).collect();
+        Guard::new(&Settings { allow_hosts, ..Settings::default() }, listening.parse().unwrap())
+    }
+
+    #[test]
+    fn hosts_that_are_ours_are_known_and_no_other() {
+        let loopback = guard("127.0.0.1:4437", &["log.example.com:80", "*.example.org", "192.0.2.7"]);
+        let any = guard("0.0.0.0:4437", &[]);
+        for host in [
+            "127.0.0.1:4437",
+            "localhost",
+            "LOCALHOST:1",
+            "a.localhost:80",
+            "localhost.",
+            "127.9.9.9",
+            "[::1]:80",
+            "[::1]",
+        ] {
+            assert!(loopback.knows(host) && any.knows(host), "{host}");
+        }
+        for host in ["log.example.com", "LOG.example.com:4437", "a.example.org", "example.org", "192.0.2.7:1"]
+        {
+            assert!(loopback.knows(host) && (!any.knows(host) || host.starts_with("192")), "{host}");
+        }
+        let strangers = [
+            "evil.example",
+            "localhost.evil.example",
+            "notlocalhost",
+            ".localhost",
+            "127.0.0.1.evil.example",
+            "xexample.org",
+            "127.0.0.1@evil.example",
+            "",
+            ":80",
+            "10.0.0.1:4437",
+            "[2001:db8::1]:80",
+            "millstream",
+            "a.log.example.com",
+        ];
+        for host in strangers {
+            assert!(!loopback.knows(host), "{host}");
+        }
+        for host in ["10.0.0.1:4437", "[2001:db8::1]:80", "millstream:4437", "my-machine"] {
+            assert!(any.knows(host), "{host}");
+        }
+        let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        assert!(any.knows(&machine) && any.knows(&format!("{machine}.local:4437")));
+        for host in ["evil.example", "evil.example:4437", "127.0.0.1.evil.example", "", ":80", "a b", "x@y"] {
+            assert!(!any.knows(host), "{host}");
+        }
+        assert!(guard("127.0.0.1:1", &["*"]).knows("evil.example"));
+    }
+}

@@ -1,0 +1,102 @@
+//! Requests that a browser sends for a page of somebody else.
+
+use super::{
+    code,
+    http2::{self, Connection, HEADERS},
+    support::Server,
+};
+
+fn status(server: &Server, method: &str, target: &str, headers: &str) -> (u16, String) {
+    let mut client = server.connect();
+    let body = if method == "POST" { "x" } else { "" };
+    let request =
+        format!("{method} {target} HTTP/1.1\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len());
+    client.send(request.as_bytes()).unwrap();
+    let answer = client.answer().unwrap();
+    (answer.status, if answer.status < 400 { String::new() } else { code(&answer.body).to_owned() })
+}
+
+/// Any page could append to, and trim, a log on its reader's loopback interface.
+#[test]
+fn a_page_of_another_origin_and_a_name_that_is_not_ours_are_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let ours = server.address.clone();
+    let records = "/v1/logs/a/records";
+    let foreign = (403, "origin_not_allowed".to_owned());
+    let unknown = (421, "unknown_host".to_owned());
+    let fine = (200, String::new());
+    let cases = [
+        // What curl, shippers and our own client send.
+        ("POST", records, format!("Host: {ours}\r\n"), &fine),
+        ("POST", records, "Host: localhost:1\r\nContent-Type: text/plain\r\n".to_owned(), &fine),
+        ("POST", records, "Host: [::1]:4437\r\n".to_owned(), &fine),
+        ("POST", records, String::new(), &fine),
+        // What a browser sends for a page of ours, or for its address line.
+        (
+            "POST",
+            records,
+            format!("Host: {ours}\r\nOrigin: http://{ours}\r\nSec-Fetch-Site: same-origin\r\n"),
+            &fine,
+        ),
+        ("GET", records, format!("Host: {ours}\r\nSec-Fetch-Site: none\r\n"), &fine),
+        // For a page of somebody else.
+        (
+            "POST",
+            records,
+            format!("Host: {ours}\r\nOrigin: https://evil.example\r\nContent-Type: text/plain\r\n"),
+            &foreign,
+        ),
+        ("POST", records, format!("Host: {ours}\r\nOrigin: null\r\n"), &foreign),
+        (
+            "POST",
+            records,
+            format!("Host: {ours}\r\nOrigin: http://localhost:3000\r\nSec-Fetch-Site: same-site\r\n"),
+            &foreign,
+        ),
+        ("POST", "/v1/logs/a/trim", format!("Host: {ours}\r\nOrigin: https://evil.example\r\n"), &foreign),
+        ("DELETE", "/v1/logs/a", format!("Host: {ours}\r\nOrigin: https://evil.example\r\n"), &foreign),
+        ("GET", records, format!("Host: {ours}\r\nSec-Fetch-Site: cross-site\r\n"), &foreign),
+        ("GET", "/healthz", format!("Host: {ours}\r\nSec-Fetch-Site: cross-site\r\n"), &foreign),
+        // For one whose name was made to point here: it is its own origin.
+        (
+            "POST",
+            records,
+            "Host: evil.example:4437\r\nOrigin: http://evil.example:4437\r\n".to_owned(),
+            &unknown,
+        ),
+        ("GET", records, "Host: evil.example\r\nSec-Fetch-Site: same-origin\r\n".to_owned(), &unknown),
+        ("GET", "http://evil.example/healthz", format!("Host: {ours}\r\n"), &unknown),
+        (
+            "GET",
+            records,
+            "Host: localhost\r\nHost: localhost\r\n".to_owned(),
+            &(400, "invalid_host".to_owned()),
+        ),
+    ];
+    for (method, target, headers, expected) in &cases {
+        assert_eq!(status(&server, method, target, headers), **expected, "{method} {target} {headers}");
+    }
+    // By HTTP/2 the host is in the request's own head.
+    let mut connection = Connection::open(&server.address, &[]);
+    let mut head = http2::head("GET", "/healthz");
+    let at = head.windows(9).position(|part| part == b"localhost").unwrap();
+    head[at..at + 9].copy_from_slice(b"evil.test");
+    connection.send(&http2::frame(HEADERS, http2::END_HEADERS | http2::END_STREAM, 1, &head)).unwrap();
+    let answer =
+        std::iter::from_fn(|| connection.next().ok()).take(100).flatten().find(|frame| frame.0 == HEADERS);
+    let head = answer.expect("no answer").3;
+    assert!(head[0] != 0x88, "it is answered 200: {head:?}");
+    // With flags.
+    let flags = ["--allow-origin", "https://app.example", "--allow-host", "log.example,*.svc.example"];
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[&["--create-logs"], &flags[..]].concat());
+    for (headers, expected) in [
+        ("Host: log.example\r\nOrigin: https://app.example\r\nSec-Fetch-Site: cross-site\r\n", &fine),
+        ("Host: a.svc.example:80\r\n", &fine),
+        ("Host: log.example\r\nOrigin: https://evil.example\r\n", &foreign),
+        ("Host: evil.example\r\nOrigin: https://app.example\r\n", &unknown),
+    ] {
+        assert_eq!(status(&server, "POST", records, headers), *expected, "{headers}");
+    }
+}
