@@ -77,7 +77,8 @@ impl Memory {
     /// A budget of so many bytes, and how many bodies may be taken apart at once, or large answers begun.
     pub(super) fn new(limit: usize, at_once: usize) -> Arc<Self> {
         let zero = || AtomicUsize::new(0);
-        let turns = [(); 2].map(|()| Arc::new(Semaphore::new(at_once.max(1))));
+        // Looking through the log for answers leaves the half of the processors to others.
+        let turns = [at_once.max(1), (at_once / 2).max(1)].map(|turns| Arc::new(Semaphore::new(turns)));
         let (begun, warned) = (Instant::now(), AtomicU64::new(0));
         Arc::new(Self {
             limit,

@@ -179,8 +179,8 @@ fn slow_uploads_hold_no_more_than_the_budget_and_what_does_not_fit_is_refused_be
             })
             .collect();
         // While they are there, a large one more is refused by its head, and a small one is not.
-        let held = || metric(&server, "millstream_http_memory_bytes") as usize;
-        wait_for("the budget is used up", Duration::from_secs(6), || held() > 185 * MIB);
+        let in_use = || metric(&server, "millstream_http_memory_bytes") as usize;
+        wait_for("the budget is used up", Duration::from_secs(6), || in_use() > 185 * MIB);
         let mut one_more = server.connect();
         one_more.send(head.as_bytes()).unwrap();
         let answer = one_more.answer().unwrap();
