@@ -188,7 +188,7 @@ fn place<S: Values + ?Sized>(
     let imprint = Imprint {
         key: segment.key,
         lead: segment.base().wrapping_sub(shared.durable.get()),
-        time: shared.clock.load(Ordering::Relaxed).saturating_sub(segment.header.created),
+        time: segment.age.load(Ordering::Relaxed),
     };
     match active.chunk.append(batch, expected_record, imprint) {
         Placed::At(record) => {

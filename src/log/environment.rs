@@ -1,7 +1,7 @@
 //! What a log, or a store of logs, takes from outside: a disk, threads, the time, and chance. All of it comes through
 //! one value, so that the simulation gives its own, decides every outcome by a seed, and can replay it.
 
-use super::{task::Schedule, workers};
+use super::{clock::Belief, task::Schedule, workers};
 use crate::disk::{self, Disk};
 use std::{
     io,
@@ -18,6 +18,8 @@ pub(crate) struct Environment {
     pub(crate) flushers: Arc<dyn Schedule>,
     /// The threads that make segments ready, seal and trim.
     pub(crate) keepers: Arc<dyn Schedule>,
+    /// What is believed of the machine's clock.
+    pub(crate) belief: Arc<Belief>,
 }
 
 impl Environment {
@@ -29,7 +31,7 @@ impl Environment {
     /// Another disk, and all else the system's.
     pub(crate) fn on(disk: Arc<dyn Disk>) -> Self {
         let (flushers, keepers) = (Arc::new(workers::flushers()), Arc::new(workers::keepers()));
-        Self { disk, machine: Arc::new(System), flushers, keepers }
+        Self { disk, machine: Arc::new(System), flushers, keepers, belief: Arc::default() }
     }
 }
 

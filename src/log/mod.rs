@@ -13,6 +13,7 @@
 
 mod append;
 pub(crate) mod budget;
+mod clock;
 mod environment;
 mod error;
 mod flush;
@@ -57,7 +58,7 @@ pub(crate) use {
 use crate::chunk::Values;
 use crate::{
     segment::header::Secret,
-    sync::{Arc, AtomicBool, AtomicU64, Ordering, Swap},
+    sync::{Arc, AtomicBool, Ordering, Swap},
 };
 use std::{
     ops::Range,
@@ -103,14 +104,13 @@ pub(crate) struct Shared {
     durable: Frontier,
     /// Raised with [`Durability::Memory`] only.
     published: Frontier,
-    /// Milliseconds since 1970, never going back: raised at each turn of the flusher, and by the first append after
-    /// it slept, so that an append need not ask the system.
-    clock: AtomicU64,
     flush: flush::Flusher,
     roll: roll::Roller,
     stopping: AtomicBool,
     failed: OnceLock<std::sync::Arc<str>>,
     damage: Vec<Damage>,
+    /// When the newest record was appended that was there when this was opened.
+    newest_found: u64,
     #[cfg(feature = "store")]
     producers: producers::Producers,
     lock: std::sync::Mutex<Option<Box<dyn Send + Sync>>>,
@@ -176,9 +176,19 @@ impl Shared {
         *self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
     }
 
-    fn tick(&self) -> u64 {
-        let now = self.env.machine.now();
-        self.clock.fetch_max(now, Ordering::Relaxed).max(now)
+    /// Lets the active segment's time go on. If the clock is far behind it, another segment is begun, as soon as one is
+    /// ready.
+    fn tick(&self) {
+        let active = self.active.load();
+        let created = active.segment.header.created;
+        if clock::advance(created, &active.segment.age, self.env.machine.now()) {
+            self.begin_anew(&active);
+        }
+    }
+
+    /// The time that can be believed.
+    fn believed_now(&self) -> u64 {
+        self.env.belief.now(self.env.machine.now(), self.env.machine.elapsed())
     }
 }
 
@@ -369,12 +379,15 @@ impl Log {
     }
 
     /// The offset of the first record that was appended at `time` (milliseconds since 1970) or later; the next
-    /// offset where there is none. Reads about as many records as the log's length has binary digits.
+    /// offset where there is none. Reads about as many records as a segment's length has binary digits. Where the clock
+    /// was wrong for a while, it goes by what can be believed: a record that is said to come from the future is
+    /// older than the segment behind it.
     ///
     /// # Errors
     /// As [`read`](Self::read).
     pub fn offset_since(&self, time: u64) -> Result<u64, Error> {
-        let (mut low, mut high) = (self.first_offset(), self.visible_offset());
+        let (mut low, mut high) = self.shared.segment_since(time);
+        high = high.min(self.visible_offset());
         while low < high {
             let middle = low + (high - low) / 2;
             match self.read(middle) {
@@ -564,6 +577,8 @@ fn show(range: &Range<u64>) -> String {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+mod clock_tests;
 #[cfg(all(test, not(loom)))]
 mod refused_tests;
 #[cfg(all(test, not(loom)))]

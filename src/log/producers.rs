@@ -331,7 +331,7 @@ impl Log {
         let (up_to, changes, producers) = {
             let mut table = self.shared.producers.table();
             let Some(table) = table.as_mut() else { return Ok(()) };
-            let oldest = self.shared.env.machine.now().saturating_sub(AGE);
+            let oldest = self.shared.believed_now().saturating_sub(AGE);
             table.producers.retain(|_, producer| producer.used >= oldest);
             // Whoever appends as a producer holds the table: all their batches below this offset are in it.
             (self.next_offset(), table.changes, table.producers.clone())

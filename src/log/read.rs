@@ -41,7 +41,8 @@ impl Record {
     }
 
     /// When it was appended, in milliseconds since 1970, as of at most one commit before. Records that were appended
-    /// at the same moment by different threads may be a little out of order in this.
+    /// at the same moment by different threads may be a little out of order in this; and where the clock was set back by
+    /// more than 5 s, times go back.
     pub fn time(&self) -> u64 {
         self.time
     }

@@ -1,6 +1,6 @@
 //! Which segments there are: the chain that readers find them by, and trimming it.
 
-use super::{Error, Shared, roll::Job};
+use super::{Error, Shared, clock, roll::Job};
 use crate::{
     segment::{Segment, file},
     sync::{Arc, lock},
@@ -50,6 +50,11 @@ impl Chain {
     }
 }
 
+/// When the newest record of the first of these segments was appended, by what can be believed.
+fn newest(segments: &[Arc<Segment>], now: u64) -> u64 {
+    clock::newest(segments[0].newest(), segments[1..].iter().map(|segment| segment.header.created), now)
+}
+
 impl Shared {
     /// Adds a segment that was begun, in place of one with the same base that ended empty.
     pub(super) fn chain_add(&self, segment: &Arc<Segment>) {
@@ -74,11 +79,12 @@ impl Shared {
     pub(super) fn past_keeping(&self, bytes: Option<u64>, age: Option<Duration>) -> u64 {
         let chain = self.chain.load_full();
         let mut total = chain.bytes();
-        let oldest = age.map(|age| self.env.machine.now().saturating_sub(age.as_millis() as u64));
+        let (now, elapsed) = (self.believed_now(), self.env.machine.elapsed());
+        let doubted = self.env.belief.doubts(self.newest_found, now, elapsed);
+        let oldest = age.filter(|_| !doubted).map(|age| now.saturating_sub(age.as_millis() as u64));
         let mut before = chain.first();
-        for pair in chain.segments.windows(2) {
-            // The one behind was begun when this one was full: no record here is younger.
-            let expired = oldest.is_some_and(|oldest| pair[1].header.created < oldest);
+        for (n, pair) in chain.segments.windows(2).enumerate() {
+            let expired = oldest.is_some_and(|oldest| newest(&chain.segments[n..], now) < oldest);
             if !expired && bytes.is_none_or(|bytes| total <= bytes) {
                 break;
             }
@@ -86,6 +92,20 @@ impl Shared {
             before = pair[1].base();
         }
         before
+    }
+
+    /// The offsets of the first segment that may have a record that was appended at `time` or later; from the end on, if none
+    /// has.
+    pub(super) fn segment_since(&self, time: u64) -> (u64, u64) {
+        let mut segments = self.chain.load_full().segments.clone();
+        while let Some(next) = segments.last().and_then(|last| last.next.load_full()) {
+            segments.push(next); // with records in memory only
+        }
+        let now = self.env.machine.now();
+        let last = segments.len().saturating_sub(1);
+        let old = (0..last).take_while(|&n| newest(&segments[n..], now) < time).count();
+        let from = segments.get(old).map_or(0, |segment| segment.base());
+        (from, segments.get(old + 1).map_or(u64::MAX, |segment| segment.base()))
     }
 
     pub(super) fn trim(&self, before: u64) -> Result<u64, Error> {

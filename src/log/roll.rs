@@ -14,6 +14,7 @@ use super::{
     Error, Frontier, Shared,
     append::Patience,
     budget::Budget,
+    clock,
     retain::Doomed,
     stats,
     task::{Schedule, Task},
@@ -240,7 +241,8 @@ impl Shared {
                 self.roll.unwritten.fetch_sub(1, Ordering::SeqCst);
                 self.roll.send(Job::Discard(segment));
             };
-            if advance(&self.active, &active, |base| self.successor(base, needs), unused) {
+            let newest = || active.segment.newest(); // all its records have their place, and so their time
+            if advance(&self.active, &active, |base| self.successor(base, needs, newest()), unused) {
                 stats::rolled();
                 self.roll.changed.bump();
                 self.roll.ask(0); // what is ahead of the disk would wait for the quarter
@@ -262,13 +264,30 @@ impl Shared {
         }
     }
 
-    /// A segment out of what is ready.
-    pub(super) fn successor(&self, base: u64, needs: u64) -> Option<Arc<Segment>> {
+    /// Goes on to another segment, if one is ready; else sees to it that one is.
+    #[cold]
+    pub(super) fn begin_anew(&self, active: &Arc<Active>) {
+        if self.roll.ready.is_empty() {
+            return self.roll.ask(0);
+        }
+        active.chunk.close();
+        let _ = self.next_active(active, 0, Patience::None); // if another was quicker, or it ends, so be it
+    }
+
+    /// A segment out of what is ready, behind one whose records go up to `newest`.
+    pub(super) fn successor(&self, base: u64, needs: u64, newest: u64) -> Option<Arc<Segment>> {
         let Fresh { mut memory, file } = self.roll.take(needs)?;
         let capacity = memory.capacity();
         self.roll.unwritten.fetch_add(1, Ordering::SeqCst);
         self.roll.needs.store(0, Ordering::SeqCst);
-        let header = Header { log: self.id, base, capacity, created: self.tick(), secret: self.secret };
+        let created = clock::begin(self.env.machine.now(), newest);
+        if created < newest {
+            tracing::warn!(
+                dir = %self.dir.display(), offset = base, from = newest, to = created,
+                "the clock was set back: times go back at this offset"
+            );
+        }
+        let header = Header { log: self.id, base, capacity, created, secret: self.secret };
         memory.label(&header.label(), Before::Unknown);
         let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&self.roll.home))));
         Some(Arc::new(Segment::new(header, Some(file), chunk)))

@@ -17,7 +17,7 @@ use crate::{
     chunk::{Chunk, MAX_CAPACITY},
     disk::BLOCK,
     frame::Key,
-    sync::{Arc, Mutex, SwapOption, lock},
+    sync::{Arc, AtomicU64, Mutex, Ordering, SwapOption, lock},
 };
 use std::sync::OnceLock;
 
@@ -40,7 +40,13 @@ pub(crate) struct Segment {
     pub(crate) next: SwapOption<Segment>,
     /// What is known of it once it is sealed.
     pub(crate) sealed: OnceLock<sealed::Sealed>,
+    /// How many milliseconds after it was begun its newest record was appended, or the next one would be; never goes back.
+    /// [`AGE_UNKNOWN`] if it is not known.
+    pub(crate) age: AtomicU64,
 }
+
+/// See [`Segment::age`].
+const AGE_UNKNOWN: u64 = u64::MAX;
 
 impl Segment {
     /// A segment that is not sealed.
@@ -52,6 +58,7 @@ impl Segment {
             chunk: SwapOption::new(Some(chunk)),
             next: SwapOption::new(None),
             sealed: OnceLock::new(),
+            age: AtomicU64::new(0),
         }
     }
 
@@ -64,7 +71,18 @@ impl Segment {
             chunk: SwapOption::new(None),
             next: SwapOption::new(None),
             sealed: OnceLock::from(sealed),
+            age: AtomicU64::new(AGE_UNKNOWN),
         }
+    }
+
+    /// The same, whose newest record has this age.
+    pub(crate) fn aged(self, age: u64) -> Self {
+        Self { age: AtomicU64::new(age), ..self }
+    }
+
+    /// When its newest record was appended, or later; far in the future if that is not known.
+    pub(crate) fn newest(&self) -> u64 {
+        self.header.created.saturating_add(self.age.load(Ordering::Relaxed))
     }
 
     /// The offset of the first record.

@@ -158,6 +158,7 @@ impl World {
 
     pub(super) fn environment(&self, clock: &Arc<Clock>) -> Environment {
         Environment {
+            belief: Arc::default(),
             disk: Arc::new(self.sim.clone()),
             machine: Arc::clone(clock) as Arc<dyn Machine>,
             flushers: Arc::new(Turns(Arc::clone(&self.flushers))),

@@ -5,6 +5,7 @@ use super::{
     super::{
         Environment, Error, Frontier, Options, Shared,
         budget::Budget,
+        clock,
         flush::{Flusher, Position},
         retain::Chain,
         roll::{Active, Roller},
@@ -22,7 +23,7 @@ use crate::{
         scan::Scan,
         sealed::{self, Footer, Sealed},
     },
-    sync::{Arc, AtomicBool, AtomicU64, Swap},
+    sync::{Arc, AtomicBool, Swap},
 };
 use std::{
     io::{self, IoSlice},
@@ -101,7 +102,7 @@ pub(in crate::log) fn open(
         chain: Swap::new(Arc::new(Chain { segments })),
         durable: Frontier::new(durable),
         published: Frontier::new(durable),
-        clock: AtomicU64::new(env.machine.now().max(clock)),
+        newest_found: clock,
         flush: Flusher::new(position, std::sync::Arc::clone(&env.flushers)),
         roll: roller,
         stopping: AtomicBool::new(false),
@@ -197,7 +198,8 @@ fn resume(
                     memory.load(&bytes[..scan.words as usize * 8]);
                     let home = Some(Arc::clone(&roller.home));
                     let chunk = Arc::new(Chunk::recovered(memory, home, &scan.positions, scan.words));
-                    let segment = Arc::new(Segment::new(header, Some(written), Arc::clone(&chunk)));
+                    let segment = Segment::new(header, Some(written), Arc::clone(&chunk));
+                    let segment = Arc::new(segment.aged(scan.times.1));
                     segments.push(Arc::clone(&segment));
                     let clock = previous.clock.max(header.created + scan.times.1);
                     return Ok(Opening {
@@ -213,7 +215,7 @@ fn resume(
         };
         previous.clock = previous.clock.max(header.created + sealed.last_time);
         previous.segment = Some((path, header, sealed));
-        segments.push(Arc::new(Segment::cold(header, sealed.into())));
+        segments.push(Arc::new(Segment::cold(header, sealed.into()).aged(sealed.last_time)));
     }
     // No segment is open: begin one, so that there is always one on the disk, and trimming may drop all others.
     begin(env, dir, options, identity, &previous, segments, roller)
@@ -275,7 +277,7 @@ fn begin(
     let base = before.map_or(0, |(_, header, footer)| header.base + u64::from(footer.records));
     let capacity = capacity.min(options.segment_bytes);
     let capacity = if roller.budget.has_room(capacity) { capacity } else { options.first_segment_bytes };
-    let header = identity.header(base, capacity, env.machine.now().max(previous.clock));
+    let header = identity.header(base, capacity, clock::begin(env.machine.now(), previous.clock));
     let segment_file = SegmentFile::prepare(disk, dir, 0, capacity).map_err(|error| {
         if disk::is_full(&error) {
             return Error::Full { reason: error.to_string().into() };
@@ -293,7 +295,7 @@ fn begin(
         segments,
         active: Arc::new(Active { segment, chunk }),
         done: Extent::default(),
-        clock: header.created,
+        clock: if before.is_some() { previous.clock } else { header.created },
     })
 }
 

@@ -1,0 +1,205 @@
+//! Logs whose machine's clock is wrong for a while.
+
+use super::{
+    environment::Machine,
+    tests::{DIR, small},
+    *,
+};
+use crate::disk::sim::Sim;
+use std::sync::atomic::AtomicU64;
+
+const NOW: u64 = 1_800_000_000_000;
+const HOUR: u64 = 3600 * 1000;
+const YEARS: u64 = 10 * 365 * 24 * HOUR;
+
+/// A machine whose clocks the test sets.
+#[derive(Default)]
+struct Clocks {
+    now: AtomicU64,
+    elapsed: AtomicU64,
+}
+
+impl Clocks {
+    /// So much time passes.
+    fn pass(&self, millis: u64) {
+        self.now.fetch_add(millis, Ordering::SeqCst);
+        self.elapsed.fetch_add(millis, Ordering::SeqCst);
+    }
+
+    /// Somebody sets the clock.
+    fn set(&self, now: u64) {
+        self.now.store(now, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(10)); // until the flusher sleeps: the next append looks at the clock
+    }
+}
+
+impl Machine for Clocks {
+    fn now(&self) -> u64 {
+        self.now.load(Ordering::SeqCst)
+    }
+
+    fn elapsed(&self) -> Duration {
+        Duration::from_millis(self.elapsed.load(Ordering::SeqCst))
+    }
+
+    fn random(&self, bytes: &mut [u8]) -> std::io::Result<()> {
+        getrandom::fill(bytes).map_err(std::io::Error::other)
+    }
+}
+
+struct Place {
+    clocks: std::sync::Arc<Clocks>,
+    env: Environment,
+}
+
+impl Place {
+    fn new() -> Self {
+        let clocks = std::sync::Arc::new(Clocks::default());
+        clocks.set(NOW);
+        let machine = std::sync::Arc::clone(&clocks);
+        let disk = std::sync::Arc::new(Sim::new(1));
+        Self { clocks, env: Environment { machine, ..Environment::on(disk) } }
+    }
+
+    /// As after the process has ended: nothing is known of the clock any more.
+    fn open(&mut self) -> Log {
+        self.env.belief = Arc::default();
+        Log::open_in(&self.env, Path::new(DIR), small()).unwrap()
+    }
+
+    /// Appends records, between which a little time passes.
+    fn append(&self, log: &Log, records: usize) {
+        for _ in 0..records {
+            let offset = log.append(&[7; 100]).unwrap();
+            log.wait_durable(offset).unwrap();
+            self.clocks.pass(10);
+        }
+    }
+}
+
+fn times(log: &Log) -> Vec<u64> {
+    log.iter(log.first_offset()).map(|record| record.unwrap().time()).collect()
+}
+
+/// A clock that was years ahead for a moment stamped all records for years, and they never expired.
+#[test]
+fn a_clock_that_was_ahead_is_forgotten_when_it_is_set_right() {
+    let mut place = Place::new();
+    for reopened in [false, true] {
+        let mut log = place.open();
+        place.append(&log, 100);
+        place.clocks.set(NOW + YEARS);
+        place.append(&log, 5);
+        let ahead = log.next_offset();
+        place.clocks.set(NOW + HOUR);
+        if reopened {
+            log.close().unwrap();
+            log = place.open();
+        }
+        place.append(&log, 100);
+        let times = times(&log);
+        // The segment that has them goes on until another one is ready.
+        let right = times.iter().rposition(|&time| time > NOW + YEARS / 2).unwrap() + 1;
+        assert!(right as u64 <= ahead + 50, "{right} of {}", times.len());
+        let now = place.clocks.now();
+        assert!(times[right..].iter().all(|time| (NOW + HOUR - 1..=now).contains(time)));
+        let since = log.offset_since(NOW + HOUR).unwrap();
+        assert!(
+            since <= right as u64
+                && times[..since as usize].iter().all(|&time| time < NOW + HOUR || time > now)
+        );
+        assert_eq!(log.offset_since(now + 1).unwrap(), log.next_offset());
+        // All that was appended before a segment was full expires, also what was to be kept for years.
+        place.clocks.pass(2 * HOUR);
+        place.append(&log, 100);
+        std::thread::sleep(Duration::from_millis(50)); // the keeper seals
+        assert!(log.retain(None, Some(Duration::from_secs(3600))).unwrap() >= right as u64);
+        place.clocks.set(NOW);
+        log.close().unwrap();
+        place = Place::new();
+    }
+}
+
+/// A wrong time does not last until its segment is full.
+#[test]
+fn a_clock_that_is_set_back_begins_another_segment() {
+    let place = Place::new();
+    let large = 1 << 20;
+    let options =
+        Options { segment_bytes: large, first_segment_bytes: large, memory_bytes: 8 * large, ..small() };
+    let log = Log::open_in(&place.env, Path::new(DIR), options).unwrap();
+    place.clocks.set(NOW + YEARS);
+    place.append(&log, 5);
+    place.clocks.set(NOW);
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while times(&log).last().is_some_and(|&last| last > NOW + YEARS / 2) {
+        place.append(&log, 1);
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(std::time::Instant::now() < deadline && log.next_offset() < 5000);
+    }
+    let active = log.shared.active.load_full();
+    assert!(active.segment.base() >= 5 && active.segment.header.created < NOW + HOUR);
+    assert_eq!(times(&log).len() as u64, log.next_offset());
+}
+
+/// A step back that is small makes no new segment, and times stand still.
+#[test]
+fn times_stand_still_while_the_clock_is_a_little_behind() {
+    let mut place = Place::new();
+    let log = place.open();
+    place.append(&log, 20);
+    place.clocks.set(NOW - 1000);
+    place.append(&log, 20);
+    let times = times(&log);
+    assert!(times.is_sorted(), "{times:?}");
+    assert!(*times.last().unwrap() <= NOW + 200);
+    assert_eq!(
+        log.shared.chain.load().segments.len(),
+        1 + usize::from(log.shared.active.load().segment.base() > 0)
+    );
+}
+
+/// Under a clock that was years ahead, retention dropped all but the last segment.
+#[test]
+fn retention_under_a_wrong_clock_drops_nothing_that_is_young() {
+    let mut place = Place::new();
+    let log = place.open();
+    let day = Some(Duration::from_secs(24 * 3600));
+    place.append(&log, 300);
+    std::thread::sleep(Duration::from_millis(50)); // the keeper seals
+    assert_eq!(log.retain(None, day).unwrap(), 0);
+    place.clocks.pass(2 * HOUR);
+    assert_eq!(log.retain(None, day).unwrap(), 0);
+    place.clocks.set(NOW + YEARS);
+    for _ in 0..59 {
+        place.clocks.pass(60_000);
+        assert_eq!(log.retain(None, day).unwrap(), 0, "ahead for less than an hour");
+    }
+    // Also one that was wrong when the machine was started.
+    log.close().unwrap();
+    let log = place.open();
+    assert_eq!(log.retain(None, day).unwrap(), 0);
+    // A clock that stays so is right: the log was idle.
+    place.clocks.pass(HOUR + 1);
+    log.retain(None, day).unwrap();
+    place.append(&log, 1);
+    assert!(log.retain(None, day).unwrap() > 200);
+}
+
+/// A clock that was at 1970 for a while makes nothing old that came before.
+#[test]
+fn what_comes_before_a_clock_that_was_behind_does_not_expire_early() {
+    let mut place = Place::new();
+    let log = place.open();
+    place.append(&log, 20);
+    place.clocks.set(1000);
+    place.append(&log, 100);
+    place.clocks.set(NOW + HOUR);
+    place.append(&log, 100);
+    std::thread::sleep(Duration::from_millis(50)); // the keeper seals
+    let times = times(&log);
+    let before = times.iter().position(|&time| time < NOW / 2).unwrap() as u64;
+    assert!(before <= 31, "the first segment was given up before it was full");
+    assert_eq!(log.retain(None, Some(Duration::from_secs(24 * 3600))).unwrap(), 0);
+    assert!(log.offset_since(NOW + HOUR).unwrap() > before);
+}
