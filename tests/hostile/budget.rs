@@ -87,15 +87,15 @@ fn clients_that_do_not_read_hold_no_more_than_the_budget() {
         deaf.push(client);
     }
     let beside = producer.rate(a_while(1.5));
-    let taken = begun.elapsed();
+    let (taken, slowest) = (begun.elapsed(), producer.slowest());
     println!(
         "1,500 clients that do not read: {} MiB at the most; {alone:.0} appends/s before, {beside:.0} beside, the slowest {:?} ({taken:?})",
         watch.most() / MIB,
-        producer.slowest()
+        slowest
     );
     assert!(watch.most() < before + BUDGET + BESIDE, "{} MiB", watch.most() / MIB);
     // How much of its rate it keeps is printed: what is asserted holds also where others use the processors.
-    assert!(beside > 0.0);
+    assert!(slowest < Duration::from_secs(5), "an append took {slowest:?}");
     // Those that take nothing are given up, all is given back, and whoever reads gets all.
     wait_for("they are given up", Duration::from_secs(15), || metric(&server, "millstream_connections") < 10);
     wait_for("it is given back", Duration::from_secs(5), || process.memory() < before + 48 * MIB);

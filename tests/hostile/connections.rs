@@ -132,7 +132,8 @@ fn ten_thousand_idle_connections_cost_little_and_others_are_served() {
         "{many} idle connections: in {taken:?}, {each} bytes each; {alone:.0} appends/s before, {beside:.0} beside"
     );
     assert!(each < 24 << 10, "{each} bytes for one that is idle");
-    assert!(beside > 0.0);
+    let slowest = producer.slowest();
+    assert!(slowest < Duration::from_secs(5), "an append took {slowest:?}");
     drop(idle);
     wait_for("all are gone", Duration::from_secs(20), || metric(&server, "millstream_connections") < 10);
     let after = process.memory();

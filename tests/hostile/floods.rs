@@ -100,16 +100,16 @@ fn floods_of_frames_cost_little_memory_and_others_are_served() {
             let beside = producer.rate(a_while(0.6));
             (beside, flooding.join().unwrap())
         });
-        let cost = process.peak().saturating_sub(start);
+        let (cost, slowest) = (process.peak().saturating_sub(start), producer.slowest());
         println!(
             "{what}: {} rounds{}, {} KiB at the most; {alone:.0} appends/s before, {beside:.0} beside, the slowest {:?}",
             ended.0,
             if ended.1 { " until it is hung up" } else { "" },
             cost / 1024,
-            producer.slowest()
+            slowest
         );
         assert!(cost < 32 * MIB, "{what}: {cost} bytes");
-        assert!(beside > 0.0, "{what}: {beside} beside, {alone} alone");
+        assert!(slowest < Duration::from_secs(5), "{what}: an append took {slowest:?}");
         assert!(process.memory() < before + 16 * MIB, "{what}: it is kept");
     }
     producer.finish();
