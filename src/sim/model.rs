@@ -68,8 +68,11 @@ pub(super) struct Known {
     pub(super) may_trim: u64,
     /// Offsets of records that were damaged, which is no fault of the log's.
     pub(super) lost: BTreeSet<u64>,
-    /// Whether a bit has changed in its files: what is derived may be wrong.
+    /// Whether a bit has changed in its files, or a write or sync has failed: what is derived may be wrong.
     pub(super) scarred: bool,
+    /// What is written down of producers was damaged: what the log does not tell of them is not known.
+    pub(super) forget_producers: bool,
+    pub(super) vague: BTreeSet<usize>,
     /// In the order in which they came.
     pub(super) sent: Vec<Sent>,
     /// Whether it is certain that the log is there.
@@ -154,6 +157,11 @@ impl Known {
         self.may_trim = first;
         self.lost.retain(|offset| *offset < next);
         self.sent.retain(|sent| sent.first < next);
+        if std::mem::take(&mut self.forget_producers) {
+            // One of whose last batches the log does not have all may be known in part, or not at all.
+            let trimmed = self.sent.iter().filter(|sent| sent.first < first).map(|sent| sent.producer);
+            self.vague.extend(trimmed.collect::<Vec<_>>());
+        }
     }
 
     /// What is known of a producer: its epoch, and the batches that are remembered.

@@ -102,9 +102,11 @@ impl Run {
             self.verify();
         }
         if self.profile.harm {
-            match self.random.below(6) {
-                0 => return self.flip(),
-                1 => self.graft(),
+            match self.random.below(24) {
+                0..4 => return self.flip(),
+                4..8 => self.graft(),
+                8 => return self.flip_in_settings(),
+                9 => self.flip_in_producers(),
                 _ => {}
             }
         }
@@ -162,7 +164,7 @@ impl Run {
                     assert!(
                         world.sim.faults() != before || world.sim.is_tight(),
                         "{}: does not open: {error}",
-                        self.where_(&world)
+                        self.where_(&world.sim)
                     );
                     if attempt > 2 {
                         world.sim.fail_one_in(None);
@@ -216,7 +218,7 @@ impl Run {
             return false;
         }
         if let Err(error) = &closed {
-            assert!(faults > 0 || world.sim.faults() != (0, 0), "{}: {error}", self.where_(&world));
+            assert!(faults > 0 || world.sim.faults() != (0, 0), "{}: {error}", self.where_(&world.sim));
         }
         // What an idle log has failed to write is told of in the log only.
         closed.is_ok() && faults == 0 && world.sim.faults() == (0, 0)
@@ -235,6 +237,7 @@ impl Run {
                 known.memory = known.next();
             }
             known.was_open = false;
+            known.scarred |= sim.faults().0 > 0;
             if cut == Cut::Power {
                 known.memory = known.durable;
                 known.wiped = true;
@@ -256,7 +259,7 @@ impl Run {
                     assert!(
                         self.logs.contains_key(name),
                         "{}: {name:?} is there, and was deleted or never made",
-                        self.where_(&process.world)
+                        self.where_(&process.world.sim)
                     );
                 }
                 let gone: Vec<_> = self.logs.keys().filter(|name| !there.contains(name)).cloned().collect();
@@ -265,7 +268,7 @@ impl Run {
                     assert!(
                         known.is_some_and(|known| !known.certain),
                         "{}: {name:?} is gone",
-                        self.where_(&process.world)
+                        self.where_(&process.world.sim)
                     );
                 }
                 there
@@ -282,7 +285,7 @@ impl Run {
         if process.is_off() {
             return;
         }
-        let place = format!("{}, log {name:?}", self.where_(&process.world));
+        let place = format!("{}, log {name:?}", self.where_(&process.world.sim));
         process.world.sim.note(format_args!("check {name}"));
         let known = self.logs.get_mut(name).expect("only known names are checked");
         known.certain = true;
@@ -382,8 +385,8 @@ impl Run {
         }
     }
 
-    pub(super) fn where_(&self, world: &World) -> String {
-        let steps = world.sim.steps().0;
+    pub(super) fn where_(&self, sim: &Sim) -> String {
+        let steps = sim.steps().0;
         format!("seed {}, generation {}, step {steps}", self.seed, self.counts.generations)
     }
 

@@ -20,6 +20,8 @@ pub(super) struct Profile {
     pub(super) logs: usize,
     /// Tens of thousands of tiny records, megabytes of random bytes.
     pub(super) large: bool,
+    /// Most values are of this size: what one crash leaves has just the place of what comes after it.
+    pub(super) uniform: Option<usize>,
     pub(super) faults: bool,
     /// Bits change, and directories are moved.
     pub(super) harm: bool,
@@ -57,16 +59,20 @@ pub(super) struct Outcome {
 
 fn profile(random: &mut Random) -> Profile {
     let large = random.one_in(25);
+    let uniform = random.one_in(4).then(|| *random.pick(&[8, 100, 700]));
     Profile {
         generations: 3 + random.below(6),
         operations: if large { 40 } else { 120 },
-        segments: if large {
+        segments: if uniform.is_some() {
+            &[32 << 10]
+        } else if large {
             &[64 << 10, 1 << 20, 4 << 20]
         } else {
             &[4 << 10, 8 << 10, 8 << 10, 16 << 10, 64 << 10, 256 << 10]
         },
         logs: *random.pick(&[1, 1, 2, 3]),
         large,
+        uniform,
         faults: random.one_in(2),
         harm: random.one_in(2),
     }

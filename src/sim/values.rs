@@ -1,9 +1,17 @@
 //! Values to append: of all sizes, and of bytes that the log could take for its own.
 
+use super::run::Profile;
 use crate::disk::sim::{Random, Sim};
 
 /// The values of a batch, which a segment of `limit` bytes may or may not have room for.
-pub(super) fn batch(random: &mut Random, sim: &Sim, limit: usize, large: bool) -> Vec<Vec<u8>> {
+pub(super) fn batch(random: &mut Random, sim: &Sim, limit: usize, profile: &Profile) -> Vec<Vec<u8>> {
+    let large = profile.large;
+    if let Some(size) = profile.uniform
+        && !random.one_in(8)
+    {
+        let count = if random.one_in(3) { 1 + random.below(6) } else { 1 };
+        return (0..count).map(|_| vec![random.next() as u8; size]).collect();
+    }
     match random.below(20) {
         0..9 => vec![value(random, sim, limit)],
         9..17 => (0..=random.below(6)).map(|_| value(random, sim, limit / 4)).collect(),

@@ -44,7 +44,7 @@ impl Run {
         match process.get(&name) {
             Ok(log) => Some((name, log)),
             Err(error) => {
-                let place = self.where_(&process.world);
+                let place = self.where_(&process.world.sim);
                 assert!(process.is_off() || process.faults() > 0, "{place}: {name:?} does not open: {error}");
                 self.logs.get_mut(&name)?.failed = true;
                 None
@@ -114,7 +114,7 @@ impl Run {
             }
             return;
         }
-        let place = self.where_(&process.world);
+        let place = self.where_(&process.world.sim);
         match (result, there) {
             (Ok(true), None) => {
                 let mut known = Known { certain: true, was_open: true, ..Known::new(settings) };
@@ -147,7 +147,7 @@ impl Run {
         }
         process.world.sim.note(format_args!("delete {name}"));
         let result = store.delete(&name);
-        let place = self.where_(&process.world);
+        let place = self.where_(&process.world.sim);
         let known = self.logs.get_mut(&name).expect("it is certain");
         match result {
             Ok(()) if !process.is_off() => drop(self.logs.remove(&name)),
@@ -190,7 +190,7 @@ impl Run {
 
     /// Whether an error is no fault of the log's: the disk has failed, or is gone. If a write has, the log is over.
     fn excused(&mut self, process: &Process, name: &str, error: &Error) {
-        let place = self.where_(&process.world);
+        let place = self.where_(&process.world.sim);
         assert!(process.is_off() || process.faults() > 0, "{place}: {name:?}: {error}");
         if let Error::Failed { .. } = error
             && !process.is_off()
@@ -218,7 +218,7 @@ impl Run {
                 done => return done,
             }
         }
-        assert!(process.faults() > 0, "{}: an append never finds room", self.where_(&process.world));
+        assert!(process.faults() > 0, "{}: an append never finds room", self.where_(&process.world.sim));
         Err(Error::WouldBlock)
     }
 
@@ -228,7 +228,7 @@ impl Run {
         if process.is_off() {
             return;
         }
-        let place = self.where_(&process.world);
+        let place = self.where_(&process.world.sim);
         let known = self.logs.get_mut(name).expect("it is used");
         assert!(durable >= known.durable && durable <= known.next(), "{place}: {name:?}: durable {durable}");
         assert!(durable <= visible && visible <= next && next == known.next(), "{place}: {name:?}");
@@ -240,7 +240,7 @@ impl Run {
         let limit = process.options.segment_bytes as usize;
         let times = 1 + self.random.below(8);
         for _ in 0..times {
-            let values = values::batch(&mut self.random, &process.world.sim, limit, self.profile.large);
+            let values = values::batch(&mut self.random, &process.world.sim, limit, &self.profile);
             let json = self.random.one_in(8);
             let payloads: Vec<_> = values.iter().map(|bytes| Payload { bytes, json }).collect();
             let slices: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
@@ -272,7 +272,7 @@ impl Run {
     fn appended(&mut self, process: &Process, name: &str, first: u64, values: &[Payload<'_>]) {
         self.counts.records += values.len() as u64;
         let images = process.has_images();
-        let place = self.where_(&process.world);
+        let place = self.where_(&process.world.sim);
         let known = self.logs.get_mut(name).expect("it is used");
         assert_eq!(first, known.next(), "{place}: {name:?} gives an offset that is not the next one");
         known.append(first, values);
@@ -284,7 +284,7 @@ impl Run {
     fn append_if(&mut self, process: &Process) {
         let Some((name, log)) = self.usable(process) else { return };
         let limit = process.options.segment_bytes as usize;
-        let values = values::batch(&mut self.random, &process.world.sim, limit, false);
+        let values = values::batch(&mut self.random, &process.world.sim, limit, &self.profile);
         let payloads: Vec<_> = values.iter().map(|bytes| Payload { bytes, json: false }).collect();
         let next = self.logs[&name].next();
         let expected = match self.random.below(4) {
@@ -309,6 +309,9 @@ impl Run {
     fn produce(&mut self, process: &Process) {
         let Some((name, log)) = self.usable(process) else { return };
         let producer = self.random.below(3);
+        if self.logs[&name].vague.contains(&producer) {
+            return;
+        }
         let id = format!("producer-{producer}");
         let (epoch, sent) = self.logs[&name].producer(producer);
         let (current, next) = (epoch.unwrap_or(0), sent.last().map_or(0, |last| last.sequence + 1));
@@ -328,7 +331,7 @@ impl Run {
         process.world.sim.note(format_args!("{id} sends {epoch}/{sequence} to {name}"));
         debug_assert!(sent.len() <= REMEMBERED);
         let done = self.patiently(process, || log.try_append_once(&batch, &payloads, None));
-        let place = self.where_(&process.world);
+        let place = self.where_(&process.world.sim);
         match (done, expect) {
             (Ok(done), Expect::New) if !done.repeated => {
                 self.appended(process, &name, done.first_offset, &payloads);
@@ -378,7 +381,7 @@ impl Run {
         if process.is_off() || visible == 0 {
             return;
         }
-        let place = self.where_(&process.world);
+        let place = self.where_(&process.world.sim);
         let mut reader = log.reader(0);
         let from = self.random.below(visible as usize) as u64;
         let most = self.random.below(40) as u64;

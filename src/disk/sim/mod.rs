@@ -198,6 +198,18 @@ impl Sim {
         Some(bytes[at..(at + length).min(bytes.len())].to_vec())
     }
 
+    /// Changes a bit of a file on the device; says where.
+    #[cfg(feature = "store")]
+    pub(crate) fn flip_in(&self, random: &mut Random, path: &Path) -> Option<(usize, u8)> {
+        let mut state = self.state();
+        let file = state.names.find(path).ok()?;
+        let content = state.names.file_mut(file).ok()?;
+        let (at, bit) = (random.below(content.bytes().len().max(1)), 1 << random.below(8));
+        content.bytes().get(at)?;
+        content.change(|bytes| bytes[at] ^= bit);
+        Some((at, bit))
+    }
+
     /// Changes a bit of some segment's file on the device; says where.
     #[cfg(feature = "store")]
     pub(crate) fn flip(&self, random: &mut Random, of: &Path) -> Option<(PathBuf, usize)> {
