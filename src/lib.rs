@@ -32,6 +32,8 @@ mod sync;
 pub mod fuzzing {
     #[cfg(feature = "server")]
     pub use crate::http::fuzz_body as body;
+    #[cfg(feature = "store")]
+    pub use crate::log::checksum_of_producers;
 
     /// Any bytes decode to nothing, or to what encodes to just them.
     pub fn frame(seed: u32, bytes: &[u8]) {

@@ -37,6 +37,8 @@ pub use error::Error;
 pub use flush::Durable;
 pub use inspect::{Damage, Report, verify, verify_with_progress};
 pub use options::{Durability, Options};
+#[cfg(all(fuzzing, feature = "store"))]
+pub use producers::checksum_of as checksum_of_producers;
 #[cfg(feature = "store")]
 pub use producers::{PRODUCER_ID_BYTES, Produced, ProducerBatch};
 pub use read::{Iter, Reader, Record, RecordRef, Visible};

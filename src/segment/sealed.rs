@@ -137,9 +137,9 @@ pub(crate) fn read_record<'b>(
     record: u32,
     buf: &'b mut Vec<u8>,
 ) -> io::Result<Option<frame::Frame<'b>>> {
-    let Some(position) = indexed(file, sealed, record)? else { return Ok(None) };
-    if !read_frame(file, sealed.words, position, buf)? || !is_record(buf, key, record) {
-        // The index is wrong, or the frame is: look for the record itself.
+    let Some(position) = indexed(file, sealed, record) else { return Ok(None) };
+    if !read_frame(file, sealed.words, position, buf).unwrap_or(false) || !is_record(buf, key, record) {
+        // The index is wrong, or the frame is, or either cannot be read: look for the record itself.
         let Some(position) = find(file, sealed.words, key, record)? else { return Ok(None) };
         if !read_frame(file, sealed.words, position, buf)? {
             return Ok(None);
@@ -162,22 +162,23 @@ pub(crate) fn position_of(
     key: Key,
     record: u32,
 ) -> io::Result<Option<u32>> {
-    let Some(position) = indexed(file, sealed, record)? else { return Ok(None) };
+    let Some(position) = indexed(file, sealed, record) else { return Ok(None) };
     let mut buf = Vec::new();
-    if read_frame(file, sealed.words, position, &mut buf)? && is_record(&buf, key, record) {
+    if read_frame(file, sealed.words, position, &mut buf).unwrap_or(false) && is_record(&buf, key, record) {
         return Ok(Some(position));
     }
     find(file, sealed.words, key, record)
 }
 
-/// Where the index says that a record is; nothing is verified.
-fn indexed(file: &dyn File, sealed: &Sealed, record: u32) -> io::Result<Option<u32>> {
+/// Where the index says that a record is; nothing is verified. Behind all frames where the index cannot be read: it is
+/// as good as one that is wrong.
+fn indexed(file: &dyn File, sealed: &Sealed, record: u32) -> Option<u32> {
     if let Some(survivors) = &sealed.survivors {
-        return Ok(survivors.get(record as usize).and_then(|at| at.checked_sub(1)));
+        return survivors.get(record as usize).and_then(|at| at.checked_sub(1));
     }
     let mut entry = [0; 4];
-    file.read_at(&mut entry, index_at(sealed.words) + u64::from(record) * 4)?;
-    Ok(Some(u32::from_le_bytes(entry)))
+    let read = file.read_at(&mut entry, index_at(sealed.words) + u64::from(record) * 4);
+    Some(if read.is_ok() { u32::from_le_bytes(entry) } else { u32::MAX })
 }
 
 fn is_record(bytes: &[u8], key: Key, record: u32) -> bool {
@@ -192,7 +193,11 @@ fn read_frame(file: &dyn File, words: u32, position: u32, buf: &mut Vec<u8>) -> 
     let left = (words.saturating_sub(position)) as usize * WORD;
     buf.resize(GUESS.min(left), 0);
     let at = FRAMES + u64::from(position) * WORD as u64;
-    file.read_at(buf, at)?;
+    if file.read_at(buf, at).is_err() {
+        // What cannot be read may lie behind this frame.
+        buf.truncate(frame::HEADER);
+        file.read_at(buf, at)?;
+    }
     let Some(frame_words) = frame::peek_words(buf) else { return Ok(false) };
     let length = frame_words as usize * WORD;
     if length > left {
@@ -206,14 +211,26 @@ fn read_frame(file: &dyn File, words: u32, position: u32, buf: &mut Vec<u8>) -> 
     Ok(true)
 }
 
-/// Finds a record among the frames themselves, damaged or not those before it: for when the index is damaged.
+/// Finds a record among the frames themselves, damaged or not those before it: for when the index is damaged. Where some
+/// of them cannot be read and the record is not among the others, the error is that of the reading.
 fn find(file: &dyn File, words: u32, key: Key, record: u32) -> io::Result<Option<u32>> {
     let mut frames = vec![0; words as usize * WORD];
-    file.read_at(&mut frames, FRAMES)?;
-    let found = scan::scan(&frames, key);
-    if let Some(&position) = found.positions.get(record as usize) {
-        return Ok(Some(position));
+    let mut unread = None;
+    if file.read_at(&mut frames, FRAMES).is_err() {
+        for (n, block) in frames.chunks_mut(BLOCK as usize).enumerate() {
+            if let Err(error) = file.read_at(block, FRAMES + n as u64 * BLOCK) {
+                block.fill(0); // no frame verifies there
+                unread = Some(error);
+            }
+        }
     }
-    let later = search::frames_from(&frames, key, found.words, found.positions.len() as u32);
-    Ok(later.frames.iter().find(|(number, _)| *number == record).map(|(_, word)| *word))
+    let scanned = scan::scan(&frames, key);
+    let found = scanned.positions.get(record as usize).copied().or_else(|| {
+        let later = search::frames_from(&frames, key, scanned.words, scanned.positions.len() as u32);
+        later.frames.iter().find(|(number, _)| *number == record).map(|(_, word)| *word)
+    });
+    match (found, unread) {
+        (None, Some(error)) => Err(error),
+        (found, _) => Ok(found),
+    }
 }

@@ -2,6 +2,7 @@
 //! the server goes on. After a restart the damage is told, and the rest is still served.
 
 use crate::{
+    full::Disk,
     load::{chance, mix},
     support::{Client, Server},
 };
@@ -11,6 +12,7 @@ use std::{
     io::Read,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 const RECORDS: u64 = 6000;
@@ -117,4 +119,62 @@ fn a_sealed_segment_is_overwritten_while_it_is_open() {
 fn a_sealed_segment_is_removed_while_it_is_open() {
     let data = tempfile::tempdir().unwrap();
     harm(data.path(), |path| fs::remove_file(path).unwrap());
+}
+
+/// A file that is seen at another place, until this is dropped.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn new(file: &Path, at: &Path) -> Self {
+        let status = Command::new("mount").arg("--bind").args([file, at]).status().unwrap();
+        assert!(status.success());
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status(); // a test that fails is not to fail for this
+    }
+}
+
+/// Sectors that cannot be read: the disk ends before them, and the system says `EIO`. First while the segment is open,
+/// then when it is opened.
+#[test]
+fn sectors_of_a_sealed_segment_cannot_be_read() {
+    let Some(disk) = Disk::new("ext4", 16) else { return };
+    let data = tempfile::tempdir().unwrap();
+    let images = tempfile::tempdir_in("/dev/shm").unwrap();
+    let flags = flags(images.path());
+    let mut server = Server::start(data.path(), &flags);
+    fill(&mut server.connect());
+    assert_eq!(server.terminate(), Some(0));
+
+    // One segment, with all its bytes, is on the disk that is going to fail.
+    let segments = segments(data.path());
+    let mut bases = segments.keys().copied().skip(5 + chance(10) as usize);
+    let harmed = bases.next().unwrap()..bases.next().unwrap();
+    let first = harmed.start + 20; // the ones before stay readable
+    let segment = disk.at.join("segment");
+    fs::copy(&segments[&harmed.start], &segment).unwrap();
+    let mut end = 0;
+    disk.remount(|image| {
+        let (bytes, needle) = (fs::read(image).unwrap(), value(first));
+        let place = memchr::memmem::find(&bytes, &needle).expect("the value is on the disk");
+        end = (place as u64).next_multiple_of(4096);
+    });
+    let bound = Bound::new(&segment, &segments[&harmed.start]);
+    let server = Server::start(data.path(), &flags);
+    let mut client = server.connect();
+    assert_eq!(client.request("GET", "/v1/logs/harmed", b"").unwrap().status, 200);
+    File::options().write(true).open(&disk.image).unwrap().set_len(end).unwrap();
+    assert!(read_all(&mut client, &(first..harmed.end)) > 0, "all could be read");
+    let next = client.exchange("POST", "/v1/logs/harmed/records", &[], b"goes on").unwrap();
+    assert_eq!(next.status, 200, "{}", String::from_utf8_lossy(&next.body));
+    server.kill();
+
+    let server = Server::start(data.path(), &flags);
+    assert!(read_all(&mut server.connect(), &harmed) > 0);
+    server.kill();
+    drop(bound);
 }

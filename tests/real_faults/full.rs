@@ -6,7 +6,7 @@ use crate::{
 };
 use std::{
     fs::File,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::Ordering,
     time::{Duration, Instant},
@@ -17,7 +17,7 @@ pub struct Disk {
     pub at: PathBuf,
     kind: &'static str,
     device: String,
-    image: PathBuf,
+    pub image: PathBuf,
     _place: tempfile::TempDir,
 }
 
@@ -91,6 +91,14 @@ impl Disk {
             }
         }
     }
+
+    /// Unmounts and mounts again, so that nothing of it is in memory, with a change of its image in between.
+    pub fn remount(&self, change: impl FnOnce(&Path)) {
+        let at = self.at.to_str().unwrap();
+        run("umount", &[at]).unwrap();
+        change(&self.image);
+        run("mount", &[&self.device, at]).unwrap();
+    }
 }
 
 impl Drop for Disk {
@@ -115,7 +123,7 @@ fn fill_and_grow(kind: &'static str, mib: u64) {
     logs[2].name = "third".into();
     let mut numbers = Numbers::new();
     let mut fill_up = |server: &Server, logs: &mut [Expected]| {
-        let (stored, ()) = produce(server, logs, 3, "", &mut numbers, |failed| {
+        let (stored, ()) = produce(server, logs, 3, "", &mut numbers, false, |failed| {
             let end = Instant::now() + Duration::from_secs(30);
             while failed.load(Ordering::Relaxed) < 20 {
                 assert!(Instant::now() < end, "the disk does not fill up");
@@ -163,4 +171,27 @@ fn an_ext4_disk_fills_up_and_is_enlarged() {
 #[test]
 fn an_xfs_disk_fills_up_and_is_enlarged() {
     fill_and_grow("xfs", 320);
+}
+
+#[test]
+fn a_log_cannot_be_made_on_a_full_disk_and_can_once_there_is_room() {
+    let Some(disk) = Disk::new("ext4", 32) else { return };
+    let data = disk.at.join("data");
+    let server = Server::start(&data, &["--images", "none"]);
+    let mut client = server.connect();
+    // With nothing free, and then with a little more each time: for the directory, for the settings, for the segment.
+    for (n, left) in [0, 4 << 10, 8 << 10, 12 << 10, 20 << 10, 60 << 10].into_iter().enumerate() {
+        disk.fill("ballast", left);
+        let made = client.request("PUT", "/v1/logs/late", b"").unwrap();
+        assert_eq!(made.status, 507, "with {left} bytes free: {}", made.body);
+        let listed = client.request("GET", "/v1/logs", b"").unwrap().body;
+        assert!(!listed.contains("late"), "{listed}");
+        std::fs::remove_file(disk.at.join("ballast")).unwrap();
+        let made = client.request("PUT", "/v1/logs/late", b"").unwrap();
+        assert_eq!(made.status, 201, "with room again, {n}: {}", made.body);
+        assert_eq!(client.request("DELETE", "/v1/logs/late", b"").unwrap().status, 204);
+    }
+    let left: Vec<_> = std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_str().unwrap().starts_with(".deleted")), "{left:?}");
+    server.kill();
 }

@@ -89,16 +89,17 @@ fn kill_under(load: &Load) {
             let wait = Duration::from_millis(chance(load.up_to.as_millis() as u64));
             let ends: Vec<_> =
                 logs.iter().map(|log| (log.name.clone(), log.trim_said, log.records() as u64)).collect();
-            let (stored, said) = produce(&server, &mut logs, load.threads, load.query, &mut numbers, |_| {
-                std::thread::scope(|scope| {
-                    let address = &server.address;
-                    let trimmer =
-                        (load.trim && generation > 0).then(|| scope.spawn(move || trim(address, &ends)));
-                    std::thread::sleep(wait);
-                    kill_process(server.pid(), Signal::KILL).unwrap();
-                    trimmer.map(|trimmer| trimmer.join().unwrap())
-                })
-            });
+            let (stored, said) =
+                produce(&server, &mut logs, load.threads, load.query, &mut numbers, false, |_| {
+                    std::thread::scope(|scope| {
+                        let address = &server.address;
+                        let trimmer =
+                            (load.trim && generation > 0).then(|| scope.spawn(move || trim(address, &ends)));
+                        std::thread::sleep(wait);
+                        kill_process(server.pid(), Signal::KILL).unwrap();
+                        trimmer.map(|trimmer| trimmer.join().unwrap())
+                    })
+                });
             server.kill();
             batches += stored;
             for (log, (asked, said)) in logs.iter_mut().zip(said.unwrap_or_default()) {

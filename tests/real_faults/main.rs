@@ -8,6 +8,7 @@
 mod files;
 mod full;
 mod kill;
+mod limits;
 mod load;
 #[path = "../support/mod.rs"]
 mod support;
