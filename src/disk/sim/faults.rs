@@ -94,6 +94,9 @@ impl Plan {
             Kind::Write | Kind::Sync | Kind::Change => self.fatal += 1,
             _ => self.passing += 1,
         }
-        Some(io::Error::from_raw_os_error(*random.pick(errors)))
+        let error = io::Error::from_raw_os_error(*random.pick(errors));
+        // As the disk of the system says it: for whatever reason a write or a sync failed, nothing is known of it.
+        let begun = matches!(kind, Kind::Write | Kind::Sync);
+        Some(if begun { crate::disk::unknown(error) } else { error })
     }
 }
