@@ -1,9 +1,9 @@
 //! Request bodies: read whole, within a size, a time and the server's memory, decompressed, and parsed as JSON.
 
 use super::{
-    formats::Meter,
     memory::{Buffer, FREE, Grant, Purpose},
     problem::Problem,
+    room::Meter,
     router::Context,
 };
 use bytes::Bytes;

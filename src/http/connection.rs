@@ -23,6 +23,7 @@
 use super::{
     router::{self, Answer, Context},
     server::Settings,
+    socket::Socket,
 };
 use bytes::Bytes;
 use hyper::{
@@ -46,7 +47,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    io::AsyncReadExt,
     net::TcpStream,
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     task::AbortHandle,
@@ -202,6 +203,26 @@ impl Connection {
     /// Whether it was given up, rather than ended by the client.
     pub(super) fn is_cut(&self) -> bool {
         self.cut.load(Ordering::Relaxed)
+    }
+
+    /// The system has taken what it was given, or has not.
+    pub(super) fn taken(&self, yes: bool) {
+        if yes {
+            self.stuck.store(0, Ordering::Relaxed);
+        } else {
+            let now = self.all.now() + 1;
+            let _ = self.stuck.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed); // since the first time
+        }
+    }
+
+    /// The client is given up where the system has done so, or where it is gone after it took nothing for a while;
+    /// otherwise it has left of its own accord.
+    pub(super) fn failed(&self, error: &io::Error) {
+        let stuck = self.stuck.load(Ordering::Relaxed);
+        let slow = stuck > 0 && self.all.now() + 1 >= stuck + SLOW;
+        if slow || error.kind() == io::ErrorKind::TimedOut {
+            self.cut.store(true, Ordering::Relaxed);
+        }
     }
 
     fn touch(&self) {
@@ -475,7 +496,7 @@ async fn drive(
     };
     let _ = connection.protocol.set(protocol); // the first and only time
     connection.touch();
-    let socket = Socket { stream, first, read, given: 0, connection: Arc::clone(connection) };
+    let socket = Socket::new(stream, first[..read].into(), Arc::clone(connection));
     let service = service_fn(|request: Request<Incoming>| {
         let (context, exchange) = (Arc::clone(context), Exchange::begin(connection));
         async move {
@@ -552,94 +573,5 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
         if let Some(stream) = self.0.begun.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = stream.task.set(task.abort_handle()); // the first and only one
         }
-    }
-}
-
-/// The socket, with what was read from it to see which protocol it is, and what is noticed on the way.
-struct Socket {
-    stream: TcpStream,
-    first: [u8; PREFACE.len()],
-    read: usize,
-    given: usize,
-    connection: Arc<Connection>,
-}
-
-impl Socket {
-    /// The client is given up where the system has done so, or where it is gone after it took nothing for a while;
-    /// otherwise it has left of its own accord.
-    fn noticed<T>(&self, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if let Poll::Ready(Err(error)) = &done {
-            let connection = &self.connection;
-            let stuck = connection.stuck.load(Ordering::Relaxed);
-            let slow = stuck > 0 && connection.all.now() + 1 >= stuck + SLOW;
-            if slow || error.kind() == io::ErrorKind::TimedOut {
-                connection.cut.store(true, Ordering::Relaxed);
-            }
-        }
-        done
-    }
-
-    fn written(&self, done: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        let done = self.noticed(done);
-        let stuck = &self.connection.stuck;
-        if done.is_ready() {
-            stuck.store(0, Ordering::Relaxed);
-        } else {
-            let now = self.connection.all.now() + 1;
-            let _ = stuck.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed); // since the first time
-        }
-        done
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.given < self.read {
-            let more = &self.first[self.given..self.read];
-            let more = &more[..more.len().min(into.remaining())];
-            into.put_slice(more);
-            self.given += more.len();
-            return Poll::Ready(Ok(()));
-        }
-        let done = Pin::new(&mut self.stream).poll_read(context, into);
-        self.noticed(done)
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let done = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.written(done)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let done = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
-        self.written(done)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
-        let done = Pin::new(&mut self.stream).poll_flush(context);
-        self.noticed(done)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
-        let done = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.noticed(done)
     }
 }

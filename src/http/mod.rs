@@ -19,8 +19,10 @@ mod metrics;
 mod params;
 mod problem;
 mod records;
+mod room;
 mod router;
 mod server;
+mod socket;
 mod tail;
 
 pub use server::{Server, Settings};
@@ -32,9 +34,9 @@ pub fn fuzz_body(media_type: &str, encoding: &str, bytes: &[u8], json_only: bool
     let Some(format) = formats::Format::of(media_type) else { return };
     let Ok(encoding) = body::Encoding::of(Some(encoding)) else { return };
     let memory = memory::Memory::new(64 << 20, 1);
-    let (room, grant) = (formats::Room::new(1 << 20), || memory.grant(memory::Purpose::Request));
+    let (room, grant) = (room::Room::new(1 << 20), || memory.grant(memory::Purpose::Request));
     let body = bytes::Bytes::copy_from_slice(bytes);
-    let Ok(decoded) = encoding.decode(body, 1 << 20, grant(), formats::Meter::new(format, room)) else {
+    let Ok(decoded) = encoding.decode(body, 1 << 20, grant(), room::Meter::new(format, room)) else {
         return;
     };
     assert!(decoded.len() <= 1 << 20, "the limit does not hold");

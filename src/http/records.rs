@@ -2,10 +2,11 @@
 
 use super::{
     body,
-    formats::{self, Batch, Format, Meter, Room},
+    formats::{self, Batch, Format},
     memory::{FREE, Grant, Purpose, with_scratch},
     params,
     problem::Problem,
+    room::{Meter, Room},
     router::{Ack, Answer, Body, Context, full, json},
     tail,
 };

@@ -1,0 +1,102 @@
+//! How many records fit: told while a body is decoded, and while it is taken apart.
+
+use super::{
+    formats::{Format, JSON_MARK},
+    problem::Problem,
+};
+use crate::chunk::record_needs;
+use hyper::StatusCode;
+
+/// How much of a segment, at the most, records may take that are appended as one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    limit: u64,
+    taken: u64,
+}
+
+impl Room {
+    pub(super) fn new(limit: u64) -> Self {
+        Self { limit, taken: 0 }
+    }
+
+    fn take(&mut self, needs: u64) -> Result<(), Problem> {
+        self.taken = self.taken.saturating_add(needs);
+        if self.taken <= self.limit {
+            return Ok(());
+        }
+        let detail = format!(
+            "the records of the body take more than the {} bytes of a segment, each some {} for itself; send less at once",
+            self.limit,
+            record_needs(0)
+        );
+        Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "record_too_large", detail))
+    }
+
+    pub(super) fn record(&mut self, bytes: usize) -> Result<(), Problem> {
+        self.take(record_needs(bytes))
+    }
+}
+
+/// Looks at a body as it is decoded, and refuses it once its records can no longer fit a segment: a small body may
+/// decode to millions of them. What it counts is never more than what there is.
+pub(super) struct Meter {
+    format: Format,
+    room: Room,
+    /// Of NDJSON: whether something was seen on the line.
+    begun: bool,
+    /// Of frames: bytes that are still to come of the value, and those of a head that has begun.
+    value: u64,
+    head: [u8; 4],
+    head_bytes: usize,
+}
+
+impl Meter {
+    pub(super) fn new(format: Format, room: Room) -> Self {
+        Self { format, room, begun: false, value: 0, head: [0; 4], head_bytes: 0 }
+    }
+
+    pub(super) fn see(&mut self, bytes: &[u8]) -> Result<(), Problem> {
+        let empty = record_needs(0);
+        match self.format {
+            Format::Text => {
+                let lines = memchr::memchr_iter(b'\n', bytes).count() as u64;
+                let values = (bytes.len() as u64).saturating_sub(2 * lines);
+                self.room.take(lines * empty + values)
+            }
+            Format::Ndjson => {
+                let mut lines = 0;
+                for &byte in bytes {
+                    if byte == b'\n' {
+                        lines += u64::from(self.begun);
+                        self.begun = false;
+                    } else {
+                        self.begun |= !byte.is_ascii_whitespace();
+                    }
+                }
+                self.room.take(lines * empty)
+            }
+            Format::Bytes => self.room.take(bytes.len() as u64),
+            Format::Frames => self.frames(bytes),
+            // White space and base64 leave nothing to say about it before it is parsed.
+            Format::Json => Ok(()),
+        }
+    }
+
+    fn frames(&mut self, mut bytes: &[u8]) -> Result<(), Problem> {
+        while !bytes.is_empty() {
+            let skipped = self.value.min(bytes.len() as u64);
+            self.value -= skipped;
+            bytes = &bytes[skipped as usize..];
+            let wanted = (self.head.len() - self.head_bytes).min(bytes.len());
+            self.head[self.head_bytes..][..wanted].copy_from_slice(&bytes[..wanted]);
+            self.head_bytes += wanted;
+            bytes = &bytes[wanted..];
+            if self.head_bytes == self.head.len() {
+                self.value = u64::from(u32::from_le_bytes(self.head) & !JSON_MARK);
+                self.head_bytes = 0;
+                self.room.record(self.value as usize)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! The socket of a connection, and what is noticed on the way: whether the client takes what it is sent, and how it ends.
+
+use super::connection::Connection;
+use bytes::Bytes;
+use std::{io, pin::Pin, sync::Arc, task::Poll};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+/// See the module's documentation.
+pub(super) struct Socket {
+    stream: TcpStream,
+    /// What was read from it to see which protocol it is.
+    first: Bytes,
+    connection: Arc<Connection>,
+}
+
+impl Socket {
+    pub(super) fn new(stream: TcpStream, first: Box<[u8]>, connection: Arc<Connection>) -> Self {
+        Self { stream, first: first.into(), connection }
+    }
+
+    fn noticed<T>(&self, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(error)) = &done {
+            self.connection.failed(error);
+        }
+        done
+    }
+
+    fn written(&self, done: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let done = self.noticed(done);
+        self.connection.taken(done.is_ready());
+        done
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.first.is_empty() {
+            let most = self.first.len().min(into.remaining());
+            into.put_slice(&self.first.split_to(most));
+            return Poll::Ready(Ok(()));
+        }
+        let done = Pin::new(&mut self.stream).poll_read(context, into);
+        self.noticed(done)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let done = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.written(done)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let done = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.written(done)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+        let done = Pin::new(&mut self.stream).poll_flush(context);
+        self.noticed(done)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+        let done = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.noticed(done)
+    }
+}
