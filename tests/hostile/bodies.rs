@@ -88,9 +88,10 @@ fn a_body_costs_a_small_multiple_of_its_bytes_whatever_it_decodes_to() {
         ("16 MiB of line ends", text, "identity", vec![b'\n'; 16 * MIB], 0, too_many, "record_too_large"),
         ("8 Mi short lines", lines, "identity", b"1\n".repeat(8 * MIB), 0, too_many, "record_too_large"),
         ("4 Mi empty frames", frames, "identity", vec![0; 16 * MIB], 0, too_many, "record_too_large"),
+        ("JSON a million deep", lines, "identity", deep[..1_000_000].to_vec(), 0, 400, "invalid_json"),
+        // Last, as the engine then makes larger chunks, in the background.
         ("JSON a million deep", lines, "identity", deep.clone(), 0, 200, "stored"),
         ("JSON a million deep", json, "identity", deep_list, 2 * MIB, 200, "stored"),
-        ("JSON a million deep", lines, "identity", deep[..1_000_000].to_vec(), 0, 400, "invalid_json"),
     ];
     client.append(b"so that all is there that is made once").unwrap();
     let before = process.memory();
@@ -106,7 +107,9 @@ fn a_body_costs_a_small_multiple_of_its_bytes_whatever_it_decodes_to() {
         );
         assert_eq!(answer, (status, code.to_owned()), "{what} as {media_type}, {encoding}");
         // The body, once more where it is stored, what it is decoded to, and what decoding needs (a window of 8 MiB).
-        let allowed = 2 * body.len() + decoded + 12 * MIB;
+        // What is stored may have the engine make larger chunks, which are in a budget of their own.
+        let chunks = if status == 200 { 32 * MIB } else { 0 };
+        let allowed = 2 * body.len() + decoded + 12 * MIB + chunks;
         assert!(cost <= allowed, "{what} as {media_type}, {encoding}: {cost} bytes, and may cost {allowed}");
     }
     // It is given back, at once.
