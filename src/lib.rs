@@ -21,7 +21,7 @@ mod frame;
 pub mod http;
 mod log;
 mod segment;
-#[cfg(all(test, feature = "store", not(loom)))]
+#[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
 mod sim;
 #[cfg(feature = "store")]
 pub mod store;
@@ -34,6 +34,8 @@ pub mod fuzzing {
     pub use crate::http::fuzz_body as body;
     #[cfg(feature = "store")]
     pub use crate::log::checksum_of_producers;
+    #[cfg(feature = "store")]
+    pub use crate::sim::fuzz as simulation;
 
     /// Any bytes decode to nothing, or to what encodes to just them.
     pub fn frame(seed: u32, bytes: &[u8]) {

@@ -364,7 +364,7 @@ impl Store {
     }
 
     /// A turn of the store's thread, where it has none.
-    #[cfg(all(test, not(loom)))]
+    #[cfg(all(any(test, fuzzing), not(loom)))]
     pub(crate) fn turn(&self) {
         self.inner.turn();
     }

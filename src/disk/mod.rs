@@ -8,7 +8,8 @@ mod direct;
 pub(crate) mod gate;
 mod native;
 pub(crate) mod shm;
-#[cfg(all(test, not(loom)))]
+#[cfg(all(any(test, fuzzing), not(loom)))]
+#[cfg_attr(not(test), allow(dead_code))] // tests need more of it than fuzzing does
 pub(crate) mod sim;
 #[cfg(feature = "store")]
 pub(crate) mod tree;

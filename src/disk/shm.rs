@@ -8,20 +8,20 @@ use std::{
 };
 
 /// What the simulation sees of this, and makes fail: it is asked before each operation of this thread.
-#[cfg(all(test, not(loom)))]
+#[cfg(all(any(test, fuzzing), not(loom)))]
 pub(crate) type Gate = Box<dyn Fn(&'static str) -> io::Result<()>>;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(any(test, fuzzing), not(loom)))]
 thread_local! {
     pub(crate) static GATE: std::cell::RefCell<Option<Gate>> = const { std::cell::RefCell::new(None) };
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(any(test, fuzzing), not(loom)))]
 fn pass(what: &'static str) -> io::Result<()> {
     GATE.with_borrow(|gate| gate.as_ref().map_or(Ok(()), |gate| gate(what)))
 }
 
-#[cfg(not(all(test, not(loom))))]
+#[cfg(not(all(any(test, fuzzing), not(loom))))]
 #[allow(clippy::unnecessary_wraps)] // as in tests
 fn pass(_: &'static str) -> io::Result<()> {
     Ok(())

@@ -48,7 +48,7 @@ use recovery::PRODUCERS_FILE;
 pub(crate) use recovery::{SETTINGS_FILE, STORE_LOCK, id_of};
 pub use repair::{Repaired, repair, repair_with_progress};
 pub use stats::{Buckets, Stats, stats};
-#[cfg(all(test, feature = "store", not(loom)))]
+#[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
 pub(crate) use {
     environment::Machine,
     inspect::verify_on,

@@ -5,6 +5,7 @@
 //! `cargo test --lib sim::` runs some hundred seeds. `MILLSTREAM_SIM_SEEDS=from..to` runs those instead, and
 //! `MILLSTREAM_SIM_SEED=n` one of them, with a trace of each step.
 
+#[cfg(test)]
 mod found;
 mod harm;
 mod model;
@@ -14,6 +15,15 @@ mod values;
 mod work;
 mod world;
 
+/// A run in which these bytes choose first, for `fuzz/`.
+#[cfg(fuzzing)]
+pub fn fuzz(bytes: &[u8]) {
+    // A trace takes time: for an input that was found to fail, it is asked for.
+    let trace = std::env::var_os("MILLSTREAM_SIM_TRACE").is_some();
+    run::run_by(crate::disk::sim::Random::by(bytes), 0, trace);
+}
+
+#[cfg(test)]
 mod tests {
     use super::run::{Counts, run};
     use std::{

@@ -79,8 +79,13 @@ fn profile(random: &mut Random) -> Profile {
 }
 
 /// Runs a seed; panics where what is promised does not hold.
+#[cfg(test)]
 pub(super) fn run(seed: u64, trace: bool) -> Outcome {
-    let mut random = Random::new(seed.wrapping_mul(0x2545_F491_4F6C_DD1D));
+    run_by(Random::new(seed.wrapping_mul(0x2545_F491_4F6C_DD1D)), seed, trace)
+}
+
+/// A run in which `random` chooses all that there is to choose.
+pub(super) fn run_by(mut random: Random, seed: u64, trace: bool) -> Outcome {
     let disk = Sim::new(random.fork().next());
     if trace {
         disk.begin_trace();

@@ -2,16 +2,31 @@
 
 /// `SplitMix64`, by Steele, Lea and Flood.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Random(u64);
+pub(crate) struct Random {
+    state: u64,
+    /// The next choices, the last one first, before there is chance: so `fuzz/` decides.
+    choices: Vec<u16>,
+}
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self { state: seed, choices: Vec::new() }
+    }
+
+    /// The first choices by these bytes, two for each; what comes then by chance.
+    #[cfg(fuzzing)]
+    pub(crate) fn by(bytes: &[u8]) -> Self {
+        let choices =
+            bytes.chunks_exact(2).rev().map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
+        Self { state: crc32c::crc32c(bytes).into(), choices }
     }
 
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
+        if let Some(choice) = self.choices.pop() {
+            return choice.into();
+        }
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.state;
         z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ z >> 31
@@ -41,6 +56,6 @@ impl Random {
 
     /// Another source, that is not disturbed by how often this one is asked.
     pub(crate) fn fork(&mut self) -> Self {
-        Self(self.next())
+        Self::new(self.next())
     }
 }

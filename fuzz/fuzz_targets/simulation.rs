@@ -1,0 +1,5 @@
+//! Bytes decoded into what happens to an engine on the simulated disk, beside a model of what was promised: which
+//! operations, when the background gets its turns, what fails, when the process is killed or the power goes.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| millstream::fuzzing::simulation(bytes));
