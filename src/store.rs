@@ -538,10 +538,9 @@ fn tell_of_images(disk: &dyn Disk, at: &Path, dir: &Path) {
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     match crate::chunk::image_owners(at) {
         Ok(owners) => {
-            for (log, _) in owners
-                .iter()
-                .filter(|(log, id)| log.parent() == Some(&dir) && crate::log::id_of(disk, log) != Some(*id))
-            {
+            for (log, _) in owners.iter().filter(|(log, id)| {
+                log.parent() == Some(&dir) && crate::log::id_of(disk, log).ok().flatten() != Some(*id)
+            }) {
                 tracing::warn!(
                     log = %log.display(), images = %at.display(),
                     "memory of a log that cannot be found is kept: put its directory back, or remove the images"

@@ -17,6 +17,8 @@
 //! - An image is removed by the process that made it when the log is closed, and by an opening that has proven that
 //!   the disk has all that is in it. Nothing else removes one: what cannot be understood is left where it is.
 
+#[cfg(not(loom))]
+use crate::disk::is_transient;
 use crate::disk::{MemoryDir, Node};
 use std::{
     io::{self, Read, Seek},
@@ -279,7 +281,13 @@ impl Images {
 
     /// A new image for a chunk of `capacity`, mapped; `None`, noted and said once, where there is no room.
     #[cfg(not(loom))]
-    pub(super) fn create(self: &std::sync::Arc<Self>, capacity: u64) -> Option<(Image, memmap2::MmapRaw)> {
+    ///
+    /// # Errors
+    /// What may go better the next time: a moment without descriptors must not take a chunk its image.
+    pub(super) fn create(
+        self: &std::sync::Arc<Self>,
+        capacity: u64,
+    ) -> io::Result<Option<(Image, memmap2::MmapRaw)>> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // What an earlier process left may still be there, and have had the same process id.
@@ -289,7 +297,8 @@ impl Images {
             Ok((image, memmap2::MmapOptions::new().map_raw(&file)?))
         });
         match made {
-            Ok(made) => Some(made),
+            Ok(made) => Ok(Some(made)),
+            Err(error) if is_transient(&error) => Err(error),
             Err(error) => {
                 WITHOUT_IMAGE.fetch_add(1, Ordering::Relaxed);
                 if !self.warned.swap(true, Ordering::Relaxed) {
@@ -298,7 +307,7 @@ impl Images {
                         "no memory that outlives the process: what is acknowledged in memory is lost with it"
                     );
                 }
-                None
+                Ok(None)
             }
         }
     }

@@ -61,7 +61,7 @@ impl Memory {
         images: Option<&std::sync::Arc<super::image::Images>>,
     ) -> std::io::Result<Self> {
         #[cfg(not(loom))]
-        if let Some((image, map)) = images.and_then(|images| images.create(capacity)) {
+        if let Some((image, map)) = images.map(|images| images.create(capacity)).transpose()?.flatten() {
             return Ok(Self::over(capacity, populate(map), super::image::HEAD, Some(image)));
         }
         let _ = images;

@@ -71,7 +71,9 @@ pub(super) fn is_taken(error: &Error) -> bool {
 /// Removes the directory of a log that was deleted, and before it what is left in memory of the log, which nobody could
 /// find any more.
 pub(super) fn remove_deleted(disk: &dyn Disk, dir: &Path, images: Option<&Path>) -> io::Result<()> {
-    if let (Some(at), Some(log)) = (images, crate::log::id_of(disk, dir)) {
+    if let Some(at) = images
+        && let Some(log) = crate::log::id_of(disk, dir)?
+    {
         crate::chunk::remove_images(at, &log, disk.node(dir)?)?;
     }
     disk.remove_dir(dir)

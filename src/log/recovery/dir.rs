@@ -32,12 +32,19 @@ pub(super) fn is_ours(name: &str) -> bool {
 
 /// The id of the log in `dir`, if there is one.
 #[cfg(feature = "store")]
-pub(crate) fn id_of(disk: &dyn Disk, dir: &Path) -> Option<[u8; 16]> {
-    disk.list(dir).ok()?.iter().filter(|name| file::base_of(name).is_some()).find_map(|name| {
+pub(crate) fn id_of(disk: &dyn Disk, dir: &Path) -> io::Result<Option<[u8; 16]>> {
+    for name in disk.list(dir)?.iter().filter(|name| file::base_of(name).is_some()) {
         let mut block = [0; BLOCK as usize];
-        disk.open(&dir.join(name), false).ok()?.read_at(&mut block, 0).ok()?;
-        Header::decode(&block).ok().map(|found| found.header.log)
-    })
+        match disk.open(&dir.join(name), false).and_then(|file| file.read_at(&mut block, 0)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
+            Err(error) => return Err(error),
+        }
+        if let Ok(found) = Header::decode(&block) {
+            return Ok(Some(found.header.log));
+        }
+    }
+    Ok(None)
 }
 
 /// Takes the directory's lock, unless the directory is somebody else's.
