@@ -285,7 +285,11 @@ impl Log {
                 producer.batches.retain(|batch| batch.first_offset.saturating_add(batch.count) <= first);
                 !producer.batches.is_empty()
             });
-            up_to = 0;
+            up_to = first;
+            if self.writable().is_ok() {
+                // At once: once the log is longer, the file would be believed, and what comes now not be read again.
+                self.save_producers(file, up_to, producers.clone())?;
+            }
         }
         file.up_to = up_to;
         let mut table = Table { producers, changes: file.changes };

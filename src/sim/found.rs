@@ -143,3 +143,39 @@ fn a_segment_that_was_replaced_while_it_was_empty_is_not_sealed_over_its_success
         log.close().unwrap();
     }
 }
+
+/// An image that nobody needed lay beside a log whose records had gone on without it. A damaged record in the part that
+/// both have was made good out of the image, and all behind it was overwritten with what the image has.
+#[test]
+fn damage_is_not_mended_out_of_the_memory_of_another_history() {
+    let at = tempfile::tempdir().unwrap();
+    let sim = Sim::new(1);
+    let log = open(&sim, Some(at.path())).unwrap();
+    for _ in 0..10 {
+        log.append(&[1; 40]).unwrap();
+    }
+    log.flush().unwrap();
+    let disk = sim.snapshot();
+    sim.hold(true);
+    for _ in 0..10 {
+        log.append(&[2; 40]).unwrap();
+    }
+    sim.turn_off();
+    GATE.set(Some(Box::new(|_| Err(io::Error::other("killed")))));
+    sim.hold(false);
+    drop(log);
+    GATE.set(None);
+    // Another user goes on.
+    let log = open(&disk, None).unwrap();
+    for _ in 0..5 {
+        log.append(&[3; 40]).unwrap();
+    }
+    log.close().unwrap();
+    let first = Path::new(DIR).join("00000000000000000000.seg");
+    disk.damage(&first, |bytes| bytes[4096 + 3 * 64 + 50] ^= 1);
+    let log = open(&disk, Some(at.path())).unwrap();
+    assert_eq!((log.damage()[0].offsets.clone(), log.next_offset()), (3..4, 15));
+    for offset in 10..15 {
+        assert_eq!(log.read(offset).unwrap().unwrap().value(), [3; 40]);
+    }
+}

@@ -248,15 +248,25 @@ fn go_on_in_place(
 ) -> io::Result<bool> {
     let (header, key) = (image.header, image.header.key());
     let Some(last) = survey.segments.last_mut() else { return Ok(false) };
-    if matches!(last.state, State::Damaged(_)) {
+    if let State::Damaged(wreck) = &last.state {
         // From the first break on, the image may be whole.
         let file = disk.open(&last.path, false)?;
         let mut bytes = vec![0; file.len()?.saturating_sub(FRAMES) as usize];
         file.read_at(&mut bytes, FRAMES)?;
         let (scan, durable) = (scan::scan(&bytes, key), last.records());
         let begins = scan.words as usize * frame::WORD;
-        let mends =
-            frames.get(..begins) == bytes.get(..begins) && scan::scan(frames, key).records() >= durable;
+        // What stands in the file behind the break says whether the image is of the same history: another process may
+        // have gone on from there, without this image.
+        let same = |word: u32| {
+            let at = word as usize * frame::WORD;
+            let length =
+                bytes.get(at..).and_then(frame::parse).map(|frame| frame.words() as usize * frame::WORD);
+            length.is_some_and(|length| bytes.get(at..at + length) == frames.get(at..at + length))
+        };
+        let mut behind = wreck.survivors.iter().skip(scan.records() as usize);
+        let mends = frames.get(..begins) == bytes.get(..begins)
+            && behind.all(|word| word.checked_sub(1).is_none_or(same))
+            && scan::scan(frames, key).records() >= durable;
         if !mends {
             return Ok(false);
         }
