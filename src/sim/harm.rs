@@ -96,7 +96,9 @@ impl Run {
         let values = read_all(&log, first, next).unwrap_or_else(|error| panic!("{place}: {error}"));
         sim.note(format_args!("found {first}..{next}, damage {damage:?}"));
         let known = self.logs.get_mut(&name).expect("it is certain");
-        known.scarred = true;
+        if !images {
+            known.memory = known.durable;
+        }
         // What is damaged is left as it is, and what memory has is taken up after the repair.
         let floor = if images && damage.is_empty() { known.memory } else { known.durable };
         if next < floor {

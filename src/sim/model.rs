@@ -68,8 +68,6 @@ pub(super) struct Known {
     pub(super) may_trim: u64,
     /// Offsets of records that were damaged, which is no fault of the log's.
     pub(super) lost: BTreeSet<u64>,
-    /// Whether a bit has changed in its files, or a write or sync has failed: what is derived may be wrong.
-    pub(super) scarred: bool,
     /// What is written down of producers was damaged: what the log does not tell of them is not known.
     pub(super) forget_producers: bool,
     pub(super) vague: BTreeSet<usize>,
@@ -81,8 +79,6 @@ pub(super) struct Known {
     pub(super) failed: bool,
     /// Whether the present process, or else the last one, has had it open.
     pub(super) was_open: bool,
-    /// Whether that has closed it, and all went well.
-    pub(super) closed: bool,
 }
 
 /// As many batches of a producer are remembered.

@@ -110,6 +110,12 @@ impl Run {
                 _ => {}
             }
         }
+        if !images {
+            // Whatever becomes of this process: it may have gone on without what memory has.
+            for known in self.logs.values_mut() {
+                known.memory = known.durable;
+            }
+        }
         let random = &mut self.random;
         let world = World::new(sim.clone(), random);
         if faulty {
@@ -182,8 +188,9 @@ impl Run {
         if self.random.one_in(8) {
             // Recovering twice is as good as once: the next process finds the same.
         } else {
-            let most = *self.random.pick(&[10, 40, self.profile.operations]);
-            for _ in 0..self.random.below(most) {
+            let all = self.profile.operations;
+            let most = *self.random.pick(&[all / 12, all / 3, all]);
+            for _ in 0..self.random.below(most + 1) {
                 if process.is_off() {
                     break;
                 }
@@ -231,13 +238,11 @@ impl Run {
         self.disk = sim.after(cut);
         for known in self.logs.values_mut() {
             known.failed = false;
-            known.closed = clean && known.was_open;
-            if known.closed {
+            if clean && known.was_open {
                 known.durable = known.next();
                 known.memory = known.next();
             }
             known.was_open = false;
-            known.scarred |= sim.faults().0 > 0;
             if cut == Cut::Power {
                 known.memory = known.durable;
                 known.wiped = true;
@@ -399,7 +404,8 @@ impl Run {
         let known = &self.logs[&name];
         let place = format!("seed {}, generation {}, log {name:?}", self.seed, self.counts.generations);
         for damage in &report.damage {
-            let derived = damage.offsets.is_empty() && (!known.closed || known.scarred);
+            // What is derived may be lost, and is made anew.
+            let derived = damage.offsets.is_empty();
             let lost = !damage.offsets.is_empty()
                 && damage.offsets.clone().all(|offset| known.lost.contains(&offset));
             assert!(derived || lost, "{place}: verify claims damage where none is: {damage}");

@@ -61,8 +61,12 @@ fn profile(random: &mut Random) -> Profile {
     let large = random.one_in(25);
     let uniform = random.one_in(4).then(|| *random.pick(&[8, 100, 700]));
     Profile {
-        generations: 3 + random.below(6),
-        operations: if large { 40 } else { 120 },
+        generations: 3 + random.below(6) + if uniform.is_some() { 6 } else { 0 },
+        operations: match uniform {
+            Some(_) => 12,
+            None if large => 40,
+            None => 120,
+        },
         segments: if uniform.is_some() {
             &[32 << 10]
         } else if large {
@@ -70,7 +74,7 @@ fn profile(random: &mut Random) -> Profile {
         } else {
             &[4 << 10, 8 << 10, 8 << 10, 16 << 10, 64 << 10, 256 << 10]
         },
-        logs: *random.pick(&[1, 1, 2, 3]),
+        logs: if uniform.is_some() { 1 } else { *random.pick(&[1, 1, 2, 3]) },
         large,
         uniform,
         faults: random.one_in(2),
