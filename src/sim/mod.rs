@@ -20,6 +20,9 @@ mod world;
 pub fn fuzz(bytes: &[u8]) {
     // A trace takes time: for an input that was found to fail, it is asked for.
     let trace = std::env::var_os("MILLSTREAM_SIM_TRACE").is_some();
+    if trace {
+        drop(std::panic::take_hook()); // libFuzzer's ends the process before the trace is printed
+    }
     run::run_by(crate::disk::sim::Random::by(bytes), 0, trace);
 }
 

@@ -117,20 +117,24 @@ impl Known {
                 .all(|(expected, found)| same(expected, found))
     }
 
-    /// Takes up another end of the log, if what was found is that and not what is expected.
+    /// Takes up another end of the log, if what was found is that and not what is expected. Where it may be either, since
+    /// their values are the same, it is not known what their producers have sent.
     pub(super) fn recognise(&mut self, first: u64, values: &[Option<Rec>]) {
-        if self.may_be(first, values) {
-            return;
-        }
+        let expected = self.may_be(first, values);
         for ghost in self.ghosts.iter().filter(|ghost| self.durable <= ghost.at) {
             let records = [&self.records[..ghost.at as usize], &ghost.records].concat();
             let before = self.sent.iter().filter(|sent| sent.first < ghost.at);
             let sent = before.chain(&ghost.sent).copied().collect();
             let other = Self { records, sent, ..self.clone() };
-            if other.may_be(first, values) {
+            if !other.may_be(first, values) {
+                continue;
+            }
+            if !expected {
                 (self.records, self.sent) = (other.records, other.sent);
                 return;
             }
+            let either = self.sent.iter().filter(|sent| sent.first >= ghost.at).chain(&ghost.sent);
+            self.vague.extend(either.map(|sent| sent.producer));
         }
     }
 

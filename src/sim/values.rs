@@ -10,12 +10,12 @@ pub(super) fn batch(random: &mut Random, sim: &Sim, limit: usize, profile: &Prof
         && !random.one_in(8)
     {
         let count = if random.one_in(3) { 1 + random.below(6) } else { 1 };
-        return (0..count).map(|_| vec![random.next() as u8; size]).collect();
+        return (0..count).map(|_| vec![random.chance() as u8; size]).collect();
     }
     match random.below(20) {
         0..9 => vec![value(random, sim, limit)],
         9..17 => (0..=random.below(6)).map(|_| value(random, sim, limit / 4)).collect(),
-        17 => vec![vec![random.next() as u8; random.below(9)]; 1 + random.below(limit / 32)],
+        17 => vec![vec![random.chance() as u8; random.below(9)]; 1 + random.below(limit / 32)],
         18 if large => {
             let size = random.below(9);
             vec![vec![7; size]; (1000 + random.below(20_000)).min(limit / 44)]
@@ -37,7 +37,7 @@ fn value(random: &mut Random, sim: &Sim, limit: usize) -> Vec<u8> {
 
 fn filled(random: &mut Random, sim: &Sim, size: usize) -> Vec<u8> {
     match random.below(4) {
-        0 => vec![random.next() as u8; size],
+        0 => vec![random.chance() as u8; size],
         1 => {
             let mut bytes = vec![0; size];
             random.fill(&mut bytes);

@@ -22,9 +22,11 @@ impl Random {
     }
 
     pub(crate) fn next(&mut self) -> u64 {
-        if let Some(choice) = self.choices.pop() {
-            return choice.into();
-        }
+        self.choices.pop().map_or_else(|| self.chance(), u64::from)
+    }
+
+    /// Whatever was chosen: for what values are, by which the model tells records.
+    pub(crate) fn chance(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.state;
         z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -49,13 +51,13 @@ impl Random {
 
     pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {
-            let random = self.next().to_le_bytes();
+            let random = self.chance().to_le_bytes();
             chunk.copy_from_slice(&random[..chunk.len()]);
         }
     }
 
     /// Another source, that is not disturbed by how often this one is asked.
     pub(crate) fn fork(&mut self) -> Self {
-        Self::new(self.next())
+        Self::new(self.chance())
     }
 }
