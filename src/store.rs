@@ -210,12 +210,15 @@ impl Store {
         })?;
         // A process that was killed may have renamed a log, and not have come to sync that.
         disk.sync_dir(&dir).map_err(LogError::io("sync", &dir))?;
-        let mut entries = BTreeMap::new();
+        let (mut entries, mut left) = (BTreeMap::new(), Vec::new());
         for name in names {
             if name.starts_with(DELETED) {
                 let path = dir.join(&name);
                 let images = options.log.images.as_deref();
-                remove_deleted(disk, &path, images).map_err(LogError::io("remove", &path))?;
+                if let Err(error) = remove_deleted(disk, &path, images) {
+                    tracing::warn!(dir = %path.display(), %error, "what is left of a deleted log goes later");
+                    left.push(path);
+                }
             } else if check_name(&name).is_ok() {
                 entries.insert(name, Entry::new());
             }
@@ -225,7 +228,7 @@ impl Store {
         }
         let (budget, entries) = (Budget::new(options.log.memory_bytes), RwLock::new(entries));
         let (begun, passed) = (env.machine.elapsed(), AtomicU64::new(0));
-        let left = Mutex::default();
+        let left = Mutex::new(left);
         let inner = Inner { env, dir, options, lock: lock.into(), budget, entries, begun, passed, left };
         Ok(Self { inner: Arc::new(inner), keeper: None })
     }
@@ -329,9 +332,7 @@ impl Store {
             open.abandon();
         }
         self.inner.remove(name, &entry, deleted);
-        if let Err(error) = self.inner.env.disk.remove_dir(&to) {
-            tracing::warn!(dir = %to.display(), %error, "what is left of a deleted log goes at the next start");
-        }
+        self.inner.remove_dir(&to); // and what is in memory of a log that was not opened since a kill
         Ok(())
     }
 

@@ -24,6 +24,9 @@ pub(crate) enum Operation {
     SetLength,
 }
 
+/// Bytes that cannot be read in files below `/bad`.
+pub(crate) static BAD: std::sync::Mutex<Option<std::ops::Range<u64>>> = std::sync::Mutex::new(None);
+
 type Ask = Arc<dyn Fn(Operation, &Path) -> io::Result<()> + Send + Sync>;
 
 /// See the module's documentation.
@@ -139,6 +142,11 @@ impl File for GateFile {
 
     fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
         (self.ask)(Operation::Read, &self.path)?;
+        let bad = BAD.lock().unwrap().clone();
+        let end = position + buf.len() as u64;
+        if self.path.starts_with("/bad") && bad.is_some_and(|bad| bad.start < end && position < bad.end) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         self.file.read_at(buf, position)
     }
 

@@ -363,7 +363,13 @@ impl Log {
         }
         self.learn(&mut file)?;
         if file.up_to < before {
-            self.keep(&mut file)?;
+            match self.keep(&mut file) {
+                // So that trimming makes room where there is none: as far as the file tells, which it does already.
+                Err(error) if error.is_full() || error.is_transient() => {
+                    tracing::warn!(dir = %self.shared.dir.display(), %error, "trimming less: producers are not written down");
+                }
+                kept => kept?,
+            }
         }
         Ok(before.min(file.up_to))
     }

@@ -22,11 +22,10 @@ fn runs() -> usize {
     std::env::var("MILLSTREAM_SHUTTLE_RUNS").map_or(300, |runs| runs.parse().unwrap())
 }
 
-/// Half of the runs go through the threads at random, half with few changes between them at places that matter
-/// (S. Burckhardt et al., "A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs", 2010).
-fn check(run: impl Fn() + Send + Sync + Clone + 'static) {
-    shuttle::check_random(run.clone(), runs() / 2);
-    shuttle::check_pct(run, runs() / 2, 3);
+/// Goes through the threads at random. Not by few changes at places that matter (PCT): such a schedule is unfair, and an
+/// appender that waits for another one's copy, as it does for some nanoseconds, would wait for ever.
+fn check(run: impl Fn() + Send + Sync + 'static) {
+    shuttle::check_random(run, runs());
 }
 
 /// A pool of threads of the model. What is due later is due at once.

@@ -156,7 +156,12 @@ impl Cold {
         for length in [RUN.min(left), left] {
             self.run.resize(length, 0);
             self.run_at = word;
-            self.file.read_at(&mut self.run, FRAMES + u64::from(word) * WORD as u64)?;
+            let at = FRAMES + u64::from(word) * WORD as u64;
+            if let Err(error) = self.file.read_at(&mut self.run, at) {
+                self.run.clear(); // what was in it stands elsewhere
+                // One sector may be broken: this record may do without it.
+                return self.fill_one(at, left).map_err(|_| error);
+            }
             let needs = frame::peek_words(&self.run).map_or(0, |words| words as usize * WORD);
             if needs <= length || length == left {
                 self.run.shrink_to(RUN.max(needs)); // one large record does not stay
@@ -164,11 +169,25 @@ impl Cold {
             }
             if needs <= left {
                 self.run.resize(needs, 0);
-                self.file.read_at(&mut self.run, FRAMES + u64::from(word) * WORD as u64)?;
+                self.file.read_at(&mut self.run, at).inspect_err(|_| self.run.clear())?;
                 break;
             }
         }
         Ok(in_run(&self.run, self.run_at) == Some(true))
+    }
+
+    /// Reads just the frame at `next`, which begins at this place in the file.
+    fn fill_one(&mut self, at: u64, left: usize) -> io::Result<bool> {
+        let (mut head, key) = ([0; frame::HEADER], self.segment.key);
+        self.file.read_at(&mut head, at)?;
+        let needs = frame::peek_words(&head).map_or(0, |words| words as usize * WORD);
+        if needs > left {
+            return Ok(false);
+        }
+        let mut frame = vec![0; needs];
+        self.file.read_at(&mut frame, at)?;
+        self.run = frame;
+        Ok(frame::decode(&self.run, key).is_some_and(|found| found.record == self.next.0))
     }
 }
 

@@ -209,6 +209,12 @@ impl Run {
             }
             self.disk = process.world.sim.clone();
             process.world.sim.turn_off();
+            // As SIGKILL leaves them: dropping the process goes on writing to what is mapped.
+            let frozen = frozen(self.at.path());
+            drop(process);
+            for (path, bytes) in frozen {
+                std::fs::write(path, bytes).unwrap();
+            }
             return false;
         }
         process.world.sim.note(format_args!("close"));
@@ -427,4 +433,16 @@ pub(super) fn read_all(log: &Log, first: u64, next: u64) -> Result<Vec<Option<Re
         }
     }
     Ok(values)
+}
+
+fn frozen(dir: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            all.extend(frozen(&entry.path()));
+        } else if let Ok(bytes) = std::fs::read(entry.path()) {
+            all.push((entry.path(), bytes));
+        }
+    }
+    all
 }

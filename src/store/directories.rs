@@ -2,7 +2,7 @@
 //! attempt: under a log's name there is a whole log or nothing, and what stands under a passing name goes, sooner or later.
 
 use super::{DELETED, Error, Inner, LogError, LogSettings, OpenLog, SETTINGS};
-use crate::disk::{Disk, tree};
+use crate::disk::{Disk, is_transient, tree};
 use std::{
     io,
     path::{Path, PathBuf},
@@ -74,7 +74,14 @@ pub(super) fn remove_deleted(disk: &dyn Disk, dir: &Path, images: Option<&Path>)
     if let Some(at) = images
         && let Some(log) = crate::log::id_of(disk, dir)?
     {
-        crate::chunk::remove_images(at, &log, disk.node(dir)?)?;
+        match crate::chunk::remove_images(at, &log, disk.node(dir)?) {
+            Err(error) if is_transient(&error) => return Err(error),
+            // There is no such place, or it is not this user's: logs do without as well.
+            Err(error) => {
+                tracing::warn!(at = %at.display(), %error, "cannot look for images of a deleted log")
+            }
+            Ok(()) => {}
+        }
     }
     disk.remove_dir(dir)
 }

@@ -458,3 +458,43 @@ fn a_log_whose_deletion_failed_anywhere_is_there_or_deleted_by_the_next_attempt(
         }
     }
 }
+
+#[test]
+fn delete_of_a_log_that_is_not_open_takes_its_images() {
+    use crate::chunk::{Images, Memory};
+    let (dir, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let with = || {
+        let mut options = options();
+        options.log.images = Some(at.path().to_owned());
+        options
+    };
+    let store = Store::open(dir.path(), with()).unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    let id = store.get("a").unwrap().id();
+    store.close().unwrap();
+    let path = dir.path().join("a");
+    let node = crate::disk::native().node(&path).unwrap();
+    let images = Arc::new(Images::open(at.path(), id, [1; 16], &path, node, 1).unwrap());
+    images.keep();
+    drop(Memory::shared(4096, Some(&images)).unwrap()); // as a killed process leaves it
+    let store = Store::open(dir.path(), with()).unwrap();
+    store.delete("a").unwrap();
+    store.inner.turn();
+    store.close().unwrap();
+    drop(Store::open(dir.path(), with()).unwrap());
+    assert_eq!(images.find().unwrap().len(), 0, "for ever");
+}
+
+#[test]
+fn what_is_left_of_a_deleted_log_does_not_keep_a_store_from_opening() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), options()).unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    store.create("b", &LogSettings::default()).unwrap();
+    store.close().unwrap();
+    std::fs::rename(dir.path().join("b"), dir.path().join(".deleted-1-b")).unwrap();
+    let mut options = options();
+    options.log.images = Some(dir.path().join("no/such/place"));
+    let store = Store::open(dir.path(), options).unwrap_or_else(|error| panic!("{error}"));
+    store.get("a").unwrap();
+}

@@ -21,4 +21,6 @@ pub(super) use open::{open, seal};
 pub(super) use survey::{Found, State, Survey, deep_survey};
 
 #[cfg(all(test, not(loom)))]
+mod reviewed_tests;
+#[cfg(all(test, not(loom)))]
 mod tests;

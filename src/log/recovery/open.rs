@@ -72,6 +72,9 @@ pub(in crate::log) fn open(
     let mut surveyed = survey(disk, dir)?;
     let mut identity = Identity::of(env, &surveyed, dir)?;
     let mut images = open_images(env, &options, &identity, dir)?;
+    if surveyed.damage.is_empty() {
+        remove_passing(disk, dir)?; // what is taken up from memory may need the room
+    }
     if let Some(found) = &images {
         restore::restore(disk, dir, found, &mut surveyed)?;
         // A log of format 1 may have got its first segment with a secret just now.
@@ -156,6 +159,17 @@ fn sync(disk: &dyn Disk, path: &Path, write: bool) -> Result<Box<dyn File>, Erro
     Ok(file)
 }
 
+/// Removes what was made ready for segments that were never begun.
+fn remove_passing(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
+    for name in disk.list(dir).map_err(Error::io("list", dir))? {
+        if crate::segment::file::is_passing(&name) {
+            let path = dir.join(name);
+            disk.remove(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Opens what is not damaged for appending.
 fn resume(
     env: &Environment,
@@ -167,12 +181,7 @@ fn resume(
 ) -> Result<Opening, Error> {
     let disk = &*env.disk;
     disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
-    for name in disk.list(dir).map_err(Error::io("list", dir))? {
-        if crate::segment::file::is_passing(&name) {
-            let path = dir.join(name);
-            disk.remove(&path).map_err(Error::io("remove", &path))?;
-        }
-    }
+    remove_passing(disk, dir)?;
     let mut segments = Vec::new();
     let mut previous = Previous::default();
     for Found { header, header_whole, mark, path, state } in found {
@@ -277,8 +286,16 @@ fn begin(
     let base = before.map_or(0, |(_, header, footer)| header.base + u64::from(footer.records));
     let capacity = capacity.min(options.segment_bytes);
     let capacity = if roller.budget.has_room(capacity) { capacity } else { options.first_segment_bytes };
+    // Where there is no room for that, one of the smallest size may still go on.
+    let sizes = [capacity, options.first_segment_bytes.min(capacity)];
+    let mut made = sizes.into_iter().map(|capacity| (capacity, SegmentFile::prepare(disk, dir, 0, capacity)));
+    let made = made.find(|(capacity, made)| {
+        let full = made.as_ref().is_err_and(disk::is_full);
+        !full || *capacity == sizes[1]
+    });
+    let (capacity, segment_file) = made.unwrap_or_else(|| unreachable!("the last one is found"));
     let header = identity.header(base, capacity, clock::begin(env.machine.now(), previous.clock));
-    let segment_file = SegmentFile::prepare(disk, dir, 0, capacity).map_err(|error| {
+    let segment_file = segment_file.map_err(|error| {
         if disk::is_full(&error) {
             return Error::Full { reason: error.to_string().into() };
         }

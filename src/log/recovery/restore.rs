@@ -184,7 +184,15 @@ fn take_up(
             scan::scan(&frames, key)
         }
         Some(n) if same_bytes(disk, &survey.segments[n], &frames)? => {
-            image.end = Some((survey.segments[n].end(), last_crc(disk, &survey.segments[n])?));
+            let found = &survey.segments[n];
+            let words = words_of(found).unwrap_or(0);
+            // One who could not see the image may have sealed the segment before all that is in it.
+            if let Some(&(last, _)) = search::frames_from(&frames, key, words, found.records()).frames.last()
+            {
+                image.end = Some((image.header.base + u64::from(last) + 1, None));
+                return Ok(Fate::Kept);
+            }
+            image.end = Some((found.end(), last_crc(disk, found)?));
             return Ok(Fate::Needless);
         }
         _ => scan::scan(&frames, key),
@@ -350,9 +358,14 @@ fn follows(image: &Image, earlier: &[Image], at_end: Before) -> bool {
         Before::Unknown => earlier
             .iter()
             .filter(|other| other.incarnation == image.incarnation)
-            .filter_map(|other| other.end)
-            .find_map(|(end, crc)| crc.filter(|_| end == image.header.base))
-            .map_or(Before::Unknown, Before::Frame),
+            .filter_map(|other| {
+                let (end, crc) = other.end.filter(|(end, _)| *end == image.header.base)?;
+                // What stands before one that ended empty stands before the one that took its place.
+                let empty = end == other.header.base;
+                crc.map(Before::Frame).or_else(|| empty.then_some(other.before))
+            })
+            .find(|before| *before != Before::Unknown)
+            .unwrap_or(Before::Unknown),
         known => known,
     };
     // Format 1 noted nothing.
@@ -382,14 +395,19 @@ fn last_crc(disk: &dyn Disk, found: &Found) -> io::Result<Option<u32>> {
 
 /// Whether a segment that is not written any more has just the frames that an image begins with.
 fn same_bytes(disk: &dyn Disk, found: &Found, frames: &[u8]) -> io::Result<bool> {
-    let words = match &found.state {
-        State::Sealed(footer) => footer.words,
-        State::Unsealed(scan) => scan.words,
-        State::Open(..) | State::Damaged(_) => return Ok(false),
-    };
+    let Some(words) = words_of(found) else { return Ok(false) };
     match frames.get(..words as usize * frame::WORD) {
         Some(frames) => file_begins_with(disk, &found.path, frames),
         None => Ok(false),
+    }
+}
+
+/// Words of the frames of a segment that is not written any more.
+fn words_of(found: &Found) -> Option<u32> {
+    match &found.state {
+        State::Sealed(footer) => Some(footer.words),
+        State::Unsealed(scan) => Some(scan.words),
+        State::Open(..) | State::Damaged(_) => None,
     }
 }
 

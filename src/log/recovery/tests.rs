@@ -18,10 +18,10 @@ use std::{
     sync::Arc,
 };
 
-const DIR: &str = "/log";
-const FIRST: &str = "/log/00000000000000000000.seg";
+pub(super) const DIR: &str = "/log";
+pub(super) const FIRST: &str = "/log/00000000000000000000.seg";
 
-fn options(segment: u64, first: u64, memory: u64, images: Option<&Path>) -> Options {
+pub(super) fn options(segment: u64, first: u64, memory: u64, images: Option<&Path>) -> Options {
     Options {
         segment_bytes: segment,
         first_segment_bytes: first,
@@ -31,33 +31,33 @@ fn options(segment: u64, first: u64, memory: u64, images: Option<&Path>) -> Opti
     }
 }
 
-fn small(images: Option<&Path>) -> Options {
+pub(super) fn small(images: Option<&Path>) -> Options {
     options(8 << 10, 4 << 10, 64 << 10, images)
 }
 
-fn open(sim: &Sim, options: Options) -> Result<Log, Error> {
+pub(super) fn open(sim: &Sim, options: Options) -> Result<Log, Error> {
     Log::open_on(Arc::new(sim.clone()), Path::new(DIR), options)
 }
 
-fn repaired(sim: &Sim) -> repair::Repaired {
+pub(super) fn repaired(sim: &Sim) -> repair::Repaired {
     repair::repair_on(sim, Path::new(DIR), &mut |_, _| ()).unwrap()
 }
 
-fn verified(sim: &Sim, images: Option<&Path>) -> inspect::Report {
+pub(super) fn verified(sim: &Sim, images: Option<&Path>) -> inspect::Report {
     inspect::verify_on(sim, Path::new(DIR), images, &mut |_, _| ()).unwrap()
 }
 
-fn values(log: &Log) -> Vec<Vec<u8>> {
+pub(super) fn values(log: &Log) -> Vec<Vec<u8>> {
     log.iter(log.first_offset()).map(|record| record.unwrap().value().to_vec()).collect()
 }
 
 /// As `SIGKILL` leaves it: nothing is flushed, no mark is made, images stay. The disk is to be rebooted.
-fn kill(log: Log) {
+pub(super) fn kill(log: Log) {
     std::mem::forget(log);
 }
 
 /// Random bytes by `SplitMix64`.
-fn random(length: usize, mut seed: u64) -> Vec<u8> {
+pub(super) fn random(length: usize, mut seed: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
         seed = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -71,7 +71,7 @@ fn random(length: usize, mut seed: u64) -> Vec<u8> {
 }
 
 /// Files below a directory, however deep.
-fn files_in(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn files_in(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .flat_map(|entry| if entry.path().is_dir() { files_in(&entry.path()) } else { vec![entry.path()] })
@@ -512,7 +512,14 @@ fn what_is_cut_off_is_kept_within_bounds_and_told_of() {
 
 /// Leaves an image of a segment at `base` as a killed process would, with `records` whole records and, if
 /// `torn`, a batch of which the second half is missing.
-fn leave(images: &Arc<Images>, secret: Secret, base: u64, records: u64, torn: bool, before: Before) {
+pub(super) fn leave(
+    images: &Arc<Images>,
+    secret: Secret,
+    base: u64,
+    records: u64,
+    torn: bool,
+    before: Before,
+) {
     let label = Label { base, capacity: 8192, created: 1_700_000_000_000, version: 2 };
     let header = Header { log: images.log(), base, capacity: 8192, created: label.created, secret };
     let mut memory = Memory::shared(label.capacity, Some(images)).unwrap();
