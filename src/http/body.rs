@@ -2,7 +2,7 @@
 
 use super::{
     memory::{Buffer, FREE, Grant, Purpose},
-    problem::Problem,
+    problem::{Problem, cut},
     room::Meter,
     router::Context,
 };
@@ -148,15 +148,19 @@ fn broken(error: std::io::Error) -> Problem {
     Problem::bad_request("invalid_encoding", detail)
 }
 
+/// Bytes of what a parser says, so that there is room for what to send instead.
+const WHY: usize = 300;
+
 /// Parses a body: `invalid_json` for what is no JSON, `invalid_request` for JSON that is not what is `expected`.
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], expected: &str) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|error| not_parsed(&error, expected))
 }
 
 pub(super) fn not_parsed(error: &serde_json::Error, expected: &str) -> Problem {
+    let why = cut(error, WHY); // the name of an unknown field is in it, of any length
     if error.is_data() {
-        Problem::bad_request("invalid_request", format!("{error}; send {expected}"))
+        Problem::bad_request("invalid_request", format_args!("{why}; send {expected}"))
     } else {
-        Problem::bad_request("invalid_json", format!("the body is not JSON: {error}; send {expected}"))
+        Problem::bad_request("invalid_json", format_args!("the body is not JSON: {why}; send {expected}"))
     }
 }

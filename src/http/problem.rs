@@ -7,10 +7,36 @@ use hyper::{
     header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
 };
 use serde::Serialize;
+use std::fmt::{self, Display, Write};
 
 const OVERLOADED: &str = "overloaded";
 const DISK_FULL: &str = "disk_full";
 const CANNOT_GROW: &str = "cannot_grow";
+
+/// Bytes of a problem's detail: as JSON up to six times as many, so that every refusal stays below 4 KiB.
+const DETAIL: usize = 512;
+
+/// The text of something, cut to so many bytes while it is made: a client's own text may be in it, as long as its body.
+pub(super) fn cut(text: impl Display, most: usize) -> String {
+    struct Cut(String, usize);
+    impl Write for Cut {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            let left = self.1 - self.0.len();
+            if text.len() <= left {
+                self.0.push_str(text);
+                return Ok(());
+            }
+            let end = (0..=left).rev().find(|&end| text.is_char_boundary(end));
+            self.0.push_str(&text[..end.unwrap_or(0)]);
+            Err(fmt::Error) // no more of it
+        }
+    }
+    let mut cut = Cut(String::new(), most);
+    if write!(cut, "{text}").is_err() {
+        cut.0.push('…');
+    }
+    cut.0
+}
 
 /// Why a request was not done. Nothing was stored, except where the code is `writer_failed`.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +63,8 @@ struct Document<'a> {
 }
 
 impl Problem {
-    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), header: None, numbers: Vec::new() }
+    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Display) -> Self {
+        Self { status, code, detail: cut(detail, DETAIL), header: None, numbers: Vec::new() }
     }
 
     /// Whether it is the server that failed, and somebody should look: at this request, and not at what it is one of
@@ -54,7 +80,7 @@ impl Problem {
     }
 
     /// The request cannot be understood: 400.
-    pub(super) fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
+    pub(super) fn bad_request(code: &'static str, detail: impl Display) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, detail)
     }
 
@@ -95,7 +121,7 @@ impl Problem {
 
     /// The system lacks something for the moment: 503, to be tried again in a second.
     fn lacking(code: &'static str, error: &Error) -> Self {
-        let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string());
+        let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error);
         problem.header = Some((RETRY_AFTER, "1"));
         problem
     }
@@ -127,17 +153,16 @@ impl From<Error> for Problem {
             Error::WouldBlock => return Self::backpressure(),
             Error::Unexpected { next, .. } => {
                 let next = *next;
-                return Self::new(StatusCode::PRECONDITION_FAILED, "unexpected_offset", error.to_string())
+                return Self::new(StatusCode::PRECONDITION_FAILED, "unexpected_offset", &error)
                     .with("next_offset", next);
             }
             Error::Trimmed { first, .. } => {
                 let first = *first;
-                return Self::new(StatusCode::GONE, "offset_trimmed", error.to_string())
-                    .with("first_offset", first);
+                return Self::new(StatusCode::GONE, "offset_trimmed", &error).with("first_offset", first);
             }
             Error::ProducerOutOfOrder { expected_epoch, expected_sequence } => {
                 let (epoch, sequence) = (u64::from(*expected_epoch), *expected_sequence);
-                return Self::new(StatusCode::CONFLICT, "producer_out_of_order", error.to_string())
+                return Self::new(StatusCode::CONFLICT, "producer_out_of_order", &error)
                     .with("expected_epoch", epoch)
                     .with("expected_seq", sequence);
             }
@@ -154,7 +179,7 @@ impl From<Error> for Problem {
             error if error.is_transient() => return Self::lacking("out_of_resources", error),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         };
-        Self::new(status, code, error.to_string())
+        Self::new(status, code, &error)
     }
 }
 
@@ -167,6 +192,6 @@ impl From<store::Error> for Problem {
             store::Error::Exists { .. } => (StatusCode::CONFLICT, "log_exists"),
             store::Error::BadSettings { .. } => (StatusCode::BAD_REQUEST, "invalid_settings"),
         };
-        Self::new(status, code, error.to_string())
+        Self::new(status, code, &error)
     }
 }

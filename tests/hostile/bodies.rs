@@ -128,3 +128,54 @@ fn a_body_costs_a_small_multiple_of_its_bytes_whatever_it_decodes_to() {
     // 11 MiB are the engine's: the places of the records in its chunk of 64 MiB.
     assert!(cost < 3 * body.len() + 16 * MIB, "{cost} bytes for a body of {}", body.len());
 }
+
+/// The answer had the name of an unknown field in it, 63 MiB of it where the body was a few KiB of zstd.
+#[test]
+fn a_refusal_is_small_whatever_was_sent() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let mut client = server.connect();
+    client.append(b"there is a log").unwrap();
+    let (records, book, settings, trim) =
+        ("/v1/logs/default/records", "/", "/v1/logs/x", "/v1/logs/default/trim");
+    for name in ["a", "\\u0001", "\\\"", "ä", "🦀"] {
+        let long = name.repeat(MIB / name.len());
+        let object = format!(r#"{{"{long}":1}}"#);
+        let list = format!(r#"{{"records":[{object}]}}"#);
+        let text = format!(r#""{long}""#);
+        let cases = [
+            ("POST", records, "zstd", zstd(list.as_bytes())),
+            ("POST", records, "gzip", gzip(list.as_bytes())),
+            ("POST", records, "identity", list.clone().into_bytes()),
+            ("POST", records, "identity", object.clone().into_bytes()),
+            ("POST", records, "identity", text.clone().into_bytes()),
+            ("POST", book, "identity", object.clone().into_bytes()),
+            ("POST", book, "identity", format!(r#"{{"record":{object}}}"#).into_bytes()),
+            ("POST", book, "identity", format!(r#"{{"record":{{"value":{object}}}}}"#).into_bytes()),
+            ("GET", book, "identity", format!(r#"{{"offset":{text}}}"#).into_bytes()),
+            ("PUT", settings, "identity", object.clone().into_bytes()),
+            ("PUT", settings, "identity", text.clone().into_bytes()),
+            ("POST", trim, "identity", object.clone().into_bytes()),
+            ("POST", trim, "identity", format!(r#"{{"before":{text}}}"#).into_bytes()),
+        ];
+        for (method, target, encoding, body) in cases {
+            let head = format!(
+                "{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Encoding: {encoding}\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            );
+            client.send(head.as_bytes()).unwrap();
+            client.send(&body).unwrap();
+            let answer = client.answer().unwrap();
+            let what = format!("{method} {target} ({encoding}) with {name:?}");
+            assert_eq!(answer.status, 400, "{what}");
+            assert!(answer.body.len() < 4 << 10, "{what}: {} bytes", answer.body.len());
+            assert!(answer.body.contains("; send "), "{what}: it is not said what to send");
+        }
+    }
+    // What is in the request's head: a log's name, a parameter, a host.
+    let long = "%F0%9F%A6%80".repeat(4000);
+    for target in [format!("/v1/logs/{long}"), format!("{records}?{long}=1"), format!("/?{long}")] {
+        let answer = client.request("GET", &target, b"").unwrap();
+        assert!(answer.status >= 400 && answer.body.len() < 4 << 10, "{:.30}: {}", target, answer.body.len());
+    }
+}
