@@ -3,13 +3,14 @@
 
 use super::{
     body,
+    connection::Arriving,
     memory::{FREE, Purpose},
     problem::Problem,
     router::{Answer, Context, full, json, json_of, json_text},
 };
 use crate::log::{Payload, Record};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hyper::{Request, body::Incoming};
+use hyper::Request;
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{IgnoredAny, Visitor},
@@ -89,7 +90,7 @@ struct ConsumedRecord<'a> {
     offset: u64,
 }
 
-pub(super) async fn post(context: &Context, request: Request<Incoming>) -> Result<Answer, Problem> {
+pub(super) async fn post(context: &Context, request: Request<Arriving>) -> Result<Answer, Problem> {
     let bytes = body::read(request.into_body(), context).await?;
     let Produce { record } = body::parse(&bytes, r#"{"record":{"value":"<base64>"}}"#)?;
     let value = BASE64_STANDARD.decode(record.value.as_bytes()).map_err(|error| {
@@ -106,7 +107,7 @@ pub(super) async fn post(context: &Context, request: Request<Incoming>) -> Resul
     Ok(json(&ProducedAt { offset }))
 }
 
-pub(super) async fn get(context: &Context, request: Request<Incoming>) -> Result<Answer, Problem> {
+pub(super) async fn get(context: &Context, request: Request<Arriving>) -> Result<Answer, Problem> {
     let from_query = request.uri().query().map(offset_in_query).transpose()?;
     let offset = if let Some(offset) = from_query {
         offset

@@ -345,6 +345,39 @@ impl Drop for Exchange {
     }
 }
 
+/// A request's body on its way in: while it keeps arriving, its connection is not idle.
+pub(super) struct Arriving {
+    body: Incoming,
+    connection: Arc<Connection>,
+}
+
+impl Body for Arriving {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        // An empty frame of HTTP/2 brings nothing on.
+        if let Some(Ok(frame)) = &frame
+            && frame.data_ref().is_some_and(|data| !data.is_empty())
+        {
+            self.connection.touch();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// An answer's body on its way out.
 struct Outgoing {
     body: router::Body,
@@ -499,6 +532,7 @@ async fn drive(
     let socket = Socket::new(stream, first[..read].into(), Arc::clone(connection));
     let service = service_fn(|request: Request<Incoming>| {
         let (context, exchange) = (Arc::clone(context), Exchange::begin(connection));
+        let request = request.map(|body| Arriving { body, connection: Arc::clone(connection) });
         async move {
             let answer: Answer = router::answer(&context, &exchange, request).await;
             let outgoing = |body| Outgoing { body, left: Bytes::new(), finished: false, exchange, context };
@@ -536,7 +570,7 @@ fn http1(settings: &Settings) -> http1::Builder {
 fn http2(settings: &Settings, tasks: Tasks) -> http2::Builder<Tasks> {
     let mut http = http2::Builder::new(tasks);
     http.timer(TokioTimer::new())
-        .max_header_list_size(settings.header_bytes.max(8 << 10) as u32)
+        .max_header_list_size(u32::try_from(settings.header_bytes.max(8 << 10)).unwrap_or(u32::MAX))
         .max_concurrent_streams(STREAMS)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .initial_stream_window_size(STREAM_WINDOW)

@@ -1,12 +1,14 @@
 //! Logs as things: create, describe, list, delete, trim.
 
 use super::{
-    body, params,
+    body,
+    connection::Arriving,
+    params,
     problem::Problem,
     router::{Answer, Context, full, json, json_of, json_text, large},
 };
 use crate::store::{LogSettings, OpenLog};
-use hyper::{Request, Response, StatusCode, body::Incoming};
+use hyper::{Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
 /// The most names in one page.
@@ -44,7 +46,7 @@ fn described(log: &OpenLog) -> Answer {
 pub(super) async fn create(
     context: &Context,
     name: &str,
-    request: Request<Incoming>,
+    request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
     let bytes = body::read(request.into_body(), context).await?;
     let settings: LogSettings =
@@ -112,7 +114,7 @@ struct Trimmed {
 pub(super) async fn trim(
     context: &Context,
     name: &str,
-    request: Request<Incoming>,
+    request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
     let log = context.log(name).await?;
     let bytes = body::read(request.into_body(), context).await?;

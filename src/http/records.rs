@@ -2,6 +2,7 @@
 
 use super::{
     body,
+    connection::Arriving,
     formats::{self, Batch, Format},
     memory::{FREE, Grant, Purpose, with_scratch},
     params,
@@ -17,7 +18,7 @@ use crate::{
 use http_body_util::{BodyExt, Either, channel::Channel};
 use hyper::{
     Request, Response, StatusCode,
-    body::{Bytes, Frame, Incoming, SizeHint},
+    body::{Bytes, Frame, SizeHint},
     header::{
         ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
         IF_NONE_MATCH,
@@ -77,7 +78,7 @@ fn producer(headers: &HeaderMap) -> Result<Option<(String, u32, u64)>, Problem> 
 pub(super) async fn append(
     context: &Context,
     name: &str,
-    request: Request<Incoming>,
+    request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
     let (mut ack, mut expect) = (None, None);
     for (name, value) in params::of(&request) {

@@ -3,7 +3,7 @@
 use super::{
     book,
     commit::Lines,
-    connection::Exchange,
+    connection::{Arriving, Exchange},
     feed::Feeds,
     guard::Guard,
     logs,
@@ -21,7 +21,6 @@ use bytes::Bytes;
 use http_body_util::{Either, Full, combinators::UnsyncBoxBody};
 use hyper::{
     Method, Request, Response, StatusCode,
-    body::Incoming,
     header::{CONTENT_TYPE, HeaderName, HeaderValue},
 };
 use serde::Serialize;
@@ -193,7 +192,7 @@ impl Context {
 pub(super) async fn answer(
     context: &Arc<Context>,
     exchange: &Exchange,
-    request: Request<Incoming>,
+    request: Request<Arriving>,
 ) -> Answer {
     let begun = Instant::now();
     let mut id = request.headers().get(REQUEST_ID).and_then(kept_id);
@@ -264,7 +263,7 @@ fn route_of(path: &str) -> &'static str {
 async fn answer_to(
     context: &Arc<Context>,
     exchange: &Exchange,
-    request: Request<Incoming>,
+    request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
     if exchange.is_too_many() {
         return Err(Problem::overloaded());
@@ -278,7 +277,7 @@ async fn answer_to(
     }
 }
 
-async fn answer_to_other(context: &Arc<Context>, request: Request<Incoming>) -> Result<Answer, Problem> {
+async fn answer_to_other(context: &Arc<Context>, request: Request<Arriving>) -> Result<Answer, Problem> {
     match (request.uri().path(), request.method()) {
         ("/", &Method::GET) => return book::get(context, request).await,
         ("/", _) => return Err(Problem::method_not_allowed("GET, POST")),

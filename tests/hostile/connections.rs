@@ -104,6 +104,35 @@ fn when_connections_run_out_the_idlest_makes_place() {
     assert!(begun.elapsed() < Duration::from_secs(10));
 }
 
+/// One that sent a part of its body each half a second was closed as idle, where others had sent nothing for seconds.
+#[test]
+fn an_upload_that_keeps_arriving_is_not_idle() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--max-connections", "4", "--body-seconds", "30"]);
+    let head = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let mut arriving = server.connect();
+    arriving.send(head).unwrap();
+    arriving.send(b"1b\r\n{\"record\":{\"value\":\"aGk=\"}}\r\n").unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let still: Vec<Client> = (0..3)
+        .map(|_| {
+            let mut client = server.connect();
+            client.send(head).unwrap();
+            client.send(b"1\r\n{\r\n").unwrap();
+            client
+        })
+        .collect();
+    for _ in 0..13 {
+        std::thread::sleep(Duration::from_millis(500));
+        arriving.send(b"1\r\n \r\n").expect("it keeps its place");
+    }
+    // One more than there may be: place is made by one of those that are still.
+    assert_eq!(get(&mut server.connect(), "/healthz").unwrap().status, 200);
+    arriving.send(b"0\r\n\r\n").unwrap();
+    assert_eq!(arriving.answer().expect("it was closed").status, 200);
+    drop(still);
+}
+
 #[test]
 fn ten_thousand_idle_connections_cost_little_and_others_are_served() {
     let data = tempfile::tempdir().unwrap();
