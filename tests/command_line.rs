@@ -44,6 +44,29 @@ fn wrong_usage_is_2_and_help_is_0() {
     assert_eq!(run(&["--version"]).status.code(), Some(0));
 }
 
+/// Some made the server panic, at its start or at each connection, and one became 0.
+#[test]
+fn a_number_that_no_server_could_keep_to_is_wrong_usage() {
+    for (flag, numbers) in [
+        ("--max-connections", &["0", "18446744073709551615", "18446744073709551359"][..]),
+        ("--max-header", &["0", "4294967296", "18446744073709551615"]),
+        ("--header-seconds", &["0", "18446744073709551615"]),
+        ("--body-seconds", &["0", "18446744073709551615"]),
+        ("--wait-seconds", &["18446744073709551615"]),
+        ("--heartbeat-seconds", &["0", "18446744073709551615"]),
+        ("--idle-seconds", &["18446744073709551615"]),
+        ("--grace-seconds", &["18446744073709551615"]),
+    ] {
+        for number in numbers {
+            // The directory is none, so that a server that would take the number ends as well.
+            let output = run(&["serve", "--data", "/dev/null", "--listen", "127.0.0.1:0", flag, number]);
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{flag} {number}: {said}");
+            assert!(said.contains(flag), "{flag} {number}: {said}");
+        }
+    }
+}
+
 #[test]
 fn directories_that_cannot_be_served_are_told_apart() {
     let place = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
 //! `millstream serve`.
 
 use super::{Outcome, stderr::Lines};
-use clap::ValueEnum;
+use clap::{ValueEnum, builder::RangedU64ValueParser, value_parser};
 use millstream::{
     Durability, Options,
     http::{Server, Settings},
@@ -13,6 +13,13 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
+
+/// A year: what the clock can be added to, and longer than anybody waits.
+const MOST_SECONDS: u64 = 365 * 24 * 60 * 60;
+/// A gibibyte, far within what HTTP/2 can announce.
+const MOST_HEADER: u64 = 1 << 30;
+/// Beyond what a system lets a process have open.
+const MOST_CONNECTIONS: u64 = 1 << 24;
 
 /// Serve a log over HTTP until SIGINT or SIGTERM; then finish what is in flight, flush, and exit with 0; at a second one end at once
 #[derive(Debug, clap::Args)]
@@ -37,7 +44,7 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_DURABILITY", value_enum, default_value_t = Level::Disk)]
     durability: Level,
     /// Server threads [default: one a core]
-    #[arg(long, env = "MILLSTREAM_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, env = "MILLSTREAM_THREADS", value_parser = value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// The largest segment in bytes, and so the largest record
     #[arg(long, env = "MILLSTREAM_SEGMENT_BYTES", default_value_t = Options::default().segment_bytes)]
@@ -52,16 +59,16 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_MAX_BODY", default_value_t = Settings::default().body_bytes)]
     max_body: usize,
     /// The largest header section in bytes, at least 8192
-    #[arg(long, env = "MILLSTREAM_MAX_HEADER", default_value_t = Settings::default().header_bytes)]
+    #[arg(long, env = "MILLSTREAM_MAX_HEADER", default_value_t = Settings::default().header_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(8192..=MOST_HEADER))]
     max_header: usize,
     /// Connections at once; for one more, the one that was idle for longest is closed
-    #[arg(long, env = "MILLSTREAM_MAX_CONNECTIONS", default_value_t = Settings::default().connections)]
+    #[arg(long, env = "MILLSTREAM_MAX_CONNECTIONS", default_value_t = Settings::default().connections, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_CONNECTIONS))]
     max_connections: usize,
     /// Seconds for a header section to arrive, and for which a connection may be idle
-    #[arg(long, env = "MILLSTREAM_HEADER_SECONDS", default_value_t = 60)]
+    #[arg(long, env = "MILLSTREAM_HEADER_SECONDS", default_value_t = 60, value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
     header_seconds: u64,
     /// Seconds for a body to arrive, and for which a client may take nothing of an answer
-    #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = 30)]
+    #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
     body_seconds: u64,
     /// The largest request body in bytes once it is decompressed
     #[arg(long, env = "MILLSTREAM_MAX_DECODED", default_value_t = Settings::default().decoded_bytes)]
@@ -70,10 +77,10 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_MAX_HTTP_MEMORY", default_value_t = Settings::default().memory_bytes)]
     max_http_memory: usize,
     /// The longest that a read may wait for new records, in seconds
-    #[arg(long, env = "MILLSTREAM_WAIT_SECONDS", default_value_t = 60)]
+    #[arg(long, env = "MILLSTREAM_WAIT_SECONDS", default_value_t = 60, value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
     wait_seconds: u64,
     /// Seconds between comments on a live tail without news
-    #[arg(long, env = "MILLSTREAM_HEARTBEAT_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, env = "MILLSTREAM_HEARTBEAT_SECONDS", default_value_t = 15, value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
     heartbeat_seconds: u64,
     /// Names that clients may call this server by, beside its own; *.NAME for all below one, * for any
     #[arg(long, env = "MILLSTREAM_ALLOW_HOST", value_name = "NAME", value_delimiter = ',')]
@@ -88,13 +95,13 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_MAX_OPEN_LOGS", default_value_t = StoreOptions::default().open_logs)]
     max_open_logs: usize,
     /// Seconds after which a log that nobody uses is closed; it is opened again on demand
-    #[arg(long, env = "MILLSTREAM_IDLE_SECONDS", default_value_t = 60)]
+    #[arg(long, env = "MILLSTREAM_IDLE_SECONDS", default_value_t = 60, value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
     idle_seconds: u64,
     /// How to write the server's own log, on standard error; `MILLSTREAM_LOG`, as in debug, sets what it tells
     #[arg(long, env = "MILLSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     /// Seconds to wait for requests in flight when shutting down
-    #[arg(long, env = "MILLSTREAM_GRACE_SECONDS", default_value_t = 30)]
+    #[arg(long, env = "MILLSTREAM_GRACE_SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
     grace_seconds: u64,
 }
 
@@ -145,8 +152,9 @@ impl Serve {
             images: Some(self.images.clone()).filter(|images| images.as_os_str() != "none"),
             ..Options::default()
         };
-        let open_logs =
-            self.max_open_logs.min(open_files().saturating_sub(self.max_connections + SPARE_FILES));
+        let open_logs = self
+            .max_open_logs
+            .min(open_files().saturating_sub(self.max_connections.saturating_add(SPARE_FILES)));
         if open_logs < self.max_open_logs {
             tracing::warn!(
                 open_logs,

@@ -86,6 +86,18 @@ impl Default for Settings {
     }
 }
 
+/// A year. What is longer cannot be told from it by anybody who waits, and could not be added to every point in time.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+impl Settings {
+    fn clamp_times(&mut self) {
+        let Self { header_time, body_time, append_time, wait_time, heartbeat, grace, .. } = self;
+        for time in [header_time, body_time, append_time, wait_time, heartbeat, grace] {
+            *time = LONGEST.min(*time);
+        }
+    }
+}
+
 /// The limits that hold within one request.
 pub(super) struct Limits {
     pub(super) body_bytes: usize,
@@ -112,7 +124,8 @@ impl Server {
     /// # Errors
     /// What the system says: the address is in use, or not one of this machine. Or `InvalidInput`: the largest body does not
     /// fit into [`Settings::memory_bytes`].
-    pub fn bind(address: SocketAddr, settings: Settings) -> io::Result<Self> {
+    pub fn bind(address: SocketAddr, mut settings: Settings) -> io::Result<Self> {
+        settings.clamp_times();
         let least = Memory::least(settings.body_bytes, settings.decoded_bytes);
         if settings.memory_bytes < least {
             let reason = format!(
