@@ -13,8 +13,9 @@ use crate::{
 use hyper::body::Bytes;
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -26,6 +27,9 @@ use tokio::{
 
 /// Bytes of events that are rendered at once.
 const PIECE: usize = 64 << 10;
+/// How long a log must be without news for the piece rendered last to be let go of, where a tail has not come for it. Who comes
+/// later has it rendered anew.
+const LINGER: Duration = Duration::from_millis(100);
 
 /// The feeds of one runtime, by open log.
 #[derive(Default)]
@@ -56,7 +60,7 @@ impl Feeds {
 /// See the module's documentation.
 pub(super) struct Feed {
     log: Arc<OpenLog>,
-    latest: Mutex<Latest>,
+    latest: Arc<Mutex<Latest>>,
     news: Arc<News>,
     watcher: AbortHandle,
 }
@@ -80,21 +84,29 @@ pub(super) enum Wake {
     Stopped,
 }
 
-/// The piece rendered last.
+/// The piece rendered last. It holds memory of the budget, which refuses requests when it is used up: so it is kept only until
+/// all tails have it, or there is no news for a moment.
 struct Latest {
     reader: Reader,
     from: u64,
     events: Bytes,
+    /// Tails that do not have it.
+    missing: usize,
+}
+
+fn lock(latest: &Mutex<Latest>) -> MutexGuard<'_, Latest> {
+    latest.lock().unwrap_or_else(PoisonError::into_inner) // no holder leaves it half-way
 }
 
 impl Feed {
     fn new(log: &Arc<OpenLog>, heartbeat: Duration, stopped: watch::Receiver<bool>) -> Self {
         let news = Arc::new(News::default());
         let end = log.visible_offset(); // before anybody waits: what comes from here on is told
-        let watcher = watch(Arc::clone(log), end, Arc::clone(&news), heartbeat, stopped);
-        let watcher = tokio::spawn(watcher).abort_handle();
         let reader = log.reader(end);
-        let latest = Mutex::new(Latest { from: reader.offset(), reader, events: Bytes::new() });
+        let latest = Latest { from: reader.offset(), reader, events: Bytes::new(), missing: 0 };
+        let latest = Arc::new(Mutex::new(latest));
+        let watcher = watch(Arc::clone(log), end, Arc::clone(&news), Arc::clone(&latest), heartbeat, stopped);
+        let watcher = tokio::spawn(watcher).abort_handle();
         Self { log: Arc::clone(log), latest, news, watcher }
     }
 
@@ -109,10 +121,17 @@ impl Feed {
 
     /// The events from `offset` on, and the offset behind them, for one who is at the end, or a piece away from it.
     /// `None` for one who is further behind.
-    pub(super) fn latest(&self, offset: u64, memory: &Arc<Memory>) -> Option<Result<(Bytes, u64), Error>> {
-        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn latest(
+        self: &Arc<Self>,
+        offset: u64,
+        memory: &Arc<Memory>,
+    ) -> Option<Result<(Bytes, u64), Error>> {
+        let mut latest = lock(&self.latest);
         if offset == latest.from && !latest.events.is_empty() {
-            return Some(Ok((latest.events.clone(), latest.reader.offset())));
+            latest.missing = latest.missing.saturating_sub(1);
+            let last = latest.missing == 0;
+            let events = if last { std::mem::take(&mut latest.events) } else { latest.events.clone() };
+            return Some(Ok((events, latest.reader.offset())));
         }
         if offset < latest.reader.offset() || !self.log.is_in_memory(offset) {
             return None;
@@ -121,7 +140,10 @@ impl Feed {
         latest.events = Bytes::new(); // so that after an error they are not taken for those before the reader
         let rendered = render(&mut latest.reader, memory.grant(Purpose::Answer));
         Some(rendered.map(|events| {
-            (latest.from, latest.events) = (offset, events.clone());
+            latest.missing = Arc::strong_count(self) - 1; // each tail has the feed
+            if latest.missing > 0 {
+                (latest.from, latest.events) = (offset, events.clone());
+            }
             (events, latest.reader.offset())
         }))
     }
@@ -161,13 +183,22 @@ async fn watch(
     log: Arc<OpenLog>,
     mut seen: u64,
     news: Arc<News>,
+    latest: Arc<Mutex<Latest>>,
     heartbeat: Duration,
     mut stopped: watch::Receiver<bool>,
 ) {
     loop {
         let mut over = false;
+        let grown = async {
+            let mut grown = pin!(log.visible(seen));
+            if let Ok(grown) = tokio::time::timeout(LINGER, grown.as_mut()).await {
+                return grown;
+            }
+            lock(&latest).events = Bytes::new();
+            grown.await
+        };
         tokio::select! {
-            grown = tokio::time::timeout(heartbeat, log.visible(seen)) => match grown {
+            grown = tokio::time::timeout(heartbeat, grown) => match grown {
                 Ok(grown) => over = grown.is_err(),
                 Err(_) => drop(news.beats.fetch_add(1, Ordering::Relaxed)),
             },

@@ -243,3 +243,41 @@ fn readers_that_are_dropped_are_counted() {
     assert_eq!(metric(&server, "millstream_readers_dropped_total"), 101);
     let _ = std::io::stdout().flush();
 }
+
+/// Each log's feed kept the piece that its tails had been given last, with its part of the budget, until the next one: after a
+/// burst over enough logs, every larger answer was refused for good.
+#[test]
+fn tails_without_news_hold_nothing() {
+    const LOGS: usize = 40;
+    let data = tempfile::tempdir().unwrap();
+    let small = ["--max-body", "262144", "--max-decoded", "262144", "--max-http-memory", "2200000"];
+    let server = Server::start(data.path(), &[&["--create-logs", "--threads", "1"][..], &small].concat());
+    let mut client = server.connect();
+    let targets: Vec<_> = (0..LOGS).map(|n| format!("/v1/logs/quiet-{n}/records")).collect();
+    let mut tails: Vec<Client> = Vec::new();
+    for (number, target) in targets.iter().enumerate() {
+        assert_eq!(client.request("POST", target, b"first").unwrap().status, 200);
+        let head = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n");
+        // Two of them share a piece; one alone has its own.
+        for _ in 0..=number % 2 {
+            let mut tail = server.connect();
+            tail.send(head.as_bytes()).unwrap();
+            tails.push(tail);
+        }
+    }
+    wait_for("all are there", Duration::from_secs(5), || {
+        metric(&server, "millstream_tails") == tails.len() as u64
+    });
+    let record = vec![b'x'; 40_000];
+    for target in &targets {
+        assert_eq!(client.request("POST", target, &record).unwrap().status, 200);
+    }
+    wait_for("all is given back", Duration::from_secs(5), || {
+        metric(&server, "millstream_http_memory_bytes") == 0
+    });
+    assert_eq!(metric(&server, "millstream_tails"), tails.len() as u64);
+    let large = vec![b'y'; 200_000];
+    assert_eq!(client.request("POST", "/v1/logs/large/records", &large).unwrap().status, 200);
+    assert_eq!(get(&mut client, "/v1/logs/large/records").unwrap().status, 200);
+    assert_eq!(metric(&server, "millstream_readers_dropped_total"), 0);
+}
