@@ -78,7 +78,7 @@ pub(super) fn remove_deleted(disk: &dyn Disk, dir: &Path, images: Option<&Path>)
             Err(error) if is_transient(&error) => return Err(error),
             // There is no such place, or it is not this user's: logs do without as well.
             Err(error) => {
-                tracing::warn!(at = %at.display(), %error, "cannot look for images of a deleted log")
+                tracing::warn!(at = %at.display(), %error, "cannot look for images of a deleted log");
             }
             Ok(()) => {}
         }
