@@ -472,7 +472,8 @@ impl Log {
     }
 
     /// Drops whole segments of which all records are below `before`, and returns the first offset that is left. It
-    /// is durable on return. The segment that is written is never dropped. Readers that hold records keep them.
+    /// is durable on return. The segment that is written is never dropped, nor the last one that has records on the disk.
+    /// Readers that hold records keep them.
     ///
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].

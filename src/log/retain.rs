@@ -77,7 +77,7 @@ impl Shared {
 
     /// The offset before which segments are past keeping, by the bytes or the age that are to be kept.
     pub(super) fn past_keeping(&self, bytes: Option<u64>, age: Option<Duration>) -> u64 {
-        let chain = self.chain.load_full();
+        let (chain, durable) = (self.chain.load_full(), self.durable.get());
         let mut total = chain.bytes();
         let (now, elapsed) = (self.believed_now(), self.env.machine.elapsed());
         let doubted = self.env.belief.doubts(self.newest_found, now, elapsed);
@@ -85,8 +85,9 @@ impl Shared {
         let mut before = chain.first();
         for (n, pair) in chain.segments.windows(2).enumerate() {
             let expired = oldest.is_some_and(|oldest| newest(&chain.segments[n..], now) < oldest);
-            if !expired && bytes.is_none_or(|bytes| total <= bytes) {
-                break;
+            let kept = !expired && bytes.is_none_or(|bytes| total <= bytes);
+            if kept || pair[1].base() >= durable {
+                break; // the latter as in `hide`
             }
             total -= pair[0].file_bytes();
             before = pair[1].base();
@@ -131,11 +132,13 @@ impl Shared {
         Ok(self.remove_doomed()?.then(|| self.first_offset()))
     }
 
-    /// Takes segments of which all records are below `before` out of the chain.
+    /// Takes segments of which all records are below `before` out of the chain. The last that has records on the disk
+    /// stays: what is in memory behind it is bound to its last frame, and would not be taken up after a kill.
     fn hide(&self, before: u64) {
-        let chain = self.chain.load_full();
+        let (chain, durable) = (self.chain.load_full(), self.durable.get());
         let ended = |segment: &Segment| {
-            segment.sealed.get().is_some_and(|sealed| segment.base() + u64::from(sealed.records) <= before)
+            let end = segment.sealed.get().map(|sealed| segment.base() + u64::from(sealed.records));
+            end.is_some_and(|end| end <= before && end < durable)
         };
         let most = chain.segments.len() - 1; // the last one may be written to
         // One by one: one that is not sealed yet may stand before others that are.

@@ -1,10 +1,11 @@
 //! What the simulation has found, each by itself.
 
+use super::world::{World, clock};
 use crate::{
     Durability, Log, Options,
     disk::{
         shm::GATE,
-        sim::{Cut, Mode, Sim},
+        sim::{Cut, Mode, Random, Sim},
     },
     log::Environment,
     store::{LogSettings, Store, StoreOptions},
@@ -178,4 +179,37 @@ fn damage_is_not_mended_out_of_the_memory_of_another_history() {
     for offset in 10..15 {
         assert_eq!(log.read(offset).unwrap().unwrap().value(), [3; 40]);
     }
+}
+
+/// All segments with records were trimmed while the active one was empty on the disk, and replaced in memory by a larger
+/// one. What that had was bound to a frame that was not there any more, and was not taken up after a kill.
+#[test]
+fn trimming_leaves_the_frame_that_memory_is_bound_to() {
+    let at = tempfile::tempdir().unwrap();
+    let mut random = Random::new(1);
+    let (world, clock) = (World::new(Sim::new(1), &mut random), clock(&mut random));
+    world.sim.set_meanwhile(None);
+    let open = |segment_bytes| {
+        let options = Options { segment_bytes, ..options(Some(at.path())) };
+        Log::open_in(&world.environment(&clock), Path::new(DIR), options).unwrap()
+    };
+    let log = open(8 << 10);
+    while log.try_append(&[1; 5000]).is_err() {
+        assert!(world.keepers.turn(&mut random));
+    }
+    log.close().unwrap();
+    // It does not go on in a segment that is larger than those it may have, and begins one of 4 KiB.
+    open(4 << 10).close().unwrap();
+    let log = open(8 << 10);
+    while log.try_append(&[2; 6000]).is_err() {
+        assert!(world.keepers.turn(&mut random));
+    }
+    log.trim(u64::MAX).unwrap();
+    assert_eq!((log.next_offset(), log.durable_offset()), (2, 1));
+    let sim = world.sim.after(Cut::Kill);
+    drop(log);
+    drop(world);
+    let log = self::open(&sim, Some(at.path())).unwrap();
+    assert_eq!(log.next_offset(), 2);
+    assert_eq!(log.read(1).unwrap().unwrap().value(), [2; 6000]);
 }

@@ -127,6 +127,9 @@ impl Run {
             }
         }
         assert!(lost.len() <= 1, "{place}: one bit has damaged {lost:?}");
+        // What a lost record told of its producer is not known any more.
+        let told = known.sent.iter().filter(|sent| lost.contains(&sent.first)).map(|sent| sent.producer);
+        known.vague.extend(told.collect::<Vec<_>>());
         if damage.is_empty() {
             log.writable().unwrap_or_else(|error| panic!("{place}: {error}"));
             log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
