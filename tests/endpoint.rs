@@ -3,7 +3,6 @@
 mod support;
 
 use std::{
-    io::Write,
     process::Stdio,
     time::{Duration, Instant},
 };
