@@ -213,3 +213,40 @@ fn trimming_leaves_the_frame_that_memory_is_bound_to() {
     assert_eq!(log.next_offset(), 2);
     assert_eq!(log.read(1).unwrap().unwrap().value(), [2; 6000]);
 }
+
+/// A log was deleted by a process that was killed, and the next one could not remove what was left of it at once. A log
+/// of its name was made when the clock stood where it had stood: in the same directory, with the old one's records.
+#[test]
+fn what_is_left_of_a_deleted_log_is_no_part_of_one_that_is_made_at_the_same_moment() {
+    for steps in 1..200 {
+        let mut random = Random::new(steps);
+        let clock = clock(&mut random);
+        let store = |world: &World| {
+            let options = StoreOptions { log: options(None), ..StoreOptions::default() };
+            Store::open_in(world.environment(&clock), Path::new("/data"), options)
+        };
+        let world = World::new(Sim::new(steps), &mut random);
+        let open = store(&world).unwrap();
+        open.create("a", &LogSettings::default()).unwrap();
+        open.close().unwrap();
+        let open = store(&world).unwrap(); // which has not given out a passing name yet
+        let log = open.get("a").unwrap();
+        log.try_append(b"old").unwrap();
+        log.wait_durable(0).unwrap();
+        drop(log);
+        world.sim.end_after(1 + steps % 12, Cut::Kill);
+        let _ = open.delete("a"); // or it is killed before
+        let sim = world.sim.after(Cut::Kill);
+        drop(open);
+        drop(world);
+        let world = World::new(sim, &mut random);
+        world.sim.fail_one_in(Some(4));
+        let open = (0..100).find_map(|_| store(&world).ok()).unwrap();
+        world.sim.fail_one_in(None);
+        if open.create("a", &LogSettings::default()).unwrap() {
+            let next = open.get("a").unwrap().next_offset();
+            assert_eq!(next, 0, "killed in the midst of deleting, {steps}");
+        }
+        open.close().unwrap();
+    }
+}

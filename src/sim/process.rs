@@ -125,13 +125,13 @@ impl Run {
         if tight {
             sim.leave_room((random.below(600) as u64) << 10);
         }
-        if !random.one_in(4) {
+        if !random.one_in(if self.profile.uniform.is_some() { 2 } else { 4 }) {
             let most = *random.pick(&[6, 30, 120, 400]);
             sim.end_after(1 + random.below(most) as u64, cut);
         }
         sim.note(format_args!("== generation {}: {cut:?}, images {images}", self.counts.generations));
         let clean = match self.begin(world, images) {
-            Some(process) => self.live(process),
+            Some(process) => self.live(process, cut),
             None => false,
         };
         self.end(&sim, cut, clean);
@@ -183,8 +183,11 @@ impl Run {
     }
 
     /// Says whether all was closed well.
-    fn live(&mut self, mut process: Process) -> bool {
+    fn live(&mut self, mut process: Process, cut: Cut) -> bool {
         self.check_all(&mut process);
+        if self.profile.uniform.is_some() && !self.random.one_in(3) {
+            process.world.sim.end_after(1 + self.random.below(8) as u64, cut); // in the midst of its work
+        }
         if self.random.one_in(8) {
             // Recovering twice is as good as once: the next process finds the same.
         } else {

@@ -63,7 +63,7 @@ fn profile(random: &mut Random) -> Profile {
     Profile {
         generations: 3 + random.below(6) + if uniform.is_some() { 6 } else { 0 },
         operations: match uniform {
-            Some(_) => 12,
+            Some(_) => 30,
             None if large => 40,
             None => 120,
         },
@@ -77,8 +77,8 @@ fn profile(random: &mut Random) -> Profile {
         logs: if uniform.is_some() { 1 } else { *random.pick(&[1, 1, 2, 3]) },
         large,
         uniform,
-        faults: random.one_in(2),
-        harm: random.one_in(2),
+        faults: random.one_in(2) && uniform.is_none(),
+        harm: random.one_in(2) && uniform.is_none(),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::disk::sim::{Random, Sim};
 pub(super) fn batch(random: &mut Random, sim: &Sim, limit: usize, profile: &Profile) -> Vec<Vec<u8>> {
     let large = profile.large;
     if let Some(size) = profile.uniform
-        && !random.one_in(8)
+        && !random.one_in(40)
     {
         let count = if random.one_in(3) { 1 + random.below(6) } else { 1 };
         return (0..count).map(|_| vec![random.chance() as u8; size]).collect();

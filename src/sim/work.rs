@@ -63,8 +63,8 @@ impl Run {
         match self.random.below(100) {
             0..30 => self.append(process),
             30..36 => self.append_if(process),
-            36..48 => self.produce(process),
-            48..60 => self.wait_durable(process),
+            36..48 if self.profile.uniform.is_none() => self.produce(process),
+            36..60 => self.wait_durable(process),
             60..78 => {
                 for _ in 0..=self.random.below(4) {
                     process.world.turn(&mut self.random);
@@ -238,7 +238,7 @@ impl Run {
     fn append(&mut self, process: &Process) {
         let Some((name, log)) = self.usable(process) else { return };
         let limit = process.options.segment_bytes as usize;
-        let times = 1 + self.random.below(8);
+        let times = 1 + self.random.below(if self.profile.uniform.is_some() { 4 } else { 8 });
         for _ in 0..times {
             let values = values::batch(&mut self.random, &process.world.sim, limit, &self.profile);
             let json = self.random.one_in(8);

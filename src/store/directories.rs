@@ -12,8 +12,12 @@ use std::{
 impl Inner {
     /// A directory that no log has and no other deleted log had.
     pub(super) fn passing_dir(&self, name: &str) -> PathBuf {
-        let number = self.passed.fetch_add(1, Ordering::Relaxed); // a name of its own, no more
-        self.dir.join(format!("{DELETED}{}-{number}-{name}", self.env.machine.now()))
+        let number = self.passed.fetch_add(1, Ordering::Relaxed);
+        // A clock may be set back, and what an earlier process has called so may be there still.
+        let mut chance = [0; 8];
+        let _ = self.env.machine.random(&mut chance); // without, it is as good as the clock
+        let (now, chance) = (self.env.machine.now(), u64::from_le_bytes(chance));
+        self.dir.join(format!("{DELETED}{now}-{number}-{chance:016x}-{name}"))
     }
 
     /// Makes the directory under a passing name first, so that there is never a log without its settings.
