@@ -19,9 +19,9 @@
 
 #[cfg(not(loom))]
 use crate::disk::is_transient;
-use crate::disk::{MemoryDir, Node};
+use crate::disk::{Aligned, MemoryDir, Node};
 use std::{
-    io::{self, Read, Seek},
+    io::{self, Read},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -237,12 +237,12 @@ impl Images {
     }
 
     /// The bytes of the chunk in an image.
-    pub(crate) fn frames(&self, name: &str) -> io::Result<Vec<u8>> {
-        let mut file = self.memory.open_file(name)?;
-        let length = file.metadata()?.len().saturating_sub(HEAD as u64);
-        file.seek(io::SeekFrom::Start(HEAD as u64))?;
-        let mut frames = Vec::with_capacity(length as usize);
-        file.take(length).read_to_end(&mut frames)?;
+    pub(crate) fn frames(&self, name: &str) -> io::Result<Aligned> {
+        use std::os::unix::fs::FileExt;
+        let file = self.memory.open_file(name)?;
+        let length = file.metadata()?.len().saturating_sub(HEAD as u64) as usize;
+        let mut frames = Aligned::new(length)?;
+        file.read_exact_at(&mut frames[..length], HEAD as u64)?;
         Ok(frames)
     }
 

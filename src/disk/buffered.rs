@@ -29,6 +29,11 @@ impl File for BufferedFile {
         self.0.read_exact_at(buf, position)
     }
 
+    #[cfg(target_os = "linux")]
+    fn read_once(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
+        super::direct::read(&self.0, buf, position)
+    }
+
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
         let mut at = position;
         for part in parts {

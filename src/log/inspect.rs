@@ -21,6 +21,14 @@ pub struct Damage {
     pub path: PathBuf,
     /// What is wrong.
     pub reason: String,
+    /// The disk said that it cannot read what is there: it may be whole, and be read another time, or be lost.
+    pub unreadable: bool,
+}
+
+impl Damage {
+    pub(super) fn new(offsets: Range<u64>, path: &Path, reason: &str) -> Self {
+        Self { offsets, path: path.to_owned(), reason: reason.to_owned(), unreadable: false }
+    }
 }
 
 impl fmt::Display for Damage {

@@ -13,6 +13,7 @@ use crate::{
         CAPACITIES, FRAMES,
         file::{self, SegmentFile},
         header::{Header, Secret},
+        region::Region,
         scan::Scan,
     },
 };
@@ -103,10 +104,15 @@ fn keep_aside(disk: &dyn Disk, dir: &Path, found: &Found) -> Result<PathBuf, Err
     let copy = || -> io::Result<()> {
         let source = disk.open(&found.path, false)?;
         let length = source.len()?;
-        let mut bytes = Aligned::new(length as usize)?;
-        source.read_at(&mut bytes[..length as usize], 0)?;
-        let copy = disk.create(&path, bytes.len() as u64)?;
-        copy.write_at(&[IoSlice::new(&bytes)], 0)?;
+        let mut head = Aligned::new(FRAMES as usize)?;
+        let block = &mut head[..length.min(FRAMES) as usize];
+        // Zeros stand for what cannot be read.
+        if !disk::readable(source.read_at(block, 0))? {
+            block.fill(0);
+        }
+        let region = Region::read(&*source, length, true)?;
+        let copy = disk.create(&path, length.next_multiple_of(BLOCK))?;
+        copy.write_at(&[IoSlice::new(&head), IoSlice::new(region.blocks())], 0)?;
         copy.set_len(length)?;
         disk.sync_dir(dir)
     };
@@ -117,10 +123,7 @@ fn keep_aside(disk: &dyn Disk, dir: &Path, found: &Found) -> Result<PathBuf, Err
 /// Writes the segment anew, with what is left of it.
 fn rewrite(disk: &dyn Disk, dir: &Path, found: &Found) -> io::Result<()> {
     let source = disk.open(&found.path, false)?;
-    let mut bytes = vec![0; source.len()?.saturating_sub(FRAMES) as usize];
-    if !bytes.is_empty() {
-        source.read_at(&mut bytes, FRAMES)?;
-    }
+    let bytes = Region::read(&*source, source.len()?, true)?;
     let positions: Vec<Option<u32>> = match &found.state {
         State::Damaged(wreck) => wreck.survivors.iter().map(|at| at.checked_sub(1)).collect(),
         State::Unsealed(scan) | State::Open(_, scan) => scan.positions.iter().copied().map(Some).collect(),

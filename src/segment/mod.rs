@@ -9,6 +9,7 @@
 
 pub(crate) mod file;
 pub(crate) mod header;
+pub(crate) mod region;
 pub(crate) mod scan;
 pub(crate) mod sealed;
 pub(crate) mod search;

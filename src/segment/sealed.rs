@@ -3,7 +3,7 @@
 //! The index is derived: it says where to look, never what is true. A record found through it must verify and
 //! carry the right number, and where it does not, the frames themselves are asked.
 
-use super::{FRAMES, header::Header, scan, search};
+use super::{FRAMES, header::Header, region::Region, scan, search};
 use crate::{
     disk::{Aligned, BLOCK, File},
     frame::{self, Key, WORD},
@@ -73,16 +73,15 @@ impl Footer {
         })
     }
 
-    /// The footer of a segment file of `length` bytes, if it is sealed and cut to size: the last block, where the
-    /// counts say it must be.
-    pub(crate) fn read(file: &dyn File, length: u64, header: &Header) -> io::Result<Option<Self>> {
-        if length < FRAMES + BLOCK || !length.is_multiple_of(BLOCK) {
-            return Ok(None);
-        }
-        let mut block = [0; BLOCK as usize];
-        file.read_at(&mut block, length - BLOCK)?;
-        let footer = Self::decode(&block, header);
-        Ok(footer.filter(|footer| footer_at(footer.records, footer.words) + BLOCK == length))
+    /// Where a segment file of `length` bytes has its footer, if it is sealed and cut to size: in the last block.
+    pub(crate) fn position(length: u64) -> Option<u64> {
+        (length >= FRAMES + BLOCK && length.is_multiple_of(BLOCK)).then(|| length - BLOCK)
+    }
+
+    /// What that block says, if it verifies and is where the counts say it must be.
+    pub(crate) fn at_end(block: &[u8; BLOCK as usize], length: u64, header: &Header) -> Option<Self> {
+        let footer = Self::decode(block, header);
+        footer.filter(|footer| footer_at(footer.records, footer.words) + BLOCK == length)
     }
 
     /// Whether `bytes`, a file from its frames on, has a footer where these frames would have it: then they are all
@@ -214,23 +213,17 @@ fn read_frame(file: &dyn File, words: u32, position: u32, buf: &mut Vec<u8>) -> 
 /// Finds a record among the frames themselves, damaged or not those before it: for when the index is damaged. Where some
 /// of them cannot be read and the record is not among the others, the error is that of the reading.
 fn find(file: &dyn File, words: u32, key: Key, record: u32) -> io::Result<Option<u32>> {
-    let mut frames = vec![0; words as usize * WORD];
-    let mut unread = None;
-    if file.read_at(&mut frames, FRAMES).is_err() {
-        for (n, block) in frames.chunks_mut(BLOCK as usize).enumerate() {
-            if let Err(error) = file.read_at(block, FRAMES + n as u64 * BLOCK) {
-                block.fill(0); // no frame verifies there
-                unread = Some(error);
-            }
-        }
-    }
+    let frames = Region::read(file, FRAMES + u64::from(words) * WORD as u64, true)?;
     let scanned = scan::scan(&frames, key);
     let found = scanned.positions.get(record as usize).copied().or_else(|| {
         let later = search::frames_from(&frames, key, scanned.words, scanned.positions.len() as u32);
         later.frames.iter().find(|(number, _)| *number == record).map(|(_, word)| *word)
     });
-    match (found, unread) {
-        (None, Some(error)) => Err(error),
-        (found, _) => Ok(found),
+    match frames.unreadable() {
+        [bad, ..] if found.is_none() => {
+            let reason = format!("bytes {bad:?} of the segment's frames cannot be read");
+            Err(io::Error::other(reason))
+        }
+        _ => Ok(found),
     }
 }

@@ -11,7 +11,8 @@
 //!   search for it is exact.
 //! - The mark of a clean close says the same.
 //!
-//! If none of these speaks for a record, it was never durable, and what is there of it is the torn end of a write.
+//! If none of these speaks for a record, it was never durable, and what is there of it is the torn end of a write. Unless
+//! the disk could not read all that is there: what was not read is not known, and nothing is cut off for it.
 
 use super::survey::State;
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
     segment::{
         FRAMES, file,
         header::Header,
+        region::Region,
         scan::{self, Scan},
         sealed::{self, Footer},
         search,
@@ -49,14 +51,19 @@ pub(in crate::log) struct Wreck {
     pub(super) excess: bool,
     /// Records are lost, it is not known how many.
     pub(super) cut_short: bool,
+    /// The disk could not read all that stands behind the break.
+    pub(super) unreadable: bool,
+    /// There may be records there, it is not known how many.
+    pub(super) open_ended: bool,
 }
 
 /// Judges a segment. `bytes` is its file from the first frame on.
-pub(super) fn judge(header: &Header, known: &Known, bytes: Vec<u8>) -> State {
+pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
     let key = header.key();
     let region = known.footer.map_or(bytes.len(), |footer| (footer.words as usize * WORD).min(bytes.len()));
     let found = scan::scan(&bytes[..region], key);
     let search = |found: &Scan| search::frames_from(&bytes[..region], key, found.words, found.records());
+    let unreadable = bytes.unreadable().iter().any(|bad| bad.end > found.words as usize * WORD);
     let short = FRAMES + (bytes.len() as u64) < file::length(header.capacity);
     let Some(all) = records_for_certain(known, region) else {
         if Footer::ends(&bytes, header, &found) || short && known.next.is_none() && cut_to(&bytes, &found) {
@@ -69,10 +76,9 @@ pub(super) fn judge(header: &Header, known: &Known, bytes: Vec<u8>) -> State {
             durable = durable.max(later.frames.last().map_or(0, |(record, _)| record + 1));
         }
         let cut_short = short && known.next.is_none();
-        if durable > found.records() || cut_short {
-            let mut wreck = wreck(&bytes[..region], &found, &later, durable);
-            wreck.cut_short = cut_short;
-            return State::Damaged(wreck);
+        if durable > found.records() || cut_short || unreadable {
+            let wreck = wreck(&bytes[..region], &found, &later, durable);
+            return State::Damaged(Wreck { cut_short, unreadable, open_ended: unreadable, ..wreck });
         }
         return if known.next.is_some() { State::Unsealed(found) } else { State::Open(bytes, found) };
     };
@@ -85,7 +91,8 @@ pub(super) fn judge(header: &Header, known: &Known, bytes: Vec<u8>) -> State {
     if found.records() < all {
         let mut later = search(&found);
         later.frames.retain(|(record, _)| *record < all);
-        return State::Damaged(wreck(&bytes[..region], &found, &later, all));
+        let wreck = wreck(&bytes[..region], &found, &later, all);
+        return State::Damaged(Wreck { unreadable, ..wreck });
     }
     match known.footer.filter(|footer| footer.records == all && footer.words == found.words) {
         Some(footer) if index_verifies(&bytes, &footer) => State::Sealed(footer),
@@ -129,7 +136,7 @@ fn wreck(frames: &[u8], found: &Scan, later: &search::Later, durable: u32) -> Wr
     }
     survivors.resize(end as usize, 0);
     let whole = Extent { records: found.records(), words: found.words };
-    Wreck { survivors, words, whole, excess: false, cut_short: false }
+    Wreck { survivors, words, whole, excess: false, cut_short: false, unreadable: false, open_ended: false }
 }
 
 /// Where the log ends that was durable up to `durable`: as on any disk, behind the whole batches that follow without a

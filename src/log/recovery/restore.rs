@@ -26,6 +26,7 @@ use crate::{
         FRAMES,
         file::{self, SegmentFile},
         header::{Header, Secret},
+        region::Region,
         scan::{self, Scan},
         sealed::{self, Sealed},
         search,
@@ -133,7 +134,8 @@ fn tell<'a>(images: &Images, names: impl IntoIterator<Item = &'a str>, why: &str
 
 /// Whether there is no damage but what an image may mend: in the last segment, which is not sealed.
 fn may_go_on(survey: &Survey) -> bool {
-    let mends = |last: &Found| matches!(&last.state, State::Damaged(wreck) if !wreck.cut_short);
+    let mends =
+        |last: &Found| matches!(&last.state, State::Damaged(wreck) if !wreck.cut_short && !wreck.unreadable);
     match survey.segments.last() {
         Some(last) if mends(last) => survey.damage.iter().all(|damage| damage.path == last.path),
         _ => survey.damage.is_empty(),
@@ -252,15 +254,14 @@ fn go_on_in_place(
     dir: &Path,
     survey: &mut Survey,
     image: &mut Image,
-    frames: &[u8],
+    frames: &Aligned,
 ) -> io::Result<bool> {
     let (header, key) = (image.header, image.header.key());
     let Some(last) = survey.segments.last_mut() else { return Ok(false) };
     if let State::Damaged(wreck) = &last.state {
         // From the first break on, the image may be whole.
         let file = disk.open(&last.path, false)?;
-        let mut bytes = vec![0; file.len()?.saturating_sub(FRAMES) as usize];
-        file.read_at(&mut bytes, FRAMES)?;
+        let bytes = Region::read(&*file, file.len()?, false)?;
         let (scan, durable) = (scan::scan(&bytes, key), last.records());
         let begins = scan.words as usize * frame::WORD;
         // What stands in the file behind the break says whether the image is of the same history: another process may
@@ -306,7 +307,7 @@ fn go_on_behind(
     survey: &mut Survey,
     image: &Image,
     scan: Scan,
-    mut frames: Vec<u8>,
+    mut frames: Aligned,
 ) -> io::Result<()> {
     let header = image.header;
     told(dir, &header, &scan);
@@ -322,7 +323,7 @@ fn go_on_behind(
         last.state = State::Unsealed(std::mem::take(scan));
     }
     let path = dir.join(file::name(header.base));
-    let state = State::Open(frames, scan);
+    let state = State::Open(frames.into(), scan);
     survey.segments.push(Found { header, header_whole: true, mark: 0, path, state });
     Ok(())
 }
@@ -335,18 +336,19 @@ fn told(dir: &Path, header: &Header, scan: &Scan) {
 }
 
 /// Writes the frames from one word to another, and zeros to the end of the block. Durable on return.
-fn write(file: &dyn File, frames: &[u8], from: u32, to: u32) -> io::Result<()> {
-    const PIECE: usize = 8 << 20;
+fn write(file: &dyn File, frames: &Aligned, from: u32, to: u32) -> io::Result<()> {
+    const PIECE: usize = 1 << 20;
     let block = BLOCK as usize;
-    let (mut at, end) = (from as usize * frame::WORD / block * block, to as usize * frame::WORD);
-    let mut piece = Aligned::new(PIECE.min(end - at))?;
-    while at < end {
-        let now = (end - at).min(PIECE);
-        piece[..now].copy_from_slice(&frames[at..at + now]);
-        let padded = now.next_multiple_of(block);
-        piece[now..padded].fill(0);
-        file.write_at(&[IoSlice::new(&piece[..padded])], FRAMES + at as u64)?;
-        at += now;
+    let (start, end) = (from as usize * frame::WORD / block * block, to as usize * frame::WORD);
+    let whole = end / block * block;
+    for at in (start..whole).step_by(PIECE) {
+        let piece = &frames[at..(at + PIECE).min(whole)];
+        file.write_at(&[IoSlice::new(piece)], FRAMES + at as u64)?;
+    }
+    if whole < end {
+        let mut last = Aligned::new(block)?;
+        last[..end - whole].copy_from_slice(&frames[whole..end]);
+        file.write_at(&[IoSlice::new(&last)], FRAMES + whole as u64)?;
     }
     Ok(())
 }

@@ -8,10 +8,11 @@ use super::{
     judge::{Known, Wreck, judge},
 };
 use crate::{
-    disk::{BLOCK, Disk},
+    disk::{self, BLOCK, Disk, File},
     segment::{
-        CAPACITIES, FRAMES, file,
+        CAPACITIES, file,
         header::{BadHeader, Decoded, Header, Secret},
+        region::Region,
         scan::{self, Scan},
         sealed::Footer,
     },
@@ -49,7 +50,7 @@ pub(in crate::log) enum State {
     /// can be derived.
     Unsealed(Scan),
     /// The last segment, not sealed: its frames' region as the file has it, and what verifies of it.
-    Open(Vec<u8>, Scan),
+    Open(Region, Scan),
     /// Records are damaged.
     Damaged(Wreck),
 }
@@ -102,8 +103,7 @@ fn look(
         let base = head.decoded.header.base;
         if let Some(before) = survey.segments.last().map(Found::end).filter(|&before| before < base) {
             survey.missing.push(before..base);
-            let reason = "no segment file has them".into();
-            survey.damage.push(Damage { offsets: before..base, path: dir.to_owned(), reason });
+            survey.damage.push(Damage::new(before..base, dir, "no segment file has them"));
         }
         let next = heads.get(n + 1).map(|next| next.decoded.header.base);
         let state = examine(disk, head, next, deep).map_err(Error::io("read", &head.path))?;
@@ -137,8 +137,13 @@ fn read_heads(
         let path = dir.join(file::name(base));
         let file = disk.open(&path, false).map_err(Error::io("open", &path))?;
         let mut block = [0; BLOCK as usize];
-        let decoded = match file.read_at(&mut block, 0) {
-            Ok(()) => Header::decode(&block),
+        let mut unreadable = false;
+        let decoded = match read_block(&*file, &mut block, 0) {
+            Ok(true) => Header::decode(&block),
+            Ok(false) => {
+                unreadable = true;
+                Err(BadHeader::Damaged)
+            }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(BadHeader::Damaged),
             Err(error) => return Err(Error::io("read", &path)(error)),
         };
@@ -151,7 +156,15 @@ fn read_heads(
             other => other.ok(),
         };
         let length = file.len().map_err(Error::io("read", &path))?;
-        let footer = decoded.map(|decoded| Footer::read(&*file, length, &decoded.header)).transpose();
+        let footer = decoded.map(|decoded| read_footer(&*file, length, &decoded.header)).transpose();
+        if decoded.is_none() {
+            let reason = if unreadable {
+                "the disk cannot read the segment's header"
+            } else {
+                "the segment's header does not verify"
+            };
+            damage.push(Damage { unreadable, ..Damage::new(base..base, &path, reason) });
+        }
         read.push((base, decoded, length, footer.map_err(Error::io("read", &path))?.flatten(), path));
     }
     let known: Vec<Header> = read.iter().filter_map(|(_, decoded, ..)| Some((*decoded)?.header)).collect();
@@ -161,14 +174,12 @@ fn read_heads(
         let Some(&Header { log, .. }) = known.first() else {
             return Err(Error::Corrupt {
                 path,
-                reason: "its header does not verify, and no other tells what it was".into(),
+                reason: "its header cannot be read or does not verify, and no other tells what it was".into(),
             });
         };
         let (decoded, footer) = if let Some(decoded) = decoded {
             (decoded, footer)
         } else {
-            let reason = "the segment's header does not verify".into();
-            damage.push(Damage { offsets: base..base, path: path.clone(), reason });
             made_up(disk, &path, length, log, secret, base).map_err(Error::io("read", &path))?
         };
         let header = decoded.header;
@@ -191,15 +202,12 @@ fn made_up(
     base: u64,
 ) -> io::Result<(Decoded, Option<Footer>)> {
     let file = disk.open(path, false)?;
-    let mut bytes = vec![0; length.saturating_sub(FRAMES) as usize];
-    if !bytes.is_empty() {
-        file.read_at(&mut bytes, FRAMES)?;
-    }
+    let bytes = Region::read(&*file, length, false)?;
     let header =
         |secret| Header { log, base, capacity: *CAPACITIES.end(), created: 0, secret: Secret(secret) };
     let of = |secret| {
         let header = header(secret);
-        let footer = Footer::read(&*file, length, &header)?;
+        let footer = read_footer(&*file, length, &header)?;
         io::Result::Ok((footer.is_some(), scan::scan(&bytes, header.key()).records(), header, footer))
     };
     let mut best = of(None)?;
@@ -212,6 +220,19 @@ fn made_up(
     Ok((Decoded { header: best.2, mark: 0, whole: false }, best.3))
 }
 
+/// Reads a block; `false` where the disk cannot, not even the second time.
+fn read_block(file: &dyn File, block: &mut [u8; BLOCK as usize], position: u64) -> io::Result<bool> {
+    Ok(disk::readable(file.read_at(block, position))? || disk::readable(file.read_at(block, position))?)
+}
+
+/// The footer of a segment that is sealed, if it can be read: it can be derived.
+fn read_footer(file: &dyn File, length: u64, header: &Header) -> io::Result<Option<Footer>> {
+    let Some(at) = Footer::position(length) else { return Ok(None) };
+    let mut block = [0; BLOCK as usize];
+    let read = read_block(file, &mut block, at)?;
+    Ok(if read { Footer::at_end(&block, length, header) } else { None })
+}
+
 /// Judges one segment. `next` is the base of the one behind it.
 fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::Result<State> {
     let Head { decoded: Decoded { header, mark, .. }, length, footer, .. } = head;
@@ -221,26 +242,23 @@ fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::R
     {
         return Ok(State::Sealed(footer));
     }
-    let mut bytes = vec![0; length.saturating_sub(FRAMES) as usize];
-    if !bytes.is_empty() {
-        let file = disk.open(&head.path, false)?;
-        if footer.is_none() {
-            // What is read has to be what the device has: it is going to be called durable.
-            file.sync()?;
-        }
-        file.read_at(&mut bytes, FRAMES)?;
+    let file = disk.open(&head.path, false)?;
+    if footer.is_none() {
+        // What is read has to be what the device has: it is going to be called durable.
+        file.sync()?;
     }
+    let bytes = Region::read(&*file, *length, deep)?;
     Ok(judge(header, &Known { mark: *mark, footer: *footer, next }, bytes))
 }
 
 fn note_damage(found: &Found, deep: bool, damage: &mut Vec<Damage>) {
     let base = found.header.base;
-    let mut push = |offsets: Range<u64>, reason: &str| {
-        damage.push(Damage { offsets, path: found.path.clone(), reason: reason.into() });
+    let mut push = |offsets: Range<u64>, unreadable: bool, reason: &str| {
+        damage.push(Damage { unreadable, ..Damage::new(offsets, &found.path, reason) });
     };
     // Made anew when the log is opened: only a survey that was asked to look at everything reports it.
     if deep && !found.header_whole && found.header.created > 0 {
-        push(base..base, "one of the header's two copies does not verify; opening makes it anew");
+        push(base..base, false, "one of the header's two copies does not verify; opening makes it anew");
     }
     match &found.state {
         State::Damaged(wreck) => {
@@ -251,21 +269,37 @@ fn note_damage(found: &Found, deep: bool, damage: &mut Vec<Damage>) {
                     record += 1;
                 }
                 if record > start {
-                    push(base + start as u64..base + record as u64, "no frame there verifies");
+                    let offsets = base + start as u64..base + record as u64;
+                    let reason =
+                        if wreck.unreadable { "the disk cannot read it" } else { "no frame there verifies" };
+                    push(offsets, wreck.unreadable, reason);
                 }
                 record += 1;
             }
+            if wreck.open_ended {
+                let reason =
+                    "the disk cannot read all of the file; how many records stand there is not known";
+                push(found.end()..found.end(), true, reason);
+            }
             if wreck.excess {
                 let end = found.end();
-                push(end..end, "it has more records than the segment behind it leaves room for");
+                push(end..end, false, "it has more records than the segment behind it leaves room for");
             }
             if wreck.cut_short {
                 let end = found.end();
-                push(end..end, "the file is shorter than its frames; how many records are lost is not known");
+                push(
+                    end..end,
+                    false,
+                    "the file is shorter than its frames; how many records are lost is not known",
+                );
             }
         }
         State::Unsealed(_) if deep => {
-            push(base..base, "the index or footer is missing or wrong; opening or repair makes it anew");
+            push(
+                base..base,
+                false,
+                "the index or footer is missing, wrong or cannot be read; opening or repair makes it anew",
+            );
         }
         _ => {}
     }
