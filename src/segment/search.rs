@@ -26,7 +26,9 @@ pub(crate) fn frames_from(bytes: &[u8], key: Key, from: u32, record: u32) -> Lat
     let mut later = Later::default();
     let mut prefixes = None;
     let (mut word, mut next, mut next_word) = (from as usize, record, from as usize);
-    while let Some(rest) = bytes.get(word * WORD..).filter(|rest| rest.len() >= frame::HEADER) {
+    while let Some(skipped) = bytes.get(word * WORD..).and_then(frame::next_candidate) {
+        word += skipped;
+        let rest = &bytes[word * WORD..];
         let found = frame::plausible(rest, key).filter(|found| {
             // The records before it, back to the last one known, have had room for at least a header each.
             let between = found.record.checked_sub(next).map(|records| records as usize * MIN_WORDS as usize);
