@@ -78,6 +78,7 @@ fn tail(label: &str, fill: impl Fn(&[u8; 4096], &mut [u8])) {
     let mut bytes = vec![0; SEGMENT as usize - 10 * 32];
     fill(&header, &mut bytes);
     segment.write_all_at(&bytes, 4096 + 10 * 32).unwrap();
+    segment.sync_all().unwrap(); // what the log writes is on the disk when it is killed
     drop(segment);
     reopen(label, place.path(), SEGMENT);
 }

@@ -41,17 +41,21 @@ impl DirectFile {
     }
 }
 
+/// What most devices ask of the place, the memory and the length of such reads; for those that ask for more there is the
+/// page cache.
+const UNIT: usize = 512;
+
 /// Reads past the page cache, as far as the file system and the length let it, else through it. The bytes go straight
 /// into `buf`: a fifth of a core's time less, and twice the rate (measured: 64 MiB in 35 instead of 65 ms).
 pub(super) fn read(file: &fs::File, buf: &mut [u8], position: u64) -> io::Result<()> {
     use rustix::fs::{Mode, OFlags};
-    let (whole, mut done) = (buf.len() / BLOCK as usize * BLOCK as usize, 0);
+    let (whole, mut done) = (buf.len() / UNIT * UNIT, 0);
     let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
     let name = format!("/proc/self/fd/{}", file.as_raw_fd());
     if let Ok(direct) = rustix::io::retry_on_intr(|| rustix::fs::open(&*name, flags, Mode::empty())) {
         while done < whole {
             match rustix::io::pread(&direct, &mut buf[done..whole], position + done as u64) {
-                Ok(read) if read > 0 && read.is_multiple_of(BLOCK as usize) => done += read,
+                Ok(read) if read > 0 && read.is_multiple_of(UNIT) => done += read,
                 Err(rustix::io::Errno::INTR) => {}
                 // The end of the file, or a file system that refuses such reads: the page cache tells.
                 Ok(_) | Err(rustix::io::Errno::INVAL) => break,

@@ -7,6 +7,7 @@ mod direct;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod gate;
 mod native;
+pub(crate) mod salvage;
 pub(crate) mod shm;
 #[cfg(all(any(test, fuzzing), not(loom)))]
 #[cfg_attr(not(test), allow(dead_code))] // tests need more of it than fuzzing does
@@ -78,7 +79,7 @@ pub(crate) trait File: Send + Sync + std::fmt::Debug {
     /// Fills `buf` from `position` on; `UnexpectedEof` where the file ends before.
     fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<()>;
     /// As [`read_at`](Self::read_at), of much that will not be read again soon: past the page cache, where the system
-    /// has that. Only where `buf` begins at a page, as [`Aligned`] does, and `position` at a block.
+    /// has that. Only where `buf` begins and `position` is at a multiple of 512.
     fn read_once(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
         self.read_at(buf, position)
     }
@@ -127,25 +128,6 @@ pub(crate) fn is_transient(error: &io::Error) -> bool {
     let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::AGAIN, Errno::INTR];
     error.raw_os_error().is_some_and(|number| passing.contains(&Errno::from_raw_os_error(number)))
         || matches!(error.kind(), io::ErrorKind::OutOfMemory | io::ErrorKind::Interrupted)
-}
-
-/// Whether something was read, or the disk says that it cannot read what is there: a sector that has gone bad, a checksum
-/// of the file system that does not match. It may be read the next time, or never again.
-///
-/// # Errors
-/// Any other, which says nothing of what is there.
-pub(crate) fn readable(read: io::Result<()>) -> io::Result<bool> {
-    use rustix::io::Errno;
-    // What the block layer and file systems say, beside EIO: ENODATA of a medium error, EILSEQ of a protection error,
-    // EREMOTEIO of a device that has failed; EBADMSG and EUCLEAN of checksums.
-    let bad = [Errno::IO, Errno::NODATA, Errno::ILSEQ, Errno::REMOTEIO, Errno::BADMSG, Errno::UCLEAN];
-    match read {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error().is_some_and(|n| bad.contains(&Errno::from_raw_os_error(n))) => {
-            Ok(false)
-        }
-        Err(error) => Err(error),
-    }
 }
 
 /// An error after which nothing is known of what was written or synced, whatever the system calls it. A sync that failed for lack of

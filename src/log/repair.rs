@@ -7,7 +7,7 @@ use super::{
     recovery::{self, Found, State, Survey},
 };
 use crate::{
-    disk::{self, Aligned, BLOCK, Disk},
+    disk::{self, Aligned, BLOCK, Disk, salvage},
     frame::{self, LOST, Stamp, WORD},
     segment::{
         CAPACITIES, FRAMES,
@@ -105,11 +105,7 @@ fn keep_aside(disk: &dyn Disk, dir: &Path, found: &Found) -> Result<PathBuf, Err
         let source = disk.open(&found.path, false)?;
         let length = source.len()?;
         let mut head = Aligned::new(FRAMES as usize)?;
-        let block = &mut head[..length.min(FRAMES) as usize];
-        // Zeros stand for what cannot be read.
-        if !disk::readable(source.read_at(block, 0))? {
-            block.fill(0);
-        }
+        salvage::read(&*source, &mut head[..length.min(FRAMES) as usize], 0, true)?; // or zeros
         let region = Region::read(&*source, length, true)?;
         let copy = disk.create(&path, length.next_multiple_of(BLOCK))?;
         copy.write_at(&[IoSlice::new(&head), IoSlice::new(region.blocks())], 0)?;
@@ -158,6 +154,7 @@ fn write<'a>(
         scan.positions.push((start / WORD) as u32);
         bytes.resize(start + frame::words(value.len()) as usize * WORD, 0);
         frame::encode(&mut bytes[start..], header.key(), stamp, value);
+        scan.last_crc = Some(frame::claimed_crc(&bytes[start..], header.key()).0);
     }
     scan.words = (bytes.len() / WORD) as u32;
     let needs = bytes.len() as u64 + scan.positions.len() as u64 * 4;

@@ -22,7 +22,12 @@ use super::{
 use crate::{
     chunk::{Before, Chunk, Extent, Home, Images, Memory},
     disk,
-    segment::{Segment, file::SegmentFile, header::Header, sealed},
+    segment::{
+        Segment,
+        file::SegmentFile,
+        header::Header,
+        sealed::{self, Summary},
+    },
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
 };
 use crossbeam::{
@@ -476,7 +481,12 @@ impl Shared {
         let positions = (0..extent.records as usize).map(|record| {
             chunk.position(record as u32).expect("all records of a durable extent are published")
         });
-        let footer = sealed::seal(file.file(), &segment.header, extent.words, times, positions)
+        let last_crc = match chunk.before(extent.records) {
+            Before::Frame(crc) => Some(crc),
+            _ => None,
+        };
+        let summary = Summary { words: extent.words, times, last_crc };
+        let footer = sealed::seal(file.file(), &segment.header, summary, positions)
             .map_err(Error::io("seal a segment in", &self.dir))?;
         chunk.set_sealed();
         segment.set_sealed(footer.into());

@@ -1,5 +1,6 @@
 //! The frames from the start of a segment, as far as they go on. No I/O.
 
+use super::sealed::Summary;
 use crate::frame::{self, Key, MORE, WORD};
 
 /// The frames from the start of a segment, as far as each verifies and follows the one before.
@@ -18,6 +19,11 @@ pub(crate) struct Scan {
 impl Scan {
     pub(crate) fn records(&self) -> u32 {
         self.positions.len() as u32
+    }
+
+    /// What a footer says of it.
+    pub(crate) fn summary(&self) -> Summary {
+        Summary { words: self.words, times: self.times, last_crc: self.last_crc }
     }
 
     /// The same, and what goes on behind it in `bytes`, which begin with all of it.

@@ -24,6 +24,16 @@ pub(crate) struct Footer {
     pub(crate) last_time: u64,
     /// CRC-32C of the index.
     pub(crate) index_crc: u32,
+    /// The CRC in the last frame. Segments of format 1 do not say it, nor do the first ones of format 2.
+    pub(crate) last_crc: Option<u32>,
+}
+
+/// What the footer says of the frames.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Summary {
+    pub(crate) words: u32,
+    pub(crate) times: (u64, u64),
+    pub(crate) last_crc: Option<u32>,
 }
 
 /// What is known of a segment that is not written any more.
@@ -53,6 +63,11 @@ impl Footer {
         block[40..48].copy_from_slice(&self.first_time.to_le_bytes());
         block[48..56].copy_from_slice(&self.last_time.to_le_bytes());
         block[56..60].copy_from_slice(&self.index_crc.to_le_bytes());
+        // Format 1 stays as it was.
+        if let Some(crc) = self.last_crc.filter(|_| header.secret.0.is_some()) {
+            block[60..64].copy_from_slice(&crc.to_le_bytes());
+            block[64] = 1;
+        }
         let crc = crc32c::crc32c_append(header.key().seed, &block[..COVERED]);
         block[COVERED..COVERED + 4].copy_from_slice(&crc.to_le_bytes());
         block
@@ -70,6 +85,7 @@ impl Footer {
             first_time: u64_at(40),
             last_time: u64_at(48),
             index_crc: u32_at(56),
+            last_crc: (block[64] == 1).then(|| u32_at(60)),
         })
     }
 
@@ -110,10 +126,10 @@ pub(crate) fn footer_at(records: u32, words: u32) -> u64 {
 pub(crate) fn seal(
     file: &dyn File,
     header: &Header,
-    words: u32,
-    times: (u64, u64),
+    summary: Summary,
     positions: impl ExactSizeIterator<Item = u32>,
 ) -> io::Result<Footer> {
+    let Summary { words, times, last_crc } = summary;
     let records = positions.len() as u32;
     let index_length = (records as usize * 4).next_multiple_of(BLOCK as usize);
     let mut tail = Aligned::new(index_length + BLOCK as usize)?;
@@ -121,7 +137,7 @@ pub(crate) fn seal(
         entry.copy_from_slice(&position.to_le_bytes());
     }
     let index_crc = crc32c::crc32c(&tail[..records as usize * 4]);
-    let footer = Footer { records, words, first_time: times.0, last_time: times.1, index_crc };
+    let footer = Footer { records, words, first_time: times.0, last_time: times.1, index_crc, last_crc };
     tail[index_length..].copy_from_slice(&footer.encode(header));
     file.write_at(&[IoSlice::new(&tail)], index_at(words))?;
     file.set_len(footer_at(records, words) + BLOCK)?;

@@ -104,12 +104,7 @@ impl Run {
         if next < floor {
             // After an unclean stop, rot in the last commit looks like the torn end of a write. It is kept aside, then.
             let kept = sim.dump().into_keys().any(|path| path.starts_with(&dir) && is_torn(&path));
-            // Behind a record that is damaged itself, memory is not taken up, and kept: it is bound to that record.
-            let unbound = next > first && log.read(next - 1).is_err();
-            assert!(
-                kept || unbound,
-                "{place}: ends at {next}, {floor} were acknowledged, and nothing tells of it"
-            );
+            assert!(kept, "{place}: ends at {next}, {floor} were acknowledged, and nothing tells of it");
         }
         known.recognise(first, &values);
         assert!(next <= known.next(), "{place}: ends at {next}, and {} were appended", known.next());
@@ -152,6 +147,62 @@ impl Run {
         known.found(first, next, images);
         known.was_open = true;
         self.end(&sim, Cut::Kill, true);
+        drop(world);
+    }
+
+    /// A sector of a segment cannot be read for a while. The log opens all the same, unless that was the only header
+    /// it has; what it serves is right, and nothing is cut off for what is not known. Then all is as it was.
+    pub(super) fn spoil(&mut self) {
+        let Some(name) = self.random_certain() else { return };
+        let (dir, sim) = (Path::new(ROOT).join(&name), self.disk.clone());
+        let Some((path, at)) = sim.spoil(&mut self.random, &dir) else { return };
+        let place =
+            format!("{}, log {name:?}, byte {at} of {} is unreadable", self.where_(&sim), path.display());
+        sim.note(format_args!("== the sector of byte {at} in {} cannot be read", path.display()));
+        let images = !self.random.one_in(5);
+        let world = World::new(sim.clone(), &mut self.random);
+        let durability = self.logs[&name].settings.durability.unwrap_or(Durability::Disk);
+        let options = Options { durability, ..self.options(images) };
+        let known = self.logs.get_mut(&name).expect("it is certain");
+        if !images {
+            known.memory = known.durable;
+        }
+        match Log::open_in(&world.environment(&self.clock), &dir, options) {
+            Ok(log) => {
+                let (first, next, damage) = (log.first_offset(), log.next_offset(), log.damage().to_vec());
+                sim.note(format_args!("found {first}..{next}, damage {damage:?}"));
+                let values: Vec<_> = (first..next)
+                    .map(|offset| {
+                        let record = log.read(offset).ok()??;
+                        Some(Rec::of(record.value(), record.is_json(), true))
+                    })
+                    .collect();
+                known.recognise(first, &values);
+                assert!(next <= known.next(), "{place}: ends at {next}, and {} were appended", known.next());
+                for (value, offset) in
+                    values.iter().zip(first..).filter_map(|(value, n)| Some((value.as_ref()?, n)))
+                {
+                    assert!(
+                        value.same(&known.records[offset as usize]),
+                        "{place}: offset {offset} is another"
+                    );
+                }
+                if damage.is_empty() {
+                    let floor = if images { known.memory } else { known.durable };
+                    assert!(next >= floor, "{place}: ends at {next}, {floor} were acknowledged");
+                    log.writable().unwrap_or_else(|error| panic!("{place}: {error}"));
+                    known.found(first, next, images);
+                } else {
+                    assert!(damage.iter().all(|damage| damage.unreadable), "{place}: {damage:?}");
+                    assert!(matches!(log.writable(), Err(Error::ReadOnly { .. })), "{place}: writable");
+                }
+            }
+            Err(Error::Corrupt { path: of, .. }) if of == path && at < 4096 => {}
+            Err(error) => panic!("{place}: does not open: {error}"),
+        }
+        sim.turn_off();
+        sim.heal();
+        self.end(&sim, Cut::Kill, false);
         drop(world);
     }
 

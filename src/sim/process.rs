@@ -107,6 +107,7 @@ impl Run {
                 4..8 => self.graft(),
                 8 => return self.flip_in_settings(),
                 9 => self.flip_in_producers(),
+                10..13 => return self.spoil(),
                 _ => {}
             }
         }
@@ -326,6 +327,13 @@ impl Run {
             known.memory,
             known.next()
         ));
+        if process.faults() > 0 && log.damage().iter().any(|damage| damage.unreadable) {
+            // It could not be read twice in a row, by chance. The next process finds all of it.
+            assert!(log.damage().iter().all(|damage| damage.unreadable), "{place}: {:?}", log.damage());
+            assert!(matches!(log.writable(), Err(Error::ReadOnly { .. })), "{place}: {:?}", log.writable());
+            known.failed = true;
+            return;
+        }
         assert!(log.damage().is_empty(), "{place}: damage is claimed where none is: {:?}", log.damage());
         if let Err(error) = log.writable() {
             assert!(process.faults() > 0 || process.is_off(), "{place}: {error}");

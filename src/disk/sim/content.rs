@@ -1,7 +1,10 @@
 //! What is in a simulated file: as programs see it, and what of that a loss of power takes back.
 
 use super::random::Random;
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 /// What a device writes as a whole, or not at all.
 pub(super) const SECTOR: usize = 512;
@@ -19,6 +22,8 @@ pub(super) struct Content {
     /// How long the file is on the device, and what it has there beyond `now`.
     length: usize,
     cut_off: Vec<u8>,
+    /// Sectors that cannot be read, until they are written.
+    bad: BTreeSet<usize>,
 }
 
 impl Content {
@@ -39,6 +44,20 @@ impl Content {
         self.length = self.now.len();
     }
 
+    pub(super) fn is_readable(&self, range: Range<usize>) -> bool {
+        self.bad.range(range.start / SECTOR..range.end.div_ceil(SECTOR)).next().is_none()
+    }
+
+    /// A sector cannot be read any more.
+    pub(super) fn spoil(&mut self, sector: usize) {
+        self.bad.insert(sector);
+    }
+
+    /// All can be read again, and is as it was.
+    pub(super) fn heal(&mut self) {
+        self.bad.clear();
+    }
+
     fn sector(&self, number: usize) -> Sector {
         let mut sector = [0; SECTOR];
         let from = self.now.get(number * SECTOR..).unwrap_or_default();
@@ -56,6 +75,7 @@ impl Content {
             self.now.resize(at + bytes.len(), 0);
         }
         for number in at / SECTOR..=(at + bytes.len() - 1) / SECTOR {
+            self.bad.remove(&number);
             let old = self.sector(number);
             if let Some(behind) = self.behind.get_mut(&number) {
                 if random.one_in(2) {

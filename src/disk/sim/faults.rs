@@ -36,7 +36,7 @@ pub(crate) enum Cut {
     Kill,
 }
 
-const EIO: i32 = 5;
+pub(super) const EIO: i32 = 5;
 const EINTR: i32 = 4;
 const ENOMEM: i32 = 12;
 const EMFILE: i32 = 24;

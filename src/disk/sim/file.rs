@@ -4,7 +4,7 @@ use super::{
     super::{BLOCK, File},
     Sim, State,
     content::SECTOR,
-    faults::{Cut, Kind, Mode},
+    faults::{Cut, EIO, Kind, Mode},
     gone,
 };
 use std::io::{self, IoSlice};
@@ -78,7 +78,11 @@ impl File for SimFile {
     fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         state.step(Kind::Read, format_args!("read {} {position} {}", self.file, buf.len()))?;
-        let from = state.names.file(self.file)?.bytes().get(position as usize..).unwrap_or_default();
+        let content = state.names.file(self.file)?;
+        if !content.is_readable(position as usize..position as usize + buf.len()) {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
+        let from = content.bytes().get(position as usize..).unwrap_or_default();
         buf.copy_from_slice(from.get(..buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }

@@ -13,7 +13,7 @@ mod names;
 mod random;
 
 use super::{Disk, File, Node};
-use content::Content;
+use content::{Content, SECTOR};
 pub(crate) use faults::{Cut, Mode};
 use faults::{Kind, Plan};
 use file::SimFile;
@@ -210,10 +210,10 @@ impl Sim {
         Some((at, bit))
     }
 
-    /// Changes a bit of some segment's file on the device; says where.
+    /// A byte of some segment's file, where something is, mostly.
     #[cfg(feature = "store")]
-    pub(crate) fn flip(&self, random: &mut Random, of: &Path) -> Option<(PathBuf, usize)> {
-        let mut state = self.state();
+    fn somewhere(&self, random: &mut Random, of: &Path) -> Option<(PathBuf, usize)> {
+        let state = self.state();
         let mut files = state.names.files();
         files.retain(|(path, file)| {
             path.starts_with(of)
@@ -224,12 +224,42 @@ impl Sim {
             return None;
         }
         let (path, file) = random.pick(&files).clone();
-        let content = state.names.file_mut(file).ok()?;
-        // Where something is, mostly.
-        let used = content.bytes().iter().rposition(|&byte| byte != 0).unwrap_or(0) + 1;
-        let (at, bit) = (random.below(used), random.below(8));
-        content.change(|bytes| bytes[at] ^= 1 << bit);
+        let bytes = state.names.file(file).ok()?.bytes();
+        let used = bytes.iter().rposition(|&byte| byte != 0).unwrap_or(0) + 1;
+        Some((path, random.below(used)))
+    }
+
+    /// Changes a bit of some segment's file on the device; says where.
+    #[cfg(feature = "store")]
+    pub(crate) fn flip(&self, random: &mut Random, of: &Path) -> Option<(PathBuf, usize)> {
+        let (path, at) = self.somewhere(random, of)?;
+        let bit = random.below(8);
+        self.damage(&path, |bytes| bytes[at] ^= 1 << bit);
         Some((path, at))
+    }
+
+    /// A sector of some segment's file cannot be read any more, until it is written or [healed](Self::heal); says which
+    /// byte is in it.
+    #[cfg(feature = "store")]
+    pub(crate) fn spoil(&self, random: &mut Random, of: &Path) -> Option<(PathBuf, usize)> {
+        let (path, at) = self.somewhere(random, of)?;
+        self.spoil_at(&path, at);
+        Some((path, at))
+    }
+
+    /// The sector with this byte cannot be read any more.
+    pub(crate) fn spoil_at(&self, path: &Path, at: usize) {
+        let mut state = self.state();
+        let file = state.names.find(path).unwrap();
+        state.names.file_mut(file).unwrap().spoil(at / SECTOR);
+    }
+
+    /// All sectors can be read again, and have what they had.
+    pub(crate) fn heal(&self) {
+        let mut state = self.state();
+        for (_, file) in state.names.files() {
+            state.names.file_mut(file).unwrap().heal();
+        }
     }
 
     /// What is run in the midst of steps at which no lock of ours is held: what another thread would do then.

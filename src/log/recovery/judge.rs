@@ -37,6 +37,18 @@ pub(super) struct Known {
     pub(super) footer: Option<Footer>,
     /// The base of the segment behind this one, counted from this one's; `None` if this is the last.
     pub(super) next: Option<u64>,
+    /// Whether its header is its own; if not, the file's full length is not known.
+    pub(super) header: HeaderState,
+}
+
+/// What became of a segment's header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HeaderState {
+    Verified,
+    /// It does not verify, and another was made up.
+    Damaged,
+    /// The disk cannot read it, and another was made up.
+    Unreadable,
 }
 
 /// A damaged segment: which of its records can still be read.
@@ -49,12 +61,20 @@ pub(in crate::log) struct Wreck {
     pub(super) whole: Extent,
     /// There are frames of records that the next segment has.
     pub(super) excess: bool,
-    /// Records are lost, it is not known how many.
-    pub(super) cut_short: bool,
-    /// The disk could not read all that stands behind the break.
+    /// The disk could not read the header, or something behind the break.
     pub(super) unreadable: bool,
-    /// There may be records there, it is not known how many.
-    pub(super) open_ended: bool,
+    pub(super) rest: Rest,
+}
+
+/// What is known of records behind the last one of a damaged segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// There were none.
+    None,
+    /// There may be some, and it is not known how many.
+    Unknown,
+    /// Some are lost with the end of the file, and it is not known how many.
+    CutOff,
 }
 
 /// Judges a segment. `bytes` is its file from the first frame on.
@@ -63,8 +83,10 @@ pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
     let region = known.footer.map_or(bytes.len(), |footer| (footer.words as usize * WORD).min(bytes.len()));
     let found = scan::scan(&bytes[..region], key);
     let search = |found: &Scan| search::frames_from(&bytes[..region], key, found.words, found.records());
-    let unreadable = bytes.unreadable().iter().any(|bad| bad.end > found.words as usize * WORD);
-    let short = FRAMES + (bytes.len() as u64) < file::length(header.capacity);
+    let unreadable = known.header == HeaderState::Unreadable
+        || bytes.unreadable().iter().any(|bad| bad.end > found.words as usize * WORD);
+    let made_up = known.header != HeaderState::Verified;
+    let short = !made_up && FRAMES + (bytes.len() as u64) < file::length(header.capacity);
     let Some(all) = records_for_certain(known, region) else {
         if Footer::ends(&bytes, header, &found) || short && known.next.is_none() && cut_to(&bytes, &found) {
             return State::Unsealed(found);
@@ -75,10 +97,14 @@ pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
             // Everything in it was durable; of what is lost at the end nothing is known.
             durable = durable.max(later.frames.last().map_or(0, |(record, _)| record + 1));
         }
-        let cut_short = short && known.next.is_none();
-        if durable > found.records() || cut_short || unreadable {
+        let rest = match short && known.next.is_none() {
+            true => Rest::CutOff,
+            false if unreadable || made_up && known.next.is_none() => Rest::Unknown,
+            false => Rest::None,
+        };
+        if durable > found.records() || rest != Rest::None {
             let wreck = wreck(&bytes[..region], &found, &later, durable);
-            return State::Damaged(Wreck { cut_short, unreadable, open_ended: unreadable, ..wreck });
+            return State::Damaged(Wreck { unreadable, rest, ..wreck });
         }
         return if known.next.is_some() { State::Unsealed(found) } else { State::Open(bytes, found) };
     };
@@ -136,7 +162,7 @@ fn wreck(frames: &[u8], found: &Scan, later: &search::Later, durable: u32) -> Wr
     }
     survivors.resize(end as usize, 0);
     let whole = Extent { records: found.records(), words: found.words };
-    Wreck { survivors, words, whole, excess: false, cut_short: false, unreadable: false, open_ended: false }
+    Wreck { survivors, words, whole, excess: false, unreadable: false, rest: Rest::None }
 }
 
 /// Where the log ends that was durable up to `durable`: as on any disk, behind the whole batches that follow without a

@@ -24,3 +24,5 @@ pub(super) use survey::{Found, State, Survey, deep_survey};
 mod reviewed_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;
+#[cfg(all(test, not(loom)))]
+mod unreadable_tests;

@@ -243,6 +243,9 @@ impl Previous {
         let Some((path, header, footer)) = &self.segment else {
             return if base == 0 { Before::Nothing } else { Before::Unknown };
         };
+        if let Some(crc) = footer.last_crc {
+            return Before::Frame(crc);
+        }
         let read = || {
             let sealed = Sealed::from(*footer);
             let record = footer.records.saturating_sub(1);
@@ -324,7 +327,7 @@ fn rewrite_header(disk: &dyn Disk, path: &Path, header: &Header, mark: u32) -> i
 
 /// Seals a segment whose frames are whole, as after closing it.
 pub(in crate::log) fn seal(file: &dyn File, header: &Header, scan: &Scan) -> io::Result<Footer> {
-    sealed::seal(file, header, scan.words, scan.times, scan.positions.iter().copied())
+    sealed::seal(file, header, scan.summary(), scan.positions.iter().copied())
 }
 
 /// Opens what is damaged for reading: nothing is written, and all that verifies is served.

@@ -16,11 +16,12 @@
 use super::{
     super::{Error, stats},
     aside,
+    judge::Rest,
     survey::{Found, State, Survey},
 };
 use crate::{
     chunk::{Before, Content, Images, Label},
-    disk::{Aligned, BLOCK, Disk, File, is_transient},
+    disk::{Aligned, BLOCK, Disk, File, is_transient, salvage},
     frame,
     segment::{
         FRAMES,
@@ -28,7 +29,7 @@ use crate::{
         header::{Header, Secret},
         region::Region,
         scan::{self, Scan},
-        sealed::{self, Sealed},
+        sealed::{self, Footer, Sealed},
         search,
     },
 };
@@ -134,8 +135,7 @@ fn tell<'a>(images: &Images, names: impl IntoIterator<Item = &'a str>, why: &str
 
 /// Whether there is no damage but what an image may mend: in the last segment, which is not sealed.
 fn may_go_on(survey: &Survey) -> bool {
-    let mends =
-        |last: &Found| matches!(&last.state, State::Damaged(wreck) if !wreck.cut_short && !wreck.unreadable);
+    let mends = |last: &Found| matches!(&last.state, State::Damaged(wreck) if wreck.rest == Rest::None && !wreck.unreadable);
     match survey.segments.last() {
         Some(last) if mends(last) => survey.damage.iter().all(|damage| damage.path == last.path),
         _ => survey.damage.is_empty(),
@@ -387,6 +387,7 @@ fn before_end(disk: &dyn Disk, survey: &Survey) -> io::Result<Before> {
 fn last_crc(disk: &dyn Disk, found: &Found) -> io::Result<Option<u32>> {
     match &found.state {
         State::Unsealed(scan) | State::Open(_, scan) => Ok(scan.last_crc),
+        State::Sealed(Footer { last_crc: Some(crc), .. }) => Ok(Some(*crc)),
         State::Sealed(footer) => {
             let (file, last) = (disk.open(&found.path, false)?, footer.records.saturating_sub(1));
             sealed::crc_of(&*file, &Sealed::from(*footer), found.header.key(), last)
@@ -413,16 +414,16 @@ fn words_of(found: &Found) -> Option<u32> {
     }
 }
 
-/// Whether the first frames in a segment's file are just these bytes.
+/// Whether the first frames in a segment's file are just these bytes, for all that the disk can read.
 fn file_begins_with(disk: &dyn Disk, path: &Path, frames: &[u8]) -> io::Result<bool> {
     const PIECE: usize = 1 << 20;
     let file = disk.open(path, false)?;
-    let mut bytes = vec![0; PIECE.min(frames.len())];
+    let mut bytes = Aligned::new(PIECE.min(frames.len()))?;
     for (n, piece) in frames.chunks(PIECE).enumerate() {
         let bytes = &mut bytes[..piece.len()];
-        match file.read_at(bytes, FRAMES + (n * PIECE) as u64) {
-            Ok(()) if bytes == piece => {}
-            Ok(()) => return Ok(false),
+        match salvage::read(&*file, bytes, FRAMES + (n * PIECE) as u64, true) {
+            Ok(bad) if bad.is_empty() && bytes == piece => {}
+            Ok(_) => return Ok(false),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
             Err(error) => return Err(error),
         }

@@ -5,10 +5,10 @@ use super::{
     super::{Damage, Error},
     aside,
     dir::is_ours,
-    judge::{Known, Wreck, judge},
+    judge::{HeaderState, Known, Rest, Wreck, judge},
 };
 use crate::{
-    disk::{self, BLOCK, Disk, File},
+    disk::{Aligned, BLOCK, Disk, File, salvage},
     segment::{
         CAPACITIES, file,
         header::{BadHeader, Decoded, Header, Secret},
@@ -119,123 +119,129 @@ fn look(
 /// What a segment file says of itself, at its beginning and at its end.
 struct Head {
     path: PathBuf,
+    /// Made up from the others and the file's name, if its own does not verify.
     decoded: Decoded,
+    state: HeaderState,
     length: u64,
     footer: Option<Footer>,
 }
 
-/// The headers and footers of all segments. A header that is damaged is made up from the others and from the file's
-/// name.
+/// The headers and footers of all segments.
 fn read_heads(
     disk: &dyn Disk,
     dir: &Path,
     bases: &[u64],
     damage: &mut Vec<Damage>,
 ) -> Result<Vec<Head>, Error> {
-    let mut read = Vec::new();
-    for &base in bases {
-        let path = dir.join(file::name(base));
-        let file = disk.open(&path, false).map_err(Error::io("open", &path))?;
-        let mut block = [0; BLOCK as usize];
-        let mut unreadable = false;
-        let decoded = match read_block(&*file, &mut block, 0) {
-            Ok(true) => Header::decode(&block),
-            Ok(false) => {
-                unreadable = true;
-                Err(BadHeader::Damaged)
-            }
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(BadHeader::Damaged),
-            Err(error) => return Err(Error::io("read", &path)(error)),
-        };
-        let decoded = match decoded {
-            Err(BadHeader::Newer(version)) => return Err(Error::Newer { path, version }),
-            Ok(Decoded { header, .. }) if header.base != base => {
-                let reason = format!("its name and its header disagree: it begins at offset {}", header.base);
-                return Err(Error::Corrupt { path, reason });
-            }
-            other => other.ok(),
-        };
-        let length = file.len().map_err(Error::io("read", &path))?;
-        let footer = decoded.map(|decoded| read_footer(&*file, length, &decoded.header)).transpose();
-        if decoded.is_none() {
-            let reason = if unreadable {
-                "the disk cannot read the segment's header"
-            } else {
-                "the segment's header does not verify"
-            };
-            damage.push(Damage { unreadable, ..Damage::new(base..base, &path, reason) });
-        }
-        read.push((base, decoded, length, footer.map_err(Error::io("read", &path))?.flatten(), path));
-    }
-    let known: Vec<Header> = read.iter().filter_map(|(_, decoded, ..)| Some((*decoded)?.header)).collect();
+    let heads = bases.iter().map(|&base| read_head(disk, dir.join(file::name(base)), base));
+    let heads = heads.collect::<Result<Vec<_>, Error>>()?;
+    let known: Vec<Header> =
+        heads.iter().filter_map(|head| head.as_ref().ok()).map(|head| head.decoded.header).collect();
     let secret = known.iter().find_map(|header| header.secret.0);
     let mut all = Vec::new();
-    for (base, decoded, length, footer, path) in read {
-        let Some(&Header { log, .. }) = known.first() else {
-            return Err(Error::Corrupt {
-                path,
-                reason: "its header cannot be read or does not verify, and no other tells what it was".into(),
-            });
+    for (head, &base) in heads.into_iter().zip(bases) {
+        let head = match (head, known.first()) {
+            (Ok(head), _) => head,
+            (Err((path, state)), Some(known)) => {
+                let unreadable = state == HeaderState::Unreadable;
+                let what = if unreadable { "cannot be read" } else { "does not verify" };
+                let reason = format!("the segment's header {what}");
+                damage.push(Damage { unreadable, ..Damage::new(base..base, &path, &reason) });
+                let head = make_up(disk, &path, state, known.log, secret, base);
+                head.map_err(Error::io("read", &path))?
+            }
+            (Err((path, _)), None) => {
+                let reason = "its header cannot be read or does not verify, and no other tells what it was";
+                return Err(Error::Corrupt { path, reason: reason.into() });
+            }
         };
-        let (decoded, footer) = if let Some(decoded) = decoded {
-            (decoded, footer)
-        } else {
-            made_up(disk, &path, length, log, secret, base).map_err(Error::io("read", &path))?
-        };
-        let header = decoded.header;
+        let header = head.decoded.header;
         let other_secret = header.secret.0.is_some_and(|own| Some(own) != secret);
-        if header.log != log || other_secret {
-            return Err(Error::Corrupt { path, reason: "it belongs to another log".into() });
+        if known.first().is_some_and(|known| header.log != known.log) || other_secret {
+            return Err(Error::Corrupt { path: head.path, reason: "it belongs to another log".into() });
         }
-        all.push(Head { path, decoded, length, footer });
+        all.push(head);
     }
     Ok(all)
 }
 
-/// A header for a segment whose own is damaged: of the format in which more of its frames verify.
-fn made_up(
+/// The header and footer of a segment; or, if it has no header that verifies, what is wrong with that.
+fn read_head(
+    disk: &dyn Disk,
+    path: PathBuf,
+    base: u64,
+) -> Result<Result<Head, (PathBuf, HeaderState)>, Error> {
+    let file = disk.open(&path, false).map_err(Error::io("open", &path))?;
+    let (block, read) = match read_block(&*file, 0) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            return Ok(Err((path, HeaderState::Damaged)));
+        }
+        block => block.map_err(Error::io("read", &path))?,
+    };
+    let decoded = match Header::decode(&block) {
+        Ok(decoded) => decoded,
+        Err(BadHeader::Newer(version)) => return Err(Error::Newer { path, version }),
+        Err(_) if !read => return Ok(Err((path, HeaderState::Unreadable))),
+        Err(_) => return Ok(Err((path, HeaderState::Damaged))),
+    };
+    if decoded.header.base != base {
+        let begins = decoded.header.base;
+        let reason = format!("its name and its header disagree: it begins at offset {begins}");
+        return Err(Error::Corrupt { path, reason });
+    }
+    let length = file.len().map_err(Error::io("read", &path))?;
+    let footer = read_footer(&*file, length, &decoded.header).map_err(Error::io("read", &path))?;
+    Ok(Ok(Head { path, decoded, state: HeaderState::Verified, length, footer }))
+}
+
+/// Makes up the header of a segment whose own is not to be had: of the format in which more of its frames verify.
+fn make_up(
     disk: &dyn Disk,
     path: &Path,
-    length: u64,
+    state: HeaderState,
     log: [u8; 16],
     secret: Option<[u8; 16]>,
     base: u64,
-) -> io::Result<(Decoded, Option<Footer>)> {
+) -> io::Result<Head> {
     let file = disk.open(path, false)?;
+    let length = file.len()?;
     let bytes = Region::read(&*file, length, false)?;
-    let header =
-        |secret| Header { log, base, capacity: *CAPACITIES.end(), created: 0, secret: Secret(secret) };
     let of = |secret| {
-        let header = header(secret);
+        let capacity = *CAPACITIES.end();
+        let header = Header { log, base, capacity, created: 0, secret: Secret(secret) };
         let footer = read_footer(&*file, length, &header)?;
-        io::Result::Ok((footer.is_some(), scan::scan(&bytes, header.key()).records(), header, footer))
+        io::Result::Ok((footer, scan::scan(&bytes, header.key()).records(), header))
     };
     let mut best = of(None)?;
     if secret.is_some() {
         let other = of(secret)?;
-        if (other.0, other.1) >= (best.0, best.1) {
+        if (other.0.is_some(), other.1) >= (best.0.is_some(), best.1) {
             best = other;
         }
     }
-    Ok((Decoded { header: best.2, mark: 0, whole: false }, best.3))
+    let (footer, _, header) = best;
+    let decoded = Decoded { header, mark: 0, whole: false };
+    Ok(Head { path: path.to_owned(), decoded, state, length, footer })
 }
 
-/// Reads a block; `false` where the disk cannot, not even the second time.
-fn read_block(file: &dyn File, block: &mut [u8; BLOCK as usize], position: u64) -> io::Result<bool> {
-    Ok(disk::readable(file.read_at(block, position))? || disk::readable(file.read_at(block, position))?)
+/// Reads a block; says whether all of it was read.
+fn read_block(file: &dyn File, position: u64) -> io::Result<([u8; BLOCK as usize], bool)> {
+    let mut memory = Aligned::new(BLOCK as usize)?;
+    let bad = salvage::read(file, &mut memory, position, true)?;
+    let mut block = [0; BLOCK as usize];
+    block.copy_from_slice(&memory);
+    Ok((block, bad.is_empty()))
 }
 
 /// The footer of a segment that is sealed, if it can be read: it can be derived.
 fn read_footer(file: &dyn File, length: u64, header: &Header) -> io::Result<Option<Footer>> {
     let Some(at) = Footer::position(length) else { return Ok(None) };
-    let mut block = [0; BLOCK as usize];
-    let read = read_block(file, &mut block, at)?;
-    Ok(if read { Footer::at_end(&block, length, header) } else { None })
+    Ok(Footer::at_end(&read_block(file, at)?.0, length, header))
 }
 
 /// Judges one segment. `next` is the base of the one behind it.
 fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::Result<State> {
-    let Head { decoded: Decoded { header, mark, .. }, length, footer, .. } = head;
+    let Head { decoded: Decoded { header, mark, .. }, state, length, footer, .. } = head;
     let next = next.map(|next| next - header.base);
     if let Some(footer) =
         footer.filter(|footer| !deep && next.is_none_or(|next| u64::from(footer.records) <= next))
@@ -248,7 +254,7 @@ fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::R
         file.sync()?;
     }
     let bytes = Region::read(&*file, *length, deep)?;
-    Ok(judge(header, &Known { mark: *mark, footer: *footer, next }, bytes))
+    Ok(judge(header, &Known { mark: *mark, footer: *footer, next, header: *state }, bytes))
 }
 
 fn note_damage(found: &Found, deep: bool, damage: &mut Vec<Damage>) {
@@ -276,22 +282,22 @@ fn note_damage(found: &Found, deep: bool, damage: &mut Vec<Damage>) {
                 }
                 record += 1;
             }
-            if wreck.open_ended {
-                let reason =
-                    "the disk cannot read all of the file; how many records stand there is not known";
-                push(found.end()..found.end(), true, reason);
-            }
             if wreck.excess {
                 let end = found.end();
                 push(end..end, false, "it has more records than the segment behind it leaves room for");
             }
-            if wreck.cut_short {
-                let end = found.end();
-                push(
-                    end..end,
-                    false,
-                    "the file is shorter than its frames; how many records are lost is not known",
-                );
+            let rest = match wreck.rest {
+                Rest::None => None,
+                Rest::Unknown if wreck.unreadable => {
+                    Some("the disk cannot read all of the file; how many records stand there is not known")
+                }
+                Rest::Unknown => Some("without its header it is not known whether more records stand there"),
+                Rest::CutOff => {
+                    Some("the file is shorter than its frames; how many records are lost is not known")
+                }
+            };
+            if let Some(reason) = rest {
+                push(found.end()..found.end(), wreck.unreadable, reason);
             }
         }
         State::Unsealed(_) if deep => {

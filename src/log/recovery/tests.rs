@@ -137,7 +137,13 @@ fn old_segment(sim: &Sim, size: u64, value: usize) -> u64 {
     file.begin(sim, Path::new(DIR), &header).unwrap();
     file.write(&chunk, Extent::default(), end).unwrap();
     let found = scan::scan(chunk.bytes(0..end.words), header.key());
-    sealed::seal(file.file(), &header, end.words, found.times, found.positions.iter().copied()).unwrap();
+    sealed::seal(
+        file.file(),
+        &header,
+        sealed::Summary { words: end.words, ..found.summary() },
+        found.positions.iter().copied(),
+    )
+    .unwrap();
     let next = SegmentFile::prepare(sim, Path::new(DIR), 1, size).unwrap();
     next.begin(sim, Path::new(DIR), &Header { base: records, ..header }).unwrap();
     records

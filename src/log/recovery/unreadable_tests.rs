@@ -1,0 +1,185 @@
+//! Sectors that the disk cannot read: what is in them is not known, and nothing is given up for that.
+
+use super::tests::{DIR, FIRST, open, options, repaired, values, verified};
+use crate::{
+    Error, Log, Options,
+    disk::{
+        gate::{Gate, Operation},
+        sim::{Cut, Sim},
+    },
+};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+const SECOND: &str = "/log/00000000000000000050.seg";
+
+fn large() -> Options {
+    options(1 << 20, 1 << 20, 8 << 20, None)
+}
+
+fn value(n: u64) -> Vec<u8> {
+    vec![n as u8; 1000]
+}
+
+/// A log with a sealed segment of fifty records, and fifty in the one behind it, closed well.
+fn log_of_two_segments() -> Sim {
+    let sim = Sim::new(1);
+    let log = open(&sim, options(1 << 16, 1 << 16, 8 << 20, None)).unwrap();
+    for n in 0..50 {
+        log.append(&value(n)).unwrap();
+    }
+    log.close().unwrap();
+    // The first segment is too large for these options: it is sealed.
+    let log = open(&sim, options(1 << 15, 1 << 15, 8 << 20, None)).unwrap();
+    log.close().unwrap();
+    assert!(sim.dump().contains_key(Path::new(SECOND)));
+    let log = open(&sim, large()).unwrap();
+    for n in 50..70 {
+        log.append(&value(n)).unwrap();
+    }
+    log.close().unwrap();
+    sim
+}
+
+fn readable(log: &Log) -> Vec<u64> {
+    (0..log.next_offset()).filter(|&offset| log.read(offset).is_ok_and(|record| record.is_some())).collect()
+}
+
+fn is_whole(sim: &Sim) {
+    let log = open(sim, large()).unwrap();
+    assert_eq!(log.damage(), []);
+    assert_eq!(values(&log), (0..70).map(value).collect::<Vec<_>>());
+    assert_eq!(log.append(b"on").unwrap(), 70);
+    log.close().unwrap();
+}
+
+#[test]
+fn a_sector_of_the_open_segment_that_cannot_be_read_is_told_of_and_the_rest_is_served() {
+    // In the midst of the records, and in the last one.
+    for lost in [55, 69] {
+        let (at, told) = (4096 + (lost as usize - 50) * 1024 + 600, lost..lost + 1);
+        let sim = log_of_two_segments();
+        sim.spoil_at(Path::new(SECOND), at);
+        for report in [verified(&sim, None).damage, open(&sim, large()).unwrap().damage().to_vec()] {
+            assert!(report.iter().all(|damage| damage.unreadable), "{report:?}");
+            assert!(report.iter().any(|damage| damage.offsets == told), "{report:?}");
+        }
+        let log = open(&sim, large()).unwrap();
+        assert!(matches!(log.append(b"no"), Err(Error::ReadOnly { .. })));
+        let expected: Vec<u64> = (0..70).filter(|&offset| offset != lost).collect();
+        assert_eq!(readable(&log), expected, "byte {at}");
+        drop(log);
+        sim.heal();
+        is_whole(&sim);
+    }
+}
+
+#[test]
+fn where_the_end_of_a_log_cannot_be_read_no_offset_is_given_to_other_records() {
+    let sim = log_of_two_segments();
+    // After a kill no mark says how many records there were.
+    let log = open(&sim, large()).unwrap();
+    std::mem::forget(log);
+    let sim = sim.after(Cut::Kill);
+    sim.damage(Path::new(SECOND), |bytes| bytes[512..1024].fill(0)); // the mark
+    for at in [4096 + 18 * 1024, 4096 + 30 * 1024] {
+        sim.spoil_at(Path::new(SECOND), at);
+        let log = open(&sim, large()).unwrap();
+        assert!(log.damage().iter().all(|damage| damage.unreadable), "{:?}", log.damage());
+        assert!(matches!(log.append(b"no"), Err(Error::ReadOnly { .. })));
+        drop(log);
+        sim.heal();
+    }
+    is_whole(&sim);
+}
+
+#[test]
+fn a_header_that_cannot_be_read_is_made_up_from_the_others_and_comes_back() {
+    for path in [FIRST, SECOND] {
+        let sim = log_of_two_segments();
+        // One of the copies is enough.
+        sim.spoil_at(Path::new(path), 0);
+        let log = open(&sim.snapshot(), large()).unwrap();
+        assert_eq!((log.damage(), readable(&log).len()), (&[][..], 70));
+        sim.spoil_at(Path::new(path), 1100);
+        assert!(verified(&sim, None).damage.iter().all(|damage| damage.unreadable));
+        let log = open(&sim, large()).unwrap();
+        assert!(log.damage().iter().any(|damage| damage.reason.contains("header")), "{:?}", log.damage());
+        assert_eq!(readable(&log), (0..70).collect::<Vec<_>>(), "{path}");
+        drop(log);
+        sim.heal();
+        is_whole(&sim);
+    }
+}
+
+#[test]
+fn without_its_only_header_a_log_does_not_open_and_says_why() {
+    let sim = Sim::new(1);
+    let log = open(&sim, large()).unwrap();
+    for n in 0..70 {
+        log.append(&value(n)).unwrap();
+    }
+    log.close().unwrap();
+    sim.spoil_at(Path::new(FIRST), 100);
+    sim.spoil_at(Path::new(FIRST), 1100);
+    let error = open(&sim, large()).err().unwrap();
+    assert!(
+        matches!(error, Error::Corrupt { .. }) && error.to_string().contains("cannot be read"),
+        "{error}"
+    );
+    sim.heal();
+    is_whole(&sim);
+}
+
+#[test]
+fn an_index_or_a_footer_that_cannot_be_read_costs_nothing() {
+    let sim = log_of_two_segments();
+    let length = sim.dump()[Path::new(FIRST)].len();
+    for at in [length - 4096, length - 8192] {
+        sim.spoil_at(Path::new(FIRST), at);
+        let log = open(&sim, large()).unwrap();
+        assert_eq!(log.damage(), []);
+        assert_eq!(values(&log).len(), 70);
+        drop(log);
+    }
+    sim.heal();
+    is_whole(&sim);
+}
+
+#[test]
+fn repair_gives_up_what_cannot_be_read_and_keeps_the_rest() {
+    for path in [FIRST, SECOND] {
+        let sim = log_of_two_segments();
+        sim.spoil_at(Path::new(path), 4096 + 5 * 1024 + 600);
+        let kept = repaired(&sim).kept;
+        assert_eq!(kept.len(), 1);
+        assert!(sim.dump()[&kept[0]].len() > 20 * 1024);
+        let log = open(&sim, large()).unwrap();
+        assert_eq!(log.damage(), []);
+        let lost = if path == FIRST { 5 } else { 55 };
+        assert_eq!(readable(&log), (0..70).filter(|&offset| offset != lost).collect::<Vec<_>>());
+        assert!(matches!(log.read(lost), Err(Error::Damaged { .. })));
+        assert_eq!(log.append(b"on").unwrap(), 70);
+    }
+}
+
+#[test]
+fn a_disk_that_fails_once_is_asked_again() {
+    let sim = log_of_two_segments();
+    let dir = Path::new(DIR);
+    for nth in 0..20 {
+        let (reads, gate) = (AtomicU32::new(0), Arc::new(sim.clone()));
+        let gate = Gate::new(gate, move |operation, _| {
+            let fails = operation == Operation::Read && reads.fetch_add(1, Ordering::Relaxed) == nth;
+            if fails { Err(std::io::Error::from_raw_os_error(5)) } else { Ok(()) }
+        });
+        let log = Log::open_on(gate, dir, large()).unwrap();
+        assert_eq!(log.damage(), [], "read {nth}");
+        assert_eq!(log.next_offset(), 70);
+    }
+}
