@@ -178,3 +178,47 @@ fn sectors_of_a_sealed_segment_cannot_be_read() {
     server.kill();
     drop(bound);
 }
+
+/// The same of the segment that is being written, while the server is not running: what is in them is not known, so the
+/// log is opened for reading only. When they can be read again, nothing is missing.
+#[test]
+fn sectors_of_the_open_segment_cannot_be_read() {
+    let Some(disk) = Disk::new("ext4", 16) else { return };
+    let data = tempfile::tempdir().unwrap();
+    let images = tempfile::tempdir_in("/dev/shm").unwrap();
+    let flags = flags(images.path());
+    let mut server = Server::start(data.path(), &flags);
+    fill(&mut server.connect());
+    assert_eq!(server.terminate(), Some(0));
+
+    let segments = segments(data.path());
+    let (&last, path) = segments.last_key_value().unwrap();
+    let segment = disk.at.join("segment");
+    fs::copy(path, &segment).unwrap();
+    let mut end = 0;
+    disk.remount(|image| {
+        let (bytes, needle) = (fs::read(image).unwrap(), value(last));
+        let place = memchr::memmem::find(&bytes, &needle).expect("the value is on the disk");
+        end = (place as u64).next_multiple_of(4096);
+    });
+    let bound = Bound::new(&segment, path);
+    let whole = fs::read(&disk.image).unwrap();
+    File::options().write(true).open(&disk.image).unwrap().set_len(end).unwrap();
+
+    let server = Server::start(data.path(), &flags);
+    let mut client = server.connect();
+    assert!(read_all(&mut client, &(last..RECORDS)) > 0, "all could be read");
+    let refused = client.exchange("POST", "/v1/logs/harmed/records", &[], b"no").unwrap();
+    assert!(refused.status >= 500, "{}", refused.status);
+    assert!(String::from_utf8_lossy(&refused.body).contains("read_only"), "{:?}", refused.body);
+    server.kill();
+
+    fs::write(&disk.image, whole).unwrap();
+    let server = Server::start(data.path(), &flags);
+    let mut client = server.connect();
+    assert_eq!(read_all(&mut client, &(0..0)), 0);
+    let next = client.exchange("POST", "/v1/logs/harmed/records", &[], b"goes on").unwrap();
+    assert_eq!(next.status, 200, "{}", String::from_utf8_lossy(&next.body));
+    server.kill();
+    drop(bound);
+}
