@@ -125,6 +125,15 @@ impl Entry {
         self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lets a log go that was opened without room on the disk, and has room now, also where others hold it: who asks next
+    /// opens it again, and can write it.
+    fn give_way(&self) {
+        let _held = self.lock();
+        let Some(open) = self.open.load_full().filter(|open| open.has_room_again()) else { return };
+        self.open.store(None);
+        open.give_way();
+    }
+
     /// Closes the log, if it is open and nobody else has it.
     fn close(&self) {
         let _held = self.lock();
@@ -509,6 +518,9 @@ impl Inner {
             }
             log.apply_retention();
         }
+        for entry in &open {
+            entry.give_way();
+        }
         self.retain_closed();
         open.sort_by_key(|entry| entry.used.load(Ordering::Relaxed));
         let (now, idle) = (self.now(), self.options.idle.as_millis() as u64);
@@ -525,7 +537,7 @@ impl OpenLog {
     fn apply_retention(&self) {
         let LogSettings { retention_bytes: bytes, retention_seconds: seconds, .. } = self.settings;
         if (bytes.is_some() || seconds.is_some())
-            && self.writable().is_ok()
+            && self.writable().err().is_none_or(|error| error.is_full())
             && let Err(error) = self.retain(bytes, seconds.map(Duration::from_secs))
         {
             tracing::error!(name = self.name, %error, "dropping old segments failed");

@@ -111,6 +111,8 @@ pub(crate) struct Shared {
     stopping: AtomicBool,
     failed: OnceLock<std::sync::Arc<str>>,
     damage: Vec<Damage>,
+    /// Why it is not written though nothing is damaged: there was no room for going on when it was opened.
+    full: Option<recovery::Full>,
     /// When the newest record was appended that was there when this was opened.
     newest_found: u64,
     #[cfg(feature = "store")]
@@ -128,6 +130,9 @@ impl Shared {
             let more = self.damage.len() - 1;
             let more = if more > 0 { format!(", and {more} more") } else { String::new() };
             return Err(Error::ReadOnly { reason: format!("{first}{more}; see `millstream repair`").into() });
+        }
+        if let Some(full) = &self.full {
+            return Err(full.error.clone());
         }
         if self.stopping.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(()) }
     }
@@ -196,7 +201,8 @@ impl Shared {
 
 impl Log {
     /// Opens the log in `dir`, which is made if it is missing, and recovers it: a torn tail is cut; what is damaged
-    /// makes the log read-only ([`damage`](Self::damage)).
+    /// makes the log read-only ([`damage`](Self::damage)). Where the disk has no room for going on, appends are refused
+    /// with [`Error::Full`] until the log is opened again; it can be read, and trimmed to make room.
     ///
     /// # Errors
     /// [`Error::InUse`], [`Error::NotALog`], [`Error::Newer`], [`Error::Corrupt`], [`Error::BadOptions`],
@@ -239,7 +245,7 @@ impl Log {
 
     fn begin(shared: Shared) -> Result<Self, Error> {
         let shared = Arc::new(shared);
-        let running = shared.damage.is_empty();
+        let running = shared.damage.is_empty() && shared.full.is_none();
         if running {
             let threads = [&shared.env.flushers, &shared.env.keepers];
             threads
@@ -251,6 +257,9 @@ impl Log {
         }
         for damage in &shared.damage {
             tracing::error!(dir = %shared.dir.display(), %damage, "damage found: the log is read-only");
+        }
+        if let Some(full) = &shared.full {
+            tracing::error!(dir = %shared.dir.display(), error = %full.error, "the log is read-only until it is opened again");
         }
         Ok(Self { shared, running })
     }
@@ -492,6 +501,21 @@ impl Log {
     pub fn retain(&self, bytes: Option<u64>, age: Option<Duration>) -> Result<u64, Error> {
         let before = self.shared.past_keeping(bytes, age);
         if before == self.first_offset() { Ok(before) } else { self.trim(before) }
+    }
+
+    /// Whether the log is read-only since there was no room when it was opened, and there is some now: opening it again
+    /// makes it writable.
+    #[cfg(feature = "store")]
+    pub(crate) fn has_room_again(&self) -> bool {
+        recovery::has_room(&self.shared)
+    }
+
+    /// Ends a log that was only read, for another opening of it to take its place: who waits is told.
+    #[cfg(feature = "store")]
+    pub(crate) fn give_way(&self) {
+        let _ = self.shared.failed.set("it was opened again, since there is room now".into());
+        self.shared.shut();
+        drop(crate::sync::lock(&self.shared.roll.doomed)); // what is being trimmed this moment is
     }
 
     /// Ends the log, which is being deleted: appends and those who wait are told so, and nothing more is written.

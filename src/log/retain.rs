@@ -110,6 +110,14 @@ impl Shared {
     }
 
     pub(super) fn trim(&self, before: u64) -> Result<u64, Error> {
+        if self.full.is_some() && self.failed.get().is_none() {
+            // It has no keeper, and what it has does not change. Trimming makes the room.
+            loop {
+                if let Some(first) = self.trim_now(before)? {
+                    return Ok(first);
+                }
+            }
+        }
         self.writable()?;
         let (answer, answered) = crossbeam::channel::bounded(1);
         self.roll.send(Job::Trim(before, answer));
@@ -162,9 +170,12 @@ impl Shared {
 
     /// Removes files of trimmed segments, for a while; says whether there is none left.
     fn remove_doomed(&self) -> Result<bool, Error> {
-        let mut doomed = lock(&self.roll.doomed); // the keeper's alone
+        let mut doomed = lock(&self.roll.doomed); // the keeper's alone, if there is one
         if let Some(error) = &doomed.failed {
             return Err(error.clone());
+        }
+        if self.full.is_some() && self.failed.get().is_some() {
+            self.writable()?; // it has given way, and the files are another's
         }
         for _ in 0..SLICE {
             let Some(&base) = doomed.files.front() else { break };

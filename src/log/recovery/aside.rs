@@ -30,11 +30,19 @@ fn number(name: &str) -> u64 {
     parts.and_then(|(_, number)| number.parse().ok()).unwrap_or(0)
 }
 
+/// What of `tail` is to be kept: up to its last byte that is not zero, within bounds.
+pub(super) fn to_be_kept(tail: &[u8]) -> &[u8] {
+    let end = tail.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    &tail[..end.min(BYTES)]
+}
+
 /// Keeps what stands in `tail`, which is behind the record before offset `next`, if it is not all zeros. Durable on
 /// return. The oldest that are kept go where there are too many.
 pub(super) fn keep(disk: &dyn Disk, dir: &Path, next: u64, tail: &[u8]) -> Result<(), Error> {
-    let Some(last) = tail.iter().rposition(|&byte| byte != 0) else { return Ok(()) };
-    let kept = &tail[..(last + 1).min(BYTES)];
+    let kept = to_be_kept(tail);
+    if kept.is_empty() {
+        return Ok(());
+    }
     let names = disk.list(dir).map_err(Error::io("list", dir))?;
     let torn = torn_files(dir, &names);
     let kept_before =
@@ -57,7 +65,7 @@ pub(super) fn keep(disk: &dyn Disk, dir: &Path, next: u64, tail: &[u8]) -> Resul
     })?;
     stats::kept_torn();
     tracing::warn!(
-        path = %path.display(), next_offset = next, bytes = last + 1,
+        path = %path.display(), next_offset = next, bytes = kept.len(),
         "cut off what a crash has left behind the last record, and kept it: nobody was told that it was stored"
     );
     Ok(())

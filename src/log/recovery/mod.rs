@@ -17,9 +17,13 @@ pub(super) use dir::{ASIDE, lock};
 pub(super) use dir::{PRODUCERS_FILE, ensure_free};
 #[cfg(feature = "store")]
 pub(crate) use dir::{SETTINGS_FILE, STORE_LOCK, id_of};
-pub(super) use open::{open, seal};
+#[cfg(feature = "store")]
+pub(super) use open::has_room;
+pub(super) use open::{Full, open, seal};
 pub(super) use survey::{Found, State, Survey, deep_survey};
 
+#[cfg(all(test, feature = "store", not(loom)))]
+mod full_tests;
 #[cfg(all(test, not(loom)))]
 mod reviewed_tests;
 #[cfg(all(test, not(loom)))]

@@ -87,11 +87,25 @@ pub(in crate::log) fn open(
     let Survey { segments: found, damage, .. } = surveyed;
     let roller = Roller::new(Arc::clone(budget), images, std::sync::Arc::clone(&env.keepers));
     let opened = if damage.is_empty() {
-        resume(env, dir, &options, &identity, found, &roller)?
+        match resume(env, dir, &options, &identity, found, &roller) {
+            Err(full @ Error::Full { .. }) => {
+                let again = survey(disk, dir)?.segments; // some may be sealed now
+                if again.is_empty() {
+                    return Err(full); // there is nothing to be read
+                }
+                let kept = again.last().map_or(0, |last| match &last.state {
+                    State::Open(bytes, scan) => aside::to_be_kept(behind(bytes, scan)).len(),
+                    _ => 0,
+                });
+                let full = Full { error: full, needs: options.first_segment_bytes + kept as u64 };
+                Opening { full: Some(full), ..read_only(disk, dir, &identity, again)? }
+            }
+            opened => opened?,
+        }
     } else {
         read_only(disk, dir, &identity, found)?
     };
-    let Opening { segments, active, done, clock } = opened;
+    let Opening { segments, active, done, clock, full } = opened;
     let durable = active.segment.base() + u64::from(done.records);
     let position = Position::new(&active, done, true);
     roller.home.claim(active.chunk.capacity());
@@ -111,6 +125,7 @@ pub(in crate::log) fn open(
         stopping: AtomicBool::new(false),
         failed: OnceLock::new(),
         damage,
+        full,
         #[cfg(feature = "store")]
         producers: super::super::producers::Producers::default(),
         lock: std::sync::Mutex::new(lock),
@@ -142,6 +157,27 @@ fn open_images(
     }
 }
 
+/// Why a log is not written though nothing is damaged.
+pub(in crate::log) struct Full {
+    pub(in crate::log) error: Error,
+    /// Bytes of a file that could not be made.
+    #[cfg_attr(not(feature = "store"), allow(dead_code))] // a log by itself is opened again by its user
+    needs: u64,
+}
+
+/// Whether there is room for going on in a log that had none when it was opened.
+#[cfg(feature = "store")]
+pub(in crate::log) fn has_room(log: &Shared) -> bool {
+    let Some(Full { needs, .. }) = &log.full else { return false };
+    match SegmentFile::prepare(&*log.env.disk, &log.dir, u64::MAX, *needs) {
+        Ok(file) => {
+            file.discard(&*log.env.disk);
+            true
+        }
+        Err(_) => false,
+    }
+}
+
 /// What opening has come to.
 struct Opening {
     segments: Vec<Arc<Segment>>,
@@ -149,6 +185,8 @@ struct Opening {
     done: Extent,
     /// No record was appended later than this, in milliseconds since 1970.
     clock: u64,
+    /// Why it is read-only, for want of room.
+    full: Option<Full>,
 }
 
 /// Makes durable what a file has: a process that was killed may have written it, and not have come to sync it. Only
@@ -216,6 +254,7 @@ fn resume(
                         active: Arc::new(Active { segment, chunk }),
                         done,
                         clock,
+                        full: None,
                     });
                 }
                 seal(written.file(), &header, &scan).map_err(Error::io("seal", &path))?
@@ -256,6 +295,11 @@ impl Previous {
     }
 }
 
+/// What stands behind the last record.
+fn behind<'a>(bytes: &'a [u8], scan: &Scan) -> &'a [u8] {
+    &bytes[(scan.words as usize * 8).min(bytes.len())..]
+}
+
 /// Makes the last segment's file good for going on in it: what it has is durable, and zeros follow.
 fn take_up(
     disk: &dyn Disk,
@@ -267,7 +311,7 @@ fn take_up(
 ) -> Result<SegmentFile, Error> {
     let file = sync(disk, path, true)?;
     let next = header.base + u64::from(scan.records());
-    aside::keep(disk, dir, next, &bytes[(scan.words as usize * 8).min(bytes.len())..])?;
+    aside::keep(disk, dir, next, behind(bytes, scan))?;
     let written = SegmentFile::resume(file, path.to_owned(), header.capacity, scan.words);
     written.cut(bytes, scan.words).map_err(Error::io("cut the torn end of", path))?;
     Ok(written)
@@ -316,6 +360,7 @@ fn begin(
         active: Arc::new(Active { segment, chunk }),
         done: Extent::default(),
         clock: if before.is_some() { previous.clock } else { header.created },
+        full: None,
     })
 }
 
@@ -330,7 +375,7 @@ pub(in crate::log) fn seal(file: &dyn File, header: &Header, scan: &Scan) -> io:
     sealed::seal(file, header, scan.summary(), scan.positions.iter().copied())
 }
 
-/// Opens what is damaged for reading: nothing is written, and all that verifies is served.
+/// Opens for reading only what is damaged, or on a disk without room: nothing is written, and all that verifies is served.
 fn read_only(disk: &dyn Disk, dir: &Path, identity: &Identity, found: Vec<Found>) -> Result<Opening, Error> {
     let mut segments = Vec::new();
     let mut end = 0;
@@ -340,21 +385,32 @@ fn read_only(disk: &dyn Disk, dir: &Path, identity: &Identity, found: Vec<Found>
         }
         end = found.end();
         let records = found.records();
-        let sealed = match found.state {
-            State::Sealed(footer) => footer.into(),
-            State::Unsealed(scan) | State::Open(_, scan) => Sealed {
-                records,
-                words: scan.words,
-                survivors: Some(scan.positions.iter().map(|position| position + 1).collect()),
-            },
-            State::Damaged(wreck) => Sealed { records, words: wreck.words, survivors: Some(wreck.survivors) },
+        let (sealed, age) = match found.state {
+            State::Sealed(footer) => (footer.into(), Some(footer.last_time)),
+            State::Unsealed(scan) | State::Open(_, scan) => {
+                let survivors = Some(scan.positions.iter().map(|position| position + 1).collect());
+                (Sealed { records, words: scan.words, survivors }, Some(scan.times.1))
+            }
+            State::Damaged(wreck) => {
+                (Sealed { records, words: wreck.words, survivors: Some(wreck.survivors) }, None)
+            }
         };
-        segments.push(Arc::new(Segment::cold(found.header, sealed)));
+        let segment = Segment::cold(found.header, sealed);
+        segments.push(Arc::new(match age {
+            Some(age) => segment.aged(age),
+            None => segment,
+        }));
     }
     let memory = Memory::new(BLOCK).map_err(Error::io("get memory for", dir))?;
     let chunk = Arc::new(Chunk::new(memory, None));
     chunk.close(); // what is appended finds no room, and is then told why
     let header = identity.header(end, BLOCK, 0);
     let segment = Arc::new(Segment::new(header, None, Arc::clone(&chunk)));
-    Ok(Opening { segments, active: Arc::new(Active { segment, chunk }), done: Extent::default(), clock: 0 })
+    Ok(Opening {
+        segments,
+        active: Arc::new(Active { segment, chunk }),
+        done: Extent::default(),
+        clock: 0,
+        full: None,
+    })
 }

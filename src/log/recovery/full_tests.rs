@@ -1,0 +1,117 @@
+//! Logs on a disk that has no room for going on when they are opened: they can be read, and trimmed to make room.
+
+use super::tests::{DIR, files_in, open, random, small, values};
+use crate::{
+    Error, Log,
+    disk::sim::{Cut, Sim},
+    log::Environment,
+    store::{LogSettings, Store, StoreOptions},
+};
+use std::{path::Path, sync::Arc};
+
+const SEGMENTS: u64 = 5;
+
+fn value(n: u64) -> Vec<u8> {
+    random(2000, n)
+}
+
+/// A log of some sealed segments, and none that is open, or one with a torn end.
+fn stopped(torn: bool) -> (Sim, u64) {
+    let sim = Sim::new(3);
+    let log = open(&sim, small(None)).unwrap();
+    let mut next = 0;
+    while log.shared.chain.load().segments.len() as u64 <= SEGMENTS {
+        log.append(&value(next)).unwrap();
+        log.wait_durable(next).unwrap();
+        next += 1;
+    }
+    drop(log);
+    let sim = sim.after(Cut::Kill);
+    let last = sim.dump().into_keys().filter(|path| path.extension().is_some_and(|end| end == "seg")).max();
+    let last = last.unwrap();
+    if torn {
+        sim.damage(&last, |bytes| bytes[512..1024].fill(0)); // the mark of a clean close
+        sim.damage(&last, |bytes| {
+            let end = bytes.iter().rposition(|&byte| byte != 0).unwrap().next_multiple_of(512);
+            bytes[end..end + 512].fill(7);
+        });
+    } else {
+        let base = last.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+        crate::disk::Disk::remove(&sim, &last).unwrap();
+        next = base;
+    }
+    (sim, next)
+}
+
+fn is_full(log: &Log) -> bool {
+    matches!(log.append(b"no"), Err(Error::Full { .. })) && matches!(log.writable(), Err(Error::Full { .. }))
+}
+
+#[test]
+fn without_room_a_log_is_opened_for_reading_and_written_again_once_there_is_some() {
+    for torn in [false, true] {
+        let (sim, next) = stopped(torn);
+        sim.set_room(Some(0));
+        for _ in 0..2 {
+            let log = open(&sim, small(None)).unwrap();
+            assert_eq!(log.damage(), []);
+            assert!(is_full(&log), "torn: {torn}");
+            assert_eq!(values(&log), (0..next).map(value).collect::<Vec<_>>());
+            log.close().unwrap();
+        }
+        sim.set_room(None);
+        let log = open(&sim, small(None)).unwrap();
+        assert_eq!(log.append(&value(next)).unwrap(), next);
+        log.wait_durable(next).unwrap();
+        assert_eq!(values(&log).len() as u64, next + 1);
+        let kept = sim.dump().into_keys().filter(|path| path.extension().is_some_and(|end| end == "torn"));
+        assert_eq!(kept.count(), usize::from(torn));
+    }
+}
+
+#[test]
+fn without_room_a_log_can_be_trimmed_and_goes_on_when_it_is_opened_again() {
+    for torn in [false, true] {
+        let (sim, next) = stopped(torn);
+        sim.leave_room(0);
+        let log = open(&sim, small(None)).unwrap();
+        assert!(is_full(&log));
+        let first = log.trim(next).unwrap();
+        assert!(first > 0 && first == log.first_offset());
+        assert_eq!(log.trim(next).unwrap(), first);
+        assert_eq!(values(&log), (first..next).map(value).collect::<Vec<_>>());
+        assert!(log.has_room_again());
+        log.close().unwrap();
+        let log = open(&sim, small(None)).unwrap();
+        assert_eq!((log.first_offset(), log.append(&value(next)).unwrap()), (first, next));
+    }
+}
+
+#[test]
+fn a_store_opens_a_log_again_when_there_is_room_also_where_somebody_reads_it() {
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
+    for torn in [false, true] {
+        let (sim, next) = stopped(torn);
+        let (store, name) = (Path::new("/store"), "a");
+        crate::disk::Disk::create_dir(&sim, store).unwrap();
+        sim.graft(Path::new(DIR), &store.join(name), false);
+        sim.set_room(Some(0));
+        let options = StoreOptions { log: small(Some(at.path())), ..StoreOptions::default() };
+        let store = Store::open_in(Environment::on(Arc::new(sim.clone())), store, options).unwrap();
+        let held = store.get(name).unwrap();
+        assert!(is_full(&held));
+        store.turn();
+        assert!(Arc::ptr_eq(&held, &store.get(name).unwrap()), "there is no room yet");
+        sim.set_room(None);
+        store.turn();
+        let again = store.get(name).unwrap();
+        assert_eq!(again.append(&value(next)).unwrap(), next);
+        assert!(held.append(b"no").is_err() && held.trim(next).is_err());
+        assert_eq!(values(&held).len() as u64, next);
+        assert!(store.create(name, &LogSettings::default()).is_ok());
+        store.delete(name).unwrap();
+        drop((held, again));
+        store.close().unwrap();
+        assert_eq!(files_in(at.path()), Vec::<std::path::PathBuf>::new());
+    }
+}
