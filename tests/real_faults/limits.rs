@@ -33,7 +33,7 @@ fn limit(pid: Pid, resource: Resource, to: Option<u64>) -> Option<u64> {
 /// as it `may_end`. Then the same after a restart. The limit is set `times` times, at first after `begin` milliseconds.
 fn reach(resource: Resource, (times, begin): (u32, u64), may_end: bool, to: impl Fn(Pid) -> Option<u64>) {
     let data = tempfile::tempdir().unwrap();
-    let images = tempfile::tempdir_in("/dev/shm").unwrap();
+    let images = tempfile::tempdir_in(crate::support::images::images()).unwrap();
     let flags = ["--create-logs", "--segment-bytes", "1048576", "--images", images.path().to_str().unwrap()];
     let mut logs: Vec<_> = (0..20)
         .map(|n| Expected::new(format!("log-{n}"), [Kind::Mixed, Kind::Tiny, Kind::Large][n % 3]))
