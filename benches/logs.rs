@@ -1,7 +1,13 @@
 //! Many logs in one process: what it takes to create them, to have them open, to append to each in turn, and to open
 //! them again. `cargo bench --bench logs -- [LOGS]`
 
-use millstream::store::{LogSettings, Store, StoreOptions};
+#[path = "../tests/support/images.rs"]
+mod images;
+
+use millstream::{
+    Options,
+    store::{LogSettings, Store, StoreOptions},
+};
 use std::{
     path::Path,
     time::{Duration, Instant},
@@ -45,8 +51,8 @@ fn report(label: &str, logs: usize, begun: Instant, before: u64) {
 fn main() {
     let logs: usize = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(10_000);
     let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let options =
-        || StoreOptions { open_logs: logs + 1, idle: Duration::from_secs(3600), ..StoreOptions::default() };
+    let log = Options { images: Some(images::images().to_owned()), ..StoreOptions::default().log };
+    let options = || StoreOptions { open_logs: logs + 1, idle: Duration::from_secs(3600), log: log.clone() };
     let names: Vec<String> = (0..logs).map(|n| format!("log-{n:05}")).collect();
     let before = status("RssAnon");
     println!("{logs} logs");

@@ -3,6 +3,9 @@
 //! the second.
 //! `cargo bench --bench tails -- [READERS] [APPENDS A SECOND] [SECONDS]`
 
+#[path = "../tests/support/images.rs"]
+mod images;
+
 use hdrhistogram::Histogram;
 use std::{
     io::{BufRead, BufReader},
@@ -38,6 +41,7 @@ impl Server {
             .args(["serve", "--listen", "127.0.0.1:0", "--create-logs", "--threads", "1", "--data"])
             .arg(data)
             .env("NO_COLOR", "1")
+            .env("MILLSTREAM_IMAGES", images::images())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

@@ -495,7 +495,7 @@ impl Inner {
             if age.is_some()
                 && let Ok(open) = self.opened(&name, &entry)
             {
-                open.apply_retention();
+                open.apply_retention(Log::retain);
                 drop(open);
                 entry.close();
             }
@@ -513,10 +513,11 @@ impl Inner {
             entries.values().filter(|entry| entry.open.load().is_some()).cloned().collect()
         };
         for log in open.iter().filter_map(|entry| entry.open.load_full()) {
-            if let Err(error) = log.keep_producers() {
-                tracing::warn!(name = log.name, %error, "producers are not written down");
+            match log.keep_producers_soon() {
+                Ok(()) | Err(LogError::WouldBlock) => {} // of a log whose disk hangs the others are not to see anything
+                Err(error) => tracing::warn!(name = log.name, %error, "producers are not written down"),
             }
-            log.apply_retention();
+            log.apply_retention(Log::retain_soon);
         }
         for entry in &open {
             entry.give_way();
@@ -526,7 +527,8 @@ impl Inner {
         let (now, idle) = (self.now(), self.options.idle.as_millis() as u64);
         let too_many = open.len().saturating_sub(self.options.open_logs);
         for (n, entry) in open.iter().enumerate() {
-            if n < too_many || now.saturating_sub(entry.used.load(Ordering::Relaxed)) > idle {
+            let is_due = n < too_many || now.saturating_sub(entry.used.load(Ordering::Relaxed)) > idle;
+            if is_due && entry.open.load_full().is_some_and(|log| log.settles_soon()) {
                 entry.close();
             }
         }
@@ -534,11 +536,12 @@ impl Inner {
 }
 
 impl OpenLog {
-    fn apply_retention(&self) {
+    fn apply_retention(&self, retain: impl Fn(&Log, Option<u64>, Option<Duration>) -> Result<u64, LogError>) {
         let LogSettings { retention_bytes: bytes, retention_seconds: seconds, .. } = self.settings;
         if (bytes.is_some() || seconds.is_some())
             && self.writable().err().is_none_or(|error| error.is_full())
-            && let Err(error) = self.retain(bytes, seconds.map(Duration::from_secs))
+            && let Err(error) = retain(&self.log, bytes, seconds.map(Duration::from_secs))
+            && !matches!(error, LogError::WouldBlock)
         {
             tracing::error!(name = self.name, %error, "dropping old segments failed");
         }
@@ -573,3 +576,5 @@ fn check_name(name: &str) -> Result<(), Error> {
 
 #[cfg(all(test, not(loom)))]
 mod tests;
+#[cfg(all(test, not(loom)))]
+mod trouble_tests;

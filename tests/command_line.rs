@@ -1,12 +1,17 @@
 //! The command line: exit code 2 for usage, 1 for failure, and one line that says what to do.
 
+#[path = "support/images.rs"]
+mod images;
+
+use millstream::{Log, Options};
 use std::{
     path::Path,
     process::{Command, Output},
 };
 
 fn run(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_millstream")).args(arguments).output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+    command.env("MILLSTREAM_IMAGES", images::images()).args(arguments).output().unwrap()
 }
 
 /// Runs what is to fail: its exit code, and what it says, which must be one line.
@@ -17,8 +22,12 @@ fn failure(arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), said)
 }
 
+fn options() -> Options {
+    Options { images: Some(images::images().to_owned()), ..Options::default() }
+}
+
 fn log_with(dir: &Path, records: u8) {
-    let log = millstream::Log::open(dir, millstream::Options::default()).unwrap();
+    let log = Log::open(dir, options()).unwrap();
     for n in 0..records {
         log.append(&[n; 100]).unwrap();
     }
@@ -89,7 +98,7 @@ fn directories_that_cannot_be_served_are_told_apart() {
     assert!(code == Some(1) && said.contains("cannot make the directory"), "{said}");
 
     let used = place.path().join("used");
-    let held = millstream::Log::open(used.join("default"), millstream::Options::default()).unwrap();
+    let held = Log::open(used.join("default"), options()).unwrap();
     let (code, said) = serve(&used);
     assert!(code == Some(1) && said.contains("in use by another process"), "{said}");
     drop(held);
@@ -152,7 +161,7 @@ fn verify_and_repair_tell_what_is_damaged_and_mend_it() {
     assert!(String::from_utf8(repaired.stdout).unwrap().contains("kept as it was"));
     assert_eq!(run(&["verify", dir]).status.code(), Some(0));
     assert_eq!(json(&["repair", dir, "--json"]), serde_json::json!({"damage": [], "kept": []}));
-    let log = millstream::Log::open(place.path(), millstream::Options::default()).unwrap();
+    let log = Log::open(place.path(), options()).unwrap();
     assert!(matches!(log.read(3), Err(millstream::Error::Damaged { offset: 3 })));
     assert_eq!(log.read(4).unwrap().unwrap().value(), [4; 100]);
     assert_eq!(log.append(b"on").unwrap(), 10);

@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    io::Write,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -180,7 +181,8 @@ fn stopping_finishes_what_is_in_flight_and_releases_the_lock() {
         assert_eq!(server.terminate(), Some(0));
         let answer = finishing.join().unwrap();
         assert_eq!((answer.status, &answer.body[..]), (200, "{\"offset\":1}\n"));
-        let log = millstream::Log::open(data.path().join("default"), millstream::Options::default()).unwrap();
+        let options = millstream::Options { images: None, ..millstream::Options::default() };
+        let log = millstream::Log::open(data.path().join("default"), options).unwrap();
         assert_eq!(log.read(1).unwrap().unwrap().value(), b"hi");
     }
 }
@@ -249,6 +251,61 @@ fn a_full_disk_is_507_and_what_was_acknowledged_is_still_served() {
     drop(disk);
 }
 
+/// Where images are kept there is little room, or none at all.
+#[test]
+fn a_full_memory_file_system_is_told_and_appends_go_on_without_images() {
+    for taken in [0, 1024] {
+        let (data, images) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let Some(disk) = small_disk(images.path(), 1024) else { return };
+        let mut ballast = std::fs::File::create(images.path().join("ballast")).unwrap();
+        let _ = ballast.write_all(&vec![1; taken << 10]); // until it is full
+        let said = data.path().join("said");
+        let flags =
+            ["--create-logs", "--segment-bytes", "1048576", "--images", images.path().to_str().unwrap()];
+        let child = Server::command(&data.path().join("data"), &flags)
+            .stderr(std::fs::File::create(&said).unwrap())
+            .spawn()
+            .unwrap();
+        let mut server = Server { child, address: String::new() };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while server.address.is_empty() {
+            assert!(Instant::now() < deadline, "it does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+            let text = std::fs::read_to_string(&said).unwrap();
+            let address =
+                text.split_once("address=").and_then(|(_, rest)| rest.split_once(char::is_whitespace));
+            server.address = address.map_or("", |(address, _)| address).to_owned();
+        }
+        let mut client = server.connect();
+        let value = |n: usize| vec![n as u8; 30_000 + n];
+        for n in 0..200 {
+            let ack = ["memory", "durable"][n % 2];
+            let answer = client.request("POST", &format!("/v1/logs/a/records?ack={ack}"), &value(n)).unwrap();
+            assert_eq!(answer.status, 200, "{n}: {}", answer.body);
+        }
+        let metrics = client.request("GET", "/metrics", b"").unwrap().body;
+        let without =
+            metrics.lines().find_map(|line| line.strip_prefix("millstream_chunks_without_image_total "));
+        assert!(without.is_some_and(|count| count.parse::<u64>().unwrap() > 0), "{metrics}");
+        let text = std::fs::read_to_string(&said).unwrap();
+        let told = text.lines().filter(|line| line.contains("no memory that outlives the process")).count();
+        // Once for a log; `default` has room for its own, unless there is none at all.
+        assert_eq!(told, 1 + usize::from(taken > 0), "{text}");
+        assert!(!text.contains("ERROR"), "{text}");
+        drop(client);
+        server.kill();
+
+        let server = Server::start(&data.path().join("data"), &flags);
+        for n in 0..200 {
+            let record =
+                server.connect().exchange("GET", &format!("/v1/logs/a/records/{n}"), &[], b"").unwrap();
+            assert!((record.status, &record.body) == (200, &value(n)), "{n}: {}", record.status);
+        }
+        server.kill();
+        drop(disk);
+    }
+}
+
 #[test]
 fn a_client_that_reads_nothing_is_dropped_and_others_are_served() {
     let data = tempfile::tempdir().unwrap();
@@ -271,12 +328,13 @@ fn a_client_that_reads_nothing_is_dropped_and_others_are_served() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_server_that_recovers_says_so_and_is_not_ready() {
-    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
     let data = tempfile::tempdir().unwrap();
     std::fs::create_dir(data.path().join("default")).unwrap();
-    // Opening the log waits for somebody to write its settings.
-    let settings = data.path().join("default/log.json");
-    mknodat(CWD, &settings, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    // Opening the log waits for somebody to read its lock. Its settings would not do: a pipe has no length, and what has
+    // none is no JSON, which is an error; and the server opens the log once more after any error.
+    let lock = data.path().join("default/lock");
+    mknodat(CWD, &lock, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
     // It says where it listens when it is ready; so it is told where to.
     // Below the ports that the system gives to those who ask for any: another test's server would get the same.
     let ports = (0..10_000).map(|n| 20_000 + (std::process::id() + n) % 10_000);
@@ -299,6 +357,14 @@ fn a_server_that_recovers_says_so_and_is_not_ready() {
     let waiting = ask(&mut client, "/readyz");
     assert!(waiting.status == 503 && waiting.body.contains("\"code\":\"recovering\""), "{}", waiting.body);
     assert_eq!(ask(&mut client, "/healthz").status, 200);
+    // Waits for nobody itself: a server that has ended would never open the other end.
+    let _reader = rustix::fs::open(&lock, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
+    while ask(&mut client, "/readyz").status != 200 {
+        assert!(Instant::now() < deadline, "it does not become ready");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(client.append(b"hi").unwrap(), 0);
+    assert_eq!(client.read(0).unwrap().unwrap(), b"hi");
     server.kill();
 }
 

@@ -124,7 +124,7 @@ fn kill_under_load(flags: &[&str], images: &std::path::Path, crash: bool) {
 }
 
 fn memory() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm").unwrap()
+    tempfile::tempdir_in(support::images::images()).unwrap()
 }
 
 #[test]

@@ -2,6 +2,9 @@
 //! while, of which there is a copy; with few descriptors, and without much memory. Each test runs itself again as the
 //! process that is killed.
 
+#[path = "support/images.rs"]
+mod images;
+
 use millstream::{
     Durability, Log, Options,
     store::{Store, StoreOptions},
@@ -54,7 +57,7 @@ fn a_store_that_dies() {
 }
 
 fn left() -> (tempfile::TempDir, tempfile::TempDir) {
-    let (place, images) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+    let (place, images) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in(images::images()).unwrap());
     let store = place.path().join("store");
     let died = again("a_store_that_dies", &[("LEFT_STORE", &store), ("LEFT_IMAGES", images.path())]);
     assert!(!died.status.success() && store.join("a").is_dir());
@@ -113,6 +116,34 @@ fn a_deleted_log_takes_its_memory_along_also_if_the_process_ends_on_the_way() {
     assert_eq!(left, 0, "bytes of memory that nobody can find any more");
 }
 
+/// Servers that tests had killed left gigabytes in `/dev/shm`.
+#[test]
+fn nothing_stays_in_memory_of_a_test_that_is_killed() {
+    if let Some(told) = variable("LEFT_PLACE") {
+        std::fs::write(images::images().join("left"), "").unwrap();
+        std::fs::write(told, images::images().to_str().unwrap()).unwrap();
+        std::process::abort();
+    }
+    let place = tempfile::tempdir().unwrap();
+    let told = place.path().join("told");
+    again("nothing_stays_in_memory_of_a_test_that_is_killed", &[("LEFT_PLACE", &told)]);
+    let images = std::fs::read_to_string(told).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while Path::new(&images).exists() {
+        assert!(std::time::Instant::now() < deadline, "{images} stays");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+
+    // Where what waits for the end was killed too.
+    for name in ["millstream-tests-1", "millstream-tests-2", "millstream-0", "millstream-tests-x"] {
+        std::fs::create_dir_all(place.path().join(name).join("deep")).unwrap();
+    }
+    images::sweep(place.path(), |pid| pid == "1");
+    let left = |name: &str| place.path().join(name).exists();
+    assert!(!left("millstream-tests-2"));
+    assert!(["millstream-tests-1", "millstream-0", "millstream-tests-x"].into_iter().all(left));
+}
+
 fn walk(dir: &Path) -> u64 {
     let bytes = |entry: std::fs::DirEntry| {
         if entry.path().is_dir() { walk(&entry.path()) } else { entry.metadata().unwrap().len() }
@@ -168,7 +199,7 @@ fn opening_after_a_kill_takes_the_memory_of_one_segment_and_not_of_all() {
         assert!(kib << 10 < 5 * SEGMENT, "{kib} KiB");
         return;
     }
-    let (place, images) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+    let (place, images) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in(images::images()).unwrap());
     let test = "opening_after_a_kill_takes_the_memory_of_one_segment_and_not_of_all";
     let variables = [("LEFT_LARGE", place.path()), ("LEFT_IMAGES", images.path())];
     again(test, &[&variables[..], &[("LEFT_FILL", Path::new("1"))]].concat());

@@ -1,6 +1,9 @@
 //! What many open logs take of the process: descriptors, threads, memory, mappings. Alone in its process, since it counts.
 #![cfg(target_os = "linux")]
 
+#[path = "support/images.rs"]
+mod images;
+
 use millstream::store::{LogSettings, Store, StoreOptions};
 use std::time::Duration;
 
@@ -23,8 +26,9 @@ fn mappings() -> usize {
 #[test]
 fn an_open_log_takes_a_descriptor_a_mapping_and_less_than_100_kib_and_no_thread() {
     let dir = tempfile::tempdir().unwrap();
-    let options =
+    let mut options =
         StoreOptions { open_logs: LOGS, idle: Duration::from_secs(3600), ..StoreOptions::default() };
+    options.log.images = Some(images::images().to_owned());
     let store = Store::open(dir.path(), options).unwrap();
     let before = (descriptors(), mappings(), status("VmRSS"));
     let names: Vec<String> = (0..LOGS).map(|n| format!("log-{n}")).collect();

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each bench uses its part")]
 
+#[path = "../../tests/support/images.rs"]
+pub mod images;
+
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
 use millstream::{Log, Options};
 use std::{
@@ -25,7 +28,12 @@ pub fn dir() -> tempfile::TempDir {
 }
 
 pub fn open(dir: &Path) -> Log {
-    let options = Options { first_segment_bytes: 64 << 20, memory_bytes: 1 << 30, ..Options::default() };
+    let options = Options {
+        first_segment_bytes: 64 << 20,
+        memory_bytes: 1 << 30,
+        images: Some(images::images().to_owned()),
+        ..Options::default()
+    };
     Log::open(dir, options).unwrap()
 }
 

@@ -7,7 +7,7 @@ use millstream::{Error, Log, Options};
 use std::{fs, path::PathBuf, sync::OnceLock};
 
 fn options() -> Options {
-    Options { segment_bytes: 8192, first_segment_bytes: 4096, memory_bytes: 64 << 10, ..Options::default() }
+    Options { segment_bytes: 8192, first_segment_bytes: 4096, memory_bytes: 64 << 10, images: None, ..Options::default() }
 }
 
 fn value(offset: u64) -> Vec<u8> {

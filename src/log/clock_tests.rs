@@ -203,3 +203,38 @@ fn what_comes_before_a_clock_that_was_behind_does_not_expire_early() {
     assert_eq!(log.retain(None, Some(Duration::from_secs(24 * 3600))).unwrap(), 0);
     assert!(log.offset_since(NOW + HOUR).unwrap() > before);
 }
+
+/// A clock that was years ahead when the process was started had all producers forgotten that had not sent since: what they
+/// then sent again was stored again.
+#[cfg(feature = "store")]
+#[test]
+fn producers_are_not_forgotten_by_a_wrong_clock() {
+    let send = |log: &Log, id: &str| {
+        let batch = ProducerBatch { id, epoch: 0, sequence: 0 };
+        log.learn_producers().unwrap();
+        log.try_append_once(&batch, &[Payload { bytes: b"x", json: false }], None).unwrap().repeated
+    };
+    let mut place = Place::new();
+    let log = place.open();
+    assert!(!send(&log, "first"));
+    place.clocks.set(NOW + YEARS);
+    assert!(!send(&log, "second"));
+    log.keep_producers().unwrap();
+    assert!(send(&log, "first"), "ahead for a moment");
+    log.close().unwrap();
+
+    let mut place = Place::new();
+    let log = place.open();
+    assert!(!send(&log, "first"));
+    log.close().unwrap();
+    place.clocks.set(NOW + YEARS);
+    let log = place.open();
+    assert!(!send(&log, "third"));
+    log.keep_producers().unwrap();
+    assert!(send(&log, "first"), "ahead when the process was started");
+    // A clock that stays so is right: nobody has sent anything for years.
+    place.clocks.pass(HOUR + 1);
+    assert!(!send(&log, "fourth"));
+    log.keep_producers().unwrap();
+    assert!(!send(&log, "first"));
+}

@@ -9,6 +9,8 @@
 //! The flusher is a task, which a pool of threads runs for all logs. It is idle while there is nothing to write; the
 //! first append then wakes it, and it lingers a millisecond for more, unless somebody waits.
 
+#[cfg(feature = "store")]
+use super::{ATTEMPT, ATTEMPTS};
 use super::{
     Error, LINGER, Shared,
     append::poll_frontier,
@@ -252,6 +254,22 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Whether the record at `offset` is durable, or becomes so within a moment: for who has other logs to see to. Never
+    /// touches the disk itself.
+    #[cfg(feature = "store")]
+    pub(super) fn durable_soon(&self, offset: u64) -> bool {
+        let failed = || self.failed.get().is_some();
+        for _ in 0..ATTEMPTS {
+            if self.durable.get() > offset || failed() {
+                break;
+            }
+            self.flush.task.kick();
+            self.env.flushers.help();
+            self.durable.park(offset.saturating_add(1), failed, Some(Instant::now() + ATTEMPT));
+        }
+        self.durable.get() > offset
     }
 
     /// Whether records that are not durable yet may still become so.

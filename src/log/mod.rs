@@ -68,7 +68,7 @@ use std::{
     sync::OnceLock,
     time::Duration,
 };
-use {budget::Budget, wait::Frontier};
+use {append::Patience, budget::Budget, wait::Frontier};
 
 /// A commit log in one directory. Shared by reference among any number of threads; closed when dropped, or by
 /// [`close`](Self::close), which says whether that went well.
@@ -272,7 +272,7 @@ impl Log {
     /// [`Error::TooLarge`], [`Error::Full`], [`Error::CannotGrow`], [`Error::ReadOnly`], [`Error::Failed`],
     /// [`Error::Closed`].
     pub fn append(&self, value: &[u8]) -> Result<u64, Error> {
-        append::append(&self.shared, &[value], None, append::Patience::Blocking)
+        append::append(&self.shared, &[value], None, Patience::Blocking)
     }
 
     /// Appends records one behind the other, with nobody else's in between, and returns the offset of the first.
@@ -281,7 +281,7 @@ impl Log {
     /// # Errors
     /// As [`append`](Self::append), and [`Error::EmptyBatch`].
     pub fn append_batch(&self, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, None, append::Patience::Blocking)
+        append::append(&self.shared, values, None, Patience::Blocking)
     }
 
     /// As [`append`](Self::append), but never waits.
@@ -289,7 +289,7 @@ impl Log {
     /// # Errors
     /// As [`append`](Self::append), and [`Error::WouldBlock`].
     pub fn try_append(&self, value: &[u8]) -> Result<u64, Error> {
-        append::append(&self.shared, &[value], None, append::Patience::None)
+        append::append(&self.shared, &[value], None, Patience::None)
     }
 
     /// As [`append_batch`](Self::append_batch), but never waits.
@@ -297,7 +297,7 @@ impl Log {
     /// # Errors
     /// As [`append_batch`](Self::append_batch), and [`Error::WouldBlock`].
     pub fn try_append_batch(&self, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, None, append::Patience::None)
+        append::append(&self.shared, values, None, Patience::None)
     }
 
     /// Appends a record only if its offset will be `expected_next`: a compare-and-swap on the log's end.
@@ -313,7 +313,7 @@ impl Log {
     /// # Errors
     /// As [`append_if`](Self::append_if), and [`Error::EmptyBatch`].
     pub fn append_batch_if(&self, expected_next: u64, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, Some(expected_next), append::Patience::Blocking)
+        append::append(&self.shared, values, Some(expected_next), Patience::Blocking)
     }
 
     /// As [`try_append_batch`](Self::try_append_batch), with each record marked as JSON or not, and, if there is an
@@ -326,7 +326,7 @@ impl Log {
         payloads: &[Payload<'_>],
         expected_next: Option<u64>,
     ) -> Result<u64, Error> {
-        append::append(&self.shared, payloads, expected_next, append::Patience::None)
+        append::append(&self.shared, payloads, expected_next, Patience::None)
     }
 
     /// The same with values that need not be in one list.
@@ -336,7 +336,7 @@ impl Log {
         values: &S,
         expected_next: Option<u64>,
     ) -> Result<u64, Error> {
-        append::append(&self.shared, values, expected_next, append::Patience::None)
+        append::append(&self.shared, values, expected_next, Patience::None)
     }
 
     /// The log's id: 16 random bytes that it keeps for life, for telling it from another of the same name. A copy of its
@@ -488,7 +488,7 @@ impl Log {
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
     pub fn trim(&self, before: u64) -> Result<u64, Error> {
         #[cfg(feature = "store")]
-        let before = self.keep_producers_before(before)?;
+        let before = self.keep_producers_before(before, Patience::Blocking)?;
         self.shared.trim(before)
     }
 
@@ -516,6 +516,35 @@ impl Log {
         let _ = self.shared.failed.set("it was opened again, since there is room now".into());
         self.shared.shut();
         drop(crate::sync::lock(&self.shared.roll.doomed)); // what is being trimmed this moment is
+    }
+
+    /// As [`retain`](Self::retain), for who has other logs to see to: what takes longer than a moment goes on by itself.
+    ///
+    /// # Errors
+    /// As there; [`Error::WouldBlock`] if it goes on, or has to wait for the disk.
+    #[cfg(feature = "store")]
+    pub(crate) fn retain_soon(&self, bytes: Option<u64>, age: Option<Duration>) -> Result<u64, Error> {
+        let before = self.shared.past_keeping(bytes, age);
+        if before == self.first_offset() {
+            return Ok(before);
+        }
+        self.shared.trim_soon(self.keep_producers_before(before, Patience::None)?)
+    }
+
+    /// Whether closing the log has to wait for nothing: all of it is durable, or becomes so within a moment, or never will;
+    /// and so long the keeper is busy at most.
+    #[cfg(feature = "store")]
+    pub(crate) fn settles_soon(&self) -> bool {
+        let last = self.next_offset().checked_sub(1);
+        if self.writable().is_ok() && last.is_some_and(|last| !self.shared.durable_soon(last)) {
+            return false;
+        }
+        (0..ATTEMPTS).any(|attempt| {
+            if attempt > 0 {
+                std::thread::sleep(ATTEMPT);
+            }
+            self.writable().is_err() || !self.shared.roll.task.is_running()
+        })
     }
 
     /// Ends the log, which is being deleted: appends and those who wait are told so, and nothing more is written.
@@ -591,6 +620,13 @@ impl Drop for Log {
 
 /// Why a log that is being deleted takes nothing more.
 const DELETED: &str = "it was deleted";
+
+/// Who has other logs to see to waits for one so often, so long: not by the clock alone, so that the simulation, where each
+/// attempt has the threads' work done, can be replayed.
+#[cfg(feature = "store")]
+const ATTEMPTS: u32 = 10;
+#[cfg(feature = "store")]
+const ATTEMPT: Duration = Duration::from_millis(10);
 
 /// How long a record may stay in memory only while nobody waits for it.
 const LINGER: Duration = Duration::from_millis(1);

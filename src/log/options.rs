@@ -46,10 +46,26 @@ impl Default for Options {
             segment_bytes: 64 << 20,
             first_segment_bytes: 64 << 10,
             memory_bytes: 256 << 20,
-            images: cfg!(target_os = "linux").then(|| PathBuf::from("/dev/shm")),
+            images: images(),
         }
     }
 }
+
+#[cfg(not(all(test, not(loom))))]
+fn images() -> Option<PathBuf> {
+    cfg!(target_os = "linux").then(|| PathBuf::from("/dev/shm"))
+}
+
+/// Where nothing stays of a test that is killed.
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unnecessary_wraps)] // as elsewhere
+fn images() -> Option<PathBuf> {
+    Some(place::images().to_owned())
+}
+
+#[cfg(all(test, not(loom)))]
+#[path = "../../tests/support/images.rs"]
+mod place;
 
 impl Options {
     /// An error unless a log can be opened with these.

@@ -9,12 +9,16 @@
 //! trimmed that it does not tell of. Where there is no such file, no producer has ever been here: so who does not use
 //! this pays nothing.
 
-use super::{Error, Log, PRODUCERS_FILE, Payload, append, append::Extended};
+use super::{
+    Error, Log, PRODUCERS_FILE, Payload, append,
+    append::{Extended, Patience},
+};
 use crate::{chunk::Values, disk::tree, frame::EXTENSION_LENGTH};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, TryLockError},
+    time::Duration,
 };
 
 /// The longest id, in bytes.
@@ -23,8 +27,8 @@ pub const PRODUCER_ID_BYTES: usize = 64;
 const REMEMBERED: usize = 5;
 /// Producers of one log that are known; beyond it the least recently used is forgotten.
 const PRODUCERS: usize = 10_000;
-/// How long a producer is known that sends nothing, in milliseconds.
-const AGE: u64 = 7 * 24 * 3600 * 1000;
+/// How long a producer is known that sends nothing.
+const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Who sends a batch, and as which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,7 +270,7 @@ impl Log {
         let path = self.shared.dir.join(PRODUCERS_FILE);
         let Some(text) = tree::read(&*self.shared.env.disk, &path).map_err(Error::io("read", &path))? else {
             // The first producer ever: from now on there is the file, and so a reason to look at the log.
-            self.save_producers(file, self.durable_offset(), BTreeMap::new())?;
+            self.save_producers(file, self.durable_offset(), BTreeMap::new(), Patience::Blocking)?;
             return Ok(Table::default());
         };
         let snapshot = serde_json::from_slice(&text)
@@ -288,7 +292,7 @@ impl Log {
             up_to = first;
             if self.writable().is_ok() {
                 // At once: once the log is longer, the file would be believed, and what comes now not be read again.
-                self.save_producers(file, up_to, producers.clone())?;
+                self.save_producers(file, up_to, producers.clone(), Patience::Blocking)?;
             }
         }
         file.up_to = up_to;
@@ -318,9 +322,14 @@ impl Log {
         file: &mut Saved,
         up_to: u64,
         producers: BTreeMap<String, Producer>,
+        patience: Patience,
     ) -> Result<(), Error> {
         if let Some(last) = up_to.checked_sub(1) {
-            self.wait_durable(last)?;
+            match patience {
+                Patience::Blocking => self.wait_durable(last)?,
+                Patience::None if self.shared.durable_soon(last) => {}
+                Patience::None => return Err(Error::WouldBlock),
+            }
         }
         self.writable()?; // if it was deleted, another log may be at its path
         let crc = checksum(up_to, &producers);
@@ -333,37 +342,55 @@ impl Log {
 
     /// Writes down what is known of producers, if anything came since, and forgets those that are too old.
     pub(crate) fn keep_producers(&self) -> Result<(), Error> {
-        let mut file = self.shared.producers.file();
-        let changes = self.shared.producers.table().as_ref().map(|table| table.changes);
-        if changes.is_some_and(|changes| changes != file.changes) { self.keep(&mut file) } else { Ok(()) }
+        self.keep_changed(Patience::Blocking)
     }
 
-    fn keep(&self, file: &mut Saved) -> Result<(), Error> {
+    /// The same for who has other logs to see to.
+    ///
+    /// # Errors
+    /// As there; [`Error::WouldBlock`] while somebody else is at it, or the disk does not get on.
+    pub(crate) fn keep_producers_soon(&self) -> Result<(), Error> {
+        self.keep_changed(Patience::None)
+    }
+
+    fn keep_changed(&self, patience: Patience) -> Result<(), Error> {
+        let mut file = self.shared.producers.file_for(patience)?;
+        let changes = self.shared.producers.table().as_ref().map(|table| table.changes);
+        if changes.is_some_and(|changes| changes != file.changes) {
+            self.keep(&mut file, patience)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn keep(&self, file: &mut Saved, patience: Patience) -> Result<(), Error> {
         let (up_to, changes, producers) = {
             let mut table = self.shared.producers.table();
             let Some(table) = table.as_mut() else { return Ok(()) };
-            let oldest = self.shared.believed_now().saturating_sub(AGE);
-            table.producers.retain(|_, producer| producer.used >= oldest);
+            if let Some(oldest) = self.shared.oldest(self.shared.believed_now(), AGE) {
+                table.producers.retain(|_, producer| producer.used >= oldest);
+            }
             // Whoever appends as a producer holds the table: all their batches below this offset are in it.
             (self.next_offset(), table.changes, table.producers.clone())
         };
-        self.save_producers(file, up_to, producers)?;
+        self.save_producers(file, up_to, producers, patience)?;
         file.changes = changes;
         Ok(())
     }
 
     /// To be called before anything below `before` is trimmed: what is told of only there is written down. Returns up to
     /// where that is so.
-    pub(super) fn keep_producers_before(&self, before: u64) -> Result<u64, Error> {
+    pub(super) fn keep_producers_before(&self, before: u64, patience: Patience) -> Result<u64, Error> {
         let before = before.min(self.next_offset()); // the first producer's batches come behind this
-        let mut file = self.shared.producers.file();
+        let mut file = self.shared.producers.file_for(patience)?;
         let path = self.shared.dir.join(PRODUCERS_FILE);
         if !tree::is_there(&*self.shared.env.disk, &path).map_err(Error::io("open", &path))? {
             return Ok(before);
         }
         self.learn(&mut file)?;
         if file.up_to < before {
-            match self.keep(&mut file) {
+            match self.keep(&mut file, patience) {
+                Err(Error::WouldBlock) => {}
                 // So that trimming makes room where there is none: as far as the file tells, which it does already.
                 Err(error) if error.is_full() || error.is_transient() => {
                     tracing::warn!(dir = %self.shared.dir.display(), %error, "trimming less: producers are not written down");
@@ -382,6 +409,16 @@ impl Producers {
 
     fn file(&self) -> MutexGuard<'_, Saved> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// [`file`](Self::file); [`Error::WouldBlock`] without patience, if it is held.
+    fn file_for(&self, patience: Patience) -> Result<MutexGuard<'_, Saved>, Error> {
+        match self.file.try_lock() {
+            Err(TryLockError::WouldBlock) if patience == Patience::None => Err(Error::WouldBlock),
+            Err(TryLockError::Poisoned(held)) => Ok(held.into_inner()),
+            Err(TryLockError::WouldBlock) => Ok(self.file()),
+            Ok(held) => Ok(held),
+        }
     }
 
     /// Waits until the file is not being written. To be called when the log is not writable any more, so that it is not

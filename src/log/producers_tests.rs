@@ -11,7 +11,6 @@ use crate::{
 use std::{
     path::Path,
     sync::{Arc, mpsc},
-    time::Duration,
 };
 
 fn small() -> Options {

@@ -64,11 +64,17 @@ pub(crate) fn repair_on(
     let mut repaired = Repaired { damage, kept: Vec::new() };
     let Some(log) = segments.first().map(|first| first.header.log) else { return Ok(repaired) };
     let secret = segments.iter().map(|found| found.header.secret).find(|secret| secret.0.is_some());
-    for found in &segments {
-        let damaged = repaired.damage.iter().any(|damage| damage.path == found.path);
-        if !damaged {
-            continue;
+    let damaged = |found: &&Found| repaired.damage.iter().any(|damage| damage.path == found.path);
+    let damaged: Vec<&Found> = segments.iter().filter(damaged).collect();
+    // Before anything is changed.
+    for range in &missing {
+        let count = range.end - range.start;
+        if capacity_for(count.saturating_mul(frame::HEADER as u64), count).is_none() {
+            let reason = "more records are missing there than one segment holds".into();
+            return Err(Error::Corrupt { path: dir.join(file::name(range.start)), reason });
         }
+    }
+    for found in damaged {
         let kept = keep_aside(disk, dir, found)?;
         rewrite(disk, dir, found).map_err(Error::io("rewrite", &found.path))?;
         repaired.kept.push(kept);
@@ -76,17 +82,19 @@ pub(crate) fn repair_on(
     for range in missing {
         let path = dir.join(file::name(range.start));
         let count = u32::try_from(range.end - range.start).unwrap_or(u32::MAX);
-        let capacity = (u64::from(count) * (frame::HEADER as u64 + 4)).next_multiple_of(BLOCK);
-        if capacity > *CAPACITIES.end() {
-            let reason = "more records are missing there than one segment holds".into();
-            return Err(Error::Corrupt { path, reason });
-        }
         let secret = secret.unwrap_or(Secret(None));
-        let header = Header { log, base: range.start, capacity, created: now(), secret };
+        let header = Header { log, base: range.start, capacity: BLOCK, created: now(), secret }; // see `write`
         let frames = (0..count).map(|record| (lost(record), &[][..]));
         write(disk, dir, &header, frames).map_err(Error::io("fill the gap with", &path))?;
     }
     Ok(repaired)
+}
+
+/// How large a segment is that has so many bytes of frames, and so many records; `None` if none may be so large.
+fn capacity_for(frames: u64, records: u64) -> Option<u64> {
+    let needs = frames.checked_add(records.checked_mul(4)?)?;
+    let capacity = needs.checked_next_multiple_of(BLOCK)?.max(BLOCK);
+    CAPACITIES.contains(&capacity).then_some(capacity)
 }
 
 fn lost(record: u32) -> Stamp {
@@ -157,12 +165,59 @@ fn write<'a>(
         scan.last_crc = Some(frame::claimed_crc(&bytes[start..], header.key()).0);
     }
     scan.words = (bytes.len() / WORD) as u32;
-    let needs = bytes.len() as u64 + scan.positions.len() as u64 * 4;
-    let header = Header { capacity: needs.next_multiple_of(BLOCK).max(BLOCK), ..*header };
+    // A header with another could not be read any more.
+    let capacity = capacity_for(bytes.len() as u64, scan.positions.len() as u64).ok_or_else(|| {
+        io::Error::other("what is left of it, with marks for what is lost, is larger than a segment may be")
+    })?;
+    let header = Header { capacity, ..*header };
     let file = SegmentFile::prepare(disk, dir, u64::MAX, header.capacity)?;
     let mut block = Aligned::new(bytes.len())?;
     block[..bytes.len()].copy_from_slice(&bytes);
     file.file().write_at(&[IoSlice::new(&block)], FRAMES)?;
     recovery::seal(file.file(), &header, &scan)?;
     file.begin(disk, dir, &header)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{
+        disk::sim::Sim,
+        log::tests::{DIR, open},
+    };
+
+    /// A header that says so could not be read any more.
+    #[test]
+    fn no_segment_is_made_that_is_larger_than_one_may_be() {
+        let most = *CAPACITIES.end();
+        assert_eq!(capacity_for(0, 0), Some(BLOCK));
+        assert_eq!(capacity_for(BLOCK - 3, 1), Some(2 * BLOCK));
+        assert_eq!(capacity_for(most - 4, 1), Some(most));
+        assert_eq!(capacity_for(most - 3, 1), None);
+        let records = most / (frame::HEADER as u64 + 4);
+        assert!(capacity_for(records * frame::HEADER as u64, records).is_some());
+        assert_eq!(capacity_for((records + 1) * frame::HEADER as u64, records + 1), None);
+        assert_eq!(capacity_for(u64::MAX, u64::MAX), None);
+    }
+
+    /// Other segments were rewritten before that was seen.
+    #[test]
+    fn what_is_beyond_repair_is_left_as_it_is() {
+        let sim = Sim::new(1);
+        let log = open(&sim).unwrap();
+        for n in 0..20u8 {
+            log.append(&[n; 100]).unwrap();
+        }
+        log.close().unwrap();
+        let first = Path::new(DIR).join(file::name(0));
+        sim.damage(&first, |bytes| bytes[FRAMES as usize + 3 * 128 + 50] ^= 1);
+        let bytes = sim.dump()[&first].clone();
+        let header = Header::decode(bytes[..].first_chunk().unwrap()).unwrap().header;
+        let last = SegmentFile::prepare(&sim, Path::new(DIR), 1, 8192).unwrap();
+        last.begin(&sim, Path::new(DIR), &Header { base: 100_000_000, ..header }).unwrap();
+        let before = sim.dump();
+        let repaired = repair_on(&sim, Path::new(DIR), &mut |_, _| ());
+        assert!(matches!(repaired, Err(Error::Corrupt { .. })), "{repaired:?}");
+        assert!(sim.dump() == before);
+    }
 }

@@ -7,6 +7,11 @@ use crate::{
 };
 use crossbeam::channel::RecvTimeoutError;
 use std::{collections::VecDeque, io, time::Duration};
+#[cfg(feature = "store")]
+use {
+    super::{ATTEMPT, ATTEMPTS},
+    crossbeam::channel::TryRecvError,
+};
 
 /// The segments in the order of their offsets, never none. The last one, or the last few with
 /// [`Durability::Memory`](super::Durability::Memory), may not be in here yet, and are found by their links.
@@ -79,9 +84,8 @@ impl Shared {
     pub(super) fn past_keeping(&self, bytes: Option<u64>, age: Option<Duration>) -> u64 {
         let (chain, durable) = (self.chain.load_full(), self.durable.get());
         let mut total = chain.bytes();
-        let (now, elapsed) = (self.believed_now(), self.env.machine.elapsed());
-        let doubted = self.env.belief.doubts(self.newest_found, now, elapsed);
-        let oldest = age.filter(|_| !doubted).map(|age| now.saturating_sub(age.as_millis() as u64));
+        let now = self.believed_now();
+        let oldest = age.and_then(|age| self.oldest(now, age));
         let mut before = chain.first();
         for (n, pair) in chain.segments.windows(2).enumerate() {
             let expired = oldest.is_some_and(|oldest| newest(&chain.segments[n..], now) < oldest);
@@ -93,6 +97,12 @@ impl Shared {
             before = pair[1].base();
         }
         before
+    }
+
+    /// What came before this time is older than `age`, if it is `now`; `None` as long as the clock may be wrong about it.
+    pub(super) fn oldest(&self, now: u64, age: Duration) -> Option<u64> {
+        let doubted = self.env.belief.doubts(self.newest_found, now, self.env.machine.elapsed());
+        (!doubted).then(|| now.saturating_sub(age.as_millis() as u64))
     }
 
     /// The offsets of the first segment that may have a record that was appended at `time` or later; from the end on, if none
@@ -109,13 +119,16 @@ impl Shared {
         (from, segments.get(old + 1).map_or(u64::MAX, |segment| segment.base()))
     }
 
+    /// Whether whoever trims does it: a log that was opened without room has no keeper, and what it has does not change.
+    /// Trimming makes the room.
+    fn trims_itself(&self) -> bool {
+        self.full.is_some() && self.failed.get().is_none()
+    }
+
     pub(super) fn trim(&self, before: u64) -> Result<u64, Error> {
-        if self.full.is_some() && self.failed.get().is_none() {
-            // It has no keeper, and what it has does not change. Trimming makes the room.
-            loop {
-                if let Some(first) = self.trim_now(before)? {
-                    return Ok(first);
-                }
+        while self.trims_itself() {
+            if let Some(first) = self.trim_now(before)? {
+                return Ok(first);
             }
         }
         self.writable()?;
@@ -130,6 +143,33 @@ impl Shared {
                 Err(RecvTimeoutError::Disconnected) => return self.writable().and(Err(Error::Closed)),
             }
         }
+    }
+
+    /// The same for who has other logs to see to: what takes longer goes on by itself.
+    #[cfg(feature = "store")]
+    pub(super) fn trim_soon(&self, before: u64) -> Result<u64, Error> {
+        if self.trims_itself() {
+            return self.trim_now(before)?.ok_or(Error::WouldBlock);
+        }
+        self.writable()?;
+        let mut unanswered = lock(&self.roll.unanswered);
+        if let Some(answered) = &*unanswered
+            && matches!(answered.try_recv(), Err(TryRecvError::Empty))
+        {
+            return Err(Error::WouldBlock); // or a keeper that hangs would get one more to do each time
+        }
+        let (answer, answered) = crossbeam::channel::bounded(1);
+        self.roll.send(Job::Trim(before, answer));
+        for _ in 0..ATTEMPTS {
+            self.env.keepers.help();
+            match answered.recv_timeout(ATTEMPT) {
+                Ok(trimmed) => return trimmed,
+                Err(RecvTimeoutError::Timeout) => self.writable()?,
+                Err(RecvTimeoutError::Disconnected) => return self.writable().and(Err(Error::Closed)),
+            }
+        }
+        *unanswered = Some(answered);
+        Err(Error::WouldBlock)
     }
 
     /// Trims, on the keeper's thread, for a while: `None` if there is more to be done. Readers stop finding the segments

@@ -30,6 +30,8 @@ use crate::{
     },
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
 };
+#[cfg(feature = "store")]
+use crossbeam::channel::Receiver;
 use crossbeam::{
     channel::Sender,
     queue::{ArrayQueue, SegQueue},
@@ -158,6 +160,9 @@ pub(crate) struct Roller {
     stalled: Mutex<Option<Job>>,
     /// Jobs that give memory back, or let it be taken.
     owed: AtomicU64,
+    /// Where a trim is answered for which nobody waits any more.
+    #[cfg(feature = "store")]
+    pub(super) unanswered: Mutex<Option<Receiver<Result<u64, Error>>>>,
     /// Files of segments that were trimmed.
     pub(super) doomed: Mutex<Doomed>,
     /// Files prepared so far, for their passing names.
@@ -184,6 +189,8 @@ impl Roller {
             jobs: SegQueue::new(),
             stalled: Mutex::new(None),
             owed: AtomicU64::new(0),
+            #[cfg(feature = "store")]
+            unanswered: Mutex::new(None),
             doomed: Mutex::new(Doomed::default()),
             files: AtomicU64::new(0),
             task: Task::new(threads, Shared::keep, Shared::panicked),

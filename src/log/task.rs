@@ -125,6 +125,12 @@ impl<S: Send + Sync + 'static> Task<S> {
         self.state.load(Ordering::Relaxed) & PHASE == IDLE
     }
 
+    /// Whether a turn is being run, or was a moment ago.
+    #[cfg(feature = "store")]
+    pub(super) fn is_running(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & PHASE == RUNNING
+    }
+
     /// To be called after each append, whose add to the chunk's tail was `AcqRel`: a turn begins `linger` later.
     #[inline]
     pub(super) fn wake_if_idle(self: &std::sync::Arc<Self>, linger: Duration) {

@@ -96,6 +96,8 @@ fn a_standard_error_that_nobody_reads_stops_nothing() {
     let mut unread = server.child.stderr.take().unwrap();
     wait_for("it listens", Duration::from_secs(10), || Client::connect(&server.address).is_ok());
     let mut client = server.connect();
+    // Before that its log may not be there yet.
+    wait_for("it is ready", Duration::from_secs(10), || get(&mut client, "/readyz").unwrap().status == 200);
     for n in 0..10_000 {
         if client.append(b"x").unwrap() == 0 {
             assert_eq!(n, 0);

@@ -69,7 +69,7 @@ fn read_all(client: &mut Client, harmed: &std::ops::Range<u64>) -> u64 {
 
 /// Harms a sealed segment that is read from the disk while the server runs; reads, appends, kills, starts again.
 fn harm(data: &Path, harm: impl FnOnce(&Path)) {
-    let images = tempfile::tempdir_in("/dev/shm").unwrap();
+    let images = tempfile::tempdir_in(crate::support::images::images()).unwrap();
     let flags = flags(images.path());
     let server = Server::start(data, &flags);
     let mut client = server.connect();
@@ -144,7 +144,7 @@ impl Drop for Bound {
 fn sectors_of_a_sealed_segment_cannot_be_read() {
     let Some(disk) = Disk::new("ext4", 16) else { return };
     let data = tempfile::tempdir().unwrap();
-    let images = tempfile::tempdir_in("/dev/shm").unwrap();
+    let images = tempfile::tempdir_in(crate::support::images::images()).unwrap();
     let flags = flags(images.path());
     let mut server = Server::start(data.path(), &flags);
     fill(&mut server.connect());

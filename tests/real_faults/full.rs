@@ -116,7 +116,7 @@ fn fill_and_grow(kind: &'static str, mib: u64) {
     let Some(disk) = Disk::new(kind, mib) else { return };
     disk.fill("ballast", 24 << 20);
     let data = disk.at.join("data");
-    let images = tempfile::tempdir_in("/dev/shm").unwrap();
+    let images = tempfile::tempdir_in(crate::support::images::images()).unwrap();
     let flags = ["--create-logs", "--segment-bytes", "1048576", "--images", images.path().to_str().unwrap()];
     let mut logs =
         [Kind::Mixed, Kind::Tiny, Kind::Mixed].map(|kind| Expected::new(format!("{kind:?}"), kind));

@@ -76,7 +76,7 @@ fn kill_under(load: &Load) {
     let (mut kills, mut batches, mut records, mut slowest) = (0, 0, 0, Duration::ZERO);
     for life in 0.. {
         let data = tempfile::tempdir_in(load.on).unwrap();
-        let images = tempfile::tempdir_in("/dev/shm").unwrap();
+        let images = tempfile::tempdir_in(crate::support::images::images()).unwrap();
         let images = images.path().to_str().unwrap();
         let flags = ["--create-logs", "--segment-bytes", load.segment_bytes, "--images", images];
         let flags = [&flags[..], load.flags].concat();
@@ -231,7 +231,8 @@ impl Life {
 
 #[test]
 fn killed_while_logs_are_made_and_deleted() {
-    let (data, images) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+    let (data, images) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir_in(crate::support::images::images()).unwrap());
     let flags = ["--images", images.path().to_str().unwrap()];
     let mut lives: Vec<Life> =
         (0..4).map(|n| Life { name: format!("mayfly-{n}"), ..Life::default() }).collect();

@@ -6,7 +6,12 @@ use crate::{
     support::Server,
 };
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::atomic::Ordering,
+    time::Duration,
+};
 
 /// The lowest number that a new descriptor of the process would get; `None` if it has ended.
 fn next_descriptor(pid: Pid) -> Option<u64> {
@@ -33,7 +38,7 @@ fn limit(pid: Pid, resource: Resource, to: Option<u64>) -> Option<u64> {
 /// as it `may_end`. Then the same after a restart. The limit is set `times` times, at first after `begin` milliseconds.
 fn reach(resource: Resource, (times, begin): (u32, u64), may_end: bool, to: impl Fn(Pid) -> Option<u64>) {
     let data = tempfile::tempdir().unwrap();
-    let images = tempfile::tempdir_in("/dev/shm").unwrap();
+    let images = tempfile::tempdir_in(crate::support::images::images()).unwrap();
     let flags = ["--create-logs", "--segment-bytes", "1048576", "--images", images.path().to_str().unwrap()];
     let mut logs: Vec<_> = (0..20)
         .map(|n| Expected::new(format!("log-{n}"), [Kind::Mixed, Kind::Tiny, Kind::Large][n % 3]))
@@ -86,4 +91,52 @@ fn no_memory_is_left_for_a_moment() {
 #[test]
 fn files_may_not_grow_for_a_moment() {
     reach(Resource::Fsize, (1, 0), false, |_| Some(200 << 10));
+}
+
+/// Has every second of these system calls of each of the process's threads interrupted before it has done anything, and
+/// notes it in `log`; `None`, said aloud, where that cannot be done.
+fn interrupt(pid: Pid, calls: &str, log: &Path) -> Option<Child> {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-e", &format!("trace={calls}")]);
+    command.args(["-e", &format!("inject={calls}:error=EINTR:when=1+2"), "-o"]).arg(log);
+    command.args(["-p", &pid.as_raw_nonzero().to_string()]).stderr(Stdio::null());
+    let mut tracing = command.spawn().inspect_err(|_| eprintln!("SKIPPED: there is no strace")).ok()?;
+    let traced = |task: std::fs::DirEntry| {
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        !status.lines().any(|line| line == "TracerPid:\t0")
+    };
+    let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
+    while !std::fs::read_dir(&tasks).unwrap().flatten().all(traced) {
+        if tracing.try_wait().unwrap().is_some() {
+            eprintln!("SKIPPED: strace may not look at another process here");
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Some(tracing)
+}
+
+/// A reservation of room that was interrupted left a chunk without its image.
+#[test]
+fn what_is_interrupted_is_done_again() {
+    let place = tempfile::tempdir().unwrap();
+    let server = Server::start(&place.path().join("data"), &["--create-logs", "--segment-bytes", "65536"]);
+    let noted = place.path().join("noted");
+    let Some(mut tracing) = interrupt(server.pid(), "fallocate,linkat", &noted) else { return };
+    let mut client = server.connect();
+    for n in 0..100u32 {
+        let target = format!("/v1/logs/log-{}/records?ack=durable", n % 5);
+        let answer = client.request("POST", &target, &vec![n as u8; 20_000]).unwrap();
+        assert_eq!(answer.status, 200, "{n}: {}", answer.body);
+    }
+    let metrics = client.request("GET", "/metrics", b"").unwrap().body;
+    assert!(metrics.lines().any(|line| line == "millstream_chunks_without_image_total 0"), "{metrics}");
+    server.kill();
+    tracing.wait().unwrap(); // it ends with what it looks at
+    let noted = std::fs::read_to_string(noted).unwrap();
+    for call in ["fallocate", "linkat"] {
+        let interrupted =
+            noted.lines().filter(|line| line.contains(call) && line.contains("(INJECTED)")).count();
+        assert!(interrupted > 10, "{call} was interrupted {interrupted} times");
+    }
 }

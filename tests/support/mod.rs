@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod images;
 pub mod process;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -44,6 +45,7 @@ impl Server {
             .arg(data)
             .args(flags)
             .env("MILLSTREAM_LISTEN", "127.0.0.1:0") // unless a flag says otherwise
+            .env("MILLSTREAM_IMAGES", images::images()) // likewise
             .env("MILLSTREAM_LOG", "info")
             .stderr(Stdio::piped());
         command

@@ -115,3 +115,32 @@ fn a_store_opens_a_log_again_when_there_is_room_also_where_somebody_reads_it() {
         assert_eq!(files_in(at.path()), Vec::<std::path::PathBuf>::new());
     }
 }
+
+#[test]
+fn retention_makes_room_for_a_log_that_was_opened_without() {
+    for torn in [false, true] {
+        let (sim, next) = stopped(torn);
+        let place = Path::new("/store");
+        crate::disk::Disk::create_dir(&sim, place).unwrap();
+        sim.graft(Path::new(DIR), &place.join("a"), false);
+        let settings = LogSettings { retention_bytes: Some(10 << 10), ..LogSettings::default() };
+        let options = || StoreOptions { log: small(None), ..StoreOptions::default() };
+        {
+            let store = Store::open_in(Environment::on(Arc::new(sim.clone())), place, options()).unwrap();
+            store.create("model", &settings).unwrap();
+            store.close().unwrap();
+        }
+        let written = sim.dump()[&place.join("model/log.json")].clone();
+        let path = place.join("a/log.json");
+        crate::disk::Disk::write_file(&sim, &path, &written).unwrap();
+        sim.leave_room(0);
+        let store = Store::open_in(Environment::on(Arc::new(sim.clone())), place, options()).unwrap();
+        assert!(is_full(&store.get("a").unwrap()));
+        for _ in 0..3 {
+            store.turn();
+        }
+        let log = store.get("a").unwrap();
+        assert!(log.first_offset() > 0);
+        assert_eq!(log.append(&value(next)).unwrap(), next);
+    }
+}

@@ -1,0 +1,47 @@
+//! Where the tests of this process keep what outlives processes: a place of their own, so that what a server leaves when
+//! a test kills it does not stay in memory.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+};
+
+const PREFIX: &str = "millstream-tests-";
+
+/// The place, made at the first call. It goes when this process has ended, however it ended: a shell waits for that.
+/// Where that was killed too, the next process that calls this removes the place.
+#[allow(clippy::zombie_processes, reason = "the shell ends after this process")]
+pub fn images() -> &'static Path {
+    static PLACE: OnceLock<PathBuf> = OnceLock::new();
+    PLACE.get_or_init(|| {
+        let memory = Path::new("/dev/shm");
+        let at = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        sweep(&at, |pid| Path::new("/proc").join(pid).exists());
+        let place = at.join(format!("{PREFIX}{}", std::process::id()));
+        fs::create_dir_all(&place).unwrap();
+        // Its input ends with the last process that has the other end, and that is this one only.
+        let mut waiting = Command::new("sh")
+            .args(["-c", "trap '' INT TERM HUP; read -r _; rm -rf \"$1\"", "sh"])
+            .arg(&place)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::mem::forget(waiting.stdin.take());
+        place
+    })
+}
+
+/// Removes the places of processes that are gone.
+pub fn sweep(at: &Path, is_alive: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(at).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        if pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !is_alive(pid)) {
+            let _ = fs::remove_dir_all(entry.path()); // another may be at it
+        }
+    }
+}
