@@ -4,6 +4,9 @@
 //! Over loopback and not in memory, so that all that a connection consists of is there: sockets, time limits, threads.
 #![no_main]
 
+#[path = "../../tests/support/images.rs"]
+mod images;
+
 use libfuzzer_sys::fuzz_target;
 use millstream::{
     Options,
@@ -13,7 +16,6 @@ use millstream::{
 use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
-    path::Path,
     sync::{Mutex, PoisonError},
     thread::JoinHandle,
     time::Duration,
@@ -45,8 +47,7 @@ fn options() -> StoreOptions {
 }
 
 fn start() -> Running {
-    let place = if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "." };
-    let dir = tempfile::tempdir_in(place).unwrap();
+    let dir = tempfile::tempdir_in(images::images()).unwrap();
     let settings = Settings {
         threads: 1,
         body_bytes: 64 << 10,

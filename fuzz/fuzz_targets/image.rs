@@ -3,6 +3,9 @@
 //! offset; the log goes on, or is read-only and says why.
 #![no_main]
 
+#[path = "../../tests/support/images.rs"]
+mod images;
+
 use libfuzzer_sys::fuzz_target;
 use millstream::{Durability, Error, Log, Options};
 use std::{
@@ -54,7 +57,7 @@ fn options(images: &Path) -> Options {
 fn left() -> &'static Left {
     static LEFT: OnceLock<Left> = OnceLock::new();
     LEFT.get_or_init(|| {
-        let place = tempfile::tempdir_in("/dev/shm").unwrap().keep();
+        let place = tempfile::tempdir_in(images::images()).unwrap().keep();
         let (dir, images) = (place.join("log"), place.join("images"));
         fs::create_dir(&images).unwrap();
         let log = Log::open(&dir, options(&images)).unwrap();

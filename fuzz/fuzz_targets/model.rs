@@ -2,6 +2,9 @@
 //! copied as it stands and opened from the copy, as after a kill: what was durable is there.
 #![no_main]
 
+#[path = "../../tests/support/images.rs"]
+mod images;
+
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use millstream::{Durability, Error, Log, Options};
@@ -36,7 +39,7 @@ fn value(offset: usize, length: usize) -> Vec<u8> {
 }
 
 fn place() -> tempfile::TempDir {
-    tempfile::tempdir_in(if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "." }).unwrap()
+    tempfile::tempdir_in(images::images()).unwrap()
 }
 
 /// A copy of the directory as it stands has at least all that was durable, and nothing else.

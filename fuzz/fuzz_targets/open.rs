@@ -2,6 +2,9 @@
 //! appended, and after `repair` the log can be written.
 #![no_main]
 
+#[path = "../../tests/support/images.rs"]
+mod images;
+
 use libfuzzer_sys::fuzz_target;
 use millstream::{Error, Log, Options};
 use std::{fs, path::PathBuf, sync::OnceLock};
@@ -44,8 +47,7 @@ fn check(log: &Log) {
 
 // Each mutation: which file, what to do, where, and with what.
 fuzz_target!(|mutations: Vec<(u8, u8, u16, u8)>| {
-    let place = if std::path::Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "." };
-    let dir = tempfile::tempdir_in(place).unwrap();
+    let dir = tempfile::tempdir_in(images::images()).unwrap();
     let mut files = files().to_vec();
     for (file, what, at, byte) in mutations.into_iter().take(16) {
         let n = usize::from(file) % files.len();

@@ -3,12 +3,15 @@
 //! it does not.
 #![no_main]
 
+#[path = "../../tests/support/images.rs"]
+mod images;
+
 use libfuzzer_sys::fuzz_target;
 use millstream::{
     Options, Payload, ProducerBatch,
     store::{LogSettings, Store, StoreOptions},
 };
-use std::{collections::BTreeMap, fs, path::Path, sync::OnceLock};
+use std::{collections::BTreeMap, fs, sync::OnceLock};
 
 const BATCHES: u64 = 12;
 const NAMES: [&str; 2] = ["log.json", "producers.json"];
@@ -40,7 +43,7 @@ fn produce(store: &Store, sequence: u64) -> Result<(u64, bool), String> {
 }
 
 fn place() -> tempfile::TempDir {
-    tempfile::tempdir_in(if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "." }).unwrap()
+    tempfile::tempdir_in(images::images()).unwrap()
 }
 
 /// The files of the log `a`, as a server leaves them.
