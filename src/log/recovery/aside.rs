@@ -6,7 +6,7 @@ use super::{
     super::{Error, stats},
     dir::TORN,
 };
-use crate::disk::{Aligned, Disk};
+use crate::disk::{Aligned, Disk, salvage};
 use std::{
     io::{self, IoSlice},
     path::{Path, PathBuf},
@@ -19,15 +19,24 @@ const BYTES: usize = 16 << 20;
 
 /// Those of `names` that are of this kind, the oldest first.
 pub(super) fn torn_files(dir: &Path, names: &[String]) -> Vec<PathBuf> {
-    let mut torn: Vec<_> = names.iter().filter(|name| name.ends_with(TORN)).collect();
-    torn.sort_unstable_by_key(|name| number(name));
-    torn.into_iter().map(|name| dir.join(name)).collect()
+    let mut torn: Vec<_> =
+        names.iter().filter(|name| name.ends_with(TORN)).map(|name| dir.join(name)).collect();
+    torn.sort_unstable_by_key(|path| number(path));
+    torn
 }
 
-/// How many had been kept before, as a name says: `OFFSET-NUMBER.torn`.
-fn number(name: &str) -> u64 {
-    let parts = name.strip_suffix(TORN).and_then(|name| name.rsplit_once('-'));
-    parts.and_then(|(_, number)| number.parse().ok()).unwrap_or(0)
+/// The parts of a name: `OFFSET-NUMBER.torn`.
+fn parts(path: &Path) -> Option<(&str, &str)> {
+    path.file_name()?.to_str()?.strip_suffix(TORN)?.rsplit_once('-')
+}
+
+/// How many had been kept before.
+fn number(path: &Path) -> u64 {
+    parts(path).and_then(|(_, number)| number.parse().ok()).unwrap_or(0)
+}
+
+fn offset(path: &Path) -> Option<u64> {
+    parts(path)?.0.parse().ok()
 }
 
 /// What of `tail` is to be kept: up to its last byte that is not zero, within bounds.
@@ -45,28 +54,48 @@ pub(super) fn keep(disk: &dyn Disk, dir: &Path, next: u64, tail: &[u8]) -> Resul
     }
     let names = disk.list(dir).map_err(Error::io("list", dir))?;
     let torn = torn_files(dir, &names);
-    let kept_before =
-        names.iter().map(|name| number(name) + u64::from(name.ends_with(TORN))).max().unwrap_or(0);
-    for old in torn.iter().take((torn.len() + 1).saturating_sub(FILES)) {
-        disk.remove(old).map_err(Error::io("remove", old))?;
+    // An opening that has come so far and no further has kept it: once is enough, however often that happens.
+    if let Some(newest) = torn.last().filter(|newest| offset(newest) == Some(next))
+        && holds(disk, newest, kept).map_err(Error::io("read", newest))?
+    {
+        return disk.sync_dir(dir).map_err(Error::io("sync", dir));
     }
-    let path = dir.join(format!("{next:020}-{kept_before}{TORN}"));
-    let write = || -> io::Result<()> {
-        let mut bytes = Aligned::new(kept.len())?;
-        bytes[..kept.len()].copy_from_slice(kept);
-        let file = disk.create(&path, bytes.len() as u64)?;
-        file.write_at(&[IoSlice::new(&bytes)], 0)?;
-        file.set_len(kept.len() as u64)?;
-        disk.sync_dir(dir)
-    };
-    write().map_err(|error| match error {
+    let number = torn.last().map_or(0, |newest| number(newest) + 1);
+    let path = dir.join(format!("{next:020}-{number}{TORN}"));
+    write(disk, dir, &path, kept).map_err(|error| match error {
         full if crate::disk::is_full(&full) => Error::Full { reason: full.to_string().into() },
         error => Error::io("keep the torn end of a segment as", &path)(error),
     })?;
+    for old in torn.iter().take((torn.len() + 1).saturating_sub(FILES)) {
+        disk.remove(old).map_err(Error::io("remove", old))?;
+    }
     stats::kept_torn();
     tracing::warn!(
         path = %path.display(), next_offset = next, bytes = kept.len(),
         "cut off what a crash has left behind the last record, and kept it: nobody was told that it was stored"
     );
     Ok(())
+}
+
+/// Makes a file of these bytes, under a passing name first: so there is all of it, or nothing. Durable on return.
+fn write(disk: &dyn Disk, dir: &Path, path: &Path, kept: &[u8]) -> io::Result<()> {
+    let passing = dir.join("next-torn.tmp");
+    let mut bytes = Aligned::new(kept.len())?;
+    bytes[..kept.len()].copy_from_slice(kept);
+    let file = disk.create(&passing, bytes.len() as u64)?;
+    file.write_at(&[IoSlice::new(&bytes)], 0)?;
+    file.set_len(kept.len() as u64)?;
+    disk.rename(&passing, path)?;
+    disk.sync_dir(dir)
+}
+
+/// Whether a file has just these bytes.
+fn holds(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<bool> {
+    let file = disk.open(path, false)?;
+    if file.len()? != bytes.len() as u64 {
+        return Ok(false);
+    }
+    let mut there = Aligned::new(bytes.len())?;
+    let bad = salvage::read(&*file, &mut there[..bytes.len()], 0, true)?;
+    Ok(bad.is_empty() && there[..bytes.len()] == *bytes)
 }

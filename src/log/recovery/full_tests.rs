@@ -69,6 +69,32 @@ fn without_room_a_log_is_opened_for_reading_and_written_again_once_there_is_some
     }
 }
 
+/// An opening that keeps a torn end and then fails does so again and again: what was kept before is not to go for that.
+#[test]
+fn a_torn_end_is_kept_once_however_often_opening_fails() {
+    let (sim, next) = stopped(true);
+    let kept = |sim: &Sim| {
+        sim.dump()
+            .into_iter()
+            .filter(|(path, _)| path.extension().is_some_and(|end| end == "torn"))
+            .collect::<Vec<_>>()
+    };
+    for steps in 1..40 {
+        let mut sim = sim.snapshot();
+        for attempt in 0..10 {
+            sim.fail_after(steps);
+            let opened = open(&sim, small(None)).map(|log| log.next_offset());
+            assert!(opened.is_err() || opened.is_ok_and(|end| end == next));
+            sim = sim.after(Cut::Kill);
+            let kept = kept(&sim);
+            assert!(kept.len() <= 1, "step {steps}, attempt {attempt}: {} are kept", kept.len());
+            assert!(kept.iter().all(|(_, bytes)| bytes.ends_with(&[7; 512])));
+        }
+        open(&sim, small(None)).unwrap().writable().unwrap();
+        assert_eq!(kept(&sim).len(), 1);
+    }
+}
+
 #[test]
 fn without_room_a_log_can_be_trimmed_and_goes_on_when_it_is_opened_again() {
     for torn in [false, true] {
