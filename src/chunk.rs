@@ -14,7 +14,7 @@
 //!
 //! # Orderings
 //! - `tail`: the reservation by itself needs Relaxed. It is `AcqRel` for the flusher's sake: that goes to sleep by
-//!   storing "asleep" and then adding nothing to `tail` ([`Chunk::is_at`]), while an append adds to `tail` and then
+//!   storing "asleep" and then adding nothing to `tail` ([`Chunk::probe_quiescent`]), while an append adds to `tail` and then
 //!   looks for "asleep". Of two read-modify-writes of one atomic, the later one acquires from the earlier: either
 //!   the flusher sees the append, or the append sees it asleep. On x86-64 the add costs the same either way.
 //! - slots: Release when stored, Acquire when loaded: the frame's bytes come with it.
@@ -36,7 +36,7 @@ pub(crate) use image::{Before, Content, Found, Images, Label, WITHOUT_IMAGE};
 #[cfg(feature = "store")]
 pub(crate) use image::{owners as image_owners, remove_all as remove_images};
 pub(crate) use memory::{CHUNK_BYTES, Memory};
-pub(crate) use pool::{Home, Pool};
+pub(crate) use pool::{Pool, PoolShare};
 
 /// Bits of `tail` that count words; the 26 above them count records. A chunk holds at most 2^27 words (1 GiB), so
 /// it would take 2,048 appends of the largest size, all of them past the end at the same moment, to overflow.
@@ -46,12 +46,12 @@ pub(crate) const MAX_CAPACITY: u64 = 1 << 30;
 
 /// How far into a chunk: so many records, which take so many words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Extent {
+pub(crate) struct ChunkPosition {
     pub(crate) records: u32,
     pub(crate) words: u32,
 }
 
-impl Extent {
+impl ChunkPosition {
     #[inline]
     const fn pack(self) -> u64 {
         (self.records as u64) << WORD_BITS | self.words as u64
@@ -126,7 +126,7 @@ impl<V: Value, const N: usize> Values for [V; N] {
 #[derive(Debug)]
 pub(crate) struct Batch<'a, S: ?Sized> {
     values: &'a S,
-    size: Extent,
+    size: ChunkPosition,
 }
 
 impl<S: ?Sized> Clone for Batch<'_, S> {
@@ -147,7 +147,7 @@ impl<'a, S: Values + ?Sized> Batch<'a, S> {
             words += frame::words(bytes.len());
         });
         let needs = words * WORD as u64 + records * 4;
-        let size = Extent { records: records as u32, words: words as u32 };
+        let size = ChunkPosition { records: records as u32, words: words as u32 };
         if needs <= largest { Ok(Self { values, size }) } else { Err(needs) }
     }
 
@@ -163,7 +163,7 @@ impl<'a, S: Values + ?Sized> Batch<'a, S> {
 
 /// What an append writes into its frames besides numbers and values.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Imprint {
+pub(crate) struct FrameMeta {
     pub(crate) key: Key,
     /// The segment's base offset minus the durable frontier, wrapping: what to add to a record's number to get how
     /// far `durable` is behind it.
@@ -174,7 +174,7 @@ pub(crate) struct Imprint {
 
 /// What became of an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Placed {
+pub(crate) enum AppendOutcome {
     /// Written and published; the first record's number.
     At(u32),
     /// The chunk is closed, or this append has closed it: nothing was written, go to the next one.
@@ -187,7 +187,7 @@ pub(crate) enum Placed {
 #[derive(Debug)]
 pub(crate) struct Chunk {
     tail: CachePadded<AtomicU64>,
-    /// 1 + the packed extent at which the chunk was closed; 0 while it is open.
+    /// 1 + the packed position at which the chunk was closed; 0 while it is open.
     end: AtomicU64,
     /// Words from the start that are known to be published without a hole.
     scanned: AtomicU64,
@@ -195,31 +195,36 @@ pub(crate) struct Chunk {
     /// `None` only while dropping.
     memory: Option<Memory>,
     /// Where the memory goes when the last holder drops the chunk, and never before.
-    home: Option<Arc<Home>>,
+    share: Option<Arc<PoolShare>>,
 }
 
 impl Chunk {
     /// An empty chunk in clean memory.
-    pub(crate) fn new(memory: Memory, home: Option<Arc<Home>>) -> Self {
-        Self::recovered(memory, home, &[], 0)
+    pub(crate) fn new(memory: Memory, share: Option<Arc<PoolShare>>) -> Self {
+        Self::recovered(memory, share, &[], 0)
     }
 
     /// A chunk whose memory already holds the published frames at these `positions` (in words), up to `words`.
-    pub(crate) fn recovered(memory: Memory, home: Option<Arc<Home>>, positions: &[u32], words: u32) -> Self {
+    pub(crate) fn recovered(
+        memory: Memory,
+        share: Option<Arc<PoolShare>>,
+        positions: &[u32],
+        words: u32,
+    ) -> Self {
         assert!(memory.capacity() <= MAX_CAPACITY);
         for (record, &position) in positions.iter().enumerate() {
             let slot =
                 memory.slot(record as u32).expect("the positions come from frames within the capacity");
             slot.store(position + 1, Ordering::Relaxed);
         }
-        let tail = Extent { records: positions.len() as u32, words }.pack();
+        let tail = ChunkPosition { records: positions.len() as u32, words }.pack();
         Self {
             tail: CachePadded::new(AtomicU64::new(tail)),
             end: AtomicU64::new(0),
             scanned: AtomicU64::new(u64::from(words)),
             capacity: memory.capacity(),
             memory: Some(memory),
-            home,
+            share,
         }
     }
 
@@ -238,13 +243,13 @@ impl Chunk {
         &self,
         batch: Batch<'_, S>,
         expected: Option<u32>,
-        imprint: Imprint,
-    ) -> Placed {
+        meta: FrameMeta,
+    ) -> AppendOutcome {
         let old = match expected {
             None => {
                 // Looking first keeps who comes late from adding to a tail that is past the end for good.
                 if cost(self.tail.load(Ordering::Relaxed)) > self.capacity {
-                    return Placed::Full;
+                    return AppendOutcome::Full;
                 }
                 self.tail.fetch_add(batch.size.pack(), Ordering::AcqRel)
             }
@@ -254,27 +259,27 @@ impl Chunk {
             },
         };
         if cost(old) > self.capacity {
-            return Placed::Full; // late: another has closed the chunk between our look and our add
+            return AppendOutcome::Full; // late: another has closed the chunk between our look and our add
         }
         if cost(old + batch.size.pack()) > self.capacity {
             self.close_at(old); // we are the one that straddles the end
-            return Placed::Full;
+            return AppendOutcome::Full;
         }
-        let first = Extent::unpack(old);
-        self.fill(first, batch, imprint);
-        Placed::At(first.records)
+        let first = ChunkPosition::unpack(old);
+        self.fill(first, batch, meta);
+        AppendOutcome::At(first.records)
     }
 
     /// The same reservation by compare-and-swap, for one who must know the number beforehand.
-    fn reserve_at(&self, size: Extent, expected: u32) -> Result<u64, Placed> {
+    fn reserve_at(&self, size: ChunkPosition, expected: u32) -> Result<u64, AppendOutcome> {
         let mut look = self.tail.load(Ordering::Relaxed);
         loop {
             if cost(look) > self.capacity {
-                return Err(Placed::Full);
+                return Err(AppendOutcome::Full);
             }
-            let next = Extent::unpack(look).records;
+            let next = ChunkPosition::unpack(look).records;
             if next != expected {
-                return Err(Placed::Unexpected(next));
+                return Err(AppendOutcome::Unexpected(next));
             }
             let new = look + size.pack();
             match self.tail.compare_exchange_weak(look, new, Ordering::AcqRel, Ordering::Relaxed) {
@@ -285,16 +290,16 @@ impl Chunk {
     }
 
     #[inline]
-    fn fill<S: Values + ?Sized>(&self, first: Extent, batch: Batch<'_, S>, imprint: Imprint) {
-        let Extent { records, words: reserved } = batch.size;
+    fn fill<S: Values + ?Sized>(&self, first: ChunkPosition, batch: Batch<'_, S>, meta: FrameMeta) {
+        let ChunkPosition { records, words: reserved } = batch.size;
         let (mut n, mut word) = (0, 0);
         batch.values.each(|value, flags| {
             let record = first.records + n;
-            let behind = u64::from(record).wrapping_add(imprint.lead);
+            let behind = u64::from(record).wrapping_add(meta.lead);
             let stamp = Stamp {
                 record,
                 behind: u32::try_from(behind).unwrap_or(u32::MAX),
-                time: imprint.time,
+                time: meta.time,
                 flags: if n + 1 < records { MORE } else { 0 } | flags,
             };
             let words = frame::words(value.len()) as u32;
@@ -304,7 +309,7 @@ impl Chunk {
             // none beyond it), within the capacity as checked by `append`; no slot points there yet, so nobody reads
             // them.
             unsafe {
-                self.memory().write(start, words, |dst| frame::encode(dst, imprint.key, stamp, value));
+                self.memory().write(start, words, |dst| frame::encode(dst, meta.key, stamp, value));
             };
             if n > 0 {
                 self.slot(record).store(start + 1, Ordering::Release);
@@ -322,7 +327,7 @@ impl Chunk {
 
     /// Closes the chunk, so that no append finds room any more. Does nothing where it is closed already.
     pub(crate) fn close(&self) {
-        let all = Extent { records: 0, words: (self.capacity / WORD as u64) as u32 + 1 };
+        let all = ChunkPosition { records: 0, words: (self.capacity / WORD as u64) as u32 + 1 };
         if cost(self.tail.load(Ordering::Relaxed)) <= self.capacity {
             let old = self.tail.fetch_add(all.pack(), Ordering::AcqRel);
             if cost(old) <= self.capacity {
@@ -337,15 +342,15 @@ impl Chunk {
 
     /// Where the chunk was closed, once it is. Between the add that closes it and this being known lie two
     /// instructions of the appender that closes it.
-    pub(crate) fn end(&self) -> Option<Extent> {
-        self.end.load(Ordering::Acquire).checked_sub(1).map(Extent::unpack)
+    pub(crate) fn end(&self) -> Option<ChunkPosition> {
+        self.end.load(Ordering::Acquire).checked_sub(1).map(ChunkPosition::unpack)
     }
 
     /// Records reserved so far, published or not.
     pub(crate) fn reserved(&self) -> u32 {
         let tail = self.tail.load(Ordering::Acquire);
         if cost(tail) <= self.capacity {
-            return Extent::unpack(tail).records;
+            return ChunkPosition::unpack(tail).records;
         }
         let backoff = crate::sync::Backoff::new();
         loop {
@@ -356,10 +361,10 @@ impl Chunk {
         }
     }
 
-    /// Whether the chunk is open and nothing is reserved past `extent`: for one who then goes to sleep, see the
+    /// Whether the chunk is open and nothing is reserved past `position`: for one who then goes to sleep, see the
     /// module's documentation.
-    pub(crate) fn is_at(&self, extent: Extent) -> bool {
-        self.tail.fetch_add(0, Ordering::AcqRel) == extent.pack()
+    pub(crate) fn probe_quiescent(&self, position: ChunkPosition) -> bool {
+        self.tail.fetch_add(0, Ordering::AcqRel) == position.pack()
     }
 
     /// Whether a record is published.
@@ -393,7 +398,7 @@ impl Chunk {
 
     /// The end of what is published without a hole from `from` on, a whole number of batches. Stops at the first
     /// end of a batch that is `most` words or more away.
-    pub(crate) fn contiguous(&self, from: Extent, most: u32) -> Extent {
+    pub(crate) fn contiguous(&self, from: ChunkPosition, most: u32) -> ChunkPosition {
         let mut records = from.records;
         let mut last = None;
         while let Some(position) = self.position(records) {
@@ -409,7 +414,7 @@ impl Chunk {
         let words = word + (frame.len() / WORD) as u32;
         // Release, so that who reads these bytes by `scanned` alone has them: each was acquired by its slot above.
         self.scanned.fetch_max(u64::from(words), Ordering::AcqRel);
-        Extent { records, words }
+        ChunkPosition { records, words }
     }
 
     fn goes_on(&self, record: u32) -> bool {
@@ -443,10 +448,10 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        if let (Some(memory), Some(home)) = (self.memory.take(), &self.home) {
+        if let (Some(memory), Some(share)) = (self.memory.take(), &self.share) {
             let most = memory.slots.len() as u64;
             let dirty = self.tail.load(Ordering::Relaxed) >> WORD_BITS;
-            home.put(memory, dirty.min(most) as u32);
+            share.put(memory, dirty.min(most) as u32);
         }
     }
 }

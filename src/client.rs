@@ -306,7 +306,7 @@ impl Client {
         loop {
             match self.read_from(log, &format!("offset={offset}&limit=10000&wait=30s")).await {
                 Ok(range) if range.records.is_empty() => pause = Pause::default(),
-                Err(error) if error.is_passing() => pause.wait().await,
+                Err(error) if error.is_temporary() => pause.wait().await,
                 done => return done,
             }
         }
@@ -334,7 +334,7 @@ impl Client {
 
 impl Error {
     /// Whether the same may succeed a little later.
-    fn is_passing(&self) -> bool {
+    fn is_temporary(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
             Self::Refused { status, code, .. } => {
@@ -423,7 +423,7 @@ impl Producer {
                 Err(Error::Refused { expected: Some((0, expected)), .. }) if expected > self.sequence => {
                     break None;
                 }
-                Err(error) if error.is_passing() && begun.elapsed() < PATIENCE => pause.wait().await,
+                Err(error) if error.is_temporary() && begun.elapsed() < PATIENCE => pause.wait().await,
                 Err(error) => return Err(error),
             }
         };

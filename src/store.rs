@@ -159,9 +159,9 @@ struct Inner {
     entries: RwLock<BTreeMap<String, Arc<Entry>>>,
     /// By the machine's clock that never goes back.
     begun: Duration,
-    /// Passing names that were given out.
+    /// Temporary names that were given out.
     passed: AtomicU64,
-    /// Directories under passing names that could not be removed yet.
+    /// Directories under temporary names that could not be removed yet.
     left: Mutex<Vec<PathBuf>>,
 }
 
@@ -184,7 +184,7 @@ struct Inner {
 pub struct Store {
     inner: Arc<Inner>,
     /// The store's thread; in the simulation there is none.
-    keeper: Option<(Sender<()>, std::thread::JoinHandle<()>)>,
+    housekeeper: Option<(Sender<()>, std::thread::JoinHandle<()>)>,
 }
 
 impl Store {
@@ -196,7 +196,7 @@ impl Store {
         let mut store = Self::open_in(Environment::system(), dir.as_ref(), options)?;
         let (stop, stopped) = bounded(1);
         let kept = Arc::clone(&store.inner);
-        let keeper = std::thread::Builder::new()
+        let housekeeper = std::thread::Builder::new()
             .name("millstream-store".into())
             .spawn(move || {
                 while stopped.recv_timeout(TURN) == Err(RecvTimeoutError::Timeout) {
@@ -204,7 +204,7 @@ impl Store {
                 }
             })
             .map_err(LogError::io("start a thread for", &store.inner.dir))?;
-        store.keeper = Some((stop, keeper));
+        store.housekeeper = Some((stop, housekeeper));
         Ok(store)
     }
 
@@ -239,7 +239,7 @@ impl Store {
         let (begun, passed) = (env.machine.elapsed(), AtomicU64::new(0));
         let left = Mutex::new(left);
         let inner = Inner { env, dir, options, lock: lock.into(), budget, entries, begun, passed, left };
-        Ok(Self { inner: Arc::new(inner), keeper: None })
+        Ok(Self { inner: Arc::new(inner), housekeeper: None })
     }
 
     /// The largest batch that a log with these settings takes, in bytes of a segment.
@@ -324,7 +324,7 @@ impl Store {
         if *deleted {
             return Err(not_found());
         }
-        let (from, to) = (self.inner.dir.join(name), self.inner.passing_dir(name));
+        let (from, to) = (self.inner.dir.join(name), self.inner.temporary_dir(name));
         let disk = &*self.inner.env.disk;
         match disk.rename(&from, &to) {
             // An earlier attempt has moved it, and could neither go on nor back.
@@ -380,9 +380,9 @@ impl Store {
     }
 
     fn shut_down(&mut self) -> Result<(), Error> {
-        if let Some((stop, keeper)) = self.keeper.take() {
+        if let Some((stop, housekeeper)) = self.housekeeper.take() {
             drop(stop);
-            let _ = keeper.join(); // a panic there was reported
+            let _ = housekeeper.join(); // a panic there was reported
         }
         let entries =
             std::mem::take(&mut *self.inner.entries.write().unwrap_or_else(PoisonError::into_inner));

@@ -3,13 +3,13 @@
 use super::*;
 use crate::sync::{Arc, thread};
 
-const IMPRINT: Imprint = Imprint { key: Key::test(1), lead: 0, time: 0 };
+const IMPRINT: FrameMeta = FrameMeta { key: Key::test(1), lead: 0, time: 0 };
 
 fn chunk(capacity: u64) -> Arc<Chunk> {
     Arc::new(Chunk::new(Memory::new(capacity).unwrap(), None))
 }
 
-fn append(chunk: &Chunk, values: &[&[u8]]) -> Placed {
+fn append(chunk: &Chunk, values: &[&[u8]]) -> AppendOutcome {
     chunk.append(Batch::new(values, chunk.capacity()).unwrap(), None, IMPRINT)
 }
 
@@ -27,11 +27,11 @@ fn loom_two_appenders_race_and_numbers_stay_dense() {
         let thread = thread::spawn(move || append(&other, &[b"b"]));
         let mine = append(&chunk, &[b"a"]);
         let theirs = thread.join().unwrap();
-        let (Placed::At(mine), Placed::At(theirs)) = (mine, theirs) else { panic!("both fit") };
+        let (AppendOutcome::At(mine), AppendOutcome::At(theirs)) = (mine, theirs) else { panic!("both fit") };
         assert_eq!(mine + theirs, 1);
         assert_eq!(chunk.frame(mine).unwrap().value, b"a");
         assert_eq!(chunk.frame(theirs).unwrap().value, b"b");
-        assert_eq!(chunk.contiguous(Extent::default(), u32::MAX).records, 2);
+        assert_eq!(chunk.contiguous(ChunkPosition::default(), u32::MAX).records, 2);
     });
 }
 
@@ -43,7 +43,7 @@ fn loom_a_batch_beside_a_single_appears_as_a_whole() {
         let batcher = thread::spawn(move || append(&batcher, &[b"x", b"y"]));
         let single = thread::spawn(move || append(&single, &[b"s"]));
         // What is contiguous is a whole number of batches, and can be read, at any moment.
-        let seen = chunk.contiguous(Extent::default(), u32::MAX);
+        let seen = chunk.contiguous(ChunkPosition::default(), u32::MAX);
         let values: Vec<_> = (0..seen.records).map(|record| chunk.frame(record).unwrap().value[0]).collect();
         assert!(
             matches!(&values[..], [] | [b's'] | [b'x', b'y'] | [b's', b'x', b'y'] | [b'x', b'y', b's']),
@@ -52,7 +52,7 @@ fn loom_a_batch_beside_a_single_appears_as_a_whole() {
         assert_eq!(chunk.bytes(0..seen.words).len() as u64, seen.bytes());
         batcher.join().unwrap();
         single.join().unwrap();
-        assert_eq!(chunk.contiguous(Extent::default(), u32::MAX).records, 3);
+        assert_eq!(chunk.contiguous(ChunkPosition::default(), u32::MAX).records, 3);
     });
 }
 
@@ -61,12 +61,17 @@ fn loom_one_appender_closes_and_the_end_is_where_the_records_stop() {
     model(|| {
         let chunk = chunk(64); // two frames of an empty value are 2 × 28
         let other = Arc::clone(&chunk);
-        let thread =
-            thread::spawn(move || (0..2).filter(|_| matches!(append(&other, &[b""]), Placed::At(_))).count());
-        let mine = (0..2).filter(|_| matches!(append(&chunk, &[b""]), Placed::At(_))).count();
+        let thread = thread::spawn(move || {
+            (0..2).filter(|_| matches!(append(&other, &[b""]), AppendOutcome::At(_))).count()
+        });
+        let mine = (0..2).filter(|_| matches!(append(&chunk, &[b""]), AppendOutcome::At(_))).count();
         let placed = mine + thread.join().unwrap();
         assert_eq!(placed, 2);
-        assert_eq!(chunk.end(), Some(Extent { records: 2, words: 6 }), "closed once, with the right end");
+        assert_eq!(
+            chunk.end(),
+            Some(ChunkPosition { records: 2, words: 6 }),
+            "closed once, with the right end"
+        );
         assert_eq!(chunk.reserved(), 2);
         assert!(chunk.frame(0).is_some() && chunk.frame(1).is_some());
     });
@@ -82,8 +87,8 @@ fn loom_an_expected_append_wins_or_sees_who_was_first() {
         let mine = chunk.append(Batch::new(one, 256).unwrap(), Some(0), IMPRINT);
         let theirs = thread.join().unwrap();
         match mine {
-            Placed::At(0) => assert_eq!(theirs, Placed::At(1)),
-            Placed::Unexpected(1) => assert_eq!(theirs, Placed::At(0)),
+            AppendOutcome::At(0) => assert_eq!(theirs, AppendOutcome::At(1)),
+            AppendOutcome::Unexpected(1) => assert_eq!(theirs, AppendOutcome::At(0)),
             other => panic!("{other:?}"),
         }
     });
@@ -92,13 +97,13 @@ fn loom_an_expected_append_wins_or_sees_who_was_first() {
 #[test]
 fn loom_memory_is_used_again_only_after_the_last_reader_has_dropped_the_chunk() {
     model(|| {
-        let home = Home::new(&Pool::new(1 << 20));
-        let chunk = Arc::new(Chunk::new(Memory::new(64).unwrap(), Some(Arc::clone(&home))));
+        let share = PoolShare::new(&Pool::new(1 << 20));
+        let chunk = Arc::new(Chunk::new(Memory::new(64).unwrap(), Some(Arc::clone(&share))));
         append(&chunk, &[b"a"]);
         let reader = Arc::clone(&chunk);
         let reader = thread::spawn(move || assert_eq!(reader.frame(0).unwrap().value, b"a"));
         drop(chunk);
-        if let Some(memory) = home.take(64) {
+        if let Some(memory) = share.take(64) {
             append(&Chunk::new(memory, None), &[b"b"]); // loom: a race here if the reader still reads
         }
         reader.join().unwrap();

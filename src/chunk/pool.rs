@@ -75,13 +75,13 @@ impl Pool {
 
 /// A log's part in a pool: its claims, and the memory it had, which other logs do not take.
 #[derive(Debug)]
-pub(crate) struct Home {
+pub(crate) struct PoolShare {
     pool: Arc<Pool>,
     number: u64,
     claimed: AtomicU64,
 }
 
-impl Home {
+impl PoolShare {
     pub(crate) fn new(pool: &Arc<Pool>) -> Arc<Self> {
         let number = pool.homes.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self { pool: Arc::clone(pool), number, claimed: AtomicU64::new(0) })
@@ -134,7 +134,7 @@ impl Home {
     }
 }
 
-impl Drop for Home {
+impl Drop for PoolShare {
     fn drop(&mut self) {
         let claimed = self.claimed.load(Ordering::Relaxed);
         self.pool.claimed.fetch_sub(claimed, Ordering::Relaxed);
@@ -151,15 +151,15 @@ impl Drop for Home {
 mod tests {
     use super::*;
 
-    fn put(home: &Home, capacity: u64) {
-        home.put(Memory::new(capacity).unwrap(), 0);
+    fn put(share: &PoolShare, capacity: u64) {
+        share.put(Memory::new(capacity).unwrap(), 0);
     }
 
     #[test]
     fn memory_waits_within_the_limit_for_the_log_that_had_it() {
         let one = Memory::footprint(4096);
         let pool = Pool::new(3 * one);
-        let (a, b) = (Home::new(&pool), Home::new(&pool));
+        let (a, b) = (PoolShare::new(&pool), PoolShare::new(&pool));
         b.claim(4096);
         put(&a, 4096);
         put(&b, 4096);
@@ -180,10 +180,10 @@ mod tests {
     #[test]
     fn of_the_wrong_size_nothing_is_kept() {
         let pool = Pool::new(1 << 20);
-        let home = Home::new(&pool);
-        put(&home, 4096);
-        put(&home, 8192);
-        assert_eq!(home.take(8192).unwrap().capacity(), 8192);
+        let share = PoolShare::new(&pool);
+        put(&share, 4096);
+        put(&share, 8192);
+        assert_eq!(share.take(8192).unwrap().capacity(), 8192);
         assert_eq!(lock(&pool.free).bytes, 0);
     }
 }

@@ -1,13 +1,13 @@
 use super::*;
 use std::sync::Arc;
 
-const IMPRINT: Imprint = Imprint { key: Key::test(1), lead: 0, time: 0 };
+const IMPRINT: FrameMeta = FrameMeta { key: Key::test(1), lead: 0, time: 0 };
 
 fn chunk(capacity: u64) -> Chunk {
     Chunk::new(Memory::new(capacity).unwrap(), None)
 }
 
-fn append(chunk: &Chunk, values: &[&[u8]]) -> Placed {
+fn append(chunk: &Chunk, values: &[&[u8]]) -> AppendOutcome {
     chunk.append(Batch::new(values, chunk.capacity()).unwrap(), None, IMPRINT)
 }
 
@@ -15,14 +15,14 @@ fn append(chunk: &Chunk, values: &[&[u8]]) -> Placed {
 fn what_is_appended_is_read_until_the_chunk_is_full_and_then_it_stays_closed() {
     let chunk = chunk(4096);
     let mut n = 0;
-    while let Placed::At(record) = append(&chunk, &[&[n as u8; 100]]) {
+    while let AppendOutcome::At(record) = append(&chunk, &[&[n as u8; 100]]) {
         assert_eq!(record, n);
         n += 1;
     }
     // 124 bytes are 16 words, and 4 bytes of index: 31 of them are 4092.
     assert_eq!(n, 31);
-    assert_eq!(chunk.end(), Some(Extent { records: 31, words: 31 * 16 }));
-    assert_eq!(append(&chunk, &[b""]), Placed::Full, "what would fit comes too late");
+    assert_eq!(chunk.end(), Some(ChunkPosition { records: 31, words: 31 * 16 }));
+    assert_eq!(append(&chunk, &[b""]), AppendOutcome::Full, "what would fit comes too late");
     assert_eq!(chunk.reserved(), 31);
     for record in 0..n {
         assert_eq!(chunk.frame(record).unwrap().value, [record as u8; 100]);
@@ -37,10 +37,10 @@ fn the_contiguous_end_stops_at_batches_and_not_within_them() {
     append(&chunk, &[b"a"]);
     append(&chunk, &[b"b", b"c", b"d"]);
     append(&chunk, &[b"e"]);
-    let start = Extent::default();
-    assert_eq!(chunk.contiguous(start, 1), Extent { records: 1, words: 4 });
-    assert_eq!(chunk.contiguous(start, 5), Extent { records: 4, words: 16 });
-    assert_eq!(chunk.contiguous(start, u32::MAX), Extent { records: 5, words: 20 });
+    let start = ChunkPosition::default();
+    assert_eq!(chunk.contiguous(start, 1), ChunkPosition { records: 1, words: 4 });
+    assert_eq!(chunk.contiguous(start, 5), ChunkPosition { records: 4, words: 16 });
+    assert_eq!(chunk.contiguous(start, u32::MAX), ChunkPosition { records: 5, words: 20 });
     assert_eq!(chunk.bytes(0..20).len(), 160);
 }
 
@@ -57,9 +57,9 @@ fn an_expected_number_is_compared_and_a_wrong_one_changes_nothing() {
     let chunk = chunk(4096);
     let one: &[&[u8]] = &[b"x"];
     let batch = Batch::new(one, 4096).unwrap();
-    assert_eq!(chunk.append(batch, Some(1), IMPRINT), Placed::Unexpected(0));
-    assert_eq!(chunk.append(batch, Some(0), IMPRINT), Placed::At(0));
-    assert_eq!(chunk.append(batch, Some(0), IMPRINT), Placed::Unexpected(1));
+    assert_eq!(chunk.append(batch, Some(1), IMPRINT), AppendOutcome::Unexpected(0));
+    assert_eq!(chunk.append(batch, Some(0), IMPRINT), AppendOutcome::At(0));
+    assert_eq!(chunk.append(batch, Some(0), IMPRINT), AppendOutcome::Unexpected(1));
     assert_eq!(chunk.reserved(), 1);
 }
 
@@ -79,8 +79,8 @@ fn an_empty_chunk_closed_by_a_batch_too_large_for_it_ends_at_nothing() {
     let chunk = chunk(4096);
     let value = vec![0; 5000];
     let large: &[&[u8]] = &[&value];
-    assert_eq!(chunk.append(Batch::new(large, 8192).unwrap(), None, IMPRINT), Placed::Full);
-    assert_eq!(chunk.end(), Some(Extent::default()));
+    assert_eq!(chunk.append(Batch::new(large, 8192).unwrap(), None, IMPRINT), AppendOutcome::Full);
+    assert_eq!(chunk.end(), Some(ChunkPosition::default()));
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn four_threads_get_dense_numbers_and_whole_frames() {
                 let chunk = Arc::clone(&chunk);
                 scope.spawn(move || {
                     let mut mine = Vec::new();
-                    while let Placed::At(first) = append(&chunk, &[&[thread; 33], &[thread; 5]]) {
+                    while let AppendOutcome::At(first) = append(&chunk, &[&[thread; 33], &[thread; 5]]) {
                         mine.extend([first, first + 1]);
                         assert_eq!(chunk.frame(first).unwrap().value, [thread; 33]);
                         assert_eq!(chunk.frame(first + 1).unwrap().value, [thread; 5]);
@@ -106,15 +106,15 @@ fn four_threads_get_dense_numbers_and_whole_frames() {
     all.sort_unstable();
     let end = chunk.end().unwrap();
     assert!(all.into_iter().eq(0..end.records));
-    assert_eq!(chunk.contiguous(Extent::default(), u32::MAX), end);
+    assert_eq!(chunk.contiguous(ChunkPosition::default(), u32::MAX), end);
 }
 
 #[test]
 fn dropped_memory_is_handed_on_clean() {
-    let home = Home::new(&Pool::new(1 << 20));
-    let chunk = Chunk::new(Memory::new(4096).unwrap(), Some(Arc::clone(&home)));
+    let share = PoolShare::new(&Pool::new(1 << 20));
+    let chunk = Chunk::new(Memory::new(4096).unwrap(), Some(Arc::clone(&share)));
     append(&chunk, &[b"a", b"b"]);
     drop(chunk);
-    let memory = home.take(4096).unwrap();
+    let memory = share.take(4096).unwrap();
     assert!(Chunk::new(memory, None).frame(0).is_none(), "a record of the last owner shows");
 }

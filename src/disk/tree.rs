@@ -11,11 +11,11 @@ fn parent(path: &Path) -> &Path {
 /// Puts a small file of these bytes at `path`, in place of any other: after a crash there is the old one or the
 /// new one, whole. Uses the name with `.tmp` behind it on the way.
 pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut passing = path.as_os_str().to_owned();
-    passing.push(".tmp");
-    let passing = Path::new(&passing);
-    disk.write_file(passing, bytes)?;
-    disk.rename(passing, path)?;
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = Path::new(&temporary);
+    disk.write_file(temporary, bytes)?;
+    disk.rename(temporary, path)?;
     disk.sync_dir(parent(path))
 }
 

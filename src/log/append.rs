@@ -5,7 +5,7 @@
 
 use super::{Durability, Error, Frontier, LINGER, Shared, roll::Active};
 use crate::{
-    chunk::{Batch, Chunk, Imprint, Placed, Value, Values},
+    chunk::{AppendOutcome, Batch, Chunk, FrameMeta, Value, Values},
     frame::JSON,
     segment::Segment,
     sync::{Arc, Backoff, Ordering},
@@ -182,16 +182,16 @@ fn place<S: Values + ?Sized>(
         offset.checked_sub(segment.base()).and_then(|record| u32::try_from(record).ok()).unwrap_or(u32::MAX)
     });
     if shared.flush.task.is_idle() {
-        shared.tick(); // the flusher slept, and the clock with it
+        shared.refresh_clock(); // the flusher slept, and the clock with it
     }
     // The durable frontier is read before anything is reserved: what the frame proves is true when it is written.
-    let imprint = Imprint {
+    let meta = FrameMeta {
         key: segment.key,
         lead: segment.base().wrapping_sub(shared.durable.get()),
         time: segment.age.load(Ordering::Relaxed),
     };
-    match active.chunk.append(batch, expected_record, imprint) {
-        Placed::At(record) => {
+    match active.chunk.append(batch, expected_record, meta) {
+        AppendOutcome::At(record) => {
             let first = segment.base() + u64::from(record);
             shared.flush.task.wake_if_idle(LINGER);
             if shared.options.durability == Durability::Memory {
@@ -199,8 +199,8 @@ fn place<S: Values + ?Sized>(
             }
             Ok(Some(first))
         }
-        Placed::Full => Ok(None),
-        Placed::Unexpected(next) => {
+        AppendOutcome::Full => Ok(None),
+        AppendOutcome::Unexpected(next) => {
             shared.writable()?;
             let next = segment.base() + u64::from(next);
             Err(Error::Unexpected { expected: expected.unwrap_or(next), next })

@@ -2,7 +2,7 @@
 //! and which of them go when somebody needs the room. The one sealed first goes first, whichever log it is of.
 
 use crate::{
-    chunk::{Home, Memory, Pool},
+    chunk::{Memory, Pool, PoolShare},
     segment::Segment,
     sync::{Arc, Mutex, lock},
 };
@@ -17,7 +17,7 @@ pub(crate) struct Budget {
 #[derive(Default)]
 struct Recent {
     /// Sealed segments whose chunks are still in memory, and claimed; the one sealed first in front.
-    segments: VecDeque<(Arc<Home>, Arc<Segment>)>,
+    segments: VecDeque<(Arc<PoolShare>, Arc<Segment>)>,
     bytes: u64,
 }
 
@@ -37,8 +37,8 @@ impl Budget {
     }
 
     /// A log's part in it.
-    pub(super) fn home(&self) -> Arc<Home> {
-        Home::new(&self.pool)
+    pub(super) fn share(&self) -> Arc<PoolShare> {
+        PoolShare::new(&self.pool)
     }
 
     /// Whether a chunk of `capacity` has room, if need be by letting go of chunks that are kept for readers. To be claimed
@@ -73,28 +73,28 @@ impl Budget {
                 }
                 recent.segments.pop_front().inspect(|(_, segment)| recent.bytes -= footprint(segment))
             };
-            let Some((home, segment)) = oldest else { return };
-            home.release(segment.header.capacity);
+            let Some((share, segment)) = oldest else { return };
+            share.release(segment.header.capacity);
             segment.chunk.clear();
         }
     }
 
     /// Keeps the chunk of a segment that was sealed, with its claim, as long as there is room.
-    pub(super) fn keep(&self, home: &Arc<Home>, segment: &Arc<Segment>) {
+    pub(super) fn keep(&self, share: &Arc<PoolShare>, segment: &Arc<Segment>) {
         {
             let mut recent = lock(&self.recent);
             recent.bytes += footprint(segment);
-            recent.segments.push_back((Arc::clone(home), Arc::clone(segment)));
+            recent.segments.push_back((Arc::clone(share), Arc::clone(segment)));
         }
         self.make_room(0);
     }
 
     /// Lets go of the chunks of a log's segments below `first`, which were trimmed: readers that hold them keep them.
-    pub(super) fn forget(&self, home: &Arc<Home>, first: u64) {
+    pub(super) fn forget(&self, share: &Arc<PoolShare>, first: u64) {
         let mut gone = Vec::new();
         let mut recent = lock(&self.recent);
         recent.segments.retain(|(of, segment)| {
-            let trimmed = Arc::ptr_eq(of, home) && segment.base() < first;
+            let trimmed = Arc::ptr_eq(of, share) && segment.base() < first;
             if trimmed {
                 gone.push(Arc::clone(segment));
             }
@@ -102,7 +102,7 @@ impl Budget {
         });
         for segment in &gone {
             recent.bytes -= footprint(segment);
-            home.release(segment.header.capacity);
+            share.release(segment.header.capacity);
         }
         drop(recent); // and then drop the segments, and their memory
     }

@@ -112,7 +112,7 @@ fn a_clock_that_was_ahead_is_forgotten_when_it_is_set_right() {
         // All that was appended before a segment was full expires, also what was to be kept for years.
         place.clocks.pass(2 * HOUR);
         place.append(&log, 100);
-        std::thread::sleep(Duration::from_millis(50)); // the keeper seals
+        std::thread::sleep(Duration::from_millis(50)); // the maintenance task seals
         assert!(log.retain(None, Some(Duration::from_secs(3600))).unwrap() >= right as u64);
         place.clocks.set(NOW);
         log.close().unwrap();
@@ -166,7 +166,7 @@ fn retention_under_a_wrong_clock_drops_nothing_that_is_young() {
     let log = place.open();
     let day = Some(Duration::from_secs(24 * 3600));
     place.append(&log, 300);
-    std::thread::sleep(Duration::from_millis(50)); // the keeper seals
+    std::thread::sleep(Duration::from_millis(50)); // the maintenance task seals
     assert_eq!(log.retain(None, day).unwrap(), 0);
     place.clocks.pass(2 * HOUR);
     assert_eq!(log.retain(None, day).unwrap(), 0);
@@ -196,7 +196,7 @@ fn what_comes_before_a_clock_that_was_behind_does_not_expire_early() {
     place.append(&log, 100);
     place.clocks.set(NOW + HOUR);
     place.append(&log, 100);
-    std::thread::sleep(Duration::from_millis(50)); // the keeper seals
+    std::thread::sleep(Duration::from_millis(50)); // the maintenance task seals
     let times = times(&log);
     let before = times.iter().position(|&time| time < NOW / 2).unwrap() as u64;
     assert!(before <= 31, "the first segment was given up before it was full");

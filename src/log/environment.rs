@@ -17,7 +17,7 @@ pub(crate) struct Environment {
     /// The threads that commit.
     pub(crate) flushers: Arc<dyn Schedule>,
     /// The threads that make segments ready, seal and trim.
-    pub(crate) keepers: Arc<dyn Schedule>,
+    pub(crate) maintenance: Arc<dyn Schedule>,
     /// What is believed of the machine's clock.
     pub(crate) belief: Arc<Belief>,
 }
@@ -30,8 +30,8 @@ impl Environment {
 
     /// Another disk, and all else the system's.
     pub(crate) fn on(disk: Arc<dyn Disk>) -> Self {
-        let (flushers, keepers) = (Arc::new(workers::flushers()), Arc::new(workers::keepers()));
-        Self { disk, machine: Arc::new(System), flushers, keepers, belief: Arc::default() }
+        let (flushers, maintenance) = (Arc::new(workers::flushers()), Arc::new(workers::maintenance()));
+        Self { disk, machine: Arc::new(System), flushers, maintenance, belief: Arc::default() }
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     wait::Ticket,
 };
 use crate::{
-    chunk::{Chunk, Extent},
+    chunk::{Chunk, ChunkPosition},
     segment::Segment,
     sync::{Arc, AtomicBool, Backoff, Mutex, Ordering, lock, try_lock},
 };
@@ -40,10 +40,10 @@ const BUSY_BYTES: u64 = 256 << 10;
 const SMALL_BYTES: u64 = 64 << 10;
 
 /// How far the log is durable, in terms of segments.
-pub(super) struct Position {
+pub(super) struct CommitCursor {
     pub(super) segment: Arc<Segment>,
     pub(super) chunk: Arc<Chunk>,
-    pub(super) done: Extent,
+    pub(super) done: ChunkPosition,
     /// Whether the segment's file has its header and name.
     pub(super) begun: bool,
     /// How long to wait before the next attempt, if the last one came to nothing.
@@ -66,8 +66,8 @@ const PAUSES: RangeInclusive<Duration> = Duration::from_millis(4)..=Duration::fr
 /// How long closing a log goes on trying.
 const CLOSING: Duration = Duration::from_secs(5);
 
-impl Position {
-    pub(super) fn new(active: &Active, done: Extent, begun: bool) -> Self {
+impl CommitCursor {
+    pub(super) fn new(active: &Active, done: ChunkPosition, begun: bool) -> Self {
         let (segment, chunk) = (Arc::clone(&active.segment), Arc::clone(&active.chunk));
         Self { segment, chunk, done, begun, pause: None }
     }
@@ -75,14 +75,14 @@ impl Position {
 
 /// What the flusher shares with those who append and wait.
 pub(crate) struct Flusher {
-    position: Mutex<Position>,
+    position: Mutex<CommitCursor>,
     pub(super) task: std::sync::Arc<Task<Shared>>,
-    /// Whether the keeper has been asked for zeros ahead.
+    /// Whether the maintenance task has been asked for zeros ahead.
     zeroing: AtomicBool,
 }
 
 impl Flusher {
-    pub(super) fn new(position: Position, threads: std::sync::Arc<dyn Schedule>) -> Self {
+    pub(super) fn new(position: CommitCursor, threads: std::sync::Arc<dyn Schedule>) -> Self {
         let task = Task::new(threads, Shared::flush, Shared::panicked);
         Self { position: Mutex::new(position), task, zeroing: AtomicBool::new(false) }
     }
@@ -104,7 +104,7 @@ impl Shared {
         let task = &self.flush.task;
         let backoff = Backoff::new();
         while !self.stopping.load(Ordering::SeqCst) {
-            self.tick();
+            self.refresh_clock();
             let kicked = task.take_kick(); // before looking: later kicks are heard later
             let position =
                 if kicked { Some(lock(&self.flush.position)) } else { try_lock(&self.flush.position) };
@@ -123,12 +123,12 @@ impl Shared {
                 Committed::Bytes(bytes) if bytes >= BUSY_BYTES => false,
                 // Full, and no successor is there yet.
                 Committed::Bytes(0) if chunk.end() == Some(done) => task.later(LINGER),
-                Committed::Bytes(0) if !chunk.is_at(done) => {
+                Committed::Bytes(0) if !chunk.probe_quiescent(done) => {
                     backoff.snooze(); // reserved, and not yet published: an appender is copying
                     continue;
                 }
                 // An append to a later chunk comes after the add that closes this one, which is seen like any other.
-                _ if chunk.is_at(done) => task.sleep_unless(|| !chunk.is_at(done)),
+                _ if chunk.probe_quiescent(done) => task.sleep_unless(|| !chunk.probe_quiescent(done)),
                 _ => task.later(LINGER),
             };
             backoff.reset();
@@ -139,7 +139,7 @@ impl Shared {
     }
 
     /// Commits what is published.
-    fn commit(&self, position: &mut Position) -> Committed {
+    fn commit(&self, position: &mut CommitCursor) -> Committed {
         if self.failed.get().is_some() {
             // After a failed write nothing is known of the blocks, and nothing is written over them.
             return Committed::Failed;
@@ -164,7 +164,7 @@ impl Shared {
         }
     }
 
-    fn try_commit(&self, position: &mut Position) -> Result<u64, Error> {
+    fn try_commit(&self, position: &mut CommitCursor) -> Result<u64, Error> {
         loop {
             let to = position.chunk.contiguous(position.done, MOST_WORDS);
             if to != position.done {
@@ -179,11 +179,11 @@ impl Shared {
             next.chunk.set_before(position.chunk.before(position.done.records));
             self.leave_segment(position);
             (position.segment, position.chunk) = (Arc::clone(&next.segment), Arc::clone(&next.chunk));
-            (position.done, position.begun) = (Extent::default(), false);
+            (position.done, position.begun) = (ChunkPosition::default(), false);
         }
     }
 
-    fn write(&self, position: &mut Position, to: Extent) -> Result<u64, Error> {
+    fn write(&self, position: &mut CommitCursor, to: ChunkPosition) -> Result<u64, Error> {
         let file =
             position.segment.file().expect("a segment keeps its file until it is sealed, which comes later");
         if !position.begun {
@@ -212,13 +212,13 @@ impl Shared {
     }
 
     /// The segment is closed, and all of it durable.
-    fn leave_segment(&self, position: &Position) {
+    fn leave_segment(&self, position: &CommitCursor) {
         let segment = Arc::clone(&position.segment);
         self.roll.unwritten.fetch_sub(1, Ordering::SeqCst);
         if position.done.records > 0 {
             self.roll.send(Job::Seal(segment, position.done));
         } else if position.begun {
-            self.roll.home.release(segment.header.capacity);
+            self.roll.share.release(segment.header.capacity);
             self.roll.send(Job::Prepare); // its successor has the same base, and takes its file's name
         } else {
             self.roll.send(Job::Discard(segment));
@@ -318,7 +318,7 @@ impl Shared {
 
     /// Notes in the segment's header how many records are durable, so that damage to the last of them is not taken
     /// for the torn end of a write.
-    fn mark(&self, position: &Position) -> Result<(), Error> {
+    fn mark(&self, position: &CommitCursor) -> Result<(), Error> {
         let Some(file) = position.segment.file() else { return Ok(()) };
         if self.failed.get().is_some() {
             return Ok(());

@@ -1,7 +1,7 @@
 //! The log: records in order, numbered 0, 1, 2, …, in one directory.
 //!
 //! This room is the public face, and what the rooms below share. Appends meet in the active chunk
-//! ([`append`](mod@append)); the flusher commits what is published to the segment file and raises `durable` (`flush`); the keeper makes the
+//! ([`append`](mod@append)); the flusher commits what is published to the segment file and raises `durable` (`flush`); the maintenance task makes the
 //! next segment ready, seals the last one, lets go of old chunks (`roll`, `retain`, `budget`); both are tasks that threads
 //! of the process run for all logs (`task`, `workers`); readers find a record by its segment (`read`); opening
 //! recovers (`recovery`).
@@ -185,7 +185,7 @@ impl Shared {
 
     /// Lets the active segment's time go on. If the clock is far behind it, another segment is begun, as soon as one is
     /// ready.
-    fn tick(&self) {
+    fn refresh_clock(&self) {
         let active = self.active.load();
         let created = active.segment.header.created;
         if clock::advance(created, &active.segment.age, self.env.machine.now()) {
@@ -247,7 +247,7 @@ impl Log {
         let shared = Arc::new(shared);
         let running = shared.damage.is_empty() && shared.full.is_none();
         if running {
-            let threads = [&shared.env.flushers, &shared.env.keepers];
+            let threads = [&shared.env.flushers, &shared.env.maintenance];
             threads
                 .into_iter()
                 .try_for_each(|threads| threads.start())
@@ -532,7 +532,7 @@ impl Log {
     }
 
     /// Whether closing the log has to wait for nothing: all of it is durable, or becomes so within a moment, or never will;
-    /// and so long the keeper is busy at most.
+    /// and so long the maintenance task is busy at most.
     #[cfg(feature = "store")]
     pub(crate) fn settles_soon(&self) -> bool {
         let last = self.next_offset().checked_sub(1);

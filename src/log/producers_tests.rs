@@ -65,7 +65,7 @@ fn repeats_are_answered_gaps_and_old_epochs_refused_also_after_opening_again_and
             }
             60 => {
                 log.flush().unwrap();
-                std::thread::sleep(std::time::Duration::from_millis(20)); // the keeper seals
+                std::thread::sleep(std::time::Duration::from_millis(20)); // the maintenance task seals
                 assert!(log.trim(log.next_offset()).unwrap() > 10);
             }
             90 => {

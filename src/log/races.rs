@@ -114,10 +114,10 @@ fn options(durability: Durability) -> Options {
 /// Opens a log in the model, runs `with` on it, and closes it.
 fn with_log(durability: Durability, with: impl FnOnce(&Arc<Log>)) {
     let sim = Sim::new(1);
-    let ((flushers, f), (keepers, k)) = (Pool::begin(1), Pool::begin(1));
+    let ((flushers, f), (maintenance, k)) = (Pool::begin(1), Pool::begin(1));
     let env = Environment {
         flushers: Arc::new(flushers.clone()),
-        keepers: Arc::new(keepers.clone()),
+        maintenance: Arc::new(maintenance.clone()),
         ..Environment::on(Arc::new(sim))
     };
     let log = Arc::new(Log::open_in(&env, Path::new(DIR), options(durability)).unwrap());
@@ -128,7 +128,7 @@ fn with_log(durability: Durability, with: impl FnOnce(&Arc<Log>)) {
     assert_eq!((log.next_offset(), log.damage()), (acknowledged, &[][..]), "what was appended is there");
     log.close().unwrap();
     flushers.end(f);
-    keepers.end(k);
+    maintenance.end(k);
 }
 
 /// Large enough that three fill a segment.
@@ -222,10 +222,10 @@ fn shuttle_a_log_that_is_closed_has_all_that_was_acknowledged_and_nobody_waits_f
     for durability in [Durability::Disk, Durability::Memory] {
         check(move || {
             let sim = Sim::new(1);
-            let ((flushers, f), (keepers, k)) = (Pool::begin(2), Pool::begin(1));
+            let ((flushers, f), (maintenance, k)) = (Pool::begin(2), Pool::begin(1));
             let env = Environment {
                 flushers: Arc::new(flushers.clone()),
-                keepers: Arc::new(keepers.clone()),
+                maintenance: Arc::new(maintenance.clone()),
                 ..Environment::on(Arc::new(sim))
             };
             let log = Log::open_in(&env, Path::new(DIR), options(durability)).unwrap();
@@ -268,7 +268,7 @@ fn shuttle_a_log_that_is_closed_has_all_that_was_acknowledged_and_nobody_waits_f
             );
             log.close().unwrap();
             flushers.end(f);
-            keepers.end(k);
+            maintenance.end(k);
         });
     }
 }

@@ -50,7 +50,7 @@ fn a_file_that_cannot_be_removed_keeps_those_behind_it() {
     };
     for _ in 0..2 {
         fill();
-        std::thread::sleep(Duration::from_millis(20)); // the keeper seals
+        std::thread::sleep(Duration::from_millis(20)); // the maintenance task seals
         assert!(matches!(log.trim(u64::MAX), Err(Error::Io { .. })));
     }
     let copy = sim.snapshot();

@@ -28,7 +28,7 @@ pub(super) struct Doomed {
     failed: Option<Error>,
 }
 
-/// Files that are removed at a time: between them the keeper does what else there is to do.
+/// Files that are removed at a time: between them the maintenance task does what else there is to do.
 const SLICE: usize = 8;
 
 impl Chain {
@@ -119,7 +119,7 @@ impl Shared {
         (from, segments.get(old + 1).map_or(u64::MAX, |segment| segment.base()))
     }
 
-    /// Whether whoever trims does it: a log that was opened without room has no keeper, and what it has does not change.
+    /// Whether whoever trims does it: a log that was opened without room has no maintenance task, and what it has does not change.
     /// Trimming makes the room.
     fn trims_itself(&self) -> bool {
         self.full.is_some() && self.failed.get().is_none()
@@ -135,7 +135,7 @@ impl Shared {
         let (answer, answered) = crossbeam::channel::bounded(1);
         self.roll.send(Job::Trim(before, answer));
         loop {
-            self.env.keepers.help();
+            self.env.maintenance.help();
             match answered.recv_timeout(Duration::from_millis(100)) {
                 Ok(trimmed) => return trimmed,
                 // Nobody may be left who answers.
@@ -156,12 +156,12 @@ impl Shared {
         if let Some(answered) = &*unanswered
             && matches!(answered.try_recv(), Err(TryRecvError::Empty))
         {
-            return Err(Error::WouldBlock); // or a keeper that hangs would get one more to do each time
+            return Err(Error::WouldBlock); // or a maintenance task that hangs would get one more to do each time
         }
         let (answer, answered) = crossbeam::channel::bounded(1);
         self.roll.send(Job::Trim(before, answer));
         for _ in 0..ATTEMPTS {
-            self.env.keepers.help();
+            self.env.maintenance.help();
             match answered.recv_timeout(ATTEMPT) {
                 Ok(trimmed) => return trimmed,
                 Err(RecvTimeoutError::Timeout) => self.writable()?,
@@ -172,7 +172,7 @@ impl Shared {
         Err(Error::WouldBlock)
     }
 
-    /// Trims, on the keeper's thread, for a while: `None` if there is more to be done. Readers stop finding the segments
+    /// Trims, on the maintenance thread, for a while: `None` if there is more to be done. Readers stop finding the segments
     /// first, then the files go, the oldest first, and each is durably gone before the next one goes, also where that
     /// takes several attempts: so a log that opens after a crash begins a little earlier, and has no gap.
     pub(super) fn trim_now(&self, before: u64) -> Result<Option<u64>, Error> {
@@ -210,7 +210,7 @@ impl Shared {
 
     /// Removes files of trimmed segments, for a while; says whether there is none left.
     fn remove_doomed(&self) -> Result<bool, Error> {
-        let mut doomed = lock(&self.roll.doomed); // the keeper's alone, if there is one
+        let mut doomed = lock(&self.roll.doomed); // the maintenance task's alone, if there is one
         if let Some(error) = &doomed.failed {
             return Err(error.clone());
         }

@@ -1,4 +1,4 @@
-//! Rolling: from a full chunk to the next one; and the keeper, a task in the background that makes the next one
+//! Rolling: from a full chunk to the next one; and the maintenance task, which makes the next one
 //! ready, seals, and trims.
 //!
 //! Who finds the active chunk closed links a ready successor to its segment, which succeeds for one, and then moves
@@ -20,7 +20,7 @@ use super::{
     task::{Schedule, Task},
 };
 use crate::{
-    chunk::{Before, Chunk, Extent, Home, Images, Memory},
+    chunk::{Before, Chunk, ChunkPosition, Images, Memory, PoolShare},
     disk,
     segment::{
         Segment,
@@ -38,7 +38,7 @@ use crossbeam::{
 };
 use std::time::Duration;
 
-/// How long until a fresh chunk that could not be made is tried again.
+/// How long until a spare chunk that could not be made is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 
 /// The segment that takes appends, and its chunk.
@@ -58,7 +58,7 @@ impl Active {
 /// Moves `active` on from `closed`, which has ended: to the successor it has, or else to the one that `make` makes
 /// for the given base offset; if another was quicker to link one, ours goes to `unused`. Says whether `closed` is not
 /// active any more; `false` if there is no successor yet.
-pub(super) fn advance(
+pub(super) fn install_successor(
     active: &Swap<Active>,
     closed: &Arc<Active>,
     make: impl FnOnce(u64) -> Option<Arc<Segment>>,
@@ -66,9 +66,9 @@ pub(super) fn advance(
 ) -> bool {
     let Some(end) = closed.chunk.end() else { return false };
     if closed.segment.next.load_full().is_none() {
-        let Some(fresh) = make(closed.segment.base() + u64::from(end.records)) else { return false };
-        if !closed.segment.next.set_first(Arc::clone(&fresh)) {
-            unused(fresh);
+        let Some(spare) = make(closed.segment.base() + u64::from(end.records)) else { return false };
+        if !closed.segment.next.set_first(Arc::clone(&spare)) {
+            unused(spare);
         }
     }
     // If the successor has no chunk any more, it was written and sealed while we slept, and `active` is far ahead.
@@ -103,21 +103,21 @@ pub(super) fn unless_ended(active: &Swap<Active>, stopping: &AtomicBool) -> Opti
 }
 
 /// What a chunk and its segment are made of, ready before they are needed.
-pub(super) struct Fresh {
+pub(super) struct SpareSegment {
     pub(super) memory: Memory,
     pub(super) file: SegmentFile,
 }
 
-/// What the keeper is to do.
+/// What the maintenance task is to do.
 pub(super) enum Job {
-    /// See to it that a fresh chunk is ready.
+    /// See to it that a spare chunk is ready.
     Prepare,
-    /// Seal a segment whose frames, up to this extent, are durable.
-    Seal(Arc<Segment>, Extent),
+    /// Seal a segment whose frames, up to this end, are durable.
+    Seal(Arc<Segment>, ChunkPosition),
     /// A segment ended without a record and was replaced: its file is of no use.
     Discard(Arc<Segment>),
     /// What was made ready is not needed.
-    LetGo(Fresh),
+    LetGo(SpareSegment),
     /// Write zeros ahead of the frames.
     ZeroAhead(Arc<Segment>),
     /// Drop whole segments below an offset, and answer.
@@ -138,13 +138,13 @@ enum Undone {
     Ever(Error),
 }
 
-/// What appenders and the keeper share about rolling.
+/// What appenders and the maintenance task share about rolling.
 pub(crate) struct Roller {
-    pub(super) ready: ArrayQueue<Fresh>,
-    /// Counts what those who wait for room are to look at: a fresh chunk, a roll, an error.
+    pub(super) ready: ArrayQueue<SpareSegment>,
+    /// Counts what those who wait for room are to look at: a spare chunk, a roll, an error.
     pub(super) changed: Frontier,
     pub(super) budget: Arc<Budget>,
-    pub(super) home: Arc<Home>,
+    pub(super) share: Arc<PoolShare>,
     /// Where chunk memory is kept that outlives the process.
     pub(super) images: Option<std::sync::Arc<Images>>,
     /// Chunks that are not all on disk: the active one, and those behind which it stands.
@@ -152,7 +152,7 @@ pub(crate) struct Roller {
     /// The largest that an append needs which waits for the next chunk.
     needs: AtomicU64,
     asked: AtomicBool,
-    /// Why no fresh chunk could be made, the last time.
+    /// Why no spare chunk could be made, the last time.
     refused: Mutex<Option<Error>>,
     /// Bounded by those who add: one job of a kind for a segment at a time.
     jobs: SegQueue<Job>,
@@ -165,7 +165,7 @@ pub(crate) struct Roller {
     pub(super) unanswered: Mutex<Option<Receiver<Result<u64, Error>>>>,
     /// Files of segments that were trimmed.
     pub(super) doomed: Mutex<Doomed>,
-    /// Files prepared so far, for their passing names.
+    /// Files prepared so far, for their temporary names.
     files: AtomicU64,
     pub(super) task: std::sync::Arc<Task<Shared>>,
 }
@@ -179,7 +179,7 @@ impl Roller {
         Self {
             ready: ArrayQueue::new(1),
             changed: Frontier::new(0),
-            home: budget.home(),
+            share: budget.share(),
             budget,
             images,
             unwritten: AtomicU64::new(1),
@@ -193,7 +193,7 @@ impl Roller {
             unanswered: Mutex::new(None),
             doomed: Mutex::new(Doomed::default()),
             files: AtomicU64::new(0),
-            task: Task::new(threads, Shared::keep, Shared::panicked),
+            task: Task::new(threads, Shared::maintain, Shared::panicked),
         }
     }
 
@@ -205,7 +205,7 @@ impl Roller {
         self.task.kick();
     }
 
-    /// Asks for a fresh chunk of at least `needs` bytes, once.
+    /// Asks for a spare chunk of at least `needs` bytes, once.
     pub(super) fn ask(&self, needs: u64) {
         self.needs.fetch_max(needs, Ordering::SeqCst);
         if !self.asked.swap(true, Ordering::SeqCst) {
@@ -214,17 +214,17 @@ impl Roller {
     }
 
     /// Takes the ready chunk, if it is large enough.
-    fn take(&self, needs: u64) -> Option<Fresh> {
-        let fresh = self.ready.pop()?;
-        if fresh.memory.capacity() >= needs {
-            return Some(fresh);
+    fn take(&self, needs: u64) -> Option<SpareSegment> {
+        let spare = self.ready.pop()?;
+        if spare.memory.capacity() >= needs {
+            return Some(spare);
         }
-        self.put_back(fresh);
+        self.put_back(spare);
         None
     }
 
-    /// For the keeper to replace; if it has made another meanwhile, this one is too much.
-    pub(super) fn put_back(&self, small: Fresh) {
+    /// For the maintenance task to replace; if it has made another meanwhile, this one is too much.
+    pub(super) fn put_back(&self, small: SpareSegment) {
         if let Err(small) = self.ready.push(small) {
             self.send(Job::LetGo(small));
         }
@@ -254,7 +254,8 @@ impl Shared {
                 self.roll.send(Job::Discard(segment));
             };
             let newest = || active.segment.newest(); // all its records have their place, and so their time
-            if advance(&self.active, &active, |base| self.successor(base, needs, newest()), unused) {
+            if install_successor(&self.active, &active, |base| self.successor(base, needs, newest()), unused)
+            {
                 stats::rolled();
                 self.roll.changed.bump();
                 self.roll.ask(0); // what is ahead of the disk would wait for the quarter
@@ -288,7 +289,7 @@ impl Shared {
 
     /// A segment out of what is ready, behind one whose records go up to `newest`.
     pub(super) fn successor(&self, base: u64, needs: u64, newest: u64) -> Option<Arc<Segment>> {
-        let Fresh { mut memory, file } = self.roll.take(needs)?;
+        let SpareSegment { mut memory, file } = self.roll.take(needs)?;
         let capacity = memory.capacity();
         self.roll.unwritten.fetch_add(1, Ordering::SeqCst);
         self.roll.needs.store(0, Ordering::SeqCst);
@@ -301,12 +302,12 @@ impl Shared {
         }
         let header = Header { log: self.id, base, capacity, created, secret: self.secret };
         memory.label(&header.label(), Before::Unknown);
-        let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&self.roll.home))));
+        let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&self.roll.share))));
         Some(Arc::new(Segment::new(header, Some(file), chunk)))
     }
 
-    /// A turn of the keeper.
-    fn keep(&self) {
+    /// A turn of the maintenance task.
+    fn maintain(&self) {
         let roll = &self.roll;
         loop {
             roll.task.take_kick();
@@ -346,19 +347,19 @@ impl Shared {
         let gives_memory = job.gives_memory();
         match job {
             Job::Prepare => {} // done before each job
-            Job::Seal(segment, extent) => self.seal(&segment, extent).map_err(|error| {
+            Job::Seal(segment, end) => self.seal(&segment, end).map_err(|error| {
                 if error.is_transient() || error.is_full() {
-                    Undone::Yet(Box::new(Job::Seal(segment, extent)), error)
+                    Undone::Yet(Box::new(Job::Seal(segment, end)), error)
                 } else {
                     Undone::Ever(error)
                 }
             })?,
             Job::Discard(segment) => self.discard(&segment),
-            Job::LetGo(fresh) => self.let_go(fresh),
+            Job::LetGo(spare) => self.let_go(spare),
             Job::ZeroAhead(segment) => self.zero_ahead(&segment).map_err(Undone::Ever)?,
             Job::Trim(before, answer) => {
                 let trimmed = self.trim_now(before);
-                self.roll.budget.forget(&self.roll.home, self.first_offset());
+                self.roll.budget.forget(&self.roll.share, self.first_offset());
                 match trimmed {
                     Ok(None) => self.roll.send(Job::Trim(before, answer)), // behind what came meanwhile
                     Err(error) if error.is_transient() => {
@@ -375,7 +376,7 @@ impl Shared {
         Ok(())
     }
 
-    /// The rest of the keeper's work, when it and the flusher have stopped: seals what is durable, drops what was made
+    /// The rest of the maintenance task's work, when it and the flusher have stopped: seals what is durable, drops what was made
     /// ready. The last segment stays open for the next opening.
     pub(super) fn finish_keeping(&self) -> Result<(), Error> {
         let mut done = Ok(());
@@ -395,19 +396,19 @@ impl Shared {
                 },
             }
         }
-        self.roll.ready.pop().into_iter().for_each(|fresh| self.let_go(fresh));
-        self.roll.budget.forget(&self.roll.home, u64::MAX);
+        self.roll.ready.pop().into_iter().for_each(|spare| self.let_go(spare));
+        self.roll.budget.forget(&self.roll.share, u64::MAX);
         done
     }
 
-    /// Makes a fresh chunk ready, unless one is, or there is no memory for it yet.
+    /// Makes a spare chunk ready, unless one is, or there is no memory for it yet.
     fn prepare(&self) {
         let roll = &self.roll;
         roll.asked.store(false, Ordering::SeqCst); // who asks from now on is heard after this, who asked before, now
         let needs = roll.needs.load(Ordering::SeqCst);
         match roll.ready.pop() {
-            Some(fresh) if fresh.memory.capacity() >= needs => {
-                roll.ready.push(fresh).err().into_iter().for_each(|fresh| self.let_go(fresh));
+            Some(spare) if spare.memory.capacity() >= needs => {
+                roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
                 // An appender that looked while it was in our hands has found none, and waits.
                 roll.changed.bump();
                 return;
@@ -421,18 +422,18 @@ impl Shared {
             self.flush.task.kick();
             return;
         };
-        roll.home.claim(capacity);
+        roll.share.claim(capacity);
         let made = self.make(capacity);
         roll.budget.shrink();
         let mut refused = lock(&roll.refused);
         match made {
-            Ok(fresh) => {
+            Ok(spare) => {
                 // An appender that found the last one too small may have put it back meanwhile.
-                roll.ready.push(fresh).err().into_iter().for_each(|fresh| self.let_go(fresh));
+                roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
                 *refused = None;
             }
             Err(error) => {
-                roll.home.release(capacity);
+                roll.share.release(capacity);
                 let refusal = error.cannot_grow();
                 // An append that waits for room has this tried again and again: it is said once.
                 if refused.as_ref().map(ToString::to_string) != Some(refusal.to_string()) {
@@ -467,51 +468,53 @@ impl Shared {
         Some(capacity)
     }
 
-    fn make(&self, capacity: u64) -> Result<Fresh, Error> {
+    fn make(&self, capacity: u64) -> Result<SpareSegment, Error> {
         let number = self.roll.files.fetch_add(1, Ordering::Relaxed) + 1; // a name of its own, no more
         let file = SegmentFile::prepare(&*self.env.disk, &self.dir, number, capacity)
             .map_err(Error::io("make a segment file in", &self.dir))?;
         let memory = self
             .roll
-            .home
+            .share
             .take(capacity)
             .map_or_else(|| Memory::shared(capacity, self.roll.images.as_ref()), Ok);
         let memory = memory.inspect_err(|_| file.discard(&*self.env.disk));
-        Ok(Fresh { memory: memory.map_err(Error::io("get memory for a segment of", &self.dir))?, file })
+        Ok(SpareSegment {
+            memory: memory.map_err(Error::io("get memory for a segment of", &self.dir))?,
+            file,
+        })
     }
 
     /// Seals a segment whose frames are durable. Its chunk stays for readers as long as the budget lasts.
-    fn seal(&self, segment: &Arc<Segment>, extent: Extent) -> Result<(), Error> {
+    fn seal(&self, segment: &Arc<Segment>, end: ChunkPosition) -> Result<(), Error> {
         let (Some(file), Some(chunk)) = (segment.file(), segment.chunk.load_full()) else { return Ok(()) };
         let time = |record| chunk.frame(record).map_or(0, |frame| frame.time);
-        let times = (time(0), time(extent.records - 1));
-        let positions = (0..extent.records as usize).map(|record| {
-            chunk.position(record as u32).expect("all records of a durable extent are published")
-        });
-        let last_crc = match chunk.before(extent.records) {
+        let times = (time(0), time(end.records - 1));
+        let positions = (0..end.records as usize)
+            .map(|record| chunk.position(record as u32).expect("all records of a durable end are published"));
+        let last_crc = match chunk.before(end.records) {
             Before::Frame(crc) => Some(crc),
             _ => None,
         };
-        let summary = Summary { words: extent.words, times, last_crc };
+        let summary = Summary { words: end.words, times, last_crc };
         let footer = sealed::seal(file.file(), &segment.header, summary, positions)
             .map_err(Error::io("seal a segment in", &self.dir))?;
         chunk.set_sealed();
         segment.set_sealed(footer.into());
-        self.roll.budget.keep(&self.roll.home, segment);
+        self.roll.budget.keep(&self.roll.share, segment);
         Ok(())
     }
 
     /// Lets go of a segment that has no record.
     fn discard(&self, segment: &Segment) {
         segment.file().into_iter().for_each(|file| file.discard(&*self.env.disk));
-        self.roll.home.release(segment.header.capacity);
+        self.roll.share.release(segment.header.capacity);
     }
 
     /// Lets go of what was made ready.
-    fn let_go(&self, fresh: Fresh) {
-        let Fresh { memory, file } = fresh;
+    fn let_go(&self, spare: SpareSegment) {
+        let SpareSegment { memory, file } = spare;
         file.discard(&*self.env.disk);
-        self.roll.home.release(memory.capacity());
+        self.roll.share.release(memory.capacity());
         drop(memory); // and its image with it
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    chunk::{Batch, Imprint, Placed},
+    chunk::{AppendOutcome, Batch, FrameMeta},
     frame::Key,
     segment::header::Secret,
     sync::thread,
@@ -24,9 +24,9 @@ fn start() -> (Arc<Segment>, Arc<Swap<Active>>) {
 }
 
 fn try_append(active: &Active) -> Option<u64> {
-    let imprint = Imprint { key: Key::test(1), lead: 0, time: 0 };
-    match active.chunk.append(Batch::new(&[b""], ONE_RECORD).unwrap(), None, imprint) {
-        Placed::At(record) => Some(active.segment.base() + u64::from(record)),
+    let meta = FrameMeta { key: Key::test(1), lead: 0, time: 0 };
+    match active.chunk.append(Batch::new(&[b""], ONE_RECORD).unwrap(), None, meta) {
+        AppendOutcome::At(record) => Some(active.segment.base() + u64::from(record)),
         _ => None,
     }
 }
@@ -38,7 +38,7 @@ fn append(swap: &Swap<Active>) -> u64 {
         if let Some(offset) = try_append(&active) {
             return offset;
         }
-        if !advance(swap, &active, |base| Some(segment(base)), drop) {
+        if !install_successor(swap, &active, |base| Some(segment(base)), drop) {
             thread::yield_now(); // the closer is between its two instructions
         }
     }
@@ -132,7 +132,7 @@ fn loom_what_is_appended_while_the_log_is_closed_lies_before_the_end_that_closin
                         continue;
                     }
                     let Some(active) = unless_ended(&swap, &stopping) else { break };
-                    if !advance(&swap, &active, |base| Some(segment(base)), drop) {
+                    if !install_successor(&swap, &active, |base| Some(segment(base)), drop) {
                         thread::yield_now();
                     }
                 }

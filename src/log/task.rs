@@ -214,7 +214,7 @@ impl<S: Send + Sync + 'static> Run for Task<S> {
 mod models {
     use super::*;
     use crate::{
-        chunk::{Batch, Chunk, Extent, Imprint, Memory},
+        chunk::{Batch, Chunk, ChunkPosition, FrameMeta, Memory},
         frame::Key,
         sync::thread,
     };
@@ -280,8 +280,8 @@ mod models {
             task.take_kick();
             let seen = u64::from(flush.chunk.reserved());
             flush.seen.store(seen, Ordering::Relaxed);
-            let at = Extent { records: seen as u32, words: seen as u32 * 3 };
-            if task.sleep_unless(|| !flush.chunk.is_at(at)) {
+            let at = ChunkPosition { records: seen as u32, words: seen as u32 * 3 };
+            if task.sleep_unless(|| !flush.chunk.probe_quiescent(at)) {
                 return;
             }
         }
@@ -297,8 +297,8 @@ mod models {
     }
 
     fn append(flush: &Flush) {
-        let imprint = Imprint { key: Key::test(1), lead: 0, time: 0 };
-        flush.chunk.append(Batch::new(&[b""], 256).unwrap(), None, imprint);
+        let meta = FrameMeta { key: Key::test(1), lead: 0, time: 0 };
+        flush.chunk.append(Batch::new(&[b""], 256).unwrap(), None, meta);
     }
 
     #[test]

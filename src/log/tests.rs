@@ -322,7 +322,7 @@ fn when_the_disk_is_behind_memory_is_bounded_and_appends_are_told() {
     sim.hold(true);
     let mut appended = 0u64;
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    // The keeper may be a little behind as well: what counts is that it ends.
+    // The maintenance task may be a little behind as well: what counts is that it ends.
     let mut refusals = 0;
     while refusals < 20 {
         assert!(std::time::Instant::now() < deadline);
@@ -436,8 +436,8 @@ fn what_was_appended_as_json_says_so_in_memory_and_from_disk() {
     assert!(log.read(0).unwrap().unwrap().is_json());
 }
 
-/// The keeper takes the ready chunk out to look at it. An appender that looked in that moment asked, and slept for
-/// ever if the keeper then put it back without a word (seen once, on a busy machine).
+/// The maintenance task takes the ready chunk out to look at it. An appender that looked in that moment asked, and slept for
+/// ever if the maintenance task then put it back without a word (seen once, on a busy machine).
 #[test]
 fn who_asks_for_a_chunk_is_told_also_when_one_was_ready() {
     let log = open(&Sim::new(1)).unwrap();
@@ -448,14 +448,14 @@ fn who_asks_for_a_chunk_is_told_also_when_one_was_ready() {
         assert!(std::time::Instant::now() < deadline);
         std::thread::yield_now();
     }
-    std::thread::sleep(Duration::from_millis(5)); // until the keeper rests
+    std::thread::sleep(Duration::from_millis(5)); // until the maintenance task rests
     let seen = roll.changed.get();
     roll.ask(0);
     roll.changed.park(seen + 1, || false, Some(deadline));
     assert!(roll.changed.get() > seen);
 }
 
-/// An appender takes the ready chunk, finds it too small, and puts it back, when the keeper has made another one.
+/// An appender takes the ready chunk, finds it too small, and puts it back, when the maintenance task has made another one.
 #[test]
 fn what_is_ready_twice_is_let_go_of_with_its_claim_and_its_file() {
     let sim = Sim::new(1);
@@ -479,9 +479,9 @@ fn what_is_ready_twice_is_let_go_of_with_its_claim_and_its_file() {
     assert!(roll.budget.claimed() > claimed);
     roll.put_back(small);
     wait_for(&|| roll.budget.claimed() == claimed);
-    let passing =
+    let temporary =
         || sim.dump().into_keys().filter(|path| path.extension().is_some_and(|e| e == "tmp")).count();
-    wait_for(&|| passing() == 1);
+    wait_for(&|| temporary() == 1);
 }
 
 /// A thread that moves on to the next chunk was put to sleep when it had linked it; the log was closed meanwhile, and
@@ -498,8 +498,8 @@ fn a_log_that_was_closed_while_a_chunk_was_being_moved_on_to_takes_nothing_more(
     }
     while Arc::ptr_eq(&shared.active.load_full(), &first) && first.chunk.end().is_none() {
         // Straddles the end, and so closes the chunk, without moving on.
-        let imprint = crate::chunk::Imprint { key: first.segment.key, lead: 0, time: 0 };
-        let _ = first.chunk.append(crate::chunk::Batch::new(&[&[1; 100]], 4096).unwrap(), None, imprint);
+        let meta = crate::chunk::FrameMeta { key: first.segment.key, lead: 0, time: 0 };
+        let _ = first.chunk.append(crate::chunk::Batch::new(&[&[1; 100]], 4096).unwrap(), None, meta);
     }
     let end = log.next_offset();
     let slow = |base| {
@@ -507,7 +507,7 @@ fn a_log_that_was_closed_while_a_chunk_was_being_moved_on_to_takes_nothing_more(
         log.close().unwrap();
         fresh
     };
-    roll::advance(&shared.active, &first, slow, |_| ());
+    roll::install_successor(&shared.active, &first, slow, |_| ());
     let late = append::append(&shared, &[&[2; 100]], None, append::Patience::Blocking);
     assert!(matches!(late, Err(Error::Closed)), "{late:?}");
     drop(shared);

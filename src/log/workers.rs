@@ -1,5 +1,5 @@
 //! Threads that do the background work of all logs of this process: some commit ("flushers"), others make segments
-//! ready and seal them ("keepers"), so that many logs need few threads, and commits of different logs go side by
+//! ready and seal them ("maintenance"), so that many logs need few threads, and commits of different logs go side by
 //! side. Threads are started when there is work and none of them is free, up to a limit, and stay.
 //!
 //! Tasks that are due later wait in a list by time. At most one free thread sleeps until the first of them is due;
@@ -18,8 +18,8 @@ use std::{
 /// Writes to different files at once: beyond 16, more gain nothing (9.8, 26, 51, 49 thousand a second with 1, 4, 16
 /// and 32 at once).
 const FLUSHERS: usize = 16;
-/// Keepers write as well, but nobody waits for them.
-const KEEPERS: usize = 4;
+/// Maintenance threads write as well, but nobody waits for them.
+const MAINTAINERS: usize = 4;
 
 /// Those that commit.
 pub(super) fn flushers() -> Arc<Workers> {
@@ -28,8 +28,8 @@ pub(super) fn flushers() -> Arc<Workers> {
 }
 
 /// Those that make ready, seal and trim.
-pub(super) fn keepers() -> Arc<Workers> {
-    static ALL: LazyLock<Arc<Workers>> = LazyLock::new(|| Workers::new("millstream-keep", KEEPERS));
+pub(super) fn maintenance() -> Arc<Workers> {
+    static ALL: LazyLock<Arc<Workers>> = LazyLock::new(|| Workers::new("millstream-mnt", MAINTAINERS));
     Arc::clone(&ALL)
 }
 

@@ -1,9 +1,9 @@
-//! The file of a segment that is being written: made ahead under a passing name, begun when its base offset is
+//! The file of a segment that is being written: made ahead under a temporary name, begun when its base offset is
 //! known, written block by block from its chunk, with zeros written ahead of it while there is time.
 
 use super::{FRAMES, header::Header};
 use crate::{
-    chunk::{Chunk, Extent},
+    chunk::{Chunk, ChunkPosition},
     disk::{Aligned, BLOCK, Disk, File},
     sync::{Condvar, Mutex, lock},
 };
@@ -46,7 +46,7 @@ pub(crate) const fn length(capacity: u64) -> u64 {
 }
 
 /// Whether a name is one that a file has before it is begun: of no use after a crash.
-pub(crate) fn is_passing(name: &str) -> bool {
+pub(crate) fn is_temporary(name: &str) -> bool {
     name.strip_prefix("next-").is_some_and(|rest| rest.strip_suffix(".tmp").is_some())
 }
 
@@ -71,7 +71,7 @@ pub(crate) struct SegmentFile {
 }
 
 impl SegmentFile {
-    /// A file for some later segment of `capacity`, all its room reserved, under the passing name `number`.
+    /// A file for some later segment of `capacity`, all its room reserved, under the temporary name `number`.
     pub(crate) fn prepare(disk: &dyn Disk, dir: &Path, number: u64, capacity: u64) -> io::Result<Self> {
         let path = dir.join(format!("next-{number}.tmp"));
         let file = disk.create(&path, length(capacity))?;
@@ -122,17 +122,23 @@ impl SegmentFile {
         self.file.write_at(&[IoSlice::new(&block)], 0)
     }
 
-    /// Writes the frames between two extents of the chunk; durable on return. Whole blocks go out of the chunk's
+    /// Writes the frames between two positions of the chunk; durable on return. Whole blocks go out of the chunk's
     /// memory, the last one, if it is not full, through a block of this thread's with zeros behind the frames, so that
     /// no byte leaves that is not part of a published record.
-    pub(crate) fn write(&self, chunk: &Chunk, from: Extent, to: Extent) -> io::Result<()> {
+    pub(crate) fn write(&self, chunk: &Chunk, from: ChunkPosition, to: ChunkPosition) -> io::Result<()> {
         let mut bounce = BOUNCE.take().map_or_else(|| Aligned::new(BLOCK as usize), Ok)?;
         let written = self.write_through(chunk, from, to, &mut bounce);
         BOUNCE.set(Some(bounce));
         written
     }
 
-    fn write_through(&self, chunk: &Chunk, from: Extent, to: Extent, bounce: &mut Aligned) -> io::Result<()> {
+    fn write_through(
+        &self,
+        chunk: &Chunk,
+        from: ChunkPosition,
+        to: ChunkPosition,
+        bounce: &mut Aligned,
+    ) -> io::Result<()> {
         let start = from.bytes() / BLOCK * BLOCK;
         self.claim(start..to.bytes().next_multiple_of(BLOCK));
         let whole_end = to.bytes() / BLOCK * BLOCK;

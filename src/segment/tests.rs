@@ -7,7 +7,7 @@ use super::{
     scan, sealed,
 };
 use crate::{
-    chunk::{Batch, Chunk, Extent, Imprint, Memory, Value},
+    chunk::{Batch, Chunk, ChunkPosition, FrameMeta, Memory, Value},
     disk::{Disk, sim::Sim},
     frame::{EXTENDED, JSON},
     log::{Log, Options, Record},
@@ -54,15 +54,15 @@ fn written(secret: Secret) -> Vec<u8> {
     for (n, values) in batches.into_iter().enumerate() {
         // Nothing was durable before the first; all before it, from the second on.
         let lead = if n == 0 { 0 } else { 0u64.wrapping_sub(1) };
-        let imprint = Imprint { key: header.key(), lead, time: 10 * n as u64 };
-        chunk.append(Batch::new(values, header.capacity).unwrap(), None, imprint);
+        let meta = FrameMeta { key: header.key(), lead, time: 10 * n as u64 };
+        chunk.append(Batch::new(values, header.capacity).unwrap(), None, meta);
     }
-    let imprint = Imprint { key: header.key(), lead: 0u64.wrapping_sub(1), time: 30 };
+    let meta = FrameMeta { key: header.key(), lead: 0u64.wrapping_sub(1), time: 30 };
     for marked in [Marked(b"{ }", JSON), Marked(PRODUCED, JSON | EXTENDED)] {
-        chunk.append(Batch::new(&[marked], header.capacity).unwrap(), None, imprint);
+        chunk.append(Batch::new(&[marked], header.capacity).unwrap(), None, meta);
     }
-    let all = chunk.contiguous(Extent::default(), u32::MAX);
-    file.write(&chunk, Extent::default(), all).unwrap();
+    let all = chunk.contiguous(ChunkPosition::default(), u32::MAX);
+    file.write(&chunk, ChunkPosition::default(), all).unwrap();
     let found = scan::scan(chunk.bytes(0..all.words), header.key());
     sealed::seal(
         file.file(),

@@ -195,14 +195,14 @@ fn trimming_leaves_the_frame_that_memory_is_bound_to() {
     };
     let log = open(8 << 10);
     while log.try_append(&[1; 5000]).is_err() {
-        assert!(world.keepers.turn(&mut random));
+        assert!(world.maintenance.turn(&mut random));
     }
     log.close().unwrap();
     // It does not go on in a segment that is larger than those it may have, and begins one of 4 KiB.
     open(4 << 10).close().unwrap();
     let log = open(8 << 10);
     while log.try_append(&[2; 6000]).is_err() {
-        assert!(world.keepers.turn(&mut random));
+        assert!(world.maintenance.turn(&mut random));
     }
     log.trim(u64::MAX).unwrap();
     assert_eq!((log.next_offset(), log.durable_offset()), (2, 1));
@@ -229,7 +229,7 @@ fn what_is_left_of_a_deleted_log_is_no_part_of_one_that_is_made_at_the_same_mome
         let open = store(&world).unwrap();
         open.create("a", &LogSettings::default()).unwrap();
         open.close().unwrap();
-        let open = store(&world).unwrap(); // which has not given out a passing name yet
+        let open = store(&world).unwrap(); // which has not given out a temporary name yet
         let log = open.get("a").unwrap();
         log.try_append(b"old").unwrap();
         log.wait_durable(0).unwrap();

@@ -1,4 +1,4 @@
-//! The simulation: engine, flusher, keeper, store and recovery on a simulated disk and machine, in one thread, with
+//! The simulation: engine, flusher, maintenance, store and recovery on a simulated disk and machine, in one thread, with
 //! everything that can happen chosen by a seed: what is appended, when the background gets its turns, what fails, and
 //! when a process is killed or the power goes. What was promised is checked after each opening, and at each answer.
 //!

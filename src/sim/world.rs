@@ -120,15 +120,19 @@ impl Machine for Clock {
 pub(super) struct World {
     pub(super) sim: Sim,
     pub(super) flushers: Arc<Pool>,
-    pub(super) keepers: Arc<Pool>,
+    pub(super) maintenance: Arc<Pool>,
     /// Chunks that got no image, since the memory file system has failed.
     pub(super) without_image: Arc<AtomicU64>,
 }
 
 impl World {
     pub(super) fn new(sim: Sim, random: &mut Random) -> Self {
-        let world =
-            Self { sim, flushers: Arc::default(), keepers: Arc::default(), without_image: Arc::default() };
+        let world = Self {
+            sim,
+            flushers: Arc::default(),
+            maintenance: Arc::default(),
+            without_image: Arc::default(),
+        };
         // Another thread may commit while one seals or makes ready.
         let (flushers, inside) = (Arc::clone(&world.flushers), AtomicBool::new(false));
         let chance = Mutex::new(random.fork());
@@ -162,14 +166,17 @@ impl World {
             disk: Arc::new(self.sim.clone()),
             machine: Arc::clone(clock) as Arc<dyn Machine>,
             flushers: Arc::new(Turns(Arc::clone(&self.flushers))),
-            keepers: Arc::new(Turns(Arc::clone(&self.keepers))),
+            maintenance: Arc::new(Turns(Arc::clone(&self.maintenance))),
         }
     }
 
     /// A turn of some task, if any has something to do.
     pub(super) fn turn(&self, random: &mut Random) -> bool {
-        let (one, other) =
-            if random.one_in(2) { (&self.flushers, &self.keepers) } else { (&self.keepers, &self.flushers) };
+        let (one, other) = if random.one_in(2) {
+            (&self.flushers, &self.maintenance)
+        } else {
+            (&self.maintenance, &self.flushers)
+        };
         one.turn(random) || other.turn(random)
     }
 }
@@ -178,7 +185,7 @@ impl Drop for World {
     fn drop(&mut self) {
         self.sim.set_meanwhile(None);
         self.flushers.clear();
-        self.keepers.clear();
+        self.maintenance.clear();
         GATE.set(None);
     }
 }

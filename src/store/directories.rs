@@ -1,5 +1,5 @@
 //! Making a log's directory, and removing it. Whatever fails half-way is undone, or found and finished by the next
-//! attempt: under a log's name there is a whole log or nothing, and what stands under a passing name goes, sooner or later.
+//! attempt: under a log's name there is a whole log or nothing, and what stands under a temporary name goes, sooner or later.
 
 use super::{DELETED, Error, Inner, LogError, LogSettings, OpenLog, SETTINGS};
 use crate::disk::{Disk, is_transient, tree};
@@ -11,7 +11,7 @@ use std::{
 
 impl Inner {
     /// A directory that no log has and no other deleted log had.
-    pub(super) fn passing_dir(&self, name: &str) -> PathBuf {
+    pub(super) fn temporary_dir(&self, name: &str) -> PathBuf {
         let number = self.passed.fetch_add(1, Ordering::Relaxed);
         // A clock may be set back, and what an earlier process has called so may be there still.
         let mut chance = [0; 8];
@@ -20,9 +20,9 @@ impl Inner {
         self.dir.join(format!("{DELETED}{now}-{number}-{chance:016x}-{name}"))
     }
 
-    /// Makes the directory under a passing name first, so that there is never a log without its settings.
+    /// Makes the directory under a temporary name first, so that there is never a log without its settings.
     pub(super) fn make_log(&self, name: &str, settings: &LogSettings) -> Result<OpenLog, Error> {
-        let (from, dir) = (self.passing_dir(name), self.dir.join(name));
+        let (from, dir) = (self.temporary_dir(name), self.dir.join(name));
         let disk = &*self.env.disk;
         let text = super::settings::encode(settings);
         let path = from.join(SETTINGS);
@@ -49,7 +49,7 @@ impl Inner {
         self.env.disk.list(&self.dir.join(name)).is_ok_and(|names| !names.is_empty())
     }
 
-    /// Removes a directory that has a passing name; if it cannot be removed now, at a later turn, or at the next start.
+    /// Removes a directory that has a temporary name; if it cannot be removed now, at a later turn, or at the next start.
     pub(super) fn remove_dir(&self, dir: &Path) {
         match remove_deleted(&*self.env.disk, dir, self.options.log.images.as_deref()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

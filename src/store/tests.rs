@@ -181,7 +181,7 @@ fn retention_by_bytes_and_by_age_drops_whole_segments_from_the_front() {
         }
         log.flush().unwrap();
     }
-    std::thread::sleep(Duration::from_millis(50)); // the keeper seals, and the clock goes on
+    std::thread::sleep(Duration::from_millis(50)); // the maintenance task seals, and the clock goes on
     store.inner.turn();
     let log = store.get("bytes").unwrap();
     assert!(log.first_offset() > 1000 && log.disk_bytes() <= 64 << 10, "{}", log.disk_bytes());

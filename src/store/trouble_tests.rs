@@ -101,12 +101,12 @@ fn a_log_that_is_held_up_keeps_no_other_from_retention_and_closing() {
                 log.append(&[7; 100]).unwrap();
             }
             log.flush().unwrap();
-            wait_for("the keeper seals", || log.disk_bytes() > 30_000);
+            wait_for("the maintenance task seals", || log.disk_bytes() > 30_000);
         };
         stuck.learn_producers().unwrap();
         fill(&stuck);
         fill(&trimmed);
-        thread::sleep(Duration::from_millis(20)); // the keepers seal the rest
+        thread::sleep(Duration::from_millis(20)); // the maintenance tasks seal the rest
 
         trouble.set(Some(refuses));
         let send = |stuck: &OpenLog| {
@@ -175,8 +175,7 @@ const NEVER: u64 = 1_000_000;
 /// A panic in a thread that works for a log fails that log, until it is opened again, and nothing else.
 #[test]
 fn a_panic_in_a_thread_that_works_for_a_log_fails_that_log_only_and_loses_nothing() {
-    for (pool, operation) in [("millstream-flush", Operation::Write), ("millstream-keep", Operation::Create)]
-    {
+    for (pool, operation) in [("millstream-flush", Operation::Write), ("millstream-mnt", Operation::Create)] {
         let dir = tempfile::tempdir().unwrap();
         let armed = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let (at, panics) = (dir.path().join("bad"), Arc::clone(&armed));

@@ -317,7 +317,7 @@ impl Sim {
             Cut::Power => names.lose(&mut random),
             Cut::Kill => names.settle(&mut random),
         }
-        names.sweep();
+        names.remove_orphans();
         let state = State {
             names,
             random,

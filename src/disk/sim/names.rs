@@ -289,7 +289,7 @@ impl Names {
     }
 
     /// Lets go of what no name leads to any more: open files of a process that is gone.
-    pub(super) fn sweep(&mut self) {
+    pub(super) fn remove_orphans(&mut self) {
         let (mut reached, mut next) = (std::collections::BTreeSet::from([ROOT]), vec![ROOT]);
         while let Some(at) = next.pop() {
             let Node::Dir(dir) = &self.0[at] else { continue };

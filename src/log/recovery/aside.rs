@@ -77,15 +77,15 @@ pub(super) fn keep(disk: &dyn Disk, dir: &Path, next: u64, tail: &[u8]) -> Resul
     Ok(())
 }
 
-/// Makes a file of these bytes, under a passing name first: so there is all of it, or nothing. Durable on return.
+/// Makes a file of these bytes, under a temporary name first: so there is all of it, or nothing. Durable on return.
 fn write(disk: &dyn Disk, dir: &Path, path: &Path, kept: &[u8]) -> io::Result<()> {
-    let passing = dir.join("next-torn.tmp");
+    let temporary = dir.join("next-torn.tmp");
     let mut bytes = Aligned::new(kept.len())?;
     bytes[..kept.len()].copy_from_slice(kept);
-    let file = disk.create(&passing, bytes.len() as u64)?;
+    let file = disk.create(&temporary, bytes.len() as u64)?;
     file.write_at(&[IoSlice::new(&bytes)], 0)?;
     file.set_len(kept.len() as u64)?;
-    disk.rename(&passing, path)?;
+    disk.rename(&temporary, path)?;
     disk.sync_dir(dir)
 }
 

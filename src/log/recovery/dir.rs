@@ -25,7 +25,7 @@ pub(super) fn is_ours(name: &str) -> bool {
     name == LOCK
         || [SETTINGS_FILE, PRODUCERS_FILE].contains(&name.strip_suffix(".tmp").unwrap_or(name))
         || file::base_of(name).is_some()
-        || file::is_passing(name)
+        || file::is_temporary(name)
         || name.ends_with(ASIDE)
         || name.ends_with(TORN)
 }

@@ -16,7 +16,7 @@
 
 use super::survey::State;
 use crate::{
-    chunk::Extent,
+    chunk::ChunkPosition,
     disk::BLOCK,
     frame::{self, MORE, WORD},
     segment::{
@@ -58,7 +58,7 @@ pub(in crate::log) struct Wreck {
     pub(in crate::log) survivors: Vec<u32>,
     pub(in crate::log) words: u32,
     /// How far its frames go on from the start without a break.
-    pub(super) whole: Extent,
+    pub(super) whole: ChunkPosition,
     /// There are frames of records that the next segment has.
     pub(super) excess: bool,
     /// The disk could not read the header, or something behind the break.
@@ -161,7 +161,7 @@ fn wreck(frames: &[u8], found: &Scan, later: &search::Later, durable: u32) -> Wr
         words = word + frame_at(word).map_or(0, |frame| frame.words());
     }
     survivors.resize(end as usize, 0);
-    let whole = Extent { records: found.records(), words: found.words };
+    let whole = ChunkPosition { records: found.records(), words: found.words };
     Wreck { survivors, words, whole, excess: false, unreadable: false, rest: Rest::None }
 }
 

@@ -6,7 +6,7 @@ use super::{
         Environment, Error, Frontier, Options, Shared,
         budget::Budget,
         clock,
-        flush::{Flusher, Position},
+        flush::{CommitCursor, Flusher},
         retain::Chain,
         roll::{Active, Roller},
     },
@@ -14,7 +14,7 @@ use super::{
     survey::{Found, State, Survey, survey},
 };
 use crate::{
-    chunk::{Before, Chunk, Extent, Images, Memory},
+    chunk::{Before, Chunk, ChunkPosition, Images, Memory},
     disk::{self, Aligned, BLOCK, Disk, File},
     segment::{
         Segment,
@@ -73,7 +73,7 @@ pub(in crate::log) fn open(
     let mut identity = Identity::of(env, &surveyed, dir)?;
     let mut images = open_images(env, &options, &identity, dir)?;
     if surveyed.damage.is_empty() {
-        remove_passing(disk, dir)?; // what is taken up from memory may need the room
+        remove_temporary(disk, dir)?; // what is taken up from memory may need the room
     }
     if let Some(found) = &images {
         restore::restore(disk, dir, found, &mut surveyed)?;
@@ -85,7 +85,7 @@ pub(in crate::log) fn open(
         }
     }
     let Survey { segments: found, damage, .. } = surveyed;
-    let roller = Roller::new(Arc::clone(budget), images, std::sync::Arc::clone(&env.keepers));
+    let roller = Roller::new(Arc::clone(budget), images, std::sync::Arc::clone(&env.maintenance));
     let opened = if damage.is_empty() {
         match resume(env, dir, &options, &identity, found, &roller) {
             Err(full @ Error::Full { .. }) => {
@@ -107,8 +107,8 @@ pub(in crate::log) fn open(
     };
     let Opening { segments, active, done, clock, full } = opened;
     let durable = active.segment.base() + u64::from(done.records);
-    let position = Position::new(&active, done, true);
-    roller.home.claim(active.chunk.capacity());
+    let position = CommitCursor::new(&active, done, true);
+    roller.share.claim(active.chunk.capacity());
     Ok(Shared {
         options,
         dir: dir.to_owned(),
@@ -182,7 +182,7 @@ pub(in crate::log) fn has_room(log: &Shared) -> bool {
 struct Opening {
     segments: Vec<Arc<Segment>>,
     active: Arc<Active>,
-    done: Extent,
+    done: ChunkPosition,
     /// No record was appended later than this, in milliseconds since 1970.
     clock: u64,
     /// Why it is read-only, for want of room.
@@ -198,9 +198,9 @@ fn sync(disk: &dyn Disk, path: &Path, write: bool) -> Result<Box<dyn File>, Erro
 }
 
 /// Removes what was made ready for segments that were never begun.
-fn remove_passing(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
+fn remove_temporary(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
     for name in disk.list(dir).map_err(Error::io("list", dir))? {
-        if crate::segment::file::is_passing(&name) {
+        if crate::segment::file::is_temporary(&name) {
             let path = dir.join(name);
             disk.remove(&path).map_err(Error::io("remove", &path))?;
         }
@@ -219,7 +219,7 @@ fn resume(
 ) -> Result<Opening, Error> {
     let disk = &*env.disk;
     disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
-    remove_passing(disk, dir)?;
+    remove_temporary(disk, dir)?;
     let mut segments = Vec::new();
     let mut previous = Previous::default();
     for Found { header, header_whole, mark, path, state } in found {
@@ -233,7 +233,7 @@ fn resume(
             }
             State::Open(bytes, scan) => {
                 let written = take_up(disk, dir, &header, &path, &bytes, &scan)?;
-                let done = Extent { records: scan.records(), words: scan.words };
+                let done = ChunkPosition { records: scan.records(), words: scan.words };
                 // Where other logs of a store have taken the memory, it goes on in a segment of the smallest size.
                 let fits =
                     header.capacity <= options.segment_bytes && roller.budget.has_room(header.capacity);
@@ -243,8 +243,8 @@ fn resume(
                     memory.label(&header.label(), previous.crc(disk, header.base));
                     // No byte more: what stood behind would be taken up by the next process, should this be killed.
                     memory.load(&bytes[..scan.words as usize * 8]);
-                    let home = Some(Arc::clone(&roller.home));
-                    let chunk = Arc::new(Chunk::recovered(memory, home, &scan.positions, scan.words));
+                    let share = Some(Arc::clone(&roller.share));
+                    let chunk = Arc::new(Chunk::recovered(memory, share, &scan.positions, scan.words));
                     let segment = Segment::new(header, Some(written), Arc::clone(&chunk));
                     let segment = Arc::new(segment.aged(scan.times.1));
                     segments.push(Arc::clone(&segment));
@@ -352,13 +352,13 @@ fn begin(
     let mut memory =
         Memory::shared(capacity, roller.images.as_ref()).map_err(Error::io("get memory for", dir))?;
     memory.label(&header.label(), previous.crc(disk, base));
-    let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&roller.home))));
+    let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&roller.share))));
     let segment = Arc::new(Segment::new(header, Some(segment_file), Arc::clone(&chunk)));
     segments.push(Arc::clone(&segment));
     Ok(Opening {
         segments,
         active: Arc::new(Active { segment, chunk }),
-        done: Extent::default(),
+        done: ChunkPosition::default(),
         clock: if before.is_some() { previous.clock } else { header.created },
         full: None,
     })
@@ -409,7 +409,7 @@ fn read_only(disk: &dyn Disk, dir: &Path, identity: &Identity, found: Vec<Found>
     Ok(Opening {
         segments,
         active: Arc::new(Active { segment, chunk }),
-        done: Extent::default(),
+        done: ChunkPosition::default(),
         clock: 0,
         full: None,
     })

@@ -5,7 +5,7 @@ use super::{
     dir::TORN,
 };
 use crate::{
-    chunk::{Batch, Before, Chunk, Extent, Images, Imprint, Label, Memory, Placed},
+    chunk::{AppendOutcome, Batch, Before, Chunk, ChunkPosition, FrameMeta, Images, Label, Memory},
     disk::{Disk, sim::Sim},
     segment::{
         file::{self, SegmentFile},
@@ -126,16 +126,16 @@ fn a_crash_between_writing_index_and_footer_and_cutting_the_file_loses_nothing()
 fn old_segment(sim: &Sim, size: u64, value: usize) -> u64 {
     let header = Header { log: [3; 16], base: 0, capacity: size, created: 9, secret: Secret(None) };
     let (chunk, value) = (Chunk::new(Memory::new(size).unwrap(), None), vec![7u8; value]);
-    let imprint = Imprint { key: header.key(), lead: 0, time: 1 };
+    let meta = FrameMeta { key: header.key(), lead: 0, time: 1 };
     let mut records = 0;
-    while let Placed::At(record) = chunk.append(Batch::new(&[&value[..]], size).unwrap(), None, imprint) {
+    while let AppendOutcome::At(record) = chunk.append(Batch::new(&[&value[..]], size).unwrap(), None, meta) {
         records = u64::from(record) + 1;
     }
-    let end = chunk.contiguous(Extent::default(), u32::MAX);
+    let end = chunk.contiguous(ChunkPosition::default(), u32::MAX);
     Disk::create_dir(sim, Path::new(DIR)).unwrap();
     let file = SegmentFile::prepare(sim, Path::new(DIR), 0, size).unwrap();
     file.begin(sim, Path::new(DIR), &header).unwrap();
-    file.write(&chunk, Extent::default(), end).unwrap();
+    file.write(&chunk, ChunkPosition::default(), end).unwrap();
     let found = scan::scan(chunk.bytes(0..end.words), header.key());
     sealed::seal(
         file.file(),
@@ -531,16 +531,16 @@ pub(super) fn leave(
     let mut memory = Memory::shared(label.capacity, Some(images)).unwrap();
     memory.label(&label, before);
     let chunk = Chunk::new(memory, None);
-    let imprint = Imprint { key: header.key(), lead: 0, time: 0 };
+    let meta = FrameMeta { key: header.key(), lead: 0, time: 0 };
     for record in 0..records {
         let value = (base + record).to_le_bytes();
-        let placed = chunk.append(Batch::new(&[&value[..]], 8192).unwrap(), None, imprint);
-        assert!(matches!(placed, Placed::At(_)));
+        let placed = chunk.append(Batch::new(&[&value[..]], 8192).unwrap(), None, meta);
+        assert!(matches!(placed, AppendOutcome::At(_)));
     }
     if torn {
         let (half, lost) = ([1u8; 100], [2u8; 100]);
-        chunk.append(Batch::new(&[&half[..], &lost[..]], 8192).unwrap(), None, imprint);
-        let end = chunk.contiguous(Extent::default(), u32::MAX).words;
+        chunk.append(Batch::new(&[&half[..], &lost[..]], 8192).unwrap(), None, meta);
+        let end = chunk.contiguous(ChunkPosition::default(), u32::MAX).words;
         drop(chunk);
         let at = images.latest().unwrap();
         let mut bytes = std::fs::read(&at).unwrap();
