@@ -81,13 +81,13 @@ pub(crate) fn record_needs(bytes: usize) -> u64 {
 }
 
 /// What is appended as a record: bytes, or bytes that are marked as JSON.
-pub(crate) trait Value {
+pub(crate) trait AppendValue {
     fn bytes(&self) -> &[u8];
     /// How to mark the record.
     fn flags(&self) -> u16;
 }
 
-impl<T: AsRef<[u8]> + ?Sized> Value for &T {
+impl<T: AsRef<[u8]> + ?Sized> AppendValue for &T {
     #[inline]
     fn bytes(&self) -> &[u8] {
         self.as_ref()
@@ -100,12 +100,12 @@ impl<T: AsRef<[u8]> + ?Sized> Value for &T {
 }
 
 /// Values that are appended as one. They are gone through more than once, and are the same each time.
-pub(crate) trait Values {
+pub(crate) trait AppendValues {
     /// Calls `f` with the bytes of each value, in order, and with how to mark the record.
     fn each(&self, f: impl FnMut(&[u8], u16));
 }
 
-impl<V: Value> Values for [V] {
+impl<V: AppendValue> AppendValues for [V] {
     #[inline]
     fn each(&self, mut f: impl FnMut(&[u8], u16)) {
         for value in self {
@@ -114,7 +114,7 @@ impl<V: Value> Values for [V] {
     }
 }
 
-impl<V: Value, const N: usize> Values for [V; N] {
+impl<V: AppendValue, const N: usize> AppendValues for [V; N] {
     #[inline]
     fn each(&self, f: impl FnMut(&[u8], u16)) {
         self[..].each(f);
@@ -137,7 +137,7 @@ impl<S: ?Sized> Clone for Batch<'_, S> {
 
 impl<S: ?Sized> Copy for Batch<'_, S> {}
 
-impl<'a, S: Values + ?Sized> Batch<'a, S> {
+impl<'a, S: AppendValues + ?Sized> Batch<'a, S> {
     /// `Err` with what they need where the values do not fit into a chunk of `largest` bytes even when it is empty.
     #[inline]
     pub(crate) fn new(values: &'a S, largest: u64) -> Result<Self, u64> {
@@ -239,7 +239,7 @@ impl Chunk {
 
     /// Appends `batch`, or only if the next record's number is `expected`.
     #[inline]
-    pub(crate) fn append<S: Values + ?Sized>(
+    pub(crate) fn append<S: AppendValues + ?Sized>(
         &self,
         batch: Batch<'_, S>,
         expected: Option<u32>,
@@ -290,7 +290,7 @@ impl Chunk {
     }
 
     #[inline]
-    fn fill<S: Values + ?Sized>(&self, first: ChunkPosition, batch: Batch<'_, S>, meta: FrameMeta) {
+    fn fill<S: AppendValues + ?Sized>(&self, first: ChunkPosition, batch: Batch<'_, S>, meta: FrameMeta) {
         let ChunkPosition { records, words: reserved } = batch.size;
         let (mut n, mut word) = (0, 0);
         batch.values.each(|value, flags| {

@@ -16,7 +16,7 @@ use super::{
     problem::Problem,
     room::Room,
 };
-use crate::{chunk::Values, frame::JSON, log::RecordRef};
+use crate::{chunk::AppendValues, frame::JSON, log::RecordRef};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -93,7 +93,7 @@ enum Shape {
     Frames,
 }
 
-impl Values for Batch {
+impl AppendValues for Batch {
     #[inline]
     fn each(&self, mut f: impl FnMut(&[u8], u16)) {
         let marked = |json| if json || self.json { JSON } else { 0 };

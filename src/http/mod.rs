@@ -30,7 +30,7 @@ pub use server::{Server, Settings};
 /// Takes a body apart as any client may send it, for `fuzz/`: it is refused, or each of its records is what it says.
 #[cfg(fuzzing)]
 pub fn fuzz_body(media_type: &str, encoding: &str, bytes: &[u8], json_only: bool) {
-    use crate::chunk::Values;
+    use crate::chunk::AppendValues;
     let Some(format) = formats::Format::of(media_type) else { return };
     let Ok(encoding) = body::Encoding::of(Some(encoding)) else { return };
     let memory = memory::Memory::new(64 << 20, 1);

@@ -5,7 +5,7 @@
 
 use super::{Durability, Error, Frontier, LINGER, Shared, roll::Active};
 use crate::{
-    chunk::{AppendOutcome, Batch, Chunk, FrameMeta, Value, Values},
+    chunk::{AppendOutcome, AppendValue, AppendValues, Batch, Chunk, FrameMeta},
     frame::JSON,
     segment::Segment,
     sync::{Arc, Backoff, Ordering},
@@ -34,7 +34,7 @@ pub struct Payload<'a> {
     pub json: bool,
 }
 
-impl Value for Payload<'_> {
+impl AppendValue for Payload<'_> {
     #[inline]
     fn bytes(&self) -> &[u8] {
         self.bytes
@@ -54,7 +54,7 @@ pub(super) struct Extended<'a, S: ?Sized> {
 }
 
 #[cfg(feature = "store")]
-impl<S: Values + ?Sized> Values for Extended<'_, S> {
+impl<S: AppendValues + ?Sized> AppendValues for Extended<'_, S> {
     fn each(&self, mut f: impl FnMut(&[u8], u16)) {
         let mut first = Some(self.first);
         self.values.each(|bytes, flags| match first.take() {
@@ -139,7 +139,7 @@ impl Appender {
 
 /// Appends without a handle: the active segment is looked up each time.
 #[inline]
-pub(super) fn append<S: Values + ?Sized>(
+pub(super) fn append<S: AppendValues + ?Sized>(
     shared: &Shared,
     values: &S,
     expected: Option<u64>,
@@ -162,7 +162,7 @@ pub(super) fn append<S: Values + ?Sized>(
 }
 
 #[inline]
-fn check<'a, S: Values + ?Sized>(shared: &Shared, values: &'a S) -> Result<Batch<'a, S>, Error> {
+fn check<'a, S: AppendValues + ?Sized>(shared: &Shared, values: &'a S) -> Result<Batch<'a, S>, Error> {
     let limit = shared.options.segment_bytes;
     let batch = Batch::new(values, limit).map_err(|bytes| Error::TooLarge { bytes, limit })?;
     if batch.records() == 0 { Err(Error::EmptyBatch) } else { Ok(batch) }
@@ -170,7 +170,7 @@ fn check<'a, S: Values + ?Sized>(shared: &Shared, values: &'a S) -> Result<Batch
 
 /// Appends to this segment, if it has room: `None` if not.
 #[inline]
-fn place<S: Values + ?Sized>(
+fn place<S: AppendValues + ?Sized>(
     shared: &Shared,
     active: &Arc<Active>,
     batch: Batch<'_, S>,

@@ -47,12 +47,12 @@ impl Machine for Clocks {
     }
 }
 
-struct Place {
+struct Fixture {
     clocks: std::sync::Arc<Clocks>,
     env: Environment,
 }
 
-impl Place {
+impl Fixture {
     fn new() -> Self {
         let clocks = std::sync::Arc::new(Clocks::default());
         clocks.set(NOW);
@@ -84,7 +84,7 @@ fn times(log: &Log) -> Vec<u64> {
 /// A clock that was years ahead for a moment stamped all records for years, and they never expired.
 #[test]
 fn a_clock_that_was_ahead_is_forgotten_when_it_is_set_right() {
-    let mut place = Place::new();
+    let mut place = Fixture::new();
     for reopened in [false, true] {
         let mut log = place.open();
         place.append(&log, 100);
@@ -116,14 +116,14 @@ fn a_clock_that_was_ahead_is_forgotten_when_it_is_set_right() {
         assert!(log.retain(None, Some(Duration::from_secs(3600))).unwrap() >= right as u64);
         place.clocks.set(NOW);
         log.close().unwrap();
-        place = Place::new();
+        place = Fixture::new();
     }
 }
 
 /// A wrong time does not last until its segment is full.
 #[test]
 fn a_clock_that_is_set_back_begins_another_segment() {
-    let place = Place::new();
+    let place = Fixture::new();
     let large = 1 << 20;
     let options =
         Options { segment_bytes: large, first_segment_bytes: large, memory_bytes: 8 * large, ..small() };
@@ -145,7 +145,7 @@ fn a_clock_that_is_set_back_begins_another_segment() {
 /// A step back that is small makes no new segment, and times stand still.
 #[test]
 fn times_stand_still_while_the_clock_is_a_little_behind() {
-    let mut place = Place::new();
+    let mut place = Fixture::new();
     let log = place.open();
     place.append(&log, 20);
     place.clocks.set(NOW - 1000);
@@ -162,7 +162,7 @@ fn times_stand_still_while_the_clock_is_a_little_behind() {
 /// Under a clock that was years ahead, retention dropped all but the last segment.
 #[test]
 fn retention_under_a_wrong_clock_drops_nothing_that_is_young() {
-    let mut place = Place::new();
+    let mut place = Fixture::new();
     let log = place.open();
     let day = Some(Duration::from_secs(24 * 3600));
     place.append(&log, 300);
@@ -189,7 +189,7 @@ fn retention_under_a_wrong_clock_drops_nothing_that_is_young() {
 /// A clock that was at 1970 for a while makes nothing old that came before.
 #[test]
 fn what_comes_before_a_clock_that_was_behind_does_not_expire_early() {
-    let mut place = Place::new();
+    let mut place = Fixture::new();
     let log = place.open();
     place.append(&log, 20);
     place.clocks.set(1000);
@@ -214,7 +214,7 @@ fn producers_are_not_forgotten_by_a_wrong_clock() {
         log.learn_producers().unwrap();
         log.try_append_once(&batch, &[Payload { bytes: b"x", json: false }], None).unwrap().repeated
     };
-    let mut place = Place::new();
+    let mut place = Fixture::new();
     let log = place.open();
     assert!(!send(&log, "first"));
     place.clocks.set(NOW + YEARS);
@@ -223,7 +223,7 @@ fn producers_are_not_forgotten_by_a_wrong_clock() {
     assert!(send(&log, "first"), "ahead for a moment");
     log.close().unwrap();
 
-    let mut place = Place::new();
+    let mut place = Fixture::new();
     let log = place.open();
     assert!(!send(&log, "first"));
     log.close().unwrap();

@@ -101,7 +101,7 @@ pub(crate) fn verify_on(
     });
     Ok(Report {
         first: found.segments.first().map_or(0, |first| first.header.base),
-        next: found.segments.last().map_or(0, recovery::Found::end),
+        next: found.segments.last().map_or(0, recovery::SurveyedSegment::end),
         segments: found.segments.len(),
         damage: found.damage,
         torn: found.torn,

@@ -57,7 +57,7 @@ pub(crate) use {
 };
 
 #[cfg(feature = "server")]
-use crate::chunk::Values;
+use crate::chunk::AppendValues;
 use crate::{
     segment::header::Secret,
     sync::{Arc, AtomicBool, Ordering, Swap},
@@ -331,7 +331,7 @@ impl Log {
 
     /// The same with values that need not be in one list.
     #[cfg(feature = "server")]
-    pub(crate) fn try_append_values<S: Values + ?Sized>(
+    pub(crate) fn try_append_values<S: AppendValues + ?Sized>(
         &self,
         values: &S,
         expected_next: Option<u64>,

@@ -13,7 +13,7 @@ use super::{
     Error, Log, PRODUCERS_FILE, Payload, append,
     append::{Extended, Patience},
 };
-use crate::{chunk::Values, disk::tree, frame::EXTENSION_LENGTH};
+use crate::{chunk::AppendValues, disk::tree, frame::EXTENSION_LENGTH};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -53,7 +53,7 @@ pub struct Produced {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Batch {
+struct StoredBatch {
     sequence: u64,
     first_offset: u64,
     count: u64,
@@ -63,7 +63,7 @@ struct Batch {
 struct Producer {
     epoch: u32,
     /// The last batches, the newest last; never none.
-    batches: VecDeque<Batch>,
+    batches: VecDeque<StoredBatch>,
     /// When the newest came, in milliseconds since 1970.
     used: u64,
 }
@@ -108,7 +108,7 @@ struct Saved {
 
 impl Table {
     /// Where the batch is, if it is a repeat; an error if it cannot be the next one.
-    fn find(&self, batch: &ProducerBatch<'_>) -> Result<Option<Batch>, Error> {
+    fn find(&self, batch: &ProducerBatch<'_>) -> Result<Option<StoredBatch>, Error> {
         let refuse = |epoch, sequence| {
             Err(Error::ProducerOutOfOrder { expected_epoch: epoch, expected_sequence: sequence })
         };
@@ -129,7 +129,7 @@ impl Table {
         same.map_or_else(|| refuse(known.epoch, next), |same| Ok(Some(*same)))
     }
 
-    fn note(&mut self, id: &str, epoch: u32, batch: Batch, time: u64) {
+    fn note(&mut self, id: &str, epoch: u32, batch: StoredBatch, time: u64) {
         if !self.producers.contains_key(id) && self.producers.len() >= PRODUCERS {
             let oldest = self.producers.iter().min_by_key(|(_, producer)| producer.used);
             if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
@@ -201,7 +201,7 @@ impl Log {
     }
 
     /// The same with values that need not be in one list.
-    pub(crate) fn try_append_values_once<S: Values + ?Sized>(
+    pub(crate) fn try_append_values_once<S: AppendValues + ?Sized>(
         &self,
         batch: &ProducerBatch<'_>,
         values: &S,
@@ -226,7 +226,7 @@ impl Log {
         }
         let mut table = self.shared.producers.table();
         let Some(table) = table.as_mut() else { return Err(Error::Closed) }; // once it is there, it stays
-        if let Some(Batch { first_offset, count, .. }) = table.find(batch)? {
+        if let Some(StoredBatch { first_offset, count, .. }) = table.find(batch)? {
             return Ok(Produced { first_offset, count, repeated: true });
         }
         let mut extended = block(batch, count);
@@ -236,7 +236,7 @@ impl Log {
         table.note(
             batch.id,
             batch.epoch,
-            Batch { sequence: batch.sequence, first_offset, count },
+            StoredBatch { sequence: batch.sequence, first_offset, count },
             self.shared.env.machine.now(),
         );
         Ok(Produced { first_offset, count, repeated: false })
@@ -302,7 +302,7 @@ impl Log {
             match reader.read_next() {
                 Ok(Some(record)) => {
                     let Some((batch, count)) = parse_block(record.extension) else { continue };
-                    let known = Batch { sequence: batch.sequence, first_offset: record.offset, count };
+                    let known = StoredBatch { sequence: batch.sequence, first_offset: record.offset, count };
                     let (id, epoch) = (batch.id.to_owned(), batch.epoch);
                     table.note(&id, epoch, known, record.time);
                 }

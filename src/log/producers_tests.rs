@@ -149,11 +149,11 @@ fn a_file_that_tells_of_more_than_the_log_has_is_not_believed() {
     let log = open(dir.path());
     let sent = [0, 1].map(|sequence| send(&log, "p", 0, sequence).unwrap());
     log.close().unwrap();
-    let lost = Batch { sequence: 2, first_offset: 3, count: 3 };
+    let lost = StoredBatch { sequence: 2, first_offset: 3, count: 3 };
     let mut batches: VecDeque<_> = sent
         .iter()
         .zip(0..)
-        .map(|(done, sequence)| Batch { sequence, first_offset: done.first_offset, count: done.count })
+        .map(|(done, sequence)| StoredBatch { sequence, first_offset: done.first_offset, count: done.count })
         .collect();
     batches.push_back(lost);
     let producers = BTreeMap::from([("p".to_owned(), Producer { epoch: 0, batches, used: now() })]);
@@ -251,7 +251,7 @@ fn an_older_state_never_takes_the_place_of_a_newer_one() {
 #[test]
 fn the_least_recently_used_is_forgotten_beyond_the_limit() {
     let mut table = Table::default();
-    let batch = Batch { sequence: 0, first_offset: 0, count: 1 };
+    let batch = StoredBatch { sequence: 0, first_offset: 0, count: 1 };
     for n in 0..PRODUCERS as u64 + 2 {
         table.note(&format!("p{n}"), 0, batch, n);
     }

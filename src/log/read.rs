@@ -25,11 +25,11 @@ pub struct Record {
     offset: u64,
     time: u64,
     json: bool,
-    value: Value,
+    value: RecordSource,
 }
 
 #[derive(Clone)]
-enum Value {
+enum RecordSource {
     Hot(Arc<Chunk>, u32),
     Cold(Vec<u8>),
 }
@@ -55,8 +55,8 @@ impl Record {
     /// What was appended.
     pub fn value(&self) -> &[u8] {
         match &self.value {
-            Value::Hot(chunk, record) => chunk.frame(*record).map_or(&[], |frame| frame.value),
-            Value::Cold(value) => value,
+            RecordSource::Hot(chunk, record) => chunk.frame(*record).map_or(&[], |frame| frame.value),
+            RecordSource::Cold(value) => value,
         }
     }
 }
@@ -192,20 +192,20 @@ impl Cold {
 }
 
 /// Where a reader is.
-enum Place {
+enum ReadSource {
     Hot(Arc<Segment>, Arc<Chunk>),
     Cold(Box<Cold>),
 }
 
 impl Shared {
     /// The place of an offset that is visible.
-    fn place(&self, offset: u64) -> Result<Place, Error> {
+    fn read_source(&self, offset: u64) -> Result<ReadSource, Error> {
         loop {
             let chain = self.chain.load_full();
             let trimmed = |first| Error::Trimmed { offset, first };
             let Some(segment) = chain.locate(offset) else { return Err(trimmed(chain.first())) };
             if let Some(chunk) = segment.chunk.load_full() {
-                return Ok(Place::Hot(segment, chunk));
+                return Ok(ReadSource::Hot(segment, chunk));
             }
             // Chunks are let go of only after sealing.
             let Some(sealed) = segment.sealed.get() else { continue };
@@ -214,7 +214,9 @@ impl Shared {
             }
             let path = self.dir.join(file::name(segment.base()));
             match self.env.disk.open(&path, false) {
-                Ok(file) => return Ok(Place::Cold(Box::new(Cold::new(file, Arc::clone(&segment), sealed)))),
+                Ok(file) => {
+                    return Ok(ReadSource::Cold(Box::new(Cold::new(file, Arc::clone(&segment), sealed))));
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     let first = self.chain.load().first();
                     if offset < first {
@@ -231,8 +233,8 @@ impl Shared {
         if offset >= self.visible().get() {
             return Ok(None);
         }
-        let cold = match self.place(offset)? {
-            Place::Hot(segment, chunk) => {
+        let cold = match self.read_source(offset)? {
+            ReadSource::Hot(segment, chunk) => {
                 let record = (offset - segment.base()) as u32;
                 let frame = chunk.frame(record).ok_or(Error::Damaged { offset })?;
                 if frame.flags & LOST != 0 {
@@ -243,10 +245,10 @@ impl Shared {
                     offset,
                     time,
                     json: frame.flags & JSON != 0,
-                    value: Value::Hot(chunk, record),
+                    value: RecordSource::Hot(chunk, record),
                 }));
             }
-            Place::Cold(cold) => cold,
+            ReadSource::Cold(cold) => cold,
         };
         let path = || self.dir.join(file::name(cold.segment.base()));
         let Some(sealed) = cold.segment.sealed.get() else { return Err(Error::Damaged { offset }) };
@@ -263,7 +265,7 @@ impl Shared {
         buf.drain(..before); // the frame becomes its value, in place
         buf.truncate(length);
         let time = cold.segment.header.created + time;
-        Ok(Some(Record { offset, time, json, value: Value::Cold(buf) }))
+        Ok(Some(Record { offset, time, json, value: RecordSource::Cold(buf) }))
     }
 }
 
@@ -288,7 +290,7 @@ impl Shared {
 pub struct Reader {
     shared: Arc<Shared>,
     next: u64,
-    place: Option<Place>,
+    place: Option<ReadSource>,
     /// The offsets that `place` serves.
     from: u64,
     until: u64,
@@ -338,10 +340,10 @@ impl Reader {
         self.next = offset + 1;
         let number = (offset - self.from) as u32;
         let (frame, created, hot) = match &mut self.place {
-            Some(Place::Hot(segment, chunk)) => {
+            Some(ReadSource::Hot(segment, chunk)) => {
                 (chunk.frame(number), segment.header.created, Some((&*chunk, number)))
             }
-            Some(Place::Cold(cold)) => {
+            Some(ReadSource::Cold(cold)) => {
                 let created = cold.segment.header.created;
                 let frame = cold.read(number).map_err(|error| {
                     self.next = offset;
@@ -368,14 +370,14 @@ impl Reader {
         if offset >= visible {
             return Ok(false);
         }
-        if let Some(Place::Hot(segment, chunk)) = &self.place {
+        if let Some(ReadSource::Hot(segment, chunk)) = &self.place {
             self.until = hot_end(segment, chunk, visible);
             if offset >= self.from && offset < self.until {
                 return Ok(true);
             }
         }
         (self.from, self.until) = (0, 0); // should this fail, nothing of the old place is used
-        let place = match self.shared.place(offset) {
+        let place = match self.shared.read_source(offset) {
             Err(Error::Damaged { offset }) => {
                 self.next = offset + 1;
                 return Err(Error::Damaged { offset });
@@ -383,8 +385,8 @@ impl Reader {
             found => found?,
         };
         (self.from, self.until) = match &place {
-            Place::Hot(segment, chunk) => (segment.base(), hot_end(segment, chunk, visible)),
-            Place::Cold(cold) => (cold.segment.base(), cold.segment.base() + u64::from(cold.records)),
+            ReadSource::Hot(segment, chunk) => (segment.base(), hot_end(segment, chunk, visible)),
+            ReadSource::Cold(cold) => (cold.segment.base(), cold.segment.base() + u64::from(cold.records)),
         };
         self.place = Some(place);
         Ok(true)
@@ -442,8 +444,8 @@ impl Iterator for Iter {
         step.transpose().map(|step| {
             step.map(|Step { record: RecordRef { offset, time, json, value, .. }, hot }| {
                 let value = hot.map_or_else(
-                    || Value::Cold(value.to_vec()),
-                    |(chunk, record)| Value::Hot(Arc::clone(chunk), record),
+                    || RecordSource::Cold(value.to_vec()),
+                    |(chunk, record)| RecordSource::Hot(Arc::clone(chunk), record),
                 );
                 Record { offset, time, json, value }
             })

@@ -4,7 +4,7 @@
 use super::{
     Damage, Error,
     environment::now,
-    recovery::{self, Found, State, Survey},
+    recovery::{self, State, Survey, SurveyedSegment},
 };
 use crate::{
     disk::{self, Aligned, BLOCK, Disk, salvage},
@@ -64,8 +64,8 @@ pub(crate) fn repair_on(
     let mut repaired = Repaired { damage, kept: Vec::new() };
     let Some(log) = segments.first().map(|first| first.header.log) else { return Ok(repaired) };
     let secret = segments.iter().map(|found| found.header.secret).find(|secret| secret.0.is_some());
-    let damaged = |found: &&Found| repaired.damage.iter().any(|damage| damage.path == found.path);
-    let damaged: Vec<&Found> = segments.iter().filter(damaged).collect();
+    let damaged = |found: &&SurveyedSegment| repaired.damage.iter().any(|damage| damage.path == found.path);
+    let damaged: Vec<&SurveyedSegment> = segments.iter().filter(damaged).collect();
     // Before anything is changed.
     for range in &missing {
         let count = range.end - range.start;
@@ -102,7 +102,7 @@ fn lost(record: u32) -> Stamp {
 }
 
 /// Copies the file as it is to a name that no file has, durably.
-fn keep_aside(disk: &dyn Disk, dir: &Path, found: &Found) -> Result<PathBuf, Error> {
+fn keep_aside(disk: &dyn Disk, dir: &Path, found: &SurveyedSegment) -> Result<PathBuf, Error> {
     let names = disk.list(dir).map_err(Error::io("list", dir))?;
     let name = file::name(found.header.base);
     let free = (1..=names.len() + 1)
@@ -125,7 +125,7 @@ fn keep_aside(disk: &dyn Disk, dir: &Path, found: &Found) -> Result<PathBuf, Err
 }
 
 /// Writes the segment anew, with what is left of it.
-fn rewrite(disk: &dyn Disk, dir: &Path, found: &Found) -> io::Result<()> {
+fn rewrite(disk: &dyn Disk, dir: &Path, found: &SurveyedSegment) -> io::Result<()> {
     let source = disk.open(&found.path, false)?;
     let bytes = Region::read(&*source, source.len()?, true)?;
     let positions: Vec<Option<u32>> = match &found.state {

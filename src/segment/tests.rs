@@ -7,7 +7,7 @@ use super::{
     scan, sealed,
 };
 use crate::{
-    chunk::{Batch, Chunk, ChunkPosition, FrameMeta, Memory, Value},
+    chunk::{AppendValue, Batch, Chunk, ChunkPosition, FrameMeta, Memory},
     disk::{Disk, sim::Sim},
     frame::{EXTENDED, JSON},
     log::{Log, Options, Record},
@@ -29,7 +29,7 @@ fn header(secret: Secret) -> Header {
 /// A value with marks, as appenders make them.
 struct Marked(&'static [u8], u16);
 
-impl Value for Marked {
+impl AppendValue for Marked {
     fn bytes(&self) -> &[u8] {
         self.0
     }

@@ -20,7 +20,7 @@ pub(crate) use dir::{SETTINGS_FILE, STORE_LOCK, id_of};
 #[cfg(feature = "store")]
 pub(super) use open::has_room;
 pub(super) use open::{Full, open, seal};
-pub(super) use survey::{Found, State, Survey, deep_survey};
+pub(super) use survey::{State, Survey, SurveyedSegment, deep_survey};
 
 #[cfg(all(test, feature = "store", not(loom)))]
 mod full_tests;

@@ -11,7 +11,7 @@ use super::{
         roll::{Active, Roller},
     },
     aside, restore,
-    survey::{Found, State, Survey, survey},
+    survey::{State, Survey, SurveyedSegment, survey},
 };
 use crate::{
     chunk::{Before, Chunk, ChunkPosition, Images, Memory},
@@ -214,7 +214,7 @@ fn resume(
     dir: &Path,
     options: &Options,
     identity: &Identity,
-    found: Vec<Found>,
+    found: Vec<SurveyedSegment>,
     roller: &Roller,
 ) -> Result<Opening, Error> {
     let disk = &*env.disk;
@@ -222,7 +222,7 @@ fn resume(
     remove_temporary(disk, dir)?;
     let mut segments = Vec::new();
     let mut previous = Previous::default();
-    for Found { header, header_whole, mark, path, state } in found {
+    for SurveyedSegment { header, header_whole, mark, path, state } in found {
         if !header_whole {
             rewrite_header(disk, &path, &header, mark).map_err(Error::io("write", &path))?;
         }
@@ -376,7 +376,12 @@ pub(in crate::log) fn seal(file: &dyn File, header: &Header, scan: &Scan) -> io:
 }
 
 /// Opens for reading only what is damaged, or on a disk without room: nothing is written, and all that verifies is served.
-fn read_only(disk: &dyn Disk, dir: &Path, identity: &Identity, found: Vec<Found>) -> Result<Opening, Error> {
+fn read_only(
+    disk: &dyn Disk,
+    dir: &Path,
+    identity: &Identity,
+    found: Vec<SurveyedSegment>,
+) -> Result<Opening, Error> {
     let mut segments = Vec::new();
     let mut end = 0;
     for found in found {

@@ -17,7 +17,7 @@ use super::{
     super::{Error, stats},
     aside,
     judge::Rest,
-    survey::{Found, State, Survey},
+    survey::{State, Survey, SurveyedSegment},
 };
 use crate::{
     chunk::{Before, Content, Images, Label},
@@ -135,7 +135,7 @@ fn tell<'a>(images: &Images, names: impl IntoIterator<Item = &'a str>, why: &str
 
 /// Whether there is no damage but what an image may mend: in the last segment, which is not sealed.
 fn may_go_on(survey: &Survey) -> bool {
-    let mends = |last: &Found| matches!(&last.state, State::Damaged(wreck) if wreck.rest == Rest::None && !wreck.unreadable);
+    let mends = |last: &SurveyedSegment| matches!(&last.state, State::Damaged(wreck) if wreck.rest == Rest::None && !wreck.unreadable);
     match survey.segments.last() {
         Some(last) if mends(last) => survey.damage.iter().all(|damage| damage.path == last.path),
         _ => survey.damage.is_empty(),
@@ -159,7 +159,7 @@ fn take_up(
     image: &mut Image,
 ) -> io::Result<Fate> {
     let same = survey.segments.iter().position(|found| found.header == image.header);
-    if let Some(Found { state: State::Sealed(_), .. }) = same.and_then(|n| survey.segments.get(n))
+    if let Some(SurveyedSegment { state: State::Sealed(_), .. }) = same.and_then(|n| survey.segments.get(n))
         && image.sealed
     {
         return Ok(Fate::Needless);
@@ -207,7 +207,7 @@ fn take_up(
         image.end = Some((image.header.base + u64::from(last) + 1, None));
         return Ok(Fate::Kept);
     }
-    let end = survey.segments.last().map_or(0, Found::end);
+    let end = survey.segments.last().map_or(0, SurveyedSegment::end);
     let whole = survey.damage.is_empty();
     if whole && image.header.base == end && follows(image, earlier, before_end(disk, survey)?) {
         image.torn = behind_gap(&frames, key, &scan).to_vec();
@@ -324,7 +324,7 @@ fn go_on_behind(
     }
     let path = dir.join(file::name(header.base));
     let state = State::Open(frames.into(), scan);
-    survey.segments.push(Found { header, header_whole: true, mark: 0, path, state });
+    survey.segments.push(SurveyedSegment { header, header_whole: true, mark: 0, path, state });
     Ok(())
 }
 
@@ -384,7 +384,7 @@ fn before_end(disk: &dyn Disk, survey: &Survey) -> io::Result<Before> {
 }
 
 /// The CRC in the last frame of a segment.
-fn last_crc(disk: &dyn Disk, found: &Found) -> io::Result<Option<u32>> {
+fn last_crc(disk: &dyn Disk, found: &SurveyedSegment) -> io::Result<Option<u32>> {
     match &found.state {
         State::Unsealed(scan) | State::Open(_, scan) => Ok(scan.last_crc),
         State::Sealed(Footer { last_crc: Some(crc), .. }) => Ok(Some(*crc)),
@@ -397,7 +397,7 @@ fn last_crc(disk: &dyn Disk, found: &Found) -> io::Result<Option<u32>> {
 }
 
 /// Whether a segment that is not written any more has just the frames that an image begins with.
-fn same_bytes(disk: &dyn Disk, found: &Found, frames: &[u8]) -> io::Result<bool> {
+fn same_bytes(disk: &dyn Disk, found: &SurveyedSegment, frames: &[u8]) -> io::Result<bool> {
     let Some(words) = words_of(found) else { return Ok(false) };
     match frames.get(..words as usize * frame::WORD) {
         Some(frames) => file_begins_with(disk, &found.path, frames),
@@ -406,7 +406,7 @@ fn same_bytes(disk: &dyn Disk, found: &Found, frames: &[u8]) -> io::Result<bool>
 }
 
 /// Words of the frames of a segment that is not written any more.
-fn words_of(found: &Found) -> Option<u32> {
+fn words_of(found: &SurveyedSegment) -> Option<u32> {
     match &found.state {
         State::Sealed(footer) => Some(footer.words),
         State::Unsealed(scan) => Some(scan.words),

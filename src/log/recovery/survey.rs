@@ -25,7 +25,7 @@ use std::{
 
 /// What a directory holds.
 pub(in crate::log) struct Survey {
-    pub(in crate::log) segments: Vec<Found>,
+    pub(in crate::log) segments: Vec<SurveyedSegment>,
     pub(in crate::log) damage: Vec<Damage>,
     /// Ranges of offsets for which there is no file.
     pub(in crate::log) missing: Vec<Range<u64>>,
@@ -34,7 +34,7 @@ pub(in crate::log) struct Survey {
 }
 
 /// One segment file.
-pub(in crate::log) struct Found {
+pub(in crate::log) struct SurveyedSegment {
     pub(in crate::log) header: Header,
     /// Whether both copies of the header verify; if not, opening writes it anew, with this mark.
     pub(super) header_whole: bool,
@@ -55,7 +55,7 @@ pub(in crate::log) enum State {
     Damaged(Wreck),
 }
 
-impl Found {
+impl SurveyedSegment {
     pub(in crate::log) fn records(&self) -> u32 {
         match &self.state {
             State::Sealed(footer) => footer.records,
@@ -101,14 +101,15 @@ fn look(
     let heads = read_heads(disk, dir, &bases, &mut survey.damage)?;
     for (n, head) in heads.iter().enumerate() {
         let base = head.decoded.header.base;
-        if let Some(before) = survey.segments.last().map(Found::end).filter(|&before| before < base) {
+        if let Some(before) = survey.segments.last().map(SurveyedSegment::end).filter(|&before| before < base)
+        {
             survey.missing.push(before..base);
             survey.damage.push(Damage::new(before..base, dir, "no segment file has them"));
         }
         let next = heads.get(n + 1).map(|next| next.decoded.header.base);
         let state = examine(disk, head, next, deep).map_err(Error::io("read", &head.path))?;
         let Decoded { header, whole, mark } = head.decoded;
-        let found = Found { header, header_whole: whole, mark, path: head.path.clone(), state };
+        let found = SurveyedSegment { header, header_whole: whole, mark, path: head.path.clone(), state };
         note_damage(&found, deep, &mut survey.damage);
         survey.segments.push(found);
         progress(n + 1, heads.len());
@@ -257,7 +258,7 @@ fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::R
     Ok(judge(header, &Known { mark: *mark, footer: *footer, next, header: *state }, bytes))
 }
 
-fn note_damage(found: &Found, deep: bool, damage: &mut Vec<Damage>) {
+fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
     let base = found.header.base;
     let mut push = |offsets: Range<u64>, unreadable: bool, reason: &str| {
         damage.push(Damage { unreadable, ..Damage::new(offsets, &found.path, reason) });
