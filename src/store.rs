@@ -370,7 +370,7 @@ impl Store {
     /// # Errors
     /// The first log's that could not be closed.
     pub fn close(mut self) -> Result<(), Error> {
-        self.shut_down()
+        self.close_in_place()
     }
 
     /// A turn of the store's thread, where it has none.
@@ -379,7 +379,7 @@ impl Store {
         self.inner.turn();
     }
 
-    fn shut_down(&mut self) -> Result<(), Error> {
+    fn close_in_place(&mut self) -> Result<(), Error> {
         if let Some((stop, housekeeper)) = self.housekeeper.take() {
             drop(stop);
             let _ = housekeeper.join(); // a panic there was reported
@@ -398,7 +398,7 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        if let Err(error) = self.shut_down() {
+        if let Err(error) = self.close_in_place() {
             tracing::error!(dir = %self.inner.dir.display(), %error, "closing the store failed");
         }
     }

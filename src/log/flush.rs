@@ -286,7 +286,7 @@ impl Shared {
     }
 
     /// After the tasks have ended: commits the rest, and leaves the mark of a clean close.
-    pub(super) fn finish(&self) -> Result<(), Error> {
+    pub(super) fn commit_rest(&self) -> Result<(), Error> {
         let failed = || Error::Failed { reason: self.failed.get().cloned().unwrap_or_default() };
         let mut position = lock(&self.flush.position);
         let backoff = Backoff::new();
@@ -303,7 +303,7 @@ impl Shared {
                 Committed::Bytes(_) => {}
             }
         }
-        let kept = self.finish_keeping();
+        let kept = self.seal_rest();
         if let Err(error) = &kept {
             self.fail(error);
         }

@@ -145,7 +145,7 @@ impl Shared {
             // What is in memory and not on disk is for the next opening.
             self.roll.images.iter().for_each(|images| images.keep());
         }
-        self.shut();
+        self.stop();
     }
 
     fn panicked(&self) {
@@ -153,7 +153,7 @@ impl Shared {
     }
 
     /// Makes every append fail that has not reserved its place, and wakes who waits.
-    fn shut(&self) {
+    fn stop(&self) {
         roll::end(&self.active, &self.stopping);
         self.durable.wake_all();
         self.published.wake_all();
@@ -514,7 +514,7 @@ impl Log {
     #[cfg(feature = "store")]
     pub(crate) fn give_way(&self) {
         let _ = self.shared.failed.set("it was opened again, since there is room now".into());
-        self.shared.shut();
+        self.shared.stop();
         drop(crate::sync::lock(&self.shared.roll.doomed)); // what is being trimmed this moment is
     }
 
@@ -554,7 +554,7 @@ impl Log {
         // Here and now: later there may be another log at this path, whose files have the same names.
         self.stop_tasks();
         self.shared.producers.settle();
-        let _ = self.shared.finish_keeping(); // it has failed: nothing is sealed
+        let _ = self.shared.seal_rest(); // it has failed: nothing is sealed
     }
 
     /// What an append means here.
@@ -580,10 +580,10 @@ impl Log {
     /// # Errors
     /// [`Error::Failed`]: not all is known to be durable.
     pub fn close(mut self) -> Result<(), Error> {
-        self.shut_down()
+        self.close_in_place()
     }
 
-    fn shut_down(&mut self) -> Result<(), Error> {
+    fn close_in_place(&mut self) -> Result<(), Error> {
         if !std::mem::take(&mut self.running) {
             self.shared.unlock(); // read-only, or closed before
             return Ok(());
@@ -597,20 +597,20 @@ impl Log {
             tracing::warn!(dir = %self.shared.dir.display(), %error, "producers are not written down");
         }
         self.stop_tasks();
-        self.shared.finish()
+        self.shared.commit_rest()
     }
 
     /// Ends appends, and waits until nothing more is done in the background.
     fn stop_tasks(&self) {
-        self.shared.shut();
-        self.shared.flush.task.retire();
-        self.shared.roll.task.retire();
+        self.shared.stop();
+        self.shared.flush.task.stop();
+        self.shared.roll.task.stop();
     }
 }
 
 impl Drop for Log {
     fn drop(&mut self) {
-        if let Err(error) = self.shut_down()
+        if let Err(error) = self.close_in_place()
             && self.shared.failed.get().is_none_or(|reason| &**reason != DELETED)
         {
             tracing::error!(dir = %self.shared.dir.display(), %error, "closing the log failed");

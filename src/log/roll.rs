@@ -378,7 +378,7 @@ impl Shared {
 
     /// The rest of the maintenance task's work, when it and the flusher have stopped: seals what is durable, drops what was made
     /// ready. The last segment stays open for the next opening.
-    pub(super) fn finish_keeping(&self) -> Result<(), Error> {
+    pub(super) fn seal_rest(&self) -> Result<(), Error> {
         let mut done = Ok(());
         let mut stalled = lock(&self.roll.stalled).take();
         while let Some(job) = stalled.take().or_else(|| self.roll.jobs.pop()) {

@@ -88,7 +88,7 @@ impl<S: Send + Sync + 'static> Task<S> {
     }
 
     /// Waits until the turn that is being run is over, if there is one; there will be no other.
-    pub(super) fn retire(&self) {
+    pub(super) fn stop(&self) {
         drop(lock(&self.work).take());
     }
 
@@ -319,7 +319,7 @@ mod models {
                 pool.run_next();
             }
             appender.join().unwrap();
-            task.retire();
+            task.stop();
             pool.clear();
         });
     }
@@ -359,7 +359,7 @@ mod models {
                 pool.run_next();
             }
             sender.join().unwrap();
-            task.retire();
+            task.stop();
             pool.clear();
         });
     }
@@ -400,7 +400,7 @@ mod models {
             };
             let next = lock(&pool.0.0).pop_front();
             next.into_iter().for_each(Run::run);
-            task.retire();
+            task.stop();
             alone.enter_and_leave();
             other.join().unwrap();
             pool.clear();
