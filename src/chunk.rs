@@ -457,9 +457,7 @@ impl Drop for Chunk {
 }
 
 #[cfg(all(test, loom))]
-#[path = "chunk/models.rs"]
 mod models;
 
 #[cfg(all(test, not(loom)))]
-#[path = "chunk/tests.rs"]
 mod tests;

@@ -576,5 +576,3 @@ fn check_name(name: &str) -> Result<(), Error> {
 
 #[cfg(all(test, not(loom)))]
 mod tests;
-#[cfg(all(test, not(loom)))]
-mod trouble_tests;

@@ -181,7 +181,7 @@ fn place<S: AppendValues + ?Sized>(
     let expected_record = expected.map(|offset| {
         offset.checked_sub(segment.base()).and_then(|record| u32::try_from(record).ok()).unwrap_or(u32::MAX)
     });
-    if shared.flush.task.is_idle() {
+    if shared.flush.is_idle() {
         shared.refresh_clock(); // the flusher slept, and the clock with it
     }
     // The durable frontier is read before anything is reserved: what the frame proves is true when it is written.
@@ -193,7 +193,7 @@ fn place<S: AppendValues + ?Sized>(
     match active.chunk.append(batch, expected_record, meta) {
         AppendOutcome::At(record) => {
             let first = segment.base() + u64::from(record);
-            shared.flush.task.wake_if_idle(LINGER);
+            shared.flush.wake_if_idle(LINGER);
             if shared.options.durability == Durability::Memory {
                 shared.publish(active, first + u64::from(batch.records()));
             }
@@ -275,7 +275,7 @@ pub struct Room {
 
 impl Room {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let point = shared.roll.changed.get() + 1;
+        let point = shared.roll.changes().get() + 1;
         shared.roll.ask(0);
         Self { shared, point, ticket: None }
     }
@@ -286,7 +286,7 @@ impl Future for Room {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        poll_frontier(&this.shared.roll.changed, this.point, &mut this.ticket, context, || {
+        poll_frontier(this.shared.roll.changes(), this.point, &mut this.ticket, context, || {
             this.shared.writable().is_err()
         })
     }
@@ -294,7 +294,7 @@ impl Future for Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.ticket.take().into_iter().for_each(|ticket| self.shared.roll.changed.leave(ticket));
+        self.ticket.take().into_iter().for_each(|ticket| self.shared.roll.changes().leave(ticket));
     }
 }
 

@@ -76,7 +76,7 @@ impl CommitCursor {
 /// What the flusher shares with those who append and wait.
 pub(crate) struct Flusher {
     position: Mutex<CommitCursor>,
-    pub(super) task: std::sync::Arc<Task<Shared>>,
+    task: std::sync::Arc<Task<Shared>>,
     /// Whether the maintenance task has been asked for zeros ahead.
     zeroing: AtomicBool,
 }
@@ -91,6 +91,30 @@ impl Flusher {
     #[cfg(feature = "store")]
     pub(super) fn is_held_up(&self) -> bool {
         lock(&self.position).pause.is_some()
+    }
+
+    pub(super) fn begin(&self, shared: &Arc<Shared>) {
+        self.task.begin(Arc::clone(shared));
+    }
+
+    pub(super) fn stop(&self) {
+        self.task.stop();
+    }
+
+    /// Somebody waits for what is not durable yet.
+    pub(super) fn kick(&self) {
+        self.task.kick();
+    }
+
+    /// Whether the flusher was idle a moment ago: for what may as well be missed.
+    #[inline]
+    pub(super) fn is_idle(&self) -> bool {
+        self.task.is_idle()
+    }
+
+    /// Something was appended: if the flusher is idle, it has a turn after this time.
+    pub(super) fn wake_if_idle(&self, linger: Duration) {
+        self.task.wake_if_idle(linger);
     }
 
     pub(super) fn zeros_done(&self) {
@@ -214,11 +238,11 @@ impl Shared {
     /// The segment is closed, and all of it durable.
     fn leave_segment(&self, position: &CommitCursor) {
         let segment = Arc::clone(&position.segment);
-        self.roll.unwritten.fetch_sub(1, Ordering::SeqCst);
+        self.roll.written();
         if position.done.records > 0 {
             self.roll.send(Job::Seal(segment, position.done));
         } else if position.begun {
-            self.roll.share.release(segment.header.capacity);
+            self.roll.share().release(segment.header.capacity);
             self.roll.send(Job::Prepare); // its successor has the same base, and takes its file's name
         } else {
             self.roll.send(Job::Discard(segment));

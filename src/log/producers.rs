@@ -429,5 +429,4 @@ impl Producers {
 }
 
 #[cfg(all(test, not(loom)))]
-#[path = "producers_tests.rs"]
 mod tests;

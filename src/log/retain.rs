@@ -3,14 +3,14 @@
 use super::{Error, Shared, clock, roll::Job};
 use crate::{
     segment::{Segment, file},
-    sync::{Arc, lock},
+    sync::{Arc, Mutex, lock},
 };
 use crossbeam::channel::RecvTimeoutError;
 use std::{collections::VecDeque, io, time::Duration};
 #[cfg(feature = "store")]
 use {
     super::{ATTEMPT, ATTEMPTS},
-    crossbeam::channel::TryRecvError,
+    crossbeam::channel::{Receiver, TryRecvError},
 };
 
 /// The segments in the order of their offsets, never none. The last one, or the last few with
@@ -21,11 +21,36 @@ pub(crate) struct Chain {
 
 /// Segments that nobody finds any more, and whose files are still to be removed.
 #[derive(Default)]
-pub(super) struct Doomed {
+struct Doomed {
     /// By their base offsets, in order.
     files: VecDeque<u64>,
     /// Set for good when it is not known which names are durably gone: what is removed after that could leave a gap.
     failed: Option<Error>,
+}
+
+/// What is being trimmed.
+pub(crate) struct Trimmer {
+    /// The maintenance task's alone, if there is one.
+    doomed: Mutex<Doomed>,
+    /// Where a trim is answered for which nobody waits any more.
+    #[cfg(feature = "store")]
+    unanswered: Mutex<Option<Receiver<Result<u64, Error>>>>,
+}
+
+impl Trimmer {
+    pub(super) fn new() -> Self {
+        Self {
+            doomed: Mutex::new(Doomed::default()),
+            #[cfg(feature = "store")]
+            unanswered: Mutex::new(None),
+        }
+    }
+
+    /// Waits until no file is being removed. To be called when the log has ended, so that none is after that.
+    #[cfg(feature = "store")]
+    pub(super) fn settle(&self) {
+        drop(lock(&self.doomed));
+    }
 }
 
 /// Files that are removed at a time: between them the maintenance task does what else there is to do.
@@ -152,7 +177,7 @@ impl Shared {
             return self.trim_now(before)?.ok_or(Error::WouldBlock);
         }
         self.writable()?;
-        let mut unanswered = lock(&self.roll.unanswered);
+        let mut unanswered = lock(&self.trimmer.unanswered);
         if let Some(answered) = &*unanswered
             && matches!(answered.try_recv(), Err(TryRecvError::Empty))
         {
@@ -205,12 +230,12 @@ impl Shared {
                 segment.next.set(Arc::clone(last));
             }
         }
-        lock(&self.roll.doomed).files.extend(dropped.iter().map(|segment| segment.base()));
+        lock(&self.trimmer.doomed).files.extend(dropped.iter().map(|segment| segment.base()));
     }
 
     /// Removes files of trimmed segments, for a while; says whether there is none left.
     fn remove_doomed(&self) -> Result<bool, Error> {
-        let mut doomed = lock(&self.roll.doomed); // the maintenance task's alone, if there is one
+        let mut doomed = lock(&self.trimmer.doomed);
         if let Some(error) = &doomed.failed {
             return Err(error.clone());
         }

@@ -14,9 +14,7 @@ use super::{
     Error, Frontier, Shared,
     append::Patience,
     budget::Budget,
-    clock,
-    retain::Doomed,
-    stats,
+    clock, stats,
     task::{Schedule, Task},
 };
 use crate::{
@@ -30,13 +28,11 @@ use crate::{
     },
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
 };
-#[cfg(feature = "store")]
-use crossbeam::channel::Receiver;
 use crossbeam::{
     channel::Sender,
     queue::{ArrayQueue, SegQueue},
 };
-use std::time::Duration;
+use std::{io, time::Duration};
 
 /// How long until a spare chunk that could not be made is tried again.
 const RETRY: Duration = Duration::from_millis(250);
@@ -140,15 +136,15 @@ enum Undone {
 
 /// What appenders and the maintenance task share about rolling.
 pub(crate) struct Roller {
-    pub(super) ready: ArrayQueue<SpareSegment>,
-    /// Counts what those who wait for room are to look at: a spare chunk, a roll, an error.
-    pub(super) changed: Frontier,
-    pub(super) budget: Arc<Budget>,
-    pub(super) share: Arc<PoolShare>,
+    ready: ArrayQueue<SpareSegment>,
+    /// Event counter: bumped on a ready segment, a roll or an error; wakes appenders that wait for room.
+    changed: Frontier,
+    budget: Arc<Budget>,
+    share: Arc<PoolShare>,
     /// Where chunk memory is kept that outlives the process.
-    pub(super) images: Option<std::sync::Arc<Images>>,
-    /// Chunks that are not all on disk: the active one, and those behind which it stands.
-    pub(super) unwritten: AtomicU64,
+    images: Option<std::sync::Arc<Images>>,
+    /// Chunks that are not all on disk: the active one, and those before it.
+    unwritten: AtomicU64,
     /// The largest that an append needs which waits for the next chunk.
     needs: AtomicU64,
     asked: AtomicBool,
@@ -160,14 +156,9 @@ pub(crate) struct Roller {
     stalled: Mutex<Option<Job>>,
     /// Jobs that give memory back, or let it be taken.
     owed: AtomicU64,
-    /// Where a trim is answered for which nobody waits any more.
-    #[cfg(feature = "store")]
-    pub(super) unanswered: Mutex<Option<Receiver<Result<u64, Error>>>>,
-    /// Files of segments that were trimmed.
-    pub(super) doomed: Mutex<Doomed>,
     /// Files prepared so far, for their temporary names.
     files: AtomicU64,
-    pub(super) task: std::sync::Arc<Task<Shared>>,
+    task: std::sync::Arc<Task<Shared>>,
 }
 
 impl Roller {
@@ -189,12 +180,62 @@ impl Roller {
             jobs: SegQueue::new(),
             stalled: Mutex::new(None),
             owed: AtomicU64::new(0),
-            #[cfg(feature = "store")]
-            unanswered: Mutex::new(None),
-            doomed: Mutex::new(Doomed::default()),
             files: AtomicU64::new(0),
             task: Task::new(threads, Shared::maintain, Shared::panicked),
         }
+    }
+
+    /// Chunk memory of so many bytes: shared memory, if the log has that and there is room.
+    pub(super) fn memory(&self, capacity: u64) -> io::Result<Memory> {
+        Memory::shared(capacity, self.images.as_ref())
+    }
+
+    /// The log's share of the pool, which its chunks go back to.
+    pub(super) fn share(&self) -> Arc<PoolShare> {
+        Arc::clone(&self.share)
+    }
+
+    /// Whether the budget has room for a chunk of so many bytes more.
+    pub(super) fn has_room(&self, capacity: u64) -> bool {
+        self.budget.has_room(capacity)
+    }
+
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn images(&self) -> Option<std::sync::Arc<Images>> {
+        self.images.clone()
+    }
+
+    /// From now on shared memory stays when the log is let go: what it has is for the next opening.
+    pub(super) fn keep_shared_memory(&self) {
+        self.images.iter().for_each(|images| images.keep());
+    }
+
+    /// What appenders wait for that find no room.
+    pub(super) fn changes(&self) -> &Frontier {
+        &self.changed
+    }
+
+    /// The chunk of a segment is all on disk.
+    pub(super) fn written(&self) {
+        self.unwritten.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn begin(&self, shared: &Arc<Shared>) {
+        self.task.begin(Arc::clone(shared));
+    }
+
+    pub(super) fn stop(&self) {
+        self.task.stop();
+    }
+
+    #[cfg(feature = "store")]
+    pub(super) fn is_busy(&self) -> bool {
+        self.task.is_running()
     }
 
     pub(super) fn send(&self, job: Job) {
@@ -419,7 +460,7 @@ impl Shared {
         let Some(capacity) = self.next_capacity(needs) else {
             roll.asked.store(true, Ordering::SeqCst); // for the next turn, which sealing begins
             // An appender may have closed a chunk before the first record, and nobody else tells the flusher then.
-            self.flush.task.kick();
+            self.flush.kick();
             return;
         };
         roll.share.claim(capacity);
@@ -530,5 +571,6 @@ impl Shared {
 }
 
 #[cfg(all(test, loom))]
-#[path = "roll_models.rs"]
 mod models;
+#[cfg(all(test, not(loom)))]
+mod tests;

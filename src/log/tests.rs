@@ -1,3 +1,6 @@
+mod clock;
+mod refused;
+
 use super::*;
 use crate::disk::{Disk, sim::Sim};
 use std::{future::Future, path::Path};
@@ -434,82 +437,4 @@ fn what_was_appended_as_json_says_so_in_memory_and_from_disk() {
     let log = open(&sim).unwrap();
     assert_eq!(marks(&log), expected);
     assert!(log.read(0).unwrap().unwrap().is_json());
-}
-
-/// The maintenance task takes the ready chunk out to look at it. An appender that looked in that moment asked, and slept for
-/// ever if the maintenance task then put it back without a word (seen once, on a busy machine).
-#[test]
-fn who_asks_for_a_chunk_is_told_also_when_one_was_ready() {
-    let log = open(&Sim::new(1)).unwrap();
-    let roll = &log.shared.roll;
-    let deadline = std::time::Instant::now() + Duration::from_secs(5);
-    roll.ask(0);
-    while roll.ready.is_empty() {
-        assert!(std::time::Instant::now() < deadline);
-        std::thread::yield_now();
-    }
-    std::thread::sleep(Duration::from_millis(5)); // until the maintenance task rests
-    let seen = roll.changed.get();
-    roll.ask(0);
-    roll.changed.park(seen + 1, || false, Some(deadline));
-    assert!(roll.changed.get() > seen);
-}
-
-/// An appender takes the ready chunk, finds it too small, and puts it back, when the maintenance task has made another one.
-#[test]
-fn what_is_ready_twice_is_let_go_of_with_its_claim_and_its_file() {
-    let sim = Sim::new(1);
-    let log = open(&sim).unwrap();
-    let roll = &log.shared.roll;
-    let deadline = std::time::Instant::now() + Duration::from_secs(5);
-    let wait_for = |done: &dyn Fn() -> bool| {
-        while !done() {
-            assert!(std::time::Instant::now() < deadline);
-            std::thread::yield_now();
-        }
-    };
-    let ready = || {
-        roll.ask(0);
-        wait_for(&|| !roll.ready.is_empty());
-    };
-    ready();
-    let claimed = roll.budget.claimed();
-    let small = roll.ready.pop().unwrap();
-    ready();
-    assert!(roll.budget.claimed() > claimed);
-    roll.put_back(small);
-    wait_for(&|| roll.budget.claimed() == claimed);
-    let temporary =
-        || sim.dump().into_keys().filter(|path| path.extension().is_some_and(|e| e == "tmp")).count();
-    wait_for(&|| temporary() == 1);
-}
-
-/// A thread that moves on to the next chunk was put to sleep when it had linked it; the log was closed meanwhile, and
-/// took records all the same when it woke up.
-#[test]
-fn a_log_that_was_closed_while_a_chunk_was_being_moved_on_to_takes_nothing_more() {
-    let sim = Sim::new(1);
-    let log = open(&sim).unwrap();
-    let shared = Arc::clone(&log.shared);
-    let first = shared.active.load_full();
-    while log.shared.roll.ready.is_empty() {
-        log.append(&[1; 100]).unwrap();
-        log.flush().unwrap();
-    }
-    while Arc::ptr_eq(&shared.active.load_full(), &first) && first.chunk.end().is_none() {
-        // Straddles the end, and so closes the chunk, without moving on.
-        let meta = crate::chunk::FrameMeta { key: first.segment.key, lead: 0, time: 0 };
-        let _ = first.chunk.append(crate::chunk::Batch::new(&[&[1; 100]], 4096).unwrap(), None, meta);
-    }
-    let end = log.next_offset();
-    let slow = |base| {
-        let fresh = shared.successor(base, 0, 0);
-        log.close().unwrap();
-        fresh
-    };
-    roll::install_successor(&shared.active, &first, slow, |_| ());
-    let late = append::append(&shared, &[&[2; 100]], None, append::Patience::Blocking);
-    assert!(matches!(late, Err(Error::Closed)), "{late:?}");
-    drop(shared);
-    assert_eq!(open(&sim).unwrap().next_offset(), end);
 }

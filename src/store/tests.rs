@@ -1,3 +1,5 @@
+mod trouble;
+
 use super::*;
 use std::time::Instant;
 

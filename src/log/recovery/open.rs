@@ -7,7 +7,7 @@ use super::{
         budget::Budget,
         clock,
         flush::{CommitCursor, Flusher},
-        retain::Chain,
+        retain::{Chain, Trimmer},
         roll::{Active, Roller},
     },
     aside, restore,
@@ -108,7 +108,7 @@ pub(in crate::log) fn open(
     let Opening { segments, active, done, clock, full } = opened;
     let durable = active.segment.base() + u64::from(done.records);
     let position = CommitCursor::new(&active, done, true);
-    roller.share.claim(active.chunk.capacity());
+    roller.share().claim(active.chunk.capacity());
     Ok(Shared {
         options,
         dir: dir.to_owned(),
@@ -122,6 +122,7 @@ pub(in crate::log) fn open(
         newest_found: clock,
         flush: Flusher::new(position, std::sync::Arc::clone(&env.flushers)),
         roll: roller,
+        trimmer: Trimmer::new(),
         stopping: AtomicBool::new(false),
         failed: OnceLock::new(),
         damage,
@@ -235,15 +236,14 @@ fn resume(
                 let written = take_up(disk, dir, &header, &path, &bytes, &scan)?;
                 let done = ChunkPosition { records: scan.records(), words: scan.words };
                 // Where other logs of a store have taken the memory, it goes on in a segment of the smallest size.
-                let fits =
-                    header.capacity <= options.segment_bytes && roller.budget.has_room(header.capacity);
+                let fits = header.capacity <= options.segment_bytes && roller.has_room(header.capacity);
                 if fits || done.records == 0 {
-                    let mut memory = Memory::shared(header.capacity, roller.images.as_ref())
-                        .map_err(Error::io("get memory for", dir))?;
+                    let mut memory =
+                        roller.memory(header.capacity).map_err(Error::io("get memory for", dir))?;
                     memory.label(&header.label(), previous.crc(disk, header.base));
                     // No byte more: what stood behind would be taken up by the next process, should this be killed.
                     memory.load(&bytes[..scan.words as usize * 8]);
-                    let share = Some(Arc::clone(&roller.share));
+                    let share = Some(roller.share());
                     let chunk = Arc::new(Chunk::recovered(memory, share, &scan.positions, scan.words));
                     let segment = Segment::new(header, Some(written), Arc::clone(&chunk));
                     let segment = Arc::new(segment.aged(scan.times.1));
@@ -332,7 +332,7 @@ fn begin(
         before.map_or(options.first_segment_bytes, |(_, header, _)| header.capacity.saturating_mul(4));
     let base = before.map_or(0, |(_, header, footer)| header.base + u64::from(footer.records));
     let capacity = capacity.min(options.segment_bytes);
-    let capacity = if roller.budget.has_room(capacity) { capacity } else { options.first_segment_bytes };
+    let capacity = if roller.has_room(capacity) { capacity } else { options.first_segment_bytes };
     // Where there is no room for that, one of the smallest size may still go on.
     let sizes = [capacity, options.first_segment_bytes.min(capacity)];
     let mut made = sizes.into_iter().map(|capacity| (capacity, SegmentFile::prepare(disk, dir, 0, capacity)));
@@ -349,10 +349,9 @@ fn begin(
         Error::io("make a segment file in", dir)(error)
     })?;
     segment_file.begin(disk, dir, &header).map_err(Error::io("begin a segment in", dir))?;
-    let mut memory =
-        Memory::shared(capacity, roller.images.as_ref()).map_err(Error::io("get memory for", dir))?;
+    let mut memory = roller.memory(capacity).map_err(Error::io("get memory for", dir))?;
     memory.label(&header.label(), previous.crc(disk, base));
-    let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&roller.share))));
+    let chunk = Arc::new(Chunk::new(memory, Some(roller.share())));
     let segment = Arc::new(Segment::new(header, Some(segment_file), Arc::clone(&chunk)));
     segments.push(Arc::clone(&segment));
     Ok(Opening {

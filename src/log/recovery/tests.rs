@@ -1,5 +1,10 @@
 //! What recovery makes of what crashes, rot and other processes leave. Each test is named after what went wrong.
 
+#[cfg(feature = "store")]
+mod full;
+mod reviewed;
+mod unreadable;
+
 use super::{
     super::{Durability, Error, Log, Options, inspect, repair},
     dir::TORN,
@@ -68,6 +73,12 @@ pub(super) fn random(length: usize, mut seed: u64) -> Vec<u8> {
     }
     bytes.truncate(length);
     bytes
+}
+
+/// Changes an image in place: the log that was killed may have it mapped, and threads that work for it.
+pub(super) fn overwrite(path: &Path, bytes: &[u8]) {
+    use std::os::unix::fs::FileExt;
+    std::fs::File::options().write(true).open(path).unwrap().write_all_at(bytes, 0).unwrap();
 }
 
 /// Files below a directory, however deep.
@@ -356,8 +367,9 @@ fn what_was_cut_off_does_not_come_back_by_the_image() {
             log.append(&[n; 100]).and_then(|at| log.wait_durable(at)).unwrap();
         }
         sim.cut_power_after(1);
-        let last = (0..16).fold(0, |_, _| log.append(&[0xEE; 100]).unwrap());
-        let _ = log.wait_durable(last);
+        // The power may go before the last of them.
+        let last = (0..16).map_while(|_| log.append(&[0xEE; 100]).ok()).last();
+        let _ = last.map(|last| log.wait_durable(last));
         drop(log);
         let disk = sim.reboot();
         let log = open(&disk, o(Some(at.path()))).unwrap();
@@ -545,7 +557,7 @@ pub(super) fn leave(
         let at = images.latest().unwrap();
         let mut bytes = std::fs::read(&at).unwrap();
         bytes[4096 + end as usize * 8 - 50] ^= 1;
-        std::fs::write(&at, bytes).unwrap();
+        overwrite(&at, &bytes);
     }
 }
 
@@ -599,7 +611,7 @@ fn an_image_goes_on_in_the_open_segment_only_if_it_begins_as_that_does() {
             log.append(&n.to_le_bytes()).unwrap();
         }
         log.flush().unwrap();
-        let images = log.shared.roll.images.clone().unwrap();
+        let images = log.shared.roll.images().unwrap();
         let image = images.latest_labelled(0);
         let mut bytes = std::fs::read(&image).unwrap();
         let key = log.shared.active.load().segment.key;
@@ -614,7 +626,7 @@ fn an_image_goes_on_in_the_open_segment_only_if_it_begins_as_that_does() {
             bytes[4096 + 30] ^= 1;
         }
         std::fs::create_dir_all(image.parent().unwrap()).unwrap();
-        std::fs::write(&image, &bytes).unwrap();
+        overwrite(&image, &bytes);
         let expected = if same { 12 } else { 10 };
         let log = open(&sim, small(Some(at.path()))).unwrap();
         assert_eq!(values(&log).len(), expected);
@@ -691,7 +703,7 @@ fn a_flipped_bit_in_an_image_shows_nothing_false_and_harms_nothing_on_disk() {
         let mut bad = good.clone();
         bad[flipped] ^= 1 << (flipped % 8);
         std::fs::create_dir_all(image.parent().unwrap()).unwrap();
-        std::fs::write(&image, &bad).unwrap();
+        overwrite(&image, &bad);
         let log = open(&disk, o(Some(at.path()))).unwrap();
         let read = values(&log);
         assert!(

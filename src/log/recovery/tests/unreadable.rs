@@ -1,6 +1,6 @@
 //! Sectors that the disk cannot read: what is in them is not known, and nothing is given up for that.
 
-use super::tests::{DIR, FIRST, open, options, repaired, values, verified};
+use super::{DIR, FIRST, open, options, repaired, values, verified};
 use crate::{
     Error, Log, Options,
     disk::{

@@ -1,6 +1,6 @@
 //! Logs on a disk that has no room for going on when they are opened: they can be read, and trimmed to make room.
 
-use super::tests::{DIR, files_in, open, random, small, values};
+use super::{DIR, files_in, open, random, small, values};
 use crate::{
     Error, Log,
     disk::sim::{Cut, Sim},

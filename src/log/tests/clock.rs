@@ -1,9 +1,8 @@
 //! Logs whose machine's clock is wrong for a while.
 
 use super::{
-    environment::Machine,
-    tests::{DIR, small},
-    *,
+    super::{environment::Machine, *},
+    DIR, small,
 };
 use crate::disk::sim::Sim;
 use std::sync::atomic::AtomicU64;

@@ -1,6 +1,6 @@
 //! One log of a store is in trouble; the others go on.
 
-use super::*;
+use super::super::*;
 use crate::{
     disk::{
         self,

@@ -1,8 +1,8 @@
 //! What a reading with fresh eyes has proven about recovery, and about reading where a disk fails.
 
 use super::{
-    super::{Durability, Error, Log, Options},
-    tests::{DIR, FIRST, files_in, kill, leave, open, options, small},
+    super::super::{Durability, Error, Log, Options},
+    DIR, FIRST, files_in, kill, leave, open, options, small,
 };
 use crate::{
     chunk::{Before, Images},
@@ -102,9 +102,9 @@ fn trim_on_a_full_disk_with_producers() {
     });
     let log = Log::open_on(gate, Path::new(DIR), small(None)).unwrap();
     let send = |sequence| {
-        let batch = super::super::ProducerBatch { id: "p", epoch: 0, sequence };
+        let batch = crate::ProducerBatch { id: "p", epoch: 0, sequence };
         let value = [7; 1000];
-        let payload = super::super::Payload { bytes: &value, json: false };
+        let payload = crate::Payload { bytes: &value, json: false };
         loop {
             match log.try_append_once(&batch, &[payload], None) {
                 Err(Error::WouldBlock) => std::thread::sleep(std::time::Duration::from_millis(1)),

@@ -22,11 +22,5 @@ pub(super) use open::has_room;
 pub(super) use open::{Full, open, seal};
 pub(super) use survey::{State, Survey, SurveyedSegment, deep_survey};
 
-#[cfg(all(test, feature = "store", not(loom)))]
-mod full_tests;
-#[cfg(all(test, not(loom)))]
-mod reviewed_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;
-#[cfg(all(test, not(loom)))]
-mod unreadable_tests;

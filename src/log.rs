@@ -108,6 +108,7 @@ pub(crate) struct Shared {
     published: Frontier,
     flush: flush::Flusher,
     roll: roll::Roller,
+    trimmer: retain::Trimmer,
     stopping: AtomicBool,
     failed: OnceLock<std::sync::Arc<str>>,
     damage: Vec<Damage>,
@@ -143,7 +144,7 @@ impl Shared {
         if self.failed.set(error.to_string().into()).is_ok() {
             tracing::error!(dir = %self.dir.display(), %error, "the log's writer has failed");
             // What is in memory and not on disk is for the next opening.
-            self.roll.images.iter().for_each(|images| images.keep());
+            self.roll.keep_shared_memory();
         }
         self.stop();
     }
@@ -157,7 +158,7 @@ impl Shared {
         roll::end(&self.active, &self.stopping);
         self.durable.wake_all();
         self.published.wake_all();
-        self.roll.changed.wake_all();
+        self.roll.changes().wake_all();
     }
 
     /// What readers see ends here.
@@ -252,8 +253,8 @@ impl Log {
                 .into_iter()
                 .try_for_each(|threads| threads.start())
                 .map_err(Error::io("start a thread for", &shared.dir))?;
-            shared.roll.task.begin(Arc::clone(&shared));
-            shared.flush.task.begin(Arc::clone(&shared));
+            shared.roll.begin(&shared);
+            shared.flush.begin(&shared);
         }
         for damage in &shared.damage {
             tracing::error!(dir = %shared.dir.display(), %damage, "damage found: the log is read-only");
@@ -378,7 +379,7 @@ impl Log {
 
     /// Has the flusher commit what was appended, without lingering for more; does not wait for it.
     pub fn commit_soon(&self) {
-        self.shared.flush.task.kick();
+        self.shared.flush.kick();
     }
 
     /// Waits until all records up to `offset`, which an append has returned, are in memory: until the copies that
@@ -515,7 +516,7 @@ impl Log {
     pub(crate) fn give_way(&self) {
         let _ = self.shared.failed.set("it was opened again, since there is room now".into());
         self.shared.stop();
-        drop(crate::sync::lock(&self.shared.roll.doomed)); // what is being trimmed this moment is
+        self.shared.trimmer.settle();
     }
 
     /// As [`retain`](Self::retain), for who has other logs to see to: what takes longer than a moment goes on by itself.
@@ -543,7 +544,7 @@ impl Log {
             if attempt > 0 {
                 std::thread::sleep(ATTEMPT);
             }
-            self.writable().is_err() || !self.shared.roll.task.is_running()
+            self.writable().is_err() || !self.shared.roll.is_busy()
         })
     }
 
@@ -603,8 +604,8 @@ impl Log {
     /// Ends appends, and waits until nothing more is done in the background.
     fn stop_tasks(&self) {
         self.shared.stop();
-        self.shared.flush.task.stop();
-        self.shared.roll.task.stop();
+        self.shared.flush.stop();
+        self.shared.roll.stop();
     }
 }
 
@@ -640,10 +641,6 @@ fn show(range: &Range<u64>) -> String {
     }
 }
 
-#[cfg(all(test, not(loom)))]
-mod clock_tests;
-#[cfg(all(test, not(loom)))]
-mod refused_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;
 

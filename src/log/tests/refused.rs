@@ -1,9 +1,6 @@
 //! What a log does while the system refuses something, or is slow at it, and when the power goes while it trims.
 
-use super::{
-    tests::{DIR, open, small, values},
-    *,
-};
+use super::{super::*, DIR, open, small, values};
 use crate::disk::{
     gate::{Gate, Operation},
     sim::Sim,
@@ -113,7 +110,7 @@ fn a_moment_without_descriptors_memory_or_room_fails_no_log() {
         let log = Log::open_on(gate, Path::new(DIR), small()).unwrap();
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
         let mut appended = 0u64;
-        while log.shared.roll.ready.is_empty() {
+        while !log.shared.roll.is_ready() {
             log.append(&[7; 100]).unwrap();
             log.flush().unwrap();
             appended += 1;
