@@ -78,7 +78,14 @@ pub(super) fn random(length: usize, mut seed: u64) -> Vec<u8> {
 /// Changes an image in place: the log that was killed may have it mapped, and threads that work for it.
 pub(super) fn overwrite(path: &Path, bytes: &[u8]) {
     use std::os::unix::fs::FileExt;
-    std::fs::File::options().write(true).open(path).unwrap().write_all_at(bytes, 0).unwrap();
+    std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .unwrap()
+        .write_all_at(bytes, 0)
+        .unwrap();
 }
 
 /// Files below a directory, however deep.
