@@ -47,6 +47,9 @@ fn options() -> StoreOptions {
 }
 
 fn start() -> Running {
+    // Rust programs ignore this signal, and libFuzzer's begin elsewhere.
+    let caught = std::sync::Arc::default();
+    signal_hook::flag::register(signal_hook::consts::SIGPIPE, caught).unwrap();
     let dir = tempfile::tempdir_in(images::images()).unwrap();
     let settings = Settings {
         threads: 1,
