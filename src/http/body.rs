@@ -1,7 +1,7 @@
 //! Request bodies: read whole, within a size, a time and the server's memory, decompressed, and parsed as JSON.
 
 use super::{
-    memory::{Buffer, FREE, Grant, Purpose},
+    memory::{Buffer, FREE, Grant, Purpose, Work},
     problem::{Problem, cut},
     room::Meter,
     router::Context,
@@ -104,16 +104,17 @@ impl Encoding {
     }
 
     /// The body as it was before it was compressed, up to `limit` bytes, into memory of the budget; and no further than
-    /// until it is clear that its records are too many for the log.
+    /// until it is clear that its records are too many for the log. `None` where it is more than such `work`.
     pub(super) fn decode(
         self,
         body: Bytes,
         limit: usize,
+        work: Work,
         grant: Grant,
         mut meter: Meter,
-    ) -> Result<Bytes, Problem> {
+    ) -> Result<Option<Bytes>, Problem> {
         let mut decoder: Box<dyn Read + '_> = match self {
-            Self::Identity => return Ok(body),
+            Self::Identity => return Ok(Some(body)),
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(&body[..])),
             Self::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(&body[..]).map_err(broken)?;
@@ -121,7 +122,7 @@ impl Encoding {
                 Box::new(decoder)
             }
         };
-        let mut buffer = Buffer::new(limit.saturating_add(1), grant);
+        let mut buffer = Buffer::new(limit.min(work.bytes()).saturating_add(1), grant);
         loop {
             let more = buffer.grow(AT_ONCE, |space| decoder.read(space))?.map_err(broken)?;
             if more.is_empty() {
@@ -131,9 +132,12 @@ impl Encoding {
             if buffer.len() > limit {
                 return Err(too_large(limit, " once decoded"));
             }
+            if buffer.len() > work.bytes() {
+                return Ok(None);
+            }
         }
         drop(decoder);
-        Ok(buffer.freeze())
+        Ok(Some(buffer.freeze()))
     }
 }
 

@@ -179,7 +179,8 @@ impl Server {
         stopped: &watch::Receiver<bool>,
         recovered: &Arc<AtomicBool>,
     ) -> io::Result<()> {
-        let memory = Memory::new(self.settings.memory_bytes, self.settings.threads);
+        let largest = self.settings.body_bytes.max(self.settings.decoded_bytes);
+        let memory = Memory::new(self.settings.memory_bytes, largest, self.settings.threads);
         let guard = Arc::new(Guard::new(&self.settings, self.address()?));
         let metrics = Arc::new(Metrics::new(store));
         let (connections, settings) =
