@@ -6,6 +6,7 @@ use super::{
     room::Meter,
     router::Context,
 };
+use crate::store::Store;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{StatusCode, body::Body};
@@ -79,6 +80,24 @@ where
         buffer.extend(&data)?;
     }
     Ok(buffer.freeze())
+}
+
+/// Bodies from this size on are taken apart off the runtime's thread, which has others to answer: a mebibyte of JSON
+/// takes a millisecond to check.
+pub(super) const LARGE: usize = 256 << 10;
+
+/// Takes a body apart off the runtime's thread, when it is its turn.
+pub(super) async fn in_turn<T: Send + 'static>(
+    context: &Context,
+    work: Work,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problem> {
+    let turn = context.memory.turn_for_a_body(work, context.limits.append_time).await?;
+    let run = move |_: &Store| {
+        let _turn = turn; // held to the end, also where nobody waits for it any more
+        run()
+    };
+    context.blocking(run).await
 }
 
 /// How a body is compressed.

@@ -82,11 +82,8 @@ const MORE: usize = 8 << 20;
 impl Work {
     /// What so many bytes are, at the least.
     pub(super) fn of(bytes: usize) -> Self {
-        match bytes {
-            ..=LITTLE => Self::Little,
-            ..=MORE => Self::More,
-            _ => Self::Much,
-        }
+        let works = [Self::Little, Self::More];
+        works.into_iter().find(|work| bytes <= work.bytes()).unwrap_or(Self::Much)
     }
 
     /// What it is where it is more than this.

@@ -122,7 +122,9 @@ pub(super) async fn append(
         Some((id, epoch, sequence)) => {
             if !log.knows_producers() {
                 let log = Arc::clone(&log);
-                context.blocking(move |_| log.learn_producers()).await??;
+                let learn =
+                    move |_: &Store| log.learn_producers().map_err(|error| Problem::from(error).of(&log));
+                context.blocking(learn).await??;
             }
             let producer = ProducerBatch { id, epoch: *epoch, sequence: *sequence };
             context.append(&log, || log.try_append_values_once(&producer, &batch, expect)).await?
@@ -138,10 +140,6 @@ pub(super) async fn append(
     Ok(json(&Appended { first_offset, last_offset, count, repeated }))
 }
 
-/// Bodies from this size on are taken apart off the runtime's thread, which has others to answer: a mebibyte of JSON
-/// takes a millisecond to check.
-const LARGE: usize = 256 << 10;
-
 async fn take_apart(
     context: &Context,
     format: Format,
@@ -150,7 +148,7 @@ async fn take_apart(
     settings: &LogSettings,
     room: Room,
 ) -> Result<Batch, Problem> {
-    let small = bytes.len() < LARGE && encoding == body::Encoding::Identity;
+    let small = bytes.len() < body::LARGE && encoding == body::Encoding::Identity;
     let mut work = Work::of(bytes.len());
     let (limit, settings, memory) =
         (context.limits.decoded_bytes, settings.clone(), Arc::clone(&context.memory));
@@ -169,13 +167,8 @@ async fn take_apart(
         let done = if small {
             run(work)?
         } else {
-            let turn = context.memory.turn_for_a_body(work, context.limits.append_time).await?;
             let run = Arc::clone(&run);
-            let run = move |_: &Store| {
-                let _turn = turn; // held to the end, also where nobody waits for it any more
-                run(work)
-            };
-            context.blocking(run).await??
+            body::in_turn(context, work, move || run(work)).await??
         };
         match done {
             Some(batch) => return Ok(batch),
@@ -367,7 +360,21 @@ pub(super) async fn range(
         let offset = from.resolve(context, &log).await?;
         return tail::stream(context, &log, offset);
     }
-    let offset = from.unwrap_or(From::Earliest).resolve(context, &log).await?;
+    let ranged = records_from(context, &log, from.unwrap_or(From::Earliest), wait, format, budget).await;
+    ranged.map_err(|problem| problem.of(&log))
+}
+
+/// A range of a log, whole or to be sent.
+async fn records_from(
+    context: &Arc<Context>,
+    log: &Arc<OpenLog>,
+    from: From,
+    wait: Duration,
+    format: Format,
+    budget: Budget,
+) -> Result<Answer, Problem> {
+    let limits = &context.limits;
+    let offset = from.resolve(context, log).await?;
     if log.visible_offset() <= offset && !wait.is_zero() {
         let mut stopped = context.stopped.clone();
         tokio::select! {
@@ -379,7 +386,7 @@ pub(super) async fn range(
     let mut reading = Reading { reader, format, budget, end, fresh: true };
     let (mut pieces, mut bytes) = (VecDeque::new(), 0);
     let done = loop {
-        let (next, piece, done) = reading.piece(context, &log).await?;
+        let (next, piece, done) = reading.piece(context, log).await?;
         reading = next;
         bytes += piece.len();
         pieces.push_back(piece);
@@ -408,7 +415,7 @@ pub(super) async fn range(
         let next = reading.reader.offset();
         reading.budget = Budget { records: planned.records - reading.budget.records, bytes: u64::MAX };
         reading.reader.seek(back);
-        (next, send(context, &log, reading, pieces))
+        (next, send(context, log, reading, pieces))
     };
     let mut answer = Response::new(body);
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.name()));

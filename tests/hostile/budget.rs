@@ -318,7 +318,7 @@ fn large_ranges_that_are_asked_for_and_left_do_not_keep_others_from_theirs() {
                     client.send(whole.as_bytes()).unwrap();
                     // Some leave when the server may be at it, some when it has long refused them.
                     let all = asked.fetch_add(1, Ordering::Relaxed);
-                    std::thread::sleep(Duration::from_millis(if all % 4 == 0 { 300 } else { 2500 }));
+                    std::thread::sleep(Duration::from_millis(if all.is_multiple_of(4) { 300 } else { 2500 }));
                 }
             });
         }
@@ -345,4 +345,33 @@ impl Drop for Stop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+/// What the book's endpoint makes of a body, its value without base64, was in no budget.
+#[test]
+fn what_the_books_endpoint_decodes_is_in_the_budget() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--body-seconds", "20"]);
+    let in_use = || metric(&server, "millstream_http_memory_bytes") as usize;
+    let part = vec![b'x'; 15 * MIB];
+    let head =
+        "POST /v1/logs/default/records HTTP/1.1\r\nHost: localhost\r\nContent-Length: 15800000\r\n\r\n";
+    let slow: Vec<Client> = (0..12)
+        .map(|_| {
+            let mut client = server.connect();
+            client.send(head.as_bytes()).unwrap();
+            client.send(&part).unwrap();
+            client
+        })
+        .collect();
+    wait_for("the budget is nearly used up", Duration::from_secs(10), || in_use() > 179 * MIB);
+    let mut client = server.connect();
+    client.append(&vec![b'x'; 20_000]).expect("a small record");
+    // Its body of 8 MiB has room, and the value in it has not.
+    let error = client.append(&vec![b'x'; 6 * MIB]).unwrap_err().to_string();
+    assert_eq!(code(&error), "overloaded", "{error}");
+    drop(slow);
+    wait_for("it is given back", Duration::from_secs(5), || in_use() == 0);
+    client.append(&vec![b'x'; 6 * MIB]).unwrap();
+    assert_eq!(in_use(), 0);
 }

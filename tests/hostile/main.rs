@@ -9,6 +9,7 @@ mod support;
 mod bodies;
 mod budget;
 mod connections;
+mod deletion;
 mod floods;
 mod guard;
 mod http2;
