@@ -24,6 +24,7 @@ mod router;
 mod server;
 mod socket;
 mod tail;
+mod unsent;
 
 pub use server::{Server, Settings};
 
