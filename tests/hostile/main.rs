@@ -15,6 +15,7 @@ mod floods;
 mod guard;
 mod halves;
 mod http2;
+mod rates;
 mod shapes;
 mod stopping;
 
