@@ -16,6 +16,8 @@ mod guard;
 mod logs;
 mod memory;
 mod metrics;
+#[cfg(test)]
+mod panics;
 mod params;
 mod problem;
 mod records;
