@@ -8,7 +8,7 @@
 //! | HTTP/1: a header section that has begun, or idle between requests | `header_time`, by hyper |
 //! | HTTP/2: no request in flight, whatever pings are answered | `header_time` since the last one |
 //! | a request whose body does not come | `body_time` for all of it, see `body` |
-//! | HTTP/1: the client has ended what it sends, and its answer has not begun | [`LAST_ANSWER`]; it may be gone, or wait |
+//! | HTTP/1: the client has ended what it sends, and its answer has not begun | [`LAST_ANSWER`]; it may be gone, or wait; a live tail ends at once |
 //! | HTTP/2: a body that nobody wants, behind its answer | [`LAST_BODY`], then it is reset |
 //! | an answer of which the client takes nothing, or less than 1 KiB a second | `body_time`; of HTTP/2 only that stream is reset |
 //! | peer gone without a word | [`GONE`] times `body_time`, by the system (`TCP_USER_TIMEOUT`) |
@@ -29,10 +29,11 @@ use super::{
     unsent::{Ends, Unsent},
 };
 use bytes::Bytes;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Either};
 use hyper::{
     Request,
     body::{Body, Frame, Incoming, SizeHint},
+    header::CONTENT_TYPE,
     rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
@@ -214,6 +215,8 @@ pub(super) struct Connection {
     reader: Mutex<Option<Waker>>,
     lacking: AtomicBool,
     giving: AtomicBool,
+    /// Whether the answer is a live tail: that whoever follows it is gone would be seen only when there is something to send.
+    endless: AtomicBool,
     /// To finish what is in flight and end.
     stop: Notify,
     stopped: AtomicBool,
@@ -268,7 +271,8 @@ impl Connection {
     pub(super) fn waits_for_an_answer(&self, reader: &Waker) -> bool {
         let waits = self.protocol.get() == Some(&Protocol::Http1)
             && self.requests.load(Ordering::Relaxed) > 0
-            && !self.lacking.load(Ordering::Relaxed);
+            && !self.lacking.load(Ordering::Relaxed)
+            && !self.endless.load(Ordering::Relaxed);
         if waits {
             let now = self.all.now() + 1;
             let _ = self.ended.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed); // since the first time
@@ -408,6 +412,7 @@ impl Exchange {
         connection.touch();
         connection.lacking.store(false, Ordering::Relaxed);
         connection.giving.store(false, Ordering::Relaxed);
+        connection.endless.store(false, Ordering::Relaxed);
         connection.requests.fetch_add(1, Ordering::Relaxed);
         let stream = (connection.protocol.get() == Some(&Protocol::Http2)).then(|| {
             connection.all.streams.fetch_add(1, Ordering::Relaxed);
@@ -619,6 +624,7 @@ pub(super) fn serve(
         ended: AtomicU64::new(0),
         reader: Mutex::default(),
         lacking: AtomicBool::new(false),
+        endless: AtomicBool::new(false),
         giving: AtomicBool::new(false),
         stop: Notify::new(),
         stopped: AtomicBool::new(false),
@@ -685,6 +691,10 @@ async fn drive(
         let request = request.map(|body| Arriving { body: Some(body), connection: Arc::clone(connection) });
         async move {
             let answer: Answer = router::answer(&context, &exchange, request).await;
+            if is_endless(&answer) {
+                exchange.connection.endless.store(true, Ordering::Relaxed);
+                exchange.connection.wake_reader();
+            }
             let outgoing = |body| Outgoing { body, left: Bytes::new(), finished: false, exchange, context };
             Ok::<_, std::convert::Infallible>(answer.map(outgoing))
         }
@@ -707,6 +717,11 @@ async fn drive(
             to_its_end!(http2(settings, Tasks(Arc::clone(connection))).serve_connection(io, service))
         }
     }
+}
+
+fn is_endless(answer: &Answer) -> bool {
+    let of_events = || answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "text/event-stream");
+    matches!(answer.body(), Either::Right(_)) && of_events()
 }
 
 fn http1(settings: &Settings) -> http1::Builder {
