@@ -28,7 +28,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -76,6 +76,8 @@ pub struct OpenLog {
     log: Log,
     name: String,
     settings: LogSettings,
+    /// Whether it is being deleted, or was.
+    deleted: AtomicBool,
     /// The store's, which is let go when the last log is closed: whoever holds one may outlive the store.
     _lock: Arc<dyn Send + Sync>,
 }
@@ -89,6 +91,11 @@ impl OpenLog {
     /// What it was created with.
     pub fn settings(&self) -> &LogSettings {
         &self.settings
+    }
+
+    /// Whether it is being deleted, or was: what fails then does so because of that.
+    pub fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::Acquire)
     }
 }
 
@@ -324,19 +331,13 @@ impl Store {
         if *deleted {
             return Err(not_found());
         }
-        let (from, to) = (self.inner.dir.join(name), self.inner.temporary_dir(name));
-        let disk = &*self.inner.env.disk;
-        match disk.rename(&from, &to) {
-            // An earlier attempt has moved it, and could neither go on nor back.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.inner.is_there(name) => {}
-            renamed => renamed.map_err(LogError::io("delete", &from))?,
-        }
-        if let Err(error) = disk.sync_dir(&self.inner.dir) {
-            if let Err(error) = disk.rename(&to, &from) {
-                tracing::warn!(name, %error, "a log that could not be deleted cannot be put back; delete it again");
-            }
-            return Err(LogError::io("delete", &from)(error).into());
-        }
+        let to = self.inner.temporary_dir(name);
+        // Said before its files go from their place, so that whoever misses one knows why.
+        let say = |deleted| {
+            entry.open.load().iter().for_each(|open| open.deleted.store(deleted, Ordering::Release));
+        };
+        say(true);
+        self.inner.rename_deleted(name, &to).inspect_err(|_| say(false))?;
         if let Some(open) = entry.open.swap(None) {
             open.abandon();
         }
@@ -433,7 +434,8 @@ impl Inner {
         let settings = self.settings(name)?;
         let (dir, options) = (self.dir.join(name), self.options_for(&settings)?);
         let log = Log::open_within(&self.env, &self.budget, &dir, options)?;
-        Ok(OpenLog { log, name: name.to_owned(), settings, _lock: Arc::clone(&self.lock) })
+        let (name, deleted) = (name.to_owned(), AtomicBool::new(false));
+        Ok(OpenLog { log, name, settings, deleted, _lock: Arc::clone(&self.lock) })
     }
 
     fn settings(&self, name: &str) -> Result<LogSettings, Error> {
@@ -459,6 +461,23 @@ impl Inner {
         let open = Arc::new(self.open_log(name)?);
         entry.open.store(Some(Arc::clone(&open)));
         Ok(open)
+    }
+
+    /// Moves a log's directory to where deleted ones are. It is durable on return; after an error the log is where it was.
+    fn rename_deleted(&self, name: &str, to: &Path) -> Result<(), Error> {
+        let (from, disk) = (self.dir.join(name), &*self.env.disk);
+        match disk.rename(&from, to) {
+            // An earlier attempt has moved it, and could neither go on nor back.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.is_there(name) => {}
+            renamed => renamed.map_err(LogError::io("delete", &from))?,
+        }
+        if let Err(error) = disk.sync_dir(&self.dir) {
+            if let Err(error) = disk.rename(to, &from) {
+                tracing::warn!(name, %error, "a log that could not be deleted cannot be put back; delete it again");
+            }
+            return Err(LogError::io("delete", &from)(error).into());
+        }
+        Ok(())
     }
 
     /// Takes a log that is gone out of the map.

@@ -4,7 +4,6 @@ mod support;
 
 use std::{
     io::Write,
-    process::Stdio,
     time::{Duration, Instant},
 };
 use support::{Client, Server};
@@ -340,7 +339,9 @@ fn a_server_that_recovers_says_so_and_is_not_ready() {
     let ports = (0..10_000).map(|n| 20_000 + (std::process::id() + n) % 10_000);
     let mut free = ports.map(|port| format!("127.0.0.1:{port}"));
     let free = free.find(|address| std::net::TcpListener::bind(address).is_ok()).unwrap();
-    let child = Server::command(data.path(), &["--listen", &free]).stderr(Stdio::null()).spawn().unwrap();
+    let said = tempfile::NamedTempFile::new().unwrap();
+    let stderr = said.reopen().unwrap();
+    let child = Server::command(data.path(), &["--listen", &free]).stderr(stderr).spawn().unwrap();
     let server = Server { child, address: free.clone() }; // which ends with this test, however that ends
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut client = loop {
@@ -355,6 +356,7 @@ fn a_server_that_recovers_says_so_and_is_not_ready() {
         client.answer().unwrap()
     };
     let waiting = ask(&mut client, "/readyz");
+    assert!(waiting.head.contains("retry-after: 1\r\n"), "{}", waiting.head);
     assert!(waiting.status == 503 && waiting.body.contains("\"code\":\"recovering\""), "{}", waiting.body);
     assert_eq!(ask(&mut client, "/healthz").status, 200);
     // Waits for nobody itself: a server that has ended would never open the other end.
@@ -366,6 +368,23 @@ fn a_server_that_recovers_says_so_and_is_not_ready() {
     assert_eq!(client.append(b"hi").unwrap(), 0);
     assert_eq!(client.read(0).unwrap().unwrap(), b"hi");
     server.kill();
+    // It is asked every few seconds, and is no error: each was logged as one.
+    let said = std::fs::read_to_string(said.path()).unwrap();
+    assert!(!said.contains("ERROR") && !said.contains("WARN"), "{said}");
+}
+
+/// As README.md says: nothing is read anew, and nothing acknowledged is lost.
+#[test]
+fn sighup_ends_the_server_at_once_and_nothing_acknowledged_is_lost() {
+    use std::os::unix::process::ExitStatusExt;
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::start(data.path(), &[]);
+    assert_eq!(server.connect().append(b"kept").unwrap(), 0);
+    rustix::process::kill_process(server.pid(), rustix::process::Signal::HUP).unwrap();
+    let ended = server.child.wait().unwrap();
+    assert_eq!(ended.signal(), Some(rustix::process::Signal::HUP.as_raw()));
+    let server = Server::start(data.path(), &[]);
+    assert_eq!(server.connect().read(0).unwrap().unwrap(), b"kept");
 }
 
 /// Those who waited for commits were kept by the log's id, and so those of a copy were left to the other's task: two clients

@@ -121,4 +121,18 @@ fn every_code_is_in_the_table() {
     for code in codes {
         assert!(table.contains(&format!("`{code}`")), "{code} is not in docs/api.md");
     }
+    // And the document has those of the table.
+    let document = json(&std::fs::read_to_string(format!("{root}/src/http/openapi.json")).unwrap());
+    let told =
+        document["components"]["schemas"]["Problem"]["properties"]["code"]["examples"].as_array().unwrap();
+    let told: BTreeSet<&str> = told.iter().map(|code| code.as_str().unwrap()).collect();
+    let errors = table.split("## Errors").nth(1).unwrap();
+    let rows = errors.lines().filter(|line| line.starts_with("| ") && line.as_bytes()[2].is_ascii_digit());
+    let table: BTreeSet<&str> = rows
+        .filter_map(|row| row.split('|').nth(2))
+        .flat_map(|codes| codes.split('`').skip(1).step_by(2))
+        .collect();
+    assert_eq!(told, table);
+    let headers = &document["components"]["responses"]["Problem"]["headers"];
+    assert!(headers["Retry-After"].is_object() && headers["Allow"].is_object());
 }

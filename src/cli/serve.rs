@@ -61,7 +61,7 @@ pub(super) struct Serve {
     /// The largest header section in bytes, at least 8192
     #[arg(long, env = "MILLSTREAM_MAX_HEADER", default_value_t = Settings::default().header_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(8192..=MOST_HEADER))]
     max_header: usize,
-    /// Connections at once; for one more, the one that was idle for longest is closed
+    /// Connections at once; for one more, the one that was idle for longest is closed. Fewer where the limit of open files is too low
     #[arg(long, env = "MILLSTREAM_MAX_CONNECTIONS", default_value_t = Settings::default().connections, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_CONNECTIONS))]
     max_connections: usize,
     /// Seconds for a header section to arrive, and for which a connection may be idle
@@ -152,13 +152,12 @@ impl Serve {
             images: Some(self.images.clone()).filter(|images| images.as_os_str() != "none"),
             ..Options::default()
         };
-        let open_logs = self
-            .max_open_logs
-            .min(open_files().saturating_sub(self.max_connections.saturating_add(SPARE_FILES)));
-        if open_logs < self.max_open_logs {
+        let (connections, open_logs) = shares(open_files(), self.max_connections, self.max_open_logs);
+        if connections < self.max_connections || open_logs < self.max_open_logs {
             tracing::warn!(
+                connections,
                 open_logs,
-                "the limit of open files (ulimit -n) leaves room for this many open logs beside the connections"
+                "the limit of open files (ulimit -n) leaves room for this many connections and open logs"
             );
         }
         let defaults = Settings::default();
@@ -166,7 +165,7 @@ impl Serve {
             threads: self.threads.map_or(defaults.threads, usize::from),
             body_bytes: self.max_body,
             header_bytes: self.max_header,
-            connections: self.max_connections,
+            connections,
             header_time: Duration::from_secs(self.header_seconds),
             body_time: Duration::from_secs(self.body_seconds),
             grace: Duration::from_secs(self.grace_seconds),
@@ -203,6 +202,14 @@ const LAST_LINES: Duration = Duration::from_millis(500);
 
 /// Files beside those of connections and open logs: what is read from the disk, what is made ready, and the process's.
 const SPARE_FILES: usize = 256;
+
+/// How many connections and open logs there may be where there are so many files. Where there are too few for all, connections have
+/// up to two thirds of them, so that clients that only connect never keep a log from being opened.
+fn shares(files: usize, connections: usize, logs: usize) -> (usize, usize) {
+    let files = files - SPARE_FILES.min(files / 4);
+    let connections = connections.min(files.saturating_sub(logs).max(files / 3 * 2)).max(1);
+    (connections, logs.min(files.saturating_sub(connections)))
+}
 
 /// How many files this process may have open, raised to what the system lets it have.
 fn open_files() -> usize {
@@ -241,4 +248,20 @@ fn stop_signal(stderr: &Lines) -> std::io::Result<oneshot::Receiver<()>> {
     };
     std::thread::Builder::new().name("millstream-signals".into()).spawn(move || runtime.block_on(listen))?;
     Ok(stopped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_files_for_logs() {
+        assert_eq!(shares(usize::MAX, 4096, 10_000), (4096, 10_000));
+        assert_eq!(shares(20_000, 4096, 10_000), (4096, 10_000));
+        assert_eq!(shares(1024, 4096, 10_000), (512, 256));
+        assert_eq!(shares(1024, 4096, 50), (718, 50));
+        assert_eq!(shares(1024, 100, 10_000), (100, 668));
+        assert_eq!(shares(4, 4096, 10_000), (2, 1));
+        assert_eq!(shares(0, 4096, 10_000), (1, 0));
+    }
 }

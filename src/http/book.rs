@@ -2,20 +2,21 @@
 //! base64 in JSON, as Go's `encoding/json` writes byte slices; a nil slice comes as `null`.
 
 use super::{
-    body,
+    body::{self, LARGE},
     connection::Arriving,
-    memory::{FREE, Purpose},
+    memory::{FREE, Grant, Memory, Purpose, Work},
     problem::Problem,
     router::{Answer, Context, full, json, json_of, json_text},
 };
 use crate::log::{Payload, Record};
 use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
 use hyper::Request;
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{IgnoredAny, Visitor},
 };
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 /// The log that this API is about.
 pub(super) const LOG: &str = "default";
@@ -92,19 +93,49 @@ struct ConsumedRecord<'a> {
 
 pub(super) async fn post(context: &Context, request: Request<Arriving>) -> Result<Answer, Problem> {
     let bytes = body::read(request.into_body(), context).await?;
-    let Produce { record } = body::parse(&bytes, r#"{"record":{"value":"<base64>"}}"#)?;
-    let value = BASE64_STANDARD.decode(record.value.as_bytes()).map_err(|error| {
-        Problem::bad_request(
-            "invalid_base64",
-            format!("the value is not base64: {error}; use A-Z a-z 0-9 + / with = at the end"),
-        )
-    })?;
+    let (value, grant) = if bytes.len() < LARGE {
+        decoded(bytes, &context.memory)?
+    } else {
+        let (work, memory) = (Work::of(bytes.len()), Arc::clone(&context.memory));
+        body::in_turn(context, work, move || decoded(bytes, &memory)).await??
+    };
     let log = context.log_to_append(LOG).await?;
     let payload = [Payload { bytes: &value, json: false }];
     let offset = context.append(&log, || log.try_append_payloads(&payload, None)).await?;
     context.metrics.appended(1, value.len() as u64);
+    drop((value, grant)); // they are not for waiting with
     context.acknowledged(&log, offset, None).await?;
     Ok(json(&ProducedAt { offset }))
+}
+
+/// The value in a body, and its part of the budget.
+fn decoded(bytes: Bytes, memory: &Arc<Memory>) -> Result<(Vec<u8>, Grant), Problem> {
+    let (mut text, mut value) = (memory.grant(Purpose::Request), memory.grant(Purpose::Request));
+    // Text that is escaped is copied by the parser, other text is not.
+    if bytes.len() > FREE && memchr::memchr(b'\\', &bytes).is_some() {
+        text.cover(bytes.len())?;
+    }
+    let Produce { record } = body::parse(&bytes, r#"{"record":{"value":"<base64>"}}"#)?;
+    let mut decode = |base64: &str| {
+        let length = base64::decoded_len_estimate(base64.len());
+        if length > FREE {
+            value.cover(length)?;
+        }
+        BASE64_STANDARD.decode(base64).map_err(|error| {
+            Problem::bad_request(
+                "invalid_base64",
+                format!("the value is not base64: {error}; use A-Z a-z 0-9 + / with = at the end"),
+            )
+        })
+    };
+    let bytes = match record.value {
+        Cow::Borrowed(base64) => decode(base64)?,
+        Cow::Owned(base64) => {
+            drop(bytes); // so that there are never more than two of the three
+            decode(&base64)?
+        }
+    };
+    Ok((bytes, value))
 }
 
 pub(super) async fn get(context: &Context, request: Request<Arriving>) -> Result<Answer, Problem> {
@@ -121,11 +152,16 @@ pub(super) async fn get(context: &Context, request: Request<Arriving>) -> Result
         offset.0.ok_or_else(invalid_offset)?
     };
     let log = context.log(LOG).await?;
-    render(context, &context.read(&log, offset).await?)
+    let (record, memory) = (context.read(&log, offset).await?, Arc::clone(&context.memory));
+    if record.value().len() < LARGE {
+        render(&memory, &record)
+    } else {
+        context.blocking(move |_| render(&memory, &record)).await?
+    }
 }
 
-fn render(context: &Context, record: &Record) -> Result<Answer, Problem> {
-    let mut grant = context.memory.grant(Purpose::Answer);
+fn render(memory: &Arc<Memory>, record: &Record) -> Result<Answer, Problem> {
+    let mut grant = memory.grant(Purpose::Answer);
     if record.value().len() > FREE / 2 {
         grant.cover(record.value().len() * 3)?; // in base64, and once more in JSON
     }

@@ -8,8 +8,10 @@
 //! | HTTP/1: a header section that has begun, or idle between requests | `header_time`, by hyper |
 //! | HTTP/2: no request in flight, whatever pings are answered | `header_time` since the last one |
 //! | a request whose body does not come | `body_time` for all of it, see `body` |
-//! | an answer of which the client takes nothing | `body_time`; of HTTP/2 only that stream is reset |
-//! | peer gone without a word | `body_time`, by the system (`TCP_USER_TIMEOUT`) |
+//! | HTTP/1: the client has ended what it sends, and its answer has not begun | [`LAST_ANSWER`]; it may be gone, or wait; a live tail ends at once |
+//! | HTTP/2: a body that nobody wants, behind its answer | [`LAST_BODY`], then it is reset |
+//! | an answer of which the client takes nothing, or less than 1 KiB a second | `body_time`; of HTTP/2 only that stream is reset |
+//! | peer gone without a word | [`GONE`] times `body_time`, by the system (`TCP_USER_TIMEOUT`) |
 //! | the server stops | at once without a request in flight, else `grace` |
 //!
 //! A [`Connection`] is what is known of one, [`Connections`] all of them. A worker looks over its own now and then
@@ -24,11 +26,14 @@ use super::{
     router::{self, Answer, Context},
     server::Settings,
     socket::Socket,
+    unsent::{Ends, Unsent},
 };
 use bytes::Bytes;
+use http_body_util::{BodyExt, Either};
 use hyper::{
     Request,
     body::{Body, Frame, Incoming, SizeHint},
+    header::CONTENT_TYPE,
     rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
@@ -43,7 +48,7 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Poll, ready},
+    task::{Poll, Waker, ready},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -64,6 +69,11 @@ const SEND_PIECE: usize = 16 << 10;
 /// Bytes that the system may hold for a client that has no room, beyond what is on its way.
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 256 << 10;
+/// The system takes a client for gone, whose room comes and goes in small parts, though it answers: it gets more time for that than we
+/// give a client that takes nothing.
+const GONE: u32 = 4;
+/// Bytes that a client takes in a second, at the least, that is slow and not stuck.
+const LEAST: u64 = 1 << 10;
 /// Requests in flight on one HTTP/2 connection; and on all, for each connection that there may be.
 const STREAMS: u32 = 256;
 const STREAMS_A_CONNECTION: usize = 4;
@@ -71,6 +81,11 @@ const STREAMS_A_CONNECTION: usize = 4;
 const STILL: u64 = 5_000;
 /// A client that takes nothing for so many milliseconds is slow.
 const SLOW: u64 = 1_000;
+/// How long, in milliseconds, the answer may take to begin for a client that has ended what it sends. The end of a connection looks
+/// the same until something is sent.
+const LAST_ANSWER: u64 = 3_000;
+/// How long a body is read that nobody wants: a client that is told to stop while it sends may not see its answer.
+const LAST_BODY: Duration = Duration::from_secs(2);
 /// How long an HTTP/2 connection, when the server stops, may have been without a request and still have an answer on its way.
 const LAST_WORDS: u64 = 1_000;
 
@@ -85,6 +100,7 @@ pub(super) struct Connections {
     /// Requests in flight by HTTP/2.
     streams: AtomicUsize,
     most_streams: usize,
+    unsent: Unsent,
 }
 
 impl Connections {
@@ -98,11 +114,12 @@ impl Connections {
             clock: AtomicU64::new(0),
             streams: AtomicUsize::new(0),
             most_streams: most.saturating_mul(STREAMS_A_CONNECTION).max(STREAMS as usize),
+            unsent: Unsent::default(),
         })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner) // no holder can panic half-way
+        lock(&self.open)
     }
 
     fn now(&self) -> u64 {
@@ -129,7 +146,8 @@ impl Connections {
         }
     }
 
-    fn close_idlest(&self) {
+    /// Closes the connection that has been still for longest, if there is one that may be closed.
+    pub(super) fn close_idlest(&self) {
         let now = self.tick();
         let open = self.lock();
         let idle = |connection: &&Arc<Connection>| {
@@ -168,6 +186,10 @@ impl Connections {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner) // no holder can panic half-way
+}
+
 /// What is known of a connection. What orders its parts is that they are set on its worker's thread; from others they are
 /// looked at only to choose one to close: Relaxed throughout.
 pub(super) struct Connection {
@@ -182,8 +204,19 @@ pub(super) struct Connection {
     requests: AtomicUsize,
     /// Since when the system takes nothing of what is to be sent, plus one; 0 while it does.
     stuck: AtomicU64,
+    /// What was found about that.
+    found: Mutex<Found>,
+    ends: Option<Ends>,
     /// Whether it was given up: by us, or by the system.
     cut: AtomicBool,
+    /// Of HTTP/1: since when the client has ended what it sends, plus one; 0 while it has not. Who waits for what does not come; whether
+    /// the request in flight lacks some of its body; and whether its answer has begun.
+    ended: AtomicU64,
+    reader: Mutex<Option<Waker>>,
+    lacking: AtomicBool,
+    giving: AtomicBool,
+    /// Whether the answer is a live tail: that whoever follows it is gone would be seen only when there is something to send.
+    endless: AtomicBool,
     /// To finish what is in flight and end.
     stop: Notify,
     stopped: AtomicBool,
@@ -191,6 +224,14 @@ pub(super) struct Connection {
     /// Of HTTP/2, those in flight; and the one that was begun last and has no task yet.
     streams: Mutex<Vec<Weak<Stream>>>,
     begun: Mutex<Option<Arc<Stream>>>,
+}
+
+/// The bytes that had not been sent at a time, in the state of being stuck that began at another.
+#[derive(Debug, Clone, Copy, Default)]
+struct Found {
+    stuck: u64,
+    at: u64,
+    unsent: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,6 +266,37 @@ impl Connection {
         }
     }
 
+    /// The client has ended what it sends. Says whether that is not to be told yet, as it waits for an answer, to who is woken when it
+    /// is, and now and then before.
+    pub(super) fn waits_for_an_answer(&self, reader: &Waker) -> bool {
+        let waits = self.protocol.get() == Some(&Protocol::Http1)
+            && self.requests.load(Ordering::Relaxed) > 0
+            && !self.lacking.load(Ordering::Relaxed)
+            && !self.endless.load(Ordering::Relaxed);
+        if waits {
+            let now = self.all.now() + 1;
+            let _ = self.ended.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed); // since the first time
+            *lock(&self.reader) = Some(reader.clone());
+        }
+        waits
+    }
+
+    /// A body does not go on: where the client has ended what it sends, it is incomplete.
+    fn lacks_some(&self) {
+        if self.ended.load(Ordering::Relaxed) > 0 {
+            self.lacking.store(true, Ordering::Relaxed);
+            self.wake_reader();
+        }
+    }
+
+    fn wake_reader(&self) {
+        if self.ended.load(Ordering::Relaxed) > 0
+            && let Some(reader) = lock(&self.reader).take()
+        {
+            reader.wake();
+        }
+    }
+
     fn touch(&self) {
         self.touched.store(self.all.now(), Ordering::Relaxed);
     }
@@ -242,10 +314,16 @@ impl Connection {
         let (header_time, body_time) =
             (settings.header_time.as_millis() as u64, settings.body_time.as_millis() as u64);
         let idle = now.saturating_sub(self.touched.load(Ordering::Relaxed));
-        let stuck = self.stuck.load(Ordering::Relaxed);
-        if stuck > 0 && now + 1 - stuck.min(now + 1) > body_time {
+        if self.takes_nothing(now, body_time) {
             return self.cut("it takes nothing");
         }
+        let ended = self.ended.load(Ordering::Relaxed);
+        let since = ended.max(self.touched.load(Ordering::Relaxed)); // the request may be one of several that were sent at once
+        if ended > 0 && !self.giving.load(Ordering::Relaxed) && now.saturating_sub(since) > LAST_ANSWER {
+            self.task.get().inspect(|task| task.abort()); // it has left of its own accord
+            return;
+        }
+        self.wake_reader(); // to see whether it is gone altogether
         match self.protocol.get() {
             None if now.saturating_sub(self.accepted) > header_time => self.cut("it sends no request"),
             None | Some(Protocol::Http1) => {}
@@ -257,12 +335,35 @@ impl Connection {
                         self.cut("it is idle");
                     }
                 }
-                let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut streams = lock(&self.streams);
                 streams.retain(|stream| {
                     stream.upgrade().is_some_and(|stream| !stream.look_over(now, body_time))
                 });
             }
         }
+    }
+
+    /// Whether the client has taken nothing, or next to it, for longer than it may. The system takes more from us only when it has got rid
+    /// of much: what a slow client takes in between is seen by what is left of it.
+    fn takes_nothing(&self, now: u64, body_time: u64) -> bool {
+        let stuck = self.stuck.load(Ordering::Relaxed);
+        let time = now + 1 - stuck.min(now + 1);
+        if stuck == 0 || time < SLOW.min(body_time / 4) {
+            return false;
+        }
+        let mut found = lock(&self.found);
+        let fresh = found.stuck != stuck;
+        let over = now - found.at.min(now) > body_time;
+        if !fresh && !over {
+            return false;
+        }
+        let Some(unsent) = self.ends.as_ref().and_then(|ends| self.all.unsent.of(now, ends)) else {
+            return time > body_time; // nothing is known, but that it has no room
+        };
+        let least = LEAST * (now - found.at.min(now)) / 1000;
+        let steady = fresh || unsent + least <= found.unsent;
+        *found = Found { stuck, at: now, unsent };
+        !steady
     }
 
     /// The server stops: whatever has no request in flight ends.
@@ -309,6 +410,9 @@ pub(super) struct Exchange {
 impl Exchange {
     fn begin(connection: &Arc<Connection>) -> Self {
         connection.touch();
+        connection.lacking.store(false, Ordering::Relaxed);
+        connection.giving.store(false, Ordering::Relaxed);
+        connection.endless.store(false, Ordering::Relaxed);
         connection.requests.fetch_add(1, Ordering::Relaxed);
         let stream = (connection.protocol.get() == Some(&Protocol::Http2)).then(|| {
             connection.all.streams.fetch_add(1, Ordering::Relaxed);
@@ -317,8 +421,8 @@ impl Exchange {
                 cut: AtomicBool::new(false),
                 task: OnceLock::new(),
             });
-            connection.streams.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&stream));
-            *connection.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&stream));
+            lock(&connection.streams).push(Arc::downgrade(&stream));
+            *lock(&connection.begun) = Some(Arc::clone(&stream));
             stream
         });
         Self { connection: Arc::clone(connection), stream }
@@ -339,6 +443,7 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         self.connection.touch();
         self.connection.requests.fetch_sub(1, Ordering::Relaxed);
+        self.connection.wake_reader();
         if self.stream.is_some() {
             self.connection.all.streams.fetch_sub(1, Ordering::Relaxed);
         }
@@ -347,7 +452,8 @@ impl Drop for Exchange {
 
 /// A request's body on its way in: while it keeps arriving, its connection is not idle.
 pub(super) struct Arriving {
-    body: Incoming,
+    /// `None` only while dropping.
+    body: Option<Incoming>,
     connection: Arc<Connection>,
 }
 
@@ -359,7 +465,11 @@ impl Body for Arriving {
         mut self: Pin<&mut Self>,
         context: &mut std::task::Context<'_>,
     ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let Some(body) = self.body.as_mut() else { return Poll::Ready(None) };
+        let Poll::Ready(frame) = Pin::new(body).poll_frame(context) else {
+            self.connection.lacks_some();
+            return Poll::Pending;
+        };
         // An empty frame of HTTP/2 brings nothing on.
         if let Some(Ok(frame)) = &frame
             && frame.data_ref().is_some_and(|data| !data.is_empty())
@@ -370,11 +480,48 @@ impl Body for Arriving {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(SizeHint::new, Body::size_hint)
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
+        // Dropped, it would be reset at once: curl and others take that for the end of all, and see no answer.
+        if self.connection.protocol.get() == Some(&Protocol::Http2)
+            && let Some(unwanted) = Unwanted::begin(&self.connection)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(unwanted.read(body));
+        }
+    }
+}
+
+/// A body of HTTP/2 that nobody wants; counted as a request in flight is.
+struct Unwanted(Arc<Connections>);
+
+impl Unwanted {
+    fn begin(connection: &Connection) -> Option<Self> {
+        let all = &connection.all;
+        let many = all.streams.fetch_add(1, Ordering::Relaxed) >= all.most_streams;
+        let unwanted = Self(Arc::clone(all));
+        (!many).then_some(unwanted)
+    }
+
+    /// Reads it for a while: some clients look for an answer only when they have sent all.
+    async fn read(self, mut body: Incoming) {
+        let read = async { while let Some(Ok(_)) = body.frame().await {} };
+        let _ = tokio::time::timeout(LAST_BODY, read).await; // either way it has had its time
+    }
+}
+
+impl Drop for Unwanted {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -415,6 +562,7 @@ impl Body for Outgoing {
             };
         }
         this.exchange.connection.touch();
+        this.exchange.connection.giving.store(true, Ordering::Relaxed);
         if let Some(stream) = &this.exchange.stream {
             // A piece at a time, so that it is seen whether the client takes any.
             this.left = data.split_off(data.len().min(SEND_PIECE));
@@ -460,6 +608,7 @@ pub(super) fn serve(
 ) {
     prepare(&stream, settings);
     let now = all.tick();
+    let ends = stream.local_addr().and_then(|ours| Ok((ours, stream.peer_addr()?))).ok();
     let connection = Arc::new(Connection {
         all: Arc::clone(all),
         number: all.numbers.fetch_add(1, Ordering::Relaxed),
@@ -469,7 +618,14 @@ pub(super) fn serve(
         touched: AtomicU64::new(now),
         requests: AtomicUsize::new(0),
         stuck: AtomicU64::new(0),
+        found: Mutex::default(),
+        ends,
         cut: AtomicBool::new(false),
+        ended: AtomicU64::new(0),
+        reader: Mutex::default(),
+        lacking: AtomicBool::new(false),
+        endless: AtomicBool::new(false),
+        giving: AtomicBool::new(false),
         stop: Notify::new(),
         stopped: AtomicBool::new(false),
         task: OnceLock::new(),
@@ -532,9 +688,13 @@ async fn drive(
     let socket = Socket::new(stream, first[..read].into(), Arc::clone(connection));
     let service = service_fn(|request: Request<Incoming>| {
         let (context, exchange) = (Arc::clone(context), Exchange::begin(connection));
-        let request = request.map(|body| Arriving { body, connection: Arc::clone(connection) });
+        let request = request.map(|body| Arriving { body: Some(body), connection: Arc::clone(connection) });
         async move {
             let answer: Answer = router::answer(&context, &exchange, request).await;
+            if is_endless(&answer) {
+                exchange.connection.endless.store(true, Ordering::Relaxed);
+                exchange.connection.wake_reader();
+            }
             let outgoing = |body| Outgoing { body, left: Bytes::new(), finished: false, exchange, context };
             Ok::<_, std::convert::Infallible>(answer.map(outgoing))
         }
@@ -557,6 +717,11 @@ async fn drive(
             to_its_end!(http2(settings, Tasks(Arc::clone(connection))).serve_connection(io, service))
         }
     }
+}
+
+fn is_endless(answer: &Answer) -> bool {
+    let of_events = || answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "text/event-stream");
+    matches!(answer.body(), Either::Right(_)) && of_events()
 }
 
 fn http1(settings: &Settings) -> http1::Builder {
@@ -585,7 +750,7 @@ fn prepare(stream: &TcpStream, settings: &Settings) {
     #[cfg(target_os = "linux")]
     {
         let socket = socket2::SockRef::from(stream);
-        if let Err(error) = socket.set_tcp_user_timeout(Some(settings.body_time)) {
+        if let Err(error) = socket.set_tcp_user_timeout(Some(settings.body_time.saturating_mul(GONE))) {
             tracing::debug!(%error, "a client that has gone without a word is not noticed in time");
         }
         if let Err(error) = socket.set_tcp_notsent_lowat(UNSENT) {
@@ -604,7 +769,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
         let task = tokio::spawn(future);
         // hyper runs a request right after it has called the service for it. Did it not, a stalled answer would go with
         // its connection.
-        if let Some(stream) = self.0.begun.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(stream) = lock(&self.0.begun).take() {
             let _ = stream.task.set(task.abort_handle()); // the first and only one
         }
     }

@@ -503,7 +503,7 @@ mod tests {
     const ALL: [Format; 5] = [Format::Ndjson, Format::Json, Format::Text, Format::Bytes, Format::Frames];
 
     fn parsed(format: Format, body: &[u8]) -> Result<Vec<Record>, String> {
-        let grant = Memory::new(1 << 30, 1).grant(Purpose::Request);
+        let grant = Memory::new(1 << 30, 1 << 26, 1).grant(Purpose::Request);
         let batch = parse(format, Bytes::copy_from_slice(body), Room::new(1 << 30), grant);
         let mut batch = batch.map_err(|problem| problem.to_string())?;
         batch.check(false, None).map_err(|problem| problem.to_string())?;

@@ -2,26 +2,32 @@
 //! says so by headers that no other client sends.
 //!
 //! - `Origin`, and `Sec-Fetch-Site`: a page of another origin may not use the log, unless a flag allows that origin. A page that this
-//!   server itself has sent may: its origin is the host that the request names.
+//!   server itself has sent may: its origin is the host that the request names. A link to here on another page may be followed: the
+//!   browser shows what it gets, which the page with the link never sees, and a GET changes nothing.
 //! - `Host` (HTTP/2: `:authority`): a page whose own name was made to point here (DNS rebinding) is of the same origin, but
 //!   the host that it names is not one of ours. Which are, without a flag:
 //!
 //! | listening on | known hosts |
 //! | --- | --- |
-//! | a loopback address | `localhost` and names below it, loopback addresses |
-//! | any other | those, all addresses, names without a dot (as in a compose file, and of the machine), the machine's own name, also below `local` |
+//! | a loopback address | `localhost` and names below it, loopback addresses, `0.0.0.0` and `[::]` |
+//! | any other | those, all addresses, names without a dot (as in a compose file, and of the machine), the machine's own name, also below `local`; from clients that are no browsers any name |
 //!
-//! An address as a host cannot be rebound, and a name without a dot is none that a stranger can have in the public DNS. Ports are not
-//! looked at: they differ behind a forwarded port. A request without a host is no browser's.
+//! An address as a host cannot be rebound, and a name without a dot is none that a stranger can have in the public DNS. Where others
+//! than this machine are to reach the server, they have names for it that it does not know (a cluster's DNS), so only browsers
+//! are held to the list: no page can keep its browser from saying what it is. On a loopback address all are. Ports
+//! are not looked at: they differ behind a forwarded port. A request without a host is no browser's. `/healthz` and `/readyz`
+//! are for whoever probes by whatever name, and say nothing of the logs.
 
 use super::{problem::Problem, server::Settings};
 use hyper::{
-    Request, StatusCode,
-    header::{HOST, HeaderMap, HeaderName, ORIGIN},
+    Method, Request, StatusCode,
+    header::{ACCEPT_LANGUAGE, HOST, HeaderMap, HeaderName, ORIGIN, USER_AGENT},
 };
 use std::net::{IpAddr, SocketAddr};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 const ANY: &str = "*";
 
 /// See the module's documentation.
@@ -33,6 +39,7 @@ pub(super) struct Guard {
     loopback: bool,
     /// Names, in lower case; with a dot before them, also all below.
     names: Vec<String>,
+    addresses: Vec<IpAddr>,
     any_host: bool,
     origins: Vec<String>,
     any_origin: bool,
@@ -41,11 +48,9 @@ pub(super) struct Guard {
 impl Guard {
     pub(super) fn new(settings: &Settings, listening: SocketAddr) -> Self {
         let loopback = listening.ip().is_loopback();
-        let mut names: Vec<String> = settings
-            .allow_hosts
-            .iter()
-            .map(|host| name_of(host).trim_start_matches('*').to_lowercase())
-            .collect();
+        let hosts = || settings.allow_hosts.iter().map(String::as_str);
+        let mut names: Vec<String> =
+            hosts().map(|host| without_dot(name_of(host)).trim_start_matches('*').to_lowercase()).collect();
         if !loopback {
             let machine = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
             names.extend([format!("{machine}.local"), machine]);
@@ -54,7 +59,8 @@ impl Guard {
             usual: [listening.to_string(), format!("localhost:{}", listening.port())],
             loopback,
             names,
-            any_host: settings.allow_hosts.iter().any(|host| host == ANY),
+            addresses: hosts().filter_map(|host| address_of(name_of(host))).collect(),
+            any_host: hosts().any(|host| host == ANY),
             origins: settings.allow_origins.clone(),
             any_origin: settings.allow_origins.iter().any(|origin| origin == ANY),
         }
@@ -69,8 +75,9 @@ impl Guard {
             return Err(Problem::bad_request("invalid_host", "the request names more than one Host"));
         }
         let authority = request.uri().authority().map(hyper::http::uri::Authority::as_str);
+        let probe = matches!(request.uri().path(), "/healthz" | "/readyz");
         for host in host.into_iter().chain(authority) {
-            if !self.knows(host) {
+            if !self.knows(host) && !probe && (self.loopback || is_of_a_browser(headers)) {
                 let host: String = host.chars().take(100).collect();
                 let detail = format!(
                     "{host:?} is not a name of this server; serve --allow-host makes it one, if it is meant to be"
@@ -79,6 +86,9 @@ impl Guard {
             }
         }
         if self.any_origin {
+            return Ok(());
+        }
+        if request.method() == Method::GET && is_a_link(headers) {
             return Ok(());
         }
         self.check_origin(headers, authority.or(host))
@@ -109,10 +119,11 @@ impl Guard {
             return true;
         }
         let name = name_of(host);
-        if let Ok(address) = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-            return !self.loopback || address.is_loopback() || self.is_named(name);
+        if let Some(address) = address_of(name) {
+            let here = address.is_loopback() || address.is_unspecified();
+            return !self.loopback || here || self.addresses.contains(&address);
         }
-        let name = name.strip_suffix('.').unwrap_or(name);
+        let name = without_dot(name);
         let plain = !name.is_empty()
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
         is_or_is_below("localhost", name) || (!self.loopback && plain) || self.is_named(name)
@@ -124,6 +135,30 @@ impl Guard {
             None => known.eq_ignore_ascii_case(name),
         })
     }
+}
+
+/// Whether a browser has sent it: what each of them sends, and no page can leave out.
+fn is_of_a_browser(headers: &HeaderMap) -> bool {
+    let agent = headers.get(USER_AGENT).map_or(&b""[..], |agent| agent.as_bytes());
+    [ORIGIN, SEC_FETCH_SITE, ACCEPT_LANGUAGE].iter().any(|name| headers.contains_key(name))
+        || agent.starts_with(b"Mozilla/")
+}
+
+/// Whether somebody has followed a link to here, to have the answer shown by itself: not within the page that the link is on.
+fn is_a_link(headers: &HeaderMap) -> bool {
+    let is = |name, value| headers.get(name).is_some_and(|has| has == value);
+    !headers.contains_key(ORIGIN) && is(SEC_FETCH_MODE, "navigate") && is(SEC_FETCH_DEST, "document")
+}
+
+/// A host that is an address, in brackets or not; one of IPv4 that is written as of IPv6 is that of IPv4.
+fn address_of(name: &str) -> Option<IpAddr> {
+    let name = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name.parse().ok().map(|address: IpAddr| address.to_canonical())
+}
+
+/// `log.example.com.` is `log.example.com`.
+fn without_dot(name: &str) -> &str {
+    name.strip_suffix('.').unwrap_or(name)
 }
 
 /// A host without its port.
@@ -153,6 +188,7 @@ mod tests {
     fn hosts_that_are_ours_are_known_and_no_other() {
         let loopback = guard("127.0.0.1:4437", &["log.example.com:80", "*.example.org", "192.0.2.7"]);
         let any = guard("0.0.0.0:4437", &[]);
+        assert!(guard("127.0.0.1:4437", &["2001:db8::1"]).knows("[2001:db8::1]:80"));
         for host in [
             "127.0.0.1:4437",
             "localhost",
@@ -162,6 +198,9 @@ mod tests {
             "127.9.9.9",
             "[::1]:80",
             "[::1]",
+            "0.0.0.0:4437",
+            "[::]",
+            "[::ffff:127.0.0.1]:80",
         ] {
             assert!(loopback.knows(host) && any.knows(host), "{host}");
         }
@@ -177,6 +216,8 @@ mod tests {
             "127.0.0.1.evil.example",
             "xexample.org",
             "127.0.0.1@evil.example",
+            "[::ffff:10.0.0.1]",
+            "[localhost]",
             "",
             ":80",
             "10.0.0.1:4437",

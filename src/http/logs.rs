@@ -7,7 +7,7 @@ use super::{
     problem::Problem,
     router::{Answer, Context, full, json, json_of, json_text, large},
 };
-use crate::store::{LogSettings, OpenLog};
+use crate::store::{LogSettings, OpenLog, Store};
 use hyper::{Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
@@ -119,6 +119,7 @@ pub(super) async fn trim(
     let log = context.log(name).await?;
     let bytes = body::read(request.into_body(), context).await?;
     let Trim { before } = body::parse(&bytes, r#"{"before":0}"#)?;
-    let first_offset = context.blocking(move |_| log.trim(before)).await??;
+    let trim = move |_: &Store| log.trim(before).map_err(|error| Problem::from(error).of(&log));
+    let first_offset = context.blocking(trim).await??;
     Ok(json(&Trimmed { first_offset }))
 }

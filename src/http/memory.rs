@@ -54,13 +54,51 @@ pub(super) struct Memory {
     used: AtomicUsize,
     requests: AtomicUsize,
     answers: AtomicUsize,
-    /// For bodies and for answers: whoever makes much of either works at it with few others.
-    turns: [Arc<Semaphore>; 2],
+    /// To take bodies apart, by how much work that is; see [`Work`].
+    bodies: [Arc<Semaphore>; 3],
+    /// To look through the log for large answers.
+    looks: Arc<Semaphore>,
     /// Mappings to be used again, each of [`PIECE`] bytes.
     spare: Mutex<Vec<MmapMut>>,
     begun: Instant,
     /// When a warning was last given, in seconds since then, plus one.
     warned: AtomicU64,
+}
+
+/// How much work a body is to take apart. Nobody knows that of a compressed one before it is done: each begins with little, and
+/// where it turns out to be more, what was made of it is dropped, and it queues again with its like and begins anew. So a body
+/// never waits behind larger ones, those that wait hold nothing but what they have sent, and what is done twice is an eighth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    Little,
+    More,
+    Much,
+}
+
+/// Bytes that little work is about, and more.
+const LITTLE: usize = 1 << 20;
+const MORE: usize = 8 << 20;
+
+impl Work {
+    /// What so many bytes are, at the least.
+    pub(super) fn of(bytes: usize) -> Self {
+        let works = [Self::Little, Self::More];
+        works.into_iter().find(|work| bytes <= work.bytes()).unwrap_or(Self::Much)
+    }
+
+    /// What it is where it is more than this.
+    pub(super) fn next(self) -> Self {
+        if self == Self::Little { Self::More } else { Self::Much }
+    }
+
+    /// The bytes that it is about, at the most.
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::Little => LITTLE,
+            Self::More => MORE,
+            Self::Much => usize::MAX,
+        }
+    }
 }
 
 /// The budget is used up for now.
@@ -74,18 +112,28 @@ impl From<UsedUp> for Problem {
 }
 
 impl Memory {
-    /// A budget of so many bytes, and how many bodies may be taken apart at once, or large answers begun.
-    pub(super) fn new(limit: usize, at_once: usize) -> Arc<Self> {
+    /// A budget of so many bytes, of which the largest body becomes `largest`; and how many threads there are to use it.
+    pub(super) fn new(limit: usize, largest: usize, threads: usize) -> Arc<Self> {
         let zero = || AtomicUsize::new(0);
+        let turns = |turns: usize| Arc::new(Semaphore::new(turns.clamp(1, threads.max(1))));
+        // Of a body there is what it decodes to, and what is made of that. The largest have a half of the budget, others the half
+        // of what that leaves to bodies.
+        let fit = |part: usize, bytes: usize| part / bytes.saturating_mul(2).max(1);
+        let bodies = [
+            turns(fit(limit / 8, LITTLE)),
+            turns(fit(limit / 8, MORE)),
+            turns(fit(limit / 2, largest).min(threads / 2)),
+        ];
         // Looking through the log for answers leaves the half of the processors to others.
-        let turns = [at_once.max(1), (at_once / 2).max(1)].map(|turns| Arc::new(Semaphore::new(turns)));
+        let looks = turns(threads / 2);
         let (begun, warned) = (Instant::now(), AtomicU64::new(0));
         Arc::new(Self {
             limit,
             used: zero(),
             requests: zero(),
             answers: zero(),
-            turns,
+            bodies,
+            looks,
             spare: Mutex::default(),
             begun,
             warned,
@@ -159,17 +207,24 @@ impl Memory {
         }
     }
 
-    /// Waits for its turn to take a large body apart, or to look through the log for a large answer.
-    pub(super) async fn turn(
-        &self,
-        purpose: Purpose,
-        patience: Duration,
-    ) -> Result<OwnedSemaphorePermit, Problem> {
-        let turns = Arc::clone(&self.turns[purpose as usize]);
-        match tokio::time::timeout(patience, turns.acquire_owned()).await {
-            Ok(Ok(turn)) => Ok(turn),
-            _ => Err(Problem::overloaded()),
-        }
+    /// Waits for its turn to take a body apart that is so much work.
+    pub(super) async fn turn_for_a_body(&self, work: Work, patience: Duration) -> Result<Turn, Problem> {
+        turn(&self.bodies[work as usize], patience).await
+    }
+
+    /// Waits for its turn to look through the log for a large answer.
+    pub(super) async fn turn_to_look(&self, patience: Duration) -> Result<Turn, Problem> {
+        turn(&self.looks, patience).await
+    }
+}
+
+/// Given back when it is dropped; who waits for one has it in the order of asking.
+pub(super) type Turn = OwnedSemaphorePermit;
+
+async fn turn(turns: &Arc<Semaphore>, patience: Duration) -> Result<Turn, Problem> {
+    match tokio::time::timeout(patience, Arc::clone(turns).acquire_owned()).await {
+        Ok(Ok(turn)) => Ok(turn),
+        _ => Err(Problem::overloaded()),
     }
 }
 
@@ -395,7 +450,7 @@ mod tests {
 
     #[test]
     fn large_requests_leave_room_for_answers_and_for_small_ones_and_all_is_given_back() {
-        let memory = Memory::new(16 << 20, 1);
+        let memory = Memory::new(16 << 20, 1 << 20, 1);
         let mut large = memory.grant(Purpose::Request);
         large.cover(12 << 20).unwrap();
         assert!(large.cover((12 << 20) + 1).is_err(), "three quarters are what bodies may have");
@@ -420,7 +475,7 @@ mod tests {
         fn a_buffer_is_what_was_put_into_it(
             parts in prop::collection::vec((any::<u8>(), 0..50_000usize), 0..12), most in 1..300_000usize,
         ) {
-            let memory = Memory::new(1 << 20, 1);
+            let memory = Memory::new(1 << 20, 1 << 10, 1);
             let mut buffer = Buffer::new(most, memory.grant(Purpose::Request));
             let mut expected = Vec::new();
             for (byte, length) in parts {

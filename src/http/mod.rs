@@ -16,6 +16,8 @@ mod guard;
 mod logs;
 mod memory;
 mod metrics;
+#[cfg(test)]
+mod panics;
 mod params;
 mod problem;
 mod records;
@@ -24,6 +26,7 @@ mod router;
 mod server;
 mod socket;
 mod tail;
+mod unsent;
 
 pub use server::{Server, Settings};
 
@@ -33,10 +36,11 @@ pub fn fuzz_body(media_type: &str, encoding: &str, bytes: &[u8], json_only: bool
     use crate::chunk::AppendValues;
     let Some(format) = formats::Format::of(media_type) else { return };
     let Ok(encoding) = body::Encoding::of(Some(encoding)) else { return };
-    let memory = memory::Memory::new(64 << 20, 1);
+    let memory = memory::Memory::new(64 << 20, 1 << 20, 1);
     let (room, grant) = (room::Room::new(1 << 20), || memory.grant(memory::Purpose::Request));
     let body = bytes::Bytes::copy_from_slice(bytes);
-    let Ok(decoded) = encoding.decode(body, 1 << 20, grant(), room::Meter::new(format, room)) else {
+    let meter = room::Meter::new(format, room);
+    let Ok(Some(decoded)) = encoding.decode(body, 1 << 20, memory::Work::Much, grant(), meter) else {
         return;
     };
     assert!(decoded.len() <= 1 << 20, "the limit does not hold");

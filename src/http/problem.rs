@@ -1,7 +1,10 @@
 //! Errors as clients see them: RFC 9457 problem documents with a stable `code`.
 
 use super::router::{Answer, full};
-use crate::{log::Error, store};
+use crate::{
+    log::Error,
+    store::{self, OpenLog},
+};
 use hyper::{
     Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
@@ -12,6 +15,7 @@ use std::fmt::{self, Display, Write};
 const OVERLOADED: &str = "overloaded";
 const DISK_FULL: &str = "disk_full";
 const CANNOT_GROW: &str = "cannot_grow";
+const RECOVERING: &str = "recovering";
 
 /// Bytes of a problem's detail: as JSON up to six times as many, so that every refusal stays below 4 KiB.
 const DETAIL: usize = 512;
@@ -70,8 +74,17 @@ impl Problem {
     /// Whether it is the server that failed, and somebody should look: at this request, and not at what it is one of
     /// thousands for, which is told where it begins.
     pub(super) fn is_ours(&self) -> bool {
-        let told = matches!(self.code, OVERLOADED | DISK_FULL | CANNOT_GROW);
+        let told = matches!(self.code, OVERLOADED | DISK_FULL | CANNOT_GROW | RECOVERING);
         self.status.is_server_error() && !told
+    }
+
+    /// What it is of this log: what fails because the log was deleted meanwhile is told as for one that is not there.
+    pub(super) fn of(self, log: &OpenLog) -> Self {
+        if self.status.is_server_error() && log.is_deleted() {
+            store::Error::NotFound { name: log.name().to_owned() }.into()
+        } else {
+            self
+        }
     }
 
     /// Whether it is for want of memory: clients make that happen, as often as they like.
@@ -115,6 +128,14 @@ impl Problem {
         let detail =
             "the server holds as much for its clients as it may; send the request again a little later";
         let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, detail);
+        problem.header = Some((RETRY_AFTER, "1"));
+        problem
+    }
+
+    /// The book's log is not open yet: 503, to be tried again in a second.
+    pub(super) fn recovering() -> Self {
+        let mut problem =
+            Self::new(StatusCode::SERVICE_UNAVAILABLE, RECOVERING, "the log is being recovered; ask again");
         problem.header = Some((RETRY_AFTER, "1"));
         problem
     }

@@ -4,7 +4,7 @@ use super::{
     body,
     connection::Arriving,
     formats::{self, Batch, Format},
-    memory::{FREE, Grant, Purpose, with_scratch},
+    memory::{FREE, Grant, Purpose, Work, with_scratch},
     params,
     problem::Problem,
     room::{Meter, Room},
@@ -43,6 +43,10 @@ const COLD_PIECE: usize = 256 << 10;
 const SHORT_PIECE: usize = 16 << 10;
 /// Bytes of an answer that is sent whole.
 const WHOLE: usize = 1 << 20;
+/// How long one looks for the end of a large answer before others have their turn, and how many records between two looks at the
+/// clock.
+const LOOK: Duration = Duration::from_millis(2);
+const LOOK_STEP: u64 = 64;
 /// How often one that is being sent asks for memory, where there was none.
 const ASK: Duration = Duration::from_millis(20);
 
@@ -118,7 +122,9 @@ pub(super) async fn append(
         Some((id, epoch, sequence)) => {
             if !log.knows_producers() {
                 let log = Arc::clone(&log);
-                context.blocking(move |_| log.learn_producers()).await??;
+                let learn =
+                    move |_: &Store| log.learn_producers().map_err(|error| Problem::from(error).of(&log));
+                context.blocking(learn).await??;
             }
             let producer = ProducerBatch { id, epoch: *epoch, sequence: *sequence };
             context.append(&log, || log.try_append_values_once(&producer, &batch, expect)).await?
@@ -134,10 +140,6 @@ pub(super) async fn append(
     Ok(json(&Appended { first_offset, last_offset, count, repeated }))
 }
 
-/// Bodies from this size on are taken apart off the runtime's thread, which has others to answer: a mebibyte of JSON
-/// takes a millisecond to check.
-const LARGE: usize = 256 << 10;
-
 async fn take_apart(
     context: &Context,
     format: Format,
@@ -146,25 +148,33 @@ async fn take_apart(
     settings: &LogSettings,
     room: Room,
 ) -> Result<Batch, Problem> {
-    let large = bytes.len() >= LARGE || encoding != body::Encoding::Identity;
+    let small = bytes.len() < body::LARGE && encoding == body::Encoding::Identity;
+    let mut work = Work::of(bytes.len());
     let (limit, settings, memory) =
         (context.limits.decoded_bytes, settings.clone(), Arc::clone(&context.memory));
-    let run = move || {
+    // Shared by all attempts, of which there are up to three.
+    let run = Arc::new(move |work| {
         let grant = || memory.grant(Purpose::Request);
-        let decoded = encoding.decode(bytes, limit, grant(), Meter::new(format, room))?;
+        let meter = Meter::new(format, room);
+        let Some(decoded) = encoding.decode(bytes.clone(), limit, work, grant(), meter)? else {
+            return Ok::<_, Problem>(None);
+        };
         let mut batch = formats::parse(format, decoded, room, grant())?;
         check(&mut batch, &settings)?;
-        Ok(batch)
-    };
-    if !large {
-        return run();
+        Ok(Some(batch))
+    });
+    loop {
+        let done = if small {
+            run(work)?
+        } else {
+            let run = Arc::clone(&run);
+            body::in_turn(context, work, move || run(work)).await??
+        };
+        match done {
+            Some(batch) => return Ok(batch),
+            None => work = work.next(),
+        }
     }
-    let turn = context.memory.turn(Purpose::Request, context.limits.append_time).await?;
-    let run = move |_: &Store| {
-        let _turn = turn; // held to the end, also where nobody waits for it any more
-        run()
-    };
-    context.blocking(run).await?
 }
 
 fn check(batch: &mut Batch, settings: &LogSettings) -> Result<(), Problem> {
@@ -279,6 +289,22 @@ impl Reading {
         Ok(true)
     }
 
+    /// [`go`](Self::go) without rendering anything, for about so long. Says whether that was all.
+    fn look(&mut self, time: Duration) -> Result<bool, Problem> {
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            let (all, step) = (self.budget.records, self.budget.records.min(LOOK_STEP));
+            self.budget.records = step;
+            self.go(None, usize::MAX)?;
+            let (seen, left) = (step - self.budget.records, self.budget.records);
+            self.budget.records = all - seen;
+            if left > 0 || self.budget.records == 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// [`go`](Self::go) to a new piece, off the runtime's thread where the disk has to be asked. The last one is closed.
     async fn piece(mut self, context: &Context, log: &OpenLog) -> Result<(Self, Bytes, bool), Problem> {
         let hot = log.is_in_memory(self.reader.offset());
@@ -334,7 +360,21 @@ pub(super) async fn range(
         let offset = from.resolve(context, &log).await?;
         return tail::stream(context, &log, offset);
     }
-    let offset = from.unwrap_or(From::Earliest).resolve(context, &log).await?;
+    let ranged = records_from(context, &log, from.unwrap_or(From::Earliest), wait, format, budget).await;
+    ranged.map_err(|problem| problem.of(&log))
+}
+
+/// A range of a log, whole or to be sent.
+async fn records_from(
+    context: &Arc<Context>,
+    log: &Arc<OpenLog>,
+    from: From,
+    wait: Duration,
+    format: Format,
+    budget: Budget,
+) -> Result<Answer, Problem> {
+    let limits = &context.limits;
+    let offset = from.resolve(context, log).await?;
     if log.visible_offset() <= offset && !wait.is_zero() {
         let mut stopped = context.stopped.clone();
         tokio::select! {
@@ -346,7 +386,7 @@ pub(super) async fn range(
     let mut reading = Reading { reader, format, budget, end, fresh: true };
     let (mut pieces, mut bytes) = (VecDeque::new(), 0);
     let done = loop {
-        let (next, piece, done) = reading.piece(context, &log).await?;
+        let (next, piece, done) = reading.piece(context, log).await?;
         reading = next;
         bytes += piece.len();
         pieces.push_back(piece);
@@ -359,19 +399,23 @@ pub(super) async fn range(
         (reading.reader.offset(), whole(pieces))
     } else {
         // Large: find out where it ends, which the head has to say, then send it as the client takes it.
-        let planned = reading.budget;
-        let back = reading.reader.offset();
-        let turn = context.memory.turn(Purpose::Answer, limits.append_time).await?;
-        let plan = move || {
-            let _turn = turn;
-            reading.go(None, usize::MAX)?;
-            let next = reading.reader.offset();
-            reading.budget = Budget { records: planned.records - reading.budget.records, bytes: u64::MAX };
-            reading.reader.seek(back);
-            Ok::<_, Problem>((next, reading))
-        };
-        let (next, reading) = context.blocking(move |_| plan()).await??;
-        (next, send(context, &log, reading, pieces))
+        let (planned, back) = (reading.budget, reading.reader.offset());
+        let (mut patience, mut done) = (limits.append_time, false);
+        while !done {
+            let begun = Instant::now();
+            let turn = context.memory.turn_to_look(patience).await?;
+            patience = patience.saturating_sub(begun.elapsed());
+            let look = move || {
+                let _turn = turn; // held to the end, also where nobody waits for it any more
+                let done = reading.look(LOOK)?;
+                Ok::<_, Problem>((reading, done))
+            };
+            (reading, done) = context.blocking(move |_| look()).await??;
+        }
+        let next = reading.reader.offset();
+        reading.budget = Budget { records: planned.records - reading.budget.records, bytes: u64::MAX };
+        reading.reader.seek(back);
+        (next, send(context, log, reading, pieces))
     };
     let mut answer = Response::new(body);
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.name()));

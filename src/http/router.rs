@@ -119,7 +119,7 @@ impl Context {
             let log = Arc::clone(log);
             self.blocking(move |_| log.read(offset)).await?
         };
-        found?.ok_or_else(|| {
+        found.map_err(|error| Problem::from(error).of(log))?.ok_or_else(|| {
             let next = log.visible_offset();
             let detail = format!("there is no record at offset {offset} yet; the next one gets {next}");
             Problem::new(StatusCode::NOT_FOUND, "offset_not_found", detail).with("next_offset", next)
@@ -159,7 +159,7 @@ impl Context {
         {
             self.acknowledged(log, last, None).await?;
         }
-        Ok(done?)
+        done.map_err(|error| Problem::from(error).of(log))
     }
 
     /// Waits until an append, whose last record is at `offset`, may be answered.
@@ -168,7 +168,7 @@ impl Context {
         log: &Arc<OpenLog>,
         offset: u64,
         ack: Option<Ack>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Problem> {
         let by_log = match log.durability() {
             Durability::Disk => Ack::Durable,
             Durability::Memory => Ack::Memory,
@@ -178,7 +178,7 @@ impl Context {
                 self.metrics.waiters.inc();
                 let done = self.lines.durable(log, offset).await;
                 self.metrics.waiters.dec();
-                done
+                done.map_err(|error| Problem::from(error).of(log))
             }
             Ack::Memory => {
                 log.wait_published(offset);
@@ -269,6 +269,11 @@ async fn answer_to(
         return Err(Problem::overloaded());
     }
     context.guard.check(&request)?;
+    #[cfg(test)]
+    if request.uri().path() == "/panics" {
+        super::panics::here(context, request).await?;
+        return Ok(health());
+    }
     match (request.uri().path(), request.method()) {
         ("/", &Method::POST) => book::post(context, request).await,
         ("/healthz", &Method::GET) => Ok(health()),
@@ -343,8 +348,7 @@ fn health() -> Answer {
 /// The book's log can be written; the problem says why not.
 async fn ready(context: &Context) -> Result<Answer, Problem> {
     if !context.recovered.load(Ordering::Acquire) {
-        let detail = "the log is being recovered; ask again";
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "recovering", detail));
+        return Err(Problem::recovering());
     }
     context.log(book::LOG).await?.writable()?;
     Ok(json(&Health { status: "ready" }))

@@ -109,6 +109,8 @@ pub(super) struct Limits {
     pub(super) create_logs: bool,
 }
 
+/// Time between warnings of the same kind.
+const WARN_EVERY: Duration = Duration::from_secs(10);
 /// Threads of a runtime that wait for disks, or take large bodies apart.
 const BLOCKING_THREADS: usize = 64;
 
@@ -179,7 +181,8 @@ impl Server {
         stopped: &watch::Receiver<bool>,
         recovered: &Arc<AtomicBool>,
     ) -> io::Result<()> {
-        let memory = Memory::new(self.settings.memory_bytes, self.settings.threads);
+        let largest = self.settings.body_bytes.max(self.settings.decoded_bytes);
+        let memory = Memory::new(self.settings.memory_bytes, largest, self.settings.threads);
         let guard = Arc::new(Guard::new(&self.settings, self.address()?));
         let metrics = Arc::new(Metrics::new(store));
         let (connections, settings) =
@@ -273,6 +276,7 @@ impl Worker {
         let mut look = tokio::time::interval(Connections::interval(&settings));
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let accepting = async {
+            let mut warned = None;
             loop {
                 match listener.accept().await {
                     // Only now, so that no place is made before somebody is there to take it.
@@ -281,9 +285,13 @@ impl Worker {
                         connection::serve(stream, seat, number, &connections, &settings, &context);
                     }
                     Err(error) => {
-                        // Mostly too many open files: nothing to do but to wait until some are closed.
-                        tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        // Mostly too many open files: the idlest connection makes place, as where connections run out.
+                        if warned.is_none_or(|last: Instant| last.elapsed() > WARN_EVERY) {
+                            warned = Some(Instant::now());
+                            tracing::warn!(%error, "cannot accept a connection: idle ones are closed");
+                        }
+                        connections.close_idlest();
+                        tokio::time::sleep(Duration::from_millis(10)).await;
                     }
                 }
             }

@@ -1,4 +1,5 @@
-//! The socket of a connection, and what is noticed on the way: whether the client takes what it is sent, and how it ends.
+//! The socket of a connection, and what is noticed on the way: whether the client takes what it is sent, and how it ends. That the
+//! client sends no more is not told to hyper while it waits for an answer: hyper would take it for gone.
 
 use super::connection::Connection;
 use bytes::Bytes;
@@ -46,7 +47,17 @@ impl AsyncRead for Socket {
             into.put_slice(&self.first.split_to(most));
             return Poll::Ready(Ok(()));
         }
+        let before = into.filled().len();
         let done = Pin::new(&mut self.stream).poll_read(context, into);
+        let ended =
+            matches!(done, Poll::Ready(Ok(()))) && into.filled().len() == before && into.remaining() > 0;
+        if ended && self.connection.waits_for_an_answer(context.waker()) {
+            // What was sent to one that is gone comes back as an error.
+            return match self.stream.take_error() {
+                Ok(None) => Poll::Pending,
+                Ok(Some(error)) | Err(error) => self.noticed(Poll::Ready(Err(error))),
+            };
+        }
         self.noticed(done)
     }
 }

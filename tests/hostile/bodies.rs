@@ -4,7 +4,11 @@ use super::{
     MIB, code,
     support::{Client, Server, process::Process},
 };
-use std::{io::Write, time::Duration};
+use std::{
+    io::Write,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -12,7 +16,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     out.finish().unwrap()
 }
 
-fn zstd(bytes: &[u8]) -> Vec<u8> {
+pub fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::bulk::compress(bytes, 1).unwrap()
 }
 
@@ -177,5 +181,71 @@ fn a_refusal_is_small_whatever_was_sent() {
     for target in [format!("/v1/logs/{long}"), format!("{records}?{long}=1"), format!("/?{long}")] {
         let answer = client.request("GET", &target, b"").unwrap();
         assert!(answer.status >= 400 && answer.body.len() < 4 << 10, "{:.30}: {}", target, answer.body.len());
+    }
+}
+
+/// Two turns for all compressed bodies, whatever they decoded to: behind a few bombs everybody waited, and was refused then.
+#[test]
+fn a_small_compressed_body_does_not_wait_behind_bombs() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let blanks = |end: &[u8]| zstd(&[&vec![b' '; 64 * MIB - 100], end].concat());
+    // Each takes the server as long as it may: what is no JSON is looked at twice, to say why.
+    let bombs = [
+        ("application/json", "zstd", blanks(b"x")),
+        ("application/x-ndjson", "zstd", blanks(b"")),
+        ("application/json", "gzip", gzip(&[&vec![b' '; 64 * MIB - 100], &b"x"[..]].concat())),
+    ];
+    let lines = |bytes: usize| {
+        let line = b"{\"level\":\"info\",\"message\":\"what a shipper sends\",\"took\":12.5}\n";
+        gzip(&line.repeat(bytes / line.len()))
+    };
+    let (small, medium) = (lines(200 << 10), lines(3 * MIB));
+    let stop = AtomicBool::new(false);
+    let (thrown, let_in) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for n in 0..24 {
+            let (server, stop, thrown, let_in) = (&server, &stop, &thrown, &let_in);
+            let (media_type, encoding, bomb) = &bombs[n % bombs.len()];
+            scope.spawn(move || {
+                let mut client = server.connect();
+                while !stop.load(Ordering::Relaxed) {
+                    let (status, code) = post(&mut client, "/v1/logs/a/records", media_type, encoding, bomb);
+                    assert!(matches!(status, 400 | 503), "{status} {code}");
+                    thrown.fetch_add(1, Ordering::Relaxed);
+                    let_in.fetch_add(u64::from(status == 400), Ordering::Relaxed);
+                }
+            });
+        }
+        let stops = StopOnDrop(&stop);
+        std::thread::sleep(Duration::from_millis(500));
+        let mut client = server.connect();
+        let mut slowest = [Duration::ZERO; 2];
+        let begun = Instant::now();
+        let mut sent = 0;
+        while begun.elapsed() < super::a_while(4.0) {
+            for (body, slowest) in [&small, &medium].into_iter().zip(&mut slowest) {
+                let begun = Instant::now();
+                let answer = post(&mut client, "/v1/logs/b/records", "application/x-ndjson", "gzip", body);
+                assert_eq!(answer, (200, "stored".to_owned()), "after {:?}, the {sent}th", begun.elapsed());
+                *slowest = begun.elapsed().max(*slowest);
+                sent += 1;
+            }
+        }
+        drop(stops);
+        println!(
+            "beside {thrown:?} bombs, {let_in:?} of them decoded: {sent} bodies of a shipper, the slowest small one {:?}, the slowest of 3 MiB {:?}",
+            slowest[0], slowest[1]
+        );
+        assert!(slowest[0] < Duration::from_secs(1) && slowest[1] < Duration::from_secs(2), "{slowest:?}");
+    });
+    assert!(let_in.load(Ordering::Relaxed) > 2, "no large body gets through");
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }

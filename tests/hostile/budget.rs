@@ -8,7 +8,7 @@ use super::{
     wait_for,
 };
 use std::{
-    io::Write,
+    io::{BufRead, Write},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -280,4 +280,98 @@ fn tails_without_news_hold_nothing() {
     assert_eq!(client.request("POST", "/v1/logs/large/records", &large).unwrap().status, 200);
     assert_eq!(get(&mut client, "/v1/logs/large/records").unwrap().status, 200);
     assert_eq!(metric(&server, "millstream_readers_dropped_total"), 0);
+}
+
+/// The one turn to look through the log for a large answer was kept to the end of the looking, also by those who had left:
+/// behind them a range of 60,000 records was refused.
+#[test]
+fn large_ranges_that_are_asked_for_and_left_do_not_keep_others_from_theirs() {
+    let data = tempfile::tempdir().unwrap();
+    let flags = ["--create-logs", "--segment-bytes", "67108864"];
+    let server = Server::start(data.path(), &flags);
+    let mut client = server.connect();
+    let body = b"x\n".repeat(1_000_000);
+    for _ in 0..10 {
+        let sent = client.exchange("POST", "/v1/logs/a/records", &[("Content-Type", "text/plain")], &body);
+        assert_eq!(sent.unwrap().status, 200);
+    }
+    let whole =
+        "GET /v1/logs/a/records?limit=10000000&max_bytes=1000000000 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let share = "/v1/logs/a/records?offset=-60000&limit=100000";
+    let planned = Instant::now();
+    let mut leaves = server.connect();
+    leaves.send(whole.as_bytes()).unwrap();
+    leaves.0.fill_buf().unwrap();
+    let planned = planned.elapsed();
+    drop(leaves);
+    let alone = Instant::now();
+    assert_eq!(get(&mut client, share).unwrap().status, 200);
+    let alone = alone.elapsed();
+    let stop = AtomicBool::new(false);
+    let asked = AtomicUsize::new(0);
+    let mut slowest = Duration::ZERO;
+    std::thread::scope(|scope| {
+        for _ in 0..120 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let mut client = server.connect();
+                    client.send(whole.as_bytes()).unwrap();
+                    // Some leave when the server may be at it, some when it has long refused them.
+                    let all = asked.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_millis(if all.is_multiple_of(4) { 300 } else { 2500 }));
+                }
+            });
+        }
+        let stops = Stop(&stop);
+        std::thread::sleep(Duration::from_millis(300));
+        let begun = Instant::now();
+        while begun.elapsed() < a_while(4.0) {
+            let begun = Instant::now();
+            let answer = get(&mut client, share).unwrap();
+            assert_eq!((answer.status, answer.body.lines().count()), (200, 60_000), "{:?}", begun.elapsed());
+            slowest = begun.elapsed().max(slowest);
+        }
+        drop(stops);
+    });
+    println!(
+        "{planned:?} for the first byte of all; {alone:?} alone, {slowest:?} at the most beside {asked:?} clients that leave"
+    );
+    assert!(slowest < Duration::from_millis(1500), "{slowest:?}");
+}
+
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What the book's endpoint makes of a body, its value without base64, was in no budget.
+#[test]
+fn what_the_books_endpoint_decodes_is_in_the_budget() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--body-seconds", "20"]);
+    let in_use = || metric(&server, "millstream_http_memory_bytes") as usize;
+    let part = vec![b'x'; 15 * MIB];
+    let head =
+        "POST /v1/logs/default/records HTTP/1.1\r\nHost: localhost\r\nContent-Length: 15800000\r\n\r\n";
+    let slow: Vec<Client> = (0..12)
+        .map(|_| {
+            let mut client = server.connect();
+            client.send(head.as_bytes()).unwrap();
+            client.send(&part).unwrap();
+            client
+        })
+        .collect();
+    wait_for("the budget is nearly used up", Duration::from_secs(10), || in_use() > 179 * MIB);
+    let mut client = server.connect();
+    client.append(&vec![b'x'; 20_000]).expect("a small record");
+    // Its body of 8 MiB has room, and the value in it has not.
+    let error = client.append(&vec![b'x'; 6 * MIB]).unwrap_err().to_string();
+    assert_eq!(code(&error), "overloaded", "{error}");
+    drop(slow);
+    wait_for("it is given back", Duration::from_secs(5), || in_use() == 0);
+    client.append(&vec![b'x'; 6 * MIB]).unwrap();
+    assert_eq!(in_use(), 0);
 }

@@ -66,7 +66,7 @@ fn a_page_of_another_origin_and_a_name_that_is_not_ours_are_refused() {
             &unknown,
         ),
         ("GET", records, "Host: evil.example\r\nSec-Fetch-Site: same-origin\r\n".to_owned(), &unknown),
-        ("GET", "http://evil.example/healthz", format!("Host: {ours}\r\n"), &unknown),
+        ("GET", "http://evil.example/metrics", format!("Host: {ours}\r\n"), &unknown),
         (
             "GET",
             records,
@@ -79,7 +79,7 @@ fn a_page_of_another_origin_and_a_name_that_is_not_ours_are_refused() {
     }
     // By HTTP/2 the host is in the request's own head.
     let mut connection = Connection::open(&server.address, &[]);
-    let mut head = http2::head("GET", "/healthz");
+    let mut head = http2::head("GET", "/metrics");
     let at = head.windows(9).position(|part| part == b"localhost").unwrap();
     head[at..at + 9].copy_from_slice(b"evil.test");
     connection.send(&http2::frame(HEADERS, http2::END_HEADERS | http2::END_STREAM, 1, &head)).unwrap();
@@ -98,5 +98,57 @@ fn a_page_of_another_origin_and_a_name_that_is_not_ours_are_refused() {
         ("Host: evil.example\r\nOrigin: https://app.example\r\n", &unknown),
     ] {
         assert_eq!(status(&server, "POST", records, headers), *expected, "{headers}");
+    }
+}
+
+/// A load balancer's or a kubelet's probe was refused for the name it calls the server by, a link for the page that it is on.
+#[test]
+fn probes_links_and_other_spellings_of_our_own_names_are_let_in() {
+    let data = tempfile::tempdir().unwrap();
+    let flags = ["--create-logs", "--allow-host", "[2001:db8::1]:80,log.example."];
+    let server = Server::start(data.path(), &flags);
+    let (fine, unknown) = ((200, String::new()), (421, "unknown_host".to_owned()));
+    let foreign = (403, "origin_not_allowed".to_owned());
+    let (records, link) =
+        ("/v1/logs/a/records", "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\n");
+    for (method, target, headers, expected) in [
+        ("POST", records, "Host: 0.0.0.0:4437\r\n".to_owned(), &fine),
+        ("POST", records, "Host: [::]:4437\r\n".to_owned(), &fine),
+        ("POST", records, "Host: [::ffff:127.0.0.1]:4437\r\n".to_owned(), &fine),
+        ("POST", records, "Host: localhost.:4437\r\n".to_owned(), &fine),
+        ("POST", records, "Host: [2001:db8::1]\r\n".to_owned(), &fine),
+        ("POST", records, "Host: [2001:DB8:0::1]:4437\r\n".to_owned(), &fine),
+        ("POST", records, "Host: log.example\r\n".to_owned(), &fine),
+        ("POST", records, "Host: log.example.:80\r\n".to_owned(), &fine),
+        ("POST", records, "Host: [::ffff:10.0.0.1]\r\n".to_owned(), &unknown),
+        ("POST", records, "Host: [2001:db8::2]\r\n".to_owned(), &unknown),
+        ("GET", "/healthz", "Host: 10.1.2.3:4437\r\n".to_owned(), &fine),
+        ("GET", "/readyz", "Host: balancer.example\r\n".to_owned(), &fine),
+        ("GET", "/metrics", "Host: balancer.example\r\n".to_owned(), &unknown),
+        ("GET", "/metrics", format!("Host: localhost\r\n{link}Sec-Fetch-Dest: document\r\n"), &fine),
+        ("GET", "/metrics", format!("Host: localhost\r\n{link}Sec-Fetch-Dest: iframe\r\n"), &foreign),
+        ("POST", records, format!("Host: localhost\r\n{link}Sec-Fetch-Dest: document\r\n"), &foreign),
+        (
+            "GET",
+            "/metrics",
+            format!("Host: localhost\r\nOrigin: https://evil.example\r\n{link}Sec-Fetch-Dest: document\r\n"),
+            &foreign,
+        ),
+    ] {
+        assert_eq!(status(&server, method, target, &headers), *expected, "{method} {target} {headers}");
+    }
+    // Listening for others too: whoever is no browser calls it as they like, as by a name of a cluster's DNS.
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs", "--listen", "0.0.0.0:0"]);
+    let host = "Host: millstream.default.svc.cluster.local:4437\r\n";
+    for (headers, expected) in [
+        ("", &fine),
+        ("User-Agent: Vector/0.40\r\nAccept-Encoding: gzip\r\n", &fine),
+        ("User-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n", &unknown),
+        ("Accept-Language: en\r\n", &unknown),
+        ("Sec-Fetch-Site: same-origin\r\n", &unknown),
+        ("Origin: http://millstream.default.svc.cluster.local:4437\r\n", &unknown),
+    ] {
+        assert_eq!(status(&server, "POST", records, &format!("{host}{headers}")), *expected, "{headers}");
     }
 }

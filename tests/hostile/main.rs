@@ -9,9 +9,13 @@ mod support;
 mod bodies;
 mod budget;
 mod connections;
+mod deletion;
+mod descriptors;
 mod floods;
 mod guard;
+mod halves;
 mod http2;
+mod rates;
 mod shapes;
 mod stopping;
 

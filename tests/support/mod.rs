@@ -92,7 +92,7 @@ pub struct Reply {
     pub body: Vec<u8>,
 }
 
-pub struct Client(BufReader<TcpStream>);
+pub struct Client(pub BufReader<TcpStream>);
 
 impl Client {
     pub fn connect(address: &str) -> io::Result<Self> {

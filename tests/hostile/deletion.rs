@@ -1,0 +1,69 @@
+//! Logs that go while they are used.
+
+use super::{a_while, code, support::Server};
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+/// They were told that the writer has failed, or of a bug, and looked for one.
+#[test]
+fn requests_that_race_with_the_deletion_of_their_log_are_told_that_it_is_not_there() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--segment-bytes", "65536"]);
+    let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    let begun = Instant::now();
+    let answers = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..6)
+            .map(|n| {
+                let (server, stop, done) = (&server, &stop, &done);
+                scope.spawn(move || {
+                    let mut client = server.connect();
+                    let mut answers = std::collections::BTreeMap::new();
+                    let (body, producer) = (vec![b'x'; [10, 9000, 30_000][n % 3]], format!("p{n}"));
+                    while !stop.load(Ordering::Relaxed) {
+                        let sequence = done.load(Ordering::Relaxed).to_string();
+                        let headers = [
+                            ("Producer-Id", &*producer),
+                            ("Producer-Epoch", "1"),
+                            ("Producer-Seq", &*sequence),
+                        ];
+                        let (method, target, headers) = match n {
+                            0 | 1 => ("POST", "/v1/logs/a/records", &headers[..0]),
+                            2 => ("POST", "/v1/logs/a/records?ack=memory", &headers[..0]),
+                            3 => ("POST", "/v1/logs/a/records", &headers[..]),
+                            4 => ("GET", "/v1/logs/a/records?limit=100", &headers[..0]),
+                            _ => ("POST", "/v1/logs/a/trim", &headers[..0]),
+                        };
+                        let body = match n {
+                            4 => &b""[..],
+                            5 => br#"{"before":1000000}"#,
+                            _ => &body,
+                        };
+                        let answer = client.exchange(method, target, headers, body).unwrap();
+                        let body = String::from_utf8_lossy(&answer.body);
+                        let code = if answer.status < 400 { "" } else { code(&body) };
+                        *answers.entry((answer.status, code.to_owned())).or_insert(0) += 1;
+                    }
+                    answers
+                })
+            })
+            .collect();
+        let mut client = server.connect();
+        while begun.elapsed() < a_while(3.0) {
+            client.request("PUT", "/v1/logs/a", b"").unwrap();
+            std::thread::sleep(Duration::from_millis(done.fetch_add(1, Ordering::Relaxed) % 12));
+            assert_eq!(client.request("DELETE", "/v1/logs/a", b"").unwrap().status, 204);
+        }
+        stop.store(true, Ordering::Relaxed);
+        clients.into_iter().map(|client| client.join().unwrap()).collect::<Vec<_>>()
+    });
+    println!("{} logs: {answers:?}", done.load(Ordering::Relaxed));
+    for (status, code) in answers.iter().flat_map(|answers| answers.keys()) {
+        let fine = matches!(
+            (status, &**code),
+            (200, _) | (404, "log_not_found") | (409, "producer_out_of_order") | (410, "offset_trimmed")
+        );
+        assert!(fine, "{status} {code}");
+    }
+}
