@@ -508,7 +508,13 @@ impl Log {
     /// makes it writable.
     #[cfg(feature = "store")]
     pub(crate) fn has_room_again(&self) -> bool {
-        recovery::has_room(&self.shared)
+        self.shared.full.is_some() && recovery::has_room(&self.shared)
+    }
+
+    /// Whether it is read-only since there was no room when it was opened.
+    #[cfg(feature = "store")]
+    pub(crate) fn is_full(&self) -> bool {
+        self.shared.full.is_some()
     }
 
     /// Ends a log that was only read, for another opening of it to take its place: who waits is told.
@@ -554,6 +560,7 @@ impl Log {
         let _ = self.shared.failed.set(DELETED.into()); // or it has failed already
         // Here and now: later there may be another log at this path, whose files have the same names.
         self.stop_tasks();
+        self.shared.trimmer.settle(); // whoever trims a log that has no maintenance task
         self.shared.producers.settle();
         let _ = self.shared.seal_rest(); // it has failed: nothing is sealed
     }

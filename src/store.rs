@@ -135,8 +135,12 @@ impl Entry {
     /// Lets a log go that was opened without room on the disk, and has room now, also where others hold it: who asks next
     /// opens it again, and can write it.
     fn give_way(&self) {
-        let _held = self.lock();
-        let Some(open) = self.open.load_full().filter(|open| open.has_room_again()) else { return };
+        if !self.open.load_full().is_some_and(|open| open.has_room_again()) {
+            return;
+        }
+        // Whoever has the lock opens, closes or deletes it.
+        let Ok(_held) = self.deleted.try_lock() else { return };
+        let Some(open) = self.open.load_full().filter(|open| open.is_full()) else { return };
         self.open.store(None);
         open.give_way();
     }
@@ -505,18 +509,27 @@ impl Inner {
             due.map(|(name, entry)| (name.clone(), Arc::clone(entry))).collect()
         };
         for (name, entry) in due {
-            let age = match self.settings(&name) {
-                Ok(settings) => settings.retention_seconds.map(Duration::from_secs),
-                Err(_) => None, // who uses the log is told
+            let (age, every) = match self.settings(&name) {
+                Ok(LogSettings { retention_seconds: None, .. }) => (None, None),
+                Ok(LogSettings { retention_seconds: Some(age), .. }) => {
+                    let age = Duration::from_secs(age);
+                    (Some(age), Some((age / 8).max(RETAINED_EVERY)))
+                }
+                Err(_) => (None, Some(RETAINED_EVERY)), // who uses the log is told
             };
-            let again = age.map_or(u64::MAX, |age| now + (age / 8).max(RETAINED_EVERY).as_millis() as u64);
+            let again = every.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
+            let again = again.map_or(u64::MAX, |again| now.saturating_add(again));
             entry.retain_at.store(again, Ordering::Relaxed); // by this thread alone
             if age.is_some()
                 && let Ok(open) = self.opened(&name, &entry)
             {
-                open.apply_retention(Log::retain);
+                open.apply_retention();
+                // If it has more to do, it goes on, and is closed at a later turn.
+                let settled = open.settles_soon();
                 drop(open);
-                entry.close();
+                if settled {
+                    entry.close();
+                }
             }
         }
     }
@@ -536,7 +549,7 @@ impl Inner {
                 Ok(()) | Err(LogError::WouldBlock) => {} // of a log whose disk hangs the others are not to see anything
                 Err(error) => tracing::warn!(name = log.name, %error, "producers are not written down"),
             }
-            log.apply_retention(Log::retain_soon);
+            log.apply_retention();
         }
         for entry in &open {
             entry.give_way();
@@ -555,11 +568,11 @@ impl Inner {
 }
 
 impl OpenLog {
-    fn apply_retention(&self, retain: impl Fn(&Log, Option<u64>, Option<Duration>) -> Result<u64, LogError>) {
+    fn apply_retention(&self) {
         let LogSettings { retention_bytes: bytes, retention_seconds: seconds, .. } = self.settings;
         if (bytes.is_some() || seconds.is_some())
             && self.writable().err().is_none_or(|error| error.is_full())
-            && let Err(error) = retain(&self.log, bytes, seconds.map(Duration::from_secs))
+            && let Err(error) = self.retain_soon(bytes, seconds.map(Duration::from_secs))
             && !matches!(error, LogError::WouldBlock)
         {
             tracing::error!(name = self.name, %error, "dropping old segments failed");

@@ -6,7 +6,7 @@
 use super::{Error, Shared, append::poll_frontier, wait::Ticket};
 use crate::{
     chunk::Chunk,
-    disk::File,
+    disk::{File, salvage},
     frame::{self, Frame, JSON, LOST, WORD},
     segment::{FRAMES, Segment, file, sealed, sealed::Sealed},
     sync::Arc,
@@ -14,6 +14,7 @@ use crate::{
 use std::{
     future::Future,
     io,
+    ops::Range,
     pin::Pin,
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -112,6 +113,8 @@ struct Cold {
     /// Bytes of the file from the word `run_at` on.
     run: Vec<u8>,
     run_at: u32,
+    /// Bytes of the run that the disk cannot read; zeros stand there.
+    unreadable: Vec<Range<usize>>,
     /// The record that is likely to be read next, and its word.
     next: (u32, u32),
 }
@@ -119,7 +122,16 @@ struct Cold {
 impl Cold {
     fn new(file: Box<dyn File>, segment: Arc<Segment>, sealed: &Sealed) -> Self {
         let (records, words) = (sealed.records, sealed.words);
-        Self { file, segment, records, words, run: Vec::new(), run_at: 0, next: (0, 0) }
+        Self {
+            file,
+            segment,
+            records,
+            words,
+            run: Vec::new(),
+            run_at: 0,
+            unreadable: Vec::new(),
+            next: (0, 0),
+        }
     }
 
     /// A record of this segment; `None` if it is damaged.
@@ -144,50 +156,49 @@ impl Cold {
 
     /// Sees to it that the frame at `next` is in the run, verified; `false` if there is none.
     fn fill(&mut self) -> io::Result<bool> {
-        let (record, word) = self.next;
-        let in_run = |run: &[u8], run_at: u32| {
-            let at = word.checked_sub(run_at)? as usize * WORD;
-            frame::decode(run.get(at..)?, self.segment.key).map(|found| found.record == record)
-        };
-        if let Some(found) = in_run(&self.run, self.run_at) {
-            return Ok(found);
+        if self.is_in_run()? {
+            return Ok(true);
         }
-        let left = self.words.saturating_sub(word) as usize * WORD;
-        for length in [RUN.min(left), left] {
-            self.run.resize(length, 0);
-            self.run_at = word;
-            let at = FRAMES + u64::from(word) * WORD as u64;
-            if let Err(error) = self.file.read_at(&mut self.run, at) {
-                self.run.clear(); // what was in it stands elsewhere
-                // One sector may be broken: this record may do without it.
-                return self.fill_one(at, left).map_err(|_| error);
-            }
-            let needs = frame::peek_words(&self.run).map_or(0, |words| words as usize * WORD);
-            if needs <= length || length == left {
-                self.run.shrink_to(RUN.max(needs)); // one large record does not stay
-                break;
-            }
-            if needs <= left {
-                self.run.resize(needs, 0);
-                self.file.read_at(&mut self.run, at).inspect_err(|_| self.run.clear())?;
-                break;
-            }
+        let left = self.words.saturating_sub(self.next.1) as usize * WORD;
+        self.read_run(RUN.min(left))?;
+        let needs = frame::peek_words(&self.run).map_or(0, |words| words as usize * WORD);
+        if needs > self.run.len() && needs <= left {
+            self.read_run(needs)?;
         }
-        Ok(in_run(&self.run, self.run_at) == Some(true))
+        self.run.shrink_to(RUN.max(needs)); // one large record does not stay
+        self.is_in_run()
     }
 
-    /// Reads just the frame at `next`, which begins at this place in the file.
-    fn fill_one(&mut self, at: u64, left: usize) -> io::Result<bool> {
-        let (mut head, key) = ([0; frame::HEADER], self.segment.key);
-        self.file.read_at(&mut head, at)?;
-        let needs = frame::peek_words(&head).map_or(0, |words| words as usize * WORD);
-        if needs > left {
-            return Ok(false);
+    /// Reads so many bytes from the frame at `next` on. What cannot be read costs the records that it is in, when these are
+    /// read, and no others.
+    fn read_run(&mut self, length: usize) -> io::Result<()> {
+        self.run.resize(length, 0);
+        self.run_at = self.next.1;
+        let at = FRAMES + u64::from(self.run_at) * WORD as u64;
+        match salvage::read(&*self.file, &mut self.run, at, true) {
+            Ok(unreadable) => self.unreadable = unreadable,
+            Err(error) => {
+                self.run.clear(); // what was in it stands elsewhere
+                return Err(error);
+            }
         }
-        let mut frame = vec![0; needs];
-        self.file.read_at(&mut frame, at)?;
-        self.run = frame;
-        Ok(frame::decode(&self.run, key).is_some_and(|found| found.record == self.next.0))
+        Ok(())
+    }
+
+    /// Whether the frame at `next` is in the run, and verifies.
+    fn is_in_run(&self) -> io::Result<bool> {
+        let (record, word) = self.next;
+        let at = word.checked_sub(self.run_at).map(|words| words as usize * WORD);
+        let Some((at, rest)) = at.and_then(|at| Some((at, self.run.get(at..)?))) else { return Ok(false) };
+        if let Some(found) = frame::decode(rest, self.segment.key) {
+            return Ok(found.record == record);
+        }
+        let needs = frame::peek_words(rest).map_or(0, |words| words as usize * WORD).max(frame::HEADER);
+        let overlaps = |bad: &Range<usize>| bad.start < at + needs && at < bad.end;
+        if self.unreadable.iter().any(overlaps) {
+            return Err(io::Error::other("the disk cannot read what stands there"));
+        }
+        Ok(false)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which segments there are: the chain that readers find them by, and trimming it.
 
-use super::{Error, Shared, clock, roll::Job};
+use super::{Error, Shared, clock};
 use crate::{
     segment::{Segment, file},
     sync::{Arc, Mutex, lock},
@@ -30,7 +30,7 @@ struct Doomed {
 
 /// What is being trimmed.
 pub(crate) struct Trimmer {
-    /// The maintenance task's alone, if there is one.
+    /// Held while segments are hidden and their files removed.
     doomed: Mutex<Doomed>,
     /// Where a trim is answered for which nobody waits any more.
     #[cfg(feature = "store")]
@@ -127,7 +127,8 @@ impl Shared {
     /// What came before this time is older than `age`, if it is `now`; `None` as long as the clock may be wrong about it.
     pub(super) fn oldest(&self, now: u64, age: Duration) -> Option<u64> {
         let doubted = self.env.belief.doubts(self.newest_found, now, self.env.machine.elapsed());
-        (!doubted).then(|| now.saturating_sub(age.as_millis() as u64))
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        (!doubted).then(|| now.saturating_sub(age))
     }
 
     /// The offsets of the first segment that may have a record that was appended at `time` or later; from the end on, if none
@@ -158,7 +159,7 @@ impl Shared {
         }
         self.writable()?;
         let (answer, answered) = crossbeam::channel::bounded(1);
-        self.roll.send(Job::Trim(before, answer));
+        self.roll.trim(before, answer);
         loop {
             self.env.maintenance.help();
             match answered.recv_timeout(Duration::from_millis(100)) {
@@ -184,7 +185,7 @@ impl Shared {
             return Err(Error::WouldBlock); // or a maintenance task that hangs would get one more to do each time
         }
         let (answer, answered) = crossbeam::channel::bounded(1);
-        self.roll.send(Job::Trim(before, answer));
+        self.roll.trim(before, answer);
         for _ in 0..ATTEMPTS {
             self.env.maintenance.help();
             match answered.recv_timeout(ATTEMPT) {
@@ -201,13 +202,15 @@ impl Shared {
     /// first, then the files go, the oldest first, and each is durably gone before the next one goes, also where that
     /// takes several attempts: so a log that opens after a crash begins a little earlier, and has no gap.
     pub(super) fn trim_now(&self, before: u64) -> Result<Option<u64>, Error> {
-        self.hide(before);
-        Ok(self.remove_doomed()?.then(|| self.first_offset()))
+        // Held from one to the other: if several trim at once, what one of them hides later goes later.
+        let mut doomed = lock(&self.trimmer.doomed);
+        self.hide(before, &mut doomed);
+        Ok(self.remove(&mut doomed)?.then(|| self.first_offset()))
     }
 
     /// Takes segments of which all records are below `before` out of the chain. The last that has records on the disk
     /// stays: what is in memory behind it is bound to its last frame, and would not be taken up after a kill.
-    fn hide(&self, before: u64) {
+    fn hide(&self, before: u64, doomed: &mut Doomed) {
         let (chain, durable) = (self.chain.load_full(), self.durable.get());
         let ended = |segment: &Segment| {
             let end = segment.sealed.get().map(|sealed| segment.base() + u64::from(sealed.records));
@@ -230,20 +233,19 @@ impl Shared {
                 segment.next.set(Arc::clone(last));
             }
         }
-        lock(&self.trimmer.doomed).files.extend(dropped.iter().map(|segment| segment.base()));
+        doomed.files.extend(dropped.iter().map(|segment| segment.base()));
     }
 
     /// Removes files of trimmed segments, for a while; says whether there is none left.
-    fn remove_doomed(&self) -> Result<bool, Error> {
-        let mut doomed = lock(&self.trimmer.doomed);
+    fn remove(&self, doomed: &mut Doomed) -> Result<bool, Error> {
         if let Some(error) = &doomed.failed {
             return Err(error.clone());
         }
-        if self.full.is_some() && self.failed.get().is_some() {
-            self.writable()?; // it has given way, and the files are another's
-        }
         for _ in 0..SLICE {
             let Some(&base) = doomed.files.front() else { break };
+            if self.full.is_some() && self.failed.get().is_some() {
+                self.writable()?; // it was deleted, or has given way: the files are another's
+            }
             let path = self.dir.join(file::name(base));
             match self.env.disk.remove(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {} // gone, if not yet durably

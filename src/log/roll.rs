@@ -116,8 +116,12 @@ pub(super) enum Job {
     LetGo(SpareSegment),
     /// Write zeros ahead of the frames.
     ZeroAhead(Arc<Segment>),
-    /// Drop whole segments below an offset, and answer.
-    Trim(u64, Sender<Result<u64, Error>>),
+}
+
+/// A trim that is asked for: to drop whole segments below an offset, and to answer.
+struct Trim {
+    before: u64,
+    answer: Sender<Result<u64, Error>>,
 }
 
 impl Job {
@@ -152,6 +156,7 @@ pub(crate) struct Roller {
     refused: Mutex<Option<Error>>,
     /// Bounded by those who add: one job of a kind for a segment at a time.
     jobs: SegQueue<Job>,
+    trims: SegQueue<Trim>,
     /// The job that is to be tried again before any other, and how often it was tried.
     stalled: Mutex<Option<Job>>,
     /// Jobs that give memory back, or let it be taken.
@@ -178,6 +183,7 @@ impl Roller {
             asked: AtomicBool::new(false),
             refused: Mutex::new(None),
             jobs: SegQueue::new(),
+            trims: SegQueue::new(),
             stalled: Mutex::new(None),
             owed: AtomicU64::new(0),
             files: AtomicU64::new(0),
@@ -236,6 +242,12 @@ impl Roller {
     #[cfg(feature = "store")]
     pub(super) fn is_busy(&self) -> bool {
         self.task.is_running()
+    }
+
+    /// Asks for a trim, which is answered when it is done.
+    pub(super) fn trim(&self, before: u64, answer: Sender<Result<u64, Error>>) {
+        self.trims.push(Trim { before, answer });
+        self.task.kick();
     }
 
     pub(super) fn send(&self, job: Job) {
@@ -352,31 +364,41 @@ impl Shared {
         let roll = &self.roll;
         loop {
             roll.task.take_kick();
+            // Until something has to be tried again later: trims, and all else.
+            let (mut trimming, mut waiting) = (true, false);
             loop {
                 let stopping = self.stopping.load(Ordering::SeqCst);
                 // First what appends wait for, or will.
                 if !stopping && (roll.asked.load(Ordering::SeqCst) || lock(&roll.refused).is_some()) {
                     self.prepare();
                 }
-                let stalled = lock(&roll.stalled).take(); // the lock is let go
-                let Some(job) = stalled.or_else(|| roll.jobs.pop()) else { break };
-                let trimming = matches!(job, Job::Trim(..));
-                match self.work_at(job) {
+                // In turn with the rest: a trim makes the room that another job may wait for.
+                let trim = if trimming { roll.trims.pop() } else { None };
+                let trimmed = trim.is_some();
+                trimming = trim.is_none_or(|trim| self.trim_slice(trim));
+                let stalled = if waiting { None } else { lock(&roll.stalled).take() };
+                let job = if waiting { None } else { stalled.or_else(|| roll.jobs.pop()) };
+                if job.is_none() && !trimmed {
+                    break;
+                }
+                match job.map_or(Ok(()), |job| self.work_at(job)) {
                     Ok(()) => {}
                     Err(Undone::Yet(job, error)) => {
                         tracing::warn!(dir = %self.dir.display(), %error, "to be tried again");
                         *lock(&roll.stalled) = Some(*job);
-                        break;
+                        waiting = true;
                     }
                     Err(Undone::Ever(error)) => self.fail(&error),
                 }
                 // A long trim is done in slices; other logs have their turn in between.
-                if trimming && roll.task.again() {
+                if trimmed && roll.task.again() {
                     return;
                 }
             }
             let stopping = self.stopping.load(Ordering::SeqCst);
-            let retry = !stopping && (lock(&roll.refused).is_some() || lock(&roll.stalled).is_some());
+            let undone =
+                || lock(&roll.refused).is_some() || lock(&roll.stalled).is_some() || !roll.trims.is_empty();
+            let retry = !stopping && undone();
             let over = if retry { roll.task.later(RETRY) } else { roll.task.sleep_unless(|| false) };
             if over {
                 return;
@@ -398,23 +420,28 @@ impl Shared {
             Job::Discard(segment) => self.discard(&segment),
             Job::LetGo(spare) => self.let_go(spare),
             Job::ZeroAhead(segment) => self.zero_ahead(&segment).map_err(Undone::Ever)?,
-            Job::Trim(before, answer) => {
-                let trimmed = self.trim_now(before);
-                self.roll.budget.forget(&self.roll.share, self.first_offset());
-                match trimmed {
-                    Ok(None) => self.roll.send(Job::Trim(before, answer)), // behind what came meanwhile
-                    Err(error) if error.is_transient() => {
-                        return Err(Undone::Yet(Box::new(Job::Trim(before, answer)), error));
-                    }
-                    Ok(Some(first)) => drop(answer.send(Ok(first))), // who asked may have gone
-                    Err(error) => drop(answer.send(Err(error))),
-                }
-            }
         }
         if gives_memory {
             self.roll.owed.fetch_sub(1, Ordering::SeqCst);
         }
         Ok(())
+    }
+
+    /// Trims for a while, and answers or leaves the rest for later; `false` if it may go better the next time only.
+    fn trim_slice(&self, trim: Trim) -> bool {
+        let trimmed = self.trim_now(trim.before);
+        self.roll.budget.forget(&self.roll.share, self.first_offset());
+        match trimmed {
+            Ok(None) => self.roll.trims.push(trim),
+            Err(error) if error.is_transient() => {
+                tracing::warn!(dir = %self.dir.display(), %error, "to be tried again");
+                self.roll.trims.push(trim);
+                return false;
+            }
+            Ok(Some(first)) => drop(trim.answer.send(Ok(first))), // who asked may have gone
+            Err(error) => drop(trim.answer.send(Err(error))),
+        }
+        true
     }
 
     /// The rest of the maintenance task's work, when it and the flusher have stopped: seals what is durable, drops what was made
@@ -426,7 +453,6 @@ impl Shared {
             match job {
                 Job::Prepare | Job::ZeroAhead(_) => {}
                 Job::Seal(..) if self.failed.get().is_some() => {}
-                Job::Trim(_, answer) => drop(answer.send(Err(Error::Closed))), // who asked may have gone
                 job => match self.work_at(job) {
                     Ok(()) => {}
                     // Its frames are durable, and the next opening seals it.
@@ -436,6 +462,9 @@ impl Shared {
                     Err(Undone::Ever(error)) => done = done.and(Err(error)),
                 },
             }
+        }
+        while let Some(Trim { answer, .. }) = self.roll.trims.pop() {
+            drop(answer.send(Err(Error::Closed))); // who asked may have gone
         }
         self.roll.ready.pop().into_iter().for_each(|spare| self.let_go(spare));
         self.roll.budget.forget(&self.roll.share, u64::MAX);

@@ -1,3 +1,4 @@
+mod housekeeping;
 mod trouble;
 
 use super::*;

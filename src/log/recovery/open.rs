@@ -382,7 +382,7 @@ fn read_only(
     found: Vec<SurveyedSegment>,
 ) -> Result<Opening, Error> {
     let mut segments = Vec::new();
-    let mut end = 0;
+    let (mut end, mut clock) = (0, 0);
     for found in found {
         if !matches!(found.state, State::Sealed(_)) {
             sync(disk, &found.path, false)?;
@@ -399,6 +399,7 @@ fn read_only(
                 (Sealed { records, words: wreck.words, survivors: Some(wreck.survivors) }, None)
             }
         };
+        clock = clock.max(found.header.created + age.unwrap_or(0));
         let segment = Segment::cold(found.header, sealed);
         segments.push(Arc::new(match age {
             Some(age) => segment.aged(age),
@@ -414,7 +415,7 @@ fn read_only(
         segments,
         active: Arc::new(Active { segment, chunk }),
         done: ChunkPosition::default(),
-        clock: 0,
+        clock,
         full: None,
     })
 }

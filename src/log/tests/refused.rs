@@ -171,3 +171,38 @@ fn a_write_or_a_sync_that_fails_is_fatal_whatever_the_reason() {
     fails.store(false, Ordering::SeqCst);
     assert!(matches!(log.append(b"y"), Err(Error::Failed { .. })));
 }
+
+/// Cutting a file wants room on file systems that copy on write. As long as there was none, nothing was trimmed, which
+/// would have made some: the job that was to be tried again came before all others.
+#[test]
+fn trimming_goes_on_while_sealing_waits_for_room() {
+    let full = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let is_full = std::sync::Arc::clone(&full);
+    let gate = Gate::new(std::sync::Arc::new(Sim::new(1)), move |operation, _| {
+        if operation == Operation::Remove {
+            is_full.store(false, Ordering::SeqCst); // that has made room
+        }
+        let refused = operation == Operation::SetLength && is_full.load(Ordering::SeqCst);
+        if refused { Err(std::io::Error::from_raw_os_error(28)) } else { Ok(()) }
+    });
+    let log = Log::open_on(gate, Path::new(DIR), small()).unwrap();
+    for n in 0..300u64 {
+        log.append(&[n as u8; 100]).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(100)); // all but the last segment are sealed
+    full.store(true, Ordering::SeqCst);
+    for n in 0..100u64 {
+        if log.try_append(&[n as u8; 100]).is_err() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::scope(|scope| {
+        let (said, done) = std::sync::mpsc::channel();
+        let log = &log;
+        scope.spawn(move || said.send(log.trim(100)).unwrap());
+        let trimmed = done.recv_timeout(Duration::from_secs(5));
+        full.store(false, Ordering::SeqCst);
+        assert!(trimmed.is_ok_and(|trimmed| trimmed.is_ok_and(|first| first > 0)), "nothing in 5 s");
+    });
+}

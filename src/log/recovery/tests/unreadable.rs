@@ -183,3 +183,38 @@ fn a_disk_that_fails_once_is_asked_again() {
         assert_eq!(log.next_offset(), 70);
     }
 }
+
+/// Going through tiny records before a sector that cannot be read asked for that sector again with each of them. A disk may
+/// take seconds each time.
+#[test]
+fn a_sector_that_cannot_be_read_is_not_asked_for_with_each_record_before_it() {
+    let sim = Sim::new(1);
+    let o = || options(1 << 18, 1 << 18, 1 << 21, None);
+    let log = open(&sim, o()).unwrap();
+    let batch: Vec<&[u8]> = (0..6000).map(|_| &b"12345678"[..]).collect();
+    while log.shared.chain.load().segments.len() < 2 {
+        log.append_batch(&batch).and_then(|at| log.wait_durable(at + 5999)).unwrap();
+    }
+    let records = log.shared.chain.load().segments[1].base();
+    log.close().unwrap();
+    let reads = Arc::new(AtomicU32::new(0));
+    let counts = Arc::clone(&reads);
+    let gate = Gate::new(Arc::new(sim.clone()), move |operation, _| {
+        counts.fetch_add(u32::from(operation == Operation::Read), Ordering::Relaxed);
+        Ok(())
+    });
+    let log = Log::open_on(gate, Path::new(DIR), o()).unwrap();
+    let bad = records - 100;
+    sim.spoil_at(Path::new(FIRST), 4096 + bad as usize * 32);
+    let mut reader = log.reader(0);
+    reads.store(0, Ordering::Relaxed);
+    let mut lost = Vec::new();
+    for offset in 0..records {
+        if reader.read(offset).is_err() {
+            lost.push(offset);
+        }
+    }
+    assert!(lost.contains(&bad) && lost.len() <= 17, "one sector has {lost:?}");
+    let reads = reads.load(Ordering::Relaxed);
+    assert!(reads < 2000, "{reads} reads for {records} records");
+}

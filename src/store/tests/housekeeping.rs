@@ -1,0 +1,514 @@
+//! The store's own thread, and logs that were opened without room, while other things happen.
+
+use super::super::*;
+use crate::{
+    disk::{
+        Disk,
+        gate::{Gate, Operation},
+        sim::{Cut, Sim},
+    },
+    log::Machine,
+};
+use std::{
+    sync::{Condvar, atomic::AtomicBool, mpsc},
+    thread,
+    time::Instant,
+};
+
+fn options() -> StoreOptions {
+    let log = Options {
+        segment_bytes: 8 << 10,
+        first_segment_bytes: 4 << 10,
+        memory_bytes: 256 << 10,
+        ..Options::default()
+    };
+    StoreOptions { log, open_logs: 10, idle: Duration::ZERO }
+}
+
+#[derive(Default)]
+struct Door(Mutex<(bool, bool)>, Condvar);
+
+impl Door {
+    fn shut(&self, shut: bool) {
+        self.0.lock().unwrap().0 = shut;
+        self.1.notify_all();
+    }
+    fn pass(&self) {
+        let mut held = self.0.lock().unwrap();
+        if held.0 {
+            held.1 = true;
+            self.1.notify_all();
+        }
+        drop(self.1.wait_while(held, |held| held.0).unwrap());
+    }
+    fn wait_for_somebody(&self) {
+        drop(self.1.wait_while(self.0.lock().unwrap(), |held| !held.1).unwrap());
+    }
+}
+
+struct Open<'a>(&'a Door);
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.shut(false);
+    }
+}
+
+/// A log whose disk hangs is deleted while the store's thread is in the midst of a turn: that waits for the log, though it is
+/// not one without room, and no other log is closed.
+#[test]
+fn deleting_a_log_that_is_held_up_keeps_no_other_from_retention_and_closing() {
+    let (dir, door, turn) =
+        (tempfile::tempdir().unwrap(), Arc::new(Door::default()), Arc::new(Door::default()));
+    let (at, passes) = (dir.path().join("stuck"), Arc::clone(&door));
+    let (other, waits) = (dir.path().join("other"), Arc::clone(&turn));
+    let ask = move |operation, path: &Path| {
+        if operation == Operation::Write && path.starts_with(&at) {
+            passes.pass();
+        }
+        if operation == Operation::WriteFile && path.starts_with(&other) {
+            waits.pass();
+        }
+        Ok(())
+    };
+    let env = Environment::on(Gate::new(crate::disk::native(), ask));
+    let store = Store::open_in(env, dir.path(), options()).unwrap();
+    let _open = (Open(&door), Open(&turn));
+    for name in ["stuck", "other"] {
+        store.create(name, &LogSettings::default()).unwrap();
+    }
+    let stuck = store.get("stuck").unwrap();
+    stuck.append(b"a").unwrap();
+    stuck.flush().unwrap();
+    let other = store.get("other").unwrap();
+    other.learn_producers().unwrap();
+    let batch = crate::log::ProducerBatch { id: "a", epoch: 0, sequence: 0 };
+    other.try_append_once(&batch, &[crate::log::Payload { bytes: b"x", json: false }], None).unwrap();
+    other.flush().unwrap();
+    drop(other);
+    door.shut(true);
+    turn.shut(true);
+    stuck.append(b"b").unwrap();
+    stuck.commit_soon();
+    door.wait_for_somebody();
+    thread::scope(|scope| {
+        let (said, is_over) = mpsc::channel();
+        let inner = Arc::clone(&store.inner);
+        scope.spawn(move || {
+            inner.turn();
+            let _ = said.send(());
+        });
+        turn.wait_for_somebody(); // it writes the producers of the other log down
+        let deletes = scope.spawn(|| store.delete("stuck"));
+        thread::sleep(Duration::from_millis(300)); // that waits for the write
+        turn.shut(false);
+        let over = is_over.recv_timeout(Duration::from_secs(5)).is_ok();
+        let closed = store.inner.entry("other").unwrap().open.load().is_none();
+        door.shut(false);
+        deletes.join().unwrap().unwrap();
+        assert!(
+            over && closed,
+            "the store's thread waits for the log that is deleted: over {over}, other closed {closed}"
+        );
+    });
+}
+
+/// Old segments of a log that nobody uses cannot be removed for want of descriptors: the store's thread waits for that, and
+/// closes no log, which would give some back.
+#[test]
+fn a_closed_log_that_cannot_be_trimmed_keeps_no_other_from_closing() {
+    let sim = Sim::new(3);
+    let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
+    let failing = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&failing);
+    let ask = move |operation, path: &Path| {
+        if operation == Operation::SyncDir
+            && path.ends_with("old")
+            && asked.load(Ordering::SeqCst)
+            && thread::current().name().is_some_and(|name| name.starts_with("millstream-mnt"))
+        {
+            return Err(io::Error::from_raw_os_error(24));
+        }
+        Ok(())
+    };
+    let env = Environment { machine: clocks.clone(), ..Environment::on(Gate::new(Arc::new(sim), ask)) };
+    let mut options = options();
+    options.log.images = None;
+    let store = Store::open_in(env, Path::new("/store"), options).unwrap();
+    let settings = LogSettings { retention_seconds: Some(3600), ..LogSettings::default() };
+    store.create("old", &settings).unwrap();
+    let log = store.get("old").unwrap();
+    for _ in 0..100 {
+        log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    thread::sleep(Duration::from_millis(100));
+    drop(log);
+    let pass = |millis: u64| {
+        clocks.0.fetch_add(millis, Ordering::SeqCst);
+        clocks.1.fetch_add(millis, Ordering::SeqCst);
+    };
+    let is_open = |name: &str| store.inner.entry(name).unwrap().open.load().is_some();
+    while is_open("old") {
+        pass(1000);
+        store.turn();
+    }
+    store.create("other", &LogSettings::default()).unwrap();
+    store.get("other").unwrap();
+    pass(2 * 3600 * 1000);
+    failing.store(true, Ordering::SeqCst);
+    thread::scope(|scope| {
+        let (said, is_over) = mpsc::channel();
+        let inner = Arc::clone(&store.inner);
+        scope.spawn(move || {
+            inner.turn();
+            let _ = said.send(());
+        });
+        let over = is_over.recv_timeout(Duration::from_secs(5)).is_ok();
+        let closed = !is_open("other");
+        failing.store(false, Ordering::SeqCst);
+        assert!(over && closed, "over {over}, closed {closed}");
+    });
+}
+
+/// Seconds that are more than a u64 has as milliseconds.
+#[test]
+fn a_very_long_retention_drops_nothing() {
+    for seconds in [18_446_744_073_709_552u64, 1 << 61, u64::MAX] {
+        let sim = Sim::new(3);
+        let mut options = options();
+        options.log.images = None;
+        let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
+        let env = Environment { machine: clocks.clone(), ..Environment::on(Arc::new(sim)) };
+        let store = Store::open_in(env, Path::new("/store"), options).unwrap();
+        let settings = LogSettings { retention_seconds: Some(seconds), ..LogSettings::default() };
+        store.create("a", &settings).unwrap();
+        let log = store.get("a").unwrap();
+        for _ in 0..100 {
+            log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
+        }
+        thread::sleep(Duration::from_millis(100));
+        let pass = |millis: u64| {
+            clocks.0.fetch_add(millis, Ordering::SeqCst);
+            clocks.1.fetch_add(millis, Ordering::SeqCst);
+        };
+        for _ in 0..3 {
+            pass(1000);
+            store.turn();
+        }
+        assert_eq!(log.first_offset(), 0, "{seconds} s");
+        drop(log);
+        for _ in 0..3 {
+            pass(1000);
+            let turn = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| store.turn()));
+            assert!(turn.is_ok(), "{seconds} s: the store's thread panics");
+        }
+    }
+}
+
+/// A log that was opened without room is trimmed by whoever asks; it is deleted meanwhile, and made anew.
+#[test]
+fn a_trim_by_the_caller_removes_nothing_of_a_log_that_is_made_anew() {
+    let sim = Sim::new(3);
+    let (door, place) = (Arc::new(Door::default()), Path::new("/store"));
+    let passes = Arc::clone(&door);
+    let ask = move |operation, path: &Path| {
+        if operation == Operation::Remove && path.ends_with("00000000000000000000.seg") {
+            passes.pass();
+        }
+        Ok(())
+    };
+    let options = || {
+        let mut options = options();
+        options.log.images = None;
+        options
+    };
+    // A log of some segments, all of them sealed.
+    let store = Store::open_in(Environment::on(Arc::new(sim.clone())), place, options()).unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    let log = store.get("a").unwrap();
+    for _ in 0..100 {
+        log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    drop(log);
+    drop(store);
+    let sim = sim.after(Cut::Kill);
+    let last = sim.dump().into_keys().rfind(|path| path.extension().is_some_and(|end| end == "seg")).unwrap();
+    sim.remove(&last).unwrap();
+    sim.leave_room(0);
+    let env = Environment::on(Gate::new(Arc::new(sim.clone()), ask));
+    let store = Store::open_in(env, place, options()).unwrap();
+    let _open = Open(&door);
+    let log = store.get("a").unwrap();
+    assert!(log.writable().unwrap_err().is_full());
+    door.shut(true);
+    thread::scope(|scope| {
+        let trims = scope.spawn(|| log.trim(u64::MAX));
+        door.wait_for_somebody();
+        let (said, done) = mpsc::channel();
+        let made = scope.spawn({
+            let store = &store;
+            move || {
+                store.delete("a").unwrap();
+                store.create("a", &LogSettings::default()).unwrap();
+                let new = store.get("a").unwrap();
+                new.append(b"acknowledged").and_then(|at| new.wait_durable(at)).unwrap();
+                said.send(()).unwrap();
+            }
+        });
+        let _ = done.recv_timeout(Duration::from_secs(3)); // or it waits for the trim, as it should
+        door.shut(false);
+        println!("{:?}", trims.join().unwrap());
+        made.join().unwrap();
+    });
+    drop(log);
+    store.close().unwrap();
+    let names: Vec<_> = sim.dump().into_keys().collect();
+    let store = Store::open_in(Environment::on(Arc::new(sim.clone())), place, options()).unwrap();
+    let new = store.get("a").unwrap();
+    assert_eq!(new.next_offset(), 1, "the new log's segment is gone: {names:?}");
+}
+
+struct Clocks(AtomicU64, AtomicU64);
+
+impl Machine for Clocks {
+    fn now(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+    fn elapsed(&self) -> Duration {
+        Duration::from_millis(self.1.load(Ordering::SeqCst))
+    }
+    fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
+        getrandom::fill(bytes).map_err(io::Error::other)
+    }
+}
+
+/// The settings of a closed log cannot be read for a moment: its old segments are never looked at again.
+#[test]
+fn a_moment_without_descriptors_does_not_end_retention() {
+    for fails in [false, true] {
+        let sim = Sim::new(3);
+        let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
+        let failing = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&failing);
+        let ask = move |operation, path: &Path| {
+            if operation == Operation::Open && path.ends_with("log.json") && asked.load(Ordering::SeqCst) {
+                return Err(io::Error::from_raw_os_error(24));
+            }
+            Ok(())
+        };
+        let env = Environment { machine: clocks.clone(), ..Environment::on(Gate::new(Arc::new(sim), ask)) };
+        let mut options = options();
+        options.log.images = None;
+        let store = Store::open_in(env, Path::new("/store"), options).unwrap();
+        let settings = LogSettings { retention_seconds: Some(3600), ..LogSettings::default() };
+        store.create("a", &settings).unwrap();
+        let log = store.get("a").unwrap();
+        for _ in 0..100 {
+            log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
+        }
+        thread::sleep(Duration::from_millis(100));
+        drop(log);
+        let pass = |millis: u64| {
+            clocks.0.fetch_add(millis, Ordering::SeqCst);
+            clocks.1.fetch_add(millis, Ordering::SeqCst);
+        };
+        let is_open = || store.inner.entry("a").unwrap().open.load().is_some();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while is_open() {
+            pass(1000);
+            failing.store(fails, Ordering::SeqCst);
+            store.turn();
+            assert!(Instant::now() < deadline);
+        }
+        store.turn();
+        failing.store(false, Ordering::SeqCst);
+        for _ in 0..200 {
+            pass(600_000); // more than a day in all
+            store.turn();
+        }
+        let first = store.get("a").unwrap().first_offset();
+        assert!(
+            first > 0,
+            "fails {fails}: nothing was dropped in a day, of records that are to be kept for an hour"
+        );
+    }
+}
+
+/// Several trim a log that was opened without room at once: each on a thread of its own. The files are to go in order.
+#[test]
+fn trims_by_callers_remove_the_oldest_first() {
+    let place = Path::new("/store");
+    let sim = Sim::new(3);
+    let options = || {
+        let mut options = options();
+        options.log.images = None;
+        options
+    };
+    let store = Store::open_in(Environment::on(Arc::new(sim.clone())), place, options()).unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    let log = store.get("a").unwrap();
+    for _ in 0..1500 {
+        log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    let end = log.next_offset();
+    drop(log);
+    drop(store);
+    let sim = sim.after(Cut::Kill);
+    let last = sim.dump().into_keys().rfind(|path| path.extension().is_some_and(|end| end == "seg")).unwrap();
+    sim.remove(&last).unwrap();
+    sim.leave_room(0);
+    for round in 0..30u64 {
+        let sim = sim.snapshot();
+        sim.set_room(Some(0));
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&order);
+        let (now, gap) = (sim.clone(), Arc::new(Mutex::new(None)));
+        let found = Arc::clone(&gap);
+        let ask = move |operation, path: &Path| {
+            if operation == Operation::Remove {
+                let base: u64 = path.file_stem().unwrap().to_str().unwrap().parse().unwrap_or(0);
+                let mut noted = noted.lock().unwrap();
+                if !noted.contains(&base) && noted.iter().any(|&other| other > base) {
+                    // As it is this moment, when the process is killed.
+                    found.lock().unwrap().get_or_insert_with(|| now.snapshot());
+                }
+                noted.push(base);
+                drop(noted);
+                thread::yield_now();
+            }
+            Ok(())
+        };
+        let store =
+            Store::open_in(Environment::on(Gate::new(Arc::new(sim.clone()), ask)), place, options()).unwrap();
+        let log = store.get("a").unwrap();
+        assert!(log.writable().unwrap_err().is_full());
+        thread::scope(|scope| {
+            for n in 0..24u64 {
+                let log = &log;
+                scope.spawn(move || {
+                    for m in 0..20 {
+                        let _ = log.trim(end * (n + 24 * m) / (20 * 24));
+                    }
+                });
+            }
+        });
+        if let Some(killed) = gap.lock().unwrap().take() {
+            killed.set_room(None);
+            let log =
+                Log::open_in(&Environment::on(Arc::new(killed)), &place.join("a"), options().log).unwrap();
+            assert_eq!(
+                log.damage(),
+                [],
+                "round {round}: killed there, the log has a gap: {:?}",
+                log.writable()
+            );
+        }
+        let order = order.lock().unwrap();
+        let mut seen = std::collections::BTreeSet::new();
+        for base in order.iter() {
+            if seen.insert(*base) {
+                let newest = seen.last().unwrap();
+                assert!(
+                    base == newest,
+                    "round {round}: {base} is removed after {newest}: a crash between leaves a gap"
+                );
+            }
+        }
+    }
+}
+
+/// A log that is opened without room has a retention by age, and records that are past it: dropping them makes room.
+#[test]
+fn retention_by_age_makes_room_for_a_log_that_was_opened_without() {
+    for full in [false, true] {
+        let (sim, place) = (Sim::new(3), Path::new("/store"));
+        let options = || {
+            let mut options = options();
+            options.log.images = None;
+            options.idle = Duration::from_secs(1 << 20);
+            options
+        };
+        let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
+        let on =
+            |sim: &Sim| Environment { machine: clocks.clone(), ..Environment::on(Arc::new(sim.clone())) };
+        let settings = LogSettings { retention_seconds: Some(3600), ..LogSettings::default() };
+        let store = Store::open_in(on(&sim), place, options()).unwrap();
+        store.create("a", &settings).unwrap();
+        let log = store.get("a").unwrap();
+        for _ in 0..100 {
+            log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
+        }
+        drop(log);
+        drop(store);
+        let sim = sim.after(Cut::Kill);
+        let last =
+            sim.dump().into_keys().rfind(|path| path.extension().is_some_and(|end| end == "seg")).unwrap();
+        sim.remove(&last).unwrap();
+        if full {
+            sim.leave_room(0);
+        }
+        clocks.0.fetch_add(2 * 3600 * 1000, Ordering::SeqCst); // two hours later
+        let store = Store::open_in(on(&sim), place, options()).unwrap();
+        let log = store.get("a").unwrap();
+        assert_eq!(log.writable().is_err(), full);
+        for _ in 0..60 {
+            clocks.0.fetch_add(10_000, Ordering::SeqCst);
+            clocks.1.fetch_add(10_000, Ordering::SeqCst);
+            store.turn();
+        }
+        assert!(log.first_offset() > 0, "full {full}: nothing is dropped in ten minutes");
+    }
+}
+
+/// The same without a kill: several trim, room comes, and the store opens the log again in the midst of that.
+#[test]
+fn a_log_that_gives_way_while_several_trim_it_has_no_gap() {
+    let place = Path::new("/store");
+    let sim = Sim::new(3);
+    let options = || {
+        let mut options = options();
+        options.log.images = None;
+        options
+    };
+    let store = Store::open_in(Environment::on(Arc::new(sim.clone())), place, options()).unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    let log = store.get("a").unwrap();
+    for _ in 0..1500 {
+        log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    let end = log.next_offset();
+    drop(log);
+    drop(store);
+    let sim = sim.after(Cut::Kill);
+    let last = sim.dump().into_keys().rfind(|path| path.extension().is_some_and(|end| end == "seg")).unwrap();
+    sim.remove(&last).unwrap();
+    for round in 0..60u64 {
+        let sim = sim.snapshot();
+        sim.set_room(Some(0));
+        let ask = move |operation, _: &Path| {
+            if operation == Operation::Remove {
+                thread::yield_now();
+            }
+            Ok(())
+        };
+        let store =
+            Store::open_in(Environment::on(Gate::new(Arc::new(sim.clone()), ask)), place, options()).unwrap();
+        let log = store.get("a").unwrap();
+        assert!(log.writable().unwrap_err().is_full());
+        thread::scope(|scope| {
+            for n in 0..24u64 {
+                let log = &log;
+                scope.spawn(move || {
+                    for m in 0..20 {
+                        let _ = log.trim(end * (n + 24 * m) / (20 * 24));
+                    }
+                });
+            }
+            thread::sleep(Duration::from_micros(round * 37 % 3000));
+            sim.set_room(None);
+            store.turn();
+        });
+        drop(log);
+        let log = store.get("a").unwrap();
+        assert_eq!(log.damage(), [], "round {round}");
+    }
+}
