@@ -22,7 +22,7 @@ use std::{
 /// The least that it has to keep.
 const KEPT: f64 = 0.8;
 /// Rounds that count, of how many; and how far the calm times around one may be apart.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 const MOST_ROUNDS: usize = 30;
 const EVEN: f64 = 0.8;
 /// How often this is done, at the most.
