@@ -19,9 +19,10 @@
 //! # }
 //! ```
 
+use crate::Code;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, StatusCode, body::Incoming, header::CONTENT_TYPE};
+use hyper::{Method, Request, body::Incoming, header::CONTENT_TYPE};
 use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
     rt::TokioExecutor,
@@ -138,7 +139,7 @@ impl From<&crate::Record> for Record {
 
 /// A range that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Range {
+pub struct Page {
     /// In the order of their offsets.
     pub records: Vec<Record>,
     /// Where to go on.
@@ -279,7 +280,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`create`](Self::create).
-    pub async fn read(&self, log: &str, offset: u64, limit: u64) -> Result<Range, Error> {
+    pub async fn read(&self, log: &str, offset: u64, limit: u64) -> Result<Page, Error> {
         self.read_from(log, &format!("offset={offset}&limit={limit}")).await
     }
 
@@ -287,21 +288,21 @@ impl Client {
     ///
     /// # Errors
     /// As [`create`](Self::create).
-    pub async fn read_from(&self, log: &str, query: &str) -> Result<Range, Error> {
+    pub async fn read_from(&self, log: &str, query: &str) -> Result<Page, Error> {
         let path = format!("/v1/logs/{log}/records?{query}");
         let headers = [("accept", "application/vnd.millstream.frames")];
         let answer = self.send(self.request(Method::GET, &path, &headers, Bytes::new())?).await?;
         let next =
             answer.headers().get("millstream-next-offset").and_then(|next| next.to_str().ok()?.parse().ok());
         let next_offset = next.ok_or_else(|| Error::Answer { reason: "no next offset".into() })?;
-        Ok(Range { records: frames(&self.body(answer).await?)?, next_offset })
+        Ok(Page { records: frames(&self.body(answer).await?)?, next_offset })
     }
 
     /// Waits for records from `offset` on, however long that takes, and over restarts of the server.
     ///
     /// # Errors
     /// [`Error::Refused`], except where the server says to try again.
-    pub async fn follow(&self, log: &str, offset: u64) -> Result<Range, Error> {
+    pub async fn follow(&self, log: &str, offset: u64) -> Result<Page, Error> {
         let mut pause = Pause::default();
         loop {
             match self.read_from(log, &format!("offset={offset}&limit=10000&wait=30s")).await {
@@ -337,11 +338,7 @@ impl Error {
     fn is_temporary(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
-            Self::Refused { status, code, .. } => {
-                let passing = [StatusCode::TOO_MANY_REQUESTS, StatusCode::INSUFFICIENT_STORAGE];
-                passing.iter().any(|passing| passing == status)
-                    || ["shutting_down", "body_too_slow", "body_incomplete"].contains(&code.as_str())
-            }
+            Self::Refused { code, .. } => Code::parse(code).is_some_and(Code::is_temporary),
             _ => false,
         }
     }

@@ -15,6 +15,8 @@
 mod chunk;
 #[cfg(feature = "client")]
 pub mod client;
+#[cfg(any(feature = "client", feature = "server"))]
+mod code;
 mod disk;
 mod frame;
 #[cfg(feature = "server")]
@@ -58,6 +60,8 @@ pub mod fuzzing {
     }
 }
 
+#[cfg(any(feature = "client", feature = "server"))]
+pub use code::Code;
 pub use log::{
     Appender, Buckets, Damage, Durability, Durable, Error, Iter, Log, Options, Payload, Reader, Record,
     RecordRef, Repaired, Report, Room, Stats, Visible, repair, repair_with_progress, stats, verify,

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use millstream::{
-    client::{Client, Range, Record},
+    client::{Client, Page, Record},
     store::{Store, StoreOptions},
 };
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ pub(super) fn block_on<T>(run: impl Future<Output = Result<T, Failure>>) -> Resu
 
 impl Target {
     /// Up to so many records, as many as are handed over at once.
-    pub(super) async fn read(&self, log: &str, offset: u64, limit: u64) -> Result<Range, Failure> {
+    pub(super) async fn read(&self, log: &str, offset: u64, limit: u64) -> Result<Page, Failure> {
         match self {
             Self::Server(client) => Ok(client.read(log, offset, limit).await?),
             Self::Directory(store) => {
@@ -49,7 +49,7 @@ impl Target {
                 let found: Result<Vec<_>, _> = log.iter(offset).take(limit.min(1000) as usize).collect();
                 let records: Vec<Record> = found?.iter().map(Record::from).collect();
                 let next_offset = records.last().map_or(offset, |last| last.offset + 1);
-                Ok(Range { records, next_offset })
+                Ok(Page { records, next_offset })
             }
         }
     }

@@ -1,14 +1,15 @@
 //! Request bodies: read whole, within a size, a time and the server's memory, decompressed, and parsed as JSON.
 
 use super::{
+    context::Context,
     memory::{Buffer, FREE, Grant, Purpose, Work},
     problem::{Problem, cut},
     room::Meter,
-    router::Context,
 };
+use crate::Code;
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::{StatusCode, body::Body};
+use hyper::body::Body;
 use serde::Deserialize;
 use std::io::Read;
 use tokio::sync::oneshot;
@@ -32,13 +33,13 @@ where
     let read = tokio::time::timeout(limits.body_time, collect(body, most.min(limit) as usize, grant)).await;
     read.unwrap_or_else(|_| {
         let detail = format!("the body did not arrive within {} seconds", limits.body_time.as_secs());
-        Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", detail))
+        Err(Problem::new(Code::BodyTooSlow, detail))
     })
 }
 
 fn too_large(limit: usize, when: &str) -> Problem {
     let detail = format!("the body is over the limit of {limit} bytes{when}; send less at once");
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+    Problem::new(Code::BodyTooLarge, detail)
 }
 
 async fn collect<B>(mut body: B, most: usize, mut grant: Grant) -> Result<Bytes, Problem>
@@ -54,10 +55,7 @@ where
                 Err(_) => {} // trailers
             },
             Some(Err(error)) => {
-                return Err(Problem::bad_request(
-                    "body_incomplete",
-                    format!("the body ended early: {error}"),
-                ));
+                return Err(Problem::new(Code::BodyIncomplete, format!("the body ended early: {error}")));
             }
             None => return Ok(None),
         }
@@ -112,7 +110,7 @@ pub(super) async fn in_turn<T: Send + 'static>(
         tracing::warn!(%error, "there is no thread for a large body");
         return Err(Problem::overloaded());
     }
-    result.await.map_err(|_| Problem::internal("the request failed unexpectedly"))
+    result.await.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
 }
 
 /// How far a thread gives way (`nice`): where there are more threads than processors, 5 is a third of what each of the others has, 10
@@ -141,8 +139,7 @@ impl Encoding {
             "gzip" | "x-gzip" => Ok(Self::Gzip),
             "zstd" => Ok(Self::Zstd),
             _ => Err(Problem::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "unsupported_encoding",
+                Code::UnsupportedEncoding,
                 "Content-Encoding must be gzip, zstd or identity",
             )),
         }
@@ -194,7 +191,7 @@ const AT_ONCE: usize = 64 << 10;
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn broken(error: std::io::Error) -> Problem {
     let detail = format!("the body does not decode as its Content-Encoding says: {error}");
-    Problem::bad_request("invalid_encoding", detail)
+    Problem::new(Code::InvalidEncoding, detail)
 }
 
 /// Bytes of what a parser says, so that there is room for what to send instead.
@@ -208,8 +205,8 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], expected: &str) -> R
 pub(super) fn not_parsed(error: &serde_json::Error, expected: &str) -> Problem {
     let why = cut(error, WHY); // the name of an unknown field is in it, of any length
     if error.is_data() {
-        Problem::bad_request("invalid_request", format_args!("{why}; send {expected}"))
+        Problem::new(Code::InvalidRequest, format_args!("{why}; send {expected}"))
     } else {
-        Problem::bad_request("invalid_json", format_args!("the body is not JSON: {why}; send {expected}"))
+        Problem::new(Code::InvalidJson, format_args!("the body is not JSON: {why}; send {expected}"))
     }
 }

@@ -2,12 +2,14 @@
 //! base64 in JSON, as Go's `encoding/json` writes byte slices; a nil slice comes as `null`.
 
 use super::{
+    answer::{Answer, full, json, json_of, json_text},
     body::{self, LARGE},
     connection::Arriving,
+    context::Context,
     memory::{FREE, Grant, Memory, Purpose, Work},
     problem::Problem,
-    router::{Answer, Context, full, json, json_of, json_text},
 };
+use crate::Code;
 use crate::log::{Payload, Record};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -25,12 +27,12 @@ pub(super) const LOG: &str = "default";
 #[serde(deny_unknown_fields)]
 struct Produce<'a> {
     #[serde(borrow)]
-    record: Produced<'a>,
+    record: ProducedRecord<'a>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Produced<'a> {
+struct ProducedRecord<'a> {
     #[serde(borrow, deserialize_with = "null_is_empty")]
     value: Cow<'a, str>,
     /// The book's clients send one record type both ways; where it goes is not theirs to say.
@@ -45,7 +47,7 @@ fn null_is_empty<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Cow<'a, s
 }
 
 #[derive(Serialize)]
-struct ProducedAt {
+struct ProduceReply {
     offset: u64,
 }
 
@@ -105,7 +107,7 @@ pub(super) async fn post(context: &Context, request: Request<Arriving>) -> Resul
     context.metrics.appended(1, value.len() as u64);
     drop((value, grant)); // they are not for waiting with
     context.acknowledged(&log, offset, None).await?;
-    Ok(json(&ProducedAt { offset }))
+    Ok(json(&ProduceReply { offset }))
 }
 
 /// The value in a body, and its part of the budget.
@@ -122,8 +124,8 @@ fn decoded(bytes: Bytes, memory: &Arc<Memory>) -> Result<(Vec<u8>, Grant), Probl
             value.cover(length)?;
         }
         BASE64_STANDARD.decode(base64).map_err(|error| {
-            Problem::bad_request(
-                "invalid_base64",
+            Problem::new(
+                Code::InvalidBase64,
                 format!("the value is not base64: {error}; use A-Z a-z 0-9 + / with = at the end"),
             )
         })
@@ -146,7 +148,7 @@ pub(super) async fn get(context: &Context, request: Request<Arriving>) -> Result
         let bytes = body::read(request.into_body(), context).await?;
         if bytes.is_empty() {
             let detail = r#"say which record: a body {"offset":0}, or /?offset=0"#;
-            return Err(Problem::bad_request("offset_missing", detail));
+            return Err(Problem::new(Code::OffsetMissing, detail));
         }
         let Consume { offset } = body::parse(&bytes, r#"{"offset":0}"#)?;
         offset.0.ok_or_else(invalid_offset)?
@@ -172,7 +174,7 @@ fn render(memory: &Arc<Memory>, record: &Record) -> Result<Answer, Problem> {
 
 fn invalid_offset() -> Problem {
     let detail = format!("an offset is a whole number from 0 to {}", u64::MAX);
-    Problem::bad_request("invalid_offset", detail)
+    Problem::new(Code::InvalidOffset, detail)
 }
 
 fn offset_in_query(query: &str) -> Result<u64, Problem> {
@@ -181,7 +183,7 @@ fn offset_in_query(query: &str) -> Result<u64, Problem> {
             number.parse().map_err(|_| invalid_offset())
         }
         Some(("offset", number)) if !number.contains('&') => Err(invalid_offset()),
-        _ => Err(Problem::bad_request("invalid_query", "the one parameter here is offset, as in /?offset=0")),
+        _ => Err(Problem::new(Code::InvalidQuery, "the one parameter here is offset, as in /?offset=0")),
     }
 }
 

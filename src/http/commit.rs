@@ -16,7 +16,7 @@ type Line = VecDeque<(u64, Waker)>;
 
 /// The requests of one runtime that wait for a commit, by open log. A log is in here while a task serves it.
 #[derive(Default)]
-pub(super) struct Lines {
+pub(super) struct DurabilityWaiters {
     lines: Mutex<HashMap<Instance, Line>>,
 }
 
@@ -32,7 +32,7 @@ impl Instance {
     }
 }
 
-impl Lines {
+impl DurabilityWaiters {
     fn lock(&self) -> MutexGuard<'_, HashMap<Instance, Line>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner) // no holder can panic half-way
     }

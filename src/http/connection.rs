@@ -23,7 +23,9 @@
 //! that it has in flight, of which there are at most four times as many as connections in the whole server.
 
 use super::{
-    router::{self, Answer, Context},
+    answer::{self, Answer},
+    context::Context,
+    router,
     server::Settings,
     socket::Socket,
     unsent::{Ends, Unsent},
@@ -527,7 +529,7 @@ impl Drop for Unwanted {
 
 /// An answer's body on its way out.
 struct Outgoing {
-    body: router::Body,
+    body: answer::Body,
     /// What is left of a piece, of HTTP/2.
     left: Bytes,
     finished: bool,

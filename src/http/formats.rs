@@ -16,10 +16,10 @@ use super::{
     problem::Problem,
     room::Room,
 };
+use crate::Code;
 use crate::{chunk::AppendValues, frame::JSON, log::RecordRef};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use hyper::StatusCode;
 use serde::{
     Deserialize, Deserializer,
     de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
@@ -73,7 +73,7 @@ impl Format {
 /// A body of records. They are found in it each time that they are gone through, so that none costs more memory than
 /// its bytes.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(super) struct DecodedBatch {
     body: Bytes,
     shape: Shape,
     /// Whether all are marked as JSON, whatever the shape says.
@@ -93,7 +93,7 @@ enum Shape {
     Frames,
 }
 
-impl AppendValues for Batch {
+impl AppendValues for DecodedBatch {
     #[inline]
     fn each(&self, mut f: impl FnMut(&[u8], u16)) {
         let marked = |json| if json || self.json { JSON } else { 0 };
@@ -112,7 +112,7 @@ impl AppendValues for Batch {
     }
 }
 
-impl Batch {
+impl DecodedBatch {
     /// How many records there are; never none.
     pub(super) fn records(&self) -> u64 {
         self.records
@@ -139,11 +139,11 @@ impl Batch {
                 let length = bytes.len();
                 let detail =
                     format!("record {n} of the body has {length} bytes, over this log's limit of {most}");
-                refused = Some(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "record_too_large", detail));
+                refused = Some(Problem::new(Code::RecordTooLarge, detail));
             } else if json_only && flags & JSON == 0 {
                 refused = check_json(bytes).err().map(|error| {
                     let detail = format!("this log takes JSON only, and record {n} is not: {error}");
-                    Problem::bad_request("not_json", detail)
+                    Problem::new(Code::NotJson, detail)
                 });
             }
             refused = refused.take().map(|problem| problem.with("record", n));
@@ -154,7 +154,12 @@ impl Batch {
 }
 
 /// Takes a body apart whose records may take so much `room`. What is made of it is in the budget that `grant` is of.
-pub(super) fn parse(format: Format, body: Bytes, mut room: Room, grant: Grant) -> Result<Batch, Problem> {
+pub(super) fn parse(
+    format: Format,
+    body: Bytes,
+    mut room: Room,
+    grant: Grant,
+) -> Result<DecodedBatch, Problem> {
     let (body, shape) = match format {
         Format::Json => (frames_of_json(&body, room, grant)?, Shape::Frames),
         Format::Ndjson => (body, Shape::JsonLines),
@@ -174,7 +179,7 @@ pub(super) fn parse(format: Format, body: Bytes, mut room: Room, grant: Grant) -
                 check_json(line).map_err(|error| {
                     let detail =
                         format!("line {number} is not JSON: {error}; nothing of the body was stored");
-                    Problem::bad_request("invalid_json", detail).with("line", number)
+                    Problem::new(Code::InvalidJson, detail).with("line", number)
                 })?;
                 count(line)?;
             }
@@ -184,9 +189,9 @@ pub(super) fn parse(format: Format, body: Bytes, mut room: Room, grant: Grant) -
         Format::Json | Format::Frames => check_frames(&body, format == Format::Frames, count)?,
     }
     if records == 0 {
-        return Err(Problem::bad_request("empty_batch", "the body has no record; send at least one"));
+        return Err(Problem::new(Code::EmptyBatch, "the body has no record; send at least one"));
     }
-    Ok(Batch { body, shape, json: false, records, bytes })
+    Ok(DecodedBatch { body, shape, json: false, records, bytes })
 }
 
 /// The lines of a body with their numbers, without their ends; what follows the last end is a line if it is not
@@ -234,12 +239,12 @@ fn check_frames(
         number += 1;
         let Some((value, json, rest)) = frame(left) else {
             let detail = format!("the body ends within frame {number}: its length is wrong, or it was cut");
-            return Err(Problem::bad_request("invalid_frame", detail).with("record", number));
+            return Err(Problem::new(Code::InvalidFrame, detail).with("record", number));
         };
         if json && checked {
             check_json(value).map_err(|error| {
                 let detail = format!("frame {number} is marked as JSON and is not: {error}");
-                Problem::bad_request("invalid_json", detail).with("record", number)
+                Problem::new(Code::InvalidJson, detail).with("record", number)
             })?;
         }
         count(value)?;
@@ -297,7 +302,7 @@ impl Framing {
                 self.frame(length, 0, |space| {
                     BASE64_STANDARD.decode_slice(base64.as_bytes(), space).map_err(|error| {
                         let detail = format!("the value of record {n} is not base64: {error}");
-                        Problem::bad_request("invalid_base64", detail).with("record", n)
+                        Problem::new(Code::InvalidBase64, detail).with("record", n)
                     })
                 })
             }
@@ -307,7 +312,7 @@ impl Framing {
             }),
             _ => {
                 let detail = format!("record {n} must have just one of \"json\" and \"value\"");
-                Err(Problem::bad_request("invalid_request", detail).with("record", n))
+                Err(Problem::new(Code::InvalidRequest, detail).with("record", n))
             }
         }
     }

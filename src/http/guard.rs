@@ -19,8 +19,9 @@
 //! are for whoever probes by whatever name, and say nothing of the logs.
 
 use super::{problem::Problem, server::Settings};
+use crate::Code;
 use hyper::{
-    Method, Request, StatusCode,
+    Method, Request,
     header::{ACCEPT_LANGUAGE, HOST, HeaderMap, HeaderName, ORIGIN, USER_AGENT},
 };
 use std::net::{IpAddr, SocketAddr};
@@ -72,7 +73,7 @@ impl Guard {
         let mut hosts = headers.get_all(HOST).iter();
         let host = hosts.next().map(|host| host.to_str().unwrap_or("?")); // what is not text is no host of ours
         if hosts.next().is_some() {
-            return Err(Problem::bad_request("invalid_host", "the request names more than one Host"));
+            return Err(Problem::new(Code::InvalidHost, "the request names more than one Host"));
         }
         let authority = request.uri().authority().map(hyper::http::uri::Authority::as_str);
         let probe = matches!(request.uri().path(), "/healthz" | "/readyz");
@@ -82,7 +83,7 @@ impl Guard {
                 let detail = format!(
                     "{host:?} is not a name of this server; serve --allow-host makes it one, if it is meant to be"
                 );
-                return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "unknown_host", detail));
+                return Err(Problem::new(Code::UnknownHost, detail));
             }
         }
         if self.any_origin {
@@ -100,7 +101,7 @@ impl Guard {
             let detail = format!(
                 "a page of another origin ({from}) may not use this server; serve --allow-origin lets it"
             );
-            Err(Problem::new(StatusCode::FORBIDDEN, "origin_not_allowed", detail))
+            Err(Problem::new(Code::OriginNotAllowed, detail))
         };
         if let Some(origin) = headers.get(ORIGIN) {
             let origin = origin.to_str().unwrap_or("?");

@@ -1,11 +1,12 @@
 //! Logs as things: create, describe, list, delete, trim.
 
 use super::{
+    answer::{Answer, full, json, json_of, json_text, large},
     body,
     connection::Arriving,
+    context::Context,
     params,
     problem::Problem,
-    router::{Answer, Context, full, json, json_of, json_text, large},
 };
 use crate::store::{LogSettings, OpenLog, Store};
 use hyper::{Request, Response, StatusCode};

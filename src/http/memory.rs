@@ -346,14 +346,14 @@ impl Drop for Grant {
 /// Bytes that grow, within the budget. See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Buffer {
-    place: Place,
+    place: Holds,
     length: usize,
     most: usize,
     grant: Grant,
 }
 
 #[derive(Debug)]
-enum Place {
+enum Holds {
     Heap(Vec<u8>),
     Mapped(MmapMut),
 }
@@ -361,7 +361,7 @@ enum Place {
 impl Buffer {
     /// Empty, to become `most` bytes at most.
     pub(super) fn new(most: usize, grant: Grant) -> Self {
-        Self { place: Place::Heap(Vec::new()), length: 0, most, grant }
+        Self { place: Holds::Heap(Vec::new()), length: 0, most, grant }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -383,23 +383,23 @@ impl Buffer {
         let end = start + bytes.min(self.left());
         self.grant.cover(end)?;
         if end > HEAP
-            && let Place::Heap(heap) = &mut self.place
+            && let Holds::Heap(heap) = &mut self.place
         {
             // Not reserved: only pages that are written to are ever had.
             let mapped = MmapOptions::new().len(self.most).no_reserve_swap().map_anon();
             let mut mapped = mapped.map_err(|_| UsedUp)?;
             mapped[..start].copy_from_slice(&heap[..start]);
-            self.place = Place::Mapped(mapped);
+            self.place = Holds::Mapped(mapped);
         }
         let space = match &mut self.place {
-            Place::Heap(heap) => {
+            Holds::Heap(heap) => {
                 if heap.len() < end {
                     heap.reserve(end - heap.len());
                     heap.resize(end, 0);
                 }
                 &mut heap[start..end]
             }
-            Place::Mapped(mapped) => &mut mapped[start..end],
+            Holds::Mapped(mapped) => &mut mapped[start..end],
         };
         match write(space) {
             Ok(written) => {
@@ -428,8 +428,8 @@ impl Buffer {
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
         match &self.place {
-            Place::Heap(heap) => &heap[..self.length],
-            Place::Mapped(mapped) => &mapped[..self.length],
+            Holds::Heap(heap) => &heap[..self.length],
+            Holds::Mapped(mapped) => &mapped[..self.length],
         }
     }
 }
@@ -437,8 +437,8 @@ impl AsRef<[u8]> for Buffer {
 impl AsMut<[u8]> for Buffer {
     fn as_mut(&mut self) -> &mut [u8] {
         match &mut self.place {
-            Place::Heap(heap) => &mut heap[..self.length],
-            Place::Mapped(mapped) => &mut mapped[..self.length],
+            Holds::Heap(heap) => &mut heap[..self.length],
+            Holds::Mapped(mapped) => &mut mapped[..self.length],
         }
     }
 }

@@ -1,9 +1,9 @@
 //! What `/metrics` shows, for Prometheus. No label grows with the names of logs.
 
 use super::{
+    answer::{Answer, large},
     memory::Memory,
     problem::Problem,
-    router::{Answer, large},
 };
 use crate::{
     log::{Buckets, Stats, stats},

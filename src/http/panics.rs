@@ -1,11 +1,8 @@
 //! What a request's handler that panics leaves behind: nothing. The route that does so is in builds for tests only.
 
 use super::{
-    Server, Settings, body,
-    connection::Arriving,
-    memory::Purpose,
+    Server, Settings, answer::full, body, connection::Arriving, context::Context, memory::Purpose,
     problem::Problem,
-    router::{Context, full},
 };
 use crate::store::{Store, StoreOptions};
 use hyper::Request;

@@ -1,6 +1,7 @@
 //! Parameters and small things of the request's head.
 
 use super::problem::Problem;
+use crate::Code;
 use hyper::{
     Request,
     header::{AsHeaderName, HeaderMap},
@@ -15,12 +16,12 @@ pub(super) fn of<B>(request: &Request<B>) -> impl Iterator<Item = (Cow<'_, str>,
 /// What to answer to a parameter that is not one.
 pub(super) fn unknown(name: &str, known: &str) -> Problem {
     let name: String = name.chars().take(50).collect();
-    Problem::bad_request("invalid_query", format!("there is no parameter {name:?} here; there are: {known}"))
+    Problem::new(Code::InvalidQuery, format!("there is no parameter {name:?} here; there are: {known}"))
 }
 
 /// What to answer to a parameter's value that does not do.
 pub(super) fn invalid(name: &str, expected: &str) -> Problem {
-    Problem::bad_request("invalid_query", format!("{name} must be {expected}"))
+    Problem::new(Code::InvalidQuery, format!("{name} must be {expected}"))
 }
 
 /// A whole number within a range.

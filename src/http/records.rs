@@ -1,17 +1,19 @@
 //! Records: appending a batch, reading a range, reading one.
 
 use super::{
+    answer::{Answer, Body, full, json},
     body,
     connection::Arriving,
-    formats::{self, Batch, Format},
+    context::{Ack, Context},
+    formats::{self, DecodedBatch, Format},
     memory::{FREE, Grant, Purpose, Work, with_scratch},
     params,
     problem::Problem,
     room::{Meter, Room},
-    router::{Ack, Answer, Body, Context, full, json},
     tail,
 };
 use crate::{
+    Code,
     log::{Error, Produced, ProducerBatch, Reader},
     store::{LogSettings, OpenLog, Store, Values},
 };
@@ -65,7 +67,7 @@ fn producer(headers: &HeaderMap) -> Result<Option<(String, u32, u64)>, Problem> 
     let all = ["producer-id", "producer-epoch", "producer-seq"].map(|name| params::header(headers, name));
     let bad = |_| {
         let detail = "send all of Producer-Id (1 to 64 bytes), Producer-Epoch and Producer-Seq (whole numbers), or none";
-        Problem::bad_request("invalid_producer", detail)
+        Problem::new(Code::InvalidProducer, detail)
     };
     match all {
         [None, None, None] => Ok(None),
@@ -101,7 +103,7 @@ pub(super) async fn append(
             "a body of type {media_type:?} is not taken; set Content-Type to one of: {}",
             formats::ACCEPTED
         );
-        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_type", detail)
+        Problem::new(Code::UnsupportedType, detail)
     })?;
     let producer = producer(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), CONTENT_ENCODING))?;
@@ -147,7 +149,7 @@ async fn take_apart(
     bytes: Bytes,
     settings: &LogSettings,
     room: Room,
-) -> Result<Batch, Problem> {
+) -> Result<DecodedBatch, Problem> {
     let small = bytes.len() < body::LARGE && encoding == body::Encoding::Identity;
     let mut work = Work::of(bytes.len());
     let (limit, settings, memory) =
@@ -177,12 +179,12 @@ async fn take_apart(
     }
 }
 
-fn check(batch: &mut Batch, settings: &LogSettings) -> Result<(), Problem> {
+fn check(batch: &mut DecodedBatch, settings: &LogSettings) -> Result<(), Problem> {
     batch.check(settings.values == Values::Json, settings.record_bytes)
 }
 
 /// Where to begin, as a client says it.
-enum From {
+enum StartAt {
     Earliest,
     Offset(u64),
     Back(u64),
@@ -190,11 +192,11 @@ enum From {
     Since(u64),
 }
 
-impl From {
+impl StartAt {
     fn parse(value: &str) -> Result<Self, Problem> {
         let expected = || {
             let detail = "offset must be a whole number, -K for the last K records, earliest, or latest";
-            Problem::bad_request("invalid_offset", detail)
+            Problem::new(Code::InvalidOffset, detail)
         };
         match value {
             "earliest" => Ok(Self::Earliest),
@@ -224,7 +226,7 @@ impl From {
 
 /// How much an answer may still have.
 #[derive(Debug, Clone, Copy)]
-struct Budget {
+struct PageLimits {
     records: u64,
     bytes: u64,
 }
@@ -233,7 +235,7 @@ struct Budget {
 struct Reading {
     reader: Reader,
     format: Format,
-    budget: Budget,
+    budget: PageLimits,
     /// Where the log ended when this began, to foresee the size of the answer by.
     end: u64,
     /// Whether nothing was read yet: the first record is answered however large it is.
@@ -337,11 +339,11 @@ pub(super) async fn range(
 ) -> Result<Answer, Problem> {
     let limits = &context.limits;
     let (mut from, mut wait) = (None, Duration::ZERO);
-    let mut budget = Budget { records: 1000, bytes: 1 << 20 };
+    let mut budget = PageLimits { records: 1000, bytes: 1 << 20 };
     for (name, value) in params::of(&request) {
         match &*name {
-            "offset" => from = Some(From::parse(&value)?),
-            "since" => from = Some(From::Since(params::time(&name, &value)?)),
+            "offset" => from = Some(StartAt::parse(&value)?),
+            "since" => from = Some(StartAt::Since(params::time(&name, &value)?)),
             "limit" => budget.records = params::number(&name, &value, 1..=10_000_000)?,
             "max_bytes" => budget.bytes = params::number(&name, &value, 1..=1 << 30)?,
             "wait" => wait = params::duration(&name, &value, limits.wait_time)?,
@@ -356,11 +358,11 @@ pub(super) async fn range(
     drop(request); // a header section is not for waiting with
     let log = context.log(name).await?;
     if tailing {
-        let from = resumed.map(|last| From::Offset(last + 1)).or(from).unwrap_or(From::Latest);
+        let from = resumed.map(|last| StartAt::Offset(last + 1)).or(from).unwrap_or(StartAt::Latest);
         let offset = from.resolve(context, &log).await?;
         return tail::stream(context, &log, offset);
     }
-    let ranged = records_from(context, &log, from.unwrap_or(From::Earliest), wait, format, budget).await;
+    let ranged = records_from(context, &log, from.unwrap_or(StartAt::Earliest), wait, format, budget).await;
     ranged.map_err(|problem| problem.of(&log))
 }
 
@@ -368,10 +370,10 @@ pub(super) async fn range(
 async fn records_from(
     context: &Arc<Context>,
     log: &Arc<OpenLog>,
-    from: From,
+    from: StartAt,
     wait: Duration,
     format: Format,
-    budget: Budget,
+    budget: PageLimits,
 ) -> Result<Answer, Problem> {
     let limits = &context.limits;
     let offset = from.resolve(context, log).await?;
@@ -413,7 +415,7 @@ async fn records_from(
             (reading, done) = context.blocking(move |_| look()).await??;
         }
         let next = reading.reader.offset();
-        reading.budget = Budget { records: planned.records - reading.budget.records, bytes: u64::MAX };
+        reading.budget = PageLimits { records: planned.records - reading.budget.records, bytes: u64::MAX };
         reading.reader.seek(back);
         (next, send(context, log, reading, pieces))
     };
@@ -518,7 +520,7 @@ fn accepted(accept: &str) -> Result<Format, Problem> {
     };
     accept.split(',').find_map(one).ok_or_else(|| {
         let detail = format!("Accept must have one of: {}, text/event-stream", formats::ACCEPTED);
-        Problem::new(StatusCode::NOT_ACCEPTABLE, "not_acceptable", detail)
+        Problem::new(Code::NotAcceptable, detail)
     })
 }
 
@@ -533,7 +535,7 @@ pub(super) async fn one(
         return Err(params::unknown(&name, "none"));
     }
     let offset = params::number("offset", offset, 0..=u64::MAX)
-        .map_err(|_| Problem::bad_request("invalid_offset", "an offset is a whole number"))?;
+        .map_err(|_| Problem::new(Code::InvalidOffset, "an offset is a whole number"))?;
     let log = context.log(name).await?;
     let tag = format!("\"{}-{offset}\"", params::hex(log.id()));
     let record = context.read(&log, offset).await?;
@@ -546,8 +548,10 @@ pub(super) async fn one(
     }
     let mut answer = Response::new(full(grant.hold_copy(value)));
     let headers = answer.headers_mut();
-    headers
-        .insert(ETAG, HeaderValue::try_from(tag).map_err(|_| Problem::internal("an ETag is not a header"))?);
+    headers.insert(
+        ETAG,
+        HeaderValue::try_from(tag).map_err(|_| Problem::new(Code::Internal, "an ETag is not a header"))?,
+    );
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable"));
     headers.insert(TIME, HeaderValue::from(record.time()));
     let media_type = if record.is_json() { "application/json" } else { Format::Bytes.name() };

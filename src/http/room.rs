@@ -4,8 +4,7 @@ use super::{
     formats::{Format, JSON_MARK},
     problem::Problem,
 };
-use crate::chunk::record_needs;
-use hyper::StatusCode;
+use crate::{Code, chunk::record_needs};
 
 /// How much of a segment, at the most, records may take that are appended as one.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +28,7 @@ impl Room {
             self.limit,
             record_needs(0)
         );
-        Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "record_too_large", detail))
+        Err(Problem::new(Code::RecordTooLarge, detail))
     }
 
     pub(super) fn record(&mut self, bytes: usize) -> Result<(), Problem> {

@@ -1,192 +1,28 @@
-//! Which request goes where, and what all of them need.
+//! Which request goes where.
 
 use super::{
+    answer::{Answer, full, json},
     book,
-    commit::Lines,
     connection::{Arriving, Exchange},
-    feed::Feeds,
-    guard::Guard,
+    context::Context,
     logs,
-    memory::{FREE, Memory, Purpose},
-    metrics::Metrics,
     problem::Problem,
     records,
-    server::Limits,
 };
-use crate::{
-    log::{Durability, Error, Record},
-    store::{self, LogSettings, OpenLog, Store},
-};
+use crate::Code;
 use bytes::Bytes;
-use http_body_util::{Either, Full, combinators::UnsyncBoxBody};
 use hyper::{
-    Method, Request, Response, StatusCode,
+    Method, Request, Response,
     header::{CONTENT_TYPE, HeaderName, HeaderValue},
 };
 use serde::Serialize;
 use std::{
-    io,
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Instant, UNIX_EPOCH},
 };
-use tokio::sync::watch;
-
-/// A whole answer, or one that is sent piece by piece.
-pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;
-pub(super) type Answer = Response<Body>;
-
-/// What a request needs; one per runtime.
-pub(super) struct Context {
-    pub(super) store: Arc<Store>,
-    pub(super) lines: Arc<Lines>,
-    pub(super) feeds: Feeds,
-    pub(super) limits: Arc<Limits>,
-    pub(super) memory: Arc<Memory>,
-    pub(super) guard: Arc<Guard>,
-    pub(super) metrics: Arc<Metrics>,
-    /// Whether the book's log has been recovered.
-    pub(super) recovered: Arc<AtomicBool>,
-    /// Turns true when the server shuts down: who waits ends the answer then.
-    pub(super) stopped: watch::Receiver<bool>,
-}
-
-/// When an append is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ack {
-    Durable,
-    Memory,
-}
-
-impl Context {
-    /// The log of this name. Where it has to be opened first, that is done off the runtime's thread.
-    pub(super) async fn log(&self, name: &str) -> Result<Arc<OpenLog>, Problem> {
-        if let Some(log) = self.store.get_open(name) {
-            return Ok(log);
-        }
-        let name = name.to_owned();
-        Ok(self.blocking(move |store| store.get(&name)).await??)
-    }
-
-    /// The settings of a log to append to, also of one that an append would create.
-    pub(super) async fn settings(&self, name: &str) -> Result<LogSettings, Problem> {
-        if let Some(log) = self.store.get_open(name) {
-            return Ok(log.settings().clone());
-        }
-        let name = name.to_owned();
-        match self.blocking(move |store| store.get(&name)).await? {
-            Ok(log) => Ok(log.settings().clone()),
-            Err(store::Error::NotFound { .. }) if self.limits.create_logs => Ok(LogSettings::default()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// [`log`](Self::log) for an append, which creates it where the server is set to.
-    pub(super) async fn log_to_append(&self, name: &str) -> Result<Arc<OpenLog>, Problem> {
-        if let Some(log) = self.store.get_open(name) {
-            return Ok(log);
-        }
-        let (name, create) = (name.to_owned(), self.limits.create_logs);
-        let found = self.blocking(move |store| match store.get(&name) {
-            Err(store::Error::NotFound { .. }) if create => {
-                match store.create(&name, &LogSettings::default()) {
-                    Ok(_) | Err(store::Error::Exists { .. }) => store.get(&name),
-                    Err(error) => Err(error),
-                }
-            }
-            found => found,
-        });
-        Ok(found.await??)
-    }
-
-    /// Runs what may wait for a disk off the runtime's thread.
-    pub(super) async fn blocking<T: Send + 'static>(
-        &self,
-        run: impl FnOnce(&Store) -> T + Send + 'static,
-    ) -> Result<T, Problem> {
-        let store = Arc::clone(&self.store);
-        let done = tokio::task::spawn_blocking(move || run(&store)).await;
-        done.map_err(|_| Problem::internal("the request failed unexpectedly"))
-    }
-
-    /// Reads one record; off the runtime's thread where it has to come from the disk.
-    pub(super) async fn read(&self, log: &Arc<OpenLog>, offset: u64) -> Result<Record, Problem> {
-        let found = if log.is_in_memory(offset) {
-            log.read(offset)
-        } else {
-            let log = Arc::clone(log);
-            self.blocking(move |_| log.read(offset)).await?
-        };
-        found.map_err(|error| Problem::from(error).of(log))?.ok_or_else(|| {
-            let next = log.visible_offset();
-            let detail = format!("there is no record at offset {offset} yet; the next one gets {next}");
-            Problem::new(StatusCode::NOT_FOUND, "offset_not_found", detail).with("next_offset", next)
-        })
-    }
-
-    /// Appends; where the disk is behind, waits a little for it.
-    pub(super) async fn append<T>(
-        &self,
-        log: &Arc<OpenLog>,
-        attempt: impl Fn() -> Result<T, Error>,
-    ) -> Result<T, Problem> {
-        match attempt() {
-            Err(Error::WouldBlock) => {}
-            done => return self.seen(log, done).await,
-        }
-        let retry = async {
-            loop {
-                let room = log.room(); // before the attempt, so that room made in between is not missed
-                match attempt() {
-                    Err(Error::WouldBlock) => room.await,
-                    done => return done,
-                }
-            }
-        };
-        match tokio::time::timeout(self.limits.append_time, retry).await {
-            Ok(done) => self.seen(log, done).await,
-            Err(_) => Err(Problem::backpressure()),
-        }
-    }
-
-    /// An append that is refused for what is in the log is told so once readers can see that. Otherwise a client that
-    /// was told of a next offset could read and find less, and after a crash it would never have been there.
-    async fn seen<T>(&self, log: &Arc<OpenLog>, done: Result<T, Error>) -> Result<T, Problem> {
-        if let Err(Error::Unexpected { .. } | Error::ProducerOutOfOrder { .. }) = &done
-            && let Some(last) = log.next_offset().checked_sub(1)
-        {
-            self.acknowledged(log, last, None).await?;
-        }
-        done.map_err(|error| Problem::from(error).of(log))
-    }
-
-    /// Waits until an append, whose last record is at `offset`, may be answered.
-    pub(super) async fn acknowledged(
-        &self,
-        log: &Arc<OpenLog>,
-        offset: u64,
-        ack: Option<Ack>,
-    ) -> Result<(), Problem> {
-        let by_log = match log.durability() {
-            Durability::Disk => Ack::Durable,
-            Durability::Memory => Ack::Memory,
-        };
-        match ack.unwrap_or(by_log) {
-            Ack::Durable => {
-                self.metrics.waiters.inc();
-                let done = self.lines.durable(log, offset).await;
-                self.metrics.waiters.dec();
-                done.map_err(|error| Problem::from(error).of(log))
-            }
-            Ack::Memory => {
-                log.wait_published(offset);
-                Ok(())
-            }
-        }
-    }
-}
 
 /// Answers a request.
 pub(super) async fn answer(
@@ -196,7 +32,7 @@ pub(super) async fn answer(
 ) -> Answer {
     let begun = Instant::now();
     let mut id = request.headers().get(REQUEST_ID).and_then(kept_id);
-    let route = route_of(request.uri().path());
+    let route = Route::parse(request.uri().path()).map_or("other", Route::label);
     let mut answer = answer_to(context, exchange, request).await.unwrap_or_else(|problem| {
         // Made only where somebody may ask about it: a header more is a twentieth of a small request's time.
         let request = id.get_or_insert_with(new_request_id).to_str().unwrap_or("not text");
@@ -242,21 +78,72 @@ fn new_request_id() -> HeaderValue {
         .unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
-/// The name of a path in metrics and logs.
-fn route_of(path: &str) -> &'static str {
-    let mut parts = path.strip_prefix("/v1/logs").unwrap_or_default().split('/').skip(1);
-    match (path, parts.next(), parts.next(), parts.next(), parts.next()) {
-        ("/", ..) => "/",
-        ("/healthz", ..) => "/healthz",
-        ("/readyz", ..) => "/readyz",
-        ("/metrics", ..) => "/metrics",
-        ("/openapi.json", ..) => "/openapi.json",
-        ("/v1/logs", ..) => "/v1/logs",
-        (_, Some(_), None, ..) => "/v1/logs/{log}",
-        (_, Some(_), Some("records"), None, _) => "/v1/logs/{log}/records",
-        (_, Some(_), Some("records"), Some(_), None) => "/v1/logs/{log}/records/{offset}",
-        (_, Some(_), Some("trim"), None, _) => "/v1/logs/{log}/trim",
-        _ => "other",
+/// What a path names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route<'a> {
+    Book,
+    Health,
+    Ready,
+    Metrics,
+    OpenApi,
+    Logs,
+    Log { name: &'a str },
+    Records { name: &'a str },
+    Record { name: &'a str, offset: &'a str },
+    Trim { name: &'a str },
+}
+
+impl<'a> Route<'a> {
+    /// `None` where there is nothing.
+    fn parse(path: &'a str) -> Option<Self> {
+        let route = match path {
+            "/" => Self::Book,
+            "/healthz" => Self::Health,
+            "/readyz" => Self::Ready,
+            "/metrics" => Self::Metrics,
+            "/openapi.json" => Self::OpenApi,
+            "/v1/logs" => Self::Logs,
+            _ => {
+                let mut parts = path.strip_prefix("/v1/logs/")?.split('/');
+                let name = parts.next()?;
+                match (parts.next(), parts.next(), parts.next()) {
+                    (None, ..) => Self::Log { name },
+                    (Some("records"), None, _) => Self::Records { name },
+                    (Some("records"), Some(offset), None) => Self::Record { name, offset },
+                    (Some("trim"), None, _) => Self::Trim { name },
+                    _ => return None,
+                }
+            }
+        };
+        Some(route)
+    }
+
+    /// Its name in metrics, logs and the API's document.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Book => "/",
+            Self::Health => "/healthz",
+            Self::Ready => "/readyz",
+            Self::Metrics => "/metrics",
+            Self::OpenApi => "/openapi.json",
+            Self::Logs => "/v1/logs",
+            Self::Log { .. } => "/v1/logs/{log}",
+            Self::Records { .. } => "/v1/logs/{log}/records",
+            Self::Record { .. } => "/v1/logs/{log}/records/{offset}",
+            Self::Trim { .. } => "/v1/logs/{log}/trim",
+        }
+    }
+
+    /// The methods that it takes, as `Allow` names them.
+    fn methods(self) -> &'static str {
+        match self {
+            Self::Health | Self::Ready | Self::Metrics | Self::OpenApi | Self::Logs | Self::Record { .. } => {
+                "GET"
+            }
+            Self::Book | Self::Records { .. } => "GET, POST",
+            Self::Log { .. } => "DELETE, GET, PUT",
+            Self::Trim { .. } => "POST",
+        }
     }
 }
 
@@ -274,61 +161,51 @@ async fn answer_to(
         super::panics::here(context, request).await?;
         return Ok(health());
     }
-    match (request.uri().path(), request.method()) {
-        ("/", &Method::POST) => book::post(context, request).await,
-        ("/healthz", &Method::GET) => Ok(health()),
+    match (Route::parse(request.uri().path()), request.method()) {
+        (Some(Route::Book), &Method::POST) => book::post(context, request).await,
+        (Some(Route::Health), &Method::GET) => Ok(health()),
         // In a box: hyper moves the answer's future about, which for the largest of these takes longer than the box.
         _ => Box::pin(answer_to_other(context, request)).await,
     }
 }
 
 async fn answer_to_other(context: &Arc<Context>, request: Request<Arriving>) -> Result<Answer, Problem> {
-    match (request.uri().path(), request.method()) {
-        ("/", &Method::GET) => return book::get(context, request).await,
-        ("/", _) => return Err(Problem::method_not_allowed("GET, POST")),
-        ("/readyz", &Method::GET) => return ready(context).await,
-        ("/metrics", &Method::GET) => return context.metrics.render(&context.memory),
-        ("/openapi.json", &Method::GET) => return Ok(openapi()),
-        ("/healthz" | "/readyz" | "/metrics" | "/openapi.json", _) => {
-            return Err(Problem::method_not_allowed("GET"));
-        }
-        _ => {}
-    }
-    let (path, method) = (request.uri().path().to_owned(), request.method().clone());
-    let not_found = || Problem::new(StatusCode::NOT_FOUND, "not_found", "see docs/api.md for what is here");
-    let rest = path.strip_prefix("/v1/logs").ok_or_else(not_found)?;
-    let parts: Vec<&str> = rest.split('/').skip(1).collect();
+    let path = request.uri().path().to_owned();
+    let Some(route) = Route::parse(&path) else {
+        return Err(Problem::new(Code::NotFound, "see docs/api.md for what is here"));
+    };
     // Bodies that nobody reads are let go of at once: what came of them is not kept while the request waits.
-    match (&parts[..], &method) {
-        ([], &Method::GET) if rest.is_empty() => logs::list(context, &request.map(drop)),
-        ([], _) if rest.is_empty() => Err(Problem::method_not_allowed("GET")),
-        ([name], &Method::PUT) => logs::create(context, name, request).await,
-        ([name], &Method::GET) => {
+    match (route, request.method()) {
+        (Route::Book, &Method::GET) => book::get(context, request).await,
+        (Route::Ready, &Method::GET) => ready(context).await,
+        (Route::Metrics, &Method::GET) => context.metrics.render(&context.memory),
+        (Route::OpenApi, &Method::GET) => Ok(openapi()),
+        (Route::Logs, &Method::GET) => logs::list(context, &request.map(drop)),
+        (Route::Log { name }, &Method::PUT) => logs::create(context, name, request).await,
+        (Route::Log { name }, &Method::GET) => {
             drop(request);
             logs::describe(context, name).await
         }
-        ([name], &Method::DELETE) => {
+        (Route::Log { name }, &Method::DELETE) => {
             drop(request);
             logs::delete(context, name).await
         }
-        ([_], _) => Err(Problem::method_not_allowed("DELETE, GET, PUT")),
-        ([name, "records"], &Method::POST) => records::append(context, name, request).await,
-        ([name, "records"], &Method::GET) => records::range(context, name, request.map(drop)).await,
-        ([_, "records"], _) => Err(Problem::method_not_allowed("GET, POST")),
-        ([name, "records", offset], &Method::GET) => {
+        (Route::Records { name }, &Method::POST) => records::append(context, name, request).await,
+        (Route::Records { name }, &Method::GET) => records::range(context, name, request.map(drop)).await,
+        (Route::Record { name, offset }, &Method::GET) => {
             records::one(context, name, offset, request.map(drop)).await
         }
-        ([_, "records", _], _) => Err(Problem::method_not_allowed("GET")),
-        ([name, "trim"], &Method::POST) => logs::trim(context, name, request).await,
-        ([_, "trim"], _) => Err(Problem::method_not_allowed("POST")),
-        _ => Err(not_found()),
+        (Route::Trim { name }, &Method::POST) => logs::trim(context, name, request).await,
+        _ => Err(Problem::method_not_allowed(route.methods())),
     }
 }
 
 /// The API as a document; `tests/openapi.rs` holds it against what the server does.
 fn openapi() -> Answer {
     static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
-        include_str!("openapi.json").replace("VERSION", env!("CARGO_PKG_VERSION")).into_bytes().into()
+        let codes: Vec<String> = Code::ALL.iter().map(|code| format!("{:?}", code.as_str())).collect();
+        let document = include_str!("openapi.json").replace("VERSION", env!("CARGO_PKG_VERSION"));
+        document.replace("\"CODES\"", &codes.join(", ")).into_bytes().into()
     });
     let mut answer = Response::new(full(DOCUMENT.clone()));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -348,39 +225,8 @@ fn health() -> Answer {
 /// The book's log can be written; the problem says why not.
 async fn ready(context: &Context) -> Result<Answer, Problem> {
     if !context.recovered.load(Ordering::Acquire) {
-        return Err(Problem::recovering());
+        return Err(Problem::new(Code::Recovering, "the log is being recovered; ask again"));
     }
     context.log(book::LOG).await?.writable()?;
     Ok(json(&Health { status: "ready" }))
-}
-
-/// A whole answer that is not small, within the memory for answers. It is made already: what is much larger than a few KiB
-/// asks for that before.
-pub(super) fn large(memory: &Arc<Memory>, bytes: Vec<u8>) -> Result<Body, Problem> {
-    let mut grant = memory.grant(Purpose::Answer);
-    if bytes.len() > FREE {
-        grant.cover(bytes.len())?;
-    }
-    Ok(full(grant.hold(bytes)))
-}
-
-pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
-    Either::Left(Full::new(bytes.into()))
-}
-
-/// A value as JSON, with a newline at the end as Go's encoder writes one.
-pub(super) fn json(value: &impl Serialize) -> Answer {
-    json_of(full(json_text(value)))
-}
-
-pub(super) fn json_text(value: &impl Serialize) -> Vec<u8> {
-    let mut text = serde_json::to_vec(value).unwrap_or_default(); // structs of strings and numbers: cannot fail
-    text.push(b'\n');
-    text
-}
-
-pub(super) fn json_of(body: Body) -> Answer {
-    let mut response = Response::new(body);
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
 }

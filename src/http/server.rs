@@ -5,11 +5,11 @@
 use super::{
     book,
     connection::{self, Connections},
+    context::Context,
     feed::Feeds,
     guard::Guard,
     memory::Memory,
     metrics::Metrics,
-    router::Context,
 };
 use crate::store::{self, LogSettings, Store};
 use std::{
@@ -260,11 +260,11 @@ impl Worker {
             heartbeat: settings.heartbeat,
             create_logs: settings.create_logs,
         });
-        let (lines, feeds) = (Arc::default(), Feeds::default());
+        let (waiters, feeds) = (Arc::default(), Feeds::default());
         let stopping = stopped.clone();
         let context = Arc::new(Context {
             store,
-            lines,
+            waiters,
             feeds,
             limits,
             memory,

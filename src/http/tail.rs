@@ -6,10 +6,11 @@
 //! before its connection is given up, and may resume.
 
 use super::{
+    answer::Answer,
+    context::Context,
     feed::{self, Feed, Wake},
     memory::Purpose,
     problem::Problem,
-    router::{Answer, Context},
 };
 use crate::{log::Error, store::OpenLog};
 use http_body_util::{BodyExt, Either};

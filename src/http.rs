@@ -6,10 +6,12 @@
 //! its readers share. `body`, `params` and `formats` take requests apart, within the budget of `memory`; `metrics` counts, `commit` waits for durability once per runtime and commit, `problem`
 //! is how errors look.
 
+mod answer;
 mod body;
 mod book;
 mod commit;
 mod connection;
+mod context;
 mod feed;
 mod formats;
 mod guard;

@@ -1,0 +1,131 @@
+//! The stable codes of errors over HTTP: one table, of which problem documents, the client's errors, `/openapi.json` and
+//! the table in `docs/api.md` are made.
+
+macro_rules! codes {
+    ($($name:ident $status:literal $text:literal $again:ident $advice:literal;)*) => {
+        /// Why a request was refused. [`as_str`](Self::as_str) is what stands in a problem document's `code`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
+        pub enum Code {
+            $(#[doc = concat!("`", $text, "` (", stringify!($status), "): ", $advice, ".")] $name,)*
+        }
+
+        impl Code {
+            /// All of them, in the order of their statuses.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// As it stands in a problem document.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// The HTTP status that it comes with.
+            pub const fn status(self) -> u16 {
+                match self { $(Self::$name => $status,)* }
+            }
+
+            /// What a client can do about it.
+            pub const fn advice(self) -> &'static str {
+                match self { $(Self::$name => $advice,)* }
+            }
+
+            const fn again(self) -> Again {
+                match self { $(Self::$name => Again::$again,)* }
+            }
+        }
+    };
+}
+
+/// Whether the same request may succeed when it is sent again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// Not before something else has changed.
+    Never,
+    /// A little later.
+    Soon,
+    /// The same; and the answer says after how long, by `Retry-After`.
+    After,
+}
+
+codes! {
+    InvalidJson 400 "invalid_json" Never "mend the body; `line` or `record` says where";
+    InvalidRequest 400 "invalid_request" Never "mend the body; the detail says what is expected";
+    InvalidBase64 400 "invalid_base64" Never "mend the body; `line` or `record` says where";
+    InvalidFrame 400 "invalid_frame" Never "mend the body; `record` says where";
+    InvalidEncoding 400 "invalid_encoding" Never "mend the body: it is not what `Content-Encoding` says";
+    NotJson 400 "not_json" Never "mend the body; the log takes JSON only";
+    EmptyBatch 400 "empty_batch" Never "send at least one record";
+    InvalidQuery 400 "invalid_query" Never "mend the request's parameters";
+    InvalidOffset 400 "invalid_offset" Never "name an offset as the detail says";
+    OffsetMissing 400 "offset_missing" Never "name an offset";
+    InvalidLogName 400 "invalid_log_name" Never "choose another name";
+    InvalidSettings 400 "invalid_settings" Never "mend the settings";
+    InvalidProducer 400 "invalid_producer" Never "mend the producer's headers";
+    InvalidHost 400 "invalid_host" Never "name one `Host`";
+    BodyIncomplete 400 "body_incomplete" Soon "send it again";
+    OriginNotAllowed 403 "origin_not_allowed" Never "a page of another origin, in a browser: `serve --allow-origin`";
+    NotFound 404 "not_found" Never "see the detail";
+    LogNotFound 404 "log_not_found" Never "create the log first";
+    OffsetNotFound 404 "offset_not_found" Never "wait for the record, or read before `next_offset`";
+    MethodNotAllowed 405 "method_not_allowed" Never "use a method that `Allow` names";
+    NotAcceptable 406 "not_acceptable" Never "accept a type that the detail names";
+    BodyTooSlow 408 "body_too_slow" Soon "send it again, faster";
+    ProducerOutOfOrder 409 "producer_out_of_order" Never "send batch `expected_seq` of `expected_epoch`; a lower epoch than that has been taken over";
+    LogExists 409 "log_exists" Never "it has other settings: use it as it is, or delete it";
+    OffsetTrimmed 410 "offset_trimmed" Never "go on at `first_offset`";
+    UnexpectedOffset 412 "unexpected_offset" Never "read up to `next_offset`, decide again";
+    BodyTooLarge 413 "body_too_large" Never "send less at once";
+    RecordTooLarge 413 "record_too_large" Never "send less at once: a batch must fit a segment, where each record takes some 28 bytes for itself";
+    UnsupportedType 415 "unsupported_type" Never "send a type that the detail names";
+    UnsupportedEncoding 415 "unsupported_encoding" Never "send an encoding that the detail names";
+    UnknownHost 421 "unknown_host" Never "call the server by an address, or by a name that is its own: `serve --allow-host`";
+    Backpressure 429 "backpressure" After "send it again after `Retry-After`";
+    RecordDamaged 500 "record_damaged" Never "`millstream verify`";
+    Internal 500 "internal" Never "see the server's log";
+    ReadOnly 503 "read_only" Never "`millstream repair`";
+    WriterFailed 503 "writer_failed" Never "it is not known whether the records were stored: restart the server, read them back";
+    ShuttingDown 503 "shutting_down" Soon "try again";
+    Recovering 503 "recovering" After "try again after `Retry-After`";
+    Overloaded 503 "overloaded" After "all clients together make the server hold as much as it may (`--max-http-memory`): send it again after `Retry-After`";
+    CannotGrow 503 "cannot_grow" After "wait: the server has no descriptors or memory for the next segment";
+    OutOfResources 503 "out_of_resources" After "wait: the server has no descriptors or memory for this";
+    DiskFull 507 "disk_full" Soon "make room, or trim";
+}
+
+impl Code {
+    /// The code that stands in a problem document; `None` if this version does not know it.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|code| code.as_str() == text)
+    }
+
+    /// Whether the same request may succeed a little later.
+    pub fn is_temporary(self) -> bool {
+        self.again() != Again::Never
+    }
+
+    /// Whether the answer says after how long, by `Retry-After`.
+    pub fn has_retry_after(self) -> bool {
+        self.again() == Again::After
+    }
+}
+
+impl std::fmt::Display for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_itself_and_no_other() {
+        for &code in Code::ALL {
+            assert_eq!(Code::parse(code.as_str()), Some(code));
+            assert!((400..600).contains(&code.status()));
+        }
+        assert!(Code::ALL.is_sorted_by_key(|code| code.status()));
+        assert_eq!(Code::parse("internal "), None);
+    }
+}

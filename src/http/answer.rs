@@ -1,0 +1,49 @@
+//! Answers: whole ones, and such that are sent piece by piece.
+
+use super::{
+    memory::{FREE, Memory, Purpose},
+    problem::Problem,
+};
+use bytes::Bytes;
+use http_body_util::{Either, Full, combinators::UnsyncBoxBody};
+use hyper::{
+    Response,
+    header::{CONTENT_TYPE, HeaderValue},
+};
+use serde::Serialize;
+use std::{io, sync::Arc};
+
+/// A whole answer, or one that is sent piece by piece.
+pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;
+pub(super) type Answer = Response<Body>;
+
+/// A whole answer that is not small, within the memory for answers. It is made already: what is much larger than a few KiB
+/// asks for that before.
+pub(super) fn large(memory: &Arc<Memory>, bytes: Vec<u8>) -> Result<Body, Problem> {
+    let mut grant = memory.grant(Purpose::Answer);
+    if bytes.len() > FREE {
+        grant.cover(bytes.len())?;
+    }
+    Ok(full(grant.hold(bytes)))
+}
+
+pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
+    Either::Left(Full::new(bytes.into()))
+}
+
+/// A value as JSON, with a newline at the end as Go's encoder writes one.
+pub(super) fn json(value: &impl Serialize) -> Answer {
+    json_of(full(json_text(value)))
+}
+
+pub(super) fn json_text(value: &impl Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec(value).unwrap_or_default(); // structs of strings and numbers: cannot fail
+    text.push(b'\n');
+    text
+}
+
+pub(super) fn json_of(body: Body) -> Answer {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

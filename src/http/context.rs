@@ -1,0 +1,164 @@
+//! What handlers share: the store, limits and memory of the server, and how a log is found, read, appended to and waited
+//! for.
+
+use super::{
+    commit::DurabilityWaiters, feed::Feeds, guard::Guard, memory::Memory, metrics::Metrics, problem::Problem,
+    server::Limits,
+};
+use crate::{
+    Code,
+    log::{Durability, Error, Record},
+    store::{self, LogSettings, OpenLog, Store},
+};
+use std::sync::{Arc, atomic::AtomicBool};
+use tokio::sync::watch;
+
+/// What a request needs; one per runtime.
+pub(super) struct Context {
+    pub(super) store: Arc<Store>,
+    pub(super) waiters: Arc<DurabilityWaiters>,
+    pub(super) feeds: Feeds,
+    pub(super) limits: Arc<Limits>,
+    pub(super) memory: Arc<Memory>,
+    pub(super) guard: Arc<Guard>,
+    pub(super) metrics: Arc<Metrics>,
+    /// Whether the book's log has been recovered.
+    pub(super) recovered: Arc<AtomicBool>,
+    /// Turns true when the server shuts down: who waits ends the answer then.
+    pub(super) stopped: watch::Receiver<bool>,
+}
+
+/// When an append is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ack {
+    Durable,
+    Memory,
+}
+
+impl Context {
+    /// The log of this name. Where it has to be opened first, that is done off the runtime's thread.
+    pub(super) async fn log(&self, name: &str) -> Result<Arc<OpenLog>, Problem> {
+        if let Some(log) = self.store.get_open(name) {
+            return Ok(log);
+        }
+        let name = name.to_owned();
+        Ok(self.blocking(move |store| store.get(&name)).await??)
+    }
+
+    /// The settings of a log to append to, also of one that an append would create.
+    pub(super) async fn settings(&self, name: &str) -> Result<LogSettings, Problem> {
+        if let Some(log) = self.store.get_open(name) {
+            return Ok(log.settings().clone());
+        }
+        let name = name.to_owned();
+        match self.blocking(move |store| store.get(&name)).await? {
+            Ok(log) => Ok(log.settings().clone()),
+            Err(store::Error::NotFound { .. }) if self.limits.create_logs => Ok(LogSettings::default()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// [`log`](Self::log) for an append, which creates it where the server is set to.
+    pub(super) async fn log_to_append(&self, name: &str) -> Result<Arc<OpenLog>, Problem> {
+        if let Some(log) = self.store.get_open(name) {
+            return Ok(log);
+        }
+        let (name, create) = (name.to_owned(), self.limits.create_logs);
+        let found = self.blocking(move |store| match store.get(&name) {
+            Err(store::Error::NotFound { .. }) if create => {
+                match store.create(&name, &LogSettings::default()) {
+                    Ok(_) | Err(store::Error::Exists { .. }) => store.get(&name),
+                    Err(error) => Err(error),
+                }
+            }
+            found => found,
+        });
+        Ok(found.await??)
+    }
+
+    /// Runs what may wait for a disk off the runtime's thread.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&Store) -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        let store = Arc::clone(&self.store);
+        let done = tokio::task::spawn_blocking(move || run(&store)).await;
+        done.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
+    }
+
+    /// Reads one record; off the runtime's thread where it has to come from the disk.
+    pub(super) async fn read(&self, log: &Arc<OpenLog>, offset: u64) -> Result<Record, Problem> {
+        let found = if log.is_in_memory(offset) {
+            log.read(offset)
+        } else {
+            let log = Arc::clone(log);
+            self.blocking(move |_| log.read(offset)).await?
+        };
+        found.map_err(|error| Problem::from(error).of(log))?.ok_or_else(|| {
+            let next = log.visible_offset();
+            let detail = format!("there is no record at offset {offset} yet; the next one gets {next}");
+            Problem::new(Code::OffsetNotFound, detail).with("next_offset", next)
+        })
+    }
+
+    /// Appends; where the disk is behind, waits a little for it.
+    pub(super) async fn append<T>(
+        &self,
+        log: &Arc<OpenLog>,
+        attempt: impl Fn() -> Result<T, Error>,
+    ) -> Result<T, Problem> {
+        match attempt() {
+            Err(Error::WouldBlock) => {}
+            done => return self.seen(log, done).await,
+        }
+        let retry = async {
+            loop {
+                let room = log.room(); // before the attempt, so that room made in between is not missed
+                match attempt() {
+                    Err(Error::WouldBlock) => room.await,
+                    done => return done,
+                }
+            }
+        };
+        match tokio::time::timeout(self.limits.append_time, retry).await {
+            Ok(done) => self.seen(log, done).await,
+            Err(_) => Err(Problem::backpressure()),
+        }
+    }
+
+    /// An append that is refused for what is in the log is told so once readers can see that. Otherwise a client that
+    /// was told of a next offset could read and find less, and after a crash it would never have been there.
+    async fn seen<T>(&self, log: &Arc<OpenLog>, done: Result<T, Error>) -> Result<T, Problem> {
+        if let Err(Error::Unexpected { .. } | Error::ProducerOutOfOrder { .. }) = &done
+            && let Some(last) = log.next_offset().checked_sub(1)
+        {
+            self.acknowledged(log, last, None).await?;
+        }
+        done.map_err(|error| Problem::from(error).of(log))
+    }
+
+    /// Waits until an append, whose last record is at `offset`, may be answered.
+    pub(super) async fn acknowledged(
+        &self,
+        log: &Arc<OpenLog>,
+        offset: u64,
+        ack: Option<Ack>,
+    ) -> Result<(), Problem> {
+        let by_log = match log.durability() {
+            Durability::Disk => Ack::Durable,
+            Durability::Memory => Ack::Memory,
+        };
+        match ack.unwrap_or(by_log) {
+            Ack::Durable => {
+                self.metrics.waiters.inc();
+                let done = self.waiters.durable(log, offset).await;
+                self.metrics.waiters.dec();
+                done.map_err(|error| Problem::from(error).of(log))
+            }
+            Ack::Memory => {
+                log.wait_published(offset);
+                Ok(())
+            }
+        }
+    }
+}
