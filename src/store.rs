@@ -18,6 +18,7 @@ mod settings;
 use crate::{
     disk::{Disk, tree},
     log::{Environment, Error as LogError, Log, Options, STORE_LOCK, budget::Budget},
+    sync::{lock, read_lock, write_lock},
 };
 use arc_swap::ArcSwapOption;
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
@@ -27,7 +28,7 @@ use std::{
     ops::{Bound, Deref},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -129,7 +130,7 @@ impl Entry {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, bool> {
-        self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.deleted)
     }
 
     /// Lets a log go that was opened without room on the disk, and has room now, also where others hold it: who asks next
@@ -290,7 +291,7 @@ impl Store {
         let entry = Entry::new();
         let deleted = entry.lock();
         let there = {
-            let mut entries = self.inner.entries.write().unwrap_or_else(PoisonError::into_inner);
+            let mut entries = write_lock(&self.inner.entries);
             let there = entries.contains_key(name);
             if !there {
                 entries.insert(name.to_owned(), Arc::clone(&entry));
@@ -352,14 +353,14 @@ impl Store {
 
     /// The names of up to `limit` logs in order, from the first one behind `after`.
     pub fn names(&self, after: Option<&str>, limit: usize) -> Vec<String> {
-        let entries = self.inner.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let entries = read_lock(&self.inner.entries);
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         entries.range::<str, _>((from, Bound::Unbounded)).take(limit).map(|(name, _)| name.clone()).collect()
     }
 
     /// How many logs there are, and how many of them are open.
     pub fn count(&self) -> (usize, usize) {
-        let entries = self.inner.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let entries = read_lock(&self.inner.entries);
         let open = entries.values().filter(|entry| entry.open.load().is_some()).count();
         (entries.len(), open)
     }
@@ -389,8 +390,7 @@ impl Store {
             drop(stop);
             let _ = housekeeper.join(); // a panic there was reported
         }
-        let entries =
-            std::mem::take(&mut *self.inner.entries.write().unwrap_or_else(PoisonError::into_inner));
+        let entries = std::mem::take(&mut *write_lock(&self.inner.entries));
         let mut result = Ok(());
         for open in entries.into_values().filter_map(|entry| entry.open.swap(None)) {
             if let Ok(OpenLog { log, .. }) = Arc::try_unwrap(open) {
@@ -411,7 +411,7 @@ impl Drop for Store {
 
 impl Inner {
     fn entry(&self, name: &str) -> Option<Arc<Entry>> {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        read_lock(&self.entries).get(name).cloned()
     }
 
     fn now(&self) -> u64 {
@@ -488,7 +488,7 @@ impl Inner {
     fn remove(&self, name: &str, entry: &Arc<Entry>, mut deleted: std::sync::MutexGuard<'_, bool>) {
         *deleted = true;
         drop(deleted); // who holds the map's lock may wait for this one
-        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = write_lock(&self.entries);
         if entries.get(name).is_some_and(|there| Arc::ptr_eq(there, entry)) {
             entries.remove(name);
         }
@@ -498,7 +498,7 @@ impl Inner {
     fn retain_closed(&self) {
         let now = self.now();
         let due: Vec<_> = {
-            let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+            let entries = read_lock(&self.entries);
             // One that is locked is being opened.
             let is_due = |entry: &Entry| {
                 entry.open.load().is_none()
@@ -541,7 +541,7 @@ impl Inner {
             self.remove_dir(&dir);
         }
         let mut open: Vec<_> = {
-            let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+            let entries = read_lock(&self.entries);
             entries.values().filter(|entry| entry.open.load().is_some()).cloned().collect()
         };
         for log in open.iter().filter_map(|entry| entry.open.load_full()) {

@@ -30,6 +30,7 @@ use super::{
     socket::Socket,
     unsent::{Ends, Unsent},
 };
+use crate::sync::lock;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Either};
 use hyper::{
@@ -47,7 +48,7 @@ use std::{
     io,
     pin::{Pin, pin},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Poll, Waker, ready},
@@ -186,10 +187,6 @@ impl Connections {
         let least = settings.header_time.min(settings.body_time);
         (least / 16).clamp(Duration::from_millis(10), Duration::from_millis(500))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner) // no holder can panic half-way
 }
 
 /// What is known of a connection. What orders its parts is that they are set on its worker's thread; from others they are

@@ -9,13 +9,14 @@ use super::{
 use crate::{
     log::{Error, Reader},
     store::OpenLog,
+    sync::lock,
 };
 use hyper::body::Bytes;
 use std::{
     collections::HashMap,
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -43,7 +44,7 @@ impl Feeds {
         heartbeat: Duration,
         stopped: &watch::Receiver<bool>,
     ) -> Arc<Feed> {
-        let mut feeds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut feeds = lock(&self.0);
         // A feed that is gone may have left its key to a log that came to lie in the same place: of that one it is not.
         if let Some(feed) =
             feeds.get(&Instance::of(log)).and_then(Weak::upgrade).filter(|feed| feed.is_of(log))
@@ -92,10 +93,6 @@ struct Latest {
     events: Bytes,
     /// Tails that do not have it.
     missing: usize,
-}
-
-fn lock(latest: &Mutex<Latest>) -> MutexGuard<'_, Latest> {
-    latest.lock().unwrap_or_else(PoisonError::into_inner) // no holder leaves it half-way
 }
 
 impl Feed {

@@ -9,12 +9,13 @@
 //! `connection`.
 
 use super::problem::Problem;
+use crate::sync::lock;
 use bytes::Bytes;
 use memmap2::{MmapMut, MmapOptions};
 use std::{
     cell::Cell,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -310,10 +311,6 @@ impl Drop for Piece {
             spare.push(mapped);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner) // no holder can panic half-way
 }
 
 /// Lends the thread's scratch memory, empty, to make something in that is then copied to where it stays.

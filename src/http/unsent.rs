@@ -1,12 +1,13 @@
 //! What the system has not got rid of yet, of what connections were to send: whether a client that has room only now and then takes
 //! anything in between. A socket says so only by what may be `unsafe` to ask; `/proc` has it for all sockets at once.
 
+use crate::sync::lock;
 use std::{
     collections::HashMap,
     fmt::Write,
     fs,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 /// How old, in milliseconds, what was read may be: the table is that of all sockets of the machine.
@@ -22,7 +23,7 @@ impl Unsent {
     /// The bytes that a socket has not sent, or that have not been acknowledged; `None` where the system does not tell.
     pub(super) fn of(&self, now: u64, socket: &Ends) -> Option<u64> {
         let table = {
-            let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner); // no holder leaves it half-way
+            let mut last = lock(&self.0); // no holder leaves it half-way
             match &*last {
                 Some((at, table)) if now < at + FRESH => Arc::clone(table),
                 _ => Arc::clone(&last.insert((now, Arc::new(read()))).1),

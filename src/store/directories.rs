@@ -2,11 +2,14 @@
 //! attempt: under a log's name there is a whole log or nothing, and what stands under a temporary name goes, sooner or later.
 
 use super::{DELETED, Error, Inner, LogError, LogSettings, OpenLog, SETTINGS};
-use crate::disk::{Disk, is_transient, tree};
+use crate::{
+    disk::{Disk, is_transient, tree},
+    sync::lock,
+};
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{MutexGuard, PoisonError, atomic::Ordering},
+    sync::{MutexGuard, atomic::Ordering},
 };
 
 impl Inner {
@@ -62,7 +65,7 @@ impl Inner {
 
     /// Directories that are still to be removed.
     pub(super) fn left(&self) -> MutexGuard<'_, Vec<PathBuf>> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.left)
     }
 }
 
