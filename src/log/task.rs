@@ -50,7 +50,7 @@ const RUNNING: u32 = 3;
 /// Somebody waits: a flag beside the phase.
 const KICKED: u32 = 4;
 
-/// See the module's documentation. Works on an `S`, from [`begin`](Self::begin) to [`retire`](Self::retire).
+/// See the module's documentation. Works on an `S`, from [`begin`](Self::begin) to [`stop`](Self::stop).
 pub(super) struct Task<S> {
     state: AtomicU32,
     /// Under which key it waits in the pool, if it does.
