@@ -59,6 +59,8 @@ pub(super) struct Memory {
     bodies: [Arc<Semaphore>; 3],
     /// To look through the log for large answers.
     looks: Arc<Semaphore>,
+    /// Pieces of answers that are read from the disk at once: each takes more than it is, for a moment, and a processor.
+    reads: Arc<Semaphore>,
     /// Mappings to be used again, each of [`PIECE`] bytes.
     spare: Mutex<Vec<MmapMut>>,
     begun: Instant,
@@ -135,6 +137,7 @@ impl Memory {
             answers: zero(),
             bodies,
             looks,
+            reads: turns(threads),
             spare: Mutex::default(),
             begun,
             warned,
@@ -211,6 +214,11 @@ impl Memory {
     /// Waits for its turn to take a body apart that is so much work.
     pub(super) async fn turn_for_a_body(&self, work: Work, patience: Duration) -> Result<Turn, Problem> {
         turn(&self.bodies[work as usize], patience).await
+    }
+
+    /// Waits for its turn to read a piece of an answer from the disk.
+    pub(super) async fn turn_to_read(&self, patience: Duration) -> Result<Turn, Problem> {
+        turn(&self.reads, patience).await
     }
 
     /// Waits for its turn to look through the log for a large answer.

@@ -315,8 +315,13 @@ impl Reading {
             (false, true) => PIECE,
             (false, false) => COLD_PIECE,
         };
+        // Whoever waits holds nothing meanwhile: not what was read ahead, nor a chunk.
+        self.reader.release();
+        let turn =
+            if hot { None } else { Some(context.memory.turn_to_read(context.limits.append_time).await?) };
         let mut grant = context.memory.grant(Purpose::Answer);
         let run = move || {
+            let _turn = turn;
             with_scratch(|out| {
                 if self.fresh && self.format == Format::Json {
                     out.extend_from_slice(b"{\"records\":[");
@@ -325,6 +330,7 @@ impl Reading {
                 if done {
                     close(self.format, out, self.reader.offset());
                 }
+                self.reader.release();
                 Ok::<_, Problem>((self, grant.hold_copy(out), done))
             })
         };
@@ -410,6 +416,7 @@ async fn records_from(
             let look = move || {
                 let _turn = turn; // held to the end, also where nobody waits for it any more
                 let done = reading.look(LOOK)?;
+                reading.reader.release();
                 Ok::<_, Problem>((reading, done))
             };
             (reading, done) = context.blocking(move |_| look()).await??;

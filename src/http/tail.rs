@@ -171,6 +171,13 @@ impl Tail {
         if self.log.is_in_memory(self.offset) {
             return run();
         }
+        let Ok(turn) = self.context.memory.turn_to_read(self.context.limits.append_time).await else {
+            return Ok((Bytes::new(), self.offset)); // asks again
+        };
+        let run = move || {
+            let _turn = turn;
+            run()
+        };
         let failed = || Error::Failed { reason: "reading failed unexpectedly".into() };
         tokio::task::spawn_blocking(run).await.unwrap_or_else(|_| Err(failed()))
     }

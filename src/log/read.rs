@@ -322,6 +322,12 @@ impl Reader {
         self.next = offset;
     }
 
+    /// Lets go of what it holds of the log until it is asked for the next record: a chunk's memory, or an open file and what
+    /// was read of it ahead (256 KiB, or the largest record). For one that waits for something else.
+    pub fn release(&mut self) {
+        (self.place, self.from, self.until) = (None, 0, 0);
+    }
+
     /// The record at `offset`, as [`Log::read`](super::Log::read); goes on behind it.
     ///
     /// # Errors

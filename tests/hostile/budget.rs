@@ -375,3 +375,32 @@ fn what_the_books_endpoint_decodes_is_in_the_budget() {
     client.append(&vec![b'x'; 6 * MIB]).unwrap();
     assert_eq!(in_use(), 0);
 }
+
+/// 3.6 GB, and appends that stood still: what was read ahead from the disk was in no budget, and as many threads read as asked.
+#[test]
+fn ranges_that_come_from_the_disk_hold_little_however_many_ask() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = filled(data.path());
+    assert_eq!(server.terminate(), Some(0));
+    // Nothing of it is in memory then.
+    let server = Server::start(data.path(), &[]);
+    let process = Process::of(&server.child);
+    let producer = Producer::start(&server);
+    let (before, alone) = (process.memory(), producer.rate(a_while(0.5)));
+    let watch = Watch::start(process);
+    let no_window = http2::setting(4, 0);
+    let mut connections: Vec<_> = (0..32).map(|_| Connection::open(&server.address, &no_window)).collect();
+    for n in 0..250 {
+        for connection in &mut connections {
+            let _ = connection.send(&http2::get(2 * n + 1, ALL)); // it may be told to go away
+        }
+    }
+    let beside = producer.rate(a_while(2.0));
+    println!(
+        "8,000 streams of what is on the disk: {} MiB at the most; {alone:.0} appends/s before, {beside:.0} beside",
+        watch.most() / MIB
+    );
+    assert!(watch.most() < before + BUDGET + 2 * BESIDE, "{} MiB", watch.most() / MIB);
+    drop(connections);
+    producer.finish();
+}
