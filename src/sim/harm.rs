@@ -209,18 +209,19 @@ impl Run {
     /// Repairs a damaged log, which may be interrupted, and again. Then it can be written, and has what it had before.
     fn mend(&mut self, world: World, name: &str, options: &Options, first: u64, values: &[Option<Rec>]) {
         let dir = Path::new(ROOT).join(name);
-        let mut world = world;
+        let (mut world, images) = (world, options.images.as_deref());
         while self.random.one_in(2) {
             let cut = *self.random.pick(&[Cut::Power, Cut::Kill]);
             world.sim.end_after(1 + self.random.below(20) as u64, cut);
-            let _ = repair_on(&world.sim, &dir, &mut |_, _| ()); // done, or interrupted
+            let _ = repair_on(&world.sim, &dir, images, &mut |_, _| ()); // done, or interrupted
             let sim = world.sim.clone();
             self.end(&sim, cut, false);
             drop(world);
             world = World::new(self.disk.clone(), &mut self.random);
         }
         let place = format!("{}, log {name:?}, after repair", self.where_(&world.sim));
-        repair_on(&world.sim, &dir, &mut |_, _| ()).unwrap_or_else(|error| panic!("{place}: {error}"));
+        repair_on(&world.sim, &dir, images, &mut |_, _| ())
+            .unwrap_or_else(|error| panic!("{place}: {error}"));
         let env = world.environment(&self.clock);
         let log = Log::open_in(&env, &dir, options.clone());
         let log = log.unwrap_or_else(|error| panic!("{place}: does not open: {error}"));

@@ -11,7 +11,7 @@ use super::{
         roll::{Active, Roller},
     },
     aside, restore,
-    survey::{State, Survey, SurveyedSegment, survey},
+    survey::{Copies, State, Survey, SurveyedSegment, survey},
 };
 use crate::{
     chunk::{Before, Chunk, ChunkPosition, Images, Memory},
@@ -223,8 +223,8 @@ fn resume(
     remove_temporary(disk, dir)?;
     let mut segments = Vec::new();
     let mut previous = Previous::default();
-    for SurveyedSegment { header, header_whole, mark, path, state } in found {
-        if !header_whole {
+    for SurveyedSegment { header, copies, mark, path, state, .. } in found {
+        if let (Copies::Damaged, Some(mark)) = (copies, mark) {
             rewrite_header(disk, &path, &header, mark).map_err(Error::io("write", &path))?;
         }
         let sealed = match state {
@@ -363,7 +363,13 @@ fn begin(
     })
 }
 
-fn rewrite_header(disk: &dyn Disk, path: &Path, header: &Header, mark: u32) -> io::Result<()> {
+/// Writes the header block of a segment that was begun, with this mark. Durable on return.
+pub(in crate::log) fn rewrite_header(
+    disk: &dyn Disk,
+    path: &Path,
+    header: &Header,
+    mark: u32,
+) -> io::Result<()> {
     let mut block = Aligned::new(BLOCK as usize)?;
     block.copy_from_slice(&header.encode(mark));
     disk.open(path, true)?.write_at(&[IoSlice::new(&block)], 0)

@@ -17,7 +17,7 @@ use super::{
     super::{Error, stats},
     aside,
     judge::Rest,
-    survey::{State, Survey, SurveyedSegment},
+    survey::{Copies, Origin, State, Survey, SurveyedSegment},
 };
 use crate::{
     chunk::{Before, Content, Images, Label},
@@ -39,11 +39,11 @@ use std::{
 };
 
 /// An image that holds a segment.
-struct Image {
-    name: String,
-    header: Header,
+pub(super) struct Image {
+    pub(super) name: String,
+    pub(super) header: Header,
     incarnation: u64,
-    before: Before,
+    pub(super) before: Before,
     sealed: bool,
     /// The end of its records, and the CRC of the last: for the one that goes on behind it, once that is known.
     end: Option<(u64, Option<u32>)>,
@@ -93,7 +93,7 @@ pub(super) fn restore(
 
 /// The images of this log that hold a segment. Those that hold none are removed, and those that nobody understands told
 /// of.
-fn held(dir: &Path, images: &Images, survey: &Survey) -> Result<Vec<Image>, Error> {
+pub(super) fn held(dir: &Path, images: &Images, survey: &Survey) -> Result<Vec<Image>, Error> {
     let log = survey.segments.first().map_or_else(|| images.log(), |first| first.header.log);
     let mut held = Vec::new();
     for found in images.find().map_err(Error::io("look for images of", dir))? {
@@ -324,7 +324,15 @@ fn go_on_behind(
     }
     let path = dir.join(file::name(header.base));
     let state = State::Open(frames.into(), scan);
-    survey.segments.push(SurveyedSegment { header, header_whole: true, mark: 0, path, state });
+    survey.segments.push(SurveyedSegment {
+        header,
+        origin: Origin::Own,
+        copies: Copies::Whole,
+        mark: Some(0),
+        footer: None,
+        path,
+        state,
+    });
     Ok(())
 }
 
