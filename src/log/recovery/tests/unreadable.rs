@@ -183,3 +183,19 @@ fn a_disk_that_fails_once_is_asked_again() {
         assert_eq!(log.next_offset(), 70);
     }
 }
+
+/// A deleted log whose header could not be read was never removed, for nobody knew whose its memory is.
+#[cfg(feature = "store")]
+#[test]
+fn the_id_of_a_log_is_had_from_any_header_that_can_be_read() {
+    let sim = log_of_two_segments();
+    let id_of = || super::super::id_of(&sim, Path::new(DIR)).unwrap();
+    let id = id_of();
+    assert!(id.is_some());
+    for (path, at) in [(FIRST, 0), (FIRST, 1100), (SECOND, 1100)] {
+        sim.spoil_at(Path::new(path), at);
+        assert_eq!(id_of(), id, "{path} {at}");
+    }
+    sim.spoil_at(Path::new(SECOND), 0);
+    assert_eq!(id_of(), None);
+}
