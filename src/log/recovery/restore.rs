@@ -17,6 +17,7 @@ use super::{
     super::{Error, stats},
     aside,
     judge::Rest,
+    open::Full,
     survey::{Copies, Origin, State, Survey, SurveyedSegment},
 };
 use crate::{
@@ -51,17 +52,18 @@ pub(super) struct Image {
     torn: Vec<u8>,
 }
 
-/// Completes the segment files and the survey from the images. Images of which nothing is needed any more are removed.
+/// Completes the segment files and the survey from the images. Images of which nothing is needed any more are removed. Says
+/// so if there is no room for keeping aside what one of them has: that image stays, and the log is not to be written.
 pub(super) fn restore(
     disk: &dyn Disk,
     dir: &Path,
     images: &Images,
     survey: &mut Survey,
-) -> Result<(), Error> {
+) -> Result<Option<Full>, Error> {
     let mut held = held(dir, images, survey)?;
     if !held.is_empty() && !may_go_on(survey) {
         tell(images, held.iter().map(|image| &*image.name), "the log is damaged");
-        return Ok(());
+        return Ok(None);
     }
     let first = survey.segments.first().map_or(0, |first| first.header.base);
     let mut kept = Vec::new();
@@ -78,17 +80,24 @@ pub(super) fn restore(
             Fate::Kept => kept.push(n),
         }
     }
+    let mut full = None;
     for (n, image) in held.iter().enumerate() {
         if kept.contains(&n) {
             tell(images, [&*image.name], "its records do not go on where the log ends");
             continue;
         }
         if let Some((end, _)) = image.end {
-            aside::keep(disk, dir, end, &image.torn)?;
+            match aside::keep(disk, dir, end, &image.torn) {
+                Err(error) if error.is_full() => {
+                    full = Some(Full { error, needs: image.torn.len() as u64 });
+                    continue;
+                }
+                kept => kept?,
+            }
         }
         images.remove(&image.name);
     }
-    Ok(())
+    Ok(full)
 }
 
 /// The images of this log that hold a segment. Those that hold none are removed, and those that nobody understands told
@@ -282,10 +291,10 @@ fn go_on_in_place(
         last.state = State::Open(bytes, scan);
         survey.damage.clear(); // it is in what is written now
     }
-    let State::Open(file, scan) = &mut last.state else { return Ok(false) };
+    let State::Open(there, scan) = &mut last.state else { return Ok(false) };
     let from = scan.words;
     let begins = from as usize * frame::WORD;
-    if frames.get(..begins) != file.get(..begins) {
+    if frames.get(..begins) != there.get(..begins) {
         return Ok(false);
     }
     *scan = std::mem::take(scan).go_on(frames, key);
@@ -294,8 +303,10 @@ fn go_on_in_place(
     if scan.words > from {
         told(dir, &header, scan);
         let range = begins..scan.words as usize * frame::WORD;
-        file[range.clone()].copy_from_slice(&frames[range]);
-        write(&*disk.open(&last.path, true)?, frames, from, scan.words)?;
+        there[range.clone()].copy_from_slice(&frames[range]);
+        let file = disk.open(&last.path, true)?;
+        file.reserve(file::length(header.capacity))?;
+        write(&*file, frames, from, scan.words)?;
     }
     Ok(true)
 }

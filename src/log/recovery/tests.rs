@@ -2,6 +2,7 @@
 
 #[cfg(feature = "store")]
 mod full;
+mod little_memory;
 mod repairing;
 mod reviewed;
 mod unreadable;

@@ -26,7 +26,7 @@ use std::{
     time::Duration,
 };
 
-fn in_memory(at: &Path) -> Options {
+pub(super) fn in_memory(at: &Path) -> Options {
     Options { durability: Durability::Memory, ..options(1 << 16, 1 << 16, 1 << 20, Some(at)) }
 }
 
