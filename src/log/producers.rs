@@ -13,7 +13,11 @@ use super::{
     Error, Log, PRODUCERS_FILE, Payload, append,
     append::{Extended, Patience},
 };
-use crate::{chunk::AppendValues, disk::tree, frame::EXTENSION_LENGTH};
+use crate::{
+    chunk::AppendValues,
+    disk::{salvage, tree},
+    frame::EXTENSION_LENGTH,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -196,10 +200,10 @@ fn checksum(up_to: u64, producers: &BTreeMap<String, Producer>, before: Option<u
     crc32c::crc32c(&json.unwrap_or_default()) // plain data: cannot fail
 }
 
-/// Whether an error says that a record cannot be read, now or ever. What passes, or has nothing to do with the disk, is
-/// another matter.
+/// Whether an error says that the disk cannot read a record. Others, where nothing is known of the disk, are no reason to do
+/// without what the record tells.
 fn cannot_be_read(error: &Error) -> bool {
-    matches!(error, Error::Io { source, .. } if !error.is_transient() && source.kind() != std::io::ErrorKind::NotFound)
+    matches!(error, Error::Io { source, .. } if salvage::is_unreadable(source))
 }
 
 /// What the checksum in a file of producers must be, for `fuzz/`: it gets past it so; `None` if it is no such file.

@@ -161,6 +161,9 @@ fn mend_segment(
         let mark = found.mark.unwrap_or_else(|| found.records());
         recovery::rewrite_header(disk, path, header, mark).map_err(Error::io("write", path))?;
     }
+    if found.holes && kept.is_none() {
+        fill_holes(disk, path).map_err(Error::io("write", path))?;
+    }
     if let State::Unsealed(scan) = &found.state {
         let mut summary = scan.summary();
         summary.last_crc = found.last_crc().or(summary.last_crc);
@@ -179,6 +182,20 @@ fn capacity_for(frames: u64, records: u64) -> Option<u64> {
 
 fn lost(record: u32) -> Stamp {
     Stamp { record, behind: 0, time: 0, flags: LOST }
+}
+
+/// Writes zeros where the disk cannot read what is known to be zeros.
+fn fill_holes(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    let file = disk.open(path, true)?;
+    let region = Region::read(&*file, file.len()?, true)?;
+    let block = BLOCK as usize;
+    for hole in region.unreadable() {
+        let range = hole.start / block * block..hole.end.next_multiple_of(block);
+        let mut blocks = Aligned::new(range.len())?;
+        blocks[..range.len()].copy_from_slice(&region.blocks()[range.clone()]);
+        file.write_at(&[IoSlice::new(&blocks)], FRAMES + range.start as u64)?;
+    }
+    Ok(())
 }
 
 /// Copies the file as it is to a name that no file has, durably.

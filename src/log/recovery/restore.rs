@@ -341,6 +341,7 @@ fn go_on_behind(
         copies: Copies::Whole,
         mark: Some(0),
         footer: None,
+        holes: false,
         path,
         state,
     });

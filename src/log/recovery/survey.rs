@@ -43,6 +43,8 @@ pub(in crate::log) struct SurveyedSegment {
     pub(in crate::log) mark: Option<u32>,
     /// The footer at the end of the file, if it verifies.
     pub(in crate::log) footer: Option<Footer>,
+    /// The disk cannot read some of its frames, and they verify with zeros there, which must be what it has.
+    pub(in crate::log) holes: bool,
     pub(in crate::log) path: PathBuf,
     pub(in crate::log) state: State,
 }
@@ -133,9 +135,10 @@ fn look(
             survey.damage.push(Damage::new(before..base, dir, "no segment file has them"));
         }
         let next = heads.get(n + 1).map(|next| next.decoded.header.base);
-        let state = examine(disk, head, next, deep).map_err(Error::io("read", &head.path))?;
+        let (state, holes) = examine(disk, head, next, deep).map_err(Error::io("read", &head.path))?;
         let &Head { decoded: Decoded { header, .. }, origin, copies, mark, footer, .. } = head;
-        let found = SurveyedSegment { header, origin, copies, mark, footer, path: head.path.clone(), state };
+        let found =
+            SurveyedSegment { header, origin, copies, mark, footer, holes, path: head.path.clone(), state };
         note_damage(&found, deep, &mut survey.damage);
         survey.segments.push(found);
         progress(n + 1, heads.len());
@@ -299,13 +302,13 @@ fn read_footer(file: &dyn File, length: u64, header: &Header) -> io::Result<Opti
 }
 
 /// Judges one segment. `next` is the base of the one behind it.
-fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::Result<State> {
+fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::Result<(State, bool)> {
     let Head { decoded: Decoded { header, .. }, state, mark, length, footer, .. } = head;
     let next = next.map(|next| next - header.base);
     if let Some(footer) =
         footer.filter(|footer| !deep && next.is_none_or(|next| u64::from(footer.records) <= next))
     {
-        return Ok(State::Sealed(footer));
+        return Ok((State::Sealed(footer), false));
     }
     let file = disk.open(&head.path, false)?;
     if footer.is_none() {
@@ -313,7 +316,10 @@ fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::R
         file.sync()?;
     }
     let bytes = Region::read(&*file, *length, deep)?;
-    Ok(judge(header, &Known { mark: *mark, footer: *footer, next, header: *state }, bytes))
+    let unreadable = !bytes.unreadable().is_empty();
+    let state = judge(header, &Known { mark: *mark, footer: *footer, next, header: *state }, bytes);
+    let holes = unreadable && !matches!(state, State::Damaged(_));
+    Ok((state, holes))
 }
 
 fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
@@ -334,6 +340,9 @@ fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
             );
         }
         _ => {}
+    }
+    if deep && found.holes {
+        push(base..base, true, "the disk cannot read some of its zeros, without which it does not verify");
     }
     match &found.state {
         State::Damaged(wreck) => {

@@ -1,6 +1,6 @@
 //! Sectors that the disk cannot read: what is in them is not known, and nothing is given up for that.
 
-use super::{DIR, FIRST, open, options, repaired, values, verified};
+use super::{DIR, FIRST, open, options, repaired, small, values, verified};
 use crate::{
     Error, Log, Options,
     disk::{
@@ -182,6 +182,27 @@ fn a_disk_that_fails_once_is_asked_again() {
         assert_eq!(log.damage(), [], "read {nth}");
         assert_eq!(log.next_offset(), 70);
     }
+}
+
+/// A record of zeros verified, for zeros stand where nothing could be read: `verify` and `repair` saw nothing, and reading
+/// the record was an error for good.
+#[test]
+fn zeros_that_cannot_be_read_are_told_of_and_written_again() {
+    let sim = Sim::new(1);
+    let log = open(&sim, small(None)).unwrap();
+    for _ in 0..20 {
+        log.append(&[0; 3000]).unwrap();
+    }
+    log.close().unwrap();
+    sim.spoil_at(Path::new(FIRST), 4096 + 1600);
+    let log = open(&sim, small(None)).unwrap();
+    assert!(log.read(0).is_err());
+    drop(log);
+    let damage = verified(&sim, None).damage;
+    assert!(damage.len() == 1 && damage[0].unreadable, "{damage:?}");
+    assert_eq!(repaired(&sim).damage, damage);
+    assert_eq!(verified(&sim, None).damage, []);
+    assert!(values(&open(&sim, small(None)).unwrap()).iter().all(|value| *value == [0; 3000]));
 }
 
 /// A deleted log whose header could not be read was never removed, for nobody knew whose its memory is.
