@@ -76,7 +76,7 @@ pub(crate) fn repair_on(
     ensure_repairable(dir, &survey)?;
     let mended = match images {
         Some(at) if !survey.damage.is_empty() => mend(disk, dir, at, &mut survey)?,
-        _ => Mended::No,
+        _ => Vec::new(),
     };
     let Survey { segments, damage, missing, .. } = survey;
     let mut repaired = Repaired { damage, kept: Vec::new() };
@@ -85,7 +85,7 @@ pub(crate) fn repair_on(
         if !repaired.damage.iter().any(|damage| found.has(damage)) {
             continue;
         }
-        let mended = if n + 1 == segments.len() { &mended } else { &Mended::No };
+        let mended = mended.get(n).unwrap_or(&Mended::No);
         repaired.kept.extend(mend_segment(disk, dir, found, mended)?);
     }
     for range in missing {
@@ -122,8 +122,8 @@ fn ensure_repairable(dir: &Path, survey: &Survey) -> Result<(), Error> {
 }
 
 /// Looks for what is lost in the images at `at`, if there is such a place.
-fn mend(disk: &dyn Disk, dir: &Path, at: &Path, survey: &mut Survey) -> Result<Mended, Error> {
-    let Some(log) = survey.segments.first().map(|first| first.header.log) else { return Ok(Mended::No) };
+fn mend(disk: &dyn Disk, dir: &Path, at: &Path, survey: &mut Survey) -> Result<Vec<Mended>, Error> {
+    let Some(log) = survey.segments.first().map(|first| first.header.log) else { return Ok(Vec::new()) };
     let node = disk.node(dir).map_err(Error::io("look at", dir))?;
     // Neither secret nor number: they are for making images.
     match Images::open(at, log, [0; 16], dir, node, 0) {
@@ -131,7 +131,7 @@ fn mend(disk: &dyn Disk, dir: &Path, at: &Path, survey: &mut Survey) -> Result<M
         Err(error) if disk::is_transient(&error) => Err(Error::io("look for images in", at)(error)),
         Err(error) => {
             tracing::warn!(dir = %dir.display(), at = %at.display(), %error, "cannot look for images");
-            Ok(Mended::No)
+            Ok(Vec::new())
         }
     }
 }

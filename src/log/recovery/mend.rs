@@ -1,6 +1,5 @@
 //! What `repair` makes good out of the memory of a process that was killed. Opening takes up what goes on behind what the
-//! files have; where a log is damaged, it leaves that alone. So repair comes first: of the last segment it takes what its
-//! file has lost, and the next opening finds what it needs to go on.
+//! files have; where a log is damaged, it leaves that alone. So repair comes first: it takes what segments have lost, and the next opening finds what it needs to go on.
 //!
 //! # What always holds
 //! - An image is believed to be of the same history only if each record that both have is the same, at the same place.
@@ -25,7 +24,7 @@ use std::{
     path::Path,
 };
 
-/// What has become of the last segment.
+/// What has become of a segment.
 pub(in crate::log) enum Mended {
     /// It is as it was found.
     No,
@@ -42,12 +41,13 @@ pub(in crate::log) struct Whole {
     end: usize,
     /// What the disk cannot read.
     unreadable: Vec<std::ops::Range<usize>>,
-    /// How long its file is to be.
+    /// How long its file is to be, at least.
     length: u64,
     found: usize,
 }
 
-/// Looks for what the last segment has lost, in the images of the log. Changes nothing on the disk.
+/// Looks for what segments have lost, in the images of the log. Changes nothing on the disk. Gives what has become of each
+/// segment.
 ///
 /// # Errors
 /// [`Error::MemoryGoesOn`] where an image may have what goes on behind what is lost for good.
@@ -56,16 +56,38 @@ pub(in crate::log) fn mend(
     dir: &Path,
     images: &Images,
     survey: &mut Survey,
-) -> Result<Mended, Error> {
+) -> Result<Vec<Mended>, Error> {
     let mut held = held(dir, images, survey)?;
-    let Some(last) = survey.segments.last_mut() else { return Ok(Mended::No) };
-    if !matches!(last.state, State::Damaged(_)) {
-        return Ok(Mended::No); // opening takes up what goes on here
-    }
     // Of those of one base, the one that was begun last has the records.
     held.sort_by_key(|image| (image.header.base, std::cmp::Reverse(image.header.created)));
-    let mut mended = Mended::No;
-    let of_it: Vec<&Image> = held.iter().filter(|image| is_of(image, last)).collect();
+    let mut all = Vec::new();
+    let segments = survey.segments.len();
+    for (n, found) in survey.segments.iter_mut().enumerate() {
+        let mut mended = Mended::No;
+        // Of what is not damaged, opening takes up what goes on there.
+        if matches!(found.state, State::Damaged(_)) {
+            let is_last = n + 1 == segments;
+            mended = mend_one(disk, images, &held, found, is_last)?;
+            if let State::Damaged(wreck) = &found.state
+                && is_last
+                && let Some(image) = held.iter().find(|image| is_bound(image, found, wreck))
+            {
+                return Err(goes_on(images, image, found));
+            }
+        }
+        all.push(mended);
+    }
+    Ok(all)
+}
+
+fn mend_one(
+    disk: &dyn Disk,
+    images: &Images,
+    held: &[Image],
+    found: &mut SurveyedSegment,
+    is_last: bool,
+) -> Result<Mended, Error> {
+    let of_it: Vec<&Image> = held.iter().filter(|image| is_of(image, found)).collect();
     for image in of_it {
         let frames = match images.frames(&image.name) {
             Ok(frames) => frames,
@@ -73,20 +95,17 @@ pub(in crate::log) fn mend(
             Err(error) if is_transient(&error) => {
                 return Err(Error::io("read", &images.path(&image.name))(error));
             }
-            Err(_) => return Err(goes_on(images, image, last)),
+            // Nobody else goes on behind one that has a successor.
+            Err(_) if !is_last => continue,
+            Err(_) => return Err(goes_on(images, image, found)),
         };
-        let found = together(disk, last, image, &frames).map_err(Error::io("read", &last.path))?;
-        if let Some(found) = found {
-            mended = found;
-            break;
+        let mended =
+            together(disk, found, image, &frames, is_last).map_err(Error::io("read", &found.path))?;
+        if let Some(mended) = mended {
+            return Ok(mended);
         }
     }
-    if let State::Damaged(wreck) = &last.state
-        && let Some(image) = held.iter().find(|image| is_bound(image, last, wreck))
-    {
-        return Err(goes_on(images, image, last));
-    }
-    Ok(mended)
+    Ok(Mended::No)
 }
 
 fn goes_on(images: &Images, image: &Image, last: &SurveyedSegment) -> Error {
@@ -118,6 +137,7 @@ fn together(
     last: &mut SurveyedSegment,
     image: &Image,
     frames: &[u8],
+    is_last: bool,
 ) -> io::Result<Option<Mended>> {
     let (key, durable) = (image.header.key(), last.records());
     let State::Damaged(damaged) = &last.state else { return Ok(None) };
@@ -163,14 +183,16 @@ fn together(
         last.state = State::Damaged(left);
         return Ok(Some(Mended::InPart(merged)));
     }
+    // One that was sealed is sealed again; the last one is gone on in.
+    let seal = !is_last || last.footer.is_some();
     let whole = Whole {
         end: found.words as usize * WORD,
         frames: merged,
-        unreadable: bytes.unreadable().to_vec(),
-        length,
+        unreadable: if seal { Vec::new() } else { bytes.unreadable().to_vec() },
+        length: if seal { 0 } else { length },
         found: bytes.len(),
     };
-    last.state = State::Open(bytes, found);
+    last.state = if seal { State::Unsealed(found) } else { State::Open(bytes, found) };
     Ok(Some(Mended::Whole(whole)))
 }
 

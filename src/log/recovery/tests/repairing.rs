@@ -147,6 +147,15 @@ fn on_disk_and_in_memory(at: &Path) -> Options {
     Options { durability: Durability::Memory, ..small(Some(at)) }
 }
 
+/// By its own image a segment would be made good.
+fn remove_image_of(at: &Path, base: u64) {
+    for image in files_in(at) {
+        if std::fs::read(&image).unwrap()[64..72] == base.to_le_bytes() {
+            std::fs::remove_file(image).unwrap();
+        }
+    }
+}
+
 /// Records of 100 bytes in a segment of 8 KiB.
 const PER_SEGMENT: u64 = 8192 / 132;
 
@@ -157,6 +166,7 @@ fn repair_keeps_the_crc_that_memory_is_bound_to() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let (disk, next, base) = log_that_goes_on_in_memory(at.path());
     let path = Path::new(DIR).join(crate::segment::file::name(base));
+    remove_image_of(at.path(), base);
     disk.damage(&path, |bytes| bytes[4096 + (PER_SEGMENT - 1) as usize * 128 + 60] ^= 1);
     repaired_with(&disk, Some(at.path()));
     // And the index, after that.
@@ -168,6 +178,22 @@ fn repair_keeps_the_crc_that_memory_is_bound_to() {
     assert_eq!(verified(&disk, None).damage, []);
     let log = open(&disk, on_disk_and_in_memory(at.path())).unwrap();
     assert_eq!(log.next_offset(), next, "images {:?}", files_in(at.path()));
+}
+
+/// A record of a sealed segment has rotted that is still in memory of the process that was killed.
+#[test]
+fn repair_makes_a_sealed_segment_good_by_its_image() {
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (disk, next, base) = log_that_goes_on_in_memory(at.path());
+    let path = Path::new(DIR).join(crate::segment::file::name(base));
+    let whole = disk.dump()[&path].clone();
+    disk.damage(&path, |bytes| bytes[4096 + 5 * 128 + 60] ^= 1);
+    disk.spoil_at(&path, 4096 + 20 * 128);
+    repaired_with(&disk, Some(at.path()));
+    assert!(disk.dump()[&path] == whole);
+    assert_eq!(verified(&disk, None).damage, []);
+    let log = open(&disk, on_disk_and_in_memory(at.path())).unwrap();
+    assert_eq!((log.next_offset(), super::values(&log).len() as u64), (next, next));
 }
 
 /// What memory is bound to is lost, and nothing tells of it any more: its offsets would go to other records.
@@ -182,12 +208,7 @@ fn repair_does_not_give_up_what_memory_goes_on_with_unless_told_to() {
         bytes[footer] ^= 1;
         bytes.truncate(footer); // and it is not known how many there were
     });
-    // By its own image it would be made good.
-    for image in files_in(at.path()) {
-        if std::fs::read(&image).unwrap()[64..72] == base.to_le_bytes() {
-            std::fs::remove_file(image).unwrap();
-        }
-    }
+    remove_image_of(at.path(), base);
     let before = disk.dump();
     let repaired = repair::repair_on(&disk, Path::new(DIR), Some(at.path()), &mut |_, _| ());
     let error = repaired.unwrap_err();
