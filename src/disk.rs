@@ -92,6 +92,9 @@ pub(crate) trait File: Send + Sync + std::fmt::Debug {
     fn sync(&self) -> io::Result<()>;
     /// Sets the length; durable on return.
     fn set_len(&self, length: u64) -> io::Result<()>;
+    /// Reserves the blocks of the first `length` bytes, so that writing them cannot find the disk full, where the system has
+    /// that. What is there stays; the file is no shorter than that then.
+    fn reserve(&self, length: u64) -> io::Result<()>;
 }
 
 /// Memory to write from and read into: aligned to [`BLOCK`], a multiple of it long, zeroed.

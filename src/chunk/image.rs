@@ -369,15 +369,24 @@ impl Drop for Image {
 }
 
 /// Removes the images of the log with this id in this directory: for one that was deleted.
+///
+/// # Errors
+/// There may be some left then, to be removed another time.
 #[cfg(feature = "store")]
 pub(crate) fn remove_all(at: &Path, log: &[u8; 16], node: Node) -> io::Result<()> {
     let memory = MemoryDir::open(at)?.of(&place(log));
     for name in memory.list()? {
         let mut head = [0; HEAD];
-        if memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)).is_ok()
-            && Owner::decode(&head).is_some_and(|owner| owner.node == node && node != (0, 0))
-        {
-            memory.remove(&name);
+        match memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)) {
+            // Later: nobody else would find it.
+            Err(error) if is_transient(&error) => return Err(error),
+            Err(_) => {}
+            Ok(()) => {
+                let owner = Owner::decode(&head).filter(|owner| owner.node == node && node != (0, 0));
+                if owner.is_some() {
+                    memory.remove(&name);
+                }
+            }
         }
     }
     memory.remove_if_empty();
@@ -478,6 +487,45 @@ mod tests {
         assert_eq!(content(&moved), segment(made.incarnation));
         memory.clean(0);
         assert_eq!(content(&moved), Content::Spare);
+    }
+
+    /// One opening of a log goes while another makes its first image: the directory was removed in between, and the chunk had
+    /// none, though there was room.
+    #[test]
+    fn an_image_is_made_whoever_removes_the_empty_directory() {
+        let (place, over) = (tempfile::tempdir().unwrap(), Arc::new(AtomicBool::new(false)));
+        let made = images(place.path(), place.path());
+        let (at, stops) = (place.path().to_owned(), Arc::clone(&over));
+        let other = std::thread::spawn(move || {
+            while !stops.load(Ordering::SeqCst) {
+                drop(images(&at, &at));
+            }
+        });
+        for n in 0..2000 {
+            assert!(made.create(4096).unwrap().is_some(), "{n} were made");
+        }
+        over.store(true, Ordering::SeqCst);
+        other.join().unwrap();
+    }
+
+    /// A moment without descriptors while a log is deleted: its images stayed for good.
+    #[cfg(feature = "store")]
+    #[test]
+    fn images_of_a_deleted_log_that_cannot_be_looked_at_for_a_moment_are_an_error() {
+        let place = tempfile::tempdir().unwrap();
+        let made = images(place.path(), place.path());
+        let memory = super::super::Memory::shared(4096, Some(&made)).unwrap();
+        let remove = || remove_all(place.path(), &[1; 16], made.node);
+        crate::disk::shm::GATE.set(Some(Box::new(|what| match what {
+            "open image" => Err(io::Error::from_raw_os_error(24)),
+            _ => Ok(()),
+        })));
+        assert!(remove().is_err_and(|error| is_transient(&error)));
+        crate::disk::shm::GATE.set(None);
+        assert!(made.latest().is_some());
+        remove().unwrap();
+        assert!(made.latest().is_none());
+        drop(memory);
     }
 
     #[test]

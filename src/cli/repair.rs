@@ -12,6 +12,9 @@ use std::{path::PathBuf, process::ExitCode};
 pub(super) struct Repair {
     /// The log's directory, such as data/default; no server may have it open
     dir: PathBuf,
+    /// Where a server that was killed may have left memory of the log; "none" gives up what it has behind what is lost
+    #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
+    images: PathBuf,
     /// Print what was done as JSON
     #[arg(long)]
     json: bool,
@@ -21,8 +24,10 @@ impl Repair {
     pub(super) fn run(&self) -> Outcome {
         must_exist(&self.dir)?;
         let bar = progress::segments();
-        let repaired =
-            millstream::repair_with_progress(&self.dir, |done, all| progress::advance(&bar, done, all));
+        let images = Some(&*self.images).filter(|images| images.as_os_str() != "none");
+        let repaired = millstream::repair_with_progress(&self.dir, images, |done, all| {
+            progress::advance(&bar, done, all);
+        });
         bar.finish_and_clear();
         let repaired = repaired?;
         if self.json {

@@ -51,4 +51,8 @@ impl File for BufferedFile {
         self.0.set_len(length)?;
         self.0.sync_all().map_err(unknown)
     }
+
+    fn reserve(&self, length: u64) -> io::Result<()> {
+        super::native::reserve_again(&self.0, length)
+    }
 }

@@ -116,4 +116,8 @@ impl File for DirectFile {
         self.direct.set_len(length)?;
         self.direct.sync_all().map_err(unknown)
     }
+
+    fn reserve(&self, length: u64) -> io::Result<()> {
+        super::native::reserve_again(&self.direct, length)
+    }
 }

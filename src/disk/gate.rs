@@ -22,6 +22,7 @@ pub(crate) enum Operation {
     Read,
     Write,
     SetLength,
+    Reserve,
 }
 
 /// Bytes that cannot be read in files below `/bad`.
@@ -163,5 +164,10 @@ impl File for GateFile {
     fn set_len(&self, length: u64) -> io::Result<()> {
         (self.ask)(Operation::SetLength, &self.path)?;
         self.file.set_len(length)
+    }
+
+    fn reserve(&self, length: u64) -> io::Result<()> {
+        (self.ask)(Operation::Reserve, &self.path)?;
+        self.file.reserve(length)
     }
 }

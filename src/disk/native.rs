@@ -138,16 +138,27 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 
 /// Reserves the blocks, so that writing them later cannot find the disk full.
 pub(super) fn reserve(file: &fs::File, length: u64) -> io::Result<()> {
+    if allocate(file, length)? { Ok(()) } else { file.set_len(length) }
+}
+
+/// The same of a file that is there, as [`File::reserve`]. Without it, writing finds out whether there is room.
+pub(super) fn reserve_again(file: &fs::File, length: u64) -> io::Result<()> {
+    allocate(file, length).map(drop)
+}
+
+/// Reserves blocks; `false` where there is no such thing.
+fn allocate(file: &fs::File, length: u64) -> io::Result<bool> {
     #[cfg(target_os = "linux")]
     {
         use rustix::{fs::FallocateFlags, io::Errno};
         let reserve = || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length);
         match rustix::io::retry_on_intr(reserve) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
-            done => return Ok(done?),
+            done => return Ok(done.map(|()| true)?),
         }
     }
-    file.set_len(length)
+    let _ = (file, length);
+    Ok(false)
 }
 
 #[cfg(test)]

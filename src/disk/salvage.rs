@@ -43,18 +43,26 @@ pub(crate) fn read(
     Ok(bad)
 }
 
-/// Whether something was read, or the disk says that it cannot read what is there: a sector that has gone bad, a checksum
-/// of the file system that does not match. It may be read the next time, or never again.
-fn readable(read: io::Result<()>) -> io::Result<bool> {
+/// Frames of a segment cannot be read, at these bytes: said by who has looked for a record among them all.
+#[derive(Debug, thiserror::Error)]
+#[error("bytes {0:?} of the segment's frames cannot be read")]
+pub(crate) struct Unreadable(pub(crate) Range<usize>);
+
+/// Whether an error says that the disk cannot read what is there: a sector that has gone bad, a checksum of the file system
+/// that does not match. It may be read the next time, or never again.
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     use rustix::io::Errno;
     // What the block layer and file systems say, beside EIO: ENODATA of a medium error, EILSEQ of a protection error,
     // EREMOTEIO of a device that has failed; EBADMSG and EUCLEAN of checksums.
     let bad = [Errno::IO, Errno::NODATA, Errno::ILSEQ, Errno::REMOTEIO, Errno::BADMSG, Errno::UCLEAN];
-    let is_bad = |error: &io::Error| {
-        error.raw_os_error().is_some_and(|number| bad.contains(&Errno::from_raw_os_error(number)))
-    };
+    error.raw_os_error().is_some_and(|number| bad.contains(&Errno::from_raw_os_error(number)))
+        || matches!(error.get_ref(), Some(inner) if inner.is::<Unreadable>())
+}
+
+/// Whether something was read, or the disk says that it cannot read what is there.
+fn readable(read: io::Result<()>) -> io::Result<bool> {
     match read {
-        Err(error) if !is_bad(&error) => Err(error),
+        Err(error) if !is_unreadable(&error) => Err(error),
         read => Ok(read.is_ok()),
     }
 }

@@ -31,6 +31,17 @@ fn pass(_: &'static str) -> io::Result<()> {
 #[derive(Debug)]
 pub(crate) struct MemoryDir(PathBuf);
 
+/// How often a directory is made again that somebody else has removed before there was a file in it.
+#[cfg(all(target_os = "linux", not(loom)))]
+const ATTEMPTS: usize = 100;
+
+/// Whether an error may be that of a directory that goes this moment: by its name it is not there, or there is nothing to
+/// be put in it any more.
+#[cfg(all(target_os = "linux", not(loom)))]
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
+}
+
 /// Makes a directory of the user's alone, unless there is something of that name.
 fn make(dir: &Path) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(dir) {
@@ -69,12 +80,27 @@ impl MemoryDir {
     /// name before it has its head: a process that is killed in here leaves nothing.
     #[cfg(all(target_os = "linux", not(loom)))]
     pub(crate) fn create(&self, name: &str, length: u64, head: &[u8]) -> io::Result<fs::File> {
+        pass("make image")?;
+        // Whoever lets go of the last file of this owner removes the directory, at any moment before the name is in it.
+        let mut attempts = 0;
+        loop {
+            match self.try_create(name, length, head) {
+                Err(error) if is_gone(&error) && attempts < ATTEMPTS => {
+                    attempts += 1;
+                    std::thread::yield_now(); // the other may be about to take it away once more
+                }
+                made => return made,
+            }
+        }
+    }
+
+    #[cfg(all(target_os = "linux", not(loom)))]
+    fn try_create(&self, name: &str, length: u64, head: &[u8]) -> io::Result<fs::File> {
         use rustix::{
             fs::{AtFlags, CWD, Mode, OFlags},
             io::retry_on_intr,
         };
         use std::os::{fd::AsRawFd, unix::fs::FileExt};
-        pass("make image")?;
         make(&self.0)?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file: fs::File =

@@ -161,6 +161,7 @@ impl From<Error> for Problem {
             | Error::NotALog { .. }
             | Error::Newer { .. }
             | Error::Corrupt { .. }
+            | Error::MemoryGoesOn { .. }
             | Error::BadOptions { .. } => Code::Internal,
         };
         let problem = Self::new(code, &error);

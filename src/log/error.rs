@@ -117,6 +117,19 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Memory of a process that was killed may have what goes on behind records that are lost: repairing the log would give
+    /// the offsets of that to others.
+    #[error(
+        "memory of a process that was killed ({}) may go on behind what is lost of {}, and cannot be taken up; \
+         repair without images to give it up",
+        .image.display(), .path.display()
+    )]
+    MemoryGoesOn {
+        /// The memory.
+        image: PathBuf,
+        /// The segment of which records are lost.
+        path: PathBuf,
+    },
     /// Options that contradict each other.
     #[error("bad options: {reason}")]
     BadOptions {

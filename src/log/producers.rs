@@ -13,7 +13,11 @@ use super::{
     Error, Log, PRODUCERS_FILE, Payload, append,
     append::{Extended, Patience},
 };
-use crate::{chunk::AppendValues, disk::tree, frame::EXTENSION_LENGTH};
+use crate::{
+    chunk::AppendValues,
+    disk::{salvage, tree},
+    frame::EXTENSION_LENGTH,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -74,9 +78,23 @@ struct Snapshot {
     /// All batches below this offset are told of.
     up_to: u64,
     producers: BTreeMap<String, Producer>,
-    /// CRC-32C of the two above as JSON.
+    /// What the record before that offset is told by from any other, as in [`Standing`]. A log that has lost its
+    /// end and has grown again has another there. Not written by the first versions, nor where that record is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    before: Option<u32>,
+    /// CRC-32C of those above as JSON.
     #[serde(default)]
     crc: u32,
+}
+
+/// What stands before some offset.
+enum Standing {
+    /// A record, told from any other that could stand there by CRC-32C of its time and of all that was appended.
+    Record(u32),
+    /// A record that readers do not see yet, or none.
+    NotDurable,
+    /// It is lost, trimmed, or cannot be read.
+    Unknown,
 }
 
 /// A log's producers.
@@ -174,15 +192,25 @@ fn parse_block(block: &[u8]) -> Option<(ProducerBatch<'_>, u64)> {
     Some((batch, u64::from(u32::from_le_bytes(*count))))
 }
 
-fn checksum(up_to: u64, producers: &BTreeMap<String, Producer>) -> u32 {
-    crc32c::crc32c(&serde_json::to_vec(&(up_to, producers)).unwrap_or_default()) // plain data: cannot fail
+fn checksum(up_to: u64, producers: &BTreeMap<String, Producer>, before: Option<u32>) -> u32 {
+    let json = match before {
+        Some(before) => serde_json::to_vec(&(up_to, producers, before)),
+        None => serde_json::to_vec(&(up_to, producers)),
+    };
+    crc32c::crc32c(&json.unwrap_or_default()) // plain data: cannot fail
+}
+
+/// Whether an error says that the disk cannot read a record. Others, where nothing is known of the disk, are no reason to do
+/// without what the record tells.
+fn cannot_be_read(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if salvage::is_unreadable(source))
 }
 
 /// What the checksum in a file of producers must be, for `fuzz/`: it gets past it so; `None` if it is no such file.
 #[cfg(fuzzing)]
 pub fn checksum_of(file: &[u8]) -> Option<u32> {
     let found: Snapshot = serde_json::from_slice(file).ok()?;
-    Some(checksum(found.up_to, &found.producers))
+    Some(checksum(found.up_to, &found.producers, found.before))
 }
 
 impl Log {
@@ -275,16 +303,16 @@ impl Log {
         };
         let snapshot = serde_json::from_slice(&text)
             .ok()
-            .filter(|found: &Snapshot| found.crc == checksum(found.up_to, &found.producers));
+            .filter(|found: &Snapshot| found.crc == checksum(found.up_to, &found.producers, found.before));
         if snapshot.is_none() {
             tracing::warn!(path = %path.display(), "damaged: what is left of the log tells of its producers");
         }
         let first = self.first_offset();
-        let Snapshot { mut up_to, mut producers, .. } = snapshot.unwrap_or_default();
-        if up_to > self.next_offset() {
-            // Written by a program that did not wait for what it told of, or the log is older than the file. What came in
-            // place of that is not told of: the log tells, as far as it goes.
-            tracing::warn!(path = %path.display(), up_to, next = self.next_offset(), "tells of more than the log has");
+        let Snapshot { mut up_to, mut producers, before, .. } = snapshot.unwrap_or_default();
+        if up_to > self.next_offset() || !self.has_before(up_to, before)? {
+            // The log has lost its end, to damage and `repair`, or is older than the file; or a program has written it that
+            // did not wait for what it told of. What came in place of that is not told of: the log tells, as far as it goes.
+            tracing::warn!(path = %path.display(), up_to, next = self.next_offset(), "tells of what the log does not have");
             producers.retain(|_, producer| {
                 producer.batches.retain(|batch| batch.first_offset.saturating_add(batch.count) <= first);
                 !producer.batches.is_empty()
@@ -299,6 +327,7 @@ impl Log {
         let mut table = Table { producers, changes: file.changes };
         let mut reader = self.reader(up_to.max(first));
         loop {
+            let at = reader.offset();
             match reader.read_next() {
                 Ok(Some(record)) => {
                     let Some((batch, count)) = parse_block(record.extension) else { continue };
@@ -308,11 +337,40 @@ impl Log {
                 }
                 Ok(None) => break,
                 Err(Error::Damaged { .. }) => {}
+                // What it told of its producer is not known, as where it is damaged; and no reason to refuse all others.
+                Err(error) if cannot_be_read(&error) => reader.seek(at + 1),
                 Err(Error::Trimmed { first, .. }) => reader.seek(first),
                 Err(error) => return Err(error),
             }
         }
         Ok(table)
+    }
+
+    /// What stands before an offset.
+    fn before(&self, offset: u64) -> Result<Standing, Error> {
+        let Some(last) = offset.checked_sub(1) else { return Ok(Standing::Unknown) };
+        match self.reader(last).read(last) {
+            Ok(Some(record)) => {
+                let crc = crc32c::crc32c(&record.time.to_le_bytes());
+                let crc = crc32c::crc32c_append(crc, record.extension);
+                Ok(Standing::Record(crc32c::crc32c_append(crc, record.value)))
+            }
+            Ok(None) => Ok(Standing::NotDurable),
+            Err(Error::Damaged { .. } | Error::Trimmed { .. }) => Ok(Standing::Unknown),
+            Err(error) if cannot_be_read(&error) => Ok(Standing::Unknown),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the log has this record before an offset, as far as can be told.
+    fn has_before(&self, offset: u64, noted: Option<u32>) -> Result<bool, Error> {
+        let Some(noted) = noted else { return Ok(true) };
+        Ok(match self.before(offset)? {
+            Standing::Record(crc) => crc == noted,
+            // What was written down was durable.
+            Standing::NotDurable => false,
+            Standing::Unknown => true,
+        })
     }
 
     /// Writes the file, once all that it tells of is durable: or else a repeat of what a crash takes back would be answered
@@ -332,8 +390,13 @@ impl Log {
             }
         }
         self.writable()?; // if it was deleted, another log may be at its path
-        let crc = checksum(up_to, &producers);
-        let text = serde_json::to_vec(&Snapshot { up_to, producers, crc }).unwrap_or_default(); // plain data
+        let before = match self.before(up_to)? {
+            Standing::Record(crc) => Some(crc),
+            _ => None,
+        };
+        let crc = checksum(up_to, &producers, before);
+        let snapshot = Snapshot { up_to, producers, before, crc };
+        let text = serde_json::to_vec(&snapshot).unwrap_or_default(); // plain data
         let path = self.shared.dir.join(PRODUCERS_FILE);
         tree::replace(&*self.shared.env.disk, &path, &text).map_err(Error::io("write", &path))?;
         file.up_to = up_to;

@@ -196,7 +196,7 @@ impl Cold {
         let needs = frame::peek_words(rest).map_or(0, |words| words as usize * WORD).max(frame::HEADER);
         let overlaps = |bad: &Range<usize>| bad.start < at + needs && at < bad.end;
         if self.unreadable.iter().any(overlaps) {
-            return Err(io::Error::other("the disk cannot read what stands there"));
+            return Err(rustix::io::Errno::IO.into());
         }
         Ok(false)
     }

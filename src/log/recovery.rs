@@ -3,11 +3,13 @@
 //! A [`survey`] looks at the files and [judges](judge) each segment; it changes nothing, and `verify` prints it. Opening
 //! first completes the files from shared memory that a killed process has left ([`restore`]), then acts on the survey
 //! ([`open`](mod@open)): a torn tail is [kept aside](aside), zeroed and synced before the first append, so that the next
-//! recovery cannot stop at it; damage makes the log read-only. [`dir`] has the names, the locks and the ids.
+//! recovery cannot stop at it; damage makes the log read-only. What `repair` makes good out of shared memory is in [`mend`].
+//! [`dir`] has the names, the locks and the ids.
 
 mod aside;
 mod dir;
 mod judge;
+mod mend;
 mod open;
 mod restore;
 mod survey;
@@ -17,10 +19,11 @@ pub(super) use dir::{ASIDE, lock};
 pub(super) use dir::{PRODUCERS_FILE, ensure_free};
 #[cfg(feature = "store")]
 pub(crate) use dir::{SETTINGS_FILE, STORE_LOCK, id_of};
+pub(super) use mend::{Mended, mend};
 #[cfg(feature = "store")]
 pub(super) use open::has_room;
-pub(super) use open::{Full, open, seal};
-pub(super) use survey::{State, Survey, SurveyedSegment, deep_survey};
+pub(super) use open::{Full, open, rewrite_header, seal};
+pub(super) use survey::{Copies, Origin, State, Survey, SurveyedSegment, deep_survey};
 
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -1,12 +1,14 @@
 //! Repair: an explicit act that makes a damaged log writable again. What is damaged is kept aside, each record
-//! that still verifies stays at its offset, and each lost one is marked as lost, so that reading it says so.
+//! that still verifies stays at its offset, and each lost one is marked as lost, so that reading it says so. What opening
+//! makes good by itself, and what memory of a killed process goes on behind, stays as it is.
 
 use super::{
-    Damage, Error,
+    Damage, Error, Options,
     environment::now,
-    recovery::{self, State, Survey, SurveyedSegment},
+    recovery::{self, Copies, Mended, Origin, State, Survey, SurveyedSegment},
 };
 use crate::{
+    chunk::Images,
     disk::{self, Aligned, BLOCK, Disk, salvage},
     frame::{self, LOST, Stamp, WORD},
     segment::{
@@ -15,6 +17,7 @@ use crate::{
         header::{Header, Secret},
         region::Region,
         scan::Scan,
+        sealed,
     },
 };
 use std::{
@@ -33,61 +36,141 @@ pub struct Repaired {
 }
 
 /// Repairs the log in `dir`, so that it can be written again. Lost records stay lost: reading them is
-/// [`Error::Damaged`], and all others keep their offsets. Does nothing where nothing is damaged, and may be
+/// [`Error::Damaged`], and all others keep their offsets. What memory of a process that was killed has of them is taken from
+/// there ([`Options::images`], at its default place); what it has behind them is taken up by the next opening. What opening
+/// makes good by itself is made good likewise, and does nothing more. Does nothing where nothing is damaged, and may be
 /// repeated after it was interrupted. The log must not be open.
 ///
 /// # Errors
 /// [`Error::InUse`], [`Error::NotALog`], [`Error::Newer`], [`Error::Corrupt`] for what is beyond repair,
-/// [`Error::Io`].
+/// [`Error::MemoryGoesOn`], [`Error::Io`]. Nothing was changed then, but by [`Error::Io`].
 pub fn repair(dir: impl AsRef<Path>) -> Result<Repaired, Error> {
-    repair_on(&*disk::native(), dir.as_ref(), &mut |_, _| ())
+    repair_on(&*disk::native(), dir.as_ref(), Options::default().images.as_deref(), &mut |_, _| ())
 }
 
-/// As [`repair`]; tells `progress` after each segment how many it has looked at, and how many there are.
+/// As [`repair`], with images at this place; if at none, what they have is given up where it cannot be taken up by itself.
+/// Tells `progress` after each segment how many it has looked at, and how many there are.
 ///
 /// # Errors
 /// As there.
 pub fn repair_with_progress(
     dir: impl AsRef<Path>,
+    images: Option<&Path>,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Repaired, Error> {
-    repair_on(&*disk::native(), dir.as_ref(), &mut progress)
+    repair_on(&*disk::native(), dir.as_ref(), images, &mut progress)
 }
 
 pub(crate) fn repair_on(
     disk: &dyn Disk,
     dir: &Path,
+    images: Option<&Path>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Repaired, Error> {
     let _lock = recovery::lock(disk, dir)?;
-    let Survey { segments, damage, missing, .. } = recovery::deep_survey(disk, dir, progress)?;
-    let mut repaired = Repaired { damage, kept: Vec::new() };
-    let Some(log) = segments.first().map(|first| first.header.log) else { return Ok(repaired) };
-    let secret = segments.iter().map(|found| found.header.secret).find(|secret| secret.0.is_some());
-    let damaged = |found: &&SurveyedSegment| repaired.damage.iter().any(|damage| damage.path == found.path);
-    let damaged: Vec<&SurveyedSegment> = segments.iter().filter(damaged).collect();
+    let mut survey = recovery::deep_survey(disk, dir, progress)?;
+    let Some(log) = survey.segments.first().map(|first| first.header.log) else {
+        return Ok(Repaired { damage: survey.damage, kept: Vec::new() });
+    };
     // Before anything is changed.
-    for range in &missing {
+    ensure_repairable(dir, &survey)?;
+    let mended = match images {
+        Some(at) if !survey.damage.is_empty() => mend(disk, dir, at, &mut survey)?,
+        _ => Vec::new(),
+    };
+    let Survey { segments, damage, missing, .. } = survey;
+    let mut repaired = Repaired { damage, kept: Vec::new() };
+    let secret = segments.iter().map(|found| found.header.secret).find(|secret| secret.0.is_some());
+    for (n, found) in segments.iter().enumerate() {
+        if !repaired.damage.iter().any(|damage| found.has(damage)) {
+            continue;
+        }
+        let mended = mended.get(n).unwrap_or(&Mended::No);
+        repaired.kept.extend(mend_segment(disk, dir, found, mended)?);
+    }
+    for range in missing {
+        let path = dir.join(file::name(range.start));
+        let count = u32::try_from(range.end - range.start).unwrap_or(u32::MAX);
+        let secret = secret.unwrap_or(Secret(None));
+        // As old as the segment behind it, so that it goes with that, and no earlier.
+        let next = segments.iter().find(|found| found.header.base >= range.end);
+        let created = next.map_or_else(now, |next| next.header.created);
+        let header = Header { log, base: range.start, capacity: BLOCK, created, secret }; // see `write`
+        let frames = (0..count).map(|record| (lost(record), &[][..]));
+        write(disk, dir, &header, frames, None).map_err(Error::io("fill the gap with", &path))?;
+    }
+    Ok(repaired)
+}
+
+/// An error for what is beyond repair.
+fn ensure_repairable(dir: &Path, survey: &Survey) -> Result<(), Error> {
+    for range in &survey.missing {
         let count = range.end - range.start;
         if capacity_for(count.saturating_mul(frame::HEADER as u64), count).is_none() {
             let reason = "more records are missing there than one segment holds".into();
             return Err(Error::Corrupt { path: dir.join(file::name(range.start)), reason });
         }
     }
-    for found in damaged {
+    match survey.segments.iter().find(|found| found.origin == Origin::WithoutKey) {
+        None => Ok(()),
+        Some(found) => Err(Error::Corrupt {
+            path: found.path.clone(),
+            reason: "its header cannot be read or does not verify, and no other has what its records are verified with"
+                .into(),
+        }),
+    }
+}
+
+/// Looks for what is lost in the images at `at`, if there is such a place.
+fn mend(disk: &dyn Disk, dir: &Path, at: &Path, survey: &mut Survey) -> Result<Vec<Mended>, Error> {
+    let Some(log) = survey.segments.first().map(|first| first.header.log) else { return Ok(Vec::new()) };
+    let node = disk.node(dir).map_err(Error::io("look at", dir))?;
+    // Neither secret nor number: they are for making images.
+    match Images::open(at, log, [0; 16], dir, node, 0) {
+        Ok(images) => recovery::mend(disk, dir, &images, survey),
+        Err(error) if disk::is_transient(&error) => Err(Error::io("look for images in", at)(error)),
+        Err(error) => {
+            tracing::warn!(dir = %dir.display(), at = %at.display(), %error, "cannot look for images");
+            Ok(Vec::new())
+        }
+    }
+}
+
+/// Makes a segment good in its place, if nothing of it is lost, as opening does; otherwise keeps it aside, and writes it
+/// anew. Says what it was kept as.
+fn mend_segment(
+    disk: &dyn Disk,
+    dir: &Path,
+    found: &SurveyedSegment,
+    mended: &Mended,
+) -> Result<Option<PathBuf>, Error> {
+    let SurveyedSegment { header, path, .. } = found;
+    let kept = if let Mended::Whole(whole) = mended {
         let kept = keep_aside(disk, dir, found)?;
-        rewrite(disk, dir, found).map_err(Error::io("rewrite", &found.path))?;
-        repaired.kept.push(kept);
+        whole.write(disk, path).map_err(Error::io("write", path))?;
+        Some(kept)
+    } else if found.origin != Origin::Own || matches!(found.state, State::Damaged(_)) {
+        let kept = keep_aside(disk, dir, found)?;
+        rewrite(disk, dir, found, mended).map_err(Error::io("rewrite", path))?;
+        return Ok(Some(kept));
+    } else {
+        None
+    };
+    if found.copies != Copies::Whole {
+        // What is there was found to be durable: where the mark cannot be read, it says so from now on.
+        let mark = found.mark.unwrap_or_else(|| found.records());
+        recovery::rewrite_header(disk, path, header, mark).map_err(Error::io("write", path))?;
     }
-    for range in missing {
-        let path = dir.join(file::name(range.start));
-        let count = u32::try_from(range.end - range.start).unwrap_or(u32::MAX);
-        let secret = secret.unwrap_or(Secret(None));
-        let header = Header { log, base: range.start, capacity: BLOCK, created: now(), secret }; // see `write`
-        let frames = (0..count).map(|record| (lost(record), &[][..]));
-        write(disk, dir, &header, frames).map_err(Error::io("fill the gap with", &path))?;
+    if found.holes && kept.is_none() {
+        fill_holes(disk, path).map_err(Error::io("write", path))?;
     }
-    Ok(repaired)
+    if let State::Unsealed(scan) = &found.state {
+        let mut summary = scan.summary();
+        summary.last_crc = found.last_crc().or(summary.last_crc);
+        let seal = || sealed::seal(&*disk.open(path, true)?, header, summary, scan.positions.iter().copied());
+        seal().map_err(Error::io("seal", path))?;
+    }
+    Ok(kept)
 }
 
 /// How large a segment is that has so many bytes of frames, and so many records; `None` if none may be so large.
@@ -99,6 +182,20 @@ fn capacity_for(frames: u64, records: u64) -> Option<u64> {
 
 fn lost(record: u32) -> Stamp {
     Stamp { record, behind: 0, time: 0, flags: LOST }
+}
+
+/// Writes zeros where the disk cannot read what is known to be zeros.
+fn fill_holes(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    let file = disk.open(path, true)?;
+    let region = Region::read(&*file, file.len()?, true)?;
+    let block = BLOCK as usize;
+    for hole in region.unreadable() {
+        let range = hole.start / block * block..hole.end.next_multiple_of(block);
+        let mut blocks = Aligned::new(range.len())?;
+        blocks[..range.len()].copy_from_slice(&region.blocks()[range.clone()]);
+        file.write_at(&[IoSlice::new(&blocks)], FRAMES + range.start as u64)?;
+    }
+    Ok(())
 }
 
 /// Copies the file as it is to a name that no file has, durably.
@@ -125,9 +222,10 @@ fn keep_aside(disk: &dyn Disk, dir: &Path, found: &SurveyedSegment) -> Result<Pa
 }
 
 /// Writes the segment anew, with what is left of it.
-fn rewrite(disk: &dyn Disk, dir: &Path, found: &SurveyedSegment) -> io::Result<()> {
+fn rewrite(disk: &dyn Disk, dir: &Path, found: &SurveyedSegment, mended: &Mended) -> io::Result<()> {
     let source = disk.open(&found.path, false)?;
-    let bytes = Region::read(&*source, source.len()?, true)?;
+    let region = Region::read(&*source, source.len()?, true)?;
+    let bytes = if let Mended::InPart(bytes) = mended { &bytes[..] } else { &region[..] };
     let positions: Vec<Option<u32>> = match &found.state {
         State::Damaged(wreck) => wreck.survivors.iter().map(|at| at.checked_sub(1)).collect(),
         State::Unsealed(scan) | State::Open(_, scan) => scan.positions.iter().copied().map(Some).collect(),
@@ -142,15 +240,18 @@ fn rewrite(disk: &dyn Disk, dir: &Path, found: &SurveyedSegment) -> io::Result<(
         kept.map_or((lost(record as u32), &[][..]), |found| (found.stamp(), found.frame.body))
     });
     // A lost record's frame may be larger than what was there: empty values have the smallest one, so it is not.
-    write(disk, dir, &found.header, frames)
+    write(disk, dir, &found.header, frames, found.last_crc())
 }
 
-/// Writes a sealed segment of these frames, and gives it its name over whatever had it. Durable on return.
+/// Writes a sealed segment of these frames, and gives it its name over whatever had it. Durable on return. `last_crc` is of
+/// the last frame as it was, if that is known: memory that goes on behind it is bound to that, and not to a mark that it is
+/// lost.
 fn write<'a>(
     disk: &dyn Disk,
     dir: &Path,
     header: &Header,
     frames: impl Iterator<Item = (Stamp, &'a [u8])>,
+    last_crc: Option<u32>,
 ) -> io::Result<()> {
     let (mut bytes, mut scan) = (Vec::new(), Scan::default());
     for (stamp, value) in frames {
@@ -165,6 +266,7 @@ fn write<'a>(
         scan.last_crc = Some(frame::claimed_crc(&bytes[start..], header.key()).0);
     }
     scan.words = (bytes.len() / WORD) as u32;
+    scan.last_crc = last_crc.or(scan.last_crc);
     // A header with another could not be read any more.
     let capacity = capacity_for(bytes.len() as u64, scan.positions.len() as u64).ok_or_else(|| {
         io::Error::other("what is left of it, with marks for what is lost, is larger than a segment may be")
@@ -216,7 +318,7 @@ mod tests {
         let last = SegmentFile::prepare(&sim, Path::new(DIR), 1, 8192).unwrap();
         last.begin(&sim, Path::new(DIR), &Header { base: 100_000_000, ..header }).unwrap();
         let before = sim.dump();
-        let repaired = repair_on(&sim, Path::new(DIR), &mut |_, _| ());
+        let repaired = repair_on(&sim, Path::new(DIR), None, &mut |_, _| ());
         assert!(matches!(repaired, Err(Error::Corrupt { .. })), "{repaired:?}");
         assert!(sim.dump() == before);
     }

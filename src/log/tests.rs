@@ -154,7 +154,7 @@ fn damage_in_the_open_segment_opens_read_only_serves_the_rest_and_is_repaired() 
     drop(log);
     assert_eq!(sim.dump(), before, "opening read-only changes nothing");
 
-    let repaired = repair::repair_on(&sim, Path::new(DIR), &mut |_, _| ()).unwrap();
+    let repaired = repair::repair_on(&sim, Path::new(DIR), None, &mut |_, _| ()).unwrap();
     assert_eq!((repaired.damage.len(), repaired.kept.len()), (1, 1));
     let log = open(&sim).unwrap();
     assert_eq!(log.append(b"x").unwrap(), 10);
@@ -195,7 +195,7 @@ fn a_missing_segment_is_damage_and_the_rest_is_served() {
     assert!(matches!(log.read(gap.start), Err(Error::Damaged { .. })));
     assert_eq!(log.read(gap.end).unwrap().unwrap().value(), all[gap.end as usize]);
     drop(log);
-    repair::repair_on(&sim, Path::new(DIR), &mut |_, _| ()).unwrap();
+    repair::repair_on(&sim, Path::new(DIR), None, &mut |_, _| ()).unwrap();
     let log = open(&sim).unwrap();
     assert_eq!(log.append(b"x").unwrap(), 200);
     assert!(matches!(log.read(gap.start), Err(Error::Damaged { .. })));

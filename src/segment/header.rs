@@ -19,6 +19,8 @@ const COPY: usize = 1024;
 /// Where the mark is: in a sector of its own, so that writing it cannot tear the header.
 const MARK: usize = 512;
 const MARK_COVERED: usize = 8;
+/// What of the header's block is lost with the mark, where a sector cannot be read.
+pub(crate) const MARK_SECTOR: std::ops::Range<usize> = MARK..MARK + 512;
 
 /// What a segment file says of itself. Never changes after the file was begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 
 use super::{FRAMES, header::Header, region::Region, scan, search};
 use crate::{
-    disk::{Aligned, BLOCK, File},
+    disk::{Aligned, BLOCK, File, salvage},
     frame::{self, Key, WORD},
 };
 use std::io::{self, IoSlice};
@@ -236,10 +236,7 @@ fn find(file: &dyn File, words: u32, key: Key, record: u32) -> io::Result<Option
         later.frames.iter().find(|(number, _)| *number == record).map(|(_, word)| *word)
     });
     match frames.unreadable() {
-        [bad, ..] if found.is_none() => {
-            let reason = format!("bytes {bad:?} of the segment's frames cannot be read");
-            Err(io::Error::other(reason))
-        }
+        [bad, ..] if found.is_none() => Err(io::Error::other(salvage::Unreadable(bad.clone()))),
         _ => Ok(found),
     }
 }

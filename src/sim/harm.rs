@@ -206,21 +206,120 @@ impl Run {
         drop(world);
     }
 
+    /// A log is repaired before anybody has opened it: with a bit changed, or a sector that cannot be read, or with nothing
+    /// wrong at all; with what a killed process has left in memory, or without. What is lost is what was harmed, and what
+    /// memory has is there.
+    pub(super) fn repair_unopened(&mut self) {
+        let Some(name) = self.random_certain() else { return };
+        let (dir, sim) = (Path::new(ROOT).join(&name), self.disk.clone());
+        let (harmed, most) = match self.random.below(3) {
+            0 => (sim.flip(&mut self.random, &dir), 1),
+            // The smallest frame has 24 bytes.
+            1 => (sim.spoil(&mut self.random, &dir), 512 / 24 + 2),
+            _ => (None, 0),
+        };
+        sim.note(format_args!("== {name} is repaired, harmed is {harmed:?}"));
+        let open = sim.dump().into_keys().rfind(|path| path.starts_with(&dir) && is_segment(path));
+        let may_end_early = harmed.as_ref().is_some_and(|(path, _)| Some(path) == open.as_ref());
+        let images = !self.random.one_in(5);
+        let durability = self.logs[&name].settings.durability.unwrap_or(Durability::Disk);
+        let options = Options { durability, ..self.options(images) };
+        let mut world = World::new(sim, &mut self.random);
+        while self.random.one_in(3) {
+            let cut = *self.random.pick(&[Cut::Power, Cut::Kill]);
+            world.sim.end_after(1 + self.random.below(20) as u64, cut);
+            let _ = repair_on(&world.sim, &dir, options.images.as_deref(), &mut |_, _| ()); // done, or interrupted
+            let sim = world.sim.clone();
+            self.end(&sim, cut, false);
+            drop(world);
+            world = World::new(self.disk.clone(), &mut self.random);
+        }
+        let place = format!("{}, log {name:?}, repaired, harmed is {harmed:?}", self.where_(&world.sim));
+        let mut repaired = repair_on(&world.sim, &dir, options.images.as_deref(), &mut |_, _| ());
+        let known = self.logs.get_mut(&name).expect("it is certain");
+        if !images {
+            known.memory = known.durable;
+        }
+        match repaired {
+            Err(Error::MemoryGoesOn { .. }) if harmed.is_some() && images => {
+                known.memory = known.durable;
+                repaired = repair_on(&world.sim, &dir, None, &mut |_, _| ());
+            }
+            // The only header there is.
+            Err(Error::Corrupt { .. }) if harmed.as_ref().is_some_and(|(_, at)| *at < 4096) => {
+                world.sim.heal();
+                let sim = world.sim.clone();
+                self.end(&sim, Cut::Kill, false);
+                return;
+            }
+            _ => {}
+        }
+        let repaired = repaired.unwrap_or_else(|error| panic!("{place}: {error}"));
+        world.sim.note(format_args!("{repaired:?}"));
+        let log = Log::open_in(&world.environment(&self.clock), &dir, options);
+        let log = log.unwrap_or_else(|error| panic!("{place}: does not open: {error}"));
+        assert!(log.damage().is_empty(), "{place}: {:?}", log.damage());
+        log.writable().unwrap_or_else(|error| panic!("{place}: {error}"));
+        let (first, next) = (log.first_offset(), log.next_offset());
+        let values = read_all(&log, first, next).unwrap_or_else(|error| panic!("{place}: {error}"));
+        world.sim.note(format_args!(
+            "found {first}..{next}, in memory {}, durable {}",
+            known.memory, known.durable
+        ));
+        known.recognise(first, &values);
+        assert!(next <= known.next(), "{place}: ends at {next}, and {} were appended", known.next());
+        let in_memory = images && known.memory > known.durable;
+        assert!(
+            next >= known.memory || may_end_early && !in_memory,
+            "{place}: ends at {next}, {} were acknowledged",
+            known.memory
+        );
+        let mut lost = Vec::new();
+        for (value, offset) in values.iter().zip(first..) {
+            match value {
+                Some(value) => {
+                    let expected = &known.records[offset as usize];
+                    assert!(value.same(expected), "{place}: offset {offset} is another");
+                }
+                None if known.lost.contains(&offset) => {}
+                None => lost.push(offset),
+            }
+        }
+        assert!(lost.len() <= most, "{place}: {lost:?} are lost");
+        let told =
+            known.sent.iter().filter(|sent| (sent.first..sent.first + sent.count).any(|n| lost.contains(&n)));
+        let told: Vec<_> = told.map(|sent| sent.producer).collect();
+        known.vague.extend(told);
+        known.lost.extend(lost);
+        if next < known.durable {
+            // What was written down of producers is of another end of the log.
+            known.forget_producers = true;
+        }
+        known.found(first, next, images);
+        log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
+        known.was_open = true;
+        world.sim.heal();
+        let sim = world.sim.clone();
+        self.end(&sim, Cut::Kill, true);
+        drop(world);
+    }
+
     /// Repairs a damaged log, which may be interrupted, and again. Then it can be written, and has what it had before.
     fn mend(&mut self, world: World, name: &str, options: &Options, first: u64, values: &[Option<Rec>]) {
         let dir = Path::new(ROOT).join(name);
-        let mut world = world;
+        let (mut world, images) = (world, options.images.as_deref());
         while self.random.one_in(2) {
             let cut = *self.random.pick(&[Cut::Power, Cut::Kill]);
             world.sim.end_after(1 + self.random.below(20) as u64, cut);
-            let _ = repair_on(&world.sim, &dir, &mut |_, _| ()); // done, or interrupted
+            let _ = repair_on(&world.sim, &dir, images, &mut |_, _| ()); // done, or interrupted
             let sim = world.sim.clone();
             self.end(&sim, cut, false);
             drop(world);
             world = World::new(self.disk.clone(), &mut self.random);
         }
         let place = format!("{}, log {name:?}, after repair", self.where_(&world.sim));
-        repair_on(&world.sim, &dir, &mut |_, _| ()).unwrap_or_else(|error| panic!("{place}: {error}"));
+        repair_on(&world.sim, &dir, images, &mut |_, _| ())
+            .unwrap_or_else(|error| panic!("{place}: {error}"));
         let env = world.environment(&self.clock);
         let log = Log::open_in(&env, &dir, options.clone());
         let log = log.unwrap_or_else(|error| panic!("{place}: does not open: {error}"));
@@ -249,6 +348,10 @@ impl Run {
         self.end(&sim, Cut::Kill, true);
         drop(world);
     }
+}
+
+fn is_segment(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "seg")
 }
 
 fn is_torn(path: &Path) -> bool {

@@ -108,6 +108,7 @@ impl Run {
                 8 => return self.flip_in_settings(),
                 9 => self.flip_in_producers(),
                 10..13 => return self.spoil(),
+                13..17 => return self.repair_unopened(),
                 _ => {}
             }
         }

@@ -41,6 +41,10 @@ impl Inner {
                 Ok(()) => self.remove_dir(&from),
                 Err(error) => {
                     tracing::warn!(name, %error, "a log that could not be opened cannot be taken back");
+                    // It may have been renamed, and that not be durable.
+                    if self.env.disk.list(&from).is_ok() {
+                        self.left().push(from);
+                    }
                 }
             }
         }

@@ -396,6 +396,31 @@ fn a_log_whose_making_failed_anywhere_is_made_by_the_next_attempt() {
     }
 }
 
+/// It was renamed already, and nobody noted to what: it stayed until a restart.
+#[test]
+fn a_log_whose_making_cannot_be_undone_at_once_is_removed_later() {
+    use crate::disk::gate::{Gate, Operation};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let dir = tempfile::tempdir().unwrap();
+    let undone = AtomicBool::new(false);
+    let gate = Gate::new(crate::disk::native(), move |operation, path| match operation {
+        Operation::Create => Err(io::Error::from_raw_os_error(28)),
+        Operation::Rename if path.ends_with("a") => {
+            undone.store(true, Ordering::SeqCst);
+            Ok(())
+        }
+        Operation::SyncDir if undone.swap(false, Ordering::SeqCst) => Err(io::Error::from_raw_os_error(5)),
+        _ => Ok(()),
+    });
+    let mut options = options();
+    options.log.images = None;
+    let store = Store::open_in(Environment::on(gate), dir.path(), options).unwrap();
+    store.create("a", &LogSettings::default()).unwrap_err();
+    assert_eq!(stands(dir.path()).len(), 1);
+    store.inner.turn();
+    assert_eq!(stands(dir.path()), Vec::<String>::new());
+}
+
 #[test]
 fn a_log_whose_making_failed_and_could_not_be_undone_is_a_log_like_any_other() {
     use crate::disk::gate::{Gate, Operation};

@@ -121,4 +121,19 @@ impl File for SimFile {
         })?;
         self.flush()
     }
+
+    fn reserve(&self, length: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        state.alive()?;
+        let missing = length.saturating_sub(state.names.file(self.file)?.bytes().len() as u64);
+        if missing > 0 && state.plan.room.is_some_and(|room| state.used() + missing > room) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        state.step(Kind::Create, format_args!("reserve {} {length}", self.file))?;
+        state.alive()?;
+        if missing > 0 {
+            state.names.file_mut(self.file)?.set_len(length as usize);
+        }
+        Ok(())
+    }
 }

@@ -157,7 +157,7 @@ fn a_file_that_tells_of_more_than_the_log_has_is_not_believed() {
         .collect();
     batches.push_back(lost);
     let producers = BTreeMap::from([("p".to_owned(), Producer { epoch: 0, batches, used: now() })]);
-    let snapshot = Snapshot { up_to: 9, crc: checksum(9, &producers), producers };
+    let snapshot = Snapshot { up_to: 9, crc: checksum(9, &producers, None), producers, before: None };
     std::fs::write(dir.path().join(PRODUCERS_FILE), serde_json::to_vec(&snapshot).unwrap()).unwrap();
     let log = open(dir.path());
     let again = send(&log, "p", 0, 2).unwrap();
@@ -257,4 +257,71 @@ fn the_least_recently_used_is_forgotten_beyond_the_limit() {
     }
     assert_eq!(table.producers.len(), PRODUCERS);
     assert!(!table.producers.contains_key("p1") && table.producers.contains_key("p2"));
+}
+
+fn on(sim: &Sim) -> Log {
+    Log::open_on(Arc::new(sim.clone()), Path::new("/log"), small()).unwrap()
+}
+
+/// The log lost its end to rot and `repair`, and was written on by others. A batch that was lost was answered as stored, where
+/// another record stands: the file told of no more than the log had.
+#[test]
+fn a_file_that_tells_of_what_repair_gave_up_is_not_believed() {
+    let sim = Sim::new(1);
+    let log = on(&sim);
+    for sequence in 0..10 {
+        send(&log, "p", 0, sequence).unwrap();
+    }
+    log.flush().unwrap();
+    log.keep_producers().unwrap(); // as the store does each second
+    let kept = log.next_offset();
+    std::mem::forget(log);
+    let sim = sim.after(crate::disk::sim::Cut::Kill);
+    // The file is cut short, as by a file system that was mended.
+    let path = Path::new("/log/00000000000000000000.seg");
+    sim.damage(path, |bytes| bytes.truncate(4096 + 512));
+    assert!(!on(&sim).damage().is_empty());
+    crate::log::repair_on(&sim, Path::new("/log"), None, &mut |_, _| ()).unwrap();
+    let log = on(&sim);
+    assert!(log.next_offset() < kept);
+    while log.next_offset() < kept + 5 {
+        log.append(b"another").unwrap();
+    }
+    log.close().unwrap();
+    let log = on(&sim);
+    let (epoch, sequence) = expected(send(&log, "p", 0, 9));
+    assert!((epoch, sequence) < (0, 9), "{sequence}");
+    // What is left of it is told of, and goes on.
+    assert!(send(&log, "p", 0, sequence - 1).unwrap().repeated);
+    assert!(!send(&log, "p", 0, sequence).unwrap().repeated);
+    log.close().unwrap();
+    assert!(send(&on(&sim), "p", 0, sequence).unwrap().repeated);
+}
+
+/// What was written down of producers tells of little, and a sector of a sealed segment cannot be read: no producer could
+/// append any more, and nothing be trimmed. With rot in place of the sector both went on.
+#[test]
+fn a_sector_that_cannot_be_read_ends_neither_producers_nor_trimming() {
+    for spoilt in [false, true] {
+        let sim = Sim::new(1);
+        let log = on(&sim);
+        for sequence in 0..300 {
+            let done = send(&log, "p", 0, sequence).unwrap();
+            log.wait_durable(done.first_offset).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        std::mem::forget(log); // no producers were written down since the first came
+        let sim = sim.after(crate::disk::sim::Cut::Kill);
+        let path = Path::new("/log/00000000000000000000.seg");
+        if spoilt {
+            sim.spoil_at(path, 4096 + 1024);
+        } else {
+            sim.damage(path, |bytes| bytes[4096 + 1030] ^= 1);
+        }
+        let log = on(&sim);
+        assert_eq!(log.damage(), []);
+        let trimmed = log.trim(100);
+        assert!(trimmed.as_ref().is_ok_and(|&first| first > 0), "spoilt {spoilt}: {trimmed:?}");
+        send(&log, "p", 0, 300).unwrap();
+    }
 }

@@ -1,9 +1,12 @@
 //! A log's directory: which names may be in it, its locks, its id.
 
 use super::super::Error;
-#[cfg(feature = "store")]
-use crate::{disk::BLOCK, segment::header::Header};
 use crate::{disk::Disk, segment::file};
+#[cfg(feature = "store")]
+use crate::{
+    disk::{Aligned, BLOCK, is_transient, salvage},
+    segment::header::Header,
+};
 use std::{io, path::Path};
 
 /// The lock file's name.
@@ -30,18 +33,26 @@ pub(super) fn is_ours(name: &str) -> bool {
         || name.ends_with(TORN)
 }
 
-/// The id of the log in `dir`, if there is one.
+/// The id of the log in `dir`, if there is one whose header can be had.
+///
+/// # Errors
+/// What may go better the next time.
 #[cfg(feature = "store")]
 pub(crate) fn id_of(disk: &dyn Disk, dir: &Path) -> io::Result<Option<[u8; 16]>> {
     for name in disk.list(dir)?.iter().filter(|name| file::base_of(name).is_some()) {
-        let mut block = [0; BLOCK as usize];
-        match disk.open(&dir.join(name), false).and_then(|file| file.read_at(&mut block, 0)) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
-            Err(error) => return Err(error),
-        }
-        if let Ok(found) = Header::decode(&block) {
-            return Ok(Some(found.header.log));
+        let mut block = Aligned::new(BLOCK as usize)?;
+        let read =
+            disk.open(&dir.join(name), false).and_then(|file| salvage::read(&*file, &mut block, 0, true));
+        match read {
+            Err(error) if is_transient(&error) => return Err(error),
+            // What cannot be read is zeros: the copy in another sector is as good.
+            Ok(_) => {
+                let header = block.first_chunk().and_then(|block| Header::decode(block).ok());
+                if let Some(found) = header {
+                    return Ok(Some(found.header.log));
+                }
+            }
+            Err(_) => {}
         }
     }
     Ok(None)

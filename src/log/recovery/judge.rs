@@ -31,8 +31,8 @@ use crate::{
 
 /// What is known of a segment besides its frames.
 pub(super) struct Known {
-    /// Records that had been durable at the last clean close.
-    pub(super) mark: u32,
+    /// Records that had been durable at the last clean close; `None` if that cannot be read.
+    pub(super) mark: Option<u32>,
     /// The footer at the end of the file, if it verifies.
     pub(super) footer: Option<Footer>,
     /// The base of the segment behind this one, counted from this one's; `None` if this is the last.
@@ -83,7 +83,12 @@ pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
     let region = known.footer.map_or(bytes.len(), |footer| (footer.words as usize * WORD).min(bytes.len()));
     let found = scan::scan(&bytes[..region], key);
     let search = |found: &Scan| search::frames_from(&bytes[..region], key, found.words, found.records());
+    // What stands behind the last record may be torn, or durable and damaged: the mark would tell.
+    let unmarked = known.mark.is_none()
+        && known.next.is_none()
+        && bytes[found.words as usize * WORD..].iter().any(|&byte| byte != 0);
     let unreadable = known.header == HeaderState::Unreadable
+        || unmarked
         || bytes.unreadable().iter().any(|bad| bad.end > found.words as usize * WORD);
     let made_up = known.header != HeaderState::Verified;
     let short = !made_up && FRAMES + (bytes.len() as u64) < file::length(header.capacity);
@@ -92,7 +97,7 @@ pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
             return State::Unsealed(found);
         }
         let later = search(&found);
-        let mut durable = known.mark.max(later.durable);
+        let mut durable = known.mark.unwrap_or(0).max(later.durable);
         if short || known.next.is_some() {
             // Everything in it was durable; of what is lost at the end nothing is known.
             durable = durable.max(later.frames.last().map_or(0, |(record, _)| record + 1));
@@ -147,8 +152,8 @@ fn index_verifies(bytes: &[u8], footer: &Footer) -> bool {
     index.get(..footer.records as usize * 4).is_some_and(|index| crc32c::crc32c(index) == footer.index_crc)
 }
 
-/// What is left of a segment of which `durable` records were durable.
-fn wreck(frames: &[u8], found: &Scan, later: &search::Later, durable: u32) -> Wreck {
+/// What is left of a segment of which `durable` records were durable, by its bytes and what is found behind the break.
+pub(super) fn wreck(frames: &[u8], found: &Scan, later: &search::Later, durable: u32) -> Wreck {
     let mut survivors: Vec<u32> = found.positions.iter().map(|position| position + 1).collect();
     let mut words = found.words;
     let frame_at = |word: u32| frames.get(word as usize * WORD..).and_then(frame::parse);

@@ -11,14 +11,14 @@ use super::{
         roll::{Active, Roller},
     },
     aside, restore,
-    survey::{State, Survey, SurveyedSegment, survey},
+    survey::{Copies, State, Survey, SurveyedSegment, survey},
 };
 use crate::{
     chunk::{Before, Chunk, ChunkPosition, Images, Memory},
     disk::{self, Aligned, BLOCK, Disk, File},
     segment::{
         Segment,
-        file::SegmentFile,
+        file::{self, SegmentFile},
         header::{Header, Secret},
         scan::Scan,
         sealed::{self, Footer, Sealed},
@@ -72,11 +72,16 @@ pub(in crate::log) fn open(
     let mut surveyed = survey(disk, dir)?;
     let mut identity = Identity::of(env, &surveyed, dir)?;
     let mut images = open_images(env, &options, &identity, dir)?;
+    let mut full = None;
     if surveyed.damage.is_empty() {
-        remove_temporary(disk, dir)?; // what is taken up from memory may need the room
+        // What is taken up from memory may need the room.
+        match remove_temporary(disk, dir) {
+            Err(error) if error.is_full() => full = Some(Full { error, needs: 0 }),
+            removed => removed?,
+        }
     }
     if let Some(found) = &images {
-        restore::restore(disk, dir, found, &mut surveyed)?;
+        full = restore::restore(disk, dir, found, &mut surveyed)?.or(full);
         // A log of format 1 may have got its first segment with a secret just now.
         let secret = surveyed.segments.iter().find_map(|found| found.header.secret.0);
         if let Some(secret) = secret.filter(|&secret| secret != identity.secret) {
@@ -87,17 +92,23 @@ pub(in crate::log) fn open(
     let Survey { segments: found, damage, .. } = surveyed;
     let roller = Roller::new(Arc::clone(budget), images, std::sync::Arc::clone(&env.maintenance));
     let opened = if damage.is_empty() {
-        match resume(env, dir, &options, &identity, found, &roller) {
-            Err(full @ Error::Full { .. }) => {
+        let resumed = match &full {
+            Some(Full { error, .. }) => Err(error.clone()),
+            None => resume(env, dir, &options, &identity, found, &roller),
+        };
+        match resumed {
+            // Whichever operation it was that wanted room.
+            Err(error) if error.is_full() => {
                 let again = survey(disk, dir)?.segments; // some may be sealed now
-                if again.is_empty() {
-                    return Err(full); // there is nothing to be read
+                if again.last().is_none_or(|last| last.end() == 0) {
+                    return Err(error); // there is nothing to be read
                 }
                 let kept = again.last().map_or(0, |last| match &last.state {
                     State::Open(bytes, scan) => aside::to_be_kept(behind(bytes, scan)).len(),
                     _ => 0,
                 });
-                let full = Full { error: full, needs: options.first_segment_bytes + kept as u64 };
+                let needs = options.first_segment_bytes + kept as u64 + full.map_or(0, |full| full.needs);
+                let full = Full { error: no_room(error), needs };
                 Opening { full: Some(full), ..read_only(disk, dir, &identity, again)? }
             }
             opened => opened?,
@@ -162,8 +173,15 @@ fn open_images(
 pub(in crate::log) struct Full {
     pub(in crate::log) error: Error,
     /// Bytes of a file that could not be made.
-    #[cfg_attr(not(feature = "store"), allow(dead_code))] // a log by itself is opened again by its user
-    needs: u64,
+    pub(super) needs: u64,
+}
+
+/// The same as [`Error::Full`], if it was for want of room.
+fn no_room(error: Error) -> Error {
+    match error {
+        Error::Io { .. } if error.is_full() => Error::Full { reason: error.to_string().into() },
+        error => error,
+    }
 }
 
 /// Whether there is room for going on in a log that had none when it was opened.
@@ -201,7 +219,7 @@ fn sync(disk: &dyn Disk, path: &Path, write: bool) -> Result<Box<dyn File>, Erro
 /// Removes what was made ready for segments that were never begun.
 fn remove_temporary(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
     for name in disk.list(dir).map_err(Error::io("list", dir))? {
-        if crate::segment::file::is_temporary(&name) {
+        if file::is_temporary(&name) {
             let path = dir.join(name);
             disk.remove(&path).map_err(Error::io("remove", &path))?;
         }
@@ -223,21 +241,31 @@ fn resume(
     remove_temporary(disk, dir)?;
     let mut segments = Vec::new();
     let mut previous = Previous::default();
-    for SurveyedSegment { header, header_whole, mark, path, state } in found {
-        if !header_whole {
+    for SurveyedSegment { header, copies, mark, path, state, .. } in found {
+        if let (Copies::Damaged, Some(mark)) = (copies, mark) {
             rewrite_header(disk, &path, &header, mark).map_err(Error::io("write", &path))?;
         }
         let sealed = match state {
             State::Sealed(footer) => footer,
             State::Unsealed(scan) => {
-                seal(&*sync(disk, &path, true)?, &header, &scan).map_err(Error::io("seal", &path))?
+                let file = sync(disk, &path, true)?;
+                let sealed_length = sealed::footer_at(scan.records(), scan.words) + BLOCK;
+                let seal = file.reserve(sealed_length).and_then(|()| seal(&*file, &header, &scan));
+                seal.map_err(Error::io("seal", &path))?
             }
             State::Open(bytes, scan) => {
+                // Where other logs of a store have taken the memory, it goes on in a segment of the smallest size. Of that there
+                // is always room for one.
+                let is_small = header.capacity <= options.first_segment_bytes;
+                let fits = header.capacity <= options.segment_bytes
+                    && (is_small || roller.has_room(header.capacity));
+                if !fits && scan.records() == 0 {
+                    aside::keep(disk, dir, header.base, &bytes)?;
+                    break; // and another one takes its place, and its name
+                }
                 let written = take_up(disk, dir, &header, &path, &bytes, &scan)?;
                 let done = ChunkPosition { records: scan.records(), words: scan.words };
-                // Where other logs of a store have taken the memory, it goes on in a segment of the smallest size.
-                let fits = header.capacity <= options.segment_bytes && roller.has_room(header.capacity);
-                if fits || done.records == 0 {
+                if fits {
                     let mut memory =
                         roller.memory(header.capacity).map_err(Error::io("get memory for", dir))?;
                     memory.label(&header.label(), previous.crc(disk, header.base));
@@ -300,7 +328,8 @@ fn behind<'a>(bytes: &'a [u8], scan: &Scan) -> &'a [u8] {
     &bytes[(scan.words as usize * 8).min(bytes.len())..]
 }
 
-/// Makes the last segment's file good for going on in it: what it has is durable, and zeros follow.
+/// Makes the last segment's file good for going on in it: what it has is durable, zeros follow, and there is room for all
+/// that it may have.
 fn take_up(
     disk: &dyn Disk,
     dir: &Path,
@@ -310,6 +339,8 @@ fn take_up(
     scan: &Scan,
 ) -> Result<SegmentFile, Error> {
     let file = sync(disk, path, true)?;
+    // A file that was copied, or restored, may have holes.
+    file.reserve(file::length(header.capacity)).map_err(Error::io("reserve the room of", path))?;
     let next = header.base + u64::from(scan.records());
     aside::keep(disk, dir, next, behind(bytes, scan))?;
     let written = SegmentFile::resume(file, path.to_owned(), header.capacity, scan.words);
@@ -363,7 +394,13 @@ fn begin(
     })
 }
 
-fn rewrite_header(disk: &dyn Disk, path: &Path, header: &Header, mark: u32) -> io::Result<()> {
+/// Writes the header block of a segment that was begun, with this mark. Durable on return.
+pub(in crate::log) fn rewrite_header(
+    disk: &dyn Disk,
+    path: &Path,
+    header: &Header,
+    mark: u32,
+) -> io::Result<()> {
     let mut block = Aligned::new(BLOCK as usize)?;
     block.copy_from_slice(&header.encode(mark));
     disk.open(path, true)?.write_at(&[IoSlice::new(&block)], 0)

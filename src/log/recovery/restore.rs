@@ -17,7 +17,8 @@ use super::{
     super::{Error, stats},
     aside,
     judge::Rest,
-    survey::{State, Survey, SurveyedSegment},
+    open::Full,
+    survey::{Copies, Origin, State, Survey, SurveyedSegment},
 };
 use crate::{
     chunk::{Before, Content, Images, Label},
@@ -39,11 +40,11 @@ use std::{
 };
 
 /// An image that holds a segment.
-struct Image {
-    name: String,
-    header: Header,
+pub(super) struct Image {
+    pub(super) name: String,
+    pub(super) header: Header,
     incarnation: u64,
-    before: Before,
+    pub(super) before: Before,
     sealed: bool,
     /// The end of its records, and the CRC of the last: for the one that goes on behind it, once that is known.
     end: Option<(u64, Option<u32>)>,
@@ -51,17 +52,18 @@ struct Image {
     torn: Vec<u8>,
 }
 
-/// Completes the segment files and the survey from the images. Images of which nothing is needed any more are removed.
+/// Completes the segment files and the survey from the images. Images of which nothing is needed any more are removed. Says
+/// so if there is no room for keeping aside what one of them has: that image stays, and the log is not to be written.
 pub(super) fn restore(
     disk: &dyn Disk,
     dir: &Path,
     images: &Images,
     survey: &mut Survey,
-) -> Result<(), Error> {
+) -> Result<Option<Full>, Error> {
     let mut held = held(dir, images, survey)?;
     if !held.is_empty() && !may_go_on(survey) {
         tell(images, held.iter().map(|image| &*image.name), "the log is damaged");
-        return Ok(());
+        return Ok(None);
     }
     let first = survey.segments.first().map_or(0, |first| first.header.base);
     let mut kept = Vec::new();
@@ -78,22 +80,29 @@ pub(super) fn restore(
             Fate::Kept => kept.push(n),
         }
     }
+    let mut full = None;
     for (n, image) in held.iter().enumerate() {
         if kept.contains(&n) {
             tell(images, [&*image.name], "its records do not go on where the log ends");
             continue;
         }
         if let Some((end, _)) = image.end {
-            aside::keep(disk, dir, end, &image.torn)?;
+            match aside::keep(disk, dir, end, &image.torn) {
+                Err(error) if error.is_full() => {
+                    full = Some(Full { error, needs: image.torn.len() as u64 });
+                    continue;
+                }
+                kept => kept?,
+            }
         }
         images.remove(&image.name);
     }
-    Ok(())
+    Ok(full)
 }
 
 /// The images of this log that hold a segment. Those that hold none are removed, and those that nobody understands told
 /// of.
-fn held(dir: &Path, images: &Images, survey: &Survey) -> Result<Vec<Image>, Error> {
+pub(super) fn held(dir: &Path, images: &Images, survey: &Survey) -> Result<Vec<Image>, Error> {
     let log = survey.segments.first().map_or_else(|| images.log(), |first| first.header.log);
     let mut held = Vec::new();
     for found in images.find().map_err(Error::io("look for images of", dir))? {
@@ -282,10 +291,10 @@ fn go_on_in_place(
         last.state = State::Open(bytes, scan);
         survey.damage.clear(); // it is in what is written now
     }
-    let State::Open(file, scan) = &mut last.state else { return Ok(false) };
+    let State::Open(there, scan) = &mut last.state else { return Ok(false) };
     let from = scan.words;
     let begins = from as usize * frame::WORD;
-    if frames.get(..begins) != file.get(..begins) {
+    if frames.get(..begins) != there.get(..begins) {
         return Ok(false);
     }
     *scan = std::mem::take(scan).go_on(frames, key);
@@ -294,8 +303,10 @@ fn go_on_in_place(
     if scan.words > from {
         told(dir, &header, scan);
         let range = begins..scan.words as usize * frame::WORD;
-        file[range.clone()].copy_from_slice(&frames[range]);
-        write(&*disk.open(&last.path, true)?, frames, from, scan.words)?;
+        there[range.clone()].copy_from_slice(&frames[range]);
+        let file = disk.open(&last.path, true)?;
+        file.reserve(file::length(header.capacity))?;
+        write(&*file, frames, from, scan.words)?;
     }
     Ok(true)
 }
@@ -324,7 +335,16 @@ fn go_on_behind(
     }
     let path = dir.join(file::name(header.base));
     let state = State::Open(frames.into(), scan);
-    survey.segments.push(SurveyedSegment { header, header_whole: true, mark: 0, path, state });
+    survey.segments.push(SurveyedSegment {
+        header,
+        origin: Origin::Own,
+        copies: Copies::Whole,
+        mark: Some(0),
+        footer: None,
+        holes: false,
+        path,
+        state,
+    });
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //! file is open at a time.
 
 use super::{
-    super::{Damage, Error},
+    super::{Damage, Error, environment::now},
     aside,
     dir::is_ours,
     judge::{HeaderState, Known, Rest, Wreck, judge},
@@ -11,10 +11,11 @@ use crate::{
     disk::{Aligned, BLOCK, Disk, File, salvage},
     segment::{
         CAPACITIES, file,
-        header::{BadHeader, Decoded, Header, Secret},
+        header::{self, BadHeader, Decoded, Header, Secret},
         region::Region,
         scan::{self, Scan},
         sealed::Footer,
+        search,
     },
 };
 use std::{
@@ -36,11 +37,38 @@ pub(in crate::log) struct Survey {
 /// One segment file.
 pub(in crate::log) struct SurveyedSegment {
     pub(in crate::log) header: Header,
-    /// Whether both copies of the header verify; if not, opening writes it anew, with this mark.
-    pub(super) header_whole: bool,
-    pub(super) mark: u32,
+    pub(in crate::log) origin: Origin,
+    pub(in crate::log) copies: Copies,
+    /// Records that had been durable at the last clean close; `None` if that cannot be read.
+    pub(in crate::log) mark: Option<u32>,
+    /// The footer at the end of the file, if it verifies.
+    pub(in crate::log) footer: Option<Footer>,
+    /// The disk cannot read some of its frames, and they verify with zeros there, which must be what it has.
+    pub(in crate::log) holes: bool,
     pub(in crate::log) path: PathBuf,
     pub(in crate::log) state: State,
+}
+
+/// Where a segment's header comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::log) enum Origin {
+    /// Its own file.
+    Own,
+    /// It was made up, from the other segments' headers and the file's name.
+    MadeUp,
+    /// Likewise, and whether the log has a secret stands nowhere else: there is something in the file, and nothing to
+    /// verify it with.
+    WithoutKey,
+}
+
+/// What became of the copies of a header that could be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::log) enum Copies {
+    Whole,
+    /// One does not verify: opening writes the header anew.
+    Damaged,
+    /// A sector of the header's block cannot be read. Nothing is written there: the mark may be in it.
+    Unreadable,
 }
 
 pub(in crate::log) enum State {
@@ -107,9 +135,10 @@ fn look(
             survey.damage.push(Damage::new(before..base, dir, "no segment file has them"));
         }
         let next = heads.get(n + 1).map(|next| next.decoded.header.base);
-        let state = examine(disk, head, next, deep).map_err(Error::io("read", &head.path))?;
-        let Decoded { header, whole, mark } = head.decoded;
-        let found = SurveyedSegment { header, header_whole: whole, mark, path: head.path.clone(), state };
+        let (state, holes) = examine(disk, head, next, deep).map_err(Error::io("read", &head.path))?;
+        let &Head { decoded: Decoded { header, .. }, origin, copies, mark, footer, .. } = head;
+        let found =
+            SurveyedSegment { header, origin, copies, mark, footer, holes, path: head.path.clone(), state };
         note_damage(&found, deep, &mut survey.damage);
         survey.segments.push(found);
         progress(n + 1, heads.len());
@@ -123,6 +152,9 @@ struct Head {
     /// Made up from the others and the file's name, if its own does not verify.
     decoded: Decoded,
     state: HeaderState,
+    origin: Origin,
+    copies: Copies,
+    mark: Option<u32>,
     length: u64,
     footer: Option<Footer>,
 }
@@ -136,20 +168,22 @@ fn read_heads(
 ) -> Result<Vec<Head>, Error> {
     let heads = bases.iter().map(|&base| read_head(disk, dir.join(file::name(base)), base));
     let heads = heads.collect::<Result<Vec<_>, Error>>()?;
-    let known: Vec<Header> =
+    let headers: Vec<Header> =
         heads.iter().filter_map(|head| head.as_ref().ok()).map(|head| head.decoded.header).collect();
-    let secret = known.iter().find_map(|header| header.secret.0);
-    let mut all = Vec::new();
+    let secret = headers.iter().find_map(|header| header.secret.0);
+    let mut all: Vec<Head> = Vec::new();
     for (head, &base) in heads.into_iter().zip(bases) {
-        let head = match (head, known.first()) {
+        let head = match (head, headers.first()) {
             (Ok(head), _) => head,
             (Err((path, state)), Some(known)) => {
                 let unreadable = state == HeaderState::Unreadable;
                 let what = if unreadable { "cannot be read" } else { "does not verify" };
                 let reason = format!("the segment's header {what}");
                 damage.push(Damage { unreadable, ..Damage::new(base..base, &path, &reason) });
-                let head = make_up(disk, &path, state, known.log, secret, base);
-                head.map_err(Error::io("read", &path))?
+                let before = all.last().map_or(1, last_time);
+                let after = headers.iter().find(|header| header.base > base).map(|header| header.created);
+                let others = Others { log: known.log, secret, before, after };
+                make_up(disk, &path, state, base, &others).map_err(Error::io("read", &path))?
             }
             (Err((path, _)), None) => {
                 let reason = "its header cannot be read or does not verify, and no other tells what it was";
@@ -158,7 +192,7 @@ fn read_heads(
         };
         let header = head.decoded.header;
         let other_secret = header.secret.0.is_some_and(|own| Some(own) != secret);
-        if known.first().is_some_and(|known| header.log != known.log) || other_secret {
+        if headers.first().is_some_and(|known| header.log != known.log) || other_secret {
             return Err(Error::Corrupt { path: head.path, reason: "it belongs to another log".into() });
         }
         all.push(head);
@@ -173,7 +207,7 @@ fn read_head(
     base: u64,
 ) -> Result<Result<Head, (PathBuf, HeaderState)>, Error> {
     let file = disk.open(&path, false).map_err(Error::io("open", &path))?;
-    let (block, read) = match read_block(&*file, 0) {
+    let (block, bad) = match read_block(&*file, 0) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             return Ok(Err((path, HeaderState::Damaged)));
         }
@@ -182,7 +216,7 @@ fn read_head(
     let decoded = match Header::decode(&block) {
         Ok(decoded) => decoded,
         Err(BadHeader::Newer(version)) => return Err(Error::Newer { path, version }),
-        Err(_) if !read => return Ok(Err((path, HeaderState::Unreadable))),
+        Err(_) if !bad.is_empty() => return Ok(Err((path, HeaderState::Unreadable))),
         Err(_) => return Ok(Err((path, HeaderState::Damaged))),
     };
     if decoded.header.base != base {
@@ -192,46 +226,73 @@ fn read_head(
     }
     let length = file.len().map_err(Error::io("read", &path))?;
     let footer = read_footer(&*file, length, &decoded.header).map_err(Error::io("read", &path))?;
-    Ok(Ok(Head { path, decoded, state: HeaderState::Verified, length, footer }))
+    let copies = match decoded.whole {
+        _ if !bad.is_empty() => Copies::Unreadable,
+        true => Copies::Whole,
+        false => Copies::Damaged,
+    };
+    let mark_is_bad =
+        bad.iter().any(|bad| header::MARK_SECTOR.start < bad.end && bad.start < header::MARK_SECTOR.end);
+    let mark = (!mark_is_bad).then_some(decoded.mark);
+    let (state, origin) = (HeaderState::Verified, Origin::Own);
+    Ok(Ok(Head { path, decoded, state, origin, copies, mark, length, footer }))
 }
 
-/// Makes up the header of a segment whose own is not to be had: of the format in which more of its frames verify.
-fn make_up(
-    disk: &dyn Disk,
-    path: &Path,
-    state: HeaderState,
+/// When the last record of a segment was appended, as far as its header and footer tell.
+fn last_time(head: &Head) -> u64 {
+    head.decoded.header.created + head.footer.map_or(0, |footer| footer.last_time)
+}
+
+/// What the other segments of a log tell of one.
+struct Others {
     log: [u8; 16],
     secret: Option<[u8; 16]>,
-    base: u64,
-) -> io::Result<Head> {
+    /// It was begun no earlier than this.
+    before: u64,
+    /// When the next one was begun.
+    after: Option<u64>,
+}
+
+/// Makes up the header of a segment whose own is not to be had: of the format in which more of its frames verify. Its
+/// last record is taken to be as young as it may be: no record expires early for that.
+fn make_up(disk: &dyn Disk, path: &Path, state: HeaderState, base: u64, others: &Others) -> io::Result<Head> {
     let file = disk.open(path, false)?;
     let length = file.len()?;
     let bytes = Region::read(&*file, length, false)?;
     let of = |secret| {
         let capacity = *CAPACITIES.end();
-        let header = Header { log, base, capacity, created: 0, secret: Secret(secret) };
+        let header = Header { log: others.log, base, capacity, created: 0, secret: Secret(secret) };
         let footer = read_footer(&*file, length, &header)?;
-        io::Result::Ok((footer, scan::scan(&bytes, header.key()).records(), header))
+        io::Result::Ok((footer, scan::scan(&bytes, header.key()), header))
     };
     let mut best = of(None)?;
-    if secret.is_some() {
-        let other = of(secret)?;
-        if (other.0.is_some(), other.1) >= (best.0.is_some(), best.1) {
+    if others.secret.is_some() {
+        let other = of(others.secret)?;
+        if (other.0.is_some(), other.1.records()) >= (best.0.is_some(), best.1.records()) {
             best = other;
         }
     }
-    let (footer, _, header) = best;
+    let (footer, found, mut header) = best;
+    let last_time = footer.map_or(found.times.1, |footer| footer.last_time);
+    header.created = others.after.unwrap_or_else(now).saturating_sub(last_time).max(others.before);
+    let verifies = || footer.is_some() || !search::frames_from(&bytes, header.key(), 0, 0).frames.is_empty();
+    let is_empty = || bytes.unreadable().is_empty() && bytes.iter().all(|&byte| byte == 0);
+    let origin = match others.secret {
+        None if !verifies() && !is_empty() => Origin::WithoutKey,
+        _ => Origin::MadeUp,
+    };
     let decoded = Decoded { header, mark: 0, whole: false };
-    Ok(Head { path: path.to_owned(), decoded, state, length, footer })
+    let (path, copies) = (path.to_owned(), Copies::Whole);
+    Ok(Head { path, decoded, state, origin, copies, mark: Some(0), length, footer })
 }
 
-/// Reads a block; says whether all of it was read.
-fn read_block(file: &dyn File, position: u64) -> io::Result<([u8; BLOCK as usize], bool)> {
+/// Reads a block; says which of it cannot be read.
+fn read_block(file: &dyn File, position: u64) -> io::Result<([u8; BLOCK as usize], Vec<Range<usize>>)> {
     let mut memory = Aligned::new(BLOCK as usize)?;
     let bad = salvage::read(file, &mut memory, position, true)?;
     let mut block = [0; BLOCK as usize];
     block.copy_from_slice(&memory);
-    Ok((block, bad.is_empty()))
+    Ok((block, bad))
 }
 
 /// The footer of a segment that is sealed, if it can be read: it can be derived.
@@ -241,13 +302,13 @@ fn read_footer(file: &dyn File, length: u64, header: &Header) -> io::Result<Opti
 }
 
 /// Judges one segment. `next` is the base of the one behind it.
-fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::Result<State> {
-    let Head { decoded: Decoded { header, mark, .. }, state, length, footer, .. } = head;
+fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::Result<(State, bool)> {
+    let Head { decoded: Decoded { header, .. }, state, mark, length, footer, .. } = head;
     let next = next.map(|next| next - header.base);
     if let Some(footer) =
         footer.filter(|footer| !deep && next.is_none_or(|next| u64::from(footer.records) <= next))
     {
-        return Ok(State::Sealed(footer));
+        return Ok((State::Sealed(footer), false));
     }
     let file = disk.open(&head.path, false)?;
     if footer.is_none() {
@@ -255,7 +316,10 @@ fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::R
         file.sync()?;
     }
     let bytes = Region::read(&*file, *length, deep)?;
-    Ok(judge(header, &Known { mark: *mark, footer: *footer, next, header: *state }, bytes))
+    let unreadable = !bytes.unreadable().is_empty();
+    let state = judge(header, &Known { mark: *mark, footer: *footer, next, header: *state }, bytes);
+    let holes = unreadable && !matches!(state, State::Damaged(_));
+    Ok((state, holes))
 }
 
 fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
@@ -263,9 +327,22 @@ fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
     let mut push = |offsets: Range<u64>, unreadable: bool, reason: &str| {
         damage.push(Damage { unreadable, ..Damage::new(offsets, &found.path, reason) });
     };
-    // Made anew when the log is opened: only a survey that was asked to look at everything reports it.
-    if deep && !found.header_whole && found.header.created > 0 {
-        push(base..base, false, "one of the header's two copies does not verify; opening makes it anew");
+    // They do no harm by themselves: only a survey that was asked to look at everything reports them.
+    match found.copies {
+        Copies::Damaged if deep => {
+            push(base..base, false, "one of the header's two copies does not verify; opening makes it anew");
+        }
+        Copies::Unreadable if deep => {
+            push(
+                base..base,
+                true,
+                "the disk cannot read all of the segment's header; what was read of it is enough",
+            );
+        }
+        _ => {}
+    }
+    if deep && found.holes {
+        push(base..base, true, "the disk cannot read some of its zeros, without which it does not verify");
     }
     match &found.state {
         State::Damaged(wreck) => {
@@ -291,6 +368,9 @@ fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
                 Rest::None => None,
                 Rest::Unknown if wreck.unreadable => {
                     Some("the disk cannot read all of the file; how many records stand there is not known")
+                }
+                Rest::Unknown if found.mark.is_none() => {
+                    Some("the disk cannot read how many records a clean close has left here")
                 }
                 Rest::Unknown => Some("without its header it is not known whether more records stand there"),
                 Rest::CutOff => {

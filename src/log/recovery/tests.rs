@@ -2,6 +2,8 @@
 
 #[cfg(feature = "store")]
 mod full;
+mod little_memory;
+mod repairing;
 mod reviewed;
 mod unreadable;
 
@@ -45,7 +47,11 @@ pub(super) fn open(sim: &Sim, options: Options) -> Result<Log, Error> {
 }
 
 pub(super) fn repaired(sim: &Sim) -> repair::Repaired {
-    repair::repair_on(sim, Path::new(DIR), &mut |_, _| ()).unwrap()
+    repaired_with(sim, None)
+}
+
+pub(super) fn repaired_with(sim: &Sim, images: Option<&Path>) -> repair::Repaired {
+    repair::repair_on(sim, Path::new(DIR), images, &mut |_, _| ()).unwrap()
 }
 
 pub(super) fn verified(sim: &Sim, images: Option<&Path>) -> inspect::Report {
@@ -406,7 +412,7 @@ fn what_was_acknowledged_in_memory_is_not_displaced_by_what_was_cut_off() {
             log.append(&[n; 100]).and_then(|at| log.wait_durable(at)).unwrap();
         }
         sim.cut_power_after(1);
-        let last = (0..40).fold(0, |_, _| log.append(&[0xEE; 100]).unwrap());
+        let last = (0..40).fold(0, |last, _| log.append(&[0xEE; 100]).unwrap_or(last));
         let _ = log.wait_durable(last);
         drop(log);
         let disk = sim.reboot();

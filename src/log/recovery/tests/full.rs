@@ -3,11 +3,20 @@
 use super::{DIR, files_in, open, random, small, values};
 use crate::{
     Error, Log,
-    disk::sim::{Cut, Sim},
+    disk::{
+        gate::{Gate, Operation},
+        sim::{Cut, Sim},
+    },
     log::Environment,
     store::{LogSettings, Store, StoreOptions},
 };
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 const SEGMENTS: u64 = 5;
 
@@ -169,4 +178,93 @@ fn retention_makes_room_for_a_log_that_was_opened_without() {
         assert!(log.first_offset() > 0);
         assert_eq!(log.append(&value(next)).unwrap(), next);
     }
+}
+
+/// Killed while the last record was being copied, and no room for keeping that torn end aside: the log did not open, not even
+/// for reading.
+#[test]
+fn without_room_for_the_torn_end_of_an_image_a_log_is_opened_for_reading() {
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
+    let disk = super::repairing::log_with_memory(at.path());
+    for image in files_in(at.path()) {
+        let mut bytes = std::fs::read(&image).unwrap();
+        let last = 4096 + 14 * 32;
+        if bytes[last..last + 24].iter().any(|&byte| byte != 0) {
+            bytes[last] ^= 1; // its CRC is stored last
+            super::overwrite(&image, &bytes);
+        }
+    }
+    disk.set_room(Some(0));
+    let options = || super::repairing::in_memory(at.path());
+    for _ in 0..2 {
+        let log = open(&disk, options()).unwrap();
+        assert!(log.append(b"no").is_err_and(|error| error.is_full()));
+        assert_eq!(values(&log), (0..14u64).map(|n| n.to_le_bytes().to_vec()).collect::<Vec<_>>());
+    }
+    assert!(!files_in(at.path()).is_empty());
+    disk.set_room(None);
+    let log = open(&disk, options()).unwrap();
+    assert_eq!(log.append(b"on").unwrap(), 14);
+    log.close().unwrap();
+    assert!(files_in(at.path()).is_empty());
+    assert!(disk.dump().into_keys().any(|path| path.extension().is_some_and(|end| end == "torn")));
+}
+
+/// Which operation wants room depends on the file system. Whichever it was, the log did not open.
+#[test]
+fn whichever_operation_of_opening_finds_the_disk_full_the_log_is_opened_for_reading() {
+    for (wants, torn) in [
+        (Operation::Rename, false),
+        (Operation::Remove, false),
+        (Operation::SetLength, true),
+        (Operation::Reserve, true),
+    ] {
+        let (sim, next) = stopped(torn);
+        crate::disk::Disk::create(&sim, Path::new("/log/next-7.tmp"), 0).unwrap(); // one that was made ready
+        let full = Arc::new(AtomicBool::new(true));
+        let is_full = Arc::clone(&full);
+        let gate = Gate::new(Arc::new(sim.clone()), move |operation, _| {
+            let hit = operation == wants && is_full.load(Ordering::SeqCst);
+            if hit { Err(std::io::Error::from_raw_os_error(28)) } else { Ok(()) }
+        });
+        // Larger than a segment may be now: it is sealed.
+        let options = || super::options(4 << 10, 4 << 10, 64 << 10, None);
+        let open = || Log::open_on(gate.clone(), Path::new(DIR), options());
+        let log = open().unwrap_or_else(|error| panic!("{wants:?}: {error}"));
+        assert!(matches!(log.append(b"no"), Err(Error::Full { .. })), "{wants:?}");
+        assert_eq!(values(&log).len() as u64, next, "{wants:?}");
+        drop(log);
+        full.store(false, Ordering::SeqCst);
+        assert_eq!(open().unwrap().append(b"on").unwrap(), next, "{wants:?}");
+    }
+}
+
+/// A log that was copied, or restored from a backup: `cp`, `tar` and `rsync` leave holes in its open segment. On a full disk
+/// its writer failed for good, where others wait for room.
+#[test]
+fn the_room_of_a_segment_is_reserved_again_when_it_is_taken_up() {
+    use std::os::unix::fs::MetadataExt;
+    let place = tempfile::tempdir().unwrap();
+    let (dir, size) = (place.path().join("log"), 1 << 20);
+    let open = || Log::open(&dir, super::options(size, size, 8 << 20, None)).unwrap();
+    let log = open();
+    log.append(b"first").and_then(|at| log.wait_durable(at)).unwrap();
+    log.close().unwrap();
+    let file = dir.join("00000000000000000000.seg");
+    let blocks = || std::fs::metadata(&file).unwrap().blocks() * 512;
+    if blocks() < size {
+        return; // the file system does not reserve
+    }
+    // With holes, as a copy has them.
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let copy = std::fs::File::create(&file).unwrap();
+    copy.set_len(bytes.len() as u64).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&copy, &bytes[..8192], 0).unwrap();
+    copy.sync_all().unwrap();
+    drop(copy);
+    assert!(blocks() < size);
+    let log = open();
+    assert_eq!(log.next_offset(), 1);
+    assert!(blocks() >= size);
 }

@@ -1,6 +1,6 @@
 //! Sectors that the disk cannot read: what is in them is not known, and nothing is given up for that.
 
-use super::{DIR, FIRST, open, options, repaired, values, verified};
+use super::{DIR, FIRST, open, options, repaired, small, values, verified};
 use crate::{
     Error, Log, Options,
     disk::{
@@ -217,4 +217,41 @@ fn a_sector_that_cannot_be_read_is_not_asked_for_with_each_record_before_it() {
     assert!(lost.contains(&bad) && lost.len() <= 17, "one sector has {lost:?}");
     let reads = reads.load(Ordering::Relaxed);
     assert!(reads < 2000, "{reads} reads for {records} records");
+}
+
+/// A record of zeros verified, for zeros stand where nothing could be read: `verify` and `repair` saw nothing, and reading
+/// the record was an error for good.
+#[test]
+fn zeros_that_cannot_be_read_are_told_of_and_written_again() {
+    let sim = Sim::new(1);
+    let log = open(&sim, small(None)).unwrap();
+    for _ in 0..20 {
+        log.append(&[0; 3000]).unwrap();
+    }
+    log.close().unwrap();
+    sim.spoil_at(Path::new(FIRST), 4096 + 1600);
+    let log = open(&sim, small(None)).unwrap();
+    assert!(log.read(0).is_err());
+    drop(log);
+    let damage = verified(&sim, None).damage;
+    assert!(damage.len() == 1 && damage[0].unreadable, "{damage:?}");
+    assert_eq!(repaired(&sim).damage, damage);
+    assert_eq!(verified(&sim, None).damage, []);
+    assert!(values(&open(&sim, small(None)).unwrap()).iter().all(|value| *value == [0; 3000]));
+}
+
+/// A deleted log whose header could not be read was never removed, for nobody knew whose its memory is.
+#[cfg(feature = "store")]
+#[test]
+fn the_id_of_a_log_is_had_from_any_header_that_can_be_read() {
+    let sim = log_of_two_segments();
+    let id_of = || super::super::id_of(&sim, Path::new(DIR)).unwrap();
+    let id = id_of();
+    assert!(id.is_some());
+    for (path, at) in [(FIRST, 0), (FIRST, 1100), (SECOND, 1100)] {
+        sim.spoil_at(Path::new(path), at);
+        assert_eq!(id_of(), id, "{path} {at}");
+    }
+    sim.spoil_at(Path::new(SECOND), 0);
+    assert_eq!(id_of(), None);
 }

@@ -1,0 +1,245 @@
+//! What `repair` makes good out of the memory of a process that was killed. Opening takes up what goes on behind what the
+//! files have; where a log is damaged, it leaves that alone. So repair comes first: it takes what segments have lost, and the next opening finds what it needs to go on.
+//!
+//! # What always holds
+//! - An image is believed to be of the same history only if each record that both have is the same, at the same place.
+//! - Nothing is removed, and nothing given up that an image may go on behind: that is an error, until somebody says that
+//!   the images do not count.
+
+use super::{
+    super::{Damage, Error},
+    judge::{Rest, Wreck, wreck},
+    restore::{Image, held},
+    survey::{Copies, Origin, State, Survey, SurveyedSegment},
+};
+use crate::{
+    chunk::{Before, Images},
+    disk::{Aligned, BLOCK, Disk, File, is_transient},
+    frame::{self, Key, WORD},
+    segment::{FRAMES, file, region::Region, scan, search},
+};
+use std::{
+    collections::BTreeMap,
+    io::{self, IoSlice},
+    path::Path,
+};
+
+/// What has become of a segment.
+pub(in crate::log) enum Mended {
+    /// It is as it was found.
+    No,
+    /// What it has and an image has, together; some records are lost all the same. The wreck in the survey is of these.
+    InPart(Aligned),
+    /// All that was lost is here, to be written with [`write`](Whole::write).
+    Whole(Whole),
+}
+
+/// A segment of which nothing is lost.
+pub(in crate::log) struct Whole {
+    frames: Aligned,
+    /// Bytes of frames.
+    end: usize,
+    /// What the disk cannot read.
+    unreadable: Vec<std::ops::Range<usize>>,
+    /// How long its file is to be, at least.
+    length: u64,
+    found: usize,
+}
+
+/// Looks for what segments have lost, in the images of the log. Changes nothing on the disk. Gives what has become of each
+/// segment.
+///
+/// # Errors
+/// [`Error::MemoryGoesOn`] where an image may have what goes on behind what is lost for good.
+pub(in crate::log) fn mend(
+    disk: &dyn Disk,
+    dir: &Path,
+    images: &Images,
+    survey: &mut Survey,
+) -> Result<Vec<Mended>, Error> {
+    let mut held = held(dir, images, survey)?;
+    // Of those of one base, the one that was begun last has the records.
+    held.sort_by_key(|image| (image.header.base, std::cmp::Reverse(image.header.created)));
+    let mut all = Vec::new();
+    let segments = survey.segments.len();
+    for (n, found) in survey.segments.iter_mut().enumerate() {
+        let mut mended = Mended::No;
+        // Of what is not damaged, opening takes up what goes on there.
+        if matches!(found.state, State::Damaged(_)) {
+            let is_last = n + 1 == segments;
+            mended = mend_one(disk, images, &held, found, is_last)?;
+            if let State::Damaged(wreck) = &found.state
+                && is_last
+                && let Some(image) = held.iter().find(|image| is_bound(image, found, wreck))
+            {
+                return Err(goes_on(images, image, found));
+            }
+        }
+        all.push(mended);
+    }
+    Ok(all)
+}
+
+fn mend_one(
+    disk: &dyn Disk,
+    images: &Images,
+    held: &[Image],
+    found: &mut SurveyedSegment,
+    is_last: bool,
+) -> Result<Mended, Error> {
+    let of_it: Vec<&Image> = held.iter().filter(|image| is_of(image, found)).collect();
+    for image in of_it {
+        let frames = match images.frames(&image.name) {
+            Ok(frames) => frames,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // it went meanwhile
+            Err(error) if is_transient(&error) => {
+                return Err(Error::io("read", &images.path(&image.name))(error));
+            }
+            // Nobody else goes on behind one that has a successor.
+            Err(_) if !is_last => continue,
+            Err(_) => return Err(goes_on(images, image, found)),
+        };
+        let mended =
+            together(disk, found, image, &frames, is_last).map_err(Error::io("read", &found.path))?;
+        if let Some(mended) = mended {
+            return Ok(mended);
+        }
+    }
+    Ok(Mended::No)
+}
+
+fn goes_on(images: &Images, image: &Image, last: &SurveyedSegment) -> Error {
+    Error::MemoryGoesOn { image: images.path(&image.name), path: last.path.clone() }
+}
+
+/// Whether an image is of this segment.
+fn is_of(image: &Image, last: &SurveyedSegment) -> bool {
+    match last.origin {
+        Origin::Own => image.header == last.header,
+        _ => image.header.base == last.header.base && image.header.key() == last.header.key(),
+    }
+}
+
+/// Whether an image may go on behind a segment of which records are lost, and would not be taken up once they are
+/// marked as lost.
+fn is_bound(image: &Image, last: &SurveyedSegment, wreck: &Wreck) -> bool {
+    let (end, base) = (last.end(), image.header.base);
+    let crc_is_lost = wreck.survivors.last() == Some(&0) && last.last_crc().is_none();
+    base > last.header.base
+        && (base > end && wreck.rest != Rest::None
+            || base == end && crc_is_lost && matches!(image.before, Before::Frame(_)))
+}
+
+/// What a damaged segment and an image of it have together; `None` if the image is of another history, or has nothing that
+/// the file has not.
+fn together(
+    disk: &dyn Disk,
+    last: &mut SurveyedSegment,
+    image: &Image,
+    frames: &[u8],
+    is_last: bool,
+) -> io::Result<Option<Mended>> {
+    let (key, durable) = (image.header.key(), last.records());
+    let State::Damaged(damaged) = &last.state else { return Ok(None) };
+    let file = disk.open(&last.path, false)?;
+    let bytes = Region::read(&*file, file.len()?, true)?;
+    let in_file = damaged.survivors.iter().enumerate();
+    let in_file: BTreeMap<u32, u32> =
+        in_file.filter_map(|(record, word)| Some((record as u32, word.checked_sub(1)?))).collect();
+    let in_image = all_frames(frames, key);
+    let length = file::length(image.header.capacity);
+    let mut merged = Aligned::new((length - FRAMES) as usize)?;
+    for (from, there) in [(frames, &in_image), (&bytes[..], &in_file)] {
+        for &word in there.values() {
+            let at = word as usize * WORD;
+            let words = from.get(at..).and_then(frame::parse).map_or(0, |frame| frame.words());
+            let range = at..at + words as usize * WORD;
+            let (Some(from), Some(to)) = (from.get(range.clone()), merged.get_mut(range)) else {
+                return Ok(None);
+            };
+            to.copy_from_slice(from);
+        }
+    }
+    // Where the two disagree, one has been written over the other.
+    let same = in_file.iter().all(|(record, word)| in_image.get(record).is_none_or(|other| other == word));
+    let agrees = same
+        && in_image.iter().all(|(_, &word)| {
+            let at = word as usize * WORD;
+            let words = frames.get(at..).and_then(frame::parse).map_or(0, |frame| frame.words() as usize);
+            frames.get(at..at + words * WORD) == merged.get(at..at + words * WORD)
+        });
+    let shared = in_file.is_empty() || in_file.keys().any(|record| in_image.contains_key(record));
+    if !agrees || !shared || in_image.keys().all(|record| in_file.contains_key(record)) {
+        return Ok(None);
+    }
+    let found = scan::scan(&merged, key);
+    let later = search::frames_from(&merged, key, found.words, found.records());
+    if last.origin == Origin::MadeUp {
+        (last.header, last.origin, last.mark) = (image.header, Origin::Own, Some(0));
+        last.copies = Copies::Damaged;
+    }
+    if found.records() < durable || later.frames.iter().any(|&(record, _)| record >= found.records()) {
+        let left = wreck(&merged, &found, &later, durable.max(found.records()));
+        last.state = State::Damaged(left);
+        return Ok(Some(Mended::InPart(merged)));
+    }
+    // One that was sealed is sealed again; the last one is gone on in.
+    let seal = !is_last || last.footer.is_some();
+    let whole = Whole {
+        end: found.words as usize * WORD,
+        frames: merged,
+        unreadable: if seal { Vec::new() } else { bytes.unreadable().to_vec() },
+        length: if seal { 0 } else { length },
+        found: bytes.len(),
+    };
+    last.state = if seal { State::Unsealed(found) } else { State::Open(bytes, found) };
+    Ok(Some(Mended::Whole(whole)))
+}
+
+/// The word of each record whose frame verifies, wherever it stands.
+fn all_frames(bytes: &[u8], key: Key) -> BTreeMap<u32, u32> {
+    let found = scan::scan(bytes, key);
+    let later = search::frames_from(bytes, key, found.words, found.records());
+    let first = found.positions.iter().copied().zip(0..).map(|(word, record)| (record, word));
+    first.chain(later.frames).collect()
+}
+
+impl Whole {
+    /// Writes what was lost into the segment's file, and zeros where the disk cannot read what stands behind. Durable on
+    /// return.
+    pub(in crate::log) fn write(&self, disk: &dyn Disk, path: &Path) -> io::Result<()> {
+        const PIECE: usize = 1 << 20;
+        let file = disk.open(path, true)?;
+        if FRAMES + (self.found as u64) < self.length {
+            file.set_len(self.length)?;
+        }
+        let end = self.end.next_multiple_of(BLOCK as usize);
+        for at in (0..end).step_by(PIECE) {
+            write_at(&*file, &self.frames[at..(at + PIECE).min(end)], at)?;
+        }
+        let block = BLOCK as usize;
+        for bad in &self.unreadable {
+            for at in (bad.start / block * block..bad.end).step_by(block).filter(|&at| at >= end) {
+                write_at(&*file, &self.frames[at..at + block], at)?; // zeros
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write_at(file: &dyn File, bytes: &[u8], at: usize) -> io::Result<()> {
+    file.write_at(&[IoSlice::new(bytes)], FRAMES + at as u64)
+}
+
+impl SurveyedSegment {
+    /// The CRC of the last frame, also where that frame is lost: as the footer says it.
+    pub(in crate::log) fn last_crc(&self) -> Option<u32> {
+        let records = self.records();
+        self.footer.filter(|footer| footer.records == records).and_then(|footer| footer.last_crc)
+    }
+
+    /// Whether a damage is this segment's.
+    pub(in crate::log) fn has(&self, damage: &Damage) -> bool {
+        damage.path == self.path
+    }
+}

@@ -1,0 +1,70 @@
+//! Opening where other logs have taken the budget.
+
+use super::{DIR, open, options};
+use crate::{
+    Error, Log, Options,
+    disk::{
+        Disk,
+        sim::{Cut, Sim},
+    },
+    log::{Environment, budget::Budget},
+};
+use std::{path::Path, sync::Arc};
+
+const LIMIT: u64 = 3 << 17;
+
+fn small() -> Options {
+    options(1 << 16, 4 << 10, LIMIT, None)
+}
+
+/// Opens the log where others have all the memory.
+fn open_within(sim: &Sim, budget: &Arc<Budget>) -> Result<Log, Error> {
+    Log::open_within(&Environment::on(Arc::new(sim.clone())), budget, Path::new(DIR), small())
+}
+
+fn segments(sim: &Sim) -> Vec<std::path::PathBuf> {
+    sim.dump().into_keys().filter(|path| path.extension().is_some_and(|end| end == "seg")).collect()
+}
+
+/// Each opening sealed what the last one had begun, however small that was.
+#[test]
+fn opening_in_little_memory_does_not_begin_a_segment_each_time() {
+    let sim = Sim::new(1);
+    open(&sim, small()).unwrap().close().unwrap();
+    let budget = Budget::new(LIMIT);
+    let others = budget.share();
+    others.claim(LIMIT);
+    for n in 0..20u64 {
+        let log = open_within(&sim, &budget).unwrap();
+        assert_eq!(log.append(b"x").unwrap(), n);
+        log.close().unwrap();
+    }
+    assert!(segments(&sim).len() < 3, "{:?}", segments(&sim));
+}
+
+/// An empty segment took all that it may have, whatever the budget had.
+#[test]
+fn an_empty_large_segment_does_not_go_over_the_budget() {
+    let sim = Sim::new(1);
+    let log = open(&sim, small()).unwrap();
+    while log.shared.chain.load().segments.len() < 4 {
+        log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    drop(log);
+    let sim = sim.after(Cut::Kill);
+    let last = segments(&sim).pop().unwrap();
+    Disk::remove(&sim, &last).unwrap(); // as if the next one was not begun
+    open(&sim, small()).unwrap().close().unwrap(); // begins an empty one
+    let (next, files) = (open(&sim, small()).unwrap().next_offset(), segments(&sim).len());
+    let budget = Budget::new(LIMIT);
+    let others = budget.share();
+    others.claim(LIMIT);
+    let before = budget.claimed();
+    let log = open_within(&sim, &budget).unwrap();
+    let took = budget.claimed() - before;
+    assert!(took < 20 << 10, "{took}");
+    assert_eq!(log.append(b"on").unwrap(), next);
+    log.close().unwrap();
+    assert_eq!(segments(&sim).len(), files, "in its place");
+    assert_eq!(open(&sim, small()).unwrap().next_offset(), next + 1);
+}

@@ -1,0 +1,316 @@
+//! Repair, where memory of a killed process goes on behind what it repairs, and what it must not give up.
+
+use super::{
+    super::super::{Durability, Error, Log, Options, repair},
+    DIR, FIRST, files_in, kill, open, options, repaired, repaired_with, small, verified,
+};
+use crate::{
+    chunk::{AppendOutcome, Batch, Chunk, ChunkPosition, FrameMeta, Memory},
+    disk::{
+        Disk,
+        gate::{Gate, Operation},
+        sim::Sim,
+    },
+    segment::{
+        file::SegmentFile,
+        header::{Header, Secret},
+        scan, sealed,
+    },
+};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+pub(super) fn in_memory(at: &Path) -> Options {
+    Options { durability: Durability::Memory, ..options(1 << 16, 1 << 16, 1 << 20, Some(at)) }
+}
+
+/// A log of ten records on the disk and fifteen in memory, whose process was killed.
+pub(super) fn log_with_memory(at: &Path) -> Sim {
+    let sim = Sim::new(1);
+    let log = open(&sim, in_memory(at)).unwrap();
+    for n in 0..10u64 {
+        log.append(&n.to_le_bytes()).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    let disk = sim.snapshot();
+    sim.hold(true);
+    for n in 10..15u64 {
+        log.append(&n.to_le_bytes()).unwrap(); // acknowledged in memory
+    }
+    kill(log);
+    disk
+}
+
+fn is_whole_after_repair(disk: &Sim, at: &Path) {
+    let report = verified(disk, Some(at));
+    assert!(!report.damage.is_empty() && report.images.len() == 1);
+    repaired_with(disk, Some(at));
+    assert_eq!(verified(disk, Some(at)).damage, []);
+    let log = open(disk, in_memory(at)).unwrap();
+    let expected = (0..15u64).map(|n| n.to_le_bytes().to_vec());
+    assert!(super::values(&log).into_iter().eq(expected), "{} are there", log.next_offset());
+    log.close().unwrap();
+    assert!(files_in(at).is_empty(), "all of it is taken up");
+}
+
+/// One header copy of the open segment has rotted: opening would mend that, and take the image up. `repair` sealed the
+/// segment.
+#[test]
+fn repair_of_a_header_copy_leaves_the_open_segment_open() {
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
+    let disk = log_with_memory(at.path());
+    disk.damage(Path::new(FIRST), |bytes| bytes[1024 + 20] ^= 1);
+    is_whole_after_repair(&disk, at.path());
+}
+
+/// A frame of the open segment has rotted: opening makes it good by the image, `repair` gave it up, and all behind it.
+#[test]
+fn repair_makes_a_frame_good_by_the_image_of_a_killed_process() {
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
+    let disk = log_with_memory(at.path());
+    disk.damage(Path::new(FIRST), |bytes| bytes[4096 + 3 * 32 + 25] ^= 1);
+    is_whole_after_repair(&disk, at.path());
+}
+
+/// A sector of the open segment, or both of its header, cannot be read: the log opens read-only, keeps the image and says
+/// to repair it.
+#[test]
+fn repair_makes_good_by_the_image_what_cannot_be_read() {
+    for spoilt in [&[4096 + 512 * 3][..], &[4096 + 512], &[4096, 4096 + 9000]] {
+        let at = tempfile::tempdir_in("/dev/shm").unwrap();
+        let disk = log_with_memory(at.path());
+        for &at in spoilt {
+            disk.spoil_at(Path::new(FIRST), at);
+        }
+        let log = open(&disk, in_memory(at.path())).unwrap();
+        assert!(matches!(log.append(b"no"), Err(Error::ReadOnly { .. })));
+        drop(log);
+        is_whole_after_repair(&disk, at.path());
+    }
+}
+
+/// A record has rotted on the disk and in the image: it is lost, and all others are there.
+#[test]
+fn repair_keeps_what_memory_has_behind_a_record_that_is_lost_in_both() {
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
+    let disk = log_with_memory(at.path());
+    disk.damage(Path::new(FIRST), |bytes| bytes[4096 + 3 * 32 + 25] ^= 1);
+    for image in files_in(at.path()) {
+        let mut bytes = std::fs::read(&image).unwrap();
+        bytes[4096 + 3 * 32 + 25] ^= 1;
+        super::overwrite(&image, &bytes);
+    }
+    repaired_with(&disk, Some(at.path()));
+    let log = open(&disk, in_memory(at.path())).unwrap();
+    assert_eq!(log.damage(), []);
+    assert_eq!(log.next_offset(), 15);
+    assert!(matches!(log.read(3), Err(Error::Damaged { .. })));
+    assert_eq!(log.read(14).unwrap().unwrap().value(), 14u64.to_le_bytes());
+}
+
+/// A log whose last segment is on the disk, and what goes on behind it in memory only. Its records, and the last segment's
+/// base.
+fn log_that_goes_on_in_memory(at: &Path) -> (Sim, u64, u64) {
+    let sim = Sim::new(1);
+    let full = Arc::new(AtomicBool::new(false));
+    let is_full = Arc::clone(&full);
+    let gate = Gate::new(Arc::new(sim.clone()), move |operation, _| {
+        let hit = operation == Operation::Rename && is_full.load(Ordering::SeqCst);
+        if hit { Err(std::io::Error::from_raw_os_error(28)) } else { Ok(()) }
+    });
+    let log = Log::open_on(gate, Path::new(DIR), on_disk_and_in_memory(at)).unwrap();
+    let mut n = 0u64;
+    while log.shared.chain.load().segments.len() < 3 {
+        log.append(&[n as u8; 100]).and_then(|at| log.wait_durable(at)).unwrap();
+        n += 1;
+    }
+    full.store(true, Ordering::SeqCst); // no segment is begun any more: what comes behind this one is in memory only
+    let last = Arc::clone(log.shared.chain.load().segments.last().unwrap());
+    while n < last.base() + PER_SEGMENT + 5 {
+        log.append(&[n as u8; 100]).unwrap();
+        n += 1;
+    }
+    while last.sealed.get().is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let disk = sim.snapshot();
+    kill(log);
+    (disk, n, last.base())
+}
+
+fn on_disk_and_in_memory(at: &Path) -> Options {
+    Options { durability: Durability::Memory, ..small(Some(at)) }
+}
+
+/// By its own image a segment would be made good.
+fn remove_image_of(at: &Path, base: u64) {
+    for image in files_in(at) {
+        if std::fs::read(&image).unwrap()[64..72] == base.to_le_bytes() {
+            std::fs::remove_file(image).unwrap();
+        }
+    }
+}
+
+/// Records of 100 bytes in a segment of 8 KiB.
+const PER_SEGMENT: u64 = 8192 / 132;
+
+/// The last record of the sealed segment before what is in memory has rotted. Opening takes the image up by the footer's
+/// CRC; after `repair` the footer had another.
+#[test]
+fn repair_keeps_the_crc_that_memory_is_bound_to() {
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (disk, next, base) = log_that_goes_on_in_memory(at.path());
+    let path = Path::new(DIR).join(crate::segment::file::name(base));
+    remove_image_of(at.path(), base);
+    disk.damage(&path, |bytes| bytes[4096 + (PER_SEGMENT - 1) as usize * 128 + 60] ^= 1);
+    repaired_with(&disk, Some(at.path()));
+    // And the index, after that.
+    disk.damage(&path, |bytes| {
+        let index = bytes.len() - 8192;
+        bytes[index] ^= 1;
+    });
+    repaired_with(&disk, Some(at.path()));
+    assert_eq!(verified(&disk, None).damage, []);
+    let log = open(&disk, on_disk_and_in_memory(at.path())).unwrap();
+    assert_eq!(log.next_offset(), next, "images {:?}", files_in(at.path()));
+}
+
+/// A record of a sealed segment has rotted that is still in memory of the process that was killed.
+#[test]
+fn repair_makes_a_sealed_segment_good_by_its_image() {
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (disk, next, base) = log_that_goes_on_in_memory(at.path());
+    let path = Path::new(DIR).join(crate::segment::file::name(base));
+    let whole = disk.dump()[&path].clone();
+    disk.damage(&path, |bytes| bytes[4096 + 5 * 128 + 60] ^= 1);
+    disk.spoil_at(&path, 4096 + 20 * 128);
+    repaired_with(&disk, Some(at.path()));
+    assert!(disk.dump()[&path] == whole);
+    assert_eq!(verified(&disk, None).damage, []);
+    let log = open(&disk, on_disk_and_in_memory(at.path())).unwrap();
+    assert_eq!((log.next_offset(), super::values(&log).len() as u64), (next, next));
+}
+
+/// What memory is bound to is lost, and nothing tells of it any more: its offsets would go to other records.
+#[test]
+fn repair_does_not_give_up_what_memory_goes_on_with_unless_told_to() {
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (disk, next, base) = log_that_goes_on_in_memory(at.path());
+    let path = Path::new(DIR).join(crate::segment::file::name(base));
+    disk.damage(&path, |bytes| {
+        bytes[4096 + (PER_SEGMENT - 1) as usize * 128 + 60] ^= 1;
+        let footer = bytes.len() - 4096;
+        bytes[footer] ^= 1;
+        bytes.truncate(footer); // and it is not known how many there were
+    });
+    remove_image_of(at.path(), base);
+    let before = disk.dump();
+    let repaired = repair::repair_on(&disk, Path::new(DIR), Some(at.path()), &mut |_, _| ());
+    let error = repaired.unwrap_err();
+    assert!(matches!(&error, Error::MemoryGoesOn { path: of, .. } if *of == path), "{error}");
+    assert!(disk.dump() == before, "changes nothing");
+    self::repaired(&disk);
+    assert!(!files_in(at.path()).is_empty());
+    let log = open(&disk, on_disk_and_in_memory(at.path())).unwrap();
+    assert!(log.next_offset() < next && log.append(b"on").is_ok());
+}
+
+/// Both copies of a sealed segment's header have rotted: it was made up with a time of 1970, and `repair` wrote that.
+/// Retention dropped what was seconds old.
+#[test]
+fn repair_of_a_header_does_not_make_records_old() {
+    let sim = Sim::new(1);
+    let log = open(&sim, small(None)).unwrap();
+    let begun = super::super::super::environment::now();
+    for n in 0..300u64 {
+        log.append(&[n as u8; 100]).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    log.close().unwrap();
+    let files: Vec<_> = sim.dump().into_keys().collect();
+    assert!(files.len() > 4);
+    // The first one, one in between, and the last.
+    for path in [&files[0], &files[2], &files[files.len() - 1]] {
+        sim.damage(path, |bytes| {
+            bytes[3] ^= 1;
+            bytes[1027] ^= 1;
+        });
+    }
+    repaired(&sim);
+    let log = open(&sim, small(None)).unwrap();
+    assert_eq!(log.damage(), []);
+    let times: Vec<_> = (0..300).map(|offset| log.read(offset).unwrap().unwrap().time()).collect();
+    assert!(times.iter().all(|&time| (begun - 1000..begun + 60_000).contains(&time)), "{times:?}");
+    let first = log.retain(None, Some(Duration::from_secs(30 * 24 * 3600))).unwrap();
+    assert_eq!(first, 0);
+}
+
+/// A log of format 1 that has one segment with a secret so far, whose header cannot be read for a while: without the secret
+/// none of its frames verifies. As where it is the only header, nothing is given up for that.
+#[test]
+fn the_only_header_with_a_secret_is_as_good_as_the_only_header() {
+    let sim = Sim::new(1);
+    let size = 8192;
+    let header = Header { log: [3; 16], base: 0, capacity: size, created: 9, secret: Secret(None) };
+    let chunk = Chunk::new(Memory::new(size).unwrap(), None);
+    let meta = FrameMeta { key: header.key(), lead: 0, time: 1 };
+    let mut records = 0;
+    let append = || chunk.append(Batch::new(&[&[7u8; 100][..]], size).unwrap(), None, meta);
+    while let AppendOutcome::At(record) = append() {
+        records = u64::from(record) + 1;
+    }
+    let end = chunk.contiguous(ChunkPosition::default(), u32::MAX);
+    Disk::create_dir(&sim, Path::new(DIR)).unwrap();
+    let file = SegmentFile::prepare(&sim, Path::new(DIR), 0, size).unwrap();
+    file.begin(&sim, Path::new(DIR), &header).unwrap();
+    file.write(&chunk, ChunkPosition::default(), end).unwrap();
+    let found = scan::scan(chunk.bytes(0..end.words), header.key());
+    sealed::seal(file.file(), &header, found.summary(), found.positions.iter().copied()).unwrap();
+    let o = || options(1 << 16, 1 << 16, 1 << 20, None);
+    let log = open(&sim, o()).unwrap();
+    assert_eq!(log.next_offset(), records);
+    for n in 0..10u8 {
+        log.append(&[n; 100]).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    log.close().unwrap();
+    let second = Path::new(DIR).join(crate::segment::file::name(records));
+    for at in [100, 1100] {
+        sim.spoil_at(&second, at);
+    }
+    let log = open(&sim, o()).unwrap();
+    assert!(matches!(log.append(b"no"), Err(Error::ReadOnly { .. })));
+    assert_eq!(super::values(&log).len() as u64, records, "the rest is served");
+    drop(log);
+    let before = sim.dump();
+    let repaired = repair::repair_on(&sim, Path::new(DIR), None, &mut |_, _| ());
+    assert!(matches!(&repaired, Err(Error::Corrupt { path, .. }) if *path == second), "{repaired:?}");
+    assert!(sim.dump() == before);
+    sim.heal();
+    let log = open(&sim, o()).unwrap();
+    assert_eq!((log.damage(), log.next_offset()), (&[][..], records + 10));
+}
+
+/// The sector of the mark cannot be read for a while, and the header's copy has rotted: opening wrote the header anew, and the
+/// mark was gone. Rot in the last record was cut off then, as a torn end.
+#[test]
+fn a_mark_that_cannot_be_read_is_not_taken_for_none() {
+    let sim = Sim::new(1);
+    let log = open(&sim, small(None)).unwrap();
+    for n in 0..10u8 {
+        log.append(&[n; 100]).unwrap();
+    }
+    log.close().unwrap();
+    sim.damage(Path::new(FIRST), |bytes| bytes[4096 + 9 * 128 + 50] ^= 1);
+    sim.damage(Path::new(FIRST), |bytes| bytes[1030] ^= 1);
+    sim.spoil_at(Path::new(FIRST), 600);
+    let log = open(&sim, small(None)).unwrap();
+    assert!(matches!(log.append(b"no"), Err(Error::ReadOnly { .. })));
+    assert!(!log.damage().is_empty() && log.damage().iter().all(|damage| damage.unreadable));
+    drop(log);
+    sim.heal();
+    assert_eq!(open(&sim, small(None)).unwrap().damage()[0].offsets, 9..10);
+}
