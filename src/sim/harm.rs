@@ -2,7 +2,7 @@
 //! renamed. What is damaged is told, all else is as it was, and after a repair the log goes on.
 
 use super::{
-    model::Rec,
+    model::{Known, Rec},
     process::read_all,
     run::{ROOT, Run},
     work::NAMES,
@@ -210,16 +210,20 @@ impl Run {
     /// wrong at all; with what a killed process has left in memory, or without. What is lost is what was harmed, and what
     /// memory has is there.
     pub(super) fn repair_unopened(&mut self) {
-        let Some(name) = self.random_certain() else { return };
+        // One of which a killed process has left something in memory, if there is one.
+        let in_memory = |(_, known): &(&String, &Known)| known.certain && known.memory > known.durable;
+        let name = self.logs.iter().find(in_memory).map(|(name, _)| name.clone());
+        let Some(name) = name.or_else(|| self.random_certain()) else { return };
         let (dir, sim) = (Path::new(ROOT).join(&name), self.disk.clone());
+        let open = sim.dump().into_keys().filter(|path| path.starts_with(&dir) && is_segment(path)).max();
+        let at = open.as_deref().filter(|_| self.random.one_in(2)).unwrap_or(&dir);
         let (harmed, most) = match self.random.below(3) {
-            0 => (sim.flip(&mut self.random, &dir), 1),
+            0 => (sim.flip(&mut self.random, at), 1),
             // The smallest frame has 24 bytes.
-            1 => (sim.spoil(&mut self.random, &dir), 512 / 24 + 2),
+            1 => (sim.spoil(&mut self.random, at), 512 / 24 + 2),
             _ => (None, 0),
         };
         sim.note(format_args!("== {name} is repaired, harmed is {harmed:?}"));
-        let open = sim.dump().into_keys().rfind(|path| path.starts_with(&dir) && is_segment(path));
         let may_end_early = harmed.as_ref().is_some_and(|(path, _)| Some(path) == open.as_ref());
         let images = !self.random.one_in(5);
         let durability = self.logs[&name].settings.durability.unwrap_or(Durability::Disk);

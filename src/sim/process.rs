@@ -101,6 +101,10 @@ impl Run {
         if random.one_in(4) {
             self.verify();
         }
+        let in_memory = self.logs.values().any(|known| known.certain && known.memory > known.durable);
+        if self.profile.harm && in_memory && !self.random.one_in(3) {
+            return self.repair_unopened();
+        }
         if self.profile.harm {
             match self.random.below(24) {
                 0..4 => return self.flip(),
