@@ -42,6 +42,13 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
 }
 
+/// Held while an owner's directory is made and gets a name in it, and while it is removed.
+static NAMES: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+fn lock(names: &std::sync::Mutex<()>) -> std::sync::MutexGuard<'_, ()> {
+    names.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// Makes a directory of the user's alone, unless there is something of that name.
 fn make(dir: &Path) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(dir) {
@@ -73,6 +80,7 @@ impl MemoryDir {
 
     /// Removes the directory, if there is nothing in it.
     pub(crate) fn remove_if_empty(&self) {
+        let _names = lock(&NAMES);
         let _ = pass("remove memory").and_then(|()| fs::remove_dir(&self.0)); // what stays is found at the next start
     }
 
@@ -80,37 +88,35 @@ impl MemoryDir {
     /// name before it has its head: a process that is killed in here leaves nothing.
     #[cfg(all(target_os = "linux", not(loom)))]
     pub(crate) fn create(&self, name: &str, length: u64, head: &[u8]) -> io::Result<fs::File> {
-        pass("make image")?;
-        // Whoever lets go of the last file of this owner removes the directory, at any moment before the name is in it.
-        let mut attempts = 0;
-        loop {
-            match self.try_create(name, length, head) {
-                Err(error) if is_gone(&error) && attempts < ATTEMPTS => {
-                    attempts += 1;
-                    std::thread::yield_now(); // the other may be about to take it away once more
-                }
-                made => return made,
-            }
-        }
-    }
-
-    #[cfg(all(target_os = "linux", not(loom)))]
-    fn try_create(&self, name: &str, length: u64, head: &[u8]) -> io::Result<fs::File> {
         use rustix::{
             fs::{AtFlags, CWD, Mode, OFlags},
             io::retry_on_intr,
         };
         use std::os::{fd::AsRawFd, unix::fs::FileExt};
-        make(&self.0)?;
+        pass("make image")?;
+        // In the user's directory, which stays: the owner's may go at any moment before a name is in it, since whoever lets go
+        // of the last file of this owner removes it. So all that is left to be done then is to make it and to give the name.
+        let above = self.0.parent().unwrap_or(&self.0);
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file: fs::File =
-            retry_on_intr(|| rustix::fs::open(&self.0, flags, Mode::RUSR | Mode::WUSR))?.into();
+            retry_on_intr(|| rustix::fs::open(above, flags, Mode::RUSR | Mode::WUSR))?.into();
         super::native::reserve(&file, length)?;
         file.write_all_at(head, 0)?;
-        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let path = self.0.join(name);
-        retry_on_intr(|| rustix::fs::linkat(CWD, &unnamed, CWD, &path, AtFlags::SYMLINK_FOLLOW))?;
-        Ok(file)
+        let (unnamed, path) = (format!("/proc/self/fd/{}", file.as_raw_fd()), self.0.join(name));
+        let mut attempts = 0;
+        let _names = lock(&NAMES);
+        loop {
+            make(&self.0)?;
+            let named =
+                retry_on_intr(|| rustix::fs::linkat(CWD, &unnamed, CWD, &path, AtFlags::SYMLINK_FOLLOW));
+            match named.map_err(io::Error::from) {
+                Err(error) if is_gone(&error) && attempts < ATTEMPTS => {
+                    attempts += 1; // another process
+                }
+                Err(error) => return Err(error),
+                Ok(()) => return Ok(file),
+            }
+        }
     }
 
     /// Files without a name are Linux's.
