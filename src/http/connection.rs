@@ -9,6 +9,7 @@
 //! | HTTP/2: no request in flight, whatever pings are answered | `header_time` since the last one |
 //! | a request whose body does not come | `body_time` for all of it, see `body` |
 //! | HTTP/1: the client has ended what it sends, and its answer has not begun | [`LAST_ANSWER`]; it may be gone, or wait; a live tail ends at once |
+//! | HTTP/1: a small body that nobody wants, before its answer | [`SMALL_BODY_TIME`], then the answer says that the connection ends, as with a large one |
 //! | HTTP/2: a body that nobody wants, behind its answer | [`LAST_BODY`], then it is reset |
 //! | an answer of which the client takes nothing, or less than 1 KiB a second | `body_time`; of HTTP/2 only that stream is reset |
 //! | peer gone without a word | [`GONE`] times `body_time`, by the system (`TCP_USER_TIMEOUT`) |
@@ -36,7 +37,7 @@ use http_body_util::{BodyExt, Either};
 use hyper::{
     Request,
     body::{Body, Frame, Incoming, SizeHint},
-    header::CONTENT_TYPE,
+    header::{CONNECTION, CONTENT_TYPE, EXPECT, HeaderValue},
     rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
@@ -58,7 +59,7 @@ use tokio::{
     io::AsyncReadExt,
     net::TcpStream,
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    task::AbortHandle,
+    task::{AbortHandle, JoinHandle},
 };
 
 /// What HTTP/2 begins with.
@@ -89,6 +90,9 @@ const SLOW: u64 = 1_000;
 const LAST_ANSWER: u64 = 3_000;
 /// How long a body is read that nobody wants: a client that is told to stop while it sends may not see its answer.
 const LAST_BODY: Duration = Duration::from_secs(2);
+/// The bytes of a body that nobody wants which are read for another request to come behind it by HTTP/1, and how long that may take.
+const SMALL_BODY: u64 = 64 << 10;
+const SMALL_BODY_TIME: Duration = Duration::from_secs(1);
 /// How long an HTTP/2 connection, when the server stops, may have been without a request and still have an answer on its way.
 const LAST_WORDS: u64 = 1_000;
 
@@ -216,6 +220,8 @@ pub(super) struct Connection {
     giving: AtomicBool,
     /// Whether the answer is a live tail: that whoever follows it is gone would be seen only when there is something to send.
     endless: AtomicBool,
+    /// Of HTTP/1: a body that nobody wants, while it is read; says whether that was all of it.
+    unwanted: Mutex<Option<JoinHandle<bool>>>,
     /// To finish what is in flight and end.
     stop: Notify,
     stopped: AtomicBool,
@@ -293,6 +299,15 @@ impl Connection {
             && let Some(reader) = lock(&self.reader).take()
         {
             reader.wake();
+        }
+    }
+
+    /// Whether another request may come behind this one by HTTP/1: all of its body is read, where that is not much.
+    async fn goes_on(&self) -> bool {
+        let unwanted = lock(&self.unwanted).take();
+        match unwanted {
+            Some(unwanted) => unwanted.await.unwrap_or(false),
+            None => true,
         }
     }
 
@@ -451,9 +466,11 @@ impl Drop for Exchange {
 
 /// A request's body on its way in: while it keeps arriving, its connection is not idle.
 pub(super) struct Arriving {
-    /// `None` only while dropping.
+    /// `None` once it has ended.
     body: Option<Incoming>,
     connection: Arc<Connection>,
+    /// Whether the client asks before it sends the body: what is not wanted is not asked for.
+    asks: bool,
 }
 
 impl Body for Arriving {
@@ -469,6 +486,9 @@ impl Body for Arriving {
             self.connection.lacks_some();
             return Poll::Pending;
         };
+        if frame.is_none() {
+            self.body = None; // of chunks it does not say by itself that it has ended
+        }
         // An empty frame of HTTP/2 brings nothing on.
         if let Some(Ok(frame)) = &frame
             && frame.data_ref().is_some_and(|data| !data.is_empty())
@@ -490,14 +510,35 @@ impl Body for Arriving {
 impl Drop for Arriving {
     fn drop(&mut self) {
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.connection.protocol.get() == Some(&Protocol::Http1) {
+            let small = !self.asks && body.size_hint().lower() <= SMALL_BODY;
+            let read = async move { small && is_read(body).await };
+            *lock(&self.connection.unwanted) = Some(runtime.spawn(read));
+            return;
+        }
         // Dropped, it would be reset at once: curl and others take that for the end of all, and see no answer.
-        if self.connection.protocol.get() == Some(&Protocol::Http2)
-            && let Some(unwanted) = Unwanted::begin(&self.connection)
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
+        if let Some(unwanted) = Unwanted::begin(&self.connection) {
             runtime.spawn(unwanted.read(body));
         }
     }
+}
+
+/// Reads a body of HTTP/1 that nobody wants, if it is small and comes soon. Says whether that was all of it.
+async fn is_read(mut body: Incoming) -> bool {
+    let read = async {
+        let mut left = SMALL_BODY;
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return false };
+            let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
+            match left.checked_sub(bytes) {
+                Some(rest) => left = rest,
+                None => return false,
+            }
+        }
+        true
+    };
+    tokio::time::timeout(SMALL_BODY_TIME, read).await.unwrap_or(false)
 }
 
 /// A body of HTTP/2 that nobody wants; counted as a request in flight is.
@@ -625,6 +666,7 @@ pub(super) fn serve(
         lacking: AtomicBool::new(false),
         endless: AtomicBool::new(false),
         giving: AtomicBool::new(false),
+        unwanted: Mutex::default(),
         stop: Notify::new(),
         stopped: AtomicBool::new(false),
         task: OnceLock::new(),
@@ -687,9 +729,14 @@ async fn drive(
     let socket = Socket::new(stream, first[..read].into(), Arc::clone(connection));
     let service = service_fn(|request: Request<Incoming>| {
         let (context, exchange) = (Arc::clone(context), Exchange::begin(connection));
-        let request = request.map(|body| Arriving { body: Some(body), connection: Arc::clone(connection) });
+        let asks = request.headers().contains_key(EXPECT);
+        let connection = Arc::clone(connection);
+        let request = request.map(|body| Arriving { body: Some(body), connection, asks });
         async move {
-            let answer: Answer = router::answer(&context, &exchange, request).await;
+            let mut answer: Answer = router::answer(&context, &exchange, request).await;
+            if !exchange.connection.goes_on().await {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             if is_endless(&answer) {
                 exchange.connection.endless.store(true, Ordering::Relaxed);
                 exchange.connection.wake_reader();
