@@ -81,6 +81,10 @@ const LEAST: u64 = 1 << 10;
 /// Requests in flight on one HTTP/2 connection; and on all, for each connection that there may be.
 const STREAMS: u32 = 256;
 const STREAMS_A_CONNECTION: usize = 4;
+/// Of these, what each connection has when the first half of all is in use: whatever others do, it is there.
+const STREAMS_KEPT: usize = STREAMS_A_CONNECTION / 2;
+/// Bodies that nobody wants, of one connection, for which there always is room: what comes of them is in its window.
+const BODIES: usize = 8;
 /// How long a connection with a request in flight must have been still before it makes place for a new client.
 const STILL: u64 = 5_000;
 /// A client that takes nothing for so many milliseconds is slow.
@@ -131,6 +135,14 @@ impl Connections {
 
     fn now(&self) -> u64 {
         self.clock.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request by HTTP/2, if it may be in flight beside so many others of its connection. Those that have many get what is
+    /// left of the first half of all, and the other half is shared out.
+    fn count_stream(&self, others: usize) -> bool {
+        let most = if others < STREAMS_KEPT { self.most_streams } else { self.most_streams / 2 };
+        let more = |streams| (streams < most).then_some(streams + 1);
+        self.streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
     fn tick(&self) -> u64 {
@@ -229,6 +241,8 @@ pub(super) struct Connection {
     /// Of HTTP/2, those in flight; and the one that was begun last and has no task yet.
     streams: Mutex<Vec<Weak<Stream>>>,
     begun: Mutex<Option<Arc<Stream>>>,
+    /// Of HTTP/2: bodies that nobody wants.
+    bodies: AtomicUsize,
 }
 
 /// The bytes that had not been sent at a time, in the state of being stuck that began at another.
@@ -419,6 +433,8 @@ impl Stream {
 pub(super) struct Exchange {
     pub(super) connection: Arc<Connection>,
     stream: Option<Arc<Stream>>,
+    /// Whether it is one of the streams that there may be: by HTTP/2, where it is not refused.
+    counted: bool,
 }
 
 impl Exchange {
@@ -427,9 +443,8 @@ impl Exchange {
         connection.lacking.store(false, Ordering::Relaxed);
         connection.giving.store(false, Ordering::Relaxed);
         connection.endless.store(false, Ordering::Relaxed);
-        connection.requests.fetch_add(1, Ordering::Relaxed);
+        let others = connection.requests.fetch_add(1, Ordering::Relaxed);
         let stream = (connection.protocol.get() == Some(&Protocol::Http2)).then(|| {
-            connection.all.streams.fetch_add(1, Ordering::Relaxed);
             let stream = Arc::new(Stream {
                 given: AtomicU64::new(0),
                 cut: AtomicBool::new(false),
@@ -439,13 +454,13 @@ impl Exchange {
             *lock(&connection.begun) = Some(Arc::clone(&stream));
             stream
         });
-        Self { connection: Arc::clone(connection), stream }
+        let counted = stream.is_some() && connection.all.count_stream(others);
+        Self { connection: Arc::clone(connection), stream, counted }
     }
 
-    /// Whether there are more requests in flight than the server takes.
+    /// Whether there are more requests in flight than the server takes, or than this connection may have of them.
     pub(super) fn is_too_many(&self) -> bool {
-        let all = &self.connection.all;
-        self.stream.is_some() && all.streams.load(Ordering::Relaxed) > all.most_streams
+        self.stream.is_some() && !self.counted
     }
 
     fn is_cut(&self) -> bool {
@@ -458,7 +473,7 @@ impl Drop for Exchange {
         self.connection.touch();
         self.connection.requests.fetch_sub(1, Ordering::Relaxed);
         self.connection.wake_reader();
-        if self.stream.is_some() {
+        if self.counted {
             self.connection.all.streams.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -541,15 +556,19 @@ async fn is_read(mut body: Incoming) -> bool {
     tokio::time::timeout(SMALL_BODY_TIME, read).await.unwrap_or(false)
 }
 
-/// A body of HTTP/2 that nobody wants; counted as a request in flight is.
-struct Unwanted(Arc<Connections>);
+/// A body of HTTP/2 that nobody wants. A connection may have some of them, more only where requests in flight leave room.
+struct Unwanted {
+    connection: Arc<Connection>,
+    counted: bool,
+}
 
 impl Unwanted {
-    fn begin(connection: &Connection) -> Option<Self> {
-        let all = &connection.all;
-        let many = all.streams.fetch_add(1, Ordering::Relaxed) >= all.most_streams;
-        let unwanted = Self(Arc::clone(all));
-        (!many).then_some(unwanted)
+    fn begin(connection: &Arc<Connection>) -> Option<Self> {
+        let others = connection.bodies.fetch_add(1, Ordering::Relaxed);
+        let few = others < BODIES;
+        let counted = !few && connection.all.count_stream(usize::MAX);
+        let unwanted = Self { connection: Arc::clone(connection), counted };
+        (few || counted).then_some(unwanted)
     }
 
     /// Reads it for a while: some clients look for an answer only when they have sent all.
@@ -561,7 +580,10 @@ impl Unwanted {
 
 impl Drop for Unwanted {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        self.connection.bodies.fetch_sub(1, Ordering::Relaxed);
+        if self.counted {
+            self.connection.all.streams.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -672,6 +694,7 @@ pub(super) fn serve(
         task: OnceLock::new(),
         streams: Mutex::default(),
         begun: Mutex::default(),
+        bodies: AtomicUsize::new(0),
     });
     all.lock().insert(connection.number, Arc::clone(&connection));
     context.metrics.connections.inc();

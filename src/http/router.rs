@@ -152,7 +152,8 @@ async fn answer_to(
     exchange: &Exchange,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
-    if exchange.is_too_many() {
+    let route = Route::parse(request.uri().path());
+    if exchange.is_too_many() && !matches!(route, Some(Route::Health | Route::Ready)) {
         return Err(Problem::overloaded());
     }
     context.guard.check(&request)?;
@@ -161,7 +162,7 @@ async fn answer_to(
         super::panics::here(context, request).await?;
         return Ok(health());
     }
-    match (Route::parse(request.uri().path()), request.method()) {
+    match (route, request.method()) {
         (Some(Route::Book), &Method::POST) => book::post(context, request).await,
         (Some(Route::Health), &Method::GET) => Ok(health()),
         // In a box: hyper moves the answer's future about, which for the largest of these takes longer than the box.

@@ -1,6 +1,10 @@
 //! What is refused, and how: so that the client sees it, goes on, and takes nothing from others.
 
-use super::{code, get, support::Server};
+use super::{
+    code, get,
+    http2::{self, Connection, DATA, END_HEADERS, END_STREAM, HEADERS, RESET},
+    support::Server,
+};
 use std::time::{Duration, Instant};
 
 /// The next request was sent on a connection that was closed already.
@@ -44,4 +48,64 @@ fn a_refusal_whose_body_was_not_read_says_that_the_connection_ends() {
             assert_eq!(get(&mut client, "/healthz").unwrap().status, 200, "{more}");
         }
     }
+}
+
+/// The frames of a stream, up to the answer's end or for so long.
+fn answered(connection: &mut Connection, stream: u32) -> Vec<(u8, u8, Vec<u8>)> {
+    let (mut frames, begun) = (Vec::new(), Instant::now());
+    while begun.elapsed() < Duration::from_secs(3) {
+        if let Some((kind, flags, of, payload)) = connection.next().unwrap()
+            && of == stream
+        {
+            frames.push((kind, flags, payload));
+            if kind == RESET || flags & END_STREAM != 0 {
+                break;
+            }
+        }
+    }
+    frames
+}
+
+fn text(frames: &[(u8, u8, Vec<u8>)]) -> String {
+    let bytes: Vec<u8> =
+        frames.iter().filter(|frame| frame.0 == DATA).flat_map(|frame| frame.2.clone()).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Those that waited for records took all the streams that there may be, and nobody else had any.
+#[test]
+fn connections_with_many_streams_leave_some_to_others() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--max-connections", "64"]); // 256 streams
+    let waiting = "/v1/logs/default/records?offset=latest&wait=60s";
+    let mut greedy: Vec<Connection> = (0..3)
+        .map(|_| {
+            let mut one = Connection::open(&server.address, &[]);
+            for n in 0..256 {
+                one.send(&http2::get(2 * n + 1, waiting)).unwrap();
+            }
+            while one.next().unwrap().is_some() {}
+            one
+        })
+        .collect();
+    for _ in 0..30 {
+        let mut other = Connection::open(&server.address, &[]);
+        for (stream, path) in [(1, "/v1/logs/default"), (3, "/v1/logs"), (5, "/readyz")] {
+            other.send(&http2::get(stream, path)).unwrap();
+            let answer = answered(&mut other, stream);
+            assert_eq!(answer.first().map(|frame| frame.2[0]), Some(0x88), "{path}: {}", text(&answer));
+        }
+    }
+    // Whoever has many is refused, in a way that can be seen; and can be probed.
+    let one = &mut greedy[0];
+    one.send(&http2::frame(HEADERS, END_HEADERS, 1001, &http2::head("POST", "/v1/logs/default/records")))
+        .unwrap();
+    one.send(&http2::frame(DATA, 0, 1001, b"x")).unwrap();
+    let answer = answered(one, 1001);
+    assert!(answer.iter().all(|frame| frame.0 != RESET), "it is reset: {answer:?}");
+    assert_eq!(code(&text(&answer)), "overloaded");
+    one.send(&http2::frame(DATA, END_STREAM, 1001, b"y")).unwrap();
+    one.send(&http2::get(1003, "/healthz")).unwrap();
+    let answer = answered(one, 1003);
+    assert_eq!(answer.first().map(|frame| frame.2[0]), Some(0x88), "{}", text(&answer));
 }
