@@ -5,7 +5,7 @@ use super::{
     book,
     connection::{Arriving, Exchange},
     context::Context,
-    logs,
+    logs, params,
     problem::Problem,
     records,
 };
@@ -13,7 +13,8 @@ use crate::Code;
 use bytes::Bytes;
 use hyper::{
     Method, Request, Response,
-    header::{CONTENT_TYPE, HeaderName, HeaderValue},
+    body::Body as _,
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use serde::Serialize;
 use std::{
@@ -157,6 +158,10 @@ async fn answer_to(
         return Err(Problem::overloaded());
     }
     context.guard.check(&request)?;
+    // Only of chunks is it not known how much there is.
+    if request.body().size_hint().upper().is_none() {
+        check_framing(request.headers())?;
+    }
     #[cfg(test)]
     if request.uri().path() == "/panics" {
         super::panics::here(context, request).await?;
@@ -167,6 +172,16 @@ async fn answer_to(
         (Some(Route::Health), &Method::GET) => Ok(health()),
         // In a box: hyper moves the answer's future about, which for the largest of these takes longer than the box.
         _ => Box::pin(answer_to_other(context, request)).await,
+    }
+}
+
+/// Refuses a body that is compressed for the way (`Transfer-Encoding: gzip, chunked`): it would be stored so.
+fn check_framing(headers: &HeaderMap) -> Result<(), Problem> {
+    match params::header(headers, "transfer-encoding")? {
+        Some(coding) if !coding.eq_ignore_ascii_case("chunked") => {
+            Err(Problem::new(Code::InvalidRequest, "Transfer-Encoding must be chunked, or not be there"))
+        }
+        _ => Ok(()),
     }
 }
 

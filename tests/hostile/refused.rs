@@ -109,3 +109,51 @@ fn connections_with_many_streams_leave_some_to_others() {
     let answer = answered(one, 1003);
     assert_eq!(answer.first().map(|frame| frame.2[0]), Some(0x88), "{}", text(&answer));
 }
+
+/// What was said twice was taken as it was said first or last, whichever was looked at.
+#[test]
+fn what_is_said_twice_or_is_not_text_is_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    let start = "POST /v1/logs/default/records";
+    let chunks = "1\r\nx\r\n0\r\n\r\n";
+    let producer = "Producer-Id: a\r\nProducer-Epoch: 0\r\nProducer-Seq: 0\r\n";
+    let cases: Vec<(&str, String, &str)> = vec![
+        (start, "Content-Encoding: identity\r\nContent-Encoding: gzip\r\n".into(), "invalid_request"),
+        (start, "Content-Encoding: gzip\u{e9}\r\n".into(), "invalid_request"),
+        (start, "Content-Encoding: identity, gzip\r\n".into(), "unsupported_encoding"),
+        (start, "Content-Type: text/plain\r\nContent-Type: application/json\r\n".into(), "invalid_request"),
+        (start, "Content-Type: \u{e9}\r\n".into(), "invalid_request"),
+        (start, format!("{producer}Producer-Id: b\r\n"), "invalid_request"),
+        (start, format!("{producer}Producer-Epoch: 1\r\n"), "invalid_request"),
+        (start, format!("{producer}Producer-Seq: 1\r\n"), "invalid_request"),
+        (start, "Transfer-Encoding: gzip, chunked\r\n".into(), "invalid_request"),
+        (start, "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n".into(), "invalid_request"),
+        ("POST /", "Transfer-Encoding: gzip, chunked\r\n".into(), "invalid_request"),
+        ("POST /v1/logs/default/records?expect=999&expect=0", String::new(), "invalid_query"),
+        ("POST /v1/logs/default/records?ack=memory&%61ck=durable", String::new(), "invalid_query"),
+        ("GET /v1/logs/default/records?offset=0&offset=0", String::new(), "invalid_query"),
+        ("GET /v1/logs?limit=1&limit=2", String::new(), "invalid_query"),
+        ("GET /?offset=0&offset=0", String::new(), "invalid_query"),
+    ];
+    for (line, more, expected) in cases {
+        let body = if more.contains("chunked") { chunks } else { "x" };
+        let length = if more.contains("chunked") { "" } else { "Content-Length: 1\r\n" };
+        client
+            .send(format!("{line} HTTP/1.1\r\nHost: localhost\r\n{more}{length}\r\n{body}").as_bytes())
+            .unwrap();
+        let answer = client.answer().unwrap();
+        assert_eq!(code(&answer.body), expected, "{line} with {more:?}: {}", answer.body);
+    }
+    // What may be said in several headers still may, and a coding that is framing only.
+    for more in ["Accept: text/html\r\nAccept: application/json\r\n", "Accept: \u{e9}\r\nAccept: */*\r\n"] {
+        let request = format!("GET /v1/logs/default/records HTTP/1.1\r\nHost: localhost\r\n{more}\r\n");
+        client.send(request.as_bytes()).unwrap();
+        assert_eq!(client.answer().unwrap().status, 200, "{more}");
+    }
+    let request =
+        format!("{start} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: Chunked\r\n\r\n{chunks}");
+    client.send(request.as_bytes()).unwrap();
+    assert_eq!(client.answer().unwrap().status, 200);
+}
