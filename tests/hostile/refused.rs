@@ -157,3 +157,35 @@ fn what_is_said_twice_or_is_not_text_is_refused() {
     client.send(request.as_bytes()).unwrap();
     assert_eq!(client.answer().unwrap().status, 200);
 }
+
+/// What is meant by a member's place was done: a log got a retention, and was trimmed.
+#[test]
+fn a_list_is_no_object() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    client.append(b"0").unwrap();
+    let records = "/v1/logs/default/records";
+    for (method, target, body) in [
+        ("PUT", "/v1/logs/x", r#"["memory","json",1,1,1000000,5]"#),
+        ("PUT", "/v1/logs/x", "[]"),
+        ("POST", "/v1/logs/default/trim", "[1]"),
+        ("POST", "/", r#"{"record":["aGk=",0]}"#),
+        ("POST", "/", r#"[{"value":"aGk="}]"#),
+        ("POST", "/", r#"[["aGk=",0]]"#),
+        ("GET", "/", "[0]"),
+        ("POST", records, r#"{"records":[["aGk=",null]]}"#),
+        ("POST", records, r#"{"records":[[null,1]]}"#),
+        ("POST", records, r#"[[{"json":1}]]"#),
+    ] {
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        client.send(head.as_bytes()).unwrap();
+        let answer = client.answer().unwrap();
+        assert_eq!((answer.status, code(&answer.body)), (400, "invalid_request"), "{method} {target} {body}");
+    }
+    assert_eq!(get(&mut client, "/v1/logs/x").unwrap().status, 404);
+    assert_eq!(client.append(b"1").unwrap(), 1);
+}
