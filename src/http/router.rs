@@ -12,9 +12,9 @@ use super::{
 use crate::Code;
 use bytes::Bytes;
 use hyper::{
-    Method, Request, Response,
+    Method, Request, Response, StatusCode,
     body::Body as _,
-    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use serde::Serialize;
 use std::{
@@ -29,9 +29,13 @@ use std::{
 pub(super) async fn answer(
     context: &Arc<Context>,
     exchange: &Exchange,
-    request: Request<Arriving>,
+    mut request: Request<Arriving>,
 ) -> Answer {
     let begun = Instant::now();
+    let only_head = request.method() == Method::HEAD;
+    if only_head {
+        *request.method_mut() = Method::GET;
+    }
     let mut id = request.headers().get(REQUEST_ID).and_then(kept_id);
     let route = Route::parse(request.uri().path()).map_or("other", Route::label);
     let mut answer = answer_to(context, exchange, request).await.unwrap_or_else(|problem| {
@@ -50,10 +54,22 @@ pub(super) async fn answer(
     let (status, time) = (answer.status().as_u16(), begun.elapsed());
     tracing::debug!(request = ?id, route, status, ?time, "answered");
     context.metrics.answered(route, status, time);
+    if only_head {
+        answer = without_body(answer);
+    }
     if let Some(id) = id {
         answer.headers_mut().insert(REQUEST_ID, id);
     }
     answer
+}
+
+/// What a HEAD gets of the answer to a GET.
+fn without_body(mut answer: Answer) -> Answer {
+    let has_length = !matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if let Some(length) = answer.body().size_hint().exact().filter(|_| has_length) {
+        answer.headers_mut().insert(CONTENT_LENGTH, length.into());
+    }
+    answer.map(|_| full(""))
 }
 
 /// The longest name of a request that comes back.
@@ -139,10 +155,10 @@ impl<'a> Route<'a> {
     fn methods(self) -> &'static str {
         match self {
             Self::Health | Self::Ready | Self::Metrics | Self::OpenApi | Self::Logs | Self::Record { .. } => {
-                "GET"
+                "GET, HEAD"
             }
-            Self::Book | Self::Records { .. } => "GET, POST",
-            Self::Log { .. } => "DELETE, GET, PUT",
+            Self::Book | Self::Records { .. } => "GET, HEAD, POST",
+            Self::Log { .. } => "DELETE, GET, HEAD, PUT",
             Self::Trim { .. } => "POST",
         }
     }

@@ -3,9 +3,13 @@
 use super::{
     code, get,
     http2::{self, Connection, DATA, END_HEADERS, END_STREAM, HEADERS, RESET},
-    support::Server,
+    support::{Client, Server},
 };
-use std::time::{Duration, Instant};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
 /// The next request was sent on a connection that was closed already.
 #[test]
@@ -188,4 +192,63 @@ fn a_list_is_no_object() {
     }
     assert_eq!(get(&mut client, "/v1/logs/x").unwrap().status, 404);
     assert_eq!(client.append(b"1").unwrap(), 1);
+}
+
+/// The head of an answer without what differs from one to the next, and the body.
+fn parts(server: &Server, method: &str, target: &str, more: &str) -> (Vec<String>, String) {
+    let mut socket = TcpStream::connect(&server.address).unwrap();
+    let head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}\r\n");
+    socket.write_all(head.as_bytes()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut got = Vec::new();
+    let _ = socket.read_to_end(&mut got); // a live tail does not end
+    let got = String::from_utf8_lossy(&got).into_owned();
+    let (head, body) = got.split_once("\r\n\r\n").unwrap_or((&got, ""));
+    let differs = ["date: ", "x-request-id: ", "transfer-encoding: "];
+    let lines = head.lines().map(str::to_ascii_lowercase);
+    let mut lines: Vec<_> =
+        lines.filter(|line| !differs.iter().any(|start| line.starts_with(start))).collect();
+    lines.sort_unstable();
+    (lines, body.to_owned())
+}
+
+/// RFC 9110: whoever takes GET takes HEAD, as probes send it.
+#[test]
+fn head_is_answered_as_get_is_without_the_body() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    server.connect().append(b"a record").unwrap();
+    for (target, more) in [
+        ("/healthz", ""),
+        ("/readyz", ""),
+        ("/openapi.json", ""),
+        ("/?offset=0", ""),
+        ("/?offset=9", ""),
+        ("/v1/logs", ""),
+        ("/v1/logs/default", ""),
+        ("/v1/logs/none", ""),
+        ("/v1/logs/default/records", ""),
+        ("/v1/logs/default/records", "Accept: text/event-stream\r\n"),
+        ("/v1/logs/default/records/0", ""),
+        ("/v1/logs/default/records/9", ""),
+    ] {
+        let ((get_head, get_body), (head, body)) =
+            (parts(&server, "GET", target, more), parts(&server, "HEAD", target, more));
+        assert_eq!(head, get_head, "{target} {more}");
+        assert_eq!(body, "", "{target}");
+        assert!(!get_body.is_empty() || more.contains("event-stream"), "{target}");
+    }
+    let (head, _) = parts(&server, "HEAD", "/v1/logs/default/trim", "");
+    assert!(head.iter().any(|line| line.starts_with("http/1.1 405")), "{head:?}");
+    // The connection goes on, of either protocol.
+    let mut client = Client::connect(&server.address).unwrap();
+    client.send(b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut socket = Connection::open(&server.address, &[]);
+    let mut head = http2::head("GET", "/v1/logs/default/records/0");
+    head.splice(..1, [0x02, 4, b'H', b'E', b'A', b'D']);
+    socket.send(&http2::frame(HEADERS, END_HEADERS | END_STREAM, 1, &head)).unwrap();
+    let answer = answered(&mut socket, 1);
+    assert_eq!(answer.first().map(|frame| frame.2[0]), Some(0x88));
+    assert_eq!(text(&answer), "");
+    assert!(answer.iter().any(|frame| frame.1 & END_STREAM != 0), "it does not end");
 }
