@@ -10,8 +10,11 @@ use crate::Code;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Body;
-use serde::Deserialize;
-use std::io::Read;
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+};
+use std::{fmt, io::Read, marker::PhantomData};
 use tokio::sync::oneshot;
 
 /// Reads a body. What is announced to be too large is not read at all, nor is what there is no memory for.
@@ -199,7 +202,27 @@ const WHY: usize = 300;
 
 /// Parses a body: `invalid_json` for what is no JSON, `invalid_request` for JSON that is not what is `expected`.
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], expected: &str) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|error| not_parsed(&error, expected))
+    serde_json::from_slice(body).map(|Object(parsed)| parsed).map_err(|error| not_parsed(&error, expected))
+}
+
+/// What is a JSON object only. Read without this, a struct is also made of a list, whose values are taken for the members by their
+/// places.
+pub(super) struct Object<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = Object<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        from.deserialize_map(Members(PhantomData))
+    }
 }
 
 pub(super) fn not_parsed(error: &serde_json::Error, expected: &str) -> Problem {

@@ -3,7 +3,7 @@
 
 use super::{
     answer::{Answer, full, json, json_of, json_text},
-    body::{self, LARGE},
+    body::{self, LARGE, Object},
     connection::Arriving,
     context::Context,
     memory::{FREE, Grant, Memory, Purpose, Work},
@@ -27,7 +27,7 @@ pub(super) const LOG: &str = "default";
 #[serde(deny_unknown_fields)]
 struct Produce<'a> {
     #[serde(borrow)]
-    record: ProducedRecord<'a>,
+    record: Object<ProducedRecord<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -117,7 +117,7 @@ fn decoded(bytes: Bytes, memory: &Arc<Memory>) -> Result<(Vec<u8>, Grant), Probl
     if bytes.len() > FREE && memchr::memchr(b'\\', &bytes).is_some() {
         text.cover(bytes.len())?;
     }
-    let Produce { record } = body::parse(&bytes, r#"{"record":{"value":"<base64>"}}"#)?;
+    let Produce { record: Object(record) } = body::parse(&bytes, r#"{"record":{"value":"<base64>"}}"#)?;
     let mut decode = |base64: &str| {
         let length = base64::decoded_len_estimate(base64.len());
         if length > FREE {
@@ -198,11 +198,11 @@ mod tests {
     #[test]
     fn values_are_borrowed_unless_they_are_escaped() {
         let plain: Produce<'_> = parse(r#"{"record":{"value":"aGk="}}"#).unwrap();
-        assert!(matches!(plain.record.value, Cow::Borrowed("aGk=")));
+        assert!(matches!(plain.record.0.value, Cow::Borrowed("aGk=")));
         let escaped: Produce<'_> = parse(r#"{"record":{"value":"aGk\u003d","offset":7}}"#).unwrap();
-        assert_eq!(escaped.record.value, "aGk=");
+        assert_eq!(escaped.record.0.value, "aGk=");
         let null: Produce<'_> = parse(r#"{"record":{"value":null}}"#).unwrap();
-        assert_eq!(null.record.value, "");
+        assert_eq!(null.record.0.value, "");
     }
 
     #[test]
@@ -210,6 +210,8 @@ mod tests {
         for text in [
             "{}",
             "[]",
+            r#"[{"value":""}]"#,
+            r#"{"record":[""]}"#,
             "7",
             "null",
             r#"{"record":{}}"#,

@@ -9,6 +9,7 @@
 //! | HTTP/2: no request in flight, whatever pings are answered | `header_time` since the last one |
 //! | a request whose body does not come | `body_time` for all of it, see `body` |
 //! | HTTP/1: the client has ended what it sends, and its answer has not begun | [`LAST_ANSWER`]; it may be gone, or wait; a live tail ends at once |
+//! | HTTP/1: a small body that nobody wants, before its answer | [`SMALL_BODY_TIME`], then the answer says that the connection ends, as with a large one |
 //! | HTTP/2: a body that nobody wants, behind its answer | [`LAST_BODY`], then it is reset |
 //! | an answer of which the client takes nothing, or less than 1 KiB a second | `body_time`; of HTTP/2 only that stream is reset |
 //! | peer gone without a word | [`GONE`] times `body_time`, by the system (`TCP_USER_TIMEOUT`) |
@@ -36,7 +37,7 @@ use http_body_util::{BodyExt, Either};
 use hyper::{
     Request,
     body::{Body, Frame, Incoming, SizeHint},
-    header::CONTENT_TYPE,
+    header::{CONNECTION, CONTENT_TYPE, EXPECT, HeaderValue},
     rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
@@ -58,7 +59,7 @@ use tokio::{
     io::AsyncReadExt,
     net::TcpStream,
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    task::AbortHandle,
+    task::{AbortHandle, JoinHandle},
 };
 
 /// What HTTP/2 begins with.
@@ -80,6 +81,10 @@ const LEAST: u64 = 1 << 10;
 /// Requests in flight on one HTTP/2 connection; and on all, for each connection that there may be.
 const STREAMS: u32 = 256;
 const STREAMS_A_CONNECTION: usize = 4;
+/// Of these, what each connection has when the first half of all is in use: whatever others do, it is there.
+const STREAMS_KEPT: usize = STREAMS_A_CONNECTION / 2;
+/// Bodies that nobody wants, of one connection, for which there always is room: what comes of them is in its window.
+const BODIES: usize = 8;
 /// How long a connection with a request in flight must have been still before it makes place for a new client.
 const STILL: u64 = 5_000;
 /// A client that takes nothing for so many milliseconds is slow.
@@ -89,6 +94,9 @@ const SLOW: u64 = 1_000;
 const LAST_ANSWER: u64 = 3_000;
 /// How long a body is read that nobody wants: a client that is told to stop while it sends may not see its answer.
 const LAST_BODY: Duration = Duration::from_secs(2);
+/// The bytes of a body that nobody wants which are read for another request to come behind it by HTTP/1, and how long that may take.
+const SMALL_BODY: u64 = 64 << 10;
+const SMALL_BODY_TIME: Duration = Duration::from_secs(1);
 /// How long an HTTP/2 connection, when the server stops, may have been without a request and still have an answer on its way.
 const LAST_WORDS: u64 = 1_000;
 
@@ -127,6 +135,14 @@ impl Connections {
 
     fn now(&self) -> u64 {
         self.clock.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request by HTTP/2, if it may be in flight beside so many others of its connection. Those that have many get what is
+    /// left of the first half of all, and the other half is shared out.
+    fn count_stream(&self, others: usize) -> bool {
+        let most = if others < STREAMS_KEPT { self.most_streams } else { self.most_streams / 2 };
+        let more = |streams| (streams < most).then_some(streams + 1);
+        self.streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
     fn tick(&self) -> u64 {
@@ -216,6 +232,8 @@ pub(super) struct Connection {
     giving: AtomicBool,
     /// Whether the answer is a live tail: that whoever follows it is gone would be seen only when there is something to send.
     endless: AtomicBool,
+    /// Of HTTP/1: a body that nobody wants, while it is read; says whether that was all of it.
+    unwanted: Mutex<Option<JoinHandle<bool>>>,
     /// To finish what is in flight and end.
     stop: Notify,
     stopped: AtomicBool,
@@ -223,6 +241,8 @@ pub(super) struct Connection {
     /// Of HTTP/2, those in flight; and the one that was begun last and has no task yet.
     streams: Mutex<Vec<Weak<Stream>>>,
     begun: Mutex<Option<Arc<Stream>>>,
+    /// Of HTTP/2: bodies that nobody wants.
+    bodies: AtomicUsize,
 }
 
 /// The bytes that had not been sent at a time, in the state of being stuck that began at another.
@@ -293,6 +313,15 @@ impl Connection {
             && let Some(reader) = lock(&self.reader).take()
         {
             reader.wake();
+        }
+    }
+
+    /// Whether another request may come behind this one by HTTP/1: all of its body is read, where that is not much.
+    async fn goes_on(&self) -> bool {
+        let unwanted = lock(&self.unwanted).take();
+        match unwanted {
+            Some(unwanted) => unwanted.await.unwrap_or(false),
+            None => true,
         }
     }
 
@@ -404,6 +433,8 @@ impl Stream {
 pub(super) struct Exchange {
     pub(super) connection: Arc<Connection>,
     stream: Option<Arc<Stream>>,
+    /// Whether it is one of the streams that there may be: by HTTP/2, where it is not refused.
+    counted: bool,
 }
 
 impl Exchange {
@@ -412,9 +443,8 @@ impl Exchange {
         connection.lacking.store(false, Ordering::Relaxed);
         connection.giving.store(false, Ordering::Relaxed);
         connection.endless.store(false, Ordering::Relaxed);
-        connection.requests.fetch_add(1, Ordering::Relaxed);
+        let others = connection.requests.fetch_add(1, Ordering::Relaxed);
         let stream = (connection.protocol.get() == Some(&Protocol::Http2)).then(|| {
-            connection.all.streams.fetch_add(1, Ordering::Relaxed);
             let stream = Arc::new(Stream {
                 given: AtomicU64::new(0),
                 cut: AtomicBool::new(false),
@@ -424,13 +454,13 @@ impl Exchange {
             *lock(&connection.begun) = Some(Arc::clone(&stream));
             stream
         });
-        Self { connection: Arc::clone(connection), stream }
+        let counted = stream.is_some() && connection.all.count_stream(others);
+        Self { connection: Arc::clone(connection), stream, counted }
     }
 
-    /// Whether there are more requests in flight than the server takes.
+    /// Whether there are more requests in flight than the server takes, or than this connection may have of them.
     pub(super) fn is_too_many(&self) -> bool {
-        let all = &self.connection.all;
-        self.stream.is_some() && all.streams.load(Ordering::Relaxed) > all.most_streams
+        self.stream.is_some() && !self.counted
     }
 
     fn is_cut(&self) -> bool {
@@ -443,7 +473,7 @@ impl Drop for Exchange {
         self.connection.touch();
         self.connection.requests.fetch_sub(1, Ordering::Relaxed);
         self.connection.wake_reader();
-        if self.stream.is_some() {
+        if self.counted {
             self.connection.all.streams.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -451,9 +481,11 @@ impl Drop for Exchange {
 
 /// A request's body on its way in: while it keeps arriving, its connection is not idle.
 pub(super) struct Arriving {
-    /// `None` only while dropping.
+    /// `None` once it has ended.
     body: Option<Incoming>,
     connection: Arc<Connection>,
+    /// Whether the client asks before it sends the body: what is not wanted is not asked for.
+    asks: bool,
 }
 
 impl Body for Arriving {
@@ -469,6 +501,9 @@ impl Body for Arriving {
             self.connection.lacks_some();
             return Poll::Pending;
         };
+        if frame.is_none() {
+            self.body = None; // of chunks it does not say by itself that it has ended
+        }
         // An empty frame of HTTP/2 brings nothing on.
         if let Some(Ok(frame)) = &frame
             && frame.data_ref().is_some_and(|data| !data.is_empty())
@@ -490,25 +525,50 @@ impl Body for Arriving {
 impl Drop for Arriving {
     fn drop(&mut self) {
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.connection.protocol.get() == Some(&Protocol::Http1) {
+            let small = !self.asks && body.size_hint().lower() <= SMALL_BODY;
+            let read = async move { small && is_read(body).await };
+            *lock(&self.connection.unwanted) = Some(runtime.spawn(read));
+            return;
+        }
         // Dropped, it would be reset at once: curl and others take that for the end of all, and see no answer.
-        if self.connection.protocol.get() == Some(&Protocol::Http2)
-            && let Some(unwanted) = Unwanted::begin(&self.connection)
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
+        if let Some(unwanted) = Unwanted::begin(&self.connection) {
             runtime.spawn(unwanted.read(body));
         }
     }
 }
 
-/// A body of HTTP/2 that nobody wants; counted as a request in flight is.
-struct Unwanted(Arc<Connections>);
+/// Reads a body of HTTP/1 that nobody wants, if it is small and comes soon. Says whether that was all of it.
+async fn is_read(mut body: Incoming) -> bool {
+    let read = async {
+        let mut left = SMALL_BODY;
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return false };
+            let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
+            match left.checked_sub(bytes) {
+                Some(rest) => left = rest,
+                None => return false,
+            }
+        }
+        true
+    };
+    tokio::time::timeout(SMALL_BODY_TIME, read).await.unwrap_or(false)
+}
+
+/// A body of HTTP/2 that nobody wants. A connection may have some of them, more only where requests in flight leave room.
+struct Unwanted {
+    connection: Arc<Connection>,
+    counted: bool,
+}
 
 impl Unwanted {
-    fn begin(connection: &Connection) -> Option<Self> {
-        let all = &connection.all;
-        let many = all.streams.fetch_add(1, Ordering::Relaxed) >= all.most_streams;
-        let unwanted = Self(Arc::clone(all));
-        (!many).then_some(unwanted)
+    fn begin(connection: &Arc<Connection>) -> Option<Self> {
+        let others = connection.bodies.fetch_add(1, Ordering::Relaxed);
+        let few = others < BODIES;
+        let counted = !few && connection.all.count_stream(usize::MAX);
+        let unwanted = Self { connection: Arc::clone(connection), counted };
+        (few || counted).then_some(unwanted)
     }
 
     /// Reads it for a while: some clients look for an answer only when they have sent all.
@@ -520,7 +580,10 @@ impl Unwanted {
 
 impl Drop for Unwanted {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        self.connection.bodies.fetch_sub(1, Ordering::Relaxed);
+        if self.counted {
+            self.connection.all.streams.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -625,11 +688,13 @@ pub(super) fn serve(
         lacking: AtomicBool::new(false),
         endless: AtomicBool::new(false),
         giving: AtomicBool::new(false),
+        unwanted: Mutex::default(),
         stop: Notify::new(),
         stopped: AtomicBool::new(false),
         task: OnceLock::new(),
         streams: Mutex::default(),
         begun: Mutex::default(),
+        bodies: AtomicUsize::new(0),
     });
     all.lock().insert(connection.number, Arc::clone(&connection));
     context.metrics.connections.inc();
@@ -687,9 +752,14 @@ async fn drive(
     let socket = Socket::new(stream, first[..read].into(), Arc::clone(connection));
     let service = service_fn(|request: Request<Incoming>| {
         let (context, exchange) = (Arc::clone(context), Exchange::begin(connection));
-        let request = request.map(|body| Arriving { body: Some(body), connection: Arc::clone(connection) });
+        let asks = request.headers().contains_key(EXPECT);
+        let connection = Arc::clone(connection);
+        let request = request.map(|body| Arriving { body: Some(body), connection, asks });
         async move {
-            let answer: Answer = router::answer(&context, &exchange, request).await;
+            let mut answer: Answer = router::answer(&context, &exchange, request).await;
+            if !exchange.connection.goes_on().await {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             if is_endless(&answer) {
                 exchange.connection.endless.store(true, Ordering::Relaxed);
                 exchange.connection.wake_reader();

@@ -12,6 +12,7 @@
 //! milliseconds since 1970.
 
 use super::{
+    body::Object,
     memory::{Buffer, Grant},
     problem::Problem,
     room::Room,
@@ -381,7 +382,7 @@ impl<'de> Visitor<'de> for List<'_> {
         f.write_str("a list of records")
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while let Some(record) = list.next_element::<Record<'de>>()? {
+        while let Some(Object(record)) = list.next_element::<Object<Record<'de>>>()? {
             if let Err(problem) = self.0.record(&record) {
                 self.0.refused = Some(problem);
                 return Err(de::Error::custom("refused"));

@@ -87,7 +87,8 @@ struct Listed<'a> {
 
 pub(super) fn list(context: &Context, request: &Request<()>) -> Result<Answer, Problem> {
     let (mut after, mut limit) = (None, 100);
-    for (name, value) in params::of(request) {
+    for parameter in params::of(request) {
+        let (name, value) = parameter?;
         match &*name {
             "after" => after = Some(value.into_owned()),
             "limit" => limit = params::number(&name, &value, 1..=PAGE as u64)? as usize,

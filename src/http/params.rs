@@ -4,13 +4,25 @@ use super::problem::Problem;
 use crate::Code;
 use hyper::{
     Request,
-    header::{AsHeaderName, HeaderMap},
+    header::{HeaderMap, HeaderName},
 };
 use std::{borrow::Cow, ops::RangeInclusive, time::Duration};
 
-/// The query's parameters, decoded.
-pub(super) fn of<B>(request: &Request<B>) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
-    form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
+/// A parameter's name and value.
+type Parameter<'a> = (Cow<'a, str>, Cow<'a, str>);
+
+/// The query's parameters, decoded. One that is there again is refused: who is on the way may take the other for the one that is meant.
+/// Those before it are kept to see that, so that whoever goes through them stops at one that is unknown.
+pub(super) fn of<B>(request: &Request<B>) -> impl Iterator<Item = Result<Parameter<'_>, Problem>> {
+    let mut seen = Vec::new();
+    form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes()).map(move |(name, value)| {
+        if seen.contains(&name) {
+            let name: String = name.chars().take(50).collect();
+            return Err(Problem::new(Code::InvalidQuery, format!("{name:?} is there more than once")));
+        }
+        seen.push(name.clone());
+        Ok((name, value))
+    })
 }
 
 /// What to answer to a parameter that is not one.
@@ -50,9 +62,23 @@ pub(super) fn time(name: &str, value: &str) -> Result<u64, Problem> {
         .ok_or_else(|| invalid(name, "a time by RFC 3339 in UTC, such as 2026-01-02T03:04:05.678Z"))
 }
 
-/// A header's value as text; what is not text counts as empty.
-pub(super) fn header(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&str> {
-    headers.get(name).map(|value| value.to_str().unwrap_or_default())
+/// The value of a header that is there once, as text.
+pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    match (value.to_str(), values.next()) {
+        (Ok(value), None) => Ok(Some(value)),
+        (Err(_), None) => Err(Problem::new(Code::InvalidRequest, format!("the header {name} is not text"))),
+        (_, Some(_)) => {
+            Err(Problem::new(Code::InvalidRequest, format!("the header {name} is there more than once")))
+        }
+    }
+}
+
+/// The values of a header that is a list, in one or several; what is not text is left out.
+pub(super) fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(name).into_iter();
+    values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)
 }
 
 /// A log's id as clients see it: hexadecimal digits.

@@ -21,10 +21,7 @@ use http_body_util::{BodyExt, Either, channel::Channel};
 use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Frame, SizeHint},
-    header::{
-        ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
-        IF_NONE_MATCH,
-    },
+    header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH},
 };
 use serde::Serialize;
 use std::{
@@ -64,7 +61,11 @@ struct Appended {
 
 /// The producer that a request names by its headers, if it does: id, epoch and sequence.
 fn producer(headers: &HeaderMap) -> Result<Option<(String, u32, u64)>, Problem> {
-    let all = ["producer-id", "producer-epoch", "producer-seq"].map(|name| params::header(headers, name));
+    let all = [
+        params::header(headers, "producer-id")?,
+        params::header(headers, "producer-epoch")?,
+        params::header(headers, "producer-seq")?,
+    ];
     let bad = |_| {
         let detail = "send all of Producer-Id (1 to 64 bytes), Producer-Epoch and Producer-Seq (whole numbers), or none";
         Problem::new(Code::InvalidProducer, detail)
@@ -87,7 +88,8 @@ pub(super) async fn append(
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
     let (mut ack, mut expect) = (None, None);
-    for (name, value) in params::of(&request) {
+    for parameter in params::of(&request) {
+        let (name, value) = parameter?;
         match (&*name, &*value) {
             ("ack", "durable") => ack = Some(Ack::Durable),
             ("ack", "memory") => ack = Some(Ack::Memory),
@@ -96,7 +98,7 @@ pub(super) async fn append(
             _ => return Err(params::unknown(&name, "ack, expect")),
         }
     }
-    let media_type = params::header(request.headers(), CONTENT_TYPE).unwrap_or(Format::Bytes.name());
+    let media_type = params::header(request.headers(), "content-type")?.unwrap_or(Format::Bytes.name());
     let format = Format::of(media_type).ok_or_else(|| {
         let media_type: String = media_type.chars().take(100).collect();
         let detail = format!(
@@ -106,7 +108,7 @@ pub(super) async fn append(
         Problem::new(Code::UnsupportedType, detail)
     })?;
     let producer = producer(request.headers())?;
-    let encoding = body::Encoding::of(params::header(request.headers(), CONTENT_ENCODING))?;
+    let encoding = body::Encoding::of(params::header(request.headers(), "content-encoding")?)?;
     let settings = context.settings(name).await?;
     let room = Room::new(context.store.batch_bytes(&settings));
     let bytes = body::read(request.into_body(), context).await?;
@@ -346,7 +348,8 @@ pub(super) async fn range(
     let limits = &context.limits;
     let (mut from, mut wait) = (None, Duration::ZERO);
     let mut budget = PageLimits { records: 1000, bytes: 1 << 20 };
-    for (name, value) in params::of(&request) {
+    for parameter in params::of(&request) {
+        let (name, value) = parameter?;
         match &*name {
             "offset" => from = Some(StartAt::parse(&value)?),
             "since" => from = Some(StartAt::Since(params::time(&name, &value)?)),
@@ -356,10 +359,10 @@ pub(super) async fn range(
             _ => return Err(params::unknown(&name, "offset, since, limit, max_bytes, wait")),
         }
     }
-    let accept = params::header(request.headers(), ACCEPT).unwrap_or("*/*");
-    let tailing = accept.split(',').any(|one| one.trim().starts_with("text/event-stream"));
-    let format = if tailing { Format::Ndjson } else { accepted(accept)? };
-    let last = params::header(request.headers(), "last-event-id").filter(|_| tailing);
+    let headers = request.headers();
+    let tailing = params::list(headers, ACCEPT).any(|one| one.starts_with("text/event-stream"));
+    let format = if tailing || !headers.contains_key(ACCEPT) { Format::Ndjson } else { accepted(headers)? };
+    let last = if tailing { params::header(headers, "last-event-id")? } else { None };
     let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
     drop(request); // a header section is not for waiting with
     let log = context.log(name).await?;
@@ -519,13 +522,13 @@ async fn next_piece(
     }
 }
 
-fn accepted(accept: &str) -> Result<Format, Problem> {
+fn accepted(headers: &HeaderMap) -> Result<Format, Problem> {
     let one = |one: &str| match one.split(';').next().unwrap_or_default().trim() {
         "*/*" | "application/*" => Some(Format::Ndjson),
         "text/*" => Some(Format::Text),
         _ => Format::of(one),
     };
-    accept.split(',').find_map(one).ok_or_else(|| {
+    params::list(headers, ACCEPT).find_map(one).ok_or_else(|| {
         let detail = format!("Accept must have one of: {}, text/event-stream", formats::ACCEPTED);
         Problem::new(Code::NotAcceptable, detail)
     })
@@ -538,7 +541,8 @@ pub(super) async fn one(
     offset: &str,
     request: Request<()>,
 ) -> Result<Answer, Problem> {
-    if let Some((name, _)) = params::of(&request).next() {
+    if let Some(parameter) = params::of(&request).next() {
+        let (name, _) = parameter?;
         return Err(params::unknown(&name, "none"));
     }
     let offset = params::number("offset", offset, 0..=u64::MAX)
@@ -546,8 +550,7 @@ pub(super) async fn one(
     let log = context.log(name).await?;
     let tag = format!("\"{}-{offset}\"", params::hex(log.id()));
     let record = context.read(&log, offset).await?;
-    let known = params::header(request.headers(), IF_NONE_MATCH)
-        .is_some_and(|tags| tags.split(',').any(|one| one.trim() == tag || one.trim() == "*"));
+    let known = params::list(request.headers(), IF_NONE_MATCH).any(|one| one == tag || one == "*");
     let mut grant = context.memory.grant(Purpose::Answer);
     let value = if known { &[] } else { record.value() };
     if value.len() > FREE {

@@ -5,15 +5,16 @@ use super::{
     book,
     connection::{Arriving, Exchange},
     context::Context,
-    logs,
+    logs, params,
     problem::Problem,
     records,
 };
 use crate::Code;
 use bytes::Bytes;
 use hyper::{
-    Method, Request, Response,
-    header::{CONTENT_TYPE, HeaderName, HeaderValue},
+    Method, Request, Response, StatusCode,
+    body::Body as _,
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use serde::Serialize;
 use std::{
@@ -28,9 +29,13 @@ use std::{
 pub(super) async fn answer(
     context: &Arc<Context>,
     exchange: &Exchange,
-    request: Request<Arriving>,
+    mut request: Request<Arriving>,
 ) -> Answer {
     let begun = Instant::now();
+    let only_head = request.method() == Method::HEAD;
+    if only_head {
+        *request.method_mut() = Method::GET;
+    }
     let mut id = request.headers().get(REQUEST_ID).and_then(kept_id);
     let route = Route::parse(request.uri().path()).map_or("other", Route::label);
     let mut answer = answer_to(context, exchange, request).await.unwrap_or_else(|problem| {
@@ -49,10 +54,22 @@ pub(super) async fn answer(
     let (status, time) = (answer.status().as_u16(), begun.elapsed());
     tracing::debug!(request = ?id, route, status, ?time, "answered");
     context.metrics.answered(route, status, time);
+    if only_head {
+        answer = without_body(answer);
+    }
     if let Some(id) = id {
         answer.headers_mut().insert(REQUEST_ID, id);
     }
     answer
+}
+
+/// What a HEAD gets of the answer to a GET.
+fn without_body(mut answer: Answer) -> Answer {
+    let has_length = !matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if let Some(length) = answer.body().size_hint().exact().filter(|_| has_length) {
+        answer.headers_mut().insert(CONTENT_LENGTH, length.into());
+    }
+    answer.map(|_| full(""))
 }
 
 /// The longest name of a request that comes back.
@@ -138,10 +155,10 @@ impl<'a> Route<'a> {
     fn methods(self) -> &'static str {
         match self {
             Self::Health | Self::Ready | Self::Metrics | Self::OpenApi | Self::Logs | Self::Record { .. } => {
-                "GET"
+                "GET, HEAD"
             }
-            Self::Book | Self::Records { .. } => "GET, POST",
-            Self::Log { .. } => "DELETE, GET, PUT",
+            Self::Book | Self::Records { .. } => "GET, HEAD, POST",
+            Self::Log { .. } => "DELETE, GET, HEAD, PUT",
             Self::Trim { .. } => "POST",
         }
     }
@@ -152,20 +169,35 @@ async fn answer_to(
     exchange: &Exchange,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
-    if exchange.is_too_many() {
+    let route = Route::parse(request.uri().path());
+    if exchange.is_too_many() && !matches!(route, Some(Route::Health | Route::Ready)) {
         return Err(Problem::overloaded());
     }
     context.guard.check(&request)?;
+    // Only of chunks is it not known how much there is.
+    if request.body().size_hint().upper().is_none() {
+        check_framing(request.headers())?;
+    }
     #[cfg(test)]
     if request.uri().path() == "/panics" {
         super::panics::here(context, request).await?;
         return Ok(health());
     }
-    match (Route::parse(request.uri().path()), request.method()) {
+    match (route, request.method()) {
         (Some(Route::Book), &Method::POST) => book::post(context, request).await,
         (Some(Route::Health), &Method::GET) => Ok(health()),
         // In a box: hyper moves the answer's future about, which for the largest of these takes longer than the box.
         _ => Box::pin(answer_to_other(context, request)).await,
+    }
+}
+
+/// Refuses a body that is compressed for the way (`Transfer-Encoding: gzip, chunked`): it would be stored so.
+fn check_framing(headers: &HeaderMap) -> Result<(), Problem> {
+    match params::header(headers, "transfer-encoding")? {
+        Some(coding) if !coding.eq_ignore_ascii_case("chunked") => {
+            Err(Problem::new(Code::InvalidRequest, "Transfer-Encoding must be chunked, or not be there"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -12,6 +12,7 @@ use super::{
     metrics::Metrics,
 };
 use crate::store::{self, LogSettings, Store};
+use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     future::Future,
     io,
@@ -114,6 +115,19 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 /// Threads of a runtime that wait for disks, or take large bodies apart.
 const BLOCKING_THREADS: usize = 64;
 
+/// Connections that wait to be accepted; of the standard library 128, beyond which a client that connects tries again after a second.
+/// The system has a limit of its own (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?; // as the standard library does: a server that is started again need not wait
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
 /// A server that listens and does not answer yet.
 pub struct Server {
     listener: TcpListener,
@@ -136,8 +150,7 @@ impl Server {
             );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
-        let listener = TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
+        let listener = listen(address)?;
         Ok(Self { listener, settings })
     }
 

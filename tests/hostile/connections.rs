@@ -7,6 +7,7 @@ use super::{
     support::{Client, Server, process::Process},
     wait_for,
 };
+use millstream::http::Settings;
 use std::{
     io::{Read, Write},
     net::TcpStream,
@@ -170,4 +171,15 @@ fn ten_thousand_idle_connections_cost_little_and_others_are_served() {
     assert!(after < before + many * (12 << 10) + 16 * MIB);
     producer.finish();
     assert_eq!(get(&mut server.connect(), "/readyz").unwrap().status, 200);
+}
+
+/// Of 400 connections that were begun at once, while nobody took them, each beyond the 129th waited for a second or more.
+#[test]
+fn a_burst_of_connections_does_not_wait() {
+    let server = millstream::http::Server::bind("127.0.0.1:0".parse().unwrap(), Settings::default()).unwrap();
+    let address = server.address().unwrap();
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
+    let connect = |_| TcpStream::connect_timeout(&address, Duration::from_millis(900)).unwrap();
+    let connected: Vec<TcpStream> = (0..400.min(most)).map(connect).collect();
+    drop(connected);
 }

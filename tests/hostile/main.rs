@@ -16,6 +16,7 @@ mod guard;
 mod halves;
 mod http2;
 mod rates;
+mod refused;
 mod shapes;
 mod stopping;
 

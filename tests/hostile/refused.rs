@@ -1,0 +1,254 @@
+//! What is refused, and how: so that the client sees it, goes on, and takes nothing from others.
+
+use super::{
+    code, get,
+    http2::{self, Connection, DATA, END_HEADERS, END_STREAM, HEADERS, RESET},
+    support::{Client, Server},
+};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+/// The next request was sent on a connection that was closed already.
+#[test]
+fn a_refusal_whose_body_was_not_read_says_that_the_connection_ends() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let post = |more: &str, body: &[u8]| {
+        let mut client = server.connect();
+        let head = format!("POST /v1/logs/missing/records HTTP/1.1\r\nHost: localhost\r\n{more}\r\n");
+        client.send(head.as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(50)); // the answer may be made before the body is there
+        client.send(body).unwrap();
+        let begun = Instant::now();
+        let answer = client.answer().unwrap();
+        assert_eq!((answer.status, code(&answer.body)), (404, "log_not_found"), "{more}");
+        assert!(begun.elapsed() < Duration::from_secs(3), "{more}: after {:?}", begun.elapsed());
+        (client, answer.head.to_ascii_lowercase().contains("connection: close"))
+    };
+    let all = vec![b'x'; 200_000];
+    for (more, body) in [
+        ("Content-Length: 200000\r\n", &all[..]),
+        ("Content-Length: 200000\r\n", &all[..10]),
+        ("Content-Length: 10\r\n", &all[..5]),
+        ("Content-Length: 10\r\nExpect: 100-continue\r\n", &all[..0]),
+        ("Transfer-Encoding: chunked\r\n", b"1\r\nx\r\n"),
+    ] {
+        let (mut client, closes) = post(more, body);
+        assert!(closes, "{more} and {} bytes: nothing is said", body.len());
+        assert!(get(&mut client, "/healthz").is_err(), "{more}: it goes on, and says that it ends");
+    }
+    for (more, body) in [
+        ("Content-Length: 0\r\n", &all[..0]),
+        ("Content-Length: 10\r\n", &all[..10]),
+        ("Content-Length: 20000\r\n", &all[..20_000]),
+        ("Transfer-Encoding: chunked\r\n", b"1\r\nx\r\n0\r\n\r\n"),
+    ] {
+        let (mut client, closes) = post(more, body);
+        assert!(!closes, "{more}: the connection ends for {} bytes", body.len());
+        for _ in 0..3 {
+            assert_eq!(get(&mut client, "/healthz").unwrap().status, 200, "{more}");
+        }
+    }
+}
+
+/// The frames of a stream, up to the answer's end or for so long.
+fn answered(connection: &mut Connection, stream: u32) -> Vec<(u8, u8, Vec<u8>)> {
+    let (mut frames, begun) = (Vec::new(), Instant::now());
+    while begun.elapsed() < Duration::from_secs(3) {
+        if let Some((kind, flags, of, payload)) = connection.next().unwrap()
+            && of == stream
+        {
+            frames.push((kind, flags, payload));
+            if kind == RESET || flags & END_STREAM != 0 {
+                break;
+            }
+        }
+    }
+    frames
+}
+
+fn text(frames: &[(u8, u8, Vec<u8>)]) -> String {
+    let bytes: Vec<u8> =
+        frames.iter().filter(|frame| frame.0 == DATA).flat_map(|frame| frame.2.clone()).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Those that waited for records took all the streams that there may be, and nobody else had any.
+#[test]
+fn connections_with_many_streams_leave_some_to_others() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--max-connections", "64"]); // 256 streams
+    let waiting = "/v1/logs/default/records?offset=latest&wait=60s";
+    let mut greedy: Vec<Connection> = (0..3)
+        .map(|_| {
+            let mut one = Connection::open(&server.address, &[]);
+            for n in 0..256 {
+                one.send(&http2::get(2 * n + 1, waiting)).unwrap();
+            }
+            while one.next().unwrap().is_some() {}
+            one
+        })
+        .collect();
+    for _ in 0..30 {
+        let mut other = Connection::open(&server.address, &[]);
+        for (stream, path) in [(1, "/v1/logs/default"), (3, "/v1/logs"), (5, "/readyz")] {
+            other.send(&http2::get(stream, path)).unwrap();
+            let answer = answered(&mut other, stream);
+            assert_eq!(answer.first().map(|frame| frame.2[0]), Some(0x88), "{path}: {}", text(&answer));
+        }
+    }
+    // Whoever has many is refused, in a way that can be seen; and can be probed.
+    let one = &mut greedy[0];
+    one.send(&http2::frame(HEADERS, END_HEADERS, 1001, &http2::head("POST", "/v1/logs/default/records")))
+        .unwrap();
+    one.send(&http2::frame(DATA, 0, 1001, b"x")).unwrap();
+    let answer = answered(one, 1001);
+    assert!(answer.iter().all(|frame| frame.0 != RESET), "it is reset: {answer:?}");
+    assert_eq!(code(&text(&answer)), "overloaded");
+    one.send(&http2::frame(DATA, END_STREAM, 1001, b"y")).unwrap();
+    one.send(&http2::get(1003, "/healthz")).unwrap();
+    let answer = answered(one, 1003);
+    assert_eq!(answer.first().map(|frame| frame.2[0]), Some(0x88), "{}", text(&answer));
+}
+
+/// What was said twice was taken as it was said first or last, whichever was looked at.
+#[test]
+fn what_is_said_twice_or_is_not_text_is_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    let start = "POST /v1/logs/default/records";
+    let chunks = "1\r\nx\r\n0\r\n\r\n";
+    let producer = "Producer-Id: a\r\nProducer-Epoch: 0\r\nProducer-Seq: 0\r\n";
+    let cases: Vec<(&str, String, &str)> = vec![
+        (start, "Content-Encoding: identity\r\nContent-Encoding: gzip\r\n".into(), "invalid_request"),
+        (start, "Content-Encoding: gzip\u{e9}\r\n".into(), "invalid_request"),
+        (start, "Content-Encoding: identity, gzip\r\n".into(), "unsupported_encoding"),
+        (start, "Content-Type: text/plain\r\nContent-Type: application/json\r\n".into(), "invalid_request"),
+        (start, "Content-Type: \u{e9}\r\n".into(), "invalid_request"),
+        (start, format!("{producer}Producer-Id: b\r\n"), "invalid_request"),
+        (start, format!("{producer}Producer-Epoch: 1\r\n"), "invalid_request"),
+        (start, format!("{producer}Producer-Seq: 1\r\n"), "invalid_request"),
+        (start, "Transfer-Encoding: gzip, chunked\r\n".into(), "invalid_request"),
+        (start, "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n".into(), "invalid_request"),
+        ("POST /", "Transfer-Encoding: gzip, chunked\r\n".into(), "invalid_request"),
+        ("POST /v1/logs/default/records?expect=999&expect=0", String::new(), "invalid_query"),
+        ("POST /v1/logs/default/records?ack=memory&%61ck=durable", String::new(), "invalid_query"),
+        ("GET /v1/logs/default/records?offset=0&offset=0", String::new(), "invalid_query"),
+        ("GET /v1/logs?limit=1&limit=2", String::new(), "invalid_query"),
+        ("GET /?offset=0&offset=0", String::new(), "invalid_query"),
+    ];
+    for (line, more, expected) in cases {
+        let body = if more.contains("chunked") { chunks } else { "x" };
+        let length = if more.contains("chunked") { "" } else { "Content-Length: 1\r\n" };
+        client
+            .send(format!("{line} HTTP/1.1\r\nHost: localhost\r\n{more}{length}\r\n{body}").as_bytes())
+            .unwrap();
+        let answer = client.answer().unwrap();
+        assert_eq!(code(&answer.body), expected, "{line} with {more:?}: {}", answer.body);
+    }
+    // What may be said in several headers still may, and a coding that is framing only.
+    for more in ["Accept: text/html\r\nAccept: application/json\r\n", "Accept: \u{e9}\r\nAccept: */*\r\n"] {
+        let request = format!("GET /v1/logs/default/records HTTP/1.1\r\nHost: localhost\r\n{more}\r\n");
+        client.send(request.as_bytes()).unwrap();
+        assert_eq!(client.answer().unwrap().status, 200, "{more}");
+    }
+    let request =
+        format!("{start} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: Chunked\r\n\r\n{chunks}");
+    client.send(request.as_bytes()).unwrap();
+    assert_eq!(client.answer().unwrap().status, 200);
+}
+
+/// What is meant by a member's place was done: a log got a retention, and was trimmed.
+#[test]
+fn a_list_is_no_object() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    client.append(b"0").unwrap();
+    let records = "/v1/logs/default/records";
+    for (method, target, body) in [
+        ("PUT", "/v1/logs/x", r#"["memory","json",1,1,1000000,5]"#),
+        ("PUT", "/v1/logs/x", "[]"),
+        ("POST", "/v1/logs/default/trim", "[1]"),
+        ("POST", "/", r#"{"record":["aGk=",0]}"#),
+        ("POST", "/", r#"[{"value":"aGk="}]"#),
+        ("POST", "/", r#"[["aGk=",0]]"#),
+        ("GET", "/", "[0]"),
+        ("POST", records, r#"{"records":[["aGk=",null]]}"#),
+        ("POST", records, r#"{"records":[[null,1]]}"#),
+        ("POST", records, r#"[[{"json":1}]]"#),
+    ] {
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        client.send(head.as_bytes()).unwrap();
+        let answer = client.answer().unwrap();
+        assert_eq!((answer.status, code(&answer.body)), (400, "invalid_request"), "{method} {target} {body}");
+    }
+    assert_eq!(get(&mut client, "/v1/logs/x").unwrap().status, 404);
+    assert_eq!(client.append(b"1").unwrap(), 1);
+}
+
+/// The head of an answer without what differs from one to the next, and the body.
+fn parts(server: &Server, method: &str, target: &str, more: &str) -> (Vec<String>, String) {
+    let mut socket = TcpStream::connect(&server.address).unwrap();
+    let head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}\r\n");
+    socket.write_all(head.as_bytes()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut got = Vec::new();
+    let _ = socket.read_to_end(&mut got); // a live tail does not end
+    let got = String::from_utf8_lossy(&got).into_owned();
+    let (head, body) = got.split_once("\r\n\r\n").unwrap_or((&got, ""));
+    let differs = ["date: ", "x-request-id: ", "transfer-encoding: "];
+    let lines = head.lines().map(str::to_ascii_lowercase);
+    let mut lines: Vec<_> =
+        lines.filter(|line| !differs.iter().any(|start| line.starts_with(start))).collect();
+    lines.sort_unstable();
+    (lines, body.to_owned())
+}
+
+/// RFC 9110: whoever takes GET takes HEAD, as probes send it.
+#[test]
+fn head_is_answered_as_get_is_without_the_body() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    server.connect().append(b"a record").unwrap();
+    for (target, more) in [
+        ("/healthz", ""),
+        ("/readyz", ""),
+        ("/openapi.json", ""),
+        ("/?offset=0", ""),
+        ("/?offset=9", ""),
+        ("/v1/logs", ""),
+        ("/v1/logs/default", ""),
+        ("/v1/logs/none", ""),
+        ("/v1/logs/default/records", ""),
+        ("/v1/logs/default/records", "Accept: text/event-stream\r\n"),
+        ("/v1/logs/default/records/0", ""),
+        ("/v1/logs/default/records/9", ""),
+    ] {
+        let ((get_head, get_body), (head, body)) =
+            (parts(&server, "GET", target, more), parts(&server, "HEAD", target, more));
+        assert_eq!(head, get_head, "{target} {more}");
+        assert_eq!(body, "", "{target}");
+        assert!(!get_body.is_empty() || more.contains("event-stream"), "{target}");
+    }
+    let (head, _) = parts(&server, "HEAD", "/v1/logs/default/trim", "");
+    assert!(head.iter().any(|line| line.starts_with("http/1.1 405")), "{head:?}");
+    // The connection goes on, of either protocol.
+    let mut client = Client::connect(&server.address).unwrap();
+    client.send(b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut socket = Connection::open(&server.address, &[]);
+    let mut head = http2::head("GET", "/v1/logs/default/records/0");
+    head.splice(..1, [0x02, 4, b'H', b'E', b'A', b'D']);
+    socket.send(&http2::frame(HEADERS, END_HEADERS | END_STREAM, 1, &head)).unwrap();
+    let answer = answered(&mut socket, 1);
+    assert_eq!(answer.first().map(|frame| frame.2[0]), Some(0x88));
+    assert_eq!(text(&answer), "");
+    assert!(answer.iter().any(|frame| frame.1 & END_STREAM != 0), "it does not end");
+}
