@@ -31,7 +31,6 @@ mod task;
 mod wait;
 mod workers;
 
-#[cfg(feature = "store")]
 pub use append::{Appender, Payload, Room};
 pub(crate) use environment::Environment;
 pub use error::Error;
@@ -43,6 +42,7 @@ pub use producers::checksum_of as checksum_of_producers;
 #[cfg(feature = "store")]
 pub use producers::{PRODUCER_ID_BYTES, Produced, ProducerBatch};
 pub use read::{Iter, Reader, Record, RecordRef, Visible};
+#[cfg(feature = "store")]
 use recovery::PRODUCERS_FILE;
 #[cfg(feature = "store")]
 pub(crate) use recovery::{SETTINGS_FILE, STORE_LOCK, id_of};
@@ -60,7 +60,6 @@ pub(crate) use {
 use crate::chunk::AppendValues;
 use crate::{
     segment::header::Secret,
-    sync::lock,
     sync::{Arc, AtomicBool, Ordering, Swap},
 };
 use std::{
@@ -182,7 +181,7 @@ impl Shared {
 
     /// Lets others open the directory.
     fn unlock(&self) {
-        *lock(&self.lock) = None;
+        *self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
     }
 
     /// Lets the active segment's time go on. If the clock is far behind it, another segment is begun, as soon as one is

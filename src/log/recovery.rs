@@ -3,7 +3,7 @@
 //! A [`survey`] looks at the files and [judges](judge) each segment; it changes nothing, and `verify` prints it. Opening
 //! first completes the files from shared memory that a killed process has left ([`restore`]), then acts on the survey
 //! ([`open`](mod@open)): a torn tail is [kept aside](aside), zeroed and synced before the first append, so that the next
-//! recovery cannot stop at it; damage makes the log read-only. What `repair` makes good out of shared memory is in [`mend`].
+//! recovery cannot stop at it; damage makes the log read-only. What `repair` makes good out of shared memory is in [`mend`](mod@mend).
 //! [`dir`] has the names, the locks and the ids.
 
 mod aside;

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "store")]
 mod full;
+#[cfg(feature = "store")]
 mod little_memory;
 mod repairing;
 mod reviewed;
