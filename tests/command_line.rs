@@ -65,6 +65,8 @@ fn a_number_that_no_server_could_keep_to_is_wrong_usage() {
         ("--heartbeat-seconds", &["0", "18446744073709551615"]),
         ("--idle-seconds", &["18446744073709551615"]),
         ("--grace-seconds", &["18446744073709551615"]),
+        ("--max-body", &["0", "18446744073709551615"]),
+        ("--max-decoded", &["0", "18446744073709551615"]),
     ] {
         for number in numbers {
             // The directory is none, so that a server that would take the number ends as well.
@@ -74,6 +76,38 @@ fn a_number_that_no_server_could_keep_to_is_wrong_usage() {
             assert!(said.contains(flag), "{flag} {number}: {said}");
         }
     }
+}
+
+/// They were taken without a word, and let nobody in; and too little memory was told as an address that cannot be had.
+#[test]
+fn what_no_client_could_match_is_wrong_usage_and_too_little_memory_is_told_as_such() {
+    let serve = |flag: &str, value: &str| {
+        // The directory is none, so that a server that would take it ends as well.
+        run(&["serve", "--data", "/dev/null", "--listen", "127.0.0.1:0", flag, value])
+    };
+    for (flag, values) in [
+        ("--allow-origin", &["nonsense", "", "https://", "https://a/path", "http://a:x", "://a"][..]),
+        ("--allow-host", &["x:y:z", "", "a b", "http://a", "*.", "a:99999", "a/"]),
+    ] {
+        for value in values {
+            let output = serve(flag, value);
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.code() == Some(2) && said.contains(flag), "{flag} {value:?}: {said}");
+        }
+    }
+    for (flag, values) in [
+        (
+            "--allow-origin",
+            &["*", "null", "https://a.example", "http://[::1]:80", "http://localhost:8080"][..],
+        ),
+        ("--allow-host", &["*", "*.example.com", "log", "log:4437", "::1", "[::1]", "[::1]:80", "10.0.0.1"]),
+    ] {
+        for value in values {
+            assert_eq!(serve(flag, value).status.code(), Some(1), "{flag} {value:?}"); // for want of a directory
+        }
+    }
+    let said = String::from_utf8(serve("--max-http-memory", "1").stderr).unwrap();
+    assert!(said.contains("--max-http-memory") && !said.contains("address"), "{said}");
 }
 
 #[test]

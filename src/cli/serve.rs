@@ -8,7 +8,13 @@ use millstream::{
     store::{Store, StoreOptions},
 };
 use rustix::process::Signal;
-use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::IsTerminal,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
@@ -18,6 +24,8 @@ use tokio::{
 const MOST_SECONDS: u64 = 365 * 24 * 60 * 60;
 /// A gibibyte, far within what HTTP/2 can announce.
 const MOST_HEADER: u64 = 1 << 30;
+/// A tebibyte, beyond what a system has memory for.
+const MOST_BODY: u64 = 1 << 40;
 /// Beyond what a system lets a process have open.
 const MOST_CONNECTIONS: u64 = 1 << 24;
 
@@ -56,7 +64,7 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_IMAGES", default_value = "/dev/shm")]
     images: PathBuf,
     /// The largest request body in bytes
-    #[arg(long, env = "MILLSTREAM_MAX_BODY", default_value_t = Settings::default().body_bytes)]
+    #[arg(long, env = "MILLSTREAM_MAX_BODY", default_value_t = Settings::default().body_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_BODY))]
     max_body: usize,
     /// The largest header section in bytes, at least 8192
     #[arg(long, env = "MILLSTREAM_MAX_HEADER", default_value_t = Settings::default().header_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(8192..=MOST_HEADER))]
@@ -71,7 +79,7 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
     body_seconds: u64,
     /// The largest request body in bytes once it is decompressed
-    #[arg(long, env = "MILLSTREAM_MAX_DECODED", default_value_t = Settings::default().decoded_bytes)]
+    #[arg(long, env = "MILLSTREAM_MAX_DECODED", default_value_t = Settings::default().decoded_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_BODY))]
     max_decoded: usize,
     /// Memory for bodies and answers of all clients together, in bytes; what would go beyond it is answered 503
     #[arg(long, env = "MILLSTREAM_MAX_HTTP_MEMORY", default_value_t = Settings::default().memory_bytes)]
@@ -83,10 +91,10 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_HEARTBEAT_SECONDS", default_value_t = 15, value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
     heartbeat_seconds: u64,
     /// Names that clients may call this server by, beside its own; *.NAME for all below one, * for any
-    #[arg(long, env = "MILLSTREAM_ALLOW_HOST", value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, env = "MILLSTREAM_ALLOW_HOST", value_name = "NAME", value_delimiter = ',', value_parser = host)]
     allow_host: Vec<String>,
     /// Origins whose pages may use this server from a browser, as `https://app.example.com`; * for all
-    #[arg(long, env = "MILLSTREAM_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    #[arg(long, env = "MILLSTREAM_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = origin)]
     allow_origin: Vec<String>,
     /// Create a log when something is appended to it
     #[arg(long, env = "MILLSTREAM_CREATE_LOGS")]
@@ -180,6 +188,9 @@ impl Serve {
         };
         let stop = stop_signal(stderr)?;
         let server = Server::bind(self.listen, settings).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::InvalidInput && error.raw_os_error().is_none() {
+                return format!("--max-http-memory: {error} (--max-body, --max-decoded)");
+            }
             format!("cannot listen at {}: {error}; name another address with --listen", self.listen)
         })?;
         let store = Store::open(
@@ -202,6 +213,44 @@ const LAST_LINES: Duration = Duration::from_millis(500);
 
 /// Files beside those of connections and open logs: what is read from the disk, what is made ready, and the process's.
 const SPARE_FILES: usize = 256;
+
+/// A host as `--allow-host` takes it.
+fn host(text: &str) -> Result<String, String> {
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    if text == "*" || address.parse::<IpAddr>().is_ok() || is_authority(name) {
+        Ok(text.to_owned())
+    } else {
+        Err("it is neither a name, such as log.example.com or *.example.com, nor an address, nor *"
+            .to_owned())
+    }
+}
+
+/// An origin as `--allow-origin` takes it, and as browsers send it: without a path.
+fn origin(text: &str) -> Result<String, String> {
+    let scheme = |scheme: &str| {
+        scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+    };
+    let whole = text.split_once("://").is_some_and(|(start, rest)| scheme(start) && is_authority(rest));
+    if text == "*" || text == "null" || whole {
+        Ok(text.to_owned())
+    } else {
+        Err("it is no origin, such as https://app.example.com or http://localhost:8080, nor *".to_owned())
+    }
+}
+
+/// Whether it is a name or an address, with a port or not.
+fn is_authority(text: &str) -> bool {
+    if text.parse::<SocketAddr>().is_ok() {
+        return true;
+    }
+    let (name, port) = text.split_once(':').unwrap_or((text, "0"));
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    bare.is_some_and(|address| address.parse::<IpAddr>().is_ok())
+        || (!name.is_empty() && name.bytes().all(plain) && port.parse::<u16>().is_ok())
+}
 
 /// How many connections and open logs there may be where there are so many files. Where there are too few for all, connections have
 /// up to two thirds of them, so that clients that only connect never keep a log from being opened.

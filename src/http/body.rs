@@ -111,7 +111,7 @@ pub(super) async fn in_turn<T: Send + 'static>(
     let begun = std::thread::Builder::new().name("millstream-body".into()).spawn(give_way);
     if let Err(error) = begun {
         tracing::warn!(%error, "there is no thread for a large body");
-        return Err(Problem::overloaded());
+        return Err(Problem::no_turn());
     }
     result.await.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
 }

@@ -8,12 +8,15 @@ use super::{
     params,
     problem::Problem,
 };
-use crate::store::{LogSettings, OpenLog, Store};
+use crate::store::{self, LogSettings, OpenLog, Store};
 use hyper::{Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
 
 /// The most names in one page.
 const PAGE: usize = 1000;
+/// How long it is waited before a log is made again that others delete meanwhile.
+const AGAIN: Duration = Duration::from_millis(1);
 
 #[derive(Serialize)]
 struct Described<'a> {
@@ -52,10 +55,16 @@ pub(super) async fn create(
     let bytes = body::read(request.into_body(), context).await?;
     let settings: LogSettings =
         if bytes.is_empty() { LogSettings::default() } else { body::parse(&bytes, "settings, or nothing")? };
-    let name = name.to_owned();
+    let (name, patience) = (name.to_owned(), context.limits.append_time);
     let made = context.blocking(move |store| {
-        let new = store.create(&name, &settings)?;
-        Ok::<_, crate::store::Error>((new, store.get(&name)?))
+        let begun = Instant::now();
+        loop {
+            match store.create(&name, &settings).and_then(|new| Ok((new, store.get(&name)?))) {
+                // It is being deleted, or has been in between: it is made again.
+                Err(store::Error::NotFound { .. }) if begun.elapsed() < patience => std::thread::sleep(AGAIN),
+                made => break made,
+            }
+        }
     });
     let (new, log) = made.await??;
     let mut answer = described(&log);

@@ -202,12 +202,12 @@ impl Memory {
     }
 
     /// Says in the log that requests are refused: now and then, however many there are.
-    pub(super) fn warn(&self) {
+    pub(super) fn warn(&self, problem: &Problem) {
         let (now, last) = (self.begun.elapsed().as_secs() + 1, self.warned.load(Ordering::Relaxed));
         let due = last == 0 || now >= last + WARN_EVERY;
         if due && self.warned.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             let (used, limit) = (self.used(), self.limit);
-            tracing::warn!(used, limit, "requests are refused: the memory for bodies and answers is used up");
+            tracing::warn!(used, limit, %problem, "requests are refused");
         }
     }
 
@@ -233,7 +233,7 @@ pub(super) type Turn = OwnedSemaphorePermit;
 async fn turn(turns: &Arc<Semaphore>, patience: Duration) -> Result<Turn, Problem> {
     match tokio::time::timeout(patience, Arc::clone(turns).acquire_owned()).await {
         Ok(Ok(turn)) => Ok(turn),
-        _ => Err(Problem::overloaded()),
+        _ => Err(Problem::no_turn()),
     }
 }
 

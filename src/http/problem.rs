@@ -83,7 +83,7 @@ impl Problem {
         }
     }
 
-    /// Whether it is for want of memory: clients make that happen, as often as they like.
+    /// Whether it is for want of memory, turns or streams: clients make that happen, as often as they like.
     pub(super) fn is_overload(&self) -> bool {
         self.code == Code::Overloaded
     }
@@ -107,8 +107,20 @@ impl Problem {
 
     /// The server holds as much for its clients as it may.
     pub(super) fn overloaded() -> Self {
+        let detail = "the memory for bodies and answers is used up; send the request again a little later";
+        Self::new(Code::Overloaded, detail)
+    }
+
+    /// The server does as much at once as it may.
+    pub(super) fn no_turn() -> Self {
+        let detail = "others have large bodies or answers worked on, and no turn came; send the request again a little later";
+        Self::new(Code::Overloaded, detail)
+    }
+
+    /// There are as many requests in flight as there may be.
+    pub(super) fn too_many() -> Self {
         let detail =
-            "the server holds as much for its clients as it may; send the request again a little later";
+            "too many requests are in flight by HTTP/2; send the request again when some are answered";
         Self::new(Code::Overloaded, detail)
     }
 

@@ -45,7 +45,7 @@ pub(super) async fn answer(
             tracing::error!(request, route, %problem, "request failed");
         } else {
             if problem.is_overload() {
-                context.memory.warn();
+                context.memory.warn(&problem);
             }
             tracing::debug!(request, route, %problem, "request refused");
         }
@@ -171,7 +171,7 @@ async fn answer_to(
 ) -> Result<Answer, Problem> {
     let route = Route::parse(request.uri().path());
     if exchange.is_too_many() && !matches!(route, Some(Route::Health | Route::Ready)) {
-        return Err(Problem::overloaded());
+        return Err(Problem::too_many());
     }
     context.guard.check(&request)?;
     // Only of chunks is it not known how much there is.

@@ -67,3 +67,36 @@ fn requests_that_race_with_the_deletion_of_their_log_are_told_that_it_is_not_the
         assert!(fine, "{status} {code}");
     }
 }
+
+/// It was told that the log is not there, which it was to make.
+#[test]
+fn making_a_log_that_others_delete_makes_it_again() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let (stop, made) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for n in 0..6 {
+            let (server, stop, made) = (&server, &stop, &made);
+            scope.spawn(move || {
+                let mut client = server.connect();
+                while !stop.load(Ordering::Relaxed) {
+                    let method = if n % 2 == 0 { "PUT" } else { "DELETE" };
+                    let answer = client.request(method, "/v1/logs/a", b"").unwrap();
+                    let fine = match method {
+                        "PUT" => matches!(answer.status, 200 | 201),
+                        _ => matches!(answer.status, 204 | 404),
+                    };
+                    stop.fetch_or(!fine, Ordering::Relaxed);
+                    assert!(fine, "{method}: {} {}", answer.status, answer.body);
+                    made.fetch_add(u64::from(answer.status == 201), Ordering::Relaxed);
+                }
+            });
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < a_while(2.0) && !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    println!("made {} times", made.load(Ordering::Relaxed));
+}
