@@ -247,7 +247,7 @@ impl Chunk {
     ) -> AppendOutcome {
         let old = match expected {
             None => {
-                // Looking first keeps who comes late from adding to a tail that is past the end for good.
+                // Check first, so that late appenders do not keep growing an overrun tail.
                 if cost(self.tail.load(Ordering::Relaxed)) > self.capacity {
                     return AppendOutcome::Full;
                 }
@@ -412,7 +412,7 @@ impl Chunk {
             return from;
         };
         let words = word + (frame.len() / WORD) as u32;
-        // Release, so that who reads these bytes by `scanned` alone has them: each was acquired by its slot above.
+        // Release, so that a reader that goes by `scanned` alone sees these bytes: each was acquired by its slot above.
         self.scanned.fetch_max(u64::from(words), Ordering::AcqRel);
         ChunkPosition { records, words }
     }

@@ -138,7 +138,7 @@ impl Shared {
         if self.stopping.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// A write has failed: nothing more is appended, all who wait are told, and nothing is tried again, since a
+    /// A write has failed: nothing more is appended, all waiters are told, and nothing is tried again, since a
     /// failed sync says nothing about what is on the disk.
     fn fail(&self, error: &Error) {
         if self.failed.set(error.to_string().into()).is_ok() {
@@ -153,7 +153,7 @@ impl Shared {
         self.fail(&Error::Failed { reason: "a thread that worked for it panicked".into() });
     }
 
-    /// Makes every append fail that has not reserved its place, and wakes who waits.
+    /// Makes every append fail that has not reserved its place, and wakes all waiters.
     fn stop(&self) {
         roll::end(&self.active, &self.stopping);
         self.durable.wake_all();
@@ -517,7 +517,7 @@ impl Log {
         self.shared.full.is_some()
     }
 
-    /// Ends a log that was only read, for another opening of it to take its place: who waits is told.
+    /// Ends a log that was only read, for another opening of it to take its place: waiters are told.
     #[cfg(feature = "store")]
     pub(crate) fn give_way(&self) {
         let _ = self.shared.failed.set("it was opened again, since there is room now".into());
@@ -525,7 +525,7 @@ impl Log {
         self.shared.trimmer.settle();
     }
 
-    /// As [`retain`](Self::retain), for who has other logs to see to: what takes longer than a moment goes on by itself.
+    /// As [`retain`](Self::retain), for callers that have other logs to see to: what takes longer than a moment goes on by itself.
     ///
     /// # Errors
     /// As there; [`Error::WouldBlock`] if it goes on, or has to wait for the disk.
@@ -554,7 +554,7 @@ impl Log {
         })
     }
 
-    /// Ends the log, which is being deleted: appends and those who wait are told so, and nothing more is written.
+    /// Ends the log, which is being deleted: appends and waiters are told so, and nothing more is written.
     #[cfg(feature = "store")]
     pub(crate) fn abandon(&self) {
         let _ = self.shared.failed.set(DELETED.into()); // or it has failed already

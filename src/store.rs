@@ -58,8 +58,8 @@ pub struct StoreOptions {
     /// What logs are opened with, where their settings do not say otherwise; `memory_bytes`, by default 1 GiB here, is
     /// for all of them together.
     pub log: Options,
-    /// Logs that are open at once, beyond those in use at this moment. Each takes a file descriptor and two memory
-    /// mappings. Default: 10,000.
+    /// Logs that are open at once, beyond those in use at this moment. Each takes a file descriptor and a memory
+    /// mapping. Default: 10,000.
     pub open_logs: usize,
     /// How long a log that nobody uses stays open. Default: 60 s.
     pub idle: Duration,
@@ -487,7 +487,7 @@ impl Inner {
     /// Takes a log that is gone out of the map.
     fn remove(&self, name: &str, entry: &Arc<Entry>, mut deleted: std::sync::MutexGuard<'_, bool>) {
         *deleted = true;
-        drop(deleted); // who holds the map's lock may wait for this one
+        drop(deleted); // a thread that holds the map's lock may wait for this one
         let mut entries = write_lock(&self.entries);
         if entries.get(name).is_some_and(|there| Arc::ptr_eq(there, entry)) {
             entries.remove(name);
@@ -515,7 +515,7 @@ impl Inner {
                     let age = Duration::from_secs(age);
                     (Some(age), Some((age / 8).max(RETAINED_EVERY)))
                 }
-                Err(_) => (None, Some(RETAINED_EVERY)), // who uses the log is told
+                Err(_) => (None, Some(RETAINED_EVERY)), // whoever uses the log gets the error
             };
             let again = every.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
             let again = again.map_or(u64::MAX, |again| now.saturating_add(again));

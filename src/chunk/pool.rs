@@ -1,4 +1,4 @@
-//! The memory that the chunks of one log, or of all logs of a store, may take; and what of it waits to be used again.
+//! The memory that the chunks of one log, or of all logs of a store, may take; and freed chunk memory, kept for reuse.
 //!
 //! A log claims memory for a chunk before it is made, and releases the claim when it lets go of the chunk. When the
 //! last holder of the chunk drops it, which may be a reader much later, the memory comes back here.
@@ -6,7 +6,7 @@
 use super::Memory;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
 
-/// How many memories wait for one log. More would only be colder: appends to memory that has long left the processor's
+/// How many pieces of freed memory are kept per log. More would only be colder: appends to memory that has long left the processor's
 /// cache take twice as long.
 const MOST: usize = 2;
 
@@ -58,7 +58,7 @@ impl Pool {
         (self.claimed.load(Ordering::Relaxed) + bytes).saturating_sub(self.limit)
     }
 
-    /// Returns waiting memory to the system until what is claimed and what waits fit the limit.
+    /// Returns pooled memory to the system until claims and pooled memory fit the limit.
     pub(crate) fn shrink(&self) {
         loop {
             let oldest = {
@@ -73,7 +73,7 @@ impl Pool {
     }
 }
 
-/// A log's part in a pool: its claims, and the memory it had, which other logs do not take.
+/// A log's share of a pool: its claims, and the memory it has freed, which other logs do not take.
 #[derive(Debug)]
 pub(crate) struct PoolShare {
     pool: Arc<Pool>,

@@ -43,7 +43,7 @@ pub(crate) fn read(
     Ok(bad)
 }
 
-/// Frames of a segment cannot be read, at these bytes: said by who has looked for a record among them all.
+/// Frames of a segment cannot be read, at these bytes: said after looking for a record among all of them.
 #[derive(Debug, thiserror::Error)]
 #[error("bytes {0:?} of the segment's frames cannot be read")]
 pub(crate) struct Unreadable(pub(crate) Range<usize>);

@@ -285,8 +285,8 @@ impl Connection {
         }
     }
 
-    /// The client has ended what it sends. Says whether that is not to be told yet, as it waits for an answer, to who is woken when it
-    /// is, and now and then before.
+    /// The client has closed its sending side. Whether that must not be passed on yet, since the client waits for an answer;
+    /// `reader` is woken when it may be, and now and then before.
     pub(super) fn waits_for_an_answer(&self, reader: &Waker) -> bool {
         let waits = self.protocol.get() == Some(&Protocol::Http1)
             && self.requests.load(Ordering::Relaxed) > 0

@@ -24,7 +24,7 @@ pub(super) struct Context {
     pub(super) metrics: Arc<Metrics>,
     /// Whether the book's log has been recovered.
     pub(super) recovered: Arc<AtomicBool>,
-    /// Turns true when the server shuts down: who waits ends the answer then.
+    /// Turns true when the server shuts down: waiting requests are answered then.
     pub(super) stopped: watch::Receiver<bool>,
 }
 

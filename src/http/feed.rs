@@ -133,7 +133,7 @@ impl Feed {
         if offset < latest.reader.offset() || !self.log.is_in_memory(offset) {
             return None;
         }
-        latest.reader.seek(offset); // of several, who is furthest leads, and the others come up with it
+        latest.reader.seek(offset); // of several tails the furthest leads, and the others catch up with it
         latest.events = Bytes::new(); // so that after an error they are not taken for those before the reader
         let rendered = render(&mut latest.reader, memory.grant(Purpose::Answer));
         Some(rendered.map(|events| {

@@ -49,7 +49,7 @@ const NAMES: [(&str, Format); 6] = [
     ("application/octet-stream", Format::Bytes),
     ("application/vnd.millstream.frames", Format::Frames),
 ];
-/// What is said to who asks for another.
+/// The types that `Accept` may name, as an error says them.
 pub(super) const ACCEPTED: &str = "application/x-ndjson, application/json, text/plain, application/octet-stream, application/vnd.millstream.frames";
 
 impl Format {

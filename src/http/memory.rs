@@ -227,7 +227,7 @@ impl Memory {
     }
 }
 
-/// Given back when it is dropped; who waits for one has it in the order of asking.
+/// Given back when it is dropped; waiters get theirs in the order of asking.
 pub(super) type Turn = OwnedSemaphorePermit;
 
 async fn turn(turns: &Arc<Semaphore>, patience: Duration) -> Result<Turn, Problem> {

@@ -11,7 +11,7 @@ use std::{borrow::Cow, ops::RangeInclusive, time::Duration};
 /// A parameter's name and value.
 type Parameter<'a> = (Cow<'a, str>, Cow<'a, str>);
 
-/// The query's parameters, decoded. One that is there again is refused: who is on the way may take the other for the one that is meant.
+/// The query's parameters, decoded. A repeated one is refused: a proxy on the way may take the other one for the one that is meant.
 /// Those before it are kept to see that, so that whoever goes through them stops at one that is unknown.
 pub(super) fn of<B>(request: &Request<B>) -> impl Iterator<Item = Result<Parameter<'_>, Problem>> {
     let mut seen = Vec::new();

@@ -174,7 +174,7 @@ impl Server {
         std::thread::scope(|scope| -> Result<(), Box<dyn std::error::Error>> {
             // In case of an error too, and of a panic: the scope waits for the threads.
             let _stops = Stops(stopping);
-            // Answered from the start, so that who asks is told that the log is being recovered.
+            // Answered from the start, so that clients are told that the log is being recovered.
             self.start(scope, &store, &stopped, &recovered)?;
             open_default(&store)?;
             recovered.store(true, Ordering::Release);

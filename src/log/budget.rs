@@ -1,5 +1,5 @@
 //! The memory budget of one log, or of all logs of a store: which sealed segments' chunks stay in memory for readers,
-//! and which of them go when somebody needs the room. The one sealed first goes first, whichever log it is of.
+//! and which are evicted when room is needed: oldest seal first, across all logs.
 
 use crate::{
     chunk::{Memory, Pool, PoolShare},
@@ -41,8 +41,7 @@ impl Budget {
         PoolShare::new(&self.pool)
     }
 
-    /// Whether a chunk of `capacity` has room, if need be by letting go of chunks that are kept for readers. To be claimed
-    /// then.
+    /// Whether there is room for a chunk of `capacity`, counting chunks that could be evicted. If so, the caller claims it.
     pub(super) fn has_room(&self, capacity: u64) -> bool {
         let bytes = Memory::footprint(capacity);
         if self.pool.excess(bytes) > lock(&self.recent).bytes {
@@ -58,7 +57,7 @@ impl Budget {
         self.pool.claimed().saturating_sub(kept) + Memory::footprint(capacity) <= self.pool.limit() / 2
     }
 
-    /// Lets go of what goes beyond the limit, as far as it is kept for readers, or for being used again.
+    /// Over budget, frees pooled memory first, then evicts chunks of sealed segments, oldest seal first.
     pub(super) fn shrink(&self) {
         self.make_room(0);
         self.pool.shrink();

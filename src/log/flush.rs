@@ -1,13 +1,13 @@
 //! The flusher: group commit.
 //!
-//! A commit takes all that is published without a hole, writes it with one call, raises `durable`, and wakes who
-//! waits for that. One commits at a time, whoever holds the position's lock: the flusher, for async
-//! callers and for records nobody waits for, or a thread that waits for its record and so saves two switches
-//! between threads (see `docs/decisions/0001-waiters-commit.md`). Those that come meanwhile wait for the
-//! lock, and find their record durable, or commit all that has come.
+//! A commit takes all that is published without a hole, writes it with one call, raises `durable`, and wakes the
+//! waiters. One thread commits at a time, the one that holds the position's lock: a thread of the flusher's pool, for
+//! async callers and for records that nobody waits for; or a thread that waits for its own record, which saves two
+//! context switches (see `docs/decisions/0001-waiters-commit.md`). Threads that arrive meanwhile wait for the lock, and
+//! then find their record durable, or commit everything that has arrived.
 //!
-//! The flusher is a task, which a pool of threads runs for all logs. It is idle while there is nothing to write; the
-//! first append then wakes it, and it lingers a millisecond for more, unless somebody waits.
+//! The flusher is a task, run by a pool of threads for all logs. It is idle while there is nothing to write; the first
+//! append wakes it, and it lingers a millisecond for more, unless somebody waits.
 
 #[cfg(feature = "store")]
 use super::{ATTEMPT, ATTEMPTS};
@@ -34,7 +34,7 @@ use std::{
 
 /// The most words that one commit writes, to the next end of a batch: 8 MiB, where the disk is at full speed.
 const MOST_WORDS: u32 = 1 << 20;
-/// A commit that wrote so much shows that records come fast: then the next one does not linger.
+/// After a commit of this size the next one does not linger: records are coming fast.
 const BUSY_BYTES: u64 = 256 << 10;
 /// Writes smaller than this gain from zeros ahead of them.
 const SMALL_BYTES: u64 = 64 << 10;
@@ -50,18 +50,19 @@ pub(super) struct CommitCursor {
     pause: Option<Duration>,
 }
 
-/// What a commit has come to.
+/// The outcome of a commit.
 enum Committed {
     /// So many bytes are durable; 0 where there was nothing to write.
     Bytes(u64),
-    /// The system lacks what is needed to begin, as the error says. Nothing was written: it is to be tried again after this
-    /// time.
+    /// The system could not begin the write, for want of descriptors, memory or room. Nothing was written: try again after
+    /// this time.
     Later(Duration, Error),
     /// The writer has failed, now or before.
     Failed,
 }
 
-/// How long until a commit that could not begin is tried again: this at first, then twice as long each time, up to that.
+/// How long until a commit that could not begin is tried again: the first of these, then twice as long each time, up to the
+/// second.
 const PAUSES: RangeInclusive<Duration> = Duration::from_millis(4)..=Duration::from_millis(256);
 /// How long closing a log goes on trying.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -106,13 +107,13 @@ impl Flusher {
         self.task.kick();
     }
 
-    /// Whether the flusher was idle a moment ago: for what may as well be missed.
+    /// Whether the flusher was idle a moment ago. May be out of date.
     #[inline]
     pub(super) fn is_idle(&self) -> bool {
         self.task.is_idle()
     }
 
-    /// Something was appended: if the flusher is idle, it has a turn after this time.
+    /// Something was appended: if the flusher is idle, it gets a turn after this time.
     pub(super) fn wake_if_idle(&self, linger: Duration) {
         self.task.wake_if_idle(linger);
     }
@@ -134,7 +135,7 @@ impl Shared {
                 if kicked { Some(lock(&self.flush.position)) } else { try_lock(&self.flush.position) };
             let Some(mut position) = position else {
                 if task.later(LINGER) {
-                    return; // one who waits is at it, and takes all there is
+                    return; // a waiting thread is committing, and takes all there is
                 }
                 continue;
             };
@@ -280,7 +281,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether the record at `offset` is durable, or becomes so within a moment: for who has other logs to see to. Never
+    /// Whether the record at `offset` is durable, or becomes so within a moment: for callers that have other logs to see to. Never
     /// touches the disk itself.
     #[cfg(feature = "store")]
     pub(super) fn durable_soon(&self, offset: u64) -> bool {

@@ -103,7 +103,7 @@ pub(super) struct Producers {
     /// Held for moments, also by threads that have others to answer: never while anything is read or written. Taken
     /// behind the next one, where both are.
     table: Mutex<Option<Table>>,
-    /// Held by who reads or writes the file, from before it takes what it writes from the table until that is durable:
+    /// Held by the thread that reads or writes the file, from before it takes what it writes from the table until that is durable:
     /// so an older state never takes the place of a newer one.
     file: Mutex<Saved>,
 }
@@ -408,7 +408,7 @@ impl Log {
         self.keep_changed(Patience::Blocking)
     }
 
-    /// The same for who has other logs to see to.
+    /// The same, for callers that have other logs to see to.
     ///
     /// # Errors
     /// As there; [`Error::WouldBlock`] while somebody else is at it, or the disk does not get on.

@@ -171,7 +171,7 @@ impl Shared {
         }
     }
 
-    /// The same for who has other logs to see to: what takes longer goes on by itself.
+    /// The same, for callers that have other logs to see to: a longer trim goes on by itself.
     #[cfg(feature = "store")]
     pub(super) fn trim_soon(&self, before: u64) -> Result<u64, Error> {
         if self.trims_itself() {

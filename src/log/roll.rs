@@ -474,7 +474,7 @@ impl Shared {
     /// Makes a spare chunk ready, unless one is, or there is no memory for it yet.
     fn prepare(&self) {
         let roll = &self.roll;
-        roll.asked.store(false, Ordering::SeqCst); // who asks from now on is heard after this, who asked before, now
+        roll.asked.store(false, Ordering::SeqCst); // later requests get another pass; earlier ones are served by this one
         let needs = roll.needs.load(Ordering::SeqCst);
         match roll.ready.pop() {
             Some(spare) if spare.memory.capacity() >= needs => {

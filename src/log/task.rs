@@ -33,7 +33,7 @@ pub(crate) trait Schedule: Send + Sync {
     fn start(&self) -> std::io::Result<()> {
         Ok(())
     }
-    /// Called by who waits for what a task does: where there are no threads, the task is run here.
+    /// Called by threads that wait for a task: where the pool has no threads, the task runs here.
     fn help(&self) {}
 }
 
@@ -53,15 +53,15 @@ const KICKED: u32 = 4;
 /// See the module's documentation. Works on an `S`, from [`begin`](Self::begin) to [`stop`](Self::stop).
 pub(super) struct Task<S> {
     state: AtomicU32,
-    /// Under which key it waits in the pool, if it does.
+    /// The key under which the pool keeps it, while it is due later.
     key: AtomicU64,
     pool: std::sync::Arc<dyn Schedule>,
-    /// Does what is there to be done. To be over only when [`Task::sleep_unless`], [`Task::again`] or
-    /// [`Task::later`] has said so, or with the log.
+    /// Runs one turn. Must return only after [`Task::sleep_unless`], [`Task::again`] or [`Task::later`] returned true, or
+    /// at shutdown.
     turn: fn(&S),
-    /// What is to be done when a turn has panicked.
+    /// Called when a turn has panicked.
     panicked: fn(&S),
-    /// Held for as long as a turn is.
+    /// Held while a turn runs.
     work: Mutex<Option<Arc<S>>>,
 }
 

@@ -1,7 +1,7 @@
-//! A frontier: a number that only grows, and those who wait for it to pass a point.
+//! A frontier: a number that only grows, and that threads and tasks can wait for to pass a point.
 //!
-//! Reading and advancing it take no lock unless somebody waits for what is reached. No wake-up is lost: who waits
-//! notes its point and then looks at the value by adding nothing to it; who advances raises the value and then looks
+//! Reading and advancing it take no lock unless somebody waits for what is reached. No wake-up is lost: a waiter
+//! notes its point and then reads the value by adding zero to it; an advancing thread raises the value and then looks
 //! for the nearest point. Of these two read-modify-writes of the value the later one acquires from the earlier, so
 //! one of them sees the other. (Two plain accesses each would need `SeqCst`, and loom could not check them.)
 
@@ -35,7 +35,7 @@ impl Waiting {
     }
 }
 
-/// A place in the line of those who wait. To be given back with [`Frontier::leave`].
+/// A waiter's place in the line. To be given back with [`Frontier::leave`].
 pub(crate) type Ticket = (u64, u64);
 
 impl Frontier {
@@ -47,13 +47,13 @@ impl Frontier {
         }
     }
 
-    /// The value; all that it stands for happened before.
+    /// The value. What it stands for happens before this returns.
     #[inline]
     pub(crate) fn get(&self) -> u64 {
         self.value.load(Ordering::Acquire)
     }
 
-    /// Raises the value to `to`, if it is lower, and wakes who waited for that.
+    /// Raises the value to `to`, if it is lower, and wakes those that waited for it.
     pub(crate) fn advance(&self, to: u64) {
         self.value.fetch_max(to, Ordering::AcqRel);
         if self.nearest.load(Ordering::Acquire) <= to {
@@ -69,7 +69,7 @@ impl Frontier {
         }
     }
 
-    /// Wakes everybody, whatever they wait for: the log has stopped, and they are to look why.
+    /// Wakes all waiters, whatever they wait for: the log has stopped, and they must look why.
     pub(crate) fn wake_all(&self) {
         self.wake(NOBODY);
     }
@@ -85,7 +85,7 @@ impl Frontier {
         reached.into_values().for_each(Waker::wake); // outside the lock: a waker may run anything
     }
 
-    /// Joins the line of those who wait for the value to reach `point`, unless it has: then `None`. Give the
+    /// Joins the line of waiters for the value to reach `point`; `None` if it has already. Give the
     /// ticket back, woken or not.
     pub(crate) fn join(&self, point: u64, waker: &Waker) -> Option<Ticket> {
         if self.get() >= point {
@@ -114,7 +114,7 @@ impl Frontier {
         }
     }
 
-    /// Parks this thread until the value reaches `point`, or `give_up` says so after a wake-up, or `deadline`.
+    /// Parks this thread until the value reaches `point`, or until `give_up` returns true after a wake-up, or until `deadline`.
     pub(crate) fn park(&self, point: u64, give_up: impl Fn() -> bool, deadline: Option<std::time::Instant>) {
         let waker = Waker::from(std::sync::Arc::new(Unpark(thread::current())));
         while let Some(ticket) = self.join(point, &waker) {

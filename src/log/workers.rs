@@ -2,9 +2,9 @@
 //! ready and seal them ("maintenance"), so that many logs need few threads, and commits of different logs go side by
 //! side. Threads are started when there is work and none of them is free, up to a limit, and stay.
 //!
-//! Tasks that are due later wait in a list by time. At most one free thread sleeps until the first of them is due;
-//! when it takes something to do, and more waits, it hands the watch on. Of the other free threads the last one to fall
-//! asleep is woken first: so that a load that one thread can carry is carried by one.
+//! Tasks that are due later wait in a list ordered by time. At most one free thread, the one on watch, sleeps until the
+//! first of them is due; when it takes work and more is waiting, it hands the watch on. Of the other free threads the
+//! last one to fall asleep is woken first, so that a load that one thread can carry is carried by one.
 
 use super::task::{Run, Schedule};
 use std::{
@@ -21,13 +21,13 @@ const FLUSHERS: usize = 16;
 /// Maintenance threads write as well, but nobody waits for them.
 const MAINTAINERS: usize = 4;
 
-/// Those that commit.
+/// The threads that commit.
 pub(super) fn flushers() -> Arc<Workers> {
     static ALL: LazyLock<Arc<Workers>> = LazyLock::new(|| Workers::new("millstream-flush", FLUSHERS));
     Arc::clone(&ALL)
 }
 
-/// Those that make ready, seal and trim.
+/// The threads that make spare segments, seal and trim.
 pub(super) fn maintenance() -> Arc<Workers> {
     static ALL: LazyLock<Arc<Workers>> = LazyLock::new(|| Workers::new("millstream-mnt", MAINTAINERS));
     Arc::clone(&ALL)
@@ -49,7 +49,7 @@ struct Queue {
     /// By nanoseconds since `begun`, made unique.
     later: BTreeMap<u64, Arc<dyn Run>>,
     threads: usize,
-    /// Free threads, the last one to fall asleep last. Who takes one out of here wakes it.
+    /// Free threads, the last one to fall asleep last. Whichever thread removes one from here must wake it.
     free: Vec<Thread>,
     watched: bool,
 }
@@ -70,7 +70,7 @@ impl Workers {
         Ok(())
     }
 
-    /// Gets a free thread to look at the queue, if there is one or may be one more; otherwise those that work will.
+    /// Wakes a free thread to look at the queue, or starts one; if neither is possible, the busy ones will look.
     fn rouse(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
         if queue.watched && queue.later.is_empty() {
             drop(queue);

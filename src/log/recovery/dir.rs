@@ -11,7 +11,7 @@ use std::{io, path::Path};
 
 /// The lock file's name.
 pub(super) const LOCK: &str = "lock";
-/// The one of a store, beside its logs' directories: who has that needs none of the logs'.
+/// The lock file of a store, beside its logs' directories: its holder needs no lock of the logs.
 pub(crate) const STORE_LOCK: &str = ".lock";
 /// What `repair` keeps damaged files as ends like this.
 pub(in crate::log) const ASIDE: &str = ".damaged";
