@@ -16,16 +16,16 @@ use std::{
     task::{Context, Poll},
 };
 
-/// What to do when there is no room until the disk has caught up.
+/// What an append does when there is no room until the disk has caught up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Patience {
     /// Wait for it.
     Blocking,
-    /// Say so.
+    /// Return [`Error::WouldBlock`].
     None,
 }
 
-/// A value to append, and whether it is to be marked as JSON. The log does not look into it.
+/// A value to append, and whether to mark it as JSON. The log does not check it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Payload<'a> {
     /// The record's bytes.
@@ -168,7 +168,7 @@ fn check<'a, S: AppendValues + ?Sized>(shared: &Shared, values: &'a S) -> Result
     if batch.records() == 0 { Err(Error::EmptyBatch) } else { Ok(batch) }
 }
 
-/// Appends to this segment, if it has room: `None` if not.
+/// Appends to this segment; `None` if it has no room.
 #[inline]
 fn place<S: AppendValues + ?Sized>(
     shared: &Shared,
@@ -182,7 +182,7 @@ fn place<S: AppendValues + ?Sized>(
         offset.checked_sub(segment.base()).and_then(|record| u32::try_from(record).ok()).unwrap_or(u32::MAX)
     });
     if shared.flush.is_idle() {
-        shared.refresh_clock(); // the flusher slept, and the clock with it
+        shared.refresh_clock(); // an idle flusher does not refresh it
     }
     // The durable frontier is read before anything is reserved: what the frame proves is true when it is written.
     let meta = FrameMeta {
@@ -222,8 +222,8 @@ impl Shared {
         }
     }
 
-    /// Waits until all records up to `offset`, which has been appended, are in memory: for one who was not answered
-    /// by that already, in a log whose appenders do not raise `published`.
+    /// Waits until all records up to `offset`, which has been appended, are in memory: for logs whose appenders do not raise
+    /// `published` themselves.
     pub(super) fn wait_published(&self, offset: u64) {
         let backoff = Backoff::new();
         loop {
@@ -241,8 +241,8 @@ impl Shared {
         }
     }
 
-    /// From this segment on, over all that is contiguous. Who fills the hole before it holds the earlier segment, and
-    /// comes here from there.
+    /// From this segment on, over all that is contiguous. The append that fills a hole in an earlier segment holds that
+    /// segment, and gets here from there.
     fn help_publish(&self, segment: &Arc<Segment>, chunk: &Arc<Chunk>, to: u64) {
         let (mut segment, mut chunk) = (Arc::clone(segment), Arc::clone(chunk));
         loop {
@@ -298,7 +298,7 @@ impl Drop for Room {
     }
 }
 
-/// Polls for a frontier to reach a point, or for `give_up`, which is asked after joining the line.
+/// Polls for a frontier to reach a point, or for `give_up` to return true, which is called after joining the line.
 pub(super) fn poll_frontier(
     frontier: &Frontier,
     point: u64,

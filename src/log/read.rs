@@ -1,4 +1,4 @@
-//! Reading: load the frontier once; all below it is immutable, so the rest takes no lock and never waits.
+//! Reading: load the frontier once; everything below it is immutable, so the rest takes no lock and never waits.
 //!
 //! A recent record is read out of its chunk, which the reader keeps alive meanwhile. Older ones are read from the
 //! sealed file, and verified: what does not verify is an error of that read.
@@ -154,7 +154,7 @@ impl Cold {
         Ok(frame)
     }
 
-    /// Sees to it that the frame at `next` is in the run, verified; `false` if there is none.
+    /// Makes sure that the frame at `next` is in the run, and verifies; `false` if there is none.
     fn fill(&mut self) -> io::Result<bool> {
         if self.is_in_run()? {
             return Ok(true);
@@ -169,8 +169,8 @@ impl Cold {
         self.is_in_run()
     }
 
-    /// Reads so many bytes from the frame at `next` on. What cannot be read costs the records that it is in, when these are
-    /// read, and no others.
+    /// Reads `length` bytes from the frame at `next` on. An unreadable sector is an error for the records that it is in, and
+    /// for no others.
     fn read_run(&mut self, length: usize) -> io::Result<()> {
         self.run.resize(length, 0);
         self.run_at = self.next.1;
@@ -178,7 +178,9 @@ impl Cold {
         match salvage::read(&*self.file, &mut self.run, at, true) {
             Ok(unreadable) => self.unreadable = unreadable,
             Err(error) => {
-                self.run.clear(); // what was in it stands elsewhere
+                // Its old contents belong to another place.
+                self.run.clear();
+                self.unreadable.clear();
                 return Err(error);
             }
         }
@@ -280,8 +282,8 @@ impl Shared {
     }
 }
 
-/// Goes through a log; see [`Log::reader`](super::Log::reader). Holds the chunk it reads in memory, and the
-/// file open.
+/// Reads a log in order; see [`Log::reader`](super::Log::reader). Keeps the chunk that it reads in memory, or the file
+/// open.
 ///
 /// # Example
 /// ```
@@ -322,8 +324,8 @@ impl Reader {
         self.next = offset;
     }
 
-    /// Lets go of what it holds of the log until it is asked for the next record: a chunk's memory, or an open file and what
-    /// was read of it ahead (256 KiB, or the largest record). For one that waits for something else.
+    /// Releases what it holds of the log until the next record is read: a chunk's memory, or an open file and what was read
+    /// ahead of it (256 KiB, or the largest record). For callers that are about to wait for something else.
     pub fn release(&mut self) {
         (self.place, self.from, self.until) = (None, 0, 0);
     }

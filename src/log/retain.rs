@@ -19,12 +19,12 @@ pub(crate) struct Chain {
     pub(super) segments: Vec<Arc<Segment>>,
 }
 
-/// Segments that nobody finds any more, and whose files are still to be removed.
+/// Segments that have left the chain, and whose files are still to be removed.
 #[derive(Default)]
 struct Doomed {
     /// By their base offsets, in order.
     files: VecDeque<u64>,
-    /// Set for good when it is not known which names are durably gone: what is removed after that could leave a gap.
+    /// Set for good when it is not known which names are durably gone: removing more could leave a gap.
     failed: Option<Error>,
 }
 
@@ -32,7 +32,7 @@ struct Doomed {
 pub(crate) struct Trimmer {
     /// Held while segments are hidden and their files removed.
     doomed: Mutex<Doomed>,
-    /// Where a trim is answered for which nobody waits any more.
+    /// The answer of a trim that nobody waits for any more.
     #[cfg(feature = "store")]
     unanswered: Mutex<Option<Receiver<Result<u64, Error>>>>,
 }
@@ -46,14 +46,14 @@ impl Trimmer {
         }
     }
 
-    /// Waits until no file is being removed. To be called when the log has ended, so that none is after that.
+    /// Waits until no file is being removed. Called when the log has ended, so that none is removed after that.
     #[cfg(feature = "store")]
     pub(super) fn settle(&self) {
         drop(lock(&self.doomed));
     }
 }
 
-/// Files that are removed at a time: between them the maintenance task does what else there is to do.
+/// Files removed in one go: in between, the maintenance task does its other work.
 const SLICE: usize = 8;
 
 impl Chain {
@@ -145,7 +145,7 @@ impl Shared {
         (from, segments.get(old + 1).map_or(u64::MAX, |segment| segment.base()))
     }
 
-    /// Whether whoever trims does it: a log that was opened without room has no maintenance task, and what it has does not change.
+    /// Whether callers trim by themselves: a log that was opened without room has no maintenance task, and no appends.
     /// Trimming makes the room.
     fn trims_itself(&self) -> bool {
         self.full.is_some() && self.failed.get().is_none()
@@ -182,7 +182,7 @@ impl Shared {
         if let Some(answered) = &*unanswered
             && matches!(answered.try_recv(), Err(TryRecvError::Empty))
         {
-            return Err(Error::WouldBlock); // or a maintenance task that hangs would get one more to do each time
+            return Err(Error::WouldBlock); // otherwise a hanging maintenance task would collect more requests each time
         }
         let (answer, answered) = crossbeam::channel::bounded(1);
         self.roll.trim(before, answer);
@@ -202,7 +202,7 @@ impl Shared {
     /// first, then the files go, the oldest first, and each is durably gone before the next one goes, also where that
     /// takes several attempts: so a log that opens after a crash begins a little earlier, and has no gap.
     pub(super) fn trim_now(&self, before: u64) -> Result<Option<u64>, Error> {
-        // Held from one to the other: if several trim at once, what one of them hides later goes later.
+        // Held over both steps: when several threads trim at once, files go in the order in which they were hidden.
         let mut doomed = lock(&self.trimmer.doomed);
         self.hide(before, &mut doomed);
         Ok(self.remove(&mut doomed)?.then(|| self.first_offset()))
@@ -227,8 +227,8 @@ impl Shared {
         self.chain_edit(|segments| segments.retain(|segment| segment.base() >= first));
         let last = self.chain.load_full().segments.last().map(Arc::clone);
         for segment in dropped {
-            // So that dropping one does not drop a long list one inside the other. Not to nothing: an appender that has
-            // slept since this one was full would link another successor to it.
+            // So that dropping one does not recursively drop a long list. Not set to none: an appender that was descheduled
+            // since this one was full would link another successor to it.
             if let Some(last) = &last {
                 segment.next.set(Arc::clone(last));
             }
@@ -236,7 +236,7 @@ impl Shared {
         doomed.files.extend(dropped.iter().map(|segment| segment.base()));
     }
 
-    /// Removes files of trimmed segments, for a while; says whether there is none left.
+    /// Removes some files of trimmed segments; returns whether none is left.
     fn remove(&self, doomed: &mut Doomed) -> Result<bool, Error> {
         if let Some(error) = &doomed.failed {
             return Err(error.clone());

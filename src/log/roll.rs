@@ -1,14 +1,22 @@
-//! Rolling: from a full chunk to the next one; and the maintenance task, which makes the next one
-//! ready, seals, and trims.
+//! Rolling: from a full chunk to the next one; and the maintenance task, which makes spare segments, seals, and trims.
 //!
-//! Who finds the active chunk closed links a ready successor to its segment, which succeeds for one, and then moves
-//! `active` on, which anybody may do: nobody who is put to sleep in between stops the others. Files are not
-//! touched here: the flusher begins the new segment's file when it has something to write to it.
+//! An appender that finds the active chunk closed links a spare segment to it as its successor, which succeeds for one of
+//! them, and then moves `active` on, which any of them may do: an appender that is descheduled in between does not stop
+//! the others. Appenders do not touch files: the flusher begins the new segment's file when it has something to write.
 //!
-//! The ready chunk is handed over through a queue of one. It is made when the one before was taken, or, in a log that has
-//! not rolled since it was opened, when a quarter of the active one is on disk: so a log with little in it costs no more
-//! than its first chunk. It is made only while the chunks that are not yet on disk leave room in the memory budget for
-//! it: that is the backpressure.
+//! The spare segment is handed over through a queue of one. It is made when the previous one was taken, or, in a log that
+//! has not rolled since it was opened, when a quarter of the active chunk is on disk: so a log with little in it costs no
+//! more than its first chunk. It is made only while unwritten chunks leave room for it in the memory budget: that is the
+//! backpressure.
+//!
+//! # Orderings
+//! All atomics of [`Roller`] are `SeqCst`: they are touched once a segment, where their cost does not count, and pairs of
+//! them are reasoned about as if there were one order. These pairs matter:
+//! - `stopping` and `active`: see [`end`] and [`unless_ended`].
+//! - `asked` is set before the task is kicked, and taken by a turn before it makes a spare segment: a request that comes
+//!   after that gets another turn.
+//! - `unwritten` and `owed` only decide whether to wait for the disk: a value that is a moment old delays a spare segment
+//!   until the next job that gives memory back.
 
 use super::{
     Error, Frontier, Shared,
@@ -34,7 +42,7 @@ use crossbeam::{
 };
 use std::{io, time::Duration};
 
-/// How long until a spare chunk that could not be made is tried again.
+/// How long until a spare segment that could not be made is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 
 /// The segment that takes appends, and its chunk.
@@ -44,16 +52,16 @@ pub(crate) struct Active {
 }
 
 impl Active {
-    /// A segment that is not sealed, if it still is not.
+    /// For a segment that is not sealed; `None` if its chunk has gone meanwhile.
     pub(super) fn of(segment: Arc<Segment>) -> Option<Arc<Self>> {
         let chunk = segment.chunk.load_full()?;
         Some(Arc::new(Self { segment, chunk }))
     }
 }
 
-/// Moves `active` on from `closed`, which has ended: to the successor it has, or else to the one that `make` makes
-/// for the given base offset; if another was quicker to link one, ours goes to `unused`. Says whether `closed` is not
-/// active any more; `false` if there is no successor yet.
+/// Moves `active` on from `closed`, which has ended: to its successor, or else to the one that `make` makes for the given
+/// base offset; if another thread links one first, ours goes to `unused`. Returns whether `closed` is no longer active;
+/// `false` if there is no successor yet.
 pub(super) fn install_successor(
     active: &Swap<Active>,
     closed: &Arc<Active>,
@@ -75,11 +83,10 @@ pub(super) fn install_successor(
     })
 }
 
-/// Ends the log for appends: closes the active chunk, and sees to it that no other becomes active.
+/// Ends the log for appends: closes the active chunk, and makes sure that no other becomes active.
 ///
-/// `active` is replaced by a copy of itself, after `stopping` was set. So a thread that is about to move it on, and was
-/// put to sleep in between, either has the one from before, and its replacement fails; or it has the copy, and with it sees
-/// `stopping` ([`unless_ended`]).
+/// After `stopping` is set, `active` is replaced by a copy of itself. So a thread that was about to move it on either still
+/// has the original, and its compare-and-swap fails; or it has the copy, and therefore sees `stopping` ([`unless_ended`]).
 pub(super) fn end(active: &Swap<Active>, stopping: &AtomicBool) {
     stopping.store(true, Ordering::SeqCst);
     loop {
@@ -92,13 +99,13 @@ pub(super) fn end(active: &Swap<Active>, stopping: &AtomicBool) {
     }
 }
 
-/// What may be moved on from; `None` once the log has ended. The order of the two loads matters: see [`end`].
+/// The active segment, to move on from; `None` once the log has ended. The order of the two loads matters: see [`end`].
 pub(super) fn unless_ended(active: &Swap<Active>, stopping: &AtomicBool) -> Option<Arc<Active>> {
     let now = active.load_full();
     (!stopping.load(Ordering::SeqCst)).then_some(now)
 }
 
-/// What a chunk and its segment are made of, ready before they are needed.
+/// What the next segment is made of, ready before it is needed.
 pub(super) struct SpareSegment {
     pub(super) memory: Memory,
     pub(super) file: SegmentFile,
@@ -106,19 +113,19 @@ pub(super) struct SpareSegment {
 
 /// What the maintenance task is to do.
 pub(super) enum Job {
-    /// See to it that a spare chunk is ready.
+    /// Make a spare segment, unless one is ready.
     Prepare,
     /// Seal a segment whose frames, up to this end, are durable.
     Seal(Arc<Segment>, ChunkPosition),
-    /// A segment ended without a record and was replaced: its file is of no use.
+    /// Remove the file of a segment that ended without a record and was replaced.
     Discard(Arc<Segment>),
-    /// What was made ready is not needed.
+    /// Release a spare segment that is not needed.
     LetGo(SpareSegment),
     /// Write zeros ahead of the frames.
     ZeroAhead(Arc<Segment>),
 }
 
-/// A trim that is asked for: to drop whole segments below an offset, and to answer.
+/// A request to drop whole segments below an offset.
 struct Trim {
     before: u64,
     answer: Sender<Result<u64, Error>>,
@@ -130,15 +137,15 @@ impl Job {
     }
 }
 
-/// A job that was not done.
+/// Why a job was not done.
 enum Undone {
-    /// It may be tried again: nothing was changed.
+    /// Nothing was changed: try again later.
     Yet(Box<Job>, Error),
     /// It failed, and the log with it.
     Ever(Error),
 }
 
-/// What appenders and the maintenance task share about rolling.
+/// The state of rolling, shared by appenders and the maintenance task.
 pub(crate) struct Roller {
     ready: ArrayQueue<SpareSegment>,
     /// Event counter: bumped on a ready segment, a roll or an error; wakes appenders that wait for room.
@@ -149,17 +156,17 @@ pub(crate) struct Roller {
     images: Option<std::sync::Arc<Images>>,
     /// Chunks that are not all on disk: the active one, and those before it.
     unwritten: AtomicU64,
-    /// The largest that an append needs which waits for the next chunk.
+    /// The most bytes that an append needs which waits for the next chunk.
     needs: AtomicU64,
     asked: AtomicBool,
-    /// Why no spare chunk could be made, the last time.
+    /// Why the last attempt to make a spare segment failed.
     refused: Mutex<Option<Error>>,
-    /// Bounded by those who add: one job of a kind for a segment at a time.
+    /// Bounded: at most one job of a kind per segment at a time.
     jobs: SegQueue<Job>,
     trims: SegQueue<Trim>,
-    /// The job that is to be tried again before any other, and how often it was tried.
+    /// The job to be tried again before any other.
     stalled: Mutex<Option<Job>>,
-    /// Jobs that give memory back, or let it be taken.
+    /// Jobs in the queue that will give memory back.
     owed: AtomicU64,
     /// Files prepared so far, for their temporary names.
     files: AtomicU64,
@@ -258,7 +265,7 @@ impl Roller {
         self.task.kick();
     }
 
-    /// Asks for a spare chunk of at least `needs` bytes, once.
+    /// Asks for a spare segment of at least `needs` bytes, once.
     pub(super) fn ask(&self, needs: u64) {
         self.needs.fetch_max(needs, Ordering::SeqCst);
         if !self.asked.swap(true, Ordering::SeqCst) {
@@ -266,7 +273,7 @@ impl Roller {
         }
     }
 
-    /// Takes the ready chunk, if it is large enough.
+    /// Takes the spare segment, if it is large enough.
     fn take(&self, needs: u64) -> Option<SpareSegment> {
         let spare = self.ready.pop()?;
         if spare.memory.capacity() >= needs {
@@ -276,7 +283,7 @@ impl Roller {
         None
     }
 
-    /// For the maintenance task to replace; if it has made another meanwhile, this one is too much.
+    /// Puts a spare segment back, for the maintenance task to replace; if that has made another, this one is released.
     pub(super) fn put_back(&self, small: SpareSegment) {
         if let Err(small) = self.ready.push(small) {
             self.send(Job::LetGo(small));
@@ -285,7 +292,7 @@ impl Roller {
 }
 
 impl Shared {
-    /// The active segment, once it is another than `closed`, which has no room for an append of `needs` bytes.
+    /// Waits for an active segment other than `closed`, which has no room for an append of `needs` bytes.
     #[cold]
     pub(super) fn next_active(
         &self,
@@ -311,7 +318,7 @@ impl Shared {
             {
                 stats::rolled();
                 self.roll.changed.bump();
-                self.roll.ask(0); // what is ahead of the disk would wait for the quarter
+                self.roll.ask(0); // now: when the disk is behind, a quarter of the new chunk is written late
                 continue;
             }
             self.roll.ask(needs);
@@ -330,17 +337,17 @@ impl Shared {
         }
     }
 
-    /// Goes on to another segment, if one is ready; else sees to it that one is.
+    /// Moves on to another segment, if a spare one is ready; otherwise asks for one.
     #[cold]
     pub(super) fn begin_anew(&self, active: &Arc<Active>) {
         if self.roll.ready.is_empty() {
             return self.roll.ask(0);
         }
         active.chunk.close();
-        let _ = self.next_active(active, 0, Patience::None); // if another was quicker, or it ends, so be it
+        let _ = self.next_active(active, 0, Patience::None); // another thread may have done it, or the log may have ended
     }
 
-    /// A segment out of what is ready, behind one whose records go up to `newest`.
+    /// Makes the spare segment into the successor of one whose newest record is of the time `newest`.
     pub(super) fn successor(&self, base: u64, needs: u64, newest: u64) -> Option<Arc<Segment>> {
         let SpareSegment { mut memory, file } = self.roll.take(needs)?;
         let capacity = memory.capacity();
@@ -368,12 +375,12 @@ impl Shared {
             let (mut trimming, mut waiting) = (true, false);
             loop {
                 let stopping = self.stopping.load(Ordering::SeqCst);
-                // First what appends wait for, or will.
+                // Spare segments first: appends wait for them.
                 if !stopping && (roll.asked.load(Ordering::SeqCst) || lock(&roll.refused).is_some()) {
                     self.prepare();
                 }
                 // In turn with the rest: a trim makes the room that another job may wait for.
-                let trim = if trimming { roll.trims.pop() } else { None };
+                let trim = if trimming && !stopping { roll.trims.pop() } else { None };
                 let trimmed = trim.is_some();
                 trimming = trim.is_none_or(|trim| self.trim_slice(trim));
                 let stalled = if waiting { None } else { lock(&roll.stalled).take() };
@@ -427,7 +434,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Trims for a while, and answers or leaves the rest for later; `false` if it may go better the next time only.
+    /// Trims one slice, and answers, or leaves the rest for later. `false` if it has to be tried again later.
     fn trim_slice(&self, trim: Trim) -> bool {
         let trimmed = self.trim_now(trim.before);
         self.roll.budget.forget(&self.roll.share, self.first_offset());
@@ -444,8 +451,8 @@ impl Shared {
         true
     }
 
-    /// The rest of the maintenance task's work, when it and the flusher have stopped: seals what is durable, drops what was made
-    /// ready. The last segment stays open for the next opening.
+    /// The rest of the maintenance task's work, after both tasks have stopped: seals what is durable, releases the spare
+    /// segment. The last segment stays unsealed, for the next opening to go on in.
     pub(super) fn seal_rest(&self) -> Result<(), Error> {
         let mut done = Ok(());
         let mut stalled = lock(&self.roll.stalled).take();
@@ -471,7 +478,7 @@ impl Shared {
         done
     }
 
-    /// Makes a spare chunk ready, unless one is, or there is no memory for it yet.
+    /// Makes a spare segment, unless one is ready, or there is no memory for it yet.
     fn prepare(&self) {
         let roll = &self.roll;
         roll.asked.store(false, Ordering::SeqCst); // later requests get another pass; earlier ones are served by this one
@@ -505,7 +512,7 @@ impl Shared {
             Err(error) => {
                 roll.share.release(capacity);
                 let refusal = error.cannot_grow();
-                // An append that waits for room has this tried again and again: it is said once.
+                // Tried again as long as an append waits for room: logged once.
                 if refused.as_ref().map(ToString::to_string) != Some(refusal.to_string()) {
                     tracing::warn!(dir = %self.dir.display(), error = %refusal, "cannot make the next segment ready");
                 }
@@ -516,9 +523,9 @@ impl Shared {
         roll.changed.bump();
     }
 
-    /// How large the next chunk is to be: four times the active one, while half of the memory is nobody's; then as
-    /// large. `None` if the disk has to catch up first. Where other logs have taken the memory, a log may still go on,
-    /// by smaller chunks, and always by one of the smallest size.
+    /// The size of the next chunk: four times the active one while half of the budget is unclaimed, otherwise the same. `None`
+    /// if the disk has to catch up first. When other logs have taken the memory, smaller chunks are used, and one of the
+    /// smallest size is always granted.
     fn next_capacity(&self, needs: u64) -> Option<u64> {
         let (options, budget) = (&self.options, &self.roll.budget);
         let fitting = |bytes: u64| bytes.max(needs.next_multiple_of(disk::BLOCK)).min(options.segment_bytes);
@@ -574,13 +581,13 @@ impl Shared {
         Ok(())
     }
 
-    /// Lets go of a segment that has no record.
+    /// Removes the file of a segment that has no record, and releases its claim.
     fn discard(&self, segment: &Segment) {
         segment.file().into_iter().for_each(|file| file.discard(&*self.env.disk));
         self.roll.share.release(segment.header.capacity);
     }
 
-    /// Lets go of what was made ready.
+    /// Releases a spare segment.
     fn let_go(&self, spare: SpareSegment) {
         let SpareSegment { memory, file } = spare;
         file.discard(&*self.env.disk);

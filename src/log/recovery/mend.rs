@@ -61,13 +61,14 @@ pub(in crate::log) fn mend(
     // Of those of one base, the one that was begun last has the records.
     held.sort_by_key(|image| (image.header.base, std::cmp::Reverse(image.header.created)));
     let mut all = Vec::new();
-    let segments = survey.segments.len();
+    let bases: Vec<u64> = survey.segments.iter().map(|found| found.header.base).collect();
     for (n, found) in survey.segments.iter_mut().enumerate() {
         let mut mended = Mended::No;
         // Of what is not damaged, opening takes up what goes on there.
         if matches!(found.state, State::Damaged(_)) {
-            let is_last = n + 1 == segments;
-            mended = mend_one(disk, images, &held, found, is_last)?;
+            let next = bases.get(n + 1).map(|next| next - found.header.base);
+            let is_last = next.is_none();
+            mended = mend_one(disk, images, &held, found, next)?;
             if let State::Damaged(wreck) = &found.state
                 && is_last
                 && let Some(image) = held.iter().find(|image| is_bound(image, found, wreck))
@@ -85,8 +86,9 @@ fn mend_one(
     images: &Images,
     held: &[Image],
     found: &mut SurveyedSegment,
-    is_last: bool,
+    next: Option<u64>,
 ) -> Result<Mended, Error> {
+    let is_last = next.is_none();
     let of_it: Vec<&Image> = held.iter().filter(|image| is_of(image, found)).collect();
     for image in of_it {
         let frames = match images.frames(&image.name) {
@@ -99,8 +101,7 @@ fn mend_one(
             Err(_) if !is_last => continue,
             Err(_) => return Err(goes_on(images, image, found)),
         };
-        let mended =
-            together(disk, found, image, &frames, is_last).map_err(Error::io("read", &found.path))?;
+        let mended = together(disk, found, image, &frames, next).map_err(Error::io("read", &found.path))?;
         if let Some(mended) = mended {
             return Ok(mended);
         }
@@ -137,8 +138,11 @@ fn together(
     last: &mut SurveyedSegment,
     image: &Image,
     frames: &[u8],
-    is_last: bool,
+    next: Option<u64>,
 ) -> io::Result<Option<Mended>> {
+    let is_last = next.is_none();
+    // What the next segment has is not this one's, though an image that a later process has not seen may have it.
+    let is_ours = |record: &u32| next.is_none_or(|next| u64::from(*record) < next);
     let (key, durable) = (image.header.key(), last.records());
     let State::Damaged(damaged) = &last.state else { return Ok(None) };
     let file = disk.open(&last.path, false)?;
@@ -146,7 +150,8 @@ fn together(
     let in_file = damaged.survivors.iter().enumerate();
     let in_file: BTreeMap<u32, u32> =
         in_file.filter_map(|(record, word)| Some((record as u32, word.checked_sub(1)?))).collect();
-    let in_image = all_frames(frames, key);
+    let mut in_image = all_frames(frames, key);
+    in_image.retain(|record, _| is_ours(record));
     let length = file::length(image.header.capacity);
     let mut merged = Aligned::new((length - FRAMES) as usize)?;
     for (from, there) in [(frames, &in_image), (&bytes[..], &in_file)] {

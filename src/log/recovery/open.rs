@@ -261,7 +261,9 @@ fn resume(
                     && (is_small || roller.has_room(header.capacity));
                 if !fits && scan.records() == 0 {
                     aside::keep(disk, dir, header.base, &bytes)?;
-                    break; // and another one takes its place, and its name
+                    // Another one takes its place, and its name.
+                    (previous.end, previous.clock) = (header.base, previous.clock.max(header.created));
+                    break;
                 }
                 let written = take_up(disk, dir, &header, &path, &bytes, &scan)?;
                 let done = ChunkPosition { records: scan.records(), words: scan.words };
@@ -301,6 +303,8 @@ fn resume(
 #[derive(Default)]
 struct Previous {
     segment: Option<(PathBuf, Header, Footer)>,
+    /// No record behind it has an offset below this.
+    end: u64,
     clock: u64,
 }
 
@@ -362,6 +366,7 @@ fn begin(
     let capacity =
         before.map_or(options.first_segment_bytes, |(_, header, _)| header.capacity.saturating_mul(4));
     let base = before.map_or(0, |(_, header, footer)| header.base + u64::from(footer.records));
+    let base = base.max(previous.end);
     let capacity = capacity.min(options.segment_bytes);
     let capacity = if roller.has_room(capacity) { capacity } else { options.first_segment_bytes };
     // Where there is no room for that, one of the smallest size may still go on.
@@ -389,7 +394,7 @@ fn begin(
         segments,
         active: Arc::new(Active { segment, chunk }),
         done: ChunkPosition::default(),
-        clock: if before.is_some() { previous.clock } else { header.created },
+        clock: if previous.clock > 0 { previous.clock } else { header.created },
         full: None,
     })
 }

@@ -8,6 +8,10 @@ use crate::{
         sim::{Cut, Sim},
     },
     log::{Environment, budget::Budget},
+    segment::{
+        file::SegmentFile,
+        header::{Header, Secret},
+    },
 };
 use std::{path::Path, sync::Arc};
 
@@ -67,4 +71,30 @@ fn an_empty_large_segment_does_not_go_over_the_budget() {
     log.close().unwrap();
     assert_eq!(segments(&sim).len(), files, "in its place");
     assert_eq!(open(&sim, small()).unwrap().next_offset(), next + 1);
+}
+
+/// A log's only segment is empty, and does not begin at 0: all before it was trimmed. What took its place began at 0, and gave
+/// the offsets once more.
+#[test]
+fn an_empty_segment_is_replaced_at_its_own_offset() {
+    let sim = Sim::new(1);
+    let dir = Path::new(DIR);
+    Disk::create_dir(&sim, dir).unwrap();
+    let header = Header {
+        log: [1; 16],
+        base: 100,
+        capacity: 64 << 10,
+        created: 1_700_000_000_000,
+        secret: Secret(Some([2; 16])),
+    };
+    let file = SegmentFile::prepare(&sim, dir, 0, header.capacity).unwrap();
+    file.begin(&sim, dir, &header).unwrap();
+    drop(file);
+    // Smaller segments than that one are asked for now.
+    let log = open(&sim, options(16 << 10, 4 << 10, LIMIT, None)).unwrap();
+    assert_eq!((log.first_offset(), log.next_offset()), (100, 100));
+    assert_eq!(log.append(b"on").unwrap(), 100);
+    log.close().unwrap();
+    let log = open(&sim, options(16 << 10, 4 << 10, LIMIT, None)).unwrap();
+    assert_eq!((log.damage(), log.first_offset(), log.next_offset()), (&[][..], 100, 101));
 }
