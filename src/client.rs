@@ -338,7 +338,10 @@ impl Error {
     fn is_temporary(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
-            Self::Refused { code, .. } => Code::parse(code).is_some_and(Code::is_temporary),
+            // A proxy's answer has no code.
+            Self::Refused { status, code, .. } => {
+                Code::parse(code).map_or([429, 502, 503, 504, 507].contains(status), Code::is_temporary)
+            }
             _ => false,
         }
     }

@@ -87,6 +87,8 @@ const STREAMS_KEPT: usize = STREAMS_A_CONNECTION / 2;
 const BODIES: usize = 8;
 /// How long a connection with a request in flight must have been still before it makes place for a new client.
 const STILL: u64 = 5_000;
+/// One that was accepted so many milliseconds ago may be about to send its first request.
+const JUST_COME: u64 = 1000;
 /// A client that takes nothing for so many milliseconds is slow.
 const SLOW: u64 = 1_000;
 /// How long, in milliseconds, the answer may take to begin for a client that has ended what it sends. The end of a connection looks
@@ -170,14 +172,19 @@ impl Connections {
         let now = self.tick();
         let open = self.lock();
         let idle = |connection: &&Arc<Connection>| {
-            let busy = connection.requests.load(Ordering::Relaxed) > 0;
             let still = now.saturating_sub(connection.touched.load(Ordering::Relaxed));
-            (!busy || still >= STILL) && !connection.cut.load(Ordering::Relaxed)
+            (!connection.is_busy() || still >= STILL) && !connection.cut.load(Ordering::Relaxed)
         };
-        // Those without a request first, and of these the one that was accepted first.
+        // Those without a request first, and of these the one that was accepted first; but one that has just come, and may be
+        // about to send its request, only after those that have been still for long, with a request or without.
         let rank = |connection: &&Arc<Connection>| {
-            let busy = connection.requests.load(Ordering::Relaxed) > 0;
-            (busy, connection.touched.load(Ordering::Relaxed), connection.number)
+            let touched = connection.touched.load(Ordering::Relaxed);
+            let class = match (connection.is_busy(), now.saturating_sub(touched) < JUST_COME) {
+                (false, false) => 0,
+                (true, _) => 1,
+                (false, true) => 2,
+            };
+            (class, touched, connection.number)
         };
         if let Some(idlest) = open.values().filter(idle).min_by_key(rank) {
             idlest.cut("makes place for a new one");
@@ -289,7 +296,7 @@ impl Connection {
     /// `reader` is woken when it may be, and now and then before.
     pub(super) fn waits_for_an_answer(&self, reader: &Waker) -> bool {
         let waits = self.protocol.get() == Some(&Protocol::Http1)
-            && self.requests.load(Ordering::Relaxed) > 0
+            && self.is_busy()
             && !self.lacking.load(Ordering::Relaxed)
             && !self.endless.load(Ordering::Relaxed);
         if waits {
@@ -298,6 +305,11 @@ impl Connection {
             *lock(&self.reader) = Some(reader.clone());
         }
         waits
+    }
+
+    /// Whether it has a request in flight, or an answer that has not all been taken yet.
+    fn is_busy(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) > 0 || self.stuck.load(Ordering::Relaxed) > 0
     }
 
     /// A body does not go on: where the client has ended what it sends, it is incomplete.
@@ -401,7 +413,7 @@ impl Connection {
             return; // it gets a turn to say so
         }
         let idle = now.saturating_sub(self.touched.load(Ordering::Relaxed));
-        let finished = self.requests.load(Ordering::Relaxed) == 0 && self.stuck.load(Ordering::Relaxed) == 0;
+        let finished = !self.is_busy();
         if finished && (self.protocol.get() != Some(&Protocol::Http2) || idle > LAST_WORDS) {
             self.cut("the server stops");
         }
@@ -810,7 +822,7 @@ fn http2(settings: &Settings, tasks: Tasks) -> http2::Builder<Tasks> {
         .initial_stream_window_size(STREAM_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(settings.header_time)
-        .keep_alive_timeout(settings.body_time);
+        .keep_alive_timeout(settings.body_time.saturating_mul(GONE)); // the ping waits behind what a slow client has not taken
     http
 }
 

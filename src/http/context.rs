@@ -150,9 +150,8 @@ impl Context {
         };
         match ack.unwrap_or(by_log) {
             Ack::Durable => {
-                self.metrics.waiters.inc();
+                let _waiting = self.metrics.waiting(); // also where the client goes meanwhile
                 let done = self.waiters.durable(log, offset).await;
-                self.metrics.waiters.dec();
                 done.map_err(|error| Problem::from(error).of(log))
             }
             Ack::Memory => {

@@ -48,7 +48,7 @@ pub(super) struct Metrics {
     appended_bytes: Counter,
     batch_records: Histogram,
     /// Requests that wait for a commit.
-    pub(super) waiters: Gauge,
+    waiters: Gauge,
     /// Live tails.
     pub(super) tails: Gauge,
     pub(super) readers_dropped: Counter,
@@ -56,7 +56,22 @@ pub(super) struct Metrics {
     memory: Gauge,
 }
 
+/// Counts one that waits for a commit, until it is dropped.
+pub(super) struct Waiting(Gauge);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 impl Metrics {
+    /// A request begins to wait for a commit.
+    pub(super) fn waiting(&self) -> Waiting {
+        self.waiters.inc();
+        Waiting(self.waiters.clone())
+    }
+
     pub(super) fn new(store: &Arc<Store>) -> Self {
         let mut registry = Registry::with_prefix("millstream");
         let durations: Durations =

@@ -496,6 +496,11 @@ fn send(context: &Arc<Context>, log: &Arc<OpenLog>, reading: Reading, mut pieces
                     return sender.abort(std::io::Error::other("the range was broken off"));
                 }
             };
+            if done && reading.budget.records > 0 {
+                // Something cannot be read any more since the head said where the answer ends.
+                tracing::warn!("a range was broken off: a record cannot be read any more");
+                return sender.abort(std::io::Error::other("the range was broken off"));
+            }
             pieces.push_back(piece);
         }
     });

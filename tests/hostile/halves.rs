@@ -159,3 +159,27 @@ fn by_http2_a_refusal_comes_before_the_rest_of_the_body_is_turned_away() {
     assert_eq!(reset.2, [0; 4], "not NO_ERROR");
     assert_eq!(get(&mut server.connect(), "/readyz").unwrap().status, 200);
 }
+
+/// An answer that hyper had taken whole, and the client not yet, was cut off at the end of what the client sent.
+#[test]
+fn a_large_value_comes_whole_to_a_client_that_closes_its_sending_side_and_reads_later() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let value = vec![b'v'; 12 * MIB];
+    let stored = server
+        .connect()
+        .exchange("POST", "/v1/logs/a/records", &[("Content-Type", "application/octet-stream")], &value)
+        .unwrap();
+    assert_eq!(stored.status, 200);
+    for _ in 0..3 {
+        let mut socket = TcpStream::connect(&server.address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        socket.write_all(b"GET /v1/logs/a/records/0 HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        socket.shutdown(Shutdown::Write).unwrap();
+        std::thread::sleep(Duration::from_millis(700));
+        let mut answer = Vec::new();
+        let read = socket.read_to_end(&mut answer);
+        let head = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        assert_eq!((answer.len() - head, read.is_ok()), (value.len(), true));
+    }
+}
