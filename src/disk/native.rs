@@ -143,7 +143,10 @@ pub(super) fn reserve(file: &fs::File, length: u64) -> io::Result<()> {
 
 /// The same of a file that is there, as [`File::reserve`]. Without it, writing finds out whether there is room.
 pub(super) fn reserve_again(file: &fs::File, length: u64) -> io::Result<()> {
-    allocate(file, length).map(drop)
+    let found = file.metadata()?;
+    // XFS wants room for this, on a full disk as well, though all blocks are there.
+    let has_holes = found.len() < length || found.blocks() * 512 < length;
+    if has_holes { allocate(file, length).map(drop) } else { Ok(()) }
 }
 
 /// Reserves blocks; `false` where there is no such thing.
