@@ -1,6 +1,6 @@
 //! The store's own thread, and logs that were opened without room, while other things happen.
 
-use super::super::*;
+use super::{super::*, trouble::options};
 use crate::{
     disk::{
         Disk,
@@ -15,14 +15,28 @@ use std::{
     time::Instant,
 };
 
-fn options() -> StoreOptions {
-    let log = Options {
-        segment_bytes: 8 << 10,
-        first_segment_bytes: 4 << 10,
-        memory_bytes: 256 << 10,
-        ..Options::default()
-    };
-    StoreOptions { log, open_logs: 10, idle: Duration::ZERO }
+fn without_images() -> StoreOptions {
+    let options = options();
+    StoreOptions { log: Options { images: None, ..options.log }, ..options }
+}
+
+/// What a killed process has left of the log `a` in a store: segments that are all sealed; and the offset behind its last record.
+fn sealed() -> (Sim, u64) {
+    let sim = Sim::new(3);
+    let store = Store::open_in(Environment::on(Arc::new(sim.clone())), Path::new("/store"), without_images());
+    let store = store.unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    let log = store.get("a").unwrap();
+    for _ in 0..1500 {
+        log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    let end = log.next_offset();
+    drop(log);
+    drop(store);
+    let sim = sim.after(Cut::Kill);
+    let last = sim.dump().into_keys().rfind(|path| path.extension().is_some_and(|end| end == "seg")).unwrap();
+    sim.remove(&last).unwrap();
+    (sim, end)
 }
 
 #[derive(Default)]
@@ -337,24 +351,7 @@ fn a_moment_without_descriptors_does_not_end_retention() {
 #[test]
 fn trims_by_callers_remove_the_oldest_first() {
     let place = Path::new("/store");
-    let sim = Sim::new(3);
-    let options = || {
-        let mut options = options();
-        options.log.images = None;
-        options
-    };
-    let store = Store::open_in(Environment::on(Arc::new(sim.clone())), place, options()).unwrap();
-    store.create("a", &LogSettings::default()).unwrap();
-    let log = store.get("a").unwrap();
-    for _ in 0..1500 {
-        log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
-    }
-    let end = log.next_offset();
-    drop(log);
-    drop(store);
-    let sim = sim.after(Cut::Kill);
-    let last = sim.dump().into_keys().rfind(|path| path.extension().is_some_and(|end| end == "seg")).unwrap();
-    sim.remove(&last).unwrap();
+    let ((sim, end), options) = (sealed(), without_images);
     sim.leave_room(0);
     for round in 0..30u64 {
         let sim = sim.snapshot();
@@ -463,24 +460,7 @@ fn retention_by_age_makes_room_for_a_log_that_was_opened_without() {
 #[test]
 fn a_log_that_gives_way_while_several_trim_it_has_no_gap() {
     let place = Path::new("/store");
-    let sim = Sim::new(3);
-    let options = || {
-        let mut options = options();
-        options.log.images = None;
-        options
-    };
-    let store = Store::open_in(Environment::on(Arc::new(sim.clone())), place, options()).unwrap();
-    store.create("a", &LogSettings::default()).unwrap();
-    let log = store.get("a").unwrap();
-    for _ in 0..1500 {
-        log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
-    }
-    let end = log.next_offset();
-    drop(log);
-    drop(store);
-    let sim = sim.after(Cut::Kill);
-    let last = sim.dump().into_keys().rfind(|path| path.extension().is_some_and(|end| end == "seg")).unwrap();
-    sim.remove(&last).unwrap();
+    let ((sim, end), options) = (sealed(), without_images);
     for round in 0..60u64 {
         let sim = sim.snapshot();
         sim.set_room(Some(0));

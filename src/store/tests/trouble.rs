@@ -18,7 +18,7 @@ use std::{
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-fn options() -> StoreOptions {
+pub(super) fn options() -> StoreOptions {
     let log = Options {
         segment_bytes: 8 << 10,
         first_segment_bytes: 4 << 10,
