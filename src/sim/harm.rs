@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Durability, Error, Log, Options,
-    disk::sim::Cut,
+    disk::sim::{Cut, Sim},
     log::{repair_on, verify_on},
     store::{Error as StoreError, Store, StoreOptions},
 };
@@ -215,7 +215,10 @@ impl Run {
         let name = self.logs.iter().find(in_memory).map(|(name, _)| name.clone());
         let Some(name) = name.or_else(|| self.random_certain()) else { return };
         let (dir, sim) = (Path::new(ROOT).join(&name), self.disk.clone());
-        let open = sim.dump().into_keys().filter(|path| path.starts_with(&dir) && is_segment(path)).max();
+        let last = |sim: &Sim| {
+            sim.dump().into_keys().filter(|path| path.starts_with(&dir) && is_segment(path)).max()
+        };
+        let open = last(&sim);
         let at = open.as_deref().filter(|_| self.random.one_in(2)).unwrap_or(&dir);
         let (harmed, most) = match self.random.below(3) {
             0 => (sim.flip(&mut self.random, at), 1),
@@ -224,7 +227,6 @@ impl Run {
             _ => (None, 0),
         };
         sim.note(format_args!("== {name} is repaired, harmed is {harmed:?}"));
-        let may_end_early = harmed.as_ref().is_some_and(|(path, _)| Some(path) == open.as_ref());
         let images = !self.random.one_in(5);
         let durability = self.logs[&name].settings.durability.unwrap_or(Durability::Disk);
         let options = Options { durability, ..self.options(images) };
@@ -238,6 +240,11 @@ impl Run {
             drop(world);
             world = World::new(self.disk.clone(), &mut self.random);
         }
+        // What is harmed in the last segment may be what a crash has torn. Which one is the last, a power failure decides:
+        // the name of the one that was may not have been on the device.
+        let may_end_early = harmed
+            .as_ref()
+            .is_some_and(|(path, _)| Some(path) == open.as_ref() || Some(path) == last(&world.sim).as_ref());
         let place = format!("{}, log {name:?}, repaired, harmed is {harmed:?}", self.where_(&world.sim));
         let mut repaired = repair_on(&world.sim, &dir, options.images.as_deref(), &mut |_, _| ());
         let known = self.logs.get_mut(&name).expect("it is certain");
