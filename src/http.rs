@@ -28,6 +28,7 @@ mod router;
 mod server;
 mod socket;
 mod tail;
+mod turns;
 mod unsent;
 
 pub use server::{Server, Settings};

@@ -3,7 +3,7 @@
 
 use super::{
     commit::DurabilityWaiters, feed::Feeds, guard::Guard, memory::Memory, metrics::Metrics, problem::Problem,
-    server::Limits,
+    server::Limits, turns::Turns,
 };
 use crate::{
     Code,
@@ -18,6 +18,7 @@ pub(super) struct Context {
     pub(super) store: Arc<Store>,
     pub(super) waiters: Arc<DurabilityWaiters>,
     pub(super) feeds: Feeds,
+    pub(super) turns: Arc<Turns>,
     pub(super) limits: Arc<Limits>,
     pub(super) memory: Arc<Memory>,
     pub(super) guard: Arc<Guard>,
@@ -41,8 +42,7 @@ impl Context {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log);
         }
-        let name = name.to_owned();
-        Ok(self.blocking(move |store| store.get(&name)).await??)
+        Ok(self.in_turn(name, |store, name| store.get(name)).await??)
     }
 
     /// The settings of a log to append to, also of one that an append would create.
@@ -50,8 +50,7 @@ impl Context {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log.settings().clone());
         }
-        let name = name.to_owned();
-        match self.blocking(move |store| store.get(&name)).await? {
+        match self.in_turn(name, |store, name| store.get(name)).await? {
             Ok(log) => Ok(log.settings().clone()),
             Err(store::Error::NotFound { .. }) if self.limits.create_logs => Ok(LogSettings::default()),
             Err(error) => Err(error.into()),
@@ -63,11 +62,11 @@ impl Context {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log);
         }
-        let (name, create) = (name.to_owned(), self.limits.create_logs);
-        let found = self.blocking(move |store| match store.get(&name) {
+        let create = self.limits.create_logs;
+        let found = self.in_turn(name, move |store, name| match store.get(name) {
             Err(store::Error::NotFound { .. }) if create => {
-                match store.create(&name, &LogSettings::default()) {
-                    Ok(_) | Err(store::Error::Exists { .. }) => store.get(&name),
+                match store.create(name, &LogSettings::default()) {
+                    Ok(_) | Err(store::Error::Exists { .. }) => store.get(name),
                     Err(error) => Err(error),
                 }
             }
@@ -84,6 +83,22 @@ impl Context {
         let store = Arc::clone(&self.store);
         let done = tokio::task::spawn_blocking(move || run(&store)).await;
         done.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
+    }
+
+    /// Runs what may take long for the log of this name, in its turn, off the runtime's thread; to its end, also where nobody waits
+    /// for it any more.
+    pub(super) async fn in_turn<T: Send + 'static>(
+        &self,
+        name: &str,
+        run: impl FnOnce(&Store, &str) -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        let turn = self.turns.turn(name).await;
+        let name = name.to_owned();
+        let run = move |store: &Store| {
+            let _turn = turn;
+            run(store, &name)
+        };
+        self.blocking(run).await
     }
 
     /// Reads one record; off the runtime's thread where it has to come from the disk.

@@ -55,11 +55,11 @@ pub(super) async fn create(
     let bytes = body::read(request.into_body(), context).await?;
     let settings: LogSettings =
         if bytes.is_empty() { LogSettings::default() } else { body::parse(&bytes, "settings, or nothing")? };
-    let (name, patience) = (name.to_owned(), context.limits.append_time);
-    let made = context.blocking(move |store| {
+    let patience = context.limits.append_time;
+    let made = context.in_turn(name, move |store, name| {
         let begun = Instant::now();
         loop {
-            match store.create(&name, &settings).and_then(|new| Ok((new, store.get(&name)?))) {
+            match store.create(name, &settings).and_then(|new| Ok((new, store.get(name)?))) {
                 // It is being deleted, or has been in between: it is made again.
                 Err(store::Error::NotFound { .. }) if begun.elapsed() < patience => std::thread::sleep(AGAIN),
                 made => break made,
@@ -79,8 +79,7 @@ pub(super) async fn describe(context: &Context, name: &str) -> Result<Answer, Pr
 }
 
 pub(super) async fn delete(context: &Context, name: &str) -> Result<Answer, Problem> {
-    let name = name.to_owned();
-    context.blocking(move |store| store.delete(&name)).await??;
+    context.in_turn(name, |store, name| store.delete(name)).await??;
     let mut answer = Response::new(full(""));
     *answer.status_mut() = StatusCode::NO_CONTENT;
     Ok(answer)
@@ -130,7 +129,7 @@ pub(super) async fn trim(
     let log = context.log(name).await?;
     let bytes = body::read(request.into_body(), context).await?;
     let Trim { before } = body::parse(&bytes, r#"{"before":0}"#)?;
-    let trim = move |_: &Store| log.trim(before).map_err(|error| Problem::from(error).of(&log));
-    let first_offset = context.blocking(trim).await??;
+    let trim = move |_: &Store, _: &str| log.trim(before).map_err(|error| Problem::from(error).of(&log));
+    let first_offset = context.in_turn(name, trim).await??;
     Ok(json(&Trimmed { first_offset }))
 }

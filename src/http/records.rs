@@ -126,9 +126,10 @@ pub(super) async fn append(
         Some((id, epoch, sequence)) => {
             if !log.knows_producers() {
                 let log = Arc::clone(&log);
-                let learn =
-                    move |_: &Store| log.learn_producers().map_err(|error| Problem::from(error).of(&log));
-                context.blocking(learn).await??;
+                let learn = move |_: &Store, _: &str| {
+                    log.learn_producers().map_err(|error| Problem::from(error).of(&log))
+                };
+                context.in_turn(name, learn).await??;
             }
             let producer = ProducerBatch { id, epoch: *epoch, sequence: *sequence };
             context.append(&log, || log.try_append_values_once(&producer, &batch, expect)).await?

@@ -10,6 +10,7 @@ use super::{
     guard::Guard,
     memory::Memory,
     metrics::Metrics,
+    turns::Turns,
 };
 use crate::store::{self, LogSettings, Store};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -200,6 +201,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new(store));
         let (connections, settings) =
             (Connections::new(self.settings.connections), Arc::new(self.settings.clone()));
+        let turns = Turns::new();
         for n in 0..self.settings.threads.max(1) {
             let worker = Worker {
                 number: n,
@@ -210,6 +212,7 @@ impl Server {
                 memory: Arc::clone(&memory),
                 guard: Arc::clone(&guard),
                 connections: Arc::clone(&connections),
+                turns: Arc::clone(&turns),
                 recovered: Arc::clone(recovered),
             };
             let stopped = stopped.clone();
@@ -249,6 +252,7 @@ struct Worker {
     memory: Arc<Memory>,
     guard: Arc<Guard>,
     connections: Arc<Connections>,
+    turns: Arc<Turns>,
     recovered: Arc<AtomicBool>,
 }
 
@@ -262,7 +266,8 @@ fn open_default(store: &Store) -> Result<(), store::Error> {
 
 impl Worker {
     async fn serve(self, mut stopped: watch::Receiver<bool>) -> io::Result<()> {
-        let Self { number, listener, settings, store, metrics, memory, guard, connections, recovered } = self;
+        let Self { number, listener, settings, store, metrics, memory, guard, connections, turns, recovered } =
+            self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let limits = Arc::new(Limits {
             body_bytes: settings.body_bytes,
@@ -279,6 +284,7 @@ impl Worker {
             store,
             waiters,
             feeds,
+            turns,
             limits,
             memory,
             guard,

@@ -18,6 +18,7 @@ mod http2;
 mod rates;
 mod refused;
 mod shapes;
+mod slow_logs;
 mod stopping;
 
 use std::{
