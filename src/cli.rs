@@ -113,3 +113,19 @@ fn must_exist(dir: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
     }
     Err(format!("there is no directory {}; name one that holds a log", dir.display()).into())
 }
+
+/// The user that the log's newest file belongs to, and so the one that its server has run as, if that is another than this
+/// process's.
+fn other_owner(dir: &std::path::Path) -> std::io::Result<Option<u32>> {
+    use std::os::unix::fs::MetadataExt;
+    let mut newest = std::fs::metadata(dir)?.uid();
+    let mut last = None;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = Some(entry.file_name()).filter(|name| name.as_encoded_bytes().ends_with(b".seg"));
+        if name > last {
+            (newest, last) = (entry.metadata()?.uid(), name);
+        }
+    }
+    Ok(Some(newest).filter(|&uid| uid != rustix::process::geteuid().as_raw()))
+}

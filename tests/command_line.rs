@@ -237,3 +237,23 @@ fn settings_come_from_flags_then_the_environment_then_a_file() {
         assert!(code == 2 || String::from_utf8(output.stderr).unwrap().lines().count() == 1);
     }
 }
+
+/// As root it saw none of the memory that the log's server had left, and gave that up; and wrote files that the server could not
+/// open.
+#[test]
+fn a_log_of_another_user_is_repaired_only_if_that_is_said() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can give a file to another user");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path().to_str().unwrap();
+    log_with(place.path(), 10);
+    std::os::unix::fs::chown(place.path().join("00000000000000000000.seg"), Some(4321), None).unwrap();
+    let looked = run(&["verify", dir]);
+    assert_eq!(looked.status.code(), Some(0));
+    assert!(String::from_utf8(looked.stderr).unwrap().contains("4321"));
+    let (code, said) = failure(&["repair", dir]);
+    assert!(code == Some(1) && said.contains("sudo -u '#4321' millstream repair"), "{said}");
+    assert_eq!(run(&["repair", dir, "--any-user"]).status.code(), Some(0));
+}

@@ -1,6 +1,6 @@
 //! `millstream repair`.
 
-use super::{Outcome, must_exist, progress, verify};
+use super::{Outcome, must_exist, other_owner, progress, verify};
 use serde_json::json;
 use std::{path::PathBuf, process::ExitCode};
 
@@ -15,6 +15,9 @@ pub(super) struct Repair {
     /// Where a server that was killed may have left memory of the log; "none" gives up what it has behind what is lost
     #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
     images: PathBuf,
+    /// Repair a log of another user's too, without looking at memory that a server of that user has left
+    #[arg(long)]
+    any_user: bool,
     /// Print what was done as JSON
     #[arg(long)]
     json: bool,
@@ -23,6 +26,14 @@ pub(super) struct Repair {
 impl Repair {
     pub(super) fn run(&self) -> Outcome {
         must_exist(&self.dir)?;
+        if let Some(owner) = other_owner(&self.dir)?.filter(|_| !self.any_user) {
+            let dir = self.dir.display();
+            return Err(format!(
+                "the log belongs to user {owner}: memory that a server of that user has left would not be seen, and what is \
+                 written would not be that server's; use sudo -u '#{owner}' millstream repair {dir}, or --any-user"
+            )
+            .into());
+        }
         let bar = progress::segments();
         let images = Some(&*self.images).filter(|images| images.as_os_str() != "none");
         let repaired = millstream::repair_with_progress(&self.dir, images, |done, all| {

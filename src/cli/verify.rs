@@ -1,6 +1,6 @@
 //! `millstream verify`.
 
-use super::{Outcome, must_exist, progress};
+use super::{Outcome, must_exist, other_owner, progress, stderr};
 use millstream::Damage;
 use serde_json::{Value, json};
 use std::{path::PathBuf, process::ExitCode};
@@ -44,6 +44,11 @@ impl Verify {
         });
         bar.finish_and_clear();
         let report = report?;
+        if let Some(owner) = other_owner(&self.dir)?.filter(|_| images.is_some()) {
+            stderr::say(format_args!(
+                "millstream: the log belongs to user {owner}; memory that a server of that user has left was not looked for"
+            ));
+        }
         let (first, next) = (report.first, report.next);
         if self.json {
             let damage = as_json(&report.damage);
@@ -77,7 +82,7 @@ impl Verify {
             }
             return Ok(ExitCode::SUCCESS);
         }
-        super::stderr::say(format_args!(
+        stderr::say(format_args!(
             "millstream: damage was found; `millstream repair {}` makes the log writable again",
             self.dir.display()
         ));

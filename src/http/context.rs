@@ -42,7 +42,7 @@ impl Context {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log);
         }
-        Ok(self.in_turn(name, |store, name| store.get(name)).await??)
+        Ok(self.in_turn(name, Store::get).await??)
     }
 
     /// The settings of a log to append to, also of one that an append would create.
@@ -50,7 +50,7 @@ impl Context {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log.settings().clone());
         }
-        match self.in_turn(name, |store, name| store.get(name)).await? {
+        match self.in_turn(name, Store::get).await? {
             Ok(log) => Ok(log.settings().clone()),
             Err(store::Error::NotFound { .. }) if self.limits.create_logs => Ok(LogSettings::default()),
             Err(error) => Err(error.into()),

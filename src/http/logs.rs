@@ -79,7 +79,7 @@ pub(super) async fn describe(context: &Context, name: &str) -> Result<Answer, Pr
 }
 
 pub(super) async fn delete(context: &Context, name: &str) -> Result<Answer, Problem> {
-    context.in_turn(name, |store, name| store.delete(name)).await??;
+    context.in_turn(name, Store::delete).await??;
     let mut answer = Response::new(full(""));
     *answer.status_mut() = StatusCode::NO_CONTENT;
     Ok(answer)

@@ -216,10 +216,10 @@ impl Run {
         let name = self.logs.iter().find(in_memory).map(|(name, _)| name.clone());
         let Some(name) = name.or_else(|| self.random_certain()) else { return };
         let (dir, sim) = (Path::new(ROOT).join(&name), self.disk.clone());
-        let last = |sim: &Sim| {
+        let last_segment = |sim: &Sim| {
             sim.dump().into_keys().filter(|path| path.starts_with(&dir) && is_segment(path)).max()
         };
-        let open = last(&sim);
+        let open = last_segment(&sim);
         let at = open.as_deref().filter(|_| self.random.one_in(2)).unwrap_or(&dir);
         let (harmed, most) = match self.random.below(3) {
             0 => (sim.flip(&mut self.random, at), 1),
@@ -243,9 +243,9 @@ impl Run {
         }
         // What is harmed in the last segment may be what a crash has torn. Which one is the last, a power failure decides:
         // the name of the one that was may not have been on the device.
-        let may_end_early = harmed
-            .as_ref()
-            .is_some_and(|(path, _)| Some(path) == open.as_ref() || Some(path) == last(&world.sim).as_ref());
+        let may_end_early = harmed.as_ref().is_some_and(|(path, _)| {
+            Some(path) == open.as_ref() || Some(path) == last_segment(&world.sim).as_ref()
+        });
         // What memory held and the files have too is removed there: the next opening may have come so far, and no further.
         let images_left = image_owners(self.at.path()).unwrap().iter().any(|(of, _)| *of == dir);
         let place = format!("{}, log {name:?}, repaired, harmed is {harmed:?}", self.where_(&world.sim));
