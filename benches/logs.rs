@@ -1,8 +1,8 @@
 //! Many logs in one process: what it takes to create them, to have them open, to append to each in turn, and to open
 //! them again. `cargo bench --bench logs -- [LOGS]`
 
-#[path = "../tests/support/images.rs"]
-mod images;
+#[path = "../tests/support/shm.rs"]
+mod shm;
 
 use millstream::{
     Options,
@@ -38,7 +38,7 @@ fn report(label: &str, logs: usize, begun: Instant, before: u64) {
     let per_log = |kib: u64| kib as f64 / logs as f64;
     let (own, shared) = (status("RssAnon"), status("RssShmem"));
     println!(
-        "{label:<22} {:>6.2} s, {:>5.1} KiB a log of its own, {:>5.1} KiB in images, {} descriptors, {} threads, {} mappings",
+        "{label:<22} {:>6.2} s, {:>5.1} KiB a log of its own, {:>5.1} KiB in backings, {} descriptors, {} threads, {} mappings",
         begun.elapsed().as_secs_f64(),
         per_log(own.saturating_sub(before)),
         per_log(shared),
@@ -51,7 +51,7 @@ fn report(label: &str, logs: usize, begun: Instant, before: u64) {
 fn main() {
     let logs: usize = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(10_000);
     let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let log = Options { images: Some(images::images().to_owned()), ..StoreOptions::default().log };
+    let log = Options { shm_dir: Some(shm::dir().to_owned()), ..StoreOptions::default().log };
     let options = || StoreOptions { open_logs: logs + 1, idle: Duration::from_secs(3600), log: log.clone() };
     let names: Vec<String> = (0..logs).map(|n| format!("log-{n:05}")).collect();
     let before = status("RssAnon");

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{dir, images};
+use common::{dir, shm};
 use millstream::{Log, Options};
 use std::{
     os::unix::fs::FileExt,
@@ -15,8 +15,8 @@ use std::{
 const SEGMENT: u64 = 64 << 20;
 
 fn options() -> Options {
-    let images = std::env::var_os("REOPEN_IMAGES").map_or_else(|| images::images().to_owned(), Into::into);
-    Options { first_segment_bytes: SEGMENT, images: Some(images), ..Options::default() }
+    let shm_dir = std::env::var_os("REOPEN_SHM_DIR").map_or_else(|| shm::dir().to_owned(), Into::into);
+    Options { first_segment_bytes: SEGMENT, shm_dir: Some(shm_dir), ..Options::default() }
 }
 
 /// The process that is killed: appends records of so many bytes at full rate.
@@ -52,7 +52,7 @@ fn killed(size: usize) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .env("REOPEN_DIR", place.path())
         .env("REOPEN_SIZE", size.to_string())
-        .env("REOPEN_IMAGES", images::images())
+        .env("REOPEN_SHM_DIR", shm::dir())
         .spawn()
         .unwrap();
     std::thread::sleep(Duration::from_secs(3));

@@ -3,8 +3,8 @@
 //! the second.
 //! `cargo bench --bench tails -- [READERS] [APPENDS A SECOND] [SECONDS]`
 
-#[path = "../tests/support/images.rs"]
-mod images;
+#[path = "../tests/support/shm.rs"]
+mod shm;
 
 use hdrhistogram::Histogram;
 use std::{
@@ -41,7 +41,7 @@ impl Server {
             .args(["serve", "--listen", "127.0.0.1:0", "--create-logs", "--threads", "1", "--data"])
             .arg(data)
             .env("NO_COLOR", "1")
-            .env("MILLSTREAM_IMAGES", images::images())
+            .env("MILLSTREAM_SHM_DIR", shm::dir())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

@@ -1,6 +1,6 @@
 //! The chunk: where appends meet. The lock-free heart of the log.
 //!
-//! A chunk is the image of the active segment's frames: byte p here is byte p of them in the file. An append
+//! A chunk mirrors the active segment's frames: byte p here is byte p of them in the file. An append
 //! reserves record numbers and space with one `fetch_add` on `tail`, fills what it reserved, and publishes it by
 //! storing one slot per record. Nothing published is ever written again, so a reader needs one slot and one
 //! frame, and never waits.
@@ -23,7 +23,7 @@
 //! The reservation by one packed add is the design of `FasterLog`'s tail (page and offset in one word), here
 //! with record numbers so that offsets are dense.
 
-mod image;
+mod backing;
 mod memory;
 mod pool;
 
@@ -31,10 +31,10 @@ use crate::{
     frame::{self, Frame, Key, MORE, Stamp, WORD},
     sync::{Arc, AtomicU32, AtomicU64, Ordering},
 };
-use crossbeam::utils::CachePadded;
-pub(crate) use image::{Before, Content, Found, Images, Label, WITHOUT_IMAGE};
+pub(crate) use backing::{Before, Content, FoundBacking, Label, SHM_FALLBACKS, ShmBacking};
 #[cfg(feature = "store")]
-pub(crate) use image::{owners as image_owners, remove_all as remove_images};
+pub(crate) use backing::{owners as backing_owners, remove_all as remove_backings};
+use crossbeam::utils::CachePadded;
 pub(crate) use memory::{CHUNK_BYTES, Memory};
 pub(crate) use pool::{Pool, PoolShare};
 
@@ -421,12 +421,12 @@ impl Chunk {
         self.frame(record).is_some_and(|frame| frame.flags & MORE != 0)
     }
 
-    /// Notes in the image, if there is one, what stands before this chunk's first record.
+    /// Notes in the backing, if there is one, what stands before this chunk's first record.
     pub(crate) fn set_before(&self, before: Before) {
         self.memory().set_before(before);
     }
 
-    /// Notes in the image, if there is one, that the segment was sealed.
+    /// Notes in the backing, if there is one, that the segment was sealed.
     pub(crate) fn set_sealed(&self) {
         self.memory().set_sealed();
     }

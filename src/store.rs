@@ -235,8 +235,8 @@ impl Store {
         for name in names {
             if name.starts_with(DELETED) {
                 let path = dir.join(&name);
-                let images = options.log.images.as_deref();
-                if let Err(error) = remove_deleted(disk, &path, images) {
+                let backings = options.log.shm_dir.as_deref();
+                if let Err(error) = remove_deleted(disk, &path, backings) {
                     tracing::warn!(dir = %path.display(), %error, "what is left of a deleted log goes later");
                     left.push(path);
                 }
@@ -244,8 +244,8 @@ impl Store {
                 entries.insert(name, Entry::new());
             }
         }
-        if let Some(at) = &options.log.images {
-            tell_of_images(disk, at, &dir);
+        if let Some(at) = &options.log.shm_dir {
+            tell_of_backings(disk, at, &dir);
         }
         let (budget, entries) = (Budget::new(options.log.memory_bytes), RwLock::new(entries));
         let (begun, passed) = (env.machine.elapsed(), AtomicU64::new(0));
@@ -580,22 +580,22 @@ impl OpenLog {
     }
 }
 
-/// Says which logs of this store, by the images of a process that was killed, should be there and are not: these images
+/// Says which logs of this store, by the backings of a process that was killed, should be there and are not: these backings
 /// may hold records that nothing else has, and stay.
-fn tell_of_images(disk: &dyn Disk, at: &Path, dir: &Path) {
+fn tell_of_backings(disk: &dyn Disk, at: &Path, dir: &Path) {
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-    match crate::chunk::image_owners(at) {
+    match crate::chunk::backing_owners(at) {
         Ok(owners) => {
             for (log, _) in owners.iter().filter(|(log, id)| {
                 log.parent() == Some(&dir) && crate::log::id_of(disk, log).ok().flatten() != Some(*id)
             }) {
                 tracing::warn!(
-                    log = %log.display(), images = %at.display(),
-                    "memory of a log that cannot be found is kept: put its directory back, or remove the images"
+                    log = %log.display(), backings = %at.display(),
+                    "memory of a log that cannot be found is kept: put its directory back, or remove the backings"
                 );
             }
         }
-        Err(error) => tracing::warn!(%error, "cannot look for images of logs that are gone"),
+        Err(error) => tracing::warn!(%error, "cannot look for backings of logs that are gone"),
     }
 }
 

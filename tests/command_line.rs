@@ -1,7 +1,7 @@
 //! The command line: exit code 2 for usage, 1 for failure, and one line that says what to do.
 
-#[path = "support/images.rs"]
-mod images;
+#[path = "support/shm.rs"]
+mod shm;
 
 use millstream::{Log, Options};
 use std::{
@@ -11,7 +11,7 @@ use std::{
 
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
-    command.env("MILLSTREAM_IMAGES", images::images()).args(arguments).output().unwrap()
+    command.env("MILLSTREAM_SHM_DIR", shm::dir()).args(arguments).output().unwrap()
 }
 
 /// Runs what is to fail: its exit code, and what it says, which must be one line.
@@ -23,7 +23,7 @@ fn failure(arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 fn options() -> Options {
-    Options { images: Some(images::images().to_owned()), ..Options::default() }
+    Options { shm_dir: Some(shm::dir().to_owned()), ..Options::default() }
 }
 
 fn log_with(dir: &Path, records: u8) {

@@ -180,7 +180,7 @@ fn stopping_finishes_what_is_in_flight_and_releases_the_lock() {
         assert_eq!(server.terminate(), Some(0));
         let answer = finishing.join().unwrap();
         assert_eq!((answer.status, &answer.body[..]), (200, "{\"offset\":1}\n"));
-        let options = millstream::Options { images: None, ..millstream::Options::default() };
+        let options = millstream::Options { shm_dir: None, ..millstream::Options::default() };
         let log = millstream::Log::open(data.path().join("default"), options).unwrap();
         assert_eq!(log.read(1).unwrap().unwrap().value(), b"hi");
     }
@@ -250,17 +250,17 @@ fn a_full_disk_is_507_and_what_was_acknowledged_is_still_served() {
     drop(disk);
 }
 
-/// Where images are kept there is little room, or none at all.
+/// Where backings are kept there is little room, or none at all.
 #[test]
-fn a_full_memory_file_system_is_told_and_appends_go_on_without_images() {
+fn a_full_memory_file_system_is_told_and_appends_go_on_without_backings() {
     for taken in [0, 1024] {
-        let (data, images) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let Some(disk) = small_disk(images.path(), 1024) else { return };
-        let mut ballast = std::fs::File::create(images.path().join("ballast")).unwrap();
+        let (data, backings) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let Some(disk) = small_disk(backings.path(), 1024) else { return };
+        let mut ballast = std::fs::File::create(backings.path().join("ballast")).unwrap();
         let _ = ballast.write_all(&vec![1; taken << 10]); // until it is full
         let said = data.path().join("said");
         let flags =
-            ["--create-logs", "--segment-bytes", "1048576", "--images", images.path().to_str().unwrap()];
+            ["--create-logs", "--segment-bytes", "1048576", "--shm-dir", backings.path().to_str().unwrap()];
         let child = Server::command(&data.path().join("data"), &flags)
             .stderr(std::fs::File::create(&said).unwrap())
             .spawn()
@@ -284,7 +284,7 @@ fn a_full_memory_file_system_is_told_and_appends_go_on_without_images() {
         }
         let metrics = client.request("GET", "/metrics", b"").unwrap().body;
         let without =
-            metrics.lines().find_map(|line| line.strip_prefix("millstream_chunks_without_image_total "));
+            metrics.lines().find_map(|line| line.strip_prefix("millstream_chunks_without_backing_total "));
         assert!(without.is_some_and(|count| count.parse::<u64>().unwrap() > 0), "{metrics}");
         let text = std::fs::read_to_string(&said).unwrap();
         let told = text.lines().filter(|line| line.contains("no memory that outlives the process")).count();

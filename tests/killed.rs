@@ -47,13 +47,13 @@ fn rounds() -> u64 {
 }
 
 /// Kills a server under load round after round; with `crash`, the machine goes down with it, that is, its memory.
-fn kill_under_load(flags: &[&str], images: &std::path::Path, crash: bool) {
+fn kill_under_load(flags: &[&str], backings: &std::path::Path, crash: bool) {
     let data = tempfile::tempdir().unwrap();
     let mut all = BTreeMap::new();
     let (mut total, mut missing) = (0, 0);
     // Small segments, so that rolling and sealing are killed as well.
     let small =
-        ["--segment-bytes", "65536", "--memory-bytes", "1048576", "--images", images.to_str().unwrap()];
+        ["--segment-bytes", "65536", "--memory-bytes", "1048576", "--shm-dir", backings.to_str().unwrap()];
     let flags = [&small[..], flags].concat();
     for round in 0..rounds() {
         let server = Server::start(data.path(), &flags);
@@ -74,8 +74,8 @@ fn kill_under_load(flags: &[&str], images: &std::path::Path, crash: bool) {
             total += 1;
         }
         if crash {
-            std::fs::remove_dir_all(images).unwrap();
-            std::fs::create_dir(images).unwrap();
+            std::fs::remove_dir_all(backings).unwrap();
+            std::fs::create_dir(backings).unwrap();
         }
 
         let server = Server::start(data.path(), &flags);
@@ -105,14 +105,14 @@ fn kill_under_load(flags: &[&str], images: &std::path::Path, crash: bool) {
     assert!(total > rounds(), "hardly anything was appended");
     if crash {
         eprintln!("{missing} of {total} records that were acknowledged in memory were lost with the machine");
-        std::fs::remove_dir_all(images).unwrap();
-        std::fs::create_dir(images).unwrap();
+        std::fs::remove_dir_all(backings).unwrap();
+        std::fs::create_dir(backings).unwrap();
     }
     // What the last one left in memory is taken up by opening, before the files are complete.
-    let options = millstream::Options { images: Some(images.to_owned()), ..Default::default() };
+    let options = millstream::Options { shm_dir: Some(backings.to_owned()), ..Default::default() };
     millstream::Log::open(data.path().join("default"), options).unwrap().close().unwrap();
     assert_eq!(
-        std::fs::read_dir(images).map_or(0, |user| user
+        std::fs::read_dir(backings).map_or(0, |user| user
             .flatten()
             .flat_map(|d| std::fs::read_dir(d.path()))
             .flatten()
@@ -124,7 +124,7 @@ fn kill_under_load(flags: &[&str], images: &std::path::Path, crash: bool) {
 }
 
 fn memory() -> tempfile::TempDir {
-    tempfile::tempdir_in(support::images::images()).unwrap()
+    tempfile::tempdir_in(support::shm::dir()).unwrap()
 }
 
 #[test]

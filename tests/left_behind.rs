@@ -2,8 +2,8 @@
 //! while, of which there is a copy; with few descriptors, and without much memory. Each test runs itself again as the
 //! process that is killed.
 
-#[path = "support/images.rs"]
-mod images;
+#[path = "support/shm.rs"]
+mod shm;
 
 use millstream::{
     Durability, Log, Options,
@@ -20,12 +20,12 @@ fn options(dir: &Path, segment_bytes: u64) -> Options {
         segment_bytes,
         first_segment_bytes: segment_bytes,
         memory_bytes: (segment_bytes * 12).max(1 << 20),
-        images: Some(dir.to_owned()),
+        shm_dir: Some(dir.to_owned()),
     }
 }
 
-fn store(dir: &Path, images: &Path) -> Store {
-    let log = options(images, 1 << 20);
+fn store(dir: &Path, shm_dir: &Path) -> Store {
+    let log = options(shm_dir, 1 << 20);
     Store::open(dir, StoreOptions { log, ..StoreOptions::default() }).unwrap()
 }
 
@@ -43,8 +43,8 @@ fn variable(name: &str) -> Option<std::path::PathBuf> {
 /// does nothing.
 #[test]
 fn a_store_that_dies() {
-    let (Some(dir), Some(images)) = (variable("LEFT_STORE"), variable("LEFT_IMAGES")) else { return };
-    let store = store(&dir, &images);
+    let (Some(dir), Some(shm_dir)) = (variable("LEFT_STORE"), variable("LEFT_SHM_DIR")) else { return };
+    let store = store(&dir, &shm_dir);
     store.create("a", &millstream::store::LogSettings::default()).unwrap();
     let log = store.get("a").unwrap();
     for n in 0..20u64 {
@@ -57,15 +57,15 @@ fn a_store_that_dies() {
 }
 
 fn left() -> (tempfile::TempDir, tempfile::TempDir) {
-    let (place, images) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in(images::images()).unwrap());
+    let (place, shm_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in(shm::dir()).unwrap());
     let store = place.path().join("store");
-    let died = again("a_store_that_dies", &[("LEFT_STORE", &store), ("LEFT_IMAGES", images.path())]);
+    let died = again("a_store_that_dies", &[("LEFT_STORE", &store), ("LEFT_SHM_DIR", shm_dir.path())]);
     assert!(!died.status.success() && store.join("a").is_dir());
-    (place, images)
+    (place, shm_dir)
 }
 
-fn next_offset(dir: &Path, images: &Path) -> u64 {
-    let store = store(dir, images);
+fn next_offset(dir: &Path, shm_dir: &Path) -> u64 {
+    let store = store(dir, shm_dir);
     let log = store.get("a").unwrap();
     let next = log.next_offset();
     let numbers = log.iter(0).map(|record| u64::from_le_bytes(record.unwrap().value().try_into().unwrap()));
@@ -76,43 +76,43 @@ fn next_offset(dir: &Path, images: &Path) -> u64 {
 #[test]
 fn what_was_acknowledged_in_memory_is_there_where_the_store_was_moved() {
     for to in ["store", "moved", "deeper/moved"] {
-        let (place, images) = left();
+        let (place, shm_dir) = left();
         let (from, to) = (place.path().join("store"), place.path().join(to));
         std::fs::create_dir_all(to.parent().unwrap()).unwrap();
         std::fs::rename(from, &to).unwrap();
-        assert_eq!(next_offset(&to, images.path()), 20);
+        assert_eq!(next_offset(&to, shm_dir.path()), 20);
     }
 }
 
 #[test]
 fn what_was_acknowledged_in_memory_is_there_after_a_time_in_which_the_directory_was_not() {
-    let (place, images) = left();
+    let (place, shm_dir) = left();
     let (dir, away) = (place.path().join("store"), place.path().join("not mounted"));
     std::fs::rename(&dir, &away).unwrap();
     // Another server of this user, and one that finds nothing at the store's own place.
-    drop(store(&place.path().join("other"), images.path()));
-    drop(store(&dir, images.path()));
+    drop(store(&place.path().join("other"), shm_dir.path()));
+    drop(store(&dir, shm_dir.path()));
     std::fs::remove_dir_all(&dir).unwrap();
     std::fs::rename(&away, &dir).unwrap();
-    assert_eq!(next_offset(&dir, images.path()), 20);
+    assert_eq!(next_offset(&dir, shm_dir.path()), 20);
 }
 
 #[test]
 fn a_copy_of_a_store_does_not_take_what_the_original_has_in_memory() {
-    let (place, images) = left();
+    let (place, shm_dir) = left();
     let (dir, copy) = (place.path().join("store"), place.path().join("copy"));
     assert!(Command::new("cp").arg("-r").args([&dir, &copy]).status().unwrap().success());
-    assert!(next_offset(&copy, images.path()) < 20, "it was on disk, or is not the copy's");
-    assert_eq!(next_offset(&dir, images.path()), 20);
+    assert!(next_offset(&copy, shm_dir.path()) < 20, "it was on disk, or is not the copy's");
+    assert_eq!(next_offset(&dir, shm_dir.path()), 20);
 }
 
 #[test]
 fn a_deleted_log_takes_its_memory_along_also_if_the_process_ends_on_the_way() {
-    let (place, images) = left();
+    let (place, shm_dir) = left();
     let dir = place.path().join("store");
     std::fs::rename(dir.join("a"), dir.join(".deleted-1-a")).unwrap();
-    drop(store(&dir, images.path()));
-    let left = walk(images.path());
+    drop(store(&dir, shm_dir.path()));
+    let left = walk(shm_dir.path());
     assert_eq!(left, 0, "bytes of memory that nobody can find any more");
 }
 
@@ -120,17 +120,17 @@ fn a_deleted_log_takes_its_memory_along_also_if_the_process_ends_on_the_way() {
 #[test]
 fn nothing_stays_in_memory_of_a_test_that_is_killed() {
     if let Some(told) = variable("LEFT_PLACE") {
-        std::fs::write(images::images().join("left"), "").unwrap();
-        std::fs::write(told, images::images().to_str().unwrap()).unwrap();
+        std::fs::write(shm::dir().join("left"), "").unwrap();
+        std::fs::write(told, shm::dir().to_str().unwrap()).unwrap();
         std::process::abort();
     }
     let place = tempfile::tempdir().unwrap();
     let told = place.path().join("told");
     again("nothing_stays_in_memory_of_a_test_that_is_killed", &[("LEFT_PLACE", &told)]);
-    let images = std::fs::read_to_string(told).unwrap();
+    let shm_dir = std::fs::read_to_string(told).unwrap();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while Path::new(&images).exists() {
-        assert!(std::time::Instant::now() < deadline, "{images} stays");
+    while Path::new(&shm_dir).exists() {
+        assert!(std::time::Instant::now() < deadline, "{shm_dir} stays");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
 
@@ -138,7 +138,7 @@ fn nothing_stays_in_memory_of_a_test_that_is_killed() {
     for name in ["millstream-tests-1", "millstream-tests-2", "millstream-0", "millstream-tests-x"] {
         std::fs::create_dir_all(place.path().join(name).join("deep")).unwrap();
     }
-    images::sweep(place.path(), |pid| pid == "1");
+    shm::sweep(place.path(), |pid| pid == "1");
     let left = |name: &str| place.path().join(name).exists();
     assert!(!left("millstream-tests-2"));
     assert!(["millstream-tests-1", "millstream-0", "millstream-tests-x"].into_iter().all(left));
@@ -155,7 +155,7 @@ fn walk(dir: &Path) -> u64 {
 #[test]
 fn a_log_of_more_segments_than_there_are_descriptors_is_opened_and_verified() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let small = |images: &Path| Options { images: None, ..options(images, 4 << 10) };
+    let small = |shm_dir: &Path| Options { shm_dir: None, ..options(shm_dir, 4 << 10) };
     if let Some(dir) = variable("LEFT_SEGMENTS") {
         let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum }).unwrap();
@@ -175,12 +175,12 @@ fn a_log_of_more_segments_than_there_are_descriptors_is_opened_and_verified() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// All images of a log were read at once: 364 MiB for these.
+/// All backings of a log were read at once: 364 MiB for these.
 #[test]
 fn opening_after_a_kill_takes_the_memory_of_one_segment_and_not_of_all() {
     const SEGMENT: u64 = 16 << 20;
     if let Some(dir) = variable("LEFT_LARGE") {
-        let options = || options(&variable("LEFT_IMAGES").unwrap(), SEGMENT);
+        let options = || options(&variable("LEFT_SHM_DIR").unwrap(), SEGMENT);
         if variable("LEFT_FILL").is_some() {
             let log = Log::open(&dir, options()).unwrap();
             let value = vec![1; 100_000];
@@ -195,15 +195,15 @@ fn opening_after_a_kill_takes_the_memory_of_one_segment_and_not_of_all() {
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
         println!("peak {kib} KiB");
-        // One image, one segment's file, the new chunk; and the process.
+        // One backing, one segment's file, the new chunk; and the process.
         assert!(kib << 10 < 5 * SEGMENT, "{kib} KiB");
         return;
     }
-    let (place, images) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in(images::images()).unwrap());
+    let (place, shm_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in(shm::dir()).unwrap());
     let test = "opening_after_a_kill_takes_the_memory_of_one_segment_and_not_of_all";
-    let variables = [("LEFT_LARGE", place.path()), ("LEFT_IMAGES", images.path())];
+    let variables = [("LEFT_LARGE", place.path()), ("LEFT_SHM_DIR", shm_dir.path())];
     again(test, &[&variables[..], &[("LEFT_FILL", Path::new("1"))]].concat());
-    assert!(walk(images.path()) > 6 * SEGMENT, "{}", walk(images.path()));
+    assert!(walk(shm_dir.path()) > 6 * SEGMENT, "{}", walk(shm_dir.path()));
     let output = again(test, &variables);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

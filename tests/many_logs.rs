@@ -1,8 +1,8 @@
 //! What many open logs take of the process: descriptors, threads, memory, mappings. Alone in its process, since it counts.
 #![cfg(target_os = "linux")]
 
-#[path = "support/images.rs"]
-mod images;
+#[path = "support/shm.rs"]
+mod shm;
 
 use millstream::store::{LogSettings, Store, StoreOptions};
 use std::time::Duration;
@@ -28,7 +28,7 @@ fn an_open_log_takes_a_descriptor_a_mapping_and_less_than_100_kib_and_no_thread(
     let dir = tempfile::tempdir().unwrap();
     let mut options =
         StoreOptions { open_logs: LOGS, idle: Duration::from_secs(3600), ..StoreOptions::default() };
-    options.log.images = Some(images::images().to_owned());
+    options.log.shm_dir = Some(shm::dir().to_owned());
     let store = Store::open(dir.path(), options).unwrap();
     let before = (descriptors(), mappings(), status("VmRSS"));
     let names: Vec<String> = (0..LOGS).map(|n| format!("log-{n}")).collect();

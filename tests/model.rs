@@ -1,8 +1,8 @@
 //! The log against a plain `Vec`: random appends, batches, conditional appends, reads, trims, flushes and
 //! reopenings, in tiny segments.
 
-#[path = "support/images.rs"]
-mod images;
+#[path = "support/shm.rs"]
+mod shm;
 
 use millstream::{Durability, Error, Log, Options};
 use proptest::prelude::*;
@@ -46,7 +46,7 @@ proptest! {
         let durability = if memory { Durability::Memory } else { Durability::Disk };
         let options = || Options {
             durability, segment_bytes: 8192, first_segment_bytes: 4096, memory_bytes: 64 << 10,
-            images: Some(images::images().to_owned()),
+            shm_dir: Some(shm::dir().to_owned()),
         };
         let mut log = Log::open(dir.path(), options()).unwrap();
         let mut model: Vec<Vec<u8>> = Vec::new();

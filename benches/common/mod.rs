@@ -2,8 +2,8 @@
 
 #![allow(dead_code, reason = "each bench uses its part")]
 
-#[path = "../../tests/support/images.rs"]
-pub mod images;
+#[path = "../../tests/support/shm.rs"]
+pub mod shm;
 
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
 use millstream::{Log, Options};
@@ -31,7 +31,7 @@ pub fn open(dir: &Path) -> Log {
     let options = Options {
         first_segment_bytes: 64 << 20,
         memory_bytes: 1 << 30,
-        images: Some(images::images().to_owned()),
+        shm_dir: Some(shm::dir().to_owned()),
         ..Options::default()
     };
     Log::open(dir, options).unwrap()

@@ -4,8 +4,8 @@
 //! Over loopback and not in memory, so that all that a connection consists of is there: sockets, time limits, threads.
 #![no_main]
 
-#[path = "../../tests/support/images.rs"]
-mod images;
+#[path = "../../tests/support/shm.rs"]
+mod shm;
 
 use libfuzzer_sys::fuzz_target;
 use millstream::{
@@ -40,7 +40,7 @@ fn options() -> StoreOptions {
         segment_bytes: 64 << 10,
         first_segment_bytes: 4096,
         memory_bytes: 4 << 20,
-        images: None,
+        shm_dir: None,
         ..Options::default()
     };
     StoreOptions { log, open_logs: 16, idle: Duration::from_secs(1) }
@@ -50,7 +50,7 @@ fn start() -> Running {
     // Rust programs ignore this signal, and libFuzzer's begin elsewhere.
     let caught = std::sync::Arc::default();
     signal_hook::flag::register(signal_hook::consts::SIGPIPE, caught).unwrap();
-    let dir = tempfile::tempdir_in(images::images()).unwrap();
+    let dir = tempfile::tempdir_in(shm::dir()).unwrap();
     let settings = Settings {
         threads: 1,
         body_bytes: 64 << 10,

@@ -2,8 +2,8 @@
 //! copied as it stands and opened from the copy, as after a kill: what was durable is there.
 #![no_main]
 
-#[path = "../../tests/support/images.rs"]
-mod images;
+#[path = "../../tests/support/shm.rs"]
+mod shm;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
@@ -30,7 +30,7 @@ fn options(memory: bool, first: u8) -> Options {
         segment_bytes: 8192,
         first_segment_bytes: 4096 << (first % 2),
         memory_bytes: 64 << 10,
-        images: None,
+        shm_dir: None,
     }
 }
 
@@ -39,7 +39,7 @@ fn value(offset: usize, length: usize) -> Vec<u8> {
 }
 
 fn place() -> tempfile::TempDir {
-    tempfile::tempdir_in(images::images()).unwrap()
+    tempfile::tempdir_in(shm::dir()).unwrap()
 }
 
 /// A copy of the directory as it stands has at least all that was durable, and nothing else.

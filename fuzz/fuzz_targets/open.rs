@@ -2,15 +2,15 @@
 //! appended, and after `repair` the log can be written.
 #![no_main]
 
-#[path = "../../tests/support/images.rs"]
-mod images;
+#[path = "../../tests/support/shm.rs"]
+mod shm;
 
 use libfuzzer_sys::fuzz_target;
 use millstream::{Error, Log, Options};
 use std::{fs, path::PathBuf, sync::OnceLock};
 
 fn options() -> Options {
-    Options { segment_bytes: 8192, first_segment_bytes: 4096, memory_bytes: 64 << 10, images: None, ..Options::default() }
+    Options { segment_bytes: 8192, first_segment_bytes: 4096, memory_bytes: 64 << 10, shm_dir: None, ..Options::default() }
 }
 
 fn value(offset: u64) -> Vec<u8> {
@@ -47,7 +47,7 @@ fn check(log: &Log) {
 
 // Each mutation: which file, what to do, where, and with what.
 fuzz_target!(|mutations: Vec<(u8, u8, u16, u8)>| {
-    let dir = tempfile::tempdir_in(images::images()).unwrap();
+    let dir = tempfile::tempdir_in(shm::dir()).unwrap();
     let mut files = files().to_vec();
     for (file, what, at, byte) in mutations.into_iter().take(16) {
         let n = usize::from(file) % files.len();

@@ -3,8 +3,8 @@
 //! it does not.
 #![no_main]
 
-#[path = "../../tests/support/images.rs"]
-mod images;
+#[path = "../../tests/support/shm.rs"]
+mod shm;
 
 use libfuzzer_sys::fuzz_target;
 use millstream::{
@@ -21,7 +21,7 @@ fn options() -> StoreOptions {
         segment_bytes: 8192,
         first_segment_bytes: 4096,
         memory_bytes: 256 << 10,
-        images: None,
+        shm_dir: None,
         ..Options::default()
     };
     StoreOptions { log, ..StoreOptions::default() }
@@ -43,7 +43,7 @@ fn produce(store: &Store, sequence: u64) -> Result<(u64, bool), String> {
 }
 
 fn place() -> tempfile::TempDir {
-    tempfile::tempdir_in(images::images()).unwrap()
+    tempfile::tempdir_in(shm::dir()).unwrap()
 }
 
 /// The files of the log `a`, as a server leaves them.

@@ -1,9 +1,9 @@
 //! The memory of a chunk: page-aligned bytes for the frames, and one slot per record. Made and faulted in ahead,
 //! in the background, and used again for the next chunk rather than returned to the system.
 
-use super::image::Before;
+use super::backing::Before;
 #[cfg(not(loom))]
-use super::image::LABEL_BYTES;
+use super::backing::LABEL_BYTES;
 use crate::sync::AtomicU32;
 
 /// A record needs at least the smallest frame, and 4 bytes in the sealed segment's index.
@@ -25,11 +25,11 @@ pub(crate) struct Memory {
     pub(super) slots: Box<[AtomicU32]>,
     #[cfg(not(loom))]
     map: memmap2::MmapRaw,
-    /// Where the frames begin in the mapping: behind the head, if this is an image.
+    /// Where the frames begin in the mapping: behind the head, if this is a backing.
     #[cfg(not(loom))]
     start: usize,
     #[cfg(not(loom))]
-    image: Option<super::image::Image>,
+    backing: Option<super::backing::BackingFile>,
     #[cfg(loom)]
     map: model::Words,
 }
@@ -52,35 +52,42 @@ impl Memory {
         Ok(Self { capacity, slots: slots(capacity), map: model::Words::new(length / 8) })
     }
 
-    /// [`new`](Self::new), as an image among `images`, if there is room for one.
+    /// [`new`](Self::new), as a backing among `backings`, if there is room for one.
     ///
     /// # Errors
     /// As there.
     pub(crate) fn shared(
         capacity: u64,
-        images: Option<&std::sync::Arc<super::image::Images>>,
+        backings: Option<&std::sync::Arc<super::backing::ShmBacking>>,
     ) -> std::io::Result<Self> {
         #[cfg(not(loom))]
-        if let Some((image, map)) = images.map(|images| images.create(capacity)).transpose()?.flatten() {
-            return Ok(Self::over(capacity, populate(map), super::image::HEAD, Some(image)));
+        if let Some((backing, map)) =
+            backings.map(|backings| backings.create(capacity)).transpose()?.flatten()
+        {
+            return Ok(Self::over(capacity, populate(map), super::backing::HEAD, Some(backing)));
         }
-        let _ = images;
+        let _ = backings;
         Self::new(capacity)
     }
 
     #[cfg(not(loom))]
-    fn over(capacity: u64, map: memmap2::MmapRaw, start: usize, image: Option<super::image::Image>) -> Self {
+    fn over(
+        capacity: u64,
+        map: memmap2::MmapRaw,
+        start: usize,
+        backing: Option<super::backing::BackingFile>,
+    ) -> Self {
         CHUNK_BYTES.fetch_add(Self::footprint(capacity), std::sync::atomic::Ordering::Relaxed);
-        Self { capacity, slots: slots(capacity), map, start, image }
+        Self { capacity, slots: slots(capacity), map, start, backing }
     }
 
-    /// Says in the image, if this is one, which segment it holds from now on, and what stands before that; to be
+    /// Says in the backing, if this is one, which segment it holds from now on, and what stands before that; to be
     /// called before the first frame.
-    pub(crate) fn label(&mut self, label: &super::image::Label, before: Before) {
+    pub(crate) fn label(&mut self, label: &super::backing::Label, before: Before) {
         #[cfg(not(loom))]
-        if let Some(bytes) = self.image.as_ref().map(|image| image.label(label)) {
+        if let Some(bytes) = self.backing.as_ref().map(|backing| backing.label(label)) {
             // The old notes go before the new label is there.
-            self.note(super::image::SEALED_AT).store(0, std::sync::atomic::Ordering::Relaxed);
+            self.note(super::backing::SEALED_AT).store(0, std::sync::atomic::Ordering::Relaxed);
             self.set_before(before);
             self.write_label(bytes);
         }
@@ -89,19 +96,19 @@ impl Memory {
 
     #[cfg(not(loom))]
     fn write_label(&mut self, bytes: [u8; LABEL_BYTES]) {
-        let at = super::image::LABEL_AT;
-        assert!(at + bytes.len() <= super::image::BEFORE_AT);
+        let at = super::backing::LABEL_AT;
+        assert!(at + bytes.len() <= super::backing::BEFORE_AT);
         // SAFETY: before the note of the frame before, which is within the head, as asserted; and `&mut self` means that
-        // nobody else of this process can reach it. Other processes only read images of logs that nobody has open.
+        // nobody else of this process can reach it. Other processes only read backings of logs that nobody has open.
         unsafe { self.map.as_mut_ptr().add(at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     }
 
-    /// Notes what stands before the segment that the image, if this is one, holds. Any thread may, at any time.
+    /// Notes what stands before the segment that the backing, if this is one, holds. Any thread may, at any time.
     pub(crate) fn set_before(&self, before: Before) {
         #[cfg(not(loom))]
-        if self.image.is_some() {
+        if self.backing.is_some() {
             // Relaxed: it is read by another process, after this one has ended.
-            self.note(super::image::BEFORE_AT).store(before.pack(), std::sync::atomic::Ordering::Relaxed);
+            self.note(super::backing::BEFORE_AT).store(before.pack(), std::sync::atomic::Ordering::Relaxed);
         }
         let _ = before;
     }
@@ -109,28 +116,28 @@ impl Memory {
     /// What [`set_before`](Self::set_before) has noted.
     pub(crate) fn before(&self) -> Before {
         #[cfg(not(loom))]
-        if self.image.is_some() {
-            let word = self.note(super::image::BEFORE_AT).load(std::sync::atomic::Ordering::Relaxed);
+        if self.backing.is_some() {
+            let word = self.note(super::backing::BEFORE_AT).load(std::sync::atomic::Ordering::Relaxed);
             return Before::unpack(word);
         }
         Before::Unknown
     }
 
-    /// Notes that the segment which the image, if this is one, holds was sealed.
+    /// Notes that the segment which the backing, if this is one, holds was sealed.
     pub(crate) fn set_sealed(&self) {
         #[cfg(not(loom))]
-        if self.image.is_some() {
+        if self.backing.is_some() {
             // Relaxed: as above.
-            self.note(super::image::SEALED_AT).store(1, std::sync::atomic::Ordering::Relaxed);
+            self.note(super::backing::SEALED_AT).store(1, std::sync::atomic::Ordering::Relaxed);
         }
     }
 
     /// One of the words of the head that are written at any time.
     #[cfg(not(loom))]
     fn note(&self, at: usize) -> &std::sync::atomic::AtomicU64 {
-        assert!(at == super::image::BEFORE_AT || at == super::image::SEALED_AT);
-        assert!(self.start == super::image::HEAD && at.is_multiple_of(8) && at + 8 <= self.start);
-        // SAFETY: within the head, which the mapping has where there is an image, as asserted; aligned, since the mapping
+        assert!(at == super::backing::BEFORE_AT || at == super::backing::SEALED_AT);
+        assert!(self.start == super::backing::HEAD && at.is_multiple_of(8) && at + 8 <= self.start);
+        // SAFETY: within the head, which the mapping has where there is a backing, as asserted; aligned, since the mapping
         // begins at a page; and every access to these bytes while the mapping lives is by this atomic.
         unsafe { std::sync::atomic::AtomicU64::from_ptr(self.map.as_mut_ptr().add(at).cast()) }
     }
@@ -149,7 +156,7 @@ impl Memory {
     /// nothing reads where no slot points.
     pub(crate) fn clean(&mut self, records: u32) {
         #[cfg(not(loom))]
-        if self.image.is_some() {
+        if self.backing.is_some() {
             self.write_label([0; LABEL_BYTES]);
         }
         let used = (records as usize).next_multiple_of(BLOCK).min(self.slots.len());

@@ -13,8 +13,8 @@ pub(super) struct Repair {
     /// The log's directory, such as data/default; no server may have it open
     dir: PathBuf,
     /// Where a server that was killed may have left memory of the log; "none" gives up what it has behind what is lost
-    #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
-    images: PathBuf,
+    #[arg(long, alias = "images", value_name = "DIR", default_value = "/dev/shm")]
+    shm_dir: PathBuf,
     /// Repair a log of another user's too, without looking at memory that a server of that user has left
     #[arg(long)]
     any_user: bool,
@@ -35,8 +35,8 @@ impl Repair {
             .into());
         }
         let bar = progress::segments();
-        let images = Some(&*self.images).filter(|images| images.as_os_str() != "none");
-        let repaired = millstream::repair_with_progress(&self.dir, images, |done, all| {
+        let shm_dir = Some(&*self.shm_dir).filter(|at| at.as_os_str() != "none");
+        let repaired = millstream::repair_with_progress(&self.dir, shm_dir, |done, all| {
             progress::advance(&bar, done, all);
         });
         bar.finish_and_clear();

@@ -61,8 +61,8 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_MEMORY_BYTES", default_value_t = StoreOptions::default().log.memory_bytes)]
     memory_bytes: u64,
     /// A memory file system for records that are not on disk yet, so that they survive kill -9; "none" for none
-    #[arg(long, env = "MILLSTREAM_IMAGES", default_value = "/dev/shm")]
-    images: PathBuf,
+    #[arg(long, alias = "images", env = "MILLSTREAM_SHM_DIR", default_value = "/dev/shm")]
+    shm_dir: PathBuf,
     /// The largest request body in bytes
     #[arg(long, env = "MILLSTREAM_MAX_BODY", default_value_t = Settings::default().body_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_BODY))]
     max_body: usize,
@@ -157,7 +157,7 @@ impl Serve {
             },
             segment_bytes: self.segment_bytes,
             memory_bytes: self.memory_bytes,
-            images: Some(self.images.clone()).filter(|images| images.as_os_str() != "none"),
+            shm_dir: Some(self.shm_dir.clone()).filter(|at| at.as_os_str() != "none"),
             ..Options::default()
         };
         let (connections, open_logs) = shares(open_files(), self.max_connections, self.max_open_logs);

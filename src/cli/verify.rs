@@ -17,8 +17,8 @@ pub(super) struct Verify {
     #[arg(long)]
     json: bool,
     /// Where a server that was killed may have left memory of the log, or "none"
-    #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
-    images: PathBuf,
+    #[arg(long, alias = "images", value_name = "DIR", default_value = "/dev/shm")]
+    shm_dir: PathBuf,
 }
 
 /// What is damaged, for machines.
@@ -38,13 +38,13 @@ impl Verify {
     pub(super) fn run(&self) -> Outcome {
         must_exist(&self.dir)?;
         let bar = progress::segments();
-        let images = Some(&*self.images).filter(|images| images.as_os_str() != "none");
-        let report = millstream::verify_with_progress(&self.dir, images, |done, all| {
+        let shm_dir = Some(&*self.shm_dir).filter(|at| at.as_os_str() != "none");
+        let report = millstream::verify_with_progress(&self.dir, shm_dir, |done, all| {
             progress::advance(&bar, done, all);
         });
         bar.finish_and_clear();
         let report = report?;
-        if let Some(owner) = other_owner(&self.dir)?.filter(|_| images.is_some()) {
+        if let Some(owner) = other_owner(&self.dir)?.filter(|_| shm_dir.is_some()) {
             stderr::say(format_args!(
                 "millstream: the log belongs to user {owner}; memory that a server of that user has left was not looked for"
             ));
@@ -57,7 +57,7 @@ impl Verify {
             };
             let all = json!({
                 "first_offset": first, "next_offset": next, "segments": report.segments, "damage": damage,
-                "torn": paths(&report.torn), "images": paths(&report.images),
+                "torn": paths(&report.torn), "backings": paths(&report.backings),
             });
             println!("{all}");
         } else {
@@ -72,7 +72,7 @@ impl Verify {
             for path in &report.torn {
                 println!("cut off after a crash, and kept: {}", path.display());
             }
-            for path in &report.images {
+            for path in &report.backings {
                 println!("memory of a process that was killed, for the next opening: {}", path.display());
             }
         }

@@ -93,7 +93,7 @@ impl MemoryDir {
             io::retry_on_intr,
         };
         use std::os::{fd::AsRawFd, unix::fs::FileExt};
-        pass("make image")?;
+        pass("make backing")?;
         // In the user's directory, which stays: the owner's may go at any moment before a name is in it, since whoever lets go
         // of the last file of this owner removes it. So all that is left to be done then is to make it and to give the name.
         let above = self.0.parent().unwrap_or(&self.0);
@@ -126,7 +126,7 @@ impl MemoryDir {
     }
 
     pub(crate) fn list(&self) -> io::Result<Vec<String>> {
-        pass("list images")?;
+        pass("list backings")?;
         match fs::read_dir(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             entries => entries?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect(),
@@ -134,7 +134,7 @@ impl MemoryDir {
     }
 
     pub(crate) fn open_file(&self, name: &str) -> io::Result<fs::File> {
-        pass("open image")?;
+        pass("open backing")?;
         fs::File::open(self.0.join(name))
     }
 
@@ -143,6 +143,6 @@ impl MemoryDir {
     }
 
     pub(crate) fn remove(&self, name: &str) {
-        let _ = pass("remove image").and_then(|()| fs::remove_file(self.0.join(name))); // what stays is found at the next start
+        let _ = pass("remove backing").and_then(|()| fs::remove_file(self.0.join(name))); // what stays is found at the next start
     }
 }

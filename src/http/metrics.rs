@@ -158,8 +158,8 @@ impl Collector for Engine {
             rolls,
             backpressure,
             chunk_bytes,
-            chunks_without_image,
-            images_kept,
+            shm_fallbacks,
+            backings_kept,
             torn_ends_kept,
         } = stats();
         let (logs, open) = self.0.upgrade().map_or((0, 0), |store| store.count());
@@ -169,12 +169,8 @@ impl Collector for Engine {
             ("committed_bytes", "Bytes of frames committed", committed_bytes),
             ("rolls", "Times that a segment was full and the next one begun", rolls),
             ("backpressure", "Appends that found no room because the disk was behind", backpressure),
-            (
-                "chunks_without_image",
-                "Chunks in memory that does not outlive the process",
-                chunks_without_image,
-            ),
-            ("images_kept", "Images of killed processes that were not taken up, and kept", images_kept),
+            ("shm_fallbacks", "Chunks in memory that does not outlive the process", shm_fallbacks),
+            ("backings_kept", "Backings of killed processes that were not taken up, and kept", backings_kept),
             ("torn_ends_kept", "Torn ends of segments that were cut off, and kept", torn_ends_kept),
         ] {
             let counter = ConstCounter::new(count);

@@ -121,12 +121,12 @@ pub enum Error {
     /// the offsets of that to others.
     #[error(
         "memory of a process that was killed ({}) may go on behind what is lost of {}, and cannot be taken up; \
-         repair without images to give it up",
-        .image.display(), .path.display()
+         repair without backings to give it up",
+        .backing.display(), .path.display()
     )]
     MemoryGoesOn {
         /// The memory.
-        image: PathBuf,
+        backing: PathBuf,
         /// The segment of which records are lost.
         path: PathBuf,
     },

@@ -2,7 +2,7 @@
 
 use super::{Error, Options, recovery, show};
 use crate::{
-    chunk::{Content, Found, Images},
+    chunk::{Content, FoundBacking, ShmBacking},
     disk,
 };
 use std::{
@@ -55,10 +55,10 @@ pub struct Report {
     /// Files with torn ends of segments that were cut off when the log was opened after a crash. Nobody was told that
     /// these records were stored, unless the disk has lost what it had said was written.
     pub torn: Vec<PathBuf>,
-    /// Memory of processes that were killed ([`Options::images`], at its default place unless another was named), which
+    /// Memory of processes that were killed ([`Options::shm_dir`], at its default place unless another was named), which
     /// may hold records that are not in the segments yet. Opening the log takes up what goes on where its files end, and
     /// keeps what does not. Removing one of these files gives up what only it holds.
-    pub images: Vec<PathBuf>,
+    pub backings: Vec<PathBuf>,
 }
 
 /// Verifies every frame, index and footer of the log in `dir`, and changes nothing. The log must not be open.
@@ -66,38 +66,39 @@ pub struct Report {
 /// # Errors
 /// [`Error::InUse`], [`Error::NotALog`], [`Error::Newer`], [`Error::Corrupt`], [`Error::Io`].
 pub fn verify(dir: impl AsRef<Path>) -> Result<Report, Error> {
-    verify_on(&*disk::native(), dir.as_ref(), Options::default().images.as_deref(), &mut |_, _| ())
+    verify_on(&*disk::native(), dir.as_ref(), Options::default().shm_dir.as_deref(), &mut |_, _| ())
 }
 
-/// As [`verify`], with images at this place, if any; tells `progress` after each segment how many it has looked at, and
+/// As [`verify`], with backings at this place, if any; tells `progress` after each segment how many it has looked at, and
 /// how many there are.
 ///
 /// # Errors
 /// As there.
 pub fn verify_with_progress(
     dir: impl AsRef<Path>,
-    images: Option<&Path>,
+    shm_dir: Option<&Path>,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Report, Error> {
-    verify_on(&*disk::native(), dir.as_ref(), images, &mut progress)
+    verify_on(&*disk::native(), dir.as_ref(), shm_dir, &mut progress)
 }
 
 pub(crate) fn verify_on(
     disk: &dyn disk::Disk,
     dir: &Path,
-    images: Option<&Path>,
+    shm_dir: Option<&Path>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Report, Error> {
     let _lock = recovery::lock(disk, dir)?;
     let found = recovery::deep_survey(disk, dir, progress)?;
     let log = found.segments.first().map(|first| first.header.log);
-    let images = log.zip(images).and_then(|(log, at)| {
-        Images::open(at, log, [0; 16], dir, disk.node(dir).unwrap_or_default(), 0).ok()
+    let backings = log.zip(shm_dir).and_then(|(log, at)| {
+        ShmBacking::open(at, log, [0; 16], dir, disk.node(dir).unwrap_or_default(), 0).ok()
     });
-    let held = images.as_ref().map(|images| (images, images.find().unwrap_or_default()));
-    let images = held.into_iter().flat_map(|(images, held)| {
-        let holds = |found: &&Found| matches!(found.content, Content::Segment { .. } | Content::Strange);
-        held.iter().filter(holds).map(|found| images.path(&found.name)).collect::<Vec<_>>()
+    let held = backings.as_ref().map(|backings| (backings, backings.find().unwrap_or_default()));
+    let backings = held.into_iter().flat_map(|(backings, held)| {
+        let holds =
+            |found: &&FoundBacking| matches!(found.content, Content::Segment { .. } | Content::Strange);
+        held.iter().filter(holds).map(|found| backings.path(&found.name)).collect::<Vec<_>>()
     });
     Ok(Report {
         first: found.segments.first().map_or(0, |first| first.header.base),
@@ -105,6 +106,6 @@ pub(crate) fn verify_on(
         segments: found.segments.len(),
         damage: found.damage,
         torn: found.torn,
-        images: images.collect(),
+        backings: backings.collect(),
     })
 }

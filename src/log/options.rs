@@ -13,7 +13,7 @@ pub enum Durability {
     Disk,
     /// A record can be read once it is in memory, and an append returns when it can be read. It is on disk within
     /// about a millisecond; until then it is lost with the machine, or with the process where it is kept in the
-    /// process's own memory ([`Options::images`]).
+    /// process's own memory ([`Options::shm_dir`]).
     Memory,
 }
 
@@ -36,7 +36,7 @@ pub struct Options {
     /// A memory file system in which chunk memory is kept that outlives the process: there, what was acknowledged in
     /// memory is lost with the machine only, and opening the log again takes it up. Where it has no room, or is not
     /// there, chunks are in the process's own memory, with a warning. Default: `/dev/shm` on Linux.
-    pub images: Option<PathBuf>,
+    pub shm_dir: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -46,25 +46,25 @@ impl Default for Options {
             segment_bytes: 64 << 20,
             first_segment_bytes: 64 << 10,
             memory_bytes: 256 << 20,
-            images: images(),
+            shm_dir: shm_dir(),
         }
     }
 }
 
 #[cfg(not(all(test, not(loom))))]
-fn images() -> Option<PathBuf> {
+fn shm_dir() -> Option<PathBuf> {
     cfg!(target_os = "linux").then(|| PathBuf::from("/dev/shm"))
 }
 
 /// Where nothing stays of a test that is killed.
 #[cfg(all(test, not(loom)))]
 #[allow(clippy::unnecessary_wraps)] // as elsewhere
-fn images() -> Option<PathBuf> {
-    Some(place::images().to_owned())
+fn shm_dir() -> Option<PathBuf> {
+    Some(place::dir().to_owned())
 }
 
 #[cfg(all(test, not(loom)))]
-#[path = "../../tests/support/images.rs"]
+#[path = "../../tests/support/shm.rs"]
 mod place;
 
 impl Options {

@@ -107,7 +107,7 @@ fn options(durability: Durability) -> Options {
         segment_bytes: 4096,
         first_segment_bytes: 4096,
         memory_bytes: 24 << 10,
-        images: None,
+        shm_dir: None,
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     recovery::{self, Copies, Mended, Origin, State, Survey, SurveyedSegment},
 };
 use crate::{
-    chunk::Images,
+    chunk::ShmBacking,
     disk::{self, Aligned, BLOCK, Disk, salvage},
     frame::{self, LOST, Stamp, WORD},
     segment::{
@@ -37,7 +37,7 @@ pub struct Repaired {
 
 /// Repairs the log in `dir`, so that it can be written again. Lost records stay lost: reading them is
 /// [`Error::Damaged`], and all others keep their offsets. What memory of a process that was killed has of them is taken from
-/// there ([`Options::images`], at its default place); what it has behind them is taken up by the next opening. What opening
+/// there ([`Options::shm_dir`], at its default place); what it has behind them is taken up by the next opening. What opening
 /// makes good by itself is made good likewise, and does nothing more. Does nothing where nothing is damaged, and may be
 /// repeated after it was interrupted. The log must not be open.
 ///
@@ -45,26 +45,26 @@ pub struct Repaired {
 /// [`Error::InUse`], [`Error::NotALog`], [`Error::Newer`], [`Error::Corrupt`] for what is beyond repair,
 /// [`Error::MemoryGoesOn`], [`Error::Io`]. Nothing was changed then, but by [`Error::Io`].
 pub fn repair(dir: impl AsRef<Path>) -> Result<Repaired, Error> {
-    repair_on(&*disk::native(), dir.as_ref(), Options::default().images.as_deref(), &mut |_, _| ())
+    repair_on(&*disk::native(), dir.as_ref(), Options::default().shm_dir.as_deref(), &mut |_, _| ())
 }
 
-/// As [`repair`], with images at this place; if at none, what they have is given up where it cannot be taken up by itself.
+/// As [`repair`], with backings at this place; if at none, what they have is given up where it cannot be taken up by itself.
 /// Tells `progress` after each segment how many it has looked at, and how many there are.
 ///
 /// # Errors
 /// As there.
 pub fn repair_with_progress(
     dir: impl AsRef<Path>,
-    images: Option<&Path>,
+    shm_dir: Option<&Path>,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Repaired, Error> {
-    repair_on(&*disk::native(), dir.as_ref(), images, &mut progress)
+    repair_on(&*disk::native(), dir.as_ref(), shm_dir, &mut progress)
 }
 
 pub(crate) fn repair_on(
     disk: &dyn Disk,
     dir: &Path,
-    images: Option<&Path>,
+    shm_dir: Option<&Path>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Repaired, Error> {
     let _lock = recovery::lock(disk, dir)?;
@@ -74,7 +74,7 @@ pub(crate) fn repair_on(
     };
     // Before anything is changed.
     ensure_repairable(dir, &survey)?;
-    let mended = match images {
+    let mended = match shm_dir {
         Some(at) if !survey.damage.is_empty() => mend(disk, dir, at, &mut survey)?,
         _ => Vec::new(),
     };
@@ -121,16 +121,16 @@ fn ensure_repairable(dir: &Path, survey: &Survey) -> Result<(), Error> {
     }
 }
 
-/// Looks for what is lost in the images at `at`, if there is such a place.
+/// Looks for what is lost in the backings at `at`, if there is such a place.
 fn mend(disk: &dyn Disk, dir: &Path, at: &Path, survey: &mut Survey) -> Result<Vec<Mended>, Error> {
     let Some(log) = survey.segments.first().map(|first| first.header.log) else { return Ok(Vec::new()) };
     let node = disk.node(dir).map_err(Error::io("look at", dir))?;
-    // Neither secret nor number: they are for making images.
-    match Images::open(at, log, [0; 16], dir, node, 0) {
-        Ok(images) => recovery::mend(disk, dir, &images, survey),
-        Err(error) if disk::is_transient(&error) => Err(Error::io("look for images in", at)(error)),
+    // Neither secret nor number: they are for making backings.
+    match ShmBacking::open(at, log, [0; 16], dir, node, 0) {
+        Ok(shm_dir) => recovery::mend(disk, dir, &shm_dir, survey),
+        Err(error) if disk::is_transient(&error) => Err(Error::io("look for backings in", at)(error)),
         Err(error) => {
-            tracing::warn!(dir = %dir.display(), at = %at.display(), %error, "cannot look for images");
+            tracing::warn!(dir = %dir.display(), at = %at.display(), %error, "cannot look for backings");
             Ok(Vec::new())
         }
     }

@@ -26,7 +26,7 @@ use super::{
     task::{Schedule, Task},
 };
 use crate::{
-    chunk::{Before, Chunk, ChunkPosition, Images, Memory, PoolShare},
+    chunk::{Before, Chunk, ChunkPosition, Memory, PoolShare, ShmBacking},
     disk,
     segment::{
         Segment,
@@ -153,7 +153,7 @@ pub(crate) struct Roller {
     budget: Arc<Budget>,
     share: Arc<PoolShare>,
     /// Where chunk memory is kept that outlives the process.
-    images: Option<std::sync::Arc<Images>>,
+    backings: Option<std::sync::Arc<ShmBacking>>,
     /// Chunks that are not all on disk: the active one, and those before it.
     unwritten: AtomicU64,
     /// The most bytes that an append needs which waits for the next chunk.
@@ -176,7 +176,7 @@ pub(crate) struct Roller {
 impl Roller {
     pub(super) fn new(
         budget: Arc<Budget>,
-        images: Option<std::sync::Arc<Images>>,
+        backings: Option<std::sync::Arc<ShmBacking>>,
         threads: std::sync::Arc<dyn Schedule>,
     ) -> Self {
         Self {
@@ -184,7 +184,7 @@ impl Roller {
             changed: Frontier::new(0),
             share: budget.share(),
             budget,
-            images,
+            backings,
             unwritten: AtomicU64::new(1),
             needs: AtomicU64::new(0),
             asked: AtomicBool::new(false),
@@ -200,7 +200,7 @@ impl Roller {
 
     /// Chunk memory of so many bytes: shared memory, if the log has that and there is room.
     pub(super) fn memory(&self, capacity: u64) -> io::Result<Memory> {
-        Memory::shared(capacity, self.images.as_ref())
+        Memory::shared(capacity, self.backings.as_ref())
     }
 
     /// The log's share of the pool, which its chunks go back to.
@@ -219,13 +219,13 @@ impl Roller {
     }
 
     #[cfg(all(test, not(loom)))]
-    pub(super) fn images(&self) -> Option<std::sync::Arc<Images>> {
-        self.images.clone()
+    pub(super) fn backings(&self) -> Option<std::sync::Arc<ShmBacking>> {
+        self.backings.clone()
     }
 
     /// From now on shared memory stays when the log is let go: what it has is for the next opening.
     pub(super) fn keep_shared_memory(&self) {
-        self.images.iter().for_each(|images| images.keep());
+        self.backings.iter().for_each(|backings| backings.keep());
     }
 
     /// What appenders wait for that find no room.
@@ -553,7 +553,7 @@ impl Shared {
             .roll
             .share
             .take(capacity)
-            .map_or_else(|| Memory::shared(capacity, self.roll.images.as_ref()), Ok);
+            .map_or_else(|| Memory::shared(capacity, self.roll.backings.as_ref()), Ok);
         let memory = memory.inspect_err(|_| file.discard(&*self.env.disk));
         Ok(SpareSegment {
             memory: memory.map_err(Error::io("get memory for a segment of", &self.dir))?,
@@ -592,7 +592,7 @@ impl Shared {
         let SpareSegment { memory, file } = spare;
         file.discard(&*self.env.disk);
         self.roll.share.release(memory.capacity());
-        drop(memory); // and its image with it
+        drop(memory); // and its backing with it
     }
 
     fn zero_ahead(&self, segment: &Arc<Segment>) -> Result<(), Error> {

@@ -32,10 +32,10 @@ pub struct Stats {
     /// Bytes of chunk memory at this moment, frames and slots.
     pub chunk_bytes: u64,
     /// Chunks that were to outlive the process and could not, for want of memory.
-    pub chunks_without_image: u64,
-    /// Images of processes that were killed, found when a log was opened, that may hold records which the disk does not
+    pub shm_fallbacks: u64,
+    /// Backings of processes that were killed, found when a log was opened, that may hold records which the disk does not
     /// have, and were kept.
-    pub images_kept: u64,
+    pub backings_kept: u64,
     /// Torn ends of segments that were cut off when a log was opened, and kept in its directory.
     pub torn_ends_kept: u64,
 }
@@ -50,8 +50,8 @@ pub fn stats() -> Stats {
         rolls: get(&ROLLS),
         backpressure: get(&BACKPRESSURE),
         chunk_bytes: get(&crate::chunk::CHUNK_BYTES),
-        chunks_without_image: get(&crate::chunk::WITHOUT_IMAGE),
-        images_kept: get(&IMAGES_KEPT),
+        shm_fallbacks: get(&crate::chunk::SHM_FALLBACKS),
+        backings_kept: get(&BACKINGS_KEPT),
         torn_ends_kept: get(&TORN_KEPT),
     }
 }
@@ -62,11 +62,11 @@ static COMMIT_RECORDS: Histogram = Histogram::new(1);
 static COMMITTED_BYTES: AtomicU64 = AtomicU64::new(0);
 static ROLLS: AtomicU64 = AtomicU64::new(0);
 static BACKPRESSURE: AtomicU64 = AtomicU64::new(0);
-static IMAGES_KEPT: AtomicU64 = AtomicU64::new(0);
+static BACKINGS_KEPT: AtomicU64 = AtomicU64::new(0);
 static TORN_KEPT: AtomicU64 = AtomicU64::new(0);
 
-pub(super) fn kept_image() {
-    IMAGES_KEPT.fetch_add(1, Ordering::Relaxed);
+pub(super) fn kept_backing() {
+    BACKINGS_KEPT.fetch_add(1, Ordering::Relaxed);
 }
 
 pub(super) fn kept_torn() {

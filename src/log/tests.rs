@@ -12,7 +12,7 @@ pub(super) fn small() -> Options {
         segment_bytes: 8 << 10,
         first_segment_bytes: 4 << 10,
         memory_bytes: 64 << 10,
-        images: None, // the simulated disk's machine has none that survive
+        shm_dir: None, // the simulated disk's machine has none that survive
         ..Options::default()
     }
 }

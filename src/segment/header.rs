@@ -68,7 +68,7 @@ pub(crate) struct Decoded {
 }
 
 impl Header {
-    /// The same for an image of the segment's chunk.
+    /// The same for a backing of the segment's chunk.
     pub(crate) fn label(&self) -> crate::chunk::Label {
         crate::chunk::Label {
             base: self.base,

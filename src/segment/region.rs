@@ -1,4 +1,4 @@
-//! The frames' region of a segment in memory: all behind the header, as the segment's file or an image has it.
+//! The frames' region of a segment in memory: all behind the header, as the segment's file or a backing has it.
 
 use super::FRAMES;
 use crate::disk::{Aligned, BLOCK, File, salvage};

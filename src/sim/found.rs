@@ -14,18 +14,18 @@ use std::{io, path::Path, sync::Arc};
 
 const DIR: &str = "/data/a";
 
-fn options(images: Option<&Path>) -> Options {
+fn options(shm_dir: Option<&Path>) -> Options {
     Options {
         durability: Durability::Memory,
         segment_bytes: 8 << 10,
         first_segment_bytes: 4 << 10,
         memory_bytes: 64 << 10,
-        images: images.map(Path::to_owned),
+        shm_dir: shm_dir.map(Path::to_owned),
     }
 }
 
-fn open(sim: &Sim, images: Option<&Path>) -> Result<Log, crate::Error> {
-    Log::open_on(Arc::new(sim.clone()), Path::new(DIR), options(images))
+fn open(sim: &Sim, shm_dir: Option<&Path>) -> Result<Log, crate::Error> {
+    Log::open_on(Arc::new(sim.clone()), Path::new(DIR), options(shm_dir))
 }
 
 fn store(sim: &Sim) -> Result<Store, crate::store::Error> {
@@ -90,9 +90,9 @@ fn what_a_failed_sync_has_left_in_the_page_cache_is_not_called_durable() {
     }
 }
 
-/// A moment without descriptors: the log opened without what its images had, and gave their offsets to other records.
+/// A moment without descriptors: the log opened without what its backings had, and gave their offsets to other records.
 #[test]
-fn a_log_whose_images_cannot_be_looked_at_for_a_moment_does_not_open_without_them() {
+fn a_log_whose_backings_cannot_be_looked_at_for_a_moment_does_not_open_without_them() {
     let at = tempfile::tempdir().unwrap();
     let sim = Sim::new(1);
     let log = open(&sim, Some(at.path())).unwrap();
@@ -106,7 +106,7 @@ fn a_log_whose_images_cannot_be_looked_at_for_a_moment_does_not_open_without_the
     sim.hold(false);
     drop(log);
     let sim = sim.after(Cut::Kill);
-    for failing in ["open memory", "list images", "open image"] {
+    for failing in ["open memory", "list backings", "open backing"] {
         for number in 1..4 {
             let left = std::cell::Cell::new(number);
             GATE.set(Some(Box::new(move |what| {
@@ -126,7 +126,7 @@ fn a_log_whose_images_cannot_be_looked_at_for_a_moment_does_not_open_without_the
 }
 
 /// A chunk that was replaced while it was empty, since the first value did not fit, has a segment on the disk of the
-/// same base. After the images were taken up, it was still among the segments, and was sealed: over the first frames.
+/// same base. After the backings were taken up, it was still among the segments, and was sealed: over the first frames.
 #[test]
 fn a_segment_that_was_replaced_while_it_was_empty_is_not_sealed_over_its_successor() {
     let at = tempfile::tempdir().unwrap();
@@ -145,8 +145,8 @@ fn a_segment_that_was_replaced_while_it_was_empty_is_not_sealed_over_its_success
     }
 }
 
-/// An image that nobody needed lay beside a log whose records had gone on without it. A damaged record in the part that
-/// both have was made good out of the image, and all behind it was overwritten with what the image has.
+/// A backing that nobody needed lay beside a log whose records had gone on without it. A damaged record in the part that
+/// both have was made good out of the backing, and all behind it was overwritten with what the backing has.
 #[test]
 fn damage_is_not_mended_out_of_the_memory_of_another_history() {
     let at = tempfile::tempdir().unwrap();

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Durability, Error, Log, Options,
-    chunk::image_owners,
+    chunk::backing_owners,
     disk::sim::{Cut, Sim},
     log::{repair_on, verify_on},
     store::{Error as StoreError, Store, StoreOptions},
@@ -83,10 +83,10 @@ impl Run {
             sim.steps().0,
             path.display()
         );
-        let images = !self.random.one_in(5);
+        let backings = !self.random.one_in(5);
         let world = World::new(sim.clone(), &mut self.random);
         let durability = self.logs[&name].settings.durability.unwrap_or(Durability::Disk);
-        let options = Options { durability, ..self.options(images) };
+        let options = Options { durability, ..self.options(backings) };
         let env = world.environment(&self.clock);
         let open = || {
             Log::open_in(&env, &dir, options.clone())
@@ -97,11 +97,11 @@ impl Run {
         let values = read_all(&log, first, next).unwrap_or_else(|error| panic!("{place}: {error}"));
         sim.note(format_args!("found {first}..{next}, damage {damage:?}"));
         let known = self.logs.get_mut(&name).expect("it is certain");
-        if !images {
+        if !backings {
             known.memory = known.durable;
         }
         // What is damaged is left as it is, and what memory has is taken up after the repair.
-        let floor = if images && damage.is_empty() { known.memory } else { known.durable };
+        let floor = if backings && damage.is_empty() { known.memory } else { known.durable };
         if next < floor {
             // After an unclean stop, rot in the last commit looks like the torn end of a write. It is kept aside, then.
             let kept = sim.dump().into_keys().any(|path| path.starts_with(&dir) && is_torn(&path));
@@ -145,7 +145,7 @@ impl Run {
             return self.mend(world, &name, &options, first, &values);
         }
         known.lost.extend(lost);
-        known.found(first, next, images);
+        known.found(first, next, backings);
         known.was_open = true;
         self.end(&sim, Cut::Kill, true);
         drop(world);
@@ -160,12 +160,12 @@ impl Run {
         let place =
             format!("{}, log {name:?}, byte {at} of {} is unreadable", self.where_(&sim), path.display());
         sim.note(format_args!("== the sector of byte {at} in {} cannot be read", path.display()));
-        let images = !self.random.one_in(5);
+        let backings = !self.random.one_in(5);
         let world = World::new(sim.clone(), &mut self.random);
         let durability = self.logs[&name].settings.durability.unwrap_or(Durability::Disk);
-        let options = Options { durability, ..self.options(images) };
+        let options = Options { durability, ..self.options(backings) };
         let known = self.logs.get_mut(&name).expect("it is certain");
-        if !images {
+        if !backings {
             known.memory = known.durable;
         }
         match Log::open_in(&world.environment(&self.clock), &dir, options) {
@@ -189,10 +189,10 @@ impl Run {
                     );
                 }
                 if damage.is_empty() {
-                    let floor = if images { known.memory } else { known.durable };
+                    let floor = if backings { known.memory } else { known.durable };
                     assert!(next >= floor, "{place}: ends at {next}, {floor} were acknowledged");
                     log.writable().unwrap_or_else(|error| panic!("{place}: {error}"));
-                    known.found(first, next, images);
+                    known.found(first, next, backings);
                 } else {
                     assert!(damage.iter().all(|damage| damage.unreadable), "{place}: {damage:?}");
                     assert!(matches!(log.writable(), Err(Error::ReadOnly { .. })), "{place}: writable");
@@ -228,14 +228,14 @@ impl Run {
             _ => (None, 0),
         };
         sim.note(format_args!("== {name} is repaired, harmed is {harmed:?}"));
-        let images = !self.random.one_in(5);
+        let backings = !self.random.one_in(5);
         let durability = self.logs[&name].settings.durability.unwrap_or(Durability::Disk);
-        let options = Options { durability, ..self.options(images) };
+        let options = Options { durability, ..self.options(backings) };
         let mut world = World::new(sim, &mut self.random);
         while self.random.one_in(3) {
             let cut = *self.random.pick(&[Cut::Power, Cut::Kill]);
             world.sim.end_after(1 + self.random.below(20) as u64, cut);
-            let _ = repair_on(&world.sim, &dir, options.images.as_deref(), &mut |_, _| ()); // done, or interrupted
+            let _ = repair_on(&world.sim, &dir, options.shm_dir.as_deref(), &mut |_, _| ()); // done, or interrupted
             let sim = world.sim.clone();
             self.end(&sim, cut, false);
             drop(world);
@@ -247,15 +247,15 @@ impl Run {
             Some(path) == open.as_ref() || Some(path) == last_segment(&world.sim).as_ref()
         });
         // What memory held and the files have too is removed there: the next opening may have come so far, and no further.
-        let images_left = image_owners(self.at.path()).unwrap().iter().any(|(of, _)| *of == dir);
+        let backings_left = backing_owners(self.at.path()).unwrap().iter().any(|(of, _)| *of == dir);
         let place = format!("{}, log {name:?}, repaired, harmed is {harmed:?}", self.where_(&world.sim));
-        let mut repaired = repair_on(&world.sim, &dir, options.images.as_deref(), &mut |_, _| ());
+        let mut repaired = repair_on(&world.sim, &dir, options.shm_dir.as_deref(), &mut |_, _| ());
         let known = self.logs.get_mut(&name).expect("it is certain");
-        if !images {
+        if !backings {
             known.memory = known.durable;
         }
         match repaired {
-            Err(Error::MemoryGoesOn { .. }) if harmed.is_some() && images => {
+            Err(Error::MemoryGoesOn { .. }) if harmed.is_some() && backings => {
                 known.memory = known.durable;
                 repaired = repair_on(&world.sim, &dir, None, &mut |_, _| ());
             }
@@ -282,7 +282,7 @@ impl Run {
         ));
         known.recognise(first, &values);
         assert!(next <= known.next(), "{place}: ends at {next}, and {} were appended", known.next());
-        let in_memory = images && images_left && known.memory > known.durable;
+        let in_memory = backings && backings_left && known.memory > known.durable;
         assert!(
             next >= known.memory || may_end_early && !in_memory,
             "{place}: ends at {next}, {} were acknowledged",
@@ -309,7 +309,7 @@ impl Run {
             // What was written down of producers is of another end of the log.
             known.forget_producers = true;
         }
-        known.found(first, next, images);
+        known.found(first, next, backings);
         log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
         known.was_open = true;
         world.sim.heal();
@@ -321,18 +321,18 @@ impl Run {
     /// Repairs a damaged log, which may be interrupted, and again. Then it can be written, and has what it had before.
     fn mend(&mut self, world: World, name: &str, options: &Options, first: u64, values: &[Option<Rec>]) {
         let dir = Path::new(ROOT).join(name);
-        let (mut world, images) = (world, options.images.as_deref());
+        let (mut world, backings) = (world, options.shm_dir.as_deref());
         while self.random.one_in(2) {
             let cut = *self.random.pick(&[Cut::Power, Cut::Kill]);
             world.sim.end_after(1 + self.random.below(20) as u64, cut);
-            let _ = repair_on(&world.sim, &dir, images, &mut |_, _| ()); // done, or interrupted
+            let _ = repair_on(&world.sim, &dir, backings, &mut |_, _| ()); // done, or interrupted
             let sim = world.sim.clone();
             self.end(&sim, cut, false);
             drop(world);
             world = World::new(self.disk.clone(), &mut self.random);
         }
         let place = format!("{}, log {name:?}, after repair", self.where_(&world.sim));
-        repair_on(&world.sim, &dir, images, &mut |_, _| ())
+        repair_on(&world.sim, &dir, backings, &mut |_, _| ())
             .unwrap_or_else(|error| panic!("{place}: {error}"));
         let env = world.environment(&self.clock);
         let log = Log::open_in(&env, &dir, options.clone());
@@ -347,9 +347,9 @@ impl Run {
             log.first_offset() == first && found.len() >= values.len() && is_kept,
             "{place}: more than the damage has changed"
         );
-        let (next, images) = (log.next_offset(), options.images.is_some());
+        let (next, backings) = (log.next_offset(), options.shm_dir.is_some());
         let known = self.logs.get_mut(name).expect("it is certain");
-        let floor = if images { known.memory } else { known.durable };
+        let floor = if backings { known.memory } else { known.durable };
         assert!(next >= floor, "{place}: ends at {next}, and {floor} were acknowledged");
         known.recognise(first, &found);
         assert!(next <= known.next(), "{place}: ends at {next}, and {} were appended", known.next());
@@ -360,7 +360,7 @@ impl Run {
         let is_there =
             |offset: &u64| found.iter().zip(first..).any(|(value, n)| n == *offset && value.is_some());
         known.lost.retain(|offset| !is_there(offset));
-        known.found(first, next, images);
+        known.found(first, next, backings);
         log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
         let sim = world.sim.clone();
         known.was_open = true;

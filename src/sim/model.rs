@@ -56,9 +56,9 @@ pub(super) struct Known {
     pub(super) records: Vec<Rec>,
     /// Below this, all is on the disk: a reader has seen it, a caller was told so, or it was found there.
     pub(super) durable: u64,
-    /// Below this, all survives the process, if the next one sees its images.
+    /// Below this, all survives the process, if the next one sees its backings.
     pub(super) memory: u64,
-    /// Other ends of the log, each from an offset on: of processes whose images a later one has not seen. They may come
+    /// Other ends of the log, each from an offset on: of processes whose backings a later one has not seen. They may come
     /// back as long as the disk has nothing else at their offsets.
     pub(super) ghosts: Vec<Ghost>,
     /// Whether the power has gone since, so that they are on the disk or nowhere.
@@ -143,13 +143,13 @@ impl Known {
     }
 
     /// So many records were found after opening, all durable now.
-    pub(super) fn found(&mut self, first: u64, next: u64, images: bool) {
+    pub(super) fn found(&mut self, first: u64, next: u64, backings: bool) {
         let rest = self.records.split_off(next as usize);
-        // Without images, what an earlier process had in memory may be found by a later one.
+        // Without backings, what an earlier process had in memory may be found by a later one.
         let sent = self.sent.iter().filter(|sent| sent.first >= next).copied().collect();
         let wiped = std::mem::take(&mut self.wiped);
-        self.ghosts.retain(|ghost| ghost.at >= next && !images && !wiped);
-        if !images && !rest.is_empty() {
+        self.ghosts.retain(|ghost| ghost.at >= next && !backings && !wiped);
+        if !backings && !rest.is_empty() {
             self.ghosts.push(Ghost { at: next, records: rest, sent });
         }
         (self.durable, self.memory) = (next, next);

@@ -70,14 +70,14 @@ impl Process {
     }
 
     /// Whether memory outlives this process.
-    pub(super) fn has_images(&self) -> bool {
-        self.options.images.is_some()
-            && self.world.without_image.load(std::sync::atomic::Ordering::Relaxed) == 0
+    pub(super) fn has_backings(&self) -> bool {
+        self.options.shm_dir.is_some()
+            && self.world.shm_fallbacks.load(std::sync::atomic::Ordering::Relaxed) == 0
     }
 }
 
 impl Run {
-    pub(super) fn options(&mut self, images: bool) -> Options {
+    pub(super) fn options(&mut self, backings: bool) -> Options {
         let segment_bytes = *self.random.pick(self.profile.segments);
         let first_segment_bytes = (*self.random.pick(&[4096, 8192, 65536])).min(segment_bytes);
         let times = 3 + self.random.below(8) as u64;
@@ -86,7 +86,7 @@ impl Run {
             segment_bytes,
             first_segment_bytes,
             memory_bytes: times * Memory::footprint(segment_bytes),
-            images: images.then(|| self.at.path().to_owned()),
+            shm_dir: backings.then(|| self.at.path().to_owned()),
         }
     }
 
@@ -94,7 +94,7 @@ impl Run {
     pub(super) fn generation(&mut self) {
         let random = &mut self.random;
         let cut = *random.pick(&[Cut::Power, Cut::Kill]);
-        let images = !random.one_in(5);
+        let backings = !random.one_in(5);
         let faulty = self.profile.faults && random.one_in(3);
         let sim = self.disk.clone();
         sim.set_mode(*random.pick(&[Mode::Direct, Mode::Direct, Mode::Buffered]));
@@ -116,7 +116,7 @@ impl Run {
                 _ => {}
             }
         }
-        if !images {
+        if !backings {
             // Whatever becomes of this process: it may have gone on without what memory has.
             for known in self.logs.values_mut() {
                 known.memory = known.durable;
@@ -135,16 +135,16 @@ impl Run {
             let most = *random.pick(&[6, 30, 120, 400]);
             sim.end_after(1 + random.below(most) as u64, cut);
         }
-        sim.note(format_args!("== generation {}: {cut:?}, images {images}", self.counts.generations));
-        let clean = match self.begin(world, images) {
+        sim.note(format_args!("== generation {}: {cut:?}, backings {backings}", self.counts.generations));
+        let clean = match self.begin(world, backings) {
             Some(process) => self.live(process, cut),
             None => false,
         };
         self.end(&sim, cut, clean);
     }
 
-    fn begin(&mut self, world: World, images: bool) -> Option<Process> {
-        let options = self.options(images);
+    fn begin(&mut self, world: World, backings: bool) -> Option<Process> {
+        let options = self.options(backings);
         let alone = self.random.one_in(4).then(|| self.random_certain()).flatten();
         let Options { durability, segment_bytes, first_segment_bytes, memory_bytes, .. } = &options;
         world.sim.note(format_args!(
@@ -208,8 +208,8 @@ impl Run {
             }
         }
         let clean = !process.is_off() && self.random.one_in(4);
-        let (off, images) = (process.is_off(), process.has_images());
-        for known in self.logs.values_mut().filter(|_| !images) {
+        let (off, backings) = (process.is_off(), process.has_backings());
+        for known in self.logs.values_mut().filter(|_| !backings) {
             known.memory = known.memory.min(known.durable);
         }
         if !clean {
@@ -324,7 +324,7 @@ impl Run {
             Err(_) if process.is_off() => return,
             Err(error) => panic!("{place}: does not open, after faults: {error}"),
         };
-        let images = process.options.images.is_some();
+        let backings = process.options.shm_dir.is_some();
         let (first, next) = (log.first_offset(), log.next_offset());
         process.world.sim.note(format_args!(
             "found {name}: {first}..{next}, of {} durable, {} in memory, {} appended",
@@ -343,7 +343,7 @@ impl Run {
         if let Err(error) = log.writable() {
             assert!(process.faults() > 0 || process.is_off(), "{place}: {error}");
         }
-        let floor = if images { known.memory } else { known.durable };
+        let floor = if backings { known.memory } else { known.durable };
         assert!(next >= floor, "{place}: ends at {next}, and {floor} were acknowledged");
         assert!(
             first >= known.trimmed && first <= known.may_trim.max(known.trimmed),
@@ -390,7 +390,7 @@ impl Run {
                 expected.length
             );
         }
-        known.found(first, next, images);
+        known.found(first, next, backings);
         known.was_open = true;
     }
 

@@ -94,7 +94,7 @@ pub(super) fn run_by(mut random: Random, seed: u64, trace: bool) -> Outcome {
     if trace {
         disk.begin_trace();
     }
-    let memory = crate::log::Options::default().images; // of a test its own place
+    let memory = crate::log::Options::default().shm_dir; // of a test its own place
     let at =
         memory.map_or_else(tempfile::tempdir, tempfile::tempdir_in).or_else(|_| tempfile::tempdir()).unwrap();
     let (profile, clock) = (profile(&mut random), clock(&mut random));

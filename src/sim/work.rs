@@ -271,12 +271,12 @@ impl Run {
 
     fn appended(&mut self, process: &Process, name: &str, first: u64, values: &[Payload<'_>]) {
         self.counts.records += values.len() as u64;
-        let images = process.has_images();
+        let backings = process.has_backings();
         let place = self.where_(&process.world.sim);
         let known = self.logs.get_mut(name).expect("it is used");
         assert_eq!(first, known.next(), "{place}: {name:?} gives an offset that is not the next one");
         known.append(first, values);
-        if images && !process.is_off() {
+        if backings && !process.is_off() {
             known.memory = known.next();
         }
     }

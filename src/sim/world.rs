@@ -121,8 +121,8 @@ pub(super) struct World {
     pub(super) sim: Sim,
     pub(super) flushers: Arc<Pool>,
     pub(super) maintenance: Arc<Pool>,
-    /// Chunks that got no image, since the memory file system has failed.
-    pub(super) without_image: Arc<AtomicU64>,
+    /// Chunks that got no backing, since the memory file system has failed.
+    pub(super) shm_fallbacks: Arc<AtomicU64>,
 }
 
 impl World {
@@ -131,7 +131,7 @@ impl World {
             sim,
             flushers: Arc::default(),
             maintenance: Arc::default(),
-            without_image: Arc::default(),
+            shm_fallbacks: Arc::default(),
         };
         // Another thread may commit while one seals or makes ready.
         let (flushers, inside) = (Arc::clone(&world.flushers), AtomicBool::new(false));
@@ -149,10 +149,10 @@ impl World {
             }
             inside.store(false, Ordering::Relaxed);
         })));
-        let (disk, without) = (world.sim.clone(), Arc::clone(&world.without_image));
+        let (disk, without) = (world.sim.clone(), Arc::clone(&world.shm_fallbacks));
         GATE.set(Some(Box::new(move |what| {
             disk.memory_step(what).inspect_err(|_| {
-                if what == "make image" || what == "open memory" {
+                if what == "make backing" || what == "open memory" {
                     without.fetch_add(1, Ordering::Relaxed);
                 }
             })

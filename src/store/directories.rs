@@ -58,7 +58,7 @@ impl Inner {
 
     /// Removes a directory that has a temporary name; if it cannot be removed now, at a later turn, or at the next start.
     pub(super) fn remove_dir(&self, dir: &Path) {
-        match remove_deleted(&*self.env.disk, dir, self.options.log.images.as_deref()) {
+        match remove_deleted(&*self.env.disk, dir, self.options.log.shm_dir.as_deref()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(dir = %dir.display(), %error, "what is left of a log goes later");
                 self.left().push(dir.to_owned());
@@ -81,15 +81,15 @@ pub(super) fn is_taken(error: &Error) -> bool {
 
 /// Removes the directory of a log that was deleted, and before it what is left in memory of the log, which nobody could
 /// find any more.
-pub(super) fn remove_deleted(disk: &dyn Disk, dir: &Path, images: Option<&Path>) -> io::Result<()> {
-    if let Some(at) = images
+pub(super) fn remove_deleted(disk: &dyn Disk, dir: &Path, shm_dir: Option<&Path>) -> io::Result<()> {
+    if let Some(at) = shm_dir
         && let Some(log) = crate::log::id_of(disk, dir)?
     {
-        match crate::chunk::remove_images(at, &log, disk.node(dir)?) {
+        match crate::chunk::remove_backings(at, &log, disk.node(dir)?) {
             Err(error) if is_transient(&error) => return Err(error),
             // There is no such place, or it is not this user's: logs do without as well.
             Err(error) => {
-                tracing::warn!(at = %at.display(), %error, "cannot look for images of a deleted log");
+                tracing::warn!(at = %at.display(), %error, "cannot look for backings of a deleted log");
             }
             Ok(()) => {}
         }

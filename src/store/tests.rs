@@ -133,15 +133,15 @@ fn logs_share_the_memory_and_each_goes_on_when_others_have_taken_it_all() {
     assert_eq!(budget.claimed(), 0);
 }
 
-/// A store that could not see a log's directory (not mounted, moved, another namespace) removed its images, and what
+/// A store that could not see a log's directory (not mounted, moved, another namespace) removed its backings, and what
 /// was acknowledged in memory with them. Only what was deleted, and had not come to be removed, is.
 #[test]
-fn images_of_logs_that_cannot_be_seen_stay_and_those_of_deleted_logs_go() {
-    use crate::chunk::{Images, Memory};
+fn backings_of_logs_that_cannot_be_seen_stay_and_those_of_deleted_logs_go() {
+    use crate::chunk::{Memory, ShmBacking};
     let (dir, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let with = || {
         let mut options = options();
-        options.log.images = Some(at.path().to_owned());
+        options.log.shm_dir = Some(at.path().to_owned());
         options
     };
     let ids = {
@@ -154,12 +154,13 @@ fn images_of_logs_that_cannot_be_seen_stay_and_those_of_deleted_logs_go() {
         ids
     };
     let left = ids.map(|(id, dir)| {
-        let images = Arc::new(
-            Images::open(at.path(), id, [1; 16], &dir, crate::disk::native().node(&dir).unwrap(), 1).unwrap(),
+        let backings = Arc::new(
+            ShmBacking::open(at.path(), id, [1; 16], &dir, crate::disk::native().node(&dir).unwrap(), 1)
+                .unwrap(),
         );
-        images.keep();
-        drop(Memory::shared(4096, Some(&images)).unwrap());
-        move || images.find().unwrap().len()
+        backings.keep();
+        drop(Memory::shared(4096, Some(&backings)).unwrap());
+        move || backings.find().unwrap().len()
     });
     let elsewhere = tempfile::tempdir().unwrap();
     std::fs::rename(dir.path().join("away"), elsewhere.path().join("away")).unwrap();
@@ -374,7 +375,7 @@ fn a_log_whose_making_failed_anywhere_is_made_by_the_next_attempt() {
         for nth in 1..25 {
             let dir = tempfile::tempdir().unwrap();
             let mut options = options();
-            options.log.images = None;
+            options.log.shm_dir = None;
             let store = Store::open_in(failing(nth, code), dir.path(), options).unwrap_or_else(|_| {
                 Store::open_in(failing(usize::MAX, code), dir.path(), self::options()).unwrap()
             });
@@ -413,7 +414,7 @@ fn a_log_whose_making_cannot_be_undone_at_once_is_removed_later() {
         _ => Ok(()),
     });
     let mut options = options();
-    options.log.images = None;
+    options.log.shm_dir = None;
     let store = Store::open_in(Environment::on(gate), dir.path(), options).unwrap();
     store.create("a", &LogSettings::default()).unwrap_err();
     assert_eq!(stands(dir.path()).len(), 1);
@@ -488,12 +489,12 @@ fn a_log_whose_deletion_failed_anywhere_is_there_or_deleted_by_the_next_attempt(
 }
 
 #[test]
-fn delete_of_a_log_that_is_not_open_takes_its_images() {
-    use crate::chunk::{Images, Memory};
+fn delete_of_a_log_that_is_not_open_takes_its_backings() {
+    use crate::chunk::{Memory, ShmBacking};
     let (dir, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let with = || {
         let mut options = options();
-        options.log.images = Some(at.path().to_owned());
+        options.log.shm_dir = Some(at.path().to_owned());
         options
     };
     let store = Store::open(dir.path(), with()).unwrap();
@@ -502,15 +503,15 @@ fn delete_of_a_log_that_is_not_open_takes_its_images() {
     store.close().unwrap();
     let path = dir.path().join("a");
     let node = crate::disk::native().node(&path).unwrap();
-    let images = Arc::new(Images::open(at.path(), id, [1; 16], &path, node, 1).unwrap());
-    images.keep();
-    drop(Memory::shared(4096, Some(&images)).unwrap()); // as a killed process leaves it
+    let backings = Arc::new(ShmBacking::open(at.path(), id, [1; 16], &path, node, 1).unwrap());
+    backings.keep();
+    drop(Memory::shared(4096, Some(&backings)).unwrap()); // as a killed process leaves it
     let store = Store::open(dir.path(), with()).unwrap();
     store.delete("a").unwrap();
     store.inner.turn();
     store.close().unwrap();
     drop(Store::open(dir.path(), with()).unwrap());
-    assert_eq!(images.find().unwrap().len(), 0, "for ever");
+    assert_eq!(backings.find().unwrap().len(), 0, "for ever");
 }
 
 #[test]
@@ -522,7 +523,7 @@ fn what_is_left_of_a_deleted_log_does_not_keep_a_store_from_opening() {
     store.close().unwrap();
     std::fs::rename(dir.path().join("b"), dir.path().join(".deleted-1-b")).unwrap();
     let mut options = options();
-    options.log.images = Some(dir.path().join("no/such/place"));
+    options.log.shm_dir = Some(dir.path().join("no/such/place"));
     let store = Store::open(dir.path(), options).unwrap_or_else(|error| panic!("{error}"));
     store.get("a").unwrap();
 }

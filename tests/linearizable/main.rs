@@ -133,10 +133,16 @@ fn read_all(client: &mut Client) -> Vec<u64> {
 /// A history of a few generations, each ended by SIGKILL, and the log at its end.
 fn record(durability: &str, seed: u64) -> (Vec<Call>, Vec<u64>) {
     let data = tempfile::tempdir().unwrap();
-    let images = tempfile::tempdir_in(support::images::images()).unwrap();
+    let backings = tempfile::tempdir_in(support::shm::dir()).unwrap();
     // Small segments, so that the log rolls all the time.
-    let flags =
-        ["--segment-bytes", "8192", "--memory-bytes", "1048576", "--images", images.path().to_str().unwrap()];
+    let flags = [
+        "--segment-bytes",
+        "8192",
+        "--memory-bytes",
+        "1048576",
+        "--shm-dir",
+        backings.path().to_str().unwrap(),
+    ];
     let begun = Instant::now();
     let length = AtomicU64::new(0);
     let mut calls = Vec::new();

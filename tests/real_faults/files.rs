@@ -22,8 +22,8 @@ fn value(offset: u64) -> Vec<u8> {
 }
 
 /// Segments of 64 KiB, and so little memory that all but the last few are read from the disk.
-fn flags(images: &Path) -> [&str; 6] {
-    ["--segment-bytes", "65536", "--memory-bytes", "262144", "--images", images.to_str().unwrap()]
+fn flags(shm_dir: &Path) -> [&str; 6] {
+    ["--segment-bytes", "65536", "--memory-bytes", "262144", "--shm-dir", shm_dir.to_str().unwrap()]
 }
 
 fn fill(client: &mut Client) {
@@ -69,8 +69,8 @@ fn read_all(client: &mut Client, harmed: &std::ops::Range<u64>) -> u64 {
 
 /// Harms a sealed segment that is read from the disk while the server runs; reads, appends, kills, starts again.
 fn harm(data: &Path, harm: impl FnOnce(&Path)) {
-    let images = tempfile::tempdir_in(crate::support::images::images()).unwrap();
-    let flags = flags(images.path());
+    let backings = tempfile::tempdir_in(crate::support::shm::dir()).unwrap();
+    let flags = flags(backings.path());
     let server = Server::start(data, &flags);
     let mut client = server.connect();
     fill(&mut client);
@@ -144,8 +144,8 @@ impl Drop for Bound {
 fn sectors_of_a_sealed_segment_cannot_be_read() {
     let Some(disk) = Disk::new("ext4", 16) else { return };
     let data = tempfile::tempdir().unwrap();
-    let images = tempfile::tempdir_in(crate::support::images::images()).unwrap();
-    let flags = flags(images.path());
+    let backings = tempfile::tempdir_in(crate::support::shm::dir()).unwrap();
+    let flags = flags(backings.path());
     let mut server = Server::start(data.path(), &flags);
     fill(&mut server.connect());
     assert_eq!(server.terminate(), Some(0));
@@ -158,8 +158,8 @@ fn sectors_of_a_sealed_segment_cannot_be_read() {
     let segment = disk.at.join("segment");
     fs::copy(&segments[&harmed.start], &segment).unwrap();
     let mut end = 0;
-    disk.remount(|image| {
-        let (bytes, needle) = (fs::read(image).unwrap(), value(first));
+    disk.remount(|backing| {
+        let (bytes, needle) = (fs::read(backing).unwrap(), value(first));
         let place = memchr::memmem::find(&bytes, &needle).expect("the value is on the disk");
         end = (place as u64).next_multiple_of(4096);
     });
@@ -167,7 +167,7 @@ fn sectors_of_a_sealed_segment_cannot_be_read() {
     let server = Server::start(data.path(), &flags);
     let mut client = server.connect();
     assert_eq!(client.request("GET", "/v1/logs/harmed", b"").unwrap().status, 200);
-    File::options().write(true).open(&disk.image).unwrap().set_len(end).unwrap();
+    File::options().write(true).open(&disk.backing).unwrap().set_len(end).unwrap();
     assert!(read_all(&mut client, &(first..harmed.end)) > 0, "all could be read");
     let next = client.exchange("POST", "/v1/logs/harmed/records", &[], b"goes on").unwrap();
     assert_eq!(next.status, 200, "{}", String::from_utf8_lossy(&next.body));
@@ -185,8 +185,8 @@ fn sectors_of_a_sealed_segment_cannot_be_read() {
 fn sectors_of_the_open_segment_cannot_be_read() {
     let Some(disk) = Disk::new("ext4", 16) else { return };
     let data = tempfile::tempdir().unwrap();
-    let images = tempfile::tempdir_in("/dev/shm").unwrap();
-    let flags = flags(images.path());
+    let backings = tempfile::tempdir_in("/dev/shm").unwrap();
+    let flags = flags(backings.path());
     let mut server = Server::start(data.path(), &flags);
     fill(&mut server.connect());
     assert_eq!(server.terminate(), Some(0));
@@ -196,14 +196,14 @@ fn sectors_of_the_open_segment_cannot_be_read() {
     let segment = disk.at.join("segment");
     fs::copy(path, &segment).unwrap();
     let mut end = 0;
-    disk.remount(|image| {
-        let (bytes, needle) = (fs::read(image).unwrap(), value(last));
+    disk.remount(|backing| {
+        let (bytes, needle) = (fs::read(backing).unwrap(), value(last));
         let place = memchr::memmem::find(&bytes, &needle).expect("the value is on the disk");
         end = (place as u64).next_multiple_of(4096);
     });
     let bound = Bound::new(&segment, path);
-    let whole = fs::read(&disk.image).unwrap();
-    File::options().write(true).open(&disk.image).unwrap().set_len(end).unwrap();
+    let whole = fs::read(&disk.backing).unwrap();
+    File::options().write(true).open(&disk.backing).unwrap().set_len(end).unwrap();
 
     let server = Server::start(data.path(), &flags);
     let mut client = server.connect();
@@ -213,7 +213,7 @@ fn sectors_of_the_open_segment_cannot_be_read() {
     assert!(String::from_utf8_lossy(&refused.body).contains("read_only"), "{:?}", refused.body);
     server.kill();
 
-    fs::write(&disk.image, whole).unwrap();
+    fs::write(&disk.backing, whole).unwrap();
     let server = Server::start(data.path(), &flags);
     let mut client = server.connect();
     assert_eq!(read_all(&mut client, &(0..0)), 0);

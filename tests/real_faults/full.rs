@@ -17,7 +17,7 @@ pub struct Disk {
     pub at: PathBuf,
     kind: &'static str,
     device: String,
-    pub image: PathBuf,
+    pub backing: PathBuf,
     _place: tempfile::TempDir,
 }
 
@@ -35,10 +35,10 @@ impl Disk {
     /// `None`, said aloud, where that takes more rights or tools than there are.
     pub fn new(kind: &'static str, mib: u64) -> Option<Self> {
         let place = tempfile::tempdir().unwrap();
-        let (image, at) = (place.path().join("image"), place.path().join("mounted"));
+        let (backing, at) = (place.path().join("backing"), place.path().join("mounted"));
         std::fs::create_dir(&at).unwrap();
-        File::create(&image).unwrap().set_len(mib << 20).unwrap();
-        let path = image.to_str().unwrap();
+        File::create(&backing).unwrap().set_len(mib << 20).unwrap();
+        let path = backing.to_str().unwrap();
         let mounted = run(&format!("mkfs.{kind}"), &["-q", path])
             .and_then(|_| run("losetup", &["--find", "--show", path]))
             .and_then(|device| {
@@ -47,7 +47,7 @@ impl Disk {
                 })
             });
         match mounted {
-            Ok(device) => Some(Self { at, kind, device, image, _place: place }),
+            Ok(device) => Some(Self { at, kind, device, backing, _place: place }),
             Err(error) => {
                 println!("SKIPPED: a disk with {kind} takes root, mkfs.{kind} and a loop device: {error}");
                 None
@@ -56,7 +56,7 @@ impl Disk {
     }
 
     fn grow(&self, mib: u64) {
-        File::options().write(true).open(&self.image).unwrap().set_len(mib << 20).unwrap();
+        File::options().write(true).open(&self.backing).unwrap().set_len(mib << 20).unwrap();
         run("losetup", &["-c", &self.device]).unwrap();
         let grown = match self.kind {
             "ext4" => run("resize2fs", &[&self.device]),
@@ -92,11 +92,11 @@ impl Disk {
         }
     }
 
-    /// Unmounts and mounts again, so that nothing of it is in memory, with a change of its image in between.
+    /// Unmounts and mounts again, so that nothing of it is in memory, with a change of its backing in between.
     pub fn remount(&self, change: impl FnOnce(&Path)) {
         let at = self.at.to_str().unwrap();
         run("umount", &[at]).unwrap();
-        change(&self.image);
+        change(&self.backing);
         run("mount", &[&self.device, at]).unwrap();
     }
 }
@@ -116,8 +116,9 @@ fn fill_and_grow(kind: &'static str, mib: u64) {
     let Some(disk) = Disk::new(kind, mib) else { return };
     disk.fill("ballast", 24 << 20);
     let data = disk.at.join("data");
-    let images = tempfile::tempdir_in(crate::support::images::images()).unwrap();
-    let flags = ["--create-logs", "--segment-bytes", "1048576", "--images", images.path().to_str().unwrap()];
+    let backings = tempfile::tempdir_in(crate::support::shm::dir()).unwrap();
+    let flags =
+        ["--create-logs", "--segment-bytes", "1048576", "--shm-dir", backings.path().to_str().unwrap()];
     let mut logs =
         [Kind::Mixed, Kind::Tiny, Kind::Mixed].map(|kind| Expected::new(format!("{kind:?}"), kind));
     logs[2].name = "third".into();
@@ -177,7 +178,7 @@ fn an_xfs_disk_fills_up_and_is_enlarged() {
 fn a_log_cannot_be_made_on_a_full_disk_and_can_once_there_is_room() {
     let Some(disk) = Disk::new("ext4", 32) else { return };
     let data = disk.at.join("data");
-    let server = Server::start(&data, &["--images", "none"]);
+    let server = Server::start(&data, &["--shm-dir", "none"]);
     let mut client = server.connect();
     // With nothing free, and then with a little more each time: for the directory, for the settings, for the segment.
     for (n, left) in [0, 4 << 10, 8 << 10, 12 << 10, 20 << 10, 60 << 10].into_iter().enumerate() {

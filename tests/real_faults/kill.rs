@@ -18,7 +18,7 @@ struct Load<'a> {
     segment_bytes: &'a str,
     flags: &'a [&'a str],
     query: &'a str,
-    /// Where the data goes; the images go to `/dev/shm`.
+    /// Where the data goes; the backings go to `/dev/shm`.
     on: &'a Path,
     /// Whether logs are trimmed meanwhile.
     trim: bool,
@@ -76,9 +76,9 @@ fn kill_under(load: &Load) {
     let (mut kills, mut batches, mut records, mut slowest) = (0, 0, 0, Duration::ZERO);
     for life in 0.. {
         let data = tempfile::tempdir_in(load.on).unwrap();
-        let images = tempfile::tempdir_in(crate::support::images::images()).unwrap();
-        let images = images.path().to_str().unwrap();
-        let flags = ["--create-logs", "--segment-bytes", load.segment_bytes, "--images", images];
+        let backings = tempfile::tempdir_in(crate::support::shm::dir()).unwrap();
+        let backings = backings.path().to_str().unwrap();
+        let flags = ["--create-logs", "--segment-bytes", load.segment_bytes, "--shm-dir", backings];
         let flags = [&flags[..], load.flags].concat();
         let mut logs: Vec<Expected> = (0..load.logs)
             .map(|n| Expected::new(format!("log-{n}"), load.kinds[(life + n) % load.kinds.len()]))
@@ -231,9 +231,9 @@ impl Life {
 
 #[test]
 fn killed_while_logs_are_made_and_deleted() {
-    let (data, images) =
-        (tempfile::tempdir().unwrap(), tempfile::tempdir_in(crate::support::images::images()).unwrap());
-    let flags = ["--images", images.path().to_str().unwrap()];
+    let (data, backings) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir_in(crate::support::shm::dir()).unwrap());
+    let flags = ["--shm-dir", backings.path().to_str().unwrap()];
     let mut lives: Vec<Life> =
         (0..4).map(|n| Life { name: format!("mayfly-{n}"), ..Life::default() }).collect();
     let end = Instant::now() + lasting();

@@ -38,8 +38,9 @@ fn limit(pid: Pid, resource: Resource, to: Option<u64>) -> Option<u64> {
 /// as it `may_end`. Then the same after a restart. The limit is set `times` times, at first after `begin` milliseconds.
 fn reach(resource: Resource, (times, begin): (u32, u64), may_end: bool, to: impl Fn(Pid) -> Option<u64>) {
     let data = tempfile::tempdir().unwrap();
-    let images = tempfile::tempdir_in(crate::support::images::images()).unwrap();
-    let flags = ["--create-logs", "--segment-bytes", "1048576", "--images", images.path().to_str().unwrap()];
+    let backings = tempfile::tempdir_in(crate::support::shm::dir()).unwrap();
+    let flags =
+        ["--create-logs", "--segment-bytes", "1048576", "--shm-dir", backings.path().to_str().unwrap()];
     let mut logs: Vec<_> = (0..20)
         .map(|n| Expected::new(format!("log-{n}"), [Kind::Mixed, Kind::Tiny, Kind::Large][n % 3]))
         .collect();
@@ -116,7 +117,7 @@ fn interrupt(pid: Pid, calls: &str, log: &Path) -> Option<Child> {
     Some(tracing)
 }
 
-/// A reservation of room that was interrupted left a chunk without its image.
+/// A reservation of room that was interrupted left a chunk without its backing.
 #[test]
 fn what_is_interrupted_is_done_again() {
     let place = tempfile::tempdir().unwrap();
@@ -130,7 +131,7 @@ fn what_is_interrupted_is_done_again() {
         assert_eq!(answer.status, 200, "{n}: {}", answer.body);
     }
     let metrics = client.request("GET", "/metrics", b"").unwrap().body;
-    assert!(metrics.lines().any(|line| line == "millstream_chunks_without_image_total 0"), "{metrics}");
+    assert!(metrics.lines().any(|line| line == "millstream_chunks_without_backing_total 0"), "{metrics}");
     server.kill();
     tracing.wait().unwrap(); // it ends with what it looks at
     let noted = std::fs::read_to_string(noted).unwrap();

@@ -3,8 +3,8 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
-pub mod images;
 pub mod process;
+pub mod shm;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use std::{
@@ -45,7 +45,7 @@ impl Server {
             .arg(data)
             .args(flags)
             .env("MILLSTREAM_LISTEN", "127.0.0.1:0") // unless a flag says otherwise
-            .env("MILLSTREAM_IMAGES", images::images()) // likewise
+            .env("MILLSTREAM_SHM_DIR", shm::dir()) // likewise
             .env("MILLSTREAM_LOG", "info")
             .stderr(Stdio::piped());
         command

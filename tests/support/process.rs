@@ -19,7 +19,7 @@ impl Process {
         line.split_whitespace().next().unwrap().parse::<usize>().unwrap() * 1024
     }
 
-    /// Bytes of its own memory that are resident: not those of files, and not of chunks, which are images.
+    /// Bytes of its own memory that are resident: not those of files, and not of chunks, which are backings.
     pub fn memory(self) -> usize {
         self.status("RssAnon")
     }

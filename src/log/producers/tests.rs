@@ -18,7 +18,7 @@ fn small() -> Options {
         segment_bytes: 8 << 10,
         first_segment_bytes: 4 << 10,
         memory_bytes: 64 << 10,
-        images: None,
+        shm_dir: None,
         ..Options::default()
     }
 }

@@ -2,18 +2,18 @@
 //! files have; where a log is damaged, it leaves that alone. So repair comes first: it takes what segments have lost, and the next opening finds what it needs to go on.
 //!
 //! # What always holds
-//! - An image is believed to be of the same history only if each record that both have is the same, at the same place.
-//! - Nothing is removed, and nothing given up that an image may go on behind: that is an error, until somebody says that
-//!   the images do not count.
+//! - A backing is believed to be of the same history only if each record that both have is the same, at the same place.
+//! - Nothing is removed, and nothing given up that a backing may go on behind: that is an error, until somebody says that
+//!   the backings do not count.
 
 use super::{
     super::{Damage, Error},
     judge::{Rest, Wreck, wreck},
-    restore::{Image, held},
+    restore::{LeftBacking, held},
     survey::{Copies, Origin, State, Survey, SurveyedSegment},
 };
 use crate::{
-    chunk::{Before, Images},
+    chunk::{Before, ShmBacking},
     disk::{Aligned, BLOCK, Disk, File, is_transient},
     frame::{self, Key, WORD},
     segment::{FRAMES, file, region::Region, scan, search},
@@ -28,7 +28,7 @@ use std::{
 pub(in crate::log) enum Mended {
     /// It is as it was found.
     No,
-    /// What it has and an image has, together; some records are lost all the same. The wreck in the survey is of these.
+    /// What it has and a backing has, together; some records are lost all the same. The wreck in the survey is of these.
     InPart(Aligned),
     /// All that was lost is here, to be written with [`write`](Whole::write).
     Whole(Whole),
@@ -46,20 +46,20 @@ pub(in crate::log) struct Whole {
     found: usize,
 }
 
-/// Looks for what segments have lost, in the images of the log. Changes nothing on the disk. Gives what has become of each
+/// Looks for what segments have lost, in the backings of the log. Changes nothing on the disk. Gives what has become of each
 /// segment.
 ///
 /// # Errors
-/// [`Error::MemoryGoesOn`] where an image may have what goes on behind what is lost for good.
+/// [`Error::MemoryGoesOn`] where a backing may have what goes on behind what is lost for good.
 pub(in crate::log) fn mend(
     disk: &dyn Disk,
     dir: &Path,
-    images: &Images,
+    backings: &ShmBacking,
     survey: &mut Survey,
 ) -> Result<Vec<Mended>, Error> {
-    let mut held = held(dir, images, survey)?;
+    let mut held = held(dir, backings, survey)?;
     // Of those of one base, the one that was begun last has the records.
-    held.sort_by_key(|image| (image.header.base, std::cmp::Reverse(image.header.created)));
+    held.sort_by_key(|backing| (backing.header.base, std::cmp::Reverse(backing.header.created)));
     let mut all = Vec::new();
     let bases: Vec<u64> = survey.segments.iter().map(|found| found.header.base).collect();
     for (n, found) in survey.segments.iter_mut().enumerate() {
@@ -68,12 +68,12 @@ pub(in crate::log) fn mend(
         if matches!(found.state, State::Damaged(_)) {
             let next = bases.get(n + 1).map(|next| next - found.header.base);
             let is_last = next.is_none();
-            mended = mend_one(disk, images, &held, found, next)?;
+            mended = mend_one(disk, backings, &held, found, next)?;
             if let State::Damaged(wreck) = &found.state
                 && is_last
-                && let Some(image) = held.iter().find(|image| is_bound(image, found, wreck))
+                && let Some(backing) = held.iter().find(|backing| is_bound(backing, found, wreck))
             {
-                return Err(goes_on(images, image, found));
+                return Err(goes_on(backings, backing, found));
             }
         }
         all.push(mended);
@@ -83,25 +83,25 @@ pub(in crate::log) fn mend(
 
 fn mend_one(
     disk: &dyn Disk,
-    images: &Images,
-    held: &[Image],
+    backings: &ShmBacking,
+    held: &[LeftBacking],
     found: &mut SurveyedSegment,
     next: Option<u64>,
 ) -> Result<Mended, Error> {
     let is_last = next.is_none();
-    let of_it: Vec<&Image> = held.iter().filter(|image| is_of(image, found)).collect();
-    for image in of_it {
-        let frames = match images.frames(&image.name) {
+    let of_it: Vec<&LeftBacking> = held.iter().filter(|backing| is_of(backing, found)).collect();
+    for backing in of_it {
+        let frames = match backings.frames(&backing.name) {
             Ok(frames) => frames,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // it went meanwhile
             Err(error) if is_transient(&error) => {
-                return Err(Error::io("read", &images.path(&image.name))(error));
+                return Err(Error::io("read", &backings.path(&backing.name))(error));
             }
             // Nobody else goes on behind one that has a successor.
             Err(_) if !is_last => continue,
-            Err(_) => return Err(goes_on(images, image, found)),
+            Err(_) => return Err(goes_on(backings, backing, found)),
         };
-        let mended = together(disk, found, image, &frames, next).map_err(Error::io("read", &found.path))?;
+        let mended = together(disk, found, backing, &frames, next).map_err(Error::io("read", &found.path))?;
         if let Some(mended) = mended {
             return Ok(mended);
         }
@@ -109,52 +109,52 @@ fn mend_one(
     Ok(Mended::No)
 }
 
-fn goes_on(images: &Images, image: &Image, last: &SurveyedSegment) -> Error {
-    Error::MemoryGoesOn { image: images.path(&image.name), path: last.path.clone() }
+fn goes_on(backings: &ShmBacking, backing: &LeftBacking, last: &SurveyedSegment) -> Error {
+    Error::MemoryGoesOn { backing: backings.path(&backing.name), path: last.path.clone() }
 }
 
-/// Whether an image is of this segment.
-fn is_of(image: &Image, last: &SurveyedSegment) -> bool {
+/// Whether a backing is of this segment.
+fn is_of(backing: &LeftBacking, last: &SurveyedSegment) -> bool {
     match last.origin {
-        Origin::Own => image.header == last.header,
-        _ => image.header.base == last.header.base && image.header.key() == last.header.key(),
+        Origin::Own => backing.header == last.header,
+        _ => backing.header.base == last.header.base && backing.header.key() == last.header.key(),
     }
 }
 
-/// Whether an image may go on behind a segment of which records are lost, and would not be taken up once they are
+/// Whether a backing may go on behind a segment of which records are lost, and would not be taken up once they are
 /// marked as lost.
-fn is_bound(image: &Image, last: &SurveyedSegment, wreck: &Wreck) -> bool {
-    let (end, base) = (last.end(), image.header.base);
+fn is_bound(backing: &LeftBacking, last: &SurveyedSegment, wreck: &Wreck) -> bool {
+    let (end, base) = (last.end(), backing.header.base);
     let crc_is_lost = wreck.survivors.last() == Some(&0) && last.last_crc().is_none();
     base > last.header.base
         && (base > end && wreck.rest != Rest::None
-            || base == end && crc_is_lost && matches!(image.before, Before::Frame(_)))
+            || base == end && crc_is_lost && matches!(backing.before, Before::Frame(_)))
 }
 
-/// What a damaged segment and an image of it have together; `None` if the image is of another history, or has nothing that
+/// What a damaged segment and a backing of it have together; `None` if the backing is of another history, or has nothing that
 /// the file has not.
 fn together(
     disk: &dyn Disk,
     last: &mut SurveyedSegment,
-    image: &Image,
+    backing: &LeftBacking,
     frames: &[u8],
     next: Option<u64>,
 ) -> io::Result<Option<Mended>> {
     let is_last = next.is_none();
-    // What the next segment has is not this one's, though an image that a later process has not seen may have it.
+    // What the next segment has is not this one's, though a backing that a later process has not seen may have it.
     let is_ours = |record: &u32| next.is_none_or(|next| u64::from(*record) < next);
-    let (key, durable) = (image.header.key(), last.records());
+    let (key, durable) = (backing.header.key(), last.records());
     let State::Damaged(damaged) = &last.state else { return Ok(None) };
     let file = disk.open(&last.path, false)?;
     let bytes = Region::read(&*file, file.len()?, true)?;
     let in_file = damaged.survivors.iter().enumerate();
     let in_file: BTreeMap<u32, u32> =
         in_file.filter_map(|(record, word)| Some((record as u32, word.checked_sub(1)?))).collect();
-    let mut in_image = all_frames(frames, key);
-    in_image.retain(|record, _| is_ours(record));
-    let length = file::length(image.header.capacity);
+    let mut in_backing = all_frames(frames, key);
+    in_backing.retain(|record, _| is_ours(record));
+    let length = file::length(backing.header.capacity);
     let mut merged = Aligned::new((length - FRAMES) as usize)?;
-    for (from, there) in [(frames, &in_image), (&bytes[..], &in_file)] {
+    for (from, there) in [(frames, &in_backing), (&bytes[..], &in_file)] {
         for &word in there.values() {
             let at = word as usize * WORD;
             let words = from.get(at..).and_then(frame::parse).map_or(0, |frame| frame.words());
@@ -166,21 +166,21 @@ fn together(
         }
     }
     // Where the two disagree, one has been written over the other.
-    let same = in_file.iter().all(|(record, word)| in_image.get(record).is_none_or(|other| other == word));
+    let same = in_file.iter().all(|(record, word)| in_backing.get(record).is_none_or(|other| other == word));
     let agrees = same
-        && in_image.iter().all(|(_, &word)| {
+        && in_backing.iter().all(|(_, &word)| {
             let at = word as usize * WORD;
             let words = frames.get(at..).and_then(frame::parse).map_or(0, |frame| frame.words() as usize);
             frames.get(at..at + words * WORD) == merged.get(at..at + words * WORD)
         });
-    let shared = in_file.is_empty() || in_file.keys().any(|record| in_image.contains_key(record));
-    if !agrees || !shared || in_image.keys().all(|record| in_file.contains_key(record)) {
+    let shared = in_file.is_empty() || in_file.keys().any(|record| in_backing.contains_key(record));
+    if !agrees || !shared || in_backing.keys().all(|record| in_file.contains_key(record)) {
         return Ok(None);
     }
     let found = scan::scan(&merged, key);
     let later = search::frames_from(&merged, key, found.words, found.records());
     if last.origin == Origin::MadeUp {
-        (last.header, last.origin, last.mark) = (image.header, Origin::Own, Some(0));
+        (last.header, last.origin, last.mark) = (backing.header, Origin::Own, Some(0));
         last.copies = Copies::Damaged;
     }
     if found.records() < durable || later.frames.iter().any(|&(record, _)| record >= found.records()) {

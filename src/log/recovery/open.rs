@@ -14,7 +14,7 @@ use super::{
     survey::{Copies, State, Survey, SurveyedSegment, survey},
 };
 use crate::{
-    chunk::{Before, Chunk, ChunkPosition, Images, Memory},
+    chunk::{Before, Chunk, ChunkPosition, Memory, ShmBacking},
     disk::{self, Aligned, BLOCK, Disk, File},
     segment::{
         Segment,
@@ -71,7 +71,7 @@ pub(in crate::log) fn open(
     let disk = &*env.disk;
     let mut surveyed = survey(disk, dir)?;
     let mut identity = Identity::of(env, &surveyed, dir)?;
-    let mut images = open_images(env, &options, &identity, dir)?;
+    let mut backings = open_backings(env, &options, &identity, dir)?;
     let mut full = None;
     if surveyed.damage.is_empty() {
         // What is taken up from memory may need the room.
@@ -80,17 +80,17 @@ pub(in crate::log) fn open(
             removed => removed?,
         }
     }
-    if let Some(found) = &images {
+    if let Some(found) = &backings {
         full = restore::restore(disk, dir, found, &mut surveyed)?.or(full);
         // A log of format 1 may have got its first segment with a secret just now.
         let secret = surveyed.segments.iter().find_map(|found| found.header.secret.0);
         if let Some(secret) = secret.filter(|&secret| secret != identity.secret) {
             identity.secret = secret;
-            images = open_images(env, &options, &identity, dir)?;
+            backings = open_backings(env, &options, &identity, dir)?;
         }
     }
     let Survey { segments: found, damage, .. } = surveyed;
-    let roller = Roller::new(Arc::clone(budget), images, std::sync::Arc::clone(&env.maintenance));
+    let roller = Roller::new(Arc::clone(budget), backings, std::sync::Arc::clone(&env.maintenance));
     let opened = if damage.is_empty() {
         let resumed = match &full {
             Some(Full { error, .. }) => Err(error.clone()),
@@ -144,21 +144,21 @@ pub(in crate::log) fn open(
     })
 }
 
-/// Where the log's images are, if there is such a place. What may go better the next time is an error: a log that
-/// opens without what its images have gives their offsets to other records.
-fn open_images(
+/// Where the log's backings are, if there is such a place. What may go better the next time is an error: a log that
+/// opens without what its backings have gives their offsets to other records.
+fn open_backings(
     env: &Environment,
     options: &Options,
     identity: &Identity,
     dir: &Path,
-) -> Result<Option<std::sync::Arc<Images>>, Error> {
-    let Some(at) = &options.images else { return Ok(None) };
+) -> Result<Option<std::sync::Arc<ShmBacking>>, Error> {
+    let Some(at) = &options.shm_dir else { return Ok(None) };
     let node = env.disk.node(dir).map_err(Error::io("look at", dir))?;
     let incarnation = random(env).map_err(Error::io("get a random number for", dir))?;
     let incarnation = u64::from_le_bytes(incarnation);
-    match Images::open(at, identity.log, identity.secret, dir, node, incarnation) {
-        Ok(images) => Ok(Some(std::sync::Arc::new(images))),
-        Err(error) if disk::is_transient(&error) => Err(Error::io("look for images in", at)(error)),
+    match ShmBacking::open(at, identity.log, identity.secret, dir, node, incarnation) {
+        Ok(backings) => Ok(Some(std::sync::Arc::new(backings))),
+        Err(error) if disk::is_transient(&error) => Err(Error::io("look for backings in", at)(error)),
         Err(error) => {
             tracing::warn!(
                 dir = %dir.display(), at = %at.display(), %error,

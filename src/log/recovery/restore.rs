@@ -1,16 +1,16 @@
-//! Taking up the images that a process left which ended without closing the log: before anything else is done with the
-//! segment files, what an image has and they have not is written to them, and the survey completed likewise. The rest of
-//! recovery finds it there, and needs to know nothing of images.
+//! Taking up the backings that a process left which ended without closing the log: before anything else is done with the
+//! segment files, what a backing has and they have not is written to them, and the survey completed likewise. The rest of
+//! recovery finds it there, and needs to know nothing of backings.
 //!
 //! A record counts if its frame verifies and follows without a gap, just as on disk. With `Durability::Memory`, and
 //! with an append that waits for `published`, nothing is acknowledged while an earlier record is still being copied,
 //! so what stands behind a gap was never acknowledged; unless the memory has rotted, which nobody can tell from a record
-//! that was being copied: so frames behind a gap are kept aside. Being killed in here does no harm: the images go last.
+//! that was being copied: so frames behind a gap are kept aside. Being killed in here does no harm: the backings go last.
 //!
 //! # What always holds
-//! - An image goes on only behind its own history: in the segment that its process has begun, behind the very bytes
+//! - A backing goes on only behind its own history: in the segment that its process has begun, behind the very bytes
 //!   that it begins with; or behind the frame that stood before it, told by that frame's CRC.
-//! - An image is removed only if it holds no record, or the disk has all its records, byte for byte, or had them before
+//! - A backing is removed only if it holds no record, or the disk has all its records, byte for byte, or had them before
 //!   they were trimmed. Any other stays, and is told of.
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
     survey::{Copies, Origin, State, Survey, SurveyedSegment},
 };
 use crate::{
-    chunk::{Before, Content, Images, Label},
+    chunk::{Before, Content, Label, ShmBacking},
     disk::{Aligned, BLOCK, Disk, File, is_transient, salvage},
     frame,
     segment::{
@@ -39,8 +39,8 @@ use std::{
     path::Path,
 };
 
-/// An image that holds a segment.
-pub(super) struct Image {
+/// A backing that holds a segment.
+pub(super) struct LeftBacking {
     pub(super) name: String,
     pub(super) header: Header,
     incarnation: u64,
@@ -52,71 +52,71 @@ pub(super) struct Image {
     torn: Vec<u8>,
 }
 
-/// Completes the segment files and the survey from the images. Images of which nothing is needed any more are removed. Says
-/// so if there is no room for keeping aside what one of them has: that image stays, and the log is not to be written.
+/// Completes the segment files and the survey from the backings. Backings of which nothing is needed any more are removed. Says
+/// so if there is no room for keeping aside what one of them has: that backing stays, and the log is not to be written.
 pub(super) fn restore(
     disk: &dyn Disk,
     dir: &Path,
-    images: &Images,
+    backings: &ShmBacking,
     survey: &mut Survey,
 ) -> Result<Option<Full>, Error> {
-    let mut held = held(dir, images, survey)?;
+    let mut held = held(dir, backings, survey)?;
     if !held.is_empty() && !may_go_on(survey) {
-        tell(images, held.iter().map(|image| &*image.name), "the log is damaged");
+        tell(backings, held.iter().map(|backing| &*backing.name), "the log is damaged");
         return Ok(None);
     }
     let first = survey.segments.first().map_or(0, |first| first.header.base);
     let mut kept = Vec::new();
     // By base, so that each goes on where the one before has ended. Of two with one base, one is of a chunk that was
     // replaced while it was empty.
-    held.sort_by_key(|image| image.header.base);
+    held.sort_by_key(|backing| backing.header.base);
     for n in 0..held.len() {
         let (before, rest) = held.split_at_mut(n);
-        let Some(image) = rest.first_mut() else { break };
-        let restored = take_up(disk, dir, images, survey, before, image);
+        let Some(backing) = rest.first_mut() else { break };
+        let restored = take_up(disk, dir, backings, survey, before, backing);
         match restored.map_err(Error::io("take up from memory what is missing in", dir))? {
             Fate::Needless => {}
-            Fate::Kept if image.end.is_some_and(|(end, _)| end <= first) => {} // trimmed
+            Fate::Kept if backing.end.is_some_and(|(end, _)| end <= first) => {} // trimmed
             Fate::Kept => kept.push(n),
         }
     }
     let mut full = None;
-    for (n, image) in held.iter().enumerate() {
+    for (n, backing) in held.iter().enumerate() {
         if kept.contains(&n) {
-            tell(images, [&*image.name], "its records do not go on where the log ends");
+            tell(backings, [&*backing.name], "its records do not go on where the log ends");
             continue;
         }
-        if let Some((end, _)) = image.end {
-            match aside::keep(disk, dir, end, &image.torn) {
+        if let Some((end, _)) = backing.end {
+            match aside::keep(disk, dir, end, &backing.torn) {
                 Err(error) if error.is_full() => {
-                    full = Some(Full { error, needs: image.torn.len() as u64 });
+                    full = Some(Full { error, needs: backing.torn.len() as u64 });
                     continue;
                 }
                 kept => kept?,
             }
         }
-        images.remove(&image.name);
+        backings.remove(&backing.name);
     }
     Ok(full)
 }
 
-/// The images of this log that hold a segment. Those that hold none are removed, and those that nobody understands told
+/// The backings of this log that hold a segment. Those that hold none are removed, and those that nobody understands told
 /// of.
-pub(super) fn held(dir: &Path, images: &Images, survey: &Survey) -> Result<Vec<Image>, Error> {
-    let log = survey.segments.first().map_or_else(|| images.log(), |first| first.header.log);
+pub(super) fn held(dir: &Path, backings: &ShmBacking, survey: &Survey) -> Result<Vec<LeftBacking>, Error> {
+    let log = survey.segments.first().map_or_else(|| backings.log(), |first| first.header.log);
     let mut held = Vec::new();
-    for found in images.find().map_err(Error::io("look for images of", dir))? {
+    for found in backings.find().map_err(Error::io("look for backings of", dir))? {
         match found.content {
-            Content::Spare => images.remove(&found.name),
-            Content::Strange => tell(images, [&*found.name], "it cannot be understood"),
+            Content::Spare => backings.remove(&found.name),
+            Content::Strange => tell(backings, [&*found.name], "it cannot be understood"),
             Content::Elsewhere(owner) => {
-                tracing::debug!(dir = %dir.display(), owner = %owner.display(), "an image of a copy of this log is left alone");
+                tracing::debug!(dir = %dir.display(), owner = %owner.display(), "a backing of a copy of this log is left alone");
             }
             Content::Segment { label, incarnation, before, sealed, secret } => {
                 let Label { base, capacity, created, version } = label;
                 let secret = Secret(secret.filter(|_| version > 1));
                 let header = Header { log, base, capacity, created, secret };
-                held.push(Image {
+                held.push(LeftBacking {
                     name: found.name,
                     header,
                     incarnation,
@@ -131,18 +131,18 @@ pub(super) fn held(dir: &Path, images: &Images, survey: &Survey) -> Result<Vec<I
     Ok(held)
 }
 
-/// Says of images that they stay, and why.
-fn tell<'a>(images: &Images, names: impl IntoIterator<Item = &'a str>, why: &str) {
+/// Says of backings that they stay, and why.
+fn tell<'a>(backings: &ShmBacking, names: impl IntoIterator<Item = &'a str>, why: &str) {
     for name in names {
-        stats::kept_image();
+        stats::kept_backing();
         tracing::warn!(
-            image = %images.path(name).display(), why,
+            backing = %backings.path(name).display(), why,
             "memory of a process that was killed is kept: it may hold records that the disk does not have"
         );
     }
 }
 
-/// Whether there is no damage but what an image may mend: in the last segment, which is not sealed.
+/// Whether there is no damage but what a backing may mend: in the last segment, which is not sealed.
 fn may_go_on(survey: &Survey) -> bool {
     let mends = |last: &SurveyedSegment| matches!(&last.state, State::Damaged(wreck) if wreck.rest == Rest::None && !wreck.unreadable);
     match survey.segments.last() {
@@ -151,45 +151,45 @@ fn may_go_on(survey: &Survey) -> bool {
     }
 }
 
-/// What becomes of an image.
+/// What becomes of a backing.
 enum Fate {
     /// It holds nothing, or nothing that the disk has not, now.
     Needless,
     Kept,
 }
 
-/// Writes what the image has and the log has not, if it goes on there. `earlier` are the images looked at before.
+/// Writes what the backing has and the log has not, if it goes on there. `earlier` are the backings looked at before.
 fn take_up(
     disk: &dyn Disk,
     dir: &Path,
-    images: &Images,
+    backings: &ShmBacking,
     survey: &mut Survey,
-    earlier: &[Image],
-    image: &mut Image,
+    earlier: &[LeftBacking],
+    backing: &mut LeftBacking,
 ) -> io::Result<Fate> {
-    let same = survey.segments.iter().position(|found| found.header == image.header);
+    let same = survey.segments.iter().position(|found| found.header == backing.header);
     if let Some(SurveyedSegment { state: State::Sealed(_), .. }) = same.and_then(|n| survey.segments.get(n))
-        && image.sealed
+        && backing.sealed
     {
         return Ok(Fate::Needless);
     }
-    let frames = match images.frames(&image.name) {
+    let frames = match backings.frames(&backing.name) {
         Ok(frames) => frames,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Fate::Needless), // it went meanwhile
         // The next time it may be read: until then nothing else gets the offsets of its records.
         Err(error) if is_transient(&error) => return Err(error),
         Err(error) => {
-            tracing::error!(image = %images.path(&image.name).display(), %error, "an image cannot be read");
+            tracing::error!(backing = %backings.path(&backing.name).display(), %error, "a backing cannot be read");
             return Ok(Fate::Kept);
         }
     };
-    let key = image.header.key();
+    let key = backing.header.key();
     let is_last = |n: usize| n + 1 == survey.segments.len();
     let scan = match same {
         Some(n)
             if is_last(n) && !matches!(survey.segments[n].state, State::Sealed(_) | State::Unsealed(_)) =>
         {
-            if go_on_in_place(disk, dir, survey, image, &frames)? {
+            if go_on_in_place(disk, dir, survey, backing, &frames)? {
                 return Ok(Fate::Needless);
             }
             scan::scan(&frames, key)
@@ -197,34 +197,34 @@ fn take_up(
         Some(n) if same_bytes(disk, &survey.segments[n], &frames)? => {
             let found = &survey.segments[n];
             let words = words_of(found).unwrap_or(0);
-            // One who could not see the image may have sealed the segment before all that is in it.
+            // One who could not see the backing may have sealed the segment before all that is in it.
             if let Some(&(last, _)) = search::frames_from(&frames, key, words, found.records()).frames.last()
             {
-                image.end = Some((image.header.base + u64::from(last) + 1, None));
+                backing.end = Some((backing.header.base + u64::from(last) + 1, None));
                 return Ok(Fate::Kept);
             }
-            image.end = Some((found.end(), last_crc(disk, found)?));
+            backing.end = Some((found.end(), last_crc(disk, found)?));
             return Ok(Fate::Needless);
         }
         _ => scan::scan(&frames, key),
     };
-    image.end = Some(end_of(image, &scan));
+    backing.end = Some(end_of(backing, &scan));
     if scan.records() == 0 {
         let Some(&(last, _)) = search::frames_from(&frames, key, 0, 0).frames.last() else {
             return Ok(Fate::Needless);
         };
-        image.end = Some((image.header.base + u64::from(last) + 1, None));
+        backing.end = Some((backing.header.base + u64::from(last) + 1, None));
         return Ok(Fate::Kept);
     }
     let end = survey.segments.last().map_or(0, SurveyedSegment::end);
     let whole = survey.damage.is_empty();
-    if whole && image.header.base == end && follows(image, earlier, before_end(disk, survey)?) {
-        image.torn = behind_gap(&frames, key, &scan).to_vec();
-        go_on_behind(disk, dir, survey, image, scan, frames)?;
+    if whole && backing.header.base == end && follows(backing, earlier, before_end(disk, survey)?) {
+        backing.torn = behind_gap(&frames, key, &scan).to_vec();
+        go_on_behind(disk, dir, survey, backing, scan, frames)?;
         return Ok(Fate::Needless);
     }
     // The disk may have the same records in a segment that was begun anew, or written by `repair`.
-    let there = survey.segments.iter().find(|found| found.header.base == image.header.base);
+    let there = survey.segments.iter().find(|found| found.header.base == backing.header.base);
     let covered = there.filter(|found| found.header.key() == key && found.records() >= scan.records());
     let whole = &frames[..scan.words as usize * frame::WORD];
     match covered {
@@ -237,7 +237,7 @@ fn take_up(
     }
 }
 
-/// From where the frames of an image do not go on, to the end of the last one that is there all the same, or of the one
+/// From where the frames of a backing do not go on, to the end of the last one that is there all the same, or of the one
 /// that has all but a CRC that matches; empty if there is none.
 fn behind_gap<'a>(frames: &'a [u8], key: frame::Key, scan: &Scan) -> &'a [u8] {
     let later = search::frames_from(frames, key, scan.words, scan.records());
@@ -251,30 +251,30 @@ fn behind_gap<'a>(frames: &'a [u8], key: frame::Key, scan: &Scan) -> &'a [u8] {
     end.and_then(|end| frames.get(gap..end)).unwrap_or_default()
 }
 
-/// Where an image ends that has these frames.
-fn end_of(image: &Image, scan: &Scan) -> (u64, Option<u32>) {
-    (image.header.base + u64::from(scan.records()), scan.last_crc)
+/// Where a backing ends that has these frames.
+fn end_of(backing: &LeftBacking, scan: &Scan) -> (u64, Option<u32>) {
+    (backing.header.base + u64::from(scan.records()), scan.last_crc)
 }
 
-/// Goes on in the last segment, which is not sealed, if the image begins with just the frames that its file has; says
+/// Goes on in the last segment, which is not sealed, if the backing begins with just the frames that its file has; says
 /// whether it does.
 fn go_on_in_place(
     disk: &dyn Disk,
     dir: &Path,
     survey: &mut Survey,
-    image: &mut Image,
+    backing: &mut LeftBacking,
     frames: &Aligned,
 ) -> io::Result<bool> {
-    let (header, key) = (image.header, image.header.key());
+    let (header, key) = (backing.header, backing.header.key());
     let Some(last) = survey.segments.last_mut() else { return Ok(false) };
     if let State::Damaged(wreck) = &last.state {
-        // From the first break on, the image may be whole.
+        // From the first break on, the backing may be whole.
         let file = disk.open(&last.path, false)?;
         let bytes = Region::read(&*file, file.len()?, false)?;
         let (scan, durable) = (scan::scan(&bytes, key), last.records());
         let begins = scan.words as usize * frame::WORD;
-        // What stands in the file behind the break says whether the image is of the same history: another process may
-        // have gone on from there, without this image.
+        // What stands in the file behind the break says whether the backing is of the same history: another process may
+        // have gone on from there, without this backing.
         let same = |word: u32| {
             let at = word as usize * frame::WORD;
             let length =
@@ -298,8 +298,8 @@ fn go_on_in_place(
         return Ok(false);
     }
     *scan = std::mem::take(scan).go_on(frames, key);
-    image.end = Some(end_of(image, scan));
-    image.torn = behind_gap(frames, key, scan).to_vec();
+    backing.end = Some(end_of(backing, scan));
+    backing.torn = behind_gap(frames, key, scan).to_vec();
     if scan.words > from {
         told(dir, &header, scan);
         let range = begins..scan.words as usize * frame::WORD;
@@ -311,16 +311,16 @@ fn go_on_in_place(
     Ok(true)
 }
 
-/// Begins the next segment, with what the image has.
+/// Begins the next segment, with what the backing has.
 fn go_on_behind(
     disk: &dyn Disk,
     dir: &Path,
     survey: &mut Survey,
-    image: &Image,
+    backing: &LeftBacking,
     scan: Scan,
     mut frames: Aligned,
 ) -> io::Result<()> {
-    let header = image.header;
+    let header = backing.header;
     told(dir, &header, &scan);
     let segment = SegmentFile::prepare(disk, dir, 0, header.capacity)?;
     segment.begin(disk, dir, &header)?;
@@ -373,15 +373,15 @@ fn write(file: &dyn File, frames: &Aligned, from: u32, to: u32) -> io::Result<()
     Ok(())
 }
 
-/// Whether the frame before the image's first record is the one before the log's end.
-fn follows(image: &Image, earlier: &[Image], at_end: Before) -> bool {
+/// Whether the frame before the backing's first record is the one before the log's end.
+fn follows(backing: &LeftBacking, earlier: &[LeftBacking], at_end: Before) -> bool {
     // What stands before a chunk is noted when it is durable; until then the chunk before is in memory as well.
-    let before = match image.before {
+    let before = match backing.before {
         Before::Unknown => earlier
             .iter()
-            .filter(|other| other.incarnation == image.incarnation)
+            .filter(|other| other.incarnation == backing.incarnation)
             .filter_map(|other| {
-                let (end, crc) = other.end.filter(|(end, _)| *end == image.header.base)?;
+                let (end, crc) = other.end.filter(|(end, _)| *end == backing.header.base)?;
                 // What stands before one that ended empty stands before the one that took its place.
                 let empty = end == other.header.base;
                 crc.map(Before::Frame).or_else(|| empty.then_some(other.before))
@@ -391,7 +391,7 @@ fn follows(image: &Image, earlier: &[Image], at_end: Before) -> bool {
         known => known,
     };
     // Format 1 noted nothing.
-    before == at_end && before != Before::Unknown || before == Before::Unknown && image.incarnation == 0
+    before == at_end && before != Before::Unknown || before == Before::Unknown && backing.incarnation == 0
 }
 
 /// What stands before the log's end.
@@ -416,7 +416,7 @@ fn last_crc(disk: &dyn Disk, found: &SurveyedSegment) -> io::Result<Option<u32>>
     }
 }
 
-/// Whether a segment that is not written any more has just the frames that an image begins with.
+/// Whether a segment that is not written any more has just the frames that a backing begins with.
 fn same_bytes(disk: &dyn Disk, found: &SurveyedSegment, frames: &[u8]) -> io::Result<bool> {
     let Some(words) = words_of(found) else { return Ok(false) };
     match frames.get(..words as usize * frame::WORD) {

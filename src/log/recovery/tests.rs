@@ -13,7 +13,7 @@ use super::{
     dir::TORN,
 };
 use crate::{
-    chunk::{AppendOutcome, Batch, Before, Chunk, ChunkPosition, FrameMeta, Images, Label, Memory},
+    chunk::{AppendOutcome, Batch, Before, Chunk, ChunkPosition, FrameMeta, Label, Memory, ShmBacking},
     disk::{Disk, sim::Sim},
     segment::{
         file::{self, SegmentFile},
@@ -29,18 +29,18 @@ use std::{
 pub(super) const DIR: &str = "/log";
 pub(super) const FIRST: &str = "/log/00000000000000000000.seg";
 
-pub(super) fn options(segment: u64, first: u64, memory: u64, images: Option<&Path>) -> Options {
+pub(super) fn options(segment: u64, first: u64, memory: u64, shm_dir: Option<&Path>) -> Options {
     Options {
         segment_bytes: segment,
         first_segment_bytes: first,
         memory_bytes: memory,
-        images: images.map(Path::to_owned),
+        shm_dir: shm_dir.map(Path::to_owned),
         ..Options::default()
     }
 }
 
-pub(super) fn small(images: Option<&Path>) -> Options {
-    options(8 << 10, 4 << 10, 64 << 10, images)
+pub(super) fn small(shm_dir: Option<&Path>) -> Options {
+    options(8 << 10, 4 << 10, 64 << 10, shm_dir)
 }
 
 pub(super) fn open(sim: &Sim, options: Options) -> Result<Log, Error> {
@@ -51,19 +51,19 @@ pub(super) fn repaired(sim: &Sim) -> repair::Repaired {
     repaired_with(sim, None)
 }
 
-pub(super) fn repaired_with(sim: &Sim, images: Option<&Path>) -> repair::Repaired {
-    repair::repair_on(sim, Path::new(DIR), images, &mut |_, _| ()).unwrap()
+pub(super) fn repaired_with(sim: &Sim, shm_dir: Option<&Path>) -> repair::Repaired {
+    repair::repair_on(sim, Path::new(DIR), shm_dir, &mut |_, _| ()).unwrap()
 }
 
-pub(super) fn verified(sim: &Sim, images: Option<&Path>) -> inspect::Report {
-    inspect::verify_on(sim, Path::new(DIR), images, &mut |_, _| ()).unwrap()
+pub(super) fn verified(sim: &Sim, shm_dir: Option<&Path>) -> inspect::Report {
+    inspect::verify_on(sim, Path::new(DIR), shm_dir, &mut |_, _| ()).unwrap()
 }
 
 pub(super) fn values(log: &Log) -> Vec<Vec<u8>> {
     log.iter(log.first_offset()).map(|record| record.unwrap().value().to_vec()).collect()
 }
 
-/// As `SIGKILL` leaves it: nothing is flushed, no mark is made, images stay. The disk is to be rebooted.
+/// As `SIGKILL` leaves it: nothing is flushed, no mark is made, backings stay. The disk is to be rebooted.
 pub(super) fn kill(log: Log) {
     std::mem::forget(log);
 }
@@ -82,7 +82,7 @@ pub(super) fn random(length: usize, mut seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// Changes an image in place: the log that was killed may have it mapped, and threads that work for it.
+/// Changes a backing in place: the log that was killed may have it mapped, and threads that work for it.
 pub(super) fn overwrite(path: &Path, bytes: &[u8]) {
     use std::os::unix::fs::FileExt;
     std::fs::File::options()
@@ -369,11 +369,11 @@ fn behind_damage_only_what_was_durable_counts_as_lost() {
     assert!(log.next_offset() == 10 || log.next_offset() == 110, "{}", log.next_offset());
 }
 
-/// What a power cut left behind a torn record got into the chunk's image, and came back after a SIGKILL (`r3`).
+/// What a power cut left behind a torn record got into the chunk's backing, and came back after a SIGKILL (`r3`).
 #[test]
-fn what_was_cut_off_does_not_come_back_by_the_image() {
+fn what_was_cut_off_does_not_come_back_by_the_backing() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
-    let o = |images| options(8 << 10, 8 << 10, 64 << 10, images);
+    let o = |backings| options(8 << 10, 8 << 10, 64 << 10, backings);
     for seed in 0..60 {
         let sim = Sim::new(seed);
         let log = open(&sim, o(None)).unwrap();
@@ -434,11 +434,11 @@ fn what_was_acknowledged_in_memory_is_not_displaced_by_what_was_cut_off() {
     }
 }
 
-/// Rot in the open segment, and an image that has all of it and more (`r5`): the image makes it good.
+/// Rot in the open segment, and a backing that has all of it and more (`r5`): the backing makes it good.
 #[test]
-fn rot_in_the_open_segment_is_made_good_by_the_image_of_a_killed_process() {
+fn rot_in_the_open_segment_is_made_good_by_the_backing_of_a_killed_process() {
     let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
-    let o = |images| Options { durability: Durability::Memory, ..small(images) };
+    let o = |backings| Options { durability: Durability::Memory, ..small(backings) };
     let log = open(&sim, o(Some(at.path()))).unwrap();
     for n in 0..10u64 {
         log.append(&n.to_le_bytes()).and_then(|at| log.wait_durable(at)).unwrap();
@@ -450,13 +450,13 @@ fn rot_in_the_open_segment_is_made_good_by_the_image_of_a_killed_process() {
     }
     kill(log);
     disk.damage(Path::new(FIRST), |bytes| bytes[4096 + 3 * 32 + 25] ^= 1);
-    // One who cannot see the images finds damage, and repairs it: they stay for one who can.
+    // One who cannot see the backings finds damage, and repairs it: they stay for one who can.
     let other = disk.snapshot();
     let log = open(&other, o(None)).unwrap();
     assert_eq!(log.damage()[0].offsets, 3..4);
     drop(log);
     assert!(!files_in(at.path()).is_empty());
-    assert_eq!(verified(&disk, Some(at.path())).images.len(), 1);
+    assert_eq!(verified(&disk, Some(at.path())).backings.len(), 1);
     let log = open(&disk, o(Some(at.path()))).unwrap();
     assert_eq!(log.damage(), []);
     assert_eq!(values(&log), (0..15u64).map(|n| n.to_le_bytes().to_vec()).collect::<Vec<_>>());
@@ -464,11 +464,11 @@ fn rot_in_the_open_segment_is_made_good_by_the_image_of_a_killed_process() {
     assert!(files_in(at.path()).is_empty(), "taken up, and not needed any more");
 }
 
-/// An image of an older history was taken up behind a newer one (`r6`), or removed.
+/// A backing of an older history was taken up behind a newer one (`r6`), or removed.
 #[test]
-fn an_image_of_another_history_is_neither_taken_up_nor_removed() {
+fn a_backing_of_another_history_is_neither_taken_up_nor_removed() {
     let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
-    let o = |images| Options { durability: Durability::Memory, ..small(images) };
+    let o = |backings| Options { durability: Durability::Memory, ..small(backings) };
     let log = open(&sim, o(Some(at.path()))).unwrap();
     for _ in 0..16 {
         log.append(&[1; 100]).unwrap();
@@ -483,8 +483,8 @@ fn an_image_of_another_history_is_neither_taken_up_nor_removed() {
         }
     }
     kill(log);
-    let images = files_in(at.path()).len();
-    // A process that knows nothing of the images: another user, another place for them.
+    let backings = files_in(at.path()).len();
+    // A process that knows nothing of the backings: another user, another place for them.
     let log = open(&disk, o(None)).unwrap();
     while log.next_offset() < 4096 / 132 {
         log.append(&[2; 100]).unwrap();
@@ -497,9 +497,9 @@ fn an_image_of_another_history_is_neither_taken_up_nor_removed() {
         let kinds: Vec<u8> = values(&log).iter().map(|value| value[0]).collect();
         assert!(kinds.iter().enumerate().all(|(n, &kind)| kind == if n < 16 { 1 } else { 2 }), "{kinds:?}");
         log.close().unwrap();
-        assert!(files_in(at.path()).len() >= images.min(1), "what only memory has is never removed");
+        assert!(files_in(at.path()).len() >= backings.min(1), "what only memory has is never removed");
     }
-    assert!(!verified(&disk, Some(at.path())).images.is_empty(), "told of");
+    assert!(!verified(&disk, Some(at.path())).backings.is_empty(), "told of");
 }
 
 /// A process that was killed between `pwrite` and `fdatasync`: what was in the page cache only was taken for durable
@@ -542,10 +542,10 @@ fn what_is_cut_off_is_kept_within_bounds_and_told_of() {
     }
 }
 
-/// Leaves an image of a segment at `base` as a killed process would, with `records` whole records and, if
+/// Leaves a backing of a segment at `base` as a killed process would, with `records` whole records and, if
 /// `torn`, a batch of which the second half is missing.
 pub(super) fn leave(
-    images: &Arc<Images>,
+    backings: &Arc<ShmBacking>,
     secret: Secret,
     base: u64,
     records: u64,
@@ -553,8 +553,8 @@ pub(super) fn leave(
     before: Before,
 ) {
     let label = Label { base, capacity: 8192, created: 1_700_000_000_000, version: 2 };
-    let header = Header { log: images.log(), base, capacity: 8192, created: label.created, secret };
-    let mut memory = Memory::shared(label.capacity, Some(images)).unwrap();
+    let header = Header { log: backings.log(), base, capacity: 8192, created: label.created, secret };
+    let mut memory = Memory::shared(label.capacity, Some(backings)).unwrap();
     memory.label(&label, before);
     let chunk = Chunk::new(memory, None);
     let meta = FrameMeta { key: header.key(), lead: 0, time: 0 };
@@ -568,7 +568,7 @@ pub(super) fn leave(
         chunk.append(Batch::new(&[&half[..], &lost[..]], 8192).unwrap(), None, meta);
         let end = chunk.contiguous(ChunkPosition::default(), u32::MAX).words;
         drop(chunk);
-        let at = images.latest().unwrap();
+        let at = backings.latest().unwrap();
         let mut bytes = std::fs::read(&at).unwrap();
         bytes[4096 + end as usize * 8 - 50] ^= 1;
         overwrite(&at, &bytes);
@@ -585,24 +585,24 @@ fn what_was_in_memory_only_is_there_after_opening_again_and_what_does_not_follow
     let (id, secret) = (log.id(), log.shared.secret);
     log.close().unwrap();
     let incarnation = std::cell::Cell::new(1);
-    let images = |id, dir: &str| {
+    let backings = |id, dir: &str| {
         incarnation.set(incarnation.get() + 1);
         let (secret, dir) = (secret.0.unwrap(), Path::new(dir));
-        let images = Images::open(at.path(), id, secret, dir, (0, 0), incarnation.get()).unwrap();
-        images.keep();
-        Arc::new(images)
+        let backings = ShmBacking::open(at.path(), id, secret, dir, (0, 0), incarnation.get()).unwrap();
+        backings.keep();
+        Arc::new(backings)
     };
-    assert_eq!(images(id, DIR).find().unwrap().len(), 0, "a clean close leaves none");
+    assert_eq!(backings(id, DIR).find().unwrap().len(), 0, "a clean close leaves none");
     let last = sim.dump()[Path::new(FIRST)][4096 + 9 * 32..][..4].try_into().map(u32::from_le_bytes).unwrap();
-    let killed = images(id, DIR);
+    let killed = backings(id, DIR);
     leave(&killed, secret, 10, 20, false, Before::Frame(last));
     leave(&killed, secret, 30, 5, true, Before::Unknown); // the batch at its end is torn; the one before is there
     leave(&killed, secret, 37, 5, false, Before::Unknown); // does not follow
     leave(&killed, secret, 3, 4, false, Before::Unknown); // another history: the disk has other records there
-    leave(&images(id, DIR), secret, 35, 5, false, Before::Unknown); // what stood before is not known
-    leave(&images(id, DIR), secret, 10, 25, false, Before::Frame(last ^ 1)); // behind another record
-    leave(&images([7; 16], "/other"), secret, 35, 5, false, Before::Unknown); // another log's
-    leave(&images(id, "/copy"), secret, 35, 5, false, Before::Unknown); // a copy's
+    leave(&backings(id, DIR), secret, 35, 5, false, Before::Unknown); // what stood before is not known
+    leave(&backings(id, DIR), secret, 10, 25, false, Before::Frame(last ^ 1)); // behind another record
+    leave(&backings([7; 16], "/other"), secret, 35, 5, false, Before::Unknown); // another log's
+    leave(&backings(id, "/copy"), secret, 35, 5, false, Before::Unknown); // a copy's
     let log = open(&sim, small(Some(at.path()))).unwrap();
     let numbers = |log: &Log| -> Vec<u64> {
         values(log).iter().map(|value| u64::from_le_bytes(value[..].try_into().unwrap())).collect()
@@ -611,13 +611,13 @@ fn what_was_in_memory_only_is_there_after_opening_again_and_what_does_not_follow
     assert_eq!(log.durable_offset(), 35);
     assert_eq!(log.append(&35u64.to_le_bytes()).unwrap(), 35);
     log.close().unwrap();
-    assert_eq!(images(id, DIR).find().unwrap().len(), 4 + 1, "those that do not follow, and the copy's");
-    assert_eq!(images([7; 16], "/other").find().unwrap().len(), 1, "another log's");
+    assert_eq!(backings(id, DIR).find().unwrap().len(), 4 + 1, "those that do not follow, and the copy's");
+    assert_eq!(backings([7; 16], "/other").find().unwrap().len(), 1, "another log's");
     assert_eq!(numbers(&open(&sim, small(Some(at.path()))).unwrap()), (0..36).collect::<Vec<_>>());
 }
 
 #[test]
-fn an_image_goes_on_in_the_open_segment_only_if_it_begins_as_that_does() {
+fn a_backing_goes_on_in_the_open_segment_only_if_it_begins_as_that_does() {
     for same in [true, false] {
         let (sim, at) = (Sim::new(1), tempfile::tempdir().unwrap());
         let log = open(&sim, small(Some(at.path()))).unwrap();
@@ -625,9 +625,9 @@ fn an_image_goes_on_in_the_open_segment_only_if_it_begins_as_that_does() {
             log.append(&n.to_le_bytes()).unwrap();
         }
         log.flush().unwrap();
-        let images = log.shared.roll.images().unwrap();
-        let image = images.latest_labelled(0);
-        let mut bytes = std::fs::read(&image).unwrap();
+        let backings = log.shared.roll.backings().unwrap();
+        let backing = backings.latest_labelled(0);
+        let mut bytes = std::fs::read(&backing).unwrap();
         let key = log.shared.active.load().segment.key;
         log.close().unwrap();
         // As if two more had been appended before the process was killed.
@@ -639,12 +639,12 @@ fn an_image_goes_on_in_the_open_segment_only_if_it_begins_as_that_does() {
         if !same {
             bytes[4096 + 30] ^= 1;
         }
-        std::fs::create_dir_all(image.parent().unwrap()).unwrap();
-        overwrite(&image, &bytes);
+        std::fs::create_dir_all(backing.parent().unwrap()).unwrap();
+        overwrite(&backing, &bytes);
         let expected = if same { 12 } else { 10 };
         let log = open(&sim, small(Some(at.path()))).unwrap();
         assert_eq!(values(&log).len(), expected);
-        assert!(!same || !image.exists());
+        assert!(!same || !backing.exists());
     }
 }
 
@@ -693,11 +693,11 @@ fn scan_of(bytes: &[u8]) -> scan::Scan {
     scan::scan(&bytes[4096..], header.key())
 }
 
-/// A bit flips in an image: what is taken up is what was appended, as far as it goes, and nothing on disk is touched.
+/// A bit flips in a backing: what is taken up is what was appended, as far as it goes, and nothing on disk is touched.
 #[test]
-fn a_flipped_bit_in_an_image_shows_nothing_false_and_harms_nothing_on_disk() {
+fn a_flipped_bit_in_a_backing_shows_nothing_false_and_harms_nothing_on_disk() {
     let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
-    let o = |images| Options { durability: Durability::Memory, ..small(images) };
+    let o = |backings| Options { durability: Durability::Memory, ..small(backings) };
     let value = |n: u64| vec![n as u8; 20 + n as usize];
     let log = open(&sim, o(Some(at.path()))).unwrap();
     for n in 0..10 {
@@ -709,15 +709,15 @@ fn a_flipped_bit_in_an_image_shows_nothing_false_and_harms_nothing_on_disk() {
         log.append(&value(n)).unwrap();
     }
     kill(log);
-    let image = files_in(at.path()).pop().unwrap();
-    let good = std::fs::read(&image).unwrap();
+    let backing = files_in(at.path()).pop().unwrap();
+    let good = std::fs::read(&backing).unwrap();
     let mut whole = 0;
     for flipped in (0..200).chain((200..4096 + 1600).step_by(11)) {
         let disk = disk.snapshot();
         let mut bad = good.clone();
         bad[flipped] ^= 1 << (flipped % 8);
-        std::fs::create_dir_all(image.parent().unwrap()).unwrap();
-        overwrite(&image, &bad);
+        std::fs::create_dir_all(backing.parent().unwrap()).unwrap();
+        overwrite(&backing, &bad);
         let log = open(&disk, o(Some(at.path()))).unwrap();
         let read = values(&log);
         assert!(
@@ -728,9 +728,9 @@ fn a_flipped_bit_in_an_image_shows_nothing_false_and_harms_nothing_on_disk() {
         whole += usize::from(read.len() == 20);
         // What it holds and the disk has not is kept, if it could not be taken up.
         drop(log);
-        let kept = image.exists() || !verified(&disk, None).torn.is_empty();
+        let kept = backing.exists() || !verified(&disk, None).torn.is_empty();
         assert!(read.len() == 20 || kept, "{flipped}: {} records", read.len());
-        let _ = std::fs::remove_file(&image);
+        let _ = std::fs::remove_file(&backing);
     }
     assert!(whole > 100, "{whole}: those that flipped where nothing stands");
 }

@@ -15,15 +15,16 @@ use std::{
     time::Instant,
 };
 
-fn without_images() -> StoreOptions {
+fn without_backings() -> StoreOptions {
     let options = options();
-    StoreOptions { log: Options { images: None, ..options.log }, ..options }
+    StoreOptions { log: Options { shm_dir: None, ..options.log }, ..options }
 }
 
 /// What a killed process has left of the log `a` in a store: segments that are all sealed; and the offset behind its last record.
 fn sealed() -> (Sim, u64) {
     let sim = Sim::new(3);
-    let store = Store::open_in(Environment::on(Arc::new(sim.clone())), Path::new("/store"), without_images());
+    let store =
+        Store::open_in(Environment::on(Arc::new(sim.clone())), Path::new("/store"), without_backings());
     let store = store.unwrap();
     store.create("a", &LogSettings::default()).unwrap();
     let log = store.get("a").unwrap();
@@ -146,7 +147,7 @@ fn a_closed_log_that_cannot_be_trimmed_keeps_no_other_from_closing() {
     };
     let env = Environment { machine: clocks.clone(), ..Environment::on(Gate::new(Arc::new(sim), ask)) };
     let mut options = options();
-    options.log.images = None;
+    options.log.shm_dir = None;
     let store = Store::open_in(env, Path::new("/store"), options).unwrap();
     let settings = LogSettings { retention_seconds: Some(3600), ..LogSettings::default() };
     store.create("old", &settings).unwrap();
@@ -189,7 +190,7 @@ fn a_very_long_retention_drops_nothing() {
     for seconds in [18_446_744_073_709_552u64, 1 << 61, u64::MAX] {
         let sim = Sim::new(3);
         let mut options = options();
-        options.log.images = None;
+        options.log.shm_dir = None;
         let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
         let env = Environment { machine: clocks.clone(), ..Environment::on(Arc::new(sim)) };
         let store = Store::open_in(env, Path::new("/store"), options).unwrap();
@@ -232,7 +233,7 @@ fn a_trim_by_the_caller_removes_nothing_of_a_log_that_is_made_anew() {
     };
     let options = || {
         let mut options = options();
-        options.log.images = None;
+        options.log.shm_dir = None;
         options
     };
     // A log of some segments, all of them sealed.
@@ -311,7 +312,7 @@ fn a_moment_without_descriptors_does_not_end_retention() {
         };
         let env = Environment { machine: clocks.clone(), ..Environment::on(Gate::new(Arc::new(sim), ask)) };
         let mut options = options();
-        options.log.images = None;
+        options.log.shm_dir = None;
         let store = Store::open_in(env, Path::new("/store"), options).unwrap();
         let settings = LogSettings { retention_seconds: Some(3600), ..LogSettings::default() };
         store.create("a", &settings).unwrap();
@@ -351,7 +352,7 @@ fn a_moment_without_descriptors_does_not_end_retention() {
 #[test]
 fn trims_by_callers_remove_the_oldest_first() {
     let place = Path::new("/store");
-    let ((sim, end), options) = (sealed(), without_images);
+    let ((sim, end), options) = (sealed(), without_backings);
     sim.leave_room(0);
     for round in 0..30u64 {
         let sim = sim.snapshot();
@@ -420,7 +421,7 @@ fn retention_by_age_makes_room_for_a_log_that_was_opened_without() {
         let (sim, place) = (Sim::new(3), Path::new("/store"));
         let options = || {
             let mut options = options();
-            options.log.images = None;
+            options.log.shm_dir = None;
             options.idle = Duration::from_secs(1 << 20);
             options
         };
@@ -460,7 +461,7 @@ fn retention_by_age_makes_room_for_a_log_that_was_opened_without() {
 #[test]
 fn a_log_that_gives_way_while_several_trim_it_has_no_gap() {
     let place = Path::new("/store");
-    let ((sim, end), options) = (sealed(), without_images);
+    let ((sim, end), options) = (sealed(), without_backings);
     for round in 0..60u64 {
         let sim = sim.snapshot();
         sim.set_room(Some(0));

@@ -183,15 +183,15 @@ fn retention_makes_room_for_a_log_that_was_opened_without() {
 /// Killed while the last record was being copied, and no room for keeping that torn end aside: the log did not open, not even
 /// for reading.
 #[test]
-fn without_room_for_the_torn_end_of_an_image_a_log_is_opened_for_reading() {
+fn without_room_for_the_torn_end_of_a_backing_a_log_is_opened_for_reading() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let disk = super::repairing::log_with_memory(at.path());
-    for image in files_in(at.path()) {
-        let mut bytes = std::fs::read(&image).unwrap();
+    for backing in files_in(at.path()) {
+        let mut bytes = std::fs::read(&backing).unwrap();
         let last = 4096 + 14 * 32;
         if bytes[last..last + 24].iter().any(|&byte| byte != 0) {
             bytes[last] ^= 1; // its CRC is stored last
-            super::overwrite(&image, &bytes);
+            super::overwrite(&backing, &bytes);
         }
     }
     disk.set_room(Some(0));

@@ -48,7 +48,7 @@ pub(super) fn log_with_memory(at: &Path) -> Sim {
 
 fn is_whole_after_repair(disk: &Sim, at: &Path) {
     let report = verified(disk, Some(at));
-    assert!(!report.damage.is_empty() && report.images.len() == 1);
+    assert!(!report.damage.is_empty() && report.backings.len() == 1);
     repaired_with(disk, Some(at));
     assert_eq!(verified(disk, Some(at)).damage, []);
     let log = open(disk, in_memory(at)).unwrap();
@@ -58,7 +58,7 @@ fn is_whole_after_repair(disk: &Sim, at: &Path) {
     assert!(files_in(at).is_empty(), "all of it is taken up");
 }
 
-/// One header copy of the open segment has rotted: opening would mend that, and take the image up. `repair` sealed the
+/// One header copy of the open segment has rotted: opening would mend that, and take the backing up. `repair` sealed the
 /// segment.
 #[test]
 fn repair_of_a_header_copy_leaves_the_open_segment_open() {
@@ -68,19 +68,19 @@ fn repair_of_a_header_copy_leaves_the_open_segment_open() {
     is_whole_after_repair(&disk, at.path());
 }
 
-/// A frame of the open segment has rotted: opening makes it good by the image, `repair` gave it up, and all behind it.
+/// A frame of the open segment has rotted: opening makes it good by the backing, `repair` gave it up, and all behind it.
 #[test]
-fn repair_makes_a_frame_good_by_the_image_of_a_killed_process() {
+fn repair_makes_a_frame_good_by_the_backing_of_a_killed_process() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let disk = log_with_memory(at.path());
     disk.damage(Path::new(FIRST), |bytes| bytes[4096 + 3 * 32 + 25] ^= 1);
     is_whole_after_repair(&disk, at.path());
 }
 
-/// A sector of the open segment, or both of its header, cannot be read: the log opens read-only, keeps the image and says
+/// A sector of the open segment, or both of its header, cannot be read: the log opens read-only, keeps the backing and says
 /// to repair it.
 #[test]
-fn repair_makes_good_by_the_image_what_cannot_be_read() {
+fn repair_makes_good_by_the_backing_what_cannot_be_read() {
     for spoilt in [&[4096 + 512 * 3][..], &[4096 + 512], &[4096, 4096 + 9000]] {
         let at = tempfile::tempdir_in("/dev/shm").unwrap();
         let disk = log_with_memory(at.path());
@@ -94,16 +94,16 @@ fn repair_makes_good_by_the_image_what_cannot_be_read() {
     }
 }
 
-/// A record has rotted on the disk and in the image: it is lost, and all others are there.
+/// A record has rotted on the disk and in the backing: it is lost, and all others are there.
 #[test]
 fn repair_keeps_what_memory_has_behind_a_record_that_is_lost_in_both() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let disk = log_with_memory(at.path());
     disk.damage(Path::new(FIRST), |bytes| bytes[4096 + 3 * 32 + 25] ^= 1);
-    for image in files_in(at.path()) {
-        let mut bytes = std::fs::read(&image).unwrap();
+    for backing in files_in(at.path()) {
+        let mut bytes = std::fs::read(&backing).unwrap();
         bytes[4096 + 3 * 32 + 25] ^= 1;
-        super::overwrite(&image, &bytes);
+        super::overwrite(&backing, &bytes);
     }
     repaired_with(&disk, Some(at.path()));
     let log = open(&disk, in_memory(at.path())).unwrap();
@@ -147,11 +147,11 @@ fn on_disk_and_in_memory(at: &Path) -> Options {
     Options { durability: Durability::Memory, ..small(Some(at)) }
 }
 
-/// By its own image a segment would be made good.
-fn remove_image_of(at: &Path, base: u64) {
-    for image in files_in(at) {
-        if std::fs::read(&image).unwrap()[64..72] == base.to_le_bytes() {
-            std::fs::remove_file(image).unwrap();
+/// By its own backing a segment would be made good.
+fn remove_backing_of(at: &Path, base: u64) {
+    for backing in files_in(at) {
+        if std::fs::read(&backing).unwrap()[64..72] == base.to_le_bytes() {
+            std::fs::remove_file(backing).unwrap();
         }
     }
 }
@@ -159,14 +159,14 @@ fn remove_image_of(at: &Path, base: u64) {
 /// Records of 100 bytes in a segment of 8 KiB.
 const PER_SEGMENT: u64 = 8192 / 132;
 
-/// The last record of the sealed segment before what is in memory has rotted. Opening takes the image up by the footer's
+/// The last record of the sealed segment before what is in memory has rotted. Opening takes the backing up by the footer's
 /// CRC; after `repair` the footer had another.
 #[test]
 fn repair_keeps_the_crc_that_memory_is_bound_to() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let (disk, next, base) = log_that_goes_on_in_memory(at.path());
     let path = Path::new(DIR).join(crate::segment::file::name(base));
-    remove_image_of(at.path(), base);
+    remove_backing_of(at.path(), base);
     disk.damage(&path, |bytes| bytes[4096 + (PER_SEGMENT - 1) as usize * 128 + 60] ^= 1);
     repaired_with(&disk, Some(at.path()));
     // And the index, after that.
@@ -177,12 +177,12 @@ fn repair_keeps_the_crc_that_memory_is_bound_to() {
     repaired_with(&disk, Some(at.path()));
     assert_eq!(verified(&disk, None).damage, []);
     let log = open(&disk, on_disk_and_in_memory(at.path())).unwrap();
-    assert_eq!(log.next_offset(), next, "images {:?}", files_in(at.path()));
+    assert_eq!(log.next_offset(), next, "backings {:?}", files_in(at.path()));
 }
 
 /// A record of a sealed segment has rotted that is still in memory of the process that was killed.
 #[test]
-fn repair_makes_a_sealed_segment_good_by_its_image() {
+fn repair_makes_a_sealed_segment_good_by_its_backing() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let (disk, next, base) = log_that_goes_on_in_memory(at.path());
     let path = Path::new(DIR).join(crate::segment::file::name(base));
@@ -208,7 +208,7 @@ fn repair_does_not_give_up_what_memory_goes_on_with_unless_told_to() {
         bytes[footer] ^= 1;
         bytes.truncate(footer); // and it is not known how many there were
     });
-    remove_image_of(at.path(), base);
+    remove_backing_of(at.path(), base);
     let before = disk.dump();
     let repaired = repair::repair_on(&disk, Path::new(DIR), Some(at.path()), &mut |_, _| ());
     let error = repaired.unwrap_err();

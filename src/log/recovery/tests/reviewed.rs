@@ -5,7 +5,7 @@ use super::{
     DIR, FIRST, files_in, kill, leave, open, options, small,
 };
 use crate::{
-    chunk::{Before, Images},
+    chunk::{Before, ShmBacking},
     disk::{
         gate::{Gate, Operation},
         sim::Sim,
@@ -13,11 +13,11 @@ use crate::{
 };
 use std::{path::Path, sync::Arc};
 
-/// An image with more records than the disk, whose segment was sealed by one who did not see it.
+/// A backing with more records than the disk, whose segment was sealed by one who did not see it.
 #[test]
-fn image_with_more_than_a_sealed_segment_is_kept() {
+fn backing_with_more_than_a_sealed_segment_is_kept() {
     let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
-    let o = |images| Options { durability: Durability::Memory, ..small(images) };
+    let o = |backings| Options { durability: Durability::Memory, ..small(backings) };
     let log = open(&sim, o(Some(at.path()))).unwrap();
     for n in 0..10u64 {
         log.append(&n.to_le_bytes()).and_then(|at| log.wait_durable(at)).unwrap();
@@ -33,7 +33,7 @@ fn image_with_more_than_a_sealed_segment_is_kept() {
     log.close().unwrap();
     assert!(!files_in(at.path()).is_empty());
     open(&disk, o(Some(at.path()))).unwrap().close().unwrap();
-    assert!(!files_in(at.path()).is_empty(), "5 acknowledged records went with the image");
+    assert!(!files_in(at.path()).is_empty(), "5 acknowledged records went with the backing");
 }
 
 /// An empty chunk was replaced (a batch larger than it), and the process killed before the flusher had moved on.
@@ -47,17 +47,17 @@ fn successor_of_an_empty_chunk_is_taken_up() {
         }
         let (id, secret) = (log.id(), log.shared.secret);
         log.close().unwrap();
-        let images = Images::open(at.path(), id, secret.0.unwrap(), Path::new(DIR), (0, 0), 7).unwrap();
-        images.keep();
-        let images = Arc::new(images);
+        let backings = ShmBacking::open(at.path(), id, secret.0.unwrap(), Path::new(DIR), (0, 0), 7).unwrap();
+        backings.keep();
+        let backings = Arc::new(backings);
         let before = if log_records == 0 {
             Before::Nothing
         } else {
             let last = sim.dump()[Path::new(FIRST)][4096 + 9 * 32..][..4].try_into().map(u32::from_le_bytes);
             Before::Frame(last.unwrap())
         };
-        leave(&images, secret, log_records, 0, false, before);
-        leave(&images, secret, log_records, 5, false, Before::Unknown);
+        leave(&backings, secret, log_records, 0, false, before);
+        leave(&backings, secret, log_records, 5, false, Before::Unknown);
         let log = open(&sim, small(Some(at.path()))).unwrap();
         assert_eq!(log.next_offset(), log_records + 5, "{log_records}");
     }
@@ -74,10 +74,10 @@ fn first_large_batch_then_kill() {
         log.append(&[7; 6000]).unwrap();
         // As they are this moment.
         let disk = sim.snapshot();
-        let images: Vec<_> =
+        let backings: Vec<_> =
             files_in(at.path()).into_iter().filter_map(|p| Some((std::fs::read(&p).ok()?, p))).collect();
         log.close().unwrap();
-        for (bytes, path) in images {
+        for (bytes, path) in backings {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, bytes).unwrap();
         }
@@ -218,13 +218,13 @@ fn a_sector_that_cannot_be_read_costs_its_records_only() {
 
 /// No descriptor for a moment, and room on the memory file system: what is acknowledged in memory survives a kill.
 #[test]
-fn a_moment_without_descriptors_leaves_no_chunk_without_its_image() {
+fn a_moment_without_descriptors_leaves_no_chunk_without_its_backing() {
     let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
     let o = || Options { durability: Durability::Memory, ..small(Some(at.path())) };
     open(&sim, o()).unwrap().close().unwrap();
     let once = std::cell::Cell::new(true);
     crate::disk::shm::GATE.set(Some(Box::new(move |what| {
-        let fails = what == "make image" && once.replace(false);
+        let fails = what == "make backing" && once.replace(false);
         if fails { Err(std::io::Error::from_raw_os_error(24)) } else { Ok(()) }
     })));
     let log = loop {

@@ -1,4 +1,4 @@
-//! Images: chunk memory as a file that outlives the process, so that what was acknowledged in memory is lost with
+//! Backings: chunk memory as a file that outlives the process, so that what was acknowledged in memory is lost with
 //! the machine, and not with the process. Writing to it costs no system call; after SIGKILL, opening the log takes
 //! it up again (`log/recovery/restore.rs`).
 //!
@@ -9,12 +9,12 @@
 //! (Under loom there are none: it cannot see into mapped files.)
 //!
 //! The file is in a directory that is named by the log's id. The head says, in parts with a CRC each: the log's id,
-//! secret and directory, written once; and the label, which is the segment whose frames the image holds, written
+//! secret and directory, written once; and the label, which is the segment whose frames the backing holds, written
 //! before its first frame and cleared when the memory is to be used again. Frames need no more than they have: the key
 //! of another segment does not verify them. `docs/format.md` draws every byte.
 //!
 //! # What always holds
-//! - An image is removed by the process that made it when the log is closed, and by an opening that has proven that
+//! - A backing is removed by the process that made it when the log is closed, and by an opening that has proven that
 //!   the disk has all that is in it. Nothing else removes one: what cannot be understood is left where it is.
 
 #[cfg(not(loom))]
@@ -46,10 +46,10 @@ const SEALED: usize = 120;
 /// Where the log's directory is.
 const DIR: usize = 128;
 
-/// Chunks of this process that were to have an image and have none.
-pub(crate) static WITHOUT_IMAGE: AtomicU64 = AtomicU64::new(0);
+/// Chunks of this process that were to have a backing and have none.
+pub(crate) static SHM_FALLBACKS: AtomicU64 = AtomicU64::new(0);
 
-/// Which segment's frames an image has.
+/// Which segment's frames a backing has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Label {
     pub(crate) base: u64,
@@ -110,9 +110,9 @@ impl Before {
     }
 }
 
-/// Where one log's images are.
+/// Where one log's backings are.
 #[derive(Debug)]
-pub(crate) struct Images {
+pub(crate) struct ShmBacking {
     memory: MemoryDir,
     log: [u8; 16],
     #[cfg(not(loom))]
@@ -123,21 +123,21 @@ pub(crate) struct Images {
     /// A random number of this opening of the log.
     #[cfg(not(loom))]
     incarnation: u64,
-    /// Set when the log's writer has failed: what the images have and the disk has not is for the next opening.
+    /// Set when the log's writer has failed: what the backings have and the disk has not is for the next opening.
     keep: AtomicBool,
-    /// Whether it was said that a chunk had to do without; how many had to is in `WITHOUT_IMAGE`.
+    /// Whether it was said that a chunk had to do without; how many had to is in `SHM_FALLBACKS`.
     #[cfg(not(loom))]
     warned: AtomicBool,
 }
 
-/// An image found at opening.
+/// A backing found at opening.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct FoundBacking {
     pub(crate) name: String,
     pub(crate) content: Content,
 }
 
-/// What an image found at opening is.
+/// What a backing found at opening is.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     /// It holds no segment.
@@ -151,13 +151,13 @@ pub(crate) enum Content {
     Strange,
 }
 
-/// The directory of a log's images: its id in hexadecimal digits.
+/// The directory of a log's backings: its id in hexadecimal digits.
 fn place(log: &[u8; 16]) -> String {
     format!("{:032x}", u128::from_be_bytes(*log))
 }
 
-impl Images {
-    /// The images of the log with this id and secret in `dir`, kept in the memory file system at `at`. `incarnation` is a
+impl ShmBacking {
+    /// The backings of the log with this id and secret in `dir`, kept in the memory file system at `at`. `incarnation` is a
     /// number that no other opening of the log has.
     pub(crate) fn open(
         at: &Path,
@@ -188,15 +188,15 @@ impl Images {
     }
 
     /// What processes that ended without closing the log have left.
-    pub(crate) fn find(&self) -> io::Result<Vec<Found>> {
+    pub(crate) fn find(&self) -> io::Result<Vec<FoundBacking>> {
         let mut found = Vec::new();
         for name in self.memory.list()? {
             let mut head = [0; HEAD];
             match self.memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)) {
-                Ok(()) => found.push(Found { content: self.content(&head), name }),
+                Ok(()) => found.push(FoundBacking { content: self.content(&head), name }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {} // it went meanwhile
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    found.push(Found { name, content: Content::Strange });
+                    found.push(FoundBacking { name, content: Content::Strange });
                 }
                 Err(error) => return Err(error),
             }
@@ -236,7 +236,7 @@ impl Images {
         Content::Segment { label, incarnation, before, sealed: word(SEALED) == 1, secret: Some(secret) }
     }
 
-    /// The bytes of the chunk in an image.
+    /// The bytes of the chunk in a backing.
     pub(crate) fn frames(&self, name: &str) -> io::Result<Aligned> {
         use std::os::unix::fs::FileExt;
         let file = self.memory.open_file(name)?;
@@ -250,12 +250,12 @@ impl Images {
         self.memory.remove(name);
     }
 
-    /// Where an image is.
+    /// Where a backing is.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.memory.path(name)
     }
 
-    /// The path of the image that was made last, and of the one that holds the segment at `base`.
+    /// The path of the backing that was made last, and of the one that holds the segment at `base`.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn latest(&self) -> Option<PathBuf> {
         let number = |name: &String| name.rsplit('-').next().and_then(|number| number.parse::<u64>().ok());
@@ -264,8 +264,7 @@ impl Images {
 
     #[cfg(all(test, not(loom)))]
     pub(crate) fn latest_labelled(&self, base: u64) -> PathBuf {
-        let holds =
-            |found: &Found| matches!(found.content, Content::Segment { label, .. } if label.base == base);
+        let holds = |found: &FoundBacking| matches!(found.content, Content::Segment { label, .. } if label.base == base);
         self.memory.path(&self.find().unwrap().into_iter().find(holds).unwrap().name)
     }
 
@@ -274,33 +273,33 @@ impl Images {
         self.log
     }
 
-    /// From now on images stay when they are dropped.
+    /// From now on backings stay when they are dropped.
     pub(crate) fn keep(&self) {
         self.keep.store(true, Ordering::SeqCst);
     }
 
-    /// A new image for a chunk of `capacity`, mapped; `None`, noted and said once, where there is no room.
+    /// A new backing for a chunk of `capacity`, mapped; `None`, noted and said once, where there is no room.
     #[cfg(not(loom))]
     ///
     /// # Errors
-    /// What may go better the next time: a moment without descriptors must not take a chunk its image.
+    /// What may go better the next time: a moment without descriptors must not take a chunk its backing.
     pub(super) fn create(
         self: &std::sync::Arc<Self>,
         capacity: u64,
-    ) -> io::Result<Option<(Image, memmap2::MmapRaw)>> {
+    ) -> io::Result<Option<(BackingFile, memmap2::MmapRaw)>> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // What an earlier process left may still be there, and have had the same process id.
         let name = format!("{:016x}-{number:020}", self.incarnation);
         let made = self.memory.create(&name, HEAD as u64 + capacity, &self.head()).and_then(|file| {
-            let image = Image { images: std::sync::Arc::clone(self), name };
-            Ok((image, memmap2::MmapOptions::new().map_raw(&file)?))
+            let backing = BackingFile { backings: std::sync::Arc::clone(self), name };
+            Ok((backing, memmap2::MmapOptions::new().map_raw(&file)?))
         });
         match made {
             Ok(made) => Ok(Some(made)),
             Err(error) if is_transient(&error) => Err(error),
             Err(error) => {
-                WITHOUT_IMAGE.fetch_add(1, Ordering::Relaxed);
+                SHM_FALLBACKS.fetch_add(1, Ordering::Relaxed);
                 if !self.warned.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         dir = %self.dir.display(), %error,
@@ -338,37 +337,37 @@ pub(super) const BEFORE_AT: usize = BEFORE;
 #[cfg(not(loom))]
 pub(super) const SEALED_AT: usize = SEALED;
 
-impl Drop for Images {
+impl Drop for ShmBacking {
     fn drop(&mut self) {
         self.memory.remove_if_empty();
     }
 }
 
-/// One image; its file goes when this is dropped.
+/// One backing; its file goes when this is dropped.
 #[cfg(not(loom))]
 #[derive(Debug)]
-pub(super) struct Image {
-    images: std::sync::Arc<Images>,
+pub(super) struct BackingFile {
+    backings: std::sync::Arc<ShmBacking>,
     name: String,
 }
 
 #[cfg(not(loom))]
-impl Image {
+impl BackingFile {
     pub(super) fn label(&self, label: &Label) -> [u8; LABEL_BYTES] {
-        label.encode(self.images.incarnation)
+        label.encode(self.backings.incarnation)
     }
 }
 
 #[cfg(not(loom))]
-impl Drop for Image {
+impl Drop for BackingFile {
     fn drop(&mut self) {
-        if !self.images.keep.load(Ordering::SeqCst) {
-            self.images.memory.remove(&self.name);
+        if !self.backings.keep.load(Ordering::SeqCst) {
+            self.backings.memory.remove(&self.name);
         }
     }
 }
 
-/// Removes the images of the log with this id in this directory: for one that was deleted.
+/// Removes the backings of the log with this id in this directory: for one that was deleted.
 ///
 /// # Errors
 /// There may be some left then, to be removed another time.
@@ -393,7 +392,7 @@ pub(crate) fn remove_all(at: &Path, log: &[u8; 16], node: Node) -> io::Result<()
     Ok(())
 }
 
-/// The directories of logs that images are kept for, in the memory file system at `at`.
+/// The directories of logs that backings are kept for, in the memory file system at `at`.
 #[cfg(feature = "store")]
 pub(crate) fn owners(at: &Path) -> io::Result<Vec<(PathBuf, [u8; 16])>> {
     let all = MemoryDir::open(at)?;
@@ -415,7 +414,7 @@ pub(crate) fn owners(at: &Path) -> io::Result<Vec<(PathBuf, [u8; 16])>> {
     Ok(owners)
 }
 
-/// Whose an image is.
+/// Whose a backing is.
 struct Owner {
     log: [u8; 16],
     dir: PathBuf,
@@ -453,21 +452,21 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    fn images(at: &Path, dir: &Path) -> Arc<Images> {
+    fn backings(at: &Path, dir: &Path) -> Arc<ShmBacking> {
         let node = crate::disk::native().node(dir).unwrap();
-        Arc::new(Images::open(at, [1; 16], [2; 16], dir, node, 77).unwrap())
+        Arc::new(ShmBacking::open(at, [1; 16], [2; 16], dir, node, 77).unwrap())
     }
 
     #[test]
-    fn a_moved_directory_has_its_images_and_a_copy_has_not() {
+    fn a_moved_directory_has_its_backings_and_a_copy_has_not() {
         let place = tempfile::tempdir().unwrap();
         let [dir, moved, copy] = ["dir", "moved", "copy"].map(|name| place.path().join(name));
         std::fs::create_dir(&dir).unwrap();
-        let made = images(place.path(), &dir);
+        let made = backings(place.path(), &dir);
         let mut memory = super::super::Memory::shared(4096, Some(&made)).unwrap();
         let label = Label { base: 7, capacity: 4096, created: 9, version: 2 };
         memory.label(&label, Before::Frame(5));
-        let content = |dir: &Path| images(place.path(), dir).find().unwrap().pop().unwrap().content;
+        let content = |dir: &Path| backings(place.path(), dir).find().unwrap().pop().unwrap().content;
         let segment = |incarnation| Content::Segment {
             label,
             incarnation,
@@ -489,16 +488,16 @@ mod tests {
         assert_eq!(content(&moved), Content::Spare);
     }
 
-    /// One opening of a log goes while another makes its first image: the directory was removed in between, and the chunk had
+    /// One opening of a log goes while another makes its first backing: the directory was removed in between, and the chunk had
     /// none, though there was room.
     #[test]
-    fn an_image_is_made_whoever_removes_the_empty_directory() {
+    fn a_backing_is_made_whoever_removes_the_empty_directory() {
         let (place, over) = (tempfile::tempdir().unwrap(), Arc::new(AtomicBool::new(false)));
-        let made = images(place.path(), place.path());
+        let made = backings(place.path(), place.path());
         let (at, stops) = (place.path().to_owned(), Arc::clone(&over));
         let other = std::thread::spawn(move || {
             while !stops.load(Ordering::SeqCst) {
-                drop(images(&at, &at));
+                drop(backings(&at, &at));
             }
         });
         for n in 0..300 {
@@ -508,16 +507,16 @@ mod tests {
         other.join().unwrap();
     }
 
-    /// A moment without descriptors while a log is deleted: its images stayed for good.
+    /// A moment without descriptors while a log is deleted: its backings stayed for good.
     #[cfg(feature = "store")]
     #[test]
-    fn images_of_a_deleted_log_that_cannot_be_looked_at_for_a_moment_are_an_error() {
+    fn backings_of_a_deleted_log_that_cannot_be_looked_at_for_a_moment_are_an_error() {
         let place = tempfile::tempdir().unwrap();
-        let made = images(place.path(), place.path());
+        let made = backings(place.path(), place.path());
         let memory = super::super::Memory::shared(4096, Some(&made)).unwrap();
         let remove = || remove_all(place.path(), &[1; 16], made.node);
         crate::disk::shm::GATE.set(Some(Box::new(|what| match what {
-            "open image" => Err(io::Error::from_raw_os_error(24)),
+            "open backing" => Err(io::Error::from_raw_os_error(24)),
             _ => Ok(()),
         })));
         assert!(remove().is_err_and(|error| is_transient(&error)));
@@ -529,9 +528,9 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_bit_makes_an_image_strange_and_never_one_of_another_log() {
+    fn a_changed_bit_makes_a_backing_strange_and_never_one_of_another_log() {
         let place = tempfile::tempdir().unwrap();
-        let made = images(place.path(), place.path());
+        let made = backings(place.path(), place.path());
         let mut memory = super::super::Memory::shared(4096, Some(&made)).unwrap();
         memory.label(&Label { base: 7, capacity: 4096, created: 9, version: 2 }, Before::Unknown);
         let path = made.latest().unwrap();

@@ -13,7 +13,7 @@ const PREFIX: &str = "millstream-tests-";
 /// The place, made at the first call. It goes when this process has ended, however it ended: a shell waits for that.
 /// Where that was killed too, the next process that calls this removes the place.
 #[allow(clippy::zombie_processes, reason = "the shell ends after this process")]
-pub fn images() -> &'static Path {
+pub fn dir() -> &'static Path {
     static PLACE: OnceLock<PathBuf> = OnceLock::new();
     PLACE.get_or_init(|| {
         let memory = Path::new("/dev/shm");

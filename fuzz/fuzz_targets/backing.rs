@@ -1,10 +1,10 @@
-//! Opens a log whose images in shared memory, left by a killed process, have been changed, or have any bytes. Whatever
+//! Opens a log whose backings in shared memory, left by a killed process, have been changed, or have any bytes. Whatever
 //! they are: no panic; what was on the disk is there; nothing is there that was not appended, and nothing at another
 //! offset; the log goes on, or is read-only and says why.
 #![no_main]
 
-#[path = "../../tests/support/images.rs"]
-mod images;
+#[path = "../../tests/support/shm.rs"]
+mod shm;
 
 use libfuzzer_sys::fuzz_target;
 use millstream::{Durability, Error, Log, Options};
@@ -15,9 +15,9 @@ use std::{
 };
 
 struct Left {
-    /// Always the same directory: an image knows whose it is.
+    /// Always the same directory: a backing knows whose it is.
     dir: PathBuf,
-    images: PathBuf,
+    shm_dir: PathBuf,
     files: Vec<(PathBuf, Vec<u8>)>,
     memory: Vec<(PathBuf, Vec<u8>)>,
     durable: u64,
@@ -43,13 +43,13 @@ fn below(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-fn options(images: &Path) -> Options {
+fn options(shm_dir: &Path) -> Options {
     Options {
         durability: Durability::Memory,
         segment_bytes: 8192,
         first_segment_bytes: 8192,
         memory_bytes: 128 << 10,
-        images: Some(images.to_owned()),
+        shm_dir: Some(shm_dir.to_owned()),
     }
 }
 
@@ -57,10 +57,10 @@ fn options(images: &Path) -> Options {
 fn left() -> &'static Left {
     static LEFT: OnceLock<Left> = OnceLock::new();
     LEFT.get_or_init(|| {
-        let place = tempfile::tempdir_in(images::images()).unwrap().keep();
-        let (dir, images) = (place.join("log"), place.join("images"));
-        fs::create_dir(&images).unwrap();
-        let log = Log::open(&dir, options(&images)).unwrap();
+        let place = tempfile::tempdir_in(shm::dir()).unwrap().keep();
+        let (dir, shm_dir) = (place.join("log"), place.join("shm"));
+        fs::create_dir(&shm_dir).unwrap();
+        let log = Log::open(&dir, options(&shm_dir)).unwrap();
         for offset in 0..RECORDS - 20 {
             log.append(&value(offset)).unwrap();
         }
@@ -70,18 +70,18 @@ fn left() -> &'static Left {
         for offset in RECORDS - 20..RECORDS {
             log.append(&value(offset)).unwrap();
         }
-        let memory = below(&images);
+        let memory = below(&shm_dir);
         log.close().unwrap();
         assert!(durable >= RECORDS - 20 && !memory.is_empty());
-        Left { dir, images, files, memory, durable }
+        Left { dir, shm_dir, files, memory, durable }
     })
 }
 
-// Each change: of which image, what, where (in words of 4 bytes near the beginning, or anywhere), and with what.
+// Each change: of which backing, what, where (in words of 4 bytes near the beginning, or anywhere), and with what.
 fuzz_target!(|input: (Vec<(u8, u8, u16, u32)>, Vec<u8>)| {
     let (changes, raw) = input;
     let left = left();
-    for (path, _) in below(&left.dir).iter().chain(&below(&left.images)) {
+    for (path, _) in below(&left.dir).iter().chain(&below(&left.shm_dir)) {
         fs::remove_file(path).unwrap();
     }
     for (path, bytes) in &left.files {
@@ -112,7 +112,7 @@ fuzz_target!(|input: (Vec<(u8, u8, u16, u32)>, Vec<u8>)| {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
     }
-    let Ok(log) = Log::open(&left.dir, options(&left.images)) else { return };
+    let Ok(log) = Log::open(&left.dir, options(&left.shm_dir)) else { return };
     assert!(log.next_offset() >= left.durable, "what was on the disk is gone");
     assert!(log.next_offset() <= RECORDS, "more than was ever appended");
     for offset in log.first_offset()..log.next_offset() {
