@@ -42,7 +42,8 @@ impl Pool {
         Arc::new(Self { limit, claimed, free: Mutex::new(Free::default()), homes })
     }
 
-    // The counts order nothing: Relaxed throughout. A sum that is a moment old lets one chunk more in, or less.
+    // The counts order nothing: Relaxed throughout. A sum that is a moment old keeps one chunk out that there is room for, or
+    // frees a little more.
 
     pub(crate) fn limit(&self) -> u64 {
         self.limit
@@ -87,10 +88,23 @@ impl PoolShare {
         Arc::new(Self { pool: Arc::clone(pool), number, claimed: AtomicU64::new(0) })
     }
 
+    /// Claims whatever there is room for.
     pub(crate) fn claim(&self, capacity: u64) {
         let bytes = Memory::footprint(capacity);
         self.claimed.fetch_add(bytes, Ordering::Relaxed);
         self.pool.claimed.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Claims, if there is room within the limit: in one step, so that of all that claim at once no more have room than there
+    /// is.
+    pub(crate) fn try_claim(&self, capacity: u64) -> bool {
+        let (bytes, limit) = (Memory::footprint(capacity), self.pool.limit);
+        let with = |claimed: u64| claimed.checked_add(bytes).filter(|&sum| sum <= limit);
+        let done = self.pool.claimed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with).is_ok();
+        if done {
+            self.claimed.fetch_add(bytes, Ordering::Relaxed);
+        }
+        done
     }
 
     pub(crate) fn release(&self, capacity: u64) {

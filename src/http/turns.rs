@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 /// Logs for which something may take long at once, in the whole server: fewer than one runtime has threads.
-const LOGS: usize = 16;
+const LOGS: usize = 8;
 
 /// The turns of a server's logs, by their names.
 pub(super) struct Turns {

@@ -21,6 +21,31 @@ struct Recent {
     bytes: u64,
 }
 
+/// Room for a chunk that is being made. Given back when this is dropped, but not once the chunk is there.
+#[must_use]
+pub(crate) struct Claim {
+    share: Option<Arc<PoolShare>>,
+    capacity: u64,
+}
+
+impl Claim {
+    /// The size of the chunk.
+    pub(super) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// The chunk is there: who lets go of it releases the claim.
+    pub(super) fn keep(mut self) {
+        self.share = None;
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.share.iter().for_each(|share| share.release(self.capacity));
+    }
+}
+
 fn footprint(segment: &Segment) -> u64 {
     Memory::footprint(segment.header.capacity)
 }
@@ -41,14 +66,22 @@ impl Budget {
         PoolShare::new(&self.pool)
     }
 
-    /// Whether there is room for a chunk of `capacity`, counting chunks that could be evicted. If so, the caller claims it.
-    pub(super) fn has_room(&self, capacity: u64) -> bool {
+    /// Claims room for a chunk of `capacity`, if there is enough, counting chunks that could be evicted.
+    pub(super) fn try_claim(&self, share: &Arc<PoolShare>, capacity: u64) -> Option<Claim> {
         let bytes = Memory::footprint(capacity);
-        if self.pool.excess(bytes) > lock(&self.recent).bytes {
-            return false; // and they may as well stay
+        while !share.try_claim(capacity) {
+            if self.pool.excess(bytes) > lock(&self.recent).bytes {
+                return None; // and they may as well stay
+            }
+            self.make_room(bytes); // which another may be first to claim
         }
-        self.make_room(bytes);
-        self.pool.excess(bytes) == 0
+        Some(Claim { share: Some(Arc::clone(share)), capacity })
+    }
+
+    /// Claims room for a chunk of the smallest size, of which there always is enough for one.
+    pub(super) fn claim_least(share: &Arc<PoolShare>, capacity: u64) -> Claim {
+        share.claim(capacity);
+        Claim { share: Some(Arc::clone(share)), capacity }
     }
 
     /// Whether half of the limit is left with a chunk of `capacity` more, beside what is kept for readers.

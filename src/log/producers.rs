@@ -296,7 +296,14 @@ impl Log {
 
     fn load_producers(&self, file: &mut Saved) -> Result<Table, Error> {
         let path = self.shared.dir.join(PRODUCERS_FILE);
-        let Some(text) = tree::read(&*self.shared.env.disk, &path).map_err(Error::io("read", &path))? else {
+        let read = || tree::read(&*self.shared.env.disk, &path);
+        let text =
+            match read().or_else(|error| if salvage::is_unreadable(&error) { read() } else { Err(error) }) {
+                // Not even when it was asked again: as damaged as one that does not verify, and written anew likewise.
+                Err(error) if salvage::is_unreadable(&error) => Some(Vec::new()),
+                read => read.map_err(Error::io("read", &path))?,
+            };
+        let Some(text) = text else {
             // The first producer ever: from now on there is the file, and so a reason to look at the log.
             self.save_producers(file, self.durable_offset(), BTreeMap::new(), Patience::Blocking)?;
             return Ok(Table::default());

@@ -21,7 +21,7 @@
 use super::{
     Error, Frontier, Shared,
     append::Patience,
-    budget::Budget,
+    budget::{Budget, Claim},
     clock, stats,
     task::{Schedule, Task},
 };
@@ -208,9 +208,14 @@ impl Roller {
         Arc::clone(&self.share)
     }
 
-    /// Whether the budget has room for a chunk of so many bytes more.
-    pub(super) fn has_room(&self, capacity: u64) -> bool {
-        self.budget.has_room(capacity)
+    /// Claims room for a chunk of so many bytes, if there is any in the budget.
+    pub(super) fn try_claim(&self, capacity: u64) -> Option<Claim> {
+        self.budget.try_claim(&self.share, capacity)
+    }
+
+    /// Claims room for a chunk of the smallest size.
+    pub(super) fn claim_least(&self, capacity: u64) -> Claim {
+        Budget::claim_least(&self.share, capacity)
     }
 
     #[cfg(all(test, not(loom)))]
@@ -493,24 +498,24 @@ impl Shared {
             Some(small) => self.let_go(small),
             None => {}
         }
-        let Some(capacity) = self.next_capacity(needs) else {
+        let Some(claim) = self.claim_next(needs) else {
             roll.asked.store(true, Ordering::SeqCst); // for the next turn, which sealing begins
             // An appender may have closed a chunk before the first record, and nobody else tells the flusher then.
             self.flush.kick();
             return;
         };
-        roll.share.claim(capacity);
-        let made = self.make(capacity);
+        let made = self.make(claim.capacity());
         roll.budget.shrink();
         let mut refused = lock(&roll.refused);
         match made {
             Ok(spare) => {
+                claim.keep();
                 // An appender that found the last one too small may have put it back meanwhile.
                 roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
                 *refused = None;
             }
             Err(error) => {
-                roll.share.release(capacity);
+                drop(claim);
                 let refusal = error.cannot_grow();
                 // Tried again as long as an append waits for room: logged once.
                 if refused.as_ref().map(ToString::to_string) != Some(refusal.to_string()) {
@@ -523,26 +528,29 @@ impl Shared {
         roll.changed.bump();
     }
 
-    /// The size of the next chunk: four times the active one while half of the budget is unclaimed, otherwise the same. `None`
-    /// if the disk has to catch up first. When other logs have taken the memory, smaller chunks are used, and one of the
+    /// Claims room for the next chunk: four times the active one while half of the budget is unclaimed, otherwise the same.
+    /// `None` if the disk has to catch up first. When other logs have taken the memory, smaller chunks are used, and one of the
     /// smallest size is always granted.
-    fn next_capacity(&self, needs: u64) -> Option<u64> {
-        let (options, budget) = (&self.options, &self.roll.budget);
+    fn claim_next(&self, needs: u64) -> Option<Claim> {
+        let (options, roll) = (&self.options, &self.roll);
         let fitting = |bytes: u64| bytes.max(needs.next_multiple_of(disk::BLOCK)).min(options.segment_bytes);
         let active = self.active.load_full().chunk.capacity();
         let grown = fitting(active.saturating_mul(4));
-        let mut capacity = if budget.has_half(grown) { grown } else { fitting(active) };
-        if budget.has_room(capacity) {
-            return Some(capacity);
+        let mut capacity = if roll.budget.has_half(grown) { grown } else { fitting(active) };
+        if let Some(claim) = roll.try_claim(capacity) {
+            return Some(claim);
         }
-        if self.roll.unwritten.load(Ordering::SeqCst) > 1 || self.roll.owed.load(Ordering::SeqCst) > 0 {
+        if roll.unwritten.load(Ordering::SeqCst) > 1 || roll.owed.load(Ordering::SeqCst) > 0 {
             return None;
         }
         let least = fitting(options.first_segment_bytes);
-        while capacity > least && !budget.has_room(capacity) {
+        while capacity > least {
             capacity = fitting((capacity / 4).max(least).next_multiple_of(disk::BLOCK));
+            if let Some(claim) = roll.try_claim(capacity) {
+                return Some(claim);
+            }
         }
-        Some(capacity)
+        Some(roll.claim_least(capacity))
     }
 
     fn make(&self, capacity: u64) -> Result<SpareSegment, Error> {

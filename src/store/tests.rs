@@ -1,4 +1,5 @@
 mod housekeeping;
+mod memory;
 mod trouble;
 
 use super::*;

@@ -325,3 +325,26 @@ fn a_sector_that_cannot_be_read_ends_neither_producers_nor_trimming() {
         send(&log, "p", 0, 300).unwrap();
     }
 }
+
+/// Rot in the file was made good, and a sector of it that cannot be read ended all producers, and trimming with them, for good.
+#[test]
+fn a_file_that_cannot_be_read_is_as_good_as_one_that_does_not_verify() {
+    let sim = Sim::new(1);
+    let log = on(&sim);
+    for sequence in 0..300 {
+        let done = send(&log, "p", 0, sequence).unwrap();
+        log.wait_durable(done.first_offset).unwrap();
+    }
+    log.close().unwrap();
+    let path = Path::new("/log/producers.json");
+    sim.spoil_at(path, 10);
+    let log = on(&sim);
+    assert!(send(&log, "p", 0, 299).unwrap().repeated, "what the log has is told of");
+    assert!(!send(&log, "p", 0, 300).unwrap().repeated);
+    send(&log, "q", 0, 0).unwrap();
+    assert!(log.trim(100).unwrap() > 0);
+    log.close().unwrap();
+    assert!(crate::disk::tree::read(&sim, path).unwrap().is_some(), "it was written anew");
+    let log = on(&sim);
+    assert!(send(&log, "p", 0, 300).unwrap().repeated && send(&log, "q", 0, 0).unwrap().repeated);
+}

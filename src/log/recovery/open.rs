@@ -4,7 +4,7 @@
 use super::{
     super::{
         Environment, Error, Frontier, Options, Shared,
-        budget::Budget,
+        budget::{Budget, Claim},
         clock,
         flush::{CommitCursor, Flusher},
         retain::{Chain, Trimmer},
@@ -109,17 +109,17 @@ pub(in crate::log) fn open(
                 });
                 let needs = options.first_segment_bytes + kept as u64 + full.map_or(0, |full| full.needs);
                 let full = Full { error: no_room(error), needs };
-                Opening { full: Some(full), ..read_only(disk, dir, &identity, again)? }
+                Opening { full: Some(full), ..read_only(disk, dir, &identity, again, &roller)? }
             }
             opened => opened?,
         }
     } else {
-        read_only(disk, dir, &identity, found)?
+        read_only(disk, dir, &identity, found, &roller)?
     };
-    let Opening { segments, active, done, clock, full } = opened;
+    let Opening { segments, active, done, clock, claim, full } = opened;
     let durable = active.segment.base() + u64::from(done.records);
     let position = CommitCursor::new(&active, done, true);
-    roller.share().claim(active.chunk.capacity());
+    claim.keep();
     Ok(Shared {
         options,
         dir: dir.to_owned(),
@@ -204,6 +204,8 @@ struct Opening {
     done: ChunkPosition,
     /// No record was appended later than this, in milliseconds since 1970.
     clock: u64,
+    /// Room for the active chunk.
+    claim: Claim,
     /// Why it is read-only, for want of room.
     full: Option<Full>,
 }
@@ -256,10 +258,13 @@ fn resume(
             State::Open(bytes, scan) => {
                 // Where other logs of a store have taken the memory, it goes on in a segment of the smallest size. Of that there
                 // is always room for one.
-                let is_small = header.capacity <= options.first_segment_bytes;
-                let fits = header.capacity <= options.segment_bytes
-                    && (is_small || roller.has_room(header.capacity));
-                if !fits && scan.records() == 0 {
+                let claim = (header.capacity <= options.segment_bytes).then(|| {
+                    let least = || roller.claim_least(header.capacity);
+                    let is_small = header.capacity <= options.first_segment_bytes;
+                    roller.try_claim(header.capacity).or_else(|| is_small.then(least))
+                });
+                let claim = claim.flatten();
+                if claim.is_none() && scan.records() == 0 {
                     aside::keep(disk, dir, header.base, &bytes)?;
                     // Another one takes its place, and its name.
                     (previous.end, previous.clock) = (header.base, previous.clock.max(header.created));
@@ -267,7 +272,7 @@ fn resume(
                 }
                 let written = take_up(disk, dir, &header, &path, &bytes, &scan)?;
                 let done = ChunkPosition { records: scan.records(), words: scan.words };
-                if fits {
+                if let Some(claim) = claim {
                     let mut memory =
                         roller.memory(header.capacity).map_err(Error::io("get memory for", dir))?;
                     memory.label(&header.label(), previous.crc(disk, header.base));
@@ -284,6 +289,7 @@ fn resume(
                         active: Arc::new(Active { segment, chunk }),
                         done,
                         clock,
+                        claim,
                         full: None,
                     });
                 }
@@ -368,8 +374,9 @@ fn begin(
     let base = before.map_or(0, |(_, header, footer)| header.base + u64::from(footer.records));
     let base = base.max(previous.end);
     let capacity = capacity.min(options.segment_bytes);
-    let capacity = if roller.has_room(capacity) { capacity } else { options.first_segment_bytes };
-    // Where there is no room for that, one of the smallest size may still go on.
+    let claim = roller.try_claim(capacity);
+    let capacity = if claim.is_some() { capacity } else { options.first_segment_bytes };
+    // Where there is no room for that on the disk, one of the smallest size may still go on.
     let sizes = [capacity, options.first_segment_bytes.min(capacity)];
     let mut made = sizes.into_iter().map(|capacity| (capacity, SegmentFile::prepare(disk, dir, 0, capacity)));
     let made = made.find(|(capacity, made)| {
@@ -377,6 +384,8 @@ fn begin(
         !full || *capacity == sizes[1]
     });
     let (capacity, segment_file) = made.unwrap_or_else(|| unreachable!("the last one is found"));
+    let claim = claim.filter(|claim| claim.capacity() == capacity);
+    let claim = claim.unwrap_or_else(|| roller.claim_least(capacity));
     let header = identity.header(base, capacity, clock::begin(env.machine.now(), previous.clock));
     let segment_file = segment_file.map_err(|error| {
         if disk::is_full(&error) {
@@ -395,6 +404,7 @@ fn begin(
         active: Arc::new(Active { segment, chunk }),
         done: ChunkPosition::default(),
         clock: if previous.clock > 0 { previous.clock } else { header.created },
+        claim,
         full: None,
     })
 }
@@ -422,6 +432,7 @@ fn read_only(
     dir: &Path,
     identity: &Identity,
     found: Vec<SurveyedSegment>,
+    roller: &Roller,
 ) -> Result<Opening, Error> {
     let mut segments = Vec::new();
     let (mut end, mut clock) = (0, 0);
@@ -458,6 +469,7 @@ fn read_only(
         active: Arc::new(Active { segment, chunk }),
         done: ChunkPosition::default(),
         clock,
+        claim: roller.claim_least(BLOCK),
         full: None,
     })
 }
