@@ -20,8 +20,9 @@ fn logs_that_are_opened_at_once_keep_to_the_budget() {
     for name in &names {
         store.create(name, &LogSettings::default()).unwrap();
         let log = store.get(name).unwrap();
+        let value = vec![7; 30_000];
         while log.disk_bytes() < 4 << 20 {
-            log.append(&[7; 30_000]).unwrap();
+            log.append(&value).unwrap();
         }
     }
     store.close().unwrap();
