@@ -4,7 +4,7 @@ use super::{BLOCK, File};
 use std::{io, ops::Range};
 
 /// What a device reads as a whole, or not at all: no smaller part is lost with a bad one.
-const SECTOR: usize = 512;
+pub(crate) const SECTOR: usize = 512;
 
 /// Fills `buf` from `position` on, and says which of its bytes the disk cannot read, not even when it is asked again:
 /// zeros stand there. What can be read is, whatever is next to it. Past the page cache, if it is not `cached`; then `buf`

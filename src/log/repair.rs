@@ -68,6 +68,8 @@ pub(crate) fn repair_on(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Repaired, Error> {
     let _lock = recovery::lock(disk, dir)?;
+    // What is concluded from the names of files has to stay true.
+    disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
     let mut survey = recovery::deep_survey(disk, dir, progress)?;
     let Some(log) = survey.segments.first().map(|first| first.header.log) else {
         return Ok(Repaired { damage: survey.damage, kept: Vec::new() });

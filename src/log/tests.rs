@@ -1,4 +1,5 @@
 mod clock;
+mod damaged;
 mod refused;
 
 use super::*;

@@ -7,8 +7,12 @@ use super::{FRAMES, header::Header, region::Region, scan, search};
 use crate::{
     disk::{Aligned, BLOCK, File, salvage},
     frame::{self, Key, WORD},
+    sync::{Mutex, lock},
 };
-use std::io::{self, IoSlice};
+use std::{
+    io::{self, IoSlice},
+    ops::Range,
+};
 
 const MAGIC: [u8; 8] = *b"MILLFOOT";
 const COVERED: usize = 68;
@@ -43,12 +47,31 @@ pub(crate) struct Sealed {
     pub(crate) words: u32,
     /// Of a damaged segment: where each record is, in words plus one, 0 for those that are lost. Such a segment
     /// is never written to.
-    pub(crate) survivors: Option<Vec<u32>>,
+    survivors: Option<Vec<u32>>,
+    /// What a look at all frames has found, once the index or a frame was found not to verify: the look takes long, and records
+    /// that are lost may be asked for often.
+    looked: Mutex<Option<Looked>>,
+}
+
+/// What is found where the frames themselves are asked.
+#[derive(Debug)]
+struct Looked {
+    /// As [`Sealed::survivors`].
+    positions: Vec<u32>,
+    /// Bytes of the frames that cannot be read.
+    unreadable: Vec<Range<usize>>,
 }
 
 impl From<Footer> for Sealed {
     fn from(footer: Footer) -> Self {
-        Self { records: footer.records, words: footer.words, survivors: None }
+        Self { records: footer.records, words: footer.words, survivors: None, looked: Mutex::new(None) }
+    }
+}
+
+impl Sealed {
+    /// One that is damaged, and has these records.
+    pub(crate) fn damaged(records: u32, words: u32, survivors: Vec<u32>) -> Self {
+        Self { records, words, survivors: Some(survivors), looked: Mutex::new(None) }
     }
 }
 
@@ -155,7 +178,7 @@ pub(crate) fn read_record<'b>(
     let Some(position) = indexed(file, sealed, record) else { return Ok(None) };
     if !read_frame(file, sealed.words, position, buf).unwrap_or(false) || !is_record(buf, key, record) {
         // The index is wrong, or the frame is, or either cannot be read: look for the record itself.
-        let Some(position) = find(file, sealed.words, key, record)? else { return Ok(None) };
+        let Some(position) = find(file, sealed, key, record)? else { return Ok(None) };
         if !read_frame(file, sealed.words, position, buf)? {
             return Ok(None);
         }
@@ -182,7 +205,7 @@ pub(crate) fn position_of(
     if read_frame(file, sealed.words, position, &mut buf).unwrap_or(false) && is_record(&buf, key, record) {
         return Ok(Some(position));
     }
-    find(file, sealed.words, key, record)
+    find(file, sealed, key, record)
 }
 
 /// Where the index says that a record is; nothing is verified. Behind all frames where the index cannot be read: it is
@@ -226,17 +249,52 @@ fn read_frame(file: &dyn File, words: u32, position: u32, buf: &mut Vec<u8>) -> 
     Ok(true)
 }
 
-/// Finds a record among the frames themselves, damaged or not those before it: for when the index is damaged. Where some
-/// of them cannot be read and the record is not among the others, the error is that of the reading.
-fn find(file: &dyn File, words: u32, key: Key, record: u32) -> io::Result<Option<u32>> {
-    let frames = Region::read(file, FRAMES + u64::from(words) * WORD as u64, true)?;
-    let scanned = scan::scan(&frames, key);
-    let found = scanned.positions.get(record as usize).copied().or_else(|| {
-        let later = search::frames_from(&frames, key, scanned.words, scanned.positions.len() as u32);
-        later.frames.iter().find(|(number, _)| *number == record).map(|(_, word)| *word)
-    });
-    match frames.unreadable() {
-        [bad, ..] if found.is_none() => Err(io::Error::other(salvage::Unreadable(bad.clone()))),
-        _ => Ok(found),
+/// Finds a record among the frames themselves, damaged or not those before it: for when the index is damaged. They are looked at
+/// once, and again where some of them could not be read, and can be now. Where some cannot be read and the record is not among
+/// the others, the error is that of the reading.
+fn find(file: &dyn File, sealed: &Sealed, key: Key, record: u32) -> io::Result<Option<u32>> {
+    let mut looked = lock(&sealed.looked);
+    let before = looked.take().filter(|before| before.has(record) || !before.can_be_read(file));
+    let found = match before {
+        Some(found) => found,
+        None => Looked::at(file, sealed, key)?,
+    };
+    let found = looked.insert(found);
+    match &found.unreadable[..] {
+        [bad, ..] if !found.has(record) => Err(io::Error::other(salvage::Unreadable(bad.clone()))),
+        _ => Ok(found.positions.get(record as usize).and_then(|at| at.checked_sub(1))),
+    }
+}
+
+/// How many of the places that could not be read are asked for again with each record that is looked for.
+const ASKED: usize = 8;
+
+impl Looked {
+    fn at(file: &dyn File, sealed: &Sealed, key: Key) -> io::Result<Self> {
+        let frames = Region::read(file, FRAMES + u64::from(sealed.words) * WORD as u64, true)?;
+        let scanned = scan::scan(&frames, key);
+        let later = search::frames_from(&frames, key, scanned.words, scanned.records());
+        let mut positions = vec![0; sealed.records as usize];
+        let first = (0..).zip(scanned.positions.iter().copied());
+        for (record, word) in first.chain(later.frames) {
+            if let Some(position) = positions.get_mut(record as usize) {
+                *position = word + 1;
+            }
+        }
+        Ok(Self { positions, unreadable: frames.unreadable().to_vec() })
+    }
+
+    fn has(&self, record: u32) -> bool {
+        self.positions.get(record as usize).is_some_and(|&position| position > 0)
+    }
+
+    /// Whether something that could not be read can be now.
+    fn can_be_read(&self, file: &dyn File) -> bool {
+        let readable = |bad: &Range<usize>| {
+            let at = (bad.start / salvage::SECTOR * salvage::SECTOR) as u64;
+            let sector = Aligned::new(salvage::SECTOR);
+            sector.and_then(|mut sector| file.read_once(&mut sector[..salvage::SECTOR], FRAMES + at)).is_ok()
+        };
+        self.unreadable.iter().take(ASKED).any(readable)
     }
 }

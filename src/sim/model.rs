@@ -121,7 +121,9 @@ impl Known {
     /// their values are the same, it is not known what their producers have sent.
     pub(super) fn recognise(&mut self, first: u64, values: &[Option<Rec>]) {
         let expected = self.may_be(first, values);
-        for ghost in self.ghosts.iter().filter(|ghost| self.durable <= ghost.at) {
+        // One that left another end of the log, behind where that has left this one, is none of it.
+        let of_it = |ghost: &&Ghost| self.durable <= ghost.at && ghost.at <= self.records.len() as u64;
+        for ghost in self.ghosts.iter().filter(of_it) {
             let records = [&self.records[..ghost.at as usize], &ghost.records].concat();
             let before = self.sent.iter().filter(|sent| sent.first < ghost.at);
             let sent = before.chain(&ghost.sent).copied().collect();

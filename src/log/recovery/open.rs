@@ -434,6 +434,9 @@ fn read_only(
     found: Vec<SurveyedSegment>,
     roller: &Roller,
 ) -> Result<Opening, Error> {
+    // What is served is told by the names of the files too: after a loss of power, that of the last one could be gone, and what is
+    // damaged before it be taken for a torn end.
+    disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
     let mut segments = Vec::new();
     let (mut end, mut clock) = (0, 0);
     for found in found {
@@ -445,12 +448,10 @@ fn read_only(
         let (sealed, age) = match found.state {
             State::Sealed(footer) => (footer.into(), Some(footer.last_time)),
             State::Unsealed(scan) | State::Open(_, scan) => {
-                let survivors = Some(scan.positions.iter().map(|position| position + 1).collect());
-                (Sealed { records, words: scan.words, survivors }, Some(scan.times.1))
+                let survivors = scan.positions.iter().map(|position| position + 1).collect();
+                (Sealed::damaged(records, scan.words, survivors), Some(scan.times.1))
             }
-            State::Damaged(wreck) => {
-                (Sealed { records, words: wreck.words, survivors: Some(wreck.survivors) }, None)
-            }
+            State::Damaged(wreck) => (Sealed::damaged(records, wreck.words, wreck.survivors), None),
         };
         clock = clock.max(found.header.created + age.unwrap_or(0));
         let segment = Segment::cold(found.header, sealed);

@@ -1,6 +1,6 @@
 //! Sectors that the disk cannot read: what is in them is not known, and nothing is given up for that.
 
-use super::{DIR, FIRST, open, options, repaired, small, values, verified};
+use super::{DIR, FIRST, kill, open, options, repaired, small, values, verified};
 use crate::{
     Error, Log, Options,
     disk::{
@@ -254,4 +254,31 @@ fn the_id_of_a_log_is_had_from_any_header_that_can_be_read() {
     }
     sim.spoil_at(Path::new(SECOND), 0);
     assert_eq!(id_of(), None);
+}
+
+/// What was served of a damaged log was told by the name of the segment behind the damage, which a loss of power took: then what is
+/// damaged was the last segment, and what stands in it a torn end.
+#[test]
+fn a_damaged_log_makes_names_durable_before_it_serves_what_they_tell_of() {
+    let sim = Sim::new(1);
+    let log = open(&sim, small(None)).unwrap();
+    while sim.dump().keys().filter(|path| path.extension().is_some_and(|end| end == "seg")).count() < 2 {
+        log.append(&[7; 500]).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    kill(log);
+    let sim = sim.after(Cut::Kill);
+    sim.damage(Path::new(FIRST), |bytes| {
+        let footer = bytes.len() - 4096;
+        bytes[footer..].fill(0);
+        bytes[4096 + 700] ^= 1;
+    });
+    let names = |what: &str, run: &dyn Fn()| {
+        sim.begin_trace();
+        run();
+        let trace = sim.take_trace();
+        let (synced, looked) = (trace.find("sync dir /log"), trace.rfind("read"));
+        assert!(synced.is_some_and(|synced| looked.is_none_or(|looked| synced < looked)), "{what}: {trace}");
+    };
+    names("opening", &|| assert!(!open(&sim, small(None)).unwrap().damage().is_empty()));
+    names("repair", &|| drop(repaired(&sim)));
 }
