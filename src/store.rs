@@ -499,14 +499,18 @@ impl Inner {
         let now = self.now();
         let due: Vec<_> = {
             let entries = read_lock(&self.entries);
+            let due_since = |entry: &Entry| entry.retain_at.load(Ordering::Relaxed);
             // One that is locked is being opened.
             let is_due = |entry: &Entry| {
-                entry.open.load().is_none()
-                    && entry.retain_at.load(Ordering::Relaxed) <= now
-                    && entry.deleted.try_lock().is_ok()
+                entry.open.load().is_none() && due_since(entry) <= now && entry.deleted.try_lock().is_ok()
             };
-            let due = entries.iter().filter(|(_, entry)| is_due(entry)).take(RETAINED_A_TURN);
-            due.map(|(name, entry)| (name.clone(), Arc::clone(entry))).collect()
+            let mut due: Vec<_> = entries.iter().filter(|(_, entry)| is_due(entry)).collect();
+            // Who has waited for longest: where there are more than turns for them, the first by name would have them all.
+            due.sort_by_key(|(_, entry)| due_since(entry));
+            due.into_iter()
+                .take(RETAINED_A_TURN)
+                .map(|(name, entry)| (name.clone(), Arc::clone(entry)))
+                .collect()
         };
         for (name, entry) in due {
             let (age, every) = match self.settings(&name) {

@@ -493,3 +493,32 @@ fn a_log_that_gives_way_while_several_trim_it_has_no_gap() {
         assert_eq!(log.damage(), [], "round {round}");
     }
 }
+
+/// Where more logs were closed than there are turns for until the first of them were due again, those were looked at again and
+/// again, and the last ones by name never.
+#[test]
+fn of_many_closed_logs_each_has_its_turn_for_retention() {
+    const LOGS: usize = 200;
+    let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
+    let env = Environment { machine: clocks.clone(), ..Environment::on(Arc::new(Sim::new(3))) };
+    let mut options = options();
+    options.log.shm_dir = None;
+    let store = Store::open_in(env, Path::new("/store"), options).unwrap();
+    let settings = LogSettings { retention_seconds: Some(1), ..LogSettings::default() };
+    for n in 0..LOGS {
+        store.create(&format!("log-{n}"), &settings).unwrap();
+    }
+    let turn = |millis: u64| {
+        clocks.0.fetch_add(millis, Ordering::SeqCst);
+        clocks.1.fetch_add(millis, Ordering::SeqCst);
+        store.turn();
+    };
+    turn(600_000); // closes them
+    assert_eq!(store.count(), (LOGS, 0));
+    // Of a minute in six turns: until a log is due again 96 others have theirs.
+    (0..2 * LOGS / 16).for_each(|_| turn(10_000));
+    let looked_at = |name: &String| store.inner.entry(name).unwrap().retain_at.load(Ordering::SeqCst) > 0;
+    let names = store.names(None, LOGS);
+    let never: Vec<_> = names.iter().filter(|name| !looked_at(name)).collect();
+    assert!(never.is_empty(), "{} of {LOGS} were never looked at: {never:?}", never.len());
+}
