@@ -143,6 +143,11 @@ pub(crate) fn unknown(error: io::Error) -> io::Error {
     io::Error::other(Unknown(error))
 }
 
+/// Whether an error says that the file system is mounted for reading only.
+pub(crate) fn is_read_only(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ReadOnlyFilesystem
+}
+
 /// Whether an error says that there is no room: the disk is full, or the user's share of it, or the process may not make
 /// files that large (`RLIMIT_FSIZE`; where SIGXFSZ is not ignored, the process ends instead).
 pub(crate) fn is_full(error: &io::Error) -> bool {

@@ -1,6 +1,6 @@
 //! The system's directories, and which kind of file to use in them.
 
-use super::{Disk, File, Node, buffered::BufferedFile, is_transient, unknown};
+use super::{Disk, File, Node, buffered::BufferedFile, is_read_only, is_transient, unknown};
 use std::{
     fs, io,
     os::unix::fs::MetadataExt,
@@ -108,7 +108,14 @@ impl Disk for Native {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
-        let file = fs::File::options().create(true).truncate(false).write(true).open(path)?;
+        let file = match fs::File::options().create(true).truncate(false).write(true).open(path) {
+            // Nobody makes it there, nor writes what it guards; and others' locks count as they do anywhere.
+            Err(error) if is_read_only(&error) => match fs::File::open(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Box::new(())),
+                file => file?,
+            },
+            file => file?,
+        };
         match file.try_lock() {
             Ok(()) => Ok(Box::new(file)),
             Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),

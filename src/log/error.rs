@@ -164,6 +164,11 @@ impl Error {
         }
     }
 
+    /// Whether nothing can be written now, and everything be read.
+    pub(super) fn keeps_from_writing(&self) -> bool {
+        self.is_full() || matches!(self, Self::Io { source, .. } if disk::is_read_only(source))
+    }
+
     /// Why the next segment cannot be made.
     pub(super) fn cannot_grow(self) -> Self {
         let reason = self.to_string().into();

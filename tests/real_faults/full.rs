@@ -196,3 +196,49 @@ fn a_log_cannot_be_made_on_a_full_disk_and_can_once_there_is_room() {
     assert!(left.iter().all(|name| !name.to_str().unwrap().starts_with(".deleted")), "{left:?}");
     server.kill();
 }
+
+/// Not even `verify` could look at a log there, and no server started: locks were files that had to be made.
+#[test]
+fn on_a_read_only_file_system_all_is_served_and_appends_go_on_when_it_is_writable_again() {
+    let Some(disk) = Disk::new("ext4", 64) else { return };
+    let data = disk.at.join("data");
+    let backings = tempfile::tempdir_in(crate::support::shm::dir()).unwrap();
+    let flags = ["--segment-bytes", "1048576", "--shm-dir", backings.path().to_str().unwrap()];
+    let server = Server::start(&data, &flags);
+    let mut client = server.connect();
+    for _ in 0..100 {
+        client.append(&[7; 1000]).unwrap();
+    }
+    server.kill();
+    let mount = |how: &str| run("mount", &["-o", how, disk.at.to_str().unwrap()]).unwrap();
+    mount("remount,ro");
+    let dir = data.join("default");
+    let verify = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        command.args(["verify", dir.to_str().unwrap(), "--shm-dir", "none"]).output().unwrap()
+    };
+    let verified = verify();
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    let server = Server::start(&data, &flags);
+    assert!(!verify().status.success(), "while a server has it open");
+    let mut client = server.connect();
+    for offset in [0, 50, 99] {
+        assert_eq!(client.read(offset).unwrap().as_deref(), Some(&[7; 1000][..]));
+    }
+    let refused = client.request("POST", "/v1/logs/default/records", b"x").unwrap();
+    assert!(
+        refused.status == 507 && refused.body.contains("Read-only"),
+        "{} {}",
+        refused.status,
+        refused.body
+    );
+    mount("remount,rw");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while client.append(b"again").is_err() {
+        assert!(Instant::now() < deadline, "it is writable, and appends are refused");
+        std::thread::sleep(Duration::from_millis(100));
+        client = server.connect();
+    }
+    assert_eq!(client.read(100).unwrap().as_deref(), Some(&b"again"[..]));
+    drop(server); // before the disk
+}

@@ -76,7 +76,7 @@ pub(in crate::log) fn open(
     if surveyed.damage.is_empty() {
         // What is taken up from memory may need the room.
         match remove_temporary(disk, dir) {
-            Err(error) if error.is_full() => full = Some(Full { error, needs: 0 }),
+            Err(error) if error.keeps_from_writing() => full = Some(Full { error, needs: 0 }),
             removed => removed?,
         }
     }
@@ -98,7 +98,7 @@ pub(in crate::log) fn open(
         };
         match resumed {
             // Whichever operation it was that wanted room.
-            Err(error) if error.is_full() => {
+            Err(error) if error.keeps_from_writing() => {
                 let again = survey(disk, dir)?.segments; // some may be sealed now
                 if again.last().is_none_or(|last| last.end() == 0) {
                     return Err(error); // there is nothing to be read
@@ -176,10 +176,10 @@ pub(in crate::log) struct Full {
     pub(super) needs: u64,
 }
 
-/// The same as [`Error::Full`], if it was for want of room.
+/// The same as [`Error::Full`], if it was for want of room, or of a file system that can be written.
 fn no_room(error: Error) -> Error {
     match error {
-        Error::Io { .. } if error.is_full() => Error::Full { reason: error.to_string().into() },
+        Error::Io { .. } if error.keeps_from_writing() => Error::Full { reason: error.to_string().into() },
         error => error,
     }
 }
