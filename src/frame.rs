@@ -16,6 +16,8 @@
 //! other segment, and nobody who cannot read the files can make a value that contains frames. [`FRAME`] is set in
 //! every frame, so that zeros never are one.
 
+use crate::LogId;
+
 /// Bytes in a word, the unit in which space is claimed.
 pub(crate) const WORD: usize = 8;
 /// Bytes before the value.
@@ -57,8 +59,8 @@ impl Key {
     }
 
     /// The same in format 1, whose logs have no secret: made of what the API tells of a log.
-    pub(crate) fn version_1(log: &[u8; 16], base: u64) -> Self {
-        Self { seed: crc32c::crc32c_append(crc32c::crc32c(log), &base.to_le_bytes()), mask: 0 }
+    pub(crate) fn version_1(log: LogId, base: u64) -> Self {
+        Self { seed: crc32c::crc32c_append(crc32c::crc32c(log.as_bytes()), &base.to_le_bytes()), mask: 0 }
     }
 
     /// Of a number, for tests of frames alone.

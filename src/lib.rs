@@ -21,6 +21,7 @@ mod disk;
 mod frame;
 #[cfg(feature = "server")]
 pub mod http;
+mod id;
 mod log;
 mod segment;
 #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
@@ -62,6 +63,7 @@ pub mod fuzzing {
 
 #[cfg(any(feature = "client", feature = "server"))]
 pub use code::Code;
+pub use id::LogId;
 pub use log::{
     Appender, Buckets, Damage, Durability, Durable, Error, Iter, Log, Options, Payload, Reader, Record,
     RecordRef, Repaired, Report, Room, Stats, Visible, repair, repair_with_progress, stats, verify,

@@ -59,6 +59,7 @@ pub(crate) use {
 #[cfg(feature = "server")]
 use crate::chunk::AppendValues;
 use crate::{
+    LogId,
     segment::header::Secret,
     sync::{Arc, AtomicBool, Ordering, Swap},
 };
@@ -96,7 +97,7 @@ pub(crate) struct Shared {
     options: Options,
     dir: PathBuf,
     env: Environment,
-    id: [u8; 16],
+    id: LogId,
     /// What the keys of its segments are made of.
     secret: Secret,
     /// Where appends go.
@@ -340,9 +341,8 @@ impl Log {
         append::append(&self.shared, values, expected_next, Patience::None)
     }
 
-    /// The log's id: 16 random bytes that it keeps for life, for telling it from another of the same name. A copy of its
-    /// directory has the same.
-    pub fn id(&self) -> [u8; 16] {
+    /// Its id.
+    pub fn id(&self) -> LogId {
         self.shared.id
     }
 

@@ -19,7 +19,10 @@
 
 #[cfg(not(loom))]
 use crate::disk::is_transient;
-use crate::disk::{Aligned, MemoryDir, Node};
+use crate::{
+    LogId,
+    disk::{Aligned, MemoryDir, Node},
+};
 use std::{
     io::{self, Read},
     os::unix::ffi::OsStrExt,
@@ -114,7 +117,7 @@ impl Before {
 #[derive(Debug)]
 pub(crate) struct ShmBacking {
     memory: MemoryDir,
-    log: [u8; 16],
+    log: LogId,
     #[cfg(not(loom))]
     secret: [u8; 16],
     /// The log's directory, and what the file system knows it by, whatever its name.
@@ -151,17 +154,12 @@ pub(crate) enum Content {
     Strange,
 }
 
-/// The directory of a log's backings: its id in hexadecimal digits.
-fn place(log: &[u8; 16]) -> String {
-    format!("{:032x}", u128::from_be_bytes(*log))
-}
-
 impl ShmBacking {
     /// The backings of the log with this id and secret in `dir`, kept in the memory file system at `at`. `incarnation` is a
     /// number that no other opening of the log has.
     pub(crate) fn open(
         at: &Path,
-        log: [u8; 16],
+        log: LogId,
         secret: [u8; 16],
         dir: &Path,
         node: Node,
@@ -173,7 +171,7 @@ impl ShmBacking {
             return Err(io::Error::other("the log's directory has too long a name"));
         }
         Ok(Self {
-            memory: MemoryDir::open(at)?.of(&place(&log)),
+            memory: MemoryDir::open(at)?.of(&log.to_string()),
             log,
             #[cfg(not(loom))]
             secret,
@@ -269,7 +267,7 @@ impl ShmBacking {
     }
 
     /// The log's id.
-    pub(crate) fn log(&self) -> [u8; 16] {
+    pub(crate) fn log(&self) -> LogId {
         self.log
     }
 
@@ -317,7 +315,7 @@ impl ShmBacking {
         let dir = self.dir.as_os_str().as_bytes();
         let mut head = vec![0; DIR];
         head[..8].copy_from_slice(MAGIC);
-        head[8..24].copy_from_slice(&self.log);
+        head[8..24].copy_from_slice(self.log.as_bytes());
         head[24..28].copy_from_slice(&(dir.len() as u32).to_le_bytes());
         head[32..40].copy_from_slice(&self.node.0.to_le_bytes());
         head[40..48].copy_from_slice(&self.node.1.to_le_bytes());
@@ -372,8 +370,8 @@ impl Drop for BackingFile {
 /// # Errors
 /// There may be some left then, to be removed another time.
 #[cfg(feature = "store")]
-pub(crate) fn remove_all(at: &Path, log: &[u8; 16], node: Node) -> io::Result<()> {
-    let memory = MemoryDir::open(at)?.of(&place(log));
+pub(crate) fn remove_all(at: &Path, log: LogId, node: Node) -> io::Result<()> {
+    let memory = MemoryDir::open(at)?.of(&log.to_string());
     for name in memory.list()? {
         let mut head = [0; HEAD];
         match memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)) {
@@ -394,7 +392,7 @@ pub(crate) fn remove_all(at: &Path, log: &[u8; 16], node: Node) -> io::Result<()
 
 /// The directories of logs that backings are kept for, in the memory file system at `at`.
 #[cfg(feature = "store")]
-pub(crate) fn owners(at: &Path) -> io::Result<Vec<(PathBuf, [u8; 16])>> {
+pub(crate) fn owners(at: &Path) -> io::Result<Vec<(PathBuf, LogId)>> {
     let all = MemoryDir::open(at)?;
     let mut owners = Vec::new();
     for log in all.list()? {
@@ -416,7 +414,7 @@ pub(crate) fn owners(at: &Path) -> io::Result<Vec<(PathBuf, [u8; 16])>> {
 
 /// Whose a backing is.
 struct Owner {
-    log: [u8; 16],
+    log: LogId,
     dir: PathBuf,
     /// Zeros if it is not known.
     node: Node,
@@ -443,7 +441,7 @@ impl Owner {
         };
         let dir = PathBuf::from(std::ffi::OsStr::from_bytes(dir));
         let log = std::array::from_fn(|i| head[8 + i]);
-        (crc == expected).then_some(Self { log, dir, node, secret })
+        (crc == expected).then_some(Self { log: LogId(log), dir, node, secret })
     }
 }
 
@@ -454,7 +452,7 @@ mod tests {
 
     fn backings(at: &Path, dir: &Path) -> Arc<ShmBacking> {
         let node = crate::disk::native().node(dir).unwrap();
-        Arc::new(ShmBacking::open(at, [1; 16], [2; 16], dir, node, 77).unwrap())
+        Arc::new(ShmBacking::open(at, LogId([1; 16]), [2; 16], dir, node, 77).unwrap())
     }
 
     #[test]
@@ -514,7 +512,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let made = backings(place.path(), place.path());
         let memory = super::super::Memory::shared(4096, Some(&made)).unwrap();
-        let remove = || remove_all(place.path(), &[1; 16], made.node);
+        let remove = || remove_all(place.path(), LogId([1; 16]), made.node);
         crate::disk::shm::GATE.set(Some(Box::new(|what| match what {
             "open backing" => Err(io::Error::from_raw_os_error(24)),
             _ => Ok(()),

@@ -35,7 +35,7 @@ struct Described<'a> {
 fn described(log: &OpenLog) -> Answer {
     json(&Described {
         name: log.name(),
-        id: params::hex(log.id()),
+        id: log.id().to_string(),
         durability: log.durability(),
         settings: log.settings(),
         first_offset: log.first_offset(),

@@ -80,8 +80,3 @@ pub(super) fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item 
     let values = headers.get_all(name).into_iter();
     values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)
 }
-
-/// A log's id as clients see it: hexadecimal digits.
-pub(super) fn hex(id: [u8; 16]) -> String {
-    format!("{:032x}", u128::from_be_bytes(id))
-}

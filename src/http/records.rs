@@ -554,7 +554,7 @@ pub(super) async fn one(
     let offset = params::number("offset", offset, 0..=u64::MAX)
         .map_err(|_| Problem::new(Code::InvalidOffset, "an offset is a whole number"))?;
     let log = context.log(name).await?;
-    let tag = format!("\"{}-{offset}\"", params::hex(log.id()));
+    let tag = format!("\"{}-{offset}\"", log.id());
     let record = context.read(&log, offset).await?;
     let known = params::list(request.headers(), IF_NONE_MATCH).any(|one| one == tag || one == "*");
     let mut grant = context.memory.grant(Purpose::Answer);

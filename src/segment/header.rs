@@ -1,7 +1,7 @@
 //! The first block of a segment file: what it is, whose it is, where it begins; and the mark that a clean close
 //! leaves.
 
-use crate::{disk::BLOCK, frame::Key};
+use crate::{LogId, disk::BLOCK, frame::Key};
 
 const MAGIC: [u8; 8] = *b"MILLSTRM";
 /// The format of new segments, and the newest that is read. Format 1, whose logs have no secret, is read, and what is
@@ -26,7 +26,7 @@ pub(crate) const MARK_SECTOR: std::ops::Range<usize> = MARK..MARK + 512;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
     /// Made at random when the log is created; the same in all its segments.
-    pub(crate) log: [u8; 16],
+    pub(crate) log: LogId,
     pub(crate) base: u64,
     /// Bytes that frames and index together may take.
     pub(crate) capacity: u64,
@@ -83,7 +83,7 @@ impl Header {
         let mut block = [0; BLOCK as usize];
         block[..8].copy_from_slice(&MAGIC);
         block[8..12].copy_from_slice(&self.version().to_le_bytes());
-        block[16..32].copy_from_slice(&self.log);
+        block[16..32].copy_from_slice(self.log.as_bytes());
         block[32..40].copy_from_slice(&self.base.to_le_bytes());
         block[40..48].copy_from_slice(&self.capacity.to_le_bytes());
         block[48..56].copy_from_slice(&self.created.to_le_bytes());
@@ -138,7 +138,8 @@ impl Header {
         }
         let log = std::array::from_fn(|i| block[16 + i]);
         let secret = Secret(secret);
-        let header = Self { log, base: u64_at(32), capacity: u64_at(40), created: u64_at(48), secret };
+        let header =
+            Self { log: LogId(log), base: u64_at(32), capacity: u64_at(40), created: u64_at(48), secret };
         if !super::CAPACITIES.contains(&header.capacity) || !header.capacity.is_multiple_of(BLOCK) {
             return Err(BadHeader::Damaged);
         }
@@ -154,7 +155,7 @@ impl Header {
     pub(crate) fn key(&self) -> Key {
         match &self.secret.0 {
             Some(secret) => Key::new(secret, self.base),
-            None => Key::version_1(&self.log, self.base),
+            None => Key::version_1(self.log, self.base),
         }
     }
 }
@@ -164,7 +165,7 @@ mod tests {
     use super::*;
 
     const HEADER: Header = Header {
-        log: [7; 16],
+        log: LogId([7; 16]),
         base: 42,
         capacity: 1 << 18,
         created: 1_700_000_000_000,
@@ -187,7 +188,11 @@ mod tests {
     fn the_secret_makes_the_key_and_is_not_printed() {
         let other = Header { secret: Secret(Some([8; 16])), ..HEADER };
         assert_ne!(HEADER.key(), other.key());
-        assert_eq!(HEADER.key(), Header { log: [1; 16], ..HEADER }.key(), "nothing that the API shows");
+        assert_eq!(
+            HEADER.key(),
+            Header { log: LogId([1; 16]), ..HEADER }.key(),
+            "nothing that the API shows"
+        );
         assert!(!format!("{HEADER:?}").contains('9'));
     }
 

@@ -79,7 +79,7 @@ impl Footer {
     fn encode(&self, header: &Header) -> [u8; BLOCK as usize] {
         let mut block = [0; BLOCK as usize];
         block[..8].copy_from_slice(&MAGIC);
-        block[8..24].copy_from_slice(&header.log);
+        block[8..24].copy_from_slice(header.log.as_bytes());
         block[24..32].copy_from_slice(&header.base.to_le_bytes());
         block[32..36].copy_from_slice(&self.records.to_le_bytes());
         block[36..40].copy_from_slice(&self.words.to_le_bytes());

@@ -23,7 +23,13 @@ const GOLDEN: [(Secret, &str); 2] = [
 ];
 
 fn header(secret: Secret) -> Header {
-    Header { log: *b"sixteen byte id.", base: 42, capacity: 8192, created: 1_700_000_000_000, secret }
+    Header {
+        log: crate::LogId(*b"sixteen byte id."),
+        base: 42,
+        capacity: 8192,
+        created: 1_700_000_000_000,
+        secret,
+    }
 }
 
 /// A value with marks, as appenders make them.

@@ -1,6 +1,6 @@
 //! What the simulation knows of a log: what was appended, what of it must be there, and what may be.
 
-use crate::{Payload, store::LogSettings};
+use crate::{LogId, Payload, store::LogSettings};
 use std::{
     collections::BTreeSet,
     hash::{DefaultHasher, Hasher},
@@ -51,7 +51,7 @@ pub(super) struct Ghost {
 #[allow(clippy::struct_excessive_bools)] // each by itself
 pub(super) struct Known {
     pub(super) settings: LogSettings,
-    pub(super) id: Option<[u8; 16]>,
+    pub(super) id: Option<LogId>,
     /// Every record that was appended, from offset 0 on.
     pub(super) records: Vec<Rec>,
     /// Below this, all is on the disk: a reader has seen it, a caller was told so, or it was found there.

@@ -1,12 +1,13 @@
 //! A log's directory: which names may be in it, its locks, its id.
 
 use super::super::Error;
-use crate::{disk::Disk, segment::file};
 #[cfg(feature = "store")]
 use crate::{
+    LogId,
     disk::{Aligned, BLOCK, is_transient, salvage},
     segment::header::Header,
 };
+use crate::{disk::Disk, segment::file};
 use std::{io, path::Path};
 
 /// The lock file's name.
@@ -38,7 +39,7 @@ pub(super) fn is_ours(name: &str) -> bool {
 /// # Errors
 /// What may go better the next time.
 #[cfg(feature = "store")]
-pub(crate) fn id_of(disk: &dyn Disk, dir: &Path) -> io::Result<Option<[u8; 16]>> {
+pub(crate) fn id_of(disk: &dyn Disk, dir: &Path) -> io::Result<Option<LogId>> {
     for name in disk.list(dir)?.iter().filter(|name| file::base_of(name).is_some()) {
         let mut block = Aligned::new(BLOCK as usize)?;
         let read =

@@ -14,6 +14,7 @@ use super::{
     survey::{Copies, State, Survey, SurveyedSegment, survey},
 };
 use crate::{
+    LogId,
     chunk::{Before, Chunk, ChunkPosition, Memory, ShmBacking},
     disk::{self, Aligned, BLOCK, Disk, File},
     segment::{
@@ -34,7 +35,7 @@ use std::{
 /// What a log keeps for life.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Identity {
-    log: [u8; 16],
+    log: LogId,
     /// See [`Secret`]; of a log of format 1, the one that its next segment will have.
     secret: [u8; 16],
 }
@@ -43,7 +44,8 @@ impl Identity {
     /// As its segments say, or made at random.
     fn of(env: &Environment, survey: &Survey, dir: &Path) -> Result<Self, Error> {
         let random = || random(env).map_err(Error::io("make an id for the log in", dir));
-        let log = survey.segments.first().map(|first| first.header.log).map_or_else(random, Ok)?;
+        let log =
+            survey.segments.first().map(|first| first.header.log).map_or_else(|| random().map(LogId), Ok)?;
         let secret = survey.segments.iter().find_map(|found| found.header.secret.0);
         Ok(Self { log, secret: secret.map_or_else(random, Ok)? })
     }

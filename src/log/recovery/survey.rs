@@ -8,6 +8,7 @@ use super::{
     judge::{HeaderState, Known, Rest, Wreck, judge},
 };
 use crate::{
+    LogId,
     disk::{Aligned, BLOCK, Disk, File, salvage},
     segment::{
         CAPACITIES, file,
@@ -245,7 +246,7 @@ fn last_time(head: &Head) -> u64 {
 
 /// What the other segments of a log tell of one.
 struct Others {
-    log: [u8; 16],
+    log: LogId,
     secret: Option<[u8; 16]>,
     /// It was begun no earlier than this.
     before: u64,

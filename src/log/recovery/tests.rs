@@ -13,6 +13,7 @@ use super::{
     dir::TORN,
 };
 use crate::{
+    LogId,
     chunk::{AppendOutcome, Batch, Before, Chunk, ChunkPosition, FrameMeta, Label, Memory, ShmBacking},
     disk::{Disk, sim::Sim},
     segment::{
@@ -149,7 +150,7 @@ fn a_crash_between_writing_index_and_footer_and_cutting_the_file_loses_nothing()
 
 /// Writes a full segment of format 1, sealed, and the next one, empty. The number of its records.
 fn old_segment(sim: &Sim, size: u64, value: usize) -> u64 {
-    let header = Header { log: [3; 16], base: 0, capacity: size, created: 9, secret: Secret(None) };
+    let header = Header { log: LogId([3; 16]), base: 0, capacity: size, created: 9, secret: Secret(None) };
     let (chunk, value) = (Chunk::new(Memory::new(size).unwrap(), None), vec![7u8; value]);
     let meta = FrameMeta { key: header.key(), lead: 0, time: 1 };
     let mut records = 0;
@@ -237,7 +238,7 @@ fn a_torn_large_value_is_a_torn_tail_whatever_its_bytes() {
 /// Frames as they would be in the log's first segment if its key were made of its id, as in format 1: of later records,
 /// which say that all before them is durable.
 fn imitation(log: &Log, length: usize) -> Vec<u8> {
-    let key = crate::frame::Key::version_1(&log.id(), 0);
+    let key = crate::frame::Key::version_1(log.id(), 0);
     let mut bytes = Vec::with_capacity(length);
     for record in 11.. {
         let start = bytes.len();
@@ -601,7 +602,7 @@ fn what_was_in_memory_only_is_there_after_opening_again_and_what_does_not_follow
     leave(&killed, secret, 3, 4, false, Before::Unknown); // another history: the disk has other records there
     leave(&backings(id, DIR), secret, 35, 5, false, Before::Unknown); // what stood before is not known
     leave(&backings(id, DIR), secret, 10, 25, false, Before::Frame(last ^ 1)); // behind another record
-    leave(&backings([7; 16], "/other"), secret, 35, 5, false, Before::Unknown); // another log's
+    leave(&backings(LogId([7; 16]), "/other"), secret, 35, 5, false, Before::Unknown); // another log's
     leave(&backings(id, "/copy"), secret, 35, 5, false, Before::Unknown); // a copy's
     let log = open(&sim, small(Some(at.path()))).unwrap();
     let numbers = |log: &Log| -> Vec<u64> {
@@ -612,7 +613,7 @@ fn what_was_in_memory_only_is_there_after_opening_again_and_what_does_not_follow
     assert_eq!(log.append(&35u64.to_le_bytes()).unwrap(), 35);
     log.close().unwrap();
     assert_eq!(backings(id, DIR).find().unwrap().len(), 4 + 1, "those that do not follow, and the copy's");
-    assert_eq!(backings([7; 16], "/other").find().unwrap().len(), 1, "another log's");
+    assert_eq!(backings(LogId([7; 16]), "/other").find().unwrap().len(), 1, "another log's");
     assert_eq!(numbers(&open(&sim, small(Some(at.path()))).unwrap()), (0..36).collect::<Vec<_>>());
 }
 

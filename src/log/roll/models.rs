@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    LogId,
     chunk::{AppendOutcome, Batch, FrameMeta},
     frame::Key,
     segment::header::Secret,
@@ -12,7 +13,7 @@ use crate::{
 const ONE_RECORD: u64 = 32;
 
 fn segment(base: u64) -> Arc<Segment> {
-    let header = Header { log: [0; 16], base, capacity: ONE_RECORD, created: 0, secret: Secret(None) };
+    let header = Header { log: LogId([0; 16]), base, capacity: ONE_RECORD, created: 0, secret: Secret(None) };
     let chunk = Arc::new(Chunk::new(Memory::new(ONE_RECORD).unwrap(), None));
     Arc::new(Segment::new(header, None, chunk))
 }

@@ -2,7 +2,7 @@
 
 use super::{DIR, open, options};
 use crate::{
-    Error, Log, Options,
+    Error, Log, LogId, Options,
     disk::{
         Disk,
         sim::{Cut, Sim},
@@ -81,7 +81,7 @@ fn an_empty_segment_is_replaced_at_its_own_offset() {
     let dir = Path::new(DIR);
     Disk::create_dir(&sim, dir).unwrap();
     let header = Header {
-        log: [1; 16],
+        log: LogId([1; 16]),
         base: 100,
         capacity: 64 << 10,
         created: 1_700_000_000_000,

@@ -5,6 +5,7 @@ use super::{
     DIR, FIRST, files_in, kill, open, options, repaired, repaired_with, small, verified,
 };
 use crate::{
+    LogId,
     chunk::{AppendOutcome, Batch, Chunk, ChunkPosition, FrameMeta, Memory},
     disk::{
         Disk,
@@ -255,7 +256,7 @@ fn repair_of_a_header_does_not_make_records_old() {
 fn the_only_header_with_a_secret_is_as_good_as_the_only_header() {
     let sim = Sim::new(1);
     let size = 8192;
-    let header = Header { log: [3; 16], base: 0, capacity: size, created: 9, secret: Secret(None) };
+    let header = Header { log: LogId([3; 16]), base: 0, capacity: size, created: 9, secret: Secret(None) };
     let chunk = Chunk::new(Memory::new(size).unwrap(), None);
     let meta = FrameMeta { key: header.key(), lead: 0, time: 1 };
     let mut records = 0;
