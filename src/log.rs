@@ -17,6 +17,7 @@ mod clock;
 mod environment;
 mod error;
 mod flush;
+mod futures;
 mod inspect;
 mod options;
 #[cfg(feature = "store")]
@@ -31,17 +32,17 @@ mod task;
 mod wait;
 mod workers;
 
-pub use append::{Appender, Payload, Room};
+pub use append::{Appender, Payload};
 pub(crate) use environment::Environment;
 pub use error::Error;
-pub use flush::Durable;
+pub use futures::{Durable, Room, Visible};
 pub use inspect::{Damage, Report, verify, verify_with_progress};
 pub use options::{Durability, Options};
 #[cfg(all(fuzzing, feature = "store"))]
 pub use producers::checksum_of as checksum_of_producers;
 #[cfg(feature = "store")]
 pub use producers::{PRODUCER_ID_BYTES, Produced, ProducerBatch};
-pub use read::{Iter, Reader, Record, RecordRef, Visible};
+pub use read::{Iter, Reader, Record, RecordRef};
 #[cfg(feature = "store")]
 use recovery::PRODUCERS_FILE;
 #[cfg(feature = "store")]

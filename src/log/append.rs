@@ -3,17 +3,12 @@
 //! Everything that can be refused is refused before anything is reserved. Between reserving and publishing only
 //! the engine's own copy runs, so no reserved offset stays empty.
 
-use super::{Durability, Error, Frontier, LINGER, Shared, roll::Active};
+use super::{Durability, Error, LINGER, Shared, roll::Active};
 use crate::{
     chunk::{AppendOutcome, AppendValue, AppendValues, Batch, Chunk, FrameMeta},
     frame::JSON,
     segment::Segment,
     sync::{Arc, Backoff, Ordering},
-};
-use std::{
-    future::Future,
-    pin::Pin,
-    task::{Context, Poll},
 };
 
 /// What an append does when there is no room until the disk has caught up.
@@ -263,52 +258,4 @@ impl Shared {
             (segment, chunk) = (next, next_chunk);
         }
     }
-}
-
-/// Completes when there may be room again; see [`Log::room`](super::Log::room).
-#[must_use = "a future does nothing unless it is awaited"]
-pub struct Room {
-    shared: Arc<Shared>,
-    point: u64,
-    ticket: Option<super::wait::Ticket>,
-}
-
-impl Room {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let point = shared.roll.changes().get() + 1;
-        shared.roll.ask(0);
-        Self { shared, point, ticket: None }
-    }
-}
-
-impl Future for Room {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        poll_frontier(this.shared.roll.changes(), this.point, &mut this.ticket, context, || {
-            this.shared.writable().is_err()
-        })
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        self.ticket.take().into_iter().for_each(|ticket| self.shared.roll.changes().leave(ticket));
-    }
-}
-
-/// Polls for a frontier to reach a point, or for `give_up` to return true, which is called after joining the line.
-pub(super) fn poll_frontier(
-    frontier: &Frontier,
-    point: u64,
-    ticket: &mut Option<super::wait::Ticket>,
-    context: &mut Context<'_>,
-    give_up: impl FnOnce() -> bool,
-) -> Poll<()> {
-    if let Some(ticket) = ticket.take() {
-        frontier.leave(ticket);
-    }
-    *ticket = frontier.join(point, context.waker());
-    if ticket.is_none() || give_up() { Poll::Ready(()) } else { Poll::Pending }
 }

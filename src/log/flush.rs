@@ -13,11 +13,9 @@
 use super::{ATTEMPT, ATTEMPTS};
 use super::{
     Error, LINGER, Shared,
-    append::poll_frontier,
     roll::{Active, Job},
     stats,
     task::{Schedule, Task},
-    wait::Ticket,
 };
 use crate::{
     chunk::{Chunk, ChunkPosition},
@@ -25,10 +23,7 @@ use crate::{
     sync::{Arc, AtomicBool, Backoff, Mutex, Ordering, lock, try_lock},
 };
 use std::{
-    future::Future,
     ops::RangeInclusive,
-    pin::Pin,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -298,7 +293,7 @@ impl Shared {
     }
 
     /// Whether records that are not durable yet may still become so.
-    fn unless_stopped(&self) -> Result<(), Error> {
+    pub(super) fn unless_stopped(&self) -> Result<(), Error> {
         if let Some(reason) = self.failed.get() {
             return Err(Error::Failed { reason: reason.clone() });
         }
@@ -354,41 +349,5 @@ impl Shared {
         }
         file.write_header(&position.segment.header, position.done.records)
             .map_err(Error::io("mark a segment as closed in", &self.dir))
-    }
-}
-
-/// Completes when a record is durable, or never will be; see [`Log::durable`](super::Log::durable).
-#[must_use = "a future does nothing unless it is awaited"]
-pub struct Durable {
-    shared: Arc<Shared>,
-    offset: u64,
-    ticket: Option<Ticket>,
-}
-
-impl Durable {
-    pub(super) fn new(shared: Arc<Shared>, offset: u64) -> Self {
-        Self { shared, offset, ticket: None }
-    }
-}
-
-impl Future for Durable {
-    type Output = Result<(), Error>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        let (shared, point) = (&this.shared, this.offset.saturating_add(1));
-        let stopped = || shared.unless_stopped().is_err();
-        let polled = poll_frontier(&shared.durable, point, &mut this.ticket, context, stopped);
-        if polled.is_pending() {
-            shared.flush.task.kick();
-            return Poll::Pending;
-        }
-        Poll::Ready(if shared.durable.get() >= point { Ok(()) } else { shared.unless_stopped() })
-    }
-}
-
-impl Drop for Durable {
-    fn drop(&mut self) {
-        self.ticket.take().into_iter().for_each(|ticket| self.shared.durable.leave(ticket));
     }
 }

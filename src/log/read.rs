@@ -3,7 +3,7 @@
 //! A recent record is read out of its chunk, which the reader keeps alive meanwhile. Older ones are read from the
 //! sealed file, and verified: what does not verify is an error of that read.
 
-use super::{Error, Shared, append::poll_frontier, wait::Ticket};
+use super::{Error, Shared, Visible};
 use crate::{
     chunk::Chunk,
     disk::{File, salvage},
@@ -12,11 +12,8 @@ use crate::{
     sync::Arc,
 };
 use std::{
-    future::Future,
     io,
     ops::Range,
-    pin::Pin,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -469,39 +466,5 @@ impl Iterator for Iter {
                 Record { offset, time, json, value }
             })
         })
-    }
-}
-
-/// Completes when a record can be read, or never will be; see [`Log::visible`](super::Log::visible).
-#[must_use = "a future does nothing unless it is awaited"]
-pub struct Visible {
-    shared: Arc<Shared>,
-    offset: u64,
-    ticket: Option<Ticket>,
-}
-
-impl Visible {
-    pub(super) fn new(shared: Arc<Shared>, offset: u64) -> Self {
-        Self { shared, offset, ticket: None }
-    }
-}
-
-impl Future for Visible {
-    type Output = Result<(), Error>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        let (frontier, point) = (this.shared.visible(), this.offset.saturating_add(1));
-        let stopped = || this.shared.writable().is_err();
-        if poll_frontier(frontier, point, &mut this.ticket, context, stopped).is_pending() {
-            return Poll::Pending;
-        }
-        Poll::Ready(if frontier.get() >= point { Ok(()) } else { this.shared.writable() })
-    }
-}
-
-impl Drop for Visible {
-    fn drop(&mut self) {
-        self.ticket.take().into_iter().for_each(|ticket| self.shared.visible().leave(ticket));
     }
 }
