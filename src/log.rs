@@ -44,9 +44,7 @@ pub use producers::checksum_of as checksum_of_producers;
 pub use producers::{PRODUCER_ID_BYTES, Produced, ProducerBatch};
 pub use read::{Iter, Reader, Record, RecordRef};
 #[cfg(feature = "store")]
-use recovery::PRODUCERS_FILE;
-#[cfg(feature = "store")]
-pub(crate) use recovery::{SETTINGS_FILE, STORE_LOCK, id_of};
+pub(crate) use recovery::{COMMON_LOCK, NOTES, id_of};
 pub use repair::{Repaired, repair, repair_with_progress};
 pub use stats::{Buckets, Stats, stats};
 #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]

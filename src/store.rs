@@ -17,7 +17,7 @@ mod settings;
 
 use crate::{
     disk::{Disk, tree},
-    log::{Environment, Error as LogError, Log, Options, STORE_LOCK, budget::Budget},
+    log::{COMMON_LOCK, Environment, Error as LogError, Log, NOTES, Options, budget::Budget},
     sync::{lock, read_lock, write_lock},
 };
 use arc_swap::ArcSwapOption;
@@ -42,7 +42,7 @@ use directories::{is_taken, remove_deleted};
 /// The longest name of a log, in bytes.
 pub const NAME_BYTES: usize = 128;
 /// A log's settings, in its directory.
-const SETTINGS: &str = crate::log::SETTINGS_FILE;
+const SETTINGS: &str = NOTES[1];
 /// What deleted logs' directories are called until they are gone. No log's name begins with a dot.
 const DELETED: &str = ".deleted-";
 /// How often the store's thread looks for idle logs and applies retention.
@@ -225,7 +225,7 @@ impl Store {
         let (dir, disk) = (dir.to_owned(), &*env.disk);
         options.log.check()?;
         let names = tree::dirs(disk, &dir).map_err(LogError::io("make the directory", &dir))?;
-        let lock = disk.lock(&dir.join(STORE_LOCK)).map_err(|error| match error.kind() {
+        let lock = disk.lock(&dir.join(COMMON_LOCK)).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => LogError::InUse { dir: dir.clone() },
             _ => LogError::io("lock", &dir)(error),
         })?;

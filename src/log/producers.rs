@@ -10,7 +10,7 @@
 //! this pays nothing.
 
 use super::{
-    Error, Log, PRODUCERS_FILE, Payload, append,
+    Error, Log, NOTES, Payload, append,
     append::{Extended, Patience},
 };
 use crate::{
@@ -29,6 +29,8 @@ use std::{
 pub const PRODUCER_ID_BYTES: usize = 64;
 /// Batches of one producer that a repeat is recognised as.
 const REMEMBERED: usize = 5;
+/// What is known of producers up to some offset.
+const PRODUCERS_FILE: &str = NOTES[0];
 /// Producers of one log that are known; beyond it the least recently used is forgotten.
 const PRODUCERS: usize = 10_000;
 /// How long a producer is known that sends nothing.

@@ -14,11 +14,11 @@ mod open;
 mod restore;
 mod survey;
 
+#[cfg(feature = "store")]
+pub(super) use dir::ensure_free;
 pub(super) use dir::{ASIDE, lock};
 #[cfg(feature = "store")]
-pub(super) use dir::{PRODUCERS_FILE, ensure_free};
-#[cfg(feature = "store")]
-pub(crate) use dir::{SETTINGS_FILE, STORE_LOCK, id_of};
+pub(crate) use dir::{COMMON_LOCK, NOTES, id_of};
 pub(super) use mend::{Mended, mend};
 #[cfg(feature = "store")]
 pub(super) use open::has_room;

@@ -364,7 +364,7 @@ fn failing(nth: usize, code: i32) -> Environment {
 fn stands(dir: &Path) -> Vec<String> {
     let names =
         std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name != STORE_LOCK).collect()
+    names.filter(|name| name != COMMON_LOCK).collect()
 }
 
 /// Once a log could not be made for lack of room, its name was taken until the server was started again.

@@ -12,22 +12,20 @@ use std::{io, path::Path};
 
 /// The lock file's name.
 pub(super) const LOCK: &str = "lock";
-/// The lock file of a store, beside its logs' directories: its holder needs no lock of the logs.
-pub(crate) const STORE_LOCK: &str = ".lock";
+/// The lock file of all logs in a directory, beside theirs: whoever has it locked needs no lock of each.
+pub(crate) const COMMON_LOCK: &str = ".lock";
 /// What `repair` keeps damaged files as ends like this.
 pub(in crate::log) const ASIDE: &str = ".damaged";
 /// What opening cuts off and keeps ends like this.
 pub(super) const TORN: &str = ".torn";
 
-/// Where the store keeps what it knows about the log.
-pub(crate) const SETTINGS_FILE: &str = "log.json";
-/// What is known of producers up to some offset.
-pub(crate) const PRODUCERS_FILE: &str = "producers.json";
+/// Notes beside the segments, each written anew as a whole: of the log's producers, and of whoever has it among others.
+pub(crate) const NOTES: [&str; 2] = ["producers.json", "log.json"];
 
 /// Whether a log's directory may have a file of this name.
 pub(super) fn is_ours(name: &str) -> bool {
     name == LOCK
-        || [SETTINGS_FILE, PRODUCERS_FILE].contains(&name.strip_suffix(".tmp").unwrap_or(name))
+        || NOTES.contains(&name.strip_suffix(".tmp").unwrap_or(name))
         || file::base_of(name).is_some()
         || file::is_temporary(name)
         || name.ends_with(ASIDE)
@@ -62,13 +60,13 @@ pub(crate) fn id_of(disk: &dyn Disk, dir: &Path) -> io::Result<Option<LogId>> {
 /// Takes the directory's lock, unless the directory is somebody else's.
 pub(in crate::log) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>, Error> {
     let own = lock_own(disk, dir)?;
-    // Whoever has the store open has looked for the lock above before, or finds it held.
-    let path = dir.join("..").join(STORE_LOCK);
-    let store = disk.join_lock(&path).map_err(|error| not_locked(dir, &path, error))?;
-    Ok(Box::new((own, store)))
+    // Whoever has the common lock has looked for the one above before, or finds it held.
+    let path = dir.join("..").join(COMMON_LOCK);
+    let common = disk.join_lock(&path).map_err(|error| not_locked(dir, &path, error))?;
+    Ok(Box::new((own, common)))
 }
 
-/// Errors if somebody has the log open by itself. For one who has the lock of the store, which keeps out those who
+/// Errors if somebody has the log open by itself. For one who has the common lock, which keeps out those who
 /// come later: so an open log needs no descriptor for a lock.
 #[cfg(feature = "store")]
 pub(in crate::log) fn ensure_free(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
