@@ -18,6 +18,8 @@
 //! - `unwritten` and `owed` only decide whether to wait for the disk: a value that is a moment old delays a spare segment
 //!   until the next job that gives memory back.
 
+mod maintain;
+
 use super::{
     Error, Frontier, Shared,
     append::Patience,
@@ -27,23 +29,14 @@ use super::{
 };
 use crate::{
     chunk::{Before, Chunk, ChunkPosition, Memory, PoolShare, ShmBacking},
-    disk,
-    segment::{
-        Segment,
-        file::SegmentFile,
-        header::Header,
-        sealed::{self, Summary},
-    },
+    segment::{Segment, file::SegmentFile, header::Header},
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
 };
 use crossbeam::{
     channel::Sender,
     queue::{ArrayQueue, SegQueue},
 };
-use std::{io, time::Duration};
-
-/// How long until a spare segment that could not be made is tried again.
-const RETRY: Duration = Duration::from_millis(250);
+use std::io;
 
 /// The segment that takes appends, and its chunk.
 pub(crate) struct Active {
@@ -369,248 +362,6 @@ impl Shared {
         memory.label(&header.label(), Before::Unknown);
         let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&self.roll.share))));
         Some(Arc::new(Segment::new(header, Some(file), chunk)))
-    }
-
-    /// A turn of the maintenance task.
-    fn maintain(&self) {
-        let roll = &self.roll;
-        loop {
-            roll.task.take_kick();
-            // Until something has to be tried again later: trims, and all else.
-            let (mut trimming, mut waiting) = (true, false);
-            loop {
-                let stopping = self.stopping.load(Ordering::SeqCst);
-                // Spare segments first: appends wait for them.
-                if !stopping && (roll.asked.load(Ordering::SeqCst) || lock(&roll.refused).is_some()) {
-                    self.prepare();
-                }
-                // In turn with the rest: a trim makes the room that another job may wait for.
-                let trim = if trimming && !stopping { roll.trims.pop() } else { None };
-                let trimmed = trim.is_some();
-                trimming = trim.is_none_or(|trim| self.trim_slice(trim));
-                let stalled = if waiting { None } else { lock(&roll.stalled).take() };
-                let job = if waiting { None } else { stalled.or_else(|| roll.jobs.pop()) };
-                if job.is_none() && !trimmed {
-                    break;
-                }
-                match job.map_or(Ok(()), |job| self.work_at(job)) {
-                    Ok(()) => {}
-                    Err(Undone::Yet(job, error)) => {
-                        tracing::warn!(dir = %self.dir.display(), %error, "to be tried again");
-                        *lock(&roll.stalled) = Some(*job);
-                        waiting = true;
-                    }
-                    Err(Undone::Ever(error)) => self.fail(&error),
-                }
-                // A long trim is done in slices; other logs have their turn in between.
-                if trimmed && roll.task.again() {
-                    return;
-                }
-            }
-            let stopping = self.stopping.load(Ordering::SeqCst);
-            let undone =
-                || lock(&roll.refused).is_some() || lock(&roll.stalled).is_some() || !roll.trims.is_empty();
-            let retry = !stopping && undone();
-            let over = if retry { roll.task.later(RETRY) } else { roll.task.sleep_unless(|| false) };
-            if over {
-                return;
-            }
-        }
-    }
-
-    fn work_at(&self, job: Job) -> Result<(), Undone> {
-        let gives_memory = job.gives_memory();
-        match job {
-            Job::Prepare => {} // done before each job
-            Job::Seal(segment, end) => self.seal(&segment, end).map_err(|error| {
-                if error.is_transient() || error.is_full() {
-                    Undone::Yet(Box::new(Job::Seal(segment, end)), error)
-                } else {
-                    Undone::Ever(error)
-                }
-            })?,
-            Job::Discard(segment) => self.discard(&segment),
-            Job::LetGo(spare) => self.let_go(spare),
-            Job::ZeroAhead(segment) => self.zero_ahead(&segment).map_err(Undone::Ever)?,
-        }
-        if gives_memory {
-            self.roll.owed.fetch_sub(1, Ordering::SeqCst);
-        }
-        Ok(())
-    }
-
-    /// Trims one slice, and answers, or leaves the rest for later. `false` if it has to be tried again later.
-    fn trim_slice(&self, trim: Trim) -> bool {
-        let trimmed = self.trim_now(trim.before);
-        self.roll.budget.forget(&self.roll.share, self.first_offset());
-        match trimmed {
-            Ok(None) => self.roll.trims.push(trim),
-            Err(error) if error.is_transient() => {
-                tracing::warn!(dir = %self.dir.display(), %error, "to be tried again");
-                self.roll.trims.push(trim);
-                return false;
-            }
-            Ok(Some(first)) => drop(trim.answer.send(Ok(first))), // who asked may have gone
-            Err(error) => drop(trim.answer.send(Err(error))),
-        }
-        true
-    }
-
-    /// The rest of the maintenance task's work, after both tasks have stopped: seals what is durable, releases the spare
-    /// segment. The last segment stays unsealed, for the next opening to go on in.
-    pub(super) fn seal_rest(&self) -> Result<(), Error> {
-        let mut done = Ok(());
-        let mut stalled = lock(&self.roll.stalled).take();
-        while let Some(job) = stalled.take().or_else(|| self.roll.jobs.pop()) {
-            match job {
-                Job::Prepare | Job::ZeroAhead(_) => {}
-                Job::Seal(..) if self.failed.get().is_some() => {}
-                job => match self.work_at(job) {
-                    Ok(()) => {}
-                    // Its frames are durable, and the next opening seals it.
-                    Err(Undone::Yet(_, error)) => {
-                        tracing::warn!(dir = %self.dir.display(), %error, "a segment is left unsealed");
-                    }
-                    Err(Undone::Ever(error)) => done = done.and(Err(error)),
-                },
-            }
-        }
-        while let Some(Trim { answer, .. }) = self.roll.trims.pop() {
-            drop(answer.send(Err(Error::Closed))); // who asked may have gone
-        }
-        self.roll.ready.pop().into_iter().for_each(|spare| self.let_go(spare));
-        self.roll.budget.forget(&self.roll.share, u64::MAX);
-        done
-    }
-
-    /// Makes a spare segment, unless one is ready, or there is no memory for it yet.
-    fn prepare(&self) {
-        let roll = &self.roll;
-        roll.asked.store(false, Ordering::SeqCst); // later requests get another pass; earlier ones are served by this one
-        let needs = roll.needs.load(Ordering::SeqCst);
-        match roll.ready.pop() {
-            Some(spare) if spare.memory.capacity() >= needs => {
-                roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
-                // An appender that looked while it was in our hands has found none, and waits.
-                roll.changed.bump();
-                return;
-            }
-            Some(small) => self.let_go(small),
-            None => {}
-        }
-        let Some(claim) = self.claim_next(needs) else {
-            roll.asked.store(true, Ordering::SeqCst); // for the next turn, which sealing begins
-            // An appender may have closed a chunk before the first record, and nobody else tells the flusher then.
-            self.flush.kick();
-            return;
-        };
-        let made = self.make(claim.capacity());
-        roll.budget.shrink();
-        let mut refused = lock(&roll.refused);
-        match made {
-            Ok(spare) => {
-                claim.keep();
-                // An appender that found the last one too small may have put it back meanwhile.
-                roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
-                *refused = None;
-            }
-            Err(error) => {
-                drop(claim);
-                let refusal = error.cannot_grow();
-                // Tried again as long as an append waits for room: logged once.
-                if refused.as_ref().map(ToString::to_string) != Some(refusal.to_string()) {
-                    tracing::warn!(dir = %self.dir.display(), error = %refusal, "cannot make the next segment ready");
-                }
-                *refused = Some(refusal);
-            }
-        }
-        drop(refused);
-        roll.changed.bump();
-    }
-
-    /// Claims room for the next chunk: four times the active one while half of the budget is unclaimed, otherwise the same.
-    /// `None` if the disk has to catch up first. When other logs have taken the memory, smaller chunks are used, and one of the
-    /// smallest size is always granted.
-    fn claim_next(&self, needs: u64) -> Option<Claim> {
-        let (options, roll) = (&self.options, &self.roll);
-        let fitting = |bytes: u64| bytes.max(needs.next_multiple_of(disk::BLOCK)).min(options.segment_bytes);
-        let active = self.active.load_full().chunk.capacity();
-        let grown = fitting(active.saturating_mul(4));
-        let mut capacity = if roll.budget.has_half(grown) { grown } else { fitting(active) };
-        if let Some(claim) = roll.try_claim(capacity) {
-            return Some(claim);
-        }
-        if roll.unwritten.load(Ordering::SeqCst) > 1 || roll.owed.load(Ordering::SeqCst) > 0 {
-            return None;
-        }
-        let least = fitting(options.first_segment_bytes);
-        while capacity > least {
-            capacity = fitting((capacity / 4).max(least).next_multiple_of(disk::BLOCK));
-            if let Some(claim) = roll.try_claim(capacity) {
-                return Some(claim);
-            }
-        }
-        Some(roll.claim_least(capacity))
-    }
-
-    fn make(&self, capacity: u64) -> Result<SpareSegment, Error> {
-        let number = self.roll.files.fetch_add(1, Ordering::Relaxed) + 1; // a name of its own, no more
-        let file = SegmentFile::prepare(&*self.env.disk, &self.dir, number, capacity)
-            .map_err(Error::io("make a segment file in", &self.dir))?;
-        let memory = self
-            .roll
-            .share
-            .take(capacity)
-            .map_or_else(|| Memory::shared(capacity, self.roll.backings.as_ref()), Ok);
-        let memory = memory.inspect_err(|_| file.discard(&*self.env.disk));
-        Ok(SpareSegment {
-            memory: memory.map_err(Error::io("get memory for a segment of", &self.dir))?,
-            file,
-        })
-    }
-
-    /// Seals a segment whose frames are durable. Its chunk stays for readers as long as the budget lasts.
-    fn seal(&self, segment: &Arc<Segment>, end: ChunkPosition) -> Result<(), Error> {
-        let (Some(file), Some(chunk)) = (segment.file(), segment.chunk.load_full()) else { return Ok(()) };
-        let time = |record| chunk.frame(record).map_or(0, |frame| frame.time);
-        let times = (time(0), time(end.records - 1));
-        let positions = (0..end.records as usize)
-            .map(|record| chunk.position(record as u32).expect("all records of a durable end are published"));
-        let last_crc = match chunk.before(end.records) {
-            Before::Frame(crc) => Some(crc),
-            _ => None,
-        };
-        let summary = Summary { words: end.words, times, last_crc };
-        let footer = sealed::seal(file.file(), &segment.header, summary, positions)
-            .map_err(Error::io("seal a segment in", &self.dir))?;
-        chunk.set_sealed();
-        segment.set_sealed(footer.into());
-        self.roll.budget.keep(&self.roll.share, segment);
-        Ok(())
-    }
-
-    /// Removes the file of a segment that has no record, and releases its claim.
-    fn discard(&self, segment: &Segment) {
-        segment.file().into_iter().for_each(|file| file.discard(&*self.env.disk));
-        self.roll.share.release(segment.header.capacity);
-    }
-
-    /// Releases a spare segment.
-    fn let_go(&self, spare: SpareSegment) {
-        let SpareSegment { memory, file } = spare;
-        file.discard(&*self.env.disk);
-        self.roll.share.release(memory.capacity());
-        drop(memory); // and its backing with it
-    }
-
-    fn zero_ahead(&self, segment: &Arc<Segment>) -> Result<(), Error> {
-        let Some(file) = segment.file() else { return Ok(()) };
-        let done = file.zero_ahead();
-        self.flush.zeros_done();
-        match done {
-            Err(error) if disk::is_transient(&error) => Ok(()), // writes are a little slower without
-            done => done.map_err(Error::io("write zeros ahead in", &self.dir)),
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
     chunk::{Batch, FrameMeta},
     disk::sim::Sim,
 };
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The maintenance task takes the ready chunk out to look at it. An appender that looked in that moment asked, and slept for
 /// ever if the maintenance task then put it back without a word (seen once, on a busy machine).
