@@ -1,5 +1,6 @@
 //! What recovery makes of what crashes, rot and other processes leave. Each test is named after what went wrong.
 
+mod backings;
 #[cfg(feature = "store")]
 mod full;
 #[cfg(feature = "store")]
@@ -9,12 +10,12 @@ mod reviewed;
 mod unreadable;
 
 use super::{
-    super::{Durability, Error, Log, Options, inspect, repair},
+    super::{Error, Log, Options, inspect, repair},
     dir::TORN,
 };
 use crate::{
     LogId,
-    chunk::{AppendOutcome, Batch, Before, Chunk, ChunkPosition, FrameMeta, Label, Memory, ShmBacking},
+    chunk::{AppendOutcome, Batch, Chunk, ChunkPosition, FrameMeta, Memory},
     disk::{Disk, sim::Sim},
     segment::{
         file::{self, SegmentFile},
@@ -370,139 +371,6 @@ fn behind_damage_only_what_was_durable_counts_as_lost() {
     assert!(log.next_offset() == 10 || log.next_offset() == 110, "{}", log.next_offset());
 }
 
-/// What a power cut left behind a torn record got into the chunk's backing, and came back after a SIGKILL (`r3`).
-#[test]
-fn what_was_cut_off_does_not_come_back_by_the_backing() {
-    let at = tempfile::tempdir_in("/dev/shm").unwrap();
-    let o = |backings| options(8 << 10, 8 << 10, 64 << 10, backings);
-    for seed in 0..60 {
-        let sim = Sim::new(seed);
-        let log = open(&sim, o(None)).unwrap();
-        for n in 0..12u8 {
-            log.append(&[n; 100]).and_then(|at| log.wait_durable(at)).unwrap();
-        }
-        sim.cut_power_after(1);
-        // The power may go before the last of them.
-        let last = (0..16).map_while(|_| log.append(&[0xEE; 100]).ok()).last();
-        let _ = last.map(|last| log.wait_durable(last));
-        drop(log);
-        let disk = sim.reboot();
-        let log = open(&disk, o(Some(at.path()))).unwrap();
-        assert_eq!(log.damage(), [], "seed {seed}");
-        let mut end = 0;
-        for _ in 0..4 {
-            end = log.append(&[0x22; 100]).unwrap() + 1;
-            log.wait_durable(end - 1).unwrap();
-        }
-        kill(log);
-        let log = open(&disk.reboot(), o(Some(at.path()))).unwrap();
-        assert_eq!(log.next_offset(), end, "seed {seed}: a record that nobody appended");
-        log.close().unwrap();
-    }
-}
-
-/// As before, and what was acknowledged in memory is in the next segment (`r11`).
-#[test]
-fn what_was_acknowledged_in_memory_is_not_displaced_by_what_was_cut_off() {
-    let at = tempfile::tempdir_in("/dev/shm").unwrap();
-    let o =
-        || Options { durability: Durability::Memory, ..options(8 << 10, 8 << 10, 64 << 10, Some(at.path())) };
-    for seed in 0..40 {
-        let sim = Sim::new(seed);
-        let log = open(&sim, options(8 << 10, 8 << 10, 64 << 10, None)).unwrap();
-        for n in 0..12u8 {
-            log.append(&[n; 100]).and_then(|at| log.wait_durable(at)).unwrap();
-        }
-        sim.cut_power_after(1);
-        let last = (0..40).fold(0, |last, _| log.append(&[0xEE; 100]).unwrap_or(last));
-        let _ = log.wait_durable(last);
-        drop(log);
-        let disk = sim.reboot();
-        let log = open(&disk, o()).unwrap();
-        let from = log.next_offset();
-        for _ in 0..4 {
-            log.append(&[0x22; 100]).unwrap();
-        }
-        log.flush().unwrap();
-        let frozen = disk.snapshot();
-        let large = log.append(&vec![0x33; 7000]).unwrap();
-        assert_eq!(large, from + 4);
-        kill(log);
-        let log = open(&frozen, o()).unwrap();
-        assert_eq!(log.read(large).unwrap().unwrap().value(), vec![0x33; 7000], "seed {seed}");
-        assert_eq!(log.next_offset(), large + 1);
-        log.close().unwrap();
-    }
-}
-
-/// Rot in the open segment, and a backing that has all of it and more (`r5`): the backing makes it good.
-#[test]
-fn rot_in_the_open_segment_is_made_good_by_the_backing_of_a_killed_process() {
-    let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
-    let o = |backings| Options { durability: Durability::Memory, ..small(backings) };
-    let log = open(&sim, o(Some(at.path()))).unwrap();
-    for n in 0..10u64 {
-        log.append(&n.to_le_bytes()).and_then(|at| log.wait_durable(at)).unwrap();
-    }
-    let disk = sim.snapshot();
-    sim.hold(true);
-    for n in 10..15u64 {
-        log.append(&n.to_le_bytes()).unwrap(); // acknowledged in memory
-    }
-    kill(log);
-    disk.damage(Path::new(FIRST), |bytes| bytes[4096 + 3 * 32 + 25] ^= 1);
-    // One who cannot see the backings finds damage, and repairs it: they stay for one who can.
-    let other = disk.snapshot();
-    let log = open(&other, o(None)).unwrap();
-    assert_eq!(log.damage()[0].offsets, 3..4);
-    drop(log);
-    assert!(!files_in(at.path()).is_empty());
-    assert_eq!(verified(&disk, Some(at.path())).backings.len(), 1);
-    let log = open(&disk, o(Some(at.path()))).unwrap();
-    assert_eq!(log.damage(), []);
-    assert_eq!(values(&log), (0..15u64).map(|n| n.to_le_bytes().to_vec()).collect::<Vec<_>>());
-    log.close().unwrap();
-    assert!(files_in(at.path()).is_empty(), "taken up, and not needed any more");
-}
-
-/// A backing of an older history was taken up behind a newer one (`r6`), or removed.
-#[test]
-fn a_backing_of_another_history_is_neither_taken_up_nor_removed() {
-    let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
-    let o = |backings| Options { durability: Durability::Memory, ..small(backings) };
-    let log = open(&sim, o(Some(at.path()))).unwrap();
-    for _ in 0..16 {
-        log.append(&[1; 100]).unwrap();
-    }
-    log.flush().unwrap();
-    let disk = sim.snapshot();
-    sim.hold(true);
-    while log.next_offset() < 40 {
-        if log.try_append(&[1; 100]).is_err() {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-            break;
-        }
-    }
-    kill(log);
-    let backings = files_in(at.path()).len();
-    // A process that knows nothing of the backings: another user, another place for them.
-    let log = open(&disk, o(None)).unwrap();
-    while log.next_offset() < 4096 / 132 {
-        log.append(&[2; 100]).unwrap();
-    }
-    let end = log.next_offset();
-    log.close().unwrap();
-    for _ in 0..2 {
-        let log = open(&disk, o(Some(at.path()))).unwrap();
-        assert_eq!(log.next_offset(), end);
-        let kinds: Vec<u8> = values(&log).iter().map(|value| value[0]).collect();
-        assert!(kinds.iter().enumerate().all(|(n, &kind)| kind == if n < 16 { 1 } else { 2 }), "{kinds:?}");
-        log.close().unwrap();
-        assert!(files_in(at.path()).len() >= backings.min(1), "what only memory has is never removed");
-    }
-    assert!(!verified(&disk, Some(at.path())).backings.is_empty(), "told of");
-}
-
 /// A process that was killed between `pwrite` and `fdatasync`: what was in the page cache only was taken for durable
 /// (`r17`). The power goes at the first operation that syncs anything: there was none.
 #[test]
@@ -540,112 +408,6 @@ fn what_is_cut_off_is_kept_within_bounds_and_told_of() {
         assert_eq!(torn.len() as u64, (n + 1).min(8));
         let kept = &disk.dump()[torn.last().unwrap()];
         assert_eq!(kept[512..], [n as u8 + 1; 512], "the newest is there");
-    }
-}
-
-/// Leaves a backing of a segment at `base` as a killed process would, with `records` whole records and, if
-/// `torn`, a batch of which the second half is missing.
-pub(super) fn leave(
-    backings: &Arc<ShmBacking>,
-    secret: Secret,
-    base: u64,
-    records: u64,
-    torn: bool,
-    before: Before,
-) {
-    let label = Label { base, capacity: 8192, created: 1_700_000_000_000, version: 2 };
-    let header = Header { log: backings.log(), base, capacity: 8192, created: label.created, secret };
-    let mut memory = Memory::shared(label.capacity, Some(backings)).unwrap();
-    memory.label(&label, before);
-    let chunk = Chunk::new(memory, None);
-    let meta = FrameMeta { key: header.key(), lead: 0, time: 0 };
-    for record in 0..records {
-        let value = (base + record).to_le_bytes();
-        let placed = chunk.append(Batch::new(&[&value[..]], 8192).unwrap(), None, meta);
-        assert!(matches!(placed, AppendOutcome::At(_)));
-    }
-    if torn {
-        let (half, lost) = ([1u8; 100], [2u8; 100]);
-        chunk.append(Batch::new(&[&half[..], &lost[..]], 8192).unwrap(), None, meta);
-        let end = chunk.contiguous(ChunkPosition::default(), u32::MAX).words;
-        drop(chunk);
-        let at = backings.latest().unwrap();
-        let mut bytes = std::fs::read(&at).unwrap();
-        bytes[4096 + end as usize * 8 - 50] ^= 1;
-        overwrite(&at, &bytes);
-    }
-}
-
-#[test]
-fn what_was_in_memory_only_is_there_after_opening_again_and_what_does_not_follow_is_kept() {
-    let (sim, at) = (Sim::new(1), tempfile::tempdir().unwrap());
-    let log = open(&sim, small(Some(at.path()))).unwrap();
-    for n in 0..10u64 {
-        log.append(&n.to_le_bytes()).unwrap();
-    }
-    let (id, secret) = (log.id(), log.shared.secret);
-    log.close().unwrap();
-    let incarnation = std::cell::Cell::new(1);
-    let backings = |id, dir: &str| {
-        incarnation.set(incarnation.get() + 1);
-        let (secret, dir) = (secret.0.unwrap(), Path::new(dir));
-        let backings = ShmBacking::open(at.path(), id, secret, dir, (0, 0), incarnation.get()).unwrap();
-        backings.keep();
-        Arc::new(backings)
-    };
-    assert_eq!(backings(id, DIR).find().unwrap().len(), 0, "a clean close leaves none");
-    let last = sim.dump()[Path::new(FIRST)][4096 + 9 * 32..][..4].try_into().map(u32::from_le_bytes).unwrap();
-    let killed = backings(id, DIR);
-    leave(&killed, secret, 10, 20, false, Before::Frame(last));
-    leave(&killed, secret, 30, 5, true, Before::Unknown); // the batch at its end is torn; the one before is there
-    leave(&killed, secret, 37, 5, false, Before::Unknown); // does not follow
-    leave(&killed, secret, 3, 4, false, Before::Unknown); // another history: the disk has other records there
-    leave(&backings(id, DIR), secret, 35, 5, false, Before::Unknown); // what stood before is not known
-    leave(&backings(id, DIR), secret, 10, 25, false, Before::Frame(last ^ 1)); // behind another record
-    leave(&backings(LogId([7; 16]), "/other"), secret, 35, 5, false, Before::Unknown); // another log's
-    leave(&backings(id, "/copy"), secret, 35, 5, false, Before::Unknown); // a copy's
-    let log = open(&sim, small(Some(at.path()))).unwrap();
-    let numbers = |log: &Log| -> Vec<u64> {
-        values(log).iter().map(|value| u64::from_le_bytes(value[..].try_into().unwrap())).collect()
-    };
-    assert_eq!(numbers(&log), (0..35).collect::<Vec<_>>());
-    assert_eq!(log.durable_offset(), 35);
-    assert_eq!(log.append(&35u64.to_le_bytes()).unwrap(), 35);
-    log.close().unwrap();
-    assert_eq!(backings(id, DIR).find().unwrap().len(), 4 + 1, "those that do not follow, and the copy's");
-    assert_eq!(backings(LogId([7; 16]), "/other").find().unwrap().len(), 1, "another log's");
-    assert_eq!(numbers(&open(&sim, small(Some(at.path()))).unwrap()), (0..36).collect::<Vec<_>>());
-}
-
-#[test]
-fn a_backing_goes_on_in_the_open_segment_only_if_it_begins_as_that_does() {
-    for same in [true, false] {
-        let (sim, at) = (Sim::new(1), tempfile::tempdir().unwrap());
-        let log = open(&sim, small(Some(at.path()))).unwrap();
-        for n in 0..10u64 {
-            log.append(&n.to_le_bytes()).unwrap();
-        }
-        log.flush().unwrap();
-        let backings = log.shared.roll.backings().unwrap();
-        let backing = backings.latest_labelled(0);
-        let mut bytes = std::fs::read(&backing).unwrap();
-        let key = log.shared.active.load().segment.key;
-        log.close().unwrap();
-        // As if two more had been appended before the process was killed.
-        for record in 10..12u32 {
-            let at = 4096 + record as usize * 32;
-            let stamp = crate::frame::Stamp { record, behind: 1, time: 0, flags: 0 };
-            crate::frame::encode(&mut bytes[at..at + 32], key, stamp, &u64::from(record).to_le_bytes());
-        }
-        if !same {
-            bytes[4096 + 30] ^= 1;
-        }
-        std::fs::create_dir_all(backing.parent().unwrap()).unwrap();
-        overwrite(&backing, &bytes);
-        let expected = if same { 12 } else { 10 };
-        let log = open(&sim, small(Some(at.path()))).unwrap();
-        assert_eq!(values(&log).len(), expected);
-        assert!(!same || !backing.exists());
     }
 }
 
@@ -689,49 +451,7 @@ fn a_flipped_bit_anywhere_in_a_segment_loses_at_most_the_record_that_it_is_in() 
     }
 }
 
-fn scan_of(bytes: &[u8]) -> scan::Scan {
+pub(super) fn scan_of(bytes: &[u8]) -> scan::Scan {
     let header = Header::decode(bytes.first_chunk().unwrap()).unwrap().header;
     scan::scan(&bytes[4096..], header.key())
-}
-
-/// A bit flips in a backing: what is taken up is what was appended, as far as it goes, and nothing on disk is touched.
-#[test]
-fn a_flipped_bit_in_a_backing_shows_nothing_false_and_harms_nothing_on_disk() {
-    let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
-    let o = |backings| Options { durability: Durability::Memory, ..small(backings) };
-    let value = |n: u64| vec![n as u8; 20 + n as usize];
-    let log = open(&sim, o(Some(at.path()))).unwrap();
-    for n in 0..10 {
-        log.append(&value(n)).and_then(|at| log.wait_durable(at)).unwrap();
-    }
-    let disk = sim.snapshot();
-    sim.hold(true);
-    for n in 10..20 {
-        log.append(&value(n)).unwrap();
-    }
-    kill(log);
-    let backing = files_in(at.path()).pop().unwrap();
-    let good = std::fs::read(&backing).unwrap();
-    let mut whole = 0;
-    for flipped in (0..200).chain((200..4096 + 1600).step_by(11)) {
-        let disk = disk.snapshot();
-        let mut bad = good.clone();
-        bad[flipped] ^= 1 << (flipped % 8);
-        std::fs::create_dir_all(backing.parent().unwrap()).unwrap();
-        overwrite(&backing, &bad);
-        let log = open(&disk, o(Some(at.path()))).unwrap();
-        let read = values(&log);
-        assert!(
-            read.len() >= 10 && read.iter().enumerate().all(|(n, read)| *read == value(n as u64)),
-            "{flipped}"
-        );
-        assert_eq!(log.damage(), []);
-        whole += usize::from(read.len() == 20);
-        // What it holds and the disk has not is kept, if it could not be taken up.
-        drop(log);
-        let kept = backing.exists() || !verified(&disk, None).torn.is_empty();
-        assert!(read.len() == 20 || kept, "{flipped}: {} records", read.len());
-        let _ = std::fs::remove_file(&backing);
-    }
-    assert!(whole > 100, "{whole}: those that flipped where nothing stands");
 }

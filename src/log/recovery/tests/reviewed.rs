@@ -2,7 +2,9 @@
 
 use super::{
     super::super::{Durability, Error, Log, Options},
-    DIR, FIRST, files_in, kill, leave, open, options, small,
+    DIR, FIRST,
+    backings::leave,
+    files_in, kill, open, options, small,
 };
 use crate::{
     chunk::{Before, ShmBacking},
