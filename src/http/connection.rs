@@ -15,6 +15,18 @@
 //! | peer gone without a word | [`GONE`] times `body_time`, by the system (`TCP_USER_TIMEOUT`) |
 //! | the server stops | at once without a request in flight, else `grace` |
 //!
+//! When there are as many as there may be, one makes place for each new one ([`turn_to_go`]), of those whose turn it is the one where
+//! nothing has moved for longest. A body that comes slower than 1 KiB a second does not move.
+//!
+//! | turn | connections |
+//! | --- | --- |
+//! | 1 | no request for 1 s since it was accepted; a body that has not moved for 5 s |
+//! | 2 | between two requests for 5 s |
+//! | 3 | a body that has not moved for 1 s; an answer of which the client has taken nothing for 5 s |
+//! | 4 | between two requests for 1 s |
+//! | 5 | waiting for us, as a live tail without news, for 5 s |
+//! | 6 | between two requests, or just accepted: whoever is about to send one |
+//!
 //! A [`Connection`] is what is known of one, [`Connections`] all of them. A worker looks over its own now and then
 //! (`Connections::look_over`), on the thread that also drives them: what it finds idle is between two requests, not
 //! within a step of one. Times come from one coarse clock, so that a request pays two loads and stores for them.
@@ -76,7 +88,7 @@ const UNSENT: u32 = 256 << 10;
 /// The system takes a client for gone, whose room comes and goes in small parts, though it answers: it gets more time for that than we
 /// give a client that takes nothing.
 const GONE: u32 = 4;
-/// Bytes that a client takes in a second, at the least, that is slow and not stuck.
+/// Bytes that a client takes or sends in a second, at the least, that is slow and not stuck.
 const LEAST: u64 = 1 << 10;
 /// Requests in flight on one HTTP/2 connection; and on all, for each connection that there may be.
 const STREAMS: u32 = 256;
@@ -85,10 +97,13 @@ const STREAMS_A_CONNECTION: usize = 4;
 const STREAMS_KEPT: usize = STREAMS_A_CONNECTION / 2;
 /// Bodies that nobody wants, of one connection, for which there always is room: what comes of them is in its window.
 const BODIES: usize = 8;
-/// How long a connection with a request in flight must have been still before it makes place for a new client.
+/// How long, in milliseconds, a connection has not moved that is still.
 const STILL: u64 = 5_000;
-/// One that was accepted so many milliseconds ago may be about to send its first request.
-const JUST_COME: u64 = 1000;
+/// One that was accepted, or answered, less than so many milliseconds ago may be about to send a request; a body that has come for less
+/// is not known to be slow.
+const JUST_COME: u64 = 1_000;
+/// Milliseconds between two lines in the log that say that connections make place.
+const TELL_EVERY: u64 = 10_000;
 /// A client that takes nothing for so many milliseconds is slow.
 const SLOW: u64 = 1_000;
 /// How long, in milliseconds, the answer may take to begin for a client that has ended what it sends. The end of a connection looks
@@ -105,6 +120,10 @@ const LAST_WORDS: u64 = 1_000;
 /// All connections of the server. The clock and the counters guard no other memory: Relaxed throughout.
 pub(super) struct Connections {
     seats: Arc<Semaphore>,
+    most: usize,
+    /// How many have made place since that was told of, and when it was told last, plus one.
+    made_place: AtomicU64,
+    told: AtomicU64,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     numbers: AtomicU64,
     begun: Instant,
@@ -121,6 +140,9 @@ impl Connections {
         let most = most.clamp(1, Semaphore::MAX_PERMITS);
         Arc::new(Self {
             seats: Arc::new(Semaphore::new(most)),
+            most,
+            made_place: AtomicU64::new(0),
+            told: AtomicU64::new(0),
             open: Mutex::default(),
             numbers: AtomicU64::new(0),
             begun: Instant::now(),
@@ -152,13 +174,14 @@ impl Connections {
         self.clock.fetch_max(now, Ordering::Relaxed).max(now)
     }
 
-    /// A place for one more. Where there is none, the connection that has been still for longest has to go.
+    /// A place for one more. Where there is none, the connection whose turn it is has to go.
     pub(super) async fn seat(&self) -> OwnedSemaphorePermit {
         loop {
             if let Ok(seat) = Arc::clone(&self.seats).try_acquire_owned() {
                 return seat;
             }
-            self.close_idlest();
+            self.close_one();
+            self.tell();
             // It goes at the end of its worker's turn.
             let seat = Arc::clone(&self.seats).acquire_owned();
             if let Ok(Ok(seat)) = tokio::time::timeout(Duration::from_millis(20), seat).await {
@@ -167,27 +190,33 @@ impl Connections {
         }
     }
 
-    /// Closes the connection that has been still for longest, if there is one that may be closed.
-    pub(super) fn close_idlest(&self) {
+    /// Closes the connection whose turn it is, if there is one that may be closed.
+    pub(super) fn close_one(&self) {
         let now = self.tick();
         let open = self.lock();
-        let idle = |connection: &&Arc<Connection>| {
-            let still = now.saturating_sub(connection.touched.load(Ordering::Relaxed));
-            (!connection.is_busy() || still >= STILL) && !connection.cut.load(Ordering::Relaxed)
-        };
-        // Those without a request first, and of these the one that was accepted first; but one that has just come, and may be
-        // about to send its request, only after those that have been still for long, with a request or without.
-        let rank = |connection: &&Arc<Connection>| {
-            let touched = connection.touched.load(Ordering::Relaxed);
-            let class = match (connection.is_busy(), now.saturating_sub(touched) < JUST_COME) {
-                (false, false) => 0,
-                (true, _) => 1,
-                (false, true) => 2,
-            };
-            (class, touched, connection.number)
-        };
-        if let Some(idlest) = open.values().filter(idle).min_by_key(rank) {
-            idlest.cut("makes place for a new one");
+        let turns = open.values().filter(|connection| !connection.is_cut()).filter_map(|connection| {
+            let turn = connection.turn_to_go(now)?;
+            Some((turn, connection.touched.load(Ordering::Relaxed), connection.number, connection))
+        });
+        if let Some((.., connection)) =
+            turns.min_by_key(|&(turn, touched, number, _)| (turn, touched, number))
+        {
+            connection.cut("makes place for a new one");
+            self.made_place.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Says now and then that connections make place.
+    fn tell(&self) {
+        let (now, told) = (self.now() + 1, self.told.load(Ordering::Relaxed));
+        let due = told == 0 || now >= told + TELL_EVERY;
+        if due && self.told.compare_exchange(told, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            let (most, closed) = (self.most, self.made_place.swap(0, Ordering::Relaxed));
+            tracing::warn!(
+                most,
+                closed,
+                "there are as many connections as there may be: slow and idle ones make place for new ones"
+            );
         }
     }
 
@@ -220,8 +249,12 @@ pub(super) struct Connection {
     worker: usize,
     accepted: u64,
     protocol: OnceLock<Protocol>,
-    /// When something of a request or an answer last got on.
+    /// When something of a request or an answer last got on; and the bytes of bodies that have come since, too slowly.
     touched: AtomicU64,
+    arrived: AtomicU64,
+    /// Whether there has been a request; and the bodies that are waited for.
+    used: AtomicBool,
+    awaited: AtomicUsize,
     /// Requests in flight.
     requests: AtomicUsize,
     /// Since when the system takes nothing of what is to be sent, plus one; 0 while it does.
@@ -239,6 +272,8 @@ pub(super) struct Connection {
     giving: AtomicBool,
     /// Whether the answer is a live tail: that whoever follows it is gone would be seen only when there is something to send.
     endless: AtomicBool,
+    /// Of HTTP/1: whether a body did not come as its framing says, so that nothing can come behind it.
+    broken: AtomicBool,
     /// Of HTTP/1: a body that nobody wants, while it is read; says whether that was all of it.
     unwanted: Mutex<Option<JoinHandle<bool>>>,
     /// To finish what is in flight and end.
@@ -330,6 +365,12 @@ impl Connection {
 
     /// Whether another request may come behind this one by HTTP/1: all of its body is read, where that is not much.
     async fn goes_on(&self) -> bool {
+        if self.protocol.get() != Some(&Protocol::Http1) {
+            return true;
+        }
+        if self.broken.load(Ordering::Relaxed) {
+            return false;
+        }
         let unwanted = lock(&self.unwanted).take();
         match unwanted {
             Some(unwanted) => unwanted.await.unwrap_or(false),
@@ -339,6 +380,37 @@ impl Connection {
 
     fn touch(&self) {
         self.touched.store(self.all.now(), Ordering::Relaxed);
+    }
+
+    /// So much more of a body has come.
+    fn arrived(&self, bytes: u64) {
+        let bytes = bytes + self.arrived.fetch_add(bytes, Ordering::Relaxed);
+        if moves(bytes, self.all.now().saturating_sub(self.touched.load(Ordering::Relaxed))) {
+            self.arrived.store(0, Ordering::Relaxed);
+            self.touch();
+        }
+    }
+
+    fn turn_to_go(&self, now: u64) -> Option<u8> {
+        let still = now.saturating_sub(self.touched.load(Ordering::Relaxed));
+        let doing = if !self.used.load(Ordering::Relaxed) {
+            Doing::Nothing
+        } else if self.awaited.load(Ordering::Relaxed) > 0 {
+            Doing::Sends
+        } else if self.stuck.load(Ordering::Relaxed) > 0 || self.has_stuck_stream() {
+            Doing::Takes
+        } else if self.is_busy() {
+            Doing::Waits
+        } else {
+            Doing::Idles
+        };
+        turn_to_go(doing, still)
+    }
+
+    /// Whether an answer waits for the client by HTTP/2, whose system takes what it is sent.
+    fn has_stuck_stream(&self) -> bool {
+        let is_stuck = |stream: Arc<Stream>| stream.given.load(Ordering::Relaxed) > 0;
+        lock(&self.streams).iter().filter_map(Weak::upgrade).any(is_stuck)
     }
 
     /// Closes it, whatever is in flight.
@@ -420,6 +492,40 @@ impl Connection {
     }
 }
 
+/// What a client does that has a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doing {
+    /// It has sent no request yet.
+    Nothing,
+    /// The server waits for a body, or for it to take an answer.
+    Sends,
+    Takes,
+    /// It waits for the server.
+    Waits,
+    /// It is between two requests.
+    Idles,
+}
+
+/// Who makes place before whom, see the module's documentation; `None` where it keeps its place.
+fn turn_to_go(doing: Doing, still: u64) -> Option<u8> {
+    match doing {
+        Doing::Nothing if still >= JUST_COME => Some(1),
+        Doing::Sends if still >= STILL => Some(1),
+        Doing::Idles if still >= STILL => Some(2),
+        Doing::Sends if still >= JUST_COME => Some(3),
+        Doing::Takes if still >= STILL => Some(3),
+        Doing::Idles if still >= JUST_COME => Some(4),
+        Doing::Waits if still >= STILL => Some(5),
+        Doing::Idles | Doing::Nothing => Some(6),
+        Doing::Sends | Doing::Takes | Doing::Waits => None,
+    }
+}
+
+/// Whether so many bytes in so many milliseconds are a body that moves. Those of one moment of the coarse clock are added up.
+fn moves(bytes: u64, time: u64) -> bool {
+    time > 0 && bytes >= LEAST * time / 1000
+}
+
 /// A request in flight by HTTP/2.
 struct Stream {
     /// When the client last took something of the answer, or was given it, plus one; 0 while it waits for us.
@@ -452,6 +558,7 @@ pub(super) struct Exchange {
 impl Exchange {
     fn begin(connection: &Arc<Connection>) -> Self {
         connection.touch();
+        connection.used.store(true, Ordering::Relaxed);
         connection.lacking.store(false, Ordering::Relaxed);
         connection.giving.store(false, Ordering::Relaxed);
         connection.endless.store(false, Ordering::Relaxed);
@@ -491,11 +598,13 @@ impl Drop for Exchange {
     }
 }
 
-/// A request's body on its way in: while it keeps arriving, its connection is not idle.
+/// A request's body on its way in: while it keeps arriving, its connection is not still.
 pub(super) struct Arriving {
     /// `None` once it has ended.
     body: Option<Incoming>,
     connection: Arc<Connection>,
+    /// Whether it is waited for.
+    awaited: bool,
     /// Whether the client asks before it sends the body: what is not wanted is not asked for.
     asks: bool,
 }
@@ -509,18 +618,21 @@ impl Body for Arriving {
         context: &mut std::task::Context<'_>,
     ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
         let Some(body) = self.body.as_mut() else { return Poll::Ready(None) };
-        let Poll::Ready(frame) = Pin::new(body).poll_frame(context) else {
+        let polled = Pin::new(body).poll_frame(context);
+        self.awaits(polled.is_pending());
+        let Poll::Ready(frame) = polled else {
             self.connection.lacks_some();
             return Poll::Pending;
         };
-        if frame.is_none() {
-            self.body = None; // of chunks it does not say by itself that it has ended
-        }
-        // An empty frame of HTTP/2 brings nothing on.
-        if let Some(Ok(frame)) = &frame
-            && frame.data_ref().is_some_and(|data| !data.is_empty())
-        {
-            self.connection.touch();
+        match &frame {
+            None => self.body = None, // of chunks it does not say by itself that it has ended
+            Some(Ok(frame)) => {
+                self.connection.arrived(frame.data_ref().map_or(0, |data| data.len() as u64));
+            }
+            Some(Err(_)) => {
+                self.body = None;
+                self.connection.broken.store(true, Ordering::Relaxed);
+            }
         }
         Poll::Ready(frame)
     }
@@ -534,8 +646,19 @@ impl Body for Arriving {
     }
 }
 
+impl Arriving {
+    fn awaits(&mut self, yes: bool) {
+        match (std::mem::replace(&mut self.awaited, yes), yes) {
+            (false, true) => self.connection.awaited.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.connection.awaited.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
+    }
+}
+
 impl Drop for Arriving {
     fn drop(&mut self) {
+        self.awaits(false);
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         if self.connection.protocol.get() == Some(&Protocol::Http1) {
@@ -690,6 +813,9 @@ pub(super) fn serve(
         accepted: now,
         protocol: OnceLock::new(),
         touched: AtomicU64::new(now),
+        arrived: AtomicU64::new(0),
+        used: AtomicBool::new(false),
+        awaited: AtomicUsize::new(0),
         requests: AtomicUsize::new(0),
         stuck: AtomicU64::new(0),
         found: Mutex::default(),
@@ -700,6 +826,7 @@ pub(super) fn serve(
         lacking: AtomicBool::new(false),
         endless: AtomicBool::new(false),
         giving: AtomicBool::new(false),
+        broken: AtomicBool::new(false),
         unwanted: Mutex::default(),
         stop: Notify::new(),
         stopped: AtomicBool::new(false),
@@ -766,7 +893,7 @@ async fn drive(
         let (context, exchange) = (Arc::clone(context), Exchange::begin(connection));
         let asks = request.headers().contains_key(EXPECT);
         let connection = Arc::clone(connection);
-        let request = request.map(|body| Arriving { body: Some(body), connection, asks });
+        let request = request.map(|body| Arriving { body: Some(body), connection, awaited: false, asks });
         async move {
             let mut answer: Answer = router::answer(&context, &exchange, request).await;
             if !exchange.connection.goes_on().await {
@@ -852,6 +979,36 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
         // its connection.
         if let Some(stream) = lock(&self.0.begun).take() {
             let _ = stream.task.set(task.abort_handle()); // the first and only one
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A byte each 3 s was a body that moves, and who sent it went after all who were between two requests.
+    #[test]
+    fn a_body_moves_from_a_floor_on_and_the_slow_go_before_those_that_were_served() {
+        assert!(!moves(1, 3_000) && !moves(1_000, 1_000) && moves(1_024, 1_000) && moves(3, 2));
+        assert!(!moves(1 << 20, 0), "what comes in one moment is added up");
+        // Whoever may be first at each of two times.
+        let order = [
+            (Doing::Sends, STILL),
+            (Doing::Idles, STILL),
+            (Doing::Sends, JUST_COME),
+            (Doing::Idles, STILL - 1),
+            (Doing::Waits, STILL),
+            (Doing::Nothing, JUST_COME - 1),
+            (Doing::Idles, JUST_COME - 1),
+        ];
+        assert!(order.is_sorted_by_key(|&(doing, still)| turn_to_go(doing, still)));
+        assert_eq!(turn_to_go(Doing::Nothing, JUST_COME), turn_to_go(Doing::Sends, STILL));
+        assert!(turn_to_go(Doing::Takes, STILL) < turn_to_go(Doing::Idles, STILL - 1));
+        for (doing, still) in
+            [(Doing::Sends, JUST_COME - 1), (Doing::Takes, STILL - 1), (Doing::Waits, STILL - 1)]
+        {
+            assert_eq!(turn_to_go(doing, still), None, "{doing:?}");
         }
     }
 }

@@ -35,7 +35,7 @@ pub struct Settings {
     pub body_bytes: usize,
     /// Bytes of a request's header section; at least 8 KiB. Default: 64 KiB.
     pub header_bytes: usize,
-    /// Connections at once. For one more, that is closed which has been idle for longest; where all have requests in flight it waits until
+    /// Connections at once. For one more, one is closed that is slow or idle; where all are in use it waits until
     /// one ends. Default: 4,096.
     pub connections: usize,
     /// How long a request's header section may take to come, from the connection's beginning or the end of the last request, and
@@ -304,12 +304,12 @@ impl Worker {
                         connection::serve(stream, seat, number, &connections, &settings, &context);
                     }
                     Err(error) => {
-                        // Mostly too many open files: the idlest connection makes place, as where connections run out.
+                        // Mostly too many open files: a connection makes place, as where connections run out.
                         if warned.is_none_or(|last: Instant| last.elapsed() > WARN_EVERY) {
                             warned = Some(Instant::now());
-                            tracing::warn!(%error, "cannot accept a connection: idle ones are closed");
+                            tracing::warn!(%error, "cannot accept a connection: slow and idle ones make place");
                         }
-                        connections.close_idlest();
+                        connections.close_one();
                         tokio::time::sleep(Duration::from_millis(10)).await;
                     }
                 }

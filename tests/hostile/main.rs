@@ -22,6 +22,8 @@ mod slow_logs;
 mod stopping;
 
 use std::{
+    fs::File,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -52,6 +54,21 @@ fn metric(server: &Server, name: &str) -> u64 {
     let text = get(&mut server.connect(), "/metrics").unwrap().body;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+}
+
+/// A server, and the file with what it says.
+fn said(data: &Path, flags: &[&str], log: &str) -> (Server, PathBuf) {
+    let said = data.join("said");
+    let mut command = Server::command(&data.join("data"), flags);
+    let child = command.env("MILLSTREAM_LOG", log).stderr(File::create(&said).unwrap()).spawn().unwrap();
+    let mut address = String::new();
+    wait_for("it listens", Duration::from_secs(10), || {
+        let text = std::fs::read_to_string(&said).unwrap();
+        let found = text.split_once("address=").and_then(|(_, rest)| rest.split_once(' '));
+        found.map_or("", |(address, _)| address).clone_into(&mut address);
+        !address.is_empty()
+    });
+    (Server { child, address }, said)
 }
 
 /// Waits for something to become true.
