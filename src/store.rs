@@ -248,6 +248,14 @@ impl Store {
             Err(error) => error,
         })?;
         self.inner.touch(&entry);
+        if entry.open.load().is_none() {
+            self.inner.close_idlest(1);
+        }
+        let opened = self.inner.opened(name, &entry);
+        if !matches!(&opened, Err(Error::Log(error)) if error.is_transient()) {
+            return opened;
+        }
+        self.inner.close_idlest(self.inner.options.open_logs); // they may have what is missing
         self.inner.opened(name, &entry)
     }
 
@@ -258,6 +266,9 @@ impl Store {
     pub fn create(&self, name: &str, settings: &LogSettings) -> Result<bool, Error> {
         check_name(name)?;
         self.inner.options_for(settings)?;
+        if self.inner.entry(name).is_none() {
+            self.inner.close_idlest(1);
+        }
         // Locked before anybody can find it.
         let entry = Entry::new();
         let deleted = entry.lock();
@@ -388,6 +399,26 @@ impl Inner {
 
     fn touch(&self, entry: &Entry) {
         entry.used.store(self.now(), Ordering::Relaxed); // by itself; a stale value closes a log too early at worst
+    }
+
+    /// Makes place for so many more open logs than there are: closes those that were not used for longest, where they can be closed
+    /// at once. The store's thread does so too, but in a second many may be opened.
+    fn close_idlest(&self, more: usize) {
+        let mut open: Vec<_> = {
+            let entries = read_lock(&self.entries);
+            let open = entries.values().filter(|entry| entry.open.load().is_some());
+            open.map(|entry| (entry.used.load(Ordering::Relaxed), Arc::clone(entry))).collect()
+        };
+        let too_many = (open.len() + more).saturating_sub(self.options.open_logs.max(1));
+        if too_many == 0 {
+            return;
+        }
+        open.sort_by_key(|&(used, _)| used);
+        let can_be = |entry: &Entry| {
+            let log = entry.open.load_full();
+            log.is_some_and(|log| Arc::strong_count(&log) <= 2 && log.settles_soon()) // the entry's, and this one
+        };
+        open.iter().filter(|(_, entry)| can_be(entry)).take(too_many).for_each(|(_, entry)| entry.close());
     }
 
     fn options_for(&self, settings: &LogSettings) -> Result<Options, Error> {

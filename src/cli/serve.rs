@@ -29,7 +29,7 @@ const MOST_BODY: u64 = 1 << 40;
 /// Beyond what a system lets a process have open.
 const MOST_CONNECTIONS: u64 = 1 << 24;
 
-/// Serve a log over HTTP until SIGINT or SIGTERM; then finish what is in flight, flush, and exit with 0; at a second one end at once
+/// Serve a log over HTTP until SIGINT, SIGTERM or SIGHUP; then finish what is in flight, flush, and exit with 0; at a second SIGINT or SIGTERM end at once
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream serve --data /var/lib/millstream --create-logs\n  \
@@ -69,7 +69,7 @@ pub(super) struct Serve {
     /// The largest header section in bytes, at least 8192
     #[arg(long, env = "MILLSTREAM_MAX_HEADER", default_value_t = Settings::default().header_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(8192..=MOST_HEADER))]
     max_header: usize,
-    /// Connections at once; for one more, the one that was idle for longest is closed. Fewer where the limit of open files is too low
+    /// Connections at once; for one more, one that is slow or idle is closed. Fewer where the limit of open files is too low
     #[arg(long, env = "MILLSTREAM_MAX_CONNECTIONS", default_value_t = Settings::default().connections, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_CONNECTIONS))]
     max_connections: usize,
     /// Seconds for a header section to arrive, and for which a connection may be idle
@@ -160,17 +160,21 @@ impl Serve {
             shm_dir: Some(self.shm_dir.clone()).filter(|at| at.as_os_str() != "none"),
             ..Options::default()
         };
-        let (connections, open_logs) = shares(open_files(), self.max_connections, self.max_open_logs);
+        let defaults = Settings::default();
+        let threads = self.threads.map_or(defaults.threads, usize::from);
+        let limit = open_files();
+        let files = files_to_share(limit, threads)?;
+        let (connections, open_logs) = shares(files, self.max_connections, self.max_open_logs);
         if connections < self.max_connections || open_logs < self.max_open_logs {
             tracing::warn!(
+                limit,
                 connections,
                 open_logs,
                 "the limit of open files (ulimit -n) leaves room for this many connections and open logs"
             );
         }
-        let defaults = Settings::default();
         let settings = Settings {
-            threads: self.threads.map_or(defaults.threads, usize::from),
+            threads,
             body_bytes: self.max_body,
             header_bytes: self.max_header,
             connections,
@@ -211,8 +215,14 @@ impl Serve {
 /// How long the last lines of the log are waited for.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
-/// Files beside those of connections and open logs: what is read from the disk, what is made ready, and the process's.
+/// Files that the process has open before anybody connects: for itself, and for each server thread.
+const OWN_FILES: usize = 16;
+const THREAD_FILES: usize = 7;
+/// Files beside those, of connections and of open logs: what is read from the disk, and what is made ready; and the least of them.
 const SPARE_FILES: usize = 256;
+const LEAST_SPARE_FILES: usize = 24;
+/// The least for connections and open logs together.
+const LEAST_SHARES: usize = 24;
 
 /// A host as `--allow-host` takes it.
 fn host(text: &str) -> Result<String, String> {
@@ -252,10 +262,22 @@ fn is_authority(text: &str) -> bool {
         || (!name.is_empty() && name.bytes().all(plain) && port.parse::<u16>().is_ok())
 }
 
+/// The files that there are for connections and open logs, and for what is done for them.
+fn files_to_share(limit: usize, threads: usize) -> Result<usize, String> {
+    let own = OWN_FILES + threads * THREAD_FILES;
+    let least = own + LEAST_SPARE_FILES + LEAST_SHARES;
+    if limit < least {
+        return Err(format!(
+            "the limit of open files (ulimit -n) is {limit}, and with {threads} server threads at least {least} are needed: raise it (ulimit -n {least}, LimitNOFILE={least}), or name fewer --threads"
+        ));
+    }
+    Ok(limit - own)
+}
+
 /// How many connections and open logs there may be where there are so many files. Where there are too few for all, connections have
 /// up to two thirds of them, so that clients that only connect never keep a log from being opened.
 fn shares(files: usize, connections: usize, logs: usize) -> (usize, usize) {
-    let files = files - SPARE_FILES.min(files / 4);
+    let files = files.saturating_sub(SPARE_FILES.min(files / 4).max(LEAST_SPARE_FILES));
     let connections = connections.min(files.saturating_sub(logs).max(files / 3 * 2)).max(1);
     (connections, logs.min(files.saturating_sub(connections)))
 }
@@ -269,13 +291,15 @@ fn open_files() -> usize {
     limit.map_or(usize::MAX, |limit| limit as usize)
 }
 
-/// Completes at SIGINT or SIGTERM, which are caught from this call on. At a second one the process ends at once: what is acknowledged
-/// survives that as it does SIGKILL.
+/// Completes at SIGINT, SIGTERM or SIGHUP, which are caught from this call on. At a second SIGINT or SIGTERM the process ends at once: what is
+/// acknowledged survives that as it does SIGKILL. SIGHUP says that the terminal has gone, which comes more than once; where it
+/// is ignored (`nohup`) it stays so.
 fn stop_signal(stderr: &Lines) -> std::io::Result<oneshot::Receiver<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let (mut interrupt, mut terminate) = {
+    let (mut interrupt, mut terminate, mut hangup) = {
         let _within = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        let hangup = if is_hangup_ignored() { None } else { Some(signal(SignalKind::hangup())?) };
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, hangup)
     };
     let (stop, stopped) = oneshot::channel();
     let stderr = stderr.clone();
@@ -287,7 +311,16 @@ fn stop_signal(stderr: &Lines) -> std::io::Result<oneshot::Receiver<()>> {
                 _ = terminate.recv() => (Signal::TERM, "SIGTERM"),
             }
         };
-        let (_, name) = next().await;
+        let hung_up = async {
+            match &mut hangup {
+                Some(hangup) => drop(hangup.recv().await),
+                None => std::future::pending().await,
+            }
+        };
+        let name = tokio::select! {
+            (_, name) = next() => name,
+            () = hung_up => "SIGHUP",
+        };
         tracing::info!("{name}: stopping");
         let _ = stop.send(()); // the server may have ended by itself
         let (signal, name) = next().await;
@@ -297,6 +330,14 @@ fn stop_signal(stderr: &Lines) -> std::io::Result<oneshot::Receiver<()>> {
     };
     std::thread::Builder::new().name("millstream-signals".into()).spawn(move || runtime.block_on(listen))?;
     Ok(stopped)
+}
+
+/// Whether this process was started to ignore SIGHUP; where the system does not say, it was not.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.unwrap_or(0) & 1 << (Signal::HUP.as_raw() - 1) != 0
 }
 
 #[cfg(test)]
@@ -310,7 +351,16 @@ mod tests {
         assert_eq!(shares(1024, 4096, 10_000), (512, 256));
         assert_eq!(shares(1024, 4096, 50), (718, 50));
         assert_eq!(shares(1024, 100, 10_000), (100, 668));
-        assert_eq!(shares(4, 4096, 10_000), (2, 1));
+        assert_eq!(shares(48, 4096, 10_000), (16, 8));
         assert_eq!(shares(0, 4096, 10_000), (1, 0));
+    }
+
+    /// With 24 files all that was said was "Too many open files"; with 30 there was none for a third log.
+    #[test]
+    fn too_few_files_are_told_of() {
+        assert_eq!(files_to_share(1024, 2), Ok(994));
+        assert_eq!(files_to_share(78, 2), Ok(48));
+        let refused = files_to_share(77, 2).unwrap_err();
+        assert!(refused.contains("ulimit -n) is 77") && refused.contains("at least 78"), "{refused}");
     }
 }

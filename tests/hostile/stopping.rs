@@ -171,3 +171,39 @@ fn a_limit_of_file_sizes_is_a_full_disk_and_is_said_once() {
     let lines = text.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).count();
     assert_eq!(lines, 1, "{text}");
 }
+
+/// It ended the server at once, in the middle of what was in flight.
+#[test]
+fn a_terminal_that_goes_stops_the_server_as_sigterm_does() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::start(data.path(), &[]);
+    let mut half = server.connect();
+    half.append(b"0").unwrap();
+    half.send(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 27\r\n\r\n{").unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    for _ in 0..3 {
+        kill_process(server.pid(), Signal::HUP).unwrap(); // of the terminal, and of the shell
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    half.send(br#""record":{"value":"aGk="}}"#).unwrap();
+    assert_eq!(half.answer().expect("a request in flight was not waited for").status, 200);
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+
+    // Whoever started it to outlive its terminal is heeded.
+    let command = Server::command(data.path(), &[]);
+    let mut ignoring = std::process::Command::new("sh");
+    ignoring
+        .args(["-c", "trap '' HUP; exec \"$0\" \"$@\""])
+        .arg(command.get_program())
+        .args(command.get_args());
+    let envs = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let mut child = ignoring.envs(envs).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let line = lines.find(|line| line.contains("address=")).expect("it ended before it listened");
+    let address = line.split("address=").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    let mut server = Server { child, address };
+    kill_process(server.pid(), Signal::HUP).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(server.connect().append(b"x").unwrap(), 2);
+    assert_eq!(server.terminate(), Some(0));
+}
