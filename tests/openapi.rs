@@ -130,3 +130,32 @@ fn every_code_is_in_the_table_and_in_the_document() {
     let headers = &document["components"]["responses"]["Problem"]["headers"];
     assert!(headers["Retry-After"].is_object() && headers["Allow"].is_object());
 }
+
+/// What is refused was within the document: a segment below 4 KiB, other members beside an offset.
+#[test]
+fn the_document_refuses_what_the_server_refuses() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    client.append(b"x").unwrap();
+    let document = json(&client.request("GET", "/openapi.json", b"").unwrap().body);
+    let schemas = &document["components"]["schemas"];
+    let segment = &schemas["Settings"]["properties"]["segment_bytes"];
+    let (least, most) = (segment["minimum"].as_u64().unwrap(), segment["maximum"].as_u64().unwrap());
+    for (bytes, status) in [(least - 1, 400), (least, 201), (most + 1, 400)] {
+        let settings = format!(r#"{{"segment_bytes":{bytes}}}"#);
+        let answer = client.request("PUT", "/v1/logs/b", settings.as_bytes()).unwrap();
+        assert_eq!(answer.status, status, "{bytes}: {}", answer.body);
+    }
+    for (schema, method, target, body) in [
+        (&schemas["Consume"], "GET", "/", r#"{"offset":0,"x":1}"#),
+        (&schemas["Produce"], "POST", "/", r#"{"record":{"value":""},"x":1}"#),
+        (&schemas["Produce"]["properties"]["record"], "POST", "/", r#"{"record":{"value":"","x":1}}"#),
+        (&schemas["Settings"], "PUT", "/v1/logs/c", r#"{"x":1}"#),
+    ] {
+        assert_eq!(schema["additionalProperties"], false, "{method} {body}");
+        assert_eq!(client.request(method, target, body.as_bytes()).unwrap().status, 400, "{method} {body}");
+    }
+    assert_eq!(client.request("GET", "/?offset=0", br#"{"offset":"x"}"#).unwrap().status, 400);
+    assert_eq!(client.request("GET", "/?offset=0", b"").unwrap().status, 200);
+}

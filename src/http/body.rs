@@ -12,8 +12,12 @@ use http_body_util::BodyExt;
 use hyper::body::Body;
 use serde::{
     Deserialize, Deserializer,
-    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+    de::{
+        DeserializeSeed, Error as _, IgnoredAny, IntoDeserializer, MapAccess, Visitor,
+        value::{BorrowedStrDeserializer, MapAccessDeserializer},
+    },
 };
+use serde_json::value::RawValue;
 use std::{fmt, io::Read, marker::PhantomData};
 use tokio::sync::oneshot;
 
@@ -23,11 +27,31 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
+    read_up_to(context.limits.body_bytes, body, context).await
+}
+
+/// Bytes of a body that has no records: settings, or an offset. It is parsed where it was read.
+const SMALL: usize = 64 << 10;
+
+/// [`read`] for a body without records.
+pub(super) async fn read_small<B>(body: B, context: &Context) -> Result<Bytes, Problem>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
+    read_up_to(context.limits.body_bytes.min(SMALL), body, context).await
+}
+
+async fn read_up_to<B>(most: usize, body: B, context: &Context) -> Result<Bytes, Problem>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
     let (limits, memory) = (&context.limits, &context.memory);
-    let limit = limits.body_bytes as u64;
+    let limit = most as u64;
     let (least, most) = (body.size_hint().lower(), body.size_hint().upper().unwrap_or(limit));
     if least > limit {
-        return Err(too_large(limits.body_bytes, ""));
+        return Err(too_large(limit as usize, ""));
     }
     if least > FREE as u64 && !memory.has_room(Purpose::Request, least as usize) {
         return Err(Problem::overloaded());
@@ -137,7 +161,7 @@ pub(super) enum Encoding {
 
 impl Encoding {
     pub(super) fn of(header: Option<&str>) -> Result<Self, Problem> {
-        match header.map_or("identity", str::trim) {
+        match &*header.map_or("identity", str::trim).to_ascii_lowercase() {
             "identity" | "" => Ok(Self::Identity),
             "gzip" | "x-gzip" => Ok(Self::Gzip),
             "zstd" => Ok(Self::Zstd),
@@ -202,7 +226,8 @@ const WHY: usize = 300;
 
 /// Parses a body: `invalid_json` for what is no JSON, `invalid_request` for JSON that is not what is `expected`.
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], expected: &str) -> Result<T, Problem> {
-    serde_json::from_slice(body).map(|Object(parsed)| parsed).map_err(|error| not_parsed(&error, expected))
+    let parsed = serde_json::from_slice(body);
+    parsed.map(|Object(parsed)| parsed).map_err(|error| not_parsed(body, &error, expected))
 }
 
 /// What is a JSON object only. Read without this, a struct is also made of a list, whose values are taken for the members by their
@@ -218,18 +243,76 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
                 f.write_str("an object")
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+                T::deserialize(MapAccessDeserializer::new(ShortNames(map))).map(Object)
             }
         }
         from.deserialize_map(Members(PhantomData))
     }
 }
 
-pub(super) fn not_parsed(error: &serde_json::Error, expected: &str) -> Problem {
-    let why = cut(error, WHY); // the name of an unknown field is in it, of any length
-    if error.is_data() {
-        Problem::new(Code::InvalidRequest, format_args!("{why}; send {expected}"))
-    } else {
-        Problem::new(Code::InvalidJson, format_args!("the body is not JSON: {why}; send {expected}"))
+/// An object's members, of which none with a long name is one that we know. The parser would make a copy of a name with escapes in it,
+/// and another to say that it is unknown, of any length.
+pub(super) struct ShortNames<A>(pub(super) A);
+
+/// Bytes of a name as it stands in the body: longer than any that we know, with each letter escaped.
+const NAME: usize = 128;
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for ShortNames<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+        let Some(quoted) = self.0.next_key::<&'de RawValue>()?.map(RawValue::get) else { return Ok(None) };
+        if quoted.len() > NAME {
+            return Err(A::Error::custom(format_args!("unknown field {}", cut(quoted, NAME))));
+        }
+        let known = if quoted.contains('\\') {
+            let name: String = serde_json::from_str(quoted).map_err(A::Error::custom)?;
+            seed.deserialize(name.into_deserializer())
+        } else {
+            seed.deserialize(BorrowedStrDeserializer::new(quoted.trim_matches('"')))
+        };
+        known.map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.0.next_value_seed(seed)
+    }
+}
+
+/// What is wrong with a body: what is no JSON at all is told so, whatever else would have been wrong.
+pub(super) fn not_parsed(body: &[u8], error: &serde_json::Error, expected: &str) -> Problem {
+    if let Err(error) = serde_json::from_slice::<IgnoredAny>(body) {
+        let why = cut(error, WHY);
+        return Problem::new(Code::InvalidJson, format_args!("the body is not JSON: {why}; send {expected}"));
+    }
+    Problem::new(Code::InvalidRequest, format_args!("{}; send {expected}", cut(error, WHY)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `null` where one of some words is expected was told as no JSON, and codings were compared by their case.
+    #[test]
+    fn what_is_json_is_told_so_and_codings_do_not_depend_on_case() {
+        let code = |body: &str| {
+            let refused = parse::<crate::store::LogSettings>(body.as_bytes(), "x").err();
+            refused.map_or(String::new(), |problem| problem.to_string().split(':').next().unwrap().to_owned())
+        };
+        for body in [r#"{"values":null}"#, r#"{"values":7}"#, r#"{"x":1}"#, "[]", "null"] {
+            assert_eq!(code(body), "invalid_request", "{body}");
+        }
+        for body in ["{", r#"{"values":nul}"#, r#"{"x":1"#, ""] {
+            assert_eq!(code(body), "invalid_json", "{body}");
+        }
+        assert_eq!(code(r#"{"\u0076alues":"json"}"#), "");
+        for (name, encoding) in [
+            ("GZIP", Encoding::Gzip),
+            ("X-Gzip", Encoding::Gzip),
+            ("ZStd", Encoding::Zstd),
+            ("Identity", Encoding::Identity),
+        ] {
+            assert_eq!(Encoding::of(Some(name)).ok(), Some(encoding), "{name}");
+        }
     }
 }

@@ -142,18 +142,23 @@ fn decoded(bytes: Bytes, memory: &Arc<Memory>) -> Result<(Vec<u8>, Grant), Probl
 
 pub(super) async fn get(context: &Context, request: Request<Arriving>) -> Result<Answer, Problem> {
     let from_query = request.uri().query().map(offset_in_query).transpose()?;
-    let offset = if let Some(offset) = from_query {
-        offset
-    } else {
-        let bytes = body::read(request.into_body(), context).await?;
-        if bytes.is_empty() {
+    let bytes = body::read_small(request.into_body(), context).await?;
+    let offset = match from_query {
+        Some(offset) if bytes.is_empty() => offset,
+        None if !bytes.is_empty() => {
+            let Consume { offset } = body::parse(&bytes, r#"{"offset":0}"#)?;
+            offset.0.ok_or_else(invalid_offset)?
+        }
+        Some(_) => {
+            let detail = "the offset is in the address and there is a body; send one of them";
+            return Err(Problem::new(Code::InvalidRequest, detail));
+        }
+        None => {
             let detail = r#"say which record: a body {"offset":0}, or /?offset=0"#;
             return Err(Problem::new(Code::OffsetMissing, detail));
         }
-        let Consume { offset } = body::parse(&bytes, r#"{"offset":0}"#)?;
-        offset.0.ok_or_else(invalid_offset)?
     };
-    let log = context.log(LOG).await?;
+    let log = context.log(LOG).await.map_err(|problem| problem.of_no_record(offset))?;
     let (record, memory) = (context.read(&log, offset).await?, Arc::clone(&context.memory));
     if record.value().len() < LARGE {
         render(&memory, &record)

@@ -52,9 +52,14 @@ impl Context {
         }
         match self.in_turn(name, Store::get).await? {
             Ok(log) => Ok(log.settings().clone()),
-            Err(store::Error::NotFound { .. }) if self.limits.create_logs => Ok(LogSettings::default()),
+            Err(store::Error::NotFound { .. }) if self.creates(name) => Ok(LogSettings::default()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether appending to a log of this name makes it: to the book's log always, as starting does.
+    fn creates(&self, name: &str) -> bool {
+        self.limits.create_logs || name == super::book::LOG
     }
 
     /// [`log`](Self::log) for an append, which creates it where the server is set to.
@@ -62,7 +67,7 @@ impl Context {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log);
         }
-        let create = self.limits.create_logs;
+        let create = self.creates(name);
         let found = self.in_turn(name, move |store, name| match store.get(name) {
             Err(store::Error::NotFound { .. }) if create => {
                 match store.create(name, &LogSettings::default()) {

@@ -12,15 +12,17 @@
 //! milliseconds since 1970.
 
 use super::{
-    body::Object,
+    body::{Object, ShortNames},
     memory::{Buffer, Grant},
+    params,
     problem::Problem,
     room::Room,
 };
 use crate::Code;
 use crate::{chunk::AppendValues, frame::JSON, log::RecordRef};
-use base64::{Engine, prelude::BASE64_STANDARD};
+use base64::{DecodeError, DecodeSliceError, Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
+use hyper::header::{ACCEPT, HeaderMap};
 use serde::{
     Deserialize, Deserializer,
     de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
@@ -43,14 +45,17 @@ pub(super) enum Format {
 
 const NAMES: [(&str, Format); 6] = [
     ("application/x-ndjson", Format::Ndjson),
-    ("application/ndjson", Format::Ndjson),
     ("application/json", Format::Json),
     ("text/plain", Format::Text),
     ("application/octet-stream", Format::Bytes),
     ("application/vnd.millstream.frames", Format::Frames),
+    ("application/ndjson", Format::Ndjson),
 ];
 /// The types that `Accept` may name, as an error says them.
 pub(super) const ACCEPTED: &str = "application/x-ndjson, application/json, text/plain, application/octet-stream, application/vnd.millstream.frames";
+
+/// The type of a live tail.
+pub(super) const EVENTS: &str = "text/event-stream";
 
 impl Format {
     /// By a media type, parameters aside.
@@ -69,6 +74,42 @@ impl Format {
             Self::Frames => "application/vnd.millstream.frames",
         }
     }
+}
+
+/// What an answer is to be by `Accept`: whether the live tail, and else in which format. The type that the client wants most, and of
+/// several that it wants as much the first; but the tail, which nobody names by accident.
+pub(super) fn wanted(headers: &HeaderMap) -> Result<(bool, Format), Problem> {
+    if !headers.contains_key(ACCEPT) {
+        return Ok((false, Format::Ndjson));
+    }
+    let mut ranges: Vec<(&str, u16)> = params::list(headers, ACCEPT).map(params::weighed).collect();
+    ranges.sort_by_key(|&(_, weight)| std::cmp::Reverse(weight));
+    let most = ranges.first().map_or(0, |&(_, weight)| weight);
+    if most > 0 && ranges.iter().any(|&(range, weight)| weight == most && range.eq_ignore_ascii_case(EVENTS))
+    {
+        return Ok((true, Format::Ndjson));
+    }
+    let is_refused = |range: &str, name: &str| {
+        range.ends_with("/*")
+            && ranges.iter().any(|&(one, weight)| weight == 0 && one != "*/*" && fits(one, name))
+    };
+    let offered = |&(range, _): &(&str, u16)| {
+        NAMES
+            .iter()
+            .find(|(name, _)| fits(range, name) && !is_refused(range, name))
+            .map(|(_, format)| *format)
+    };
+    let format = ranges.iter().take_while(|&&(_, weight)| weight > 0).find_map(offered).ok_or_else(|| {
+        let detail = format!("Accept must have one of: {ACCEPTED}, {EVENTS}");
+        Problem::new(Code::NotAcceptable, detail)
+    })?;
+    Ok((false, format))
+}
+
+/// Whether a media type is in a range: itself, all of its kind, or all.
+fn fits(range: &str, name: &str) -> bool {
+    let kind = |of: &str| of.split('/').next().unwrap_or_default().to_ascii_lowercase();
+    range == "*/*" || range.eq_ignore_ascii_case(name) || (range.ends_with("/*") && kind(range) == kind(name))
 }
 
 /// A body of records. They are found in it each time that they are gone through, so that none costs more memory than
@@ -257,8 +298,9 @@ fn check_frames(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record<'a> {
+    /// As it stands in the body: of text that is escaped the parser would make copies.
     #[serde(borrow)]
-    value: Option<Cow<'a, str>>,
+    value: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     json: Option<&'a RawValue>,
 }
@@ -275,10 +317,8 @@ fn frames_of_json(body: &[u8], room: Room, grant: Grant) -> Result<Bytes, Proble
     let done = Document(&mut frames).deserialize(&mut from).and_then(|()| from.end());
     match (frames.refused, done) {
         (Some(problem), _) => Err(problem),
-        // What is no JSON at all is told so, wherever it would have been wrong otherwise.
         (None, Err(error)) => {
-            let error = serde_json::from_slice::<IgnoredAny>(body).err().unwrap_or(error);
-            Err(super::body::not_parsed(&error, r#"{"records":[{"json":…},{"value":"<base64>"}]}"#))
+            Err(super::body::not_parsed(body, &error, r#"{"records":[{"json":…},{"value":"<base64>"}]}"#))
         }
         (None, Ok(())) => Ok(frames.out.freeze()),
     }
@@ -297,11 +337,15 @@ impl Framing {
     fn record(&mut self, record: &Record<'_>) -> Result<(), Problem> {
         self.records += 1;
         let n = self.records;
-        match (&record.value, record.json) {
-            (Some(base64), None) => {
-                let length = base64::decoded_len_estimate(base64.len());
-                self.frame(length, 0, |space| {
-                    BASE64_STANDARD.decode_slice(base64.as_bytes(), space).map_err(|error| {
+        match (record.value, record.json) {
+            (Some(raw), None) => {
+                let quoted = raw.get().strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+                let base64 = quoted.ok_or_else(|| {
+                    let detail = format!("the value of record {n} is no text; send base64");
+                    Problem::new(Code::InvalidRequest, detail).with("record", n)
+                })?;
+                self.frame(base64::decoded_len_estimate(base64.len()), 0, |space| {
+                    decoded(base64, space).map_err(|error| {
                         let detail = format!("the value of record {n} is not base64: {error}");
                         Problem::new(Code::InvalidBase64, detail).with("record", n)
                     })
@@ -336,6 +380,51 @@ impl Framing {
     }
 }
 
+/// Base64 that is decoded at once where it is escaped.
+const BLOCK: usize = 4096;
+
+/// Decodes base64 as it stands between the quotes of JSON; where it is escaped, block by block, so that no copy of it is made.
+fn decoded(quoted: &str, into: &mut [u8]) -> Result<usize, DecodeSliceError> {
+    if memchr::memchr(b'\\', quoted.as_bytes()).is_none() {
+        return BASE64_STANDARD.decode_slice(quoted, into);
+    }
+    let mut letters = quoted.bytes();
+    let (mut block, mut at, mut padded) = ([0; BLOCK], 0, false);
+    loop {
+        let mut length = 0;
+        while length < BLOCK
+            && let Some(letter) = unescaped(&mut letters)
+        {
+            block[length] = letter;
+            length += 1;
+        }
+        if length == 0 {
+            return Ok(at);
+        }
+        if padded {
+            return Err(DecodeError::InvalidByte(at, b'=').into()); // there is more behind the end
+        }
+        padded = block[length - 1] == b'=';
+        at += BASE64_STANDARD.decode_slice(&block[..length], &mut into[at..])?;
+    }
+}
+
+/// The next letter of base64 that may be escaped; 0 for what is none.
+fn unescaped(letters: &mut impl Iterator<Item = u8>) -> Option<u8> {
+    let letter = letters.next()?;
+    if letter != b'\\' {
+        return Some(letter);
+    }
+    match letters.next()? {
+        b'/' => Some(b'/'),
+        b'u' => {
+            let digits = letters.take(4).map(|digit| char::from(digit).to_digit(16).unwrap_or(0));
+            Some(u8::try_from(digits.fold(0, |code, digit| code * 16 + digit)).unwrap_or(0))
+        }
+        _ => Some(0),
+    }
+}
+
 /// `{"records":[…]}`
 struct Document<'a>(&'a mut Framing);
 /// `[…]`
@@ -353,8 +442,8 @@ impl<'de> Visitor<'de> for Document<'_> {
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with records")
     }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut found = false;
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
+        let (mut map, mut found) = (ShortNames(map), false);
         while let Some(key) = map.next_key::<Cow<'de, str>>()? {
             if key != "records" {
                 return Err(de::Error::unknown_field(&key, &["records"]));
@@ -518,6 +607,68 @@ mod tests {
         assert_eq!(batch.records(), records.len() as u64);
         assert_eq!(batch.bytes(), records.iter().map(|(bytes, _)| bytes.len() as u64).sum::<u64>());
         Ok(records)
+    }
+
+    /// Of a weight (`q=0`) nothing was seen, types were compared by their case, and `text/event-streamx` began a tail.
+    #[test]
+    fn the_type_that_is_wanted_most_is_answered_whatever_its_case() {
+        let of = |accept: &str| {
+            let headers = HeaderMap::from_iter([(ACCEPT, accept.parse().unwrap())]);
+            wanted(&headers).ok()
+        };
+        for (accept, expected) in [
+            ("*/*", Some((false, Format::Ndjson))),
+            ("application/json;q=0, text/plain", Some((false, Format::Text))),
+            ("application/json;q=0.5, Text/Plain; Q=0.6", Some((false, Format::Text))),
+            ("text/html, application/*;q=0.1", Some((false, Format::Ndjson))),
+            ("TEXT/*", Some((false, Format::Text))),
+            ("application/x-ndjson;q=0, application/ndjson;q=0, */*", Some((false, Format::Json))),
+            ("application/*;q=0, */*", Some((false, Format::Text))),
+            ("application/json;q=0", None),
+            ("*/*;q=0.0", None),
+            ("text/html", None),
+            ("text/event-streamx", None),
+            ("TEXT/Event-Stream", Some((true, Format::Ndjson))),
+            ("application/json, text/event-stream", Some((true, Format::Ndjson))),
+            ("application/json, text/event-stream;q=0.5", Some((false, Format::Json))),
+            ("text/event-stream;q=0", None),
+        ] {
+            assert_eq!(of(accept), expected, "{accept}");
+        }
+    }
+
+    /// Each was copied by the parser, also one without escapes, beside the budget.
+    #[test]
+    fn base64_that_is_escaped_is_decoded_in_place() {
+        let long: Vec<u8> = (0..20_000).map(|n: u32| ((n * n) >> 3) as u8).collect();
+        for value in [&b"hi?>"[..], b"", &long, &long[..BLOCK / 4 * 3], &long[..7]] {
+            let base64 = BASE64_STANDARD.encode(value);
+            let escape = |letter: u8| ["\\u00".to_owned(), format!("{letter:02X}")];
+            let escaped = base64.bytes().flat_map(escape).collect::<Vec<_>>().concat();
+            for text in [base64.replace('/', "\\/"), base64, escaped] {
+                let body = format!(r#"{{"records":[{{"value":"{text}"}}]}}"#);
+                assert_eq!(parsed(Format::Json, body.as_bytes()), Ok(vec![(value.to_vec(), false)]));
+            }
+        }
+        let padded = format!("{}==\\u0041AAA", "A".repeat(BLOCK - 2));
+        for text in ["\\n", "\\u0141AAA", "\\ud800AAA", "AAA\\u003dAAAA", &padded] {
+            let body = format!(r#"{{"records":[{{"value":"{text}"}}]}}"#);
+            let refused = parsed(Format::Json, body.as_bytes()).unwrap_err();
+            assert!(refused.starts_with("invalid_base64"), "{text:.40}: {refused}");
+        }
+        let long = "x".repeat(1 << 20);
+        for (text, expected) in [
+            (r#"{"records":[{"value":7}]}"#.to_owned(), "invalid_request"),
+            (r#"{"records":[{"value":null,"json":null}]}"#.to_owned(), ""),
+            (r#"{"\u0072ecords":[{"\u0076alue":""}]}"#.to_owned(), ""),
+            (format!(r#"{{"\u0041{long}":[]}}"#), "invalid_request"),
+            (format!(r#"{{"records":[{{"\u0041{long}":1}}]}}"#), "invalid_request"),
+            (r#"{"\u0041\ud800":[]}"#.to_owned(), "invalid_request"),
+        ] {
+            let refused = parsed(Format::Json, text.as_bytes()).err().unwrap_or_default();
+            assert!(refused.starts_with(expected) && refused.len() < 600, "{text:.40}: {refused}");
+            assert_eq!(refused.is_empty(), expected.is_empty(), "{text:.40}: {refused}");
+        }
     }
 
     proptest! {

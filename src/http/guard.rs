@@ -105,7 +105,9 @@ impl Guard {
         };
         if let Some(origin) = headers.get(ORIGIN) {
             let origin = origin.to_str().unwrap_or("?");
-            let own = origin.split_once("://").is_some_and(|(_, its)| Some(its) == host);
+            let own = origin
+                .split_once("://")
+                .is_some_and(|(_, its)| host.is_some_and(|host| its.eq_ignore_ascii_case(host)));
             let allowed = own || self.origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin));
             return if allowed { Ok(()) } else { refused(origin) };
         }
@@ -125,9 +127,12 @@ impl Guard {
             return !self.loopback || here || self.addresses.contains(&address);
         }
         let name = without_dot(name);
-        let plain = !name.is_empty()
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-        is_or_is_below("localhost", name) || (!self.loopback && plain) || self.is_named(name)
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        if !name.bytes().all(|byte| plain(byte) || byte == b'.') {
+            return false; // whatever stands at its end
+        }
+        let one = !name.is_empty() && name.bytes().all(plain);
+        is_or_is_below("localhost", name) || (!self.loopback && one) || self.is_named(name)
     }
 
     fn is_named(&self, name: &str) -> bool {
@@ -217,6 +222,9 @@ mod tests {
             "127.0.0.1.evil.example",
             "xexample.org",
             "127.0.0.1@evil.example",
+            "evil.example/.localhost",
+            "evil.example?.example.org",
+            "evil.example#.localhost:80",
             "[::ffff:10.0.0.1]",
             "[localhost]",
             "",

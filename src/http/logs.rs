@@ -52,7 +52,7 @@ pub(super) async fn create(
     name: &str,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
-    let bytes = body::read(request.into_body(), context).await?;
+    let bytes = body::read_small(request.into_body(), context).await?;
     let settings: LogSettings =
         if bytes.is_empty() { LogSettings::default() } else { body::parse(&bytes, "settings, or nothing")? };
     let patience = context.limits.append_time;
@@ -127,7 +127,7 @@ pub(super) async fn trim(
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
     let log = context.log(name).await?;
-    let bytes = body::read(request.into_body(), context).await?;
+    let bytes = body::read_small(request.into_body(), context).await?;
     let Trim { before } = body::parse(&bytes, r#"{"before":0}"#)?;
     let trim = move |_: &Store, _: &str| log.trim(before).map_err(|error| Problem::from(error).of(&log));
     let first_offset = context.in_turn(name, trim).await??;

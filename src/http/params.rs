@@ -80,3 +80,20 @@ pub(super) fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item 
     let values = headers.get_all(name).into_iter();
     values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)
 }
+
+/// A media type of `Accept` without its parameters, and how much the client wants it, from 0 (not at all) to 1000.
+pub(super) fn weighed(range: &str) -> (&str, u16) {
+    let mut parts = range.split(';').map(str::trim);
+    let name = parts.next().unwrap_or_default();
+    let weight = |part: &str| {
+        let number = part.strip_prefix(['q', 'Q'])?.trim_start().strip_prefix('=')?;
+        let number: f64 = number.trim().parse().ok()?;
+        (0..=1000).rev().find(|&weight| f64::from(weight) <= number * 1000.0)
+    };
+    (name, parts.find_map(weight).unwrap_or(1000))
+}
+
+/// What to answer to two parameters that say the same thing.
+pub(super) fn one_of(names: &str) -> Problem {
+    Problem::new(Code::InvalidQuery, format!("send one of {names}: each says where to begin"))
+}

@@ -16,19 +16,26 @@ use std::fmt::{self, Display, Write};
 /// Bytes of a problem's detail: as JSON up to six times as many, so that every refusal stays below 4 KiB.
 const DETAIL: usize = 512;
 
-/// The text of something, cut to so many bytes while it is made: a client's own text may be in it, as long as its body.
+/// The text of something, cut to so many bytes while it is made: a client's own text may be in it, as long as its body. What would be
+/// no text where it is shown (control characters, those that turn a line around) is escaped: it would make lines of its own in
+/// the log, or steer a terminal.
 pub(super) fn cut(text: impl Display, most: usize) -> String {
     struct Cut(String, usize);
+    impl Cut {
+        fn push(&mut self, character: char) -> fmt::Result {
+            if self.0.len() + character.len_utf8() > self.1 {
+                return Err(fmt::Error); // no more of it
+            }
+            self.0.push(character);
+            Ok(())
+        }
+    }
     impl Write for Cut {
         fn write_str(&mut self, text: &str) -> fmt::Result {
-            let left = self.1 - self.0.len();
-            if text.len() <= left {
-                self.0.push_str(text);
-                return Ok(());
-            }
-            let end = (0..=left).rev().find(|&end| text.is_char_boundary(end));
-            self.0.push_str(&text[..end.unwrap_or(0)]);
-            Err(fmt::Error) // no more of it
+            text.chars().try_for_each(|character| match character {
+                ' '..='~' => self.push(character),
+                _ => character.escape_debug().try_for_each(|character| self.push(character)),
+            })
         }
     }
     let mut cut = Cut(String::new(), most);
@@ -69,8 +76,8 @@ impl Problem {
     /// Whether it is the server that failed, and somebody should look: at this request, and not at what it is one of
     /// thousands for, which is told where it begins.
     pub(super) fn is_ours(&self) -> bool {
-        use Code::{CannotGrow, DiskFull, Overloaded, Recovering};
-        let told = matches!(self.code, Overloaded | DiskFull | CannotGrow | Recovering);
+        use Code::{CannotGrow, DiskFull, OutOfResources, Overloaded, Recovering};
+        let told = matches!(self.code, Overloaded | OutOfResources | DiskFull | CannotGrow | Recovering);
         self.code.status() >= 500 && !told
     }
 
@@ -86,6 +93,27 @@ impl Problem {
     /// Whether it is for want of memory, turns or streams: clients make that happen, as often as they like.
     pub(super) fn is_overload(&self) -> bool {
         self.code == Code::Overloaded
+    }
+
+    /// Whether the system had no descriptors or memory: likewise.
+    pub(super) fn is_shortage(&self) -> bool {
+        self.code == Code::OutOfResources
+    }
+
+    /// Whether there is no such log.
+    pub(super) fn is_of_no_log(&self) -> bool {
+        self.code == Code::LogNotFound
+    }
+
+    /// What it is to one who reads the book's log: this is made by the first append, and until then it is empty.
+    pub(super) fn of_no_record(self, offset: u64) -> Self {
+        if self.is_of_no_log() { Self::no_record(offset, 0) } else { self }
+    }
+
+    /// There is no record there yet.
+    pub(super) fn no_record(offset: u64, next: u64) -> Self {
+        let detail = format!("there is no record at offset {offset} yet; the next one gets {next}");
+        Self::new(Code::OffsetNotFound, detail).with("next_offset", next)
     }
 
     /// Adds a member with a number to the document.
@@ -198,5 +226,24 @@ impl From<store::Error> for Problem {
             store::Error::BadSettings { .. } => Code::InvalidSettings,
         };
         Self::new(code, &error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An unknown member's name went into the log as it came, with line ends and what a terminal takes for a command.
+    #[test]
+    fn what_clients_send_is_one_line_of_text() {
+        let problem = Problem::new(
+            Code::InvalidRequest,
+            "x\n2026 ERROR \u{1b}[31m\u{85}\u{202e}\u{2028} é \"q\" 'r' \\",
+        );
+        let said = problem.to_string();
+        assert_eq!(said, r#"invalid_request: x\n2026 ERROR \u{1b}[31m\u{85}\u{202e}\u{2028} é "q" 'r' \"#);
+        assert_eq!(cut("ab\ncd", 4), "ab\\n…");
+        assert_eq!(cut("ab\ncd", 3), "ab\\…");
+        assert_eq!(cut("éé", 3), "é…");
     }
 }

@@ -21,7 +21,7 @@ use http_body_util::{BodyExt, Either, channel::Channel};
 use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Frame, SizeHint},
-    header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH},
+    header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH},
 };
 use serde::Serialize;
 use std::{
@@ -352,6 +352,7 @@ pub(super) async fn range(
     for parameter in params::of(&request) {
         let (name, value) = parameter?;
         match &*name {
+            "offset" | "since" if from.is_some() => return Err(params::one_of("offset and since")),
             "offset" => from = Some(StartAt::parse(&value)?),
             "since" => from = Some(StartAt::Since(params::time(&name, &value)?)),
             "limit" => budget.records = params::number(&name, &value, 1..=10_000_000)?,
@@ -361,8 +362,7 @@ pub(super) async fn range(
         }
     }
     let headers = request.headers();
-    let tailing = params::list(headers, ACCEPT).any(|one| one.starts_with("text/event-stream"));
-    let format = if tailing || !headers.contains_key(ACCEPT) { Format::Ndjson } else { accepted(headers)? };
+    let (tailing, format) = formats::wanted(headers)?;
     let last = if tailing { params::header(headers, "last-event-id")? } else { None };
     let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
     drop(request); // a header section is not for waiting with
@@ -526,18 +526,6 @@ async fn next_piece(
             done => return done,
         }
     }
-}
-
-fn accepted(headers: &HeaderMap) -> Result<Format, Problem> {
-    let one = |one: &str| match one.split(';').next().unwrap_or_default().trim() {
-        "*/*" | "application/*" => Some(Format::Ndjson),
-        "text/*" => Some(Format::Text),
-        _ => Format::of(one),
-    };
-    params::list(headers, ACCEPT).find_map(one).ok_or_else(|| {
-        let detail = format!("Accept must have one of: {}, text/event-stream", formats::ACCEPTED);
-        Problem::new(Code::NotAcceptable, detail)
-    })
 }
 
 /// `GET …/records/{offset}`: the value as it is. It never changes, and may be kept by any cache.

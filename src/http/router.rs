@@ -44,7 +44,7 @@ pub(super) async fn answer(
         if problem.is_ours() {
             tracing::error!(request, route, %problem, "request failed");
         } else {
-            if problem.is_overload() {
+            if problem.is_overload() || problem.is_shortage() {
                 context.memory.warn(&problem);
             }
             tracing::debug!(request, route, %problem, "request refused");
@@ -254,11 +254,15 @@ fn health() -> Answer {
     json(&Health { status: "ok" })
 }
 
-/// The book's log can be written; the problem says why not.
+/// The book's log can be written, or made; the problem says why not.
 async fn ready(context: &Context) -> Result<Answer, Problem> {
     if !context.recovered.load(Ordering::Acquire) {
         return Err(Problem::new(Code::Recovering, "the log is being recovered; ask again"));
     }
-    context.log(book::LOG).await?.writable()?;
+    match context.log(book::LOG).await {
+        Ok(log) => log.writable()?,
+        Err(problem) if problem.is_of_no_log() => {} // deleted: the next append makes it
+        Err(problem) => return Err(problem),
+    }
     Ok(json(&Health { status: "ready" }))
 }

@@ -61,6 +61,9 @@ fn a_body_costs_a_small_multiple_of_its_bytes_whatever_it_decodes_to() {
     let deep = [vec![b'['; 1_000_000], vec![b']'; 1_000_000]].concat();
     let deep_list = [&br#"{"records":[{"json":"#[..], &deep, b"}]}"].concat();
     let (too_many, all) = (413, 64 * MIB);
+    let much = vec![b'A'; all - 100];
+    let long_value = [&br#"{"records":[{"value":"#[..], b"\"", &much, b"*\"}]}"].concat();
+    let long_name = [&br#"{"\u0041"#[..], &much, b"\":1}"].concat();
     let cases: Vec<Case> = vec![
         ("64 MiB of line ends", text, "zstd", zstd(&vec![b'\n'; all]), 0, too_many, "record_too_large"),
         ("64 MiB of line ends", text, "gzip", gzip(&vec![b'\n'; all]), 0, too_many, "record_too_large"),
@@ -93,6 +96,9 @@ fn a_body_costs_a_small_multiple_of_its_bytes_whatever_it_decodes_to() {
         ("8 Mi short lines", lines, "identity", b"1\n".repeat(8 * MIB), 0, too_many, "record_too_large"),
         ("4 Mi empty frames", frames, "identity", vec![0; 16 * MIB], 0, too_many, "record_too_large"),
         ("JSON a million deep", lines, "identity", deep[..1_000_000].to_vec(), 0, 400, "invalid_json"),
+        // Copies were made of these beside the budget: of a value also where nothing is escaped in it.
+        ("base64 that is none at its end", json, "zstd", zstd(&long_value), all, 400, "invalid_base64"),
+        ("a long name with an escape", json, "zstd", zstd(&long_name), all, 400, "invalid_request"),
         // Last, as the engine then makes larger chunks, in the background.
         ("JSON a million deep", lines, "identity", deep.clone(), 0, 200, "stored"),
         ("JSON a million deep", json, "identity", deep_list, 2 * MIB, 200, "stored"),

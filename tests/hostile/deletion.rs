@@ -1,6 +1,6 @@
 //! Logs that go while they are used.
 
-use super::{a_while, code, support::Server};
+use super::{a_while, code, get, support::Server};
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -99,4 +99,29 @@ fn making_a_log_that_others_delete_makes_it_again() {
         stop.store(true, Ordering::Relaxed);
     });
     println!("made {} times", made.load(Ordering::Relaxed));
+}
+
+/// `/readyz` answered 404, and so did `POST /`, until somebody made it again.
+#[test]
+fn the_books_log_is_made_again_by_what_is_appended_to_it() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    for target in ["/", "/v1/logs/default/records", "/"] {
+        assert_eq!(client.append(b"x").unwrap(), 0);
+        assert_eq!(client.request("DELETE", "/v1/logs/default", b"").unwrap().status, 204);
+        assert_eq!(get(&mut client, "/readyz").unwrap().status, 200);
+        assert_eq!(get(&mut client, "/v1/logs/default").unwrap().status, 404, "it is gone");
+        let answer = get(&mut client, "/?offset=0").unwrap();
+        assert_eq!((answer.status, code(&answer.body)), (404, "offset_not_found"), "{}", answer.body);
+        let body = if target == "/" { &br#"{"record":{"value":"aGk="}}"#[..] } else { b"hi" };
+        assert_eq!(client.request("POST", target, body).unwrap().status, 200, "{target}");
+        assert_eq!(client.read(0).unwrap().unwrap(), b"hi");
+        assert_eq!(client.request("DELETE", "/v1/logs/default", b"").unwrap().status, 204);
+    }
+    // Or as it is wanted.
+    let settings = br#"{"values":"json"}"#;
+    assert_eq!(client.request("PUT", "/v1/logs/default", settings).unwrap().status, 201);
+    let answer = client.request("POST", "/", br#"{"record":{"value":"aGk="}}"#).unwrap();
+    println!("{} {}", answer.status, answer.body);
 }

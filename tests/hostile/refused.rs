@@ -194,6 +194,96 @@ fn a_list_is_no_object() {
     assert_eq!(client.append(b"1").unwrap(), 1);
 }
 
+/// The connection was closed without a word: what was wrong with the chunks was an error of the body, behind which there seemed to be
+/// no more of it. Whatever else ends a connection says so too.
+#[test]
+fn every_refusal_behind_which_the_connection_ends_says_so() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--body-seconds", "1"]);
+    let chunked = "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let large = "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n";
+    for (what, request, status) in [
+        ("no size of a chunk", format!("{chunked}zz\r\n"), 400),
+        ("a long extension", format!("{chunked}1;{}\r\n", "x".repeat(20_000)), 400),
+        ("a chunk without its end", format!("{chunked}1\r\nxx\r\n"), 400),
+        ("a body that does not come", format!("{chunked}1\r\nx\r\n"), 408),
+        ("a body that is too large", large.to_owned(), 413),
+        (
+            "a long head",
+            format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(99_000)),
+            431,
+        ),
+        ("no head", "GET\r\n\r\n".to_owned(), 400),
+    ] {
+        let mut client = server.connect();
+        client.send(request.as_bytes()).unwrap();
+        let answer = client.answer().unwrap();
+        assert_eq!(answer.status, status, "{what}: {}", answer.body);
+        assert!(answer.head.to_ascii_lowercase().contains("connection: close"), "{what}: {}", answer.head);
+        assert!(get(&mut client, "/healthz").is_err(), "{what}: it goes on");
+    }
+}
+
+/// Of `offset=1&since=…` the last one counted; settings and offsets were parsed on the server's thread, of up to 16 MiB.
+#[test]
+fn what_contradicts_itself_or_is_no_such_thing_is_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    client.append(b"x").unwrap();
+    let (records, since) = ("/v1/logs/default/records", "since=2026-01-02T03:04:05Z");
+    let long = format!(r#"{{"{}":1}}"#, "x".repeat(70_000));
+    for (method, target, body, expected) in [
+        ("GET", format!("{records}?offset=1&{since}"), "", (400, "invalid_query")),
+        ("GET", format!("{records}?{since}&offset=1"), "", (400, "invalid_query")),
+        ("PUT", "/v1/logs/a".to_owned(), &*long, (413, "body_too_large")),
+        ("POST", "/v1/logs/default/trim".to_owned(), &*long, (413, "body_too_large")),
+        ("GET", "/".to_owned(), &*long, (413, "body_too_large")),
+        ("GET", "/?offset=0".to_owned(), r#"{"offset":0}"#, (400, "invalid_request")),
+        ("PUT", "/v1/logs/a".to_owned(), r#"{"values":null}"#, (400, "invalid_request")),
+    ] {
+        let mut client = server.connect();
+        let answer = client.request(method, &target, body.as_bytes()).unwrap();
+        assert_eq!((answer.status, code(&answer.body)), expected, "{method} {target}: {}", answer.body);
+    }
+}
+
+/// An unknown member made a line of its own in the log, with what a terminal takes for a command.
+#[test]
+fn what_clients_send_makes_no_lines_in_the_log() {
+    let data = tempfile::tempdir().unwrap();
+    let (mut server, said) = super::said(data.path(), &[], "debug");
+    let fake = "x\\n2026-01-01T00:00:00Z ERROR fake\\u001b[31m\\u0085\\u009b";
+    for (method, target, more) in [
+        ("POST", "/v1/logs/default/trim", ""),
+        ("PUT", "/v1/logs/a", ""),
+        ("POST", "/", ""),
+        ("POST", "/v1/logs/default/records", "Content-Type: application/json\r\n"),
+        ("GET", "/v1/logs?a%0A2026-01-01T00:00:00Z%20ERROR%20fake%1b=1", ""),
+        ("GET", "/v1/logs/a%0A/records?offset=%0AERROR%20fake", "X-Request-Id: a\u{1b}\r\n"),
+    ] {
+        let body = format!(r#"{{"{fake}":1}}"#);
+        let length = body.len();
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nHost: localhost\r\n{more}Content-Length: {length}\r\n\r\n"
+        );
+        let mut client = server.connect();
+        client.send(format!("{head}{body}").as_bytes()).unwrap();
+        let answer = client.answer().unwrap();
+        assert!(answer.status >= 400, "{method} {target}: {}", answer.status);
+        assert!(!answer.body.contains(['\u{1b}', '\u{9b}']), "{}", answer.body);
+    }
+    server.terminate();
+    let said = std::fs::read_to_string(said).unwrap();
+    assert!(said.contains("fake"), "{said}");
+    let is_ours =
+        |line: &str| line.starts_with("20") && line.contains("Z ") && !line.contains("Z ERROR fake\u{1b}");
+    for line in said.lines() {
+        assert!(is_ours(line) && !line.starts_with("2026-01-01T"), "{line:?}");
+        assert!(!line.contains(|c: char| c.is_control()), "{line:?}");
+    }
+}
+
 /// The head of an answer without what differs from one to the next, and the body.
 fn parts(server: &Server, method: &str, target: &str, more: &str) -> (Vec<String>, String) {
     let mut socket = TcpStream::connect(&server.address).unwrap();
