@@ -100,7 +100,9 @@ fn clients_that_do_not_read_hold_no_more_than_the_budget() {
     wait_for("they are given up", Duration::from_secs(15), || metric(&server, "millstream_connections") < 10);
     wait_for("it is given back", Duration::from_secs(5), || process.memory() < before + 48 * MIB);
     println!("{} MiB before, {} MiB after", before / MIB, process.memory() / MIB);
-    assert_eq!(metric(&server, "millstream_http_memory_bytes"), 0);
+    // A few may not be gone yet, and the last answer may not be sent.
+    let held = || metric(&server, "millstream_http_memory_bytes");
+    wait_for("none of the budget is held", Duration::from_secs(5), || held() == 0);
     assert!(metric(&server, "millstream_readers_dropped_total") > 0);
     let all = get(&mut server.connect(), ALL).unwrap();
     assert_eq!((all.status, all.body.lines().count()), (200, 200_000));
