@@ -404,21 +404,26 @@ impl Inner {
     /// Makes place for so many more open logs than there are: closes those that were not used for longest, where they can be closed
     /// at once. The store's thread does so too, but in a second many may be opened.
     fn close_idlest(&self, more: usize) {
-        let mut open: Vec<_> = {
+        let limit = self.options.open_logs.max(1);
+        let is_open = |entry: &&Arc<Entry>| entry.open.load().is_some();
+        let (too_many, mut open): (usize, Vec<_>) = {
             let entries = read_lock(&self.entries);
-            let open = entries.values().filter(|entry| entry.open.load().is_some());
-            open.map(|entry| (entry.used.load(Ordering::Relaxed), Arc::clone(entry))).collect()
+            if entries.len() + more <= limit {
+                return;
+            }
+            let too_many = (entries.values().filter(is_open).count() + more).saturating_sub(limit);
+            if too_many == 0 {
+                return;
+            }
+            (too_many, entries.values().filter(is_open).cloned().collect())
         };
-        let too_many = (open.len() + more).saturating_sub(self.options.open_logs.max(1));
-        if too_many == 0 {
-            return;
-        }
-        open.sort_by_key(|&(used, _)| used);
-        let can_be = |entry: &Entry| {
+        open.sort_by_cached_key(|entry| entry.used.load(Ordering::Relaxed));
+        let can_be = |entry: &&Arc<Entry>| {
             let log = entry.open.load_full();
             log.is_some_and(|log| Arc::strong_count(&log) <= 2 && log.settles_soon()) // the entry's, and this one
         };
-        open.iter().filter(|(_, entry)| can_be(entry)).take(too_many).for_each(|(_, entry)| entry.close());
+        // A few more, so that of many logs not all are gone through for each that is opened.
+        open.iter().filter(can_be).take(too_many + limit / 64).for_each(|entry| entry.close());
     }
 
     fn options_for(&self, settings: &LogSettings) -> Result<Options, Error> {
