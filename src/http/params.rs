@@ -36,6 +36,11 @@ pub(super) fn invalid(name: &str, expected: &str) -> Problem {
     Problem::new(Code::InvalidQuery, format!("{name} must be {expected}"))
 }
 
+/// What to answer to two parameters that say the same thing.
+pub(super) fn one_of(names: &str) -> Problem {
+    Problem::new(Code::InvalidQuery, format!("send one of {names}: each says where to begin"))
+}
+
 /// A whole number within a range.
 pub(super) fn number(name: &str, value: &str, range: RangeInclusive<u64>) -> Result<u64, Problem> {
     let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
@@ -62,6 +67,18 @@ pub(super) fn time(name: &str, value: &str) -> Result<u64, Problem> {
         .ok_or_else(|| invalid(name, "a time by RFC 3339 in UTC, such as 2026-01-02T03:04:05.678Z"))
 }
 
+/// A media type of `Accept` without its parameters, and how much the client wants it, from 0 (not at all) to 1000.
+pub(super) fn weighed(range: &str) -> (&str, u16) {
+    let mut parts = range.split(';').map(str::trim);
+    let name = parts.next().unwrap_or_default();
+    let weight = |part: &str| {
+        let number = part.strip_prefix(['q', 'Q'])?.trim_start().strip_prefix('=')?;
+        let number: f64 = number.trim().parse().ok()?;
+        (0..=1000).rev().find(|&weight| f64::from(weight) <= number * 1000.0)
+    };
+    (name, parts.find_map(weight).unwrap_or(1000))
+}
+
 /// The value of a header that is there once, as text.
 pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Problem> {
     let mut values = headers.get_all(name).iter();
@@ -79,21 +96,4 @@ pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'
 pub(super) fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     let values = headers.get_all(name).into_iter();
     values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)
-}
-
-/// A media type of `Accept` without its parameters, and how much the client wants it, from 0 (not at all) to 1000.
-pub(super) fn weighed(range: &str) -> (&str, u16) {
-    let mut parts = range.split(';').map(str::trim);
-    let name = parts.next().unwrap_or_default();
-    let weight = |part: &str| {
-        let number = part.strip_prefix(['q', 'Q'])?.trim_start().strip_prefix('=')?;
-        let number: f64 = number.trim().parse().ok()?;
-        (0..=1000).rev().find(|&weight| f64::from(weight) <= number * 1000.0)
-    };
-    (name, parts.find_map(weight).unwrap_or(1000))
-}
-
-/// What to answer to two parameters that say the same thing.
-pub(super) fn one_of(names: &str) -> Problem {
-    Problem::new(Code::InvalidQuery, format!("send one of {names}: each says where to begin"))
 }
