@@ -81,25 +81,21 @@ fn run(cli: &Cli) -> Outcome {
     }
 }
 
-/// `serve` with what its file says, if it has one.
+/// `serve` with what its file and old environment variables say.
 fn serve_with_settings(serve: &serve::Serve) -> Outcome {
-    let (mut command, mut serve) = (Cli::command(), serve);
-    let again;
+    let mut command = Cli::command();
+    let mut settings = take_serve(&mut command);
     if let Some(path) = &serve.config {
-        let with_file = config::with_file(take_serve(&mut command), path)?;
-        command = command.mut_subcommand("serve", |_| with_file);
+        settings = config::with_file(settings, path)?;
     }
-    let matches = command.clone().get_matches(); // exits with 2 where the file's values are wrong
+    settings = config::with_old_variables(settings);
+    let matches = command.mut_subcommand("serve", |_| settings.clone()).get_matches(); // exits with 2 where a value is wrong
     let Some((_, found)) = matches.subcommand() else { return serve.run() };
     if serve.print_config {
-        print!("{}", config::print(&take_serve(&mut command), found, serve.config.is_some()));
+        print!("{}", config::print(&settings, found, serve.config.is_some()));
         return Ok(ExitCode::SUCCESS);
     }
-    if serve.config.is_some() {
-        again = serve::Serve::from_arg_matches(found)?;
-        serve = &again;
-    }
-    serve.run()
+    serve::Serve::from_arg_matches(found)?.run()
 }
 
 fn take_serve(command: &mut clap::Command) -> clap::Command {

@@ -86,7 +86,7 @@ codes! {
     WriterFailed 503 "writer_failed" Never "it is not known whether the records were stored: restart the server, read them back";
     ShuttingDown 503 "shutting_down" Soon "try again";
     Recovering 503 "recovering" After "try again after `Retry-After`";
-    Overloaded 503 "overloaded" After "all clients together make the server hold as much as it may (`--max-http-memory`): send it again after `Retry-After`";
+    Overloaded 503 "overloaded" After "all clients together make the server hold as much as it may (`--max-http-memory-bytes`): send it again after `Retry-After`";
     CannotGrow 503 "cannot_grow" After "wait: the server has no descriptors or memory for the next segment";
     OutOfResources 503 "out_of_resources" After "wait: the server has no descriptors or memory for this";
     DiskFull 507 "disk_full" Soon "make room, or trim";

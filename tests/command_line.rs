@@ -58,15 +58,15 @@ fn wrong_usage_is_2_and_help_is_0() {
 fn a_number_that_no_server_could_keep_to_is_wrong_usage() {
     for (flag, numbers) in [
         ("--max-connections", &["0", "18446744073709551615", "18446744073709551359"][..]),
-        ("--max-header", &["0", "4294967296", "18446744073709551615"]),
+        ("--max-header-bytes", &["0", "4294967296", "18446744073709551615"]),
         ("--header-seconds", &["0", "18446744073709551615"]),
         ("--body-seconds", &["0", "18446744073709551615"]),
         ("--wait-seconds", &["18446744073709551615"]),
         ("--heartbeat-seconds", &["0", "18446744073709551615"]),
         ("--idle-seconds", &["18446744073709551615"]),
         ("--grace-seconds", &["18446744073709551615"]),
-        ("--max-body", &["0", "18446744073709551615"]),
-        ("--max-decoded", &["0", "18446744073709551615"]),
+        ("--max-body-bytes", &["0", "18446744073709551615"]),
+        ("--max-decoded-bytes", &["0", "18446744073709551615"]),
     ] {
         for number in numbers {
             // The directory is none, so that a server that would take the number ends as well.
@@ -106,8 +106,8 @@ fn what_no_client_could_match_is_wrong_usage_and_too_little_memory_is_told_as_su
             assert_eq!(serve(flag, value).status.code(), Some(1), "{flag} {value:?}"); // for want of a directory
         }
     }
-    let said = String::from_utf8(serve("--max-http-memory", "1").stderr).unwrap();
-    assert!(said.contains("--max-http-memory") && !said.contains("address"), "{said}");
+    let said = String::from_utf8(serve("--max-http-memory-bytes", "1").stderr).unwrap();
+    assert!(said.contains("--max-http-memory-bytes") && !said.contains("address"), "{said}");
 }
 
 #[test]
@@ -211,15 +211,15 @@ fn settings_come_from_flags_then_the_environment_then_a_file() {
         std::fs::write(&file, text).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
         command.args(["serve", "--print-config", "--config", file.to_str().unwrap()]).args(flags);
-        command.env("MILLSTREAM_MAX_BODY", "222").output().unwrap()
+        command.env("MILLSTREAM_MAX_BODY_BYTES", "222").output().unwrap()
     };
     let text = "listen = \"127.0.0.1:1\"\nmax_body = 111\nmax_header = 9000\ncreate_logs = true\ndurability = \"memory\"\n";
-    let output = printed(text, &["--max-header", "9999"]);
+    let output = printed(text, &["--max-header-bytes", "9999"]);
     let said = String::from_utf8(output.stdout).unwrap();
     for line in [
         "listen = \"127.0.0.1:1\" # file or default",
-        "max_body = 222 # environment",
-        "max_header = 9999 # flag",
+        "max_body_bytes = 222 # environment",
+        "max_header_bytes = 9999 # flag",
         "create_logs = true # file or default",
         "durability = \"memory\" # file or default",
         "max_connections = 4096 # file or default",
@@ -228,10 +228,13 @@ fn settings_come_from_flags_then_the_environment_then_a_file() {
     }
     // What is printed is a file.
     let again = printed(&said, &[]);
-    assert!(String::from_utf8(again.stdout).unwrap().contains("max_header = 9999 # file or default"));
-    for (wrong, code) in
-        [("colour = 1", 1), ("max_body = [1]", 1), ("max_body = ", 1), ("max_header = \"x\"", 2)]
-    {
+    assert!(String::from_utf8(again.stdout).unwrap().contains("max_header_bytes = 9999 # file or default"));
+    for (wrong, code) in [
+        ("colour = 1", 1),
+        ("max_body_bytes = [1]", 1),
+        ("max_body_bytes = ", 1),
+        ("max_header_bytes = \"x\"", 2),
+    ] {
         let output = printed(wrong, &[]);
         assert_eq!(output.status.code(), Some(code), "{wrong}");
         assert!(code == 2 || String::from_utf8(output.stderr).unwrap().lines().count() == 1);
@@ -256,4 +259,24 @@ fn a_log_of_another_user_is_repaired_only_if_that_is_said() {
     let (code, said) = failure(&["repair", dir]);
     assert!(code == Some(1) && said.contains("sudo -u '#4321' millstream repair"), "{said}");
     assert_eq!(run(&["repair", dir, "--any-user"]).status.code(), Some(0));
+}
+
+#[test]
+fn settings_go_on_working_by_their_old_names() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("millstream.toml");
+    std::fs::write(&file, "max_decoded = 333\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+    command.args(["serve", "--print-config", "--config", file.to_str().unwrap(), "--max-header", "9999"]);
+    command.args(["--images", "/somewhere"]).env("MILLSTREAM_MAX_BODY", "222");
+    let printed = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let expected = [
+        "max_body_bytes = 222",
+        "max_header_bytes = 9999",
+        "max_decoded_bytes = 333",
+        "shm_dir = \"/somewhere\"",
+    ];
+    for line in expected {
+        assert!(printed.contains(line), "{line}: {printed}");
+    }
 }

@@ -37,7 +37,7 @@ fn a_client_of_the_book_gets_what_it_expects() {
 #[test]
 fn bad_requests_get_a_clear_answer_and_store_nothing() {
     let data = tempfile::tempdir().unwrap();
-    let server = Server::start(data.path(), &["--max-body", "100000", "--segment-bytes", "65536"]);
+    let server = Server::start(data.path(), &["--max-body-bytes", "100000", "--segment-bytes", "65536"]);
     let mut client = server.connect();
     let large = format!(r#"{{"record":{{"value":"{}"}}}}"#, "A".repeat(120_000));
     let no_segment_holds = format!(r#"{{"record":{{"value":"{}"}}}}"#, "A".repeat(99_000));
@@ -122,7 +122,7 @@ fn a_body_that_stops_half_way_or_comes_too_slowly_stores_nothing() {
 #[test]
 fn a_header_section_over_the_limit_is_refused() {
     let data = tempfile::tempdir().unwrap();
-    let server = Server::start(data.path(), &["--max-header", "8192"]);
+    let server = Server::start(data.path(), &["--max-header-bytes", "8192"]);
     let mut client = server.connect();
     let request = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "y".repeat(20_000));
     let _ = client.send(request.as_bytes()); // it may hang up before all is sent

@@ -213,7 +213,7 @@ fn expect_is_a_compare_and_swap_on_the_tail() {
 
 #[test]
 fn bad_batches_are_refused_whole_with_the_place_named() {
-    let (_data, server) = start(&["--max-decoded", "100000"]);
+    let (_data, server) = start(&["--max-decoded-bytes", "100000"]);
     let mut client = server.connect();
     let json = br#"{"values":"json","record_bytes":20}"#;
     assert_eq!(send(&mut client, "/v1/logs/j", &[], "PUT", json).status, 201);

@@ -8,6 +8,25 @@ use std::{fmt::Write, path::Path};
 /// What of `serve` is not a setting.
 const NOT_SETTINGS: [&str; 3] = ["config", "print_config", "help"];
 
+/// Settings by the names of before 0.2, which go on working: as aliases of flags, in files, and in environment variables.
+const RENAMED: [(&str, &str); 5] = [
+    ("images", "shm_dir"),
+    ("max_body", "max_body_bytes"),
+    ("max_header", "max_header_bytes"),
+    ("max_decoded", "max_decoded_bytes"),
+    ("max_http_memory", "max_http_memory_bytes"),
+];
+
+/// The command with the values of environment variables of old names as defaults, so that those of new names come first.
+pub(super) fn with_old_variables(command: Command) -> Command {
+    RENAMED.iter().fold(command, |command, (old, new)| {
+        match std::env::var_os(format!("MILLSTREAM_{}", old.to_uppercase())) {
+            Some(value) => command.mut_arg(new, |argument| argument.default_value(value)),
+            None => command,
+        }
+    })
+}
+
 /// The command with the file's settings as defaults.
 pub(super) fn with_file(command: Command, path: &Path) -> Result<Command, Failure> {
     let shown = path.display();
@@ -17,6 +36,7 @@ pub(super) fn with_file(command: Command, path: &Path) -> Result<Command, Failur
         .map_err(|error: toml::de::Error| format!("{shown} is not TOML: {}", one_line(&error.to_string())))?;
     let mut command = command;
     for (key, value) in table {
+        let key = RENAMED.iter().find(|(old, _)| *old == key).map_or(key, |(_, new)| (*new).to_owned());
         let known = command.get_arguments().any(|argument| argument.get_id() == key.as_str());
         if !known || NOT_SETTINGS.contains(&key.as_str()) {
             return Err(format!("{shown} has {key:?}, which is no setting; --print-config shows all").into());

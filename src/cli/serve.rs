@@ -33,7 +33,7 @@ const MOST_CONNECTIONS: u64 = 1 << 24;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream serve --data /var/lib/millstream --create-logs\n  \
-    MILLSTREAM_LOG=debug millstream serve --listen 127.0.0.1:0\n  \
+    MILLSTREAM_LOG_FILTER=debug millstream serve --listen 127.0.0.1:0\n  \
     millstream serve --print-config > millstream.toml; millstream serve --config millstream.toml")]
 pub(super) struct Serve {
     /// A TOML file with settings, named as the flags with _ for -; flags and environment variables go before it
@@ -64,11 +64,11 @@ pub(super) struct Serve {
     #[arg(long, alias = "images", env = "MILLSTREAM_SHM_DIR", default_value = "/dev/shm")]
     shm_dir: PathBuf,
     /// The largest request body in bytes
-    #[arg(long, env = "MILLSTREAM_MAX_BODY", default_value_t = Settings::default().body_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_BODY))]
-    max_body: usize,
+    #[arg(long, alias = "max-body", env = "MILLSTREAM_MAX_BODY_BYTES", default_value_t = Settings::default().body_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_BODY))]
+    max_body_bytes: usize,
     /// The largest header section in bytes, at least 8192
-    #[arg(long, env = "MILLSTREAM_MAX_HEADER", default_value_t = Settings::default().header_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(8192..=MOST_HEADER))]
-    max_header: usize,
+    #[arg(long, alias = "max-header", env = "MILLSTREAM_MAX_HEADER_BYTES", default_value_t = Settings::default().header_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(8192..=MOST_HEADER))]
+    max_header_bytes: usize,
     /// Connections at once; for one more, one that is slow or idle is closed. Fewer where the limit of open files is too low
     #[arg(long, env = "MILLSTREAM_MAX_CONNECTIONS", default_value_t = Settings::default().connections, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_CONNECTIONS))]
     max_connections: usize,
@@ -79,11 +79,11 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
     body_seconds: u64,
     /// The largest request body in bytes once it is decompressed
-    #[arg(long, env = "MILLSTREAM_MAX_DECODED", default_value_t = Settings::default().decoded_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_BODY))]
-    max_decoded: usize,
+    #[arg(long, alias = "max-decoded", env = "MILLSTREAM_MAX_DECODED_BYTES", default_value_t = Settings::default().decoded_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_BODY))]
+    max_decoded_bytes: usize,
     /// Memory for bodies and answers of all clients together, in bytes; what would go beyond it is answered 503
-    #[arg(long, env = "MILLSTREAM_MAX_HTTP_MEMORY", default_value_t = Settings::default().memory_bytes)]
-    max_http_memory: usize,
+    #[arg(long, alias = "max-http-memory", env = "MILLSTREAM_MAX_HTTP_MEMORY_BYTES", default_value_t = Settings::default().memory_bytes)]
+    max_http_memory_bytes: usize,
     /// The longest that a read may wait for new records, in seconds
     #[arg(long, env = "MILLSTREAM_WAIT_SECONDS", default_value_t = 60, value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
     wait_seconds: u64,
@@ -105,7 +105,7 @@ pub(super) struct Serve {
     /// Seconds after which a log that nobody uses is closed; it is opened again on demand
     #[arg(long, env = "MILLSTREAM_IDLE_SECONDS", default_value_t = 60, value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
     idle_seconds: u64,
-    /// How to write the server's own log, on standard error; `MILLSTREAM_LOG`, as in debug, sets what it tells
+    /// How to write the server's own log, on standard error; `MILLSTREAM_LOG_FILTER`, as in debug, sets what it tells
     #[arg(long, env = "MILLSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     /// Seconds to wait for requests in flight when shutting down
@@ -131,7 +131,8 @@ enum LogFormat {
 
 impl Serve {
     pub(super) fn run(&self) -> Outcome {
-        let filter = tracing_subscriber::EnvFilter::try_from_env("MILLSTREAM_LOG")
+        let filter = tracing_subscriber::EnvFilter::try_from_env("MILLSTREAM_LOG_FILTER")
+            .or_else(|_| tracing_subscriber::EnvFilter::try_from_env("MILLSTREAM_LOG")) // its name before 0.2
             .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
         let stderr = Lines::new()?;
         let writer = stderr.clone();
@@ -175,14 +176,14 @@ impl Serve {
         }
         let settings = Settings {
             threads,
-            body_bytes: self.max_body,
-            header_bytes: self.max_header,
+            body_bytes: self.max_body_bytes,
+            header_bytes: self.max_header_bytes,
             connections,
             header_time: Duration::from_secs(self.header_seconds),
             body_time: Duration::from_secs(self.body_seconds),
             grace: Duration::from_secs(self.grace_seconds),
-            decoded_bytes: self.max_decoded,
-            memory_bytes: self.max_http_memory,
+            decoded_bytes: self.max_decoded_bytes,
+            memory_bytes: self.max_http_memory_bytes,
             allow_hosts: self.allow_host.clone(),
             allow_origins: self.allow_origin.clone(),
             wait_time: Duration::from_secs(self.wait_seconds),
@@ -193,7 +194,7 @@ impl Serve {
         let stop = stop_signal(stderr)?;
         let server = Server::bind(self.listen, settings).map_err(|error| {
             if error.kind() == std::io::ErrorKind::InvalidInput && error.raw_os_error().is_none() {
-                return format!("--max-http-memory: {error} (--max-body, --max-decoded)");
+                return format!("--max-http-memory-bytes: {error} (--max-body-bytes, --max-decoded-bytes)");
             }
             format!("cannot listen at {}: {error}; name another address with --listen", self.listen)
         })?;

@@ -252,7 +252,8 @@ fn readers_that_are_dropped_are_counted() {
 fn tails_without_news_hold_nothing() {
     const LOGS: usize = 40;
     let data = tempfile::tempdir().unwrap();
-    let small = ["--max-body", "262144", "--max-decoded", "262144", "--max-http-memory", "2200000"];
+    let small =
+        ["--max-body-bytes", "262144", "--max-decoded-bytes", "262144", "--max-http-memory-bytes", "2200000"];
     let server = Server::start(data.path(), &[&["--create-logs", "--threads", "1"][..], &small].concat());
     let mut client = server.connect();
     let targets: Vec<_> = (0..LOGS).map(|n| format!("/v1/logs/quiet-{n}/records")).collect();

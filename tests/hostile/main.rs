@@ -60,7 +60,8 @@ fn metric(server: &Server, name: &str) -> u64 {
 fn said(data: &Path, flags: &[&str], log: &str) -> (Server, PathBuf) {
     let said = data.join("said");
     let mut command = Server::command(&data.join("data"), flags);
-    let child = command.env("MILLSTREAM_LOG", log).stderr(File::create(&said).unwrap()).spawn().unwrap();
+    let child =
+        command.env("MILLSTREAM_LOG_FILTER", log).stderr(File::create(&said).unwrap()).spawn().unwrap();
     let mut address = String::new();
     wait_for("it listens", Duration::from_secs(10), || {
         let text = std::fs::read_to_string(&said).unwrap();

@@ -59,7 +59,7 @@ fn only_requests_in_flight_are_waited_for_and_a_second_signal_ends_at_once() {
 fn a_closed_standard_error_stops_neither_requests_nor_stopping() {
     for (log, signal) in [("info", Signal::TERM), ("debug", Signal::INT)] {
         let data = tempfile::tempdir().unwrap();
-        let mut child = Server::command(data.path(), &[]).env("MILLSTREAM_LOG", log).spawn().unwrap();
+        let mut child = Server::command(data.path(), &[]).env("MILLSTREAM_LOG_FILTER", log).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let address = loop {
             let line = lines.next().expect("it ended before it listened").unwrap();
@@ -88,7 +88,7 @@ fn a_standard_error_that_nobody_reads_stops_nothing() {
     let data = tempfile::tempdir().unwrap();
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let child = Server::command(data.path(), &["--listen", &free])
-        .env("MILLSTREAM_LOG", "debug")
+        .env("MILLSTREAM_LOG_FILTER", "debug")
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();

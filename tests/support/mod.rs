@@ -46,7 +46,7 @@ impl Server {
             .args(flags)
             .env("MILLSTREAM_LISTEN", "127.0.0.1:0") // unless a flag says otherwise
             .env("MILLSTREAM_SHM_DIR", shm::dir()) // likewise
-            .env("MILLSTREAM_LOG", "info")
+            .env("MILLSTREAM_LOG_FILTER", "info")
             .stderr(Stdio::piped());
         command
     }
