@@ -178,6 +178,38 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Frame<'_>> {
     Some(Frame { time, flags, value, extension, body })
 }
 
+/// What a header says, before anything is verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) record: u32,
+    pub(crate) time: u64,
+    pub(crate) flags: u16,
+    /// Words of the frame.
+    pub(crate) words: u64,
+    /// Bytes of the value.
+    pub(crate) length: usize,
+}
+
+/// Bytes from which [`head`] says all it can: the header, and how long an extension block is.
+pub(crate) const HEAD: usize = HEADER + EXTENSION_LENGTH;
+
+/// The head of the frame that begins `bytes`, of which [`HEAD`] are enough. `None` where it cannot be one.
+pub(crate) fn head(bytes: &[u8], key: Key) -> Option<Head> {
+    let (header, rest) = bytes.split_first_chunk::<HEADER>()?;
+    let word = |n: usize| u64::from_le_bytes(std::array::from_fn(|i| header[n * WORD + i]));
+    let (body, raw_flags) = ((word(0) >> 32) as usize, (word(2) >> 48) as u16);
+    if raw_flags & FRAME == 0 || raw_flags & !KNOWN != 0 {
+        return None;
+    }
+    let flags = raw_flags & !FRAME;
+    let before = match flags & EXTENDED {
+        0 => 0,
+        _ => EXTENSION_LENGTH + usize::from(u16::from_le_bytes(*rest.first_chunk()?)),
+    };
+    let (record, time) = (key.hide(word(1)) as u32, word(2) & ((1 << 48) - 1));
+    Some(Head { record, time, flags, words: words(body), length: body.checked_sub(before)? })
+}
+
 /// How many words into `bytes` the first frame may begin, by its flags alone: of random words one in 4,096 has such.
 #[inline]
 pub(crate) fn next_candidate(bytes: &[u8]) -> Option<usize> {
@@ -244,6 +276,9 @@ mod tests {
             let found = decode(&bytes, Key::test(seed)).unwrap();
             prop_assert_eq!((found.stamp(), found.frame.value, found.frame.body), (stamp, &value[..], &value[..]));
             prop_assert_eq!(peek_words(&bytes), Some(bytes.len() as u64 / 8));
+            let head = head(&bytes[..HEAD.min(bytes.len())], Key::test(seed)).unwrap();
+            prop_assert_eq!((head.record, head.time, head.flags), (record, stamp.time, stamp.flags));
+            prop_assert_eq!((head.words, head.length), (bytes.len() as u64 / 8, value.len()));
         }
 
         #[test]
@@ -274,6 +309,8 @@ mod tests {
         let bytes = encoded(1, stamp, b"\x03\0extvalue");
         let frame = decode(&bytes, Key::test(1)).unwrap().frame;
         assert_eq!((frame.extension, frame.value, frame.words()), (&b"ext"[..], &b"value"[..], 5));
+        let head = head(&bytes[..HEAD], Key::test(1)).unwrap();
+        assert_eq!((head.record, head.flags, head.words, head.length), (1, EXTENDED, 5, 5));
         for lies in [&b""[..], b"\x01", b"\x02\0x", b"\xff\xffxyz"] {
             assert_eq!(decode(&encoded(1, stamp, lies), Key::test(1)), None);
         }

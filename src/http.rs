@@ -3,7 +3,7 @@
 //!
 //! `server` listens, `connection` keeps each connection within its limits, `guard` refuses what browsers send for other pages, `router` finds what a request is for and has what all requests need;
 //! `book` is the API of the book, `logs` and `records` are `/v1/logs`, `tail` is the live end of a log, and `feed` what
-//! its readers share. `body`, `params` and `formats` take requests apart, within the budget of `memory`; `metrics` counts, `commit` waits for durability once per runtime and commit, `problem`
+//! its readers share. `fetch` is how all is read that comes from the disk or is large, and `line` deals out turns at that. `body`, `params` and `formats` take requests apart, within the budget of `memory`; `metrics` counts, `commit` waits for durability once per runtime and commit, `problem`
 //! is how errors look.
 
 mod answer;
@@ -13,8 +13,10 @@ mod commit;
 mod connection;
 mod context;
 mod feed;
+mod fetch;
 mod formats;
 mod guard;
+mod line;
 mod logs;
 mod memory;
 mod metrics;

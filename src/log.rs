@@ -42,6 +42,8 @@ pub use options::{Durability, Options};
 pub use producers::checksum_of as checksum_of_producers;
 #[cfg(feature = "store")]
 pub use producers::{PRODUCER_ID_BYTES, Produced, ProducerBatch};
+#[cfg(feature = "server")]
+pub(crate) use read::{Ahead, Head};
 pub use read::{Iter, Reader, Record, RecordRef};
 #[cfg(feature = "store")]
 pub(crate) use recovery::{COMMON_LOCK, NOTES, id_of};
@@ -399,10 +401,11 @@ impl Log {
     pub fn offset_since(&self, time: u64) -> Result<u64, Error> {
         let (mut low, mut high) = self.shared.segment_since(time);
         high = high.min(self.visible_offset());
+        let mut reader = self.reader(low);
         while low < high {
             let middle = low + (high - low) / 2;
-            match self.read(middle) {
-                Ok(Some(record)) if record.time() < time => low = middle + 1,
+            match reader.time_of(middle) {
+                Ok(Some(at)) if at < time => low = middle + 1,
                 Ok(_) => high = middle,
                 Err(Error::Trimmed { first, .. }) => low = first.max(low),
                 Err(Error::Damaged { .. }) => low = middle + 1, // nothing there to be found
@@ -434,13 +437,7 @@ impl Log {
 
     /// Whether [`read`](Self::read) answers for this offset without going to the disk.
     pub fn is_in_memory(&self, offset: u64) -> bool {
-        offset >= self.visible_offset()
-            || self
-                .shared
-                .chain
-                .load()
-                .locate(offset)
-                .is_none_or(|segment| segment.chunk.load_full().is_some())
+        self.shared.is_in_memory(offset)
     }
 
     /// A reader that begins at `offset`, for going through the log and for reading a lot: it keeps the segment it

@@ -2,6 +2,7 @@
 
 use super::{
     context::Context,
+    line::Line,
     memory::{Buffer, FREE, Grant, Purpose, Work},
     problem::{Problem, cut},
     room::Meter,
@@ -114,20 +115,19 @@ pub(super) const LARGE: usize = 256 << 10;
 /// Takes a body apart off the runtime's thread, when it is its turn.
 pub(super) async fn in_turn<T: Send + 'static>(
     context: &Context,
+    line: &Line,
     work: Work,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Problem> {
-    let turn = context.memory.turn_for_a_body(work, context.limits.append_time).await?;
-    let run = move || {
-        let _turn = turn; // held to the end, also where nobody waits for it any more
-        run()
-    };
+    let patience = context.limits.append_time;
     if work == Work::Little {
-        return context.blocking(move |_| run()).await;
+        return context.for_client(line, work.kind(), patience, run).await;
     }
     // On a thread of its own, which takes longer than it takes to make, and can give way to those that answer.
+    let turn = context.memory.turn(work.kind(), line, patience).await?;
     let (done, result) = oneshot::channel();
     let give_way = move || {
+        let _turn = turn; // held to the end, also where nobody waits for it any more
         #[cfg(target_os = "linux")]
         let _ = rustix::process::setpriority_process(None, gives_way(work)); // of this thread; where it may not it goes on as it is
         drop(done.send(run())); // or nobody waits for it any more

@@ -5,15 +5,16 @@ use super::{
     answer::{Answer, full, json, json_of, json_text},
     body::{self, LARGE, Object},
     connection::Arriving,
-    context::Context,
-    memory::{FREE, Grant, Memory, Purpose, Work},
+    context::{Asker, Context},
+    fetch, formats,
+    memory::{FREE, Grant, Memory, Purpose, Work, with_scratch},
     problem::Problem,
 };
 use crate::Code;
 use crate::log::{Payload, Record};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use hyper::Request;
+use hyper::{Request, header::CONTENT_LENGTH};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{IgnoredAny, Visitor},
@@ -93,13 +94,17 @@ struct ConsumedRecord<'a> {
     offset: u64,
 }
 
-pub(super) async fn post(context: &Context, request: Request<Arriving>) -> Result<Answer, Problem> {
+pub(super) async fn post(
+    context: &Context,
+    asker: Asker<'_>,
+    request: Request<Arriving>,
+) -> Result<Answer, Problem> {
     let bytes = body::read(request.into_body(), context).await?;
     let (value, grant) = if bytes.len() < LARGE {
         decoded(bytes, &context.memory)?
     } else {
         let (work, memory) = (Work::of(bytes.len()), Arc::clone(&context.memory));
-        body::in_turn(context, work, move || decoded(bytes, &memory)).await??
+        body::in_turn(context, asker.line, work, move || decoded(bytes, &memory)).await??
     };
     let log = context.log_to_append(LOG).await?;
     let payload = [Payload { bytes: &value, json: false }];
@@ -140,7 +145,11 @@ fn decoded(bytes: Bytes, memory: &Arc<Memory>) -> Result<(Vec<u8>, Grant), Probl
     Ok((bytes, value))
 }
 
-pub(super) async fn get(context: &Context, request: Request<Arriving>) -> Result<Answer, Problem> {
+pub(super) async fn get(
+    context: &Context,
+    asker: Asker<'_>,
+    request: Request<Arriving>,
+) -> Result<Answer, Problem> {
     let from_query = request.uri().query().map(offset_in_query).transpose()?;
     let bytes = body::read_small(request.into_body(), context).await?;
     let offset = match from_query {
@@ -159,22 +168,28 @@ pub(super) async fn get(context: &Context, request: Request<Arriving>) -> Result
         }
     };
     let log = context.log(LOG).await.map_err(|problem| problem.of_no_record(offset))?;
-    let (record, memory) = (context.read(&log, offset).await?, Arc::clone(&context.memory));
-    if record.value().len() < LARGE {
-        render(&memory, &record)
-    } else {
-        context.blocking(move |_| render(&memory, &record)).await?
-    }
+    let bytes = |length| formats::rendered_bytes(length, false);
+    let (head, text) = fetch::record(context, asker, &log, offset, bytes, render).await?;
+    let Some(text) = text else {
+        let empty = json_text(&Consumed { record: ConsumedRecord { value: "", offset } });
+        let mut answer = json_of(full(""));
+        let length = empty.len() + head.length.div_ceil(3) * 4;
+        answer.headers_mut().insert(CONTENT_LENGTH, length.into());
+        return Ok(answer);
+    };
+    Ok(json_of(full(text)))
 }
 
-fn render(memory: &Arc<Memory>, record: &Record) -> Result<Answer, Problem> {
-    let mut grant = memory.grant(Purpose::Answer);
-    if record.value().len() > FREE / 2 {
-        grant.cover(record.value().len() * 3)?; // in base64, and once more in JSON
-    }
-    let value = BASE64_STANDARD.encode(record.value());
-    let text = json_text(&Consumed { record: ConsumedRecord { value: &value, offset: record.offset() } });
-    Ok(json_of(full(grant.hold_copy(&text))))
+fn render(record: &Record, grant: Grant) -> Bytes {
+    let text = json_text(&Consumed { record: ConsumedRecord { value: "", offset: record.offset() } });
+    let (before, behind) = text.split_at(r#"{"record":{"value":""#.len());
+    with_scratch(|out| {
+        out.reserve(text.len() + record.value().len().div_ceil(3) * 4);
+        out.extend_from_slice(before);
+        formats::base64(out, record.value());
+        out.extend_from_slice(behind);
+        grant.hold_copy(out)
+    })
 }
 
 fn invalid_offset() -> Problem {

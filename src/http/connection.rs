@@ -38,6 +38,7 @@
 use super::{
     answer::{self, Answer},
     context::Context,
+    line::Line,
     router,
     server::Settings,
     socket::Socket,
@@ -285,6 +286,8 @@ pub(super) struct Connection {
     begun: Mutex<Option<Arc<Stream>>>,
     /// Of HTTP/2: bodies that nobody wants.
     bodies: AtomicUsize,
+    /// What its requests wait for.
+    pub(super) line: Arc<Line>,
 }
 
 /// The bytes that had not been sent at a time, in the state of being stuck that began at another.
@@ -834,6 +837,7 @@ pub(super) fn serve(
         streams: Mutex::default(),
         begun: Mutex::default(),
         bodies: AtomicUsize::new(0),
+        line: Arc::default(),
     });
     all.lock().insert(connection.number, Arc::clone(&connection));
     context.metrics.connections.inc();

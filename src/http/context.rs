@@ -2,16 +2,26 @@
 //! for.
 
 use super::{
-    commit::DurabilityWaiters, feed::Feeds, guard::Guard, memory::Memory, metrics::Metrics, problem::Problem,
-    server::Limits, turns::Turns,
+    commit::DurabilityWaiters,
+    feed::Feeds,
+    guard::Guard,
+    line::{Kind, Line},
+    memory::Memory,
+    metrics::Metrics,
+    problem::Problem,
+    server::Limits,
+    turns::Turns,
 };
 use crate::{
     Code,
-    log::{Durability, Error, Record},
+    log::{Durability, Error},
     store::{self, LogSettings, OpenLog, Store},
 };
-use std::sync::{Arc, atomic::AtomicBool};
-use tokio::sync::watch;
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+use tokio::sync::{oneshot, watch};
 
 /// What a request needs; one per runtime.
 pub(super) struct Context {
@@ -27,6 +37,15 @@ pub(super) struct Context {
     pub(super) recovered: Arc<AtomicBool>,
     /// Turns true when the server shuts down: waiting requests are answered then.
     pub(super) stopped: watch::Receiver<bool>,
+}
+
+/// Whose request it is, and how much of the answer is wanted.
+#[derive(Clone, Copy)]
+pub(super) struct Asker<'a> {
+    /// Its connection's.
+    pub(super) line: &'a Arc<Line>,
+    /// It is a HEAD.
+    pub(super) only_head: bool,
 }
 
 /// When an append is answered.
@@ -106,19 +125,24 @@ impl Context {
         self.blocking(run).await
     }
 
-    /// Reads one record; off the runtime's thread where it has to come from the disk.
-    pub(super) async fn read(&self, log: &Arc<OpenLog>, offset: u64) -> Result<Record, Problem> {
-        let found = if log.is_in_memory(offset) {
-            log.read(offset)
-        } else {
-            let log = Arc::clone(log);
-            self.blocking(move |_| log.read(offset)).await?
-        };
-        found.map_err(|error| Problem::from(error).of(log))?.ok_or_else(|| {
-            let next = log.visible_offset();
-            let detail = format!("there is no record at offset {offset} yet; the next one gets {next}");
-            Problem::new(Code::OffsetNotFound, detail).with("next_offset", next)
-        })
+    /// Runs what only its client needs off the runtime's thread, in the turn of its connection; not at all where the client is gone
+    /// by then.
+    pub(super) async fn for_client<T: Send + 'static>(
+        &self,
+        line: &Line,
+        kind: Kind,
+        patience: Duration,
+        run: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        let turn = self.memory.turn(kind, line, patience).await?;
+        let (done, result) = oneshot::channel();
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn; // held to the end, also where the client leaves before
+            if !done.is_closed() {
+                drop(done.send(run()));
+            }
+        });
+        result.await.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
     }
 
     /// Appends; where the disk is behind, waits a little for it.

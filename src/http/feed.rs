@@ -3,8 +3,9 @@
 
 use super::{
     commit::Instance,
+    fetch::{self, Made, Next, Place, Wants},
     formats,
-    memory::{FREE, Grant, Memory, Purpose, with_scratch},
+    memory::{Grant, Memory, Purpose, with_scratch},
 };
 use crate::{
     log::{Error, Reader},
@@ -22,7 +23,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Mutex as AsyncMutex, MutexGuard, Notify, watch},
     task::AbortHandle,
 };
 
@@ -61,9 +62,11 @@ impl Feeds {
 /// See the module's documentation.
 pub(super) struct Feed {
     log: Arc<OpenLog>,
-    latest: Arc<Mutex<Latest>>,
+    latest: Arc<Mutex<Kept>>,
     news: Arc<News>,
     watcher: AbortHandle,
+    /// Held by the tail that has what is next rendered for all, where that takes more than a moment.
+    large: AsyncMutex<()>,
 }
 
 /// What the watching task tells. The notification orders what it is about: Relaxed throughout.
@@ -73,6 +76,16 @@ struct News {
     /// How often there was nothing for a while.
     beats: AtomicU64,
     stopped: AtomicBool,
+}
+
+/// What there is for a tail.
+pub(super) enum Latest {
+    /// The next events, and the offset behind them.
+    Events(Bytes, u64),
+    /// What is next is large, or there is no memory for it at the moment.
+    Large,
+    /// Nothing: it is further behind.
+    Behind,
 }
 
 /// Why a wait is over.
@@ -87,7 +100,7 @@ pub(super) enum Wake {
 
 /// The piece rendered last. It holds memory of the budget, which refuses requests when it is used up: so it is kept only until
 /// all tails have it, or there is no news for a moment.
-struct Latest {
+struct Kept {
     reader: Reader,
     from: u64,
     events: Bytes,
@@ -100,11 +113,11 @@ impl Feed {
         let news = Arc::new(News::default());
         let end = log.visible_offset(); // before anybody waits: what comes from here on is told
         let reader = log.reader(end);
-        let latest = Latest { from: reader.offset(), reader, events: Bytes::new(), missing: 0 };
+        let latest = Kept { from: reader.offset(), reader, events: Bytes::new(), missing: 0 };
         let latest = Arc::new(Mutex::new(latest));
         let watcher = watch(Arc::clone(log), end, Arc::clone(&news), Arc::clone(&latest), heartbeat, stopped);
         let watcher = tokio::spawn(watcher).abort_handle();
-        Self { log: Arc::clone(log), latest, news, watcher }
+        Self { log: Arc::clone(log), latest, news, watcher, large: AsyncMutex::default() }
     }
 
     /// How often there was nothing for a while.
@@ -116,33 +129,60 @@ impl Feed {
         Arc::ptr_eq(&self.log, log)
     }
 
-    /// The events from `offset` on, and the offset behind them, for one who is at the end, or a piece away from it.
-    /// `None` for one who is further behind.
-    pub(super) fn latest(
-        self: &Arc<Self>,
-        offset: u64,
-        memory: &Arc<Memory>,
-    ) -> Option<Result<(Bytes, u64), Error>> {
+    /// The events from `offset` on, for one who is at the end, or a piece away from it.
+    pub(super) fn latest(self: &Arc<Self>, offset: u64, memory: &Arc<Memory>) -> Result<Latest, Error> {
         let mut latest = lock(&self.latest);
         if offset == latest.from && !latest.events.is_empty() {
             latest.missing = latest.missing.saturating_sub(1);
             let last = latest.missing == 0;
             let events = if last { std::mem::take(&mut latest.events) } else { latest.events.clone() };
-            return Some(Ok((events, latest.reader.offset())));
+            return Ok(Latest::Events(events, latest.reader.offset()));
         }
         if offset < latest.reader.offset() || !self.log.is_in_memory(offset) {
-            return None;
+            return Ok(Latest::Behind);
         }
         latest.reader.seek(offset); // of several tails the furthest leads, and the others catch up with it
         latest.events = Bytes::new(); // so that after an error they are not taken for those before the reader
-        let rendered = render(&mut latest.reader, memory.grant(Purpose::Answer));
-        Some(rendered.map(|events| {
-            latest.missing = Arc::strong_count(self) - 1; // each tail has the feed
-            if latest.missing > 0 {
-                (latest.from, latest.events) = (offset, events.clone());
+        match render(&mut latest.reader, Place::Here, memory.grant(Purpose::Answer))? {
+            Made::Wants(_) => Ok(Latest::Large),
+            Made::Done(events) => {
+                self.keep(&mut latest, offset, &events);
+                Ok(Latest::Events(events, latest.reader.offset()))
             }
-            (events, latest.reader.offset())
-        }))
+        }
+    }
+
+    /// Keeps events for the other tails, each of which has the feed. Says whether there are any.
+    fn keep(self: &Arc<Self>, latest: &mut Kept, from: u64, events: &Bytes) -> bool {
+        latest.missing = Arc::strong_count(self) - 1;
+        if latest.missing > 0 {
+            (latest.from, latest.events) = (from, events.clone());
+        }
+        latest.missing > 0
+    }
+
+    /// For the one that has what is [`Large`](Latest::Large) rendered: others wait here, and find it rendered.
+    pub(super) async fn one_at_a_time(&self) -> MutexGuard<'_, ()> {
+        self.large.lock().await
+    }
+
+    /// Shares what was rendered so, for a moment.
+    pub(super) fn share(self: &Arc<Self>, from: u64, events: &Bytes, next: u64) {
+        let mut latest = lock(&self.latest);
+        if from < latest.reader.offset() || events.is_empty() {
+            return; // somebody is ahead
+        }
+        latest.reader.seek(next);
+        if self.keep(&mut latest, from, events) {
+            let latest = Arc::clone(&self.latest);
+            tokio::spawn(async move {
+                tokio::time::sleep(LINGER).await;
+                let mut latest = lock(&latest);
+                if latest.from == from {
+                    latest.events = Bytes::new();
+                }
+            });
+        }
     }
 
     /// Waits until the record at `offset` can be read, or there was nothing for a while beyond `beats` times.
@@ -180,7 +220,7 @@ async fn watch(
     log: Arc<OpenLog>,
     mut seen: u64,
     news: Arc<News>,
-    latest: Arc<Mutex<Latest>>,
+    latest: Arc<Mutex<Kept>>,
     heartbeat: Duration,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -212,23 +252,20 @@ async fn watch(
     }
 }
 
-/// The next events of a reader; none where it is at the end, or there is no memory for one.
-pub(super) fn render(reader: &mut Reader, mut grant: Grant) -> Result<Bytes, Error> {
+/// The next events of a reader; none where it is at the end.
+pub(super) fn render(reader: &mut Reader, place: Place, mut grant: Grant) -> Result<Made<Bytes>, Error> {
     with_scratch(|out| {
         while out.len() < PIECE {
-            match reader.read_next() {
-                Ok(Some(record)) => {
-                    let bytes = out.len() + formats::rendered_bytes(&record);
-                    if bytes > FREE && grant.cover(bytes).is_err() {
-                        let offset = record.offset;
-                        reader.seek(offset);
-                        break;
-                    }
+            match fetch::next(reader, place, &mut grant, out.len(), u64::MAX) {
+                Ok(Next::Record(record)) => {
                     out.extend_from_slice(format!("id: {}\ndata: ", record.offset).as_bytes());
                     formats::object(out, &record);
                     out.extend_from_slice(b"\n\n");
                 }
-                Ok(None) => break,
+                Ok(Next::Wants(place, bytes)) if out.is_empty() => {
+                    return Ok(Made::Wants(Wants { grant, place, bytes }));
+                }
+                Ok(Next::End | Next::Wants(..)) => break,
                 // What was rendered goes out first; the reader stays where the error is told again.
                 Err(Error::Damaged { offset }) if !out.is_empty() => {
                     reader.seek(offset);
@@ -238,6 +275,6 @@ pub(super) fn render(reader: &mut Reader, mut grant: Grant) -> Result<Bytes, Err
                 Err(error) => return Err(error),
             }
         }
-        Ok(grant.hold_copy(out))
+        Ok(Made::Done(grant.hold_copy(out)))
     })
 }

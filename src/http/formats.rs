@@ -19,7 +19,11 @@ use super::{
     room::Room,
 };
 use crate::Code;
-use crate::{chunk::AppendValues, frame::JSON, log::RecordRef};
+use crate::{
+    chunk::AppendValues,
+    frame::JSON,
+    log::{Head, RecordRef},
+};
 use base64::{DecodeError, DecodeSliceError, Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use hyper::header::{ACCEPT, HeaderMap};
@@ -481,11 +485,28 @@ impl<'de> Visitor<'de> for List<'_> {
     }
 }
 
-/// Bytes that a record takes in an answer, at the most.
-pub(super) fn rendered_bytes(record: &RecordRef<'_>) -> usize {
+/// Bytes that a record with a value of `length` bytes takes in an answer, at the most.
+pub(super) fn rendered_bytes(length: usize, json: bool) -> usize {
     const NAMES_AND_NUMBERS: usize = 100;
-    let length = record.value.len();
-    NAMES_AND_NUMBERS + if record.json { length } else { length.div_ceil(3) * 4 }
+    NAMES_AND_NUMBERS + if json { length } else { length.div_ceil(3) * 4 }
+}
+
+/// Bytes that [`render`] writes of a record.
+pub(super) fn length(format: Format, offset: u64, record: Head) -> u64 {
+    let digits = |number: u64| u64::from(number.checked_ilog10().unwrap_or(0)) + 1;
+    let Head { time, json, length } = record;
+    let length = length as u64;
+    let value = match json {
+        true => r#"{"offset":,"time":,"json":}"#.len() as u64 + length,
+        false => r#"{"offset":,"time":,"value":""}"#.len() as u64 + length.div_ceil(3) * 4,
+    };
+    match format {
+        Format::Ndjson => value + digits(offset) + digits(time) + 1,
+        Format::Json => value + digits(offset) + digits(time),
+        Format::Text => length + 1,
+        Format::Bytes => length,
+        Format::Frames => length + 20,
+    }
 }
 
 /// Writes one record as part of an answer.
@@ -529,12 +550,16 @@ pub(super) fn object(out: &mut Vec<u8>, record: &RecordRef<'_>) {
         out.push(b'}');
     } else {
         out.extend_from_slice(b"\"value\":\"");
-        let start = out.len();
-        out.resize(start + base64::encoded_len(value.len(), true).unwrap_or(0), 0);
-        let written = BASE64_STANDARD.encode_slice(value, &mut out[start..]);
-        debug_assert_eq!(written, Ok(out.len() - start));
+        base64(out, value);
         out.extend_from_slice(b"\"}");
     }
+}
+
+pub(super) fn base64(out: &mut Vec<u8>, value: &[u8]) {
+    let start = out.len();
+    out.resize(start + base64::encoded_len(value.len(), true).unwrap_or(0), 0);
+    let written = BASE64_STANDARD.encode_slice(value, &mut out[start..]);
+    debug_assert_eq!(written, Ok(out.len() - start));
 }
 
 #[cfg(test)]
@@ -683,7 +708,12 @@ mod tests {
             let mut out = [const { Vec::new() }; 5];
             for (n, (value, json)) in records.iter().enumerate() {
                 let record = RecordRef::new(u64::from(first) + n as u64, time, *json, value);
-                ALL.iter().zip(&mut out).for_each(|(format, out)| render(*format, out, &record));
+                for (format, out) in ALL.iter().zip(&mut out) {
+                    let before = out.len();
+                    render(*format, out, &record);
+                    prop_assert_eq!((out.len() - before) as u64, length(*format, record.offset, record.head()));
+                    prop_assert!(out.len() - before <= rendered_bytes(value.len(), *json));
+                }
             }
             // As JSON each is on a line, with its offset, and its value as it was.
             let lines: Vec<&[u8]> = out[0].strip_suffix(b"\n").unwrap().split(|&byte| byte == b'\n').collect();

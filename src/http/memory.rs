@@ -8,7 +8,10 @@
 //! Not in the budget is what each connection has whatever it does, which is bounded by the limit of connections: see
 //! `connection`.
 
-use super::problem::Problem;
+use super::{
+    line::{AllTurns, Kind, Line, Turn},
+    problem::Problem,
+};
 use crate::sync::lock;
 use bytes::Bytes;
 use memmap2::{MmapMut, MmapOptions};
@@ -20,7 +23,6 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Grants grow by this much, so that a body costs an atomic operation a step and not one a read.
 const STEP: usize = 16 << 10;
@@ -55,12 +57,8 @@ pub(super) struct Memory {
     used: AtomicUsize,
     requests: AtomicUsize,
     answers: AtomicUsize,
-    /// To take bodies apart, by how much work that is; see [`Work`].
-    bodies: [Arc<Semaphore>; 3],
-    /// To look through the log for large answers.
-    looks: Arc<Semaphore>,
-    /// Pieces of answers that are read from the disk at once: each takes more than it is, for a moment, and a processor.
-    reads: Arc<Semaphore>,
+    /// What takes more memory than it leaves, for a moment, and a processor.
+    turns: AllTurns,
     /// Mappings to be used again, each of [`PIECE`] bytes.
     spare: Mutex<Vec<MmapMut>>,
     begun: Instant,
@@ -87,6 +85,15 @@ impl Work {
     pub(super) fn of(bytes: usize) -> Self {
         let works = [Self::Little, Self::More];
         works.into_iter().find(|work| bytes <= work.bytes()).unwrap_or(Self::Much)
+    }
+
+    /// The turns for it.
+    pub(super) fn kind(self) -> Kind {
+        match self {
+            Self::Little => Kind::LittleBody,
+            Self::More => Kind::MoreBody,
+            Self::Much => Kind::MuchBody,
+        }
     }
 
     /// What it is where it is more than this.
@@ -118,26 +125,20 @@ impl Memory {
     /// A budget of so many bytes, of which the largest body becomes `largest`; and how many threads there are to use it.
     pub(super) fn new(limit: usize, largest: usize, threads: usize) -> Arc<Self> {
         let zero = || AtomicUsize::new(0);
-        let turns = |turns: usize| Arc::new(Semaphore::new(turns.clamp(1, threads.max(1))));
         // Of a body there is what it decodes to, and what is made of that. The largest have a half of the budget, others the half
         // of what that leaves to bodies.
         let fit = |part: usize, bytes: usize| part / bytes.saturating_mul(2).max(1);
-        let bodies = [
-            turns(fit(limit / 8, LITTLE)),
-            turns(fit(limit / 8, MORE)),
-            turns(fit(limit / 2, largest).min(threads / 2)),
-        ];
-        // Looking through the log for answers leaves the half of the processors to others.
-        let looks = turns(threads / 2);
+        let [little, more] = [LITTLE, MORE].map(|bytes| fit(limit / 8, bytes).min(threads));
+        let much = fit(limit / 2, largest).min(threads / 2);
+        // Looking through the log for answers leaves the half of the processors to others, as do very large records.
+        let turns = AllTurns::new([little, more, much, threads / 2, threads, threads / 2]);
         let (begun, warned) = (Instant::now(), AtomicU64::new(0));
         Arc::new(Self {
             limit,
             used: zero(),
             requests: zero(),
             answers: zero(),
-            bodies,
-            looks,
-            reads: turns(threads),
+            turns,
             spare: Mutex::default(),
             begun,
             warned,
@@ -211,29 +212,9 @@ impl Memory {
         }
     }
 
-    /// Waits for its turn to take a body apart that is so much work.
-    pub(super) async fn turn_for_a_body(&self, work: Work, patience: Duration) -> Result<Turn, Problem> {
-        turn(&self.bodies[work as usize], patience).await
-    }
-
-    /// Waits for its turn to read a piece of an answer from the disk.
-    pub(super) async fn turn_to_read(&self, patience: Duration) -> Result<Turn, Problem> {
-        turn(&self.reads, patience).await
-    }
-
-    /// Waits for its turn to look through the log for a large answer.
-    pub(super) async fn turn_to_look(&self, patience: Duration) -> Result<Turn, Problem> {
-        turn(&self.looks, patience).await
-    }
-}
-
-/// Given back when it is dropped; waiters get theirs in the order of asking.
-pub(super) type Turn = OwnedSemaphorePermit;
-
-async fn turn(turns: &Arc<Semaphore>, patience: Duration) -> Result<Turn, Problem> {
-    match tokio::time::timeout(patience, Arc::clone(turns).acquire_owned()).await {
-        Ok(Ok(turn)) => Ok(turn),
-        _ => Err(Problem::no_turn()),
+    /// Waits for a turn, in the line of a connection.
+    pub(super) async fn turn(&self, kind: Kind, line: &Line, patience: Duration) -> Result<Turn, Problem> {
+        self.turns.turn(kind, line, patience).await
     }
 }
 

@@ -1,7 +1,13 @@
 //! What a request's handler that panics leaves behind: nothing. The route that does so is in builds for tests only.
 
 use super::{
-    Server, Settings, answer::full, body, connection::Arriving, context::Context, memory::Purpose,
+    Server, Settings,
+    answer::full,
+    body,
+    connection::Arriving,
+    context::Context,
+    line::{Kind, Line},
+    memory::Purpose,
     problem::Problem,
 };
 use crate::store::{Store, StoreOptions};
@@ -18,7 +24,7 @@ pub(super) async fn here(context: &Context, request: Request<Arriving>) -> Resul
     grant.cover(1 << 20)?;
     let _answer = full(grant.hold(vec![0; 1 << 20]));
     let _body = body::read(request.into_body(), context).await?;
-    let _turn = context.memory.turn_to_look(Duration::from_secs(1)).await?;
+    let _turn = context.memory.turn(Kind::Look, &Line::default(), Duration::from_secs(1)).await?;
     std::panic::resume_unwind(Box::new("as it was asked to")) // as a panic, of which nothing is printed
 }
 

@@ -2,11 +2,13 @@
 
 use super::{
     answer::{Answer, Body, full, json},
-    body,
+    body::{self, LARGE},
     connection::Arriving,
-    context::{Ack, Context},
+    context::{Ack, Asker, Context},
+    fetch::{self, Made, Next, Patience, Place, Wants},
     formats::{self, DecodedBatch, Format},
-    memory::{FREE, Grant, Purpose, Work, with_scratch},
+    line::{Kind, Line},
+    memory::{Grant, Memory, Purpose, UsedUp, Work, with_scratch},
     params,
     problem::Problem,
     room::{Meter, Room},
@@ -14,14 +16,16 @@ use super::{
 };
 use crate::{
     Code,
-    log::{Error, Produced, ProducerBatch, Reader},
+    log::{Error, Head, Produced, ProducerBatch, Reader, Record},
     store::{LogSettings, OpenLog, Store, Values},
 };
 use http_body_util::{BodyExt, Either, channel::Channel};
 use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Frame, SizeHint},
-    header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH},
+    header::{
+        CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH,
+    },
 };
 use serde::Serialize;
 use std::{
@@ -31,6 +35,7 @@ use std::{
     task,
     time::{Duration, Instant},
 };
+use tokio::task::AbortHandle;
 
 /// The offset to read from next.
 pub(super) const NEXT_OFFSET: HeaderName = HeaderName::from_static("millstream-next-offset");
@@ -45,9 +50,9 @@ const WHOLE: usize = 1 << 20;
 /// How long one looks for the end of a large answer before others have their turn, and how many records between two looks at the
 /// clock.
 const LOOK: Duration = Duration::from_millis(2);
-const LOOK_STEP: u64 = 64;
-/// How often one that is being sent asks for memory, where there was none.
-const ASK: Duration = Duration::from_millis(20);
+const LOOK_STEPS: usize = 64;
+/// So much of the disk is as good as another record.
+const LOOK_BYTES: usize = 4 << 10;
 
 #[derive(Serialize)]
 struct Appended {
@@ -84,6 +89,7 @@ fn producer(headers: &HeaderMap) -> Result<Option<(String, u32, u64)>, Problem> 
 
 pub(super) async fn append(
     context: &Context,
+    asker: Asker<'_>,
     name: &str,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
@@ -112,7 +118,7 @@ pub(super) async fn append(
     let settings = context.settings(name).await?;
     let room = Room::new(context.store.batch_bytes(&settings));
     let bytes = body::read(request.into_body(), context).await?;
-    let mut batch = take_apart(context, format, encoding, bytes, &settings, room).await?;
+    let mut batch = take_apart(context, asker.line, format, encoding, bytes, &settings, room).await?;
     // Only now, so that what is refused creates no log.
     let log = context.log_to_append(name).await?;
     if *log.settings() != settings {
@@ -147,13 +153,14 @@ pub(super) async fn append(
 
 async fn take_apart(
     context: &Context,
+    line: &Line,
     format: Format,
     encoding: body::Encoding,
     bytes: Bytes,
     settings: &LogSettings,
     room: Room,
 ) -> Result<DecodedBatch, Problem> {
-    let small = bytes.len() < body::LARGE && encoding == body::Encoding::Identity;
+    let small = bytes.len() < LARGE && encoding == body::Encoding::Identity;
     let mut work = Work::of(bytes.len());
     let (limit, settings, memory) =
         (context.limits.decoded_bytes, settings.clone(), Arc::clone(&context.memory));
@@ -173,7 +180,7 @@ async fn take_apart(
             run(work)?
         } else {
             let run = Arc::clone(&run);
-            body::in_turn(context, work, move || run(work)).await??
+            body::in_turn(context, line, work, move || run(work)).await??
         };
         match done {
             Some(batch) => return Ok(batch),
@@ -213,15 +220,15 @@ impl StartAt {
     }
 
     /// The offset that is meant.
-    async fn resolve(&self, context: &Context, log: &Arc<OpenLog>) -> Result<u64, Problem> {
+    async fn resolve(&self, context: &Context, line: &Line, log: &Arc<OpenLog>) -> Result<u64, Problem> {
         Ok(match *self {
             Self::Earliest => log.first_offset(),
             Self::Offset(offset) => offset,
             Self::Latest => log.visible_offset(),
             Self::Back(back) => log.visible_offset().saturating_sub(back).max(log.first_offset()),
             Self::Since(time) => {
-                let log = Arc::clone(log);
-                context.blocking(move |_| log.offset_since(time)).await??
+                let (log, patience) = (Arc::clone(log), context.limits.append_time);
+                context.for_client(line, Kind::Read, patience, move || log.offset_since(time)).await??
             }
         })
     }
@@ -243,106 +250,215 @@ struct Reading {
     end: u64,
     /// Whether nothing was read yet: the first record is answered however large it is.
     fresh: bool,
+    /// Bytes of the answer so far, as it is rendered.
+    length: u64,
+}
+
+/// How far one came.
+enum Went {
+    /// To the end of the range.
+    All,
+    Some,
+    /// No further: what is next wants another place or more memory.
+    Nowhere(Place, usize),
 }
 
 impl Reading {
-    /// Goes on to the next records, rendering them to `out` if there is one, until it has `most` bytes or no more memory.
-    /// Says whether that was all.
-    fn go(&mut self, mut out: Option<(&mut Vec<u8>, &mut Grant)>, most: usize) -> Result<bool, Problem> {
-        let begun = out.as_ref().map_or(0, |(out, _)| out.len());
-        while self.budget.records > 0 {
-            if out.as_ref().is_some_and(|(out, _)| out.len() >= most) {
-                return Ok(false);
+    fn new(reader: Reader, format: Format, budget: PageLimits, end: u64) -> Self {
+        Self { reader, format, budget, end, fresh: true, length: 0 }
+    }
+
+    /// The bytes of a value that there is room for.
+    fn most(&self) -> u64 {
+        if self.fresh { u64::MAX } else { self.budget.bytes }
+    }
+
+    /// Counts a record.
+    fn took(&mut self, offset: u64, record: Head) {
+        let comma = !self.fresh && self.format == Format::Json;
+        self.length += u64::from(comma) + formats::length(self.format, offset, record);
+        self.fresh = false;
+        self.budget.records -= 1;
+        self.budget.bytes = self.budget.bytes.saturating_sub(record.length as u64);
+    }
+
+    /// Damage ends the range before it: who goes on there is told.
+    fn ends_before(&mut self, error: Error) -> Result<(), Problem> {
+        match error {
+            Error::Damaged { offset } if !self.fresh => {
+                self.reader.seek(offset);
+                Ok(())
             }
-            let record = match self.reader.read_next() {
-                Ok(Some(record)) => record,
-                Ok(None) => break,
-                Err(Error::Damaged { offset }) if !self.fresh => {
-                    self.reader.seek(offset); // who goes on there is told
+            error => Err(error.into()),
+        }
+    }
+
+    /// Goes on to the next records, rendering them to `out`, until it has `most` bytes, or what is next wants to be read elsewhere,
+    /// or more memory than there is.
+    fn go(
+        &mut self,
+        out: &mut Vec<u8>,
+        grant: &mut Grant,
+        place: Place,
+        most: usize,
+    ) -> Result<Went, Problem> {
+        let begun = out.len();
+        while self.budget.records > 0 {
+            if out.len() >= most {
+                return Ok(Went::Some);
+            }
+            let next_most = self.most();
+            let record = match fetch::next(&mut self.reader, place, grant, out.len(), next_most) {
+                Ok(Next::Record(record)) => record,
+                Ok(Next::End) => break,
+                Ok(Next::Wants(place, bytes)) if out.len() == begun => {
+                    return Ok(Went::Nowhere(place, bytes));
+                }
+                Ok(Next::Wants(..)) => return Ok(Went::Some),
+                Err(error) => {
+                    self.ends_before(error)?;
                     break;
                 }
-                Err(error) => return Err(error.into()),
             };
-            let bytes = record.value.len() as u64;
-            if bytes > self.budget.bytes && !self.fresh {
-                let offset = record.offset;
-                self.reader.seek(offset);
-                break;
+            let (offset, head) = (record.offset, record.head());
+            if !self.fresh && self.format == Format::Json {
+                out.push(b',');
             }
-            if let Some((out, grant)) = &mut out {
-                if let Err(used_up) = grant.cover(out.len() + formats::rendered_bytes(&record)) {
-                    let offset = record.offset;
-                    let empty = out.len() == begun;
-                    self.reader.seek(offset);
-                    return if empty { Err(used_up.into()) } else { Ok(false) };
-                }
-                if !self.fresh && self.format == Format::Json {
-                    out.push(b',');
-                }
-                formats::render(self.format, out, &record);
-                if self.fresh {
-                    // As if the others were like the first.
-                    let others = self.budget.records.min(self.end.saturating_sub(record.offset));
-                    let likely = others.saturating_mul(out.len() as u64).min(most as u64 + 1024);
-                    out.reserve(likely as usize);
-                }
+            formats::render(self.format, out, &record);
+            if self.fresh {
+                // As if the others were like the first.
+                let others = self.budget.records.min(self.end.saturating_sub(offset));
+                let likely = others.saturating_mul(out.len() as u64).min(most as u64 + 1024);
+                out.reserve(likely as usize);
             }
-            self.fresh = false;
-            self.budget.records -= 1;
-            self.budget.bytes = self.budget.bytes.saturating_sub(bytes);
+            self.took(offset, head);
+        }
+        Ok(Went::All)
+    }
+
+    /// Goes on without rendering anything, for about as long as a [`LOOK`]. Says whether that was all. Large records are read only to
+    /// be verified, which a HEAD does not ask for.
+    fn look(&mut self, memory: &Arc<Memory>, only_head: bool) -> Result<bool, Problem> {
+        let (begun, mut steps, mut grant) = (Instant::now(), 0, memory.grant(Purpose::Answer));
+        while self.budget.records > 0 {
+            if steps >= LOOK_STEPS {
+                if begun.elapsed() >= LOOK {
+                    return Ok(false);
+                }
+                steps = 0;
+            }
+            match self.look_at_next(&mut grant, only_head) {
+                Ok(Some(cold_bytes)) => steps += 1 + cold_bytes / LOOK_BYTES,
+                Ok(None) => break,
+                Err(Looked::Error(error)) => {
+                    self.ends_before(error)?;
+                    break;
+                }
+                Err(Looked::UsedUp(used_up)) => return Err(used_up.into()),
+            }
         }
         Ok(true)
     }
 
-    /// [`go`](Self::go) without rendering anything, for about so long. Says whether that was all.
-    fn look(&mut self, time: Duration) -> Result<bool, Problem> {
-        let begun = Instant::now();
-        while begun.elapsed() < time {
-            let (all, step) = (self.budget.records, self.budget.records.min(LOOK_STEP));
-            self.budget.records = step;
-            self.go(None, usize::MAX)?;
-            let (seen, left) = (step - self.budget.records, self.budget.records);
-            self.budget.records = all - seen;
-            if left > 0 || self.budget.records == 0 {
-                return Ok(true);
-            }
+    /// Counts the next record; says how much of the disk that was. `None` at the end.
+    fn look_at_next(&mut self, grant: &mut Grant, only_head: bool) -> Result<Option<usize>, Looked> {
+        let (offset, most) = (self.reader.offset(), self.most());
+        let Some(ahead) = self.reader.peek()?.filter(|ahead| ahead.length() as u64 <= most) else {
+            return Ok(None);
+        };
+        let large = ahead.cold_bytes >= LARGE;
+        if let Some(head) = ahead.head.filter(|_| large && only_head) {
+            self.reader.seek(offset + 1);
+            self.took(offset, head);
+            return Ok(Some(LOOK_BYTES));
         }
-        Ok(false)
+        if large {
+            grant.cover(ahead.cold_bytes)?;
+        }
+        let Some(head) = self.reader.read_next()?.map(|record| record.head()) else { return Ok(None) };
+        self.took(offset, head);
+        Ok(Some(ahead.cold_bytes))
     }
 
-    /// [`go`](Self::go) to a new piece, off the runtime's thread where the disk has to be asked. The last one is closed.
-    async fn piece(mut self, context: &Context, log: &OpenLog) -> Result<(Self, Bytes, bool), Problem> {
-        let hot = log.is_in_memory(self.reader.offset());
-        let most = match (context.memory.is_tight(Purpose::Answer), hot) {
-            (true, _) => SHORT_PIECE,
-            (false, true) => PIECE,
-            (false, false) => COLD_PIECE,
-        };
-        // Whoever waits holds nothing meanwhile: not what was read ahead, nor a chunk.
-        self.reader.release();
-        let turn =
-            if hot { None } else { Some(context.memory.turn_to_read(context.limits.append_time).await?) };
-        let mut grant = context.memory.grant(Purpose::Answer);
-        let run = move || {
-            let _turn = turn;
-            with_scratch(|out| {
-                if self.fresh && self.format == Format::Json {
-                    out.extend_from_slice(b"{\"records\":[");
-                }
-                let done = self.go(Some((out, &mut grant)), most)?;
-                if done {
-                    close(self.format, out, self.reader.offset());
-                }
+    /// [`look`](Self::look), to the end of the range, which leaves others their turns in between.
+    async fn looked(mut self, context: &Context, line: &Line, only_head: bool) -> Result<Self, Problem> {
+        let (mut patience, mut done) = (context.limits.append_time, false);
+        while !done {
+            let (begun, memory) = (Instant::now(), Arc::clone(&context.memory));
+            let look = move || {
+                let waited = begun.elapsed();
+                let done = self.look(&memory, only_head);
                 self.reader.release();
-                Ok::<_, Problem>((self, grant.hold_copy(out), done))
+                (self, done, waited)
+            };
+            let looked;
+            let waited;
+            (self, looked, waited) = context.for_client(line, Kind::Look, patience, look).await?;
+            done = looked?;
+            patience = patience.saturating_sub(waited);
+        }
+        Ok(self)
+    }
+
+    /// [`go`](Self::go) to a new piece, where and when it may be made. Says whether it is the last one, which is closed.
+    async fn piece(
+        self,
+        context: &Context,
+        line: &Line,
+        log: &OpenLog,
+        patience: Patience,
+    ) -> Result<(Self, Bytes, bool), Problem> {
+        let tight = context.memory.is_tight(Purpose::Answer);
+        let attempt = move |reading: &mut Self, place: Place, mut grant: Grant| {
+            let most = match (tight, place) {
+                (true, _) => SHORT_PIECE,
+                (false, Place::Here) => PIECE,
+                (false, _) => COLD_PIECE,
+            };
+            with_scratch(|out| {
+                if reading.fresh && reading.format == Format::Json {
+                    out.extend_from_slice(OPENING);
+                }
+                let went = reading.go(out, &mut grant, place, most)?;
+                // Whoever waits holds nothing meanwhile: not what was read ahead, nor a chunk.
+                reading.reader.release();
+                Ok(match went {
+                    Went::Nowhere(place, bytes) => Made::Wants(Wants { grant, place, bytes }),
+                    Went::Some => Made::Done((grant.hold_copy(out), false)),
+                    Went::All => {
+                        close(reading.format, out, reading.reader.offset());
+                        Made::Done((grant.hold_copy(out), true))
+                    }
+                })
             })
         };
-        if hot { run() } else { context.blocking(move |_| run()).await? }
+        let place = Place::first(log, self.reader.offset());
+        let (reading, (piece, done)) = fetch::make(context, line, place, patience, self, attempt).await?;
+        Ok((reading, piece, done))
+    }
+}
+
+/// Why one looks no further.
+enum Looked {
+    Error(Error),
+    UsedUp(UsedUp),
+}
+
+impl From<Error> for Looked {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<UsedUp> for Looked {
+    fn from(used_up: UsedUp) -> Self {
+        Self::UsedUp(used_up)
     }
 }
 
 pub(super) async fn range(
     context: &Arc<Context>,
+    asker: Asker<'_>,
     name: &str,
     request: Request<()>,
 ) -> Result<Answer, Problem> {
@@ -369,24 +485,25 @@ pub(super) async fn range(
     let log = context.log(name).await?;
     if tailing {
         let from = resumed.map(|last| StartAt::Offset(last + 1)).or(from).unwrap_or(StartAt::Latest);
-        let offset = from.resolve(context, &log).await?;
-        return tail::stream(context, &log, offset);
+        let offset = from.resolve(context, asker.line, &log).await?;
+        return tail::stream(context, asker.line, &log, offset);
     }
-    let ranged = records_from(context, &log, from.unwrap_or(StartAt::Earliest), wait, format, budget).await;
+    let from = from.unwrap_or(StartAt::Earliest);
+    let ranged = records_from(context, asker, &log, from, wait, format, budget).await;
     ranged.map_err(|problem| problem.of(&log))
 }
 
 /// A range of a log, whole or to be sent.
 async fn records_from(
     context: &Arc<Context>,
+    asker: Asker<'_>,
     log: &Arc<OpenLog>,
     from: StartAt,
     wait: Duration,
     format: Format,
     budget: PageLimits,
 ) -> Result<Answer, Problem> {
-    let limits = &context.limits;
-    let offset = from.resolve(context, log).await?;
+    let offset = from.resolve(context, asker.line, log).await?;
     if log.visible_offset() <= offset && !wait.is_zero() {
         let mut stopped = context.stopped.clone();
         tokio::select! {
@@ -395,10 +512,39 @@ async fn records_from(
         }
     }
     let (reader, end) = (log.reader(offset), log.visible_offset());
-    let mut reading = Reading { reader, format, budget, end, fresh: true };
-    let (mut pieces, mut bytes) = (VecDeque::new(), 0);
+    let reading = Reading::new(reader, format, budget, end);
+    let (next, length, body) = if asker.only_head {
+        let reading = reading.looked(context, asker.line, true).await?;
+        let next = reading.reader.offset();
+        (next, Some(around(format, next) + reading.length), full(""))
+    } else {
+        let (next, body) = begun(context, asker.line, log, reading).await?;
+        (next, None, body)
+    };
+    let mut answer = Response::new(body);
+    let headers = answer.headers_mut();
+    // What is longer is sent piece by piece, without a length.
+    if let Some(length) = length.filter(|length| *length < WHOLE as u64) {
+        headers.insert(CONTENT_LENGTH, length.into());
+    }
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.name()));
+    headers.insert(NEXT_OFFSET, HeaderValue::from(next));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(answer)
+}
+
+/// Where a range ends, and all of it, or how it is sent.
+async fn begun(
+    context: &Arc<Context>,
+    line: &Arc<Line>,
+    log: &Arc<OpenLog>,
+    mut reading: Reading,
+) -> Result<(u64, Body), Problem> {
+    let patience = Patience::to_begin(context);
+    let mut pieces = VecDeque::new();
+    let mut bytes = 0;
     let done = loop {
-        let (next, piece, done) = reading.piece(context, log).await?;
+        let (next, piece, done) = reading.piece(context, line, log, patience).await?;
         reading = next;
         bytes += piece.len();
         pieces.push_back(piece);
@@ -407,40 +553,33 @@ async fn records_from(
         }
         tokio::task::yield_now().await; // others have their turn
     };
-    let (next, body) = if done {
-        (reading.reader.offset(), whole(pieces))
-    } else {
-        // Large: find out where it ends, which the head has to say, then send it as the client takes it.
-        let (planned, back) = (reading.budget, reading.reader.offset());
-        let (mut patience, mut done) = (limits.append_time, false);
-        while !done {
-            let begun = Instant::now();
-            let turn = context.memory.turn_to_look(patience).await?;
-            patience = patience.saturating_sub(begun.elapsed());
-            let look = move || {
-                let _turn = turn; // held to the end, also where nobody waits for it any more
-                let done = reading.look(LOOK)?;
-                reading.reader.release();
-                Ok::<_, Problem>((reading, done))
-            };
-            (reading, done) = context.blocking(move |_| look()).await??;
-        }
-        let next = reading.reader.offset();
-        reading.budget = PageLimits { records: planned.records - reading.budget.records, bytes: u64::MAX };
-        reading.reader.seek(back);
-        (next, send(context, log, reading, pieces))
-    };
-    let mut answer = Response::new(body);
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.name()));
-    answer.headers_mut().insert(NEXT_OFFSET, HeaderValue::from(next));
-    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Ok(answer)
+    if done {
+        return Ok((reading.reader.offset(), whole(pieces)));
+    }
+    // Large: find out where it ends, which the head has to say, then send it as the client takes it.
+    let (planned, back) = (reading.budget, reading.reader.offset());
+    let mut reading = reading.looked(context, line, false).await?;
+    let next = reading.reader.offset();
+    reading.budget = PageLimits { records: planned.records - reading.budget.records, bytes: u64::MAX };
+    reading.reader.seek(back);
+    Ok((next, send(context, line, log, reading, pieces)))
 }
+
+/// What is before and behind the records, where they are in a JSON document.
+const OPENING: &[u8] = b"{\"records\":[";
 
 fn close(format: Format, out: &mut Vec<u8>, next: u64) {
     if format == Format::Json {
         out.extend_from_slice(format!("],\"next_offset\":{next}}}\n").as_bytes());
     }
+}
+
+/// Bytes of both.
+fn around(format: Format, next: u64) -> u64 {
+    let mut closing = Vec::new();
+    close(format, &mut closing, next);
+    let opening = if format == Format::Json { OPENING.len() } else { 0 };
+    (opening + closing.len()) as u64
 }
 
 /// An answer of which all pieces are there.
@@ -473,12 +612,19 @@ impl hyper::body::Body for Pieces {
     }
 }
 
-/// Sends a range piece by piece, no faster than the client takes it.
-fn send(context: &Arc<Context>, log: &Arc<OpenLog>, reading: Reading, mut pieces: VecDeque<Bytes>) -> Body {
+/// Sends a range piece by piece, no faster than the client takes it. Where there is no memory for the next piece it waits for some.
+fn send(
+    context: &Arc<Context>,
+    line: &Arc<Line>,
+    log: &Arc<OpenLog>,
+    reading: Reading,
+    mut pieces: VecDeque<Bytes>,
+) -> Body {
     let (mut sender, body) = Channel::new(1);
-    let (context, log) = (Arc::clone(context), Arc::clone(log));
-    tokio::spawn(async move {
+    let (context, line, log) = (Arc::clone(context), Arc::clone(line), Arc::clone(log));
+    let sending = tokio::spawn(async move {
         let (mut reading, mut done) = (reading, false);
+        let patience = Patience::of(context.limits.body_time);
         loop {
             while let Some(piece) = pieces.pop_front() {
                 if sender.send_data(piece).await.is_err() {
@@ -489,7 +635,7 @@ fn send(context: &Arc<Context>, log: &Arc<OpenLog>, reading: Reading, mut pieces
                 return;
             }
             let piece;
-            (reading, piece, done) = match next_piece(&context, &log, reading).await {
+            (reading, piece, done) = match reading.piece(&context, &line, &log, patience).await {
                 Ok(next) => next,
                 Err(problem) => {
                     // The head is out already: all that is left is to break off, so that nobody takes it for whole.
@@ -505,32 +651,27 @@ fn send(context: &Arc<Context>, log: &Arc<OpenLog>, reading: Reading, mut pieces
             pieces.push_back(piece);
         }
     });
+    let sending = Sending(sending.abort_handle());
+    let body = body.map_frame(move |frame| {
+        let _ = &sending; // for as long as somebody wants it
+        frame
+    });
     Either::Right(body.boxed_unsync())
 }
 
-/// The next piece of a range that is being sent. Where there is no memory it waits for some.
-async fn next_piece(
-    context: &Context,
-    log: &OpenLog,
-    mut reading: Reading,
-) -> Result<(Reading, Bytes, bool), Problem> {
-    let begun = Instant::now();
-    loop {
-        let Reading { format, budget, end, fresh, .. } = reading;
-        let at = reading.reader.offset();
-        match reading.piece(context, log).await {
-            Err(problem) if problem.is_overload() && begun.elapsed() < context.limits.body_time => {
-                tokio::time::sleep(ASK).await;
-                reading = Reading { reader: log.reader(at), format, budget, end, fresh };
-            }
-            done => return done,
-        }
+/// Ends the task that sends a range, which may be waiting for something, when its client is gone.
+struct Sending(AbortHandle);
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
 /// `GET …/records/{offset}`: the value as it is. It never changes, and may be kept by any cache.
 pub(super) async fn one(
     context: &Context,
+    asker: Asker<'_>,
     name: &str,
     offset: &str,
     request: Request<()>,
@@ -543,25 +684,25 @@ pub(super) async fn one(
         .map_err(|_| Problem::new(Code::InvalidOffset, "an offset is a whole number"))?;
     let log = context.log(name).await?;
     let tag = format!("\"{}-{offset}\"", log.id());
-    let record = context.read(&log, offset).await?;
     let known = params::list(request.headers(), IF_NONE_MATCH).any(|one| one == tag || one == "*");
-    let mut grant = context.memory.grant(Purpose::Answer);
-    let value = if known { &[] } else { record.value() };
-    if value.len() > FREE {
-        grant.cover(value.len())?;
-    }
-    let mut answer = Response::new(full(grant.hold_copy(value)));
+    drop(request); // a header section is not for waiting with
+    let asker = Asker { only_head: asker.only_head || known, ..asker };
+    let value = |record: &Record, grant: Grant| grant.hold_copy(record.value());
+    let (head, value) = fetch::record(context, asker, &log, offset, |length| length, value).await?;
+    let mut answer = Response::new(full(value.unwrap_or_default()));
     let headers = answer.headers_mut();
     headers.insert(
         ETAG,
         HeaderValue::try_from(tag).map_err(|_| Problem::new(Code::Internal, "an ETag is not a header"))?,
     );
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable"));
-    headers.insert(TIME, HeaderValue::from(record.time()));
-    let media_type = if record.is_json() { "application/json" } else { Format::Bytes.name() };
+    headers.insert(TIME, HeaderValue::from(head.time));
+    let media_type = if head.json { "application/json" } else { Format::Bytes.name() };
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     if known {
         *answer.status_mut() = StatusCode::NOT_MODIFIED;
+    } else if asker.only_head {
+        answer.headers_mut().insert(CONTENT_LENGTH, head.length.into());
     }
     Ok(answer)
 }

@@ -4,7 +4,7 @@ use super::{
     answer::{Answer, full, json},
     book,
     connection::{Arriving, Exchange},
-    context::Context,
+    context::{Asker, Context},
     logs, params,
     problem::Problem,
     records,
@@ -38,7 +38,8 @@ pub(super) async fn answer(
     }
     let mut id = request.headers().get(REQUEST_ID).and_then(kept_id);
     let route = Route::parse(request.uri().path()).map_or("other", Route::label);
-    let mut answer = answer_to(context, exchange, request).await.unwrap_or_else(|problem| {
+    let asker = Asker { line: &exchange.connection.line, only_head };
+    let mut answer = answer_to(context, exchange, asker, request).await.unwrap_or_else(|problem| {
         // Made only where somebody may ask about it: a header more is a twentieth of a small request's time.
         let request = id.get_or_insert_with(new_request_id).to_str().unwrap_or("not text");
         if problem.is_ours() {
@@ -63,9 +64,10 @@ pub(super) async fn answer(
     answer
 }
 
-/// What a HEAD gets of the answer to a GET.
+/// What a HEAD gets of the answer to a GET, which may have been made without its body, with the length that it would have had.
 fn without_body(mut answer: Answer) -> Answer {
-    let has_length = !matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let has_length = !matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        && !answer.headers().contains_key(CONTENT_LENGTH);
     if let Some(length) = answer.body().size_hint().exact().filter(|_| has_length) {
         answer.headers_mut().insert(CONTENT_LENGTH, length.into());
     }
@@ -167,6 +169,7 @@ impl<'a> Route<'a> {
 async fn answer_to(
     context: &Arc<Context>,
     exchange: &Exchange,
+    asker: Asker<'_>,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
     let route = Route::parse(request.uri().path());
@@ -184,10 +187,10 @@ async fn answer_to(
         return Ok(health());
     }
     match (route, request.method()) {
-        (Some(Route::Book), &Method::POST) => book::post(context, request).await,
+        (Some(Route::Book), &Method::POST) => book::post(context, asker, request).await,
         (Some(Route::Health), &Method::GET) => Ok(health()),
         // In a box: hyper moves the answer's future about, which for the largest of these takes longer than the box.
-        _ => Box::pin(answer_to_other(context, request)).await,
+        _ => Box::pin(answer_to_other(context, asker, request)).await,
     }
 }
 
@@ -201,14 +204,18 @@ fn check_framing(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-async fn answer_to_other(context: &Arc<Context>, request: Request<Arriving>) -> Result<Answer, Problem> {
+async fn answer_to_other(
+    context: &Arc<Context>,
+    asker: Asker<'_>,
+    request: Request<Arriving>,
+) -> Result<Answer, Problem> {
     let path = request.uri().path().to_owned();
     let Some(route) = Route::parse(&path) else {
         return Err(Problem::new(Code::NotFound, "see docs/api.md for what is here"));
     };
     // Bodies that nobody reads are let go of at once: what came of them is not kept while the request waits.
     match (route, request.method()) {
-        (Route::Book, &Method::GET) => book::get(context, request).await,
+        (Route::Book, &Method::GET) => book::get(context, asker, request).await,
         (Route::Ready, &Method::GET) => ready(context).await,
         (Route::Metrics, &Method::GET) => context.metrics.render(&context.memory),
         (Route::OpenApi, &Method::GET) => Ok(openapi()),
@@ -222,10 +229,12 @@ async fn answer_to_other(context: &Arc<Context>, request: Request<Arriving>) -> 
             drop(request);
             logs::delete(context, name).await
         }
-        (Route::Records { name }, &Method::POST) => records::append(context, name, request).await,
-        (Route::Records { name }, &Method::GET) => records::range(context, name, request.map(drop)).await,
+        (Route::Records { name }, &Method::POST) => records::append(context, asker, name, request).await,
+        (Route::Records { name }, &Method::GET) => {
+            records::range(context, asker, name, request.map(drop)).await
+        }
         (Route::Record { name, offset }, &Method::GET) => {
-            records::one(context, name, offset, request.map(drop)).await
+            records::one(context, asker, name, offset, request.map(drop)).await
         }
         (Route::Trim { name }, &Method::POST) => logs::trim(context, name, request).await,
         _ => Err(Problem::method_not_allowed(route.methods())),

@@ -8,11 +8,16 @@
 use super::{
     answer::Answer,
     context::Context,
-    feed::{self, Feed, Wake},
-    memory::Purpose,
+    feed::{self, Feed, Latest, Wake},
+    fetch::{self, Made, Patience, Place},
+    line::Line,
+    memory::Grant,
     problem::Problem,
 };
-use crate::{log::Error, store::OpenLog};
+use crate::{
+    log::{Error, Reader},
+    store::OpenLog,
+};
 use http_body_util::{BodyExt, Either};
 use hyper::{
     Response,
@@ -28,11 +33,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often a tail asks for memory, where there was none.
-const ASK: Duration = Duration::from_millis(20);
-
 /// Answers with the records from `offset` on, for as long as the client and the log are there.
-pub(super) fn stream(context: &Arc<Context>, log: &Arc<OpenLog>, offset: u64) -> Result<Answer, Problem> {
+pub(super) fn stream(
+    context: &Arc<Context>,
+    line: &Arc<Line>,
+    log: &Arc<OpenLog>,
+    offset: u64,
+) -> Result<Answer, Problem> {
     let first = log.first_offset();
     if offset < first {
         return Err(Error::Trimmed { offset, first }.into());
@@ -43,6 +50,7 @@ pub(super) fn stream(context: &Arc<Context>, log: &Arc<OpenLog>, offset: u64) ->
         beats: feed.beats(),
         feed,
         context: Arc::clone(context),
+        line: Arc::clone(line),
         log: Arc::clone(log),
         offset,
         // At once, so that the client sees that it is connected.
@@ -92,6 +100,7 @@ enum Stage {
 
 struct Tail {
     context: Arc<Context>,
+    line: Arc<Line>,
     log: Arc<OpenLog>,
     feed: Arc<Feed>,
     /// Of the next event.
@@ -99,7 +108,7 @@ struct Tail {
     /// Those of the feed that were told.
     beats: u64,
     stage: Stage,
-    /// How long the connection may leave a piece lying.
+    /// How long the connection may leave a piece lying, and how long a piece is waited for.
     patience: Duration,
     /// When it was given the last one, and whether it has asked for the next.
     given: Instant,
@@ -109,7 +118,15 @@ struct Tail {
 /// Why a tail ends with an event.
 enum End {
     Dropped,
+    /// No memory or no turn came.
+    Overloaded,
     Failed(Error),
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
 }
 
 impl Tail {
@@ -127,8 +144,8 @@ impl Tail {
             }
             Stage::Following => match self.events().await {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) | Err(Error::Closed) => return None, // nothing to say
-                Err(error) => self.last_event(&End::Failed(error)),
+                Ok(None) | Err(End::Failed(Error::Closed)) => return None, // nothing to say
+                Err(end) => self.last_event(&end),
             },
         };
         (self.given, self.asked) = (Instant::now(), false);
@@ -141,7 +158,7 @@ impl Tail {
     }
 
     /// The next events, or a comment where there are none for a while; `None` when the server stops.
-    async fn events(&mut self) -> Result<Option<Bytes>, Error> {
+    async fn events(&mut self) -> Result<Option<Bytes>, End> {
         loop {
             match self.feed.wait(self.offset, self.beats).await? {
                 Wake::Stopped => return Ok(None),
@@ -151,35 +168,53 @@ impl Tail {
                 }
                 Wake::Grown => {}
             }
-            let (bytes, next) = match self.feed.latest(self.offset, &self.context.memory) {
-                Some(latest) => latest?,
-                None => self.behind().await?,
+            let (bytes, next) = match self.feed.latest(self.offset, &self.context.memory)? {
+                Latest::Events(bytes, next) => (bytes, next),
+                Latest::Behind => self.in_time(self.behind()).await?,
+                Latest::Large => self.in_time(self.large()).await?,
             };
             (self.offset, self.beats) = (next, self.feed.beats());
             if !bytes.is_empty() {
                 return Ok(Some(bytes));
             }
-            tokio::time::sleep(ASK).await; // there is more, and no memory for it
         }
     }
 
-    /// The next events of one who is not at the end; off the runtime's thread where the disk has to be asked.
-    async fn behind(&self) -> Result<(Bytes, u64), Error> {
-        let mut reader = self.log.reader(self.offset);
-        let grant = self.context.memory.grant(Purpose::Answer);
-        let run = move || feed::render(&mut reader, grant).map(|events| (events, reader.offset()));
-        if self.log.is_in_memory(self.offset) {
-            return run();
+    /// What it is worth to wait for.
+    async fn in_time<T>(&self, made: impl Future<Output = Result<T, End>>) -> Result<T, End> {
+        tokio::time::timeout(self.patience, made).await.unwrap_or(Err(End::Overloaded))
+    }
+
+    /// The next events of one who is not at the end.
+    async fn behind(&self) -> Result<(Bytes, u64), End> {
+        let attempt = |reader: &mut Reader, place: Place, grant: Grant| {
+            let made = match feed::render(reader, place, grant) {
+                Ok(Made::Wants(wants)) => Made::Wants(wants),
+                Ok(Made::Done(events)) => Made::Done(Ok(events)),
+                Err(error) => Made::Done(Err(error)),
+            };
+            reader.release();
+            Ok(made)
+        };
+        let (reader, place) = (self.log.reader(self.offset), Place::first(&self.log, self.offset));
+        let made =
+            fetch::make(&self.context, &self.line, place, Patience::of(self.patience), reader, attempt).await;
+        match made {
+            Ok((reader, events)) => Ok((events?, reader.offset())),
+            Err(problem) if problem.is_overload() => Err(End::Overloaded),
+            Err(problem) => Err(Error::Failed { reason: problem.to_string().into() }.into()),
         }
-        let Ok(turn) = self.context.memory.turn_to_read(self.context.limits.append_time).await else {
-            return Ok((Bytes::new(), self.offset)); // asks again
-        };
-        let run = move || {
-            let _turn = turn;
-            run()
-        };
-        let failed = || Error::Failed { reason: "reading failed unexpectedly".into() };
-        tokio::task::spawn_blocking(run).await.unwrap_or_else(|_| Err(failed()))
+    }
+
+    /// The next events of one who is at the end, where they take long: rendered once for all who wait for them.
+    async fn large(&self) -> Result<(Bytes, u64), End> {
+        let _first = self.feed.one_at_a_time().await;
+        if let Latest::Events(bytes, next) = self.feed.latest(self.offset, &self.context.memory)? {
+            return Ok((bytes, next)); // another has had it made meanwhile
+        }
+        let (bytes, next) = self.behind().await?;
+        self.feed.share(self.offset, &bytes, next);
+        Ok((bytes, next))
     }
 
     fn last_event(&mut self, end: &End) -> Bytes {
@@ -188,6 +223,10 @@ impl Tail {
             End::Dropped => {
                 self.context.metrics.readers_dropped.inc();
                 ("dropped", "you read too slowly; connect again to resume".to_owned())
+            }
+            End::Overloaded => {
+                self.context.metrics.readers_dropped.inc();
+                ("dropped", "there is no memory for what is next; connect again later to resume".to_owned())
             }
             End::Failed(error) => ("error", error.to_string()),
         };

@@ -92,6 +92,51 @@ impl<'a> RecordRef<'a> {
     }
 }
 
+/// What is known of a record before it is read. Nothing of it is verified.
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "the server asks"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ahead {
+    /// Whether it is in memory.
+    pub(crate) hot: bool,
+    /// The bytes of the disk that are read for it: of its frame, or of all frames of its segment where it has to be looked for.
+    /// None where it is in memory.
+    pub(crate) cold_bytes: usize,
+    /// What its header says; `None` where that is not clear, or it is lost.
+    pub(crate) head: Option<Head>,
+}
+
+/// A record without its value.
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "the server asks"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) time: u64,
+    pub(crate) json: bool,
+    /// Bytes of the value.
+    pub(crate) length: usize,
+}
+
+#[cfg(feature = "server")]
+impl Ahead {
+    /// The bytes of the value, at the most.
+    pub(crate) fn length(&self) -> usize {
+        self.head.map_or(self.cold_bytes, |head| head.length)
+    }
+}
+
+#[cfg(feature = "server")]
+impl RecordRef<'_> {
+    pub(crate) fn head(&self) -> Head {
+        Head { time: self.time, json: self.json, length: self.value.len() }
+    }
+}
+
+#[cfg(feature = "server")]
+impl Record {
+    pub(crate) fn head(&self) -> Head {
+        Head { time: self.time, json: self.json, length: self.value().len() }
+    }
+}
+
 /// What a reader finds: the record, and the chunk that has it if it is a recent one.
 struct Step<'a> {
     record: RecordRef<'a>,
@@ -129,6 +174,26 @@ impl Cold {
             unreadable: Vec::new(),
             next: (0, 0),
         }
+    }
+
+    /// What is known of a record before it is read.
+    fn peek(&mut self, record: u32) -> Ahead {
+        let (words, key) = (self.words, self.segment.key);
+        let index =
+            || self.segment.sealed.get().and_then(|sealed| sealed::indexed(&*self.file, sealed, record));
+        let at = if self.next.0 == record { Some(self.next.1) } else { index() };
+        let in_run = at.and_then(|at| {
+            let from = at.checked_sub(self.run_at)? as usize * WORD;
+            frame::head(self.run.get(from..from + frame::HEAD)?, key).filter(|head| head.record == record)
+        });
+        let head = in_run.or_else(|| sealed::head_at(&*self.file, words, key, record, at?));
+        let Some((head, at)) = head.zip(at) else {
+            return Ahead { hot: false, cold_bytes: words as usize * WORD, head: None };
+        };
+        self.next = (record, at); // should it be wrong, reading finds that out
+        let (time, json) = (self.segment.header.created + head.time, head.flags & JSON != 0);
+        let (cold_bytes, known) = (head.words as usize * WORD, Head { time, json, length: head.length });
+        Ahead { hot: false, cold_bytes, head: Some(known).filter(|_| head.flags & LOST == 0) }
     }
 
     /// A record of this segment; `None` if it is damaged.
@@ -243,7 +308,18 @@ impl Shared {
         if offset >= self.visible().get() {
             return Ok(None);
         }
-        let cold = match self.read_source(offset)? {
+        self.record(&self.read_source(offset)?, offset).map(Some)
+    }
+
+    /// Whether the disk is not asked for what is at `offset`, or is not there yet.
+    pub(super) fn is_in_memory(&self, offset: u64) -> bool {
+        let in_chunk = |segment: Arc<Segment>| segment.chunk.load_full().is_some();
+        offset >= self.visible().get() || self.chain.load().locate(offset).is_none_or(in_chunk)
+    }
+
+    /// Reads one record by itself, from where it is.
+    fn record(&self, place: &ReadSource, offset: u64) -> Result<Record, Error> {
+        let cold = match place {
             ReadSource::Hot(segment, chunk) => {
                 let record = (offset - segment.base()) as u32;
                 let frame = chunk.frame(record).ok_or(Error::Damaged { offset })?;
@@ -251,12 +327,8 @@ impl Shared {
                     return Err(Error::Damaged { offset });
                 }
                 let time = segment.header.created + frame.time;
-                return Ok(Some(Record {
-                    offset,
-                    time,
-                    json: frame.flags & JSON != 0,
-                    value: RecordSource::Hot(chunk, record),
-                }));
+                let value = RecordSource::Hot(Arc::clone(chunk), record);
+                return Ok(Record { offset, time, json: frame.flags & JSON != 0, value });
             }
             ReadSource::Cold(cold) => cold,
         };
@@ -275,7 +347,7 @@ impl Shared {
         buf.drain(..before); // the frame becomes its value, in place
         buf.truncate(length);
         let time = cold.segment.header.created + time;
-        Ok(Some(Record { offset, time, json, value: RecordSource::Cold(buf) }))
+        Ok(Record { offset, time, json, value: RecordSource::Cold(buf) })
     }
 }
 
@@ -335,6 +407,73 @@ impl Reader {
     pub fn read(&mut self, offset: u64) -> Result<Option<RecordRef<'_>>, Error> {
         self.next = offset;
         self.read_next()
+    }
+
+    /// Whether the disk is not asked for the next record, nor to find that there is none yet. What it is in is kept until the reader
+    /// goes elsewhere, or [releases](Self::release) it.
+    #[cfg(feature = "server")]
+    pub(crate) fn is_in_memory(&mut self) -> bool {
+        let offset = self.next;
+        if (self.from..self.until).contains(&offset) {
+            return matches!(self.place, Some(ReadSource::Hot(..)));
+        }
+        if !self.shared.is_in_memory(offset) {
+            return false;
+        }
+        let found = self.find(offset);
+        self.next = offset; // an error is told to whoever reads
+        !matches!(found, Ok(true)) || matches!(self.place, Some(ReadSource::Hot(..)))
+    }
+
+    /// What is known of the next record before it is read: of one that is not in memory, its header is read. `None` where
+    /// there is none yet that readers may see.
+    ///
+    /// # Errors
+    /// As [`read_next`](Self::read_next).
+    pub(crate) fn peek(&mut self) -> Result<Option<Ahead>, Error> {
+        let offset = self.next;
+        if (offset < self.from || offset >= self.until) && !self.find(offset)? {
+            return Ok(None);
+        }
+        let number = (offset - self.from) as u32;
+        match &mut self.place {
+            Some(ReadSource::Cold(cold)) => Ok(Some(cold.peek(number))),
+            Some(ReadSource::Hot(segment, chunk)) => {
+                let frame = chunk.frame(number).filter(|frame| frame.flags & LOST == 0);
+                let head = frame.map(|Frame { time, flags, value, .. }| Head {
+                    time: segment.header.created + time,
+                    json: flags & JSON != 0,
+                    length: value.len(),
+                });
+                Ok(Some(Ahead { hot: true, cold_bytes: 0, head }))
+            }
+            None => Err(Error::Damaged { offset }),
+        }
+    }
+
+    /// When the record at `offset` was appended. Of a large one its header is believed.
+    pub(super) fn time_of(&mut self, offset: u64) -> Result<Option<u64>, Error> {
+        self.next = offset;
+        match self.peek()? {
+            None => Ok(None),
+            Some(Ahead { cold_bytes: RUN.., head: Some(head), .. }) => Ok(Some(head.time)),
+            Some(_) => Ok(self.read_one()?.map(|record| record.time())),
+        }
+    }
+
+    /// The next record by itself, without reading ahead; goes on behind it.
+    ///
+    /// # Errors
+    /// As [`read_next`](Self::read_next).
+    pub(crate) fn read_one(&mut self) -> Result<Option<Record>, Error> {
+        let offset = self.next;
+        if (offset < self.from || offset >= self.until) && !self.find(offset)? {
+            return Ok(None);
+        }
+        let Some(place) = &self.place else { return Err(Error::Damaged { offset }) };
+        let record = self.shared.record(place, offset)?;
+        self.next = offset + 1;
+        Ok(Some(record))
     }
 
     /// The next record; `None` where there is none yet that readers may see.

@@ -208,9 +208,19 @@ pub(crate) fn position_of(
     find(file, sealed, key, record)
 }
 
+/// The head of the frame of `record` at a word, by a read of that alone; nothing is verified. `None` where it cannot be, or
+/// cannot be read.
+pub(crate) fn head_at(file: &dyn File, words: u32, key: Key, record: u32, at: u32) -> Option<frame::Head> {
+    let left = words.saturating_sub(at) as usize * WORD;
+    let mut bytes = [0; frame::HEAD];
+    let bytes = &mut bytes[..frame::HEAD.min(left)];
+    file.read_at(bytes, FRAMES + u64::from(at) * WORD as u64).ok()?;
+    frame::head(bytes, key).filter(|head| head.record == record && head.words * WORD as u64 <= left as u64)
+}
+
 /// Where the index says that a record is; nothing is verified. Behind all frames where the index cannot be read: it is
 /// as good as one that is wrong.
-fn indexed(file: &dyn File, sealed: &Sealed, record: u32) -> Option<u32> {
+pub(crate) fn indexed(file: &dyn File, sealed: &Sealed, record: u32) -> Option<u32> {
     if let Some(survivors) = &sealed.survivors {
         return survivors.get(record as usize).and_then(|at| at.checked_sub(1));
     }

@@ -16,18 +16,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-const BUDGET: usize = 256 * MIB;
+pub const BUDGET: usize = 256 * MIB;
 /// What the system, the heap and the connections' own buffers take beside it.
-const BESIDE: usize = 96 * MIB;
+pub const BESIDE: usize = 96 * MIB;
 
 /// Notes the most that is resident, until it is dropped.
-struct Watch {
+pub struct Watch {
     most: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
 }
 
 impl Watch {
-    fn start(process: Process) -> Self {
+    pub fn start(process: Process) -> Self {
         let (most, stop): (Arc<AtomicUsize>, Arc<AtomicBool>) = Default::default();
         let (seen, end) = (Arc::clone(&most), Arc::clone(&stop));
         std::thread::spawn(move || {
@@ -39,7 +39,7 @@ impl Watch {
         Self { most, stop }
     }
 
-    fn most(&self) -> usize {
+    pub fn most(&self) -> usize {
         self.most.load(Ordering::Relaxed)
     }
 }

@@ -16,6 +16,7 @@ mod guard;
 mod halves;
 mod http2;
 mod rates;
+mod reads;
 mod refused;
 mod shapes;
 mod slow_logs;

@@ -1,0 +1,211 @@
+//! The one way by which all is read that comes from the disk, or is large: a header tells its size; then it has its part of the budget of
+//! memory, and its turn; only then it is read, off the runtime's thread. Whoever waits for memory reads nothing meanwhile. What is
+//! small and in memory is read at once, where it is asked for.
+
+use super::{
+    body::LARGE,
+    context::{Asker, Context},
+    formats,
+    line::{Kind, Line},
+    memory::{FREE, Grant, Purpose},
+    problem::Problem,
+};
+use crate::{
+    Code,
+    log::{Ahead, Error, Head, Reader, Record, RecordRef},
+    store::OpenLog,
+};
+use bytes::Bytes;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Bytes of a record that is very large: reading it takes many times what others take, in time and for a moment in memory.
+const VERY_LARGE: usize = 1 << 20;
+/// How often one asks for memory, where there was none.
+const ASK: Duration = Duration::from_millis(20);
+
+/// Where something is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Place {
+    /// On the runtime's thread.
+    Here,
+    /// Off it, in turn.
+    Turn,
+    /// Off it, in one of the few turns for what is very large.
+    LargeTurn,
+}
+
+impl Place {
+    /// Where to try it first.
+    pub(super) fn first(log: &OpenLog, offset: u64) -> Self {
+        if log.is_in_memory(offset) { Self::Here } else { Self::Turn }
+    }
+
+    /// Where a record is to be read.
+    fn of(ahead: &Ahead) -> Self {
+        match ahead.length().max(ahead.cold_bytes) {
+            VERY_LARGE.. => Self::LargeTurn,
+            LARGE.. => Self::Turn,
+            _ if ahead.hot => Self::Here,
+            _ => Self::Turn,
+        }
+    }
+
+    fn kind(self) -> Option<Kind> {
+        match self {
+            Self::Here => None,
+            Self::Turn => Some(Kind::Read),
+            Self::LargeTurn => Some(Kind::ReadLarge),
+        }
+    }
+}
+
+/// What an attempt to make something comes to.
+pub(super) enum Made<T> {
+    Done(T),
+    /// Nothing yet, and nothing was read.
+    Wants(Wants),
+}
+
+/// What the next attempt wants.
+pub(super) struct Wants {
+    pub(super) grant: Grant,
+    pub(super) place: Place,
+    /// Memory.
+    pub(super) bytes: usize,
+}
+
+/// How long one waits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    pub(super) turn: Duration,
+    pub(super) memory: Duration,
+}
+
+impl Patience {
+    /// Of a request whose answer has not begun: without memory it is refused at once.
+    pub(super) fn to_begin(context: &Context) -> Self {
+        Self { turn: context.limits.append_time, memory: Duration::ZERO }
+    }
+
+    pub(super) fn of(time: Duration) -> Self {
+        Self { turn: time, memory: time }
+    }
+}
+
+/// Makes something by `attempt`, of what it reads `from`: where and with so much memory as that wants.
+pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
+    context: &Context,
+    line: &Line,
+    mut place: Place,
+    patience: Patience,
+    mut from: S,
+    attempt: impl Fn(&mut S, Place, Grant) -> Result<Made<T>, Problem> + Copy + Send + 'static,
+) -> Result<(S, T), Problem> {
+    let mut grant = context.memory.grant(Purpose::Answer);
+    loop {
+        let made = match place.kind() {
+            None => attempt(&mut from, place, grant),
+            Some(kind) => {
+                let run = move || {
+                    let made = attempt(&mut from, place, grant);
+                    (from, made)
+                };
+                let (back, made) = context.for_client(line, kind, patience.turn, run).await?;
+                from = back;
+                made
+            }
+        };
+        match made? {
+            Made::Done(done) => return Ok((from, done)),
+            Made::Wants(wants) => {
+                grant = covered(wants.grant, wants.bytes, patience.memory).await?;
+                place = wants.place;
+            }
+        }
+    }
+}
+
+/// Waits for so much memory.
+async fn covered(mut grant: Grant, bytes: usize, patience: Duration) -> Result<Grant, Problem> {
+    let begun = Instant::now();
+    while let Err(used_up) = grant.cover(bytes) {
+        if begun.elapsed() >= patience {
+            return Err(used_up.into());
+        }
+        tokio::time::sleep(ASK).await;
+    }
+    Ok(grant)
+}
+
+/// What a reader has next.
+pub(super) enum Next<'a> {
+    Record(RecordRef<'a>),
+    /// Nothing, or a record of more bytes than were asked for.
+    End,
+    /// A record that was not read: it is to be read there, with so much memory.
+    Wants(Place, usize),
+}
+
+/// The next record of a value of `most` bytes, where it may be read here, and there is memory for what is made of it, behind `so_far`.
+pub(super) fn next<'a>(
+    reader: &'a mut Reader,
+    place: Place,
+    grant: &mut Grant,
+    so_far: usize,
+    most: u64,
+) -> Result<Next<'a>, Error> {
+    if place == Place::Here && !reader.is_in_memory() {
+        return Ok(Next::Wants(Place::Turn, so_far));
+    }
+    let Some(ahead) = reader.peek()?.filter(|ahead| ahead.length() as u64 <= most) else {
+        return Ok(Next::End);
+    };
+    let json = ahead.head.is_some_and(|head| head.json);
+    let (needs, bytes) = (Place::of(&ahead), so_far + formats::rendered_bytes(ahead.length(), json));
+    if needs > place || bytes > FREE && grant.cover(bytes).is_err() {
+        return Ok(Next::Wants(place.max(needs), bytes));
+    }
+    Ok(reader.read_next()?.map_or(Next::End, Next::Record))
+}
+
+/// The record at `offset`, and what `render` makes of it, of so many `bytes` by those of its value; nothing of it where only the head of
+/// the answer is asked for, for which its header is enough.
+pub(super) async fn record(
+    context: &Context,
+    asker: Asker<'_>,
+    log: &Arc<OpenLog>,
+    offset: u64,
+    bytes: fn(usize) -> usize,
+    render: fn(&Record, Grant) -> Bytes,
+) -> Result<(Head, Option<Bytes>), Problem> {
+    let only_head = asker.only_head;
+    let attempt = move |reader: &mut Reader, place: Place, mut grant: Grant| {
+        if place == Place::Here && !reader.is_in_memory() {
+            return Ok(Made::Wants(Wants { grant, place: Place::Turn, bytes: 0 }));
+        }
+        let Some(ahead) = reader.peek()? else { return Ok(Made::Done(None)) };
+        if let Some(head) = ahead.head.filter(|_| only_head) {
+            return Ok(Made::Done(Some((head, None))));
+        }
+        let (needs, bytes) = (Place::of(&ahead), bytes(ahead.length()));
+        if needs > place || bytes > FREE && grant.cover(bytes).is_err() {
+            return Ok(Made::Wants(Wants { grant, place: place.max(needs), bytes }));
+        }
+        let found = reader.read_one()?.map(|record| {
+            let made = if only_head { None } else { Some(render(&record, grant)) };
+            (record.head(), made)
+        });
+        Ok(Made::Done(found))
+    };
+    let (place, patience) = (Place::first(log, offset), Patience::to_begin(context));
+    let made = make(context, asker.line, place, patience, log.reader(offset), attempt).await;
+    let (_, found) = made.map_err(|problem| problem.of(log))?;
+    found.ok_or_else(|| {
+        let next = log.visible_offset();
+        let detail = format!("there is no record at offset {offset} yet; the next one gets {next}");
+        Problem::new(Code::OffsetNotFound, detail).with("next_offset", next)
+    })
+}

@@ -1,0 +1,349 @@
+//! Reading what is large, or not in memory any more: what it may cost, and whose turn it is.
+
+use super::{
+    MIB, Producer, a_while,
+    bodies::zstd,
+    budget::{BESIDE, BUDGET, Watch},
+    code, get,
+    http2::{self, Connection, DATA, END_HEADERS, END_STREAM, HEADERS, RESET, WINDOW_UPDATE},
+    metric,
+    support::{Client, Server, process::Process},
+    wait_for,
+};
+use std::{
+    io::{BufRead, Read},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+const LARGE: usize = 60 * MIB;
+
+fn append(client: &mut Client, log: &str, media_type: &str, body: &[u8]) {
+    let headers = [("Content-Encoding", "zstd"), ("Content-Type", media_type)];
+    let sent = client.exchange("POST", &format!("/v1/logs/{log}/records"), &headers, &zstd(body)).unwrap();
+    assert_eq!(sent.status, 200, "{}", String::from_utf8_lossy(&sent.body));
+}
+
+/// A server with two records of 60 MiB in the log `large`, a page of records of 900 kB in `page`, and small ones in `small`.
+fn filled(data: &Path) -> Server {
+    let server = Server::start(data, &["--create-logs"]);
+    let mut client = server.connect();
+    for _ in 0..2 {
+        append(&mut client, "large", "application/octet-stream", &vec![b'a'; LARGE]);
+    }
+    append(&mut client, "page", "text/plain", &[vec![b'b'; 899_999], b"\n".to_vec()].concat());
+    append(&mut client, "small", "text/plain", &[b"x".repeat(100), b"\n".to_vec()].concat().repeat(40_000));
+    server
+}
+
+/// The same, started anew: nothing of it is in memory then.
+fn cold(data: &Path, flags: &[&str]) -> Server {
+    assert_eq!(filled(data).terminate(), Some(0));
+    Server::start(data, flags)
+}
+
+fn head(stream: u32, path: &str) -> Vec<u8> {
+    let mut head = http2::head("GET", path);
+    head.splice(..1, [0x02, 4, b'H', b'E', b'A', b'D']);
+    http2::frame(HEADERS, END_HEADERS | END_STREAM, stream, &head)
+}
+
+/// A connection of HTTP/2 that has so many requests in flight all the time, until this is dropped.
+struct Busy {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<usize>>,
+}
+
+impl Busy {
+    fn start(server: &Server, streams: u32, request: impl Fn(u32) -> Vec<u8> + Send + 'static) -> Self {
+        // It takes all that comes.
+        let mut connection = Connection::open(&server.address, &http2::setting(4, 0x7fff_ffff));
+        connection.send(&http2::frame(WINDOW_UPDATE, 0, 0, &0x7fff_0000u32.to_be_bytes())).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let end = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let (mut next, mut answered) = (1, 0);
+            for _ in 0..streams {
+                connection.send(&request(next)).unwrap();
+                next += 2;
+            }
+            while !end.load(Ordering::Relaxed) {
+                let ended = match connection.next().expect("it is given up") {
+                    Some((HEADERS | DATA, flags, ..)) => flags & END_STREAM != 0,
+                    Some((RESET, ..)) => true,
+                    _ => false,
+                };
+                if ended {
+                    connection.send(&request(next)).unwrap();
+                    (next, answered) = (next + 2, answered + 1);
+                }
+            }
+            answered
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    /// How many answers there were.
+    fn finish(mut self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().map_or(0, |thread| thread.join().unwrap())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// How often one gets an answer, and how long that takes at the most.
+fn paced(time: Duration, mut ask: impl FnMut()) -> (f64, Duration) {
+    let (begun, mut times, mut slowest) = (Instant::now(), 0, Duration::ZERO);
+    while begun.elapsed() < time {
+        let one = Instant::now();
+        ask();
+        slowest = slowest.max(one.elapsed());
+        times += 1;
+    }
+    (f64::from(times) / begun.elapsed().as_secs_f64(), slowest)
+}
+
+/// Each of them was read before there was memory for it, as many at once as there were threads: 4.7 GB for 120 connections.
+#[test]
+fn cold_records_that_are_asked_for_one_by_one_are_in_the_budget() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = cold(data.path(), &["--create-logs"]);
+    let process = Process::of(&server.child);
+    let producer = Producer::start(&server);
+    let (before, alone) = (process.memory(), producer.rate(a_while(0.3)));
+    let watch = Watch::start(process);
+    let mut deaf = Vec::new();
+    for n in 0..60 {
+        let mut client = server.connect();
+        let request = format!("GET /v1/logs/large/records/{} HTTP/1.1\r\nHost: localhost\r\n\r\n", n % 2);
+        client.send(request.as_bytes()).unwrap();
+        deaf.push(client);
+    }
+    let beside = producer.rate(a_while(1.0));
+    // Whoever finds no room is told so; one who takes it gets all of it.
+    let mut refused = deaf.split_off(10);
+    refused.retain_mut(|client| client.answer().is_ok_and(|answer| code(&answer.body) == "overloaded"));
+    println!(
+        "60 cold records of 60 MiB: {} MiB at the most, {} of 50 refused; {alone:.0} appends/s before, {beside:.0} beside",
+        watch.most() / MIB,
+        refused.len()
+    );
+    assert!(watch.most() < before + BUDGET + BESIDE, "{} MiB", watch.most() / MIB);
+    assert!(refused.len() > 40, "{} of 50 were refused", refused.len());
+    drop((deaf, refused));
+    wait_for("all is given back", Duration::from_secs(3), || {
+        metric(&server, "millstream_http_memory_bytes") == 0
+    });
+    let value = server.connect().exchange("GET", "/v1/logs/large/records/1", &[], b"").unwrap();
+    assert!(value.status == 200 && value.body.len() == LARGE && value.body.iter().all(|&byte| byte == b'a'));
+    drop((producer, watch));
+    let begun = Instant::now();
+    assert_eq!(server.terminate(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(3), "it took {:?} to stop", begun.elapsed());
+}
+
+/// HEAD, and a GET of what the client has already, read the value all the same: 6.5 GB, and 6 answers in 8 s.
+#[test]
+fn what_a_cold_records_head_needs_is_all_that_is_read_for_it() {
+    let data = tempfile::tempdir().unwrap();
+    let server = cold(data.path(), &[]);
+    let process = Process::of(&server.child);
+    let mut client = server.connect();
+    let value = client.exchange("GET", "/v1/logs/page/records/0", &[], b"").unwrap();
+    let tag = value.head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap().to_owned();
+    client.send(b"HEAD /v1/logs/page/records/0 HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut got = vec![0; value.head.len()];
+    client.0.read_exact(&mut got).unwrap();
+    let lines = |head: &str| {
+        let mut lines: Vec<_> =
+            head.lines().filter(|line| !line.starts_with("date: ")).map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    };
+    assert_eq!(lines(&String::from_utf8_lossy(&got)), lines(&value.head));
+    let known = client.exchange("GET", "/v1/logs/page/records/0", &[("If-None-Match", &tag)], b"").unwrap();
+    assert_eq!((known.status, known.body.len()), (304, 0));
+    assert_eq!(get(&mut client, "/v1/logs/large").unwrap().status, 200); // it is open from here on
+    let (before, watch) = (process.memory(), Watch::start(process));
+    for path in ["/v1/logs/large/records/1", "/v1/logs/large/records?limit=2&max_bytes=100000000"] {
+        let mut connection = Connection::open(&server.address, &[]);
+        let begun = Instant::now();
+        for n in 0..200 {
+            connection.send(&head(2 * n + 1, path)).unwrap();
+        }
+        let mut answered = 0;
+        while answered < 200 && begun.elapsed() < Duration::from_secs(4) {
+            if let Some((HEADERS, _, _, payload)) = connection.next().unwrap() {
+                assert_eq!(payload[0], 0x88, "not 200");
+                answered += 1;
+            }
+        }
+        println!("{answered} HEADs of {path} took {:?}", begun.elapsed());
+        assert_eq!(answered, 200, "in {:?}", begun.elapsed());
+    }
+    assert!(watch.most() < before + 32 * MIB, "{} MiB", (watch.most() - before) / MIB);
+}
+
+/// A record of 60 MiB that is in memory was rendered on the thread that answers: each took 0.1 s, one behind the other, and for so
+/// long nobody was answered.
+#[test]
+fn large_records_in_memory_keep_nobody_from_being_answered() {
+    let data = tempfile::tempdir().unwrap();
+    let server = filled(data.path());
+    let path = "/v1/logs/large/records?limit=1";
+    let busy = [
+        Busy::start(&server, 100, move |stream| head(stream, path)),
+        Busy::start(&server, 20, move |stream| http2::get(stream, "/?offset=7")), // beside them, what is not there
+        Busy::start(&server, 20, move |stream| http2::get(stream, path)),
+    ];
+    let mut clients: Vec<_> = (0..4).map(|_| server.connect()).collect(); // of either thread
+    let (rate, slowest) = paced(a_while(2.0), || {
+        for client in &mut clients {
+            assert_eq!(get(client, "/healthz").unwrap().status, 200);
+        }
+    });
+    let answered: Vec<_> = busy.into_iter().map(Busy::finish).collect();
+    println!("{rate:.0} rounds of 4 /healthz a second, the slowest {slowest:?}; {answered:?} answers beside");
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+}
+
+/// With a rendering for each of them, the last of 20 has waited for the memory of all others.
+#[test]
+fn tails_share_the_rendering_of_a_large_record() {
+    const VALUE: usize = 12 * MIB;
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs", "--threads", "1"]);
+    let (process, mut client) = (Process::of(&server.child), server.connect());
+    append(&mut client, "large", "text/plain", b"first");
+    let tail = "GET /v1/logs/large/records HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
+    let mut tails: Vec<_> = (0..20).map(|_| server.connect()).collect();
+    for client in &mut tails {
+        client.send(tail.as_bytes()).unwrap();
+    }
+    wait_for("all are there", Duration::from_secs(5), || metric(&server, "millstream_tails") == 20);
+    let (before, begun) = (process.memory(), Instant::now());
+    let watch = Watch::start(process);
+    append(&mut client, "large", "application/octet-stream", &vec![b'a'; VALUE]);
+    std::thread::scope(|scope| {
+        for client in &mut tails {
+            scope.spawn(|| {
+                let mut got = vec![0; VALUE / 3 * 4];
+                client.0.read_exact(&mut got).unwrap();
+                assert!(got.windows(12).take(500).any(|part| part == b"id: 1\ndata: "));
+            });
+        }
+    });
+    let most = watch.most().saturating_sub(before) / MIB;
+    println!("20 tails have a record of 12 MiB after {:?}, with {most} MiB at the most", begun.elapsed());
+    assert!(most < 5 * VALUE / MIB, "{most} MiB");
+    assert_eq!(metric(&server, "millstream_readers_dropped_total"), 0);
+}
+
+/// Each read 60 MiB, found no memory for what is made of it, and did so again 20 ms later: beside 60 of them nobody read from the disk.
+#[test]
+fn tails_that_find_no_memory_do_not_read() {
+    let data = tempfile::tempdir().unwrap();
+    let server = cold(data.path(), &["--body-seconds", "6"]);
+    let process = Process::of(&server.child);
+    let tail = "GET /v1/logs/large/records?offset=0 HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
+    let mut deaf: Vec<_> = (0..60)
+        .map(|_| {
+            let mut client = server.connect();
+            client.send(tail.as_bytes()).unwrap();
+            client
+        })
+        .collect();
+    wait_for("one has what there is", Duration::from_secs(5), || {
+        metric(&server, "millstream_http_memory_bytes") as usize > LARGE
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    let time = process.time();
+    std::thread::sleep(Duration::from_millis(500));
+    let busy = process.time() - time;
+    let mut client = server.connect();
+    let page = "/v1/logs/page/records?max_bytes=1000000";
+    let (rate, slowest) = paced(a_while(1.0), || assert_eq!(get(&mut client, page).unwrap().status, 200));
+    println!("60 tails take {busy:?} of 0.5 s; beside them {rate:.0} pages/s, the slowest {slowest:?}");
+    assert!(busy < Duration::from_millis(250), "{busy:?} of 0.5 s");
+    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+    // Who has waited for long is told, and may come again.
+    let (mut got, mut last) = (String::new(), deaf.pop().unwrap());
+    while !got.contains("next_offset") {
+        assert!(last.0.read_line(&mut got).unwrap() > 0, "it ends without a word: {got}");
+    }
+    assert!(got.contains("event: dropped\n") && got.contains("\"next_offset\":0}"), "{got}");
+}
+
+/// All requests stood in one line: one client with many of them in flight left hardly any turn to one with a single one.
+#[test]
+fn turns_to_read_are_dealt_out_round_the_connections() {
+    let data = tempfile::tempdir().unwrap();
+    let server = cold(data.path(), &[]);
+    let mut client = server.connect();
+    let page = "/v1/logs/small/records?limit=100";
+    let mut ask = || assert_eq!(get(&mut client, page).unwrap().status, 200);
+    let (alone, _) = paced(a_while(0.5), &mut ask);
+    // Small answers, each of what is read ahead 256 KiB.
+    let one = "/v1/logs/small/records?offset=20000&limit=1";
+    let busy: Vec<_> =
+        (0..4).map(|_| Busy::start(&server, 250, move |stream| http2::get(stream, one))).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let (beside, slowest) = paced(a_while(2.0), &mut ask);
+    let answered: Vec<_> = busy.into_iter().map(Busy::finish).collect();
+    println!(
+        "{alone:.0} pages/s alone, {beside:.0} beside 4 connections with 250 requests each ({answered:?} answers), the slowest {slowest:?}"
+    );
+    assert!(beside > 60.0, "{beside:.0} of {alone:.0}");
+}
+
+/// The same of bodies that are compressed.
+#[test]
+fn turns_to_decode_are_dealt_out_round_the_connections() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let mut client = server.connect();
+    let headers = [("Content-Encoding", "zstd"), ("Content-Type", "application/x-ndjson")];
+    let body = zstd(b"{\"a\":1}\n");
+    let stored = AtomicUsize::new(0);
+    let mut ask = || {
+        let answer = client.exchange("POST", "/v1/logs/good/records?ack=memory", &headers, &body).unwrap();
+        assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+        stored.fetch_add(1, Ordering::Relaxed);
+    };
+    let (alone, _) = paced(a_while(0.5), &mut ask);
+    // Just under a mebibyte, and wrong at its end.
+    let line = [b"{\"a\":\"".to_vec(), b"x".repeat(1000), b"\"}\n".to_vec()].concat();
+    let bomb = zstd(&[line.repeat(1030), b"oops".to_vec()].concat());
+    let busy: Vec<_> = (0..2)
+        .map(|_| {
+            let bomb = bomb.clone();
+            Busy::start(&server, 100, move |stream| {
+                let mut head = http2::head("POST", "/v1/logs/bad/records");
+                for (name, value) in [(26, "zstd"), (31, "application/x-ndjson")] {
+                    head.extend_from_slice(&[0x0f, name - 15, value.len() as u8]);
+                    head.extend_from_slice(value.as_bytes());
+                }
+                let head = http2::frame(HEADERS, END_HEADERS, stream, &head);
+                [head, http2::frame(DATA, END_STREAM, stream, &bomb)].concat()
+            })
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let (beside, slowest) = paced(a_while(2.0), &mut ask);
+    let answered: Vec<_> = busy.into_iter().map(Busy::finish).collect();
+    println!(
+        "{alone:.0} compressed appends/s alone, {beside:.0} beside 2 connections with 100 requests each ({answered:?} answers), the slowest {slowest:?}"
+    );
+    assert!(beside > alone / 50.0, "{beside:.0} of {alone:.0}");
+    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+}
