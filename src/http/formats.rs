@@ -496,9 +496,10 @@ pub(super) fn length(format: Format, offset: u64, record: Head) -> u64 {
     let digits = |number: u64| u64::from(number.checked_ilog10().unwrap_or(0)) + 1;
     let Head { time, json, length } = record;
     let length = length as u64;
-    let value = match json {
-        true => r#"{"offset":,"time":,"json":}"#.len() as u64 + length,
-        false => r#"{"offset":,"time":,"value":""}"#.len() as u64 + length.div_ceil(3) * 4,
+    let value = if json {
+        r#"{"offset":,"time":,"json":}"#.len() as u64 + length
+    } else {
+        r#"{"offset":,"time":,"value":""}"#.len() as u64 + length.div_ceil(3) * 4
     };
     match format {
         Format::Ndjson => value + digits(offset) + digits(time) + 1,

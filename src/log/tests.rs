@@ -186,6 +186,43 @@ fn damage_in_a_sealed_segment_is_an_error_of_that_read_and_verify_finds_it() {
     assert_eq!(report.damage[0].offsets, 3..4);
 }
 
+/// The size of a record was known only once it had been read.
+#[cfg(feature = "server")]
+#[test]
+fn what_is_known_ahead_of_a_record_is_what_reading_it_finds() {
+    let (sim, all) = filled(200);
+    let path = Path::new(DIR).join("00000000000000000000.seg");
+    sim.damage(&path, |bytes| bytes[4096 + 3 * 128 + 22] ^= 0x40); // a flag that nobody knows
+    let log = open(&sim).unwrap();
+    let mut reader = log.reader(0);
+    for (offset, released) in (0..200).chain((0..200).rev()).zip([false, true, false].into_iter().cycle()) {
+        if released {
+            reader.release();
+        }
+        reader.seek(offset);
+        let hot = log.is_in_memory(offset);
+        assert_eq!(reader.is_in_memory(), hot, "{offset}");
+        let ahead = reader.peek().unwrap().unwrap();
+        assert_eq!((ahead.hot, reader.offset()), (hot, offset));
+        if offset == 3 {
+            assert!(ahead.head.is_none() && ahead.length() > 3000, "{ahead:?}");
+            assert!(matches!(reader.read_one(), Err(Error::Damaged { offset: 3 })));
+            assert!(matches!(reader.read_next(), Err(Error::Damaged { offset: 3 })));
+            continue;
+        }
+        let record = reader.read_one().unwrap().unwrap();
+        assert_eq!((ahead.head, record.value()), (Some(record.head()), &all[offset as usize][..]));
+        assert_eq!(ahead.cold_bytes, if hot { 0 } else { 128 });
+        let again = reader.read(offset).unwrap().unwrap();
+        assert_eq!((again.head(), again.value), (record.head(), record.value()));
+        assert_eq!(reader.offset(), offset + 1);
+    }
+    reader.seek(200);
+    assert!(
+        reader.is_in_memory() && reader.peek().unwrap().is_none() && reader.read_one().unwrap().is_none()
+    );
+}
+
 #[test]
 fn a_missing_segment_is_damage_and_the_rest_is_served() {
     let (sim, all) = filled(200);

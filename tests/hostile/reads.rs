@@ -269,7 +269,7 @@ fn tails_that_find_no_memory_do_not_read() {
     std::thread::sleep(Duration::from_millis(200));
     let time = process.time();
     std::thread::sleep(Duration::from_millis(500));
-    let busy = process.time() - time;
+    let busy = process.time().saturating_sub(time);
     let mut client = server.connect();
     let page = "/v1/logs/page/records?max_bytes=1000000";
     let (rate, slowest) = paced(a_while(1.0), || assert_eq!(get(&mut client, page).unwrap().status, 200));
