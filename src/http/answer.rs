@@ -5,13 +5,19 @@ use super::{
     problem::Problem,
 };
 use bytes::Bytes;
-use http_body_util::{Either, Full, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Either, Full, combinators::UnsyncBoxBody};
 use hyper::{
     Response,
+    body::{Frame, SizeHint},
     header::{CONTENT_TYPE, HeaderValue},
 };
 use serde::Serialize;
-use std::{io, sync::Arc};
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 /// A whole answer, or one that is sent piece by piece.
 pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;
@@ -29,6 +35,26 @@ pub(super) fn large(memory: &Arc<Memory>, bytes: Vec<u8>) -> Result<Body, Proble
 
 pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
     Either::Left(Full::new(bytes.into()))
+}
+
+/// What stands for the body of an answer of which only the head is asked for: it has nothing but a length, where the body has one.
+pub(super) fn only_head(length: Option<u64>) -> Body {
+    Either::Right(OnlyHead(length.map_or_else(SizeHint::new, SizeHint::with_exact)).boxed_unsync())
+}
+
+struct OnlyHead(SizeHint);
+
+impl hyper::body::Body for OnlyHead {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        Poll::Ready(None)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.clone()
+    }
 }
 
 /// A value as JSON, with a newline at the end as Go's encoder writes one.

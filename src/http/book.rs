@@ -2,7 +2,7 @@
 //! base64 in JSON, as Go's `encoding/json` writes byte slices; a nil slice comes as `null`.
 
 use super::{
-    answer::{Answer, full, json, json_of, json_text},
+    answer::{Answer, full, json, json_of, json_text, only_head},
     body::{self, LARGE, Object},
     connection::Arriving,
     context::{Asker, Context},
@@ -14,7 +14,7 @@ use crate::Code;
 use crate::log::{Payload, Record};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use hyper::{Request, header::CONTENT_LENGTH};
+use hyper::Request;
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{IgnoredAny, Visitor},
@@ -104,7 +104,7 @@ pub(super) async fn post(
         decoded(bytes, &context.memory)?
     } else {
         let (work, memory) = (Work::of(bytes.len()), Arc::clone(&context.memory));
-        body::in_turn(context, asker.line, work, move || decoded(bytes, &memory)).await??
+        Box::pin(body::in_turn(context, asker.line, work, move || decoded(bytes, &memory))).await??
     };
     let log = context.log_to_append(LOG).await?;
     let payload = [Payload { bytes: &value, json: false }];
@@ -172,10 +172,7 @@ pub(super) async fn get(
     let (head, text) = fetch::record(context, asker, &log, offset, bytes, render).await?;
     let Some(text) = text else {
         let empty = json_text(&Consumed { record: ConsumedRecord { value: "", offset } });
-        let mut answer = json_of(full(""));
-        let length = empty.len() + head.length.div_ceil(3) * 4;
-        answer.headers_mut().insert(CONTENT_LENGTH, length.into());
-        return Ok(answer);
+        return Ok(json_of(only_head(Some((empty.len() + head.length.div_ceil(3) * 4) as u64))));
     };
     Ok(json_of(full(text)))
 }

@@ -1,7 +1,7 @@
 //! Records: appending a batch, reading a range, reading one.
 
 use super::{
-    answer::{Answer, Body, full, json},
+    answer::{Answer, Body, full, json, only_head},
     body::{self, LARGE},
     connection::Arriving,
     context::{Ack, Asker, Context},
@@ -23,9 +23,7 @@ use http_body_util::{BodyExt, Either, channel::Channel};
 use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Frame, SizeHint},
-    header::{
-        CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH,
-    },
+    header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH},
 };
 use serde::Serialize;
 use std::{
@@ -180,7 +178,7 @@ async fn take_apart(
             run(work)?
         } else {
             let run = Arc::clone(&run);
-            body::in_turn(context, line, work, move || run(work)).await??
+            Box::pin(body::in_turn(context, line, work, move || run(work))).await??
         };
         match done {
             Some(batch) => return Ok(batch),
@@ -393,7 +391,7 @@ impl Reading {
             };
             let looked;
             let waited;
-            (self, looked, waited) = context.for_client(line, Kind::Look, patience, look).await?;
+            (self, looked, waited) = Box::pin(context.for_client(line, Kind::Look, patience, look)).await?;
             done = looked?;
             patience = patience.saturating_sub(waited);
         }
@@ -513,20 +511,17 @@ async fn records_from(
     }
     let (reader, end) = (log.reader(offset), log.visible_offset());
     let reading = Reading::new(reader, format, budget, end);
-    let (next, length, body) = if asker.only_head {
+    let (next, body) = if asker.only_head {
         let reading = reading.looked(context, asker.line, true).await?;
         let next = reading.reader.offset();
-        (next, Some(around(format, next) + reading.length), full(""))
+        // What is longer is sent piece by piece, without a length.
+        let length = Some(around(format, next) + reading.length).filter(|length| *length < WHOLE as u64);
+        (next, only_head(length))
     } else {
-        let (next, body) = begun(context, asker.line, log, reading).await?;
-        (next, None, body)
+        begun(context, asker.line, log, reading).await?
     };
     let mut answer = Response::new(body);
     let headers = answer.headers_mut();
-    // What is longer is sent piece by piece, without a length.
-    if let Some(length) = length.filter(|length| *length < WHOLE as u64) {
-        headers.insert(CONTENT_LENGTH, length.into());
-    }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.name()));
     headers.insert(NEXT_OFFSET, HeaderValue::from(next));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -544,7 +539,8 @@ async fn begun(
     let mut pieces = VecDeque::new();
     let mut bytes = 0;
     let done = loop {
-        let (next, piece, done) = reading.piece(context, line, log, patience).await?;
+        // In a box, as where it is sent: little is to be kept of those who wait to look for the end.
+        let (next, piece, done) = Box::pin(reading.piece(context, line, log, patience)).await?;
         reading = next;
         bytes += piece.len();
         pieces.push_back(piece);
@@ -635,7 +631,9 @@ fn send(
                 return;
             }
             let piece;
-            (reading, piece, done) = match reading.piece(&context, &line, &log, patience).await {
+            // In a box, so that little is kept of those whose clients take nothing.
+            let next = Box::pin(reading.piece(&context, &line, &log, patience));
+            (reading, piece, done) = match next.await {
                 Ok(next) => next,
                 Err(problem) => {
                     // The head is out already: all that is left is to break off, so that nobody takes it for whole.
@@ -689,7 +687,12 @@ pub(super) async fn one(
     let asker = Asker { only_head: asker.only_head || known, ..asker };
     let value = |record: &Record, grant: Grant| grant.hold_copy(record.value());
     let (head, value) = fetch::record(context, asker, &log, offset, |length| length, value).await?;
-    let mut answer = Response::new(full(value.unwrap_or_default()));
+    let body = match value {
+        Some(value) => full(value),
+        None if known => full(""),
+        None => only_head(Some(head.length as u64)),
+    };
+    let mut answer = Response::new(body);
     let headers = answer.headers_mut();
     headers.insert(
         ETAG,
@@ -701,8 +704,6 @@ pub(super) async fn one(
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     if known {
         *answer.status_mut() = StatusCode::NOT_MODIFIED;
-    } else if asker.only_head {
-        answer.headers_mut().insert(CONTENT_LENGTH, head.length.into());
     }
     Ok(answer)
 }

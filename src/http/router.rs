@@ -64,10 +64,9 @@ pub(super) async fn answer(
     answer
 }
 
-/// What a HEAD gets of the answer to a GET, which may have been made without its body, with the length that it would have had.
+/// What a HEAD gets of the answer to a GET.
 fn without_body(mut answer: Answer) -> Answer {
-    let has_length = !matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        && !answer.headers().contains_key(CONTENT_LENGTH);
+    let has_length = !matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     if let Some(length) = answer.body().size_hint().exact().filter(|_| has_length) {
         answer.headers_mut().insert(CONTENT_LENGTH, length.into());
     }

@@ -170,8 +170,9 @@ impl Tail {
             }
             let (bytes, next) = match self.feed.latest(self.offset, &self.context.memory)? {
                 Latest::Events(bytes, next) => (bytes, next),
-                Latest::Behind => self.in_time(self.behind()).await?,
-                Latest::Large => self.in_time(self.large()).await?,
+                // In a box: most tails wait for news.
+                Latest::Behind => Box::pin(self.in_time(self.behind())).await?,
+                Latest::Large => Box::pin(self.in_time(self.large())).await?,
             };
             (self.offset, self.beats) = (next, self.feed.beats());
             if !bytes.is_empty() {

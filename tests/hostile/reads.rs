@@ -171,6 +171,13 @@ fn what_a_cold_records_head_needs_is_all_that_is_read_for_it() {
         lines
     };
     assert_eq!(lines(&String::from_utf8_lossy(&got)), lines(&value.head));
+    // What is sent piece by piece has no length.
+    client.send(b"HEAD /v1/logs/page/records HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut got = String::new();
+    while !got.ends_with("\r\n\r\n") {
+        client.0.read_line(&mut got).unwrap();
+    }
+    assert!(got.starts_with("HTTP/1.1 200") && !got.contains("content-length"), "{got}");
     let known = client.exchange("GET", "/v1/logs/page/records/0", &[("If-None-Match", &tag)], b"").unwrap();
     assert_eq!((known.status, known.body.len()), (304, 0));
     assert_eq!(get(&mut client, "/v1/logs/large").unwrap().status, 200); // it is open from here on
