@@ -113,7 +113,8 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
                     let made = attempt(&mut from, place, grant);
                     (from, made)
                 };
-                let (back, made) = context.for_client(line, kind, patience.turn, run).await?;
+                // In a box: of what is at hand there is none of this, and its future is to be small.
+                let (back, made) = Box::pin(context.for_client(line, kind, patience.turn, run)).await?;
                 from = back;
                 made
             }
