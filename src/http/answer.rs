@@ -53,7 +53,7 @@ impl hyper::body::Body for OnlyHead {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.clone()
+        self.0
     }
 }
 

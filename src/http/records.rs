@@ -248,8 +248,8 @@ struct Reading {
     end: u64,
     /// Whether nothing was read yet: the first record is answered however large it is.
     fresh: bool,
-    /// Bytes of the answer so far, as it is rendered.
-    length: u64,
+    /// Bytes of the answer so far, were it rendered, where that is asked for.
+    length: Option<u64>,
 }
 
 /// How far one came.
@@ -263,7 +263,7 @@ enum Went {
 
 impl Reading {
     fn new(reader: Reader, format: Format, budget: PageLimits, end: u64) -> Self {
-        Self { reader, format, budget, end, fresh: true, length: 0 }
+        Self { reader, format, budget, end, fresh: true, length: None }
     }
 
     /// The bytes of a value that there is room for.
@@ -273,8 +273,10 @@ impl Reading {
 
     /// Counts a record.
     fn took(&mut self, offset: u64, record: Head) {
-        let comma = !self.fresh && self.format == Format::Json;
-        self.length += u64::from(comma) + formats::length(self.format, offset, record);
+        if let Some(length) = &mut self.length {
+            let comma = !self.fresh && self.format == Format::Json;
+            *length += u64::from(comma) + formats::length(self.format, offset, record);
+        }
         self.fresh = false;
         self.budget.records -= 1;
         self.budget.bytes = self.budget.bytes.saturating_sub(record.length as u64);
@@ -360,22 +362,28 @@ impl Reading {
 
     /// Counts the next record; says how much of the disk that was. `None` at the end.
     fn look_at_next(&mut self, grant: &mut Grant, only_head: bool) -> Result<Option<usize>, Looked> {
-        let (offset, most) = (self.reader.offset(), self.most());
-        let Some(ahead) = self.reader.peek()?.filter(|ahead| ahead.length() as u64 <= most) else {
+        let (offset, most, mut cold_bytes) = (self.reader.offset(), self.most(), 0);
+        if !self.reader.is_in_memory() {
+            let Some(ahead) = self.reader.peek()?.filter(|ahead| ahead.length() as u64 <= most) else {
+                return Ok(None);
+            };
+            cold_bytes = ahead.cold_bytes;
+            if let Some(head) = ahead.head.filter(|_| cold_bytes >= LARGE && only_head) {
+                self.reader.seek(offset + 1);
+                self.took(offset, head);
+                return Ok(Some(LOOK_BYTES));
+            }
+            if cold_bytes >= LARGE {
+                grant.cover(cold_bytes)?;
+            }
+        }
+        let head = self.reader.read_next()?.map(|record| record.head());
+        let Some(head) = head.filter(|head| head.length as u64 <= most) else {
+            self.reader.seek(offset);
             return Ok(None);
         };
-        let large = ahead.cold_bytes >= LARGE;
-        if let Some(head) = ahead.head.filter(|_| large && only_head) {
-            self.reader.seek(offset + 1);
-            self.took(offset, head);
-            return Ok(Some(LOOK_BYTES));
-        }
-        if large {
-            grant.cover(ahead.cold_bytes)?;
-        }
-        let Some(head) = self.reader.read_next()?.map(|record| record.head()) else { return Ok(None) };
         self.took(offset, head);
-        Ok(Some(ahead.cold_bytes))
+        Ok(Some(cold_bytes))
     }
 
     /// [`look`](Self::look), to the end of the range, which leaves others their turns in between.
@@ -510,12 +518,14 @@ async fn records_from(
         }
     }
     let (reader, end) = (log.reader(offset), log.visible_offset());
-    let reading = Reading::new(reader, format, budget, end);
+    let mut reading = Reading::new(reader, format, budget, end);
     let (next, body) = if asker.only_head {
+        reading.length = Some(if format == Format::Json { OPENING.len() as u64 } else { 0 });
         let reading = reading.looked(context, asker.line, true).await?;
         let next = reading.reader.offset();
         // What is longer is sent piece by piece, without a length.
-        let length = Some(around(format, next) + reading.length).filter(|length| *length < WHOLE as u64);
+        let length = reading.length.map(|length| length + closing_bytes(format, next));
+        let length = length.filter(|length| *length < WHOLE as u64);
         (next, only_head(length))
     } else {
         begun(context, asker.line, log, reading).await?
@@ -570,12 +580,11 @@ fn close(format: Format, out: &mut Vec<u8>, next: u64) {
     }
 }
 
-/// Bytes of both.
-fn around(format: Format, next: u64) -> u64 {
+/// The bytes of what is behind.
+fn closing_bytes(format: Format, next: u64) -> u64 {
     let mut closing = Vec::new();
     close(format, &mut closing, next);
-    let opening = if format == Format::Json { OPENING.len() } else { 0 };
-    (opening + closing.len()) as u64
+    closing.len() as u64
 }
 
 /// An answer of which all pieces are there.
