@@ -84,6 +84,12 @@ impl Budget {
         Claim { share: Some(Arc::clone(share)), capacity }
     }
 
+    /// Whether more is claimed than the limit, even if all chunks that could be evicted were.
+    pub(super) fn is_over(&self) -> bool {
+        let excess = self.pool.excess(0);
+        excess > 0 && excess > lock(&self.recent).bytes
+    }
+
     /// Whether half of the limit is left with a chunk of `capacity` more, beside what is kept for readers.
     pub(super) fn has_half(&self, capacity: u64) -> bool {
         let kept = lock(&self.recent).bytes;

@@ -220,11 +220,13 @@ impl Shared {
         let took = self.env.machine.elapsed().saturating_sub(begun);
         stats::committed(took.as_micros() as u64, records, bytes);
         let quarter = position.chunk.capacity() / 4;
-        if position.done.bytes() < quarter && to.bytes() >= quarter {
-            self.roll.ask(0);
-        }
+        let passes_quarter = position.done.bytes() < quarter && to.bytes() >= quarter;
         position.done = to;
         self.durable.advance(position.segment.base() + u64::from(to.records));
+        let smallest = self.options.first_segment_bytes;
+        if passes_quarter || self.roll.is_too_large(position.chunk.capacity(), smallest) {
+            self.roll.ask(0);
+        }
         if bytes < SMALL_BYTES && file.wants_zeros() && !self.flush.zeroing.swap(true, Ordering::SeqCst) {
             self.roll.send(Job::ZeroAhead(Arc::clone(&position.segment)));
         }

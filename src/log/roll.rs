@@ -211,6 +211,12 @@ impl Roller {
         Budget::claim_least(&self.share, capacity)
     }
 
+    /// Whether a log is to let go of its active chunk, which has this capacity, for one of the smallest size: a record that is larger than
+    /// that gets its chunk also where there is no room in the budget.
+    pub(super) fn is_too_large(&self, capacity: u64, smallest: u64) -> bool {
+        capacity > smallest && self.budget.is_over()
+    }
+
     #[cfg(all(test, not(loom)))]
     pub(super) fn is_ready(&self) -> bool {
         !self.ready.is_empty()

@@ -131,7 +131,7 @@ fn what_is_interrupted_is_done_again() {
         assert_eq!(answer.status, 200, "{n}: {}", answer.body);
     }
     let metrics = client.request("GET", "/metrics", b"").unwrap().body;
-    assert!(metrics.lines().any(|line| line == "millstream_chunks_without_backing_total 0"), "{metrics}");
+    assert!(metrics.lines().any(|line| line == "millstream_shm_fallbacks_total 0"), "{metrics}");
     server.kill();
     tracing.wait().unwrap(); // it ends with what it looks at
     let noted = std::fs::read_to_string(noted).unwrap();

@@ -30,6 +30,7 @@ impl Shared {
                 // Spare segments first: appends wait for them.
                 if !stopping && (roll.asked.load(Ordering::SeqCst) || lock(&roll.refused).is_some()) {
                     self.prepare();
+                    self.give_back();
                 }
                 // In turn with the rest: a trim makes the room that another job may wait for.
                 let trim = if trimming && !stopping { roll.trims.pop() } else { None };
@@ -135,14 +136,16 @@ impl Shared {
         let roll = &self.roll;
         roll.asked.store(false, Ordering::SeqCst); // later requests get another pass; earlier ones are served by this one
         let needs = roll.needs.load(Ordering::SeqCst);
+        let smallest = self.options.first_segment_bytes;
+        let is_fine = |capacity| capacity >= needs && !roll.is_too_large(capacity, smallest.max(needs));
         match roll.ready.pop() {
-            Some(spare) if spare.memory.capacity() >= needs => {
+            Some(spare) if is_fine(spare.memory.capacity()) => {
                 roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
                 // An appender that looked while it was in our hands has found none, and waits.
                 roll.changed.bump();
                 return;
             }
-            Some(small) => self.let_go(small),
+            Some(other) => self.let_go(other),
             None => {}
         }
         let Some(claim) = self.claim_next(needs) else {
@@ -175,9 +178,28 @@ impl Shared {
         roll.changed.bump();
     }
 
+    /// Goes on from a large chunk to a spare segment of the smallest size where the budget is exceeded: so the large one is sealed, and its
+    /// memory is given back.
+    fn give_back(&self) {
+        let (active, roll) = (self.active.load_full(), &self.roll);
+        let smallest = self.options.first_segment_bytes;
+        let has_records = self.durable.get() > active.segment.base();
+        if !has_records || !roll.is_too_large(active.chunk.capacity(), smallest) {
+            return;
+        }
+        // Anybody may take it meanwhile, and another be put in its place.
+        let Some(spare) = roll.ready.pop() else { return };
+        let is_small = spare.memory.capacity() <= smallest;
+        roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
+        roll.changed.bump(); // an appender that looked while it was in our hands has found none, and waits
+        if is_small {
+            self.begin_anew(&active);
+        }
+    }
+
     /// Claims room for the next chunk: four times the active one while half of the budget is unclaimed, otherwise the same.
     /// `None` if the disk has to catch up first. When other logs have taken the memory, smaller chunks are used, and one of the
-    /// smallest size is always granted.
+    /// smallest size that is enough is always granted.
     fn claim_next(&self, needs: u64) -> Option<Claim> {
         let (options, roll) = (&self.options, &self.roll);
         let fitting = |bytes: u64| bytes.max(needs.next_multiple_of(disk::BLOCK)).min(options.segment_bytes);
