@@ -1,24 +1,24 @@
-//! The frame: one record as it lies in a chunk and in a segment file. No I/O, no allocation.
+//! The frame: one record as it is stored in a chunk and in a segment file. No I/O, no allocation.
 //!
 //! ```text
 //! byte 0        4        8        12       16                 22     24
 //!      | crc    | length | record | behind | time             | flags | value … | zeros to a multiple of 8 |
 //! ```
 //!
-//! All little-endian. `length` is that of the value in bytes. `record` counts from the segment's first record.
-//! `behind` says how many records before this one (itself not counted) were not yet durable when it was written,
-//! so a frame that verifies proves that all before `record - behind` had been durable. `time` is in milliseconds
-//! since the segment was begun. What a frame occupies is always whole words of 8 bytes.
+//! All fields are little-endian. `length` is the length of the value in bytes. `record` counts from the segment's first
+//! record. `behind` says how many records before this one (not counting itself) were not yet durable when it was
+//! written, so a frame that verifies proves that all records before `record - behind` were durable. `time` is in
+//! milliseconds since the segment was begun. A frame always occupies whole words of 8 bytes.
 //!
-//! `crc` is CRC-32C over bytes 8 to the end of the padding, begun from `seed ^ length`; `record` and `behind` are
-//! stored behind a mask (exclusive or). Seed and mask are the segment's [`Key`], made of the log's secret and the segment's base
-//! offset: a frame that is left over in recycled memory, or that was copied from elsewhere, does not verify in any
-//! other segment, and nobody who cannot read the files can make a value that contains frames. [`FRAME`] is set in
-//! every frame, so that zeros never are one.
+//! `crc` is the CRC-32C of bytes 8 to the end of the padding, starting from `seed ^ length`; `record` and `behind` are
+//! masked (exclusive or). Seed and mask form the segment's [`Key`], derived from the log's secret and the segment's
+//! base offset. A frame left over in recycled memory, or copied from elsewhere, therefore does not verify in any other
+//! segment, and nobody who cannot read the files can make a value that contains frames. [`FRAME`] is set in every
+//! frame, so that zeros are never a frame.
 
 use crate::LogId;
 
-/// Bytes in a word, the unit in which space is claimed.
+/// Bytes in a word, the unit in which space is reserved.
 pub(crate) const WORD: usize = 8;
 /// Bytes before the value.
 pub(crate) const HEADER: usize = 24;
@@ -27,13 +27,13 @@ pub(crate) const MIN_WORDS: u32 = (HEADER / WORD) as u32;
 
 /// Set in every frame.
 const FRAME: u16 = 0x8000;
-/// The batch goes on with the next record: this one counts only together with it.
+/// The batch continues with the next record: this record counts only together with it.
 pub(crate) const MORE: u16 = 0x0001;
 /// The value was lost to damage, and `repair` put this frame in its place.
 pub(crate) const LOST: u16 = 0x0002;
-/// The value is JSON, as whoever appended it said.
+/// The value is JSON, according to whoever appended it.
 pub(crate) const JSON: u16 = 0x0004;
-/// Before the value stands an extension block: its length (`u16`), and so many bytes, such as a producer's sequence.
+/// An extension block precedes the value: its length (`u16`), then that many bytes, such as a producer's sequence.
 pub(crate) const EXTENDED: u16 = 0x0008;
 /// Bytes of an extension block's length.
 pub(crate) const EXTENSION_LENGTH: usize = 2;
@@ -42,41 +42,41 @@ const KNOWN: u16 = FRAME | MORE | LOST | JSON | EXTENDED;
 /// What the frames of one segment are written and verified with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Key {
-    /// What each CRC begins from.
+    /// The value that each CRC starts from.
     pub(crate) seed: u32,
-    /// Hides record and behind, in the order in which they are stored. Without it a value could be made to look like
-    /// frames that may follow at every word, and recovery would have to compute a CRC for each.
+    /// Masks `record` and `behind`, in the order in which they are stored. Without it a value could be made to look as
+    /// if a frame started at every word, and recovery would have to compute a CRC for each of them.
     mask: u64,
 }
 
 impl Key {
-    /// The key of the segment at `base` of a log with this secret.
+    /// The key of the segment at `base`, in a log with this secret.
     pub(crate) fn new(secret: &[u8; 16], base: u64) -> Self {
         let seed = crc32c::crc32c_append(crc32c::crc32c(secret), &base.to_le_bytes());
-        // A CRC is linear: a mask made of the same 32 bits would add nothing to what there is to guess.
+        // A CRC is linear: a mask derived from the same 32 bits would add nothing that must be guessed.
         let half = u64::from_le_bytes(std::array::from_fn(|i| secret[i]));
         Self { seed, mask: half ^ base.wrapping_mul(0x9E37_79B9_7F4A_7C15) }
     }
 
-    /// The same in format 1, whose logs have no secret: made of what the API tells of a log.
+    /// The same for format 1, whose logs have no secret: derived from what the API reveals about a log.
     pub(crate) fn version_1(log: LogId, base: u64) -> Self {
         Self { seed: crc32c::crc32c_append(crc32c::crc32c(log.as_bytes()), &base.to_le_bytes()), mask: 0 }
     }
 
-    /// Of a number, for tests of frames alone.
+    /// A key derived from a number, for tests of frames alone.
     #[cfg(any(test, fuzzing))]
     pub(crate) const fn test(seed: u32) -> Self {
         Self { seed, mask: (seed as u64) << 17 ^ seed as u64 }
     }
 
-    /// Record and behind as they are stored, or from what is stored.
+    /// Masks `record` and `behind` for storing, or unmasks them.
     #[inline]
     const fn hide(self, place: u64) -> u64 {
         place ^ self.mask
     }
 }
 
-/// What is written about a record besides its value.
+/// What is stored about a record besides its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp {
     pub(crate) record: u32,
@@ -91,9 +91,9 @@ pub(crate) struct Frame<'a> {
     pub(crate) time: u64,
     pub(crate) flags: u16,
     pub(crate) value: &'a [u8],
-    /// What stands before the value; empty where nothing does.
+    /// The extension before the value; empty if there is none.
     pub(crate) extension: &'a [u8],
-    /// All behind the header: extension block and value.
+    /// Everything after the header: extension block and value.
     pub(crate) body: &'a [u8],
 }
 
@@ -130,13 +130,13 @@ fn checksum(seed: u32, length: u32, rest: &[u8]) -> u32 {
     crc32c::crc32c_append(seed ^ length, rest)
 }
 
-/// Writes the frame of `value` into `dst`, which is exactly as long as the frame.
+/// Writes the frame of `value` into `dst`, which must be exactly as long as the frame.
 #[inline]
 pub(crate) fn encode(dst: &mut [u8], key: Key, stamp: Stamp, value: &[u8]) {
     let length = value.len() as u32;
     let (header, body) = dst.split_at_mut(HEADER);
-    // The last word, if the value fills it in part, is put together in a register and stored at once: the checksum
-    // reads it back in a moment, which stalls if it has to come from two stores (measured: a fifth of an append).
+    // The last word, if the value fills only part of it, is assembled in a register and stored at once: the checksum
+    // reads it back a moment later, which stalls if the word comes from two stores (measured: a fifth of an append).
     let (whole, rest) = value.split_at(value.len() / WORD * WORD);
     body[..whole.len()].copy_from_slice(whole);
     if let Some(last) = body.get_mut(whole.len()..).filter(|last| !last.is_empty()) {
@@ -154,15 +154,15 @@ pub(crate) fn encode(dst: &mut [u8], key: Key, stamp: Stamp, value: &[u8]) {
     dst[..8].copy_from_slice(&(u64::from(crc) | u64::from(length) << 32).to_le_bytes());
 }
 
-/// The words of the frame that begins `bytes`, by its header alone: for skipping from frame to frame where the
-/// frames are known to be whole. `None` where not even the header is there.
+/// The words of the frame at the start of `bytes`, from its header alone; for skipping from frame to frame where the
+/// frames are known to be whole. `None` if `bytes` ends before the length.
 #[inline]
 pub(crate) fn peek_words(bytes: &[u8]) -> Option<u64> {
     let head = bytes.first_chunk::<8>()?;
     Some(words((u64::from_le_bytes(*head) >> 32) as usize))
 }
 
-/// Reads the frame that begins `bytes` without checking its CRC: for frames that this process wrote or verified.
+/// Reads the frame at the start of `bytes` without checking its CRC; for frames that this process wrote or verified.
 #[inline]
 pub(crate) fn parse(bytes: &[u8]) -> Option<Frame<'_>> {
     let (header, body) = bytes.split_first_chunk::<HEADER>()?;
@@ -220,8 +220,8 @@ pub(crate) fn next_candidate(bytes: &[u8]) -> Option<usize> {
     bytes.get(HEADER - WORD..)?.chunks_exact(WORD).position(may_end_header)
 }
 
-/// What the header at the start of `bytes` says, if it can be one of a frame of at most as many bytes: its flags are
-/// known and its padding is zero. Everything about a frame but its CRC.
+/// What the header at the start of `bytes` says, if it can be the header of a frame that fits: its flags are known and
+/// its padding is zero. Checks everything about a frame but its CRC.
 #[inline]
 pub(crate) fn plausible(bytes: &[u8], key: Key) -> Option<Verified<'_>> {
     let raw_flags = u16::from_le_bytes([*bytes.get(22)?, *bytes.get(23)?]);
@@ -237,16 +237,16 @@ pub(crate) fn plausible(bytes: &[u8], key: Key) -> Option<Verified<'_>> {
     Some(Verified { record: place as u32, behind: (place >> 32) as u32, frame })
 }
 
-/// The CRC that stands in the frame that begins `bytes`, and the one that it must be computed from: over bytes 8 to
-/// the end of the frame, begun from the second.
+/// The CRC stored in the frame at the start of `bytes`, and the seed to compute it from, over bytes 8 to the end of the
+/// frame.
 #[inline]
 pub(crate) fn claimed_crc(bytes: &[u8], key: Key) -> (u32, u32) {
     let first = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
     (first as u32, key.seed ^ (first >> 32) as u32)
 }
 
-/// Reads and verifies the frame that begins `bytes`. `None` where there is none: too short, unknown flags,
-/// padding that is not zero, or a CRC that does not match.
+/// Reads and verifies the frame at the start of `bytes`. `None` if there is none: too short, unknown flags, padding
+/// that is not zero, or a CRC that does not match.
 pub(crate) fn decode(bytes: &[u8], key: Key) -> Option<Verified<'_>> {
     let found = plausible(bytes, key)?;
     let (crc, seed) = claimed_crc(bytes, key);
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn zeros_are_no_frame_under_any_seed_that_makes_their_crc_zero() {
-        // CRC-32C is invertible: search is not needed to know such a seed exists; the flag must refuse it.
+        // CRC-32C is invertible, so such a seed is known to exist without searching; the flag must reject it.
         for seed in 0..1u32 << 16 {
             assert_eq!(decode(&[0; 64], Key::test(seed.wrapping_mul(0x9E37_79B9))), None);
         }

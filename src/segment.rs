@@ -1,11 +1,12 @@
-//! The segment: a file of records, begun at a base offset, written from its chunk while it is active, then sealed.
+//! The segment: a file of records that starts at a base offset. It is written from its chunk while it is active, then
+//! sealed.
 //!
 //! ```text
-//! | header, 4 KiB | frames, zeros to a multiple of 4 KiB | index: u32 a record, zeros likewise | footer, 4 KiB |
+//! | header, 4 KiB | frames, zeros to a multiple of 4 KiB | index: one u32 per record, zeros likewise | footer, 4 KiB |
 //! ```
 //!
-//! Index and footer are there once the segment is sealed; until then zeros, or blocks never written, follow the
-//! frames. `docs/format.md` draws every byte.
+//! The index and the footer exist once the segment is sealed. Until then the frames are followed by zeros, or by blocks
+//! that were never written. `docs/format.md` draws every byte.
 
 pub(crate) mod file;
 pub(crate) mod header;
@@ -31,18 +32,18 @@ pub(crate) const CAPACITIES: std::ops::RangeInclusive<u64> = BLOCK..=MAX_CAPACIT
 /// One segment of an open log.
 pub(crate) struct Segment {
     pub(crate) header: header::Header,
-    /// What its frames are written and verified with.
+    /// The key that its frames are written and verified with.
     pub(crate) key: Key,
-    /// Its file while it is written; let go once it is sealed.
+    /// Its file while it is being written; dropped once it is sealed.
     file: Mutex<Option<std::sync::Arc<file::SegmentFile>>>,
-    /// Its records in memory: always there until it is sealed, then as long as the budget lasts.
+    /// Its records in memory: always present until it is sealed, then for as long as the budget allows.
     pub(crate) chunk: SwapOption<Chunk>,
-    /// The segment that goes on where this one was closed. Set once.
+    /// Its successor, which continues where this segment was closed. Set once.
     pub(crate) next: SwapOption<Segment>,
-    /// What is known of it once it is sealed.
+    /// What is known about it once it is sealed.
     pub(crate) sealed: OnceLock<sealed::Sealed>,
-    /// How many milliseconds after it was begun its newest record was appended, or the next one would be; never goes back.
-    /// [`AGE_UNKNOWN`] if it is not known.
+    /// The age of its newest record: milliseconds from the segment's creation until that record was appended, or a
+    /// later time at which the next one could have been. Never decreases. [`AGE_UNKNOWN`] if it is not known.
     pub(crate) age: AtomicU64,
 }
 
@@ -63,7 +64,7 @@ impl Segment {
         }
     }
 
-    /// A segment that is read from its file only.
+    /// A segment that is read only from its file.
     pub(crate) fn cold(header: header::Header, sealed: sealed::Sealed) -> Self {
         Self {
             header,
@@ -76,12 +77,12 @@ impl Segment {
         }
     }
 
-    /// The same, whose newest record has this age.
+    /// The same segment, with the given age of its newest record.
     pub(crate) fn aged(self, age: u64) -> Self {
         Self { age: AtomicU64::new(age), ..self }
     }
 
-    /// When its newest record was appended, or later; far in the future if that is not known.
+    /// When its newest record was appended, or a later time; far in the future if that is not known.
     pub(crate) fn newest(&self) -> u64 {
         self.header.created.saturating_add(self.age.load(Ordering::Relaxed))
     }
@@ -100,12 +101,12 @@ impl Segment {
         }
     }
 
-    /// The file, as long as the segment is written.
+    /// The file, while the segment is being written.
     pub(crate) fn file(&self) -> Option<std::sync::Arc<file::SegmentFile>> {
         lock(&self.file).clone()
     }
 
-    /// Notes that the segment is sealed: from now on it is read by its name.
+    /// Records that the segment is sealed: from now on it is read by its file name.
     pub(crate) fn set_sealed(&self, sealed: sealed::Sealed) {
         let _ = self.sealed.set(sealed); // by one thread, once
         *lock(&self.file) = None;

@@ -1,5 +1,6 @@
-//! The file of a segment that is being written: made ahead under a temporary name, begun when its base offset is
-//! known, written block by block from its chunk, with zeros written ahead of it while there is time.
+//! The file of a segment that is being written. It is created ahead of time under a temporary name, begun when its base
+//! offset is known, and written block by block from its chunk. Zeros are written ahead of the frames while there is
+//! time.
 
 use super::{FRAMES, header::Header};
 use crate::{
@@ -14,17 +15,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// How much is zeroed at a time, and kept zeroed ahead of the frames. Writing to blocks that were written before
-/// takes two thirds of the time that first writes to reserved ones take: those have to be entered in the file
-/// system's journal as well (82 instead of 127 µs for 4 KiB).
+/// How much is zeroed at a time, and kept zeroed ahead of the frames. Writing to blocks that were written before takes
+/// two thirds of the time of a first write to reserved blocks, because the file system must record the latter in its
+/// journal as well (82 instead of 127 µs for 4 KiB).
 const AHEAD: u64 = 1 << 20;
 /// The most that one system call writes.
 const MOST: usize = 8 << 20;
-/// The most zeros that one does, over what is cut off.
+/// The most zeros that one system call writes, when the end of a file is cut off.
 const ZEROS: usize = 4 << 20;
 
 thread_local! {
-    /// Where the last block of a write is put together.
+    /// Where the last block of a write is assembled.
     static BOUNCE: RefCell<Option<Aligned>> = const { RefCell::new(None) };
 }
 
@@ -39,24 +40,24 @@ pub(crate) fn base_of(name: &str) -> Option<u64> {
     (digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
 }
 
-/// The length that a file is made with: frames and index take at most `capacity`, and a block more each for
-/// rounding up; then the footer.
+/// The length that a file is created with: frames and index take at most `capacity`, plus one block each for rounding
+/// up, plus the footer.
 pub(crate) const fn length(capacity: u64) -> u64 {
     FRAMES + capacity + 3 * BLOCK
 }
 
-/// Whether a name is one that a file has before it is begun: of no use after a crash.
+/// Whether this is a name that a file has before it is begun. Such a file is of no use after a crash.
 pub(crate) fn is_temporary(name: &str) -> bool {
     name.strip_prefix("next-").is_some_and(|rest| rest.strip_suffix(".tmp").is_some())
 }
 
 #[derive(Debug)]
 struct Progress {
-    /// Bytes of the frames' region up to which blocks have been written, with frames or with zeros.
+    /// Bytes of the frames' region up to which blocks have been written, with frames or zeros.
     touched: u64,
-    /// Bytes up to which frames were written: no zeros go below this.
+    /// Bytes up to which frames have been written: no zeros are written below this.
     written: u64,
-    /// Where zeros are being written this moment.
+    /// Where zeros are being written at the moment.
     zeroing: Range<u64>,
 }
 
@@ -71,7 +72,8 @@ pub(crate) struct SegmentFile {
 }
 
 impl SegmentFile {
-    /// A file for some later segment of `capacity`, all its room reserved, under the temporary name `number`.
+    /// Creates a file for some later segment of `capacity`, with all its space reserved, under the temporary name
+    /// `number`.
     pub(crate) fn prepare(disk: &dyn Disk, dir: &Path, number: u64, capacity: u64) -> io::Result<Self> {
         let path = dir.join(format!("next-{number}.tmp"));
         let file = disk.create(&path, length(capacity))?;
@@ -85,7 +87,7 @@ impl SegmentFile {
         }
     }
 
-    /// The file of a segment that was begun before, whose frames take `words` words.
+    /// The file of a segment that was begun earlier, whose frames take `words` words.
     pub(crate) fn resume(file: Box<dyn File>, path: PathBuf, capacity: u64, words: u32) -> Self {
         let written = u64::from(words) * 8;
         let progress = Progress { touched: written, written, zeroing: 0..0 };
@@ -97,8 +99,8 @@ impl SegmentFile {
         &*self.file
     }
 
-    /// Begins the segment: writes the header and gives the file its name. Both durable on return. May be tried again after an
-    /// error that passes.
+    /// Begins the segment: writes the header and gives the file its name. Both are durable on return. May be called
+    /// again after a transient error.
     pub(crate) fn begin(&self, disk: &dyn Disk, dir: &Path, header: &Header) -> io::Result<()> {
         self.write_header(header, 0)?;
         let to = dir.join(name(header.base));
@@ -110,21 +112,21 @@ impl SegmentFile {
         disk.sync_dir(dir)
     }
 
-    /// Removes a file that was prepared and is not needed.
+    /// Removes a file that was prepared but is not needed.
     pub(crate) fn discard(&self, disk: &dyn Disk) {
         let _ = disk.remove(&lock(&self.path)); // if it stays, the next opening removes it
     }
 
-    /// Writes the header block with the mark that so many records are durable.
+    /// Writes the header block, with the mark saying that `durable` records are durable.
     pub(crate) fn write_header(&self, header: &Header, durable: u32) -> io::Result<()> {
         let mut block = Aligned::new(BLOCK as usize)?;
         block.copy_from_slice(&header.encode(durable));
         self.file.write_at(&[IoSlice::new(&block)], 0)
     }
 
-    /// Writes the frames between two positions of the chunk; durable on return. Whole blocks go out of the chunk's
-    /// memory, the last one, if it is not full, through a block of this thread's with zeros behind the frames, so that
-    /// no byte leaves that is not part of a published record.
+    /// Writes the frames between two positions of the chunk; they are durable on return. Whole blocks are written
+    /// straight from the chunk's memory. The last block, if it is not full, goes through a block of this thread's own
+    /// with zeros after the frames, so that no byte is written that is not part of a published record.
     pub(crate) fn write(&self, chunk: &Chunk, from: ChunkPosition, to: ChunkPosition) -> io::Result<()> {
         let mut bounce = BOUNCE.take().map_or_else(|| Aligned::new(BLOCK as usize), Ok)?;
         let written = self.write_through(chunk, from, to, &mut bounce);
@@ -164,7 +166,7 @@ impl SegmentFile {
         }
     }
 
-    /// Takes a range for frames: waits until no zeros are being written there, and keeps later ones out.
+    /// Claims a range for frames: waits until no zeros are being written there, and keeps later zeros out.
     fn claim(&self, range: Range<u64>) {
         let mut progress = lock(&self.progress);
         while progress.zeroing.start < range.end && range.start < progress.zeroing.end {
@@ -174,7 +176,7 @@ impl SegmentFile {
         progress.touched = progress.touched.max(range.end);
     }
 
-    /// Whether zeros ahead would help the next small writes.
+    /// Whether writing zeros ahead would help the next small writes.
     pub(crate) fn wants_zeros(&self) -> bool {
         let progress = lock(&self.progress);
         progress.touched < self.capacity && progress.touched < progress.written + AHEAD / 2
@@ -203,8 +205,8 @@ impl SegmentFile {
         result
     }
 
-    /// Zeros everything from `words` on that is not zero: what a crash left of records that were never durable,
-    /// or of others that had these blocks before. Durable on return. `frames` is what the file holds.
+    /// Zeros everything from `words` on that is not zero already: what a crash left of records that were never durable,
+    /// or of files that had these blocks before. Durable on return. `frames` is what the file holds.
     pub(crate) fn cut(&self, frames: &[u8], words: u32) -> io::Result<()> {
         const SIZE: usize = BLOCK as usize;
         let end = words as usize * 8;
@@ -218,7 +220,7 @@ impl SegmentFile {
             self.file.write_at(&[IoSlice::new(&zeros[..SIZE])], FRAMES + keep as u64)?;
             zeros[..first.len()].fill(0);
         }
-        // Of the others, runs of those that are not zero.
+        // In the blocks after it, runs of blocks that are not zero.
         let mut rest = frames.get(keep + SIZE..).unwrap_or_default().chunks(SIZE).enumerate().peekable();
         let is_zero = |block: &[u8]| block.iter().all(|&byte| byte == 0);
         while let Some((n, block)) = rest.next() {

@@ -1,31 +1,31 @@
-//! The first block of a segment file: what it is, whose it is, where it begins; and the mark that a clean close
-//! leaves.
+//! The first block of a segment file: what the file is, which log it belongs to, where it starts; and the mark that a
+//! clean close leaves.
 
 use crate::{LogId, disk::BLOCK, frame::Key};
 
 const MAGIC: [u8; 8] = *b"MILLSTRM";
-/// The format of new segments, and the newest that is read. Format 1, whose logs have no secret, is read, and what is
-/// open in it is written on.
+/// The format of new segments, and the newest one that is read. Format 1, whose logs have no secret, can be read, and
+/// segments that are open in it continue to be written.
 pub(crate) const VERSION: u32 = 2;
-/// Bytes of the header that its CRC covers, which follows them: all that format 1 has, and what any version says of
-/// itself by.
+/// Bytes of the header covered by the CRC that follows them: all of the header in format 1, and what identifies the
+/// version in any format.
 const COVERED: usize = 60;
-/// Where the secret is, from format 2 on. A CRC of all before follows it.
+/// Where the secret is, from format 2 on. A CRC of everything before follows it.
 const SECRET: usize = 64;
 const SECRET_COVERED: usize = SECRET + 16;
-/// Where all of this stands once more, from format 2 on: without its header a segment cannot be verified, so a sector
-/// that cannot be read must not take it away.
+/// Where a copy of all of this is, from format 2 on: without its header a segment cannot be verified, so an unreadable
+/// sector must not destroy it.
 const COPY: usize = 1024;
 /// Where the mark is: in a sector of its own, so that writing it cannot tear the header.
 const MARK: usize = 512;
 const MARK_COVERED: usize = 8;
-/// What of the header's block is lost with the mark, where a sector cannot be read.
+/// The part of the header's block that is lost along with the mark when its sector cannot be read.
 pub(crate) const MARK_SECTOR: std::ops::Range<usize> = MARK..MARK + 512;
 
-/// What a segment file says of itself. Never changes after the file was begun.
+/// What a segment file says about itself. Never changes after the file was begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// Made at random when the log is created; the same in all its segments.
+    /// Random, made when the log is created; the same in all its segments.
     pub(crate) log: LogId,
     pub(crate) base: u64,
     /// Bytes that frames and index together may take.
@@ -35,8 +35,8 @@ pub(crate) struct Header {
     pub(crate) secret: Secret,
 }
 
-/// What the keys of a log's segments are made of: 16 random bytes that are in its files and nowhere else. `None` in
-/// segments of format 1.
+/// What the keys of a log's segments are made from: 16 random bytes that only the log's files hold. `None` in segments
+/// of format 1.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Secret(pub(crate) Option<[u8; 16]>);
 
@@ -46,14 +46,14 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// Why a block is no header.
+/// Why a block is not a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BadHeader {
-    /// It does not begin as a segment does.
+    /// It does not start the way a segment does.
     Foreign,
-    /// A newer version of the format.
+    /// It has a newer version of the format.
     Newer(u32),
-    /// It was one, and does not verify.
+    /// It is a header, but does not verify.
     Damaged,
 }
 
@@ -61,14 +61,14 @@ pub(crate) enum BadHeader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Decoded {
     pub(crate) header: Header,
-    /// Records that had been durable at the last clean close, or 0.
+    /// How many records were durable at the last clean close, or 0.
     pub(crate) mark: u32,
-    /// Whether both copies of it verified.
+    /// Whether both of its copies verified.
     pub(crate) whole: bool,
 }
 
 impl Header {
-    /// The same for a backing of the segment's chunk.
+    /// The same facts, for a backing of the segment's chunk.
     pub(crate) fn label(&self) -> crate::chunk::Label {
         crate::chunk::Label {
             base: self.base,
@@ -78,7 +78,8 @@ impl Header {
         }
     }
 
-    /// The header block. `durable` is the mark: so many records are known to be durable, as a clean close knows.
+    /// The header block. `durable` is the mark: how many records are known to be durable, which only a clean close
+    /// knows.
     pub(crate) fn encode(&self, durable: u32) -> [u8; BLOCK as usize] {
         let mut block = [0; BLOCK as usize];
         block[..8].copy_from_slice(&MAGIC);
@@ -103,7 +104,7 @@ impl Header {
         block
     }
 
-    /// What `block` says.
+    /// Decodes and verifies a header block.
     pub(crate) fn decode(block: &[u8; BLOCK as usize]) -> Result<Decoded, BadHeader> {
         let (first, copy) = (Self::decode_at(block, 0), Self::decode_at(block, COPY));
         let (header, whole) = match (first, copy) {
@@ -146,12 +147,12 @@ impl Header {
         Ok(header)
     }
 
-    /// The format's version.
+    /// The version of the format.
     pub(crate) fn version(&self) -> u32 {
         if self.secret.0.is_some() { VERSION } else { 1 }
     }
 
-    /// What this segment's frames are written and verified with.
+    /// The key that this segment's frames are written and verified with.
     pub(crate) fn key(&self) -> Key {
         match &self.secret.0 {
             Some(secret) => Key::new(secret, self.base),
@@ -191,7 +192,7 @@ mod tests {
         assert_eq!(
             HEADER.key(),
             Header { log: LogId([1; 16]), ..HEADER }.key(),
-            "nothing that the API shows"
+            "the key does not depend on anything that the API shows"
         );
         assert!(!format!("{HEADER:?}").contains('9'));
     }

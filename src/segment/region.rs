@@ -1,4 +1,4 @@
-//! The frames' region of a segment in memory: all behind the header, as the segment's file or a backing has it.
+//! The frames' region of a segment in memory: everything after the header, as in the segment's file or in a backing.
 
 use super::FRAMES;
 use crate::disk::{Aligned, BLOCK, File, salvage};
@@ -7,10 +7,10 @@ use std::{
     ops::{Deref, DerefMut, Range},
 };
 
-/// How much is read at once.
+/// How many bytes are read at once.
 const PIECE: usize = 1 << 20;
 
-/// See the module's documentation. It derefs to the bytes.
+/// See the module's documentation. Derefs to the bytes.
 #[derive(Debug)]
 pub(crate) struct Region {
     memory: Aligned,
@@ -19,12 +19,11 @@ pub(crate) struct Region {
 }
 
 impl Region {
-    /// Reads all behind the header of a segment file of `file_length` bytes: past the page cache if it is not `cached`.
-    /// What the disk cannot
-    /// read is zeros, and noted.
+    /// Reads everything after the header of a segment file of `file_length` bytes, past the page cache unless `cached`.
+    /// Bytes that the disk cannot read are zeros here, and are listed in [`unreadable`](Self::unreadable).
     ///
     /// # Errors
-    /// Those that say nothing of what is on the disk, and [`io::ErrorKind::UnexpectedEof`].
+    /// Errors that say nothing about what is on the disk, and [`io::ErrorKind::UnexpectedEof`].
     pub(crate) fn read(file: &dyn File, file_length: u64, cached: bool) -> io::Result<Self> {
         let length = file_length.saturating_sub(FRAMES) as usize;
         let mut region = Self { memory: Aligned::new(length)?, length, unreadable: Vec::new() };
@@ -36,12 +35,12 @@ impl Region {
         Ok(region)
     }
 
-    /// The same in whole blocks, with zeros behind.
+    /// The bytes as whole blocks, padded with zeros.
     pub(crate) fn blocks(&self) -> &[u8] {
         &self.memory[..self.length.next_multiple_of(BLOCK as usize)]
     }
 
-    /// What the disk could not read; zeros stand there.
+    /// The ranges that the disk could not read; they hold zeros.
     pub(crate) fn unreadable(&self) -> &[Range<usize>] {
         &self.unreadable
     }

@@ -1,16 +1,16 @@
-//! The frames from the start of a segment, as far as they go on. No I/O.
+//! The frames from the start of a segment, up to the first that does not verify. No I/O.
 
 use super::sealed::Summary;
 use crate::frame::{self, Key, MORE, WORD};
 
-/// The frames from the start of a segment, as far as each verifies and follows the one before.
+/// The frames from the start of a segment, as long as each verifies and follows the one before.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Scan {
     /// The word of each record. Whole batches only.
     pub(crate) positions: Vec<u32>,
-    /// Words they take.
+    /// The words that the frames take.
     pub(crate) words: u32,
-    /// When the first was appended, and the last; milliseconds since the segment was begun.
+    /// When the first and the last record were appended, in milliseconds since the segment was begun.
     pub(crate) times: (u64, u64),
     /// The CRC in the last frame.
     pub(crate) last_crc: Option<u32>,
@@ -21,16 +21,16 @@ impl Scan {
         self.positions.len() as u32
     }
 
-    /// What a footer says of it.
+    /// What a footer says about these frames.
     pub(crate) fn summary(&self) -> Summary {
         Summary { words: self.words, times: self.times, last_crc: self.last_crc }
     }
 
-    /// The same, and what goes on behind it in `bytes`, which begin with all of it.
+    /// Extends the scan by the frames that follow in `bytes`, which must start with all frames scanned so far.
     pub(crate) fn go_on(self, bytes: &[u8], key: Key) -> Self {
         let (mut positions, mut word, mut time) = (self.positions, self.words as usize, self.times.0);
         let mut count = positions.len();
-        let mut whole = Self { positions: Vec::new(), ..self }; // to the end of the last whole batch
+        let mut whole = Self { positions: Vec::new(), ..self }; // up to the end of the last whole batch
         while let Some(rest) = bytes.get(word * WORD..)
             && let Some(found) = frame::decode(rest, key)
         {
@@ -52,7 +52,7 @@ impl Scan {
         Self { positions, ..whole }
     }
 
-    /// The same, without the records from `records` on.
+    /// The scan without the records from `records` on.
     pub(crate) fn first(mut self, bytes: &[u8], key: Key, records: u32) -> Self {
         let Some(&word) = self.positions.get(records as usize) else { return self };
         self.positions.truncate(records as usize);
@@ -76,7 +76,7 @@ pub(super) mod tests {
 
     pub(in super::super) const KEY: Key = Key::test(3);
 
-    /// Frames of these records, behinds and flags, one behind the other.
+    /// Frames with these records, behinds and flags, one after the other.
     pub(in super::super) fn frames(stamps: &[(u32, u32, u16)]) -> Vec<u8> {
         let mut bytes = Vec::new();
         for &(record, behind, flags) in stamps {
@@ -95,7 +95,7 @@ pub(super) mod tests {
         let last_crc = Some(u32::from_le_bytes(*bytes[64..].first_chunk().unwrap()));
         assert_eq!(found, Scan { positions: vec![0, 4, 8], words: 12, times: (10, 12), last_crc });
         assert_eq!(scan(&bytes, Key::test(4)), Scan::default(), "another segment's key");
-        assert_eq!(scan(&frames(&[(1, 0, 0)]), KEY), Scan::default(), "the first record is 0");
+        assert_eq!(scan(&frames(&[(1, 0, 0)]), KEY), Scan::default(), "the first record must be 0");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! The end of a sealed segment: the dense index and the footer; and reading records by it.
+//! The end of a sealed segment, its dense index and its footer; and reading records through them.
 //!
-//! The index is derived: it says where to look, never what is true. A record found through it must verify and
-//! carry the right number, and where it does not, the frames themselves are asked.
+//! The index is derived: it says where to look, but is never trusted. A record found through it must verify and carry
+//! the right number; otherwise the frames themselves are searched.
 
 use super::{FRAMES, header::Header, region::Region, scan, search};
 use crate::{
@@ -23,16 +23,16 @@ pub(crate) struct Footer {
     pub(crate) records: u32,
     /// Words that the frames take.
     pub(crate) words: u32,
-    /// When the first record was appended, and the last; milliseconds since the segment was begun.
+    /// When the first and the last record were appended, in milliseconds since the segment was begun.
     pub(crate) first_time: u64,
     pub(crate) last_time: u64,
     /// CRC-32C of the index.
     pub(crate) index_crc: u32,
-    /// The CRC in the last frame. Segments of format 1 do not say it, nor do the first ones of format 2.
+    /// The CRC in the last frame. Missing in segments of format 1, and in the earliest ones of format 2.
     pub(crate) last_crc: Option<u32>,
 }
 
-/// What the footer says of the frames.
+/// What the footer says about the frames.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Summary {
     pub(crate) words: u32,
@@ -40,25 +40,25 @@ pub(crate) struct Summary {
     pub(crate) last_crc: Option<u32>,
 }
 
-/// What is known of a segment that is not written any more.
+/// What is known about a segment that is no longer written.
 #[derive(Debug)]
 pub(crate) struct Sealed {
     pub(crate) records: u32,
     pub(crate) words: u32,
-    /// Of a damaged segment: where each record is, in words plus one, 0 for those that are lost. Such a segment
-    /// is never written to.
+    /// For a damaged segment: where each record is, in words plus one; 0 for records that are lost. Such a segment is
+    /// never written to.
     survivors: Option<Vec<u32>>,
-    /// What a look at all frames has found, once the index or a frame was found not to verify: the look takes long, and records
-    /// that are lost may be asked for often.
+    /// What a search through all frames has found, once the index or a frame did not verify. It is kept because the
+    /// search takes long, and records that are lost may be asked for often.
     looked: Mutex<Option<Looked>>,
 }
 
-/// What is found where the frames themselves are asked.
+/// The result of searching the frames themselves.
 #[derive(Debug)]
 struct Looked {
     /// As [`Sealed::survivors`].
     positions: Vec<u32>,
-    /// Bytes of the frames that cannot be read.
+    /// Bytes of the frames' region that cannot be read.
     unreadable: Vec<Range<usize>>,
 }
 
@@ -69,7 +69,7 @@ impl From<Footer> for Sealed {
 }
 
 impl Sealed {
-    /// One that is damaged, and has these records.
+    /// A damaged segment that has these records.
     pub(crate) fn damaged(records: u32, words: u32, survivors: Vec<u32>) -> Self {
         Self { records, words, survivors: Some(survivors), looked: Mutex::new(None) }
     }
@@ -86,7 +86,7 @@ impl Footer {
         block[40..48].copy_from_slice(&self.first_time.to_le_bytes());
         block[48..56].copy_from_slice(&self.last_time.to_le_bytes());
         block[56..60].copy_from_slice(&self.index_crc.to_le_bytes());
-        // Format 1 stays as it was.
+        // Format 1 does not change.
         if let Some(crc) = self.last_crc.filter(|_| header.secret.0.is_some()) {
             block[60..64].copy_from_slice(&crc.to_le_bytes());
             block[64] = 1;
@@ -99,7 +99,7 @@ impl Footer {
     fn decode(block: &[u8; BLOCK as usize], header: &Header) -> Option<Self> {
         let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| block[at + i]));
         let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| block[at + i]));
-        // The seed stands for the log and the base: a footer of another segment does not verify.
+        // The seed stands for the log and the base: the footer of another segment does not verify.
         let ours = block[..8] == MAGIC
             && u32_at(COVERED) == crc32c::crc32c_append(header.key().seed, &block[..COVERED]);
         ours.then(|| Self {
@@ -112,19 +112,20 @@ impl Footer {
         })
     }
 
-    /// Where a segment file of `length` bytes has its footer, if it is sealed and cut to size: in the last block.
+    /// Where the footer of a segment file of `length` bytes is, if the file is sealed and cut to size: in the last
+    /// block.
     pub(crate) fn position(length: u64) -> Option<u64> {
         (length >= FRAMES + BLOCK && length.is_multiple_of(BLOCK)).then(|| length - BLOCK)
     }
 
-    /// What that block says, if it verifies and is where the counts say it must be.
+    /// The footer in that block, if it verifies and is where its counts say it must be.
     pub(crate) fn at_end(block: &[u8; BLOCK as usize], length: u64, header: &Header) -> Option<Self> {
         let footer = Self::decode(block, header);
         footer.filter(|footer| footer_at(footer.records, footer.words) + BLOCK == length)
     }
 
-    /// Whether `bytes`, a file from its frames on, has a footer where these frames would have it: then they are all
-    /// of the segment's, whether or not the file was cut to size.
+    /// Whether `bytes`, a file from its frames on, has a footer where these frames would have it. If so, these are all
+    /// of the segment's frames, whether or not the file was cut to size.
     pub(crate) fn ends(bytes: &[u8], header: &Header, found: &scan::Scan) -> bool {
         let records = found.positions.len() as u32;
         let at = (footer_at(records, found.words) - FRAMES) as usize;
@@ -134,18 +135,18 @@ impl Footer {
     }
 }
 
-/// Where the index begins behind so many words of frames.
+/// Where the index starts after so many words of frames.
 pub(crate) const fn index_at(words: u32) -> u64 {
     FRAMES + (words as u64 * WORD as u64).next_multiple_of(BLOCK)
 }
 
-/// Where the footer is behind so many records in so many words.
+/// Where the footer is, after so many records in so many words.
 pub(crate) fn footer_at(records: u32, words: u32) -> u64 {
     index_at(words) + (u64::from(records) * 4).next_multiple_of(BLOCK)
 }
 
-/// Writes index and footer behind the frames, which are durable already, and cuts the file to size. All is durable
-/// on return. `positions` has the word of each record.
+/// Writes index and footer after the frames, which are durable already, and cuts the file to size. Everything is
+/// durable on return. `positions` yields the word of each record.
 pub(crate) fn seal(
     file: &dyn File,
     header: &Header,
@@ -167,7 +168,7 @@ pub(crate) fn seal(
     Ok(footer)
 }
 
-/// Reads one record of a sealed segment into `buf`, by the index, and verified. `None` where it is damaged.
+/// Reads one record of a sealed segment into `buf` through the index, and verifies it. `None` if it is damaged.
 pub(crate) fn read_record<'b>(
     file: &dyn File,
     sealed: &Sealed,
@@ -177,7 +178,7 @@ pub(crate) fn read_record<'b>(
 ) -> io::Result<Option<frame::Frame<'b>>> {
     let Some(position) = indexed(file, sealed, record) else { return Ok(None) };
     if !read_frame(file, sealed.words, position, buf).unwrap_or(false) || !is_record(buf, key, record) {
-        // The index is wrong, or the frame is, or either cannot be read: look for the record itself.
+        // The index or the frame is wrong, or one of them cannot be read: look for the record itself.
         let Some(position) = find(file, sealed, key, record)? else { return Ok(None) };
         if !read_frame(file, sealed.words, position, buf)? {
             return Ok(None);
@@ -186,14 +187,14 @@ pub(crate) fn read_record<'b>(
     Ok(frame::decode(buf, key).filter(|found| found.record == record).map(|found| found.frame))
 }
 
-/// The CRC in the frame of a record of a sealed segment, the frame verified. `None` where it is damaged.
+/// The CRC in the frame of a record of a sealed segment; the frame is verified. `None` if it is damaged.
 pub(crate) fn crc_of(file: &dyn File, sealed: &Sealed, key: Key, record: u32) -> io::Result<Option<u32>> {
     let mut buf = Vec::new();
     let whole = read_record(file, sealed, key, record, &mut buf)?.is_some();
     Ok(whole.then(|| frame::claimed_crc(&buf, key).0))
 }
 
-/// The word where a record of a sealed segment begins, its frame verified. `None` where it is damaged.
+/// The word where a record of a sealed segment starts; its frame is verified. `None` if it is damaged.
 pub(crate) fn position_of(
     file: &dyn File,
     sealed: &Sealed,
@@ -233,16 +234,16 @@ fn is_record(bytes: &[u8], key: Key, record: u32) -> bool {
     frame::decode(bytes, key).is_some_and(|found| found.record == record)
 }
 
-/// Most records are small: one read of so much gets the header and, likely, all of the frame.
+/// Most records are small: one read of this size gets the header and, likely, the whole frame.
 const GUESS: usize = 1024;
 
-/// Reads the frame at `position`; `false` where there is room for none before the frames end.
+/// Reads the frame at `position`; `false` if none fits before the end of the frames.
 fn read_frame(file: &dyn File, words: u32, position: u32, buf: &mut Vec<u8>) -> io::Result<bool> {
     let left = (words.saturating_sub(position)) as usize * WORD;
     buf.resize(GUESS.min(left), 0);
     let at = FRAMES + u64::from(position) * WORD as u64;
     if file.read_at(buf, at).is_err() {
-        // What cannot be read may lie behind this frame.
+        // The unreadable part may lie after this frame.
         buf.truncate(frame::HEADER);
         file.read_at(buf, at)?;
     }
@@ -259,9 +260,9 @@ fn read_frame(file: &dyn File, words: u32, position: u32, buf: &mut Vec<u8>) -> 
     Ok(true)
 }
 
-/// Finds a record among the frames themselves, damaged or not those before it: for when the index is damaged. They are looked at
-/// once, and again where some of them could not be read, and can be now. Where some cannot be read and the record is not among
-/// the others, the error is that of the reading.
+/// Finds a record by searching the frames themselves, whether or not those before it are damaged; for when the index is
+/// damaged. The result of the search is kept. The search is repeated only if the record is missing and some part that
+/// could not be read now can be. If some part cannot be read and the record is not in the rest, returns a read error.
 fn find(file: &dyn File, sealed: &Sealed, key: Key, record: u32) -> io::Result<Option<u32>> {
     let mut looked = lock(&sealed.looked);
     let before = looked.take().filter(|before| before.has(record) || !before.can_be_read(file));
@@ -276,7 +277,7 @@ fn find(file: &dyn File, sealed: &Sealed, key: Key, record: u32) -> io::Result<O
     }
 }
 
-/// How many of the places that could not be read are asked for again with each record that is looked for.
+/// How many of the unreadable ranges are tried again for each record that is missing.
 const ASKED: usize = 8;
 
 impl Looked {
@@ -298,7 +299,7 @@ impl Looked {
         self.positions.get(record as usize).is_some_and(|&position| position > 0)
     }
 
-    /// Whether something that could not be read can be now.
+    /// Whether some part that could not be read can be read now.
     fn can_be_read(&self, file: &dyn File) -> bool {
         let readable = |bad: &Range<usize>| {
             let at = (bad.start / salvage::SECTOR * salvage::SECTOR) as u64;

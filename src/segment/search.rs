@@ -1,27 +1,28 @@
-//! Looking for a segment's frames at every word of some bytes, whatever these are: values that look like headers, an
-//! index, what was there before. The answer is exact, and comes in bounded time: every place that can begin a frame is
-//! checked, none twice, at a cost that does not depend on the length that stands there.
+//! Searches for a segment's frames at every word of some bytes, whatever they are: values that look like headers, an
+//! index, leftovers of other files. The answer is exact and takes bounded time: every place where a frame can start is
+//! checked, none twice, at a cost that does not depend on the length its header gives.
 //!
-//! A CRC is linear: with the CRC of all bytes before each place, that of any range is two look-ups and a
+//! A CRC is linear: given the CRC of all bytes before each place, the CRC of any range takes two look-ups and a
 //! multiplication (G. Castagnoli et al. 1993 for the polynomial; M. Adler's `crc32_combine` in zlib for the
 //! multiplication modulo it).
 
 use crate::frame::{self, Key, MIN_WORDS, WORD};
 use std::sync::LazyLock;
 
-/// What is found behind a place where the frames do not go on.
+/// What is found after a place where the frames break off.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Later {
-    /// So many records of this segment had been durable, by what the frames found say of themselves.
+    /// How many records of this segment were durable, according to the frames found.
     pub(crate) durable: u32,
-    /// The frames that verify: record and word, in order.
+    /// The frames that verify, each as its record and its word, in order.
     pub(crate) frames: Vec<(u32, u32)>,
 }
 
-/// Frames up to so many bytes are summed directly, which is quicker.
+/// For frames of up to so many bytes the CRC is computed directly, which is quicker.
 const DIRECT: usize = 512;
 
-/// Looks at every word from `from` on, where the frame of `record` would begin, for frames of that record and later ones.
+/// Looks at every word from `from` on, where the frame of `record` would start, for frames of that record and later
+/// ones.
 pub(crate) fn frames_from(bytes: &[u8], key: Key, from: u32, record: u32) -> Later {
     let mut later = Later::default();
     let mut prefixes = None;
@@ -30,7 +31,7 @@ pub(crate) fn frames_from(bytes: &[u8], key: Key, from: u32, record: u32) -> Lat
         word += skipped;
         let rest = &bytes[word * WORD..];
         let found = frame::plausible(rest, key).filter(|found| {
-            // The records before it, back to the last one known, have had room for at least a header each.
+            // The records between the last known one and this one must have had room for at least a header each.
             let between = found.record.checked_sub(next).map(|records| records as usize * MIN_WORDS as usize);
             between.is_some_and(|words| words <= word - next_word)
         });
@@ -62,14 +63,14 @@ pub(crate) fn frames_from(bytes: &[u8], key: Key, from: u32, record: u32) -> Lat
 /// The CRC of any range of some bytes.
 struct Prefixes<'a> {
     bytes: &'a [u8],
-    /// The register after each multiple of [`STEP`] bytes, begun from 0.
+    /// The register after each multiple of [`STEP`] bytes, starting from 0.
     registers: Vec<u32>,
 }
 
-/// Bytes from one register to the next: what is left to be summed is less, at each end of a range.
+/// Bytes from one register to the next. Fewer than this are left to compute at each end of a range.
 const STEP: usize = 512;
 
-/// The CRC register after `bytes`, begun from `register`: without the inversions that make a register a CRC.
+/// The CRC register after `bytes`, starting from `register`, without the inversions that turn a register into a CRC.
 fn run(register: u32, bytes: &[u8]) -> u32 {
     !crc32c::crc32c_append(!register, bytes)
 }
@@ -88,9 +89,9 @@ impl<'a> Prefixes<'a> {
         run(self.registers[end / STEP], &self.bytes[end / STEP * STEP..end])
     }
 
-    /// The CRC of the bytes from `begin` to `end`, whole words apart, begun from `seed`.
+    /// The CRC of the bytes from `begin` to `end`, a whole number of words, starting from `seed`.
     fn crc(&self, seed: u32, begin: usize, end: usize) -> u32 {
-        // The register is linear in what it was before: take away what the bytes before `begin` have left in it.
+        // The register is linear in its earlier value: subtract what the bytes before `begin` have left in it.
         let before = self.register(begin) ^ !seed;
         !(self.register(end) ^ append_zeros(before, (end - begin) / WORD))
     }
@@ -112,10 +113,10 @@ const fn multiply(a: u32, mut b: u32) -> u32 {
     product
 }
 
-/// Bits of a word count that one table serves; three of them serve more words than a segment has.
+/// Bits of a word count that one table covers; three tables cover more words than a segment has.
 const DIGIT: u32 = 10;
 
-/// By what a register is multiplied by `n << (DIGIT * table)` words of zeros.
+/// The factor that `n << (DIGIT * table)` words of zeros multiply a register by.
 static POWERS: LazyLock<[Vec<u32>; 3]> = LazyLock::new(|| {
     let mut base = 1 << 30; // x
     for _ in 0..6 {
@@ -154,7 +155,7 @@ mod tests {
     use crate::frame::{Stamp, decode, encode, words};
     use proptest::prelude::*;
 
-    /// The same by decoding at each word.
+    /// The same, by decoding at each word.
     fn plainly(bytes: &[u8], from: u32, record: u32) -> Later {
         let mut later = Later::default();
         let (mut word, mut next, mut next_word) = (from, record, from);
@@ -177,7 +178,7 @@ mod tests {
         later
     }
 
-    /// A piece of a segment: zeros, noise, a frame, a frame that is torn, words that look like headers.
+    /// A piece of a segment: zeros, noise, a frame, a torn frame, or words that look like headers.
     fn piece() -> impl Strategy<Value = Vec<u8>> {
         let frame = (0..40u32, any::<u32>(), prop::collection::vec(any::<u8>(), 0..2000), any::<bool>());
         let frame = frame.prop_map(|(record, behind, value, whole)| {
@@ -199,7 +200,7 @@ mod tests {
         ]
     }
 
-    /// Four words, of which the first begins what could be a frame of so many bytes.
+    /// Four words, the first of which starts what could be a frame of `length` bytes.
     fn header_like(length: u32, record: u32) -> Vec<u8> {
         let mut bytes = vec![0; frame::HEADER + WORD];
         encode(&mut bytes[..frame::HEADER], KEY, Stamp { record, behind: 0, time: 0, flags: 0 }, &[]);
@@ -249,8 +250,8 @@ mod tests {
         assert_eq!(frames_from(&bytes, KEY, 4, 1), Later { durable: 2, frames: vec![(2, 8), (3, 12)] });
     }
 
-    /// The search before this one gave up there, and recovery guessed. Only one who knows the key can make such bytes:
-    /// every third word begins what could be a frame of nearly all the rest.
+    /// An earlier search gave up on such bytes, and recovery guessed. Only someone who knows the key can make them:
+    /// every third word starts what could be a frame that takes nearly all the rest.
     #[test]
     fn values_that_look_like_headers_everywhere_do_not_end_the_search() {
         let size = 16 << 20;

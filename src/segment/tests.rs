@@ -1,5 +1,5 @@
-//! The format, pinned by files that are checked in: `tests/golden/00000000000000000042.seg`, in format 1, and the same in
-//! `tests/golden/2`, in format 2.
+//! Pins the format with files that are checked in: `tests/golden/00000000000000000042.seg` in format 1, and the same
+//! records in `tests/golden/2` in format 2.
 
 use super::{
     file::SegmentFile,
@@ -32,7 +32,7 @@ fn header(secret: Secret) -> Header {
     }
 }
 
-/// A value with marks, as appenders make them.
+/// A value with flags, as appenders make them.
 struct Marked(&'static [u8], u16);
 
 impl AppendValue for Marked {
@@ -45,10 +45,10 @@ impl AppendValue for Marked {
     }
 }
 
-/// The block of a producer named p1, epoch 3, sequence 9, of one record; and a JSON value behind it.
+/// The extension block of a producer named p1, epoch 3, sequence 9, one record; followed by a JSON value.
 const PRODUCED: &[u8] = b"\x12\x00\x03\x00\x00\x00\x09\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00p1[4]";
 
-/// A record, a batch of two, an empty record, one that is JSON, and one of a producer.
+/// A record, a batch of two, an empty record, a JSON record, and one from a producer.
 fn written(secret: Secret) -> Vec<u8> {
     let header = header(secret);
     let (sim, dir) = (Sim::new(1), Path::new("/golden"));
@@ -58,7 +58,7 @@ fn written(secret: Secret) -> Vec<u8> {
     let chunk = Chunk::new(Memory::new(header.capacity).unwrap(), None);
     let batches: [&[&[u8]]; 3] = [&[b"one"], &[b"two, which takes more than a word", b"three"], &[b""]];
     for (n, values) in batches.into_iter().enumerate() {
-        // Nothing was durable before the first; all before it, from the second on.
+        // Before the first batch nothing was durable; from the second on, everything before it.
         let lead = if n == 0 { 0 } else { 0u64.wrapping_sub(1) };
         let meta = FrameMeta { key: header.key(), lead, time: 10 * n as u64 };
         chunk.append(Batch::new(values, header.capacity).unwrap(), None, meta);
