@@ -1,6 +1,6 @@
-//! The only place that touches files. The log speaks to [`Disk`] and [`File`]; behind them are the system's files,
-//! written past the page cache ([`direct`]) or through it ([`buffered`]), and a simulated disk for tests that
-//! loses, tears and fails (`sim`).
+//! The only place that touches files. The log uses [`Disk`] and [`File`]. Behind them are the system's files, written
+//! past the page cache ([`direct`]) or through it ([`buffered`]), and a simulated disk for tests that loses data, tears
+//! writes and fails (`sim`).
 
 mod buffered;
 mod direct;
@@ -22,29 +22,29 @@ use std::{
     path::Path,
 };
 
-/// The block in which files are written: `O_DIRECT` asks for it, and a device tears no smaller part of it than a
-/// sector of 512 bytes.
+/// The block in which files are written: `O_DIRECT` requires it. If a write to it is torn, whole sectors of 512 bytes
+/// are old or new.
 pub(crate) const BLOCK: u64 = 4096;
 
-/// What a file system knows a directory by, whatever its name: device and number. A copy of it has another; zeros if
-/// it is not known.
+/// How a file system identifies a directory, whatever its name: device and number. A copy of the directory has another.
+/// Zeros if it is not known.
 pub(crate) type Node = (u64, u64);
 
 /// A directory tree of files.
 ///
-/// An error that [`is_transient`] or [`is_full`] recognises says of any operation, here and on files, that it has changed nothing,
-/// and may be tried again. Where a write or a sync was begun and nothing is known of what it has come to, the error is made
-/// [`unknown`].
+/// If [`is_transient`] or [`is_full`] recognises the error of any operation, here or on files, the operation has
+/// changed nothing and may be tried again. If a write or a sync was begun and its outcome is not known, the error is
+/// turned into an [`unknown`] one.
 pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
-    /// Makes `dir` and its parents, unless they are there; their names are durable on return.
+    /// Creates `dir` and its parents, unless they exist; their names are durable on return.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// The names in `dir`.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
-    /// A new file of `length` bytes, all reserved. The name is durable only after [`sync_dir`](Self::sync_dir).
+    /// Creates a file of `length` bytes, all reserved. The name is durable only after [`sync_dir`](Self::sync_dir).
     fn create(&self, path: &Path, length: u64) -> io::Result<Box<dyn File>>;
-    /// A file that exists, for reading and, if `write`, writing.
+    /// Opens an existing file for reading and, if `write`, writing.
     fn open(&self, path: &Path, write: bool) -> io::Result<Box<dyn File>>;
-    /// Renames a file over whatever is at `to`, or a directory. Durable only after [`sync_dir`](Self::sync_dir).
+    /// Renames a file, replacing any file at `to`; or a directory. Durable only after [`sync_dir`](Self::sync_dir).
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file. Durable only after [`sync_dir`](Self::sync_dir).
     fn remove(&self, path: &Path) -> io::Result<()>;
@@ -53,20 +53,20 @@ pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     /// The names of the directories in `dir`.
     #[cfg(feature = "store")]
     fn dirs(&self, dir: &Path) -> io::Result<Vec<String>>;
-    /// Removes a directory and all that is in it. Durable only after [`sync_dir`](Self::sync_dir) of the one it was in.
+    /// Removes a directory and everything in it. Durable only after [`sync_dir`](Self::sync_dir) of its parent.
     #[cfg(feature = "store")]
     fn remove_dir(&self, dir: &Path) -> io::Result<()>;
-    /// A file of these bytes, in place of any other. They are durable on return; the name is only after
+    /// Writes a file with these bytes, replacing any other. The bytes are durable on return, the name only after
     /// [`sync_dir`](Self::sync_dir).
     #[cfg(feature = "store")]
     fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
     /// See [`Node`].
     fn node(&self, dir: &Path) -> io::Result<Node>;
-    /// Takes the lock file at `path`, made where it is missing; `WouldBlock` where somebody holds it. Held until
-    /// the returned value is dropped, or the process ends in whatever way.
+    /// Takes the lock file at `path`, creating it if it is missing; `WouldBlock` if somebody holds it. It is held until
+    /// the returned value is dropped or the process ends, in whatever way.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
-    /// Takes the lock file at `path`, if there is one, together with others who do this; `WouldBlock` where somebody
-    /// has it alone.
+    /// Takes the lock file at `path`, if it exists, in shared mode; `WouldBlock` if somebody holds it exclusively.
+    /// `None` if there is no lock file.
     fn join_lock(&self, _path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
         Ok(None)
     }
@@ -76,28 +76,28 @@ pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
 pub(crate) trait File: Send + Sync + std::fmt::Debug {
     /// Bytes in the file.
     fn len(&self) -> io::Result<u64>;
-    /// Fills `buf` from `position` on; `UnexpectedEof` where the file ends before.
+    /// Fills `buf` from `position` on; `UnexpectedEof` if the file ends before that.
     fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<()>;
-    /// As [`read_at`](Self::read_at), of much that will not be read again soon: past the page cache, where the system
-    /// has that. Only where `buf` begins and `position` is at a multiple of 512.
+    /// Like [`read_at`](Self::read_at), for large reads that will not be repeated soon: past the page cache, where the
+    /// system supports that. The address of `buf` and `position` must be multiples of 512.
     fn read_once(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
         self.read_at(buf, position)
     }
-    /// Writes `parts` one behind the other from `position` on, and returns when they are durable. Position,
-    /// addresses and lengths are multiples of [`BLOCK`]. After an error nothing is known of the range.
+    /// Writes `parts` one after the other from `position` on; they are durable on return. Position, addresses and
+    /// lengths must be multiples of [`BLOCK`]. After an error nothing is known about the range.
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()>;
-    /// Makes durable what was written to the file, by whomever. Where the system can be told, what is read from now on
-    /// comes from the device: if a sync has failed before, memory may have what the device has not, and takes it for
-    /// written.
+    /// Makes everything that was written to the file durable, by whomever it was written. Where the system supports it,
+    /// later reads come from the device: after a failed sync, memory may hold data that the device does not have, and
+    /// treat it as written.
     fn sync(&self) -> io::Result<()>;
     /// Sets the length; durable on return.
     fn set_len(&self, length: u64) -> io::Result<()>;
-    /// Reserves the blocks of the first `length` bytes, so that writing them cannot find the disk full, where the system has
-    /// that. What is there stays; the file is no shorter than that then.
+    /// Reserves the blocks of the first `length` bytes, so that writing them cannot find the disk full, where the
+    /// system supports that. Existing content stays; afterwards the file is at least `length` bytes long.
     fn reserve(&self, length: u64) -> io::Result<()>;
 }
 
-/// Memory to write from and read into: aligned to [`BLOCK`], a multiple of it long, zeroed.
+/// Memory to write from and to read into: aligned to [`BLOCK`], a multiple of it long, zeroed.
 #[derive(Debug)]
 pub(crate) struct Aligned(memmap2::MmapMut);
 
@@ -105,7 +105,8 @@ impl Aligned {
     /// At least `length` bytes.
     pub(crate) fn new(length: usize) -> io::Result<Self> {
         let map = memmap2::MmapMut::map_anon(length.max(1).next_multiple_of(BLOCK as usize))?;
-        // Half the time of reading 64 MiB goes into faulting in small pages. Advice: without, it is only slower.
+        // Half the time of reading 64 MiB goes into faulting in small pages. This is only advice: without it, reads are
+        // slower.
         #[cfg(target_os = "linux")]
         let _ = (length > 1 << 21).then(|| map.advise(memmap2::Advice::HugePage));
         Ok(Self(map))
@@ -125,7 +126,8 @@ impl std::ops::DerefMut for Aligned {
     }
 }
 
-/// Whether an error says that the system had no descriptors or memory for an operation, or broke off before it: that may pass.
+/// Whether an error says that the system lacked descriptors or memory for an operation, or interrupted it before it
+/// began. Such an error may pass.
 pub(crate) fn is_transient(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::AGAIN, Errno::INTR];
@@ -133,23 +135,23 @@ pub(crate) fn is_transient(error: &io::Error) -> bool {
         || matches!(error.kind(), io::ErrorKind::OutOfMemory | io::ErrorKind::Interrupted)
 }
 
-/// An error after which nothing is known of what was written or synced, whatever the system calls it. A sync that failed for lack of
-/// memory has failed: the next one may succeed, and say nothing of what was lost.
+/// Turns an error into one after which nothing is known about what was written or synced, whatever the system calls it.
+/// A sync that failed for lack of memory has failed: the next one may succeed without reporting what was lost.
 pub(crate) fn unknown(error: io::Error) -> io::Error {
-    /// Says what the other says, and is of no particular kind.
+    /// Displays as the inner error, and is of no particular kind.
     #[derive(Debug, thiserror::Error)]
     #[error("{0}")]
     struct Unknown(io::Error);
     io::Error::other(Unknown(error))
 }
 
-/// Whether an error says that the file system is mounted for reading only.
+/// Whether an error says that the file system is mounted read-only.
 pub(crate) fn is_read_only(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ReadOnlyFilesystem
 }
 
-/// Whether an error says that there is no room: the disk is full, or the user's share of it, or the process may not make
-/// files that large (`RLIMIT_FSIZE`; where SIGXFSZ is not ignored, the process ends instead).
+/// Whether an error says that there is no room: the disk is full, the user's quota is used up, or the process may not
+/// write files that large (`RLIMIT_FSIZE`; if SIGXFSZ is not ignored, the process is killed instead).
 pub(crate) fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)

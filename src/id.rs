@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// 16 random bytes that a log keeps for life, for telling it from another of the same name. A copy of its directory has the same.
-/// Shown as hexadecimal digits.
+/// 16 random bytes that identify a log for life, to tell it from another log of the same name. A copy of its directory
+/// has the same id. Displayed as hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LogId(pub(crate) [u8; 16]);
 

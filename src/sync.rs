@@ -1,6 +1,6 @@
 //! Std's atomics, locks and shared pointers; or loom's under `--cfg loom`, shuttle's under `--cfg shuttle`, so that the
-//! models run the code that ships. The lock-free rooms take these types from here and from nowhere else, and so does
-//! whatever shuttle's threads may wait for.
+//! models run the code that ships. The lock-free modules take these types only from here, and so does everything that
+//! shuttle's threads may wait for.
 
 #[cfg(loom)]
 pub(crate) use loom::{
@@ -29,7 +29,7 @@ pub(crate) use std::{
     thread,
 };
 
-/// Locks, whether or not another holder panicked: no lock in this crate guards a state that is broken half-way.
+/// Locks, whether or not another holder panicked: no lock in this crate guards a state that can be half changed.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -46,7 +46,7 @@ pub(crate) fn write_lock<T>(lock: &std::sync::RwLock<T>) -> std::sync::RwLockWri
     lock.write().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// [`lock`], unless somebody holds it.
+/// [`lock`], unless somebody holds the lock.
 pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     use std::sync::TryLockError;
     match mutex.try_lock() {
@@ -56,8 +56,8 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     }
 }
 
-/// A shared pointer that is replaced as a whole: `arc_swap`, or for loom and shuttle, which cannot see into `arc_swap`, a
-/// lock with the same contract.
+/// A shared pointer that is replaced as a whole: `arc_swap`, or, for loom and shuttle, which cannot see into
+/// `arc_swap`, a lock with the same contract.
 pub(crate) struct Swap<T> {
     #[cfg(not(any(loom, shuttle)))]
     inner: arc_swap::ArcSwap<T>,
@@ -81,7 +81,7 @@ impl<T> Swap<T> {
         self.inner.load_full()
     }
 
-    /// Replaces `current` by `new`, if it is still there (Acquire and Release); says whether it was.
+    /// Replaces `current` with `new`, if it is still there (Acquire and Release); returns whether it was.
     pub(crate) fn replace(&self, current: &Arc<T>, new: Arc<T>) -> bool {
         let previous = self.inner.compare_and_swap(current, new);
         Arc::ptr_eq(&previous, current)
@@ -138,7 +138,7 @@ impl<T> SwapOption<T> {
         self.inner.store(Some(value));
     }
 
-    /// Sets the value, if there is none yet; says whether it was set.
+    /// Sets the value if there is none yet; returns whether it was set.
     pub(crate) fn set_first(&self, value: Arc<T>) -> bool {
         self.inner.compare_and_swap(&None::<Arc<T>>, Some(value)).is_none()
     }
@@ -172,8 +172,8 @@ impl<T> SwapOption<T> {
     }
 }
 
-/// Waits a little longer each time: crossbeam's `Backoff`, or a plain yield for loom and shuttle, which need to be told
-/// that another thread has to move first.
+/// Waits a little longer each time: crossbeam's `Backoff`, or a plain yield for loom and shuttle, which must be told
+/// that another thread has to run first.
 pub(crate) struct Backoff {
     #[cfg(not(any(loom, shuttle)))]
     inner: crossbeam::utils::Backoff,
@@ -194,13 +194,13 @@ impl Backoff {
         thread::yield_now();
     }
 
-    /// Begins again with the shortest wait.
+    /// Starts again with the shortest wait.
     pub(crate) fn reset(&self) {
         #[cfg(not(any(loom, shuttle)))]
         self.inner.reset();
     }
 
-    /// Whether waiting any longer should be done by parking.
+    /// Whether any longer wait should be done by parking.
     pub(crate) fn is_completed(&self) -> bool {
         #[cfg(not(any(loom, shuttle)))]
         return self.inner.is_completed();

@@ -1,6 +1,6 @@
-//! Files written through the page cache: `pwrite`, then `fdatasync` on the same descriptor, so that an error in
-//! writing back is reported here and not to somebody else. For file systems that refuse `O_DIRECT`, and for
-//! macOS (where std's `sync_data` is `F_FULLFSYNC`).
+//! Files written through the page cache: `pwrite`, then `fdatasync` on the same descriptor, so that a write-back error
+//! is reported here and not to somebody else. For file systems that refuse `O_DIRECT`, and for macOS (where std's
+//! `sync_data` is `F_FULLFSYNC`).
 
 use super::{File, unknown};
 use std::{

@@ -1,6 +1,6 @@
-//! Files written past the page cache, with `O_DIRECT | O_DSYNC`: one system call per commit, which returns when
-//! the bytes are on the disk (measured: 2.6 times the throughput of `pwrite` and `fdatasync`). One descriptor is all
-//! that such a file holds; reads, which are rare while a file is written, open another for the moment.
+//! Files written past the page cache, with `O_DIRECT | O_DSYNC`: one system call per commit, which returns when the
+//! bytes are on the disk (measured: 2.6 times the throughput of `pwrite` and `fdatasync`). Such a file holds only one
+//! descriptor; reads, which are rare while a file is being written, open a second one each time.
 
 use super::{BLOCK, File, buffered::BufferedFile, unknown};
 use std::{
@@ -14,12 +14,12 @@ use std::{
 #[derive(Debug)]
 pub(super) struct DirectFile {
     direct: fs::File,
-    /// For file systems that let a file be opened with `O_DIRECT`, and then refuse to write: all goes here.
+    /// For file systems that allow opening a file with `O_DIRECT` and then refuse to write: everything goes here.
     buffered: OnceLock<BufferedFile>,
 }
 
 impl DirectFile {
-    /// The file at `path`. Fails where the file system refuses `O_DIRECT`.
+    /// Opens the file at `path`. Fails if the file system refuses `O_DIRECT`.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         use rustix::fs::{Mode, OFlags};
         let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::DSYNC | OFlags::CLOEXEC;
@@ -27,7 +27,7 @@ impl DirectFile {
         Ok(Self { direct, buffered: OnceLock::new() })
     }
 
-    /// Another descriptor for the same file, whatever its name is by now.
+    /// Opens another descriptor for the same file, whatever its name is by now.
     fn again(&self, write: bool) -> io::Result<BufferedFile> {
         let name = format!("/proc/self/fd/{}", self.direct.as_raw_fd());
         Ok(BufferedFile(fs::File::options().read(true).write(write).open(name)?))
@@ -35,18 +35,19 @@ impl DirectFile {
 
     fn fall_back(&self) -> io::Result<&BufferedFile> {
         if self.buffered.get().is_none() {
-            let _ = self.buffered.set(self.again(true)?); // or another was quicker
+            let _ = self.buffered.set(self.again(true)?); // or another thread was quicker
         }
         self.buffered.get().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
-/// What most devices ask of the place, the memory and the length of such reads; for those that ask for more there is the
-/// page cache.
+/// The alignment that most devices require of the position, the memory and the length of such reads. For devices that
+/// require more, the page cache is used.
 const UNIT: usize = 512;
 
-/// Reads past the page cache, as far as the file system and the length let it, else through it. The bytes go straight
-/// into `buf`: a fifth of a core's time less, and twice the rate (measured: 64 MiB in 35 instead of 65 ms).
+/// Reads past the page cache as far as the file system and the length allow, and the rest through it. The bytes go
+/// straight into `buf`, which saves a fifth of a core's time and doubles the rate (measured: 64 MiB in 35 instead of 65
+/// ms).
 pub(super) fn read(file: &fs::File, buf: &mut [u8], position: u64) -> io::Result<()> {
     use rustix::fs::{Mode, OFlags};
     let (whole, mut done) = (buf.len() / UNIT * UNIT, 0);
@@ -57,7 +58,7 @@ pub(super) fn read(file: &fs::File, buf: &mut [u8], position: u64) -> io::Result
             match rustix::io::pread(&direct, &mut buf[done..whole], position + done as u64) {
                 Ok(read) if read > 0 && read.is_multiple_of(UNIT) => done += read,
                 Err(rustix::io::Errno::INTR) => {}
-                // The end of the file, or a file system that refuses such reads: the page cache tells.
+                // The end of the file, or a file system that refuses such reads: the page cache will tell.
                 Ok(_) | Err(rustix::io::Errno::INVAL) => break,
                 Err(error) => return Err(error.into()),
             }
@@ -82,7 +83,7 @@ impl File for DirectFile {
         }
         let total: usize = parts.iter().map(|part| part.len()).sum();
         let mut written = 0;
-        // The kernel may write less than asked, in whole blocks; go on behind it.
+        // The kernel may write less than was asked, in whole blocks; continue after it.
         while written < total {
             let mut rest = Vec::with_capacity(parts.len());
             let mut skip = written;
@@ -96,9 +97,9 @@ impl File for DirectFile {
             match rustix::io::pwritev(&self.direct, &rest, position + written as u64) {
                 Ok(0) => return Err(unknown(io::ErrorKind::WriteZero.into())),
                 Ok(n) if n.is_multiple_of(BLOCK as usize) => written += n,
-                Ok(_) => return Err(io::Error::other("the disk took a part of a block")),
+                Ok(_) => return Err(io::Error::other("the disk wrote only part of a block")),
                 Err(rustix::io::Errno::INTR) => {}
-                // Nothing was written then.
+                // In this case nothing was written.
                 Err(rustix::io::Errno::INVAL) if written == 0 => {
                     return self.fall_back()?.write_at(parts, position);
                 }

@@ -1,4 +1,4 @@
-//! A disk for tests that asks before each operation: the test may let it through, keep it waiting, or have it fail.
+//! A disk for tests that asks before each operation: the test may let it through, make it wait, or make it fail.
 
 use super::{Disk, File, Node};
 use std::{
@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-/// What is asked about.
+/// The operation that is asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operation {
     CreateDir,
@@ -25,7 +25,7 @@ pub(crate) enum Operation {
     Reserve,
 }
 
-/// Bytes that cannot be read in files below `/bad`.
+/// A range of bytes that cannot be read in files below `/bad`.
 pub(crate) static BAD: std::sync::Mutex<Option<std::ops::Range<u64>>> = std::sync::Mutex::new(None);
 
 type Ask = Arc<dyn Fn(Operation, &Path) -> io::Result<()> + Send + Sync>;
@@ -44,7 +44,7 @@ impl std::fmt::Debug for Gate {
 }
 
 impl Gate {
-    /// Before `disk`. A file is asked about under the path that it was opened by.
+    /// A gate in front of `disk`. A file is asked about under the path that it was opened by.
     pub(crate) fn new(
         disk: Arc<dyn Disk>,
         ask: impl Fn(Operation, &Path) -> io::Result<()> + Send + Sync + 'static,

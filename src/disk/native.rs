@@ -1,4 +1,4 @@
-//! The system's directories, and which kind of file to use in them.
+//! The system's directories, and the choice of which kind of file to use in them.
 
 use super::{Disk, File, Node, buffered::BufferedFile, is_read_only, is_transient, unknown};
 use std::{
@@ -16,13 +16,13 @@ pub(crate) fn native() -> Arc<dyn Disk> {
 #[derive(Debug)]
 struct Native;
 
-/// Written directly where the file system has that, else by `file`.
+/// A file that is written directly if the file system supports it, and through `file` if not.
 fn writable(file: fs::File, path: &Path) -> io::Result<Box<dyn File>> {
     #[cfg(target_os = "linux")]
     match super::direct::DirectFile::open(path) {
         Ok(direct) => return Ok(Box::new(direct)),
         Err(error) if is_transient(&error) => return Err(error),
-        Err(_) => {} // the file system does not have it
+        Err(_) => {} // the file system does not support it
     }
     let _ = path;
     Ok(Box::new(BufferedFile(file)))
@@ -35,9 +35,9 @@ impl Disk for Native {
             _ => Path::new("."),
         };
         if dir.is_dir() {
-            // A process that was killed may have made it, and not have come to sync its name.
+            // A process that was killed may have created it without getting to sync its name.
             return match self.sync_dir(parent) {
-                // Who may not look at the names there has not made one.
+                // A process that may not list the parent has not created a directory in it.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
                 synced => synced,
             };
@@ -57,7 +57,7 @@ impl Disk for Native {
         let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(path)?;
         let reserved = reserve(&file, length).and_then(|()| writable(file, path));
         reserved.inspect_err(|_| {
-            let _ = fs::remove_file(path); // do not keep what room there was
+            let _ = fs::remove_file(path); // do not keep the space that could be reserved
         })
     }
 
@@ -109,7 +109,7 @@ impl Disk for Native {
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         let file = match fs::File::options().create(true).truncate(false).write(true).open(path) {
-            // Nobody makes it there, nor writes what it guards; and others' locks count as they do anywhere.
+            // Nobody can create it there, nor write what it guards; but locks of others count as anywhere else.
             Err(error) if is_read_only(&error) => match fs::File::open(path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Box::new(())),
                 file => file?,
@@ -143,20 +143,21 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     fs::File::open(dir)?.sync_all().map_err(unknown)
 }
 
-/// Reserves the blocks, so that writing them later cannot find the disk full.
+/// Reserves the blocks of a new file, so that writing them later cannot find the disk full.
 pub(super) fn reserve(file: &fs::File, length: u64) -> io::Result<()> {
     if allocate(file, length)? { Ok(()) } else { file.set_len(length) }
 }
 
-/// The same of a file that is there, as [`File::reserve`]. Without it, writing finds out whether there is room.
+/// The same for an existing file, as [`File::reserve`]. Where blocks cannot be reserved, only writing shows whether
+/// there is room.
 pub(super) fn reserve_again(file: &fs::File, length: u64) -> io::Result<()> {
     let found = file.metadata()?;
-    // XFS wants room for this, on a full disk as well, though all blocks are there.
+    // XFS needs free space for this, even on a full disk, though all blocks are allocated.
     let has_holes = found.len() < length || found.blocks() * 512 < length;
     if has_holes { allocate(file, length).map(drop) } else { Ok(()) }
 }
 
-/// Reserves blocks; `false` where there is no such thing.
+/// Reserves blocks; `false` where the system does not support it.
 fn allocate(file: &fs::File, length: u64) -> io::Result<bool> {
     #[cfg(target_os = "linux")]
     {
@@ -177,7 +178,7 @@ mod tests {
     use crate::disk::{Aligned, BLOCK};
     use std::io::IoSlice;
 
-    /// Both kinds of file keep what they were given, in a directory of the disk and in one of memory.
+    /// Both kinds of file keep what was written to them, in a directory on the disk and in one in memory.
     #[test]
     fn files_keep_what_was_written_wherever_they_are() {
         let places = [tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap()];

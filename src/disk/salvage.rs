@@ -1,17 +1,17 @@
-//! Reading what a disk can still read.
+//! Reading as much as a disk can still read.
 
 use super::{BLOCK, File};
 use std::{io, ops::Range};
 
-/// What a device reads as a whole, or not at all: no smaller part is lost with a bad one.
+/// The unit that a device reads as a whole or not at all: no less than this is lost with a bad one.
 pub(crate) const SECTOR: usize = 512;
 
-/// Fills `buf` from `position` on, and says which of its bytes the disk cannot read, not even when it is asked again:
-/// zeros stand there. What can be read is, whatever is next to it. Past the page cache, if it is not `cached`; then `buf`
-/// begins at a page.
+/// Fills `buf` from `position` on, and returns the ranges of it that the disk cannot read, even on a second attempt;
+/// they hold zeros. Everything that can be read is read, whatever is next to it. Reads past the page cache unless
+/// `cached`; then `buf` must start at a page boundary.
 ///
 /// # Errors
-/// Those that say nothing of what is on the disk, and [`io::ErrorKind::UnexpectedEof`].
+/// Errors that say nothing about what is on the disk, and [`io::ErrorKind::UnexpectedEof`].
 pub(crate) fn read(
     file: &dyn File,
     buf: &mut [u8],
@@ -43,23 +43,23 @@ pub(crate) fn read(
     Ok(bad)
 }
 
-/// Frames of a segment cannot be read, at these bytes: said after looking for a record among all of them.
+/// Some bytes of a segment's frames cannot be read: reported after looking for a record among all its frames.
 #[derive(Debug, thiserror::Error)]
 #[error("bytes {0:?} of the segment's frames cannot be read")]
 pub(crate) struct Unreadable(pub(crate) Range<usize>);
 
-/// Whether an error says that the disk cannot read what is there: a sector that has gone bad, a checksum of the file system
-/// that does not match. It may be read the next time, or never again.
+/// Whether an error says that the disk cannot read what is stored there: a sector has gone bad, or a checksum of the
+/// file system does not match. The next attempt may succeed, or none ever.
 pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    // What the block layer and file systems say, beside EIO: ENODATA of a medium error, EILSEQ of a protection error,
-    // EREMOTEIO of a device that has failed; EBADMSG and EUCLEAN of checksums.
+    // What the block layer and file systems report besides EIO: ENODATA for a medium error, EILSEQ for a protection
+    // error, EREMOTEIO for a device that has failed; EBADMSG and EUCLEAN for checksums.
     let bad = [Errno::IO, Errno::NODATA, Errno::ILSEQ, Errno::REMOTEIO, Errno::BADMSG, Errno::UCLEAN];
     error.raw_os_error().is_some_and(|number| bad.contains(&Errno::from_raw_os_error(number)))
         || matches!(error.get_ref(), Some(inner) if inner.is::<Unreadable>())
 }
 
-/// Whether something was read, or the disk says that it cannot read what is there.
+/// Whether something was read; `false` if the disk says that it cannot read what is stored there.
 fn readable(read: io::Result<()>) -> io::Result<bool> {
     match read {
         Err(error) if !is_unreadable(&error) => Err(error),

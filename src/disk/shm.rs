@@ -1,5 +1,6 @@
-//! Files in memory that outlive the process: a directory of the user's own in `/dev/shm` or its like, and in that one for
-//! each owner of files, so that finding one's own does not take longer where there are many others.
+//! Files in memory that outlive the process. They are in a directory of the user's own in `/dev/shm` or the like, with
+//! a subdirectory for each owner of files, so that finding one's own files does not take longer when there are many
+//! others.
 
 use std::{
     fs, io,
@@ -7,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What the simulation sees of this, and makes fail: it is asked before each operation of this thread.
+/// Lets the simulation observe these operations and make them fail: it is asked before each operation of this thread.
 #[cfg(all(any(test, fuzzing), not(loom)))]
 pub(crate) type Gate = Box<dyn Fn(&'static str) -> io::Result<()>>;
 
@@ -31,25 +32,25 @@ fn pass(_: &'static str) -> io::Result<()> {
 #[derive(Debug)]
 pub(crate) struct MemoryDir(PathBuf);
 
-/// How often a directory is made again that somebody else has removed before there was a file in it.
+/// How many times a directory is created again after another process has removed it while it was still empty.
 #[cfg(all(target_os = "linux", not(loom)))]
 const ATTEMPTS: usize = 100;
 
-/// Whether an error may be that of a directory that goes this moment: by its name it is not there, or there is nothing to
-/// be put in it any more.
+/// Whether an error may come from a directory that is being removed at this moment: its name is gone, or nothing can be
+/// put into it any more.
 #[cfg(all(target_os = "linux", not(loom)))]
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
 }
 
-/// Held while an owner's directory is made and gets a name in it, and while it is removed.
+/// Held while an owner's directory is created and a file in it gets its name, and while it is removed.
 static NAMES: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 fn lock(names: &std::sync::Mutex<()>) -> std::sync::MutexGuard<'_, ()> {
     names.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Makes a directory of the user's alone, unless there is something of that name.
+/// Creates a directory that only this user can access, unless something of that name exists.
 fn make(dir: &Path) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -58,7 +59,7 @@ fn make(dir: &Path) -> io::Result<()> {
 }
 
 impl MemoryDir {
-    /// The user's directory within `at`, made if it is missing. Refused if anybody else could have made it or can
+    /// The user's directory within `at`, created if it is missing. Refused if anybody else could have created it or can
     /// look into it.
     pub(crate) fn open(at: &Path) -> io::Result<Self> {
         pass("open memory")?;
@@ -67,25 +68,25 @@ impl MemoryDir {
         make(&dir)?;
         let found = fs::symlink_metadata(&dir)?;
         if !found.is_dir() || found.uid() != user || found.mode() & 0o077 != 0 {
-            let reason = format!("{} is not a directory of this user's alone", dir.display());
+            let reason = format!("{} is not a directory that only this user can access", dir.display());
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
         }
         Ok(Self(dir))
     }
 
-    /// The directory of one owner in this one. It is made when the first file is.
+    /// The directory of one owner within this one. It is created along with its first file.
     pub(crate) fn of(&self, owner: &str) -> Self {
         Self(self.0.join(owner))
     }
 
-    /// Removes the directory, if there is nothing in it.
+    /// Removes the directory if it is empty.
     pub(crate) fn remove_if_empty(&self) {
         let _names = lock(&NAMES);
         let _ = pass("remove memory").and_then(|()| fs::remove_dir(&self.0)); // what stays is found at the next start
     }
 
-    /// A new file that begins with `head`, all its memory reserved: writing to it never finds too little. It has no
-    /// name before it has its head: a process that is killed in here leaves nothing.
+    /// Creates a file that starts with `head`, with all its memory reserved, so that writing to it never runs out of
+    /// memory. It gets its name only after its head is written: a process that is killed in here leaves nothing behind.
     #[cfg(all(target_os = "linux", not(loom)))]
     pub(crate) fn create(&self, name: &str, length: u64, head: &[u8]) -> io::Result<fs::File> {
         use rustix::{
@@ -94,8 +95,9 @@ impl MemoryDir {
         };
         use std::os::{fd::AsRawFd, unix::fs::FileExt};
         pass("make backing")?;
-        // In the user's directory, which stays: the owner's may go at any moment before a name is in it, since whoever lets go
-        // of the last file of this owner removes it. So all that is left to be done then is to make it and to give the name.
+        // Create the file in the user's directory, which stays. The owner's may be removed at any moment while it is
+        // empty, because whoever drops this owner's last file removes it. So the only steps left for the loop below are
+        // to create the owner's directory and to give the file its name.
         let above = self.0.parent().unwrap_or(&self.0);
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file: fs::File =
@@ -111,7 +113,7 @@ impl MemoryDir {
                 retry_on_intr(|| rustix::fs::linkat(CWD, &unnamed, CWD, &path, AtFlags::SYMLINK_FOLLOW));
             match named.map_err(io::Error::from) {
                 Err(error) if is_gone(&error) && attempts < ATTEMPTS => {
-                    attempts += 1; // another process
+                    attempts += 1; // another process removed it
                 }
                 Err(error) => return Err(error),
                 Ok(()) => return Ok(file),
@@ -119,7 +121,7 @@ impl MemoryDir {
         }
     }
 
-    /// Files without a name are Linux's.
+    /// Only Linux has files without a name.
     #[cfg(not(any(target_os = "linux", loom)))]
     pub(crate) fn create(&self, _: &str, _: u64, _: &[u8]) -> io::Result<fs::File> {
         Err(io::ErrorKind::Unsupported.into())

@@ -1,10 +1,10 @@
-//! A simulated disk: a seeded one, which keeps what was synced, and nothing else for certain. When the power goes, of
-//! what was not synced each sector, each length and each change of a name is there or not; when a process is killed,
-//! all it wrote is there. It fails when told to, or by chance, and its steps can be written down, so that two runs
-//! can be compared.
+//! A simulated disk, driven by a seed, on which only what was synced is sure to stay. When the power fails, each
+//! sector, each length and each change of a name that was not synced is kept or lost; when a process is killed,
+//! everything it wrote is kept. It fails on request or by chance, and its steps can be traced, so that two runs can be
+//! compared.
 //!
-//! A step is one that another process, or a loss of power, can come before or behind: `set_len` and a sync of the file
-//! are two. Files are written past the page cache or through it ([`Mode`]).
+//! A step is a unit before or after which another process may act or the power may fail: `set_len` and the sync of the
+//! file that follows it are two steps. Files are written past the page cache or through it ([`Mode`]).
 
 mod content;
 mod faults;
@@ -33,16 +33,16 @@ struct State {
     mode: Mode,
     plan: Plan,
     random: Random,
-    /// Locks that are held: whether alone, and how often.
+    /// Locks that are held: whether exclusively, and by how many.
     locks: BTreeMap<PathBuf, (bool, usize)>,
     off: bool,
     steps: u64,
-    /// Of all steps so far, as they are written in the trace.
+    /// A digest of all steps so far, as they are written to the trace.
     digest: u32,
     trace: Option<String>,
 }
 
-/// What runs in the midst of a step, as another thread would.
+/// What runs in the middle of a step, as another thread would.
 type Meanwhile = Arc<dyn Fn() + Send + Sync>;
 
 /// See the module's documentation. Clones are the same disk.
@@ -67,7 +67,7 @@ impl State {
         if self.off { Err(gone()) } else { Ok(()) }
     }
 
-    /// Counts a step: an error if it fails and changes nothing, or `Some` if all ends in the midst of it.
+    /// Counts a step. Returns an error if the step fails, or `Some` if the process or the machine ends during it.
     fn step(&mut self, kind: Kind, what: std::fmt::Arguments<'_>) -> io::Result<Option<Cut>> {
         self.alive()?;
         self.steps += 1;
@@ -89,7 +89,7 @@ impl State {
         failed.map_or(Ok(ends), Err)
     }
 
-    /// A step that is done or not, also where all ends in it.
+    /// A step that is done completely or not at all, even if the process or the machine ends during it.
     fn whole_step(
         &mut self,
         kind: Kind,
@@ -126,38 +126,39 @@ impl Sim {
         self.state().mode = mode;
     }
 
-    /// All ends at the `steps`-th step from now that is more than reading.
+    /// Ends the process or the machine at the `steps`-th step from now, not counting reads.
     pub(crate) fn end_after(&self, steps: u64, cut: Cut) {
         self.state().plan.fuse = Some((steps, cut));
     }
 
-    /// The power goes at the `steps`-th step from now.
+    /// The power fails at the `steps`-th step from now, not counting reads.
     pub(crate) fn cut_power_after(&self, steps: u64) {
         self.end_after(steps, Cut::Power);
     }
 
-    /// The `steps`-th step from now that changes something fails with an I/O error, and changes nothing.
+    /// The `steps`-th step from now that changes something fails with an I/O error. If it is a write, each of its
+    /// sectors may have been written.
     pub(crate) fn fail_after(&self, steps: u64) {
         self.state().plan.fault = Some(steps);
     }
 
-    /// From now on one in so many steps fails; `None` ends that.
+    /// From now on one in `odds` steps fails; `None` stops that.
     pub(crate) fn fail_one_in(&self, odds: Option<u64>) {
         self.state().plan.odds = odds;
     }
 
-    /// How many steps have failed by chance in which something may have been written, and how many others.
+    /// How many steps have failed that may have written something, and how many others.
     pub(crate) fn faults(&self) -> (u64, u64) {
         let state = self.state();
         (state.plan.fatal, state.plan.passing)
     }
 
-    /// Only so many bytes may be reserved in all; `None` lifts the limit.
+    /// Limits the bytes that may be reserved in total; `None` lifts the limit.
     pub(crate) fn set_room(&self, room: Option<u64>) {
         self.state().plan.room = room;
     }
 
-    /// Only so many bytes more may be reserved.
+    /// Limits the bytes that may be reserved to `bytes` more than now.
     #[cfg(feature = "store")]
     pub(crate) fn leave_room(&self, bytes: u64) {
         let mut state = self.state();
@@ -165,25 +166,25 @@ impl Sim {
         state.plan.room = Some(state.used() + bytes);
     }
 
-    /// Whether room was limited, now or before.
+    /// Whether [`leave_room`](Self::leave_room) was called on this disk.
     #[cfg(feature = "store")]
     pub(crate) fn is_tight(&self) -> bool {
         self.state().plan.tight
     }
 
-    /// Makes writes wait, or go on.
+    /// Makes writes wait, or continue.
     pub(crate) fn hold(&self, held: bool) {
         self.state().plan.held = held;
     }
 
-    /// A step in the memory file system, which is no part of this disk, but of its machine.
+    /// A step in the memory file system, which is not part of this disk, but of its machine.
     pub(crate) fn memory_step(&self, what: &str) -> io::Result<()> {
         let mut state = self.state();
         state.step(Kind::Open, format_args!("{what}"))?;
         state.alive()
     }
 
-    /// Bytes of some segment's file, for values that look like what the log itself writes.
+    /// Some bytes of a segment file, for values that look like what the log itself writes.
     #[cfg(feature = "store")]
     pub(crate) fn sample(&self, random: &mut Random, length: usize) -> Option<Vec<u8>> {
         let state = self.state();
@@ -198,7 +199,7 @@ impl Sim {
         Some(bytes[at..(at + length).min(bytes.len())].to_vec())
     }
 
-    /// Changes a bit of a file on the device; says where.
+    /// Flips a bit of a file on the device; returns which.
     #[cfg(feature = "store")]
     pub(crate) fn flip_in(&self, random: &mut Random, path: &Path) -> Option<(usize, u8)> {
         let mut state = self.state();
@@ -210,7 +211,7 @@ impl Sim {
         Some((at, bit))
     }
 
-    /// A byte of some segment's file, where something is, mostly.
+    /// A byte of some segment file, mostly from the part that is not zeros.
     #[cfg(feature = "store")]
     fn somewhere(&self, random: &mut Random, of: &Path) -> Option<(PathBuf, usize)> {
         let state = self.state();
@@ -226,12 +227,12 @@ impl Sim {
         let (path, file) = random.pick(&files).clone();
         let bytes = state.names.file(file).ok()?.bytes();
         let used = bytes.iter().rposition(|&byte| byte != 0).unwrap_or(0) + 1;
-        // The header is small, and worth as much.
+        // The header is small, but matters as much.
         let within = if random.one_in(4) { used.min(1200) } else { used };
         Some((path, random.below(within)))
     }
 
-    /// Changes a bit of some segment's file on the device; says where.
+    /// Flips a bit of some segment file on the device; returns where.
     #[cfg(feature = "store")]
     pub(crate) fn flip(&self, random: &mut Random, of: &Path) -> Option<(PathBuf, usize)> {
         let (path, at) = self.somewhere(random, of)?;
@@ -240,8 +241,8 @@ impl Sim {
         Some((path, at))
     }
 
-    /// A sector of some segment's file cannot be read any more, until it is written or [healed](Self::heal); says which
-    /// byte is in it.
+    /// Makes a sector of some segment file unreadable until it is written or [healed](Self::heal); returns a byte in
+    /// it.
     #[cfg(feature = "store")]
     pub(crate) fn spoil(&self, random: &mut Random, of: &Path) -> Option<(PathBuf, usize)> {
         let (path, at) = self.somewhere(random, of)?;
@@ -249,14 +250,14 @@ impl Sim {
         Some((path, at))
     }
 
-    /// The sector with this byte cannot be read any more.
+    /// Makes the sector with this byte unreadable.
     pub(crate) fn spoil_at(&self, path: &Path, at: usize) {
         let mut state = self.state();
         let file = state.names.find(path).unwrap();
         state.names.file_mut(file).unwrap().spoil(at / SECTOR);
     }
 
-    /// All sectors can be read again, and have what they had.
+    /// Makes all sectors readable again, with the content they had.
     pub(crate) fn heal(&self) {
         let mut state = self.state();
         for (_, file) in state.names.files() {
@@ -264,7 +265,7 @@ impl Sim {
         }
     }
 
-    /// What is run in the midst of steps at which no lock of ours is held: what another thread would do then.
+    /// Sets what runs in the middle of steps during which this disk holds no lock: what another thread would do then.
     pub(crate) fn set_meanwhile(&self, meanwhile: Option<Meanwhile>) {
         *self.meanwhile.lock().unwrap() = meanwhile;
     }
@@ -276,7 +277,7 @@ impl Sim {
         }
     }
 
-    /// The process that has this disk ends here.
+    /// Ends the process that has this disk.
     #[cfg(feature = "store")]
     pub(crate) fn turn_off(&self) {
         self.state().off = true;
@@ -287,18 +288,18 @@ impl Sim {
         self.state().off
     }
 
-    /// Steps so far, and a digest of all of them.
+    /// The number of steps so far, and a digest of all of them.
     pub(crate) fn steps(&self) -> (u64, u32) {
         let state = self.state();
         (state.steps, state.digest)
     }
 
-    /// Begins to write down each step.
+    /// Starts to write down each step.
     pub(crate) fn begin_trace(&self) {
         self.state().trace = Some(String::new());
     }
 
-    /// Writes a line into the trace.
+    /// Writes a line to the trace.
     pub(crate) fn note(&self, what: std::fmt::Arguments<'_>) {
         let mut state = self.state();
         if let Some(trace) = &mut state.trace {
@@ -310,7 +311,7 @@ impl Sim {
         self.state().trace.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// The disk as the next process finds it. This one is off from now on.
+    /// The disk as the next process finds it. This one is off from then on.
     pub(crate) fn after(&self, cut: Cut) -> Self {
         let mut old = self.state();
         old.off = true;
@@ -332,12 +333,12 @@ impl Sim {
         Self { state: Arc::new(Mutex::new(state)), ..Self::default() }
     }
 
-    /// The disk when the power comes back. This one stays off.
+    /// The disk after the power has come back. This one stays off.
     pub(crate) fn reboot(&self) -> Self {
         self.after(Cut::Power)
     }
 
-    /// A copy of the disk as it is; this one goes on.
+    /// A copy of the disk as it is; this one stays in use.
     pub(crate) fn snapshot(&self) -> Self {
         let old = self.state();
         let state = State {
@@ -349,14 +350,14 @@ impl Sim {
         Self { state: Arc::new(Mutex::new(state)), ..Self::default() }
     }
 
-    /// Changes the contents of a file behind the log's back.
+    /// Changes the content of a file without the log's knowledge.
     pub(crate) fn damage(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state();
         let file = state.names.find(path).unwrap();
         state.names.file_mut(file).unwrap().change(change);
     }
 
-    /// All files but locks, and what is in them.
+    /// All files except locks, with their content.
     pub(crate) fn dump(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let state = self.state();
         let files = state.names.files().into_iter();
@@ -364,7 +365,7 @@ impl Sim {
         files.map(|(path, file)| (path, state.names.file(file).unwrap().bytes().to_vec())).collect()
     }
 
-    /// Copies a directory to another name, or moves it there, behind the log's back.
+    /// Copies a directory to another name, or moves it there, without the log's knowledge.
     #[cfg(feature = "store")]
     pub(crate) fn graft(&self, from: &Path, to: &Path, copy: bool) {
         self.state().names.graft(from, to, copy).unwrap();
@@ -496,7 +497,7 @@ impl Disk for Sim {
                 return Err(gone());
             }
             let file = match there {
-                Some(file) => file, // with what is in it gone, as by `O_TRUNC`
+                Some(file) => file, // its content is removed, as by `O_TRUNC`
                 None => state.names.make_file(place, Content::default())?,
             };
             state.names.file_mut(file)?.set_len(0);

@@ -1,4 +1,4 @@
-//! What the store does with directories and small files: durable on return.
+//! The store's operations on directories and small files.
 
 use super::Disk;
 use std::{io, path::Path};
@@ -8,8 +8,8 @@ fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new(""))
 }
 
-/// Puts a small file of these bytes at `path`, in place of any other: after a crash there is the old one or the
-/// new one, whole. Uses the name with `.tmp` behind it on the way.
+/// Puts a small file with these bytes at `path`, replacing any other: after a crash there is the old file or the new
+/// one, whole. Durable on return. Uses the name plus `.tmp` as a temporary name.
 pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
@@ -19,7 +19,7 @@ pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<
     disk.sync_dir(parent(path))
 }
 
-/// All of a small file; `None` where there is none.
+/// Reads a whole small file; `None` if it does not exist.
 pub(crate) fn read(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> {
     let file = match disk.open(path, false) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -30,7 +30,7 @@ pub(crate) fn read(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> 
     Ok(Some(bytes))
 }
 
-/// Whether there is a file.
+/// Whether the file exists.
 pub(crate) fn is_there(disk: &dyn Disk, path: &Path) -> io::Result<bool> {
     match disk.open(path, false) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -38,13 +38,13 @@ pub(crate) fn is_there(disk: &dyn Disk, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Moves a directory to another name beside it.
+/// Moves a directory to another name in the same parent. Durable on return.
 pub(crate) fn rename_dir(disk: &dyn Disk, from: &Path, to: &Path) -> io::Result<()> {
     disk.rename(from, to)?;
     disk.sync_dir(parent(from))
 }
 
-/// The names of the directories in `dir`, which is made if it is missing.
+/// The names of the directories in `dir`, which is created if it is missing.
 pub(crate) fn dirs(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<String>> {
     disk.create_dir(dir)?;
     disk.dirs(dir)

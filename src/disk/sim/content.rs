@@ -1,4 +1,4 @@
-//! What is in a simulated file: as programs see it, and what of that a loss of power takes back.
+//! The content of a simulated file: as programs see it, and which of it a power failure undoes.
 
 use super::random::Random;
 use std::{
@@ -6,7 +6,7 @@ use std::{
     ops::Range,
 };
 
-/// What a device writes as a whole, or not at all.
+/// The unit that a device writes as a whole or not at all.
 pub(super) const SECTOR: usize = 512;
 
 type Sector = [u8; SECTOR];
@@ -15,19 +15,19 @@ type Sector = [u8; SECTOR];
 #[derive(Debug, Default, Clone)]
 pub(super) struct Content {
     now: Vec<u8>,
-    /// By number, what the device has of sectors that were written since the last sync.
+    /// For sectors that were written since the last sync, by number: what the device has.
     behind: BTreeMap<usize, Sector>,
-    /// The same of sectors of which a sync has failed: no later one makes up for that, only another write does.
+    /// The same for sectors whose sync has failed: a later sync does not write them, only another write does.
     lost: BTreeMap<usize, Sector>,
-    /// How long the file is on the device, and what it has there beyond `now`.
+    /// The file's length on the device; and, in `cut_off`, what the device has there beyond `now`.
     length: usize,
     cut_off: Vec<u8>,
-    /// Sectors that cannot be read, until they are written.
+    /// Sectors that cannot be read until they are written.
     bad: BTreeSet<usize>,
 }
 
 impl Content {
-    /// A file of this length, of which nothing is on the device.
+    /// A file of this length of which nothing is on the device yet.
     pub(super) fn reserved(length: usize) -> Self {
         Self { now: vec![0; length], ..Self::default() }
     }
@@ -36,7 +36,7 @@ impl Content {
         &self.now
     }
 
-    /// Changes what is there behind everybody's back, on the device too.
+    /// Changes the content without anybody's knowledge, on the device too.
     pub(super) fn change(&mut self, change: impl FnOnce(&mut Vec<u8>)) {
         self.sync();
         self.lost.clear();
@@ -48,12 +48,12 @@ impl Content {
         self.bad.range(range.start / SECTOR..range.end.div_ceil(SECTOR)).next().is_none()
     }
 
-    /// A sector cannot be read any more.
+    /// Makes a sector unreadable.
     pub(super) fn spoil(&mut self, sector: usize) {
         self.bad.insert(sector);
     }
 
-    /// All can be read again, and is as it was.
+    /// Makes everything readable again, with the content it had.
     pub(super) fn heal(&mut self) {
         self.bad.clear();
     }
@@ -66,7 +66,7 @@ impl Content {
         sector
     }
 
-    /// Writes into the page cache. The system may have written back what was there before, or not.
+    /// Writes to the page cache. The system may or may not have written back the earlier content.
     pub(super) fn write(&mut self, at: usize, bytes: &[u8], random: &mut Random) {
         if bytes.is_empty() {
             return;
@@ -89,7 +89,7 @@ impl Content {
         self.now[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Sets the length, for now.
+    /// Sets the length, not yet on the device.
     pub(super) fn set_len(&mut self, length: usize) {
         if length < self.now.len() {
             let cut = self.now.split_off(length);
@@ -101,7 +101,7 @@ impl Content {
         self.now.resize(length, 0);
     }
 
-    /// All that was written is on the device.
+    /// Makes everything that was written be on the device.
     pub(super) fn sync(&mut self) {
         for number in std::mem::take(&mut self.behind).into_keys() {
             self.lost.remove(&number);
@@ -110,7 +110,7 @@ impl Content {
         self.cut_off = Vec::new();
     }
 
-    /// A sync fails: what was written is taken for clean, and some of it is not on the device.
+    /// Makes a sync fail: what was written is considered clean from now on, and some of it is not on the device.
     pub(super) fn fail_to_sync(&mut self, random: &mut Random) {
         for (number, sector) in std::mem::take(&mut self.behind) {
             if random.one_in(2) {
@@ -119,9 +119,9 @@ impl Content {
         }
     }
 
-    /// The power goes: of what was not synced, each sector is there or not.
+    /// The power fails: each sector that was not synced is kept or lost.
     pub(super) fn lose(&mut self, random: &mut Random) {
-        // All is lost, or most, or little: each happens.
+        // All of it is lost, or most, or little: each case occurs.
         let odds = [1, 2, 2, 2, 8, u64::MAX][random.below(6)];
         for (number, sector) in std::mem::take(&mut self.behind) {
             if random.one_in(odds) {
@@ -137,14 +137,14 @@ impl Content {
         self.sync();
     }
 
-    /// All that the page cache has taken for clean is dropped from it.
+    /// Drops from the page cache everything that it considers clean, though the device does not have it.
     pub(super) fn reread(&mut self) {
         for (number, sector) in std::mem::take(&mut self.lost) {
             self.put_back(number, &sector);
         }
     }
 
-    /// What the page cache has taken for clean is dropped from it, or not.
+    /// Drops from the page cache some of what it considers clean, though the device does not have it.
     pub(super) fn forget(&mut self, random: &mut Random) {
         for (number, sector) in std::mem::take(&mut self.lost) {
             if !self.behind.contains_key(&number) && random.one_in(2) {

@@ -1,4 +1,4 @@
-//! What goes wrong on a simulated disk, and when.
+//! What fails on a simulated disk, and when.
 
 use super::random::Random;
 use std::io;
@@ -6,7 +6,7 @@ use std::io;
 /// What an operation does, which decides how it can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Opens, makes or lists something: nothing has been written when it fails.
+    /// Opens or locks something: nothing has been written when it fails.
     Open,
     Create,
     Read,
@@ -16,10 +16,10 @@ pub(super) enum Kind {
     Change,
 }
 
-/// How what was written and not synced is treated, and what is written past the page cache.
+/// How files are written, which decides what is lost if it was not synced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Mode {
-    /// A write is on the device when it returns: one step.
+    /// A write goes past the page cache and is on the device when it returns: one step.
     #[default]
     Direct,
     /// A write goes to the page cache, and a sync follows: two steps.
@@ -29,10 +29,10 @@ pub(crate) enum Mode {
 /// How a generation of processes ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Cut {
-    /// The machine loses power: what was not synced is there or not, sector by sector, name by name.
+    /// The machine loses power: what was not synced is kept or lost, sector by sector, name by name.
     #[default]
     Power,
-    /// The process is killed: what it wrote is there.
+    /// The process is killed: everything it wrote is kept.
     Kill,
 }
 
@@ -42,27 +42,27 @@ const ENOMEM: i32 = 12;
 const EMFILE: i32 = 24;
 const ENOSPC: i32 = 28;
 
-/// What is to go wrong.
+/// What is going to fail.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Plan {
-    /// Steps until the end, and which.
+    /// The number of steps until the end, and how it ends.
     pub(super) fuse: Option<(u64, Cut)>,
-    /// Steps that change something until one fails with an I/O error.
+    /// The number of steps that change something until one fails with an I/O error.
     pub(super) fault: Option<u64>,
-    /// One in so many steps fails.
+    /// One in this many steps fails.
     pub(super) odds: Option<u64>,
-    /// Bytes that may be reserved in all; beyond it the disk is full.
+    /// Bytes that may be reserved in total; beyond that the disk is full.
     pub(super) room: Option<u64>,
     pub(super) tight: bool,
     /// Writes wait while this is set.
     pub(super) held: bool,
-    /// Faults so far of steps in which something may have been written, and of others.
+    /// Faults so far of steps that may have written something; and, in `passing`, of others.
     pub(super) fatal: u64,
     pub(super) passing: u64,
 }
 
 impl Plan {
-    /// Whether this is the step at which all ends.
+    /// Whether this is the step at which the process or the machine ends.
     pub(super) fn ends(&mut self) -> Option<Cut> {
         let (steps, cut) = self.fuse.as_mut()?;
         *steps = steps.saturating_sub(1);
@@ -95,7 +95,8 @@ impl Plan {
             _ => self.passing += 1,
         }
         let error = io::Error::from_raw_os_error(*random.pick(errors));
-        // As the disk of the system says it: for whatever reason a write or a sync failed, nothing is known of it.
+        // As the disk of the system reports it: for whatever reason a write or a sync failed, nothing is known about
+        // it.
         let begun = matches!(kind, Kind::Write | Kind::Sync);
         Some(if begun { crate::disk::unknown(error) } else { error })
     }

@@ -16,7 +16,7 @@ pub(super) struct SimFile {
 }
 
 impl SimFile {
-    /// Writes, into the page cache or past it.
+    /// Writes to the page cache or past it.
     pub(super) fn put(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
@@ -25,13 +25,13 @@ impl SimFile {
         let State { names, random, mode, off, .. } = &mut *state;
         let content = names.file_mut(file)?;
         match step {
-            // If the power goes, each sector may be written yet, or have been, in no order.
+            // If the power fails, each sector may or may not have been written, in any order.
             Ok(None | Some(Cut::Power)) => content.write(at, &bytes, random),
             Ok(Some(Cut::Kill)) => {
                 let written = random.below(bytes.len() / SECTOR + 1) * SECTOR;
                 content.write(at, &bytes[..written.min(bytes.len())], random);
             }
-            // Nothing is known of the range then.
+            // In this case nothing is known about the range.
             Err(error) if !*off => {
                 for (n, sector) in bytes.chunks(SECTOR).enumerate() {
                     if random.one_in(2) {
@@ -48,7 +48,7 @@ impl SimFile {
         state.alive()
     }
 
-    /// One step, which is all of [`File::sync`], and a part of others.
+    /// One step, which is all of [`File::sync`], and a part of other operations.
     pub(super) fn flush(&self) -> io::Result<()> {
         let mut state = self.disk.state();
         let step = state.step(Kind::Sync, format_args!("sync {}", self.file));
@@ -56,7 +56,7 @@ impl SimFile {
         let content = names.file_mut(self.file)?;
         match step {
             Ok(None) => content.sync(),
-            Ok(Some(_)) => return Err(gone()), // of what was not synced, each sector is there or not
+            Ok(Some(_)) => return Err(gone()), // each sector that was not synced is kept or lost
             Err(error) => {
                 if !*off {
                     content.fail_to_sync(random);

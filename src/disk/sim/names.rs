@@ -1,5 +1,5 @@
-//! The names on a simulated disk: a tree of directories, and what of it a loss of power takes back. A change of a
-//! directory is on the device for certain once that directory was synced.
+//! The names on a simulated disk: a tree of directories, and which of its changes a power failure undoes. A change to a
+//! directory is sure to be on the device once that directory was synced.
 
 use super::{content::Content, random::Random};
 use std::{
@@ -8,9 +8,9 @@ use std::{
     path::{Component, Path},
 };
 
-// Whoever holds a file of a disk that is off may ask for what is not there any more.
+// Lookups return errors: the holder of a file on a disk that is off may ask for something that no longer exists.
 
-/// The root's number.
+/// The number of the root.
 const ROOT: usize = 0;
 
 #[derive(Debug, Clone)]
@@ -24,7 +24,7 @@ struct Dir {
     now: BTreeMap<String, usize>,
     /// What the device has.
     durable: BTreeMap<String, usize>,
-    /// What has changed since, in order.
+    /// The changes since then, in order.
     changes: Vec<Change>,
 }
 
@@ -32,7 +32,7 @@ struct Dir {
 enum Change {
     Put(String, usize),
     Remove(String),
-    /// Is there as a whole or not at all.
+    /// Takes effect as a whole or not at all.
     Rename(String, String, usize),
 }
 
@@ -62,7 +62,7 @@ impl Dir {
 #[derive(Debug, Clone)]
 pub(super) struct Names(Vec<Node>);
 
-/// Where a name is: the directory's number, and the name in it.
+/// Where a name is: the number of its directory, and the name in it.
 pub(super) type Place = (usize, String);
 
 impl Default for Names {
@@ -75,7 +75,7 @@ fn not_found() -> io::Error {
     io::ErrorKind::NotFound.into()
 }
 
-/// The names on the way from the root.
+/// The names on the path from the root.
 fn parts(path: &Path) -> Vec<&str> {
     let mut parts = Vec::new();
     for part in path.components() {
@@ -117,7 +117,7 @@ impl Names {
         }
     }
 
-    /// The number of what is at `path`.
+    /// The number of the file or directory at `path`.
     pub(super) fn find(&self, path: &Path) -> io::Result<usize> {
         let mut at = ROOT;
         for part in parts(path) {
@@ -126,7 +126,7 @@ impl Names {
         Ok(at)
     }
 
-    /// The directory that `path` is in, which is there, and its name.
+    /// The directory that `path` is in, which must exist, and the name in it.
     pub(super) fn place(&self, path: &Path) -> io::Result<Place> {
         let mut parts = parts(path);
         let name = parts.pop().ok_or_else(not_found)?;
@@ -138,7 +138,7 @@ impl Names {
         Ok((at, name.to_owned()))
     }
 
-    /// The first directory on the way to `path` that is missing.
+    /// The first directory on the path that is missing.
     pub(super) fn missing(&self, path: &Path) -> io::Result<Option<Place>> {
         let mut at = ROOT;
         for part in parts(path) {
@@ -213,13 +213,14 @@ impl Names {
         Ok(())
     }
 
-    /// The power goes.
+    /// The power fails.
     pub(super) fn lose(&mut self, random: &mut Random) {
         for node in &mut self.0 {
             match node {
                 Node::File(content) => content.lose(random),
                 Node::Dir(dir) => {
-                    // In order up to some moment, or each by itself: file systems do the one and promise neither.
+                    // In order up to some moment, or each change by itself: file systems do the former and promise
+                    // neither.
                     let until =
                         if random.one_in(3) { Some(random.below(dir.changes.len() + 1)) } else { None };
                     for (n, change) in dir.changes.drain(..).enumerate() {
@@ -234,7 +235,7 @@ impl Names {
         }
     }
 
-    /// A process was killed: what the page cache has is there.
+    /// A process was killed: everything in the page cache is kept.
     pub(super) fn settle(&mut self, random: &mut Random) {
         for node in &mut self.0 {
             if let Node::File(content) = node {
@@ -272,7 +273,7 @@ impl Names {
         self.0.len() - 1
     }
 
-    /// All files, by their paths.
+    /// All files with their paths.
     pub(super) fn files(&self) -> Vec<(std::path::PathBuf, usize)> {
         let (mut files, mut dirs) = (Vec::new(), vec![(std::path::PathBuf::from("/"), ROOT)]);
         while let Some((path, number)) = dirs.pop() {
@@ -288,7 +289,7 @@ impl Names {
         files
     }
 
-    /// Lets go of what no name leads to any more: open files of a process that is gone.
+    /// Drops everything that no name leads to any more: open files of a process that has ended.
     pub(super) fn remove_orphans(&mut self) {
         let (mut reached, mut next) = (std::collections::BTreeSet::from([ROOT]), vec![ROOT]);
         while let Some(at) = next.pop() {

@@ -1,10 +1,10 @@
-//! Chance by a seed.
+//! Random numbers from a seed.
 
 /// `SplitMix64`, by Steele, Lea and Flood.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Random {
     state: u64,
-    /// The next choices, the last one first, before there is chance: so `fuzz/` decides.
+    /// Choices that are used up before random numbers, the next one last; with them `fuzz/` decides.
     choices: Vec<u16>,
 }
 
@@ -13,7 +13,7 @@ impl Random {
         Self { state: seed, choices: Vec::new() }
     }
 
-    /// The first choices by these bytes, two for each; what comes then by chance.
+    /// The first choices are taken from these bytes, two bytes each; later ones are random.
     #[cfg(fuzzing)]
     pub(crate) fn by(bytes: &[u8]) -> Self {
         let choices =
@@ -25,7 +25,7 @@ impl Random {
         self.choices.pop().map_or_else(|| self.chance(), u64::from)
     }
 
-    /// Whatever was chosen: for what values are, by which the model tells records.
+    /// A random number that ignores `choices`; for the content of values, by which the model tells records apart.
     pub(crate) fn chance(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.state;
@@ -34,17 +34,17 @@ impl Random {
         z ^ z >> 31
     }
 
-    /// A number below `limit`, which is not 0.
+    /// A number below `limit`, which must not be 0.
     pub(crate) fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
     }
 
-    /// True once in `odds` times.
+    /// True once in `odds` times, on average.
     pub(crate) fn one_in(&mut self, odds: u64) -> bool {
         self.next().is_multiple_of(odds)
     }
 
-    /// One of these.
+    /// One of `all`.
     pub(crate) fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         &all[self.below(all.len())]
     }
@@ -56,7 +56,7 @@ impl Random {
         }
     }
 
-    /// Another source, that is not disturbed by how often this one is asked.
+    /// Another source, which is not affected by how often this one is used.
     pub(crate) fn fork(&mut self) -> Self {
         Self::new(self.chance())
     }
