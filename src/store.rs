@@ -1,15 +1,16 @@
-//! Many named logs in one directory: made with settings, opened when they are used, closed when nobody does.
+//! Many named logs in one directory: created with settings, opened when they are used, closed when nobody uses them.
 //!
-//! Each log is a directory of its own, `DATA/NAME`, with its settings in `log.json`. A log is opened by who first
-//! asks for it, and closed again by the store's thread once it has been idle for a while, or once more are open
-//! than may be: so memory and descriptors go with the logs in use, not with those there are. The same thread
+//! Each log has a directory of its own, `DATA/NAME`, with its settings in `log.json`. The first caller that asks for a
+//! log opens it. The store's housekeeper closes it again once it has been idle for a while, or once too many logs are
+//! open: memory and descriptors are proportional to the logs in use, not to the logs that exist. The housekeeper also
 //! applies retention, for which it opens closed logs now and then.
 //!
 //! # What always holds
-//! - A log is open at most once: an entry's lock is held while it is opened, closed or deleted.
-//! - It is closed only when nobody but the store holds it, and nobody else can open the store while one is open.
-//! - When `create` or `delete` returns, a crash does not undo it: a deleted log is first moved to a name that no
-//!   log can have, which is durable before the answer, and its files go afterwards.
+//! - A log is open at most once: an entry's lock is held while the log is opened, closed or deleted.
+//! - A log is closed only when nobody but the store holds it, and nobody else can open the store while one of its logs
+//!   is open.
+//! - Once `create` or `delete` has returned, a crash does not undo it: a log to be deleted is first moved to a name
+//!   that no log can have, which is durable before the answer, and its files are removed afterwards.
 
 mod directories;
 mod error;
@@ -42,18 +43,18 @@ use housekeeper::Housekeeper;
 
 /// The longest name of a log, in bytes.
 pub const NAME_BYTES: usize = 128;
-/// A log's settings, in its directory.
+/// The file with a log's settings, in its directory.
 const SETTINGS: &str = NOTES[1];
-/// What deleted logs' directories are called until they are gone. No log's name begins with a dot.
+/// The prefix of a deleted log's directory until it is removed. No log's name starts with a dot.
 const DELETED: &str = ".deleted-";
 /// How to open a store.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
-    /// What logs are opened with, where their settings do not say otherwise; `memory_bytes`, by default 1 GiB here, is
-    /// for all of them together.
+    /// The options that logs are opened with, unless their settings say otherwise. `memory_bytes` is for all of them
+    /// together, and defaults to 1 GiB here.
     pub log: Options,
-    /// Logs that are open at once, beyond those in use at this moment. Each takes a file descriptor and a memory
-    /// mapping. Default: 10,000.
+    /// The most logs that stay open at once, not counting logs in use at the moment. Each takes a file descriptor and a
+    /// memory mapping. Default: 10,000.
     pub open_logs: usize,
     /// How long a log that nobody uses stays open. Default: 60 s.
     pub idle: Duration,
@@ -66,14 +67,14 @@ impl Default for StoreOptions {
     }
 }
 
-/// A log that is open; it stays open as long as this is held.
+/// An open log; it stays open as long as this is held.
 pub struct OpenLog {
     log: Log,
     name: String,
     settings: LogSettings,
-    /// Whether it is being deleted, or was.
+    /// Whether it was deleted, or is being deleted.
     deleted: AtomicBool,
-    /// The store's, which is let go when the last log is closed: whoever holds one may outlive the store.
+    /// The store's lock, released when the last log is closed: whoever holds a log may outlive the store.
     _lock: Arc<dyn Send + Sync>,
 }
 
@@ -83,12 +84,12 @@ impl OpenLog {
         &self.name
     }
 
-    /// What it was created with.
+    /// The settings it was created with.
     pub fn settings(&self) -> &LogSettings {
         &self.settings
     }
 
-    /// Whether it is being deleted, or was: what fails then does so because of that.
+    /// Whether it was deleted, or is being deleted: any error that it returns then has that reason.
     pub fn is_deleted(&self) -> bool {
         self.deleted.load(Ordering::Acquire)
     }
@@ -107,9 +108,9 @@ struct Entry {
     open: ArcSwapOption<OpenLog>,
     /// When it was last asked for, in milliseconds since the store was opened.
     used: AtomicU64,
-    /// When its old segments are to be looked at next while it is closed, likewise.
+    /// When the housekeeper next looks for old segments in it while it is closed, likewise.
     retain_at: AtomicU64,
-    /// Held while opening, closing and deleting. Whether the log was deleted.
+    /// Whether the log was deleted. Locked while the log is opened, closed or deleted.
     deleted: Mutex<bool>,
 }
 
@@ -127,7 +128,7 @@ impl Entry {
         lock(&self.deleted)
     }
 
-    /// Closes the log, if it is open and nobody else has it.
+    /// Closes the log, if it is open and nobody else holds it.
     fn close(&self) {
         let _held = self.lock();
         let Some(open) = self.open.swap(None) else { return };
@@ -150,9 +151,9 @@ struct Inner {
     lock: Arc<dyn Send + Sync>,
     budget: Arc<Budget>,
     entries: RwLock<BTreeMap<String, Arc<Entry>>>,
-    /// By the machine's clock that never goes back.
+    /// When the store was opened, by the machine's monotonic clock.
     begun: Duration,
-    /// Temporary names that were given out.
+    /// How many temporary names were given out.
     passed: AtomicU64,
     /// Directories under temporary names that could not be removed yet.
     left: Mutex<Vec<PathBuf>>,
@@ -176,12 +177,12 @@ struct Inner {
 /// ```
 pub struct Store {
     inner: Arc<Inner>,
-    /// In the simulation there is none.
+    /// `None` in the simulation.
     housekeeper: Option<Housekeeper>,
 }
 
 impl Store {
-    /// Opens the store in `dir`, which is made if it is missing. No log is opened yet.
+    /// Opens the store in `dir`, which is created if it is missing. No log is opened yet.
     ///
     /// # Errors
     /// [`LogError::InUse`], [`LogError::BadOptions`], [`LogError::Io`].
@@ -191,7 +192,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens a store whose turns somebody else runs.
+    /// Opens a store without a housekeeper: the caller runs its turns.
     pub(crate) fn open_in(env: Environment, dir: &Path, options: StoreOptions) -> Result<Self, Error> {
         let (dir, disk) = (dir.to_owned(), &*env.disk);
         options.log.check()?;
@@ -200,7 +201,7 @@ impl Store {
             io::ErrorKind::WouldBlock => LogError::InUse { dir: dir.clone() },
             _ => LogError::io("lock", &dir)(error),
         })?;
-        // A process that was killed may have renamed a log, and not have come to sync that.
+        // A process that was killed may have renamed a log without getting to sync that.
         disk.sync_dir(&dir).map_err(LogError::io("sync", &dir))?;
         let (mut entries, mut left) = (BTreeMap::new(), Vec::new());
         for name in names {
@@ -208,7 +209,7 @@ impl Store {
                 let path = dir.join(&name);
                 let backings = options.log.shm_dir.as_deref();
                 if let Err(error) = remove_deleted(disk, &path, backings) {
-                    tracing::warn!(dir = %path.display(), %error, "what is left of a deleted log goes later");
+                    tracing::warn!(dir = %path.display(), %error, "the rest of a deleted log will be removed later");
                     left.push(path);
                 }
             } else if check_name(&name).is_ok() {
@@ -225,20 +226,20 @@ impl Store {
         Ok(Self { inner: Arc::new(inner), housekeeper: None })
     }
 
-    /// The largest batch that a log with these settings takes, in bytes of a segment.
+    /// The largest batch that a log with these settings accepts, in bytes of a segment.
     #[cfg(feature = "server")]
     pub(crate) fn batch_bytes(&self, settings: &LogSettings) -> u64 {
         settings.segment_bytes.unwrap_or(self.inner.options.log.segment_bytes)
     }
 
-    /// The log of this name, if it is open already: never waits for a disk.
+    /// The log of this name, if it is open already. Never waits for a disk.
     pub fn get_open(&self, name: &str) -> Option<Arc<OpenLog>> {
         let entry = self.inner.entry(name)?;
         self.inner.touch(&entry);
         entry.open.load_full()
     }
 
-    /// The log of this name, opened if it is not.
+    /// The log of this name; opens it if it is not open.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::BadName`], and those of [`Log::open`].
@@ -259,7 +260,7 @@ impl Store {
         self.inner.opened(name, &entry)
     }
 
-    /// Creates a log; says whether it was not there before. It is durable on return.
+    /// Creates a log, which is durable on return; returns `false` if it existed already with the same settings.
     ///
     /// # Errors
     /// [`Error::BadName`], [`Error::BadSettings`], [`Error::Exists`], and those of [`Log::open`].
@@ -288,7 +289,8 @@ impl Store {
                 entry.open.store(Some(Arc::new(open)));
                 Ok(true)
             }
-            // It could not be undone, or was put there by somebody else: a log like any other, to be opened or deleted.
+            // It could not be undone, or somebody else has put a log there: a log like any other, to be opened or
+            // deleted.
             Err(error) if self.inner.is_there(name) => {
                 drop(deleted);
                 if is_taken(&error) { self.create_again(name, settings) } else { Err(error) }
@@ -300,14 +302,14 @@ impl Store {
         }
     }
 
-    /// Creates a log that is there already.
+    /// Creates a log that exists already.
     fn create_again(&self, name: &str, settings: &LogSettings) -> Result<bool, Error> {
         let same = *self.get(name)?.settings() == *settings;
         if same { Ok(false) } else { Err(Error::Exists { name: name.to_owned() }) }
     }
 
-    /// Deletes a log. Those who wait for it or append to it are told; those who read go on with what they hold.
-    /// It is durable on return.
+    /// Deletes a log; durable on return. Callers that wait for it or append to it get an error; readers keep what they
+    /// hold.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`LogError::Io`].
@@ -319,7 +321,7 @@ impl Store {
             return Err(not_found());
         }
         let to = self.inner.temporary_dir(name);
-        // Said before its files go from their place, so that whoever misses one knows why.
+        // Set before its files are moved, so that whoever misses one knows why.
         let say = |deleted| {
             entry.open.load().iter().for_each(|open| open.deleted.store(deleted, Ordering::Release));
         };
@@ -329,39 +331,39 @@ impl Store {
             open.abandon();
         }
         self.inner.remove(name, &entry, deleted);
-        self.inner.remove_dir(&to); // and what is in memory of a log that was not opened since a kill
+        self.inner.remove_dir(&to); // and the backings of a log that was not opened since its process was killed
         Ok(())
     }
 
-    /// The names of up to `limit` logs in order, from the first one behind `after`.
+    /// The names of up to `limit` logs in order, starting with the first one after `after`.
     pub fn names(&self, after: Option<&str>, limit: usize) -> Vec<String> {
         let entries = read_lock(&self.inner.entries);
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         entries.range::<str, _>((from, Bound::Unbounded)).take(limit).map(|(name, _)| name.clone()).collect()
     }
 
-    /// How many logs there are, and how many of them are open.
+    /// How many logs exist, and how many of them are open.
     pub fn count(&self) -> (usize, usize) {
         let entries = read_lock(&self.inner.entries);
         let open = entries.values().filter(|entry| entry.open.load().is_some()).count();
         (entries.len(), open)
     }
 
-    /// What logs are opened with, where their settings do not say otherwise.
+    /// The options that the store was opened with.
     pub fn options(&self) -> &StoreOptions {
         &self.inner.options
     }
 
-    /// Closes all logs, making all that was appended durable. A log that somebody still holds is closed when it is
-    /// let go.
+    /// Closes all logs, making everything that was appended durable. A log that somebody still holds is closed when it
+    /// is dropped.
     ///
     /// # Errors
-    /// The first log's that could not be closed.
+    /// The error of the first log that could not be closed.
     pub fn close(mut self) -> Result<(), Error> {
         self.close_in_place()
     }
 
-    /// A turn of the store's thread, where it has none.
+    /// Runs a turn of the housekeeper, for a store that has none.
     #[cfg(all(any(test, fuzzing), not(loom)))]
     pub(crate) fn turn(&self) {
         self.inner.turn();
@@ -398,7 +400,7 @@ impl Inner {
     }
 
     fn touch(&self, entry: &Entry) {
-        entry.used.store(self.now(), Ordering::Relaxed); // by itself; a stale value closes a log too early at worst
+        entry.used.store(self.now(), Ordering::Relaxed); // stands alone; a stale value closes a log too early at worst
     }
 
     /// Makes place for so many more open logs than there are: closes those that were not used for longest, where they can be closed
@@ -450,11 +452,11 @@ impl Inner {
         let path = self.dir.join(name).join(SETTINGS);
         match tree::read(&*self.env.disk, &path).map_err(LogError::io("read", &path))? {
             Some(text) => Ok(settings::decode(&text).map_err(|reason| LogError::Corrupt { path, reason })?),
-            None => Ok(LogSettings::default()), // made by a program that used the log alone
+            None => Ok(LogSettings::default()), // created by a program that used the log without a store
         }
     }
 
-    /// The log of an entry, opened if it is not.
+    /// The log of an entry; opens it if it is not open.
     fn opened(&self, name: &str, entry: &Entry) -> Result<Arc<OpenLog>, Error> {
         if let Some(open) = entry.open.load_full() {
             return Ok(open);
@@ -471,11 +473,11 @@ impl Inner {
         Ok(open)
     }
 
-    /// Moves a log's directory to where deleted ones are. It is durable on return; after an error the log is where it was.
+    /// Moves a log's directory to the name of a deleted one. Durable on return; after an error the log is where it was.
     fn rename_deleted(&self, name: &str, to: &Path) -> Result<(), Error> {
         let (from, disk) = (self.dir.join(name), &*self.env.disk);
         match disk.rename(&from, to) {
-            // An earlier attempt has moved it, and could neither go on nor back.
+            // An earlier attempt has moved it, and could neither finish nor undo that.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.is_there(name) => {}
             renamed => renamed.map_err(LogError::io("delete", &from))?,
         }
@@ -488,7 +490,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes a log that is gone out of the map.
+    /// Removes the entry of a log that no longer exists.
     fn remove(&self, name: &str, entry: &Arc<Entry>, mut deleted: std::sync::MutexGuard<'_, bool>) {
         *deleted = true;
         drop(deleted); // a thread that holds the map's lock may wait for this one
@@ -499,8 +501,8 @@ impl Inner {
     }
 }
 
-/// Says which logs of this store, by the backings of a process that was killed, should be there and are not: these backings
-/// may hold records that nothing else has, and stay.
+/// Warns about logs of this store that are missing, though a process that was killed has left backings for them. These
+/// backings may hold records that exist nowhere else, so they stay.
 fn tell_of_backings(disk: &dyn Disk, at: &Path, dir: &Path) {
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     match crate::chunk::backing_owners(at) {
@@ -510,11 +512,11 @@ fn tell_of_backings(disk: &dyn Disk, at: &Path, dir: &Path) {
             }) {
                 tracing::warn!(
                     log = %log.display(), backings = %at.display(),
-                    "memory of a log that cannot be found is kept: put its directory back, or remove the backings"
+                    "backings of a log that cannot be found are kept: put its directory back, or remove the backings"
                 );
             }
         }
-        Err(error) => tracing::warn!(%error, "cannot look for backings of logs that are gone"),
+        Err(error) => tracing::warn!(%error, "cannot look for backings of logs that are missing"),
     }
 }
 

@@ -1,5 +1,6 @@
-//! Making a log's directory, and removing it. Whatever fails half-way is undone, or found and finished by the next
-//! attempt: under a log's name there is a whole log or nothing, and what stands under a temporary name goes, sooner or later.
+//! Creating and removing a log's directory. Whatever fails half-way is undone, or found and finished by the next
+//! attempt: under a log's name there is a whole log or nothing, and everything under a temporary name is removed sooner
+//! or later.
 
 use super::{DELETED, Error, Inner, LogError, LogSettings, OpenLog, SETTINGS};
 use crate::{
@@ -13,17 +14,17 @@ use std::{
 };
 
 impl Inner {
-    /// A directory that no log has and no other deleted log had.
+    /// A path that no log has and that no other deleted log had.
     pub(super) fn temporary_dir(&self, name: &str) -> PathBuf {
         let number = self.passed.fetch_add(1, Ordering::Relaxed);
-        // A clock may be set back, and what an earlier process has called so may be there still.
+        // The clock may have been set back, and a directory that an earlier process gave such a name may still exist.
         let mut chance = [0; 8];
-        let _ = self.env.machine.random(&mut chance); // without, it is as good as the clock
+        let _ = self.env.machine.random(&mut chance); // without it, the name is as unique as the clock makes it
         let (now, chance) = (self.env.machine.now(), u64::from_le_bytes(chance));
         self.dir.join(format!("{DELETED}{now}-{number}-{chance:016x}-{name}"))
     }
 
-    /// Makes the directory under a temporary name first, so that there is never a log without its settings.
+    /// Creates the directory under a temporary name first, so that there is never a log without its settings.
     pub(super) fn make_log(&self, name: &str, settings: &LogSettings) -> Result<OpenLog, Error> {
         let (from, dir) = (self.temporary_dir(name), self.dir.join(name));
         let disk = &*self.env.disk;
@@ -40,8 +41,8 @@ impl Inner {
             match tree::rename_dir(disk, &dir, &from) {
                 Ok(()) => self.remove_dir(&from),
                 Err(error) => {
-                    tracing::warn!(name, %error, "a log that could not be opened cannot be taken back");
-                    // It may have been renamed, and that not be durable.
+                    tracing::warn!(name, %error, "a log that could not be opened cannot be removed again");
+                    // The rename may have happened without being durable.
                     if self.env.disk.list(&from).is_ok() {
                         self.left().push(from);
                     }
@@ -51,16 +52,16 @@ impl Inner {
         opened
     }
 
-    /// Whether there is a directory of this name, with something in it.
+    /// Whether there is a directory of this name that is not empty.
     pub(super) fn is_there(&self, name: &str) -> bool {
         self.env.disk.list(&self.dir.join(name)).is_ok_and(|names| !names.is_empty())
     }
 
-    /// Removes a directory that has a temporary name; if it cannot be removed now, at a later turn, or at the next start.
+    /// Removes a directory that has a temporary name; if that fails, a later turn or the next start removes it.
     pub(super) fn remove_dir(&self, dir: &Path) {
         match remove_deleted(&*self.env.disk, dir, self.options.log.shm_dir.as_deref()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(dir = %dir.display(), %error, "what is left of a log goes later");
+                tracing::warn!(dir = %dir.display(), %error, "the rest of a log will be removed later");
                 self.left().push(dir.to_owned());
             }
             _ => {}
@@ -73,21 +74,20 @@ impl Inner {
     }
 }
 
-/// Whether a directory could not be given its name since there is another.
+/// Whether a directory could not be given its name because another directory has it.
 pub(super) fn is_taken(error: &Error) -> bool {
     let kinds = [io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::AlreadyExists];
     matches!(error, Error::Log(LogError::Io { source, .. }) if kinds.contains(&source.kind()))
 }
 
-/// Removes the directory of a log that was deleted, and before it what is left in memory of the log, which nobody could
-/// find any more.
+/// Removes the directory of a deleted log. Removes the log's backings first, because nobody could find them afterwards.
 pub(super) fn remove_deleted(disk: &dyn Disk, dir: &Path, shm_dir: Option<&Path>) -> io::Result<()> {
     if let Some(at) = shm_dir
         && let Some(log) = crate::log::id_of(disk, dir)?
     {
         match crate::chunk::remove_backings(at, log, disk.node(dir)?) {
             Err(error) if is_transient(&error) => return Err(error),
-            // There is no such place, or it is not this user's: logs do without as well.
+            // There is no such place, or it is not this user's: logs work without it as well.
             Err(error) => {
                 tracing::warn!(at = %at.display(), %error, "cannot look for backings of a deleted log");
             }

@@ -13,16 +13,18 @@ pub enum Error {
         /// The name asked for.
         name: String,
     },
-    /// Not a name for a log.
+    /// Not a valid name for a log.
     #[error(
-        "{name:?} is not a name for a log: use 1 to {NAME_BYTES} of A-Z a-z 0-9 . _ -, not beginning with . or -"
+        "{name:?} is not a name for a log: use 1 to {NAME_BYTES} of A-Z a-z 0-9 . _ -, not starting with . or -"
     )]
     BadName {
-        /// What was given.
+        /// The name given.
         name: String,
     },
-    /// There is a log of this name, with other settings.
-    #[error("the log {name:?} is there already, with other settings; delete it first, or ask for the same")]
+    /// A log of this name exists, with different settings.
+    #[error(
+        "the log {name:?} exists already, with different settings; delete it first, or ask for the same ones"
+    )]
     Exists {
         /// Its name.
         name: String,
@@ -30,10 +32,10 @@ pub enum Error {
     /// Settings that contradict each other or the store's options.
     #[error("bad settings: {reason}")]
     BadSettings {
-        /// Which, and what would do.
+        /// What is wrong, and what would be valid.
         reason: String,
     },
-    /// See there.
+    /// An error of a log.
     #[error(transparent)]
     Log(#[from] LogError),
 }

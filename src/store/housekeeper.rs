@@ -1,5 +1,5 @@
-//! The store's thread: closes logs that are idle or too many, applies retention, which it opens closed logs for now and then, writes
-//! down what open ones know of producers, and removes what is left of deleted ones.
+//! The store's housekeeper: a thread that closes logs that are idle or too many, applies retention (for which it opens
+//! closed logs now and then), saves the producers of open logs, and removes the rest of deleted ones.
 
 use super::{Entry, Error, Inner, LogError, LogSettings, OpenLog};
 use crate::sync::read_lock;
@@ -9,11 +9,12 @@ use std::{
     time::Duration,
 };
 
-/// How often it looks.
+/// How often it runs a turn.
 const TURN: Duration = Duration::from_secs(1);
-/// How many closed logs are opened for retention in a turn.
+/// How many closed logs are opened for retention per turn.
 const RETAINED_A_TURN: usize = 16;
-/// How often one is, at most; a log that keeps its records for long is looked at every eighth of that time.
+/// How often one log is opened for retention, at most; a log that keeps its records for long is opened once in an
+/// eighth of that time.
 const RETAINED_EVERY: Duration = Duration::from_secs(60);
 
 /// See the module's documentation.
@@ -37,7 +38,7 @@ impl Housekeeper {
         Ok(Self { stop, thread })
     }
 
-    /// Waits for the turn to end that goes on.
+    /// Stops the housekeeper; waits until the turn in progress has ended.
     pub(super) fn stop(self) {
         drop(self.stop);
         let _ = self.thread.join(); // a panic there was reported
@@ -45,13 +46,13 @@ impl Housekeeper {
 }
 
 impl Entry {
-    /// Lets a log go that was opened without room on the disk, and has room now, also where others hold it: who asks next
-    /// opens it again, and can write it.
+    /// Drops a log that was opened without room on the disk, once there is room, even if others hold it: the next
+    /// caller that asks for it opens it again, and can write to it.
     fn give_way(&self) {
         if !self.open.load_full().is_some_and(|open| open.has_room_again()) {
             return;
         }
-        // Whoever has the lock opens, closes or deletes it.
+        // Whoever holds the lock is opening, closing or deleting it.
         let Ok(_held) = self.deleted.try_lock() else { return };
         let Some(open) = self.open.load_full().filter(|open| open.is_full()) else { return };
         self.open.store(None);
@@ -60,18 +61,20 @@ impl Entry {
 }
 
 impl Inner {
-    /// Drops segments of closed logs that have become too old; of bytes a closed log does not get more.
+    /// Drops segments of closed logs that have become too old. Retention by size needs no check, because a closed log
+    /// does not grow.
     pub(super) fn retain_closed(&self) {
         let now = self.now();
         let due: Vec<_> = {
             let entries = read_lock(&self.entries);
             let due_since = |entry: &Entry| entry.retain_at.load(Ordering::Relaxed);
-            // One that is locked is being opened.
+            // A locked entry is being opened.
             let is_due = |entry: &Entry| {
                 entry.open.load().is_none() && due_since(entry) <= now && entry.deleted.try_lock().is_ok()
             };
             let mut due: Vec<_> = entries.iter().filter(|(_, entry)| is_due(entry)).collect();
-            // Who has waited for longest: where there are more than turns for them, the first by name would have them all.
+            // The longest waiting first: if there are more logs than turns for them, the first by name would take them
+            // all.
             due.sort_by_key(|(_, entry)| due_since(entry));
             due.into_iter()
                 .take(RETAINED_A_TURN)
@@ -94,7 +97,7 @@ impl Inner {
                 && let Ok(open) = self.opened(&name, &entry)
             {
                 open.apply_retention();
-                // If it has more to do, it goes on, and is closed at a later turn.
+                // If it has more to do, that continues in the background, and a later turn closes the log.
                 let settled = open.settles_soon();
                 drop(open);
                 if settled {
@@ -104,7 +107,7 @@ impl Inner {
         }
     }
 
-    /// Applies retention, and closes what is idle or too much.
+    /// Applies retention, and closes logs that are idle or too many.
     pub(super) fn turn(&self) {
         let left = std::mem::take(&mut *self.left());
         for dir in left {
@@ -116,8 +119,8 @@ impl Inner {
         };
         for log in open.iter().filter_map(|entry| entry.open.load_full()) {
             match log.keep_producers_soon() {
-                Ok(()) | Err(LogError::WouldBlock) => {} // of a log whose disk hangs the others are not to see anything
-                Err(error) => tracing::warn!(name = log.name, %error, "producers are not written down"),
+                Ok(()) | Err(LogError::WouldBlock) => {} // a log whose disk hangs must not hold up the others
+                Err(error) => tracing::warn!(name = log.name, %error, "producers could not be saved"),
             }
             log.apply_retention();
         }

@@ -1,10 +1,10 @@
-//! What a log is created with, and how that stands in its directory: as JSON that people can read, with a CRC, since a
-//! bit that flips in a retention would drop records, and nobody would know why.
+//! The settings that a log is created with, and how they are stored in its directory: as JSON that people can read,
+//! with a CRC, because a flipped bit in a retention setting would drop records for no apparent reason.
 
 use crate::log::Durability;
 use serde::{Deserialize, Serialize};
 
-/// What the records of a log may be.
+/// What kind of values the records of a log may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Values {
@@ -15,19 +15,19 @@ pub enum Values {
     Json,
 }
 
-/// The settings a log is created with. What is `None` follows the store's options.
+/// The settings a log is created with. A setting that is `None` follows the store's options.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {
     /// When an append is acknowledged, unless it asks for something else, and what readers see.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
-    /// What the records may be.
+    /// What kind of values the records may have.
     pub values: Values,
-    /// Bytes of segment files beyond which the oldest segments are dropped.
+    /// The size of all segment files, in bytes, beyond which the oldest segments are dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention_bytes: Option<u64>,
-    /// Seconds after which segments are dropped, once all their records are older.
+    /// Age in seconds: a segment is dropped once all its records are older.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention_seconds: Option<u64>,
     /// The largest segment in bytes.
@@ -41,9 +41,9 @@ pub struct LogSettings {
 /// The name of the CRC among the settings.
 const CRC: &str = "crc";
 
-/// The settings as a file has them.
+/// The settings as they are stored in a file.
 pub(super) fn encode(settings: &LogSettings) -> Vec<u8> {
-    // Plain fields: cannot fail.
+    // Plain fields: this cannot fail.
     let mut value = serde_json::to_value(settings).unwrap_or_default();
     if let Some(fields) = value.as_object_mut() {
         let crc = checksum(fields);
@@ -52,20 +52,20 @@ pub(super) fn encode(settings: &LogSettings) -> Vec<u8> {
     serde_json::to_vec_pretty(&value).unwrap_or_default()
 }
 
-/// The settings in a file; or what is wrong with it.
+/// The settings in a file, or what is wrong with it.
 pub(super) fn decode(text: &[u8]) -> Result<LogSettings, String> {
     let mut fields: serde_json::Map<_, _> =
         serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    // Files of versions before had none.
+    // Files of earlier versions had no CRC.
     if let Some(crc) = fields.remove(CRC)
         && crc.as_u64() != Some(u64::from(checksum(&fields)))
     {
-        return Err(format!("its {CRC:?} is not that of the settings beside it"));
+        return Err(format!("its {CRC:?} does not match the other settings"));
     }
     serde_json::from_value(fields.into()).map_err(|error| error.to_string())
 }
 
-/// Over the fields in the order of their names, without white space.
+/// The CRC of the fields in the order of their names, without white space.
 fn checksum(fields: &serde_json::Map<String, serde_json::Value>) -> u32 {
     crc32c::crc32c(&serde_json::to_vec(fields).unwrap_or_default())
 }

@@ -128,7 +128,7 @@ fn logs_share_the_memory_and_each_goes_on_when_others_have_taken_it_all() {
         let numbers = log.iter(0).map(|record| record.unwrap().value()[..4].try_into().unwrap());
         assert!(numbers.map(u32::from_le_bytes).eq(0..300));
     }
-    // Those of the smallest size that each may have beyond the limit: the active one, the next, and one to seal.
+    // Each log may have chunks of the smallest size beyond the limit: the active one, the next, and one to seal.
     let claimed = store.inner.budget.claimed();
     assert!(claimed <= limit + 30 * 3 * least, "{claimed} of {limit} are claimed");
     drop(logs);
@@ -137,8 +137,9 @@ fn logs_share_the_memory_and_each_goes_on_when_others_have_taken_it_all() {
     assert_eq!(budget.claimed(), 0);
 }
 
-/// A store that could not see a log's directory (not mounted, moved, another namespace) removed its backings, and what
-/// was acknowledged in memory with them. Only what was deleted, and had not come to be removed, is.
+/// A store that could not see a log's directory (not mounted, moved, another namespace) removed the log's backings, and
+/// with them records that were acknowledged in memory. Only backings of logs that were deleted, but not yet removed,
+/// may be removed.
 #[test]
 fn backings_of_logs_that_cannot_be_seen_stay_and_those_of_deleted_logs_go() {
     use crate::chunk::{Memory, ShmBacking};
@@ -168,7 +169,7 @@ fn backings_of_logs_that_cannot_be_seen_stay_and_those_of_deleted_logs_go() {
     });
     let elsewhere = tempfile::tempdir().unwrap();
     std::fs::rename(dir.path().join("away"), elsewhere.path().join("away")).unwrap();
-    // The process ended in the middle of deleting this one.
+    // The process ended in the middle of deleting this log.
     std::fs::rename(dir.path().join("deleted"), dir.path().join(".deleted-1-deleted")).unwrap();
     drop(Store::open(dir.path(), with()).unwrap());
     assert_eq!(left.map(|count| count()), [1, 1, 0]);
@@ -189,7 +190,7 @@ fn retention_by_bytes_and_by_age_drops_whole_segments_from_the_front() {
         }
         log.flush().unwrap();
     }
-    std::thread::sleep(Duration::from_millis(50)); // the maintenance task seals, and the clock goes on
+    std::thread::sleep(Duration::from_millis(50)); // the maintenance task seals, and time passes
     store.inner.turn();
     let log = store.get("bytes").unwrap();
     assert!(log.first_offset() > 1000 && log.disk_bytes() <= 64 << 10, "{}", log.disk_bytes());
@@ -279,7 +280,7 @@ fn a_log_that_outlives_its_store_keeps_others_out() {
 fn a_deleted_log_that_somebody_holds_leaves_its_namesake_alone() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), options()).unwrap();
-    // A log with its next segment made ready, under a name that any other log's has as well.
+    // A log with a spare segment, under a file name that any other log's spare segment has as well.
     let with_next = || {
         store.create("a", &LogSettings::default()).unwrap();
         let log = store.get("a").unwrap();
@@ -288,7 +289,7 @@ fn a_deleted_log_that_somebody_holds_leaves_its_namesake_alone() {
         let next = dir.path().join("a/next-1.tmp");
         let deadline = Instant::now() + Duration::from_secs(10);
         while !next.exists() {
-            assert!(Instant::now() < deadline, "no next segment is made");
+            assert!(Instant::now() < deadline, "no spare segment is made");
             std::thread::sleep(Duration::from_millis(1));
         }
         (log, next)
@@ -298,15 +299,15 @@ fn a_deleted_log_that_somebody_holds_leaves_its_namesake_alone() {
     let (log, next) = with_next();
     assert!(held.trim(u64::MAX).is_err());
     drop(held);
-    assert!(next.exists(), "its file was removed by the other");
+    assert!(next.exists(), "its file was removed by the deleted log");
     for _ in 0..50 {
         log.append(&[2; 1000]).unwrap();
     }
     log.flush().unwrap();
 }
 
-/// A thread that was about to write down a log's producers, and was put to sleep, wrote them into the log that had been made
-/// under the same name meanwhile.
+/// A thread was suspended just before it saved a log's producers, and then wrote them into a log that had been created
+/// under the same name in the meantime.
 #[test]
 fn producers_are_never_written_into_a_log_that_has_taken_the_name_of_theirs() {
     use crate::{
@@ -351,7 +352,7 @@ fn producers_are_never_written_into_a_log_that_has_taken_the_name_of_theirs() {
     assert!(!dir.path().join("a/producers.json.tmp").exists());
 }
 
-/// A disk of the system's on which the `nth` operation that changes anything, or opens a file, fails.
+/// The system's disk, on which the `nth` operation that changes anything or opens a file fails.
 fn failing(nth: usize, code: i32) -> Environment {
     use crate::disk::gate::{Gate, Operation};
     let count = AtomicU64::new(0);
@@ -363,14 +364,14 @@ fn failing(nth: usize, code: i32) -> Environment {
     Environment::on(gate)
 }
 
-/// What stands in a store's directory, but its lock.
+/// The names in a store's directory, except its lock.
 fn stands(dir: &Path) -> Vec<String> {
     let names =
         std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name != COMMON_LOCK).collect()
 }
 
-/// Once a log could not be made for lack of room, its name was taken until the server was started again.
+/// If a log could not be created for lack of room, its name was taken until the server was restarted.
 #[test]
 fn a_log_whose_making_failed_anywhere_is_made_by_the_next_attempt() {
     // EIO, EMFILE, ENOSPC.
@@ -401,7 +402,7 @@ fn a_log_whose_making_failed_anywhere_is_made_by_the_next_attempt() {
     }
 }
 
-/// It was renamed already, and nobody noted to what: it stayed until a restart.
+/// The log had been renamed already, and nobody noted its new name: it stayed until a restart.
 #[test]
 fn a_log_whose_making_cannot_be_undone_at_once_is_removed_later() {
     use crate::disk::gate::{Gate, Operation};
@@ -450,7 +451,7 @@ fn a_log_whose_making_failed_and_could_not_be_undone_is_a_log_like_any_other() {
     assert_eq!(store.get("a").unwrap().append(b"x").unwrap(), 0);
     store.delete("a").unwrap();
     assert!(store.create("a", &LogSettings::default()).unwrap());
-    // What somebody has put there is a log too, and not removed for one that is to be made.
+    // A log that somebody has put there is a log too, and is not removed when one is to be created.
     std::fs::create_dir(dir.path().join("b")).unwrap();
     for file in std::fs::read_dir(dir.path().join("a")).unwrap() {
         let file = file.unwrap();
@@ -515,7 +516,7 @@ fn delete_of_a_log_that_is_not_open_takes_its_backings() {
     store.inner.turn();
     store.close().unwrap();
     drop(Store::open(dir.path(), with()).unwrap());
-    assert_eq!(backings.find().unwrap().len(), 0, "for ever");
+    assert_eq!(backings.find().unwrap().len(), 0, "they stay for ever");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The store's own thread, and logs that were opened without room, while other things happen.
+//! The housekeeper, and logs that were opened without room, while other things happen.
 
 use super::{super::*, trouble::options};
 use crate::{
@@ -20,7 +20,7 @@ fn without_backings() -> StoreOptions {
     StoreOptions { log: Options { shm_dir: None, ..options.log }, ..options }
 }
 
-/// What a killed process has left of the log `a` in a store: segments that are all sealed; and the offset behind its last record.
+/// The log `a` of a store as a killed process left it, with sealed segments only; and the offset after its last record.
 fn sealed() -> (Sim, u64) {
     let sim = Sim::new(3);
     let store =
@@ -68,8 +68,8 @@ impl Drop for Open<'_> {
     }
 }
 
-/// A log whose disk hangs is deleted while the store's thread is in the midst of a turn: that waits for the log, though it is
-/// not one without room, and no other log is closed.
+/// A log whose disk hangs was deleted in the middle of a turn of the housekeeper. The turn waited for that log, though
+/// the log was not opened without room, and no other log was closed.
 #[test]
 fn deleting_a_log_that_is_held_up_keeps_no_other_from_retention_and_closing() {
     let (dir, door, turn) =
@@ -112,9 +112,9 @@ fn deleting_a_log_that_is_held_up_keeps_no_other_from_retention_and_closing() {
             inner.turn();
             let _ = said.send(());
         });
-        turn.wait_for_somebody(); // it writes the producers of the other log down
+        turn.wait_for_somebody(); // it saves the producers of the other log
         let deletes = scope.spawn(|| store.delete("stuck"));
-        thread::sleep(Duration::from_millis(300)); // that waits for the write
+        thread::sleep(Duration::from_millis(300)); // the deletion waits for the write
         turn.shut(false);
         let over = is_over.recv_timeout(Duration::from_secs(5)).is_ok();
         let closed = store.inner.entry("other").unwrap().open.load().is_none();
@@ -122,13 +122,13 @@ fn deleting_a_log_that_is_held_up_keeps_no_other_from_retention_and_closing() {
         deletes.join().unwrap().unwrap();
         assert!(
             over && closed,
-            "the store's thread waits for the log that is deleted: over {over}, other closed {closed}"
+            "the housekeeper waits for the log that is deleted: over {over}, other closed {closed}"
         );
     });
 }
 
-/// Old segments of a log that nobody uses cannot be removed for want of descriptors: the store's thread waits for that, and
-/// closes no log, which would give some back.
+/// Old segments of an unused log could not be removed for lack of descriptors. The housekeeper waited for that and
+/// closed no log, which would have released some.
 #[test]
 fn a_closed_log_that_cannot_be_trimmed_keeps_no_other_from_closing() {
     let sim = Sim::new(3);
@@ -184,7 +184,7 @@ fn a_closed_log_that_cannot_be_trimmed_keeps_no_other_from_closing() {
     });
 }
 
-/// Seconds that are more than a u64 has as milliseconds.
+/// As milliseconds, these seconds do not fit in a `u64`.
 #[test]
 fn a_very_long_retention_drops_nothing() {
     for seconds in [18_446_744_073_709_552u64, 1 << 61, u64::MAX] {
@@ -214,12 +214,12 @@ fn a_very_long_retention_drops_nothing() {
         for _ in 0..3 {
             pass(1000);
             let turn = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| store.turn()));
-            assert!(turn.is_ok(), "{seconds} s: the store's thread panics");
+            assert!(turn.is_ok(), "{seconds} s: the housekeeper panics");
         }
     }
 }
 
-/// A log that was opened without room is trimmed by whoever asks; it is deleted meanwhile, and made anew.
+/// A caller trims a log that was opened without room; meanwhile the log is deleted and created anew.
 #[test]
 fn a_trim_by_the_caller_removes_nothing_of_a_log_that_is_made_anew() {
     let sim = Sim::new(3);
@@ -236,7 +236,7 @@ fn a_trim_by_the_caller_removes_nothing_of_a_log_that_is_made_anew() {
         options.log.shm_dir = None;
         options
     };
-    // A log of some segments, all of them sealed.
+    // A log with several segments, all of them sealed.
     let store = Store::open_in(Environment::on(Arc::new(sim.clone())), place, options()).unwrap();
     store.create("a", &LogSettings::default()).unwrap();
     let log = store.get("a").unwrap();
@@ -296,7 +296,7 @@ impl Machine for Clocks {
     }
 }
 
-/// The settings of a closed log cannot be read for a moment: its old segments are never looked at again.
+/// When the settings of a closed log could not be read for a moment, its old segments were never looked at again.
 #[test]
 fn a_moment_without_descriptors_does_not_end_retention() {
     for fails in [false, true] {
@@ -343,12 +343,12 @@ fn a_moment_without_descriptors_does_not_end_retention() {
         let first = store.get("a").unwrap().first_offset();
         assert!(
             first > 0,
-            "fails {fails}: nothing was dropped in a day, of records that are to be kept for an hour"
+            "fails {fails}: nothing was dropped in a day, though records are to be kept for an hour"
         );
     }
 }
 
-/// Several trim a log that was opened without room at once: each on a thread of its own. The files are to go in order.
+/// Several threads trim a log that was opened without room at once. The files must be removed in order.
 #[test]
 fn trims_by_callers_remove_the_oldest_first() {
     let place = Path::new("/store");
@@ -366,7 +366,7 @@ fn trims_by_callers_remove_the_oldest_first() {
                 let base: u64 = path.file_stem().unwrap().to_str().unwrap().parse().unwrap_or(0);
                 let mut noted = noted.lock().unwrap();
                 if !noted.contains(&base) && noted.iter().any(|&other| other > base) {
-                    // As it is this moment, when the process is killed.
+                    // The state at this moment, if the process is killed now.
                     found.lock().unwrap().get_or_insert_with(|| now.snapshot());
                 }
                 noted.push(base);
@@ -407,14 +407,14 @@ fn trims_by_callers_remove_the_oldest_first() {
                 let newest = seen.last().unwrap();
                 assert!(
                     base == newest,
-                    "round {round}: {base} is removed after {newest}: a crash between leaves a gap"
+                    "round {round}: {base} is removed after {newest}: a crash in between leaves a gap"
                 );
             }
         }
     }
 }
 
-/// A log that is opened without room has a retention by age, and records that are past it: dropping them makes room.
+/// A log that is opened without room has retention by age, and records older than that: dropping them makes room.
 #[test]
 fn retention_by_age_makes_room_for_a_log_that_was_opened_without() {
     for full in [false, true] {
@@ -457,7 +457,7 @@ fn retention_by_age_makes_room_for_a_log_that_was_opened_without() {
     }
 }
 
-/// The same without a kill: several trim, room comes, and the store opens the log again in the midst of that.
+/// The same without a kill: several threads trim, room becomes available, and the store opens the log again meanwhile.
 #[test]
 fn a_log_that_gives_way_while_several_trim_it_has_no_gap() {
     let place = Path::new("/store");
@@ -494,8 +494,8 @@ fn a_log_that_gives_way_while_several_trim_it_has_no_gap() {
     }
 }
 
-/// Where more logs were closed than there are turns for until the first of them were due again, those were looked at again and
-/// again, and the last ones by name never.
+/// If more logs were closed than there were turns for before the first of them were due again, those were looked at
+/// again and again, and the last ones by name never.
 #[test]
 fn of_many_closed_logs_each_has_its_turn_for_retention() {
     const LOGS: usize = 200;
@@ -515,7 +515,7 @@ fn of_many_closed_logs_each_has_its_turn_for_retention() {
     };
     turn(600_000); // closes them
     assert_eq!(store.count(), (LOGS, 0));
-    // Of a minute in six turns: until a log is due again 96 others have theirs.
+    // There are six turns per minute, for 16 logs each: before a log is due again, 96 logs have theirs.
     (0..2 * LOGS / 16).for_each(|_| turn(10_000));
     let looked_at = |name: &String| store.inner.entry(name).unwrap().retain_at.load(Ordering::SeqCst) > 0;
     let names = store.names(None, LOGS);

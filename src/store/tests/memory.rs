@@ -1,9 +1,10 @@
-//! The budget of all logs together.
+//! The memory budget of all logs of a store.
 
 use super::{Duration, Instant, Store, StoreOptions};
 use crate::{chunk::Memory, log::Options, store::LogSettings};
 
-/// Each opening saw the same free room, and took a whole segment of it: 40 of 8 MiB took 175 MiB of a budget of 27.
+/// Each opening saw the same free room, and took a whole segment of it: 40 logs with segments of 8 MiB took 175 MiB of
+/// a budget of 27.
 #[test]
 fn logs_that_are_opened_at_once_keep_to_the_budget() {
     const LOGS: usize = 24;
@@ -35,7 +36,7 @@ fn logs_that_are_opened_at_once_keep_to_the_budget() {
     });
     let claimed = store.inner.budget.claimed();
     assert!(claimed <= options.log.memory_bytes + LOGS as u64 * small, "{claimed}");
-    assert!(claimed > 2 * large, "the test has none that want much: {claimed}");
+    assert!(claimed > 2 * large, "no log of this test needs much memory: {claimed}");
     drop(open);
     store.close().unwrap();
 }

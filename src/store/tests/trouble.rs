@@ -1,4 +1,4 @@
-//! One log of a store is in trouble; the others go on.
+//! One log of a store is in trouble; the others continue to work.
 
 use super::super::*;
 use crate::{
@@ -44,7 +44,7 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// What becomes of an operation: it is let through, refused for want of memory, or hangs.
+/// What happens to an operation: it is let through, refused for lack of memory, or hangs.
 #[derive(Default)]
 struct Trouble {
     refuses: Mutex<Option<bool>>,
@@ -64,7 +64,7 @@ impl Trouble {
     }
 }
 
-/// So that a test that fails ends.
+/// Ends the trouble when dropped, so that a failing test terminates.
 struct Over<'a>(&'a Trouble);
 
 impl Drop for Over<'_> {
@@ -73,7 +73,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// The store's thread waited for it, and no other log was trimmed or closed any more.
+/// The housekeeper waited for such a log, and no other log was trimmed or closed any more.
 #[test]
 fn a_log_that_is_held_up_keeps_no_other_from_retention_and_closing() {
     for (troubled, refuses) in [
@@ -115,7 +115,7 @@ fn a_log_that_is_held_up_keeps_no_other_from_retention_and_closing() {
         };
         let first = send(&stuck);
         let (said, is_over) = mpsc::channel();
-        // One thread writes the producers down, and hangs: that is not the store's.
+        // One thread saves the producers, and hangs: it is not the housekeeper.
         let other = Arc::clone(&stuck);
         let other = (troubled == Operation::WriteFile).then(|| thread::spawn(move || other.keep_producers()));
         thread::sleep(Duration::from_millis(20));
@@ -129,7 +129,7 @@ fn a_log_that_is_held_up_keeps_no_other_from_retention_and_closing() {
         });
         for _ in 0..3 {
             let over = is_over.recv_timeout(DEADLINE);
-            assert!(over.is_ok(), "{troubled:?}: the store's thread waits for the log that is held up");
+            assert!(over.is_ok(), "{troubled:?}: the housekeeper waits for the log that is held up");
         }
         turns.join().unwrap();
         assert!(trimmed.first_offset() > 0, "{troubled:?}");
@@ -169,10 +169,10 @@ fn value(offset: u64) -> Vec<u8> {
     vec![offset as u8; 40]
 }
 
-/// An offset that no log here gets to.
+/// An offset that no log in this test reaches.
 const NEVER: u64 = 1_000_000;
 
-/// A panic in a thread that works for a log fails that log, until it is opened again, and nothing else.
+/// A panic in a thread that works for a log fails that log until it is opened again, and nothing else.
 #[test]
 fn a_panic_in_a_thread_that_works_for_a_log_fails_that_log_only_and_loses_nothing() {
     for (pool, operation) in [("millstream-flush", Operation::Write), ("millstream-mnt", Operation::Create)] {
@@ -224,7 +224,7 @@ fn a_panic_in_a_thread_that_works_for_a_log_fails_that_log_only_and_loses_nothin
             said.send(refused.unwrap()).unwrap();
         });
         let (next, refused) =
-            stopped.recv_timeout(DEADLINE).expect("an append waits for a thread that is no more");
+            stopped.recv_timeout(DEADLINE).expect("an append waits for a thread that is gone");
         assert!(matches!(&refused, LogError::Failed { reason } if reason.contains("panicked")), "{refused}");
         for _ in &waiting {
             let (name, result) = waited.recv_timeout(DEADLINE).expect("somebody still waits");
