@@ -1,15 +1,15 @@
 //! The log: records in order, numbered 0, 1, 2, …, in one directory.
 //!
-//! This room is the public face, and what the rooms below share. Appends meet in the active chunk
-//! ([`append`](mod@append)); the flusher commits what is published to the segment file and raises `durable` (`flush`); the maintenance task makes the
-//! next segment ready, seals the last one, lets go of old chunks (`roll`, `retain`, `budget`); both are tasks that threads
-//! of the process run for all logs (`task`, `workers`); readers find a record by its segment (`read`); opening
-//! recovers (`recovery`).
+//! This module is the public face, and what its submodules share. Appends meet in the active chunk
+//! ([`append`](mod@append)). The flusher commits what is published to the segment file and raises `durable` (`flush`).
+//! The maintenance task makes the spare segment, seals the last one, and drops old chunks (`roll`, `retain`, `budget`).
+//! Both are tasks, which threads of the process run for all logs (`task`, `workers`). Readers find a record by its
+//! segment (`read`). Opening recovers (`recovery`).
 //!
 //! # What always holds
 //! - `first <= durable <= published <= next`, and each only grows.
-//! - What readers see ends at `durable`, or at `published` with [`Durability::Memory`]; all below is immutable.
-//! - Segments follow each other without a gap: each begins where the one before was closed.
+//! - What readers see ends at `durable`, or at `published` with [`Durability::Memory`]; everything below is immutable.
+//! - Segments follow each other without a gap: each starts where the one before was closed.
 
 mod append;
 pub(crate) mod budget;
@@ -72,8 +72,8 @@ use std::{
 };
 use {append::Patience, budget::Budget, wait::Frontier};
 
-/// A commit log in one directory. Shared by reference among any number of threads; closed when dropped, or by
-/// [`close`](Self::close), which says whether that went well.
+/// A commit log in one directory. Any number of threads may share it by reference. It is closed when dropped, or by
+/// [`close`](Self::close), which returns whether that went well.
 ///
 /// # Example
 /// ```
@@ -93,20 +93,20 @@ pub struct Log {
     running: bool,
 }
 
-/// What everybody who works on a log shares.
+/// What is shared by everybody who works on a log.
 pub(crate) struct Shared {
     options: Options,
     dir: PathBuf,
     env: Environment,
     id: LogId,
-    /// What the keys of its segments are made of.
+    /// What the keys of its segments are made from.
     secret: Secret,
     /// Where appends go.
     active: Swap<roll::Active>,
-    /// All segments that readers may need, in order; edited by one at a time.
+    /// All segments that readers may need, in order; edited by one thread at a time.
     chain: Swap<retain::Chain>,
     durable: Frontier,
-    /// Raised with [`Durability::Memory`] only.
+    /// Raised only with [`Durability::Memory`].
     published: Frontier,
     flush: flush::Flusher,
     roll: roll::Roller,
@@ -114,9 +114,9 @@ pub(crate) struct Shared {
     stopping: AtomicBool,
     failed: OnceLock<std::sync::Arc<str>>,
     damage: Vec<Damage>,
-    /// Why it is not written though nothing is damaged: there was no room for going on when it was opened.
+    /// Why it cannot be written to though nothing is damaged: there was no room to continue when it was opened.
     full: Option<recovery::Full>,
-    /// When the newest record was appended that was there when this was opened.
+    /// When the newest record was appended that existed when the log was opened.
     newest_found: u64,
     #[cfg(feature = "store")]
     producers: producers::Producers,
@@ -124,7 +124,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Errors unless the log can be written.
+    /// Errors unless the log can be written to.
     fn writable(&self) -> Result<(), Error> {
         if let Some(reason) = self.failed.get() {
             return Err(Error::Failed { reason: reason.clone() });
@@ -140,12 +140,12 @@ impl Shared {
         if self.stopping.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// A write has failed: nothing more is appended, all waiters are told, and nothing is tried again, since a
-    /// failed sync says nothing about what is on the disk.
+    /// A write has failed: nothing more is appended, all waiters are told, and nothing is tried again, because a failed
+    /// sync says nothing about what is on the disk.
     fn fail(&self, error: &Error) {
         if self.failed.set(error.to_string().into()).is_ok() {
             tracing::error!(dir = %self.dir.display(), %error, "the log's writer has failed");
-            // What is in memory and not on disk is for the next opening.
+            // Records that are in memory and not on disk are left for the next opening.
             self.roll.keep_shared_memory();
         }
         self.stop();
@@ -155,7 +155,7 @@ impl Shared {
         self.fail(&Error::Failed { reason: "a thread that worked for it panicked".into() });
     }
 
-    /// Makes every append fail that has not reserved its place, and wakes all waiters.
+    /// Makes every append fail that has not reserved its place yet, and wakes all waiters.
     fn stop(&self) {
         roll::end(&self.active, &self.stopping);
         self.durable.wake_all();
@@ -163,7 +163,7 @@ impl Shared {
         self.roll.changes().wake_all();
     }
 
-    /// What readers see ends here.
+    /// Readers see records up to here.
     #[inline]
     fn visible(&self) -> &Frontier {
         match self.options.durability {
@@ -186,7 +186,7 @@ impl Shared {
         *self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
     }
 
-    /// Lets the active segment's time go on. If the clock is far behind it, another segment is begun, as soon as one is
+    /// Advances the active segment's time. If the clock is far behind it, begins another segment as soon as one is
     /// ready.
     fn refresh_clock(&self) {
         let active = self.active.load();
@@ -203,14 +203,14 @@ impl Shared {
 }
 
 impl Log {
-    /// Opens the log in `dir`, which is made if it is missing, and recovers it: a torn tail is cut; what is damaged
-    /// makes the log read-only ([`damage`](Self::damage)). Where the disk has no room for going on, appends are refused
-    /// with [`Error::Full`] until the log is opened again; it can be read, and trimmed to make room.
+    /// Opens the log in `dir`, which is created if it is missing, and recovers it: a torn end is cut off; damage makes
+    /// the log read-only ([`damage`](Self::damage)). If the disk has no room to continue, appends are refused with
+    /// [`Error::Full`] until the log is opened again; it can be read, and trimmed to make room.
     ///
     /// # Errors
     /// [`Error::InUse`], [`Error::NotALog`], [`Error::Newer`], [`Error::Corrupt`], [`Error::BadOptions`],
-    /// [`Error::Full`], or [`Error::Io`]. Nothing is changed then, but that the directory and its lock file may be
-    /// there.
+    /// [`Error::Full`], or [`Error::Io`]. Nothing was changed then, except that the directory and its lock file may
+    /// exist.
     pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Self, Error> {
         Self::open_in(&Environment::system(), dir.as_ref(), options)
     }
@@ -267,9 +267,9 @@ impl Log {
         Ok(Self { shared, running })
     }
 
-    /// Appends a record and returns its offset. It is durable when [`durable_offset`](Self::durable_offset) has
-    /// passed it, which [`wait_durable`](Self::wait_durable) waits for. Waits if the disk is behind and memory is
-    /// used up. Records of one thread keep their order.
+    /// Appends a record and returns its offset. The record is durable when [`durable_offset`](Self::durable_offset) has
+    /// passed it, which [`wait_durable`](Self::wait_durable) waits for. Waits if the disk is behind and memory is used
+    /// up. Records of one thread keep their order.
     ///
     /// # Errors
     /// [`Error::TooLarge`], [`Error::Full`], [`Error::CannotGrow`], [`Error::ReadOnly`], [`Error::Failed`],
@@ -278,8 +278,8 @@ impl Log {
         append::append(&self.shared, &[value], None, Patience::Blocking)
     }
 
-    /// Appends records one behind the other, with nobody else's in between, and returns the offset of the first.
-    /// They appear, become durable and survive a crash all together or not at all.
+    /// Appends records one after the other, with no other records in between, and returns the offset of the first. They
+    /// appear, become durable and survive a crash all together or not at all.
     ///
     /// # Errors
     /// As [`append`](Self::append), and [`Error::EmptyBatch`].
@@ -287,7 +287,7 @@ impl Log {
         append::append(&self.shared, values, None, Patience::Blocking)
     }
 
-    /// As [`append`](Self::append), but never waits.
+    /// Like [`append`](Self::append), but never waits.
     ///
     /// # Errors
     /// As [`append`](Self::append), and [`Error::WouldBlock`].
@@ -295,7 +295,7 @@ impl Log {
         append::append(&self.shared, &[value], None, Patience::None)
     }
 
-    /// As [`append_batch`](Self::append_batch), but never waits.
+    /// Like [`append_batch`](Self::append_batch), but never waits.
     ///
     /// # Errors
     /// As [`append_batch`](Self::append_batch), and [`Error::WouldBlock`].
@@ -303,7 +303,7 @@ impl Log {
         append::append(&self.shared, values, None, Patience::None)
     }
 
-    /// Appends a record only if its offset will be `expected_next`: a compare-and-swap on the log's end.
+    /// Appends a record only if its offset will be `expected_next`: a compare-and-swap on the end of the log.
     ///
     /// # Errors
     /// As [`append`](Self::append), and [`Error::Unexpected`] with the next offset.
@@ -311,7 +311,7 @@ impl Log {
         self.append_batch_if(expected_next, &[value])
     }
 
-    /// [`append_if`](Self::append_if) for a batch, whose first record gets the offset.
+    /// Like [`append_if`](Self::append_if), for a batch whose first record must get the offset.
     ///
     /// # Errors
     /// As [`append_if`](Self::append_if), and [`Error::EmptyBatch`].
@@ -319,8 +319,8 @@ impl Log {
         append::append(&self.shared, values, Some(expected_next), Patience::Blocking)
     }
 
-    /// As [`try_append_batch`](Self::try_append_batch), with each record marked as JSON or not, and, if there is an
-    /// `expected_next`, only if the first record gets that offset.
+    /// Like [`try_append_batch`](Self::try_append_batch), with each record marked as JSON or not; and, if
+    /// `expected_next` is given, only if the first record gets that offset.
     ///
     /// # Errors
     /// As [`try_append_batch`](Self::try_append_batch), and [`Error::Unexpected`] with the next offset.
@@ -332,7 +332,7 @@ impl Log {
         append::append(&self.shared, payloads, expected_next, Patience::None)
     }
 
-    /// The same with values that need not be in one list.
+    /// The same, with values that need not be in one list.
     #[cfg(feature = "server")]
     pub(crate) fn try_append_values<S: AppendValues + ?Sized>(
         &self,
@@ -342,12 +342,12 @@ impl Log {
         append::append(&self.shared, values, expected_next, Patience::None)
     }
 
-    /// Its id.
+    /// The log's id.
     pub fn id(&self) -> LogId {
         self.shared.id
     }
 
-    /// Bytes of the log's segment files.
+    /// The size of the log's segment files, in bytes.
     pub fn disk_bytes(&self) -> u64 {
         self.shared.chain.load().bytes()
     }
@@ -364,37 +364,37 @@ impl Log {
     }
 
     /// Waits until the record at `offset` is durable. The calling thread may do the write itself, for all records
-    /// that are there.
+    /// appended so far.
     ///
     /// # Errors
-    /// [`Error::Failed`]: it is not known whether the record is durable; after opening again, it is there or not.
+    /// [`Error::Failed`]: it is not known whether the record is durable; opening the log again will tell.
     /// [`Error::Closed`], [`Error::ReadOnly`] if it never will be.
     pub fn wait_durable(&self, offset: u64) -> Result<(), Error> {
         self.shared.wait_durable(offset)
     }
 
-    /// [`wait_durable`](Self::wait_durable) for async code: the write is done by the flusher's thread.
+    /// [`wait_durable`](Self::wait_durable) for async code: a flusher thread does the write.
     pub fn durable(&self, offset: u64) -> Durable {
         Durable::new(Arc::clone(&self.shared), offset)
     }
 
-    /// Has the flusher commit what was appended, without lingering for more; does not wait for it.
+    /// Makes the flusher commit what was appended without lingering for more; does not wait for it.
     pub fn commit_soon(&self) {
         self.shared.flush.kick();
     }
 
-    /// Waits until all records up to `offset`, which an append has returned, are in memory: until the copies that
-    /// other threads have begun before it are done, which takes microseconds.
+    /// Waits until all records up to `offset`, which an append has returned, are in memory: until other threads have
+    /// finished the copies that they began earlier, which takes microseconds.
     pub fn wait_published(&self, offset: u64) {
         if offset < self.next_offset() {
             self.shared.wait_published(offset);
         }
     }
 
-    /// The offset of the first record that was appended at `time` (milliseconds since 1970) or later; the next
-    /// offset where there is none. Reads about as many records as a segment's length has binary digits. Where the clock
-    /// was wrong for a while, it goes by what can be believed: a record that is said to come from the future is
-    /// older than the segment behind it.
+    /// The offset of the first record that was appended at `time` (milliseconds since 1970) or later; the next offset
+    /// if there is none. Reads about as many records as a segment's length has binary digits. If the clock was wrong
+    /// for a while, this goes by what can be believed: a record whose time lies in the future counts as older than the
+    /// segment after it.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -408,14 +408,14 @@ impl Log {
                 Ok(Some(at)) if at < time => low = middle + 1,
                 Ok(_) => high = middle,
                 Err(Error::Trimmed { first, .. }) => low = first.max(low),
-                Err(Error::Damaged { .. }) => low = middle + 1, // nothing there to be found
+                Err(Error::Damaged { .. }) => low = middle + 1, // nothing to be found there
                 Err(error) => return Err(error),
             }
         }
         Ok(low)
     }
 
-    /// Waits until all that was appended before this call is durable.
+    /// Waits until everything that was appended before this call is durable.
     ///
     /// # Errors
     /// As [`wait_durable`](Self::wait_durable).
@@ -426,8 +426,8 @@ impl Log {
         }
     }
 
-    /// The record at `offset`; `None` where there is none yet that readers may see. A recent record is not copied:
-    /// the returned value keeps its chunk in memory.
+    /// The record at `offset`; `None` if there is none yet that readers may see. A recent record is not copied: the
+    /// returned value keeps its chunk in memory.
     ///
     /// # Errors
     /// [`Error::Trimmed`], [`Error::Damaged`], [`Error::Io`].
@@ -435,23 +435,23 @@ impl Log {
         self.shared.read(offset)
     }
 
-    /// Whether [`read`](Self::read) answers for this offset without going to the disk.
+    /// Whether [`read`](Self::read) can answer for this offset without going to the disk.
     pub fn is_in_memory(&self, offset: u64) -> bool {
         self.shared.is_in_memory(offset)
     }
 
-    /// A reader that begins at `offset`, for going through the log and for reading a lot: it keeps the segment it
-    /// is in at hand. It can wait for records that are not there yet.
+    /// A reader that starts at `offset`, for going through the log and for reading a lot: it keeps its current segment
+    /// at hand. It can wait for records that do not exist yet.
     pub fn reader(&self, offset: u64) -> Reader {
         Reader::new(Arc::clone(&self.shared), offset)
     }
 
-    /// The records from `offset` to what is visible when this is called.
+    /// The records from `offset` to the last one that is visible when this is called.
     pub fn iter(&self, offset: u64) -> Iter {
         Iter::new(self.reader(offset), self.visible_offset())
     }
 
-    /// The offset of the first record that has not been trimmed (that of the next one, if there is none).
+    /// The offset of the first record that has not been trimmed; the next offset if there is none.
     pub fn first_offset(&self) -> u64 {
         self.shared.first_offset()
     }
@@ -466,8 +466,8 @@ impl Log {
         self.shared.durable.get()
     }
 
-    /// All records below this offset can be read: [`durable_offset`](Self::durable_offset), or, with
-    /// [`Durability::Memory`], what is in memory without a gap.
+    /// All records below this offset can be read. This is [`durable_offset`](Self::durable_offset), or, with
+    /// [`Durability::Memory`], the end of the records that are in memory without a gap.
     pub fn visible_offset(&self) -> u64 {
         self.shared.visible().get()
     }
@@ -477,9 +477,9 @@ impl Log {
         Visible::new(Arc::clone(&self.shared), offset)
     }
 
-    /// Drops whole segments of which all records are below `before`, and returns the first offset that is left. It
-    /// is durable on return. The segment that is written is never dropped, nor the last one that has records on the disk.
-    /// Readers that hold records keep them.
+    /// Drops whole segments whose records are all below `before`, and returns the first offset that is left. Durable on
+    /// return. The segment being written is never dropped, nor the last one that has records on the disk. Readers that
+    /// hold records keep them.
     ///
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
@@ -489,9 +489,9 @@ impl Log {
         self.shared.trim(before)
     }
 
-    /// Trims so that the segment files take at most `bytes`, and that whole segments are dropped once all their
-    /// records are older than `age`. The segment that is written stays, whatever its size and age. Returns the
-    /// first offset that is left.
+    /// Trims so that the segment files take at most `bytes`, and so that whole segments are dropped once all their
+    /// records are older than `age`. The segment being written stays, whatever its size and age. Returns the first
+    /// offset that is left.
     ///
     /// # Errors
     /// As [`trim`](Self::trim).
@@ -500,31 +500,32 @@ impl Log {
         if before == self.first_offset() { Ok(before) } else { self.trim(before) }
     }
 
-    /// Whether the log is read-only since there was no room when it was opened, and there is some now: opening it again
-    /// makes it writable.
+    /// Whether the log is read-only because there was no room when it was opened, and there is some now: opening it
+    /// again makes it writable.
     #[cfg(feature = "store")]
     pub(crate) fn has_room_again(&self) -> bool {
         self.shared.full.is_some() && recovery::has_room(&self.shared)
     }
 
-    /// Whether it is read-only since there was no room when it was opened.
+    /// Whether the log is read-only because there was no room when it was opened.
     #[cfg(feature = "store")]
     pub(crate) fn is_full(&self) -> bool {
         self.shared.full.is_some()
     }
 
-    /// Ends a log that was only read, for another opening of it to take its place: waiters are told.
+    /// Ends a log that could only be read, so that another opening can take its place: waiters are told.
     #[cfg(feature = "store")]
     pub(crate) fn give_way(&self) {
-        let _ = self.shared.failed.set("it was opened again, since there is room now".into());
+        let _ = self.shared.failed.set("it was opened again, because there is room now".into());
         self.shared.stop();
         self.shared.trimmer.settle();
     }
 
-    /// As [`retain`](Self::retain), for callers that have other logs to see to: what takes longer than a moment goes on by itself.
+    /// Like [`retain`](Self::retain), for callers that have other logs to serve: what takes longer than a moment
+    /// continues in the background.
     ///
     /// # Errors
-    /// As there; [`Error::WouldBlock`] if it goes on, or has to wait for the disk.
+    /// As [`retain`](Self::retain); [`Error::WouldBlock`] if it continues, or has to wait for the disk.
     #[cfg(feature = "store")]
     pub(crate) fn retain_soon(&self, bytes: Option<u64>, age: Option<Duration>) -> Result<u64, Error> {
         let before = self.shared.past_keeping(bytes, age);
@@ -534,8 +535,8 @@ impl Log {
         self.shared.trim_soon(self.keep_producers_before(before, Patience::None)?)
     }
 
-    /// Whether closing the log has to wait for nothing: all of it is durable, or becomes so within a moment, or never will;
-    /// and so long the maintenance task is busy at most.
+    /// Whether closing the log would not wait: everything is durable, becomes so within a moment, or never will; and
+    /// the maintenance task is idle, or becomes so within a moment.
     #[cfg(feature = "store")]
     pub(crate) fn settles_soon(&self) -> bool {
         let last = self.next_offset().checked_sub(1);
@@ -550,28 +551,28 @@ impl Log {
         })
     }
 
-    /// Ends the log, which is being deleted: appends and waiters are told so, and nothing more is written.
+    /// Ends a log that is being deleted: appends and waiters are told so, and nothing more is written.
     #[cfg(feature = "store")]
     pub(crate) fn abandon(&self) {
         let _ = self.shared.failed.set(DELETED.into()); // or it has failed already
-        // Here and now: later there may be another log at this path, whose files have the same names.
+        // Wait here and now: later there may be another log at this path, whose files have the same names.
         self.stop_tasks();
-        self.shared.trimmer.settle(); // whoever trims a log that has no maintenance task
+        self.shared.trimmer.settle(); // for callers that trim a log without a maintenance task
         self.shared.producers.settle();
         let _ = self.shared.seal_rest(); // it has failed: nothing is sealed
     }
 
-    /// What an append means here.
+    /// The durability that the log was opened with.
     pub fn durability(&self) -> Durability {
         self.shared.options.durability
     }
 
-    /// What was found damaged when the log was opened; if there is any, the log is read-only.
+    /// The damage found when the log was opened; if there is any, the log is read-only.
     pub fn damage(&self) -> &[Damage] {
         &self.shared.damage
     }
 
-    /// Whether the log can be written; the error says why not.
+    /// Whether the log can be written to; the error says why not.
     ///
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`].
@@ -579,10 +580,10 @@ impl Log {
         self.shared.writable()
     }
 
-    /// Stops appends, makes all that was appended durable, and closes the log.
+    /// Stops appends, makes everything that was appended durable, and closes the log.
     ///
     /// # Errors
-    /// [`Error::Failed`]: not all is known to be durable.
+    /// [`Error::Failed`]: not everything is known to be durable.
     pub fn close(mut self) -> Result<(), Error> {
         self.close_in_place()
     }
@@ -594,11 +595,11 @@ impl Log {
         }
         #[cfg(feature = "store")]
         if self.shared.failed.get().is_none()
-            && !self.shared.flush.is_held_up() // or it waits as long
+            && !self.shared.flush.is_held_up() // or this would wait as long
             && let Err(error) = self.keep_producers()
         {
-            // Nothing is lost by it: the log tells, it only has to be read again.
-            tracing::warn!(dir = %self.shared.dir.display(), %error, "producers are not written down");
+            // Nothing is lost: the producers are in the log, which only has to be read again.
+            tracing::warn!(dir = %self.shared.dir.display(), %error, "producers could not be saved");
         }
         self.stop_tasks();
         self.shared.commit_rest()
@@ -622,20 +623,20 @@ impl Drop for Log {
     }
 }
 
-/// Why a log that is being deleted takes nothing more.
+/// Why a log that is being deleted accepts nothing more.
 const DELETED: &str = "it was deleted";
 
-/// Who has other logs to see to waits for one so often, so long: not by the clock alone, so that the simulation, where each
-/// attempt has the threads' work done, can be replayed.
+/// How many times, and how long each time, callers that have other logs to serve wait for one log. Not by the clock
+/// alone, so that the simulation, where each attempt gets the threads' work done, can be replayed.
 #[cfg(feature = "store")]
 const ATTEMPTS: u32 = 10;
 #[cfg(feature = "store")]
 const ATTEMPT: Duration = Duration::from_millis(10);
 
-/// How long a record may stay in memory only while nobody waits for it.
+/// How long a record may be only in memory while nobody waits for it.
 const LINGER: Duration = Duration::from_millis(1);
 
-/// A range as people write it.
+/// Formats a range of offsets for people.
 fn show(range: &Range<u64>) -> String {
     if range.end == range.start + 1 {
         format!("offset {}", range.start)

@@ -3,32 +3,32 @@
 use crate::disk;
 use std::{io, path::PathBuf, sync::Arc};
 
-/// An error of a [`Log`](super::Log). Whatever it says, nothing was half done: an append that fails has appended
-/// nothing, except where [`Failed`](Self::Failed) says that it is not known whether the last records are durable.
+/// An error of a [`Log`](super::Log). Nothing was half done: an append that fails has appended nothing, except where
+/// [`Failed`](Self::Failed) says that it is not known whether the last records are durable.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The record or batch is larger than the largest segment holds.
     #[error(
-        "{bytes} bytes are more than one append may have here ({limit}); split it, or raise the segment size"
+        "{bytes} bytes are more than one append may take here ({limit}); split it, or raise the segment size"
     )]
     TooLarge {
-        /// What was to be appended takes so many bytes, headers and index included.
+        /// The bytes that the append would take, including headers and index.
         bytes: u64,
-        /// The largest that is taken.
+        /// The most that one append may take.
         limit: u64,
     },
-    /// A batch without a record.
+    /// A batch without records.
     #[error("the batch has no record; append at least one")]
     EmptyBatch,
-    /// The disk is behind and the memory for records not yet written is used up: only from `try_append` and its
+    /// The disk is behind, and the memory for records not yet written is used up. Returned only by `try_append` and the
     /// like. Try again when the disk has caught up.
     #[error("the disk is behind and memory is used up; try again a little later")]
     WouldBlock,
-    /// A conditional append found another next offset.
+    /// A conditional append found a different next offset.
     #[error("the next offset is {next}, not {expected}")]
     Unexpected {
-        /// What the append asked for.
+        /// The offset that the append expected.
         expected: u64,
         /// The offset the next record would get.
         next: u64,
@@ -36,8 +36,8 @@ pub enum Error {
     /// A producer's id is empty or too long.
     #[error("a producer's id has 1 to 64 bytes")]
     BadProducer,
-    /// A producer's batch is not the one that comes next: an earlier one is missing, or a later incarnation of the
-    /// producer has taken over.
+    /// A producer's batch is not the next one: an earlier batch is missing, or a later incarnation of the producer has
+    /// taken over.
     #[error("from this producer epoch {expected_epoch}, sequence {expected_sequence} was expected")]
     ProducerOutOfOrder {
         /// The epoch it must have.
@@ -53,19 +53,19 @@ pub enum Error {
         /// The first offset that is left.
         first: u64,
     },
-    /// The record was there, and what the disk has of it does not verify.
+    /// The record exists, but what the disk has of it does not verify.
     #[error("the record at offset {offset} is damaged; see `millstream verify`")]
     Damaged {
         /// Its offset.
         offset: u64,
     },
-    /// There was damage when the log was opened: it can be read, and not written.
+    /// Damage was found when the log was opened: it can be read, but not written to.
     #[error("the log is read-only: {reason}")]
     ReadOnly {
         /// What was found.
         reason: Arc<str>,
     },
-    /// A write failed. The log can be read, and not written, until it is opened again, which recovers it.
+    /// A write failed. The log can be read, but not written to, until it is opened again, which recovers it.
     #[error("the log's writer has failed: {reason}; open the log again to recover")]
     Failed {
         /// What failed.
@@ -77,9 +77,9 @@ pub enum Error {
         /// What the system said.
         reason: Arc<str>,
     },
-    /// The next segment cannot be made for another reason, such as a lack of descriptors or memory. Appends work again when
-    /// it can.
-    #[error("the next segment cannot be made: {reason}; try again a little later")]
+    /// The next segment cannot be created for another reason, such as a lack of descriptors or memory. Appends work
+    /// again when it can.
+    #[error("the next segment cannot be created: {reason}; try again a little later")]
     CannotGrow {
         /// What the system said.
         reason: Arc<str>,
@@ -93,12 +93,12 @@ pub enum Error {
         /// The directory.
         dir: PathBuf,
     },
-    /// The directory holds something else.
+    /// The directory holds something other than a log.
     #[error("{} is not a Millstream log: it holds {found:?}; name an empty directory", .dir.display())]
     NotALog {
         /// The directory.
         dir: PathBuf,
-        /// A file in it that is not ours.
+        /// A file in it that does not belong to a log.
         found: String,
     },
     /// Written by a newer version.
@@ -109,7 +109,7 @@ pub enum Error {
         /// Its format.
         version: u32,
     },
-    /// Beyond what opening read-only can deal with.
+    /// Damage that even opening read-only cannot deal with.
     #[error("{} is corrupt: {reason}", .path.display())]
     Corrupt {
         /// The file or directory.
@@ -117,29 +117,29 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// Memory of a process that was killed may have what goes on behind records that are lost: repairing the log would give
-    /// the offsets of that to others.
+    /// A backing of a killed process may continue after records that are lost: repairing the log would give the offsets
+    /// of its records to others.
     #[error(
-        "memory of a process that was killed ({}) may go on behind what is lost of {}, and cannot be taken up; \
+        "memory of a process that was killed ({}) may continue after what {} has lost, and could not be restored then; \
          repair without backings to give it up",
         .backing.display(), .path.display()
     )]
     MemoryGoesOn {
         /// The memory.
         backing: PathBuf,
-        /// The segment of which records are lost.
+        /// The segment that has lost records.
         path: PathBuf,
     },
     /// Options that contradict each other.
     #[error("bad options: {reason}")]
     BadOptions {
-        /// Which, and what would do.
+        /// What is wrong, and what would be valid.
         reason: String,
     },
-    /// The system refused something.
+    /// The system refused an operation.
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
-        /// What was tried, as in "cannot …".
+        /// What was attempted, as in "cannot …".
         doing: &'static str,
         /// On which file.
         path: PathBuf,
@@ -149,8 +149,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the system refused something for lack of descriptors or memory, before anything was changed: what was tried
-    /// may be tried again.
+    /// Whether the system refused something for lack of descriptors or memory before anything was changed: the
+    /// operation may be tried again.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Io { source, .. } if disk::is_transient(source))
     }
@@ -164,18 +164,18 @@ impl Error {
         }
     }
 
-    /// Whether nothing can be written now, and everything be read.
+    /// Whether nothing can be written now, though everything can be read.
     pub(super) fn keeps_from_writing(&self) -> bool {
         self.is_full() || matches!(self, Self::Io { source, .. } if disk::is_read_only(source))
     }
 
-    /// Why the next segment cannot be made.
+    /// Turns this into the error that says why the next segment cannot be created.
     pub(super) fn cannot_grow(self) -> Self {
         let reason = self.to_string().into();
         if self.is_full() { Self::Full { reason } } else { Self::CannotGrow { reason } }
     }
 
-    /// For `map_err`: what was tried, on what.
+    /// For `map_err`: what was attempted, and on which path.
     pub(crate) fn io(doing: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { doing, path, source: Arc::new(source) }

@@ -1,4 +1,4 @@
-//! Looking at a log without changing it: what is there, what is damaged.
+//! Looking at a log without changing it: what it holds, what is damaged.
 
 use super::{Error, Options, recovery, show};
 use crate::{
@@ -11,17 +11,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Something that was durable and does not verify any more.
+/// Something that was durable and no longer verifies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Damage {
-    /// The records that are lost; empty where only what describes them (a header, an index) is.
+    /// The records that are lost; empty if only what describes them (a header, an index) is damaged.
     pub offsets: Range<u64>,
     /// The file, or the directory where a file is missing.
     pub path: PathBuf,
     /// What is wrong.
     pub reason: String,
-    /// The disk said that it cannot read what is there: it may be whole, and be read another time, or be lost.
+    /// The disk reported that it cannot read the bytes: they may be whole and readable another time, or be lost.
     pub unreadable: bool,
 }
 
@@ -46,18 +46,18 @@ impl fmt::Display for Damage {
 pub struct Report {
     /// The first offset.
     pub first: u64,
-    /// The offset behind the last record.
+    /// The offset after the last record.
     pub next: u64,
-    /// Segment files.
+    /// The number of segment files.
     pub segments: usize,
-    /// Everything that is damaged; empty if all is well. A torn end that was never durable is no damage.
+    /// Everything that is damaged; empty if all is well. A torn end that was never durable is not damage.
     pub damage: Vec<Damage>,
-    /// Files with torn ends of segments that were cut off when the log was opened after a crash. Nobody was told that
-    /// these records were stored, unless the disk has lost what it had said was written.
+    /// Files with torn ends of segments, which were cut off when the log was opened after a crash. Nobody was told that
+    /// these records were stored, unless the disk has lost what it had reported as written.
     pub torn: Vec<PathBuf>,
-    /// Memory of processes that were killed ([`Options::shm_dir`], at its default place unless another was named), which
-    /// may hold records that are not in the segments yet. Opening the log takes up what goes on where its files end, and
-    /// keeps what does not. Removing one of these files gives up what only it holds.
+    /// Backings of killed processes ([`Options::shm_dir`], at its default place unless another was named), which may
+    /// hold records that are not in the segments yet. Opening the log restores those that continue its files, and keeps
+    /// the others. Removing one of these files gives up whatever only it holds.
     pub backings: Vec<PathBuf>,
 }
 
@@ -69,11 +69,11 @@ pub fn verify(dir: impl AsRef<Path>) -> Result<Report, Error> {
     verify_on(&*disk::native(), dir.as_ref(), Options::default().shm_dir.as_deref(), &mut |_, _| ())
 }
 
-/// As [`verify`], with backings at this place, if any; tells `progress` after each segment how many it has looked at, and
-/// how many there are.
+/// Like [`verify`], with backings at this place, if any. After each segment, reports to `progress` how many segments
+/// are done, and how many there are.
 ///
 /// # Errors
-/// As there.
+/// As [`verify`].
 pub fn verify_with_progress(
     dir: impl AsRef<Path>,
     shm_dir: Option<&Path>,

@@ -4,15 +4,15 @@ use super::Error;
 use crate::{chunk::Memory, disk, segment::CAPACITIES};
 use std::path::PathBuf;
 
-/// What readers may see, and what an append means.
+/// What readers may see, and when an append counts as done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "store", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub enum Durability {
-    /// A record can be read once it is on disk: nobody ever reads one that is then lost.
+    /// A record can be read once it is on disk: nobody ever reads a record that is lost afterwards.
     #[default]
     Disk,
-    /// A record can be read once it is in memory, and an append returns when it can be read. It is on disk within
-    /// about a millisecond; until then it is lost with the machine, or with the process where it is kept in the
+    /// A record can be read once it is in memory, and an append returns when its record can be read. It is on disk
+    /// within about a millisecond; until then it is lost with the machine, or with the process if it is in the
     /// process's own memory ([`Options::shm_dir`]).
     Memory,
 }
@@ -22,20 +22,20 @@ pub enum Durability {
 pub struct Options {
     /// See [`Durability`]. Default: `Disk`.
     pub durability: Durability,
-    /// The largest segment in bytes, and so the largest append. Between 4 KiB and 1 GiB, rounded up to 4 KiB.
-    /// Default: 64 MiB.
+    /// The largest segment in bytes, which also limits an append. Between 4 KiB and 1 GiB; rounded up to a multiple of
+    /// 4 KiB. Default: 64 MiB.
     pub segment_bytes: u64,
-    /// The first segment's size in bytes; each one is four times as large as the last, up to `segment_bytes`.
-    /// Default: 64 KiB.
+    /// The size of the first segment in bytes; each segment is four times as large as the one before, up to
+    /// `segment_bytes`. Default: 64 KiB.
     pub first_segment_bytes: u64,
-    /// Bytes of memory for chunks: those being written, the next one, and as many recent ones for readers as there
-    /// is room for. At least what three of the largest segments take (with 1/7 for their slots). When records that
-    /// are not yet on disk take all of it, appends wait. All logs of a store share it: a log of which nothing waits for
-    /// the disk may always have a chunk of `first_segment_bytes` more. Default: 256 MiB.
+    /// Bytes of memory for chunks: those being written, the next one, and as many recent ones for readers as fit. Must
+    /// be at least what three of the largest segments take (plus 1/7 for their slots). When records that are not yet on
+    /// disk take all of it, appends wait. All logs of a store share it; a log with no records that wait for the disk
+    /// may always have a chunk of `first_segment_bytes` more. Default: 256 MiB.
     pub memory_bytes: u64,
-    /// A memory file system in which chunk memory is kept that outlives the process: there, what was acknowledged in
-    /// memory is lost with the machine only, and opening the log again takes it up. Where it has no room, or is not
-    /// there, chunks are in the process's own memory, with a warning. Default: `/dev/shm` on Linux.
+    /// The memory file system for chunk memory that outlives the process: records acknowledged in memory there are lost
+    /// only with the machine, and opening the log again restores them. If it has no room or does not exist, chunks are
+    /// in the process's own memory, and a warning is logged. Default: `/dev/shm` on Linux.
     pub shm_dir: Option<PathBuf>,
 }
 
@@ -56,7 +56,7 @@ fn shm_dir() -> Option<PathBuf> {
     cfg!(target_os = "linux").then(|| PathBuf::from("/dev/shm"))
 }
 
-/// Where nothing stays of a test that is killed.
+/// A place where a killed test leaves nothing behind.
 #[cfg(all(test, not(loom)))]
 #[allow(clippy::unnecessary_wraps)] // as elsewhere
 fn shm_dir() -> Option<PathBuf> {
@@ -68,18 +68,18 @@ fn shm_dir() -> Option<PathBuf> {
 mod place;
 
 impl Options {
-    /// An error unless a log can be opened with these.
+    /// Errors unless a log can be opened with these options.
     #[cfg(feature = "store")]
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.clone().checked().map(drop)
     }
 
-    /// The same, with what can be rounded rounded.
+    /// The same; rounds what can be rounded.
     pub(super) fn checked(mut self) -> Result<Self, Error> {
         let bad = |reason: String| Err(Error::BadOptions { reason });
         if !CAPACITIES.contains(&self.segment_bytes) {
             return bad(format!(
-                "segment_bytes is {}, and must be between 4 KiB and 1 GiB",
+                "segment_bytes is {}, but must be between 4 KiB and 1 GiB",
                 self.segment_bytes
             ));
         }
@@ -89,7 +89,7 @@ impl Options {
         let least = 3 * Memory::footprint(self.segment_bytes);
         if self.memory_bytes < least {
             return bad(format!(
-                "memory_bytes is {}, and must be at least {least} for segments of {} bytes",
+                "memory_bytes is {}, but must be at least {least} for segments of {} bytes",
                 self.memory_bytes, self.segment_bytes
             ));
         }

@@ -1,13 +1,13 @@
-//! Producers that may repeat themselves: an append that says who sends it, and as which of its batches, is stored
-//! once however often it comes. As in Kafka, a producer has an epoch, so that an old incarnation is fenced off, and
-//! numbers its batches from 0 in each epoch.
+//! Producers that may repeat themselves: an append that says which producer it comes from, and which of the producer's
+//! batches it is, is stored once however often it is sent. As in Kafka, a producer has an epoch, so that an old
+//! incarnation is fenced off, and numbers its batches from 0 in each epoch.
 //!
-//! The state is in the log: the first frame of such a batch has an extension block with the producer, its epoch and
-//! the sequence. So the state and the records cannot disagree. A table of the producers is kept in memory, made when
-//! the first one comes: from the file `producers.json`, which says what stood in the log up to some offset, and from
-//! the frames behind that. The file is written only once all that it tells of is durable, and before anything is
-//! trimmed that it does not tell of. Where there is no such file, no producer has ever been here: so who does not use
-//! this pays nothing.
+//! The state is in the log: the first frame of such a batch has an extension block with the producer, its epoch and the
+//! sequence. So the state and the records cannot disagree. A table of the producers is kept in memory. It is built when
+//! the first producer appends: from the file `producers.json`, which describes the log up to some offset, and from the
+//! frames after that. The file is written only once everything that it describes is durable, and before anything that
+//! it does not describe is trimmed. If the file does not exist, no producer has ever used the log: so logs without
+//! producers pay nothing.
 
 use super::{
     Error, Log, NOTES, Payload, append,
@@ -27,21 +27,21 @@ use std::{
 
 /// The longest id, in bytes.
 pub const PRODUCER_ID_BYTES: usize = 64;
-/// Batches of one producer that a repeat is recognised as.
+/// How many batches of one producer are remembered to recognise repeats.
 const REMEMBERED: usize = 5;
-/// What is known of producers up to some offset.
+/// The file with what is known about producers up to some offset.
 const PRODUCERS_FILE: &str = NOTES[0];
-/// Producers of one log that are known; beyond it the least recently used is forgotten.
+/// How many producers of one log are remembered; beyond that, the least recently used one is forgotten.
 const PRODUCERS: usize = 10_000;
-/// How long a producer is known that sends nothing.
+/// How long a producer that sends nothing is remembered.
 const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Who sends a batch, and as which.
+/// Which producer sends a batch, and which of its batches it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProducerBatch<'a> {
     /// The producer's id: 1 to 64 bytes.
     pub id: &'a str,
-    /// Grows with each incarnation of the producer; an older one is refused.
+    /// Grows with each incarnation of the producer; batches of an older one are refused.
     pub epoch: u32,
     /// The batch's number: 0 for the first of an epoch, then one more for each.
     pub sequence: u64,
@@ -52,9 +52,9 @@ pub struct ProducerBatch<'a> {
 pub struct Produced {
     /// The offset of its first record.
     pub first_offset: u64,
-    /// Its records.
+    /// The number of its records.
     pub count: u64,
-    /// Whether it was there already.
+    /// Whether it had been stored before.
     pub repeated: bool,
 }
 
@@ -68,66 +68,67 @@ struct StoredBatch {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Producer {
     epoch: u32,
-    /// The last batches, the newest last; never none.
+    /// The last batches, newest last; never empty.
     batches: VecDeque<StoredBatch>,
-    /// When the newest came, in milliseconds since 1970.
+    /// When the newest batch came, in milliseconds since 1970.
     used: u64,
 }
 
-/// What `producers.json` has.
+/// The content of `producers.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Snapshot {
-    /// All batches below this offset are told of.
+    /// All batches below this offset are covered.
     up_to: u64,
     producers: BTreeMap<String, Producer>,
-    /// What the record before that offset is told by from any other, as in [`Standing`]. A log that has lost its
-    /// end and has grown again has another there. Not written by the first versions, nor where that record is lost.
+    /// What identifies the record before that offset, as in [`Standing`]: a log that has lost its end and has grown
+    /// again has another record there. Not written by the first versions, nor if that record is lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     before: Option<u32>,
-    /// CRC-32C of those above as JSON.
+    /// CRC-32C of the fields above as JSON.
     #[serde(default)]
     crc: u32,
 }
 
-/// What stands before some offset.
+/// What precedes some offset.
 enum Standing {
-    /// A record, told from any other that could stand there by CRC-32C of its time and of all that was appended.
+    /// A record, identified among all that could be there by the CRC-32C of its time and of everything that was
+    /// appended.
     Record(u32),
     /// A record that readers do not see yet, or none.
     NotDurable,
-    /// It is lost, trimmed, or cannot be read.
+    /// The record is lost, trimmed, or cannot be read.
     Unknown,
 }
 
 /// A log's producers.
 #[derive(Default)]
 pub(super) struct Producers {
-    /// Held for moments, also by threads that have others to answer: never while anything is read or written. Taken
-    /// behind the next one, where both are.
+    /// Locked only for moments, also by threads that have other callers to serve: never while the disk is read or
+    /// written. Locked after `file`, if both are.
     table: Mutex<Option<Table>>,
-    /// Held by the thread that reads or writes the file, from before it takes what it writes from the table until that is durable:
-    /// so an older state never takes the place of a newer one.
+    /// Locked by the thread that reads or writes the file, from before it copies the table until the copy is durable:
+    /// so an older state never replaces a newer one.
     file: Mutex<Saved>,
 }
 
 #[derive(Default)]
 struct Table {
     producers: BTreeMap<String, Producer>,
-    /// How often it was changed.
+    /// How many times it was changed.
     changes: u64,
 }
 
-/// What the file tells of, as far as this process knows.
+/// What the file covers, as far as this process knows.
 #[derive(Default)]
 struct Saved {
     /// All batches below this offset.
     up_to: u64,
-    /// How often the table had been changed.
+    /// How many times the table had been changed.
     changes: u64,
 }
 
 impl Table {
-    /// Where the batch is, if it is a repeat; an error if it cannot be the next one.
+    /// Where the batch is stored, if it is a repeat; an error if it cannot be the next one.
     fn find(&self, batch: &ProducerBatch<'_>) -> Result<Option<StoredBatch>, Error> {
         let refuse = |epoch, sequence| {
             Err(Error::ProducerOutOfOrder { expected_epoch: epoch, expected_sequence: sequence })
@@ -202,13 +203,14 @@ fn checksum(up_to: u64, producers: &BTreeMap<String, Producer>, before: Option<u
     crc32c::crc32c(&json.unwrap_or_default()) // plain data: cannot fail
 }
 
-/// Whether an error says that the disk cannot read a record. Others, where nothing is known of the disk, are no reason to do
-/// without what the record tells.
+/// Whether an error says that the disk cannot read a record. Other errors say nothing about the record, so they are no
+/// reason to continue without its information.
 fn cannot_be_read(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if salvage::is_unreadable(source))
 }
 
-/// What the checksum in a file of producers must be, for `fuzz/`: it gets past it so; `None` if it is no such file.
+/// The checksum that a producers file must have, so that `fuzz/` can get past the check; `None` if it is not such a
+/// file.
 #[cfg(fuzzing)]
 pub fn checksum_of(file: &[u8]) -> Option<u32> {
     let found: Snapshot = serde_json::from_slice(file).ok()?;
@@ -216,11 +218,13 @@ pub fn checksum_of(file: &[u8]) -> Option<u32> {
 }
 
 impl Log {
-    /// As [`try_append_payloads`](Self::try_append_payloads), once for each of a producer's batches: a repeat of one
-    /// of its last 5 appends nothing, and answers where it is. It is as durable as any other append; wait for it.
+    /// Like [`try_append_payloads`](Self::try_append_payloads), but stores each of a producer's batches only once: a
+    /// repeat of one of its last 5 batches appends nothing, and returns where the batch is. A batch becomes durable
+    /// like any other append; wait for it.
     ///
     /// # Errors
-    /// As there, [`Error::BadProducer`], and [`Error::ProducerOutOfOrder`], which says what was expected.
+    /// As [`try_append_payloads`](Self::try_append_payloads); [`Error::BadProducer`]; and
+    /// [`Error::ProducerOutOfOrder`], which says what was expected.
     pub fn try_append_once(
         &self,
         batch: &ProducerBatch<'_>,
@@ -230,7 +234,7 @@ impl Log {
         self.try_append_values_once(batch, payloads, expected_next)
     }
 
-    /// The same with values that need not be in one list.
+    /// The same, with values that need not be in one list.
     pub(crate) fn try_append_values_once<S: AppendValues + ?Sized>(
         &self,
         batch: &ProducerBatch<'_>,
@@ -255,7 +259,7 @@ impl Log {
             self.learn_producers()?;
         }
         let mut table = self.shared.producers.table();
-        let Some(table) = table.as_mut() else { return Err(Error::Closed) }; // once it is there, it stays
+        let Some(table) = table.as_mut() else { return Err(Error::Closed) }; // once built, it stays
         if let Some(StoredBatch { first_offset, count, .. }) = table.find(batch)? {
             return Ok(Produced { first_offset, count, repeated: true });
         }
@@ -272,7 +276,7 @@ impl Log {
         Ok(Produced { first_offset, count, repeated: false })
     }
 
-    /// Gets what [`try_append_once`](Self::try_append_once) needs into memory, which reads from the disk.
+    /// Loads what [`try_append_once`](Self::try_append_once) needs into memory, which reads from the disk.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -281,13 +285,13 @@ impl Log {
     }
 
     /// Whether [`try_append_once`](Self::try_append_once) has what it needs in memory; otherwise it reads the part of
-    /// the log that its file does not tell of. Never waits for a disk.
+    /// the log that its file does not cover. Never waits for a disk.
     pub fn knows_producers(&self) -> bool {
         self.shared.producers.table().is_some()
     }
 
-    /// Makes the table, if it is not there yet. Until it is, no batch of a producer is appended: so nothing is missed that
-    /// comes while this reads.
+    /// Builds the table, if there is none yet. Until it exists, no batch of a producer is appended, so nothing is
+    /// missed that comes while this reads.
     fn learn(&self, file: &mut Saved) -> Result<(), Error> {
         if !self.knows_producers() {
             let table = self.load_producers(file)?;
@@ -301,12 +305,12 @@ impl Log {
         let read = || tree::read(&*self.shared.env.disk, &path);
         let text =
             match read().or_else(|error| if salvage::is_unreadable(&error) { read() } else { Err(error) }) {
-                // Not even when it was asked again: as damaged as one that does not verify, and written anew likewise.
+                // Not even on the second attempt: treat it like one that does not verify, which is rewritten as well.
                 Err(error) if salvage::is_unreadable(&error) => Some(Vec::new()),
                 read => read.map_err(Error::io("read", &path))?,
             };
         let Some(text) = text else {
-            // The first producer ever: from now on there is the file, and so a reason to look at the log.
+            // The first producer ever: from now on the file exists, and with it a reason to read the log.
             self.save_producers(file, self.durable_offset(), BTreeMap::new(), Patience::Blocking)?;
             return Ok(Table::default());
         };
@@ -314,21 +318,23 @@ impl Log {
             .ok()
             .filter(|found: &Snapshot| found.crc == checksum(found.up_to, &found.producers, found.before));
         if snapshot.is_none() {
-            tracing::warn!(path = %path.display(), "damaged: what is left of the log tells of its producers");
+            tracing::warn!(path = %path.display(), "damaged: producers are read from what is left of the log");
         }
         let first = self.first_offset();
         let Snapshot { mut up_to, mut producers, before, .. } = snapshot.unwrap_or_default();
         if up_to > self.next_offset() || !self.has_before(up_to, before)? {
-            // The log has lost its end, to damage and `repair`, or is older than the file; or a program has written it that
-            // did not wait for what it told of. What came in place of that is not told of: the log tells, as far as it goes.
-            tracing::warn!(path = %path.display(), up_to, next = self.next_offset(), "tells of what the log does not have");
+            // The log has lost its end to damage and `repair`, or is older than the file; or a program wrote the file
+            // without waiting until its records were durable. The file does not cover what was appended in their place,
+            // so the log itself is read, as far as it goes.
+            tracing::warn!(path = %path.display(), up_to, next = self.next_offset(), "it describes records that the log does not have");
             producers.retain(|_, producer| {
                 producer.batches.retain(|batch| batch.first_offset.saturating_add(batch.count) <= first);
                 !producer.batches.is_empty()
             });
             up_to = first;
             if self.writable().is_ok() {
-                // At once: once the log is longer, the file would be believed, and what comes now not be read again.
+                // At once: when the log is longer, the file would be believed, and batches that come now not be read
+                // again.
                 self.save_producers(file, up_to, producers.clone(), Patience::Blocking)?;
             }
         }
@@ -346,7 +352,8 @@ impl Log {
                 }
                 Ok(None) => break,
                 Err(Error::Damaged { .. }) => {}
-                // What it told of its producer is not known, as where it is damaged; and no reason to refuse all others.
+                // What it says about its producer is unknown, as with a damaged record; that is no reason to refuse all
+                // others.
                 Err(error) if cannot_be_read(&error) => reader.seek(at + 1),
                 Err(Error::Trimmed { first, .. }) => reader.seek(first),
                 Err(error) => return Err(error),
@@ -355,7 +362,7 @@ impl Log {
         Ok(table)
     }
 
-    /// What stands before an offset.
+    /// What precedes an offset.
     fn before(&self, offset: u64) -> Result<Standing, Error> {
         let Some(last) = offset.checked_sub(1) else { return Ok(Standing::Unknown) };
         match self.reader(last).read(last) {
@@ -371,19 +378,19 @@ impl Log {
         }
     }
 
-    /// Whether the log has this record before an offset, as far as can be told.
+    /// Whether the log has this record before an offset, as far as that can be known.
     fn has_before(&self, offset: u64, noted: Option<u32>) -> Result<bool, Error> {
         let Some(noted) = noted else { return Ok(true) };
         Ok(match self.before(offset)? {
             Standing::Record(crc) => crc == noted,
-            // What was written down was durable.
+            // What was saved had been durable.
             Standing::NotDurable => false,
             Standing::Unknown => true,
         })
     }
 
-    /// Writes the file, once all that it tells of is durable: or else a repeat of what a crash takes back would be answered
-    /// as stored, and what comes in its place would not be read again.
+    /// Writes the file, once everything that it covers is durable: otherwise a repeat of a batch that a crash undoes
+    /// would be answered as stored, and what comes in its place would not be read again.
     fn save_producers(
         &self,
         file: &mut Saved,
@@ -398,7 +405,7 @@ impl Log {
                 Patience::None => return Err(Error::WouldBlock),
             }
         }
-        self.writable()?; // if it was deleted, another log may be at its path
+        self.writable()?; // if the log was deleted, another one may be at its path
         let before = match self.before(up_to)? {
             Standing::Record(crc) => Some(crc),
             _ => None,
@@ -412,15 +419,15 @@ impl Log {
         Ok(())
     }
 
-    /// Writes down what is known of producers, if anything came since, and forgets those that are too old.
+    /// Saves what is known about producers, if anything has changed, and forgets those that are too old.
     pub(crate) fn keep_producers(&self) -> Result<(), Error> {
         self.keep_changed(Patience::Blocking)
     }
 
-    /// The same, for callers that have other logs to see to.
+    /// The same, for callers that have other logs to serve.
     ///
     /// # Errors
-    /// As there; [`Error::WouldBlock`] while somebody else is at it, or the disk does not get on.
+    /// The same; [`Error::WouldBlock`] while another thread does this, or while the disk makes no progress.
     pub(crate) fn keep_producers_soon(&self) -> Result<(), Error> {
         self.keep_changed(Patience::None)
     }
@@ -442,7 +449,7 @@ impl Log {
             if let Some(oldest) = self.shared.oldest(self.shared.believed_now(), AGE) {
                 table.producers.retain(|_, producer| producer.used >= oldest);
             }
-            // Whoever appends as a producer holds the table: all their batches below this offset are in it.
+            // Appending as a producer locks the table: so all of their batches below this offset are in it.
             (self.next_offset(), table.changes, table.producers.clone())
         };
         self.save_producers(file, up_to, producers, patience)?;
@@ -450,10 +457,10 @@ impl Log {
         Ok(())
     }
 
-    /// To be called before anything below `before` is trimmed: what is told of only there is written down. Returns up to
-    /// where that is so.
+    /// Must be called before anything below `before` is trimmed: saves what is known only from there. Returns the
+    /// offset up to which that was done.
     pub(super) fn keep_producers_before(&self, before: u64, patience: Patience) -> Result<u64, Error> {
-        let before = before.min(self.next_offset()); // the first producer's batches come behind this
+        let before = before.min(self.next_offset()); // the first producer's batches come after this
         let mut file = self.shared.producers.file_for(patience)?;
         let path = self.shared.dir.join(PRODUCERS_FILE);
         if !tree::is_there(&*self.shared.env.disk, &path).map_err(Error::io("open", &path))? {
@@ -463,9 +470,9 @@ impl Log {
         if file.up_to < before {
             match self.keep(&mut file, patience) {
                 Err(Error::WouldBlock) => {}
-                // So that trimming makes room where there is none: as far as the file tells, which it does already.
+                // So that trimming can make room where there is none: trim only as far as the file covers already.
                 Err(error) if error.is_full() || error.is_transient() => {
-                    tracing::warn!(dir = %self.shared.dir.display(), %error, "trimming less: producers are not written down");
+                    tracing::warn!(dir = %self.shared.dir.display(), %error, "trimming less: producers could not be saved");
                 }
                 kept => kept?,
             }
@@ -483,7 +490,7 @@ impl Producers {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// [`file`](Self::file); [`Error::WouldBlock`] without patience, if it is held.
+    /// [`file`](Self::file); without patience, [`Error::WouldBlock`] if it is locked.
     fn file_for(&self, patience: Patience) -> Result<MutexGuard<'_, Saved>, Error> {
         match self.file.try_lock() {
             Err(TryLockError::WouldBlock) if patience == Patience::None => Err(Error::WouldBlock),
@@ -493,7 +500,7 @@ impl Producers {
         }
     }
 
-    /// Waits until the file is not being written. To be called when the log is not writable any more, so that it is not
+    /// Waits until the file is not being written. Must be called when the log is no longer writable, so that it is not
     /// written again.
     pub(super) fn settle(&self) {
         drop(self.file());

@@ -1,10 +1,10 @@
 //! Recovery: what a directory holds, and opening it for use.
 //!
-//! A [`survey`] looks at the files and [judges](judge) each segment; it changes nothing, and `verify` prints it. Opening
-//! first completes the files from shared memory that a killed process has left ([`restore`]), then acts on the survey
-//! ([`open`](mod@open)): a torn tail is [kept aside](aside), zeroed and synced before the first append, so that the next
-//! recovery cannot stop at it; damage makes the log read-only. What `repair` makes good out of shared memory is in [`mend`](mod@mend).
-//! [`dir`] has the names, the locks and the ids.
+//! A [`survey`] looks at the files and [judges](judge) each segment; it changes nothing, and `verify` prints its
+//! result. Opening first completes the files from the backings that a killed process has left ([`restore`]), then acts
+//! on the survey ([`open`](mod@open)): a torn end is [kept aside](aside), zeroed and synced before the first append, so
+//! that the next recovery cannot stop at it; damage makes the log read-only. What `repair` mends from backings is in
+//! [`mend`](mod@mend). [`dir`] has the names, the locks and the ids.
 
 mod aside;
 mod dir;

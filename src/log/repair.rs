@@ -1,6 +1,6 @@
-//! Repair: an explicit act that makes a damaged log writable again. What is damaged is kept aside, each record
-//! that still verifies stays at its offset, and each lost one is marked as lost, so that reading it says so. What opening
-//! makes good by itself, and what memory of a killed process goes on behind, stays as it is.
+//! Repair: an explicit act that makes a damaged log writable again. Damaged files are kept aside, each record that
+//! still verifies stays at its offset, and each lost one is marked as lost, so that reading it reports that. What
+//! opening fixes by itself, and whatever a backing of a killed process continues, stays as it is.
 
 use super::{
     Damage, Error, Options,
@@ -35,24 +35,25 @@ pub struct Repaired {
     pub kept: Vec<PathBuf>,
 }
 
-/// Repairs the log in `dir`, so that it can be written again. Lost records stay lost: reading them is
-/// [`Error::Damaged`], and all others keep their offsets. What memory of a process that was killed has of them is taken from
-/// there ([`Options::shm_dir`], at its default place); what it has behind them is taken up by the next opening. What opening
-/// makes good by itself is made good likewise, and does nothing more. Does nothing where nothing is damaged, and may be
-/// repeated after it was interrupted. The log must not be open.
+/// Repairs the log in `dir`, so that it can be written to again. Lost records stay lost: reading them returns
+/// [`Error::Damaged`], and all others keep their offsets. Records that are still in the memory of a killed process are
+/// recovered from there ([`Options::shm_dir`], at its default place); any that follow them are restored by the next
+/// opening. Whatever opening would fix by itself is fixed in the same way, and no further. Does nothing if nothing is
+/// damaged, and may be repeated after it was interrupted. The log must not be open.
 ///
 /// # Errors
-/// [`Error::InUse`], [`Error::NotALog`], [`Error::Newer`], [`Error::Corrupt`] for what is beyond repair,
-/// [`Error::MemoryGoesOn`], [`Error::Io`]. Nothing was changed then, but by [`Error::Io`].
+/// [`Error::InUse`], [`Error::NotALog`], [`Error::Newer`], [`Error::Corrupt`] for damage that is beyond repair,
+/// [`Error::MemoryGoesOn`], [`Error::Io`]. After any error but [`Error::Io`], nothing was changed.
 pub fn repair(dir: impl AsRef<Path>) -> Result<Repaired, Error> {
     repair_on(&*disk::native(), dir.as_ref(), Options::default().shm_dir.as_deref(), &mut |_, _| ())
 }
 
-/// As [`repair`], with backings at this place; if at none, what they have is given up where it cannot be taken up by itself.
-/// Tells `progress` after each segment how many it has looked at, and how many there are.
+/// Like [`repair`], with backings at this place. Without a place, what only backings hold is given up, unless a later
+/// opening can restore it by itself. After each segment, reports to `progress` how many segments are done, and how many
+/// there are.
 ///
 /// # Errors
-/// As there.
+/// As [`repair`].
 pub fn repair_with_progress(
     dir: impl AsRef<Path>,
     shm_dir: Option<&Path>,
@@ -68,7 +69,7 @@ pub(crate) fn repair_on(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Repaired, Error> {
     let _lock = recovery::lock(disk, dir)?;
-    // What is concluded from the names of files has to stay true.
+    // What is concluded from the names of files must stay true.
     disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
     let mut survey = recovery::deep_survey(disk, dir, progress)?;
     let Some(log) = survey.segments.first().map(|first| first.header.log) else {
@@ -94,7 +95,7 @@ pub(crate) fn repair_on(
         let path = dir.join(file::name(range.start));
         let count = u32::try_from(range.end - range.start).unwrap_or(u32::MAX);
         let secret = secret.unwrap_or(Secret(None));
-        // As old as the segment behind it, so that it goes with that, and no earlier.
+        // As old as the segment after it, so that retention drops it along with that one, and no earlier.
         let next = segments.iter().find(|found| found.header.base >= range.end);
         let created = next.map_or_else(now, |next| next.header.created);
         let header = Header { log, base: range.start, capacity: BLOCK, created, secret }; // see `write`
@@ -104,12 +105,12 @@ pub(crate) fn repair_on(
     Ok(repaired)
 }
 
-/// An error for what is beyond repair.
+/// An error if the damage is beyond repair.
 fn ensure_repairable(dir: &Path, survey: &Survey) -> Result<(), Error> {
     for range in &survey.missing {
         let count = range.end - range.start;
         if capacity_for(count.saturating_mul(frame::HEADER as u64), count).is_none() {
-            let reason = "more records are missing there than one segment holds".into();
+            let reason = "more records are missing there than one segment can hold".into();
             return Err(Error::Corrupt { path: dir.join(file::name(range.start)), reason });
         }
     }
@@ -117,17 +118,18 @@ fn ensure_repairable(dir: &Path, survey: &Survey) -> Result<(), Error> {
         None => Ok(()),
         Some(found) => Err(Error::Corrupt {
             path: found.path.clone(),
-            reason: "its header cannot be read or does not verify, and no other has what its records are verified with"
-                .into(),
+            reason:
+                "its header cannot be read or does not verify, and no other has the key that its records need"
+                    .into(),
         }),
     }
 }
 
-/// Looks for what is lost in the backings at `at`, if there is such a place.
+/// Looks for lost records in the backings at `at`, if there is such a place.
 fn mend(disk: &dyn Disk, dir: &Path, at: &Path, survey: &mut Survey) -> Result<Vec<Mended>, Error> {
     let Some(log) = survey.segments.first().map(|first| first.header.log) else { return Ok(Vec::new()) };
     let node = disk.node(dir).map_err(Error::io("look at", dir))?;
-    // Neither secret nor number: they are for making backings.
+    // Neither secret nor incarnation is needed: they are for creating backings.
     match ShmBacking::open(at, log, [0; 16], dir, node, 0) {
         Ok(shm_dir) => recovery::mend(disk, dir, &shm_dir, survey),
         Err(error) if disk::is_transient(&error) => Err(Error::io("look for backings in", at)(error)),
@@ -138,8 +140,8 @@ fn mend(disk: &dyn Disk, dir: &Path, at: &Path, survey: &mut Survey) -> Result<V
     }
 }
 
-/// Makes a segment good in its place, if nothing of it is lost, as opening does; otherwise keeps it aside, and writes it
-/// anew. Says what it was kept as.
+/// Fixes a segment in place, as opening does, if nothing of it is lost; otherwise keeps it aside and rewrites it.
+/// Returns the name it was kept under.
 fn mend_segment(
     disk: &dyn Disk,
     dir: &Path,
@@ -159,7 +161,7 @@ fn mend_segment(
         None
     };
     if found.copies != Copies::Whole {
-        // What is there was found to be durable: where the mark cannot be read, it says so from now on.
+        // Its records were found to be durable: if the mark cannot be read, it says so from now on.
         let mark = found.mark.unwrap_or_else(|| found.records());
         recovery::rewrite_header(disk, path, header, mark).map_err(Error::io("write", path))?;
     }
@@ -175,7 +177,7 @@ fn mend_segment(
     Ok(kept)
 }
 
-/// How large a segment is that has so many bytes of frames, and so many records; `None` if none may be so large.
+/// The capacity of a segment with this many bytes of frames and this many records; `None` if it would be too large.
 fn capacity_for(frames: u64, records: u64) -> Option<u64> {
     let needs = frames.checked_add(records.checked_mul(4)?)?;
     let capacity = needs.checked_next_multiple_of(BLOCK)?.max(BLOCK);
@@ -186,7 +188,7 @@ fn lost(record: u32) -> Stamp {
     Stamp { record, behind: 0, time: 0, flags: LOST }
 }
 
-/// Writes zeros where the disk cannot read what is known to be zeros.
+/// Writes zeros where the disk cannot read bytes that are known to be zeros.
 fn fill_holes(disk: &dyn Disk, path: &Path) -> io::Result<()> {
     let file = disk.open(path, true)?;
     let region = Region::read(&*file, file.len()?, true)?;
@@ -200,14 +202,14 @@ fn fill_holes(disk: &dyn Disk, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies the file as it is to a name that no file has, durably.
+/// Copies the file as it is to an unused name, durably.
 fn keep_aside(disk: &dyn Disk, dir: &Path, found: &SurveyedSegment) -> Result<PathBuf, Error> {
     let names = disk.list(dir).map_err(Error::io("list", dir))?;
     let name = file::name(found.header.base);
     let free = (1..=names.len() + 1)
         .map(|n| format!("{name}.{n}{}", recovery::ASIDE))
         .find(|name| !names.contains(name));
-    let path = dir.join(free.expect("of one more names than there are files, one is free"));
+    let path = dir.join(free.expect("more names than files were tried, so one is free"));
     let copy = || -> io::Result<()> {
         let source = disk.open(&found.path, false)?;
         let length = source.len()?;
@@ -223,7 +225,7 @@ fn keep_aside(disk: &dyn Disk, dir: &Path, found: &SurveyedSegment) -> Result<Pa
     Ok(path)
 }
 
-/// Writes the segment anew, with what is left of it.
+/// Rewrites the segment with what is left of it.
 fn rewrite(disk: &dyn Disk, dir: &Path, found: &SurveyedSegment, mended: &Mended) -> io::Result<()> {
     let source = disk.open(&found.path, false)?;
     let region = Region::read(&*source, source.len()?, true)?;
@@ -241,13 +243,13 @@ fn rewrite(disk: &dyn Disk, dir: &Path, found: &SurveyedSegment, mended: &Mended
             position.and_then(|word| frame::decode(&bytes[word as usize * WORD..], found.header.key()));
         kept.map_or((lost(record as u32), &[][..]), |found| (found.stamp(), found.frame.body))
     });
-    // A lost record's frame may be larger than what was there: empty values have the smallest one, so it is not.
+    // The frame of a lost record is never larger than what was there: its value is empty, so it has the smallest size.
     write(disk, dir, &found.header, frames, found.last_crc())
 }
 
-/// Writes a sealed segment of these frames, and gives it its name over whatever had it. Durable on return. `last_crc` is of
-/// the last frame as it was, if that is known: memory that goes on behind it is bound to that, and not to a mark that it is
-/// lost.
+/// Writes a sealed segment with these frames, and gives it its name, replacing any other file. Durable on return.
+/// `last_crc` is the CRC of the original last frame, if it is known: a backing that continues after it is bound to
+/// that, not to a frame that marks the record as lost.
 fn write<'a>(
     disk: &dyn Disk,
     dir: &Path,
@@ -269,9 +271,9 @@ fn write<'a>(
     }
     scan.words = (bytes.len() / WORD) as u32;
     scan.last_crc = last_crc.or(scan.last_crc);
-    // A header with another could not be read any more.
+    // A header with a capacity out of bounds could not be read.
     let capacity = capacity_for(bytes.len() as u64, scan.positions.len() as u64).ok_or_else(|| {
-        io::Error::other("what is left of it, with marks for what is lost, is larger than a segment may be")
+        io::Error::other("what is left of it, with marks for lost records, is larger than a segment may be")
     })?;
     let header = Header { capacity, ..*header };
     let file = SegmentFile::prepare(disk, dir, u64::MAX, header.capacity)?;
@@ -290,7 +292,7 @@ mod tests {
         log::tests::{DIR, open},
     };
 
-    /// A header that says so could not be read any more.
+    /// A header with such a capacity could not be read.
     #[test]
     fn no_segment_is_made_that_is_larger_than_one_may_be() {
         let most = *CAPACITIES.end();
@@ -304,7 +306,7 @@ mod tests {
         assert_eq!(capacity_for(u64::MAX, u64::MAX), None);
     }
 
-    /// Other segments were rewritten before that was seen.
+    /// Other segments were rewritten before it was noticed.
     #[test]
     fn what_is_beyond_repair_is_left_as_it_is() {
         let sim = Sim::new(1);

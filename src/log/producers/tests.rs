@@ -1,4 +1,4 @@
-//! Producers that repeat themselves, crash, and are written down by several at once.
+//! Producers that repeat themselves, crash, and are saved by several threads at once.
 
 use super::*;
 use crate::{
@@ -69,7 +69,7 @@ fn repeats_are_answered_gaps_and_old_epochs_refused_also_after_opening_again_and
                 assert!(log.trim(log.next_offset()).unwrap() > 10);
             }
             90 => {
-                // As after SIGKILL: what was written down is older than the log.
+                // As after SIGKILL: the saved file is older than the log.
                 log.keep_producers().unwrap();
                 let old = std::fs::read(dir.path().join(PRODUCERS_FILE)).unwrap();
                 send(&log, "b", 1, 0).unwrap();
@@ -96,20 +96,20 @@ fn repeats_are_answered_gaps_and_old_epochs_refused_also_after_opening_again_and
     assert!(!send(&log, "a", 4, 0).unwrap().repeated);
     assert_eq!(expected(send(&log, "a", 3, 120)), (4, 1));
     log.flush().unwrap();
-    // The block is no part of the value.
+    // The block is not part of the value.
     let last = log.read(log.next_offset() - 1).unwrap().unwrap();
     assert_eq!(last.value(), [0; 20]);
     log.close().unwrap();
     assert_eq!(crate::verify(dir.path()).unwrap().damage, []);
 }
 
-/// A log on this disk, beside whose first record are two that are not durable.
+/// Opens the log on this disk.
 fn first_producer(disk: std::sync::Arc<dyn crate::disk::Disk>) -> Log {
     Log::open_on(disk, Path::new("/log"), small()).unwrap()
 }
 
-/// The first file told of all that was appended, durable or not. What came in place of what was lost with the power was
-/// then not looked at after the next crash: a sequence was stored again.
+/// The first file covered everything that was appended, durable or not. The records that replaced those lost in a power
+/// failure were then not read after the next crash: a sequence was stored again.
 #[test]
 fn the_first_file_tells_of_no_more_than_is_durable() {
     for seed in 0..20 {
@@ -142,7 +142,7 @@ fn the_first_file_tells_of_no_more_than_is_durable() {
     }
 }
 
-/// As above, where the file was written by a program that did not wait.
+/// The same, if a program wrote the file without waiting.
 #[test]
 fn a_file_that_tells_of_more_than_the_log_has_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();
@@ -162,7 +162,7 @@ fn a_file_that_tells_of_more_than_the_log_has_is_not_believed() {
     let log = open(dir.path());
     let again = send(&log, "p", 0, 2).unwrap();
     assert_eq!(again, Produced { first_offset: 3, count: 3, repeated: false });
-    // Nor by the next process, after a kill: by then the log may be as long as it tells.
+    // Nor may the next process believe it after a kill: by then the log may be as long as the file says.
     let text = std::fs::read(dir.path().join(PRODUCERS_FILE)).unwrap();
     assert!(serde_json::from_slice::<Snapshot>(&text).unwrap().up_to <= 3);
     for (sequence, done) in sent.into_iter().enumerate() {
@@ -170,8 +170,8 @@ fn a_file_that_tells_of_more_than_the_log_has_is_not_believed() {
     }
 }
 
-/// A disk on which the `nth` operation of this kind on a file of producers waits until it is told to go on; and
-/// that, and the news that it waits.
+/// A disk on which the `nth` operation of this kind on a producers file waits until it is told to continue. Returns it
+/// with the sender for that, and the receiver that learns when it waits.
 fn waiting(which: Operation, nth: usize) -> (Arc<Gate>, mpsc::Sender<()>, mpsc::Receiver<()>) {
     let ((go, wait), (tell, told)) = (mpsc::channel::<()>(), mpsc::channel());
     let state = Mutex::new((0, wait));
@@ -189,8 +189,8 @@ fn waiting(which: Operation, nth: usize) -> (Arc<Gate>, mpsc::Sender<()>, mpsc::
     (gate, go, told)
 }
 
-/// Who asked whether producers are known waited until they had been read: a thread of the server, with all its
-/// connections.
+/// Callers that asked whether producers are known waited until these had been read: among them a thread of the server,
+/// with all its connections.
 #[test]
 fn nobody_who_only_asks_waits_while_producers_are_learnt_or_written_down() {
     let cases = [(Operation::Open, 1), (Operation::WriteFile, 1), (Operation::WriteFile, 2)];
@@ -263,8 +263,8 @@ fn on(sim: &Sim) -> Log {
     Log::open_on(Arc::new(sim.clone()), Path::new("/log"), small()).unwrap()
 }
 
-/// The log lost its end to rot and `repair`, and was written on by others. A batch that was lost was answered as stored, where
-/// another record stands: the file told of no more than the log had.
+/// The log lost its end to rot and `repair`, and other records were appended. A repeat of a lost batch was answered as
+/// stored, though another record is in its place: the file covered no more offsets than the log had.
 #[test]
 fn a_file_that_tells_of_what_repair_gave_up_is_not_believed() {
     let sim = Sim::new(1);
@@ -277,7 +277,7 @@ fn a_file_that_tells_of_what_repair_gave_up_is_not_believed() {
     let kept = log.next_offset();
     std::mem::forget(log);
     let sim = sim.after(crate::disk::sim::Cut::Kill);
-    // The file is cut short, as by a file system that was mended.
+    // The file is cut short, as by the repair of a file system.
     let path = Path::new("/log/00000000000000000000.seg");
     sim.damage(path, |bytes| bytes.truncate(4096 + 512));
     assert!(!on(&sim).damage().is_empty());
@@ -291,15 +291,15 @@ fn a_file_that_tells_of_what_repair_gave_up_is_not_believed() {
     let log = on(&sim);
     let (epoch, sequence) = expected(send(&log, "p", 0, 9));
     assert!((epoch, sequence) < (0, 9), "{sequence}");
-    // What is left of it is told of, and goes on.
+    // What is left of the producer is known, and continues.
     assert!(send(&log, "p", 0, sequence - 1).unwrap().repeated);
     assert!(!send(&log, "p", 0, sequence).unwrap().repeated);
     log.close().unwrap();
     assert!(send(&on(&sim), "p", 0, sequence).unwrap().repeated);
 }
 
-/// What was written down of producers tells of little, and a sector of a sealed segment cannot be read: no producer could
-/// append any more, and nothing be trimmed. With rot in place of the sector both went on.
+/// The saved file covered little, and a sector of a sealed segment could not be read: no producer could append any
+/// more, and nothing be trimmed. With rot in place of the sector both worked.
 #[test]
 fn a_sector_that_cannot_be_read_ends_neither_producers_nor_trimming() {
     for spoilt in [false, true] {
@@ -310,7 +310,7 @@ fn a_sector_that_cannot_be_read_ends_neither_producers_nor_trimming() {
             log.wait_durable(done.first_offset).unwrap();
         }
         std::thread::sleep(Duration::from_millis(50));
-        std::mem::forget(log); // no producers were written down since the first came
+        std::mem::forget(log); // no producers were saved since the first one came
         let sim = sim.after(crate::disk::sim::Cut::Kill);
         let path = Path::new("/log/00000000000000000000.seg");
         if spoilt {
@@ -326,7 +326,8 @@ fn a_sector_that_cannot_be_read_ends_neither_producers_nor_trimming() {
     }
 }
 
-/// Rot in the file was made good, and a sector of it that cannot be read ended all producers, and trimming with them, for good.
+/// Rot in the file was repaired, but an unreadable sector in it stopped all producers, and trimming with them, for
+/// good.
 #[test]
 fn a_file_that_cannot_be_read_is_as_good_as_one_that_does_not_verify() {
     let sim = Sim::new(1);
@@ -339,12 +340,12 @@ fn a_file_that_cannot_be_read_is_as_good_as_one_that_does_not_verify() {
     let path = Path::new("/log/producers.json");
     sim.spoil_at(path, 10);
     let log = on(&sim);
-    assert!(send(&log, "p", 0, 299).unwrap().repeated, "what the log has is told of");
+    assert!(send(&log, "p", 0, 299).unwrap().repeated, "what is in the log is known");
     assert!(!send(&log, "p", 0, 300).unwrap().repeated);
     send(&log, "q", 0, 0).unwrap();
     assert!(log.trim(100).unwrap() > 0);
     log.close().unwrap();
-    assert!(crate::disk::tree::read(&sim, path).unwrap().is_some(), "it was written anew");
+    assert!(crate::disk::tree::read(&sim, path).unwrap().is_some(), "it was rewritten");
     let log = on(&sim);
     assert!(send(&log, "p", 0, 300).unwrap().repeated && send(&log, "q", 0, 0).unwrap().repeated);
 }

@@ -1,6 +1,6 @@
-//! What opening cuts off and keeps: bytes behind the last record that are not zeros. They are what a crash has left of
-//! a write that nobody was told of; or, where a disk has lost what it had said was written, all that is left of
-//! records that were acknowledged. Nobody can tell these apart, so they are kept for a while.
+//! What opening cuts off and keeps aside: bytes after the last record that are not zeros. They are what a crash left of
+//! a write that was never acknowledged; or, if a disk has lost what it reported as written, all that is left of records
+//! that were acknowledged. Nobody can tell the two apart, so they are kept for a while.
 
 use super::{
     super::{Error, stats},
@@ -12,12 +12,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The most files that are kept for a log, and the most bytes of one: a commit writes no more than 8 MiB at once, or one
-/// batch.
+/// The most files that are kept for a log, and the most bytes of each: a commit writes no more than 8 MiB at once, or
+/// one batch.
 const FILES: usize = 8;
 const BYTES: usize = 16 << 20;
 
-/// Those of `names` that are of this kind, the oldest first.
+/// The torn files among `names`, oldest first.
 pub(super) fn torn_files(dir: &Path, names: &[String]) -> Vec<PathBuf> {
     let mut torn: Vec<_> =
         names.iter().filter(|name| name.ends_with(TORN)).map(|name| dir.join(name)).collect();
@@ -30,7 +30,7 @@ fn parts(path: &Path) -> Option<(&str, &str)> {
     path.file_name()?.to_str()?.strip_suffix(TORN)?.rsplit_once('-')
 }
 
-/// How many had been kept before.
+/// How many files had been kept before this one.
 fn number(path: &Path) -> u64 {
     parts(path).and_then(|(_, number)| number.parse().ok()).unwrap_or(0)
 }
@@ -39,14 +39,14 @@ fn offset(path: &Path) -> Option<u64> {
     parts(path)?.0.parse().ok()
 }
 
-/// What of `tail` is to be kept: up to its last byte that is not zero, within bounds.
+/// The part of `tail` that is to be kept: up to its last byte that is not zero, within bounds.
 pub(super) fn to_be_kept(tail: &[u8]) -> &[u8] {
     let end = tail.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
     &tail[..end.min(BYTES)]
 }
 
-/// Keeps what stands in `tail`, which is behind the record before offset `next`, if it is not all zeros. Durable on
-/// return. The oldest that are kept go where there are too many.
+/// Keeps `tail`, which follows the record before offset `next`, unless it is all zeros. Durable on return. If too many
+/// files are kept, the oldest are removed.
 pub(super) fn keep(disk: &dyn Disk, dir: &Path, next: u64, tail: &[u8]) -> Result<(), Error> {
     let kept = to_be_kept(tail);
     if kept.is_empty() {
@@ -54,7 +54,7 @@ pub(super) fn keep(disk: &dyn Disk, dir: &Path, next: u64, tail: &[u8]) -> Resul
     }
     let names = disk.list(dir).map_err(Error::io("list", dir))?;
     let torn = torn_files(dir, &names);
-    // An opening that has come so far and no further has kept it: once is enough, however often that happens.
+    // An earlier opening may have kept it and then failed: once is enough, however often that happens.
     if let Some(newest) = torn.last().filter(|newest| offset(newest) == Some(next))
         && holds(disk, newest, kept).map_err(Error::io("read", newest))?
     {
@@ -72,12 +72,13 @@ pub(super) fn keep(disk: &dyn Disk, dir: &Path, next: u64, tail: &[u8]) -> Resul
     stats::kept_torn();
     tracing::warn!(
         path = %path.display(), next_offset = next, bytes = kept.len(),
-        "cut off what a crash has left behind the last record, and kept it: nobody was told that it was stored"
+        "cut off and kept aside what a crash has left after the last record: it was never acknowledged"
     );
     Ok(())
 }
 
-/// Makes a file of these bytes, under a temporary name first: so there is all of it, or nothing. Durable on return.
+/// Creates a file with these bytes, under a temporary name first, so that there is all of it or nothing. Durable on
+/// return.
 fn write(disk: &dyn Disk, dir: &Path, path: &Path, kept: &[u8]) -> io::Result<()> {
     let temporary = dir.join("next-torn.tmp");
     let mut bytes = Aligned::new(kept.len())?;
@@ -89,7 +90,7 @@ fn write(disk: &dyn Disk, dir: &Path, path: &Path, kept: &[u8]) -> io::Result<()
     disk.sync_dir(dir)
 }
 
-/// Whether a file has just these bytes.
+/// Whether a file has exactly these bytes.
 fn holds(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<bool> {
     let file = disk.open(path, false)?;
     if file.len()? != bytes.len() as u64 {

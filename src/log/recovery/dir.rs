@@ -1,4 +1,4 @@
-//! A log's directory: which names may be in it, its locks, its id.
+//! A log's directory: the names that may be in it, its locks, its id.
 
 use super::super::Error;
 #[cfg(feature = "store")]
@@ -12,14 +12,16 @@ use std::{io, path::Path};
 
 /// The lock file's name.
 pub(super) const LOCK: &str = "lock";
-/// The lock file of all logs in a directory, beside theirs: whoever has it locked needs no lock of each.
+/// The lock file for all logs in a directory, next to their directories: whoever holds it exclusively needs no lock per
+/// log.
 pub(crate) const COMMON_LOCK: &str = ".lock";
-/// What `repair` keeps damaged files as ends like this.
+/// The suffix of damaged files that `repair` keeps.
 pub(in crate::log) const ASIDE: &str = ".damaged";
-/// What opening cuts off and keeps ends like this.
+/// The suffix of torn ends that opening cuts off and keeps.
 pub(super) const TORN: &str = ".torn";
 
-/// Notes beside the segments, each written anew as a whole: of the log's producers, and of whoever has it among others.
+/// Notes beside the segments, each always replaced as a whole: of the log's producers, and of whoever keeps the log as
+/// one of many.
 pub(crate) const NOTES: [&str; 2] = ["producers.json", "log.json"];
 
 /// Whether a log's directory may have a file of this name.
@@ -32,10 +34,10 @@ pub(super) fn is_ours(name: &str) -> bool {
         || name.ends_with(TORN)
 }
 
-/// The id of the log in `dir`, if there is one whose header can be had.
+/// The id of the log in `dir`, if there is one and one of its headers can be read.
 ///
 /// # Errors
-/// What may go better the next time.
+/// Transient errors.
 #[cfg(feature = "store")]
 pub(crate) fn id_of(disk: &dyn Disk, dir: &Path) -> io::Result<Option<LogId>> {
     for name in disk.list(dir)?.iter().filter(|name| file::base_of(name).is_some()) {
@@ -44,7 +46,7 @@ pub(crate) fn id_of(disk: &dyn Disk, dir: &Path) -> io::Result<Option<LogId>> {
             disk.open(&dir.join(name), false).and_then(|file| salvage::read(&*file, &mut block, 0, true));
         match read {
             Err(error) if is_transient(&error) => return Err(error),
-            // What cannot be read is zeros: the copy in another sector is as good.
+            // Unreadable parts are zeros: the copy in another sector is as good.
             Ok(_) => {
                 let header = block.first_chunk().and_then(|block| Header::decode(block).ok());
                 if let Some(found) = header {
@@ -57,17 +59,17 @@ pub(crate) fn id_of(disk: &dyn Disk, dir: &Path) -> io::Result<Option<LogId>> {
     Ok(None)
 }
 
-/// Takes the directory's lock, unless the directory is somebody else's.
+/// Takes the directory's lock, unless the directory holds foreign files.
 pub(in crate::log) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>, Error> {
     let own = lock_own(disk, dir)?;
-    // Whoever has the common lock has looked for the one above before, or finds it held.
+    // In this order: whoever holds the common lock exclusively has tried the lock above before, or will find it held.
     let path = dir.join("..").join(COMMON_LOCK);
     let common = disk.join_lock(&path).map_err(|error| not_locked(dir, &path, error))?;
     Ok(Box::new((own, common)))
 }
 
-/// Errors if somebody has the log open by itself. For one who has the common lock, which keeps out those who
-/// come later: so an open log needs no descriptor for a lock.
+/// Errors if somebody has opened the log by itself. For the holder of the common lock, which keeps later openers out:
+/// so an open log needs no descriptor for a lock.
 #[cfg(feature = "store")]
 pub(in crate::log) fn ensure_free(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
     lock_own(disk, dir).map(drop)

@@ -1,18 +1,19 @@
-//! The judgement of one segment: from the bytes of its file and from what is known for certain, what state it is in. No
+//! The judgement of one segment: what state it is in, given the bytes of its file and what is known for certain. No
 //! I/O.
 //!
-//! A frame that does not verify ends the log only if nothing at or after it was ever durable. What is known for certain
-//! decides, in this order, and what was merely not found never contradicts it:
+//! A frame that does not verify ends the log only if nothing at or after it was ever durable. Certain knowledge
+//! decides, in this order, and is never contradicted by something that was merely not found:
 //!
-//! - A later segment was begun where this one ended, when all before was durable: so many records it has.
-//! - The footer was written when all frames were durable: likewise.
-//! - The file was cut to size, which comes after that: then whatever its frames lack is lost.
-//! - A frame that verifies, anywhere behind the break, says how far the log was durable when it was written; the
-//!   search for it is exact.
+//! - A later segment was begun where this one ended, once everything before it was durable: that gives the number of
+//!   records.
+//! - The footer was written once all frames were durable: likewise.
+//! - The file was cut to size, which happens after that: then whatever its frames lack is lost.
+//! - A frame that verifies, anywhere after the break, says how far the log was durable when it was written; the search
+//!   for such frames is exact.
 //! - The mark of a clean close says the same.
 //!
-//! If none of these speaks for a record, it was never durable, and what is there of it is the torn end of a write. Unless
-//! the disk could not read all that is there: what was not read is not known, and nothing is cut off for it.
+//! If none of these speaks for a record, it was never durable, and what is left of it is the torn end of a write. The
+//! exception is a file that the disk could not read completely: what was not read is not known, so nothing is cut off.
 
 use super::survey::State;
 use crate::{
@@ -29,19 +30,19 @@ use crate::{
     },
 };
 
-/// What is known of a segment besides its frames.
+/// What is known about a segment besides its frames.
 pub(super) struct Known {
-    /// Records that had been durable at the last clean close; `None` if that cannot be read.
+    /// How many records were durable at the last clean close; `None` if that cannot be read.
     pub(super) mark: Option<u32>,
     /// The footer at the end of the file, if it verifies.
     pub(super) footer: Option<Footer>,
-    /// The base of the segment behind this one, counted from this one's; `None` if this is the last.
+    /// The base of the next segment, counted from this one's; `None` if this is the last.
     pub(super) next: Option<u64>,
     /// Whether its header is its own; if not, the file's full length is not known.
     pub(super) header: HeaderState,
 }
 
-/// What became of a segment's header.
+/// The state of a segment's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HeaderState {
     Verified,
@@ -51,29 +52,29 @@ pub(super) enum HeaderState {
     Unreadable,
 }
 
-/// A damaged segment: which of its records can still be read.
+/// A damaged segment, and which of its records can still be read.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::log) struct Wreck {
-    /// The word of each record plus one, or 0 where it is lost.
+    /// The word of each record plus one; 0 for records that are lost.
     pub(in crate::log) survivors: Vec<u32>,
     pub(in crate::log) words: u32,
-    /// How far its frames go on from the start without a break.
+    /// How far its frames continue from the start without a break.
     pub(super) whole: ChunkPosition,
-    /// There are frames of records that the next segment has.
+    /// It has frames of records that belong to the next segment.
     pub(super) excess: bool,
-    /// The disk could not read the header, or something behind the break.
+    /// The disk could not read the header, or something after the break.
     pub(super) unreadable: bool,
     pub(super) rest: Rest,
 }
 
-/// What is known of records behind the last one of a damaged segment.
+/// What is known about records after the last known one of a damaged segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rest {
     /// There were none.
     None,
-    /// There may be some, and it is not known how many.
+    /// There may have been some; how many is not known.
     Unknown,
-    /// Some are lost with the end of the file, and it is not known how many.
+    /// Some are lost with the end of the file; how many is not known.
     CutOff,
 }
 
@@ -83,7 +84,7 @@ pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
     let region = known.footer.map_or(bytes.len(), |footer| (footer.words as usize * WORD).min(bytes.len()));
     let found = scan::scan(&bytes[..region], key);
     let search = |found: &Scan| search::frames_from(&bytes[..region], key, found.words, found.records());
-    // What stands behind the last record may be torn, or durable and damaged: the mark would tell.
+    // The bytes after the last record may be torn, or durable and damaged: only the mark could tell.
     let unmarked = known.mark.is_none()
         && known.next.is_none()
         && bytes[found.words as usize * WORD..].iter().any(|&byte| byte != 0);
@@ -99,7 +100,7 @@ pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
         let later = search(&found);
         let mut durable = known.mark.unwrap_or(0).max(later.durable);
         if short || known.next.is_some() {
-            // Everything in it was durable; of what is lost at the end nothing is known.
+            // All frames found were durable; nothing is known about what is lost at the end.
             durable = durable.max(later.frames.last().map_or(0, |(record, _)| record + 1));
         }
         let rest = match short && known.next.is_none() {
@@ -131,17 +132,17 @@ pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
     }
 }
 
-/// How many records the segment has, if that is known for certain and no more than its bytes can hold.
+/// How many records the segment has, if that is known for certain and its bytes can hold that many.
 fn records_for_certain(known: &Known, bytes: usize) -> Option<u32> {
     let by_footer = known.footer.map(|footer| u64::from(footer.records));
-    // Where a whole segment is missing in between, the next one begins further away than this one can reach.
+    // If a whole segment is missing in between, the next one starts farther away than this one can reach.
     let reach = (bytes / frame::HEADER) as u64;
     let by_next = known.next.filter(|&records| records <= reach);
     let least = [by_footer, by_next].into_iter().flatten().min()?;
     u32::try_from(least).ok()
 }
 
-/// Whether the file has the length that sealing just these frames would have cut it to.
+/// Whether the file has the length that sealing exactly these frames would have cut it to.
 fn cut_to(bytes: &[u8], found: &Scan) -> bool {
     let records = found.records();
     records > 0 && FRAMES + bytes.len() as u64 == sealed::footer_at(records, found.words) + BLOCK
@@ -152,7 +153,7 @@ fn index_verifies(bytes: &[u8], footer: &Footer) -> bool {
     index.get(..footer.records as usize * 4).is_some_and(|index| crc32c::crc32c(index) == footer.index_crc)
 }
 
-/// What is left of a segment of which `durable` records were durable, by its bytes and what is found behind the break.
+/// What is left of a segment that had `durable` durable records, given its bytes and the frames found after the break.
 pub(super) fn wreck(frames: &[u8], found: &Scan, later: &search::Later, durable: u32) -> Wreck {
     let mut survivors: Vec<u32> = found.positions.iter().map(|position| position + 1).collect();
     let mut words = found.words;
@@ -170,8 +171,8 @@ pub(super) fn wreck(frames: &[u8], found: &Scan, later: &search::Later, durable:
     Wreck { survivors, words, whole, excess: false, unreadable: false, rest: Rest::None }
 }
 
-/// Where the log ends that was durable up to `durable`: as on any disk, behind the whole batches that follow without a
-/// gap. What stands behind a gap was never acknowledged.
+/// The end of a log that was durable up to `durable`: after the last whole batch that follows without a gap, as on an
+/// undamaged disk. Nothing after a gap was ever acknowledged.
 fn later_end(later: &search::Later, durable: u32, ends_batch: impl Fn(u32) -> bool) -> u32 {
     let (mut end, mut next) = (durable, durable);
     for &(record, word) in later.frames.iter().filter(|(record, _)| *record >= durable) {

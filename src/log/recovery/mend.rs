@@ -1,10 +1,11 @@
-//! What `repair` makes good out of the memory of a process that was killed. Opening takes up what goes on behind what the
-//! files have; where a log is damaged, it leaves that alone. So repair comes first: it takes what segments have lost, and the next opening finds what it needs to go on.
+//! What `repair` mends from the backings of a killed process. Opening restores records that continue after those in the
+//! files, but leaves a damaged log alone. So repair comes first: it recovers what segments have lost, and the next
+//! opening finds what it needs to restore the rest.
 //!
 //! # What always holds
-//! - A backing is believed to be of the same history only if each record that both have is the same, at the same place.
-//! - Nothing is removed, and nothing given up that a backing may go on behind: that is an error, until somebody says that
-//!   the backings do not count.
+//! - A backing is trusted to have the same history only if every record that both have is the same, at the same place.
+//! - Nothing is removed, and nothing is given up that a backing may continue after: that is an error, unless the caller
+//!   chooses to ignore the backings.
 
 use super::{
     super::{Damage, Error},
@@ -28,29 +29,30 @@ use std::{
 pub(in crate::log) enum Mended {
     /// It is as it was found.
     No,
-    /// What it has and a backing has, together; some records are lost all the same. The wreck in the survey is of these.
+    /// The bytes of file and backing together; some records are lost all the same. The wreck in the survey describes
+    /// these bytes.
     InPart(Aligned),
-    /// All that was lost is here, to be written with [`write`](Whole::write).
+    /// Everything that was lost is here, to be written with [`write`](Whole::write).
     Whole(Whole),
 }
 
 /// A segment of which nothing is lost.
 pub(in crate::log) struct Whole {
     frames: Aligned,
-    /// Bytes of frames.
+    /// Bytes that the frames take.
     end: usize,
-    /// What the disk cannot read.
+    /// The ranges that the disk cannot read.
     unreadable: Vec<std::ops::Range<usize>>,
-    /// How long its file is to be, at least.
+    /// The minimum length of its file.
     length: u64,
     found: usize,
 }
 
-/// Looks for what segments have lost, in the backings of the log. Changes nothing on the disk. Gives what has become of each
-/// segment.
+/// Looks in the log's backings for what segments have lost. Changes nothing on the disk. Returns what has become of
+/// each segment.
 ///
 /// # Errors
-/// [`Error::MemoryGoesOn`] where a backing may have what goes on behind what is lost for good.
+/// [`Error::MemoryGoesOn`] if a backing may continue after what is lost for good.
 pub(in crate::log) fn mend(
     disk: &dyn Disk,
     dir: &Path,
@@ -58,13 +60,13 @@ pub(in crate::log) fn mend(
     survey: &mut Survey,
 ) -> Result<Vec<Mended>, Error> {
     let mut held = held(dir, backings, survey)?;
-    // Of those of one base, the one that was begun last has the records.
+    // Among backings with one base, the one that was begun last has the records.
     held.sort_by_key(|backing| (backing.header.base, std::cmp::Reverse(backing.header.created)));
     let mut all = Vec::new();
     let bases: Vec<u64> = survey.segments.iter().map(|found| found.header.base).collect();
     for (n, found) in survey.segments.iter_mut().enumerate() {
         let mut mended = Mended::No;
-        // Of what is not damaged, opening takes up what goes on there.
+        // Undamaged segments are left to opening, which restores what continues them.
         if matches!(found.state, State::Damaged(_)) {
             let next = bases.get(n + 1).map(|next| next - found.header.base);
             let is_last = next.is_none();
@@ -93,11 +95,11 @@ fn mend_one(
     for backing in of_it {
         let frames = match backings.frames(&backing.name) {
             Ok(frames) => frames,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // it went meanwhile
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // it was removed meanwhile
             Err(error) if is_transient(&error) => {
                 return Err(Error::io("read", &backings.path(&backing.name))(error));
             }
-            // Nobody else goes on behind one that has a successor.
+            // No other backing continues after a segment that has a successor.
             Err(_) if !is_last => continue,
             Err(_) => return Err(goes_on(backings, backing, found)),
         };
@@ -113,7 +115,7 @@ fn goes_on(backings: &ShmBacking, backing: &LeftBacking, last: &SurveyedSegment)
     Error::MemoryGoesOn { backing: backings.path(&backing.name), path: last.path.clone() }
 }
 
-/// Whether a backing is of this segment.
+/// Whether a backing belongs to this segment.
 fn is_of(backing: &LeftBacking, last: &SurveyedSegment) -> bool {
     match last.origin {
         Origin::Own => backing.header == last.header,
@@ -121,7 +123,7 @@ fn is_of(backing: &LeftBacking, last: &SurveyedSegment) -> bool {
     }
 }
 
-/// Whether a backing may go on behind a segment of which records are lost, and would not be taken up once they are
+/// Whether a backing may continue after a segment that has lost records, and could not be restored once these are
 /// marked as lost.
 fn is_bound(backing: &LeftBacking, last: &SurveyedSegment, wreck: &Wreck) -> bool {
     let (end, base) = (last.end(), backing.header.base);
@@ -131,8 +133,8 @@ fn is_bound(backing: &LeftBacking, last: &SurveyedSegment, wreck: &Wreck) -> boo
             || base == end && crc_is_lost && matches!(backing.before, Before::Frame(_)))
 }
 
-/// What a damaged segment and a backing of it have together; `None` if the backing is of another history, or has nothing that
-/// the file has not.
+/// What a damaged segment and its backing have together; `None` if the backing has another history, or nothing that the
+/// file lacks.
 fn together(
     disk: &dyn Disk,
     last: &mut SurveyedSegment,
@@ -141,7 +143,7 @@ fn together(
     next: Option<u64>,
 ) -> io::Result<Option<Mended>> {
     let is_last = next.is_none();
-    // What the next segment has is not this one's, though a backing that a later process has not seen may have it.
+    // Records of the next segment are not this one's, though a backing that a later process has not seen may have them.
     let is_ours = |record: &u32| next.is_none_or(|next| u64::from(*record) < next);
     let (key, durable) = (backing.header.key(), last.records());
     let State::Damaged(damaged) = &last.state else { return Ok(None) };
@@ -165,7 +167,7 @@ fn together(
             to.copy_from_slice(from);
         }
     }
-    // Where the two disagree, one has been written over the other.
+    // Where the two disagree, one was copied over the other.
     let same = in_file.iter().all(|(record, word)| in_backing.get(record).is_none_or(|other| other == word));
     let agrees = same
         && in_backing.iter().all(|(_, &word)| {
@@ -188,7 +190,7 @@ fn together(
         last.state = State::Damaged(left);
         return Ok(Some(Mended::InPart(merged)));
     }
-    // One that was sealed is sealed again; the last one is gone on in.
+    // A segment that was sealed is sealed again; the last one stays open for appends.
     let seal = !is_last || last.footer.is_some();
     let whole = Whole {
         end: found.words as usize * WORD,
@@ -201,7 +203,7 @@ fn together(
     Ok(Some(Mended::Whole(whole)))
 }
 
-/// The word of each record whose frame verifies, wherever it stands.
+/// The word of each record whose frame verifies, wherever it is.
 fn all_frames(bytes: &[u8], key: Key) -> BTreeMap<u32, u32> {
     let found = scan::scan(bytes, key);
     let later = search::frames_from(bytes, key, found.words, found.records());
@@ -210,7 +212,7 @@ fn all_frames(bytes: &[u8], key: Key) -> BTreeMap<u32, u32> {
 }
 
 impl Whole {
-    /// Writes what was lost into the segment's file, and zeros where the disk cannot read what stands behind. Durable on
+    /// Writes what was lost to the segment's file, and zeros where the disk cannot read what follows. Durable on
     /// return.
     pub(in crate::log) fn write(&self, disk: &dyn Disk, path: &Path) -> io::Result<()> {
         const PIECE: usize = 1 << 20;
@@ -237,13 +239,13 @@ fn write_at(file: &dyn File, bytes: &[u8], at: usize) -> io::Result<()> {
 }
 
 impl SurveyedSegment {
-    /// The CRC of the last frame, also where that frame is lost: as the footer says it.
+    /// The CRC of the last frame, even if that frame is lost, according to the footer.
     pub(in crate::log) fn last_crc(&self) -> Option<u32> {
         let records = self.records();
         self.footer.filter(|footer| footer.records == records).and_then(|footer| footer.last_crc)
     }
 
-    /// Whether a damage is this segment's.
+    /// Whether the damage is in this segment.
     pub(in crate::log) fn has(&self, damage: &Damage) -> bool {
         damage.path == self.path
     }

@@ -1,5 +1,5 @@
-//! Opening a log for use: what a survey has found is completed from shared memory, made durable, sealed where it was
-//! not, and its last segment taken up again; or, where there is damage, only served.
+//! Opening a log for use: what the survey found is completed from backings and made durable, segments are sealed where
+//! they were not, and the last one is resumed; a damaged log is only opened for reading.
 
 use super::{
     super::{
@@ -36,12 +36,12 @@ use std::{
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Identity {
     log: LogId,
-    /// See [`Secret`]; of a log of format 1, the one that its next segment will have.
+    /// See [`Secret`]; for a log of format 1, the one that its next segment will have.
     secret: [u8; 16],
 }
 
 impl Identity {
-    /// As its segments say, or made at random.
+    /// The identity found in the segments; what is missing is made at random.
     fn of(env: &Environment, survey: &Survey, dir: &Path) -> Result<Self, Error> {
         let random = || random(env).map_err(Error::io("make an id for the log in", dir));
         let log =
@@ -62,7 +62,7 @@ fn random<const BYTES: usize>(env: &Environment) -> io::Result<[u8; BYTES]> {
     Ok(bytes)
 }
 
-/// Opens the log in `dir`, which is there, for use. `lock` is to be held as long.
+/// Opens the log in `dir`, which must exist, for use. The log holds `lock` as long as it is open.
 pub(in crate::log) fn open(
     env: &Environment,
     dir: &Path,
@@ -76,7 +76,7 @@ pub(in crate::log) fn open(
     let mut backings = open_backings(env, &options, &identity, dir)?;
     let mut full = None;
     if surveyed.damage.is_empty() {
-        // What is taken up from memory may need the room.
+        // First, because what is restored from memory may need the space.
         match remove_temporary(disk, dir) {
             Err(error) if error.keeps_from_writing() => full = Some(Full { error, needs: 0 }),
             removed => removed?,
@@ -84,7 +84,7 @@ pub(in crate::log) fn open(
     }
     if let Some(found) = &backings {
         full = restore::restore(disk, dir, found, &mut surveyed)?.or(full);
-        // A log of format 1 may have got its first segment with a secret just now.
+        // A log of format 1 may just have got its first segment with a secret.
         let secret = surveyed.segments.iter().find_map(|found| found.header.secret.0);
         if let Some(secret) = secret.filter(|&secret| secret != identity.secret) {
             identity.secret = secret;
@@ -99,11 +99,11 @@ pub(in crate::log) fn open(
             None => resume(env, dir, &options, &identity, found, &roller),
         };
         match resumed {
-            // Whichever operation it was that wanted room.
+            // Whichever operation it was that found no room.
             Err(error) if error.keeps_from_writing() => {
                 let again = survey(disk, dir)?.segments; // some may be sealed now
                 if again.last().is_none_or(|last| last.end() == 0) {
-                    return Err(error); // there is nothing to be read
+                    return Err(error); // there is nothing to read
                 }
                 let kept = again.last().map_or(0, |last| match &last.state {
                     State::Open(bytes, scan) => aside::to_be_kept(behind(bytes, scan)).len(),
@@ -146,8 +146,8 @@ pub(in crate::log) fn open(
     })
 }
 
-/// Where the log's backings are, if there is such a place. What may go better the next time is an error: a log that
-/// opens without what its backings have gives their offsets to other records.
+/// The log's backings, if they can be used. A transient failure is an error: a log that opens without its backings
+/// would give the offsets of their records to other records.
 fn open_backings(
     env: &Environment,
     options: &Options,
@@ -164,21 +164,21 @@ fn open_backings(
         Err(error) => {
             tracing::warn!(
                 dir = %dir.display(), at = %at.display(), %error,
-                "no memory that outlives the process: what is acknowledged in memory is lost with it"
+                "no memory that outlives the process: records acknowledged in memory are lost with it"
             );
             Ok(None)
         }
     }
 }
 
-/// Why a log is not written though nothing is damaged.
+/// Why a log cannot be written to though nothing is damaged.
 pub(in crate::log) struct Full {
     pub(in crate::log) error: Error,
-    /// Bytes of a file that could not be made.
+    /// The size in bytes of files that could not be created.
     pub(super) needs: u64,
 }
 
-/// The same as [`Error::Full`], if it was for want of room, or of a file system that can be written.
+/// Turns an error into [`Error::Full`] if it says that there is no room, or that the file system is read-only.
 fn no_room(error: Error) -> Error {
     match error {
         Error::Io { .. } if error.keeps_from_writing() => Error::Full { reason: error.to_string().into() },
@@ -186,7 +186,7 @@ fn no_room(error: Error) -> Error {
     }
 }
 
-/// Whether there is room for going on in a log that had none when it was opened.
+/// Whether there is room to continue in a log that had none when it was opened.
 #[cfg(feature = "store")]
 pub(in crate::log) fn has_room(log: &Shared) -> bool {
     let Some(Full { needs, .. }) = &log.full else { return false };
@@ -199,28 +199,28 @@ pub(in crate::log) fn has_room(log: &Shared) -> bool {
     }
 }
 
-/// What opening has come to.
+/// The result of opening.
 struct Opening {
     segments: Vec<Arc<Segment>>,
     active: Arc<Active>,
     done: ChunkPosition,
     /// No record was appended later than this, in milliseconds since 1970.
     clock: u64,
-    /// Room for the active chunk.
+    /// The memory budget claimed for the active chunk.
     claim: Claim,
-    /// Why it is read-only, for want of room.
+    /// Why it is read-only, if that is for lack of room.
     full: Option<Full>,
 }
 
-/// Makes durable what a file has: a process that was killed may have written it, and not have come to sync it. Only
-/// then may it be called durable.
+/// Makes the content of a file durable: a process that was killed may have written it without getting to sync it. Only
+/// afterwards may it be called durable.
 fn sync(disk: &dyn Disk, path: &Path, write: bool) -> Result<Box<dyn File>, Error> {
     let file = disk.open(path, write).map_err(Error::io("open", path))?;
     file.sync().map_err(Error::io("sync", path))?;
     Ok(file)
 }
 
-/// Removes what was made ready for segments that were never begun.
+/// Removes what was prepared for segments that were never begun.
 fn remove_temporary(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
     for name in disk.list(dir).map_err(Error::io("list", dir))? {
         if file::is_temporary(&name) {
@@ -231,7 +231,7 @@ fn remove_temporary(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Opens what is not damaged for appending.
+/// Opens an undamaged log for appending.
 fn resume(
     env: &Environment,
     dir: &Path,
@@ -258,8 +258,8 @@ fn resume(
                 seal.map_err(Error::io("seal", &path))?
             }
             State::Open(bytes, scan) => {
-                // Where other logs of a store have taken the memory, it goes on in a segment of the smallest size. Of that there
-                // is always room for one.
+                // If other logs of a store have taken the memory, the log continues in a segment of the smallest size,
+                // for which there is always room.
                 let claim = (header.capacity <= options.segment_bytes).then(|| {
                     let least = || roller.claim_least(header.capacity);
                     let is_small = header.capacity <= options.first_segment_bytes;
@@ -268,7 +268,7 @@ fn resume(
                 let claim = claim.flatten();
                 if claim.is_none() && scan.records() == 0 {
                     aside::keep(disk, dir, header.base, &bytes)?;
-                    // Another one takes its place, and its name.
+                    // Another segment takes its place, and its file name.
                     (previous.end, previous.clock) = (header.base, previous.clock.max(header.created));
                     break;
                 }
@@ -278,7 +278,7 @@ fn resume(
                     let mut memory =
                         roller.memory(header.capacity).map_err(Error::io("get memory for", dir))?;
                     memory.label(&header.label(), previous.crc(disk, header.base));
-                    // No byte more: what stood behind would be taken up by the next process, should this be killed.
+                    // Not a byte more: if this process is killed, the next one would restore whatever follows.
                     memory.load(&bytes[..scan.words as usize * 8]);
                     let share = Some(roller.share());
                     let chunk = Arc::new(Chunk::recovered(memory, share, &scan.positions, scan.words));
@@ -303,21 +303,21 @@ fn resume(
         previous.segment = Some((path, header, sealed));
         segments.push(Arc::new(Segment::cold(header, sealed.into()).aged(sealed.last_time)));
     }
-    // No segment is open: begin one, so that there is always one on the disk, and trimming may drop all others.
+    // No segment is open: begin one, so that there is always one on the disk and trimming may drop all others.
     begin(env, dir, options, identity, &previous, segments, roller)
 }
 
-/// The segment before one, sealed; and until when all up to it were appended.
+/// The segment before another one, which is sealed; and, in `clock`, when the newest record so far was appended.
 #[derive(Default)]
 struct Previous {
     segment: Option<(PathBuf, Header, Footer)>,
-    /// No record behind it has an offset below this.
+    /// No later record has an offset below this.
     end: u64,
     clock: u64,
 }
 
 impl Previous {
-    /// What stands before the segment at `base`.
+    /// What precedes the segment at `base`.
     fn crc(&self, disk: &dyn Disk, base: u64) -> Before {
         let Some((path, header, footer)) = &self.segment else {
             return if base == 0 { Before::Nothing } else { Before::Unknown };
@@ -330,18 +330,18 @@ impl Previous {
             let record = footer.records.saturating_sub(1);
             sealed::crc_of(&*disk.open(path, false)?, &sealed, header.key(), record)
         };
-        // A record that cannot be read is an error for those who read it.
+        // A record that cannot be read is an error only for its readers.
         io::Result::ok(read()).flatten().map_or(Before::Unknown, Before::Frame)
     }
 }
 
-/// What stands behind the last record.
+/// The bytes after the last record.
 fn behind<'a>(bytes: &'a [u8], scan: &Scan) -> &'a [u8] {
     &bytes[(scan.words as usize * 8).min(bytes.len())..]
 }
 
-/// Makes the last segment's file good for going on in it: what it has is durable, zeros follow, and there is room for all
-/// that it may have.
+/// Prepares the last segment's file for more appends: its records are durable, zeros follow them, and its full length
+/// is reserved.
 fn take_up(
     disk: &dyn Disk,
     dir: &Path,
@@ -351,7 +351,7 @@ fn take_up(
     scan: &Scan,
 ) -> Result<SegmentFile, Error> {
     let file = sync(disk, path, true)?;
-    // A file that was copied, or restored, may have holes.
+    // A file that was copied, or restored from a backup, may have holes.
     file.reserve(file::length(header.capacity)).map_err(Error::io("reserve the room of", path))?;
     let next = header.base + u64::from(scan.records());
     aside::keep(disk, dir, next, behind(bytes, scan))?;
@@ -360,7 +360,7 @@ fn take_up(
     Ok(written)
 }
 
-/// Begins the segment behind `previous`.
+/// Begins the segment after `previous`.
 fn begin(
     env: &Environment,
     dir: &Path,
@@ -378,7 +378,7 @@ fn begin(
     let capacity = capacity.min(options.segment_bytes);
     let claim = roller.try_claim(capacity);
     let capacity = if claim.is_some() { capacity } else { options.first_segment_bytes };
-    // Where there is no room for that on the disk, one of the smallest size may still go on.
+    // If the disk has no room for that, a segment of the smallest size may still fit.
     let sizes = [capacity, options.first_segment_bytes.min(capacity)];
     let mut made = sizes.into_iter().map(|capacity| (capacity, SegmentFile::prepare(disk, dir, 0, capacity)));
     let made = made.find(|(capacity, made)| {
@@ -411,7 +411,7 @@ fn begin(
     })
 }
 
-/// Writes the header block of a segment that was begun, with this mark. Durable on return.
+/// Rewrites the header block of a segment that was begun, with this mark. Durable on return.
 pub(in crate::log) fn rewrite_header(
     disk: &dyn Disk,
     path: &Path,
@@ -423,12 +423,13 @@ pub(in crate::log) fn rewrite_header(
     disk.open(path, true)?.write_at(&[IoSlice::new(&block)], 0)
 }
 
-/// Seals a segment whose frames are whole, as after closing it.
+/// Seals a segment whose frames are whole, as when it was closed normally.
 pub(in crate::log) fn seal(file: &dyn File, header: &Header, scan: &Scan) -> io::Result<Footer> {
     sealed::seal(file, header, scan.summary(), scan.positions.iter().copied())
 }
 
-/// Opens for reading only what is damaged, or on a disk without room: nothing is written, and all that verifies is served.
+/// Opens a log for reading only, if it is damaged or its disk has no room: nothing is written, and everything that
+/// verifies can be read.
 fn read_only(
     disk: &dyn Disk,
     dir: &Path,
@@ -436,8 +437,8 @@ fn read_only(
     found: Vec<SurveyedSegment>,
     roller: &Roller,
 ) -> Result<Opening, Error> {
-    // What is served is told by the names of the files too: after a loss of power, that of the last one could be gone, and what is
-    // damaged before it be taken for a torn end.
+    // What can be read depends on the names of the files too: a power failure could take the last one's name, and
+    // damage before it would then be taken for a torn end.
     disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
     let mut segments = Vec::new();
     let (mut end, mut clock) = (0, 0);
@@ -464,7 +465,7 @@ fn read_only(
     }
     let memory = Memory::new(BLOCK).map_err(Error::io("get memory for", dir))?;
     let chunk = Arc::new(Chunk::new(memory, None));
-    chunk.close(); // what is appended finds no room, and is then told why
+    chunk.close(); // appends find no room, and then get the reason
     let header = identity.header(end, BLOCK, 0);
     let segment = Arc::new(Segment::new(header, None, Arc::clone(&chunk)));
     Ok(Opening {

@@ -1,17 +1,19 @@
-//! Taking up the backings that a process left which ended without closing the log: before anything else is done with the
-//! segment files, what a backing has and they have not is written to them, and the survey completed likewise. The rest of
-//! recovery finds it there, and needs to know nothing of backings.
+//! Restoring from backings that a process left which ended without closing the log. Before anything else is done with
+//! the segment files, records that only a backing has are written to them, and the survey is completed likewise. The
+//! rest of recovery finds them there, and needs to know nothing about backings.
 //!
 //! A record counts if its frame verifies and follows without a gap, just as on disk. With `Durability::Memory`, and
-//! with an append that waits for `published`, nothing is acknowledged while an earlier record is still being copied,
-//! so what stands behind a gap was never acknowledged; unless the memory has rotted, which nobody can tell from a record
-//! that was being copied: so frames behind a gap are kept aside. Being killed in here does no harm: the backings go last.
+//! with an append that waits for `published`, nothing is acknowledged while an earlier record is still being copied, so
+//! nothing after a gap was ever acknowledged. The exception is rot in memory, which nobody can tell from a record that
+//! was being copied: so frames after a gap are kept aside. Being killed in here does no harm: the backings are removed
+//! last.
 //!
 //! # What always holds
-//! - A backing goes on only behind its own history: in the segment that its process has begun, behind the very bytes
-//!   that it begins with; or behind the frame that stood before it, told by that frame's CRC.
-//! - A backing is removed only if it holds no record, or the disk has all its records, byte for byte, or had them before
-//!   they were trimmed. Any other stays, and is told of.
+//! - A backing continues only its own history: in the segment that its process has begun, if the file's frames are
+//!   exactly the bytes that the backing starts with; or after the frame that preceded it, identified by that frame's
+//!   CRC.
+//! - A backing is removed only if it holds no record, or the disk has all its records, byte for byte, or had them
+//!   before they were trimmed. Any other backing stays, and is reported.
 
 use super::{
     super::{Error, stats},
@@ -46,14 +48,15 @@ pub(super) struct LeftBacking {
     incarnation: u64,
     pub(super) before: Before,
     sealed: bool,
-    /// The end of its records, and the CRC of the last: for the one that goes on behind it, once that is known.
+    /// The end of its records, and the CRC of the last one, once known: for the backing that continues after it.
     end: Option<(u64, Option<u32>)>,
-    /// What stands behind a gap, if there are frames.
+    /// The bytes after a gap, if there are frames.
     torn: Vec<u8>,
 }
 
-/// Completes the segment files and the survey from the backings. Backings of which nothing is needed any more are removed. Says
-/// so if there is no room for keeping aside what one of them has: that backing stays, and the log is not to be written.
+/// Completes the segment files and the survey from the backings. Removes backings that are no longer needed. Returns
+/// `Full` if there is no room to keep aside what one of them holds: that backing stays, and the log must not be written
+/// to.
 pub(super) fn restore(
     disk: &dyn Disk,
     dir: &Path,
@@ -67,14 +70,14 @@ pub(super) fn restore(
     }
     let first = survey.segments.first().map_or(0, |first| first.header.base);
     let mut kept = Vec::new();
-    // By base, so that each goes on where the one before has ended. Of two with one base, one is of a chunk that was
-    // replaced while it was empty.
+    // By base, so that each continues where the one before it ended. Of two with the same base, one belongs to a chunk
+    // that was replaced while it was empty.
     held.sort_by_key(|backing| backing.header.base);
     for n in 0..held.len() {
         let (before, rest) = held.split_at_mut(n);
         let Some(backing) = rest.first_mut() else { break };
         let restored = take_up(disk, dir, backings, survey, before, backing);
-        match restored.map_err(Error::io("take up from memory what is missing in", dir))? {
+        match restored.map_err(Error::io("restore from memory what is missing in", dir))? {
             Fate::Needless => {}
             Fate::Kept if backing.end.is_some_and(|(end, _)| end <= first) => {} // trimmed
             Fate::Kept => kept.push(n),
@@ -83,7 +86,7 @@ pub(super) fn restore(
     let mut full = None;
     for (n, backing) in held.iter().enumerate() {
         if kept.contains(&n) {
-            tell(backings, [&*backing.name], "its records do not go on where the log ends");
+            tell(backings, [&*backing.name], "its records do not continue where the log ends");
             continue;
         }
         if let Some((end, _)) = backing.end {
@@ -100,8 +103,8 @@ pub(super) fn restore(
     Ok(full)
 }
 
-/// The backings of this log that hold a segment. Those that hold none are removed, and those that nobody understands told
-/// of.
+/// The backings of this log that hold a segment. Removes those that hold none, and reports those that it does not
+/// understand.
 pub(super) fn held(dir: &Path, backings: &ShmBacking, survey: &Survey) -> Result<Vec<LeftBacking>, Error> {
     let log = survey.segments.first().map_or_else(|| backings.log(), |first| first.header.log);
     let mut held = Vec::new();
@@ -131,7 +134,7 @@ pub(super) fn held(dir: &Path, backings: &ShmBacking, survey: &Survey) -> Result
     Ok(held)
 }
 
-/// Says of backings that they stay, and why.
+/// Reports that backings stay, and why.
 fn tell<'a>(backings: &ShmBacking, names: impl IntoIterator<Item = &'a str>, why: &str) {
     for name in names {
         stats::kept_backing();
@@ -142,7 +145,7 @@ fn tell<'a>(backings: &ShmBacking, names: impl IntoIterator<Item = &'a str>, why
     }
 }
 
-/// Whether there is no damage but what a backing may mend: in the last segment, which is not sealed.
+/// Whether there is no damage except what a backing may mend: in the last segment, which is not sealed.
 fn may_go_on(survey: &Survey) -> bool {
     let mends = |last: &SurveyedSegment| matches!(&last.state, State::Damaged(wreck) if wreck.rest == Rest::None && !wreck.unreadable);
     match survey.segments.last() {
@@ -153,12 +156,13 @@ fn may_go_on(survey: &Survey) -> bool {
 
 /// What becomes of a backing.
 enum Fate {
-    /// It holds nothing, or nothing that the disk has not, now.
+    /// It holds nothing, or nothing that the disk does not have by now.
     Needless,
     Kept,
 }
 
-/// Writes what the backing has and the log has not, if it goes on there. `earlier` are the backings looked at before.
+/// Writes the records that the backing has and the log lacks, if they continue the log. `earlier` are the backings
+/// handled before.
 fn take_up(
     disk: &dyn Disk,
     dir: &Path,
@@ -175,8 +179,8 @@ fn take_up(
     }
     let frames = match backings.frames(&backing.name) {
         Ok(frames) => frames,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Fate::Needless), // it went meanwhile
-        // The next time it may be read: until then nothing else gets the offsets of its records.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Fate::Needless), // it was removed meanwhile
+        // The next attempt may read it; until then nothing else may get the offsets of its records.
         Err(error) if is_transient(&error) => return Err(error),
         Err(error) => {
             tracing::error!(backing = %backings.path(&backing.name).display(), %error, "a backing cannot be read");
@@ -197,7 +201,7 @@ fn take_up(
         Some(n) if same_bytes(disk, &survey.segments[n], &frames)? => {
             let found = &survey.segments[n];
             let words = words_of(found).unwrap_or(0);
-            // One who could not see the backing may have sealed the segment before all that is in it.
+            // A process that could not see the backing may have sealed the segment without all of its records.
             if let Some(&(last, _)) = search::frames_from(&frames, key, words, found.records()).frames.last()
             {
                 backing.end = Some((backing.header.base + u64::from(last) + 1, None));
@@ -223,7 +227,7 @@ fn take_up(
         go_on_behind(disk, dir, survey, backing, scan, frames)?;
         return Ok(Fate::Needless);
     }
-    // The disk may have the same records in a segment that was begun anew, or written by `repair`.
+    // The disk may have the same records in a segment that was begun anew, or that `repair` wrote.
     let there = survey.segments.iter().find(|found| found.header.base == backing.header.base);
     let covered = there.filter(|found| found.header.key() == key && found.records() >= scan.records());
     let whole = &frames[..scan.words as usize * frame::WORD];
@@ -237,8 +241,8 @@ fn take_up(
     }
 }
 
-/// From where the frames of a backing do not go on, to the end of the last one that is there all the same, or of the one
-/// that has all but a CRC that matches; empty if there is none.
+/// The bytes from where the frames of a backing break off to the end of the last frame found after that; or, if there
+/// is none, to the end of a next frame that lacks only a matching CRC. Empty if there is neither.
 fn behind_gap<'a>(frames: &'a [u8], key: frame::Key, scan: &Scan) -> &'a [u8] {
     let later = search::frames_from(frames, key, scan.words, scan.records());
     let gap = scan.words as usize * frame::WORD;
@@ -251,13 +255,13 @@ fn behind_gap<'a>(frames: &'a [u8], key: frame::Key, scan: &Scan) -> &'a [u8] {
     end.and_then(|end| frames.get(gap..end)).unwrap_or_default()
 }
 
-/// Where a backing ends that has these frames.
+/// Where a backing with these frames ends.
 fn end_of(backing: &LeftBacking, scan: &Scan) -> (u64, Option<u32>) {
     (backing.header.base + u64::from(scan.records()), scan.last_crc)
 }
 
-/// Goes on in the last segment, which is not sealed, if the backing begins with just the frames that its file has; says
-/// whether it does.
+/// Continues in the last segment, which is not sealed, if the backing starts with exactly the frames that its file has;
+/// returns whether it does.
 fn go_on_in_place(
     disk: &dyn Disk,
     dir: &Path,
@@ -268,13 +272,13 @@ fn go_on_in_place(
     let (header, key) = (backing.header, backing.header.key());
     let Some(last) = survey.segments.last_mut() else { return Ok(false) };
     if let State::Damaged(wreck) = &last.state {
-        // From the first break on, the backing may be whole.
+        // The backing may be whole from the first break on.
         let file = disk.open(&last.path, false)?;
         let bytes = Region::read(&*file, file.len()?, false)?;
         let (scan, durable) = (scan::scan(&bytes, key), last.records());
         let begins = scan.words as usize * frame::WORD;
-        // What stands in the file behind the break says whether the backing is of the same history: another process may
-        // have gone on from there, without this backing.
+        // The frames in the file after the break show whether the backing has the same history: another process may
+        // have continued there without this backing.
         let same = |word: u32| {
             let at = word as usize * frame::WORD;
             let length =
@@ -289,7 +293,7 @@ fn go_on_in_place(
             return Ok(false);
         }
         last.state = State::Open(bytes, scan);
-        survey.damage.clear(); // it is in what is written now
+        survey.damage.clear(); // what is written below mends it
     }
     let State::Open(there, scan) = &mut last.state else { return Ok(false) };
     let from = scan.words;
@@ -311,7 +315,7 @@ fn go_on_in_place(
     Ok(true)
 }
 
-/// Begins the next segment, with what the backing has.
+/// Begins the next segment with the records of the backing.
 fn go_on_behind(
     disk: &dyn Disk,
     dir: &Path,
@@ -325,8 +329,9 @@ fn go_on_behind(
     let segment = SegmentFile::prepare(disk, dir, 0, header.capacity)?;
     segment.begin(disk, dir, &header)?;
     write(segment.file(), &frames, 0, scan.words)?;
-    frames[scan.words as usize * frame::WORD..].fill(0); // as the file is
-    // One of the same base was replaced while it was empty, and its file just now: sealing it would write over this.
+    frames[scan.words as usize * frame::WORD..].fill(0); // as in the file
+    // A segment of the same base was replaced while it was empty, and its file was just now: sealing it would write
+    // over this one.
     survey.segments.retain(|found| found.header.base != header.base);
     if let Some(last) = survey.segments.last_mut()
         && let State::Open(_, scan) = &mut last.state
@@ -351,11 +356,11 @@ fn go_on_behind(
 fn told(dir: &Path, header: &Header, scan: &Scan) {
     tracing::info!(
         dir = %dir.display(), base = header.base, up_to = header.base + u64::from(scan.records()),
-        "taking up records from memory"
+        "restoring records from memory"
     );
 }
 
-/// Writes the frames from one word to another, and zeros to the end of the block. Durable on return.
+/// Writes the frames from one word to another, and zeros up to the end of the block. Durable on return.
 fn write(file: &dyn File, frames: &Aligned, from: u32, to: u32) -> io::Result<()> {
     const PIECE: usize = 1 << 20;
     let block = BLOCK as usize;
@@ -373,16 +378,16 @@ fn write(file: &dyn File, frames: &Aligned, from: u32, to: u32) -> io::Result<()
     Ok(())
 }
 
-/// Whether the frame before the backing's first record is the one before the log's end.
+/// Whether the frame before the backing's first record is the last frame of the log.
 fn follows(backing: &LeftBacking, earlier: &[LeftBacking], at_end: Before) -> bool {
-    // What stands before a chunk is noted when it is durable; until then the chunk before is in memory as well.
+    // What precedes a chunk is noted once it is durable; until then the chunk before it is in memory as well.
     let before = match backing.before {
         Before::Unknown => earlier
             .iter()
             .filter(|other| other.incarnation == backing.incarnation)
             .filter_map(|other| {
                 let (end, crc) = other.end.filter(|(end, _)| *end == backing.header.base)?;
-                // What stands before one that ended empty stands before the one that took its place.
+                // What precedes a chunk that ended empty also precedes the chunk that replaced it.
                 let empty = end == other.header.base;
                 crc.map(Before::Frame).or_else(|| empty.then_some(other.before))
             })
@@ -394,7 +399,7 @@ fn follows(backing: &LeftBacking, earlier: &[LeftBacking], at_end: Before) -> bo
     before == at_end && before != Before::Unknown || before == Before::Unknown && backing.incarnation == 0
 }
 
-/// What stands before the log's end.
+/// What precedes the end of the log.
 fn before_end(disk: &dyn Disk, survey: &Survey) -> io::Result<Before> {
     let Some(last) = survey.segments.iter().rfind(|found| found.records() > 0) else {
         let empty = survey.segments.last().is_none_or(|last| last.end() == 0);
@@ -416,7 +421,7 @@ fn last_crc(disk: &dyn Disk, found: &SurveyedSegment) -> io::Result<Option<u32>>
     }
 }
 
-/// Whether a segment that is not written any more has just the frames that a backing begins with.
+/// Whether a segment that is no longer written has exactly the frames that a backing starts with.
 fn same_bytes(disk: &dyn Disk, found: &SurveyedSegment, frames: &[u8]) -> io::Result<bool> {
     let Some(words) = words_of(found) else { return Ok(false) };
     match frames.get(..words as usize * frame::WORD) {
@@ -425,7 +430,7 @@ fn same_bytes(disk: &dyn Disk, found: &SurveyedSegment, frames: &[u8]) -> io::Re
     }
 }
 
-/// Words of the frames of a segment that is not written any more.
+/// The words that the frames of a segment take that is no longer written.
 fn words_of(found: &SurveyedSegment) -> Option<u32> {
     match &found.state {
         State::Sealed(footer) => Some(footer.words),
@@ -434,7 +439,7 @@ fn words_of(found: &SurveyedSegment) -> Option<u32> {
     }
 }
 
-/// Whether the first frames in a segment's file are just these bytes, for all that the disk can read.
+/// Whether the first frames in a segment's file are exactly these bytes; `false` if the disk cannot read them all.
 fn file_begins_with(disk: &dyn Disk, path: &Path, frames: &[u8]) -> io::Result<bool> {
     const PIECE: usize = 1 << 20;
     let file = disk.open(path, false)?;

@@ -1,5 +1,5 @@
-//! What a directory holds: every segment, judged, and what is missing between them. Nothing is changed, and at most one
-//! file is open at a time.
+//! What a directory holds: every segment with its judgement, and what is missing between them. Changes nothing, and has
+//! at most one file open at a time.
 
 use super::{
     super::{Damage, Error, environment::now},
@@ -31,7 +31,7 @@ pub(in crate::log) struct Survey {
     pub(in crate::log) damage: Vec<Damage>,
     /// Ranges of offsets for which there is no file.
     pub(in crate::log) missing: Vec<Range<u64>>,
-    /// What earlier openings have cut off and kept.
+    /// The torn ends that earlier openings have cut off and kept.
     pub(in crate::log) torn: Vec<PathBuf>,
 }
 
@@ -40,11 +40,11 @@ pub(in crate::log) struct SurveyedSegment {
     pub(in crate::log) header: Header,
     pub(in crate::log) origin: Origin,
     pub(in crate::log) copies: Copies,
-    /// Records that had been durable at the last clean close; `None` if that cannot be read.
+    /// How many records were durable at the last clean close; `None` if that cannot be read.
     pub(in crate::log) mark: Option<u32>,
     /// The footer at the end of the file, if it verifies.
     pub(in crate::log) footer: Option<Footer>,
-    /// The disk cannot read some of its frames, and they verify with zeros there, which must be what it has.
+    /// The disk cannot read some of its frames, which verify with zeros in their place; so zeros must be what it has.
     pub(in crate::log) holes: bool,
     pub(in crate::log) path: PathBuf,
     pub(in crate::log) state: State,
@@ -55,30 +55,30 @@ pub(in crate::log) struct SurveyedSegment {
 pub(in crate::log) enum Origin {
     /// Its own file.
     Own,
-    /// It was made up, from the other segments' headers and the file's name.
+    /// It was made up from the other segments' headers and the file's name.
     MadeUp,
-    /// Likewise, and whether the log has a secret stands nowhere else: there is something in the file, and nothing to
-    /// verify it with.
+    /// Likewise; but no other header has a secret, and the file holds data that does not verify without one.
     WithoutKey,
 }
 
-/// What became of the copies of a header that could be read.
+/// The state of a header's copies, if at least one of them verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::log) enum Copies {
     Whole,
-    /// One does not verify: opening writes the header anew.
+    /// One does not verify: opening rewrites the header.
     Damaged,
-    /// A sector of the header's block cannot be read. Nothing is written there: the mark may be in it.
+    /// A sector of the header's block cannot be read. The block is not rewritten, because the mark may be in that
+    /// sector.
     Unreadable,
 }
 
 pub(in crate::log) enum State {
-    /// Index and footer are there; the frames were looked at only if the survey was deep.
+    /// It has its index and footer; its frames were read only if the survey was deep.
     Sealed(Footer),
-    /// All frames are there; index and footer are not, or not right, or the file was not cut to size, and all of that
+    /// All its frames are there, but index or footer is missing or wrong, or the file was not cut to size. All of that
     /// can be derived.
     Unsealed(Scan),
-    /// The last segment, not sealed: its frames' region as the file has it, and what verifies of it.
+    /// The last segment, not sealed: its frames' region as the file has it, and the part of it that verifies.
     Open(Region, Scan),
     /// Records are damaged.
     Damaged(Wreck),
@@ -98,12 +98,12 @@ impl SurveyedSegment {
     }
 }
 
-/// Looks at all that is in `dir`, and changes nothing. Only the segments that are not sealed are read.
+/// Looks at everything in `dir`, and changes nothing. Reads only segments that are not sealed.
 pub(super) fn survey(disk: &dyn Disk, dir: &Path) -> Result<Survey, Error> {
     look(disk, dir, false, &mut |_, _| ())
 }
 
-/// The same, and verifies every frame. Tells `progress` how many segments it has looked at, of how many.
+/// The same, and verifies every frame. Reports to `progress` how many segments are done, and of how many.
 pub(in crate::log) fn deep_survey(
     disk: &dyn Disk,
     dir: &Path,
@@ -133,7 +133,7 @@ fn look(
         if let Some(before) = survey.segments.last().map(SurveyedSegment::end).filter(|&before| before < base)
         {
             survey.missing.push(before..base);
-            survey.damage.push(Damage::new(before..base, dir, "no segment file has them"));
+            survey.damage.push(Damage::new(before..base, dir, "no segment file holds them"));
         }
         let next = heads.get(n + 1).map(|next| next.decoded.header.base);
         let (state, holes) = examine(disk, head, next, deep).map_err(Error::io("read", &head.path))?;
@@ -147,7 +147,7 @@ fn look(
     Ok(survey)
 }
 
-/// What a segment file says of itself, at its beginning and at its end.
+/// What a segment file says about itself at its start and at its end.
 struct Head {
     path: PathBuf,
     /// Made up from the others and the file's name, if its own does not verify.
@@ -187,7 +187,8 @@ fn read_heads(
                 make_up(disk, &path, state, base, &others).map_err(Error::io("read", &path))?
             }
             (Err((path, _)), None) => {
-                let reason = "its header cannot be read or does not verify, and no other tells what it was";
+                let reason =
+                    "its header cannot be read or does not verify, and no other segment shows what it was";
                 return Err(Error::Corrupt { path, reason: reason.into() });
             }
         };
@@ -201,7 +202,7 @@ fn read_heads(
     Ok(all)
 }
 
-/// The header and footer of a segment; or, if it has no header that verifies, what is wrong with that.
+/// The header and footer of a segment; or, if no copy of its header verifies, what is wrong with it.
 fn read_head(
     disk: &dyn Disk,
     path: PathBuf,
@@ -239,23 +240,23 @@ fn read_head(
     Ok(Ok(Head { path, decoded, state, origin, copies, mark, length, footer }))
 }
 
-/// When the last record of a segment was appended, as far as its header and footer tell.
+/// When the last record of a segment was appended, as far as its header and footer say.
 fn last_time(head: &Head) -> u64 {
     head.decoded.header.created + head.footer.map_or(0, |footer| footer.last_time)
 }
 
-/// What the other segments of a log tell of one.
+/// What the other segments of a log reveal about one.
 struct Others {
     log: LogId,
     secret: Option<[u8; 16]>,
-    /// It was begun no earlier than this.
+    /// The segment was begun no earlier than this.
     before: u64,
-    /// When the next one was begun.
+    /// When the next segment was begun.
     after: Option<u64>,
 }
 
-/// Makes up the header of a segment whose own is not to be had: of the format in which more of its frames verify. Its
-/// last record is taken to be as young as it may be: no record expires early for that.
+/// Makes up the header of a segment whose own cannot be used, in the format in which more of its frames verify. Its
+/// last record is assumed to be as young as possible, so that no record expires early.
 fn make_up(disk: &dyn Disk, path: &Path, state: HeaderState, base: u64, others: &Others) -> io::Result<Head> {
     let file = disk.open(path, false)?;
     let length = file.len()?;
@@ -287,7 +288,7 @@ fn make_up(disk: &dyn Disk, path: &Path, state: HeaderState, base: u64, others: 
     Ok(Head { path, decoded, state, origin, copies, mark: Some(0), length, footer })
 }
 
-/// Reads a block; says which of it cannot be read.
+/// Reads a block; also returns which parts of it cannot be read.
 fn read_block(file: &dyn File, position: u64) -> io::Result<([u8; BLOCK as usize], Vec<Range<usize>>)> {
     let mut memory = Aligned::new(BLOCK as usize)?;
     let bad = salvage::read(file, &mut memory, position, true)?;
@@ -296,13 +297,13 @@ fn read_block(file: &dyn File, position: u64) -> io::Result<([u8; BLOCK as usize
     Ok((block, bad))
 }
 
-/// The footer of a segment that is sealed, if it can be read: it can be derived.
+/// The footer of a sealed segment, if it can be read; if not, it can be derived.
 fn read_footer(file: &dyn File, length: u64, header: &Header) -> io::Result<Option<Footer>> {
     let Some(at) = Footer::position(length) else { return Ok(None) };
     Ok(Footer::at_end(&read_block(file, at)?.0, length, header))
 }
 
-/// Judges one segment. `next` is the base of the one behind it.
+/// Judges one segment. `next` is the base of the segment after it.
 fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::Result<(State, bool)> {
     let Head { decoded: Decoded { header, .. }, state, mark, length, footer, .. } = head;
     let next = next.map(|next| next - header.base);
@@ -313,7 +314,7 @@ fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::R
     }
     let file = disk.open(&head.path, false)?;
     if footer.is_none() {
-        // What is read has to be what the device has: it is going to be called durable.
+        // What is read must be what the device has, because it is going to be called durable.
         file.sync()?;
     }
     let bytes = Region::read(&*file, *length, deep)?;
@@ -328,22 +329,22 @@ fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
     let mut push = |offsets: Range<u64>, unreadable: bool, reason: &str| {
         damage.push(Damage { unreadable, ..Damage::new(offsets, &found.path, reason) });
     };
-    // They do no harm by themselves: only a survey that was asked to look at everything reports them.
+    // These do no harm by themselves: only a deep survey reports them.
     match found.copies {
         Copies::Damaged if deep => {
-            push(base..base, false, "one of the header's two copies does not verify; opening makes it anew");
+            push(base..base, false, "one of the header's two copies does not verify; opening rewrites it");
         }
         Copies::Unreadable if deep => {
             push(
                 base..base,
                 true,
-                "the disk cannot read all of the segment's header; what was read of it is enough",
+                "the disk cannot read all of the segment's header; the readable part is sufficient",
             );
         }
         _ => {}
     }
     if deep && found.holes {
-        push(base..base, true, "the disk cannot read some of its zeros, without which it does not verify");
+        push(base..base, true, "the disk cannot read some of its bytes; it verifies if these are zeros");
     }
     match &found.state {
         State::Damaged(wreck) => {
@@ -363,17 +364,17 @@ fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
             }
             if wreck.excess {
                 let end = found.end();
-                push(end..end, false, "it has more records than the segment behind it leaves room for");
+                push(end..end, false, "it has more records than the segment after it leaves room for");
             }
             let rest = match wreck.rest {
                 Rest::None => None,
                 Rest::Unknown if wreck.unreadable => {
-                    Some("the disk cannot read all of the file; how many records stand there is not known")
+                    Some("the disk cannot read all of the file; how many records it holds is not known")
                 }
                 Rest::Unknown if found.mark.is_none() => {
-                    Some("the disk cannot read how many records a clean close has left here")
+                    Some("the disk cannot read how many records were durable at the last clean close")
                 }
-                Rest::Unknown => Some("without its header it is not known whether more records stand there"),
+                Rest::Unknown => Some("without its header it is not known whether it holds more records"),
                 Rest::CutOff => {
                     Some("the file is shorter than its frames; how many records are lost is not known")
                 }
@@ -386,7 +387,7 @@ fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
             push(
                 base..base,
                 false,
-                "the index or footer is missing, wrong or cannot be read; opening or repair makes it anew",
+                "the index or footer is missing, wrong or cannot be read; opening or repair rewrites it",
             );
         }
         _ => {}

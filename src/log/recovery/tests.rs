@@ -1,4 +1,4 @@
-//! What recovery makes of what crashes, rot and other processes leave. Each test is named after what went wrong.
+//! What recovery does with what crashes, rot and other processes leave. Each test is named after what went wrong.
 
 mod backings;
 #[cfg(feature = "store")]
@@ -65,7 +65,8 @@ pub(super) fn values(log: &Log) -> Vec<Vec<u8>> {
     log.iter(log.first_offset()).map(|record| record.unwrap().value().to_vec()).collect()
 }
 
-/// As `SIGKILL` leaves it: nothing is flushed, no mark is made, backings stay. The disk is to be rebooted.
+/// Leaves everything as `SIGKILL` would: nothing is flushed, no mark is written, backings stay. The disk must be
+/// rebooted.
 pub(super) fn kill(log: Log) {
     std::mem::forget(log);
 }
@@ -84,7 +85,7 @@ pub(super) fn random(length: usize, mut seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// Changes a backing in place: the log that was killed may have it mapped, and threads that work for it.
+/// Changes a backing in place, because the killed log and threads that work for it may have it mapped.
 pub(super) fn overwrite(path: &Path, bytes: &[u8]) {
     use std::os::unix::fs::FileExt;
     std::fs::File::options()
@@ -97,7 +98,7 @@ pub(super) fn overwrite(path: &Path, bytes: &[u8]) {
         .unwrap();
 }
 
-/// Files below a directory, however deep.
+/// All files below a directory, at any depth.
 pub(super) fn files_in(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries
@@ -105,8 +106,8 @@ pub(super) fn files_in(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The process dies after index and footer were written, before the file was cut to size (`r1`): the old search took
-/// positions in the index for headers, gave up, and recovery made up a record.
+/// The process died after index and footer were written, before the file was cut to size (`r1`): the old search took
+/// positions in the index for headers and gave up, and recovery made up a record.
 #[test]
 fn a_crash_between_writing_index_and_footer_and_cutting_the_file_loses_nothing() {
     for (size, value) in [(256u64 << 10, 0usize), (1 << 20, 0), (1 << 20, 8), (4 << 20, 40)] {
@@ -115,7 +116,7 @@ fn a_crash_between_writing_index_and_footer_and_cutting_the_file_loses_nothing()
             let sim = Sim::new(1);
             let mut acknowledged = 0;
             if format.0.is_none() {
-                // As the old code has left it: the segment of format 1, and the next one begun.
+                // As the old code left it: a segment of format 1, and the next one begun.
                 acknowledged = old_segment(&sim, size, value);
             } else {
                 let log = open(&sim, o()).unwrap();
@@ -149,7 +150,7 @@ fn a_crash_between_writing_index_and_footer_and_cutting_the_file_loses_nothing()
     }
 }
 
-/// Writes a full segment of format 1, sealed, and the next one, empty. The number of its records.
+/// Writes a full, sealed segment of format 1, and the next one, empty. Returns the number of records.
 fn old_segment(sim: &Sim, size: u64, value: usize) -> u64 {
     let header = Header { log: LogId([3; 16]), base: 0, capacity: size, created: 9, secret: Secret(None) };
     let (chunk, value) = (Chunk::new(Memory::new(size).unwrap(), None), vec![7u8; value]);
@@ -176,7 +177,7 @@ fn old_segment(sim: &Sim, size: u64, value: usize) -> u64 {
     records
 }
 
-/// The same by the simulated disk's own power cuts, at each operation (`r1b`).
+/// The same with the simulated disk's power failures, at each operation (`r1b`).
 #[test]
 fn a_power_cut_while_tens_of_thousands_of_tiny_records_are_sealed_loses_nothing() {
     let o = || options(256 << 10, 256 << 10, 2 << 20, None);
@@ -201,8 +202,8 @@ fn a_power_cut_while_tens_of_thousands_of_tiny_records_are_sealed_loses_nothing(
     }
 }
 
-/// The power goes while a large value is written (`r2`): of random bytes; and of bytes that imitate headers and frames of
-/// this very log, as far as one can know who sees only what the API shows.
+/// The power fails while a large value is written (`r2`): one of random bytes; and one of bytes that imitate headers
+/// and frames of this very log, as far as somebody can know them who sees only what the API shows.
 #[test]
 fn a_torn_large_value_is_a_torn_tail_whatever_its_bytes() {
     for (segment, value) in [(16u64 << 20, 1usize << 20), (1 << 20, 300 << 10)] {
@@ -227,7 +228,7 @@ fn a_torn_large_value_is_a_torn_tail_whatever_its_bytes() {
             log.close().unwrap();
             let report = verified(&live, None);
             assert_eq!((report.damage, report.next), (vec![], next + 1));
-            // What was cut is kept: nobody could know that it was never acknowledged.
+            // What was cut off is kept: nobody could know that it was never acknowledged.
             assert!(
                 report.torn.len() <= 1
                     && report.torn.iter().all(|path| path.to_string_lossy().ends_with(TORN))
@@ -236,8 +237,8 @@ fn a_torn_large_value_is_a_torn_tail_whatever_its_bytes() {
     }
 }
 
-/// Frames as they would be in the log's first segment if its key were made of its id, as in format 1: of later records,
-/// which say that all before them is durable.
+/// Frames as they would be in the log's first segment if its key were derived from the log's id, as in format 1: frames
+/// of later records, which say that everything before them is durable.
 fn imitation(log: &Log, length: usize) -> Vec<u8> {
     let key = crate::frame::Key::version_1(log.id(), 0);
     let mut bytes = Vec::with_capacity(length);
@@ -253,7 +254,7 @@ fn imitation(log: &Log, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// One bit of a sealed segment's footer has rotted, and all records are there (`r18`); likewise of its index.
+/// One bit of a sealed segment's footer has rotted, and all records are there (`r18`); likewise one bit of its index.
 #[test]
 fn rot_in_a_footer_or_an_index_is_made_good_and_loses_nothing() {
     for (size, value) in [(8u64 << 20, 40usize), (256 << 10, 900), (256 << 10, 0)] {
@@ -288,7 +289,7 @@ fn rot_in_a_footer_or_an_index_is_made_good_and_loses_nothing() {
     }
 }
 
-/// A record can be found although index and an earlier frame are damaged.
+/// A record is found even if the index and an earlier frame are damaged.
 #[test]
 fn with_a_damaged_index_and_a_damaged_frame_all_other_records_are_served() {
     let sim = Sim::new(1);
@@ -319,7 +320,7 @@ fn a_header_with_a_broken_sector_is_made_good_by_its_copy() {
         log.append(b"alone in its segment").unwrap();
         log.close().unwrap();
         sim.damage(Path::new(FIRST), |bytes| bytes[at / 512 * 512..][..512].fill(0xEE));
-        assert_eq!(verified(&sim, None).damage.len(), 1, "told of");
+        assert_eq!(verified(&sim, None).damage.len(), 1, "it is reported");
         let log = open(&sim, small(None)).unwrap();
         assert_eq!((log.damage(), values(&log)), (&[][..], vec![b"alone in its segment".to_vec()]));
         log.append(b"on").unwrap();
@@ -328,8 +329,8 @@ fn a_header_with_a_broken_sector_is_made_good_by_its_copy() {
     }
 }
 
-/// A second segment file that begins before the first one ends: of another history, copied here. All of it used to be
-/// refused.
+/// A second segment file starts before the first one ends: it has another history, and was copied here. The whole log
+/// used to be refused.
 #[test]
 fn a_segment_with_more_records_than_the_next_leaves_room_for_is_damage_and_the_rest_is_served() {
     let sim = Sim::new(1);
@@ -343,7 +344,7 @@ fn a_segment_with_more_records_than_the_next_leaves_room_for_is_damage_and_the_r
     let next = SegmentFile::prepare(&sim, Path::new(DIR), 1, 8192).unwrap();
     next.begin(&sim, Path::new(DIR), &Header { base: 15, ..header }).unwrap();
     let log = open(&sim, small(None)).unwrap();
-    assert!(log.damage()[0].reason.contains("more records than the segment behind it"), "{:?}", log.damage());
+    assert!(log.damage()[0].reason.contains("more records than the segment after it"), "{:?}", log.damage());
     assert_eq!(values(&log).len(), 15);
     drop(log);
     repaired(&sim);
@@ -351,7 +352,7 @@ fn a_segment_with_more_records_than_the_next_leaves_room_for_is_damage_and_the_r
     assert_eq!(log.append(b"on").unwrap(), 15);
 }
 
-/// Of the torn end of a batch nothing counts, also where there is damage before it.
+/// Nothing of a batch's torn end counts, even if there is damage before it.
 #[test]
 fn behind_damage_only_what_was_durable_counts_as_lost() {
     let sim = Sim::new(7);
@@ -371,8 +372,8 @@ fn behind_damage_only_what_was_durable_counts_as_lost() {
     assert!(log.next_offset() == 10 || log.next_offset() == 110, "{}", log.next_offset());
 }
 
-/// A process that was killed between `pwrite` and `fdatasync`: what was in the page cache only was taken for durable
-/// (`r17`). The power goes at the first operation that syncs anything: there was none.
+/// A process was killed between `pwrite` and `fdatasync`: what was only in the page cache was taken to be durable
+/// (`r17`). The power fails at the first operation that syncs anything: there was none.
 #[test]
 fn what_recovery_finds_is_synced_before_it_is_called_durable() {
     let sim = Sim::new(1);
@@ -382,13 +383,13 @@ fn what_recovery_finds_is_synced_before_it_is_called_durable() {
     kill(log);
     for operations in 1..3 {
         let cache = cache.snapshot();
-        cache.cut_power_after(operations); // the directory, the file
+        cache.cut_power_after(operations); // the sync of the directory, then of the file
         assert!(open(&cache, small(None)).is_err(), "{operations}");
     }
 }
 
-/// After an unclean stop, rot in the last commit's acknowledged records cannot be told from a torn tail: it is cut, and
-/// kept.
+/// After an unclean stop, rot in the last commit's acknowledged records cannot be told from a torn end: it is cut off,
+/// and kept.
 #[test]
 fn what_is_cut_off_is_kept_within_bounds_and_told_of() {
     let disk = Sim::new(1);
@@ -411,8 +412,9 @@ fn what_is_cut_off_is_kept_within_bounds_and_told_of() {
     }
 }
 
-/// A bit flips anywhere in any file of a log. Whatever is served is what was appended; what is lost is said to be, and
-/// only what can be: nothing in a header, an index or a footer, and one record in its frame.
+/// A bit flips anywhere in any file of a log. Every record served is what was appended; lost records are reported, and
+/// only what can be lost is: nothing if the bit is in a header, an index or a footer, and one record if it is in its
+/// frame.
 #[test]
 fn a_flipped_bit_anywhere_in_a_segment_loses_at_most_the_record_that_it_is_in() {
     let sim = Sim::new(1);

@@ -1,4 +1,4 @@
-//! Memory of killed processes: what is taken up, what is kept, and what is never made of it.
+//! Backings of killed processes: what is restored from them, what is kept, and what must never come of them.
 
 use super::{DIR, FIRST, files_in, kill, open, options, overwrite, small, values, verified};
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
 };
 use std::{path::Path, sync::Arc};
 
-/// What a power cut left behind a torn record got into the chunk's backing, and came back after a SIGKILL (`r3`).
+/// What a power failure left after a torn record got into the chunk's backing, and came back after a SIGKILL (`r3`).
 #[test]
 fn what_was_cut_off_does_not_come_back_by_the_backing() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -21,7 +21,7 @@ fn what_was_cut_off_does_not_come_back_by_the_backing() {
             log.append(&[n; 100]).and_then(|at| log.wait_durable(at)).unwrap();
         }
         sim.cut_power_after(1);
-        // The power may go before the last of them.
+        // The power may fail before the last of them.
         let last = (0..16).map_while(|_| log.append(&[0xEE; 100]).ok()).last();
         let _ = last.map(|last| log.wait_durable(last));
         drop(log);
@@ -40,7 +40,7 @@ fn what_was_cut_off_does_not_come_back_by_the_backing() {
     }
 }
 
-/// As before, and what was acknowledged in memory is in the next segment (`r11`).
+/// The same, with records in the next segment that were acknowledged in memory (`r11`).
 #[test]
 fn what_was_acknowledged_in_memory_is_not_displaced_by_what_was_cut_off() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -74,7 +74,7 @@ fn what_was_acknowledged_in_memory_is_not_displaced_by_what_was_cut_off() {
     }
 }
 
-/// Rot in the open segment, and a backing that has all of it and more (`r5`): the backing makes it good.
+/// Rot in the open segment, and a backing that has all of its records and more (`r5`): the backing mends it.
 #[test]
 fn rot_in_the_open_segment_is_made_good_by_the_backing_of_a_killed_process() {
     let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
@@ -90,7 +90,7 @@ fn rot_in_the_open_segment_is_made_good_by_the_backing_of_a_killed_process() {
     }
     kill(log);
     disk.damage(Path::new(FIRST), |bytes| bytes[4096 + 3 * 32 + 25] ^= 1);
-    // One who cannot see the backings finds damage, and repairs it: they stay for one who can.
+    // A process that cannot see the backings finds damage, and repairs it: the backings stay for one that can.
     let other = disk.snapshot();
     let log = open(&other, o(None)).unwrap();
     assert_eq!(log.damage()[0].offsets, 3..4);
@@ -101,10 +101,10 @@ fn rot_in_the_open_segment_is_made_good_by_the_backing_of_a_killed_process() {
     assert_eq!(log.damage(), []);
     assert_eq!(values(&log), (0..15u64).map(|n| n.to_le_bytes().to_vec()).collect::<Vec<_>>());
     log.close().unwrap();
-    assert!(files_in(at.path()).is_empty(), "taken up, and not needed any more");
+    assert!(files_in(at.path()).is_empty(), "restored, and no longer needed");
 }
 
-/// A backing of an older history was taken up behind a newer one (`r6`), or removed.
+/// A backing with an older history was restored after a newer one (`r6`), or removed.
 #[test]
 fn a_backing_of_another_history_is_neither_taken_up_nor_removed() {
     let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
@@ -124,7 +124,7 @@ fn a_backing_of_another_history_is_neither_taken_up_nor_removed() {
     }
     kill(log);
     let backings = files_in(at.path()).len();
-    // A process that knows nothing of the backings: another user, another place for them.
+    // A process that knows nothing about the backings: another user, or another place for them.
     let log = open(&disk, o(None)).unwrap();
     while log.next_offset() < 4096 / 132 {
         log.append(&[2; 100]).unwrap();
@@ -139,11 +139,11 @@ fn a_backing_of_another_history_is_neither_taken_up_nor_removed() {
         log.close().unwrap();
         assert!(files_in(at.path()).len() >= backings.min(1), "what only memory has is never removed");
     }
-    assert!(!verified(&disk, Some(at.path())).backings.is_empty(), "told of");
+    assert!(!verified(&disk, Some(at.path())).backings.is_empty(), "they are reported");
 }
 
-/// Leaves a backing of a segment at `base` as a killed process would, with `records` whole records and, if
-/// `torn`, a batch of which the second half is missing.
+/// Leaves a backing of a segment at `base` as a killed process would, with `records` whole records and, if `torn`, a
+/// batch whose second half is missing.
 pub(super) fn leave(
     backings: &Arc<ShmBacking>,
     secret: Secret,
@@ -196,11 +196,11 @@ fn what_was_in_memory_only_is_there_after_opening_again_and_what_does_not_follow
     let last = sim.dump()[Path::new(FIRST)][4096 + 9 * 32..][..4].try_into().map(u32::from_le_bytes).unwrap();
     let killed = backings(id, DIR);
     leave(&killed, secret, 10, 20, false, Before::Frame(last));
-    leave(&killed, secret, 30, 5, true, Before::Unknown); // the batch at its end is torn; the one before is there
+    leave(&killed, secret, 30, 5, true, Before::Unknown); // its last batch is torn; the records before that are there
     leave(&killed, secret, 37, 5, false, Before::Unknown); // does not follow
     leave(&killed, secret, 3, 4, false, Before::Unknown); // another history: the disk has other records there
-    leave(&backings(id, DIR), secret, 35, 5, false, Before::Unknown); // what stood before is not known
-    leave(&backings(id, DIR), secret, 10, 25, false, Before::Frame(last ^ 1)); // behind another record
+    leave(&backings(id, DIR), secret, 35, 5, false, Before::Unknown); // what precedes it is not known
+    leave(&backings(id, DIR), secret, 10, 25, false, Before::Frame(last ^ 1)); // after another record
     leave(&backings(LogId([7; 16]), "/other"), secret, 35, 5, false, Before::Unknown); // another log's
     leave(&backings(id, "/copy"), secret, 35, 5, false, Before::Unknown); // a copy's
     let log = open(&sim, small(Some(at.path()))).unwrap();
@@ -248,7 +248,8 @@ fn a_backing_goes_on_in_the_open_segment_only_if_it_begins_as_that_does() {
     }
 }
 
-/// A bit flips in a backing: what is taken up is what was appended, as far as it goes, and nothing on disk is touched.
+/// A bit flips in a backing: the restored records are ones that were appended, as far as they go, and nothing on disk
+/// is touched.
 #[test]
 fn a_flipped_bit_in_a_backing_shows_nothing_false_and_harms_nothing_on_disk() {
     let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
@@ -281,11 +282,11 @@ fn a_flipped_bit_in_a_backing_shows_nothing_false_and_harms_nothing_on_disk() {
         );
         assert_eq!(log.damage(), []);
         whole += usize::from(read.len() == 20);
-        // What it holds and the disk has not is kept, if it could not be taken up.
+        // If records that only the backing has could not be restored, it is kept.
         drop(log);
         let kept = backing.exists() || !verified(&disk, None).torn.is_empty();
         assert!(read.len() == 20 || kept, "{flipped}: {} records", read.len());
         let _ = std::fs::remove_file(&backing);
     }
-    assert!(whole > 100, "{whole}: those that flipped where nothing stands");
+    assert!(whole > 100, "{whole}: bits that flipped where there is nothing");
 }

@@ -1,4 +1,4 @@
-//! Logs on a disk that has no room for going on when they are opened: they can be read, and trimmed to make room.
+//! Logs whose disk has no room to continue when they are opened: they can be read, and trimmed to make room.
 
 use super::{DIR, files_in, open, random, small, values};
 use crate::{
@@ -24,7 +24,7 @@ fn value(n: u64) -> Vec<u8> {
     random(2000, n)
 }
 
-/// A log of some sealed segments, and none that is open, or one with a torn end.
+/// A log of some sealed segments; and none that is open, or one with a torn end.
 fn stopped(torn: bool) -> (Sim, u64) {
     let sim = Sim::new(3);
     let log = open(&sim, small(None)).unwrap();
@@ -78,7 +78,8 @@ fn without_room_a_log_is_opened_for_reading_and_written_again_once_there_is_some
     }
 }
 
-/// An opening that keeps a torn end and then fails does so again and again: what was kept before is not to go for that.
+/// An opening that keeps a torn end and then fails may do so again and again: that must not displace what was kept
+/// before.
 #[test]
 fn a_torn_end_is_kept_once_however_often_opening_fails() {
     let (sim, next) = stopped(true);
@@ -180,8 +181,8 @@ fn retention_makes_room_for_a_log_that_was_opened_without() {
     }
 }
 
-/// Killed while the last record was being copied, and no room for keeping that torn end aside: the log did not open, not even
-/// for reading.
+/// The process was killed while the last record was being copied, and there was no room to keep that torn end aside:
+/// the log did not open, not even for reading.
 #[test]
 fn without_room_for_the_torn_end_of_a_backing_a_log_is_opened_for_reading() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -210,7 +211,7 @@ fn without_room_for_the_torn_end_of_a_backing_a_log_is_opened_for_reading() {
     assert!(disk.dump().into_keys().any(|path| path.extension().is_some_and(|end| end == "torn")));
 }
 
-/// Which operation wants room depends on the file system. Whichever it was, the log did not open.
+/// Which operation needs room depends on the file system. Whichever it was, the log did not open.
 #[test]
 fn whichever_operation_of_opening_finds_the_disk_full_the_log_is_opened_for_reading() {
     for (wants, torn) in [
@@ -220,14 +221,14 @@ fn whichever_operation_of_opening_finds_the_disk_full_the_log_is_opened_for_read
         (Operation::Reserve, true),
     ] {
         let (sim, next) = stopped(torn);
-        crate::disk::Disk::create(&sim, Path::new("/log/next-7.tmp"), 0).unwrap(); // one that was made ready
+        crate::disk::Disk::create(&sim, Path::new("/log/next-7.tmp"), 0).unwrap(); // a file that was prepared
         let full = Arc::new(AtomicBool::new(true));
         let is_full = Arc::clone(&full);
         let gate = Gate::new(Arc::new(sim.clone()), move |operation, _| {
             let hit = operation == wants && is_full.load(Ordering::SeqCst);
             if hit { Err(std::io::Error::from_raw_os_error(28)) } else { Ok(()) }
         });
-        // Larger than a segment may be now: it is sealed.
+        // The segment is larger than allowed now: it is sealed.
         let options = || super::options(4 << 10, 4 << 10, 64 << 10, None);
         let open = || Log::open_on(gate.clone(), Path::new(DIR), options());
         let log = open().unwrap_or_else(|error| panic!("{wants:?}: {error}"));
@@ -239,8 +240,8 @@ fn whichever_operation_of_opening_finds_the_disk_full_the_log_is_opened_for_read
     }
 }
 
-/// A log that was copied, or restored from a backup: `cp`, `tar` and `rsync` leave holes in its open segment. On a full disk
-/// its writer failed for good, where others wait for room.
+/// A log that was copied or restored from a backup: `cp`, `tar` and `rsync` leave holes in its open segment. On a full
+/// disk its writer failed for good, while other logs wait for room.
 #[test]
 fn the_room_of_a_segment_is_reserved_again_when_it_is_taken_up() {
     use std::os::unix::fs::MetadataExt;
@@ -253,9 +254,9 @@ fn the_room_of_a_segment_is_reserved_again_when_it_is_taken_up() {
     let file = dir.join("00000000000000000000.seg");
     let blocks = || std::fs::metadata(&file).unwrap().blocks() * 512;
     if blocks() < size {
-        return; // the file system does not reserve
+        return; // the file system does not reserve blocks
     }
-    // With holes, as a copy has them.
+    // With holes, as in a copy.
     let bytes = std::fs::read(&file).unwrap();
     std::fs::remove_file(&file).unwrap();
     let copy = std::fs::File::create(&file).unwrap();

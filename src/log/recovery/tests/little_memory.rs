@@ -1,4 +1,4 @@
-//! Opening where other logs have taken the budget.
+//! Opening a log when other logs have taken the budget.
 
 use super::{DIR, open, options};
 use crate::{
@@ -21,7 +21,7 @@ fn small() -> Options {
     options(1 << 16, 4 << 10, LIMIT, None)
 }
 
-/// Opens the log where others have all the memory.
+/// Opens the log while other logs have all the memory.
 fn open_within(sim: &Sim, budget: &Arc<Budget>) -> Result<Log, Error> {
     Log::open_within(&Environment::on(Arc::new(sim.clone())), budget, Path::new(DIR), small())
 }
@@ -30,7 +30,7 @@ fn segments(sim: &Sim) -> Vec<std::path::PathBuf> {
     sim.dump().into_keys().filter(|path| path.extension().is_some_and(|end| end == "seg")).collect()
 }
 
-/// Each opening sealed what the last one had begun, however small that was.
+/// Each opening sealed the segment that the last one had begun, however small it was.
 #[test]
 fn opening_in_little_memory_does_not_begin_a_segment_each_time() {
     let sim = Sim::new(1);
@@ -46,7 +46,7 @@ fn opening_in_little_memory_does_not_begin_a_segment_each_time() {
     assert!(segments(&sim).len() < 3, "{:?}", segments(&sim));
 }
 
-/// An empty segment took all that it may have, whatever the budget had.
+/// An empty segment took its full size in memory, whatever the budget was.
 #[test]
 fn an_empty_large_segment_does_not_go_over_the_budget() {
     let sim = Sim::new(1);
@@ -57,7 +57,7 @@ fn an_empty_large_segment_does_not_go_over_the_budget() {
     drop(log);
     let sim = sim.after(Cut::Kill);
     let last = segments(&sim).pop().unwrap();
-    Disk::remove(&sim, &last).unwrap(); // as if the next one was not begun
+    Disk::remove(&sim, &last).unwrap(); // as if the next one had not been begun
     open(&sim, small()).unwrap().close().unwrap(); // begins an empty one
     let (next, files) = (open(&sim, small()).unwrap().next_offset(), segments(&sim).len());
     let budget = Budget::new(LIMIT);
@@ -69,12 +69,12 @@ fn an_empty_large_segment_does_not_go_over_the_budget() {
     assert!(took < 20 << 10, "{took}");
     assert_eq!(log.append(b"on").unwrap(), next);
     log.close().unwrap();
-    assert_eq!(segments(&sim).len(), files, "in its place");
+    assert_eq!(segments(&sim).len(), files, "it takes the empty one's place");
     assert_eq!(open(&sim, small()).unwrap().next_offset(), next + 1);
 }
 
-/// A log's only segment is empty, and does not begin at 0: all before it was trimmed. What took its place began at 0, and gave
-/// the offsets once more.
+/// A log's only segment is empty, and does not start at 0: everything before it was trimmed. The segment that replaced
+/// it started at 0, and gave the offsets a second time.
 #[test]
 fn an_empty_segment_is_replaced_at_its_own_offset() {
     let sim = Sim::new(1);
@@ -90,7 +90,7 @@ fn an_empty_segment_is_replaced_at_its_own_offset() {
     let file = SegmentFile::prepare(&sim, dir, 0, header.capacity).unwrap();
     file.begin(&sim, dir, &header).unwrap();
     drop(file);
-    // Smaller segments than that one are asked for now.
+    // These options ask for smaller segments than that one.
     let log = open(&sim, options(16 << 10, 4 << 10, LIMIT, None)).unwrap();
     assert_eq!((log.first_offset(), log.next_offset()), (100, 100));
     assert_eq!(log.append(b"on").unwrap(), 100);

@@ -1,4 +1,4 @@
-//! Repair, where memory of a killed process goes on behind what it repairs, and what it must not give up.
+//! Repair of logs that are continued in the memory of a killed process, and what it must not give up.
 
 use super::{
     super::super::{Durability, Error, Log, Options, repair},
@@ -31,7 +31,7 @@ pub(super) fn in_memory(at: &Path) -> Options {
     Options { durability: Durability::Memory, ..options(1 << 16, 1 << 16, 1 << 20, Some(at)) }
 }
 
-/// A log of ten records on the disk and fifteen in memory, whose process was killed.
+/// A log with ten records on the disk and fifteen in memory, whose process was killed.
 pub(super) fn log_with_memory(at: &Path) -> Sim {
     let sim = Sim::new(1);
     let log = open(&sim, in_memory(at)).unwrap();
@@ -56,11 +56,11 @@ fn is_whole_after_repair(disk: &Sim, at: &Path) {
     let expected = (0..15u64).map(|n| n.to_le_bytes().to_vec());
     assert!(super::values(&log).into_iter().eq(expected), "{} are there", log.next_offset());
     log.close().unwrap();
-    assert!(files_in(at).is_empty(), "all of it is taken up");
+    assert!(files_in(at).is_empty(), "all of it is restored");
 }
 
-/// One header copy of the open segment has rotted: opening would mend that, and take the backing up. `repair` sealed the
-/// segment.
+/// One header copy of the open segment has rotted: opening would rewrite it, and restore from the backing. `repair`
+/// sealed the segment.
 #[test]
 fn repair_of_a_header_copy_leaves_the_open_segment_open() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -69,7 +69,8 @@ fn repair_of_a_header_copy_leaves_the_open_segment_open() {
     is_whole_after_repair(&disk, at.path());
 }
 
-/// A frame of the open segment has rotted: opening makes it good by the backing, `repair` gave it up, and all behind it.
+/// A frame of the open segment has rotted: opening mends it from the backing; `repair` gave it up, and everything after
+/// it.
 #[test]
 fn repair_makes_a_frame_good_by_the_backing_of_a_killed_process() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -78,8 +79,8 @@ fn repair_makes_a_frame_good_by_the_backing_of_a_killed_process() {
     is_whole_after_repair(&disk, at.path());
 }
 
-/// A sector of the open segment, or both of its header, cannot be read: the log opens read-only, keeps the backing and says
-/// to repair it.
+/// A sector of the open segment, or both sectors with its header, cannot be read: the log opens read-only, keeps the
+/// backing, and says to repair it.
 #[test]
 fn repair_makes_good_by_the_backing_what_cannot_be_read() {
     for spoilt in [&[4096 + 512 * 3][..], &[4096 + 512], &[4096, 4096 + 9000]] {
@@ -114,8 +115,8 @@ fn repair_keeps_what_memory_has_behind_a_record_that_is_lost_in_both() {
     assert_eq!(log.read(14).unwrap().unwrap().value(), 14u64.to_le_bytes());
 }
 
-/// A log whose last segment is on the disk, and what goes on behind it in memory only. Its records, and the last segment's
-/// base.
+/// A log whose last segment is on the disk, and whose later records are only in memory. Returns the number of records,
+/// and the last segment's base.
 fn log_that_goes_on_in_memory(at: &Path) -> (Sim, u64, u64) {
     let sim = Sim::new(1);
     let full = Arc::new(AtomicBool::new(false));
@@ -130,7 +131,7 @@ fn log_that_goes_on_in_memory(at: &Path) -> (Sim, u64, u64) {
         log.append(&[n as u8; 100]).and_then(|at| log.wait_durable(at)).unwrap();
         n += 1;
     }
-    full.store(true, Ordering::SeqCst); // no segment is begun any more: what comes behind this one is in memory only
+    full.store(true, Ordering::SeqCst); // no segment is begun from now on: records after this one are only in memory
     let last = Arc::clone(log.shared.chain.load().segments.last().unwrap());
     while n < last.base() + PER_SEGMENT + 5 {
         log.append(&[n as u8; 100]).unwrap();
@@ -148,7 +149,7 @@ fn on_disk_and_in_memory(at: &Path) -> Options {
     Options { durability: Durability::Memory, ..small(Some(at)) }
 }
 
-/// By its own backing a segment would be made good.
+/// Removes a segment's own backing, which would mend it.
 fn remove_backing_of(at: &Path, base: u64) {
     for backing in files_in(at) {
         if std::fs::read(&backing).unwrap()[64..72] == base.to_le_bytes() {
@@ -160,8 +161,8 @@ fn remove_backing_of(at: &Path, base: u64) {
 /// Records of 100 bytes in a segment of 8 KiB.
 const PER_SEGMENT: u64 = 8192 / 132;
 
-/// The last record of the sealed segment before what is in memory has rotted. Opening takes the backing up by the footer's
-/// CRC; after `repair` the footer had another.
+/// The last record of the sealed segment before the records in memory has rotted. Opening recognises the backing by the
+/// CRC in the footer; after `repair` the footer had another.
 #[test]
 fn repair_keeps_the_crc_that_memory_is_bound_to() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -181,7 +182,7 @@ fn repair_keeps_the_crc_that_memory_is_bound_to() {
     assert_eq!(log.next_offset(), next, "backings {:?}", files_in(at.path()));
 }
 
-/// A record of a sealed segment has rotted that is still in memory of the process that was killed.
+/// A record of a sealed segment has rotted that is still in the memory of the killed process.
 #[test]
 fn repair_makes_a_sealed_segment_good_by_its_backing() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -197,7 +198,8 @@ fn repair_makes_a_sealed_segment_good_by_its_backing() {
     assert_eq!((log.next_offset(), super::values(&log).len() as u64), (next, next));
 }
 
-/// What memory is bound to is lost, and nothing tells of it any more: its offsets would go to other records.
+/// The record that memory is bound to is lost, and nothing identifies it any more: its offsets would be given to other
+/// records.
 #[test]
 fn repair_does_not_give_up_what_memory_goes_on_with_unless_told_to() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -207,22 +209,22 @@ fn repair_does_not_give_up_what_memory_goes_on_with_unless_told_to() {
         bytes[4096 + (PER_SEGMENT - 1) as usize * 128 + 60] ^= 1;
         let footer = bytes.len() - 4096;
         bytes[footer] ^= 1;
-        bytes.truncate(footer); // and it is not known how many there were
+        bytes.truncate(footer); // and it is not known how many records there were
     });
     remove_backing_of(at.path(), base);
     let before = disk.dump();
     let repaired = repair::repair_on(&disk, Path::new(DIR), Some(at.path()), &mut |_, _| ());
     let error = repaired.unwrap_err();
     assert!(matches!(&error, Error::MemoryGoesOn { path: of, .. } if *of == path), "{error}");
-    assert!(disk.dump() == before, "changes nothing");
+    assert!(disk.dump() == before, "nothing may be changed");
     self::repaired(&disk);
     assert!(!files_in(at.path()).is_empty());
     let log = open(&disk, on_disk_and_in_memory(at.path())).unwrap();
     assert!(log.next_offset() < next && log.append(b"on").is_ok());
 }
 
-/// Both copies of a sealed segment's header have rotted: it was made up with a time of 1970, and `repair` wrote that.
-/// Retention dropped what was seconds old.
+/// Both copies of a sealed segment's header have rotted: a header was made up with a time in 1970, and `repair` wrote
+/// that. Retention dropped records that were seconds old.
 #[test]
 fn repair_of_a_header_does_not_make_records_old() {
     let sim = Sim::new(1);
@@ -234,7 +236,7 @@ fn repair_of_a_header_does_not_make_records_old() {
     log.close().unwrap();
     let files: Vec<_> = sim.dump().into_keys().collect();
     assert!(files.len() > 4);
-    // The first one, one in between, and the last.
+    // The first segment, one in between, and the last.
     for path in [&files[0], &files[2], &files[files.len() - 1]] {
         sim.damage(path, |bytes| {
             bytes[3] ^= 1;
@@ -250,8 +252,8 @@ fn repair_of_a_header_does_not_make_records_old() {
     assert_eq!(first, 0);
 }
 
-/// A log of format 1 that has one segment with a secret so far, whose header cannot be read for a while: without the secret
-/// none of its frames verifies. As where it is the only header, nothing is given up for that.
+/// A log of format 1 has only one segment with a secret so far, and its header cannot be read for a while: without the
+/// secret none of its frames verifies. As if it were the log's only header, nothing may be given up for that.
 #[test]
 fn the_only_header_with_a_secret_is_as_good_as_the_only_header() {
     let sim = Sim::new(1);
@@ -295,8 +297,8 @@ fn the_only_header_with_a_secret_is_as_good_as_the_only_header() {
     assert_eq!((log.damage(), log.next_offset()), (&[][..], records + 10));
 }
 
-/// The sector of the mark cannot be read for a while, and the header's copy has rotted: opening wrote the header anew, and the
-/// mark was gone. Rot in the last record was cut off then, as a torn end.
+/// The sector of the mark could not be read for a while, and the header's copy had rotted: opening rewrote the header,
+/// and the mark was gone. Rot in the last record was then cut off as a torn end.
 #[test]
 fn a_mark_that_cannot_be_read_is_not_taken_for_none() {
     let sim = Sim::new(1);

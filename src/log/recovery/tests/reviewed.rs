@@ -1,4 +1,4 @@
-//! What a reading with fresh eyes has proven about recovery, and about reading where a disk fails.
+//! What a review has proven about recovery, and about reading from a failing disk.
 
 use super::{
     super::super::{Durability, Error, Log, Options},
@@ -15,7 +15,7 @@ use crate::{
 };
 use std::{path::Path, sync::Arc};
 
-/// A backing with more records than the disk, whose segment was sealed by one who did not see it.
+/// A backing has more records than the disk, and its segment was sealed by a process that did not see it.
 #[test]
 fn backing_with_more_than_a_sealed_segment_is_kept() {
     let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
@@ -38,7 +38,7 @@ fn backing_with_more_than_a_sealed_segment_is_kept() {
     assert!(!files_in(at.path()).is_empty(), "5 acknowledged records went with the backing");
 }
 
-/// An empty chunk was replaced (a batch larger than it), and the process killed before the flusher had moved on.
+/// An empty chunk was replaced (for a batch larger than it), and the process killed before the flusher had moved on.
 #[test]
 fn successor_of_an_empty_chunk_is_taken_up() {
     for log_records in [10u64, 0] {
@@ -74,7 +74,7 @@ fn first_large_batch_then_kill() {
         let o = || Options { durability: Durability::Memory, ..small(Some(at.path())) };
         let log = open(&sim, o()).unwrap();
         log.append(&[7; 6000]).unwrap();
-        // As they are this moment.
+        // The state at this moment.
         let disk = sim.snapshot();
         let backings: Vec<_> =
             files_in(at.path()).into_iter().filter_map(|p| Some((std::fs::read(&p).ok()?, p))).collect();
@@ -90,7 +90,7 @@ fn first_large_batch_then_kill() {
     assert_eq!(lost, 0, "of 20");
 }
 
-/// On a full disk what is told to do is to trim.
+/// On a full disk users are told to trim: that must work.
 #[cfg(feature = "store")]
 #[test]
 fn trim_on_a_full_disk_with_producers() {
@@ -118,7 +118,7 @@ fn trim_on_a_full_disk_with_producers() {
         send(sequence);
     }
     log.flush().unwrap();
-    log.keep_producers().unwrap(); // the store's thread does this each second: up_to is 60
+    log.keep_producers().unwrap(); // the housekeeper does this each second: up_to is 60
     send(60);
     send(61);
     log.flush().unwrap();
@@ -128,7 +128,8 @@ fn trim_on_a_full_disk_with_producers() {
     assert!(trimmed.unwrap() > 0);
 }
 
-/// What is in memory had its file, reserved: killed on a disk with no more room than that, it opens again.
+/// The records in memory had their file, already reserved: if killed on a disk with no more room than that, the log
+/// opens again.
 #[test]
 fn kill_on_a_nearly_full_disk_opens() {
     let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
@@ -138,7 +139,7 @@ fn kill_on_a_nearly_full_disk_opens() {
         log.append(&[n; 100]).unwrap();
     }
     log.flush().unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(100)); // the next one is made ready
+    std::thread::sleep(std::time::Duration::from_millis(100)); // the spare segment is made
     let before = sim.snapshot();
     sim.hold(true);
     for n in 20..40u8 {
@@ -204,7 +205,7 @@ fn a_sector_that_cannot_be_read_costs_its_records_only() {
     log.close().unwrap();
     let gate = Gate::new(Arc::new(sim.clone()), |_, _| Ok(()));
     let log = Log::open_on(gate, dir, o()).unwrap();
-    // In record 500, and in no other.
+    // A sector within record 500, and no other.
     *crate::disk::gate::BAD.lock().unwrap() = Some(4096 + 500 * 1024 + 512..4096 + 501 * 1024);
     let single: Vec<u64> = (480..520).filter(|&offset| log.read(offset).is_err()).collect();
     let mut reader = log.reader(0);
@@ -218,7 +219,7 @@ fn a_sector_that_cannot_be_read_costs_its_records_only() {
     assert_eq!((single, failed), (vec![500], vec![500]));
 }
 
-/// No descriptor for a moment, and room on the memory file system: what is acknowledged in memory survives a kill.
+/// No descriptors for a moment, but room in the memory file system: records acknowledged in memory survive a kill.
 #[test]
 fn a_moment_without_descriptors_leaves_no_chunk_without_its_backing() {
     let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());

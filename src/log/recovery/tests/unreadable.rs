@@ -1,4 +1,4 @@
-//! Sectors that the disk cannot read: what is in them is not known, and nothing is given up for that.
+//! Sectors that the disk cannot read: their content is not known, and nothing is given up for that.
 
 use super::{DIR, FIRST, kill, open, options, repaired, small, values, verified};
 use crate::{
@@ -26,7 +26,7 @@ fn value(n: u64) -> Vec<u8> {
     vec![n as u8; 1000]
 }
 
-/// A log with a sealed segment of fifty records, and fifty in the one behind it, closed well.
+/// A log with a sealed segment of fifty records and an open one of twenty, closed cleanly.
 fn log_of_two_segments() -> Sim {
     let sim = Sim::new(1);
     let log = open(&sim, options(1 << 16, 1 << 16, 8 << 20, None)).unwrap();
@@ -60,7 +60,7 @@ fn is_whole(sim: &Sim) {
 
 #[test]
 fn a_sector_of_the_open_segment_that_cannot_be_read_is_told_of_and_the_rest_is_served() {
-    // In the midst of the records, and in the last one.
+    // In the middle of the records, and in the last one.
     for lost in [55, 69] {
         let (at, told) = (4096 + (lost as usize - 50) * 1024 + 600, lost..lost + 1);
         let sim = log_of_two_segments();
@@ -184,8 +184,8 @@ fn a_disk_that_fails_once_is_asked_again() {
     }
 }
 
-/// Going through tiny records before a sector that cannot be read asked for that sector again with each of them. A disk may
-/// take seconds each time.
+/// Reading tiny records before an unreadable sector asked for that sector again with each of them. A disk may take
+/// seconds each time.
 #[test]
 fn a_sector_that_cannot_be_read_is_not_asked_for_with_each_record_before_it() {
     let sim = Sim::new(1);
@@ -219,8 +219,8 @@ fn a_sector_that_cannot_be_read_is_not_asked_for_with_each_record_before_it() {
     assert!(reads < 2000, "{reads} reads for {records} records");
 }
 
-/// A record of zeros verified, for zeros stand where nothing could be read: `verify` and `repair` saw nothing, and reading
-/// the record was an error for good.
+/// A record of zeros verified, because unreadable bytes are replaced by zeros: `verify` and `repair` saw nothing, and
+/// reading the record was an error for good.
 #[test]
 fn zeros_that_cannot_be_read_are_told_of_and_written_again() {
     let sim = Sim::new(1);
@@ -240,7 +240,7 @@ fn zeros_that_cannot_be_read_are_told_of_and_written_again() {
     assert!(values(&open(&sim, small(None)).unwrap()).iter().all(|value| *value == [0; 3000]));
 }
 
-/// A deleted log whose header could not be read was never removed, for nobody knew whose its memory is.
+/// A deleted log whose header could not be read was never removed, because nobody knew whose its backings were.
 #[cfg(feature = "store")]
 #[test]
 fn the_id_of_a_log_is_had_from_any_header_that_can_be_read() {
@@ -256,8 +256,8 @@ fn the_id_of_a_log_is_had_from_any_header_that_can_be_read() {
     assert_eq!(id_of(), None);
 }
 
-/// What was served of a damaged log was told by the name of the segment behind the damage, which a loss of power took: then what is
-/// damaged was the last segment, and what stands in it a torn end.
+/// What could be read of a damaged log depended on the name of the segment after the damage, which a power failure
+/// took: then the damaged segment was the last one, and the damage in it a torn end.
 #[test]
 fn a_damaged_log_makes_names_durable_before_it_serves_what_they_tell_of() {
     let sim = Sim::new(1);
