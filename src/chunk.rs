@@ -1,27 +1,28 @@
 //! The chunk: where appends meet. The lock-free heart of the log.
 //!
-//! A chunk mirrors the active segment's frames: byte p here is byte p of them in the file. An append
+//! A chunk mirrors the active segment's frames: byte p of the chunk is byte p of the frames in the file. An append
 //! reserves record numbers and space with one `fetch_add` on `tail`, fills what it reserved, and publishes it by
-//! storing one slot per record. Nothing published is ever written again, so a reader needs one slot and one
-//! frame, and never waits.
+//! storing one slot per record. Nothing published is ever written again, so a reader needs one slot and one frame, and
+//! never waits.
 //!
 //! # What always holds
 //! - A region is reserved by exactly one append: `tail` only grows, by read-modify-writes.
-//! - A slot is stored once, after its frame is whole. A batch's first slot is stored last, so whoever sees a batch's
-//!   first record sees all of them.
-//! - Exactly one append goes from "fits" to "does not": it stores the closing point, once. What starts later
-//!   than that gets nothing and goes to the next chunk.
+//! - A slot is stored once, after its frame is complete. A batch's first slot is stored last, so whoever sees a batch's
+//!   first record sees all of its records.
+//! - Exactly one append goes from "fits" to "does not fit": it stores the closing point, once. Appends that start later
+//!   get nothing and go to the next chunk.
 //!
 //! # Orderings
-//! - `tail`: the reservation by itself needs Relaxed. It is `AcqRel` for the flusher's sake: that goes to sleep by
-//!   storing "asleep" and then adding nothing to `tail` ([`Chunk::probe_quiescent`]), while an append adds to `tail` and then
-//!   looks for "asleep". Of two read-modify-writes of one atomic, the later one acquires from the earlier: either
-//!   the flusher sees the append, or the append sees it asleep. On x86-64 the add costs the same either way.
-//! - slots: Release when stored, Acquire when loaded: the frame's bytes come with it.
+//! - `tail`: the reservation by itself needs only Relaxed. It is `AcqRel` for the flusher, which goes to sleep by
+//!   storing "asleep" and then adding nothing to `tail` ([`Chunk::probe_quiescent`]), while an append adds to `tail`
+//!   and then looks for "asleep". Of two read-modify-writes of one atomic, the later one acquires from the earlier one:
+//!   either the flusher sees the append, or the append sees the flusher asleep. On x86-64 the add costs the same either
+//!   way.
+//! - slots: Release when stored, Acquire when loaded: the frame's bytes come with the slot.
 //! - `end`, `scanned`: Release and Acquire, for what was learned before they were set.
 //!
-//! The reservation by one packed add is the design of `FasterLog`'s tail (page and offset in one word), here
-//! with record numbers so that offsets are dense.
+//! The reservation with one packed add is the design of `FasterLog`'s tail (page and offset in one word), here with
+//! record numbers, so that offsets are dense.
 
 mod backing;
 mod memory;
@@ -38,13 +39,13 @@ use crossbeam::utils::CachePadded;
 pub(crate) use memory::{CHUNK_BYTES, Memory};
 pub(crate) use pool::{Pool, PoolShare};
 
-/// Bits of `tail` that count words; the 26 above them count records. A chunk holds at most 2^27 words (1 GiB), so
-/// it would take 2,048 appends of the largest size, all of them past the end at the same moment, to overflow.
+/// Bits of `tail` that count words; the 26 bits above them count records. A chunk holds at most 2^27 words (1 GiB), so
+/// an overflow would take 2,048 appends of the largest size, all of them past the end at the same moment.
 const WORD_BITS: u32 = 38;
 /// The largest chunk in bytes: record numbers and word positions must fit their fields.
 pub(crate) const MAX_CAPACITY: u64 = 1 << 30;
 
-/// How far into a chunk: so many records, which take so many words.
+/// A position in a chunk: the number of records before it, and of the words that they take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct ChunkPosition {
     pub(crate) records: u32,
@@ -62,28 +63,29 @@ impl ChunkPosition {
         Self { records: (packed >> WORD_BITS) as u32, words: packed as u32 }
     }
 
-    /// Bytes of the frames.
+    /// Bytes that the frames before this position take.
     pub(crate) const fn bytes(self) -> u64 {
         self.words as u64 * WORD as u64
     }
 }
 
-/// What a packed tail takes of a segment: its frames, and 4 bytes a record of the index that sealing adds.
+/// The bytes of a segment that a packed tail stands for: the frames, plus 4 bytes per record for the index that sealing
+/// adds.
 #[inline]
 const fn cost(packed: u64) -> u64 {
     (packed & ((1 << WORD_BITS) - 1)) * WORD as u64 + (packed >> WORD_BITS) * 4
 }
 
-/// What a record of so many bytes takes of a segment, its place in the index included.
+/// The bytes of a segment that a record with a value of `bytes` bytes takes, including its place in the index.
 #[cfg(feature = "server")]
 pub(crate) fn record_needs(bytes: usize) -> u64 {
     frame::words(bytes) * WORD as u64 + 4
 }
 
-/// What is appended as a record: bytes, or bytes that are marked as JSON.
+/// A value to append: bytes, or bytes that are marked as JSON.
 pub(crate) trait AppendValue {
     fn bytes(&self) -> &[u8];
-    /// How to mark the record.
+    /// The flags of the record.
     fn flags(&self) -> u16;
 }
 
@@ -99,9 +101,9 @@ impl<T: AsRef<[u8]> + ?Sized> AppendValue for &T {
     }
 }
 
-/// Values that are appended as one. They are gone through more than once, and are the same each time.
+/// Values that are appended as one batch. They are visited more than once, and must be the same each time.
 pub(crate) trait AppendValues {
-    /// Calls `f` with the bytes of each value, in order, and with how to mark the record.
+    /// Calls `f` with the bytes and the flags of each value, in order.
     fn each(&self, f: impl FnMut(&[u8], u16));
 }
 
@@ -121,7 +123,7 @@ impl<V: AppendValue, const N: usize> AppendValues for [V; N] {
     }
 }
 
-/// Values that are appended as one, and the space they take; made before anything is reserved, so that what can
+/// Values that are appended as one, and the space they take. Created before anything is reserved, so that whatever can
 /// be refused is refused first.
 #[derive(Debug)]
 pub(crate) struct Batch<'a, S: ?Sized> {
@@ -138,7 +140,7 @@ impl<S: ?Sized> Clone for Batch<'_, S> {
 impl<S: ?Sized> Copy for Batch<'_, S> {}
 
 impl<'a, S: AppendValues + ?Sized> Batch<'a, S> {
-    /// `Err` with what they need where the values do not fit into a chunk of `largest` bytes even when it is empty.
+    /// `Err` with the bytes they need, if the values do not fit into an empty chunk of `largest` bytes.
     #[inline]
     pub(crate) fn new(values: &'a S, largest: u64) -> Result<Self, u64> {
         let (mut records, mut words) = (0u64, 0);
@@ -155,31 +157,31 @@ impl<'a, S: AppendValues + ?Sized> Batch<'a, S> {
         self.size.records
     }
 
-    /// Bytes of a chunk that holds nothing else.
+    /// The bytes of a chunk that holds nothing but this batch.
     pub(crate) fn needs(&self) -> u64 {
         cost(self.size.pack())
     }
 }
 
-/// What an append writes into its frames besides numbers and values.
+/// What an append writes to its frames besides numbers and values.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FrameMeta {
     pub(crate) key: Key,
-    /// The segment's base offset minus the durable frontier, wrapping: what to add to a record's number to get how
-    /// far `durable` is behind it.
+    /// The segment's base offset minus the durable frontier, wrapping. Added to a record's number, it gives how far
+    /// `durable` is behind that record.
     pub(crate) lead: u64,
     /// Milliseconds since the segment was begun.
     pub(crate) time: u64,
 }
 
-/// What became of an append.
+/// The result of an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AppendOutcome {
-    /// Written and published; the first record's number.
+    /// Written and published; holds the first record's number.
     At(u32),
-    /// The chunk is closed, or this append has closed it: nothing was written, go to the next one.
+    /// The chunk is closed, or this append has closed it: nothing was written; go to the next one.
     Full,
-    /// Not what was expected: the number that would be next.
+    /// The next number is not the expected one; holds the number that would be next.
     Unexpected(u32),
 }
 
@@ -189,12 +191,12 @@ pub(crate) struct Chunk {
     tail: CachePadded<AtomicU64>,
     /// 1 + the packed position at which the chunk was closed; 0 while it is open.
     end: AtomicU64,
-    /// Words from the start that are known to be published without a hole.
+    /// Words from the start that are known to be published without a gap.
     scanned: AtomicU64,
     capacity: u64,
     /// `None` only while dropping.
     memory: Option<Memory>,
-    /// Where the memory goes when the last holder drops the chunk, and never before.
+    /// Where the memory goes when the last holder drops the chunk, but never before.
     share: Option<Arc<PoolShare>>,
 }
 
@@ -237,7 +239,7 @@ impl Chunk {
         self.memory.as_ref().expect("present until dropped")
     }
 
-    /// Appends `batch`, or only if the next record's number is `expected`.
+    /// Appends `batch`; if `expected` is given, only if that is the next record's number.
     #[inline]
     pub(crate) fn append<S: AppendValues + ?Sized>(
         &self,
@@ -259,10 +261,10 @@ impl Chunk {
             },
         };
         if cost(old) > self.capacity {
-            return AppendOutcome::Full; // late: another has closed the chunk between our look and our add
+            return AppendOutcome::Full; // late: another append closed the chunk between our check and our add
         }
         if cost(old + batch.size.pack()) > self.capacity {
-            self.close_at(old); // we are the one that straddles the end
+            self.close_at(old); // this append is the one that straddles the end
             return AppendOutcome::Full;
         }
         let first = ChunkPosition::unpack(old);
@@ -270,7 +272,7 @@ impl Chunk {
         AppendOutcome::At(first.records)
     }
 
-    /// The same reservation by compare-and-swap, for one who must know the number beforehand.
+    /// The same reservation by compare-and-swap, for callers that must know the number beforehand.
     fn reserve_at(&self, size: ChunkPosition, expected: u32) -> Result<u64, AppendOutcome> {
         let mut look = self.tail.load(Ordering::Relaxed);
         loop {
@@ -305,9 +307,9 @@ impl Chunk {
             let words = frame::words(value.len()) as u32;
             assert!(n < records && words <= reserved - word, "values are the same each time");
             let start = first.words + word;
-            // SAFETY: the words lie in what this append alone has reserved by its add to `tail` (the line above:
-            // none beyond it), within the capacity as checked by `append`; no slot points there yet, so nobody reads
-            // them.
+            // SAFETY: the words lie within what this append alone has reserved by its add to `tail` (the assertion
+            // above ensures that none lies beyond), and within the capacity, as checked by `append`; no slot points
+            // there yet, so nobody reads them.
             unsafe {
                 self.memory().write(start, words, |dst| frame::encode(dst, meta.key, stamp, value));
             };
@@ -316,7 +318,7 @@ impl Chunk {
             }
             (n, word) = (n + 1, word + words);
         });
-        // Last, so that the batch appears as a whole: what is seen is contiguous.
+        // Stored last, so that the batch appears as a whole: whatever is seen is contiguous.
         self.slot(first.records).store(first.words + 1, Ordering::Release);
     }
 
@@ -325,7 +327,7 @@ impl Chunk {
         self.memory().slot(record).expect("as many slots as records fit")
     }
 
-    /// Closes the chunk, so that no append finds room any more. Does nothing where it is closed already.
+    /// Closes the chunk, so that no append finds room any more. Does nothing if it is closed already.
     pub(crate) fn close(&self) {
         let all = ChunkPosition { records: 0, words: (self.capacity / WORD as u64) as u32 + 1 };
         if cost(self.tail.load(Ordering::Relaxed)) <= self.capacity {
@@ -340,13 +342,13 @@ impl Chunk {
         self.end.store(1 + old, Ordering::Release);
     }
 
-    /// Where the chunk was closed, once it is. Between the add that closes it and this being known lie two
-    /// instructions of the appender that closes it.
+    /// Where the chunk was closed, once it is. Between the add that closes the chunk and the moment this is known, the
+    /// appender that closes it executes two instructions.
     pub(crate) fn end(&self) -> Option<ChunkPosition> {
         self.end.load(Ordering::Acquire).checked_sub(1).map(ChunkPosition::unpack)
     }
 
-    /// Records reserved so far, published or not.
+    /// The number of records reserved so far, published or not.
     pub(crate) fn reserved(&self) -> u32 {
         let tail = self.tail.load(Ordering::Acquire);
         if cost(tail) <= self.capacity {
@@ -361,7 +363,7 @@ impl Chunk {
         }
     }
 
-    /// Whether the chunk is open and nothing is reserved past `position`: for one who then goes to sleep, see the
+    /// Whether the chunk is open and nothing is reserved past `position`. For a caller that then goes to sleep; see the
     /// module's documentation.
     pub(crate) fn probe_quiescent(&self, position: ChunkPosition) -> bool {
         self.tail.fetch_add(0, Ordering::AcqRel) == position.pack()
@@ -373,31 +375,31 @@ impl Chunk {
         self.memory().slot(record).is_some_and(|slot| slot.load(Ordering::Acquire) != 0)
     }
 
-    /// A published record's frame.
+    /// The frame of a published record.
     #[inline]
     pub(crate) fn frame(&self, record: u32) -> Option<Frame<'_>> {
         frame::parse(self.whole_frame(record)?.1)
     }
 
-    /// The word where a published record's frame begins.
+    /// The word where a published record's frame starts.
     pub(crate) fn position(&self, record: u32) -> Option<u32> {
         self.memory().slot(record)?.load(Ordering::Acquire).checked_sub(1)
     }
 
-    /// A published record's position, and its whole frame.
+    /// The position of a published record, and its whole frame.
     #[inline]
     fn whole_frame(&self, record: u32) -> Option<(u32, &[u8])> {
         let word = self.position(record)?;
-        // SAFETY: the slot was stored, with Release, after the frame was written, and was loaded with Acquire;
-        // no published byte is written again as long as this chunk owns the memory, which `&self` ensures.
+        // SAFETY: the slot was stored with Release after the frame was written, and was loaded with Acquire; no
+        // published byte is written again as long as this chunk owns the memory, which `&self` ensures.
         let words = unsafe { frame::peek_words(self.memory().read(word, 1)) }?;
-        // SAFETY: as above; the frame has as many words as its header, written by `fill` or verified by recovery,
-        // says.
+        // SAFETY: as above; the frame has as many words as its header says, which was written by `fill` or verified by
+        // recovery.
         Some((word, unsafe { self.memory().read(word, words as u32) }))
     }
 
-    /// The end of what is published without a hole from `from` on, a whole number of batches. Stops at the first
-    /// end of a batch that is `most` words or more away.
+    /// The end of what is published without a gap from `from` on, as a whole number of batches. Stops at the first end
+    /// of a batch that is at least `most` words away.
     pub(crate) fn contiguous(&self, from: ChunkPosition, most: u32) -> ChunkPosition {
         let mut records = from.records;
         let mut last = None;
@@ -412,7 +414,8 @@ impl Chunk {
             return from;
         };
         let words = word + (frame.len() / WORD) as u32;
-        // Release, so that a reader that goes by `scanned` alone sees these bytes: each was acquired by its slot above.
+        // Release, so that a reader that relies on `scanned` alone sees these bytes: each was acquired through its slot
+        // above.
         self.scanned.fetch_max(u64::from(words), Ordering::AcqRel);
         ChunkPosition { records, words }
     }
@@ -421,17 +424,17 @@ impl Chunk {
         self.frame(record).is_some_and(|frame| frame.flags & MORE != 0)
     }
 
-    /// Notes in the backing, if there is one, what stands before this chunk's first record.
+    /// Records in the backing, if there is one, what precedes this chunk's first record.
     pub(crate) fn set_before(&self, before: Before) {
         self.memory().set_before(before);
     }
 
-    /// Notes in the backing, if there is one, that the segment was sealed.
+    /// Records in the backing, if there is one, that the segment was sealed.
     pub(crate) fn set_sealed(&self) {
         self.memory().set_sealed();
     }
 
-    /// What stands before the record with this number, if the one before it is published.
+    /// What precedes the record with this number, if the record before it is published.
     pub(crate) fn before(&self, record: u32) -> Before {
         let Some(last) = record.checked_sub(1) else { return self.memory().before() };
         let frame = self.whole_frame(last).and_then(|(_, frame)| frame.first_chunk());
@@ -441,7 +444,7 @@ impl Chunk {
     /// The bytes of words that [`contiguous`](Self::contiguous) has passed.
     pub(crate) fn bytes(&self, words: std::ops::Range<u32>) -> &[u8] {
         assert!(u64::from(words.end) <= self.scanned.load(Ordering::Acquire));
-        // SAFETY: all words below `scanned` are published and acquired, as asserted, and so never written again.
+        // SAFETY: all words below `scanned` are published and acquired, as asserted, and so are never written again.
         unsafe { self.memory().read(words.start, words.end - words.start) }
     }
 }

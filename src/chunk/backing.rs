@@ -1,21 +1,22 @@
-//! Backings: chunk memory as a file that outlives the process, so that what was acknowledged in memory is lost with
-//! the machine, and not with the process. Writing to it costs no system call; after SIGKILL, opening the log takes
-//! it up again (`log/recovery/restore.rs`).
+//! Backings: chunk memory as a file that outlives the process, so that records acknowledged in memory are lost with the
+//! machine, but not with the process. Writing to it costs no system call; after a SIGKILL, opening the log restores
+//! from it (`log/recovery/restore.rs`).
 //!
 //! ```text
-//! | head, 4 KiB: whose it is, and the segment it holds, if any | the chunk's bytes |
+//! | head, 4 KiB: its owner, and the segment it holds, if any | the chunk's bytes |
 //! ```
 //!
-//! (Under loom there are none: it cannot see into mapped files.)
+//! (Under loom there are no backings, because loom cannot see into mapped files.)
 //!
-//! The file is in a directory that is named by the log's id. The head says, in parts with a CRC each: the log's id,
-//! secret and directory, written once; and the label, which is the segment whose frames the backing holds, written
-//! before its first frame and cleared when the memory is to be used again. Frames need no more than they have: the key
-//! of another segment does not verify them. `docs/format.md` draws every byte.
+//! The file is in a directory named after the log's id. The head has two parts, each with a CRC: the log's id, secret
+//! and directory, which are written once; and the label, which identifies the segment whose frames the backing holds.
+//! The label is written before the first frame, and cleared before the memory is used again. Frames need no extra
+//! protection, because they do not verify with the key of another segment. `docs/format.md` draws every byte.
 //!
 //! # What always holds
-//! - A backing is removed by the process that made it when the log is closed, and by an opening that has proven that
-//!   the disk has all that is in it. Nothing else removes one: what cannot be understood is left where it is.
+//! - A backing is removed by the process that created it, when that frees the memory or closes the log; by an opening
+//!   that finds no segment in it, or has proven that the disk has everything in it, or had it before it was trimmed;
+//!   and when its log is deleted. Nothing else removes one: whatever cannot be understood is left where it is.
 
 #[cfg(not(loom))]
 use crate::disk::is_transient;
@@ -30,29 +31,29 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-/// Bytes before the chunk's.
+/// The length of the head, which precedes the chunk's bytes.
 pub(crate) const HEAD: usize = 4096;
 const MAGIC: &[u8; 8] = b"MILLIMG2";
 /// The format of segments without a secret.
 const MAGIC_1: &[u8; 8] = b"MILLIMG1";
-/// Bytes of the part that is written once, but for the directory and, at the end of the first row, the CRC.
+/// The length of the part that is written once, including its CRC, but not the directory.
 const FIXED: usize = 64;
-/// Where the CRC of that is.
+/// Where the CRC of that part and the directory is.
 const CRC: std::ops::Range<usize> = 28..32;
 /// Where the label is.
 const LABEL: std::ops::Range<usize> = 64..108;
 const LABEL_1: std::ops::Range<usize> = 64..92;
-/// Where the frame before the segment is noted.
+/// Where the frame that precedes the segment is noted.
 const BEFORE: usize = 112;
-/// Where it says whether the segment was sealed.
+/// Where it is noted whether the segment was sealed.
 const SEALED: usize = 120;
-/// Where the log's directory is.
+/// Where the path of the log's directory is.
 const DIR: usize = 128;
 
-/// Chunks of this process that were to have a backing and have none.
+/// How many chunks of this process should have a backing but have none.
 pub(crate) static SHM_FALLBACKS: AtomicU64 = AtomicU64::new(0);
 
-/// Which segment's frames a backing has.
+/// Identifies the segment whose frames a backing holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Label {
     pub(crate) base: u64,
@@ -62,8 +63,7 @@ pub(crate) struct Label {
     pub(crate) version: u32,
 }
 
-/// Label and incarnation as they stand in the head: at most 8 bytes at a time, so that `LABEL` is a whole number of
-/// these and a CRC.
+/// The length of label and incarnation as stored in the head: fields of at most 8 bytes each, and a CRC.
 #[cfg(not(loom))]
 pub(super) const LABEL_BYTES: usize = LABEL.end - LABEL.start;
 
@@ -82,19 +82,19 @@ impl Label {
     }
 }
 
-/// What stands before a segment's first record.
+/// What precedes a segment's first record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Before {
-    /// It is not known yet: the frame before was not durable when the process ended.
+    /// Not known yet: the preceding frame was not durable when the process ended.
     Unknown,
-    /// No record has ever been there.
+    /// No record has ever preceded it.
     Nothing,
     /// A frame with this CRC.
     Frame(u32),
 }
 
 impl Before {
-    /// As one word, so that it is never torn.
+    /// Packed into one word, so that it is never torn.
     #[cfg(not(loom))]
     pub(super) fn pack(self) -> u64 {
         match self {
@@ -113,22 +113,22 @@ impl Before {
     }
 }
 
-/// Where one log's backings are.
+/// The place of one log's backings.
 #[derive(Debug)]
 pub(crate) struct ShmBacking {
     memory: MemoryDir,
     log: LogId,
     #[cfg(not(loom))]
     secret: [u8; 16],
-    /// The log's directory, and what the file system knows it by, whatever its name.
+    /// The log's directory; and, in `node`, how the file system identifies it, whatever its name.
     dir: PathBuf,
     node: Node,
-    /// A random number of this opening of the log.
+    /// A random number for this opening of the log.
     #[cfg(not(loom))]
     incarnation: u64,
-    /// Set when the log's writer has failed: what the backings have and the disk has not is for the next opening.
+    /// Set when the log's writer has failed: records that only the backings have are left for the next opening.
     keep: AtomicBool,
-    /// Whether it was said that a chunk had to do without; how many had to is in `SHM_FALLBACKS`.
+    /// Whether a warning was logged that a chunk has no backing; how many have none is in `SHM_FALLBACKS`.
     #[cfg(not(loom))]
     warned: AtomicBool,
 }
@@ -140,23 +140,23 @@ pub(crate) struct FoundBacking {
     pub(crate) content: Content,
 }
 
-/// What a backing found at opening is.
+/// What a backing found at opening holds.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     /// It holds no segment.
     Spare,
-    /// It holds this segment's frames, which a process of this number has written, and what that knew of the frame
-    /// before them; and whether it has sealed the segment, which is when all of them are on disk.
+    /// The frames of this segment, written by the process with this incarnation; what that process knew about the
+    /// preceding frame; and whether it has sealed the segment, which means that all frames are on disk.
     Segment { label: Label, incarnation: u64, before: Before, sealed: bool, secret: Option<[u8; 16]> },
-    /// Another directory's, which has, or had, a log of the same id: a copy of this one, or what this one is a copy of.
+    /// It belongs to another directory, which has, or had, a log of the same id: a copy of this one, or its original.
     Elsewhere(PathBuf),
     /// It cannot be understood.
     Strange,
 }
 
 impl ShmBacking {
-    /// The backings of the log with this id and secret in `dir`, kept in the memory file system at `at`. `incarnation` is a
-    /// number that no other opening of the log has.
+    /// The backings of the log with this id and secret in `dir`, kept in the memory file system at `at`. `incarnation`
+    /// is a number that no other opening of the log has.
     pub(crate) fn open(
         at: &Path,
         log: LogId,
@@ -168,7 +168,7 @@ impl ShmBacking {
         let _ = (secret, incarnation);
         let dir = dir.canonicalize().or_else(|_| std::path::absolute(dir))?;
         if dir.as_os_str().len() > HEAD - DIR {
-            return Err(io::Error::other("the log's directory has too long a name"));
+            return Err(io::Error::other("the path of the log's directory is too long"));
         }
         Ok(Self {
             memory: MemoryDir::open(at)?.of(&log.to_string()),
@@ -185,14 +185,14 @@ impl ShmBacking {
         })
     }
 
-    /// What processes that ended without closing the log have left.
+    /// The backings that processes left which ended without closing the log.
     pub(crate) fn find(&self) -> io::Result<Vec<FoundBacking>> {
         let mut found = Vec::new();
         for name in self.memory.list()? {
             let mut head = [0; HEAD];
             match self.memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)) {
                 Ok(()) => found.push(FoundBacking { content: self.content(&head), name }),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // it went meanwhile
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // it was removed meanwhile
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     found.push(FoundBacking { name, content: Content::Strange });
                 }
@@ -207,7 +207,8 @@ impl ShmBacking {
         let Some(owner) = Owner::decode(head).filter(|owner| owner.log == self.log) else {
             return Content::Strange;
         };
-        // Moved, it has another path and is the same directory; mounted again, perhaps the other way round.
+        // A directory that was moved has another path but the same node; one that was remounted may have it the other
+        // way round.
         let same_node = owner.node != (0, 0) && owner.node == self.node;
         if owner.dir != self.dir && !same_node {
             return Content::Elsewhere(owner.dir);
@@ -248,12 +249,13 @@ impl ShmBacking {
         self.memory.remove(name);
     }
 
-    /// Where a backing is.
+    /// The path of a backing.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.memory.path(name)
     }
 
-    /// The path of the backing that was made last, and of the one that holds the segment at `base`.
+    /// The path of the backing that was created last; [`latest_labelled`](Self::latest_labelled) finds the one that
+    /// holds the segment at `base`.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn latest(&self) -> Option<PathBuf> {
         let number = |name: &String| name.rsplit('-').next().and_then(|number| number.parse::<u64>().ok());
@@ -276,18 +278,19 @@ impl ShmBacking {
         self.keep.store(true, Ordering::SeqCst);
     }
 
-    /// A new backing for a chunk of `capacity`, mapped; `None`, noted and said once, where there is no room.
+    /// Creates and maps a backing for a chunk of `capacity`; `None` if there is no room, which is counted, and logged
+    /// once.
     #[cfg(not(loom))]
     ///
     /// # Errors
-    /// What may go better the next time: a moment without descriptors must not take a chunk its backing.
+    /// Transient errors: a moment without descriptors must not leave a chunk without its backing.
     pub(super) fn create(
         self: &std::sync::Arc<Self>,
         capacity: u64,
     ) -> io::Result<Option<(BackingFile, memmap2::MmapRaw)>> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        // What an earlier process left may still be there, and have had the same process id.
+        // Backings of an earlier process may still exist, and that process may have had the same process id.
         let name = format!("{:016x}-{number:020}", self.incarnation);
         let made = self.memory.create(&name, HEAD as u64 + capacity, &self.head()).and_then(|file| {
             let backing = BackingFile { backings: std::sync::Arc::clone(self), name };
@@ -301,7 +304,7 @@ impl ShmBacking {
                 if !self.warned.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         dir = %self.dir.display(), %error,
-                        "no memory that outlives the process: what is acknowledged in memory is lost with it"
+                        "no memory that outlives the process: records acknowledged in memory are lost with it"
                     );
                 }
                 Ok(None)
@@ -327,7 +330,7 @@ impl ShmBacking {
     }
 }
 
-/// Where the label is in the memory, and the note of the frame before.
+/// Where the label is in the memory, and the notes about the preceding frame and about sealing.
 #[cfg(not(loom))]
 pub(super) const LABEL_AT: usize = LABEL.start;
 #[cfg(not(loom))]
@@ -341,7 +344,7 @@ impl Drop for ShmBacking {
     }
 }
 
-/// One backing; its file goes when this is dropped.
+/// One backing; its file is removed when this is dropped.
 #[cfg(not(loom))]
 #[derive(Debug)]
 pub(super) struct BackingFile {
@@ -365,17 +368,17 @@ impl Drop for BackingFile {
     }
 }
 
-/// Removes the backings of the log with this id in this directory: for one that was deleted.
+/// Removes the backings of the log with this id in this directory, after the log was deleted.
 ///
 /// # Errors
-/// There may be some left then, to be removed another time.
+/// Some backings may be left then, to be removed another time.
 #[cfg(feature = "store")]
 pub(crate) fn remove_all(at: &Path, log: LogId, node: Node) -> io::Result<()> {
     let memory = MemoryDir::open(at)?.of(&log.to_string());
     for name in memory.list()? {
         let mut head = [0; HEAD];
         match memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)) {
-            // Later: nobody else would find it.
+            // The caller must try again later, because nobody else would find it.
             Err(error) if is_transient(&error) => return Err(error),
             Err(_) => {}
             Ok(()) => {
@@ -390,7 +393,7 @@ pub(crate) fn remove_all(at: &Path, log: LogId, node: Node) -> io::Result<()> {
     Ok(())
 }
 
-/// The directories of logs that backings are kept for, in the memory file system at `at`.
+/// The directories and ids of logs that have backings in the memory file system at `at`.
 #[cfg(feature = "store")]
 pub(crate) fn owners(at: &Path) -> io::Result<Vec<(PathBuf, LogId)>> {
     let all = MemoryDir::open(at)?;
@@ -399,7 +402,7 @@ pub(crate) fn owners(at: &Path) -> io::Result<Vec<(PathBuf, LogId)>> {
         let memory = all.of(&log);
         for name in memory.list().unwrap_or_default() {
             let mut head = [0; HEAD];
-            // It may have gone meanwhile.
+            // It may have been removed meanwhile.
             if memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)).is_ok()
                 && let Some(owner) = Owner::decode(&head)
             {
@@ -412,7 +415,7 @@ pub(crate) fn owners(at: &Path) -> io::Result<Vec<(PathBuf, LogId)>> {
     Ok(owners)
 }
 
-/// Whose a backing is.
+/// The owner of a backing.
 struct Owner {
     log: LogId,
     dir: PathBuf,
@@ -486,8 +489,8 @@ mod tests {
         assert_eq!(content(&moved), Content::Spare);
     }
 
-    /// One opening of a log goes while another makes its first backing: the directory was removed in between, and the chunk had
-    /// none, though there was room.
+    /// One opening of a log ended while another created its first backing: the directory was removed in between, and
+    /// the chunk got no backing, though there was room.
     #[test]
     fn a_backing_is_made_whoever_removes_the_empty_directory() {
         let (place, over) = (tempfile::tempdir().unwrap(), Arc::new(AtomicBool::new(false)));
@@ -505,7 +508,7 @@ mod tests {
         other.join().unwrap();
     }
 
-    /// A moment without descriptors while a log is deleted: its backings stayed for good.
+    /// There were no descriptors for a moment while a log was deleted: its backings stayed for good.
     #[cfg(feature = "store")]
     #[test]
     fn backings_of_a_deleted_log_that_cannot_be_looked_at_for_a_moment_are_an_error() {

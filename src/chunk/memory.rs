@@ -1,31 +1,31 @@
-//! The memory of a chunk: page-aligned bytes for the frames, and one slot per record. Made and faulted in ahead,
-//! in the background, and used again for the next chunk rather than returned to the system.
+//! The memory of a chunk: page-aligned bytes for the frames, and one slot per record. It is created and faulted in
+//! ahead of time, in the background, and reused for the next chunk instead of being returned to the system.
 
 use super::backing::Before;
 #[cfg(not(loom))]
 use super::backing::LABEL_BYTES;
 use crate::sync::AtomicU32;
 
-/// A record needs at least the smallest frame, and 4 bytes in the sealed segment's index.
+/// A record takes at least the smallest frame, and 4 bytes in the sealed segment's index.
 pub(crate) const MIN_RECORD_BYTES: u64 = (crate::frame::HEADER + 4) as u64;
 
-/// How much is faulted in at once. The system clears that much memory without letting anybody else have the core
-/// (64 MiB in one call made requests on that core wait for 100 ms).
+/// How much is faulted in at once. The system clears that much memory without giving the core to anybody else (64 MiB
+/// in one call made requests on that core wait for 100 ms).
 #[cfg(all(target_os = "linux", not(loom)))]
 const POPULATE: usize = 1 << 20;
 
-/// Footprints of all chunk memory of this process.
+/// The footprints of all chunk memory of this process.
 pub(crate) static CHUNK_BYTES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
 /// Memory for one chunk.
 #[derive(Debug)]
 pub(crate) struct Memory {
     capacity: u64,
-    /// One per record; 0 until the record is published. Rounded up to whole blocks of the spreading below.
+    /// One slot per record; 0 until the record is published. Rounded up to whole blocks of the spreading below.
     pub(super) slots: Box<[AtomicU32]>,
     #[cfg(not(loom))]
     map: memmap2::MmapRaw,
-    /// Where the frames begin in the mapping: behind the head, if this is a backing.
+    /// Where the frames start in the mapping: after the head, if this is a backing.
     #[cfg(not(loom))]
     start: usize,
     #[cfg(not(loom))]
@@ -45,17 +45,17 @@ impl Memory {
         {
             let map = memmap2::MmapMut::map_anon(length)?;
             #[cfg(target_os = "linux")]
-            let _ = map.advise(memmap2::Advice::HugePage); // spares TLB misses; advice
+            let _ = map.advise(memmap2::Advice::HugePage); // saves TLB misses; only advice
             Ok(Self::over(capacity, populate(map.into()), 0, None))
         }
         #[cfg(loom)]
         Ok(Self { capacity, slots: slots(capacity), map: model::Words::new(length / 8) })
     }
 
-    /// [`new`](Self::new), as a backing among `backings`, if there is room for one.
+    /// Like [`new`](Self::new), but as a backing among `backings`, if there is room for one.
     ///
     /// # Errors
-    /// As there.
+    /// As [`new`](Self::new), and transient errors of creating the backing.
     pub(crate) fn shared(
         capacity: u64,
         backings: Option<&std::sync::Arc<super::backing::ShmBacking>>,
@@ -81,12 +81,12 @@ impl Memory {
         Self { capacity, slots: slots(capacity), map, start, backing }
     }
 
-    /// Says in the backing, if this is one, which segment it holds from now on, and what stands before that; to be
-    /// called before the first frame.
+    /// Records in the backing, if this is one, which segment it holds from now on, and what precedes that segment. Must
+    /// be called before the first frame is written.
     pub(crate) fn label(&mut self, label: &super::backing::Label, before: Before) {
         #[cfg(not(loom))]
         if let Some(bytes) = self.backing.as_ref().map(|backing| backing.label(label)) {
-            // The old notes go before the new label is there.
+            // The old notes must be gone before the new label is there.
             self.note(super::backing::SEALED_AT).store(0, std::sync::atomic::Ordering::Relaxed);
             self.set_before(before);
             self.write_label(bytes);
@@ -98,12 +98,13 @@ impl Memory {
     fn write_label(&mut self, bytes: [u8; LABEL_BYTES]) {
         let at = super::backing::LABEL_AT;
         assert!(at + bytes.len() <= super::backing::BEFORE_AT);
-        // SAFETY: before the note of the frame before, which is within the head, as asserted; and `&mut self` means that
-        // nobody else of this process can reach it. Other processes only read backings of logs that nobody has open.
+        // SAFETY: the label ends before the note about the preceding frame, which is within the head, as asserted; and
+        // `&mut self` means that nobody else in this process can reach it. Other processes only read backings of logs
+        // that nobody has open.
         unsafe { self.map.as_mut_ptr().add(at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     }
 
-    /// Notes what stands before the segment that the backing, if this is one, holds. Any thread may, at any time.
+    /// Records what precedes the segment that the backing, if this is one, holds. Any thread may call this at any time.
     pub(crate) fn set_before(&self, before: Before) {
         #[cfg(not(loom))]
         if self.backing.is_some() {
@@ -113,7 +114,7 @@ impl Memory {
         let _ = before;
     }
 
-    /// What [`set_before`](Self::set_before) has noted.
+    /// What [`set_before`](Self::set_before) has recorded.
     pub(crate) fn before(&self) -> Before {
         #[cfg(not(loom))]
         if self.backing.is_some() {
@@ -123,7 +124,7 @@ impl Memory {
         Before::Unknown
     }
 
-    /// Notes that the segment which the backing, if this is one, holds was sealed.
+    /// Records that the segment that the backing, if this is one, holds was sealed.
     pub(crate) fn set_sealed(&self) {
         #[cfg(not(loom))]
         if self.backing.is_some() {
@@ -132,13 +133,14 @@ impl Memory {
         }
     }
 
-    /// One of the words of the head that are written at any time.
+    /// One of the words of the head that may be written at any time.
     #[cfg(not(loom))]
     fn note(&self, at: usize) -> &std::sync::atomic::AtomicU64 {
         assert!(at == super::backing::BEFORE_AT || at == super::backing::SEALED_AT);
         assert!(self.start == super::backing::HEAD && at.is_multiple_of(8) && at + 8 <= self.start);
-        // SAFETY: within the head, which the mapping has where there is a backing, as asserted; aligned, since the mapping
-        // begins at a page; and every access to these bytes while the mapping lives is by this atomic.
+        // SAFETY: the word is within the head, which the mapping has if there is a backing, as asserted; it is aligned,
+        // because the mapping starts at a page; and every access to these bytes while the mapping lives is through this
+        // atomic.
         unsafe { std::sync::atomic::AtomicU64::from_ptr(self.map.as_mut_ptr().add(at).cast()) }
     }
 
@@ -147,12 +149,12 @@ impl Memory {
         self.capacity
     }
 
-    /// Bytes of this chunk's frames and slots: what counts against the memory budget.
+    /// Bytes of a chunk's frames and slots: what counts against the memory budget.
     pub(crate) const fn footprint(capacity: u64) -> u64 {
         capacity + (capacity / MIN_RECORD_BYTES + BLOCK as u64) * 4
     }
 
-    /// Makes used memory as good as new. The frames may stay: no seed of another segment verifies them, and
+    /// Makes used memory as good as new. The frames may stay: they do not verify with another segment's key, and
     /// nothing reads where no slot points.
     pub(crate) fn clean(&mut self, records: u32) {
         #[cfg(not(loom))]
@@ -170,13 +172,13 @@ impl Memory {
         }
     }
 
-    /// The slot of a record, or `None` past the last one.
+    /// The slot of a record; `None` past the last one.
     #[inline]
     pub(super) fn slot(&self, record: u32) -> Option<&AtomicU32> {
         self.slots.get(spread(record))
     }
 
-    /// Fills the memory from its start: for recovery, which alone holds it, with what a segment file has.
+    /// Fills the memory from its start with the content of a segment file; for recovery, which alone holds it.
     pub(crate) fn load(&mut self, bytes: &[u8]) {
         #[cfg(not(loom))]
         // SAFETY: the mapping has `capacity` bytes from `start` on, lives as long as `self`, is mapped for writing, and
@@ -190,12 +192,12 @@ impl Memory {
     }
 
     /// # Safety
-    /// `words` words from `word` on lie within the capacity, and nobody else reads or writes them meanwhile.
+    /// `words` words from `word` on must lie within the capacity, and nobody else may read or write them meanwhile.
     #[inline]
     pub(super) unsafe fn write(&self, word: u32, words: u32, fill: impl FnOnce(&mut [u8])) {
         debug_assert!(u64::from(word + words) * 8 <= self.capacity);
         #[cfg(not(loom))]
-        // SAFETY: within the mapping, and exclusive, by this function's contract.
+        // SAFETY: within the mapping and exclusive, by this function's contract.
         unsafe {
             let at = self.map.as_mut_ptr().add(self.start + word as usize * 8);
             fill(std::slice::from_raw_parts_mut(at, words as usize * 8));
@@ -208,8 +210,8 @@ impl Memory {
     }
 
     /// # Safety
-    /// `words` words from `word` on lie within the capacity, and were written before, in the sense of
-    /// happens-before, and for the last time while this memory has its present owner.
+    /// `words` words from `word` on must lie within the capacity; they must have been written before, in the sense of
+    /// happens-before, and must not be written again while this memory has its present owner.
     #[inline]
     pub(super) unsafe fn read(&self, word: u32, words: u32) -> &[u8] {
         debug_assert!(u64::from(word + words) * 8 <= self.capacity);
@@ -239,7 +241,7 @@ fn slots(capacity: u64) -> Box<[AtomicU32]> {
     (0..records.next_multiple_of(BLOCK)).map(|_| AtomicU32::new(0)).collect()
 }
 
-/// Faults all of a mapping in, which spares the appender 250 ns a page. Advice: without, it is only slower.
+/// Faults in all of a mapping, which saves the appender 250 ns per page. Only advice: without it, appends are slower.
 #[cfg(not(loom))]
 fn populate(map: memmap2::MmapRaw) -> memmap2::MmapRaw {
     #[cfg(target_os = "linux")]
@@ -251,11 +253,11 @@ fn populate(map: memmap2::MmapRaw) -> memmap2::MmapRaw {
     map
 }
 
-/// Slots in a block of the spreading.
+/// The number of slots in a block of the spreading.
 const BLOCK: usize = 256;
 
-/// Where a record's slot is: the low two hex digits of its number are swapped, so that records appended one
-/// after the other by different threads do not share a cache line (measured: 1.2 to 1.5 times faster for two).
+/// Where a record's slot is: the two low hex digits of its number are swapped, so that records appended one after the
+/// other by different threads do not share a cache line (measured: 1.2 to 1.5 times faster for two threads).
 #[inline]
 const fn spread(record: u32) -> usize {
     let record = record as usize;
@@ -271,7 +273,7 @@ mod model {
         bytes: std::cell::UnsafeCell<Box<[u8]>>,
         start: *mut u8,
     }
-    // SAFETY: every access goes through a guard, and loom fails the model where two of them race.
+    // SAFETY: every access goes through a guard, and loom fails the model if two of them race.
     unsafe impl Send for Words {}
     // SAFETY: as above.
     unsafe impl Sync for Words {}
@@ -289,7 +291,7 @@ mod model {
         }
 
         /// # Safety
-        /// Within the memory; exclusive, which loom checks.
+        /// Must be within the memory, and exclusive, which loom checks.
         #[allow(clippy::mut_from_ref)]
         pub(super) unsafe fn exclusive(&self, word: u32, words: u32) -> &mut [u8] {
             for guard in &self.guards[word as usize..(word + words) as usize] {
@@ -300,7 +302,7 @@ mod model {
         }
 
         /// # Safety
-        /// Within the memory; not written meanwhile, which loom checks.
+        /// Must be within the memory, and not be written meanwhile, which loom checks.
         pub(super) unsafe fn shared(&self, word: u32, words: u32) -> &[u8] {
             for guard in &self.guards[word as usize..(word + words) as usize] {
                 guard.with(|_| ());

@@ -1,4 +1,4 @@
-//! loom models of the chunk alone. `docs/models.md` lists what each was seen to catch.
+//! loom models of the chunk alone. `docs/models.md` lists what each of them was seen to catch.
 
 use super::*;
 use crate::sync::{Arc, thread};
@@ -42,7 +42,7 @@ fn loom_a_batch_beside_a_single_appears_as_a_whole() {
         let (batcher, single) = (Arc::clone(&chunk), Arc::clone(&chunk));
         let batcher = thread::spawn(move || append(&batcher, &[b"x", b"y"]));
         let single = thread::spawn(move || append(&single, &[b"s"]));
-        // What is contiguous is a whole number of batches, and can be read, at any moment.
+        // At any moment, what is contiguous is a whole number of batches and can be read.
         let seen = chunk.contiguous(ChunkPosition::default(), u32::MAX);
         let values: Vec<_> = (0..seen.records).map(|record| chunk.frame(record).unwrap().value[0]).collect();
         assert!(
@@ -104,7 +104,7 @@ fn loom_memory_is_used_again_only_after_the_last_reader_has_dropped_the_chunk() 
         let reader = thread::spawn(move || assert_eq!(reader.frame(0).unwrap().value, b"a"));
         drop(chunk);
         if let Some(memory) = share.take(64) {
-            append(&Chunk::new(memory, None), &[b"b"]); // loom: a race here if the reader still reads
+            append(&Chunk::new(memory, None), &[b"b"]); // a race here, to loom, if the reader still reads
         }
         reader.join().unwrap();
     });

@@ -1,20 +1,20 @@
 //! The memory that the chunks of one log, or of all logs of a store, may take; and freed chunk memory, kept for reuse.
 //!
-//! A log claims memory for a chunk before it is made, and releases the claim when it lets go of the chunk. When the
-//! last holder of the chunk drops it, which may be a reader much later, the memory comes back here.
+//! A log claims memory for a chunk before it is created, and releases the claim when it drops the chunk. When the last
+//! holder drops the chunk, which may be a reader much later, the memory comes back here.
 
 use super::Memory;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
 
-/// How many pieces of freed memory are kept per log. More would only be colder: appends to memory that has long left the processor's
-/// cache take twice as long.
+/// How many pieces of freed memory are kept per log. More would only be colder: appends to memory that has long left
+/// the processor's cache take twice as long.
 const MOST: usize = 2;
 
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Pool {
     limit: u64,
-    /// Footprints that are claimed.
+    /// The sum of all claimed footprints.
     claimed: AtomicU64,
     free: Mutex<Free>,
     homes: AtomicU64,
@@ -22,7 +22,7 @@ pub(crate) struct Pool {
 
 #[derive(Debug, Default)]
 struct Free {
-    /// The oldest first: whose it was, and of how many records the slots were used.
+    /// Oldest first: the number of the share that had it, the memory, and the number of records whose slots were used.
     memory: Vec<(u64, Memory, u32)>,
     bytes: u64,
 }
@@ -36,25 +36,25 @@ impl Free {
 }
 
 impl Pool {
-    /// A pool of `limit` bytes of footprints.
+    /// A pool for at most `limit` bytes of footprints.
     pub(crate) fn new(limit: u64) -> Arc<Self> {
         let (claimed, homes) = (AtomicU64::new(0), AtomicU64::new(0));
         Arc::new(Self { limit, claimed, free: Mutex::new(Free::default()), homes })
     }
 
-    // The counts order nothing: Relaxed throughout. A sum that is a moment old keeps one chunk out that there is room for, or
-    // frees a little more.
+    // The counts order nothing, so all accesses are Relaxed. A sum that is a moment old refuses one chunk that there is
+    // room for, or frees a little more than needed.
 
     pub(crate) fn limit(&self) -> u64 {
         self.limit
     }
 
-    /// Footprints that are claimed.
+    /// The sum of all claimed footprints.
     pub(crate) fn claimed(&self) -> u64 {
         self.claimed.load(Ordering::Relaxed)
     }
 
-    /// By how much a claim of `bytes` would go over the limit.
+    /// By how much a claim of `bytes` would exceed the limit.
     pub(crate) fn excess(&self, bytes: u64) -> u64 {
         (self.claimed.load(Ordering::Relaxed) + bytes).saturating_sub(self.limit)
     }
@@ -68,7 +68,7 @@ impl Pool {
                 if fits || free.memory.is_empty() { None } else { Some(free.remove(0)) }
             };
             if oldest.is_none() {
-                return; // and outside the lock: unmapping takes its time
+                return; // otherwise drop it outside the lock, because unmapping takes time
             }
         }
     }
@@ -88,15 +88,15 @@ impl PoolShare {
         Arc::new(Self { pool: Arc::clone(pool), number, claimed: AtomicU64::new(0) })
     }
 
-    /// Claims whatever there is room for.
+    /// Claims memory for a chunk of `capacity`, whether or not there is room within the limit.
     pub(crate) fn claim(&self, capacity: u64) {
         let bytes = Memory::footprint(capacity);
         self.claimed.fetch_add(bytes, Ordering::Relaxed);
         self.pool.claimed.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Claims, if there is room within the limit: in one step, so that of all that claim at once no more have room than there
-    /// is.
+    /// Claims memory for a chunk of `capacity` if there is room within the limit; returns whether it did. This is one
+    /// step, so that concurrent claims never exceed the limit together.
     pub(crate) fn try_claim(&self, capacity: u64) -> bool {
         let (bytes, limit) = (Memory::footprint(capacity), self.pool.limit);
         let with = |claimed: u64| claimed.checked_add(bytes).filter(|&sum| sum <= limit);
@@ -113,8 +113,8 @@ impl PoolShare {
         self.pool.claimed.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Takes memory back, of whose slots those of the first `dirty` records were used. Where it does not fit the
-    /// limit, or enough waits, it is returned to the system.
+    /// Takes memory back; `dirty` is the number of records whose slots were used. If it does not fit the limit, or
+    /// enough memory is pooled already, it is returned to the system.
     pub(super) fn put(&self, memory: Memory, dirty: u32) {
         let bytes = Memory::footprint(memory.capacity());
         let mut free = lock(&self.pool.free);
@@ -125,8 +125,9 @@ impl PoolShare {
         }
     }
 
-    /// Clean memory of just this capacity that this log had, if there is any: what came back last, which the
-    /// processor's cache is likely to have. What it had of other capacities is let go, since capacities mostly grow.
+    /// Clean memory of exactly this capacity that this log had, if there is any: the one that came back last, which is
+    /// likely to be in the processor's cache. The log's memory of other capacities is freed, because capacities mostly
+    /// grow.
     pub(crate) fn take(&self, capacity: u64) -> Option<Memory> {
         let (mut found, mut others) = (None, Vec::new());
         {
@@ -157,7 +158,7 @@ impl Drop for PoolShare {
         while let Some(at) = free.memory.iter().position(|(number, ..)| *number == self.number) {
             gone.push(free.remove(at));
         }
-        drop(free); // and then unmap
+        drop(free); // unmap only after that
     }
 }
 
@@ -177,18 +178,18 @@ mod tests {
         b.claim(4096);
         put(&a, 4096);
         put(&b, 4096);
-        put(&a, 4096); // goes over the limit
+        put(&a, 4096); // exceeds the limit
         assert!(b.take(4096).is_some());
-        assert!(b.take(4096).is_none(), "what is there was another log's");
+        assert!(b.take(4096).is_none(), "the pooled memory is another log's");
         assert_eq!(pool.excess(3 * one), one);
         a.claim(4096);
         a.claim(4096);
         pool.shrink();
-        assert!(a.take(4096).is_none(), "what waits makes room for what is claimed");
+        assert!(a.take(4096).is_none(), "pooled memory makes room for claims");
         a.release(4096);
         put(&a, 4096);
         drop(a);
-        assert_eq!((pool.excess(2 * one), lock(&pool.free).bytes), (0, 0), "a log that is gone has nothing");
+        assert_eq!((pool.excess(2 * one), lock(&pool.free).bytes), (0, 0), "a dropped share has nothing");
     }
 
     #[test]

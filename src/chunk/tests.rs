@@ -19,10 +19,10 @@ fn what_is_appended_is_read_until_the_chunk_is_full_and_then_it_stays_closed() {
         assert_eq!(record, n);
         n += 1;
     }
-    // 124 bytes are 16 words, and 4 bytes of index: 31 of them are 4092.
+    // 124 bytes are 16 words, plus 4 bytes of index: 31 of them take 4092.
     assert_eq!(n, 31);
     assert_eq!(chunk.end(), Some(ChunkPosition { records: 31, words: 31 * 16 }));
-    assert_eq!(append(&chunk, &[b""]), AppendOutcome::Full, "what would fit comes too late");
+    assert_eq!(append(&chunk, &[b""]), AppendOutcome::Full, "a record that would fit comes too late");
     assert_eq!(chunk.reserved(), 31);
     for record in 0..n {
         assert_eq!(chunk.frame(record).unwrap().value, [record as u8; 100]);
