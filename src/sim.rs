@@ -1,9 +1,9 @@
-//! The simulation: engine, flusher, maintenance, store and recovery on a simulated disk and machine, in one thread, with
-//! everything that can happen chosen by a seed: what is appended, when the background gets its turns, what fails, and
-//! when a process is killed or the power goes. What was promised is checked after each opening, and at each answer.
+//! The simulation: engine, flusher, maintenance, store and recovery on a simulated disk and machine, in one thread. A
+//! seed chooses everything that can happen: what is appended, when background tasks get their turns, what fails, and
+//! when a process is killed or the power fails. What is promised is checked after each opening, and at each answer.
 //!
-//! `cargo test --lib sim::` runs some hundred seeds. `MILLSTREAM_SIM_SEEDS=from..to` runs those instead, and
-//! `MILLSTREAM_SIM_SEED=n` one of them, with a trace of each step.
+//! `cargo test --lib sim::` runs several hundred seeds. `MILLSTREAM_SIM_SEEDS=from..to` runs those instead, and
+//! `MILLSTREAM_SIM_SEED=n` runs a single one, with a trace of each step.
 
 #[cfg(test)]
 mod found;
@@ -15,13 +15,13 @@ mod values;
 mod work;
 mod world;
 
-/// A run in which these bytes choose first, for `fuzz/`.
+/// A run in which these bytes make the first choices, for `fuzz/`.
 #[cfg(fuzzing)]
 pub fn fuzz(bytes: &[u8]) {
-    // A trace takes time: for an input that was found to fail, it is asked for.
+    // A trace takes time, so it is only made on request, for an input that was found to fail.
     let trace = std::env::var_os("MILLSTREAM_SIM_TRACE").is_some();
     if trace {
-        drop(std::panic::take_hook()); // libFuzzer's ends the process before the trace is printed
+        drop(std::panic::take_hook()); // libFuzzer's hook ends the process before the trace is printed
     }
     run::run_by(crate::disk::sim::Random::by(bytes), 0, trace);
 }
@@ -37,7 +37,7 @@ mod tests {
         },
     };
 
-    /// The seeds that are run where nobody says which.
+    /// The seeds that are run by default.
     const SEEDS: std::ops::Range<u64> = 0..500;
 
     fn range() -> std::ops::Range<u64> {
@@ -46,7 +46,7 @@ mod tests {
         from.parse().unwrap()..to.parse().unwrap()
     }
 
-    /// Runs the seeds on as many threads as there are cores; gives what was done, and which seeds have failed.
+    /// Runs the seeds on as many threads as there are cores; returns what was done, and which seeds failed.
     fn run_all(seeds: std::ops::Range<u64>) -> (Counts, Vec<u64>) {
         let next = AtomicU64::new(seeds.start);
         let total = Mutex::new((Counts::default(), Vec::new()));

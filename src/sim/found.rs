@@ -1,4 +1,4 @@
-//! What the simulation has found, each by itself.
+//! What the simulation has found, each as a test of its own.
 
 use super::world::{World, clock};
 use crate::{
@@ -33,8 +33,8 @@ fn store(sim: &Sim) -> Result<Store, crate::store::Error> {
     Store::open_in(Environment::on(Arc::new(sim.clone())), Path::new("/data"), options)
 }
 
-/// A process was killed between making or renaming a directory and syncing its name. The next one used the directory,
-/// and all that was acknowledged in it went with the power.
+/// A process was killed between creating or renaming a directory and syncing its name. The next one used the directory,
+/// and everything that was acknowledged in it was lost in a power failure.
 #[test]
 fn a_directory_that_a_killed_process_has_left_is_durable_before_anything_in_it_is_acknowledged() {
     for steps in 1..40 {
@@ -65,8 +65,8 @@ fn a_directory_that_a_killed_process_has_left_is_durable_before_anything_in_it_i
     }
 }
 
-/// After a failed sync the page cache has what the device has not, and takes it for written. Opening found it there,
-/// synced it in vain, and called it durable.
+/// After a failed sync the page cache has what the device does not have, and considers it written. Opening found it
+/// there, synced it in vain, and called it durable.
 #[test]
 fn what_a_failed_sync_has_left_in_the_page_cache_is_not_called_durable() {
     for seed in 0..60 {
@@ -80,7 +80,7 @@ fn what_a_failed_sync_has_left_in_the_page_cache_is_not_called_durable() {
         drop(log);
         let log = open(&sim, None).unwrap();
         let durable = log.durable_offset();
-        sim.turn_off(); // no close that would write
+        sim.turn_off(); // no close, which would write
         drop(log);
         let log = open(&sim.reboot(), None).unwrap();
         assert!(log.next_offset() >= durable, "seed {seed}: {durable} were durable");
@@ -90,7 +90,8 @@ fn what_a_failed_sync_has_left_in_the_page_cache_is_not_called_durable() {
     }
 }
 
-/// A moment without descriptors: the log opened without what its backings had, and gave their offsets to other records.
+/// There were no descriptors for a moment: the log opened without the records in its backings, and gave their offsets
+/// to others.
 #[test]
 fn a_log_whose_backings_cannot_be_looked_at_for_a_moment_does_not_open_without_them() {
     let at = tempfile::tempdir().unwrap();
@@ -100,7 +101,7 @@ fn a_log_whose_backings_cannot_be_looked_at_for_a_moment_does_not_open_without_t
     for _ in 0..10 {
         log.append(b"in memory").unwrap();
     }
-    // Killed, with nothing of it on the disk.
+    // The process is killed while none of these records is on the disk.
     sim.turn_off();
     GATE.set(Some(Box::new(|_| Err(io::Error::other("killed")))));
     sim.hold(false);
@@ -125,14 +126,15 @@ fn a_log_whose_backings_cannot_be_looked_at_for_a_moment_does_not_open_without_t
     assert_eq!(open(&sim, Some(at.path())).unwrap().next_offset(), 10);
 }
 
-/// A chunk that was replaced while it was empty, since the first value did not fit, has a segment on the disk of the
-/// same base. After the backings were taken up, it was still among the segments, and was sealed: over the first frames.
+/// A chunk that was replaced while it was empty, because the first value did not fit, has a segment of the same base on
+/// the disk. After its backing was restored, the empty segment was still among the segments, and was sealed: over the
+/// first frames.
 #[test]
 fn a_segment_that_was_replaced_while_it_was_empty_is_not_sealed_over_its_successor() {
     let at = tempfile::tempdir().unwrap();
     let sim = Sim::new(1);
     let log = open(&sim, Some(at.path())).unwrap();
-    assert_eq!(log.append(&[7; 6000]).unwrap(), 0); // the first segment takes 4 KiB
+    assert_eq!(log.append(&[7; 6000]).unwrap(), 0); // the first segment has only 4 KiB
     sim.turn_off();
     GATE.set(Some(Box::new(|_| Err(io::Error::other("killed")))));
     drop(log);
@@ -145,8 +147,8 @@ fn a_segment_that_was_replaced_while_it_was_empty_is_not_sealed_over_its_success
     }
 }
 
-/// A backing that nobody needed lay beside a log whose records had gone on without it. A damaged record in the part that
-/// both have was made good out of the backing, and all behind it was overwritten with what the backing has.
+/// There was a backing that was not restored, beside a log that had continued without it. A damaged record in the part
+/// that both have was mended from the backing, and everything after it was overwritten with the content of the backing.
 #[test]
 fn damage_is_not_mended_out_of_the_memory_of_another_history() {
     let at = tempfile::tempdir().unwrap();
@@ -166,7 +168,7 @@ fn damage_is_not_mended_out_of_the_memory_of_another_history() {
     sim.hold(false);
     drop(log);
     GATE.set(None);
-    // Another user goes on.
+    // Another user continues the log.
     let log = open(&disk, None).unwrap();
     for _ in 0..5 {
         log.append(&[3; 40]).unwrap();
@@ -181,8 +183,9 @@ fn damage_is_not_mended_out_of_the_memory_of_another_history() {
     }
 }
 
-/// All segments with records were trimmed while the active one was empty on the disk, and replaced in memory by a larger
-/// one. What that had was bound to a frame that was not there any more, and was not taken up after a kill.
+/// All segments with records were trimmed while the active one was empty on the disk, and replaced in memory by a
+/// larger one. The backing of the larger one was bound to a frame that no longer existed, and was not restored after a
+/// kill.
 #[test]
 fn trimming_leaves_the_frame_that_memory_is_bound_to() {
     let at = tempfile::tempdir().unwrap();
@@ -198,7 +201,7 @@ fn trimming_leaves_the_frame_that_memory_is_bound_to() {
         assert!(world.maintenance.turn(&mut random));
     }
     log.close().unwrap();
-    // It does not go on in a segment that is larger than those it may have, and begins one of 4 KiB.
+    // The log does not continue in a segment larger than these options allow, and begins one of 4 KiB.
     open(4 << 10).close().unwrap();
     let log = open(8 << 10);
     while log.try_append(&[2; 6000]).is_err() {
@@ -214,8 +217,9 @@ fn trimming_leaves_the_frame_that_memory_is_bound_to() {
     assert_eq!(log.read(1).unwrap().unwrap().value(), [2; 6000]);
 }
 
-/// A log was deleted by a process that was killed, and the next one could not remove what was left of it at once. A log
-/// of its name was made when the clock stood where it had stood: in the same directory, with the old one's records.
+/// A log was deleted by a process that was killed, and the next process could not remove its remains at once. A log of
+/// the same name was created when the clock showed the same time again: in the same directory, with the old log's
+/// records.
 #[test]
 fn what_is_left_of_a_deleted_log_is_no_part_of_one_that_is_made_at_the_same_moment() {
     for steps in 1..200 {
@@ -245,7 +249,7 @@ fn what_is_left_of_a_deleted_log_is_no_part_of_one_that_is_made_at_the_same_mome
         world.sim.fail_one_in(None);
         if open.create("a", &LogSettings::default()).unwrap() {
             let next = open.get("a").unwrap().next_offset();
-            assert_eq!(next, 0, "killed in the midst of deleting, {steps}");
+            assert_eq!(next, 0, "killed in the middle of deleting, {steps}");
         }
         open.close().unwrap();
     }

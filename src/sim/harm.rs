@@ -1,5 +1,5 @@
-//! What happens to logs while nobody has them open: bits that change on the device, directories that are copied and
-//! renamed. What is damaged is told, all else is as it was, and after a repair the log goes on.
+//! What happens to logs while nobody has them open: bits flip on the device, directories are copied and renamed. Damage
+//! is reported, everything else is as it was, and after a repair the log can be used again.
 
 use super::{
     model::{Known, Rec},
@@ -28,7 +28,7 @@ impl Run {
         self.disk.graft(&Path::new(ROOT).join(&from), &Path::new(ROOT).join(&to), copy);
         let mut known = self.logs[&from].clone();
         if copy {
-            // What is in memory only is the other one's.
+            // Records that are only in memory belong to the original.
             known.memory = known.durable;
             known.forget_ghosts();
         } else {
@@ -37,7 +37,8 @@ impl Run {
         self.logs.insert(to, known);
     }
 
-    /// A bit of a log's settings changes: it does not open with others, and opens again when that is undone.
+    /// A bit of a log's settings flips: the log does not open with other settings, and opens again when the flip is
+    /// undone.
     pub(super) fn flip_in_settings(&mut self) {
         let Some(name) = self.random_certain() else { return };
         let (path, sim) = (Path::new(ROOT).join(&name).join("log.json"), self.disk.clone());
@@ -60,7 +61,7 @@ impl Run {
         self.disk.damage(&path, |bytes| bytes[at] ^= bit);
     }
 
-    /// A bit changes in what is written down of producers: then the log tells, as far as it goes back.
+    /// A bit flips in the producers file: then the log itself is used, as far as it goes back.
     pub(super) fn flip_in_producers(&mut self) {
         let Some(name) = self.random_certain() else { return };
         let path = Path::new(ROOT).join(&name).join("producers.json");
@@ -70,7 +71,7 @@ impl Run {
         }
     }
 
-    /// A bit of a segment changes. One process looks at what is left of the log, and mends it.
+    /// A bit of a segment flips. One process opens what is left of the log, and repairs it.
     pub(super) fn flip(&mut self) {
         let Some(name) = self.random_certain() else { return };
         let (dir, sim) = (Path::new(ROOT).join(&name), self.disk.clone());
@@ -100,12 +101,12 @@ impl Run {
         if !backings {
             known.memory = known.durable;
         }
-        // What is damaged is left as it is, and what memory has is taken up after the repair.
+        // A damaged log is left as it is, and what is in memory is restored after the repair.
         let floor = if backings && damage.is_empty() { known.memory } else { known.durable };
         if next < floor {
-            // After an unclean stop, rot in the last commit looks like the torn end of a write. It is kept aside, then.
+            // After an unclean stop, rot in the last commit looks like the torn end of a write, and is kept aside.
             let kept = sim.dump().into_keys().any(|path| path.starts_with(&dir) && is_torn(&path));
-            assert!(kept, "{place}: ends at {next}, {floor} were acknowledged, and nothing tells of it");
+            assert!(kept, "{place}: ends at {next}, {floor} were acknowledged, and nothing was kept aside");
         }
         known.recognise(first, &values);
         assert!(next <= known.next(), "{place}: ends at {next}, and {} were appended", known.next());
@@ -115,7 +116,7 @@ impl Run {
                 Some(value) => {
                     assert!(
                         value.same(&known.records[offset as usize]),
-                        "{place}: offset {offset} is another"
+                        "{place}: offset {offset} has another value"
                     );
                 }
                 None if known.lost.contains(&offset) => {}
@@ -123,7 +124,7 @@ impl Run {
             }
         }
         assert!(lost.len() <= 1, "{place}: one bit has damaged {lost:?}");
-        // What a lost record told of its producer is not known any more.
+        // What a lost record says about its producer is no longer known.
         let told = known.sent.iter().filter(|sent| lost.contains(&sent.first)).map(|sent| sent.producer);
         known.vague.extend(told.collect::<Vec<_>>());
         if damage.is_empty() {
@@ -135,10 +136,13 @@ impl Run {
         } else {
             assert!(
                 matches!(log.writable(), Err(Error::ReadOnly { .. })),
-                "{place}: {damage:?}, and writable"
+                "{place}: {damage:?}, but writable"
             );
             let told = |offset| damage.iter().any(|damage| damage.offsets.contains(offset));
-            assert!(lost.iter().all(told), "{place}: {lost:?} are lost, and told is {damage:?}");
+            assert!(
+                lost.iter().all(told),
+                "{place}: {lost:?} are lost, and the damage reported is {damage:?}"
+            );
             drop(log);
             known.lost.extend(&lost);
             known.durable = known.durable.max(next);
@@ -151,8 +155,9 @@ impl Run {
         drop(world);
     }
 
-    /// A sector of a segment cannot be read for a while. The log opens all the same, unless that was the only header
-    /// it has; what it serves is right, and nothing is cut off for what is not known. Then all is as it was.
+    /// A sector of a segment cannot be read for a while. The log opens all the same, unless that was its only header;
+    /// what it serves is right, and nothing is cut off because of what cannot be read. Afterwards everything is as it
+    /// was.
     pub(super) fn spoil(&mut self) {
         let Some(name) = self.random_certain() else { return };
         let (dir, sim) = (Path::new(ROOT).join(&name), self.disk.clone());
@@ -185,7 +190,7 @@ impl Run {
                 {
                     assert!(
                         value.same(&known.records[offset as usize]),
-                        "{place}: offset {offset} is another"
+                        "{place}: offset {offset} has another value"
                     );
                 }
                 if damage.is_empty() {
@@ -207,11 +212,11 @@ impl Run {
         drop(world);
     }
 
-    /// A log is repaired before anybody has opened it: with a bit changed, or a sector that cannot be read, or with nothing
-    /// wrong at all; with what a killed process has left in memory, or without. What is lost is what was harmed, and what
-    /// memory has is there.
+    /// A log is repaired before anybody has opened it: after a bit flipped, or with a sector that cannot be read, or
+    /// with nothing wrong at all; with the backings that a killed process has left, or without. Only what was harmed is
+    /// lost, and records in memory are recovered.
     pub(super) fn repair_unopened(&mut self) {
-        // One of which a killed process has left something in memory, if there is one.
+        // A log of which a killed process has left something only in memory, if there is one.
         let in_memory = |(_, known): &(&String, &Known)| known.certain && known.memory > known.durable;
         let name = self.logs.iter().find(in_memory).map(|(name, _)| name.clone());
         let Some(name) = name.or_else(|| self.random_certain()) else { return };
@@ -241,12 +246,13 @@ impl Run {
             drop(world);
             world = World::new(self.disk.clone(), &mut self.random);
         }
-        // What is harmed in the last segment may be what a crash has torn. Which one is the last, a power failure decides:
-        // the name of the one that was may not have been on the device.
+        // Harm to the last segment may look like the torn end of a write. A power failure decides which segment is the
+        // last: the name of the one that was may not have been on the device.
         let may_end_early = harmed.as_ref().is_some_and(|(path, _)| {
             Some(path) == open.as_ref() || Some(path) == last_segment(&world.sim).as_ref()
         });
-        // What memory held and the files have too is removed there: the next opening may have come so far, and no further.
+        // Backings whose records are also in the files are removed once that is known: the next opening may get that
+        // far, and no further.
         let backings_left = backing_owners(self.at.path()).unwrap().iter().any(|(of, _)| *of == dir);
         let place = format!("{}, log {name:?}, repaired, harmed is {harmed:?}", self.where_(&world.sim));
         let mut repaired = repair_on(&world.sim, &dir, options.shm_dir.as_deref(), &mut |_, _| ());
@@ -259,7 +265,7 @@ impl Run {
                 known.memory = known.durable;
                 repaired = repair_on(&world.sim, &dir, None, &mut |_, _| ());
             }
-            // The only header there is.
+            // The only header of the log.
             Err(Error::Corrupt { .. }) if harmed.as_ref().is_some_and(|(_, at)| *at < 4096) => {
                 world.sim.heal();
                 let sim = world.sim.clone();
@@ -293,7 +299,7 @@ impl Run {
             match value {
                 Some(value) => {
                     let expected = &known.records[offset as usize];
-                    assert!(value.same(expected), "{place}: offset {offset} is another");
+                    assert!(value.same(expected), "{place}: offset {offset} has another value");
                 }
                 None if known.lost.contains(&offset) => {}
                 None => lost.push(offset),
@@ -306,7 +312,7 @@ impl Run {
         known.vague.extend(told);
         known.lost.extend(lost);
         if next < known.durable {
-            // What was written down of producers is of another end of the log.
+            // The producers file describes another end of the log.
             known.forget_producers = true;
         }
         known.found(first, next, backings);
@@ -318,7 +324,8 @@ impl Run {
         drop(world);
     }
 
-    /// Repairs a damaged log, which may be interrupted, and again. Then it can be written, and has what it had before.
+    /// Repairs a damaged log; the repair may be interrupted, and is then repeated. Afterwards the log can be written
+    /// to, and has what it had before.
     fn mend(&mut self, world: World, name: &str, options: &Options, first: u64, values: &[Option<Rec>]) {
         let dir = Path::new(ROOT).join(name);
         let (mut world, backings) = (world, options.shm_dir.as_deref());
@@ -341,7 +348,7 @@ impl Run {
         log.writable().unwrap_or_else(|error| panic!("{place}: {error}"));
         let found = read_all(&log, first, log.next_offset());
         let found = found.unwrap_or_else(|error| panic!("{place}: {error}"));
-        // What is damaged may be mended out of a killed process's memory.
+        // Damage may be mended from the memory of a killed process.
         let is_kept = values.iter().zip(&found).all(|(was, is)| was.is_none() || was == is);
         assert!(
             log.first_offset() == first && found.len() >= values.len() && is_kept,
@@ -356,7 +363,7 @@ impl Run {
         let same = |(value, offset): (&Option<Rec>, u64)| {
             value.is_none_or(|value| value.same(&known.records[offset as usize]))
         };
-        assert!(found.iter().zip(first..).all(same), "{place}: other values");
+        assert!(found.iter().zip(first..).all(same), "{place}: values have changed");
         let is_there =
             |offset: &u64| found.iter().zip(first..).any(|(value, n)| n == *offset && value.is_some());
         known.lost.retain(|offset| !is_there(offset));

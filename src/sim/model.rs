@@ -1,4 +1,4 @@
-//! What the simulation knows of a log: what was appended, what of it must be there, and what may be.
+//! What the simulation knows about a log: what was appended, which of it must be there, and which may be.
 
 use crate::{LogId, Payload, store::LogSettings};
 use std::{
@@ -6,7 +6,7 @@ use std::{
     hash::{DefaultHasher, Hasher},
 };
 
-/// A record as the model has it.
+/// A record, as the model knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Rec {
     pub(super) hash: u64,
@@ -17,7 +17,7 @@ pub(super) struct Rec {
 
 impl Rec {
     pub(super) fn of(value: &[u8], json: bool, last: bool) -> Self {
-        let mut hasher = DefaultHasher::new(); // with keys that are always the same
+        let mut hasher = DefaultHasher::new(); // its keys are always the same
         hasher.write(value);
         hasher.write_u8(json.into());
         Self { hash: hasher.finish(), length: value.len(), last }
@@ -28,7 +28,7 @@ impl Rec {
     }
 }
 
-/// A batch of a producer that was stored.
+/// A stored batch of a producer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sent {
     pub(super) producer: usize,
@@ -38,7 +38,7 @@ pub(super) struct Sent {
     pub(super) count: u64,
 }
 
-/// Another end of a log: records from an offset on, and what producers sent of them.
+/// Another end of a log: its records from an offset on, and the producers' batches among them.
 #[derive(Debug, Clone)]
 pub(super) struct Ghost {
     at: u64,
@@ -54,34 +54,34 @@ pub(super) struct Known {
     pub(super) id: Option<LogId>,
     /// Every record that was appended, from offset 0 on.
     pub(super) records: Vec<Rec>,
-    /// Below this, all is on the disk: a reader has seen it, a caller was told so, or it was found there.
+    /// Everything below this is on the disk: a reader has seen it, a caller was told so, or it was found there.
     pub(super) durable: u64,
-    /// Below this, all survives the process, if the next one sees its backings.
+    /// Everything below this survives the process, if the next one sees its backings.
     pub(super) memory: u64,
-    /// Other ends of the log, each from an offset on: of processes whose backings a later one has not seen. They may come
-    /// back as long as the disk has nothing else at their offsets.
+    /// Other ends of the log, each from an offset on, of processes whose backings a later one has not seen. They may
+    /// come back as long as the disk has nothing else at their offsets.
     pub(super) ghosts: Vec<Ghost>,
-    /// Whether the power has gone since, so that they are on the disk or nowhere.
+    /// Whether the power has failed since, so that they are on the disk or nowhere.
     pub(super) wiped: bool,
-    /// The first offset is at least this, since a trim was acknowledged, and at most that.
+    /// The first offset is at least `trimmed`, because a trim was acknowledged, and at most `may_trim`.
     pub(super) trimmed: u64,
     pub(super) may_trim: u64,
-    /// Offsets of records that were damaged, which is no fault of the log's.
+    /// Offsets of records that were damaged on purpose, so that the log is not to blame.
     pub(super) lost: BTreeSet<u64>,
-    /// What is written down of producers was damaged: what the log does not tell of them is not known.
+    /// The producers file was damaged: what the log itself does not say about producers is unknown.
     pub(super) forget_producers: bool,
     pub(super) vague: BTreeSet<usize>,
-    /// In the order in which they came.
+    /// The stored batches, in the order in which they came.
     pub(super) sent: Vec<Sent>,
-    /// Whether it is certain that the log is there.
+    /// Whether it is certain that the log exists.
     pub(super) certain: bool,
-    /// Not to be used any more in this generation: an operation on it has failed.
+    /// Not to be used any more in this generation, because an operation on it has failed.
     pub(super) failed: bool,
     /// Whether the present process, or else the last one, has had it open.
     pub(super) was_open: bool,
 }
 
-/// As many batches of a producer are remembered.
+/// How many batches of a producer are remembered.
 pub(super) const REMEMBERED: usize = 5;
 
 impl Known {
@@ -100,12 +100,12 @@ impl Known {
             .extend(values.iter().enumerate().map(|(n, value)| Rec::of(value.bytes, value.json, n == last)));
     }
 
-    /// Whether a batch ends before this offset.
+    /// Whether this offset is the end of a batch, or 0.
     pub(super) fn is_boundary(&self, offset: u64) -> bool {
         offset == 0 || self.records[offset as usize - 1].last
     }
 
-    /// Whether the log may be this: its records from `first` on.
+    /// Whether the log may have these values as its records from `first` on.
     fn may_be(&self, first: u64, values: &[Option<Rec>]) -> bool {
         let same = |expected: &Rec, found: &Option<Rec>| found.is_none_or(|found| found.same(expected));
         let next = first as usize + values.len();
@@ -117,11 +117,11 @@ impl Known {
                 .all(|(expected, found)| same(expected, found))
     }
 
-    /// Takes up another end of the log, if what was found is that and not what is expected. Where it may be either, since
-    /// their values are the same, it is not known what their producers have sent.
+    /// Adopts another end of the log, if that is what was found instead of the expected one. If it may be either,
+    /// because their values are the same, it is not known what their producers have sent.
     pub(super) fn recognise(&mut self, first: u64, values: &[Option<Rec>]) {
         let expected = self.may_be(first, values);
-        // One that left another end of the log, behind where that has left this one, is none of it.
+        // An end that branches off another one, after the point where that left this one, does not belong to this one.
         let of_it = |ghost: &&Ghost| self.durable <= ghost.at && ghost.at <= self.records.len() as u64;
         for ghost in self.ghosts.iter().filter(of_it) {
             let records = [&self.records[..ghost.at as usize], &ghost.records].concat();
@@ -144,10 +144,10 @@ impl Known {
         self.ghosts.clear();
     }
 
-    /// So many records were found after opening, all durable now.
+    /// Notes which records were found after opening; all of them are durable now.
     pub(super) fn found(&mut self, first: u64, next: u64, backings: bool) {
         let rest = self.records.split_off(next as usize);
-        // Without backings, what an earlier process had in memory may be found by a later one.
+        // Without backings, a later process may find what an earlier one had in memory.
         let sent = self.sent.iter().filter(|sent| sent.first >= next).copied().collect();
         let wiped = std::mem::take(&mut self.wiped);
         self.ghosts.retain(|ghost| ghost.at >= next && !backings && !wiped);
@@ -155,18 +155,18 @@ impl Known {
             self.ghosts.push(Ghost { at: next, records: rest, sent });
         }
         (self.durable, self.memory) = (next, next);
-        // A trim that was not acknowledged may be undone by a loss of power.
+        // A power failure may undo a trim that was not acknowledged.
         self.may_trim = first;
         self.lost.retain(|offset| *offset < next);
         self.sent.retain(|sent| sent.first < next);
         if std::mem::take(&mut self.forget_producers) {
-            // One of whose last batches the log does not have all may be known in part, or not at all.
+            // A producer whose last batches are not all in the log may be known in part, or not at all.
             let trimmed = self.sent.iter().filter(|sent| sent.first < first).map(|sent| sent.producer);
             self.vague.extend(trimmed.collect::<Vec<_>>());
         }
     }
 
-    /// What is known of a producer: its epoch, and the batches that are remembered.
+    /// What is known about a producer: its epoch, and the batches that are remembered.
     pub(super) fn producer(&self, producer: usize) -> (Option<u32>, Vec<Sent>) {
         let all: Vec<_> = self.sent.iter().filter(|sent| sent.producer == producer).copied().collect();
         let epoch = all.last().map(|sent| sent.epoch);

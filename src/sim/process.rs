@@ -1,4 +1,4 @@
-//! One process of a run: it opens what is there, checks it against the model, works, and ends in some way.
+//! One process of a run: it opens what exists, checks it against the model, works, and ends in some way.
 
 use super::{
     model::Rec,
@@ -14,7 +14,7 @@ use crate::{
 };
 use std::{ops::Deref, path::Path, sync::Arc};
 
-/// A log that is open, in a store or by itself.
+/// An open log, in a store or by itself.
 pub(super) enum Handle {
     Many(Arc<OpenLog>),
     One(Arc<Log>),
@@ -63,7 +63,7 @@ impl Process {
         self.world.sim.is_off()
     }
 
-    /// Steps that have failed, or may have for want of room.
+    /// How many steps have failed; at least one if some may have for lack of room.
     pub(super) fn faults(&self) -> u64 {
         let (fatal, passing) = self.world.sim.faults();
         fatal + passing + u64::from(self.world.sim.is_tight())
@@ -90,7 +90,7 @@ impl Run {
         }
     }
 
-    /// One process, from its beginning to its end.
+    /// One process, from start to end.
     pub(super) fn generation(&mut self) {
         let random = &mut self.random;
         let cut = *random.pick(&[Cut::Power, Cut::Kill]);
@@ -117,7 +117,7 @@ impl Run {
             }
         }
         if !backings {
-            // Whatever becomes of this process: it may have gone on without what memory has.
+            // Whatever happens to this process, it may have continued without what is in memory.
             for known in self.logs.values_mut() {
                 known.memory = known.durable;
             }
@@ -188,14 +188,14 @@ impl Run {
         None
     }
 
-    /// Says whether all was closed well.
+    /// Lets the process work; returns whether everything was closed cleanly.
     fn live(&mut self, mut process: Process, cut: Cut) -> bool {
         self.check_all(&mut process);
         if self.profile.uniform.is_some() && !self.random.one_in(3) {
-            process.world.sim.end_after(1 + self.random.below(8) as u64, cut); // in the midst of its work
+            process.world.sim.end_after(1 + self.random.below(8) as u64, cut); // in the middle of its work
         }
         if self.random.one_in(8) {
-            // Recovering twice is as good as once: the next process finds the same.
+            // No operations: recovering twice must be as good as once, so the next process must find the same.
         } else {
             let all = self.profile.operations;
             let most = *self.random.pick(&[all / 12, all / 3, all]);
@@ -218,7 +218,7 @@ impl Run {
             }
             self.disk = process.world.sim.clone();
             process.world.sim.turn_off();
-            // As SIGKILL leaves them: dropping the process goes on writing to what is mapped.
+            // Restored as SIGKILL leaves them, because dropping the process still writes to what is mapped.
             let frozen = frozen(self.at.path());
             drop(process);
             for (path, bytes) in frozen {
@@ -232,7 +232,7 @@ impl Run {
         let closed = match open {
             Open::Many(store) => store.close().map_err(|error| error.to_string()),
             Open::One(_, log) => {
-                let log = Arc::into_inner(log).expect("nobody else has it");
+                let log = Arc::into_inner(log).expect("nobody else holds it");
                 log.close().map_err(|error| error.to_string())
             }
         };
@@ -242,7 +242,7 @@ impl Run {
         if let Err(error) = &closed {
             assert!(faults > 0 || world.sim.faults() != (0, 0), "{}: {error}", self.where_(&world.sim));
         }
-        // What an idle log has failed to write is told of in the log only.
+        // What an idle log could not write is reported only in its messages.
         closed.is_ok() && faults == 0 && world.sim.faults() == (0, 0)
     }
 
@@ -270,7 +270,7 @@ impl Run {
         }
     }
 
-    /// Every log that must be there is, and has what it must have, and nothing else.
+    /// Checks that every log that must exist does, and that it has what it must have, and nothing else.
     fn check_all(&mut self, process: &mut Process) {
         let names: Vec<String> = match &process.open {
             Open::Many(store) => {
@@ -278,7 +278,7 @@ impl Run {
                 for name in &there {
                     assert!(
                         self.logs.contains_key(name),
-                        "{}: {name:?} is there, and was deleted or never made",
+                        "{}: {name:?} exists, but was deleted or never created",
                         self.where_(&process.world.sim)
                     );
                 }
@@ -300,7 +300,7 @@ impl Run {
         }
     }
 
-    /// After opening a log for the first time in a process.
+    /// Checks a log after its first opening in a process.
     pub(super) fn check(&mut self, process: &mut Process, name: &str) {
         if process.is_off() {
             return;
@@ -339,7 +339,11 @@ impl Run {
             known.failed = true;
             return;
         }
-        assert!(log.damage().is_empty(), "{place}: damage is claimed where none is: {:?}", log.damage());
+        assert!(
+            log.damage().is_empty(),
+            "{place}: damage is reported where there is none: {:?}",
+            log.damage()
+        );
         if let Err(error) = log.writable() {
             assert!(process.faults() > 0 || process.is_off(), "{place}: {error}");
         }
@@ -347,7 +351,7 @@ impl Run {
         assert!(next >= floor, "{place}: ends at {next}, and {floor} were acknowledged");
         assert!(
             first >= known.trimmed && first <= known.may_trim.max(known.trimmed),
-            "{place}: begins at {first}, and was trimmed to {}..={}",
+            "{place}: starts at {first}, and was trimmed to {}..={}",
             known.trimmed,
             known.may_trim
         );
@@ -376,7 +380,7 @@ impl Run {
         known.recognise(first, &values);
         let appended = known.next();
         assert!(next <= appended, "{place}: ends at {next}, and {appended} were appended");
-        assert!(known.is_boundary(next), "{place}: ends at {next}, in the midst of a batch");
+        assert!(known.is_boundary(next), "{place}: ends at {next}, in the middle of a batch");
         for (value, offset) in values.iter().zip(first..) {
             let expected = &known.records[offset as usize];
             let Some(value) = value else {
@@ -394,7 +398,7 @@ impl Run {
         known.was_open = true;
     }
 
-    /// After a turn of the store, which closes logs.
+    /// Checks logs after a turn of the housekeeper, which closes logs.
     pub(super) fn check_closed(&mut self, process: &mut Process) {
         let names: Vec<_> = self.logs.keys().cloned().collect();
         for name in names {
@@ -404,7 +408,7 @@ impl Run {
                 continue;
             }
             if process.faults() == 0 {
-                known.durable = known.next(); // it was closed, and all went well
+                known.durable = known.next(); // it was closed, and nothing failed
             }
             if self.random.one_in(2) || process.faults() > 0 {
                 self.check(process, &name);
@@ -417,7 +421,7 @@ impl Run {
         format!("seed {}, generation {}, step {steps}", self.seed, self.counts.generations)
     }
 
-    /// What a look at a log that is not open says of it.
+    /// Checks what `verify` reports about a log that is not open.
     fn verify(&mut self) {
         let Some(name) = self.random_certain() else { return };
         let dir = Path::new(ROOT).join(&name);
@@ -426,17 +430,17 @@ impl Run {
         let known = &self.logs[&name];
         let place = format!("seed {}, generation {}, log {name:?}", self.seed, self.counts.generations);
         for damage in &report.damage {
-            // What is derived may be lost, and is made anew.
+            // What is derived may be lost, and is rewritten.
             let derived = damage.offsets.is_empty();
             let lost = !damage.offsets.is_empty()
                 && damage.offsets.clone().all(|offset| known.lost.contains(&offset));
-            assert!(derived || lost, "{place}: verify claims damage where none is: {damage}");
+            assert!(derived || lost, "{place}: verify reports damage where there is none: {damage}");
         }
         assert!(report.next >= known.durable, "{place}: verify sees {} of {}", report.next, known.durable);
     }
 }
 
-/// All records; `None` for those that are damaged.
+/// All records; `None` for damaged ones.
 pub(super) fn read_all(log: &Log, first: u64, next: u64) -> Result<Vec<Option<Rec>>, String> {
     let mut reader = log.reader(first);
     let mut values = Vec::new();

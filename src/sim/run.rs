@@ -1,4 +1,4 @@
-//! A run: several processes one after the other on one disk, all by one seed.
+//! A run: several processes one after the other on one disk, all driven by one seed.
 
 use super::{
     model::Known,
@@ -7,23 +7,23 @@ use super::{
 use crate::disk::sim::{Random, Sim};
 use std::{collections::BTreeMap, sync::Arc};
 
-/// Where the store is.
+/// The directory of the store.
 pub(super) const ROOT: &str = "/data";
 
 /// How large and how wild a run is.
 #[derive(Debug, Clone)]
 pub(super) struct Profile {
     pub(super) generations: usize,
-    /// Operations of a process, at most.
+    /// The most operations of a process.
     pub(super) operations: usize,
     pub(super) segments: &'static [u64],
     pub(super) logs: usize,
-    /// Tens of thousands of tiny records, megabytes of random bytes.
+    /// Whether values may be tens of thousands of tiny records, or megabytes of random bytes.
     pub(super) large: bool,
-    /// Most values are of this size: what one crash leaves has just the place of what comes after it.
+    /// The size of most values, if given: what one crash leaves then has exactly the place of what comes after it.
     pub(super) uniform: Option<usize>,
     pub(super) faults: bool,
-    /// Bits change, and directories are moved.
+    /// Whether bits flip, and directories are moved.
     pub(super) harm: bool,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Run {
     pub(super) counts: Counts,
 }
 
-/// What became of a run.
+/// The result of a run.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Outcome {
     pub(super) counts: Counts,
@@ -82,19 +82,19 @@ fn profile(random: &mut Random) -> Profile {
     }
 }
 
-/// Runs a seed; panics where what is promised does not hold.
+/// Runs a seed; panics if something that is promised does not hold.
 #[cfg(test)]
 pub(super) fn run(seed: u64, trace: bool) -> Outcome {
     run_by(Random::new(seed.wrapping_mul(0x2545_F491_4F6C_DD1D)), seed, trace)
 }
 
-/// A run in which `random` chooses all that there is to choose.
+/// A run in which `random` makes all choices.
 pub(super) fn run_by(mut random: Random, seed: u64, trace: bool) -> Outcome {
     let disk = Sim::new(random.fork().next());
     if trace {
         disk.begin_trace();
     }
-    let memory = crate::log::Options::default().shm_dir; // of a test its own place
+    let memory = crate::log::Options::default().shm_dir; // in tests, a place of their own
     let at =
         memory.map_or_else(tempfile::tempdir, tempfile::tempdir_in).or_else(|_| tempfile::tempdir()).unwrap();
     let (profile, clock) = (profile(&mut random), clock(&mut random));
@@ -109,7 +109,7 @@ pub(super) fn run_by(mut random: Random, seed: u64, trace: bool) -> Outcome {
 }
 
 impl Drop for Run {
-    /// What led to a failure.
+    /// Prints what led to a failure.
     fn drop(&mut self) {
         if std::thread::panicking() {
             print!("{}", self.disk.take_trace());

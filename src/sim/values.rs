@@ -1,9 +1,9 @@
-//! Values to append: of all sizes, and of bytes that the log could take for its own.
+//! Values to append: of all sizes, and of bytes that the log could mistake for its own.
 
 use super::run::Profile;
 use crate::disk::sim::{Random, Sim};
 
-/// The values of a batch, which a segment of `limit` bytes may or may not have room for.
+/// The values of a batch, for which a segment of `limit` bytes may or may not have room.
 pub(super) fn batch(random: &mut Random, sim: &Sim, limit: usize, profile: &Profile) -> Vec<Vec<u8>> {
     let large = profile.large;
     if let Some(size) = profile.uniform
@@ -22,7 +22,7 @@ pub(super) fn batch(random: &mut Random, sim: &Sim, limit: usize, profile: &Prof
         }
         18 => vec![vec![1; random.below(limit)]],
         _ => {
-            // As large as a segment has room for, or a little more.
+            // As large as a segment has room for, or a little more or less.
             let size = (limit - 28).saturating_sub(random.below(64)) + random.below(16);
             vec![filled(random, sim, size)]
         }
@@ -43,7 +43,7 @@ fn filled(random: &mut Random, sim: &Sim, size: usize) -> Vec<u8> {
             random.fill(&mut bytes);
             bytes
         }
-        // Of its own files: headers, frames with what is before and behind them, indexes, footers.
+        // Bytes from the log's own files: headers, frames with what precedes and follows them, indexes, footers.
         2 => sim.sample(random, size).unwrap_or_default(),
         // Headers everywhere: lengths that fit, small numbers.
         _ => {

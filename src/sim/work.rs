@@ -14,10 +14,10 @@ use std::time::Duration;
 
 /// The names that logs have in a run.
 pub(super) const NAMES: [&str; 4] = ["a", "b", "c", "d"];
-/// Turns after which an append that still finds no room never will.
+/// The number of turns after which an append that still finds no room is considered stuck.
 const PATIENCE: usize = 400;
 
-/// What a producer's batch is to be answered with.
+/// The expected answer to a producer's batch.
 enum Expect {
     New,
     Repeat(Sent),
@@ -25,7 +25,7 @@ enum Expect {
 }
 
 impl Run {
-    /// A log that is certainly there.
+    /// A log that certainly exists.
     pub(super) fn random_certain(&mut self) -> Option<String> {
         let names: Vec<_> =
             self.logs.iter().filter(|(_, known)| known.certain).map(|(name, _)| name.clone()).collect();
@@ -105,7 +105,7 @@ impl Run {
         process.world.sim.note(format_args!("create {name}"));
         let there = self.logs.get(name);
         if there.is_some_and(|known| !known.certain) {
-            return; // what is there is not known before the next process
+            return; // whether it exists is not known before the next process
         }
         let result = store.create(name, &settings);
         if process.is_off() {
@@ -119,7 +119,7 @@ impl Run {
             (Ok(true), None) => {
                 let mut known = Known { certain: true, was_open: true, ..Known::new(settings) };
                 if let Ok(log) = process.get(name) {
-                    assert_eq!(log.next_offset(), 0, "{place}: {name:?} is new, and holds records");
+                    assert_eq!(log.next_offset(), 0, "{place}: {name:?} is new, but holds records");
                     known.id = Some(log.id());
                 }
                 self.logs.insert(name.to_owned(), known);
@@ -159,7 +159,7 @@ impl Run {
         }
     }
 
-    /// The store's own turn: retention, producers, logs that are idle.
+    /// A turn of the housekeeper: retention, producers, idle logs.
     fn turn(&mut self, process: &mut Process) {
         let Some(store) = process.store() else { return };
         process.world.sim.note(format_args!("the store's turn"));
@@ -188,7 +188,8 @@ impl Run {
         self.check_closed(process);
     }
 
-    /// Whether an error is no fault of the log's: the disk has failed, or is gone. If a write has, the log is over.
+    /// Asserts that an error is not the log's fault: the disk has failed, or is off. If a write has failed, the log has
+    /// too.
     fn excused(&mut self, process: &Process, name: &str, error: &Error) {
         let place = self.where_(&process.world.sim);
         assert!(process.is_off() || process.faults() > 0, "{place}: {name:?}: {error}");
@@ -196,12 +197,12 @@ impl Run {
             && !process.is_off()
         {
             let (fatal, _) = process.world.sim.faults();
-            assert!(fatal > 0, "{place}: {name:?} has failed for good, and nothing was written: {error}");
+            assert!(fatal > 0, "{place}: {name:?} has failed for good, though no write failed: {error}");
         }
         self.logs.get_mut(name).expect("it is used").failed = true;
     }
 
-    /// Appends by `attempt`, with turns of the tasks while there is no room.
+    /// Appends with `attempt`, running turns of the tasks while there is no room.
     fn patiently<T>(
         &mut self,
         process: &Process,
@@ -254,7 +255,7 @@ impl Run {
             match appended {
                 Ok(first) => self.appended(process, &name, first, &payloads),
                 Err(Error::TooLarge { .. }) => {
-                    // Header and padding of a frame, and its entry in the index.
+                    // A frame's header and padding, and its entry in the index.
                     let needs: usize =
                         slices.iter().map(|value| (24 + value.len()).next_multiple_of(8) + 4).sum();
                     assert!(needs > limit, "{needs} are not too large for {limit}");
@@ -429,7 +430,7 @@ impl Run {
         match trimmed {
             Ok(first) => {
                 assert!(first <= known.may_trim, "trimmed too much");
-                assert!(known.is_boundary(first), "trimmed in the midst of a batch");
+                assert!(known.is_boundary(first), "trimmed in the middle of a batch");
                 if !process.is_off() {
                     known.trimmed = known.trimmed.max(first);
                 }

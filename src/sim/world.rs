@@ -1,5 +1,5 @@
-//! What the simulation gives a log or a store instead of the system's: a disk, tasks that are run one turn at a time
-//! on the simulation's own thread, clocks that stand still until they are moved, and numbers by a seed.
+//! What the simulation gives a log or a store in place of the system: a disk, tasks that are run one turn at a time on
+//! the simulation's own thread, clocks that stand still until they are moved, and random numbers from a seed.
 
 use crate::{
     disk::{
@@ -31,8 +31,8 @@ impl Pool {
         key
     }
 
-    /// Runs a turn of one of the tasks, whichever it is. Threads may be slow and clocks far apart: so it may as well be
-    /// one that was to be run later.
+    /// Runs a turn of one of the tasks, chosen at random. Because threads may be slow, it may also be a task that was
+    /// scheduled for later.
     pub(super) fn turn(&self, random: &mut Random) -> bool {
         let task = {
             let mut waiting = self.waiting.lock().unwrap();
@@ -52,7 +52,7 @@ impl Pool {
     }
 }
 
-/// The pool as a log has it: a turn that waits for its time does not keep the pool alive.
+/// The pool as a log sees it: a turn that waits for its time does not keep the pool alive.
 struct Turns(Arc<Pool>);
 
 impl Schedule for Turns {
@@ -81,7 +81,7 @@ impl Schedule for Turns {
     }
 }
 
-/// The clocks and the numbers.
+/// The clocks and the random numbers.
 pub(super) struct Clock {
     now: AtomicU64,
     elapsed: AtomicU64,
@@ -94,7 +94,7 @@ impl Clock {
         self.elapsed.fetch_add(millis, Ordering::Relaxed);
     }
 
-    /// The clock is set, to earlier or later.
+    /// Sets the wall clock forward or back.
     pub(super) fn jump(&self, millis: i64) {
         let now = self.now.load(Ordering::Relaxed);
         self.now.store(now.saturating_add_signed(millis), Ordering::Relaxed);
@@ -121,7 +121,7 @@ pub(super) struct World {
     pub(super) sim: Sim,
     pub(super) flushers: Arc<Pool>,
     pub(super) maintenance: Arc<Pool>,
-    /// Chunks that got no backing, since the memory file system has failed.
+    /// How many chunks got no backing because the memory file system failed.
     pub(super) shm_fallbacks: Arc<AtomicU64>,
 }
 
@@ -133,7 +133,7 @@ impl World {
             maintenance: Arc::default(),
             shm_fallbacks: Arc::default(),
         };
-        // Another thread may commit while one seals or makes ready.
+        // One thread may commit while another seals or makes a spare segment.
         let (flushers, inside) = (Arc::clone(&world.flushers), AtomicBool::new(false));
         let chance = Mutex::new(random.fork());
         world.sim.set_meanwhile(Some(Arc::new(move || {
@@ -170,7 +170,7 @@ impl World {
         }
     }
 
-    /// A turn of some task, if any has something to do.
+    /// Runs a turn of some task, if any is waiting; returns whether there was one.
     pub(super) fn turn(&self, random: &mut Random) -> bool {
         let (one, other) = if random.one_in(2) {
             (&self.flushers, &self.maintenance)
