@@ -424,12 +424,12 @@ impl Chunk {
         self.frame(record).is_some_and(|frame| frame.flags & MORE != 0)
     }
 
-    /// Records in the backing, if there is one, what precedes this chunk's first record.
+    /// Notes in the backing, if there is one, what precedes this chunk's first record.
     pub(crate) fn set_before(&self, before: Before) {
         self.memory().set_before(before);
     }
 
-    /// Records in the backing, if there is one, that the segment was sealed.
+    /// Notes in the backing, if there is one, that the segment was sealed.
     pub(crate) fn set_sealed(&self) {
         self.memory().set_sealed();
     }

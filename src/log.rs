@@ -116,7 +116,7 @@ pub(crate) struct Shared {
     damage: Vec<Damage>,
     /// Why it cannot be written to though nothing is damaged: there was no room to continue when it was opened.
     full: Option<recovery::Full>,
-    /// When the newest record was appended that existed when the log was opened.
+    /// When the newest record that existed at opening was appended.
     newest_found: u64,
     #[cfg(feature = "store")]
     producers: producers::Producers,
@@ -155,7 +155,7 @@ impl Shared {
         self.fail(&Error::Failed { reason: "a thread that worked for it panicked".into() });
     }
 
-    /// Makes every append fail that has not reserved its place yet, and wakes all waiters.
+    /// Fails every append that has not reserved its place yet, and wakes all waiters.
     fn stop(&self) {
         roll::end(&self.active, &self.stopping);
         self.durable.wake_all();

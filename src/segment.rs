@@ -106,7 +106,7 @@ impl Segment {
         lock(&self.file).clone()
     }
 
-    /// Records that the segment is sealed: from now on it is read by its file name.
+    /// Notes that the segment is sealed: from now on it is read by its file name.
     pub(crate) fn set_sealed(&self, sealed: sealed::Sealed) {
         let _ = self.sealed.set(sealed); // by one thread, once
         *lock(&self.file) = None;

@@ -185,7 +185,7 @@ impl ShmBacking {
         })
     }
 
-    /// The backings that processes left which ended without closing the log.
+    /// The backings left by processes that ended without closing the log.
     pub(crate) fn find(&self) -> io::Result<Vec<FoundBacking>> {
         let mut found = Vec::new();
         for name in self.memory.list()? {

@@ -81,7 +81,7 @@ impl Memory {
         Self { capacity, slots: slots(capacity), map, start, backing }
     }
 
-    /// Records in the backing, if this is one, which segment it holds from now on, and what precedes that segment. Must
+    /// Notes in the backing, if this is one, which segment it holds from now on, and what precedes that segment. Must
     /// be called before the first frame is written.
     pub(crate) fn label(&mut self, label: &super::backing::Label, before: Before) {
         #[cfg(not(loom))]
@@ -104,7 +104,7 @@ impl Memory {
         unsafe { self.map.as_mut_ptr().add(at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     }
 
-    /// Records what precedes the segment that the backing, if this is one, holds. Any thread may call this at any time.
+    /// Notes in the backing, if this is one, what precedes its segment. Any thread may call this at any time.
     pub(crate) fn set_before(&self, before: Before) {
         #[cfg(not(loom))]
         if self.backing.is_some() {
@@ -114,7 +114,7 @@ impl Memory {
         let _ = before;
     }
 
-    /// What [`set_before`](Self::set_before) has recorded.
+    /// What [`set_before`](Self::set_before) has noted.
     pub(crate) fn before(&self) -> Before {
         #[cfg(not(loom))]
         if self.backing.is_some() {
@@ -124,7 +124,7 @@ impl Memory {
         Before::Unknown
     }
 
-    /// Records that the segment that the backing, if this is one, holds was sealed.
+    /// Notes in the backing, if this is one, that its segment was sealed.
     pub(crate) fn set_sealed(&self) {
         #[cfg(not(loom))]
         if self.backing.is_some() {

@@ -1,4 +1,4 @@
-//! Restoring from backings that a process left which ended without closing the log. Before anything else is done with
+//! Restoring from backings left by a process that ended without closing the log. Before anything else is done with
 //! the segment files, records that only a backing has are written to them, and the survey is completed likewise. The
 //! rest of recovery finds them there, and needs to know nothing about backings.
 //!
@@ -430,7 +430,7 @@ fn same_bytes(disk: &dyn Disk, found: &SurveyedSegment, frames: &[u8]) -> io::Re
     }
 }
 
-/// The words that the frames of a segment take that is no longer written.
+/// How many words the frames take in a segment that is no longer written.
 fn words_of(found: &SurveyedSegment) -> Option<u32> {
     match &found.state {
         State::Sealed(footer) => Some(footer.words),

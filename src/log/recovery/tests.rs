@@ -203,7 +203,7 @@ fn a_power_cut_while_tens_of_thousands_of_tiny_records_are_sealed_loses_nothing(
 }
 
 /// The power fails while a large value is written (`r2`): one of random bytes; and one of bytes that imitate headers
-/// and frames of this very log, as far as somebody can know them who sees only what the API shows.
+/// and frames of this very log, as far as the API reveals them.
 #[test]
 fn a_torn_large_value_is_a_torn_tail_whatever_its_bytes() {
     for (segment, value) in [(16u64 << 20, 1usize << 20), (1 << 20, 300 << 10)] {
