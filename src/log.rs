@@ -513,6 +513,13 @@ impl Log {
         self.shared.full.is_some()
     }
 
+    /// Whether old segments can be dropped: also where there is no room for writing.
+    #[cfg(feature = "store")]
+    pub(crate) fn can_trim(&self) -> bool {
+        let full = self.shared.full.as_ref().is_some_and(|full| !full.is_read_only);
+        self.writable().err().is_none_or(|error| error.is_full() && full)
+    }
+
     /// Ends a log that could only be read, so that another opening can take its place: waiters are told.
     #[cfg(feature = "store")]
     pub(crate) fn give_way(&self) {

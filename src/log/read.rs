@@ -554,7 +554,7 @@ impl Reader {
     pub fn wait(&self, timeout: Option<Duration>) -> Result<bool, Error> {
         let shared = &self.shared;
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        shared.visible().park(self.next + 1, || shared.writable().is_err(), deadline);
+        shared.visible().park(self.next.saturating_add(1), || shared.writable().is_err(), deadline);
         if shared.visible().get() > self.next {
             return Ok(true);
         }

@@ -202,6 +202,9 @@ impl Shared {
     /// first, then the files go, the oldest first, and each is durably gone before the next one goes, also where that
     /// takes several attempts: so a log that opens after a crash begins a little earlier, and has no gap.
     pub(super) fn trim_now(&self, before: u64) -> Result<Option<u64>, Error> {
+        if let Some(full) = self.full.as_ref().filter(|full| full.is_read_only) {
+            return Err(full.error.clone()); // before anything is hidden that stays
+        }
         // Held over both steps: when several threads trim at once, files go in the order in which they were hidden.
         let mut doomed = lock(&self.trimmer.doomed);
         self.hide(before, &mut doomed);

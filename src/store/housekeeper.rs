@@ -96,7 +96,9 @@ impl Inner {
             if age.is_some()
                 && let Ok(open) = self.opened(&name, &entry)
             {
-                open.apply_retention();
+                if open.apply_retention() == Retained::InPart {
+                    entry.retain_at.store(now, Ordering::Relaxed);
+                }
                 // If it has more to do, that continues in the background, and a later turn closes the log.
                 let settled = open.settles_soon();
                 drop(open);
@@ -140,15 +142,27 @@ impl Inner {
     }
 }
 
+/// What applying retention has come to.
+#[derive(PartialEq, Eq)]
+enum Retained {
+    All,
+    /// There is more to drop, which takes another turn.
+    InPart,
+}
+
 impl OpenLog {
-    fn apply_retention(&self) {
+    fn apply_retention(&self) -> Retained {
         let LogSettings { retention_bytes: bytes, retention_seconds: seconds, .. } = self.settings;
-        if (bytes.is_some() || seconds.is_some())
-            && self.writable().err().is_none_or(|error| error.is_full())
-            && let Err(error) = self.retain_soon(bytes, seconds.map(Duration::from_secs))
-            && !matches!(error, LogError::WouldBlock)
-        {
-            tracing::error!(name = self.name, %error, "dropping old segments failed");
+        if bytes.is_none() && seconds.is_none() || !self.can_trim() {
+            return Retained::All;
+        }
+        match self.retain_soon(bytes, seconds.map(Duration::from_secs)) {
+            Ok(_) => Retained::All,
+            Err(LogError::WouldBlock) => Retained::InPart,
+            Err(error) => {
+                tracing::error!(name = self.name, %error, "dropping old segments failed");
+                Retained::All
+            }
         }
     }
 }

@@ -274,9 +274,13 @@ fn tails_that_find_no_memory_do_not_read() {
         metric(&server, "millstream_http_memory_bytes") as usize > LARGE
     });
     std::thread::sleep(Duration::from_millis(200));
-    let time = process.time();
-    std::thread::sleep(Duration::from_millis(500));
-    let busy = process.time().saturating_sub(time);
+    // The least of some: the last read may still go on, on a busy machine.
+    let windows = (0..4).map(|_| {
+        let time = process.time();
+        std::thread::sleep(Duration::from_millis(500));
+        process.time().saturating_sub(time)
+    });
+    let busy = windows.min().unwrap();
     let mut client = server.connect();
     let page = "/v1/logs/page/records?max_bytes=1000000";
     let (rate, slowest) = paced(a_while(1.0), || assert_eq!(get(&mut client, page).unwrap().status, 200));

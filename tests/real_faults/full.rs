@@ -203,7 +203,7 @@ fn on_a_read_only_file_system_all_is_served_and_appends_go_on_when_it_is_writabl
     let Some(disk) = Disk::new("ext4", 64) else { return };
     let data = disk.at.join("data");
     let backings = tempfile::tempdir_in(crate::support::shm::dir()).unwrap();
-    let flags = ["--segment-bytes", "1048576", "--shm-dir", backings.path().to_str().unwrap()];
+    let flags = ["--segment-bytes", "16384", "--shm-dir", backings.path().to_str().unwrap()];
     let server = Server::start(&data, &flags);
     let mut client = server.connect();
     for _ in 0..100 {
@@ -232,6 +232,10 @@ fn on_a_read_only_file_system_all_is_served_and_appends_go_on_when_it_is_writabl
         refused.status,
         refused.body
     );
+    // What cannot be trimmed is not hidden either, to come back with the next opening.
+    let refused = client.request("POST", "/v1/logs/default/trim", br#"{"before":90}"#).unwrap();
+    assert!(refused.status == 507, "{} {}", refused.status, refused.body);
+    assert_eq!(client.read(0).unwrap().as_deref(), Some(&[7; 1000][..]));
     mount("remount,rw");
     let deadline = Instant::now() + Duration::from_secs(10);
     while client.append(b"again").is_err() {

@@ -78,7 +78,7 @@ pub(in crate::log) fn open(
     if surveyed.damage.is_empty() {
         // First, because what is restored from memory may need the space.
         match remove_temporary(disk, dir) {
-            Err(error) if error.keeps_from_writing() => full = Some(Full { error, needs: 0 }),
+            Err(error) if error.keeps_from_writing() => full = Some(Full::new(error, 0)),
             removed => removed?,
         }
     }
@@ -103,14 +103,16 @@ pub(in crate::log) fn open(
             Err(error) if error.keeps_from_writing() => {
                 let again = survey(disk, dir)?.segments; // some may be sealed now
                 if again.last().is_none_or(|last| last.end() == 0) {
-                    return Err(error); // there is nothing to read
+                    return Err(no_room(error)); // there is nothing to read
                 }
                 let kept = again.last().map_or(0, |last| match &last.state {
                     State::Open(bytes, scan) => aside::to_be_kept(behind(bytes, scan)).len(),
                     _ => 0,
                 });
-                let needs = options.first_segment_bytes + kept as u64 + full.map_or(0, |full| full.needs);
-                let full = Full { error: no_room(error), needs };
+                let (before, read_only_before) =
+                    full.map_or((0, false), |full| (full.needs, full.is_read_only));
+                let mut full = Full::new(error, options.first_segment_bytes + kept as u64 + before);
+                full.is_read_only |= read_only_before;
                 Opening { full: Some(full), ..read_only(disk, dir, &identity, again, &roller)? }
             }
             opened => opened?,
@@ -176,6 +178,15 @@ pub(in crate::log) struct Full {
     pub(in crate::log) error: Error,
     /// The size in bytes of files that could not be created.
     pub(super) needs: u64,
+    /// Whether the file system is read-only, so that nothing can be removed either.
+    pub(in crate::log) is_read_only: bool,
+}
+
+impl Full {
+    pub(super) fn new(error: Error, needs: u64) -> Self {
+        let is_read_only = !error.is_full();
+        Self { error: no_room(error), needs, is_read_only }
+    }
 }
 
 /// Turns an error into [`Error::Full`] if it says that there is no room, or that the file system is read-only.

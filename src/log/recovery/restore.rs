@@ -91,8 +91,8 @@ pub(super) fn restore(
         }
         if let Some((end, _)) = backing.end {
             match aside::keep(disk, dir, end, &backing.torn) {
-                Err(error) if error.is_full() => {
-                    full = Some(Full { error, needs: backing.torn.len() as u64 });
+                Err(error) if error.keeps_from_writing() => {
+                    full = Some(Full::new(error, backing.torn.len() as u64));
                     continue;
                 }
                 kept => kept?,

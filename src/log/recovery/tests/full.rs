@@ -4,6 +4,7 @@ use super::{DIR, files_in, open, random, small, values};
 use crate::{
     Error, Log,
     disk::{
+        Disk,
         gate::{Gate, Operation},
         sim::{Cut, Sim},
     },
@@ -268,4 +269,38 @@ fn the_room_of_a_segment_is_reserved_again_when_it_is_taken_up() {
     let log = open();
     assert_eq!(log.next_offset(), 1);
     assert!(blocks() >= size);
+}
+
+/// A closed log on a full disk dropped eight old segments, was closed again, and had its next turn much later.
+#[test]
+fn retention_of_a_closed_log_goes_on_where_the_disk_is_full() {
+    let sim = Sim::new(3);
+    let log = open(&sim, small(None)).unwrap();
+    let mut next = 0;
+    while log.shared.chain.load().segments.len() <= 60 {
+        log.append(&value(next)).unwrap();
+        log.wait_durable(next).unwrap();
+        next += 1;
+    }
+    log.close().unwrap();
+    let segments = |sim: &Sim| {
+        let names = sim.dump().into_keys();
+        names.filter(|path| path.extension().is_some_and(|end| end == "seg")).collect::<Vec<_>>()
+    };
+    // Without its open segment it needs room for another.
+    Disk::remove(&sim, segments(&sim).last().unwrap()).unwrap();
+    let (place, settings) = (Path::new("/store"), r#"{"retention_seconds":1}"#);
+    Disk::create_dir(&sim, place).unwrap();
+    sim.graft(Path::new(DIR), &place.join("a"), false);
+    Disk::write_file(&sim, &place.join("a/log.json"), settings.as_bytes()).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    sim.leave_room(0);
+    let options = StoreOptions { log: small(None), ..StoreOptions::default() };
+    let store = Store::open_in(Environment::on(Arc::new(sim.clone())), place, options).unwrap();
+    let before = segments(&sim).len();
+    for _ in 0..10 {
+        store.turn();
+    }
+    let left = segments(&sim).len();
+    assert!(before > 50 && left < 5, "{left} of {before}");
 }
