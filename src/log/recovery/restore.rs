@@ -193,7 +193,11 @@ fn take_up(
         Some(n)
             if is_last(n) && !matches!(survey.segments[n].state, State::Sealed(_) | State::Unsealed(_)) =>
         {
-            if go_on_in_place(disk, dir, survey, backing, &frames)? {
+            // A file without records has no bytes to compare. Its header is equal if another process, which did not see the
+            // backing, began it in the same millisecond.
+            let is_other = survey.segments[n].records() == 0
+                && contradict(before(backing, earlier), before_end(disk, survey)?);
+            if !is_other && go_on_in_place(disk, dir, survey, backing, &frames)? {
                 return Ok(Fate::Needless);
             }
             scan::scan(&frames, key)
@@ -378,25 +382,32 @@ fn write(file: &dyn File, frames: &Aligned, from: u32, to: u32) -> io::Result<()
     Ok(())
 }
 
+/// What precedes a backing's first record. It is noted in the backing once it is durable; until then the chunk before it is in
+/// memory as well.
+fn before(backing: &LeftBacking, earlier: &[LeftBacking]) -> Before {
+    if backing.before != Before::Unknown {
+        return backing.before;
+    }
+    let of_it = earlier.iter().filter(|other| other.incarnation == backing.incarnation);
+    let before = of_it.filter_map(|other| {
+        let (end, crc) = other.end.filter(|(end, _)| *end == backing.header.base)?;
+        // What precedes a chunk that ended empty also precedes the chunk that replaced it.
+        let empty = end == other.header.base;
+        crc.map(Before::Frame).or_else(|| empty.then_some(other.before))
+    });
+    before.into_iter().find(|before| *before != Before::Unknown).unwrap_or(Before::Unknown)
+}
+
 /// Whether the frame before the backing's first record is the last frame of the log.
 fn follows(backing: &LeftBacking, earlier: &[LeftBacking], at_end: Before) -> bool {
-    // What precedes a chunk is noted once it is durable; until then the chunk before it is in memory as well.
-    let before = match backing.before {
-        Before::Unknown => earlier
-            .iter()
-            .filter(|other| other.incarnation == backing.incarnation)
-            .filter_map(|other| {
-                let (end, crc) = other.end.filter(|(end, _)| *end == backing.header.base)?;
-                // What precedes a chunk that ended empty also precedes the chunk that replaced it.
-                let empty = end == other.header.base;
-                crc.map(Before::Frame).or_else(|| empty.then_some(other.before))
-            })
-            .find(|before| *before != Before::Unknown)
-            .unwrap_or(Before::Unknown),
-        known => known,
-    };
+    let before = before(backing, earlier);
     // Format 1 noted nothing.
     before == at_end && before != Before::Unknown || before == Before::Unknown && backing.incarnation == 0
+}
+
+/// Whether both are known, and differ.
+fn contradict(one: Before, other: Before) -> bool {
+    one != other && one != Before::Unknown && other != Before::Unknown
 }
 
 /// What precedes the end of the log.

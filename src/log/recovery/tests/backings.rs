@@ -5,7 +5,10 @@ use crate::{
     Durability, Log, LogId, Options,
     chunk::{AppendOutcome, Batch, Before, Chunk, ChunkPosition, FrameMeta, Label, Memory, ShmBacking},
     disk::sim::Sim,
-    segment::header::{Header, Secret},
+    segment::{
+        file::SegmentFile,
+        header::{Header, Secret},
+    },
 };
 use std::{path::Path, sync::Arc};
 
@@ -214,6 +217,36 @@ fn what_was_in_memory_only_is_there_after_opening_again_and_what_does_not_follow
     assert_eq!(backings(id, DIR).find().unwrap().len(), 4 + 1, "those that do not follow, and the copy's");
     assert_eq!(backings(LogId([7; 16]), "/other").find().unwrap().len(), 1, "another log's");
     assert_eq!(numbers(&open(&sim, small(Some(at.path()))).unwrap()), (0..36).collect::<Vec<_>>());
+}
+
+/// Two processes began a segment at the same offset in the same millisecond, behind different records. The second one was killed
+/// before it wrote any, and the memory of the first was restored behind the records of the second. The simulation found it
+/// (seed 106213).
+#[test]
+fn an_empty_segment_goes_on_only_with_memory_of_what_precedes_it() {
+    for same in [true, false] {
+        let (sim, at) = (Sim::new(1), tempfile::tempdir().unwrap());
+        let log = open(&sim, small(Some(at.path()))).unwrap();
+        for n in 0..10u64 {
+            log.append(&n.to_le_bytes()).unwrap();
+        }
+        let (id, secret) = (log.id(), log.shared.secret);
+        log.close().unwrap();
+        let last =
+            sim.dump()[Path::new(FIRST)][4096 + 9 * 32..][..4].try_into().map(u32::from_le_bytes).unwrap();
+        // As `leave` makes it.
+        let header = Header { log: id, base: 10, capacity: 8192, created: 1_700_000_000_000, secret };
+        let file = SegmentFile::prepare(&sim, Path::new(DIR), 0, 8192).unwrap();
+        file.begin(&sim, Path::new(DIR), &header).unwrap();
+        let dir = Path::new(DIR);
+        let killed = Arc::new(ShmBacking::open(at.path(), id, secret.0.unwrap(), dir, (0, 0), 9).unwrap());
+        killed.keep();
+        leave(&killed, secret, 10, 20, false, Before::Frame(if same { last } else { last ^ 1 }));
+        let log = open(&sim, small(Some(at.path()))).unwrap();
+        assert_eq!(log.next_offset(), if same { 30 } else { 10 });
+        log.close().unwrap();
+        assert_eq!(killed.find().unwrap().len(), usize::from(!same), "what does not follow is kept");
+    }
 }
 
 #[test]
