@@ -81,8 +81,10 @@ mod tests {
     }
 
     /// All requests stood in one line, in the order of asking.
-    #[tokio::test]
-    async fn a_connection_with_one_request_does_not_wait_for_all_of_one_with_many() {
+    #[test]
+    fn a_connection_with_one_request_does_not_wait_for_all_of_one_with_many() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _within = runtime.enter(); // for its timers
         let all = AllTurns::new([1; KINDS]);
         let (many, one) = (Line::default(), Line::default());
         let ask = |line| -> Waiting<'_> { Box::pin(all.turn(Kind::Read, line, Duration::from_secs(60))) };
