@@ -1,10 +1,11 @@
-//! The HTTP endpoint: thin adapters over a store of logs. They parse, call and render; the request's own task
-//! appends.
+//! The HTTP endpoint: thin adapters over a store of logs. They parse, call and render; the request's own task appends.
 //!
-//! `server` listens, `connection` keeps each connection within its limits, `guard` refuses what browsers send for other pages, `router` finds what a request is for and has what all requests need;
-//! `book` is the API of the book, `logs` and `records` are `/v1/logs`, `tail` is the live end of a log, and `feed` what
-//! its readers share. `fetch` is how all is read that comes from the disk or is large, and `line` deals out turns at that. `body`, `params` and `formats` take requests apart, within the budget of `memory`; `metrics` counts, `commit` waits for durability once per runtime and commit, `problem`
-//! is how errors look.
+//! `server` listens, `connection` keeps each connection within its limits, `guard` refuses what browsers send on behalf
+//! of other pages, `router` dispatches requests and does what is common to all of them; `book` is the API of the book,
+//! `logs` and `records` are `/v1/logs`, `tail` is the live end of a log, and `feed` is what its readers share. `fetch`
+//! is how everything is read that comes from the disk or is large, and `line` hands out turns for that. `body`,
+//! `params` and `formats` parse requests, within the budget of `memory`; `metrics` counts, `commit` waits for
+//! durability once per runtime and commit, `problem` defines what errors look like.
 
 mod answer;
 mod body;
@@ -35,7 +36,8 @@ mod unsent;
 
 pub use server::{Server, Settings};
 
-/// Takes a body apart as any client may send it, for `fuzz/`: it is refused, or each of its records is what it says.
+/// Parses a body as any client may send it, for `fuzz/`: either it is refused, or each of its records is what it claims
+/// to be.
 #[cfg(fuzzing)]
 pub fn fuzz_body(media_type: &str, encoding: &str, bytes: &[u8], json_only: bool) {
     use crate::chunk::AppendValues;
@@ -54,8 +56,8 @@ pub fn fuzz_body(media_type: &str, encoding: &str, bytes: &[u8], json_only: bool
     let (mut records, mut total) = (0, 0);
     batch.each(|bytes, flags| {
         let json = flags & crate::frame::JSON != 0;
-        // Numbers beyond a float, deeper nesting than 128, and escapes of half a pair (RFC 8259, 8.2) are JSON as well, and are
-        // not held against it.
+        // Numbers too large for a float, nesting deeper than 128, and escapes of half a surrogate pair (RFC 8259, 8.2)
+        // are JSON as well, and do not count as failures.
         if checked
             && json
             && let Err(error) = serde_json::from_slice::<serde_json::value::Value>(bytes)

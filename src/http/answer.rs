@@ -1,4 +1,4 @@
-//! Answers: whole ones, and such that are sent piece by piece.
+//! Answers: whole ones, and those that are sent piece by piece.
 
 use super::{
     memory::{FREE, Memory, Purpose},
@@ -23,8 +23,8 @@ use std::{
 pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;
 pub(super) type Answer = Response<Body>;
 
-/// A whole answer that is not small, within the memory for answers. It is made already: what is much larger than a few KiB
-/// asks for that before.
+/// A whole answer that is not small, within the memory for answers. It exists already: anything much larger than a few
+/// KiB must be granted its memory before it is made.
 pub(super) fn large(memory: &Arc<Memory>, bytes: Vec<u8>) -> Result<Body, Problem> {
     let mut grant = memory.grant(Purpose::Answer);
     if bytes.len() > FREE {
@@ -37,7 +37,7 @@ pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
     Either::Left(Full::new(bytes.into()))
 }
 
-/// What stands for the body of an answer of which only the head is asked for: it has nothing but a length, where the body has one.
+/// Stands for the body of an answer when only its head is requested: it has nothing but a length, if the body has one.
 pub(super) fn only_head(length: Option<u64>) -> Body {
     Either::Right(OnlyHead(length.map_or_else(SizeHint::new, SizeHint::with_exact)).boxed_unsync())
 }
@@ -57,7 +57,7 @@ impl hyper::body::Body for OnlyHead {
     }
 }
 
-/// A value as JSON, with a newline at the end as Go's encoder writes one.
+/// A value as JSON, followed by a newline as written by Go's encoder.
 pub(super) fn json(value: &impl Serialize) -> Answer {
     json_of(full(json_text(value)))
 }

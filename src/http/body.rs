@@ -1,4 +1,4 @@
-//! Request bodies: read whole, within a size, a time and the server's memory, decompressed, and parsed as JSON.
+//! Request bodies: read in full, within limits of size, time and the server's memory, decompressed, and parsed as JSON.
 
 use super::{
     context::Context,
@@ -22,7 +22,7 @@ use serde_json::value::RawValue;
 use std::{fmt, io::Read, marker::PhantomData};
 use tokio::sync::oneshot;
 
-/// Reads a body. What is announced to be too large is not read at all, nor is what there is no memory for.
+/// Reads a body. A body that is announced as too large, or that there is no memory for, is not read at all.
 pub(super) async fn read<B>(body: B, context: &Context) -> Result<Bytes, Problem>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -31,7 +31,7 @@ where
     read_up_to(context.limits.body_bytes, body, context).await
 }
 
-/// Bytes of a body that has no records: settings, or an offset. It is parsed where it was read.
+/// The largest body, in bytes, that has no records: settings, or an offset. It is parsed where it is read.
 const SMALL: usize = 64 << 10;
 
 /// [`read`] for a body without records.
@@ -90,7 +90,7 @@ where
     };
     let Some((first, all)) = next().await? else { return Ok(Bytes::new()) };
     if all {
-        // As it came, in the connection's own buffer.
+        // As it arrived, in the connection's own buffer.
         if first.len() > FREE {
             grant.cover(first.len())?;
         }
@@ -108,11 +108,11 @@ where
     Ok(buffer.freeze())
 }
 
-/// Bodies from this size on are taken apart off the runtime's thread, which has others to answer: a mebibyte of JSON
-/// takes a millisecond to check.
+/// Bodies of this size or larger are parsed off the runtime's thread, which has other requests to answer: checking a
+/// mebibyte of JSON takes a millisecond.
 pub(super) const LARGE: usize = 256 << 10;
 
-/// Takes a body apart off the runtime's thread, when it is its turn.
+/// Parses a body off the runtime's thread, when it is its turn.
 pub(super) async fn in_turn<T: Send + 'static>(
     context: &Context,
     line: &Line,
@@ -123,25 +123,28 @@ pub(super) async fn in_turn<T: Send + 'static>(
     if work == Work::Little {
         return context.for_client(line, work.kind(), patience, run).await;
     }
-    // On a thread of its own, which takes longer than it takes to make, and can give way to those that answer.
+    // On a thread of its own: the work takes longer than creating the thread, which can yield to the threads that
+    // answer.
     let turn = context.memory.turn(work.kind(), line, patience).await?;
     let (done, result) = oneshot::channel();
     let give_way = move || {
-        let _turn = turn; // held to the end, also where nobody waits for it any more
+        let _turn = turn; // held to the end, even if nobody waits for the result any more
+        // For this thread; if that is not allowed, it keeps its priority.
         #[cfg(target_os = "linux")]
-        let _ = rustix::process::setpriority_process(None, gives_way(work)); // of this thread; where it may not it goes on as it is
-        drop(done.send(run())); // or nobody waits for it any more
+        let _ = rustix::process::setpriority_process(None, gives_way(work));
+        drop(done.send(run())); // fails if nobody waits for it any more
     };
     let begun = std::thread::Builder::new().name("millstream-body".into()).spawn(give_way);
     if let Err(error) = begun {
-        tracing::warn!(%error, "there is no thread for a large body");
+        tracing::warn!(%error, "cannot start a thread for a large body");
         return Err(Problem::no_turn());
     }
     result.await.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
 }
 
-/// How far a thread gives way (`nice`): where there are more threads than processors, 5 is a third of what each of the others has, 10
-/// a tenth. Without it a client that had the server decode 64 MiB after 64 MiB took two thirds of a producer's rate, on two processors.
+/// By how much a thread yields (`nice`): if there are more threads than processors, 5 leaves it a third of the time
+/// that each of the others has, 10 a tenth. Without this, a client that made the server decode one body of 64 MiB after
+/// another took two thirds of a producer's rate, on two processors.
 #[cfg(target_os = "linux")]
 fn gives_way(work: Work) -> i32 {
     match work {
@@ -172,8 +175,8 @@ impl Encoding {
         }
     }
 
-    /// The body as it was before it was compressed, up to `limit` bytes, into memory of the budget; and no further than
-    /// until it is clear that its records are too many for the log. `None` where it is more than such `work`.
+    /// Decompresses the body, up to `limit` bytes, into memory of the budget, and stops as soon as it is clear that its
+    /// records are too many for the log. `None` if it is more than `work`.
     pub(super) fn decode(
         self,
         body: Bytes,
@@ -210,9 +213,9 @@ impl Encoding {
     }
 }
 
-/// The largest window of zstd that is had for a client, 8 MiB: what RFC 9659 has HTTP's senders keep to.
+/// The largest zstd window that is allocated for a client, 8 MiB: the limit that RFC 9659 sets for senders in HTTP.
 const ZSTD_WINDOW_LOG: u32 = 23;
-/// Bytes that are decoded between two looks at what they are.
+/// Bytes that are decoded between two checks of the decoded data.
 const AT_ONCE: usize = 64 << 10;
 
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
@@ -221,17 +224,17 @@ fn broken(error: std::io::Error) -> Problem {
     Problem::new(Code::InvalidEncoding, detail)
 }
 
-/// Bytes of what a parser says, so that there is room for what to send instead.
+/// The most bytes of a parser's message that are quoted, so that there is room for what to send instead.
 const WHY: usize = 300;
 
-/// Parses a body: `invalid_json` for what is no JSON, `invalid_request` for JSON that is not what is `expected`.
+/// Parses a body: `invalid_json` if it is not JSON, `invalid_request` if it is JSON other than what is `expected`.
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], expected: &str) -> Result<T, Problem> {
     let parsed = serde_json::from_slice(body);
     parsed.map(|Object(parsed)| parsed).map_err(|error| not_parsed(body, &error, expected))
 }
 
-/// What is a JSON object only. Read without this, a struct is also made of a list, whose values are taken for the members by their
-/// places.
+/// Something that is read from a JSON object only. Without this, a struct would also be read from a list, whose values
+/// would be assigned to the members by position.
 pub(super) struct Object<T>(pub(super) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -250,11 +253,11 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// An object's members, of which none with a long name is one that we know. The parser would make a copy of a name with escapes in it,
-/// and another to say that it is unknown, of any length.
+/// An object's members, of which those with a long name are unknown. The parser would make one copy of a name that
+/// contains escapes, and another to say that it is unknown, of any length.
 pub(super) struct ShortNames<A>(pub(super) A);
 
-/// Bytes of a name as it stands in the body: longer than any that we know, with each letter escaped.
+/// The most bytes of a name as written in the body: more than any known name has with each of its letters escaped.
 const NAME: usize = 128;
 
 impl<'de, A: MapAccess<'de>> MapAccess<'de> for ShortNames<A> {
@@ -279,7 +282,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for ShortNames<A> {
     }
 }
 
-/// What is wrong with a body: what is no JSON at all is told so, whatever else would have been wrong.
+/// What is wrong with a body: if it is not JSON at all, this is reported, whatever else is wrong.
 pub(super) fn not_parsed(body: &[u8], error: &serde_json::Error, expected: &str) -> Problem {
     if let Err(error) = serde_json::from_slice::<IgnoredAny>(body) {
         let why = cut(error, WHY);
@@ -292,7 +295,8 @@ pub(super) fn not_parsed(body: &[u8], error: &serde_json::Error, expected: &str)
 mod tests {
     use super::*;
 
-    /// `null` where one of some words is expected was told as no JSON, and codings were compared by their case.
+    /// `null` instead of one of several words was reported as not being JSON, and codings were compared
+    /// case-sensitively.
     #[test]
     fn what_is_json_is_told_so_and_codings_do_not_depend_on_case() {
         let code = |body: &str| {

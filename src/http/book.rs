@@ -1,5 +1,5 @@
-//! The API of the book: `POST /` a record and get its offset, `GET /` an offset and get the record. Values are
-//! base64 in JSON, as Go's `encoding/json` writes byte slices; a nil slice comes as `null`.
+//! The API of the book: `POST /` takes a record and returns its offset, `GET /` takes an offset and returns the record.
+//! Values are base64 in JSON, as Go's `encoding/json` writes byte slices; a nil slice arrives as `null`.
 
 use super::{
     answer::{Answer, full, json, json_of, json_text, only_head},
@@ -21,7 +21,7 @@ use serde::{
 };
 use std::{borrow::Cow, fmt, sync::Arc};
 
-/// The log that this API is about.
+/// The log that this API uses.
 pub(super) const LOG: &str = "default";
 
 #[derive(Deserialize)]
@@ -36,7 +36,7 @@ struct Produce<'a> {
 struct ProducedRecord<'a> {
     #[serde(borrow, deserialize_with = "null_is_empty")]
     value: Cow<'a, str>,
-    /// The book's clients send one record type both ways; where it goes is not theirs to say.
+    /// The book's clients send the same record type both ways; the offset is ignored.
     #[serde(rename = "offset")]
     _offset: Option<IgnoredAny>,
 }
@@ -58,7 +58,7 @@ struct Consume {
     offset: Offset,
 }
 
-/// A number that may be an offset; `None` where it is negative, fractional or too large.
+/// A number that may be an offset; `None` if it is negative, fractional or too large.
 struct Offset(Option<u64>);
 
 impl<'de> Deserialize<'de> for Offset {
@@ -110,15 +110,15 @@ pub(super) async fn post(
     let payload = [Payload { bytes: &value, json: false }];
     let offset = context.append(&log, || log.try_append_payloads(&payload, None)).await?;
     context.metrics.appended(1, value.len() as u64);
-    drop((value, grant)); // they are not for waiting with
+    drop((value, grant)); // so that their memory is not held while waiting
     context.acknowledged(&log, offset, None).await?;
     Ok(json(&ProduceReply { offset }))
 }
 
-/// The value in a body, and its part of the budget.
+/// Decodes the value in a body; returns it with its part of the budget.
 fn decoded(bytes: Bytes, memory: &Arc<Memory>) -> Result<(Vec<u8>, Grant), Problem> {
     let (mut text, mut value) = (memory.grant(Purpose::Request), memory.grant(Purpose::Request));
-    // Text that is escaped is copied by the parser, other text is not.
+    // The parser copies text that contains escapes, and no other text.
     if bytes.len() > FREE && memchr::memchr(b'\\', &bytes).is_some() {
         text.cover(bytes.len())?;
     }

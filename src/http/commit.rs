@@ -1,7 +1,7 @@
-//! Waiting for durability: one line of waiters per runtime and log, so that a commit wakes each runtime once, and
-//! the flusher is kicked once, after all that the runtime's turn has appended.
+//! Waiting for durability: one queue of waiters per runtime and log, so that a commit wakes each runtime once, and the
+//! flusher is kicked once, after everything that was appended in one turn of the runtime.
 //!
-//! Per-request wake-ups and kicks cost about a fifth of the rate in the prototype that the design came from.
+//! Wake-ups and kicks per request cost about a fifth of the rate in the prototype that this design is based on.
 
 use crate::sync::lock;
 use crate::{log::Error, store::OpenLog};
@@ -12,18 +12,18 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// Those who wait for one log's commits, in the order of their offsets.
+/// The requests that wait for one log's commits, in the order of their offsets.
 type Line = VecDeque<(u64, Waker)>;
 
-/// The requests of one runtime that wait for a commit, by open log. A log is in here while a task serves it.
+/// The requests of one runtime that wait for a commit, by open log. A log has an entry while a task serves it.
 #[derive(Default)]
 pub(super) struct DurabilityWaiters {
     lines: Mutex<HashMap<Instance, Line>>,
 }
 
-/// One opening of one log: where it is in memory. Not its id: a copy of a log's directory has the same one, and who waited
-/// for the one log was left to the task of the other, which waited for commits that had all been made. The task of a line holds
-/// the log, so no other comes to lie there meanwhile.
+/// One opening of one log: its address in memory. Not the id of the log: a copy of a log's directory has the same id,
+/// and requests that waited for one of the logs were left to the task of the other, which waited for commits that had
+/// all been made. The task of a queue holds the log, so no other is allocated at its address meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Instance(usize);
 
@@ -58,12 +58,12 @@ impl DurabilityWaiters {
         .await
     }
 
-    /// Kicks the flusher for those who wait, and wakes them, until there is nobody.
+    /// Kicks the flusher for the waiting requests, and wakes them, until there are none.
     async fn serve(self: Arc<Self>, log: Arc<OpenLog>) {
         let instance = Instance::of(&log);
         let mut idle = false;
         loop {
-            tokio::task::yield_now().await; // let the turn end: what it appends goes into the same commit
+            tokio::task::yield_now().await; // let the turn end: what is appended in it goes into the same commit
             let nearest = {
                 let mut lines = self.lock();
                 let nearest = lines.get(&instance).and_then(|line| line.front()).map(|(offset, _)| *offset);
@@ -73,7 +73,7 @@ impl DurabilityWaiters {
                 }
                 nearest
             };
-            // Those just woken are likely to append again in the turn that follows.
+            // The requests just woken are likely to append again in the turn that follows.
             idle = nearest.is_none();
             let Some(nearest) = nearest else { continue };
             let stopped = log.durable(nearest).await.is_err();

@@ -1,39 +1,43 @@
-//! One connection: which protocol it speaks, how long each of its states may last, and what it leaves behind.
+//! A connection: which protocol it speaks, how long each of its states may last, and what happens to what remains of
+//! it.
 //!
-//! Each state has a limit, and ends without a request being lost that could still be answered:
+//! Each state has a limit, and ends without losing a request that could still be answered:
 //!
 //! | state | limit |
 //! | --- | --- |
-//! | nothing sent, or not enough to tell which protocol it is | `header_time` since it was accepted |
-//! | HTTP/1: a header section that has begun, or idle between requests | `header_time`, by hyper |
-//! | HTTP/2: no request in flight, whatever pings are answered | `header_time` since the last one |
-//! | a request whose body does not come | `body_time` for all of it, see `body` |
-//! | HTTP/1: the client has ended what it sends, and its answer has not begun | [`LAST_ANSWER`]; it may be gone, or wait; a live tail ends at once |
-//! | HTTP/1: a small body that nobody wants, before its answer | [`SMALL_BODY_TIME`], then the answer says that the connection ends, as with a large one |
-//! | HTTP/2: a body that nobody wants, behind its answer | [`LAST_BODY`], then it is reset |
-//! | an answer of which the client takes nothing, or less than 1 KiB a second | `body_time`; of HTTP/2 only that stream is reset |
-//! | peer gone without a word | [`GONE`] times `body_time`, by the system (`TCP_USER_TIMEOUT`) |
-//! | the server stops | at once without a request in flight, else `grace` |
+//! | nothing sent, or not enough to detect the protocol | `header_time` since it was accepted |
+//! | HTTP/1: a header section has begun, or idle between requests | `header_time`, enforced by hyper |
+//! | HTTP/2: no request in flight, even if pings are answered | `header_time` since the last one |
+//! | a request whose body does not arrive | `body_time` for the whole body, see `body` |
+//! | HTTP/1: the client has closed its sending side, and its answer has not begun | [`LAST_ANSWER`]; the client may be gone, or waiting; a live tail ends at once |
+//! | HTTP/1: a small body that nobody reads, before its answer | [`SMALL_BODY_TIME`], then the answer says that the connection closes, as with a large body |
+//! | HTTP/2: a body that nobody reads, after its answer | [`LAST_BODY`], then the stream is reset |
+//! | an answer of which the client takes nothing, or less than 1 KiB per second | `body_time`; with HTTP/2 only that stream is reset |
+//! | the peer has gone without closing the connection | [`GONE`] times `body_time`, enforced by the system (`TCP_USER_TIMEOUT`) |
+//! | the server is stopping | closed at once if no request is in flight, otherwise after `grace` |
 //!
-//! When there are as many as there may be, one makes place for each new one ([`turn_to_go`]), of those whose turn it is the one where
-//! nothing has moved for longest. A body that comes slower than 1 KiB a second does not move.
+//! When the limit of connections is reached, one is closed for each new one ([`turn_to_go`]): among those whose turn it
+//! is, the one that has made no progress for longest. A body that arrives at less than 1 KiB per second does not count
+//! as progress.
 //!
 //! | turn | connections |
 //! | --- | --- |
-//! | 1 | no request for 1 s since it was accepted; a body that has not moved for 5 s |
+//! | 1 | no request for 1 s since it was accepted; a body without progress for 5 s |
 //! | 2 | between two requests for 5 s |
-//! | 3 | a body that has not moved for 1 s; an answer of which the client has taken nothing for 5 s |
+//! | 3 | a body without progress for 1 s; an answer of which the client has taken nothing for 5 s |
 //! | 4 | between two requests for 1 s |
-//! | 5 | waiting for us, as a live tail without news, for 5 s |
-//! | 6 | between two requests, or just accepted: whoever is about to send one |
+//! | 5 | waiting for the server, like a live tail without news, for 5 s |
+//! | 6 | between two requests, or just accepted: clients that are about to send one |
 //!
-//! A [`Connection`] is what is known of one, [`Connections`] all of them. A worker looks over its own now and then
-//! (`Connections::look_over`), on the thread that also drives them: what it finds idle is between two requests, not
-//! within a step of one. Times come from one coarse clock, so that a request pays two loads and stores for them.
+//! A [`Connection`] is what is known of one connection, [`Connections`] are all of them. A worker checks its own
+//! connections now and then (`Connections::look_over`), on the thread that also drives them: a connection that it finds
+//! idle is between two requests, not within a step of one. Times come from one coarse clock, so that a request costs
+//! two loads and stores for them.
 //!
-//! Whatever it does, a connection has buffers of its own, which are not in the budget of `memory`: of HTTP/1 up to a header
-//! section ([`Settings::header_bytes`]); of HTTP/2 a window of 256 KiB for bodies, and a header section for each request
-//! that it has in flight, of which there are at most four times as many as connections in the whole server.
+//! Regardless of what it does, a connection has buffers of its own, which are not in the budget of `memory`: with
+//! HTTP/1 up to a header section ([`Settings::header_bytes`]); with HTTP/2 a window of 256 KiB for bodies, and a header
+//! section for each request that it has in flight, of which the whole server has at most four times as many as
+//! connections.
 
 use super::{
     answer::{self, Answer},
@@ -75,62 +79,67 @@ use tokio::{
     task::{AbortHandle, JoinHandle},
 };
 
-/// What HTTP/2 begins with.
+/// The first bytes that a client sends with HTTP/2.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Bytes of bodies that an HTTP/2 connection, and a stream of it, may have on the way to whoever reads them.
+/// The most bytes of bodies that an HTTP/2 connection, and one stream of it, may have received that nobody has read
+/// yet.
 const CONNECTION_WINDOW: u32 = 256 << 10;
 const STREAM_WINDOW: u32 = 128 << 10;
-/// Bytes of an answer that HTTP/2 takes beyond what the client has room for; and how much it is given at once.
+/// The bytes of an answer that hyper buffers for HTTP/2 beyond what the client has room for, and the most that it is
+/// given at once.
 const SEND_BUFFER: usize = 64 << 10;
 const SEND_PIECE: usize = 16 << 10;
-/// Bytes that the system may hold for a client that has no room, beyond what is on its way.
+/// The bytes that the system may buffer for a client that has no room, beyond what is in transit.
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 256 << 10;
-/// The system takes a client for gone, whose room comes and goes in small parts, though it answers: it gets more time for that than we
-/// give a client that takes nothing.
+/// The system gives up a client that has room only now and then and for little at a time, even if it acknowledges
+/// everything. This factor gives such a client more time than we give to a client that takes nothing.
 const GONE: u32 = 4;
-/// Bytes that a client takes or sends in a second, at the least, that is slow and not stuck.
+/// The bytes per second that a client must take or send to count as slow rather than stuck.
 const LEAST: u64 = 1 << 10;
-/// Requests in flight on one HTTP/2 connection; and on all, for each connection that there may be.
+/// The most requests in flight on one HTTP/2 connection; and on all connections, for each connection that is allowed.
 const STREAMS: u32 = 256;
 const STREAMS_A_CONNECTION: usize = 4;
-/// Of these, what each connection has when the first half of all is in use: whatever others do, it is there.
+/// How many of these each connection can still have when the first half of all is in use, whatever others do.
 const STREAMS_KEPT: usize = STREAMS_A_CONNECTION / 2;
-/// Bodies that nobody wants, of one connection, for which there always is room: what comes of them is in its window.
+/// The number of bodies per connection that may always be read although nobody wants them: what arrives of them fits in
+/// its window.
 const BODIES: usize = 8;
-/// How long, in milliseconds, a connection has not moved that is still.
+/// How long, in milliseconds, a connection must have made no progress to count as still.
 const STILL: u64 = 5_000;
-/// One that was accepted, or answered, less than so many milliseconds ago may be about to send a request; a body that has come for less
-/// is not known to be slow.
+/// A connection that was accepted, or answered, less than this many milliseconds ago may be about to send a request; a
+/// body that has been arriving for less is not known to be slow.
 const JUST_COME: u64 = 1_000;
-/// Milliseconds between two lines in the log that say that connections make place.
+/// Milliseconds between two warnings that connections are closed to make room.
 const TELL_EVERY: u64 = 10_000;
-/// A client that takes nothing for so many milliseconds is slow.
+/// A client that takes nothing for this many milliseconds is slow.
 const SLOW: u64 = 1_000;
-/// How long, in milliseconds, the answer may take to begin for a client that has ended what it sends. The end of a connection looks
-/// the same until something is sent.
+/// How long, in milliseconds, it may take for the answer to begin if the client has closed its sending side. If the
+/// client has gone altogether, this looks the same until something is sent.
 const LAST_ANSWER: u64 = 3_000;
-/// How long a body is read that nobody wants: a client that is told to stop while it sends may not see its answer.
+/// How long a body that nobody wants is read: a client that is told to stop while it is sending may not see its answer.
 const LAST_BODY: Duration = Duration::from_secs(2);
-/// The bytes of a body that nobody wants which are read for another request to come behind it by HTTP/1, and how long that may take.
+/// The most bytes of an unwanted HTTP/1 body that are read so that another request can follow it, and how long that may
+/// take.
 const SMALL_BODY: u64 = 64 << 10;
 const SMALL_BODY_TIME: Duration = Duration::from_secs(1);
-/// How long an HTTP/2 connection, when the server stops, may have been without a request and still have an answer on its way.
+/// When the server is stopping: how long, in milliseconds, an HTTP/2 connection without a request may still be sending
+/// an answer.
 const LAST_WORDS: u64 = 1_000;
 
-/// All connections of the server. The clock and the counters guard no other memory: Relaxed throughout.
+/// All connections of the server. The clock and the counters protect no other memory: Relaxed throughout.
 pub(super) struct Connections {
     seats: Arc<Semaphore>,
     most: usize,
-    /// How many have made place since that was told of, and when it was told last, plus one.
+    /// How many were closed to make room since the last warning about it, and when that was, plus one.
     made_place: AtomicU64,
     told: AtomicU64,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     numbers: AtomicU64,
     begun: Instant,
-    /// Milliseconds since then.
+    /// Milliseconds since `begun`.
     clock: AtomicU64,
-    /// Requests in flight by HTTP/2.
+    /// HTTP/2 requests in flight.
     streams: AtomicUsize,
     most_streams: usize,
     unsent: Unsent,
@@ -162,8 +171,8 @@ impl Connections {
         self.clock.load(Ordering::Relaxed)
     }
 
-    /// Counts a request by HTTP/2, if it may be in flight beside so many others of its connection. Those that have many get what is
-    /// left of the first half of all, and the other half is shared out.
+    /// Counts an HTTP/2 request, if it may be in flight in addition to `others` of its connection. Connections that
+    /// have many get what is left of the first half of all; the other half is reserved for connections that have few.
     fn count_stream(&self, others: usize) -> bool {
         let most = if others < STREAMS_KEPT { self.most_streams } else { self.most_streams / 2 };
         let more = |streams| (streams < most).then_some(streams + 1);
@@ -175,7 +184,7 @@ impl Connections {
         self.clock.fetch_max(now, Ordering::Relaxed).max(now)
     }
 
-    /// A place for one more. Where there is none, the connection whose turn it is has to go.
+    /// Waits for a place for one more connection. If there is none, the connection whose turn it is gets closed.
     pub(super) async fn seat(&self) -> OwnedSemaphorePermit {
         loop {
             if let Ok(seat) = Arc::clone(&self.seats).try_acquire_owned() {
@@ -183,7 +192,7 @@ impl Connections {
             }
             self.close_one();
             self.tell();
-            // It goes at the end of its worker's turn.
+            // It ends with the current turn of its worker.
             let seat = Arc::clone(&self.seats).acquire_owned();
             if let Ok(Ok(seat)) = tokio::time::timeout(Duration::from_millis(20), seat).await {
                 return seat;
@@ -202,12 +211,12 @@ impl Connections {
         if let Some((.., connection)) =
             turns.min_by_key(|&(turn, touched, number, _)| (turn, touched, number))
         {
-            connection.cut("makes place for a new one");
+            connection.cut("to make room for a new one");
             self.made_place.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Says now and then that connections make place.
+    /// Warns now and then that connections are closed to make room.
     fn tell(&self) {
         let (now, told) = (self.now() + 1, self.told.load(Ordering::Relaxed));
         let due = told == 0 || now >= told + TELL_EVERY;
@@ -216,13 +225,13 @@ impl Connections {
             tracing::warn!(
                 most,
                 closed,
-                "there are as many connections as there may be: slow and idle ones make place for new ones"
+                "there are as many connections as there may be: slow and idle ones are closed to make room for new ones"
             );
         }
     }
 
-    /// Closes those of a worker whose time is over; where the server is `stopping`, all that have no request in flight. Says
-    /// how many there were left.
+    /// Closes the connections of a worker that have exceeded a limit; if the server is `stopping`, also those that have
+    /// no request in flight. Returns how many connections the worker had.
     pub(super) fn look_over(&self, worker: usize, settings: &Settings, stopping: bool) -> usize {
         let now = self.tick();
         let mine: Vec<_> = self.lock().values().filter(|one| one.worker == worker).cloned().collect();
@@ -235,62 +244,63 @@ impl Connections {
         mine.len()
     }
 
-    /// How often [`look_over`](Self::look_over) is to be called.
+    /// How often [`look_over`](Self::look_over) should be called.
     pub(super) fn interval(settings: &Settings) -> Duration {
         let least = settings.header_time.min(settings.body_time);
         (least / 16).clamp(Duration::from_millis(10), Duration::from_millis(500))
     }
 }
 
-/// What is known of a connection. What orders its parts is that they are set on its worker's thread; from others they are
-/// looked at only to choose one to close: Relaxed throughout.
+/// What is known of a connection. The parts are consistent with each other because they are set on its worker's thread;
+/// other threads only read them to choose a connection to close: Relaxed throughout.
 pub(super) struct Connection {
     all: Arc<Connections>,
     number: u64,
     worker: usize,
     accepted: u64,
     protocol: OnceLock<Protocol>,
-    /// When something of a request or an answer last got on; and the bytes of bodies that have come since, too slowly.
+    /// When a request or an answer last made progress; and the bytes of bodies that have arrived since, too slowly.
     touched: AtomicU64,
     arrived: AtomicU64,
-    /// Whether there has been a request; and the bodies that are waited for.
+    /// Whether there has been a request; and the number of bodies that are waited for.
     used: AtomicBool,
     awaited: AtomicUsize,
     /// Requests in flight.
     requests: AtomicUsize,
-    /// Since when the system takes nothing of what is to be sent, plus one; 0 while it does.
+    /// Since when the system has taken nothing of what is to be sent, plus one; 0 while it takes data.
     stuck: AtomicU64,
-    /// What was found about that.
+    /// What was last observed about that.
     found: Mutex<Found>,
     ends: Option<Ends>,
-    /// Whether it was given up: by us, or by the system.
+    /// Whether we, or the system, have given up the connection.
     cut: AtomicBool,
-    /// Of HTTP/1: since when the client has ended what it sends, plus one; 0 while it has not. Who waits for what does not come; whether
-    /// the request in flight lacks some of its body; and whether its answer has begun.
+    /// HTTP/1 only: since when the client has had its sending side closed, plus one, or 0; the task that waits for more
+    /// from it; whether the request in flight lacks a part of its body; and whether its answer has begun.
     ended: AtomicU64,
     reader: Mutex<Option<Waker>>,
     lacking: AtomicBool,
     giving: AtomicBool,
-    /// Whether the answer is a live tail: that whoever follows it is gone would be seen only when there is something to send.
+    /// Whether the answer is a live tail: that its client is gone would only be noticed when there is something to
+    /// send.
     endless: AtomicBool,
-    /// Of HTTP/1: whether a body did not come as its framing says, so that nothing can come behind it.
+    /// HTTP/1 only: whether a body did not match its framing, so that no other request can follow it.
     broken: AtomicBool,
-    /// Of HTTP/1: a body that nobody wants, while it is read; says whether that was all of it.
+    /// HTTP/1 only: a body that nobody wants, while it is being read; the result says whether it was read to its end.
     unwanted: Mutex<Option<JoinHandle<bool>>>,
-    /// To finish what is in flight and end.
+    /// Asks the connection to finish what is in flight and to close.
     stop: Notify,
     stopped: AtomicBool,
     task: OnceLock<AbortHandle>,
-    /// Of HTTP/2, those in flight; and the one that was begun last and has no task yet.
+    /// HTTP/2 only: the streams in flight; and the one that began last and has no task yet.
     streams: Mutex<Vec<Weak<Stream>>>,
     begun: Mutex<Option<Arc<Stream>>>,
-    /// Of HTTP/2: bodies that nobody wants.
+    /// HTTP/2 only: the number of bodies that nobody wants.
     bodies: AtomicUsize,
-    /// What its requests wait for.
+    /// The queues for turns that its requests wait in.
     pub(super) line: Arc<Line>,
 }
 
-/// The bytes that had not been sent at a time, in the state of being stuck that began at another.
+/// How many bytes had not been sent at a point in time, while the connection had been stuck since another.
 #[derive(Debug, Clone, Copy, Default)]
 struct Found {
     stuck: u64,
@@ -305,12 +315,12 @@ enum Protocol {
 }
 
 impl Connection {
-    /// Whether it was given up, rather than ended by the client.
+    /// Whether the connection was given up, rather than closed by the client.
     pub(super) fn is_cut(&self) -> bool {
         self.cut.load(Ordering::Relaxed)
     }
 
-    /// The system has taken what it was given, or has not.
+    /// Records whether the system has taken what it was given.
     pub(super) fn taken(&self, yes: bool) {
         if yes {
             self.stuck.store(0, Ordering::Relaxed);
@@ -320,8 +330,8 @@ impl Connection {
         }
     }
 
-    /// The client is given up where the system has done so, or where it is gone after it took nothing for a while;
-    /// otherwise it has left of its own accord.
+    /// A client counts as given up if the system gave it up, or if it disappears after it has taken nothing for a
+    /// while; otherwise it has left of its own accord.
     pub(super) fn failed(&self, error: &io::Error) {
         let stuck = self.stuck.load(Ordering::Relaxed);
         let slow = stuck > 0 && self.all.now() + 1 >= stuck + SLOW;
@@ -330,8 +340,8 @@ impl Connection {
         }
     }
 
-    /// The client has closed its sending side. Whether that must not be passed on yet, since the client waits for an answer;
-    /// `reader` is woken when it may be, and now and then before.
+    /// The client has closed its sending side. Returns whether this must not be passed on yet, because the client waits
+    /// for an answer; `reader` is woken when it may be passed on, and now and then before that.
     pub(super) fn waits_for_an_answer(&self, reader: &Waker) -> bool {
         let waits = self.protocol.get() == Some(&Protocol::Http1)
             && self.is_busy()
@@ -345,12 +355,12 @@ impl Connection {
         waits
     }
 
-    /// Whether it has a request in flight, or an answer that has not all been taken yet.
+    /// Whether the connection has a request in flight, or an answer that has not been taken completely.
     fn is_busy(&self) -> bool {
         self.requests.load(Ordering::Relaxed) > 0 || self.stuck.load(Ordering::Relaxed) > 0
     }
 
-    /// A body does not go on: where the client has ended what it sends, it is incomplete.
+    /// A body does not continue: if the client has closed its sending side, the body is incomplete.
     fn lacks_some(&self) {
         if self.ended.load(Ordering::Relaxed) > 0 {
             self.lacking.store(true, Ordering::Relaxed);
@@ -366,7 +376,8 @@ impl Connection {
         }
     }
 
-    /// Whether another request may come behind this one by HTTP/1: all of its body is read, where that is not much.
+    /// Whether another HTTP/1 request may follow this one: its whole body has been read, which is done if it is not
+    /// much.
     async fn goes_on(&self) -> bool {
         if self.protocol.get() != Some(&Protocol::Http1) {
             return true;
@@ -385,7 +396,7 @@ impl Connection {
         self.touched.store(self.all.now(), Ordering::Relaxed);
     }
 
-    /// So much more of a body has come.
+    /// Records that `bytes` more of a body have arrived.
     fn arrived(&self, bytes: u64) {
         let bytes = bytes + self.arrived.fetch_add(bytes, Ordering::Relaxed);
         if moves(bytes, self.all.now().saturating_sub(self.touched.load(Ordering::Relaxed))) {
@@ -410,13 +421,13 @@ impl Connection {
         turn_to_go(doing, still)
     }
 
-    /// Whether an answer waits for the client by HTTP/2, whose system takes what it is sent.
+    /// Whether an HTTP/2 answer waits for the client, although the client's system takes what it is sent.
     fn has_stuck_stream(&self) -> bool {
         let is_stuck = |stream: Arc<Stream>| stream.given.load(Ordering::Relaxed) > 0;
         lock(&self.streams).iter().filter_map(Weak::upgrade).any(is_stuck)
     }
 
-    /// Closes it, whatever is in flight.
+    /// Closes the connection, whatever is in flight.
     fn cut(&self, why: &str) {
         self.cut.store(true, Ordering::Relaxed);
         tracing::debug!(why, connection = self.number, "a connection is closed");
@@ -433,19 +444,19 @@ impl Connection {
             return self.cut("it takes nothing");
         }
         let ended = self.ended.load(Ordering::Relaxed);
-        let since = ended.max(self.touched.load(Ordering::Relaxed)); // the request may be one of several that were sent at once
+        let since = ended.max(self.touched.load(Ordering::Relaxed)); // the request may be one of several sent at once
         if ended > 0 && !self.giving.load(Ordering::Relaxed) && now.saturating_sub(since) > LAST_ANSWER {
             self.task.get().inspect(|task| task.abort()); // it has left of its own accord
             return;
         }
-        self.wake_reader(); // to see whether it is gone altogether
+        self.wake_reader(); // to check whether it is gone altogether
         match self.protocol.get() {
             None if now.saturating_sub(self.accepted) > header_time => self.cut("it sends no request"),
             None | Some(Protocol::Http1) => {}
             Some(Protocol::Http2) => {
                 if self.requests.load(Ordering::Relaxed) == 0 && idle > header_time {
                     if !self.stopped.swap(true, Ordering::Relaxed) {
-                        self.stop.notify_one(); // a word before it goes
+                        self.stop.notify_one(); // it is told before it is closed
                     } else if idle > header_time + LAST_WORDS {
                         self.cut("it is idle");
                     }
@@ -458,8 +469,8 @@ impl Connection {
         }
     }
 
-    /// Whether the client has taken nothing, or next to it, for longer than it may. The system takes more from us only when it has got rid
-    /// of much: what a slow client takes in between is seen by what is left of it.
+    /// Whether the client has taken nothing, or almost nothing, for longer than it may. The system takes more from us
+    /// only when it has delivered much of what it has: what a slow client takes in between shows in how much is left.
     fn takes_nothing(&self, now: u64, body_time: u64) -> bool {
         let stuck = self.stuck.load(Ordering::Relaxed);
         let time = now + 1 - stuck.min(now + 1);
@@ -473,7 +484,7 @@ impl Connection {
             return false;
         }
         let Some(unsent) = self.ends.as_ref().and_then(|ends| self.all.unsent.of(now, ends)) else {
-            return time > body_time; // nothing is known, but that it has no room
+            return time > body_time; // all that is known is that it has no room
         };
         let least = LEAST * (now - found.at.min(now)) / 1000;
         let steady = fresh || unsent + least <= found.unsent;
@@ -481,11 +492,11 @@ impl Connection {
         !steady
     }
 
-    /// The server stops: whatever has no request in flight ends.
+    /// The server is stopping: the connection is closed if it has no request in flight.
     fn stop(&self, now: u64) {
         if !self.stopped.swap(true, Ordering::Relaxed) {
             self.stop.notify_one();
-            return; // it gets a turn to say so
+            return; // it gets one turn to tell the client
         }
         let idle = now.saturating_sub(self.touched.load(Ordering::Relaxed));
         let finished = !self.is_busy();
@@ -495,12 +506,12 @@ impl Connection {
     }
 }
 
-/// What a client does that has a connection.
+/// What the client of a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Doing {
-    /// It has sent no request yet.
+    /// It has not sent a request yet.
     Nothing,
-    /// The server waits for a body, or for it to take an answer.
+    /// The server waits for it to send a body, or to take an answer.
     Sends,
     Takes,
     /// It waits for the server.
@@ -509,7 +520,7 @@ enum Doing {
     Idles,
 }
 
-/// Who makes place before whom, see the module's documentation; `None` where it keeps its place.
+/// In which order connections are closed to make room, see the module's documentation; `None` if it must not be closed.
 fn turn_to_go(doing: Doing, still: u64) -> Option<u8> {
     match doing {
         Doing::Nothing if still >= JUST_COME => Some(1),
@@ -524,21 +535,23 @@ fn turn_to_go(doing: Doing, still: u64) -> Option<u8> {
     }
 }
 
-/// Whether so many bytes in so many milliseconds are a body that moves. Those of one moment of the coarse clock are added up.
+/// Whether `bytes` in `time` milliseconds are progress of a body. Bytes that arrive within one tick of the coarse clock
+/// are added up.
 fn moves(bytes: u64, time: u64) -> bool {
     time > 0 && bytes >= LEAST * time / 1000
 }
 
-/// A request in flight by HTTP/2.
+/// An HTTP/2 request in flight.
 struct Stream {
-    /// When the client last took something of the answer, or was given it, plus one; 0 while it waits for us.
+    /// When the client last took something of the answer, or when it was offered something, plus one; 0 while it waits
+    /// for us.
     given: AtomicU64,
     cut: AtomicBool,
     task: OnceLock<AbortHandle>,
 }
 
 impl Stream {
-    /// Resets it where the client takes nothing of the answer. Says whether it did.
+    /// Resets the stream if the client takes nothing of the answer. Returns whether it did.
     fn look_over(&self, now: u64, body_time: u64) -> bool {
         let given = self.given.load(Ordering::Relaxed);
         let over = given > 0 && now + 1 - given.min(now + 1) > body_time;
@@ -554,7 +567,7 @@ impl Stream {
 pub(super) struct Exchange {
     pub(super) connection: Arc<Connection>,
     stream: Option<Arc<Stream>>,
-    /// Whether it is one of the streams that there may be: by HTTP/2, where it is not refused.
+    /// Whether the request is counted in `Connections::streams`: an HTTP/2 request that is not refused.
     counted: bool,
 }
 
@@ -580,7 +593,7 @@ impl Exchange {
         Self { connection: Arc::clone(connection), stream, counted }
     }
 
-    /// Whether there are more requests in flight than the server takes, or than this connection may have of them.
+    /// Whether there are more requests in flight than the server accepts, or than this connection may have.
     pub(super) fn is_too_many(&self) -> bool {
         self.stream.is_some() && !self.counted
     }
@@ -601,14 +614,14 @@ impl Drop for Exchange {
     }
 }
 
-/// A request's body on its way in: while it keeps arriving, its connection is not still.
+/// A request's body being received: while it keeps arriving, its connection makes progress.
 pub(super) struct Arriving {
     /// `None` once it has ended.
     body: Option<Incoming>,
     connection: Arc<Connection>,
-    /// Whether it is waited for.
+    /// Whether somebody is waiting for the next part of the body.
     awaited: bool,
-    /// Whether the client asks before it sends the body: what is not wanted is not asked for.
+    /// Whether the client asks before it sends the body: a body that is not wanted is not asked for.
     asks: bool,
 }
 
@@ -628,7 +641,7 @@ impl Body for Arriving {
             return Poll::Pending;
         };
         match &frame {
-            None => self.body = None, // of chunks it does not say by itself that it has ended
+            None => self.body = None, // a chunked body does not itself report that it has ended
             Some(Ok(frame)) => {
                 self.connection.arrived(frame.data_ref().map_or(0, |data| data.len() as u64));
             }
@@ -670,14 +683,14 @@ impl Drop for Arriving {
             *lock(&self.connection.unwanted) = Some(runtime.spawn(read));
             return;
         }
-        // Dropped, it would be reset at once: curl and others take that for the end of all, and see no answer.
+        // If it were dropped, the stream would be reset at once: curl and others then see no answer.
         if let Some(unwanted) = Unwanted::begin(&self.connection) {
             runtime.spawn(unwanted.read(body));
         }
     }
 }
 
-/// Reads a body of HTTP/1 that nobody wants, if it is small and comes soon. Says whether that was all of it.
+/// Reads an HTTP/1 body that nobody wants, if it is small and arrives soon. Returns whether all of it was read.
 async fn is_read(mut body: Incoming) -> bool {
     let read = async {
         let mut left = SMALL_BODY;
@@ -694,7 +707,8 @@ async fn is_read(mut body: Incoming) -> bool {
     tokio::time::timeout(SMALL_BODY_TIME, read).await.unwrap_or(false)
 }
 
-/// A body of HTTP/2 that nobody wants. A connection may have some of them, more only where requests in flight leave room.
+/// An HTTP/2 body that nobody wants. A connection may have a few of them, and more only if requests in flight leave
+/// room.
 struct Unwanted {
     connection: Arc<Connection>,
     counted: bool,
@@ -709,10 +723,10 @@ impl Unwanted {
         (few || counted).then_some(unwanted)
     }
 
-    /// Reads it for a while: some clients look for an answer only when they have sent all.
+    /// Reads the body for a while: some clients look for an answer only when they have sent everything.
     async fn read(self, mut body: Incoming) {
         let read = async { while let Some(Ok(_)) = body.frame().await {} };
-        let _ = tokio::time::timeout(LAST_BODY, read).await; // either way it has had its time
+        let _ = tokio::time::timeout(LAST_BODY, read).await; // read or not, it has had its time
     }
 }
 
@@ -725,10 +739,10 @@ impl Drop for Unwanted {
     }
 }
 
-/// An answer's body on its way out.
+/// An answer's body being sent.
 struct Outgoing {
     body: answer::Body,
-    /// What is left of a piece, of HTTP/2.
+    /// With HTTP/2, what is left of a piece.
     left: Bytes,
     finished: bool,
     exchange: Exchange,
@@ -764,7 +778,7 @@ impl Body for Outgoing {
         this.exchange.connection.touch();
         this.exchange.connection.giving.store(true, Ordering::Relaxed);
         if let Some(stream) = &this.exchange.stream {
-            // A piece at a time, so that it is seen whether the client takes any.
+            // One part at a time, so that it can be observed whether the client takes any.
             this.left = data.split_off(data.len().min(SEND_PIECE));
             stream.given.store(this.exchange.connection.all.now() + 1, Ordering::Relaxed);
         }
@@ -797,7 +811,7 @@ impl Drop for Outgoing {
     }
 }
 
-/// Serves a connection in a task of its own, to its end.
+/// Serves a connection in a task of its own until it ends.
 pub(super) fn serve(
     stream: TcpStream,
     seat: OwnedSemaphorePermit,
@@ -843,17 +857,17 @@ pub(super) fn serve(
     context.metrics.connections.inc();
     let open = Open { connection: Arc::clone(&connection), context: Arc::clone(context), _seat: seat };
     let settings = Arc::clone(settings);
-    // The task does not begin before this returns: one thread drives them all.
+    // The task does not begin before this function returns: the same thread drives them all.
     let task = tokio::spawn(async move {
         let Open { connection, context, .. } = &open;
         if let Err(error) = drive(stream, connection, context, &settings).await {
             tracing::debug!(%error, "a connection has ended with an error");
         }
     });
-    let _ = connection.task.set(task.abort_handle()); // the first and only one
+    let _ = connection.task.set(task.abort_handle()); // set only here, once
 }
 
-/// A connection that is open; however it ends, it is not in the list any more.
+/// An open connection; however it ends, it is removed from the list.
 struct Open {
     connection: Arc<Connection>,
     context: Arc<Context>,
@@ -890,7 +904,7 @@ async fn drive(
         }
         read += more;
     };
-    let _ = connection.protocol.set(protocol); // the first and only time
+    let _ = connection.protocol.set(protocol); // set only here, once
     connection.touch();
     let socket = Socket::new(stream, first[..read].into(), Arc::clone(connection));
     let service = service_fn(|request: Request<Incoming>| {
@@ -911,7 +925,7 @@ async fn drive(
             Ok::<_, std::convert::Infallible>(answer.map(outgoing))
         }
     });
-    // The same for both, whose types have nothing in common.
+    // The code is the same for both protocols, whose types have nothing in common.
     macro_rules! to_its_end {
         ($connection:expr) => {{
             let mut serving = pin!($connection);
@@ -940,7 +954,7 @@ fn http1(settings: &Settings) -> http1::Builder {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(settings.header_time)
-        .max_buf_size(settings.header_bytes.max(8 << 10)); // the least that hyper takes
+        .max_buf_size(settings.header_bytes.max(8 << 10)); // the minimum that hyper accepts
     http
 }
 
@@ -953,36 +967,37 @@ fn http2(settings: &Settings, tasks: Tasks) -> http2::Builder<Tasks> {
         .initial_stream_window_size(STREAM_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(settings.header_time)
-        .keep_alive_timeout(settings.body_time.saturating_mul(GONE)); // the ping waits behind what a slow client has not taken
+        // A ping waits behind data that a slow client has not taken.
+        .keep_alive_timeout(settings.body_time.saturating_mul(GONE));
     http
 }
 
 fn prepare(stream: &TcpStream, settings: &Settings) {
-    let _ = stream.set_nodelay(true); // an optimisation: works without
+    let _ = stream.set_nodelay(true); // an optimisation, not needed to work
     #[cfg(target_os = "linux")]
     {
         let socket = socket2::SockRef::from(stream);
         if let Err(error) = socket.set_tcp_user_timeout(Some(settings.body_time.saturating_mul(GONE))) {
-            tracing::debug!(%error, "a client that has gone without a word is not noticed in time");
+            tracing::debug!(%error, "cannot set TCP_USER_TIMEOUT: a client that has disappeared is noticed late");
         }
         if let Err(error) = socket.set_tcp_notsent_lowat(UNSENT) {
-            tracing::debug!(%error, "the system may hold much for a client that reads nothing");
+            tracing::debug!(%error, "cannot set TCP_NOTSENT_LOWAT: the system may hold much for a slow client");
         }
     }
     let _ = settings;
 }
 
-/// Runs the requests of an HTTP/2 connection, each in a task that can be ended by itself.
+/// Runs the requests of an HTTP/2 connection, each in a task that can be aborted separately.
 #[derive(Clone)]
 struct Tasks(Arc<Connection>);
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
     fn execute(&self, future: F) {
         let task = tokio::spawn(future);
-        // hyper runs a request right after it has called the service for it. Did it not, a stalled answer would go with
-        // its connection.
+        // hyper runs a request right after it has called the service for it. If it did not, a stalled answer could only
+        // be ended together with its connection.
         if let Some(stream) = lock(&self.0.begun).take() {
-            let _ = stream.task.set(task.abort_handle()); // the first and only one
+            let _ = stream.task.set(task.abort_handle()); // set only here, once
         }
     }
 }
@@ -991,12 +1006,13 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
 mod tests {
     use super::*;
 
-    /// A byte each 3 s was a body that moves, and who sent it went after all who were between two requests.
+    /// A byte every 3 s counted as progress of a body, and its sender was closed after all clients that were between
+    /// two requests.
     #[test]
     fn a_body_moves_from_a_floor_on_and_the_slow_go_before_those_that_were_served() {
         assert!(!moves(1, 3_000) && !moves(1_000, 1_000) && moves(1_024, 1_000) && moves(3, 2));
         assert!(!moves(1 << 20, 0), "what comes in one moment is added up");
-        // Whoever may be first at each of two times.
+        // In order, connections that may be the first to be closed at each of two times.
         let order = [
             (Doing::Sends, STILL),
             (Doing::Idles, STILL),

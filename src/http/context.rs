@@ -1,5 +1,5 @@
-//! What handlers share: the store, limits and memory of the server, and how a log is found, read, appended to and waited
-//! for.
+//! What handlers share: the store, limits and memory of the server, and how a log is looked up, read, appended to and
+//! waited for.
 
 use super::{
     commit::DurabilityWaiters,
@@ -23,7 +23,7 @@ use std::{
 };
 use tokio::sync::{oneshot, watch};
 
-/// What a request needs; one per runtime.
+/// What a request needs; there is one per runtime.
 pub(super) struct Context {
     pub(super) store: Arc<Store>,
     pub(super) waiters: Arc<DurabilityWaiters>,
@@ -35,16 +35,16 @@ pub(super) struct Context {
     pub(super) metrics: Arc<Metrics>,
     /// Whether the book's log has been recovered.
     pub(super) recovered: Arc<AtomicBool>,
-    /// Turns true when the server shuts down: waiting requests are answered then.
+    /// Becomes true when the server shuts down: waiting requests are answered then.
     pub(super) stopped: watch::Receiver<bool>,
 }
 
-/// Whose request it is, and how much of the answer is wanted.
+/// Which connection a request came from, and how much of the answer it wants.
 #[derive(Clone, Copy)]
 pub(super) struct Asker<'a> {
-    /// Its connection's.
+    /// The queues of its connection.
     pub(super) line: &'a Arc<Line>,
-    /// It is a HEAD.
+    /// Whether the request is a HEAD.
     pub(super) only_head: bool,
 }
 
@@ -56,7 +56,7 @@ pub(super) enum Ack {
 }
 
 impl Context {
-    /// The log of this name. Where it has to be opened first, that is done off the runtime's thread.
+    /// Returns the log of this name. If it has to be opened first, that is done off the runtime's thread.
     pub(super) async fn log(&self, name: &str) -> Result<Arc<OpenLog>, Problem> {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log);
@@ -64,7 +64,7 @@ impl Context {
         Ok(self.in_turn(name, Store::get).await??)
     }
 
-    /// The settings of a log to append to, also of one that an append would create.
+    /// Returns the settings of a log to append to, even if the append would create it.
     pub(super) async fn settings(&self, name: &str) -> Result<LogSettings, Problem> {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log.settings().clone());
@@ -76,12 +76,12 @@ impl Context {
         }
     }
 
-    /// Whether appending to a log of this name makes it: to the book's log always, as starting does.
+    /// Whether appending to a log of this name creates it: always for the book's log, which is also created at start.
     fn creates(&self, name: &str) -> bool {
         self.limits.create_logs || name == super::book::LOG
     }
 
-    /// [`log`](Self::log) for an append, which creates it where the server is set to.
+    /// Like [`log`](Self::log), but for an append, which creates the log if the server is configured to.
     pub(super) async fn log_to_append(&self, name: &str) -> Result<Arc<OpenLog>, Problem> {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log);
@@ -99,7 +99,7 @@ impl Context {
         Ok(found.await??)
     }
 
-    /// Runs what may wait for a disk off the runtime's thread.
+    /// Runs something that may wait for a disk off the runtime's thread.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
         run: impl FnOnce(&Store) -> T + Send + 'static,
@@ -109,8 +109,8 @@ impl Context {
         done.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
     }
 
-    /// Runs what may take long for the log of this name, in its turn, off the runtime's thread; to its end, also where nobody waits
-    /// for it any more.
+    /// Runs something that may take long for the log of this name, in its turn and off the runtime's thread; it runs to
+    /// its end even if nobody waits for it any more.
     pub(super) async fn in_turn<T: Send + 'static>(
         &self,
         name: &str,
@@ -125,8 +125,8 @@ impl Context {
         self.blocking(run).await
     }
 
-    /// Runs what only its client needs off the runtime's thread, in the turn of its connection; not at all where the client is gone
-    /// by then.
+    /// Runs something that only its client needs off the runtime's thread, in the turn of its connection; not at all if
+    /// the client is gone by then.
     pub(super) async fn for_client<T: Send + 'static>(
         &self,
         line: &Line,
@@ -137,7 +137,7 @@ impl Context {
         let turn = self.memory.turn(kind, line, patience).await?;
         let (done, result) = oneshot::channel();
         tokio::task::spawn_blocking(move || {
-            let _turn = turn; // held to the end, also where the client leaves before
+            let _turn = turn; // held to the end, even if the client leaves earlier
             if !done.is_closed() {
                 drop(done.send(run()));
             }
@@ -145,7 +145,7 @@ impl Context {
         result.await.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
     }
 
-    /// Appends; where the disk is behind, waits a little for it.
+    /// Appends; if the disk is behind, waits a little for it.
     pub(super) async fn append<T>(
         &self,
         log: &Arc<OpenLog>,
@@ -170,8 +170,9 @@ impl Context {
         }
     }
 
-    /// An append that is refused for what is in the log is told so once readers can see that. Otherwise a client that
-    /// was told of a next offset could read and find less, and after a crash it would never have been there.
+    /// If an append is refused because of what is in the log, the answer waits until readers can see that content.
+    /// Otherwise a client that was told the next offset could read and find fewer records, and after a crash they might
+    /// never have existed.
     async fn seen<T>(&self, log: &Arc<OpenLog>, done: Result<T, Error>) -> Result<T, Problem> {
         if let Err(Error::Unexpected { .. } | Error::ProducerOutOfOrder { .. }) = &done
             && let Some(last) = log.next_offset().checked_sub(1)
@@ -181,7 +182,7 @@ impl Context {
         done.map_err(|error| Problem::from(error).of(log))
     }
 
-    /// Waits until an append, whose last record is at `offset`, may be answered.
+    /// Waits until an append whose last record is at `offset` may be answered.
     pub(super) async fn acknowledged(
         &self,
         log: &Arc<OpenLog>,
@@ -194,7 +195,7 @@ impl Context {
         };
         match ack.unwrap_or(by_log) {
             Ack::Durable => {
-                let _waiting = self.metrics.waiting(); // also where the client goes meanwhile
+                let _waiting = self.metrics.waiting(); // also counted down if the client leaves meanwhile
                 let done = self.waiters.durable(log, offset).await;
                 done.map_err(|error| Problem::from(error).of(log))
             }

@@ -1,5 +1,6 @@
 //! What the live tails of one log share within a runtime: the events at the log's end, rendered once for all of them;
-//! and one task that waits for the log to grow, for a while without news, and for the server to stop, and tells them.
+//! and one task that waits for the log to grow, for a time without news to pass, and for the server to stop, and
+//! notifies the tails.
 
 use super::{
     commit::Instance,
@@ -27,10 +28,10 @@ use tokio::{
     task::AbortHandle,
 };
 
-/// Bytes of events that are rendered at once.
+/// The most bytes of events that are rendered at once.
 const PIECE: usize = 64 << 10;
-/// How long a log must be without news for the piece rendered last to be let go of, where a tail has not come for it. Who comes
-/// later has it rendered anew.
+/// How long a log must be without news before the piece rendered last is dropped although some tail has not fetched it.
+/// A tail that fetches it later has it rendered again.
 const LINGER: Duration = Duration::from_millis(100);
 
 /// The feeds of one runtime, by open log.
@@ -38,7 +39,7 @@ const LINGER: Duration = Duration::from_millis(100);
 pub(super) struct Feeds(Mutex<HashMap<Instance, Weak<Feed>>>);
 
 impl Feeds {
-    /// The log's feed. To be called within the runtime.
+    /// Returns the feed of the log. Must be called within the runtime.
     pub(super) fn of(
         &self,
         log: &Arc<OpenLog>,
@@ -46,7 +47,8 @@ impl Feeds {
         stopped: &watch::Receiver<bool>,
     ) -> Arc<Feed> {
         let mut feeds = lock(&self.0);
-        // A feed that is gone may have left its key to a log that came to lie in the same place: of that one it is not.
+        // A feed that no longer exists may have left its key to a log that was allocated at the same address: it is not
+        // the feed of that log.
         if let Some(feed) =
             feeds.get(&Instance::of(log)).and_then(Weak::upgrade).filter(|feed| feed.is_of(log))
         {
@@ -65,53 +67,53 @@ pub(super) struct Feed {
     latest: Arc<Mutex<Kept>>,
     news: Arc<News>,
     watcher: AbortHandle,
-    /// Held by the tail that has what is next rendered for all, where that takes more than a moment.
+    /// Held by the tail that has the next events rendered for all tails, if that takes more than a moment.
     large: AsyncMutex<()>,
 }
 
-/// What the watching task tells. The notification orders what it is about: Relaxed throughout.
+/// What the watching task announces. The notification orders the data that it announces: Relaxed throughout.
 #[derive(Default)]
 struct News {
     any: Notify,
-    /// How often there was nothing for a while.
+    /// How many times the log had no news for the duration of a heartbeat.
     beats: AtomicU64,
     stopped: AtomicBool,
 }
 
-/// What there is for a tail.
+/// What the feed has for a tail.
 pub(super) enum Latest {
-    /// The next events, and the offset behind them.
+    /// The next events, and the offset after them.
     Events(Bytes, u64),
-    /// What is next is large, or there is no memory for it at the moment.
+    /// The next events are large, or there is no memory for them at the moment.
     Large,
-    /// Nothing: it is further behind.
+    /// Nothing: the tail is further behind.
     Behind,
 }
 
-/// Why a wait is over.
+/// Why a wait has ended.
 pub(super) enum Wake {
-    /// There is more.
+    /// The log has grown.
     Grown,
-    /// There was nothing for a while: so many times by now.
+    /// There was no news for the duration of a heartbeat: how many times by now.
     Beat(u64),
-    /// The server stops.
+    /// The server is stopping.
     Stopped,
 }
 
-/// The piece rendered last. It holds memory of the budget, which refuses requests when it is used up: so it is kept only until
-/// all tails have it, or there is no news for a moment.
+/// The piece rendered last. It takes memory of the budget, and requests are refused when that is used up: therefore it
+/// is kept only until all tails have it, or there is no news for a moment.
 struct Kept {
     reader: Reader,
     from: u64,
     events: Bytes,
-    /// Tails that do not have it.
+    /// The number of tails that do not have it.
     missing: usize,
 }
 
 impl Feed {
     fn new(log: &Arc<OpenLog>, heartbeat: Duration, stopped: watch::Receiver<bool>) -> Self {
         let news = Arc::new(News::default());
-        let end = log.visible_offset(); // before anybody waits: what comes from here on is told
+        let end = log.visible_offset(); // before anybody waits: all records from here on are announced
         let reader = log.reader(end);
         let latest = Kept { from: reader.offset(), reader, events: Bytes::new(), missing: 0 };
         let latest = Arc::new(Mutex::new(latest));
@@ -120,7 +122,7 @@ impl Feed {
         Self { log: Arc::clone(log), latest, news, watcher, large: AsyncMutex::default() }
     }
 
-    /// How often there was nothing for a while.
+    /// How many times the log had no news for the duration of a heartbeat.
     pub(super) fn beats(&self) -> u64 {
         self.news.beats.load(Ordering::Relaxed)
     }
@@ -129,7 +131,7 @@ impl Feed {
         Arc::ptr_eq(&self.log, log)
     }
 
-    /// The events from `offset` on, for one who is at the end, or a piece away from it.
+    /// The events from `offset` on, for a tail that is at the end, or one piece behind.
     pub(super) fn latest(self: &Arc<Self>, offset: u64, memory: &Arc<Memory>) -> Result<Latest, Error> {
         let mut latest = lock(&self.latest);
         if offset == latest.from && !latest.events.is_empty() {
@@ -141,8 +143,8 @@ impl Feed {
         if offset < latest.reader.offset() || !self.log.is_in_memory(offset) {
             return Ok(Latest::Behind);
         }
-        latest.reader.seek(offset); // of several tails the furthest leads, and the others catch up with it
-        latest.events = Bytes::new(); // so that after an error they are not taken for those before the reader
+        latest.reader.seek(offset); // among several tails the furthest one leads, and the others catch up with it
+        latest.events = Bytes::new(); // so that after an error they are not taken for the events before the reader
         match render(&mut latest.reader, Place::Here, memory.grant(Purpose::Answer))? {
             Made::Wants(_) => Ok(Latest::Large),
             Made::Done(events) => {
@@ -152,7 +154,7 @@ impl Feed {
         }
     }
 
-    /// Keeps events for the other tails, each of which has the feed. Says whether there are any.
+    /// Keeps events for the other tails, each of which holds the feed. Returns whether there are any.
     fn keep(self: &Arc<Self>, latest: &mut Kept, from: u64, events: &Bytes) -> bool {
         latest.missing = Arc::strong_count(self) - 1;
         if latest.missing > 0 {
@@ -161,16 +163,17 @@ impl Feed {
         latest.missing > 0
     }
 
-    /// For the one that has what is [`Large`](Latest::Large) rendered: others wait here, and find it rendered.
+    /// Locks for the tail that has [`Large`](Latest::Large) events rendered: others wait here, and then find them
+    /// rendered.
     pub(super) async fn one_at_a_time(&self) -> MutexGuard<'_, ()> {
         self.large.lock().await
     }
 
-    /// Shares what was rendered so, for a moment.
+    /// Shares events rendered in this way, for a moment.
     pub(super) fn share(self: &Arc<Self>, from: u64, events: &Bytes, next: u64) {
         let mut latest = lock(&self.latest);
         if from < latest.reader.offset() || events.is_empty() {
-            return; // somebody is ahead
+            return; // another tail is ahead
         }
         latest.reader.seek(next);
         if self.keep(&mut latest, from, events) {
@@ -185,15 +188,15 @@ impl Feed {
         }
     }
 
-    /// Waits until the record at `offset` can be read, or there was nothing for a while beyond `beats` times.
+    /// Waits until the record at `offset` can be read, or there have been more than `beats` heartbeats without news.
     ///
     /// # Errors
-    /// It never can be read: why.
+    /// Why the record can never be read.
     pub(super) async fn wait(&self, offset: u64, beats: u64) -> Result<Wake, Error> {
         loop {
             let told = self.news.any.notified();
             tokio::pin!(told);
-            told.as_mut().enable(); // before looking, so that nothing is missed in between
+            told.as_mut().enable(); // before checking, so that nothing is missed in between
             if self.log.visible_offset() > offset {
                 return Ok(Wake::Grown);
             }
@@ -215,7 +218,7 @@ impl Drop for Feed {
     }
 }
 
-/// Tells all who wait that there is more than up to `seen`, and so on, until there is nothing more to tell.
+/// Notifies all waiting tails each time that the log grows beyond `seen`, until there is nothing more to announce.
 async fn watch(
     log: Arc<OpenLog>,
     mut seen: u64,
@@ -244,7 +247,7 @@ async fn watch(
                 over = true;
             }
         }
-        seen = log.visible_offset(); // before telling: what comes after this is told in the next round
+        seen = log.visible_offset(); // before notifying: what comes after this is announced in the next round
         news.any.notify_waiters();
         if over {
             return;
@@ -252,7 +255,7 @@ async fn watch(
     }
 }
 
-/// The next events of a reader; none where it is at the end.
+/// The next events of a reader; empty if it is at the end.
 pub(super) fn render(reader: &mut Reader, place: Place, mut grant: Grant) -> Result<Made<Bytes>, Error> {
     with_scratch(|out| {
         while out.len() < PIECE {
@@ -266,7 +269,7 @@ pub(super) fn render(reader: &mut Reader, place: Place, mut grant: Grant) -> Res
                     return Ok(Made::Wants(Wants { grant, place, bytes }));
                 }
                 Ok(Next::End | Next::Wants(..)) => break,
-                // What was rendered goes out first; the reader stays where the error is told again.
+                // What was rendered is sent first; the reader stays where the same error is returned again.
                 Err(Error::Damaged { offset }) if !out.is_empty() => {
                     reader.seek(offset);
                     break;

@@ -1,6 +1,6 @@
-//! The one way by which all is read that comes from the disk, or is large: a header tells its size; then it has its part of the budget of
-//! memory, and its turn; only then it is read, off the runtime's thread. Whoever waits for memory reads nothing meanwhile. What is
-//! small and in memory is read at once, where it is asked for.
+//! The one way to read anything that comes from the disk, or is large: its header gives its size; then the request gets
+//! its part of the memory budget, and its turn; only then is it read, off the runtime's thread. A request that waits
+//! for memory reads nothing meanwhile. What is small and in memory is read at once, where it is asked for.
 
 use super::{
     body::LARGE,
@@ -21,9 +21,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Bytes of a record that is very large: reading it takes many times what others take, in time and for a moment in memory.
+/// Records from this size on are very large: reading one takes many times what others take, in time and, for a moment,
+/// in memory.
 const VERY_LARGE: usize = 1 << 20;
-/// How often one asks for memory, where there was none.
+/// How often a request that waits for memory asks for it.
 const ASK: Duration = Duration::from_millis(20);
 
 /// Where something is read.
@@ -31,19 +32,19 @@ const ASK: Duration = Duration::from_millis(20);
 pub(super) enum Place {
     /// On the runtime's thread.
     Here,
-    /// Off it, in turn.
+    /// Off the runtime's thread, in turn.
     Turn,
-    /// Off it, in one of the few turns for what is very large.
+    /// Off the runtime's thread, in one of the few turns for very large records.
     LargeTurn,
 }
 
 impl Place {
-    /// Where to try it first.
+    /// The place to try first.
     pub(super) fn first(log: &OpenLog, offset: u64) -> Self {
         if log.is_in_memory(offset) { Self::Here } else { Self::Turn }
     }
 
-    /// Where a record is to be read.
+    /// The place where a record must be read.
     fn of(ahead: &Ahead) -> Self {
         match ahead.length().max(ahead.cold_bytes) {
             VERY_LARGE.. => Self::LargeTurn,
@@ -62,22 +63,22 @@ impl Place {
     }
 }
 
-/// What an attempt to make something comes to.
+/// The result of an attempt to make something.
 pub(super) enum Made<T> {
     Done(T),
     /// Nothing yet, and nothing was read.
     Wants(Wants),
 }
 
-/// What the next attempt wants.
+/// What the next attempt needs.
 pub(super) struct Wants {
     pub(super) grant: Grant,
     pub(super) place: Place,
-    /// Memory.
+    /// The bytes of memory that it needs.
     pub(super) bytes: usize,
 }
 
-/// How long one waits.
+/// How long a request waits.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
     pub(super) turn: Duration,
@@ -85,7 +86,7 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// Of a request whose answer has not begun: without memory it is refused at once.
+    /// For a request whose answer has not begun: it is refused at once if there is no memory.
     pub(super) fn to_begin(context: &Context) -> Self {
         Self { turn: context.limits.append_time, memory: Duration::ZERO }
     }
@@ -95,7 +96,7 @@ impl Patience {
     }
 }
 
-/// Makes something by `attempt`, of what it reads `from`: where and with so much memory as that wants.
+/// Makes something by `attempt`, which reads `from`: in the place and with the memory that it asks for.
 pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
     context: &Context,
     line: &Line,
@@ -113,7 +114,7 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
                     let made = attempt(&mut from, place, grant);
                     (from, made)
                 };
-                // In a box: of what is at hand there is none of this, and its future is to be small.
+                // Boxed: reading what is in memory needs none of this, and its future should be small.
                 let (back, made) = Box::pin(context.for_client(line, kind, patience.turn, run)).await?;
                 from = back;
                 made
@@ -129,7 +130,7 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
     }
 }
 
-/// Waits for so much memory.
+/// Waits for memory of `bytes`.
 async fn covered(mut grant: Grant, bytes: usize, patience: Duration) -> Result<Grant, Problem> {
     let begun = Instant::now();
     while let Err(used_up) = grant.cover(bytes) {
@@ -146,11 +147,12 @@ pub(super) enum Next<'a> {
     Record(RecordRef<'a>),
     /// Nothing, or a record of more bytes than were asked for.
     End,
-    /// A record that was not read: it is to be read there, with so much memory.
+    /// A record that was not read: it must be read in this place, with this many bytes of memory.
     Wants(Place, usize),
 }
 
-/// The next record of a value of `most` bytes, where it may be read here, and there is memory for what is made of it, behind `so_far`.
+/// Reads the next record if its value has at most `most` bytes, it may be read in `place`, and there is memory for what
+/// is rendered from it after `so_far` bytes.
 pub(super) fn next<'a>(
     reader: &'a mut Reader,
     place: Place,
@@ -172,8 +174,8 @@ pub(super) fn next<'a>(
     Ok(reader.read_next()?.map_or(Next::End, Next::Record))
 }
 
-/// The record at `offset`, and what `render` makes of it, of so many `bytes` by those of its value; nothing of it where only the head of
-/// the answer is asked for, for which its header is enough.
+/// Returns the record at `offset`, and what `render` makes of it; `bytes` computes the size of that from the size of
+/// the value. If only the head of the answer is wanted, nothing is rendered, and the record's header is enough.
 pub(super) async fn record(
     context: &Context,
     asker: Asker<'_>,

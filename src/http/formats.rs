@@ -1,14 +1,14 @@
-//! The formats of records: taking a body apart into payloads, and writing records out. No I/O.
+//! The formats of records: splitting a body into payloads, and writing records out. No I/O.
 //!
 //! | type | a body to append | an answer |
 //! | --- | --- | --- |
-//! | `application/x-ndjson` | each line one JSON record, checked, kept as it came; blank lines are skipped | a line a record: `{"offset":…,"time":…,"json":…}`, or `"value":"<base64>"` for bytes |
-//! | `application/json` | `{"records":[{"json":…},{"value":"<base64>"}]}` | `{"records":[…],"next_offset":…}`, its records as above |
-//! | `text/plain` | each line one record of bytes; the line's end, `\n` or `\r\n`, is not part of it | each value and `\n` |
-//! | `application/octet-stream` | one record | the values, one behind the other |
+//! | `application/x-ndjson` | each line is one JSON record, checked, stored unchanged; blank lines are skipped | one line per record: `{"offset":…,"time":…,"json":…}`, or `"value":"<base64>"` for bytes |
+//! | `application/json` | `{"records":[{"json":…},{"value":"<base64>"}]}` | `{"records":[…],"next_offset":…}`, with records as above |
+//! | `text/plain` | each line is one record of bytes; the end of the line, `\n` or `\r\n`, is not part of it | each value, followed by `\n` |
+//! | `application/octet-stream` | one record | the values, one after the other |
 //! | `application/vnd.millstream.frames` | for each record: length and mark (`u32`), value | for each record: length and mark (`u32`), offset (`u64`), time (`u64`), value |
 //!
-//! Of frames all numbers are little-endian, and the mark is bit 31 of the length: the value is JSON. `time` is in
+//! In frames, all numbers are little-endian, and the mark is bit 31 of the length: the value is JSON. `time` is in
 //! milliseconds since 1970.
 
 use super::{
@@ -34,7 +34,7 @@ use serde::{
 use serde_json::value::RawValue;
 use std::{borrow::Cow, fmt, io::Write};
 
-/// The mark of JSON in a frame's length.
+/// The mark of JSON in the length of a frame.
 pub(super) const JSON_MARK: u32 = 1 << 31;
 
 /// See the module's documentation.
@@ -55,14 +55,14 @@ const NAMES: [(&str, Format); 6] = [
     ("application/vnd.millstream.frames", Format::Frames),
     ("application/ndjson", Format::Ndjson),
 ];
-/// The types that `Accept` may name, as an error says them.
+/// The types that `Accept` may name, as listed in an error.
 pub(super) const ACCEPTED: &str = "application/x-ndjson, application/json, text/plain, application/octet-stream, application/vnd.millstream.frames";
 
-/// The type of a live tail.
+/// The media type of a live tail.
 pub(super) const EVENTS: &str = "text/event-stream";
 
 impl Format {
-    /// By a media type, parameters aside.
+    /// The format of a media type, ignoring its parameters.
     pub(super) fn of(media_type: &str) -> Option<Self> {
         let name = media_type.split(';').next().unwrap_or_default().trim();
         NAMES.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, format)| *format)
@@ -80,7 +80,9 @@ impl Format {
     }
 }
 
-/// What an answer is to be by `Accept`: whether the live tail, and else in which format. The type that the client wants most, and of
+/// What `Accept` asks for: whether the live tail, and otherwise which format. The type that the client prefers is
+/// chosen, and among equally preferred ones the first; but the tail takes precedence, since nobody names it by
+/// accident.
 /// several that it wants as much the first; but the tail, which nobody names by accident.
 pub(super) fn wanted(headers: &HeaderMap) -> Result<(bool, Format), Problem> {
     if !headers.contains_key(ACCEPT) {
@@ -110,31 +112,31 @@ pub(super) fn wanted(headers: &HeaderMap) -> Result<(bool, Format), Problem> {
     Ok((false, format))
 }
 
-/// Whether a media type is in a range: itself, all of its kind, or all.
+/// Whether a range includes a media type: the type itself, all types of its kind, or all types.
 fn fits(range: &str, name: &str) -> bool {
     let kind = |of: &str| of.split('/').next().unwrap_or_default().to_ascii_lowercase();
     range == "*/*" || range.eq_ignore_ascii_case(name) || (range.ends_with("/*") && kind(range) == kind(name))
 }
 
-/// A body of records. They are found in it each time that they are gone through, so that none costs more memory than
-/// its bytes.
+/// A body of records. The records are found anew each time that they are iterated over, so that none costs more memory
+/// than its bytes.
 #[derive(Debug)]
 pub(super) struct DecodedBatch {
     body: Bytes,
     shape: Shape,
-    /// Whether all are marked as JSON, whatever the shape says.
+    /// Whether all records are marked as JSON, regardless of the shape.
     json: bool,
     records: u64,
     bytes: u64,
 }
 
-/// How records lie in a body.
+/// How records are laid out in a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
-    /// It is one.
+    /// The body is one record.
     One,
     Lines,
-    /// Lines that are not blank, of JSON.
+    /// Each line that is not blank is a record of JSON.
     JsonLines,
     Frames,
 }
@@ -159,18 +161,18 @@ impl AppendValues for DecodedBatch {
 }
 
 impl DecodedBatch {
-    /// How many records there are; never none.
+    /// The number of records; never 0.
     pub(super) fn records(&self) -> u64 {
         self.records
     }
 
-    /// The bytes of their values.
+    /// The number of bytes of their values.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Refuses what a log with these settings does not take. `json_only`: every value must be JSON, and is marked so.
-    /// `most`: bytes of a record.
+    /// Refuses what a log with these settings does not accept. `json_only`: every value must be JSON, and is marked as
+    /// JSON. `most`: the most bytes of a record.
     pub(super) fn check(&mut self, json_only: bool, most: Option<u64>) -> Result<(), Problem> {
         if !json_only && most.is_none() {
             return Ok(());
@@ -199,7 +201,7 @@ impl DecodedBatch {
     }
 }
 
-/// Takes a body apart whose records may take so much `room`. What is made of it is in the budget that `grant` is of.
+/// Parses a body whose records may take `room`. What is made from it is in the budget that `grant` belongs to.
 pub(super) fn parse(
     format: Format,
     body: Bytes,
@@ -240,8 +242,8 @@ pub(super) fn parse(
     Ok(DecodedBatch { body, shape, json: false, records, bytes })
 }
 
-/// The lines of a body with their numbers, without their ends; what follows the last end is a line if it is not
-/// empty.
+/// The lines of a body with their numbers, without their line ends; what follows the last line end is a line if it is
+/// not empty.
 fn lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     let mut rest = body;
     (1..).map_while(move |number| {
@@ -255,7 +257,7 @@ fn lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     })
 }
 
-/// Those that are not blank.
+/// The lines that are not blank.
 fn json_lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     lines(body).filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
 }
@@ -265,7 +267,7 @@ fn check_json(value: &[u8]) -> Result<(), String> {
     serde_json::from_str::<IgnoredAny>(text).map(drop).map_err(|error| error.to_string())
 }
 
-/// The first frame of a body: its value, whether that is JSON, and what follows.
+/// The first frame of a body: its value, whether the value is JSON, and what follows the frame.
 #[inline]
 fn frame(body: &[u8]) -> Option<(&[u8], bool, &[u8])> {
     let (head, rest) = body.split_first_chunk::<4>()?;
@@ -274,7 +276,7 @@ fn frame(body: &[u8]) -> Option<(&[u8], bool, &[u8])> {
     Some((value, head & JSON_MARK != 0, rest))
 }
 
-/// Refuses frames that are not whole, or, where JSON is to be `checked`, not what they say.
+/// Refuses frames that are incomplete or, if JSON is to be `checked`, whose values marked as JSON are not JSON.
 fn check_frames(
     body: &[u8],
     checked: bool,
@@ -302,7 +304,7 @@ fn check_frames(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record<'a> {
-    /// As it stands in the body: of text that is escaped the parser would make copies.
+    /// As written in the body: the parser would copy a string that contains escapes.
     #[serde(borrow)]
     value: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
@@ -314,7 +316,7 @@ fn present<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Option<&'a RawV
     <&RawValue>::deserialize(from).map(Some)
 }
 
-/// A body of JSON made into one of frames, which is never longer: `{"json":1},` becomes 5 bytes.
+/// Converts a body of JSON to frames, which is never longer: `{"json":1},` becomes 5 bytes.
 fn frames_of_json(body: &[u8], room: Room, grant: Grant) -> Result<Bytes, Problem> {
     let mut frames = Framing { out: Buffer::new(body.len(), grant), room, records: 0, refused: None };
     let mut from = serde_json::Deserializer::from_slice(body);
@@ -328,12 +330,12 @@ fn frames_of_json(body: &[u8], room: Room, grant: Grant) -> Result<Bytes, Proble
     }
 }
 
-/// Records on their way from JSON into frames: one at a time, so that their number costs no memory.
+/// Converts records from JSON to frames: one at a time, so that their number costs no memory.
 struct Framing {
     out: Buffer,
     room: Room,
     records: u64,
-    /// Why there are no more.
+    /// Why parsing stopped.
     refused: Option<Problem>,
 }
 
@@ -366,7 +368,7 @@ impl Framing {
         }
     }
 
-    /// Writes a frame with a value of `most` bytes, or of as many as `write` says.
+    /// Writes a frame with a value of up to `most` bytes; `write` returns how many it has.
     fn frame(
         &mut self,
         most: usize,
@@ -384,10 +386,11 @@ impl Framing {
     }
 }
 
-/// Base64 that is decoded at once where it is escaped.
+/// The bytes of base64 that are decoded at once if it contains escapes.
 const BLOCK: usize = 4096;
 
-/// Decodes base64 as it stands between the quotes of JSON; where it is escaped, block by block, so that no copy of it is made.
+/// Decodes base64 as written between the quotes of JSON; if it contains escapes, block by block, so that no copy of it
+/// is made.
 fn decoded(quoted: &str, into: &mut [u8]) -> Result<usize, DecodeSliceError> {
     if memchr::memchr(b'\\', quoted.as_bytes()).is_none() {
         return BASE64_STANDARD.decode_slice(quoted, into);
@@ -406,14 +409,14 @@ fn decoded(quoted: &str, into: &mut [u8]) -> Result<usize, DecodeSliceError> {
             return Ok(at);
         }
         if padded {
-            return Err(DecodeError::InvalidByte(at, b'=').into()); // there is more behind the end
+            return Err(DecodeError::InvalidByte(at, b'=').into()); // there is more after the padding
         }
         padded = block[length - 1] == b'=';
         at += BASE64_STANDARD.decode_slice(&block[..length], &mut into[at..])?;
     }
 }
 
-/// The next letter of base64 that may be escaped; 0 for what is none.
+/// The next character of base64, which may be escaped; 0 if it is invalid.
 fn unescaped(letters: &mut impl Iterator<Item = u8>) -> Option<u8> {
     let letter = letters.next()?;
     if letter != b'\\' {
@@ -485,13 +488,13 @@ impl<'de> Visitor<'de> for List<'_> {
     }
 }
 
-/// Bytes that a record with a value of `length` bytes takes in an answer, at the most.
+/// The most bytes that a record with a value of `length` bytes takes in an answer.
 pub(super) fn rendered_bytes(length: usize, json: bool) -> usize {
     const NAMES_AND_NUMBERS: usize = 100;
     NAMES_AND_NUMBERS + if json { length } else { length.div_ceil(3) * 4 }
 }
 
-/// Bytes that [`render`] writes of a record.
+/// The number of bytes that [`render`] writes for a record.
 pub(super) fn length(format: Format, offset: u64, record: Head) -> u64 {
     let digits = |number: u64| u64::from(number.checked_ilog10().unwrap_or(0)) + 1;
     let Head { time, json, length } = record;
@@ -517,7 +520,7 @@ pub(super) fn render(format: Format, out: &mut Vec<u8>, record: &RecordRef<'_>) 
             object(out, record);
             out.push(b'\n');
         }
-        Format::Json => object(out, record), // commas are between them, see `records`
+        Format::Json => object(out, record), // commas between records are written in `records`
         Format::Text => {
             out.extend_from_slice(record.value);
             out.push(b'\n');
@@ -533,7 +536,7 @@ pub(super) fn render(format: Format, out: &mut Vec<u8>, record: &RecordRef<'_>) 
     }
 }
 
-/// A record as a JSON object on one line.
+/// Writes a record as a JSON object on one line.
 pub(super) fn object(out: &mut Vec<u8>, record: &RecordRef<'_>) {
     let RecordRef { offset, time, json, value, .. } = record;
     let _ = write!(out, r#"{{"offset":{offset},"time":{time},"#); // to memory: cannot fail
@@ -541,7 +544,7 @@ pub(super) fn object(out: &mut Vec<u8>, record: &RecordRef<'_>) {
         out.extend_from_slice(b"\"json\":");
         let start = out.len();
         out.extend_from_slice(value);
-        // Line ends in JSON are white space between its tokens, never within strings.
+        // Line ends in JSON are white space between tokens, never within strings.
         if memchr::memchr2(b'\n', b'\r', value).is_some() {
             out[start..]
                 .iter_mut()
@@ -569,7 +572,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A record's bytes, and whether they are JSON.
+    /// The bytes of a record, and whether they are JSON.
     type Record = (Vec<u8>, bool);
 
     fn record() -> impl Strategy<Value = Record> {
@@ -584,7 +587,7 @@ mod tests {
         ]
     }
 
-    /// The batch as a client sends it; `None` where the format cannot have it.
+    /// The batch as a client sends it; `None` if the format cannot represent it.
     fn body(format: Format, records: &[Record]) -> Option<Vec<u8>> {
         let mut out = Vec::new();
         let one_line = |bytes: &[u8]| !bytes.contains(&b'\n') && !bytes.ends_with(b"\r");
@@ -635,7 +638,7 @@ mod tests {
         Ok(records)
     }
 
-    /// Of a weight (`q=0`) nothing was seen, types were compared by their case, and `text/event-streamx` began a tail.
+    /// Weights (`q=0`) were ignored, types were compared case-sensitively, and `text/event-streamx` started a tail.
     #[test]
     fn the_type_that_is_wanted_most_is_answered_whatever_its_case() {
         let of = |accept: &str| {
@@ -663,7 +666,7 @@ mod tests {
         }
     }
 
-    /// Each was copied by the parser, also one without escapes, beside the budget.
+    /// The parser copied each of them, even one without escapes, outside the budget.
     #[test]
     fn base64_that_is_escaped_is_decoded_in_place() {
         let long: Vec<u8> = (0..20_000).map(|n: u32| ((n * n) >> 3) as u8).collect();
@@ -716,7 +719,7 @@ mod tests {
                     prop_assert!(out.len() - before <= rendered_bytes(value.len(), *json));
                 }
             }
-            // As JSON each is on a line, with its offset, and its value as it was.
+            // In JSON, each record is on one line, with its offset and its unchanged value.
             let lines: Vec<&[u8]> = out[0].strip_suffix(b"\n").unwrap().split(|&byte| byte == b'\n').collect();
             prop_assert_eq!(lines.len(), records.len());
             for (n, (line, (value, json))) in lines.into_iter().zip(&records).enumerate() {
@@ -753,8 +756,8 @@ mod tests {
                 let _ = parsed(format, &noise);
                 let Some(body) = body(format, &records) else { continue };
                 let cut = &body[..at.index(body.len() + 1)];
-                // A length is announced with each body, so that a cut one does not come this far; what comes is a
-                // body that was made so. Of lines and bytes any part is a body; of the others only whole records are.
+                // The length of each body is announced, so that a truncated one does not come this far; what does was
+                // made like that. Any part of lines or bytes is a body; with the other formats, only whole records are.
                 if let (Ok(some), Format::Json | Format::Frames) = (parsed(format, cut), format) {
                     prop_assert!(records.starts_with(&some));
                 }

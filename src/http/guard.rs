@@ -1,22 +1,22 @@
-//! Which requests are refused for where they come from: a browser sends requests to this server for any page that it shows, and
-//! says so by headers that no other client sends.
+//! Refuses requests because of where they come from: a browser sends requests to this server on behalf of any page that
+//! it shows, and says so in headers that no other client sends.
 //!
-//! - `Origin`, and `Sec-Fetch-Site`: a page of another origin may not use the log, unless a flag allows that origin. A page that this
-//!   server itself has sent may: its origin is the host that the request names. A link to here on another page may be followed: the
-//!   browser shows what it gets, which the page with the link never sees, and a GET changes nothing.
-//! - `Host` (HTTP/2: `:authority`): a page whose own name was made to point here (DNS rebinding) is of the same origin, but
-//!   the host that it names is not one of ours. Which are, without a flag:
+//! - `Origin`, and `Sec-Fetch-Site`: a page of another origin may not use the log, unless a flag allows that origin. A
+//!   page that this server itself has sent may: its origin is the host that the request names. A link on another page
+//!   may be followed: the browser shows the answer, which the page with the link never sees, and a GET changes nothing.
+//! - `Host` (HTTP/2: `:authority`): a page whose own name was made to resolve to this server (DNS rebinding) has the
+//!   same origin, but the host that it names is not one of ours. Without a flag, these are:
 //!
 //! | listening on | known hosts |
 //! | --- | --- |
 //! | a loopback address | `localhost` and names below it, loopback addresses, `0.0.0.0` and `[::]` |
-//! | any other | those, all addresses, names without a dot (as in a compose file, and of the machine), the machine's own name, also below `local`; from clients that are no browsers any name |
+//! | any other | the same, all addresses, names without a dot (as in a compose file, and of the machine), the machine's own name, also with `.local`; from clients other than browsers any name |
 //!
-//! An address as a host cannot be rebound, and a name without a dot is none that a stranger can have in the public DNS. Where others
-//! than this machine are to reach the server, they have names for it that it does not know (a cluster's DNS), so only browsers
-//! are held to the list: no page can keep its browser from saying what it is. On a loopback address all are. Ports
-//! are not looked at: they differ behind a forwarded port. A request without a host is no browser's. `/healthz` and `/readyz`
-//! are for whoever probes by whatever name, and say nothing of the logs.
+//! DNS rebinding cannot use an address as the host, and a stranger cannot own a name without a dot in the public DNS.
+//! If other machines are to reach the server, they have names for it that it does not know (a cluster's DNS), so only
+//! browsers are held to the list: no page can stop its browser from identifying itself. On a loopback address, all
+//! clients are. Ports are ignored: they differ behind a forwarded port. A request without a host does not come from a
+//! browser. `/healthz` and `/readyz` are for probes under any name, and reveal nothing about the logs.
 
 use super::{problem::Problem, server::Settings};
 use crate::Code;
@@ -34,11 +34,11 @@ const ANY: &str = "*";
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Guard {
-    /// What most clients send as a host, whole.
+    /// What most clients send as the host, including the port.
     usual: [String; 2],
-    /// Whether it listens on a loopback address only.
+    /// Whether the server listens on a loopback address only.
     loopback: bool,
-    /// Names, in lower case; with a dot before them, also all below.
+    /// Names, in lower case; if one begins with a dot, also all names below it.
     names: Vec<String>,
     addresses: Vec<IpAddr>,
     any_host: bool,
@@ -67,11 +67,11 @@ impl Guard {
         }
     }
 
-    /// Refuses a request that names a host which is not ours, or comes from a page that may not use the log.
+    /// Refuses a request that names a host other than ours, or comes from a page that may not use the log.
     pub(super) fn check<B>(&self, request: &Request<B>) -> Result<(), Problem> {
         let headers = request.headers();
         let mut hosts = headers.get_all(HOST).iter();
-        let host = hosts.next().map(|host| host.to_str().unwrap_or("?")); // what is not text is no host of ours
+        let host = hosts.next().map(|host| host.to_str().unwrap_or("?")); // a host that is not text is not ours
         if hosts.next().is_some() {
             return Err(Problem::new(Code::InvalidHost, "the request names more than one Host"));
         }
@@ -129,7 +129,7 @@ impl Guard {
         let name = without_dot(name);
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
         if !name.bytes().all(|byte| plain(byte) || byte == b'.') {
-            return false; // whatever stands at its end
+            return false; // whatever it ends with
         }
         let one = !name.is_empty() && name.bytes().all(plain);
         is_or_is_below("localhost", name) || (!self.loopback && one) || self.is_named(name)
@@ -143,26 +143,27 @@ impl Guard {
     }
 }
 
-/// Whether a browser has sent it: what each of them sends, and no page can leave out.
+/// Whether a browser has sent the request: these are headers that every browser sends, and that no page can leave out.
 fn is_of_a_browser(headers: &HeaderMap) -> bool {
     let agent = headers.get(USER_AGENT).map_or(&b""[..], |agent| agent.as_bytes());
     [ORIGIN, SEC_FETCH_SITE, ACCEPT_LANGUAGE].iter().any(|name| headers.contains_key(name))
         || agent.starts_with(b"Mozilla/")
 }
 
-/// Whether somebody has followed a link to here, to have the answer shown by itself: not within the page that the link is on.
+/// Whether somebody has followed a link to this server, to have the answer shown on its own: not within the page that
+/// the link is on.
 fn is_a_link(headers: &HeaderMap) -> bool {
     let is = |name, value| headers.get(name).is_some_and(|has| has == value);
     !headers.contains_key(ORIGIN) && is(SEC_FETCH_MODE, "navigate") && is(SEC_FETCH_DEST, "document")
 }
 
-/// A host that is an address, in brackets or not; one of IPv4 that is written as of IPv6 is that of IPv4.
+/// The address that a host is, with or without brackets; an IPv4 address mapped to IPv6 becomes an IPv4 address.
 fn address_of(name: &str) -> Option<IpAddr> {
     let name = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
     name.parse().ok().map(|address: IpAddr| address.to_canonical())
 }
 
-/// `log.example.com.` is `log.example.com`.
+/// Removes a dot at the end: `log.example.com.` is `log.example.com`.
 fn without_dot(name: &str) -> &str {
     name.strip_suffix('.').unwrap_or(name)
 }

@@ -1,6 +1,7 @@
-//! Turns at what only few may do at once: reading from the disk, looking for the end of a range, taking bodies apart. They are dealt
-//! out round the connections: of each kind, one request of a connection waits among those of others, and the rest of it behind that one.
-//! Otherwise a client with many requests in flight has nearly all turns. Where one is free, it is taken without any of this.
+//! Turns for what only a few requests may do at once: reading from the disk, looking for the end of a range, parsing
+//! bodies. Turns are shared fairly among connections: for each kind, one request of a connection waits among those of
+//! other connections, and its other requests wait behind that one. Otherwise a client with many requests in flight
+//! would get nearly all turns. If a turn is free, it is taken without any of this.
 
 use super::problem::Problem;
 use std::{sync::Arc, time::Duration};
@@ -9,15 +10,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// What turns are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// To take a body apart, by how much work that is: see `memory::Work`.
+    /// To parse a body, by how much work that is: see `memory::Work`.
     LittleBody,
     MoreBody,
     MuchBody,
     /// To look through the log for the end of a range.
     Look,
-    /// To read what is on the disk, or to make something of a record that is large.
+    /// To read from the disk, or to render a large record.
     Read,
-    /// The same of a record that is very large.
+    /// To read a very large record, from the disk or from memory.
     ReadLarge,
 }
 
@@ -26,7 +27,7 @@ pub(super) const KINDS: usize = 6;
 /// A turn, given back when it is dropped.
 pub(super) type Turn = OwnedSemaphorePermit;
 
-/// The requests of one connection, by what they wait for.
+/// The queues of one connection, one for each kind of turn.
 pub(super) struct Line([Semaphore; KINDS]);
 
 impl Default for Line {
@@ -35,20 +36,20 @@ impl Default for Line {
     }
 }
 
-/// The turns that there are.
+/// All turns of the server.
 #[derive(Debug)]
 pub(super) struct AllTurns([Arc<Semaphore>; KINDS]);
 
 impl AllTurns {
-    /// So many of each kind, in their order; one at the least.
+    /// Creates this many turns of each kind, in the order of the kinds; at least one of each.
     pub(super) fn new(turns: [usize; KINDS]) -> Self {
         Self(turns.map(|turns| Arc::new(Semaphore::new(turns.max(1)))))
     }
 
-    /// Waits for a turn, in the line of a connection.
+    /// Waits for a turn, in the queue of a connection.
     pub(super) async fn turn(&self, kind: Kind, line: &Line, patience: Duration) -> Result<Turn, Problem> {
         let turns = &self.0[kind as usize];
-        // There is none as long as somebody waits: that one is given what comes back.
+        // There is no free turn as long as somebody waits: a turn that is given back goes to a waiting request.
         if let Ok(turn) = Arc::clone(turns).try_acquire_owned() {
             return Ok(turn);
         }
@@ -90,11 +91,11 @@ mod tests {
         let ask = |line| -> Waiting<'_> { Box::pin(all.turn(Kind::Read, line, Duration::from_secs(60))) };
         let held = poll(&mut ask(&many)).expect("nobody has it");
         let mut waiting: Vec<_> = (0..50).map(|_| ask(&many)).collect();
-        // Those that have got theirs wait no more.
+        // Requests that have had their turn stop waiting.
         let mut get_on = |most: usize| {
             let mut turns = Vec::new();
             waiting.retain_mut(|one| poll(one).map(|turn| turns.push(turn)).is_none());
-            waiting.truncate(most); // the others are gone
+            waiting.truncate(most); // the others have given up
             turns
         };
         assert!(get_on(50).is_empty());

@@ -1,4 +1,4 @@
-//! Logs as things: create, describe, list, delete, trim.
+//! Logs as resources: create, describe, list, delete, trim.
 
 use super::{
     answer::{Answer, full, json, json_of, json_text, large},
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// The most names in one page.
 const PAGE: usize = 1000;
-/// How long it is waited before a log is made again that others delete meanwhile.
+/// How long to wait before creating a log again that others have deleted meanwhile.
 const AGAIN: Duration = Duration::from_millis(1);
 
 #[derive(Serialize)]
@@ -46,7 +46,7 @@ fn described(log: &OpenLog) -> Answer {
     })
 }
 
-/// `PUT`: 201 where the log is new, 200 where it is there with the same settings.
+/// `PUT`: 201 if the log is new, 200 if it exists with the same settings.
 pub(super) async fn create(
     context: &Context,
     name: &str,
@@ -60,7 +60,7 @@ pub(super) async fn create(
         let begun = Instant::now();
         loop {
             match store.create(name, &settings).and_then(|new| Ok((new, store.get(name)?))) {
-                // It is being deleted, or has been in between: it is made again.
+                // It is being deleted, or has just been deleted: try again to create it.
                 Err(store::Error::NotFound { .. }) if begun.elapsed() < patience => std::thread::sleep(AGAIN),
                 made => break made,
             }
@@ -88,7 +88,7 @@ pub(super) async fn delete(context: &Context, name: &str) -> Result<Answer, Prob
 #[derive(Serialize)]
 struct Listed<'a> {
     logs: &'a [String],
-    /// To be sent as `after` for the next page.
+    /// To be sent as `after` to get the next page.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<&'a str>,
 }

@@ -1,12 +1,12 @@
-//! One budget of memory for all that clients make the server hold: bodies that come in, bodies being taken apart, and
-//! answers that go out. What would go past it is refused before it is read or made.
+//! One budget of memory for everything that clients make the server hold: bodies being received, bodies being parsed,
+//! and answers being sent. Anything that would exceed it is refused before it is read or made.
 //!
-//! A [`Grant`] is a part of the budget, given back when it is dropped. A [`Buffer`] is bytes that hold their grant: small
-//! ones are on the heap; large ones are mappings of their own, which the system has back in the moment they are dropped, whatever
-//! else was allocated meanwhile (the C library's heap keeps what lies below anything that is still in use).
+//! A [`Grant`] is a part of the budget, returned when it is dropped. A [`Buffer`] is bytes that hold their grant: small
+//! ones are on the heap; large ones are mappings of their own, which return to the system as soon as they are dropped,
+//! whatever else was allocated meanwhile (the C library's heap keeps everything below memory that is still in use).
 //!
-//! Not in the budget is what each connection has whatever it does, which is bounded by the limit of connections: see
-//! `connection`.
+//! The budget does not include what each connection needs in any case, which is bounded by the limit of connections:
+//! see `connection`.
 
 use super::{
     line::{AllTurns, Kind, Line, Turn},
@@ -24,51 +24,53 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Grants grow by this much, so that a body costs an atomic operation a step and not one a read.
+/// Grants grow by this many bytes, so that a body costs one atomic operation per step and not one per read.
 const STEP: usize = 16 << 10;
-/// A grant up to this size may use what the large ones have to leave free.
+/// A grant up to this size may use the part of the budget that larger ones have to leave free.
 const SMALL: usize = 64 << 10;
-/// What is this small is part of what a request takes anyway.
+/// Up to this many bytes are considered part of what a request takes anyway, and are not counted.
 pub(super) const FREE: usize = 4 << 10;
-/// The usual size of a mapping for a piece of an answer, and how many are kept for the next ones.
+/// The usual size of a mapping for a piece of an answer, and how many are kept for later pieces.
 const PIECE: usize = 68 << 10;
 const SPARE: usize = 32;
-/// Bytes of a thread's scratch memory that it keeps.
+/// The most bytes of scratch memory that a thread keeps.
 const SCRATCH: usize = 128 << 10;
-/// Buffers beyond this size are mappings.
+/// Buffers larger than this are mappings.
 const HEAP: usize = 64 << 10;
 
 /// Seconds between warnings.
 const WARN_EVERY: u64 = 10;
 
-/// What memory is for. Either may use a part of the budget only, so that neither keeps out the other.
+/// What memory is used for. Each purpose may use only a part of the budget, so that neither keeps out the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Bodies that come in: up to three quarters.
+    /// Bodies being received: up to three quarters.
     Request,
-    /// Answers that go out: up to a half.
+    /// Answers being sent: up to a half.
     Answer,
 }
 
-/// The budget. The counters guard no other memory: Relaxed throughout.
+/// The budget. The counters protect no other memory: Relaxed throughout.
 #[derive(Debug)]
 pub(super) struct Memory {
     limit: usize,
     used: AtomicUsize,
     requests: AtomicUsize,
     answers: AtomicUsize,
-    /// What takes more memory than it leaves, for a moment, and a processor.
+    /// The turns for work that temporarily needs more memory than it leaves, and a processor.
     turns: AllTurns,
-    /// Mappings to be used again, each of [`PIECE`] bytes.
+    /// Mappings for reuse, each of at least [`PIECE`] bytes.
     spare: Mutex<Vec<MmapMut>>,
     begun: Instant,
-    /// When a warning was last given, in seconds since then, plus one.
+    /// When the last warning was given, in seconds since `begun`, plus one.
     warned: AtomicU64,
 }
 
-/// How much work a body is to take apart. Nobody knows that of a compressed one before it is done: each begins with little, and
-/// where it turns out to be more, what was made of it is dropped, and it queues again with its like and begins anew. So a body
-/// never waits behind larger ones, those that wait hold nothing but what they have sent, and what is done twice is an eighth.
+/// How much work it is to parse a body. For a compressed body that is not known before it is done: it begins as the
+/// kind of work that its compressed size makes it, and if it turns out to be more, what was made of it is dropped, and
+/// it queues again with the next kind and starts over. So a body never waits behind larger ones, a waiting body holds
+/// nothing but what was received, and what is done twice is at most 1 MiB before the second kind and 9 MiB before the
+/// third.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Work {
     Little,
@@ -76,18 +78,18 @@ pub(super) enum Work {
     Much,
 }
 
-/// Bytes that little work is about, and more.
+/// The most bytes of a body that is little work, and of one that is more.
 const LITTLE: usize = 1 << 20;
 const MORE: usize = 8 << 20;
 
 impl Work {
-    /// What so many bytes are, at the least.
+    /// The least work that a body of this many bytes can be.
     pub(super) fn of(bytes: usize) -> Self {
         let works = [Self::Little, Self::More];
         works.into_iter().find(|work| bytes <= work.bytes()).unwrap_or(Self::Much)
     }
 
-    /// The turns for it.
+    /// The kind of turn for it.
     pub(super) fn kind(self) -> Kind {
         match self {
             Self::Little => Kind::LittleBody,
@@ -96,12 +98,12 @@ impl Work {
         }
     }
 
-    /// What it is where it is more than this.
+    /// The next kind of work, for a body that is more than this.
     pub(super) fn next(self) -> Self {
         if self == Self::Little { Self::More } else { Self::Much }
     }
 
-    /// The bytes that it is about, at the most.
+    /// The most bytes that this kind of work is for.
     pub(super) fn bytes(self) -> usize {
         match self {
             Self::Little => LITTLE,
@@ -122,15 +124,17 @@ impl From<UsedUp> for Problem {
 }
 
 impl Memory {
-    /// A budget of so many bytes, of which the largest body becomes `largest`; and how many threads there are to use it.
+    /// Creates a budget of `limit` bytes, for bodies of up to `largest` bytes, received or decoded, and for `threads`
+    /// threads to use it.
     pub(super) fn new(limit: usize, largest: usize, threads: usize) -> Arc<Self> {
         let zero = || AtomicUsize::new(0);
-        // Of a body there is what it decodes to, and what is made of that. The largest have a half of the budget, others the half
-        // of what that leaves to bodies.
+        // Of a body there is what it decodes to, and what is made from that. The largest bodies have half of the
+        // budget, each of the other two kinds half of what that leaves for bodies.
         let fit = |part: usize, bytes: usize| part / bytes.saturating_mul(2).max(1);
         let [little, more] = [LITTLE, MORE].map(|bytes| fit(limit / 8, bytes).min(threads));
         let much = fit(limit / 2, largest).min(threads / 2);
-        // Looking through the log for answers leaves the half of the processors to others, as do very large records.
+        // Looking through a log for the end of an answer leaves half of the processors to others, and so does reading
+        // very large records.
         let turns = AllTurns::new([little, more, much, threads / 2, threads, threads / 2]);
         let (begun, warned) = (Instant::now(), AtomicU64::new(0));
         Arc::new(Self {
@@ -145,8 +149,8 @@ impl Memory {
         })
     }
 
-    /// The least that a budget can be where bodies may be this large: the largest one has to fit, with what is
-    /// made of it.
+    /// The smallest possible budget for bodies of this size: the largest one has to fit, together with what is made
+    /// from it.
     pub(super) fn least(body_bytes: usize, decoded_bytes: usize) -> usize {
         let largest = body_bytes.max(decoded_bytes).saturating_mul(2).saturating_add(1 << 20);
         largest.saturating_add(largest / 3)
@@ -163,20 +167,20 @@ impl Memory {
         }
     }
 
-    /// Whether so much could be had at this moment.
+    /// Whether `bytes` could be granted at this moment.
     pub(super) fn has_room(&self, purpose: Purpose, bytes: usize) -> bool {
         let (part, most) = self.of(purpose);
         let fits = |used: &AtomicUsize, most| used.load(Ordering::Relaxed).saturating_add(bytes) <= most;
         fits(&self.used, self.limit) && (bytes <= SMALL || fits(part, most))
     }
 
-    /// Whether more than half of what there is for a purpose is in use: time to make do with less.
+    /// Whether more than half of the memory for a purpose is in use: a reason to use less.
     pub(super) fn is_tight(&self, purpose: Purpose) -> bool {
         let (part, most) = self.of(purpose);
         part.load(Ordering::Relaxed) > most / 2
     }
 
-    /// Takes so much more for one who has `held` already.
+    /// Takes `bytes` more for a grant that has `held` already.
     fn take(&self, purpose: Purpose, bytes: usize, held: usize) -> Result<(), UsedUp> {
         let (part, most) = self.of(purpose);
         let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -184,7 +188,7 @@ impl Memory {
         if used <= self.limit && (held + bytes <= SMALL || of_part <= most) {
             return Ok(());
         }
-        // A record may be larger than what there is for answers: one at a time it can be read all the same.
+        // A record may be larger than the part for answers: one at a time can be read nevertheless.
         if purpose == Purpose::Answer && of_part == held + bytes {
             return Ok(());
         }
@@ -197,12 +201,12 @@ impl Memory {
         self.of(purpose).0.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Nothing yet, to be grown.
+    /// Returns an empty grant, to be grown.
     pub(super) fn grant(self: &Arc<Self>, purpose: Purpose) -> Grant {
         Grant { memory: Arc::clone(self), purpose, bytes: 0 }
     }
 
-    /// Says in the log that requests are refused: now and then, however many there are.
+    /// Warns that requests are refused: only now and then, however many there are.
     pub(super) fn warn(&self, problem: &Problem) {
         let (now, last) = (self.begun.elapsed().as_secs() + 1, self.warned.load(Ordering::Relaxed));
         let due = last == 0 || now >= last + WARN_EVERY;
@@ -212,7 +216,7 @@ impl Memory {
         }
     }
 
-    /// Waits for a turn, in the line of a connection.
+    /// Waits for a turn, in the queue of a connection.
     pub(super) async fn turn(&self, kind: Kind, line: &Line, patience: Duration) -> Result<Turn, Problem> {
         self.turns.turn(kind, line, patience).await
     }
@@ -227,7 +231,7 @@ pub(super) struct Grant {
 }
 
 impl Grant {
-    /// Grows to cover so many bytes.
+    /// Grows the grant to cover `bytes`.
     pub(super) fn cover(&mut self, bytes: usize) -> Result<(), UsedUp> {
         if bytes > self.bytes {
             // The first step is small, as most bodies are.
@@ -241,7 +245,7 @@ impl Grant {
 }
 
 impl Grant {
-    /// Gives back what is beyond so many bytes.
+    /// Gives back what exceeds `bytes`.
     fn shrink(&mut self, bytes: usize) {
         if bytes < self.bytes {
             self.memory.give_back(self.purpose, self.bytes - bytes);
@@ -249,8 +253,8 @@ impl Grant {
         }
     }
 
-    /// A copy of the bytes that holds the part of the budget that it is in, whoever has it. In a mapping, where it is not
-    /// small: a client may keep it for long, among what others have.
+    /// Returns a copy of the bytes that holds its part of the budget, whoever has it. Unless it is small, it is in a
+    /// mapping: a client may keep it for long, among allocations of others.
     pub(super) fn hold_copy(mut self, bytes: &[u8]) -> Bytes {
         if bytes.len() <= HEAP / 8 {
             return self.hold(Bytes::copy_from_slice(bytes));
@@ -267,7 +271,7 @@ impl Grant {
         }
     }
 
-    /// Bytes that hold the part of the budget that they are in, whoever has them.
+    /// Returns bytes that hold their part of the budget, whoever has them.
     pub(super) fn hold(mut self, bytes: impl Into<Bytes>) -> Bytes {
         let bytes = bytes.into();
         if bytes.len() <= FREE {
@@ -278,9 +282,9 @@ impl Grant {
     }
 }
 
-/// A piece of an answer, in a mapping that is used again.
+/// A piece of an answer, in a mapping that is reused.
 struct Piece {
-    /// `None` only while dropping.
+    /// `None` only while being dropped.
     mapped: Option<MmapMut>,
     length: usize,
     grant: Grant,
@@ -302,7 +306,7 @@ impl Drop for Piece {
     }
 }
 
-/// Lends the thread's scratch memory, empty, to make something in that is then copied to where it stays.
+/// Lends the thread's scratch memory, empty, to make something that is then copied to its final place.
 pub(super) fn with_scratch<T>(run: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     thread_local!(static KEPT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) });
     let mut scratch = KEPT.take();
@@ -345,7 +349,7 @@ enum Holds {
 }
 
 impl Buffer {
-    /// Empty, to become `most` bytes at most.
+    /// Creates an empty buffer that can grow to `most` bytes.
     pub(super) fn new(most: usize, grant: Grant) -> Self {
         Self { place: Holds::Heap(Vec::new()), length: 0, most, grant }
     }
@@ -354,12 +358,13 @@ impl Buffer {
         self.length
     }
 
-    /// How much more it can take.
+    /// How many more bytes fit.
     pub(super) fn left(&self) -> usize {
         self.most - self.length
     }
 
-    /// Gives `write` so many bytes behind the end, all or what is [`left`](Self::left); it returns how many of them are to stay.
+    /// Gives `write` up to `bytes` bytes after the end, no more than are [`left`](Self::left); it returns how many of
+    /// them to keep.
     pub(super) fn grow<E>(
         &mut self,
         bytes: usize,
@@ -371,7 +376,7 @@ impl Buffer {
         if end > HEAP
             && let Holds::Heap(heap) = &mut self.place
         {
-            // Not reserved: only pages that are written to are ever had.
+            // Without reserving swap: only pages that are written to take memory.
             let mapped = MmapOptions::new().len(self.most).no_reserve_swap().map_anon();
             let mut mapped = mapped.map_err(|_| UsedUp)?;
             mapped[..start].copy_from_slice(&heap[..start]);
@@ -396,7 +401,7 @@ impl Buffer {
         }
     }
 
-    /// Appends; what is beyond the most it can become is left out.
+    /// Appends; what exceeds the maximum size is left out.
     pub(super) fn extend(&mut self, bytes: &[u8]) -> Result<(), UsedUp> {
         let write = |space: &mut [u8]| {
             space.copy_from_slice(&bytes[..space.len()]);
@@ -405,7 +410,7 @@ impl Buffer {
         self.grow(bytes.len(), write).map(|_| ())
     }
 
-    /// The bytes, which from now on are shared and hold the grant.
+    /// Returns the bytes, which are then shared and hold the grant.
     pub(super) fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
     }

@@ -1,4 +1,4 @@
-//! What `/metrics` shows, for Prometheus. No label grows with the names of logs.
+//! What `/metrics` shows, for Prometheus. No label depends on the names of logs.
 
 use super::{
     answer::{Answer, large},
@@ -39,7 +39,7 @@ struct Route {
 
 type Durations = Family<Route, Histogram, fn() -> Histogram>;
 
-/// One for the whole server.
+/// The metrics of the whole server.
 pub(super) struct Metrics {
     registry: Registry,
     requests: Family<Request, Counter>,
@@ -56,7 +56,7 @@ pub(super) struct Metrics {
     memory: Gauge,
 }
 
-/// Counts one that waits for a commit, until it is dropped.
+/// Counts a request that waits for a commit, until it is dropped.
 pub(super) struct Waiting(Gauge);
 
 impl Drop for Waiting {
@@ -112,7 +112,7 @@ impl Metrics {
     }
 
     pub(super) fn answered(&self, route: &'static str, status: u16, time: Duration) {
-        // The families are locked and hashed; a thread keeps at hand what it has used.
+        // Access to a family takes a lock and a hash lookup; so each thread keeps the metrics that it has used.
         type Kept = Vec<(&'static str, u16, Counter, Histogram)>;
         thread_local!(static KEPT: std::cell::RefCell<Kept> = const { std::cell::RefCell::new(Vec::new()) });
         KEPT.with_borrow_mut(|kept| {
@@ -137,7 +137,7 @@ impl Metrics {
     pub(super) fn render(&self, memory: &Arc<Memory>) -> Result<Answer, Problem> {
         self.memory.set(memory.used().cast_signed() as i64);
         let mut text = String::new();
-        let _ = encode(&mut text, &self.registry); // to a string: cannot fail
+        let _ = encode(&mut text, &self.registry); // writing to a string cannot fail
         let mut answer = Response::new(large(memory, text.into_bytes())?);
         let media_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));

@@ -1,4 +1,4 @@
-//! What a request's handler that panics leaves behind: nothing. The route that does so is in builds for tests only.
+//! What remains of a request whose handler panics: nothing. The route that panics exists in test builds only.
 
 use super::{
     Server, Settings,
@@ -18,17 +18,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Takes all that a request may take, and panics.
+/// Takes all resources that a request may take, and panics.
 pub(super) async fn here(context: &Context, request: Request<Arriving>) -> Result<(), Problem> {
     let mut grant = context.memory.grant(Purpose::Answer);
     grant.cover(1 << 20)?;
     let _answer = full(grant.hold(vec![0; 1 << 20]));
     let _body = body::read(request.into_body(), context).await?;
     let _turn = context.memory.turn(Kind::Look, &Line::default(), Duration::from_secs(1)).await?;
-    std::panic::resume_unwind(Box::new("as it was asked to")) // as a panic, of which nothing is printed
+    std::panic::resume_unwind(Box::new("as it was asked to")) // a panic that prints nothing
 }
 
-/// An answer of HTTP/1 with a length; `None` where the connection ends without one.
+/// Reads an HTTP/1 answer with a length; `None` if the connection ends without one.
 fn answer(socket: &mut TcpStream) -> Option<String> {
     let mut got = Vec::new();
     loop {
@@ -59,11 +59,11 @@ fn connect(address: SocketAddr) -> TcpStream {
     socket
 }
 
-/// A request of HTTP/2, with the preface before the first one.
+/// An HTTP/2 request, with the preface before the first one.
 fn frames(stream: u32, path: &str) -> Vec<u8> {
     let first: &[u8] =
         if stream == 1 { b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0" } else { b"" };
-    let mut head = vec![0x82, 0x86]; // GET, http, and the host and the path in full
+    let mut head = vec![0x82, 0x86]; // GET, http, then the host and the path as literals
     for (name, value) in [(0x01, "localhost"), (0x04, path)] {
         head.extend_from_slice(&[name, value.len() as u8]);
         head.extend_from_slice(value.as_bytes());
@@ -83,7 +83,7 @@ fn a_handler_that_panics_ends_its_request_and_gives_back_what_it_had() {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = std::thread::spawn(move || {
         let stopped = async {
-            let _ = stopped.await; // or the test has failed
+            let _ = stopped.await; // fails if the test has failed
         };
         server.run(store, stopped).map_err(|error| error.to_string())
     });
@@ -96,11 +96,11 @@ fn a_handler_that_panics_ends_its_request_and_gives_back_what_it_had() {
         let appended = ask(&mut good, "POST /", record).expect("another connection has ended");
         assert!(appended.ends_with(&format!("{{\"offset\":{n}}}\n")), "{appended}");
     }
-    // Of HTTP/2 the stream ends, and the connection goes on; of streams there are more than there may be at once in the server.
+    // With HTTP/2, the stream ends and the connection continues; there are more streams than the server allows at once.
     let mut both = connect(address);
     let mut got = Vec::new();
     for n in 0..300 {
-        // Now and then one that is answered, so that there are never too many of them at once.
+        // Now and then a request that is answered, so that there are never too many of them at once.
         let (stream, last) = (2 * n + 1, n % 50 == 49);
         both.write_all(&frames(stream, if last { "/healthz" } else { "/panics" })).unwrap();
         let head =

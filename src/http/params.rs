@@ -1,4 +1,4 @@
-//! Parameters and small things of the request's head.
+//! Parameters, and other small parts of a request's head.
 
 use super::problem::Problem;
 use crate::Code;
@@ -11,8 +11,8 @@ use std::{borrow::Cow, ops::RangeInclusive, time::Duration};
 /// A parameter's name and value.
 type Parameter<'a> = (Cow<'a, str>, Cow<'a, str>);
 
-/// The query's parameters, decoded. A repeated one is refused: a proxy on the way may take the other one for the one that is meant.
-/// Those before it are kept to see that, so that whoever goes through them stops at one that is unknown.
+/// The query's parameters, decoded. A repeated parameter is refused: an intermediate proxy may use the other value. All
+/// previous names are kept to detect that, so callers must stop at the first unknown one.
 pub(super) fn of<B>(request: &Request<B>) -> impl Iterator<Item = Result<Parameter<'_>, Problem>> {
     let mut seen = Vec::new();
     form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes()).map(move |(name, value)| {
@@ -25,18 +25,18 @@ pub(super) fn of<B>(request: &Request<B>) -> impl Iterator<Item = Result<Paramet
     })
 }
 
-/// What to answer to a parameter that is not one.
+/// The answer to an unknown parameter.
 pub(super) fn unknown(name: &str, known: &str) -> Problem {
     let name: String = name.chars().take(50).collect();
     Problem::new(Code::InvalidQuery, format!("there is no parameter {name:?} here; there are: {known}"))
 }
 
-/// What to answer to a parameter's value that does not do.
+/// The answer to an invalid value of a parameter.
 pub(super) fn invalid(name: &str, expected: &str) -> Problem {
     Problem::new(Code::InvalidQuery, format!("{name} must be {expected}"))
 }
 
-/// What to answer to two parameters that say the same thing.
+/// The answer to two parameters that specify the same thing.
 pub(super) fn one_of(names: &str) -> Problem {
     Problem::new(Code::InvalidQuery, format!("send one of {names}: each says where to begin"))
 }
@@ -50,7 +50,7 @@ pub(super) fn number(name: &str, value: &str, range: RangeInclusive<u64>) -> Res
         .ok_or_else(|| invalid(name, &format!("a whole number from {} to {}", range.start(), range.end())))
 }
 
-/// A duration such as `30s` or `500ms`, at most `most`.
+/// A duration such as `30s` or `500ms`, of at most `most`.
 pub(super) fn duration(name: &str, value: &str, most: Duration) -> Result<Duration, Problem> {
     humantime::parse_duration(value)
         .ok()
@@ -58,7 +58,7 @@ pub(super) fn duration(name: &str, value: &str, most: Duration) -> Result<Durati
         .ok_or_else(|| invalid(name, &format!("a time such as 30s or 500ms, at most {}s", most.as_secs())))
 }
 
-/// A point in time by RFC 3339, in milliseconds since 1970.
+/// A point in time in RFC 3339 format, in milliseconds since 1970.
 pub(super) fn time(name: &str, value: &str) -> Result<u64, Problem> {
     let time = humantime::parse_rfc3339(value).ok();
     let since = time.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
@@ -67,7 +67,7 @@ pub(super) fn time(name: &str, value: &str) -> Result<u64, Problem> {
         .ok_or_else(|| invalid(name, "a time by RFC 3339 in UTC, such as 2026-01-02T03:04:05.678Z"))
 }
 
-/// A media type of `Accept` without its parameters, and how much the client wants it, from 0 (not at all) to 1000.
+/// A media type of `Accept` without its parameters, and how much the client prefers it, from 0 (not at all) to 1000.
 pub(super) fn weighed(range: &str) -> (&str, u16) {
     let mut parts = range.split(';').map(str::trim);
     let name = parts.next().unwrap_or_default();
@@ -79,7 +79,7 @@ pub(super) fn weighed(range: &str) -> (&str, u16) {
     (name, parts.find_map(weight).unwrap_or(1000))
 }
 
-/// The value of a header that is there once, as text.
+/// The value of a header as text; a header that occurs more than once is refused.
 pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Problem> {
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
@@ -92,7 +92,7 @@ pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'
     }
 }
 
-/// The values of a header that is a list, in one or several; what is not text is left out.
+/// The values of a header that is a list, in one or more fields; fields that are not text are left out.
 pub(super) fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     let values = headers.get_all(name).into_iter();
     values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)

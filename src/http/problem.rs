@@ -13,18 +13,18 @@ use hyper::{
 use serde::Serialize;
 use std::fmt::{self, Display, Write};
 
-/// Bytes of a problem's detail: as JSON up to six times as many, so that every refusal stays below 4 KiB.
+/// The most bytes of a problem's detail: as JSON up to six times as many, so that every refusal stays below 4 KiB.
 const DETAIL: usize = 512;
 
-/// The text of something, cut to so many bytes while it is made: a client's own text may be in it, as long as its body. What would be
-/// no text where it is shown (control characters, those that turn a line around) is escaped: it would make lines of its own in
-/// the log, or steer a terminal.
+/// Formats something, truncating it to `most` bytes while it is made: it may include a client's own text, as long as
+/// its body. Characters that are not plain text where it is shown (control characters, characters that change the
+/// direction of a line) are escaped: they could add lines to the server's log, or control a terminal.
 pub(super) fn cut(text: impl Display, most: usize) -> String {
     struct Cut(String, usize);
     impl Cut {
         fn push(&mut self, character: char) -> fmt::Result {
             if self.0.len() + character.len_utf8() > self.1 {
-                return Err(fmt::Error); // no more of it
+                return Err(fmt::Error); // stops formatting
             }
             self.0.push(character);
             Ok(())
@@ -45,15 +45,15 @@ pub(super) fn cut(text: impl Display, most: usize) -> String {
     cut.0
 }
 
-/// Why a request was not done. Nothing was stored, except where the code is `writer_failed`.
+/// Why a request was not carried out. Nothing was stored, except with the code `writer_failed`.
 #[derive(Debug, thiserror::Error)]
 #[error("{code}: {detail}")]
 pub(super) struct Problem {
     code: Code,
     detail: String,
-    /// The methods that there are, where that is what is wrong.
+    /// The methods that are allowed, if the method is what is wrong.
     allowed: Option<&'static str>,
-    /// What a program needs to go on, such as the next offset.
+    /// What a program needs to continue, such as the next offset.
     numbers: Vec<(&'static str, u64)>,
 }
 
@@ -73,15 +73,16 @@ impl Problem {
         Self { code, detail: cut(detail, DETAIL), allowed: None, numbers: Vec::new() }
     }
 
-    /// Whether it is the server that failed, and somebody should look: at this request, and not at what it is one of
-    /// thousands for, which is told where it begins.
+    /// Whether the server has failed, and somebody should look into this request. Conditions that affect thousands of
+    /// requests are reported once, where they begin, and not here.
     pub(super) fn is_ours(&self) -> bool {
         use Code::{CannotGrow, DiskFull, OutOfResources, Overloaded, Recovering};
         let told = matches!(self.code, Overloaded | OutOfResources | DiskFull | CannotGrow | Recovering);
         self.code.status() >= 500 && !told
     }
 
-    /// What it is of this log: what fails because the log was deleted meanwhile is told as for one that is not there.
+    /// What the problem is for this log: a failure because the log was deleted meanwhile is reported as if it did not
+    /// exist.
     pub(super) fn of(self, log: &OpenLog) -> Self {
         if self.code.status() >= 500 && log.is_deleted() {
             store::Error::NotFound { name: log.name().to_owned() }.into()
@@ -90,33 +91,33 @@ impl Problem {
         }
     }
 
-    /// Whether it is for want of memory, turns or streams: clients make that happen, as often as they like.
+    /// Whether the cause is a lack of memory, turns or streams: clients can cause it as often as they like.
     pub(super) fn is_overload(&self) -> bool {
         self.code == Code::Overloaded
     }
 
-    /// Whether the system had no descriptors or memory: likewise.
+    /// Whether the cause is that the system had no descriptors or memory, which clients can cause as well.
     pub(super) fn is_shortage(&self) -> bool {
         self.code == Code::OutOfResources
     }
 
-    /// Whether there is no such log.
+    /// Whether the log does not exist.
     pub(super) fn is_of_no_log(&self) -> bool {
         self.code == Code::LogNotFound
     }
 
-    /// What it is to one who reads the book's log: this is made by the first append, and until then it is empty.
+    /// What the problem is for a reader of the book's log: the first append creates it, and until then it is empty.
     pub(super) fn of_no_record(self, offset: u64) -> Self {
         if self.is_of_no_log() { Self::no_record(offset, 0) } else { self }
     }
 
-    /// There is no record there yet.
+    /// There is no record at this offset yet.
     pub(super) fn no_record(offset: u64, next: u64) -> Self {
         let detail = format!("there is no record at offset {offset} yet; the next one gets {next}");
         Self::new(Code::OffsetNotFound, detail).with("next_offset", next)
     }
 
-    /// Adds a member with a number to the document.
+    /// Adds a number to the document.
     pub(super) fn with(mut self, name: &'static str, number: u64) -> Self {
         self.numbers.push((name, number));
         self
@@ -145,7 +146,7 @@ impl Problem {
         Self::new(Code::Overloaded, detail)
     }
 
-    /// There are as many requests in flight as there may be.
+    /// As many requests are in flight as are allowed.
     pub(super) fn too_many() -> Self {
         let detail =
             "too many requests are in flight by HTTP/2; send the request again when some are answered";
@@ -162,7 +163,7 @@ impl Problem {
             detail: &self.detail,
             numbers: self.numbers.into_iter().collect(),
         };
-        let mut text = serde_json::to_vec(&document).unwrap_or_default(); // strings and a number: cannot fail
+        let mut text = serde_json::to_vec(&document).unwrap_or_default(); // strings and numbers: cannot fail
         text.push(b'\n');
         let mut response = Response::new(full(text));
         *response.status_mut() = status;
@@ -195,7 +196,7 @@ impl From<Error> for Problem {
             Error::CannotGrow { .. } => Code::CannotGrow,
             Error::Io { .. } if error.is_full() => Code::DiskFull,
             Error::Io { .. } if error.is_transient() => Code::OutOfResources,
-            // What is wrong with a log's directory, or with how the server was started.
+            // Something is wrong with a log's directory, or with how the server was started.
             Error::Io { .. }
             | Error::InUse { .. }
             | Error::NotALog { .. }
@@ -233,7 +234,7 @@ impl From<store::Error> for Problem {
 mod tests {
     use super::*;
 
-    /// An unknown member's name went into the log as it came, with line ends and what a terminal takes for a command.
+    /// The name of an unknown member was logged unchanged, with line ends and terminal control sequences.
     #[test]
     fn what_clients_send_is_one_line_of_text() {
         let problem = Problem::new(

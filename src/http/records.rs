@@ -1,4 +1,4 @@
-//! Records: appending a batch, reading a range, reading one.
+//! Records: appending a batch, reading a range, reading a single record.
 
 use super::{
     answer::{Answer, Body, full, json, only_head},
@@ -39,17 +39,17 @@ use tokio::task::AbortHandle;
 pub(super) const NEXT_OFFSET: HeaderName = HeaderName::from_static("millstream-next-offset");
 const TIME: HeaderName = HeaderName::from_static("millstream-time");
 
-/// Bytes of an answer that are rendered at once: from memory, from the disk, and where memory for answers is short.
+/// Bytes of an answer that are rendered at once: from memory, from the disk, and when memory for answers is short.
 const PIECE: usize = 64 << 10;
 const COLD_PIECE: usize = 256 << 10;
 const SHORT_PIECE: usize = 16 << 10;
-/// Bytes of an answer that is sent whole.
+/// Answers of up to this many bytes are sent whole.
 const WHOLE: usize = 1 << 20;
-/// How long one looks for the end of a large answer before others have their turn, and how many records between two looks at the
-/// clock.
+/// How long a turn of looking for the end of a large answer lasts before others have their turn, and how many records
+/// pass between two looks at the clock.
 const LOOK: Duration = Duration::from_millis(2);
 const LOOK_STEPS: usize = 64;
-/// So much of the disk is as good as another record.
+/// Reading this many bytes from the disk counts as one more record.
 const LOOK_BYTES: usize = 4 << 10;
 
 #[derive(Serialize)]
@@ -57,12 +57,12 @@ struct Appended {
     first_offset: u64,
     last_offset: u64,
     count: u64,
-    /// The batch was there already.
+    /// The batch was stored already.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     repeated: bool,
 }
 
-/// The producer that a request names by its headers, if it does: id, epoch and sequence.
+/// The producer named by the headers of a request, if any: id, epoch and sequence.
 fn producer(headers: &HeaderMap) -> Result<Option<(String, u32, u64)>, Problem> {
     let all = [
         params::header(headers, "producer-id")?,
@@ -77,7 +77,7 @@ fn producer(headers: &HeaderMap) -> Result<Option<(String, u32, u64)>, Problem> 
         [None, None, None] => Ok(None),
         [Some(id), Some(epoch), Some(sequence)] => {
             let epoch = params::number("", epoch, 0..=u64::from(u32::MAX)).map_err(bad)? as u32;
-            // One less than the largest, so that there always is a next one.
+            // One less than the largest number, so that there is always a next one.
             let sequence = params::number("", sequence, 0..=u64::MAX - 1).map_err(bad)?;
             Ok(Some((id.to_owned(), epoch, sequence)))
         }
@@ -117,7 +117,7 @@ pub(super) async fn append(
     let room = Room::new(context.store.batch_bytes(&settings));
     let bytes = body::read(request.into_body(), context).await?;
     let mut batch = take_apart(context, asker.line, format, encoding, bytes, &settings, room).await?;
-    // Only now, so that what is refused creates no log.
+    // Only now, so that a refused append creates no log.
     let log = context.log_to_append(name).await?;
     if *log.settings() != settings {
         check(&mut batch, log.settings())?; // another log has taken the name meanwhile
@@ -142,9 +142,9 @@ pub(super) async fn append(
     if !repeated {
         context.metrics.appended(count, batch.bytes());
     }
-    drop(batch); // its memory is not for waiting with
+    drop(batch); // so that its memory is not held while waiting
     let last_offset = first_offset + count - 1;
-    // A repeat too: what it repeats may not be on disk yet.
+    // Also for a repeat: the batch that it repeats may not be on the disk yet.
     context.acknowledged(&log, last_offset, ack).await?;
     Ok(json(&Appended { first_offset, last_offset, count, repeated }))
 }
@@ -191,7 +191,7 @@ fn check(batch: &mut DecodedBatch, settings: &LogSettings) -> Result<(), Problem
     batch.check(settings.values == Values::Json, settings.record_bytes)
 }
 
-/// Where to begin, as a client says it.
+/// Where to begin, as specified by a client.
 enum StartAt {
     Earliest,
     Offset(u64),
@@ -232,7 +232,7 @@ impl StartAt {
     }
 }
 
-/// How much an answer may still have.
+/// How much more an answer may contain.
 #[derive(Debug, Clone, Copy)]
 struct PageLimits {
     records: u64,
@@ -244,20 +244,20 @@ struct Reading {
     reader: Reader,
     format: Format,
     budget: PageLimits,
-    /// Where the log ended when this began, to foresee the size of the answer by.
+    /// Where the log ended when the reading began, to estimate the size of the answer.
     end: u64,
-    /// Whether nothing was read yet: the first record is answered however large it is.
+    /// Whether nothing has been read yet: the first record is returned however large it is.
     fresh: bool,
-    /// Bytes of the answer so far, were it rendered, where that is asked for.
+    /// If requested, the bytes that the answer would have so far if it were rendered.
     length: Option<u64>,
 }
 
-/// How far one came.
+/// How far a step of reading came.
 enum Went {
     /// To the end of the range.
     All,
     Some,
-    /// No further: what is next wants another place or more memory.
+    /// No further: the next record must be read in another place, or needs more memory.
     Nowhere(Place, usize),
 }
 
@@ -266,12 +266,12 @@ impl Reading {
         Self { reader, format, budget, end, fresh: true, length: None }
     }
 
-    /// The bytes of a value that there is room for.
+    /// The most bytes of a value that there is room for.
     fn most(&self) -> u64 {
         if self.fresh { u64::MAX } else { self.budget.bytes }
     }
 
-    /// Counts a record.
+    /// Counts a record as read.
     fn took(&mut self, offset: u64, record: Head) {
         if let Some(length) = &mut self.length {
             let comma = !self.fresh && self.format == Format::Json;
@@ -282,7 +282,7 @@ impl Reading {
         self.budget.bytes = self.budget.bytes.saturating_sub(record.length as u64);
     }
 
-    /// Damage ends the range before it: who goes on there is told.
+    /// Damage ends the range before the damaged record: a client that continues there gets the error.
     fn ends_before(&mut self, error: Error) -> Result<(), Problem> {
         match error {
             Error::Damaged { offset } if !self.fresh => {
@@ -293,8 +293,8 @@ impl Reading {
         }
     }
 
-    /// Goes on to the next records, rendering them to `out`, until it has `most` bytes, or what is next wants to be read elsewhere,
-    /// or more memory than there is.
+    /// Continues with the next records, rendering them to `out`, until it has `most` bytes, or the next record must be
+    /// read in another place or needs more memory than there is.
     fn go(
         &mut self,
         out: &mut Vec<u8>,
@@ -326,7 +326,7 @@ impl Reading {
             }
             formats::render(self.format, out, &record);
             if self.fresh {
-                // As if the others were like the first.
+                // Assumes that the other records are like the first.
                 let others = self.budget.records.min(self.end.saturating_sub(offset));
                 let likely = others.saturating_mul(out.len() as u64).min(most as u64 + 1024);
                 out.reserve(likely as usize);
@@ -336,8 +336,8 @@ impl Reading {
         Ok(Went::All)
     }
 
-    /// Goes on without rendering anything, for about as long as a [`LOOK`]. Says whether that was all. Large records are read only to
-    /// be verified, which a HEAD does not ask for.
+    /// Continues without rendering anything, for about as long as a [`LOOK`]. Returns whether the end of the range was
+    /// reached. Large records are read only to verify them, which a HEAD does not need.
     fn look(&mut self, memory: &Arc<Memory>, only_head: bool) -> Result<bool, Problem> {
         let (begun, mut steps, mut grant) = (Instant::now(), 0, memory.grant(Purpose::Answer));
         while self.budget.records > 0 {
@@ -360,7 +360,7 @@ impl Reading {
         Ok(true)
     }
 
-    /// Counts the next record; says how much of the disk that was. `None` at the end.
+    /// Counts the next record; returns how many bytes were read from the disk for it. `None` at the end.
     fn look_at_next(&mut self, grant: &mut Grant, only_head: bool) -> Result<Option<usize>, Looked> {
         let (offset, most, mut cold_bytes) = (self.reader.offset(), self.most(), 0);
         if !self.reader.is_in_memory() {
@@ -386,7 +386,7 @@ impl Reading {
         Ok(Some(cold_bytes))
     }
 
-    /// [`look`](Self::look), to the end of the range, which leaves others their turns in between.
+    /// Repeats [`look`](Self::look) to the end of the range, giving others their turns in between.
     async fn looked(mut self, context: &Context, line: &Line, only_head: bool) -> Result<Self, Problem> {
         let (mut patience, mut done) = (context.limits.append_time, false);
         while !done {
@@ -406,7 +406,8 @@ impl Reading {
         Ok(self)
     }
 
-    /// [`go`](Self::go) to a new piece, where and when it may be made. Says whether it is the last one, which is closed.
+    /// Renders a new piece by [`go`](Self::go), where and when that is allowed. Returns whether it is the last piece,
+    /// which includes what follows the records.
     async fn piece(
         self,
         context: &Context,
@@ -426,7 +427,7 @@ impl Reading {
                     out.extend_from_slice(OPENING);
                 }
                 let went = reading.go(out, &mut grant, place, most)?;
-                // Whoever waits holds nothing meanwhile: not what was read ahead, nor a chunk.
+                // Nothing is held while waiting: neither what was read ahead, nor a chunk.
                 reading.reader.release();
                 Ok(match went {
                     Went::Nowhere(place, bytes) => Made::Wants(Wants { grant, place, bytes }),
@@ -444,7 +445,7 @@ impl Reading {
     }
 }
 
-/// Why one looks no further.
+/// Why the look for the end has stopped.
 enum Looked {
     Error(Error),
     UsedUp(UsedUp),
@@ -487,7 +488,7 @@ pub(super) async fn range(
     let (tailing, format) = formats::wanted(headers)?;
     let last = if tailing { params::header(headers, "last-event-id")? } else { None };
     let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
-    drop(request); // a header section is not for waiting with
+    drop(request); // so that its header section is not held while waiting
     let log = context.log(name).await?;
     if tailing {
         let from = resumed.map(|last| StartAt::Offset(last + 1)).or(from).unwrap_or(StartAt::Latest);
@@ -499,7 +500,7 @@ pub(super) async fn range(
     ranged.map_err(|problem| problem.of(&log))
 }
 
-/// A range of a log, whole or to be sent.
+/// Answers with a range of a log, whole or piece by piece.
 async fn records_from(
     context: &Arc<Context>,
     asker: Asker<'_>,
@@ -523,7 +524,7 @@ async fn records_from(
         reading.length = Some(if format == Format::Json { OPENING.len() as u64 } else { 0 });
         let reading = reading.looked(context, asker.line, true).await?;
         let next = reading.reader.offset();
-        // What is longer is sent piece by piece, without a length.
+        // A longer answer is sent piece by piece, without a length.
         let length = reading.length.map(|length| length + closing_bytes(format, next));
         let length = length.filter(|length| *length < WHOLE as u64);
         (next, only_head(length))
@@ -538,7 +539,7 @@ async fn records_from(
     Ok(answer)
 }
 
-/// Where a range ends, and all of it, or how it is sent.
+/// Where a range ends, and a body that is all of it or sends it piece by piece.
 async fn begun(
     context: &Arc<Context>,
     line: &Arc<Line>,
@@ -549,7 +550,7 @@ async fn begun(
     let mut pieces = VecDeque::new();
     let mut bytes = 0;
     let done = loop {
-        // In a box, as where it is sent: little is to be kept of those who wait to look for the end.
+        // Boxed, as in `send`: little memory is to be held by requests that wait to look for the end.
         let (next, piece, done) = Box::pin(reading.piece(context, line, log, patience)).await?;
         reading = next;
         bytes += piece.len();
@@ -562,7 +563,7 @@ async fn begun(
     if done {
         return Ok((reading.reader.offset(), whole(pieces)));
     }
-    // Large: find out where it ends, which the head has to say, then send it as the client takes it.
+    // A large range: find out where it ends, which the head has to say, then send it as the client takes it.
     let (planned, back) = (reading.budget, reading.reader.offset());
     let mut reading = reading.looked(context, line, false).await?;
     let next = reading.reader.offset();
@@ -571,7 +572,7 @@ async fn begun(
     Ok((next, send(context, line, log, reading, pieces)))
 }
 
-/// What is before and behind the records, where they are in a JSON document.
+/// What is before and after the records in a JSON document.
 const OPENING: &[u8] = b"{\"records\":[";
 
 fn close(format: Format, out: &mut Vec<u8>, next: u64) {
@@ -580,7 +581,7 @@ fn close(format: Format, out: &mut Vec<u8>, next: u64) {
     }
 }
 
-/// The bytes of what is behind.
+/// The number of bytes that follow the records.
 fn closing_bytes(format: Format, next: u64) -> u64 {
     let mut closing = Vec::new();
     close(format, &mut closing, next);
@@ -617,7 +618,8 @@ impl hyper::body::Body for Pieces {
     }
 }
 
-/// Sends a range piece by piece, no faster than the client takes it. Where there is no memory for the next piece it waits for some.
+/// Sends a range piece by piece, no faster than the client takes it. If there is no memory for the next piece, waits
+/// for some.
 fn send(
     context: &Arc<Context>,
     line: &Arc<Line>,
@@ -640,19 +642,20 @@ fn send(
                 return;
             }
             let piece;
-            // In a box, so that little is kept of those whose clients take nothing.
+            // Boxed, so that little memory is held by answers whose clients take nothing.
             let next = Box::pin(reading.piece(&context, &line, &log, patience));
             (reading, piece, done) = match next.await {
                 Ok(next) => next,
                 Err(problem) => {
-                    // The head is out already: all that is left is to break off, so that nobody takes it for whole.
-                    tracing::warn!(%problem, "a range was broken off");
+                    // The head has been sent already: all that can be done is to abort, so that nobody considers the
+                    // answer complete.
+                    tracing::warn!(%problem, "aborted the answer to a range");
                     return sender.abort(std::io::Error::other("the range was broken off"));
                 }
             };
             if done && reading.budget.records > 0 {
-                // Something cannot be read any more since the head said where the answer ends.
-                tracing::warn!("a range was broken off: a record cannot be read any more");
+                // Something has become unreadable since the head said where the answer ends.
+                tracing::warn!("aborted the answer to a range: a record cannot be read any more");
                 return sender.abort(std::io::Error::other("the range was broken off"));
             }
             pieces.push_back(piece);
@@ -660,13 +663,13 @@ fn send(
     });
     let sending = Sending(sending.abort_handle());
     let body = body.map_frame(move |frame| {
-        let _ = &sending; // for as long as somebody wants it
+        let _ = &sending; // for as long as the body exists
         frame
     });
     Either::Right(body.boxed_unsync())
 }
 
-/// Ends the task that sends a range, which may be waiting for something, when its client is gone.
+/// Aborts the task that sends a range, which may be waiting for something, when its client is gone.
 struct Sending(AbortHandle);
 
 impl Drop for Sending {
@@ -675,7 +678,7 @@ impl Drop for Sending {
     }
 }
 
-/// `GET …/records/{offset}`: the value as it is. It never changes, and may be kept by any cache.
+/// `GET …/records/{offset}`: the unmodified value. It never changes, and any cache may keep it.
 pub(super) async fn one(
     context: &Context,
     asker: Asker<'_>,
@@ -692,7 +695,7 @@ pub(super) async fn one(
     let log = context.log(name).await?;
     let tag = format!("\"{}-{offset}\"", log.id());
     let known = params::list(request.headers(), IF_NONE_MATCH).any(|one| one == tag || one == "*");
-    drop(request); // a header section is not for waiting with
+    drop(request); // so that its header section is not held while waiting
     let asker = Asker { only_head: asker.only_head || known, ..asker };
     let value = |record: &Record, grant: Grant| grant.hold_copy(record.value());
     let (head, value) = fetch::record(context, asker, &log, offset, |length| length, value).await?;

@@ -1,4 +1,4 @@
-//! How many records fit: told while a body is decoded, and while it is taken apart.
+//! Whether the records of a body fit into a segment: checked while a body is decoded, and while it is parsed.
 
 use super::{
     formats::{Format, JSON_MARK},
@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{Code, chunk::record_needs};
 
-/// How much of a segment, at the most, records may take that are appended as one.
+/// How much of a segment records that are appended together may take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
     limit: u64,
@@ -36,14 +36,15 @@ impl Room {
     }
 }
 
-/// Looks at a body as it is decoded, and refuses it once its records can no longer fit a segment: a small body may
-/// decode to millions of them. What it counts is never more than what there is.
+/// Looks at a body while it is decoded, and refuses it as soon as its records can no longer fit into a segment: a small
+/// body may decode to millions of them. It never counts more than what the records need.
 pub(super) struct Meter {
     format: Format,
     room: Room,
-    /// Of NDJSON: whether something was seen on the line.
+    /// For NDJSON: whether the current line has anything other than white space.
     begun: bool,
-    /// Of frames: bytes that are still to come of the value, and those of a head that has begun.
+    /// For frames: the bytes of the current value that are still to come, and the part of the next head that has
+    /// arrived.
     value: u64,
     head: [u8; 4],
     head_bytes: usize,
@@ -76,7 +77,7 @@ impl Meter {
             }
             Format::Bytes => self.room.take(bytes.len() as u64),
             Format::Frames => self.frames(bytes),
-            // White space and base64 leave nothing to say about it before it is parsed.
+            // Because of white space and base64, nothing is known before the body is parsed.
             Format::Json => Ok(()),
         }
     }

@@ -1,4 +1,4 @@
-//! Which request goes where.
+//! Dispatches requests.
 
 use super::{
     answer::{Answer, full, json},
@@ -40,7 +40,7 @@ pub(super) async fn answer(
     let route = Route::parse(request.uri().path()).map_or("other", Route::label);
     let asker = Asker { line: &exchange.connection.line, only_head };
     let mut answer = answer_to(context, exchange, asker, request).await.unwrap_or_else(|problem| {
-        // Made only where somebody may ask about it: a header more is a twentieth of a small request's time.
+        // Generated only when somebody may ask about it: one more header is a twentieth of a small request's time.
         let request = id.get_or_insert_with(new_request_id).to_str().unwrap_or("not text");
         if problem.is_ours() {
             tracing::error!(request, route, %problem, "request failed");
@@ -64,7 +64,7 @@ pub(super) async fn answer(
     answer
 }
 
-/// What a HEAD gets of the answer to a GET.
+/// The answer to a HEAD, made from the answer to a GET.
 fn without_body(mut answer: Answer) -> Answer {
     let has_length = !matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     if let Some(length) = answer.body().size_hint().exact().filter(|_| has_length) {
@@ -73,20 +73,20 @@ fn without_body(mut answer: Answer) -> Answer {
     answer.map(|_| full(""))
 }
 
-/// The longest name of a request that comes back.
+/// The longest request id, in bytes, that is returned.
 const REQUEST_ID_BYTES: usize = 200;
 
-/// A copy, so that it does not keep the whole header section that it came in.
+/// A copy, so that the id does not keep alive the whole header section that it came in.
 fn kept_id(id: &HeaderValue) -> Option<HeaderValue> {
     Some(id.as_bytes())
         .filter(|id| id.len() <= REQUEST_ID_BYTES)
         .and_then(|id| HeaderValue::from_bytes(id).ok())
 }
 
-/// What a client calls its request, or we do; in the answer and in the log.
+/// The id of a request, chosen by the client or by us; in the answer and in the server's log.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// A number that no other request of this process has, behind one that is likely this process's alone.
+/// A number unique within this process, after a prefix that is probably unique to this process.
 fn new_request_id() -> HeaderValue {
     static PROCESS: LazyLock<u32> =
         LazyLock::new(|| std::process::id() ^ UNIX_EPOCH.elapsed().map_or(0, |since| since.subsec_nanos()));
@@ -96,7 +96,7 @@ fn new_request_id() -> HeaderValue {
         .unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
-/// What a path names.
+/// What a path refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Route<'a> {
     Book,
@@ -112,7 +112,7 @@ enum Route<'a> {
 }
 
 impl<'a> Route<'a> {
-    /// `None` where there is nothing.
+    /// `None` if the path does not exist.
     fn parse(path: &'a str) -> Option<Self> {
         let route = match path {
             "/" => Self::Book,
@@ -136,7 +136,7 @@ impl<'a> Route<'a> {
         Some(route)
     }
 
-    /// Its name in metrics, logs and the API's document.
+    /// The name of the route in metrics, the server's log and `/openapi.json`.
     fn label(self) -> &'static str {
         match self {
             Self::Book => "/",
@@ -152,7 +152,7 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// The methods that it takes, as `Allow` names them.
+    /// The methods that the route supports, in the format of `Allow`.
     fn methods(self) -> &'static str {
         match self {
             Self::Health | Self::Ready | Self::Metrics | Self::OpenApi | Self::Logs | Self::Record { .. } => {
@@ -176,7 +176,7 @@ async fn answer_to(
         return Err(Problem::too_many());
     }
     context.guard.check(&request)?;
-    // Only of chunks is it not known how much there is.
+    // Only a body of unknown length can have a Transfer-Encoding.
     if request.body().size_hint().upper().is_none() {
         check_framing(request.headers())?;
     }
@@ -188,12 +188,14 @@ async fn answer_to(
     match (route, request.method()) {
         (Some(Route::Book), &Method::POST) => book::post(context, asker, request).await,
         (Some(Route::Health), &Method::GET) => Ok(health()),
-        // In a box: hyper moves the answer's future about, which for the largest of these takes longer than the box.
+        // Boxed: hyper moves the answer's future around, which for the largest of these takes longer than the
+        // allocation.
         _ => Box::pin(answer_to_other(context, asker, request)).await,
     }
 }
 
-/// Refuses a body that is compressed for the way (`Transfer-Encoding: gzip, chunked`): it would be stored so.
+/// Refuses a body that is compressed for the transfer (`Transfer-Encoding: gzip, chunked`), because it would be stored
+/// compressed.
 fn check_framing(headers: &HeaderMap) -> Result<(), Problem> {
     match params::header(headers, "transfer-encoding")? {
         Some(coding) if !coding.eq_ignore_ascii_case("chunked") => {
@@ -212,7 +214,7 @@ async fn answer_to_other(
     let Some(route) = Route::parse(&path) else {
         return Err(Problem::new(Code::NotFound, "see docs/api.md for what is here"));
     };
-    // Bodies that nobody reads are let go of at once: what came of them is not kept while the request waits.
+    // Bodies that nobody reads are dropped at once: what has arrived of them is not kept while the request waits.
     match (route, request.method()) {
         (Route::Book, &Method::GET) => book::get(context, asker, request).await,
         (Route::Ready, &Method::GET) => ready(context).await,
@@ -240,7 +242,7 @@ async fn answer_to_other(
     }
 }
 
-/// The API as a document; `tests/openapi.rs` holds it against what the server does.
+/// The document at `/openapi.json`; `tests/openapi.rs` compares it with what the server does.
 fn openapi() -> Answer {
     static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
         let codes: Vec<String> = Code::ALL.iter().map(|code| format!("{:?}", code.as_str())).collect();
@@ -257,19 +259,19 @@ struct Health {
     status: &'static str,
 }
 
-/// The process answers.
+/// Says that the process answers.
 fn health() -> Answer {
     json(&Health { status: "ok" })
 }
 
-/// The book's log can be written, or made; the problem says why not.
+/// Says whether the book's log can be written or created; otherwise the problem says why not.
 async fn ready(context: &Context) -> Result<Answer, Problem> {
     if !context.recovered.load(Ordering::Acquire) {
         return Err(Problem::new(Code::Recovering, "the log is being recovered; ask again"));
     }
     match context.log(book::LOG).await {
         Ok(log) => log.writable()?,
-        Err(problem) if problem.is_of_no_log() => {} // deleted: the next append makes it
+        Err(problem) if problem.is_of_no_log() => {} // deleted: the next append creates it
         Err(problem) => return Err(problem),
     }
     Ok(json(&Health { status: "ready" }))

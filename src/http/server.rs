@@ -26,43 +26,45 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// What a server allows. Every limit holds for each client, whatever it sends.
+/// The limits of a server. Every limit holds for each client, whatever it sends.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Runtimes, each with a thread. Default: one a core.
+    /// The number of runtimes, each with one thread. Default: one per core.
     pub threads: usize,
-    /// Bytes of a request's body. Default: 16 MiB.
+    /// The most bytes of a request's body. Default: 16 MiB.
     pub body_bytes: usize,
-    /// Bytes of a request's header section; at least 8 KiB. Default: 64 KiB.
+    /// The most bytes of a request's header section; at least 8 KiB. Default: 64 KiB.
     pub header_bytes: usize,
-    /// Connections at once. For one more, one is closed that is slow or idle; where all are in use it waits until
-    /// one ends. Default: 4,096.
+    /// The most connections at once. For each one beyond that, a slow or idle one is closed; if all are in use, the new
+    /// one waits until one ends. Default: 4,096.
     pub connections: usize,
-    /// How long a request's header section may take to come, from the connection's beginning or the end of the last request, and
-    /// how long a connection may be idle. Default: 60 s.
+    /// How long a request's header section may take to arrive, from the start of the connection or the end of the
+    /// previous request, and how long a connection may be idle. Default: 60 s.
     pub header_time: Duration,
-    /// How long a request's body may take to come, and how long a client may take no byte of an answer.
+    /// How long a request's body may take to arrive, and how long a client may go without taking a byte of an answer.
     /// Default: 30 s.
     pub body_time: Duration,
-    /// How long an append waits while the disk is behind, before it is answered 429. Default: 2 s.
+    /// How long an append waits while the disk is behind, before it is answered with 429. Default: 2 s.
     pub append_time: Duration,
-    /// Bytes of a body once it is decompressed. Default: 64 MiB.
+    /// The most bytes of a body after decompression. Default: 64 MiB.
     pub decoded_bytes: usize,
-    /// The longest that a read may wait for new records. Default: 60 s.
+    /// The longest time that a read may wait for new records. Default: 60 s.
     pub wait_time: Duration,
-    /// How often a live tail without news is sent a comment, so that nobody on the way takes it for dead. Default: 15 s.
+    /// How often a live tail without news is sent a comment, so that no intermediary assumes that it is dead. Default:
+    /// 15 s.
     pub heartbeat: Duration,
-    /// Bytes of bodies that come in or are taken apart, and of answers that go out, of all clients together; what
-    /// would go beyond is answered 503. Default: 256 MiB.
+    /// The most bytes of bodies that are being received or parsed, and of answers being sent, for all clients together;
+    /// requests beyond that are answered with 503. Default: 256 MiB.
     pub memory_bytes: usize,
-    /// Names by which clients may call this server, beside those that are known to be its own; with `*.` before it, also all names
-    /// below one; `*` for any. Default: none.
+    /// Names by which clients may call this server, in addition to those that are known to be its own; with `*.` in
+    /// front, also all names below a name; `*` for any name. Default: none.
     pub allow_hosts: Vec<String>,
-    /// Origins whose pages may use this server from a browser, such as `https://app.example.com`; `*` for all. Default: none.
+    /// Origins whose pages may use this server from a browser, such as `https://app.example.com`; `*` for all. Default:
+    /// none.
     pub allow_origins: Vec<String>,
-    /// Whether appending to a log that is not there creates it. Default: no.
+    /// Whether appending to a log that does not exist creates it. Default: no.
     pub create_logs: bool,
-    /// How long shutting down waits for requests that are in flight. Default: 30 s.
+    /// How long shutting down waits for requests in flight. Default: 30 s.
     pub grace: Duration,
 }
 
@@ -88,7 +90,7 @@ impl Default for Settings {
     }
 }
 
-/// A year. What is longer cannot be told from it by anybody who waits, and could not be added to every point in time.
+/// A year. A longer time makes no difference to anybody who waits, and could not be added to every point in time.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl Settings {
@@ -100,7 +102,7 @@ impl Settings {
     }
 }
 
-/// The limits that hold within one request.
+/// The limits that apply within one request.
 pub(super) struct Limits {
     pub(super) body_bytes: usize,
     pub(super) body_time: Duration,
@@ -111,36 +113,36 @@ pub(super) struct Limits {
     pub(super) create_logs: bool,
 }
 
-/// Time between warnings of the same kind.
+/// The time between warnings of the same kind.
 const WARN_EVERY: Duration = Duration::from_secs(10);
-/// Threads of a runtime that wait for disks, or take large bodies apart.
+/// The number of threads per runtime that wait for disks, or parse large bodies.
 const BLOCKING_THREADS: usize = 64;
 
-/// Connections that wait to be accepted; of the standard library 128, beyond which a client that connects tries again after a second.
-/// The system has a limit of its own (`net.core.somaxconn`).
+/// The number of connections that may wait to be accepted; the standard library has 128, beyond which a client that
+/// connects tries again after a second. The system has its own limit (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?; // as the standard library does: a server that is started again need not wait
+    socket.set_reuse_address(true)?; // as the standard library does: a restarted server need not wait
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
 
-/// A server that listens and does not answer yet.
+/// A server that listens but does not answer yet.
 pub struct Server {
     listener: TcpListener,
     settings: Settings,
 }
 
 impl Server {
-    /// Listens at `address`; port 0 takes a free one.
+    /// Listens on `address`; port 0 chooses a free port.
     ///
     /// # Errors
-    /// What the system says: the address is in use, or not one of this machine. Or `InvalidInput`: the largest body does not
-    /// fit into [`Settings::memory_bytes`].
+    /// What the system reports: the address is in use, or not one of this machine. Or `InvalidInput`: the largest body
+    /// does not fit into [`Settings::memory_bytes`].
     pub fn bind(address: SocketAddr, mut settings: Settings) -> io::Result<Self> {
         settings.clamp_times();
         let least = Memory::least(settings.body_bytes, settings.decoded_bytes);
@@ -155,27 +157,27 @@ impl Server {
         Ok(Self { listener, settings })
     }
 
-    /// Where it listens.
+    /// The address that the server listens on.
     ///
     /// # Errors
-    /// What the system says.
+    /// What the system reports.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves the logs of `store` until `stop` completes; then stops accepting, finishes what is in flight, and
-    /// closes the store. The book's log, `default`, is created if it is missing.
+    /// Serves the logs of `store` until `stop` completes; then stops accepting, finishes the requests in flight, and
+    /// closes the store. The book's log, `default`, is created if it does not exist.
     ///
     /// # Errors
-    /// The log `default` cannot be opened, a runtime cannot be made, or [`Store::close`] fails.
+    /// The log `default` cannot be opened, a runtime cannot be created, or [`Store::close`] fails.
     pub fn run(self, store: Store, stop: impl Future<Output = ()>) -> Result<(), Box<dyn std::error::Error>> {
         let store = Arc::new(store);
         let recovered = Arc::new(AtomicBool::new(false));
         let (stopping, stopped) = watch::channel(false);
         std::thread::scope(|scope| -> Result<(), Box<dyn std::error::Error>> {
-            // In case of an error too, and of a panic: the scope waits for the threads.
+            // After an error or a panic too: the scope waits for the threads.
             let _stops = Stops(stopping);
-            // Answered from the start, so that clients are told that the log is being recovered.
+            // The server answers from the start, so that clients are told that the log is being recovered.
             self.start(scope, &store, &stopped, &recovered)?;
             open_default(&store)?;
             recovered.store(true, Ordering::Release);
@@ -183,7 +185,7 @@ impl Server {
             runtime.block_on(stop);
             Ok(())
         })?;
-        // The runtimes are gone, and with them all that held the store.
+        // The runtimes have ended, and with them everything that held the store.
         let store = Arc::into_inner(store).ok_or("a request still holds the store")?;
         Ok(store.close()?)
     }
@@ -233,7 +235,7 @@ impl Server {
     }
 }
 
-/// Has all that waits for the server to stop know that it does, when this is dropped.
+/// When dropped, notifies everything that waits for the server to stop.
 struct Stops(watch::Sender<bool>);
 
 impl Drop for Stops {
@@ -256,7 +258,7 @@ struct Worker {
     recovered: Arc<AtomicBool>,
 }
 
-/// Opens the book's log, which recovers it, or makes it.
+/// Opens the book's log, which recovers it, or creates it.
 fn open_default(store: &Store) -> Result<(), store::Error> {
     if matches!(store.get(book::LOG), Err(store::Error::NotFound { .. })) {
         store.create(book::LOG, &LogSettings::default())?;
@@ -298,16 +300,17 @@ impl Worker {
             let mut warned = None;
             loop {
                 match listener.accept().await {
-                    // Only now, so that no place is made before somebody is there to take it.
+                    // Only now, so that no connection is closed before there is one to replace it.
                     Ok((stream, _)) => {
                         let seat = connections.seat().await;
                         connection::serve(stream, seat, number, &connections, &settings, &context);
                     }
                     Err(error) => {
-                        // Mostly too many open files: a connection makes place, as where connections run out.
+                        // Usually there are too many open files: a connection is closed, as when there are too many
+                        // connections.
                         if warned.is_none_or(|last: Instant| last.elapsed() > WARN_EVERY) {
                             warned = Some(Instant::now());
-                            tracing::warn!(%error, "cannot accept a connection: slow and idle ones make place");
+                            tracing::warn!(%error, "cannot accept a connection: closing slow and idle ones");
                         }
                         connections.close_one();
                         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -329,7 +332,7 @@ impl Worker {
         let begun = Instant::now();
         while connections.look_over(number, &settings, true) > 0 {
             if begun.elapsed() >= settings.grace {
-                tracing::warn!("requests were still in flight after the time given to them, and are dropped");
+                tracing::warn!("requests still in flight after the grace period are dropped");
                 break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,5 +1,6 @@
-//! The socket of a connection, and what is noticed on the way: whether the client takes what it is sent, and how it ends. That the
-//! client sends no more is not told to hyper while it waits for an answer: hyper would take it for gone.
+//! The socket of a connection, and what is observed while using it: whether the client takes what it is sent, and how
+//! the connection ends. While the client waits for an answer, hyper is not told that it has closed its sending side:
+//! hyper would assume that it is gone.
 
 use super::connection::Connection;
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use tokio::{
 /// See the module's documentation.
 pub(super) struct Socket {
     stream: TcpStream,
-    /// What was read from it to see which protocol it is.
+    /// What was read from the socket to detect the protocol.
     first: Bytes,
     connection: Arc<Connection>,
 }
@@ -52,7 +53,7 @@ impl AsyncRead for Socket {
         let ended =
             matches!(done, Poll::Ready(Ok(()))) && into.filled().len() == before && into.remaining() > 0;
         if ended && self.connection.waits_for_an_answer(context.waker()) {
-            // What was sent to one that is gone comes back as an error.
+            // What was sent to a client that is gone comes back as an error.
             return match self.stream.take_error() {
                 Ok(None) => Poll::Pending,
                 Ok(Some(error)) | Err(error) => self.noticed(Poll::Ready(Err(error))),

@@ -1,9 +1,9 @@
-//! The live end of a log, by Server-Sent Events: each record an event whose `id` is its offset, so that a client
-//! that comes again with `Last-Event-ID` goes on where it was.
+//! The live end of a log, as Server-Sent Events: each record is an event whose `id` is its offset, so that a client
+//! that reconnects with `Last-Event-ID` continues where it was.
 //!
-//! The log itself is the buffer: the next piece is made when the connection has taken the last one, and those at the
-//! log's end share it (`feed`). A reader that takes nothing for a while is dropped, told so by an event if it reads on
-//! before its connection is given up, and may resume.
+//! The log itself is the buffer: the next piece is made when the connection has taken the last one, and the tails at
+//! the log's end share it (`feed`). A reader that takes nothing for a while is dropped, is told so by an event if it
+//! reads on before its connection is given up, and may resume.
 
 use super::{
     answer::Answer,
@@ -33,7 +33,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Answers with the records from `offset` on, for as long as the client and the log are there.
+/// Answers with the records from `offset` on, for as long as the client and the log exist.
 pub(super) fn stream(
     context: &Arc<Context>,
     line: &Arc<Line>,
@@ -65,7 +65,7 @@ pub(super) fn stream(
     Ok(answer)
 }
 
-/// The next piece, and the tail to get the one behind it from.
+/// The next piece, and the tail to get the one after it from.
 type Next = Pin<Box<dyn Future<Output = Option<(Bytes, Tail)>> + Send>>;
 
 /// The body: hyper asks for the next piece when the connection has room for it.
@@ -82,7 +82,7 @@ impl Body for Events {
         context: &mut std::task::Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let Some((bytes, tail)) = ready!(self.next.as_mut().poll(context)) else {
-            self.next = Box::pin(async { None }); // whoever asks again gets the same answer
+            self.next = Box::pin(async { None }); // further calls get the same answer
             return Poll::Ready(None);
         };
         self.next = Box::pin(tail.next());
@@ -94,7 +94,7 @@ impl Body for Events {
 enum Stage {
     Opening,
     Following,
-    /// The last event is out.
+    /// The last event has been sent.
     Ended,
 }
 
@@ -103,14 +103,14 @@ struct Tail {
     line: Arc<Line>,
     log: Arc<OpenLog>,
     feed: Arc<Feed>,
-    /// Of the next event.
+    /// The offset of the next event.
     offset: u64,
-    /// Those of the feed that were told.
+    /// The number of heartbeats of the feed that the client has seen.
     beats: u64,
     stage: Stage,
-    /// How long the connection may leave a piece lying, and how long a piece is waited for.
+    /// How long the connection may go without taking a piece, and how long to wait for a piece.
     patience: Duration,
-    /// When it was given the last one, and whether it has asked for the next.
+    /// When the connection was given the last piece, and whether it has asked for the next.
     given: Instant,
     asked: bool,
 }
@@ -144,7 +144,7 @@ impl Tail {
             }
             Stage::Following => match self.events().await {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) | Err(End::Failed(Error::Closed)) => return None, // nothing to say
+                Ok(None) | Err(End::Failed(Error::Closed)) => return None, // nothing to report
                 Err(end) => self.last_event(&end),
             },
         };
@@ -152,12 +152,12 @@ impl Tail {
         Some((bytes, self))
     }
 
-    /// Whether the connection has had no room for longer than it may.
+    /// Whether the connection has had no room for longer than allowed.
     fn left_lying(&self) -> bool {
         self.stage == Stage::Following && !self.asked && self.given.elapsed() > self.patience
     }
 
-    /// The next events, or a comment where there are none for a while; `None` when the server stops.
+    /// The next events, or a comment if there are none for a while; `None` when the server is stopping.
     async fn events(&mut self) -> Result<Option<Bytes>, End> {
         loop {
             match self.feed.wait(self.offset, self.beats).await? {
@@ -170,7 +170,7 @@ impl Tail {
             }
             let (bytes, next) = match self.feed.latest(self.offset, &self.context.memory)? {
                 Latest::Events(bytes, next) => (bytes, next),
-                // In a box: most tails wait for news.
+                // Boxed: most tails wait for news.
                 Latest::Behind => Box::pin(self.in_time(self.behind())).await?,
                 Latest::Large => Box::pin(self.in_time(self.large())).await?,
             };
@@ -181,12 +181,12 @@ impl Tail {
         }
     }
 
-    /// What it is worth to wait for.
+    /// Limits how long to wait for the next events.
     async fn in_time<T>(&self, made: impl Future<Output = Result<T, End>>) -> Result<T, End> {
         tokio::time::timeout(self.patience, made).await.unwrap_or(Err(End::Overloaded))
     }
 
-    /// The next events of one who is not at the end.
+    /// The next events of a tail that is not at the end.
     async fn behind(&self) -> Result<(Bytes, u64), End> {
         let attempt = |reader: &mut Reader, place: Place, grant: Grant| {
             let made = match feed::render(reader, place, grant) {
@@ -207,11 +207,11 @@ impl Tail {
         }
     }
 
-    /// The next events of one who is at the end, where they take long: rendered once for all who wait for them.
+    /// The next events of a tail that is at the end, if they take long: rendered once for all tails that wait for them.
     async fn large(&self) -> Result<(Bytes, u64), End> {
         let _first = self.feed.one_at_a_time().await;
         if let Latest::Events(bytes, next) = self.feed.latest(self.offset, &self.context.memory)? {
-            return Ok((bytes, next)); // another has had it made meanwhile
+            return Ok((bytes, next)); // another tail has had it rendered meanwhile
         }
         let (bytes, next) = self.behind().await?;
         self.feed.share(self.offset, &bytes, next);
@@ -231,7 +231,7 @@ impl Tail {
             }
             End::Failed(error) => ("error", error.to_string()),
         };
-        let why = serde_json::Value::from(why); // on one line, whatever is in it
+        let why = serde_json::Value::from(why); // on one line, whatever it contains
         let next = self.offset;
         format!("event: {event}\ndata: {{\"detail\":{why},\"next_offset\":{next}}}\n\n").into()
     }

@@ -1,6 +1,6 @@
-//! What may take long for a log (opening, making, deleting, trimming it, learning its producers) is done for one request
-//! a log at a time, and for few logs at once. All others wait without a thread: there are not many, and reads from the disk
-//! and compressed bodies of other logs want them too.
+//! Anything that may take long for a log (opening, creating, deleting, trimming it, learning its producers) is done for
+//! one request per log at a time, and for few logs at once. All other requests wait without a thread: there are not
+//! many threads, and reads from the disk and compressed bodies of other logs need them too.
 
 use crate::sync::lock;
 use std::{
@@ -9,7 +9,8 @@ use std::{
 };
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
-/// Logs for which something may take long at once, in the whole server: fewer than one runtime has threads.
+/// The number of logs in the whole server for which something may take long at once: fewer than one runtime has
+/// threads.
 const LOGS: usize = 8;
 
 /// The turns of a server's logs, by their names.
@@ -20,13 +21,13 @@ pub(super) struct Turns {
 
 /// A turn; the next one begins when this is dropped.
 pub(super) struct Turn {
-    // In the order in which they are let go.
+    // In the order in which they are dropped.
     _log: OwnedMutexGuard<()>,
     _one_of_few: OwnedSemaphorePermit,
     _asked: Asked,
 }
 
-/// A name that is asked for.
+/// A name that some request waits for, or has a turn for.
 struct Asked {
     turns: Arc<Turns>,
     name: String,
@@ -38,7 +39,7 @@ impl Turns {
         Arc::new(Self { by_name: Mutex::default(), logs: Arc::new(Semaphore::new(LOGS)) })
     }
 
-    /// Waits for a turn, in the order of asking.
+    /// Waits for a turn, in the order of arrival.
     pub(super) async fn turn(self: &Arc<Self>, name: &str) -> Turn {
         let log = Arc::clone(lock(&self.by_name).entry(name.to_owned()).or_default());
         let asked = Asked { turns: Arc::clone(self), name: name.to_owned(), log };
@@ -51,7 +52,7 @@ impl Turns {
 impl Drop for Asked {
     fn drop(&mut self) {
         let mut by_name = lock(&self.turns.by_name);
-        // Nobody else has it but the map: clones are made under the lock only.
+        // Only this and the map have it: clones are made only under the lock.
         if Arc::strong_count(&self.log) == 2 {
             by_name.remove(&self.name);
         }
@@ -66,7 +67,7 @@ mod tests {
         task::{Context, Poll, Waker},
     };
 
-    /// A turn, if there is one at once; else it is not waited for.
+    /// A turn, if there is one at once; otherwise it is not waited for.
     fn now(turns: &Arc<Turns>, name: &str) -> Option<Turn> {
         match pin!(turns.turn(name)).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(turn) => Some(turn),

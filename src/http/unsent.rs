@@ -1,5 +1,6 @@
-//! What the system has not got rid of yet, of what connections were to send: whether a client that has room only now and then takes
-//! anything in between. A socket says so only by what may be `unsafe` to ask; `/proc` has it for all sockets at once.
+//! What the system has not yet delivered of the data to be sent on connections: whether a client that has room only now
+//! and then takes anything in between. Asking a single socket would take `unsafe` code; `/proc` has the figures of all
+//! sockets at once.
 
 use crate::sync::lock;
 use std::{
@@ -10,20 +11,20 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-/// How old, in milliseconds, what was read may be: the table is that of all sockets of the machine.
+/// How old, in milliseconds, the table may be: it has all sockets of the network namespace.
 const FRESH: u64 = 500;
 
 type Table = HashMap<String, u64>;
 
-/// What was read last, and when.
+/// The table that was read last, and when.
 #[derive(Default)]
 pub(super) struct Unsent(Mutex<Option<(u64, Arc<Table>)>>);
 
 impl Unsent {
-    /// The bytes that a socket has not sent, or that have not been acknowledged; `None` where the system does not tell.
+    /// The bytes that a socket has not sent, or that have not been acknowledged; `None` if the system does not tell.
     pub(super) fn of(&self, now: u64, socket: &Ends) -> Option<u64> {
         let table = {
-            let mut last = lock(&self.0); // no holder leaves it half-way
+            let mut last = lock(&self.0); // no holder leaves it half-changed
             match &*last {
                 Some((at, table)) if now < at + FRESH => Arc::clone(table),
                 _ => Arc::clone(&last.insert((now, Arc::new(read()))).1),
@@ -36,7 +37,7 @@ impl Unsent {
 /// A socket's address and its client's.
 pub(super) type Ends = (SocketAddr, SocketAddr);
 
-/// As they stand in the table.
+/// The addresses as they are written in the table.
 fn key((ours, theirs): &Ends) -> String {
     let mut key = String::new();
     for (address, between) in [(ours, " "), (theirs, "")] {
@@ -56,13 +57,13 @@ fn key((ours, theirs): &Ends) -> String {
 fn read() -> Table {
     let mut table = Table::new();
     for path in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
-        let text = fs::read_to_string(path).unwrap_or_default(); // where there is none, nothing is known
+        let text = fs::read_to_string(path).unwrap_or_default(); // if there is none, nothing is known
         table.extend(text.lines().skip(1).filter_map(row));
     }
     table
 }
 
-/// A row: number, both addresses, state, `unsent:unread`, and more.
+/// Parses a row: number, both addresses, state, `unsent:unread`, and more.
 fn row(line: &str) -> Option<(String, u64)> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (ours, theirs, queues) = (fields.next()?, fields.next()?, fields.nth(1)?);
