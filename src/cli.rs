@@ -1,4 +1,5 @@
-//! The command line: exit code 0 for success, 1 for failure, 2 for usage; only data on standard output.
+//! The command line: exit code 0 for success, 1 for failure, 2 for incorrect usage; standard output has nothing but
+//! data.
 
 mod append;
 mod config;
@@ -36,17 +37,17 @@ enum Command {
         source <(millstream completions bash)\n  \
         millstream completions fish > ~/.config/fish/completions/millstream.fish")]
     Completions {
-        /// Which one
+        /// The shell
         shell: clap_complete::Shell,
     },
 }
 
-/// What a command ends with: an exit code, or one line that says what went wrong and what to do.
+/// The result of a command: an exit code, or a one-line error that says what went wrong and what to do.
 type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 
 /// Runs the command line.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse(); // exits with 2 where the usage is wrong
+    let cli = Cli::parse(); // exits with 2 if the usage is incorrect
     if let Err(error) = outlive_file_size_limit() {
         stderr::say(format_args!("millstream: a limit of file sizes would end this process: {error}"));
     }
@@ -56,8 +57,8 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
-/// Has a write beyond the limit of file sizes (`ulimit -f`) fail, as one to a full disk does, instead of ending the process. The
-/// handler stays when the runtime that it is set by is gone.
+/// Makes a write beyond the limit of file sizes (`ulimit -f`) fail like a write to a full disk, instead of ending the
+/// process. The handler remains after the runtime that installs it is gone.
 fn outlive_file_size_limit() -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
@@ -81,7 +82,7 @@ fn run(cli: &Cli) -> Outcome {
     }
 }
 
-/// `serve` with what its file and old environment variables say.
+/// Runs `serve` with the settings from its file and from environment variables with old names.
 fn serve_with_settings(serve: &serve::Serve) -> Outcome {
     let mut command = Cli::command();
     let mut settings = take_serve(&mut command);
@@ -89,7 +90,8 @@ fn serve_with_settings(serve: &serve::Serve) -> Outcome {
         settings = config::with_file(settings, path)?;
     }
     settings = config::with_old_variables(settings);
-    let matches = command.mut_subcommand("serve", |_| settings.clone()).get_matches(); // exits with 2 where a value is wrong
+    // Exits with 2 if a value is invalid.
+    let matches = command.mut_subcommand("serve", |_| settings.clone()).get_matches();
     let Some((_, found)) = matches.subcommand() else { return serve.run() };
     if serve.print_config {
         print!("{}", config::print(&settings, found, serve.config.is_some()));
@@ -102,7 +104,7 @@ fn take_serve(command: &mut clap::Command) -> clap::Command {
     command.find_subcommand("serve").cloned().unwrap_or_default()
 }
 
-/// An error unless there is a directory: looking at a log must not make one.
+/// Returns an error unless the directory exists: looking at a log must not create one.
 fn must_exist(dir: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
     if dir.is_dir() {
         return Ok(());
@@ -110,8 +112,7 @@ fn must_exist(dir: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
     Err(format!("there is no directory {}; name one that holds a log", dir.display()).into())
 }
 
-/// The user that the log's newest file belongs to, and so the one that its server has run as, if that is another than this
-/// process's.
+/// The owner of the log's newest file, and so the user that its server ran as, if it is not the user of this process.
 fn other_owner(dir: &std::path::Path) -> std::io::Result<Option<u32>> {
     use std::os::unix::fs::MetadataExt;
     let mut newest = std::fs::metadata(dir)?.uid();

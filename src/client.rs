@@ -1,5 +1,5 @@
-//! A client of the HTTP API: appends in batches that are stored once however often they are sent, reads, and follows
-//! a log over restarts of the server. Connections are kept and shared; a [`Client`] is cheap to clone.
+//! A client of the HTTP API: appends in batches that are stored once however often they are sent, reads, and follows a
+//! log across restarts of the server. Connections are kept open and shared; a [`Client`] is cheap to clone.
 //!
 //! # Example
 //! ```no_run
@@ -30,9 +30,9 @@ use hyper_util::{
 use serde::Deserialize;
 use std::time::{Duration, Instant};
 
-/// How long a request is tried again before it is given up.
+/// For how long a request is tried again before the client gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long one attempt may take: longer than the server lets anything wait.
+/// How long one attempt may take: longer than the server lets any request wait.
 const ATTEMPT: Duration = Duration::from_secs(90);
 /// The mark of JSON in a frame's length, as in the server's `formats`.
 const JSON_MARK: u32 = 1 << 31;
@@ -41,18 +41,18 @@ const JSON_MARK: u32 = 1 << 31;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The address is not one of an HTTP server.
+    /// The address is not that of an HTTP server.
     #[error("{url:?} is not an address such as http://127.0.0.1:4437")]
     BadUrl {
-        /// What was given.
+        /// The address that was given.
         url: String,
     },
-    /// The server cannot be reached, or breaks off.
+    /// The server cannot be reached, or the connection broke.
     #[error("cannot reach {url}: {reason}; is the server running?")]
     Unreachable {
-        /// Where it was expected.
+        /// Where the server was expected.
         url: String,
-        /// What the system said.
+        /// What the system reported.
         reason: String,
     },
     /// The server refused the request.
@@ -64,10 +64,10 @@ pub enum Error {
         code: String,
         /// What to do.
         detail: String,
-        /// Where a producer out of order has to go on.
+        /// With which epoch and sequence a producer that is out of order must continue.
         expected: Option<(u64, u64)>,
     },
-    /// The answer makes no sense.
+    /// The answer cannot be understood.
     #[error("the server's answer makes no sense: {reason}")]
     Answer {
         /// Why.
@@ -91,7 +91,7 @@ pub enum Format {
     Lines,
     /// JSON on one line each.
     Ndjson,
-    /// Any bytes, one record a batch.
+    /// Any bytes, one record per batch.
     Whole,
 }
 
@@ -111,7 +111,7 @@ impl Format {
 pub struct Stored {
     /// The offset of its first record.
     pub first_offset: u64,
-    /// Its records.
+    /// The number of records.
     pub count: u64,
 }
 
@@ -140,9 +140,9 @@ impl From<&crate::Record> for Record {
 /// A range that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
-    /// In the order of their offsets.
+    /// The records, in the order of their offsets.
     pub records: Vec<Record>,
-    /// Where to go on.
+    /// The offset at which to continue.
     pub next_offset: u64,
 }
 
@@ -154,7 +154,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the server at `url`, such as `http://127.0.0.1:4437`. Connects when it is used.
+    /// Creates a client of the server at `url`, such as `http://127.0.0.1:4437`. It connects when it is used.
     ///
     /// # Errors
     /// [`Error::BadUrl`].
@@ -191,7 +191,7 @@ impl Client {
         Err(Error::Refused { status: status.as_u16(), code, detail, expected })
     }
 
-    /// Sends a request once; for what must not be done twice, or is not worth it. The answer's body.
+    /// Sends a request once, because it must not be repeated or is not worth repeating. Returns the answer's body.
     async fn ask(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Result<Bytes, Error> {
         let request = self.request(method, path, &[], body.into())?;
         self.body(self.send(request).await?).await
@@ -218,7 +218,7 @@ impl Client {
         request.body(Full::new(body)).map_err(|error| Error::Answer { reason: error.to_string() })
     }
 
-    /// Creates a log with settings in JSON, as in `docs/api.md`; what the server says of it, in JSON.
+    /// Creates a log with settings in JSON, as in `docs/api.md`; returns the server's description of it, in JSON.
     ///
     /// # Errors
     /// [`Error::Unreachable`], [`Error::Refused`].
@@ -226,10 +226,10 @@ impl Client {
         self.ask(Method::PUT, &format!("/v1/logs/{log}"), settings.to_owned()).await
     }
 
-    /// What the server says of a log, in JSON.
+    /// Returns the server's description of a log, in JSON.
     ///
     /// # Errors
-    /// As [`create`](Self::create).
+    /// The same as [`create`](Self::create).
     pub async fn describe(&self, log: &str) -> Result<Bytes, Error> {
         self.ask(Method::GET, &format!("/v1/logs/{log}"), "").await
     }
@@ -237,15 +237,15 @@ impl Client {
     /// Deletes a log.
     ///
     /// # Errors
-    /// As [`create`](Self::create).
+    /// The same as [`create`](Self::create).
     pub async fn delete(&self, log: &str) -> Result<(), Error> {
         self.ask(Method::DELETE, &format!("/v1/logs/{log}"), "").await.map(drop)
     }
 
-    /// Drops whole segments below `before`; the first offset that is left.
+    /// Drops whole segments below `before`; returns the first offset that is left.
     ///
     /// # Errors
-    /// As [`create`](Self::create).
+    /// The same as [`create`](Self::create).
     pub async fn trim(&self, log: &str, before: u64) -> Result<u64, Error> {
         #[derive(Deserialize)]
         struct Trimmed {
@@ -256,10 +256,10 @@ impl Client {
         Ok(understood::<Trimmed>(&answer)?.first_offset)
     }
 
-    /// The names of all logs.
+    /// Returns the names of all logs.
     ///
     /// # Errors
-    /// As [`create`](Self::create).
+    /// The same as [`create`](Self::create).
     pub async fn logs(&self) -> Result<Vec<String>, Error> {
         #[derive(Deserialize)]
         struct Page {
@@ -276,18 +276,18 @@ impl Client {
         }
     }
 
-    /// Up to `limit` records from `offset` on, as many as the server puts into one answer.
+    /// Reads up to `limit` records from `offset` on, or as many as the server puts into one answer.
     ///
     /// # Errors
-    /// As [`create`](Self::create).
+    /// The same as [`create`](Self::create).
     pub async fn read(&self, log: &str, offset: u64, limit: u64) -> Result<Page, Error> {
         self.read_from(log, &format!("offset={offset}&limit={limit}")).await
     }
 
-    /// As [`read`](Self::read), with the query's parameters as in `docs/api.md`.
+    /// Like [`read`](Self::read), with the parameters of a query as in `docs/api.md`.
     ///
     /// # Errors
-    /// As [`create`](Self::create).
+    /// The same as [`create`](Self::create).
     pub async fn read_from(&self, log: &str, query: &str) -> Result<Page, Error> {
         let path = format!("/v1/logs/{log}/records?{query}");
         let headers = [("accept", "application/vnd.millstream.frames")];
@@ -298,10 +298,10 @@ impl Client {
         Ok(Page { records: frames(&self.body(answer).await?)?, next_offset })
     }
 
-    /// Waits for records from `offset` on, however long that takes, and over restarts of the server.
+    /// Waits for records from `offset` on, however long that takes, and across restarts of the server.
     ///
     /// # Errors
-    /// [`Error::Refused`], except where the server says to try again.
+    /// [`Error::Refused`], except if the server says to try again.
     pub async fn follow(&self, log: &str, offset: u64) -> Result<Page, Error> {
         let mut pause = Pause::default();
         loop {
@@ -313,9 +313,9 @@ impl Client {
         }
     }
 
-    /// A producer for one log, whose batches are stored once, however often they have to be sent. `id` is to be this
-    /// producer's alone, and the same when it begins anew with the same records: then what is stored already is
-    /// passed over.
+    /// Creates a producer for one log, whose batches are stored once, however often they have to be sent. No other
+    /// producer may use this `id`, and it must be the same when this one starts again with the same records: what is
+    /// stored already is then skipped.
     pub fn producer(&self, log: &str, id: &str, format: Format) -> Producer {
         Producer {
             client: self.clone(),
@@ -334,7 +334,7 @@ impl Client {
 }
 
 impl Error {
-    /// Whether the same may succeed a little later.
+    /// Whether the same request may succeed a little later.
     fn is_temporary(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
@@ -347,7 +347,7 @@ impl Error {
     }
 }
 
-/// Records on their way to a log in batches: by size, or after a while.
+/// Collects records into batches and sends them to a log: by size, or after a while.
 #[derive(Debug)]
 pub struct Producer {
     client: Client,
@@ -364,19 +364,19 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// Sends a batch when it has so many bytes (default: 1 MiB), or when a record is pushed so long after its first
-    /// one (default: 100 ms). A batch that is cut by time is not the same when an import begins anew: where that
-    /// matters, let `linger` be [`Duration::MAX`].
+    /// Sends a batch when it has this many bytes (default: 1 MiB), or when a record is pushed this long after its first
+    /// one (default: 100 ms). A batch that was ended by time will differ when an import starts again: if that matters,
+    /// set `linger` to [`Duration::MAX`].
     #[must_use]
     pub fn batching(mut self, bytes: usize, linger: Duration) -> Self {
         (self.batch_bytes, self.linger) = (bytes.max(1), linger);
         self
     }
 
-    /// Adds a record; sends the batch before it, if that is full.
+    /// Adds a record; before that, sends the current batch if it is full.
     ///
     /// # Errors
-    /// As [`flush`](Self::flush).
+    /// The same as [`flush`](Self::flush).
     pub async fn push(&mut self, record: &[u8]) -> Result<(), Error> {
         let late = self.since.is_some_and(|since| since.elapsed() >= self.linger);
         let full = self.batch.len() + record.len() >= self.batch_bytes || self.format == Format::Whole;
@@ -392,8 +392,8 @@ impl Producer {
         Ok(())
     }
 
-    /// Sends what there is, again and again for a minute where the server cannot be reached or says to try again.
-    /// Where it is stored; `None` if there was nothing, or the server had it from an earlier run.
+    /// Sends the current batch; if the server cannot be reached or says to try again, keeps trying for a minute.
+    /// Returns where the batch is stored; `None` if it was empty, or the server had it from an earlier run.
     ///
     /// # Errors
     /// [`Error::Unreachable`], [`Error::Refused`]: the batch is kept, and the next call sends it again.
@@ -419,7 +419,7 @@ impl Producer {
             };
             match answer {
                 Ok(answer) => break Some(understood::<Stored>(&answer)?),
-                // It is further than this batch: an earlier run of this producer has stored it.
+                // The producer is past this batch: an earlier run has stored it.
                 Err(Error::Refused { expected: Some((0, expected)), .. }) if expected > self.sequence => {
                     break None;
                 }
@@ -434,13 +434,13 @@ impl Producer {
         Ok(stored)
     }
 
-    /// Records that are known to be stored.
+    /// The number of records that are known to be stored.
     pub fn stored(&self) -> u64 {
         self.stored
     }
 }
 
-/// Pauses that grow, to 2 s.
+/// Pauses that double, up to 2 s.
 struct Pause(Duration);
 
 impl Default for Pause {

@@ -1,9 +1,9 @@
-//! The stable codes of errors over HTTP: one table, of which problem documents, the client's errors, `/openapi.json` and
-//! the table in `docs/api.md` are made.
+//! The stable codes of errors over HTTP: one table, from which problem documents, the client's errors, `/openapi.json`
+//! and the table in `docs/api.md` are generated.
 
 macro_rules! codes {
     ($($name:ident $status:literal $text:literal $again:ident $advice:literal;)*) => {
-        /// Why a request was refused. [`as_str`](Self::as_str) is what stands in a problem document's `code`.
+        /// Why a request was refused. [`as_str`](Self::as_str) is the `code` of a problem document.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[non_exhaustive]
         pub enum Code {
@@ -11,15 +11,15 @@ macro_rules! codes {
         }
 
         impl Code {
-            /// All of them, in the order of their statuses.
+            /// All codes, in the order of their statuses.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// As it stands in a problem document.
+            /// The code as written in a problem document.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
             }
 
-            /// The HTTP status that it comes with.
+            /// The HTTP status that goes with the code.
             pub const fn status(self) -> u16 {
                 match self { $(Self::$name => $status,)* }
             }
@@ -36,14 +36,14 @@ macro_rules! codes {
     };
 }
 
-/// Whether the same request may succeed when it is sent again.
+/// Whether the same request may succeed if it is sent again.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Again {
-    /// Not before something else has changed.
+    /// Only after something else has changed.
     Never,
     /// A little later.
     Soon,
-    /// The same; and the answer says after how long, by `Retry-After`.
+    /// A little later; the answer says when, in `Retry-After`.
     After,
 }
 
@@ -93,7 +93,7 @@ codes! {
 }
 
 impl Code {
-    /// The code that stands in a problem document; `None` if this version does not know it.
+    /// The code that a problem document contains; `None` if this version does not know it.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|code| code.as_str() == text)
     }
@@ -103,7 +103,7 @@ impl Code {
         self.again() != Again::Never
     }
 
-    /// Whether the answer says after how long, by `Retry-After`.
+    /// Whether the answer says when to try again, in `Retry-After`.
     pub fn has_retry_after(self) -> bool {
         self.again() == Again::After
     }

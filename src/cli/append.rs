@@ -15,10 +15,10 @@ use std::{
     time::Duration,
 };
 
-/// Append lines, JSON lines, or a whole file to a log; says where they are
+/// Append lines, JSON lines, or a whole file to a log
 ///
-/// Batches are sent again when the server cannot be reached, and stored once. With --producer, an import that was
-/// interrupted can be begun anew with the same file: what is stored already is passed over.
+/// If the server cannot be reached, batches are sent again, and each is stored only once. With --producer, an import
+/// that was interrupted can be started again with the same file: what is stored already is skipped.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream append events app.log\n  \
@@ -27,16 +27,16 @@ use std::{
 pub(super) struct Append {
     /// The log
     log: String,
-    /// The file; - is standard input
+    /// The file; - for standard input
     #[arg(default_value = "-")]
     file: PathBuf,
-    /// What a record is
+    /// What each record is
     #[arg(long, value_enum, default_value_t = Records::Lines)]
     format: Records,
-    /// Bytes of a batch
+    /// Bytes per batch
     #[arg(long, default_value_t = 1 << 20)]
     batch_bytes: usize,
-    /// A name for this import, to be given again if it is interrupted and begun anew
+    /// A name for this import, to be given again when it is started again after an interruption
     #[arg(long)]
     producer: Option<String>,
     /// Print what was done as JSON
@@ -48,7 +48,7 @@ pub(super) struct Append {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Records {
-    /// Each line, without its end
+    /// Each line, without its line end
     Lines,
     /// Each line, which must be JSON
     Ndjson,
@@ -71,7 +71,8 @@ impl Append {
                     Records::Ndjson => Format::Ndjson,
                     Records::Whole => Format::Whole,
                 };
-                // A named import is cut into the same batches each time; one from a pipe is not to wait for long.
+                // A named import is split into the same batches each time; records from a pipe should not wait for
+                // long.
                 let linger = if self.producer.is_some() { Duration::MAX } else { Duration::from_millis(100) };
                 let producer = client.producer(&self.log, &id, format).batching(self.batch_bytes, linger);
                 block_on(self.send(source, producer))?
@@ -136,7 +137,7 @@ impl Append {
         Ok(count)
     }
 
-    /// The next record; `false` where there is none any more.
+    /// Reads the next record; returns `false` at the end.
     fn next(&self, source: &mut impl BufRead, record: &mut Vec<u8>) -> io::Result<bool> {
         record.clear();
         if self.format == Records::Whole {
@@ -160,7 +161,7 @@ impl Append {
     }
 }
 
-/// A name that nobody else has.
+/// A name that nothing else uses.
 fn unnamed() -> String {
     let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
     format!("cli-{}-{}", std::process::id(), now.as_nanos())

@@ -1,14 +1,15 @@
-//! Settings of `serve` from a file: what it says stands in for the defaults, so that a flag comes first, then an
-//! environment variable, then the file.
+//! Settings of `serve` from a file: they replace the defaults, so that a flag takes precedence over an environment
+//! variable, and that over the file.
 
 use super::target::Failure;
 use clap::{ArgMatches, Command, parser::ValueSource};
 use std::{fmt::Write, path::Path};
 
-/// What of `serve` is not a setting.
+/// The arguments of `serve` that are not settings.
 const NOT_SETTINGS: [&str; 3] = ["config", "print_config", "help"];
 
-/// Settings by the names of before 0.2, which go on working: as aliases of flags, in files, and in environment variables.
+/// The names that settings had before 0.2, which still work: as aliases of flags, in files, and in environment
+/// variables.
 const RENAMED: [(&str, &str); 5] = [
     ("images", "shm_dir"),
     ("max_body", "max_body_bytes"),
@@ -17,7 +18,8 @@ const RENAMED: [(&str, &str); 5] = [
     ("max_http_memory", "max_http_memory_bytes"),
 ];
 
-/// The command with the values of environment variables of old names as defaults, so that those of new names come first.
+/// Returns the command with the values of environment variables with old names as defaults, so that those with new
+/// names take precedence.
 pub(super) fn with_old_variables(command: Command) -> Command {
     RENAMED.iter().fold(command, |command, (old, new)| {
         match std::env::var_os(format!("MILLSTREAM_{}", old.to_uppercase())) {
@@ -27,7 +29,7 @@ pub(super) fn with_old_variables(command: Command) -> Command {
     })
 }
 
-/// The command with the file's settings as defaults.
+/// Returns the command with the file's settings as defaults.
 pub(super) fn with_file(command: Command, path: &Path) -> Result<Command, Failure> {
     let shown = path.display();
     let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
@@ -56,7 +58,7 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// All settings as a file would have them, each with where it comes from.
+/// Formats all settings as in a file, each with its source.
 pub(super) fn print(command: &Command, matches: &ArgMatches, has_file: bool) -> String {
     let mut out = String::new();
     for argument in
@@ -78,7 +80,7 @@ pub(super) fn print(command: &Command, matches: &ArgMatches, has_file: bool) -> 
             _ => "default",
         };
         let _ = match value {
-            None => writeln!(out, "# {key} is not set"), // to a string: cannot fail
+            None => writeln!(out, "# {key} is not set"), // writing to a string cannot fail
             Some(plain) if plain.parse::<i64>().is_ok() || plain.parse::<bool>().is_ok() => {
                 writeln!(out, "{key} = {plain} # {from}")
             }

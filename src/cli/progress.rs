@@ -1,14 +1,14 @@
-//! Progress bars: on standard error, and only where that is a terminal.
+//! Progress bars: on standard error, and only if that is a terminal.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 
-/// A bar over so many bytes.
+/// A bar for a number of bytes.
 pub(super) fn bytes(length: u64) -> ProgressBar {
     bar(length, "{bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} to go")
 }
 
-/// A bar over segments, whose number is told with the first of them.
+/// A bar for segments; their number is set by the first call of [`advance`].
 pub(super) fn segments() -> ProgressBar {
     bar(0, "{bar:40} {pos} of {len} segments, {eta} to go")
 }
@@ -20,7 +20,7 @@ fn bar(length: u64, style: &str) -> ProgressBar {
     }
 }
 
-/// Moves a bar over segments on.
+/// Advances a bar for segments.
 pub(super) fn advance(bar: &ProgressBar, done: usize, all: usize) {
     bar.set_length(all as u64);
     bar.set_position(done as u64);

@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
 };
 
-/// Print records, each value on a line
+/// Print records, each value on its own line
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream read events --offset 100 --limit 10\n  \
@@ -19,10 +19,10 @@ use std::{
 pub(super) struct Read {
     /// The log
     log: String,
-    /// Where to begin [default: the first record there is]
+    /// Where to begin [default: the first record of the log]
     #[arg(long)]
     offset: Option<u64>,
-    /// Records at most [default: all]
+    /// The most records to print [default: all]
     #[arg(long)]
     limit: Option<u64>,
     /// Print each record as a JSON object with offset and time
@@ -32,7 +32,7 @@ pub(super) struct Read {
     at: At,
 }
 
-/// Print the last records, and with --follow those that come
+/// Print the last records of a log, and with --follow new ones as they are appended
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream tail events\n  \
@@ -40,10 +40,10 @@ pub(super) struct Read {
 pub(super) struct Tail {
     /// The log
     log: String,
-    /// Go on when there is more, over restarts of the server
+    /// Keep printing new records, even if the server restarts
     #[arg(short, long)]
     follow: bool,
-    /// How many of the last records to begin with
+    /// How many of the last records to print first
     #[arg(short = 'n', long, default_value_t = 10)]
     lines: u64,
     /// Print each record as a JSON object with offset and time
@@ -76,7 +76,7 @@ impl Tail {
             let from = next.saturating_sub(self.lines).max(first);
             match &target {
                 Target::Server(client) if self.follow => follow(client, &self.log, from, self.json).await,
-                // Of a directory nobody else has open there is no more to come.
+                // Nobody else has the directory open, so no records will be added.
                 _ => print(&target, &self.log, from, u64::MAX, self.json).await,
             }
         })?;
@@ -88,7 +88,7 @@ fn number(described: &serde_json::Value, name: &str) -> Result<u64, Failure> {
     described[name].as_u64().ok_or_else(|| format!("the server does not say {name}").into())
 }
 
-/// Prints records for as long as the server lets it.
+/// Prints new records until the server refuses.
 async fn follow(client: &Client, log: &str, offset: u64, json: bool) -> Result<(), Failure> {
     let mut next = offset;
     loop {
@@ -98,7 +98,7 @@ async fn follow(client: &Client, log: &str, offset: u64, json: bool) -> Result<(
     }
 }
 
-/// Prints up to `limit` records that are there.
+/// Prints up to `limit` records, as far as they exist.
 async fn print(target: &Target, log: &str, offset: u64, limit: u64, json: bool) -> Result<(), Failure> {
     let (mut next, mut left) = (offset, limit);
     while left > 0 {
@@ -133,7 +133,7 @@ fn write(records: &[Record], json: bool) -> Result<(), Failure> {
         out.flush()
     };
     match all() {
-        // As with `| head`: whoever reads has had enough.
+        // For example with `| head`: the reader has enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
         done => Ok(done?),
     }

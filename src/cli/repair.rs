@@ -4,7 +4,7 @@ use super::{Outcome, must_exist, other_owner, progress, verify};
 use serde_json::json;
 use std::{path::PathBuf, process::ExitCode};
 
-/// Make a damaged log writable again. What is damaged is kept aside; records that are lost stay lost
+/// Make a damaged log writable again. Damaged files are kept aside; records that are lost stay lost
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream repair data/default\n  \
@@ -12,10 +12,10 @@ use std::{path::PathBuf, process::ExitCode};
 pub(super) struct Repair {
     /// The log's directory, such as data/default; no server may have it open
     dir: PathBuf,
-    /// Where a server that was killed may have left memory of the log; "none" gives up what it has behind what is lost
+    /// Where a killed server may have left memory of the log; "none" gives up what that memory has after lost records
     #[arg(long, alias = "images", value_name = "DIR", default_value = "/dev/shm")]
     shm_dir: PathBuf,
-    /// Repair a log of another user's too, without looking at memory that a server of that user has left
+    /// Also repair a log of another user, without looking for memory left by a server of that user
     #[arg(long)]
     any_user: bool,
     /// Print what was done as JSON

@@ -20,47 +20,49 @@ use tokio::{
     sync::oneshot,
 };
 
-/// A year: what the clock can be added to, and longer than anybody waits.
+/// A year: can be added to the clock, and is longer than anybody waits.
 const MOST_SECONDS: u64 = 365 * 24 * 60 * 60;
-/// A gibibyte, far within what HTTP/2 can announce.
+/// A gibibyte, well within what HTTP/2 can announce.
 const MOST_HEADER: u64 = 1 << 30;
-/// A tebibyte, beyond what a system has memory for.
+/// A tebibyte, more memory than a system has.
 const MOST_BODY: u64 = 1 << 40;
-/// Beyond what a system lets a process have open.
+/// More than the open files that a system allows a process.
 const MOST_CONNECTIONS: u64 = 1 << 24;
 
-/// Serve a log over HTTP until SIGINT, SIGTERM or SIGHUP; then finish what is in flight, flush, and exit with 0; at a second SIGINT or SIGTERM end at once
+/// Serve logs over HTTP until SIGINT, SIGTERM or SIGHUP; then finish requests in flight, flush, and exit with 0; at a
+/// second SIGINT or SIGTERM, exit at once
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream serve --data /var/lib/millstream --create-logs\n  \
     MILLSTREAM_LOG_FILTER=debug millstream serve --listen 127.0.0.1:0\n  \
     millstream serve --print-config > millstream.toml; millstream serve --config millstream.toml")]
 pub(super) struct Serve {
-    /// A TOML file with settings, named as the flags with _ for -; flags and environment variables go before it
+    /// A TOML file with settings, named like the flags with _ instead of -; flags and environment variables take
+    /// precedence over it
     #[arg(long, env = "MILLSTREAM_CONFIG")]
     pub(super) config: Option<PathBuf>,
     /// Print the settings that would be used, as a TOML file, and exit
     #[arg(long)]
     pub(super) print_config: bool,
-    /// Where to listen; port 0 takes a free one
+    /// The address to listen on; port 0 chooses a free port
     #[arg(long, env = "MILLSTREAM_LISTEN", default_value = "127.0.0.1:4437")]
     listen: SocketAddr,
-    /// The directory of the logs; made if it is missing
+    /// The directory of the logs; created if it does not exist
     #[arg(long, env = "MILLSTREAM_DATA", default_value = "./data")]
     data: PathBuf,
-    /// When an append is answered, and what readers may see
+    /// When an append is answered, and which records readers see
     #[arg(long, env = "MILLSTREAM_DURABILITY", value_enum, default_value_t = Level::Disk)]
     durability: Level,
-    /// Server threads [default: one a core]
+    /// Server threads [default: one per core]
     #[arg(long, env = "MILLSTREAM_THREADS", value_parser = value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// The largest segment in bytes, and so the largest record
     #[arg(long, env = "MILLSTREAM_SEGMENT_BYTES", default_value_t = Options::default().segment_bytes)]
     segment_bytes: u64,
-    /// Memory for records being written and for recent ones, of all logs together, in bytes
+    /// Memory in bytes, for all logs together, for records being written and for recent ones
     #[arg(long, env = "MILLSTREAM_MEMORY_BYTES", default_value_t = StoreOptions::default().log.memory_bytes)]
     memory_bytes: u64,
-    /// A memory file system for records that are not on disk yet, so that they survive kill -9; "none" for none
+    /// A file system in memory for records that are not on disk yet, so that they survive kill -9; or "none"
     #[arg(long, alias = "images", env = "MILLSTREAM_SHM_DIR", default_value = "/dev/shm")]
     shm_dir: PathBuf,
     /// The largest request body in bytes
@@ -69,19 +71,20 @@ pub(super) struct Serve {
     /// The largest header section in bytes, at least 8192
     #[arg(long, alias = "max-header", env = "MILLSTREAM_MAX_HEADER_BYTES", default_value_t = Settings::default().header_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(8192..=MOST_HEADER))]
     max_header_bytes: usize,
-    /// Connections at once; for one more, one that is slow or idle is closed. Fewer where the limit of open files is too low
+    /// Connections at once; for each one beyond that, a slow or idle one is closed. Fewer if the limit of open files is
+    /// too low
     #[arg(long, env = "MILLSTREAM_MAX_CONNECTIONS", default_value_t = Settings::default().connections, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_CONNECTIONS))]
     max_connections: usize,
-    /// Seconds for a header section to arrive, and for which a connection may be idle
+    /// Seconds that a header section may take to arrive, and that a connection may be idle
     #[arg(long, env = "MILLSTREAM_HEADER_SECONDS", default_value_t = 60, value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
     header_seconds: u64,
-    /// Seconds for a body to arrive, and for which a client may take nothing of an answer
+    /// Seconds that a body may take to arrive, and that a client may take nothing of an answer
     #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
     body_seconds: u64,
-    /// The largest request body in bytes once it is decompressed
+    /// The largest request body in bytes after decompression
     #[arg(long, alias = "max-decoded", env = "MILLSTREAM_MAX_DECODED_BYTES", default_value_t = Settings::default().decoded_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_BODY))]
     max_decoded_bytes: usize,
-    /// Memory for bodies and answers of all clients together, in bytes; what would go beyond it is answered 503
+    /// Memory in bytes, for all clients together, for bodies and answers; requests beyond that are answered with 503
     #[arg(long, alias = "max-http-memory", env = "MILLSTREAM_MAX_HTTP_MEMORY_BYTES", default_value_t = Settings::default().memory_bytes)]
     max_http_memory_bytes: usize,
     /// The longest that a read may wait for new records, in seconds
@@ -90,22 +93,24 @@ pub(super) struct Serve {
     /// Seconds between comments on a live tail without news
     #[arg(long, env = "MILLSTREAM_HEARTBEAT_SECONDS", default_value_t = 15, value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
     heartbeat_seconds: u64,
-    /// Names that clients may call this server by, beside its own; *.NAME for all below one, * for any
+    /// Names by which clients may call this server, in addition to its own; *.NAME for all names below NAME, * for any
+    /// name
     #[arg(long, env = "MILLSTREAM_ALLOW_HOST", value_name = "NAME", value_delimiter = ',', value_parser = host)]
     allow_host: Vec<String>,
-    /// Origins whose pages may use this server from a browser, as `https://app.example.com`; * for all
+    /// Origins whose pages may use this server from a browser, such as `https://app.example.com`; * for all
     #[arg(long, env = "MILLSTREAM_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = origin)]
     allow_origin: Vec<String>,
-    /// Create a log when something is appended to it
+    /// Create a log when a record is appended to it
     #[arg(long, env = "MILLSTREAM_CREATE_LOGS")]
     create_logs: bool,
-    /// Logs that stay open when nobody uses them; each takes one open file
+    /// How many logs stay open when nobody uses them; each takes one open file
     #[arg(long, env = "MILLSTREAM_MAX_OPEN_LOGS", default_value_t = StoreOptions::default().open_logs)]
     max_open_logs: usize,
-    /// Seconds after which a log that nobody uses is closed; it is opened again on demand
+    /// Seconds after which an unused log is closed; it is opened again on demand
     #[arg(long, env = "MILLSTREAM_IDLE_SECONDS", default_value_t = 60, value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
     idle_seconds: u64,
-    /// How to write the server's own log, on standard error; `MILLSTREAM_LOG_FILTER`, as in debug, sets what it tells
+    /// The format of the server's own log on standard error; `MILLSTREAM_LOG_FILTER`, for example debug, sets what is
+    /// logged
     #[arg(long, env = "MILLSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     /// Seconds to wait for requests in flight when shutting down
@@ -123,9 +128,9 @@ enum Level {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum LogFormat {
-    /// Lines for people
+    /// Text for people
     Text,
-    /// A JSON object a line
+    /// One JSON object per line
     Json,
 }
 
@@ -139,7 +144,7 @@ impl Serve {
         let log = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(move || writer.clone())
-            .log_internal_errors(false); // they would be told by what panics where standard error is closed
+            .log_internal_errors(false); // they would be reported by something that panics if standard error is closed
         match self.log_format {
             LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
             LogFormat::Json => log.json().flatten_event(true).init(),
@@ -205,7 +210,7 @@ impl Serve {
         let (address, logs) = (server.address()?, store.count().0);
         let listening = async move {
             tracing::info!(%address, data = %self.data.display(), logs, "listening");
-            let _ = stop.await; // an error: nobody listens for signals any more, which cannot be
+            let _ = stop.await; // an error would mean that nobody listens for signals any more, which cannot happen
         };
         server.run(store, listening)?;
         tracing::info!("stopped");
@@ -213,19 +218,20 @@ impl Serve {
     }
 }
 
-/// How long the last lines of the log are waited for.
+/// How long to wait for the last lines of the log to be written.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
-/// Files that the process has open before anybody connects: for itself, and for each server thread.
+/// Files that the process has open before any client connects: for itself, and per server thread.
 const OWN_FILES: usize = 16;
 const THREAD_FILES: usize = 7;
-/// Files beside those, of connections and of open logs: what is read from the disk, and what is made ready; and the least of them.
+/// Files to keep free besides those of connections and open logs, for reading from the disk and for preparing segments;
+/// and the minimum of that.
 const SPARE_FILES: usize = 256;
 const LEAST_SPARE_FILES: usize = 24;
-/// The least for connections and open logs together.
+/// The minimum for connections and open logs together.
 const LEAST_SHARES: usize = 24;
 
-/// A host as `--allow-host` takes it.
+/// Parses a host for `--allow-host`.
 fn host(text: &str) -> Result<String, String> {
     let name = text.strip_prefix("*.").unwrap_or(text);
     let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
@@ -237,7 +243,7 @@ fn host(text: &str) -> Result<String, String> {
     }
 }
 
-/// An origin as `--allow-origin` takes it, and as browsers send it: without a path.
+/// Parses an origin for `--allow-origin`, as browsers send it: without a path.
 fn origin(text: &str) -> Result<String, String> {
     let scheme = |scheme: &str| {
         scheme.starts_with(|first: char| first.is_ascii_alphabetic())
@@ -251,7 +257,7 @@ fn origin(text: &str) -> Result<String, String> {
     }
 }
 
-/// Whether it is a name or an address, with a port or not.
+/// Whether the text is a name or an address, with or without a port.
 fn is_authority(text: &str) -> bool {
     if text.parse::<SocketAddr>().is_ok() {
         return true;
@@ -263,7 +269,7 @@ fn is_authority(text: &str) -> bool {
         || (!name.is_empty() && name.bytes().all(plain) && port.parse::<u16>().is_ok())
 }
 
-/// The files that there are for connections and open logs, and for what is done for them.
+/// The number of files available for connections and open logs, and for work on their behalf.
 fn files_to_share(limit: usize, threads: usize) -> Result<usize, String> {
     let own = OWN_FILES + threads * THREAD_FILES;
     let least = own + LEAST_SPARE_FILES + LEAST_SHARES;
@@ -275,15 +281,15 @@ fn files_to_share(limit: usize, threads: usize) -> Result<usize, String> {
     Ok(limit - own)
 }
 
-/// How many connections and open logs there may be where there are so many files. Where there are too few for all, connections have
-/// up to two thirds of them, so that clients that only connect never keep a log from being opened.
+/// How many connections and open logs there may be with this many files. If there are too few for all, connections get
+/// up to two thirds of them, so that clients that only connect never prevent a log from being opened.
 fn shares(files: usize, connections: usize, logs: usize) -> (usize, usize) {
     let files = files.saturating_sub(SPARE_FILES.min(files / 4).max(LEAST_SPARE_FILES));
     let connections = connections.min(files.saturating_sub(logs).max(files / 3 * 2)).max(1);
     (connections, logs.min(files.saturating_sub(connections)))
 }
 
-/// How many files this process may have open, raised to what the system lets it have.
+/// How many files this process may have open, after raising the limit as far as the system allows.
 fn open_files() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -292,9 +298,9 @@ fn open_files() -> usize {
     limit.map_or(usize::MAX, |limit| limit as usize)
 }
 
-/// Completes at SIGINT, SIGTERM or SIGHUP, which are caught from this call on. At a second SIGINT or SIGTERM the process ends at once: what is
-/// acknowledged survives that as it does SIGKILL. SIGHUP says that the terminal has gone, which comes more than once; where it
-/// is ignored (`nohup`) it stays so.
+/// Completes at SIGINT, SIGTERM or SIGHUP, which are caught from this call on. At a second SIGINT or SIGTERM the
+/// process exits at once: what was acknowledged survives that, as it survives SIGKILL. SIGHUP means that the terminal
+/// is gone, and may come more than once; if it is ignored (`nohup`), it stays ignored.
 fn stop_signal(stderr: &Lines) -> std::io::Result<oneshot::Receiver<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let (mut interrupt, mut terminate, mut hangup) = {
@@ -304,7 +310,7 @@ fn stop_signal(stderr: &Lines) -> std::io::Result<oneshot::Receiver<()>> {
     };
     let (stop, stopped) = oneshot::channel();
     let stderr = stderr.clone();
-    // A thread of its own, which nothing that the server does can keep from hearing.
+    // On a thread of its own, so that nothing in the server can keep signals from being noticed.
     let listen = async move {
         let mut next = async || {
             tokio::select! {
@@ -323,7 +329,7 @@ fn stop_signal(stderr: &Lines) -> std::io::Result<oneshot::Receiver<()>> {
             () = hung_up => "SIGHUP",
         };
         tracing::info!("{name}: stopping");
-        let _ = stop.send(()); // the server may have ended by itself
+        let _ = stop.send(()); // the server may have ended already
         let (signal, name) = next().await;
         tracing::warn!("{name}, again: ending at once, without waiting for requests in flight");
         stderr.flush(LAST_LINES);
@@ -333,7 +339,7 @@ fn stop_signal(stderr: &Lines) -> std::io::Result<oneshot::Receiver<()>> {
     Ok(stopped)
 }
 
-/// Whether this process was started to ignore SIGHUP; where the system does not say, it was not.
+/// Whether this process was started with SIGHUP ignored; if the system does not tell, it was not.
 fn is_hangup_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -356,7 +362,7 @@ mod tests {
         assert_eq!(shares(0, 4096, 10_000), (1, 0));
     }
 
-    /// With 24 files all that was said was "Too many open files"; with 30 there was none for a third log.
+    /// With 24 files, the only message was "Too many open files"; with 30, there was no file for a third log.
     #[test]
     fn too_few_files_are_told_of() {
         assert_eq!(files_to_share(1024, 2), Ok(994));

@@ -1,7 +1,7 @@
-//! Standard error, whose reader may be slow or gone: nothing that is said there may stop what says it.
+//! Standard error, whose reader may be slow or gone: writing to it must never stop the writer.
 //!
-//! The server's log goes through a bounded queue to a thread of its own. Lines that find it full are counted and told of
-//! later; an error of writing is nobody's business.
+//! The server's log goes through a bounded queue to a thread of its own. Lines that do not fit into the queue are
+//! counted, and the count is reported later; errors of writing are ignored.
 
 use std::{
     io::{self, Write},
@@ -13,23 +13,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Lines that wait to be written.
+/// The most lines that wait to be written.
 const QUEUE: usize = 4096;
-/// Between two looks at whether there is room for the last of them.
+/// The time between two attempts to add to a full queue.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Says one line, if there is anybody to read it.
+/// Prints one line, if anybody reads it.
 pub(super) fn say(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{line}"); // where nobody reads there is nobody to tell
+    let _ = writeln!(io::stderr(), "{line}"); // if nobody reads, there is nobody to tell
 }
 
 enum Item {
     Line(Box<[u8]>),
-    /// To be answered when all lines before it are written.
+    /// Answered when all lines before it have been written.
     Flush(SyncSender<()>),
 }
 
-/// The way to standard error for a log of lines, each written by one call.
+/// Writes lines of a log to standard error, each in one call.
 #[derive(Clone)]
 pub(super) struct Lines {
     queue: SyncSender<Item>,
@@ -47,7 +47,7 @@ impl Lines {
         Ok(this)
     }
 
-    /// Waits until all lines so far are written, but not for long.
+    /// Waits until all lines so far have been written, but no longer than `most`.
     pub(super) fn flush(&self, most: Duration) {
         let begun = Instant::now();
         let (done, written) = sync_channel(1);
@@ -67,14 +67,14 @@ fn write_all(items: &Receiver<Item>, lost: &AtomicU64, out: &mut impl Write) {
     for item in items {
         match item {
             Item::Line(line) => {
-                let lost = lost.swap(0, Ordering::Relaxed); // a count by itself
+                let lost = lost.swap(0, Ordering::Relaxed); // a counter that orders nothing else
                 if lost > 0 {
                     let _ =
                         writeln!(out, "{lost} lines are missing here: standard error was read too slowly");
                 }
-                let _ = out.write_all(&line); // it may have no reader any more
+                let _ = out.write_all(&line); // it may no longer have a reader
             }
-            Item::Flush(done) => drop(done.try_send(())), // whoever asked may have gone
+            Item::Flush(done) => drop(done.try_send(())), // the sender may no longer wait
         }
     }
 }

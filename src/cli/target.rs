@@ -1,4 +1,4 @@
-//! Where a command finds its logs: at a server, or in a directory that no server has open.
+//! Where a command finds its logs: on a server, or in a directory that no server has open.
 
 use clap::Args;
 use millstream::{
@@ -9,13 +9,13 @@ use std::path::PathBuf;
 
 pub(super) type Failure = Box<dyn std::error::Error>;
 
-/// The flags that say where.
+/// The flags that choose the target.
 #[derive(Debug, Clone, Args)]
 pub(super) struct At {
     /// The server's address
     #[arg(long, env = "MILLSTREAM_URL", global = true, default_value = "http://127.0.0.1:4437")]
     url: String,
-    /// A directory of logs instead, which no server has open
+    /// A directory of logs to use instead of a server; no server may have it open
     #[arg(long, global = true, conflicts_with = "url")]
     data: Option<PathBuf>,
 }
@@ -34,13 +34,13 @@ impl At {
     }
 }
 
-/// Runs what talks to a server.
+/// Runs something that talks to a server.
 pub(super) fn block_on<T>(run: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run)
 }
 
 impl Target {
-    /// Up to so many records, as many as are handed over at once.
+    /// Reads up to `limit` records, or as many as are returned at once.
     pub(super) async fn read(&self, log: &str, offset: u64, limit: u64) -> Result<Page, Failure> {
         match self {
             Self::Server(client) => Ok(client.read(log, offset, limit).await?),
@@ -54,7 +54,7 @@ impl Target {
         }
     }
 
-    /// What is known of a log, as JSON.
+    /// Describes a log, as JSON.
     pub(super) async fn describe(&self, name: &str) -> Result<serde_json::Value, Failure> {
         match self {
             Self::Server(client) => Ok(serde_json::from_slice(&client.describe(name).await?)?),

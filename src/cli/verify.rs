@@ -5,7 +5,7 @@ use millstream::Damage;
 use serde_json::{Value, json};
 use std::{path::PathBuf, process::ExitCode};
 
-/// Check every record of a log on disk; changes nothing. Exit code 1 where there is damage
+/// Check every record of a log on disk; changes nothing. The exit code is 1 if there is damage
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream verify data/default\n  \
@@ -16,12 +16,12 @@ pub(super) struct Verify {
     /// Print what was found as JSON
     #[arg(long)]
     json: bool,
-    /// Where a server that was killed may have left memory of the log, or "none"
+    /// Where a killed server may have left memory of the log, or "none"
     #[arg(long, alias = "images", value_name = "DIR", default_value = "/dev/shm")]
     shm_dir: PathBuf,
 }
 
-/// What is damaged, for machines.
+/// The damage as JSON.
 pub(super) fn as_json(damage: &[Damage]) -> Vec<Value> {
     let one = |damage: &Damage| {
         json!({

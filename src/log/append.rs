@@ -1,7 +1,7 @@
-//! Appending: reserve, fill and publish in the active chunk; go to the next one when it is full.
+//! Appending: reserve, fill and publish in the active chunk; continue in the next one when it is full.
 //!
-//! Everything that can be refused is refused before anything is reserved. Between reserving and publishing only
-//! the engine's own copy runs, so no reserved offset stays empty.
+//! Everything that can be refused is refused before anything is reserved. Between reserving and publishing, only the
+//! engine's own copying runs, so no reserved offset stays empty.
 
 use super::{Durability, Error, LINGER, Shared, roll::Active};
 use crate::{
@@ -11,21 +11,21 @@ use crate::{
     sync::{Arc, Backoff, Ordering},
 };
 
-/// What an append does when there is no room until the disk has caught up.
+/// What an append does if there is no room until the disk has caught up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Patience {
-    /// Wait for it.
+    /// Wait for room.
     Blocking,
     /// Return [`Error::WouldBlock`].
     None,
 }
 
-/// A value to append, and whether to mark it as JSON. The log does not check it.
+/// A value to append, and whether to mark it as JSON. The log does not check that it is JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Payload<'a> {
     /// The record's bytes.
     pub bytes: &'a [u8],
-    /// What readers will be told: that this is JSON.
+    /// Whether to tell readers that the value is JSON.
     pub json: bool,
 }
 
@@ -41,7 +41,7 @@ impl AppendValue for Payload<'_> {
     }
 }
 
-/// A producer's batch: its first value is replaced by one with an extension block before it.
+/// A producer's batch: its first value is replaced by one with an extension block in front.
 #[cfg(feature = "store")]
 pub(super) struct Extended<'a, S: ?Sized> {
     pub(super) first: &'a [u8],
@@ -59,7 +59,7 @@ impl<S: AppendValues + ?Sized> AppendValues for Extended<'_, S> {
     }
 }
 
-/// A handle that appends to a log and keeps its active segment at hand; see [`Log::appender`](super::Log::appender).
+/// A handle that appends to a log and caches its active segment; see [`Log::appender`](super::Log::appender).
 pub struct Appender {
     shared: Arc<Shared>,
     active: Arc<Active>,
@@ -71,46 +71,46 @@ impl Appender {
         Self { shared, active }
     }
 
-    /// As [`Log::append`](super::Log::append).
+    /// Like [`Log::append`](super::Log::append).
     ///
     /// # Errors
-    /// As there.
+    /// The same errors.
     #[inline]
     pub fn append(&mut self, value: &[u8]) -> Result<u64, Error> {
         self.append_with(&[value], None, Patience::Blocking)
     }
 
-    /// As [`Log::append_batch`](super::Log::append_batch).
+    /// Like [`Log::append_batch`](super::Log::append_batch).
     ///
     /// # Errors
-    /// As there.
+    /// The same errors.
     #[inline]
     pub fn append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
         self.append_with(values, None, Patience::Blocking)
     }
 
-    /// As [`Log::try_append`](super::Log::try_append).
+    /// Like [`Log::try_append`](super::Log::try_append).
     ///
     /// # Errors
-    /// As there.
+    /// The same errors.
     #[inline]
     pub fn try_append(&mut self, value: &[u8]) -> Result<u64, Error> {
         self.append_with(&[value], None, Patience::None)
     }
 
-    /// As [`Log::try_append_batch`](super::Log::try_append_batch).
+    /// Like [`Log::try_append_batch`](super::Log::try_append_batch).
     ///
     /// # Errors
-    /// As there.
+    /// The same errors.
     #[inline]
     pub fn try_append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
         self.append_with(values, None, Patience::None)
     }
 
-    /// As [`Log::append_batch_if`](super::Log::append_batch_if).
+    /// Like [`Log::append_batch_if`](super::Log::append_batch_if).
     ///
     /// # Errors
-    /// As there.
+    /// The same errors.
     pub fn append_batch_if(&mut self, expected_next: u64, values: &[&[u8]]) -> Result<u64, Error> {
         self.append_with(values, Some(expected_next), Patience::Blocking)
     }
@@ -163,7 +163,7 @@ fn check<'a, S: AppendValues + ?Sized>(shared: &Shared, values: &'a S) -> Result
     if batch.records() == 0 { Err(Error::EmptyBatch) } else { Ok(batch) }
 }
 
-/// Appends to this segment; `None` if it has no room.
+/// Appends to this segment; returns `None` if it has no room.
 #[inline]
 fn place<S: AppendValues + ?Sized>(
     shared: &Shared,
@@ -172,14 +172,15 @@ fn place<S: AppendValues + ?Sized>(
     expected: Option<u64>,
 ) -> Result<Option<u64>, Error> {
     let segment = &active.segment;
-    // An offset before this segment never comes again, and one that no record number reaches is not next.
+    // An offset before this segment is never next again, and one that no record number can represent is not next.
     let expected_record = expected.map(|offset| {
         offset.checked_sub(segment.base()).and_then(|record| u32::try_from(record).ok()).unwrap_or(u32::MAX)
     });
     if shared.flush.is_idle() {
         shared.refresh_clock(); // an idle flusher does not refresh it
     }
-    // The durable frontier is read before anything is reserved: what the frame proves is true when it is written.
+    // The durable frontier is read before anything is reserved, so that what the frame states about it is true when the
+    // frame is written.
     let meta = FrameMeta {
         key: segment.key,
         lead: segment.base().wrapping_sub(shared.durable.get()),
@@ -204,8 +205,8 @@ fn place<S: AppendValues + ?Sized>(
 }
 
 impl Shared {
-    /// Raises `published` past `to`, whose records are in memory: over all that is contiguous, whoever appended it.
-    /// Waits for earlier appends that are still copying, so that what this append acknowledges can be read.
+    /// Raises `published` past `to`, whose records are in memory: over all records without a gap, whoever appended
+    /// them. Waits for earlier appends that are still copying, so that what this append acknowledges can be read.
     fn publish(&self, active: &Arc<Active>, to: u64) {
         let backoff = Backoff::new();
         loop {
@@ -217,12 +218,12 @@ impl Shared {
         }
     }
 
-    /// Waits until all records up to `offset`, which has been appended, are in memory: for logs whose appenders do not raise
-    /// `published` themselves.
+    /// Waits until all records up to `offset`, which has been appended, are in memory: for logs whose appenders do not
+    /// raise `published` themselves.
     pub(super) fn wait_published(&self, offset: u64) {
         let backoff = Backoff::new();
         loop {
-            self.published.advance(self.durable.get()); // and so past all chunks that were let go of
+            self.published.advance(self.durable.get()); // and so past all chunks that were released
             let from = self.published.get();
             if from > offset {
                 return;
@@ -236,8 +237,8 @@ impl Shared {
         }
     }
 
-    /// From this segment on, over all that is contiguous. The append that fills a hole in an earlier segment holds that
-    /// segment, and gets here from there.
+    /// Starts from this segment, and continues over all records without a gap. An append that fills a gap in an earlier
+    /// segment holds that segment, and continues from there to here.
     fn help_publish(&self, segment: &Arc<Segment>, chunk: &Arc<Chunk>, to: u64) {
         let (mut segment, mut chunk) = (Arc::clone(segment), Arc::clone(chunk));
         loop {

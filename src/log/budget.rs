@@ -1,5 +1,5 @@
 //! The memory budget of one log, or of all logs of a store: which sealed segments' chunks stay in memory for readers,
-//! and which are evicted when room is needed: oldest seal first, across all logs.
+//! and which are evicted when room is needed: those that were sealed first, across all logs.
 
 use crate::{
     chunk::{Memory, Pool, PoolShare},
@@ -16,12 +16,12 @@ pub(crate) struct Budget {
 
 #[derive(Default)]
 struct Recent {
-    /// Sealed segments whose chunks are still in memory, and claimed; the one sealed first in front.
+    /// Sealed segments whose chunks are still in memory, and claimed; the one that was sealed first is at the front.
     segments: VecDeque<(Arc<PoolShare>, Arc<Segment>)>,
     bytes: u64,
 }
 
-/// Room for a chunk that is being made. Given back when this is dropped, but not once the chunk is there.
+/// Room for a chunk that is being made. Given back when this is dropped, unless the chunk has been made.
 #[must_use]
 pub(crate) struct Claim {
     share: Option<Arc<PoolShare>>,
@@ -34,7 +34,7 @@ impl Claim {
         self.capacity
     }
 
-    /// The chunk is there: who lets go of it releases the claim.
+    /// The chunk has been made: whoever releases it releases the claim.
     pub(super) fn keep(mut self) {
         self.share = None;
     }
@@ -61,42 +61,44 @@ impl Budget {
         self.pool.claimed()
     }
 
-    /// A log's part in it.
+    /// Creates a log's share of it.
     pub(super) fn share(&self) -> Arc<PoolShare> {
         PoolShare::new(&self.pool)
     }
 
-    /// Claims room for a chunk of `capacity`, if there is enough, counting chunks that could be evicted.
+    /// Claims room for a chunk of `capacity`, if there is enough, including the room of chunks that could be evicted.
     pub(super) fn try_claim(&self, share: &Arc<PoolShare>, capacity: u64) -> Option<Claim> {
         let bytes = Memory::footprint(capacity);
         while !share.try_claim(capacity) {
             if self.pool.excess(bytes) > lock(&self.recent).bytes {
-                return None; // and they may as well stay
+                return None; // evicting them would not help
             }
-            self.make_room(bytes); // which another may be first to claim
+            self.make_room(bytes); // another log may claim it first
         }
         Some(Claim { share: Some(Arc::clone(share)), capacity })
     }
 
-    /// Claims room for a chunk of the smallest size, of which there always is enough for one.
+    /// Claims room for a chunk of the smallest size, which is granted even if the budget is exceeded.
     pub(super) fn claim_least(share: &Arc<PoolShare>, capacity: u64) -> Claim {
         share.claim(capacity);
         Claim { share: Some(Arc::clone(share)), capacity }
     }
 
-    /// Whether more is claimed than the limit, even if all chunks that could be evicted were.
+    /// Whether more is claimed than the limit, even if all chunks that could be evicted were evicted.
     pub(super) fn is_over(&self) -> bool {
         let excess = self.pool.excess(0);
         excess > 0 && excess > lock(&self.recent).bytes
     }
 
-    /// Whether half of the limit is left with a chunk of `capacity` more, beside what is kept for readers.
+    /// Whether at least half of the limit is left after one more chunk of `capacity`, not counting what is kept for
+    /// readers.
     pub(super) fn has_half(&self, capacity: u64) -> bool {
         let kept = lock(&self.recent).bytes;
         self.pool.claimed().saturating_sub(kept) + Memory::footprint(capacity) <= self.pool.limit() / 2
     }
 
-    /// Over budget, frees pooled memory first, then evicts chunks of sealed segments, oldest seal first.
+    /// If the budget is exceeded, frees pooled memory first, then evicts chunks of sealed segments, the first sealed
+    /// first.
     pub(super) fn shrink(&self) {
         self.make_room(0);
         self.pool.shrink();
@@ -117,7 +119,7 @@ impl Budget {
         }
     }
 
-    /// Keeps the chunk of a segment that was sealed, with its claim, as long as there is room.
+    /// Keeps the chunk of a sealed segment, with its claim, as long as there is room.
     pub(super) fn keep(&self, share: &Arc<PoolShare>, segment: &Arc<Segment>) {
         {
             let mut recent = lock(&self.recent);
@@ -127,7 +129,7 @@ impl Budget {
         self.make_room(0);
     }
 
-    /// Lets go of the chunks of a log's segments below `first`, which were trimmed: readers that hold them keep them.
+    /// Releases the chunks of a log's segments below `first`, which were trimmed: readers that hold them keep them.
     pub(super) fn forget(&self, share: &Arc<PoolShare>, first: u64) {
         let mut gone = Vec::new();
         let mut recent = lock(&self.recent);
@@ -142,6 +144,6 @@ impl Budget {
             recent.bytes -= footprint(segment);
             share.release(segment.header.capacity);
         }
-        drop(recent); // and then drop the segments, and their memory
+        drop(recent); // before the segments and their memory are dropped
     }
 }

@@ -1,64 +1,66 @@
-//! The time of a log, by a clock that may be wrong.
+//! The time of a log, according to a clock that may be wrong.
 //!
-//! Times never go back within a segment. If the clock is set back by no more than [`HELD`], the segment's time holds still
-//! until the clock has come up with it. If it is set back by more, its time before was wrong, or it is now: either way
-//! another segment is begun, and told to have begun when the clock says. So a time that was wrong lasts no longer than the
-//! segment that has it, and where times go back can be seen: at the beginning of a segment.
+//! Times never go back within a segment. If the clock is set back by no more than [`HELD`], the segment's time stands
+//! still until the clock has caught up with it. If it is set back by more, it was wrong before, or it is wrong now: in
+//! both cases another segment begins, with the time of the clock. So a wrong time lasts no longer than the segment that
+//! has it, and times go back only in visible places: at the start of a segment.
 //!
-//! Retention goes by times that can be believed. A record's time that lies in the future cannot be: the record is older
-//! than the segment behind it ([`newest`]). A clock that leaps ahead, as against the time that the process has measured
-//! itself, is believed only when it has stayed there for [`PATIENCE`] ([`Belief`]): until then what would be too old by it
-//! alone stays.
+//! Retention uses times that are plausible. A record's time in the future is not: the record is older than the segment
+//! after it ([`newest`]). If the clock leaps ahead, compared with the time that the process has measured itself, it is
+//! trusted only after it has stayed there for [`PATIENCE`] ([`Belief`]): until then, nothing is dropped that only this
+//! clock makes too old.
 
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use std::time::Duration;
 
-/// How far a log's time may run ahead of a clock that was set back, in milliseconds.
+/// How far a log's time may be ahead of a clock that was set back, in milliseconds.
 pub(super) const HELD: u64 = 5_000;
-/// How far the clock may leap ahead and be believed at once, in milliseconds.
+/// How far the clock may leap ahead and still be trusted at once, in milliseconds.
 const LEAP: u64 = 60_000;
-/// How much older than the clock says a log's newest record may be when it is opened without a doubt of the clock, in milliseconds.
+/// How much older than the clock says a log's newest record may be when the log is opened, without raising doubts about
+/// the clock, in milliseconds.
 const IDLE: u64 = 24 * 3600 * 1000;
-/// How long a clock that leapt ahead has to stay there until it is believed.
+/// How long a clock that leapt ahead must stay there before it is trusted.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-/// Lets the time of a segment go on to `now`; `age` has the milliseconds since it was `created`. Says whether the clock
-/// is so far behind the segment's time that another segment is to be begun.
+/// Advances the time of a segment to `now`; `age` is in milliseconds since it was `created`. Returns whether the clock
+/// is so far behind the segment's time that another segment must begin.
 pub(super) fn advance(created: u64, age: &AtomicU64, now: u64) -> bool {
-    // By itself: a time is not what makes a record visible.
+    // Relaxed: a time is not what makes a record visible.
     let before = age.fetch_max(now.saturating_sub(created), Ordering::Relaxed);
     created.saturating_add(before) > now.saturating_add(HELD)
 }
 
-/// When a segment begins, behind one whose records go up to `newest`.
+/// The time at which a segment begins, after a segment whose records go up to `newest`.
 pub(super) fn begin(now: u64, newest: u64) -> u64 {
     if newest <= now.saturating_add(HELD) { now.max(newest) } else { now }
 }
 
-/// The latest time at which a record of a segment can have been appended, if it is `now`: its `own` newest time, unless that
-/// lies in the future; else when the first segment behind it was begun of which that can be believed.
+/// The latest time at which a record of a segment can have been appended, if it is `now`: the segment's `own` newest
+/// time, unless that is in the future; otherwise the start of the first segment after it whose start is plausible.
 pub(super) fn newest(own: u64, behind: impl IntoIterator<Item = u64>, now: u64) -> u64 {
     let believable = |time: &u64| *time <= now.saturating_add(HELD);
     std::iter::once(own).chain(behind).find(believable).unwrap_or(now)
 }
 
-/// What time it is, as far as it can be believed, for what is dropped by its age. Shared by all logs of a store.
+/// The current time, as far as it can be trusted, for dropping records by age. Shared by all logs of a store.
 #[derive(Debug, Default)]
 pub(crate) struct Belief(Mutex<Option<State>>);
 
 #[derive(Debug, Clone, Copy)]
 struct State {
-    /// When this was first asked, in the time that never goes back.
+    /// When this was first asked, on the clock that never goes back.
     begun: Duration,
-    /// When the clock was believed for the last time, and what it said.
+    /// When the clock was last trusted, and what it showed.
     at: Duration,
     time: u64,
-    /// Since when it has been ahead of what it should be.
+    /// Since when the clock has been ahead of the expected time.
     ahead: Option<Duration>,
 }
 
 impl Belief {
-    /// The time that can be believed, if the clock says `now`, and `elapsed` has passed since some moment before.
+    /// Returns the time that can be trusted, if the clock shows `now`, and `elapsed` has passed since some fixed
+    /// moment.
     pub(super) fn now(&self, now: u64, elapsed: Duration) -> u64 {
         let mut held = lock(&self.0);
         let state = held.get_or_insert(State { begun: elapsed, at: elapsed, time: now, ahead: None });
@@ -68,15 +70,15 @@ impl Belief {
             if elapsed.saturating_sub(since) < PATIENCE {
                 return expected;
             }
-            tracing::warn!(expected, now, "the clock has leapt ahead, and is believed from now on");
+            tracing::warn!(expected, now, "the clock has leapt ahead, and is trusted from now on");
         }
-        // A clock that was set back is believed at once: nothing is dropped by it too early.
+        // A clock that was set back is trusted at once: that does not drop anything too early.
         (state.at, state.time, state.ahead) = (elapsed, now, None);
         now
     }
 
-    /// Whether the clock may be wrong about a log whose records went up to `newest` when it was opened: it says that this was
-    /// long ago, and has not been watched for long enough to know better.
+    /// Whether the clock may be wrong about a log whose records went up to `newest` when it was opened: it says that
+    /// this was long ago, and it has not been watched for long enough to be sure.
     pub(super) fn doubts(&self, newest: u64, now: u64, elapsed: Duration) -> bool {
         let watched = lock(&self.0).map_or(Duration::ZERO, |state| elapsed.saturating_sub(state.begun));
         now > newest.saturating_add(IDLE) && watched < PATIENCE
@@ -116,7 +118,7 @@ mod tests {
         assert_eq!(newest(NOW - 9, [NOW - 5], NOW), NOW - 9);
         assert_eq!(newest(NOW + YEARS, [NOW + YEARS, NOW - 5, NOW], NOW), NOW - 5);
         assert_eq!(newest(NOW + YEARS, [], NOW), NOW);
-        // Behind it the clock was at 1970 for a while.
+        // After that segment, the clock showed 1970 for a while.
         assert_eq!(newest(NOW - 9, [0, NOW], NOW), NOW - 9);
     }
 
@@ -129,7 +131,7 @@ mod tests {
         assert_eq!(belief.now(NOW + YEARS + 1, second(3629)), NOW + 30_000 + 3_609_000);
         assert_eq!(belief.now(NOW + YEARS + 2, second(3630)), NOW + YEARS + 2);
         assert_eq!(belief.now(NOW, second(3631)), NOW);
-        // One that is set right within the hour was never believed.
+        // A clock that is corrected within the hour was never trusted.
         assert_eq!(belief.now(NOW + YEARS, second(3632)), NOW + 1000);
         assert_eq!(belief.now(NOW + 2000, second(3633)), NOW + 2000);
         assert_eq!(belief.now(NOW + YEARS, second(7232)), NOW + 3_601_000);

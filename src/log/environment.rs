@@ -1,5 +1,5 @@
-//! What a log, or a store of logs, takes from outside: a disk, threads, the time, and chance. All of it comes through
-//! one value, so that the simulation gives its own, decides every outcome by a seed, and can replay it.
+//! What a log, or a store of logs, takes from outside: a disk, threads, the time, and randomness. All of it comes
+//! through one value, so that the simulation can provide its own, decide every outcome by a seed, and replay it.
 
 use super::{clock::Belief, task::Schedule, workers};
 use crate::disk::{self, Disk};
@@ -16,19 +16,19 @@ pub(crate) struct Environment {
     pub(crate) machine: Arc<dyn Machine>,
     /// The threads that commit.
     pub(crate) flushers: Arc<dyn Schedule>,
-    /// The threads that make segments ready, seal and trim.
+    /// The threads that prepare segments, seal and trim.
     pub(crate) maintenance: Arc<dyn Schedule>,
-    /// What is believed of the machine's clock.
+    /// How far the machine's clock is trusted.
     pub(crate) belief: Arc<Belief>,
 }
 
 impl Environment {
-    /// The system's.
+    /// The environment that the system provides.
     pub(crate) fn system() -> Self {
         Self::on(disk::native())
     }
 
-    /// Another disk, and all else the system's.
+    /// An environment with another disk, and everything else from the system.
     pub(crate) fn on(disk: Arc<dyn Disk>) -> Self {
         let (flushers, maintenance) = (Arc::new(workers::flushers()), Arc::new(workers::maintenance()));
         Self { disk, machine: Arc::new(System), flushers, maintenance, belief: Arc::default() }
@@ -37,17 +37,17 @@ impl Environment {
 
 /// The clocks of a machine, and its random numbers.
 pub(crate) trait Machine: Send + Sync {
-    /// Milliseconds since 1970. May be wrong, and go back.
+    /// Milliseconds since 1970. May be wrong, and may go back.
     fn now(&self) -> u64;
-    /// How long it is since some moment before. Never goes back.
+    /// The time since some fixed moment. Never goes back.
     fn elapsed(&self) -> Duration;
-    /// Fills `bytes` with what nobody can foretell.
+    /// Fills `bytes` with unpredictable data.
     fn random(&self, bytes: &mut [u8]) -> io::Result<()>;
 }
 
 struct System;
 
-/// Milliseconds since 1970, by the system's clock.
+/// Milliseconds since 1970, according to the system's clock.
 pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

@@ -1,4 +1,4 @@
-//! Futures that wait for a log: for a record to be durable, or visible, and for room.
+//! Futures that wait for a log: until a record is durable or visible, or until there is room.
 
 use super::{
     Error, Shared,
@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll},
 };
 
-/// A place in the line of those that wait for one of a log's frontiers to reach a point. Dropping it leaves the line.
+/// A place in the queue of those waiting for one of a log's frontiers to reach a point. Dropping it leaves the queue.
 struct FrontierWait {
     shared: Arc<Shared>,
     frontier: fn(&Shared) -> &Frontier,
@@ -24,14 +24,14 @@ impl FrontierWait {
         Self { shared, frontier, point, ticket: None }
     }
 
-    /// Polls for the point to be reached, or for `give_up` to return true, which is called after joining the line.
+    /// Polls until the point is reached, or `give_up` returns true, which is called after joining the queue.
     fn poll(&mut self, context: &mut Context<'_>, give_up: impl FnOnce(&Shared) -> bool) -> Poll<()> {
         self.leave();
         self.ticket = (self.frontier)(&self.shared).join(self.point, context.waker());
         if self.ticket.is_none() || give_up(&self.shared) { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Success where the point is reached, else what `why` says.
+    /// Returns success if the point has been reached, otherwise the result of `why`.
     fn outcome(&self, why: impl FnOnce(&Shared) -> Result<(), Error>) -> Result<(), Error> {
         if (self.frontier)(&self.shared).get() >= self.point { Ok(()) } else { why(&self.shared) }
     }

@@ -1,7 +1,7 @@
 //! Reading: load the frontier once; everything below it is immutable, so the rest takes no lock and never waits.
 //!
-//! A recent record is read out of its chunk, which the reader keeps alive meanwhile. Older ones are read from the
-//! sealed file, and verified: what does not verify is an error of that read.
+//! A recent record is read from its chunk, which the reader keeps alive meanwhile. Older records are read from the
+//! sealed file, and verified: if one does not verify, that read returns an error.
 
 use super::{Error, Shared, Visible};
 use crate::{
@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A record, kept in memory as long as this is: a recent one by its chunk, without a copy.
+/// A record, kept in memory as long as this value exists: a recent record by its chunk, without a copy.
 #[derive(Clone)]
 pub struct Record {
     offset: u64,
@@ -33,24 +33,24 @@ enum RecordSource {
 }
 
 impl Record {
-    /// Its offset.
+    /// The record's offset.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// When it was appended, in milliseconds since 1970, as of at most one commit before. Records that were appended
-    /// at the same moment by different threads may be a little out of order in this; and where the clock was set back by
-    /// more than 5 s, times go back.
+    /// When the record was appended, in milliseconds since 1970, as known at most one commit earlier. Times of records
+    /// that different threads append at the same moment may be slightly out of order; and times go back if the clock is
+    /// set back by more than 5 s.
     pub fn time(&self) -> u64 {
         self.time
     }
 
-    /// Whether it was appended as JSON.
+    /// Whether the record was appended as JSON.
     pub fn is_json(&self) -> bool {
         self.json
     }
 
-    /// What was appended.
+    /// The bytes that were appended.
     pub fn value(&self) -> &[u8] {
         match &self.value {
             RecordSource::Hot(chunk, record) => chunk.frame(*record).map_or(&[], |frame| frame.value),
@@ -70,18 +70,18 @@ impl std::fmt::Debug for Record {
     }
 }
 
-/// A record as a [`Reader`] lends it until the next one is read.
+/// A record that a [`Reader`] lends until it reads the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecordRef<'a> {
-    /// Its offset.
+    /// The record's offset.
     pub offset: u64,
-    /// As [`Record::time`].
+    /// See [`Record::time`].
     pub time: u64,
-    /// Whether it was appended as JSON.
+    /// Whether the record was appended as JSON.
     pub json: bool,
-    /// What was appended.
+    /// The bytes that were appended.
     pub value: &'a [u8],
-    /// What a producer has put before it.
+    /// The extension block that a producer has put before the value.
     pub(crate) extension: &'a [u8],
 }
 
@@ -92,16 +92,16 @@ impl<'a> RecordRef<'a> {
     }
 }
 
-/// What is known of a record before it is read. Nothing of it is verified.
+/// What is known of a record before it is read. None of it is verified.
 #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "the server asks"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ahead {
-    /// Whether it is in memory.
+    /// Whether the record is in memory.
     pub(crate) hot: bool,
-    /// The bytes of the disk that are read for it: of its frame, or of all frames of its segment where it has to be looked for.
-    /// None where it is in memory.
+    /// The bytes that are read from the disk for it: those of its frame, or of all frames of its segment if it must be
+    /// searched for. 0 if it is in memory.
     pub(crate) cold_bytes: usize,
-    /// What its header says; `None` where that is not clear, or it is lost.
+    /// What its header says; `None` if that is unclear, or the record is lost.
     pub(crate) head: Option<Head>,
 }
 
@@ -111,13 +111,13 @@ pub(crate) struct Ahead {
 pub(crate) struct Head {
     pub(crate) time: u64,
     pub(crate) json: bool,
-    /// Bytes of the value.
+    /// The length of the value in bytes.
     pub(crate) length: usize,
 }
 
 #[cfg(feature = "server")]
 impl Ahead {
-    /// The bytes of the value, at the most.
+    /// The most bytes that the value can have.
     pub(crate) fn length(&self) -> usize {
         self.head.map_or(self.cold_bytes, |head| head.length)
     }
@@ -137,16 +137,16 @@ impl Record {
     }
 }
 
-/// What a reader finds: the record, and the chunk that has it if it is a recent one.
+/// What a reader finds: the record, and its chunk if it is a recent one.
 struct Step<'a> {
     record: RecordRef<'a>,
     hot: Option<(&'a Arc<Chunk>, u32)>,
 }
 
-/// How much of a sealed file is read at once when going through it.
+/// How much of a sealed file is read at once when it is read in order.
 const RUN: usize = 256 << 10;
 
-/// A sealed segment's file, and where in it the last record was read.
+/// A sealed segment's file, and the part of it that was read last.
 struct Cold {
     file: Box<dyn File>,
     segment: Arc<Segment>,
@@ -155,9 +155,9 @@ struct Cold {
     /// Bytes of the file from the word `run_at` on.
     run: Vec<u8>,
     run_at: u32,
-    /// Bytes of the run that the disk cannot read; zeros stand there.
+    /// The parts of the run that the disk cannot read; they are filled with zeros.
     unreadable: Vec<Range<usize>>,
-    /// The record that is likely to be read next, and its word.
+    /// The record that will probably be read next, and the word at which it begins.
     next: (u32, u32),
 }
 
@@ -176,7 +176,7 @@ impl Cold {
         }
     }
 
-    /// What is known of a record before it is read.
+    /// Returns what is known of a record before it is read.
     fn peek(&mut self, record: u32) -> Ahead {
         let (words, key) = (self.words, self.segment.key);
         let index =
@@ -190,13 +190,13 @@ impl Cold {
         let Some((head, at)) = head.zip(at) else {
             return Ahead { hot: false, cold_bytes: words as usize * WORD, head: None };
         };
-        self.next = (record, at); // should it be wrong, reading finds that out
+        self.next = (record, at); // if this is wrong, reading detects it
         let (time, json) = (self.segment.header.created + head.time, head.flags & JSON != 0);
         let (cold_bytes, known) = (head.words as usize * WORD, Head { time, json, length: head.length });
         Ahead { hot: false, cold_bytes, head: Some(known).filter(|_| head.flags & LOST == 0) }
     }
 
-    /// A record of this segment; `None` if it is damaged.
+    /// Reads a record of this segment; returns `None` if it is damaged.
     fn read(&mut self, record: u32) -> io::Result<Option<Frame<'_>>> {
         if self.next.0 != record || !self.fill()? {
             let Some(sealed) = self.segment.sealed.get() else { return Ok(None) };
@@ -216,7 +216,7 @@ impl Cold {
         Ok(frame)
     }
 
-    /// Makes sure that the frame at `next` is in the run, and verifies; `false` if there is none.
+    /// Makes sure that the frame at `next` is in the run, and verifies; returns `false` if there is no such frame.
     fn fill(&mut self) -> io::Result<bool> {
         if self.is_in_run()? {
             return Ok(true);
@@ -227,11 +227,11 @@ impl Cold {
         if needs > self.run.len() && needs <= left {
             self.read_run(needs)?;
         }
-        self.run.shrink_to(RUN.max(needs)); // one large record does not stay
+        self.run.shrink_to(RUN.max(needs)); // the memory of one large record is not kept
         self.is_in_run()
     }
 
-    /// Reads `length` bytes from the frame at `next` on. An unreadable sector is an error for the records that it is in, and
+    /// Reads `length` bytes from the frame at `next` on. An unreadable sector is an error for the records in it, and
     /// for no others.
     fn read_run(&mut self, length: usize) -> io::Result<()> {
         self.run.resize(length, 0);
@@ -240,7 +240,7 @@ impl Cold {
         match salvage::read(&*self.file, &mut self.run, at, true) {
             Ok(unreadable) => self.unreadable = unreadable,
             Err(error) => {
-                // Its old contents belong to another place.
+                // Its old content belongs to another place.
                 self.run.clear();
                 self.unreadable.clear();
                 return Err(error);
@@ -249,7 +249,7 @@ impl Cold {
         Ok(())
     }
 
-    /// Whether the frame at `next` is in the run, and verifies.
+    /// Whether the frame at `next` is in the run and verifies.
     fn is_in_run(&self) -> io::Result<bool> {
         let (record, word) = self.next;
         let at = word.checked_sub(self.run_at).map(|words| words as usize * WORD);
@@ -273,7 +273,7 @@ enum ReadSource {
 }
 
 impl Shared {
-    /// The place of an offset that is visible.
+    /// Returns the source of a visible offset.
     fn read_source(&self, offset: u64) -> Result<ReadSource, Error> {
         loop {
             let chain = self.chain.load_full();
@@ -282,7 +282,7 @@ impl Shared {
             if let Some(chunk) = segment.chunk.load_full() {
                 return Ok(ReadSource::Hot(segment, chunk));
             }
-            // Chunks are let go of only after sealing.
+            // Chunks are released only after sealing.
             let Some(sealed) = segment.sealed.get() else { continue };
             if u64::from(sealed.records) <= offset - segment.base() {
                 return Err(Error::Damaged { offset }); // a gap between segments
@@ -311,13 +311,13 @@ impl Shared {
         self.record(&self.read_source(offset)?, offset).map(Some)
     }
 
-    /// Whether the disk is not asked for what is at `offset`, or is not there yet.
+    /// Whether reading `offset` needs no disk access, because the record is in memory or not visible yet.
     pub(super) fn is_in_memory(&self, offset: u64) -> bool {
         let in_chunk = |segment: Arc<Segment>| segment.chunk.load_full().is_some();
         offset >= self.visible().get() || self.chain.load().locate(offset).is_none_or(in_chunk)
     }
 
-    /// Reads one record by itself, from where it is.
+    /// Reads a single record from its source.
     fn record(&self, place: &ReadSource, offset: u64) -> Result<Record, Error> {
         let cold = match place {
             ReadSource::Hot(segment, chunk) => {
@@ -344,7 +344,7 @@ impl Shared {
         let Frame { time, flags, value, .. } = frame;
         let (length, json) = (value.len(), flags & JSON != 0);
         let before = frame::HEADER + frame.body.len() - length;
-        buf.drain(..before); // the frame becomes its value, in place
+        buf.drain(..before); // the frame is reduced to its value, in place
         buf.truncate(length);
         let time = cold.segment.header.created + time;
         Ok(Record { offset, time, json, value: RecordSource::Cold(buf) })
@@ -365,7 +365,7 @@ impl Shared {
 /// while let Some(record) = reader.read_next()? {
 ///     println!("{}: {} bytes", record.offset, record.value.len());
 /// }
-/// assert_eq!(reader.offset(), 2); // it goes on from here when there is more
+/// assert_eq!(reader.offset(), 2); // reading continues here when there is more
 /// # Ok(())
 /// # }
 /// ```
@@ -373,7 +373,7 @@ pub struct Reader {
     shared: Arc<Shared>,
     next: u64,
     place: Option<ReadSource>,
-    /// The offsets that `place` serves.
+    /// The range of offsets that `place` provides.
     from: u64,
     until: u64,
 }
@@ -388,29 +388,30 @@ impl Reader {
         self.next
     }
 
-    /// Goes to `offset`.
+    /// Sets the offset that is read next.
     pub fn seek(&mut self, offset: u64) {
         self.next = offset;
     }
 
-    /// Releases what it holds of the log until the next record is read: a chunk's memory, or an open file and what was read
-    /// ahead of it (256 KiB, or the largest record). For callers that are about to wait for something else.
+    /// Releases what the reader holds of the log until the next record is read: a chunk's memory, or an open file and
+    /// what was read ahead from it (256 KiB, or the largest record). For callers that are about to wait for something
+    /// else.
     pub fn release(&mut self) {
         (self.place, self.from, self.until) = (None, 0, 0);
     }
 
-    /// The record at `offset`, as [`Log::read`](super::Log::read); goes on behind it.
+    /// Reads the record at `offset`, like [`Log::read`](super::Log::read); the reader continues after it.
     ///
     /// # Errors
-    /// As [`read_next`](Self::read_next).
+    /// The same as [`read_next`](Self::read_next).
     #[inline]
     pub fn read(&mut self, offset: u64) -> Result<Option<RecordRef<'_>>, Error> {
         self.next = offset;
         self.read_next()
     }
 
-    /// Whether the disk is not asked for the next record, nor to find that there is none yet. What it is in is kept until the reader
-    /// goes elsewhere, or [releases](Self::release) it.
+    /// Whether reading the next record needs no disk access, also if there is none yet. The chunk or file found is kept
+    /// until the reader moves elsewhere, or [releases](Self::release) it.
     #[cfg(feature = "server")]
     pub(crate) fn is_in_memory(&mut self) -> bool {
         let offset = self.next;
@@ -421,15 +422,15 @@ impl Reader {
             return false;
         }
         let found = self.find(offset);
-        self.next = offset; // an error is told to whoever reads
+        self.next = offset; // an error is returned by the read itself
         !matches!(found, Ok(true)) || matches!(self.place, Some(ReadSource::Hot(..)))
     }
 
-    /// What is known of the next record before it is read: of one that is not in memory, its header is read. `None` where
-    /// there is none yet that readers may see.
+    /// Returns what is known of the next record before it is read: if it is not in memory, its header is read. `None`
+    /// if there is no visible record yet.
     ///
     /// # Errors
-    /// As [`read_next`](Self::read_next).
+    /// The same as [`read_next`](Self::read_next).
     pub(crate) fn peek(&mut self) -> Result<Option<Ahead>, Error> {
         let offset = self.next;
         if (offset < self.from || offset >= self.until) && !self.find(offset)? {
@@ -451,7 +452,7 @@ impl Reader {
         }
     }
 
-    /// When the record at `offset` was appended. Of a large one its header is believed.
+    /// When the record at `offset` was appended. If the record is large, its header is trusted.
     pub(super) fn time_of(&mut self, offset: u64) -> Result<Option<u64>, Error> {
         self.next = offset;
         match self.peek()? {
@@ -461,10 +462,10 @@ impl Reader {
         }
     }
 
-    /// The next record by itself, without reading ahead; goes on behind it.
+    /// Reads the next record alone, without reading ahead; the reader continues after it.
     ///
     /// # Errors
-    /// As [`read_next`](Self::read_next).
+    /// The same as [`read_next`](Self::read_next).
     pub(crate) fn read_one(&mut self) -> Result<Option<Record>, Error> {
         let offset = self.next;
         if (offset < self.from || offset >= self.until) && !self.find(offset)? {
@@ -476,11 +477,11 @@ impl Reader {
         Ok(Some(record))
     }
 
-    /// The next record; `None` where there is none yet that readers may see.
+    /// Reads the next record; `None` if there is no visible record yet.
     ///
     /// # Errors
-    /// [`Error::Trimmed`], [`Error::Io`]: the position stays. [`Error::Damaged`]: the reader has gone past that
-    /// record, and may go on.
+    /// [`Error::Trimmed`], [`Error::Io`]: the position stays the same. [`Error::Damaged`]: the reader has moved past
+    /// that record, and may continue.
     #[inline]
     pub fn read_next(&mut self) -> Result<Option<RecordRef<'_>>, Error> {
         Ok(self.step()?.map(|step| step.record))
@@ -517,10 +518,10 @@ impl Reader {
         }
     }
 
-    /// Goes to the place of `offset`; `false` if it is not visible yet.
+    /// Moves to the source of `offset`; returns `false` if it is not visible yet.
     #[cold]
     fn find(&mut self, offset: u64) -> Result<bool, Error> {
-        // The frontier before the closing point: if records behind this chunk are visible, its end is known.
+        // The frontier is read before the end of the chunk: if records after this chunk are visible, its end is known.
         let visible = self.shared.visible().get();
         if offset >= visible {
             return Ok(false);
@@ -531,7 +532,7 @@ impl Reader {
                 return Ok(true);
             }
         }
-        (self.from, self.until) = (0, 0); // should this fail, nothing of the old place is used
+        (self.from, self.until) = (0, 0); // if this fails, nothing of the old source is used
         let place = match self.shared.read_source(offset) {
             Err(Error::Damaged { offset }) => {
                 self.next = offset + 1;
@@ -547,10 +548,10 @@ impl Reader {
         Ok(true)
     }
 
-    /// Waits until there is a record to read, at most for `timeout`; says whether there is one.
+    /// Waits until there is a record to read, for at most `timeout`; returns whether there is one.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::Failed`], [`Error::ReadOnly`] if there never will be.
+    /// [`Error::Closed`], [`Error::Failed`], [`Error::ReadOnly`] if there never will be one.
     pub fn wait(&self, timeout: Option<Duration>) -> Result<bool, Error> {
         let shared = &self.shared;
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
@@ -561,13 +562,13 @@ impl Reader {
         shared.writable().map(|()| false)
     }
 
-    /// [`wait`](Self::wait) for async code.
+    /// Like [`wait`](Self::wait), for async code.
     pub fn visible(&self) -> Visible {
         Visible::new(Arc::clone(&self.shared), self.next)
     }
 }
 
-/// The end of what a chunk has of the visible records.
+/// The end of the visible records in a chunk.
 fn hot_end(segment: &Segment, chunk: &Chunk, visible: u64) -> u64 {
     chunk.end().map_or(visible, |end| visible.min(segment.base() + u64::from(end.records)))
 }
@@ -587,7 +588,8 @@ impl Iter {
 impl Iterator for Iter {
     type Item = Result<Record, Error>;
 
-    /// The next record. After [`Error::Damaged`] the one behind it follows; after any other error, nothing.
+    /// Returns the next record. After [`Error::Damaged`] comes the record after the damaged one; after any other error,
+    /// nothing.
     fn next(&mut self) -> Option<Self::Item> {
         if self.reader.next >= self.end {
             return None;

@@ -1,15 +1,16 @@
-//! What all logs of this process have done so far, counted where it is not on the path of an append: per commit, per
-//! roll, per chunk.
+//! What all logs of this process have done so far. It is counted outside the path of an append: per commit, per roll,
+//! per chunk.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Upper bounds of the buckets of [`Stats::commit_micros`]: 16 µs, doubling.
+/// The number of buckets with a bound, each of which is twice the bound before it; one more bucket is for larger
+/// values.
 const BUCKETS: usize = 16;
 
-/// A histogram: how many values were at most each bound, not counting those under a lower one.
+/// A histogram: for each bound, how many values were at most that bound and above the previous one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Buckets {
-    /// Bound and count; the last bound is `u64::MAX`.
+    /// Pairs of a bound and a count; the last bound is `u64::MAX`.
     pub counts: Vec<(u64, u64)>,
     /// The sum of all values.
     pub sum: u64,
@@ -19,28 +20,28 @@ pub struct Buckets {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Commits to disk, by the microseconds each took.
+    /// Commits to disk, by how many microseconds each took.
     pub commit_micros: Buckets,
-    /// Commits, by the records each made durable.
+    /// Commits to disk, by how many records each made durable.
     pub commit_records: Buckets,
     /// Bytes of frames that were committed.
     pub committed_bytes: u64,
-    /// Times that appends went on to a next segment.
+    /// How often appends continued in a next segment.
     pub rolls: u64,
     /// Appends that found no room because the disk was behind.
     pub backpressure: u64,
-    /// Bytes of chunk memory at this moment, frames and slots.
+    /// Current bytes of chunk memory, frames and slots.
     pub chunk_bytes: u64,
-    /// Chunks that were to outlive the process and could not, for want of memory.
+    /// Chunks that should outlive the process and do not, because shared memory was not available.
     pub shm_fallbacks: u64,
-    /// Backings of processes that were killed, found when a log was opened, that may hold records which the disk does not
-    /// have, and were kept.
+    /// Backings of killed processes, found when a log was opened, that may hold records which the disk does not have,
+    /// and that were kept.
     pub backings_kept: u64,
     /// Torn ends of segments that were cut off when a log was opened, and kept in its directory.
     pub torn_ends_kept: u64,
 }
 
-/// What all logs of this process have done so far.
+/// Returns what all logs of this process have done so far.
 pub fn stats() -> Stats {
     let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
     Stats {
@@ -56,7 +57,7 @@ pub fn stats() -> Stats {
     }
 }
 
-// Each counts by itself, and orders nothing: Relaxed throughout.
+// Each counter is independent and orders nothing: Relaxed throughout.
 static COMMIT_MICROS: Histogram = Histogram::new(16);
 static COMMIT_RECORDS: Histogram = Histogram::new(1);
 static COMMITTED_BYTES: AtomicU64 = AtomicU64::new(0);
@@ -87,7 +88,7 @@ pub(super) fn found_no_room() {
     BACKPRESSURE.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Buckets whose bounds double, from the first one on.
+/// Buckets with bounds that double, starting from `first`.
 struct Histogram {
     first: u64,
     counts: [AtomicU64; BUCKETS + 1],

@@ -1,5 +1,5 @@
 //! The store's housekeeper: a thread that closes logs that are idle or too many, applies retention (for which it opens
-//! closed logs now and then), saves the producers of open logs, and removes the rest of deleted ones.
+//! closed logs now and then), saves the producers of open logs, and removes what is left of deleted logs.
 
 use super::{Entry, Error, Inner, LogError, LogSettings, OpenLog};
 use crate::sync::read_lock;
@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-/// How often it runs a turn.
+/// How often the housekeeper runs a turn.
 const TURN: Duration = Duration::from_secs(1);
 /// How many closed logs are opened for retention per turn.
 const RETAINED_A_TURN: usize = 16;
-/// How often one log is opened for retention, at most; a log that keeps its records for long is opened once in an
-/// eighth of that time.
+/// The shortest time between two openings of the same log for retention; a log with a long retention time is opened
+/// once every eighth of that time.
 const RETAINED_EVERY: Duration = Duration::from_secs(60);
 
 /// See the module's documentation.
@@ -41,7 +41,7 @@ impl Housekeeper {
     /// Stops the housekeeper; waits until the turn in progress has ended.
     pub(super) fn stop(self) {
         drop(self.stop);
-        let _ = self.thread.join(); // a panic there was reported
+        let _ = self.thread.join(); // a panic of the thread was reported already
     }
 }
 
@@ -52,7 +52,7 @@ impl Entry {
         if !self.open.load_full().is_some_and(|open| open.has_room_again()) {
             return;
         }
-        // Whoever holds the lock is opening, closing or deleting it.
+        // If the lock is held, the log is being opened, closed or deleted.
         let Ok(_held) = self.deleted.try_lock() else { return };
         let Some(open) = self.open.load_full().filter(|open| open.is_full()) else { return };
         self.open.store(None);
@@ -73,8 +73,8 @@ impl Inner {
                 entry.open.load().is_none() && due_since(entry) <= now && entry.deleted.try_lock().is_ok()
             };
             let mut due: Vec<_> = entries.iter().filter(|(_, entry)| is_due(entry)).collect();
-            // The longest waiting first: if there are more logs than turns for them, the first by name would take them
-            // all.
+            // The longest waiting first: otherwise, if more logs are due than one turn handles, the first logs by name
+            // would take all turns.
             due.sort_by_key(|(_, entry)| due_since(entry));
             due.into_iter()
                 .take(RETAINED_A_TURN)
@@ -88,11 +88,11 @@ impl Inner {
                     let age = Duration::from_secs(age);
                     (Some(age), Some((age / 8).max(RETAINED_EVERY)))
                 }
-                Err(_) => (None, Some(RETAINED_EVERY)), // whoever uses the log gets the error
+                Err(_) => (None, Some(RETAINED_EVERY)), // the error is reported to users of the log
             };
             let again = every.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
             let again = again.map_or(u64::MAX, |again| now.saturating_add(again));
-            entry.retain_at.store(again, Ordering::Relaxed); // by this thread alone
+            entry.retain_at.store(again, Ordering::Relaxed); // only this thread writes it
             if age.is_some()
                 && let Ok(open) = self.opened(&name, &entry)
             {
@@ -142,7 +142,7 @@ impl Inner {
     }
 }
 
-/// What applying retention has come to.
+/// The result of applying retention.
 #[derive(PartialEq, Eq)]
 enum Retained {
     All,
@@ -160,7 +160,7 @@ impl OpenLog {
             Ok(_) => Retained::All,
             Err(LogError::WouldBlock) => Retained::InPart,
             Err(error) => {
-                tracing::error!(name = self.name, %error, "dropping old segments failed");
+                tracing::error!(name = self.name, %error, "cannot drop old segments");
                 Retained::All
             }
         }

@@ -1,4 +1,5 @@
-//! The maintenance task of a log: makes spare segments, writes zeros ahead of the flusher, seals, trims, and gives memory back.
+//! The maintenance task of a log: prepares spare segments, writes zeros ahead of the flusher, seals, trims, and gives
+//! memory back.
 
 use super::{Job, SpareSegment, Trim, Undone};
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
 };
 use std::time::Duration;
 
-/// How long until a spare segment that could not be made is tried again.
+/// How long to wait before trying again to make a spare segment.
 const RETRY: Duration = Duration::from_millis(250);
 
 impl Shared {
@@ -23,7 +24,7 @@ impl Shared {
         let roll = &self.roll;
         loop {
             roll.task.take_kick();
-            // Until something has to be tried again later: trims, and all else.
+            // Trims are done until one has to be tried again later (`trimming`), other jobs likewise (`waiting`).
             let (mut trimming, mut waiting) = (true, false);
             loop {
                 let stopping = self.stopping.load(Ordering::SeqCst);
@@ -32,7 +33,7 @@ impl Shared {
                     self.prepare();
                     self.give_back();
                 }
-                // In turn with the rest: a trim makes the room that another job may wait for.
+                // Trims alternate with other jobs: a trim makes the room that another job may wait for.
                 let trim = if trimming && !stopping { roll.trims.pop() } else { None };
                 let trimmed = trim.is_some();
                 trimming = trim.is_none_or(|trim| self.trim_slice(trim));
@@ -44,13 +45,13 @@ impl Shared {
                 match job.map_or(Ok(()), |job| self.work_at(job)) {
                     Ok(()) => {}
                     Err(Undone::Yet(job, error)) => {
-                        tracing::warn!(dir = %self.dir.display(), %error, "to be tried again");
+                        tracing::warn!(dir = %self.dir.display(), %error, "cannot seal a segment yet, will try again");
                         *lock(&roll.stalled) = Some(*job);
                         waiting = true;
                     }
                     Err(Undone::Ever(error)) => self.fail(&error),
                 }
-                // A long trim is done in slices; other logs have their turn in between.
+                // A long trim is done in slices, so that other logs have their turns in between.
                 if trimmed && roll.task.again() {
                     return;
                 }
@@ -87,25 +88,25 @@ impl Shared {
         Ok(())
     }
 
-    /// Trims one slice, and answers, or leaves the rest for later. `false` if it has to be tried again later.
+    /// Trims one slice, and answers, or leaves the rest for later. Returns `false` if it has to be tried again later.
     fn trim_slice(&self, trim: Trim) -> bool {
         let trimmed = self.trim_now(trim.before);
         self.roll.budget.forget(&self.roll.share, self.first_offset());
         match trimmed {
             Ok(None) => self.roll.trims.push(trim),
             Err(error) if error.is_transient() => {
-                tracing::warn!(dir = %self.dir.display(), %error, "to be tried again");
+                tracing::warn!(dir = %self.dir.display(), %error, "cannot trim yet, will try again");
                 self.roll.trims.push(trim);
                 return false;
             }
-            Ok(Some(first)) => drop(trim.answer.send(Ok(first))), // who asked may have gone
+            Ok(Some(first)) => drop(trim.answer.send(Ok(first))), // the caller may no longer wait
             Err(error) => drop(trim.answer.send(Err(error))),
         }
         true
     }
 
-    /// The rest of the maintenance task's work, after both tasks have stopped: seals what is durable, releases the spare
-    /// segment. The last segment stays unsealed, for the next opening to go on in.
+    /// Does the rest of the maintenance task's work after both tasks have stopped: seals what is durable, and releases
+    /// the spare segment. The last segment stays unsealed, so that the log can continue in it when it is opened next.
     pub(in crate::log) fn seal_rest(&self) -> Result<(), Error> {
         let mut done = Ok(());
         let mut stalled = lock(&self.roll.stalled).take();
@@ -115,7 +116,7 @@ impl Shared {
                 Job::Seal(..) if self.failed.get().is_some() => {}
                 job => match self.work_at(job) {
                     Ok(()) => {}
-                    // Its frames are durable, and the next opening seals it.
+                    // Its frames are durable, and the segment is sealed when the log is opened next.
                     Err(Undone::Yet(_, error)) => {
                         tracing::warn!(dir = %self.dir.display(), %error, "a segment is left unsealed");
                     }
@@ -124,24 +125,25 @@ impl Shared {
             }
         }
         while let Some(Trim { answer, .. }) = self.roll.trims.pop() {
-            drop(answer.send(Err(Error::Closed))); // who asked may have gone
+            drop(answer.send(Err(Error::Closed))); // the caller may no longer wait
         }
         self.roll.ready.pop().into_iter().for_each(|spare| self.let_go(spare));
         self.roll.budget.forget(&self.roll.share, u64::MAX);
         done
     }
 
-    /// Makes a spare segment, unless one is ready, or there is no memory for it yet.
+    /// Prepares a spare segment, unless one is ready, or there is no memory for it yet.
     fn prepare(&self) {
         let roll = &self.roll;
-        roll.asked.store(false, Ordering::SeqCst); // later requests get another pass; earlier ones are served by this one
+        // Later requests cause another pass; earlier ones are served by this one.
+        roll.asked.store(false, Ordering::SeqCst);
         let needs = roll.needs.load(Ordering::SeqCst);
         let smallest = self.options.first_segment_bytes;
         let is_fine = |capacity| capacity >= needs && !roll.is_too_large(capacity, smallest.max(needs));
         match roll.ready.pop() {
             Some(spare) if is_fine(spare.memory.capacity()) => {
                 roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
-                // An appender that looked while it was in our hands has found none, and waits.
+                // An appender that looked while the spare segment was taken found none, and waits.
                 roll.changed.bump();
                 return;
             }
@@ -149,8 +151,8 @@ impl Shared {
             None => {}
         }
         let Some(claim) = self.claim_next(needs) else {
-            roll.asked.store(true, Ordering::SeqCst); // for the next turn, which sealing begins
-            // An appender may have closed a chunk before the first record, and nobody else tells the flusher then.
+            roll.asked.store(true, Ordering::SeqCst); // for the next turn, which sealing starts
+            // An appender may have closed a chunk before its first record, and then nobody else kicks the flusher.
             self.flush.kick();
             return;
         };
@@ -160,16 +162,16 @@ impl Shared {
         match made {
             Ok(spare) => {
                 claim.keep();
-                // An appender that found the last one too small may have put it back meanwhile.
+                // An appender that found the previous spare segment too small may have put it back meanwhile.
                 roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
                 *refused = None;
             }
             Err(error) => {
                 drop(claim);
                 let refusal = error.cannot_grow();
-                // Tried again as long as an append waits for room: logged once.
+                // It is tried again as long as an append waits for room, but logged only once.
                 if refused.as_ref().map(ToString::to_string) != Some(refusal.to_string()) {
-                    tracing::warn!(dir = %self.dir.display(), error = %refusal, "cannot make the next segment ready");
+                    tracing::warn!(dir = %self.dir.display(), error = %refusal, "cannot prepare the next segment");
                 }
                 *refused = Some(refusal);
             }
@@ -178,8 +180,8 @@ impl Shared {
         roll.changed.bump();
     }
 
-    /// Goes on from a large chunk to a spare segment of the smallest size where the budget is exceeded: so the large one is sealed, and its
-    /// memory is given back.
+    /// If the budget is exceeded, continues from a large chunk in a spare segment of the smallest size: so the large
+    /// one is sealed, and its memory is given back.
     fn give_back(&self) {
         let (active, roll) = (self.active.load_full(), &self.roll);
         let smallest = self.options.first_segment_bytes;
@@ -187,19 +189,19 @@ impl Shared {
         if !has_records || !roll.is_too_large(active.chunk.capacity(), smallest) {
             return;
         }
-        // Anybody may take it meanwhile, and another be put in its place.
+        // An appender may take the spare segment meanwhile, and another may be put in its place.
         let Some(spare) = roll.ready.pop() else { return };
         let is_small = spare.memory.capacity() <= smallest;
         roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
-        roll.changed.bump(); // an appender that looked while it was in our hands has found none, and waits
+        roll.changed.bump(); // an appender that looked while it was taken found none, and waits
         if is_small {
             self.begin_anew(&active);
         }
     }
 
-    /// Claims room for the next chunk: four times the active one while half of the budget is unclaimed, otherwise the same.
-    /// `None` if the disk has to catch up first. When other logs have taken the memory, smaller chunks are used, and one of the
-    /// smallest size that is enough is always granted.
+    /// Claims room for the next chunk: four times the active one while half of the budget is unclaimed, otherwise the
+    /// same size. `None` if the disk has to catch up first. If other logs have taken the memory, smaller chunks are
+    /// used; a chunk of the smallest size that is enough is always granted.
     fn claim_next(&self, needs: u64) -> Option<Claim> {
         let (options, roll) = (&self.options, &self.roll);
         let fitting = |bytes: u64| bytes.max(needs.next_multiple_of(disk::BLOCK)).min(options.segment_bytes);
@@ -223,7 +225,7 @@ impl Shared {
     }
 
     fn make(&self, capacity: u64) -> Result<SpareSegment, Error> {
-        let number = self.roll.files.fetch_add(1, Ordering::Relaxed) + 1; // a name of its own, no more
+        let number = self.roll.files.fetch_add(1, Ordering::Relaxed) + 1; // only has to be a unique name
         let file = SegmentFile::prepare(&*self.env.disk, &self.dir, number, capacity)
             .map_err(Error::io("make a segment file in", &self.dir))?;
         let memory = self
@@ -238,7 +240,7 @@ impl Shared {
         })
     }
 
-    /// Seals a segment whose frames are durable. Its chunk stays for readers as long as the budget lasts.
+    /// Seals a segment whose frames are durable. Its chunk stays for readers as long as the budget allows.
     fn seal(&self, segment: &Arc<Segment>, end: ChunkPosition) -> Result<(), Error> {
         let (Some(file), Some(chunk)) = (segment.file(), segment.chunk.load_full()) else { return Ok(()) };
         let time = |record| chunk.frame(record).map_or(0, |frame| frame.time);
@@ -258,7 +260,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Removes the file of a segment that has no record, and releases its claim.
+    /// Removes the file of a segment that has no records, and releases its claim.
     fn discard(&self, segment: &Segment) {
         segment.file().into_iter().for_each(|file| file.discard(&*self.env.disk));
         self.roll.share.release(segment.header.capacity);
@@ -269,7 +271,7 @@ impl Shared {
         let SpareSegment { memory, file } = spare;
         file.discard(&*self.env.disk);
         self.roll.share.release(memory.capacity());
-        drop(memory); // and its backing with it
+        drop(memory); // which also drops its backing
     }
 
     fn zero_ahead(&self, segment: &Arc<Segment>) -> Result<(), Error> {
@@ -277,7 +279,7 @@ impl Shared {
         let done = file.zero_ahead();
         self.flush.zeros_done();
         match done {
-            Err(error) if disk::is_transient(&error) => Ok(()), // writes are a little slower without
+            Err(error) if disk::is_transient(&error) => Ok(()), // without the zeros, writes are a little slower
             done => done.map_err(Error::io("write zeros ahead in", &self.dir)),
         }
     }
