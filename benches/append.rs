@@ -1,5 +1,5 @@
-//! Appending to memory, with the flusher at work on what came before, beside the floor: copy and checksum.
-//! Bursts of what memory holds are timed; that the disk catches up in between is not.
+//! Appending to memory, while the flusher writes what came before, compared with the floor: copy and checksum. Bursts
+//! that fit into memory are timed; the time in which the disk catches up is not.
 
 mod common;
 
@@ -8,10 +8,10 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use millstream::Log;
 use std::time::{Duration, Instant};
 
-/// Bytes of frames in a burst.
+/// Bytes of frames per burst.
 const BURST: usize = 128 << 20;
 
-/// Appends `total` records by so many threads in batches; the time while all of them append.
+/// Appends `total` records in batches from `threads` threads; returns the time of the slowest thread.
 fn burst(log: &Log, value: &[u8], batch: usize, threads: u64, total: u64) -> Duration {
     let values = vec![value; batch];
     let each = (total / threads / batch as u64).max(1);
@@ -44,7 +44,8 @@ fn append(criterion: &mut Criterion) {
             bencher.iter_custom(|times| copy_and_checksum(&value, times));
         });
         for (threads, batch) in [(1, 1), (1, 16), (2, 1), (2, 16)] {
-            // One log for all samples, whose first chunks have been made and faulted in: that is once in a log's life.
+            // One log for all samples, whose first chunks have been allocated and faulted in: that happens once in a
+            // log's life.
             let place = dir();
             let log = open(place.path());
             for _ in 0..3 {
@@ -58,7 +59,7 @@ fn append(criterion: &mut Criterion) {
                     while left > 0 {
                         let now = left.min(most);
                         let least = threads * batch as u64;
-                        // A burst smaller than one batch a thread is timed as one, and counted by its share.
+                        // A burst smaller than one batch per thread is timed as one, and counted proportionally.
                         let measured = burst(&log, &value, batch, threads, now.max(least));
                         time += if now < least { measured * now as u32 / least as u32 } else { measured };
                         left -= now;

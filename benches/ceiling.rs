@@ -1,5 +1,5 @@
-//! The ceilings: hyper on one runtime that reads and drops a body and answers a fixed one, or answers a GET with 1 MiB
-//! of memory. For `benches/http.sh` and `benches/http_batches.sh`; prints the address that it listens at.
+//! The ceilings: hyper on one runtime that reads and drops a body and returns a fixed answer, or answers a GET with 1
+//! MiB of memory. For `benches/http.sh` and `benches/http_batches.sh`; prints the address that it listens on.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -16,7 +16,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
         return Ok(Response::new(Full::new(Bytes::from_static(&MEBIBYTE))));
     }
     let mut body = request.into_body();
-    while let Some(Ok(_)) = body.frame().await {} // dropped as it comes
+    while let Some(Ok(_)) = body.frame().await {} // dropped as it arrives
     Ok(Response::new(Full::new(Bytes::from_static(b"{\"offset\":12345}\n"))))
 }
 

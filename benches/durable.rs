@@ -1,4 +1,4 @@
-//! Durable appends beside what the disk does bare: each record durable before the next, and flat out.
+//! Durable appends compared with the bare disk: each record durable before the next, and at full rate.
 
 mod common;
 
@@ -12,14 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// `O_DIRECT | O_DSYNC`, where there is such a thing; else plain writes with `fdatasync`.
+/// `O_DIRECT | O_DSYNC` if supported, otherwise plain writes with `fdatasync`.
 struct Bare {
     file: File,
     direct: bool,
 }
 
 impl Bare {
-    /// A file of so many bytes, all written before.
+    /// Creates a file of `bytes` bytes, all of them written already.
     fn new(dir: &Path, bytes: usize) -> Self {
         let path = dir.join("bare");
         let mut file = File::create(&path).unwrap();
@@ -86,7 +86,7 @@ fn one_by_one(criterion: &mut Criterion) {
     }
 }
 
-/// 256 MiB each time: what the disk takes in 8 MiB writes, and what the log makes durable.
+/// 256 MiB each time: how fast the disk takes writes of 8 MiB, and how fast the log makes frames durable.
 fn flat_out(criterion: &mut Criterion) {
     const TOTAL: usize = 256 << 20;
     for size in SIZES {

@@ -1,5 +1,5 @@
-//! How long one append takes while the flusher writes all the time: each is timed, at a steady rate, and with nothing
-//! held back. `cargo bench --bench latency -- [APPENDS A SECOND] [SECONDS]`
+//! How long one append takes while the flusher writes all the time, at a steady rate and as fast as possible.
+//! `cargo bench --bench latency -- [APPENDS PER SECOND] [SECONDS]`
 
 mod common;
 
@@ -19,7 +19,7 @@ fn report(label: &str, latency: &Histogram<u64>) {
     );
 }
 
-/// Nanoseconds of each append of 100 bytes, one every `every`. Chunks have been faulted in before.
+/// Nanoseconds of each append of 100 bytes, one every `every`. The chunks have been faulted in before.
 fn measure(every: Duration, seconds: u64) -> Histogram<u64> {
     let place = dir();
     let log = open(place.path());
@@ -48,7 +48,7 @@ fn measure(every: Duration, seconds: u64) -> Histogram<u64> {
     latency
 }
 
-/// What timing itself takes.
+/// How long the timing itself takes.
 fn clock() -> Histogram<u64> {
     let mut latency = Histogram::new(3).unwrap();
     for _ in 0..1_000_000 {

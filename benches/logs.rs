@@ -1,5 +1,5 @@
-//! Many logs in one process: what it takes to create them, to have them open, to append to each in turn, and to open
-//! them again. `cargo bench --bench logs -- [LOGS]`
+//! Many logs in one process: the cost of creating them, of keeping them open, of appending to each in turn, and of
+//! opening them again. `cargo bench --bench logs -- [LOGS]`
 
 #[path = "../tests/support/shm.rs"]
 mod shm;
@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A number out of `/proc/self/status`, in the unit that is there.
+/// A number from `/proc/self/status`, in the unit used there.
 fn status(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! How long opening takes after a process was killed: at full rate, with what it has left in shared memory; and with the
-//! worst that can stand behind the last record of a segment. `cargo bench --bench reopen`
+//! How long opening takes after a process was killed: at full rate, with what it left in shared memory; and with the
+//! worst content that can follow the last record of a segment. `cargo bench --bench reopen`
 
 mod common;
 
@@ -19,7 +19,7 @@ fn options() -> Options {
     Options { first_segment_bytes: SEGMENT, shm_dir: Some(shm_dir), ..Options::default() }
 }
 
-/// The process that is killed: appends records of so many bytes at full rate.
+/// The process that is killed: appends records of `size` bytes at full rate.
 fn child(dir: &str, size: usize) -> ! {
     let log = Log::open(dir, options()).unwrap();
     let value = vec![7; size];
@@ -41,7 +41,7 @@ fn reopen(label: &str, dir: &Path, bytes: u64) {
     println!("{label:<44} {mib:>5} MiB, {records:>9} records: {took:>10.1?}, {per_gib:.2} s a GiB");
 }
 
-/// Bytes of what is not sealed: the segments of full length.
+/// The bytes of segments that are not sealed, which have the full length.
 fn unsealed(dir: &Path) -> u64 {
     let lengths = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
     lengths.filter(|&length| length == 4096 + SEGMENT + 12288).map(|_| SEGMENT).sum()
@@ -65,7 +65,7 @@ fn killed(size: usize) {
     );
 }
 
-/// A segment of which ten records are whole, and these bytes behind.
+/// A segment with ten complete records, and these bytes after them.
 fn tail(label: &str, fill: impl Fn(&[u8; 4096], &mut [u8])) {
     let place = dir();
     let log = Log::open(place.path(), options()).unwrap();
@@ -80,12 +80,13 @@ fn tail(label: &str, fill: impl Fn(&[u8; 4096], &mut [u8])) {
     let mut bytes = vec![0; SEGMENT as usize - 10 * 32];
     fill(&header, &mut bytes);
     segment.write_all_at(&bytes, 4096 + 10 * 32).unwrap();
-    segment.sync_all().unwrap(); // what the log writes is on the disk when it is killed
+    segment.sync_all().unwrap(); // what a killed log has written is on the disk
     drop(segment);
     reopen(label, place.path(), SEGMENT);
 }
 
-/// Fills with three words at a time that look like the header of a frame of nearly all the rest, stored behind `mask`.
+/// Fills with headers of three words that look like those of frames of almost all the rest. The second word is
+/// combined with `mask` by exclusive or.
 fn headers(bytes: &mut [u8], mask: u64) {
     let size = bytes.len();
     for (n, header) in bytes.chunks_exact_mut(24).enumerate() {

@@ -1,7 +1,7 @@
 //! Fan-out of one log to many live tails: the time from an append to the arrival of its event, at a steady rate of
-//! appends; beside it, bare sockets that one thread writes the same bytes to. Who writes has the first core, who reads
-//! the second.
-//! `cargo bench --bench tails -- [READERS] [APPENDS A SECOND] [SECONDS]`
+//! appends; compared with bare sockets that one thread writes the same bytes to. The writer has the first core, the
+//! readers have the second.
+//! `cargo bench --bench tails -- [READERS] [APPENDS PER SECOND] [SECONDS]`
 
 #[path = "../tests/support/shm.rs"]
 mod shm;
@@ -21,7 +21,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// Keeps the calling thread, and what it starts, on one core, where the system can.
+/// Pins the calling thread, and the threads that it starts, to one core, if the system can.
 fn pin(core: usize) {
     #[cfg(target_os = "linux")]
     {
@@ -48,7 +48,7 @@ impl Server {
         pin(1);
         let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
         let line = said.by_ref().map_while(Result::ok).find(|line| line.contains("address=")).unwrap();
-        std::thread::spawn(move || said.for_each(drop)); // so that it never waits for us
+        std::thread::spawn(move || said.for_each(drop)); // so that the server never waits for us
         let address = line.split("address=").nth(1).unwrap().split(' ').next().unwrap().to_owned();
         (Self(child), address)
     }
@@ -61,7 +61,7 @@ impl Drop for Server {
     }
 }
 
-/// What the readers see: microseconds from sending to arrival, by the number that stands in each event.
+/// What the readers observe: microseconds from sending to arrival, by the time in each event.
 struct Seen {
     begun: Instant,
     latency: Mutex<Histogram<u64>>,
@@ -78,7 +78,7 @@ impl Seen {
         self.begun.elapsed().as_micros() as u64
     }
 
-    /// Notes the events in a piece of the stream: each has its time of sending as `"json":N`.
+    /// Records the events in a piece of the stream: each has the time of its sending as `"json":N`.
     fn note(&self, text: &[u8]) {
         let now = self.now();
         let mark = b"\"json\":";
@@ -109,7 +109,7 @@ impl Seen {
 async fn read(mut stream: TcpStream, seen: Arc<Seen>) {
     let mut buf = vec![0; 16 << 10];
     while let Ok(length @ 1..) = stream.read(&mut buf).await {
-        seen.note(&buf[..length]); // an event this small comes in one piece
+        seen.note(&buf[..length]); // an event this small arrives in one piece
     }
 }
 
@@ -150,7 +150,7 @@ async fn millstream(readers: usize, rate: u64, seconds: u64) {
     seen.report("millstream", readers as u64 * rate * seconds);
 }
 
-/// One thread that writes each event to every socket, and nothing else: what the sockets themselves cost.
+/// One thread that writes each event to every socket, and nothing else: the cost of the sockets themselves.
 async fn bare(readers: usize, rate: u64, seconds: u64) {
     let seen = Seen::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -195,7 +195,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     println!("{readers} readers, {rate} appends a second");
     runtime.block_on(bare(readers, rate, seconds));
-    drop(runtime); // and its readers
+    drop(runtime); // together with its readers
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(millstream(readers, rate, seconds));
 }

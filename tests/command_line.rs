@@ -1,4 +1,4 @@
-//! The command line: exit code 2 for usage, 1 for failure, and one line that says what to do.
+//! The command line: exit code 2 for incorrect usage, 1 for failure, and a one-line error that says what to do.
 
 #[path = "support/shm.rs"]
 mod shm;
@@ -14,7 +14,7 @@ fn run(arguments: &[&str]) -> Output {
     command.env("MILLSTREAM_SHM_DIR", shm::dir()).args(arguments).output().unwrap()
 }
 
-/// Runs what is to fail: its exit code, and what it says, which must be one line.
+/// Runs a command that should fail: returns its exit code and its error, which must be one line.
 fn failure(arguments: &[&str]) -> (Option<i32>, String) {
     let output = run(arguments);
     let said = String::from_utf8(output.stderr).unwrap();
@@ -53,7 +53,7 @@ fn wrong_usage_is_2_and_help_is_0() {
     assert_eq!(run(&["--version"]).status.code(), Some(0));
 }
 
-/// Some made the server panic, at its start or at each connection, and one became 0.
+/// Some of these numbers made the server panic, when it started or at each connection, and one became 0.
 #[test]
 fn a_number_that_no_server_could_keep_to_is_wrong_usage() {
     for (flag, numbers) in [
@@ -69,7 +69,7 @@ fn a_number_that_no_server_could_keep_to_is_wrong_usage() {
         ("--max-decoded-bytes", &["0", "18446744073709551615"]),
     ] {
         for number in numbers {
-            // The directory is none, so that a server that would take the number ends as well.
+            // The data directory is not a directory, so that a server that accepts the number exits as well.
             let output = run(&["serve", "--data", "/dev/null", "--listen", "127.0.0.1:0", flag, number]);
             let said = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(2), "{flag} {number}: {said}");
@@ -78,11 +78,12 @@ fn a_number_that_no_server_could_keep_to_is_wrong_usage() {
     }
 }
 
-/// They were taken without a word, and let nobody in; and too little memory was told as an address that cannot be had.
+/// These values were accepted silently, and kept everybody out; and too little memory was reported as an unusable
+/// address.
 #[test]
 fn what_no_client_could_match_is_wrong_usage_and_too_little_memory_is_told_as_such() {
     let serve = |flag: &str, value: &str| {
-        // The directory is none, so that a server that would take it ends as well.
+        // The data directory is not a directory, so that a server that accepts the value exits as well.
         run(&["serve", "--data", "/dev/null", "--listen", "127.0.0.1:0", flag, value])
     };
     for (flag, values) in [
@@ -103,7 +104,7 @@ fn what_no_client_could_match_is_wrong_usage_and_too_little_memory_is_told_as_su
         ("--allow-host", &["*", "*.example.com", "log", "log:4437", "::1", "[::1]", "[::1]:80", "10.0.0.1"]),
     ] {
         for value in values {
-            assert_eq!(serve(flag, value).status.code(), Some(1), "{flag} {value:?}"); // for want of a directory
+            assert_eq!(serve(flag, value).status.code(), Some(1), "{flag} {value:?}"); // because there is no directory
         }
     }
     let said = String::from_utf8(serve("--max-http-memory-bytes", "1").stderr).unwrap();
@@ -226,7 +227,7 @@ fn settings_come_from_flags_then_the_environment_then_a_file() {
     ] {
         assert!(said.lines().any(|found| found == line), "{line} is not in\n{said}");
     }
-    // What is printed is a file.
+    // The output is a valid file.
     let again = printed(&said, &[]);
     assert!(String::from_utf8(again.stdout).unwrap().contains("max_header_bytes = 9999 # file or default"));
     for (wrong, code) in [
@@ -241,8 +242,8 @@ fn settings_come_from_flags_then_the_environment_then_a_file() {
     }
 }
 
-/// As root it saw none of the memory that the log's server had left, and gave that up; and wrote files that the server could not
-/// open.
+/// As root, it did not find the memory that the log's server had left, and gave it up; and it wrote files that the
+/// server could not open.
 #[test]
 fn a_log_of_another_user_is_repaired_only_if_that_is_said() {
     if !rustix::process::geteuid().is_root() {

@@ -1,4 +1,4 @@
-//! The endpoint over a real socket: the book's API, and everything a client may do wrong.
+//! The endpoint over a real socket: the book's API, and everything that a client may do wrong.
 
 mod support;
 
@@ -17,7 +17,7 @@ fn a_client_of_the_book_gets_what_it_expects() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     let mut client = server.connect();
-    // As Go's encoder writes its ProduceRequest, offset included.
+    // As Go's encoder writes a ProduceRequest, including the offset.
     let answer =
         client.request("POST", "/", br#"{"record":{"value":"TGV0J3MgR28gIzEK","offset":0}}"#).unwrap();
     assert_eq!((answer.status, &answer.body[..]), (200, "{\"offset\":0}\n"));
@@ -74,7 +74,7 @@ fn bad_requests_get_a_clear_answer_and_store_nothing() {
         assert_eq!((answer.status, code(&answer.body)), (*status, *expected), "{method} {target} {body:.60}");
         assert!(answer.head.contains("application/problem+json"));
     }
-    // What is announced as too large is refused before it is sent; the connection ends after that.
+    // A body that is announced as too large is refused before it is sent; the connection closes after that.
     let mut other = server.connect();
     other
         .send(
@@ -84,7 +84,7 @@ fn bad_requests_get_a_clear_answer_and_store_nothing() {
         .unwrap();
     let answer = other.answer().unwrap();
     assert_eq!((answer.status, code(&answer.body)), (413, "body_too_large"));
-    // Chunked, it is noticed as it comes.
+    // With a chunked body, this is noticed while it arrives.
     let mut other = server.connect();
     let chunked = format!(
         "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{large}",
@@ -125,7 +125,7 @@ fn a_header_section_over_the_limit_is_refused() {
     let server = Server::start(data.path(), &["--max-header-bytes", "8192"]);
     let mut client = server.connect();
     let request = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "y".repeat(20_000));
-    let _ = client.send(request.as_bytes()); // it may hang up before all is sent
+    let _ = client.send(request.as_bytes()); // it may hang up before everything is sent
     assert_eq!(client.answer().unwrap().status, 431);
 }
 
@@ -200,7 +200,7 @@ fn cold_records_come_from_the_disk() {
     }
 }
 
-/// A file system of its own, of so many KiB; `None`, said aloud, where that takes more rights than we have.
+/// A file system of its own, of `kib` KiB; `None`, with a message, if that takes more rights than we have.
 fn small_disk(at: &std::path::Path, kib: u32) -> Option<impl Drop> {
     struct Mounted(std::path::PathBuf);
     impl Drop for Mounted {
@@ -250,7 +250,7 @@ fn a_full_disk_is_507_and_what_was_acknowledged_is_still_served() {
     drop(disk);
 }
 
-/// Where backings are kept there is little room, or none at all.
+/// There is little room for backings, or none at all.
 #[test]
 fn a_full_memory_file_system_is_told_and_appends_go_on_without_backings() {
     for taken in [0, 1024] {
@@ -287,7 +287,7 @@ fn a_full_memory_file_system_is_told_and_appends_go_on_without_backings() {
         assert!(without.is_some_and(|count| count.parse::<u64>().unwrap() > 0), "{metrics}");
         let text = std::fs::read_to_string(&said).unwrap();
         let told = text.lines().filter(|line| line.contains("no memory that outlives the process")).count();
-        // Once for a log; `default` has room for its own, unless there is none at all.
+        // Once per log; `default` has room for its backing, unless there is none at all.
         assert_eq!(told, 1 + usize::from(taken > 0), "{text}");
         assert!(!text.contains("ERROR"), "{text}");
         drop(client);
@@ -318,7 +318,7 @@ fn a_client_that_reads_nothing_is_dropped_and_others_are_served() {
     assert_eq!(server.connect().append(b"x").unwrap(), 1);
     assert!(begun.elapsed() < Duration::from_secs(2));
     std::thread::sleep(Duration::from_secs(5));
-    // Whoever has not read meanwhile finds the connection gone before all of the answer.
+    // A client that has not read meanwhile finds the connection closed before the end of the answer.
     let dropped = deaf.into_iter().filter_map(|mut client| client.answer().err()).count();
     assert_eq!(dropped, 4, "a client that reads nothing keeps its answer in our memory for ever");
 }
@@ -329,19 +329,19 @@ fn a_server_that_recovers_says_so_and_is_not_ready() {
     use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
     let data = tempfile::tempdir().unwrap();
     std::fs::create_dir(data.path().join("default")).unwrap();
-    // Opening the log waits for somebody to read its lock. Its settings would not do: a pipe has no length, and what has
-    // none is no JSON, which is an error; and the server opens the log once more after any error.
+    // Opening the log waits until somebody reads its lock file. The settings file would not work: a pipe has no length,
+    // and empty settings are not JSON, which is an error; and the server opens the log once more after any error.
     let lock = data.path().join("default/lock");
     mknodat(CWD, &lock, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-    // It says where it listens when it is ready; so it is told where to.
-    // Below the ports that the system gives to those who ask for any: another test's server would get the same.
+    // The server only logs its address when it is ready, so the address is given to it. The port is below those that
+    // the system assigns automatically: another test's server could get the same one.
     let ports = (0..10_000).map(|n| 20_000 + (std::process::id() + n) % 10_000);
     let mut free = ports.map(|port| format!("127.0.0.1:{port}"));
     let free = free.find(|address| std::net::TcpListener::bind(address).is_ok()).unwrap();
     let said = tempfile::NamedTempFile::new().unwrap();
     let stderr = said.reopen().unwrap();
     let child = Server::command(data.path(), &["--listen", &free]).stderr(stderr).spawn().unwrap();
-    let server = Server { child, address: free.clone() }; // which ends with this test, however that ends
+    let server = Server { child, address: free.clone() }; // ends with this test, however the test ends
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut client = loop {
         match Client::connect(&free) {
@@ -358,7 +358,7 @@ fn a_server_that_recovers_says_so_and_is_not_ready() {
     assert!(waiting.head.contains("retry-after: 1\r\n"), "{}", waiting.head);
     assert!(waiting.status == 503 && waiting.body.contains("\"code\":\"recovering\""), "{}", waiting.body);
     assert_eq!(ask(&mut client, "/healthz").status, 200);
-    // Waits for nobody itself: a server that has ended would never open the other end.
+    // This open does not wait: a server that has ended would never open the other end.
     let _reader = rustix::fs::open(&lock, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
     while ask(&mut client, "/readyz").status != 200 {
         assert!(Instant::now() < deadline, "it does not become ready");
@@ -367,13 +367,13 @@ fn a_server_that_recovers_says_so_and_is_not_ready() {
     assert_eq!(client.append(b"hi").unwrap(), 0);
     assert_eq!(client.read(0).unwrap().unwrap(), b"hi");
     server.kill();
-    // It is asked every few seconds, and is no error: each was logged as one.
+    // Requests to `/readyz` come every few seconds, and are not errors: each was logged as one.
     let said = std::fs::read_to_string(said.path()).unwrap();
     assert!(!said.contains("ERROR") && !said.contains("WARN"), "{said}");
 }
 
-/// Those who waited for commits were kept by the log's id, and so those of a copy were left to the other's task: two clients
-/// that appended to both hung.
+/// Requests that waited for commits were grouped by the log's id, so those of a copy were left to the task of the other
+/// log: two clients that appended to both hung.
 #[test]
 fn a_log_and_its_copy_are_two_logs_for_those_who_wait_for_them() {
     let data = tempfile::tempdir().unwrap();
@@ -388,7 +388,7 @@ fn a_log_and_its_copy_are_two_logs_for_those_who_wait_for_them() {
         std::fs::copy(file.path(), copy.join(file.file_name())).unwrap();
     }
     let server = Server::start(data.path(), &["--threads", "1"]);
-    // So that the log never gets as far as where the copy begins.
+    // So that the log never reaches the offset at which the copy begins.
     let mut copying = server.connect();
     for _ in 0..1000 {
         assert_eq!(copying.request("POST", "/v1/logs/copy/records", b"more").unwrap().status, 200);

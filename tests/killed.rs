@@ -1,5 +1,5 @@
-//! The server is killed with SIGKILL at random moments while several connections append: every acknowledged
-//! record is there afterwards, unchanged, at its offset, and there are no gaps.
+//! The server is killed with SIGKILL at random moments while several connections append: afterwards every acknowledged
+//! record exists, unchanged, at its offset, and there are no gaps.
 //!
 //! `MILLSTREAM_KILL_ROUNDS=200 cargo test --test killed` for more than 20 rounds.
 
@@ -19,7 +19,7 @@ fn value(round: u64, connection: u64, n: u64) -> Vec<u8> {
     value
 }
 
-/// Appends until the server is gone; what was acknowledged.
+/// Appends until the server is gone; returns what was acknowledged.
 fn produce(server: &Server, round: u64, connection: u64) -> Vec<(u64, Vec<u8>)> {
     let mut client = server.connect();
     let mut acknowledged = Vec::new();
@@ -31,7 +31,7 @@ fn produce(server: &Server, round: u64, connection: u64) -> Vec<(u64, Vec<u8>)> 
     acknowledged
 }
 
-/// The next values from an offset on, if there are any; they have no line ends in them.
+/// The next values from an offset on, if there are any; they contain no line ends.
 fn read(client: &mut Client, offset: u64) -> Option<Vec<Vec<u8>>> {
     let target = format!("/v1/logs/default/records?offset={offset}&limit=100000&max_bytes=1000000");
     let head = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nAccept: text/plain\r\n\r\n");
@@ -46,12 +46,12 @@ fn rounds() -> u64 {
     std::env::var("MILLSTREAM_KILL_ROUNDS").map_or(20, |rounds| rounds.parse().unwrap())
 }
 
-/// Kills a server under load round after round; with `crash`, the machine goes down with it, that is, its memory.
+/// Kills a server under load, round after round; with `crash`, the machine crashes as well, so its memory is lost.
 fn kill_under_load(flags: &[&str], backings: &std::path::Path, crash: bool) {
     let data = tempfile::tempdir().unwrap();
     let mut all = BTreeMap::new();
     let (mut total, mut missing) = (0, 0);
-    // Small segments, so that rolling and sealing are killed as well.
+    // Small segments, so that rolling and sealing are interrupted as well.
     let small =
         ["--segment-bytes", "65536", "--memory-bytes", "1048576", "--shm-dir", backings.to_str().unwrap()];
     let flags = [&small[..], flags].concat();
@@ -87,12 +87,12 @@ fn kill_under_load(flags: &[&str], backings: &std::path::Path, crash: bool) {
                 if let Some(value) = all.get(&next) {
                     assert!(*value == found, "round {round}: offset {next} has changed");
                 }
-                all.entry(next).or_insert(found); // not acknowledged, and there: from now on it must stay
+                all.entry(next).or_insert(found); // not acknowledged, but stored: from now on it must stay
                 next += 1;
             }
         }
         if crash {
-            missing += all.split_off(&next).len(); // a clean, shorter log
+            missing += all.split_off(&next).len(); // a shorter log without damage
         } else {
             assert!(
                 next >= acknowledged_to,
@@ -108,7 +108,7 @@ fn kill_under_load(flags: &[&str], backings: &std::path::Path, crash: bool) {
         std::fs::remove_dir_all(backings).unwrap();
         std::fs::create_dir(backings).unwrap();
     }
-    // What the last one left in memory is taken up by opening, before the files are complete.
+    // Opening restores what the last server left in memory; the files are complete only after that.
     let options = millstream::Options { shm_dir: Some(backings.to_owned()), ..Default::default() };
     millstream::Log::open(data.path().join("default"), options).unwrap().close().unwrap();
     assert_eq!(

@@ -1,6 +1,6 @@
-//! What processes that were killed leave behind, taken up by others: in a store that was moved, that was not there for a
-//! while, of which there is a copy; with few descriptors, and without much memory. Each test runs itself again as the
-//! process that is killed.
+//! What killed processes leave behind, restored by others: in a store that was moved, that was missing for a while, or
+//! that was copied; with few descriptors, and with little memory. Each test runs itself again as the process that is
+//! killed.
 
 #[path = "support/shm.rs"]
 mod shm;
@@ -29,7 +29,7 @@ fn store(dir: &Path, shm_dir: &Path) -> Store {
     Store::open(dir, StoreOptions { log, ..StoreOptions::default() }).unwrap()
 }
 
-/// Runs the named test of this file again, with these variables. It finds them, and is another.
+/// Runs the named test of this file again, with these variables. When it finds them, it plays another part.
 fn again(test: &str, variables: &[(&str, &Path)]) -> Output {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture"]).envs(variables.iter().copied()).output().unwrap()
@@ -39,7 +39,7 @@ fn variable(name: &str) -> Option<std::path::PathBuf> {
     std::env::var_os(name).map(Into::into)
 }
 
-/// Appends ten records that are on disk and ten that are acknowledged in memory, and dies. Run as a test of its own, it
+/// Appends ten records that are on disk and ten that are acknowledged in memory, and dies. Run as a test on its own, it
 /// does nothing.
 #[test]
 fn a_store_that_dies() {
@@ -134,7 +134,7 @@ fn nothing_stays_in_memory_of_a_test_that_is_killed() {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
 
-    // Where what waits for the end was killed too.
+    // If the shell that waits for the end was killed too.
     for name in ["millstream-tests-1", "millstream-tests-2", "millstream-0", "millstream-tests-x"] {
         std::fs::create_dir_all(place.path().join(name).join("deep")).unwrap();
     }
@@ -151,7 +151,7 @@ fn walk(dir: &Path) -> u64 {
     std::fs::read_dir(dir).into_iter().flatten().flatten().map(bytes).sum()
 }
 
-/// Opening held a descriptor for each segment: with the usual limit, a log of 64 GiB could not be opened.
+/// Opening held one descriptor per segment: with the usual limit, a log of 64 GiB could not be opened.
 #[test]
 fn a_log_of_more_segments_than_there_are_descriptors_is_opened_and_verified() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -195,7 +195,7 @@ fn opening_after_a_kill_takes_the_memory_of_one_segment_and_not_of_all() {
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
         println!("peak {kib} KiB");
-        // One backing, one segment's file, the new chunk; and the process.
+        // One backing, one segment's file, the new chunk, and the process itself.
         assert!(kib << 10 < 5 * SEGMENT, "{kib} KiB");
         return;
     }

@@ -1,4 +1,5 @@
-//! What many open logs take of the process: descriptors, threads, memory, mappings. Alone in its process, since it counts.
+//! What many open logs need from the process: descriptors, threads, memory, mappings. It is alone in its process,
+//! because it counts them.
 #![cfg(target_os = "linux")]
 
 #[path = "support/shm.rs"]

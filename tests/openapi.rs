@@ -1,5 +1,5 @@
-//! The document at `/openapi.json` against the server: every path and method of it is there and no other, every query
-//! parameter of it is taken and no other, and real answers have the members it says.
+//! Compares the document at `/openapi.json` with the server: it has every path and method of the server and no other,
+//! every query parameter in it is accepted and no other, and real answers have the members that it describes.
 
 mod support;
 
@@ -36,12 +36,12 @@ fn the_document_says_what_the_server_does() {
             .filter(|method| operations.get(method.to_lowercase()).is_some())
             .map(|&method| method.to_owned())
             .collect();
-        // A method that is not there is answered with those that are.
+        // The answer to a method that does not exist lists those that do.
         let refused = client.request("PATCH", &real(path), b"").unwrap();
         assert_eq!(refused.status, 405, "{path}");
         let allowed = refused.head.split("allow: ").nth(1).unwrap().split('\r').next().unwrap();
         let mut allowed: BTreeSet<String> = allowed.split(", ").map(str::to_owned).collect();
-        assert_eq!(allowed.remove("HEAD"), allowed.contains("GET"), "{path}"); // which goes without saying
+        assert_eq!(allowed.remove("HEAD"), allowed.contains("GET"), "{path}"); // implied by GET
         assert_eq!(allowed, told, "{path}");
         for method in &told {
             let parameters = operations[method.to_lowercase()]["parameters"].as_array();
@@ -54,7 +54,7 @@ fn the_document_says_what_the_server_does() {
             if names.is_empty() || path == "/" {
                 continue;
             }
-            // What is not a parameter is answered with those that are.
+            // The answer to a parameter that does not exist lists those that do.
             let refused = client.request(method, &format!("{}?none=1", real(path)), b"").unwrap();
             assert_eq!(refused.status, 400, "{method} {path}");
             for name in names {
@@ -64,7 +64,7 @@ fn the_document_says_what_the_server_does() {
     }
 }
 
-/// Whether a value has the members that a schema says, and no other.
+/// Checks that a value has the required members of a schema, and no others than the schema allows.
 fn fits(document: &Value, schema: &str, value: &Value) {
     let schema = &document["components"]["schemas"][schema];
     let properties = schema["properties"].as_object().unwrap();
@@ -101,7 +101,7 @@ fn real_answers_have_the_members_that_it_says() {
     fits(&document, "Problem", &json(&missing.body));
 }
 
-/// The table in `docs/api.md` and the document are made of the table in the source.
+/// The table in `docs/api.md` and the document are generated from the table in the source.
 #[test]
 fn every_code_is_in_the_table_and_in_the_document() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/api.md");
@@ -131,7 +131,7 @@ fn every_code_is_in_the_table_and_in_the_document() {
     assert!(headers["Retry-After"].is_object() && headers["Allow"].is_object());
 }
 
-/// What is refused was within the document: a segment below 4 KiB, other members beside an offset.
+/// The document allowed what the server refuses: a segment below 4 KiB, other members beside an offset.
 #[test]
 fn the_document_refuses_what_the_server_refuses() {
     let data = tempfile::tempdir().unwrap();

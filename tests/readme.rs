@@ -1,13 +1,14 @@
-//! What the documentation shows is what comes back: its curl lines, in order, against a new server for each page.
+//! What the documentation shows is what the server returns: its curl commands run in order, with a new server for each
+//! page.
 //!
-//! `MILLSTREAM_NEW_DOCS=1 cargo test --test readme` writes what comes back into the pages.
+//! `MILLSTREAM_NEW_DOCS=1 cargo test --test readme` writes what the server returns into the pages.
 
 mod support;
 
 use std::process::Command;
 use support::Server;
 
-/// Without what differs from run to run: times, ids.
+/// Removes what differs between runs: times, ids.
 fn lasting(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
@@ -20,7 +21,7 @@ fn lasting(text: &str) -> String {
     out + rest
 }
 
-/// A page with the output of its commands as it really is.
+/// The page with the actual output of its commands.
 fn run(page: &str, server: &Server) -> String {
     let mut parts = page.split("```console\n");
     let mut out = parts.next().unwrap_or_default().to_owned();

@@ -12,7 +12,7 @@ use support::{Answer, Client, Server};
 const NDJSON: &str = "application/x-ndjson";
 const FRAMES: &str = "application/vnd.millstream.frames";
 
-/// Target, headers and body; the status and code that answer; the number that says where.
+/// Target, headers and body; the expected status and code; the number in the answer that says where the error is.
 type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [u8], u16, &'a str, Option<(&'a str, &'a str)>);
 
 fn code(answer: &Answer) -> &str {
@@ -44,7 +44,7 @@ fn read(client: &mut Client, target: &str, accept: &str) -> Answer {
     send(client, target, &[("Accept", accept)], "GET", b"")
 }
 
-/// What a range has, without its times, which no test can know.
+/// The records of a range without their times, which no test can know.
 fn timeless(text: &str) -> String {
     let mut parts = text.split(r#""time":"#);
     let mut out = parts.next().unwrap_or_default().to_owned();
@@ -112,7 +112,7 @@ fn each_format_is_appended_and_read_in_each() {
     let frames = read(&mut client, &format!("{base}?offset=11"), FRAMES);
     assert!(frames.status == 200 && frames.head.contains("content-length: 21\r\n"), "{}", frames.head);
 
-    // What is compressed is decoded.
+    // A compressed body is decoded.
     let line = b"{\"packed\":true}\n";
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     gzip.write_all(line).unwrap();
@@ -135,7 +135,7 @@ fn ranges_are_bounded_and_say_how_to_go_on() {
         let body: String = (0..100).map(|n| value(batch * 100 + n) + "\n").collect();
         assert_eq!(append(&mut client, base, "text/plain", body.as_bytes()).status, 200);
     }
-    // By default so many records, or so many bytes.
+    // The default limits: a number of records, or a number of bytes.
     let mut next = 0;
     let mut answers = 0;
     while next < 30_000 {
@@ -150,16 +150,16 @@ fn ranges_are_bounded_and_say_how_to_go_on() {
         answers += 1;
     }
     assert!(answers > 60);
-    // All at once: streamed in pieces.
+    // All records at once: streamed in pieces.
     let all = read(&mut client, &format!("{base}?limit=100000&max_bytes=1000000000"), "text/plain");
     assert!(all.head.contains("transfer-encoding: chunked") && all.head.contains("next-offset: 30000\r\n"));
     assert!(all.body.lines().eq((0..30_000).map(value)));
-    // One that is larger than asked for is answered all the same, or nobody would get past it.
+    // A record that is larger than requested is returned nevertheless, or nobody could get past it.
     assert_eq!(
         read(&mut client, &format!("{base}?offset=499&max_bytes=1"), "text/plain").body,
         value(499) + "\n"
     );
-    // From the end, by time, behind the end.
+    // From the end, by time, after the end.
     assert_eq!(read(&mut client, &format!("{base}?offset=-2"), "text/plain").body.lines().count(), 2);
     assert_eq!(read(&mut client, &format!("{base}?offset=latest"), "text/plain").body, "");
     let since = |time: &str| read(&mut server.connect(), &format!("{base}?since={time}&limit=1"), NDJSON);
@@ -294,7 +294,7 @@ fn bad_batches_are_refused_whole_with_the_place_named() {
             assert_eq!(member(&answer, name), Some(*number), "{}", answer.body);
         }
     }
-    // What is refused creates no log either.
+    // A refused append does not create a log either.
     let (_data, creating) = start(&["--create-logs"]);
     assert_eq!(append(&mut creating.connect(), "/v1/logs/new/records", NDJSON, b"{").status, 400);
     assert_eq!(read(&mut creating.connect(), "/v1/logs/new", "*/*").status, 404);
@@ -302,7 +302,7 @@ fn bad_batches_are_refused_whole_with_the_place_named() {
         let described = read(&mut client, &format!("/v1/logs/{log}"), "*/*");
         assert_eq!(member(&described, "next_offset"), Some("0"), "something was stored: {}", described.body);
     }
-    // Bytes that are JSON are taken by a log of JSON, and marked.
+    // A log of JSON accepts bytes that are JSON, and marks them.
     assert_eq!(append(&mut client, j, "text/plain", b"1\n[2]").status, 200);
     assert!(read(&mut client, j, NDJSON).body.contains("\"json\":[2]"));
     for (query, expected) in [
@@ -371,7 +371,7 @@ fn long_polls_end_when_something_comes_or_time_is_up() {
     assert!(begun.elapsed() >= Duration::from_millis(200));
 }
 
-/// Opens a live tail; its lines, without the chunks' sizes.
+/// Opens a live tail; returns its lines, without the sizes of chunks.
 fn tail(server: &Server, target: &str, headers: &str) -> impl Iterator<Item = String> + use<> {
     let mut stream = TcpStream::connect(&server.address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -398,7 +398,7 @@ fn a_live_tail_follows_resumes_and_beats() {
     assert_eq!(next().0, "id: 3");
     let mut resumed = tail(&server, base, "Last-Event-ID: 0\r\n").filter(|line| !line.starts_with(':'));
     assert_eq!(resumed.next().unwrap(), "id: 1");
-    // By default from now on; and without news, a comment.
+    // By default, a tail starts at the end; and without news, it gets a comment.
     let mut latest = tail(&server, base, "");
     assert_eq!(latest.next().unwrap(), ": millstream");
     assert_eq!(latest.next().unwrap(), ":");
@@ -437,10 +437,10 @@ fn a_slow_reader_is_dropped_and_told_and_may_resume() {
         tail(&server, &format!("{base}?offset={next}"), "").filter(|line| line.starts_with("id: "));
     assert!((seen..24).all(|offset| rest.next() == Some(format!("id: {offset}"))));
     drop(rest);
-    // And one that never reads loses its connection.
+    // A client that never reads loses its connection.
     std::thread::sleep(Duration::from_secs(3));
     got.clear();
-    let _ = deaf.read_to_string(&mut got); // ends by closing or by an error
+    let _ = deaf.read_to_string(&mut got); // ends when the connection closes, or with an error
     assert!(got.len() < 24 << 20);
     let metrics = read(&mut client, "/metrics", "*/*").body;
     assert!(metrics.contains("\nmillstream_readers_dropped_total 2\n"), "{metrics}");
@@ -483,7 +483,7 @@ fn many_tails_get_every_event_in_order_wherever_they_began_and_leave_without_a_t
     };
     assert_eq!(open(), "40");
     drop(tails);
-    // Noticed at once, though nothing is appended and no comment is due.
+    // This is noticed at once, although nothing is appended and no comment is due.
     let deadline = Instant::now() + Duration::from_secs(5);
     while open() != "0" {
         assert!(Instant::now() < deadline);
@@ -595,7 +595,7 @@ fn metrics_count_what_was_done_and_requests_have_ids() {
         value("millstream_chunk_memory_bytes") > 1e5
             && value("millstream_committed_bytes_total") > 9.0 * 24.0
     );
-    // Buckets add up, as Prometheus wants them.
+    // Buckets are cumulative, as Prometheus requires.
     let last = value(r#"millstream_commit_records_bucket{le="+Inf"}"#);
     assert!((last - value("millstream_commit_records_count")).abs() < 0.1);
 }

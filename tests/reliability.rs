@@ -1,5 +1,5 @@
-//! `docs/reliability.md` names a test for each promise and each finding. A name that is not in the source would be
-//! worse than none: it would say that something was shown.
+//! `docs/reliability.md` names a test for each guarantee and each finding. A name that is not in the source would be
+//! worse than none: it would claim that something is shown.
 
 use std::{
     collections::BTreeSet,
@@ -8,7 +8,7 @@ use std::{
 };
 
 const NONE: &str = "no test yet";
-/// What the last column is called in the tables that name tests.
+/// The titles of the last column in tables that name tests.
 const COLUMNS: [&str; 2] = ["shown by", "regression test"];
 
 fn root() -> &'static Path {
@@ -23,7 +23,7 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
     files.chain(dirs.iter().flat_map(|dir| sources(dir))).collect()
 }
 
-/// The names of the tests in a source: the functions that are marked as such.
+/// The names of the tests in a source file: the functions that are marked as tests.
 fn tests_in(source: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut marked = false;
@@ -38,7 +38,7 @@ fn tests_in(source: &str) -> BTreeSet<String> {
     found
 }
 
-/// The rows of the tables that name tests, as cells.
+/// The rows of the tables that name tests, split into cells.
 fn rows(page: &str) -> Vec<Vec<&str>> {
     let mut found = Vec::new();
     let mut names_tests = false;

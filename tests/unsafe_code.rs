@@ -1,5 +1,5 @@
-//! `unsafe` is in `src/chunk.rs` and `src/chunk/` only, where memory is shared without locks, and each use says why it is
-//! sound: a block or an implementation by a comment `SAFETY:` before it, a function by a section `# Safety`.
+//! `unsafe` is only in `src/chunk.rs` and `src/chunk/`, where memory is shared without locks, and each use says why it
+//! is sound: a block or an implementation in a `SAFETY:` comment before it, a function in a `# Safety` section.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
     files.chain(dirs.iter().flat_map(|dir| sources(dir))).collect()
 }
 
-/// A line's code, without comments and what stands between quotation marks.
+/// The code of a line, without comments and the content of quotation marks.
 fn code(line: &str) -> String {
     let mut parts = line.split("//").next().unwrap().split('"');
     let mut code = parts.next().unwrap().to_owned();
@@ -28,12 +28,12 @@ fn is_unsafe(line: &str) -> bool {
     code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe")
 }
 
-/// The numbers of lines with `unsafe`, and for each whether the comment before it argues for it.
+/// The numbers of the lines with `unsafe`, and for each whether the comment before it gives a reason.
 fn uses(source: &str) -> Vec<(usize, bool)> {
     let lines: Vec<&str> = source.lines().map(str::trim).collect();
     let argued = |n: usize| {
         let needed = if lines[n].contains("unsafe fn") { "/// # Safety" } else { "SAFETY:" };
-        // Attributes, and the beginning of the statement that the block is in, may stand in between.
+        // Attributes, and the beginning of the statement that contains the block, may come in between.
         let before = lines[..n].iter().rev();
         let comment = before.skip_while(|line| !line.starts_with("//") && !line.ends_with(['}', ';', '{']));
         lines[n].contains(needed)

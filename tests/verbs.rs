@@ -1,4 +1,4 @@
-//! The command line's verbs against a running server and against a directory.
+//! The commands of the command line, used with a running server and with a directory.
 
 mod support;
 
@@ -21,14 +21,14 @@ fn millstream(arguments: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// What is to succeed: its standard output.
+/// Runs a command that should succeed: returns its standard output.
 fn good(arguments: &[&str], input: &str) -> String {
     let output = millstream(arguments, input);
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What is to fail: its exit code, and the one line that it says.
+/// Runs a command that should fail: returns its exit code, and the one line that it prints.
 fn bad(arguments: &[&str], input: &str) -> (Option<i32>, String) {
     let output = millstream(arguments, input);
     let said = String::from_utf8(output.stderr).unwrap();
@@ -88,7 +88,7 @@ fn an_import_that_is_begun_anew_is_stored_once_also_over_a_restart() {
         let arguments = ["append", "a", "--producer", "import", "--batch-bytes", "10000", "--url", &url];
         good(&arguments, part)
     };
-    // Interrupted, as if only this much had been sent; cut where a batch ends.
+    // As if the import had been interrupted after this much; it ends where a batch ends.
     let mut end = 0;
     let mut size = 0;
     for line in lines.split_inclusive('\n').take(9_000) {

@@ -15,13 +15,13 @@ use std::{
 
 pub const SIZES: [usize; 2] = [100, 1024];
 
-/// Bytes that a record of `size` takes with its header, in whole words.
+/// The bytes that a record of `size` takes with its header, in whole words.
 pub fn frame_bytes(size: usize) -> usize {
     24 + size.next_multiple_of(8)
 }
 
-/// The directory to measure in: `MILLSTREAM_BENCH_DIR`, or the one for build output, which is on a real disk
-/// where `/tmp` may be memory.
+/// The directory to measure in: `MILLSTREAM_BENCH_DIR`, or the one for build output, which is on a real disk, while
+/// `/tmp` may be memory.
 pub fn dir() -> tempfile::TempDir {
     let place = std::env::var("MILLSTREAM_BENCH_DIR").unwrap_or_else(|_| env!("CARGO_TARGET_TMPDIR").into());
     tempfile::tempdir_in(place).unwrap()

@@ -1,4 +1,4 @@
-//! Bodies that are small to send, and large to have.
+//! Bodies that are small to send, and large to process.
 
 use super::{
     MIB, code,
@@ -31,7 +31,7 @@ fn post(client: &mut Client, target: &str, media_type: &str, encoding: &str, bod
     (answer.status, if answer.status == 200 { "stored".to_owned() } else { code(&answer.body).to_owned() })
 }
 
-/// What it is, its type and encoding, the body, bytes it decodes to, and the status and code of the answer.
+/// A description, the type and encoding, the body, the bytes that it decodes to, and the expected status and code.
 type Case = (&'static str, &'static str, &'static str, Vec<u8>, usize, u16, &'static str);
 
 /// 56 bytes were kept for each record before anything was refused: 2,067 bytes of zstd took 3.6 GB.
@@ -96,10 +96,10 @@ fn a_body_costs_a_small_multiple_of_its_bytes_whatever_it_decodes_to() {
         ("8 Mi short lines", lines, "identity", b"1\n".repeat(8 * MIB), 0, too_many, "record_too_large"),
         ("4 Mi empty frames", frames, "identity", vec![0; 16 * MIB], 0, too_many, "record_too_large"),
         ("JSON a million deep", lines, "identity", deep[..1_000_000].to_vec(), 0, 400, "invalid_json"),
-        // Copies were made of these beside the budget: of a value also where nothing is escaped in it.
+        // These were copied outside the budget: a value even if it has no escapes.
         ("base64 that is none at its end", json, "zstd", zstd(&long_value), all, 400, "invalid_base64"),
         ("a long name with an escape", json, "zstd", zstd(&long_name), all, 400, "invalid_request"),
-        // Last, as the engine then makes larger chunks, in the background.
+        // Last, because they make the engine allocate larger chunks in the background.
         ("JSON a million deep", lines, "identity", deep.clone(), 0, 200, "stored"),
         ("JSON a million deep", json, "identity", deep_list, 2 * MIB, 200, "stored"),
     ];
@@ -116,16 +116,16 @@ fn a_body_costs_a_small_multiple_of_its_bytes_whatever_it_decodes_to() {
             cost / 1024
         );
         assert_eq!(answer, (status, code.to_owned()), "{what} as {media_type}, {encoding}");
-        // The body, once more where it is stored, what it is decoded to, and what decoding needs (a window of 8 MiB).
-        // What is stored may have the engine make larger chunks, which are in a budget of their own.
+        // The body, a second time if it is stored, what it decodes to, and what decoding needs (a window of 8 MiB).
+        // Stored records may make the engine allocate larger chunks, which are in a budget of their own.
         let chunks = if status == 200 { 32 * MIB } else { 0 };
         let allowed = 2 * body.len() + decoded + 12 * MIB + chunks;
         assert!(cost <= allowed, "{what} as {media_type}, {encoding}: {cost} bytes, and may cost {allowed}");
     }
-    // It is given back, at once.
+    // The memory is given back at once.
     let after = process.memory();
     assert!(after < before + 24 * MIB, "{before} bytes before, {after} after");
-    // A batch that fits: two million records in 4 MiB, and no list of them is made.
+    // A batch that fits: 1.7 million records in 3.4 MB, and no list of them is made.
     let (body, start) = (b"x\n".repeat(1_700_000), process.memory());
     let sampler = std::thread::spawn(move || {
         let until = std::time::Instant::now() + Duration::from_secs(1);
@@ -135,11 +135,11 @@ fn a_body_costs_a_small_multiple_of_its_bytes_whatever_it_decodes_to() {
     assert_eq!(post(&mut client, "/v1/logs/b/records", text, "identity", &body), (200, "stored".to_owned()));
     let cost = sampler.join().unwrap().saturating_sub(start);
     println!("1.7 million records in {} bytes: {} KiB at the most", body.len(), cost / 1024);
-    // 11 MiB are the engine's: the places of the records in its chunk of 64 MiB.
+    // 11 MiB are the engine's: the positions of the records in its chunk of 64 MiB.
     assert!(cost < 3 * body.len() + 16 * MIB, "{cost} bytes for a body of {}", body.len());
 }
 
-/// The answer had the name of an unknown field in it, 63 MiB of it where the body was a few KiB of zstd.
+/// The answer contained the name of an unknown field, 63 MiB of it for a body of a few KiB of zstd.
 #[test]
 fn a_refusal_is_small_whatever_was_sent() {
     let data = tempfile::tempdir().unwrap();
@@ -152,7 +152,7 @@ fn a_refusal_is_small_whatever_was_sent() {
         let long = name.repeat(MIB / name.len());
         let object = format!(r#"{{"{long}":1}}"#);
         let list = format!(r#"{{"records":[{object}]}}"#);
-        // What has no records is small.
+        // Bodies without records must be small.
         let (name, text) =
             (name.repeat(60_000 / name.len()), format!(r#""{}""#, name.repeat(60_000 / name.len())));
         let small = format!(r#"{{"{name}":1}}"#);
@@ -193,13 +193,14 @@ fn a_refusal_is_small_whatever_was_sent() {
     }
 }
 
-/// Two turns for all compressed bodies, whatever they decoded to: behind a few bombs everybody waited, and was refused then.
+/// There were two turns for all compressed bodies, whatever they decoded to: behind a few bombs everybody waited, and
+/// was then refused.
 #[test]
 fn a_small_compressed_body_does_not_wait_behind_bombs() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs"]);
     let blanks = |end: &[u8]| zstd(&[&vec![b' '; 64 * MIB - 100], end].concat());
-    // Each takes the server as long as it may: what is no JSON is looked at twice, to say why.
+    // Each takes the server as long as possible: a body that is not JSON is parsed twice, to say why.
     let bombs = [
         ("application/json", "zstd", blanks(b"x")),
         ("application/x-ndjson", "zstd", blanks(b"")),

@@ -1,4 +1,4 @@
-//! The budget of memory, at its limit.
+//! The memory budget, at its limit.
 
 use super::{
     MIB, Producer, a_while, code, get,
@@ -17,10 +17,10 @@ use std::{
 };
 
 pub const BUDGET: usize = 256 * MIB;
-/// What the system, the heap and the connections' own buffers take beside it.
+/// What the system, the heap and the connections' own buffers take in addition to the budget.
 pub const BESIDE: usize = 96 * MIB;
 
-/// Notes the most that is resident, until it is dropped.
+/// Records the most resident memory, until it is dropped.
 pub struct Watch {
     most: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
@@ -69,7 +69,7 @@ fn filled(data: &std::path::Path) -> Server {
 
 const ALL: &str = "/v1/logs/a/records?limit=1000000&max_bytes=100000000";
 
-/// 5 to 8 GB for 1,500 connections, and other requests waited for seconds.
+/// This took 5 to 8 GB for 1,500 connections, and other requests waited for seconds.
 #[test]
 fn clients_that_do_not_read_hold_no_more_than_the_budget() {
     let data = tempfile::tempdir().unwrap();
@@ -94,13 +94,13 @@ fn clients_that_do_not_read_hold_no_more_than_the_budget() {
         slowest
     );
     assert!(watch.most() < before + BUDGET + BESIDE, "{} MiB", watch.most() / MIB);
-    // How much of its rate it keeps is printed: what is asserted holds also where others use the processors.
+    // How much of its rate the producer keeps is only printed: the assertion holds even if others use the processors.
     assert!(slowest < Duration::from_secs(5), "an append took {slowest:?}");
-    // Those that take nothing are given up, all is given back, and whoever reads gets all.
+    // Clients that take nothing are given up, all memory is given back, and a client that reads gets everything.
     wait_for("they are given up", Duration::from_secs(15), || metric(&server, "millstream_connections") < 10);
     wait_for("it is given back", Duration::from_secs(5), || process.memory() < before + 48 * MIB);
     println!("{} MiB before, {} MiB after", before / MIB, process.memory() / MIB);
-    // A few may not be gone yet, and the last answer may not be sent.
+    // A few connections may not have closed yet, and the last answer may not have been sent.
     let held = || metric(&server, "millstream_http_memory_bytes");
     wait_for("none of the budget is held", Duration::from_secs(5), || held() == 0);
     assert!(metric(&server, "millstream_readers_dropped_total") > 0);
@@ -109,7 +109,7 @@ fn clients_that_do_not_read_hold_no_more_than_the_budget() {
     producer.finish();
 }
 
-/// 1.3 GB, for ever.
+/// This took 1.3 GB, for ever.
 #[test]
 fn streams_without_a_window_hold_little_and_are_reset() {
     let data = tempfile::tempdir().unwrap();
@@ -129,7 +129,7 @@ fn streams_without_a_window_hold_little_and_are_reset() {
         watch.most() / MIB
     );
     assert!(watch.most() < before + BUDGET + BESIDE, "{} MiB", watch.most() / MIB);
-    // Each is reset by itself: the connection goes on.
+    // Each stream is reset separately: the connection stays open.
     let (mut resets, begun) = (std::collections::BTreeSet::new(), Instant::now());
     while resets.len() < 250 && begun.elapsed() < Duration::from_secs(15) {
         match connection.next() {
@@ -138,7 +138,7 @@ fn streams_without_a_window_hold_little_and_are_reset() {
             Ok(_) => {}
             Err(error) => panic!("after {} resets: {error}", resets.len()),
         }
-        // Some have been refused for want of memory; the end of their answers has no window either.
+        // Some requests were refused for lack of memory; the end of their answers has no window either.
     }
     assert_eq!(resets.len(), 250, "some are kept");
     connection.send(&http2::get(1001, "/healthz")).unwrap();
@@ -154,7 +154,7 @@ fn streams_without_a_window_hold_little_and_are_reset() {
     producer.finish();
 }
 
-/// 1.6 GB for 100 of them.
+/// This took 1.6 GB for 100 of them.
 #[test]
 fn slow_uploads_hold_no_more_than_the_budget_and_what_does_not_fit_is_refused_before_it_is_read() {
     let data = tempfile::tempdir().unwrap();
@@ -175,12 +175,12 @@ fn slow_uploads_hold_no_more_than_the_budget_and_what_does_not_fit_is_refused_be
                 scope.spawn(move || {
                     let mut client = server.connect();
                     client.send(head.as_bytes()).unwrap();
-                    let _ = client.send(part); // the server may hang up before it has all
+                    let _ = client.send(part); // the server may hang up before it has everything
                     client.answer().map(|answer| (answer.status, code(&answer.body).to_owned()))
                 })
             })
             .collect();
-        // While they are there, a large one more is refused by its head, and a small one is not.
+        // Meanwhile another large one is refused when its head has arrived, and a small one is not.
         let in_use = || metric(&server, "millstream_http_memory_bytes") as usize;
         wait_for("the budget is used up", Duration::from_secs(6), || in_use() > 185 * MIB);
         let mut one_more = server.connect();
@@ -210,7 +210,7 @@ fn slow_uploads_hold_no_more_than_the_budget_and_what_does_not_fit_is_refused_be
     producer.finish();
 }
 
-/// The metric stayed 0 after 2,000 of them: the answer had taken its next piece before the connection ended.
+/// The metric stayed 0 after 2,000 of them: the answer had already taken its next piece when the connection ended.
 #[test]
 fn readers_that_are_dropped_are_counted() {
     let data = tempfile::tempdir().unwrap();
@@ -229,7 +229,7 @@ fn readers_that_are_dropped_are_counted() {
     for n in 0..40 {
         streams.send(&http2::get(2 * n + 1, ALL)).unwrap();
     }
-    // One that reads what it asked for, and one that leaves of its own accord, are not dropped.
+    // A client that reads what it asked for, and one that leaves of its own accord, do not count as dropped.
     assert_eq!(get(&mut server.connect(), "/v1/logs/a/records").unwrap().status, 200);
     let mut leaves = server.connect();
     leaves.send(tail.replace("offset=0", "offset=latest").as_bytes()).unwrap();
@@ -246,8 +246,8 @@ fn readers_that_are_dropped_are_counted() {
     let _ = std::io::stdout().flush();
 }
 
-/// Each log's feed kept the piece that its tails had been given last, with its part of the budget, until the next one: after a
-/// burst over enough logs, every larger answer was refused for good.
+/// Each log's feed kept the piece that was given to its tails last, with its part of the budget, until the next one:
+/// after a burst over enough logs, every larger answer was refused permanently.
 #[test]
 fn tails_without_news_hold_nothing() {
     const LOGS: usize = 40;
@@ -261,7 +261,7 @@ fn tails_without_news_hold_nothing() {
     for (number, target) in targets.iter().enumerate() {
         assert_eq!(client.request("POST", target, b"first").unwrap().status, 200);
         let head = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n");
-        // Two of them share a piece; one alone has its own.
+        // Two tails share a piece; a single tail has its own.
         for _ in 0..=number % 2 {
             let mut tail = server.connect();
             tail.send(head.as_bytes()).unwrap();
@@ -285,8 +285,8 @@ fn tails_without_news_hold_nothing() {
     assert_eq!(metric(&server, "millstream_readers_dropped_total"), 0);
 }
 
-/// The one turn to look through the log for a large answer was kept to the end of the looking, also by those who had left:
-/// behind them a range of 60,000 records was refused.
+/// The one turn to look for the end of a large answer was kept until that was found, even if the client had left:
+/// behind such clients, a range of 60,000 records was refused.
 #[test]
 fn large_ranges_that_are_asked_for_and_left_do_not_keep_others_from_theirs() {
     let data = tempfile::tempdir().unwrap();
@@ -319,7 +319,7 @@ fn large_ranges_that_are_asked_for_and_left_do_not_keep_others_from_theirs() {
                 while !stop.load(Ordering::Relaxed) {
                     let mut client = server.connect();
                     client.send(whole.as_bytes()).unwrap();
-                    // Some leave when the server may be at it, some when it has long refused them.
+                    // Some leave while the server may be working for them, some long after it has refused them.
                     let all = asked.fetch_add(1, Ordering::Relaxed);
                     std::thread::sleep(Duration::from_millis(if all.is_multiple_of(4) { 300 } else { 2500 }));
                 }
@@ -350,7 +350,7 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// What the book's endpoint makes of a body, its value without base64, was in no budget.
+/// What the book's endpoint makes from a body, its value without base64, was not in any budget.
 #[test]
 fn what_the_books_endpoint_decodes_is_in_the_budget() {
     let data = tempfile::tempdir().unwrap();
@@ -370,7 +370,7 @@ fn what_the_books_endpoint_decodes_is_in_the_budget() {
     wait_for("the budget is nearly used up", Duration::from_secs(10), || in_use() > 179 * MIB);
     let mut client = server.connect();
     client.append(&vec![b'x'; 20_000]).expect("a small record");
-    // Its body of 8 MiB has room, and the value in it has not.
+    // There is room for its body of 8 MiB, but not for the value in it.
     let error = client.append(&vec![b'x'; 6 * MIB]).unwrap_err().to_string();
     assert_eq!(code(&error), "overloaded", "{error}");
     drop(slow);
@@ -379,13 +379,14 @@ fn what_the_books_endpoint_decodes_is_in_the_budget() {
     assert_eq!(in_use(), 0);
 }
 
-/// 3.6 GB, and appends that stood still: what was read ahead from the disk was in no budget, and as many threads read as asked.
+/// 3.6 GB, and appends that stood still: what was read ahead from the disk was not in any budget, and there were as
+/// many reading threads as requests.
 #[test]
 fn ranges_that_come_from_the_disk_hold_little_however_many_ask() {
     let data = tempfile::tempdir().unwrap();
     let mut server = filled(data.path());
     assert_eq!(server.terminate(), Some(0));
-    // Nothing of it is in memory then.
+    // After this restart, none of it is in memory.
     let server = Server::start(data.path(), &[]);
     let process = Process::of(&server.child);
     let producer = Producer::start(&server);

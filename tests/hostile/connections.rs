@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The detection of the protocol waited for the first bytes without a limit, and pings kept an idle connection.
+/// The detection of the protocol waited for the first bytes without a limit, and pings kept an idle connection open.
 #[test]
 fn every_state_of_a_connection_ends() {
     let data = tempfile::tempdir().unwrap();
@@ -70,7 +70,7 @@ fn every_state_of_a_connection_ends() {
     wait_for("all are gone", Duration::from_secs(2), || metric(&server, "millstream_connections") == 1);
 }
 
-/// 50 silent sockets locked a server with `--max-connections 50` out for good.
+/// 50 silent sockets permanently locked everybody out of a server with `--max-connections 50`.
 #[test]
 fn when_connections_run_out_the_idlest_makes_place() {
     let data = tempfile::tempdir().unwrap();
@@ -81,7 +81,7 @@ fn when_connections_run_out_the_idlest_makes_place() {
     for n in 1..=300u64 {
         silent.push(TcpStream::connect(&server.address).unwrap());
         if n % 10 == 0 {
-            // One that is used is never the idlest, and a new one is let in at once.
+            // A connection that is used is never the idlest, and a new one is accepted at once.
             assert_eq!(good.append(b"x").unwrap(), n / 5 - 1);
             let begun = Instant::now();
             assert_eq!(server.connect().append(b"y").unwrap(), n / 5);
@@ -89,7 +89,7 @@ fn when_connections_run_out_the_idlest_makes_place() {
         }
     }
     assert!(metric(&server, "millstream_connections") <= 50);
-    // Those with a request in flight make place too, once they have been still for a while.
+    // Connections with a request in flight are closed too, once they have made no progress for a while.
     drop(silent);
     let tails: Vec<Client> = (0..50)
         .map(|_| {
@@ -106,7 +106,8 @@ fn when_connections_run_out_the_idlest_makes_place() {
     assert!(begun.elapsed() < Duration::from_secs(10));
 }
 
-/// One that sent a part of its body each half a second was closed as idle, where others had sent nothing for seconds.
+/// A client that sent a part of its body every half second was closed as idle, while others had sent nothing for
+/// seconds.
 #[test]
 fn an_upload_that_keeps_arriving_is_not_idle() {
     let data = tempfile::tempdir().unwrap();
@@ -124,19 +125,19 @@ fn an_upload_that_keeps_arriving_is_not_idle() {
             client
         })
         .collect();
-    let part = format!("400\r\n{}\r\n", " ".repeat(1024)); // 2 KiB a second
+    let part = format!("400\r\n{}\r\n", " ".repeat(1024)); // 2 KiB per second
     for _ in 0..11 {
         std::thread::sleep(Duration::from_millis(500));
         arriving.send(part.as_bytes()).expect("it keeps its place");
     }
-    // One more than there may be: place is made by one of those that are still.
+    // One connection beyond the limit: one of those without progress is closed for it.
     assert_eq!(get(&mut server.connect(), "/healthz").unwrap().status, 200);
     arriving.send(b"0\r\n\r\n").unwrap();
     assert_eq!(arriving.answer().expect("it was closed").status, 200);
     drop(still);
 }
 
-/// Clients that send a byte now and then, and come again when they are closed.
+/// Clients that send a byte now and then, and reconnect when they are closed.
 fn trickle(address: &str, many: usize, end: &AtomicBool) {
     let head = b"POST /v1/logs/default/records HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n";
     let begin = || {
@@ -156,8 +157,8 @@ fn trickle(address: &str, many: usize, end: &AtomicBool) {
     }
 }
 
-/// Any byte counted as a body that moves: 4,300 clients that sent one each 3 s kept all others out, and those that got in were
-/// closed after their first answer.
+/// Any byte counted as progress of a body: 4,300 clients that sent one every 3 s kept all others out, and those that
+/// got in were closed after their first answer.
 #[test]
 fn clients_that_trickle_make_place_and_those_that_behave_keep_theirs() {
     let data = tempfile::tempdir().unwrap();
@@ -203,7 +204,7 @@ fn clients_that_trickle_make_place_and_those_that_behave_keep_theirs() {
     });
 }
 
-/// Ends what goes on beside a test, also where that fails.
+/// Ends what runs beside a test, even if the test fails.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {
@@ -212,7 +213,7 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Nothing was said of it.
+/// Nothing was logged about it.
 #[test]
 fn that_connections_make_place_is_said_now_and_then() {
     let data = tempfile::tempdir().unwrap();
@@ -269,7 +270,7 @@ fn ten_thousand_idle_connections_cost_little_and_others_are_served() {
     assert_eq!(get(&mut server.connect(), "/readyz").unwrap().status, 200);
 }
 
-/// Of 400 connections that were begun at once, while nobody took them, each beyond the 129th waited for a second or more.
+/// Of 400 connections started at once, while nobody accepted them, each beyond the 129th waited for a second or more.
 #[test]
 fn a_burst_of_connections_does_not_wait() {
     let server = millstream::http::Server::bind("127.0.0.1:0".parse().unwrap(), Settings::default()).unwrap();

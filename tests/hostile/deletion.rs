@@ -1,4 +1,4 @@
-//! Logs that go while they are used.
+//! Logs that are deleted while they are used.
 
 use super::{a_while, code, get, support::Server};
 use std::{
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// They were told that the writer has failed, or of a bug, and looked for one.
+/// Clients were told that the writer had failed, or that there was a bug, and looked for one.
 #[test]
 fn requests_that_race_with_the_deletion_of_their_log_are_told_that_it_is_not_there() {
     let data = tempfile::tempdir().unwrap();
@@ -68,7 +68,7 @@ fn requests_that_race_with_the_deletion_of_their_log_are_told_that_it_is_not_the
     }
 }
 
-/// It was told that the log is not there, which it was to make.
+/// The client was told that the log did not exist, although its request was to create it.
 #[test]
 fn making_a_log_that_others_delete_makes_it_again() {
     let data = tempfile::tempdir().unwrap();
@@ -101,7 +101,7 @@ fn making_a_log_that_others_delete_makes_it_again() {
     println!("made {} times", made.load(Ordering::Relaxed));
 }
 
-/// `/readyz` answered 404, and so did `POST /`, until somebody made it again.
+/// `/readyz` answered 404, and so did `POST /`, until somebody created the log again.
 #[test]
 fn the_books_log_is_made_again_by_what_is_appended_to_it() {
     let data = tempfile::tempdir().unwrap();
@@ -119,7 +119,7 @@ fn the_books_log_is_made_again_by_what_is_appended_to_it() {
         assert_eq!(client.read(0).unwrap().unwrap(), b"hi");
         assert_eq!(client.request("DELETE", "/v1/logs/default", b"").unwrap().status, 204);
     }
-    // Or as it is wanted.
+    // It can also be created with other settings.
     let settings = br#"{"values":"json"}"#;
     assert_eq!(client.request("PUT", "/v1/logs/default", settings).unwrap().status, 201);
     let answer = client.request("POST", "/", br#"{"record":{"value":"aGk="}}"#).unwrap();

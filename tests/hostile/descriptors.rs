@@ -1,4 +1,4 @@
-//! Fewer descriptors than clients would have the server use.
+//! Fewer descriptors than clients would make the server use.
 
 use super::{
     get, metric,
@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A server that may have so many files open; or what it said, where it ended.
+/// Starts a server that may have this many files open; or returns what it printed, if it ended.
 fn with_files(data: &Path, files: u64, flags: &[&str]) -> Result<(Server, Vec<String>, Rest), Vec<String>> {
     let command = Server::command(data, flags);
     let mut child = Command::new("sh")
@@ -38,10 +38,10 @@ fn with_files(data: &Path, files: u64, flags: &[&str]) -> Result<(Server, Vec<St
     }
 }
 
-/// What it says from then on.
+/// The lines that it prints from then on.
 type Rest = std::thread::JoinHandle<Vec<String>>;
 
-/// All of them went to connections: logs could not be opened, and each failure was logged.
+/// Connections took all of them: logs could not be opened, and each failure was logged.
 #[test]
 fn with_few_descriptors_silent_connections_leave_some_for_logs() {
     let data = tempfile::tempdir().unwrap();
@@ -67,8 +67,9 @@ fn with_few_descriptors_silent_connections_leave_some_for_logs() {
     assert!(noise.len() < 4, "{noise:#?}");
 }
 
-/// With 24 it ended with "Too many open files" alone, and with 30 it began, and had none for a third log. Of 64 open logs that it had
-/// said with 256 more were open in a burst, as only the store's thread closed some, once a second.
+/// With 24 files, the server ended with just "Too many open files", and with 30 it started, and had none for a third
+/// log. Although it had announced 64 open logs with 256 files, more were open in a burst, because only the store's
+/// thread closed some, once per second.
 #[test]
 fn the_least_descriptors_that_it_begins_with_are_enough_for_what_it_says() {
     let data = tempfile::tempdir().unwrap();
@@ -103,7 +104,7 @@ fn the_least_descriptors_that_it_begins_with_are_enough_for_what_it_says() {
     }
 }
 
-/// It waited until one of them ended, and said so twenty times a second.
+/// The new connection waited until another one ended, and this was logged twenty times per second.
 #[test]
 fn without_a_descriptor_for_a_new_connection_the_idlest_makes_place() {
     use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
@@ -116,13 +117,13 @@ fn without_a_descriptor_for_a_new_connection_the_idlest_makes_place() {
     while metric(&server, "millstream_connections") < 21 {
         assert!(begun.elapsed() < Duration::from_secs(5));
     }
-    std::thread::sleep(Duration::from_millis(300)); // what asked for that is gone
+    std::thread::sleep(Duration::from_millis(300)); // the connection that asked for the metric is gone
     let now = Process::of(&server.child).descriptors() as u64;
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     prlimit(Some(server.pid()), Resource::Nofile, Rlimit { current: Some(now), maximum }).unwrap();
     let mut new = Vec::new();
     for _ in 0..6 {
-        std::thread::sleep(Duration::from_millis(600)); // so that it is seen to be used
+        std::thread::sleep(Duration::from_millis(600)); // so that the server sees that it is used
         good.append(b"x").unwrap();
         let (begun, mut client) = (Instant::now(), server.connect());
         assert_eq!(get(&mut client, "/healthz").unwrap().status, 200);

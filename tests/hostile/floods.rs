@@ -1,4 +1,4 @@
-//! HTTP/2 frames without end, and without sense.
+//! HTTP/2 frames without end, and without meaning.
 
 use super::{
     MIB, Producer, a_while,
@@ -10,10 +10,10 @@ use super::{
 };
 use std::time::{Duration, Instant};
 
-/// What is sent again and again; the number is that of the round.
+/// What is sent again and again; the argument is the number of the round.
 type Round = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
 
-/// Sends rounds until the time is over or the server hangs up; how many there were, and whether it did.
+/// Sends rounds until the time is over or the server hangs up; returns how many there were, and whether it hung up.
 fn flood(server: &Server, first: &[u8], round: &Round, time: Duration) -> (u32, bool) {
     let mut connection = Connection::open(&server.address, &[]);
     connection.socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
@@ -76,7 +76,7 @@ fn floods_of_frames_cost_little_memory_and_others_are_served() {
         ),
         (
             "a header list that grows when it is unpacked",
-            // A header of 4,000 bytes is kept in the table, and named by a byte from then on.
+            // A header of 4,000 bytes is kept in the table, and then referred to with one byte.
             http2::frame(HEADERS, END_HEADERS | END_STREAM, 1, &{
                 let mut head = http2::head("GET", "/healthz");
                 head.extend_from_slice(&[0x40, 1, b'x', 0x7f, 0xa1, 0x1e]);

@@ -1,4 +1,4 @@
-//! Requests that a browser sends for a page of somebody else.
+//! Requests that a browser sends on behalf of a page of somebody else.
 
 use super::{
     code,
@@ -27,12 +27,12 @@ fn a_page_of_another_origin_and_a_name_that_is_not_ours_are_refused() {
     let unknown = (421, "unknown_host".to_owned());
     let fine = (200, String::new());
     let cases = [
-        // What curl, shippers and our own client send.
+        // What curl, log shippers and our own client send.
         ("POST", records, format!("Host: {ours}\r\n"), &fine),
         ("POST", records, "Host: localhost:1\r\nContent-Type: text/plain\r\n".to_owned(), &fine),
         ("POST", records, "Host: [::1]:4437\r\n".to_owned(), &fine),
         ("POST", records, String::new(), &fine),
-        // What a browser sends for a page of ours, or for its address line.
+        // What a browser sends for a page of ours, or for its address bar.
         (
             "POST",
             records,
@@ -58,7 +58,7 @@ fn a_page_of_another_origin_and_a_name_that_is_not_ours_are_refused() {
         ("DELETE", "/v1/logs/a", format!("Host: {ours}\r\nOrigin: https://evil.example\r\n"), &foreign),
         ("GET", records, format!("Host: {ours}\r\nSec-Fetch-Site: cross-site\r\n"), &foreign),
         ("GET", "/healthz", format!("Host: {ours}\r\nSec-Fetch-Site: cross-site\r\n"), &foreign),
-        // For one whose name was made to point here: it is its own origin.
+        // For a page whose name was made to resolve to us: it is its own origin.
         (
             "POST",
             records,
@@ -77,7 +77,7 @@ fn a_page_of_another_origin_and_a_name_that_is_not_ours_are_refused() {
     for (method, target, headers, expected) in &cases {
         assert_eq!(status(&server, method, target, headers), **expected, "{method} {target} {headers}");
     }
-    // By HTTP/2 the host is in the request's own head.
+    // With HTTP/2, the host is in the request's pseudo-header.
     let mut connection = Connection::open(&server.address, &[]);
     let mut head = http2::head("GET", "/metrics");
     let at = head.windows(9).position(|part| part == b"localhost").unwrap();
@@ -101,7 +101,8 @@ fn a_page_of_another_origin_and_a_name_that_is_not_ours_are_refused() {
     }
 }
 
-/// A load balancer's or a kubelet's probe was refused for the name it calls the server by, a link for the page that it is on.
+/// Probes of load balancers and kubelets were refused because of the name by which they call the server, and links
+/// because of the page that they are on.
 #[test]
 fn probes_links_and_other_spellings_of_our_own_names_are_let_in() {
     let data = tempfile::tempdir().unwrap();
@@ -137,7 +138,8 @@ fn probes_links_and_other_spellings_of_our_own_names_are_let_in() {
     ] {
         assert_eq!(status(&server, method, target, &headers), *expected, "{method} {target} {headers}");
     }
-    // Listening for others too: whoever is no browser calls it as they like, as by a name of a cluster's DNS.
+    // If the server listens for other machines too, clients other than browsers may use any name, such as one of a
+    // cluster's DNS.
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs", "--listen", "0.0.0.0:0"]);
     let host = "Host: millstream.default.svc.cluster.local:4437\r\n";

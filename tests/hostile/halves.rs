@@ -1,4 +1,5 @@
-//! Clients that have only half of a connection: that send no more, read slowly, or are answered before they have sent all.
+//! Clients with only half of a connection: they send no more, read slowly, or are answered before they have sent
+//! everything.
 
 use super::{
     MIB, code, get,
@@ -24,7 +25,7 @@ fn send_and_close(server: &Server, request: &[u8]) -> (String, Duration) {
     (String::from_utf8_lossy(&answer).into_owned(), begun.elapsed())
 }
 
-/// As `printf '…' | nc` does. The end of what it sends was taken for its end.
+/// As `printf '…' | nc` does. The end of what the client sends was taken for the end of the client.
 #[test]
 fn a_client_that_closes_its_sending_side_gets_its_answer() {
     let data = tempfile::tempdir().unwrap();
@@ -37,19 +38,19 @@ fn a_client_that_closes_its_sending_side_gets_its_answer() {
         (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 31\r\n\r\n{\"record\":{\"value\":\"aGkhaGkh\"}}", "200", 100),
         (&many, "200", 100),
         (b"PUT /v1/logs/b HTTP/1.1\r\nHost: localhost\r\n\r\n", "201", 100),
-        // Sent in pieces, more of them than there is room for at once.
+        // Sent in more pieces than there is room for at once.
         (
             b"GET /v1/logs/a/records?limit=300000&max_bytes=100000000 HTTP/1.1\r\nHost: localhost\r\n\r\n",
             "200",
             10 * MIB,
         ),
-        // A request behind the last one, which is answered as well.
+        // A request after the last one, which is answered as well.
         (
             b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n",
             "200",
             200,
         ),
-        // Of this there will not be more: it need not be waited for.
+        // There will be no more of this one: the server need not wait for it.
         (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 30\r\n\r\n{\"record\":", "400", 0),
     ];
     for (request, status, least) in requests {
@@ -64,7 +65,7 @@ fn a_client_that_closes_its_sending_side_gets_its_answer() {
         }
     }
     assert_eq!(send_and_close(&server, requests[5].0).0.matches("200 OK").count(), 2);
-    // One that is gone altogether, and waits for what does not come, is not kept for long.
+    // A client that is gone altogether, while waiting for something that does not come, is not kept for long.
     for _ in 0..20 {
         let mut gone = server.connect();
         gone.send(b"GET /v1/logs/b/records?wait=60s HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
@@ -77,7 +78,7 @@ fn a_client_that_closes_its_sending_side_gets_its_answer() {
     assert_eq!(metric(&server, "millstream_readers_dropped_total"), 0);
 }
 
-/// The system takes from us by the 128 KiB: who takes 10 KiB a second was taken for stuck in between.
+/// The system takes 128 KiB from us at a time: in between, a client that takes 10 KiB per second was considered stuck.
 #[test]
 fn a_reader_that_is_slow_and_steady_is_not_cut_off() {
     let data = tempfile::tempdir().unwrap();
@@ -87,7 +88,7 @@ fn a_reader_that_is_slow_and_steady_is_not_cut_off() {
         assert_eq!(client.request("POST", "/v1/logs/a/records", &vec![b'x'; MIB]).unwrap().status, 200);
     }
     let open = || {
-        // What is on its way is in small parts then, by which it is taken.
+        // With a small buffer, data is in transit in small parts, so the client takes it in small parts.
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.set_recv_buffer_size(16 << 10).unwrap();
         socket.connect(&server.address.parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
@@ -107,19 +108,19 @@ fn a_reader_that_is_slow_and_steady_is_not_cut_off() {
         std::thread::sleep(Duration::from_millis(500));
     }
     println!("{taken} bytes in {:?}", begun.elapsed());
-    // One beside it that takes nothing is.
+    // A client beside it that takes nothing is cut off.
     assert_eq!(metric(&server, "millstream_readers_dropped_total"), 1);
     let mut rest = Vec::new();
     let ended = still.read_to_end(&mut rest);
     assert!(ended.is_err() || rest.len() < 3 * MIB, "{} bytes", rest.len());
 }
 
-/// curl and httpx see a reset that comes with the answer first, and no answer.
+/// curl and httpx see a reset that arrives together with the answer first, and no answer.
 #[test]
 fn by_http2_a_refusal_comes_before_the_rest_of_the_body_is_turned_away() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
-    // Of a log that is not there.
+    // A request for a log that does not exist.
     let head = http2::head("POST", "/v1/logs/none/records");
     let mut connection = Connection::open(&server.address, &[]);
     let until = |connection: &mut Connection, stream: u32, most: Duration| {
@@ -133,7 +134,7 @@ fn by_http2_a_refusal_comes_before_the_rest_of_the_body_is_turned_away() {
         }
         frames
     };
-    // One that goes on sending to the end, 320 KiB of it, more than there is room for without reading.
+    // A client that continues to send until the end: 320 KiB, more than there is room for without reading.
     connection.send(&http2::frame(HEADERS, END_HEADERS, 1, &head)).unwrap();
     let part = http2::frame(DATA, 0, 1, &[b'x'; 16 << 10]);
     let mut frames = Vec::new();
@@ -148,7 +149,8 @@ fn by_http2_a_refusal_comes_before_the_rest_of_the_body_is_turned_away() {
         frames.iter().filter(|frame| frame.0 == DATA).flat_map(|frame| frame.2.clone()).collect();
     assert_eq!(code(&String::from_utf8_lossy(&answer)), "log_not_found");
     assert!(frames.iter().all(|frame| frame.0 != RESET), "it was reset, though it has sent all");
-    // One that has seen its answer, and neither goes on nor says so: what it would send is turned away after a while.
+    // A client that has seen its answer, and neither continues nor ends its body: after a while, what it would send is
+    // rejected.
     connection.send(&http2::frame(HEADERS, END_HEADERS, 3, &head)).unwrap();
     connection.send(&http2::frame(DATA, 0, 3, b"x")).unwrap();
     let frames = until(&mut connection, 3, Duration::from_millis(500));
@@ -160,7 +162,8 @@ fn by_http2_a_refusal_comes_before_the_rest_of_the_body_is_turned_away() {
     assert_eq!(get(&mut server.connect(), "/readyz").unwrap().status, 200);
 }
 
-/// An answer that hyper had taken whole, and the client not yet, was cut off at the end of what the client sent.
+/// An answer that hyper had taken completely, but the client had not, was cut off when the client closed its sending
+/// side.
 #[test]
 fn a_large_value_comes_whole_to_a_client_that_closes_its_sending_side_and_reads_later() {
     let data = tempfile::tempdir().unwrap();

@@ -28,7 +28,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 fn literal(out: &mut Vec<u8>, name: u8, value: &str) {
-    out.push(name); // of the static table, not to be kept
+    out.push(name); // from the static table, not to be indexed
     assert!(value.len() < 127);
     out.push(value.len() as u8);
     out.extend_from_slice(value.as_bytes());
@@ -60,7 +60,7 @@ pub struct Connection {
 pub type Frame = (u8, u8, u32, Vec<u8>);
 
 impl Connection {
-    /// Connected, with these settings of ours sent.
+    /// Connects, and sends these settings.
     pub fn open(address: &str, settings: &[u8]) -> Self {
         let mut socket = TcpStream::connect(address).unwrap();
         socket.set_nodelay(true).unwrap();
@@ -74,7 +74,8 @@ impl Connection {
         self.socket.write_all(bytes)
     }
 
-    /// The next frame, if there is one soon; pings and settings are answered. An error when the connection has ended.
+    /// The next frame, if one comes soon; pings and settings are answered. Returns an error if the connection has
+    /// ended.
     pub fn next(&mut self) -> io::Result<Option<Frame>> {
         loop {
             if self.got.len() >= 9 {
@@ -104,7 +105,8 @@ impl Connection {
         }
     }
 
-    /// Reads, and answers pings, until the connection ends: how long that takes, and the kinds of frames that came.
+    /// Reads, and answers pings, until the connection ends: returns how long that takes, and the types of the frames
+    /// received.
     pub fn until_it_ends(mut self, most: Duration) -> Option<(Duration, Vec<u8>)> {
         let (begun, mut kinds) = (Instant::now(), Vec::new());
         while begun.elapsed() < most {

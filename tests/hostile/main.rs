@@ -1,7 +1,8 @@
-//! Clients that want the server down, full, stuck or talkative. Of each: what it may cost the server, in memory and in
-//! time, and that a client beside it that behaves is served. What the programs print is what docs/performance.md has.
+//! Clients that try to make the server crash, fill up, hang or log too much. For each: what it may cost the server,
+//! in memory and in time, and that a well-behaved client beside it is served. The figures that the tests print are
+//! those in docs/performance.md.
 //!
-//! `MILLSTREAM_HOSTILE=10` makes what goes on for a time ten times as long.
+//! `MILLSTREAM_HOSTILE=10` makes everything that lasts for a time take ten times as long.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -39,7 +40,7 @@ fn code(body: &str) -> &str {
     body.split(r#""code":""#).nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("no code")
 }
 
-/// How long something goes on.
+/// A duration for something that lasts, multiplied by `MILLSTREAM_HOSTILE`.
 fn a_while(seconds: f64) -> Duration {
     let factor =
         std::env::var("MILLSTREAM_HOSTILE").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1.0);
@@ -57,7 +58,7 @@ fn metric(server: &Server, name: &str) -> u64 {
     line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
 }
 
-/// A server, and the file with what it says.
+/// Starts a server; returns it and the file with its log.
 fn said(data: &Path, flags: &[&str], log: &str) -> (Server, PathBuf) {
     let said = data.join("said");
     let mut command = Server::command(&data.join("data"), flags);
@@ -82,7 +83,7 @@ fn wait_for(what: &str, most: Duration, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// A client that behaves: it appends a small record, again and again, and never gets anything but an offset.
+/// A well-behaved client: it appends a small record, again and again, and must always get an offset.
 struct Producer {
     appended: Arc<AtomicU64>,
     slowest: Arc<AtomicU64>,
@@ -107,19 +108,19 @@ impl Producer {
         Self { appended, slowest, stop, thread: Some(thread) }
     }
 
-    /// Appends a second, measured for so long.
+    /// Appends per second, measured over `time`.
     fn rate(&self, time: Duration) -> f64 {
         let (begun, before) = (Instant::now(), self.appended.load(Ordering::Relaxed));
         std::thread::sleep(time);
         (self.appended.load(Ordering::Relaxed) - before) as f64 / begun.elapsed().as_secs_f64()
     }
 
-    /// The slowest append so far; counted anew from now on.
+    /// The slowest append so far; resets the measurement.
     fn slowest(&self) -> Duration {
         Duration::from_micros(self.slowest.swap(0, Ordering::Relaxed))
     }
 
-    /// Ends it, and fails where an append has failed.
+    /// Ends it, and fails if an append has failed.
     fn finish(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().into_iter().for_each(|thread| thread.join().unwrap());

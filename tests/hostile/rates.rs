@@ -1,9 +1,9 @@
-//! What a producer that behaves keeps of its rate beside hostile clients.
+//! How much of its rate a well-behaved producer keeps beside hostile clients.
 //!
-//! Both run on the processors that the server has: so the hostile clients are bounded in what they send in a second, to what costs them
-//! little, and give way to the others (`nice`). Calm and hostile times alternate within a run, as disks and machines change from
-//! one minute to the next; what counts are the rounds before and after which the producer was equally
-//! fast, and of them the median, at its best of a few tries: others may use the machine in any of them.
+//! Both run on the server's processors: so the hostile clients are limited in what they send per second, to what costs
+//! themselves little, and yield to the others (`nice`). Calm and hostile times alternate within a run, because disks
+//! and machines change from one minute to the next; only rounds before and after which the producer was equally fast
+//! count, and of them the median, in the best of a few tries: others may use the machine during any of them.
 
 use super::{
     MIB, Producer, a_while,
@@ -19,28 +19,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The least that it has to keep.
+/// The least part of its rate that the producer must keep.
 const KEPT: f64 = 0.8;
-/// Rounds that count, of how many; and how far the calm times around one may be apart.
+/// How many rounds must count, out of how many at the most; and how similar the calm times around one must be.
 const ROUNDS: usize = 3;
 const MOST_ROUNDS: usize = 30;
 const EVEN: f64 = 0.8;
-/// How often this is done, at the most.
+/// The most tries.
 const TRIES: usize = 4;
 
-/// What a hostile client does again and again, and how often in a second.
+/// What a hostile client does again and again, and how often per second.
 struct Hostile {
     what: &'static str,
     a_second: u32,
-    /// Milliseconds that the server may have to do with it afterwards.
+    /// For how many milliseconds the server may be busy with it afterwards.
     rest: u64,
-    /// Makes one of them, which is called with the number of the time.
+    /// Creates an action, which is called with the number of the repetition.
     one: Box<dyn Fn() -> Act + Sync>,
 }
 
 impl Hostile {
     fn run(&self, on: &AtomicBool, end: &AtomicBool) {
-        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10); // where it may not: as it is
+        // If that is not allowed, the priority stays as it is.
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
         while !end.load(Ordering::Relaxed) {
             if !on.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(2));
@@ -53,7 +54,7 @@ impl Hostile {
                     due.saturating_duration_since(Instant::now()).min(Duration::from_millis(50)),
                 );
                 if !on.load(Ordering::Relaxed) {
-                    break; // with all its connections
+                    break; // together with all its connections
                 }
                 act(n);
             }
@@ -63,13 +64,13 @@ impl Hostile {
 
 type Act = Box<dyn FnMut(u32) + Send>;
 
-/// Connections that send this and nothing more, of which the oldest goes for each new one.
+/// Connections that send this and nothing more; the oldest is closed for each new one.
 fn held(address: String, most: usize, request: &'static [u8]) -> impl Fn() -> Act {
     move || {
         let (address, mut sockets) = (address.clone(), VecDeque::new());
         Box::new(move |_| {
             if let Ok(mut socket) = TcpStream::connect(&address) {
-                let _ = socket.write_all(request); // it may be hung up at once
+                let _ = socket.write_all(request); // the server may hang up at once
                 sockets.push_back(socket);
             }
             if sockets.len() > most {
@@ -79,7 +80,7 @@ fn held(address: String, most: usize, request: &'static [u8]) -> impl Fn() -> Ac
     }
 }
 
-/// A hundred connections that begin by this, and get on by a part each in its turn.
+/// A hundred connections that begin with `head`, and send one `part` each in turn.
 fn slow(address: String, head: &'static [u8], part: &'static [u8]) -> impl Fn() -> Act {
     move || {
         let (address, mut sockets) = (address.clone(), Vec::<TcpStream>::new());
@@ -99,7 +100,7 @@ fn slow(address: String, head: &'static [u8], part: &'static [u8]) -> impl Fn() 
     }
 }
 
-/// Frames, on a connection that is opened again where the server hangs up.
+/// Frames, on a connection that is opened again if the server hangs up.
 fn frames(address: String, first: Vec<u8>, round: fn(u32) -> Vec<u8>) -> impl Fn() -> Act {
     move || {
         let (address, first, mut connection) = (address.clone(), first.clone(), None);
@@ -107,7 +108,7 @@ fn frames(address: String, first: Vec<u8>, round: fn(u32) -> Vec<u8>) -> impl Fn
             let open = connection.get_or_insert_with(|| {
                 let mut open = Connection::open(&address, &[]);
                 open.socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
-                let _ = open.send(&first); // what comes next tells
+                let _ = open.send(&first); // what comes next shows whether it worked
                 open
             });
             if open.send(&round(n)).is_err() || (n % 32 == 0 && open.next().is_err()) {
@@ -117,14 +118,15 @@ fn frames(address: String, first: Vec<u8>, round: fn(u32) -> Vec<u8>) -> impl Fn
     }
 }
 
-/// Bodies that decode to as much as they may, and are looked at twice, to say what is wrong with them.
+/// Bodies that decode to as much as allowed, and are parsed twice, to say what is wrong with them.
 fn bombs(address: String) -> impl Fn() -> Act {
     let bomb = zstd(&[&vec![b' '; 64 * MIB - 100], &b"x"[..]].concat());
     move || {
         let (bomb, mut client) = (bomb.clone(), Client::connect(&address).unwrap());
         Box::new(move |_| {
             let headers = [("Content-Type", "application/json"), ("Content-Encoding", "zstd")];
-            let _ = client.exchange("POST", "/v1/logs/a/records", &headers, &bomb); // refused, or for want of a turn
+            // Refused as invalid, or because no turn came.
+            let _ = client.exchange("POST", "/v1/logs/a/records", &headers, &bomb);
         })
     }
 }
@@ -156,10 +158,10 @@ fn kinds(address: &str) -> [Hostile; 8] {
     ]
 }
 
-/// The parts of its rate that the producer keeps, in the rounds that count, from the least to the most.
+/// The parts of its rate that the producer keeps, in the rounds that count, in ascending order.
 fn kept(kind: &Hostile, producer: &Producer) -> Vec<f64> {
     let (on, end) = (AtomicBool::new(false), AtomicBool::new(false));
-    // As long as several of what is rare.
+    // Long enough for several repetitions of rare actions.
     let (mut ratios, time) = (Vec::new(), a_while((2.0 / f64::from(kind.a_second)).max(0.15)));
     std::thread::scope(|scope| {
         scope.spawn(|| kind.run(&on, &end));
@@ -187,7 +189,7 @@ fn kept(kind: &Hostile, producer: &Producer) -> Vec<f64> {
 #[test]
 fn a_producer_keeps_its_rate_beside_hostile_clients() {
     let data = tempfile::tempdir().unwrap();
-    // Acknowledged in memory, so that it is the server's rate and not the disk's, which others use as well.
+    // Acknowledged in memory, so that this is the server's rate and not that of the disk, which others use as well.
     let server = Server::start(data.path(), &["--create-logs", "--durability", "memory"]);
     let mut client = server.connect();
     let lines = [b"x".repeat(100), b"\n".to_vec()].concat().repeat(20_000);

@@ -1,4 +1,4 @@
-//! Reading what is large, or not in memory any more: what it may cost, and whose turn it is.
+//! Reading what is large, or no longer in memory: what it may cost, and whose turn it is.
 
 use super::{
     MIB, Producer, a_while,
@@ -29,7 +29,8 @@ fn append(client: &mut Client, log: &str, media_type: &str, body: &[u8]) {
     assert_eq!(sent.status, 200, "{}", String::from_utf8_lossy(&sent.body));
 }
 
-/// A server with two records of 60 MiB in the log `large`, a page of records of 900 kB in `page`, and small ones in `small`.
+/// Starts a server with two records of 60 MiB in the log `large`, one record of 900 kB in `page`, and small ones in
+/// `small`.
 fn filled(data: &Path) -> Server {
     let server = Server::start(data, &["--create-logs"]);
     let mut client = server.connect();
@@ -41,7 +42,7 @@ fn filled(data: &Path) -> Server {
     server
 }
 
-/// The same, started anew: nothing of it is in memory then.
+/// The same, restarted, so that none of it is in memory.
 fn cold(data: &Path, flags: &[&str]) -> Server {
     assert_eq!(filled(data).terminate(), Some(0));
     Server::start(data, flags)
@@ -53,7 +54,7 @@ fn head(stream: u32, path: &str) -> Vec<u8> {
     http2::frame(HEADERS, END_HEADERS | END_STREAM, stream, &head)
 }
 
-/// A connection of HTTP/2 that has so many requests in flight all the time, until this is dropped.
+/// An HTTP/2 connection that always has `streams` requests in flight, until this is dropped.
 struct Busy {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<usize>>,
@@ -61,7 +62,7 @@ struct Busy {
 
 impl Busy {
     fn start(server: &Server, streams: u32, request: impl Fn(u32) -> Vec<u8> + Send + 'static) -> Self {
-        // It takes all that comes.
+        // It takes everything that comes.
         let mut connection = Connection::open(&server.address, &http2::setting(4, 0x7fff_ffff));
         connection.send(&http2::frame(WINDOW_UPDATE, 0, 0, &0x7fff_0000u32.to_be_bytes())).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
@@ -88,7 +89,7 @@ impl Busy {
         Self { stop, thread: Some(thread) }
     }
 
-    /// How many answers there were.
+    /// Returns how many answers there were.
     fn finish(mut self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().map_or(0, |thread| thread.join().unwrap())
@@ -101,7 +102,7 @@ impl Drop for Busy {
     }
 }
 
-/// How often one gets an answer, and how long that takes at the most.
+/// How many answers per second `ask` gets, and the longest time that one takes.
 fn paced(time: Duration, mut ask: impl FnMut()) -> (f64, Duration) {
     let (begun, mut times, mut slowest) = (Instant::now(), 0, Duration::ZERO);
     while begun.elapsed() < time {
@@ -113,7 +114,8 @@ fn paced(time: Duration, mut ask: impl FnMut()) -> (f64, Duration) {
     (f64::from(times) / begun.elapsed().as_secs_f64(), slowest)
 }
 
-/// Each of them was read before there was memory for it, as many at once as there were threads: 4.7 GB for 120 connections.
+/// Each of them was read before there was memory for it, with as many at once as there were threads: 4.7 GB for 120
+/// connections.
 #[test]
 fn cold_records_that_are_asked_for_one_by_one_are_in_the_budget() {
     let data = tempfile::tempdir().unwrap();
@@ -130,7 +132,7 @@ fn cold_records_that_are_asked_for_one_by_one_are_in_the_budget() {
         deaf.push(client);
     }
     let beside = producer.rate(a_while(1.0));
-    // Whoever finds no room is told so; one who takes it gets all of it.
+    // A client for which there is no room is told so; a client that reads gets everything.
     let mut refused = deaf.split_off(10);
     refused.retain_mut(|client| client.answer().is_ok_and(|answer| code(&answer.body) == "overloaded"));
     println!(
@@ -152,7 +154,7 @@ fn cold_records_that_are_asked_for_one_by_one_are_in_the_budget() {
     assert!(begun.elapsed() < Duration::from_secs(3), "it took {:?} to stop", begun.elapsed());
 }
 
-/// HEAD, and a GET of what the client has already, read the value all the same: 6.5 GB, and 6 answers in 8 s.
+/// HEAD, and a GET of what the client has already, read the value nevertheless: 6.5 GB, and 6 answers in 8 s.
 #[test]
 fn what_a_cold_records_head_needs_is_all_that_is_read_for_it() {
     let data = tempfile::tempdir().unwrap();
@@ -171,7 +173,7 @@ fn what_a_cold_records_head_needs_is_all_that_is_read_for_it() {
         lines
     };
     assert_eq!(lines(&String::from_utf8_lossy(&got)), lines(&value.head));
-    // What is sent piece by piece has no length.
+    // An answer that is sent piece by piece has no length.
     client.send(b"HEAD /v1/logs/page/records HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut got = String::new();
     while !got.ends_with("\r\n\r\n") {
@@ -180,7 +182,7 @@ fn what_a_cold_records_head_needs_is_all_that_is_read_for_it() {
     assert!(got.starts_with("HTTP/1.1 200") && !got.contains("content-length"), "{got}");
     let known = client.exchange("GET", "/v1/logs/page/records/0", &[("If-None-Match", &tag)], b"").unwrap();
     assert_eq!((known.status, known.body.len()), (304, 0));
-    assert_eq!(get(&mut client, "/v1/logs/large").unwrap().status, 200); // it is open from here on
+    assert_eq!(get(&mut client, "/v1/logs/large").unwrap().status, 200); // the log is open from here on
     let (before, watch) = (process.memory(), Watch::start(process));
     for path in ["/v1/logs/large/records/1", "/v1/logs/large/records?limit=2&max_bytes=100000000"] {
         let mut connection = Connection::open(&server.address, &[]);
@@ -201,8 +203,8 @@ fn what_a_cold_records_head_needs_is_all_that_is_read_for_it() {
     assert!(watch.most() < before + 32 * MIB, "{} MiB", (watch.most() - before) / MIB);
 }
 
-/// A record of 60 MiB that is in memory was rendered on the thread that answers: each took 0.1 s, one behind the other, and for so
-/// long nobody was answered.
+/// A record of 60 MiB in memory was rendered on the thread that answers: each took 0.1 s, one after the other, and
+/// meanwhile nobody was answered.
 #[test]
 fn large_records_in_memory_keep_nobody_from_being_answered() {
     let data = tempfile::tempdir().unwrap();
@@ -210,10 +212,11 @@ fn large_records_in_memory_keep_nobody_from_being_answered() {
     let path = "/v1/logs/large/records?limit=1";
     let busy = [
         Busy::start(&server, 100, move |stream| head(stream, path)),
-        Busy::start(&server, 20, move |stream| http2::get(stream, "/?offset=7")), // beside them, what is not there
+        // Beside them, requests for a record that does not exist.
+        Busy::start(&server, 20, move |stream| http2::get(stream, "/?offset=7")),
         Busy::start(&server, 20, move |stream| http2::get(stream, path)),
     ];
-    let mut clients: Vec<_> = (0..4).map(|_| server.connect()).collect(); // of either thread
+    let mut clients: Vec<_> = (0..4).map(|_| server.connect()).collect(); // so that both threads have some
     let (rate, slowest) = paced(a_while(2.0), || {
         for client in &mut clients {
             assert_eq!(get(client, "/healthz").unwrap().status, 200);
@@ -224,7 +227,7 @@ fn large_records_in_memory_keep_nobody_from_being_answered() {
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
 }
 
-/// With a rendering for each of them, the last of 20 has waited for the memory of all others.
+/// With one rendering for each of them, the last of 20 waited for the memory of all the others.
 #[test]
 fn tails_share_the_rendering_of_a_large_record() {
     const VALUE: usize = 12 * MIB;
@@ -256,7 +259,8 @@ fn tails_share_the_rendering_of_a_large_record() {
     assert_eq!(metric(&server, "millstream_readers_dropped_total"), 0);
 }
 
-/// Each read 60 MiB, found no memory for what is made of it, and did so again 20 ms later: beside 60 of them nobody read from the disk.
+/// Each tail read 60 MiB, found no memory for the rendering, and did so again 20 ms later: beside 60 of them nobody
+/// could read from the disk.
 #[test]
 fn tails_that_find_no_memory_do_not_read() {
     let data = tempfile::tempdir().unwrap();
@@ -274,7 +278,7 @@ fn tails_that_find_no_memory_do_not_read() {
         metric(&server, "millstream_http_memory_bytes") as usize > LARGE
     });
     std::thread::sleep(Duration::from_millis(200));
-    // The least of some: the last read may still go on, on a busy machine.
+    // The minimum of several windows: the last read may still be running on a busy machine.
     let windows = (0..4).map(|_| {
         let time = process.time();
         std::thread::sleep(Duration::from_millis(500));
@@ -287,7 +291,7 @@ fn tails_that_find_no_memory_do_not_read() {
     println!("60 tails take {busy:?} of 0.5 s; beside them {rate:.0} pages/s, the slowest {slowest:?}");
     assert!(busy < Duration::from_millis(250), "{busy:?} of 0.5 s");
     assert!(slowest < Duration::from_millis(500), "{slowest:?}");
-    // Who has waited for long is told, and may come again.
+    // A tail that has waited for long is told so, and may come again.
     let (mut got, mut last) = (String::new(), deaf.pop().unwrap());
     while !got.contains("next_offset") {
         assert!(last.0.read_line(&mut got).unwrap() > 0, "it ends without a word: {got}");
@@ -295,8 +299,8 @@ fn tails_that_find_no_memory_do_not_read() {
     assert!(got.contains("event: dropped\n") && got.contains("\"next_offset\":0}"), "{got}");
 }
 
-/// All requests stood in one line: one client with many of them in flight left hardly any turn to one with a single one. And a HEAD
-/// read and rendered the first mebibyte.
+/// All requests stood in one queue: one client with many of them in flight left hardly any turns to one with a single
+/// request. And a HEAD read and rendered the first mebibyte.
 #[test]
 fn turns_to_read_are_dealt_out_round_the_connections() {
     let data = tempfile::tempdir().unwrap();
@@ -319,7 +323,7 @@ fn turns_to_read_are_dealt_out_round_the_connections() {
     assert!(large_slowest < Duration::from_secs(1), "{large_slowest:?}");
 }
 
-/// The same of bodies that are compressed.
+/// The same for compressed bodies.
 #[test]
 fn turns_to_decode_are_dealt_out_round_the_connections() {
     let data = tempfile::tempdir().unwrap();
@@ -334,7 +338,7 @@ fn turns_to_decode_are_dealt_out_round_the_connections() {
         stored.fetch_add(1, Ordering::Relaxed);
     };
     let (alone, _) = paced(a_while(0.5), &mut ask);
-    // Just under a mebibyte, and wrong at its end.
+    // Just under a mebibyte, and invalid at its end.
     let line = [b"{\"a\":\"".to_vec(), b"x".repeat(1000), b"\"}\n".to_vec()].concat();
     let bomb = zstd(&[line.repeat(1030), b"oops".to_vec()].concat());
     let busy: Vec<_> = (0..2)

@@ -1,4 +1,4 @@
-//! What is refused, and how: so that the client sees it, goes on, and takes nothing from others.
+//! What is refused, and how: so that the client notices, can continue, and takes nothing away from others.
 
 use super::{
     code, get,
@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The next request was sent on a connection that was closed already.
+/// The next request was sent on a connection that was already closed.
 #[test]
 fn a_refusal_whose_body_was_not_read_says_that_the_connection_ends() {
     let data = tempfile::tempdir().unwrap();
@@ -20,7 +20,7 @@ fn a_refusal_whose_body_was_not_read_says_that_the_connection_ends() {
         let mut client = server.connect();
         let head = format!("POST /v1/logs/missing/records HTTP/1.1\r\nHost: localhost\r\n{more}\r\n");
         client.send(head.as_bytes()).unwrap();
-        std::thread::sleep(Duration::from_millis(50)); // the answer may be made before the body is there
+        std::thread::sleep(Duration::from_millis(50)); // the answer may be made before the body has arrived
         client.send(body).unwrap();
         let begun = Instant::now();
         let answer = client.answer().unwrap();
@@ -54,7 +54,7 @@ fn a_refusal_whose_body_was_not_read_says_that_the_connection_ends() {
     }
 }
 
-/// The frames of a stream, up to the answer's end or for so long.
+/// The frames of a stream, up to the end of the answer, for at most 3 s.
 fn answered(connection: &mut Connection, stream: u32) -> Vec<(u8, u8, Vec<u8>)> {
     let (mut frames, begun) = (Vec::new(), Instant::now());
     while begun.elapsed() < Duration::from_secs(3) {
@@ -76,7 +76,7 @@ fn text(frames: &[(u8, u8, Vec<u8>)]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Those that waited for records took all the streams that there may be, and nobody else had any.
+/// Requests that waited for records took all streams of the server, and nobody else had any.
 #[test]
 fn connections_with_many_streams_leave_some_to_others() {
     let data = tempfile::tempdir().unwrap();
@@ -100,7 +100,7 @@ fn connections_with_many_streams_leave_some_to_others() {
             assert_eq!(answer.first().map(|frame| frame.2[0]), Some(0x88), "{path}: {}", text(&answer));
         }
     }
-    // Whoever has many is refused, in a way that can be seen; and can be probed.
+    // A connection that has many is refused in a way that the client can see, and can still be used for probes.
     let one = &mut greedy[0];
     one.send(&http2::frame(HEADERS, END_HEADERS, 1001, &http2::head("POST", "/v1/logs/default/records")))
         .unwrap();
@@ -114,7 +114,7 @@ fn connections_with_many_streams_leave_some_to_others() {
     assert_eq!(answer.first().map(|frame| frame.2[0]), Some(0x88), "{}", text(&answer));
 }
 
-/// What was said twice was taken as it was said first or last, whichever was looked at.
+/// If something was specified twice, the first or the last value was used, depending on the code.
 #[test]
 fn what_is_said_twice_or_is_not_text_is_refused() {
     let data = tempfile::tempdir().unwrap();
@@ -150,7 +150,7 @@ fn what_is_said_twice_or_is_not_text_is_refused() {
         let answer = client.answer().unwrap();
         assert_eq!(code(&answer.body), expected, "{line} with {more:?}: {}", answer.body);
     }
-    // What may be said in several headers still may, and a coding that is framing only.
+    // What may be in several headers still may be, and so may a coding that is only framing.
     for more in ["Accept: text/html\r\nAccept: application/json\r\n", "Accept: \u{e9}\r\nAccept: */*\r\n"] {
         let request = format!("GET /v1/logs/default/records HTTP/1.1\r\nHost: localhost\r\n{more}\r\n");
         client.send(request.as_bytes()).unwrap();
@@ -162,7 +162,7 @@ fn what_is_said_twice_or_is_not_text_is_refused() {
     assert_eq!(client.answer().unwrap().status, 200);
 }
 
-/// What is meant by a member's place was done: a log got a retention, and was trimmed.
+/// A list was accepted, with its values assigned to members by position: a log got a retention, and was trimmed.
 #[test]
 fn a_list_is_no_object() {
     let data = tempfile::tempdir().unwrap();
@@ -194,8 +194,8 @@ fn a_list_is_no_object() {
     assert_eq!(client.append(b"1").unwrap(), 1);
 }
 
-/// The connection was closed without a word: what was wrong with the chunks was an error of the body, behind which there seemed to be
-/// no more of it. Whatever else ends a connection says so too.
+/// The connection was closed without a notice: an error in the chunks was an error of the body, after which there
+/// seemed to be no more of it. Other refusals that end a connection must say so too.
 #[test]
 fn every_refusal_behind_which_the_connection_ends_says_so() {
     let data = tempfile::tempdir().unwrap();
@@ -224,7 +224,7 @@ fn every_refusal_behind_which_the_connection_ends_says_so() {
     }
 }
 
-/// Of `offset=1&since=…` the last one counted; settings and offsets were parsed on the server's thread, of up to 16 MiB.
+/// Of `offset=1&since=…` the last one counted; settings and offsets of up to 16 MiB were parsed on the server's thread.
 #[test]
 fn what_contradicts_itself_or_is_no_such_thing_is_refused() {
     let data = tempfile::tempdir().unwrap();
@@ -248,7 +248,7 @@ fn what_contradicts_itself_or_is_no_such_thing_is_refused() {
     }
 }
 
-/// An unknown member made a line of its own in the log, with what a terminal takes for a command.
+/// An unknown member added a line to the server's log, with terminal control sequences.
 #[test]
 fn what_clients_send_makes_no_lines_in_the_log() {
     let data = tempfile::tempdir().unwrap();
@@ -284,7 +284,7 @@ fn what_clients_send_makes_no_lines_in_the_log() {
     }
 }
 
-/// The head of an answer without what differs from one to the next, and the body.
+/// The head of an answer without what differs between answers, and the body.
 fn parts(server: &Server, method: &str, target: &str, more: &str) -> (Vec<String>, String) {
     let mut socket = TcpStream::connect(&server.address).unwrap();
     let head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}\r\n");
@@ -302,7 +302,7 @@ fn parts(server: &Server, method: &str, target: &str, more: &str) -> (Vec<String
     (lines, body.to_owned())
 }
 
-/// RFC 9110: whoever takes GET takes HEAD, as probes send it.
+/// RFC 9110: a resource that supports GET supports HEAD, which probes send.
 #[test]
 fn head_is_answered_as_get_is_without_the_body() {
     let data = tempfile::tempdir().unwrap();
@@ -330,7 +330,7 @@ fn head_is_answered_as_get_is_without_the_body() {
     }
     let (head, _) = parts(&server, "HEAD", "/v1/logs/default/trim", "");
     assert!(head.iter().any(|line| line.starts_with("http/1.1 405")), "{head:?}");
-    // The connection goes on, of either protocol.
+    // The connection stays usable, with both protocols.
     let mut client = Client::connect(&server.address).unwrap();
     client.send(b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut socket = Connection::open(&server.address, &[]);

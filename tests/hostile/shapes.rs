@@ -1,4 +1,4 @@
-//! Requests of shapes that two servers may read differently, and header sections that are too much.
+//! Requests of shapes that two servers may interpret differently, and header sections that are too large.
 
 use super::{
     MIB, code,
@@ -12,13 +12,13 @@ use std::{
     time::Duration,
 };
 
-/// Sends it all, and reads until the server has hung up or says no more.
+/// Sends everything, and reads until the server has hung up or sends no more.
 fn exchange(server: &Server, bytes: &[u8]) -> String {
     let mut socket = TcpStream::connect(&server.address).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    let _ = socket.write_all(bytes); // it may hang up before it has all
+    let _ = socket.write_all(bytes); // the server may hang up before it has everything
     let mut got = Vec::new();
-    let _ = socket.read_to_end(&mut got); // or say nothing any more
+    let _ = socket.read_to_end(&mut got); // or the server sends nothing more
     String::from_utf8_lossy(&got).into_owned()
 }
 
@@ -130,7 +130,7 @@ fn a_request_hidden_in_another_is_never_one() {
         );
     }
     assert_eq!(metric(&server, "millstream_appended_records_total"), 0);
-    // Two requests, one behind the other, are two.
+    // Two requests, one after the other, are two.
     assert_eq!(exchange(&server, HIDDEN.repeat(2).as_bytes()).matches("{\"offset\":").count(), 2);
 }
 
@@ -169,7 +169,7 @@ fn header_sections_that_are_too_much_are_refused_and_cost_little() {
     for part in head[16384..].chunks(16384) {
         bytes.extend_from_slice(&http2::frame(http2::CONTINUATION, 0, 1, part));
     }
-    let _ = connection.send(&bytes); // it may hang up before it has all
+    let _ = connection.send(&bytes); // the server may hang up before it has everything
     let _ = connection.until_it_ends(Duration::from_millis(300));
     let cost = process.peak().saturating_sub(start);
     println!("{} KiB at the most", cost / 1024);

@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Opening holds a thread that waits; there are 64 a runtime for that, and for reads from the disk and compressed bodies.
+/// Opening occupies a waiting thread; a runtime has 64 for that, for reads from the disk, and for compressed bodies.
 #[test]
 fn requests_for_a_log_that_takes_long_to_open_keep_no_others_waiting() {
     let data = tempfile::tempdir().unwrap();
     let settings = data.path().join("slow/log.json");
     std::fs::create_dir(data.path().join("slow")).unwrap();
-    // Who reads it waits until somebody writes.
+    // Reading this file waits until somebody writes to it.
     rustix::fs::mkfifoat(rustix::fs::CWD, &settings, rustix::fs::Mode::RWXU).unwrap();
     let server = Server::start(data.path(), &["--create-logs", "--threads", "1"]);
     let mut waiting: Vec<_> = (0..200)
@@ -39,7 +39,8 @@ fn requests_for_a_log_that_takes_long_to_open_keep_no_others_waiting() {
         assert_eq!(answer.status, 200, "{}", code(&String::from_utf8_lossy(&answer.body)));
     }
     let took = begun.elapsed();
-    // They all get an answer in the end: the one that reads it an error, the others what they asked for.
+    // They are all answered in the end: the request that reads the file with an error, the others with what they asked
+    // for.
     let (aside, good) = (data.path().join("aside"), data.path().join("good"));
     std::fs::hard_link(&settings, &aside).unwrap();
     std::fs::write(&good, "{}").unwrap();

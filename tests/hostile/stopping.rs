@@ -1,4 +1,4 @@
-//! Being asked to stop: with connections that do not end, twice, and with nobody to read what is said.
+//! Being asked to stop: with connections that do not end, twice, and with nobody to read the log.
 
 use super::{
     get,
@@ -54,7 +54,8 @@ fn only_requests_in_flight_are_waited_for_and_a_second_signal_ends_at_once() {
     assert_eq!(server.connect().read(1).unwrap().unwrap(), b"1", "what was acknowledged is there");
 }
 
-/// A line that could not be written made the code panic that listened for signals; with debug logging, requests.
+/// A line that could not be written caused a panic in the code that listened for signals; with debug logging, also in
+/// requests.
 #[test]
 fn a_closed_standard_error_stops_neither_requests_nor_stopping() {
     for (log, signal) in [("info", Signal::TERM), ("debug", Signal::INT)] {
@@ -72,7 +73,7 @@ fn a_closed_standard_error_stops_neither_requests_nor_stopping() {
         let mut client = server.connect();
         for n in 0..50 {
             assert_eq!(client.append(b"x").unwrap(), n);
-            assert_eq!(get(&mut client, "/nothing").unwrap().status, 404); // a line for each, at debug
+            assert_eq!(get(&mut client, "/nothing").unwrap().status, 404); // at debug, one line for each
         }
         kill_process(server.pid(), signal).unwrap();
         let begun = Instant::now();
@@ -82,7 +83,7 @@ fn a_closed_standard_error_stops_neither_requests_nor_stopping() {
     }
 }
 
-/// One that reads nothing is worse: the pipe is full, and who writes to it waits.
+/// A reader that reads nothing is worse: the pipe is full, and writing to it blocks.
 #[test]
 fn a_standard_error_that_nobody_reads_stops_nothing() {
     let data = tempfile::tempdir().unwrap();
@@ -96,7 +97,7 @@ fn a_standard_error_that_nobody_reads_stops_nothing() {
     let mut unread = server.child.stderr.take().unwrap();
     wait_for("it listens", Duration::from_secs(10), || Client::connect(&server.address).is_ok());
     let mut client = server.connect();
-    // Before that its log may not be there yet.
+    // Before that, its log may not exist yet.
     wait_for("it is ready", Duration::from_secs(10), || get(&mut client, "/readyz").unwrap().status == 200);
     for n in 0..10_000 {
         if client.append(b"x").unwrap() == 0 {
@@ -111,7 +112,7 @@ fn a_standard_error_that_nobody_reads_stops_nothing() {
     assert!(said.len() > 4096, "there were lines to be read");
 }
 
-/// SIGXFSZ ended the server. And one refused append wrote 23 lines.
+/// SIGXFSZ ended the server. And one refused append logged 23 lines.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_limit_of_file_sizes_is_a_full_disk_and_is_said_once() {
@@ -172,7 +173,7 @@ fn a_limit_of_file_sizes_is_a_full_disk_and_is_said_once() {
     assert_eq!(lines, 1, "{text}");
 }
 
-/// It ended the server at once, in the middle of what was in flight.
+/// SIGHUP ended the server at once, in the middle of requests in flight.
 #[test]
 fn a_terminal_that_goes_stops_the_server_as_sigterm_does() {
     let data = tempfile::tempdir().unwrap();
@@ -188,14 +189,14 @@ fn a_terminal_that_goes_stops_the_server_as_sigterm_does() {
     half.send(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 27\r\n\r\n{").unwrap();
     std::thread::sleep(Duration::from_millis(100));
     for _ in 0..3 {
-        kill_process(server.pid(), Signal::HUP).unwrap(); // of the terminal, and of the shell
+        kill_process(server.pid(), Signal::HUP).unwrap(); // from the terminal, and from the shell
         std::thread::sleep(Duration::from_millis(50));
     }
     half.send(br#""record":{"value":"aGk="}}"#).unwrap();
     assert_eq!(half.answer().expect("a request in flight was not waited for").status, 200);
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
 
-    // Whoever started it to outlive its terminal is heeded.
+    // If SIGHUP is ignored so that the server outlives its terminal, it stays ignored.
     let command = Server::command(data.path(), &[]);
     let mut ignoring = std::process::Command::new("sh");
     ignoring

@@ -1,32 +1,34 @@
-//! Histories of one log, and whether they are linearizable: whether every request can be given a moment between
-//! its sending and its answer, so that a log that takes one request at a time, in the order of these moments, gives the
-//! same answers.
+//! Histories of one log, and whether they are linearizable: whether every request can be assigned a moment between its
+//! sending and its answer, such that a log that processes one request at a time, in the order of these moments, gives
+//! the same answers.
 //!
 //! # Why the check is exact
-//! For any kind of object this takes a search, of exponential time. A log is simpler, because the answers name places.
-//! Which appends took place, and in which order, is known: by their offsets, which the answers tell, or, where there
-//! was no answer, a reading of the whole log at the end. So what is open is only *when* each growth of the log took
-//! place: moments `t(1) <= t(2) <= …`, `t(i)` between the sending and the answer of the append that it is.
+//! For an arbitrary kind of object this takes a search, in exponential time. A log is simpler, because the answers
+//! contain offsets. It is known which appends took place, and in which order: the answers tell their offsets, or,
+//! without an answer, a reading of the whole log at the end does. So all that is unknown is *when* each growth of the
+//! log took place: moments `t(1) <= t(2) <= …`, with `t(i)` between the sending and the answer of the append that
+//! caused it.
 //!
-//! Any other request asks for a moment, in its own time, at which the log's length is at least `low` and at most
-//! `high`. Let growth `a` be the one that makes the length `low` or more, and `b` the one that makes it more than
-//! `high`. There is such a moment if and only if `t(a)` is not after the request's answer, and `t(b)` not before
-//! its sending (`t(a) <= t(b)` holds in any case, as `a` comes before `b`). Each of these bounds one growth on one side. So
-//! each growth has an earliest and a latest moment, and moments in order exist if and only if no growth's latest is before
-//! the earliest of itself or of one before it. Requests that change nothing do not otherwise depend on each other.
+//! Any other request needs a moment, between its sending and its answer, at which the log's length is at least `low`
+//! and at most `high`. Let growth `a` be the one that makes the length `low` or more, and `b` the one that makes it
+//! more than `high`. Such a moment exists if and only if `t(a)` is not after the request's answer, and `t(b)` is not
+//! before its sending (`t(a) <= t(b)` always holds, because `a` comes before `b`). Each of these conditions bounds one
+//! growth on one side. So each growth has an earliest and a latest moment, and ordered moments exist if and only if no
+//! growth's latest moment is before the earliest moment of itself or of an earlier one. Requests that change nothing do
+//! not depend on each other in any other way.
 //!
-//! That the check finds the same as a search does is tested below, by all orders of small random histories.
+//! A test below checks that this gives the same result as a search through all orders, for small random histories.
 
 use std::collections::BTreeMap;
 
-/// What a client asked for, and what it was told.
+/// What a client requested, and what it was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// These values were appended from `first` on; if `expect` is there, under that condition.
+    /// These values were appended from `first` on; under the condition `expect`, if there is one.
     Appended { values: Vec<u64>, expect: Option<u64>, first: u64 },
-    /// No answer came: it took place or not.
+    /// No answer came: it took place or it did not.
     Unknown { values: Vec<u64>, expect: Option<u64> },
-    /// It was refused, since the next offset is not `expect` but `next`.
+    /// It was refused, because the next offset is not `expect` but `next`.
     Unexpected { expect: u64, next: u64 },
     /// The record at this offset was read; `None` if there was none.
     Read { offset: u64, value: Option<u64> },
@@ -34,7 +36,7 @@ pub enum Event {
     ReadFrom { offset: u64, values: Vec<u64> },
 }
 
-/// An event with the moments of the request and of the answer, in any unit.
+/// An event with the times of the request and of the answer, in any unit.
 #[derive(Debug, Clone)]
 pub struct Call {
     pub sent: u64,
@@ -50,7 +52,7 @@ struct Growth<'a> {
     latest: u64,
 }
 
-/// The appends that took place, in the order of their offsets; an error unless they are just what the log has.
+/// The appends that took place, in the order of their offsets; an error unless they are exactly what the log contains.
 fn growths<'a>(calls: &'a [Call], log: &[u64]) -> Result<Vec<Growth<'a>>, String> {
     let mut at = BTreeMap::new();
     for call in calls {
@@ -87,10 +89,10 @@ fn growths<'a>(calls: &'a [Call], log: &[u64]) -> Result<Vec<Growth<'a>>, String
     Ok(growths)
 }
 
-/// See the module's documentation. `log` is what is in the log at the end.
+/// See the module's documentation. `log` is the content of the log at the end.
 ///
 /// # Errors
-/// What no log would have done.
+/// Something that no log would do.
 pub fn check(calls: &[Call], log: &[u64]) -> Result<(), String> {
     let mut growths = growths(calls, log)?;
     for call in calls {
@@ -160,7 +162,7 @@ mod tests {
         let history = [
             call(0, 10, appended(0, &[7])),
             call(1, 9, read(0, None)),
-            call(2, 8, read(0, Some(7))), // while both are on their way
+            call(2, 8, read(0, Some(7))), // while both are in flight
             call(11, 30, appended(1, &[8, 9])),
             call(12, 13, Event::Unexpected { expect: 0, next: 1 }),
             call(14, 15, Event::ReadFrom { offset: 0, values: vec![7, 8, 9] }),
@@ -178,11 +180,11 @@ mod tests {
             (&[call(0, 1, appended(0, &[7])), call(2, 3, appended(0, &[7]))], &[7]),
             (&[call(0, 1, appended(0, &[7])), call(2, 3, appended(2, &[8]))], &[7, 0, 8]),
             (&[call(0, 1, appended(0, &[7])), call(2, 3, read(0, None))], &[7]), // a stale read
-            (&[call(0, 1, read(0, Some(7))), call(2, 3, appended(0, &[7]))], &[7]), // one from the future
-            // There, and then not there, while the append is on its way.
+            (&[call(0, 1, read(0, Some(7))), call(2, 3, appended(0, &[7]))], &[7]), // a read from the future
+            // Present, and then absent, while the append is in flight.
             (&[call(0, 9, appended(0, &[7])), call(1, 2, read(0, Some(7))), call(3, 4, read(0, None))], &[7]),
-            (&[call(0, 1, appended(1, &[8])), call(2, 3, appended(0, &[7]))], &[7, 8]), // the later one first
-            // Told of a record that is not there afterwards.
+            (&[call(0, 1, appended(1, &[8])), call(2, 3, appended(0, &[7]))], &[7, 8]), // the later one comes first
+            // Told of a record that does not exist afterwards.
             (
                 &[
                     call(0, 9, appended(0, &[7])),
@@ -191,7 +193,7 @@ mod tests {
                 ],
                 &[7],
             ),
-            // The inside of a batch.
+            // A read of a part of a batch.
             (
                 &[call(0, 9, appended(0, &[7, 8])), call(1, 8, Event::Unexpected { expect: 0, next: 1 })],
                 &[7, 8],
@@ -203,7 +205,8 @@ mod tests {
         }
     }
 
-    /// Whether some order of the calls, one that keeps what was answered before what was sent later, is what a log does.
+    /// Whether a log could behave like this in some order of the calls in which a call that was answered before
+    /// another was sent comes before it.
     fn search(calls: &mut Vec<Call>, log: &mut Vec<u64>, end: &[u64]) -> bool {
         let answered = |call: &Call| !matches!(call.event, Event::Unknown { .. });
         if !calls.iter().any(answered) && log == end {
@@ -234,7 +237,7 @@ mod tests {
             };
             let found = fits && search(calls, log, end);
             log.truncate(length);
-            // What got no answer may also not have taken place.
+            // A call without an answer may also not have taken place.
             let found = found || matches!(call.event, Event::Unknown { .. }) && search(calls, log, end);
             calls.insert(n, call);
             if found {

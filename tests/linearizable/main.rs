@@ -1,6 +1,6 @@
-//! What real clients saw of one log, each over its own connection, while all of them appended to it, with conditions
-//! and without, and read it, is what a log that takes one request at a time gives as answers; also over SIGKILL and a
-//! restart, where requests got no answer.
+//! Real clients, each with its own connection, append to one log, with and without conditions, and read it. What they
+//! see must be what a log that processes one request at a time would answer; also across SIGKILL and a restart, where
+//! requests got no answer.
 //!
 //! `MILLSTREAM_HISTORIES=1000 cargo test --release --test linearizable` for more than a few histories.
 
@@ -28,13 +28,13 @@ fn member(body: &str, name: &str) -> u64 {
     rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
 }
 
-/// One client's requests, until the server is gone; the last one may have had no answer.
+/// The requests of one client, until the server is gone; the last one may have had no answer.
 struct Session<'a> {
     client: Client,
     /// The first value it may append.
     value: u64,
     random: u64,
-    /// The largest length that any client was told of, to ask for what is near the end.
+    /// The largest length that any client was told, used to ask for records near the end.
     length: &'a AtomicU64,
     begun: Instant,
 }
@@ -55,7 +55,7 @@ impl Session<'_> {
         (self.value - count..self.value).collect()
     }
 
-    /// A request and its answer; the answer is `None` once the server is gone.
+    /// Sends a request and returns its answer; `None` once the server is gone.
     fn ask(&mut self, what: &str, target: &str, body: &str) -> Option<(u16, String)> {
         let headers = [("Content-Type", "text/plain"), ("Accept", "text/plain")];
         let reply = self.client.exchange(what, target, &headers, body.as_bytes()).ok()?;
@@ -130,7 +130,7 @@ fn read_all(client: &mut Client) -> Vec<u64> {
     }
 }
 
-/// A history of a few generations, each ended by SIGKILL, and the log at its end.
+/// Records a history of a few generations, each ended by SIGKILL, and the log at its end.
 fn record(durability: &str, seed: u64) -> (Vec<Call>, Vec<u64>) {
     let data = tempfile::tempdir().unwrap();
     let backings = tempfile::tempdir_in(support::shm::dir()).unwrap();
@@ -169,7 +169,7 @@ fn record(durability: &str, seed: u64) -> (Vec<Call>, Vec<u64>) {
             clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
         });
         server.kill();
-        // What got no answer took place before the server was gone, or never.
+        // A request without an answer took place before the server was gone, or never.
         let gone = begun.elapsed().as_nanos() as u64;
         for call in answers.iter_mut().filter(|call| matches!(call.event, Event::Unknown { .. })) {
             call.answered = gone;

@@ -1,5 +1,5 @@
-//! Files that are harmed while the server has them open: what is left is served, what is not is an error of that read, and
-//! the server goes on. After a restart the damage is told, and the rest is still served.
+//! Files that are damaged while the server has them open: what is left is served, reading anything else is an error of
+//! that read, and the server continues. After a restart the damage is reported, and the rest is still served.
 
 use crate::{
     full::Disk,
@@ -48,8 +48,8 @@ fn segments(data: &Path) -> BTreeMap<u64, PathBuf> {
     segments.map(|path| (path.file_stem().unwrap().to_str().unwrap().parse().unwrap(), path)).collect()
 }
 
-/// Reads every record by itself. Whichever may not be harmed is there with its value; a harmed one is there, or an
-/// error is told. How many were not there.
+/// Reads every record separately. A record outside the damaged range must exist with its value; one within it must
+/// exist, or be reported as an error. Returns how many are missing.
 fn read_all(client: &mut Client, harmed: &std::ops::Range<u64>) -> u64 {
     let mut missing = 0;
     for offset in 0..RECORDS {
@@ -67,7 +67,7 @@ fn read_all(client: &mut Client, harmed: &std::ops::Range<u64>) -> u64 {
     missing
 }
 
-/// Harms a sealed segment that is read from the disk while the server runs; reads, appends, kills, starts again.
+/// Damages a sealed segment that is read from the disk while the server runs; reads, appends, kills, starts again.
 fn harm(data: &Path, harm: impl FnOnce(&Path)) {
     let backings = tempfile::tempdir_in(crate::support::shm::dir()).unwrap();
     let flags = flags(backings.path());
@@ -121,7 +121,7 @@ fn a_sealed_segment_is_removed_while_it_is_open() {
     harm(data.path(), |path| fs::remove_file(path).unwrap());
 }
 
-/// A file that is seen at another place, until this is dropped.
+/// A file that appears in another place, until this is dropped.
 struct Bound(PathBuf);
 
 impl Bound {
@@ -134,12 +134,12 @@ impl Bound {
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status(); // a test that fails is not to fail for this
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status(); // the test must not fail because of this
     }
 }
 
-/// Sectors that cannot be read: the disk ends before them, and the system says `EIO`. First while the segment is open,
-/// then when it is opened.
+/// Sectors cannot be read: the disk ends before them, and the system reports `EIO`. This happens first while the
+/// segment is open, and then when it is opened.
 #[test]
 fn sectors_of_a_sealed_segment_cannot_be_read() {
     let Some(disk) = Disk::new("ext4", 16) else { return };
@@ -150,11 +150,11 @@ fn sectors_of_a_sealed_segment_cannot_be_read() {
     fill(&mut server.connect());
     assert_eq!(server.terminate(), Some(0));
 
-    // One segment, with all its bytes, is on the disk that is going to fail.
+    // One segment, with all its bytes, is on the disk that will fail.
     let segments = segments(data.path());
     let mut bases = segments.keys().copied().skip(5 + chance(10) as usize);
     let harmed = bases.next().unwrap()..bases.next().unwrap();
-    let first = harmed.start + 20; // the ones before stay readable
+    let first = harmed.start + 20; // the records before it stay readable
     let segment = disk.at.join("segment");
     fs::copy(&segments[&harmed.start], &segment).unwrap();
     let mut end = 0;
@@ -179,8 +179,8 @@ fn sectors_of_a_sealed_segment_cannot_be_read() {
     drop(bound);
 }
 
-/// The same of the segment that is being written, while the server is not running: what is in them is not known, so the
-/// log is opened for reading only. When they can be read again, nothing is missing.
+/// The same for the segment that is being written, while the server is not running: the content of these sectors is
+/// unknown, so the log is opened read-only. When they can be read again, nothing is missing.
 #[test]
 fn sectors_of_the_open_segment_cannot_be_read() {
     let Some(disk) = Disk::new("ext4", 16) else { return };

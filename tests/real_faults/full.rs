@@ -1,4 +1,4 @@
-//! A real disk that fills up while it is written, and is then enlarged.
+//! A real disk that fills up while it is written to, and is then enlarged.
 
 use crate::{
     load::{Expected, Kind, Numbers, produce},
@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A file system of its own, in a file, by a loop device.
+/// A file system of its own, in a file, on a loop device.
 pub struct Disk {
     pub at: PathBuf,
     kind: &'static str,
@@ -21,7 +21,7 @@ pub struct Disk {
     _place: tempfile::TempDir,
 }
 
-/// What a command prints, if it is there and succeeds.
+/// The output of a command, if it exists and succeeds.
 fn run(command: &str, arguments: &[&str]) -> Result<String, String> {
     let output =
         Command::new(command).args(arguments).output().map_err(|error| format!("{command}: {error}"))?;
@@ -32,7 +32,7 @@ fn run(command: &str, arguments: &[&str]) -> Result<String, String> {
 }
 
 impl Disk {
-    /// `None`, said aloud, where that takes more rights or tools than there are.
+    /// `None`, with a message, if this needs more rights or tools than there are.
     pub fn new(kind: &'static str, mib: u64) -> Option<Self> {
         let place = tempfile::tempdir().unwrap();
         let (backing, at) = (place.path().join("backing"), place.path().join("mounted"));
@@ -43,7 +43,7 @@ impl Disk {
             .and_then(|_| run("losetup", &["--find", "--show", path]))
             .and_then(|device| {
                 run("mount", &[&device, at.to_str().unwrap()]).map(|_| device.clone()).inspect_err(|_| {
-                    let _ = run("losetup", &["-d", &device]); // the mount's error is told
+                    let _ = run("losetup", &["-d", &device]); // the error of the mount is reported
                 })
             });
         match mounted {
@@ -73,10 +73,10 @@ impl Disk {
 
     fn free(&self) -> u64 {
         let found = rustix::fs::statvfs(&self.at).unwrap();
-        found.f_bfree * found.f_frsize // root may use what is kept for root
+        found.f_bfree * found.f_frsize // root may use the reserved blocks
     }
 
-    /// A file that takes all but so many bytes.
+    /// Creates a file that takes all but `all_but` bytes.
     fn fill(&self, name: &str, all_but: u64) {
         let file = File::create(self.at.join(name)).unwrap();
         let mut step = 64 << 20;
@@ -92,7 +92,7 @@ impl Disk {
         }
     }
 
-    /// Unmounts and mounts again, so that nothing of it is in memory, with a change of its backing in between.
+    /// Unmounts and mounts again, so that none of its content is in memory, with a change of the backing in between.
     pub fn remount(&self, change: impl FnOnce(&Path)) {
         let at = self.at.to_str().unwrap();
         run("umount", &[at]).unwrap();
@@ -106,7 +106,7 @@ impl Drop for Disk {
         let unmounted = run("umount", &["-l", self.at.to_str().unwrap()]);
         let detached = run("losetup", &["-d", &self.device]);
         if let Err(error) = unmounted.and(detached) {
-            println!("{error}"); // a test that fails is not to fail for this
+            println!("{error}"); // the test must not fail because of this
         }
     }
 }
@@ -197,7 +197,7 @@ fn a_log_cannot_be_made_on_a_full_disk_and_can_once_there_is_room() {
     server.kill();
 }
 
-/// Not even `verify` could look at a log there, and no server started: locks were files that had to be made.
+/// Not even `verify` could look at a log there, and no server started: a lock required creating a file.
 #[test]
 fn on_a_read_only_file_system_all_is_served_and_appends_go_on_when_it_is_writable_again() {
     let Some(disk) = Disk::new("ext4", 64) else { return };
@@ -232,7 +232,7 @@ fn on_a_read_only_file_system_all_is_served_and_appends_go_on_when_it_is_writabl
         refused.status,
         refused.body
     );
-    // What cannot be trimmed is not hidden either, to come back with the next opening.
+    // Segments that cannot be removed are not hidden either, because they would come back with the next opening.
     let refused = client.request("POST", "/v1/logs/default/trim", br#"{"before":90}"#).unwrap();
     assert!(refused.status == 507, "{} {}", refused.status, refused.body);
     assert_eq!(client.read(0).unwrap().as_deref(), Some(&[7; 1000][..]));

@@ -1,4 +1,4 @@
-//! SIGKILL, at moments that nobody has chosen, again and again.
+//! SIGKILL, at random moments, again and again.
 
 use crate::{
     lasting,
@@ -18,11 +18,11 @@ struct Load<'a> {
     segment_bytes: &'a str,
     flags: &'a [&'a str],
     query: &'a str,
-    /// Where the data goes; the backings go to `/dev/shm`.
+    /// The place of the data; the backings are in `/dev/shm`.
     on: &'a Path,
-    /// Whether logs are trimmed meanwhile.
+    /// Whether logs are trimmed during the load.
     trim: bool,
-    /// How often one set of logs is killed before new ones are made.
+    /// How often one set of logs is killed before a new set is created.
     generations: u32,
     /// The longest time from the start of the load to the kill.
     up_to: Duration,
@@ -45,7 +45,8 @@ impl Default for Load<'_> {
     }
 }
 
-/// Asks to trim each log somewhere, until the server is gone. What was asked for and what was answered.
+/// Asks the server to trim each log to some offset, until the server is gone. Returns the requested offsets and the
+/// answers.
 fn trim(address: &str, logs: &[(String, u64, u64)]) -> Vec<(u64, u64)> {
     let mut said: Vec<(u64, u64)> = vec![(0, 0); logs.len()];
     let Ok(mut client) = Client::connect(address) else { return said };
@@ -69,8 +70,8 @@ fn trim(address: &str, logs: &[(String, u64, u64)]) -> Vec<(u64, u64)> {
     said
 }
 
-/// Lives of a few generations each, until the time is over: load, SIGKILL, at times SIGKILL again while recovering,
-/// then all logs are read and written.
+/// Runs lives of a few generations each, until the time is over: load, SIGKILL, sometimes SIGKILL again during
+/// recovery, then all logs are read and written.
 fn kill_under(load: &Load) {
     let end = Instant::now() + lasting();
     let (mut kills, mut batches, mut records, mut slowest) = (0, 0, 0, Duration::ZERO);
@@ -115,7 +116,7 @@ fn kill_under(load: &Load) {
             let server = Server::start(data.path(), &flags);
             let mut client = server.connect();
             for log in &logs {
-                // Whether it was ever made is not known until something was acknowledged.
+                // It is not known whether the log was ever created until something was acknowledged.
                 let target = format!("/v1/logs/{}", log.name);
                 let reply = client.exchange("GET", &target, &[], b"").unwrap();
                 let missing = reply.status == 404 && log.records() == 0;
@@ -128,7 +129,7 @@ fn kill_under(load: &Load) {
             }
             slowest = slowest.max(begun.elapsed());
             for log in &mut logs {
-                log.check(&mut client); // which makes those that are missing
+                log.check(&mut client); // which creates the missing ones
             }
             server.kill();
         }
@@ -143,7 +144,7 @@ fn kill_under(load: &Load) {
     assert!(batches > 0 && records > 0, "nothing was appended");
 }
 
-/// Starts the server, has its logs opened, and kills it in the midst of that.
+/// Starts the server, has its logs opened, and kills it in the middle of that.
 fn kill_while_recovering(data: &Path, flags: &[&str], logs: &[Expected]) {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let mut child = Server::command(data, flags).env("MILLSTREAM_LISTEN", &free).spawn().unwrap();
@@ -167,21 +168,21 @@ fn kill_while_recovering(data: &Path, flags: &[&str], logs: &[Expected]) {
     });
 }
 
-/// What is in a log; `None` where there is no such log.
+/// The content of a log; `None` if it does not exist.
 type Lines = Option<Vec<String>>;
 
-/// What a log that is made, written and deleted all the time holds, and what is being done to it.
+/// The content of a log that is created, written and deleted all the time, and the current request for it.
 #[derive(Debug, Clone, Default)]
 struct Life {
     name: String,
     lines: Lines,
-    /// What `lines` are if the request on its way was done.
+    /// What `lines` will be if the current request was carried out.
     then: Lines,
     turn: u64,
 }
 
 impl Life {
-    /// Makes, writes and deletes until the server is gone.
+    /// Creates, writes and deletes the log until the server is gone.
     fn live(&mut self, address: &str) {
         let Ok(mut client) = Client::connect(address) else { return };
         loop {
@@ -280,7 +281,7 @@ fn killed_while_large_values_of_random_bytes_and_of_headers_are_written() {
 
 #[test]
 fn killed_while_a_thousand_logs_are_written() {
-    let flags = ["--max-open-logs", "300"]; // so that logs are closed and opened meanwhile
+    let flags = ["--max-open-logs", "300"]; // so that logs are closed and opened during the load
     kill_under(&Load {
         logs: 1000,
         threads: 8,

@@ -1,5 +1,5 @@
 //! Limits of the running process that are reached for a moment: descriptors, memory, the size of a file. What cannot be
-//! done meanwhile is refused, or fails; afterwards everything goes on, without a restart.
+//! done meanwhile is refused, or fails; afterwards everything works again, without a restart.
 
 use crate::{
     load::{Expected, Kind, Numbers, produce},
@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-/// The lowest number that a new descriptor of the process would get; `None` if it has ended.
+/// The lowest number that a new descriptor of the process would get; `None` if the process has ended.
 fn next_descriptor(pid: Pid) -> Option<u64> {
     let open = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).ok()?;
     let number = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
@@ -21,21 +21,22 @@ fn next_descriptor(pid: Pid) -> Option<u64> {
     (0..u64::MAX).find(|number| !open.contains(number))
 }
 
-/// Bytes of addresses that the process has; `None` if it has ended.
+/// The size of the process's address space in bytes; `None` if the process has ended.
 fn address_space(pid: Pid) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmSize:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? << 10)
 }
 
-/// Sets the soft limit. What it was.
+/// Sets the soft limit. Returns the previous one.
 fn limit(pid: Pid, resource: Resource, to: Option<u64>) -> Option<u64> {
-    let maximum = getrlimit(resource).maximum; // the server has it from us
+    let maximum = getrlimit(resource).maximum; // the server has inherited it from us
     prlimit(Some(pid), resource, Rlimit { current: to.or(maximum), maximum }).unwrap().current
 }
 
-/// Load with the limit at `to(pid)` for a while, then without: every log goes on by itself, unless the process has ended,
-/// as it `may_end`. Then the same after a restart. The limit is set `times` times, at first after `begin` milliseconds.
+/// Puts load on a server with the limit at `to(pid)` for a while, and then without it: afterwards every log works again
+/// by itself, unless the process has ended, as it `may_end`. Then the same after a restart. The limit is set `times`
+/// times, each time after `begin` milliseconds.
 fn reach(resource: Resource, (times, begin): (u32, u64), may_end: bool, to: impl Fn(Pid) -> Option<u64>) {
     let data = tempfile::tempdir().unwrap();
     let backings = tempfile::tempdir_in(crate::support::shm::dir()).unwrap();
@@ -82,20 +83,21 @@ fn no_descriptor_is_left_for_a_moment() {
     reach(Resource::Nofile, (3, 300), false, next_descriptor);
 }
 
-/// An allocation that fails ends the process, wherever it is; then it is as after a kill.
+/// An allocation that fails ends the process, wherever that is; then the state is as after a kill.
 #[test]
 fn no_memory_is_left_for_a_moment() {
     reach(Resource::As, (3, 300), true, address_space);
 }
 
-/// From the start: a segment that has been begun has its blocks, and a write into it that fails is a failed write.
+/// From the start: the blocks of a segment that has begun are allocated, and a failing write into it would be a failed
+/// write.
 #[test]
 fn files_may_not_grow_for_a_moment() {
     reach(Resource::Fsize, (1, 0), false, |_| Some(200 << 10));
 }
 
-/// Has every second of these system calls of each of the process's threads interrupted before it has done anything, and
-/// notes it in `log`; `None`, said aloud, where that cannot be done.
+/// Interrupts every second one of these system calls in each thread of the process before it has done anything, and
+/// notes it in `log`; `None`, with a message, if that is not possible.
 fn interrupt(pid: Pid, calls: &str, log: &Path) -> Option<Child> {
     let mut command = Command::new("strace");
     command.args(["-f", "-qq", "-e", &format!("trace={calls}")]);
@@ -117,7 +119,7 @@ fn interrupt(pid: Pid, calls: &str, log: &Path) -> Option<Child> {
     Some(tracing)
 }
 
-/// A reservation of room that was interrupted left a chunk without its backing.
+/// An interrupted reservation of space left a chunk without its backing.
 #[test]
 fn what_is_interrupted_is_done_again() {
     let place = tempfile::tempdir().unwrap();
@@ -133,7 +135,7 @@ fn what_is_interrupted_is_done_again() {
     let metrics = client.request("GET", "/metrics", b"").unwrap().body;
     assert!(metrics.lines().any(|line| line == "millstream_shm_fallbacks_total 0"), "{metrics}");
     server.kill();
-    tracing.wait().unwrap(); // it ends with what it looks at
+    tracing.wait().unwrap(); // it ends together with the process that it traces
     let noted = std::fs::read_to_string(noted).unwrap();
     for call in ["fallocate", "linkat"] {
         let interrupted =

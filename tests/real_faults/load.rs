@@ -1,7 +1,9 @@
-//! Load on a server from several connections, and the oracle on their side: what each log must hold afterwards.
+//! Load on a server from several connections, and the oracle on the clients' side: what each log must contain
+//! afterwards.
 //!
-//! Each record says which it is: the first 8 bytes of its value are its producer, the number of its batch and its
-//! place in the batch, and all else follows from them. So whatever a log gives back can be told from what was sent.
+//! Each record identifies itself: the first 8 bytes of its value are its producer, the number of its batch and its
+//! place in the batch, and everything else follows from them. So whatever a log returns can be compared with what was
+//! sent.
 
 use crate::support::{Client, Reply, Server};
 use std::{
@@ -12,7 +14,7 @@ use std::{
 };
 
 pub const FRAMES: &str = "application/vnd.millstream.frames";
-/// The producer that appends once a log was found whole: it must be writable.
+/// The producer that appends after a log was found complete: the log must be writable.
 const CHECKER: u16 = u16::MAX;
 
 /// `SplitMix64`, by Steele, Lea and Flood.
@@ -23,7 +25,7 @@ pub fn mix(value: u64) -> u64 {
     z ^ z >> 31
 }
 
-/// A number that nobody has chosen, for the moments of kills.
+/// A random number, for the moments of kills.
 pub fn chance(below: u64) -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::collections::hash_map::RandomState::new().build_hasher().finish() % below.max(1)
@@ -31,17 +33,17 @@ pub fn chance(below: u64) -> u64 {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// 8 bytes each, up to 60,000 in a batch.
+    /// 8 bytes each, up to 60,000 records per batch.
     Tiny,
-    /// Up to 3,000 random bytes, batches of up to 50.
+    /// Up to 3,000 random bytes each, up to 50 records per batch.
     Mixed,
     /// Up to 1 MiB of random bytes.
     Large,
-    /// As large, and made of words that look like the headers of frames.
+    /// Up to 1 MiB of words that look like the headers of frames.
     Imitating,
 }
 
-/// Which batch: the producer and its number.
+/// Identifies a batch: the producer and its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Batch {
     pub producer: u16,
@@ -83,12 +85,12 @@ impl Batch {
     }
 }
 
-/// Which record it is that has this first word.
+/// Identifies the record with this first word.
 fn parts(word: u64) -> (Batch, u16) {
     (Batch { producer: word as u16, number: (word >> 16) as u32 }, (word >> 48) as u16)
 }
 
-/// The value of a record, put behind what is in `out`.
+/// Writes the value of a record after what is in `out`.
 fn value(word: u64, kind: Kind, out: &mut Vec<u8>) {
     out.extend(word.to_le_bytes());
     let mut random = mix(word);
@@ -104,7 +106,7 @@ fn value(word: u64, kind: Kind, out: &mut Vec<u8>) {
     for n in 0..words {
         let random = next();
         let word = match (kind, n % 3) {
-            // CRC and a length; record number and how far behind; time and flags.
+            // CRC and a length; record number and lead; time and flags.
             (Kind::Imitating, 0) => random << 32 >> 32 | random >> 40 << 32,
             (Kind::Imitating, 1) => (random % 4096) | (((random >> 32) % 3) << 32),
             (Kind::Imitating, _) => (random % 100_000) | (0x8000 << 48),
@@ -119,14 +121,14 @@ fn value(word: u64, kind: Kind, out: &mut Vec<u8>) {
 pub struct Expected {
     pub name: String,
     pub kind: Kind,
-    /// The first words of all records that were acknowledged or seen, by offset from 0 on; 0 where nobody has yet
-    /// said which it is. What was trimmed stays in here.
+    /// The first words of all records that were acknowledged or seen, indexed by offset; 0 for a record that has not
+    /// been identified yet. Trimmed records stay in here.
     words: Vec<u64>,
-    /// Batches that got no answer: each may be there, as a whole, or not.
+    /// Batches that got no answer: each may be stored, as a whole, or not.
     unknown: BTreeSet<Batch>,
     stored: BTreeSet<Batch>,
     next_check: u32,
-    /// The largest offset to which trimming was asked for, and the first one it said was left.
+    /// The largest offset to which trimming was requested, and the first offset that the server said was left.
     pub trim_asked: u64,
     pub trim_said: u64,
 }
@@ -137,7 +139,7 @@ pub enum Outcome {
     Stored(u64),
     /// Refused before anything was stored.
     Refused(String),
-    /// Not known, and what was said.
+    /// Not known; with the answer or the error.
     Unknown(String),
 }
 
@@ -173,12 +175,12 @@ impl Expected {
         }
     }
 
-    /// Reads all of the log, and compares it; then appends to it. An append that is refused is tried again, for
-    /// ten seconds: what went wrong must be over by itself.
+    /// Reads the whole log, and compares it; then appends to it. A refused append is tried again, for ten seconds: what
+    /// was wrong must go away by itself.
     ///
     /// # Panics
-    /// If anything acknowledged is missing or changed, a batch is torn, what was refused is there, or the log cannot be
-    /// written.
+    /// If anything acknowledged is missing or has changed, a batch is torn, a refused batch is stored, or the log
+    /// cannot be written.
     pub fn check(&mut self, client: &mut Client) {
         let first = self.check_reading(client);
         let end = Instant::now() + Duration::from_secs(10);
@@ -206,7 +208,7 @@ impl Expected {
         self.trim_said = self.trim_said.max(first);
     }
 
-    /// As [`Self::check`], without appending. The first offset.
+    /// Like [`Self::check`], without appending. Returns the first offset.
     pub fn check_reading(&mut self, client: &mut Client) -> u64 {
         let name = self.name.clone();
         let mut offset = None;
@@ -217,7 +219,7 @@ impl Expected {
             let target = format!("/v1/logs/{name}/records?offset={from}&limit=1000000&max_bytes=8000000");
             let reply = client.exchange("GET", &target, &[("Accept", FRAMES)], b"").unwrap();
             if reply.status == 404 && self.words.is_empty() {
-                return 0; // it was never made
+                return 0; // it was never created
             }
             assert_eq!(reply.status, 200, "{name}: {}", String::from_utf8_lossy(&reply.body));
             if reply.body.is_empty() {
@@ -257,11 +259,11 @@ impl Expected {
             self.trim_asked
         );
         assert!(self.words[first as usize..].iter().all(|word| *word != 0), "{name}: a batch is torn");
-        self.unknown.clear(); // what is not there now must never be
+        self.unknown.clear(); // what is not stored now must never appear
         first
     }
 
-    /// The record at `offset` is the one with this first word.
+    /// Notes that the record at `offset` is the one with this first word.
     fn seen(&mut self, offset: u64, word: u64) {
         let known = self.words.get(offset as usize).copied().unwrap_or(0);
         if known != word {
@@ -270,7 +272,7 @@ impl Expected {
             assert!(known == 0, "{name}: offset {offset} was {:?} and is {batch:?}, {place}", parts(known));
             assert!(place == 0, "{name}: offset {offset}: {batch:?} without its beginning");
             assert!(self.unknown.remove(&batch), "{name}: offset {offset}: {batch:?} was not appended");
-            self.place(offset, batch); // with it, all of the batch must follow
+            self.place(offset, batch); // with this record, all of the batch must follow
         }
     }
 }
@@ -291,7 +293,7 @@ pub fn send(client: &mut Client, log: &str, kind: Kind, batch: Batch, query: &st
             let first = text.strip_prefix("{\"first_offset\":").and_then(|rest| rest.split(',').next());
             Outcome::Stored(first.and_then(|first| first.parse().ok()).expect("the first offset"))
         }
-        // Where the log's writer has failed it is not known, whatever the status.
+        // If the log's writer has failed, the outcome is unknown, whatever the status.
         429 | 503 | 507 if !text.contains("\"writer_failed\"") => Outcome::Refused(text.into_owned()),
         _ => Outcome::Unknown(text.into_owned()),
     })
@@ -300,12 +302,12 @@ pub fn send(client: &mut Client, log: &str, kind: Kind, batch: Batch, query: &st
 /// The numbers of batches that producers have used.
 pub type Numbers = BTreeMap<u16, u32>;
 
-/// Appends from `threads` connections until `stop` returns, with every batch's outcome absorbed. Where there are more
-/// logs than connections, a connection goes from one to the next. An answer must come while `stop` has not returned;
-/// it is given the number of appends that were not stored so far. Only a server that `may_end` by itself may leave some
-/// without one.
+/// Appends from `threads` connections until `stop` returns, and notes every batch's outcome. If there are more logs
+/// than connections, a connection goes from one log to the next. Every request must be answered until `stop` returns;
+/// `stop` gets the number of appends that were not stored so far. Only a server that `may_end` by itself may leave some
+/// requests without an answer.
 ///
-/// Returns the number of batches that were stored, and what stop returned.
+/// Returns the number of batches that were stored, and what `stop` returned.
 pub fn produce<T>(
     server: &Server,
     logs: &mut [Expected],
@@ -353,7 +355,7 @@ pub fn produce<T>(
     let (outcomes, value) = std::thread::scope(|scope| {
         let producers: Vec<_> = (0..threads)
             .map(|thread| {
-                let number = *numbers.get(&(thread as u16)).unwrap_or(&1); // no word is 0
+                let number = *numbers.get(&(thread as u16)).unwrap_or(&1); // the word 0 is never used
                 let (one, client) = (&one, server.connect());
                 scope.spawn(move || one(thread, client, number))
             })

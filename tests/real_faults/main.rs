@@ -1,8 +1,8 @@
-//! Real faults on real file systems: SIGKILL under load, disks that fill up and grow, files that are harmed while they
-//! are open, limits that are reached. What each log must hold afterwards is known on the clients' side.
+//! Real faults on real file systems: SIGKILL under load, disks that fill up and grow, files that are damaged while they
+//! are open, limits that are reached. What each log must contain afterwards is known on the clients' side.
 //!
-//! Each test takes a second or a few; `MILLSTREAM_FAULT_SECONDS=600 cargo test --release --test real_faults` takes so many
-//! for each. What needs root or a tool that is not there is skipped, with a line that begins with `SKIPPED`.
+//! Each test takes a second or a few; `MILLSTREAM_FAULT_SECONDS=600 cargo test --release --test real_faults` runs each
+//! for that long. A test that needs root or a missing tool is skipped, with a line that begins with `SKIPPED`.
 #![cfg(target_os = "linux")]
 
 mod files;
@@ -15,7 +15,7 @@ mod support;
 
 use std::time::Duration;
 
-/// How long each test may go on beginning anew.
+/// How long each test may start over.
 fn lasting() -> Duration {
     let seconds = std::env::var("MILLSTREAM_FAULT_SECONDS").map_or(1, |seconds| seconds.parse().unwrap());
     Duration::from_secs(seconds)

@@ -1,5 +1,5 @@
-//! The built binary, started for a test, and a client that speaks just enough HTTP/1.1 to test a server with,
-//! whatever it is made to send.
+//! The built binary, started for a test, and a client that speaks just enough HTTP/1.1 to test a server, and can send
+//! anything.
 
 #![allow(dead_code, reason = "each test uses its part")]
 
@@ -33,7 +33,7 @@ impl Server {
             }
             said += &line;
         };
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop)); // so that it never blocks on us
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop)); // so that the server never blocks on us
         Self { child, address }
     }
 
@@ -45,7 +45,7 @@ impl Server {
             .arg(data)
             .args(flags)
             .env("MILLSTREAM_LISTEN", "127.0.0.1:0") // unless a flag says otherwise
-            .env("MILLSTREAM_SHM_DIR", shm::dir()) // likewise
+            .env("MILLSTREAM_SHM_DIR", shm::dir()) // also unless a flag says otherwise
             .env("MILLSTREAM_LOG_FILTER", "info")
             .stderr(Stdio::piped());
         command
@@ -59,13 +59,13 @@ impl Server {
         Client::connect(&self.address).unwrap()
     }
 
-    /// As `kill -9` does.
+    /// Kills the server, like `kill -9`.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Asks it to stop, and waits for that. Its exit code.
+    /// Asks the server to stop, and waits for that. Returns its exit code.
     pub fn terminate(&mut self) -> Option<i32> {
         rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).unwrap();
         self.child.wait().unwrap().code()
@@ -74,7 +74,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill(); // may have ended
+        let _ = self.child.kill(); // it may have ended already
         let _ = self.child.wait();
     }
 }
@@ -159,7 +159,7 @@ impl Client {
         self.answer()
     }
 
-    /// A request with headers, and its answer as bytes.
+    /// Sends a request with headers, and returns its answer as bytes.
     pub fn exchange(
         &mut self,
         method: &str,
@@ -178,7 +178,7 @@ impl Client {
         self.reply()
     }
 
-    /// Appends by the book's API; the offset.
+    /// Appends by the book's API; returns the offset.
     pub fn append(&mut self, value: &[u8]) -> io::Result<u64> {
         let body = format!(r#"{{"record":{{"value":"{}"}}}}"#, BASE64_STANDARD.encode(value));
         let answer = self.request("POST", "/", body.as_bytes())?;
@@ -187,7 +187,7 @@ impl Client {
         offset.ok_or_else(|| io::Error::other(answer.body.clone()))
     }
 
-    /// Reads by the book's API; `None` where there is no such record.
+    /// Reads by the book's API; returns `None` if there is no such record.
     pub fn read(&mut self, offset: u64) -> io::Result<Option<Vec<u8>>> {
         let answer = self.request("GET", "/", format!(r#"{{"offset":{offset}}}"#).as_bytes())?;
         if answer.status == 404 {

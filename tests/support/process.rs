@@ -1,10 +1,10 @@
-//! What the system says of a process: its memory, its descriptors, its time on the processors.
+//! What the system reports about a process: its memory, its descriptors, its processor time.
 
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::{fs, process::Child, time::Duration};
 
-/// A process that is looked at from outside.
+/// A process, observed from outside.
 #[derive(Clone, Copy)]
 pub struct Process(u32);
 
@@ -19,12 +19,12 @@ impl Process {
         line.split_whitespace().next().unwrap().parse::<usize>().unwrap() * 1024
     }
 
-    /// Bytes of its own memory that are resident: not those of files, and not of chunks, which are backings.
+    /// The resident bytes of its own memory: not of files, and not of chunks, which are backings.
     pub fn memory(self) -> usize {
         self.status("RssAnon")
     }
 
-    /// The most that was resident of all, since the start or the last [`reset_peak`](Self::reset_peak).
+    /// The most bytes of any memory that were resident, since the start or the last [`reset_peak`](Self::reset_peak).
     pub fn peak(self) -> usize {
         self.status("VmHWM")
     }
@@ -45,11 +45,11 @@ impl Process {
         fs::read_dir(format!("/proc/{}/fd", self.0)).unwrap().count()
     }
 
-    /// Time on the processors, so far.
+    /// The processor time used so far.
     pub fn time(self) -> Duration {
         let text = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap();
         let fields: Vec<&str> = text.rsplit(") ").next().unwrap().split(' ').collect();
         let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-        Duration::from_millis(ticks * 10) // a tick is 1/100 s wherever Linux runs on what we test on
+        Duration::from_millis(ticks * 10) // a tick is 1/100 s on every Linux that we test on
     }
 }

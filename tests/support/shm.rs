@@ -1,5 +1,5 @@
-//! Where the tests of this process keep what outlives processes: a place of their own, so that what a server leaves when
-//! a test kills it does not stay in memory.
+//! Where the tests of this process keep what outlives processes: a directory of its own, so that what a server leaves
+//! when a test kills it does not stay in memory.
 
 use std::{
     fs,
@@ -10,8 +10,8 @@ use std::{
 
 const PREFIX: &str = "millstream-tests-";
 
-/// The place, made at the first call. It goes when this process has ended, however it ended: a shell waits for that.
-/// Where that was killed too, the next process that calls this removes the place.
+/// The directory, created at the first call. It is removed when this process has ended, however it ended: a shell waits
+/// for that. If the shell was killed too, the next process that calls this removes the directory.
 #[allow(clippy::zombie_processes, reason = "the shell ends after this process")]
 pub fn dir() -> &'static Path {
     static PLACE: OnceLock<PathBuf> = OnceLock::new();
@@ -21,7 +21,7 @@ pub fn dir() -> &'static Path {
         sweep(&at, |pid| Path::new("/proc").join(pid).exists());
         let place = at.join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir_all(&place).unwrap();
-        // Its input ends with the last process that has the other end, and that is this one only.
+        // The shell's input ends with the last process that has the other end, which only this one has.
         let mut waiting = Command::new("sh")
             .args(["-c", "trap '' INT TERM HUP; read -r _; rm -rf \"$1\"", "sh"])
             .arg(&place)
@@ -35,13 +35,13 @@ pub fn dir() -> &'static Path {
     })
 }
 
-/// Removes the places of processes that are gone.
+/// Removes the directories of processes that have ended.
 pub fn sweep(at: &Path, is_alive: impl Fn(&str) -> bool) {
     for entry in fs::read_dir(at).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
         if pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !is_alive(pid)) {
-            let _ = fs::remove_dir_all(entry.path()); // another may be at it
+            let _ = fs::remove_dir_all(entry.path()); // another process may be removing it
         }
     }
 }
