@@ -31,7 +31,7 @@ pub(super) struct Turn {
 struct Asked {
     turns: Arc<Turns>,
     name: String,
-    log: Arc<AsyncMutex<()>>,
+    log: Option<Arc<AsyncMutex<()>>>,
 }
 
 impl Turns {
@@ -42,8 +42,8 @@ impl Turns {
     /// Waits for a turn, in the order of arrival.
     pub(super) async fn turn(self: &Arc<Self>, name: &str) -> Turn {
         let log = Arc::clone(lock(&self.by_name).entry(name.to_owned()).or_default());
-        let asked = Asked { turns: Arc::clone(self), name: name.to_owned(), log };
-        let log = Arc::clone(&asked.log).lock_owned().await;
+        let asked = Asked { turns: Arc::clone(self), name: name.to_owned(), log: Some(Arc::clone(&log)) };
+        let log = log.lock_owned().await;
         let one_of_few = Arc::clone(&self.logs).acquire_owned().await.expect("it is never closed");
         Turn { _log: log, _one_of_few: one_of_few, _asked: asked }
     }
@@ -52,8 +52,9 @@ impl Turns {
 impl Drop for Asked {
     fn drop(&mut self) {
         let mut by_name = lock(&self.turns.by_name);
-        // Only this and the map have it: clones are made only under the lock.
-        if Arc::strong_count(&self.log) == 2 {
+        // Under the lock, as clones are made: otherwise two that go at once would each see the other.
+        self.log = None;
+        if by_name.get(&self.name).is_some_and(|log| Arc::strong_count(log) == 1) {
             by_name.remove(&self.name);
         }
     }
