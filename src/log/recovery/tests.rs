@@ -71,6 +71,22 @@ pub(super) fn kill(log: Log) {
     std::mem::forget(log);
 }
 
+/// A log with ten records on the disk and fifteen in memory, whose process was killed.
+pub(super) fn killed_with_memory(options: Options) -> Sim {
+    let sim = Sim::new(1);
+    let log = open(&sim, options).unwrap();
+    for n in 0..10u64 {
+        log.append(&n.to_le_bytes()).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    let disk = sim.snapshot();
+    sim.hold(true);
+    for n in 10..15u64 {
+        log.append(&n.to_le_bytes()).unwrap(); // acknowledged in memory
+    }
+    kill(log);
+    disk
+}
+
 /// Random bytes by `SplitMix64`.
 pub(super) fn random(length: usize, mut seed: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length + 8);

@@ -3,19 +3,21 @@
 use super::{Duration, Instant, Store, StoreOptions};
 use crate::{chunk::Memory, log::Options, store::LogSettings};
 
+/// Segments of 32 KiB to 2 MiB, and so much memory.
+fn options(memory_bytes: u64) -> StoreOptions {
+    let (segment_bytes, first_segment_bytes) = (2 << 20, 32 << 10);
+    let log = StoreOptions::default().log;
+    let log = Options { shm_dir: None, segment_bytes, first_segment_bytes, memory_bytes, ..log };
+    StoreOptions { log, ..StoreOptions::default() }
+}
+
 /// Each opening saw the same free room, and took a whole segment of it: 40 logs with segments of 8 MiB took 175 MiB of
 /// a budget of 27.
 #[test]
 fn logs_that_are_opened_at_once_keep_to_the_budget() {
     const LOGS: usize = 24;
     let dir = tempfile::tempdir().unwrap();
-    let log = Options {
-        shm_dir: None,
-        segment_bytes: 2 << 20,
-        first_segment_bytes: 32 << 10,
-        ..StoreOptions::default().log
-    };
-    let mut options = StoreOptions { log, ..StoreOptions::default() };
+    let mut options = options(StoreOptions::default().log.memory_bytes);
     let names: Vec<String> = (0..LOGS).map(|n| format!("l{n}")).collect();
     let store = Store::open(dir.path(), options.clone()).unwrap();
     for name in &names {
@@ -47,14 +49,7 @@ fn logs_that_are_opened_at_once_keep_to_the_budget() {
 fn what_large_records_take_beyond_the_budget_is_given_back() {
     const LOGS: usize = 24;
     let dir = tempfile::tempdir().unwrap();
-    let log = Options {
-        shm_dir: None,
-        segment_bytes: 2 << 20,
-        first_segment_bytes: 32 << 10,
-        memory_bytes: 3 * Memory::footprint(2 << 20),
-        ..StoreOptions::default().log
-    };
-    let options = StoreOptions { log, ..StoreOptions::default() };
+    let options = options(3 * Memory::footprint(2 << 20));
     let store = Store::open(dir.path(), options.clone()).unwrap();
     let (value, mut open) = (vec![7; (2 << 20) - 100], Vec::new());
     for n in 0..LOGS {

@@ -1,6 +1,8 @@
 //! Backings of killed processes: what is restored from them, what is kept, and what must never come of them.
 
-use super::{DIR, FIRST, files_in, kill, open, options, overwrite, small, values, verified};
+use super::{
+    DIR, FIRST, files_in, kill, killed_with_memory, open, options, overwrite, small, values, verified,
+};
 use crate::{
     Durability, Log, LogId, Options,
     chunk::{AppendOutcome, Batch, Before, Chunk, ChunkPosition, FrameMeta, Label, Memory, ShmBacking},
@@ -80,18 +82,9 @@ fn what_was_acknowledged_in_memory_is_not_displaced_by_what_was_cut_off() {
 /// Rot in the open segment, and a backing that has all of its records and more (`r5`): the backing mends it.
 #[test]
 fn rot_in_the_open_segment_is_made_good_by_the_backing_of_a_killed_process() {
-    let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let o = |backings| Options { durability: Durability::Memory, ..small(backings) };
-    let log = open(&sim, o(Some(at.path()))).unwrap();
-    for n in 0..10u64 {
-        log.append(&n.to_le_bytes()).and_then(|at| log.wait_durable(at)).unwrap();
-    }
-    let disk = sim.snapshot();
-    sim.hold(true);
-    for n in 10..15u64 {
-        log.append(&n.to_le_bytes()).unwrap(); // acknowledged in memory
-    }
-    kill(log);
+    let disk = killed_with_memory(o(Some(at.path())));
     disk.damage(Path::new(FIRST), |bytes| bytes[4096 + 3 * 32 + 25] ^= 1);
     // A process that cannot see the backings finds damage, and repairs it: the backings stay for one that can.
     let other = disk.snapshot();
@@ -178,25 +171,39 @@ pub(super) fn leave(
     }
 }
 
-#[test]
-fn what_was_in_memory_only_is_there_after_opening_again_and_what_does_not_follow_is_kept() {
-    let (sim, at) = (Sim::new(1), tempfile::tempdir().unwrap());
-    let log = open(&sim, small(Some(at.path()))).unwrap();
-    for n in 0..10u64 {
+/// A log of so many records of 8 bytes that was closed, and the CRC in the frame of the last one.
+pub(super) fn closed(at: &Path, records: u64) -> (Sim, LogId, Secret, Option<u32>) {
+    let sim = Sim::new(1);
+    let log = open(&sim, small(Some(at))).unwrap();
+    for n in 0..records {
         log.append(&n.to_le_bytes()).unwrap();
     }
     let (id, secret) = (log.id(), log.shared.secret);
     log.close().unwrap();
+    let file = &sim.dump()[Path::new(FIRST)];
+    let last = records.checked_sub(1).map(|last| file[4096 + last as usize * 32..][..4].try_into().unwrap());
+    (sim, id, secret, last.map(u32::from_le_bytes))
+}
+
+/// Where a process keeps backings that it leaves: that of the log in `dir`, with a number of its own.
+pub(super) fn left_by(at: &Path, id: LogId, secret: Secret, dir: &str, incarnation: u64) -> Arc<ShmBacking> {
+    let dir = Path::new(dir);
+    let backings = ShmBacking::open(at, id, secret.0.unwrap(), dir, (0, 0), incarnation).unwrap();
+    backings.keep();
+    Arc::new(backings)
+}
+
+#[test]
+fn what_was_in_memory_only_is_there_after_opening_again_and_what_does_not_follow_is_kept() {
+    let at = tempfile::tempdir().unwrap();
+    let (sim, id, secret, last) = closed(at.path(), 10);
+    let last = last.unwrap();
     let incarnation = std::cell::Cell::new(1);
     let backings = |id, dir: &str| {
         incarnation.set(incarnation.get() + 1);
-        let (secret, dir) = (secret.0.unwrap(), Path::new(dir));
-        let backings = ShmBacking::open(at.path(), id, secret, dir, (0, 0), incarnation.get()).unwrap();
-        backings.keep();
-        Arc::new(backings)
+        left_by(at.path(), id, secret, dir, incarnation.get())
     };
     assert_eq!(backings(id, DIR).find().unwrap().len(), 0, "a clean close leaves none");
-    let last = sim.dump()[Path::new(FIRST)][4096 + 9 * 32..][..4].try_into().map(u32::from_le_bytes).unwrap();
     let killed = backings(id, DIR);
     leave(&killed, secret, 10, 20, false, Before::Frame(last));
     leave(&killed, secret, 30, 5, true, Before::Unknown); // its last batch is torn; the records before that are there
@@ -225,22 +232,14 @@ fn what_was_in_memory_only_is_there_after_opening_again_and_what_does_not_follow
 #[test]
 fn an_empty_segment_goes_on_only_with_memory_of_what_precedes_it() {
     for same in [true, false] {
-        let (sim, at) = (Sim::new(1), tempfile::tempdir().unwrap());
-        let log = open(&sim, small(Some(at.path()))).unwrap();
-        for n in 0..10u64 {
-            log.append(&n.to_le_bytes()).unwrap();
-        }
-        let (id, secret) = (log.id(), log.shared.secret);
-        log.close().unwrap();
-        let last =
-            sim.dump()[Path::new(FIRST)][4096 + 9 * 32..][..4].try_into().map(u32::from_le_bytes).unwrap();
+        let at = tempfile::tempdir().unwrap();
+        let (sim, id, secret, last) = closed(at.path(), 10);
+        let last = last.unwrap();
         // As `leave` makes it.
         let header = Header { log: id, base: 10, capacity: 8192, created: 1_700_000_000_000, secret };
         let file = SegmentFile::prepare(&sim, Path::new(DIR), 0, 8192).unwrap();
         file.begin(&sim, Path::new(DIR), &header).unwrap();
-        let dir = Path::new(DIR);
-        let killed = Arc::new(ShmBacking::open(at.path(), id, secret.0.unwrap(), dir, (0, 0), 9).unwrap());
-        killed.keep();
+        let killed = left_by(at.path(), id, secret, DIR, 9);
         leave(&killed, secret, 10, 20, false, Before::Frame(if same { last } else { last ^ 1 }));
         let log = open(&sim, small(Some(at.path()))).unwrap();
         assert_eq!(log.next_offset(), if same { 30 } else { 10 });

@@ -2,7 +2,7 @@
 
 use super::{
     super::super::{Durability, Error, Log, Options, repair},
-    DIR, FIRST, files_in, kill, open, options, repaired, repaired_with, small, verified,
+    DIR, FIRST, files_in, kill, killed_with_memory, open, options, repaired, repaired_with, small, verified,
 };
 use crate::{
     LogId,
@@ -31,20 +31,8 @@ pub(super) fn in_memory(at: &Path) -> Options {
     Options { durability: Durability::Memory, ..options(1 << 16, 1 << 16, 1 << 20, Some(at)) }
 }
 
-/// A log with ten records on the disk and fifteen in memory, whose process was killed.
 pub(super) fn log_with_memory(at: &Path) -> Sim {
-    let sim = Sim::new(1);
-    let log = open(&sim, in_memory(at)).unwrap();
-    for n in 0..10u64 {
-        log.append(&n.to_le_bytes()).and_then(|at| log.wait_durable(at)).unwrap();
-    }
-    let disk = sim.snapshot();
-    sim.hold(true);
-    for n in 10..15u64 {
-        log.append(&n.to_le_bytes()).unwrap(); // acknowledged in memory
-    }
-    kill(log);
-    disk
+    killed_with_memory(in_memory(at))
 }
 
 fn is_whole_after_repair(disk: &Sim, at: &Path) {

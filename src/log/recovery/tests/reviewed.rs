@@ -2,12 +2,12 @@
 
 use super::{
     super::super::{Durability, Error, Log, Options},
-    DIR, FIRST,
-    backings::leave,
-    files_in, kill, open, options, small,
+    DIR,
+    backings::{closed, leave, left_by},
+    files_in, kill, killed_with_memory, open, options, small,
 };
 use crate::{
-    chunk::{Before, ShmBacking},
+    chunk::Before,
     disk::{
         gate::{Gate, Operation},
         sim::Sim,
@@ -18,18 +18,9 @@ use std::{path::Path, sync::Arc};
 /// A backing has more records than the disk, and its segment was sealed by a process that did not see it.
 #[test]
 fn backing_with_more_than_a_sealed_segment_is_kept() {
-    let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let o = |backings| Options { durability: Durability::Memory, ..small(backings) };
-    let log = open(&sim, o(Some(at.path()))).unwrap();
-    for n in 0..10u64 {
-        log.append(&n.to_le_bytes()).and_then(|at| log.wait_durable(at)).unwrap();
-    }
-    let disk = sim.snapshot();
-    sim.hold(true);
-    for n in 10..15u64 {
-        log.append(&n.to_le_bytes()).unwrap(); // acknowledged in memory
-    }
-    kill(log);
+    let disk = killed_with_memory(o(Some(at.path())));
     let log = open(&disk, o(None)).unwrap();
     log.append(&[9; 3900]).unwrap(); // does not fit: the segment ends with 10 records
     log.close().unwrap();
@@ -42,22 +33,10 @@ fn backing_with_more_than_a_sealed_segment_is_kept() {
 #[test]
 fn successor_of_an_empty_chunk_is_taken_up() {
     for log_records in [10u64, 0] {
-        let (sim, at) = (Sim::new(1), tempfile::tempdir().unwrap());
-        let log = open(&sim, small(Some(at.path()))).unwrap();
-        for n in 0..log_records {
-            log.append(&n.to_le_bytes()).unwrap();
-        }
-        let (id, secret) = (log.id(), log.shared.secret);
-        log.close().unwrap();
-        let backings = ShmBacking::open(at.path(), id, secret.0.unwrap(), Path::new(DIR), (0, 0), 7).unwrap();
-        backings.keep();
-        let backings = Arc::new(backings);
-        let before = if log_records == 0 {
-            Before::Nothing
-        } else {
-            let last = sim.dump()[Path::new(FIRST)][4096 + 9 * 32..][..4].try_into().map(u32::from_le_bytes);
-            Before::Frame(last.unwrap())
-        };
+        let at = tempfile::tempdir().unwrap();
+        let (sim, id, secret, last) = closed(at.path(), log_records);
+        let backings = left_by(at.path(), id, secret, DIR, 7);
+        let before = last.map_or(Before::Nothing, Before::Frame);
         leave(&backings, secret, log_records, 0, false, before);
         leave(&backings, secret, log_records, 5, false, Before::Unknown);
         let log = open(&sim, small(Some(at.path()))).unwrap();
