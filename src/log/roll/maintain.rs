@@ -142,7 +142,7 @@ impl Shared {
         let is_fine = |capacity| capacity >= needs && !roll.is_too_large(capacity, smallest.max(needs));
         match roll.ready.pop() {
             Some(spare) if is_fine(spare.memory.capacity()) => {
-                roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
+                self.offer(spare);
                 // An appender that looked while the spare segment was taken found none, and waits.
                 roll.changed.bump();
                 return;
@@ -162,8 +162,7 @@ impl Shared {
         match made {
             Ok(spare) => {
                 claim.keep();
-                // An appender that found the previous spare segment too small may have put it back meanwhile.
-                roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
+                self.offer(spare);
                 *refused = None;
             }
             Err(error) => {
@@ -180,6 +179,12 @@ impl Shared {
         roll.changed.bump();
     }
 
+    /// Puts a spare segment where appenders find it. If there is one, because an appender that found the previous one too small
+    /// has put it back meanwhile, this one is released.
+    fn offer(&self, spare: SpareSegment) {
+        self.roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
+    }
+
     /// If the budget is exceeded, continues from a large chunk in a spare segment of the smallest size: so the large
     /// one is sealed, and its memory is given back.
     fn give_back(&self) {
@@ -189,10 +194,9 @@ impl Shared {
         if !has_records || !roll.is_too_large(active.chunk.capacity(), smallest) {
             return;
         }
-        // An appender may take the spare segment meanwhile, and another may be put in its place.
         let Some(spare) = roll.ready.pop() else { return };
         let is_small = spare.memory.capacity() <= smallest;
-        roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
+        self.offer(spare);
         roll.changed.bump(); // an appender that looked while it was taken found none, and waits
         if is_small {
             self.begin_anew(&active);
