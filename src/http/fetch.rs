@@ -142,6 +142,13 @@ async fn covered(mut grant: Grant, bytes: usize, patience: Duration) -> Result<G
     Ok(grant)
 }
 
+/// Where a record must be read next time, unless it may be read in `place` and there is memory for `bytes` of it.
+fn elsewhere(place: Place, ahead: &Ahead, bytes: usize, grant: &mut Grant) -> Option<Place> {
+    let needs = Place::of(ahead);
+    let is_fine = needs <= place && (bytes <= FREE || grant.cover(bytes).is_ok());
+    (!is_fine).then(|| place.max(needs))
+}
+
 /// What a reader has next.
 pub(super) enum Next<'a> {
     Record(RecordRef<'a>),
@@ -167,9 +174,9 @@ pub(super) fn next<'a>(
         return Ok(Next::End);
     };
     let json = ahead.head.is_some_and(|head| head.json);
-    let (needs, bytes) = (Place::of(&ahead), so_far + formats::rendered_bytes(ahead.length(), json));
-    if needs > place || bytes > FREE && grant.cover(bytes).is_err() {
-        return Ok(Next::Wants(place.max(needs), bytes));
+    let bytes = so_far + formats::rendered_bytes(ahead.length(), json);
+    if let Some(place) = elsewhere(place, &ahead, bytes, grant) {
+        return Ok(Next::Wants(place, bytes));
     }
     Ok(reader.read_next()?.map_or(Next::End, Next::Record))
 }
@@ -193,9 +200,9 @@ pub(super) async fn record(
         if let Some(head) = ahead.head.filter(|_| only_head) {
             return Ok(Made::Done(Some((head, None))));
         }
-        let (needs, bytes) = (Place::of(&ahead), bytes(ahead.length()));
-        if needs > place || bytes > FREE && grant.cover(bytes).is_err() {
-            return Ok(Made::Wants(Wants { grant, place: place.max(needs), bytes }));
+        let bytes = bytes(ahead.length());
+        if let Some(place) = elsewhere(place, &ahead, bytes, &mut grant) {
+            return Ok(Made::Wants(Wants { grant, place, bytes }));
         }
         let found = reader.read_one()?.map(|record| {
             let made = if only_head { None } else { Some(render(&record, grant)) };

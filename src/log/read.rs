@@ -433,7 +433,7 @@ impl Reader {
     /// The same as [`read_next`](Self::read_next).
     pub(crate) fn peek(&mut self) -> Result<Option<Ahead>, Error> {
         let offset = self.next;
-        if (offset < self.from || offset >= self.until) && !self.find(offset)? {
+        if !self.has_place_of(offset)? {
             return Ok(None);
         }
         let number = (offset - self.from) as u32;
@@ -468,7 +468,7 @@ impl Reader {
     /// The same as [`read_next`](Self::read_next).
     pub(crate) fn read_one(&mut self) -> Result<Option<Record>, Error> {
         let offset = self.next;
-        if (offset < self.from || offset >= self.until) && !self.find(offset)? {
+        if !self.has_place_of(offset)? {
             return Ok(None);
         }
         let Some(place) = &self.place else { return Err(Error::Damaged { offset }) };
@@ -490,7 +490,7 @@ impl Reader {
     #[inline]
     fn step(&mut self) -> Result<Option<Step<'_>>, Error> {
         let offset = self.next;
-        if (offset < self.from || offset >= self.until) && !self.find(offset)? {
+        if !self.has_place_of(offset)? {
             return Ok(None);
         }
         self.next = offset + 1;
@@ -516,6 +516,12 @@ impl Reader {
             })),
             _ => Err(Error::Damaged { offset }),
         }
+    }
+
+    /// Whether the record at `offset` is visible; then the reader is where it is.
+    #[inline]
+    fn has_place_of(&mut self, offset: u64) -> Result<bool, Error> {
+        Ok((self.from..self.until).contains(&offset) || self.find(offset)?)
     }
 
     /// Moves to the source of `offset`; returns `false` if it is not visible yet.
