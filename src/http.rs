@@ -25,6 +25,7 @@ mod metrics;
 mod panics;
 mod params;
 mod problem;
+mod range;
 mod records;
 mod room;
 mod router;

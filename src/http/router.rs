@@ -7,7 +7,7 @@ use super::{
     context::{Asker, Context},
     logs, params,
     problem::Problem,
-    records,
+    range, records,
 };
 use crate::Code;
 use bytes::Bytes;
@@ -232,7 +232,7 @@ async fn answer_to_other(
         }
         (Route::Records { name }, &Method::POST) => records::append(context, asker, name, request).await,
         (Route::Records { name }, &Method::GET) => {
-            records::range(context, asker, name, request.map(drop)).await
+            range::range(context, asker, name, request.map(drop)).await
         }
         (Route::Record { name, offset }, &Method::GET) => {
             records::one(context, asker, name, offset, request.map(drop)).await

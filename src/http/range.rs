@@ -1,0 +1,536 @@
+//! Reading a range of a log: where it starts and ends, and its records in any format, whole or piece by piece.
+
+use super::{
+    answer::{Answer, Body, full, only_head},
+    body::LARGE,
+    context::{Asker, Context},
+    fetch::{self, Made, Next, Patience, Place, Wants},
+    formats::{self, Format},
+    line::{Kind, Line},
+    memory::{Grant, Memory, Purpose, UsedUp, with_scratch},
+    params,
+    problem::Problem,
+    tail,
+};
+use crate::{
+    Code,
+    log::{Error, Head, Reader},
+    store::OpenLog,
+};
+use http_body_util::{BodyExt, Either, channel::Channel};
+use hyper::{
+    Request, Response,
+    body::{Bytes, Frame, SizeHint},
+    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue},
+};
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task,
+    time::{Duration, Instant},
+};
+use tokio::task::AbortHandle;
+
+/// The offset to read from next.
+const NEXT_OFFSET: HeaderName = HeaderName::from_static("millstream-next-offset");
+
+/// Bytes of an answer that are rendered at once: from memory, from the disk, and when memory for answers is short.
+const PIECE: usize = 64 << 10;
+const COLD_PIECE: usize = 256 << 10;
+const SHORT_PIECE: usize = 16 << 10;
+/// Answers of up to this many bytes are sent whole.
+const WHOLE: usize = 1 << 20;
+/// How long a turn of looking for the end of a large answer lasts before others have their turn, and how many records
+/// pass between two looks at the clock.
+const LOOK: Duration = Duration::from_millis(2);
+const LOOK_STEPS: usize = 64;
+/// Reading this many bytes from the disk counts as one more record.
+const LOOK_BYTES: usize = 4 << 10;
+
+/// Where to begin, as specified by a client.
+enum StartAt {
+    Earliest,
+    Offset(u64),
+    Back(u64),
+    Latest,
+    Since(u64),
+}
+
+impl StartAt {
+    fn parse(value: &str) -> Result<Self, Problem> {
+        let expected = || {
+            let detail = "offset must be a whole number, -K for the last K records, earliest, or latest";
+            Problem::new(Code::InvalidOffset, detail)
+        };
+        match value {
+            "earliest" => Ok(Self::Earliest),
+            "latest" => Ok(Self::Latest),
+            _ => match value.strip_prefix('-') {
+                Some(back) => params::number("offset", back, 1..=u64::MAX).map(Self::Back),
+                None => params::number("offset", value, 0..=u64::MAX).map(Self::Offset),
+            }
+            .map_err(|_| expected()),
+        }
+    }
+
+    /// The offset that is meant.
+    async fn resolve(&self, context: &Context, line: &Line, log: &Arc<OpenLog>) -> Result<u64, Problem> {
+        Ok(match *self {
+            Self::Earliest => log.first_offset(),
+            Self::Offset(offset) => offset,
+            Self::Latest => log.visible_offset(),
+            Self::Back(back) => log.visible_offset().saturating_sub(back).max(log.first_offset()),
+            Self::Since(time) => {
+                let (log, patience) = (Arc::clone(log), context.limits.append_time);
+                context.for_client(line, Kind::Read, patience, move || log.offset_since(time)).await??
+            }
+        })
+    }
+}
+
+/// How much more an answer may contain.
+#[derive(Debug, Clone, Copy)]
+struct PageLimits {
+    records: u64,
+    bytes: u64,
+}
+
+/// What is read, and how it is rendered.
+struct Reading {
+    reader: Reader,
+    format: Format,
+    budget: PageLimits,
+    /// Where the log ended when the reading began, to estimate the size of the answer.
+    end: u64,
+    /// Whether nothing has been read yet: the first record is returned however large it is.
+    fresh: bool,
+    /// If requested, the bytes that the answer would have so far if it were rendered.
+    length: Option<u64>,
+}
+
+/// How far a step of reading came.
+enum Went {
+    /// To the end of the range.
+    All,
+    Some,
+    /// No further: the next record must be read in another place, or needs more memory.
+    Nowhere(Place, usize),
+}
+
+impl Reading {
+    fn new(reader: Reader, format: Format, budget: PageLimits, end: u64) -> Self {
+        Self { reader, format, budget, end, fresh: true, length: None }
+    }
+
+    /// The most bytes of a value that there is room for.
+    fn most(&self) -> u64 {
+        if self.fresh { u64::MAX } else { self.budget.bytes }
+    }
+
+    /// Counts a record as read.
+    fn took(&mut self, offset: u64, record: Head) {
+        if let Some(length) = &mut self.length {
+            let comma = !self.fresh && self.format == Format::Json;
+            *length += u64::from(comma) + formats::length(self.format, offset, record);
+        }
+        self.fresh = false;
+        self.budget.records -= 1;
+        self.budget.bytes = self.budget.bytes.saturating_sub(record.length as u64);
+    }
+
+    /// Damage ends the range before the damaged record: a client that continues there gets the error.
+    fn ends_before(&mut self, error: Error) -> Result<(), Problem> {
+        match error {
+            Error::Damaged { offset } if !self.fresh => {
+                self.reader.seek(offset);
+                Ok(())
+            }
+            error => Err(error.into()),
+        }
+    }
+
+    /// Continues with the next records, rendering them to `out`, until it has `most` bytes, or the next record must be
+    /// read in another place or needs more memory than there is.
+    fn go(
+        &mut self,
+        out: &mut Vec<u8>,
+        grant: &mut Grant,
+        place: Place,
+        most: usize,
+    ) -> Result<Went, Problem> {
+        let begun = out.len();
+        while self.budget.records > 0 {
+            if out.len() >= most {
+                return Ok(Went::Some);
+            }
+            let next_most = self.most();
+            let record = match fetch::next(&mut self.reader, place, grant, out.len(), next_most) {
+                Ok(Next::Record(record)) => record,
+                Ok(Next::End) => break,
+                Ok(Next::Wants(place, bytes)) if out.len() == begun => {
+                    return Ok(Went::Nowhere(place, bytes));
+                }
+                Ok(Next::Wants(..)) => return Ok(Went::Some),
+                Err(error) => {
+                    self.ends_before(error)?;
+                    break;
+                }
+            };
+            let (offset, head) = (record.offset, record.head());
+            if !self.fresh && self.format == Format::Json {
+                out.push(b',');
+            }
+            formats::render(self.format, out, &record);
+            if self.fresh {
+                // Assumes that the other records are like the first.
+                let others = self.budget.records.min(self.end.saturating_sub(offset));
+                let likely = others.saturating_mul(out.len() as u64).min(most as u64 + 1024);
+                out.reserve(likely as usize);
+            }
+            self.took(offset, head);
+        }
+        Ok(Went::All)
+    }
+
+    /// Continues without rendering anything, for about as long as a [`LOOK`]. Returns whether the end of the range was
+    /// reached. Large records are read only to verify them, which a HEAD does not need.
+    fn look(&mut self, memory: &Arc<Memory>, only_head: bool) -> Result<bool, Problem> {
+        let (begun, mut steps, mut grant) = (Instant::now(), 0, memory.grant(Purpose::Answer));
+        while self.budget.records > 0 {
+            if steps >= LOOK_STEPS {
+                if begun.elapsed() >= LOOK {
+                    return Ok(false);
+                }
+                steps = 0;
+            }
+            match self.look_at_next(&mut grant, only_head) {
+                Ok(Some(cold_bytes)) => steps += 1 + cold_bytes / LOOK_BYTES,
+                Ok(None) => break,
+                Err(Looked::Error(error)) => {
+                    self.ends_before(error)?;
+                    break;
+                }
+                Err(Looked::UsedUp(used_up)) => return Err(used_up.into()),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Counts the next record; returns how many bytes were read from the disk for it. `None` at the end.
+    fn look_at_next(&mut self, grant: &mut Grant, only_head: bool) -> Result<Option<usize>, Looked> {
+        let (offset, most, mut cold_bytes) = (self.reader.offset(), self.most(), 0);
+        if !self.reader.is_in_memory() {
+            let Some(ahead) = self.reader.peek()?.filter(|ahead| ahead.length() as u64 <= most) else {
+                return Ok(None);
+            };
+            cold_bytes = ahead.cold_bytes;
+            if let Some(head) = ahead.head.filter(|_| cold_bytes >= LARGE && only_head) {
+                self.reader.seek(offset + 1);
+                self.took(offset, head);
+                return Ok(Some(LOOK_BYTES));
+            }
+            if cold_bytes >= LARGE {
+                grant.cover(cold_bytes)?;
+            }
+        }
+        let head = self.reader.read_next()?.map(|record| record.head());
+        let Some(head) = head.filter(|head| head.length as u64 <= most) else {
+            self.reader.seek(offset);
+            return Ok(None);
+        };
+        self.took(offset, head);
+        Ok(Some(cold_bytes))
+    }
+
+    /// Repeats [`look`](Self::look) to the end of the range, giving others their turns in between.
+    async fn looked(mut self, context: &Context, line: &Line, only_head: bool) -> Result<Self, Problem> {
+        let (mut patience, mut done) = (context.limits.append_time, false);
+        while !done {
+            let (begun, memory) = (Instant::now(), Arc::clone(&context.memory));
+            let look = move || {
+                let waited = begun.elapsed();
+                let done = self.look(&memory, only_head);
+                self.reader.release();
+                (self, done, waited)
+            };
+            let looked;
+            let waited;
+            (self, looked, waited) = Box::pin(context.for_client(line, Kind::Look, patience, look)).await?;
+            done = looked?;
+            patience = patience.saturating_sub(waited);
+        }
+        Ok(self)
+    }
+
+    /// Renders a new piece by [`go`](Self::go), where and when that is allowed. Returns whether it is the last piece,
+    /// which includes what follows the records.
+    async fn piece(
+        self,
+        context: &Context,
+        line: &Line,
+        log: &OpenLog,
+        patience: Patience,
+    ) -> Result<(Self, Bytes, bool), Problem> {
+        let tight = context.memory.is_tight(Purpose::Answer);
+        let attempt = move |reading: &mut Self, place: Place, mut grant: Grant| {
+            let most = match (tight, place) {
+                (true, _) => SHORT_PIECE,
+                (false, Place::Here) => PIECE,
+                (false, _) => COLD_PIECE,
+            };
+            with_scratch(|out| {
+                if reading.fresh && reading.format == Format::Json {
+                    out.extend_from_slice(OPENING);
+                }
+                let went = reading.go(out, &mut grant, place, most)?;
+                // Nothing is held while waiting: neither what was read ahead, nor a chunk.
+                reading.reader.release();
+                Ok(match went {
+                    Went::Nowhere(place, bytes) => Made::Wants(Wants { grant, place, bytes }),
+                    Went::Some => Made::Done((grant.hold_copy(out), false)),
+                    Went::All => {
+                        close(reading.format, out, reading.reader.offset());
+                        Made::Done((grant.hold_copy(out), true))
+                    }
+                })
+            })
+        };
+        let place = Place::first(log, self.reader.offset());
+        let (reading, (piece, done)) = fetch::make(context, line, place, patience, self, attempt).await?;
+        Ok((reading, piece, done))
+    }
+}
+
+/// Why the look for the end has stopped.
+enum Looked {
+    Error(Error),
+    UsedUp(UsedUp),
+}
+
+impl From<Error> for Looked {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<UsedUp> for Looked {
+    fn from(used_up: UsedUp) -> Self {
+        Self::UsedUp(used_up)
+    }
+}
+
+pub(super) async fn range(
+    context: &Arc<Context>,
+    asker: Asker<'_>,
+    name: &str,
+    request: Request<()>,
+) -> Result<Answer, Problem> {
+    let limits = &context.limits;
+    let (mut from, mut wait) = (None, Duration::ZERO);
+    let mut budget = PageLimits { records: 1000, bytes: 1 << 20 };
+    for parameter in params::of(&request) {
+        let (name, value) = parameter?;
+        match &*name {
+            "offset" | "since" if from.is_some() => return Err(params::one_of("offset and since")),
+            "offset" => from = Some(StartAt::parse(&value)?),
+            "since" => from = Some(StartAt::Since(params::time(&name, &value)?)),
+            "limit" => budget.records = params::number(&name, &value, 1..=10_000_000)?,
+            "max_bytes" => budget.bytes = params::number(&name, &value, 1..=1 << 30)?,
+            "wait" => wait = params::duration(&name, &value, limits.wait_time)?,
+            _ => return Err(params::unknown(&name, "offset, since, limit, max_bytes, wait")),
+        }
+    }
+    let headers = request.headers();
+    let (tailing, format) = formats::wanted(headers)?;
+    let last = if tailing { params::header(headers, "last-event-id")? } else { None };
+    let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
+    drop(request); // so that its header section is not held while waiting
+    let log = context.log(name).await?;
+    if tailing {
+        let from = resumed.map(|last| StartAt::Offset(last + 1)).or(from).unwrap_or(StartAt::Latest);
+        let offset = from.resolve(context, asker.line, &log).await?;
+        return tail::stream(context, asker.line, &log, offset);
+    }
+    let from = from.unwrap_or(StartAt::Earliest);
+    let ranged = records_from(context, asker, &log, from, wait, format, budget).await;
+    ranged.map_err(|problem| problem.of(&log))
+}
+
+/// Answers with a range of a log, whole or piece by piece.
+async fn records_from(
+    context: &Arc<Context>,
+    asker: Asker<'_>,
+    log: &Arc<OpenLog>,
+    from: StartAt,
+    wait: Duration,
+    format: Format,
+    budget: PageLimits,
+) -> Result<Answer, Problem> {
+    let offset = from.resolve(context, asker.line, log).await?;
+    if log.visible_offset() <= offset && !wait.is_zero() {
+        let mut stopped = context.stopped.clone();
+        tokio::select! {
+            waited = tokio::time::timeout(wait, log.visible(offset)) => waited.unwrap_or(Ok(()))?,
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+        }
+    }
+    let (reader, end) = (log.reader(offset), log.visible_offset());
+    let mut reading = Reading::new(reader, format, budget, end);
+    let (next, body) = if asker.only_head {
+        reading.length = Some(if format == Format::Json { OPENING.len() as u64 } else { 0 });
+        let reading = reading.looked(context, asker.line, true).await?;
+        let next = reading.reader.offset();
+        // A longer answer is sent piece by piece, without a length.
+        let length = reading.length.map(|length| length + closing_bytes(format, next));
+        let length = length.filter(|length| *length < WHOLE as u64);
+        (next, only_head(length))
+    } else {
+        begun(context, asker.line, log, reading).await?
+    };
+    let mut answer = Response::new(body);
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.name()));
+    headers.insert(NEXT_OFFSET, HeaderValue::from(next));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(answer)
+}
+
+/// Where a range ends, and a body that is all of it or sends it piece by piece.
+async fn begun(
+    context: &Arc<Context>,
+    line: &Arc<Line>,
+    log: &Arc<OpenLog>,
+    mut reading: Reading,
+) -> Result<(u64, Body), Problem> {
+    let patience = Patience::to_begin(context);
+    let mut pieces = VecDeque::new();
+    let mut bytes = 0;
+    let done = loop {
+        // Boxed, as in `send`: little memory is to be held by requests that wait to look for the end.
+        let (next, piece, done) = Box::pin(reading.piece(context, line, log, patience)).await?;
+        reading = next;
+        bytes += piece.len();
+        pieces.push_back(piece);
+        if done || bytes >= WHOLE || context.memory.is_tight(Purpose::Answer) {
+            break done;
+        }
+        tokio::task::yield_now().await; // others have their turn
+    };
+    if done {
+        return Ok((reading.reader.offset(), whole(pieces)));
+    }
+    // A large range: find out where it ends, which the head has to say, then send it as the client takes it.
+    let (planned, back) = (reading.budget, reading.reader.offset());
+    let mut reading = reading.looked(context, line, false).await?;
+    let next = reading.reader.offset();
+    reading.budget = PageLimits { records: planned.records - reading.budget.records, bytes: u64::MAX };
+    reading.reader.seek(back);
+    Ok((next, send(context, line, log, reading, pieces)))
+}
+
+/// What is before and after the records in a JSON document.
+const OPENING: &[u8] = b"{\"records\":[";
+
+fn close(format: Format, out: &mut Vec<u8>, next: u64) {
+    if format == Format::Json {
+        out.extend_from_slice(format!("],\"next_offset\":{next}}}\n").as_bytes());
+    }
+}
+
+/// The number of bytes that follow the records.
+fn closing_bytes(format: Format, next: u64) -> u64 {
+    let mut closing = Vec::new();
+    close(format, &mut closing, next);
+    closing.len() as u64
+}
+
+/// An answer of which all pieces are there.
+fn whole(mut pieces: VecDeque<Bytes>) -> Body {
+    match pieces.len() {
+        0 | 1 => full(pieces.pop_front().unwrap_or_default()),
+        _ => Either::Right(Pieces(pieces).boxed_unsync()),
+    }
+}
+
+struct Pieces(VecDeque<Bytes>);
+
+impl hyper::body::Body for Pieces {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut task::Context<'_>,
+    ) -> task::Poll<Option<std::io::Result<Frame<Bytes>>>> {
+        task::Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.iter().map(|piece| piece.len() as u64).sum())
+    }
+}
+
+/// Sends a range piece by piece, no faster than the client takes it. If there is no memory for the next piece, waits
+/// for some.
+fn send(
+    context: &Arc<Context>,
+    line: &Arc<Line>,
+    log: &Arc<OpenLog>,
+    reading: Reading,
+    mut pieces: VecDeque<Bytes>,
+) -> Body {
+    let (mut sender, body) = Channel::new(1);
+    let (context, line, log) = (Arc::clone(context), Arc::clone(line), Arc::clone(log));
+    let sending = tokio::spawn(async move {
+        let (mut reading, mut done) = (reading, false);
+        let patience = Patience::of(context.limits.body_time);
+        loop {
+            while let Some(piece) = pieces.pop_front() {
+                if sender.send_data(piece).await.is_err() {
+                    return; // the client is gone
+                }
+            }
+            if done {
+                return;
+            }
+            let piece;
+            // Boxed, so that little memory is held by answers whose clients take nothing.
+            let next = Box::pin(reading.piece(&context, &line, &log, patience));
+            (reading, piece, done) = match next.await {
+                Ok(next) => next,
+                Err(problem) => {
+                    // The head has been sent already: all that can be done is to abort, so that nobody considers the
+                    // answer complete.
+                    tracing::warn!(%problem, "aborted the answer to a range");
+                    return sender.abort(std::io::Error::other("the range was broken off"));
+                }
+            };
+            if done && reading.budget.records > 0 {
+                // Something has become unreadable since the head said where the answer ends.
+                tracing::warn!("aborted the answer to a range: a record cannot be read any more");
+                return sender.abort(std::io::Error::other("the range was broken off"));
+            }
+            pieces.push_back(piece);
+        }
+    });
+    let sending = Sending(sending.abort_handle());
+    let body = body.map_frame(move |frame| {
+        let _ = &sending; // for as long as the body exists
+        frame
+    });
+    Either::Right(body.boxed_unsync())
+}
+
+/// Aborts the task that sends a range, which may be waiting for something, when its client is gone.
+struct Sending(AbortHandle);
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
