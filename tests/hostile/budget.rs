@@ -76,7 +76,9 @@ fn clients_that_do_not_read_hold_no_more_than_the_budget() {
     let server = filled(data.path());
     let process = Process::of(&server.child);
     let producer = Producer::start(&server);
-    let (before, alone) = (process.memory(), producer.rate(a_while(0.5)));
+    let alone = producer.rate(a_while(0.5));
+    // Once the producer, which goes on beside them and after them, has what it takes.
+    let before = process.memory();
     producer.slowest();
     let watch = Watch::start(process);
     let begun = Instant::now();
