@@ -1,0 +1,278 @@
+//! A request on a connection, from its head to the end of its answer: its body being received, its answer being sent, and what
+//! remains of a body that nobody wants.
+
+use super::{BODIES, Connection, LAST_BODY, Protocol, SEND_PIECE, SMALL_BODY, SMALL_BODY_TIME, Stream};
+use crate::{
+    http::{answer, context::Context},
+    sync::lock,
+};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Poll, ready},
+};
+
+/// A request, from its head to the end of its answer.
+pub(in crate::http) struct Exchange {
+    pub(in crate::http) connection: Arc<Connection>,
+    stream: Option<Arc<Stream>>,
+    /// Whether the request is counted in `Connections::streams`: an HTTP/2 request that is not refused.
+    counted: bool,
+}
+
+impl Exchange {
+    pub(super) fn begin(connection: &Arc<Connection>) -> Self {
+        connection.touch();
+        connection.used.store(true, Ordering::Relaxed);
+        connection.lacking.store(false, Ordering::Relaxed);
+        connection.giving.store(false, Ordering::Relaxed);
+        connection.endless.store(false, Ordering::Relaxed);
+        let others = connection.requests.fetch_add(1, Ordering::Relaxed);
+        let stream = (connection.protocol.get() == Some(&Protocol::Http2)).then(|| {
+            let stream = Arc::new(Stream {
+                given: AtomicU64::new(0),
+                cut: AtomicBool::new(false),
+                task: OnceLock::new(),
+            });
+            lock(&connection.streams).push(Arc::downgrade(&stream));
+            *lock(&connection.begun) = Some(Arc::clone(&stream));
+            stream
+        });
+        let counted = stream.is_some() && connection.all.count_stream(others);
+        Self { connection: Arc::clone(connection), stream, counted }
+    }
+
+    /// Whether there are more requests in flight than the server accepts, or than this connection may have.
+    pub(in crate::http) fn is_too_many(&self) -> bool {
+        self.stream.is_some() && !self.counted
+    }
+
+    fn is_cut(&self) -> bool {
+        self.connection.is_cut() || self.stream.as_ref().is_some_and(|one| one.cut.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.connection.touch();
+        self.connection.requests.fetch_sub(1, Ordering::Relaxed);
+        self.connection.wake_reader();
+        if self.counted {
+            self.connection.all.streams.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A request's body being received: while it keeps arriving, its connection makes progress.
+pub(in crate::http) struct Arriving {
+    /// `None` once it has ended.
+    body: Option<Incoming>,
+    connection: Arc<Connection>,
+    /// Whether somebody is waiting for the next part of the body.
+    awaited: bool,
+    /// Whether the client asks before it sends the body: a body that is not wanted is not asked for.
+    asks: bool,
+}
+
+impl Body for Arriving {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let Some(body) = self.body.as_mut() else { return Poll::Ready(None) };
+        let polled = Pin::new(body).poll_frame(context);
+        self.awaits(polled.is_pending());
+        let Poll::Ready(frame) = polled else {
+            self.connection.lacks_some();
+            return Poll::Pending;
+        };
+        match &frame {
+            None => self.body = None, // a chunked body does not itself report that it has ended
+            Some(Ok(frame)) => {
+                self.connection.arrived(frame.data_ref().map_or(0, |data| data.len() as u64));
+            }
+            Some(Err(_)) => {
+                self.body = None;
+                self.connection.broken.store(true, Ordering::Relaxed);
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(SizeHint::new, Body::size_hint)
+    }
+}
+
+impl Arriving {
+    pub(super) fn new(body: Incoming, connection: Arc<Connection>, asks: bool) -> Self {
+        Self { body: Some(body), connection, awaited: false, asks }
+    }
+
+    fn awaits(&mut self, yes: bool) {
+        match (std::mem::replace(&mut self.awaited, yes), yes) {
+            (false, true) => self.connection.awaited.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.connection.awaited.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.awaits(false);
+        let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.connection.protocol.get() == Some(&Protocol::Http1) {
+            let small = !self.asks && body.size_hint().lower() <= SMALL_BODY;
+            let read = async move { small && is_read(body).await };
+            *lock(&self.connection.unwanted) = Some(runtime.spawn(read));
+            return;
+        }
+        // If it were dropped, the stream would be reset at once: curl and others then see no answer.
+        if let Some(unwanted) = Unwanted::begin(&self.connection) {
+            runtime.spawn(unwanted.read(body));
+        }
+    }
+}
+
+/// Reads an HTTP/1 body that nobody wants, if it is small and arrives soon. Returns whether all of it was read.
+async fn is_read(mut body: Incoming) -> bool {
+    let read = async {
+        let mut left = SMALL_BODY;
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return false };
+            let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
+            match left.checked_sub(bytes) {
+                Some(rest) => left = rest,
+                None => return false,
+            }
+        }
+        true
+    };
+    tokio::time::timeout(SMALL_BODY_TIME, read).await.unwrap_or(false)
+}
+
+/// An HTTP/2 body that nobody wants. A connection may have a few of them, and more only if requests in flight leave
+/// room.
+struct Unwanted {
+    connection: Arc<Connection>,
+    counted: bool,
+}
+
+impl Unwanted {
+    fn begin(connection: &Arc<Connection>) -> Option<Self> {
+        let others = connection.bodies.fetch_add(1, Ordering::Relaxed);
+        let few = others < BODIES;
+        let counted = !few && connection.all.count_stream(usize::MAX);
+        let unwanted = Self { connection: Arc::clone(connection), counted };
+        (few || counted).then_some(unwanted)
+    }
+
+    /// Reads the body for a while: some clients look for an answer only when they have sent everything.
+    async fn read(self, mut body: Incoming) {
+        let read = async { while let Some(Ok(_)) = body.frame().await {} };
+        let _ = tokio::time::timeout(LAST_BODY, read).await; // read or not, it has had its time
+    }
+}
+
+impl Drop for Unwanted {
+    fn drop(&mut self) {
+        self.connection.bodies.fetch_sub(1, Ordering::Relaxed);
+        if self.counted {
+            self.connection.all.streams.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// An answer's body being sent.
+pub(super) struct Outgoing {
+    body: answer::Body,
+    /// With HTTP/2, what is left of a piece.
+    left: Bytes,
+    finished: bool,
+    exchange: Exchange,
+    context: Arc<Context>,
+}
+
+impl Outgoing {
+    pub(super) fn new(body: answer::Body, exchange: Exchange, context: Arc<Context>) -> Self {
+        Self { body, left: Bytes::new(), finished: false, exchange, context }
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let this = &mut *self;
+        if let Some(stream) = &this.exchange.stream {
+            stream.given.store(0, Ordering::Relaxed);
+        }
+        let mut data = std::mem::take(&mut this.left);
+        if data.is_empty() {
+            data = match ready!(Pin::new(&mut this.body).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => data,
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                Some(Err(error)) => return Poll::Ready(Some(Err(io::Error::other(error)))),
+                None => {
+                    this.finished = true;
+                    return Poll::Ready(None);
+                }
+            };
+        }
+        this.exchange.connection.touch();
+        this.exchange.connection.giving.store(true, Ordering::Relaxed);
+        if let Some(stream) = &this.exchange.stream {
+            // One part at a time, so that it can be observed whether the client takes any.
+            this.left = data.split_off(data.len().min(SEND_PIECE));
+            stream.given.store(this.exchange.connection.all.now() + 1, Ordering::Relaxed);
+        }
+        this.finished = this.left.is_empty() && this.body.is_end_stream();
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.body.size_hint(); // asked for before anything is taken
+        let left = self.left.len() as u64;
+        if left > 0 {
+            hint = match hint.upper() {
+                Some(upper) if upper == hint.lower() => SizeHint::with_exact(upper + left),
+                _ => SizeHint::new(),
+            };
+        }
+        hint
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        if !self.finished && self.exchange.is_cut() {
+            self.context.metrics.readers_dropped.inc();
+        }
+    }
+}
