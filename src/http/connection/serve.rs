@@ -1,0 +1,224 @@
+//! Driving a connection: it is accepted, its protocol detected, and its requests are answered until it ends.
+
+#[cfg(target_os = "linux")]
+use super::UNSENT;
+use super::{
+    CONNECTION_WINDOW, Connection, Connections, GONE, PREFACE, Protocol, SEND_BUFFER, STREAM_WINDOW, STREAMS,
+    exchange::{Arriving, Exchange, Outgoing},
+};
+use crate::{
+    http::{answer::Answer, context::Context, router, server::Settings, socket::Socket},
+    sync::lock,
+};
+use http_body_util::Either;
+use hyper::{
+    Request,
+    body::Incoming,
+    header::{CONNECTION, CONTENT_TYPE, EXPECT, HeaderValue},
+    rt::Executor,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpStream,
+    sync::{Notify, OwnedSemaphorePermit},
+};
+
+/// Serves a connection in a task of its own until it ends.
+pub(in crate::http) fn serve(
+    stream: TcpStream,
+    seat: OwnedSemaphorePermit,
+    worker: usize,
+    all: &Arc<Connections>,
+    settings: &Arc<Settings>,
+    context: &Arc<Context>,
+) {
+    prepare(&stream, settings);
+    let now = all.tick();
+    let ends = stream.local_addr().and_then(|ours| Ok((ours, stream.peer_addr()?))).ok();
+    let connection = Arc::new(Connection {
+        all: Arc::clone(all),
+        number: all.numbers.fetch_add(1, Ordering::Relaxed),
+        worker,
+        accepted: now,
+        protocol: OnceLock::new(),
+        touched: AtomicU64::new(now),
+        arrived: AtomicU64::new(0),
+        used: AtomicBool::new(false),
+        awaited: AtomicUsize::new(0),
+        requests: AtomicUsize::new(0),
+        stuck: AtomicU64::new(0),
+        found: Mutex::default(),
+        ends,
+        cut: AtomicBool::new(false),
+        ended: AtomicU64::new(0),
+        reader: Mutex::default(),
+        lacking: AtomicBool::new(false),
+        endless: AtomicBool::new(false),
+        giving: AtomicBool::new(false),
+        broken: AtomicBool::new(false),
+        unwanted: Mutex::default(),
+        stop: Notify::new(),
+        stopped: AtomicBool::new(false),
+        task: OnceLock::new(),
+        streams: Mutex::default(),
+        begun: Mutex::default(),
+        bodies: AtomicUsize::new(0),
+        line: Arc::default(),
+    });
+    all.lock().insert(connection.number, Arc::clone(&connection));
+    context.metrics.connections.inc();
+    let open = Open { connection: Arc::clone(&connection), context: Arc::clone(context), _seat: seat };
+    let settings = Arc::clone(settings);
+    // The task does not begin before this function returns: the same thread drives them all.
+    let task = tokio::spawn(async move {
+        let Open { connection, context, .. } = &open;
+        if let Err(error) = drive(stream, connection, context, &settings).await {
+            tracing::debug!(%error, "a connection has ended with an error");
+        }
+    });
+    let _ = connection.task.set(task.abort_handle()); // set only here, once
+}
+
+/// An open connection; however it ends, it is removed from the list.
+struct Open {
+    connection: Arc<Connection>,
+    context: Arc<Context>,
+    _seat: OwnedSemaphorePermit,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.connection.all.lock().remove(&self.connection.number);
+        self.context.metrics.connections.dec();
+    }
+}
+
+async fn drive(
+    mut stream: TcpStream,
+    connection: &Arc<Connection>,
+    context: &Arc<Context>,
+    settings: &Settings,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let (mut first, mut read) = ([0; PREFACE.len()], 0);
+    let protocol = loop {
+        if first[..read] != PREFACE[..read] {
+            break Protocol::Http1;
+        }
+        if read == first.len() {
+            break Protocol::Http2;
+        }
+        let more = tokio::select! {
+            more = stream.read(&mut first[read..]) => more?,
+            () = connection.stop.notified() => return Ok(()),
+        };
+        if more == 0 {
+            return Ok(());
+        }
+        read += more;
+    };
+    let _ = connection.protocol.set(protocol); // set only here, once
+    connection.touch();
+    let socket = Socket::new(stream, first[..read].into(), Arc::clone(connection));
+    let service = service_fn(|request: Request<Incoming>| {
+        let (context, exchange) = (Arc::clone(context), Exchange::begin(connection));
+        let asks = request.headers().contains_key(EXPECT);
+        let request = request.map(|body| Arriving::new(body, Arc::clone(connection), asks));
+        async move {
+            let mut answer: Answer = router::answer(&context, &exchange, request).await;
+            if !exchange.connection.goes_on().await {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            if is_endless(&answer) {
+                exchange.connection.endless.store(true, Ordering::Relaxed);
+                exchange.connection.wake_reader();
+            }
+            Ok::<_, std::convert::Infallible>(answer.map(|body| Outgoing::new(body, exchange, context)))
+        }
+    });
+    // The code is the same for both protocols, whose types have nothing in common.
+    macro_rules! to_its_end {
+        ($connection:expr) => {{
+            let mut serving = pin!($connection);
+            tokio::select! {
+                done = serving.as_mut() => return Ok(done?),
+                () = connection.stop.notified() => serving.as_mut().graceful_shutdown(),
+            }
+            Ok(serving.await?)
+        }};
+    }
+    let io = TokioIo::new(socket);
+    match protocol {
+        Protocol::Http1 => to_its_end!(http1(settings).serve_connection(io, service)),
+        Protocol::Http2 => {
+            to_its_end!(http2(settings, Tasks(Arc::clone(connection))).serve_connection(io, service))
+        }
+    }
+}
+
+fn is_endless(answer: &Answer) -> bool {
+    let of_events = || answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "text/event-stream");
+    matches!(answer.body(), Either::Right(_)) && of_events()
+}
+
+fn http1(settings: &Settings) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(settings.header_time)
+        .max_buf_size(settings.header_bytes.max(8 << 10)); // the minimum that hyper accepts
+    http
+}
+
+fn http2(settings: &Settings, tasks: Tasks) -> http2::Builder<Tasks> {
+    let mut http = http2::Builder::new(tasks);
+    http.timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(settings.header_bytes.max(8 << 10)).unwrap_or(u32::MAX))
+        .max_concurrent_streams(STREAMS)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(settings.header_time)
+        // A ping waits behind data that a slow client has not taken.
+        .keep_alive_timeout(settings.body_time.saturating_mul(GONE));
+    http
+}
+
+fn prepare(stream: &TcpStream, settings: &Settings) {
+    let _ = stream.set_nodelay(true); // an optimisation, not needed to work
+    #[cfg(target_os = "linux")]
+    {
+        let socket = socket2::SockRef::from(stream);
+        if let Err(error) = socket.set_tcp_user_timeout(Some(settings.body_time.saturating_mul(GONE))) {
+            tracing::debug!(%error, "cannot set TCP_USER_TIMEOUT: a client that has disappeared is noticed late");
+        }
+        if let Err(error) = socket.set_tcp_notsent_lowat(UNSENT) {
+            tracing::debug!(%error, "cannot set TCP_NOTSENT_LOWAT: the system may hold much for a slow client");
+        }
+    }
+    let _ = settings;
+}
+
+/// Runs the requests of an HTTP/2 connection, each in a task that can be aborted separately.
+#[derive(Clone)]
+struct Tasks(Arc<Connection>);
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
+    fn execute(&self, future: F) {
+        let task = tokio::spawn(future);
+        // hyper runs a request right after it has called the service for it. If it did not, a stalled answer could only
+        // be ended together with its connection.
+        if let Some(stream) = lock(&self.0.begun).take() {
+            let _ = stream.task.set(task.abort_handle()); // set only here, once
+        }
+    }
+}
