@@ -8,7 +8,10 @@ use crate::{
     chunk::Chunk,
     disk::{File, salvage},
     frame::{self, Frame, JSON, LOST, WORD},
-    segment::{FRAMES, Segment, file, sealed, sealed::Sealed},
+    segment::{
+        FRAMES, Segment, file,
+        sealed::{self, Sealed, Whereabouts},
+    },
     sync::Arc,
 };
 use std::{
@@ -99,7 +102,7 @@ pub(crate) struct Ahead {
     /// Whether the record is in memory.
     pub(crate) hot: bool,
     /// The bytes that are read from the disk for it: those of its frame, or of all frames of its segment if it must be
-    /// searched for. 0 if it is in memory.
+    /// searched for. 0 if it is in memory, or known to be lost.
     pub(crate) cold_bytes: usize,
     /// What its header says; `None` if that is unclear, or the record is lost.
     pub(crate) head: Option<Head>,
@@ -179,16 +182,26 @@ impl Cold {
     /// Returns what is known of a record before it is read.
     fn peek(&mut self, record: u32) -> Ahead {
         let (words, key) = (self.words, self.segment.key);
-        let index =
-            || self.segment.sealed.get().and_then(|sealed| sealed::indexed(&*self.file, sealed, record));
-        let at = if self.next.0 == record { Some(self.next.1) } else { index() };
-        let in_run = at.and_then(|at| {
-            let from = at.checked_sub(self.run_at)? as usize * WORD;
-            frame::head(self.run.get(from..from + frame::HEAD)?, key).filter(|head| head.record == record)
-        });
-        let head = in_run.or_else(|| sealed::head_at(&*self.file, words, key, record, at?));
-        let Some((head, at)) = head.zip(at) else {
-            return Ahead { hot: false, cold_bytes: words as usize * WORD, head: None };
+        let head_at = |at: u32| {
+            let in_run = at.checked_sub(self.run_at).and_then(|behind| {
+                let from = behind as usize * WORD;
+                frame::head(self.run.get(from..from + frame::HEAD)?, key).filter(|head| head.record == record)
+            });
+            in_run.or_else(|| sealed::head_at(&*self.file, words, key, record, at)).map(|head| (head, at))
+        };
+        let expected = (self.next.0 == record).then_some(self.next.1).and_then(head_at);
+        let whereabouts =
+            || self.segment.sealed.get().map(|sealed| sealed::whereabouts(&*self.file, sealed, record));
+        let found = match expected {
+            Some(found) => Ok(found),
+            None => match whereabouts() {
+                Some(Whereabouts::Indexed(at)) => head_at(at).ok_or(words as usize * WORD),
+                Some(Whereabouts::Lost) | None => Err(0),
+            },
+        };
+        let (head, at) = match found {
+            Ok(found) => found,
+            Err(cold_bytes) => return Ahead { hot: false, cold_bytes, head: None },
         };
         self.next = (record, at); // if this is wrong, reading detects it
         let (time, json) = (self.segment.header.created + head.time, head.flags & JSON != 0);

@@ -7,7 +7,7 @@ use super::{FRAMES, header::Header, region::Region, scan, search};
 use crate::{
     disk::{Aligned, BLOCK, File, salvage},
     frame::{self, Key, WORD},
-    sync::{Mutex, lock},
+    sync::{Arc, AtomicBool, Mutex, Ordering, lock},
 };
 use std::{
     io::{self, IoSlice},
@@ -50,7 +50,9 @@ pub(crate) struct Sealed {
     survivors: Option<Vec<u32>>,
     /// What a search through all frames has found, once the index or a frame did not verify. It is kept because the
     /// search takes long, and records that are lost may be asked for often.
-    looked: Mutex<Option<Looked>>,
+    looked: Mutex<Option<Arc<Looked>>>,
+    /// Whether a reader is asking the disk again for what it could not read.
+    asking: AtomicBool,
 }
 
 /// The result of searching the frames themselves.
@@ -64,14 +66,18 @@ struct Looked {
 
 impl From<Footer> for Sealed {
     fn from(footer: Footer) -> Self {
-        Self { records: footer.records, words: footer.words, survivors: None, looked: Mutex::new(None) }
+        Self::new(footer.records, footer.words, None)
     }
 }
 
 impl Sealed {
+    fn new(records: u32, words: u32, survivors: Option<Vec<u32>>) -> Self {
+        Self { records, words, survivors, looked: Mutex::new(None), asking: AtomicBool::new(false) }
+    }
+
     /// A damaged segment that has these records.
     pub(crate) fn damaged(records: u32, words: u32, survivors: Vec<u32>) -> Self {
-        Self { records, words, survivors: Some(survivors), looked: Mutex::new(None) }
+        Self::new(records, words, Some(survivors))
     }
 }
 
@@ -220,14 +226,33 @@ pub(crate) fn head_at(file: &dyn File, words: u32, key: Key, record: u32, at: u3
 }
 
 /// Where the index says that a record is; nothing is verified. Behind all frames where the index cannot be read: it is
-/// as good as one that is wrong.
-pub(crate) fn indexed(file: &dyn File, sealed: &Sealed, record: u32) -> Option<u32> {
+/// as good as one that is wrong. `None` if the record is lost.
+fn indexed(file: &dyn File, sealed: &Sealed, record: u32) -> Option<u32> {
     if let Some(survivors) = &sealed.survivors {
         return survivors.get(record as usize).and_then(|at| at.checked_sub(1));
     }
     let mut entry = [0; 4];
     let read = file.read_at(&mut entry, index_at(sealed.words) + u64::from(record) * 4);
     Some(if read.is_ok() { u32::from_le_bytes(entry) } else { u32::MAX })
+}
+
+/// Where a record probably is, as far as that is known without searching.
+pub(crate) enum Whereabouts {
+    /// At this word, if the index is right.
+    Indexed(u32),
+    /// Nowhere: reading it finds nothing, and searches nothing.
+    Lost,
+}
+
+/// Where a record of a sealed segment probably is; nothing is verified.
+pub(crate) fn whereabouts(file: &dyn File, sealed: &Sealed, record: u32) -> Whereabouts {
+    if sealed.survivors.is_none()
+        && let Some(looked) = &*lock(&sealed.looked)
+    {
+        let at = looked.positions.get(record as usize).and_then(|at| at.checked_sub(1));
+        return at.map_or(Whereabouts::Lost, Whereabouts::Indexed);
+    }
+    indexed(file, sealed, record).map_or(Whereabouts::Lost, Whereabouts::Indexed)
 }
 
 fn is_record(bytes: &[u8], key: Key, record: u32) -> bool {
@@ -261,19 +286,44 @@ fn read_frame(file: &dyn File, words: u32, position: u32, buf: &mut Vec<u8>) -> 
 }
 
 /// Finds a record by searching the frames themselves, whether or not those before it are damaged; for when the index is
-/// damaged. The result of the search is kept. The search is repeated only if the record is missing and some part that
-/// could not be read now can be. If some part cannot be read and the record is not in the rest, returns a read error.
+/// damaged. The result of the search is kept. It is repeated only if the record is missing and some part that could not
+/// be read now can be: one reader at a time asks the disk for that, which may take seconds, and the others get what is
+/// known. If some part cannot be read and the record is not in the rest, returns a read error.
 fn find(file: &dyn File, sealed: &Sealed, key: Key, record: u32) -> io::Result<Option<u32>> {
-    let mut looked = lock(&sealed.looked);
-    let before = looked.take().filter(|before| before.has(record) || !before.can_be_read(file));
-    let found = match before {
-        Some(found) => found,
-        None => Looked::at(file, sealed, key)?,
+    let mut found = {
+        let mut looked = lock(&sealed.looked);
+        match &*looked {
+            Some(found) => Arc::clone(found),
+            None => Arc::clone(looked.insert(Arc::new(Looked::at(file, sealed, key)?))),
+        }
     };
-    let found = looked.insert(found);
+    if !found.has(record)
+        && !found.unreadable.is_empty()
+        && let Some(_asking) = Asking::begin(&sealed.asking)
+        && found.can_be_read(file)
+    {
+        found = Arc::new(Looked::at(file, sealed, key)?);
+        *lock(&sealed.looked) = Some(Arc::clone(&found));
+    }
     match &found.unreadable[..] {
         [bad, ..] if !found.has(record) => Err(io::Error::other(salvage::Unreadable(bad.clone()))),
         _ => Ok(found.positions.get(record as usize).and_then(|at| at.checked_sub(1))),
+    }
+}
+
+/// The right to ask the disk again, held by one reader of a segment at a time.
+struct Asking<'a>(&'a AtomicBool);
+
+impl<'a> Asking<'a> {
+    fn begin(asking: &'a AtomicBool) -> Option<Self> {
+        // Relaxed: it protects no memory; what is found is exchanged under a lock.
+        (!asking.swap(true, Ordering::Relaxed)).then(|| Self(asking))
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 
