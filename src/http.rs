@@ -18,6 +18,7 @@ mod fetch;
 mod formats;
 mod guard;
 mod line;
+mod log_turns;
 mod logs;
 mod memory;
 mod metrics;
@@ -32,7 +33,6 @@ mod router;
 mod server;
 mod socket;
 mod tail;
-mod turns;
 mod unsent;
 
 pub use server::{Server, Settings};

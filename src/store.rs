@@ -239,15 +239,27 @@ impl Store {
         entry.open.load_full()
     }
 
+    /// The entry of this name, whether or not the log is open. Never waits for a disk.
+    fn known(&self, name: &str) -> Result<Arc<Entry>, Error> {
+        self.inner.entry(name).ok_or_else(|| match check_name(name) {
+            Ok(()) => Error::NotFound { name: name.to_owned() },
+            Err(error) => error,
+        })
+    }
+
+    /// Checks that there is a log of this name, or else that there may be one: [`Error::NotFound`],
+    /// [`Error::BadName`]. Never waits for a disk.
+    #[cfg(feature = "server")]
+    pub(crate) fn check(&self, name: &str) -> Result<(), Error> {
+        self.known(name).map(|_| ())
+    }
+
     /// The log of this name; opens it if it is not open.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::BadName`], and those of [`Log::open`].
     pub fn get(&self, name: &str) -> Result<Arc<OpenLog>, Error> {
-        let entry = self.inner.entry(name).ok_or_else(|| match check_name(name) {
-            Ok(()) => Error::NotFound { name: name.to_owned() },
-            Err(error) => error,
-        })?;
+        let entry = self.known(name)?;
         self.inner.touch(&entry);
         if entry.open.load().is_none() {
             self.inner.close_idlest(1);

@@ -16,7 +16,7 @@ use std::{
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 /// A whole answer, or one that is sent piece by piece.
@@ -35,6 +35,46 @@ pub(super) fn large(memory: &Arc<Memory>, bytes: Vec<u8>) -> Result<Body, Proble
 
 pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
     Either::Left(Full::new(bytes.into()))
+}
+
+/// A body that is made piece by piece, each when the connection has room for it: `next` makes a piece, and what makes
+/// the one after it; `None` ends the body. An error breaks off the answer, so that nobody considers it complete, and so
+/// does a panic.
+pub(super) fn piece_by_piece<S, F>(state: S, next: fn(S) -> F) -> Body
+where
+    S: 'static,
+    F: Future<Output = io::Result<Option<(Bytes, S)>>> + Send + 'static,
+{
+    Either::Right(PieceByPiece { piece: Some(Box::pin(next(state))), next }.boxed_unsync())
+}
+
+struct PieceByPiece<S, F> {
+    /// `None` once it has ended.
+    piece: Option<Pin<Box<F>>>,
+    next: fn(S) -> F,
+}
+
+impl<S, F: Future<Output = io::Result<Option<(Bytes, S)>>>> hyper::body::Body for PieceByPiece<S, F> {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let this = &mut *self;
+        let Some(piece) = &mut this.piece else { return Poll::Ready(None) };
+        let made = match ready!(piece.as_mut().poll(context)) {
+            Ok(Some((bytes, state))) => {
+                piece.set((this.next)(state));
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            Ok(None) => None,
+            Err(error) => Some(Err(error)),
+        };
+        this.piece = None;
+        Poll::Ready(made)
+    }
 }
 
 /// Stands for the body of an answer when only its head is requested: it has nothing but a length, if the body has one.
@@ -72,4 +112,49 @@ pub(super) fn json_of(body: Body) -> Answer {
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::body::Body as _;
+    use std::{
+        sync::atomic::{AtomicU32, Ordering},
+        task::Waker,
+    };
+
+    /// A task that was to send the pieces, and panicked, left what looked like a whole answer.
+    #[test]
+    fn pieces_are_made_when_they_are_asked_for_and_an_error_or_a_panic_is_no_end() {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        async fn next((piece, end): (u32, Option<bool>)) -> io::Result<Option<(Bytes, (u32, Option<bool>))>> {
+            MADE.store(piece, Ordering::Relaxed);
+            match (piece, end) {
+                (3, None) => Ok(None),
+                (3, Some(false)) => Err(io::Error::other("broken off")),
+                (3, Some(true)) => std::panic::resume_unwind(Box::new("as it was asked to")),
+                _ => Ok(Some((Bytes::from(vec![piece as u8]), (piece + 1, end)))),
+            }
+        }
+        for end in [None, Some(false), Some(true)] {
+            MADE.store(0, Ordering::Relaxed);
+            let mut body = piece_by_piece((1, end), next);
+            let mut poll = || {
+                let polled = Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop()));
+                let Poll::Ready(frame) = polled else { panic!("nothing is waited for") };
+                frame.map(|frame| frame.map(|frame| frame.into_data().unwrap()[0]).map_err(drop))
+            };
+            for piece in [1, 2] {
+                assert_eq!((poll(), MADE.load(Ordering::Relaxed)), (Some(Ok(piece)), u32::from(piece)));
+            }
+            match end {
+                None => assert_eq!((poll(), poll()), (None, None)),
+                Some(false) => assert_eq!((poll(), poll()), (Some(Err(())), None)),
+                Some(true) => {
+                    let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut poll));
+                    assert!(polled.is_err());
+                }
+            }
+        }
+    }
 }

@@ -10,8 +10,11 @@ use super::{
     memory::{FREE, Grant, Memory, Purpose, Work, with_scratch},
     problem::Problem,
 };
-use crate::Code;
-use crate::log::{Payload, Record};
+use crate::{
+    Code,
+    log::{Payload, Record},
+    store::OpenLog,
+};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use hyper::Request;
@@ -106,11 +109,14 @@ pub(super) async fn post(
         let (work, memory) = (Work::of(bytes.len()), Arc::clone(&context.memory));
         Box::pin(body::in_turn(context, asker.line, work, move || decoded(bytes, &memory))).await??
     };
-    let log = context.log_to_append(LOG).await?;
-    let payload = [Payload { bytes: &value, json: false }];
-    let offset = context.append(&log, || log.try_append_payloads(&payload, None)).await?;
-    context.metrics.appended(1, value.len() as u64);
-    drop((value, grant)); // so that their memory is not held while waiting
+    let log = context.log_to_append(asker.line, LOG).await?;
+    let length = value.len();
+    let append = |log: &OpenLog, (value, _): &(Vec<u8>, Grant)| {
+        log.try_append_payloads(&[Payload { bytes: value, json: false }], None)
+    };
+    // The value is dropped by then, so that its memory is not held while waiting.
+    let offset = context.append_values(asker.line, &log, length, (value, grant), append).await?;
+    context.metrics.appended(1, length as u64);
     context.acknowledged(&log, offset, None).await?;
     Ok(json(&ProduceReply { offset }))
 }
@@ -167,7 +173,7 @@ pub(super) async fn get(
             return Err(Problem::new(Code::OffsetMissing, detail));
         }
     };
-    let log = context.log(LOG).await.map_err(|problem| problem.of_no_record(offset))?;
+    let log = context.log(asker.line, LOG).await.map_err(|problem| problem.of_no_record(offset))?;
     let bytes = |length| formats::rendered_bytes(length, false);
     let (head, text) = fetch::record(context, asker, &log, offset, bytes, render).await?;
     let Some(text) = text else {

@@ -2,15 +2,16 @@
 //! waited for.
 
 use super::{
+    body::LARGE,
     commit::DurabilityWaiters,
     feed::Feeds,
     guard::Guard,
     line::{Kind, Line},
+    log_turns::LogTurns,
     memory::Memory,
     metrics::Metrics,
     problem::Problem,
     server::Limits,
-    turns::Turns,
 };
 use crate::{
     Code,
@@ -28,7 +29,7 @@ pub(super) struct Context {
     pub(super) store: Arc<Store>,
     pub(super) waiters: Arc<DurabilityWaiters>,
     pub(super) feeds: Feeds,
-    pub(super) turns: Arc<Turns>,
+    pub(super) turns: Arc<LogTurns>,
     pub(super) limits: Arc<Limits>,
     pub(super) memory: Arc<Memory>,
     pub(super) guard: Arc<Guard>,
@@ -57,19 +58,24 @@ pub(super) enum Ack {
 
 impl Context {
     /// Returns the log of this name. If it has to be opened first, that is done off the runtime's thread.
-    pub(super) async fn log(&self, name: &str) -> Result<Arc<OpenLog>, Problem> {
+    pub(super) async fn log(&self, line: &Line, name: &str) -> Result<Arc<OpenLog>, Problem> {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log);
         }
-        Ok(self.in_turn(name, Store::get).await??)
+        self.store.check(name)?;
+        Ok(self.in_turn(line, name, Store::get).await??)
     }
 
     /// Returns the settings of a log to append to, even if the append would create it.
-    pub(super) async fn settings(&self, name: &str) -> Result<LogSettings, Problem> {
+    pub(super) async fn settings(&self, line: &Line, name: &str) -> Result<LogSettings, Problem> {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log.settings().clone());
         }
-        match self.in_turn(name, Store::get).await? {
+        let opened = match self.store.check(name) {
+            Ok(()) => self.in_turn(line, name, Store::get).await?,
+            Err(error) => Err(error),
+        };
+        match opened {
             Ok(log) => Ok(log.settings().clone()),
             Err(store::Error::NotFound { .. }) if self.creates(name) => Ok(LogSettings::default()),
             Err(error) => Err(error.into()),
@@ -82,12 +88,16 @@ impl Context {
     }
 
     /// Like [`log`](Self::log), but for an append, which creates the log if the server is configured to.
-    pub(super) async fn log_to_append(&self, name: &str) -> Result<Arc<OpenLog>, Problem> {
+    pub(super) async fn log_to_append(&self, line: &Line, name: &str) -> Result<Arc<OpenLog>, Problem> {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log);
         }
         let create = self.creates(name);
-        let found = self.in_turn(name, move |store, name| match store.get(name) {
+        match self.store.check(name) {
+            Err(store::Error::NotFound { .. }) if create => {}
+            known => known?,
+        }
+        let found = self.in_turn(line, name, move |store, name| match store.get(name) {
             Err(store::Error::NotFound { .. }) if create => {
                 match store.create(name, &LogSettings::default()) {
                     Ok(_) | Err(store::Error::Exists { .. }) => store.get(name),
@@ -113,10 +123,11 @@ impl Context {
     /// its end even if nobody waits for it any more.
     pub(super) async fn in_turn<T: Send + 'static>(
         &self,
+        line: &Line,
         name: &str,
         run: impl FnOnce(&Store, &str) -> T + Send + 'static,
     ) -> Result<T, Problem> {
-        let turn = self.turns.turn(name).await;
+        let turn = self.turns.turn(name, &self.memory, line, self.limits.append_time).await?;
         let name = name.to_owned();
         let run = move |store: &Store| {
             let _turn = turn;
@@ -145,29 +156,48 @@ impl Context {
         result.await.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
     }
 
-    /// Appends; if the disk is behind, waits a little for it.
-    pub(super) async fn append<T>(
-        &self,
-        log: &Arc<OpenLog>,
-        attempt: impl Fn() -> Result<T, Error>,
-    ) -> Result<T, Problem> {
-        match attempt() {
+    /// Appends what `attempt` appends; if the disk is behind, waits a little for it.
+    pub(super) async fn append<T, F>(&self, log: &Arc<OpenLog>, attempt: impl Fn() -> F) -> Result<T, Problem>
+    where
+        F: Future<Output = Result<Result<T, Error>, Problem>>,
+    {
+        match attempt().await? {
             Err(Error::WouldBlock) => {}
             done => return self.seen(log, done).await,
         }
         let retry = async {
             loop {
                 let room = log.room(); // before the attempt, so that room made in between is not missed
-                match attempt() {
+                match attempt().await? {
                     Err(Error::WouldBlock) => room.await,
-                    done => return done,
+                    done => return Ok::<_, Problem>(done),
                 }
             }
         };
         match tokio::time::timeout(self.limits.append_time, retry).await {
-            Ok(done) => self.seen(log, done).await,
+            Ok(done) => self.seen(log, done?).await,
             Err(_) => Err(Problem::backpressure()),
         }
+    }
+
+    /// Runs an append of this many bytes: what takes more than a moment, off the runtime's thread.
+    pub(super) async fn append_values<V: Send + Sync + 'static, T: Send + 'static>(
+        &self,
+        line: &Line,
+        log: &Arc<OpenLog>,
+        bytes: usize,
+        values: V,
+        append: fn(&OpenLog, &V) -> Result<T, Error>,
+    ) -> Result<T, Problem> {
+        if bytes < LARGE {
+            return self.append(log, || std::future::ready(Ok(append(log, &values)))).await;
+        }
+        let values = Arc::new(values);
+        let attempt = || {
+            let (log, values) = (Arc::clone(log), Arc::clone(&values));
+            self.for_client(line, Kind::Append, self.limits.append_time, move || append(&log, &values))
+        };
+        Box::pin(self.append(log, attempt)).await
     }
 
     /// If an append is refused because of what is in the log, the answer waits until readers can see that content.

@@ -7,7 +7,7 @@ use super::{
     context::{Asker, Context},
     formats,
     line::{Kind, Line},
-    memory::{FREE, Grant, Purpose},
+    memory::{FREE, Grant, Memory, Purpose},
     problem::Problem,
 };
 use crate::{
@@ -16,15 +16,12 @@ use crate::{
     store::OpenLog,
 };
 use bytes::Bytes;
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 /// Records from this size on are very large: reading one takes many times what others take, in time and, for a moment,
 /// in memory.
 const VERY_LARGE: usize = 1 << 20;
-/// How often a request that waits for memory asks for it.
+/// How often the first of the requests that wait for memory asks for it.
 const ASK: Duration = Duration::from_millis(20);
 
 /// Where something is read.
@@ -123,7 +120,7 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
         match made? {
             Made::Done(done) => return Ok((from, done)),
             Made::Wants(wants) => {
-                grant = covered(wants.grant, wants.bytes, patience.memory).await?;
+                grant = covered(context, line, wants.grant, wants.bytes, patience.memory).await?;
                 place = wants.place;
             }
         }
@@ -131,14 +128,28 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
 }
 
 /// Waits for memory of `bytes`.
-async fn covered(mut grant: Grant, bytes: usize, patience: Duration) -> Result<Grant, Problem> {
-    let begun = Instant::now();
-    while let Err(used_up) = grant.cover(bytes) {
-        if begun.elapsed() >= patience {
-            return Err(used_up.into());
-        }
-        tokio::time::sleep(ASK).await;
+async fn covered(
+    context: &Context,
+    line: &Line,
+    mut grant: Grant,
+    bytes: usize,
+    patience: Duration,
+) -> Result<Grant, Problem> {
+    let refused = match grant.cover(bytes) {
+        Ok(()) => return Ok(grant),
+        Err(used_up) => used_up.into(),
+    };
+    if patience.is_zero() {
+        return Err(refused);
     }
+    let wait = async {
+        let _first = context.memory.wait_for_turn(Memory::wait_kind(bytes), line).await;
+        while grant.cover(bytes).is_err() {
+            tokio::time::sleep(ASK).await;
+        }
+    };
+    // Boxed: hardly anybody waits for memory, and its future should be small.
+    tokio::time::timeout(patience, Box::pin(wait)).await.map_err(|_| refused)?;
     Ok(grant)
 }
 

@@ -1,5 +1,5 @@
 //! Turns for what only a few requests may do at once: reading from the disk, looking for the end of a range, parsing
-//! bodies. Turns are shared fairly among connections: for each kind, one request of a connection waits among those of
+//! bodies, opening logs. Turns are shared fairly among connections: for each kind, one request of a connection waits among those of
 //! other connections, and its other requests wait behind that one. Otherwise a client with many requests in flight
 //! would get nearly all turns. If a turn is free, it is taken without any of this.
 
@@ -20,9 +20,16 @@ pub(super) enum Kind {
     Read,
     /// To read a very large record, from the disk or from memory.
     ReadLarge,
+    /// To append a large batch: its copy and its checksums take milliseconds.
+    Append,
+    /// To do something that may take long for a log: see `turns`.
+    Log,
+    /// To ask for memory again and again until there is some: for what is small, and for what is larger.
+    LittleMemory,
+    MoreMemory,
 }
 
-pub(super) const KINDS: usize = 6;
+pub(super) const KINDS: usize = 10;
 
 /// A turn, given back when it is dropped.
 pub(super) type Turn = OwnedSemaphorePermit;
@@ -46,21 +53,28 @@ impl AllTurns {
         Self(turns.map(|turns| Arc::new(Semaphore::new(turns.max(1)))))
     }
 
+    /// Returns a turn if one is free. None is free as long as somebody waits: a turn that is given back goes to a
+    /// waiting request.
+    pub(super) fn free(&self, kind: Kind) -> Option<Turn> {
+        Arc::clone(&self.0[kind as usize]).try_acquire_owned().ok()
+    }
+
+    /// Waits for a turn, in the queue of a connection, for as long as it takes.
+    pub(super) async fn wait(&self, kind: Kind, line: &Line) -> Option<Turn> {
+        if let Some(turn) = self.free(kind) {
+            return Some(turn);
+        }
+        let _first = line.0[kind as usize].acquire().await;
+        Arc::clone(&self.0[kind as usize]).acquire_owned().await.ok() // an error if it were closed, which it never is
+    }
+
     /// Waits for a turn, in the queue of a connection.
     pub(super) async fn turn(&self, kind: Kind, line: &Line, patience: Duration) -> Result<Turn, Problem> {
-        let turns = &self.0[kind as usize];
-        // There is no free turn as long as somebody waits: a turn that is given back goes to a waiting request.
-        if let Ok(turn) = Arc::clone(turns).try_acquire_owned() {
+        if let Some(turn) = self.free(kind) {
             return Ok(turn);
         }
-        let wait = async {
-            let _first = line.0[kind as usize].acquire().await;
-            Arc::clone(turns).acquire_owned().await
-        };
-        match tokio::time::timeout(patience, wait).await {
-            Ok(Ok(turn)) => Ok(turn),
-            _ => Err(Problem::no_turn()),
-        }
+        let turn = tokio::time::timeout(patience, self.wait(kind, line)).await;
+        turn.ok().flatten().ok_or_else(Problem::no_turn)
     }
 }
 

@@ -5,6 +5,7 @@ use super::{
     body,
     connection::Arriving,
     context::Context,
+    line::Line,
     params,
     problem::Problem,
 };
@@ -49,14 +50,19 @@ fn described(log: &OpenLog) -> Answer {
 /// `PUT`: 201 if the log is new, 200 if it exists with the same settings.
 pub(super) async fn create(
     context: &Context,
+    line: &Line,
     name: &str,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
     let bytes = body::read_small(request.into_body(), context).await?;
     let settings: LogSettings =
         if bytes.is_empty() { LogSettings::default() } else { body::parse(&bytes, "settings, or nothing")? };
+    match context.store.check(name) {
+        Err(store::Error::NotFound { .. }) => {}
+        known => known?, // a name that no log can have waits for no turn
+    }
     let patience = context.limits.append_time;
-    let made = context.in_turn(name, move |store, name| {
+    let made = context.in_turn(line, name, move |store, name| {
         let begun = Instant::now();
         loop {
             match store.create(name, &settings).and_then(|new| Ok((new, store.get(name)?))) {
@@ -74,12 +80,13 @@ pub(super) async fn create(
     Ok(answer)
 }
 
-pub(super) async fn describe(context: &Context, name: &str) -> Result<Answer, Problem> {
-    Ok(described(&*context.log(name).await?))
+pub(super) async fn describe(context: &Context, line: &Line, name: &str) -> Result<Answer, Problem> {
+    Ok(described(&*context.log(line, name).await?))
 }
 
-pub(super) async fn delete(context: &Context, name: &str) -> Result<Answer, Problem> {
-    context.in_turn(name, Store::delete).await??;
+pub(super) async fn delete(context: &Context, line: &Line, name: &str) -> Result<Answer, Problem> {
+    context.store.check(name)?;
+    context.in_turn(line, name, Store::delete).await??;
     let mut answer = Response::new(full(""));
     *answer.status_mut() = StatusCode::NO_CONTENT;
     Ok(answer)
@@ -123,13 +130,14 @@ struct Trimmed {
 
 pub(super) async fn trim(
     context: &Context,
+    line: &Line,
     name: &str,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
-    let log = context.log(name).await?;
+    let log = context.log(line, name).await?;
     let bytes = body::read_small(request.into_body(), context).await?;
     let Trim { before } = body::parse(&bytes, r#"{"before":0}"#)?;
     let trim = move |_: &Store, _: &str| log.trim(before).map_err(|error| Problem::from(error).of(&log));
-    let first_offset = context.in_turn(name, trim).await??;
+    let first_offset = context.in_turn(line, name, trim).await??;
     Ok(json(&Trimmed { first_offset }))
 }

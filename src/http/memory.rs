@@ -10,6 +10,7 @@
 
 use super::{
     line::{AllTurns, Kind, Line, Turn},
+    log_turns::LOGS,
     problem::Problem,
 };
 use crate::sync::lock;
@@ -41,12 +42,13 @@ const HEAP: usize = 64 << 10;
 /// Seconds between warnings.
 const WARN_EVERY: u64 = 10;
 
-/// What memory is used for. Each purpose may use only a part of the budget, so that neither keeps out the other.
+/// What memory is used for. Each purpose may use only a part of the budget, so that neither keeps out the other; and of
+/// that, grants that are not small only a part, so that they do not keep out those that are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Bodies being received: up to three quarters.
+    /// Bodies being received: up to seven eighths, and three quarters for those that are not small.
     Request,
-    /// Answers being sent: up to a half.
+    /// Answers being sent: up to three quarters, and a half for those that are not small.
     Answer,
 }
 
@@ -134,8 +136,9 @@ impl Memory {
         let [little, more] = [LITTLE, MORE].map(|bytes| fit(limit / 8, bytes).min(threads));
         let much = fit(limit / 2, largest).min(threads / 2);
         // Looking through a log for the end of an answer leaves half of the processors to others, and so does reading
-        // very large records.
-        let turns = AllTurns::new([little, more, much, threads / 2, threads, threads / 2]);
+        // very large records, and appending large batches.
+        let half = threads / 2;
+        let turns = AllTurns::new([little, more, much, half, threads, half, half, LOGS, 1, 1]);
         let (begun, warned) = (Instant::now(), AtomicU64::new(0));
         Arc::new(Self {
             limit,
@@ -160,32 +163,39 @@ impl Memory {
         self.used.load(Ordering::Relaxed)
     }
 
-    fn of(&self, purpose: Purpose) -> (&AtomicUsize, usize) {
+    fn part(&self, purpose: Purpose) -> &AtomicUsize {
         match purpose {
-            Purpose::Request => (&self.requests, self.limit / 4 * 3),
-            Purpose::Answer => (&self.answers, self.limit / 2),
+            Purpose::Request => &self.requests,
+            Purpose::Answer => &self.answers,
         }
+    }
+
+    /// How much may be used for a purpose when a grant grows to `bytes`.
+    fn most(&self, purpose: Purpose, bytes: usize) -> usize {
+        let eighths = match (purpose, bytes <= SMALL) {
+            (Purpose::Request, true) => 7,
+            (Purpose::Request, false) | (Purpose::Answer, true) => 6,
+            (Purpose::Answer, false) => 4,
+        };
+        self.limit / 8 * eighths
     }
 
     /// Whether `bytes` could be granted at this moment.
     pub(super) fn has_room(&self, purpose: Purpose, bytes: usize) -> bool {
-        let (part, most) = self.of(purpose);
         let fits = |used: &AtomicUsize, most| used.load(Ordering::Relaxed).saturating_add(bytes) <= most;
-        fits(&self.used, self.limit) && (bytes <= SMALL || fits(part, most))
+        fits(&self.used, self.limit) && fits(self.part(purpose), self.most(purpose, bytes))
     }
 
-    /// Whether more than half of the memory for a purpose is in use: a reason to use less.
+    /// Whether more than half of what grants that are not small may use for a purpose is in use: a reason to use less.
     pub(super) fn is_tight(&self, purpose: Purpose) -> bool {
-        let (part, most) = self.of(purpose);
-        part.load(Ordering::Relaxed) > most / 2
+        self.part(purpose).load(Ordering::Relaxed) > self.most(purpose, usize::MAX) / 2
     }
 
     /// Takes `bytes` more for a grant that has `held` already.
     fn take(&self, purpose: Purpose, bytes: usize, held: usize) -> Result<(), UsedUp> {
-        let (part, most) = self.of(purpose);
         let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let of_part = part.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if used <= self.limit && (held + bytes <= SMALL || of_part <= most) {
+        let of_part = self.part(purpose).fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if used <= self.limit && of_part <= self.most(purpose, held + bytes) {
             return Ok(());
         }
         // A record may be larger than the part for answers: one at a time can be read nevertheless.
@@ -198,7 +208,12 @@ impl Memory {
 
     fn give_back(&self, purpose: Purpose, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
-        self.of(purpose).0.fetch_sub(bytes, Ordering::Relaxed);
+        self.part(purpose).fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// The kind of turn to wait for memory of this size.
+    pub(super) fn wait_kind(bytes: usize) -> Kind {
+        if bytes <= SMALL { Kind::LittleMemory } else { Kind::MoreMemory }
     }
 
     /// Returns an empty grant, to be grown.
@@ -219,6 +234,16 @@ impl Memory {
     /// Waits for a turn, in the queue of a connection.
     pub(super) async fn turn(&self, kind: Kind, line: &Line, patience: Duration) -> Result<Turn, Problem> {
         self.turns.turn(kind, line, patience).await
+    }
+
+    /// Likewise, for as long as it takes.
+    pub(super) async fn wait_for_turn(&self, kind: Kind, line: &Line) -> Option<Turn> {
+        self.turns.wait(kind, line).await
+    }
+
+    /// A turn, if one is free.
+    pub(super) fn free_turn(&self, kind: Kind) -> Option<Turn> {
+        self.turns.free(kind)
     }
 }
 
@@ -459,6 +484,22 @@ mod tests {
         drop(answer);
         assert_eq!(memory.used(), 0);
         assert!(!memory.is_tight(Purpose::Request));
+    }
+
+    /// Many small answers could use up all of the budget, and bodies were refused.
+    #[test]
+    fn small_grants_for_one_purpose_leave_room_for_the_other() {
+        for (purpose, other, room) in
+            [(Purpose::Answer, Purpose::Request, 4 << 20), (Purpose::Request, Purpose::Answer, 2 << 20)]
+        {
+            let memory = Memory::new(16 << 20, 1 << 20, 1);
+            let grants = || std::iter::repeat_with(|| memory.grant(purpose)).take(1000);
+            let small: Vec<_> =
+                grants().map_while(|mut grant| grant.cover(SMALL).is_ok().then_some(grant)).collect();
+            let mut large = memory.grant(other);
+            large.cover(room).unwrap();
+            assert_eq!(memory.used(), 16 << 20, "{} small ones", small.len());
+        }
     }
 
     proptest! {

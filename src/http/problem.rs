@@ -146,6 +146,12 @@ impl Problem {
         Self::new(Code::Overloaded, detail)
     }
 
+    /// Others have something done for the log, or for too many logs at once.
+    pub(super) fn log_is_busy() -> Self {
+        let detail = "the log is being opened, created, trimmed or deleted, or many others are; send the request again a little later";
+        Self::new(Code::Overloaded, detail)
+    }
+
     /// As many requests are in flight as are allowed.
     pub(super) fn too_many() -> Self {
         let detail =

@@ -1,7 +1,7 @@
 //! Reading a range of a log: where it starts and ends, and its records in any format, whole or piece by piece.
 
 use super::{
-    answer::{Answer, Body, full, only_head},
+    answer::{Answer, Body, full, only_head, piece_by_piece},
     body::LARGE,
     context::{Asker, Context},
     fetch::{self, Made, Next, Patience, Place, Wants},
@@ -17,7 +17,7 @@ use crate::{
     log::{Error, Head, Reader},
     store::OpenLog,
 };
-use http_body_util::{BodyExt, Either, channel::Channel};
+use http_body_util::{BodyExt, Either};
 use hyper::{
     Request, Response,
     body::{Bytes, Frame, SizeHint},
@@ -25,17 +25,18 @@ use hyper::{
 };
 use std::{
     collections::VecDeque,
+    io,
     pin::Pin,
     sync::Arc,
     task,
     time::{Duration, Instant},
 };
-use tokio::task::AbortHandle;
 
 /// The offset to read from next.
 const NEXT_OFFSET: HeaderName = HeaderName::from_static("millstream-next-offset");
 
-/// Bytes of an answer that are rendered at once: from memory, from the disk, and when memory for answers is short.
+/// Bytes of an answer that are rendered at once: from memory, from the disk (where as much is read at once), and from
+/// memory when the budget for answers is short; then `PIECE` from the disk.
 const PIECE: usize = 64 << 10;
 const COLD_PIECE: usize = 256 << 10;
 const SHORT_PIECE: usize = 16 << 10;
@@ -45,6 +46,8 @@ const WHOLE: usize = 1 << 20;
 /// pass between two looks at the clock.
 const LOOK: Duration = Duration::from_millis(2);
 const LOOK_STEPS: usize = 64;
+/// How long it is looked for on the runtime's thread first, among records that are in memory.
+const GLANCE: Duration = Duration::from_micros(500);
 /// Reading this many bytes from the disk counts as one more record.
 const LOOK_BYTES: usize = 4 << 10;
 
@@ -193,16 +196,21 @@ impl Reading {
         Ok(Went::All)
     }
 
-    /// Continues without rendering anything, for about as long as a [`LOOK`]. Returns whether the end of the range was
-    /// reached. Large records are read only to verify them, which a HEAD does not need.
-    fn look(&mut self, memory: &Arc<Memory>, only_head: bool) -> Result<bool, Problem> {
+    /// Continues without rendering anything, for about as long as a [`LOOK`], or a [`GLANCE`] on the runtime's thread.
+    /// Returns whether the end of the range was reached. Large records are read only to verify them, which a HEAD does
+    /// not need. If there is no memory for that, the range ends before such a record, if anything is before it.
+    fn look(&mut self, memory: &Arc<Memory>, only_head: bool, place: Place) -> Result<bool, Problem> {
         let (begun, mut steps, mut grant) = (Instant::now(), 0, memory.grant(Purpose::Answer));
+        let most = if place == Place::Here { GLANCE } else { LOOK };
         while self.budget.records > 0 {
             if steps >= LOOK_STEPS {
-                if begun.elapsed() >= LOOK {
+                if begun.elapsed() >= most {
                     return Ok(false);
                 }
                 steps = 0;
+            }
+            if place == Place::Here && !self.reader.is_in_memory() {
+                return Ok(false);
             }
             match self.look_at_next(&mut grant, only_head) {
                 Ok(Some(cold_bytes)) => steps += 1 + cold_bytes / LOOK_BYTES,
@@ -211,6 +219,7 @@ impl Reading {
                     self.ends_before(error)?;
                     break;
                 }
+                Err(Looked::UsedUp(_)) if !self.fresh => break,
                 Err(Looked::UsedUp(used_up)) => return Err(used_up.into()),
             }
         }
@@ -245,12 +254,14 @@ impl Reading {
 
     /// Repeats [`look`](Self::look) to the end of the range, giving others their turns in between.
     async fn looked(mut self, context: &Context, line: &Line, only_head: bool) -> Result<Self, Problem> {
-        let (mut patience, mut done) = (context.limits.append_time, false);
+        let mut patience = context.limits.append_time;
+        let mut done = self.look(&context.memory, only_head, Place::Here)?;
+        self.reader.release();
         while !done {
             let (begun, memory) = (Instant::now(), Arc::clone(&context.memory));
             let look = move || {
                 let waited = begun.elapsed();
-                let done = self.look(&memory, only_head);
+                let done = self.look(&memory, only_head, Place::Turn);
                 self.reader.release();
                 (self, done, waited)
             };
@@ -275,8 +286,8 @@ impl Reading {
         let tight = context.memory.is_tight(Purpose::Answer);
         let attempt = move |reading: &mut Self, place: Place, mut grant: Grant| {
             let most = match (tight, place) {
-                (true, _) => SHORT_PIECE,
-                (false, Place::Here) => PIECE,
+                (true, Place::Here) => SHORT_PIECE,
+                (false, Place::Here) | (true, _) => PIECE,
                 (false, _) => COLD_PIECE,
             };
             with_scratch(|out| {
@@ -346,7 +357,7 @@ pub(super) async fn range(
     let last = if tailing { params::header(headers, "last-event-id")? } else { None };
     let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
     drop(request); // so that its header section is not held while waiting
-    let log = context.log(name).await?;
+    let log = context.log(asker.line, name).await?;
     if tailing {
         let from = resumed.map(|last| StartAt::Offset(last + 1)).or(from).unwrap_or(StartAt::Latest);
         let offset = from.resolve(context, asker.line, &log).await?;
@@ -408,7 +419,16 @@ async fn begun(
     let mut bytes = 0;
     let done = loop {
         // Boxed, as in `send`: little memory is to be held by requests that wait to look for the end.
-        let (next, piece, done) = Box::pin(reading.piece(context, line, log, patience)).await?;
+        let (budget, at) = (reading.budget, reading.reader.offset());
+        let (format, end) = (reading.format, reading.end);
+        let (next, piece, done) = match Box::pin(reading.piece(context, line, log, patience)).await {
+            Err(problem) if problem.is_overload() && !pieces.is_empty() => {
+                // These pieces may be what has used up the memory: they are sent first.
+                reading = Reading { fresh: false, ..Reading::new(log.reader(at), format, budget, end) };
+                break false;
+            }
+            made => made?,
+        };
         reading = next;
         bytes += piece.len();
         pieces.push_back(piece);
@@ -426,7 +446,9 @@ async fn begun(
     let next = reading.reader.offset();
     reading.budget = PageLimits { records: planned.records - reading.budget.records, bytes: u64::MAX };
     reading.reader.seek(back);
-    Ok((next, send(context, line, log, reading, pieces)))
+    let (context, line, log) = (Arc::clone(context), Arc::clone(line), Arc::clone(log));
+    let sending = Sending { context, line, log, reading, pieces, done: false };
+    Ok((next, piece_by_piece(sending, Sending::next)))
 }
 
 /// What is before and after the records in a JSON document.
@@ -457,12 +479,12 @@ struct Pieces(VecDeque<Bytes>);
 
 impl hyper::body::Body for Pieces {
     type Data = Bytes;
-    type Error = std::io::Error;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _: &mut task::Context<'_>,
-    ) -> task::Poll<Option<std::io::Result<Frame<Bytes>>>> {
+    ) -> task::Poll<Option<io::Result<Frame<Bytes>>>> {
         task::Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
     }
 
@@ -475,62 +497,42 @@ impl hyper::body::Body for Pieces {
     }
 }
 
-/// Sends a range piece by piece, no faster than the client takes it. If there is no memory for the next piece, waits
-/// for some.
-fn send(
-    context: &Arc<Context>,
-    line: &Arc<Line>,
-    log: &Arc<OpenLog>,
+/// A range that is sent piece by piece, no faster than the client takes it. If there is no memory for the next piece,
+/// waits for some.
+struct Sending {
+    context: Arc<Context>,
+    line: Arc<Line>,
+    log: Arc<OpenLog>,
     reading: Reading,
-    mut pieces: VecDeque<Bytes>,
-) -> Body {
-    let (mut sender, body) = Channel::new(1);
-    let (context, line, log) = (Arc::clone(context), Arc::clone(line), Arc::clone(log));
-    let sending = tokio::spawn(async move {
-        let (mut reading, mut done) = (reading, false);
-        let patience = Patience::of(context.limits.body_time);
-        loop {
-            while let Some(piece) = pieces.pop_front() {
-                if sender.send_data(piece).await.is_err() {
-                    return; // the client is gone
-                }
-            }
-            if done {
-                return;
-            }
-            let piece;
-            // Boxed, so that little memory is held by answers whose clients take nothing.
-            let next = Box::pin(reading.piece(&context, &line, &log, patience));
-            (reading, piece, done) = match next.await {
-                Ok(next) => next,
-                Err(problem) => {
-                    // The head has been sent already: all that can be done is to abort, so that nobody considers the
-                    // answer complete.
-                    tracing::warn!(%problem, "aborted the answer to a range");
-                    return sender.abort(std::io::Error::other("the range was broken off"));
-                }
-            };
-            if done && reading.budget.records > 0 {
-                // Something has become unreadable since the head said where the answer ends.
-                tracing::warn!("aborted the answer to a range: a record cannot be read any more");
-                return sender.abort(std::io::Error::other("the range was broken off"));
-            }
-            pieces.push_back(piece);
-        }
-    });
-    let sending = Sending(sending.abort_handle());
-    let body = body.map_frame(move |frame| {
-        let _ = &sending; // for as long as the body exists
-        frame
-    });
-    Either::Right(body.boxed_unsync())
+    /// Pieces that are there already.
+    pieces: VecDeque<Bytes>,
+    /// Whether they are the last ones.
+    done: bool,
 }
 
-/// Aborts the task that sends a range, which may be waiting for something, when its client is gone.
-struct Sending(AbortHandle);
-
-impl Drop for Sending {
-    fn drop(&mut self) {
-        self.0.abort();
+impl Sending {
+    /// The next piece. The head has been sent: after an error, all that can be done is to break off.
+    async fn next(mut self) -> io::Result<Option<(Bytes, Self)>> {
+        if let Some(piece) = self.pieces.pop_front() {
+            return Ok(Some((piece, self)));
+        }
+        if self.done {
+            return Ok(None);
+        }
+        let Self { context, line, log, reading, pieces, .. } = self;
+        let broken_off = || io::Error::other("the range was broken off");
+        let patience = Patience::of(context.limits.body_time);
+        // Boxed, so that little memory is held by answers whose clients take nothing.
+        let made = Box::pin(reading.piece(&context, &line, &log, patience)).await;
+        let (reading, piece, done) = made.map_err(|problem| {
+            tracing::warn!(%problem, "broke off the answer to a range");
+            broken_off()
+        })?;
+        if done && reading.budget.records > 0 {
+            // Something has become unreadable since the head said where the answer ends.
+            tracing::warn!("broke off the answer to a range: a record cannot be read any more");
+            return Err(broken_off());
+        }
+        Ok(Some((piece, Self { context, line, log, reading, pieces, done })))
     }
 }

@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     Code,
-    log::{Produced, ProducerBatch, Record},
-    store::{LogSettings, Store, Values},
+    log::{Error, Produced, ProducerBatch, Record},
+    store::{LogSettings, OpenLog, Store, Values},
 };
 use hyper::{
     Request, Response, StatusCode,
@@ -38,8 +38,19 @@ struct Appended {
     repeated: bool,
 }
 
-/// The producer named by the headers of a request, if any: id, epoch and sequence.
-fn producer(headers: &HeaderMap) -> Result<Option<(String, u32, u64)>, Problem> {
+/// A producer's id, the epoch, and the sequence number of the batch.
+type Producer = (String, u32, u64);
+
+/// What a request wants to append.
+struct Wanted {
+    batch: DecodedBatch,
+    producer: Option<Producer>,
+    /// The offset that the first record must get.
+    expect: Option<u64>,
+}
+
+/// The producer named by the headers of a request, if any.
+fn producer(headers: &HeaderMap) -> Result<Option<Producer>, Problem> {
     let all = [
         params::header(headers, "producer-id")?,
         params::header(headers, "producer-epoch")?,
@@ -89,40 +100,50 @@ pub(super) async fn append(
     })?;
     let producer = producer(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), "content-encoding")?)?;
-    let settings = context.settings(name).await?;
+    let settings = context.settings(asker.line, name).await?;
     let room = Room::new(context.store.batch_bytes(&settings));
     let bytes = body::read(request.into_body(), context).await?;
     let mut batch = take_apart(context, asker.line, format, encoding, bytes, &settings, room).await?;
     // Only now, so that a refused append creates no log.
-    let log = context.log_to_append(name).await?;
+    let log = context.log_to_append(asker.line, name).await?;
     if *log.settings() != settings {
-        check(&mut batch, log.settings())?; // another log has taken the name meanwhile
+        // Another log has taken the name meanwhile.
+        let (settings, work) = (log.settings().clone(), Work::of(batch.bytes() as usize));
+        let checked = move || check(&mut batch, &settings).map(|()| batch);
+        batch = Box::pin(body::in_turn(context, asker.line, work, checked)).await??;
     }
-    let Produced { first_offset, count, repeated } = match &producer {
-        None => {
-            let first_offset = context.append(&log, || log.try_append_values(&batch, expect)).await?;
-            Produced { first_offset, count: batch.records(), repeated: false }
-        }
-        Some((id, epoch, sequence)) => {
-            if !log.knows_producers() {
-                let log = Arc::clone(&log);
-                let learn = move |_: &Store, _: &str| {
-                    log.learn_producers().map_err(|error| Problem::from(error).of(&log))
-                };
-                context.in_turn(name, learn).await??;
-            }
-            let producer = ProducerBatch { id, epoch: *epoch, sequence: *sequence };
-            context.append(&log, || log.try_append_values_once(&producer, &batch, expect)).await?
-        }
-    };
+    if producer.is_some() && !log.knows_producers() {
+        let log = Arc::clone(&log);
+        let learn =
+            move |_: &Store, _: &str| log.learn_producers().map_err(|error| Problem::from(error).of(&log));
+        context.in_turn(asker.line, name, learn).await??;
+    }
+    let bytes = batch.bytes();
+    // The batch is dropped by then, so that its memory is not held while waiting.
+    let wanted = Wanted { batch, producer, expect };
+    let appended = context.append_values(asker.line, &log, bytes as usize, wanted, append_once).await?;
+    let Produced { first_offset, count, repeated } = appended;
     if !repeated {
-        context.metrics.appended(count, batch.bytes());
+        context.metrics.appended(count, bytes);
     }
-    drop(batch); // so that its memory is not held while waiting
     let last_offset = first_offset + count - 1;
     // Also for a repeat: the batch that it repeats may not be on the disk yet.
     context.acknowledged(&log, last_offset, ack).await?;
     Ok(json(&Appended { first_offset, last_offset, count, repeated }))
+}
+
+/// Appends a batch, as its producer if there is one.
+fn append_once(log: &OpenLog, Wanted { batch, producer, expect }: &Wanted) -> Result<Produced, Error> {
+    match producer {
+        None => {
+            let first_offset = log.try_append_values(batch, *expect)?;
+            Ok(Produced { first_offset, count: batch.records(), repeated: false })
+        }
+        Some((id, epoch, sequence)) => {
+            let producer = ProducerBatch { id, epoch: *epoch, sequence: *sequence };
+            log.try_append_values_once(&producer, batch, *expect)
+        }
+    }
 }
 
 async fn take_apart(
@@ -181,7 +202,7 @@ pub(super) async fn one(
     }
     let offset = params::number("offset", offset, 0..=u64::MAX)
         .map_err(|_| Problem::new(Code::InvalidOffset, "an offset is a whole number"))?;
-    let log = context.log(name).await?;
+    let log = context.log(asker.line, name).await?;
     let tag = format!("\"{}-{offset}\"", log.id());
     let known = params::list(request.headers(), IF_NONE_MATCH).any(|one| one == tag || one == "*");
     drop(request); // so that its header section is not held while waiting

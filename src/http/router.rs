@@ -5,6 +5,7 @@ use super::{
     book,
     connection::{Arriving, Exchange},
     context::{Asker, Context},
+    line::Line,
     logs, params,
     problem::Problem,
     range, records,
@@ -217,18 +218,18 @@ async fn answer_to_other(
     // Bodies that nobody reads are dropped at once: what has arrived of them is not kept while the request waits.
     match (route, request.method()) {
         (Route::Book, &Method::GET) => book::get(context, asker, request).await,
-        (Route::Ready, &Method::GET) => ready(context).await,
+        (Route::Ready, &Method::GET) => ready(context, asker.line).await,
         (Route::Metrics, &Method::GET) => context.metrics.render(&context.memory),
         (Route::OpenApi, &Method::GET) => Ok(openapi()),
         (Route::Logs, &Method::GET) => logs::list(context, &request.map(drop)),
-        (Route::Log { name }, &Method::PUT) => logs::create(context, name, request).await,
+        (Route::Log { name }, &Method::PUT) => logs::create(context, asker.line, name, request).await,
         (Route::Log { name }, &Method::GET) => {
             drop(request);
-            logs::describe(context, name).await
+            logs::describe(context, asker.line, name).await
         }
         (Route::Log { name }, &Method::DELETE) => {
             drop(request);
-            logs::delete(context, name).await
+            logs::delete(context, asker.line, name).await
         }
         (Route::Records { name }, &Method::POST) => records::append(context, asker, name, request).await,
         (Route::Records { name }, &Method::GET) => {
@@ -237,7 +238,7 @@ async fn answer_to_other(
         (Route::Record { name, offset }, &Method::GET) => {
             records::one(context, asker, name, offset, request.map(drop)).await
         }
-        (Route::Trim { name }, &Method::POST) => logs::trim(context, name, request).await,
+        (Route::Trim { name }, &Method::POST) => logs::trim(context, asker.line, name, request).await,
         _ => Err(Problem::method_not_allowed(route.methods())),
     }
 }
@@ -265,11 +266,11 @@ fn health() -> Answer {
 }
 
 /// Says whether the book's log can be written or created; otherwise the problem says why not.
-async fn ready(context: &Context) -> Result<Answer, Problem> {
+async fn ready(context: &Context, line: &Line) -> Result<Answer, Problem> {
     if !context.recovered.load(Ordering::Acquire) {
         return Err(Problem::new(Code::Recovering, "the log is being recovered; ask again"));
     }
-    match context.log(book::LOG).await {
+    match context.log(line, book::LOG).await {
         Ok(log) => log.writable()?,
         Err(problem) if problem.is_of_no_log() => {} // deleted: the next append creates it
         Err(problem) => return Err(problem),

@@ -8,9 +8,9 @@ use super::{
     context::Context,
     feed::Feeds,
     guard::Guard,
+    log_turns::LogTurns,
     memory::Memory,
     metrics::Metrics,
-    turns::Turns,
 };
 use crate::store::{self, LogSettings, Store};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -203,7 +203,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new(store));
         let (connections, settings) =
             (Connections::new(self.settings.connections), Arc::new(self.settings.clone()));
-        let turns = Turns::new();
+        let turns = LogTurns::new();
         for n in 0..self.settings.threads.max(1) {
             let worker = Worker {
                 number: n,
@@ -254,7 +254,7 @@ struct Worker {
     memory: Arc<Memory>,
     guard: Arc<Guard>,
     connections: Arc<Connections>,
-    turns: Arc<Turns>,
+    turns: Arc<LogTurns>,
     recovered: Arc<AtomicBool>,
 }
 

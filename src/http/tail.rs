@@ -6,7 +6,7 @@
 //! reads on before its connection is given up, and may resume.
 
 use super::{
-    answer::Answer,
+    answer::{Answer, piece_by_piece},
     context::Context,
     feed::{self, Feed, Latest, Wake},
     fetch::{self, Made, Patience, Place},
@@ -18,18 +18,15 @@ use crate::{
     log::{Error, Reader},
     store::OpenLog,
 };
-use http_body_util::{BodyExt, Either};
 use hyper::{
     Response,
-    body::{Body, Bytes, Frame},
+    body::Bytes,
     header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
 };
 use std::{
     future::Future,
     io,
-    pin::Pin,
     sync::Arc,
-    task::{Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -59,35 +56,10 @@ pub(super) fn stream(
         given: Instant::now(),
         asked: false,
     };
-    let mut answer = Response::new(Either::Right(Events { next: Box::pin(tail.next()) }.boxed_unsync()));
+    let mut answer = Response::new(piece_by_piece(tail, Tail::next));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(answer)
-}
-
-/// The next piece, and the tail to get the one after it from.
-type Next = Pin<Box<dyn Future<Output = Option<(Bytes, Tail)>> + Send>>;
-
-/// The body: hyper asks for the next piece when the connection has room for it.
-struct Events {
-    next: Next,
-}
-
-impl Body for Events {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let Some((bytes, tail)) = ready!(self.next.as_mut().poll(context)) else {
-            self.next = Box::pin(async { None }); // further calls get the same answer
-            return Poll::Ready(None);
-        };
-        self.next = Box::pin(tail.next());
-        Poll::Ready(Some(Ok(Frame::data(bytes))))
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -131,25 +103,25 @@ impl From<Error> for End {
 
 impl Tail {
     /// The next piece of the answer; `None` once it has ended. Polled when the connection has room for it.
-    async fn next(mut self) -> Option<(Bytes, Self)> {
+    async fn next(mut self) -> io::Result<Option<(Bytes, Self)>> {
         if self.left_lying() {
-            return Some((self.last_event(&End::Dropped), self));
+            return Ok(Some((self.last_event(&End::Dropped), self)));
         }
         self.asked = true;
         let bytes = match self.stage {
-            Stage::Ended => return None,
+            Stage::Ended => return Ok(None),
             Stage::Opening => {
                 self.stage = Stage::Following;
                 Bytes::from_static(b": millstream\n\n")
             }
             Stage::Following => match self.events().await {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) | Err(End::Failed(Error::Closed)) => return None, // nothing to report
+                Ok(None) | Err(End::Failed(Error::Closed)) => return Ok(None), // nothing to report
                 Err(end) => self.last_event(&end),
             },
         };
         (self.given, self.asked) = (Instant::now(), false);
-        Some((bytes, self))
+        Ok(Some((bytes, self)))
     }
 
     /// Whether the connection has had no room for longer than allowed.

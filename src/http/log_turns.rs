@@ -1,0 +1,193 @@
+//! Anything that may take long for a log (opening, creating, deleting, trimming it, learning its producers) is done for
+//! one request per log at a time, and for few logs at once. All other requests wait without a thread: there are not
+//! many threads, and reads from the disk and compressed bodies of other logs need them too.
+
+use super::{
+    line::{Kind, Line, Turn},
+    memory::Memory,
+    problem::Problem,
+};
+use crate::sync::lock;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+
+/// The number of logs in the whole server for which something may take long at once: fewer than one runtime has
+/// threads.
+pub(super) const LOGS: usize = 8;
+
+/// Which logs have a turn, or are waited for, by their names.
+pub(super) struct LogTurns {
+    by_name: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
+}
+
+/// A turn; the next one begins when this is dropped.
+pub(super) struct LogTurn {
+    // In the order in which they are dropped.
+    _log: OwnedMutexGuard<()>,
+    _one_of_few: Turn,
+    _asked: Asked,
+}
+
+/// A name that some request waits for, or has a turn for.
+struct Asked {
+    turns: Arc<LogTurns>,
+    name: String,
+    log: Option<Arc<AsyncMutex<()>>>,
+}
+
+impl LogTurns {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { by_name: Mutex::default() })
+    }
+
+    /// Waits for a turn, in the queue of a connection.
+    pub(super) async fn turn(
+        self: &Arc<Self>,
+        name: &str,
+        memory: &Memory,
+        line: &Line,
+        patience: Duration,
+    ) -> Result<LogTurn, Problem> {
+        let found = Arc::clone(lock(&self.by_name).entry(name.to_owned()).or_default());
+        let asked = Asked { turns: Arc::clone(self), name: name.to_owned(), log: Some(Arc::clone(&found)) };
+        let log = found; // declared last, and so dropped before `asked`, which looks who else has it
+        // Nobody waits for the one while having the other: a request that waits for a busy log would keep its
+        // connection's requests for other logs waiting, and one that waits in the queue of a busy connection those of
+        // other connections for its log.
+        let wait = async {
+            loop {
+                let one_at_a_time = Arc::clone(&log).lock_owned().await;
+                if let Some(one_of_few) = memory.free_turn(Kind::Log) {
+                    return Some((one_at_a_time, one_of_few));
+                }
+                drop(one_at_a_time);
+                let one_of_few = memory.wait_for_turn(Kind::Log, line).await?;
+                if let Ok(one_at_a_time) = Arc::clone(&log).try_lock_owned() {
+                    return Some((one_at_a_time, one_of_few));
+                }
+            }
+        };
+        let got = tokio::time::timeout(patience, wait).await.ok().flatten();
+        let (log, one_of_few) = got.ok_or_else(Problem::log_is_busy)?;
+        Ok(LogTurn { _log: log, _one_of_few: one_of_few, _asked: asked })
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let mut by_name = lock(&self.turns.by_name);
+        // Under the lock, as clones are made: otherwise two that go at once would each see the other.
+        self.log = None;
+        if by_name.get(&self.name).is_some_and(|log| Arc::strong_count(log) == 1) {
+            by_name.remove(&self.name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        pin::Pin,
+        task::{Context, Poll, Waker},
+    };
+
+    type Waiting<'a> = Pin<Box<dyn Future<Output = Result<LogTurn, Problem>> + 'a>>;
+
+    /// A turn, if there is one by now.
+    fn poll(waiting: &mut Waiting<'_>) -> Option<LogTurn> {
+        match waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(turn) => Some(turn.unwrap_or_else(|problem| panic!("{problem}"))),
+            Poll::Pending => None,
+        }
+    }
+
+    struct Server {
+        turns: Arc<LogTurns>,
+        memory: Arc<Memory>,
+    }
+
+    impl Server {
+        fn ask<'a>(&'a self, name: &'a str, line: &'a Line) -> Waiting<'a> {
+            Box::pin(self.turns.turn(name, &self.memory, line, Duration::from_secs(60)))
+        }
+    }
+
+    fn with_server(run: impl FnOnce(&Server)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _within = runtime.enter(); // for its timers
+        let server = Server { turns: LogTurns::new(), memory: Memory::new(1 << 20, 1 << 10, 1) };
+        run(&server);
+        assert!(server.turns.by_name.lock().unwrap().is_empty(), "names stay for ever");
+    }
+
+    #[test]
+    fn a_log_has_one_turn_at_a_time_and_few_logs_have_one() {
+        with_server(|server| {
+            let lines: [Line; 2 * LOGS] = Default::default();
+            let first = poll(&mut server.ask("a", &lines[0])).unwrap();
+            assert!(poll(&mut server.ask("a", &lines[1])).is_none(), "two at once");
+            let names: Vec<_> = (1..LOGS).map(|n| n.to_string()).collect();
+            let others: Vec<_> = names
+                .iter()
+                .zip(&lines)
+                .map(|(name, line)| poll(&mut server.ask(name, line)).unwrap())
+                .collect();
+            assert!(poll(&mut server.ask("b", &lines[1])).is_none(), "more logs than may be");
+            drop(first);
+            assert!(poll(&mut server.ask("b", &lines[1])).is_some());
+            drop(others);
+            assert!(poll(&mut server.ask("a", &lines[0])).is_some());
+        });
+    }
+
+    /// All requests stood in one line, in the order of asking.
+    #[test]
+    fn a_connection_that_asks_for_many_logs_keeps_no_other_waiting_for_all_of_them() {
+        // One that nobody else wants, and one that the others wait for too.
+        for name in ["x", "99"] {
+            with_server(|server| {
+                let (many, one) = (Line::default(), Line::default());
+                let names: Vec<_> = (0..100).map(|n| n.to_string()).collect();
+                let mut waiting: Vec<_> = names.iter().map(|name| server.ask(name, &many)).collect();
+                let mut have: Vec<_> = waiting.iter_mut().filter_map(poll).collect();
+                assert_eq!(have.len(), LOGS);
+                let mut waiting = waiting.split_off(LOGS);
+                let mut other = server.ask(name, &one);
+                assert!(poll(&mut other).is_none());
+                have.pop();
+                let got: Vec<_> = waiting.iter_mut().filter_map(poll).collect();
+                assert_eq!((got.len(), poll(&mut other).is_some()), (1, false));
+                drop(got);
+                assert!(poll(&mut other).is_some(), "{name}: it waits for more than one of the many");
+            });
+        }
+    }
+
+    /// Whoever waited for a log that is busy was first in the line of its connection.
+    #[test]
+    fn who_waits_for_a_busy_log_keeps_nobody_from_others() {
+        with_server(|server| {
+            let line = Line::default();
+            let busy = poll(&mut server.ask("busy", &line)).unwrap();
+            let mut waiting: Vec<_> = (0..100).map(|_| server.ask("busy", &line)).collect();
+            assert_eq!(waiting.iter_mut().filter_map(poll).count(), 0);
+            let names: Vec<_> = (1..LOGS).map(|n| n.to_string()).collect();
+            let have: Vec<_> = names.iter().map(|name| poll(&mut server.ask(name, &line)).unwrap()).collect();
+            drop((busy, have));
+            // Each of those who wait gets on, one after the other.
+            let mut most = 1000;
+            while !waiting.is_empty() {
+                let mut turns = Vec::new();
+                waiting.retain_mut(|one| poll(one).map(|turn| turns.push(turn)).is_none());
+                assert!(turns.len() <= 1, "two at once");
+                most -= 1;
+                assert!(most > 0, "{} never get on", waiting.len());
+            }
+        });
+    }
+}
