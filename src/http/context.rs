@@ -127,7 +127,7 @@ impl Context {
         name: &str,
         run: impl FnOnce(&Store, &str) -> T + Send + 'static,
     ) -> Result<T, Problem> {
-        let turn = self.turns.turn(name, &self.memory, line, self.limits.append_time).await?;
+        let turn = self.turns.turn(name, &self.memory, line, self.limits.body_time).await?;
         let name = name.to_owned();
         let run = move |store: &Store| {
             let _turn = turn;
