@@ -19,7 +19,10 @@
 //! # }
 //! ```
 
-use crate::Code;
+use crate::{
+    Code,
+    wire::{self, AnswerFrame},
+};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, body::Incoming, header::CONTENT_TYPE};
@@ -34,8 +37,6 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long one attempt may take: longer than the server lets any request wait.
 const ATTEMPT: Duration = Duration::from_secs(90);
-/// The mark of JSON in a frame's length, as in the server's `formats`.
-const JSON_MARK: u32 = 1 << 31;
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -290,7 +291,7 @@ impl Client {
     /// The same as [`create`](Self::create).
     pub async fn read_from(&self, log: &str, query: &str) -> Result<Page, Error> {
         let path = format!("/v1/logs/{log}/records?{query}");
-        let headers = [("accept", "application/vnd.millstream.frames")];
+        let headers = [("accept", wire::MEDIA_TYPE)];
         let answer = self.send(self.request(Method::GET, &path, &headers, Bytes::new())?).await?;
         let next =
             answer.headers().get("millstream-next-offset").and_then(|next| next.to_str().ok()?.parse().ok());
@@ -465,19 +466,13 @@ fn understood<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Error> {
 }
 
 fn frames(body: &Bytes) -> Result<Vec<Record>, Error> {
-    let (mut at, mut records) = (0, Vec::new());
-    let cut = || Error::Answer { reason: "it ends within a record".into() };
-    while at < body.len() {
-        let head: &[u8; 20] = body[at..].first_chunk().ok_or_else(cut)?;
-        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| head[at + n]));
-        let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
-        let end = at + 20 + (length & !JSON_MARK) as usize;
-        if end > body.len() {
-            return Err(cut());
-        }
-        let value = body.slice(at + 20..end);
-        records.push(Record { offset: word(4), time: word(12), json: length & JSON_MARK != 0, value });
-        at = end;
+    let (mut left, mut records) = (&body[..], Vec::new());
+    while !left.is_empty() {
+        let (frame, rest) = AnswerFrame::split(left)
+            .ok_or_else(|| Error::Answer { reason: "it ends within a record".into() })?;
+        let AnswerFrame { offset, time, json, value } = frame;
+        records.push(Record { offset, time, json, value: body.slice_ref(value) });
+        left = rest;
     }
     Ok(records)
 }

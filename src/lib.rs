@@ -29,6 +29,8 @@ mod sim;
 #[cfg(feature = "store")]
 pub mod store;
 mod sync;
+#[cfg(any(feature = "client", feature = "server"))]
+mod wire;
 
 /// Ways in for `fuzz/`; not part of the library.
 #[cfg(fuzzing)]

@@ -6,10 +6,9 @@
 //! | `application/json` | `{"records":[{"json":…},{"value":"<base64>"}]}` | `{"records":[…],"next_offset":…}`, with records as above |
 //! | `text/plain` | each line is one record of bytes; the end of the line, `\n` or `\r\n`, is not part of it | each value, followed by `\n` |
 //! | `application/octet-stream` | one record | the values, one after the other |
-//! | `application/vnd.millstream.frames` | for each record: length and mark (`u32`), value | for each record: length and mark (`u32`), offset (`u64`), time (`u64`), value |
+//! | `application/vnd.millstream.frames` | wire frames, as drawn in `wire.rs` | wire frames with offset and time |
 //!
-//! In frames, all numbers are little-endian, and the mark is bit 31 of the length: the value is JSON. `time` is in
-//! milliseconds since 1970.
+//! `time` is in milliseconds since 1970.
 
 use super::{
     body::{Object, ShortNames},
@@ -23,6 +22,7 @@ use crate::{
     chunk::AppendValues,
     frame::JSON,
     log::{Head, RecordRef},
+    wire::{self, AnswerFrame, AppendFrame, Prefix},
 };
 use base64::{DecodeError, DecodeSliceError, Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -33,9 +33,6 @@ use serde::{
 };
 use serde_json::value::RawValue;
 use std::{borrow::Cow, fmt, io::Write};
-
-/// The mark of JSON in the length of a frame.
-pub(super) const JSON_MARK: u32 = 1 << 31;
 
 /// See the module's documentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +49,7 @@ const NAMES: [(&str, Format); 6] = [
     ("application/json", Format::Json),
     ("text/plain", Format::Text),
     ("application/octet-stream", Format::Bytes),
-    ("application/vnd.millstream.frames", Format::Frames),
+    (wire::MEDIA_TYPE, Format::Frames),
     ("application/ndjson", Format::Ndjson),
 ];
 /// The types that `Accept` may name, as listed in an error.
@@ -75,7 +72,7 @@ impl Format {
             Self::Json => "application/json",
             Self::Text => "text/plain; charset=utf-8",
             Self::Bytes => "application/octet-stream",
-            Self::Frames => "application/vnd.millstream.frames",
+            Self::Frames => wire::MEDIA_TYPE,
         }
     }
 }
@@ -83,7 +80,6 @@ impl Format {
 /// What `Accept` asks for: whether the live tail, and otherwise which format. The type that the client prefers is
 /// chosen, and among equally preferred ones the first; but the tail takes precedence, since nobody names it by
 /// accident.
-/// several that it wants as much the first; but the tail, which nobody names by accident.
 pub(super) fn wanted(headers: &HeaderMap) -> Result<(bool, Format), Problem> {
     if !headers.contains_key(ACCEPT) {
         return Ok((false, Format::Ndjson));
@@ -151,7 +147,7 @@ impl AppendValues for DecodedBatch {
             Shape::JsonLines => json_lines(&self.body).for_each(|(_, line)| f(line, marked(true))),
             Shape::Frames => {
                 let mut left = &self.body[..];
-                while let Some((value, json, rest)) = frame(left) {
+                while let Some((AppendFrame { json, value }, rest)) = AppendFrame::split(left) {
                     f(value, marked(json));
                     left = rest;
                 }
@@ -267,15 +263,6 @@ fn check_json(value: &[u8]) -> Result<(), String> {
     serde_json::from_str::<IgnoredAny>(text).map(drop).map_err(|error| error.to_string())
 }
 
-/// The first frame of a body: its value, whether the value is JSON, and what follows the frame.
-#[inline]
-fn frame(body: &[u8]) -> Option<(&[u8], bool, &[u8])> {
-    let (head, rest) = body.split_first_chunk::<4>()?;
-    let head = u32::from_le_bytes(*head);
-    let (value, rest) = rest.split_at_checked((head & !JSON_MARK) as usize)?;
-    Some((value, head & JSON_MARK != 0, rest))
-}
-
 /// Refuses frames that are incomplete or, if JSON is to be `checked`, whose values marked as JSON are not JSON.
 fn check_frames(
     body: &[u8],
@@ -285,7 +272,7 @@ fn check_frames(
     let (mut left, mut number) = (body, 0);
     while !left.is_empty() {
         number += 1;
-        let Some((value, json, rest)) = frame(left) else {
+        let Some((AppendFrame { json, value }, rest)) = AppendFrame::split(left) else {
             let detail = format!("the body ends within frame {number}: its length is wrong, or it was cut");
             return Err(Problem::new(Code::InvalidFrame, detail).with("record", number));
         };
@@ -350,14 +337,14 @@ impl Framing {
                     let detail = format!("the value of record {n} is no text; send base64");
                     Problem::new(Code::InvalidRequest, detail).with("record", n)
                 })?;
-                self.frame(base64::decoded_len_estimate(base64.len()), 0, |space| {
+                self.frame(base64::decoded_len_estimate(base64.len()), false, |space| {
                     decoded(base64, space).map_err(|error| {
                         let detail = format!("the value of record {n} is not base64: {error}");
                         Problem::new(Code::InvalidBase64, detail).with("record", n)
                     })
                 })
             }
-            (None, Some(raw)) => self.frame(raw.get().len(), JSON_MARK, |space| {
+            (None, Some(raw)) => self.frame(raw.get().len(), true, |space| {
                 space.copy_from_slice(raw.get().as_bytes());
                 Ok(space.len())
             }),
@@ -372,17 +359,18 @@ impl Framing {
     fn frame(
         &mut self,
         most: usize,
-        mark: u32,
+        json: bool,
         write: impl FnOnce(&mut [u8]) -> Result<usize, Problem>,
     ) -> Result<(), Problem> {
         let at = self.out.len();
         let mut length = 0;
-        self.out.grow(4 + most, |space| {
-            length = write(&mut space[4..])?;
-            Ok::<_, Problem>(4 + length)
+        self.out.grow(Prefix::BYTES + most, |space| {
+            length = write(&mut space[Prefix::BYTES..])?;
+            Ok::<_, Problem>(Prefix::BYTES + length)
         })??;
-        self.out.as_mut()[at..at + 4].copy_from_slice(&(length as u32 | mark).to_le_bytes());
-        self.room.record(length)
+        self.room.record(length)?; // so it is short enough for a prefix
+        self.out.as_mut()[at..][..Prefix::BYTES].copy_from_slice(&Prefix::new(length, json).to_bytes());
+        Ok(())
     }
 }
 
@@ -509,7 +497,7 @@ pub(super) fn length(format: Format, offset: u64, record: Head) -> u64 {
         Format::Json => value + digits(offset) + digits(time),
         Format::Text => length + 1,
         Format::Bytes => length,
-        Format::Frames => length + 20,
+        Format::Frames => length + AnswerFrame::HEAD_BYTES as u64,
     }
 }
 
@@ -527,11 +515,8 @@ pub(super) fn render(format: Format, out: &mut Vec<u8>, record: &RecordRef<'_>) 
         }
         Format::Bytes => out.extend_from_slice(record.value),
         Format::Frames => {
-            let mark = if record.json { JSON_MARK } else { 0 };
-            out.extend_from_slice(&(record.value.len() as u32 | mark).to_le_bytes());
-            out.extend_from_slice(&record.offset.to_le_bytes());
-            out.extend_from_slice(&record.time.to_le_bytes());
-            out.extend_from_slice(record.value);
+            let &RecordRef { offset, time, json, value, .. } = record;
+            AnswerFrame { offset, time, json, value }.write(out);
         }
     }
 }
@@ -615,8 +600,7 @@ mod tests {
             }
             Format::Frames => {
                 for (bytes, json) in records {
-                    let mark = if *json { JSON_MARK } else { 0 };
-                    out.extend_from_slice(&(bytes.len() as u32 | mark).to_le_bytes());
+                    out.extend_from_slice(&Prefix::new(bytes.len(), *json).to_bytes());
                     out.extend_from_slice(bytes);
                 }
             }
@@ -738,12 +722,10 @@ mod tests {
             let bytes: Vec<u8> = records.iter().flat_map(|(value, _)| value.clone()).collect();
             prop_assert_eq!(&out[3], &bytes);
             let mut frames = &out[4][..];
-            for (value, json) in &records {
-                let (head, rest) = frames.split_at(20);
-                let mark = if *json { JSON_MARK } else { 0 };
-                prop_assert_eq!(head[..4].to_vec(), (value.len() as u32 | mark).to_le_bytes());
-                prop_assert_eq!(&rest[..value.len()], &value[..]);
-                frames = &rest[value.len()..];
+            for (offset, (value, json)) in (u64::from(first)..).zip(&records) {
+                let (frame, rest) = AnswerFrame::split(frames).unwrap();
+                prop_assert_eq!(frame, AnswerFrame { offset, time, json: *json, value });
+                frames = rest;
             }
             prop_assert!(frames.is_empty());
         }

@@ -1,10 +1,7 @@
 //! Whether the records of a body fit into a segment: checked while a body is decoded, and while it is parsed.
 
-use super::{
-    formats::{Format, JSON_MARK},
-    problem::Problem,
-};
-use crate::{Code, chunk::record_needs};
+use super::{formats::Format, problem::Problem};
+use crate::{Code, chunk::record_needs, wire::Prefix};
 
 /// How much of a segment records that are appended together may take.
 #[derive(Debug, Clone, Copy)]
@@ -43,16 +40,16 @@ pub(super) struct Meter {
     room: Room,
     /// For NDJSON: whether the current line has anything other than white space.
     begun: bool,
-    /// For frames: the bytes of the current value that are still to come, and the part of the next head that has
-    /// arrived.
+    /// For wire frames: the bytes of the current value that are still to come, and the part of the next prefix that
+    /// has arrived.
     value: u64,
-    head: [u8; 4],
-    head_bytes: usize,
+    prefix: [u8; Prefix::BYTES],
+    prefix_bytes: usize,
 }
 
 impl Meter {
     pub(super) fn new(format: Format, room: Room) -> Self {
-        Self { format, room, begun: false, value: 0, head: [0; 4], head_bytes: 0 }
+        Self { format, room, begun: false, value: 0, prefix: [0; Prefix::BYTES], prefix_bytes: 0 }
     }
 
     pub(super) fn see(&mut self, bytes: &[u8]) -> Result<(), Problem> {
@@ -87,13 +84,13 @@ impl Meter {
             let skipped = self.value.min(bytes.len() as u64);
             self.value -= skipped;
             bytes = &bytes[skipped as usize..];
-            let wanted = (self.head.len() - self.head_bytes).min(bytes.len());
-            self.head[self.head_bytes..][..wanted].copy_from_slice(&bytes[..wanted]);
-            self.head_bytes += wanted;
+            let wanted = (self.prefix.len() - self.prefix_bytes).min(bytes.len());
+            self.prefix[self.prefix_bytes..][..wanted].copy_from_slice(&bytes[..wanted]);
+            self.prefix_bytes += wanted;
             bytes = &bytes[wanted..];
-            if self.head_bytes == self.head.len() {
-                self.value = u64::from(u32::from_le_bytes(self.head) & !JSON_MARK);
-                self.head_bytes = 0;
+            if self.prefix_bytes == self.prefix.len() {
+                self.value = u64::from(Prefix::from_bytes(self.prefix).length);
+                self.prefix_bytes = 0;
                 self.room.record(self.value as usize)?;
             }
         }
