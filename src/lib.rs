@@ -19,6 +19,8 @@ pub mod client;
 mod code;
 mod disk;
 mod frame;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 #[cfg(feature = "server")]
 pub mod http;
 mod id;
@@ -31,37 +33,6 @@ pub mod store;
 mod sync;
 #[cfg(any(feature = "client", feature = "server"))]
 mod wire;
-
-/// Ways in for `fuzz/`; not part of the library.
-#[cfg(fuzzing)]
-pub mod fuzzing {
-    #[cfg(feature = "server")]
-    pub use crate::http::fuzz_body as body;
-    #[cfg(feature = "store")]
-    pub use crate::log::checksum_of_producers;
-    #[cfg(feature = "store")]
-    pub use crate::sim::fuzz as simulation;
-
-    /// Any bytes decode to nothing, or to what encodes to just them.
-    pub fn frame(seed: u32, bytes: &[u8]) {
-        use crate::frame::{Key, WORD, decode, encode, words};
-        let key = Key::test(seed);
-        if let Some(found) = decode(bytes, key) {
-            let mut again = vec![0xAA; found.frame.words() as usize * WORD];
-            encode(&mut again, key, found.stamp(), found.frame.body);
-            assert_eq!(again, bytes[..again.len()]);
-        }
-        // Frames that this process wrote are read without checking: bytes that are none must not panic either.
-        let _ = crate::frame::parse(bytes);
-        // And each value comes back.
-        let stamp = crate::frame::Stamp { record: seed, behind: 1, time: 2, flags: 0 };
-        let mut frame = vec![0; words(bytes.len()) as usize * WORD];
-        encode(&mut frame, key, stamp, bytes);
-        assert!(
-            decode(&frame, key).is_some_and(|found| found.frame.value == bytes && found.stamp() == stamp)
-        );
-    }
-}
 
 #[cfg(any(feature = "client", feature = "server"))]
 pub use code::Code;

@@ -39,7 +39,7 @@ pub use futures::{Durable, Room, Visible};
 pub use inspect::{Damage, Report, verify, verify_with_progress};
 pub use options::{Durability, Options};
 #[cfg(all(fuzzing, feature = "store"))]
-pub use producers::checksum_of as checksum_of_producers;
+pub use producers::fuzzing::checksum_of as checksum_of_producers;
 #[cfg(feature = "store")]
 pub use producers::{PRODUCER_ID_BYTES, Produced, ProducerBatch};
 #[cfg(feature = "server")]

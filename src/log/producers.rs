@@ -9,6 +9,9 @@
 //! it does not describe is trimmed. If the file does not exist, no producer has ever used the log: so logs without
 //! producers pay nothing.
 
+#[cfg(fuzzing)]
+pub(super) mod fuzzing;
+
 use super::{
     Error, Log, NOTES, Payload, append,
     append::{Extended, Patience},
@@ -207,14 +210,6 @@ fn checksum(up_to: u64, producers: &BTreeMap<String, Producer>, before: Option<u
 /// reason to continue without its information.
 fn cannot_be_read(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if salvage::is_unreadable(source))
-}
-
-/// The checksum that a producers file must have, so that `fuzz/` can get past the check; `None` if it is not such a
-/// file.
-#[cfg(fuzzing)]
-pub fn checksum_of(file: &[u8]) -> Option<u32> {
-    let found: Snapshot = serde_json::from_slice(file).ok()?;
-    Some(checksum(found.up_to, &found.producers, found.before))
 }
 
 impl Log {
