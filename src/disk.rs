@@ -16,10 +16,9 @@ pub(crate) mod sim;
 pub(crate) mod tree;
 
 pub(crate) use native::native;
-pub(crate) use shm::MemoryDir;
 use std::{
     io::{self, IoSlice},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// The block in which files are written: `O_DIRECT` requires it. If a write to it is torn, whole sectors of 512 bytes
@@ -60,6 +59,9 @@ pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     /// [`sync_dir`](Self::sync_dir).
     #[cfg(feature = "store")]
     fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
+    /// The user's directory in the memory file system at `at`, created if it is missing. Refused if anybody else could
+    /// have created it or can look into it.
+    fn memory(&self, at: &Path) -> io::Result<Box<dyn MemoryDir>>;
     /// See [`Node`].
     fn node(&self, dir: &Path) -> io::Result<Node>;
     /// Takes the lock file at `path`, creating it if it is missing; `WouldBlock` if somebody holds it. It is held until
@@ -70,6 +72,26 @@ pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     fn join_lock(&self, _path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
         Ok(None)
     }
+}
+
+/// A directory in a file system that is memory: its files outlive the process, but not the machine.
+pub(crate) trait MemoryDir: Send + Sync + std::fmt::Debug {
+    /// The directory of one owner within this one. It is created along with its first file.
+    fn of(&self, owner: &str) -> Box<dyn MemoryDir>;
+    /// Removes the directory if it is empty.
+    fn remove_if_empty(&self);
+    /// Creates a file that starts with `head`, with all its memory reserved, so that writing to it never runs out of
+    /// memory. It gets its name only after its head is written: a process that is killed in here leaves nothing behind.
+    #[cfg(not(loom))]
+    fn create(&self, name: &str, length: u64, head: &[u8]) -> io::Result<std::fs::File>;
+    /// The names in it.
+    fn list(&self) -> io::Result<Vec<String>>;
+    /// Opens an existing file for reading.
+    fn open(&self, name: &str) -> io::Result<std::fs::File>;
+    /// The path of a file.
+    fn path(&self, name: &str) -> PathBuf;
+    /// Removes a file. What cannot be removed is found at the next start.
+    fn remove(&self, name: &str);
 }
 
 /// One open file.

@@ -517,7 +517,7 @@ impl Inner {
 /// backings may hold records that exist nowhere else, so they stay.
 fn tell_of_backings(disk: &dyn Disk, at: &Path, dir: &Path) {
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-    match crate::chunk::backing_owners(at) {
+    match crate::chunk::backing_owners(disk, at) {
         Ok(owners) => {
             for (log, _) in owners.iter().filter(|(log, id)| {
                 log.parent() == Some(&dir) && crate::log::id_of(disk, log).ok().flatten() != Some(*id)

@@ -22,7 +22,7 @@
 use crate::disk::is_transient;
 use crate::{
     LogId,
-    disk::{Aligned, MemoryDir, Node},
+    disk::{Aligned, Disk, MemoryDir, Node},
 };
 use std::{
     io::{self, Read},
@@ -116,7 +116,7 @@ impl Before {
 /// The place of one log's backings.
 #[derive(Debug)]
 pub(crate) struct ShmBacking {
-    memory: MemoryDir,
+    memory: Box<dyn MemoryDir>,
     log: LogId,
     #[cfg(not(loom))]
     secret: [u8; 16],
@@ -158,6 +158,7 @@ impl ShmBacking {
     /// The backings of the log with this id and secret in `dir`, kept in the memory file system at `at`. `incarnation`
     /// is a number that no other opening of the log has.
     pub(crate) fn open(
+        disk: &dyn Disk,
         at: &Path,
         log: LogId,
         secret: [u8; 16],
@@ -171,7 +172,7 @@ impl ShmBacking {
             return Err(io::Error::other("the path of the log's directory is too long"));
         }
         Ok(Self {
-            memory: MemoryDir::open(at)?.of(&log.to_string()),
+            memory: disk.memory(at)?.of(&log.to_string()),
             log,
             #[cfg(not(loom))]
             secret,
@@ -190,7 +191,7 @@ impl ShmBacking {
         let mut found = Vec::new();
         for name in self.memory.list()? {
             let mut head = [0; HEAD];
-            match self.memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)) {
+            match self.memory.open(&name).and_then(|mut file| file.read_exact(&mut head)) {
                 Ok(()) => found.push(FoundBacking { content: self.content(&head), name }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {} // it was removed meanwhile
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -238,7 +239,7 @@ impl ShmBacking {
     /// The bytes of the chunk in a backing.
     pub(crate) fn frames(&self, name: &str) -> io::Result<Aligned> {
         use std::os::unix::fs::FileExt;
-        let file = self.memory.open_file(name)?;
+        let file = self.memory.open(name)?;
         let length = file.metadata()?.len().saturating_sub(HEAD as u64) as usize;
         let mut frames = Aligned::new(length)?;
         file.read_exact_at(&mut frames[..length], HEAD as u64)?;
@@ -373,11 +374,11 @@ impl Drop for BackingFile {
 /// # Errors
 /// Some backings may be left then, to be removed another time.
 #[cfg(feature = "store")]
-pub(crate) fn remove_all(at: &Path, log: LogId, node: Node) -> io::Result<()> {
-    let memory = MemoryDir::open(at)?.of(&log.to_string());
+pub(crate) fn remove_all(disk: &dyn Disk, at: &Path, log: LogId, node: Node) -> io::Result<()> {
+    let memory = disk.memory(at)?.of(&log.to_string());
     for name in memory.list()? {
         let mut head = [0; HEAD];
-        match memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)) {
+        match memory.open(&name).and_then(|mut file| file.read_exact(&mut head)) {
             // The caller must try again later, because nobody else would find it.
             Err(error) if is_transient(&error) => return Err(error),
             Err(_) => {}
@@ -395,15 +396,15 @@ pub(crate) fn remove_all(at: &Path, log: LogId, node: Node) -> io::Result<()> {
 
 /// The directories and ids of logs that have backings in the memory file system at `at`.
 #[cfg(feature = "store")]
-pub(crate) fn owners(at: &Path) -> io::Result<Vec<(PathBuf, LogId)>> {
-    let all = MemoryDir::open(at)?;
+pub(crate) fn owners(disk: &dyn Disk, at: &Path) -> io::Result<Vec<(PathBuf, LogId)>> {
+    let all = disk.memory(at)?;
     let mut owners = Vec::new();
     for log in all.list()? {
         let memory = all.of(&log);
         for name in memory.list().unwrap_or_default() {
             let mut head = [0; HEAD];
             // It may have been removed meanwhile.
-            if memory.open_file(&name).and_then(|mut file| file.read_exact(&mut head)).is_ok()
+            if memory.open(&name).and_then(|mut file| file.read_exact(&mut head)).is_ok()
                 && let Some(owner) = Owner::decode(&head)
             {
                 owners.push((owner.dir, owner.log));
@@ -454,8 +455,9 @@ mod tests {
     use std::sync::Arc;
 
     fn backings(at: &Path, dir: &Path) -> Arc<ShmBacking> {
-        let node = crate::disk::native().node(dir).unwrap();
-        Arc::new(ShmBacking::open(at, LogId([1; 16]), [2; 16], dir, node, 77).unwrap())
+        let disk = crate::disk::native();
+        let node = disk.node(dir).unwrap();
+        Arc::new(ShmBacking::open(&*disk, at, LogId([1; 16]), [2; 16], dir, node, 77).unwrap())
     }
 
     #[test]
@@ -515,15 +517,15 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let made = backings(place.path(), place.path());
         let memory = super::super::Memory::shared(4096, Some(&made)).unwrap();
-        let remove = || remove_all(place.path(), LogId([1; 16]), made.node);
-        crate::disk::shm::GATE.set(Some(Box::new(|what| match what {
+        let remove = |disk: &dyn Disk| remove_all(disk, place.path(), LogId([1; 16]), made.node);
+        let sim = crate::disk::sim::Sim::new(1);
+        sim.set_memory_gate(|step| match step {
             "open backing" => Err(io::Error::from_raw_os_error(24)),
             _ => Ok(()),
-        })));
-        assert!(remove().is_err_and(|error| is_transient(&error)));
-        crate::disk::shm::GATE.set(None);
+        });
+        assert!(remove(&sim).is_err_and(|error| is_transient(&error)));
         assert!(made.latest().is_some());
-        remove().unwrap();
+        remove(&*crate::disk::native()).unwrap();
         assert!(made.latest().is_none());
         drop(memory);
     }

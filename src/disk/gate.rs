@@ -1,10 +1,11 @@
 //! A disk for tests that asks before each operation: the test may let it through, make it wait, or make it fail.
 
-use super::{Disk, File, Node};
+use super::{Disk, File, MemoryDir, Node};
 use std::{
     io::{self, IoSlice},
+    ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 /// The operation that is asked about.
@@ -25,16 +26,15 @@ pub(crate) enum Operation {
     Reserve,
 }
 
-/// A range of bytes that cannot be read in files below `/bad`.
-pub(crate) static BAD: std::sync::Mutex<Option<std::ops::Range<u64>>> = std::sync::Mutex::new(None);
-
 type Ask = Arc<dyn Fn(Operation, &Path) -> io::Result<()> + Send + Sync>;
+type Bad = Arc<Mutex<Option<Range<u64>>>>;
 
 /// See the module's documentation.
 #[derive(Clone)]
 pub(crate) struct Gate {
     disk: Arc<dyn Disk>,
     ask: Ask,
+    bad: Bad,
 }
 
 impl std::fmt::Debug for Gate {
@@ -49,11 +49,21 @@ impl Gate {
         disk: Arc<dyn Disk>,
         ask: impl Fn(Operation, &Path) -> io::Result<()> + Send + Sync + 'static,
     ) -> Arc<Self> {
-        Arc::new(Self { disk, ask: Arc::new(ask) })
+        Arc::new(Self { disk, ask: Arc::new(ask), bad: Bad::default() })
+    }
+
+    /// Sets which bytes cannot be read, of any file.
+    pub(crate) fn set_bad(&self, bytes: Option<Range<u64>>) {
+        *self.bad.lock().unwrap() = bytes;
     }
 
     fn file(&self, file: Box<dyn File>, path: &Path) -> Box<dyn File> {
-        Box::new(GateFile { file, ask: Arc::clone(&self.ask), path: path.to_owned() })
+        Box::new(GateFile {
+            file,
+            ask: Arc::clone(&self.ask),
+            bad: Arc::clone(&self.bad),
+            path: path.to_owned(),
+        })
     }
 }
 
@@ -111,6 +121,10 @@ impl Disk for Gate {
         self.disk.write_file(path, bytes)
     }
 
+    fn memory(&self, at: &Path) -> io::Result<Box<dyn MemoryDir>> {
+        self.disk.memory(at)
+    }
+
     fn node(&self, dir: &Path) -> io::Result<Node> {
         self.disk.node(dir)
     }
@@ -127,6 +141,7 @@ impl Disk for Gate {
 struct GateFile {
     file: Box<dyn File>,
     ask: Ask,
+    bad: Bad,
     path: PathBuf,
 }
 
@@ -143,9 +158,9 @@ impl File for GateFile {
 
     fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
         (self.ask)(Operation::Read, &self.path)?;
-        let bad = BAD.lock().unwrap().clone();
+        let bad = self.bad.lock().unwrap().clone();
         let end = position + buf.len() as u64;
-        if self.path.starts_with("/bad") && bad.is_some_and(|bad| bad.start < end && position < bad.end) {
+        if bad.is_some_and(|bad| bad.start < end && position < bad.end) {
             return Err(io::Error::from_raw_os_error(5));
         }
         self.file.read_at(buf, position)

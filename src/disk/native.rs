@@ -1,6 +1,8 @@
 //! The system's directories, and the choice of which kind of file to use in them.
 
-use super::{Disk, File, Node, buffered::BufferedFile, is_read_only, is_transient, unknown};
+use super::{
+    Disk, File, MemoryDir, Node, buffered::BufferedFile, is_read_only, is_transient, shm::ShmDir, unknown,
+};
 use std::{
     fs, io,
     os::unix::fs::MetadataExt,
@@ -100,6 +102,10 @@ impl Disk for Native {
         let mut file = fs::File::create(path)?;
         io::Write::write_all(&mut file, bytes)?;
         file.sync_all()
+    }
+
+    fn memory(&self, at: &Path) -> io::Result<Box<dyn MemoryDir>> {
+        Ok(Box::new(ShmDir::open(at)?))
     }
 
     fn node(&self, dir: &Path) -> io::Result<Node> {

@@ -2,35 +2,16 @@
 //! a subdirectory for each owner of files, so that finding one's own files does not take longer when there are many
 //! others.
 
+use super::MemoryDir;
 use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
-/// Lets the simulation observe these operations and make them fail: it is asked before each operation of this thread.
-#[cfg(all(any(test, fuzzing), not(loom)))]
-pub(crate) type Gate = Box<dyn Fn(&'static str) -> io::Result<()>>;
-
-#[cfg(all(any(test, fuzzing), not(loom)))]
-thread_local! {
-    pub(crate) static GATE: std::cell::RefCell<Option<Gate>> = const { std::cell::RefCell::new(None) };
-}
-
-#[cfg(all(any(test, fuzzing), not(loom)))]
-fn pass(what: &'static str) -> io::Result<()> {
-    GATE.with_borrow(|gate| gate.as_ref().map_or(Ok(()), |gate| gate(what)))
-}
-
-#[cfg(not(all(any(test, fuzzing), not(loom))))]
-#[allow(clippy::unnecessary_wraps)] // as in tests
-fn pass(_: &'static str) -> io::Result<()> {
-    Ok(())
-}
-
 /// See the module's documentation.
 #[derive(Debug)]
-pub(crate) struct MemoryDir(PathBuf);
+pub(super) struct ShmDir(PathBuf);
 
 /// How many times a directory is created again after another process has removed it while it was still empty.
 #[cfg(all(target_os = "linux", not(loom)))]
@@ -58,11 +39,9 @@ fn make(dir: &Path) -> io::Result<()> {
     }
 }
 
-impl MemoryDir {
-    /// The user's directory within `at`, created if it is missing. Refused if anybody else could have created it or can
-    /// look into it.
-    pub(crate) fn open(at: &Path) -> io::Result<Self> {
-        pass("open memory")?;
+impl ShmDir {
+    /// See [`Disk::memory`](super::Disk::memory).
+    pub(super) fn open(at: &Path) -> io::Result<Self> {
         let user = rustix::process::geteuid().as_raw();
         let dir = at.join(format!("millstream-{user}"));
         make(&dir)?;
@@ -73,28 +52,25 @@ impl MemoryDir {
         }
         Ok(Self(dir))
     }
+}
 
-    /// The directory of one owner within this one. It is created along with its first file.
-    pub(crate) fn of(&self, owner: &str) -> Self {
-        Self(self.0.join(owner))
+impl MemoryDir for ShmDir {
+    fn of(&self, owner: &str) -> Box<dyn MemoryDir> {
+        Box::new(Self(self.0.join(owner)))
     }
 
-    /// Removes the directory if it is empty.
-    pub(crate) fn remove_if_empty(&self) {
+    fn remove_if_empty(&self) {
         let _names = lock(&NAMES);
-        let _ = pass("remove memory").and_then(|()| fs::remove_dir(&self.0)); // what stays is found at the next start
+        let _ = fs::remove_dir(&self.0); // what stays is found at the next start
     }
 
-    /// Creates a file that starts with `head`, with all its memory reserved, so that writing to it never runs out of
-    /// memory. It gets its name only after its head is written: a process that is killed in here leaves nothing behind.
     #[cfg(all(target_os = "linux", not(loom)))]
-    pub(crate) fn create(&self, name: &str, length: u64, head: &[u8]) -> io::Result<fs::File> {
+    fn create(&self, name: &str, length: u64, head: &[u8]) -> io::Result<fs::File> {
         use rustix::{
             fs::{AtFlags, CWD, Mode, OFlags},
             io::retry_on_intr,
         };
         use std::os::{fd::AsRawFd, unix::fs::FileExt};
-        pass("make backing")?;
         // Create the file in the user's directory, which stays. The owner's may be removed at any moment while it is
         // empty, because whoever drops this owner's last file removes it. So the only steps left for the loop below are
         // to create the owner's directory and to give the file its name.
@@ -123,28 +99,26 @@ impl MemoryDir {
 
     /// Only Linux has files without a name.
     #[cfg(not(any(target_os = "linux", loom)))]
-    pub(crate) fn create(&self, _: &str, _: u64, _: &[u8]) -> io::Result<fs::File> {
+    fn create(&self, _: &str, _: u64, _: &[u8]) -> io::Result<fs::File> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(crate) fn list(&self) -> io::Result<Vec<String>> {
-        pass("list backings")?;
+    fn list(&self) -> io::Result<Vec<String>> {
         match fs::read_dir(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             entries => entries?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect(),
         }
     }
 
-    pub(crate) fn open_file(&self, name: &str) -> io::Result<fs::File> {
-        pass("open backing")?;
+    fn open(&self, name: &str) -> io::Result<fs::File> {
         fs::File::open(self.0.join(name))
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    pub(crate) fn remove(&self, name: &str) {
-        let _ = pass("remove backing").and_then(|()| fs::remove_file(self.0.join(name))); // what stays is found at the next start
+    fn remove(&self, name: &str) {
+        let _ = fs::remove_file(self.0.join(name)); // what stays is found at the next start
     }
 }

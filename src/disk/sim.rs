@@ -9,14 +9,16 @@
 mod content;
 mod faults;
 mod file;
+mod memory;
 mod names;
 mod random;
 
-use super::{Disk, File, Node};
+use super::{Disk, File, MemoryDir, Node};
 use content::{Content, SECTOR};
 pub(crate) use faults::{Cut, Mode};
 use faults::{Kind, Plan};
 use file::SimFile;
+use memory::MemoryGate;
 use names::Names;
 pub(crate) use random::Random;
 use std::{
@@ -50,6 +52,7 @@ type Meanwhile = Arc<dyn Fn() + Send + Sync>;
 pub(crate) struct Sim {
     state: Arc<Mutex<State>>,
     meanwhile: Arc<Mutex<Option<Meanwhile>>>,
+    memory_gate: MemoryGate,
 }
 
 impl std::fmt::Debug for Sim {
@@ -268,6 +271,15 @@ impl Sim {
     /// Sets what runs in the middle of steps during which this disk holds no lock: what another thread would do then.
     pub(crate) fn set_meanwhile(&self, meanwhile: Option<Meanwhile>) {
         *self.meanwhile.lock().unwrap() = meanwhile;
+    }
+
+    /// Sets what is asked before each step in the memory file system beside this disk, and may make it fail.
+    pub(crate) fn set_memory_gate(&self, ask: impl Fn(&str) -> io::Result<()> + Send + Sync + 'static) {
+        *self.memory_gate.lock().unwrap() = Some(Arc::new(ask));
+    }
+
+    pub(crate) fn remove_memory_gate(&self) {
+        *self.memory_gate.lock().unwrap() = None;
     }
 
     fn meanwhile(&self) {
@@ -506,6 +518,10 @@ impl Disk for Sim {
         };
         file.put(&[IoSlice::new(bytes)], 0)?;
         file.flush()
+    }
+
+    fn memory(&self, at: &Path) -> io::Result<Box<dyn MemoryDir>> {
+        memory::open(at, &self.memory_gate)
     }
 
     fn node(&self, dir: &Path) -> io::Result<Node> {

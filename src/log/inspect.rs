@@ -92,7 +92,7 @@ pub(crate) fn verify_on(
     let found = recovery::deep_survey(disk, dir, progress)?;
     let log = found.segments.first().map(|first| first.header.log);
     let backings = log.zip(shm_dir).and_then(|(log, at)| {
-        ShmBacking::open(at, log, [0; 16], dir, disk.node(dir).unwrap_or_default(), 0).ok()
+        ShmBacking::open(disk, at, log, [0; 16], dir, disk.node(dir).unwrap_or_default(), 0).ok()
     });
     let held = backings.as_ref().map(|backings| (backings, backings.find().unwrap_or_default()));
     let backings = held.into_iter().flat_map(|(backings, held)| {

@@ -130,7 +130,7 @@ fn mend(disk: &dyn Disk, dir: &Path, at: &Path, survey: &mut Survey) -> Result<V
     let Some(log) = survey.segments.first().map(|first| first.header.log) else { return Ok(Vec::new()) };
     let node = disk.node(dir).map_err(Error::io("look at", dir))?;
     // Neither secret nor incarnation is needed: they are for creating backings.
-    match ShmBacking::open(at, log, [0; 16], dir, node, 0) {
+    match ShmBacking::open(disk, at, log, [0; 16], dir, node, 0) {
         Ok(shm_dir) => recovery::mend(disk, dir, &shm_dir, survey),
         Err(error) if disk::is_transient(&error) => Err(Error::io("look for backings in", at)(error)),
         Err(error) => {

@@ -3,14 +3,18 @@
 use super::world::{World, clock};
 use crate::{
     Durability, Log, Options,
-    disk::{
-        shm::GATE,
-        sim::{Cut, Mode, Random, Sim},
-    },
+    disk::sim::{Cut, Mode, Random, Sim},
     log::Environment,
     store::{LogSettings, Store, StoreOptions},
 };
-use std::{io, path::Path, sync::Arc};
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 const DIR: &str = "/data/a";
 
@@ -103,26 +107,23 @@ fn a_log_whose_backings_cannot_be_looked_at_for_a_moment_does_not_open_without_t
     }
     // The process is killed while none of these records is on the disk.
     sim.turn_off();
-    GATE.set(Some(Box::new(|_| Err(io::Error::other("killed")))));
+    sim.set_memory_gate(|_| Err(io::Error::other("killed")));
     sim.hold(false);
     drop(log);
     let sim = sim.after(Cut::Kill);
     for failing in ["open memory", "list backings", "open backing"] {
         for number in 1..4 {
-            let left = std::cell::Cell::new(number);
-            GATE.set(Some(Box::new(move |what| {
-                if what != failing {
-                    return Ok(());
-                }
-                left.set(left.get() - 1);
-                if left.get() == 0 { Err(io::Error::from_raw_os_error(24)) } else { Ok(()) }
-            })));
+            let before = AtomicU64::new(number);
+            sim.set_memory_gate(move |step| {
+                let fails = step == failing && before.fetch_sub(1, Ordering::Relaxed) == 1;
+                if fails { Err(io::Error::from_raw_os_error(24)) } else { Ok(()) }
+            });
             if let Ok(log) = open(&sim, Some(at.path())) {
                 assert_eq!(log.next_offset(), 10, "{failing} has failed, at call {number}");
             }
         }
     }
-    GATE.set(None);
+    sim.remove_memory_gate();
     assert_eq!(open(&sim, Some(at.path())).unwrap().next_offset(), 10);
 }
 
@@ -136,9 +137,8 @@ fn a_segment_that_was_replaced_while_it_was_empty_is_not_sealed_over_its_success
     let log = open(&sim, Some(at.path())).unwrap();
     assert_eq!(log.append(&[7; 6000]).unwrap(), 0); // the first segment has only 4 KiB
     sim.turn_off();
-    GATE.set(Some(Box::new(|_| Err(io::Error::other("killed")))));
+    sim.set_memory_gate(|_| Err(io::Error::other("killed")));
     drop(log);
-    GATE.set(None);
     let sim = sim.after(Cut::Kill);
     for _ in 0..2 {
         let log = open(&sim, Some(at.path())).unwrap();
@@ -164,10 +164,9 @@ fn damage_is_not_mended_out_of_the_memory_of_another_history() {
         log.append(&[2; 40]).unwrap();
     }
     sim.turn_off();
-    GATE.set(Some(Box::new(|_| Err(io::Error::other("killed")))));
+    sim.set_memory_gate(|_| Err(io::Error::other("killed")));
     sim.hold(false);
     drop(log);
-    GATE.set(None);
     // Another user continues the log.
     let log = open(&disk, None).unwrap();
     for _ in 0..5 {

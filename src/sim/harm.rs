@@ -253,7 +253,8 @@ impl Run {
         });
         // Backings whose records are also in the files are removed once that is known: the next opening may get that
         // far, and no further.
-        let backings_left = backing_owners(self.at.path()).unwrap().iter().any(|(of, _)| *of == dir);
+        let backings_left =
+            backing_owners(&world.sim, self.at.path()).unwrap().iter().any(|(of, _)| *of == dir);
         let place = format!("{}, log {name:?}, repaired, harmed is {harmed:?}", self.where_(&world.sim));
         let mut repaired = repair_on(&world.sim, &dir, options.shm_dir.as_deref(), &mut |_, _| ());
         let known = self.logs.get_mut(&name).expect("it is certain");

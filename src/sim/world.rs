@@ -2,10 +2,7 @@
 //! the simulation's own thread, clocks that stand still until they are moved, and random numbers from a seed.
 
 use crate::{
-    disk::{
-        shm::GATE,
-        sim::{Random, Sim},
-    },
+    disk::sim::{Random, Sim},
     log::{Environment, Machine, Run, Schedule},
 };
 use std::{
@@ -150,13 +147,13 @@ impl World {
             inside.store(false, Ordering::Relaxed);
         })));
         let (disk, without) = (world.sim.clone(), Arc::clone(&world.shm_fallbacks));
-        GATE.set(Some(Box::new(move |what| {
-            disk.memory_step(what).inspect_err(|_| {
-                if what == "make backing" || what == "open memory" {
+        world.sim.set_memory_gate(move |step| {
+            disk.memory_step(step).inspect_err(|_| {
+                if step == "make backing" || step == "open memory" {
                     without.fetch_add(1, Ordering::Relaxed);
                 }
             })
-        })));
+        });
         world
     }
 
@@ -186,7 +183,7 @@ impl Drop for World {
         self.sim.set_meanwhile(None);
         self.flushers.clear();
         self.maintenance.clear();
-        GATE.set(None);
+        self.sim.remove_memory_gate();
     }
 }
 

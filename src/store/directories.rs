@@ -85,7 +85,7 @@ pub(super) fn remove_deleted(disk: &dyn Disk, dir: &Path, shm_dir: Option<&Path>
     if let Some(at) = shm_dir
         && let Some(log) = crate::log::id_of(disk, dir)?
     {
-        match crate::chunk::remove_backings(at, log, disk.node(dir)?) {
+        match crate::chunk::remove_backings(disk, at, log, disk.node(dir)?) {
             Err(error) if is_transient(&error) => return Err(error),
             // There is no such place, or it is not this user's: logs work without it as well.
             Err(error) => {

@@ -159,10 +159,9 @@ fn backings_of_logs_that_cannot_be_seen_stay_and_those_of_deleted_logs_go() {
         ids
     };
     let left = ids.map(|(id, dir)| {
-        let backings = Arc::new(
-            ShmBacking::open(at.path(), id, [1; 16], &dir, crate::disk::native().node(&dir).unwrap(), 1)
-                .unwrap(),
-        );
+        let disk = crate::disk::native();
+        let node = disk.node(&dir).unwrap();
+        let backings = Arc::new(ShmBacking::open(&*disk, at.path(), id, [1; 16], &dir, node, 1).unwrap());
         backings.keep();
         drop(Memory::shared(4096, Some(&backings)).unwrap());
         move || backings.find().unwrap().len()
@@ -507,8 +506,9 @@ fn delete_of_a_log_that_is_not_open_takes_its_backings() {
     let id = store.get("a").unwrap().id();
     store.close().unwrap();
     let path = dir.path().join("a");
-    let node = crate::disk::native().node(&path).unwrap();
-    let backings = Arc::new(ShmBacking::open(at.path(), id, [1; 16], &path, node, 1).unwrap());
+    let disk = crate::disk::native();
+    let node = disk.node(&path).unwrap();
+    let backings = Arc::new(ShmBacking::open(&*disk, at.path(), id, [1; 16], &path, node, 1).unwrap());
     backings.keep();
     drop(Memory::shared(4096, Some(&backings)).unwrap()); // as a killed process leaves it
     let store = Store::open(dir.path(), with()).unwrap();

@@ -160,7 +160,7 @@ fn open_backings(
     let node = env.disk.node(dir).map_err(Error::io("look at", dir))?;
     let incarnation = random(env).map_err(Error::io("get a random number for", dir))?;
     let incarnation = u64::from_le_bytes(incarnation);
-    match ShmBacking::open(at, identity.log, identity.secret, dir, node, incarnation) {
+    match ShmBacking::open(&*env.disk, at, identity.log, identity.secret, dir, node, incarnation) {
         Ok(backings) => Ok(Some(std::sync::Arc::new(backings))),
         Err(error) if disk::is_transient(&error) => Err(Error::io("look for backings in", at)(error)),
         Err(error) => {

@@ -188,7 +188,9 @@ pub(super) fn closed(at: &Path, records: u64) -> (Sim, LogId, Secret, Option<u32
 /// Where a process keeps backings that it leaves: that of the log in `dir`, with a number of its own.
 pub(super) fn left_by(at: &Path, id: LogId, secret: Secret, dir: &str, incarnation: u64) -> Arc<ShmBacking> {
     let dir = Path::new(dir);
-    let backings = ShmBacking::open(at, id, secret.0.unwrap(), dir, (0, 0), incarnation).unwrap();
+    let backings =
+        ShmBacking::open(&*crate::disk::native(), at, id, secret.0.unwrap(), dir, (0, 0), incarnation)
+            .unwrap();
     backings.keep();
     Arc::new(backings)
 }

@@ -13,7 +13,13 @@ use crate::{
         sim::Sim,
     },
 };
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 /// A backing has more records than the disk, and its segment was sealed by a process that did not see it.
 #[test]
@@ -176,16 +182,16 @@ fn a_read_that_fails_once_is_not_damage() {
 fn a_sector_that_cannot_be_read_costs_its_records_only() {
     let sim = Sim::new(1);
     let o = || options(1 << 20, 1 << 20, 8 << 20, None);
-    let dir = Path::new("/bad");
+    let dir = Path::new(DIR);
     let log = Log::open_on(Arc::new(sim.clone()), dir, o()).unwrap();
     for _ in 0..1500u64 {
         log.append(&[7; 1000]).unwrap();
     }
     log.close().unwrap();
     let gate = Gate::new(Arc::new(sim.clone()), |_, _| Ok(()));
-    let log = Log::open_on(gate, dir, o()).unwrap();
+    let log = Log::open_on(Arc::clone(&gate) as _, dir, o()).unwrap();
     // A sector within record 500, and no other.
-    *crate::disk::gate::BAD.lock().unwrap() = Some(4096 + 500 * 1024 + 512..4096 + 501 * 1024);
+    gate.set_bad(Some(4096 + 500 * 1024 + 512..4096 + 501 * 1024));
     let single: Vec<u64> = (480..520).filter(|&offset| log.read(offset).is_err()).collect();
     let mut reader = log.reader(0);
     let mut failed = Vec::new();
@@ -194,7 +200,7 @@ fn a_sector_that_cannot_be_read_costs_its_records_only() {
             failed.push(offset);
         }
     }
-    *crate::disk::gate::BAD.lock().unwrap() = None;
+    gate.set_bad(None);
     assert_eq!((single, failed), (vec![500], vec![500]));
 }
 
@@ -204,18 +210,17 @@ fn a_moment_without_descriptors_leaves_no_chunk_without_its_backing() {
     let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
     let o = || Options { durability: Durability::Memory, ..small(Some(at.path())) };
     open(&sim, o()).unwrap().close().unwrap();
-    let once = std::cell::Cell::new(true);
-    crate::disk::shm::GATE.set(Some(Box::new(move |what| {
-        let fails = what == "make backing" && once.replace(false);
+    let once = AtomicBool::new(true);
+    sim.set_memory_gate(move |step| {
+        let fails = step == "make backing" && once.swap(false, Ordering::SeqCst);
         if fails { Err(std::io::Error::from_raw_os_error(24)) } else { Ok(()) }
-    })));
+    });
     let log = loop {
         match open(&sim, o()) {
             Ok(log) => break log,
             Err(error) => assert!(error.is_transient(), "{error}"),
         }
     };
-    crate::disk::shm::GATE.set(None);
     assert_eq!(files_in(at.path()).len(), 1, "there was room");
     drop(log);
 }

@@ -1,0 +1,71 @@
+//! The memory file system beside a simulated disk: the system's own, but a test may make each step fail.
+
+use super::super::{MemoryDir, native};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+type Ask = Arc<dyn Fn(&str) -> io::Result<()> + Send + Sync>;
+
+/// What is asked before each step, if anything.
+pub(super) type MemoryGate = Arc<Mutex<Option<Ask>>>;
+
+fn pass(gate: &MemoryGate, step: &str) -> io::Result<()> {
+    let ask = gate.lock().unwrap().clone();
+    ask.map_or(Ok(()), |ask| ask(step))
+}
+
+pub(super) fn open(at: &Path, gate: &MemoryGate) -> io::Result<Box<dyn MemoryDir>> {
+    pass(gate, "open memory")?;
+    Ok(Box::new(GatedDir { dir: native().memory(at)?, gate: Arc::clone(gate) }))
+}
+
+struct GatedDir {
+    dir: Box<dyn MemoryDir>,
+    gate: MemoryGate,
+}
+
+impl std::fmt::Debug for GatedDir {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.dir.fmt(f)
+    }
+}
+
+impl MemoryDir for GatedDir {
+    fn of(&self, owner: &str) -> Box<dyn MemoryDir> {
+        Box::new(Self { dir: self.dir.of(owner), gate: Arc::clone(&self.gate) })
+    }
+
+    fn remove_if_empty(&self) {
+        if pass(&self.gate, "remove memory").is_ok() {
+            self.dir.remove_if_empty();
+        }
+    }
+
+    fn create(&self, name: &str, length: u64, head: &[u8]) -> io::Result<fs::File> {
+        pass(&self.gate, "make backing")?;
+        self.dir.create(name, length, head)
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        pass(&self.gate, "list backings")?;
+        self.dir.list()
+    }
+
+    fn open(&self, name: &str) -> io::Result<fs::File> {
+        pass(&self.gate, "open backing")?;
+        self.dir.open(name)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path(name)
+    }
+
+    fn remove(&self, name: &str) {
+        if pass(&self.gate, "remove backing").is_ok() {
+            self.dir.remove(name);
+        }
+    }
+}
