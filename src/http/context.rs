@@ -11,7 +11,7 @@ use super::{
     memory::Memory,
     metrics::Metrics,
     problem::Problem,
-    server::Limits,
+    server::Settings,
 };
 use crate::{
     Code,
@@ -30,7 +30,7 @@ pub(super) struct Context {
     pub(super) waiters: Arc<DurabilityWaiters>,
     pub(super) feeds: Feeds,
     pub(super) turns: Arc<LogTurns>,
-    pub(super) limits: Arc<Limits>,
+    pub(super) limits: Arc<Settings>,
     pub(super) memory: Arc<Memory>,
     pub(super) guard: Arc<Guard>,
     pub(super) metrics: Arc<Metrics>,

@@ -102,17 +102,6 @@ impl Settings {
     }
 }
 
-/// The limits that apply within one request.
-pub(super) struct Limits {
-    pub(super) body_bytes: usize,
-    pub(super) body_time: Duration,
-    pub(super) append_time: Duration,
-    pub(super) decoded_bytes: usize,
-    pub(super) wait_time: Duration,
-    pub(super) heartbeat: Duration,
-    pub(super) create_logs: bool,
-}
-
 /// The time between warnings of the same kind.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 /// The number of threads per runtime that wait for disks, or parse large bodies.
@@ -271,15 +260,6 @@ impl Worker {
         let Self { number, listener, settings, store, metrics, memory, guard, connections, turns, recovered } =
             self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let limits = Arc::new(Limits {
-            body_bytes: settings.body_bytes,
-            body_time: settings.body_time,
-            append_time: settings.append_time,
-            decoded_bytes: settings.decoded_bytes,
-            wait_time: settings.wait_time,
-            heartbeat: settings.heartbeat,
-            create_logs: settings.create_logs,
-        });
         let (waiters, feeds) = (Arc::default(), Feeds::default());
         let stopping = stopped.clone();
         let context = Arc::new(Context {
@@ -287,7 +267,7 @@ impl Worker {
             waiters,
             feeds,
             turns,
-            limits,
+            limits: Arc::clone(&settings),
             memory,
             guard,
             metrics,
