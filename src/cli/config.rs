@@ -1,30 +1,28 @@
 //! Settings of `serve` from a file: they replace the defaults, so that a flag takes precedence over an environment
-//! variable, and that over the file.
+//! variable, and that over the file. Which settings there are, and what they were called before 0.2, is written down
+//! once, in [`Serve`](super::serve::Serve): a setting's key is its flag with _ instead of -.
 
 use super::target::Failure;
-use clap::{ArgMatches, Command, parser::ValueSource};
+use clap::{Arg, ArgMatches, Command, parser::ValueSource};
 use std::{fmt::Write, path::Path};
 
 /// The arguments of `serve` that are not settings.
 const NOT_SETTINGS: [&str; 3] = ["config", "print_config", "help"];
 
-/// The names that settings had before 0.2, which still work: as aliases of flags, in files, and in environment
-/// variables.
-const RENAMED: [(&str, &str); 5] = [
-    ("images", "shm_dir"),
-    ("max_body", "max_body_bytes"),
-    ("max_header", "max_header_bytes"),
-    ("max_decoded", "max_decoded_bytes"),
-    ("max_http_memory", "max_http_memory_bytes"),
-];
+/// The old names of a setting, as in files: those that `serve` has as aliases of its flag.
+fn old_names(argument: &Arg) -> impl Iterator<Item = String> {
+    argument.get_all_aliases().unwrap_or_default().into_iter().map(|flag| flag.replace('-', "_"))
+}
 
 /// Returns the command with the values of environment variables with old names as defaults, so that those with new
 /// names take precedence.
 pub(super) fn with_old_variables(command: Command) -> Command {
-    RENAMED.iter().fold(command, |command, (old, new)| {
-        match std::env::var_os(format!("MILLSTREAM_{}", old.to_uppercase())) {
-            Some(value) => command.mut_arg(new, |argument| argument.default_value(value)),
-            None => command,
+    command.mut_args(|argument| {
+        let value = old_names(&argument)
+            .find_map(|old| std::env::var_os(format!("MILLSTREAM_{}", old.to_uppercase())));
+        match value {
+            Some(value) => argument.default_value(value),
+            None => argument,
         }
     })
 }
@@ -38,18 +36,19 @@ pub(super) fn with_file(command: Command, path: &Path) -> Result<Command, Failur
         .map_err(|error: toml::de::Error| format!("{shown} is not TOML: {}", one_line(&error.to_string())))?;
     let mut command = command;
     for (key, value) in table {
-        let key = RENAMED.iter().find(|(old, _)| *old == key).map_or(key, |(_, new)| (*new).to_owned());
-        let known = command.get_arguments().any(|argument| argument.get_id() == key.as_str());
-        if !known || NOT_SETTINGS.contains(&key.as_str()) {
+        let named =
+            |argument: &&Arg| argument.get_id() == key.as_str() || old_names(argument).any(|old| old == key);
+        let setting = command.get_arguments().find(named).map(|argument| argument.get_id().clone());
+        let Some(id) = setting.filter(|id| !NOT_SETTINGS.contains(&id.as_str())) else {
             return Err(format!("{shown} has {key:?}, which is no setting; --print-config shows all").into());
-        }
+        };
         let value = match value {
             toml::Value::String(text) => text,
             toml::Value::Integer(number) => number.to_string(),
             toml::Value::Boolean(yes) => yes.to_string(),
             other => return Err(format!("{shown}: {key} cannot be {}", other.type_str()).into()),
         };
-        command = command.mut_arg(key, |argument| argument.default_value(value));
+        command = command.mut_arg(id, |argument| argument.default_value(value));
     }
     Ok(command)
 }
@@ -88,4 +87,22 @@ pub(super) fn print(command: &Command, matches: &ArgMatches, has_file: bool) -> 
         };
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Args;
+
+    /// An attribute has each variable's name; nothing else compares it with the flag's.
+    #[test]
+    fn each_setting_has_a_flag_and_a_variable_of_its_name() {
+        let command = super::super::serve::Serve::augment_args(Command::new("serve"));
+        for argument in command.get_arguments().filter(|argument| argument.get_id() != "print_config") {
+            let name = argument.get_id().as_str();
+            assert_eq!(argument.get_long(), Some(&*name.replace('_', "-")));
+            let variable = argument.get_env().map(|variable| variable.to_string_lossy().into_owned());
+            assert_eq!(variable, Some(format!("MILLSTREAM_{}", name.to_uppercase())));
+        }
+    }
 }

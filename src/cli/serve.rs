@@ -76,10 +76,10 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_MAX_CONNECTIONS", default_value_t = Settings::default().connections, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_CONNECTIONS))]
     max_connections: usize,
     /// Seconds that a header section may take to arrive, and that a connection may be idle
-    #[arg(long, env = "MILLSTREAM_HEADER_SECONDS", default_value_t = 60, value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_HEADER_SECONDS", default_value_t = Settings::default().header_time.as_secs(), value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
     header_seconds: u64,
     /// Seconds that a body may take to arrive, and that a client may take nothing of an answer
-    #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = Settings::default().body_time.as_secs(), value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
     body_seconds: u64,
     /// The largest request body in bytes after decompression
     #[arg(long, alias = "max-decoded", env = "MILLSTREAM_MAX_DECODED_BYTES", default_value_t = Settings::default().decoded_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_BODY))]
@@ -88,10 +88,10 @@ pub(super) struct Serve {
     #[arg(long, alias = "max-http-memory", env = "MILLSTREAM_MAX_HTTP_MEMORY_BYTES", default_value_t = Settings::default().memory_bytes)]
     max_http_memory_bytes: usize,
     /// The longest that a read may wait for new records, in seconds
-    #[arg(long, env = "MILLSTREAM_WAIT_SECONDS", default_value_t = 60, value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_WAIT_SECONDS", default_value_t = Settings::default().wait_time.as_secs(), value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
     wait_seconds: u64,
     /// Seconds between comments on a live tail without news
-    #[arg(long, env = "MILLSTREAM_HEARTBEAT_SECONDS", default_value_t = 15, value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_HEARTBEAT_SECONDS", default_value_t = Settings::default().heartbeat.as_secs(), value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
     heartbeat_seconds: u64,
     /// Names by which clients may call this server, in addition to its own; *.NAME for all names below NAME, * for any
     /// name
@@ -107,14 +107,14 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_MAX_OPEN_LOGS", default_value_t = StoreOptions::default().open_logs)]
     max_open_logs: usize,
     /// Seconds after which an unused log is closed; it is opened again on demand
-    #[arg(long, env = "MILLSTREAM_IDLE_SECONDS", default_value_t = 60, value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_IDLE_SECONDS", default_value_t = StoreOptions::default().idle.as_secs(), value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
     idle_seconds: u64,
     /// The format of the server's own log on standard error; `MILLSTREAM_LOG_FILTER`, for example debug, sets what is
     /// logged
     #[arg(long, env = "MILLSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     /// Seconds to wait for requests in flight when shutting down
-    #[arg(long, env = "MILLSTREAM_GRACE_SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_GRACE_SECONDS", default_value_t = Settings::default().grace.as_secs(), value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
     grace_seconds: u64,
 }
 
