@@ -32,11 +32,11 @@ use crate::{
     frame::{self, Frame, Key, MORE, Stamp, WORD},
     sync::{Arc, AtomicU32, AtomicU64, Ordering},
 };
-pub(crate) use backing::{Before, Content, FoundBacking, Label, SHM_FALLBACKS, ShmBacking};
+pub(crate) use backing::{BackingContent, Before, FoundBacking, Label, SHM_FALLBACKS, ShmBacking};
 #[cfg(feature = "store")]
 pub(crate) use backing::{owners as backing_owners, remove_all as remove_backings};
 use crossbeam::utils::CachePadded;
-pub(crate) use memory::{CHUNK_BYTES, Memory};
+pub(crate) use memory::{CHUNK_BYTES, ChunkMemory};
 pub(crate) use pool::{Pool, PoolShare};
 
 /// Bits of `tail` that count words; the 26 bits above them count records. A chunk holds at most 2^27 words (1 GiB), so
@@ -195,20 +195,20 @@ pub(crate) struct Chunk {
     scanned: AtomicU64,
     capacity: u64,
     /// `None` only while dropping.
-    memory: Option<Memory>,
+    memory: Option<ChunkMemory>,
     /// Where the memory goes when the last holder drops the chunk, but never before.
     share: Option<Arc<PoolShare>>,
 }
 
 impl Chunk {
     /// An empty chunk in clean memory.
-    pub(crate) fn new(memory: Memory, share: Option<Arc<PoolShare>>) -> Self {
+    pub(crate) fn new(memory: ChunkMemory, share: Option<Arc<PoolShare>>) -> Self {
         Self::recovered(memory, share, &[], 0)
     }
 
     /// A chunk whose memory already holds the published frames at these `positions` (in words), up to `words`.
     pub(crate) fn recovered(
-        memory: Memory,
+        memory: ChunkMemory,
         share: Option<Arc<PoolShare>>,
         positions: &[u32],
         words: u32,
@@ -235,7 +235,7 @@ impl Chunk {
     }
 
     #[inline]
-    fn memory(&self) -> &Memory {
+    fn memory(&self) -> &ChunkMemory {
         self.memory.as_ref().expect("present until dropped")
     }
 

@@ -70,7 +70,7 @@ use std::{
     sync::OnceLock,
     time::Duration,
 };
-use {append::Patience, budget::Budget, wait::Frontier};
+use {append::MayBlock, budget::Budget, wait::Frontier};
 
 /// A commit log in one directory. Any number of threads may share it by reference. It is closed when dropped, or by
 /// [`close`](Self::close), which returns whether that went well.
@@ -275,7 +275,7 @@ impl Log {
     /// [`Error::TooLarge`], [`Error::Full`], [`Error::CannotGrow`], [`Error::ReadOnly`], [`Error::Failed`],
     /// [`Error::Closed`].
     pub fn append(&self, value: &[u8]) -> Result<u64, Error> {
-        append::append(&self.shared, &[value], None, Patience::Blocking)
+        append::append(&self.shared, &[value], None, MayBlock::Yes)
     }
 
     /// Appends records one after the other, with no other records in between, and returns the offset of the first. They
@@ -284,7 +284,7 @@ impl Log {
     /// # Errors
     /// As [`append`](Self::append), and [`Error::EmptyBatch`].
     pub fn append_batch(&self, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, None, Patience::Blocking)
+        append::append(&self.shared, values, None, MayBlock::Yes)
     }
 
     /// Like [`append`](Self::append), but never waits.
@@ -292,7 +292,7 @@ impl Log {
     /// # Errors
     /// As [`append`](Self::append), and [`Error::WouldBlock`].
     pub fn try_append(&self, value: &[u8]) -> Result<u64, Error> {
-        append::append(&self.shared, &[value], None, Patience::None)
+        append::append(&self.shared, &[value], None, MayBlock::No)
     }
 
     /// Like [`append_batch`](Self::append_batch), but never waits.
@@ -300,7 +300,7 @@ impl Log {
     /// # Errors
     /// As [`append_batch`](Self::append_batch), and [`Error::WouldBlock`].
     pub fn try_append_batch(&self, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, None, Patience::None)
+        append::append(&self.shared, values, None, MayBlock::No)
     }
 
     /// Appends a record only if its offset will be `expected_next`: a compare-and-swap on the end of the log.
@@ -316,7 +316,7 @@ impl Log {
     /// # Errors
     /// As [`append_if`](Self::append_if), and [`Error::EmptyBatch`].
     pub fn append_batch_if(&self, expected_next: u64, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, Some(expected_next), Patience::Blocking)
+        append::append(&self.shared, values, Some(expected_next), MayBlock::Yes)
     }
 
     /// Like [`try_append_batch`](Self::try_append_batch), with each record marked as JSON or not; and, if
@@ -329,7 +329,7 @@ impl Log {
         payloads: &[Payload<'_>],
         expected_next: Option<u64>,
     ) -> Result<u64, Error> {
-        append::append(&self.shared, payloads, expected_next, Patience::None)
+        append::append(&self.shared, payloads, expected_next, MayBlock::No)
     }
 
     /// The same, with values that need not be in one list.
@@ -339,7 +339,7 @@ impl Log {
         values: &S,
         expected_next: Option<u64>,
     ) -> Result<u64, Error> {
-        append::append(&self.shared, values, expected_next, Patience::None)
+        append::append(&self.shared, values, expected_next, MayBlock::No)
     }
 
     /// The log's id.
@@ -485,7 +485,7 @@ impl Log {
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
     pub fn trim(&self, before: u64) -> Result<u64, Error> {
         #[cfg(feature = "store")]
-        let before = self.keep_producers_before(before, Patience::Blocking)?;
+        let before = self.keep_producers_before(before, MayBlock::Yes)?;
         self.shared.trim(before)
     }
 
@@ -539,7 +539,7 @@ impl Log {
         if before == self.first_offset() {
             return Ok(before);
         }
-        self.shared.trim_soon(self.keep_producers_before(before, Patience::None)?)
+        self.shared.trim_soon(self.keep_producers_before(before, MayBlock::No)?)
     }
 
     /// Whether closing the log would not wait: everything is durable, becomes so within a moment, or never will; and

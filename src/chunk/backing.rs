@@ -137,12 +137,12 @@ pub(crate) struct ShmBacking {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct FoundBacking {
     pub(crate) name: String,
-    pub(crate) content: Content,
+    pub(crate) content: BackingContent,
 }
 
 /// What a backing found at opening holds.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Content {
+pub(crate) enum BackingContent {
     /// It holds no segment.
     Spare,
     /// The frames of this segment, written by the process with this incarnation; what that process knew about the
@@ -195,7 +195,7 @@ impl ShmBacking {
                 Ok(()) => found.push(FoundBacking { content: self.content(&head), name }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {} // it was removed meanwhile
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    found.push(FoundBacking { name, content: Content::Strange });
+                    found.push(FoundBacking { name, content: BackingContent::Strange });
                 }
                 Err(error) => return Err(error),
             }
@@ -204,15 +204,15 @@ impl ShmBacking {
         Ok(found)
     }
 
-    fn content(&self, head: &[u8; HEAD]) -> Content {
+    fn content(&self, head: &[u8; HEAD]) -> BackingContent {
         let Some(owner) = Owner::decode(head).filter(|owner| owner.log == self.log) else {
-            return Content::Strange;
+            return BackingContent::Strange;
         };
         // A directory that was moved has another path but the same node; one that was remounted may have it the other
         // way round.
         let same_node = owner.node != (0, 0) && owner.node == self.node;
         if owner.dir != self.dir && !same_node {
-            return Content::Elsewhere(owner.dir);
+            return BackingContent::Elsewhere(owner.dir);
         }
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| head[at + i]));
         let at = LABEL.start;
@@ -221,19 +221,25 @@ impl ShmBacking {
             if owner.secret.is_some() { LABEL.start..LABEL.end - 4 } else { LABEL_1.start..LABEL_1.end - 4 };
         let crc = word(covered.end) as u32;
         if head[covered.clone()].iter().all(|&byte| byte == 0) {
-            return Content::Spare;
+            return BackingContent::Spare;
         }
         if crc != crc32c::crc32c(&head[covered]) {
-            return Content::Strange;
+            return BackingContent::Strange;
         }
         let Some(secret) = owner.secret else {
             let label = Label { base, capacity, created, version: 1 };
             let (incarnation, before) = (0, Before::Unknown);
-            return Content::Segment { label, incarnation, before, sealed: false, secret: None };
+            return BackingContent::Segment { label, incarnation, before, sealed: false, secret: None };
         };
         let label = Label { base, capacity, created, version: word(at + 32) as u32 };
         let (incarnation, before) = (word(at + 24), Before::unpack(word(BEFORE)));
-        Content::Segment { label, incarnation, before, sealed: word(SEALED) == 1, secret: Some(secret) }
+        BackingContent::Segment {
+            label,
+            incarnation,
+            before,
+            sealed: word(SEALED) == 1,
+            secret: Some(secret),
+        }
     }
 
     /// The bytes of the chunk in a backing.
@@ -265,7 +271,7 @@ impl ShmBacking {
 
     #[cfg(all(test, not(loom)))]
     pub(crate) fn latest_labelled(&self, base: u64) -> PathBuf {
-        let holds = |found: &FoundBacking| matches!(found.content, Content::Segment { label, .. } if label.base == base);
+        let holds = |found: &FoundBacking| matches!(found.content, BackingContent::Segment { label, .. } if label.base == base);
         self.memory.path(&self.find().unwrap().into_iter().find(holds).unwrap().name)
     }
 
@@ -466,11 +472,11 @@ mod tests {
         let [dir, moved, copy] = ["dir", "moved", "copy"].map(|name| place.path().join(name));
         std::fs::create_dir(&dir).unwrap();
         let made = backings(place.path(), &dir);
-        let mut memory = super::super::Memory::shared(4096, Some(&made)).unwrap();
+        let mut memory = super::super::ChunkMemory::shared(4096, Some(&made)).unwrap();
         let label = Label { base: 7, capacity: 4096, created: 9, version: 2 };
         memory.label(&label, Before::Frame(5));
         let content = |dir: &Path| backings(place.path(), dir).find().unwrap().pop().unwrap().content;
-        let segment = |incarnation| Content::Segment {
+        let segment = |incarnation| BackingContent::Segment {
             label,
             incarnation,
             before: Before::Frame(5),
@@ -481,14 +487,17 @@ mod tests {
         std::fs::rename(&dir, &moved).unwrap();
         assert_eq!(content(&moved), segment(made.incarnation));
         std::fs::create_dir(&copy).unwrap();
-        assert_eq!(content(&copy), Content::Elsewhere(dir.canonicalize().unwrap_or(dir)));
+        assert_eq!(content(&copy), BackingContent::Elsewhere(dir.canonicalize().unwrap_or(dir)));
         memory.set_before(Before::Nothing);
         memory.set_sealed();
-        assert!(matches!(content(&moved), Content::Segment { before: Before::Nothing, sealed: true, .. }));
+        assert!(matches!(
+            content(&moved),
+            BackingContent::Segment { before: Before::Nothing, sealed: true, .. }
+        ));
         memory.label(&label, Before::Frame(5));
         assert_eq!(content(&moved), segment(made.incarnation));
         memory.clean(0);
-        assert_eq!(content(&moved), Content::Spare);
+        assert_eq!(content(&moved), BackingContent::Spare);
     }
 
     /// One opening of a log ended while another created its first backing: the directory was removed in between, and
@@ -516,7 +525,7 @@ mod tests {
     fn backings_of_a_deleted_log_that_cannot_be_looked_at_for_a_moment_are_an_error() {
         let place = tempfile::tempdir().unwrap();
         let made = backings(place.path(), place.path());
-        let memory = super::super::Memory::shared(4096, Some(&made)).unwrap();
+        let memory = super::super::ChunkMemory::shared(4096, Some(&made)).unwrap();
         let remove = |disk: &dyn Disk| remove_all(disk, place.path(), LogId([1; 16]), made.node);
         let sim = crate::disk::sim::Sim::new(1);
         sim.set_memory_gate(|step| match step {
@@ -534,7 +543,7 @@ mod tests {
     fn a_changed_bit_makes_a_backing_strange_and_never_one_of_another_log() {
         let place = tempfile::tempdir().unwrap();
         let made = backings(place.path(), place.path());
-        let mut memory = super::super::Memory::shared(4096, Some(&made)).unwrap();
+        let mut memory = super::super::ChunkMemory::shared(4096, Some(&made)).unwrap();
         memory.label(&Label { base: 7, capacity: 4096, created: 9, version: 2 }, Before::Unknown);
         let path = made.latest().unwrap();
         let good = std::fs::read(&path).unwrap();
@@ -543,9 +552,9 @@ mod tests {
             let mut bad = good.clone();
             bad[at] ^= 4;
             std::fs::write(&path, &bad).unwrap();
-            assert_eq!(made.find().unwrap()[0].content, Content::Strange, "byte {at}");
+            assert_eq!(made.find().unwrap()[0].content, BackingContent::Strange, "byte {at}");
         }
         std::fs::write(&path, &good[..100]).unwrap();
-        assert_eq!(made.find().unwrap()[0].content, Content::Strange);
+        assert_eq!(made.find().unwrap()[0].content, BackingContent::Strange);
     }
 }

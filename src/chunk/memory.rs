@@ -19,7 +19,7 @@ pub(crate) static CHUNK_BYTES: std::sync::atomic::AtomicU64 = std::sync::atomic:
 
 /// Memory for one chunk.
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub(crate) struct ChunkMemory {
     capacity: u64,
     /// One slot per record; 0 until the record is published. Rounded up to whole blocks of the spreading below.
     pub(super) slots: Box<[AtomicU32]>,
@@ -34,7 +34,7 @@ pub(crate) struct Memory {
     map: model::Words,
 }
 
-impl Memory {
+impl ChunkMemory {
     /// Memory for a chunk of `capacity` bytes, a multiple of the page size, all faulted in.
     ///
     /// # Errors
@@ -230,7 +230,7 @@ impl Memory {
 }
 
 #[cfg(not(loom))]
-impl Drop for Memory {
+impl Drop for ChunkMemory {
     fn drop(&mut self) {
         CHUNK_BYTES.fetch_sub(Self::footprint(self.capacity), std::sync::atomic::Ordering::Relaxed);
     }
@@ -329,7 +329,7 @@ mod tests {
 
     #[test]
     fn cleaning_clears_the_slots_of_all_used_records() {
-        let mut memory = Memory::new(1 << 16).unwrap();
+        let mut memory = ChunkMemory::new(1 << 16).unwrap();
         for record in 0..300 {
             memory.slot(record).unwrap().store(record + 1, crate::sync::Ordering::Relaxed);
         }

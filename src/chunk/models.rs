@@ -6,7 +6,7 @@ use crate::sync::{Arc, thread};
 const IMPRINT: FrameMeta = FrameMeta { key: Key::test(1), lead: 0, time: 0 };
 
 fn chunk(capacity: u64) -> Arc<Chunk> {
-    Arc::new(Chunk::new(Memory::new(capacity).unwrap(), None))
+    Arc::new(Chunk::new(ChunkMemory::new(capacity).unwrap(), None))
 }
 
 fn append(chunk: &Chunk, values: &[&[u8]]) -> AppendOutcome {
@@ -98,7 +98,7 @@ fn loom_an_expected_append_wins_or_sees_who_was_first() {
 fn loom_memory_is_used_again_only_after_the_last_reader_has_dropped_the_chunk() {
     model(|| {
         let share = PoolShare::new(&Pool::new(1 << 20));
-        let chunk = Arc::new(Chunk::new(Memory::new(64).unwrap(), Some(Arc::clone(&share))));
+        let chunk = Arc::new(Chunk::new(ChunkMemory::new(64).unwrap(), Some(Arc::clone(&share))));
         append(&chunk, &[b"a"]);
         let reader = Arc::clone(&chunk);
         let reader = thread::spawn(move || assert_eq!(reader.frame(0).unwrap().value, b"a"));

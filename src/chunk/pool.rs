@@ -3,7 +3,7 @@
 //! A log claims memory for a chunk before it is created, and releases the claim when it drops the chunk. When the last
 //! holder drops the chunk, which may be a reader much later, the memory comes back here.
 
-use super::Memory;
+use super::ChunkMemory;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
 
 /// How many pieces of freed memory are kept per log. More would only be colder: appends to memory that has long left
@@ -23,14 +23,14 @@ pub(crate) struct Pool {
 #[derive(Debug, Default)]
 struct Free {
     /// Oldest first: the number of the share that had it, the memory, and the number of records whose slots were used.
-    memory: Vec<(u64, Memory, u32)>,
+    memory: Vec<(u64, ChunkMemory, u32)>,
     bytes: u64,
 }
 
 impl Free {
-    fn remove(&mut self, at: usize) -> (Memory, u32) {
+    fn remove(&mut self, at: usize) -> (ChunkMemory, u32) {
         let (_, memory, dirty) = self.memory.remove(at);
-        self.bytes -= Memory::footprint(memory.capacity());
+        self.bytes -= ChunkMemory::footprint(memory.capacity());
         (memory, dirty)
     }
 }
@@ -90,7 +90,7 @@ impl PoolShare {
 
     /// Claims memory for a chunk of `capacity`, whether or not there is room within the limit.
     pub(crate) fn claim(&self, capacity: u64) {
-        let bytes = Memory::footprint(capacity);
+        let bytes = ChunkMemory::footprint(capacity);
         self.claimed.fetch_add(bytes, Ordering::Relaxed);
         self.pool.claimed.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -98,7 +98,7 @@ impl PoolShare {
     /// Claims memory for a chunk of `capacity` if there is room within the limit; returns whether it did. This is one
     /// step, so that concurrent claims never exceed the limit together.
     pub(crate) fn try_claim(&self, capacity: u64) -> bool {
-        let (bytes, limit) = (Memory::footprint(capacity), self.pool.limit);
+        let (bytes, limit) = (ChunkMemory::footprint(capacity), self.pool.limit);
         let with = |claimed: u64| claimed.checked_add(bytes).filter(|&sum| sum <= limit);
         let done = self.pool.claimed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with).is_ok();
         if done {
@@ -108,15 +108,15 @@ impl PoolShare {
     }
 
     pub(crate) fn release(&self, capacity: u64) {
-        let bytes = Memory::footprint(capacity);
+        let bytes = ChunkMemory::footprint(capacity);
         self.claimed.fetch_sub(bytes, Ordering::Relaxed);
         self.pool.claimed.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Takes memory back; `dirty` is the number of records whose slots were used. If it does not fit the limit, or
     /// enough memory is pooled already, it is returned to the system.
-    pub(super) fn put(&self, memory: Memory, dirty: u32) {
-        let bytes = Memory::footprint(memory.capacity());
+    pub(super) fn put(&self, memory: ChunkMemory, dirty: u32) {
+        let bytes = ChunkMemory::footprint(memory.capacity());
         let mut free = lock(&self.pool.free);
         let ours = free.memory.iter().filter(|(number, ..)| *number == self.number).count();
         if ours < MOST && self.pool.excess(free.bytes + bytes) == 0 {
@@ -128,7 +128,7 @@ impl PoolShare {
     /// Clean memory of exactly this capacity that this log had, if there is any: the one that came back last, which is
     /// likely to be in the processor's cache. The log's memory of other capacities is freed, because capacities mostly
     /// grow.
-    pub(crate) fn take(&self, capacity: u64) -> Option<Memory> {
+    pub(crate) fn take(&self, capacity: u64) -> Option<ChunkMemory> {
         let (mut found, mut others) = (None, Vec::new());
         {
             let mut free = lock(&self.pool.free);
@@ -167,12 +167,12 @@ mod tests {
     use super::*;
 
     fn put(share: &PoolShare, capacity: u64) {
-        share.put(Memory::new(capacity).unwrap(), 0);
+        share.put(ChunkMemory::new(capacity).unwrap(), 0);
     }
 
     #[test]
     fn memory_waits_within_the_limit_for_the_log_that_had_it() {
-        let one = Memory::footprint(4096);
+        let one = ChunkMemory::footprint(4096);
         let pool = Pool::new(3 * one);
         let (a, b) = (PoolShare::new(&pool), PoolShare::new(&pool));
         b.claim(4096);

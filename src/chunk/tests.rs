@@ -4,7 +4,7 @@ use std::sync::Arc;
 const IMPRINT: FrameMeta = FrameMeta { key: Key::test(1), lead: 0, time: 0 };
 
 fn chunk(capacity: u64) -> Chunk {
-    Chunk::new(Memory::new(capacity).unwrap(), None)
+    Chunk::new(ChunkMemory::new(capacity).unwrap(), None)
 }
 
 fn append(chunk: &Chunk, values: &[&[u8]]) -> AppendOutcome {
@@ -112,7 +112,7 @@ fn four_threads_get_dense_numbers_and_whole_frames() {
 #[test]
 fn dropped_memory_is_handed_on_clean() {
     let share = PoolShare::new(&Pool::new(1 << 20));
-    let chunk = Chunk::new(Memory::new(4096).unwrap(), Some(Arc::clone(&share)));
+    let chunk = Chunk::new(ChunkMemory::new(4096).unwrap(), Some(Arc::clone(&share)));
     append(&chunk, &[b"a", b"b"]);
     drop(chunk);
     let memory = share.take(4096).unwrap();

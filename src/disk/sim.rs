@@ -16,7 +16,7 @@ mod random;
 use super::{Disk, File, MemoryDir, Node};
 use content::{Content, SECTOR};
 pub(crate) use faults::{Cut, Mode};
-use faults::{Kind, Plan};
+use faults::{Plan, StepKind};
 use file::SimFile;
 use memory::MemoryGate;
 use names::Names;
@@ -71,12 +71,12 @@ impl State {
     }
 
     /// Counts a step. Returns an error if the step fails, or `Some` if the process or the machine ends during it.
-    fn step(&mut self, kind: Kind, what: std::fmt::Arguments<'_>) -> io::Result<Option<Cut>> {
+    fn step(&mut self, kind: StepKind, what: std::fmt::Arguments<'_>) -> io::Result<Option<Cut>> {
         self.alive()?;
         self.steps += 1;
         let mut line = String::new();
         let _ = write!(line, "{} {what}", self.steps); // to a string: cannot fail
-        let ends = if kind == Kind::Read { None } else { self.plan.ends() };
+        let ends = if kind == StepKind::Read { None } else { self.plan.ends() };
         let failed = if ends.is_some() { None } else { self.plan.fails(kind, &mut self.random) };
         match (&ends, &failed) {
             (Some(cut), _) => drop(write!(line, ": {cut:?}")),
@@ -95,7 +95,7 @@ impl State {
     /// A step that is done completely or not at all, even if the process or the machine ends during it.
     fn whole_step(
         &mut self,
-        kind: Kind,
+        kind: StepKind,
         what: std::fmt::Arguments<'_>,
         done: impl FnOnce(&mut Names) -> io::Result<()>,
     ) -> io::Result<()> {
@@ -183,7 +183,7 @@ impl Sim {
     /// A step in the memory file system, which is not part of this disk, but of its machine.
     pub(crate) fn memory_step(&self, what: &str) -> io::Result<()> {
         let mut state = self.state();
-        state.step(Kind::Open, format_args!("{what}"))?;
+        state.step(StepKind::Open, format_args!("{what}"))?;
         state.alive()
     }
 
@@ -405,20 +405,24 @@ impl Disk for Sim {
             state.alive()?;
             let Some(missing) = state.names.missing(path)? else {
                 let parent = state.names.place(path)?.0;
-                return state
-                    .whole_step(Kind::Sync, format_args!("sync dir {parent}"), |names| names.sync(parent));
+                return state.whole_step(StepKind::Sync, format_args!("sync dir {parent}"), |names| {
+                    names.sync(parent)
+                });
             };
             let parent = missing.0;
-            state.whole_step(Kind::Create, format_args!("mkdir {} in {parent}", label(path)), |names| {
-                names.make_dir(missing)
-            })?;
-            state.whole_step(Kind::Sync, format_args!("sync dir {parent}"), |names| names.sync(parent))?;
+            state.whole_step(
+                StepKind::Create,
+                format_args!("mkdir {} in {parent}", label(path)),
+                |names| names.make_dir(missing),
+            )?;
+            state
+                .whole_step(StepKind::Sync, format_args!("sync dir {parent}"), |names| names.sync(parent))?;
         }
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut state = self.state();
-        state.step(Kind::Read, format_args!("list {}", label(dir)))?;
+        state.step(StepKind::Read, format_args!("list {}", label(dir)))?;
         state.names.list(state.names.find(dir)?)
     }
 
@@ -430,7 +434,7 @@ impl Disk for Sim {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let place = state.names.place(path)?;
-        let cut = state.step(Kind::Create, format_args!("create {} {length}", label(path)))?;
+        let cut = state.step(StepKind::Create, format_args!("create {} {length}", label(path)))?;
         if cut.is_some() && state.random.one_in(2) {
             return Err(gone());
         }
@@ -445,7 +449,7 @@ impl Disk for Sim {
         let file = state.names.find(path)?;
         state.names.file(file)?;
         let how = if write { "to write" } else { "to read" };
-        state.step(Kind::Open, format_args!("open {} {how}", label(path)))?;
+        state.step(StepKind::Open, format_args!("open {} {how}", label(path)))?;
         state.alive()?;
         Ok(Box::new(SimFile { disk: self.clone(), file }))
     }
@@ -455,7 +459,7 @@ impl Disk for Sim {
         state.alive()?;
         state.names.find(from)?;
         let what = format_args!("rename {} {}", label(from), label(to));
-        state.whole_step(Kind::Change, what, |names| names.rename(from, to))
+        state.whole_step(StepKind::Change, what, |names| names.rename(from, to))
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -464,11 +468,11 @@ impl Disk for Sim {
         state.alive()?;
         state.names.find(path)?;
         let what = format_args!("remove {}", label(path));
-        state.whole_step(Kind::Change, what, |names| names.remove_file(path))
+        state.whole_step(StepKind::Change, what, |names| names.remove_file(path))
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.state().whole_step(Kind::Sync, format_args!("sync dir {}", label(dir)), |names| {
+        self.state().whole_step(StepKind::Sync, format_args!("sync dir {}", label(dir)), |names| {
             let dir = names.find(dir)?;
             names.sync(dir)
         })
@@ -477,7 +481,7 @@ impl Disk for Sim {
     #[cfg(feature = "store")]
     fn dirs(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut state = self.state();
-        state.step(Kind::Read, format_args!("list {}", label(dir)))?;
+        state.step(StepKind::Read, format_args!("list {}", label(dir)))?;
         state.names.dirs(state.names.find(dir)?)
     }
 
@@ -494,7 +498,7 @@ impl Disk for Sim {
             if dirs.contains(&name) { self.remove_dir(&path)? } else { self.remove(&path)? }
         }
         let what = format_args!("rmdir {}", label(dir));
-        self.state().whole_step(Kind::Change, what, |names| names.remove_dir(dir))
+        self.state().whole_step(StepKind::Change, what, |names| names.remove_dir(dir))
     }
 
     #[cfg(feature = "store")]
@@ -504,7 +508,7 @@ impl Disk for Sim {
             let place = state.names.place(path)?;
             let there = state.names.find(path).ok();
             let what = format_args!("write anew {}", label(path));
-            let cut = state.step(Kind::Create, what)?;
+            let cut = state.step(StepKind::Create, what)?;
             if cut.is_some() && state.random.one_in(2) {
                 return Err(gone());
             }
@@ -526,7 +530,7 @@ impl Disk for Sim {
 
     fn node(&self, dir: &Path) -> io::Result<Node> {
         let mut state = self.state();
-        state.step(Kind::Read, format_args!("look at {}", label(dir)))?;
+        state.step(StepKind::Read, format_args!("look at {}", label(dir)))?;
         Ok((1, state.names.find(dir)? as u64))
     }
 
@@ -535,7 +539,7 @@ impl Disk for Sim {
             let mut state = self.state();
             let place = state.names.place(path)?;
             let there = state.names.find(path).is_ok();
-            state.whole_step(Kind::Open, format_args!("lock {}", label(path)), |names| {
+            state.whole_step(StepKind::Open, format_args!("lock {}", label(path)), |names| {
                 if there { Ok(()) } else { names.make_file(place, Content::default()).map(drop) }
             })?;
         }
@@ -549,7 +553,7 @@ impl Disk for Sim {
             if state.names.find(path).is_err() {
                 return Ok(None);
             }
-            state.step(Kind::Open, format_args!("join lock {}", label(path)))?;
+            state.step(StepKind::Open, format_args!("join lock {}", label(path)))?;
         }
         self.lock_as(path, false).map(Some)
     }

@@ -13,12 +13,12 @@ use std::{
 };
 
 /// The requests that wait for one log's commits, in the order of their offsets.
-type Line = VecDeque<(u64, Waker)>;
+type WakerQueue = VecDeque<(u64, Waker)>;
 
 /// The requests of one runtime that wait for a commit, by open log. A log has an entry while a task serves it.
 #[derive(Default)]
 pub(super) struct DurabilityWaiters {
-    lines: Mutex<HashMap<Instance, Line>>,
+    lines: Mutex<HashMap<Instance, WakerQueue>>,
 }
 
 /// One opening of one log: its address in memory. Not the id of the log: a copy of a log's directory has the same id,
@@ -34,7 +34,7 @@ impl Instance {
 }
 
 impl DurabilityWaiters {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Instance, Line>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Instance, WakerQueue>> {
         lock(&self.lines)
     }
 
@@ -50,7 +50,7 @@ impl DurabilityWaiters {
             let mut lines = self.lock();
             let line = lines.entry(Instance::of(log)).or_insert_with(|| {
                 tokio::spawn(Arc::clone(self).serve(Arc::clone(log)));
-                Line::new()
+                WakerQueue::new()
             });
             line.push_back((offset, context.waker().clone()));
             Poll::Pending

@@ -256,7 +256,7 @@ pub(super) struct Connection {
     /// Since when the system has taken nothing of what is to be sent, plus one; 0 while it takes data.
     stuck: AtomicU64,
     /// What was last observed about that.
-    found: Mutex<Found>,
+    found: Mutex<UnsentSample>,
     ends: Option<Ends>,
     /// Whether we, or the system, have given up the connection.
     cut: AtomicBool,
@@ -288,7 +288,7 @@ pub(super) struct Connection {
 
 /// How many bytes had not been sent at a point in time, while the connection had been stuck since another.
 #[derive(Debug, Clone, Copy, Default)]
-struct Found {
+struct UnsentSample {
     stuck: u64,
     at: u64,
     unsent: u64,
@@ -474,7 +474,7 @@ impl Connection {
         };
         let least = LEAST * (now - found.at.min(now)) / 1000;
         let steady = fresh || unsent + least <= found.unsent;
-        *found = Found { stuck, at: now, unsent };
+        *found = UnsentSample { stuck, at: now, unsent };
         !steady
     }
 

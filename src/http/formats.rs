@@ -15,7 +15,7 @@ use super::{
     memory::{Buffer, Grant},
     params,
     problem::Problem,
-    room::Room,
+    room::SegmentRoom,
 };
 use crate::Code;
 use crate::{
@@ -201,7 +201,7 @@ impl DecodedBatch {
 pub(super) fn parse(
     format: Format,
     body: Bytes,
-    mut room: Room,
+    mut room: SegmentRoom,
     grant: Grant,
 ) -> Result<DecodedBatch, Problem> {
     let (body, shape) = match format {
@@ -304,7 +304,7 @@ fn present<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Option<&'a RawV
 }
 
 /// Converts a body of JSON to frames, which is never longer: `{"json":1},` becomes 5 bytes.
-fn frames_of_json(body: &[u8], room: Room, grant: Grant) -> Result<Bytes, Problem> {
+fn frames_of_json(body: &[u8], room: SegmentRoom, grant: Grant) -> Result<Bytes, Problem> {
     let mut frames = Framing { out: Buffer::new(body.len(), grant), room, records: 0, refused: None };
     let mut from = serde_json::Deserializer::from_slice(body);
     let done = Document(&mut frames).deserialize(&mut from).and_then(|()| from.end());
@@ -320,7 +320,7 @@ fn frames_of_json(body: &[u8], room: Room, grant: Grant) -> Result<Bytes, Proble
 /// Converts records from JSON to frames: one at a time, so that their number costs no memory.
 struct Framing {
     out: Buffer,
-    room: Room,
+    room: SegmentRoom,
     records: u64,
     /// Why parsing stopped.
     refused: Option<Problem>,
@@ -612,7 +612,7 @@ mod tests {
 
     fn parsed(format: Format, body: &[u8]) -> Result<Vec<Record>, String> {
         let grant = Memory::new(1 << 30, 1 << 26, 1).grant(Purpose::Request);
-        let batch = parse(format, Bytes::copy_from_slice(body), Room::new(1 << 30), grant);
+        let batch = parse(format, Bytes::copy_from_slice(body), SegmentRoom::new(1 << 30), grant);
         let mut batch = batch.map_err(|problem| problem.to_string())?;
         batch.check(false, None).map_err(|problem| problem.to_string())?;
         let mut records = Vec::new();

@@ -4,7 +4,7 @@ use super::{
     body::Encoding,
     formats::{self, Format},
     memory::{Memory, Purpose, Work},
-    room::{Meter, Room},
+    room::{Meter, SegmentRoom},
 };
 use crate::{chunk::AppendValues, frame::JSON};
 use bytes::Bytes;
@@ -15,7 +15,7 @@ pub fn body(media_type: &str, encoding: &str, bytes: &[u8], json_only: bool) {
     let Some(format) = Format::of(media_type) else { return };
     let Ok(encoding) = Encoding::of(Some(encoding)) else { return };
     let memory = Memory::new(64 << 20, 1 << 20, 1);
-    let (room, grant) = (Room::new(1 << 20), || memory.grant(Purpose::Request));
+    let (room, grant) = (SegmentRoom::new(1 << 20), || memory.grant(Purpose::Request));
     let body = Bytes::copy_from_slice(bytes);
     let meter = Meter::new(format, room);
     let Ok(Some(decoded)) = encoding.decode(body, 1 << 20, Work::Much, grant(), meter) else {

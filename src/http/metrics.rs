@@ -33,11 +33,11 @@ struct Request {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Route {
+struct RouteLabel {
     route: &'static str,
 }
 
-type Durations = Family<Route, Histogram, fn() -> Histogram>;
+type Durations = Family<RouteLabel, Histogram, fn() -> Histogram>;
 
 /// The metrics of the whole server.
 pub(super) struct Metrics {
@@ -57,9 +57,9 @@ pub(super) struct Metrics {
 }
 
 /// Counts a request that waits for a commit, until it is dropped.
-pub(super) struct Waiting(Gauge);
+pub(super) struct WaitingRequest(Gauge);
 
-impl Drop for Waiting {
+impl Drop for WaitingRequest {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -67,9 +67,9 @@ impl Drop for Waiting {
 
 impl Metrics {
     /// A request begins to wait for a commit.
-    pub(super) fn waiting(&self) -> Waiting {
+    pub(super) fn waiting(&self) -> WaitingRequest {
         self.waiters.inc();
-        Waiting(self.waiters.clone())
+        WaitingRequest(self.waiters.clone())
     }
 
     pub(super) fn new(store: &Arc<Store>) -> Self {
@@ -119,7 +119,7 @@ impl Metrics {
             let is_it = |one: &(&'static str, u16, _, _)| std::ptr::eq(one.0, route) && one.1 == status;
             let at = kept.iter().position(is_it).unwrap_or_else(|| {
                 let count = self.requests.get_or_create(&Request { route, status }).clone();
-                let durations = self.durations.get_or_create(&Route { route }).clone();
+                let durations = self.durations.get_or_create(&RouteLabel { route }).clone();
                 kept.push((route, status, count, durations));
                 kept.len() - 1
             });

@@ -11,7 +11,7 @@ use super::{
     memory::{Grant, Purpose, Work},
     params,
     problem::Problem,
-    room::{Meter, Room},
+    room::{Meter, SegmentRoom},
 };
 use crate::{
     Code,
@@ -101,7 +101,7 @@ pub(super) async fn append(
     let producer = producer(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), "content-encoding")?)?;
     let settings = context.settings(asker.line, name).await?;
-    let room = Room::new(context.store.batch_bytes(&settings));
+    let room = SegmentRoom::new(context.store.batch_bytes(&settings));
     let bytes = body::read(request.into_body(), context).await?;
     let mut batch = take_apart(context, asker.line, format, encoding, bytes, &settings, room).await?;
     // Only now, so that a refused append creates no log.
@@ -153,7 +153,7 @@ async fn take_apart(
     encoding: body::Encoding,
     bytes: Bytes,
     settings: &LogSettings,
-    room: Room,
+    room: SegmentRoom,
 ) -> Result<DecodedBatch, Problem> {
     let small = bytes.len() < LARGE && encoding == body::Encoding::Identity;
     let mut work = Work::of(bytes.len());

@@ -5,12 +5,12 @@ use crate::{Code, chunk::record_needs, wire::Prefix};
 
 /// How much of a segment records that are appended together may take.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
+pub(super) struct SegmentRoom {
     limit: u64,
     taken: u64,
 }
 
-impl Room {
+impl SegmentRoom {
     pub(super) fn new(limit: u64) -> Self {
         Self { limit, taken: 0 }
     }
@@ -37,7 +37,7 @@ impl Room {
 /// body may decode to millions of them. It never counts more than what the records need.
 pub(super) struct Meter {
     format: Format,
-    room: Room,
+    room: SegmentRoom,
     /// For NDJSON: whether the current line has anything other than white space.
     begun: bool,
     /// For wire frames: the bytes of the current value that are still to come, and the part of the next prefix that
@@ -48,7 +48,7 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    pub(super) fn new(format: Format, room: Room) -> Self {
+    pub(super) fn new(format: Format, room: SegmentRoom) -> Self {
         Self { format, room, begun: false, value: 0, prefix: [0; Prefix::BYTES], prefix_bytes: 0 }
     }
 

@@ -11,13 +11,13 @@ use crate::{
     sync::{Arc, Backoff, Ordering},
 };
 
-/// What an append does if there is no room until the disk has caught up.
+/// What a call does if it would have to wait: an append for room, until the disk has caught up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Patience {
-    /// Wait for room.
-    Blocking,
-    /// Return [`Error::WouldBlock`].
-    None,
+pub(super) enum MayBlock {
+    /// It waits.
+    Yes,
+    /// It returns [`Error::WouldBlock`].
+    No,
 }
 
 /// A value to append, and whether to mark it as JSON. The log does not check that it is JSON.
@@ -77,7 +77,7 @@ impl Appender {
     /// The same errors.
     #[inline]
     pub fn append(&mut self, value: &[u8]) -> Result<u64, Error> {
-        self.append_with(&[value], None, Patience::Blocking)
+        self.append_with(&[value], None, MayBlock::Yes)
     }
 
     /// Like [`Log::append_batch`](super::Log::append_batch).
@@ -86,7 +86,7 @@ impl Appender {
     /// The same errors.
     #[inline]
     pub fn append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
-        self.append_with(values, None, Patience::Blocking)
+        self.append_with(values, None, MayBlock::Yes)
     }
 
     /// Like [`Log::try_append`](super::Log::try_append).
@@ -95,7 +95,7 @@ impl Appender {
     /// The same errors.
     #[inline]
     pub fn try_append(&mut self, value: &[u8]) -> Result<u64, Error> {
-        self.append_with(&[value], None, Patience::None)
+        self.append_with(&[value], None, MayBlock::No)
     }
 
     /// Like [`Log::try_append_batch`](super::Log::try_append_batch).
@@ -104,7 +104,7 @@ impl Appender {
     /// The same errors.
     #[inline]
     pub fn try_append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
-        self.append_with(values, None, Patience::None)
+        self.append_with(values, None, MayBlock::No)
     }
 
     /// Like [`Log::append_batch_if`](super::Log::append_batch_if).
@@ -112,7 +112,7 @@ impl Appender {
     /// # Errors
     /// The same errors.
     pub fn append_batch_if(&mut self, expected_next: u64, values: &[&[u8]]) -> Result<u64, Error> {
-        self.append_with(values, Some(expected_next), Patience::Blocking)
+        self.append_with(values, Some(expected_next), MayBlock::Yes)
     }
 
     #[inline]
@@ -120,14 +120,14 @@ impl Appender {
         &mut self,
         values: &[&[u8]],
         expected: Option<u64>,
-        patience: Patience,
+        may_block: MayBlock,
     ) -> Result<u64, Error> {
         let batch = check(&self.shared, values)?;
         loop {
             if let Some(offset) = place(&self.shared, &self.active, batch, expected)? {
                 return Ok(offset);
             }
-            self.active = self.shared.next_active(&self.active, batch.needs(), patience)?;
+            self.active = self.shared.next_active(&self.active, batch.needs(), may_block)?;
         }
     }
 }
@@ -138,7 +138,7 @@ pub(super) fn append<S: AppendValues + ?Sized>(
     shared: &Shared,
     values: &S,
     expected: Option<u64>,
-    patience: Patience,
+    may_block: MayBlock,
 ) -> Result<u64, Error> {
     let batch = check(shared, values)?;
     {
@@ -152,7 +152,7 @@ pub(super) fn append<S: AppendValues + ?Sized>(
         if let Some(offset) = place(shared, &active, batch, expected)? {
             return Ok(offset);
         }
-        active = shared.next_active(&active, batch.needs(), patience)?;
+        active = shared.next_active(&active, batch.needs(), may_block)?;
     }
 }
 

@@ -2,7 +2,7 @@
 //! and which are evicted when room is needed: those that were sealed first, across all logs.
 
 use crate::{
-    chunk::{Memory, Pool, PoolShare},
+    chunk::{ChunkMemory, Pool, PoolShare},
     segment::Segment,
     sync::{Arc, Mutex, lock},
 };
@@ -47,7 +47,7 @@ impl Drop for Claim {
 }
 
 fn footprint(segment: &Segment) -> u64 {
-    Memory::footprint(segment.header.capacity)
+    ChunkMemory::footprint(segment.header.capacity)
 }
 
 impl Budget {
@@ -68,7 +68,7 @@ impl Budget {
 
     /// Claims room for a chunk of `capacity`, if there is enough, including the room of chunks that could be evicted.
     pub(super) fn try_claim(&self, share: &Arc<PoolShare>, capacity: u64) -> Option<Claim> {
-        let bytes = Memory::footprint(capacity);
+        let bytes = ChunkMemory::footprint(capacity);
         while !share.try_claim(capacity) {
             if self.pool.excess(bytes) > lock(&self.recent).bytes {
                 return None; // evicting them would not help
@@ -94,7 +94,7 @@ impl Budget {
     /// readers.
     pub(super) fn has_half(&self, capacity: u64) -> bool {
         let kept = lock(&self.recent).bytes;
-        self.pool.claimed().saturating_sub(kept) + Memory::footprint(capacity) <= self.pool.limit() / 2
+        self.pool.claimed().saturating_sub(kept) + ChunkMemory::footprint(capacity) <= self.pool.limit() / 2
     }
 
     /// If the budget is exceeded, frees pooled memory first, then evicts chunks of sealed segments, the first sealed

@@ -2,7 +2,7 @@
 
 use super::{Error, Options, recovery, show};
 use crate::{
-    chunk::{Content, FoundBacking, ShmBacking},
+    chunk::{BackingContent, FoundBacking, ShmBacking},
     disk,
 };
 use std::{
@@ -96,8 +96,9 @@ pub(crate) fn verify_on(
     });
     let held = backings.as_ref().map(|backings| (backings, backings.find().unwrap_or_default()));
     let backings = held.into_iter().flat_map(|(backings, held)| {
-        let holds =
-            |found: &&FoundBacking| matches!(found.content, Content::Segment { .. } | Content::Strange);
+        let holds = |found: &&FoundBacking| {
+            matches!(found.content, BackingContent::Segment { .. } | BackingContent::Strange)
+        };
         held.iter().filter(holds).map(|found| backings.path(&found.name)).collect::<Vec<_>>()
     });
     Ok(Report {

@@ -1,7 +1,7 @@
 //! How to open a log.
 
 use super::Error;
-use crate::{chunk::Memory, disk, segment::CAPACITIES};
+use crate::{chunk::ChunkMemory, disk, segment::CAPACITIES};
 use std::path::PathBuf;
 
 /// What readers may see, and when an append counts as done.
@@ -86,7 +86,7 @@ impl Options {
         self.segment_bytes = self.segment_bytes.next_multiple_of(disk::BLOCK);
         self.first_segment_bytes =
             self.first_segment_bytes.clamp(disk::BLOCK, self.segment_bytes).next_multiple_of(disk::BLOCK);
-        let least = 3 * Memory::footprint(self.segment_bytes);
+        let least = 3 * ChunkMemory::footprint(self.segment_bytes);
         if self.memory_bytes < least {
             return bad(format!(
                 "memory_bytes is {}, but must be at least {least} for segments of {} bytes",

@@ -14,7 +14,7 @@ pub(super) mod fuzzing;
 
 use super::{
     Error, Log, NOTES, Payload, append,
-    append::{Extended, Patience},
+    append::{Extended, MayBlock},
 };
 use crate::{
     chunk::AppendValues,
@@ -69,7 +69,7 @@ struct StoredBatch {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Producer {
+struct ProducerState {
     epoch: u32,
     /// The last batches, newest last; never empty.
     batches: VecDeque<StoredBatch>,
@@ -82,7 +82,7 @@ struct Producer {
 struct Snapshot {
     /// All batches below this offset are covered.
     up_to: u64,
-    producers: BTreeMap<String, Producer>,
+    producers: BTreeMap<String, ProducerState>,
     /// What identifies the record before that offset, as in [`Standing`]: a log that has lost its end and has grown
     /// again has another record there. Not written by the first versions, nor if that record is lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -116,7 +116,7 @@ pub(super) struct Producers {
 
 #[derive(Default)]
 struct Table {
-    producers: BTreeMap<String, Producer>,
+    producers: BTreeMap<String, ProducerState>,
     /// How many times it was changed.
     changes: u64,
 }
@@ -160,7 +160,7 @@ impl Table {
                 self.producers.remove(&oldest);
             }
         }
-        let fresh = || Producer { epoch, batches: VecDeque::new(), used: time };
+        let fresh = || ProducerState { epoch, batches: VecDeque::new(), used: time };
         let known = self.producers.entry(id.to_owned()).or_insert_with(fresh);
         if known.epoch != epoch {
             *known = fresh();
@@ -198,7 +198,7 @@ fn parse_block(block: &[u8]) -> Option<(ProducerBatch<'_>, u64)> {
     Some((batch, u64::from(u32::from_le_bytes(*count))))
 }
 
-fn checksum(up_to: u64, producers: &BTreeMap<String, Producer>, before: Option<u32>) -> u32 {
+fn checksum(up_to: u64, producers: &BTreeMap<String, ProducerState>, before: Option<u32>) -> u32 {
     let json = match before {
         Some(before) => serde_json::to_vec(&(up_to, producers, before)),
         None => serde_json::to_vec(&(up_to, producers)),
@@ -261,7 +261,7 @@ impl Log {
         let mut extended = block(batch, count);
         extended.extend_from_slice(&first);
         let all = Extended { first: &extended, values };
-        let first_offset = append::append(&self.shared, &all, expected_next, append::Patience::None)?;
+        let first_offset = append::append(&self.shared, &all, expected_next, append::MayBlock::No)?;
         table.note(
             batch.id,
             batch.epoch,
@@ -306,7 +306,7 @@ impl Log {
             };
         let Some(text) = text else {
             // The first producer ever: from now on the file exists, and with it a reason to read the log.
-            self.save_producers(file, self.durable_offset(), BTreeMap::new(), Patience::Blocking)?;
+            self.save_producers(file, self.durable_offset(), BTreeMap::new(), MayBlock::Yes)?;
             return Ok(Table::default());
         };
         let snapshot = serde_json::from_slice(&text)
@@ -330,7 +330,7 @@ impl Log {
             if self.writable().is_ok() {
                 // At once: when the log is longer, the file would be believed, and batches that come now not be read
                 // again.
-                self.save_producers(file, up_to, producers.clone(), Patience::Blocking)?;
+                self.save_producers(file, up_to, producers.clone(), MayBlock::Yes)?;
             }
         }
         file.up_to = up_to;
@@ -390,14 +390,14 @@ impl Log {
         &self,
         file: &mut Saved,
         up_to: u64,
-        producers: BTreeMap<String, Producer>,
-        patience: Patience,
+        producers: BTreeMap<String, ProducerState>,
+        may_block: MayBlock,
     ) -> Result<(), Error> {
         if let Some(last) = up_to.checked_sub(1) {
-            match patience {
-                Patience::Blocking => self.wait_durable(last)?,
-                Patience::None if self.shared.durable_soon(last) => {}
-                Patience::None => return Err(Error::WouldBlock),
+            match may_block {
+                MayBlock::Yes => self.wait_durable(last)?,
+                MayBlock::No if self.shared.durable_soon(last) => {}
+                MayBlock::No => return Err(Error::WouldBlock),
             }
         }
         self.writable()?; // if the log was deleted, another one may be at its path
@@ -416,7 +416,7 @@ impl Log {
 
     /// Saves what is known about producers, if anything has changed, and forgets those that are too old.
     pub(crate) fn keep_producers(&self) -> Result<(), Error> {
-        self.keep_changed(Patience::Blocking)
+        self.keep_changed(MayBlock::Yes)
     }
 
     /// The same, for callers that have other logs to serve.
@@ -424,20 +424,20 @@ impl Log {
     /// # Errors
     /// The same; [`Error::WouldBlock`] while another thread does this, or while the disk makes no progress.
     pub(crate) fn keep_producers_soon(&self) -> Result<(), Error> {
-        self.keep_changed(Patience::None)
+        self.keep_changed(MayBlock::No)
     }
 
-    fn keep_changed(&self, patience: Patience) -> Result<(), Error> {
-        let mut file = self.shared.producers.file_for(patience)?;
+    fn keep_changed(&self, may_block: MayBlock) -> Result<(), Error> {
+        let mut file = self.shared.producers.file_for(may_block)?;
         let changes = self.shared.producers.table().as_ref().map(|table| table.changes);
         if changes.is_some_and(|changes| changes != file.changes) {
-            self.keep(&mut file, patience)
+            self.keep(&mut file, may_block)
         } else {
             Ok(())
         }
     }
 
-    fn keep(&self, file: &mut Saved, patience: Patience) -> Result<(), Error> {
+    fn keep(&self, file: &mut Saved, may_block: MayBlock) -> Result<(), Error> {
         let (up_to, changes, producers) = {
             let mut table = self.shared.producers.table();
             let Some(table) = table.as_mut() else { return Ok(()) };
@@ -447,23 +447,23 @@ impl Log {
             // Appending as a producer locks the table: so all of their batches below this offset are in it.
             (self.next_offset(), table.changes, table.producers.clone())
         };
-        self.save_producers(file, up_to, producers, patience)?;
+        self.save_producers(file, up_to, producers, may_block)?;
         file.changes = changes;
         Ok(())
     }
 
     /// Must be called before anything below `before` is trimmed: saves what is known only from there. Returns the
     /// offset up to which that was done.
-    pub(super) fn keep_producers_before(&self, before: u64, patience: Patience) -> Result<u64, Error> {
+    pub(super) fn keep_producers_before(&self, before: u64, may_block: MayBlock) -> Result<u64, Error> {
         let before = before.min(self.next_offset()); // the first producer's batches come after this
-        let mut file = self.shared.producers.file_for(patience)?;
+        let mut file = self.shared.producers.file_for(may_block)?;
         let path = self.shared.dir.join(PRODUCERS_FILE);
         if !tree::is_there(&*self.shared.env.disk, &path).map_err(Error::io("open", &path))? {
             return Ok(before);
         }
         self.learn(&mut file)?;
         if file.up_to < before {
-            match self.keep(&mut file, patience) {
+            match self.keep(&mut file, may_block) {
                 Err(Error::WouldBlock) => {}
                 // So that trimming can make room where there is none: trim only as far as the file covers already.
                 Err(error) if error.is_full() || error.is_transient() => {
@@ -485,10 +485,10 @@ impl Producers {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// [`file`](Self::file); without patience, [`Error::WouldBlock`] if it is locked.
-    fn file_for(&self, patience: Patience) -> Result<MutexGuard<'_, Saved>, Error> {
+    /// [`file`](Self::file); where it may not block, [`Error::WouldBlock`] if it is locked.
+    fn file_for(&self, may_block: MayBlock) -> Result<MutexGuard<'_, Saved>, Error> {
         match self.file.try_lock() {
-            Err(TryLockError::WouldBlock) if patience == Patience::None => Err(Error::WouldBlock),
+            Err(TryLockError::WouldBlock) if may_block == MayBlock::No => Err(Error::WouldBlock),
             Err(TryLockError::Poisoned(held)) => Ok(held.into_inner()),
             Err(TryLockError::WouldBlock) => Ok(self.file()),
             Ok(held) => Ok(held),

@@ -22,13 +22,13 @@ mod maintain;
 
 use super::{
     Error, Frontier, Shared,
-    append::Patience,
+    append::MayBlock,
     budget::{Budget, Claim},
     clock, stats,
     task::{Schedule, Task},
 };
 use crate::{
-    chunk::{Before, Chunk, ChunkPosition, Memory, PoolShare, ShmBacking},
+    chunk::{Before, Chunk, ChunkMemory, ChunkPosition, PoolShare, ShmBacking},
     segment::{Segment, file::SegmentFile, header::Header},
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
 };
@@ -100,7 +100,7 @@ pub(super) fn unless_ended(active: &Swap<Active>, stopping: &AtomicBool) -> Opti
 
 /// What the next segment is made of, ready before it is needed.
 pub(super) struct SpareSegment {
-    pub(super) memory: Memory,
+    pub(super) memory: ChunkMemory,
     pub(super) file: SegmentFile,
 }
 
@@ -119,7 +119,7 @@ pub(super) enum Job {
 }
 
 /// A request to drop whole segments below an offset.
-struct Trim {
+struct TrimRequest {
     before: u64,
     answer: Sender<Result<u64, Error>>,
 }
@@ -156,7 +156,7 @@ pub(crate) struct Roller {
     refused: Mutex<Option<Error>>,
     /// Bounded: at most one job of a kind per segment at a time.
     jobs: SegQueue<Job>,
-    trims: SegQueue<Trim>,
+    trims: SegQueue<TrimRequest>,
     /// The job to be tried again before any other.
     stalled: Mutex<Option<Job>>,
     /// Jobs in the queue that will give memory back.
@@ -192,8 +192,8 @@ impl Roller {
     }
 
     /// Chunk memory of so many bytes: shared memory, if the log has that and there is room.
-    pub(super) fn memory(&self, capacity: u64) -> io::Result<Memory> {
-        Memory::shared(capacity, self.backings.as_ref())
+    pub(super) fn memory(&self, capacity: u64) -> io::Result<ChunkMemory> {
+        ChunkMemory::shared(capacity, self.backings.as_ref())
     }
 
     /// The log's share of the pool, which its chunks go back to.
@@ -257,7 +257,7 @@ impl Roller {
 
     /// Asks for a trim, which is answered when it is done.
     pub(super) fn trim(&self, before: u64, answer: Sender<Result<u64, Error>>) {
-        self.trims.push(Trim { before, answer });
+        self.trims.push(TrimRequest { before, answer });
         self.task.kick();
     }
 
@@ -302,7 +302,7 @@ impl Shared {
         &self,
         closed: &Arc<Active>,
         needs: u64,
-        patience: Patience,
+        may_block: MayBlock,
     ) -> Result<Arc<Active>, Error> {
         let backoff = Backoff::new();
         loop {
@@ -334,7 +334,7 @@ impl Shared {
                 return Err(refused);
             }
             stats::found_no_room();
-            if patience == Patience::None {
+            if may_block == MayBlock::No {
                 return Err(Error::WouldBlock);
             }
             self.roll.changed.park(seen + 1, || self.stopping.load(Ordering::SeqCst), None);
@@ -348,7 +348,7 @@ impl Shared {
             return self.roll.ask(0);
         }
         active.chunk.close();
-        let _ = self.next_active(active, 0, Patience::None); // another thread may have done it, or the log may have ended
+        let _ = self.next_active(active, 0, MayBlock::No); // another thread may have done it, or the log may have ended
     }
 
     /// Makes the spare segment into the successor of one whose newest record is of the time `newest`.

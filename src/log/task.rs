@@ -214,7 +214,7 @@ impl<S: Send + Sync + 'static> Run for Task<S> {
 mod models {
     use super::*;
     use crate::{
-        chunk::{Batch, Chunk, ChunkPosition, FrameMeta, Memory},
+        chunk::{Batch, Chunk, ChunkMemory, ChunkPosition, FrameMeta},
         frame::Key,
         sync::thread,
     };
@@ -288,7 +288,7 @@ mod models {
     }
 
     fn begin(pool: &Pool) -> (std::sync::Arc<Task<Flush>>, Arc<Flush>) {
-        let chunk = Chunk::new(Memory::new(256).unwrap(), None);
+        let chunk = Chunk::new(ChunkMemory::new(256).unwrap(), None);
         let flush = Arc::new(Flush { chunk, seen: AtomicU64::new(0), task: std::sync::OnceLock::new() });
         let task = Task::new(std::sync::Arc::new(pool.clone()), turn, |_| ());
         flush.task.set(std::sync::Arc::downgrade(&task)).unwrap();

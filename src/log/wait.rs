@@ -19,17 +19,17 @@ pub(crate) struct Frontier {
     value: CachePadded<AtomicU64>,
     /// The lowest point somebody waits for.
     nearest: AtomicU64,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<Waiters>,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct Waiters {
     /// By point, then by ticket: each wake-up takes from the front.
     wakers: BTreeMap<(u64, u64), Waker>,
     tickets: u64,
 }
 
-impl Waiting {
+impl Waiters {
     fn nearest(&self) -> u64 {
         self.wakers.first_key_value().map_or(NOBODY, |((point, _), _)| *point)
     }
@@ -43,7 +43,7 @@ impl Frontier {
         Self {
             value: CachePadded::new(AtomicU64::new(value)),
             nearest: AtomicU64::new(NOBODY),
-            waiting: Mutex::new(Waiting::default()),
+            waiting: Mutex::new(Waiters::default()),
         }
     }
 

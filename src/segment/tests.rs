@@ -7,7 +7,7 @@ use super::{
     scan, sealed,
 };
 use crate::{
-    chunk::{AppendValue, Batch, Chunk, ChunkPosition, FrameMeta, Memory},
+    chunk::{AppendValue, Batch, Chunk, ChunkMemory, ChunkPosition, FrameMeta},
     disk::{Disk, sim::Sim},
     frame::{EXTENDED, JSON},
     log::{Log, Options, Record},
@@ -55,7 +55,7 @@ fn written(secret: Secret) -> Vec<u8> {
     sim.create_dir(dir).unwrap();
     let file = SegmentFile::prepare(&sim, dir, 0, header.capacity).unwrap();
     file.begin(&sim, dir, &header).unwrap();
-    let chunk = Chunk::new(Memory::new(header.capacity).unwrap(), None);
+    let chunk = Chunk::new(ChunkMemory::new(header.capacity).unwrap(), None);
     let batches: [&[&[u8]]; 3] = [&[b"one"], &[b"two, which takes more than a word", b"three"], &[b""]];
     for (n, values) in batches.into_iter().enumerate() {
         // Before the first batch nothing was durable; from the second on, everything before it.

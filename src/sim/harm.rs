@@ -2,9 +2,9 @@
 //! is reported, everything else is as it was, and after a repair the log can be used again.
 
 use super::{
-    model::{Known, Rec},
+    model::{KnownLog, Rec},
     process::read_all,
-    run::{ROOT, Run},
+    run::{ROOT, Simulation},
     work::NAMES,
     world::World,
 };
@@ -17,7 +17,7 @@ use crate::{
 };
 use std::path::Path;
 
-impl Run {
+impl Simulation {
     /// Copies a log's directory, or gives it another name.
     pub(super) fn graft(&mut self) {
         let free: Vec<_> =
@@ -217,7 +217,7 @@ impl Run {
     /// lost, and records in memory are recovered.
     pub(super) fn repair_unopened(&mut self) {
         // A log of which a killed process has left something only in memory, if there is one.
-        let in_memory = |(_, known): &(&String, &Known)| known.certain && known.memory > known.durable;
+        let in_memory = |(_, known): &(&String, &KnownLog)| known.certain && known.memory > known.durable;
         let name = self.logs.iter().find(in_memory).map(|(name, _)| name.clone());
         let Some(name) = name.or_else(|| self.random_certain()) else { return };
         let (dir, sim) = (Path::new(ROOT).join(&name), self.disk.clone());

@@ -49,7 +49,7 @@ pub(super) struct Ghost {
 /// One log.
 #[derive(Debug, Clone, Default)]
 #[allow(clippy::struct_excessive_bools)] // each by itself
-pub(super) struct Known {
+pub(super) struct KnownLog {
     pub(super) settings: LogSettings,
     pub(super) id: Option<LogId>,
     /// Every record that was appended, from offset 0 on.
@@ -84,7 +84,7 @@ pub(super) struct Known {
 /// How many batches of a producer are remembered.
 pub(super) const REMEMBERED: usize = 5;
 
-impl Known {
+impl KnownLog {
     pub(super) fn new(settings: LogSettings) -> Self {
         Self { settings, ..Self::default() }
     }

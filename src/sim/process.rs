@@ -2,12 +2,12 @@
 
 use super::{
     model::Rec,
-    run::{ROOT, Run},
+    run::{ROOT, Simulation},
     world::World,
 };
 use crate::{
     Durability, Error, Log, Options,
-    chunk::Memory,
+    chunk::ChunkMemory,
     disk::sim::{Cut, Mode, Sim},
     log::verify_on,
     store::{OpenLog, Store, StoreOptions},
@@ -76,7 +76,7 @@ impl Process {
     }
 }
 
-impl Run {
+impl Simulation {
     pub(super) fn options(&mut self, backings: bool) -> Options {
         let segment_bytes = *self.random.pick(self.profile.segments);
         let first_segment_bytes = (*self.random.pick(&[4096, 8192, 65536])).min(segment_bytes);
@@ -85,7 +85,7 @@ impl Run {
             durability: *self.random.pick(&[Durability::Disk, Durability::Memory]),
             segment_bytes,
             first_segment_bytes,
-            memory_bytes: times * Memory::footprint(segment_bytes),
+            memory_bytes: times * ChunkMemory::footprint(segment_bytes),
             shm_dir: backings.then(|| self.at.path().to_owned()),
         }
     }

@@ -1,7 +1,7 @@
 //! A run: several processes one after the other on one disk, all driven by one seed.
 
 use super::{
-    model::Known,
+    model::KnownLog,
     world::{Clock, clock},
 };
 use crate::disk::sim::{Random, Sim};
@@ -37,7 +37,7 @@ pub(super) struct Counts {
 }
 
 /// See the module's documentation.
-pub(super) struct Run {
+pub(super) struct Simulation {
     pub(super) seed: u64,
     pub(super) random: Random,
     pub(super) profile: Profile,
@@ -45,7 +45,7 @@ pub(super) struct Run {
     pub(super) clock: Arc<Clock>,
     /// The machine's memory file system.
     pub(super) at: tempfile::TempDir,
-    pub(super) logs: BTreeMap<String, Known>,
+    pub(super) logs: BTreeMap<String, KnownLog>,
     pub(super) counts: Counts,
 }
 
@@ -98,8 +98,16 @@ pub(super) fn run_by(mut random: Random, seed: u64, trace: bool) -> Outcome {
     let at =
         memory.map_or_else(tempfile::tempdir, tempfile::tempdir_in).or_else(|_| tempfile::tempdir()).unwrap();
     let (profile, clock) = (profile(&mut random), clock(&mut random));
-    let mut run =
-        Run { seed, random, profile, disk, clock, at, logs: BTreeMap::new(), counts: Counts::default() };
+    let mut run = Simulation {
+        seed,
+        random,
+        profile,
+        disk,
+        clock,
+        at,
+        logs: BTreeMap::new(),
+        counts: Counts::default(),
+    };
     run.disk.note(format_args!("seed {seed}: {:?}", run.profile));
     for _ in 0..run.profile.generations {
         run.generation();
@@ -108,7 +116,7 @@ pub(super) fn run_by(mut random: Random, seed: u64, trace: bool) -> Outcome {
     Outcome { counts: run.counts, digest, trace: run.disk.take_trace() }
 }
 
-impl Drop for Run {
+impl Drop for Simulation {
     /// Prints what led to a failure.
     fn drop(&mut self) {
         if std::thread::panicking() {

@@ -1,9 +1,9 @@
 //! What a process of a run does: one operation at a time, chosen by the seed, each checked at once.
 
 use super::{
-    model::{Known, REMEMBERED, Rec, Sent},
+    model::{KnownLog, REMEMBERED, Rec, Sent},
     process::{Handle, Open, Process},
-    run::Run,
+    run::Simulation,
     values,
 };
 use crate::{
@@ -24,7 +24,7 @@ enum Expect {
     Refused,
 }
 
-impl Run {
+impl Simulation {
     /// A log that certainly exists.
     pub(super) fn random_certain(&mut self) -> Option<String> {
         let names: Vec<_> =
@@ -110,14 +110,14 @@ impl Run {
         let result = store.create(name, &settings);
         if process.is_off() {
             if there.is_none() {
-                self.logs.insert(name.to_owned(), Known::new(settings));
+                self.logs.insert(name.to_owned(), KnownLog::new(settings));
             }
             return;
         }
         let place = self.where_(&process.world.sim);
         match (result, there) {
             (Ok(true), None) => {
-                let mut known = Known { certain: true, was_open: true, ..Known::new(settings) };
+                let mut known = KnownLog { certain: true, was_open: true, ..KnownLog::new(settings) };
                 if let Ok(log) = process.get(name) {
                     assert_eq!(log.next_offset(), 0, "{place}: {name:?} is new, but holds records");
                     known.id = Some(log.id());
@@ -134,7 +134,7 @@ impl Run {
             (Err(error), there) => {
                 assert!(process.faults() > 0, "{place}: cannot create {name:?}: {error}");
                 if there.is_none() {
-                    self.logs.insert(name.to_owned(), Known { failed: true, ..Known::new(settings) });
+                    self.logs.insert(name.to_owned(), KnownLog { failed: true, ..KnownLog::new(settings) });
                 }
             }
         }

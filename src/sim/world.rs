@@ -16,12 +16,12 @@ use std::{
 
 /// Tasks that wait for their turn, each with its key.
 #[derive(Default)]
-pub(super) struct Pool {
+pub(super) struct TaskPool {
     waiting: Mutex<Vec<(u64, Arc<dyn Run>)>>,
     keys: AtomicU64,
 }
 
-impl Pool {
+impl TaskPool {
     fn add(&self, task: Arc<dyn Run>) -> u64 {
         let key = self.keys.fetch_add(1, Ordering::Relaxed);
         self.waiting.lock().unwrap().push((key, task));
@@ -50,9 +50,9 @@ impl Pool {
 }
 
 /// The pool as a log sees it: a turn that waits for its time does not keep the pool alive.
-struct Turns(Arc<Pool>);
+struct PoolSchedule(Arc<TaskPool>);
 
-impl Schedule for Turns {
+impl Schedule for PoolSchedule {
     fn soon(&self, task: Arc<dyn Run>) {
         self.0.add(task);
     }
@@ -116,8 +116,8 @@ impl Machine for Clock {
 /// One process's world. Dropping it ends what is left of the process.
 pub(super) struct World {
     pub(super) sim: Sim,
-    pub(super) flushers: Arc<Pool>,
-    pub(super) maintenance: Arc<Pool>,
+    pub(super) flushers: Arc<TaskPool>,
+    pub(super) maintenance: Arc<TaskPool>,
     /// How many chunks got no backing because the memory file system failed.
     pub(super) shm_fallbacks: Arc<AtomicU64>,
 }
@@ -162,8 +162,8 @@ impl World {
             belief: Arc::default(),
             disk: Arc::new(self.sim.clone()),
             machine: Arc::clone(clock) as Arc<dyn Machine>,
-            flushers: Arc::new(Turns(Arc::clone(&self.flushers))),
-            maintenance: Arc::new(Turns(Arc::clone(&self.maintenance))),
+            flushers: Arc::new(PoolSchedule(Arc::clone(&self.flushers))),
+            maintenance: Arc::new(PoolSchedule(Arc::clone(&self.maintenance))),
         }
     }
 

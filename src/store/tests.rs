@@ -107,7 +107,7 @@ fn a_log_is_open_in_the_store_or_by_itself_never_both() {
 fn logs_share_the_memory_and_each_goes_on_when_others_have_taken_it_all() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), StoreOptions { open_logs: 100, ..options() }).unwrap();
-    let (limit, least) = (store.options().log.memory_bytes, crate::chunk::Memory::footprint(4096));
+    let (limit, least) = (store.options().log.memory_bytes, crate::chunk::ChunkMemory::footprint(4096));
     let logs: Vec<_> = (0..30)
         .map(|n| {
             store.create(&format!("log-{n}"), &LogSettings::default()).unwrap();
@@ -142,7 +142,7 @@ fn logs_share_the_memory_and_each_goes_on_when_others_have_taken_it_all() {
 /// may be removed.
 #[test]
 fn backings_of_logs_that_cannot_be_seen_stay_and_those_of_deleted_logs_go() {
-    use crate::chunk::{Memory, ShmBacking};
+    use crate::chunk::{ChunkMemory, ShmBacking};
     let (dir, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let with = || {
         let mut options = options();
@@ -163,7 +163,7 @@ fn backings_of_logs_that_cannot_be_seen_stay_and_those_of_deleted_logs_go() {
         let node = disk.node(&dir).unwrap();
         let backings = Arc::new(ShmBacking::open(&*disk, at.path(), id, [1; 16], &dir, node, 1).unwrap());
         backings.keep();
-        drop(Memory::shared(4096, Some(&backings)).unwrap());
+        drop(ChunkMemory::shared(4096, Some(&backings)).unwrap());
         move || backings.find().unwrap().len()
     });
     let elsewhere = tempfile::tempdir().unwrap();
@@ -494,7 +494,7 @@ fn a_log_whose_deletion_failed_anywhere_is_there_or_deleted_by_the_next_attempt(
 
 #[test]
 fn delete_of_a_log_that_is_not_open_takes_its_backings() {
-    use crate::chunk::{Memory, ShmBacking};
+    use crate::chunk::{ChunkMemory, ShmBacking};
     let (dir, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let with = || {
         let mut options = options();
@@ -510,7 +510,7 @@ fn delete_of_a_log_that_is_not_open_takes_its_backings() {
     let node = disk.node(&path).unwrap();
     let backings = Arc::new(ShmBacking::open(&*disk, at.path(), id, [1; 16], &path, node, 1).unwrap());
     backings.keep();
-    drop(Memory::shared(4096, Some(&backings)).unwrap()); // as a killed process leaves it
+    drop(ChunkMemory::shared(4096, Some(&backings)).unwrap()); // as a killed process leaves it
     let store = Store::open(dir.path(), with()).unwrap();
     store.delete("a").unwrap();
     store.inner.turn();

@@ -5,7 +5,7 @@ use std::io;
 
 /// What an operation does, which decides how it can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum StepKind {
     /// Opens or locks something: nothing has been written when it fails.
     Open,
     Create,
@@ -70,8 +70,8 @@ impl Plan {
     }
 
     /// The error that this step fails with, if it does.
-    pub(super) fn fails(&mut self, kind: Kind, random: &mut Random) -> Option<io::Error> {
-        if matches!(kind, Kind::Create | Kind::Write | Kind::Sync | Kind::Change)
+    pub(super) fn fails(&mut self, kind: StepKind, random: &mut Random) -> Option<io::Error> {
+        if matches!(kind, StepKind::Create | StepKind::Write | StepKind::Sync | StepKind::Change)
             && let Some(fault) = &mut self.fault
         {
             *fault = fault.saturating_sub(1);
@@ -85,19 +85,19 @@ impl Plan {
             return None;
         }
         let errors: &[i32] = match kind {
-            Kind::Open => &[EMFILE, ENOMEM, EINTR],
-            Kind::Create => &[EMFILE, ENOMEM, EINTR, ENOSPC],
-            Kind::Read => &[EIO, ENOMEM, EINTR],
-            Kind::Write | Kind::Sync | Kind::Change => &[EIO, ENOSPC, EINTR, ENOMEM],
+            StepKind::Open => &[EMFILE, ENOMEM, EINTR],
+            StepKind::Create => &[EMFILE, ENOMEM, EINTR, ENOSPC],
+            StepKind::Read => &[EIO, ENOMEM, EINTR],
+            StepKind::Write | StepKind::Sync | StepKind::Change => &[EIO, ENOSPC, EINTR, ENOMEM],
         };
         match kind {
-            Kind::Write | Kind::Sync | Kind::Change => self.fatal += 1,
+            StepKind::Write | StepKind::Sync | StepKind::Change => self.fatal += 1,
             _ => self.passing += 1,
         }
         let error = io::Error::from_raw_os_error(*random.pick(errors));
         // As the disk of the system reports it: for whatever reason a write or a sync failed, nothing is known about
         // it.
-        let begun = matches!(kind, Kind::Write | Kind::Sync);
+        let begun = matches!(kind, StepKind::Write | StepKind::Sync);
         Some(if begun { crate::disk::unknown(error) } else { error })
     }
 }

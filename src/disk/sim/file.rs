@@ -4,7 +4,7 @@ use super::{
     super::{BLOCK, File},
     Sim, State,
     content::SECTOR,
-    faults::{Cut, EIO, Kind, Mode},
+    faults::{Cut, EIO, Mode, StepKind},
     gone,
 };
 use std::io::{self, IoSlice};
@@ -21,7 +21,7 @@ impl SimFile {
         let mut state = self.disk.state();
         let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
         let (file, at, crc) = (self.file, position as usize, crc32c::crc32c(&bytes));
-        let step = state.step(Kind::Write, format_args!("write {file} {at} {} {crc:08x}", bytes.len()));
+        let step = state.step(StepKind::Write, format_args!("write {file} {at} {} {crc:08x}", bytes.len()));
         let State { names, random, mode, off, .. } = &mut *state;
         let content = names.file_mut(file)?;
         match step {
@@ -51,7 +51,7 @@ impl SimFile {
     /// One step, which is all of [`File::sync`], and a part of other operations.
     pub(super) fn flush(&self) -> io::Result<()> {
         let mut state = self.disk.state();
-        let step = state.step(Kind::Sync, format_args!("sync {}", self.file));
+        let step = state.step(StepKind::Sync, format_args!("sync {}", self.file));
         let State { names, random, off, .. } = &mut *state;
         let content = names.file_mut(self.file)?;
         match step {
@@ -77,7 +77,7 @@ impl File for SimFile {
 
     fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
         let mut state = self.disk.state();
-        state.step(Kind::Read, format_args!("read {} {position} {}", self.file, buf.len()))?;
+        state.step(StepKind::Read, format_args!("read {} {position} {}", self.file, buf.len()))?;
         let content = state.names.file(self.file)?;
         if !content.is_readable(position as usize..position as usize + buf.len()) {
             return Err(io::Error::from_raw_os_error(EIO));
@@ -115,10 +115,14 @@ impl File for SimFile {
     fn set_len(&self, length: u64) -> io::Result<()> {
         self.disk.meanwhile();
         let file = self.file;
-        self.disk.state().whole_step(Kind::Write, format_args!("set length {file} {length}"), |names| {
-            names.file_mut(file)?.set_len(length as usize);
-            Ok(())
-        })?;
+        self.disk.state().whole_step(
+            StepKind::Write,
+            format_args!("set length {file} {length}"),
+            |names| {
+                names.file_mut(file)?.set_len(length as usize);
+                Ok(())
+            },
+        )?;
         self.flush()
     }
 
@@ -129,7 +133,7 @@ impl File for SimFile {
         if missing > 0 && state.plan.room.is_some_and(|room| state.used() + missing > room) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        state.step(Kind::Create, format_args!("reserve {} {length}", self.file))?;
+        state.step(StepKind::Create, format_args!("reserve {} {length}", self.file))?;
         state.alive()?;
         if missing > 0 {
             state.names.file_mut(self.file)?.set_len(length as usize);

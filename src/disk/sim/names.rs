@@ -63,7 +63,7 @@ impl Dir {
 pub(super) struct Names(Vec<Node>);
 
 /// Where a name is: the number of its directory, and the name in it.
-pub(super) type Place = (usize, String);
+pub(super) type DirEntry = (usize, String);
 
 impl Default for Names {
     fn default() -> Self {
@@ -127,7 +127,7 @@ impl Names {
     }
 
     /// The directory that `path` is in, which must exist, and the name in it.
-    pub(super) fn place(&self, path: &Path) -> io::Result<Place> {
+    pub(super) fn place(&self, path: &Path) -> io::Result<DirEntry> {
         let mut parts = parts(path);
         let name = parts.pop().ok_or_else(not_found)?;
         let mut at = ROOT;
@@ -139,7 +139,7 @@ impl Names {
     }
 
     /// The first directory on the path that is missing.
-    pub(super) fn missing(&self, path: &Path) -> io::Result<Option<Place>> {
+    pub(super) fn missing(&self, path: &Path) -> io::Result<Option<DirEntry>> {
         let mut at = ROOT;
         for part in parts(path) {
             match self.dir(at)?.now.get(part) {
@@ -160,14 +160,14 @@ impl Names {
         Ok(dirs.map(|(name, _)| name.clone()).collect())
     }
 
-    pub(super) fn make_dir(&mut self, (dir, name): Place) -> io::Result<()> {
+    pub(super) fn make_dir(&mut self, (dir, name): DirEntry) -> io::Result<()> {
         let number = self.0.len();
         self.0.push(Node::Dir(Dir::default()));
         self.dir_mut(dir)?.change(Change::Put(name, number));
         Ok(())
     }
 
-    pub(super) fn make_file(&mut self, (dir, name): Place, content: Content) -> io::Result<usize> {
+    pub(super) fn make_file(&mut self, (dir, name): DirEntry, content: Content) -> io::Result<usize> {
         let number = self.0.len();
         self.0.push(Node::File(content));
         self.dir_mut(dir)?.change(Change::Put(name, number));

@@ -156,7 +156,7 @@ fn a_file_that_tells_of_more_than_the_log_has_is_not_believed() {
         .map(|(done, sequence)| StoredBatch { sequence, first_offset: done.first_offset, count: done.count })
         .collect();
     batches.push_back(lost);
-    let producers = BTreeMap::from([("p".to_owned(), Producer { epoch: 0, batches, used: now() })]);
+    let producers = BTreeMap::from([("p".to_owned(), ProducerState { epoch: 0, batches, used: now() })]);
     let snapshot = Snapshot { up_to: 9, crc: checksum(9, &producers, None), producers, before: None };
     std::fs::write(dir.path().join(PRODUCERS_FILE), serde_json::to_vec(&snapshot).unwrap()).unwrap();
     let log = open(dir.path());

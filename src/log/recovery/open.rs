@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     LogId,
-    chunk::{Before, Chunk, ChunkPosition, Memory, ShmBacking},
+    chunk::{Before, Chunk, ChunkMemory, ChunkPosition, ShmBacking},
     disk::{self, Aligned, BLOCK, Disk, File},
     segment::{
         Segment,
@@ -474,7 +474,7 @@ fn read_only(
             None => segment,
         }));
     }
-    let memory = Memory::new(BLOCK).map_err(Error::io("get memory for", dir))?;
+    let memory = ChunkMemory::new(BLOCK).map_err(Error::io("get memory for", dir))?;
     let chunk = Arc::new(Chunk::new(memory, None));
     chunk.close(); // appends find no room, and then get the reason
     let header = identity.header(end, BLOCK, 0);

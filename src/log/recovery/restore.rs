@@ -23,7 +23,7 @@ use super::{
     survey::{Copies, Origin, State, Survey, SurveyedSegment},
 };
 use crate::{
-    chunk::{Before, Content, Label, ShmBacking},
+    chunk::{BackingContent, Before, Label, ShmBacking},
     disk::{Aligned, BLOCK, Disk, File, is_transient, salvage},
     frame,
     segment::{
@@ -110,12 +110,12 @@ pub(super) fn held(dir: &Path, backings: &ShmBacking, survey: &Survey) -> Result
     let mut held = Vec::new();
     for found in backings.find().map_err(Error::io("look for backings of", dir))? {
         match found.content {
-            Content::Spare => backings.remove(&found.name),
-            Content::Strange => tell(backings, [&*found.name], "it cannot be understood"),
-            Content::Elsewhere(owner) => {
+            BackingContent::Spare => backings.remove(&found.name),
+            BackingContent::Strange => tell(backings, [&*found.name], "it cannot be understood"),
+            BackingContent::Elsewhere(owner) => {
                 tracing::debug!(dir = %dir.display(), owner = %owner.display(), "a backing of a copy of this log is left alone");
             }
-            Content::Segment { label, incarnation, before, sealed, secret } => {
+            BackingContent::Segment { label, incarnation, before, sealed, secret } => {
                 let Label { base, capacity, created, version } = label;
                 let secret = Secret(secret.filter(|_| version > 1));
                 let header = Header { log, base, capacity, created, secret };

@@ -137,7 +137,7 @@ fn look(
         }
         let next = heads.get(n + 1).map(|next| next.decoded.header.base);
         let (state, holes) = examine(disk, head, next, deep).map_err(Error::io("read", &head.path))?;
-        let &Head { decoded: Decoded { header, .. }, origin, copies, mark, footer, .. } = head;
+        let &Outline { decoded: Decoded { header, .. }, origin, copies, mark, footer, .. } = head;
         let found =
             SurveyedSegment { header, origin, copies, mark, footer, holes, path: head.path.clone(), state };
         note_damage(&found, deep, &mut survey.damage);
@@ -148,7 +148,7 @@ fn look(
 }
 
 /// What a segment file says about itself at its start and at its end.
-struct Head {
+struct Outline {
     path: PathBuf,
     /// Made up from the others and the file's name, if its own does not verify.
     decoded: Decoded,
@@ -166,13 +166,13 @@ fn read_heads(
     dir: &Path,
     bases: &[u64],
     damage: &mut Vec<Damage>,
-) -> Result<Vec<Head>, Error> {
+) -> Result<Vec<Outline>, Error> {
     let heads = bases.iter().map(|&base| read_head(disk, dir.join(file::name(base)), base));
     let heads = heads.collect::<Result<Vec<_>, Error>>()?;
     let headers: Vec<Header> =
         heads.iter().filter_map(|head| head.as_ref().ok()).map(|head| head.decoded.header).collect();
     let secret = headers.iter().find_map(|header| header.secret.0);
-    let mut all: Vec<Head> = Vec::new();
+    let mut all: Vec<Outline> = Vec::new();
     for (head, &base) in heads.into_iter().zip(bases) {
         let head = match (head, headers.first()) {
             (Ok(head), _) => head,
@@ -207,7 +207,7 @@ fn read_head(
     disk: &dyn Disk,
     path: PathBuf,
     base: u64,
-) -> Result<Result<Head, (PathBuf, HeaderState)>, Error> {
+) -> Result<Result<Outline, (PathBuf, HeaderState)>, Error> {
     let file = disk.open(&path, false).map_err(Error::io("open", &path))?;
     let (block, bad) = match read_block(&*file, 0) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -237,11 +237,11 @@ fn read_head(
         bad.iter().any(|bad| header::MARK_SECTOR.start < bad.end && bad.start < header::MARK_SECTOR.end);
     let mark = (!mark_is_bad).then_some(decoded.mark);
     let (state, origin) = (HeaderState::Verified, Origin::Own);
-    Ok(Ok(Head { path, decoded, state, origin, copies, mark, length, footer }))
+    Ok(Ok(Outline { path, decoded, state, origin, copies, mark, length, footer }))
 }
 
 /// When the last record of a segment was appended, as far as its header and footer say.
-fn last_time(head: &Head) -> u64 {
+fn last_time(head: &Outline) -> u64 {
     head.decoded.header.created + head.footer.map_or(0, |footer| footer.last_time)
 }
 
@@ -257,7 +257,13 @@ struct Others {
 
 /// Makes up the header of a segment whose own cannot be used, in the format in which more of its frames verify. Its
 /// last record is assumed to be as young as possible, so that no record expires early.
-fn make_up(disk: &dyn Disk, path: &Path, state: HeaderState, base: u64, others: &Others) -> io::Result<Head> {
+fn make_up(
+    disk: &dyn Disk,
+    path: &Path,
+    state: HeaderState,
+    base: u64,
+    others: &Others,
+) -> io::Result<Outline> {
     let file = disk.open(path, false)?;
     let length = file.len()?;
     let bytes = Region::read(&*file, length, false)?;
@@ -285,7 +291,7 @@ fn make_up(disk: &dyn Disk, path: &Path, state: HeaderState, base: u64, others: 
     };
     let decoded = Decoded { header, mark: 0, whole: false };
     let (path, copies) = (path.to_owned(), Copies::Whole);
-    Ok(Head { path, decoded, state, origin, copies, mark: Some(0), length, footer })
+    Ok(Outline { path, decoded, state, origin, copies, mark: Some(0), length, footer })
 }
 
 /// Reads a block; also returns which parts of it cannot be read.
@@ -304,8 +310,8 @@ fn read_footer(file: &dyn File, length: u64, header: &Header) -> io::Result<Opti
 }
 
 /// Judges one segment. `next` is the base of the segment after it.
-fn examine(disk: &dyn Disk, head: &Head, next: Option<u64>, deep: bool) -> io::Result<(State, bool)> {
-    let Head { decoded: Decoded { header, .. }, state, mark, length, footer, .. } = head;
+fn examine(disk: &dyn Disk, head: &Outline, next: Option<u64>, deep: bool) -> io::Result<(State, bool)> {
+    let Outline { decoded: Decoded { header, .. }, state, mark, length, footer, .. } = head;
     let next = next.map(|next| next - header.base);
     if let Some(footer) =
         footer.filter(|footer| !deep && next.is_none_or(|next| u64::from(footer.records) <= next))

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     LogId,
-    chunk::{AppendOutcome, Batch, Chunk, ChunkPosition, FrameMeta, Memory},
+    chunk::{AppendOutcome, Batch, Chunk, ChunkMemory, ChunkPosition, FrameMeta},
     disk::{Disk, sim::Sim},
     segment::{
         file::{self, SegmentFile},
@@ -169,7 +169,7 @@ fn a_crash_between_writing_index_and_footer_and_cutting_the_file_loses_nothing()
 /// Writes a full, sealed segment of format 1, and the next one, empty. Returns the number of records.
 fn old_segment(sim: &Sim, size: u64, value: usize) -> u64 {
     let header = Header { log: LogId([3; 16]), base: 0, capacity: size, created: 9, secret: Secret(None) };
-    let (chunk, value) = (Chunk::new(Memory::new(size).unwrap(), None), vec![7u8; value]);
+    let (chunk, value) = (Chunk::new(ChunkMemory::new(size).unwrap(), None), vec![7u8; value]);
     let meta = FrameMeta { key: header.key(), lead: 0, time: 1 };
     let mut records = 0;
     while let AppendOutcome::At(record) = chunk.append(Batch::new(&[&value[..]], size).unwrap(), None, meta) {

@@ -1,9 +1,9 @@
 //! The maintenance task of a log: prepares spare segments, writes zeros ahead of the flusher, seals, trims, and gives
 //! memory back.
 
-use super::{Job, SpareSegment, Trim, Undone};
+use super::{Job, SpareSegment, TrimRequest, Undone};
 use crate::{
-    chunk::{Before, ChunkPosition, Memory},
+    chunk::{Before, ChunkMemory, ChunkPosition},
     disk,
     log::{Error, Shared, budget::Claim},
     segment::{
@@ -89,7 +89,7 @@ impl Shared {
     }
 
     /// Trims one slice, and answers, or leaves the rest for later. Returns `false` if it has to be tried again later.
-    fn trim_slice(&self, trim: Trim) -> bool {
+    fn trim_slice(&self, trim: TrimRequest) -> bool {
         let trimmed = self.trim_now(trim.before);
         self.roll.budget.forget(&self.roll.share, self.first_offset());
         match trimmed {
@@ -124,7 +124,7 @@ impl Shared {
                 },
             }
         }
-        while let Some(Trim { answer, .. }) = self.roll.trims.pop() {
+        while let Some(TrimRequest { answer, .. }) = self.roll.trims.pop() {
             drop(answer.send(Err(Error::Closed))); // the caller may no longer wait
         }
         self.roll.ready.pop().into_iter().for_each(|spare| self.let_go(spare));
@@ -236,7 +236,7 @@ impl Shared {
             .roll
             .share
             .take(capacity)
-            .map_or_else(|| Memory::shared(capacity, self.roll.backings.as_ref()), Ok);
+            .map_or_else(|| ChunkMemory::shared(capacity, self.roll.backings.as_ref()), Ok);
         let memory = memory.inspect_err(|_| file.discard(&*self.env.disk));
         Ok(SpareSegment {
             memory: memory.map_err(Error::io("get memory for a segment of", &self.dir))?,

@@ -14,7 +14,7 @@ const ONE_RECORD: u64 = 32;
 
 fn segment(base: u64) -> Arc<Segment> {
     let header = Header { log: LogId([0; 16]), base, capacity: ONE_RECORD, created: 0, secret: Secret(None) };
-    let chunk = Arc::new(Chunk::new(Memory::new(ONE_RECORD).unwrap(), None));
+    let chunk = Arc::new(Chunk::new(ChunkMemory::new(ONE_RECORD).unwrap(), None));
     Arc::new(Segment::new(header, None, chunk))
 }
 

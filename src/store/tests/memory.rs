@@ -1,7 +1,7 @@
 //! The memory budget of all logs of a store.
 
 use super::{Duration, Instant, Store, StoreOptions};
-use crate::{chunk::Memory, log::Options, store::LogSettings};
+use crate::{chunk::ChunkMemory, log::Options, store::LogSettings};
 
 /// Segments of 32 KiB to 2 MiB, and so much memory.
 fn options(memory_bytes: u64) -> StoreOptions {
@@ -29,7 +29,7 @@ fn logs_that_are_opened_at_once_keep_to_the_budget() {
         }
     }
     store.close().unwrap();
-    let (large, small) = (Memory::footprint(2 << 20), Memory::footprint(32 << 10));
+    let (large, small) = (ChunkMemory::footprint(2 << 20), ChunkMemory::footprint(32 << 10));
     options.log.memory_bytes = 3 * large;
     let store = Store::open(dir.path(), options.clone()).unwrap();
     let open: Vec<_> = std::thread::scope(|scope| {
@@ -49,7 +49,7 @@ fn logs_that_are_opened_at_once_keep_to_the_budget() {
 fn what_large_records_take_beyond_the_budget_is_given_back() {
     const LOGS: usize = 24;
     let dir = tempfile::tempdir().unwrap();
-    let options = options(3 * Memory::footprint(2 << 20));
+    let options = options(3 * ChunkMemory::footprint(2 << 20));
     let store = Store::open(dir.path(), options.clone()).unwrap();
     let (value, mut open) = (vec![7; (2 << 20) - 100], Vec::new());
     for n in 0..LOGS {
@@ -62,7 +62,7 @@ fn what_large_records_take_beyond_the_budget_is_given_back() {
         }
         open.push(log);
     }
-    let bound = options.log.memory_bytes + 3 * LOGS as u64 * Memory::footprint(32 << 10);
+    let bound = options.log.memory_bytes + 3 * LOGS as u64 * ChunkMemory::footprint(32 << 10);
     let deadline = Instant::now() + Duration::from_secs(5);
     while store.inner.budget.claimed() > bound {
         assert!(Instant::now() < deadline, "{} of {bound}", store.inner.budget.claimed());

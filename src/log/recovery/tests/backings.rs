@@ -5,7 +5,7 @@ use super::{
 };
 use crate::{
     Durability, Log, LogId, Options,
-    chunk::{AppendOutcome, Batch, Before, Chunk, ChunkPosition, FrameMeta, Label, Memory, ShmBacking},
+    chunk::{AppendOutcome, Batch, Before, Chunk, ChunkMemory, ChunkPosition, FrameMeta, Label, ShmBacking},
     disk::sim::Sim,
     segment::{
         file::SegmentFile,
@@ -150,7 +150,7 @@ pub(super) fn leave(
 ) {
     let label = Label { base, capacity: 8192, created: 1_700_000_000_000, version: 2 };
     let header = Header { log: backings.log(), base, capacity: 8192, created: label.created, secret };
-    let mut memory = Memory::shared(label.capacity, Some(backings)).unwrap();
+    let mut memory = ChunkMemory::shared(label.capacity, Some(backings)).unwrap();
     memory.label(&label, before);
     let chunk = Chunk::new(memory, None);
     let meta = FrameMeta { key: header.key(), lead: 0, time: 0 };

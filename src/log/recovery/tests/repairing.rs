@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     LogId,
-    chunk::{AppendOutcome, Batch, Chunk, ChunkPosition, FrameMeta, Memory},
+    chunk::{AppendOutcome, Batch, Chunk, ChunkMemory, ChunkPosition, FrameMeta},
     disk::{
         Disk,
         gate::{Gate, Operation},
@@ -247,7 +247,7 @@ fn the_only_header_with_a_secret_is_as_good_as_the_only_header() {
     let sim = Sim::new(1);
     let size = 8192;
     let header = Header { log: LogId([3; 16]), base: 0, capacity: size, created: 9, secret: Secret(None) };
-    let chunk = Chunk::new(Memory::new(size).unwrap(), None);
+    let chunk = Chunk::new(ChunkMemory::new(size).unwrap(), None);
     let meta = FrameMeta { key: header.key(), lead: 0, time: 1 };
     let mut records = 0;
     let append = || chunk.append(Batch::new(&[&[7u8; 100][..]], size).unwrap(), None, meta);
