@@ -157,7 +157,7 @@ impl Shared {
 
     /// Fails every append that has not reserved its place yet, and wakes all waiters.
     fn stop(&self) {
-        roll::end(&self.active, &self.stopping);
+        roll::stop(&self.active, &self.stopping);
         self.durable.wake_all();
         self.published.wake_all();
         self.roll.changes().wake_all();
@@ -558,7 +558,7 @@ impl Log {
         })
     }
 
-    /// Ends a log that is being deleted: appends and waiters are told so, and nothing more is written.
+    /// Stops a log that is being deleted: appends and waiters are told so, and nothing more is written.
     #[cfg(feature = "store")]
     pub(crate) fn abandon(&self) {
         let _ = self.shared.failed.set(DELETED.into()); // or it has failed already
@@ -612,7 +612,7 @@ impl Log {
         self.shared.commit_rest()
     }
 
-    /// Ends appends, and waits until nothing more is done in the background.
+    /// Stops appends and tasks: on return, nothing is done in the background any more.
     fn stop_tasks(&self) {
         self.shared.stop();
         self.shared.flush.stop();

@@ -113,7 +113,7 @@ pub(super) struct Serve {
     /// logged
     #[arg(long, env = "MILLSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
-    /// Seconds to wait for requests in flight when shutting down
+    /// Seconds to wait for requests in flight when stopping
     #[arg(long, env = "MILLSTREAM_GRACE_SECONDS", default_value_t = Settings::default().grace.as_secs(), value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
     grace_seconds: u64,
 }

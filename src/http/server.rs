@@ -1,4 +1,4 @@
-//! Listening, one single-threaded runtime per core, limits, and shutting down.
+//! Listening, one single-threaded runtime per core, limits, and stopping.
 //!
 //! All runtimes accept from one listening socket, so that the least busy one takes the next connection.
 
@@ -64,7 +64,7 @@ pub struct Settings {
     pub allow_origins: Vec<String>,
     /// Whether appending to a log that does not exist creates it. Default: no.
     pub create_logs: bool,
-    /// How long shutting down waits for requests in flight. Default: 30 s.
+    /// How long stopping waits for requests in flight. Default: 30 s.
     pub grace: Duration,
 }
 

@@ -12,7 +12,7 @@
 //! # Orderings
 //! All atomics of [`Roller`] are `SeqCst`: they are touched once a segment, where their cost does not count, and pairs of
 //! them are reasoned about as if there were one order. These pairs matter:
-//! - `stopping` and `active`: see [`end`] and [`unless_ended`].
+//! - `stopping` and `active`: see [`stop`] and [`unless_stopped`].
 //! - `asked` is set before the task is kicked, and taken by a turn before it makes a spare segment: a request that comes
 //!   after that gets another turn.
 //! - `unwritten` and `owed` only decide whether to wait for the disk: a value that is a moment old delays a spare segment
@@ -76,11 +76,11 @@ pub(super) fn install_successor(
     })
 }
 
-/// Ends the log for appends: closes the active chunk, and makes sure that no other becomes active.
+/// Stops appends: closes the active chunk, and makes sure that no other becomes active.
 ///
 /// After `stopping` is set, `active` is replaced by a copy of itself. So a thread that was about to move it on either still
-/// has the original, and its compare-and-swap fails; or it has the copy, and therefore sees `stopping` ([`unless_ended`]).
-pub(super) fn end(active: &Swap<Active>, stopping: &AtomicBool) {
+/// has the original, and its compare-and-swap fails; or it has the copy, and therefore sees `stopping` ([`unless_stopped`]).
+pub(super) fn stop(active: &Swap<Active>, stopping: &AtomicBool) {
     stopping.store(true, Ordering::SeqCst);
     loop {
         let last = active.load_full();
@@ -92,8 +92,8 @@ pub(super) fn end(active: &Swap<Active>, stopping: &AtomicBool) {
     }
 }
 
-/// The active segment, to move on from; `None` once the log has ended. The order of the two loads matters: see [`end`].
-pub(super) fn unless_ended(active: &Swap<Active>, stopping: &AtomicBool) -> Option<Arc<Active>> {
+/// The active segment, to move on from; `None` once the log has stopped. The order of the two loads matters: see [`stop`].
+pub(super) fn unless_stopped(active: &Swap<Active>, stopping: &AtomicBool) -> Option<Arc<Active>> {
     let now = active.load_full();
     (!stopping.load(Ordering::SeqCst)).then_some(now)
 }
@@ -307,8 +307,8 @@ impl Shared {
         let backoff = Backoff::new();
         loop {
             let seen = self.roll.changed.get();
-            let ended = || self.writable().err().unwrap_or(Error::Closed);
-            let active = unless_ended(&self.active, &self.stopping).ok_or_else(ended)?;
+            let stopped = || self.writable().err().unwrap_or(Error::Closed);
+            let active = unless_stopped(&self.active, &self.stopping).ok_or_else(stopped)?;
             self.writable()?; // or it was opened for reading only
             if !Arc::ptr_eq(&active.segment, &closed.segment) {
                 return Ok(active);
@@ -348,7 +348,7 @@ impl Shared {
             return self.roll.ask(0);
         }
         active.chunk.close();
-        let _ = self.next_active(active, 0, MayBlock::No); // another thread may have done it, or the log may have ended
+        let _ = self.next_active(active, 0, MayBlock::No); // another thread may have done it, or the log has stopped
     }
 
     /// Makes the spare segment into the successor of one whose newest record is of the time `newest`.

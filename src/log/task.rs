@@ -57,7 +57,7 @@ pub(super) struct Task<S> {
     key: AtomicU64,
     pool: std::sync::Arc<dyn Schedule>,
     /// Runs one turn. Must return only after [`Task::sleep_unless`], [`Task::again`] or [`Task::later`] returned true, or
-    /// at shutdown.
+    /// when the log stops.
     turn: fn(&S),
     /// Called when a turn has panicked.
     panicked: fn(&S),
@@ -201,7 +201,7 @@ impl<S: Send + Sync + 'static> Run for Task<S> {
         }
         let work = lock(&self.work);
         let Some(work) = work.as_ref() else {
-            self.state.fetch_and(!PHASE, Ordering::AcqRel); // not begun yet, or retired
+            self.state.fetch_and(!PHASE, Ordering::AcqRel); // not begun yet, or stopped
             return;
         };
         if catch_unwind(AssertUnwindSafe(|| (self.turn)(work))).is_err() {

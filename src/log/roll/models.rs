@@ -132,7 +132,7 @@ fn loom_what_is_appended_while_the_log_is_closed_lies_before_the_end_that_closin
                         last = Some(offset);
                         continue;
                     }
-                    let Some(active) = unless_ended(&swap, &stopping) else { break };
+                    let Some(active) = unless_stopped(&swap, &stopping) else { break };
                     if !install_successor(&swap, &active, |base| Some(segment(base)), drop) {
                         thread::yield_now();
                     }
@@ -140,7 +140,7 @@ fn loom_what_is_appended_while_the_log_is_closed_lies_before_the_end_that_closin
                 last
             })
         };
-        end(&swap, &stopping);
+        stop(&swap, &stopping);
         let active = swap.load_full();
         let end = active.segment.base() + u64::from(active.chunk.reserved());
         let last = appender.join().unwrap();
