@@ -7,10 +7,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-type Ask = Arc<dyn Fn(&str) -> io::Result<()> + Send + Sync>;
+type AskStep = Arc<dyn Fn(&str) -> io::Result<()> + Send + Sync>;
 
 /// What is asked before each step, if anything.
-pub(super) type MemoryGate = Arc<Mutex<Option<Ask>>>;
+pub(super) type MemoryGate = Arc<Mutex<Option<AskStep>>>;
 
 fn pass(gate: &MemoryGate, step: &str) -> io::Result<()> {
     let ask = gate.lock().unwrap().clone();
