@@ -215,19 +215,19 @@ impl Reading {
             match self.look_at_next(&mut grant, only_head) {
                 Ok(Some(cold_bytes)) => steps += 1 + cold_bytes / LOOK_BYTES,
                 Ok(None) => break,
-                Err(Looked::Error(error)) => {
+                Err(LookError::Error(error)) => {
                     self.ends_before(error)?;
                     break;
                 }
-                Err(Looked::UsedUp(_)) if !self.fresh => break,
-                Err(Looked::UsedUp(used_up)) => return Err(used_up.into()),
+                Err(LookError::UsedUp(_)) if !self.fresh => break,
+                Err(LookError::UsedUp(used_up)) => return Err(used_up.into()),
             }
         }
         Ok(true)
     }
 
     /// Counts the next record; returns how many bytes were read from the disk for it. `None` at the end.
-    fn look_at_next(&mut self, grant: &mut Grant, only_head: bool) -> Result<Option<usize>, Looked> {
+    fn look_at_next(&mut self, grant: &mut Grant, only_head: bool) -> Result<Option<usize>, LookError> {
         let (offset, most, mut cold_bytes) = (self.reader.offset(), self.most(), 0);
         if !self.reader.is_in_memory() {
             let Some(ahead) = self.reader.peek()?.filter(|ahead| ahead.length() as u64 <= most) else {
@@ -314,18 +314,18 @@ impl Reading {
 }
 
 /// Why the look for the end has stopped.
-enum Looked {
+enum LookError {
     Error(Error),
     UsedUp(UsedUp),
 }
 
-impl From<Error> for Looked {
+impl From<Error> for LookError {
     fn from(error: Error) -> Self {
         Self::Error(error)
     }
 }
 
-impl From<UsedUp> for Looked {
+impl From<UsedUp> for LookError {
     fn from(used_up: UsedUp) -> Self {
         Self::UsedUp(used_up)
     }
