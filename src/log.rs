@@ -62,15 +62,16 @@ use crate::chunk::AppendValues;
 use crate::{
     LogId,
     segment::header::Secret,
-    sync::{Arc, AtomicBool, Ordering, Swap},
+    sync::{Arc, AtomicBool, Backoff, Ordering, Swap},
 };
+pub(crate) use append::MayBlock;
 use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::OnceLock,
     time::Duration,
 };
-use {append::MayBlock, budget::Budget, wait::Frontier};
+use {budget::Budget, wait::Frontier};
 
 /// A commit log in one directory. Any number of threads may share it by reference. It is closed when dropped, or by
 /// [`close`](Self::close), which returns whether that went well.
@@ -292,7 +293,7 @@ impl Log {
     /// # Errors
     /// As [`append`](Self::append), and [`Error::WouldBlock`].
     pub fn try_append(&self, value: &[u8]) -> Result<u64, Error> {
-        append::append(&self.shared, &[value], None, MayBlock::No)
+        append::append(&self.shared, &[value], None, MayBlock::ForCopies)
     }
 
     /// Like [`append_batch`](Self::append_batch), but never waits.
@@ -300,7 +301,7 @@ impl Log {
     /// # Errors
     /// As [`append_batch`](Self::append_batch), and [`Error::WouldBlock`].
     pub fn try_append_batch(&self, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, None, MayBlock::No)
+        append::append(&self.shared, values, None, MayBlock::ForCopies)
     }
 
     /// Appends a record only if its offset will be `expected_next`: a compare-and-swap on the end of the log.
@@ -329,17 +330,18 @@ impl Log {
         payloads: &[Payload<'_>],
         expected_next: Option<u64>,
     ) -> Result<u64, Error> {
-        append::append(&self.shared, payloads, expected_next, MayBlock::No)
+        append::append(&self.shared, payloads, expected_next, MayBlock::ForCopies)
     }
 
-    /// The same, with values that need not be in one list.
+    /// The same, with values that need not be in one list, and a caller that decides what to wait for.
     #[cfg(feature = "server")]
     pub(crate) fn try_append_values<S: AppendValues + ?Sized>(
         &self,
         values: &S,
         expected_next: Option<u64>,
+        may_block: MayBlock,
     ) -> Result<u64, Error> {
-        append::append(&self.shared, values, expected_next, MayBlock::No)
+        append::append(&self.shared, values, expected_next, may_block)
     }
 
     /// The log's id.
@@ -384,11 +386,18 @@ impl Log {
     }
 
     /// Waits until all records up to `offset`, which an append has returned, are in memory: until other threads have
-    /// finished the copies that they began earlier, which takes microseconds.
+    /// finished the copies that they began earlier, which takes microseconds, and for a batch of many MiB milliseconds.
     pub fn wait_published(&self, offset: u64) {
-        if offset < self.next_offset() {
-            self.shared.wait_published(offset);
+        let backoff = Backoff::new();
+        while !self.is_published(offset) {
+            backoff.snooze();
         }
+    }
+
+    /// Whether all records up to `offset` are in memory: [`wait_published`](Self::wait_published) without waiting. True
+    /// if no append has returned that offset.
+    pub fn is_published(&self, offset: u64) -> bool {
+        offset >= self.next_offset() || self.shared.is_published(offset)
     }
 
     /// The offset of the first record that was appended at `time` (milliseconds since 1970) or later; the next offset

@@ -134,11 +134,14 @@ enum LogFormat {
     Json,
 }
 
+/// What is logged by default. h2 warns of each connection whose client resets streams, as often as that happens.
+const FILTER: &str = "info,h2=error";
+
 impl Serve {
     pub(super) fn run(&self) -> Outcome {
         let filter = tracing_subscriber::EnvFilter::try_from_env("MILLSTREAM_LOG_FILTER")
             .or_else(|_| tracing_subscriber::EnvFilter::try_from_env("MILLSTREAM_LOG")) // its name before 0.2
-            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(FILTER));
         let stderr = Lines::new()?;
         let writer = stderr.clone();
         let log = tracing_subscriber::fmt()

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Code,
-    log::{Payload, Record},
+    log::{MayBlock, Payload, Record},
     store::OpenLog,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -111,11 +111,11 @@ pub(super) async fn post(
     };
     let log = context.log_to_append(asker.line, LOG).await?;
     let length = value.len();
-    let append = |log: &OpenLog, (value, _): &(Vec<u8>, Grant)| {
-        log.try_append_payloads(&[Payload { bytes: value, json: false }], None)
+    let append = |log: &OpenLog, (value, _): &(Vec<u8>, Grant), may_block: MayBlock| {
+        log.try_append_values(&[Payload { bytes: value, json: false }][..], None, may_block)
     };
     // The value is dropped by then, so that its memory is not held while waiting.
-    let offset = context.append_values(asker.line, &log, length, (value, grant), append).await?;
+    let offset = context.append(asker.line, &log, length, (value, grant), append).await?;
     context.metrics.appended(1, length as u64);
     context.acknowledged(&log, offset, None).await?;
     Ok(json(&ProduceReply { offset }))

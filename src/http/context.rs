@@ -15,14 +15,23 @@ use super::{
 };
 use crate::{
     Code,
-    log::{Durability, Error},
+    log::{Durability, Error, MayBlock},
     store::{self, LogSettings, OpenLog, Store},
 };
 use std::{
+    future::ready,
     sync::{Arc, atomic::AtomicBool},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::{oneshot, watch};
+
+/// How often to look whether a large batch before another one is copied.
+const COPYING: Duration = Duration::from_millis(1);
+
+/// How much work it is to parse or append values of so many bytes: each record takes as long as some bytes.
+pub(super) fn work(bytes: usize, records: usize) -> usize {
+    bytes.saturating_add(records.saturating_mul(64))
+}
 
 /// What a request needs; there is one per runtime.
 pub(super) struct Context {
@@ -156,48 +165,44 @@ impl Context {
         result.await.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
     }
 
-    /// Appends what `attempt` appends; if the disk is behind, waits a little for it.
-    pub(super) async fn append<T, F>(&self, log: &Arc<OpenLog>, attempt: impl Fn() -> F) -> Result<T, Problem>
+    /// Appends what `attempt` appends; if the disk is behind, waits a little for it. Only waiting has a limit of time: an
+    /// attempt that has begun may append, and its result is what is answered.
+    async fn append_by<T, F>(&self, log: &Arc<OpenLog>, attempt: impl Fn() -> F) -> Result<T, Problem>
     where
         F: Future<Output = Result<Result<T, Error>, Problem>>,
     {
-        match attempt().await? {
-            Err(Error::WouldBlock) => {}
-            done => return self.seen(log, done).await,
-        }
-        let retry = async {
-            loop {
-                let room = log.room(); // before the attempt, so that room made in between is not missed
-                match attempt().await? {
-                    Err(Error::WouldBlock) => room.await,
-                    done => return Ok::<_, Problem>(done),
-                }
+        let mut done = attempt().await?;
+        let until = Instant::now() + self.limits.append_time;
+        while let Err(Error::WouldBlock) = done {
+            let room = log.room(); // before the attempt, so that room made in between is not missed
+            done = attempt().await?;
+            if let Err(Error::WouldBlock) = done {
+                tokio::time::timeout_at(until.into(), room).await.map_err(|_| Problem::backpressure())?;
             }
-        };
-        match tokio::time::timeout(self.limits.append_time, retry).await {
-            Ok(done) => self.seen(log, done?).await,
-            Err(_) => Err(Problem::backpressure()),
         }
+        self.seen(log, done).await
     }
 
-    /// Runs an append of this many bytes: what takes more than a moment, off the runtime's thread.
-    pub(super) async fn append_values<V: Send + Sync + 'static, T: Send + 'static>(
+    /// Appends values that are this much [`work`]: what takes more than a moment, off the runtime's thread. `append` is
+    /// told whether it may wait for copies of others.
+    pub(super) async fn append<V: Send + Sync + 'static, T: Send + 'static>(
         &self,
         line: &Line,
         log: &Arc<OpenLog>,
-        bytes: usize,
+        work: usize,
         values: V,
-        append: fn(&OpenLog, &V) -> Result<T, Error>,
+        append: fn(&OpenLog, &V, MayBlock) -> Result<T, Error>,
     ) -> Result<T, Problem> {
-        if bytes < LARGE {
-            return self.append(log, || std::future::ready(Ok(append(log, &values)))).await;
+        if work < LARGE {
+            return self.append_by(log, || ready(Ok(append(log, &values, MayBlock::No)))).await;
         }
         let values = Arc::new(values);
         let attempt = || {
             let (log, values) = (Arc::clone(log), Arc::clone(&values));
-            self.for_client(line, Kind::Append, self.limits.append_time, move || append(&log, &values))
+            let run = move || append(&log, &values, MayBlock::ForCopies);
+            self.for_client(line, Kind::Append, self.limits.append_time, run)
         };
-        Box::pin(self.append(log, attempt)).await
+        Box::pin(self.append_by(log, attempt)).await
     }
 
     /// If an append is refused because of what is in the log, the answer waits until readers can see that content.
@@ -230,7 +235,10 @@ impl Context {
                 done.map_err(|error| Problem::from(error).of(log))
             }
             Ack::Memory => {
-                log.wait_published(offset);
+                // Until earlier appends are copied: mostly they are, but a batch of many MiB takes milliseconds.
+                while !log.is_published(offset) {
+                    tokio::time::sleep(COPYING).await;
+                }
                 Ok(())
             }
         }

@@ -7,7 +7,7 @@ use super::{
     context::{Asker, Context},
     formats,
     line::{Kind, Line},
-    memory::{FREE, Grant, Memory, Purpose},
+    memory::{FREE, Grant, Purpose},
     problem::Problem,
 };
 use crate::{
@@ -16,13 +16,17 @@ use crate::{
     store::OpenLog,
 };
 use bytes::Bytes;
-use std::{sync::Arc, time::Duration};
+use std::{
+    ops::RangeInclusive,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Records from this size on are very large: reading one takes many times what others take, in time and, for a moment,
 /// in memory.
 const VERY_LARGE: usize = 1 << 20;
-/// How often the first of the requests that wait for memory asks for it.
-const ASK: Duration = Duration::from_millis(20);
+/// How often a request that waits for memory asks for it: at first, and after a while.
+const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(320);
 
 /// Where something is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,36 +124,24 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
         match made? {
             Made::Done(done) => return Ok((from, done)),
             Made::Wants(wants) => {
-                grant = covered(context, line, wants.grant, wants.bytes, patience.memory).await?;
+                grant = covered(wants.grant, wants.bytes, patience.memory).await?;
                 place = wants.place;
             }
         }
     }
 }
 
-/// Waits for memory of `bytes`.
-async fn covered(
-    context: &Context,
-    line: &Line,
-    mut grant: Grant,
-    bytes: usize,
-    patience: Duration,
-) -> Result<Grant, Problem> {
-    let refused = match grant.cover(bytes) {
-        Ok(()) => return Ok(grant),
-        Err(used_up) => used_up.into(),
-    };
-    if patience.is_zero() {
-        return Err(refused);
-    }
-    let wait = async {
-        let _first = context.memory.wait_for_turn(Memory::wait_kind(bytes), line).await;
-        while grant.cover(bytes).is_err() {
-            tokio::time::sleep(ASK).await;
+/// Waits for memory of `bytes`. There is no queue: whoever finds what it needs takes it, and one that needs much does not
+/// keep those waiting that need little.
+async fn covered(mut grant: Grant, bytes: usize, patience: Duration) -> Result<Grant, Problem> {
+    let (begun, mut pause) = (Instant::now(), *ASK.start());
+    while let Err(used_up) = grant.cover(bytes) {
+        if begun.elapsed() >= patience {
+            return Err(used_up.into());
         }
-    };
-    // Boxed: hardly anybody waits for memory, and its future should be small.
-    tokio::time::timeout(patience, Box::pin(wait)).await.map_err(|_| refused)?;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(*ASK.end()); // thousands may wait
+    }
     Ok(grant)
 }
 

@@ -44,6 +44,19 @@ pub(super) enum Format {
     Frames,
 }
 
+/// About how many records a body has, before it is parsed; more rather than fewer.
+pub(super) fn likely_records(format: Format, body: &[u8]) -> usize {
+    let count = |byte| memchr::memchr_iter(byte, body).count();
+    match format {
+        Format::Text | Format::Ndjson => count(b'\n'),
+        Format::Json => count(b'{'),
+        Format::Bytes => 1,
+        Format::Frames => {
+            std::iter::successors(AppendFrame::split(body), |(_, rest)| AppendFrame::split(rest)).count()
+        }
+    }
+}
+
 const NAMES: [(&str, Format); 6] = [
     ("application/x-ndjson", Format::Ndjson),
     ("application/json", Format::Json),

@@ -5,7 +5,7 @@
 
 use super::problem::Problem;
 use std::{sync::Arc, time::Duration};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 /// What turns are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,22 +24,35 @@ pub(super) enum Kind {
     Append,
     /// To do something that may take long for a log: see `turns`.
     Log,
-    /// To ask for memory again and again until there is some: for what is small, and for what is larger.
-    LittleMemory,
-    MoreMemory,
 }
 
-pub(super) const KINDS: usize = 10;
+pub(super) const KINDS: usize = 8;
 
 /// A turn, given back when it is dropped.
 pub(super) type Turn = OwnedSemaphorePermit;
 
 /// The queues of one connection, one for each kind of turn.
-pub(super) struct Line([Semaphore; KINDS]);
+pub(super) struct Line {
+    first: [Semaphore; KINDS],
+    /// For its requests that wait for a log that is busy with another request.
+    busy_logs: Semaphore,
+}
+
+/// How many requests of a connection wait for busy logs at once: few, so that none waits for all of another connection;
+/// and more than one, so that a busy log does not keep all requests of a connection for other logs waiting.
+const BUSY_LOGS: usize = 8;
 
 impl Default for Line {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| Semaphore::new(1)))
+        let first = std::array::from_fn(|_| Semaphore::new(1));
+        Self { first, busy_logs: Semaphore::new(BUSY_LOGS) }
+    }
+}
+
+impl Line {
+    /// The right to wait for a log that is busy, kept until the wait is over.
+    pub(super) async fn for_a_busy_log(&self) -> Option<SemaphorePermit<'_>> {
+        self.busy_logs.acquire().await.ok() // an error if it were closed, which it never is
     }
 }
 
@@ -64,7 +77,7 @@ impl AllTurns {
         if let Some(turn) = self.free(kind) {
             return Some(turn);
         }
-        let _first = line.0[kind as usize].acquire().await;
+        let _first = line.first[kind as usize].acquire().await;
         Arc::clone(&self.0[kind as usize]).acquire_owned().await.ok() // an error if it were closed, which it never is
     }
 

@@ -60,7 +60,12 @@ impl LogTurns {
         // other connections for its log.
         let wait = async {
             loop {
-                let one_at_a_time = Arc::clone(&log).lock_owned().await;
+                let one_at_a_time = if let Ok(free) = Arc::clone(&log).try_lock_owned() {
+                    free
+                } else {
+                    let _among_few = line.for_a_busy_log().await?;
+                    Arc::clone(&log).lock_owned().await
+                };
                 if let Some(one_of_few) = memory.free_turn(Kind::Log) {
                     return Some((one_at_a_time, one_of_few));
                 }
@@ -166,6 +171,29 @@ mod tests {
                 assert!(poll(&mut other).is_some(), "{name}: it waits for more than one of the many");
             });
         }
+    }
+
+    /// All requests for one log stood in one line.
+    #[test]
+    fn a_connection_that_asks_for_one_log_often_keeps_no_other_waiting_for_all_of_that() {
+        with_server(|server| {
+            let (many, one) = (Line::default(), Line::default());
+            let mut has = Some(poll(&mut server.ask("a", &many)).unwrap());
+            let mut waiting: Vec<_> = (0..1000).map(|_| server.ask("a", &many)).collect();
+            assert_eq!(waiting.iter_mut().filter_map(poll).count(), 0);
+            let mut other = server.ask("a", &one);
+            assert!(poll(&mut other).is_none());
+            let mut before = 0;
+            loop {
+                drop(has.take());
+                if poll(&mut other).is_some() {
+                    break;
+                }
+                waiting.retain_mut(|one| poll(one).map(|turn| has = Some(turn)).is_none());
+                before += 1;
+                assert!(before <= 20, "it waits for all of the many");
+            }
+        });
     }
 
     /// Whoever waited for a log that is busy was first in the line of its connection.

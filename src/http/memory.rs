@@ -138,7 +138,7 @@ impl Memory {
         // Looking through a log for the end of an answer leaves half of the processors to others, and so does reading
         // very large records, and appending large batches.
         let half = threads / 2;
-        let turns = AllTurns::new([little, more, much, half, threads, half, half, LOGS, 1, 1]);
+        let turns = AllTurns::new([little, more, much, half, threads, half, half, LOGS]);
         let (begun, warned) = (Instant::now(), AtomicU64::new(0));
         Arc::new(Self {
             limit,
@@ -209,11 +209,6 @@ impl Memory {
     fn give_back(&self, purpose: Purpose, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
         self.part(purpose).fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    /// The kind of turn to wait for memory of this size.
-    pub(super) fn wait_kind(bytes: usize) -> Kind {
-        if bytes <= SMALL { Kind::LittleMemory } else { Kind::MoreMemory }
     }
 
     /// Returns an empty grant, to be grown.

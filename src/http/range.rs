@@ -254,22 +254,19 @@ impl Reading {
 
     /// Repeats [`look`](Self::look) to the end of the range, giving others their turns in between.
     async fn looked(mut self, context: &Context, line: &Line, only_head: bool) -> Result<Self, Problem> {
-        let mut patience = context.limits.append_time;
+        let patience = context.limits.append_time; // for each turn
         let mut done = self.look(&context.memory, only_head, Place::Here)?;
         self.reader.release();
         while !done {
-            let (begun, memory) = (Instant::now(), Arc::clone(&context.memory));
+            let memory = Arc::clone(&context.memory);
             let look = move || {
-                let waited = begun.elapsed();
                 let done = self.look(&memory, only_head, Place::Turn);
                 self.reader.release();
-                (self, done, waited)
+                (self, done)
             };
             let looked;
-            let waited;
-            (self, looked, waited) = Box::pin(context.for_client(line, Kind::Look, patience, look)).await?;
+            (self, looked) = Box::pin(context.for_client(line, Kind::Look, patience, look)).await?;
             done = looked?;
-            patience = patience.saturating_sub(waited);
         }
         Ok(self)
     }

@@ -4,7 +4,7 @@ use super::{
     answer::{Answer, full, json, only_head},
     body::{self, LARGE},
     connection::Arriving,
-    context::{Ack, Asker, Context},
+    context::{self, Ack, Asker, Context},
     fetch,
     formats::{self, DecodedBatch, Format},
     line::Line,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Code,
-    log::{Error, Produced, ProducerBatch, Record},
+    log::{Error, MayBlock, Produced, ProducerBatch, Record},
     store::{LogSettings, OpenLog, Store, Values},
 };
 use hyper::{
@@ -106,22 +106,27 @@ pub(super) async fn append(
     let mut batch = take_apart(context, asker.line, format, encoding, bytes, &settings, room).await?;
     // Only now, so that a refused append creates no log.
     let log = context.log_to_append(asker.line, name).await?;
+    let (bytes, mut work) = (batch.bytes(), context::work(batch.bytes() as usize, batch.records() as usize));
     if *log.settings() != settings {
         // Another log has taken the name meanwhile.
-        let (settings, work) = (log.settings().clone(), Work::of(batch.bytes() as usize));
+        let settings = log.settings().clone();
         let checked = move || check(&mut batch, &settings).map(|()| batch);
-        batch = Box::pin(body::in_turn(context, asker.line, work, checked)).await??;
+        batch = Box::pin(body::in_turn(context, asker.line, Work::of(work), checked)).await??;
     }
-    if producer.is_some() && !log.knows_producers() {
-        let log = Arc::clone(&log);
-        let learn =
-            move |_: &Store, _: &str| log.learn_producers().map_err(|error| Problem::from(error).of(&log));
-        context.in_turn(asker.line, name, learn).await??;
+    if producer.is_some() {
+        if log.producers_are_busy() {
+            work = usize::MAX; // another batch is being copied, which this one waits for
+        } else if !log.knows_producers() {
+            let log = Arc::clone(&log);
+            let learn = move |_: &Store, _: &str| {
+                log.learn_producers().map_err(|error| Problem::from(error).of(&log))
+            };
+            context.in_turn(asker.line, name, learn).await??;
+        }
     }
-    let bytes = batch.bytes();
     // The batch is dropped by then, so that its memory is not held while waiting.
     let wanted = Wanted { batch, producer, expect };
-    let appended = context.append_values(asker.line, &log, bytes as usize, wanted, append_once).await?;
+    let appended = context.append(asker.line, &log, work, wanted, append_once).await?;
     let Produced { first_offset, count, repeated } = appended;
     if !repeated {
         context.metrics.appended(count, bytes);
@@ -133,15 +138,19 @@ pub(super) async fn append(
 }
 
 /// Appends a batch, as its producer if there is one.
-fn append_once(log: &OpenLog, Wanted { batch, producer, expect }: &Wanted) -> Result<Produced, Error> {
+fn append_once(
+    log: &OpenLog,
+    Wanted { batch, producer, expect }: &Wanted,
+    may_block: MayBlock,
+) -> Result<Produced, Error> {
     match producer {
         None => {
-            let first_offset = log.try_append_values(batch, *expect)?;
+            let first_offset = log.try_append_values(batch, *expect, may_block)?;
             Ok(Produced { first_offset, count: batch.records(), repeated: false })
         }
         Some((id, epoch, sequence)) => {
             let producer = ProducerBatch { id, epoch: *epoch, sequence: *sequence };
-            log.try_append_values_once(&producer, batch, *expect)
+            log.try_append_values_once(&producer, batch, *expect, may_block)
         }
     }
 }
@@ -155,7 +164,9 @@ async fn take_apart(
     settings: &LogSettings,
     room: SegmentRoom,
 ) -> Result<DecodedBatch, Problem> {
-    let small = bytes.len() < LARGE && encoding == body::Encoding::Identity;
+    let small = encoding == body::Encoding::Identity
+        && bytes.len() < LARGE
+        && context::work(bytes.len(), formats::likely_records(format, &bytes)) < LARGE;
     let mut work = Work::of(bytes.len());
     let (limit, settings, memory) =
         (context.limits.decoded_bytes, settings.clone(), Arc::clone(&context.memory));

@@ -11,12 +11,18 @@ use crate::{
     sync::{Arc, Backoff, Ordering},
 };
 
-/// What a call does if it would have to wait: an append for room, until the disk has caught up.
+/// What a call does if it would have to wait: an append for room, until the disk has caught up; in a log that
+/// acknowledges in memory, also for the copies that earlier appends have begun, so that readers see its records when it
+/// returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum MayBlock {
+pub(crate) enum MayBlock {
     /// It waits.
     Yes,
-    /// It returns [`Error::WouldBlock`].
+    /// It waits for copies, which mostly takes microseconds, and for a batch of many MiB milliseconds. For room it
+    /// returns [`Error::WouldBlock`].
+    ForCopies,
+    /// For room it returns [`Error::WouldBlock`]; readers see its records soon, the caller may look when
+    /// ([`Log::is_published`](super::Log::is_published)).
     No,
 }
 
@@ -95,7 +101,7 @@ impl Appender {
     /// The same errors.
     #[inline]
     pub fn try_append(&mut self, value: &[u8]) -> Result<u64, Error> {
-        self.append_with(&[value], None, MayBlock::No)
+        self.append_with(&[value], None, MayBlock::ForCopies)
     }
 
     /// Like [`Log::try_append_batch`](super::Log::try_append_batch).
@@ -104,7 +110,7 @@ impl Appender {
     /// The same errors.
     #[inline]
     pub fn try_append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
-        self.append_with(values, None, MayBlock::No)
+        self.append_with(values, None, MayBlock::ForCopies)
     }
 
     /// Like [`Log::append_batch_if`](super::Log::append_batch_if).
@@ -124,7 +130,7 @@ impl Appender {
     ) -> Result<u64, Error> {
         let batch = check(&self.shared, values)?;
         loop {
-            if let Some(offset) = place(&self.shared, &self.active, batch, expected)? {
+            if let Some(offset) = place(&self.shared, &self.active, batch, expected, may_block)? {
                 return Ok(offset);
             }
             self.active = self.shared.next_active(&self.active, batch.needs(), may_block)?;
@@ -143,13 +149,13 @@ pub(super) fn append<S: AppendValues + ?Sized>(
     let batch = check(shared, values)?;
     {
         let active = shared.active.load();
-        if let Some(offset) = place(shared, &active, batch, expected)? {
+        if let Some(offset) = place(shared, &active, batch, expected, may_block)? {
             return Ok(offset);
         }
     }
     let mut active = shared.active.load_full();
     loop {
-        if let Some(offset) = place(shared, &active, batch, expected)? {
+        if let Some(offset) = place(shared, &active, batch, expected, may_block)? {
             return Ok(offset);
         }
         active = shared.next_active(&active, batch.needs(), may_block)?;
@@ -170,6 +176,7 @@ fn place<S: AppendValues + ?Sized>(
     active: &Arc<Active>,
     batch: Batch<'_, S>,
     expected: Option<u64>,
+    may_block: MayBlock,
 ) -> Result<Option<u64>, Error> {
     let segment = &active.segment;
     // An offset before this segment is never next again, and one that no record number can represent is not next.
@@ -191,7 +198,7 @@ fn place<S: AppendValues + ?Sized>(
             let first = segment.base() + u64::from(record);
             shared.flush.wake_if_idle(LINGER);
             if shared.options.durability == Durability::Memory {
-                shared.publish(active, first + u64::from(batch.records()));
+                shared.publish(active, first + u64::from(batch.records()), may_block);
             }
             Ok(Some(first))
         }
@@ -206,35 +213,33 @@ fn place<S: AppendValues + ?Sized>(
 
 impl Shared {
     /// Raises `published` past `to`, whose records are in memory: over all records without a gap, whoever appended
-    /// them. Waits for earlier appends that are still copying, so that what this append acknowledges can be read.
-    fn publish(&self, active: &Arc<Active>, to: u64) {
+    /// them. Waits for earlier appends that are still copying, so that what this append acknowledges can be read. If it
+    /// may not wait, the next append does this, or else the flusher.
+    fn publish(&self, active: &Arc<Active>, to: u64, may_block: MayBlock) {
         let backoff = Backoff::new();
         loop {
             self.help_publish(&active.segment, &active.chunk, to);
-            if self.published.get() >= to {
+            if self.published.get() >= to || may_block == MayBlock::No {
                 return;
             }
             backoff.snooze();
         }
     }
 
-    /// Waits until all records up to `offset`, which has been appended, are in memory: for logs whose appenders do not
-    /// raise `published` themselves.
-    pub(super) fn wait_published(&self, offset: u64) {
-        let backoff = Backoff::new();
-        loop {
-            self.published.advance(self.durable.get()); // and so past all chunks that were released
-            let from = self.published.get();
-            if from > offset {
-                return;
-            }
-            if let Some(segment) = self.chain.load().locate(from)
-                && let Some(chunk) = segment.chunk.load_full()
-            {
-                self.help_publish(&segment, &chunk, offset + 1);
-            }
-            backoff.snooze();
+    /// Whether all records up to `offset`, which has been appended, are in memory; raises `published` as far as that
+    /// can be: appenders of some logs do not do so themselves.
+    pub(super) fn is_published(&self, offset: u64) -> bool {
+        self.published.advance(self.durable.get()); // and so past all chunks that were released
+        let from = self.published.get();
+        if from > offset {
+            return true;
         }
+        if let Some(segment) = self.chain.load().locate(from)
+            && let Some(chunk) = segment.chunk.load_full()
+        {
+            self.help_publish(&segment, &chunk, offset + 1);
+        }
+        self.published.get() > offset
     }
 
     /// Starts from this segment, and continues over all records without a gap. An append that fills a gap in an earlier

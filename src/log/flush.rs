@@ -12,7 +12,7 @@
 #[cfg(feature = "store")]
 use super::{ATTEMPT, ATTEMPTS};
 use super::{
-    Error, LINGER, Shared,
+    Durability, Error, LINGER, Shared,
     roll::{Active, Job},
     stats,
     task::{Schedule, Task},
@@ -223,6 +223,10 @@ impl Shared {
         let passes_quarter = position.done.bytes() < quarter && to.bytes() >= quarter;
         position.done = to;
         self.durable.advance(position.segment.base() + u64::from(to.records));
+        if self.options.durability == Durability::Memory {
+            // Readers wait for this frontier, and an append that was not allowed to wait may not have raised it.
+            self.published.advance(self.durable.get());
+        }
         let smallest = self.options.first_segment_bytes;
         if passes_quarter || self.roll.is_too_large(position.chunk.capacity(), smallest) {
             self.roll.ask(0);

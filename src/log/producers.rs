@@ -226,26 +226,22 @@ impl Log {
         payloads: &[Payload<'_>],
         expected_next: Option<u64>,
     ) -> Result<Produced, Error> {
-        self.try_append_values_once(batch, payloads, expected_next)
+        self.try_append_values_once(batch, payloads, expected_next, MayBlock::ForCopies)
     }
 
-    /// The same, with values that need not be in one list.
+    /// The same, with values that need not be in one list, and a caller that decides what to wait for.
     pub(crate) fn try_append_values_once<S: AppendValues + ?Sized>(
         &self,
         batch: &ProducerBatch<'_>,
         values: &S,
         expected_next: Option<u64>,
+        may_block: MayBlock,
     ) -> Result<Produced, Error> {
         if !(1..=PRODUCER_ID_BYTES).contains(&batch.id.len()) {
             return Err(Error::BadProducer);
         }
-        let (mut count, mut first) = (0, Vec::new());
-        values.each(|bytes, _| {
-            if count == 0 {
-                first.extend_from_slice(bytes);
-            }
-            count += 1;
-        });
+        let mut count = 0;
+        values.each(|_, _| count += 1);
         if count == 0 {
             return Err(Error::EmptyBatch);
         }
@@ -258,10 +254,14 @@ impl Log {
         if let Some(StoredBatch { first_offset, count, .. }) = table.find(batch)? {
             return Ok(Produced { first_offset, count, repeated: true });
         }
-        let mut extended = block(batch, count);
-        extended.extend_from_slice(&first);
+        let (mut extended, mut is_first) = (block(batch, count), true);
+        values.each(|bytes, _| {
+            if std::mem::take(&mut is_first) {
+                extended.extend_from_slice(bytes);
+            }
+        });
         let all = Extended { first: &extended, values };
-        let first_offset = append::append(&self.shared, &all, expected_next, append::MayBlock::No)?;
+        let first_offset = append::append(&self.shared, &all, expected_next, may_block)?;
         table.note(
             batch.id,
             batch.epoch,
@@ -277,6 +277,12 @@ impl Log {
     /// [`Error::Io`].
     pub fn learn_producers(&self) -> Result<(), Error> {
         self.learn(&mut self.shared.producers.file())
+    }
+
+    /// Whether a producer's batch is being appended at this moment: others wait until it is copied.
+    #[cfg(feature = "server")]
+    pub(crate) fn producers_are_busy(&self) -> bool {
+        matches!(self.shared.producers.table.try_lock(), Err(TryLockError::WouldBlock))
     }
 
     /// Whether [`try_append_once`](Self::try_append_once) has what it needs in memory; otherwise it reads the part of
@@ -396,8 +402,8 @@ impl Log {
         if let Some(last) = up_to.checked_sub(1) {
             match may_block {
                 MayBlock::Yes => self.wait_durable(last)?,
-                MayBlock::No if self.shared.durable_soon(last) => {}
-                MayBlock::No => return Err(Error::WouldBlock),
+                MayBlock::ForCopies | MayBlock::No if self.shared.durable_soon(last) => {}
+                MayBlock::ForCopies | MayBlock::No => return Err(Error::WouldBlock),
             }
         }
         self.writable()?; // if the log was deleted, another one may be at its path
@@ -488,7 +494,7 @@ impl Producers {
     /// [`file`](Self::file); where it may not block, [`Error::WouldBlock`] if it is locked.
     fn file_for(&self, may_block: MayBlock) -> Result<MutexGuard<'_, Saved>, Error> {
         match self.file.try_lock() {
-            Err(TryLockError::WouldBlock) if may_block == MayBlock::No => Err(Error::WouldBlock),
+            Err(TryLockError::WouldBlock) if may_block != MayBlock::Yes => Err(Error::WouldBlock),
             Err(TryLockError::Poisoned(held)) => Ok(held.into_inner()),
             Err(TryLockError::WouldBlock) => Ok(self.file()),
             Ok(held) => Ok(held),

@@ -190,8 +190,7 @@ impl Cold {
             in_run.or_else(|| sealed::head_at(&*self.file, words, key, record, at)).map(|head| (head, at))
         };
         let expected = (self.next.0 == record).then_some(self.next.1).and_then(head_at);
-        let whereabouts =
-            || self.segment.sealed.get().map(|sealed| sealed::whereabouts(&*self.file, sealed, record));
+        let whereabouts = || sealed::whereabouts(&*self.file, self.segment.sealed.get()?, key, record).ok();
         let found = match expected {
             Some(found) => Ok(found),
             None => match whereabouts() {

@@ -334,7 +334,7 @@ impl Shared {
                 return Err(refused);
             }
             stats::found_no_room();
-            if may_block == MayBlock::No {
+            if may_block != MayBlock::Yes {
                 return Err(Error::WouldBlock);
             }
             self.roll.changed.park(seen + 1, || self.stopping.load(Ordering::SeqCst), None);

@@ -244,15 +244,20 @@ pub(crate) enum Whereabouts {
     Lost,
 }
 
-/// Where a record of a sealed segment probably is; nothing is verified.
-pub(crate) fn whereabouts(file: &dyn File, sealed: &Sealed, record: u32) -> Whereabouts {
-    if sealed.survivors.is_none()
-        && let Some(looked) = &*lock(&sealed.looked)
-    {
-        let at = looked.positions.get(record as usize).and_then(|at| at.checked_sub(1));
-        return at.map_or(Whereabouts::Lost, Whereabouts::Indexed);
-    }
-    indexed(file, sealed, record).map_or(Whereabouts::Lost, Whereabouts::Indexed)
+/// Where a record of a sealed segment probably is; nothing is verified. If an earlier search has not found it, asks the
+/// disk again for what could not be read then, as reading the record does.
+pub(crate) fn whereabouts(
+    file: &dyn File,
+    sealed: &Sealed,
+    key: Key,
+    record: u32,
+) -> io::Result<Whereabouts> {
+    let looked = lock(&sealed.looked).clone();
+    let at = match looked.filter(|_| sealed.survivors.is_none()) {
+        Some(found) => looked_again(file, sealed, key, record, found)?.position(record),
+        None => indexed(file, sealed, record),
+    };
+    Ok(at.map_or(Whereabouts::Lost, Whereabouts::Indexed))
 }
 
 fn is_record(bytes: &[u8], key: Key, record: u32) -> bool {
@@ -290,25 +295,38 @@ fn read_frame(file: &dyn File, words: u32, position: u32, buf: &mut Vec<u8>) -> 
 /// be read now can be: one reader at a time asks the disk for that, which may take seconds, and the others get what is
 /// known. If some part cannot be read and the record is not in the rest, returns a read error.
 fn find(file: &dyn File, sealed: &Sealed, key: Key, record: u32) -> io::Result<Option<u32>> {
-    let mut found = {
+    let found = {
         let mut looked = lock(&sealed.looked);
         match &*looked {
             Some(found) => Arc::clone(found),
             None => Arc::clone(looked.insert(Arc::new(Looked::at(file, sealed, key)?))),
         }
     };
-    if !found.has(record)
-        && !found.unreadable.is_empty()
-        && let Some(_asking) = Asking::begin(&sealed.asking)
-        && found.can_be_read(file)
-    {
-        found = Arc::new(Looked::at(file, sealed, key)?);
-        *lock(&sealed.looked) = Some(Arc::clone(&found));
-    }
+    let found = looked_again(file, sealed, key, record, found)?;
     match &found.unreadable[..] {
         [bad, ..] if !found.has(record) => Err(io::Error::other(salvage::Unreadable(bad.clone()))),
-        _ => Ok(found.positions.get(record as usize).and_then(|at| at.checked_sub(1))),
+        _ => Ok(found.position(record)),
     }
+}
+
+/// Repeats a search that has not found a record, if that may find it now.
+fn looked_again(
+    file: &dyn File,
+    sealed: &Sealed,
+    key: Key,
+    record: u32,
+    found: Arc<Looked>,
+) -> io::Result<Arc<Looked>> {
+    if found.has(record) || found.unreadable.is_empty() {
+        return Ok(found);
+    }
+    let Some(_asking) = Asking::begin(&sealed.asking) else { return Ok(found) };
+    if !found.can_be_read(file) {
+        return Ok(found);
+    }
+    let again = Arc::new(Looked::at(file, sealed, key)?);
+    *lock(&sealed.looked) = Some(Arc::clone(&again));
+    Ok(again)
 }
 
 /// The right to ask the disk again, held by one reader of a segment at a time.
@@ -345,8 +363,12 @@ impl Looked {
         Ok(Self { positions, unreadable: frames.unreadable().to_vec() })
     }
 
+    fn position(&self, record: u32) -> Option<u32> {
+        self.positions.get(record as usize).and_then(|at| at.checked_sub(1))
+    }
+
     fn has(&self, record: u32) -> bool {
-        self.positions.get(record as usize).is_some_and(|&position| position > 0)
+        self.position(record).is_some()
     }
 
     /// Whether some part that could not be read can be read now.
