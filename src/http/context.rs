@@ -65,6 +65,29 @@ pub(super) enum Ack {
     Memory,
 }
 
+/// Repeats an append while it finds no room. Only waiting for room has a limit of time: an attempt that has begun may
+/// append, and its result is what is answered.
+async fn when_there_is_room<T, F, R>(
+    limit: Duration,
+    room: impl Fn() -> R,
+    attempt: impl Fn() -> F,
+) -> Result<Result<T, Error>, Problem>
+where
+    F: Future<Output = Result<Result<T, Error>, Problem>>,
+    R: Future<Output = ()>,
+{
+    let mut done = attempt().await?;
+    let until = Instant::now() + limit;
+    while let Err(Error::WouldBlock) = done {
+        let room = room(); // before the attempt, so that room made in between is not missed
+        done = attempt().await?;
+        if let Err(Error::WouldBlock) = done {
+            tokio::time::timeout_at(until.into(), room).await.map_err(|_| Problem::backpressure())?;
+        }
+    }
+    Ok(done)
+}
+
 impl Context {
     /// Returns the log of this name. If it has to be opened first, that is done off the runtime's thread.
     pub(super) async fn log(&self, line: &Line, name: &str) -> Result<Arc<OpenLog>, Problem> {
@@ -165,24 +188,6 @@ impl Context {
         result.await.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
     }
 
-    /// Appends what `attempt` appends; if the disk is behind, waits a little for it. Only waiting has a limit of time: an
-    /// attempt that has begun may append, and its result is what is answered.
-    async fn append_by<T, F>(&self, log: &Arc<OpenLog>, attempt: impl Fn() -> F) -> Result<T, Problem>
-    where
-        F: Future<Output = Result<Result<T, Error>, Problem>>,
-    {
-        let mut done = attempt().await?;
-        let until = Instant::now() + self.limits.append_time;
-        while let Err(Error::WouldBlock) = done {
-            let room = log.room(); // before the attempt, so that room made in between is not missed
-            done = attempt().await?;
-            if let Err(Error::WouldBlock) = done {
-                tokio::time::timeout_at(until.into(), room).await.map_err(|_| Problem::backpressure())?;
-            }
-        }
-        self.seen(log, done).await
-    }
-
     /// Appends values that are this much [`work`]: what takes more than a moment, off the runtime's thread. `append` is
     /// told whether it may wait for copies of others.
     pub(super) async fn append<V: Send + Sync + 'static, T: Send + 'static>(
@@ -193,16 +198,20 @@ impl Context {
         values: V,
         append: fn(&OpenLog, &V, MayBlock) -> Result<T, Error>,
     ) -> Result<T, Problem> {
+        let limit = self.limits.append_time;
         if work < LARGE {
-            return self.append_by(log, || ready(Ok(append(log, &values, MayBlock::No)))).await;
+            let attempt = || ready(Ok(append(log, &values, MayBlock::No)));
+            let done = when_there_is_room(limit, || log.room(), attempt).await?;
+            return self.seen(log, done).await;
         }
         let values = Arc::new(values);
         let attempt = || {
             let (log, values) = (Arc::clone(log), Arc::clone(&values));
             let run = move || append(&log, &values, MayBlock::ForCopies);
-            self.for_client(line, Kind::Append, self.limits.append_time, run)
+            self.for_client(line, Kind::Append, limit, run)
         };
-        Box::pin(self.append_by(log, attempt)).await
+        let done = Box::pin(when_there_is_room(limit, || log.room(), attempt)).await?;
+        self.seen(log, done).await
     }
 
     /// If an append is refused because of what is in the log, the answer waits until readers can see that content.
@@ -242,5 +251,32 @@ impl Context {
                 Ok(())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{cell::Cell, future::pending};
+
+    /// It was given up when the time was over, went on off the runtime's thread, and was stored all the same.
+    #[test]
+    fn an_append_that_has_begun_is_waited_for_and_its_result_is_answered() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let limit = Duration::from_millis(20);
+        let attempts = Cell::new(0);
+        let slow = || async {
+            attempts.set(attempts.get() + 1);
+            if attempts.get() < 3 {
+                return Ok(Err(Error::WouldBlock));
+            }
+            tokio::time::sleep(4 * limit).await;
+            Ok(Ok(7))
+        };
+        let done = runtime.block_on(when_there_is_room(limit, || ready(()), slow));
+        assert!(matches!(done, Ok(Ok(7))), "after {} attempts", attempts.get());
+        let never = || ready(Ok(Err::<(), _>(Error::WouldBlock)));
+        let refused = runtime.block_on(when_there_is_room(limit, pending::<()>, never)).err();
+        assert!(refused.is_some_and(|problem| problem.to_string().starts_with("backpressure")));
     }
 }

@@ -1,4 +1,6 @@
 mod clock;
+#[cfg(feature = "server")]
+mod copying;
 mod damaged;
 mod refused;
 
