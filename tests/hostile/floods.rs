@@ -91,13 +91,13 @@ fn floods_of_frames_cost_little_memory_and_others_are_served() {
         ),
     ];
     for (what, first, round) in &floods {
-        let (before, alone) = (process.memory(), producer.rate(a_while(0.3)));
+        let (before, alone) = (process.memory(), producer.rate(a_while(0.2)));
         process.reset_peak();
         let start = process.resident();
-        let time = a_while(0.8);
+        let time = a_while(0.5);
         let (beside, ended) = std::thread::scope(|scope| {
             let flooding = scope.spawn(|| flood(&server, first, round, time));
-            let beside = producer.rate(a_while(0.6));
+            let beside = producer.rate(a_while(0.4));
             (beside, flooding.join().unwrap())
         });
         let (cost, slowest) = (process.peak().saturating_sub(start), producer.slowest());
