@@ -7,8 +7,8 @@
 //!
 //! # What always holds
 //! - A region is reserved by exactly one append: `tail` only grows, by read-modify-writes.
-//! - A slot is stored once, after its frame is complete. A batch's first slot is stored last, so whoever sees a batch's
-//!   first record sees all of its records.
+//! - A slot is stored once, after its frame is complete. A batch's first slot is stored last, so a reader that sees a
+//!   batch's first record sees all of its records.
 //! - Exactly one append goes from "fits" to "does not fit": it stores the closing point, once. Appends that start later
 //!   get nothing and go to the next chunk.
 //!

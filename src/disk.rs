@@ -64,10 +64,10 @@ pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     fn memory(&self, at: &Path) -> io::Result<Box<dyn MemoryDir>>;
     /// See [`Node`].
     fn node(&self, dir: &Path) -> io::Result<Node>;
-    /// Takes the lock file at `path`, creating it if it is missing; `WouldBlock` if somebody holds it. It is held until
+    /// Takes the lock file at `path`, creating it if it is missing; `WouldBlock` if another holds it. It is held until
     /// the returned value is dropped or the process ends, in whatever way.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
-    /// Takes the lock file at `path`, if it exists, in shared mode; `WouldBlock` if somebody holds it exclusively.
+    /// Takes the lock file at `path`, if it exists, in shared mode; `WouldBlock` if another holds it exclusively.
     /// `None` if there is no lock file.
     fn join_lock(&self, _path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
         Ok(None)
@@ -108,9 +108,9 @@ pub(crate) trait File: Send + Sync + std::fmt::Debug {
     /// Writes `parts` one after the other from `position` on; they are durable on return. Position, addresses and
     /// lengths must be multiples of [`BLOCK`]. After an error nothing is known about the range.
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()>;
-    /// Makes everything that was written to the file durable, by whomever it was written. Where the system supports it,
-    /// later reads come from the device: after a failed sync, memory may hold data that the device does not have, and
-    /// treat it as written.
+    /// Makes everything that any process has written to the file durable. Where the system supports it, later reads
+    /// come from the device: after a failed sync, memory may hold data that the device does not have, and treat it as
+    /// written.
     fn sync(&self) -> io::Result<()>;
     /// Sets the length; durable on return.
     fn set_len(&self, length: u64) -> io::Result<()>;

@@ -13,7 +13,7 @@
 //! `crc` is the CRC-32C of bytes 8 to the end of the padding, starting from `seed ^ length`; `record` and `behind` are
 //! masked (exclusive or). Seed and mask form the segment's [`Key`], derived from the log's secret and the segment's
 //! base offset. A frame left over in recycled memory, or copied from elsewhere, therefore does not verify in any other
-//! segment, and nobody who cannot read the files can make a value that contains frames. [`FRAME`] is set in every
+//! segment, and nobody who cannot read the files can construct a value that contains frames. [`FRAME`] is set in every
 //! frame, so that zeros are never a frame.
 
 use crate::LogId;
@@ -31,7 +31,7 @@ const FRAME: u16 = 0x8000;
 pub(crate) const MORE: u16 = 0x0001;
 /// The value was lost to damage, and `repair` put this frame in its place.
 pub(crate) const LOST: u16 = 0x0002;
-/// The value is JSON, according to whoever appended it.
+/// The value is JSON, according to the caller that appended it.
 pub(crate) const JSON: u16 = 0x0004;
 /// An extension block precedes the value: its length (`u16`), then that many bytes, such as a producer's sequence.
 pub(crate) const EXTENDED: u16 = 0x0008;
@@ -193,7 +193,7 @@ pub(crate) struct Head {
 /// Bytes from which [`head`] says all it can: the header, and how long an extension block is.
 pub(crate) const HEAD: usize = HEADER + EXTENSION_LENGTH;
 
-/// The head of the frame that begins `bytes`, of which [`HEAD`] are enough. `None` where it cannot be one.
+/// The head of the frame that begins `bytes`, of which [`HEAD`] are enough. `None` if it cannot be one.
 pub(crate) fn head(bytes: &[u8], key: Key) -> Option<Head> {
     let (header, rest) = bytes.split_first_chunk::<HEADER>()?;
     let word = |n: usize| u64::from_le_bytes(std::array::from_fn(|i| header[n * WORD + i]));

@@ -2,12 +2,13 @@
 //!
 //! This module is the public face, and what its submodules share. Appends meet in the active chunk
 //! ([`append`](mod@append)). The flusher commits what is published to the segment file and raises `durable` (`flush`).
-//! The maintenance task makes the spare segment, seals the last one, and drops old chunks (`roll`, `retain`, `budget`).
-//! Both are tasks, which threads of the process run for all logs (`task`, `workers`). Readers find a record by its
-//! segment (`read`). Opening recovers (`recovery`).
+//! The maintenance task prepares the spare segment, seals the last one, and drops old chunks (`roll`, `retain`,
+//! `budget`). Both are tasks, which threads of the process run for all logs (`task`, `workers`). Readers find a record
+//! by its segment (`read`). Opening recovers (`recovery`).
 //!
 //! # What always holds
-//! - `first <= durable <= published <= next`, and each only grows.
+//! - `first <= durable <= next`, and each only grows; with [`Durability::Memory`], where `published` is kept, also
+//!   `durable <= published <= next`.
 //! - What readers see ends at `durable`, or at `published` with [`Durability::Memory`]; everything below is immutable.
 //! - Segments follow each other without a gap: each starts where the one before was closed.
 
@@ -94,13 +95,13 @@ pub struct Log {
     running: bool,
 }
 
-/// What is shared by everybody who works on a log.
+/// What all threads that work on a log share.
 pub(crate) struct Shared {
     options: Options,
     dir: PathBuf,
     env: Environment,
     id: LogId,
-    /// What the keys of its segments are made from.
+    /// What the keys of its segments are derived from.
     secret: Secret,
     /// Where appends go.
     active: Swap<roll::Active>,
@@ -133,7 +134,9 @@ impl Shared {
         if let Some(first) = self.damage.first() {
             let more = self.damage.len() - 1;
             let more = if more > 0 { format!(", and {more} more") } else { String::new() };
-            return Err(Error::ReadOnly { reason: format!("{first}{more}; see `millstream repair`").into() });
+            return Err(Error::ReadOnly {
+                reason: format!("{first}{more}; repair the log (`repair()`, or `millstream repair`)").into(),
+            });
         }
         if let Some(full) = &self.full {
             return Err(full.error.clone());
@@ -141,8 +144,8 @@ impl Shared {
         if self.stopping.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// A write has failed: nothing more is appended, all waiters are told, and nothing is tried again, because a failed
-    /// sync says nothing about what is on the disk.
+    /// A write has failed: nothing more is appended, all waiters get an error, and nothing is tried again, because a
+    /// failed sync says nothing about what is on the disk.
     fn fail(&self, error: &Error) {
         if self.failed.set(error.to_string().into()).is_ok() {
             tracing::error!(dir = %self.dir.display(), %error, "the log's writer has failed");
@@ -369,7 +372,7 @@ impl Log {
     /// appended so far.
     ///
     /// # Errors
-    /// [`Error::Failed`]: it is not known whether the record is durable; opening the log again will tell.
+    /// [`Error::Failed`]: it is not known whether the record is durable; opening the log again will show it.
     /// [`Error::Closed`], [`Error::ReadOnly`] if it never will be.
     pub fn wait_durable(&self, offset: u64) -> Result<(), Error> {
         self.shared.wait_durable(offset)
@@ -522,14 +525,14 @@ impl Log {
         self.shared.full.is_some()
     }
 
-    /// Whether old segments can be dropped: also where there is no room for writing.
+    /// Whether old segments can be dropped, even if there is no room for writing.
     #[cfg(feature = "store")]
     pub(crate) fn can_trim(&self) -> bool {
         let full = self.shared.full.as_ref().is_some_and(|full| !full.is_read_only);
         self.writable().err().is_none_or(|error| error.is_full() && full)
     }
 
-    /// Ends a log that could only be read, so that another opening can take its place: waiters are told.
+    /// Ends a log that could only be read, so that another opening can take its place: waiters get an error.
     #[cfg(feature = "store")]
     pub(crate) fn give_way(&self) {
         let _ = self.shared.failed.set("it was opened again, because there is room now".into());
@@ -567,7 +570,7 @@ impl Log {
         })
     }
 
-    /// Stops a log that is being deleted: appends and waiters are told so, and nothing more is written.
+    /// Stops a log that is being deleted: appends and waiters get an error, and nothing more is written.
     #[cfg(feature = "store")]
     pub(crate) fn abandon(&self) {
         let _ = self.shared.failed.set(DELETED.into()); // or it has failed already

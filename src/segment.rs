@@ -38,7 +38,8 @@ pub(crate) struct Segment {
     file: Mutex<Option<std::sync::Arc<file::SegmentFile>>>,
     /// Its records in memory: always present until it is sealed, then for as long as the budget allows.
     pub(crate) chunk: SwapOption<Chunk>,
-    /// Its successor, which continues where this segment was closed. Set once.
+    /// Its successor, which continues where this segment was closed. Set once;
+    /// again when the segment has left the chain.
     pub(crate) next: SwapOption<Segment>,
     /// What is known about it once it is sealed.
     pub(crate) sealed: OnceLock<sealed::Sealed>,

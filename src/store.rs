@@ -74,7 +74,7 @@ pub struct OpenLog {
     settings: LogSettings,
     /// Whether it was deleted, or is being deleted.
     deleted: AtomicBool,
-    /// The store's lock, released when the last log is closed: whoever holds a log may outlive the store.
+    /// The store's lock, released when the last log is closed: a caller that holds a log may outlive the store.
     _lock: Arc<dyn Send + Sync>,
 }
 
@@ -301,7 +301,7 @@ impl Store {
                 entry.open.store(Some(Arc::new(open)));
                 Ok(true)
             }
-            // It could not be undone, or somebody else has put a log there: a log like any other, to be opened or
+            // It could not be undone, or another process has put a log there: a log like any other, to be opened or
             // deleted.
             Err(error) if self.inner.is_there(name) => {
                 drop(deleted);
@@ -333,7 +333,7 @@ impl Store {
             return Err(not_found());
         }
         let to = self.inner.temporary_dir(name);
-        // Set before its files are moved, so that whoever misses one knows why.
+        // Set before its files are moved, so that a thread that misses one knows why.
         let say = |deleted| {
             entry.open.load().iter().for_each(|open| open.deleted.store(deleted, Ordering::Release));
         };
@@ -366,7 +366,7 @@ impl Store {
         &self.inner.options
     }
 
-    /// Closes all logs, making everything that was appended durable. A log that somebody still holds is closed when it
+    /// Closes all logs, making everything that was appended durable. A log that a caller still holds is closed when it
     /// is dropped.
     ///
     /// # Errors
@@ -415,8 +415,8 @@ impl Inner {
         entry.used.store(self.now(), Ordering::Relaxed); // stands alone; a stale value closes a log too early at worst
     }
 
-    /// Makes place for so many more open logs than there are: closes those that were not used for longest, where they can be closed
-    /// at once. The store's thread does so too, but in a second many may be opened.
+    /// Makes room for this many more open logs: closes those that were unused for longest, if they can be closed at
+    /// once. The store's thread does so too, but many may be opened in a second.
     fn close_idlest(&self, more: usize) {
         let limit = self.options.open_logs.max(1);
         let is_open = |entry: &&Arc<Entry>| entry.open.load().is_some();
@@ -436,7 +436,7 @@ impl Inner {
             let log = entry.open.load_full();
             log.is_some_and(|log| Arc::strong_count(&log) <= 2 && log.settles_soon()) // the entry's, and this one
         };
-        // A few more, so that of many logs not all are gone through for each that is opened.
+        // A few more, so that not all of many logs are examined for each that is opened.
         open.iter().filter(can_be).take(too_many + limit / 64).for_each(|entry| entry.close());
     }
 

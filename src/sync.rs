@@ -46,7 +46,7 @@ pub(crate) fn write_lock<T>(lock: &std::sync::RwLock<T>) -> std::sync::RwLockWri
     lock.write().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// [`lock`], unless somebody holds the lock.
+/// [`lock`], unless another thread holds the lock.
 pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     use std::sync::TryLockError;
     match mutex.try_lock() {

@@ -13,8 +13,8 @@
 //!   u32                             u32    u64    u64
 //! ```
 //!
-//! What always holds: a frame that is cut anywhere is no frame, and no length that a peer claims is believed before that
-//! many bytes are there. The frames of segment files are others: `frame.rs`.
+//! What always holds: a frame that is cut anywhere is not accepted, and no length that a peer claims is believed before
+//! that many bytes have arrived. The frames of segment files are different: see `frame.rs`.
 
 /// The media type of a body that consists of wire frames.
 pub(crate) const MEDIA_TYPE: &str = "application/vnd.millstream.frames";

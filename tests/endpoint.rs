@@ -145,7 +145,7 @@ fn a_connection_over_the_limit_waits_for_a_request_and_takes_the_place_of_an_idl
     let address = server.address.clone();
     let second = std::thread::spawn(move || Client::connect(&address).unwrap().append(b"b").unwrap());
     std::thread::sleep(Duration::from_millis(200));
-    assert!(!second.is_finished(), "a second connection was served beside the only one allowed");
+    assert!(!second.is_finished(), "a second connection was served in addition to the only one allowed");
     first.send(body).unwrap();
     assert_eq!(first.answer().unwrap().body, "{\"offset\":0}\n");
     assert_eq!(

@@ -73,7 +73,7 @@ fn fits(document: &Value, schema: &str, value: &Value) {
         assert!(value.contains_key(required.as_str().unwrap()), "{required} is missing");
     }
     for member in value.keys() {
-        assert!(properties.contains_key(member), "{member} is not told of");
+        assert!(properties.contains_key(member), "{member} is not described");
     }
 }
 
@@ -131,7 +131,7 @@ fn every_code_is_in_the_table_and_in_the_document() {
     assert!(headers["Retry-After"].is_object() && headers["Allow"].is_object());
 }
 
-/// The document allowed what the server refuses: a segment below 4 KiB, other members beside an offset.
+/// The document allowed what the server refuses: a segment below 4 KiB, other members next to an offset.
 #[test]
 fn the_document_refuses_what_the_server_refuses() {
     let data = tempfile::tempdir().unwrap();

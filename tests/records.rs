@@ -432,7 +432,7 @@ fn a_slow_reader_is_dropped_and_told_and_may_resume() {
     assert!(got.len() < 24 << 20, "all was kept for one who does not read");
     let next = got[last..].split("\"next_offset\":").nth(1).and_then(|rest| rest.split('}').next()).unwrap();
     let seen = got.matches("\nid: ").count() as u64;
-    assert_eq!(next.parse(), Ok(seen), "it does not say where to go on");
+    assert_eq!(next.parse(), Ok(seen), "it does not say where to continue");
     let mut rest =
         tail(&server, &format!("{base}?offset={next}"), "").filter(|line| line.starts_with("id: "));
     assert!((seen..24).all(|offset| rest.next() == Some(format!("id: {offset}"))));

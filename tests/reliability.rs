@@ -73,7 +73,7 @@ fn every_test_that_the_page_on_reliability_names_is_in_the_source() {
         let names: Vec<&str> = shown_by.split('`').skip(1).step_by(2).collect(); // between backticks
         assert!(!names.is_empty() || *shown_by == NONE, "{what:?}: name a test, or say {NONE:?}");
         for name in names {
-            assert!(tests.contains(name), "{what:?} is shown by {name}, and there is no such test");
+            assert!(tests.contains(name), "{what:?} is shown by {name}, which does not exist");
         }
     }
 }

@@ -40,7 +40,10 @@ pub(super) fn with_file(command: Command, path: &Path) -> Result<Command, Failur
             |argument: &&Arg| argument.get_id() == key.as_str() || old_names(argument).any(|old| old == key);
         let setting = command.get_arguments().find(named).map(|argument| argument.get_id().clone());
         let Some(id) = setting.filter(|id| !NOT_SETTINGS.contains(&id.as_str())) else {
-            return Err(format!("{shown} has {key:?}, which is no setting; --print-config shows all").into());
+            return Err(format!(
+                "{shown} has {key:?}, which is not a setting; --print-config prints all settings"
+            )
+            .into());
         };
         let value = match value {
             toml::Value::String(text) => text,

@@ -29,8 +29,8 @@ impl Repair {
         if let Some(owner) = other_owner(&self.dir)?.filter(|_| !self.any_user) {
             let dir = self.dir.display();
             return Err(format!(
-                "the log belongs to user {owner}: memory that a server of that user has left would not be seen, and what is \
-                 written would not be that server's; use sudo -u '#{owner}' millstream repair {dir}, or --any-user"
+                "the log belongs to user {owner}: memory left by a server of that user would not be found, and repaired files \
+                 would not belong to that user; use sudo -u '#{owner}' millstream repair {dir}, or --any-user"
             )
             .into());
         }

@@ -256,7 +256,8 @@ fn origin(text: &str) -> Result<String, String> {
     if text == "*" || text == "null" || whole {
         Ok(text.to_owned())
     } else {
-        Err("it is no origin, such as https://app.example.com or http://localhost:8080, nor *".to_owned())
+        Err("it is neither an origin, such as https://app.example.com or http://localhost:8080, nor *"
+            .to_owned())
     }
 }
 
@@ -278,13 +279,14 @@ fn files_to_share(limit: usize, threads: usize) -> Result<usize, String> {
     let least = own + LEAST_SPARE_FILES + LEAST_SHARES;
     if limit < least {
         return Err(format!(
-            "the limit of open files (ulimit -n) is {limit}, and with {threads} server threads at least {least} are needed: raise it (ulimit -n {least}, LimitNOFILE={least}), or name fewer --threads"
+            "the limit of open files (ulimit -n) is {limit}, and with {threads} server threads at least {least} are needed: \
+             raise it (ulimit -n {least}, LimitNOFILE={least}), or set fewer --threads"
         ));
     }
     Ok(limit - own)
 }
 
-/// How many connections and open logs there may be with this many files. If there are too few for all, connections get
+/// How many connections and open logs are allowed with this many files. If there are too few for all, connections get
 /// up to two thirds of them, so that clients that only connect never prevent a log from being opened.
 fn shares(files: usize, connections: usize, logs: usize) -> (usize, usize) {
     let files = files.saturating_sub(SPARE_FILES.min(files / 4).max(LEAST_SPARE_FILES));
@@ -342,7 +344,7 @@ fn stop_signal(stderr: &Lines) -> std::io::Result<oneshot::Receiver<()>> {
     Ok(stopped)
 }
 
-/// Whether this process was started with SIGHUP ignored; if the system does not tell, it was not.
+/// Whether this process was started with SIGHUP ignored; if the system does not say so, it was not.
 fn is_hangup_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

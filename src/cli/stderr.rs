@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// Prints one line, if anybody reads it.
 pub(super) fn say(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{line}"); // if nobody reads, there is nobody to tell
+    let _ = writeln!(io::stderr(), "{line}"); // if nobody reads it, nobody can be notified
 }
 
 enum Item {

@@ -46,7 +46,7 @@ impl Verify {
         let report = report?;
         if let Some(owner) = other_owner(&self.dir)?.filter(|_| shm_dir.is_some()) {
             stderr::say(format_args!(
-                "millstream: the log belongs to user {owner}; memory that a server of that user has left was not looked for"
+                "millstream: the log belongs to user {owner}; memory left by a server of that user was not looked for"
             ));
         }
         let (first, next) = (report.first, report.next);

@@ -58,7 +58,7 @@ pub(super) fn read(file: &fs::File, buf: &mut [u8], position: u64) -> io::Result
             match rustix::io::pread(&direct, &mut buf[done..whole], position + done as u64) {
                 Ok(read) if read > 0 && read.is_multiple_of(UNIT) => done += read,
                 Err(rustix::io::Errno::INTR) => {}
-                // The end of the file, or a file system that refuses such reads: the page cache will tell.
+                // The end of the file, or a file system that refuses such reads: the page cache will show which.
                 Ok(_) | Err(rustix::io::Errno::INVAL) => break,
                 Err(error) => return Err(error.into()),
             }

@@ -72,8 +72,8 @@ impl MemoryDir for ShmDir {
         };
         use std::os::{fd::AsRawFd, unix::fs::FileExt};
         // Create the file in the user's directory, which stays. The owner's may be removed at any moment while it is
-        // empty, because whoever drops this owner's last file removes it. So the only steps left for the loop below are
-        // to create the owner's directory and to give the file its name.
+        // empty, because the process that drops this owner's last file removes it. So the only steps left for the loop
+        // below are to create the owner's directory and to give the file its name.
         let above = self.0.parent().unwrap_or(&self.0);
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file: fs::File =

@@ -103,7 +103,7 @@ impl State {
             return done(&mut self.names);
         }
         if self.random.one_in(2) {
-            let _ = done(&mut self.names); // nobody is there to be told
+            let _ = done(&mut self.names); // nobody is left to be notified
         }
         Err(gone())
     }

@@ -37,9 +37,9 @@ pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
     Either::Left(Full::new(bytes.into()))
 }
 
-/// A body that is made piece by piece, each when the connection has room for it: `next` makes a piece, and what makes
-/// the one after it; `None` ends the body. An error breaks off the answer, so that nobody considers it complete, and so
-/// does a panic.
+/// A body that is rendered piece by piece, each when the connection has room for it: `next` makes a piece, and what
+/// makes the one after it; `None` ends the body. An error breaks off the answer, so that nobody considers it complete,
+/// and so does a panic.
 pub(super) fn piece_by_piece<S, F>(state: S, next: fn(S) -> F) -> Body
 where
     S: 'static,

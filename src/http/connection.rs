@@ -208,11 +208,7 @@ impl Connections {
         let due = told == 0 || now >= told + TELL_EVERY;
         if due && self.told.compare_exchange(told, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             let (most, closed) = (self.most, self.made_place.swap(0, Ordering::Relaxed));
-            tracing::warn!(
-                most,
-                closed,
-                "there are as many connections as there may be: slow and idle ones are closed to make room for new ones"
-            );
+            tracing::warn!(most, closed, "the limit of connections is reached: closing slow and idle ones");
         }
     }
 
@@ -442,7 +438,7 @@ impl Connection {
             Some(Protocol::Http2) => {
                 if self.requests.load(Ordering::Relaxed) == 0 && idle > header_time {
                     if !self.stopped.swap(true, Ordering::Relaxed) {
-                        self.stop.notify_one(); // it is told before it is closed
+                        self.stop.notify_one(); // it is notified before it is closed
                     } else if idle > header_time + LAST_WORDS {
                         self.cut("it is idle");
                     }
@@ -558,7 +554,7 @@ mod tests {
     #[test]
     fn a_body_moves_from_a_floor_on_and_the_slow_go_before_those_that_were_served() {
         assert!(!moves(1, 3_000) && !moves(1_000, 1_000) && moves(1_024, 1_000) && moves(3, 2));
-        assert!(!moves(1 << 20, 0), "what comes in one moment is added up");
+        assert!(!moves(1 << 20, 0), "what arrives in one moment is added up");
         // In order, connections that may be the first to be closed at each of two times.
         let order = [
             (Doing::Sends, STILL),

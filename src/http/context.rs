@@ -28,7 +28,7 @@ use tokio::sync::{oneshot, watch};
 /// How often to look whether a large batch before another one is copied.
 const COPYING: Duration = Duration::from_millis(1);
 
-/// How much work it is to parse or append values of so many bytes: each record takes as long as some bytes.
+/// How much work it is to parse or append values of this many bytes: each record takes as long as some bytes.
 pub(super) fn work(bytes: usize, records: usize) -> usize {
     bytes.saturating_add(records.saturating_mul(64))
 }
@@ -189,7 +189,7 @@ impl Context {
     }
 
     /// Appends values that are this much [`work`]: what takes more than a moment, off the runtime's thread. `append` is
-    /// told whether it may wait for copies of others.
+    /// told whether it may wait for the copies of other appends.
     pub(super) async fn append<V: Send + Sync + 'static, T: Send + 'static>(
         &self,
         line: &Line,

@@ -131,8 +131,8 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
     }
 }
 
-/// Waits for memory of `bytes`. There is no queue: whoever finds what it needs takes it, and one that needs much does not
-/// keep those waiting that need little.
+/// Waits for memory of `bytes`. There is no queue: a request takes what it needs as soon as that is free, so that one
+/// that needs much does not delay those that need little.
 async fn covered(mut grant: Grant, bytes: usize, patience: Duration) -> Result<Grant, Problem> {
     let (begun, mut pause) = (Instant::now(), *ASK.start());
     while let Err(used_up) = grant.cover(bytes) {

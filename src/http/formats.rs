@@ -127,7 +127,7 @@ fn fits(range: &str, name: &str) -> bool {
     range == "*/*" || range.eq_ignore_ascii_case(name) || (range.ends_with("/*") && kind(range) == kind(name))
 }
 
-/// A body of records. The records are found anew each time that they are iterated over, so that none costs more memory
+/// A body of records. The records are found again each time that they are iterated over, so that none costs more memory
 /// than its bytes.
 #[derive(Debug)]
 pub(super) struct DecodedBatch {
@@ -210,7 +210,7 @@ impl DecodedBatch {
     }
 }
 
-/// Parses a body whose records may take `room`. What is made from it is in the budget that `grant` belongs to.
+/// Parses a body whose records may take `room`. What is decoded is in the budget that `grant` belongs to.
 pub(super) fn parse(
     format: Format,
     body: Bytes,
@@ -347,7 +347,7 @@ impl Framing {
             (Some(raw), None) => {
                 let quoted = raw.get().strip_prefix('"').and_then(|text| text.strip_suffix('"'));
                 let base64 = quoted.ok_or_else(|| {
-                    let detail = format!("the value of record {n} is no text; send base64");
+                    let detail = format!("the value of record {n} is not a string; send base64");
                     Problem::new(Code::InvalidRequest, detail).with("record", n)
                 })?;
                 self.frame(base64::decoded_len_estimate(base64.len()), false, |space| {

@@ -150,7 +150,7 @@ fn is_of_a_browser(headers: &HeaderMap) -> bool {
         || agent.starts_with(b"Mozilla/")
 }
 
-/// Whether somebody has followed a link to this server, to have the answer shown on its own: not within the page that
+/// Whether a user has followed a link to this server, to have the answer shown on its own: not within the page that
 /// the link is on.
 fn is_a_link(headers: &HeaderMap) -> bool {
     let is = |name, value| headers.get(name).is_some_and(|has| has == value);

@@ -1,7 +1,7 @@
 //! Turns for what only a few requests may do at once: reading from the disk, looking for the end of a range, parsing
-//! bodies, opening logs. Turns are shared fairly among connections: for each kind, one request of a connection waits among those of
-//! other connections, and its other requests wait behind that one. Otherwise a client with many requests in flight
-//! would get nearly all turns. If a turn is free, it is taken without any of this.
+//! bodies, appending large batches, opening logs. Turns are shared fairly among connections: for each kind, one request
+//! of a connection waits among those of other connections, and its other requests wait behind that one. Otherwise a
+//! client with many requests in flight would get nearly all turns. If a turn is free, it is taken without any of this.
 
 use super::problem::Problem;
 use std::{sync::Arc, time::Duration};
@@ -22,7 +22,7 @@ pub(super) enum Kind {
     ReadLarge,
     /// To append a large batch: its copy and its checksums take milliseconds.
     Append,
-    /// To do something that may take long for a log: see `turns`.
+    /// To do something that may take long for a log: see `log_turns`.
     Log,
 }
 
@@ -66,7 +66,7 @@ impl AllTurns {
         Self(turns.map(|turns| Arc::new(Semaphore::new(turns.max(1)))))
     }
 
-    /// Returns a turn if one is free. None is free as long as somebody waits: a turn that is given back goes to a
+    /// Returns a turn if one is free. None is free as long as a request waits: a turn that is given back goes to a
     /// waiting request.
     pub(super) fn free(&self, kind: Kind) -> Option<Turn> {
         Arc::clone(&self.0[kind as usize]).try_acquire_owned().ok()
@@ -108,7 +108,7 @@ mod tests {
         }
     }
 
-    /// All requests stood in one line, in the order of asking.
+    /// All requests waited in one queue, in the order in which they asked.
     #[test]
     fn a_connection_with_one_request_does_not_wait_for_all_of_one_with_many() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

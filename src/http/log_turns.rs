@@ -54,7 +54,7 @@ impl LogTurns {
     ) -> Result<LogTurn, Problem> {
         let found = Arc::clone(lock(&self.by_name).entry(name.to_owned()).or_default());
         let asked = Asked { turns: Arc::clone(self), name: name.to_owned(), log: Some(Arc::clone(&found)) };
-        let log = found; // declared last, and so dropped before `asked`, which looks who else has it
+        let log = found; // declared last, and so dropped before `asked`, which checks who else has it
         // Nobody waits for the one while having the other: a request that waits for a busy log would keep its
         // connection's requests for other logs waiting, and one that waits in the queue of a busy connection those of
         // other connections for its log.
@@ -150,7 +150,7 @@ mod tests {
         });
     }
 
-    /// All requests stood in one line, in the order of asking.
+    /// All requests waited in one queue, in the order in which they asked.
     #[test]
     fn a_connection_that_asks_for_many_logs_keeps_no_other_waiting_for_all_of_them() {
         // One that nobody else wants, and one that the others wait for too.
@@ -173,7 +173,7 @@ mod tests {
         }
     }
 
-    /// All requests for one log stood in one line.
+    /// All requests for one log waited in one queue.
     #[test]
     fn a_connection_that_asks_for_one_log_often_keeps_no_other_waiting_for_all_of_that() {
         with_server(|server| {
@@ -196,7 +196,7 @@ mod tests {
         });
     }
 
-    /// Whoever waited for a log that is busy was first in the line of its connection.
+    /// A request that waited for a busy log was first in the queue of its connection.
     #[test]
     fn who_waits_for_a_busy_log_keeps_nobody_from_others() {
         with_server(|server| {
@@ -207,7 +207,7 @@ mod tests {
             let names: Vec<_> = (1..LOGS).map(|n| n.to_string()).collect();
             let have: Vec<_> = names.iter().map(|name| poll(&mut server.ask(name, &line)).unwrap()).collect();
             drop((busy, have));
-            // Each of those who wait gets on, one after the other.
+            // Each of the waiting requests gets its turn, one after the other.
             let mut most = 1000;
             while !waiting.is_empty() {
                 let mut turns = Vec::new();

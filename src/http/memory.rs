@@ -1,5 +1,5 @@
 //! One budget of memory for everything that clients make the server hold: bodies being received, bodies being parsed,
-//! and answers being sent. Anything that would exceed it is refused before it is read or made.
+//! and answers being sent. Anything that would exceed it is refused before it is read or rendered.
 //!
 //! A [`Grant`] is a part of the budget, returned when it is dropped. A [`Buffer`] is bytes that hold their grant: small
 //! ones are on the heap; large ones are mappings of their own, which return to the system as soon as they are dropped,
@@ -69,7 +69,7 @@ pub(super) struct Memory {
 }
 
 /// How much work it is to parse a body. For a compressed body that is not known before it is done: it begins as the
-/// kind of work that its compressed size makes it, and if it turns out to be more, what was made of it is dropped, and
+/// kind of work that its compressed size makes it, and if it turns out to be more, what was decoded is dropped, and
 /// it queues again with the next kind and starts over. So a body never waits behind larger ones, a waiting body holds
 /// nothing but what was received, and what is done twice is at most 1 MiB before the second kind and 9 MiB before the
 /// third.
@@ -130,7 +130,7 @@ impl Memory {
     /// threads to use it.
     pub(super) fn new(limit: usize, largest: usize, threads: usize) -> Arc<Self> {
         let zero = || AtomicUsize::new(0);
-        // Of a body there is what it decodes to, and what is made from that. The largest bodies have half of the
+        // A body takes what it decodes to, and what is parsed from that. The largest bodies have half of the
         // budget, each of the other two kinds half of what that leaves for bodies.
         let fit = |part: usize, bytes: usize| part / bytes.saturating_mul(2).max(1);
         let [little, more] = [LITTLE, MORE].map(|bytes| fit(limit / 8, bytes).min(threads));

@@ -18,7 +18,7 @@ pub(super) fn of<B>(request: &Request<B>) -> impl Iterator<Item = Result<Paramet
     form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes()).map(move |(name, value)| {
         if seen.contains(&name) {
             let name: String = name.chars().take(50).collect();
-            return Err(Problem::new(Code::InvalidQuery, format!("{name:?} is there more than once")));
+            return Err(Problem::new(Code::InvalidQuery, format!("{name:?} occurs more than once")));
         }
         seen.push(name.clone());
         Ok((name, value))
@@ -28,7 +28,10 @@ pub(super) fn of<B>(request: &Request<B>) -> impl Iterator<Item = Result<Paramet
 /// The answer to an unknown parameter.
 pub(super) fn unknown(name: &str, known: &str) -> Problem {
     let name: String = name.chars().take(50).collect();
-    Problem::new(Code::InvalidQuery, format!("there is no parameter {name:?} here; there are: {known}"))
+    Problem::new(
+        Code::InvalidQuery,
+        format!("{name:?} is not a parameter of this request; its parameters are: {known}"),
+    )
 }
 
 /// The answer to an invalid value of a parameter.
@@ -87,7 +90,7 @@ pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'
         (Ok(value), None) => Ok(Some(value)),
         (Err(_), None) => Err(Problem::new(Code::InvalidRequest, format!("the header {name} is not text"))),
         (_, Some(_)) => {
-            Err(Problem::new(Code::InvalidRequest, format!("the header {name} is there more than once")))
+            Err(Problem::new(Code::InvalidRequest, format!("the header {name} occurs more than once")))
         }
     }
 }

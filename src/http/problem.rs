@@ -73,7 +73,7 @@ impl Problem {
         Self { code, detail: cut(detail, DETAIL), allowed: None, numbers: Vec::new() }
     }
 
-    /// Whether the server has failed, and somebody should look into this request. Conditions that affect thousands of
+    /// Whether the server has failed, and a person should look into this request. Conditions that affect thousands of
     /// requests are reported once, where they begin, and not here.
     pub(super) fn is_ours(&self) -> bool {
         use Code::{CannotGrow, DiskFull, OutOfResources, Overloaded, Recovering};
@@ -134,28 +134,28 @@ impl Problem {
         Self::new(Code::Backpressure, detail)
     }
 
-    /// The server holds as much for its clients as it may.
+    /// The server holds as much for its clients as it is allowed to.
     pub(super) fn overloaded() -> Self {
         let detail = "the memory for bodies and answers is used up; send the request again a little later";
         Self::new(Code::Overloaded, detail)
     }
 
-    /// The server does as much at once as it may.
+    /// The server does as much at once as it is allowed to.
     pub(super) fn no_turn() -> Self {
-        let detail = "others have large bodies or answers worked on, and no turn came; send the request again a little later";
+        let detail = "too many requests have large bodies or answers; send the request again a little later";
         Self::new(Code::Overloaded, detail)
     }
 
-    /// Others have something done for the log, or for too many logs at once.
+    /// Other requests are at work on the log, or on too many logs at once.
     pub(super) fn log_is_busy() -> Self {
-        let detail = "the log is being opened, created, trimmed or deleted, or many others are; send the request again a little later";
+        let detail = "this log, or many others, are being opened, created, trimmed or deleted; try again a little later";
         Self::new(Code::Overloaded, detail)
     }
 
     /// As many requests are in flight as are allowed.
     pub(super) fn too_many() -> Self {
         let detail =
-            "too many requests are in flight by HTTP/2; send the request again when some are answered";
+            "too many requests are in flight with HTTP/2; send the request again when some are answered";
         Self::new(Code::Overloaded, detail)
     }
 

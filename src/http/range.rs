@@ -464,7 +464,7 @@ fn closing_bytes(format: Format, next: u64) -> u64 {
     closing.len() as u64
 }
 
-/// An answer of which all pieces are there.
+/// An answer of which all pieces exist.
 fn whole(mut pieces: VecDeque<Bytes>) -> Body {
     match pieces.len() {
         0 | 1 => full(pieces.pop_front().unwrap_or_default()),
@@ -501,7 +501,7 @@ struct Sending {
     line: Arc<Line>,
     log: Arc<OpenLog>,
     reading: Reading,
-    /// Pieces that are there already.
+    /// Pieces that exist already.
     pieces: VecDeque<Bytes>,
     /// Whether they are the last ones.
     done: bool,

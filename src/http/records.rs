@@ -93,7 +93,7 @@ pub(super) async fn append(
     let format = Format::of(media_type).ok_or_else(|| {
         let media_type: String = media_type.chars().take(100).collect();
         let detail = format!(
-            "a body of type {media_type:?} is not taken; set Content-Type to one of: {}",
+            "a body of type {media_type:?} is not accepted; set Content-Type to one of: {}",
             formats::ACCEPTED
         );
         Problem::new(Code::UnsupportedType, detail)

@@ -21,7 +21,7 @@ impl SegmentRoom {
             return Ok(());
         }
         let detail = format!(
-            "the records of the body take more than the {} bytes of a segment, each some {} for itself; send less at once",
+            "the records of the body take more than the {} bytes of a segment, each of them some {} for itself; send less at once",
             self.limit,
             record_needs(0)
         );

@@ -41,7 +41,7 @@ pub(super) async fn answer(
     let route = Route::parse(request.uri().path()).map_or("other", Route::label);
     let asker = Asker { line: &exchange.connection.line, only_head };
     let mut answer = answer_to(context, exchange, asker, request).await.unwrap_or_else(|problem| {
-        // Generated only when somebody may ask about it: one more header is a twentieth of a small request's time.
+        // Generated only if a person may ask about it: one more header is a twentieth of a small request's time.
         let request = id.get_or_insert_with(new_request_id).to_str().unwrap_or("not text");
         if problem.is_ours() {
             tracing::error!(request, route, %problem, "request failed");
@@ -213,7 +213,7 @@ async fn answer_to_other(
 ) -> Result<Answer, Problem> {
     let path = request.uri().path().to_owned();
     let Some(route) = Route::parse(&path) else {
-        return Err(Problem::new(Code::NotFound, "see docs/api.md for what is here"));
+        return Err(Problem::new(Code::NotFound, "there is no such route; see docs/api.md"));
     };
     // Bodies that nobody reads are dropped at once: what has arrived of them is not kept while the request waits.
     match (route, request.method()) {

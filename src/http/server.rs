@@ -90,7 +90,7 @@ impl Default for Settings {
     }
 }
 
-/// A year. A longer time makes no difference to anybody who waits, and could not be added to every point in time.
+/// A year. A longer time makes no difference to a caller that waits, and could not be added to every point in time.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl Settings {
@@ -137,7 +137,8 @@ impl Server {
         let least = Memory::least(settings.body_bytes, settings.decoded_bytes);
         if settings.memory_bytes < least {
             let reason = format!(
-                "{} bytes of memory for requests and answers are too few for bodies of {}, decoded {}: give it {least}, or take smaller bodies",
+                "{} bytes of memory for requests and answers are too few for bodies of {}, decoded {}: allow {least}, or \
+                 smaller bodies",
                 settings.memory_bytes, settings.body_bytes, settings.decoded_bytes
             );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
@@ -166,7 +167,7 @@ impl Server {
         std::thread::scope(|scope| -> Result<(), Box<dyn std::error::Error>> {
             // After an error or a panic too: the scope waits for the threads.
             let _stops = Stops(stopping);
-            // The server answers from the start, so that clients are told that the log is being recovered.
+            // The server answers from the start, so that clients learn that the log is being recovered.
             self.start(scope, &store, &stopped, &recovered)?;
             open_default(&store)?;
             recovered.store(true, Ordering::Release);

@@ -199,7 +199,7 @@ impl Tail {
             }
             End::Overloaded => {
                 self.context.metrics.readers_dropped.inc();
-                ("dropped", "there is no memory for what is next; connect again later to resume".to_owned())
+                ("dropped", "there is no memory for the next records; reconnect later to resume".to_owned())
             }
             End::Failed(error) => ("error", error.to_string()),
         };

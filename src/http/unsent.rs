@@ -21,7 +21,7 @@ type Table = HashMap<String, u64>;
 pub(super) struct Unsent(Mutex<Option<(u64, Arc<Table>)>>);
 
 impl Unsent {
-    /// The bytes that a socket has not sent, or that have not been acknowledged; `None` if the system does not tell.
+    /// The bytes that a socket has not sent, or that have not been acknowledged; `None` if the system does not say.
     pub(super) fn of(&self, now: u64, socket: &Ends) -> Option<u64> {
         let table = {
             let mut last = lock(&self.0); // no holder leaves it half-changed

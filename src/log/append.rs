@@ -212,9 +212,9 @@ fn place<S: AppendValues + ?Sized>(
 }
 
 impl Shared {
-    /// Raises `published` past `to`, whose records are in memory: over all records without a gap, whoever appended
-    /// them. Waits for earlier appends that are still copying, so that what this append acknowledges can be read. If it
-    /// may not wait, the next append does this, or else the flusher.
+    /// Raises `published` past `to`, whose records are in memory: over all records without a gap, by any appender.
+    /// Waits for earlier appends that are still copying, so that what this append acknowledges can be read. If it may
+    /// not wait, the next append does this, or else the flusher.
     fn publish(&self, active: &Arc<Active>, to: u64, may_block: MayBlock) {
         let backoff = Backoff::new();
         loop {

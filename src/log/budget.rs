@@ -21,7 +21,7 @@ struct Recent {
     bytes: u64,
 }
 
-/// Room for a chunk that is being made. Given back when this is dropped, unless the chunk has been made.
+/// Room for a chunk that is being created. Returned when this is dropped, unless the chunk has been created.
 #[must_use]
 pub(crate) struct Claim {
     share: Option<Arc<PoolShare>>,
@@ -34,7 +34,7 @@ impl Claim {
         self.capacity
     }
 
-    /// The chunk has been made: whoever releases it releases the claim.
+    /// The chunk has been created: releasing it releases the claim.
     pub(super) fn keep(mut self) {
         self.share = None;
     }

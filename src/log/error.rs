@@ -37,7 +37,7 @@ pub enum Error {
     #[error("a producer's id has 1 to 64 bytes")]
     BadProducer,
     /// A producer's batch is not the next one: an earlier batch is missing, or a later incarnation of the producer has
-    /// taken over.
+    /// appended since.
     #[error("from this producer epoch {expected_epoch}, sequence {expected_sequence} was expected")]
     ProducerOutOfOrder {
         /// The epoch it must have.
@@ -54,7 +54,7 @@ pub enum Error {
         first: u64,
     },
     /// The record exists, but what the disk has of it does not verify.
-    #[error("the record at offset {offset} is damaged; see `millstream verify`")]
+    #[error("the record at offset {offset} is damaged; verify the log (`verify()`, or `millstream verify`)")]
     Damaged {
         /// Its offset.
         offset: u64,
@@ -121,7 +121,7 @@ pub enum Error {
     /// of its records to others.
     #[error(
         "memory of a process that was killed ({}) may continue after what {} has lost, and could not be restored then; \
-         repair without backings to give it up",
+         repair without backings (`repair()` without a `shm_dir`, `millstream repair --shm-dir none`) to give it up",
         .backing.display(), .path.display()
     )]
     MemoryGoesOn {

@@ -7,7 +7,7 @@
 //! then find their record durable, or commit everything that has arrived.
 //!
 //! The flusher is a task, run by a pool of threads for all logs. It is idle while there is nothing to write; the first
-//! append wakes it, and it lingers a millisecond for more, unless somebody waits.
+//! append wakes it, and it lingers a millisecond for more, unless a caller waits.
 
 #[cfg(feature = "store")]
 use super::{ATTEMPT, ATTEMPTS};
@@ -47,19 +47,19 @@ pub(super) struct CommitCursor {
 
 /// The outcome of a commit.
 enum Committed {
-    /// So many bytes are durable; 0 where there was nothing to write.
+    /// This many bytes are durable; 0 if there was nothing to write.
     Bytes(u64),
-    /// The system could not begin the write, for want of descriptors, memory or room. Nothing was written: try again after
-    /// this time.
+    /// The system could not begin the write, for lack of descriptors, memory or room. Nothing was written: try again
+    /// after this time.
     Later(Duration, Error),
     /// The writer has failed, now or before.
     Failed,
 }
 
-/// How long until a commit that could not begin is tried again: the first of these, then twice as long each time, up to the
-/// second.
+/// How long until a commit that could not begin is tried again: the first of these, then twice as long each time, up to
+/// the second.
 const PAUSES: RangeInclusive<Duration> = Duration::from_millis(4)..=Duration::from_millis(256);
-/// How long closing a log goes on trying.
+/// How long closing a log continues to try.
 const CLOSING: Duration = Duration::from_secs(5);
 
 impl CommitCursor {
@@ -69,7 +69,7 @@ impl CommitCursor {
     }
 }
 
-/// What the flusher shares with those who append and wait.
+/// What the flusher shares with callers that append and wait.
 pub(crate) struct Flusher {
     position: Mutex<CommitCursor>,
     task: std::sync::Arc<Task<Shared>>,
@@ -97,7 +97,7 @@ impl Flusher {
         self.task.stop();
     }
 
-    /// Somebody waits for what is not durable yet.
+    /// A caller waits for what is not durable yet.
     pub(super) fn kick(&self) {
         self.task.kick();
     }
@@ -130,7 +130,7 @@ impl Shared {
                 if kicked { Some(lock(&self.flush.position)) } else { try_lock(&self.flush.position) };
             let Some(mut position) = position else {
                 if task.later(LINGER) {
-                    return; // a waiting thread is committing, and takes all there is
+                    return; // a waiting thread is committing, and takes everything
                 }
                 continue;
             };
@@ -139,9 +139,9 @@ impl Shared {
             drop(position);
             let over = match committed {
                 Committed::Later(pause, _) => task.later(pause),
-                // A commit that wrote so much shows that records come fast.
+                // A commit that wrote this much shows that records arrive fast.
                 Committed::Bytes(bytes) if bytes >= BUSY_BYTES => false,
-                // Full, and no successor is there yet.
+                // Full, and it has no successor yet.
                 Committed::Bytes(0) if chunk.end() == Some(done) => task.later(LINGER),
                 Committed::Bytes(0) if !chunk.probe_quiescent(done) => {
                     backoff.snooze(); // reserved, and not yet published: an appender is copying
@@ -190,12 +190,12 @@ impl Shared {
             if to != position.done {
                 return self.write(position, to);
             }
-            // All of this segment is durable: if it was closed here, go on in the next one.
+            // All of this segment is durable: if it was closed here, continue in the next one.
             if position.chunk.end() != Some(position.done) {
                 return Ok(0);
             }
             let Some(next) = position.segment.next.load_full().and_then(Active::of) else { return Ok(0) };
-            // Before anything lets go of the chunk that has the frame: see `recovery::restore`.
+            // Before anything releases the chunk that has the frame: see `recovery::restore`.
             next.chunk.set_before(position.chunk.before(position.done.records));
             self.leave_segment(position);
             (position.segment, position.chunk) = (Arc::clone(&next.segment), Arc::clone(&next.chunk));
@@ -282,8 +282,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether the record at `offset` is durable, or becomes so within a moment: for callers that have other logs to see to. Never
-    /// touches the disk itself.
+    /// Whether the record at `offset` is durable, or becomes so within a moment: for callers that have other logs to
+    /// serve. Never touches the disk itself.
     #[cfg(feature = "store")]
     pub(super) fn durable_soon(&self, offset: u64) -> bool {
         let failed = || self.failed.get().is_some();

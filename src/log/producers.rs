@@ -327,7 +327,7 @@ impl Log {
             // The log has lost its end to damage and `repair`, or is older than the file; or a program wrote the file
             // without waiting until its records were durable. The file does not cover what was appended in their place,
             // so the log itself is read, as far as it goes.
-            tracing::warn!(path = %path.display(), up_to, next = self.next_offset(), "it describes records that the log does not have");
+            tracing::warn!(path = %path.display(), up_to, next = self.next_offset(), "the file of producers describes records that the log does not have");
             producers.retain(|_, producer| {
                 producer.batches.retain(|batch| batch.first_offset.saturating_add(batch.count) <= first);
                 !producer.batches.is_empty()
@@ -391,7 +391,7 @@ impl Log {
     }
 
     /// Writes the file, once everything that it covers is durable: otherwise a repeat of a batch that a crash undoes
-    /// would be answered as stored, and what comes in its place would not be read again.
+    /// would be answered as stored, and what is appended in its place would not be read again.
     fn save_producers(
         &self,
         file: &mut Saved,
@@ -473,7 +473,7 @@ impl Log {
                 Err(Error::WouldBlock) => {}
                 // So that trimming can make room where there is none: trim only as far as the file covers already.
                 Err(error) if error.is_full() || error.is_transient() => {
-                    tracing::warn!(dir = %self.shared.dir.display(), %error, "trimming less: producers could not be saved");
+                    tracing::warn!(dir = %self.shared.dir.display(), %error, "trimming less: the producers could not be saved");
                 }
                 kept => kept?,
             }

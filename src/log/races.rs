@@ -1,10 +1,10 @@
-//! The whole path of a record under shuttle: append, roll, flush, read, wait, close, by more threads and over longer runs
-//! than loom can do. Shuttle runs one thread at a time, moves on to another at each atomic, lock and wait as its
-//! seed says, and reports a deadlock, which here is a lost wake-up. What it does not see are weak memory orderings: these are
-//! loom's.
+//! The whole path of a record under shuttle: append, roll, flush, read, wait, close, with more threads and longer runs
+//! than loom can do. Shuttle runs one thread at a time, switches to another at each atomic, lock and wait as its seed
+//! says, and reports a deadlock, which here is a lost wake-up. It does not see weak memory orderings: those are left to
+//! loom.
 //!
 //! `RUSTFLAGS="--cfg shuttle" CARGO_TARGET_DIR=target/shuttle cargo test --no-default-features --lib --release -- shuttle_`;
-//! `MILLSTREAM_SHUTTLE_RUNS` says how many runs of each.
+//! `MILLSTREAM_SHUTTLE_RUNS` sets the number of runs of each.
 
 use super::{
     Durability, Environment, Error, Log, Options,
@@ -22,8 +22,8 @@ fn runs() -> usize {
     std::env::var("MILLSTREAM_SHUTTLE_RUNS").map_or(300, |runs| runs.parse().unwrap())
 }
 
-/// Goes through the threads at random. Not by few changes at places that matter (PCT): such a schedule is unfair, and an
-/// appender that waits for another one's copy, as it does for some nanoseconds, would wait for ever.
+/// Schedules the threads at random. Not by few switches at places that matter (PCT): such a schedule is unfair, and an
+/// appender that waits for the copy of another one, as it does for some nanoseconds, would wait for ever.
 fn check(run: impl Fn() + Send + Sync + 'static) {
     shuttle::check_random(run, runs());
 }

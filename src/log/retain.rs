@@ -1,4 +1,4 @@
-//! Which segments there are: the chain that readers find them by, and trimming it.
+//! Which segments exist: the chain by which readers find them, and trimming it.
 
 use super::{Error, Shared, clock};
 use crate::{
@@ -32,7 +32,7 @@ struct Doomed {
 pub(crate) struct Trimmer {
     /// Held while segments are hidden and their files removed.
     doomed: Mutex<Doomed>,
-    /// The answer of a trim that nobody waits for any more.
+    /// The answer of a trim that no caller waits for any more.
     #[cfg(feature = "store")]
     unanswered: Mutex<Option<Receiver<Result<u64, Error>>>>,
 }
@@ -53,7 +53,7 @@ impl Trimmer {
     }
 }
 
-/// Files removed in one go: in between, the maintenance task does its other work.
+/// Files that are removed at once: in between, the maintenance task does its other work.
 const SLICE: usize = 8;
 
 impl Chain {
@@ -67,7 +67,7 @@ impl Chain {
         self.segments.iter().map(|segment| segment.file_bytes()).sum()
     }
 
-    /// The segment that has this offset, or would have it next; `None` where it was trimmed.
+    /// The segment that has this offset, or would have it next; `None` if it was trimmed.
     pub(super) fn locate(&self, offset: u64) -> Option<Arc<Segment>> {
         let after = self.segments.partition_point(|segment| segment.base() <= offset);
         let mut segment = Arc::clone(self.segments.get(after.checked_sub(1)?)?);
@@ -80,7 +80,7 @@ impl Chain {
     }
 }
 
-/// When the newest record of the first of these segments was appended, by what can be believed.
+/// When the newest record of the first of these segments was appended, as far as the clock can be believed.
 fn newest(segments: &[Arc<Segment>], now: u64) -> u64 {
     clock::newest(segments[0].newest(), segments[1..].iter().map(|segment| segment.header.created), now)
 }
@@ -105,7 +105,7 @@ impl Shared {
         }
     }
 
-    /// The offset before which segments are past keeping, by the bytes or the age that are to be kept.
+    /// The offset before which segments may be dropped, by the bytes or the age that must be kept.
     pub(super) fn past_keeping(&self, bytes: Option<u64>, age: Option<Duration>) -> u64 {
         let (chain, durable) = (self.chain.load_full(), self.durable.get());
         let mut total = chain.bytes();
@@ -124,15 +124,16 @@ impl Shared {
         before
     }
 
-    /// What came before this time is older than `age`, if it is `now`; `None` as long as the clock may be wrong about it.
+    /// The time before which records are older than `age` at the time `now`; `None` as long as the clock may be wrong
+    /// about it.
     pub(super) fn oldest(&self, now: u64, age: Duration) -> Option<u64> {
         let doubted = self.env.belief.doubts(self.newest_found, now, self.env.machine.elapsed());
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         (!doubted).then(|| now.saturating_sub(age))
     }
 
-    /// The offsets of the first segment that may have a record that was appended at `time` or later; from the end on, if none
-    /// has.
+    /// The offsets of the first segment that may have a record that was appended at `time` or later; from the end on,
+    /// if no segment has one.
     pub(super) fn segment_since(&self, time: u64) -> (u64, u64) {
         let mut segments = self.chain.load_full().segments.clone();
         while let Some(next) = segments.last().and_then(|last| last.next.load_full()) {
@@ -146,7 +147,7 @@ impl Shared {
     }
 
     /// Whether callers trim by themselves: a log that was opened without room has no maintenance task, and no appends.
-    /// Trimming makes the room.
+    /// Trimming frees the room.
     fn trims_itself(&self) -> bool {
         self.full.is_some() && self.failed.get().is_none()
     }
@@ -164,14 +165,14 @@ impl Shared {
             self.env.maintenance.help();
             match answered.recv_timeout(Duration::from_millis(100)) {
                 Ok(trimmed) => return trimmed,
-                // Nobody may be left who answers.
+                // Perhaps nothing is left that answers.
                 Err(RecvTimeoutError::Timeout) => self.writable()?,
                 Err(RecvTimeoutError::Disconnected) => return self.writable().and(Err(Error::Closed)),
             }
         }
     }
 
-    /// The same, for callers that have other logs to see to: a longer trim goes on by itself.
+    /// The same, for callers that have other logs to serve: a longer trim continues by itself.
     #[cfg(feature = "store")]
     pub(super) fn trim_soon(&self, before: u64) -> Result<u64, Error> {
         if self.trims_itself() {
@@ -198,8 +199,8 @@ impl Shared {
         Err(Error::WouldBlock)
     }
 
-    /// Trims, on the maintenance thread, for a while: `None` if there is more to be done. Readers stop finding the segments
-    /// first, then the files go, the oldest first, and each is durably gone before the next one goes, also where that
+    /// Trims, on the maintenance thread, for a while: `None` if there is more to be done. First readers stop finding
+    /// the segments, then the files are removed, the oldest first, and each durably before the next one, even if that
     /// takes several attempts: so a log that opens after a crash begins a little earlier, and has no gap.
     pub(super) fn trim_now(&self, before: u64) -> Result<Option<u64>, Error> {
         if let Some(full) = self.full.as_ref().filter(|full| full.is_read_only) {
@@ -211,8 +212,8 @@ impl Shared {
         Ok(self.remove(&mut doomed)?.then(|| self.first_offset()))
     }
 
-    /// Takes segments of which all records are below `before` out of the chain. The last that has records on the disk
-    /// stays: what is in memory behind it is bound to its last frame, and would not be taken up after a kill.
+    /// Takes segments of which all records are below `before` out of the chain. The last one that has records on the
+    /// disk stays: what follows it in memory is bound to its last frame, and would not be restored after a kill.
     fn hide(&self, before: u64, doomed: &mut Doomed) {
         let (chain, durable) = (self.chain.load_full(), self.durable.get());
         let ended = |segment: &Segment| {
@@ -220,7 +221,7 @@ impl Shared {
             end.is_some_and(|end| end <= before && end < durable)
         };
         let most = chain.segments.len() - 1; // the last one may be written to
-        // One by one: one that is not sealed yet may stand before others that are.
+        // One by one: one that is not sealed yet may precede others that are.
         let ended = chain.segments[..most].iter().take_while(|segment| ended(segment)).count();
         let dropped = &chain.segments[..ended];
         if dropped.is_empty() {
@@ -230,8 +231,8 @@ impl Shared {
         self.chain_edit(|segments| segments.retain(|segment| segment.base() >= first));
         let last = self.chain.load_full().segments.last().map(Arc::clone);
         for segment in dropped {
-            // So that dropping one does not recursively drop a long list. Not set to none: an appender that was descheduled
-            // since this one was full would link another successor to it.
+            // So that dropping one does not recursively drop a long list. Not set to none: an appender that was
+            // descheduled since this one was full would link another successor to it.
             if let Some(last) = &last {
                 segment.next.set(Arc::clone(last));
             }
@@ -247,11 +248,11 @@ impl Shared {
         for _ in 0..SLICE {
             let Some(&base) = doomed.files.front() else { break };
             if self.full.is_some() && self.failed.get().is_some() {
-                self.writable()?; // it was deleted, or has given way: the files are another's
+                self.writable()?; // it was deleted, or replaced by another opening: the files are another log's
             }
             let path = self.dir.join(file::name(base));
             match self.env.disk.remove(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // gone, if not yet durably
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // removed, if not yet durably
                 removed => removed.map_err(Error::io("remove", &path))?,
             }
             if let Err(error) = self.env.disk.sync_dir(&self.dir).map_err(Error::io("sync", &self.dir)) {

@@ -1,22 +1,23 @@
-//! Rolling: from a full chunk to the next one; and the maintenance task, which makes spare segments, seals, and trims.
+//! Rolling: from a full chunk to the next one; and the maintenance task, which prepares spare segments, seals, and
+//! trims.
 //!
-//! An appender that finds the active chunk closed links a spare segment to it as its successor, which succeeds for one of
-//! them, and then moves `active` on, which any of them may do: an appender that is descheduled in between does not stop
+//! An appender that finds the active chunk closed links a spare segment to it as its successor, which succeeds for only
+//! one appender, and then moves `active` on, which any may do: an appender that is descheduled in between does not stop
 //! the others. Appenders do not touch files: the flusher begins the new segment's file when it has something to write.
 //!
-//! The spare segment is handed over through a queue of one. It is made when the previous one was taken, or, in a log that
-//! has not rolled since it was opened, when a quarter of the active chunk is on disk: so a log with little in it costs no
-//! more than its first chunk. It is made only while unwritten chunks leave room for it in the memory budget: that is the
-//! backpressure.
+//! The spare segment is handed over through a queue of one. It is created when the previous one was taken, or, in a log
+//! that has not rolled since it was opened, when a quarter of the active chunk is on disk: so a log with few records
+//! costs no more than its first chunk. It is created only while unwritten chunks leave room for it in the memory
+//! budget: that is the backpressure.
 //!
 //! # Orderings
-//! All atomics of [`Roller`] are `SeqCst`: they are touched once a segment, where their cost does not count, and pairs of
-//! them are reasoned about as if there were one order. These pairs matter:
+//! All atomics of [`Roller`] are `SeqCst`: they are used once per segment, where their cost does not count, and pairs
+//! of them are reasoned about as if one order existed. These pairs matter:
 //! - `stopping` and `active`: see [`stop`] and [`unless_stopped`].
-//! - `asked` is set before the task is kicked, and taken by a turn before it makes a spare segment: a request that comes
-//!   after that gets another turn.
-//! - `unwritten` and `owed` only decide whether to wait for the disk: a value that is a moment old delays a spare segment
-//!   until the next job that gives memory back.
+//! - `asked` is set before the task is kicked, and taken by a turn before it creates a spare segment: a request that
+//!   arrives after that gets another turn.
+//! - `unwritten` and `owed` only decide whether to wait for the disk: a value that is a moment old delays a spare
+//!   segment until the next job that returns memory.
 
 mod maintain;
 
@@ -52,9 +53,9 @@ impl Active {
     }
 }
 
-/// Moves `active` on from `closed`, which has ended: to its successor, or else to the one that `make` makes for the given
-/// base offset; if another thread links one first, ours goes to `unused`. Returns whether `closed` is no longer active;
-/// `false` if there is no successor yet.
+/// Moves `active` on from `closed`, which has ended: to its successor, or else to the one that `make` creates for the
+/// given base offset; if another thread links one first, ours goes to `unused`. Returns whether `closed` is no longer
+/// active; `false` if there is no successor yet.
 pub(super) fn install_successor(
     active: &Swap<Active>,
     closed: &Arc<Active>,
@@ -76,10 +77,11 @@ pub(super) fn install_successor(
     })
 }
 
-/// Stops appends: closes the active chunk, and makes sure that no other becomes active.
+/// Stops appends: closes the active chunk, and ensures that no other becomes active.
 ///
-/// After `stopping` is set, `active` is replaced by a copy of itself. So a thread that was about to move it on either still
-/// has the original, and its compare-and-swap fails; or it has the copy, and therefore sees `stopping` ([`unless_stopped`]).
+/// After `stopping` is set, `active` is replaced by a copy of itself. So a thread that was about to move it on either
+/// still has the original, and its compare-and-swap fails; or it has the copy, and therefore sees `stopping`
+/// ([`unless_stopped`]).
 pub(super) fn stop(active: &Swap<Active>, stopping: &AtomicBool) {
     stopping.store(true, Ordering::SeqCst);
     loop {
@@ -92,13 +94,14 @@ pub(super) fn stop(active: &Swap<Active>, stopping: &AtomicBool) {
     }
 }
 
-/// The active segment, to move on from; `None` once the log has stopped. The order of the two loads matters: see [`stop`].
+/// The active segment, to move on from; `None` once the log has stopped. The order of the two loads matters: see
+/// [`stop`].
 pub(super) fn unless_stopped(active: &Swap<Active>, stopping: &AtomicBool) -> Option<Arc<Active>> {
     let now = active.load_full();
     (!stopping.load(Ordering::SeqCst)).then_some(now)
 }
 
-/// What the next segment is made of, ready before it is needed.
+/// What the next segment consists of, ready before it is needed.
 pub(super) struct SpareSegment {
     pub(super) memory: ChunkMemory,
     pub(super) file: SegmentFile,
@@ -191,7 +194,7 @@ impl Roller {
         }
     }
 
-    /// Chunk memory of so many bytes: shared memory, if the log has that and there is room.
+    /// Chunk memory of this many bytes: shared memory, if the log has that and there is room.
     pub(super) fn memory(&self, capacity: u64) -> io::Result<ChunkMemory> {
         ChunkMemory::shared(capacity, self.backings.as_ref())
     }
@@ -201,7 +204,7 @@ impl Roller {
         Arc::clone(&self.share)
     }
 
-    /// Claims room for a chunk of so many bytes, if there is any in the budget.
+    /// Claims room for a chunk of this many bytes, if there is any in the budget.
     pub(super) fn try_claim(&self, capacity: u64) -> Option<Claim> {
         self.budget.try_claim(&self.share, capacity)
     }
@@ -211,8 +214,8 @@ impl Roller {
         Budget::claim_least(&self.share, capacity)
     }
 
-    /// Whether a log is to let go of its active chunk, which has this capacity, for one of the smallest size: a record that is larger than
-    /// that gets its chunk also where there is no room in the budget.
+    /// Whether a log must replace its active chunk, which has this capacity, by one of the smallest size: a record that
+    /// is larger than that gets its chunk even if there is no room in the budget.
     pub(super) fn is_too_large(&self, capacity: u64, smallest: u64) -> bool {
         capacity > smallest && self.budget.is_over()
     }
@@ -227,12 +230,12 @@ impl Roller {
         self.backings.clone()
     }
 
-    /// From now on shared memory stays when the log is let go: what it has is for the next opening.
+    /// From now on shared memory stays when the log is dropped: its content is for the next opening.
     pub(super) fn keep_shared_memory(&self) {
         self.backings.iter().for_each(|backings| backings.keep());
     }
 
-    /// What appenders wait for that find no room.
+    /// What appenders that find no room wait for.
     pub(super) fn changes(&self) -> &Frontier {
         &self.changed
     }
@@ -287,7 +290,8 @@ impl Roller {
         None
     }
 
-    /// Puts a spare segment back, for the maintenance task to replace; if that has made another, this one is released.
+    /// Puts a spare segment back, for the maintenance task to replace; if that has created another, this one is
+    /// released.
     pub(super) fn put_back(&self, small: SpareSegment) {
         if let Err(small) = self.ready.push(small) {
             self.send(Job::LetGo(small));

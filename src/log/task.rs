@@ -2,7 +2,7 @@
 //! and how it falls asleep, without missing a wake-up.
 //!
 //! All of its state is one word: the phase, and whether it was kicked. A kick adds to that word, and a turn takes the
-//! kick from it before it looks for work, so what came before the kick is seen. A turn that finds nothing says that the
+//! kick from it before it looks for work, so work from before the kick is seen. A turn that finds nothing says that the
 //! task is idle and then looks again; an appender adds work and then looks for "idle". Both touch the work by a
 //! read-modify-write of the same atomic, the chunk's tail, and of these the later one acquires from the earlier:
 //! either the turn finds the work, or the appender finds the task idle.
@@ -22,18 +22,18 @@ pub(crate) trait Run: Send + Sync {
 pub(crate) trait Schedule: Send + Sync {
     /// Runs the task as soon as a thread is free.
     fn soon(&self, task: std::sync::Arc<dyn Run>);
-    /// Runs it after `delay`. The key is for [`sooner`](Self::sooner). `within`: said by a thread of the pool, which
-    /// looks for something to do at once.
+    /// Runs it after `delay`. The key is for [`sooner`](Self::sooner). `within`: the caller is a thread of the pool,
+    /// which looks for more work right afterwards.
     fn later(&self, task: std::sync::Arc<dyn Run>, delay: Duration, within: bool) -> u64;
     /// Runs it as soon as a thread is free, and not later as well, if it waits under this key.
     fn sooner(&self, key: u64, task: std::sync::Arc<dyn Run>);
     /// Whether others wait for a thread.
     fn others_wait(&self) -> bool;
-    /// Sees to it that there is a thread at all.
+    /// Ensures that a thread exists.
     fn start(&self) -> std::io::Result<()> {
         Ok(())
     }
-    /// Called by threads that wait for a task: where the pool has no threads, the task runs here.
+    /// Called by threads that wait for a task: if the pool has no threads, the task runs here.
     fn help(&self) {}
 }
 
@@ -47,7 +47,7 @@ const LATER: u32 = 1;
 const SOON: u32 = 2;
 /// A turn is being run.
 const RUNNING: u32 = 3;
-/// Somebody waits: a flag beside the phase.
+/// A caller waits: a flag next to the phase.
 const KICKED: u32 = 4;
 
 /// See the module's documentation. Works on an `S`, from [`begin`](Self::begin) to [`stop`](Self::stop).
@@ -56,8 +56,8 @@ pub(super) struct Task<S> {
     /// The key under which the pool keeps it, while it is due later.
     key: AtomicU64,
     pool: std::sync::Arc<dyn Schedule>,
-    /// Runs one turn. Must return only after [`Task::sleep_unless`], [`Task::again`] or [`Task::later`] returned true, or
-    /// when the log stops.
+    /// Runs one turn. Must return only after [`Task::sleep_unless`], [`Task::again`] or [`Task::later`] returned true,
+    /// or when the log stops.
     turn: fn(&S),
     /// Called when a turn has panicked.
     panicked: fn(&S),
@@ -92,7 +92,7 @@ impl<S: Send + Sync + 'static> Task<S> {
         drop(lock(&self.work).take());
     }
 
-    /// Somebody waits: a turn begins as soon as a thread is free, if none is being run.
+    /// A caller waits: a turn begins as soon as a thread is free, if none is being run.
     pub(super) fn kick(self: &std::sync::Arc<Self>) {
         let before = self.state.fetch_or(KICKED, Ordering::AcqRel);
         if before & KICKED == 0 && before & PHASE <= LATER {

@@ -76,7 +76,7 @@ fn trimming_drops_whole_segments_and_offsets_go_on_after_opening_again() {
 }
 
 /// The power goes at each changing operation in turn, torn write and unsynced names included; then again while
-/// recovering. What was acknowledged is there, batches are whole, and appending goes on.
+/// recovering. What was acknowledged is kept, batches are whole, and appending continues.
 #[test]
 fn no_acknowledged_record_is_lost_wherever_the_power_goes() {
     for seed in 0..400u64 {
@@ -384,7 +384,7 @@ fn when_the_disk_is_behind_memory_is_bounded_and_appends_are_told() {
         }
     }
     assert!(appended * 500 <= small().memory_bytes, "{appended} records of 500 B are more than the budget");
-    // A blocking append, and one that awaits room, go on when the disk does.
+    // A blocking append, and one that awaits room, continue when the disk does.
     std::thread::scope(|scope| {
         let blocked = scope.spawn(|| log.append(b"patient"));
         std::thread::sleep(Duration::from_millis(20));

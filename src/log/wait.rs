@@ -1,6 +1,6 @@
 //! A frontier: a number that only grows, and that threads and tasks can wait for to pass a point.
 //!
-//! Reading and advancing it take no lock unless somebody waits for what is reached. No wake-up is lost: a waiter
+//! Reading and advancing it take no lock unless a caller waits for what is reached. No wake-up is lost: a waiter
 //! notes its point and then reads the value by adding zero to it; an advancing thread raises the value and then looks
 //! for the nearest point. Of these two read-modify-writes of the value the later one acquires from the earlier, so
 //! one of them sees the other. (Two plain accesses each would need `SeqCst`, and loom could not check them.)
@@ -17,7 +17,7 @@ const NOBODY: u64 = u64::MAX;
 /// See the module's documentation.
 pub(crate) struct Frontier {
     value: CachePadded<AtomicU64>,
-    /// The lowest point somebody waits for.
+    /// The lowest point that a caller waits for.
     nearest: AtomicU64,
     waiting: Mutex<Waiters>,
 }
@@ -47,7 +47,7 @@ impl Frontier {
         }
     }
 
-    /// The value. What it stands for happens before this returns.
+    /// The value. What it announces happens before this returns.
     #[inline]
     pub(crate) fn get(&self) -> u64 {
         self.value.load(Ordering::Acquire)
@@ -114,7 +114,8 @@ impl Frontier {
         }
     }
 
-    /// Parks this thread until the value reaches `point`, or until `give_up` returns true after a wake-up, or until `deadline`.
+    /// Parks this thread until the value reaches `point`, or until `give_up` returns true after a wake-up, or until
+    /// `deadline`.
     pub(crate) fn park(&self, point: u64, give_up: impl Fn() -> bool, deadline: Option<std::time::Instant>) {
         let waker = Waker::from(std::sync::Arc::new(Unpark(thread::current())));
         while let Some(ticket) = self.join(point, &waker) {

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Writes to different files at once: beyond 16, more gain nothing (9.8, 26, 51, 49 thousand a second with 1, 4, 16
+/// Writes to different files at once: beyond 16, more gain nothing (9.8, 26, 51, 49 thousand per second with 1, 4, 16
 /// and 32 at once).
 const FLUSHERS: usize = 16;
 /// Maintenance threads write as well, but nobody waits for them.
@@ -152,7 +152,7 @@ impl Schedule for Arc<Workers> {
         }
         queue.later.insert(key, task);
         if !queue.watched {
-            // Somebody has to keep the watch; this thread will look itself, if it is one of the pool.
+            // One thread has to watch the time; this thread does so itself, if it belongs to the pool.
             if !within {
                 self.rouse(queue);
             }

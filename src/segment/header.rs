@@ -25,7 +25,7 @@ pub(crate) const MARK_SECTOR: std::ops::Range<usize> = MARK..MARK + 512;
 /// What a segment file says about itself. Never changes after the file was begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// Random, made when the log is created; the same in all its segments.
+    /// Random, chosen when the log is created; the same in all its segments.
     pub(crate) log: LogId,
     pub(crate) base: u64,
     /// Bytes that frames and index together may take.
@@ -35,8 +35,8 @@ pub(crate) struct Header {
     pub(crate) secret: Secret,
 }
 
-/// What the keys of a log's segments are made from: 16 random bytes that only the log's files hold. `None` in segments
-/// of format 1.
+/// What the keys of a log's segments are derived from: 16 random bytes that only the log's files hold. `None` in
+/// segments of format 1.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Secret(pub(crate) Option<[u8; 16]>);
 

@@ -141,12 +141,12 @@ impl Footer {
     }
 }
 
-/// Where the index starts after so many words of frames.
+/// Where the index starts after this many words of frames.
 pub(crate) const fn index_at(words: u32) -> u64 {
     FRAMES + (words as u64 * WORD as u64).next_multiple_of(BLOCK)
 }
 
-/// Where the footer is, after so many records in so many words.
+/// Where the footer is, after this many records in this many words.
 pub(crate) fn footer_at(records: u32, words: u32) -> u64 {
     index_at(words) + (u64::from(records) * 4).next_multiple_of(BLOCK)
 }
@@ -215,8 +215,8 @@ pub(crate) fn position_of(
     find(file, sealed, key, record)
 }
 
-/// The head of the frame of `record` at a word, by a read of that alone; nothing is verified. `None` where it cannot be, or
-/// cannot be read.
+/// The head of the frame of `record` at a word, by a read of that alone; nothing is verified. `None` if it cannot be
+/// there, or cannot be read.
 pub(crate) fn head_at(file: &dyn File, words: u32, key: Key, record: u32, at: u32) -> Option<frame::Head> {
     let left = words.saturating_sub(at) as usize * WORD;
     let mut bytes = [0; frame::HEAD];
@@ -225,8 +225,8 @@ pub(crate) fn head_at(file: &dyn File, words: u32, key: Key, record: u32, at: u3
     frame::head(bytes, key).filter(|head| head.record == record && head.words * WORD as u64 <= left as u64)
 }
 
-/// Where the index says that a record is; nothing is verified. Behind all frames where the index cannot be read: it is
-/// as good as one that is wrong. `None` if the record is lost.
+/// Where the index says that a record is; nothing is verified. After all frames if the index cannot be read: that is
+/// treated like an index that is wrong. `None` if the record is lost.
 fn indexed(file: &dyn File, sealed: &Sealed, record: u32) -> Option<u32> {
     if let Some(survivors) = &sealed.survivors {
         return survivors.get(record as usize).and_then(|at| at.checked_sub(1));

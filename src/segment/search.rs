@@ -18,7 +18,7 @@ pub(crate) struct Later {
     pub(crate) frames: Vec<(u32, u32)>,
 }
 
-/// For frames of up to so many bytes the CRC is computed directly, which is quicker.
+/// For frames of up to this many bytes the CRC is computed directly, which is quicker.
 const DIRECT: usize = 512;
 
 /// Looks at every word from `from` on, where the frame of `record` would start, for frames of that record and later
@@ -132,7 +132,7 @@ static POWERS: LazyLock<[Vec<u32>; 3]> = LazyLock::new(|| {
     })
 });
 
-/// The register after so many words of zeros.
+/// The register after this many words of zeros.
 fn append_zeros(register: u32, words: usize) -> u32 {
     let powers = &*POWERS;
     let digit = |table: u32| words >> (DIGIT * table) & ((1 << DIGIT) - 1);
@@ -250,8 +250,8 @@ mod tests {
         assert_eq!(frames_from(&bytes, KEY, 4, 1), Later { durable: 2, frames: vec![(2, 8), (3, 12)] });
     }
 
-    /// An earlier search gave up on such bytes, and recovery guessed. Only someone who knows the key can make them:
-    /// every third word starts what could be a frame that takes nearly all the rest.
+    /// An earlier search gave up on such bytes, and recovery guessed. Only someone who knows the key can construct
+    /// them: every third word starts what could be a frame that takes nearly all the rest.
     #[test]
     fn values_that_look_like_headers_everywhere_do_not_end_the_search() {
         let size = 16 << 20;

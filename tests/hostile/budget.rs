@@ -77,7 +77,7 @@ fn clients_that_do_not_read_hold_no_more_than_the_budget() {
     let process = Process::of(&server.child);
     let producer = Producer::start(&server);
     let alone = producer.rate(a_while(0.5));
-    // Once the producer, which goes on beside them and after them, has what it takes.
+    // Once the producer, which continues during and after this, has the memory that it needs.
     let before = process.memory();
     producer.slowest();
     let watch = Watch::start(process);

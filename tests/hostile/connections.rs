@@ -63,7 +63,7 @@ fn every_state_of_a_connection_ends() {
                 let (time, frames) = ended.unwrap_or_else(|| panic!("{what}: is kept"));
                 println!("{what}: {time:?}, {frames:?}");
                 assert!(time > Duration::from_millis(900), "{what}: ends at once");
-                assert!(frames.contains(&GO_AWAY), "{what}: it is not told");
+                assert!(frames.contains(&GO_AWAY), "{what}: it gets no notice");
             });
         }
     });
@@ -227,7 +227,7 @@ fn that_connections_make_place_is_said_now_and_then() {
         .collect();
     server.terminate();
     let said = std::fs::read_to_string(said).unwrap();
-    assert_eq!(said.matches("as many connections as there may be").count(), 1, "{said}");
+    assert_eq!(said.matches("the limit of connections is reached").count(), 1, "{said}");
     assert!(said.contains("most=4"), "{said}");
 }
 

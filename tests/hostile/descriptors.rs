@@ -55,7 +55,7 @@ fn with_few_descriptors_silent_connections_leave_some_for_logs() {
         if n % 10 == 0 {
             let target = format!("/v1/logs/log-{n}/records");
             let answer = good.request("POST", &target, b"x").unwrap();
-            assert_eq!(answer.status, 200, "beside {n} silent connections: {}", answer.body);
+            assert_eq!(answer.status, 200, "with {n} silent connections: {}", answer.body);
             let begun = Instant::now();
             assert_eq!(get(&mut server.connect(), &target).unwrap().status, 200);
             assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());

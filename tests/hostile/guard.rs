@@ -1,4 +1,4 @@
-//! Requests that a browser sends on behalf of a page of somebody else.
+//! Requests that a browser sends on behalf of a foreign page.
 
 use super::{
     code,
@@ -40,7 +40,7 @@ fn a_page_of_another_origin_and_a_name_that_is_not_ours_are_refused() {
             &fine,
         ),
         ("GET", records, format!("Host: {ours}\r\nSec-Fetch-Site: none\r\n"), &fine),
-        // For a page of somebody else.
+        // For a foreign page.
         (
             "POST",
             records,

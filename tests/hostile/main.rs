@@ -1,5 +1,5 @@
-//! Clients that try to make the server crash, fill up, hang or log too much. For each: what it may cost the server,
-//! in memory and in time, and that a well-behaved client beside it is served. The figures that the tests print are
+//! Clients that try to make the server crash, fill up, hang or log too much. For each: what it may cost the server, in
+//! memory and in time, and that a well-behaved client is served at the same time. The figures that the tests print are
 //! those in docs/performance.md.
 //!
 //! `MILLSTREAM_HOSTILE=10` makes everything that lasts for a time take ten times as long.

@@ -132,7 +132,7 @@ fn cold_records_that_are_asked_for_one_by_one_are_in_the_budget() {
         deaf.push(client);
     }
     let beside = producer.rate(a_while(1.0));
-    // A client for which there is no room is told so; a client that reads gets everything.
+    // A client for which there is no room gets an error; a client that reads gets everything.
     let mut refused = deaf.split_off(10);
     refused.retain_mut(|client| client.answer().is_ok_and(|answer| code(&answer.body) == "overloaded"));
     println!(
@@ -259,7 +259,7 @@ fn tails_share_the_rendering_of_a_large_record() {
     assert_eq!(metric(&server, "millstream_readers_dropped_total"), 0);
 }
 
-/// Each tail read 60 MiB, found no memory for the rendering, and did so again 20 ms later: beside 60 of them nobody
+/// Each tail read 60 MiB, found no memory for the rendering, and did so again 20 ms later: with 60 of them nobody
 /// could read from the disk.
 #[test]
 fn tails_that_find_no_memory_do_not_read() {
@@ -291,7 +291,7 @@ fn tails_that_find_no_memory_do_not_read() {
     println!("60 tails take {busy:?} of 0.5 s; beside them {rate:.0} pages/s, the slowest {slowest:?}");
     assert!(busy < Duration::from_millis(250), "{busy:?} of 0.5 s");
     assert!(slowest < Duration::from_millis(500), "{slowest:?}");
-    // A tail that has waited for long is told so, and may come again.
+    // A tail that has waited for long gets an event, and may reconnect.
     let (mut got, mut last) = (String::new(), deaf.pop().unwrap());
     while !got.contains("next_offset") {
         assert!(last.0.read_line(&mut got).unwrap() > 0, "it ends without a word: {got}");
@@ -299,7 +299,7 @@ fn tails_that_find_no_memory_do_not_read() {
     assert!(got.contains("event: dropped\n") && got.contains("\"next_offset\":0}"), "{got}");
 }
 
-/// All requests stood in one queue: one client with many of them in flight left hardly any turns to one with a single
+/// All requests waited in one queue: one client with many of them in flight left hardly any turns to one with a single
 /// request. And a HEAD read and rendered the first mebibyte.
 #[test]
 fn turns_to_read_are_dealt_out_round_the_connections() {

@@ -38,7 +38,7 @@ fn a_refusal_whose_body_was_not_read_says_that_the_connection_ends() {
     ] {
         let (mut client, closes) = post(more, body);
         assert!(closes, "{more} and {} bytes: nothing is said", body.len());
-        assert!(get(&mut client, "/healthz").is_err(), "{more}: it goes on, and says that it ends");
+        assert!(get(&mut client, "/healthz").is_err(), "{more}: it continues, and says that it ends");
     }
     for (more, body) in [
         ("Content-Length: 0\r\n", &all[..0]),
@@ -220,7 +220,7 @@ fn every_refusal_behind_which_the_connection_ends_says_so() {
         let answer = client.answer().unwrap();
         assert_eq!(answer.status, status, "{what}: {}", answer.body);
         assert!(answer.head.to_ascii_lowercase().contains("connection: close"), "{what}: {}", answer.head);
-        assert!(get(&mut client, "/healthz").is_err(), "{what}: it goes on");
+        assert!(get(&mut client, "/healthz").is_err(), "{what}: it continues");
     }
 }
 

@@ -51,7 +51,7 @@ fn only_requests_in_flight_are_waited_for_and_a_second_signal_ends_at_once() {
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     assert_eq!(ended.code(), Some(130));
     let server = Server::start(data.path(), &[]);
-    assert_eq!(server.connect().read(1).unwrap().unwrap(), b"1", "what was acknowledged is there");
+    assert_eq!(server.connect().read(1).unwrap().unwrap(), b"1", "what was acknowledged is kept");
 }
 
 /// A line that could not be written caused a panic in the code that listened for signals; with debug logging, also in

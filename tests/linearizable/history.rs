@@ -21,7 +21,7 @@
 
 use std::collections::BTreeMap;
 
-/// What a client requested, and what it was told.
+/// What a client requested, and what it was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// These values were appended from `first` on; under the condition `expect`, if there is one.

@@ -34,7 +34,7 @@ struct Session<'a> {
     /// The first value it may append.
     value: u64,
     random: u64,
-    /// The largest length that any client was told, used to ask for records near the end.
+    /// The largest length that any client has learnt, used to ask for records near the end.
     length: &'a AtomicU64,
     begun: Instant,
 }

@@ -1,5 +1,5 @@
-//! A request on a connection, from its head to the end of its answer: its body being received, its answer being sent, and what
-//! remains of a body that nobody wants.
+//! A request on a connection, from its head to the end of its answer: its body being received, its answer being sent,
+//! and what remains of a body that nobody wants.
 
 use super::{BODIES, Connection, LAST_BODY, Protocol, SEND_PIECE, SMALL_BODY, SMALL_BODY_TIME, Stream};
 use crate::{
@@ -75,7 +75,7 @@ pub(in crate::http) struct Arriving {
     /// `None` once it has ended.
     body: Option<Incoming>,
     connection: Arc<Connection>,
-    /// Whether somebody is waiting for the next part of the body.
+    /// Whether a handler is waiting for the next part of the body.
     awaited: bool,
     /// Whether the client asks before it sends the body: a body that is not wanted is not asked for.
     asks: bool,

@@ -12,16 +12,16 @@ use std::{io, path::Path};
 
 /// The lock file's name.
 pub(super) const LOCK: &str = "lock";
-/// The lock file for all logs in a directory, next to their directories: whoever holds it exclusively needs no lock per
-/// log.
+/// The lock file for all logs in a directory, next to their directories: a process that holds it exclusively needs no
+/// lock per log.
 pub(crate) const COMMON_LOCK: &str = ".lock";
 /// The suffix of damaged files that `repair` keeps.
 pub(in crate::log) const ASIDE: &str = ".damaged";
 /// The suffix of torn ends that opening cuts off and keeps.
 pub(super) const TORN: &str = ".torn";
 
-/// Notes beside the segments, each always replaced as a whole: of the log's producers, and of whoever keeps the log as
-/// one of many.
+/// Notes beside the segments, each always replaced as a whole: of the log's producers, and of a store that keeps the
+/// log as one of many.
 pub(crate) const NOTES: [&str; 2] = ["producers.json", "log.json"];
 
 /// Whether a log's directory may have a file of this name.
@@ -62,13 +62,14 @@ pub(crate) fn id_of(disk: &dyn Disk, dir: &Path) -> io::Result<Option<LogId>> {
 /// Takes the directory's lock, unless the directory holds foreign files.
 pub(in crate::log) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>, Error> {
     let own = lock_own(disk, dir)?;
-    // In this order: whoever holds the common lock exclusively has tried the lock above before, or will find it held.
+    // In this order: a process that holds the common lock exclusively has tried the lock above before, or will find it
+    // held.
     let path = dir.join("..").join(COMMON_LOCK);
     let common = disk.join_lock(&path).map_err(|error| not_locked(dir, &path, error))?;
     Ok(Box::new((own, common)))
 }
 
-/// Errors if somebody has opened the log by itself. For the holder of the common lock, which keeps later openers out:
+/// Errors if a process has opened the log by itself. For the holder of the common lock, which keeps later openers out:
 /// so an open log needs no descriptor for a lock.
 #[cfg(feature = "store")]
 pub(in crate::log) fn ensure_free(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {

@@ -36,7 +36,7 @@ pub(in crate::log) enum Mended {
     Whole(Whole),
 }
 
-/// A segment of which nothing is lost.
+/// A segment that has lost nothing.
 pub(in crate::log) struct Whole {
     frames: Aligned,
     /// Bytes that the frames take.

@@ -41,7 +41,7 @@ struct Identity {
 }
 
 impl Identity {
-    /// The identity found in the segments; what is missing is made at random.
+    /// The identity found in the segments; what is missing is chosen at random.
     fn of(env: &Environment, survey: &Survey, dir: &Path) -> Result<Self, Error> {
         let random = || random(env).map_err(Error::io("make an id for the log in", dir));
         let log =

@@ -193,8 +193,8 @@ fn take_up(
         Some(n)
             if is_last(n) && !matches!(survey.segments[n].state, State::Sealed(_) | State::Unsealed(_)) =>
         {
-            // A file without records has no bytes to compare. Its header is equal if another process, which did not see the
-            // backing, began it in the same millisecond.
+            // A file without records has no bytes to compare. Its header is equal if another process, which did not see
+            // the backing, began it in the same millisecond.
             let is_other = survey.segments[n].records() == 0
                 && contradict(before(backing, earlier), before_end(disk, survey)?);
             if !is_other && go_on_in_place(disk, dir, survey, backing, &frames)? {
@@ -231,7 +231,7 @@ fn take_up(
         go_on_behind(disk, dir, survey, backing, scan, frames)?;
         return Ok(Fate::Needless);
     }
-    // The disk may have the same records in a segment that was begun anew, or that `repair` wrote.
+    // The disk may have the same records in a segment that was begun again, or that `repair` wrote.
     let there = survey.segments.iter().find(|found| found.header.base == backing.header.base);
     let covered = there.filter(|found| found.header.key() == key && found.records() >= scan.records());
     let whole = &frames[..scan.words as usize * frame::WORD];
@@ -382,8 +382,8 @@ fn write(file: &dyn File, frames: &Aligned, from: u32, to: u32) -> io::Result<()
     Ok(())
 }
 
-/// What precedes a backing's first record. It is noted in the backing once it is durable; until then the chunk before it is in
-/// memory as well.
+/// What precedes a backing's first record. It is noted in the backing once it is durable; until then the chunk before
+/// it is in memory as well.
 fn before(backing: &LeftBacking, earlier: &[LeftBacking]) -> Before {
     if backing.before != Before::Unknown {
         return backing.before;

@@ -270,7 +270,7 @@ fn imitation(log: &Log, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// One bit of a sealed segment's footer has rotted, and all records are there (`r18`); likewise one bit of its index.
+/// One bit of a sealed segment's footer has rotted, and all records are kept; likewise one bit of its index.
 #[test]
 fn rot_in_a_footer_or_an_index_is_made_good_and_loses_nothing() {
     for (size, value) in [(8u64 << 20, 40usize), (256 << 10, 900), (256 << 10, 0)] {
@@ -424,7 +424,7 @@ fn what_is_cut_off_is_kept_within_bounds_and_told_of() {
         let torn = verified(&disk, None).torn;
         assert_eq!(torn.len() as u64, (n + 1).min(8));
         let kept = &disk.dump()[torn.last().unwrap()];
-        assert_eq!(kept[512..], [n as u8 + 1; 512], "the newest is there");
+        assert_eq!(kept[512..], [n as u8 + 1; 512], "the newest is kept");
     }
 }
 

@@ -179,8 +179,8 @@ impl Shared {
         roll.changed.bump();
     }
 
-    /// Puts a spare segment where appenders find it. If there is one, because an appender that found the previous one too small
-    /// has put it back meanwhile, this one is released.
+    /// Puts a spare segment where appenders find it. If there is one already, because an appender that found the
+    /// previous one too small has put it back meanwhile, this one is released.
     fn offer(&self, spare: SpareSegment) {
         self.roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
     }

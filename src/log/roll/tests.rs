@@ -8,8 +8,8 @@ use crate::{
 };
 use std::time::{Duration, Instant};
 
-/// The maintenance task takes the ready chunk out to look at it. An appender that looked in that moment asked, and slept for
-/// ever if the maintenance task then put it back without a word (seen once, on a busy machine).
+/// The maintenance task takes the ready chunk out to look at it. An appender that looked in that moment asked for one,
+/// and slept for ever if the maintenance task then put it back without a notification (seen once, on a busy machine).
 #[test]
 fn who_asks_for_a_chunk_is_told_also_when_one_was_ready() {
     let log = open(&Sim::new(1)).unwrap();
@@ -27,7 +27,8 @@ fn who_asks_for_a_chunk_is_told_also_when_one_was_ready() {
     assert!(roll.changed.get() > seen);
 }
 
-/// An appender takes the ready chunk, finds it too small, and puts it back, when the maintenance task has made another one.
+/// An appender takes the ready chunk, finds it too small, and puts it back, when the maintenance task has created
+/// another.
 #[test]
 fn what_is_ready_twice_is_let_go_of_with_its_claim_and_its_file() {
     let sim = Sim::new(1);

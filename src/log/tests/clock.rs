@@ -97,7 +97,7 @@ fn a_clock_that_was_ahead_is_forgotten_when_it_is_set_right() {
         }
         place.append(&log, 100);
         let times = times(&log);
-        // The segment that has them goes on until another one is ready.
+        // The segment that has them continues until another one is ready.
         let right = times.iter().rposition(|&time| time > NOW + YEARS / 2).unwrap() + 1;
         assert!(right as u64 <= ahead + 50, "{right} of {}", times.len());
         let now = place.clocks.now();
@@ -203,8 +203,8 @@ fn what_comes_before_a_clock_that_was_behind_does_not_expire_early() {
     assert!(log.offset_since(NOW + HOUR).unwrap() > before);
 }
 
-/// A clock that was years ahead when the process was started had all producers forgotten that had not sent since: what they
-/// then sent again was stored again.
+/// A clock that was years ahead when the process was started made the log forget all producers that had not sent since:
+/// what they then repeated was stored again.
 #[cfg(feature = "store")]
 #[test]
 fn producers_are_not_forgotten_by_a_wrong_clock() {

@@ -30,7 +30,8 @@ fn read(sim: &Sim) -> (usize, usize) {
     (trace.lines().count(), bytes)
 }
 
-/// For each of them all frames of the segment were read and looked at, and those that cannot be read asked for one by one.
+/// For each of them all frames of the segment were read and searched, and the disk was asked for the unreadable ones
+/// one by one.
 #[test]
 fn all_frames_of_a_segment_are_looked_at_once_whatever_does_not_verify() {
     const LOST: u64 = 32_640;

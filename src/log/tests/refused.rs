@@ -6,8 +6,8 @@ use crate::disk::{
     sim::Sim,
 };
 
-/// Several files were removed, and then their names synced once: the power brought back those in the middle, and took the
-/// first, and the log had a gap.
+/// Several files were removed, and then their names synced once: a loss of power brought back those in the middle, but
+/// not the first, and the log had a gap.
 #[test]
 fn trimming_that_the_power_interrupts_leaves_no_gap() {
     for seed in 0..120 {
@@ -139,7 +139,7 @@ fn a_moment_without_descriptors_memory_or_room_fails_no_log() {
             waiting.join().unwrap().unwrap();
         });
         for _ in 0..200 {
-            // For a moment it may still be said that there is no segment.
+            // For a moment the error may still say that there is no segment.
             while let Err(error) = log.append(&[7; 100]) {
                 assert!(std::time::Instant::now() < deadline, "{error}");
                 std::thread::sleep(Duration::from_millis(5));

@@ -219,7 +219,7 @@ fn a_very_long_retention_drops_nothing() {
     }
 }
 
-/// A caller trims a log that was opened without room; meanwhile the log is deleted and created anew.
+/// A caller trims a log that was opened without room; meanwhile the log is deleted and created again.
 #[test]
 fn a_trim_by_the_caller_removes_nothing_of_a_log_that_is_made_anew() {
     let sim = Sim::new(3);

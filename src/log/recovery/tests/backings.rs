@@ -171,7 +171,7 @@ pub(super) fn leave(
     }
 }
 
-/// A log of so many records of 8 bytes that was closed, and the CRC in the frame of the last one.
+/// A log of this many records of 8 bytes that was closed, and the CRC in the frame of the last one.
 pub(super) fn closed(at: &Path, records: u64) -> (Sim, LogId, Secret, Option<u32>) {
     let sim = Sim::new(1);
     let log = open(&sim, small(Some(at))).unwrap();
@@ -208,7 +208,7 @@ fn what_was_in_memory_only_is_there_after_opening_again_and_what_does_not_follow
     assert_eq!(backings(id, DIR).find().unwrap().len(), 0, "a clean close leaves none");
     let killed = backings(id, DIR);
     leave(&killed, secret, 10, 20, false, Before::Frame(last));
-    leave(&killed, secret, 30, 5, true, Before::Unknown); // its last batch is torn; the records before that are there
+    leave(&killed, secret, 30, 5, true, Before::Unknown); // its last batch is torn; the records before that are whole
     leave(&killed, secret, 37, 5, false, Before::Unknown); // does not follow
     leave(&killed, secret, 3, 4, false, Before::Unknown); // another history: the disk has other records there
     leave(&backings(id, DIR), secret, 35, 5, false, Before::Unknown); // what precedes it is not known
@@ -228,16 +228,16 @@ fn what_was_in_memory_only_is_there_after_opening_again_and_what_does_not_follow
     assert_eq!(numbers(&open(&sim, small(Some(at.path()))).unwrap()), (0..36).collect::<Vec<_>>());
 }
 
-/// Two processes began a segment at the same offset in the same millisecond, behind different records. The second one was killed
-/// before it wrote any, and the memory of the first was restored behind the records of the second. The simulation found it
-/// (seed 106213).
+/// Two processes began a segment at the same offset in the same millisecond, after different records. The second one
+/// was killed before it wrote any, and the memory of the first was restored after the records of the second. The
+/// simulation found it (seed 106213).
 #[test]
 fn an_empty_segment_goes_on_only_with_memory_of_what_precedes_it() {
     for same in [true, false] {
         let at = tempfile::tempdir().unwrap();
         let (sim, id, secret, last) = closed(at.path(), 10);
         let last = last.unwrap();
-        // As `leave` makes it.
+        // As `leave` creates it.
         let header = Header { log: id, base: 10, capacity: 8192, created: 1_700_000_000_000, secret };
         let file = SegmentFile::prepare(&sim, Path::new(DIR), 0, 8192).unwrap();
         file.begin(&sim, Path::new(DIR), &header).unwrap();

@@ -84,7 +84,7 @@ fn repair_makes_good_by_the_backing_what_cannot_be_read() {
     }
 }
 
-/// A record has rotted on the disk and in the backing: it is lost, and all others are there.
+/// A record has rotted on the disk and in the backing: it is lost, and all others are kept.
 #[test]
 fn repair_keeps_what_memory_has_behind_a_record_that_is_lost_in_both() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();

@@ -75,7 +75,7 @@ fn first_large_batch_then_kill() {
     assert_eq!(lost, 0, "of 20");
 }
 
-/// On a full disk users are told to trim: that must work.
+/// On a full disk the advice to users is to trim: that must work.
 #[cfg(feature = "store")]
 #[test]
 fn trim_on_a_full_disk_with_producers() {
@@ -138,7 +138,7 @@ fn kill_on_a_nearly_full_disk_opens() {
     assert_eq!(log.next_offset(), 40);
 }
 
-/// A read fails once; whoever tries again gets the record.
+/// A read fails once; a caller that tries again gets the record.
 #[test]
 fn a_read_that_fails_once_is_not_damage() {
     let sim = Sim::new(1);
