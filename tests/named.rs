@@ -1,0 +1,105 @@
+//! The pages for people who change Millstream name files, functions and tests. A name that is no longer in the source
+//! sends them looking for what does not exist.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+const PAGES: [&str; 3] = ["docs/architecture.md", "docs/design.md", "CONTRIBUTING.md"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All files and directories below a directory, relative to the root.
+fn below(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let mut found = Vec::new();
+    for path in entries {
+        if path.is_dir() {
+            found.extend(below(&path));
+        }
+        found.push(path.strip_prefix(root()).unwrap().to_owned());
+    }
+    found
+}
+
+/// The source: each file with its text, and each directory with none.
+fn source() -> Vec<(PathBuf, String)> {
+    let paths =
+        ["src", "tests", "benches", "fuzz/fuzz_targets"].iter().flat_map(|dir| below(&root().join(dir)));
+    paths.map(|path| (path.clone(), fs::read_to_string(root().join(path)).unwrap_or_default())).collect()
+}
+
+/// Whether a file defines something of this name: a function, a type, a variant or a field.
+fn defines(text: &str, name: &str) -> bool {
+    let rest = |line: &str| {
+        let before = ["fn ", "struct ", "enum ", "trait ", "type ", "const ", "mod "];
+        let rest =
+            before.iter().find_map(|word| Some(line.split_once(&format!("{word}{name}"))?.1.to_owned()));
+        rest.or_else(|| Some(line.trim_start_matches("pub ").strip_prefix(name)?.to_owned()))
+    };
+    let lines = text.lines().map(str::trim).filter(|line| !line.starts_with("//"));
+    lines.filter_map(rest).any(|rest| rest.chars().next().is_none_or(|c| !c.is_alphanumeric() && c != '_'))
+}
+
+/// Whether a file is, or belongs to, the module of this name, or defines the type of this name or a part of it.
+fn is_of(path: &Path, text: &str, name: &str) -> bool {
+    let of_type =
+        || ["struct ", "enum ", "trait ", "impl "].iter().any(|word| text.contains(&format!("{word}{name}")));
+    path.with_extension("").iter().any(|part| part == name) || of_type()
+}
+
+/// Whether what stands between backticks names something in the source, and that exists; `None` if it names nothing.
+fn exists(source: &[(PathBuf, String)], name: &str) -> Option<bool> {
+    if !name.chars().all(|c| c.is_alphanumeric() || "_:/.…".contains(c)) {
+        return None;
+    }
+    if let Some((of, what)) = name.rsplit_once("::") {
+        let of = of.rsplit("::").next().unwrap_or(of);
+        let is_module = |path: &Path| path.with_extension("").ends_with(Path::new(of).join(what));
+        let found = |(path, text): &(PathBuf, String)| {
+            is_module(path) || (is_of(path, text, of) && defines(text, what))
+        };
+        return Some(source.iter().any(found));
+    }
+    if Path::new(name).extension().is_some_and(|extension| extension == "rs") || name.contains('/') {
+        let is_it = |path: &Path| path.ends_with(name) || path.with_extension("").ends_with(name);
+        return Some(root().join(name).exists() || source.iter().any(|(path, _)| is_it(path)));
+    }
+    if name.matches('_').count() >= 3 && name.chars().all(|c| !c.is_uppercase()) {
+        let test = format!("fn {}", name.trim_end_matches('…')); // cut short in a table
+        return Some(source.iter().any(|(_, text)| text.contains(&test)));
+    }
+    None
+}
+
+#[test]
+fn what_the_pages_for_contributors_name_exists() {
+    let source = source();
+    let mut checked = 0;
+    for page in PAGES {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        for name in text.split("```").step_by(2).flat_map(|prose| prose.split('`').skip(1).step_by(2)) {
+            let Some(exists) = exists(&source, name) else { continue };
+            assert!(exists, "{page} names `{name}`, which does not exist");
+            checked += 1;
+        }
+    }
+    assert!(checked > 80, "only {checked} names were found");
+}
+
+#[test]
+fn what_does_not_exist_is_found_out() {
+    let source = [
+        (PathBuf::from("src/log/retain.rs"), "impl Shared {\n    fn remove(&self) {}\n}".to_owned()),
+        (PathBuf::from("src/log.rs"), "struct Shared {\n    chain: u8,\n}\n// fn gone()".to_owned()),
+    ];
+    let there =
+        ["Shared::remove", "Shared::chain", "retain::remove", "log::retain", "log/retain", "retain.rs"];
+    assert!(there.iter().all(|name| exists(&source, name) == Some(true)));
+    let gone = ["Shared::remov", "Shared::gone", "retain::chain", "log::flush", "log/flush", "flush.rs"];
+    assert!(gone.iter().all(|name| exists(&source, name) == Some(false)));
+    assert_eq!(exists(&source, "cargo test"), None);
+}
