@@ -38,7 +38,7 @@ fn report(label: &str, logs: usize, begun: Instant, before: u64) {
     let per_log = |kib: u64| kib as f64 / logs as f64;
     let (own, shared) = (status("RssAnon"), status("RssShmem"));
     println!(
-        "{label:<22} {:>6.2} s, {:>5.1} KiB a log of its own, {:>5.1} KiB in backings, {} descriptors, {} threads, {} mappings",
+        "{label:<22} {:>6.2} s, {:>5.1} KiB per log of its own, {:>5.1} KiB in backings, {} descriptors, {} threads, {} mappings",
         begun.elapsed().as_secs_f64(),
         per_log(own.saturating_sub(before)),
         per_log(shared),

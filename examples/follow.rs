@@ -1,4 +1,5 @@
-//! Following a log: one thread appends, another reads each record as soon as it is durable. `cargo run --example follow`
+//! Following a log: one thread appends, another reads each record as soon as it is durable.
+//! `cargo run --example follow`
 
 use millstream::{Error, Log, Options};
 

@@ -1,6 +1,6 @@
-//! Opens a log whose backings in shared memory, left by a killed process, have been changed, or have any bytes. Whatever
-//! they are: no panic; what was on the disk is there; nothing is there that was not appended, and nothing at another
-//! offset; the log goes on, or is read-only and says why.
+//! Opens a log whose backings in shared memory, left by a killed process, have been changed, or consist of arbitrary
+//! bytes. In any case: no panic; the records that were on the disk are kept; no record appears that was not appended,
+//! and none at another offset; the log continues, or is read-only and says why.
 #![no_main]
 
 #[path = "../../tests/support/shm.rs"]
@@ -15,7 +15,7 @@ use std::{
 };
 
 struct Left {
-    /// Always the same directory: a backing knows whose it is.
+    /// Always the same directory: a backing records the directory of its log.
     dir: PathBuf,
     shm_dir: PathBuf,
     files: Vec<(PathBuf, Vec<u8>)>,
@@ -53,7 +53,7 @@ fn options(shm_dir: &Path) -> Options {
     }
 }
 
-/// What a process leaves that is killed with records in memory only: copied while it is at it.
+/// What a process leaves if it is killed with records that are only in memory: copied while it still runs.
 fn left() -> &'static Left {
     static LEFT: OnceLock<Left> = OnceLock::new();
     LEFT.get_or_init(|| {
@@ -77,7 +77,7 @@ fn left() -> &'static Left {
     })
 }
 
-// Each change: of which backing, what, where (in words of 4 bytes near the beginning, or anywhere), and with what.
+// Each change: of which backing, what kind, where (in words of 4 bytes near the beginning, or anywhere), and with what.
 fuzz_target!(|input: (Vec<(u8, u8, u16, u32)>, Vec<u8>)| {
     let (changes, raw) = input;
     let left = left();
@@ -102,7 +102,7 @@ fuzz_target!(|input: (Vec<(u8, u8, u16, u32)>, Vec<u8>)| {
             5 => *bytes = raw.clone(),
             6 => bytes.iter_mut().skip(anywhere).zip(&raw).for_each(|(old, new)| *old = *new),
             7 => {
-                let other = memory[with as usize % memory.len()].1.clone(); // one in another's place
+                let other = memory[with as usize % memory.len()].1.clone(); // one in the place of another
                 memory[n].1 = other;
             }
             _ => {}

@@ -1,5 +1,5 @@
-//! Takes any bytes apart as the body of an append, in each format and encoding: no panic, no record that is more than
-//! the body, none marked as JSON that is not.
+//! Parses arbitrary bytes as the body of an append, in each format and encoding: no panic, no record that is larger
+//! than the body, and none marked as JSON that is not JSON.
 #![no_main]
 
 const TYPES: [&str; 5] = [

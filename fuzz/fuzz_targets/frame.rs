@@ -1,4 +1,4 @@
-//! Any bytes decode to nothing, or to what encodes to just them.
+//! Arbitrary bytes decode to nothing, or to a frame that encodes to exactly these bytes.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: (u32, Vec<u8>)| millstream::fuzzing::frame(input.0, &input.1));

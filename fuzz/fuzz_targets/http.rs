@@ -1,7 +1,8 @@
-//! Sends any bytes to the whole server, over a real connection: nothing panics, a well-behaved client
-//! beside it is answered, and the server stops cleanly, with its store closed and whole.
+//! Sends arbitrary bytes to the whole server, over a real connection: nothing panics, a well-behaved client is answered
+//! at the same time, and the server stops cleanly, with its store closed and undamaged.
 //!
-//! Over loopback and not in memory, so that all that a connection consists of is there: sockets, time limits, threads.
+//! Over loopback and not in memory, so that everything that a connection consists of takes part: sockets, time limits,
+//! threads.
 #![no_main]
 
 #[path = "../../tests/support/shm.rs"]
@@ -21,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-/// After so many inputs the server is stopped, and begins anew with nothing.
+/// After this many inputs the server is stopped, and a new one begins with an empty store.
 const INPUTS: u32 = 2000;
 
 struct Running {

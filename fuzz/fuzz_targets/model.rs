@@ -1,5 +1,5 @@
-//! Bytes decoded into operations, done to a log with tiny segments and to a `Vec`: both do the same. The log is also
-//! copied as it stands and opened from the copy, as after a kill: what was durable is there.
+//! Bytes decoded into operations, which are applied to a log with tiny segments and to a `Vec`: both behave the same.
+//! The log is also copied while it is open, and opened from the copy, as after a kill: what was durable is kept.
 #![no_main]
 
 #[path = "../../tests/support/shm.rs"]
@@ -42,12 +42,12 @@ fn place() -> tempfile::TempDir {
     tempfile::tempdir_in(shm::dir()).unwrap()
 }
 
-/// A copy of the directory as it stands has at least all that was durable, and nothing else.
+/// A copy of the directory while the log is open has at least all durable records, and nothing else.
 fn copy(dir: &Path, log: &Log, model: &[Vec<u8>]) {
     let copy = place();
     let durable = log.durable_offset();
     for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap()) {
-        // A file that has gone meanwhile was trimmed or only made ready.
+        // A file that was removed meanwhile was trimmed, or only prepared.
         let _ = fs::copy(entry.path(), copy.path().join(entry.file_name()));
     }
     let copied = Log::open(copy.path(), options(false, 0)).unwrap();

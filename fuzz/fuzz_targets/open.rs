@@ -1,5 +1,5 @@
-//! Opens a directory of mutated segment files. Whatever was done to them: no panic, no value that was not
-//! appended, and after `repair` the log can be written.
+//! Opens a directory of mutated segment files. Whatever was changed: no panic, no value that was not appended, and
+//! after `repair` the log can be written to.
 #![no_main]
 
 #[path = "../../tests/support/shm.rs"]
@@ -34,7 +34,7 @@ fn files() -> &'static [(String, Vec<u8>)] {
     })
 }
 
-/// What is read is what was appended, or is said to be damaged.
+/// What is read is what was appended, or is reported as damaged.
 fn check(log: &Log) {
     for offset in log.first_offset()..log.next_offset().min(200) {
         match log.read(offset) {

@@ -1,6 +1,6 @@
-//! Opens a store in which a log's `log.json` and `producers.json` have any bytes. Whatever they are: no panic, no record
-//! is lost or changed, a batch that was stored is not stored again under its number, and the log goes on, or says why
-//! it does not.
+//! Opens a store in which a log's `log.json` and `producers.json` consist of arbitrary bytes. In any case: no panic, no
+//! record is lost or changed, a batch that was stored is not stored again under its number, and the log continues, or
+//! says why it does not.
 #![no_main]
 
 #[path = "../../tests/support/shm.rs"]
@@ -66,7 +66,7 @@ fn files() -> &'static BTreeMap<String, Vec<u8>> {
     })
 }
 
-/// Any bytes, or what is there with some bytes changed; and whether the checksum is made right again.
+/// Arbitrary bytes, or the content of the file with some bytes changed; and whether the checksum is corrected.
 fn change(old: &[u8], any: bool, mend: bool, bytes: &[u8]) -> Vec<u8> {
     let mut new = if any { bytes.to_vec() } else { old.to_vec() };
     if !any {
@@ -102,7 +102,7 @@ fuzz_target!(|input: (bool, bool, bool, Vec<u8>)| {
         assert!(report.damage.is_empty(), "{:?}", report.damage);
         return;
     };
-    // With settings that say so, the oldest may have gone; what is there is what was appended.
+    // With some settings, the oldest records may have been dropped; the others are as they were appended.
     for offset in log.first_offset()..BATCHES {
         assert_eq!(log.read(offset).unwrap().unwrap().value(), value(offset));
     }
@@ -111,7 +111,7 @@ fuzz_target!(|input: (bool, bool, bool, Vec<u8>)| {
         assert_eq!(last, (BATCHES - 1, true), "a batch is stored twice");
         assert_eq!(produce(&store, BATCHES).unwrap(), (BATCHES, false));
     } else {
-        let _ = produce(&store, BATCHES); // what a file with a right checksum says is believed
+        let _ = produce(&store, BATCHES); // a file with a correct checksum is believed
     }
     drop(log);
     store.close().unwrap();
