@@ -90,7 +90,7 @@ fn one_by_one(criterion: &mut Criterion) {
 fn flat_out(criterion: &mut Criterion) {
     const TOTAL: usize = 256 << 20;
     for size in SIZES {
-        let mut group = group(criterion, &format!("durable, flat out/{size} B"));
+        let mut group = group(criterion, &format!("durable, at full rate/{size} B"));
         group.throughput(Throughput::Bytes(TOTAL as u64));
         group.bench_function("floor: bare 8 MiB writes", |bencher| {
             let place = dir();

@@ -54,7 +54,7 @@ fn read(criterion: &mut Criterion) {
                 }
             });
         });
-        group.bench_function("by offset, with a guard", |bencher| {
+        group.bench_function("by offset, as a Record", |bencher| {
             bencher.iter(|| {
                 let mut offset = 0;
                 for _ in 0..records {
