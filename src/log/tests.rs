@@ -483,3 +483,28 @@ fn what_was_appended_as_json_says_so_in_memory_and_from_disk() {
     assert_eq!(marks(&log), expected);
     assert!(log.read(0).unwrap().unwrap().is_json());
 }
+
+/// Each segment holds the one after it. Whoever held an old one last dropped them all, one within the other, and the
+/// process ended for lack of stack.
+#[test]
+fn whoever_holds_an_old_segment_last_drops_those_behind_it_one_by_one() {
+    const SEGMENTS: u64 = 3000;
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    log.append(&[7; 3000]).unwrap();
+    log.flush().unwrap();
+    let mut reader = log.reader(0);
+    reader.read_next().unwrap().unwrap();
+    let appender = log.appender();
+    while log.shared.active.load().segment.base() < SEGMENTS {
+        let at = log.append(&[7; 6000]).unwrap();
+        log.wait_durable(at).unwrap();
+    }
+    log.close().unwrap();
+    let stack = std::thread::Builder::new().stack_size(128 << 10);
+    let drops = stack.spawn(move || {
+        drop(appender);
+        drop(reader);
+    });
+    drops.unwrap().join().unwrap();
+}
