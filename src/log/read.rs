@@ -185,7 +185,7 @@ impl Cold {
         let head_at = |at: u32| {
             let in_run = at.checked_sub(self.run_at).and_then(|behind| {
                 let from = behind as usize * WORD;
-                frame::head(self.run.get(from..from + frame::HEAD)?, key).filter(|head| head.record == record)
+                sealed::head_in(self.run.get(from..from + frame::HEAD)?, words, key, record, at)
             });
             in_run.or_else(|| sealed::head_at(&*self.file, words, key, record, at)).map(|head| (head, at))
         };
@@ -249,7 +249,16 @@ impl Cold {
         self.run.resize(length, 0);
         self.run_at = self.next.1;
         let at = FRAMES + u64::from(self.run_at) * WORD as u64;
-        match salvage::read(&*self.file, &mut self.run, at, true) {
+        let mut read = salvage::read(&*self.file, &mut self.run, at, true);
+        if matches!(&read, Err(error) if error.kind() == io::ErrorKind::UnexpectedEof) {
+            // The file was cut short: what is left of it is read.
+            read = self.file.len().and_then(|length| {
+                let left = length.saturating_sub(at);
+                self.run.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+                salvage::read(&*self.file, &mut self.run, at, true)
+            });
+        }
+        match read {
             Ok(unreadable) => self.unreadable = unreadable,
             Err(error) => {
                 // Its old content belongs to another place.
