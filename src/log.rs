@@ -509,6 +509,13 @@ impl Log {
         if before == self.first_offset() { Ok(before) } else { self.trim(before) }
     }
 
+    /// To be called now and then, while other logs need memory: lets go of a segment that was made for a large record which
+    /// nobody appends any more.
+    #[cfg(feature = "store")]
+    pub(crate) fn give_up_untaken(&self) {
+        self.shared.give_up_untaken();
+    }
+
     /// Whether the log is read-only because there was no room when it was opened, and there is some now: opening it
     /// again makes it writable.
     #[cfg(feature = "store")]

@@ -210,6 +210,7 @@ impl Inner {
                 Ok(()) | Err(LogError::WouldBlock) => {} // a log whose disk hangs must not hold up the others
                 Err(error) => tracing::warn!(name = log.name, %error, "producers could not be saved"),
             }
+            log.give_up_untaken();
             if log.is_full() {
                 let entry = Arc::clone(entry);
                 helpers.help(&Arc::clone(&entry.helped), move || entry.tend_full());

@@ -5,7 +5,7 @@ use super::{Job, SpareSegment, TrimRequest, Undone};
 use crate::{
     chunk::{Before, ChunkMemory, ChunkPosition},
     disk,
-    log::{Error, Shared, budget::Claim},
+    log::{Error, Options, Shared, budget::Claim},
     segment::{
         Segment,
         file::SegmentFile,
@@ -138,8 +138,8 @@ impl Shared {
         // Later requests cause another pass; earlier ones are served by this one.
         roll.asked.store(false, Ordering::SeqCst);
         let needs = roll.needs.load(Ordering::SeqCst);
-        let smallest = self.options.first_segment_bytes;
-        let is_fine = |capacity| capacity >= needs && !roll.is_too_large(capacity, smallest.max(needs));
+        let least = self.least_for(needs);
+        let is_fine = |capacity| capacity >= needs && !roll.is_too_large(capacity, least);
         match roll.ready.pop() {
             Some(spare) if is_fine(spare.memory.capacity()) => {
                 self.offer(spare);
@@ -203,12 +203,19 @@ impl Shared {
         }
     }
 
+    /// The smallest capacity of a chunk that has room for an append of `needs` bytes: what [`claim_next`](Self::claim_next)
+    /// is always granted, and is therefore never too large.
+    fn least_for(&self, needs: u64) -> u64 {
+        let Options { first_segment_bytes, segment_bytes, .. } = self.options;
+        first_segment_bytes.max(needs.next_multiple_of(disk::BLOCK)).min(segment_bytes)
+    }
+
     /// Claims room for the next chunk: four times the active one while half of the budget is unclaimed, otherwise the
     /// same size. `None` if the disk has to catch up first. If other logs have taken the memory, smaller chunks are
     /// used; a chunk of the smallest size that is enough is always granted.
     fn claim_next(&self, needs: u64) -> Option<Claim> {
-        let (options, roll) = (&self.options, &self.roll);
-        let fitting = |bytes: u64| bytes.max(needs.next_multiple_of(disk::BLOCK)).min(options.segment_bytes);
+        let (most, least, roll) = (self.options.segment_bytes, self.least_for(needs), &self.roll);
+        let fitting = |bytes: u64| bytes.max(least).min(most);
         let active = self.active.load_full().chunk.capacity();
         let grown = fitting(active.saturating_mul(4));
         let mut capacity = if roll.budget.has_half(grown) { grown } else { fitting(active) };
@@ -218,9 +225,8 @@ impl Shared {
         if roll.unwritten.load(Ordering::SeqCst) > 1 || roll.owed.load(Ordering::SeqCst) > 0 {
             return None;
         }
-        let least = fitting(options.first_segment_bytes);
         while capacity > least {
-            capacity = fitting((capacity / 4).max(least).next_multiple_of(disk::BLOCK));
+            capacity = fitting((capacity / 4).next_multiple_of(disk::BLOCK));
             if let Some(claim) = roll.try_claim(capacity) {
                 return Some(claim);
             }
