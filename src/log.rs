@@ -113,6 +113,8 @@ pub(crate) struct Shared {
     roll: roll::Roller,
     trimmer: retain::Trimmer,
     stopping: AtomicBool,
+    /// Whether its directory is another's: files in it are no longer this log's.
+    deleted: AtomicBool,
     failed: OnceLock<std::sync::Arc<str>>,
     damage: Vec<Damage>,
     /// Why it cannot be written to though nothing is damaged: there was no room to continue when it was opened.
@@ -577,6 +579,7 @@ impl Log {
     /// Stops a log that is being deleted: appends and waiters are told so, and nothing more is written.
     #[cfg(feature = "store")]
     pub(crate) fn abandon(&self) {
+        self.shared.deleted.store(true, Ordering::SeqCst);
         let _ = self.shared.failed.set(DELETED.into()); // or it has failed already
         // Wait here and now: later there may be another log at this path, whose files have the same names.
         self.stop_tasks();

@@ -139,6 +139,7 @@ pub(in crate::log) fn open(
         roll: roller,
         trimmer: Trimmer::new(),
         stopping: AtomicBool::new(false),
+        deleted: AtomicBool::new(false),
         failed: OnceLock::new(),
         damage,
         full,

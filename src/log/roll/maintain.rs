@@ -272,14 +272,22 @@ impl Shared {
 
     /// Removes the file of a segment that has no records, and releases its claim.
     fn discard(&self, segment: &Segment) {
-        segment.file().into_iter().for_each(|file| file.discard(&*self.env.disk));
+        segment.file().into_iter().for_each(|file| self.remove_unused(&file));
         self.roll.share.release(segment.header.capacity);
+    }
+
+    /// Removes the file of a segment that is not used. In a deleted log it has been moved away with the log: under its
+    /// name there may be a file of the next log that was made there.
+    fn remove_unused(&self, file: &SegmentFile) {
+        if !self.deleted.load(Ordering::SeqCst) {
+            file.discard(&*self.env.disk);
+        }
     }
 
     /// Releases a spare segment.
     fn let_go(&self, spare: SpareSegment) {
         let SpareSegment { memory, file } = spare;
-        file.discard(&*self.env.disk);
+        self.remove_unused(&file);
         self.roll.share.release(memory.capacity());
         drop(memory); // which also drops its backing
     }
