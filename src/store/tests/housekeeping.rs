@@ -524,7 +524,7 @@ fn of_many_closed_logs_each_has_its_turn_for_retention() {
 }
 
 /// The disks of some closed logs hung when they were opened for retention, by the housekeeper itself: no other log was
-/// trimmed, closed or saved any more. The same went for what is left of deleted logs, and for logs without room.
+/// trimmed, closed or saved any more.
 #[test]
 fn closed_logs_whose_disks_hang_keep_no_other_from_retention_and_closing() {
     let (dir, door) = (tempfile::tempdir().unwrap(), Arc::new(Door::default()));
