@@ -367,8 +367,8 @@ impl Log {
         Room::new(Arc::clone(&self.shared))
     }
 
-    /// Waits until the record at `offset` is durable. The calling thread may do the write itself, for all records
-    /// appended so far.
+    /// Waits until the record at `offset` is durable; if there is no room on the disk, until there is. The calling thread
+    /// may do the write itself, for all records appended so far.
     ///
     /// # Errors
     /// [`Error::Failed`]: it is not known whether the record is durable; opening the log again will tell.

@@ -330,6 +330,9 @@ impl Shared {
                 self.roll.ask(0); // now: when the disk is behind, a quarter of the new chunk is written late
                 continue;
             }
+            if let Some(full) = self.flush.full() {
+                return Err(full);
+            }
             self.roll.ask(needs);
             if !backoff.is_completed() {
                 backoff.snooze();

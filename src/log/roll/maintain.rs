@@ -38,6 +38,7 @@ impl Shared {
                 let trimmed = trim.is_some();
                 trimming = trim.is_none_or(|trim| self.trim_slice(trim));
                 let stalled = if waiting { None } else { lock(&roll.stalled).take() };
+                let is_told = stalled.is_some();
                 let job = if waiting { None } else { stalled.or_else(|| roll.jobs.pop()) };
                 if job.is_none() && !trimmed {
                     break;
@@ -45,7 +46,9 @@ impl Shared {
                 match job.map_or(Ok(()), |job| self.work_at(job)) {
                     Ok(()) => {}
                     Err(Undone::Yet(job, error)) => {
-                        tracing::warn!(dir = %self.dir.display(), %error, "cannot seal a segment yet, will try again");
+                        if !is_told {
+                            tracing::warn!(dir = %self.dir.display(), %error, "cannot seal a segment yet, will try again");
+                        }
                         *lock(&roll.stalled) = Some(*job);
                         waiting = true;
                     }
@@ -297,7 +300,8 @@ impl Shared {
         let done = file.zero_ahead();
         self.flush.zeros_done();
         match done {
-            Err(error) if disk::is_transient(&error) => Ok(()), // without the zeros, writes are a little slower
+            // Without the zeros, writes are a little slower.
+            Err(error) if disk::is_transient(&error) || disk::is_full(&error) => Ok(()),
             done => done.map_err(Error::io("write zeros ahead in", &self.dir)),
         }
     }
