@@ -349,7 +349,14 @@ fn a_log_whose_blocks_are_shared_with_a_copy_fills_the_disk_up_and_goes_on_when_
         std::fs::remove_file(disk.at.join("filler")).unwrap();
     });
     server.kill();
+    // Opening gives it blocks of its own.
     let server = Server::start(&data, &["--shm-dir", "none"]);
-    assert_eq!(server.connect().read(stored - 1).unwrap().as_deref(), Some(VALUE));
+    let mut client = server.connect();
+    assert_eq!(client.read(stored - 1).unwrap().as_deref(), Some(VALUE));
+    disk.fill("filler", 0);
+    disk.fill_up("filler");
+    for _ in 0..100 {
+        client.append(VALUE).unwrap();
+    }
     drop(server); // before the disk
 }
