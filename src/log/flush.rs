@@ -378,7 +378,23 @@ impl Shared {
         if let Err(error) = &kept {
             self.fail(error);
         }
-        let marked = self.mark(&position);
+        let mut pause = *PAUSES.start();
+        let marked = loop {
+            match self.mark(&position) {
+                Err(error) if error.is_full() && waited < CLOSING => {
+                    tracing::debug!(dir = %self.dir.display(), %error, "cannot mark a log as closed yet");
+                    waited += pause;
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(*PAUSES.end());
+                }
+                // Nothing is lost: it is as if the process had been killed now.
+                Err(error) if error.is_full() => {
+                    tracing::warn!(dir = %self.dir.display(), %error, "a log is not marked as closed");
+                    break Ok(());
+                }
+                marked => break marked,
+            }
+        };
         self.durable.wake_all();
         self.unlock();
         if self.failed.get().is_some() {

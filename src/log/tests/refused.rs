@@ -279,8 +279,7 @@ fn whichever_write_finds_no_room_the_log_goes_on() {
         }
         log.append(b"last").unwrap();
         sim.run_dry(3);
-        let closed = log.close();
-        assert!(closed.is_ok() || closed.is_err_and(|error| error.is_full())); // for the mark
+        log.close().unwrap();
         sim.run_dry(0);
         let log = open(&sim).unwrap();
         assert_eq!((log.damage(), log.next_offset()), (&[][..], 61));
@@ -323,4 +322,38 @@ fn trimming_does_not_wait_for_the_room_that_it_makes() {
     });
     log.flush().unwrap();
     assert_eq!(log.durable_offset(), 61);
+}
+
+/// All records were durable, and closing the log was an error for the mark alone that says so.
+#[test]
+fn a_log_that_cannot_be_marked_for_lack_of_room_is_closed_all_the_same() {
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    log.append(b"kept").and_then(|at| log.wait_durable(at)).unwrap();
+    std::thread::sleep(Duration::from_millis(20)); // zeros are written ahead
+    sim.run_dry(u64::MAX);
+    log.close().unwrap();
+    sim.run_dry(0);
+    let log = open(&sim).unwrap();
+    assert_eq!((log.damage(), values(&log)), (&[][..], vec![b"kept".to_vec()]));
+}
+
+/// What was acknowledged in memory is in the memory that outlives the process, for the next opening.
+#[test]
+fn a_log_that_is_closed_while_there_is_no_room_keeps_what_is_in_memory() {
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
+    let options =
+        || Options { durability: Durability::Memory, shm_dir: Some(at.path().to_owned()), ..small() };
+    let sim = Sim::new(1);
+    let open = || Log::open_on(std::sync::Arc::new(sim.clone()), Path::new(DIR), options()).unwrap();
+    let log = open();
+    log.append(b"durable").and_then(|at| log.wait_durable(at)).unwrap();
+    sim.run_dry(u64::MAX);
+    log.append(b"in memory").unwrap();
+    finds_no_room(&log);
+    assert!(log.append(b"no").is_err_and(|error| error.is_full()));
+    assert_eq!(log.read(1).unwrap().unwrap().value(), b"in memory");
+    assert!(matches!(log.close(), Err(Error::Failed { .. })));
+    sim.run_dry(0);
+    assert_eq!(values(&open()), [b"durable".to_vec(), b"in memory".to_vec()]);
 }
