@@ -29,7 +29,7 @@ mod memory;
 mod pool;
 
 use crate::{
-    frame::{self, Frame, Key, MORE, Stamp, WORD},
+    frame::{self, Frame, Key, MIN_WORDS, MORE, Stamp, WORD},
     sync::{Arc, AtomicU32, AtomicU64, Ordering},
 };
 pub(crate) use backing::{BackingContent, Before, FoundBacking, Label, SHM_FALLBACKS, ShmBacking};
@@ -40,8 +40,11 @@ pub(crate) use memory::{CHUNK_BYTES, ChunkMemory};
 pub(crate) use pool::{Pool, PoolShare};
 
 /// Bits of `tail` that count words; the 26 bits above them count records. A chunk holds at most 2^27 words (1 GiB), so
-/// an overflow would take 2,048 appends of the largest size, all of them past the end at the same moment.
+/// an overflow of the words would take 2,048 appends of the largest size, all of them past the end at the same moment.
+/// Two batches of tiny records overflow the records. That loses the count, which is then taken from `end`, but the words
+/// of so many records are past the end by themselves: the chunk stays closed.
 const WORD_BITS: u32 = 38;
+const _: () = assert!((MIN_WORDS as u64 * WORD as u64) << (u64::BITS - WORD_BITS) > MAX_CAPACITY);
 /// The largest chunk in bytes: record numbers and word positions must fit their fields.
 pub(crate) const MAX_CAPACITY: u64 = 1 << 30;
 
@@ -263,7 +266,7 @@ impl Chunk {
         if cost(old) > self.capacity {
             return AppendOutcome::Full; // late: another append closed the chunk between our check and our add
         }
-        if cost(old + batch.size.pack()) > self.capacity {
+        if cost(old) + batch.needs() > self.capacity {
             self.close_at(old); // this append is the one that straddles the end
             return AppendOutcome::Full;
         }
@@ -283,7 +286,7 @@ impl Chunk {
             if next != expected {
                 return Err(AppendOutcome::Unexpected(next));
             }
-            let new = look + size.pack();
+            let new = look.wrapping_add(size.pack()); // as `fetch_add` adds: see `WORD_BITS`
             match self.tail.compare_exchange_weak(look, new, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(old) => return Ok(old),
                 Err(now) => look = now,
@@ -452,9 +455,11 @@ impl Chunk {
 impl Drop for Chunk {
     fn drop(&mut self) {
         if let (Some(memory), Some(share)) = (self.memory.take(), &self.share) {
-            let most = memory.slots.len() as u64;
-            let dirty = self.tail.load(Ordering::Relaxed) >> WORD_BITS;
-            share.put(memory, dirty.min(most) as u32);
+            // Once the chunk is closed, the tail counts records that are not here, or has lost count.
+            let end = self.end.load(Ordering::Relaxed).checked_sub(1);
+            let dirty =
+                ChunkPosition::unpack(end.unwrap_or_else(|| self.tail.load(Ordering::Relaxed))).records;
+            share.put(memory, dirty);
         }
     }
 }

@@ -32,8 +32,8 @@ pub(crate) type Node = (u64, u64);
 /// A directory tree of files.
 ///
 /// If [`is_transient`] or [`is_full`] recognises the error of any operation, here or on files, the operation has
-/// changed nothing and may be tried again. If a write or a sync was begun and its outcome is not known, the error is
-/// turned into an [`unknown`] one.
+/// changed nothing and may be tried again; only [`File::write_at`] may have written some of it before it found no room.
+/// If a write or a sync was begun and its outcome is not known, the error is turned into an [`unknown`] one.
 pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     /// Creates `dir` and its parents, unless they exist; their names are durable on return.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
@@ -106,7 +106,10 @@ pub(crate) trait File: Send + Sync + std::fmt::Debug {
         self.read_at(buf, position)
     }
     /// Writes `parts` one after the other from `position` on; they are durable on return. Position, addresses and
-    /// lengths must be multiples of [`BLOCK`]. After an error nothing is known about the range.
+    /// lengths must be multiples of [`BLOCK`]. After an error nothing is known about the range. If [`is_full`] recognises
+    /// the error, blocks could not be allocated for all of it: nothing outside the range has changed, and once the whole
+    /// range is written again, it is as if nothing had happened. That happens also in a file whose room was reserved:
+    /// where the file system cannot reserve any, and where blocks are shared with a copy of the file.
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()>;
     /// Makes everything that any process has written to the file durable. Where the system supports it, later reads
     /// come from the device: after a failed sync, memory may hold data that the device does not have, and treat it as
@@ -165,6 +168,13 @@ pub(crate) fn unknown(error: io::Error) -> io::Error {
     #[error("{0}")]
     struct Unknown(io::Error);
     io::Error::other(Unknown(error))
+}
+
+/// The error of a write: [`unknown`], unless it says that there was no room. A write fails for lack of room when it
+/// cannot allocate blocks, before anything is handed to the device for them, so that no later sync can miss it. (A sync
+/// that fails for the same reason has lost what others wrote, and is not excused.)
+pub(crate) fn of_write(error: io::Error) -> io::Error {
+    if is_full(&error) { error } else { unknown(error) }
 }
 
 /// Whether an error says that the file system is mounted read-only.

@@ -114,6 +114,8 @@ pub(crate) struct Shared {
     roll: roll::Roller,
     trimmer: retain::Trimmer,
     stopping: AtomicBool,
+    /// Whether its directory is another's: files in it are no longer this log's.
+    deleted: AtomicBool,
     failed: OnceLock<std::sync::Arc<str>>,
     damage: Vec<Damage>,
     /// Why it cannot be written to though nothing is damaged: there was no room to continue when it was opened.
@@ -368,8 +370,8 @@ impl Log {
         Room::new(Arc::clone(&self.shared))
     }
 
-    /// Waits until the record at `offset` is durable. The calling thread may do the write itself, for all records
-    /// appended so far.
+    /// Waits until the record at `offset` is durable; if there is no room on the disk, until there is. The calling thread
+    /// may do the write itself, for all records appended so far.
     ///
     /// # Errors
     /// [`Error::Failed`]: it is not known whether the record is durable; opening the log again will show it.
@@ -512,6 +514,13 @@ impl Log {
         if before == self.first_offset() { Ok(before) } else { self.trim(before) }
     }
 
+    /// To be called now and then, while other logs need memory: lets go of a segment that was made for a large record which
+    /// nobody appends any more.
+    #[cfg(feature = "store")]
+    pub(crate) fn give_up_untaken(&self) {
+        self.shared.give_up_untaken();
+    }
+
     /// Whether the log is read-only because there was no room when it was opened, and there is some now: opening it
     /// again makes it writable.
     #[cfg(feature = "store")]
@@ -573,6 +582,7 @@ impl Log {
     /// Stops a log that is being deleted: appends and waiters get an error, and nothing more is written.
     #[cfg(feature = "store")]
     pub(crate) fn abandon(&self) {
+        self.shared.deleted.store(true, Ordering::SeqCst);
         let _ = self.shared.failed.set(DELETED.into()); // or it has failed already
         // Wait here and now: later there may be another log at this path, whose files have the same names.
         self.stop_tasks();

@@ -19,7 +19,7 @@ use crate::{
     chunk::{Chunk, MAX_CAPACITY},
     disk::BLOCK,
     frame::Key,
-    sync::{Arc, AtomicU64, Mutex, Ordering, SwapOption, lock},
+    sync::{Arc, AtomicU64, Mutex, Ordering, SwapOption, into_inner, lock},
 };
 use std::sync::OnceLock;
 
@@ -38,8 +38,8 @@ pub(crate) struct Segment {
     file: Mutex<Option<std::sync::Arc<file::SegmentFile>>>,
     /// Its records in memory: always present until it is sealed, then for as long as the budget allows.
     pub(crate) chunk: SwapOption<Chunk>,
-    /// Its successor, which continues where this segment was closed. Set once;
-    /// again when the segment has left the chain.
+    /// Its successor, which continues where this segment was closed. Set once; again when the segment has left the
+    /// chain.
     pub(crate) next: SwapOption<Segment>,
     /// What is known about it once it is sealed.
     pub(crate) sealed: OnceLock<sealed::Sealed>,
@@ -79,8 +79,9 @@ impl Segment {
     }
 
     /// The same segment, with the given age of its newest record.
-    pub(crate) fn aged(self, age: u64) -> Self {
-        Self { age: AtomicU64::new(age), ..self }
+    pub(crate) fn aged(mut self, age: u64) -> Self {
+        self.age = AtomicU64::new(age);
+        self
     }
 
     /// When its newest record was appended, or a later time; far in the future if that is not known.
@@ -111,6 +112,17 @@ impl Segment {
     pub(crate) fn set_sealed(&self, sealed: sealed::Sealed) {
         let _ = self.sealed.set(sealed); // by one thread, once
         *lock(&self.file) = None;
+    }
+}
+
+impl Drop for Segment {
+    /// Whoever holds an old segment last drops all those behind it: one by one, and not one within the other, for which
+    /// the stack may be too small.
+    fn drop(&mut self) {
+        let mut next = self.next.take();
+        while let Some(segment) = next.and_then(into_inner) {
+            next = segment.next.take();
+        }
     }
 }
 

@@ -20,7 +20,7 @@ mod settings;
 use crate::{
     disk::{Disk, tree},
     log::{COMMON_LOCK, Environment, Error as LogError, Log, NOTES, Options, budget::Budget},
-    sync::{lock, read_lock, write_lock},
+    sync::{lock, read_lock, try_lock, write_lock},
 };
 use arc_swap::ArcSwapOption;
 use std::{
@@ -112,6 +112,8 @@ struct Entry {
     retain_at: AtomicU64,
     /// Whether the log was deleted. Locked while the log is opened, closed or deleted.
     deleted: Mutex<bool>,
+    /// Whether a helper of the housekeeper has something to do for it.
+    helped: Arc<AtomicBool>,
 }
 
 impl Entry {
@@ -121,6 +123,7 @@ impl Entry {
             used: AtomicU64::new(0),
             retain_at: AtomicU64::new(0),
             deleted: Mutex::new(false),
+            helped: Arc::default(),
         })
     }
 
@@ -128,9 +131,9 @@ impl Entry {
         lock(&self.deleted)
     }
 
-    /// Closes the log, if it is open and nobody else holds it.
+    /// Closes the log, if it is open and nobody else holds it, or its lock.
     fn close(&self) {
-        let _held = self.lock();
+        let Some(_held) = try_lock(&self.deleted) else { return };
         let Some(open) = self.open.swap(None) else { return };
         match Arc::try_unwrap(open) {
             Ok(open) => {
@@ -157,6 +160,8 @@ struct Inner {
     passed: AtomicU64,
     /// Directories under temporary names that could not be removed yet.
     left: Mutex<Vec<PathBuf>>,
+    /// Whether a helper of the housekeeper is removing those.
+    removing: Arc<AtomicBool>,
 }
 
 /// See the module's documentation.
@@ -208,7 +213,7 @@ impl Store {
             if name.starts_with(DELETED) {
                 let path = dir.join(&name);
                 let backings = options.log.shm_dir.as_deref();
-                if let Err(error) = remove_deleted(disk, &path, backings) {
+                if let Err(error) = remove_deleted(disk, &path, backings, true) {
                     tracing::warn!(dir = %path.display(), %error, "the rest of a deleted log will be removed later");
                     left.push(path);
                 }
@@ -221,8 +226,9 @@ impl Store {
         }
         let (budget, entries) = (Budget::new(options.log.memory_bytes), RwLock::new(entries));
         let (begun, passed) = (env.machine.elapsed(), AtomicU64::new(0));
-        let left = Mutex::new(left);
-        let inner = Inner { env, dir, options, lock: lock.into(), budget, entries, begun, passed, left };
+        let (left, removing) = (Mutex::new(left), Arc::default());
+        let lock = lock.into();
+        let inner = Inner { env, dir, options, lock, budget, entries, begun, passed, left, removing };
         Ok(Self { inner: Arc::new(inner), housekeeper: None })
     }
 

@@ -34,6 +34,14 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// The value of a shared pointer, for the last one that holds it: of several that let go at once, one gets it.
+pub(crate) fn into_inner<T>(shared: Arc<T>) -> Option<T> {
+    #[cfg(not(loom))]
+    return Arc::into_inner(shared);
+    #[cfg(loom)] // which lacks it: of several, none may get it
+    Arc::try_unwrap(shared).ok()
+}
+
 /// [`lock`] for reading.
 #[cfg(feature = "store")]
 pub(crate) fn read_lock<T>(lock: &std::sync::RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
@@ -134,6 +142,10 @@ impl<T> SwapOption<T> {
         self.inner.store(None);
     }
 
+    pub(crate) fn take(&self) -> Option<Arc<T>> {
+        self.inner.swap(None)
+    }
+
     pub(crate) fn set(&self, value: Arc<T>) {
         self.inner.store(Some(value));
     }
@@ -155,7 +167,11 @@ impl<T> SwapOption<T> {
     }
 
     pub(crate) fn clear(&self) {
-        *lock(&self.inner) = None;
+        drop(self.take());
+    }
+
+    pub(crate) fn take(&self) -> Option<Arc<T>> {
+        lock(&self.inner).take()
     }
 
     pub(crate) fn set(&self, value: Arc<T>) {

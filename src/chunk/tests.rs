@@ -118,3 +118,41 @@ fn dropped_memory_is_handed_on_clean() {
     let memory = share.take(4096).unwrap();
     assert!(Chunk::new(memory, None).frame(0).is_none(), "a record of the last owner shows");
 }
+
+/// This many empty values, which take no memory here.
+struct Empty(u32);
+
+impl AppendValues for Empty {
+    fn each(&self, mut f: impl FnMut(&[u8], u16)) {
+        (0..self.0).for_each(|_| f(&[], 0));
+    }
+}
+
+/// The count of records in `tail` has 26 bits, which a large batch that does not fit overflows. Adding it panicked where
+/// overflows are looked for, before the chunk was closed; elsewhere so few records were counted that memory was handed on
+/// with the slots of the others.
+#[test]
+fn a_batch_that_does_not_fit_and_overflows_the_count_of_records_closes_the_chunk_all_the_same() {
+    let capacity = MAX_CAPACITY;
+    let share = PoolShare::new(&Pool::new(8 << 30));
+    for expected in [false, true] {
+        // As if it had so many records, each of the smallest size, of which only the last one's slot is stored.
+        let most = (capacity / (u64::from(MIN_WORDS) * WORD as u64 + 4)) as u32;
+        let tail = ChunkPosition { records: most - 1, words: (most - 1) * MIN_WORDS };
+        let chunk = Chunk::new(ChunkMemory::new(capacity).unwrap(), Some(Arc::clone(&share)));
+        chunk.tail.store(tail.pack(), Ordering::Relaxed);
+        let batch = Empty(1);
+        let batch = Batch::new(&batch, capacity).unwrap();
+        assert_eq!(chunk.append(batch, None, IMPRINT), AppendOutcome::At(most - 1));
+        let batch = Empty(most);
+        let batch = Batch::new(&batch, capacity).unwrap();
+        let number = expected.then_some(most);
+        assert_eq!(chunk.append(batch, number, IMPRINT), AppendOutcome::Full);
+        let end = ChunkPosition { records: most, words: most * MIN_WORDS };
+        assert_eq!((chunk.end(), chunk.reserved()), (Some(end), most));
+        assert_eq!(chunk.append(batch, number, IMPRINT), AppendOutcome::Full, "it stays closed");
+        drop(chunk);
+        let chunk = Chunk::new(share.take(capacity).unwrap(), None);
+        assert!(!chunk.is_published(most - 1), "a record of the last owner shows");
+    }
+}

@@ -2,7 +2,7 @@
 //! is reported here and not to somebody else. For file systems that refuse `O_DIRECT`, and for macOS (where std's
 //! `sync_data` is `F_FULLFSYNC`).
 
-use super::{File, unknown};
+use super::{File, of_write, unknown};
 use std::{
     fs,
     io::{self, IoSlice},
@@ -37,7 +37,7 @@ impl File for BufferedFile {
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
         let mut at = position;
         for part in parts {
-            self.0.write_all_at(part, at).map_err(unknown)?;
+            self.0.write_all_at(part, at).map_err(of_write)?;
             at += part.len() as u64;
         }
         self.0.sync_data().map_err(unknown)
@@ -54,5 +54,20 @@ impl File for BufferedFile {
 
     fn reserve(&self, length: u64) -> io::Result<()> {
         super::native::reserve_again(&self.0, length)
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::disk::{Aligned, is_full};
+
+    /// It was reported as one of which nothing is known, which is final.
+    #[test]
+    fn a_write_that_finds_no_room_says_so() {
+        let full = fs::File::options().read(true).write(true).open("/dev/full").unwrap();
+        let block = Aligned::new(1).unwrap();
+        let error = BufferedFile(full).write_at(&[IoSlice::new(&block)], 0).unwrap_err();
+        assert!(is_full(&error), "{error:?}");
     }
 }

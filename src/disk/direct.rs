@@ -2,7 +2,7 @@
 //! bytes are on the disk (measured: 2.6 times the throughput of `pwrite` and `fdatasync`). Such a file holds only one
 //! descriptor; reads, which are rare while a file is being written, open a second one each time.
 
-use super::{BLOCK, File, buffered::BufferedFile, unknown};
+use super::{BLOCK, File, buffered::BufferedFile, of_write, unknown};
 use std::{
     fs,
     io::{self, IoSlice},
@@ -41,8 +41,8 @@ impl DirectFile {
     }
 }
 
-/// The alignment that most devices require of the position, the memory and the length of such reads. For devices that
-/// require more, the page cache is used.
+/// The alignment that most devices require of the position, the memory and the length of direct reads and writes. For
+/// devices that require more, reads use the page cache.
 const UNIT: usize = 512;
 
 /// Reads past the page cache as far as the file system and the length allow, and the rest through it. The bytes go
@@ -83,7 +83,8 @@ impl File for DirectFile {
         }
         let total: usize = parts.iter().map(|part| part.len()).sum();
         let mut written = 0;
-        // The kernel may write less than was asked, in whole blocks; continue after it.
+        // The kernel may write less than was asked; continue after it. If a disk fills up whose blocks are smaller than
+        // ours, it stops in the middle of one of ours, and the next call says why.
         while written < total {
             let mut rest = Vec::with_capacity(parts.len());
             let mut skip = written;
@@ -96,14 +97,14 @@ impl File for DirectFile {
             }
             match rustix::io::pwritev(&self.direct, &rest, position + written as u64) {
                 Ok(0) => return Err(unknown(io::ErrorKind::WriteZero.into())),
-                Ok(n) if n.is_multiple_of(BLOCK as usize) => written += n,
-                Ok(_) => return Err(io::Error::other("the disk wrote only part of a block")),
+                Ok(n) if n.is_multiple_of(UNIT) => written += n,
+                Ok(_) => return Err(io::Error::other("the disk wrote only part of a sector")),
                 Err(rustix::io::Errno::INTR) => {}
                 // In this case nothing was written.
                 Err(rustix::io::Errno::INVAL) if written == 0 => {
                     return self.fall_back()?.write_at(parts, position);
                 }
-                Err(error) => return Err(unknown(error.into())),
+                Err(error) => return Err(of_write(error.into())),
             }
         }
         Ok(())

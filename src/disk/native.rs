@@ -160,7 +160,19 @@ pub(super) fn reserve_again(file: &fs::File, length: u64) -> io::Result<()> {
     let found = file.metadata()?;
     // XFS needs free space for this, even on a full disk, though all blocks are allocated.
     let has_holes = found.len() < length || found.blocks() * 512 < length;
-    if has_holes { allocate(file, length).map(drop) } else { Ok(()) }
+    if has_holes {
+        allocate(file, length)?;
+    }
+    unshare(file, length);
+    Ok(())
+}
+
+/// Gives the file blocks of its own where it shares them with a copy (`cp --reflink`): writing to those would need room,
+/// although they are allocated. XFS can do that; where it cannot be done now, writing will show it.
+fn unshare(file: &fs::File, length: u64) {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::fs::fallocate(file, rustix::fs::FallocateFlags::UNSHARE_RANGE, 0, length);
+    let _ = (file, length);
 }
 
 /// Reserves blocks; `false` where the system does not support it.

@@ -147,13 +147,21 @@ impl Sim {
 
     /// From now on one in `odds` steps fails; `None` stops that.
     pub(crate) fn fail_one_in(&self, odds: Option<u64>) {
-        self.state().plan.odds = odds;
+        let mut state = self.state();
+        state.plan.odds = odds;
+        state.plan.dry = 0;
     }
 
     /// How many steps have failed that may have written something, and how many others.
     pub(crate) fn faults(&self) -> (u64, u64) {
         let state = self.state();
         (state.plan.fatal, state.plan.passing)
+    }
+
+    /// The next writes, this many, find no room, as in files whose room cannot be reserved, or is shared with a copy. Some of
+    /// what they write may have been written.
+    pub(crate) fn run_dry(&self, writes: u64) {
+        self.state().plan.dry = writes;
     }
 
     /// Limits the bytes that may be reserved in total; `None` lifts the limit.

@@ -178,6 +178,10 @@ fn place<S: AppendValues + ?Sized>(
     expected: Option<u64>,
     may_block: MayBlock,
 ) -> Result<Option<u64>, Error> {
+    if let Some(full) = shared.flush.full() {
+        shared.writable()?;
+        return Err(full);
+    }
     let segment = &active.segment;
     // An offset before this segment is never next again, and one that no record number can represent is not next.
     let expected_record = expected.map(|offset| {

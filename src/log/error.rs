@@ -71,7 +71,8 @@ pub enum Error {
         /// What failed.
         reason: Arc<str>,
     },
-    /// There is no room on the disk for the next segment. Appends work again when there is.
+    /// There is no room on the disk for the next segment, or for records that were appended before; these wait for it.
+    /// Appends work again when there is.
     #[error("the disk is full: {reason}; make room, or trim the log")]
     Full {
         /// What the system said.

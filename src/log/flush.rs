@@ -49,8 +49,8 @@ pub(super) struct CommitCursor {
 enum Committed {
     /// This many bytes are durable; 0 if there was nothing to write.
     Bytes(u64),
-    /// The system could not begin the write, for lack of descriptors, memory or room. Nothing was written: try again
-    /// after this time.
+    /// The system could not begin the write, for lack of descriptors or memory, or not finish it, for lack of room. Nothing
+    /// of it counts: try again, from the same place, after this time.
     Later(Duration, Error),
     /// The writer has failed, now or before.
     Failed,
@@ -75,12 +75,29 @@ pub(crate) struct Flusher {
     task: std::sync::Arc<Task<Shared>>,
     /// Whether the maintenance task has been asked for zeros ahead.
     zeroing: AtomicBool,
+    /// Why the last commit found no room on the disk, and, to be looked at by each append, whether it did. Set and reset
+    /// by the thread that commits.
+    full: Mutex<Option<Error>>,
+    is_full: AtomicBool,
 }
 
 impl Flusher {
     pub(super) fn new(position: CommitCursor, threads: std::sync::Arc<dyn Schedule>) -> Self {
         let task = Task::new(threads, Shared::flush, Shared::panicked);
-        Self { position: Mutex::new(position), task, zeroing: AtomicBool::new(false) }
+        let (zeroing, is_full) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { position: Mutex::new(position), task, zeroing, full: Mutex::new(None), is_full }
+    }
+
+    /// Why nothing is to be appended for the moment: the last commit found no room on the disk.
+    #[inline]
+    pub(super) fn full(&self) -> Option<Error> {
+        // Relaxed: an append may just as well have come a moment earlier.
+        if self.is_full.load(Ordering::Relaxed) { self.why_full() } else { None }
+    }
+
+    #[cold]
+    fn why_full(&self) -> Option<Error> {
+        lock(&self.full).clone()
     }
 
     /// Whether commits have to wait for the system.
@@ -166,13 +183,16 @@ impl Shared {
         }
         match self.try_commit(position) {
             Ok(bytes) => {
-                position.pause = None;
+                if position.pause.take().is_some() {
+                    self.note_full(None);
+                }
                 Committed::Bytes(bytes)
             }
             Err(error) if error.is_transient() || error.is_full() => {
                 if position.pause.is_none() {
                     tracing::warn!(dir = %self.dir.display(), %error, "cannot write yet");
                 }
+                self.note_full(error.is_full().then(|| error.clone().cannot_grow()));
                 let pause = position.pause.map_or(*PAUSES.start(), |pause| (pause * 2).min(*PAUSES.end()));
                 position.pause = Some(pause);
                 Committed::Later(pause, error)
@@ -181,6 +201,16 @@ impl Shared {
                 self.fail(&error);
                 Committed::Failed
             }
+        }
+    }
+
+    /// What is appended already waits for room, however long that takes; what comes is refused, so that nothing of it is
+    /// stored.
+    fn note_full(&self, full: Option<Error>) {
+        let is_full = full.is_some();
+        *lock(&self.flush.full) = full;
+        if self.flush.is_full.swap(is_full, Ordering::Relaxed) != is_full {
+            self.roll.changes().bump(); // for appends that wait for the next segment
         }
     }
 
@@ -215,6 +245,9 @@ impl Shared {
         let begun = self.env.machine.elapsed();
         file.write(&position.chunk, position.done, to)
             .map_err(Error::io("write to a segment in", &self.dir))?;
+        if position.pause.take().is_some() {
+            self.note_full(None); // before callers hear of it, who may append at once
+        }
         let bytes = to.bytes() - position.done.bytes();
         let records = u64::from(to.records - position.done.records);
         let took = self.env.machine.elapsed().saturating_sub(begun);
@@ -252,6 +285,17 @@ impl Shared {
     }
 
     pub(super) fn wait_durable(&self, offset: u64) -> Result<(), Error> {
+        self.wait_durable_while(offset, |_| true)
+    }
+
+    /// The same, unless there is no room for it on the disk.
+    #[cfg(feature = "store")]
+    pub(super) fn wait_durable_unless_full(&self, offset: u64) -> Result<(), Error> {
+        self.wait_durable_while(offset, |error| !error.is_full())
+    }
+
+    /// The same, as long as what keeps the system from writing is to be waited for.
+    fn wait_durable_while(&self, offset: u64, is_waited_for: impl Fn(&Error) -> bool) -> Result<(), Error> {
         let backoff = Backoff::new();
         while self.durable.get() <= offset {
             if offset >= self.next_offset() {
@@ -266,6 +310,7 @@ impl Shared {
             }
             match self.commit(&mut position) {
                 Committed::Failed => return self.unless_stopped(),
+                Committed::Later(_, error) if !is_waited_for(&error) => return Err(error),
                 Committed::Later(pause, _) => {
                     drop(position);
                     let again = Instant::now() + pause;
@@ -333,7 +378,23 @@ impl Shared {
         if let Err(error) = &kept {
             self.fail(error);
         }
-        let marked = self.mark(&position);
+        let mut pause = *PAUSES.start();
+        let marked = loop {
+            match self.mark(&position) {
+                Err(error) if error.is_full() && waited < CLOSING => {
+                    tracing::debug!(dir = %self.dir.display(), %error, "cannot mark a log as closed yet");
+                    waited += pause;
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(*PAUSES.end());
+                }
+                // Nothing is lost: it is as if the process had been killed now.
+                Err(error) if error.is_full() => {
+                    tracing::warn!(dir = %self.dir.display(), %error, "a log is not marked as closed");
+                    break Ok(());
+                }
+                marked => break marked,
+            }
+        };
         self.durable.wake_all();
         self.unlock();
         if self.failed.get().is_some() {

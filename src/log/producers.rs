@@ -401,7 +401,8 @@ impl Log {
     ) -> Result<(), Error> {
         if let Some(last) = up_to.checked_sub(1) {
             match may_block {
-                MayBlock::Yes => self.wait_durable(last)?,
+                // A trim must not wait for the room that it is to make.
+                MayBlock::Yes => self.shared.wait_durable_unless_full(last)?,
                 MayBlock::ForCopies | MayBlock::No if self.shared.durable_soon(last) => {}
                 MayBlock::ForCopies | MayBlock::No => return Err(Error::WouldBlock),
             }

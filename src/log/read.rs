@@ -3,7 +3,7 @@
 //! A recent record is read from its chunk, which the reader keeps alive meanwhile. Older records are read from the
 //! sealed file, and verified: if one does not verify, that read returns an error.
 
-use super::{Error, Shared, Visible};
+use super::{Error, Shared, Visible, retain::Chain};
 use crate::{
     chunk::Chunk,
     disk::{File, salvage},
@@ -150,7 +150,7 @@ struct Step<'a> {
 const RUN: usize = 256 << 10;
 
 /// A sealed segment's file, and the part of it that was read last.
-struct Cold {
+pub(super) struct Cold {
     file: Box<dyn File>,
     segment: Arc<Segment>,
     records: u32,
@@ -185,7 +185,7 @@ impl Cold {
         let head_at = |at: u32| {
             let in_run = at.checked_sub(self.run_at).and_then(|behind| {
                 let from = behind as usize * WORD;
-                frame::head(self.run.get(from..from + frame::HEAD)?, key).filter(|head| head.record == record)
+                sealed::head_in(self.run.get(from..from + frame::HEAD)?, words, key, record, at)
             });
             in_run.or_else(|| sealed::head_at(&*self.file, words, key, record, at)).map(|head| (head, at))
         };
@@ -249,7 +249,16 @@ impl Cold {
         self.run.resize(length, 0);
         self.run_at = self.next.1;
         let at = FRAMES + u64::from(self.run_at) * WORD as u64;
-        match salvage::read(&*self.file, &mut self.run, at, true) {
+        let mut read = salvage::read(&*self.file, &mut self.run, at, true);
+        if matches!(&read, Err(error) if error.kind() == io::ErrorKind::UnexpectedEof) {
+            // The file was cut short: what is left of it is read.
+            read = self.file.len().and_then(|length| {
+                let left = length.saturating_sub(at);
+                self.run.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+                salvage::read(&*self.file, &mut self.run, at, true)
+            });
+        }
+        match read {
             Ok(unreadable) => self.unreadable = unreadable,
             Err(error) => {
                 // Its old content belongs to another place.
@@ -279,7 +288,7 @@ impl Cold {
 }
 
 /// Where a reader is.
-enum ReadSource {
+pub(super) enum ReadSource {
     Hot(Arc<Segment>, Arc<Chunk>),
     Cold(Box<Cold>),
 }
@@ -288,31 +297,39 @@ impl Shared {
     /// Returns the source of a visible offset.
     fn read_source(&self, offset: u64) -> Result<ReadSource, Error> {
         loop {
-            let chain = self.chain.load_full();
-            let trimmed = |first| Error::Trimmed { offset, first };
-            let Some(segment) = chain.locate(offset) else { return Err(trimmed(chain.first())) };
-            if let Some(chunk) = segment.chunk.load_full() {
-                return Ok(ReadSource::Hot(segment, chunk));
+            if let Some(source) = self.source_in(&self.chain.load_full(), offset)? {
+                return Ok(source);
             }
-            // Chunks are released only after sealing.
-            let Some(sealed) = segment.sealed.get() else { continue };
-            if u64::from(sealed.records) <= offset - segment.base() {
-                return Err(Error::Damaged { offset }); // a gap between segments
+        }
+    }
+
+    /// The same by these segments; `None` if they must be looked up again.
+    pub(super) fn source_in(&self, chain: &Arc<Chain>, offset: u64) -> Result<Option<ReadSource>, Error> {
+        let trimmed = |first| Error::Trimmed { offset, first };
+        let Some(segment) = chain.locate(offset) else { return Err(trimmed(chain.first())) };
+        // A trimmed segment leads to one far behind it, and so seems to be where those in between were.
+        let is_old = || !Arc::ptr_eq(chain, &self.chain.load_full());
+        let is_past = |records: u32| u64::from(records) <= offset - segment.base();
+        if let Some(chunk) = segment.chunk.load_full() {
+            if chunk.end().is_some_and(|end| is_past(end.records)) && is_old() {
+                return Ok(None);
             }
-            let path = self.dir.join(file::name(segment.base()));
-            match self.env.disk.open(&path, false) {
-                Ok(file) => {
-                    return Ok(ReadSource::Cold(Box::new(Cold::new(file, Arc::clone(&segment), sealed))));
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    let first = self.chain.load().first();
-                    if offset < first {
-                        return Err(trimmed(first));
-                    }
-                    return Err(Error::Damaged { offset });
-                }
-                Err(error) => return Err(Error::io("open", &path)(error)),
+            return Ok(Some(ReadSource::Hot(segment, chunk)));
+        }
+        // Chunks are released only after sealing.
+        let Some(sealed) = segment.sealed.get() else { return Ok(None) };
+        if is_past(sealed.records) {
+            // Or else there is a gap between segments.
+            return if is_old() { Ok(None) } else { Err(Error::Damaged { offset }) };
+        }
+        let path = self.dir.join(file::name(segment.base()));
+        match self.env.disk.open(&path, false) {
+            Ok(file) => Ok(Some(ReadSource::Cold(Box::new(Cold::new(file, Arc::clone(&segment), sealed))))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let first = self.chain.load().first();
+                Err(if offset < first { trimmed(first) } else { Error::Damaged { offset } })
             }
+            Err(error) => Err(Error::io("open", &path)(error)),
         }
     }
 
@@ -572,7 +589,8 @@ impl Reader {
     /// [`Error::Closed`], [`Error::Failed`], [`Error::ReadOnly`] if there never will be one.
     pub fn wait(&self, timeout: Option<Duration>) -> Result<bool, Error> {
         let shared = &self.shared;
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        // Without an end if that would be too far away to be represented.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         shared.visible().park(self.next.saturating_add(1), || shared.writable().is_err(), deadline);
         if shared.visible().get() > self.next {
             return Ok(true);

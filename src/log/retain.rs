@@ -231,7 +231,7 @@ impl Shared {
         self.chain_edit(|segments| segments.retain(|segment| segment.base() >= first));
         let last = self.chain.load_full().segments.last().map(Arc::clone);
         for segment in dropped {
-            // So that dropping one does not recursively drop a long list. Not set to none: an appender that was
+            // So that a thread that holds it does not hold all that follow. Not set to none: an appender that was
             // descheduled since this one was full would link another successor to it.
             if let Some(last) = &last {
                 segment.next.set(Arc::clone(last));

@@ -154,6 +154,9 @@ pub(crate) struct Roller {
     unwritten: AtomicU64,
     /// The most bytes that an append needs which waits for the next chunk.
     needs: AtomicU64,
+    /// How many files had been prepared when [`Shared::give_up_untaken`] was last called.
+    #[cfg(feature = "store")]
+    looked_at: AtomicU64,
     asked: AtomicBool,
     /// Why the last attempt to make a spare segment failed.
     refused: Mutex<Option<Error>>,
@@ -183,6 +186,8 @@ impl Roller {
             backings,
             unwritten: AtomicU64::new(1),
             needs: AtomicU64::new(0),
+            #[cfg(feature = "store")]
+            looked_at: AtomicU64::new(0),
             asked: AtomicBool::new(false),
             refused: Mutex::new(None),
             jobs: SegQueue::new(),
@@ -329,6 +334,9 @@ impl Shared {
                 self.roll.ask(0); // now: when the disk is behind, a quarter of the new chunk is written late
                 continue;
             }
+            if let Some(full) = self.flush.full() {
+                return Err(full);
+            }
             self.roll.ask(needs);
             if !backoff.is_completed() {
                 backoff.snooze();
@@ -353,6 +361,23 @@ impl Shared {
         }
         active.chunk.close();
         let _ = self.next_active(active, 0, MayBlock::No); // another thread may have done it, or the log has stopped
+    }
+
+    /// Called now and then. If a segment for a large record has been ready since the last call, whoever asked for it has
+    /// gone away: from now on a small one is enough, and replaces it if the budget is exceeded.
+    #[cfg(feature = "store")]
+    pub(super) fn give_up_untaken(&self) {
+        let roll = &self.roll;
+        let made = roll.files.load(Ordering::SeqCst);
+        let is_the_same = roll.looked_at.swap(made, Ordering::SeqCst) == made;
+        if is_the_same
+            && roll.needs.load(Ordering::SeqCst) > self.options.first_segment_bytes
+            && !roll.ready.is_empty()
+        {
+            // An appender that asks in this moment finds the small one too small, and asks again.
+            roll.needs.store(0, Ordering::SeqCst);
+            roll.ask(0);
+        }
     }
 
     /// Makes the spare segment into the successor of one whose newest record is of the time `newest`.

@@ -483,3 +483,68 @@ fn what_was_appended_as_json_says_so_in_memory_and_from_disk() {
     assert_eq!(marks(&log), expected);
     assert!(log.read(0).unwrap().unwrap().is_json());
 }
+
+/// Each segment holds the one after it. Whoever held an old one last dropped them all, one within the other, and the
+/// process ended for lack of stack.
+#[test]
+fn whoever_holds_an_old_segment_last_drops_those_behind_it_one_by_one() {
+    const SEGMENTS: u64 = 3000;
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    log.append(&[7; 3000]).unwrap();
+    log.flush().unwrap();
+    let mut reader = log.reader(0);
+    reader.read_next().unwrap().unwrap();
+    let appender = log.appender();
+    while log.shared.active.load().segment.base() < SEGMENTS {
+        let at = log.append(&[7; 6000]).unwrap();
+        log.wait_durable(at).unwrap();
+    }
+    log.close().unwrap();
+    let stack = std::thread::Builder::new().stack_size(128 << 10);
+    let drops = stack.spawn(move || {
+        drop(appender);
+        drop(reader);
+    });
+    drops.unwrap().join().unwrap();
+}
+
+/// The time of its end cannot be represented, and computing it panicked.
+#[test]
+fn waiting_for_ever_is_waiting_without_an_end() {
+    let log = open(&Sim::new(1)).unwrap();
+    log.append(b"a").unwrap();
+    log.flush().unwrap();
+    assert!(log.reader(0).wait(Some(Duration::MAX)).unwrap());
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| log.reader(1).wait(Some(Duration::MAX)));
+        std::thread::sleep(Duration::from_millis(20));
+        log.append(b"b").unwrap();
+        log.flush().unwrap();
+        assert!(waits.join().unwrap().unwrap());
+    });
+}
+
+/// Whoever had looked up the segments before the log moved on and was trimmed found a segment that ends before the record, and
+/// took the record for damaged.
+#[test]
+fn what_was_trimmed_is_told_as_trimmed_also_by_a_list_of_segments_from_before() {
+    let log = open(&Sim::new(1)).unwrap();
+    log.append(&[7; 3000]).unwrap();
+    log.flush().unwrap();
+    let old = log.shared.chain.load_full();
+    for _ in 0..50 {
+        let at = log.append(&[7; 3000]).unwrap();
+        log.wait_durable(at).unwrap();
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while log.trim(40).unwrap() < 10 {
+        assert!(std::time::Instant::now() < deadline); // until they are sealed
+    }
+    let first = log.first_offset();
+    let found = log.shared.source_in(&old, first - 3);
+    assert!(matches!(&found, Ok(None)), "it is looked up again");
+    assert!(matches!(log.read(first - 3), Err(Error::Trimmed { .. })));
+    assert!(log.shared.source_in(&old, first).is_ok());
+    assert_eq!(log.read(first).unwrap().unwrap().offset(), first);
+}

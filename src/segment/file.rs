@@ -5,7 +5,7 @@
 use super::{FRAMES, header::Header};
 use crate::{
     chunk::{Chunk, ChunkPosition},
-    disk::{Aligned, BLOCK, Disk, File},
+    disk::{self, Aligned, BLOCK, Disk, File},
     sync::{Condvar, Mutex, lock},
 };
 use std::{
@@ -59,6 +59,8 @@ struct Progress {
     written: u64,
     /// Where zeros are being written at the moment.
     zeroing: Range<u64>,
+    /// Whether there was no room for zeros: then none are written any more.
+    no_room: bool,
 }
 
 /// See the module's documentation.
@@ -90,7 +92,7 @@ impl SegmentFile {
     /// The file of a segment that was begun earlier, whose frames take `words` words.
     pub(crate) fn resume(file: Box<dyn File>, path: PathBuf, capacity: u64, words: u32) -> Self {
         let written = u64::from(words) * 8;
-        let progress = Progress { touched: written, written, zeroing: 0..0 };
+        let progress = Progress { touched: written, written, zeroing: 0..0, no_room: false };
         let (path, progress) = (Mutex::new(path), Mutex::new(progress));
         Self { file, capacity, path, progress, zeroed: Condvar::new() }
     }
@@ -126,7 +128,9 @@ impl SegmentFile {
 
     /// Writes the frames between two positions of the chunk; they are durable on return. Whole blocks are written
     /// straight from the chunk's memory. The last block, if it is not full, goes through a block of this thread's own
-    /// with zeros after the frames, so that no byte is written that is not part of a published record.
+    /// with zeros after the frames, so that no byte is written that is not part of a published record. If there is no room,
+    /// it may be called again, for the same range or a longer one: what an earlier call has made durable in the first block
+    /// is written again with the same bytes, and so is there whatever becomes of the write.
     pub(crate) fn write(&self, chunk: &Chunk, from: ChunkPosition, to: ChunkPosition) -> io::Result<()> {
         let mut bounce = BOUNCE.take().map_or_else(|| Aligned::new(BLOCK as usize), Ok)?;
         let written = self.write_through(chunk, from, to, &mut bounce);
@@ -179,7 +183,8 @@ impl SegmentFile {
     /// Whether writing zeros ahead would help the next small writes.
     pub(crate) fn wants_zeros(&self) -> bool {
         let progress = lock(&self.progress);
-        progress.touched < self.capacity && progress.touched < progress.written + AHEAD / 2
+        let wanted = progress.touched < self.capacity && progress.touched < progress.written + AHEAD / 2;
+        wanted && !progress.no_room
     }
 
     /// Writes the next zeros ahead of the frames.
@@ -198,8 +203,9 @@ impl SegmentFile {
             .and_then(|zeros| self.file.write_at(&[IoSlice::new(&zeros)], FRAMES + range.start));
         let mut progress = lock(&self.progress);
         progress.zeroing = 0..0;
-        if result.is_ok() {
-            progress.touched = progress.touched.max(range.end);
+        match &result {
+            Ok(()) => progress.touched = progress.touched.max(range.end),
+            Err(error) => progress.no_room |= disk::is_full(error),
         }
         self.zeroed.notify_all();
         result

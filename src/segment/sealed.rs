@@ -50,7 +50,10 @@ pub(crate) struct Sealed {
     survivors: Option<Vec<u32>>,
     /// What a search through all frames has found, once the index or a frame did not verify. It is kept because the
     /// search takes long, and records that are lost may be asked for often.
+    /// Locked for moments only: readers of records that are whole look here as well.
     looked: Mutex<Option<Arc<Looked>>>,
+    /// Held by the reader that searches all frames for the first time; other readers that need the result wait for it.
+    searching: Mutex<()>,
     /// Whether a reader is asking the disk again for what it could not read.
     asking: AtomicBool,
 }
@@ -72,7 +75,14 @@ impl From<Footer> for Sealed {
 
 impl Sealed {
     fn new(records: u32, words: u32, survivors: Option<Vec<u32>>) -> Self {
-        Self { records, words, survivors, looked: Mutex::new(None), asking: AtomicBool::new(false) }
+        Self {
+            records,
+            words,
+            survivors,
+            looked: Mutex::new(None),
+            searching: Mutex::new(()),
+            asking: AtomicBool::new(false),
+        }
     }
 
     /// A damaged segment that has these records.
@@ -222,7 +232,14 @@ pub(crate) fn head_at(file: &dyn File, words: u32, key: Key, record: u32, at: u3
     let mut bytes = [0; frame::HEAD];
     let bytes = &mut bytes[..frame::HEAD.min(left)];
     file.read_at(bytes, FRAMES + u64::from(at) * WORD as u64).ok()?;
-    frame::head(bytes, key).filter(|head| head.record == record && head.words * WORD as u64 <= left as u64)
+    head_in(bytes, words, key, record, at)
+}
+
+/// The head of the frame of `record` that is read from word `at`, if it can be: its frame ends within the `words` of all
+/// frames. Nothing else is verified.
+pub(crate) fn head_in(bytes: &[u8], words: u32, key: Key, record: u32, at: u32) -> Option<frame::Head> {
+    let left = u64::from(words.saturating_sub(at));
+    frame::head(bytes, key).filter(|head| head.record == record && head.words <= left)
 }
 
 /// Where the index says that a record is; nothing is verified. After all frames if the index cannot be read: that is
@@ -295,12 +312,13 @@ fn read_frame(file: &dyn File, words: u32, position: u32, buf: &mut Vec<u8>) -> 
 /// be read now can be: one reader at a time asks the disk for that, which may take seconds, and the others get what is
 /// known. If some part cannot be read and the record is not in the rest, returns a read error.
 fn find(file: &dyn File, sealed: &Sealed, key: Key, record: u32) -> io::Result<Option<u32>> {
-    let found = {
-        let mut looked = lock(&sealed.looked);
-        match &*looked {
-            Some(found) => Arc::clone(found),
-            None => Arc::clone(looked.insert(Arc::new(Looked::at(file, sealed, key)?))),
-        }
+    let known = || lock(&sealed.looked).clone();
+    let found = if let Some(found) = known() {
+        found
+    } else {
+        let _searching = lock(&sealed.searching);
+        let meanwhile = known();
+        if let Some(found) = meanwhile { found } else { look(file, sealed, key)? }
     };
     let found = looked_again(file, sealed, key, record, found)?;
     match &found.unreadable[..] {
@@ -324,9 +342,14 @@ fn looked_again(
     if !found.can_be_read(file) {
         return Ok(found);
     }
-    let again = Arc::new(Looked::at(file, sealed, key)?);
-    *lock(&sealed.looked) = Some(Arc::clone(&again));
-    Ok(again)
+    look(file, sealed, key)
+}
+
+/// Searches all frames, and keeps what is found.
+fn look(file: &dyn File, sealed: &Sealed, key: Key) -> io::Result<Arc<Looked>> {
+    let found = Arc::new(Looked::at(file, sealed, key)?);
+    *lock(&sealed.looked) = Some(Arc::clone(&found));
+    Ok(found)
 }
 
 /// The right to ask the disk again, held by one reader of a segment at a time.
@@ -350,7 +373,9 @@ const ASKED: usize = 8;
 
 impl Looked {
     fn at(file: &dyn File, sealed: &Sealed, key: Key) -> io::Result<Self> {
-        let frames = Region::read(file, FRAMES + u64::from(sealed.words) * WORD as u64, true)?;
+        // What lies behind the end of a file that was cut short is lost.
+        let end = file.len()?.min(FRAMES + u64::from(sealed.words) * WORD as u64);
+        let frames = Region::read(file, end, true)?;
         let scanned = scan::scan(&frames, key);
         let later = search::frames_from(&frames, key, scanned.words, scanned.records());
         let mut positions = vec![0; sealed.records as usize];

@@ -59,12 +59,23 @@ impl Inner {
 
     /// Removes a directory that has a temporary name; if that fails, a later turn or the next start removes it.
     pub(super) fn remove_dir(&self, dir: &Path) {
-        match remove_deleted(&*self.env.disk, dir, self.options.log.shm_dir.as_deref()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(dir = %dir.display(), %error, "the rest of a log will be removed later");
-                self.left().push(dir.to_owned());
-            }
-            _ => {}
+        if let Err(error) = self.try_remove_dir(dir, true) {
+            tracing::warn!(dir = %dir.display(), %error, "the rest of a log will be removed later");
+            self.left().push(dir.to_owned());
+        }
+    }
+
+    /// Removes what could not be removed before. What still cannot be removed was reported already.
+    pub(super) fn remove_left(&self) {
+        let left = std::mem::take(&mut *self.left());
+        let still: Vec<_> = left.into_iter().filter(|dir| self.try_remove_dir(dir, false).is_err()).collect();
+        self.left().extend(still);
+    }
+
+    fn try_remove_dir(&self, dir: &Path, tell: bool) -> io::Result<()> {
+        match remove_deleted(&*self.env.disk, dir, self.options.log.shm_dir.as_deref(), tell) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
         }
     }
 
@@ -80,18 +91,24 @@ pub(super) fn is_taken(error: &Error) -> bool {
     matches!(error, Error::Log(LogError::Io { source, .. }) if kinds.contains(&source.kind()))
 }
 
-/// Removes the directory of a deleted log. Removes the log's backings first, because nobody could find them afterwards.
-pub(super) fn remove_deleted(disk: &dyn Disk, dir: &Path, shm_dir: Option<&Path>) -> io::Result<()> {
+/// Removes the directory of a deleted log. Removes the log's backings first, because nobody could find them afterwards;
+/// `tell`: if it cannot look for them, it says so.
+pub(super) fn remove_deleted(
+    disk: &dyn Disk,
+    dir: &Path,
+    shm_dir: Option<&Path>,
+    tell: bool,
+) -> io::Result<()> {
     if let Some(at) = shm_dir
         && let Some(log) = crate::log::id_of(disk, dir)?
     {
         match crate::chunk::remove_backings(disk, at, log, disk.node(dir)?) {
             Err(error) if is_transient(&error) => return Err(error),
             // There is no such place, or it is not this user's: logs work without it as well.
-            Err(error) => {
+            Err(error) if tell => {
                 tracing::warn!(at = %at.display(), %error, "cannot look for backings of a deleted log");
             }
-            Ok(()) => {}
+            _ => {}
         }
     }
     disk.remove_dir(dir)

@@ -1,11 +1,18 @@
 //! The store's housekeeper: a thread that closes logs that are idle or too many, applies retention (for which it opens
 //! closed logs now and then), saves the producers of open logs, and removes what is left of deleted logs.
+//!
+//! Work that may take as long as a disk does is left to helpers: threads that each do one job for one log. So a disk that
+//! hangs does not prevent other logs from being closed or trimmed.
 
 use super::{Entry, Error, Inner, LogError, LogSettings, OpenLog};
-use crate::sync::read_lock;
+use crate::sync::{read_lock, try_lock};
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{Builder, JoinHandle},
     time::Duration,
 };
 
@@ -16,44 +23,108 @@ const RETAINED_A_TURN: usize = 16;
 /// The shortest time between two openings of the same log for retention; a log with a long retention time is opened
 /// once every eighth of that time.
 const RETAINED_EVERY: Duration = Duration::from_secs(60);
+/// How long the housekeeper waits for a helper before it continues.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How many helpers may be held up before the housekeeper does without.
+const HELPERS: usize = 8;
 
 /// See the module's documentation.
 pub(super) struct Housekeeper {
     stop: Sender<()>,
-    thread: std::thread::JoinHandle<()>,
+    thread: JoinHandle<()>,
 }
 
 impl Housekeeper {
     pub(super) fn start(store: &Arc<Inner>) -> Result<Self, Error> {
         let (stop, stopped) = bounded(1);
         let inner = Arc::clone(store);
-        let thread = std::thread::Builder::new()
+        let thread = Builder::new()
             .name("millstream-store".into())
             .spawn(move || {
+                let mut helpers = Helpers(Some(Vec::new()));
                 while stopped.recv_timeout(TURN) == Err(RecvTimeoutError::Timeout) {
-                    inner.turn();
+                    inner.turn_with(&mut helpers);
                 }
+                helpers.finish();
             })
             .map_err(LogError::io("start a thread for", &store.dir))?;
         Ok(Self { stop, thread })
     }
 
-    /// Stops the housekeeper; waits until the turn in progress has ended.
+    /// Stops the housekeeper; waits until the turn in progress has ended, and what its helpers do.
     pub(super) fn stop(self) {
         drop(self.stop);
         let _ = self.thread.join(); // a panic of the thread was reported already
     }
 }
 
+/// The threads of the helpers that were not done when the housekeeper last looked; or `None`, where the housekeeper does
+/// everything by itself, in an order that can be replayed.
+pub(super) struct Helpers(Option<Vec<JoinHandle<()>>>);
+
+impl Helpers {
+    #[cfg(all(any(test, fuzzing), not(loom)))]
+    pub(super) const NONE: Self = Self(None);
+
+    /// Has something done, and waits a moment for it. It is not done if `busy` says that what was to be done for the same
+    /// thing before goes on, or if too many helpers are held up.
+    fn help(&mut self, busy: &Arc<AtomicBool>, chore: impl FnOnce() + Send + 'static) {
+        let Some(threads) = &mut self.0 else { return chore() };
+        threads.retain(|thread| !thread.is_finished());
+        if threads.len() >= HELPERS {
+            return;
+        }
+        let Some(busy) = Busy::begin(busy) else { return };
+        let (done, is_done) = bounded::<()>(1);
+        let spawned = Builder::new().name("millstream-help".into()).spawn(move || {
+            chore();
+            drop((busy, done));
+        });
+        match spawned {
+            Ok(thread) => {
+                let _ = is_done.recv_timeout(PATIENCE); // nothing is sent: done, or too slow
+                threads.push(thread);
+            }
+            Err(error) => tracing::warn!(%error, "cannot start a thread that helps the housekeeper"),
+        }
+    }
+
+    /// Waits until all are done.
+    fn finish(self) {
+        for thread in self.0.into_iter().flatten() {
+            let _ = thread.join(); // a panic of the thread was reported already
+        }
+    }
+}
+
+/// Set as long as this exists.
+struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    // Relaxed: it protects no memory.
+    fn begin(busy: &Arc<AtomicBool>) -> Option<Self> {
+        (!busy.swap(true, Ordering::Relaxed)).then(|| Self(Arc::clone(busy)))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 impl Entry {
-    /// Drops a log that was opened without room on the disk, once there is room, even if others hold it: the next
-    /// caller that asks for it opens it again, and can write to it.
-    fn give_way(&self) {
-        if !self.open.load_full().is_some_and(|open| open.has_room_again()) {
+    /// Sees to a log that was opened without room on the disk, and does by itself what other logs have threads for.
+    /// Applies retention, which makes room. Drops the log once there is room, even if others hold it: the next caller that asks for
+    /// it opens it again, and can write to it.
+    fn tend_full(&self) {
+        let Some(open) = self.open.load_full() else { return };
+        open.apply_retention();
+        if !open.has_room_again() {
             return;
         }
         // If the lock is held, the log is being opened, closed or deleted.
-        let Ok(_held) = self.deleted.try_lock() else { return };
+        let Some(_held) = try_lock(&self.deleted) else { return };
         let Some(open) = self.open.load_full().filter(|open| open.is_full()) else { return };
         self.open.store(None);
         open.give_way();
@@ -63,14 +134,17 @@ impl Entry {
 impl Inner {
     /// Drops segments of closed logs that have become too old. Retention by size needs no check, because a closed log
     /// does not grow.
-    pub(super) fn retain_closed(&self) {
+    pub(super) fn retain_closed(self: &Arc<Self>, helpers: &mut Helpers) {
         let now = self.now();
         let due: Vec<_> = {
             let entries = read_lock(&self.entries);
             let due_since = |entry: &Entry| entry.retain_at.load(Ordering::Relaxed);
             // A locked entry is being opened.
             let is_due = |entry: &Entry| {
-                entry.open.load().is_none() && due_since(entry) <= now && entry.deleted.try_lock().is_ok()
+                entry.open.load().is_none()
+                    && due_since(entry) <= now
+                    && !entry.helped.load(Ordering::Relaxed)
+                    && try_lock(&entry.deleted).is_some()
             };
             let mut due: Vec<_> = entries.iter().filter(|(_, entry)| is_due(entry)).collect();
             // The longest waiting first: otherwise, if more logs are due than one turn handles, the first logs by name
@@ -82,56 +156,72 @@ impl Inner {
                 .collect()
         };
         for (name, entry) in due {
-            let (age, every) = match self.settings(&name) {
-                Ok(LogSettings { retention_seconds: None, .. }) => (None, None),
-                Ok(LogSettings { retention_seconds: Some(age), .. }) => {
-                    let age = Duration::from_secs(age);
-                    (Some(age), Some((age / 8).max(RETAINED_EVERY)))
-                }
-                Err(_) => (None, Some(RETAINED_EVERY)), // the error is reported to users of the log
-            };
-            let again = every.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
-            let again = again.map_or(u64::MAX, |again| now.saturating_add(again));
-            entry.retain_at.store(again, Ordering::Relaxed); // only this thread writes it
-            if age.is_some()
-                && let Ok(open) = self.opened(&name, &entry)
-            {
-                if open.apply_retention() == Retained::InPart {
-                    entry.retain_at.store(now, Ordering::Relaxed);
-                }
-                // If it has more to do, that continues in the background, and a later turn closes the log.
-                let settled = open.settles_soon();
-                drop(open);
-                if settled {
-                    entry.close();
-                }
+            let (inner, busy) = (Arc::clone(self), Arc::clone(&entry.helped));
+            helpers.help(&busy, move || inner.retain(&name, &entry, now));
+        }
+    }
+
+    /// Opens a closed log, if it is to be trimmed by age, and applies retention.
+    fn retain(&self, name: &str, entry: &Entry, now: u64) {
+        let (age, every) = match self.settings(name) {
+            Ok(LogSettings { retention_seconds: None, .. }) => (None, None),
+            Ok(LogSettings { retention_seconds: Some(age), .. }) => {
+                let age = Duration::from_secs(age);
+                (Some(age), Some((age / 8).max(RETAINED_EVERY)))
+            }
+            Err(_) => (None, Some(RETAINED_EVERY)), // the error is reported to users of the log
+        };
+        let again = every.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
+        let again = again.map_or(u64::MAX, |again| now.saturating_add(again));
+        entry.retain_at.store(again, Ordering::Relaxed); // by one helper at a time
+        if age.is_some()
+            && let Ok(open) = self.opened(name, entry)
+        {
+            if open.apply_retention() == Retained::InPart {
+                entry.retain_at.store(now, Ordering::Relaxed);
+            }
+            // If it has more to do, that continues in the background, and a later turn closes the log.
+            let settled = open.settles_soon();
+            drop(open);
+            if settled {
+                entry.close();
             }
         }
     }
 
-    /// Applies retention, and closes logs that are idle or too many.
-    pub(super) fn turn(&self) {
-        let left = std::mem::take(&mut *self.left());
-        for dir in left {
-            self.remove_dir(&dir);
+    /// Applies retention, and closes logs that are idle or too many; all of it on this thread.
+    #[cfg(all(any(test, fuzzing), not(loom)))]
+    pub(super) fn turn(self: &Arc<Self>) {
+        self.turn_with(&mut { Helpers::NONE });
+    }
+
+    fn turn_with(self: &Arc<Self>, helpers: &mut Helpers) {
+        if !self.left().is_empty() {
+            let inner = Arc::clone(self);
+            helpers.help(&self.removing, move || inner.remove_left());
         }
         let mut open: Vec<_> = {
             let entries = read_lock(&self.entries);
             entries.values().filter(|entry| entry.open.load().is_some()).cloned().collect()
         };
-        for log in open.iter().filter_map(|entry| entry.open.load_full()) {
+        for entry in &open {
+            let Some(log) = entry.open.load_full() else { continue };
             match log.keep_producers_soon() {
                 Ok(()) | Err(LogError::WouldBlock) => {} // a log whose disk hangs must not hold up the others
                 Err(error) => tracing::warn!(name = log.name, %error, "producers could not be saved"),
             }
-            log.apply_retention();
+            log.give_up_untaken();
+            if log.is_full() {
+                let entry = Arc::clone(entry);
+                helpers.help(&Arc::clone(&entry.helped), move || entry.tend_full());
+            } else {
+                log.apply_retention();
+            }
         }
-        for entry in &open {
-            entry.give_way();
-        }
-        self.retain_closed();
+        self.retain_closed(helpers);
         open.sort_by_key(|entry| entry.used.load(Ordering::Relaxed));
-        let (now, idle) = (self.now(), self.options.idle.as_millis() as u64);
+        let now = self.now();
+        let idle = u64::try_from(self.options.idle.as_millis()).unwrap_or(u64::MAX);
         let too_many = open.len().saturating_sub(self.options.open_logs);
         for (n, entry) in open.iter().enumerate() {
             let is_due = n < too_many || now.saturating_sub(entry.used.load(Ordering::Relaxed)) > idle;

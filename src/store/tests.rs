@@ -220,8 +220,8 @@ fn what_has_become_too_old_goes_also_while_nobody_has_the_log_open() {
     assert!(files() >= 21 + 20);
     std::thread::sleep(Duration::from_millis(1100));
     let store = Store::open(dir.path(), options()).unwrap();
-    store.inner.retain_closed();
-    store.inner.retain_closed();
+    store.inner.retain_closed(&mut { housekeeper::Helpers::NONE });
+    store.inner.retain_closed(&mut { housekeeper::Helpers::NONE });
     assert_eq!((files(), store.count()), (21, (21, 0)));
     let looked_at = |name| store.inner.entry(name).unwrap().retain_at.load(Ordering::Relaxed);
     assert!(looked_at("old-00") >= 60_000 && looked_at("kept") == u64::MAX, "it would be opened each second");

@@ -92,6 +92,15 @@ impl Disk {
         }
     }
 
+    /// The same by writing, also where no room can be reserved, until nothing is left. The file may exist.
+    fn fill_up(&self, name: &str) {
+        let mut file = File::options().create(true).append(true).open(self.at.join(name)).unwrap();
+        for size in [1 << 20, 4096, 512] {
+            while std::io::Write::write_all(&mut file, &vec![1; size]).is_ok() {}
+        }
+        let _ = file.sync_all(); // or it says that there is no room
+    }
+
     /// Unmounts and mounts again, so that none of its content is in memory, with a change of the backing in between.
     pub fn remount(&self, change: impl FnOnce(&Path)) {
         let at = self.at.to_str().unwrap();
@@ -244,5 +253,110 @@ fn on_a_read_only_file_system_all_is_served_and_appends_go_on_when_it_is_writabl
         client = server.connect();
     }
     assert_eq!(client.read(100).unwrap().as_deref(), Some(&b"again"[..]));
+    drop(server); // before the disk
+}
+
+/// Appends until the disk is full, each by a connection of its own, because what has its place in the log waits for room;
+/// makes room, and checks what was acknowledged. Returns how many were.
+fn append_until_full(server: &Server, value: &'static [u8], stored: u64, make_room: impl FnOnce()) -> u64 {
+    let (tell, told) = std::sync::mpsc::channel();
+    let send = || {
+        let (mut client, tell) = (server.connect(), tell.clone());
+        std::thread::spawn(move || {
+            let answer = client.request("POST", "/v1/logs/default/records", value).unwrap();
+            tell.send((answer.status, answer.body)).unwrap(); // the receiver is there to the end
+        });
+    };
+    let (mut requests, mut statuses) = (0, Vec::new());
+    let note = |(status, body): (u16, String)| {
+        assert!([200, 201, 507].contains(&status), "{status} {body}");
+        status
+    };
+    let refused = |statuses: &[u16]| statuses.iter().filter(|&&status| status == 507).count() as u64;
+    let end = Instant::now() + Duration::from_secs(30);
+    while refused(&statuses) < 3 {
+        assert!(Instant::now() < end, "the disk does not fill up");
+        send();
+        requests += 1;
+        statuses.extend(told.recv_timeout(Duration::from_millis(300)).into_iter().map(note));
+    }
+    make_room();
+    let end = Instant::now() + Duration::from_secs(10);
+    let mut client = server.connect();
+    while client.append(value).is_err() {
+        assert!(Instant::now() < end, "there is room, and appends are refused");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(tell);
+    statuses.extend(told.iter().map(note));
+    assert_eq!(statuses.len(), requests, "those that waited have an answer");
+    let all = stored + (requests as u64 - refused(&statuses)) + 1;
+    for offset in 0..all {
+        assert_eq!(client.read(offset).unwrap().as_deref(), Some(value), "{offset} of {all}");
+    }
+    assert_eq!(client.read(all).unwrap(), None);
+    all
+}
+
+/// On a file system without `fallocate` only writing shows whether there is room. The log failed with the first write for
+/// which there was none, and stayed failed; and a spare segment that could not be made was told as a lack of descriptors.
+#[test]
+fn a_disk_on_which_no_room_can_be_reserved_fills_up_and_appends_go_on_when_there_is_some() {
+    const VALUE: &[u8] = &[7; 200 << 10];
+    let Some(disk) = Disk::new("ext2", 24) else { return };
+    let data = disk.at.join("data");
+    let flags = ["--shm-dir", "none"];
+    let server = Server::start(&data, &flags);
+    let mut client = server.connect();
+    for _ in 0..10 {
+        client.append(VALUE).unwrap();
+    }
+    disk.fill_up("filler");
+    let remove = || std::fs::remove_file(disk.at.join("filler")).unwrap();
+    let stored = append_until_full(&server, VALUE, 10, remove);
+    disk.fill_up("filler");
+    server.kill();
+    // Started where there is no room.
+    let server = Server::start(&data, &flags);
+    let stored = append_until_full(&server, VALUE, stored, remove);
+    server.kill();
+    let server = Server::start(&data, &flags);
+    let mut client = server.connect();
+    assert_eq!(client.read(stored - 1).unwrap().as_deref(), Some(VALUE));
+    assert_eq!(client.read(stored).unwrap(), None);
+    drop(server); // before the disk
+}
+
+/// A copy that shares its blocks with the log (`cp --reflink`) takes from it the room that it had reserved.
+#[test]
+fn a_log_whose_blocks_are_shared_with_a_copy_fills_the_disk_up_and_goes_on_when_there_is_room() {
+    const VALUE: &[u8] = &[7; 1 << 10];
+    let Some(disk) = Disk::new("xfs", 320) else { return };
+    let data = disk.at.join("data");
+    let server = Server::start(&data, &["--shm-dir", "none"]);
+    let mut client = server.connect();
+    for _ in 0..100 {
+        client.append(VALUE).unwrap();
+    }
+    let copy = disk.at.join("copy");
+    let copied = run("cp", &["-r", "--reflink=always", data.to_str().unwrap(), copy.to_str().unwrap()]);
+    if let Err(error) = copied {
+        return println!("SKIPPED: this takes a file system whose files can share blocks: {error}");
+    }
+    disk.fill("filler", 0);
+    disk.fill_up("filler");
+    let stored = append_until_full(&server, VALUE, 100, || {
+        std::fs::remove_file(disk.at.join("filler")).unwrap();
+    });
+    server.kill();
+    // Opening gives it blocks of its own.
+    let server = Server::start(&data, &["--shm-dir", "none"]);
+    let mut client = server.connect();
+    assert_eq!(client.read(stored - 1).unwrap().as_deref(), Some(VALUE));
+    disk.fill("filler", 0);
+    disk.fill_up("filler");
+    for _ in 0..100 {
+        client.append(VALUE).unwrap();
+    }
     drop(server); // before the disk
 }

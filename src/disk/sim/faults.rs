@@ -41,6 +41,9 @@ const EINTR: i32 = 4;
 const ENOMEM: i32 = 12;
 const EMFILE: i32 = 24;
 const ENOSPC: i32 = 28;
+/// Once a write has found no room, fewer than this many find none either. Closing a log waits for room for a while, so
+/// it is not many.
+const DRY: usize = 5;
 
 /// What is going to fail.
 #[derive(Debug, Default, Clone)]
@@ -56,6 +59,8 @@ pub(super) struct Plan {
     pub(super) tight: bool,
     /// Writes wait while this is set.
     pub(super) held: bool,
+    /// How many more writes find no room, though it was reserved.
+    pub(super) dry: u64,
     /// Faults so far of steps that may have written something; and, in `passing`, of others.
     pub(super) fatal: u64,
     pub(super) passing: u64,
@@ -81,6 +86,11 @@ impl Plan {
                 return Some(io::Error::from_raw_os_error(EIO));
             }
         }
+        if kind == StepKind::Write && self.dry > 0 {
+            self.dry -= 1;
+            self.passing += 1;
+            return Some(crate::disk::of_write(io::Error::from_raw_os_error(ENOSPC)));
+        }
         if !random.one_in(self.odds?) {
             return None;
         }
@@ -90,14 +100,21 @@ impl Plan {
             StepKind::Read => &[EIO, ENOMEM, EINTR],
             StepKind::Write | StepKind::Sync | StepKind::Change => &[EIO, ENOSPC, EINTR, ENOMEM],
         };
+        // As the disk of the system reports it.
+        let error = io::Error::from_raw_os_error(*random.pick(errors));
+        let error = match kind {
+            StepKind::Write => crate::disk::of_write(error),
+            StepKind::Sync => crate::disk::unknown(error),
+            _ => error,
+        };
         match kind {
+            StepKind::Write if crate::disk::is_full(&error) => {
+                self.passing += 1;
+                self.dry = random.below(DRY) as u64;
+            }
             StepKind::Write | StepKind::Sync | StepKind::Change => self.fatal += 1,
             _ => self.passing += 1,
         }
-        let error = io::Error::from_raw_os_error(*random.pick(errors));
-        // As the disk of the system reports it: for whatever reason a write or a sync failed, nothing is known about
-        // it.
-        let begun = matches!(kind, StepKind::Write | StepKind::Sync);
-        Some(if begun { crate::disk::unknown(error) } else { error })
+        Some(error)
     }
 }

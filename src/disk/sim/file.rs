@@ -31,7 +31,7 @@ impl SimFile {
                 let written = random.below(bytes.len() / SECTOR + 1) * SECTOR;
                 content.write(at, &bytes[..written.min(bytes.len())], random);
             }
-            // In this case nothing is known about the range.
+            // In this case nothing is known about the range, also where there was no room for it.
             Err(error) if !*off => {
                 for (n, sector) in bytes.chunks(SECTOR).enumerate() {
                     if random.one_in(2) {

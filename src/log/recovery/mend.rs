@@ -64,15 +64,16 @@ pub(in crate::log) fn mend(
     held.sort_by_key(|backing| (backing.header.base, std::cmp::Reverse(backing.header.created)));
     let mut all = Vec::new();
     let bases: Vec<u64> = survey.segments.iter().map(|found| found.header.base).collect();
+    // Memory goes on behind the last record, also where the next segment's file was begun and has none yet.
+    let last = survey.segments.iter().rposition(|found| found.records() > 0).unwrap_or(0);
     for (n, found) in survey.segments.iter_mut().enumerate() {
         let mut mended = Mended::No;
         // Undamaged segments are left to opening, which restores what continues them.
         if matches!(found.state, State::Damaged(_)) {
             let next = bases.get(n + 1).map(|next| next - found.header.base);
-            let is_last = next.is_none();
             mended = mend_one(disk, backings, &held, found, next)?;
             if let State::Damaged(wreck) = &found.state
-                && is_last
+                && n >= last
                 && let Some(backing) = held.iter().find(|backing| is_bound(backing, found, wreck))
             {
                 return Err(goes_on(backings, backing, found));

@@ -113,6 +113,7 @@ pub(in crate::log) fn open(
                     full.map_or((0, false), |full| (full.needs, full.is_read_only));
                 let mut full = Full::new(error, options.first_segment_bytes + kept as u64 + before);
                 full.is_read_only |= read_only_before;
+                full.reserves = reserves(&again);
                 Opening { full: Some(full), ..read_only(disk, dir, &identity, again, &roller)? }
             }
             opened => opened?,
@@ -139,6 +140,7 @@ pub(in crate::log) fn open(
         roll: roller,
         trimmer: Trimmer::new(),
         stopping: AtomicBool::new(false),
+        deleted: AtomicBool::new(false),
         failed: OnceLock::new(),
         damage,
         full,
@@ -178,6 +180,8 @@ pub(in crate::log) struct Full {
     pub(in crate::log) error: Error,
     /// The size in bytes of files that could not be created.
     pub(super) needs: u64,
+    /// The files that opening continues or seals, and how many bytes of each it reserves for that.
+    reserves: Vec<(PathBuf, u64)>,
     /// Whether the file system is read-only, so that nothing can be removed either.
     pub(in crate::log) is_read_only: bool,
 }
@@ -185,8 +189,23 @@ pub(in crate::log) struct Full {
 impl Full {
     pub(super) fn new(error: Error, needs: u64) -> Self {
         let is_read_only = !error.is_full();
-        Self { error: no_room(error), needs, is_read_only }
+        Self { error: no_room(error), needs, reserves: Vec::new(), is_read_only }
     }
+}
+
+/// What opening reserves in the files of a log.
+fn reserves(found: &[SurveyedSegment]) -> Vec<(PathBuf, u64)> {
+    let of = |found: &SurveyedSegment| match &found.state {
+        State::Unsealed(scan) => Some(sealed_length(scan)),
+        State::Open(..) => Some(file::length(found.header.capacity)),
+        State::Sealed(_) | State::Damaged(_) => None,
+    };
+    found.iter().filter_map(|found| Some((found.path.clone(), of(found)?))).collect()
+}
+
+/// The length of a segment's file once it is sealed.
+fn sealed_length(scan: &Scan) -> u64 {
+    sealed::footer_at(scan.records(), scan.words) + BLOCK
 }
 
 /// Turns an error into [`Error::Full`] if it says that there is no room, or that the file system is read-only.
@@ -197,10 +216,18 @@ fn no_room(error: Error) -> Error {
     }
 }
 
-/// Whether there is room to continue in a log that had none when it was opened.
+/// Whether there is room to continue in a log that had none when it was opened: does what opening will do, because room
+/// for a new file says nothing about the holes in an old one, which may be larger.
 #[cfg(feature = "store")]
 pub(in crate::log) fn has_room(log: &Shared) -> bool {
-    let Some(Full { needs, .. }) = &log.full else { return false };
+    let Some(Full { needs, reserves, .. }) = &log.full else { return false };
+    let reserved = |(path, length): &(PathBuf, u64)| match log.env.disk.open(path, true) {
+        Err(error) => error.kind() == io::ErrorKind::NotFound, // it was trimmed
+        Ok(file) => file.reserve(*length).is_ok(),
+    };
+    if !reserves.iter().all(reserved) {
+        return false;
+    }
     match SegmentFile::prepare(&*log.env.disk, &log.dir, u64::MAX, *needs) {
         Ok(file) => {
             file.discard(&*log.env.disk);
@@ -264,8 +291,7 @@ fn resume(
             State::Sealed(footer) => footer,
             State::Unsealed(scan) => {
                 let file = sync(disk, &path, true)?;
-                let sealed_length = sealed::footer_at(scan.records(), scan.words) + BLOCK;
-                let seal = file.reserve(sealed_length).and_then(|()| seal(&*file, &header, &scan));
+                let seal = file.reserve(sealed_length(&scan)).and_then(|()| seal(&*file, &header, &scan));
                 seal.map_err(Error::io("seal", &path))?
             }
             State::Open(bytes, scan) => {

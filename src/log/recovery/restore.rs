@@ -419,14 +419,18 @@ fn before_end(disk: &dyn Disk, survey: &Survey) -> io::Result<Before> {
     Ok(last_crc(disk, last)?.map_or(Before::Unknown, Before::Frame))
 }
 
-/// The CRC in the last frame of a segment.
+/// The CRC in the last frame of a segment; `None` if it is not known, because the frame is damaged or cannot be read:
+/// that is an error only for the record's readers.
 fn last_crc(disk: &dyn Disk, found: &SurveyedSegment) -> io::Result<Option<u32>> {
     match &found.state {
         State::Unsealed(scan) | State::Open(_, scan) => Ok(scan.last_crc),
         State::Sealed(Footer { last_crc: Some(crc), .. }) => Ok(Some(*crc)),
         State::Sealed(footer) => {
             let (file, last) = (disk.open(&found.path, false)?, footer.records.saturating_sub(1));
-            sealed::crc_of(&*file, &Sealed::from(*footer), found.header.key(), last)
+            match sealed::crc_of(&*file, &Sealed::from(*footer), found.header.key(), last) {
+                Err(error) if salvage::is_unreadable(&error) => Ok(None),
+                crc => crc,
+            }
         }
         State::Damaged(_) => Ok(None),
     }

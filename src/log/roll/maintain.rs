@@ -5,7 +5,7 @@ use super::{Job, SpareSegment, TrimRequest, Undone};
 use crate::{
     chunk::{Before, ChunkMemory, ChunkPosition},
     disk,
-    log::{Error, Shared, budget::Claim},
+    log::{Error, Options, Shared, budget::Claim},
     segment::{
         Segment,
         file::SegmentFile,
@@ -38,6 +38,7 @@ impl Shared {
                 let trimmed = trim.is_some();
                 trimming = trim.is_none_or(|trim| self.trim_slice(trim));
                 let stalled = if waiting { None } else { lock(&roll.stalled).take() };
+                let is_told = stalled.is_some();
                 let job = if waiting { None } else { stalled.or_else(|| roll.jobs.pop()) };
                 if job.is_none() && !trimmed {
                     break;
@@ -45,7 +46,9 @@ impl Shared {
                 match job.map_or(Ok(()), |job| self.work_at(job)) {
                     Ok(()) => {}
                     Err(Undone::Yet(job, error)) => {
-                        tracing::warn!(dir = %self.dir.display(), %error, "cannot seal a segment yet, will try again");
+                        if !is_told {
+                            tracing::warn!(dir = %self.dir.display(), %error, "cannot seal a segment yet, will try again");
+                        }
                         *lock(&roll.stalled) = Some(*job);
                         waiting = true;
                     }
@@ -138,8 +141,8 @@ impl Shared {
         // Later requests cause another pass; earlier ones are served by this one.
         roll.asked.store(false, Ordering::SeqCst);
         let needs = roll.needs.load(Ordering::SeqCst);
-        let smallest = self.options.first_segment_bytes;
-        let is_fine = |capacity| capacity >= needs && !roll.is_too_large(capacity, smallest.max(needs));
+        let least = self.least_for(needs);
+        let is_fine = |capacity| capacity >= needs && !roll.is_too_large(capacity, least);
         match roll.ready.pop() {
             Some(spare) if is_fine(spare.memory.capacity()) => {
                 self.offer(spare);
@@ -203,12 +206,19 @@ impl Shared {
         }
     }
 
+    /// The smallest capacity of a chunk that has room for an append of `needs` bytes: what [`claim_next`](Self::claim_next)
+    /// is always granted, and is therefore never too large.
+    fn least_for(&self, needs: u64) -> u64 {
+        let Options { first_segment_bytes, segment_bytes, .. } = self.options;
+        first_segment_bytes.max(needs.next_multiple_of(disk::BLOCK)).min(segment_bytes)
+    }
+
     /// Claims room for the next chunk: four times the active one while half of the budget is unclaimed, otherwise the
     /// same size. `None` if the disk has to catch up first. If other logs have taken the memory, smaller chunks are
     /// used; a chunk of the smallest size that is enough is always granted.
     fn claim_next(&self, needs: u64) -> Option<Claim> {
-        let (options, roll) = (&self.options, &self.roll);
-        let fitting = |bytes: u64| bytes.max(needs.next_multiple_of(disk::BLOCK)).min(options.segment_bytes);
+        let (most, least, roll) = (self.options.segment_bytes, self.least_for(needs), &self.roll);
+        let fitting = |bytes: u64| bytes.max(least).min(most);
         let active = self.active.load_full().chunk.capacity();
         let grown = fitting(active.saturating_mul(4));
         let mut capacity = if roll.budget.has_half(grown) { grown } else { fitting(active) };
@@ -218,9 +228,8 @@ impl Shared {
         if roll.unwritten.load(Ordering::SeqCst) > 1 || roll.owed.load(Ordering::SeqCst) > 0 {
             return None;
         }
-        let least = fitting(options.first_segment_bytes);
         while capacity > least {
-            capacity = fitting((capacity / 4).max(least).next_multiple_of(disk::BLOCK));
+            capacity = fitting((capacity / 4).next_multiple_of(disk::BLOCK));
             if let Some(claim) = roll.try_claim(capacity) {
                 return Some(claim);
             }
@@ -266,14 +275,22 @@ impl Shared {
 
     /// Removes the file of a segment that has no records, and releases its claim.
     fn discard(&self, segment: &Segment) {
-        segment.file().into_iter().for_each(|file| file.discard(&*self.env.disk));
+        segment.file().into_iter().for_each(|file| self.remove_unused(&file));
         self.roll.share.release(segment.header.capacity);
+    }
+
+    /// Removes the file of a segment that is not used. In a deleted log it has been moved away with the log: under its
+    /// name there may be a file of the next log that was made there.
+    fn remove_unused(&self, file: &SegmentFile) {
+        if !self.deleted.load(Ordering::SeqCst) {
+            file.discard(&*self.env.disk);
+        }
     }
 
     /// Releases a spare segment.
     fn let_go(&self, spare: SpareSegment) {
         let SpareSegment { memory, file } = spare;
-        file.discard(&*self.env.disk);
+        self.remove_unused(&file);
         self.roll.share.release(memory.capacity());
         drop(memory); // which also drops its backing
     }
@@ -283,7 +300,8 @@ impl Shared {
         let done = file.zero_ahead();
         self.flush.zeros_done();
         match done {
-            Err(error) if disk::is_transient(&error) => Ok(()), // without the zeros, writes are a little slower
+            // Without the zeros, writes are a little slower.
+            Err(error) if disk::is_transient(&error) || disk::is_full(&error) => Ok(()),
             done => done.map_err(Error::io("write zeros ahead in", &self.dir)),
         }
     }

@@ -86,3 +86,42 @@ fn a_log_that_was_closed_while_a_chunk_was_being_moved_on_to_takes_nothing_more(
     drop(shared);
     assert_eq!(open(&sim).unwrap().next_offset(), end);
 }
+
+/// An appender gave a spare segment back when its log had been deleted. Dropping the log removed the file, by its name in
+/// the log's directory, where another log may have been made meanwhile.
+#[cfg(feature = "store")]
+#[test]
+fn a_deleted_log_removes_no_file_of_the_one_that_has_its_name_now() {
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let spare = || {
+        log.shared.roll.ask(0);
+        while log.shared.roll.ready.is_empty() {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        log.shared.roll.ready.pop().unwrap()
+    };
+    let (returned, lost) = (spare(), spare());
+    let names = || sim.dump().into_keys().filter(|path| path.extension().is_some_and(|e| e == "tmp")).count();
+    let lost = Arc::new(Segment::new(
+        Header {
+            log: log.id(),
+            base: 0,
+            capacity: lost.memory.capacity(),
+            created: 0,
+            secret: log.shared.secret,
+        },
+        Some(lost.file),
+        Arc::new(Chunk::new(lost.memory, None)),
+    ));
+    log.abandon();
+    let there = names();
+    assert!(there >= 2);
+    log.shared.roll.put_back(returned);
+    log.shared.roll.send(Job::Discard(lost));
+    let budget = Arc::clone(&log.shared.roll.budget);
+    drop(log);
+    assert_eq!((names(), budget.claimed()), (there, 0));
+}

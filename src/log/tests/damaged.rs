@@ -2,10 +2,15 @@
 
 use super::{DIR, Sim};
 use crate::{
-    log::{Log, Options},
+    disk::gate::{Gate, Operation},
+    log::{Error, Log, Options},
     segment::sealed,
 };
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, Condvar, Mutex, mpsc},
+    time::Duration,
+};
 
 const SEGMENT: &str = "/log/00000000000000000000.seg";
 /// Records of 32 bytes with their headers: more than a segment has room for, so that the first one is sealed.
@@ -83,4 +88,107 @@ fn all_frames_of_a_segment_are_looked_at_once_whatever_does_not_verify() {
             assert_eq!(log.read(from + 3).unwrap().unwrap().value(), [7; 8], "{what}");
         }
     }
+}
+
+/// Records of 128 bytes, in segments of 8 KiB.
+fn filled() -> Sim {
+    let sim = Sim::new(3);
+    let log = super::open(&sim).unwrap();
+    for n in 0..200u32 {
+        let offset = log.append(&[n as u8; 100]).unwrap();
+        log.wait_durable(offset).unwrap();
+    }
+    log.close().unwrap();
+    sim
+}
+
+/// Where the records from this one on start in the first segment, if they are as in [`filled`].
+const fn at(record: usize) -> usize {
+    4096 + record * 128
+}
+
+/// They waited for a lock that was held while all frames were read and looked at.
+#[test]
+fn good_records_are_read_while_another_reader_searches_their_segment() {
+    let sim = filled();
+    sim.damage(Path::new(SEGMENT), |bytes| bytes[at(3) + 50] ^= 1);
+    let state = Arc::new((Mutex::new((0, false)), Condvar::new())); // reads of whoever searches; whether they go on
+    let asks = Arc::clone(&state);
+    let ask = move |operation, path: &Path| {
+        let searches = std::thread::current().name() == Some("searches");
+        if operation == Operation::Read && path == Path::new(SEGMENT) && searches {
+            let mut held = asks.0.lock().unwrap();
+            held.0 += 1;
+            if held.0 >= 3 {
+                asks.1.notify_all();
+                drop(asks.1.wait_while(held, |held| !held.1).unwrap());
+            }
+        }
+        Ok(())
+    };
+    let disk = Gate::new(Arc::new(sim), ask);
+    let log = Arc::new(Log::open_on(disk, Path::new(DIR), super::small()).unwrap());
+    let (thread, damaged) = (std::thread::Builder::new().name("searches".into()), Arc::clone(&log));
+    let searches = thread.spawn(move || damaged.read(3).is_err()).unwrap();
+    drop(state.1.wait_while(state.0.lock().unwrap(), |held| held.0 < 3).unwrap());
+    let (tell, told) = mpsc::channel();
+    for offset in [0, 7, 9] {
+        let (log, tell) = (Arc::clone(&log), tell.clone());
+        std::thread::spawn(move || {
+            let length = log.reader(offset).peek().unwrap().unwrap().head.unwrap().length;
+            tell.send((length, log.read(offset).unwrap().unwrap().value().len())).unwrap();
+        });
+    }
+    let read: Vec<_> = (0..3).map(|_| told.recv_timeout(Duration::from_secs(5))).collect();
+    state.0.lock().unwrap().1 = true;
+    state.1.notify_all();
+    assert!(searches.join().unwrap());
+    assert_eq!(read, [Ok((100, 100)); 3], "while another reader searches");
+}
+
+/// Of such a segment no record was found any more, and it was read again for each: 50 MB for 16 records.
+#[test]
+fn a_segment_that_was_cut_short_is_looked_at_once_and_what_is_left_of_it_is_read() {
+    let sim = Sim::new(1);
+    let log = open(&sim);
+    for _ in 0..RECORDS / 1000 {
+        log.append_batch(&[&[7; 8][..]; 1000]).unwrap();
+    }
+    log.close().unwrap();
+    let log = open(&sim);
+    let cut = (3 << 20) + 4096;
+    let left = (cut as u64 - 4096) / 32; // the records before the cut
+    sim.damage(Path::new(SEGMENT), |bytes| bytes.truncate(cut));
+    sim.begin_trace();
+    let offsets = (0..16).chain(left - 16..left + 16);
+    for offset in offsets.clone() {
+        let found = log.read(offset);
+        assert_eq!(found.is_ok(), offset < left, "{offset} of {left}: {found:?}");
+        assert!(found.is_ok() || matches!(found, Err(Error::Damaged { .. })), "{offset}: {found:?}");
+    }
+    let mut reader = log.reader(0);
+    for offset in offsets {
+        reader.seek(offset);
+        let found = reader.read_next();
+        assert_eq!(found.is_ok(), offset < left, "{offset} of {left}: {found:?}");
+    }
+    let (operations, bytes) = read(&sim);
+    println!("{operations} operations, {bytes} bytes");
+    assert!(operations < 600 && bytes < 16 << 20, "{operations} operations, {bytes} bytes");
+}
+
+/// A reader that came from the record before believed the header, which was told by its length alone to be wrong.
+#[test]
+fn a_length_that_cannot_be_is_not_believed_wherever_it_was_read() {
+    let sim = filled();
+    sim.damage(Path::new(SEGMENT), |bytes| bytes[at(3) + 7] ^= 0x40);
+    let log = super::open(&sim).unwrap();
+    let alone = log.reader(3).peek().unwrap();
+    let mut reader = log.reader(0);
+    while reader.offset() < 3 {
+        reader.read_next().unwrap().unwrap();
+    }
+    assert_eq!(reader.peek().unwrap(), alone);
+    assert_eq!(alone.unwrap().head, None);
+    assert!(alone.unwrap().cold_bytes <= 8 << 10, "{alone:?}: more than the segment has");
 }

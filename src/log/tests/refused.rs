@@ -3,7 +3,7 @@
 use super::{super::*, DIR, open, small, values};
 use crate::disk::{
     gate::{Gate, Operation},
-    sim::Sim,
+    sim::{Cut, Mode, Sim},
 };
 
 /// Several files were removed, and then their names synced once: a loss of power brought back those in the middle, but
@@ -205,4 +205,155 @@ fn trimming_goes_on_while_sealing_waits_for_room() {
         full.store(false, Ordering::SeqCst);
         assert!(trimmed.is_ok_and(|trimmed| trimmed.is_ok_and(|first| first > 0)), "nothing in 5 s");
     });
+}
+
+/// Whether the log has found no room for what is appended; waits for it to do so.
+fn finds_no_room(log: &Log) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while log.shared.flush.full().is_none() {
+        assert!(std::time::Instant::now() < deadline && log.writable().is_ok());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Where no room can be reserved, or where it is shared with a copy of the file, a write can find the disk full. It was
+/// taken for one of which nothing is known, and the log failed until it was opened again, though room had come back.
+#[test]
+fn a_write_that_finds_no_room_is_written_again_when_there_is_some() {
+    for (seed, mode) in [(1, Mode::Direct), (2, Mode::Buffered)] {
+        let sim = Sim::new(seed);
+        sim.set_mode(mode);
+        let log = open(&sim).unwrap();
+        let mut expected = Vec::new();
+        for n in 0..20u8 {
+            expected.push(vec![n; 100]);
+            log.append(&[n; 100]).and_then(|at| log.wait_durable(at)).unwrap();
+        }
+        sim.run_dry(u64::MAX);
+        let at = log.append(b"waits").unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| log.wait_durable(at));
+            finds_no_room(&log);
+            for _ in 0..3 {
+                assert!(matches!(log.append(b"no"), Err(Error::Full { .. })));
+                assert!(matches!(log.try_append(b"no"), Err(Error::Full { .. })));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!waiting.is_finished());
+            assert_eq!((log.next_offset(), log.durable_offset()), (at + 1, at));
+            // What was durable is so whatever ends this process, though its last block is being written again.
+            for cut in [Cut::Power, Cut::Kill] {
+                let left = open(&sim.snapshot().after(cut)).unwrap();
+                assert_eq!(left.damage(), []);
+                assert!(left.next_offset() >= at && values(&left)[..20] == expected);
+            }
+            sim.run_dry(0);
+            waiting.join().unwrap().unwrap();
+        });
+        expected.extend([b"waits".to_vec(), b"goes on".to_vec()]);
+        log.append(b"goes on").and_then(|at| log.wait_durable(at)).unwrap();
+        log.close().unwrap();
+        assert!(values(&open(&sim).unwrap()) == expected);
+    }
+}
+
+/// Whatever is being written: frames, zeros ahead of them, headers, an index, the mark of a clean close.
+#[test]
+fn whichever_write_finds_no_room_the_log_goes_on() {
+    for seed in 0..8 {
+        let sim = Sim::new(seed);
+        sim.set_mode(if seed % 2 == 0 { Mode::Direct } else { Mode::Buffered });
+        let log = open(&sim).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        for n in 0..60u64 {
+            sim.run_dry((seed + n) % 5);
+            let at = loop {
+                match log.append(&[n as u8; 900]) {
+                    Ok(at) => break at,
+                    Err(error) => assert!(error.is_full(), "{error}"), // for a moment
+                }
+                assert!(std::time::Instant::now() < deadline);
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            log.wait_durable(at).unwrap();
+        }
+        log.append(b"last").unwrap();
+        sim.run_dry(3);
+        log.close().unwrap();
+        sim.run_dry(0);
+        let log = open(&sim).unwrap();
+        assert_eq!((log.damage(), log.next_offset()), (&[][..], 61));
+        assert!(values(&log)[..60].iter().zip(0..).all(|(value, n)| **value == [n; 900]));
+    }
+}
+
+/// Trimming waited until all that the producers have sent was on the disk, for which it was to make room.
+#[cfg(feature = "store")]
+#[test]
+fn trimming_does_not_wait_for_the_room_that_it_makes() {
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    let send = |sequence| {
+        let batch = crate::ProducerBatch { id: "p", epoch: 0, sequence };
+        let payload = crate::Payload { bytes: &[7; 1000], json: false };
+        loop {
+            match log.try_append_once(&batch, &[payload], None) {
+                Err(Error::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+                done => break done.unwrap(),
+            }
+        }
+    };
+    for sequence in 0..60 {
+        send(sequence);
+    }
+    log.flush().unwrap();
+    log.keep_producers().unwrap();
+    std::thread::sleep(Duration::from_millis(50)); // all but the last segment are sealed
+    sim.run_dry(u64::MAX);
+    send(60);
+    finds_no_room(&log);
+    std::thread::scope(|scope| {
+        let (said, done) = std::sync::mpsc::channel();
+        let log = &log;
+        scope.spawn(move || said.send(log.trim(60)).unwrap());
+        let trimmed = done.recv_timeout(Duration::from_secs(5));
+        sim.run_dry(0);
+        assert!(trimmed.is_ok_and(|trimmed| trimmed.is_ok_and(|first| first > 0)), "nothing in 5 s");
+    });
+    log.flush().unwrap();
+    assert_eq!(log.durable_offset(), 61);
+}
+
+/// All records were durable, and closing the log was an error for the mark alone that says so.
+#[test]
+fn a_log_that_cannot_be_marked_for_lack_of_room_is_closed_all_the_same() {
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    log.append(b"kept").and_then(|at| log.wait_durable(at)).unwrap();
+    std::thread::sleep(Duration::from_millis(20)); // zeros are written ahead
+    sim.run_dry(u64::MAX);
+    log.close().unwrap();
+    sim.run_dry(0);
+    let log = open(&sim).unwrap();
+    assert_eq!((log.damage(), values(&log)), (&[][..], vec![b"kept".to_vec()]));
+}
+
+/// What was acknowledged in memory is in the memory that outlives the process, for the next opening.
+#[test]
+fn a_log_that_is_closed_while_there_is_no_room_keeps_what_is_in_memory() {
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
+    let options =
+        || Options { durability: Durability::Memory, shm_dir: Some(at.path().to_owned()), ..small() };
+    let sim = Sim::new(1);
+    let open = || Log::open_on(std::sync::Arc::new(sim.clone()), Path::new(DIR), options()).unwrap();
+    let log = open();
+    log.append(b"durable").and_then(|at| log.wait_durable(at)).unwrap();
+    sim.run_dry(u64::MAX);
+    log.append(b"in memory").unwrap();
+    finds_no_room(&log);
+    assert!(log.append(b"no").is_err_and(|error| error.is_full()));
+    assert_eq!(log.read(1).unwrap().unwrap().value(), b"in memory");
+    assert!(matches!(log.close(), Err(Error::Failed { .. })));
+    sim.run_dry(0);
+    assert_eq!(values(&open()), [b"durable".to_vec(), b"in memory".to_vec()]);
 }

@@ -522,3 +522,88 @@ fn of_many_closed_logs_each_has_its_turn_for_retention() {
     let never: Vec<_> = names.iter().filter(|name| !looked_at(name)).collect();
     assert!(never.is_empty(), "{} of {LOGS} were never looked at: {never:?}", never.len());
 }
+
+/// The disks of some closed logs hung when they were opened for retention, by the housekeeper itself: no other log was
+/// trimmed, closed or saved any more.
+#[test]
+fn closed_logs_whose_disks_hang_keep_no_other_from_retention_and_closing() {
+    let (dir, door) = (tempfile::tempdir().unwrap(), Arc::new(Door::default()));
+    let (at, passes) = (dir.path().to_owned(), Arc::clone(&door));
+    let ask = move |operation, path: &Path| {
+        let name = path.strip_prefix(&at).ok().and_then(|path| path.iter().next()?.to_str());
+        if operation == Operation::Read && name.is_some_and(|name| name.starts_with("stuck")) {
+            passes.pass();
+        }
+        Ok(())
+    };
+    let env = Environment::on(Gate::new(crate::disk::native(), ask));
+    let mut store = Store::open_in(env, dir.path(), options()).unwrap();
+    let _open = Open(&door);
+    let settings = LogSettings { retention_seconds: Some(1), ..LogSettings::default() };
+    for name in ["closed", "open", "stuck-1", "stuck-2"] {
+        store.create(name, &settings).unwrap();
+    }
+    store.turn();
+    thread::sleep(Duration::from_millis(2)); // more than idle
+    store.turn();
+    assert_eq!(store.count(), (4, 0));
+    let due = |name| store.inner.entry(name).unwrap().retain_at.load(Ordering::SeqCst);
+    for (n, name) in ["stuck-1", "stuck-2", "closed"].into_iter().enumerate() {
+        store.inner.entry(name).unwrap().retain_at.store(n as u64, Ordering::SeqCst); // in this order
+    }
+    store.get("open").unwrap();
+    door.shut(true);
+    let housekeeper = Housekeeper::start(&store.inner).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let is_done = || due("closed") > 2 && store.inner.entry("open").unwrap().open.load().is_none();
+    while !is_done() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(10));
+    }
+    let done = is_done();
+    door.shut(false);
+    assert!(done, "the housekeeper waits for a closed log");
+    store.housekeeper = Some(housekeeper);
+    store.close().unwrap();
+}
+
+/// Counts the warnings of this thread.
+#[derive(Clone, Default)]
+struct Warnings(Arc<AtomicU64>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        self.0.fetch_add(u64::from(*event.metadata().level() == tracing::Level::WARN), Ordering::SeqCst);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// A warning was logged each second for each directory that could not be removed.
+#[test]
+fn what_cannot_be_removed_is_told_of_once() {
+    let sim = Sim::new(3);
+    let failing = Arc::new(AtomicBool::new(true));
+    let asked = Arc::clone(&failing);
+    let ask = move |operation, _: &Path| match operation {
+        Operation::RemoveDir if asked.load(Ordering::SeqCst) => Err(io::Error::from_raw_os_error(13)),
+        _ => Ok(()),
+    };
+    let env = Environment::on(Gate::new(Arc::new(sim.clone()), ask));
+    let store = Store::open_in(env, Path::new("/store"), without_backings()).unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    store.delete("a").unwrap();
+    let warnings = Warnings::default();
+    tracing::subscriber::with_default(warnings.clone(), || (0..5).for_each(|_| store.turn()));
+    assert_eq!((warnings.0.load(Ordering::SeqCst), store.inner.left().len()), (0, 1));
+    failing.store(false, Ordering::SeqCst);
+    store.turn();
+    assert!(store.inner.left().is_empty());
+}

@@ -324,3 +324,76 @@ fn a_flipped_bit_in_a_backing_shows_nothing_false_and_harms_nothing_on_disk() {
     }
     assert!(whole > 100, "{whole}: bits that flipped where there is nothing");
 }
+
+/// The next segment's file was begun, and is empty; its records are in the backing only.
+fn begin_empty(sim: &Sim, log: LogId, secret: Secret, base: u64) {
+    let header = Header { log, base, capacity: 8192, created: 1_700_000_000_000, secret };
+    let file = SegmentFile::prepare(sim, Path::new(DIR), 0, 8192).unwrap();
+    file.begin(sim, Path::new(DIR), &header).unwrap();
+}
+
+/// `repair` looked for memory that goes on behind the last segment only, and that was the empty one: it marked the last
+/// record before it as lost, and the memory did not fit that any more.
+#[test]
+fn repair_does_not_give_up_what_memory_goes_on_with_behind_an_empty_segment() {
+    use crate::log::repair::repair_on;
+    for rot in [false, true] {
+        let at = tempfile::tempdir().unwrap();
+        let (sim, id, secret, last) = closed(at.path(), 10);
+        begin_empty(&sim, id, secret, 10);
+        let killed = left_by(at.path(), id, secret, DIR, 9);
+        leave(&killed, secret, 10, 20, false, Before::Frame(last.unwrap()));
+        if rot {
+            sim.damage(Path::new(FIRST), |bytes| bytes[4096 + 9 * 32 + 25] ^= 1);
+            let repaired = repair_on(&sim, Path::new(DIR), Some(at.path()), &mut |_, _| ());
+            assert!(matches!(repaired, Err(crate::Error::MemoryGoesOn { .. })), "{repaired:?}");
+            assert_eq!(killed.find().unwrap().len(), 1);
+            // Nothing was changed, and the bit may flip back.
+            sim.damage(Path::new(FIRST), |bytes| bytes[4096 + 9 * 32 + 25] ^= 1);
+        }
+        let log = open(&sim, small(Some(at.path()))).unwrap();
+        assert_eq!((log.damage(), log.next_offset()), (&[][..], 30));
+        log.close().unwrap();
+    }
+}
+
+/// Where the footer does not say which CRC the last frame has, it was read from the frame, and if that could not be read,
+/// the log did not open.
+#[test]
+fn a_record_before_an_empty_segment_that_cannot_be_read_is_an_error_for_its_readers_only() {
+    use crate::{
+        disk::Disk,
+        segment::{region::Region, scan, sealed},
+    };
+    for (spoiled, begun) in [(false, true), (true, true), (true, false)] {
+        let at = tempfile::tempdir().unwrap();
+        let (sim, id, secret, _) = closed(at.path(), 200);
+        let names = sim.dump().into_keys();
+        let path = names.filter(|path| path.extension().is_some_and(|end| end == "seg")).max().unwrap();
+        let block: [u8; 4096] = sim.dump()[&path][..4096].try_into().unwrap();
+        let header = Header::decode(&block).unwrap().header;
+        let file = Disk::open(&sim, &path, true).unwrap();
+        let bytes = Region::read(&*file, file.len().unwrap(), false).unwrap();
+        let found = scan::scan(&bytes, header.key());
+        let mut summary = found.summary();
+        let last = summary.last_crc.take().unwrap();
+        sealed::seal(&*file, &header, summary, found.positions.iter().copied()).unwrap();
+        drop(file);
+        if spoiled {
+            sim.spoil_at(&path, 4096 + *found.positions.last().unwrap() as usize * 8);
+        }
+        if begun {
+            begin_empty(&sim, id, secret, 200);
+        }
+        let killed = left_by(at.path(), id, secret, DIR, 9);
+        leave(&killed, secret, 200, 20, false, Before::Frame(last));
+        let left = killed.latest().unwrap();
+        let log = open(&sim, small(Some(at.path()))).unwrap();
+        // What is bound to the record, by nothing else, is kept.
+        assert_eq!(log.next_offset(), if begun { 220 } else { 200 });
+        assert_eq!(left.exists(), !begun);
+        assert_eq!(log.read(199).is_err(), spoiled);
+        log.append(b"goes on").unwrap();
+        log.close().unwrap();
+    }
+}

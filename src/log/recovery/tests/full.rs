@@ -304,3 +304,29 @@ fn retention_of_a_closed_log_goes_on_where_the_disk_is_full() {
     let left = segments(&sim).len();
     assert!(before > 50 && left < 5, "{left} of {before}");
 }
+
+/// The holes of an open segment were more than the disk had free, and a segment of the smallest size was not: each second
+/// there seemed to be room, all callers that waited for the log got an error, and it was opened and was full again.
+#[test]
+fn room_for_the_smallest_segment_is_not_room_for_the_holes_of_the_open_one() {
+    for capacity in [None, Some(4 << 10)] {
+        let (sim, next) = stopped(true);
+        let full = Arc::new(AtomicBool::new(true));
+        let is_full_now = Arc::clone(&full);
+        let gate = Gate::new(Arc::new(sim), move |operation, _| {
+            let hit = operation == Operation::Reserve && is_full_now.load(Ordering::SeqCst);
+            if hit { Err(std::io::Error::from_raw_os_error(28)) } else { Ok(()) }
+        });
+        // With a limit below its size it is sealed, which wants room in its file, too.
+        let options =
+            || capacity.map_or_else(|| small(None), |most| super::options(most, most, 64 << 10, None));
+        let open = || Log::open_on(gate.clone(), Path::new(DIR), options()).unwrap();
+        let log = open();
+        assert!(is_full(&log));
+        assert!(!log.has_room_again());
+        full.store(false, Ordering::SeqCst);
+        assert!(log.has_room_again());
+        drop(log);
+        assert_eq!(open().append(&value(next)).unwrap(), next);
+    }
+}
