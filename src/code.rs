@@ -66,11 +66,13 @@ codes! {
     OriginNotAllowed 403 "origin_not_allowed" Never "the request comes from a page of another origin, in a browser: allow it with `serve --allow-origin`";
     NotFound 404 "not_found" Never "see the detail";
     LogNotFound 404 "log_not_found" Never "create the log first";
+    ProducerNotFound 404 "producer_not_found" Never "begin an epoch: `POST /v1/logs/{log}/producers/{id}`";
     OffsetNotFound 404 "offset_not_found" Never "wait for the record, or read before `next_offset`";
     MethodNotAllowed 405 "method_not_allowed" Never "use a method that `Allow` names";
     NotAcceptable 406 "not_acceptable" Never "accept a type that the detail names";
     BodyTooSlow 408 "body_too_slow" Soon "send it again, faster";
-    ProducerOutOfOrder 409 "producer_out_of_order" Never "send batch `expected_seq` of `expected_epoch`; an older epoch has been fenced off";
+    ProducerOutOfOrder 409 "producer_out_of_order" Never "an epoch older than `expected_epoch` has been fenced off; otherwise begin an epoch (`POST /v1/logs/{log}/producers/{id}`), and send what is new in it";
+    NotARepeat 409 "not_a_repeat" Never "a batch with this number and other records is stored: begin an epoch (`POST /v1/logs/{log}/producers/{id}`), and send what is new in it";
     LogExists 409 "log_exists" Never "it has other settings: use it as it is, or delete it";
     OffsetTrimmed 410 "offset_trimmed" Never "continue at `first_offset`";
     UnexpectedOffset 412 "unexpected_offset" Never "read up to `next_offset`, and decide again";

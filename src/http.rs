@@ -2,7 +2,7 @@
 //!
 //! `server` listens, `connection` keeps each connection within its limits, `guard` refuses what browsers send on behalf
 //! of other pages, `router` dispatches requests and does what is common to all of them; `book` is the API of the book,
-//! `logs` and `records` are `/v1/logs`, `tail` is the live end of a log, and `feed` is what its readers share. `fetch`
+//! `logs`, `records` and `producers` are `/v1/logs`, `tail` is the live end of a log, and `feed` is what its readers share. `fetch`
 //! is how everything is read that comes from the disk or is large, and `line` hands out turns for that. `body`,
 //! `params` and `formats` parse requests, within the budget of `memory`; `metrics` counts, `commit` waits for
 //! durability once per runtime and commit, `problem` defines what errors look like.
@@ -28,6 +28,7 @@ mod metrics;
 mod panics;
 mod params;
 mod problem;
+mod producers;
 mod range;
 mod records;
 mod room;

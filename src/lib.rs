@@ -43,4 +43,4 @@ pub use log::{
     verify_with_progress,
 };
 #[cfg(feature = "store")]
-pub use log::{PRODUCER_ID_BYTES, Produced, ProducerBatch};
+pub use log::{PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES, Produced, ProducerBatch, ProducerState};

@@ -33,7 +33,7 @@ fn value(n: u64) -> Vec<u8> {
 
 fn produce(store: &Store, sequence: u64) -> Result<(u64, bool), String> {
     let log = store.get("a").map_err(|error| error.to_string())?;
-    let batch = ProducerBatch { id: "p", epoch: 3, sequence };
+    let batch = ProducerBatch::new("p", 3, sequence);
     let value = value(sequence);
     let payload = Payload { bytes: &value, json: false };
     log.learn_producers().map_err(|error| error.to_string())?;

@@ -218,7 +218,8 @@ impl Context {
     /// Otherwise a client that was told the next offset could read and find fewer records, and after a crash they might
     /// never have existed.
     async fn seen<T>(&self, log: &Arc<OpenLog>, done: Result<T, Error>) -> Result<T, Problem> {
-        if let Err(Error::Unexpected { .. } | Error::ProducerOutOfOrder { .. }) = &done
+        if let Err(Error::Unexpected { .. } | Error::ProducerOutOfOrder { .. } | Error::NotARepeat { .. }) =
+            &done
             && let Some(last) = log.next_offset().checked_sub(1)
         {
             self.acknowledged(log, last, None).await?;

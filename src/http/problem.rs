@@ -191,6 +191,7 @@ impl From<Error> for Problem {
             Error::Unexpected { .. } => Code::UnexpectedOffset,
             Error::Trimmed { .. } => Code::OffsetTrimmed,
             Error::ProducerOutOfOrder { .. } => Code::ProducerOutOfOrder,
+            Error::NotARepeat { .. } => Code::NotARepeat,
             Error::BadProducer => Code::InvalidProducer,
             Error::EmptyBatch => Code::EmptyBatch,
             Error::TooLarge { .. } => Code::RecordTooLarge,

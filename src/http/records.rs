@@ -14,7 +14,7 @@ use super::{
     room::{Meter, SegmentRoom},
 };
 use crate::{
-    Code,
+    Code, PRODUCER_MARK_BYTES,
     log::{Error, MayBlock, Produced, ProducerBatch, Record},
     store::{LogSettings, OpenLog, Store, Values},
 };
@@ -38,8 +38,13 @@ struct Appended {
     repeated: bool,
 }
 
-/// A producer's id, the epoch, and the sequence number of the batch.
-type Producer = (String, u32, u64);
+/// Which batch of which producer a request has.
+struct Producer {
+    id: String,
+    epoch: u32,
+    sequence: u64,
+    mark: Option<String>,
+}
 
 /// What a request wants to append.
 struct Wanted {
@@ -60,13 +65,18 @@ fn producer(headers: &HeaderMap) -> Result<Option<Producer>, Problem> {
         let detail = "send all of Producer-Id (1 to 64 bytes), Producer-Epoch and Producer-Seq (whole numbers), or none";
         Problem::new(Code::InvalidProducer, detail)
     };
+    let mark = params::header(headers, "producer-mark")?;
+    if mark.is_some_and(|mark| mark.len() > PRODUCER_MARK_BYTES) || mark.is_some() && all[0].is_none() {
+        let detail = "Producer-Mark has up to 128 bytes, and comes with Producer-Id";
+        return Err(Problem::new(Code::InvalidProducer, detail));
+    }
     match all {
         [None, None, None] => Ok(None),
         [Some(id), Some(epoch), Some(sequence)] => {
             let epoch = params::number("", epoch, 0..=u64::from(u32::MAX)).map_err(bad)? as u32;
             // One less than the largest number, so that there is always a next one.
             let sequence = params::number("", sequence, 0..=u64::MAX - 1).map_err(bad)?;
-            Ok(Some((id.to_owned(), epoch, sequence)))
+            Ok(Some(Producer { id: id.to_owned(), epoch, sequence, mark: mark.map(str::to_owned) }))
         }
         _ => Err(bad(params::invalid("", ""))),
     }
@@ -148,8 +158,9 @@ fn append_once(
             let first_offset = log.try_append_values(batch, *expect, may_block)?;
             Ok(Produced { first_offset, count: batch.records(), repeated: false })
         }
-        Some((id, epoch, sequence)) => {
-            let producer = ProducerBatch { id, epoch: *epoch, sequence: *sequence };
+        Some(Producer { id, epoch, sequence, mark }) => {
+            let mut producer = ProducerBatch::new(id, *epoch, *sequence);
+            producer.mark = mark.as_deref();
             log.try_append_values_once(&producer, batch, *expect, may_block)
         }
     }

@@ -8,7 +8,7 @@ use super::{
     line::Line,
     logs, params,
     problem::Problem,
-    range, records,
+    producers, range, records,
 };
 use crate::Code;
 use bytes::Bytes;
@@ -110,6 +110,7 @@ enum Route<'a> {
     Records { name: &'a str },
     Record { name: &'a str, offset: &'a str },
     Trim { name: &'a str },
+    Producer { name: &'a str, id: &'a str },
 }
 
 impl<'a> Route<'a> {
@@ -130,6 +131,7 @@ impl<'a> Route<'a> {
                     (Some("records"), None, _) => Self::Records { name },
                     (Some("records"), Some(offset), None) => Self::Record { name, offset },
                     (Some("trim"), None, _) => Self::Trim { name },
+                    (Some("producers"), Some(id), None) => Self::Producer { name, id },
                     _ => return None,
                 }
             }
@@ -150,6 +152,7 @@ impl<'a> Route<'a> {
             Self::Records { .. } => "/v1/logs/{log}/records",
             Self::Record { .. } => "/v1/logs/{log}/records/{offset}",
             Self::Trim { .. } => "/v1/logs/{log}/trim",
+            Self::Producer { .. } => "/v1/logs/{log}/producers/{id}",
         }
     }
 
@@ -159,7 +162,7 @@ impl<'a> Route<'a> {
             Self::Health | Self::Ready | Self::Metrics | Self::OpenApi | Self::Logs | Self::Record { .. } => {
                 "GET, HEAD"
             }
-            Self::Book | Self::Records { .. } => "GET, HEAD, POST",
+            Self::Book | Self::Records { .. } | Self::Producer { .. } => "GET, HEAD, POST",
             Self::Log { .. } => "DELETE, GET, HEAD, PUT",
             Self::Trim { .. } => "POST",
         }
@@ -237,6 +240,12 @@ async fn answer_to_other(
         }
         (Route::Record { name, offset }, &Method::GET) => {
             records::one(context, asker, name, offset, request.map(drop)).await
+        }
+        (Route::Producer { name, id }, &Method::POST) => {
+            producers::open(context, asker.line, name, id, request.map(drop)).await
+        }
+        (Route::Producer { name, id }, &Method::GET) => {
+            producers::describe(context, asker.line, name, id, request.map(drop)).await
         }
         (Route::Trim { name }, &Method::POST) => logs::trim(context, asker.line, name, request).await,
         _ => Err(Problem::method_not_allowed(route.methods())),

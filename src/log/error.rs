@@ -45,6 +45,17 @@ pub enum Error {
         /// The sequence it must have in that epoch.
         expected_sequence: u64,
     },
+    /// A producer's batch has the number of one that is stored, and other records: they would be lost if it were taken
+    /// for a repeat.
+    #[error(
+        "a batch of this producer and this number is stored, with other records: {count} from offset {first_offset} on"
+    )]
+    NotARepeat {
+        /// The offset of the first record of the batch that is stored.
+        first_offset: u64,
+        /// The number of its records.
+        count: u64,
+    },
     /// The record was trimmed.
     #[error("offset {offset} was trimmed; the first offset is {first}")]
     Trimmed {

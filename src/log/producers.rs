@@ -2,8 +2,12 @@
 //! batches it is, is stored once however often it is sent. As in Kafka, a producer has an epoch, so that an old
 //! incarnation is fenced off, and numbers its batches from 0 in each epoch.
 //!
-//! The state is in the log: the first frame of such a batch has an extension block with the producer, its epoch and the
-//! sequence. So the state and the records cannot disagree. A table of the producers is kept in memory. It is built when
+//! A producer that starts gets its next epoch from [`Log::open_producer`], and so fences off what is left of its earlier
+//! incarnations. With each batch it may send a *mark*, some text of its own that is stored with the batch and returned
+//! when it opens again: where it is in what it reads, for example.
+//!
+//! The state is in the log: the first frame of such a batch has an extension block with the producer, its epoch, the
+//! sequence and the mark. So the state and the records cannot disagree. A table of the producers is kept in memory. It is built when
 //! the first producer appends: from the file `producers.json`, which describes the log up to some offset, and from the
 //! frames after that. The file is written only once everything that it describes is durable, and before anything that
 //! it does not describe is trimmed. If the file does not exist, no producer has ever used the log: so logs without
@@ -30,6 +34,8 @@ use std::{
 
 /// The longest id, in bytes.
 pub const PRODUCER_ID_BYTES: usize = 64;
+/// The longest mark, in bytes.
+pub const PRODUCER_MARK_BYTES: usize = 128;
 /// How many batches of one producer are remembered to recognise repeats.
 const REMEMBERED: usize = 5;
 /// The file with what is known about producers up to some offset.
@@ -41,6 +47,7 @@ const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Which producer sends a batch, and which of its batches it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ProducerBatch<'a> {
     /// The producer's id: 1 to 64 bytes.
     pub id: &'a str,
@@ -48,6 +55,36 @@ pub struct ProducerBatch<'a> {
     pub epoch: u32,
     /// The batch's number: 0 for the first of an epoch, then one more for each.
     pub sequence: u64,
+    /// Text of the producer's own that replaces the one before it: up to 128 bytes; none leaves that in place.
+    pub mark: Option<&'a str>,
+}
+
+impl<'a> ProducerBatch<'a> {
+    /// Names a batch without a mark.
+    pub fn new(id: &'a str, epoch: u32, sequence: u64) -> Self {
+        Self { id, epoch, sequence, mark: None }
+    }
+
+    /// Gives the batch a mark.
+    #[must_use]
+    pub fn with_mark(mut self, mark: &'a str) -> Self {
+        self.mark = Some(mark);
+        self
+    }
+}
+
+/// What a log knows about a producer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProducerState {
+    /// Its newest epoch.
+    pub epoch: u32,
+    /// The sequence of the newest batch of that epoch; `None` if there is none.
+    pub last_sequence: Option<u64>,
+    /// The offset of that batch's last record.
+    pub last_offset: Option<u64>,
+    /// The newest mark, of whichever epoch.
+    pub mark: Option<String>,
 }
 
 /// Where a producer's batch is.
@@ -66,15 +103,46 @@ struct StoredBatch {
     sequence: u64,
     first_offset: u64,
     count: u64,
+    /// [`Content`] of its values; missing if the batch was stored by an early version, or a record of it is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    content: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct ProducerState {
+struct KnownProducer {
     epoch: u32,
-    /// The last batches, newest last; never empty.
+    /// The last batches of the epoch, newest last.
     batches: VecDeque<StoredBatch>,
-    /// When the newest batch came, in milliseconds since 1970.
+    /// When the newest batch came, or the epoch began, in milliseconds since 1970.
     used: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mark: Option<Mark>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    /// The offset after the batch that it came with.
+    next_offset: u64,
+    text: String,
+}
+
+/// A checksum of a batch's values and their lengths, by which a batch that claims to be a repeat is told from another
+/// one with the same number: CRC-32C.
+#[derive(Default)]
+struct Content(u32);
+
+impl Content {
+    fn add(&mut self, value: &[u8]) {
+        let length = crc32c::crc32c_append(self.0, &(value.len() as u64).to_le_bytes());
+        self.0 = crc32c::crc32c_append(length, value);
+    }
+}
+
+/// The first epoch of a producer that the log does not know, at a time in milliseconds since 1970: the seconds since
+/// 2020. So it is higher than any that the producer had before it was forgotten, or before the log was deleted and made
+/// again: an old incarnation stays fenced off.
+fn first_epoch(now: u64) -> u32 {
+    u32::try_from((now / 1000).saturating_sub(1_577_836_800)).unwrap_or(u32::MAX - 1)
 }
 
 /// The content of `producers.json`.
@@ -82,7 +150,7 @@ struct ProducerState {
 struct Snapshot {
     /// All batches below this offset are covered.
     up_to: u64,
-    producers: BTreeMap<String, ProducerState>,
+    producers: BTreeMap<String, KnownProducer>,
     /// What identifies the record before that offset, as in [`Standing`]: a log that has lost its end and has grown
     /// again has another record there. Not written by the first versions, nor if that record is lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -116,7 +184,7 @@ pub(super) struct Producers {
 
 #[derive(Default)]
 struct Table {
-    producers: BTreeMap<String, ProducerState>,
+    producers: BTreeMap<String, KnownProducer>,
     /// How many times it was changed.
     changes: u64,
 }
@@ -131,8 +199,14 @@ struct Saved {
 }
 
 impl Table {
-    /// Where the batch is stored, if it is a repeat; an error if it cannot be the next one.
-    fn find(&self, batch: &ProducerBatch<'_>) -> Result<Option<StoredBatch>, Error> {
+    /// Where the batch of `count` records with this content is stored, if it is a repeat; an error if it cannot be the
+    /// next one.
+    fn find(
+        &self,
+        batch: &ProducerBatch<'_>,
+        count: u64,
+        content: u32,
+    ) -> Result<Option<StoredBatch>, Error> {
         let refuse = |epoch, sequence| {
             Err(Error::ProducerOutOfOrder { expected_epoch: epoch, expected_sequence: sequence })
         };
@@ -149,56 +223,131 @@ impl Table {
         if batch.sequence == next {
             return Ok(None);
         }
-        let same = known.batches.iter().find(|known| known.sequence == batch.sequence);
-        same.map_or_else(|| refuse(known.epoch, next), |same| Ok(Some(*same)))
+        match known.batches.iter().find(|known| known.sequence == batch.sequence) {
+            None => refuse(known.epoch, next),
+            Some(same) if same.count == count && same.content.is_none_or(|known| known == content) => {
+                Ok(Some(*same))
+            }
+            Some(other) => Err(Error::NotARepeat { first_offset: other.first_offset, count: other.count }),
+        }
     }
 
-    fn note(&mut self, id: &str, epoch: u32, batch: StoredBatch, time: u64) {
+    /// The producer, which is new in this epoch if it was known only in another; makes room if it was not known.
+    fn producer(&mut self, id: &str, epoch: u32, time: u64) -> &mut KnownProducer {
+        self.changes += 1;
         if !self.producers.contains_key(id) && self.producers.len() >= PRODUCERS {
             let oldest = self.producers.iter().min_by_key(|(_, producer)| producer.used);
             if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
                 self.producers.remove(&oldest);
             }
         }
-        let fresh = || ProducerState { epoch, batches: VecDeque::new(), used: time };
+        let fresh = || KnownProducer { epoch, batches: VecDeque::new(), used: time, mark: None };
         let known = self.producers.entry(id.to_owned()).or_insert_with(fresh);
         if known.epoch != epoch {
-            *known = fresh();
+            known.epoch = epoch;
+            known.batches.clear();
         }
         known.used = known.used.max(time);
-        known.batches.push_back(batch);
+        known
+    }
+
+    fn note(&mut self, batch: &ProducerBatch<'_>, stored: StoredBatch, time: u64) {
+        let known = self.producer(batch.id, batch.epoch, time);
+        known.batches.push_back(stored);
         if known.batches.len() > REMEMBERED {
             known.batches.pop_front();
         }
-        self.changes += 1;
+        if let Some(text) = batch.mark {
+            let next_offset = stored.first_offset + stored.count;
+            known.mark = Some(Mark { next_offset, text: text.to_owned() });
+        }
     }
 }
 
-/// The extension block of a batch's first frame: its length, epoch, sequence, count, and id.
+impl KnownProducer {
+    fn state(&self) -> ProducerState {
+        let last = self.batches.back();
+        ProducerState {
+            epoch: self.epoch,
+            last_sequence: last.map(|last| last.sequence),
+            last_offset: last.map(|last| last.first_offset + last.count - 1),
+            mark: self.mark.as_ref().map(|mark| mark.text.clone()),
+        }
+    }
+}
+
+/// Set in a block's count if it has a mark.
+const MARKED: u32 = 1 << 31;
+
+/// The extension block of a batch's first frame: its length, epoch, sequence, count, and id; if it has a mark, also the
+/// length of the id before that, and the mark after it.
 fn block(batch: &ProducerBatch<'_>, count: u64) -> Vec<u8> {
-    let length = 4 + 8 + 4 + batch.id.len();
+    let mark = batch.mark.map_or(0, |mark| 1 + mark.len());
+    let length = 4 + 8 + 4 + batch.id.len() + mark;
     let mut block = Vec::with_capacity(EXTENSION_LENGTH + length);
     block.extend_from_slice(&(length as u16).to_le_bytes());
     block.extend_from_slice(&batch.epoch.to_le_bytes());
     block.extend_from_slice(&batch.sequence.to_le_bytes());
-    block.extend_from_slice(&(count as u32).to_le_bytes());
+    let marked = if batch.mark.is_some() { MARKED } else { 0 };
+    block.extend_from_slice(&(count as u32 | marked).to_le_bytes());
+    if batch.mark.is_some() {
+        block.push(batch.id.len() as u8); // at most 64
+    }
     block.extend_from_slice(batch.id.as_bytes());
+    block.extend_from_slice(batch.mark.unwrap_or_default().as_bytes());
     block
 }
 
 fn parse_block(block: &[u8]) -> Option<(ProducerBatch<'_>, u64)> {
     let (epoch, rest) = block.split_first_chunk::<4>()?;
     let (sequence, rest) = rest.split_first_chunk::<8>()?;
-    let (count, id) = rest.split_first_chunk::<4>()?;
+    let (count, rest) = rest.split_first_chunk::<4>()?;
+    let count = u32::from_le_bytes(*count);
+    let (id, mark) = if count & MARKED == 0 {
+        (rest, None)
+    } else {
+        let (&length, rest) = rest.split_first()?;
+        let (id, mark) = rest.split_at_checked(usize::from(length))?;
+        (id, Some(std::str::from_utf8(mark).ok()?))
+    };
     let batch = ProducerBatch {
         id: std::str::from_utf8(id).ok()?,
         epoch: u32::from_le_bytes(*epoch),
         sequence: u64::from_le_bytes(*sequence),
+        mark,
     };
-    Some((batch, u64::from(u32::from_le_bytes(*count))))
+    Some((batch, u64::from(count & !MARKED)))
 }
 
-fn checksum(up_to: u64, producers: &BTreeMap<String, ProducerState>, before: Option<u32>) -> u32 {
+/// A batch whose records are being read, to know its content.
+struct Unread {
+    id: String,
+    sequence: u64,
+    next: u64,
+    left: u64,
+    content: Content,
+}
+
+impl Unread {
+    /// Adds the record at `offset` if it is the batch's next one. Returns whether there are more to come.
+    fn add(&mut self, offset: u64, value: &[u8], table: &mut Table) -> bool {
+        if offset != self.next {
+            return false; // some record could not be read
+        }
+        self.content.add(value);
+        (self.next, self.left) = (self.next + 1, self.left.saturating_sub(1));
+        if self.left == 0
+            && let Some(known) = table.producers.get_mut(&self.id)
+            && let Some(batch) = known.batches.back_mut()
+            && batch.sequence == self.sequence
+        {
+            batch.content = Some(self.content.0);
+        }
+        self.left > 0
+    }
+}
+
+fn checksum(up_to: u64, producers: &BTreeMap<String, KnownProducer>, before: Option<u32>) -> u32 {
     let json = match before {
         Some(before) => serde_json::to_vec(&(up_to, producers, before)),
         None => serde_json::to_vec(&(up_to, producers)),
@@ -218,8 +367,9 @@ impl Log {
     /// like any other append; wait for it.
     ///
     /// # Errors
-    /// As [`try_append_payloads`](Self::try_append_payloads); [`Error::BadProducer`]; and
-    /// [`Error::ProducerOutOfOrder`], which says what was expected.
+    /// As [`try_append_payloads`](Self::try_append_payloads); [`Error::BadProducer`];
+    /// [`Error::ProducerOutOfOrder`], which says what was expected; and [`Error::NotARepeat`] if a batch of that number
+    /// is stored that has other records.
     pub fn try_append_once(
         &self,
         batch: &ProducerBatch<'_>,
@@ -237,11 +387,15 @@ impl Log {
         expected_next: Option<u64>,
         may_block: MayBlock,
     ) -> Result<Produced, Error> {
-        if !(1..=PRODUCER_ID_BYTES).contains(&batch.id.len()) {
+        let fits = (1..=PRODUCER_ID_BYTES).contains(&batch.id.len());
+        if !fits || batch.mark.is_some_and(|mark| mark.len() > PRODUCER_MARK_BYTES) {
             return Err(Error::BadProducer);
         }
-        let mut count = 0;
-        values.each(|_, _| count += 1);
+        let (mut count, mut content) = (0, Content::default());
+        values.each(|bytes, _| {
+            count += 1;
+            content.add(bytes);
+        });
         if count == 0 {
             return Err(Error::EmptyBatch);
         }
@@ -251,7 +405,7 @@ impl Log {
         }
         let mut table = self.shared.producers.table();
         let Some(table) = table.as_mut() else { return Err(Error::Closed) }; // once built, it stays
-        if let Some(StoredBatch { first_offset, count, .. }) = table.find(batch)? {
+        if let Some(StoredBatch { first_offset, count, .. }) = table.find(batch, count, content.0)? {
             return Ok(Produced { first_offset, count, repeated: true });
         }
         let (mut extended, mut is_first) = (block(batch, count), true);
@@ -262,13 +416,59 @@ impl Log {
         });
         let all = Extended { first: &extended, values };
         let first_offset = append::append(&self.shared, &all, expected_next, may_block)?;
-        table.note(
-            batch.id,
-            batch.epoch,
-            StoredBatch { sequence: batch.sequence, first_offset, count },
-            self.shared.env.machine.now(),
-        );
+        let stored = StoredBatch { sequence: batch.sequence, first_offset, count, content: Some(content.0) };
+        table.note(batch, stored, self.shared.env.machine.now());
         Ok(Produced { first_offset, count, repeated: false })
+    }
+
+    /// Begins the next epoch of a producer: batches of older ones are refused from now on. The epoch, and all batches
+    /// that were stored before, are durable on return. Reads from and writes to the disk.
+    ///
+    /// # Errors
+    /// [`Error::BadProducer`], [`Error::Io`], [`Error::Failed`], [`Error::ReadOnly`], [`Error::Closed`].
+    ///
+    /// # Example
+    /// ```
+    /// # fn main() -> Result<(), millstream::Error> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
+    /// use millstream::{Payload, ProducerBatch};
+    /// let opened = log.open_producer("importer-1")?;
+    /// let batch = ProducerBatch::new("importer-1", opened.epoch, 0).with_mark("line 2");
+    /// let lines = [Payload { bytes: b"one", json: false }, Payload { bytes: b"two", json: false }];
+    /// log.try_append_once(&batch, &lines, None)?;
+    /// // After a restart it continues where it was.
+    /// assert_eq!(log.open_producer("importer-1")?.mark.as_deref(), Some("line 2"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn open_producer(&self, id: &str) -> Result<ProducerState, Error> {
+        if !(1..=PRODUCER_ID_BYTES).contains(&id.len()) {
+            return Err(Error::BadProducer);
+        }
+        self.writable()?;
+        let mut file = self.shared.producers.file();
+        self.learn(&mut file)?;
+        let now = self.shared.env.machine.now();
+        let state = {
+            let mut table = self.shared.producers.table();
+            let Some(table) = table.as_mut() else { return Err(Error::Closed) }; // once built, it stays
+            let known = table.producers.get(id).map_or(0, |known| known.epoch.saturating_add(1));
+            table.producer(id, known.max(first_epoch(now)), now).state()
+        };
+        self.keep(&mut file, MayBlock::Yes)?;
+        Ok(state)
+    }
+
+    /// What the log knows about a producer, including what is not durable yet; `None` if it does not know it. Reads
+    /// from the disk if no producer was used since the log was opened.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn producer(&self, id: &str) -> Result<Option<ProducerState>, Error> {
+        self.learn_producers()?;
+        let table = self.shared.producers.table();
+        Ok(table.as_ref().and_then(|table| table.producers.get(id)).map(KnownProducer::state))
     }
 
     /// Loads what [`try_append_once`](Self::try_append_once) needs into memory, which reads from the disk.
@@ -328,10 +528,10 @@ impl Log {
             // without waiting until its records were durable. The file does not cover what was appended in their place,
             // so the log itself is read, as far as it goes.
             tracing::warn!(path = %path.display(), up_to, next = self.next_offset(), "the file of producers describes records that the log does not have");
-            producers.retain(|_, producer| {
+            for producer in producers.values_mut() {
                 producer.batches.retain(|batch| batch.first_offset.saturating_add(batch.count) <= first);
-                !producer.batches.is_empty()
-            });
+                producer.mark = producer.mark.take().filter(|mark| mark.next_offset <= first);
+            }
             up_to = first;
             if self.writable().is_ok() {
                 // At once: when the log is longer, the file would be believed, and batches that come now not be read
@@ -342,14 +542,24 @@ impl Log {
         file.up_to = up_to;
         let mut table = Table { producers, changes: file.changes };
         let mut reader = self.reader(up_to.max(first));
+        let mut unread: Option<Unread> = None;
         loop {
             let at = reader.offset();
             match reader.read_next() {
                 Ok(Some(record)) => {
-                    let Some((batch, count)) = parse_block(record.extension) else { continue };
-                    let known = StoredBatch { sequence: batch.sequence, first_offset: record.offset, count };
-                    let (id, epoch) = (batch.id.to_owned(), batch.epoch);
-                    table.note(&id, epoch, known, record.time);
+                    if let Some((batch, count)) = parse_block(record.extension) {
+                        let (sequence, first_offset) = (batch.sequence, record.offset);
+                        let stored = StoredBatch { sequence, first_offset, count, content: None };
+                        table.note(&batch, stored, record.time);
+                        let (id, content) = (batch.id.to_owned(), Content::default());
+                        unread = Some(Unread { id, sequence, next: first_offset, left: count, content });
+                    }
+                    if unread
+                        .as_mut()
+                        .is_some_and(|batch| !batch.add(record.offset, record.value, &mut table))
+                    {
+                        unread = None;
+                    }
                 }
                 Ok(None) => break,
                 Err(Error::Damaged { .. }) => {}
@@ -396,7 +606,7 @@ impl Log {
         &self,
         file: &mut Saved,
         up_to: u64,
-        producers: BTreeMap<String, ProducerState>,
+        producers: BTreeMap<String, KnownProducer>,
         may_block: MayBlock,
     ) -> Result<(), Error> {
         if let Some(last) = up_to.checked_sub(1) {

@@ -2,7 +2,7 @@
 
 use crate::{LogId, Payload, store::LogSettings};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hasher},
 };
 
@@ -36,6 +36,14 @@ pub(super) struct Sent {
     pub(super) sequence: u64,
     pub(super) first: u64,
     pub(super) count: u64,
+    /// Whether it has a mark, which is [`mark`](Self::mark).
+    pub(super) marked: bool,
+}
+
+impl Sent {
+    pub(super) fn mark(&self) -> String {
+        format!("{}/{}", self.epoch, self.sequence)
+    }
 }
 
 /// Another end of a log: its records from an offset on, and the producers' batches among them.
@@ -71,6 +79,8 @@ pub(super) struct KnownLog {
     /// The producers file was damaged: what the log itself does not say about producers is unknown.
     pub(super) forget_producers: bool,
     pub(super) vague: BTreeSet<usize>,
+    /// The newest epoch that a producer was given.
+    pub(super) opened: BTreeMap<usize, u32>,
     /// The stored batches, in the order in which they came.
     pub(super) sent: Vec<Sent>,
     /// Whether it is certain that the log exists.
@@ -163,17 +173,25 @@ impl KnownLog {
             // A producer whose last batches are not all in the log may be known in part, or not at all.
             let trimmed = self.sent.iter().filter(|sent| sent.first < first).map(|sent| sent.producer);
             self.vague.extend(trimmed.collect::<Vec<_>>());
+            // Nor is an epoch known in which nothing was sent.
+            self.vague.extend(self.opened.keys());
         }
     }
 
     /// What is known about a producer: its epoch, and the batches that are remembered.
     pub(super) fn producer(&self, producer: usize) -> (Option<u32>, Vec<Sent>) {
         let all: Vec<_> = self.sent.iter().filter(|sent| sent.producer == producer).copied().collect();
-        let epoch = all.last().map(|sent| sent.epoch);
+        let epoch = all.last().map(|sent| sent.epoch).max(self.opened.get(&producer).copied());
         let mut last: Vec<_> = all.into_iter().filter(|sent| Some(sent.epoch) == epoch).collect();
         if last.len() > REMEMBERED {
             last.drain(..last.len() - REMEMBERED);
         }
         (epoch, last)
+    }
+
+    /// The newest mark of a producer.
+    pub(super) fn mark(&self, producer: usize) -> Option<String> {
+        let marked = self.sent.iter().rev().find(|sent| sent.producer == producer && sent.marked);
+        marked.map(Sent::mark)
     }
 }

@@ -7,7 +7,7 @@ use super::{
     values,
 };
 use crate::{
-    Durability, Error, Payload, ProducerBatch,
+    Durability, Error, Log, Payload, ProducerBatch,
     store::{LogSettings, Values},
 };
 use std::time::Duration;
@@ -21,6 +21,8 @@ const PATIENCE: usize = 400;
 enum Expect {
     New,
     Repeat(Sent),
+    /// The number of this batch, with other values.
+    Other(Sent),
     Refused,
 }
 
@@ -314,6 +316,9 @@ impl Simulation {
             return;
         }
         let id = format!("producer-{producer}");
+        if self.random.one_in(12) {
+            return self.open_producer(process, &name, &log, producer, &id);
+        }
         let (epoch, sent) = self.logs[&name].producer(producer);
         let (current, next) = (epoch.unwrap_or(0), sent.last().map_or(0, |last| last.sequence + 1));
         let (epoch, sequence, expect) = match self.random.below(10) {
@@ -322,13 +327,31 @@ impl Simulation {
             2 => (current, next + 1 + self.random.below(3) as u64, Expect::Refused),
             3..6 if !sent.is_empty() => {
                 let again = *self.random.pick(&sent);
-                (again.epoch, again.sequence, Expect::Repeat(again))
+                let expect = if self.random.one_in(4) { Expect::Other(again) } else { Expect::Repeat(again) };
+                (again.epoch, again.sequence, expect)
             }
             _ => (current, next, Expect::New),
         };
-        let values: Vec<_> = (0..=self.random.below(3)).map(|n| vec![n as u8; n * 50]).collect();
+        let count = match &expect {
+            Expect::Repeat(again) | Expect::Other(again) => again.count as usize,
+            _ => 1 + self.random.below(3),
+        };
+        let mut values: Vec<_> = (0..count).map(|n| vec![n as u8; n * 50]).collect();
+        if matches!(&expect, Expect::Other(_)) {
+            match self.random.below(3) {
+                0 => values.push(Vec::new()),
+                1 => values[0].push(1), // it was empty
+                _ => values[count - 1] = vec![9; 7],
+            }
+        }
         let payloads: Vec<_> = values.iter().map(|bytes| Payload { bytes, json: false }).collect();
-        let batch = ProducerBatch { id: &id, epoch, sequence };
+        let marked = self.random.one_in(2);
+        let mut sending = Sent { producer, epoch, sequence, first: 0, count: values.len() as u64, marked };
+        let mark = sending.mark();
+        let mut batch = ProducerBatch::new(&id, epoch, sequence);
+        if marked {
+            batch = batch.with_mark(&mark);
+        }
         process.world.sim.note(format_args!("{id} sends {epoch}/{sequence} to {name}"));
         debug_assert!(sent.len() <= REMEMBERED);
         let done = self.patiently(process, || log.try_append_once(&batch, &payloads, None));
@@ -336,25 +359,63 @@ impl Simulation {
         match (done, expect) {
             (Ok(done), Expect::New) if !done.repeated => {
                 self.appended(process, &name, done.first_offset, &payloads);
-                let known = self.logs.get_mut(&name).expect("it is used");
-                let count = values.len() as u64;
-                known.sent.push(Sent { producer, epoch, sequence, first: done.first_offset, count });
+                sending.first = done.first_offset;
+                self.logs.get_mut(&name).expect("it is used").sent.push(sending);
             }
             (Ok(done), Expect::Repeat(again)) if done.repeated => {
                 assert_eq!((done.first_offset, done.count), (again.first, again.count), "{place}: {name:?}");
             }
+            // A batch of an early version, or one of which a record is lost, is told by the number of its records.
+            (Ok(done), Expect::Other(again)) if done.repeated && values.len() as u64 == again.count => {
+                let known = &self.logs[&name];
+                let lost =
+                    (again.first..again.first + again.count).any(|offset| known.lost.contains(&offset));
+                assert!(lost, "{place}: {name:?} takes another batch for a repeat of {again:?}");
+            }
+            (Err(Error::NotARepeat { first_offset, count }), Expect::Other(again)) => {
+                assert_eq!((first_offset, count), (again.first, again.count), "{place}: {name:?}");
+            }
             (Err(Error::ProducerOutOfOrder { .. }), Expect::Refused)
             | (Err(Error::TooLarge { .. } | Error::WouldBlock), _) => {}
-            (Err(error), _) if !matches!(error, Error::ProducerOutOfOrder { .. }) => {
+            (Err(error), _)
+                if !matches!(error, Error::ProducerOutOfOrder { .. } | Error::NotARepeat { .. }) =>
+            {
                 self.excused(process, &name, &error);
             }
             (done, expect) => {
                 let expect = match expect {
                     Expect::New => "it is new".to_owned(),
                     Expect::Repeat(again) => format!("it is a repeat of {again:?}"),
+                    Expect::Other(again) => format!("it has other values than {again:?}"),
                     Expect::Refused => format!("it is out of order, next is {current}/{next}"),
                 };
                 panic!("{place}: {name:?} answers {done:?} to {epoch}/{sequence} of {id}, and {expect}");
+            }
+        }
+    }
+
+    /// A producer starts again.
+    fn open_producer(&mut self, process: &Process, name: &str, log: &Log, producer: usize, id: &str) {
+        process.world.sim.note(format_args!("{id} begins an epoch in {name}"));
+        let place = self.where_(&process.world.sim);
+        let known = self.logs.get_mut(name).expect("it is used");
+        match log.open_producer(id) {
+            Ok(state) => {
+                let (before, _) = known.producer(producer);
+                assert!(
+                    before.is_none_or(|before| state.epoch > before),
+                    "{place}: {state:?} after {before:?}"
+                );
+                assert_eq!(state.mark, known.mark(producer), "{place}: the mark of {id} in {name:?}");
+                assert_eq!((state.last_sequence, state.last_offset), (None, None), "{place}");
+                known.opened.insert(producer, state.epoch);
+                if !process.is_off() {
+                    known.durable = known.next();
+                }
+            }
+            Err(error) => {
+                known.vague.insert(producer); // it may have got the epoch, durably or not
+                self.excused(process, name, &error);
             }
         }
     }

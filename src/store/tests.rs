@@ -332,7 +332,7 @@ fn producers_are_never_written_into_a_log_that_has_taken_the_name_of_theirs() {
     store.create("a", &LogSettings::default()).unwrap();
     let log = store.get("a").unwrap();
     let payload = [Payload { bytes: b"x", json: false }];
-    log.try_append_once(&ProducerBatch { id: "p", epoch: 0, sequence: 0 }, &payload, None).unwrap();
+    log.try_append_once(&ProducerBatch::new("p", 0, 0), &payload, None).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| log.keep_producers());
         told.recv().unwrap();

@@ -30,7 +30,7 @@ fn open(dir: &Path) -> Log {
 fn send(log: &Log, id: &str, epoch: u32, sequence: u64) -> Result<Produced, Error> {
     let values: Vec<_> = (0..=sequence % 3).map(|n| vec![sequence as u8; 20 + n as usize]).collect();
     let payloads: Vec<_> = values.iter().map(|bytes| Payload { bytes, json: false }).collect();
-    let batch = ProducerBatch { id, epoch, sequence };
+    let batch = ProducerBatch::new(id, epoch, sequence);
     loop {
         match log.try_append_once(&batch, &payloads, None) {
             Err(Error::WouldBlock) => std::thread::yield_now(),
@@ -149,14 +149,20 @@ fn a_file_that_tells_of_more_than_the_log_has_is_not_believed() {
     let log = open(dir.path());
     let sent = [0, 1].map(|sequence| send(&log, "p", 0, sequence).unwrap());
     log.close().unwrap();
-    let lost = StoredBatch { sequence: 2, first_offset: 3, count: 3 };
+    let lost = StoredBatch { sequence: 2, first_offset: 3, count: 3, content: None };
     let mut batches: VecDeque<_> = sent
         .iter()
         .zip(0..)
-        .map(|(done, sequence)| StoredBatch { sequence, first_offset: done.first_offset, count: done.count })
+        .map(|(done, sequence)| StoredBatch {
+            sequence,
+            first_offset: done.first_offset,
+            count: done.count,
+            content: None,
+        })
         .collect();
     batches.push_back(lost);
-    let producers = BTreeMap::from([("p".to_owned(), ProducerState { epoch: 0, batches, used: now() })]);
+    let producers =
+        BTreeMap::from([("p".to_owned(), KnownProducer { epoch: 0, batches, used: now(), mark: None })]);
     let snapshot = Snapshot { up_to: 9, crc: checksum(9, &producers, None), producers, before: None };
     std::fs::write(dir.path().join(PRODUCERS_FILE), serde_json::to_vec(&snapshot).unwrap()).unwrap();
     let log = open(dir.path());
@@ -251,9 +257,9 @@ fn an_older_state_never_takes_the_place_of_a_newer_one() {
 #[test]
 fn the_least_recently_used_is_forgotten_beyond_the_limit() {
     let mut table = Table::default();
-    let batch = StoredBatch { sequence: 0, first_offset: 0, count: 1 };
+    let batch = StoredBatch { sequence: 0, first_offset: 0, count: 1, content: None };
     for n in 0..PRODUCERS as u64 + 2 {
-        table.note(&format!("p{n}"), 0, batch, n);
+        table.note(&ProducerBatch::new(&format!("p{n}"), 0, 0), batch, n);
     }
     assert_eq!(table.producers.len(), PRODUCERS);
     assert!(!table.producers.contains_key("p1") && table.producers.contains_key("p2"));
@@ -348,4 +354,114 @@ fn a_file_that_cannot_be_read_is_as_good_as_one_that_does_not_verify() {
     assert!(crate::disk::tree::read(&sim, path).unwrap().is_some(), "it was rewritten");
     let log = on(&sim);
     assert!(send(&log, "p", 0, 300).unwrap().repeated && send(&log, "q", 0, 0).unwrap().repeated);
+}
+
+fn append(log: &Log, batch: &ProducerBatch<'_>, values: &[&[u8]]) -> Result<Produced, Error> {
+    let payloads: Vec<_> = values.iter().map(|bytes| Payload { bytes, json: false }).collect();
+    log.try_append_once(batch, &payloads, None)
+}
+
+/// A producer that started again with epoch 0 and sequence 0 had its new records dropped, as repeats.
+#[test]
+fn a_producer_that_starts_again_gets_a_higher_epoch_and_its_mark_and_the_old_one_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path());
+    assert_eq!(log.producer("p").unwrap(), None);
+    let (mut before, mut mark) = (None, None);
+    for run in 0..6 {
+        let opened = log.open_producer("p").unwrap();
+        assert!(before.is_none_or(|before| before < opened.epoch), "{opened:?} after {before:?}");
+        assert_eq!((opened.last_sequence, &opened.mark), (None, &mark), "{run}");
+        if let Some(old) = before {
+            let refused = append(&log, &ProducerBatch::new("p", old, 1), &[b"late"]);
+            assert_eq!(expected(refused), (opened.epoch, 0));
+        }
+        if run != 3 {
+            // Without a mark, the last one stays.
+            let batch = ProducerBatch::new("p", opened.epoch, 0);
+            append(&log, &batch, &[b"same", b"same"]).unwrap();
+            let text = format!("up to {run}");
+            append(&log, &ProducerBatch::new("p", opened.epoch, 1).with_mark(&text), &[b"x"]).unwrap();
+            let done = append(&log, &ProducerBatch::new("p", opened.epoch, 2), &[b"y"]).unwrap();
+            mark = Some(text);
+            let known = log.producer("p").unwrap().unwrap();
+            assert_eq!((known.last_sequence, known.last_offset), (Some(2), Some(done.first_offset)));
+            assert_eq!((known.epoch, &known.mark), (opened.epoch, &mark));
+        }
+        before = Some(opened.epoch);
+        log.close().unwrap();
+        if run == 4 {
+            // What only the file has is lost with it: an epoch without batches. The clock gives a higher one.
+            std::fs::write(dir.path().join(PRODUCERS_FILE), b"{").unwrap();
+        }
+        log = open(dir.path());
+    }
+    // Nor does a log that was made anew give an epoch that was used before.
+    let other = tempfile::tempdir().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(open(other.path()).open_producer("p").unwrap().epoch > before.unwrap() - 6);
+    for id in ["", &"x".repeat(65)] {
+        assert!(matches!(log.open_producer(id), Err(Error::BadProducer)));
+    }
+    let long = "m".repeat(129);
+    let batch = ProducerBatch::new("p", u32::MAX, 0).with_mark(&long);
+    assert!(matches!(append(&log, &batch, &[b"x"]), Err(Error::BadProducer)));
+}
+
+/// The first run of a producer and the second one had batches of one number: the second one was dropped, and answered
+/// as stored.
+#[test]
+fn a_batch_with_the_number_of_another_one_is_no_repeat_also_after_opening_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path());
+    let values: [&[&[u8]]; 3] = [&[b"", b"a"], &[b"bc"], &[b"d", b"", b""]];
+    let mut stored = Vec::new();
+    for (sequence, values) in (0..).zip(values) {
+        stored.push(append(&log, &ProducerBatch::new("p", 7, sequence), values).unwrap());
+        log.append(b"of nobody").unwrap();
+    }
+    for round in ["as appended", "from the file and the log", "from the log", "from the file"] {
+        for (sequence, (values, stored)) in (0..).zip(values.iter().zip(&stored)) {
+            let batch = ProducerBatch::new("p", 7, sequence);
+            let again = append(&log, &batch, values).unwrap();
+            assert_eq!((again.repeated, again.first_offset), (true, stored.first_offset), "{round}");
+            let others: [&[&[u8]]; 6] =
+                [&[b"a", b""], &[b"", b"b"], &[b"a"], &[b"b", b"c"], &[b"d", b""], &[b"", b"", b"", b""]];
+            for other in others {
+                let refused = append(&log, &batch, other);
+                assert!(
+                    matches!(refused, Err(Error::NotARepeat { first_offset, count })
+                        if (first_offset, count) == (stored.first_offset, stored.count)),
+                    "{round}: {other:?} for {values:?} gets {refused:?}"
+                );
+            }
+        }
+        if round == "from the log" {
+            log.keep_producers().unwrap();
+        }
+        log.close().unwrap();
+        if round == "from the file and the log" {
+            std::fs::write(dir.path().join(PRODUCERS_FILE), b"{").unwrap();
+        }
+        log = open(dir.path());
+    }
+}
+
+#[test]
+fn blocks_are_read_as_they_were_written_with_and_without_a_mark() {
+    for (id, mark) in
+        [("p", None), (&*"i".repeat(64), None), ("p", Some("")), (&*"i".repeat(64), Some(&*"ü".repeat(64)))]
+    {
+        for count in [1, 5, (1 << 31) - 1] {
+            let mut batch = ProducerBatch::new(id, 0x0102_0304, u64::MAX - 1);
+            batch.mark = mark;
+            let block = block(&batch, count);
+            let length = usize::from(u16::from_le_bytes([block[0], block[1]]));
+            assert_eq!(block.len(), EXTENSION_LENGTH + length);
+            assert_eq!(parse_block(&block[EXTENSION_LENGTH..]), Some((batch, count)));
+            for cut in 0..length {
+                let _ = parse_block(&block[EXTENSION_LENGTH..][..cut]); // must not panic
+            }
+        }
+    }
 }

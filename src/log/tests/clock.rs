@@ -209,7 +209,7 @@ fn what_comes_before_a_clock_that_was_behind_does_not_expire_early() {
 #[test]
 fn producers_are_not_forgotten_by_a_wrong_clock() {
     let send = |log: &Log, id: &str| {
-        let batch = ProducerBatch { id, epoch: 0, sequence: 0 };
+        let batch = ProducerBatch::new(id, 0, 0);
         log.learn_producers().unwrap();
         log.try_append_once(&batch, &[Payload { bytes: b"x", json: false }], None).unwrap().repeated
     };

@@ -96,7 +96,7 @@ fn deleting_a_log_that_is_held_up_keeps_no_other_from_retention_and_closing() {
     stuck.flush().unwrap();
     let other = store.get("other").unwrap();
     other.learn_producers().unwrap();
-    let batch = crate::log::ProducerBatch { id: "a", epoch: 0, sequence: 0 };
+    let batch = crate::log::ProducerBatch::new("a", 0, 0);
     other.try_append_once(&batch, &[crate::log::Payload { bytes: b"x", json: false }], None).unwrap();
     other.flush().unwrap();
     drop(other);

@@ -110,7 +110,7 @@ fn a_log_that_is_held_up_keeps_no_other_from_retention_and_closing() {
 
         trouble.set(Some(refuses));
         let send = |stuck: &OpenLog| {
-            let batch = ProducerBatch { id: "a", epoch: 0, sequence: 0 };
+            let batch = ProducerBatch::new("a", 0, 0);
             stuck.try_append_once(&batch, &[Payload { bytes: b"x", json: false }], None).unwrap()
         };
         let first = send(&stuck);

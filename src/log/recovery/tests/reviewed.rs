@@ -89,7 +89,7 @@ fn trim_on_a_full_disk_with_producers() {
     });
     let log = Log::open_on(gate, Path::new(DIR), small(None)).unwrap();
     let send = |sequence| {
-        let batch = crate::ProducerBatch { id: "p", epoch: 0, sequence };
+        let batch = crate::ProducerBatch::new("p", 0, sequence);
         let value = [7; 1000];
         let payload = crate::Payload { bytes: &value, json: false };
         loop {

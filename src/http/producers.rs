@@ -1,0 +1,100 @@
+//! Producers as resources: what a log knows about one, and its next epoch.
+
+use super::{
+    answer::{Answer, json},
+    context::Context,
+    line::Line,
+    params,
+    problem::Problem,
+};
+use crate::{
+    Code, ProducerState,
+    store::{OpenLog, Store},
+};
+use hyper::Request;
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+use std::sync::Arc;
+
+#[derive(Serialize)]
+struct Described<'a> {
+    id: &'a str,
+    epoch: u32,
+    /// The sequence that is expected next in that epoch.
+    next_seq: u64,
+    last_offset: Option<u64>,
+    mark: Option<&'a str>,
+    log_id: String,
+}
+
+fn described(log: &OpenLog, id: &str, state: &ProducerState) -> Answer {
+    json(&Described {
+        id,
+        epoch: state.epoch,
+        next_seq: state.last_sequence.map_or(0, |last| last + 1),
+        last_offset: state.last_offset,
+        mark: state.mark.as_deref(),
+        log_id: log.id().to_string(),
+    })
+}
+
+/// The id in a path.
+fn id_in(path: &str) -> Result<String, Problem> {
+    let bad = || Problem::new(Code::InvalidProducer, "a producer's id has 1 to 64 bytes of text");
+    let id = percent_decode_str(path).decode_utf8().map_err(|_| bad())?;
+    let fits = (1..=crate::PRODUCER_ID_BYTES).contains(&id.len())
+        && id.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if fits { Ok(id.into_owned()) } else { Err(bad()) }
+}
+
+fn no_parameters(request: &Request<()>) -> Result<(), Problem> {
+    match params::of(request).next() {
+        Some(parameter) => Err(params::unknown(&parameter?.0, "none")),
+        None => Ok(()),
+    }
+}
+
+/// `POST`: the producer's next epoch. Batches of older ones are refused from now on.
+pub(super) async fn open(
+    context: &Context,
+    line: &Line,
+    name: &str,
+    id: &str,
+    request: Request<()>,
+) -> Result<Answer, Problem> {
+    no_parameters(&request)?;
+    let id = id_in(id)?;
+    let log = context.log_to_append(line, name).await?;
+    let (to_open, its_id) = (Arc::clone(&log), id.clone());
+    let open = move |_: &Store, _: &str| to_open.open_producer(&its_id);
+    let state = context.in_turn(line, name, open).await?;
+    let state = state.map_err(|error| Problem::from(error).of(&log))?;
+    Ok(described(&log, &id, &state))
+}
+
+/// `GET`: what the log knows about the producer, and readers can see.
+pub(super) async fn describe(
+    context: &Context,
+    line: &Line,
+    name: &str,
+    id: &str,
+    request: Request<()>,
+) -> Result<Answer, Problem> {
+    no_parameters(&request)?;
+    let id = id_in(id)?;
+    let log = context.log(line, name).await?;
+    let state = if log.knows_producers() {
+        log.producer(&id)
+    } else {
+        let (to_ask, its_id) = (Arc::clone(&log), id.clone());
+        context.in_turn(line, name, move |_: &Store, _: &str| to_ask.producer(&its_id)).await?
+    };
+    let state = state.map_err(|error| Problem::from(error).of(&log))?.ok_or_else(|| {
+        let detail = "the log knows no producer of this id: it never appended, or was forgotten; begin an epoch by POST";
+        Problem::new(Code::ProducerNotFound, detail)
+    })?;
+    if let Some(last) = state.last_offset {
+        context.acknowledged(&log, last, None).await?;
+    }
+    Ok(described(&log, &id, &state))
+}
