@@ -599,3 +599,80 @@ fn metrics_count_what_was_done_and_requests_have_ids() {
     let last = value(r#"millstream_commit_records_bucket{le="+Inf"}"#);
     assert!((last - value("millstream_commit_records_count")).abs() < 0.1);
 }
+
+/// A service's producer sent epoch 0, sequence 0 each time it started: what was new was dropped, and answered as stored.
+#[test]
+fn a_producer_that_starts_again_gets_its_next_epoch_and_loses_nothing() {
+    let (data, mut server) = start(&["--create-logs"]);
+    let producer = "/v1/logs/a/producers/im%20port%2F1";
+    let run = |server: &Server, lines: &str, mark: &str| {
+        let mut client = server.connect();
+        let opened = client.request("POST", producer, b"").unwrap();
+        assert_eq!(opened.status, 200, "{}", opened.body);
+        let epoch = member(&opened, "epoch").unwrap().to_owned();
+        let send = |seq: &str, body: &str| {
+            let headers = [
+                ("Producer-Id", "im port/1"),
+                ("Producer-Epoch", &epoch),
+                ("Producer-Seq", seq),
+                ("Producer-Mark", mark),
+                ("Content-Type", "text/plain"),
+            ];
+            send(&mut server.connect(), "/v1/logs/a/records", &headers, "POST", body.as_bytes())
+        };
+        let stored = send("0", lines);
+        assert_eq!((stored.status, member(&stored, "repeated")), (200, None), "{}", stored.body);
+        assert_eq!(member(&send("0", lines), "repeated"), Some("true"));
+        let other = send("0", &format!("{lines}\nnew"));
+        assert_eq!((other.status, code(&other)), (409, "not_a_repeat"), "{}", other.body);
+        (epoch, opened)
+    };
+    let unknown = server.connect().request("GET", producer, b"").unwrap();
+    assert_eq!((unknown.status, code(&unknown)), (404, "log_not_found"));
+    let mut epochs = Vec::new();
+    for n in 0..4 {
+        let mark = n.to_string();
+        let (epoch, opened) = run(&server, &format!("{n}\nmore"), &mark);
+        epochs.push(epoch.parse::<u64>().unwrap());
+        let before = if n == 0 { "null".to_owned() } else { format!("\"{}\"", n - 1) };
+        assert_eq!(member(&opened, "mark"), Some(&*before));
+        let known = server.connect().request("GET", producer, b"").unwrap();
+        assert_eq!((member(&known, "epoch"), member(&known, "next_seq")), (Some(&*epoch), Some("1")));
+        assert_eq!(member(&known, "last_offset"), Some(&*(2 * n + 1).to_string()));
+        if n == 1 {
+            server.kill();
+            server = Server::start(data.path(), &["--create-logs"]);
+        }
+    }
+    assert!(epochs.is_sorted_by(|one, next| one < next), "{epochs:?}");
+    let all = read(&mut server.connect(), "/v1/logs/a/records", "text/plain");
+    assert_eq!(all.body, "0\nmore\n1\nmore\n2\nmore\n3\nmore\n");
+    let late =
+        [("Producer-Id", "im port/1"), ("Producer-Epoch", &*epochs[0].to_string()), ("Producer-Seq", "1")];
+    assert_eq!(send(&mut server.connect(), "/v1/logs/a/records", &late, "POST", b"late").status, 409);
+    // The log is made anew: the producer goes on, in a higher epoch.
+    assert_eq!(server.connect().request("DELETE", "/v1/logs/a", b"").unwrap().status, 204);
+    std::thread::sleep(Duration::from_secs(1));
+    let (epoch, opened) = run(&server, "again", "x");
+    assert!(epoch.parse::<u64>().unwrap() > epochs[0], "{epoch} after {epochs:?}");
+    assert_eq!(member(&opened, "mark"), Some("null"));
+    let unknown = server.connect().request("GET", "/v1/logs/a/producers/nobody", b"").unwrap();
+    assert_eq!((unknown.status, code(&unknown)), (404, "producer_not_found"));
+    for (method, target) in [
+        ("POST", format!("/v1/logs/a/producers/{}", "x".repeat(65))),
+        ("GET", "/v1/logs/a/producers/%FF".to_owned()),
+        ("GET", "/v1/logs/a/producers/".to_owned()),
+        ("POST", "/v1/logs/a/producers/%0A".to_owned()),
+    ] {
+        let refused = server.connect().request(method, &target, b"").unwrap();
+        assert_eq!((refused.status, code(&refused)), (400, "invalid_producer"), "{target}");
+    }
+    let long = "m".repeat(129);
+    for headers in [
+        &[("Producer-Mark", "m")][..],
+        &[("Producer-Id", "p"), ("Producer-Epoch", "9"), ("Producer-Seq", "0"), ("Producer-Mark", &long)],
+    ] {
+        let refused = send(&mut server.connect(), "/v1/logs/a/records", headers, "POST", b"x");
+        assert_eq!((refused.status, code(&refused)), (400, "invalid_producer"));
+    }
+}
