@@ -24,6 +24,8 @@ pub mod fuzzing;
 #[cfg(feature = "server")]
 pub mod http;
 mod id;
+#[cfg(any(feature = "client", feature = "store"))]
+pub mod import;
 mod log;
 mod segment;
 #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]

@@ -12,8 +12,10 @@ use support::Server;
 fn lasting(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
-    while let Some(at) =
-        ["\"time\":", "\"id\":\"", "\"log_id\":\"", "\"epoch\":"].iter().filter_map(|key| Some(rest.find(key)? + key.len())).min()
+    while let Some(at) = ["\"time\":", "\"id\":\"", "\"log_id\":\"", "\"epoch\":"]
+        .iter()
+        .filter_map(|key| Some(rest.find(key)? + key.len()))
+        .min()
     {
         out += &rest[..at];
         rest = rest[at..].trim_start_matches(|c: char| c.is_ascii_hexdigit());

@@ -1,0 +1,331 @@
+//! Imports that can be repeated: records are taken from something that can be read again from its beginning, a file that
+//! grows for example, and each is stored once however often the import is started.
+//!
+//! The way: a producer (see [`ProducerBatch`](crate::ProducerBatch)) sends with each batch a mark that says how far the
+//! import has come, and what it has read up to there. When it starts again, it gets the mark back, skips that part of
+//! the source, and continues behind it. If that part is not what was read then, the import is refused: nobody knows
+//! which of its records would be new.
+
+use std::{
+    fmt,
+    io::{self, BufRead},
+    str::FromStr,
+};
+
+/// What each record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// A line, without its line end (`\n` or `\r\n`).
+    Lines,
+    /// A line that is JSON; lines of white space are skipped.
+    Json,
+    /// Everything there is: one record, unless it is empty.
+    Whole,
+}
+
+/// How far an import has come. As text, it is the mark of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// The bytes of the source that were read.
+    pub bytes: u64,
+    /// The number of records in them.
+    pub records: u64,
+    /// CRC-32C of these bytes.
+    crc: u32,
+    /// Whether the last record ended with the source, not with a line end: more bytes would have been a part of it.
+    open: bool,
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bytes, records, crc, open } = self;
+        write!(
+            f,
+            "import: {bytes} bytes, {records} records, crc {crc:08x}, {}",
+            if *open { "open" } else { "closed" }
+        )
+    }
+}
+
+/// The text is not the mark of an import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is not the mark of an import")]
+pub struct NoProgress;
+
+impl FromStr for Progress {
+    type Err = NoProgress;
+
+    fn from_str(text: &str) -> Result<Self, NoProgress> {
+        let fields = text.strip_prefix("import: ").ok_or(NoProgress)?;
+        let mut fields = fields.split(", ");
+        let mut field =
+            |before: &str, behind: &str| fields.next()?.strip_prefix(before)?.strip_suffix(behind);
+        let mut parsed = || {
+            let bytes = field("", " bytes")?.parse().ok()?;
+            let records = field("", " records")?.parse().ok()?;
+            let crc = u32::from_str_radix(field("crc ", "")?, 16).ok()?;
+            let open = match field("", "")? {
+                "open" => true,
+                "closed" => false,
+                _ => return None,
+            };
+            Some(Self { bytes, records, crc, open })
+        };
+        let progress = parsed().ok_or(NoProgress)?;
+        if progress.to_string() == text { Ok(progress) } else { Err(NoProgress) }
+    }
+}
+
+/// Why an import cannot continue.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The source is not what was imported, or not any more.
+    #[error("its first {bytes} bytes are not those that were imported: {why}; import it under another name")]
+    Changed {
+        /// The bytes that were imported.
+        bytes: u64,
+        /// In what way they differ.
+        why: &'static str,
+    },
+    /// It cannot be read.
+    #[error("cannot read it: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Something that is imported.
+///
+/// # Example
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use millstream::import::{Progress, Source, Split};
+/// let mut record = Vec::new();
+/// let mut first = Source::new(&b"one\ntwo\n"[..], Split::Lines);
+/// while first.next(&mut record)? {} // and append each of them
+/// let mark = first.progress().to_string(); // sent with the last batch
+///
+/// let mut grown = Source::new(&b"one\ntwo\nthree\n"[..], Split::Lines);
+/// grown.resume(&mark.parse::<Progress>()?)?;
+/// assert!(grown.next(&mut record)? && record == b"three");
+///
+/// let mut changed = Source::new(&b"One\ntwo\nthree\n"[..], Split::Lines);
+/// assert!(changed.resume(&mark.parse::<Progress>()?).is_err());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Source<R> {
+    from: R,
+    split: Split,
+    progress: Progress,
+}
+
+impl<R: BufRead> Source<R> {
+    /// Begins at the beginning.
+    pub fn new(from: R, split: Split) -> Self {
+        Self { from, split, progress: Progress::default() }
+    }
+
+    /// How far it was read.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// Skips what was imported. Must be called before anything is read.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] if the source does not begin with it; [`Error::Io`].
+    pub fn resume(&mut self, imported: &Progress) -> Result<(), Error> {
+        let changed = |why| Error::Changed { bytes: imported.bytes, why };
+        let (mut left, mut crc) = (imported.bytes, 0);
+        while left > 0 {
+            let bytes = filled(&mut self.from)?;
+            if bytes.is_empty() {
+                return Err(changed("it is shorter"));
+            }
+            let skipped = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            crc = crc32c::crc32c_append(crc, &bytes[..skipped]);
+            self.from.consume(skipped);
+            left -= skipped as u64;
+        }
+        if crc != imported.crc {
+            return Err(changed("they differ"));
+        }
+        self.progress = *imported;
+        if imported.open && !filled(&mut self.from)?.is_empty() {
+            // A line end only says that the record was complete.
+            let mut rest = Vec::new();
+            if self.split != Split::Whole {
+                self.take_line(&mut rest)?;
+            }
+            if rest != b"\n" && rest != b"\r\n" {
+                return Err(changed("the record at their end goes on"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the next record into `record`; returns `false` at the end.
+    ///
+    /// # Errors
+    /// What the source reports.
+    pub fn next(&mut self, record: &mut Vec<u8>) -> io::Result<bool> {
+        record.clear();
+        loop {
+            if self.split == Split::Whole {
+                self.from.read_to_end(record)?;
+                self.read(record);
+            } else {
+                self.take_line(record)?;
+            }
+            if record.is_empty() {
+                return Ok(false);
+            }
+            self.progress.open = self.split == Split::Whole || record.last() != Some(&b'\n');
+            if self.split == Split::Json && record.iter().all(u8::is_ascii_whitespace) {
+                record.clear();
+                continue;
+            }
+            if !self.progress.open {
+                record.pop();
+                if record.last() == Some(&b'\r') {
+                    record.pop();
+                }
+            }
+            self.progress.records += 1;
+            return Ok(true);
+        }
+    }
+
+    /// Reads up to and including the next line end.
+    fn take_line(&mut self, line: &mut Vec<u8>) -> io::Result<()> {
+        self.from.read_until(b'\n', line)?;
+        self.read(line);
+        if line.last() == Some(&b'\n') {
+            self.progress.open = false;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, bytes: &[u8]) {
+        self.progress.bytes += bytes.len() as u64;
+        self.progress.crc = crc32c::crc32c_append(self.progress.crc, bytes);
+    }
+}
+
+fn filled(from: &mut impl BufRead) -> io::Result<&[u8]> {
+    loop {
+        match from.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(_) => break,
+        }
+    }
+    from.fill_buf() // what was found above: a borrow that is returned cannot be looked at before
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::BufReader;
+
+    fn all(source: &mut Source<impl BufRead>) -> Vec<(Vec<u8>, Progress)> {
+        let (mut all, mut record) = (Vec::new(), Vec::new());
+        while source.next(&mut record).unwrap() {
+            all.push((record.clone(), source.progress()));
+        }
+        all
+    }
+
+    fn of(bytes: &[u8], split: Split) -> Source<BufReader<&[u8]>> {
+        Source::new(BufReader::with_capacity(3, bytes), split)
+    }
+
+    fn records(bytes: &[u8], split: Split) -> Vec<Vec<u8>> {
+        all(&mut of(bytes, split)).into_iter().map(|(record, _)| record).collect()
+    }
+
+    #[test]
+    fn records_are_split_as_said() {
+        assert_eq!(records(b"a\r\n\nb\r\n c", Split::Lines), [&b"a"[..], b"", b"b", b" c"]);
+        assert_eq!(records(b"1\n \n\n{}\r\n", Split::Json), [&b"1"[..], b"{}"]);
+        assert_eq!(records(b"a\nb\n", Split::Whole), [b"a\nb\n"]);
+        assert!(records(b"", Split::Whole).is_empty() && records(b"", Split::Lines).is_empty());
+    }
+
+    /// What was added to a file was taken for what was stored; a file of another content likewise.
+    #[test]
+    fn what_has_grown_goes_on_and_what_has_changed_is_refused() {
+        let resumed = |split, before: &[u8], now: &[u8]| {
+            let mut source = of(before, split);
+            all(&mut source);
+            let mark: Progress = source.progress().to_string().parse().unwrap();
+            let mut source = of(now, split);
+            source
+                .resume(&mark)
+                .map(|()| all(&mut source).into_iter().map(|(record, _)| record).collect::<Vec<_>>())
+        };
+        for split in [Split::Lines, Split::Json] {
+            assert_eq!(resumed(split, b"1\n2\n", b"1\n2\n3\n").unwrap(), [b"3"]);
+            assert_eq!(resumed(split, b"1\n2", b"1\n2\n3").unwrap(), [b"3"]);
+            assert_eq!(resumed(split, b"1\n2", b"1\n2\r\n3").unwrap(), [b"3"]);
+            assert!(resumed(split, b"1\n2", b"1\n2").unwrap().is_empty());
+            assert!(resumed(split, b"1\n2", b"1\n2\n").unwrap().is_empty());
+            assert_eq!(resumed(split, b"", b"1\n").unwrap(), [b"1"]);
+            for (before, now) in [
+                (&b"1\n2\n"[..], &b"1\n3\n"[..]),
+                (b"1\n2\n", b"1\n"),
+                (b"1\n2", b"1\n23\n"),
+                (b"1\n", b"2\n1\n"),
+            ] {
+                assert!(
+                    matches!(resumed(split, before, now), Err(Error::Changed { .. })),
+                    "{before:?} {now:?}"
+                );
+            }
+        }
+        assert!(resumed(Split::Whole, b"1\n2\n", b"1\n2\n").unwrap().is_empty());
+        for now in [&b"1\n2\n3"[..], b"1\n", b"1\n3\n"] {
+            assert!(matches!(resumed(Split::Whole, b"1\n2\n", now), Err(Error::Changed { .. })));
+        }
+    }
+
+    #[test]
+    fn only_a_mark_of_an_import_is_one() {
+        let mark = "import: 12 bytes, 3 records, crc 0000abcd, closed";
+        assert_eq!(mark.parse::<Progress>().unwrap().to_string(), mark);
+        for bad in [
+            "",
+            "line 7",
+            "import: 12 bytes",
+            &mark[..mark.len() - 1],
+            &format!("{mark}, x"),
+            &mark.replace("12", "+12"),
+        ] {
+            assert_eq!(bad.parse::<Progress>(), Err(NoProgress), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        /// Wherever an import is interrupted, and whatever is added in between, each record comes once.
+        #[test]
+        fn an_import_may_be_interrupted_anywhere(
+            lines in prop::collection::vec("[ab \r]{0,4}", 0..12), cut in 0..13_usize, rest in 0..40_usize, json: bool,
+        ) {
+            let split = if json { Split::Json } else { Split::Lines };
+            let text = lines.iter().map(|line| format!("{line}\n")).collect::<String>().into_bytes();
+            let whole = records(&text, split);
+            // Of the first run, which sees a part that ends with a line, only some records are stored.
+            let seen = text[..rest.min(text.len())].iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+            let first = all(&mut of(&text[..seen], split));
+            let stored = &first[..cut.min(first.len())];
+            let mark = stored.last().map_or(Progress::default(), |(_, progress)| *progress);
+            let mut again = of(&text, split);
+            again.resume(&mark.to_string().parse().unwrap()).unwrap();
+            prop_assert_eq!(again.progress().records, stored.len() as u64);
+            let both: Vec<_> = stored.iter().chain(&all(&mut again)).map(|(record, _)| record.clone()).collect();
+            prop_assert_eq!(both, whole);
+        }
+    }
+}
