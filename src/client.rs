@@ -4,116 +4,69 @@
 //! # Example
 //! ```no_run
 //! # async fn run() -> Result<(), millstream::client::Error> {
-//! use millstream::client::{Client, Format};
+//! use millstream::client::{Client, LogSettings};
 //! let client = Client::new("http://127.0.0.1:4437")?;
-//! client.create("clicks", "{}").await?;
-//! let mut producer = client.producer("clicks", "importer-1", Format::Lines);
-//! producer.push(b"one").await?;
-//! producer.push(b"two").await?;
-//! let stored = producer.flush().await?;
+//! client.create("clicks", &LogSettings::default()).await?;
+//! let producer = client.producer("clicks", "importer-1")?;
+//! producer.push(b"one").await?; // sent in the background, with what comes soon after it
+//! let offset = producer.submit(b"two", false).await?.await?; // once it is stored
+//! producer.close().await?;
 //! for record in client.read("clicks", 0, 100).await?.records {
 //!     println!("{}: {} bytes", record.offset, record.value.len());
 //! }
-//! # let _ = stored;
+//! # let _ = offset;
 //! # Ok(())
 //! # }
 //! ```
 
+mod error;
+mod producer;
+
+pub use crate::settings::{LogSettings, Values};
+pub use error::Error;
+pub use producer::{Opened, Producer, ProducerOptions, Stored, Ticket};
+
 use crate::{
-    Code,
+    name::is_log_name,
     wire::{self, AnswerFrame},
 };
 use bytes::Bytes;
+use error::Refusal;
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, body::Incoming, header::CONTENT_TYPE};
+use hyper::{Method, Request, body::Incoming, header::RETRY_AFTER};
 use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use serde::Deserialize;
-use std::time::{Duration, Instant};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
-/// For how long a request is tried again before the client gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// How long one attempt may take: longer than the server lets any request wait.
 const ATTEMPT: Duration = Duration::from_secs(90);
 
-/// What can go wrong.
-#[derive(Debug, thiserror::Error)]
+/// What a server says about a log.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[non_exhaustive]
-pub enum Error {
-    /// The address is not that of an HTTP server.
-    #[error("{url:?} is not an address such as http://127.0.0.1:4437")]
-    BadUrl {
-        /// The address that was given.
-        url: String,
-    },
-    /// The server cannot be reached, or the connection broke.
-    #[error("cannot reach {url}: {reason}; is the server running?")]
-    Unreachable {
-        /// Where the server was expected.
-        url: String,
-        /// What the system reported.
-        reason: String,
-    },
-    /// The server refused the request.
-    #[error("the server answers {status}, {code}: {detail}")]
-    Refused {
-        /// The HTTP status.
-        status: u16,
-        /// The stable code, as listed in `docs/api.md`.
-        code: String,
-        /// What to do.
-        detail: String,
-        /// With which epoch and sequence a producer that is out of order must continue.
-        expected: Option<(u64, u64)>,
-    },
-    /// The answer cannot be understood.
-    #[error("the server's answer makes no sense: {reason}")]
-    Answer {
-        /// Why.
-        reason: String,
-    },
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Problem {
-    code: String,
-    detail: String,
-    expected_epoch: Option<u64>,
-    expected_seq: Option<u64>,
-}
-
-/// What records are made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// Bytes without line ends.
-    Lines,
-    /// JSON on one line each.
-    Ndjson,
-    /// Any bytes, one record per batch.
-    Whole,
-}
-
-impl Format {
-    fn media_type(self) -> &'static str {
-        match self {
-            Self::Lines => "text/plain",
-            Self::Ndjson => "application/x-ndjson",
-            Self::Whole => "application/octet-stream",
-        }
-    }
-}
-
-/// Where a batch was stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[non_exhaustive]
-pub struct Stored {
-    /// The offset of its first record.
+pub struct LogInfo {
+    /// Its name.
+    pub name: String,
+    /// Its id, in hexadecimal: another one if it was deleted and made again.
+    pub id: String,
+    /// When appends are acknowledged, unless they ask for something else.
+    pub durability: crate::Durability,
+    /// The settings that it was created with.
+    pub settings: LogSettings,
+    /// The first offset that is left.
     pub first_offset: u64,
-    /// The number of records.
-    pub count: u64,
+    /// The offset that the next record gets.
+    pub next_offset: u64,
+    /// Everything below this offset is on the disk.
+    pub durable_offset: u64,
+    /// The bytes of its files.
+    pub bytes: u64,
+    /// Why it cannot be appended to, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_writable: Option<String>,
 }
 
 /// A record that was read.
@@ -155,12 +108,15 @@ pub struct Client {
 }
 
 impl Client {
-    /// Creates a client of the server at `url`, such as `http://127.0.0.1:4437`. It connects when it is used.
+    /// Creates a client of the server at `url`, such as `http://127.0.0.1:4437` or `127.0.0.1:4437`. It connects when it
+    /// is used.
     ///
     /// # Errors
     /// [`Error::BadUrl`].
     pub fn new(url: &str) -> Result<Self, Error> {
         let plain = url.trim_end_matches('/');
+        let with_scheme = if plain.contains("://") { plain.to_owned() } else { format!("http://{plain}") };
+        let plain = &*with_scheme;
         let uri: Option<hyper::Uri> = plain.parse().ok();
         if uri.is_none_or(|uri| uri.scheme_str() != Some("http") || uri.host().is_none()) {
             return Err(Error::BadUrl { url: url.to_owned() });
@@ -174,7 +130,12 @@ impl Client {
         })
     }
 
-    async fn send(&self, request: Request<Full<Bytes>>) -> Result<hyper::Response<Incoming>, Error> {
+    /// Sends a request once; `log` is what it is about, for what is reported.
+    async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+        log: &str,
+    ) -> Result<hyper::Response<Incoming>, Refusal> {
         let unreachable = |reason: String| Error::Unreachable { url: self.url.clone(), reason };
         let answer = tokio::time::timeout(ATTEMPT, self.http.request(request))
             .await
@@ -184,18 +145,27 @@ impl Client {
         if status.is_success() {
             return Ok(answer);
         }
-        let body =
-            answer.into_body().collect().await.map_err(|error| unreachable(error.to_string()))?.to_bytes();
-        let Problem { code, detail, expected_epoch, expected_seq } =
-            serde_json::from_slice(&body).unwrap_or_default();
-        let expected = expected_epoch.zip(expected_seq);
-        Err(Error::Refused { status: status.as_u16(), code, detail, expected })
+        let seconds = answer.headers().get(RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse().ok());
+        let body = answer.into_body().collect().await.map_err(|error| unreachable(error.to_string()))?;
+        Err(Refusal::parse(status.as_u16(), &body.to_bytes(), seconds.map(Duration::from_secs), log))
+    }
+
+    /// Sends a request once, and returns the whole body of the answer.
+    async fn whole(&self, request: Request<Full<Bytes>>, log: &str) -> Result<Bytes, Refusal> {
+        let answer = self.send(request, log).await?;
+        Ok(self.body(answer).await?)
     }
 
     /// Sends a request once, because it must not be repeated or is not worth repeating. Returns the answer's body.
-    async fn ask(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Result<Bytes, Error> {
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<Bytes>,
+        log: &str,
+    ) -> Result<Bytes, Error> {
         let request = self.request(method, path, &[], body.into())?;
-        self.body(self.send(request).await?).await
+        self.whole(request, log).await.map_err(|refusal| refusal.error)
     }
 
     async fn body(&self, answer: hyper::Response<Incoming>) -> Result<Bytes, Error> {
@@ -219,48 +189,50 @@ impl Client {
         request.body(Full::new(body)).map_err(|error| Error::Answer { reason: error.to_string() })
     }
 
-    /// Creates a log with settings in JSON, as in `docs/api.md`; returns the server's description of it, in JSON.
+    /// Creates a log, unless it exists with the same settings.
     ///
     /// # Errors
-    /// [`Error::Unreachable`], [`Error::Refused`].
-    pub async fn create(&self, log: &str, settings: &str) -> Result<Bytes, Error> {
-        self.ask(Method::PUT, &format!("/v1/logs/{log}"), settings.to_owned()).await
+    /// [`Error::BadName`], [`Error::Unreachable`], [`Error::Refused`].
+    pub async fn create(&self, log: &str, settings: &LogSettings) -> Result<LogInfo, Error> {
+        let settings =
+            serde_json::to_vec(settings).map_err(|error| Error::Answer { reason: error.to_string() })?;
+        understood(&self.ask(Method::PUT, &path_of(log)?, settings, log).await?)
     }
 
-    /// Returns the server's description of a log, in JSON.
+    /// Returns the server's description of a log.
     ///
     /// # Errors
-    /// The same as [`create`](Self::create).
-    pub async fn describe(&self, log: &str) -> Result<Bytes, Error> {
-        self.ask(Method::GET, &format!("/v1/logs/{log}"), "").await
+    /// As [`create`](Self::create), and [`Error::NoSuchLog`].
+    pub async fn describe(&self, log: &str) -> Result<LogInfo, Error> {
+        understood(&self.ask(Method::GET, &path_of(log)?, "", log).await?)
     }
 
     /// Deletes a log.
     ///
     /// # Errors
-    /// The same as [`create`](Self::create).
+    /// As [`describe`](Self::describe).
     pub async fn delete(&self, log: &str) -> Result<(), Error> {
-        self.ask(Method::DELETE, &format!("/v1/logs/{log}"), "").await.map(drop)
+        self.ask(Method::DELETE, &path_of(log)?, "", log).await.map(drop)
     }
 
     /// Drops whole segments below `before`; returns the first offset that is left.
     ///
     /// # Errors
-    /// The same as [`create`](Self::create).
+    /// As [`describe`](Self::describe).
     pub async fn trim(&self, log: &str, before: u64) -> Result<u64, Error> {
         #[derive(Deserialize)]
         struct Trimmed {
             first_offset: u64,
         }
         let body = format!(r#"{{"before":{before}}}"#);
-        let answer = self.ask(Method::POST, &format!("/v1/logs/{log}/trim"), body).await?;
+        let answer = self.ask(Method::POST, &format!("{}/trim", path_of(log)?), body, log).await?;
         Ok(understood::<Trimmed>(&answer)?.first_offset)
     }
 
     /// Returns the names of all logs.
     ///
     /// # Errors
-    /// The same as [`create`](Self::create).
+    /// As [`describe`](Self::describe).
     pub async fn logs(&self) -> Result<Vec<String>, Error> {
         #[derive(Deserialize)]
         struct Page {
@@ -269,7 +241,7 @@ impl Client {
         }
         let (mut all, mut after) = (Vec::new(), String::new());
         loop {
-            let page = self.ask(Method::GET, &format!("/v1/logs?limit=1000{after}"), "").await?;
+            let page = self.ask(Method::GET, &format!("/v1/logs?limit=1000{after}"), "", "").await?;
             let Page { logs, next } = understood(&page)?;
             all.extend(logs);
             let Some(next) = next else { return Ok(all) };
@@ -280,7 +252,7 @@ impl Client {
     /// Reads up to `limit` records from `offset` on, or as many as the server puts into one answer.
     ///
     /// # Errors
-    /// The same as [`create`](Self::create).
+    /// As [`describe`](Self::describe).
     pub async fn read(&self, log: &str, offset: u64, limit: u64) -> Result<Page, Error> {
         self.read_from(log, &format!("offset={offset}&limit={limit}")).await
     }
@@ -288,11 +260,12 @@ impl Client {
     /// Like [`read`](Self::read), with the parameters of a query as in `docs/api.md`.
     ///
     /// # Errors
-    /// The same as [`create`](Self::create).
+    /// As [`describe`](Self::describe).
     pub async fn read_from(&self, log: &str, query: &str) -> Result<Page, Error> {
-        let path = format!("/v1/logs/{log}/records?{query}");
+        let path = format!("{}/records?{query}", path_of(log)?);
         let headers = [("accept", wire::MEDIA_TYPE)];
-        let answer = self.send(self.request(Method::GET, &path, &headers, Bytes::new())?).await?;
+        let request = self.request(Method::GET, &path, &headers, Bytes::new())?;
+        let answer = self.send(request, log).await.map_err(|refusal| refusal.error)?;
         let next =
             answer.headers().get("millstream-next-offset").and_then(|next| next.to_str().ok()?.parse().ok());
         let next_offset = next.ok_or_else(|| Error::Answer { reason: "no next offset".into() })?;
@@ -314,130 +287,32 @@ impl Client {
         }
     }
 
-    /// Creates a producer for one log, whose batches are stored once, however often they have to be sent. No other
-    /// producer may use this `id`, and it must be the same when this one starts again with the same records: what is
-    /// stored already is then skipped.
-    pub fn producer(&self, log: &str, id: &str, format: Format) -> Producer {
-        Producer {
-            client: self.clone(),
-            log: log.to_owned(),
-            id: id.to_owned(),
-            format,
-            sequence: 0,
-            stored: 0,
-            batch: Vec::new(),
-            records: 0,
-            since: None,
-            batch_bytes: 1 << 20,
-            linger: Duration::from_millis(100),
-        }
-    }
-}
-
-impl Error {
-    /// Whether the same request may succeed a little later.
-    fn is_temporary(&self) -> bool {
-        match self {
-            Self::Unreachable { .. } => true,
-            // A proxy's answer has no code.
-            Self::Refused { status, code, .. } => {
-                Code::parse(code).map_or([429, 502, 503, 504, 507].contains(status), Code::is_temporary)
-            }
-            _ => false,
-        }
-    }
-}
-
-/// Collects records into batches and sends them to a log: by size, or after a while.
-#[derive(Debug)]
-pub struct Producer {
-    client: Client,
-    log: String,
-    id: String,
-    format: Format,
-    sequence: u64,
-    stored: u64,
-    batch: Vec<u8>,
-    records: u64,
-    since: Option<Instant>,
-    batch_bytes: usize,
-    linger: Duration,
-}
-
-impl Producer {
-    /// Sends a batch when it has this many bytes (default: 1 MiB), or when a record is pushed this long after its first
-    /// one (default: 100 ms). A batch that was ended by time will differ when an import starts again: if that matters,
-    /// set `linger` to [`Duration::MAX`].
-    #[must_use]
-    pub fn batching(mut self, bytes: usize, linger: Duration) -> Self {
-        (self.batch_bytes, self.linger) = (bytes.max(1), linger);
-        self
-    }
-
-    /// Adds a record; before that, sends the current batch if it is full.
+    /// Creates a producer for one log, with the default options. All that it is given is new: batches are stored once
+    /// however often they have to be sent, and another producer of this id is cut off, such as one of an earlier run
+    /// whose requests are still on their way. Must be called within a runtime.
     ///
     /// # Errors
-    /// The same as [`flush`](Self::flush).
-    pub async fn push(&mut self, record: &[u8]) -> Result<(), Error> {
-        let late = self.since.is_some_and(|since| since.elapsed() >= self.linger);
-        let full = self.batch.len() + record.len() >= self.batch_bytes || self.format == Format::Whole;
-        if self.records > 0 && (late || full) {
-            self.flush().await?;
-        }
-        self.batch.extend_from_slice(record);
-        if self.format != Format::Whole {
-            self.batch.push(b'\n');
-        }
-        self.records += 1;
-        self.since.get_or_insert_with(Instant::now);
-        Ok(())
+    /// [`Error::BadName`].
+    pub fn producer(&self, log: &str, id: &str) -> Result<Producer, Error> {
+        self.producer_with(log, id, ProducerOptions::default())
     }
 
-    /// Sends the current batch; if the server cannot be reached or says to try again, keeps trying for a minute.
-    /// Returns where the batch is stored; `None` if it was empty, or the server had it from an earlier run.
+    /// Likewise, with these options.
     ///
     /// # Errors
-    /// [`Error::Unreachable`], [`Error::Refused`]: the batch is kept, and the next call sends it again.
-    pub async fn flush(&mut self) -> Result<Option<Stored>, Error> {
-        if self.records == 0 {
-            return Ok(None);
-        }
-        let body = Bytes::copy_from_slice(&self.batch);
-        let sequence = self.sequence.to_string();
-        let path = format!("/v1/logs/{}/records", self.log);
-        let headers = [
-            (CONTENT_TYPE.as_str(), self.format.media_type()),
-            ("producer-id", &self.id),
-            ("producer-epoch", "0"),
-            ("producer-seq", &sequence),
-        ];
-        let (begun, mut pause) = (Instant::now(), Pause::default());
-        let stored = loop {
-            let request = self.client.request(Method::POST, &path, &headers, body.clone())?;
-            let answer = match self.client.send(request).await {
-                Ok(answer) => self.client.body(answer).await,
-                Err(error) => Err(error),
-            };
-            match answer {
-                Ok(answer) => break Some(understood::<Stored>(&answer)?),
-                // The producer is past this batch: an earlier run has stored it.
-                Err(Error::Refused { expected: Some((0, expected)), .. }) if expected > self.sequence => {
-                    break None;
-                }
-                Err(error) if error.is_temporary() && begun.elapsed() < PATIENCE => pause.wait().await,
-                Err(error) => return Err(error),
-            }
-        };
-        self.sequence += 1;
-        self.stored += self.records;
-        self.batch.clear();
-        (self.records, self.since) = (0, None);
-        Ok(stored)
+    /// As [`producer`](Self::producer).
+    pub fn producer_with(&self, log: &str, id: &str, options: ProducerOptions) -> Result<Producer, Error> {
+        path_of(log)?;
+        Ok(Producer::new(self.clone(), log.to_owned(), id.to_owned(), options))
     }
+}
 
-    /// The number of records that are known to be stored.
-    pub fn stored(&self) -> u64 {
-        self.stored
+/// The path of a log.
+fn path_of(log: &str) -> Result<String, Error> {
+    if is_log_name(log) {
+        Ok(format!("/v1/logs/{log}"))
+    } else {
+        Err(Error::BadName { name: log.to_owned() })
     }
 }
 
@@ -451,9 +326,14 @@ impl Default for Pause {
 }
 
 impl Pause {
+    fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(Duration::from_secs(2));
+        pause
+    }
+
     async fn wait(&mut self) {
-        tokio::time::sleep(self.0).await;
-        self.0 = (self.0 * 2).min(Duration::from_secs(2));
+        tokio::time::sleep(self.next()).await;
     }
 }
 

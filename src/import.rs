@@ -314,7 +314,7 @@ mod tests {
             lines in prop::collection::vec("[ab \r]{0,4}", 0..12), cut in 0..13_usize, rest in 0..40_usize, json: bool,
         ) {
             let split = if json { Split::Json } else { Split::Lines };
-            let text = lines.iter().map(|line| format!("{line}\n")).collect::<String>().into_bytes();
+            let text: Vec<u8> = lines.iter().flat_map(|line| [line.as_bytes(), b"\n"].concat()).collect();
             let whole = records(&text, split);
             // Of the first run, which sees a part that ends with a line, only some records are stored.
             let seen = text[..rest.min(text.len())].iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);

@@ -27,7 +27,11 @@ mod id;
 #[cfg(any(feature = "client", feature = "store"))]
 pub mod import;
 mod log;
+#[cfg(any(feature = "client", feature = "store"))]
+mod name;
 mod segment;
+#[cfg(any(feature = "client", feature = "store"))]
+mod settings;
 #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
 mod sim;
 #[cfg(feature = "store")]
@@ -45,4 +49,7 @@ pub use log::{
     verify_with_progress,
 };
 #[cfg(feature = "store")]
-pub use log::{PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES, Produced, ProducerBatch, ProducerState};
+pub use log::{
+    EarlierBatch, OpenedProducer, PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES, Produced, ProducerBatch,
+    ProducerState,
+};

@@ -42,7 +42,10 @@ pub use options::{Durability, Options};
 #[cfg(all(fuzzing, feature = "store"))]
 pub use producers::fuzzing::checksum_of as checksum_of_producers;
 #[cfg(feature = "store")]
-pub use producers::{PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES, Produced, ProducerBatch, ProducerState};
+pub use producers::{
+    EarlierBatch, OpenedProducer, PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES, Produced, ProducerBatch,
+    ProducerState,
+};
 #[cfg(feature = "server")]
 pub(crate) use read::{Ahead, Head};
 pub use read::{Iter, Reader, Record, RecordRef};

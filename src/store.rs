@@ -15,11 +15,11 @@
 mod directories;
 mod error;
 mod housekeeper;
-mod settings;
 
 use crate::{
     disk::{Disk, tree},
     log::{COMMON_LOCK, Environment, Error as LogError, Log, NOTES, Options, budget::Budget},
+    name::is_log_name,
     sync::{lock, read_lock, try_lock, write_lock},
 };
 use arc_swap::ArcSwapOption;
@@ -35,14 +35,13 @@ use std::{
     time::Duration,
 };
 
+pub use crate::name::NAME_BYTES;
+pub use crate::settings::{LogSettings, Values};
 pub use error::Error;
-pub use settings::{LogSettings, Values};
 
 use directories::{is_taken, remove_deleted};
 use housekeeper::Housekeeper;
 
-/// The longest name of a log, in bytes.
-pub const NAME_BYTES: usize = 128;
 /// The file with a log's settings, in its directory.
 const SETTINGS: &str = NOTES[1];
 /// The prefix of a deleted log's directory until it is removed. No log's name starts with a dot.
@@ -469,7 +468,9 @@ impl Inner {
     fn settings(&self, name: &str) -> Result<LogSettings, Error> {
         let path = self.dir.join(name).join(SETTINGS);
         match tree::read(&*self.env.disk, &path).map_err(LogError::io("read", &path))? {
-            Some(text) => Ok(settings::decode(&text).map_err(|reason| LogError::Corrupt { path, reason })?),
+            Some(text) => {
+                Ok(crate::settings::decode(&text).map_err(|reason| LogError::Corrupt { path, reason })?)
+            }
             None => Ok(LogSettings::default()), // created by a program that used the log without a store
         }
     }
@@ -539,10 +540,7 @@ fn tell_of_backings(disk: &dyn Disk, at: &Path, dir: &Path) {
 }
 
 fn check_name(name: &str) -> Result<(), Error> {
-    let fits = (1..=NAME_BYTES).contains(&name.len())
-        && !name.starts_with(['.', '-'])
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-    if fits { Ok(()) } else { Err(Error::BadName { name: name.chars().take(200).collect() }) }
+    if is_log_name(name) { Ok(()) } else { Err(Error::BadName { name: name.chars().take(200).collect() }) }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -33,14 +33,12 @@ impl Prefix {
     const JSON: u32 = 1 << 31;
 
     /// The prefix of a value, which fits into a segment and so is shorter than 2 GiB.
-    #[cfg(any(feature = "server", test))]
     #[inline]
     pub(crate) fn new(length: usize, json: bool) -> Self {
         debug_assert!(length < Self::JSON as usize);
         Self { length: length as u32, json }
     }
 
-    #[cfg(any(feature = "server", test))]
     #[inline]
     pub(crate) fn to_bytes(self) -> [u8; Self::BYTES] {
         (self.length | if self.json { Self::JSON } else { 0 }).to_le_bytes()
@@ -54,14 +52,12 @@ impl Prefix {
 }
 
 /// A frame in a body to append.
-#[cfg(any(feature = "server", test))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AppendFrame<'a> {
     pub(crate) json: bool,
     pub(crate) value: &'a [u8],
 }
 
-#[cfg(any(feature = "server", test))]
 impl<'a> AppendFrame<'a> {
     /// The first frame of a body, and what follows it; `None` if the body ends before the frame does.
     #[inline]

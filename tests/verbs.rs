@@ -43,7 +43,10 @@ fn lines(count: u32) -> String {
 fn each_verb(at: &[&str]) {
     let run = |arguments: &[&str], input: &str| good(&[arguments, at].concat(), input);
     assert!(run(&["logs", "create", "events"], "").contains("events"));
-    assert_eq!(run(&["append", "events"], "one\r\n\nthree"), "3 records appended to events\n");
+    assert_eq!(
+        run(&["append", "events"], "one\r\n\nthree"),
+        "3 records appended to events, offsets 0 to 2\n"
+    );
     assert_eq!(run(&["read", "events"], ""), "one\n\nthree\n");
     assert_eq!(run(&["read", "events", "--offset", "1", "--limit", "1"], ""), "\n");
     let json = run(&["append", "events", "--format", "ndjson", "--json"], "{\"a\": 1}\n\n");
@@ -85,25 +88,103 @@ fn an_import_that_is_begun_anew_is_stored_once_also_over_a_restart() {
     let lines = lines(20_000);
     let import = |server: &Server, part: &str| {
         let url = format!("http://{}", server.address);
-        let arguments = ["append", "a", "--producer", "import", "--batch-bytes", "10000", "--url", &url];
+        let arguments = ["append", "a", "--import", "import", "--batch-bytes", "10000", "--url", &url];
         good(&arguments, part)
     };
-    // As if the import had been interrupted after this much; it ends where a batch ends.
-    let mut end = 0;
-    let mut size = 0;
-    for line in lines.split_inclusive('\n').take(9_000) {
-        if size + line.len() > 10_000 {
-            end += size;
-            size = 0;
-        }
-        size += line.len();
-    }
+    // As if the import had been interrupted after this much.
+    let end = lines.match_indices('\n').nth(9_000).unwrap().0 + 1;
     import(&server, &lines[..end]);
     server.kill();
     server = Server::start(data.path(), &["--create-logs"]);
     for _ in 0..2 {
         import(&server, &lines);
         assert!(good(&["read", "a", "--url", &format!("http://{}", server.address)], "") == lines);
+    }
+}
+
+/// A line that was added to the file was lost, as was all of another file, and both were reported as stored.
+fn an_import_of_a_file_that_grows(at: &[&str]) {
+    let files = tempfile::tempdir().unwrap();
+    let file = files.path().join("f");
+    let import = |content: &str, name: &str| {
+        std::fs::write(&file, content).unwrap();
+        [&["append", "grow", file.to_str().unwrap(), "--import", name], at]
+            .concat()
+            .into_iter()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let run = |arguments: Vec<String>| good(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), "");
+    let fail = |arguments: Vec<String>| bad(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), "");
+    good(&[&["logs", "create", "grow"], at].concat(), "");
+    assert_eq!(run(import("a\nb\n", "g")), "2 records appended to grow, offsets 0 to 1\n");
+    let again = "0 records appended to grow; 2 stored before were passed over\n";
+    assert_eq!(run(import("a\nb\n", "g")), again);
+    let grown = "1 records appended to grow, offset 2; 2 stored before were passed over\n";
+    assert_eq!(run(import("a\nb\nc\n", "g")), grown);
+    for other in ["x\ny\n", "a\nb\n", "a\nb\nd\n"] {
+        let (code, said) = fail(import(other, "g"));
+        assert!(code == Some(1) && said.contains("is not what was imported as \"g\""), "{other:?}: {said}");
+    }
+    assert_eq!(run(import("x\n", "h")), "1 records appended to grow, offset 3\n");
+    assert_eq!(good(&[&["read", "grow"], at].concat(), ""), "a\nb\nc\nx\n");
+}
+
+#[test]
+fn an_import_of_a_file_that_grows_goes_on_and_one_that_changes_is_refused_on_a_server() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    an_import_of_a_file_that_grows(&["--url", &server.address]);
+}
+
+#[test]
+fn an_import_of_a_file_that_grows_goes_on_and_one_that_changes_is_refused_in_a_directory() {
+    let data = tempfile::tempdir().unwrap();
+    an_import_of_a_file_that_grows(&["--data", data.path().to_str().unwrap()]);
+}
+
+/// A line came when the next one was read, and the last one not at all.
+#[test]
+fn a_line_that_is_piped_is_stored_soon_and_all_that_was_read_before_a_signal() {
+    use std::io::Write;
+    for signal in [2, 15] {
+        let data = tempfile::tempdir().unwrap();
+        let server = Server::start(data.path(), &["--create-logs"]);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))
+            .args(["append", "a", "-", "--url", &server.address])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let mut client = server.connect();
+        for n in 0..3 {
+            writeln!(input, "line {n}").unwrap();
+            let target = format!("/v1/logs/a/records?offset={n}&wait=5s");
+            let mut answer = client.request("GET", &target, b"").unwrap();
+            for _ in 0..100 {
+                if answer.status == 200 && answer.body.contains("\"offset\"") {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(50)); // the log may not exist yet
+                answer = client.request("GET", &target, b"").unwrap();
+            }
+            assert!(answer.body.contains(&format!("\"offset\":{n}")), "{}", answer.body);
+        }
+        writeln!(input, "the last").unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20)); // it is read, and not sent yet
+        assert!(
+            Command::new("kill")
+                .args([&format!("-{signal}"), &child.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
+        let status = child.wait().unwrap();
+        assert_eq!(status.code(), Some(128 + signal));
+        let said = std::io::read_to_string(child.stdout.take().unwrap()).unwrap();
+        assert_eq!(said, "4 records appended to a, offsets 0 to 3\n");
+        assert_eq!(good(&["read", "a", "--url", &server.address], "").lines().last(), Some("the last"));
     }
 }
 

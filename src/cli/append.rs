@@ -1,12 +1,17 @@
 //! `millstream append`.
 
 use super::{
-    Outcome, progress,
+    Outcome, progress, stderr,
     target::{At, Failure, Target, block_on},
 };
 use clap::ValueEnum;
 use indicatif::ProgressBar;
-use millstream::client::{Format, Producer};
+use millstream::{
+    Error as LogError, Payload, ProducerBatch,
+    client::{self, Client, Producer, ProducerOptions, Stored},
+    import::{Progress, Source, Split},
+    store::{OpenLog, Store, Values},
+};
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
@@ -14,16 +19,21 @@ use std::{
     process::ExitCode,
     time::Duration,
 };
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
 
 /// Append lines, JSON lines, or a whole file to a log
 ///
-/// If the server cannot be reached, batches are sent again, and each is stored only once. With --producer, an import
-/// that was interrupted can be started again with the same file: what is stored already is skipped.
+/// If the server cannot be reached, batches are sent again, and each is stored only once. With --import, the command
+/// can be run again after an interruption, or when the file has grown: what is stored already is passed over, and a
+/// file that has changed otherwise is refused.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream append events app.log\n  \
     tail -f app.log | millstream append events -\n  \
-    millstream append events dump.ndjson --format ndjson --producer import-2026-01")]
+    millstream append events dump.ndjson --format ndjson --import dump-2026-01")]
 pub(super) struct Append {
     /// The log
     log: String,
@@ -36,9 +46,9 @@ pub(super) struct Append {
     /// Bytes per batch
     #[arg(long, default_value_t = 1 << 20)]
     batch_bytes: usize,
-    /// A name for this import, to be given again when it is started again after an interruption
-    #[arg(long)]
-    producer: Option<String>,
+    /// A name for this import, to be given again when it is run again
+    #[arg(long, alias = "producer", value_name = "NAME")]
+    import: Option<String>,
     /// Print what was done as JSON
     #[arg(long)]
     json: bool,
@@ -56,57 +66,44 @@ enum Records {
     Whole,
 }
 
+/// A record, and how far the source was read with it.
+type Next = (Vec<u8>, Progress);
+
+/// What was done.
+#[derive(Default)]
+struct Done {
+    stored: u64,
+    passed_over: u64,
+    first_offset: Option<u64>,
+    last_offset: Option<u64>,
+    /// The signal that has ended it; what was read until then is stored.
+    signalled: Option<u8>,
+}
+
+/// The numbers of these signals.
+const SIGINT: u8 = 2;
+const SIGTERM: u8 = 15;
+
 impl Append {
     pub(super) fn run(&self) -> Outcome {
-        let source: Box<dyn Read> =
+        let from: Box<dyn Read + Send> =
             if self.file.as_os_str() == "-" { Box::new(io::stdin()) } else { Box::new(self.open()?) };
         let length = std::fs::metadata(&self.file).map_or(0, |metadata| metadata.len());
         let bar = if length > 0 { progress::bytes(length) } else { ProgressBar::hidden() };
-        let source = BufReader::with_capacity(1 << 20, bar.wrap_read(source));
-        let count = match self.at.open()? {
-            Target::Server(client) => {
-                let id = self.producer.clone().unwrap_or_else(unnamed);
-                let format = match self.format {
-                    Records::Lines => Format::Lines,
-                    Records::Ndjson => Format::Ndjson,
-                    Records::Whole => Format::Whole,
-                };
-                // A named import is split into the same batches each time; records from a pipe should not wait for
-                // long.
-                let linger = if self.producer.is_some() { Duration::MAX } else { Duration::from_millis(100) };
-                let producer = client.producer(&self.log, &id, format).batching(self.batch_bytes, linger);
-                block_on(self.send(source, producer))?
-            }
-            Target::Directory(store) => {
-                let log = store.get(&self.log)?;
-                let mut last = None;
-                let count = self.each(source, |record| {
-                    let payload =
-                        [millstream::Payload { bytes: record, json: self.format == Records::Ndjson }];
-                    if self.format == Records::Ndjson {
-                        serde_json::from_slice::<serde::de::IgnoredAny>(record)?;
-                    }
-                    loop {
-                        match log.try_append_payloads(&payload, None) {
-                            Err(millstream::Error::WouldBlock) => log.flush()?,
-                            done => {
-                                last = Some(done?);
-                                return Ok(());
-                            }
-                        }
-                    }
-                })?;
-                last.map(|last| log.wait_durable(last)).transpose()?;
-                count
-            }
+        let split = match self.format {
+            Records::Lines => Split::Lines,
+            Records::Ndjson => Split::Json,
+            Records::Whole => Split::Whole,
+        };
+        let source = Source::new(BufReader::with_capacity(1 << 20, bar.wrap_read(from)), split);
+        let done = match self.at.open()? {
+            Target::Server(client) => block_on(self.send(&client, source))?,
+            Target::Directory(store) => self.store(&store, source)?,
         };
         bar.finish_and_clear();
-        if self.json {
-            println!("{}", serde_json::json!({ "log": self.log, "records": count }));
-        } else {
-            println!("{count} records appended to {}", self.log);
-        }
-        Ok(ExitCode::SUCCESS)
+        self.report(&done);
+        // As shells report a command that a signal has ended.
+        Ok(done.signalled.map_or(ExitCode::SUCCESS, |signal| ExitCode::from(128 + signal)))
     }
 
     fn open(&self) -> Result<File, Failure> {
@@ -114,49 +111,183 @@ impl Append {
         Ok(File::open(&self.file).map_err(|error| format!("cannot open {path}: {error}"))?)
     }
 
-    async fn send(&self, source: impl BufRead, mut producer: Producer) -> Result<u64, Failure> {
-        let mut source = source;
-        let mut record = Vec::new();
-        while self.next(&mut source, &mut record)? {
-            producer.push(&record).await?;
-        }
-        producer.flush().await?;
-        Ok(producer.stored())
-    }
-
-    fn each(
-        &self,
-        mut source: impl BufRead,
-        mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
-    ) -> Result<u64, Failure> {
-        let (mut count, mut record) = (0, Vec::new());
-        while self.next(&mut source, &mut record)? {
-            take(&record)?;
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    /// Reads the next record; returns `false` at the end.
-    fn next(&self, source: &mut impl BufRead, record: &mut Vec<u8>) -> io::Result<bool> {
-        record.clear();
-        if self.format == Records::Whole {
-            return Ok(source.read_to_end(record)? > 0);
-        }
-        loop {
-            record.clear();
-            if source.read_until(b'\n', record)? == 0 {
-                return Ok(false);
+    fn report(&self, done: &Done) {
+        let Done { stored, passed_over, first_offset, last_offset, .. } = done;
+        if self.json {
+            let mut report = serde_json::json!({
+                "log": self.log, "records": stored, "first_offset": first_offset, "last_offset": last_offset,
+            });
+            if self.import.is_some() {
+                report["passed_over"] = (*passed_over).into();
             }
-            if record.last() == Some(&b'\n') {
-                record.pop();
-                if record.last() == Some(&b'\r') {
-                    record.pop();
+            println!("{report}");
+            return;
+        }
+        let at = match (first_offset, last_offset) {
+            (Some(first), Some(last)) if first < last => format!(", offsets {first} to {last}"),
+            (Some(only), _) => format!(", offset {only}"),
+            _ => String::new(),
+        };
+        let passed = match passed_over {
+            0 => String::new(),
+            over => format!("; {over} stored before were passed over"),
+        };
+        println!("{stored} records appended to {}{at}{passed}", self.log);
+    }
+
+    /// Skips what a mark says was imported.
+    fn resume(&self, source: &mut Source<impl BufRead>, mark: Option<&str>) -> Result<u64, Failure> {
+        let (Some(name), Some(mark)) = (&self.import, mark) else { return Ok(0) };
+        let imported: Progress = mark.parse().map_err(|_| {
+            format!("{name:?} is the name of a producer of another kind, whose mark is {mark:?}; choose another name")
+        })?;
+        let path = self.file.display();
+        source
+            .resume(&imported)
+            .map_err(|error| format!("{path} is not what was imported as {name:?}: {error}"))?;
+        Ok(imported.records)
+    }
+
+    /// Appends to a log on a server. What was read is sent before the command ends, also on SIGINT and SIGTERM.
+    async fn send(
+        &self,
+        client: &Client,
+        mut source: Source<impl BufRead + Send + 'static>,
+    ) -> Result<Done, Failure> {
+        let id = self.import.clone().unwrap_or_else(unnamed);
+        let mut options = ProducerOptions::default();
+        options.batch_bytes = self.batch_bytes;
+        let patience = options.patience;
+        let producer = client.producer_with(&self.log, &id, options)?;
+        let mut trouble = producer.trouble();
+        tokio::spawn(async move {
+            while trouble.changed().await.is_ok() {
+                match trouble.borrow_and_update().as_ref() {
+                    Some(error) => {
+                        stderr::say(format_args!("{error}; trying again for {} s", patience.as_secs()));
+                    }
+                    None => stderr::say(format_args!("the server answers again")),
                 }
             }
-            if self.format == Records::Lines || !record.iter().all(u8::is_ascii_whitespace) {
-                return Ok(true);
+        });
+        let opened = producer.open().await?;
+        let passed_over = self.resume(&mut source, opened.mark.as_deref())?;
+        // Reading blocks: on a thread of its own, so that what was read is sent in time.
+        let (sender, mut records) = mpsc::channel::<io::Result<Next>>(1024);
+        std::thread::spawn(move || {
+            let mut record = Vec::new();
+            loop {
+                let next = match source.next(&mut record) {
+                    Ok(false) => return,
+                    Ok(true) => Ok((std::mem::take(&mut record), source.progress())),
+                    Err(error) => Err(error),
+                };
+                if sender.blocking_send(next).is_err() {
+                    return;
+                }
             }
+        });
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let mut signalled = None;
+        loop {
+            let next = tokio::select! {
+                next = records.recv() => next,
+                _ = interrupt.recv(), if signalled.is_none() => { signalled = Some(SIGINT); records.close(); continue }
+                _ = terminate.recv(), if signalled.is_none() => { signalled = Some(SIGTERM); records.close(); continue }
+            };
+            let Some(next) = next else { break };
+            let (record, at) =
+                next.map_err(|error| format!("cannot read {}: {error}", self.file.display()))?;
+            self.push(&producer, &record, &at).await?;
+        }
+        let Stored { records: stored, first_offset, last_offset, .. } = producer.close().await?;
+        Ok(Done { stored, passed_over, first_offset, last_offset, signalled })
+    }
+
+    async fn push(&self, producer: &Producer, record: &[u8], at: &Progress) -> Result<(), client::Error> {
+        match (&self.import, self.format) {
+            (Some(_), format) => {
+                producer.push_marked(record, format == Records::Ndjson, &at.to_string()).await
+            }
+            (None, Records::Ndjson) => producer.push_json(record).await,
+            (None, _) => producer.push(record).await,
+        }
+    }
+
+    /// Appends to a log in a directory.
+    fn store(&self, store: &Store, mut source: Source<impl BufRead>) -> Result<Done, Failure> {
+        let log = store.get(&self.log)?;
+        let mut done = Done::default();
+        let mut producer = None;
+        if let Some(name) = &self.import {
+            let opened = log.open_producer(name)?;
+            done.passed_over = self.resume(&mut source, opened.mark.as_deref())?;
+            producer = Some((name.as_str(), opened.epoch, 0));
+        }
+        let (mut batch, mut bytes, mut record) = (Vec::new(), 0, Vec::new());
+        loop {
+            let more = source.next(&mut record)?;
+            if more {
+                self.check(&log, &record)?;
+                bytes += record.len();
+                batch.push(std::mem::take(&mut record));
+            }
+            if !batch.is_empty() && (!more || bytes >= self.batch_bytes) {
+                let first = self.append(&log, &batch, producer, &source.progress().to_string())?;
+                producer = producer.map(|(name, epoch, sequence)| (name, epoch, sequence + 1));
+                done.stored += batch.len() as u64;
+                done.first_offset.get_or_insert(first);
+                done.last_offset = Some(first + batch.len() as u64 - 1);
+                batch.clear();
+                bytes = 0;
+            }
+            if !more {
+                break;
+            }
+        }
+        done.last_offset.map(|last| log.wait_durable(last)).transpose()?;
+        Ok(done)
+    }
+
+    /// Checks a record as a server does.
+    fn check(&self, log: &OpenLog, record: &[u8]) -> Result<(), Failure> {
+        let settings = log.settings();
+        if self.format == Records::Ndjson || settings.values == Values::Json {
+            serde_json::from_slice::<serde::de::IgnoredAny>(record)
+                .map_err(|error| format!("a record is not JSON: {error}"))?;
+        }
+        match settings.record_bytes {
+            Some(most) if record.len() as u64 > most => {
+                Err(format!("a record has {} bytes, and the log takes {most}", record.len()).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn append(
+        &self,
+        log: &OpenLog,
+        batch: &[Vec<u8>],
+        producer: Option<(&str, u32, u64)>,
+        mark: &str,
+    ) -> Result<u64, Failure> {
+        let json = self.format == Records::Ndjson || log.settings().values == Values::Json;
+        let payloads: Vec<_> = batch.iter().map(|bytes| Payload { bytes, json }).collect();
+        loop {
+            let appended = match producer {
+                None => log.try_append_payloads(&payloads, None),
+                Some((name, epoch, sequence)) => {
+                    let batch = ProducerBatch::new(name, epoch, sequence).with_mark(mark);
+                    log.try_append_once(&batch, &payloads, None).map(|done| done.first_offset)
+                }
+            };
+            match appended {
+                // Until the disk has caught up.
+                Err(LogError::WouldBlock) => log.flush()?,
+                done => return Ok(done?),
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

@@ -61,12 +61,10 @@ impl Logs {
                     self.show(&all);
                 }
                 Command::Create { log, settings } => {
+                    let settings: LogSettings = serde_json::from_str(settings)?;
                     match &target {
-                        Target::Server(client) => drop(client.create(log, settings).await?),
-                        Target::Directory(store) => {
-                            let settings: LogSettings = serde_json::from_str(settings)?;
-                            store.create(log, &settings)?;
-                        }
+                        Target::Server(client) => drop(client.create(log, &settings).await?),
+                        Target::Directory(store) => drop(store.create(log, &settings)?),
                     }
                     self.show(&[target.describe(log).await?]);
                 }

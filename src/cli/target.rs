@@ -57,7 +57,7 @@ impl Target {
     /// Describes a log, as JSON.
     pub(super) async fn describe(&self, name: &str) -> Result<serde_json::Value, Failure> {
         match self {
-            Self::Server(client) => Ok(serde_json::from_slice(&client.describe(name).await?)?),
+            Self::Server(client) => Ok(serde_json::to_value(client.describe(name).await?)?),
             Self::Directory(store) => {
                 let log = store.get(name)?;
                 Ok(serde_json::json!({

@@ -8,7 +8,7 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    Code, ProducerState,
+    Code, EarlierBatch, OpenedProducer, ProducerState,
     store::{OpenLog, Store},
 };
 use hyper::Request;
@@ -27,6 +27,29 @@ struct Described<'a> {
     log_id: String,
 }
 
+#[derive(Serialize)]
+struct Opened<'a> {
+    id: &'a str,
+    epoch: u32,
+    mark: Option<&'a str>,
+    /// The last epoch that has batches.
+    earlier: Option<Earlier>,
+    log_id: String,
+}
+
+#[derive(Serialize)]
+struct Earlier {
+    epoch: u32,
+    batches: Vec<Batch>,
+}
+
+#[derive(Serialize)]
+struct Batch {
+    seq: u64,
+    first_offset: u64,
+    count: u64,
+}
+
 fn described(log: &OpenLog, id: &str, state: &ProducerState) -> Answer {
     json(&Described {
         id,
@@ -36,6 +59,17 @@ fn described(log: &OpenLog, id: &str, state: &ProducerState) -> Answer {
         mark: state.mark.as_deref(),
         log_id: log.id().to_string(),
     })
+}
+
+fn opened(log: &OpenLog, id: &str, opened: &OpenedProducer) -> Answer {
+    let batch =
+        |&EarlierBatch { sequence: seq, first_offset, count, .. }: &_| Batch { seq, first_offset, count };
+    let earlier = opened
+        .earlier
+        .as_ref()
+        .map(|(epoch, batches)| Earlier { epoch: *epoch, batches: batches.iter().map(batch).collect() });
+    let mark = opened.mark.as_deref();
+    json(&Opened { id, epoch: opened.epoch, mark, earlier, log_id: log.id().to_string() })
 }
 
 /// The id in a path.
@@ -67,9 +101,9 @@ pub(super) async fn open(
     let log = context.log_to_append(line, name).await?;
     let (to_open, its_id) = (Arc::clone(&log), id.clone());
     let open = move |_: &Store, _: &str| to_open.open_producer(&its_id);
-    let state = context.in_turn(line, name, open).await?;
-    let state = state.map_err(|error| Problem::from(error).of(&log))?;
-    Ok(described(&log, &id, &state))
+    let producer = context.in_turn(line, name, open).await?;
+    let producer = producer.map_err(|error| Problem::from(error).of(&log))?;
+    Ok(opened(&log, &id, &producer))
 }
 
 /// `GET`: what the log knows about the producer, and readers can see.

@@ -73,6 +73,32 @@ impl<'a> ProducerBatch<'a> {
     }
 }
 
+/// A producer at the beginning of an epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OpenedProducer {
+    /// The epoch that has begun.
+    pub epoch: u32,
+    /// The newest mark, of whichever epoch.
+    pub mark: Option<String>,
+    /// The last epoch that has batches, and the last 5 of these, oldest first: what became of a batch that was sent and
+    /// not answered. If there never were any, the first epoch that the log knows, with none; `None` if it did not know
+    /// the producer.
+    pub earlier: Option<(u32, Vec<EarlierBatch>)>,
+}
+
+/// A batch that a producer has stored in an earlier epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EarlierBatch {
+    /// Its number in its epoch.
+    pub sequence: u64,
+    /// The offset of its first record.
+    pub first_offset: u64,
+    /// The number of its records.
+    pub count: u64,
+}
+
 /// What a log knows about a producer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -111,8 +137,11 @@ struct StoredBatch {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct KnownProducer {
     epoch: u32,
-    /// The last batches of the epoch, newest last.
+    /// The last batches, newest last, all of one epoch.
     batches: VecDeque<StoredBatch>,
+    /// The epoch of these batches, if it is not the newest one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    of: Option<u32>,
     /// When the newest batch came, or the epoch began, in milliseconds since 1970.
     used: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -213,7 +242,7 @@ impl Table {
         let Some(known) = self.producers.get(batch.id) else {
             return if batch.sequence == 0 { Ok(None) } else { refuse(batch.epoch, 0) };
         };
-        let next = known.batches.back().map_or(0, |last| last.sequence + 1);
+        let next = known.current().next_back().map_or(0, |last| last.sequence + 1);
         if batch.epoch < known.epoch {
             return refuse(known.epoch, next);
         }
@@ -223,7 +252,7 @@ impl Table {
         if batch.sequence == next {
             return Ok(None);
         }
-        match known.batches.iter().find(|known| known.sequence == batch.sequence) {
+        match known.current().find(|known| known.sequence == batch.sequence) {
             None => refuse(known.epoch, next),
             Some(same) if same.count == count && same.content.is_none_or(|known| known == content) => {
                 Ok(Some(*same))
@@ -241,18 +270,22 @@ impl Table {
                 self.producers.remove(&oldest);
             }
         }
-        let fresh = || KnownProducer { epoch, batches: VecDeque::new(), used: time, mark: None };
-        let known = self.producers.entry(id.to_owned()).or_insert_with(fresh);
-        if known.epoch != epoch {
-            known.epoch = epoch;
-            known.batches.clear();
-        }
+        let fresh = KnownProducer { epoch, batches: VecDeque::new(), of: None, used: time, mark: None };
+        let known = self.producers.entry(id.to_owned()).or_insert(fresh);
         known.used = known.used.max(time);
+        if epoch > known.epoch {
+            known.of.get_or_insert(known.epoch);
+            known.epoch = epoch;
+        }
         known
     }
 
     fn note(&mut self, batch: &ProducerBatch<'_>, stored: StoredBatch, time: u64) {
         let known = self.producer(batch.id, batch.epoch, time);
+        if known.of.unwrap_or(known.epoch) != batch.epoch {
+            known.batches.clear();
+        }
+        known.of = Some(batch.epoch).filter(|&epoch| epoch != known.epoch);
         known.batches.push_back(stored);
         if known.batches.len() > REMEMBERED {
             known.batches.pop_front();
@@ -265,8 +298,23 @@ impl Table {
 }
 
 impl KnownProducer {
+    /// The last batches of the newest epoch.
+    fn current(&self) -> impl DoubleEndedIterator<Item = &StoredBatch> {
+        self.batches.iter().filter(|_| self.of.is_none())
+    }
+
+    fn opened(&self) -> OpenedProducer {
+        let batch = |&StoredBatch { sequence, first_offset, count, .. }: &StoredBatch| EarlierBatch {
+            sequence,
+            first_offset,
+            count,
+        };
+        let earlier = self.of.map(|epoch| (epoch, self.batches.iter().map(batch).collect()));
+        OpenedProducer { epoch: self.epoch, mark: self.mark.as_ref().map(|mark| mark.text.clone()), earlier }
+    }
+
     fn state(&self) -> ProducerState {
-        let last = self.batches.back();
+        let last = self.current().next_back();
         ProducerState {
             epoch: self.epoch,
             last_sequence: last.map(|last| last.sequence),
@@ -442,7 +490,7 @@ impl Log {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn open_producer(&self, id: &str) -> Result<ProducerState, Error> {
+    pub fn open_producer(&self, id: &str) -> Result<OpenedProducer, Error> {
         if !(1..=PRODUCER_ID_BYTES).contains(&id.len()) {
             return Err(Error::BadProducer);
         }
@@ -454,7 +502,7 @@ impl Log {
             let mut table = self.shared.producers.table();
             let Some(table) = table.as_mut() else { return Err(Error::Closed) }; // once built, it stays
             let known = table.producers.get(id).map_or(0, |known| known.epoch.saturating_add(1));
-            table.producer(id, known.max(first_epoch(now)), now).state()
+            table.producer(id, known.max(first_epoch(now)), now).opened()
         };
         self.keep(&mut file, MayBlock::Yes)?;
         Ok(state)

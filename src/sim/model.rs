@@ -189,6 +189,14 @@ impl KnownLog {
         (epoch, last)
     }
 
+    /// The epoch of a producer's last batches, and where they are.
+    pub(super) fn earlier(&self, producer: usize) -> Option<(u32, Vec<u64>)> {
+        let all = self.sent.iter().filter(|sent| sent.producer == producer);
+        let epoch = all.clone().next_back()?.epoch;
+        let last: Vec<_> = all.filter(|sent| sent.epoch == epoch).map(|sent| sent.first).collect();
+        Some((epoch, last[last.len().saturating_sub(REMEMBERED)..].to_vec()))
+    }
+
     /// The newest mark of a producer.
     pub(super) fn mark(&self, producer: usize) -> Option<String> {
         let marked = self.sent.iter().rev().find(|sent| sent.producer == producer && sent.marked);

@@ -407,7 +407,17 @@ impl Simulation {
                     "{place}: {state:?} after {before:?}"
                 );
                 assert_eq!(state.mark, known.mark(producer), "{place}: the mark of {id} in {name:?}");
-                assert_eq!((state.last_sequence, state.last_offset), (None, None), "{place}");
+                let earlier = known.earlier(producer);
+                let is = state.earlier.map(|(epoch, batches)| {
+                    (epoch, batches.iter().map(|one| one.first_offset).collect::<Vec<_>>())
+                });
+                match (&is, &earlier) {
+                    // It was opened before, and nothing was sent.
+                    (Some((_, none)), None) if none.is_empty() => {
+                        assert!(known.opened.contains_key(&producer));
+                    }
+                    _ => assert_eq!(is, earlier, "{place}: the last batches of {id} in {name:?}"),
+                }
                 known.opened.insert(producer, state.epoch);
                 if !process.is_off() {
                     known.durable = known.next();

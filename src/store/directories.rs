@@ -28,7 +28,7 @@ impl Inner {
     pub(super) fn make_log(&self, name: &str, settings: &LogSettings) -> Result<OpenLog, Error> {
         let (from, dir) = (self.temporary_dir(name), self.dir.join(name));
         let disk = &*self.env.disk;
-        let text = super::settings::encode(settings);
+        let text = crate::settings::encode(settings);
         let path = from.join(SETTINGS);
         disk.create_dir(&from)
             .map_err(LogError::io("make the directory", &from))

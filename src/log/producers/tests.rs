@@ -161,8 +161,10 @@ fn a_file_that_tells_of_more_than_the_log_has_is_not_believed() {
         })
         .collect();
     batches.push_back(lost);
-    let producers =
-        BTreeMap::from([("p".to_owned(), KnownProducer { epoch: 0, batches, used: now(), mark: None })]);
+    let producers = BTreeMap::from([(
+        "p".to_owned(),
+        KnownProducer { epoch: 0, batches, of: None, used: now(), mark: None },
+    )]);
     let snapshot = Snapshot { up_to: 9, crc: checksum(9, &producers, None), producers, before: None };
     std::fs::write(dir.path().join(PRODUCERS_FILE), serde_json::to_vec(&snapshot).unwrap()).unwrap();
     let log = open(dir.path());
@@ -367,11 +369,15 @@ fn a_producer_that_starts_again_gets_a_higher_epoch_and_its_mark_and_the_old_one
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path());
     assert_eq!(log.producer("p").unwrap(), None);
-    let (mut before, mut mark) = (None, None);
+    let (mut before, mut mark, mut sent) = (None, None, None);
     for run in 0..6 {
         let opened = log.open_producer("p").unwrap();
         assert!(before.is_none_or(|before| before < opened.epoch), "{opened:?} after {before:?}");
-        assert_eq!((opened.last_sequence, &opened.mark), (None, &mark), "{run}");
+        assert_eq!(opened.mark, mark, "{run}");
+        // What became of the last batches is told also after an epoch without any.
+        let earlier =
+            opened.earlier.map(|(epoch, batches)| (epoch, batches.iter().map(|one| one.sequence).collect()));
+        assert_eq!(earlier, sent.map(|epoch| (epoch, vec![0, 1, 2])), "{run}"); // `None`: it is new
         if let Some(old) = before {
             let refused = append(&log, &ProducerBatch::new("p", old, 1), &[b"late"]);
             assert_eq!(expected(refused), (opened.epoch, 0));
@@ -383,7 +389,7 @@ fn a_producer_that_starts_again_gets_a_higher_epoch_and_its_mark_and_the_old_one
             let text = format!("up to {run}");
             append(&log, &ProducerBatch::new("p", opened.epoch, 1).with_mark(&text), &[b"x"]).unwrap();
             let done = append(&log, &ProducerBatch::new("p", opened.epoch, 2), &[b"y"]).unwrap();
-            mark = Some(text);
+            (mark, sent) = (Some(text), Some(opened.epoch));
             let known = log.producer("p").unwrap().unwrap();
             assert_eq!((known.last_sequence, known.last_offset), (Some(2), Some(done.first_offset)));
             assert_eq!((known.epoch, &known.mark), (opened.epoch, &mark));
@@ -403,8 +409,8 @@ fn a_producer_that_starts_again_gets_a_higher_epoch_and_its_mark_and_the_old_one
     for id in ["", &"x".repeat(65)] {
         assert!(matches!(log.open_producer(id), Err(Error::BadProducer)));
     }
-    let long = "m".repeat(129);
-    let batch = ProducerBatch::new("p", u32::MAX, 0).with_mark(&long);
+    let too_long = "m".repeat(129);
+    let batch = ProducerBatch::new("p", u32::MAX, 0).with_mark(&too_long);
     assert!(matches!(append(&log, &batch, &[b"x"]), Err(Error::BadProducer)));
 }
 

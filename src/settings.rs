@@ -39,10 +39,12 @@ pub struct LogSettings {
 }
 
 /// The name of the CRC among the settings.
+#[cfg(feature = "store")]
 const CRC: &str = "crc";
 
 /// The settings as they are stored in a file.
-pub(super) fn encode(settings: &LogSettings) -> Vec<u8> {
+#[cfg(feature = "store")]
+pub(crate) fn encode(settings: &LogSettings) -> Vec<u8> {
     // Plain fields: this cannot fail.
     let mut value = serde_json::to_value(settings).unwrap_or_default();
     if let Some(fields) = value.as_object_mut() {
@@ -53,7 +55,8 @@ pub(super) fn encode(settings: &LogSettings) -> Vec<u8> {
 }
 
 /// The settings in a file, or what is wrong with it.
-pub(super) fn decode(text: &[u8]) -> Result<LogSettings, String> {
+#[cfg(feature = "store")]
+pub(crate) fn decode(text: &[u8]) -> Result<LogSettings, String> {
     let mut fields: serde_json::Map<_, _> =
         serde_json::from_slice(text).map_err(|error| error.to_string())?;
     // Files of earlier versions had no CRC.
@@ -66,11 +69,12 @@ pub(super) fn decode(text: &[u8]) -> Result<LogSettings, String> {
 }
 
 /// The CRC of the fields in the order of their names, without white space.
+#[cfg(feature = "store")]
 fn checksum(fields: &serde_json::Map<String, serde_json::Value>) -> u32 {
     crc32c::crc32c(&serde_json::to_vec(fields).unwrap_or_default())
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, feature = "store", not(loom)))]
 mod tests {
     use super::*;
 

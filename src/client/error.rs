@@ -1,0 +1,145 @@
+//! What can go wrong between a client and its server.
+
+use crate::Code;
+use serde::Deserialize;
+use std::time::Duration;
+
+/// What can go wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address is not that of an HTTP server.
+    #[error("{url:?} is not an address such as http://127.0.0.1:4437")]
+    BadUrl {
+        /// The address that was given.
+        url: String,
+    },
+    /// No log can have this name.
+    #[error("{name:?} is not a name of a log: use 1 to 128 of A-Z a-z 0-9 . _ -, not beginning with . or -")]
+    BadName {
+        /// The name that was given.
+        name: String,
+    },
+    /// The server cannot be reached, or the connection broke. If something was sent, it is not known whether it was
+    /// stored.
+    #[error("cannot reach {url}: {reason}; is the server running?")]
+    Unreachable {
+        /// Where the server was expected.
+        url: String,
+        /// What the system reported.
+        reason: String,
+    },
+    /// There is no log of this name.
+    #[error("there is no log named {log:?}; create it first")]
+    NoSuchLog {
+        /// The name.
+        log: String,
+    },
+    /// The records at the offset were trimmed.
+    #[error("the offset was trimmed; the first offset is {first_offset}")]
+    Trimmed {
+        /// The first offset that is left.
+        first_offset: u64,
+    },
+    /// There is no record at the offset yet.
+    #[error("there is no record at the offset yet; the next one gets {next_offset}")]
+    NotThere {
+        /// The offset that the next record gets.
+        next_offset: u64,
+    },
+    /// The next offset is not the one that was expected; nothing was stored.
+    #[error("the next offset is {next_offset}")]
+    Unexpected {
+        /// The next offset.
+        next_offset: u64,
+    },
+    /// Another producer of the same id has begun a later epoch; nothing was stored.
+    #[error("another producer of this id has taken over, in epoch {epoch}")]
+    TakenOver {
+        /// Its epoch.
+        epoch: u32,
+    },
+    /// The log does not know the producer's earlier batches any more, and it is not known whether a batch was stored
+    /// that got no answer: read the log to find out, then [`discard`](super::Producer::discard) the batch, or send its
+    /// records again.
+    #[error("it is not known whether the last batch was stored: the log has forgotten this producer")]
+    Forgotten,
+    /// The server refused the request for another reason; nothing was stored, except with the code `writer_failed`.
+    #[error("the server answers {status}, {code}: {detail}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The stable code, as listed in `docs/api.md`.
+        code: String,
+        /// What to do.
+        detail: String,
+        /// When the server says to try again.
+        retry_after: Option<Duration>,
+    },
+    /// The answer cannot be understood.
+    #[error("the server's answer makes no sense: {reason}")]
+    Answer {
+        /// Why.
+        reason: String,
+    },
+    /// The producer was closed.
+    #[error("the producer was closed")]
+    Closed,
+}
+
+/// A problem document, as far as clients need it.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Problem {
+    code: String,
+    detail: String,
+    first_offset: Option<u64>,
+    next_offset: Option<u64>,
+    expected_epoch: Option<u64>,
+    expected_seq: Option<u64>,
+}
+
+/// A refusal, with what a producer needs to know of it.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) error: Error,
+    /// The epoch and the sequence that the server expects of the producer.
+    pub(super) expected: Option<(u64, u64)>,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { error, expected: None }
+    }
+}
+
+impl Refusal {
+    /// Reads an answer that is not a success.
+    pub(super) fn parse(status: u16, body: &[u8], retry_after: Option<Duration>, log: &str) -> Self {
+        let problem: Problem = serde_json::from_slice(body).unwrap_or_default();
+        let Problem { code, detail, first_offset, next_offset, expected_epoch, expected_seq } = problem;
+        let expected = expected_epoch.zip(expected_seq);
+        let error = match (Code::parse(&code), first_offset, next_offset) {
+            (Some(Code::LogNotFound), ..) => Error::NoSuchLog { log: log.to_owned() },
+            (Some(Code::OffsetTrimmed), Some(first_offset), _) => Error::Trimmed { first_offset },
+            (Some(Code::OffsetNotFound), _, Some(next_offset)) => Error::NotThere { next_offset },
+            (Some(Code::UnexpectedOffset), _, Some(next_offset)) => Error::Unexpected { next_offset },
+            _ => Error::Refused { status, code, detail, retry_after },
+        };
+        Self { error, expected }
+    }
+}
+
+impl Error {
+    /// Whether the same request may succeed a little later.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            // A proxy's answer has no code.
+            Self::Refused { status, code, .. } => {
+                Code::parse(code).map_or([429, 502, 503, 504, 507].contains(status), Code::is_temporary)
+            }
+            _ => false,
+        }
+    }
+}

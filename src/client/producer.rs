@@ -1,0 +1,748 @@
+//! Producers: records are collected into batches, which a task of the producer sends, each stored once however often it
+//! has to be sent.
+//!
+//! # What always holds
+//! - A record that was accepted is stored, or still held, or was returned by [`Producer::discard`].
+//! - Batches are stored in the order in which their records were accepted. Up to [`IN_FLIGHT`] are on the way at once;
+//!   the server refuses one that comes before its predecessor, and it is sent again.
+//! - A batch keeps its epoch and its sequence for as long as it is not known whether it was stored.
+
+use super::{Client, Error, Pause, error::Refusal, understood};
+use crate::wire::{self, AppendFrame, Prefix};
+use bytes::Bytes;
+use hyper::{Method, header::CONTENT_TYPE};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{Notify, oneshot, watch},
+    task::JoinHandle,
+};
+
+/// How many batches are on the way at once: fewer than a log remembers of a producer.
+const IN_FLIGHT: usize = 4;
+/// The most bytes that are held; beyond that, callers wait.
+const HELD: usize = 16 << 20;
+
+/// What a log said when the producer began its epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Opened {
+    /// The epoch.
+    pub epoch: u32,
+    /// The mark of the last batch that had one, of an earlier run.
+    pub mark: Option<String>,
+    /// The id of the log: another one if a log of this name was deleted and made again.
+    pub log_id: String,
+}
+
+/// Completes with the offset of a record once that is stored. Dropping it changes nothing.
+#[derive(Debug)]
+pub struct Ticket(oneshot::Receiver<Result<u64, Error>>);
+
+impl Future for Ticket {
+    type Output = Result<u64, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|done| done.unwrap_or(Err(Error::Closed)))
+    }
+}
+
+/// The senders of tickets, with the numbers of their records in the batch.
+type Tickets = Vec<(u64, oneshot::Sender<Result<u64, Error>>)>;
+
+/// A batch that is being filled, or waits to be stored.
+#[derive(Default)]
+struct Batch {
+    body: Vec<u8>,
+    records: u64,
+    mark: Option<String>,
+    tickets: Tickets,
+    since: Option<Instant>,
+}
+
+/// A batch that is sent under a number.
+struct Numbered {
+    body: Bytes,
+    records: u64,
+    mark: Option<String>,
+    tickets: Tickets,
+    sequence: u64,
+    /// Whether it was sent at all.
+    sent: bool,
+    sending: Option<JoinHandle<Result<Appended, Refusal>>>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct Appended {
+    first_offset: u64,
+    count: u64,
+}
+
+/// What a producer has stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Stored {
+    /// The number of records.
+    pub records: u64,
+    /// The offset of the first one; records of others may lie between that and the last one.
+    pub first_offset: Option<u64>,
+    /// The offset of the last one.
+    pub last_offset: Option<u64>,
+}
+
+struct State {
+    filling: Batch,
+    /// Batches that are full, oldest first.
+    full: VecDeque<Batch>,
+    /// Batches that have a number in the epoch, oldest first.
+    numbered: VecDeque<Numbered>,
+    /// The bytes of all of these.
+    held: usize,
+    opened: Option<Opened>,
+    /// Whether somebody waits for the epoch to begin.
+    to_open: bool,
+    /// What the last epoch was in which something was sent, and the log's id.
+    sent_in: Option<Opened>,
+    /// The next sequence of the epoch.
+    next: u64,
+    /// Why nothing is sent any more, until somebody tries again or discards.
+    stuck: Option<Error>,
+    /// The number of records that were accepted, of those that are stored or discarded, and up to where callers wait.
+    accepted: u64,
+    settled: u64,
+    flush_to: u64,
+    closed: bool,
+    stored: Stored,
+}
+
+/// What callers and the task share.
+struct Shared {
+    client: Client,
+    log: String,
+    id: String,
+    batch_bytes: usize,
+    linger: Duration,
+    patience: Duration,
+    state: Mutex<State>,
+    /// Wakes the task.
+    changed: Notify,
+    /// Wakes callers that wait for room, or until all is stored.
+    progress: Notify,
+    /// The sequence of the oldest batch that is not known to be stored.
+    oldest: AtomicU64,
+    trouble: watch::Sender<Option<Error>>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        crate::sync::lock(&self.state)
+    }
+}
+
+/// Collects records into batches and sends them to a log in the background: when a batch is large enough, or a while
+/// after its first record. Records are stored in the order in which they were accepted.
+///
+/// A producer begins an epoch of its id when it first sends something, or is [opened](Self::open): what is still on its
+/// way from an earlier producer of the same id is refused from then on, and that producer gets [`Error::TakenOver`].
+///
+/// If it is dropped, it goes on until all that it has accepted is stored, for as long as the runtime exists and it does
+/// not give up; [`close`](Self::close) waits for that, and says whether it was.
+pub struct Producer {
+    shared: Arc<Shared>,
+}
+
+/// How a producer collects and sends; see [`Client::producer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProducerOptions {
+    /// A batch is sent when it has this many bytes. Default: 1 MiB.
+    pub batch_bytes: usize,
+    /// A batch is sent when its first record has waited this long. Default: 100 ms.
+    pub linger: Duration,
+    /// How long a batch is sent again while the server cannot be reached, or says to try again. Default: 60 s.
+    pub patience: Duration,
+}
+
+impl Default for ProducerOptions {
+    fn default() -> Self {
+        Self { batch_bytes: 1 << 20, linger: Duration::from_millis(100), patience: Duration::from_secs(60) }
+    }
+}
+
+impl std::fmt::Debug for Producer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Shared { log, id, .. } = &*self.shared;
+        f.debug_struct("Producer").field("log", log).field("id", id).finish_non_exhaustive()
+    }
+}
+
+impl Producer {
+    /// Must be called within a runtime.
+    pub(super) fn new(client: Client, log: String, id: String, options: ProducerOptions) -> Self {
+        let state = State {
+            filling: Batch::default(),
+            full: VecDeque::new(),
+            numbered: VecDeque::new(),
+            held: 0,
+            opened: None,
+            to_open: false,
+            sent_in: None,
+            next: 0,
+            stuck: None,
+            accepted: 0,
+            settled: 0,
+            flush_to: 0,
+            closed: false,
+            stored: Stored::default(),
+        };
+        let ProducerOptions { batch_bytes, linger, patience } = options;
+        let shared = Arc::new(Shared {
+            client,
+            log,
+            id,
+            batch_bytes: batch_bytes.clamp(1, HELD / 2),
+            linger,
+            patience,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            progress: Notify::new(),
+            oldest: AtomicU64::new(0),
+            trouble: watch::channel(None).0,
+        });
+        tokio::spawn(run(Arc::clone(&shared)));
+        Self { shared }
+    }
+
+    /// Begins the producer's epoch now, if it has not begun, and returns what the log said then.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchLog`], [`Error::Unreachable`], [`Error::Refused`].
+    pub async fn open(&self) -> Result<Opened, Error> {
+        self.try_again(&mut self.shared.state())?;
+        loop {
+            let progress = self.shared.progress.notified();
+            {
+                let mut state = self.shared.state();
+                if let Some(opened) = &state.opened {
+                    return Ok(opened.clone());
+                }
+                if let Some(error) = &state.stuck {
+                    return Err(error.clone());
+                }
+                state.to_open = true;
+                self.shared.changed.notify_one();
+            }
+            progress.await;
+        }
+    }
+
+    /// Accepts a record: any bytes. Waits while as much is held as may be.
+    ///
+    /// # Errors
+    /// Why nothing is sent any more, as [`flush`](Self::flush): then the record was not accepted.
+    pub async fn push(&self, value: &[u8]) -> Result<(), Error> {
+        self.accept(value, false, None).await.map(drop)
+    }
+
+    /// Accepts a record that is JSON, which the server checks.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub async fn push_json(&self, value: &[u8]) -> Result<(), Error> {
+        self.accept(value, true, None).await.map(drop)
+    }
+
+    /// Accepts a record with a mark of up to 128 bytes, which is stored with it: the newest one is in what
+    /// [`open`](Self::open) returns when a producer of this id starts again.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub async fn push_marked(&self, value: &[u8], json: bool, mark: &str) -> Result<(), Error> {
+        self.accept(value, json, Some(mark)).await.map(drop)
+    }
+
+    /// Accepts a record, and returns a future of its offset.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub async fn submit(&self, value: &[u8], json: bool) -> Result<Ticket, Error> {
+        let (sender, ticket) = oneshot::channel();
+        let mut state = self.room(value.len()).await?;
+        let number = state.filling.records;
+        state.filling.tickets.push((number, sender));
+        self.add(state, value, json, None);
+        Ok(Ticket(ticket))
+    }
+
+    async fn accept(&self, value: &[u8], json: bool, mark: Option<&str>) -> Result<(), Error> {
+        let state = self.room(value.len()).await?;
+        self.add(state, value, json, mark);
+        Ok(())
+    }
+
+    /// Waits until a record may be accepted.
+    async fn room(&self, bytes: usize) -> Result<MutexGuard<'_, State>, Error> {
+        loop {
+            let progress = self.shared.progress.notified();
+            {
+                let mut state = self.shared.state();
+                if state.closed {
+                    return Err(Error::Closed);
+                }
+                self.try_again(&mut state)?;
+                if state.held == 0 || state.held + bytes <= HELD {
+                    return Ok(state);
+                }
+            }
+            progress.await;
+        }
+    }
+
+    /// Sends again what a temporary error has stopped; returns any other.
+    fn try_again(&self, state: &mut State) -> Result<(), Error> {
+        match &state.stuck {
+            Some(error) if !error.is_temporary() => Err(error.clone()),
+            Some(_) => {
+                state.stuck = None;
+                self.shared.changed.notify_one();
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn add(&self, mut state: MutexGuard<'_, State>, value: &[u8], json: bool, mark: Option<&str>) {
+        let filling = &mut state.filling;
+        let begins = filling.records == 0;
+        filling.body.extend_from_slice(&Prefix::new(value.len(), json).to_bytes());
+        filling.body.extend_from_slice(value);
+        filling.records += 1;
+        filling.since.get_or_insert_with(Instant::now);
+        if let Some(mark) = mark {
+            filling.mark = Some(mark.to_owned());
+        }
+        let full = filling.body.len() >= self.shared.batch_bytes;
+        if full {
+            let batch = std::mem::take(filling);
+            state.full.push_back(batch);
+        }
+        state.held += value.len() + Prefix::BYTES;
+        state.accepted += 1;
+        if begins || full {
+            self.shared.changed.notify_one();
+        }
+    }
+
+    /// Waits until all that was accepted before is stored. If the server cannot be reached or says to try again, each
+    /// batch is tried for as long as [`ProducerOptions::patience`] says.
+    ///
+    /// # Errors
+    /// Why a batch cannot be stored. It is held, with all behind it. After a [temporary](Error::is_temporary) error the
+    /// next call tries again; otherwise the batch has to be [discarded](Self::discard) first.
+    pub async fn flush(&self) -> Result<(), Error> {
+        let to = {
+            let mut state = self.shared.state();
+            self.try_again(&mut state)?;
+            state.flush_to = state.accepted;
+            self.shared.changed.notify_one();
+            state.accepted
+        };
+        loop {
+            let progress = self.shared.progress.notified();
+            {
+                let state = self.shared.state();
+                if let Some(error) = &state.stuck {
+                    return Err(error.clone());
+                }
+                if state.settled >= to {
+                    return Ok(());
+                }
+            }
+            progress.await;
+        }
+    }
+
+    /// Waits until all is stored, and ends the producer. Returns what it has stored.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush); what is not stored is then held no longer.
+    pub async fn close(self) -> Result<Stored, Error> {
+        self.flush().await?;
+        Ok(self.stored())
+    }
+
+    /// Gives up the batch that cannot be stored, and returns its records: the producer continues with the next one.
+    /// Nothing, unless [`flush`](Self::flush) returns an error.
+    ///
+    /// If it was not known whether the batch was stored, this is found out first, when the producer begins its next
+    /// epoch; what is returned may then be stored all the same.
+    pub fn discard(&self) -> Vec<Bytes> {
+        let mut state = self.shared.state();
+        if state.stuck.take().is_none() {
+            return Vec::new();
+        }
+        state.opened = None; // the numbers of those behind it change: in a new epoch
+        self.shared.changed.notify_one();
+        let body = match state.numbered.pop_front() {
+            Some(batch) => batch.body,
+            None => state.full.pop_front().unwrap_or_else(|| std::mem::take(&mut state.filling)).body.into(),
+        };
+        state.held -= body.len();
+        self.shared.progress.notify_waiters(); // they look when the state is unlocked
+        let mut records = Vec::new();
+        let mut rest = &body[..];
+        while let Some((frame, behind)) = AppendFrame::split(rest) {
+            records.push(body.slice_ref(frame.value));
+            rest = behind;
+        }
+        state.settled += records.len() as u64;
+        records
+    }
+
+    /// What is known to be stored.
+    pub fn stored(&self) -> Stored {
+        self.shared.state().stored
+    }
+
+    /// What keeps the producer from storing at the moment, while it tries again: at the first failed attempt, and `None`
+    /// when it has succeeded.
+    pub fn trouble(&self) -> watch::Receiver<Option<Error>> {
+        self.shared.trouble.subscribe()
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        (state.closed, state.flush_to) = (true, state.accepted);
+        self.shared.changed.notify_one();
+    }
+}
+
+/// The answer to the beginning of an epoch.
+struct Begun {
+    opened: Opened,
+    earlier: Option<Earlier>,
+}
+
+#[derive(Deserialize)]
+struct Earlier {
+    epoch: u32,
+    batches: Vec<EarlierBatch>,
+}
+
+#[derive(Deserialize)]
+struct EarlierBatch {
+    seq: u64,
+    first_offset: u64,
+}
+
+/// Asks for the producer's next epoch, for as long as it is worth trying.
+async fn begin_epoch(shared: &Shared) -> Result<Begun, Error> {
+    #[derive(Deserialize)]
+    struct Answer {
+        epoch: u32,
+        mark: Option<String>,
+        log_id: String,
+        earlier: Option<Earlier>,
+    }
+    let id = utf8_percent_encode(&shared.id, NON_ALPHANUMERIC);
+    let path = format!("{}/producers/{id}", super::path_of(&shared.log)?);
+    let patience = Patience::new(shared);
+    loop {
+        let request = shared.client.request(Method::POST, &path, &[], Bytes::new())?;
+        match shared.client.whole(request, &shared.log).await {
+            Ok(answer) => {
+                patience.over();
+                let Answer { epoch, mark, log_id, earlier } = understood(&answer)?;
+                return Ok(Begun { opened: Opened { epoch, mark, log_id }, earlier });
+            }
+            Err(refusal) => patience.wait(refusal.error).await?,
+        }
+    }
+}
+
+/// How long something is tried, and what callers are told meanwhile.
+struct Patience<'a> {
+    shared: &'a Shared,
+    begun: Instant,
+    pause: Mutex<Pause>,
+}
+
+impl<'a> Patience<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        Self { shared, begun: Instant::now(), pause: Mutex::default() }
+    }
+
+    /// Waits after a temporary error; returns others, and one that has lasted too long.
+    async fn wait(&self, error: Error) -> Result<(), Error> {
+        if !error.is_temporary() || self.begun.elapsed() >= self.shared.patience {
+            return Err(error);
+        }
+        self.shared.trouble.send_if_modified(|trouble| trouble.replace(error).is_none());
+        let pause = crate::sync::lock(&self.pause).next();
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+
+    fn over(&self) {
+        self.shared.trouble.send_if_modified(|trouble| trouble.take().is_some());
+    }
+}
+
+/// Sends a batch until it is stored, or is not worth trying any more.
+async fn send(
+    shared: Arc<Shared>,
+    epoch: u32,
+    sequence: u64,
+    body: Bytes,
+    mark: Option<String>,
+) -> Result<Appended, Refusal> {
+    let path = format!("{}/records", super::path_of(&shared.log)?);
+    let (epoch_text, sequence_text) = (epoch.to_string(), sequence.to_string());
+    let mut headers = vec![
+        (CONTENT_TYPE.as_str(), wire::MEDIA_TYPE),
+        ("producer-id", &*shared.id),
+        ("producer-epoch", &*epoch_text),
+        ("producer-seq", &*sequence_text),
+    ];
+    headers.extend(mark.as_deref().map(|mark| ("producer-mark", mark)));
+    let patience = Patience::new(&shared);
+    loop {
+        let request = shared.client.request(Method::POST, &path, &headers, body.clone())?;
+        let Refusal { error, expected } = match shared.client.whole(request, &shared.log).await {
+            Ok(answer) => {
+                patience.over();
+                return Ok(understood::<Appended>(&answer)?);
+            }
+            Err(refusal) => refusal,
+        };
+        match expected {
+            // Its predecessors are on their way.
+            Some((known, next))
+                if known == u64::from(epoch)
+                    && next < sequence
+                    && next >= shared.oldest.load(Ordering::Relaxed) =>
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Some((known, _)) if known > u64::from(epoch) => {
+                let epoch = u32::try_from(known).unwrap_or(u32::MAX);
+                return Err(Error::TakenOver { epoch }.into());
+            }
+            Some(_) => return Err(Refusal { error: Error::Forgotten, expected }),
+            None => patience.wait(error).await?,
+        }
+    }
+}
+
+/// What the task does next.
+enum Step {
+    Begin,
+    Wait(Option<Instant>),
+    End,
+}
+
+/// The task of a producer.
+async fn run(shared: Arc<Shared>) {
+    loop {
+        let changed = shared.changed.notified();
+        let step = next_step(&shared);
+        match step {
+            Step::End => return,
+            Step::Begin => match begin_epoch(&shared).await {
+                Ok(begun) => continue_in(&shared, begun),
+                Err(error) => stop(&shared, error),
+            },
+            Step::Wait(due) => {
+                let front = shared.state().numbered.front_mut().and_then(|front| front.sending.take());
+                let due = async {
+                    match due {
+                        Some(due) => tokio::time::sleep_until(due.into()).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                let Some(mut sending) = front else {
+                    tokio::select! { () = changed => {} () = due => {} }
+                    continue;
+                };
+                let done = tokio::select! {
+                    done = &mut sending => done,
+                    () = changed => { put_back(&shared, sending); continue }
+                    () = due => { put_back(&shared, sending); continue }
+                };
+                let lost =
+                    |error: tokio::task::JoinError| Err(Error::Answer { reason: error.to_string() }.into());
+                settle(&shared, done.unwrap_or_else(lost));
+            }
+        }
+    }
+}
+
+/// The oldest batch is still being sent.
+fn put_back(shared: &Shared, sending: JoinHandle<Result<Appended, Refusal>>) {
+    match shared.state().numbered.front_mut() {
+        Some(front) => front.sending = Some(sending),
+        None => sending.abort(),
+    }
+}
+
+/// Numbers and sends what can be sent.
+fn next_step(shared: &Arc<Shared>) -> Step {
+    let mut state = shared.state();
+    let state = &mut *state;
+    if state.stuck.is_some() {
+        // When nobody is left to try again, what is held is lost.
+        return if state.closed { Step::End } else { Step::Wait(None) };
+    }
+    let due = state.filling.since.map(|since| since + shared.linger);
+    let is_flushed = state.flush_to > state.accepted - state.filling.records;
+    if is_flushed || due.is_some_and(|due| due <= Instant::now()) {
+        let batch = std::mem::take(&mut state.filling);
+        state.full.push_back(batch);
+    }
+    if state.full.is_empty() && state.numbered.is_empty() {
+        if state.to_open && state.opened.is_none() {
+            return Step::Begin;
+        }
+        return if state.closed && state.settled == state.accepted { Step::End } else { Step::Wait(due) };
+    }
+    let Some(opened) = &state.opened else { return Step::Begin };
+    let epoch = opened.epoch;
+    state.sent_in = Some(opened.clone());
+    while state.numbered.len() < IN_FLIGHT
+        && let Some(Batch { body, records, mark, tickets, .. }) = state.full.pop_front()
+    {
+        let (sequence, body) = (state.next, Bytes::from(body));
+        state.next += 1;
+        state.numbered.push_back(Numbered {
+            body,
+            records,
+            mark,
+            tickets,
+            sequence,
+            sent: false,
+            sending: None,
+        });
+    }
+    for batch in state.numbered.iter_mut().filter(|batch| batch.sending.is_none()) {
+        let (body, mark) = (batch.body.clone(), batch.mark.clone());
+        batch.sent = true;
+        batch.sending = Some(tokio::spawn(send(Arc::clone(shared), epoch, batch.sequence, body, mark)));
+    }
+    Step::Wait(state.filling.since.map(|since| since + shared.linger))
+}
+
+/// Takes the result of the oldest batch.
+fn settle(shared: &Shared, done: Result<Appended, Refusal>) {
+    match done {
+        Ok(Appended { first_offset, count }) => {
+            let mut state = shared.state();
+            let Some(batch) = state.numbered.front() else { return };
+            if count != batch.records {
+                drop(state);
+                return stop(shared, Error::Answer { reason: "it stored another number of records".into() });
+            }
+            is_stored(shared, &mut state, first_offset);
+        }
+        Err(Refusal { error: Error::Forgotten, .. }) => {
+            let mut state = shared.state();
+            // What is on the way may have been stored before the log forgot the producer, unless it is another log.
+            for batch in &mut state.numbered {
+                batch.sending.take().iter().for_each(JoinHandle::abort);
+            }
+            state.opened = None;
+        }
+        Err(Refusal { error, .. }) => stop(shared, error),
+    }
+}
+
+/// The oldest batch is stored.
+fn is_stored(shared: &Shared, state: &mut State, first_offset: u64) {
+    let Some(batch) = state.numbered.pop_front() else { return };
+    shared.oldest.store(batch.sequence + 1, Ordering::Relaxed);
+    state.held -= batch.body.len();
+    state.stored.records += batch.records;
+    state.stored.first_offset.get_or_insert(first_offset);
+    state.stored.last_offset = Some(first_offset + batch.records - 1);
+    state.settled += batch.records;
+    for (number, ticket) in batch.tickets {
+        let _ = ticket.send(Ok(first_offset + number)); // fails if nobody waits for it
+    }
+    shared.progress.notify_waiters();
+}
+
+/// Stops sending, until a caller tries again or discards.
+fn stop(shared: &Shared, error: Error) {
+    let mut state = shared.state();
+    for batch in &mut state.numbered {
+        batch.sending.take().iter().for_each(JoinHandle::abort);
+    }
+    if !error.is_temporary()
+        && let Some(front) = state.numbered.front_mut()
+    {
+        for (_, ticket) in front.tickets.drain(..) {
+            let _ = ticket.send(Err(error.clone())); // fails if nobody waits for it
+        }
+    }
+    state.stuck = Some(error);
+    shared.progress.notify_waiters();
+}
+
+/// What became of a batch that was sent in an earlier epoch.
+enum Fate {
+    Stored { first_offset: u64 },
+    NotStored,
+    Unknown,
+}
+
+fn fate(sequence: u64, sent_in: &Opened, begun: &Begun) -> Fate {
+    if begun.opened.log_id != sent_in.log_id {
+        return Fate::NotStored; // the log was deleted, and made again
+    }
+    match &begun.earlier {
+        Some(Earlier { epoch, .. }) if *epoch < sent_in.epoch => Fate::NotStored,
+        Some(Earlier { epoch, batches }) if *epoch == sent_in.epoch => {
+            let same = batches.iter().find(|batch| batch.seq == sequence);
+            same.map_or(Fate::NotStored, |same| Fate::Stored { first_offset: same.first_offset })
+        }
+        // Another producer has sent something since, or the log has forgotten this one.
+        _ => Fate::Unknown,
+    }
+}
+
+/// Continues in an epoch that has begun: what is known to be stored of the last one is done, the rest gets new numbers.
+fn continue_in(shared: &Shared, begun: Begun) {
+    let mut state = shared.state();
+    state.to_open = false;
+    while let Some(front) = state.numbered.front().filter(|front| front.sent)
+        && let Some(sent_in) = &state.sent_in
+    {
+        match fate(front.sequence, sent_in, &begun) {
+            Fate::Stored { first_offset } => is_stored(shared, &mut state, first_offset),
+            Fate::NotStored => break, // nor are those behind it
+            Fate::Unknown => {
+                drop(state);
+                return stop(shared, Error::Forgotten);
+            }
+        }
+    }
+    for (sequence, batch) in (0..).zip(&mut state.numbered) {
+        (batch.sequence, batch.sent) = (sequence, false);
+    }
+    state.next = state.numbered.len() as u64;
+    shared.oldest.store(0, Ordering::Relaxed);
+    state.opened = Some(begun.opened);
+    shared.progress.notify_waiters();
+}

@@ -1,0 +1,198 @@
+//! The client library against a server that is killed, restarted, and short of what it needs.
+
+mod support;
+
+use millstream::client::{Client, Error, LogSettings, Producer, ProducerOptions};
+use std::time::Duration;
+use support::Server;
+
+fn start() -> (tempfile::TempDir, Server, Client) {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let client = Client::new(&server.address).unwrap();
+    (data, server, client)
+}
+
+fn run<T>(test: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test)
+}
+
+async fn values(client: &Client, log: &str) -> Vec<String> {
+    let page = client.read(log, 0, 100_000).await.unwrap();
+    page.records.iter().map(|record| String::from_utf8_lossy(&record.value).into_owned()).collect()
+}
+
+fn producer(client: &Client, id: &str, change: impl FnOnce(&mut ProducerOptions)) -> Producer {
+    let mut options = ProducerOptions::default();
+    change(&mut options);
+    client.producer_with("clicks", id, options).unwrap()
+}
+
+/// The second and the third run were answered as stored, and nothing of them was.
+#[test]
+fn each_run_of_a_producer_stores_what_it_is_given() {
+    let (_data, _server, client) = start();
+    run(async {
+        let mut expected = Vec::new();
+        for n in 0..3 {
+            let producer = client.producer("clicks", "importer-1").unwrap();
+            for part in ["a", "b"] {
+                let value = format!("{part}{n}");
+                producer.push(value.as_bytes()).await.unwrap();
+                expected.push(value);
+            }
+            let stored = producer.close().await.unwrap();
+            assert_eq!(
+                (stored.records, stored.first_offset, stored.last_offset),
+                (2, Some(2 * n), Some(2 * n + 1))
+            );
+        }
+        assert_eq!(values(&client, "clicks").await, expected);
+    });
+}
+
+/// The batch of the second one was dropped, as a repeat.
+#[test]
+fn of_two_producers_of_one_id_the_later_one_goes_on_and_the_earlier_one_is_told() {
+    let (_data, _server, client) = start();
+    run(async {
+        let first = client.producer("clicks", "p").unwrap();
+        first.push(b"1").await.unwrap();
+        first.flush().await.unwrap();
+        let second = client.producer("clicks", "p").unwrap();
+        second.push(b"2").await.unwrap();
+        second.flush().await.unwrap();
+        first.push(b"3").await.unwrap();
+        let refused = first.flush().await.unwrap_err();
+        assert!(matches!(refused, Error::TakenOver { .. }), "{refused}");
+        assert_eq!(first.push(b"4").await, Err(refused));
+        second.push(b"5").await.unwrap();
+        second.close().await.unwrap();
+        // What was accepted is returned, and the producer may take over again.
+        assert_eq!(first.discard(), [&b"3"[..]]);
+        first.push(b"6").await.unwrap();
+        first.close().await.unwrap();
+        assert_eq!(values(&client, "clicks").await, ["1", "2", "5", "6"]);
+    });
+}
+
+/// After one refused batch the producer refused everything for good, and the record that was pushed was lost.
+#[test]
+fn a_refused_batch_is_held_until_it_is_discarded_and_those_behind_it_are_stored() {
+    let (_data, _server, client) = start();
+    run(async {
+        let producer = producer(&client, "p", |options| options.batch_bytes = 10);
+        producer.push(b"the first one").await.unwrap();
+        let refused = producer.submit(b"{ this is no JSON", true).await.unwrap();
+        let behind = producer.submit(b"the one behind it", false).await.unwrap();
+        let error = producer.flush().await.unwrap_err();
+        assert!(
+            matches!(&error, Error::Refused { status: 400, code, .. } if code == "invalid_json"),
+            "{error}"
+        );
+        assert_eq!(refused.await, Err(error.clone()));
+        assert_eq!(producer.flush().await, Err(error));
+        assert_eq!(producer.discard(), [&b"{ this is no JSON"[..]]);
+        assert!(producer.discard().is_empty());
+        assert_eq!(behind.await, Ok(1));
+        assert_eq!(producer.close().await.unwrap().records, 2);
+        assert_eq!(values(&client, "clicks").await, ["the first one", "the one behind it"]);
+    });
+}
+
+/// Line ends made two records of one, and were cut off at its end.
+#[test]
+fn any_bytes_are_one_record_each() {
+    let (_data, _server, client) = start();
+    run(async {
+        let producer = client.producer("clicks", "p").unwrap();
+        let all: [&[u8]; 6] = [b"a\nb", b"ab\r", b"", b"\n", &[0, 255, 128], b"{\"n\": 1}"];
+        for value in all {
+            producer.push(value).await.unwrap();
+        }
+        producer.push_json(b"{\"n\": 2}").await.unwrap();
+        assert_eq!(producer.close().await.unwrap().records, 7);
+        let records = client.read("clicks", 0, 10).await.unwrap().records;
+        assert_eq!(records[..6].iter().map(|record| &record.value[..]).collect::<Vec<_>>(), all);
+        assert_eq!(
+            records.iter().map(|record| record.json).collect::<Vec<_>>(),
+            [[false; 6].as_slice(), &[true]].concat()
+        );
+    });
+}
+
+/// With several batches on the way, a server that is killed again and again stores each record once and in order.
+#[test]
+fn records_are_stored_once_and_in_order_over_kills_of_the_server() {
+    let (data, mut server, client) = start();
+    run(async {
+        let address = server.address.clone();
+        let producer = producer(&client, "p", |options| {
+            (options.batch_bytes, options.linger) = (200, Duration::from_millis(1));
+        });
+        let mut tickets = Vec::new();
+        for round in 0..3 {
+            for n in 0..2000 {
+                let value = format!("{}", round * 2000 + n);
+                tickets.push(producer.submit(value.as_bytes(), false).await.unwrap());
+                if n == 700 {
+                    server.kill();
+                    server = Server::start(data.path(), &["--create-logs", "--listen", &address]);
+                }
+            }
+        }
+        producer.flush().await.unwrap();
+        for (n, ticket) in (0..).zip(tickets) {
+            assert_eq!(ticket.await, Ok(n));
+        }
+        let expected: Vec<_> = (0..6000).map(|n| n.to_string()).collect();
+        assert_eq!(values(&client, "clicks").await, expected);
+    });
+}
+
+#[test]
+fn a_log_that_is_made_again_gets_what_comes_then() {
+    let (_data, _server, client) = start();
+    run(async {
+        let producer = client.producer("clicks", "p").unwrap();
+        let first = producer.open().await.unwrap();
+        producer.push(b"old").await.unwrap();
+        producer.flush().await.unwrap();
+        client.delete("clicks").await.unwrap();
+        let info = client.create("clicks", &LogSettings::default()).await.unwrap();
+        assert_ne!(info.id, first.log_id);
+        producer.push(b"new").await.unwrap();
+        producer.flush().await.unwrap();
+        let again = producer.open().await.unwrap();
+        assert!(again.log_id == info.id && again.epoch >= first.epoch, "{again:?} after {first:?}");
+        assert_eq!(values(&client, "clicks").await, ["new"]);
+    });
+}
+
+#[test]
+fn errors_say_what_it_is() {
+    let (_data, server, client) = start();
+    run(async {
+        for name in ["once?offset=5", "a/b", "bad name", "..", "", "-x", &"x".repeat(129)] {
+            let bad = Error::BadName { name: name.to_owned() };
+            assert_eq!(client.describe(name).await, Err(bad.clone()));
+            assert_eq!(client.create(name, &LogSettings::default()).await, Err(bad.clone()));
+            assert_eq!(client.delete(name).await, Err(bad.clone()));
+            assert_eq!(client.producer(name, "p").err(), Some(bad));
+        }
+        let none = Error::NoSuchLog { log: "none".to_owned() };
+        assert_eq!(client.describe("none").await, Err(none.clone()));
+        assert_eq!(client.read("none", 0, 1).await, Err(none));
+        assert!(matches!(Client::new("ftp://x").err(), Some(Error::BadUrl { .. })));
+        drop(server);
+        let producer = producer(&client, "p", |options| options.patience = Duration::from_millis(50));
+        let trouble = producer.trouble();
+        producer.push(b"x").await.unwrap();
+        let unreachable = producer.flush().await.unwrap_err();
+        assert!(unreachable.is_temporary() && matches!(unreachable, Error::Unreachable { .. }));
+        assert!(trouble.has_changed().unwrap(), "nothing was said");
+        // It is held, and tried again.
+        assert_eq!(producer.flush().await, Err(unreachable));
+        assert_eq!(producer.discard(), [&b"x"[..]]);
+    });
+}
