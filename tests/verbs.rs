@@ -50,7 +50,7 @@ fn each_verb(at: &[&str]) {
     assert_eq!(run(&["read", "events"], ""), "one\n\nthree\n");
     assert_eq!(run(&["read", "events", "--offset", "1", "--limit", "1"], ""), "\n");
     let json = run(&["append", "events", "--format", "ndjson", "--json"], "{\"a\": 1}\n\n");
-    assert_eq!(json, "{\"log\":\"events\",\"records\":1}\n");
+    assert_eq!(json, "{\"first_offset\":3,\"last_offset\":3,\"log\":\"events\",\"records\":1}\n");
     assert!(run(&["tail", "events", "-n", "1", "--json"], "").contains("\"json\":{\"a\": 1}}"));
     run(&["append", "events", "--format", "whole"], "two\nlines");
     assert_eq!(run(&["tail", "events", "-n", "1"], ""), "two\nlines\n");
