@@ -294,7 +294,7 @@ fn trimming_does_not_wait_for_the_room_that_it_makes() {
     let sim = Sim::new(1);
     let log = open(&sim).unwrap();
     let send = |sequence| {
-        let batch = crate::ProducerBatch { id: "p", epoch: 0, sequence };
+        let batch = crate::ProducerBatch::new("p", 0, sequence);
         let payload = crate::Payload { bytes: &[7; 1000], json: false };
         loop {
             match log.try_append_once(&batch, &[payload], None) {
