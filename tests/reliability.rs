@@ -1,5 +1,5 @@
-//! `docs/reliability.md` names a test for each guarantee and each finding. A name that is not in the source would be
-//! worse than none: it would claim that something is shown.
+//! `docs/reliability.md` names a test for each guarantee and each finding, and `docs/edges.md` for each thing that went
+//! wrong with clients. A name that is not in the source would be worse than none: it would claim that something is shown.
 
 use std::{
     collections::BTreeSet,
@@ -9,7 +9,7 @@ use std::{
 
 const NONE: &str = "no test yet";
 /// The titles of the last column in tables that name tests.
-const COLUMNS: [&str; 2] = ["shown by", "regression test"];
+const COLUMNS: [&str; 3] = ["shown by", "regression test", "test"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -58,22 +58,24 @@ fn rows(page: &str) -> Vec<Vec<&str>> {
 }
 
 #[test]
-fn every_test_that_the_page_on_reliability_names_is_in_the_source() {
-    let page = fs::read_to_string(root().join("docs/reliability.md")).unwrap();
+fn every_test_that_the_pages_name_is_in_the_source() {
     let tests: BTreeSet<String> = ["src", "tests"]
         .iter()
         .flat_map(|dir| sources(&root().join(dir)))
         .flat_map(|path| tests_in(&fs::read_to_string(path).unwrap()))
         .collect();
     assert!(tests.len() > 100, "only {} tests were found in the source", tests.len());
-    let rows = rows(&page);
-    assert!(rows.len() > 25, "only {} rows were found in the tables", rows.len());
-    for row in rows {
-        let (what, shown_by) = (row[0], row.last().unwrap());
-        let names: Vec<&str> = shown_by.split('`').skip(1).step_by(2).collect(); // between backticks
-        assert!(!names.is_empty() || *shown_by == NONE, "{what:?}: name a test, or say {NONE:?}");
-        for name in names {
-            assert!(tests.contains(name), "{what:?} is shown by {name}, which does not exist");
+    for (page, least) in [("docs/reliability.md", 25), ("docs/edges.md", 10)] {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        let rows = rows(&text);
+        assert!(rows.len() > least, "only {} rows were found in the tables of {page}", rows.len());
+        for row in rows {
+            let (what, shown_by) = (row[0], row.last().unwrap());
+            let names: Vec<&str> = shown_by.split('`').skip(1).step_by(2).collect(); // between backticks
+            assert!(!names.is_empty() || *shown_by == NONE, "{what:?}: name a test, or say {NONE:?}");
+            for name in names {
+                assert!(tests.contains(name), "{what:?} is shown by {name}, and there is no such test");
+            }
         }
     }
 }
