@@ -66,6 +66,7 @@ codes! {
     OriginNotAllowed 403 "origin_not_allowed" Never "the request comes from a page of another origin, in a browser: allow it with `serve --allow-origin`";
     NotFound 404 "not_found" Never "see the detail";
     LogNotFound 404 "log_not_found" Never "create the log first";
+    LogDeleted 404 "log_deleted" Never "it was deleted while you waited for it, appended to it, or read it: create it again, if it is to exist";
     ProducerNotFound 404 "producer_not_found" Never "begin an epoch: `POST /v1/logs/{log}/producers/{id}`";
     OffsetNotFound 404 "offset_not_found" Never "wait for the record, or read before `next_offset`";
     MethodNotAllowed 405 "method_not_allowed" Never "use a method that `Allow` names";

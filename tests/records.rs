@@ -676,3 +676,101 @@ fn a_producer_that_starts_again_gets_its_next_epoch_and_loses_nothing() {
         assert_eq!((refused.status, code(&refused)), (400, "invalid_producer"));
     }
 }
+
+/// collectd, Vector, Fluent Bit and Logstash send lists; others give NDJSON another name, compress by `deflate`, or begin
+/// with a mark of byte order.
+#[test]
+fn what_senders_really_send_is_taken() {
+    let (_data, server) = start(&["--create-logs"]);
+    let mut client = server.connect();
+    let base = "/v1/logs/a/records";
+    let list = br#" [{"n": 1}, 2, "three", null, [5], {"records": []}]"#;
+    let appended = append(&mut client, base, "application/json", list);
+    assert_eq!((appended.status, member(&appended, "count")), (200, Some("6")), "{}", appended.body);
+    for (media_type, body) in [
+        ("application/jsonl", &b"7\n"[..]),
+        ("application/x-jsonlines", b"8"),
+        ("application/json-lines; charset=utf-8", b"9\n\n"),
+        (NDJSON, b"\xEF\xBB\xBF10\n"),
+        ("application/json", b"\xEF\xBB\xBF[11]"),
+        ("text/plain", b"\xEF\xBB\xBF12\n"),
+    ] {
+        let appended = append(&mut client, base, media_type, body);
+        assert_eq!(
+            (appended.status, member(&appended, "count")),
+            (200, Some("1")),
+            "{media_type}: {}",
+            appended.body
+        );
+    }
+    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+    zlib.write_all(b"13\n14\n").unwrap();
+    let headers = [("Content-Type", NDJSON), ("Content-Encoding", "Deflate")];
+    let appended = send(&mut client, base, &headers, "POST", &zlib.finish().unwrap());
+    assert_eq!((appended.status, member(&appended, "count")), (200, Some("2")), "{}", appended.body);
+    let all = read(&mut client, base, "text/plain").body;
+    let expected = "{\"n\": 1}\n2\n\"three\"\nnull\n[5]\n{\"records\": []}\n7\n8\n9\n10\n11\n12\n13\n14\n";
+    assert_eq!(all, expected);
+    for (body, expected) in [
+        (&b"[]"[..], "empty_batch"),
+        (b"[1", "invalid_json"),
+        (b"[1,]", "invalid_json"),
+        (b"[1] 2", "invalid_json"),
+        (b"[1}", "invalid_json"),
+        (b"7", "invalid_request"),
+    ] {
+        let refused = append(&mut client, base, "application/json", body);
+        assert_eq!((refused.status, code(&refused)), (400, expected), "{}", String::from_utf8_lossy(body));
+        assert!(refused.head.contains("cache-control: no-store"), "{}", refused.head);
+    }
+    // Elements of two bytes become frames of five.
+    let many = format!("[{}1]", "1,".repeat(99_999));
+    let appended = append(&mut client, base, "application/json", many.as_bytes());
+    assert_eq!(member(&appended, "count"), Some("100000"), "{}", appended.body);
+    // As `base64` prints what is long, in the book's API.
+    let broken = r#"{"record":{"value":"aGVs\nbG8=\r\n"}}"#;
+    let produced = client.request("POST", "/", broken.as_bytes()).unwrap();
+    assert_eq!((produced.status, produced.body.as_str()), (200, "{\"offset\":0}\n"));
+    let value = client.request("GET", "/v1/logs/default/records/0", b"").unwrap();
+    assert_eq!(value.body, "hello");
+}
+
+/// `POST /` passed by the settings of its log.
+#[test]
+fn the_books_api_keeps_to_the_settings_of_its_log() {
+    let (_data, server) = start(&[]);
+    let mut client = server.connect();
+    assert_eq!(client.request("DELETE", "/v1/logs/default", b"").unwrap().status, 204);
+    let settings = br#"{"values":"json","record_bytes":8}"#;
+    assert_eq!(client.request("PUT", "/v1/logs/default", settings).unwrap().status, 201);
+    for (base64, status, expected) in [
+        ("eyJhIjox", 400, "not_json"),
+        ("eyJhIjoxfQ==", 200, "none"),
+        ("MTIzNDU2Nzg5", 413, "record_too_large"),
+    ] {
+        let body = format!(r#"{{"record":{{"value":"{base64}"}}}}"#);
+        let answer = client.request("POST", "/", body.as_bytes()).unwrap();
+        assert_eq!((answer.status, code(&answer)), (status, expected), "{}", answer.body);
+    }
+    let stored = read(&mut client, "/v1/logs/default/records", NDJSON);
+    assert!(stored.body.contains(r#""json":{"a":1}"#) && stored.body.lines().count() == 1, "{}", stored.body);
+}
+
+/// Whoever waited for a log that was deleted was told 503 `writer_failed`, "open the log again to recover".
+#[test]
+fn whoever_waits_for_a_log_that_is_deleted_is_told_so() {
+    let (_data, server) = start(&["--create-logs"]);
+    append(&mut server.connect(), "/v1/logs/a/records", NDJSON, b"0");
+    let (mut waiting, mut tailing) = (server.connect(), server.connect());
+    waiting.send(b"GET /v1/logs/a/records?offset=1&wait=50s HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let tail = "GET /v1/logs/a/records HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
+    tailing.send(tail.as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(server.connect().request("DELETE", "/v1/logs/a", b"").unwrap().status, 204);
+    let answer = waiting.answer().unwrap();
+    assert_eq!((answer.status, code(&answer)), (404, "log_deleted"), "{}", answer.body);
+    let answer = tailing.answer().unwrap();
+    assert!(answer.head.contains("x-accel-buffering: no"), "{}", answer.head);
+    assert!(answer.head.contains("cache-control: no-store, no-transform"), "{}", answer.head);
+    assert!(answer.body.contains("event: log_deleted\n"), "{}", answer.body);
+}

@@ -159,6 +159,8 @@ fn gives_way(work: Work) -> i32 {
 pub(super) enum Encoding {
     Identity,
     Gzip,
+    /// The zlib format, as RFC 9110 has it.
+    Deflate,
     Zstd,
 }
 
@@ -167,10 +169,11 @@ impl Encoding {
         match &*header.map_or("identity", str::trim).to_ascii_lowercase() {
             "identity" | "" => Ok(Self::Identity),
             "gzip" | "x-gzip" => Ok(Self::Gzip),
+            "deflate" => Ok(Self::Deflate),
             "zstd" => Ok(Self::Zstd),
             _ => Err(Problem::new(
                 Code::UnsupportedEncoding,
-                "Content-Encoding must be gzip, zstd or identity",
+                "Content-Encoding must be gzip, deflate, zstd or identity",
             )),
         }
     }
@@ -188,6 +191,7 @@ impl Encoding {
         let mut decoder: Box<dyn Read + '_> = match self {
             Self::Identity => return Ok(Some(body)),
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(&body[..])),
+            Self::Deflate => Box::new(flate2::bufread::ZlibDecoder::new(&body[..])),
             Self::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(&body[..]).map_err(broken)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     Code,
     log::{MayBlock, Payload, Record},
-    store::OpenLog,
+    store::{LogSettings, OpenLog, Values},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -111,14 +111,37 @@ pub(super) async fn post(
     };
     let log = context.log_to_append(asker.line, LOG).await?;
     let length = value.len();
+    let (value, grant) = if length < LARGE || log.settings().values == Values::Any {
+        check(&value, log.settings())?;
+        (value, grant)
+    } else {
+        let (work, settings) = (Work::of(length), log.settings().clone());
+        let checked = move || check(&value, &settings).map(|()| (value, grant));
+        Box::pin(body::in_turn(context, asker.line, work, checked)).await??
+    };
     let append = |log: &OpenLog, (value, _): &(Vec<u8>, Grant), may_block: MayBlock| {
-        log.try_append_values(&[Payload { bytes: value, json: false }][..], None, may_block)
+        let json = log.settings().values == Values::Json;
+        log.try_append_values(&[Payload { bytes: value, json }][..], None, may_block)
     };
     // The value is dropped by then, so that its memory is not held while waiting.
     let offset = context.append(asker.line, &log, length, (value, grant), append).await?;
     context.metrics.appended(1, length as u64);
     context.acknowledged(&log, offset, None).await?;
     Ok(json(&ProduceReply { offset }))
+}
+
+/// Refuses a value that the log's settings do not accept.
+fn check(value: &[u8], settings: &LogSettings) -> Result<(), Problem> {
+    if let Some(most) = settings.record_bytes.filter(|&most| value.len() as u64 > most) {
+        let detail = format!("the record has {} bytes, over this log's limit of {most}", value.len());
+        return Err(Problem::new(Code::RecordTooLarge, detail));
+    }
+    if settings.values == Values::Json {
+        formats::check_json(value).map_err(|error| {
+            Problem::new(Code::NotJson, format!("this log takes JSON only, and the value is not: {error}"))
+        })?;
+    }
+    Ok(())
 }
 
 /// Decodes the value in a body; returns it with its part of the budget.
@@ -143,8 +166,9 @@ fn decoded(bytes: Bytes, memory: &Arc<Memory>) -> Result<(Vec<u8>, Grant), Probl
     };
     let bytes = match record.value {
         Cow::Borrowed(base64) => decode(base64)?,
-        Cow::Owned(base64) => {
+        Cow::Owned(mut base64) => {
             drop(bytes); // so that there are never more than two of the three
+            base64.retain(|letter| !matches!(letter, '\n' | '\r')); // as `base64` breaks it into lines
             decode(&base64)?
         }
     };

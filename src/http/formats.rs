@@ -49,7 +49,7 @@ pub(super) fn likely_records(format: Format, body: &[u8]) -> usize {
     let count = |byte| memchr::memchr_iter(byte, body).count();
     match format {
         Format::Text | Format::Ndjson => count(b'\n'),
-        Format::Json => count(b'{'),
+        Format::Json => count(b',') + 1,
         Format::Bytes => 1,
         Format::Frames => {
             std::iter::successors(AppendFrame::split(body), |(_, rest)| AppendFrame::split(rest)).count()
@@ -57,13 +57,16 @@ pub(super) fn likely_records(format: Format, body: &[u8]) -> usize {
     }
 }
 
-const NAMES: [(&str, Format); 6] = [
+const NAMES: [(&str, Format); 9] = [
     ("application/x-ndjson", Format::Ndjson),
     ("application/json", Format::Json),
     ("text/plain", Format::Text),
     ("application/octet-stream", Format::Bytes),
     (wire::MEDIA_TYPE, Format::Frames),
     ("application/ndjson", Format::Ndjson),
+    ("application/jsonl", Format::Ndjson),
+    ("application/x-jsonlines", Format::Ndjson),
+    ("application/json-lines", Format::Ndjson),
 ];
 /// The types that `Accept` may name, as listed in an error.
 pub(super) const ACCEPTED: &str = "application/x-ndjson, application/json, text/plain, application/octet-stream, application/vnd.millstream.frames";
@@ -210,6 +213,9 @@ impl DecodedBatch {
     }
 }
 
+/// U+FEFF in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+
 /// Parses a body whose records may take `room`. What is decoded is in the budget that `grant` belongs to.
 pub(super) fn parse(
     format: Format,
@@ -217,6 +223,9 @@ pub(super) fn parse(
     mut room: SegmentRoom,
     grant: Grant,
 ) -> Result<DecodedBatch, Problem> {
+    // A mark of byte order, as some editors write it, is no part of the first line.
+    let marked = !matches!(format, Format::Bytes | Format::Frames) && body.starts_with(BYTE_ORDER_MARK);
+    let body = if marked { body.slice(BYTE_ORDER_MARK.len()..) } else { body };
     let (body, shape) = match format {
         Format::Json => (frames_of_json(&body, room, grant)?, Shape::Frames),
         Format::Ndjson => (body, Shape::JsonLines),
@@ -271,7 +280,7 @@ fn json_lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     lines(body).filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
 }
 
-fn check_json(value: &[u8]) -> Result<(), String> {
+pub(super) fn check_json(value: &[u8]) -> Result<(), String> {
     let text = std::str::from_utf8(value).map_err(|error| error.to_string())?;
     serde_json::from_str::<IgnoredAny>(text).map(drop).map_err(|error| error.to_string())
 }
@@ -316,16 +325,26 @@ fn present<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Option<&'a RawV
     <&RawValue>::deserialize(from).map(Some)
 }
 
-/// Converts a body of JSON to frames, which is never longer: `{"json":1},` becomes 5 bytes.
+/// Converts a body of JSON to frames. Of an object with records that is never longer: `{"json":1},` becomes 5 bytes. An
+/// array, each element of which is a record, may become two and a half times as long: `1,` becomes 5 bytes too.
 fn frames_of_json(body: &[u8], room: SegmentRoom, grant: Grant) -> Result<Bytes, Problem> {
-    let mut frames = Framing { out: Buffer::new(body.len(), grant), room, records: 0, refused: None };
+    let is_array = body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
+    let most = if is_array { body.len().saturating_mul(5) / 2 + Prefix::BYTES } else { body.len() };
+    let mut frames = Framing { out: Buffer::new(most, grant), room, records: 0, refused: None };
     let mut from = serde_json::Deserializer::from_slice(body);
-    let done = Document(&mut frames).deserialize(&mut from).and_then(|()| from.end());
+    let parsed = if is_array {
+        Elements(&mut frames).deserialize(&mut from)
+    } else {
+        Document(&mut frames).deserialize(&mut from)
+    };
+    let done = parsed.and_then(|()| from.end());
     match (frames.refused, done) {
         (Some(problem), _) => Err(problem),
-        (None, Err(error)) => {
-            Err(super::body::not_parsed(body, &error, r#"{"records":[{"json":…},{"value":"<base64>"}]}"#))
-        }
+        (None, Err(error)) => Err(super::body::not_parsed(
+            body,
+            &error,
+            r#"{"records":[{"json":…},{"value":"<base64>"}]}, or a list of JSON values"#,
+        )),
         (None, Ok(())) => Ok(frames.out.freeze()),
     }
 }
@@ -357,15 +376,19 @@ impl Framing {
                     })
                 })
             }
-            (None, Some(raw)) => self.frame(raw.get().len(), true, |space| {
-                space.copy_from_slice(raw.get().as_bytes());
-                Ok(space.len())
-            }),
+            (None, Some(raw)) => self.json(raw),
             _ => {
                 let detail = format!("record {n} must have just one of \"json\" and \"value\"");
                 Err(Problem::new(Code::InvalidRequest, detail).with("record", n))
             }
         }
+    }
+
+    fn json(&mut self, raw: &RawValue) -> Result<(), Problem> {
+        self.frame(raw.get().len(), true, |space| {
+            space.copy_from_slice(raw.get().as_bytes());
+            Ok(space.len())
+        })
     }
 
     /// Writes a frame with a value of up to `most` bytes; `write` returns how many it has.
@@ -435,6 +458,8 @@ fn unescaped(letters: &mut impl Iterator<Item = u8>) -> Option<u8> {
 
 /// `{"records":[…]}`
 struct Document<'a>(&'a mut Framing);
+/// `[…]`, each element of which is a record.
+struct Elements<'a>(&'a mut Framing);
 /// `[…]`
 struct List<'a>(&'a mut Framing);
 
@@ -463,6 +488,29 @@ impl<'de> Visitor<'de> for Document<'_> {
             map.next_value_seed(List(&mut *self.0))?;
         }
         if found { Ok(()) } else { Err(de::Error::missing_field("records")) }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Elements<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Elements<'_> {
+    type Value = ();
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of JSON values")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while let Some(raw) = list.next_element::<&'de RawValue>()? {
+            if let Err(problem) = self.0.json(raw) {
+                self.0.refused = Some(problem);
+                return Err(de::Error::custom("refused"));
+            }
+        }
+        Ok(())
     }
 }
 

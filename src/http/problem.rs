@@ -8,7 +8,7 @@ use crate::{
 };
 use hyper::{
     Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
 };
 use serde::Serialize;
 use std::fmt::{self, Display, Write};
@@ -81,11 +81,10 @@ impl Problem {
         self.code.status() >= 500 && !told
     }
 
-    /// What the problem is for this log: a failure because the log was deleted meanwhile is reported as if it did not
-    /// exist.
+    /// What the problem is for this log: a failure because the log was deleted meanwhile is reported as that.
     pub(super) fn of(self, log: &OpenLog) -> Self {
         if self.code.status() >= 500 && log.is_deleted() {
-            store::Error::NotFound { name: log.name().to_owned() }.into()
+            Self::new(Code::LogDeleted, format_args!("the log named {:?} was deleted meanwhile", log.name()))
         } else {
             self
         }
@@ -101,9 +100,9 @@ impl Problem {
         self.code == Code::OutOfResources
     }
 
-    /// Whether the log does not exist.
+    /// Whether the log does not exist, or does not any more.
     pub(super) fn is_of_no_log(&self) -> bool {
-        self.code == Code::LogNotFound
+        matches!(self.code, Code::LogNotFound | Code::LogDeleted)
     }
 
     /// What the problem is for a reader of the book's log: the first append creates it, and until then it is empty.
@@ -179,6 +178,7 @@ impl Problem {
         if self.code.has_retry_after() {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         response
     }

@@ -21,7 +21,7 @@ use crate::{
 use hyper::{
     Response,
     body::Bytes,
-    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
+    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue},
 };
 use std::{
     future::Future,
@@ -29,6 +29,8 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Answers with the records from `offset` on, for as long as the client and the log exist.
 pub(super) fn stream(
@@ -58,7 +60,9 @@ pub(super) fn stream(
     };
     let mut answer = Response::new(piece_by_piece(tail, Tail::next));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // Nobody may keep it, change it, or hold it back to collect more: nginx is told so by a header of its own.
+    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
+    answer.headers_mut().insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
     Ok(answer)
 }
 
@@ -116,7 +120,8 @@ impl Tail {
             }
             Stage::Following => match self.events().await {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) | Err(End::Failed(Error::Closed)) => return Ok(None), // nothing to report
+                Ok(None) => return Ok(None), // nothing to report
+                Err(End::Failed(Error::Closed)) if !self.log.is_deleted() => return Ok(None),
                 Err(end) => self.last_event(&end),
             },
         };
@@ -201,7 +206,9 @@ impl Tail {
                 self.context.metrics.readers_dropped.inc();
                 ("dropped", "there is no memory for the next records; reconnect later to resume".to_owned())
             }
-            End::Failed(error) => ("error", error.to_string()),
+            End::Failed(_) if self.log.is_deleted() => ("log_deleted", "the log was deleted".to_owned()),
+            // Not `error`, which `EventSource` uses for what happens to the connection.
+            End::Failed(error) => ("failed", error.to_string()),
         };
         let why = serde_json::Value::from(why); // on one line, whatever it contains
         let next = self.offset;
