@@ -9,6 +9,7 @@ mod read;
 mod repair;
 mod serve;
 mod stderr;
+mod stdout;
 mod target;
 mod verify;
 
@@ -74,7 +75,9 @@ fn run(cli: &Cli) -> Outcome {
         Command::Tail(tail) => tail.run(),
         Command::Logs(logs) => logs.run(),
         Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "millstream", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "millstream", &mut script);
+            stdout::write(|out| out.write_all(&script))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Verify(verify) => verify.run(),
@@ -94,7 +97,8 @@ fn serve_with_settings(serve: &serve::Serve) -> Outcome {
     let matches = command.mut_subcommand("serve", |_| settings.clone()).get_matches();
     let Some((_, found)) = matches.subcommand() else { return serve.run() };
     if serve.print_config {
-        print!("{}", config::print(&settings, found, serve.config.is_some()));
+        let text = config::print(&settings, found, serve.config.is_some());
+        stdout::write(|out| out.write_all(text.as_bytes()))?;
         return Ok(ExitCode::SUCCESS);
     }
     serve::Serve::from_arg_matches(found)?.run()

@@ -281,3 +281,36 @@ fn settings_go_on_working_by_their_old_names() {
         assert!(printed.contains(line), "{line}: {printed}");
     }
 }
+
+/// What was done was done, and then the command panicked.
+#[test]
+fn what_cannot_be_printed_is_said_in_one_line() {
+    let data = tempfile::tempdir().unwrap();
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let store =
+        millstream::store::Store::open(data.path(), millstream::store::StoreOptions::default()).unwrap();
+    store.create("a", &millstream::store::LogSettings::default()).unwrap();
+    store.get("a").unwrap().append(b"x").unwrap();
+    store.close().unwrap();
+    let (dir, log) = (data.path().to_str().unwrap(), data.path().join("a"));
+    for arguments in [
+        &["logs", "list", "--data", dir][..],
+        &["logs", "list", "--json", "--data", dir],
+        &["append", "a", "/etc/hostname", "--data", dir],
+        &["read", "a", "--data", dir],
+        &["verify", log.to_str().unwrap()],
+        &["verify", "--json", log.to_str().unwrap()],
+        &["repair", log.to_str().unwrap()],
+        &["completions", "bash"],
+        &["serve", "--print-config"],
+    ] {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_millstream")).args(arguments).stdout(full()).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(
+            said.contains("cannot write to standard output") && said.lines().count() == 1,
+            "{arguments:?}: {said}"
+        );
+    }
+}

@@ -210,6 +210,33 @@ fn following_goes_on_over_a_restart_of_the_server() {
     child.wait().unwrap();
 }
 
+/// It waited for the next record, for however long that took to come.
+#[test]
+fn following_ends_when_nobody_reads_any_more() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    good(&["append", "a", "--url", &server.address], "one\n");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))
+        .args(["tail", "-f", "a", "--url", &server.address])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    assert_eq!(line, "one\n");
+    drop(out); // as `| head -1` does
+    for _ in 0..500 {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert_eq!(status.code(), Some(0));
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    panic!("it goes on");
+}
+
 fn start_at(data: &Path, address: &str) -> Server {
     Server::start(data, &["--listen", address])
 }

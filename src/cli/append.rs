@@ -1,7 +1,7 @@
 //! `millstream append`.
 
 use super::{
-    Outcome, progress, stderr,
+    Outcome, progress, stderr, stdout,
     target::{At, Failure, Target, block_on},
 };
 use clap::ValueEnum;
@@ -101,7 +101,7 @@ impl Append {
             Target::Directory(store) => self.store(&store, source)?,
         };
         bar.finish_and_clear();
-        self.report(&done);
+        self.report(&done)?;
         // As shells report a command that a signal has ended.
         Ok(done.signalled.map_or(ExitCode::SUCCESS, |signal| ExitCode::from(128 + signal)))
     }
@@ -111,7 +111,7 @@ impl Append {
         Ok(File::open(&self.file).map_err(|error| format!("cannot open {path}: {error}"))?)
     }
 
-    fn report(&self, done: &Done) {
+    fn report(&self, done: &Done) -> Result<(), Failure> {
         let Done { stored, passed_over, first_offset, last_offset, .. } = done;
         if self.json {
             let mut report = serde_json::json!({
@@ -120,8 +120,7 @@ impl Append {
             if self.import.is_some() {
                 report["passed_over"] = (*passed_over).into();
             }
-            println!("{report}");
-            return;
+            return stdout::line(format_args!("{report}"));
         }
         let at = match (first_offset, last_offset) {
             (Some(first), Some(last)) if first < last => format!(", offsets {first} to {last}"),
@@ -132,7 +131,7 @@ impl Append {
             0 => String::new(),
             over => format!("; {over} stored before were passed over"),
         };
-        println!("{stored} records appended to {}{at}{passed}", self.log);
+        stdout::line(format_args!("{stored} records appended to {}{at}{passed}", self.log))
     }
 
     /// Skips what a mark says was imported.

@@ -1,8 +1,8 @@
 //! `millstream logs`.
 
 use super::{
-    Outcome,
-    target::{At, Target, block_on},
+    Outcome, stdout,
+    target::{At, Failure, Target, block_on},
 };
 use clap::Subcommand;
 use millstream::store::LogSettings;
@@ -58,7 +58,7 @@ impl Logs {
                     for name in names {
                         all.push(target.describe(&name).await?);
                     }
-                    self.show(&all);
+                    self.show(&all)?;
                 }
                 Command::Create { log, settings } => {
                     let settings: LogSettings = serde_json::from_str(settings)?;
@@ -66,9 +66,9 @@ impl Logs {
                         Target::Server(client) => drop(client.create(log, &settings).await?),
                         Target::Directory(store) => drop(store.create(log, &settings)?),
                     }
-                    self.show(&[target.describe(log).await?]);
+                    self.show(&[target.describe(log).await?])?;
                 }
-                Command::Describe { log } => self.show(&[target.describe(log).await?]),
+                Command::Describe { log } => self.show(&[target.describe(log).await?])?,
                 Command::Delete { log } => {
                     match &target {
                         Target::Server(client) => client.delete(log).await?,
@@ -81,7 +81,7 @@ impl Logs {
                         Target::Server(client) => drop(client.trim(log, *before).await?),
                         Target::Directory(store) => drop(store.get(log)?.trim(*before)?),
                     }
-                    self.show(&[target.describe(log).await?]);
+                    self.show(&[target.describe(log).await?])?;
                 }
             }
             Ok(())
@@ -89,20 +89,21 @@ impl Logs {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn show(&self, logs: &[Value]) {
+    fn show(&self, logs: &[Value]) -> Result<(), Failure> {
         if self.json {
             for log in logs {
-                println!("{log}");
+                stdout::line(format_args!("{log}"))?;
             }
-            return;
+            return Ok(());
         }
         let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let width = logs.iter().map(|log| text(&log["name"]).len()).max().unwrap_or(0).max(4);
-        println!("{:width$}  {:>12}  {:>12}  {:>14}", "log", "first", "next", "bytes");
+        stdout::line(format_args!("{:width$}  {:>12}  {:>12}  {:>14}", "log", "first", "next", "bytes"))?;
         for log in logs {
             let [name, first, next, bytes] =
                 ["name", "first_offset", "next_offset", "bytes"].map(|key| text(&log[key]));
-            println!("{name:width$}  {first:>12}  {next:>12}  {bytes:>14}");
+            stdout::line(format_args!("{name:width$}  {first:>12}  {next:>12}  {bytes:>14}"))?;
         }
+        Ok(())
     }
 }

@@ -1,15 +1,12 @@
 //! `millstream read` and `millstream tail`.
 
 use super::{
-    Outcome,
+    Outcome, stdout,
     target::{At, Failure, Target, block_on},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use millstream::client::{Client, Record};
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 /// Print records, each value on its own line
 #[derive(Debug, clap::Args)]
@@ -91,8 +88,12 @@ fn number(described: &serde_json::Value, name: &str) -> Result<u64, Failure> {
 /// Prints new records until the server refuses.
 async fn follow(client: &Client, log: &str, offset: u64, json: bool) -> Result<(), Failure> {
     let mut next = offset;
+    let mut gone = std::pin::pin!(stdout::reader_is_gone());
     loop {
-        let range = client.follow(log, next).await?;
+        let range = tokio::select! {
+            range = client.follow(log, next) => range?,
+            () = &mut gone => return Ok(()),
+        };
         write(&range.records, json)?;
         next = range.next_offset;
     }
@@ -114,8 +115,7 @@ async fn print(target: &Target, log: &str, offset: u64, limit: u64, json: bool) 
 }
 
 fn write(records: &[Record], json: bool) -> Result<(), Failure> {
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    let mut all = || -> io::Result<()> {
+    stdout::write(|out| {
         for record in records {
             if json {
                 let Record { offset, time, value, .. } = record;
@@ -130,11 +130,6 @@ fn write(records: &[Record], json: bool) -> Result<(), Failure> {
             }
             out.write_all(b"\n")?;
         }
-        out.flush()
-    };
-    match all() {
-        // For example with `| head`: the reader has enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-        done => Ok(done?),
-    }
+        Ok(())
+    })
 }

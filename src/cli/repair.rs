@@ -1,6 +1,6 @@
 //! `millstream repair`.
 
-use super::{Outcome, must_exist, other_owner, progress, verify};
+use super::{Outcome, must_exist, other_owner, progress, stdout, verify};
 use serde_json::json;
 use std::{path::PathBuf, process::ExitCode};
 
@@ -43,16 +43,20 @@ impl Repair {
         let repaired = repaired?;
         if self.json {
             let kept: Vec<_> = repaired.kept.iter().map(|path| path.to_string_lossy()).collect();
-            println!("{}", json!({"damage": verify::as_json(&repaired.damage), "kept": kept}));
+            let report = json!({"damage": verify::as_json(&repaired.damage), "kept": kept});
+            stdout::line(format_args!("{report}"))?;
             return Ok(ExitCode::SUCCESS);
         }
         for damage in &repaired.damage {
-            println!("damaged: {damage}");
+            stdout::line(format_args!("damaged: {damage}"))?;
         }
         for kept in &repaired.kept {
-            println!("kept as it was: {}", kept.display());
+            stdout::line(format_args!("kept as it was: {}", kept.display()))?;
         }
-        println!("{}", if repaired.damage.is_empty() { "nothing to repair" } else { "repaired" });
+        stdout::line(format_args!(
+            "{}",
+            if repaired.damage.is_empty() { "nothing to repair" } else { "repaired" }
+        ))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,6 +1,6 @@
 //! `millstream verify`.
 
-use super::{Outcome, must_exist, other_owner, progress, stderr};
+use super::{Outcome, must_exist, other_owner, progress, stderr, stdout};
 use millstream::Damage;
 use serde_json::{Value, json};
 use std::{path::PathBuf, process::ExitCode};
@@ -59,26 +59,29 @@ impl Verify {
                 "first_offset": first, "next_offset": next, "segments": report.segments, "damage": damage,
                 "torn": paths(&report.torn), "backings": paths(&report.backings),
             });
-            println!("{all}");
+            stdout::line(format_args!("{all}"))?;
         } else {
-            println!(
+            stdout::line(format_args!(
                 "{} records (offsets {first} to {next}, the last not included), {} segments",
                 next - first,
                 report.segments
-            );
+            ))?;
             for damage in &report.damage {
-                println!("damaged: {damage}");
+                stdout::line(format_args!("damaged: {damage}"))?;
             }
             for path in &report.torn {
-                println!("cut off after a crash, and kept: {}", path.display());
+                stdout::line(format_args!("cut off after a crash, and kept: {}", path.display()))?;
             }
             for path in &report.backings {
-                println!("memory of a process that was killed, for the next opening: {}", path.display());
+                stdout::line(format_args!(
+                    "memory of a process that was killed, for the next opening: {}",
+                    path.display()
+                ))?;
             }
         }
         if report.damage.is_empty() {
             if !self.json {
-                println!("all verify");
+                stdout::line(format_args!("all verify"))?;
             }
             return Ok(ExitCode::SUCCESS);
         }

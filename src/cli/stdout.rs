@@ -1,0 +1,38 @@
+//! Standard output: data for whoever reads it. That it cannot be written is an error of the command, and that nobody reads
+//! any more ends it.
+
+use super::target::Failure;
+use std::io::{self, Write};
+
+/// Writes one line.
+pub(super) fn line(line: std::fmt::Arguments<'_>) -> Result<(), Failure> {
+    write(|out| writeln!(out, "{line}"))
+}
+
+/// Writes by `print`, and sees to it that all of it is written. If nobody reads any more, as with `| head`, the process
+/// ends: the reader has enough.
+pub(super) fn write(print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    match print(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => Err(format!("cannot write to standard output: {error}").into()),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Completes when nobody reads standard output any more; never if that cannot be known.
+pub(super) async fn reader_is_gone() {
+    let (gone, noticed) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let stdout = io::stdout();
+        // Without events to wait for, only errors are reported: for a pipe, that it has no reader.
+        let mut ends = [PollFd::new(&stdout, PollFlags::empty())];
+        while let Err(rustix::io::Errno::INTR) = poll(&mut ends, None) {}
+        // Fails if nobody waits for it any more.
+        let _ = gone.send(ends[0].revents().intersects(PollFlags::ERR | PollFlags::HUP));
+    });
+    if noticed.await != Ok(true) {
+        std::future::pending::<()>().await;
+    }
+}
