@@ -120,7 +120,7 @@ impl Refusal {
         let Problem { code, detail, first_offset, next_offset, expected_epoch, expected_seq } = problem;
         let expected = expected_epoch.zip(expected_seq);
         let error = match (Code::parse(&code), first_offset, next_offset) {
-            (Some(Code::LogNotFound), ..) => Error::NoSuchLog { log: log.to_owned() },
+            (Some(Code::LogNotFound | Code::LogDeleted), ..) => Error::NoSuchLog { log: log.to_owned() },
             (Some(Code::OffsetTrimmed), Some(first_offset), _) => Error::Trimmed { first_offset },
             (Some(Code::OffsetNotFound), _, Some(next_offset)) => Error::NotThere { next_offset },
             (Some(Code::UnexpectedOffset), _, Some(next_offset)) => Error::Unexpected { next_offset },

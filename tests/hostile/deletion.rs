@@ -62,7 +62,10 @@ fn requests_that_race_with_the_deletion_of_their_log_are_told_that_it_is_not_the
     for (status, code) in answers.iter().flat_map(|answers| answers.keys()) {
         let fine = matches!(
             (status, &**code),
-            (200, _) | (404, "log_not_found") | (409, "producer_out_of_order") | (410, "offset_trimmed")
+            (200, _)
+                | (404, "log_not_found" | "log_deleted")
+                | (409, "producer_out_of_order")
+                | (410, "offset_trimmed")
         );
         assert!(fine, "{status} {code}");
     }
