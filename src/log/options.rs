@@ -6,7 +6,11 @@ use std::path::PathBuf;
 
 /// What readers may see, and when an append counts as done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "store", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
+#[cfg_attr(
+    any(feature = "client", feature = "store"),
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "lowercase")
+)]
 pub enum Durability {
     /// A record can be read once it is on disk: nobody ever reads a record that is lost afterwards.
     #[default]
