@@ -50,7 +50,7 @@ pub use producers::{
 pub(crate) use read::{Ahead, Head};
 pub use read::{Iter, Reader, Record, RecordRef};
 #[cfg(feature = "store")]
-pub(crate) use recovery::{COMMON_LOCK, NOTES, id_of};
+pub(crate) use recovery::{COMMON_LOCK, SETTINGS, id_of};
 pub use repair::{Repaired, repair, repair_with_progress};
 pub use stats::{Buckets, Stats, stats};
 #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]

@@ -18,7 +18,7 @@ mod housekeeper;
 
 use crate::{
     disk::{Disk, tree},
-    log::{COMMON_LOCK, Environment, Error as LogError, Log, NOTES, Options, budget::Budget},
+    log::{COMMON_LOCK, Environment, Error as LogError, Log, Options, SETTINGS, budget::Budget},
     name::is_log_name,
     sync::{lock, read_lock, try_lock, write_lock},
 };
@@ -42,8 +42,6 @@ pub use error::Error;
 use directories::{is_taken, remove_deleted};
 use housekeeper::Housekeeper;
 
-/// The file with a log's settings, in its directory.
-const SETTINGS: &str = NOTES[1];
 /// The prefix of a deleted log's directory until it is removed. No log's name starts with a dot.
 const DELETED: &str = ".deleted-";
 /// How to open a store.

@@ -11,7 +11,6 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    Code,
     log::{Ahead, Error, Head, Reader, Record, RecordRef},
     store::OpenLog,
 };
@@ -216,9 +215,5 @@ pub(super) async fn record(
     let (place, patience) = (Place::first(log, offset), Patience::to_begin(context));
     let made = make(context, asker.line, place, patience, log.reader(offset), attempt).await;
     let (_, found) = made.map_err(|problem| problem.of(log))?;
-    found.ok_or_else(|| {
-        let next = log.visible_offset();
-        let detail = format!("there is no record at offset {offset} yet; the next one gets {next}");
-        Problem::new(Code::OffsetNotFound, detail).with("next_offset", next)
-    })
+    found.ok_or_else(|| Problem::no_record(offset, log.visible_offset()))
 }

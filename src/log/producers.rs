@@ -17,8 +17,9 @@
 pub(super) mod fuzzing;
 
 use super::{
-    Error, Log, NOTES, Payload, append,
+    Error, Log, Payload, append,
     append::{Extended, MayBlock},
+    recovery::PRODUCERS as PRODUCERS_FILE,
 };
 use crate::{
     chunk::AppendValues,
@@ -38,8 +39,6 @@ pub const PRODUCER_ID_BYTES: usize = 64;
 pub const PRODUCER_MARK_BYTES: usize = 128;
 /// How many batches of one producer are remembered to recognise repeats.
 const REMEMBERED: usize = 5;
-/// The file with what is known about producers up to some offset.
-const PRODUCERS_FILE: &str = NOTES[0];
 /// How many producers of one log are remembered; beyond that, the least recently used one is forgotten.
 const PRODUCERS: usize = 10_000;
 /// How long a producer that sends nothing is remembered.

@@ -15,10 +15,12 @@ mod restore;
 mod survey;
 
 #[cfg(feature = "store")]
+pub(in crate::log) use dir::PRODUCERS;
+#[cfg(feature = "store")]
 pub(super) use dir::ensure_free;
 pub(super) use dir::{ASIDE, lock};
 #[cfg(feature = "store")]
-pub(crate) use dir::{COMMON_LOCK, NOTES, id_of};
+pub(crate) use dir::{COMMON_LOCK, SETTINGS, id_of};
 pub(super) use mend::{Mended, mend};
 #[cfg(feature = "store")]
 pub(super) use open::has_room;
