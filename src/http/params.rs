@@ -6,7 +6,11 @@ use hyper::{
     Request,
     header::{HeaderMap, HeaderName},
 };
-use std::{borrow::Cow, ops::RangeInclusive, time::Duration};
+use std::{
+    borrow::Cow,
+    ops::RangeInclusive,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 /// A parameter's name and value.
 type Parameter<'a> = (Cow<'a, str>, Cow<'a, str>);
@@ -61,14 +65,27 @@ pub(super) fn duration(name: &str, value: &str, most: Duration) -> Result<Durati
         .ok_or_else(|| invalid(name, &format!("a time such as 30s or 500ms, at most {}s", most.as_secs())))
 }
 
-/// A point in time in RFC 3339 format, in milliseconds since 1970.
+/// A point in time, in milliseconds since 1970: by RFC 3339 with any offset, a date alone (its beginning in UTC), such a
+/// number, or how long ago it is. What is before 1970 is 1970.
 pub(super) fn time(name: &str, value: &str) -> Result<u64, Problem> {
-    let time = humantime::parse_rfc3339(value).ok();
-    let since = time.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-    since
-        .map(|since| since.as_millis() as u64)
-        .ok_or_else(|| invalid(name, "a time by RFC 3339 in UTC, such as 2026-01-02T03:04:05.678Z"))
+    if let Ok(millis) = number(name, value, 0..=u64::MAX) {
+        return Ok(millis);
+    }
+    if let Ok(ago) = humantime::parse_duration(value) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        return Ok(now.saturating_sub(ago).as_millis() as u64);
+    }
+    // In a query a plus that is not encoded is a space.
+    let value = value.replacen(' ', "+", 1);
+    let value = if value.len() == DATE { value + "T00:00:00Z" } else { value };
+    let at = value.parse::<jiff::Timestamp>();
+    let expected = "a time by RFC 3339 such as 2026-01-02T03:04:05.678Z or …+02:00, a date, milliseconds since 1970, or how \
+                    long ago, such as 15m";
+    at.map(|at| u64::try_from(at.as_millisecond()).unwrap_or(0)).map_err(|_| invalid(name, expected))
 }
+
+/// The length of a date, as in 2026-01-02.
+const DATE: usize = 10;
 
 /// A media type of `Accept` without its parameters, and how much the client prefers it, from 0 (not at all) to 1000.
 pub(super) fn weighed(range: &str) -> (&str, u16) {
@@ -99,4 +116,45 @@ pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'
 pub(super) fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     let values = headers.get_all(name).into_iter();
     values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only a time in UTC was taken, and one before 1970 was said not to be one.
+    #[test]
+    fn times_are_taken_as_people_and_programs_write_them() {
+        let at = 1_767_323_045_678;
+        for (value, millis) in [
+            ("2026-01-02T03:04:05.678Z", at),
+            ("2026-01-02t03:04:05.678z", at),
+            ("2026-01-02T05:04:05.678+02:00", at),
+            ("2026-01-02T05:04:05.678 02:00", at), // as `+` arrives
+            ("2026-01-01T22:04:05.678-05:00", at),
+            ("2026-01-02T00:00:00Z", 1_767_312_000_000),
+            ("2026-01-02", 1_767_312_000_000),
+            ("1767323045678", at),
+            ("0", 0),
+            ("1969-12-31T23:59:59Z", 0),
+        ] {
+            assert_eq!(time("since", value).ok(), Some(millis), "{value}");
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+        let ago = time("since", "15m").unwrap();
+        assert!((now - 15 * 60_000..now - 15 * 60_000 + 5000).contains(&ago), "{ago} at {now}");
+        assert_eq!(time("since", "100years").ok(), Some(0));
+        for bad in [
+            "",
+            "yesterday",
+            "2026-13-01",
+            "2026-01-02T03:04",
+            "-1",
+            "1.5",
+            "2026-01-02T03:04:05",
+            "99999999999999999999",
+        ] {
+            assert!(time("since", bad).is_err(), "{bad}");
+        }
+    }
 }
