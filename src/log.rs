@@ -133,9 +133,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// Errors unless the log can be written to.
     fn writable(&self) -> Result<(), Error> {
-        if let Some(reason) = self.failed.get() {
-            return Err(Error::Failed { reason: reason.clone() });
-        }
+        self.unless_failed()?;
         if let Some(first) = self.damage.first() {
             let more = self.damage.len() - 1;
             let more = if more > 0 { format!(", and {more} more") } else { String::new() };
@@ -147,6 +145,10 @@ impl Shared {
             return Err(full.error.clone());
         }
         if self.stopping.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    fn unless_failed(&self) -> Result<(), Error> {
+        self.failed.get().map_or(Ok(()), |reason| Err(Error::Failed { reason: reason.clone() }))
     }
 
     /// A write has failed: nothing more is appended, all waiters get an error, and nothing is tried again, because a

@@ -202,7 +202,7 @@ fn place<S: AppendValues + ?Sized>(
             let first = segment.base() + u64::from(record);
             shared.flush.wake_if_idle(LINGER);
             if shared.options.durability == Durability::Memory {
-                shared.publish(active, first + u64::from(batch.records()), may_block);
+                shared.publish(active, first + u64::from(batch.records()), may_block)?;
             }
             Ok(Some(first))
         }
@@ -218,16 +218,21 @@ fn place<S: AppendValues + ?Sized>(
 impl Shared {
     /// Raises `published` past `to`, whose records are in memory: over all records without a gap, by any appender.
     /// Waits for earlier appends that are still copying, so that what this append acknowledges can be read. If it may
-    /// not wait, the next append does this, or else the flusher.
-    fn publish(&self, active: &Arc<Active>, to: u64, may_block: MayBlock) {
+    /// not wait, the next append does this, or else the flusher. If the log fails meanwhile, what becomes of the records is
+    /// not known.
+    fn publish(&self, active: &Arc<Active>, to: u64, may_block: MayBlock) -> Result<(), Error> {
+        self.help_publish(&active.segment, &active.chunk, to);
+        if self.published.get() >= to || may_block == MayBlock::No {
+            return Ok(());
+        }
+        // The gap may be in an earlier segment, and whoever fills it may not have to go further than its own records.
+        // So this goes on from where `published` is, and not from this append's segment.
         let backoff = Backoff::new();
-        loop {
-            self.help_publish(&active.segment, &active.chunk, to);
-            if self.published.get() >= to || may_block == MayBlock::No {
-                return;
-            }
+        while !self.is_published(to - 1) {
+            self.unless_failed()?;
             backoff.snooze();
         }
+        Ok(())
     }
 
     /// Whether all records up to `offset`, which has been appended, are in memory; raises `published` as far as that

@@ -1,13 +1,18 @@
 //! Appends behind one whose records are still being copied.
 
+use super::{DIR, small};
 use crate::{
     chunk::AppendValues,
-    log::{Durability, Log, MayBlock, Options},
+    disk::{
+        gate::{Gate, Operation},
+        sim::Sim,
+    },
+    log::{Durability, Error, Log, MayBlock, Options},
 };
 use std::{
     cell::Cell,
     path::Path,
-    sync::{Barrier, Mutex, mpsc},
+    sync::{Arc, Barrier, Condvar, Mutex, mpsc},
     time::{Duration, Instant},
 };
 
@@ -62,5 +67,83 @@ fn an_append_that_may_not_wait_is_seen_when_the_copy_before_it_is_over() {
         assert_eq!(slow.join().unwrap(), 0);
         assert!(log.is_published(offset) && log.is_published(u64::MAX));
         assert_eq!(log.read(offset).unwrap().unwrap().value(), b"x");
+    });
+}
+
+/// It began at its own segment each time, and nobody looked at the one between that and the batch: it turned in a loop
+/// until the disk had written that, on a full disk without end.
+#[test]
+fn an_append_behind_others_that_may_not_wait_ends_without_the_disk() {
+    let hangs = Arc::new((Mutex::new(false), Condvar::new()));
+    let disk = Arc::clone(&hangs);
+    let gate = Gate::new(Arc::new(Sim::new(1)), move |operation, path: &Path| {
+        if operation == Operation::Write && path.ends_with("next-0.tmp") {
+            drop(disk.1.wait_while(disk.0.lock().unwrap(), |hangs| *hangs).unwrap());
+        }
+        Ok(())
+    });
+    let options = Options { durability: Durability::Memory, ..small() };
+    let log = Log::open_on(gate, Path::new(DIR), options).unwrap();
+    *hangs.0.lock().unwrap() = true;
+    let (open_door, door) = mpsc::channel();
+    let (begun, door) = (Barrier::new(2), Mutex::new(door));
+    let base = |log: &Log| log.shared.active.load().segment.base();
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| {
+            let values = Slow { passes: Cell::new(0), begun: &begun, door: &door };
+            log.try_append_values(&values, None, MayBlock::ForCopies).unwrap()
+        });
+        begun.wait();
+        for _ in 0..2 {
+            let from = base(&log);
+            while base(&log) == from {
+                if let Err(error) = log.try_append_values(&[&[7; 900][..]][..], None, MayBlock::No) {
+                    assert!(matches!(error, Error::WouldBlock), "{error}");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+        let (log, to) = (&log, log.next_offset());
+        let (said, done) = mpsc::channel();
+        scope.spawn(move || {
+            said.send(log.try_append_values(&[&b"x"[..]][..], None, MayBlock::ForCopies)).unwrap();
+        });
+        while log.next_offset() == to {
+            std::thread::yield_now();
+        }
+        open_door.send(()).unwrap();
+        assert_eq!(slow.join().unwrap(), 0);
+        let done = done.recv_timeout(Duration::from_secs(5));
+        let seen = log.visible_offset();
+        *hangs.0.lock().unwrap() = false;
+        hangs.1.notify_all();
+        assert!(done.is_ok_and(|done| done.is_ok_and(|at| at == to)) && seen == to + 1, "nothing in 5 s");
+    });
+}
+
+/// It turned in a loop as long as the copy before it took, whatever had become of the log.
+#[test]
+fn an_append_that_waits_for_copies_ends_when_the_log_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    let (open_door, door) = mpsc::channel();
+    let (begun, door) = (Barrier::new(2), Mutex::new(door));
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| {
+            let values = Slow { passes: Cell::new(0), begun: &begun, door: &door };
+            log.try_append_values(&values, None, MayBlock::No).unwrap()
+        });
+        begun.wait();
+        let (log, to) = (&log, log.next_offset());
+        let (said, done) = mpsc::channel();
+        scope.spawn(move || said.send(log.append(b"x")).unwrap());
+        while log.next_offset() == to {
+            std::thread::yield_now();
+        }
+        log.shared.panicked();
+        let done = done.recv_timeout(Duration::from_secs(5));
+        open_door.send(()).unwrap();
+        assert!(done.is_ok_and(|done| matches!(done, Err(Error::Failed { .. }))), "nothing in 5 s");
+        assert_eq!(slow.join().unwrap(), 0);
     });
 }
