@@ -41,6 +41,11 @@ pub(crate) trait Machine: Send + Sync {
     fn now(&self) -> u64;
     /// The time since some fixed moment. Never goes back.
     fn elapsed(&self) -> Duration;
+    /// Called by threads that are about to wait this long. Where no time passes by itself, it passes now, and they do not
+    /// wait: then this returns `true`.
+    fn skip(&self, _time: Duration) -> bool {
+        false
+    }
     /// Fills `bytes` with unpredictable data.
     fn random(&self, bytes: &mut [u8]) -> io::Result<()>;
 }

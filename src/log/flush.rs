@@ -41,8 +41,18 @@ pub(super) struct CommitCursor {
     pub(super) done: ChunkPosition,
     /// Whether the segment's file has its header and name.
     pub(super) begun: bool,
-    /// How long to wait before the next attempt, if the last one came to nothing.
-    pause: Option<Duration>,
+    /// What holds commits up, if the last attempt came to nothing.
+    held_up: Option<HeldUp>,
+}
+
+/// Why the last attempt to write came to nothing, and when the next one is due, whoever makes it: many may wait, and each
+/// attempt may write many MiB until it finds that there is still no room.
+struct HeldUp {
+    error: Error,
+    /// By the machine's clock.
+    again: Duration,
+    /// From the last attempt until then.
+    pause: Duration,
 }
 
 /// The outcome of a commit.
@@ -50,7 +60,7 @@ enum Committed {
     /// This many bytes are durable; 0 if there was nothing to write.
     Bytes(u64),
     /// The system could not begin the write, for lack of descriptors or memory, or not finish it, for lack of room. Nothing
-    /// of it counts: try again, from the same place, after this time.
+    /// of it counts: try again, from the same place, after this time. Before, nothing is tried.
     Later(Duration, Error),
     /// The writer has failed, now or before.
     Failed,
@@ -58,14 +68,14 @@ enum Committed {
 
 /// How long until a commit that could not begin is tried again: the first of these, then twice as long each time, up to
 /// the second.
-const PAUSES: RangeInclusive<Duration> = Duration::from_millis(4)..=Duration::from_millis(256);
+const PAUSES: RangeInclusive<Duration> = Duration::from_millis(4)..=Duration::from_secs(1);
 /// How long closing a log continues to try.
 const CLOSING: Duration = Duration::from_secs(5);
 
 impl CommitCursor {
     pub(super) fn new(active: &Active, done: ChunkPosition, begun: bool) -> Self {
         let (segment, chunk) = (Arc::clone(&active.segment), Arc::clone(&active.chunk));
-        Self { segment, chunk, done, begun, pause: None }
+        Self { segment, chunk, done, begun, held_up: None }
     }
 }
 
@@ -103,7 +113,7 @@ impl Flusher {
     /// Whether commits have to wait for the system.
     #[cfg(feature = "store")]
     pub(super) fn is_held_up(&self) -> bool {
-        lock(&self.position).pause.is_some()
+        lock(&self.position).held_up.is_some()
     }
 
     pub(super) fn begin(&self, shared: &Arc<Shared>) {
@@ -175,26 +185,40 @@ impl Shared {
         }
     }
 
-    /// Commits what is published.
+    /// Commits what is published, unless the next attempt is not due yet.
     fn commit(&self, position: &mut CommitCursor) -> Committed {
+        if let Some(HeldUp { error, again, .. }) = &position.held_up
+            && self.failed.get().is_none()
+        {
+            let rest = again.saturating_sub(self.env.machine.elapsed());
+            if !rest.is_zero() {
+                return Committed::Later(rest, error.clone());
+            }
+        }
+        self.commit_now(position)
+    }
+
+    fn commit_now(&self, position: &mut CommitCursor) -> Committed {
         if self.failed.get().is_some() {
             // After a failed write nothing is known of the blocks, and nothing is written over them.
             return Committed::Failed;
         }
         match self.try_commit(position) {
             Ok(bytes) => {
-                if position.pause.take().is_some() {
+                if position.held_up.take().is_some() {
                     self.note_full(None);
                 }
                 Committed::Bytes(bytes)
             }
             Err(error) if error.is_transient() || error.is_full() => {
-                if position.pause.is_none() {
+                if position.held_up.is_none() {
                     tracing::warn!(dir = %self.dir.display(), %error, "cannot write yet");
                 }
                 self.note_full(error.is_full().then(|| error.clone().cannot_grow()));
-                let pause = position.pause.map_or(*PAUSES.start(), |pause| (pause * 2).min(*PAUSES.end()));
-                position.pause = Some(pause);
+                let last = position.held_up.as_ref().map(|held_up| held_up.pause);
+                let pause = last.map_or(*PAUSES.start(), |last| (last * 2).min(*PAUSES.end()));
+                let again = self.env.machine.elapsed() + pause;
+                position.held_up = Some(HeldUp { error: error.clone(), again, pause });
                 Committed::Later(pause, error)
             }
             Err(error) => {
@@ -245,7 +269,7 @@ impl Shared {
         let begun = self.env.machine.elapsed();
         file.write(&position.chunk, position.done, to)
             .map_err(Error::io("write to a segment in", &self.dir))?;
-        if position.pause.take().is_some() {
+        if position.held_up.take().is_some() {
             self.note_full(None); // before callers hear of it, who may append at once
         }
         let bytes = to.bytes() - position.done.bytes();
@@ -313,8 +337,10 @@ impl Shared {
                 Committed::Later(_, error) if !is_waited_for(&error) => return Err(error),
                 Committed::Later(pause, _) => {
                     drop(position);
-                    let again = Instant::now() + pause;
-                    self.durable.park(offset + 1, || self.failed.get().is_some(), Some(again));
+                    if !self.env.machine.skip(pause) {
+                        let again = Instant::now() + pause;
+                        self.durable.park(offset + 1, || self.failed.get().is_some(), Some(again));
+                    }
                 }
                 Committed::Bytes(0) => {
                     drop(position);
@@ -345,9 +371,7 @@ impl Shared {
 
     /// Whether records that are not durable yet may still become so.
     pub(super) fn unless_stopped(&self) -> Result<(), Error> {
-        if let Some(reason) = self.failed.get() {
-            return Err(Error::Failed { reason: reason.clone() });
-        }
+        self.unless_failed()?;
         if self.next_offset() == self.durable.get() { self.writable() } else { Ok(()) }
     }
 
@@ -367,7 +391,7 @@ impl Shared {
                 Committed::Failed => break,
                 Committed::Later(pause, _) if waited < CLOSING => {
                     waited += pause;
-                    std::thread::sleep(pause);
+                    self.rest(pause);
                 }
                 Committed::Later(_, error) => self.fail(&error), // what is not on the disk stays in shared memory
                 Committed::Bytes(0) => backoff.snooze(), // an append that had its place is still copying
@@ -384,7 +408,7 @@ impl Shared {
                 Err(error) if error.is_full() && waited < CLOSING => {
                     tracing::debug!(dir = %self.dir.display(), %error, "cannot mark a log as closed yet");
                     waited += pause;
-                    std::thread::sleep(pause);
+                    self.rest(pause);
                     pause = (pause * 2).min(*PAUSES.end());
                 }
                 // Nothing is lost: it is as if the process had been killed now.
@@ -401,6 +425,12 @@ impl Shared {
             return Err(failed());
         }
         kept.and(marked)
+    }
+
+    fn rest(&self, pause: Duration) {
+        if !self.env.machine.skip(pause) {
+            std::thread::sleep(pause);
+        }
     }
 
     /// Notes in the segment's header how many records are durable, so that damage to the last of them is not taken

@@ -357,3 +357,46 @@ fn a_log_that_is_closed_while_there_is_no_room_keeps_what_is_in_memory() {
     sim.run_dry(0);
     assert_eq!(values(&open()), [b"durable".to_vec(), b"in memory".to_vec()]);
 }
+
+/// All that waited for room tried to write at once, with everything that had been appended, and each kick did so too: 16
+/// of them made 271 attempts in 4 s.
+#[test]
+fn a_full_disk_is_tried_again_now_and_then_however_many_wait() {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    };
+    let (full, tries) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (is_full, counts) = (Arc::clone(&full), Arc::clone(&tries));
+    let gate = Gate::new(Arc::new(Sim::new(1)), move |operation, _: &Path| {
+        if operation == Operation::Write && is_full.load(Ordering::SeqCst) {
+            counts.fetch_add(1, Ordering::SeqCst);
+            return Err(std::io::Error::from_raw_os_error(28));
+        }
+        Ok(())
+    });
+    let log = Log::open_on(gate, Path::new(DIR), small()).unwrap();
+    full.store(true, Ordering::SeqCst);
+    let at = log.append(b"waits").unwrap();
+    let (said, done) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            let (log, said) = (&log, said.clone());
+            scope.spawn(move || said.send(log.wait_durable(at)).unwrap());
+        }
+        std::thread::sleep(Duration::from_millis(1500));
+        let before = tries.load(Ordering::SeqCst);
+        for _ in 0..200 {
+            log.commit_soon();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let tries = tries.load(Ordering::SeqCst) - before;
+        full.store(false, Ordering::SeqCst);
+        let deadline = std::time::Instant::now() + Duration::from_secs(4);
+        for _ in 0..16 {
+            let rest = deadline.saturating_duration_since(std::time::Instant::now());
+            assert!(done.recv_timeout(rest).is_ok_and(|done| done.is_ok()), "room is noticed late");
+        }
+        assert!(before > 4 && (1..=4).contains(&tries), "{before}, then {tries} in 2 s");
+    });
+}
