@@ -6,19 +6,39 @@
 use crate::sync::lock;
 use crate::{log::Error, store::OpenLog};
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     future::poll_fn,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Poll, Waker},
 };
 
-/// The requests that wait for one log's commits, in the order of their offsets.
-type WakerQueue = VecDeque<(u64, Waker)>;
+/// The requests that wait for one log's commits, by their offsets, and by a number that no other request has.
+type WakerQueue = BTreeMap<(u64, u64), Waker>;
 
 /// The requests of one runtime that wait for a commit, by open log. A log has an entry while a task serves it.
 #[derive(Default)]
 pub(super) struct DurabilityWaiters {
     lines: Mutex<HashMap<Instance, WakerQueue>>,
+    /// How many requests have waited so far.
+    tickets: AtomicU64,
+}
+
+/// A request's place in the queue of an opening of a log, if it has one. Dropping it leaves the queue.
+struct Place<'a> {
+    waiters: &'a DurabilityWaiters,
+    instance: Instance,
+    key: (u64, u64),
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(line) = self.waiters.lock().get_mut(&self.instance) {
+            line.remove(&self.key);
+        }
+    }
 }
 
 /// One opening of one log: its address in memory. Not the id of the log: a copy of a log's directory has the same id,
@@ -40,6 +60,8 @@ impl DurabilityWaiters {
 
     /// Waits until the record at `offset` is durable.
     pub(super) async fn durable(self: &Arc<Self>, log: &Arc<OpenLog>, offset: u64) -> Result<(), Error> {
+        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed); // only to be unlike any other
+        let place = Place { waiters: self, instance: Instance::of(log), key: (offset, ticket) };
         poll_fn(|context| {
             if log.durable_offset() > offset {
                 return Poll::Ready(Ok(()));
@@ -48,11 +70,11 @@ impl DurabilityWaiters {
                 return Poll::Ready(Err(error));
             }
             let mut lines = self.lock();
-            let line = lines.entry(Instance::of(log)).or_insert_with(|| {
+            let line = lines.entry(place.instance).or_insert_with(|| {
                 tokio::spawn(Arc::clone(self).serve(Arc::clone(log)));
                 WakerQueue::new()
             });
-            line.push_back((offset, context.waker().clone()));
+            line.insert(place.key, context.waker().clone());
             Poll::Pending
         })
         .await
@@ -66,7 +88,10 @@ impl DurabilityWaiters {
             tokio::task::yield_now().await; // let the turn end: what is appended in it goes into the same commit
             let nearest = {
                 let mut lines = self.lock();
-                let nearest = lines.get(&instance).and_then(|line| line.front()).map(|(offset, _)| *offset);
+                let nearest = lines
+                    .get(&instance)
+                    .and_then(|line| line.first_key_value())
+                    .map(|((offset, _), _)| *offset);
                 if nearest.is_none() && idle {
                     lines.remove(&instance);
                     return;
@@ -78,15 +103,64 @@ impl DurabilityWaiters {
             let Some(nearest) = nearest else { continue };
             let stopped = log.durable(nearest).await.is_err();
             let durable = if stopped { u64::MAX } else { log.durable_offset() };
-            let reached: Vec<_> = {
+            let reached = {
                 let mut lines = self.lock();
                 let Some(line) = lines.get_mut(&instance) else { return };
-                let reached = line.iter().take_while(|(offset, _)| *offset < durable).count();
-                line.drain(..reached).collect()
+                let later = line.split_off(&(durable, 0));
+                std::mem::replace(line, later)
             };
-            for (_, waker) in reached {
-                waker.wake();
-            }
+            reached.into_values().for_each(Waker::wake);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        disk::{
+            gate::{Gate, Operation},
+            sim::Sim,
+        },
+        log::Environment,
+        store::{LogSettings, Store, StoreOptions},
+    };
+    use std::{path::Path, pin::pin, sync::atomic::AtomicBool, task::Context};
+
+    /// Each time a request was looked at it took another place in the queue, and kept them all until a commit, which on a
+    /// full disk may be never, also when its client had left.
+    #[test]
+    fn a_request_that_waits_has_one_place_and_leaves_it_when_its_client_goes() {
+        let full = Arc::new(AtomicBool::new(false));
+        let is_full = Arc::clone(&full);
+        let gate = Gate::new(Arc::new(Sim::new(1)), move |operation, _: &Path| {
+            let refused = operation == Operation::Write && is_full.load(Ordering::SeqCst);
+            if refused { Err(std::io::Error::from_raw_os_error(28)) } else { Ok(()) }
+        });
+        let options = StoreOptions::default();
+        let store = Store::open_in(Environment::on(gate), Path::new("/store"), options).unwrap();
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+            store.create("a", &LogSettings::default()).unwrap();
+            let log = store.get("a").unwrap();
+            full.store(true, Ordering::SeqCst);
+            let at = log.append(b"x").unwrap();
+            let waiters = Arc::<DurabilityWaiters>::default();
+            let places = || waiters.lock().values().map(WakerQueue::len).sum::<usize>();
+            {
+                let (mut one, mut other) =
+                    (pin!(waiters.durable(&log, at)), Box::pin(waiters.durable(&log, at)));
+                for _ in 0..5 {
+                    for future in [one.as_mut(), other.as_mut()] {
+                        assert!(future.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+                        tokio::task::yield_now().await;
+                    }
+                }
+                assert_eq!(places(), 2);
+                drop(other);
+                assert_eq!(places(), 1);
+            }
+            assert_eq!(places(), 0);
+            full.store(false, Ordering::SeqCst);
+        });
     }
 }
