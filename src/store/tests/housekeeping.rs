@@ -607,3 +607,122 @@ fn what_cannot_be_removed_is_told_of_once() {
     store.turn();
     assert!(store.inner.left().is_empty());
 }
+
+/// A log whose mark of a clean close found no room held up the housekeeper, and callers of other logs, for 5 s; and
+/// closing the store took as long for each.
+#[test]
+fn logs_that_find_no_room_for_their_marks_are_closed_without_waiting_for_it() {
+    let full = Arc::new(AtomicBool::new(false));
+    let is_full = Arc::clone(&full);
+    let ask = move |operation, _: &Path| match operation {
+        Operation::Write if is_full.load(Ordering::SeqCst) => Err(io::Error::from_raw_os_error(28)),
+        _ => Ok(()),
+    };
+    let env = Environment::on(Gate::new(Arc::new(Sim::new(3)), ask));
+    let store = Store::open_in(env, Path::new("/store"), without_backings()).unwrap();
+    let names = ["a", "b", "c"];
+    let fill_up = || {
+        for name in names {
+            store.create(name, &LogSettings::default()).unwrap();
+            let log = store.get(name).unwrap();
+            log.append(b"x").and_then(|at| log.wait_durable(at)).unwrap();
+        }
+        thread::sleep(Duration::from_millis(200)); // zeros are written ahead
+        full.store(true, Ordering::SeqCst);
+    };
+    fill_up();
+    let begun = Instant::now();
+    store.turn();
+    assert_eq!(store.count(), (3, 0));
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    full.store(false, Ordering::SeqCst);
+    fill_up();
+    for name in names {
+        let log = store.get(name).unwrap();
+        assert_eq!((log.damage(), log.next_offset()), (&[][..], 2));
+    }
+    let begun = Instant::now();
+    store.close().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+}
+
+/// The disk of a log that was idle hung when the log was closed, and no other log was closed.
+#[test]
+fn a_disk_that_hangs_while_an_idle_log_is_closed_keeps_no_other_from_being_closed() {
+    let door = Arc::new(Door::default());
+    let passes = Arc::clone(&door);
+    let ask = move |operation, path: &Path| {
+        if operation == Operation::Write && path.starts_with("/store/a") {
+            passes.pass();
+        }
+        Ok(())
+    };
+    let env = Environment::on(Gate::new(Arc::new(Sim::new(3)), ask));
+    let mut store = Store::open_in(env, Path::new("/store"), without_backings()).unwrap();
+    let _open = Open(&door);
+    for name in ["a", "b", "c"] {
+        store.create(name, &LogSettings::default()).unwrap();
+        let log = store.get(name).unwrap();
+        log.append(b"x").and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    thread::sleep(Duration::from_millis(200)); // zeros are written ahead
+    door.shut(true);
+    store.housekeeper = Some(Housekeeper::start(&store.inner).unwrap());
+    door.wait_for_somebody();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while store.count().1 > 1 {
+        assert!(Instant::now() < deadline, "a log is not closed");
+        thread::sleep(Duration::from_millis(10));
+    }
+    door.shut(false);
+    store.close().unwrap();
+}
+
+/// A log that does not open for lack of room, because its readers may have seen what is in memory, was never trimmed,
+/// which would have made room.
+#[test]
+fn retention_makes_room_for_a_log_whose_memory_cannot_be_restored() {
+    let (sim, place, at) = (Sim::new(3), Path::new("/store"), tempfile::tempdir_in("/dev/shm").unwrap());
+    let options = || {
+        let mut options = options();
+        options.log.shm_dir = Some(at.path().to_owned());
+        options.log.durability = crate::Durability::Memory;
+        options
+    };
+    let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
+    let on = |sim: &Sim| Environment { machine: clocks.clone(), ..Environment::on(Arc::new(sim.clone())) };
+    let settings = LogSettings { retention_seconds: Some(3600), ..LogSettings::default() };
+    let store = Store::open_in(on(&sim), place, options()).unwrap();
+    store.create("a", &settings).unwrap();
+    let log = store.get("a").unwrap();
+    for _ in 0..100 {
+        log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    thread::sleep(Duration::from_millis(200)); // the next segment's file is made
+    sim.run_dry(u64::MAX);
+    log.append(&[8; 2500]).unwrap();
+    let left = sim.snapshot().after(Cut::Kill);
+    left.run_dry(u64::MAX);
+    clocks.0.fetch_add(2 * 3600 * 1000, Ordering::SeqCst); // two hours later
+    let killed = Store::open_in(on(&left), place, options()).unwrap();
+    let refused = killed.get("a").err();
+    assert!(refused.is_some_and(|error| matches!(error, Error::Log(LogError::Full { .. }))));
+    let segments = || {
+        let is_segment = |path: &std::path::PathBuf| path.extension().is_some_and(|end| end == "seg");
+        left.dump().into_keys().filter(is_segment).count()
+    };
+    let before = segments();
+    for _ in 0..60 {
+        clocks.0.fetch_add(10_000, Ordering::SeqCst);
+        clocks.1.fetch_add(10_000, Ordering::SeqCst);
+        killed.turn();
+    }
+    assert!(segments() < before, "nothing is dropped in ten minutes");
+    left.run_dry(0);
+    let whole = killed.get("a").unwrap();
+    assert!(whole.first_offset() > 0);
+    assert_eq!((whole.next_offset(), whole.damage()), (101, &[][..]));
+    assert_eq!(whole.read(100).unwrap().unwrap().value(), [8; 2500]);
+    drop(whole);
+    sim.run_dry(0);
+}
