@@ -18,7 +18,7 @@ mod housekeeper;
 
 use crate::{
     disk::{Disk, tree},
-    log::{CLOSING, COMMON_LOCK, Environment, Error as LogError, Log, Options, SETTINGS, budget::Budget},
+    log::{COMMON_LOCK, Environment, Error as LogError, Log, Options, SETTINGS, budget::Budget},
     name::is_log_name,
     sync::{lock, read_lock, try_lock, write_lock},
 };
@@ -128,14 +128,14 @@ impl Entry {
         lock(&self.deleted)
     }
 
-    /// Closes an idle log, if it is open and nobody else holds it, or its lock.
+    /// Closes the log, if it is open and nobody else holds it, or its lock.
     fn close(&self) {
         let Some(_held) = try_lock(&self.deleted) else { return };
         let Some(open) = self.open.swap(None) else { return };
         match Arc::try_unwrap(open) {
             Ok(open) => {
                 let OpenLog { log, name, .. } = open;
-                if let Err(error) = log.close_idle() {
+                if let Err(error) = log.close() {
                     tracing::error!(name, %error, "closing a log failed");
                 }
             }
@@ -387,10 +387,10 @@ impl Store {
     fn close_in_place(&mut self) -> Result<(), Error> {
         self.housekeeper.take().into_iter().for_each(Housekeeper::stop);
         let entries = std::mem::take(&mut *write_lock(&self.inner.entries));
-        let (mut result, mut left) = (Ok(()), CLOSING);
+        let mut result = Ok(());
         for open in entries.into_values().filter_map(|entry| entry.open.swap(None)) {
             if let Ok(OpenLog { log, .. }) = Arc::try_unwrap(open) {
-                result = result.and(log.close_within(&mut left).map_err(Error::Log));
+                result = result.and(log.close().map_err(Error::Log));
             }
         }
         result
@@ -456,10 +456,7 @@ impl Inner {
     }
 
     fn open_log(&self, name: &str) -> Result<OpenLog, Error> {
-        self.open_log_with(name, self.settings(name)?)
-    }
-
-    fn open_log_with(&self, name: &str, settings: LogSettings) -> Result<OpenLog, Error> {
+        let settings = self.settings(name)?;
         let (dir, options) = (self.dir.join(name), self.options_for(&settings)?);
         let log = Log::open_within(&self.env, &self.budget, &dir, options)?;
         let (name, deleted) = (name.to_owned(), AtomicBool::new(false));

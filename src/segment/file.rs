@@ -119,15 +119,6 @@ impl SegmentFile {
         let _ = disk.remove(&lock(&self.path)); // if it stays, the next opening removes it
     }
 
-    /// Removes it after [`begin`](Self::begin) has failed, unless it has its name already: it may have taken the place of
-    /// another file.
-    pub(crate) fn discard_unbegun(&self, disk: &dyn Disk) {
-        let path = lock(&self.path);
-        if path.file_name().and_then(|name| name.to_str()).is_some_and(is_temporary) {
-            let _ = disk.remove(&path); // if it stays, the next opening removes it
-        }
-    }
-
     /// Writes the header block, with the mark saying that `durable` records are durable.
     pub(crate) fn write_header(&self, header: &Header, durable: u32) -> io::Result<()> {
         let mut block = Aligned::new(BLOCK as usize)?;

@@ -5,10 +5,7 @@
 //! hangs does not prevent other logs from being closed or trimmed.
 
 use super::{Entry, Error, Inner, LogError, LogSettings, OpenLog};
-use crate::{
-    log::Durability,
-    sync::{read_lock, try_lock},
-};
+use crate::sync::{read_lock, try_lock};
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 use std::{
     sync::{
@@ -177,43 +174,19 @@ impl Inner {
         let again = every.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
         let again = again.map_or(u64::MAX, |again| now.saturating_add(again));
         entry.retain_at.store(again, Ordering::Relaxed); // by one helper at a time
-        if age.is_none() {
-            return;
-        }
-        match self.opened(name, entry) {
-            Ok(open) => {
-                if open.apply_retention() == Retained::InPart {
-                    entry.retain_at.store(now, Ordering::Relaxed);
-                }
-                // If it has more to do, that continues in the background, and a later turn closes the log.
-                let settled = open.settles_soon();
-                drop(open);
-                if settled {
-                    entry.close();
-                }
+        if age.is_some()
+            && let Ok(open) = self.opened(name, entry)
+        {
+            if open.apply_retention() == Retained::InPart {
+                entry.retain_at.store(now, Ordering::Relaxed);
             }
-            Err(Error::Log(error)) if error.is_full() => {
-                if self.retain_unseen(name, entry) == Retained::InPart {
-                    entry.retain_at.store(now, Ordering::Relaxed);
-                }
+            // If it has more to do, that continues in the background, and a later turn closes the log.
+            let settled = open.settles_soon();
+            drop(open);
+            if settled {
+                entry.close();
             }
-            Err(_) => {} // the error is reported to users of the log
         }
-    }
-
-    /// Applies retention, which makes room, to a log that does not open for lack of room, because without what its last
-    /// process has left in memory it would be shorter than its readers know it. Opens it without that: nobody else sees
-    /// it, and what is in memory stays there.
-    fn retain_unseen(&self, name: &str, entry: &Entry) -> Retained {
-        let Some(deleted) = try_lock(&entry.deleted) else { return Retained::InPart };
-        if *deleted || entry.open.load().is_some() {
-            return Retained::All;
-        }
-        let settings = self.settings(name);
-        let open = settings.and_then(|settings| {
-            self.open_log_with(name, LogSettings { durability: Some(Durability::Disk), ..settings })
-        });
-        open.map_or(Retained::All, |open| open.apply_retention())
     }
 
     /// Applies retention, and closes logs that are idle or too many; all of it on this thread.
@@ -253,8 +226,7 @@ impl Inner {
         for (n, entry) in open.iter().enumerate() {
             let is_due = n < too_many || now.saturating_sub(entry.used.load(Ordering::Relaxed)) > idle;
             if is_due && entry.open.load_full().is_some_and(|log| log.settles_soon()) {
-                let entry = Arc::clone(entry);
-                helpers.help(&Arc::clone(&entry.helped), move || entry.close());
+                entry.close();
             }
         }
     }

@@ -83,7 +83,7 @@ pub(in crate::log) fn open(
         }
     }
     if let Some(found) = &backings {
-        full = restore::restore(disk, dir, found, &mut surveyed, options.durability)?.or(full);
+        full = restore::restore(disk, dir, found, &mut surveyed)?.or(full);
         // A log of format 1 may just have got its first segment with a secret.
         let secret = surveyed.segments.iter().find_map(|found| found.header.secret.0);
         if let Some(secret) = secret.filter(|&secret| secret != identity.secret) {
@@ -209,7 +209,7 @@ fn sealed_length(scan: &Scan) -> u64 {
 }
 
 /// Turns an error into [`Error::Full`] if it says that there is no room, or that the file system is read-only.
-pub(super) fn no_room(error: Error) -> Error {
+fn no_room(error: Error) -> Error {
     match error {
         Error::Io { .. } if error.keeps_from_writing() => Error::Full { reason: error.to_string().into() },
         error => error,

@@ -8,11 +8,6 @@
 //! was being copied: so frames after a gap are kept aside. Being killed in here does no harm: the backings are removed
 //! last.
 //!
-//! Without room for the records of a backing, nothing is written, and that backing and all later ones stay for the next
-//! opening. With `Durability::Disk`, the log can be opened for reading meanwhile: its readers have seen only what the disk
-//! has. With `Durability::Memory` they may have seen all that the backing holds, so the log stays closed: it would be
-//! shorter than they know it.
-//!
 //! # What always holds
 //! - A backing continues only its own history: in the segment that its process has begun, if the file's frames are
 //!   exactly the bytes that the backing starts with; or after the frame that preceded it, identified by that frame's
@@ -21,10 +16,10 @@
 //!   before they were trimmed. Any other backing stays, and is reported.
 
 use super::{
-    super::{Durability, Error, stats},
+    super::{Error, stats},
     aside,
     judge::Rest,
-    open::{Full, no_room},
+    open::Full,
     survey::{Copies, Origin, State, Survey, SurveyedSegment},
 };
 use crate::{
@@ -60,17 +55,13 @@ pub(super) struct LeftBacking {
 }
 
 /// Completes the segment files and the survey from the backings. Removes backings that are no longer needed. Returns
-/// `Full` if there is no room for what one of them holds, or to keep that aside: the backing stays, the log must not be
-/// written to, and the survey is out of date.
-///
-/// # Errors
-/// [`Error::Full`] if there is no room for records that readers may have seen.
+/// `Full` if there is no room to keep aside what one of them holds: that backing stays, and the log must not be written
+/// to.
 pub(super) fn restore(
     disk: &dyn Disk,
     dir: &Path,
     backings: &ShmBacking,
     survey: &mut Survey,
-    durability: Durability,
 ) -> Result<Option<Full>, Error> {
     let mut held = held(dir, backings, survey)?;
     if !held.is_empty() && !may_go_on(survey) {
@@ -78,33 +69,22 @@ pub(super) fn restore(
         return Ok(None);
     }
     let first = survey.segments.first().map_or(0, |first| first.header.base);
-    let (mut kept, mut full, mut handled) = (Vec::new(), None, held.len());
+    let mut kept = Vec::new();
     // By base, so that each continues where the one before it ended. Of two with the same base, one belongs to a chunk
     // that was replaced while it was empty.
     held.sort_by_key(|backing| backing.header.base);
     for n in 0..held.len() {
         let (before, rest) = held.split_at_mut(n);
         let Some(backing) = rest.first_mut() else { break };
-        let is_damaged = !survey.damage.is_empty(); // readers may have seen what only the backing has whole
         let restored = take_up(disk, dir, backings, survey, before, backing);
-        match restored.map_err(Error::io("restore from memory what is missing in", dir)) {
-            Ok(Fate::Needless) => {}
-            Ok(Fate::Kept) if backing.end.is_some_and(|(end, _)| end <= first) => {} // trimmed
-            Ok(Fate::Kept) => kept.push(n),
-            Err(error) if error.keeps_from_writing() && durability == Durability::Disk && !is_damaged => {
-                full = Some(Full::new(error, room_for(survey, &held[n..])));
-                handled = n;
-                break;
-            }
-            Err(error) => return Err(no_room(error)),
+        match restored.map_err(Error::io("restore from memory what is missing in", dir))? {
+            Fate::Needless => {}
+            Fate::Kept if backing.end.is_some_and(|(end, _)| end <= first) => {} // trimmed
+            Fate::Kept => kept.push(n),
         }
     }
-    tell(
-        backings,
-        held[handled..].iter().map(|backing| &*backing.name),
-        "there is no room on the disk for what it may hold",
-    );
-    for (n, backing) in held[..handled].iter().enumerate() {
+    let mut full = None;
+    for (n, backing) in held.iter().enumerate() {
         if kept.contains(&n) {
             tell(backings, [&*backing.name], "its records do not continue where the log ends");
             continue;
@@ -112,11 +92,7 @@ pub(super) fn restore(
         if let Some((end, _)) = backing.end {
             match aside::keep(disk, dir, end, &backing.torn) {
                 Err(error) if error.keeps_from_writing() => {
-                    let torn = backing.torn.len() as u64;
-                    match &mut full {
-                        Some(full) => full.needs += torn,
-                        None => full = Some(Full::new(error, torn)),
-                    }
+                    full = Some(Full::new(error, backing.torn.len() as u64));
                     continue;
                 }
                 kept => kept?,
@@ -125,13 +101,6 @@ pub(super) fn restore(
         backings.remove(&backing.name);
     }
     Ok(full)
-}
-
-/// The room that these backings need for segments that have no file yet. What the others need, opening reserves.
-fn room_for(survey: &Survey, backings: &[LeftBacking]) -> u64 {
-    let has_file = |header: &Header| survey.segments.iter().any(|found| found.header == *header);
-    let new = backings.iter().map(|backing| &backing.header).filter(|header| !has_file(header));
-    new.map(|header| file::length(header.capacity)).sum()
 }
 
 /// The backings of this log that hold a segment. Removes those that hold none, and reports those that it does not
@@ -362,7 +331,7 @@ fn go_on_behind(
     let header = backing.header;
     told(dir, &header, &scan);
     let segment = SegmentFile::prepare(disk, dir, 0, header.capacity)?;
-    segment.begin(disk, dir, &header).inspect_err(|_| segment.discard_unbegun(disk))?;
+    segment.begin(disk, dir, &header)?;
     write(segment.file(), &frames, 0, scan.words)?;
     frames[scan.words as usize * frame::WORD..].fill(0); // as in the file
     // A segment of the same base was replaced while it was empty, and its file was just now: sealing it would write
