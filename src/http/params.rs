@@ -29,6 +29,11 @@ pub(super) fn of<B>(request: &Request<B>) -> impl Iterator<Item = Result<Paramet
     })
 }
 
+/// Refuses all parameters.
+pub(super) fn none<B>(request: &Request<B>) -> Result<(), Problem> {
+    of(request).next().map_or(Ok(()), |parameter| Err(unknown(&parameter?.0, "none")))
+}
+
 /// The answer to an unknown parameter.
 pub(super) fn unknown(name: &str, known: &str) -> Problem {
     let name: String = name.chars().take(50).collect();

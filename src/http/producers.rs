@@ -8,7 +8,7 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    Code, EarlierBatch, OpenedProducer, ProducerState,
+    Code, EarlierBatch, Error, OpenedProducer, ProducerState,
     store::{OpenLog, Store},
 };
 use hyper::Request;
@@ -81,13 +81,6 @@ fn id_in(path: &str) -> Result<String, Problem> {
     if fits { Ok(id.into_owned()) } else { Err(bad()) }
 }
 
-fn no_parameters(request: &Request<()>) -> Result<(), Problem> {
-    match params::of(request).next() {
-        Some(parameter) => Err(params::unknown(&parameter?.0, "none")),
-        None => Ok(()),
-    }
-}
-
 /// `POST`: the producer's next epoch. Batches of older ones are refused from now on.
 pub(super) async fn open(
     context: &Context,
@@ -96,13 +89,10 @@ pub(super) async fn open(
     id: &str,
     request: Request<()>,
 ) -> Result<Answer, Problem> {
-    no_parameters(&request)?;
+    params::none(&request)?;
     let id = id_in(id)?;
     let log = context.log_to_append(line, name).await?;
-    let (to_open, its_id) = (Arc::clone(&log), id.clone());
-    let open = move |_: &Store, _: &str| to_open.open_producer(&its_id);
-    let producer = context.in_turn(line, name, open).await?;
-    let producer = producer.map_err(|error| Problem::from(error).of(&log))?;
+    let producer = in_turn(context, line, &log, &id, |log, id| log.open_producer(id)).await?;
     Ok(opened(&log, &id, &producer))
 }
 
@@ -114,16 +104,15 @@ pub(super) async fn describe(
     id: &str,
     request: Request<()>,
 ) -> Result<Answer, Problem> {
-    no_parameters(&request)?;
+    params::none(&request)?;
     let id = id_in(id)?;
     let log = context.log(line, name).await?;
-    let state = if log.knows_producers() {
-        log.producer(&id)
+    let state = if !log.producers_are_busy() && log.knows_producers() {
+        log.producer(&id).map_err(|error| Problem::from(error).of(&log))?
     } else {
-        let (to_ask, its_id) = (Arc::clone(&log), id.clone());
-        context.in_turn(line, name, move |_: &Store, _: &str| to_ask.producer(&its_id)).await?
+        in_turn(context, line, &log, &id, |log, id| log.producer(id)).await?
     };
-    let state = state.map_err(|error| Problem::from(error).of(&log))?.ok_or_else(|| {
+    let state = state.ok_or_else(|| {
         let detail = "the log knows no producer of this id: it never appended, or was forgotten; begin an epoch by POST";
         Problem::new(Code::ProducerNotFound, detail)
     })?;
@@ -131,4 +120,18 @@ pub(super) async fn describe(
         context.acknowledged(&log, last, None).await?;
     }
     Ok(described(&log, &id, &state))
+}
+
+/// Asks a log about a producer off the runtime's thread, because that reads from the disk, writes to it, or waits for a
+/// batch that is being copied.
+async fn in_turn<T: Send + 'static>(
+    context: &Context,
+    line: &Line,
+    log: &Arc<OpenLog>,
+    id: &str,
+    ask: fn(&OpenLog, &str) -> Result<T, Error>,
+) -> Result<T, Problem> {
+    let (asked, id) = (Arc::clone(log), id.to_owned());
+    let done = context.in_turn(line, log.name(), move |_: &Store, _: &str| ask(&asked, &id)).await?;
+    done.map_err(|error| Problem::from(error).of(log))
 }

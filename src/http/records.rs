@@ -218,10 +218,7 @@ pub(super) async fn one(
     offset: &str,
     request: Request<()>,
 ) -> Result<Answer, Problem> {
-    if let Some(parameter) = params::of(&request).next() {
-        let (name, _) = parameter?;
-        return Err(params::unknown(&name, "none"));
-    }
+    params::none(&request)?;
     let offset = params::number("offset", offset, 0..=u64::MAX)
         .map_err(|_| Problem::new(Code::InvalidOffset, "an offset is a whole number"))?;
     let log = context.log(asker.line, name).await?;

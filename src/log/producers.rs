@@ -323,26 +323,37 @@ impl KnownProducer {
     }
 }
 
+fn check_id(id: &str) -> Result<(), Error> {
+    if (1..=PRODUCER_ID_BYTES).contains(&id.len()) { Ok(()) } else { Err(Error::BadProducer) }
+}
+
 /// Set in a block's count if it has a mark.
 const MARKED: u32 = 1 << 31;
 
 /// The extension block of a batch's first frame: its length, epoch, sequence, count, and id; if it has a mark, also the
-/// length of the id before that, and the mark after it.
-fn block(batch: &ProducerBatch<'_>, count: u64) -> Vec<u8> {
+/// length of the id before that, and the mark after it. The count is [set](set_count) when it is known.
+fn block(batch: &ProducerBatch<'_>) -> Vec<u8> {
     let mark = batch.mark.map_or(0, |mark| 1 + mark.len());
     let length = 4 + 8 + 4 + batch.id.len() + mark;
     let mut block = Vec::with_capacity(EXTENSION_LENGTH + length);
     block.extend_from_slice(&(length as u16).to_le_bytes());
     block.extend_from_slice(&batch.epoch.to_le_bytes());
     block.extend_from_slice(&batch.sequence.to_le_bytes());
-    let marked = if batch.mark.is_some() { MARKED } else { 0 };
-    block.extend_from_slice(&(count as u32 | marked).to_le_bytes());
+    block.extend_from_slice(&if batch.mark.is_some() { MARKED } else { 0 }.to_le_bytes());
     if batch.mark.is_some() {
         block.push(batch.id.len() as u8); // at most 64
     }
     block.extend_from_slice(batch.id.as_bytes());
     block.extend_from_slice(batch.mark.unwrap_or_default().as_bytes());
     block
+}
+
+/// Sets the count in a new block, which may have the first value after it.
+fn set_count(block: &mut [u8], count: u64) {
+    let at = EXTENSION_LENGTH + 4 + 8; // after the length, the epoch and the sequence
+    for (byte, count) in block[at..].iter_mut().zip((count as u32).to_le_bytes()) {
+        *byte |= count;
+    }
 }
 
 fn parse_block(block: &[u8]) -> Option<(ProducerBatch<'_>, u64)> {
@@ -434,15 +445,19 @@ impl Log {
         expected_next: Option<u64>,
         may_block: MayBlock,
     ) -> Result<Produced, Error> {
-        let fits = (1..=PRODUCER_ID_BYTES).contains(&batch.id.len());
-        if !fits || batch.mark.is_some_and(|mark| mark.len() > PRODUCER_MARK_BYTES) {
+        check_id(batch.id)?;
+        if batch.mark.is_some_and(|mark| mark.len() > PRODUCER_MARK_BYTES) {
             return Err(Error::BadProducer);
         }
-        let (mut count, mut content) = (0, Content::default());
+        let (mut extended, mut count, mut content) = (block(batch), 0, Content::default());
         values.each(|bytes, _| {
+            if count == 0 {
+                extended.extend_from_slice(bytes);
+            }
             count += 1;
             content.add(bytes);
         });
+        set_count(&mut extended, count);
         if count == 0 {
             return Err(Error::EmptyBatch);
         }
@@ -455,12 +470,6 @@ impl Log {
         if let Some(StoredBatch { first_offset, count, .. }) = table.find(batch, count, content.0)? {
             return Ok(Produced { first_offset, count, repeated: true });
         }
-        let (mut extended, mut is_first) = (block(batch, count), true);
-        values.each(|bytes, _| {
-            if std::mem::take(&mut is_first) {
-                extended.extend_from_slice(bytes);
-            }
-        });
         let all = Extended { first: &extended, values };
         let first_offset = append::append(&self.shared, &all, expected_next, may_block)?;
         let stored = StoredBatch { sequence: batch.sequence, first_offset, count, content: Some(content.0) };
@@ -490,9 +499,7 @@ impl Log {
     /// # }
     /// ```
     pub fn open_producer(&self, id: &str) -> Result<OpenedProducer, Error> {
-        if !(1..=PRODUCER_ID_BYTES).contains(&id.len()) {
-            return Err(Error::BadProducer);
-        }
+        check_id(id)?;
         self.writable()?;
         let mut file = self.shared.producers.file();
         self.learn(&mut file)?;
@@ -513,7 +520,9 @@ impl Log {
     /// # Errors
     /// [`Error::Io`].
     pub fn producer(&self, id: &str) -> Result<Option<ProducerState>, Error> {
-        self.learn_producers()?;
+        if !self.knows_producers() {
+            self.learn_producers()?;
+        }
         let table = self.shared.producers.table();
         Ok(table.as_ref().and_then(|table| table.producers.get(id)).map(KnownProducer::state))
     }

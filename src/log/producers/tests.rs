@@ -216,8 +216,9 @@ fn nobody_who_only_asks_waits_while_producers_are_learnt_or_written_down() {
             told.recv().unwrap();
             scope.spawn(move || {
                 let known = log.knows_producers();
+                let state = known.then(|| log.producer("p").unwrap()).flatten();
                 let appended = known.then(|| send(log, "p", 0, 1).unwrap());
-                tell.send((known, appended.is_some())).unwrap();
+                tell.send((known, appended.is_some() && state.is_some())).unwrap();
             });
             let answer = answered.recv_timeout(Duration::from_secs(5));
             going.send(()).unwrap();
@@ -461,7 +462,8 @@ fn blocks_are_read_as_they_were_written_with_and_without_a_mark() {
         for count in [1, 5, (1 << 31) - 1] {
             let mut batch = ProducerBatch::new(id, 0x0102_0304, u64::MAX - 1);
             batch.mark = mark;
-            let block = block(&batch, count);
+            let mut block = block(&batch);
+            set_count(&mut block, count);
             let length = usize::from(u16::from_le_bytes([block[0], block[1]]));
             assert_eq!(block.len(), EXTENSION_LENGTH + length);
             assert_eq!(parse_block(&block[EXTENSION_LENGTH..]), Some((batch, count)));
