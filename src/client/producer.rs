@@ -459,7 +459,7 @@ async fn begin_epoch(shared: &Shared) -> Result<Begun, Error> {
     }
     let id = utf8_percent_encode(&shared.id, NON_ALPHANUMERIC);
     let path = format!("{}/producers/{id}", super::path_of(&shared.log)?);
-    let patience = Patience::new(shared);
+    let mut patience = Patience::new(shared);
     loop {
         let request = shared.client.request(Method::POST, &path, &[], Bytes::new())?;
         match shared.client.whole(request, &shared.log).await {
@@ -477,22 +477,21 @@ async fn begin_epoch(shared: &Shared) -> Result<Begun, Error> {
 struct Patience<'a> {
     shared: &'a Shared,
     begun: Instant,
-    pause: Mutex<Pause>,
+    pause: Pause,
 }
 
 impl<'a> Patience<'a> {
     fn new(shared: &'a Shared) -> Self {
-        Self { shared, begun: Instant::now(), pause: Mutex::default() }
+        Self { shared, begun: Instant::now(), pause: Pause::default() }
     }
 
     /// Waits after a temporary error; returns others, and one that has lasted too long.
-    async fn wait(&self, error: Error) -> Result<(), Error> {
+    async fn wait(&mut self, error: Error) -> Result<(), Error> {
         if !error.is_temporary() || self.begun.elapsed() >= self.shared.patience {
             return Err(error);
         }
         self.shared.trouble.send_if_modified(|trouble| trouble.replace(error).is_none());
-        let pause = crate::sync::lock(&self.pause).next();
-        tokio::time::sleep(pause).await;
+        self.pause.wait().await;
         Ok(())
     }
 
@@ -518,7 +517,7 @@ async fn send(
         ("producer-seq", &*sequence_text),
     ];
     headers.extend(mark.as_deref().map(|mark| ("producer-mark", mark)));
-    let patience = Patience::new(&shared);
+    let mut patience = Patience::new(&shared);
     loop {
         let request = shared.client.request(Method::POST, &path, &headers, body.clone())?;
         let Refusal { error, expected } = match shared.client.whole(request, &shared.log).await {

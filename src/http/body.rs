@@ -125,7 +125,7 @@ pub(super) async fn in_turn<T: Send + 'static>(
     }
     // On a thread of its own: the work takes longer than creating the thread, which can yield to the threads that
     // answer.
-    let turn = context.memory.turn(work.kind(), line, patience).await?;
+    let turn = context.memory.turns.turn(work.kind(), line, patience).await?;
     let (done, result) = oneshot::channel();
     let give_way = move || {
         let _turn = turn; // held to the end, even if nobody waits for the result any more

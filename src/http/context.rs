@@ -38,7 +38,7 @@ pub(super) struct Context {
     pub(super) store: Arc<Store>,
     pub(super) waiters: Arc<DurabilityWaiters>,
     pub(super) feeds: Feeds,
-    pub(super) turns: Arc<LogTurns>,
+    pub(super) log_turns: Arc<LogTurns>,
     pub(super) limits: Arc<Settings>,
     pub(super) memory: Arc<Memory>,
     pub(super) guard: Arc<Guard>,
@@ -159,7 +159,7 @@ impl Context {
         name: &str,
         run: impl FnOnce(&Store, &str) -> T + Send + 'static,
     ) -> Result<T, Problem> {
-        let turn = self.turns.turn(name, &self.memory, line, self.limits.body_time).await?;
+        let turn = self.log_turns.turn(name, &self.memory.turns, line, self.limits.body_time).await?;
         let name = name.to_owned();
         let run = move |store: &Store| {
             let _turn = turn;
@@ -177,7 +177,7 @@ impl Context {
         patience: Duration,
         run: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Problem> {
-        let turn = self.memory.turn(kind, line, patience).await?;
+        let turn = self.memory.turns.turn(kind, line, patience).await?;
         let (done, result) = oneshot::channel();
         tokio::task::spawn_blocking(move || {
             let _turn = turn; // held to the end, even if the client leaves earlier

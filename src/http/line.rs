@@ -72,11 +72,8 @@ impl AllTurns {
         Arc::clone(&self.0[kind as usize]).try_acquire_owned().ok()
     }
 
-    /// Waits for a turn, in the queue of a connection, for as long as it takes.
+    /// Waits for a turn, in the queue of a connection, for as long as it takes. For when none is [free](Self::free).
     pub(super) async fn wait(&self, kind: Kind, line: &Line) -> Option<Turn> {
-        if let Some(turn) = self.free(kind) {
-            return Some(turn);
-        }
         let _first = line.first[kind as usize].acquire().await;
         Arc::clone(&self.0[kind as usize]).acquire_owned().await.ok() // an error if it were closed, which it never is
     }

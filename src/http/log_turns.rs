@@ -3,8 +3,7 @@
 //! many threads, and reads from the disk and compressed bodies of other logs need them too.
 
 use super::{
-    line::{Kind, Line, Turn},
-    memory::Memory,
+    line::{AllTurns, Kind, Line, Turn},
     problem::Problem,
 };
 use crate::sync::lock;
@@ -48,7 +47,7 @@ impl LogTurns {
     pub(super) async fn turn(
         self: &Arc<Self>,
         name: &str,
-        memory: &Memory,
+        all: &AllTurns,
         line: &Line,
         patience: Duration,
     ) -> Result<LogTurn, Problem> {
@@ -66,11 +65,11 @@ impl LogTurns {
                     let _among_few = line.for_a_busy_log().await?;
                     Arc::clone(&log).lock_owned().await
                 };
-                if let Some(one_of_few) = memory.free_turn(Kind::Log) {
+                if let Some(one_of_few) = all.free(Kind::Log) {
                     return Some((one_at_a_time, one_of_few));
                 }
                 drop(one_at_a_time);
-                let one_of_few = memory.wait_for_turn(Kind::Log, line).await?;
+                let one_of_few = all.wait(Kind::Log, line).await?;
                 if let Ok(one_at_a_time) = Arc::clone(&log).try_lock_owned() {
                     return Some((one_at_a_time, one_of_few));
                 }
@@ -96,6 +95,7 @@ impl Drop for Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::line::KINDS;
     use std::{
         pin::Pin,
         task::{Context, Poll, Waker},
@@ -113,19 +113,19 @@ mod tests {
 
     struct Server {
         turns: Arc<LogTurns>,
-        memory: Arc<Memory>,
+        all: AllTurns,
     }
 
     impl Server {
         fn ask<'a>(&'a self, name: &'a str, line: &'a Line) -> Waiting<'a> {
-            Box::pin(self.turns.turn(name, &self.memory, line, Duration::from_secs(60)))
+            Box::pin(self.turns.turn(name, &self.all, line, Duration::from_secs(60)))
         }
     }
 
     fn with_server(run: impl FnOnce(&Server)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _within = runtime.enter(); // for its timers
-        let server = Server { turns: LogTurns::new(), memory: Memory::new(1 << 20, 1 << 10, 1) };
+        let server = Server { turns: LogTurns::new(), all: AllTurns::new([LOGS; KINDS]) };
         run(&server);
         assert!(server.turns.by_name.lock().unwrap().is_empty(), "names stay for ever");
     }

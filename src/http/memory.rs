@@ -9,7 +9,7 @@
 //! see `connection`.
 
 use super::{
-    line::{AllTurns, Kind, Line, Turn},
+    line::{AllTurns, Kind},
     log_turns::LOGS,
     problem::Problem,
 };
@@ -22,7 +22,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// Grants grow by this many bytes, so that a body costs one atomic operation per step and not one per read.
@@ -60,7 +60,7 @@ pub(super) struct Memory {
     requests: AtomicUsize,
     answers: AtomicUsize,
     /// The turns for work that temporarily needs more memory than it leaves, and a processor.
-    turns: AllTurns,
+    pub(super) turns: AllTurns,
     /// Mappings for reuse, each of at least [`PIECE`] bytes.
     spare: Mutex<Vec<MmapMut>>,
     begun: Instant,
@@ -224,21 +224,6 @@ impl Memory {
             let (used, limit) = (self.used(), self.limit);
             tracing::warn!(used, limit, %problem, "requests are refused");
         }
-    }
-
-    /// Waits for a turn, in the queue of a connection.
-    pub(super) async fn turn(&self, kind: Kind, line: &Line, patience: Duration) -> Result<Turn, Problem> {
-        self.turns.turn(kind, line, patience).await
-    }
-
-    /// Likewise, for as long as it takes.
-    pub(super) async fn wait_for_turn(&self, kind: Kind, line: &Line) -> Option<Turn> {
-        self.turns.wait(kind, line).await
-    }
-
-    /// A turn, if one is free.
-    pub(super) fn free_turn(&self, kind: Kind) -> Option<Turn> {
-        self.turns.free(kind)
     }
 }
 

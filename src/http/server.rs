@@ -193,7 +193,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new(store));
         let (connections, settings) =
             (Connections::new(self.settings.connections), Arc::new(self.settings.clone()));
-        let turns = LogTurns::new();
+        let log_turns = LogTurns::new();
         for n in 0..self.settings.threads.max(1) {
             let worker = Worker {
                 number: n,
@@ -204,7 +204,7 @@ impl Server {
                 memory: Arc::clone(&memory),
                 guard: Arc::clone(&guard),
                 connections: Arc::clone(&connections),
-                turns: Arc::clone(&turns),
+                log_turns: Arc::clone(&log_turns),
                 recovered: Arc::clone(recovered),
             };
             let stopped = stopped.clone();
@@ -244,7 +244,7 @@ struct Worker {
     memory: Arc<Memory>,
     guard: Arc<Guard>,
     connections: Arc<Connections>,
-    turns: Arc<LogTurns>,
+    log_turns: Arc<LogTurns>,
     recovered: Arc<AtomicBool>,
 }
 
@@ -258,8 +258,18 @@ fn open_default(store: &Store) -> Result<(), store::Error> {
 
 impl Worker {
     async fn serve(self, mut stopped: watch::Receiver<bool>) -> io::Result<()> {
-        let Self { number, listener, settings, store, metrics, memory, guard, connections, turns, recovered } =
-            self;
+        let Self {
+            number,
+            listener,
+            settings,
+            store,
+            metrics,
+            memory,
+            guard,
+            connections,
+            log_turns,
+            recovered,
+        } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let (waiters, feeds) = (Arc::default(), Feeds::default());
         let stopping = stopped.clone();
@@ -267,7 +277,7 @@ impl Worker {
             store,
             waiters,
             feeds,
-            turns,
+            log_turns,
             limits: Arc::clone(&settings),
             memory,
             guard,

@@ -13,6 +13,7 @@ use std::{
     cell::Cell,
     path::Path,
     sync::{Arc, Barrier, Condvar, Mutex, mpsc},
+    thread::Scope,
     time::{Duration, Instant},
 };
 
@@ -42,29 +43,40 @@ impl AppendValues for Slow<'_> {
     }
 }
 
-/// Appends behind a large batch turned in a loop until that was copied, on the thread that answers all requests.
-#[test]
-fn an_append_that_may_not_wait_is_seen_when_the_copy_before_it_is_over() {
-    let dir = tempfile::tempdir().unwrap();
-    let log = open(dir.path());
+/// Runs something while the first batch of a log is being copied, until `run` calls the last of what it is given.
+fn beside_a_copy(
+    log: &Log,
+    may_block: MayBlock,
+    run: impl for<'scope> FnOnce(&'scope Scope<'scope, '_>, &'scope Log, &dyn Fn()),
+) {
     let (open_door, door) = mpsc::channel();
     let (begun, door) = (Barrier::new(2), Mutex::new(door));
     std::thread::scope(|scope| {
         let slow = scope.spawn(|| {
             let values = Slow { passes: Cell::new(0), begun: &begun, door: &door };
-            log.try_append_values(&values, None, MayBlock::ForCopies).unwrap()
+            log.try_append_values(&values, None, may_block).unwrap()
         });
         begun.wait();
+        run(scope, log, &|| open_door.send(()).unwrap());
+        assert_eq!(slow.join().unwrap(), 0);
+    });
+}
+
+/// Appends behind a large batch turned in a loop until that was copied, on the thread that answers all requests.
+#[test]
+fn an_append_that_may_not_wait_is_seen_when_the_copy_before_it_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    beside_a_copy(&log, MayBlock::ForCopies, |scope, log, open_door| {
         let begun = Instant::now();
-        let (log, offset) = (&log, log.try_append_values(&[&b"x"[..]][..], None, MayBlock::No).unwrap());
+        let offset = log.try_append_values(&[&b"x"[..]][..], None, MayBlock::No).unwrap();
         assert!(begun.elapsed() < Duration::from_secs(5) && offset == 3);
         assert!(!log.is_published(offset) && log.read(offset).unwrap().is_none());
         let waiting = scope.spawn(move || log.wait_published(offset));
         std::thread::sleep(Duration::from_millis(20));
         assert!(!waiting.is_finished());
-        open_door.send(()).unwrap();
+        open_door();
         waiting.join().unwrap();
-        assert_eq!(slow.join().unwrap(), 0);
         assert!(log.is_published(offset) && log.is_published(u64::MAX));
         assert_eq!(log.read(offset).unwrap().unwrap().value(), b"x");
     });
@@ -85,25 +97,18 @@ fn an_append_behind_others_that_may_not_wait_ends_without_the_disk() {
     let options = Options { durability: Durability::Memory, ..small() };
     let log = Log::open_on(gate, Path::new(DIR), options).unwrap();
     *hangs.0.lock().unwrap() = true;
-    let (open_door, door) = mpsc::channel();
-    let (begun, door) = (Barrier::new(2), Mutex::new(door));
     let base = |log: &Log| log.shared.active.load().segment.base();
-    std::thread::scope(|scope| {
-        let slow = scope.spawn(|| {
-            let values = Slow { passes: Cell::new(0), begun: &begun, door: &door };
-            log.try_append_values(&values, None, MayBlock::ForCopies).unwrap()
-        });
-        begun.wait();
+    beside_a_copy(&log, MayBlock::ForCopies, |scope, log, open_door| {
         for _ in 0..2 {
-            let from = base(&log);
-            while base(&log) == from {
+            let from = base(log);
+            while base(log) == from {
                 if let Err(error) = log.try_append_values(&[&[7; 900][..]][..], None, MayBlock::No) {
                     assert!(matches!(error, Error::WouldBlock), "{error}");
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }
         }
-        let (log, to) = (&log, log.next_offset());
+        let to = log.next_offset();
         let (said, done) = mpsc::channel();
         scope.spawn(move || {
             said.send(log.try_append_values(&[&b"x"[..]][..], None, MayBlock::ForCopies)).unwrap();
@@ -111,8 +116,7 @@ fn an_append_behind_others_that_may_not_wait_ends_without_the_disk() {
         while log.next_offset() == to {
             std::thread::yield_now();
         }
-        open_door.send(()).unwrap();
-        assert_eq!(slow.join().unwrap(), 0);
+        open_door();
         let done = done.recv_timeout(Duration::from_secs(5));
         let seen = log.visible_offset();
         *hangs.0.lock().unwrap() = false;
@@ -126,15 +130,8 @@ fn an_append_behind_others_that_may_not_wait_ends_without_the_disk() {
 fn an_append_that_waits_for_copies_ends_when_the_log_fails() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
-    let (open_door, door) = mpsc::channel();
-    let (begun, door) = (Barrier::new(2), Mutex::new(door));
-    std::thread::scope(|scope| {
-        let slow = scope.spawn(|| {
-            let values = Slow { passes: Cell::new(0), begun: &begun, door: &door };
-            log.try_append_values(&values, None, MayBlock::No).unwrap()
-        });
-        begun.wait();
-        let (log, to) = (&log, log.next_offset());
+    beside_a_copy(&log, MayBlock::No, |scope, log, open_door| {
+        let to = log.next_offset();
         let (said, done) = mpsc::channel();
         scope.spawn(move || said.send(log.append(b"x")).unwrap());
         while log.next_offset() == to {
@@ -142,8 +139,7 @@ fn an_append_that_waits_for_copies_ends_when_the_log_fails() {
         }
         log.shared.panicked();
         let done = done.recv_timeout(Duration::from_secs(5));
-        open_door.send(()).unwrap();
+        open_door();
         assert!(done.is_ok_and(|done| matches!(done, Err(Error::Failed { .. }))), "nothing in 5 s");
-        assert_eq!(slow.join().unwrap(), 0);
     });
 }

@@ -5,7 +5,7 @@ use crate::{
     chunk::ChunkMemory,
     disk::gate::{Gate, Operation},
     log::{Environment, Error as LogError, Options},
-    store::LogSettings,
+    store::{LogSettings, OpenLog},
 };
 use std::{
     future::Future,
@@ -25,6 +25,24 @@ fn options(memory_bytes: u64) -> StoreOptions {
     let log = StoreOptions::default().log;
     let log = Options { shm_dir: None, segment_bytes, first_segment_bytes, memory_bytes, ..log };
     StoreOptions { log, ..StoreOptions::default() }
+}
+
+/// Logs that exceed the budget by large records, which `append` appends to each; and the most that all may have once that
+/// is given back.
+fn logs_beyond_the_budget(dir: &Path, append: impl Fn(&OpenLog)) -> (Store, Vec<Arc<OpenLog>>, u64) {
+    const LOGS: u64 = 24;
+    let options = options(3 * ChunkMemory::footprint(2 << 20));
+    let bound = options.log.memory_bytes + 3 * LOGS * ChunkMemory::footprint(32 << 10);
+    let store = Store::open(dir, options).unwrap();
+    let open = (0..LOGS).map(|n| {
+        let name = format!("l{n}");
+        store.create(&name, &LogSettings::default()).unwrap();
+        let log = store.get(&name).unwrap();
+        append(&log);
+        log
+    });
+    let open = open.collect();
+    (store, open, bound)
 }
 
 /// Each opening saw the same free room, and took a whole segment of it: 40 logs with segments of 8 MiB took 175 MiB of
@@ -63,22 +81,14 @@ fn logs_that_are_opened_at_once_keep_to_the_budget() {
 /// until it was closed: 24 logs with a record of 2 MiB each took 61 MB of 7.
 #[test]
 fn what_large_records_take_beyond_the_budget_is_given_back() {
-    const LOGS: usize = 24;
     let dir = tempfile::tempdir().unwrap();
-    let options = options(3 * ChunkMemory::footprint(2 << 20));
-    let store = Store::open(dir.path(), options.clone()).unwrap();
-    let (value, mut open) = (vec![7; (2 << 20) - 100], Vec::new());
-    for n in 0..LOGS {
-        let name = format!("l{n}");
-        store.create(&name, &LogSettings::default()).unwrap();
-        let log = store.get(&name).unwrap();
+    let value = vec![7; (2 << 20) - 100];
+    let (store, open, bound) = logs_beyond_the_budget(dir.path(), |log| {
         for _ in 0..2 {
             let at = log.append(&value).unwrap();
             log.wait_durable(at).unwrap();
         }
-        open.push(log);
-    }
-    let bound = options.log.memory_bytes + 3 * LOGS as u64 * ChunkMemory::footprint(32 << 10);
+    });
     let deadline = Instant::now() + Duration::from_secs(5);
     while store.inner.budget.claimed() > bound {
         assert!(Instant::now() < deadline, "{} of {bound}", store.inner.budget.claimed());
@@ -160,21 +170,13 @@ fn wait_for(future: impl Future<Output = ()>) {
 /// logs had 58 MB of 7.
 #[test]
 fn spare_segments_for_large_records_that_nobody_appends_are_given_back() {
-    const LOGS: usize = 24;
     let dir = tempfile::tempdir().unwrap();
-    let options = options(3 * ChunkMemory::footprint(2 << 20));
-    let store = Store::open(dir.path(), options.clone()).unwrap();
-    let (value, mut open) = (vec![7; (2 << 20) - 100], Vec::new());
-    for n in 0..LOGS {
-        let name = format!("l{n}");
-        store.create(&name, &LogSettings::default()).unwrap();
-        let log = store.get(&name).unwrap();
+    let value = vec![7; (2 << 20) - 100];
+    let (store, open, bound) = logs_beyond_the_budget(dir.path(), |log| {
         log.append(b"small").and_then(|at| log.wait_durable(at)).unwrap();
         let tried = log.try_append(&value);
         assert!(matches!(tried, Err(LogError::WouldBlock) | Ok(_)), "{tried:?}");
-        open.push(log);
-    }
-    let bound = options.log.memory_bytes + 3 * LOGS as u64 * ChunkMemory::footprint(32 << 10);
+    });
     let (begun, claimed) = (Instant::now(), || store.inner.budget.claimed());
     while claimed() <= bound && begun.elapsed() < Duration::from_secs(2) {
         thread::sleep(Duration::from_millis(1)); // until all are made
