@@ -7,14 +7,16 @@
 //! when it opens again: where it is in what it reads, for example.
 //!
 //! The state is in the log: the first frame of such a batch has an extension block with the producer, its epoch, the
-//! sequence and the mark. So the state and the records cannot disagree. A table of the producers is kept in memory. It is built when
-//! the first producer appends: from the file `producers.json`, which describes the log up to some offset, and from the
-//! frames after that. The file is written only once everything that it describes is durable, and before anything that
+//! sequence and the mark. So the state and the records cannot disagree. A table of the producers is kept in memory. It is
+//! built when the first producer appends: from the file `producers.json`, which describes the log up to some offset, and
+//! from the frames after that. The file is written only once everything that it describes is durable, and before anything that
 //! it does not describe is trimmed. If the file does not exist, no producer has ever used the log: so logs without
 //! producers pay nothing.
 
+mod block;
 #[cfg(fuzzing)]
 pub(super) mod fuzzing;
+mod table;
 
 use super::{
     Error, Log, Payload, append,
@@ -24,23 +26,20 @@ use super::{
 use crate::{
     chunk::AppendValues,
     disk::{salvage, tree},
-    frame::EXTENSION_LENGTH,
 };
+use block::{block, parse_block, set_count};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError, TryLockError},
     time::Duration,
 };
+use table::{Content, KnownProducer, StoredBatch, Table, Unread, first_epoch};
 
 /// The longest id, in bytes.
 pub const PRODUCER_ID_BYTES: usize = 64;
 /// The longest mark, in bytes.
 pub const PRODUCER_MARK_BYTES: usize = 128;
-/// How many batches of one producer are remembered to recognise repeats.
-const REMEMBERED: usize = 5;
-/// How many producers of one log are remembered; beyond that, the least recently used one is forgotten.
-const PRODUCERS: usize = 10_000;
 /// How long a producer that sends nothing is remembered.
 const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -123,56 +122,6 @@ pub struct Produced {
     pub repeated: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct StoredBatch {
-    sequence: u64,
-    first_offset: u64,
-    count: u64,
-    /// [`Content`] of its values; missing if the batch was stored by an early version, or a record of it is lost.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    content: Option<u32>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct KnownProducer {
-    epoch: u32,
-    /// The last batches, newest last, all of one epoch.
-    batches: VecDeque<StoredBatch>,
-    /// The epoch of these batches, if it is not the newest one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    of: Option<u32>,
-    /// When the newest batch came, or the epoch began, in milliseconds since 1970.
-    used: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    mark: Option<Mark>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Mark {
-    /// The offset after the batch that it came with.
-    next_offset: u64,
-    text: String,
-}
-
-/// A checksum of a batch's values and their lengths, by which a batch that claims to be a repeat is told from another
-/// one with the same number: CRC-32C.
-#[derive(Default)]
-struct Content(u32);
-
-impl Content {
-    fn add(&mut self, value: &[u8]) {
-        let length = crc32c::crc32c_append(self.0, &(value.len() as u64).to_le_bytes());
-        self.0 = crc32c::crc32c_append(length, value);
-    }
-}
-
-/// The first epoch of a producer that the log does not know, at a time in milliseconds since 1970: the seconds since
-/// 2020. So it is higher than any that the producer had before it was forgotten, or before the log was deleted and made
-/// again: an old incarnation stays fenced off.
-fn first_epoch(now: u64) -> u32 {
-    u32::try_from((now / 1000).saturating_sub(1_577_836_800)).unwrap_or(u32::MAX - 1)
-}
-
 /// The content of `producers.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Snapshot {
@@ -210,13 +159,6 @@ pub(super) struct Producers {
     file: Mutex<Saved>,
 }
 
-#[derive(Default)]
-struct Table {
-    producers: BTreeMap<String, KnownProducer>,
-    /// How many times it was changed.
-    changes: u64,
-}
-
 /// What the file covers, as far as this process knows.
 #[derive(Default)]
 struct Saved {
@@ -226,183 +168,8 @@ struct Saved {
     changes: u64,
 }
 
-impl Table {
-    /// Where the batch of `count` records with this content is stored, if it is a repeat; an error if it cannot be the
-    /// next one.
-    fn find(
-        &self,
-        batch: &ProducerBatch<'_>,
-        count: u64,
-        content: u32,
-    ) -> Result<Option<StoredBatch>, Error> {
-        let refuse = |epoch, sequence| {
-            Err(Error::ProducerOutOfOrder { expected_epoch: epoch, expected_sequence: sequence })
-        };
-        let Some(known) = self.producers.get(batch.id) else {
-            return if batch.sequence == 0 { Ok(None) } else { refuse(batch.epoch, 0) };
-        };
-        let next = known.current().next_back().map_or(0, |last| last.sequence + 1);
-        if batch.epoch < known.epoch {
-            return refuse(known.epoch, next);
-        }
-        if batch.epoch > known.epoch {
-            return if batch.sequence == 0 { Ok(None) } else { refuse(batch.epoch, 0) };
-        }
-        if batch.sequence == next {
-            return Ok(None);
-        }
-        match known.current().find(|known| known.sequence == batch.sequence) {
-            None => refuse(known.epoch, next),
-            Some(same) if same.count == count && same.content.is_none_or(|known| known == content) => {
-                Ok(Some(*same))
-            }
-            Some(other) => Err(Error::NotARepeat { first_offset: other.first_offset, count: other.count }),
-        }
-    }
-
-    /// The producer, which is new in this epoch if it was known only in another; makes room if it was not known.
-    fn producer(&mut self, id: &str, epoch: u32, time: u64) -> &mut KnownProducer {
-        self.changes += 1;
-        if !self.producers.contains_key(id) && self.producers.len() >= PRODUCERS {
-            let oldest = self.producers.iter().min_by_key(|(_, producer)| producer.used);
-            if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
-                self.producers.remove(&oldest);
-            }
-        }
-        let fresh = KnownProducer { epoch, batches: VecDeque::new(), of: None, used: time, mark: None };
-        let known = self.producers.entry(id.to_owned()).or_insert(fresh);
-        known.used = known.used.max(time);
-        if epoch > known.epoch {
-            known.of.get_or_insert(known.epoch);
-            known.epoch = epoch;
-        }
-        known
-    }
-
-    fn note(&mut self, batch: &ProducerBatch<'_>, stored: StoredBatch, time: u64) {
-        let known = self.producer(batch.id, batch.epoch, time);
-        if known.of.unwrap_or(known.epoch) != batch.epoch {
-            known.batches.clear();
-        }
-        known.of = Some(batch.epoch).filter(|&epoch| epoch != known.epoch);
-        known.batches.push_back(stored);
-        if known.batches.len() > REMEMBERED {
-            known.batches.pop_front();
-        }
-        if let Some(text) = batch.mark {
-            let next_offset = stored.first_offset + stored.count;
-            known.mark = Some(Mark { next_offset, text: text.to_owned() });
-        }
-    }
-}
-
-impl KnownProducer {
-    /// The last batches of the newest epoch.
-    fn current(&self) -> impl DoubleEndedIterator<Item = &StoredBatch> {
-        self.batches.iter().filter(|_| self.of.is_none())
-    }
-
-    fn opened(&self) -> OpenedProducer {
-        let batch = |&StoredBatch { sequence, first_offset, count, .. }: &StoredBatch| EarlierBatch {
-            sequence,
-            first_offset,
-            count,
-        };
-        let earlier = self.of.map(|epoch| (epoch, self.batches.iter().map(batch).collect()));
-        OpenedProducer { epoch: self.epoch, mark: self.mark.as_ref().map(|mark| mark.text.clone()), earlier }
-    }
-
-    fn state(&self) -> ProducerState {
-        let last = self.current().next_back();
-        ProducerState {
-            epoch: self.epoch,
-            last_sequence: last.map(|last| last.sequence),
-            last_offset: last.map(|last| last.first_offset + last.count - 1),
-            mark: self.mark.as_ref().map(|mark| mark.text.clone()),
-        }
-    }
-}
-
 fn check_id(id: &str) -> Result<(), Error> {
     if (1..=PRODUCER_ID_BYTES).contains(&id.len()) { Ok(()) } else { Err(Error::BadProducer) }
-}
-
-/// Set in a block's count if it has a mark.
-const MARKED: u32 = 1 << 31;
-
-/// The extension block of a batch's first frame: its length, epoch, sequence, count, and id; if it has a mark, also the
-/// length of the id before that, and the mark after it. The count is [set](set_count) when it is known.
-fn block(batch: &ProducerBatch<'_>) -> Vec<u8> {
-    let mark = batch.mark.map_or(0, |mark| 1 + mark.len());
-    let length = 4 + 8 + 4 + batch.id.len() + mark;
-    let mut block = Vec::with_capacity(EXTENSION_LENGTH + length);
-    block.extend_from_slice(&(length as u16).to_le_bytes());
-    block.extend_from_slice(&batch.epoch.to_le_bytes());
-    block.extend_from_slice(&batch.sequence.to_le_bytes());
-    block.extend_from_slice(&if batch.mark.is_some() { MARKED } else { 0 }.to_le_bytes());
-    if batch.mark.is_some() {
-        block.push(batch.id.len() as u8); // at most 64
-    }
-    block.extend_from_slice(batch.id.as_bytes());
-    block.extend_from_slice(batch.mark.unwrap_or_default().as_bytes());
-    block
-}
-
-/// Sets the count in a new block, which may have the first value after it.
-fn set_count(block: &mut [u8], count: u64) {
-    let at = EXTENSION_LENGTH + 4 + 8; // after the length, the epoch and the sequence
-    for (byte, count) in block[at..].iter_mut().zip((count as u32).to_le_bytes()) {
-        *byte |= count;
-    }
-}
-
-fn parse_block(block: &[u8]) -> Option<(ProducerBatch<'_>, u64)> {
-    let (epoch, rest) = block.split_first_chunk::<4>()?;
-    let (sequence, rest) = rest.split_first_chunk::<8>()?;
-    let (count, rest) = rest.split_first_chunk::<4>()?;
-    let count = u32::from_le_bytes(*count);
-    let (id, mark) = if count & MARKED == 0 {
-        (rest, None)
-    } else {
-        let (&length, rest) = rest.split_first()?;
-        let (id, mark) = rest.split_at_checked(usize::from(length))?;
-        (id, Some(std::str::from_utf8(mark).ok()?))
-    };
-    let batch = ProducerBatch {
-        id: std::str::from_utf8(id).ok()?,
-        epoch: u32::from_le_bytes(*epoch),
-        sequence: u64::from_le_bytes(*sequence),
-        mark,
-    };
-    Some((batch, u64::from(count & !MARKED)))
-}
-
-/// A batch whose records are being read, to know its content.
-struct Unread {
-    id: String,
-    sequence: u64,
-    next: u64,
-    left: u64,
-    content: Content,
-}
-
-impl Unread {
-    /// Adds the record at `offset` if it is the batch's next one. Returns whether there are more to come.
-    fn add(&mut self, offset: u64, value: &[u8], table: &mut Table) -> bool {
-        if offset != self.next {
-            return false; // some record could not be read
-        }
-        self.content.add(value);
-        (self.next, self.left) = (self.next + 1, self.left.saturating_sub(1));
-        if self.left == 0
-            && let Some(known) = table.producers.get_mut(&self.id)
-            && let Some(batch) = known.batches.back_mut()
-            && batch.sequence == self.sequence
-        {
-            batch.content = Some(self.content.0);
-        }
-        self.left > 0
-    }
 }
 
 fn checksum(up_to: u64, producers: &BTreeMap<String, KnownProducer>, before: Option<u32>) -> u32 {

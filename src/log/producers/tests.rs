@@ -1,14 +1,19 @@
 //! Producers that repeat themselves, crash, and are saved by several threads at once.
 
-use super::*;
+use super::{
+    table::{PRODUCERS, REMEMBERED},
+    *,
+};
 use crate::{
     disk::{
         gate::{Gate, Operation},
         sim::Sim,
     },
+    frame::EXTENSION_LENGTH,
     log::{Options, environment::now},
 };
 use std::{
+    collections::VecDeque,
     path::Path,
     sync::{Arc, mpsc},
 };

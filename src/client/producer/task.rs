@@ -1,0 +1,332 @@
+//! The task of a producer: numbers batches, sends them, and finds out what became of those that got no answer.
+
+use super::{
+    super::{Error, Pause, error::Refusal, path_of, understood},
+    Appended, Batch, IN_FLIGHT, Numbered, Opened, Shared, State,
+};
+use crate::wire;
+use bytes::Bytes;
+use hyper::{Method, header::CONTENT_TYPE};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+use tokio::task::JoinHandle;
+
+/// The answer to the beginning of an epoch.
+struct Begun {
+    opened: Opened,
+    earlier: Option<Earlier>,
+}
+
+#[derive(Deserialize)]
+struct Earlier {
+    epoch: u32,
+    batches: Vec<EarlierBatch>,
+}
+
+#[derive(Deserialize)]
+struct EarlierBatch {
+    seq: u64,
+    first_offset: u64,
+}
+
+/// Asks for the producer's next epoch, for as long as it is worth trying.
+async fn begin_epoch(shared: &Shared) -> Result<Begun, Error> {
+    #[derive(Deserialize)]
+    struct Answer {
+        epoch: u32,
+        mark: Option<String>,
+        log_id: String,
+        earlier: Option<Earlier>,
+    }
+    let id = utf8_percent_encode(&shared.id, NON_ALPHANUMERIC);
+    let path = format!("{}/producers/{id}", path_of(&shared.log)?);
+    let mut patience = Patience::new(shared);
+    loop {
+        let request = shared.client.request(Method::POST, &path, &[], Bytes::new())?;
+        match shared.client.whole(request, &shared.log).await {
+            Ok(answer) => {
+                patience.over();
+                let Answer { epoch, mark, log_id, earlier } = understood(&answer)?;
+                return Ok(Begun { opened: Opened { epoch, mark, log_id }, earlier });
+            }
+            Err(refusal) => patience.wait(refusal.error).await?,
+        }
+    }
+}
+
+/// How long something is tried, and what callers are told meanwhile.
+struct Patience<'a> {
+    shared: &'a Shared,
+    begun: Instant,
+    pause: Pause,
+}
+
+impl<'a> Patience<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        Self { shared, begun: Instant::now(), pause: Pause::default() }
+    }
+
+    /// Waits after a temporary error; returns others, and one that has lasted too long.
+    async fn wait(&mut self, error: Error) -> Result<(), Error> {
+        if !error.is_temporary() || self.begun.elapsed() >= self.shared.patience {
+            return Err(error);
+        }
+        self.shared.trouble.send_if_modified(|trouble| trouble.replace(error).is_none());
+        self.pause.wait().await;
+        Ok(())
+    }
+
+    fn over(&self) {
+        self.shared.trouble.send_if_modified(|trouble| trouble.take().is_some());
+    }
+}
+
+/// Sends a batch until it is stored, or is not worth trying any more.
+async fn send(
+    shared: Arc<Shared>,
+    epoch: u32,
+    sequence: u64,
+    body: Bytes,
+    mark: Option<String>,
+) -> Result<Appended, Refusal> {
+    let path = format!("{}/records", path_of(&shared.log)?);
+    let (epoch_text, sequence_text) = (epoch.to_string(), sequence.to_string());
+    let mut headers = vec![
+        (CONTENT_TYPE.as_str(), wire::MEDIA_TYPE),
+        ("producer-id", &*shared.id),
+        ("producer-epoch", &*epoch_text),
+        ("producer-seq", &*sequence_text),
+    ];
+    headers.extend(mark.as_deref().map(|mark| ("producer-mark", mark)));
+    let mut patience = Patience::new(&shared);
+    loop {
+        let request = shared.client.request(Method::POST, &path, &headers, body.clone())?;
+        let Refusal { error, expected } = match shared.client.whole(request, &shared.log).await {
+            Ok(answer) => {
+                patience.over();
+                return Ok(understood::<Appended>(&answer)?);
+            }
+            Err(refusal) => refusal,
+        };
+        match expected {
+            // Its predecessors are on their way.
+            Some((known, next))
+                if known == u64::from(epoch)
+                    && next < sequence
+                    && next >= shared.oldest.load(Ordering::Relaxed) =>
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Some((known, _)) if known > u64::from(epoch) => {
+                let epoch = u32::try_from(known).unwrap_or(u32::MAX);
+                return Err(Error::TakenOver { epoch }.into());
+            }
+            Some(_) => return Err(Refusal { error: Error::Forgotten, expected }),
+            None => patience.wait(error).await?,
+        }
+    }
+}
+
+/// What the task does next.
+enum Step {
+    Begin,
+    Wait(Option<Instant>),
+    End,
+}
+
+/// Runs until the producer is closed and all is stored, or cannot be.
+pub(super) async fn run(shared: Arc<Shared>) {
+    loop {
+        let changed = shared.changed.notified();
+        let step = next_step(&shared);
+        match step {
+            Step::End => return,
+            Step::Begin => match begin_epoch(&shared).await {
+                Ok(begun) => continue_in(&shared, begun),
+                Err(error) => stop(&shared, error),
+            },
+            Step::Wait(due) => {
+                let front = shared.state().numbered.front_mut().and_then(|front| front.sending.take());
+                let due = async {
+                    match due {
+                        Some(due) => tokio::time::sleep_until(due.into()).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                let Some(mut sending) = front else {
+                    tokio::select! { () = changed => {} () = due => {} }
+                    continue;
+                };
+                let done = tokio::select! {
+                    done = &mut sending => done,
+                    () = changed => { put_back(&shared, sending); continue }
+                    () = due => { put_back(&shared, sending); continue }
+                };
+                let lost =
+                    |error: tokio::task::JoinError| Err(Error::Answer { reason: error.to_string() }.into());
+                settle(&shared, done.unwrap_or_else(lost));
+            }
+        }
+    }
+}
+
+/// The oldest batch is still being sent.
+fn put_back(shared: &Shared, sending: JoinHandle<Result<Appended, Refusal>>) {
+    match shared.state().numbered.front_mut() {
+        Some(front) => front.sending = Some(sending),
+        None => sending.abort(),
+    }
+}
+
+/// Numbers and sends what can be sent.
+fn next_step(shared: &Arc<Shared>) -> Step {
+    let mut state = shared.state();
+    let state = &mut *state;
+    if state.stuck.is_some() {
+        // When nobody is left to try again, what is held is lost.
+        return if state.closed { Step::End } else { Step::Wait(None) };
+    }
+    let due = state.filling.since.map(|since| since + shared.linger);
+    let is_flushed = state.flush_to > state.accepted - state.filling.records;
+    if is_flushed || due.is_some_and(|due| due <= Instant::now()) {
+        let batch = std::mem::take(&mut state.filling);
+        state.full.push_back(batch);
+    }
+    if state.full.is_empty() && state.numbered.is_empty() {
+        if state.to_open && state.opened.is_none() {
+            return Step::Begin;
+        }
+        return if state.closed && state.settled == state.accepted { Step::End } else { Step::Wait(due) };
+    }
+    let Some(opened) = &state.opened else { return Step::Begin };
+    let epoch = opened.epoch;
+    state.sent_in = Some(opened.clone());
+    while state.numbered.len() < IN_FLIGHT
+        && let Some(Batch { body, records, mark, tickets, .. }) = state.full.pop_front()
+    {
+        let (sequence, body) = (state.next, Bytes::from(body));
+        state.next += 1;
+        state.numbered.push_back(Numbered {
+            body,
+            records,
+            mark,
+            tickets,
+            sequence,
+            sent: false,
+            sending: None,
+        });
+    }
+    for batch in state.numbered.iter_mut().filter(|batch| batch.sending.is_none()) {
+        let (body, mark) = (batch.body.clone(), batch.mark.clone());
+        batch.sent = true;
+        batch.sending = Some(tokio::spawn(send(Arc::clone(shared), epoch, batch.sequence, body, mark)));
+    }
+    Step::Wait(state.filling.since.map(|since| since + shared.linger))
+}
+
+/// Takes the result of the oldest batch.
+fn settle(shared: &Shared, done: Result<Appended, Refusal>) {
+    match done {
+        Ok(Appended { first_offset, count }) => {
+            let mut state = shared.state();
+            let Some(batch) = state.numbered.front() else { return };
+            if count != batch.records {
+                drop(state);
+                return stop(shared, Error::Answer { reason: "it stored another number of records".into() });
+            }
+            is_stored(shared, &mut state, first_offset);
+        }
+        Err(Refusal { error: Error::Forgotten, .. }) => {
+            let mut state = shared.state();
+            // What is on the way may have been stored before the log forgot the producer, unless it is another log.
+            for batch in &mut state.numbered {
+                batch.sending.take().iter().for_each(JoinHandle::abort);
+            }
+            state.opened = None;
+        }
+        Err(Refusal { error, .. }) => stop(shared, error),
+    }
+}
+
+/// The oldest batch is stored.
+fn is_stored(shared: &Shared, state: &mut State, first_offset: u64) {
+    let Some(batch) = state.numbered.pop_front() else { return };
+    shared.oldest.store(batch.sequence + 1, Ordering::Relaxed);
+    state.held -= batch.body.len();
+    state.stored.records += batch.records;
+    state.stored.first_offset.get_or_insert(first_offset);
+    state.stored.last_offset = Some(first_offset + batch.records - 1);
+    state.settled += batch.records;
+    for (number, ticket) in batch.tickets {
+        let _ = ticket.send(Ok(first_offset + number)); // fails if nobody waits for it
+    }
+    shared.progress.notify_waiters();
+}
+
+/// Stops sending, until a caller tries again or discards.
+fn stop(shared: &Shared, error: Error) {
+    let mut state = shared.state();
+    for batch in &mut state.numbered {
+        batch.sending.take().iter().for_each(JoinHandle::abort);
+    }
+    if !error.is_temporary()
+        && let Some(front) = state.numbered.front_mut()
+    {
+        for (_, ticket) in front.tickets.drain(..) {
+            let _ = ticket.send(Err(error.clone())); // fails if nobody waits for it
+        }
+    }
+    state.stuck = Some(error);
+    shared.progress.notify_waiters();
+}
+
+/// What became of a batch that was sent in an earlier epoch.
+enum Fate {
+    Stored { first_offset: u64 },
+    NotStored,
+    Unknown,
+}
+
+fn fate(sequence: u64, sent_in: &Opened, begun: &Begun) -> Fate {
+    if begun.opened.log_id != sent_in.log_id {
+        return Fate::NotStored; // the log was deleted, and made again
+    }
+    match &begun.earlier {
+        Some(Earlier { epoch, .. }) if *epoch < sent_in.epoch => Fate::NotStored,
+        Some(Earlier { epoch, batches }) if *epoch == sent_in.epoch => {
+            let same = batches.iter().find(|batch| batch.seq == sequence);
+            same.map_or(Fate::NotStored, |same| Fate::Stored { first_offset: same.first_offset })
+        }
+        // Another producer has sent something since, or the log has forgotten this one.
+        _ => Fate::Unknown,
+    }
+}
+
+/// Continues in an epoch that has begun: what is known to be stored of the last one is done, the rest gets new numbers.
+fn continue_in(shared: &Shared, begun: Begun) {
+    let mut state = shared.state();
+    state.to_open = false;
+    while let Some(front) = state.numbered.front().filter(|front| front.sent)
+        && let Some(sent_in) = &state.sent_in
+    {
+        match fate(front.sequence, sent_in, &begun) {
+            Fate::Stored { first_offset } => is_stored(shared, &mut state, first_offset),
+            Fate::NotStored => break, // nor are those behind it
+            Fate::Unknown => {
+                drop(state);
+                return stop(shared, Error::Forgotten);
+            }
+        }
+    }
+    for (sequence, batch) in (0..).zip(&mut state.numbered) {
+        (batch.sequence, batch.sent) = (sequence, false);
+    }
+    state.next = state.numbered.len() as u64;
+    shared.oldest.store(0, Ordering::Relaxed);
+    state.opened = Some(begun.opened);
+    shared.progress.notify_waiters();
+}

@@ -1,0 +1,192 @@
+//! What is known about the producers of a log: their epochs, their last batches, their marks. No I/O.
+
+use super::{super::Error, EarlierBatch, OpenedProducer, ProducerBatch, ProducerState};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+
+/// How many batches of one producer are remembered to recognise repeats.
+pub(super) const REMEMBERED: usize = 5;
+/// How many producers of one log are remembered; beyond that, the least recently used one is forgotten.
+pub(super) const PRODUCERS: usize = 10_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StoredBatch {
+    pub(super) sequence: u64,
+    pub(super) first_offset: u64,
+    pub(super) count: u64,
+    /// [`Content`] of its values; missing if the batch was stored by an early version, or a record of it is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) content: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KnownProducer {
+    pub(super) epoch: u32,
+    /// The last batches, newest last, all of one epoch.
+    pub(super) batches: VecDeque<StoredBatch>,
+    /// The epoch of these batches, if it is not the newest one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) of: Option<u32>,
+    /// When the newest batch came, or the epoch began, in milliseconds since 1970.
+    pub(super) used: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) mark: Option<Mark>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Mark {
+    /// The offset after the batch that it came with.
+    pub(super) next_offset: u64,
+    pub(super) text: String,
+}
+
+/// A checksum of a batch's values and their lengths, by which a batch that claims to be a repeat is told from another
+/// one with the same number: CRC-32C.
+#[derive(Default)]
+pub(super) struct Content(pub(super) u32);
+
+impl Content {
+    pub(super) fn add(&mut self, value: &[u8]) {
+        let length = crc32c::crc32c_append(self.0, &(value.len() as u64).to_le_bytes());
+        self.0 = crc32c::crc32c_append(length, value);
+    }
+}
+
+/// The first epoch of a producer that the log does not know, at a time in milliseconds since 1970: the seconds since
+/// 2020. So it is higher than any that the producer had before it was forgotten, or before the log was deleted and made
+/// again: an old incarnation stays fenced off.
+pub(super) fn first_epoch(now: u64) -> u32 {
+    u32::try_from((now / 1000).saturating_sub(1_577_836_800)).unwrap_or(u32::MAX - 1)
+}
+
+#[derive(Default)]
+pub(super) struct Table {
+    pub(super) producers: BTreeMap<String, KnownProducer>,
+    /// How many times it was changed.
+    pub(super) changes: u64,
+}
+
+impl Table {
+    /// Where the batch of `count` records with this content is stored, if it is a repeat; an error if it cannot be the
+    /// next one.
+    pub(super) fn find(
+        &self,
+        batch: &ProducerBatch<'_>,
+        count: u64,
+        content: u32,
+    ) -> Result<Option<StoredBatch>, Error> {
+        let refuse = |epoch, sequence| {
+            Err(Error::ProducerOutOfOrder { expected_epoch: epoch, expected_sequence: sequence })
+        };
+        let Some(known) = self.producers.get(batch.id) else {
+            return if batch.sequence == 0 { Ok(None) } else { refuse(batch.epoch, 0) };
+        };
+        let next = known.current().next_back().map_or(0, |last| last.sequence + 1);
+        if batch.epoch < known.epoch {
+            return refuse(known.epoch, next);
+        }
+        if batch.epoch > known.epoch {
+            return if batch.sequence == 0 { Ok(None) } else { refuse(batch.epoch, 0) };
+        }
+        if batch.sequence == next {
+            return Ok(None);
+        }
+        match known.current().find(|known| known.sequence == batch.sequence) {
+            None => refuse(known.epoch, next),
+            Some(same) if same.count == count && same.content.is_none_or(|known| known == content) => {
+                Ok(Some(*same))
+            }
+            Some(other) => Err(Error::NotARepeat { first_offset: other.first_offset, count: other.count }),
+        }
+    }
+
+    /// The producer, which is new in this epoch if it was known only in another; makes room if it was not known.
+    pub(super) fn producer(&mut self, id: &str, epoch: u32, time: u64) -> &mut KnownProducer {
+        self.changes += 1;
+        if !self.producers.contains_key(id) && self.producers.len() >= PRODUCERS {
+            let oldest = self.producers.iter().min_by_key(|(_, producer)| producer.used);
+            if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
+                self.producers.remove(&oldest);
+            }
+        }
+        let fresh = KnownProducer { epoch, batches: VecDeque::new(), of: None, used: time, mark: None };
+        let known = self.producers.entry(id.to_owned()).or_insert(fresh);
+        known.used = known.used.max(time);
+        if epoch > known.epoch {
+            known.of.get_or_insert(known.epoch);
+            known.epoch = epoch;
+        }
+        known
+    }
+
+    pub(super) fn note(&mut self, batch: &ProducerBatch<'_>, stored: StoredBatch, time: u64) {
+        let known = self.producer(batch.id, batch.epoch, time);
+        if known.of.unwrap_or(known.epoch) != batch.epoch {
+            known.batches.clear();
+        }
+        known.of = Some(batch.epoch).filter(|&epoch| epoch != known.epoch);
+        known.batches.push_back(stored);
+        if known.batches.len() > REMEMBERED {
+            known.batches.pop_front();
+        }
+        if let Some(text) = batch.mark {
+            let next_offset = stored.first_offset + stored.count;
+            known.mark = Some(Mark { next_offset, text: text.to_owned() });
+        }
+    }
+}
+
+impl KnownProducer {
+    /// The last batches of the newest epoch.
+    pub(super) fn current(&self) -> impl DoubleEndedIterator<Item = &StoredBatch> {
+        self.batches.iter().filter(|_| self.of.is_none())
+    }
+
+    pub(super) fn opened(&self) -> OpenedProducer {
+        let batch = |&StoredBatch { sequence, first_offset, count, .. }: &StoredBatch| EarlierBatch {
+            sequence,
+            first_offset,
+            count,
+        };
+        let earlier = self.of.map(|epoch| (epoch, self.batches.iter().map(batch).collect()));
+        OpenedProducer { epoch: self.epoch, mark: self.mark.as_ref().map(|mark| mark.text.clone()), earlier }
+    }
+
+    pub(super) fn state(&self) -> ProducerState {
+        let last = self.current().next_back();
+        ProducerState {
+            epoch: self.epoch,
+            last_sequence: last.map(|last| last.sequence),
+            last_offset: last.map(|last| last.first_offset + last.count - 1),
+            mark: self.mark.as_ref().map(|mark| mark.text.clone()),
+        }
+    }
+}
+
+/// A batch whose records are being read, to know its content.
+pub(super) struct Unread {
+    pub(super) id: String,
+    pub(super) sequence: u64,
+    pub(super) next: u64,
+    pub(super) left: u64,
+    pub(super) content: Content,
+}
+
+impl Unread {
+    /// Adds the record at `offset` if it is the batch's next one. Returns whether there are more to come.
+    pub(super) fn add(&mut self, offset: u64, value: &[u8], table: &mut Table) -> bool {
+        if offset != self.next {
+            return false; // some record could not be read
+        }
+        self.content.add(value);
+        (self.next, self.left) = (self.next + 1, self.left.saturating_sub(1));
+        if self.left == 0
+            && let Some(known) = table.producers.get_mut(&self.id)
+            && let Some(batch) = known.batches.back_mut()
+            && batch.sequence == self.sequence
+        {
+            batch.content = Some(self.content.0);
+        }
+        self.left > 0
+    }
+}
