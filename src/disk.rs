@@ -18,6 +18,7 @@ pub(crate) mod tree;
 pub(crate) use native::native;
 use std::{
     io::{self, IoSlice},
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -118,8 +119,9 @@ pub(crate) trait File: Send + Sync + std::fmt::Debug {
     /// Sets the length; durable on return.
     fn set_len(&self, length: u64) -> io::Result<()>;
     /// Reserves the blocks of the first `length` bytes, so that writing them cannot find the disk full, where the
-    /// system supports that. Existing content stays; afterwards the file is at least `length` bytes long.
-    fn reserve(&self, length: u64) -> io::Result<()>;
+    /// system supports that; of those in `written`, which are not written again, only what is missing. Existing content
+    /// stays; afterwards the file is at least `length` bytes long.
+    fn reserve(&self, length: u64, written: Range<u64>) -> io::Result<()>;
 }
 
 /// Memory to write from and to read into: aligned to [`BLOCK`], a multiple of it long, zeroed.

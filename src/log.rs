@@ -36,6 +36,10 @@ mod workers;
 pub use append::{Appender, Payload};
 pub(crate) use environment::Environment;
 pub use error::Error;
+#[cfg(not(feature = "store"))]
+use flush::CLOSING;
+#[cfg(feature = "store")]
+pub(crate) use flush::CLOSING;
 pub use futures::{Durable, Room, Visible};
 pub use inspect::{Damage, Report, verify, verify_with_progress};
 pub use options::{Durability, Options};
@@ -619,10 +623,24 @@ impl Log {
     /// # Errors
     /// [`Error::Failed`]: not everything is known to be durable.
     pub fn close(mut self) -> Result<(), Error> {
-        self.close_in_place()
+        self.close_in_place(&mut { CLOSING }, true)
     }
 
-    fn close_in_place(&mut self) -> Result<(), Error> {
+    /// The same for one of several logs: where there is no room, it is waited for as long as `left` says, which is
+    /// reduced by that.
+    #[cfg(feature = "store")]
+    pub(crate) fn close_within(mut self, left: &mut Duration) -> Result<(), Error> {
+        self.close_in_place(left, true)
+    }
+
+    /// The same for a log that [`settles_soon`](Self::settles_soon), for callers that have other logs to serve: without
+    /// room for the mark of a clean close, the log gets none, at once. It is only read again when it is opened.
+    #[cfg(feature = "store")]
+    pub(crate) fn close_idle(mut self) -> Result<(), Error> {
+        self.close_in_place(&mut { CLOSING }, false)
+    }
+
+    fn close_in_place(&mut self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
         if !std::mem::take(&mut self.running) {
             self.shared.unlock(); // read-only, or closed before
             return Ok(());
@@ -636,7 +654,7 @@ impl Log {
             tracing::warn!(dir = %self.shared.dir.display(), %error, "producers could not be saved");
         }
         self.stop_tasks();
-        self.shared.commit_rest()
+        self.shared.commit_rest(left, repeats_mark)
     }
 
     /// Stops appends and tasks: on return, nothing is done in the background any more.
@@ -649,7 +667,7 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        if let Err(error) = self.close_in_place()
+        if let Err(error) = self.close_in_place(&mut { CLOSING }, true)
             && self.shared.failed.get().is_none_or(|reason| &**reason != DELETED)
         {
             tracing::error!(dir = %self.shared.dir.display(), %error, "closing the log failed");

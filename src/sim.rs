@@ -62,12 +62,7 @@ mod tests {
                         let done = catch_unwind(AssertUnwindSafe(|| run(seed, false).counts));
                         let (counts, failed) = &mut *total.lock().unwrap();
                         match done {
-                            Ok(done) => {
-                                counts.generations += done.generations;
-                                counts.operations += done.operations;
-                                counts.records += done.records;
-                                counts.steps += done.steps;
-                            }
+                            Ok(done) => *counts += done,
                             Err(_) => failed.push(seed),
                         }
                     }
@@ -88,6 +83,9 @@ mod tests {
         let (counts, failed) = run_all(range());
         println!("seeds {:?}: {counts:?} in {:?}", range(), begun.elapsed());
         assert!(failed.is_empty(), "{} seeds: {failed:?}", failed.len());
+        // They are too rare for a few hundred seeds.
+        let many = range().end - range().start >= 6000;
+        assert!(!many || counts.full > 0 && counts.short > 0, "disks without room are not tried: {counts:?}");
     }
 
     #[test]

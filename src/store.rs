@@ -18,7 +18,7 @@ mod housekeeper;
 
 use crate::{
     disk::{Disk, tree},
-    log::{COMMON_LOCK, Environment, Error as LogError, Log, Options, SETTINGS, budget::Budget},
+    log::{CLOSING, COMMON_LOCK, Environment, Error as LogError, Log, Options, SETTINGS, budget::Budget},
     name::is_log_name,
     sync::{lock, read_lock, try_lock, write_lock},
 };
@@ -40,7 +40,7 @@ pub use crate::settings::{LogSettings, Values};
 pub use error::Error;
 
 use directories::{is_taken, remove_deleted};
-use housekeeper::Housekeeper;
+use housekeeper::{Housekeeper, Reopening};
 
 /// The prefix of a deleted log's directory until it is removed. No log's name starts with a dot.
 const DELETED: &str = ".deleted-";
@@ -111,6 +111,8 @@ struct Entry {
     deleted: Mutex<bool>,
     /// Whether a helper of the housekeeper has something to do for it.
     helped: Arc<AtomicBool>,
+    /// When it is opened again after it was opened without room on the disk.
+    reopening: Reopening,
 }
 
 impl Entry {
@@ -121,6 +123,7 @@ impl Entry {
             retain_at: AtomicU64::new(0),
             deleted: Mutex::new(false),
             helped: Arc::default(),
+            reopening: Reopening::default(),
         })
     }
 
@@ -128,14 +131,14 @@ impl Entry {
         lock(&self.deleted)
     }
 
-    /// Closes the log, if it is open and nobody else holds it, or its lock.
+    /// Closes an idle log, if it is open and nobody else holds it, or its lock.
     fn close(&self) {
         let Some(_held) = try_lock(&self.deleted) else { return };
         let Some(open) = self.open.swap(None) else { return };
         match Arc::try_unwrap(open) {
             Ok(open) => {
                 let OpenLog { log, name, .. } = open;
-                if let Err(error) = log.close() {
+                if let Err(error) = log.close_idle() {
                     tracing::error!(name, %error, "closing a log failed");
                 }
             }
@@ -387,10 +390,10 @@ impl Store {
     fn close_in_place(&mut self) -> Result<(), Error> {
         self.housekeeper.take().into_iter().for_each(Housekeeper::stop);
         let entries = std::mem::take(&mut *write_lock(&self.inner.entries));
-        let mut result = Ok(());
+        let (mut result, mut left) = (Ok(()), CLOSING);
         for open in entries.into_values().filter_map(|entry| entry.open.swap(None)) {
             if let Ok(OpenLog { log, .. }) = Arc::try_unwrap(open) {
-                result = result.and(log.close().map_err(Error::Log));
+                result = result.and(log.close_within(&mut left).map_err(Error::Log));
             }
         }
         result
@@ -456,7 +459,10 @@ impl Inner {
     }
 
     fn open_log(&self, name: &str) -> Result<OpenLog, Error> {
-        let settings = self.settings(name)?;
+        self.open_log_with(name, self.settings(name)?)
+    }
+
+    fn open_log_with(&self, name: &str, settings: LogSettings) -> Result<OpenLog, Error> {
         let (dir, options) = (self.dir.join(name), self.options_for(&settings)?);
         let log = Log::open_within(&self.env, &self.budget, &dir, options)?;
         let (name, deleted) = (name.to_owned(), AtomicBool::new(false));

@@ -6,6 +6,7 @@ use super::{File, of_write, unknown};
 use std::{
     fs,
     io::{self, IoSlice},
+    ops::Range,
     os::unix::fs::FileExt,
 };
 
@@ -52,8 +53,8 @@ impl File for BufferedFile {
         self.0.sync_all().map_err(unknown)
     }
 
-    fn reserve(&self, length: u64) -> io::Result<()> {
-        super::native::reserve_again(&self.0, length)
+    fn reserve(&self, length: u64, written: Range<u64>) -> io::Result<()> {
+        super::native::reserve_again(&self.0, length, written)
     }
 }
 

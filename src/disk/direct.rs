@@ -6,6 +6,7 @@ use super::{BLOCK, File, buffered::BufferedFile, of_write, unknown};
 use std::{
     fs,
     io::{self, IoSlice},
+    ops::Range,
     os::fd::AsRawFd,
     path::Path,
     sync::OnceLock,
@@ -119,7 +120,7 @@ impl File for DirectFile {
         self.direct.sync_all().map_err(unknown)
     }
 
-    fn reserve(&self, length: u64) -> io::Result<()> {
-        super::native::reserve_again(&self.direct, length)
+    fn reserve(&self, length: u64, written: Range<u64>) -> io::Result<()> {
+        super::native::reserve_again(&self.direct, length, written)
     }
 }

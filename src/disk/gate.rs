@@ -181,8 +181,8 @@ impl File for GateFile {
         self.file.set_len(length)
     }
 
-    fn reserve(&self, length: u64) -> io::Result<()> {
+    fn reserve(&self, length: u64, written: Range<u64>) -> io::Result<()> {
         (self.ask)(Operation::Reserve, &self.path)?;
-        self.file.reserve(length)
+        self.file.reserve(length, written)
     }
 }

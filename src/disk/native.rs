@@ -5,6 +5,7 @@ use super::{
 };
 use std::{
     fs, io,
+    ops::Range,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -156,23 +157,27 @@ pub(super) fn reserve(file: &fs::File, length: u64) -> io::Result<()> {
 
 /// The same for an existing file, as [`File::reserve`]. Where blocks cannot be reserved, only writing shows whether
 /// there is room.
-pub(super) fn reserve_again(file: &fs::File, length: u64) -> io::Result<()> {
+pub(super) fn reserve_again(file: &fs::File, length: u64, written: Range<u64>) -> io::Result<()> {
     let found = file.metadata()?;
     // XFS needs free space for this, even on a full disk, though all blocks are allocated.
     let has_holes = found.len() < length || found.blocks() * 512 < length;
     if has_holes {
         allocate(file, length)?;
     }
-    unshare(file, length);
+    unshare(file, 0..written.start);
+    unshare(file, written.end..length);
     Ok(())
 }
 
 /// Gives the file blocks of its own where it shares them with a copy (`cp --reflink`): writing to those would need room,
 /// although they are allocated. XFS can do that; where it cannot be done now, writing will show it.
-fn unshare(file: &fs::File, length: u64) {
+fn unshare(file: &fs::File, range: Range<u64>) {
     #[cfg(target_os = "linux")]
-    let _ = rustix::fs::fallocate(file, rustix::fs::FallocateFlags::UNSHARE_RANGE, 0, length);
-    let _ = (file, length);
+    if !range.is_empty() {
+        let flag = rustix::fs::FallocateFlags::UNSHARE_RANGE;
+        let _ = rustix::fs::fallocate(file, flag, range.start, range.end - range.start);
+    }
+    let _ = (file, range);
 }
 
 /// Reserves blocks; `false` where the system does not support it.

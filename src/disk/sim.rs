@@ -177,7 +177,15 @@ impl Sim {
         state.plan.room = Some(state.used() + bytes);
     }
 
-    /// Whether [`leave_room`](Self::leave_room) was called on this disk.
+    /// Leaves no room, also where some is freed: others on the same disk take it.
+    #[cfg(feature = "store")]
+    pub(crate) fn leave_none(&self) {
+        let mut state = self.state();
+        state.plan.tight = true;
+        state.plan.room = Some(0);
+    }
+
+    /// Whether one of these was called on this disk.
     #[cfg(feature = "store")]
     pub(crate) fn is_tight(&self) -> bool {
         self.state().plan.tight

@@ -69,8 +69,8 @@ enum Committed {
 /// How long until a commit that could not begin is tried again: the first of these, then twice as long each time, up to
 /// the second.
 const PAUSES: RangeInclusive<Duration> = Duration::from_millis(4)..=Duration::from_secs(1);
-/// How long closing a log continues to try.
-const CLOSING: Duration = Duration::from_secs(5);
+/// How long closing a log, or all logs of a store together, continues to try.
+pub(crate) const CLOSING: Duration = Duration::from_secs(5);
 
 impl CommitCursor {
     pub(super) fn new(active: &Active, done: ChunkPosition, begun: bool) -> Self {
@@ -380,20 +380,22 @@ impl Shared {
         if offset >= self.next_offset() { self.unless_stopped() } else { Ok(()) }
     }
 
-    /// After the tasks have ended: commits the rest, and leaves the mark of a clean close.
-    pub(super) fn commit_rest(&self) -> Result<(), Error> {
+    /// After the tasks have ended: commits the rest, and leaves the mark of a clean close. Without room, the rest is
+    /// tried again for as long as `left` says, which is reduced by that; and so is the mark, if `repeats_mark`.
+    pub(super) fn commit_rest(&self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
         let failed = || Error::Failed { reason: self.failed.get().cloned().unwrap_or_default() };
         let mut position = lock(&self.flush.position);
         let backoff = Backoff::new();
-        let mut waited = Duration::ZERO;
+        let mut left_otherwise = CLOSING; // for other reasons, which pass sooner and concern this log only
         while self.durable.get() < self.next_offset() {
             match self.commit(&mut position) {
                 Committed::Failed => break,
-                Committed::Later(pause, _) if waited < CLOSING => {
-                    waited += pause;
-                    self.rest(pause);
+                Committed::Later(pause, error) => {
+                    let left = if error.is_full() { &mut *left } else { &mut left_otherwise };
+                    if !self.rest_within(left, pause) {
+                        self.fail(&error); // what is not on the disk stays in shared memory
+                    }
                 }
-                Committed::Later(_, error) => self.fail(&error), // what is not on the disk stays in shared memory
                 Committed::Bytes(0) => backoff.snooze(), // an append that had its place is still copying
                 Committed::Bytes(_) => {}
             }
@@ -405,10 +407,8 @@ impl Shared {
         let mut pause = *PAUSES.start();
         let marked = loop {
             match self.mark(&position) {
-                Err(error) if error.is_full() && waited < CLOSING => {
+                Err(error) if error.is_full() && repeats_mark && self.rest_within(left, pause) => {
                     tracing::debug!(dir = %self.dir.display(), %error, "cannot mark a log as closed yet");
-                    waited += pause;
-                    self.rest(pause);
                     pause = (pause * 2).min(*PAUSES.end());
                 }
                 // Nothing is lost: it is as if the process had been killed now.
@@ -425,6 +425,17 @@ impl Shared {
             return Err(failed());
         }
         kept.and(marked)
+    }
+
+    /// Rests for `pause`, and takes it from what is left of the time to try; returns `false` at once if that is over.
+    /// Counts the pauses and reads no clock, so that the simulation can be replayed.
+    fn rest_within(&self, left: &mut Duration, pause: Duration) -> bool {
+        if left.is_zero() {
+            return false;
+        }
+        *left = left.saturating_sub(pause);
+        self.rest(pause);
+        true
     }
 
     fn rest(&self, pause: Duration) {

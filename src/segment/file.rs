@@ -6,6 +6,7 @@ use super::{FRAMES, header::Header};
 use crate::{
     chunk::{Chunk, ChunkPosition},
     disk::{self, Aligned, BLOCK, Disk, File},
+    frame,
     sync::{Condvar, Mutex, lock},
 };
 use std::{
@@ -44,6 +45,11 @@ pub(crate) fn base_of(name: &str) -> Option<u64> {
 /// up, plus the footer.
 pub(crate) const fn length(capacity: u64) -> u64 {
     FRAMES + capacity + 3 * BLOCK
+}
+
+/// The bytes that are not written again in a file whose frames take `words` words: the whole blocks of those.
+pub(crate) fn written(words: u32) -> Range<u64> {
+    FRAMES..FRAMES + u64::from(words) * frame::WORD as u64 / BLOCK * BLOCK
 }
 
 /// Whether this is a name that a file has before it is begun. Such a file is of no use after a crash.
@@ -117,6 +123,15 @@ impl SegmentFile {
     /// Removes a file that was prepared but is not needed.
     pub(crate) fn discard(&self, disk: &dyn Disk) {
         let _ = disk.remove(&lock(&self.path)); // if it stays, the next opening removes it
+    }
+
+    /// Removes it after [`begin`](Self::begin) has failed, unless it has its name already: it may have taken the place of
+    /// another file.
+    pub(crate) fn discard_unbegun(&self, disk: &dyn Disk) {
+        let path = lock(&self.path);
+        if path.file_name().and_then(|name| name.to_str()).is_some_and(is_temporary) {
+            let _ = disk.remove(&path); // if it stays, the next opening removes it
+        }
     }
 
     /// Writes the header block, with the mark saying that `durable` records are durable.

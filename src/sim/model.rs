@@ -150,6 +150,26 @@ impl KnownLog {
         }
     }
 
+    /// Asserts that these values, from `first` on, are a log that ends between two batches.
+    pub(super) fn compare(&self, place: &str, first: u64, values: &[Option<Rec>]) {
+        let (next, appended) = (first + values.len() as u64, self.next());
+        assert!(next <= appended, "{place}: ends at {next}, and {appended} were appended");
+        assert!(self.is_boundary(next), "{place}: ends at {next}, in the middle of a batch");
+        for (value, offset) in values.iter().zip(first..) {
+            let expected = &self.records[offset as usize];
+            let Some(value) = value else {
+                assert!(self.lost.contains(&offset), "{place}: offset {offset} is damaged");
+                continue;
+            };
+            assert!(
+                value.same(expected),
+                "{place}: offset {offset} has another value, of {} bytes instead of {}",
+                value.length,
+                expected.length
+            );
+        }
+    }
+
     pub(super) fn forget_ghosts(&mut self) {
         self.ghosts.clear();
     }

@@ -5,7 +5,7 @@ use super::{
     world::{Clock, clock},
 };
 use crate::disk::sim::{Random, Sim};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::AddAssign, sync::Arc};
 
 /// The directory of the store.
 pub(super) const ROOT: &str = "/data";
@@ -34,6 +34,21 @@ pub(super) struct Counts {
     pub(super) operations: u64,
     pub(super) records: u64,
     pub(super) steps: u64,
+    /// Logs that were opened without room on the disk.
+    pub(super) full: u64,
+    /// Of these, those that were shorter than they are with room.
+    pub(super) short: u64,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.generations += other.generations;
+        self.operations += other.operations;
+        self.records += other.records;
+        self.steps += other.steps;
+        self.full += other.full;
+        self.short += other.short;
+    }
 }
 
 /// See the module's documentation.

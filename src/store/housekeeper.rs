@@ -5,12 +5,16 @@
 //! hangs does not prevent other logs from being closed or trimmed.
 
 use super::{Entry, Error, Inner, LogError, LogSettings, OpenLog};
-use crate::sync::{read_lock, try_lock};
+use crate::{
+    log::Durability,
+    sync::{read_lock, try_lock},
+};
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 use std::{
+    ops::RangeInclusive,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{Builder, JoinHandle},
     time::Duration,
@@ -113,19 +117,58 @@ impl Drop for Busy {
     }
 }
 
+/// When a log is opened again because there seems to be room: where none can be reserved, only writing shows whether
+/// there is. The log's users get an error each time, so if it was in vain, the next time comes later.
+#[derive(Default)]
+pub(super) struct Reopening {
+    /// In milliseconds since the store was opened.
+    not_before: AtomicU64,
+    /// How much later than this time the next one comes, in milliseconds.
+    pause: AtomicU64,
+}
+
+// Relaxed: by one helper at a time, or at most a pause too short or too long.
+impl Reopening {
+    /// The first pause, and the longest.
+    const PAUSES: RangeInclusive<u64> = 2_000..=64_000;
+
+    fn is_due(&self, now: u64) -> bool {
+        self.not_before.load(Ordering::Relaxed) <= now
+    }
+
+    fn tried(&self, now: u64) {
+        let pause = self.pause.load(Ordering::Relaxed).clamp(*Self::PAUSES.start(), *Self::PAUSES.end());
+        self.not_before.store(now.saturating_add(pause), Ordering::Relaxed);
+        self.pause.store(pause * 2, Ordering::Relaxed);
+    }
+
+    /// The log is open for writing.
+    fn succeeded(&self) {
+        if self.pause.load(Ordering::Relaxed) != 0 {
+            self.not_before.store(0, Ordering::Relaxed);
+            self.pause.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Entry {
     /// Sees to a log that was opened without room on the disk, and does by itself what other logs have threads for.
-    /// Applies retention, which makes room. Drops the log once there is room, even if others hold it: the next caller that asks for
-    /// it opens it again, and can write to it.
-    fn tend_full(&self) {
+    /// Applies retention, which makes room. Drops the log once there is room, even if others hold it: the next caller
+    /// that asks for it opens it again, and can write to it.
+    fn tend_full(&self, now: u64) {
         let Some(open) = self.open.load_full() else { return };
         open.apply_retention();
-        if !open.has_room_again() {
+        if !self.reopening.is_due(now) {
             return;
         }
-        // If the lock is held, the log is being opened, closed or deleted.
-        let Some(_held) = try_lock(&self.deleted) else { return };
+        // If the lock is held, the log is being opened, closed or deleted. Room is looked for under it, because that
+        // reserves some in the log's files, which after a deletion may be another log's.
+        let Some(deleted) = try_lock(&self.deleted) else { return };
         let Some(open) = self.open.load_full().filter(|open| open.is_full()) else { return };
+        if *deleted || !open.has_room_again() {
+            return;
+        }
+        self.reopening.tried(now);
         self.open.store(None);
         open.give_way();
     }
@@ -174,19 +217,43 @@ impl Inner {
         let again = every.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
         let again = again.map_or(u64::MAX, |again| now.saturating_add(again));
         entry.retain_at.store(again, Ordering::Relaxed); // by one helper at a time
-        if age.is_some()
-            && let Ok(open) = self.opened(name, entry)
-        {
-            if open.apply_retention() == Retained::InPart {
-                entry.retain_at.store(now, Ordering::Relaxed);
-            }
-            // If it has more to do, that continues in the background, and a later turn closes the log.
-            let settled = open.settles_soon();
-            drop(open);
-            if settled {
-                entry.close();
-            }
+        if age.is_none() {
+            return;
         }
+        match self.opened(name, entry) {
+            Ok(open) => {
+                if open.apply_retention() == Retained::InPart {
+                    entry.retain_at.store(now, Ordering::Relaxed);
+                }
+                // If it has more to do, that continues in the background, and a later turn closes the log.
+                let settled = open.settles_soon();
+                drop(open);
+                if settled {
+                    entry.close();
+                }
+            }
+            Err(Error::Log(error)) if error.is_full() => {
+                if self.retain_unseen(name, entry) == Retained::InPart {
+                    entry.retain_at.store(now, Ordering::Relaxed);
+                }
+            }
+            Err(_) => {} // the error is reported to users of the log
+        }
+    }
+
+    /// Applies retention, which makes room, to a log that does not open for lack of room, because without what its last
+    /// process has left in memory it would be shorter than its readers know it. Opens it without that: nobody else sees
+    /// it, and what is in memory stays there.
+    fn retain_unseen(&self, name: &str, entry: &Entry) -> Retained {
+        let Some(deleted) = try_lock(&entry.deleted) else { return Retained::InPart };
+        if *deleted || entry.open.load().is_some() {
+            return Retained::All;
+        }
+        let settings = self.settings(name);
+        let open = settings.and_then(|settings| {
+            self.open_log_with(name, LogSettings { durability: Some(Durability::Disk), ..settings })
+        });
+        open.map_or(Retained::All, |open| open.apply_retention())
     }
 
     /// Applies retention, and closes logs that are idle or too many; all of it on this thread.
@@ -196,6 +263,7 @@ impl Inner {
     }
 
     fn turn_with(self: &Arc<Self>, helpers: &mut Helpers) {
+        let now = self.now();
         if !self.left().is_empty() {
             let inner = Arc::clone(self);
             helpers.help(&self.removing, move || inner.remove_left());
@@ -213,20 +281,21 @@ impl Inner {
             log.give_up_untaken();
             if log.is_full() {
                 let entry = Arc::clone(entry);
-                helpers.help(&Arc::clone(&entry.helped), move || entry.tend_full());
+                helpers.help(&Arc::clone(&entry.helped), move || entry.tend_full(now));
             } else {
+                entry.reopening.succeeded();
                 log.apply_retention();
             }
         }
         self.retain_closed(helpers);
         open.sort_by_key(|entry| entry.used.load(Ordering::Relaxed));
-        let now = self.now();
         let idle = u64::try_from(self.options.idle.as_millis()).unwrap_or(u64::MAX);
         let too_many = open.len().saturating_sub(self.options.open_logs);
         for (n, entry) in open.iter().enumerate() {
             let is_due = n < too_many || now.saturating_sub(entry.used.load(Ordering::Relaxed)) > idle;
             if is_due && entry.open.load_full().is_some_and(|log| log.settles_soon()) {
-                entry.close();
+                let entry = Arc::clone(entry);
+                helpers.help(&Arc::clone(&entry.helped), move || entry.close());
             }
         }
     }

@@ -1,3 +1,4 @@
+mod full;
 mod housekeeping;
 mod memory;
 mod trouble;

@@ -7,7 +7,10 @@ use super::{
     faults::{Cut, EIO, Mode, StepKind},
     gone,
 };
-use std::io::{self, IoSlice};
+use std::{
+    io::{self, IoSlice},
+    ops::Range,
+};
 
 #[derive(Debug)]
 pub(super) struct SimFile {
@@ -126,7 +129,7 @@ impl File for SimFile {
         self.flush()
     }
 
-    fn reserve(&self, length: u64) -> io::Result<()> {
+    fn reserve(&self, length: u64, _: Range<u64>) -> io::Result<()> {
         let mut state = self.disk.state();
         state.alive()?;
         let missing = length.saturating_sub(state.names.file(self.file)?.bytes().len() as u64);

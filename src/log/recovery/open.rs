@@ -28,6 +28,7 @@ use crate::{
 };
 use std::{
     io::{self, IoSlice},
+    ops::Range,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -83,7 +84,7 @@ pub(in crate::log) fn open(
         }
     }
     if let Some(found) = &backings {
-        full = restore::restore(disk, dir, found, &mut surveyed)?.or(full);
+        full = restore::restore(disk, dir, found, &mut surveyed, options.durability)?.or(full);
         // A log of format 1 may just have got its first segment with a secret.
         let secret = surveyed.segments.iter().find_map(|found| found.header.secret.0);
         if let Some(secret) = secret.filter(|&secret| secret != identity.secret) {
@@ -180,8 +181,8 @@ pub(in crate::log) struct Full {
     pub(in crate::log) error: Error,
     /// The size in bytes of files that could not be created.
     pub(super) needs: u64,
-    /// The files that opening continues or seals, and how many bytes of each it reserves for that.
-    reserves: Vec<(PathBuf, u64)>,
+    /// The files that opening continues or seals.
+    reserves: Vec<Reserve>,
     /// Whether the file system is read-only, so that nothing can be removed either.
     pub(in crate::log) is_read_only: bool,
 }
@@ -193,14 +194,25 @@ impl Full {
     }
 }
 
+/// What opening reserves in a file; see [`File::reserve`].
+#[cfg_attr(not(feature = "store"), expect(dead_code, reason = "only a store looks for room again"))]
+struct Reserve {
+    path: PathBuf,
+    length: u64,
+    written: Range<u64>,
+}
+
 /// What opening reserves in the files of a log.
-fn reserves(found: &[SurveyedSegment]) -> Vec<(PathBuf, u64)> {
-    let of = |found: &SurveyedSegment| match &found.state {
-        State::Unsealed(scan) => Some(sealed_length(scan)),
-        State::Open(..) => Some(file::length(found.header.capacity)),
-        State::Sealed(_) | State::Damaged(_) => None,
+fn reserves(found: &[SurveyedSegment]) -> Vec<Reserve> {
+    let of = |found: &SurveyedSegment| {
+        let (length, scan) = match &found.state {
+            State::Unsealed(scan) => (sealed_length(scan), scan),
+            State::Open(_, scan) => (file::length(found.header.capacity), scan),
+            State::Sealed(_) | State::Damaged(_) => return None,
+        };
+        Some(Reserve { path: found.path.clone(), length, written: file::written(scan.words) })
     };
-    found.iter().filter_map(|found| Some((found.path.clone(), of(found)?))).collect()
+    found.iter().filter_map(of).collect()
 }
 
 /// The length of a segment's file once it is sealed.
@@ -209,7 +221,7 @@ fn sealed_length(scan: &Scan) -> u64 {
 }
 
 /// Turns an error into [`Error::Full`] if it says that there is no room, or that the file system is read-only.
-fn no_room(error: Error) -> Error {
+pub(super) fn no_room(error: Error) -> Error {
     match error {
         Error::Io { .. } if error.keeps_from_writing() => Error::Full { reason: error.to_string().into() },
         error => error,
@@ -221,9 +233,9 @@ fn no_room(error: Error) -> Error {
 #[cfg(feature = "store")]
 pub(in crate::log) fn has_room(log: &Shared) -> bool {
     let Some(Full { needs, reserves, .. }) = &log.full else { return false };
-    let reserved = |(path, length): &(PathBuf, u64)| match log.env.disk.open(path, true) {
+    let reserved = |Reserve { path, length, written }: &Reserve| match log.env.disk.open(path, true) {
         Err(error) => error.kind() == io::ErrorKind::NotFound, // it was trimmed
-        Ok(file) => file.reserve(*length).is_ok(),
+        Ok(file) => file.reserve(*length, written.clone()).is_ok(),
     };
     if !reserves.iter().all(reserved) {
         return false;
@@ -291,7 +303,9 @@ fn resume(
             State::Sealed(footer) => footer,
             State::Unsealed(scan) => {
                 let file = sync(disk, &path, true)?;
-                let seal = file.reserve(sealed_length(&scan)).and_then(|()| seal(&*file, &header, &scan));
+                let seal = file
+                    .reserve(sealed_length(&scan), file::written(scan.words))
+                    .and_then(|()| seal(&*file, &header, &scan));
                 seal.map_err(Error::io("seal", &path))?
             }
             State::Open(bytes, scan) => {
@@ -389,7 +403,8 @@ fn take_up(
 ) -> Result<SegmentFile, Error> {
     let file = sync(disk, path, true)?;
     // A file that was copied, or restored from a backup, may have holes.
-    file.reserve(file::length(header.capacity)).map_err(Error::io("reserve the room of", path))?;
+    file.reserve(file::length(header.capacity), file::written(scan.words))
+        .map_err(Error::io("reserve the room of", path))?;
     let next = header.base + u64::from(scan.records());
     aside::keep(disk, dir, next, behind(bytes, scan))?;
     let written = SegmentFile::resume(file, path.to_owned(), header.capacity, scan.words);

@@ -8,6 +8,10 @@
 //! was being copied: so frames after a gap are kept aside. Being killed in here does no harm: the backings are removed
 //! last.
 //!
+//! Without room for the records of a backing, all backings stay for the next opening. With `Durability::Disk`, the log
+//! can be opened for reading meanwhile: its readers have seen only what the disk has. With `Durability::Memory` they may
+//! have seen all that the backing holds, so the log stays closed: it would be shorter than they know it.
+//!
 //! # What always holds
 //! - A backing continues only its own history: in the segment that its process has begun, if the file's frames are
 //!   exactly the bytes that the backing starts with; or after the frame that preceded it, identified by that frame's
@@ -16,10 +20,10 @@
 //!   before they were trimmed. Any other backing stays, and is reported.
 
 use super::{
-    super::{Error, stats},
+    super::{Durability, Error, stats},
     aside,
     judge::Rest,
-    open::Full,
+    open::{Full, no_room},
     survey::{Copies, Origin, State, Survey, SurveyedSegment},
 };
 use crate::{
@@ -55,13 +59,17 @@ pub(super) struct LeftBacking {
 }
 
 /// Completes the segment files and the survey from the backings. Removes backings that are no longer needed. Returns
-/// `Full` if there is no room to keep aside what one of them holds: that backing stays, and the log must not be written
-/// to.
+/// `Full` if there is no room for what one of them holds, or to keep that aside: the backing stays, the log must not be
+/// written to, and the survey is out of date.
+///
+/// # Errors
+/// [`Error::Full`] if there is no room for records that readers may have seen.
 pub(super) fn restore(
     disk: &dyn Disk,
     dir: &Path,
     backings: &ShmBacking,
     survey: &mut Survey,
+    durability: Durability,
 ) -> Result<Option<Full>, Error> {
     let mut held = held(dir, backings, survey)?;
     if !held.is_empty() && !may_go_on(survey) {
@@ -76,11 +84,20 @@ pub(super) fn restore(
     for n in 0..held.len() {
         let (before, rest) = held.split_at_mut(n);
         let Some(backing) = rest.first_mut() else { break };
+        let is_damaged = !survey.damage.is_empty(); // readers may have seen what only the backing has whole
         let restored = take_up(disk, dir, backings, survey, before, backing);
-        match restored.map_err(Error::io("restore from memory what is missing in", dir))? {
-            Fate::Needless => {}
-            Fate::Kept if backing.end.is_some_and(|(end, _)| end <= first) => {} // trimmed
-            Fate::Kept => kept.push(n),
+        match restored.map_err(Error::io("restore from memory what is missing in", dir)) {
+            Ok(Fate::Needless) => {}
+            Ok(Fate::Kept) if backing.end.is_some_and(|(end, _)| end <= first) => {} // trimmed
+            Ok(Fate::Kept) => kept.push(n),
+            Err(error) if error.keeps_from_writing() && durability == Durability::Disk && !is_damaged => {
+                let waiting = &held[n..];
+                let names = waiting.iter().map(|backing| &*backing.name);
+                tell(backings, names, "there is no room on the disk for what it may hold");
+                // Not even those that the disk has are removed: the next one may be known to follow only by them.
+                return Ok(Some(Full::new(error, room_for(survey, waiting))));
+            }
+            Err(error) => return Err(no_room(error)),
         }
     }
     let mut full = None;
@@ -101,6 +118,13 @@ pub(super) fn restore(
         backings.remove(&backing.name);
     }
     Ok(full)
+}
+
+/// The room that these backings need for segments that have no file yet. What the others need, opening reserves.
+fn room_for(survey: &Survey, backings: &[LeftBacking]) -> u64 {
+    let has_file = |header: &Header| survey.segments.iter().any(|found| found.header == *header);
+    let new = backings.iter().map(|backing| &backing.header).filter(|header| !has_file(header));
+    new.map(|header| file::length(header.capacity)).sum()
 }
 
 /// The backings of this log that hold a segment. Removes those that hold none, and reports those that it does not
@@ -313,7 +337,7 @@ fn go_on_in_place(
         let range = begins..scan.words as usize * frame::WORD;
         there[range.clone()].copy_from_slice(&frames[range]);
         let file = disk.open(&last.path, true)?;
-        file.reserve(file::length(header.capacity))?;
+        file.reserve(file::length(header.capacity), file::written(from))?;
         write(&*file, frames, from, scan.words)?;
     }
     Ok(true)
@@ -331,7 +355,7 @@ fn go_on_behind(
     let header = backing.header;
     told(dir, &header, &scan);
     let segment = SegmentFile::prepare(disk, dir, 0, header.capacity)?;
-    segment.begin(disk, dir, &header)?;
+    segment.begin(disk, dir, &header).inspect_err(|_| segment.discard_unbegun(disk))?;
     write(segment.file(), &frames, 0, scan.words)?;
     frames[scan.words as usize * frame::WORD..].fill(0); // as in the file
     // A segment of the same base was replaced while it was empty, and its file was just now: sealing it would write

@@ -400,3 +400,74 @@ fn a_full_disk_is_tried_again_now_and_then_however_many_wait() {
         assert!(before > 4 && (1..=4).contains(&tries), "{before}, then {tries} in 2 s");
     });
 }
+
+/// A record waited for room when the process was killed. Its log could then be neither read nor trimmed while the disk
+/// was full: restoring from memory was an error of opening.
+#[test]
+fn a_log_whose_memory_has_no_room_on_the_disk_is_opened_for_reading() {
+    let (mut refused, mut without) = (0, 0);
+    for seed in 0..16 {
+        let at = tempfile::tempdir_in("/dev/shm").unwrap();
+        let options = |durability| Options { durability, shm_dir: Some(at.path().to_owned()), ..small() };
+        let open = |sim: &Sim, durability| {
+            Log::open_on(std::sync::Arc::new(sim.clone()), Path::new(DIR), options(durability))
+        };
+        let sim = Sim::new(seed);
+        let log = open(&sim, Durability::Disk).unwrap();
+        let mut expected = Vec::new();
+        for n in 0..50 + seed as u8 {
+            expected.push(vec![n; 1000]);
+            log.append(&[n; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
+        }
+        let durable = log.next_offset();
+        std::thread::sleep(Duration::from_millis(50)); // the next segment's file is made
+        sim.run_dry(u64::MAX);
+        log.append(&[8; 2500]).unwrap();
+        finds_no_room(&log);
+        let mut left = sim.snapshot().after(Cut::Kill);
+        for _ in 0..2 {
+            left.run_dry(u64::MAX);
+            // Readers may have seen what is in memory: for them the log would be shorter than it was.
+            match open(&left, Durability::Memory) {
+                Err(error) => {
+                    assert!(matches!(error, Error::Full { .. }), "seed {seed}: {error}");
+                    refused += 1;
+                }
+                // Writes that find no room may have written all of it by now.
+                Ok(log) => {
+                    assert_eq!(log.next_offset(), durable + 1, "seed {seed}");
+                    left.run_dry(0);
+                    break;
+                }
+            }
+            let log = open(&left, Durability::Disk).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            if log.next_offset() > durable {
+                left.run_dry(0);
+                break;
+            }
+            assert!(log.append(b"no").is_err_and(|error| matches!(error, Error::Full { .. })));
+            let first = log.first_offset();
+            assert_eq!(log.damage(), [], "seed {seed}");
+            without += 1;
+            assert_eq!(log.next_offset(), durable, "seed {seed}");
+            let values = values(&log);
+            assert!(values[..(durable - first) as usize] == expected[first as usize..], "seed {seed}");
+            assert!(log.trim(first + 20).unwrap() > first, "seed {seed}");
+            #[cfg(feature = "store")]
+            {
+                assert!(!log.has_room_again());
+                left.run_dry(0);
+                assert!(log.has_room_again());
+            }
+            drop(log);
+            left = left.after(Cut::Kill);
+        }
+        let durability = if seed % 2 == 0 { Durability::Disk } else { Durability::Memory };
+        let log = open(&left, durability).unwrap();
+        assert_eq!((log.damage(), log.next_offset()), (&[][..], durable + 1), "seed {seed}");
+        assert_eq!(log.read(durable).unwrap().unwrap().value(), [8; 2500]);
+        log.close().unwrap();
+        sim.run_dry(0);
+    }
+    assert!(refused > 0 && without > 0, "{refused} {without}");
+}

@@ -15,29 +15,9 @@ use std::{
     time::Instant,
 };
 
-fn without_backings() -> StoreOptions {
+pub(super) fn without_backings() -> StoreOptions {
     let options = options();
     StoreOptions { log: Options { shm_dir: None, ..options.log }, ..options }
-}
-
-/// The log `a` of a store as a killed process left it, with sealed segments only; and the offset after its last record.
-fn sealed() -> (Sim, u64) {
-    let sim = Sim::new(3);
-    let store =
-        Store::open_in(Environment::on(Arc::new(sim.clone())), Path::new("/store"), without_backings());
-    let store = store.unwrap();
-    store.create("a", &LogSettings::default()).unwrap();
-    let log = store.get("a").unwrap();
-    for _ in 0..1500 {
-        log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
-    }
-    let end = log.next_offset();
-    drop(log);
-    drop(store);
-    let sim = sim.after(Cut::Kill);
-    let last = sim.dump().into_keys().rfind(|path| path.extension().is_some_and(|end| end == "seg")).unwrap();
-    sim.remove(&last).unwrap();
-    (sim, end)
 }
 
 #[derive(Default)]
@@ -282,7 +262,7 @@ fn a_trim_by_the_caller_removes_nothing_of_a_log_that_is_made_anew() {
     assert_eq!(new.next_offset(), 1, "the new log's segment is gone: {names:?}");
 }
 
-struct Clocks(AtomicU64, AtomicU64);
+pub(super) struct Clocks(pub(super) AtomicU64, pub(super) AtomicU64);
 
 impl Machine for Clocks {
     fn now(&self) -> u64 {
@@ -345,152 +325,6 @@ fn a_moment_without_descriptors_does_not_end_retention() {
             first > 0,
             "fails {fails}: nothing was dropped in a day, though records are to be kept for an hour"
         );
-    }
-}
-
-/// Several threads trim a log that was opened without room at once. The files must be removed in order.
-#[test]
-fn trims_by_callers_remove_the_oldest_first() {
-    let place = Path::new("/store");
-    let ((sim, end), options) = (sealed(), without_backings);
-    sim.leave_room(0);
-    for round in 0..30u64 {
-        let sim = sim.snapshot();
-        sim.set_room(Some(0));
-        let order = Arc::new(Mutex::new(Vec::new()));
-        let noted = Arc::clone(&order);
-        let (now, gap) = (sim.clone(), Arc::new(Mutex::new(None)));
-        let found = Arc::clone(&gap);
-        let ask = move |operation, path: &Path| {
-            if operation == Operation::Remove {
-                let base: u64 = path.file_stem().unwrap().to_str().unwrap().parse().unwrap_or(0);
-                let mut noted = noted.lock().unwrap();
-                if !noted.contains(&base) && noted.iter().any(|&other| other > base) {
-                    // The state at this moment, if the process is killed now.
-                    found.lock().unwrap().get_or_insert_with(|| now.snapshot());
-                }
-                noted.push(base);
-                drop(noted);
-                thread::yield_now();
-            }
-            Ok(())
-        };
-        let store =
-            Store::open_in(Environment::on(Gate::new(Arc::new(sim.clone()), ask)), place, options()).unwrap();
-        let log = store.get("a").unwrap();
-        assert!(log.writable().unwrap_err().is_full());
-        thread::scope(|scope| {
-            for n in 0..24u64 {
-                let log = &log;
-                scope.spawn(move || {
-                    for m in 0..20 {
-                        let _ = log.trim(end * (n + 24 * m) / (20 * 24));
-                    }
-                });
-            }
-        });
-        if let Some(killed) = gap.lock().unwrap().take() {
-            killed.set_room(None);
-            let log =
-                Log::open_in(&Environment::on(Arc::new(killed)), &place.join("a"), options().log).unwrap();
-            assert_eq!(
-                log.damage(),
-                [],
-                "round {round}: killed there, the log has a gap: {:?}",
-                log.writable()
-            );
-        }
-        let order = order.lock().unwrap();
-        let mut seen = std::collections::BTreeSet::new();
-        for base in order.iter() {
-            if seen.insert(*base) {
-                let newest = seen.last().unwrap();
-                assert!(
-                    base == newest,
-                    "round {round}: {base} is removed after {newest}: a crash in between leaves a gap"
-                );
-            }
-        }
-    }
-}
-
-/// A log that is opened without room has retention by age, and records older than that: dropping them makes room.
-#[test]
-fn retention_by_age_makes_room_for_a_log_that_was_opened_without() {
-    for full in [false, true] {
-        let (sim, place) = (Sim::new(3), Path::new("/store"));
-        let options = || {
-            let mut options = options();
-            options.log.shm_dir = None;
-            options.idle = Duration::from_secs(1 << 20);
-            options
-        };
-        let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
-        let on =
-            |sim: &Sim| Environment { machine: clocks.clone(), ..Environment::on(Arc::new(sim.clone())) };
-        let settings = LogSettings { retention_seconds: Some(3600), ..LogSettings::default() };
-        let store = Store::open_in(on(&sim), place, options()).unwrap();
-        store.create("a", &settings).unwrap();
-        let log = store.get("a").unwrap();
-        for _ in 0..100 {
-            log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
-        }
-        drop(log);
-        drop(store);
-        let sim = sim.after(Cut::Kill);
-        let last =
-            sim.dump().into_keys().rfind(|path| path.extension().is_some_and(|end| end == "seg")).unwrap();
-        sim.remove(&last).unwrap();
-        if full {
-            sim.leave_room(0);
-        }
-        clocks.0.fetch_add(2 * 3600 * 1000, Ordering::SeqCst); // two hours later
-        let store = Store::open_in(on(&sim), place, options()).unwrap();
-        let log = store.get("a").unwrap();
-        assert_eq!(log.writable().is_err(), full);
-        for _ in 0..60 {
-            clocks.0.fetch_add(10_000, Ordering::SeqCst);
-            clocks.1.fetch_add(10_000, Ordering::SeqCst);
-            store.turn();
-        }
-        assert!(log.first_offset() > 0, "full {full}: nothing is dropped in ten minutes");
-    }
-}
-
-/// The same without a kill: several threads trim, room becomes available, and the store opens the log again meanwhile.
-#[test]
-fn a_log_that_gives_way_while_several_trim_it_has_no_gap() {
-    let place = Path::new("/store");
-    let ((sim, end), options) = (sealed(), without_backings);
-    for round in 0..60u64 {
-        let sim = sim.snapshot();
-        sim.set_room(Some(0));
-        let ask = move |operation, _: &Path| {
-            if operation == Operation::Remove {
-                thread::yield_now();
-            }
-            Ok(())
-        };
-        let store =
-            Store::open_in(Environment::on(Gate::new(Arc::new(sim.clone()), ask)), place, options()).unwrap();
-        let log = store.get("a").unwrap();
-        assert!(log.writable().unwrap_err().is_full());
-        thread::scope(|scope| {
-            for n in 0..24u64 {
-                let log = &log;
-                scope.spawn(move || {
-                    for m in 0..20 {
-                        let _ = log.trim(end * (n + 24 * m) / (20 * 24));
-                    }
-                });
-            }
-            thread::sleep(Duration::from_micros(round * 37 % 3000));
-            sim.set_room(None);
-            store.turn();
-        });
-        drop(log);
-        let log = store.get("a").unwrap();
-        assert_eq!(log.damage(), [], "round {round}");
     }
 }
 
@@ -606,4 +440,36 @@ fn what_cannot_be_removed_is_told_of_once() {
     failing.store(false, Ordering::SeqCst);
     store.turn();
     assert!(store.inner.left().is_empty());
+}
+
+/// The disk of a log that was idle hung when the log was closed, and no other log was closed.
+#[test]
+fn a_disk_that_hangs_while_an_idle_log_is_closed_keeps_no_other_from_being_closed() {
+    let door = Arc::new(Door::default());
+    let passes = Arc::clone(&door);
+    let ask = move |operation, path: &Path| {
+        if operation == Operation::Write && path.starts_with("/store/a") {
+            passes.pass();
+        }
+        Ok(())
+    };
+    let env = Environment::on(Gate::new(Arc::new(Sim::new(3)), ask));
+    let mut store = Store::open_in(env, Path::new("/store"), without_backings()).unwrap();
+    let _open = Open(&door);
+    for name in ["a", "b", "c"] {
+        store.create(name, &LogSettings::default()).unwrap();
+        let log = store.get(name).unwrap();
+        log.append(b"x").and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    thread::sleep(Duration::from_millis(200)); // zeros are written ahead
+    door.shut(true);
+    store.housekeeper = Some(Housekeeper::start(&store.inner).unwrap());
+    door.wait_for_somebody();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while store.count().1 > 1 {
+        assert!(Instant::now() < deadline, "a log is not closed");
+        thread::sleep(Duration::from_millis(10));
+    }
+    door.shut(false);
+    store.close().unwrap();
 }
