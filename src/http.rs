@@ -31,6 +31,7 @@ mod problem;
 mod producers;
 mod range;
 mod records;
+mod reports;
 mod room;
 mod router;
 mod server;

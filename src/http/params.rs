@@ -99,7 +99,8 @@ pub(super) fn weighed(range: &str) -> (&str, u16) {
     let weight = |part: &str| {
         let number = part.strip_prefix(['q', 'Q'])?.trim_start().strip_prefix('=')?;
         let number: f64 = number.trim().parse().ok()?;
-        (0..=1000).rev().find(|&weight| f64::from(weight) <= number * 1000.0)
+        #[expect(clippy::cast_sign_loss, reason = "it is not negative")]
+        (number >= 0.0).then(|| (number * 1000.0).min(1000.0) as u16)
     };
     (name, parts.find_map(weight).unwrap_or(1000))
 }

@@ -81,6 +81,11 @@ impl Problem {
         self.code.status() >= 500 && !told
     }
 
+    /// Its code, as clients see it.
+    pub(super) fn code(&self) -> &'static str {
+        self.code.as_str()
+    }
+
     /// What the problem is for this log: a failure because the log was deleted meanwhile is reported as that.
     pub(super) fn of(self, log: &OpenLog) -> Self {
         if self.code.status() >= 500 && log.is_deleted() {

@@ -9,6 +9,7 @@ use super::{
     logs, params,
     problem::Problem,
     producers, range, records,
+    reports::Reports,
 };
 use crate::Code;
 use bytes::Bytes;
@@ -44,7 +45,12 @@ pub(super) async fn answer(
         // Generated only if a person may ask about it: one more header is a twentieth of a small request's time.
         let request = id.get_or_insert_with(new_request_id).to_str().unwrap_or("not text");
         if problem.is_ours() {
-            tracing::error!(request, route, %problem, "request failed");
+            static REPORTS: LazyLock<Reports> = LazyLock::new(Reports::default);
+            match REPORTS.count(problem.code(), Instant::now()) {
+                Some(0) => tracing::error!(request, route, %problem, "request failed"),
+                Some(others) => tracing::error!(request, route, %problem, others, "requests failed"),
+                None => tracing::debug!(request, route, %problem, "request failed"),
+            }
         } else {
             if problem.is_overload() || problem.is_shortage() {
                 context.memory.warn(&problem);

@@ -1,0 +1,57 @@
+//! How often failures are written to the server's log: clients can cause thousands of the same kind per second, for
+//! example by reading a damaged record again and again.
+
+use crate::sync::lock;
+use std::{
+    collections::BTreeMap,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+/// How many failures with the same code are reported in one [`PERIOD`].
+const MOST: u64 = 10;
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Reports(Mutex<BTreeMap<&'static str, Seen>>);
+
+#[derive(Debug)]
+struct Seen {
+    /// When the period began.
+    since: Instant,
+    /// How many there were in it.
+    count: u64,
+}
+
+impl Reports {
+    /// Counts a failure; returns whether it is to be reported, and if so, how many before it were not.
+    pub(super) fn count(&self, code: &'static str, now: Instant) -> Option<u64> {
+        let mut all = lock(&self.0);
+        let seen = all.entry(code).or_insert(Seen { since: now, count: 0 });
+        let mut left_out = 0;
+        if now.saturating_duration_since(seen.since) >= PERIOD {
+            left_out = seen.count.saturating_sub(MOST);
+            *seen = Seen { since: now, count: 0 };
+        }
+        seen.count += 1;
+        (seen.count <= MOST).then_some(left_out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_each_code_ten_are_reported_in_ten_seconds_and_the_others_counted() {
+        let (reports, begun) = (Reports::default(), Instant::now());
+        let count = |code, second| reports.count(code, begun + Duration::from_secs(second));
+        let reported = (0..1000).filter(|_| count("corrupt", 1).is_some()).count();
+        assert_eq!(reported, 10);
+        assert_eq!(count("io_error", 1), Some(0));
+        assert_eq!(count("corrupt", 10), None);
+        assert_eq!(count("corrupt", 11), Some(991));
+        assert_eq!(count("corrupt", 11), Some(0));
+    }
+}
