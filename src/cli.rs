@@ -8,6 +8,9 @@ mod progress;
 mod read;
 mod repair;
 mod serve;
+mod settings;
+mod size;
+mod start;
 mod stderr;
 mod stdout;
 mod target;
@@ -114,6 +117,30 @@ fn must_exist(dir: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
         return Ok(());
     }
     Err(format!("there is no directory {}; name one that holds a log", dir.display()).into())
+}
+
+/// Returns an error unless the directory may be that of a log: of a directory with several, it says which there are.
+fn must_be_log(dir: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+    /// How many logs are named.
+    const MOST: usize = 10;
+    must_exist(dir)?;
+    let is_segment = |path: &std::path::Path| path.extension().is_some_and(|end| end == "seg");
+    let has_segments = |dir: &std::path::Path| {
+        std::fs::read_dir(dir)
+            .is_ok_and(|mut all| all.any(|entry| entry.is_ok_and(|entry| is_segment(&entry.path()))))
+    };
+    if has_segments(dir) {
+        return Ok(());
+    }
+    let mut logs: Vec<_> = std::fs::read_dir(dir)?.flatten().map(|entry| entry.path()).collect();
+    logs.retain(|path| has_segments(path));
+    logs.sort();
+    let Some(first) = logs.first() else { return Ok(()) }; // what it is will be found
+    let names: Vec<_> = logs.iter().take(MOST).filter_map(|path| path.file_name()?.to_str()).collect();
+    let more = if logs.len() > MOST { format!(", and {} more", logs.len() - MOST) } else { String::new() };
+    let (dir, names, first) = (dir.display(), names.join(", "), first.display());
+    Err(format!("{dir} is not one log, but has several: {names}{more}; name one of them, such as {first}")
+        .into())
 }
 
 /// The owner of the log's newest file, and so the user that its server ran as, if it is not the user of this process.

@@ -83,6 +83,17 @@ pub struct Record {
     pub value: Bytes,
 }
 
+impl Record {
+    /// Writes it as a frame of a body to append: see `application/vnd.millstream.frames` in `docs/api.md`.
+    ///
+    /// # Errors
+    /// What `out` reports.
+    pub fn write_frame(&self, out: &mut (impl std::io::Write + ?Sized)) -> std::io::Result<()> {
+        out.write_all(&wire::Prefix::new(self.value.len(), self.json).to_bytes())?;
+        out.write_all(&self.value)
+    }
+}
+
 #[cfg(feature = "store")]
 impl From<&crate::Record> for Record {
     fn from(record: &crate::Record) -> Self {

@@ -39,4 +39,5 @@ mod socket;
 mod tail;
 mod unsent;
 
+pub use params::{TIMES, parse_time};
 pub use server::{Server, Settings};

@@ -6,9 +6,10 @@
 //! the source, and continues behind it. If that part is not what was read then, the import is refused: nobody knows
 //! which of its records would be new.
 
+use crate::wire::Prefix;
 use std::{
     fmt,
-    io::{self, BufRead},
+    io::{self, BufRead, Read},
     str::FromStr,
 };
 
@@ -21,6 +22,9 @@ pub enum Split {
     Json,
     /// Everything there is: one record, unless it is empty.
     Whole,
+    /// A frame of `application/vnd.millstream.frames`, as in a body to append (see `docs/api.md`); it says whether the
+    /// record is JSON.
+    Frames,
 }
 
 /// How far an import has come. As text, it is the mark of a batch.
@@ -118,17 +122,24 @@ pub struct Source<R> {
     from: R,
     split: Split,
     progress: Progress,
+    /// Whether the last record is JSON.
+    json: bool,
 }
 
 impl<R: BufRead> Source<R> {
     /// Begins at the beginning.
     pub fn new(from: R, split: Split) -> Self {
-        Self { from, split, progress: Progress::default() }
+        Self { from, split, progress: Progress::default(), json: split == Split::Json }
     }
 
     /// How far it was read.
     pub fn progress(&self) -> Progress {
         self.progress
+    }
+
+    /// Whether the record that was read last is JSON.
+    pub fn is_json(&self) -> bool {
+        self.json
     }
 
     /// Skips what was imported. Must be called before anything is read.
@@ -171,6 +182,9 @@ impl<R: BufRead> Source<R> {
     /// What the source reports.
     pub fn next(&mut self, record: &mut Vec<u8>) -> io::Result<bool> {
         record.clear();
+        if self.split == Split::Frames {
+            return self.take_frame(record);
+        }
         loop {
             if self.split == Split::Whole {
                 self.from.read_to_end(record)?;
@@ -195,6 +209,26 @@ impl<R: BufRead> Source<R> {
             self.progress.records += 1;
             return Ok(true);
         }
+    }
+
+    /// Reads the next frame. Its length is not believed before as many bytes were read.
+    fn take_frame(&mut self, value: &mut Vec<u8>) -> io::Result<bool> {
+        let mut prefix = Vec::with_capacity(Prefix::BYTES);
+        self.from.by_ref().take(Prefix::BYTES as u64).read_to_end(&mut prefix)?;
+        if prefix.is_empty() {
+            return Ok(false);
+        }
+        let cut = || io::Error::new(io::ErrorKind::UnexpectedEof, "it ends within a frame");
+        let Prefix { length, json } = Prefix::from_bytes(*prefix.first_chunk().ok_or_else(cut)?);
+        self.from.by_ref().take(length.into()).read_to_end(value)?;
+        if value.len() < length as usize {
+            return Err(cut());
+        }
+        self.read(&prefix);
+        self.read(value);
+        (self.json, self.progress.open) = (json, false);
+        self.progress.records += 1;
+        Ok(true)
     }
 
     /// Reads up to and including the next line end.

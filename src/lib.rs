@@ -37,7 +37,11 @@ mod sim;
 #[cfg(feature = "store")]
 pub mod store;
 mod sync;
-#[cfg(any(feature = "client", feature = "server"))]
+#[cfg(any(feature = "client", feature = "store"))]
+#[cfg_attr(
+    not(any(feature = "client", feature = "server")),
+    allow(dead_code, clippy::elidable_lifetime_names, reason = "imports only read frames")
+)]
 mod wire;
 
 #[cfg(any(feature = "client", feature = "server"))]

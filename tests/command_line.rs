@@ -262,6 +262,47 @@ fn a_log_of_another_user_is_repaired_only_if_that_is_said() {
     assert_eq!(run(&["repair", dir, "--any-user"]).status.code(), Some(0));
 }
 
+/// A directory of logs was said to be no log, and to be empty it if it was to become one.
+#[test]
+fn verify_and_repair_say_which_logs_a_directory_has() {
+    let place = tempfile::tempdir().unwrap();
+    for name in ["a", "b"] {
+        std::fs::create_dir(place.path().join(name)).unwrap();
+        log_with(&place.path().join(name), 1);
+    }
+    for verb in ["verify", "repair"] {
+        let (code, said) = failure(&[verb, place.path().to_str().unwrap()]);
+        let one = place.path().join("a").display().to_string();
+        assert!(code == Some(1) && said.contains(": a, b;") && said.contains(&one), "{said}");
+    }
+}
+
+/// Sizes had to be numbers of bytes, and addresses numbers.
+#[test]
+fn sizes_and_addresses_are_taken_as_people_write_them() {
+    let printed = |flags: &[&str]| {
+        let output = run(&[&["serve", "--print-config"], flags].concat());
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let (code, said) =
+        printed(&["--listen", "localhost:6213", "--segment-bytes", "64MiB", "--max-body-bytes", "1.5MB"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("listen = \"localhost:6213\" # flag") && said.contains("\"64MiB\" # flag"),
+        "{said}"
+    );
+    for (flag, value) in [("--listen", "localhost"), ("--segment-bytes", "many"), ("--max-body-bytes", "0B")]
+    {
+        let (code, said) = printed(&[flag, value]);
+        assert!(code == Some(2) && said.contains(flag), "{said}");
+    }
+    let place = tempfile::tempdir().unwrap();
+    let blocker = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("localhost:{}", blocker.local_addr().unwrap().port());
+    let (code, said) = failure(&["serve", "--data", place.path().to_str().unwrap(), "--listen", &address]);
+    assert!(code == Some(1) && said.contains(&address), "{said}");
+}
+
 #[test]
 fn settings_go_on_working_by_their_old_names() {
     let place = tempfile::tempdir().unwrap();

@@ -251,3 +251,97 @@ fn what_cannot_be_reached_or_is_wrong_is_said_in_one_line() {
     assert_eq!(millstream(&["read", "a", "--url", "http://x", "--data", "y"], "").status.code(), Some(2));
     assert!(good(&["completions", "bash"], "").contains("complete -F _millstream"));
 }
+
+/// `read` knew neither the end of a log nor times, and could not print what it had read without adding to it.
+fn reading_from_anywhere(at: &[&str]) {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let run = |arguments: &[&str], input: &str| good(&[arguments, at].concat(), input);
+    run(&["append", "lines", "--create"], "one\ntwo\nthree\n");
+    for (offset, expected) in [
+        ("-2", "two\nthree\n"),
+        ("earliest", "one\ntwo\nthree\n"),
+        ("latest", ""),
+        ("1", "two\nthree\n"),
+        ("-9", "one\ntwo\nthree\n"),
+    ] {
+        assert_eq!(run(&["read", "lines", "--offset", offset], ""), expected, "{offset}");
+    }
+    assert_eq!(run(&["read", "lines", "--since", "1h"], ""), "one\ntwo\nthree\n");
+    assert_eq!(run(&["read", "lines", "--since", "2000-01-01", "--limit", "1"], ""), "one\n");
+    assert_eq!(run(&["read", "lines", "--since", "2100-01-01T00:00:00Z"], ""), "");
+    let (code, said) = bad(&[&["read", "lines", "--since", "yesterday"], at].concat(), "");
+    assert!(code == Some(1) && said.contains("15m"), "{said}");
+    // Any bytes come out as they went in.
+    let bytes: Vec<u8> = (0..=255u8).cycle().take(70_000).collect();
+    std::fs::write(path("bytes"), &bytes).unwrap();
+    run(&["append", "bytes", &path("bytes"), "--format", "whole", "--create"], "");
+    let output = millstream(&[&["read", "bytes", "--raw"], at].concat(), "");
+    assert!(output.status.success() && output.stdout == bytes);
+    run(&["append", "bytes", "--format", "ndjson"], "{\"a\": 1}\n");
+    let output = millstream(&[&["read", "bytes", "--frames"], at].concat(), "");
+    std::fs::write(path("frames"), &output.stdout).unwrap();
+    run(&["append", "copy", &path("frames"), "--format", "frames", "--create", "--import", "copy"], "");
+    let again = run(&["append", "copy", &path("frames"), "--format", "frames", "--import", "copy"], "");
+    assert!(again.contains("2 stored before"), "{again}");
+    let copied = millstream(&[&["read", "copy", "--frames"], at].concat(), "");
+    assert!(copied.stdout == output.stdout && output.stdout.len() == 70_000 + 8 + 8);
+    assert!(run(&["read", "copy", "--offset", "1", "--json"], "").contains("\"json\":{\"a\": 1}"));
+    std::fs::write(path("cut"), &output.stdout[..1000]).unwrap();
+    let (code, said) = bad(&[&["append", "copy", &path("cut"), "--format", "frames"], at].concat(), "");
+    assert!(code == Some(1) && said.contains("within a frame") && said.contains("cut"), "{said}");
+}
+
+#[test]
+fn records_are_read_from_anywhere_and_as_they_are_on_a_server() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    reading_from_anywhere(&["--url", &server.address]);
+}
+
+#[test]
+fn records_are_read_from_anywhere_and_as_they_are_in_a_directory() {
+    let data = tempfile::tempdir().unwrap();
+    reading_from_anywhere(&["--data", data.path().to_str().unwrap()]);
+}
+
+/// Settings could only be given as JSON, and only to `logs create`.
+#[test]
+fn a_log_is_created_by_its_first_append_with_settings_as_flags() {
+    let data = tempfile::tempdir().unwrap();
+    let at = ["--data", data.path().to_str().unwrap()];
+    let run = |arguments: &[&str], input: &str| good(&[arguments, &at].concat(), input);
+    let flags = ["--create", "--values", "json", "--retention-bytes", "10GiB", "--record-bytes", "1KiB"];
+    run(&[&["append", "a"], &flags[..]].concat(), "1\n");
+    let described = run(&["logs", "describe", "a", "--json"], "");
+    for setting in ["\"values\":\"json\"", "\"retention_bytes\":10737418240", "\"record_bytes\":1024"] {
+        assert!(described.contains(setting), "{setting}: {described}");
+    }
+    // The log is there: the same settings, or none, are no contradiction.
+    run(&[&["append", "a"], &flags[..]].concat(), "2\n");
+    run(&["append", "a", "--create"], "3\n");
+    let other = [&["append", "a", "--create", "--retention-seconds", "5"], &at[..]].concat();
+    assert_eq!(bad(&other, "4\n").0, Some(1));
+    let without = [&["append", "a", "--values", "json"], &at[..]].concat();
+    assert_eq!(millstream(&without, "").status.code(), Some(2));
+    run(&["logs", "create", "b", "--settings", "{\"retention_seconds\": 7}", "--retention-seconds", "8"], "");
+    assert!(run(&["logs", "describe", "b", "--json"], "").contains("\"retention_seconds\":8"));
+}
+
+/// An address in the environment made `--data` unusable.
+#[test]
+fn a_flag_takes_precedence_over_an_address_in_the_environment() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let other = tempfile::tempdir().unwrap();
+    let with = |url: &str, arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        command.args(arguments).env("MILLSTREAM_URL", url).output().unwrap()
+    };
+    let in_directory = ["logs", "list", "--data", other.path().to_str().unwrap()];
+    assert!(with("http://127.0.0.1:1", &in_directory).status.success());
+    let on_server = ["logs", "list"];
+    assert!(with(&server.address, &on_server).status.success());
+    assert!(with("http://127.0.0.1:1", &["logs", "list", "--url", &server.address]).status.success());
+    assert!(!with("http://127.0.0.1:1", &on_server).status.success());
+}

@@ -1,16 +1,18 @@
 //! `millstream append`.
 
 use super::{
-    Outcome, progress, stderr, stdout,
+    Cli, Outcome, progress,
+    settings::SettingsFlags,
+    size, stderr, stdout,
     target::{At, Failure, Target, block_on},
 };
-use clap::ValueEnum;
+use clap::{CommandFactory, ValueEnum, error::ErrorKind};
 use indicatif::ProgressBar;
 use millstream::{
     Error as LogError, Payload, ProducerBatch,
     client::{self, Client, Producer, ProducerOptions, Stored},
     import::{Progress, Source, Split},
-    store::{OpenLog, Store, Values},
+    store::{LogSettings, OpenLog, Store, Values},
 };
 use std::{
     fs::File,
@@ -33,7 +35,8 @@ use tokio::{
 #[command(after_help = "Examples:\n  \
     millstream append events app.log\n  \
     tail -f app.log | millstream append events -\n  \
-    millstream append events dump.ndjson --format ndjson --import dump-2026-01")]
+    millstream append events dump.ndjson --format ndjson --import dump-2026-01\n  \
+    millstream append clicks clicks.ndjson --format ndjson --create --retention-seconds 86400")]
 pub(super) struct Append {
     /// The log
     log: String,
@@ -43,8 +46,8 @@ pub(super) struct Append {
     /// What each record is
     #[arg(long, value_enum, default_value_t = Records::Lines)]
     format: Records,
-    /// Bytes per batch
-    #[arg(long, default_value_t = 1 << 20)]
+    /// Bytes per batch, such as 1MiB
+    #[arg(long, default_value = "1MiB", value_parser = size::within(1..=1 << 31))]
     batch_bytes: usize,
     /// A name for this import, to be given again when it is run again
     #[arg(long, alias = "producer", value_name = "NAME")]
@@ -52,6 +55,11 @@ pub(super) struct Append {
     /// Print what was done as JSON
     #[arg(long)]
     json: bool,
+    /// Create the log first if it does not exist; if it does, it must have the settings that are given
+    #[arg(long)]
+    create: bool,
+    #[command(flatten)]
+    settings: SettingsFlags,
     #[command(flatten)]
     at: At,
 }
@@ -64,10 +72,16 @@ enum Records {
     Ndjson,
     /// The whole file
     Whole,
+    /// Each frame, as `read --frames` prints them
+    Frames,
 }
 
 /// A record, and how far the source was read with it.
-type Next = (Vec<u8>, Progress);
+struct Next {
+    record: Vec<u8>,
+    json: bool,
+    at: Progress,
+}
 
 /// What was done.
 #[derive(Default)]
@@ -86,6 +100,10 @@ const SIGTERM: u8 = 15;
 
 impl Append {
     pub(super) fn run(&self) -> Outcome {
+        if !self.create && self.settings.is_some() {
+            let error = "settings are for a new log: they need --create";
+            Cli::command().error(ErrorKind::MissingRequiredArgument, error).exit();
+        }
         let from: Box<dyn Read + Send> =
             if self.file.as_os_str() == "-" { Box::new(io::stdin()) } else { Box::new(self.open()?) };
         let length = std::fs::metadata(&self.file).map_or(0, |metadata| metadata.len());
@@ -94,9 +112,14 @@ impl Append {
             Records::Lines => Split::Lines,
             Records::Ndjson => Split::Json,
             Records::Whole => Split::Whole,
+            Records::Frames => Split::Frames,
         };
         let source = Source::new(BufReader::with_capacity(1 << 20, bar.wrap_read(from)), split);
-        let done = match self.at.open()? {
+        let target = self.at.open()?;
+        if self.create {
+            block_on(self.create(&target))?;
+        }
+        let done = match target {
             Target::Server(client) => block_on(self.send(&client, source))?,
             Target::Directory(store) => self.store(&store, source)?,
         };
@@ -104,6 +127,13 @@ impl Append {
         self.report(&done)?;
         // As shells report a command that a signal has ended.
         Ok(done.signalled.map_or(ExitCode::SUCCESS, |signal| ExitCode::from(128 + signal)))
+    }
+
+    async fn create(&self, target: &Target) -> Result<(), Failure> {
+        if self.settings.is_some() || target.describe(&self.log).await.is_err() {
+            target.create(&self.log, &self.settings.over(LogSettings::default())).await?;
+        }
+        Ok(())
     }
 
     fn open(&self) -> Result<File, Failure> {
@@ -178,7 +208,11 @@ impl Append {
             loop {
                 let next = match source.next(&mut record) {
                     Ok(false) => return,
-                    Ok(true) => Ok((std::mem::take(&mut record), source.progress())),
+                    Ok(true) => Ok(Next {
+                        record: std::mem::take(&mut record),
+                        json: source.is_json(),
+                        at: source.progress(),
+                    }),
                     Err(error) => Err(error),
                 };
                 if sender.blocking_send(next).is_err() {
@@ -196,21 +230,23 @@ impl Append {
                 _ = terminate.recv(), if signalled.is_none() => { signalled = Some(SIGTERM); records.close(); continue }
             };
             let Some(next) = next else { break };
-            let (record, at) =
-                next.map_err(|error| format!("cannot read {}: {error}", self.file.display()))?;
-            self.push(&producer, &record, &at).await?;
+            let next = next.map_err(|error| self.unreadable(&error))?;
+            self.push(&producer, &next).await?;
         }
         let Stored { records: stored, first_offset, last_offset, .. } = producer.close().await?;
         Ok(Done { stored, passed_over, first_offset, last_offset, signalled })
     }
 
-    async fn push(&self, producer: &Producer, record: &[u8], at: &Progress) -> Result<(), client::Error> {
-        match (&self.import, self.format) {
-            (Some(_), format) => {
-                producer.push_marked(record, format == Records::Ndjson, &at.to_string()).await
-            }
-            (None, Records::Ndjson) => producer.push_json(record).await,
-            (None, _) => producer.push(record).await,
+    fn unreadable(&self, error: &io::Error) -> Failure {
+        format!("cannot read {}: {error}", self.file.display()).into()
+    }
+
+    async fn push(&self, producer: &Producer, next: &Next) -> Result<(), client::Error> {
+        let Next { record, json, at } = next;
+        match (&self.import, json) {
+            (Some(_), json) => producer.push_marked(record, *json, &at.to_string()).await,
+            (None, true) => producer.push_json(record).await,
+            (None, false) => producer.push(record).await,
         }
     }
 
@@ -226,14 +262,15 @@ impl Append {
         }
         let (mut batch, mut bytes, mut record) = (Vec::new(), 0, Vec::new());
         loop {
-            let more = source.next(&mut record)?;
+            let more = source.next(&mut record).map_err(|error| self.unreadable(&error))?;
             if more {
-                self.check(&log, &record)?;
+                let json = source.is_json() || log.settings().values == Values::Json;
+                check(&log, &record, json)?;
                 bytes += record.len();
-                batch.push(std::mem::take(&mut record));
+                batch.push((std::mem::take(&mut record), json));
             }
             if !batch.is_empty() && (!more || bytes >= self.batch_bytes) {
-                let first = self.append(&log, &batch, producer, &source.progress().to_string())?;
+                let first = append(&log, &batch, producer, &source.progress().to_string())?;
                 producer = producer.map(|(name, epoch, sequence)| (name, epoch, sequence + 1));
                 done.stored += batch.len() as u64;
                 done.first_offset.get_or_insert(first);
@@ -248,46 +285,43 @@ impl Append {
         done.last_offset.map(|last| log.wait_durable(last)).transpose()?;
         Ok(done)
     }
+}
 
-    /// Checks a record as a server does.
-    fn check(&self, log: &OpenLog, record: &[u8]) -> Result<(), Failure> {
-        let settings = log.settings();
-        if self.format == Records::Ndjson || settings.values == Values::Json {
-            serde_json::from_slice::<serde::de::IgnoredAny>(record)
-                .map_err(|error| format!("a record is not JSON: {error}"))?;
-        }
-        match settings.record_bytes {
-            Some(most) if record.len() as u64 > most => {
-                Err(format!("a record has {} bytes, and the log takes {most}", record.len()).into())
-            }
-            _ => Ok(()),
-        }
+/// Checks a record as a server does.
+fn check(log: &OpenLog, record: &[u8], json: bool) -> Result<(), Failure> {
+    if json {
+        serde_json::from_slice::<serde::de::IgnoredAny>(record)
+            .map_err(|error| format!("a record is not JSON: {error}"))?;
     }
-
-    fn append(
-        &self,
-        log: &OpenLog,
-        batch: &[Vec<u8>],
-        producer: Option<(&str, u32, u64)>,
-        mark: &str,
-    ) -> Result<u64, Failure> {
-        let json = self.format == Records::Ndjson || log.settings().values == Values::Json;
-        let payloads: Vec<_> = batch.iter().map(|bytes| Payload { bytes, json }).collect();
-        loop {
-            let appended = match producer {
-                None => log.try_append_payloads(&payloads, None),
-                Some((name, epoch, sequence)) => {
-                    let batch = ProducerBatch::new(name, epoch, sequence).with_mark(mark);
-                    log.try_append_once(&batch, &payloads, None).map(|done| done.first_offset)
-                }
-            };
-            match appended {
-                // Until the disk has caught up.
-                Err(LogError::WouldBlock) => log.flush()?,
-                done => return Ok(done?),
-            }
-            std::thread::sleep(Duration::from_millis(1));
+    match log.settings().record_bytes {
+        Some(most) if record.len() as u64 > most => {
+            Err(format!("a record has {} bytes, and the log takes {most}", record.len()).into())
         }
+        _ => Ok(()),
+    }
+}
+
+fn append(
+    log: &OpenLog,
+    batch: &[(Vec<u8>, bool)],
+    producer: Option<(&str, u32, u64)>,
+    mark: &str,
+) -> Result<u64, Failure> {
+    let payloads: Vec<_> = batch.iter().map(|(bytes, json)| Payload { bytes, json: *json }).collect();
+    loop {
+        let appended = match producer {
+            None => log.try_append_payloads(&payloads, None),
+            Some((name, epoch, sequence)) => {
+                let batch = ProducerBatch::new(name, epoch, sequence).with_mark(mark);
+                log.try_append_once(&batch, &payloads, None).map(|done| done.first_offset)
+            }
+        };
+        match appended {
+            // Until the disk has caught up.
+            Err(LogError::WouldBlock) => log.flush()?,
+            done => return Ok(done?),
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

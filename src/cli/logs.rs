@@ -1,7 +1,9 @@
 //! `millstream logs`.
 
 use super::{
-    Outcome, stdout,
+    Outcome,
+    settings::SettingsFlags,
+    stdout,
     target::{At, Failure, Target, block_on},
 };
 use clap::Subcommand;
@@ -13,7 +15,7 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream logs list\n  \
-    millstream logs create clicks --settings '{\"values\":\"json\",\"retention_seconds\":86400}'\n  \
+    millstream logs create clicks --values json --retention-seconds 86400\n  \
     millstream logs trim clicks 1000")]
 pub(super) struct Logs {
     #[command(subcommand)]
@@ -32,9 +34,11 @@ enum Command {
     /// Create a log
     Create {
         log: String,
-        /// Settings as a JSON object; see docs/api.md
+        /// Settings as a JSON object; see docs/api.md. Flags take precedence over it
         #[arg(long, default_value = "{}")]
         settings: String,
+        #[command(flatten)]
+        flags: SettingsFlags,
     },
     /// One log
     Describe { log: String },
@@ -60,12 +64,10 @@ impl Logs {
                     }
                     self.show(&all)?;
                 }
-                Command::Create { log, settings } => {
-                    let settings: LogSettings = serde_json::from_str(settings)?;
-                    match &target {
-                        Target::Server(client) => drop(client.create(log, &settings).await?),
-                        Target::Directory(store) => drop(store.create(log, &settings)?),
-                    }
+                Command::Create { log, settings, flags } => {
+                    let settings: LogSettings =
+                        serde_json::from_str(settings).map_err(|error| format!("--settings: {error}"))?;
+                    target.create(log, &flags.over(settings)).await?;
                     self.show(&[target.describe(log).await?])?;
                 }
                 Command::Describe { log } => self.show(&[target.describe(log).await?])?,

@@ -1,7 +1,9 @@
 //! `millstream read` and `millstream tail`.
 
 use super::{
-    Outcome, stdout,
+    Outcome,
+    start::StartAt,
+    stdout,
     target::{At, Failure, Target, block_on},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -12,21 +14,48 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream read events --offset 100 --limit 10\n  \
-    millstream read events --json | jq .json.page")]
+    millstream read events --offset -2\n  \
+    millstream read events --since 15m --json | jq .json.page\n  \
+    millstream read images --offset 7 --limit 1 --raw > image.png")]
 pub(super) struct Read {
     /// The log
     log: String,
-    /// Where to begin [default: the first record of the log]
-    #[arg(long)]
-    offset: Option<u64>,
+    /// Where to begin: an offset, -K for the last K records, earliest, or latest
+    #[arg(long, allow_hyphen_values = true, default_value = "earliest", conflicts_with = "since")]
+    offset: StartAt,
+    /// Begin with the first record that was appended at this time or later: 2026-01-02T03:04:05Z, a date, or how long
+    /// ago, such as 15m
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
     /// The most records to print [default: all]
     #[arg(long)]
     limit: Option<u64>,
     /// Print each record as a JSON object with offset and time
     #[arg(long)]
     json: bool,
+    /// Print only the bytes of the values, with nothing between them
+    #[arg(long, conflicts_with = "json")]
+    raw: bool,
+    /// Print frames, as `append --format frames` takes them: any bytes, and what is JSON stays JSON
+    #[arg(long, conflicts_with_all = ["json", "raw"])]
+    frames: bool,
     #[command(flatten)]
     at: At,
+}
+
+/// How records are printed.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    Lines,
+    Json,
+    Raw,
+    Frames,
+}
+
+impl Form {
+    fn json_if(json: bool) -> Self {
+        if json { Self::Json } else { Self::Lines }
+    }
 }
 
 /// Print the last records of a log, and with --follow new ones as they are appended
@@ -54,11 +83,16 @@ impl Read {
     pub(super) fn run(&self) -> Outcome {
         let target = self.at.open()?;
         block_on(async {
-            let offset = match self.offset {
-                Some(offset) => offset,
-                None => number(&target.describe(&self.log).await?, "first_offset")?,
+            let offset = match &self.since {
+                Some(time) => target.since(&self.log, time).await?,
+                None => self.offset.resolve(&target, &self.log).await?,
             };
-            print(&target, &self.log, offset, self.limit.unwrap_or(u64::MAX), self.json).await
+            let form = match (self.raw, self.frames) {
+                (true, _) => Form::Raw,
+                (_, true) => Form::Frames,
+                _ => Form::json_if(self.json),
+            };
+            print(&target, &self.log, offset, self.limit.unwrap_or(u64::MAX), form).await
         })?;
         Ok(ExitCode::SUCCESS)
     }
@@ -68,25 +102,20 @@ impl Tail {
     pub(super) fn run(&self) -> Outcome {
         let target = self.at.open()?;
         block_on(async {
-            let described = target.describe(&self.log).await?;
-            let (first, next) = (number(&described, "first_offset")?, number(&described, "next_offset")?);
-            let from = next.saturating_sub(self.lines).max(first);
+            let from = StartAt::Back(self.lines).resolve(&target, &self.log).await?;
+            let form = Form::json_if(self.json);
             match &target {
-                Target::Server(client) if self.follow => follow(client, &self.log, from, self.json).await,
+                Target::Server(client) if self.follow => follow(client, &self.log, from, form).await,
                 // Nobody else has the directory open, so no records will be added.
-                _ => print(&target, &self.log, from, u64::MAX, self.json).await,
+                _ => print(&target, &self.log, from, u64::MAX, form).await,
             }
         })?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn number(described: &serde_json::Value, name: &str) -> Result<u64, Failure> {
-    described[name].as_u64().ok_or_else(|| format!("the server does not say {name}").into())
-}
-
 /// Prints new records until the server refuses.
-async fn follow(client: &Client, log: &str, offset: u64, json: bool) -> Result<(), Failure> {
+async fn follow(client: &Client, log: &str, offset: u64, form: Form) -> Result<(), Failure> {
     let mut next = offset;
     let mut gone = std::pin::pin!(stdout::reader_is_gone());
     loop {
@@ -94,41 +123,51 @@ async fn follow(client: &Client, log: &str, offset: u64, json: bool) -> Result<(
             range = client.follow(log, next) => range?,
             () = &mut gone => return Ok(()),
         };
-        write(&range.records, json)?;
+        write(&range.records, form)?;
         next = range.next_offset;
     }
 }
 
 /// Prints up to `limit` records, as far as they exist.
-async fn print(target: &Target, log: &str, offset: u64, limit: u64, json: bool) -> Result<(), Failure> {
+async fn print(target: &Target, log: &str, offset: u64, limit: u64, form: Form) -> Result<(), Failure> {
     let (mut next, mut left) = (offset, limit);
     while left > 0 {
         let range = target.read(log, next, left.min(10_000)).await?;
         if range.records.is_empty() {
             break;
         }
-        write(&range.records, json)?;
+        write(&range.records, form)?;
         left -= range.records.len() as u64;
         next = range.next_offset;
     }
     Ok(())
 }
 
-fn write(records: &[Record], json: bool) -> Result<(), Failure> {
+fn write(records: &[Record], form: Form) -> Result<(), Failure> {
     stdout::write(|out| {
         for record in records {
-            if json {
-                let Record { offset, time, value, .. } = record;
-                write!(out, r#"{{"offset":{offset},"time":{time},"#)?;
-                if record.json {
-                    write!(out, r#""json":{}}}"#, String::from_utf8_lossy(value).replace(['\n', '\r'], " "))?;
-                } else {
-                    write!(out, r#""value":"{}"}}"#, BASE64_STANDARD.encode(value))?;
+            match form {
+                Form::Raw => out.write_all(&record.value)?,
+                Form::Frames => record.write_frame(out)?,
+                Form::Lines => {
+                    out.write_all(&record.value)?;
+                    out.write_all(b"\n")?;
                 }
-            } else {
-                out.write_all(&record.value)?;
+                Form::Json => {
+                    let Record { offset, time, value, .. } = record;
+                    write!(out, r#"{{"offset":{offset},"time":{time},"#)?;
+                    if record.json {
+                        write!(
+                            out,
+                            r#""json":{}}}"#,
+                            String::from_utf8_lossy(value).replace(['\n', '\r'], " ")
+                        )?;
+                    } else {
+                        write!(out, r#""value":"{}"}}"#, BASE64_STANDARD.encode(value))?;
+                    }
+                    out.write_all(b"\n")?;
+                }
             }
-            out.write_all(b"\n")?;
         }
         Ok(())
     })

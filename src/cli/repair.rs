@@ -1,6 +1,6 @@
 //! `millstream repair`.
 
-use super::{Outcome, must_exist, other_owner, progress, stdout, verify};
+use super::{Outcome, must_be_log, other_owner, progress, stdout, verify};
 use serde_json::json;
 use std::{path::PathBuf, process::ExitCode};
 
@@ -25,7 +25,7 @@ pub(super) struct Repair {
 
 impl Repair {
     pub(super) fn run(&self) -> Outcome {
-        must_exist(&self.dir)?;
+        must_be_log(&self.dir)?;
         if let Some(owner) = other_owner(&self.dir)?.filter(|_| !self.any_user) {
             let dir = self.dir.display();
             return Err(format!(

@@ -1,6 +1,6 @@
 //! `millstream serve`.
 
-use super::{Outcome, stderr::Lines};
+use super::{Outcome, size, stderr::Lines};
 use clap::{ValueEnum, builder::RangedU64ValueParser, value_parser};
 use millstream::{
     Durability, Options,
@@ -10,7 +10,7 @@ use millstream::{
 use rustix::process::Signal;
 use std::{
     io::IsTerminal,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     path::PathBuf,
     process::ExitCode,
     time::Duration,
@@ -44,9 +44,9 @@ pub(super) struct Serve {
     /// Print the settings that would be used, as a TOML file, and exit
     #[arg(long)]
     pub(super) print_config: bool,
-    /// The address to listen on; port 0 chooses a free port
-    #[arg(long, env = "MILLSTREAM_LISTEN", default_value = "127.0.0.1:4437")]
-    listen: SocketAddr,
+    /// The address to listen on, such as localhost:4437; port 0 chooses a free port
+    #[arg(long, env = "MILLSTREAM_LISTEN", default_value = "127.0.0.1:4437", value_parser = address)]
+    listen: Address,
     /// The directory of the logs; created if it does not exist
     #[arg(long, env = "MILLSTREAM_DATA", default_value = "./data")]
     data: PathBuf,
@@ -57,19 +57,19 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_THREADS", value_parser = value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// The largest segment in bytes, and so the largest record
-    #[arg(long, env = "MILLSTREAM_SEGMENT_BYTES", default_value_t = Options::default().segment_bytes)]
+    #[arg(long, env = "MILLSTREAM_SEGMENT_BYTES", default_value_t = Options::default().segment_bytes, value_parser = size::size)]
     segment_bytes: u64,
     /// Memory in bytes, for all logs together, for records being written and for recent ones
-    #[arg(long, env = "MILLSTREAM_MEMORY_BYTES", default_value_t = StoreOptions::default().log.memory_bytes)]
+    #[arg(long, env = "MILLSTREAM_MEMORY_BYTES", default_value_t = StoreOptions::default().log.memory_bytes, value_parser = size::size)]
     memory_bytes: u64,
     /// A file system in memory for records that are not on disk yet, so that they survive kill -9; or "none"
     #[arg(long, alias = "images", env = "MILLSTREAM_SHM_DIR", default_value = "/dev/shm")]
     shm_dir: PathBuf,
     /// The largest request body in bytes
-    #[arg(long, alias = "max-body", env = "MILLSTREAM_MAX_BODY_BYTES", default_value_t = Settings::default().body_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_BODY))]
+    #[arg(long, alias = "max-body", env = "MILLSTREAM_MAX_BODY_BYTES", default_value_t = Settings::default().body_bytes, value_parser = size::within(1..=MOST_BODY))]
     max_body_bytes: usize,
     /// The largest header section in bytes, at least 8192
-    #[arg(long, alias = "max-header", env = "MILLSTREAM_MAX_HEADER_BYTES", default_value_t = Settings::default().header_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(8192..=MOST_HEADER))]
+    #[arg(long, alias = "max-header", env = "MILLSTREAM_MAX_HEADER_BYTES", default_value_t = Settings::default().header_bytes, value_parser = size::within(8192..=MOST_HEADER))]
     max_header_bytes: usize,
     /// Connections at once; for each one beyond that, a slow or idle one is closed. Fewer if the limit of open files is
     /// too low
@@ -82,10 +82,10 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = Settings::default().body_time.as_secs(), value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
     body_seconds: u64,
     /// The largest request body in bytes after decompression
-    #[arg(long, alias = "max-decoded", env = "MILLSTREAM_MAX_DECODED_BYTES", default_value_t = Settings::default().decoded_bytes, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_BODY))]
+    #[arg(long, alias = "max-decoded", env = "MILLSTREAM_MAX_DECODED_BYTES", default_value_t = Settings::default().decoded_bytes, value_parser = size::within(1..=MOST_BODY))]
     max_decoded_bytes: usize,
     /// Memory in bytes, for all clients together, for bodies and answers; requests beyond that are answered with 503
-    #[arg(long, alias = "max-http-memory", env = "MILLSTREAM_MAX_HTTP_MEMORY_BYTES", default_value_t = Settings::default().memory_bytes)]
+    #[arg(long, alias = "max-http-memory", env = "MILLSTREAM_MAX_HTTP_MEMORY_BYTES", default_value_t = Settings::default().memory_bytes, value_parser = size::within(0..=u64::MAX))]
     max_http_memory_bytes: usize,
     /// The longest that a read may wait for new records, in seconds
     #[arg(long, env = "MILLSTREAM_WAIT_SECONDS", default_value_t = Settings::default().wait_time.as_secs(), value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
@@ -118,12 +118,38 @@ pub(super) struct Serve {
     grace_seconds: u64,
 }
 
+/// An address to listen on, and what was given.
+#[derive(Debug, Clone)]
+struct Address {
+    given: String,
+    resolved: SocketAddr,
+}
+
+/// Resolves an address: of those that a name has, the first one of IPv4, or else the first one.
+fn address(text: &str) -> Result<Address, String> {
+    let found = text.to_socket_addrs();
+    let found: Vec<_> =
+        found.map_err(|error| format!("it is not HOST:PORT, or has no address: {error}"))?.collect();
+    let resolved = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    let resolved = *resolved.ok_or("the name has no address")?;
+    Ok(Address { given: text.to_owned(), resolved })
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Level {
+pub(super) enum Level {
     /// Once the record is on disk: it survives kill -9 and loss of power
     Disk,
     /// Once the record is in memory: it survives kill -9, and is on disk within about a millisecond
     Memory,
+}
+
+impl From<Level> for Durability {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Disk => Self::Disk,
+            Level::Memory => Self::Memory,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -160,10 +186,7 @@ impl Serve {
 
     fn serve(&self, stderr: &Lines) -> Outcome {
         let options = Options {
-            durability: match self.durability {
-                Level::Disk => Durability::Disk,
-                Level::Memory => Durability::Memory,
-            },
+            durability: self.durability.into(),
             segment_bytes: self.segment_bytes,
             memory_bytes: self.memory_bytes,
             shm_dir: Some(self.shm_dir.clone()).filter(|at| at.as_os_str() != "none"),
@@ -200,11 +223,11 @@ impl Serve {
             ..defaults
         };
         let stop = stop_signal(stderr)?;
-        let server = Server::bind(self.listen, settings).map_err(|error| {
+        let server = Server::bind(self.listen.resolved, settings).map_err(|error| {
             if error.kind() == std::io::ErrorKind::InvalidInput && error.raw_os_error().is_none() {
                 return format!("--max-http-memory-bytes: {error} (--max-body-bytes, --max-decoded-bytes)");
             }
-            format!("cannot listen at {}: {error}; name another address with --listen", self.listen)
+            format!("cannot listen at {}: {error}; name another address with --listen", self.listen.given)
         })?;
         let store = Store::open(
             &self.data,

@@ -3,22 +3,27 @@
 use clap::Args;
 use millstream::{
     client::{Client, Page, Record},
-    store::{Store, StoreOptions},
+    http::{TIMES, parse_time},
+    store::{LogSettings, Store, StoreOptions},
 };
-use std::path::PathBuf;
+use std::{env::VarError, path::PathBuf};
 
 pub(super) type Failure = Box<dyn std::error::Error>;
 
 /// The flags that choose the target.
 #[derive(Debug, Clone, Args)]
 pub(super) struct At {
-    /// The server's address
-    #[arg(long, env = "MILLSTREAM_URL", global = true, default_value = "http://127.0.0.1:4437")]
-    url: String,
+    /// The server's address [env: `MILLSTREAM_URL`] [default: `http://127.0.0.1:4437`]
+    // The variable is not clap's, for which it would contradict --data.
+    #[arg(long, global = true)]
+    url: Option<String>,
     /// A directory of logs to use instead of a server; no server may have it open
     #[arg(long, global = true, conflicts_with = "url")]
     data: Option<PathBuf>,
 }
+
+/// The environment variable with the server's address.
+const URL: &str = "MILLSTREAM_URL";
 
 /// See the module's documentation.
 pub(super) enum Target {
@@ -28,9 +33,18 @@ pub(super) enum Target {
 
 impl At {
     pub(super) fn open(&self) -> Result<Target, Failure> {
-        let Some(data) = &self.data else { return Ok(Target::Server(Box::new(Client::new(&self.url)?))) };
+        let Some(data) = &self.data else { return Ok(Target::Server(Box::new(Client::new(&self.url()?)?))) };
         super::must_exist(data)?;
         Ok(Target::Directory(Box::new(Store::open(data, StoreOptions::default())?)))
+    }
+
+    fn url(&self) -> Result<String, Failure> {
+        let given = match std::env::var(URL) {
+            _ if self.url.is_some() => self.url.clone(),
+            Err(error @ VarError::NotUnicode(_)) => return Err(format!("{URL}: {error}").into()),
+            variable => variable.ok().filter(|url| !url.is_empty()),
+        };
+        Ok(given.unwrap_or_else(|| "http://127.0.0.1:4437".to_owned()))
     }
 }
 
@@ -52,6 +66,30 @@ impl Target {
                 Ok(Page { records, next_offset })
             }
         }
+    }
+
+    /// The offset of the first record that was appended at this time or later.
+    pub(super) async fn since(&self, log: &str, time: &str) -> Result<u64, Failure> {
+        match self {
+            Self::Server(client) => {
+                let time = form_urlencoded::byte_serialize(time.as_bytes()).collect::<String>();
+                let page = client.read_from(log, &format!("since={time}&limit=1")).await?;
+                Ok(page.records.first().map_or(page.next_offset, |record| record.offset))
+            }
+            Self::Directory(store) => {
+                let millis = parse_time(time).ok_or_else(|| format!("--since must be {TIMES}"))?;
+                Ok(store.get(log)?.offset_since(millis)?)
+            }
+        }
+    }
+
+    /// Creates a log if it does not exist.
+    pub(super) async fn create(&self, log: &str, settings: &LogSettings) -> Result<(), Failure> {
+        match self {
+            Self::Server(client) => drop(client.create(log, settings).await?),
+            Self::Directory(store) => drop(store.create(log, settings)?),
+        }
+        Ok(())
     }
 
     /// Describes a log, as JSON.

@@ -1,6 +1,6 @@
 //! `millstream verify`.
 
-use super::{Outcome, must_exist, other_owner, progress, stderr, stdout};
+use super::{Outcome, must_be_log, other_owner, progress, stderr, stdout};
 use millstream::Damage;
 use serde_json::{Value, json};
 use std::{path::PathBuf, process::ExitCode};
@@ -36,7 +36,7 @@ pub(super) fn as_json(damage: &[Damage]) -> Vec<Value> {
 
 impl Verify {
     pub(super) fn run(&self) -> Outcome {
-        must_exist(&self.dir)?;
+        must_be_log(&self.dir)?;
         let bar = progress::segments();
         let shm_dir = Some(&*self.shm_dir).filter(|at| at.as_os_str() != "none");
         let report = millstream::verify_with_progress(&self.dir, shm_dir, |done, all| {

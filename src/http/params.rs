@@ -70,23 +70,30 @@ pub(super) fn duration(name: &str, value: &str, most: Duration) -> Result<Durati
         .ok_or_else(|| invalid(name, &format!("a time such as 30s or 500ms, at most {}s", most.as_secs())))
 }
 
-/// A point in time, in milliseconds since 1970: by RFC 3339 with any offset, a date alone (its beginning in UTC), such a
-/// number, or how long ago it is. What is before 1970 is 1970.
+/// A point in time; see [`parse_time`].
 pub(super) fn time(name: &str, value: &str) -> Result<u64, Problem> {
-    if let Ok(millis) = number(name, value, 0..=u64::MAX) {
-        return Ok(millis);
+    parse_time(value).ok_or_else(|| invalid(name, TIMES))
+}
+
+/// What [`parse_time`] accepts, for messages.
+pub const TIMES: &str = "a time by RFC 3339 such as 2026-01-02T03:04:05.678Z or …+02:00, a date, milliseconds since 1970, or how \
+     long ago, such as 15m";
+
+/// A point in time as the API takes it, in milliseconds since 1970: by RFC 3339 with any offset, a date alone (its
+/// beginning in UTC), such a number, or how long ago it is. What is before 1970 is 1970.
+pub fn parse_time(value: &str) -> Option<u64> {
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        return value.parse().ok();
     }
     if let Ok(ago) = humantime::parse_duration(value) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        return Ok(now.saturating_sub(ago).as_millis() as u64);
+        return Some(now.saturating_sub(ago).as_millis() as u64);
     }
     // In a query a plus that is not encoded is a space.
     let value = value.replacen(' ', "+", 1);
     let value = if value.len() == DATE { value + "T00:00:00Z" } else { value };
-    let at = value.parse::<jiff::Timestamp>();
-    let expected = "a time by RFC 3339 such as 2026-01-02T03:04:05.678Z or …+02:00, a date, milliseconds since 1970, or how \
-                    long ago, such as 15m";
-    at.map(|at| u64::try_from(at.as_millisecond()).unwrap_or(0)).map_err(|_| invalid(name, expected))
+    let at = value.parse::<jiff::Timestamp>().ok()?;
+    Some(u64::try_from(at.as_millisecond()).unwrap_or(0))
 }
 
 /// The length of a date, as in 2026-01-02.

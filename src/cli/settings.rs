@@ -1,0 +1,60 @@
+//! The settings of a new log, as flags.
+
+use super::{serve::Level, size::size};
+use clap::ValueEnum;
+use millstream::store::{LogSettings, Values};
+
+/// See the module's documentation.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Settings of a new log")]
+pub(super) struct SettingsFlags {
+    /// When an append is answered, and which records readers see [default: as the server]
+    #[arg(long, value_enum)]
+    durability: Option<Level>,
+    /// What the values must be
+    #[arg(long, value_enum)]
+    values: Option<Kind>,
+    /// Drop the oldest records once the log has more than this many bytes, such as 10GiB
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    retention_bytes: Option<u64>,
+    /// Drop records that are older than this many seconds
+    #[arg(long, value_name = "SECONDS")]
+    retention_seconds: Option<u64>,
+    /// The largest segment
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    segment_bytes: Option<u64>,
+    /// The largest record
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    record_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Kind {
+    /// Any bytes
+    Any,
+    /// JSON only
+    Json,
+}
+
+impl SettingsFlags {
+    /// Whether one of them is given.
+    pub(super) fn is_some(&self) -> bool {
+        self.over(LogSettings::default()) != LogSettings::default() || self.values.is_some()
+    }
+
+    /// Settings with what the flags say in place of what they had.
+    pub(super) fn over(&self, mut settings: LogSettings) -> LogSettings {
+        if let Some(values) = self.values {
+            settings.values = match values {
+                Kind::Any => Values::Any,
+                Kind::Json => Values::Json,
+            };
+        }
+        settings.durability = self.durability.map(Into::into).or(settings.durability);
+        settings.retention_bytes = self.retention_bytes.or(settings.retention_bytes);
+        settings.retention_seconds = self.retention_seconds.or(settings.retention_seconds);
+        settings.segment_bytes = self.segment_bytes.or(settings.segment_bytes);
+        settings.record_bytes = self.record_bytes.or(settings.record_bytes);
+        settings
+    }
+}
