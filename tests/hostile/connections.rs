@@ -4,7 +4,7 @@ use super::{
     MIB, Producer, get,
     http2::{self, Connection, END_STREAM, GO_AWAY, HEADERS, PREFACE, SETTINGS},
     metric, said,
-    support::{Client, Server, process::Process},
+    support::{Client, Server, process::Process, turns::Turn},
     wait_for,
 };
 use millstream::http::Settings;
@@ -233,6 +233,7 @@ fn that_connections_make_place_is_said_now_and_then() {
 
 #[test]
 fn ten_thousand_idle_connections_cost_little_and_others_are_served() {
+    let _turn = Turn::take();
     let data = tempfile::tempdir().unwrap();
     let limit =
         rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024) as usize;

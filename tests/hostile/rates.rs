@@ -9,7 +9,7 @@ use super::{
     MIB, Producer, a_while,
     bodies::zstd,
     http2::{self, CONTINUATION, Connection, HEADERS, RESET, SETTINGS},
-    support::{Client, Server},
+    support::{Client, Server, turns::Turn},
 };
 use std::{
     collections::VecDeque,
@@ -188,6 +188,7 @@ fn kept(kind: &Hostile, producer: &Producer) -> Vec<f64> {
 
 #[test]
 fn a_producer_keeps_its_rate_beside_hostile_clients() {
+    let _turn = Turn::take();
     let data = tempfile::tempdir().unwrap();
     // Acknowledged in memory, so that this is the server's rate and not that of the disk, which others use as well.
     let server = Server::start(data.path(), &["--create-logs", "--durability", "memory"]);

@@ -7,7 +7,7 @@ use super::{
     code, get,
     http2::{self, Connection, DATA, END_HEADERS, END_STREAM, HEADERS, RESET, WINDOW_UPDATE},
     metric,
-    support::{Client, Server, process::Process},
+    support::{Client, Server, process::Process, turns::Turn},
     wait_for,
 };
 use std::{
@@ -118,6 +118,7 @@ fn paced(time: Duration, mut ask: impl FnMut()) -> (f64, Duration) {
 /// connections.
 #[test]
 fn cold_records_that_are_asked_for_one_by_one_are_in_the_budget() {
+    let _turn = Turn::take();
     let data = tempfile::tempdir().unwrap();
     let mut server = cold(data.path(), &["--create-logs"]);
     let process = Process::of(&server.child);
@@ -157,6 +158,7 @@ fn cold_records_that_are_asked_for_one_by_one_are_in_the_budget() {
 /// HEAD, and a GET of what the client has already, read the value nevertheless: 6.5 GB, and 6 answers in 8 s.
 #[test]
 fn what_a_cold_records_head_needs_is_all_that_is_read_for_it() {
+    let _turn = Turn::take();
     let data = tempfile::tempdir().unwrap();
     let server = cold(data.path(), &[]);
     let process = Process::of(&server.child);
@@ -207,6 +209,7 @@ fn what_a_cold_records_head_needs_is_all_that_is_read_for_it() {
 /// meanwhile nobody was answered.
 #[test]
 fn large_records_in_memory_keep_nobody_from_being_answered() {
+    let _turn = Turn::take();
     let data = tempfile::tempdir().unwrap();
     let server = filled(data.path());
     let path = "/v1/logs/large/records?limit=1";
@@ -231,6 +234,7 @@ fn large_records_in_memory_keep_nobody_from_being_answered() {
 #[test]
 fn tails_share_the_rendering_of_a_large_record() {
     const VALUE: usize = 12 * MIB;
+    let _turn = Turn::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs", "--threads", "1"]);
     let (process, mut client) = (Process::of(&server.child), server.connect());
@@ -263,6 +267,7 @@ fn tails_share_the_rendering_of_a_large_record() {
 /// could read from the disk.
 #[test]
 fn tails_that_find_no_memory_do_not_read() {
+    let _turn = Turn::take();
     let data = tempfile::tempdir().unwrap();
     let server = cold(data.path(), &["--body-seconds", "6"]);
     let process = Process::of(&server.child);
@@ -303,6 +308,7 @@ fn tails_that_find_no_memory_do_not_read() {
 /// request. And a HEAD read and rendered the first mebibyte.
 #[test]
 fn turns_to_read_are_dealt_out_round_the_connections() {
+    let _turn = Turn::take();
     let data = tempfile::tempdir().unwrap();
     let server = cold(data.path(), &[]);
     let mut client = server.connect();
@@ -326,6 +332,7 @@ fn turns_to_read_are_dealt_out_round_the_connections() {
 /// The same for compressed bodies.
 #[test]
 fn turns_to_decode_are_dealt_out_round_the_connections() {
+    let _turn = Turn::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs"]);
     let mut client = server.connect();

@@ -5,6 +5,7 @@
 
 pub mod process;
 pub mod shm;
+pub mod turns;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use std::{
