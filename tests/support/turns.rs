@@ -1,6 +1,5 @@
-//! Turns of tests that keep processors busy. More tests run at once than there are processors (see
-//! `.cargo/config.toml`), because most of them mostly wait; those that measure, or load the machine, would then disturb
-//! each other more than they may.
+//! Turns of tests that keep processors busy. Others mostly wait, so more tests can run at once than there are processors
+//! (`RUST_TEST_THREADS=4`); those that measure, or load the machine, would then disturb each other more than they may.
 
 #![allow(dead_code, reason = "each test uses its part")]
 
