@@ -124,7 +124,7 @@ impl Disk for Native {
             file => file?,
         };
         match file.try_lock() {
-            Ok(()) => Ok(Box::new(file)),
+            Ok(()) => Ok(Box::new(Lock(file))),
             Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
             Err(fs::TryLockError::Error(error)) => Err(error),
         }
@@ -137,10 +137,20 @@ impl Disk for Native {
             Err(error) => return Err(error),
         };
         match file.try_lock_shared() {
-            Ok(()) => Ok(Some(Box::new(file))),
+            Ok(()) => Ok(Some(Box::new(Lock(file)))),
             Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
             Err(fs::TryLockError::Error(error)) => Err(error),
         }
+    }
+}
+
+/// A lock on a file. Closing the file would release it only once nobody else has the file open in the same way: a
+/// process that another thread is starting has, from its fork until it runs its program.
+struct Lock(fs::File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = self.0.unlock(); // otherwise closing it does that, perhaps a moment later
     }
 }
 
@@ -221,6 +231,19 @@ mod tests {
             file.set_len(BLOCK).unwrap();
             assert_eq!(file.read_at(&mut read, 0).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         }
+    }
+
+    /// A log could not be opened again (`InUse`) at the moment in which another thread started a process, which had
+    /// inherited the lock.
+    #[test]
+    fn a_lock_that_a_process_has_inherited_is_released_by_its_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = fs::File::create(dir.path().join("lock")).unwrap();
+        file.try_lock().unwrap();
+        let (held, _inherited) = (Lock(file.try_clone().unwrap()), file);
+        assert!(native().lock(&dir.path().join("lock")).is_err());
+        drop(held);
+        native().lock(&dir.path().join("lock")).unwrap();
     }
 
     #[test]
