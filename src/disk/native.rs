@@ -170,13 +170,25 @@ pub(super) fn reserve(file: &fs::File, length: u64) -> io::Result<()> {
 pub(super) fn reserve_again(file: &fs::File, length: u64, written: Range<u64>) -> io::Result<()> {
     let found = file.metadata()?;
     // XFS needs free space for this, even on a full disk, though all blocks are allocated.
-    let has_holes = found.len() < length || found.blocks() * 512 < length;
-    if has_holes {
+    let allocated = found.blocks() * 512;
+    if found.len() < length || allocated < length {
+        // Some file systems allocate all that is left before they say that it is not enough, and the file keeps it.
+        if free(file).is_some_and(|free| free < length.saturating_sub(allocated)) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         allocate(file, length)?;
     }
     unshare(file, 0..written.start);
     unshare(file, written.end..length);
     Ok(())
+}
+
+/// How many bytes this process may still allocate on the file system; `None` if it does not say.
+fn free(file: &fs::File) -> Option<u64> {
+    let found = rustix::fs::fstatvfs(file).ok().filter(|found| found.f_blocks > 0)?;
+    let is_root = rustix::process::geteuid().is_root(); // which may use the reserved blocks
+    let blocks = if is_root { found.f_bfree } else { found.f_bavail };
+    Some(blocks.saturating_mul(found.f_frsize))
 }
 
 /// Gives the file blocks of its own where it shares them with a copy (`cp --reflink`): writing to those would need room,

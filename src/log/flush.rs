@@ -392,7 +392,10 @@ impl Shared {
                 Committed::Failed => break,
                 Committed::Later(pause, error) => {
                     let left = if error.is_full() { &mut *left } else { &mut left_otherwise };
-                    if !self.rest_within(left, pause) {
+                    // The last attempt may be a while ago: another log has used up the time.
+                    if !self.rest_within(left, pause)
+                        && let Committed::Later(_, error) = self.commit_now(&mut position)
+                    {
                         self.fail(&error); // what is not on the disk stays in shared memory
                     }
                 }

@@ -360,3 +360,35 @@ fn a_log_whose_blocks_are_shared_with_a_copy_fills_the_disk_up_and_goes_on_when_
     }
     drop(server); // before the disk
 }
+
+/// The holes of a log that was copied do not fit on the disk any more. Trying to fill them took all room that was left,
+/// for good, and so from all other logs on the disk.
+#[test]
+fn a_log_whose_holes_do_not_fit_takes_nothing_from_the_others() {
+    let Some(disk) = Disk::new("ext4", 96) else { return };
+    let dir = disk.at.join("log");
+    let options = || millstream::Options {
+        segment_bytes: 32 << 20,
+        first_segment_bytes: 32 << 20,
+        shm_dir: None,
+        ..millstream::Options::default()
+    };
+    let log = millstream::Log::open(&dir, options()).unwrap();
+    log.append(b"one").and_then(|at| log.wait_durable(at)).unwrap();
+    log.close().unwrap();
+    let copy = disk.at.join("copy");
+    run("cp", &["-r", "--sparse=always", dir.to_str().unwrap(), copy.to_str().unwrap()]).unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    disk.fill("ballast", 12 << 20);
+    let before = disk.free();
+    let log = millstream::Log::open(&copy, options()).unwrap();
+    assert!(matches!(log.append(b"two"), Err(millstream::Error::Full { .. })));
+    assert_eq!(log.read(0).unwrap().unwrap().value(), b"one");
+    let after = disk.free();
+    assert!(after + (1 << 20) > before, "{before} bytes were free, and then {after}");
+    drop(log);
+    std::fs::remove_file(disk.at.join("ballast")).unwrap();
+    let log = millstream::Log::open(&copy, options()).unwrap();
+    log.append(b"two").and_then(|at| log.wait_durable(at)).unwrap();
+    drop(log); // before the disk
+}

@@ -92,7 +92,7 @@ pub(in crate::log) fn open(
             backings = open_backings(env, &options, &identity, dir)?;
         }
     }
-    let Survey { segments: found, damage, .. } = surveyed;
+    let Survey { segments: found, mut damage, .. } = surveyed;
     let roller = Roller::new(Arc::clone(budget), backings, std::sync::Arc::clone(&env.maintenance));
     let opened = if damage.is_empty() {
         let resumed = match &full {
@@ -102,7 +102,8 @@ pub(in crate::log) fn open(
         match resumed {
             // Whichever operation it was that found no room.
             Err(error) if error.keeps_from_writing() => {
-                let again = survey(disk, dir)?.segments; // some may be sealed now
+                let Survey { segments: again, damage: found, .. } = survey(disk, dir)?; // some may be sealed now
+                damage = found; // of what cannot be read any more
                 if again.last().is_none_or(|last| last.end() == 0) {
                     return Err(no_room(error)); // there is nothing to read
                 }
@@ -115,7 +116,8 @@ pub(in crate::log) fn open(
                 let mut full = Full::new(error, options.first_segment_bytes + kept as u64 + before);
                 full.is_read_only |= read_only_before;
                 full.reserves = reserves(&again);
-                Opening { full: Some(full), ..read_only(disk, dir, &identity, again, &roller)? }
+                let full = damage.is_empty().then_some(full);
+                Opening { full, ..read_only(disk, dir, &identity, again, &roller)? }
             }
             opened => opened?,
         }
@@ -447,7 +449,10 @@ fn begin(
         }
         Error::io("make a segment file in", dir)(error)
     })?;
-    segment_file.begin(disk, dir, &header).map_err(Error::io("begin a segment in", dir))?;
+    let begun = segment_file.begin(disk, dir, &header);
+    begun
+        .inspect_err(|_| segment_file.discard_unbegun(disk))
+        .map_err(Error::io("begin a segment in", dir))?;
     let mut memory = roller.memory(capacity).map_err(Error::io("get memory for", dir))?;
     memory.label(&header.label(), previous.crc(disk, base));
     let chunk = Arc::new(Chunk::new(memory, Some(roller.share())));

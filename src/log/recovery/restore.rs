@@ -16,8 +16,8 @@
 //! - A backing continues only its own history: in the segment that its process has begun, if the file's frames are
 //!   exactly the bytes that the backing starts with; or after the frame that preceded it, identified by that frame's
 //!   CRC.
-//! - A backing is removed only if it holds no record, or the disk has all its records, byte for byte, or had them
-//!   before they were trimmed. Any other backing stays, and is reported.
+//! - A backing is removed only if it holds no record, or the disk has all its records, byte for byte, or the log was
+//!   trimmed beyond the last of their offsets. Any other backing stays, and is reported.
 
 use super::{
     super::{Durability, Error, stats},
@@ -88,7 +88,10 @@ pub(super) fn restore(
         let restored = take_up(disk, dir, backings, survey, before, backing);
         match restored.map_err(Error::io("restore from memory what is missing in", dir)) {
             Ok(Fate::Needless) => {}
-            Ok(Fate::Kept) if backing.end.is_some_and(|(end, _)| end <= first) => {} // trimmed
+            Ok(Fate::Kept) if backing.end.is_some_and(|(end, _)| end <= first) => {
+                let path = backings.path(&backing.name);
+                tracing::info!(backing = %path.display(), "its records are older than all of the log, which was trimmed");
+            }
             Ok(Fate::Kept) => kept.push(n),
             Err(error) if error.keeps_from_writing() && durability == Durability::Disk && !is_damaged => {
                 let waiting = &held[n..];
