@@ -74,6 +74,7 @@ codes! {
     BodyTooSlow 408 "body_too_slow" Soon "send it again, faster";
     ProducerOutOfOrder 409 "producer_out_of_order" Never "an epoch older than `expected_epoch` has been fenced off; otherwise begin an epoch (`POST /v1/logs/{log}/producers/{id}`), and send what is new in it";
     NotARepeat 409 "not_a_repeat" Never "a batch with this number and other records is stored: begin an epoch (`POST /v1/logs/{log}/producers/{id}`), and send what is new in it";
+    EpochsUsedUp 409 "epochs_used_up" Never "there is no epoch after the one that the producer is in: use another id, or this one when the log has forgotten it, 7 days after its last batch";
     LogExists 409 "log_exists" Never "it has other settings: use it as it is, or delete it";
     OffsetTrimmed 410 "offset_trimmed" Never "continue at `first_offset`";
     UnexpectedOffset 412 "unexpected_offset" Never "read up to `next_offset`, and decide again";

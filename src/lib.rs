@@ -54,6 +54,6 @@ pub use log::{
 };
 #[cfg(feature = "store")]
 pub use log::{
-    EarlierBatch, OpenedProducer, PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES, Produced, ProducerBatch,
-    ProducerState,
+    EarlierBatch, OpenedProducer, PRODUCER_EPOCH_MAX, PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES, Produced,
+    ProducerBatch, ProducerState,
 };

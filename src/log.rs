@@ -43,12 +43,14 @@ pub(crate) use flush::CLOSING;
 pub use futures::{Durable, Room, Visible};
 pub use inspect::{Damage, Report, verify, verify_with_progress};
 pub use options::{Durability, Options};
+#[cfg(feature = "server")]
+pub(crate) use producers::check_id as check_producer_id;
 #[cfg(all(fuzzing, feature = "store"))]
 pub use producers::fuzzing::checksum_of as checksum_of_producers;
 #[cfg(feature = "store")]
 pub use producers::{
-    EarlierBatch, OpenedProducer, PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES, Produced, ProducerBatch,
-    ProducerState,
+    EarlierBatch, OpenedProducer, PRODUCER_EPOCH_MAX, PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES, Produced,
+    ProducerBatch, ProducerState,
 };
 #[cfg(feature = "server")]
 pub(crate) use read::{Ahead, Head};

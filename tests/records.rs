@@ -677,6 +677,42 @@ fn a_producer_that_starts_again_gets_its_next_epoch_and_loses_nothing() {
     }
 }
 
+/// An id with a tab could append, but its producer was no resource; and one that is a space could begin an epoch, but no
+/// header carries it.
+#[test]
+fn ids_of_producers_have_one_rule_in_headers_and_paths() {
+    let (_data, server) = start(&["--create-logs"]);
+    for (id, path) in [("a\tb", "a%09b"), ("", "%20"), ("", "%20a"), ("ü", "%C3%BC"), ("\u{80}", "%FF")] {
+        for method in ["GET", "POST"] {
+            let target = format!("/v1/logs/a/producers/{path}");
+            let refused = server.connect().request(method, &target, b"").unwrap();
+            assert_eq!((refused.status, code(&refused)), (400, "invalid_producer"), "{method} {path}");
+        }
+        let headers = [("Producer-Id", id), ("Producer-Epoch", "0"), ("Producer-Seq", "0")];
+        let refused = send(&mut server.connect(), "/v1/logs/a/records", &headers, "POST", b"x");
+        assert_eq!((refused.status, code(&refused)), (400, "invalid_producer"), "{id:?}");
+    }
+    assert_eq!(read(&mut server.connect(), "/v1/logs/a", "*/*").status, 404, "none of them made the log");
+}
+
+/// Any client could send the last epoch, and its producer never got another.
+#[test]
+fn an_epoch_that_a_client_names_leaves_others_to_be_given() {
+    let (_data, server) = start(&["--create-logs"]);
+    let append = |epoch: &str| {
+        let headers = [("Producer-Id", "p"), ("Producer-Epoch", epoch), ("Producer-Seq", "0")];
+        send(&mut server.connect(), "/v1/logs/a/records", &headers, "POST", b"x")
+    };
+    for epoch in ["4294967296", "4294967295", "2147483648"] {
+        let refused = append(epoch);
+        assert_eq!((refused.status, code(&refused)), (400, "invalid_producer"), "{epoch}: {}", refused.body);
+    }
+    assert_eq!(append("2147483647").status, 200);
+    let opened = server.connect().request("POST", "/v1/logs/a/producers/p", b"").unwrap();
+    assert_eq!(member(&opened, "epoch"), Some("2147483648"), "{}", opened.body);
+    assert_eq!(append("2147483648").status, 200);
+}
+
 /// collectd, Vector, Fluent Bit and Logstash send lists; others give NDJSON another name, compress by `deflate`, or begin
 /// with a mark of byte order.
 #[test]

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     Code, EarlierBatch, Error, OpenedProducer, ProducerState,
+    log::check_producer_id,
     store::{OpenLog, Store},
 };
 use hyper::Request;
@@ -74,11 +75,9 @@ fn opened(log: &OpenLog, id: &str, opened: &OpenedProducer) -> Answer {
 
 /// The id in a path.
 fn id_in(path: &str) -> Result<String, Problem> {
-    let bad = || Problem::new(Code::InvalidProducer, "a producer's id has 1 to 64 bytes of text");
-    let id = percent_decode_str(path).decode_utf8().map_err(|_| bad())?;
-    let fits = (1..=crate::PRODUCER_ID_BYTES).contains(&id.len())
-        && id.bytes().all(|byte| (b' '..=b'~').contains(&byte));
-    if fits { Ok(id.into_owned()) } else { Err(bad()) }
+    let id = percent_decode_str(path).decode_utf8().map_err(|_| Error::BadProducer)?;
+    check_producer_id(&id)?;
+    Ok(id.into_owned())
 }
 
 /// `POST`: the producer's next epoch. Batches of older ones are refused from now on.
@@ -92,8 +91,12 @@ pub(super) async fn open(
     params::none(&request)?;
     let id = id_in(id)?;
     let log = context.log_to_append(line, name).await?;
-    let producer = in_turn(context, line, &log, &id, |log, id| log.open_producer(id)).await?;
-    Ok(opened(&log, &id, &producer))
+    // In the list before it is its turn: whoever has it begins this epoch as well. It leaves the list with its client.
+    let asked = log.ask_for_epoch(&id).map_err(|error| Problem::from(error).of(&log))?;
+    let at = Arc::clone(&log);
+    let begun = context.in_turn(line, log.name(), move |_: &Store, _: &str| at.begin_epoch(&asked)).await?;
+    let begun = begun.map_err(|error| Problem::from(error).of(&log))?;
+    Ok(opened(&log, &id, &begun))
 }
 
 /// `GET`: what the log knows about the producer, and readers can see.
@@ -110,7 +113,10 @@ pub(super) async fn describe(
     let state = if !log.producers_are_busy() && log.knows_producers() {
         log.producer(&id).map_err(|error| Problem::from(error).of(&log))?
     } else {
-        in_turn(context, line, &log, &id, |log, id| log.producer(id)).await?
+        // Off the runtime's thread, because that reads from the disk, or waits for a batch that is being copied.
+        let (at, id) = (Arc::clone(&log), id.clone());
+        let known = context.in_turn(line, log.name(), move |_: &Store, _: &str| at.producer(&id)).await?;
+        known.map_err(|error| Problem::from(error).of(&log))?
     };
     let state = state.ok_or_else(|| {
         let detail = "the log knows no producer of this id: it never appended, or was forgotten; begin an epoch by POST";
@@ -120,18 +126,4 @@ pub(super) async fn describe(
         context.acknowledged(&log, last, None).await?;
     }
     Ok(described(&log, &id, &state))
-}
-
-/// Asks a log about a producer off the runtime's thread, because that reads from the disk, writes to it, or waits for a
-/// batch that is being copied.
-async fn in_turn<T: Send + 'static>(
-    context: &Context,
-    line: &Line,
-    log: &Arc<OpenLog>,
-    id: &str,
-    ask: fn(&OpenLog, &str) -> Result<T, Error>,
-) -> Result<T, Problem> {
-    let (asked, id) = (Arc::clone(log), id.to_owned());
-    let done = context.in_turn(line, log.name(), move |_: &Store, _: &str| ask(&asked, &id)).await?;
-    done.map_err(|error| Problem::from(error).of(log))
 }

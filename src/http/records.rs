@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Code, PRODUCER_MARK_BYTES,
-    log::{Error, MayBlock, Produced, ProducerBatch, Record},
+    log::{Error, MayBlock, Produced, ProducerBatch, Record, check_producer_id},
     store::{LogSettings, OpenLog, Store, Values},
 };
 use hyper::{
@@ -56,13 +56,16 @@ struct Wanted {
 
 /// The producer named by the headers of a request, if any.
 fn producer(headers: &HeaderMap) -> Result<Option<Producer>, Problem> {
+    if headers.get("producer-id").is_some_and(|id| id.to_str().is_err()) {
+        return Err(Error::BadProducer.into());
+    }
     let all = [
         params::header(headers, "producer-id")?,
         params::header(headers, "producer-epoch")?,
         params::header(headers, "producer-seq")?,
     ];
     let bad = |_| {
-        let detail = "send all of Producer-Id (1 to 64 bytes), Producer-Epoch and Producer-Seq (whole numbers), or none";
+        let detail = "send all of Producer-Id, Producer-Epoch and Producer-Seq (whole numbers), or none";
         Problem::new(Code::InvalidProducer, detail)
     };
     let mark = params::header(headers, "producer-mark")?;
@@ -73,6 +76,7 @@ fn producer(headers: &HeaderMap) -> Result<Option<Producer>, Problem> {
     match all {
         [None, None, None] => Ok(None),
         [Some(id), Some(epoch), Some(sequence)] => {
+            check_producer_id(id)?;
             let epoch = params::number("", epoch, 0..=u64::from(u32::MAX)).map_err(bad)? as u32;
             // One less than the largest number, so that there is always a next one.
             let sequence = params::number("", sequence, 0..=u64::MAX - 1).map_err(bad)?;

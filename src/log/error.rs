@@ -33,9 +33,26 @@ pub enum Error {
         /// The offset the next record would get.
         next: u64,
     },
-    /// A producer's id is empty or too long.
-    #[error("a producer's id has 1 to 64 bytes")]
+    /// A producer's id, or its mark, is not one.
+    #[error(
+        "a producer's id has 1 to 64 characters of printable ASCII, without a space at either end, and its mark up to \
+         128 bytes"
+    )]
     BadProducer,
+    /// A batch names an epoch above 2,147,483,647 that its producer has not begun.
+    #[error(
+        "a batch begins no epoch above 2147483647 by itself; have the log begin one (`open_producer()`, or POST of the \
+         producer)"
+    )]
+    EpochTooHigh,
+    /// There is no epoch after the one that a producer is in, which an early version has let a batch name, or which so
+    /// many have led to.
+    #[error(
+        "this producer is in epoch {}, and there is none after it; use another id, or this one again when the log has \
+         forgotten it, 7 days after its last batch",
+        u32::MAX
+    )]
+    EpochsUsedUp,
     /// A producer's batch is not the next one: an earlier batch is missing, or a later incarnation of the producer has
     /// appended since.
     #[error("from this producer epoch {expected_epoch}, sequence {expected_sequence} was expected")]

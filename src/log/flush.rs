@@ -20,7 +20,7 @@ use super::{
 use crate::{
     chunk::{Chunk, ChunkPosition},
     segment::Segment,
-    sync::{Arc, AtomicBool, Backoff, Mutex, Ordering, lock, try_lock},
+    sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, lock, try_lock},
 };
 use std::{
     ops::RangeInclusive,
@@ -89,13 +89,28 @@ pub(crate) struct Flusher {
     /// by the thread that commits.
     full: Mutex<Option<Error>>,
     is_full: AtomicBool,
+    /// The bytes of frames that were committed since the log was opened.
+    committed: AtomicU64,
 }
 
 impl Flusher {
     pub(super) fn new(position: CommitCursor, threads: std::sync::Arc<dyn Schedule>) -> Self {
         let task = Task::new(threads, Shared::flush, Shared::panicked);
         let (zeroing, is_full) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { position: Mutex::new(position), task, zeroing, full: Mutex::new(None), is_full }
+        Self {
+            position: Mutex::new(position),
+            task,
+            zeroing,
+            full: Mutex::new(None),
+            is_full,
+            committed: AtomicU64::new(0),
+        }
+    }
+
+    /// The bytes of frames that were committed since the log was opened.
+    #[cfg(feature = "store")]
+    pub(super) fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Relaxed) // it orders nothing
     }
 
     /// Why nothing is to be appended for the moment: the last commit found no room on the disk.
@@ -276,6 +291,7 @@ impl Shared {
         let records = u64::from(to.records - position.done.records);
         let took = self.env.machine.elapsed().saturating_sub(begun);
         stats::committed(took.as_micros() as u64, records, bytes);
+        self.flush.committed.fetch_add(bytes, Ordering::Relaxed);
         let quarter = position.chunk.capacity() / 4;
         let passes_quarter = position.done.bytes() < quarter && to.bytes() >= quarter;
         position.done = to;

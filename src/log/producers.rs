@@ -12,8 +12,12 @@
 //! from the frames after that. The file is written only once everything that it describes is durable, and before anything that
 //! it does not describe is trimmed. If the file does not exist, no producer has ever used the log: so logs without
 //! producers pay nothing.
+//!
+//! An epoch that begins without a batch is only in the file: so it is in force, and answered, once the file is written.
+//! Callers that wait for epochs meanwhile get them by one write.
 
 mod block;
+mod epochs;
 #[cfg(fuzzing)]
 pub(super) mod fuzzing;
 mod table;
@@ -26,6 +30,7 @@ use super::{
 use crate::{
     chunk::AppendValues,
     disk::{salvage, tree},
+    frame::HEADER,
 };
 use block::{block, parse_block, set_count};
 use serde::{Deserialize, Serialize};
@@ -34,22 +39,32 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError, TryLockError},
     time::Duration,
 };
-use table::{Content, KnownProducer, StoredBatch, Table, Unread, first_epoch};
+use table::{Content, KnownProducer, StoredBatch, Table, Unread};
 
 /// The longest id, in bytes.
 pub const PRODUCER_ID_BYTES: usize = 64;
 /// The longest mark, in bytes.
 pub const PRODUCER_MARK_BYTES: usize = 128;
+/// The highest epoch that a batch may begin by itself. Those above are only for [`Log::open_producer`], so that no batch
+/// takes the last one: whatever epoch a client names, 2,147,483,648 are left. By the clock, which gives the first epoch of
+/// a producer, it is reached in 2088.
+pub const PRODUCER_EPOCH_MAX: u32 = u32::MAX >> 1;
 /// How long a producer that sends nothing is remembered.
 const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How many bytes of the file are written per second on average, if nothing but time asks for it.
+const SAVED_PER_SECOND: u64 = 256 << 10;
+/// The file is written sooner than that if so many bytes of records were committed since: they are read again when the
+/// log is opened and a producer comes.
+const SAVED_AFTER: u64 = 64 << 20;
 
 /// Which producer sends a batch, and which of its batches it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProducerBatch<'a> {
-    /// The producer's id: 1 to 64 bytes.
+    /// The producer's id: 1 to 64 characters of printable ASCII, without a space at either end.
     pub id: &'a str,
-    /// Grows with each incarnation of the producer; batches of an older one are refused.
+    /// Grows with each incarnation of the producer; batches of an older one are refused. One above
+    /// [`PRODUCER_EPOCH_MAX`] is begun by [`Log::open_producer`] only.
     pub epoch: u32,
     /// The batch's number: 0 for the first of an epoch, then one more for each.
     pub sequence: u64,
@@ -157,6 +172,8 @@ pub(super) struct Producers {
     /// Locked by the thread that reads or writes the file, from before it copies the table until the copy is durable:
     /// so an older state never replaces a newer one.
     file: Mutex<Saved>,
+    /// The epochs that are to begin. Locked only for moments, and alone or after `file`.
+    asked: Mutex<epochs::Asked>,
 }
 
 /// What the file covers, as far as this process knows.
@@ -166,10 +183,38 @@ struct Saved {
     up_to: u64,
     /// How many times the table had been changed.
     changes: u64,
+    /// Writing it has failed, so it may have what the table does not have, such as an epoch that has not begun.
+    uncertain: bool,
+    /// That was said.
+    told: bool,
+    /// Its size in bytes.
+    bytes: u64,
+    /// When it was read or last written, successfully or not.
+    tried: Duration,
+    /// The bytes of records that had been committed then by this process, and those that were read behind what it
+    /// covers.
+    committed: u64,
+    read: u64,
 }
 
-fn check_id(id: &str) -> Result<(), Error> {
-    if (1..=PRODUCER_ID_BYTES).contains(&id.len()) { Ok(()) } else { Err(Error::BadProducer) }
+impl Saved {
+    /// Whether it is time to write it: `now`, after so many bytes were committed.
+    fn is_due(&self, now: Duration, committed: u64) -> bool {
+        let pause = Duration::from_millis(self.bytes.saturating_mul(1000) / SAVED_PER_SECOND);
+        now.saturating_sub(self.tried) >= pause || self.is_far_behind(committed)
+    }
+
+    fn is_far_behind(&self, committed: u64) -> bool {
+        committed.saturating_sub(self.committed).saturating_add(self.read) >= SAVED_AFTER
+    }
+}
+
+/// The rule for ids, wherever one comes from: what a header and a path can carry.
+pub(crate) fn check_id(id: &str) -> Result<(), Error> {
+    let fits = (1..=PRODUCER_ID_BYTES).contains(&id.len())
+        && id.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+        && id.trim_ascii().len() == id.len();
+    if fits { Ok(()) } else { Err(Error::BadProducer) }
 }
 
 fn checksum(up_to: u64, producers: &BTreeMap<String, KnownProducer>, before: Option<u32>) -> u32 {
@@ -193,8 +238,9 @@ impl Log {
     ///
     /// # Errors
     /// As [`try_append_payloads`](Self::try_append_payloads); [`Error::BadProducer`];
-    /// [`Error::ProducerOutOfOrder`], which says what was expected; and [`Error::NotARepeat`] if a batch of that number
-    /// is stored that has other records.
+    /// [`Error::ProducerOutOfOrder`], which says what was expected; [`Error::NotARepeat`] if a batch of that number is
+    /// stored that has other records; and [`Error::EpochTooHigh`] if it would begin an epoch above
+    /// [`PRODUCER_EPOCH_MAX`].
     pub fn try_append_once(
         &self,
         batch: &ProducerBatch<'_>,
@@ -245,10 +291,14 @@ impl Log {
     }
 
     /// Begins the next epoch of a producer: batches of older ones are refused from now on. The epoch, and all batches
-    /// that were stored before, are durable on return. Reads from and writes to the disk.
+    /// that were stored before, are durable on return. Reads from and writes to the disk; callers that do this at once
+    /// share a write.
     ///
     /// # Errors
-    /// [`Error::BadProducer`], [`Error::Io`], [`Error::Failed`], [`Error::ReadOnly`], [`Error::Closed`].
+    /// [`Error::BadProducer`], [`Error::EpochsUsedUp`], [`Error::Io`], [`Error::Full`], [`Error::Failed`],
+    /// [`Error::ReadOnly`], [`Error::Closed`]. The epoch has not begun then, and what was sent in the one before goes on:
+    /// unless the process is killed, or the log fails or is closed, before it could take back what it had written; or a
+    /// batch that came at the last moment could not become durable.
     ///
     /// # Example
     /// ```
@@ -266,23 +316,12 @@ impl Log {
     /// # }
     /// ```
     pub fn open_producer(&self, id: &str) -> Result<OpenedProducer, Error> {
-        check_id(id)?;
-        self.writable()?;
-        let mut file = self.shared.producers.file();
-        self.learn(&mut file)?;
-        let now = self.shared.env.machine.now();
-        let state = {
-            let mut table = self.shared.producers.table();
-            let Some(table) = table.as_mut() else { return Err(Error::Closed) }; // once built, it stays
-            let known = table.producers.get(id).map_or(0, |known| known.epoch.saturating_add(1));
-            table.producer(id, known.max(first_epoch(now)), now).opened()
-        };
-        self.keep(&mut file, MayBlock::Yes)?;
-        Ok(state)
+        self.begin_epoch(&self.ask_for_epoch(id)?)
     }
 
     /// What the log knows about a producer, including what is not durable yet; `None` if it does not know it. Reads
-    /// from the disk if no producer was used since the log was opened.
+    /// from the disk if no producer was used since the log was opened. Takes any id: one that an early version has
+    /// accepted may be known, though it cannot be used any more.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -362,7 +401,8 @@ impl Log {
                 self.save_producers(file, up_to, producers.clone(), MayBlock::Yes)?;
             }
         }
-        file.up_to = up_to;
+        (file.up_to, file.bytes, file.read) = (up_to, text.len() as u64, 0);
+        (file.tried, file.committed) = (self.shared.env.machine.elapsed(), self.shared.flush.committed());
         let mut table = Table { producers, changes: file.changes };
         let mut reader = self.reader(up_to.max(first));
         let mut unread: Option<Unread> = None;
@@ -370,6 +410,7 @@ impl Log {
             let at = reader.offset();
             match reader.read_next() {
                 Ok(Some(record)) => {
+                    file.read += (HEADER + record.extension.len() + record.value.len()) as u64;
                     if let Some((batch, count)) = parse_block(record.extension) {
                         let (sequence, first_offset) = (batch.sequence, record.offset);
                         let stored = StoredBatch { sequence, first_offset, count, content: None };
@@ -432,6 +473,7 @@ impl Log {
         producers: BTreeMap<String, KnownProducer>,
         may_block: MayBlock,
     ) -> Result<(), Error> {
+        let committed = self.shared.flush.committed(); // or more by the time that all below `up_to` is durable
         if let Some(last) = up_to.checked_sub(1) {
             match may_block {
                 // A trim must not wait for the room that it is to make.
@@ -449,47 +491,63 @@ impl Log {
         let snapshot = Snapshot { up_to, producers, before, crc };
         let text = serde_json::to_vec(&snapshot).unwrap_or_default(); // plain data
         let path = self.shared.dir.join(PRODUCERS_FILE);
+        (file.tried, file.committed, file.read) = (self.shared.env.machine.elapsed(), committed, 0);
+        file.uncertain = true;
         tree::replace(&*self.shared.env.disk, &path, &text).map_err(Error::io("write", &path))?;
-        file.up_to = up_to;
+        (file.up_to, file.bytes) = (up_to, text.len() as u64);
+        (file.uncertain, file.told) = (false, false);
         Ok(())
     }
 
     /// Saves what is known about producers, if anything has changed, and forgets those that are too old.
     pub(crate) fn keep_producers(&self) -> Result<(), Error> {
-        self.keep_changed(MayBlock::Yes)
+        let mut file = self.shared.producers.file();
+        if self.has_changed(&file) { self.keep(&mut file, MayBlock::Yes) } else { Ok(()) }
     }
 
-    /// The same, for callers that have other logs to serve.
-    ///
-    /// # Errors
-    /// The same; [`Error::WouldBlock`] while another thread does this, or while the disk makes no progress.
-    pub(crate) fn keep_producers_soon(&self) -> Result<(), Error> {
-        self.keep_changed(MayBlock::No)
-    }
-
-    fn keep_changed(&self, may_block: MayBlock) -> Result<(), Error> {
-        let mut file = self.shared.producers.file_for(may_block)?;
-        let changes = self.shared.producers.table().as_ref().map(|table| table.changes);
-        if changes.is_some_and(|changes| changes != file.changes) {
-            self.keep(&mut file, may_block)
-        } else {
-            Ok(())
+    /// The same if it is time for that, for callers that have other logs to serve: not while another thread does this, or
+    /// while the disk makes no progress. The larger the file, the longer the time; the more was appended, the shorter.
+    pub(crate) fn keep_producers_soon(&self) {
+        let Ok(mut file) = self.shared.producers.file_for(MayBlock::No) else { return };
+        let committed = self.shared.flush.committed();
+        let is_due = file.is_due(self.shared.env.machine.elapsed(), committed);
+        if is_due && (self.has_changed(&file) || file.is_far_behind(committed)) {
+            match self.keep(&mut file, MayBlock::No) {
+                Ok(()) | Err(Error::WouldBlock) => {}
+                Err(error) => self.tell(&mut file, &error, "producers could not be saved"),
+            }
         }
     }
 
+    /// Says that the file could not be written: once, until it can.
+    fn tell(&self, file: &mut Saved, error: &Error, what: &str) {
+        if !std::mem::replace(&mut file.told, true) {
+            tracing::warn!(dir = %self.shared.dir.display(), %error, "{what}");
+        }
+    }
+
+    /// Whether the file may have something else than the table.
+    fn has_changed(&self, file: &Saved) -> bool {
+        let table = self.shared.producers.table();
+        table.as_ref().is_some_and(|table| file.uncertain || table.changes != file.changes)
+    }
+
     fn keep(&self, file: &mut Saved, may_block: MayBlock) -> Result<(), Error> {
-        let (up_to, changes, producers) = {
-            let mut table = self.shared.producers.table();
-            let Some(table) = table.as_mut() else { return Ok(()) };
-            if let Some(oldest) = self.shared.oldest(self.shared.believed_now(), AGE) {
-                table.producers.retain(|_, producer| producer.used >= oldest);
-            }
-            // Appending as a producer locks the table: so all of their batches below this offset are in it.
-            (self.next_offset(), table.changes, table.producers.clone())
-        };
+        let Some((up_to, Table { producers, changes })) = self.copy_of_table() else { return Ok(()) };
         self.save_producers(file, up_to, producers, may_block)?;
         file.changes = changes;
         Ok(())
+    }
+
+    /// A copy of the table without those that are too old, and the offset up to which it has all batches.
+    fn copy_of_table(&self) -> Option<(u64, Table)> {
+        let mut table = self.shared.producers.table();
+        let table = table.as_mut()?;
+        if let Some(oldest) = self.shared.oldest(self.shared.believed_now(), AGE) {
+            table.producers.retain(|_, producer| producer.used >= oldest);
+        }
+        // Appending as a producer locks the table: so all of their batches below this offset are in it.
+        Some((self.next_offset(), table.clone()))
     }
 
     /// Must be called before anything below `before` is trimmed: saves what is known only from there. Returns the
@@ -507,7 +565,7 @@ impl Log {
                 Err(Error::WouldBlock) => {}
                 // So that trimming can make room where there is none: trim only as far as the file covers already.
                 Err(error) if error.is_full() || error.is_transient() => {
-                    tracing::warn!(dir = %self.shared.dir.display(), %error, "trimming less: the producers could not be saved");
+                    self.tell(&mut file, &error, "trimming less: the producers could not be saved");
                 }
                 kept => kept?,
             }
@@ -519,6 +577,10 @@ impl Log {
 impl Producers {
     fn table(&self) -> MutexGuard<'_, Option<Table>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn asked(&self) -> MutexGuard<'_, epochs::Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn file(&self) -> MutexGuard<'_, Saved> {

@@ -399,6 +399,8 @@ impl Simulation {
         process.world.sim.note(format_args!("{id} begins an epoch in {name}"));
         let place = self.where_(&process.world.sim);
         let known = self.logs.get_mut(name).expect("it is used");
+        let state = || log.knows_producers().then(|| log.producer(id).expect("it is in memory"));
+        let before = state();
         match log.open_producer(id) {
             Ok(state) => {
                 let (before, _) = known.producer(producer);
@@ -424,7 +426,11 @@ impl Simulation {
                 }
             }
             Err(error) => {
-                known.vague.insert(producer); // it may have got the epoch, durably or not
+                assert!(
+                    before.is_none() || before == state(),
+                    "{place}: {error}, and {id} is changed in {name:?}"
+                );
+                known.vague.insert(producer); // the next process may find that it has got the epoch
                 self.excused(process, name, &error);
             }
         }

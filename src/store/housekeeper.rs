@@ -274,10 +274,7 @@ impl Inner {
         };
         for entry in &open {
             let Some(log) = entry.open.load_full() else { continue };
-            match log.keep_producers_soon() {
-                Ok(()) | Err(LogError::WouldBlock) => {} // a log whose disk hangs must not hold up the others
-                Err(error) => tracing::warn!(name = log.name, %error, "producers could not be saved"),
-            }
+            log.keep_producers_soon();
             log.give_up_untaken();
             if log.is_full() {
                 let entry = Arc::clone(entry);

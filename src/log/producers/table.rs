@@ -1,6 +1,6 @@
 //! What is known about the producers of a log: their epochs, their last batches, their marks. No I/O.
 
-use super::{super::Error, EarlierBatch, OpenedProducer, ProducerBatch, ProducerState};
+use super::{super::Error, EarlierBatch, OpenedProducer, PRODUCER_EPOCH_MAX, ProducerBatch, ProducerState};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -54,12 +54,15 @@ impl Content {
 
 /// The first epoch of a producer that the log does not know, at a time in milliseconds since 1970: the seconds since
 /// 2020. So it is higher than any that the producer had before it was forgotten, or before the log was deleted and made
-/// again: an old incarnation stays fenced off.
+/// again, and an old incarnation stays fenced off: if the clock is right, if no more than one epoch per second was begun
+/// since the first one, and if no batch has named a higher one by itself.
 pub(super) fn first_epoch(now: u64) -> u32 {
-    u32::try_from((now / 1000).saturating_sub(1_577_836_800)).unwrap_or(u32::MAX - 1)
+    let seconds = (now / 1000).saturating_sub(1_577_836_800);
+    // Whatever the clock says, there are epochs left.
+    u32::try_from(seconds).map_or(PRODUCER_EPOCH_MAX, |seconds| seconds.min(PRODUCER_EPOCH_MAX))
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Table {
     pub(super) producers: BTreeMap<String, KnownProducer>,
     /// How many times it was changed.
@@ -78,15 +81,23 @@ impl Table {
         let refuse = |epoch, sequence| {
             Err(Error::ProducerOutOfOrder { expected_epoch: epoch, expected_sequence: sequence })
         };
-        let Some(known) = self.producers.get(batch.id) else {
-            return if batch.sequence == 0 { Ok(None) } else { refuse(batch.epoch, 0) };
+        // The first batch of an epoch that `open_producer` has not begun.
+        let begins = || {
+            if batch.epoch > PRODUCER_EPOCH_MAX {
+                Err(Error::EpochTooHigh)
+            } else if batch.sequence == 0 {
+                Ok(None)
+            } else {
+                refuse(batch.epoch, 0)
+            }
         };
+        let Some(known) = self.producers.get(batch.id) else { return begins() };
         let next = known.current().next_back().map_or(0, |last| last.sequence + 1);
         if batch.epoch < known.epoch {
             return refuse(known.epoch, next);
         }
         if batch.epoch > known.epoch {
-            return if batch.sequence == 0 { Ok(None) } else { refuse(batch.epoch, 0) };
+            return begins();
         }
         if batch.sequence == next {
             return Ok(None);
@@ -117,6 +128,31 @@ impl Table {
             known.epoch = epoch;
         }
         known
+    }
+
+    /// Begins the producer's next epoch, and returns which one it is.
+    pub(super) fn next_epoch(&mut self, id: &str, now: u64) -> Result<u32, Error> {
+        let known = self.producers.get(id).map(|known| known.epoch.checked_add(1).ok_or(Error::EpochsUsedUp));
+        let epoch = known.transpose()?.unwrap_or(0).max(first_epoch(now));
+        self.producer(id, epoch, now);
+        Ok(epoch)
+    }
+
+    /// Begins an epoch that a copy of the table has already, with the producer in this state if it was not forgotten
+    /// there. If a batch has begun a higher one meanwhile, it is as if that had come right afterwards.
+    pub(super) fn begin(
+        &mut self,
+        id: &str,
+        epoch: u32,
+        now: u64,
+        state: Option<KnownProducer>,
+    ) -> OpenedProducer {
+        let forgotten = !self.producers.contains_key(id);
+        let known = self.producer(id, epoch, now);
+        if let Some(state) = state.filter(|_| forgotten) {
+            *known = state;
+        }
+        OpenedProducer { epoch, ..known.opened() }
     }
 
     pub(super) fn note(&mut self, batch: &ProducerBatch<'_>, stored: StoredBatch, time: u64) {

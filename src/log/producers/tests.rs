@@ -1,7 +1,7 @@
 //! Producers that repeat themselves, crash, and are saved by several threads at once.
 
 use super::{
-    table::{PRODUCERS, REMEMBERED},
+    table::{PRODUCERS, REMEMBERED, first_epoch},
     *,
 };
 use crate::{
@@ -186,9 +186,14 @@ fn a_file_that_tells_of_more_than_the_log_has_is_not_believed() {
 /// A disk on which the `nth` operation of this kind on a producers file waits until it is told to continue. Returns it
 /// with the sender for that, and the receiver that learns when it waits.
 fn waiting(which: Operation, nth: usize) -> (Arc<Gate>, mpsc::Sender<()>, mpsc::Receiver<()>) {
+    waiting_on(&Sim::new(1), which, nth)
+}
+
+/// The same, with this disk behind it.
+fn waiting_on(sim: &Sim, which: Operation, nth: usize) -> (Arc<Gate>, mpsc::Sender<()>, mpsc::Receiver<()>) {
     let ((go, wait), (tell, told)) = (mpsc::channel::<()>(), mpsc::channel());
     let state = Mutex::new((0, wait));
-    let gate = Gate::new(Arc::new(Sim::new(1)), move |operation, path| {
+    let gate = Gate::new(Arc::new(sim.clone()), move |operation, path| {
         if operation == which && path.to_string_lossy().contains(PRODUCERS_FILE) {
             let mut state = state.lock().unwrap();
             state.0 += 1;
@@ -477,4 +482,313 @@ fn blocks_are_read_as_they_were_written_with_and_without_a_mark() {
             }
         }
     }
+}
+
+/// Stores a batch whatever its epoch and its id, as earlier versions did; the table does not hear of it.
+fn store_as_before(log: &Log, batch: &ProducerBatch<'_>) -> u64 {
+    let mut first = block(batch);
+    set_count(&mut first, 1);
+    first.push(b'x');
+    let values: &[&[u8]] = &[b"x"];
+    append::append(&log.shared, &Extended { first: &first, values }, None, MayBlock::Yes).unwrap()
+}
+
+/// A machine whose clocks the test sets, in milliseconds.
+struct Clocks(std::sync::atomic::AtomicU64);
+
+impl crate::log::Machine for Clocks {
+    fn now(&self) -> u64 {
+        1_800_000_000_000 + self.0.load(std::sync::atomic::Ordering::SeqCst)
+    }
+    fn elapsed(&self) -> Duration {
+        Duration::from_millis(self.0.load(std::sync::atomic::Ordering::SeqCst))
+    }
+    fn random(&self, bytes: &mut [u8]) -> std::io::Result<()> {
+        getrandom::fill(bytes).map_err(std::io::Error::other)
+    }
+}
+
+/// A client sent epoch 4294967295, as any client can. There is none after it: its producer was given that epoch again
+/// each time it started, and what was new was dropped as repeated, or refused.
+#[test]
+fn an_epoch_that_a_batch_names_is_never_the_last_and_a_producer_in_the_last_one_is_told() {
+    let sim = Sim::new(1);
+    let clocks = Arc::new(Clocks(0.into()));
+    let open = |sim: &Sim| {
+        let on = crate::log::Environment::on(Arc::new(sim.clone()));
+        let env = crate::log::Environment { machine: Arc::clone(&clocks) as _, ..on };
+        Log::open_in(&env, Path::new("/log"), small()).unwrap()
+    };
+    let log = open(&sim);
+    let highest = u32::MAX >> 1;
+    for known in [false, true] {
+        for epoch in [highest + 1, u32::MAX - 1, u32::MAX] {
+            let refused = append(&log, &ProducerBatch::new("p", epoch, 0), &[b"x"]);
+            assert!(refused.is_err(), "{epoch}: {refused:?}");
+        }
+        if !known {
+            append(&log, &ProducerBatch::new("p", highest, 0), &[b"x"]).unwrap();
+        }
+    }
+    assert!(first_epoch(u64::MAX) <= highest, "whatever the clock says");
+    for n in 1..4 {
+        let opened = log.open_producer("p").unwrap();
+        assert_eq!(opened.epoch, highest + n);
+        append(&log, &ProducerBatch::new("p", opened.epoch, 0), &[&[n as u8]]).unwrap();
+        append(&log, &ProducerBatch::new("p", opened.epoch, 1), &[&[n as u8]]).unwrap();
+        let beyond = append(&log, &ProducerBatch::new("p", opened.epoch + 1, 0), &[b"x"]);
+        assert!(beyond.is_err(), "{beyond:?}");
+    }
+    // What an earlier version has stored.
+    for (id, epoch) in [("last", u32::MAX), ("one left", u32::MAX - 1)] {
+        store_as_before(&log, &ProducerBatch::new(id, epoch, 0));
+    }
+    log.close().unwrap();
+    sim.damage(Path::new("/log/producers.json"), |bytes| bytes[5] ^= 1); // which is then read from the log
+    let log = open(&sim);
+    assert_eq!(log.open_producer("one left").unwrap().epoch, u32::MAX);
+    for id in ["last", "one left"] {
+        let used_up = log.open_producer(id).unwrap_err();
+        assert!(used_up.to_string().contains("use another id"), "{used_up}");
+        let next = u64::from(id == "last");
+        let goes_on = append(&log, &ProducerBatch::new(id, u32::MAX, next), &[b"y"]).unwrap();
+        assert!(!goes_on.repeated);
+        assert_eq!(log.producer(id).unwrap().unwrap().last_sequence, Some(next));
+    }
+    // The way out that does not take another id.
+    let after_an_hour = |_: i32| {
+        clocks.0.fetch_add(3_600_000, std::sync::atomic::Ordering::SeqCst);
+        log.open_producer("last").ok()
+    };
+    let opened = (0..8 * 24).find_map(after_an_hour).unwrap();
+    assert!(opened.epoch <= highest && opened.earlier.is_none(), "{opened:?}");
+    log.close().unwrap();
+    assert_eq!(open(&sim).producer("last").unwrap().unwrap().epoch, opened.epoch);
+}
+
+/// A disk that refuses what it is asked for, as long as the test says so.
+fn refusing(sim: &Sim, which: Operation, error: i32) -> (Arc<Gate>, Arc<std::sync::atomic::AtomicBool>) {
+    let refuses = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let asked = Arc::clone(&refuses);
+    let gate = Gate::new(Arc::new(sim.clone()), move |operation, path| {
+        let hit = operation == which
+            && (which == Operation::SyncDir || path.to_string_lossy().contains(PRODUCERS_FILE))
+            && asked.load(std::sync::atomic::Ordering::SeqCst);
+        if hit { Err(std::io::Error::from_raw_os_error(error)) } else { Ok(()) }
+    });
+    (gate, refuses)
+}
+
+/// The file could not be written: beginning an epoch was an error, and the producer's batches were refused all the
+/// same, by a state that was not on the disk: after a kill the old epoch was accepted again.
+#[test]
+fn an_epoch_that_cannot_be_written_to_the_disk_has_not_begun() {
+    let cases = [(Operation::WriteFile, 28), (Operation::Rename, 5), (Operation::SyncDir, 5)];
+    for (which, error) in cases {
+        let sim = Sim::new(1);
+        let (gate, refuses) = refusing(&sim, which, error);
+        let log = first_producer(gate);
+        let refuse = |really| refuses.store(really, std::sync::atomic::Ordering::SeqCst);
+        let epoch = log.open_producer("p").unwrap().epoch;
+        send(&log, "p", epoch, 0).unwrap();
+        log.flush().unwrap();
+        let before = log.producer("p").unwrap();
+        refuse(true);
+        for id in ["p", "new"] {
+            let failed = log.open_producer(id).unwrap_err();
+            assert!(matches!(failed, Error::Io { .. }), "{which:?}: {failed}");
+        }
+        assert_eq!(log.producer("p").unwrap(), before, "{which:?}");
+        assert_eq!(log.producer("new").unwrap(), None, "{which:?}");
+        assert!(!send(&log, "p", epoch, 1).unwrap().repeated, "{which:?}");
+        refuse(false);
+        log.keep_producers().unwrap(); // as the store does each second; what was renamed is replaced
+        log.flush().unwrap();
+        std::mem::forget(log);
+        let sim = sim.after(crate::disk::sim::Cut::Kill);
+        let log = on(&sim);
+        assert!(!send(&log, "p", epoch, 2).unwrap().repeated, "{which:?}");
+        let opened = log.open_producer("p").unwrap();
+        assert!(opened.epoch > epoch);
+        assert_eq!(opened.earlier.unwrap().1.len(), 3, "{which:?}");
+        expected(send(&log, "p", epoch, 3));
+    }
+}
+
+/// The next epoch was in force before it was on the disk. Batches of the old one that come until then are accepted, and
+/// the producer that begins the next one is told of them.
+#[test]
+fn batches_that_come_while_the_next_epoch_is_written_to_the_disk_are_stored_and_told_of() {
+    let sim = Sim::new(1);
+    let (gate, go, told) = waiting_on(&sim, Operation::WriteFile, 3);
+    let log = first_producer(gate);
+    let epoch = log.open_producer("p").unwrap().epoch; // the second write, after that of the first producer ever
+    send(&log, "p", epoch, 0).unwrap();
+    let opened = std::thread::scope(|scope| {
+        let opens = scope.spawn(|| log.open_producer("p").unwrap());
+        told.recv().unwrap();
+        let known = log.producer("p").unwrap().unwrap();
+        let marked = ProducerBatch::new("p", epoch, 1).with_mark("meanwhile");
+        let stored = append(&log, &marked, &[b"x"]);
+        go.send(()).unwrap();
+        assert_eq!(known.epoch, epoch, "the next one is not on the disk");
+        assert!(!stored.unwrap().repeated);
+        opens.join().unwrap()
+    });
+    assert!(opened.epoch > epoch);
+    assert_eq!(opened.mark.as_deref(), Some("meanwhile"));
+    let (of, batches) = opened.earlier.clone().unwrap();
+    assert_eq!((of, batches.iter().map(|one| one.sequence).collect()), (epoch, vec![0, 1]));
+    assert!(log.durable_offset() > batches[1].first_offset, "what is told of is on the disk");
+    assert_eq!(expected(send(&log, "p", epoch, 2)), (opened.epoch, 0));
+    // Nor does the next process not know of them, which reads the file and what came after it.
+    std::mem::forget(log);
+    let log = on(&sim.after(crate::disk::sim::Cut::Kill));
+    let again = log.open_producer("p").unwrap();
+    assert_eq!((again.mark, again.earlier), (opened.mark, opened.earlier));
+    assert!(again.epoch > opened.epoch);
+}
+
+/// The same, while a producer sends as fast as it can: what was accepted of it is what the next one is told.
+#[test]
+fn what_is_stored_of_an_epoch_until_the_next_one_begins_is_what_that_is_told() {
+    let sim = Sim::new(1);
+    let log = first_producer(Arc::new(sim.clone()));
+    let mut opened = log.open_producer("p").unwrap();
+    for round in 0..100 {
+        let epoch = opened.epoch;
+        let (accepted, next) = std::thread::scope(|scope| {
+            let sends = scope.spawn(|| {
+                let refused =
+                    (0..).find_map(|sequence| send(&log, "p", epoch, sequence).err().map(|_| sequence));
+                refused.unwrap()
+            });
+            if round % 2 == 0 {
+                std::thread::sleep(Duration::from_micros(300));
+            }
+            let opens = scope.spawn(|| log.open_producer("p").unwrap());
+            (sends.join().unwrap(), opens.join().unwrap())
+        });
+        let (of, batches) = next.earlier.clone().unwrap();
+        let last = batches.last().map(|last| last.sequence + 1);
+        assert_eq!(last.filter(|_| of == epoch).unwrap_or(0), accepted, "{round}: {next:?}");
+        assert!(batches.iter().all(|last| last.first_offset < log.durable_offset()));
+        opened = next;
+    }
+}
+
+/// Each producer that began an epoch wrote the whole file, one after the other: 400 of them that came at once, of a log
+/// with 10,000, took 12 s.
+#[test]
+fn epochs_that_are_asked_for_at_once_are_written_to_the_disk_together() {
+    let ((go, wait), (tell, told)) = (mpsc::channel::<()>(), mpsc::channel());
+    let state = Mutex::new((0, wait));
+    let writes = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counted = Arc::clone(&writes);
+    let sim = Sim::new(1);
+    let gate = Gate::new(Arc::new(sim.clone()), move |operation, path| {
+        if operation == Operation::WriteFile && path.to_string_lossy().contains(PRODUCERS_FILE) {
+            let mut state = state.lock().unwrap();
+            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            state.0 += 1;
+            if state.0 == 2 {
+                tell.send(()).unwrap();
+                let _ = state.1.recv();
+            }
+        }
+        Ok(())
+    });
+    let log = first_producer(gate);
+    let mut epochs: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+    std::thread::scope(|scope| {
+        let log = &log;
+        let first = scope.spawn(|| log.open_producer("first").unwrap());
+        told.recv().unwrap();
+        let others: Vec<_> = (0..100)
+            .map(|n| {
+                let id = format!("p{}", n % 40); // some of them twice, or three times
+                scope.spawn(move || (log.open_producer(&id).unwrap().epoch, id))
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(500)); // they wait
+        go.send(()).unwrap();
+        first.join().unwrap();
+        for other in others {
+            let (epoch, id) = other.join().unwrap();
+            epochs.entry(id).or_default().push(epoch);
+        }
+    });
+    let writes = writes.load(std::sync::atomic::Ordering::SeqCst);
+    assert!(writes <= 12, "{writes} writes for 101 epochs");
+    for (id, mut epochs) in epochs {
+        epochs.sort_unstable();
+        assert!(epochs.is_sorted_by(|one, next| one < next), "{id}: {epochs:?}");
+        assert_eq!(log.producer(&id).unwrap().unwrap().epoch, *epochs.last().unwrap());
+    }
+}
+
+/// An id with a tab could append, and neither be asked about nor begin an epoch over HTTP; one that is a space could
+/// begin an epoch, and no header carries it.
+#[test]
+fn an_id_that_a_header_or_a_path_cannot_carry_is_refused_and_one_that_is_stored_is_read() {
+    let sim = Sim::new(1);
+    let log = on(&sim);
+    let bad = ["a\tb", " ", " a", "a ", "ü", "a\nb", "\u{7f}"];
+    for id in bad {
+        let refused = log.open_producer(id);
+        assert!(matches!(refused, Err(Error::BadProducer)), "{id:?}: {refused:?}");
+        let refused = append(&log, &ProducerBatch::new(id, 0, 0), &[b"x"]);
+        assert!(matches!(refused, Err(Error::BadProducer)), "{id:?}: {refused:?}");
+    }
+    for id in ["a b", "~", "!", "im port/1", &"x".repeat(64)] {
+        append(&log, &ProducerBatch::new(id, 0, 0), &[b"x"]).unwrap();
+        log.open_producer(id).unwrap();
+    }
+    for id in bad {
+        store_as_before(&log, &ProducerBatch::new(id, 7, 0).with_mark("m"));
+    }
+    log.close().unwrap();
+    sim.damage(Path::new("/log/producers.json"), |bytes| bytes[5] ^= 1); // which is then read from the log
+    for _ in 0..2 {
+        let log = on(&sim);
+        for id in bad {
+            let known = log.producer(id).unwrap().unwrap();
+            assert_eq!((known.epoch, known.mark.as_deref()), (7, Some("m")), "{id:?}");
+        }
+        log.close().unwrap();
+    }
+}
+
+/// After the last batch of a producer the file was not written any more, and all that others appended was read when the
+/// log was opened again.
+#[test]
+fn a_file_of_producers_is_due_by_its_size_and_by_what_was_committed() {
+    let mut file = Saved { bytes: 4_700_000, tried: Duration::from_secs(100), ..Saved::default() };
+    file.committed = 1000;
+    let due = |file: &Saved, second, committed| file.is_due(Duration::from_secs(second), committed);
+    assert!(!due(&file, 101, 2000) && !due(&file, 117, 2000) && due(&file, 118, 2000));
+    assert!(due(&file, 101, 1000 + SAVED_AFTER) && !due(&file, 101, 999 + SAVED_AFTER));
+    file.read = 1; // at opening, behind what the file covers
+    assert!(due(&file, 101, 999 + SAVED_AFTER));
+    file.bytes = SAVED_PER_SECOND;
+    assert!(due(&file, 101, 1000));
+
+    let sim = Sim::new(1);
+    let large = Options { segment_bytes: 4 << 20, memory_bytes: 32 << 20, ..small() };
+    let log = Log::open_on(Arc::new(sim.clone()), Path::new("/log"), large).unwrap();
+    send(&log, "p", 0, 0).unwrap();
+    log.flush().unwrap();
+    log.keep_producers().unwrap();
+    let up_to = || {
+        let text = sim.dump().remove(&Path::new("/log").join(PRODUCERS_FILE)).unwrap();
+        serde_json::from_slice::<Snapshot>(&text).unwrap().up_to
+    };
+    let before = up_to();
+    let of_others = vec![7; 1 << 20];
+    for n in 0..66 {
+        assert!(n > 60 || up_to() == before, "{n}");
+        log.append(&of_others).and_then(|at| log.wait_durable(at)).unwrap();
+        log.keep_producers_soon();
+    }
+    assert!(up_to() > before + 60);
 }

@@ -473,3 +473,108 @@ fn a_disk_that_hangs_while_an_idle_log_is_closed_keeps_no_other_from_being_close
     door.shut(false);
     store.close().unwrap();
 }
+
+/// While the disk was full, it was said each second of each log with producers that they could not be saved, and of
+/// each that trims that it trims less.
+#[test]
+fn producers_that_cannot_be_saved_are_told_of_once_until_they_can() {
+    let failing = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&failing);
+    let ask = move |operation, path: &Path| {
+        let hit = operation == Operation::WriteFile && path.ends_with("producers.json.tmp");
+        if hit && asked.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(28)) } else { Ok(()) }
+    };
+    let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
+    let on = Environment::on(Gate::new(Arc::new(Sim::new(3)), ask));
+    let env = Environment { machine: Arc::clone(&clocks) as _, ..on };
+    let store = Store::open_in(env, Path::new("/store"), without_backings()).unwrap();
+    let settings = LogSettings { retention_bytes: Some(1), ..LogSettings::default() };
+    store.create("a", &settings).unwrap();
+    let log = store.get("a").unwrap();
+    log.learn_producers().unwrap();
+    let mut sequence = 0;
+    let mut turns = |count: usize| {
+        let warnings = Warnings::default();
+        tracing::subscriber::with_default(warnings.clone(), || {
+            for _ in 0..count {
+                let batch = crate::log::ProducerBatch::new("p", 0, sequence);
+                let payload = crate::log::Payload { bytes: &[7; 3000], json: false };
+                while let Err(error) = log.try_append_once(&batch, &[payload], None) {
+                    assert!(matches!(error, LogError::WouldBlock), "{error}");
+                }
+                log.flush().unwrap();
+                sequence += 1;
+                thread::sleep(Duration::from_millis(5)); // full segments are sealed
+                clocks.1.fetch_add(1000, Ordering::SeqCst);
+                store.turn();
+            }
+        });
+        warnings.0.load(Ordering::SeqCst)
+    };
+    assert_eq!(turns(10), 0);
+    for _ in 0..2 {
+        failing.store(true, Ordering::SeqCst);
+        assert_eq!(turns(10), 1);
+        assert_eq!(turns(10), 0);
+        failing.store(false, Ordering::SeqCst);
+        assert_eq!(turns(3), 0);
+    }
+    assert!(log.first_offset() > 0);
+}
+
+/// The whole file of producers was written each second in which one of them had sent a byte: 4.7 MB, in a log with
+/// 10,000.
+#[test]
+fn a_large_file_of_producers_is_not_written_each_second() {
+    let (writes, bytes) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (counted, sim) = (Arc::clone(&writes), Sim::new(3));
+    let ask = move |operation, path: &Path| {
+        if operation == Operation::WriteFile && path.ends_with("producers.json.tmp") {
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    };
+    let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
+    let on = Environment::on(Gate::new(Arc::new(sim.clone()), ask));
+    let env = Environment { machine: Arc::clone(&clocks) as _, ..on };
+    let store = Store::open_in(env, Path::new("/store"), without_backings()).unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    let log = store.get("a").unwrap();
+    log.learn_producers().unwrap();
+    let send = |id: &str, sequence, value: &[u8]| {
+        let mark = "m".repeat(100);
+        let batch = crate::log::ProducerBatch::new(id, 0, sequence).with_mark(&mark);
+        let payload = crate::log::Payload { bytes: value, json: false };
+        while let Err(error) = log.try_append_once(&batch, &[payload], None) {
+            assert!(matches!(error, LogError::WouldBlock), "{error}");
+        }
+    };
+    let size = || {
+        let text = crate::disk::tree::read(&sim, Path::new("/store/a/producers.json")).unwrap();
+        bytes.store(text.unwrap().len() as u64, Ordering::SeqCst);
+        bytes.load(Ordering::SeqCst)
+    };
+    let seconds = |count: u64, from: u64| {
+        let before = writes.load(Ordering::SeqCst);
+        for n in 0..count {
+            send("p", from + n, b"x");
+            log.flush().unwrap();
+            clocks.1.fetch_add(1000, Ordering::SeqCst);
+            store.turn();
+        }
+        writes.load(Ordering::SeqCst) - before
+    };
+    assert_eq!(seconds(20, 0), 20, "a small one is written as soon as ever");
+    for n in 0..4000 {
+        send(&format!("{n:064}"), 0, b"x");
+    }
+    log.flush().unwrap();
+    log.keep_producers().unwrap();
+    let large = size();
+    assert!(large > 1 << 20, "{large}");
+    let written = seconds(60, 20);
+    assert!(written >= 2 && written * large / 60 <= 300 << 10, "{written} times {large} bytes in a minute");
+    // Closing the log saves what is left.
+    drop(log);
+    store.close().unwrap();
+}

@@ -1,0 +1,131 @@
+//! Epochs that begin. The file with the new epochs is written first; only then does the table have them, from which
+//! batches and questions are answered. So nothing has changed if it cannot be written, and what is answered is durable.
+//!
+//! Callers that wait share a write: each adds itself to a list, and whoever gets the file next begins the epochs of all
+//! that are in the list by then. The others find their answers when they get the file.
+
+use super::{
+    super::{Error, Log, Shared, append::MayBlock},
+    OpenedProducer, Saved, check_id,
+};
+use crate::sync::Arc;
+use std::{collections::BTreeMap, sync::OnceLock};
+
+/// The producer in its epoch, and the offset below which everything must become durable before it is told.
+type Answer = OnceLock<Result<(OpenedProducer, u64), Error>>;
+
+/// The epochs that are to begin, in the order in which they were asked for.
+#[derive(Default)]
+pub(super) struct Asked {
+    next: u64,
+    waiting: BTreeMap<u64, Waiting>,
+}
+
+#[derive(Clone)]
+struct Waiting {
+    id: String,
+    answer: Arc<Answer>,
+}
+
+/// An epoch that was asked for. It no longer is when this is dropped, unless it is about to begin.
+pub(crate) struct AskedEpoch {
+    shared: Arc<Shared>,
+    number: u64,
+    answer: Arc<Answer>,
+}
+
+impl Drop for AskedEpoch {
+    fn drop(&mut self) {
+        self.shared.producers.asked().waiting.remove(&self.number);
+    }
+}
+
+impl Log {
+    /// Asks for the next epoch of a producer, which begins when [`begin_epoch`](Self::begin_epoch) is called for it, or
+    /// for another one. Does not touch the disk.
+    pub(crate) fn ask_for_epoch(&self, id: &str) -> Result<AskedEpoch, Error> {
+        check_id(id)?;
+        self.writable()?;
+        let answer = Arc::<Answer>::default();
+        let mut asked = self.shared.producers.asked();
+        let number = asked.next;
+        asked.next += 1;
+        asked.waiting.insert(number, Waiting { id: id.to_owned(), answer: Arc::clone(&answer) });
+        Ok(AskedEpoch { shared: Arc::clone(&self.shared), number, answer })
+    }
+
+    /// Begins an epoch that was asked for, if that has not been done: see [`open_producer`](Self::open_producer).
+    pub(crate) fn begin_epoch(&self, asked: &AskedEpoch) -> Result<OpenedProducer, Error> {
+        {
+            let mut file = self.shared.producers.file();
+            if asked.answer.get().is_none() {
+                self.begin_epochs(&mut file);
+            }
+        }
+        let (opened, next) = asked.answer.get().cloned().unwrap_or(Err(Error::Closed))?; // it is set by now
+        // Batches of the epoch before that came at the last moment.
+        self.wait_below(next)?;
+        Ok(opened)
+    }
+
+    /// Begins all epochs that are asked for.
+    fn begin_epochs(&self, file: &mut Saved) {
+        let asked = {
+            let asked = self.shared.producers.asked();
+            let unanswered = asked.waiting.values().filter(|waiting| waiting.answer.get().is_none());
+            unanswered.cloned().collect::<Vec<_>>()
+        };
+        if let Err(error) = self.try_begin_epochs(file, &asked) {
+            for Waiting { answer, .. } in asked {
+                let _ = answer.set(Err(error.clone())); // or it has one already
+            }
+        }
+    }
+
+    fn try_begin_epochs(&self, file: &mut Saved, asked: &[Waiting]) -> Result<(), Error> {
+        self.writable()?;
+        self.learn(file)?;
+        let now = self.shared.env.machine.now();
+        let Some((up_to, mut next)) = self.copy_of_table() else { return Err(Error::Closed) }; // once built, it stays
+        let changes = next.changes;
+        let mut begun = Vec::with_capacity(asked.len());
+        for Waiting { id, answer } in asked {
+            match next.next_epoch(id, now) {
+                Ok(epoch) => begun.push((id, answer, epoch)),
+                Err(error) => {
+                    let _ = answer.set(Err(error)); // it has none yet
+                }
+            }
+        }
+        if begun.is_empty() {
+            return Ok(());
+        }
+        let states: Vec<_> = begun.iter().map(|(id, ..)| next.producers.get(*id).cloned()).collect();
+        self.save_producers(file, up_to, next.producers, MayBlock::Yes)?;
+        // What came while it was written, before the table is changed: so that there is little left to wait for after
+        // that, when an error comes too late.
+        if let Err(error) = self.wait_below(self.next_offset()) {
+            file.uncertain = true;
+            return Err(error);
+        }
+        let mut table = self.shared.producers.table();
+        let Some(table) = table.as_mut() else { return Err(Error::Closed) };
+        let nothing_came = table.changes == changes;
+        let opened: Vec<_> = begun
+            .iter()
+            .zip(states)
+            .map(|(&(id, _, epoch), state)| table.begin(id, epoch, now, state))
+            .collect();
+        file.changes = if nothing_came { table.changes } else { changes };
+        let next = self.next_offset();
+        for ((_, answer, _), opened) in begun.into_iter().zip(opened) {
+            let _ = answer.set(Ok((opened, next))); // it has none yet
+        }
+        Ok(())
+    }
+
+    /// Waits until everything below an offset is durable; an error if there is no room for it.
+    fn wait_below(&self, next: u64) -> Result<(), Error> {
+        next.checked_sub(1).map_or(Ok(()), |last| self.shared.wait_durable_unless_full(last))
+    }
+}
