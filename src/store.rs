@@ -71,6 +71,8 @@ pub struct OpenLog {
     settings: LogSettings,
     /// Whether it was deleted, or is being deleted.
     deleted: AtomicBool,
+    /// It was said that retention does not work; until it does, this is not said again.
+    untrimmed: AtomicBool,
     /// The store's lock, released when the last log is closed: a caller that holds a log may outlive the store.
     _lock: Arc<dyn Send + Sync>,
 }
@@ -466,7 +468,8 @@ impl Inner {
         let (dir, options) = (self.dir.join(name), self.options_for(&settings)?);
         let log = Log::open_within(&self.env, &self.budget, &dir, options)?;
         let (name, deleted) = (name.to_owned(), AtomicBool::new(false));
-        Ok(OpenLog { log, name, settings, deleted, _lock: Arc::clone(&self.lock) })
+        let (untrimmed, lock) = (AtomicBool::new(false), Arc::clone(&self.lock));
+        Ok(OpenLog { log, name, settings, deleted, untrimmed, _lock: lock })
     }
 
     fn settings(&self, name: &str) -> Result<LogSettings, Error> {

@@ -313,10 +313,15 @@ impl OpenLog {
             return Retained::All;
         }
         match self.retain_soon(bytes, seconds.map(Duration::from_secs)) {
-            Ok(_) => Retained::All,
+            Ok(_) => {
+                self.untrimmed.store(false, Ordering::Relaxed); // it protects no memory
+                Retained::All
+            }
             Err(LogError::WouldBlock) => Retained::InPart,
             Err(error) => {
-                tracing::error!(name = self.name, %error, "cannot drop old segments");
+                if !self.untrimmed.swap(true, Ordering::Relaxed) {
+                    tracing::error!(name = self.name, %error, "cannot drop old segments");
+                }
                 Retained::All
             }
         }
