@@ -522,7 +522,7 @@ impl Log {
     /// As [`trim`](Self::trim).
     pub fn retain(&self, bytes: Option<u64>, age: Option<Duration>) -> Result<u64, Error> {
         let before = self.shared.past_keeping(bytes, age);
-        if before == self.first_offset() { Ok(before) } else { self.trim(before) }
+        if self.is_trimmed_to(before) { Ok(before) } else { self.trim(before) }
     }
 
     /// To be called now and then, while other logs need memory: lets go of a segment that was made for a large record which
@@ -568,10 +568,21 @@ impl Log {
     #[cfg(feature = "store")]
     pub(crate) fn retain_soon(&self, bytes: Option<u64>, age: Option<Duration>) -> Result<u64, Error> {
         let before = self.shared.past_keeping(bytes, age);
-        if before == self.first_offset() {
+        if self.is_trimmed_to(before) {
             return Ok(before);
         }
         self.shared.trim_soon(self.keep_producers_before(before, MayBlock::No)?)
+    }
+
+    /// Whether [`retain_soon`](Self::retain_soon) has something to do. Does not touch the disk.
+    #[cfg(feature = "store")]
+    pub(crate) fn exceeds(&self, bytes: Option<u64>, age: Option<Duration>) -> bool {
+        !self.is_trimmed_to(self.shared.past_keeping(bytes, age))
+    }
+
+    /// Whether the log begins there, also on the disk.
+    fn is_trimmed_to(&self, offset: u64) -> bool {
+        offset == self.first_offset() && self.shared.trimmer.is_done()
     }
 
     /// Whether closing the log would not wait: everything is durable, becomes so within a moment, or never will; and

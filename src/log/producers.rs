@@ -373,8 +373,11 @@ impl Log {
                 read => read.map_err(Error::io("read", &path))?,
             };
         let Some(text) = text else {
-            // The first producer ever: from now on the file exists, and with it a reason to read the log.
-            self.save_producers(file, self.durable_offset(), BTreeMap::new(), MayBlock::Yes)?;
+            // The first producer ever: from now on the file exists, and with it a reason to read the log. Where nothing
+            // can be written, none will come.
+            if self.writable().is_ok() {
+                self.save_producers(file, self.durable_offset(), BTreeMap::new(), MayBlock::Yes)?;
+            }
             return Ok(Table::default());
         };
         let snapshot = serde_json::from_slice(&text)
@@ -509,9 +512,7 @@ impl Log {
     /// while the disk makes no progress. The larger the file, the longer the time; the more was appended, the shorter.
     pub(crate) fn keep_producers_soon(&self) {
         let Ok(mut file) = self.shared.producers.file_for(MayBlock::No) else { return };
-        let committed = self.shared.flush.committed();
-        let is_due = file.is_due(self.shared.env.machine.elapsed(), committed);
-        if is_due && (self.has_changed(&file) || file.is_far_behind(committed)) {
+        if self.are_due(&file) {
             match self.keep(&mut file, MayBlock::No) {
                 Ok(()) | Err(Error::WouldBlock) => {}
                 Err(error) => self.tell(&mut file, &error, "producers could not be saved"),
@@ -527,6 +528,17 @@ impl Log {
     }
 
     /// Whether the file may have something else than the table.
+    /// Whether [`keep_producers_soon`](Self::keep_producers_soon) would write. Does not touch the disk.
+    pub(crate) fn producers_are_due(&self) -> bool {
+        self.shared.producers.file_for(MayBlock::No).is_ok_and(|file| self.are_due(&file))
+    }
+
+    fn are_due(&self, file: &Saved) -> bool {
+        let committed = self.shared.flush.committed();
+        file.is_due(self.shared.env.machine.elapsed(), committed)
+            && (self.has_changed(file) || file.is_far_behind(committed))
+    }
+
     fn has_changed(&self, file: &Saved) -> bool {
         let table = self.shared.producers.table();
         table.as_ref().is_some_and(|table| file.uncertain || table.changes != file.changes)

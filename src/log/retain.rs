@@ -3,7 +3,7 @@
 use super::{Error, Shared, clock};
 use crate::{
     segment::{Segment, file},
-    sync::{Arc, Mutex, lock},
+    sync::{Arc, Mutex, lock, try_lock},
 };
 use crossbeam::channel::RecvTimeoutError;
 use std::{collections::VecDeque, io, time::Duration};
@@ -44,6 +44,11 @@ impl Trimmer {
             #[cfg(feature = "store")]
             unanswered: Mutex::new(None),
         }
+    }
+
+    /// Whether no file is left of what was trimmed, and nobody is removing one.
+    pub(super) fn is_done(&self) -> bool {
+        try_lock(&self.doomed).is_some_and(|doomed| doomed.files.is_empty() && doomed.failed.is_none())
     }
 
     /// Waits until no file is being removed. Called when the log has ended, so that none is removed after that.

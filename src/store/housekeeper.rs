@@ -274,14 +274,19 @@ impl Inner {
         };
         for entry in &open {
             let Some(log) = entry.open.load_full() else { continue };
-            log.keep_producers_soon();
             log.give_up_untaken();
             if log.is_full() {
                 let entry = Arc::clone(entry);
                 helpers.help(&Arc::clone(&entry.helped), move || entry.tend_full(now));
-            } else {
-                entry.reopening.succeeded();
-                log.apply_retention();
+                continue;
+            }
+            entry.reopening.succeeded();
+            // In most turns there is nothing to do for most logs, which takes no thread.
+            if log.producers_are_due() || log.exceeds_retention() {
+                helpers.help(&entry.helped, move || {
+                    log.keep_producers_soon();
+                    log.apply_retention();
+                });
             }
         }
         self.retain_closed(helpers);
@@ -307,12 +312,21 @@ enum Retained {
 }
 
 impl OpenLog {
-    fn apply_retention(&self) -> Retained {
+    /// What the settings say is kept: bytes, and age. `None` if they say nothing, or nothing can be dropped.
+    fn retention(&self) -> Option<(Option<u64>, Option<Duration>)> {
         let LogSettings { retention_bytes: bytes, retention_seconds: seconds, .. } = self.settings;
-        if bytes.is_none() && seconds.is_none() || !self.can_trim() {
-            return Retained::All;
-        }
-        match self.retain_soon(bytes, seconds.map(Duration::from_secs)) {
+        let is_some = (bytes.is_some() || seconds.is_some()) && self.can_trim();
+        is_some.then(|| (bytes, seconds.map(Duration::from_secs)))
+    }
+
+    /// Whether there is something to drop. Does not touch the disk.
+    fn exceeds_retention(&self) -> bool {
+        self.retention().is_some_and(|(bytes, age)| self.exceeds(bytes, age))
+    }
+
+    fn apply_retention(&self) -> Retained {
+        let Some((bytes, age)) = self.retention() else { return Retained::All };
+        match self.retain_soon(bytes, age) {
             Ok(_) => {
                 self.untrimmed.store(false, Ordering::Relaxed); // it protects no memory
                 Retained::All

@@ -60,6 +60,32 @@ fn a_file_that_cannot_be_removed_keeps_those_behind_it() {
     assert_eq!(segments, 1, "the others are gone");
 }
 
+/// Retention that had failed was reported as done by the next call, though the files were still there: after a crash the
+/// records were back.
+#[test]
+fn retention_is_reported_as_done_only_when_the_files_are_gone() {
+    let sim = Sim::new(1);
+    let broken = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let fails = std::sync::Arc::clone(&broken);
+    let gate = Gate::new(std::sync::Arc::new(sim.clone()), move |operation, _| {
+        let fail = operation == Operation::Remove && fails.load(Ordering::SeqCst);
+        if fail { Err(std::io::Error::from_raw_os_error(28)) } else { Ok(()) }
+    });
+    let log = Log::open_on(gate, Path::new(DIR), small()).unwrap();
+    for _ in 0..300 {
+        log.append(&[7; 100]).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    for _ in 0..3 {
+        assert!(log.retain(Some(0), None).is_err());
+    }
+    broken.store(false, Ordering::SeqCst);
+    let first = log.retain(Some(0), None).unwrap();
+    assert!(first > 0 && first == log.first_offset());
+    drop(log);
+    let log = open(&sim.after(Cut::Power)).unwrap();
+    assert!(log.first_offset() >= first);
+}
+
 /// Appends waited for the next chunk while thousands of segments were trimmed.
 #[test]
 fn a_long_trim_does_not_keep_appends_from_going_on() {
@@ -453,6 +479,8 @@ fn a_log_whose_memory_has_no_room_on_the_disk_is_opened_for_reading() {
                 break;
             }
             assert!(log.append(b"no").is_err_and(|error| matches!(error, Error::Full { .. })));
+            #[cfg(feature = "store")]
+            assert_eq!(log.producer("x").unwrap(), None); // a question needs no room
             let first = log.first_offset();
             assert_eq!(log.damage(), [], "seed {seed}");
             without += 1;

@@ -474,6 +474,46 @@ fn a_disk_that_hangs_while_an_idle_log_is_closed_keeps_no_other_from_being_close
     store.close().unwrap();
 }
 
+/// The disk of a log hung while its producers were saved, or its oldest segment was removed, and no other log was closed.
+#[test]
+fn a_disk_that_hangs_while_the_housekeeper_uses_it_keeps_no_other_log_from_being_closed() {
+    for hanging in [Operation::WriteFile, Operation::Remove] {
+        let door = Arc::new(Door::default());
+        let passes = Arc::clone(&door);
+        let ask = move |operation, path: &Path| {
+            if operation == hanging && path.starts_with("/store/a") {
+                passes.pass();
+            }
+            Ok(())
+        };
+        let env = Environment::on(Gate::new(Arc::new(Sim::new(3)), ask));
+        let mut store = Store::open_in(env, Path::new("/store"), without_backings()).unwrap();
+        let _open = Open(&door);
+        let settings = LogSettings { retention_bytes: Some(20_000), ..LogSettings::default() };
+        for name in ["a", "b", "c"] {
+            store.create(name, &settings).unwrap();
+            let log = store.get(name).unwrap();
+            let batch = crate::ProducerBatch::new("p", 1, 0);
+            let value = crate::Payload { bytes: b"x", json: false };
+            log.try_append_once(&batch, &[value], None).unwrap();
+            for _ in 0..if hanging == Operation::Remove { 100 } else { 1 } {
+                log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
+            }
+        }
+        thread::sleep(Duration::from_millis(200)); // zeros are written ahead
+        door.shut(true);
+        store.housekeeper = Some(Housekeeper::start(&store.inner).unwrap());
+        door.wait_for_somebody();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while store.count().1 > 1 {
+            assert!(Instant::now() < deadline, "{hanging:?}: a log is not closed");
+            thread::sleep(Duration::from_millis(10));
+        }
+        door.shut(false);
+        store.close().unwrap();
+    }
+}
+
 /// While the disk was full, it was said each second of each log with producers that they could not be saved, and of
 /// each that trims that it trims less; after another error, that it does not trim.
 #[test]
