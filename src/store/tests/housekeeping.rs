@@ -79,6 +79,11 @@ fn deleting_a_log_that_is_held_up_keeps_no_other_from_retention_and_closing() {
     let batch = crate::log::ProducerBatch::new("a", 0, 0);
     other.try_append_once(&batch, &[crate::log::Payload { bytes: b"x", json: false }], None).unwrap();
     other.flush().unwrap();
+    // Its next segment is prepared: a log that is busy is not closed in this turn.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !other.settles_soon() {
+        assert!(Instant::now() < deadline, "it does not settle");
+    }
     drop(other);
     door.shut(true);
     turn.shut(true);
