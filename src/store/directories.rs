@@ -67,6 +67,10 @@ impl Inner {
 
     /// Removes what could not be removed before. What still cannot be removed was reported already.
     pub(super) fn remove_left(&self) {
+        // Its name may not be durable yet: if the power failed, an emptied directory would be back as a log.
+        if self.env.disk.sync_dir(&self.dir).is_err() {
+            return;
+        }
         let left = std::mem::take(&mut *self.left());
         let still: Vec<_> = left.into_iter().filter(|dir| self.try_remove_dir(dir, false).is_err()).collect();
         self.left().extend(still);
