@@ -9,9 +9,9 @@
 //! The state is in the log: the first frame of such a batch has an extension block with the producer, its epoch, the
 //! sequence and the mark. So the state and the records cannot disagree. A table of the producers is kept in memory. It is
 //! built when the first producer appends: from the file `producers.json`, which describes the log up to some offset, and
-//! from the frames after that. The file is written only once everything that it describes is durable, and before anything that
-//! it does not describe is trimmed. If the file does not exist, no producer has ever used the log: so logs without
-//! producers pay nothing.
+//! from the frames after that. The file is written only once everything that it describes is durable, and before
+//! anything that it does not describe is trimmed. If the file does not exist, no producer has ever used the log: so logs
+//! without producers pay nothing.
 //!
 //! An epoch that begins without a batch is only in the file: so it is in force, and answered, once the file is written.
 //! Callers that wait for epochs meanwhile get them by one write.
@@ -527,7 +527,6 @@ impl Log {
         }
     }
 
-    /// Whether the file may have something else than the table.
     /// Whether [`keep_producers_soon`](Self::keep_producers_soon) would write. Does not touch the disk.
     pub(crate) fn producers_are_due(&self) -> bool {
         self.shared.producers.file_for(MayBlock::No).is_ok_and(|file| self.are_due(&file))
@@ -539,6 +538,7 @@ impl Log {
             && (self.has_changed(file) || file.is_far_behind(committed))
     }
 
+    /// Whether the file may have something else than the table.
     fn has_changed(&self, file: &Saved) -> bool {
         let table = self.shared.producers.table();
         table.as_ref().is_some_and(|table| file.uncertain || table.changes != file.changes)

@@ -123,7 +123,7 @@ impl Drop for Busy {
 pub(super) struct Reopening {
     /// In milliseconds since the store was opened.
     not_before: AtomicU64,
-    /// How much later than this time the next one comes, in milliseconds.
+    /// How long after the next attempt another one may come, in milliseconds.
     pause: AtomicU64,
 }
 
