@@ -1,6 +1,7 @@
 mod full;
 mod housekeeping;
 mod memory;
+mod setup;
 mod trouble;
 
 use super::*;

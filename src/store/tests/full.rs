@@ -2,41 +2,20 @@
 
 use super::{
     super::*,
-    housekeeping::{Clocks, without_backings},
+    setup::{Clocks, filled, sealed, without_backings},
     trouble::options,
 };
 use crate::disk::{
-    Disk,
     gate::{Gate, Operation},
     sim::{Cut, Sim},
 };
 use std::{sync::atomic::AtomicBool, thread, time::Instant};
 
-/// The log `a` of a store as a killed process left it, with sealed segments only; and the offset after its last record.
-fn sealed() -> (Sim, u64) {
-    let sim = Sim::new(3);
-    let store =
-        Store::open_in(Environment::on(Arc::new(sim.clone())), Path::new("/store"), without_backings());
-    let store = store.unwrap();
-    store.create("a", &LogSettings::default()).unwrap();
-    let log = store.get("a").unwrap();
-    for _ in 0..1500 {
-        log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
-    }
-    let end = log.next_offset();
-    drop(log);
-    drop(store);
-    let sim = sim.after(Cut::Kill);
-    let last = sim.dump().into_keys().rfind(|path| path.extension().is_some_and(|end| end == "seg")).unwrap();
-    sim.remove(&last).unwrap();
-    (sim, end)
-}
-
 /// Several threads trim a log that was opened without room at once. The files must be removed in order.
 #[test]
 fn trims_by_callers_remove_the_oldest_first() {
     let place = Path::new("/store");
-    let ((sim, end), options) = (sealed(), without_backings);
+    let ((sim, end), options) = (sealed(&Clocks::new(), &LogSettings::default(), 1500), without_backings);
     sim.leave_room(0);
     for round in 0..30u64 {
         let sim = sim.snapshot();
@@ -102,34 +81,15 @@ fn trims_by_callers_remove_the_oldest_first() {
 #[test]
 fn retention_by_age_makes_room_for_a_log_that_was_opened_without() {
     for full in [false, true] {
-        let (sim, place) = (Sim::new(3), Path::new("/store"));
-        let options = || {
-            let mut options = options();
-            options.log.shm_dir = None;
-            options.idle = Duration::from_secs(1 << 20);
-            options
-        };
-        let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
-        let on =
-            |sim: &Sim| Environment { machine: clocks.clone(), ..Environment::on(Arc::new(sim.clone())) };
+        let (clocks, place) = (Clocks::new(), Path::new("/store"));
         let settings = LogSettings { retention_seconds: Some(3600), ..LogSettings::default() };
-        let store = Store::open_in(on(&sim), place, options()).unwrap();
-        store.create("a", &settings).unwrap();
-        let log = store.get("a").unwrap();
-        for _ in 0..100 {
-            log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
-        }
-        drop(log);
-        drop(store);
-        let sim = sim.after(Cut::Kill);
-        let last =
-            sim.dump().into_keys().rfind(|path| path.extension().is_some_and(|end| end == "seg")).unwrap();
-        sim.remove(&last).unwrap();
+        let (sim, _) = sealed(&clocks, &settings, 100);
         if full {
             sim.leave_room(0);
         }
         clocks.0.fetch_add(2 * 3600 * 1000, Ordering::SeqCst); // two hours later
-        let store = Store::open_in(on(&sim), place, options()).unwrap();
+        let options = StoreOptions { idle: Duration::from_secs(1 << 20), ..without_backings() };
+        let store = Store::open_in(clocks.on(Arc::new(sim.clone())), place, options).unwrap();
         let log = store.get("a").unwrap();
         assert_eq!(log.writable().is_err(), full);
         for _ in 0..60 {
@@ -145,7 +105,7 @@ fn retention_by_age_makes_room_for_a_log_that_was_opened_without() {
 #[test]
 fn a_log_that_gives_way_while_several_trim_it_has_no_gap() {
     let place = Path::new("/store");
-    let ((sim, end), options) = (sealed(), without_backings);
+    let ((sim, end), options) = (sealed(&Clocks::new(), &LogSettings::default(), 1500), without_backings);
     for round in 0..60u64 {
         let sim = sim.snapshot();
         sim.set_room(Some(0));
@@ -227,22 +187,16 @@ fn retention_makes_room_for_a_log_whose_memory_cannot_be_restored() {
         options.log.durability = crate::Durability::Memory;
         options
     };
-    let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
-    let on = |sim: &Sim| Environment { machine: clocks.clone(), ..Environment::on(Arc::new(sim.clone())) };
-    let settings = LogSettings { retention_seconds: Some(3600), ..LogSettings::default() };
-    let store = Store::open_in(on(&sim), place, options()).unwrap();
-    store.create("a", &settings).unwrap();
-    let log = store.get("a").unwrap();
-    for _ in 0..100 {
-        log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
-    }
+    let (clocks, settings) =
+        (Clocks::new(), LogSettings { retention_seconds: Some(3600), ..LogSettings::default() });
+    let (_store, log) = filled(clocks.on(Arc::new(sim.clone())), options(), &settings, 100);
     thread::sleep(Duration::from_millis(200)); // the next segment's file is made
     sim.run_dry(u64::MAX);
     log.append(&[8; 2500]).unwrap();
     let left = sim.snapshot().after(Cut::Kill);
     left.run_dry(u64::MAX);
     clocks.0.fetch_add(2 * 3600 * 1000, Ordering::SeqCst); // two hours later
-    let killed = Store::open_in(on(&left), place, options()).unwrap();
+    let killed = Store::open_in(clocks.on(Arc::new(left.clone())), place, options()).unwrap();
     let refused = killed.get("a").err();
     assert!(refused.is_some_and(|error| matches!(error, Error::Log(LogError::Full { .. }))));
     let segments = || {
@@ -275,9 +229,9 @@ fn a_log_that_only_seems_to_have_room_is_opened_again_less_and_less_often() {
         let is_ours = operation == Operation::Write && path.ends_with("next-0.tmp");
         if is_ours && is_full.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(28)) } else { Ok(()) }
     };
-    let (sim, _) = sealed();
-    let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
-    let env = Environment { machine: clocks.clone(), ..Environment::on(Gate::new(Arc::new(sim), ask)) };
+    let clocks = Clocks::new();
+    let (sim, _) = sealed(&clocks, &LogSettings::default(), 1500);
+    let env = clocks.on(Gate::new(Arc::new(sim), ask));
     let options = StoreOptions { idle: Duration::from_secs(1 << 20), ..without_backings() };
     let store = Store::open_in(env, Path::new("/store"), options).unwrap();
     let mut log = store.get("a").unwrap();

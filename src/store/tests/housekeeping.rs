@@ -1,52 +1,19 @@
 //! The housekeeper, and logs that were opened without room, while other things happen.
 
-use super::{super::*, trouble::options};
-use crate::{
-    disk::{
-        Disk,
-        gate::{Gate, Operation},
-        sim::{Cut, Sim},
-    },
-    log::Machine,
+use super::{
+    super::*,
+    setup::{Clocks, Door, Open, closes_all_but_one, sealed, without_backings},
+    trouble::options,
+};
+use crate::disk::{
+    gate::{Gate, Operation},
+    sim::Sim,
 };
 use std::{
-    sync::{Condvar, atomic::AtomicBool, mpsc},
+    sync::{atomic::AtomicBool, mpsc},
     thread,
     time::Instant,
 };
-
-pub(super) fn without_backings() -> StoreOptions {
-    let options = options();
-    StoreOptions { log: Options { shm_dir: None, ..options.log }, ..options }
-}
-
-#[derive(Default)]
-struct Door(Mutex<(bool, bool)>, Condvar);
-
-impl Door {
-    fn shut(&self, shut: bool) {
-        self.0.lock().unwrap().0 = shut;
-        self.1.notify_all();
-    }
-    fn pass(&self) {
-        let mut held = self.0.lock().unwrap();
-        if held.0 {
-            held.1 = true;
-            self.1.notify_all();
-        }
-        drop(self.1.wait_while(held, |held| held.0).unwrap());
-    }
-    fn wait_for_somebody(&self) {
-        drop(self.1.wait_while(self.0.lock().unwrap(), |held| !held.1).unwrap());
-    }
-}
-
-struct Open<'a>(&'a Door);
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.0.shut(false);
-    }
-}
 
 /// A log whose disk hangs was deleted in the middle of a turn of the housekeeper. The turn waited for that log, though
 /// the log was not opened without room, and no other log was closed.
@@ -117,7 +84,7 @@ fn deleting_a_log_that_is_held_up_keeps_no_other_from_retention_and_closing() {
 #[test]
 fn a_closed_log_that_cannot_be_trimmed_keeps_no_other_from_closing() {
     let sim = Sim::new(3);
-    let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
+    let clocks = Clocks::new();
     let failing = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&failing);
     let ask = move |operation, path: &Path| {
@@ -176,7 +143,7 @@ fn a_very_long_retention_drops_nothing() {
         let sim = Sim::new(3);
         let mut options = options();
         options.log.shm_dir = None;
-        let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
+        let clocks = Clocks::new();
         let env = Environment { machine: clocks.clone(), ..Environment::on(Arc::new(sim)) };
         let store = Store::open_in(env, Path::new("/store"), options).unwrap();
         let settings = LogSettings { retention_seconds: Some(seconds), ..LogSettings::default() };
@@ -207,7 +174,6 @@ fn a_very_long_retention_drops_nothing() {
 /// A caller trims a log that was opened without room; meanwhile the log is deleted and created again.
 #[test]
 fn a_trim_by_the_caller_removes_nothing_of_a_log_that_is_made_anew() {
-    let sim = Sim::new(3);
     let (door, place) = (Arc::new(Door::default()), Path::new("/store"));
     let passes = Arc::clone(&door);
     let ask = move |operation, path: &Path| {
@@ -216,23 +182,8 @@ fn a_trim_by_the_caller_removes_nothing_of_a_log_that_is_made_anew() {
         }
         Ok(())
     };
-    let options = || {
-        let mut options = options();
-        options.log.shm_dir = None;
-        options
-    };
-    // A log with several segments, all of them sealed.
-    let store = Store::open_in(Environment::on(Arc::new(sim.clone())), place, options()).unwrap();
-    store.create("a", &LogSettings::default()).unwrap();
-    let log = store.get("a").unwrap();
-    for _ in 0..100 {
-        log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
-    }
-    drop(log);
-    drop(store);
-    let sim = sim.after(Cut::Kill);
-    let last = sim.dump().into_keys().rfind(|path| path.extension().is_some_and(|end| end == "seg")).unwrap();
-    sim.remove(&last).unwrap();
+    let options = without_backings;
+    let (sim, _) = sealed(&Clocks::new(), &LogSettings::default(), 100);
     sim.leave_room(0);
     let env = Environment::on(Gate::new(Arc::new(sim.clone()), ask));
     let store = Store::open_in(env, place, options()).unwrap();
@@ -267,26 +218,12 @@ fn a_trim_by_the_caller_removes_nothing_of_a_log_that_is_made_anew() {
     assert_eq!(new.next_offset(), 1, "the new log's segment is gone: {names:?}");
 }
 
-pub(super) struct Clocks(pub(super) AtomicU64, pub(super) AtomicU64);
-
-impl Machine for Clocks {
-    fn now(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
-    }
-    fn elapsed(&self) -> Duration {
-        Duration::from_millis(self.1.load(Ordering::SeqCst))
-    }
-    fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
-        getrandom::fill(bytes).map_err(io::Error::other)
-    }
-}
-
 /// When the settings of a closed log could not be read for a moment, its old segments were never looked at again.
 #[test]
 fn a_moment_without_descriptors_does_not_end_retention() {
     for fails in [false, true] {
         let sim = Sim::new(3);
-        let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
+        let clocks = Clocks::new();
         let failing = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&failing);
         let ask = move |operation, path: &Path| {
@@ -338,7 +275,7 @@ fn a_moment_without_descriptors_does_not_end_retention() {
 #[test]
 fn of_many_closed_logs_each_has_its_turn_for_retention() {
     const LOGS: usize = 200;
-    let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
+    let clocks = Clocks::new();
     let env = Environment { machine: clocks.clone(), ..Environment::on(Arc::new(Sim::new(3))) };
     let mut options = options();
     options.log.shm_dir = None;
@@ -459,24 +396,14 @@ fn a_disk_that_hangs_while_an_idle_log_is_closed_keeps_no_other_from_being_close
         Ok(())
     };
     let env = Environment::on(Gate::new(Arc::new(Sim::new(3)), ask));
-    let mut store = Store::open_in(env, Path::new("/store"), without_backings()).unwrap();
+    let store = Store::open_in(env, Path::new("/store"), without_backings()).unwrap();
     let _open = Open(&door);
     for name in ["a", "b", "c"] {
         store.create(name, &LogSettings::default()).unwrap();
         let log = store.get(name).unwrap();
         log.append(b"x").and_then(|at| log.wait_durable(at)).unwrap();
     }
-    thread::sleep(Duration::from_millis(200)); // zeros are written ahead
-    door.shut(true);
-    store.housekeeper = Some(Housekeeper::start(&store.inner).unwrap());
-    door.wait_for_somebody();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while store.count().1 > 1 {
-        assert!(Instant::now() < deadline, "a log is not closed");
-        thread::sleep(Duration::from_millis(10));
-    }
-    door.shut(false);
-    store.close().unwrap();
+    closes_all_but_one(store, &door, "closing");
 }
 
 /// The disk of a log hung while its producers were saved, or its oldest segment was removed, and no other log was closed.
@@ -492,7 +419,7 @@ fn a_disk_that_hangs_while_the_housekeeper_uses_it_keeps_no_other_log_from_being
             Ok(())
         };
         let env = Environment::on(Gate::new(Arc::new(Sim::new(3)), ask));
-        let mut store = Store::open_in(env, Path::new("/store"), without_backings()).unwrap();
+        let store = Store::open_in(env, Path::new("/store"), without_backings()).unwrap();
         let _open = Open(&door);
         let settings = LogSettings { retention_bytes: Some(20_000), ..LogSettings::default() };
         for name in ["a", "b", "c"] {
@@ -505,17 +432,7 @@ fn a_disk_that_hangs_while_the_housekeeper_uses_it_keeps_no_other_log_from_being
                 log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
             }
         }
-        thread::sleep(Duration::from_millis(200)); // zeros are written ahead
-        door.shut(true);
-        store.housekeeper = Some(Housekeeper::start(&store.inner).unwrap());
-        door.wait_for_somebody();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while store.count().1 > 1 {
-            assert!(Instant::now() < deadline, "{hanging:?}: a log is not closed");
-            thread::sleep(Duration::from_millis(10));
-        }
-        door.shut(false);
-        store.close().unwrap();
+        closes_all_but_one(store, &door, &format!("{hanging:?}"));
     }
 }
 
@@ -535,9 +452,8 @@ fn told_of_once(error: i32, lines: u64) {
         let hit = operation == Operation::WriteFile && path.ends_with("producers.json.tmp");
         if hit && asked.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(error)) } else { Ok(()) }
     };
-    let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
-    let on = Environment::on(Gate::new(Arc::new(Sim::new(3)), ask));
-    let env = Environment { machine: Arc::clone(&clocks) as _, ..on };
+    let clocks = Clocks::new();
+    let env = clocks.on(Gate::new(Arc::new(Sim::new(3)), ask));
     let store = Store::open_in(env, Path::new("/store"), without_backings()).unwrap();
     let settings = LogSettings { retention_bytes: Some(1), ..LogSettings::default() };
     store.create("a", &settings).unwrap();
@@ -585,9 +501,8 @@ fn a_large_file_of_producers_is_not_written_each_second() {
         }
         Ok(())
     };
-    let clocks = Arc::new(Clocks(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)));
-    let on = Environment::on(Gate::new(Arc::new(sim.clone()), ask));
-    let env = Environment { machine: Arc::clone(&clocks) as _, ..on };
+    let clocks = Clocks::new();
+    let env = clocks.on(Gate::new(Arc::new(sim.clone()), ask));
     let store = Store::open_in(env, Path::new("/store"), without_backings()).unwrap();
     store.create("a", &LogSettings::default()).unwrap();
     let log = store.get("a").unwrap();
