@@ -223,8 +223,12 @@ fn what_has_become_too_old_goes_also_while_nobody_has_the_log_open() {
     std::thread::sleep(Duration::from_millis(1100));
     let store = Store::open(dir.path(), options()).unwrap();
     store.inner.retain_closed(&mut { housekeeper::Helpers::NONE });
-    store.inner.retain_closed(&mut { housekeeper::Helpers::NONE });
-    assert_eq!((files(), store.count()), (21, (21, 0)));
+    // What one turn leaves, another does: 20 of them are more than one handles, and what has not settled stays open.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while (files(), store.count()) != (21, (21, 0)) {
+        assert!(Instant::now() < deadline, "{} files, {:?}", files(), store.count());
+        store.inner.turn();
+    }
     let looked_at = |name| store.inner.entry(name).unwrap().retain_at.load(Ordering::Relaxed);
     assert!(looked_at("old-00") >= 60_000 && looked_at("kept") == u64::MAX, "it would be opened each second");
 }
