@@ -15,7 +15,7 @@
 mod append;
 pub(crate) mod budget;
 mod clock;
-mod environment;
+pub(crate) mod environment;
 mod error;
 mod flush;
 mod futures;

@@ -1,6 +1,9 @@
 //! What a log, or a store of logs, takes from outside: a disk, threads, the time, and randomness. All of it comes
 //! through one value, so that the simulation can provide its own, decide every outcome by a seed, and replay it.
 
+#[cfg(all(test, not(loom)))]
+pub(crate) mod clocks;
+
 use super::{clock::Belief, task::Schedule, workers};
 use crate::disk::{self, Disk};
 use std::{

@@ -305,7 +305,7 @@ impl Simulation {
     }
 
     /// Checks a log after its first opening in a process.
-    pub(super) fn check(&mut self, process: &mut Process, name: &str) {
+    pub(super) fn check(&mut self, process: &Process, name: &str) {
         if process.is_off() {
             return;
         }
@@ -397,22 +397,28 @@ impl Simulation {
         known.was_open = true;
     }
 
-    /// Checks logs after a turn of the housekeeper, which closes logs.
-    pub(super) fn check_closed(&mut self, process: &mut Process) {
+    /// Checks logs that were closed by a turn of the housekeeper, or because others were opened.
+    pub(super) fn check_closed(&mut self, process: &Process) {
         let names: Vec<_> = self.logs.keys().cloned().collect();
         for name in names {
-            let known = self.logs.get_mut(&name).expect("one of its keys");
-            let open = process.store().is_none_or(|store| store.get_open(&name).is_some());
-            if process.is_off() || open || !known.was_open || !known.certain {
+            if !self.was_closed(process, &name) {
                 continue;
             }
             if process.faults() == 0 {
+                let known = self.logs.get_mut(&name).expect("one of its keys");
                 known.durable = known.next(); // it was closed, and nothing failed
             }
             if self.random.one_in(2) || process.faults() > 0 {
                 self.check(process, &name);
             }
         }
+    }
+
+    /// Whether a log that was open has been closed since.
+    pub(super) fn was_closed(&self, process: &Process, name: &str) -> bool {
+        let known = &self.logs[name];
+        let open = process.store().is_none_or(|store| store.get_open(name).is_some());
+        !process.is_off() && !open && known.was_open && known.certain
     }
 
     pub(super) fn where_(&self, sim: &Sim) -> String {

@@ -6,7 +6,8 @@
 
 use super::{
     super::{Error, Log, Shared, append::MayBlock},
-    OpenedProducer, Saved, check_id,
+    OpenedProducer, check_id,
+    file::Saved,
 };
 use crate::sync::Arc;
 use std::{collections::BTreeMap, sync::OnceLock};

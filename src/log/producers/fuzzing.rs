@@ -1,6 +1,6 @@
 //! A way in for `fuzz/`.
 
-use super::{Snapshot, checksum};
+use super::file::{Snapshot, checksum};
 
 /// The checksum that a producers file must have, so that `fuzz/` can get past the check; `None` if it is not such a
 /// file.

@@ -1,50 +1,19 @@
 //! Logs whose machine's clock is wrong for a while.
 
 use super::{
-    super::{environment::Machine, *},
+    super::{
+        environment::{
+            Machine,
+            clocks::{Clocks, NOW},
+        },
+        *,
+    },
     DIR, small,
 };
 use crate::disk::sim::Sim;
-use std::sync::atomic::AtomicU64;
 
-const NOW: u64 = 1_800_000_000_000;
 const HOUR: u64 = 3600 * 1000;
 const YEARS: u64 = 10 * 365 * 24 * HOUR;
-
-/// A machine whose clocks the test sets.
-#[derive(Default)]
-struct Clocks {
-    now: AtomicU64,
-    elapsed: AtomicU64,
-}
-
-impl Clocks {
-    /// So much time passes.
-    fn pass(&self, millis: u64) {
-        self.now.fetch_add(millis, Ordering::SeqCst);
-        self.elapsed.fetch_add(millis, Ordering::SeqCst);
-    }
-
-    /// Somebody sets the clock.
-    fn set(&self, now: u64) {
-        self.now.store(now, Ordering::SeqCst);
-        std::thread::sleep(Duration::from_millis(10)); // until the flusher sleeps: the next append looks at the clock
-    }
-}
-
-impl Machine for Clocks {
-    fn now(&self) -> u64 {
-        self.now.load(Ordering::SeqCst)
-    }
-
-    fn elapsed(&self) -> Duration {
-        Duration::from_millis(self.elapsed.load(Ordering::SeqCst))
-    }
-
-    fn random(&self, bytes: &mut [u8]) -> std::io::Result<()> {
-        getrandom::fill(bytes).map_err(std::io::Error::other)
-    }
-}
 
 struct Fixture {
     clocks: std::sync::Arc<Clocks>,
@@ -53,11 +22,15 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let clocks = std::sync::Arc::new(Clocks::default());
-        clocks.set(NOW);
-        let machine = std::sync::Arc::clone(&clocks);
-        let disk = std::sync::Arc::new(Sim::new(1));
-        Self { clocks, env: Environment { machine, ..Environment::on(disk) } }
+        let clocks = Clocks::new();
+        let env = clocks.on(std::sync::Arc::new(Sim::new(1)));
+        Self { clocks, env }
+    }
+
+    /// Somebody sets the clock.
+    fn set(&self, now: u64) {
+        self.clocks.set(now);
+        std::thread::sleep(Duration::from_millis(10)); // until the flusher sleeps: the next append looks at the clock
     }
 
     /// As after the process has ended: nothing is known of the clock any more.
@@ -87,10 +60,10 @@ fn a_clock_that_was_ahead_is_forgotten_when_it_is_set_right() {
     for reopened in [false, true] {
         let mut log = place.open();
         place.append(&log, 100);
-        place.clocks.set(NOW + YEARS);
+        place.set(NOW + YEARS);
         place.append(&log, 5);
         let ahead = log.next_offset();
-        place.clocks.set(NOW + HOUR);
+        place.set(NOW + HOUR);
         if reopened {
             log.close().unwrap();
             log = place.open();
@@ -113,7 +86,7 @@ fn a_clock_that_was_ahead_is_forgotten_when_it_is_set_right() {
         place.append(&log, 100);
         std::thread::sleep(Duration::from_millis(50)); // the maintenance task seals
         assert!(log.retain(None, Some(Duration::from_secs(3600))).unwrap() >= right as u64);
-        place.clocks.set(NOW);
+        place.set(NOW);
         log.close().unwrap();
         place = Fixture::new();
     }
@@ -127,9 +100,9 @@ fn a_clock_that_is_set_back_begins_another_segment() {
     let options =
         Options { segment_bytes: large, first_segment_bytes: large, memory_bytes: 8 * large, ..small() };
     let log = Log::open_in(&place.env, Path::new(DIR), options).unwrap();
-    place.clocks.set(NOW + YEARS);
+    place.set(NOW + YEARS);
     place.append(&log, 5);
-    place.clocks.set(NOW);
+    place.set(NOW);
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while times(&log).last().is_some_and(|&last| last > NOW + YEARS / 2) {
         place.append(&log, 1);
@@ -147,7 +120,7 @@ fn times_stand_still_while_the_clock_is_a_little_behind() {
     let mut place = Fixture::new();
     let log = place.open();
     place.append(&log, 20);
-    place.clocks.set(NOW - 1000);
+    place.set(NOW - 1000);
     place.append(&log, 20);
     let times = times(&log);
     assert!(times.is_sorted(), "{times:?}");
@@ -169,7 +142,7 @@ fn retention_under_a_wrong_clock_drops_nothing_that_is_young() {
     assert_eq!(log.retain(None, day).unwrap(), 0);
     place.clocks.pass(2 * HOUR);
     assert_eq!(log.retain(None, day).unwrap(), 0);
-    place.clocks.set(NOW + YEARS);
+    place.set(NOW + YEARS);
     for _ in 0..59 {
         place.clocks.pass(60_000);
         assert_eq!(log.retain(None, day).unwrap(), 0, "ahead for less than an hour");
@@ -191,9 +164,9 @@ fn what_comes_before_a_clock_that_was_behind_does_not_expire_early() {
     let mut place = Fixture::new();
     let log = place.open();
     place.append(&log, 20);
-    place.clocks.set(1000);
+    place.set(1000);
     place.append(&log, 100);
-    place.clocks.set(NOW + HOUR);
+    place.set(NOW + HOUR);
     place.append(&log, 100);
     std::thread::sleep(Duration::from_millis(50)); // the maintenance task seals
     let times = times(&log);
@@ -216,7 +189,7 @@ fn producers_are_not_forgotten_by_a_wrong_clock() {
     let mut place = Fixture::new();
     let log = place.open();
     assert!(!send(&log, "first"));
-    place.clocks.set(NOW + YEARS);
+    place.set(NOW + YEARS);
     assert!(!send(&log, "second"));
     log.keep_producers().unwrap();
     assert!(send(&log, "first"), "ahead for a moment");
@@ -226,7 +199,7 @@ fn producers_are_not_forgotten_by_a_wrong_clock() {
     let log = place.open();
     assert!(!send(&log, "first"));
     log.close().unwrap();
-    place.clocks.set(NOW + YEARS);
+    place.set(NOW + YEARS);
     let log = place.open();
     assert!(!send(&log, "third"));
     log.keep_producers().unwrap();

@@ -2,7 +2,7 @@
 
 use super::{
     super::*,
-    setup::{Clocks, filled, sealed, without_backings},
+    setup::{Clocks, NOW, filled, sealed, without_backings},
     trouble::options,
 };
 use crate::disk::{
@@ -87,14 +87,13 @@ fn retention_by_age_makes_room_for_a_log_that_was_opened_without() {
         if full {
             sim.leave_room(0);
         }
-        clocks.0.fetch_add(2 * 3600 * 1000, Ordering::SeqCst); // two hours later
+        clocks.set(NOW + 2 * 3600 * 1000); // two hours later
         let options = StoreOptions { idle: Duration::from_secs(1 << 20), ..without_backings() };
         let store = Store::open_in(clocks.on(Arc::new(sim.clone())), place, options).unwrap();
         let log = store.get("a").unwrap();
         assert_eq!(log.writable().is_err(), full);
         for _ in 0..60 {
-            clocks.0.fetch_add(10_000, Ordering::SeqCst);
-            clocks.1.fetch_add(10_000, Ordering::SeqCst);
+            clocks.pass(10_000);
             store.turn();
         }
         assert!(log.first_offset() > 0, "full {full}: nothing is dropped in ten minutes");
@@ -195,7 +194,7 @@ fn retention_makes_room_for_a_log_whose_memory_cannot_be_restored() {
     log.append(&[8; 2500]).unwrap();
     let left = sim.snapshot().after(Cut::Kill);
     left.run_dry(u64::MAX);
-    clocks.0.fetch_add(2 * 3600 * 1000, Ordering::SeqCst); // two hours later
+    clocks.set(NOW + 2 * 3600 * 1000); // two hours later
     let killed = Store::open_in(clocks.on(Arc::new(left.clone())), place, options()).unwrap();
     let refused = killed.get("a").err();
     assert!(refused.is_some_and(|error| matches!(error, Error::Log(LogError::Full { .. }))));
@@ -205,8 +204,7 @@ fn retention_makes_room_for_a_log_whose_memory_cannot_be_restored() {
     };
     let before = segments();
     for _ in 0..60 {
-        clocks.0.fetch_add(10_000, Ordering::SeqCst);
-        clocks.1.fetch_add(10_000, Ordering::SeqCst);
+        clocks.pass(10_000);
         killed.turn();
     }
     assert!(segments() < before, "nothing is dropped in ten minutes");
@@ -236,7 +234,7 @@ fn a_log_that_only_seems_to_have_room_is_opened_again_less_and_less_often() {
     let store = Store::open_in(env, Path::new("/store"), options).unwrap();
     let mut log = store.get("a").unwrap();
     let turn = || {
-        clocks.1.fetch_add(1000, Ordering::SeqCst);
+        clocks.pass_unnoticed(1000);
         store.turn();
     };
     let mut again = 0;

@@ -110,8 +110,7 @@ fn a_closed_log_that_cannot_be_trimmed_keeps_no_other_from_closing() {
     thread::sleep(Duration::from_millis(100));
     drop(log);
     let pass = |millis: u64| {
-        clocks.0.fetch_add(millis, Ordering::SeqCst);
-        clocks.1.fetch_add(millis, Ordering::SeqCst);
+        clocks.pass(millis);
     };
     let is_open = |name: &str| store.inner.entry(name).unwrap().open.load().is_some();
     while is_open("old") {
@@ -154,8 +153,7 @@ fn a_very_long_retention_drops_nothing() {
         }
         thread::sleep(Duration::from_millis(100));
         let pass = |millis: u64| {
-            clocks.0.fetch_add(millis, Ordering::SeqCst);
-            clocks.1.fetch_add(millis, Ordering::SeqCst);
+            clocks.pass(millis);
         };
         for _ in 0..3 {
             pass(1000);
@@ -245,8 +243,7 @@ fn a_moment_without_descriptors_does_not_end_retention() {
         thread::sleep(Duration::from_millis(100));
         drop(log);
         let pass = |millis: u64| {
-            clocks.0.fetch_add(millis, Ordering::SeqCst);
-            clocks.1.fetch_add(millis, Ordering::SeqCst);
+            clocks.pass(millis);
         };
         let is_open = || store.inner.entry("a").unwrap().open.load().is_some();
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -285,8 +282,7 @@ fn of_many_closed_logs_each_has_its_turn_for_retention() {
         store.create(&format!("log-{n}"), &settings).unwrap();
     }
     let turn = |millis: u64| {
-        clocks.0.fetch_add(millis, Ordering::SeqCst);
-        clocks.1.fetch_add(millis, Ordering::SeqCst);
+        clocks.pass(millis);
         store.turn();
     };
     turn(600_000); // closes them
@@ -472,7 +468,7 @@ fn told_of_once(error: i32, lines: u64) {
                 log.flush().unwrap();
                 sequence += 1;
                 thread::sleep(Duration::from_millis(5)); // full segments are sealed
-                clocks.1.fetch_add(1000, Ordering::SeqCst);
+                clocks.pass_unnoticed(1000);
                 store.turn();
             }
         });
@@ -525,7 +521,7 @@ fn a_large_file_of_producers_is_not_written_each_second() {
         for n in 0..count {
             send("p", from + n, b"x");
             log.flush().unwrap();
-            clocks.1.fetch_add(1000, Ordering::SeqCst);
+            clocks.pass_unnoticed(1000);
             store.turn();
         }
         writes.load(Ordering::SeqCst) - before

@@ -1,13 +1,8 @@
 //! What the tests of stores set up: doors that hold up a disk, clocks, logs of several segments.
 
 use super::{super::*, trouble::options};
-use crate::{
-    disk::{
-        Disk,
-        sim::{Cut, Sim},
-    },
-    log::Machine,
-};
+use crate::disk::sim::{Cut, Sim};
+pub(super) use crate::log::environment::clocks::{Clocks, NOW};
 use std::{sync::Condvar, thread, time::Instant};
 
 pub(super) fn without_backings() -> StoreOptions {
@@ -40,32 +35,6 @@ pub(super) struct Open<'a>(pub(super) &'a Door);
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.0.shut(false);
-    }
-}
-
-/// What the machine's clock says, and the monotonic one, in milliseconds.
-pub(super) struct Clocks(pub(super) AtomicU64, pub(super) AtomicU64);
-
-impl Machine for Clocks {
-    fn now(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
-    }
-    fn elapsed(&self) -> Duration {
-        Duration::from_millis(self.1.load(Ordering::SeqCst))
-    }
-    fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
-        getrandom::fill(bytes).map_err(io::Error::other)
-    }
-}
-
-impl Clocks {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self(AtomicU64::new(1_800_000_000_000), AtomicU64::new(0)))
-    }
-
-    /// The environment of a process on this disk, by these clocks.
-    pub(super) fn on(self: &Arc<Self>, disk: Arc<dyn Disk>) -> Environment {
-        Environment { machine: Arc::clone(self) as _, ..Environment::on(disk) }
     }
 }
 

@@ -1,0 +1,336 @@
+//! The file `producers.json`: what it has, when it is due, when it is believed, and how the table is built from it and
+//! from the log.
+//!
+//! It is written once everything that it covers is durable, and before anything that it does not cover is trimmed. It is
+//! believed as far as the log still has the record that precedes what it does not cover.
+
+use super::{
+    super::{Error, Log, append::MayBlock, recovery::PRODUCERS as PRODUCERS_FILE},
+    block::parse_block,
+    table::{Content, KnownProducer, StoredBatch, Table, Unread},
+};
+use crate::{
+    disk::{salvage, tree},
+    frame::HEADER,
+};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, time::Duration};
+
+/// How long a producer that sends nothing is remembered.
+const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How many bytes of the file are written per second on average, if nothing but time asks for it.
+pub(super) const SAVED_PER_SECOND: u64 = 256 << 10;
+/// The file is written sooner than that if so many bytes of records were committed since: they are read again when the
+/// log is opened and a producer comes.
+pub(super) const SAVED_AFTER: u64 = 64 << 20;
+
+/// The content of `producers.json`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Snapshot {
+    /// All batches below this offset are covered.
+    pub(super) up_to: u64,
+    pub(super) producers: BTreeMap<String, KnownProducer>,
+    /// What identifies the record before that offset, as in [`Standing`]: a log that has lost its end and has grown
+    /// again has another record there. Not written by the first versions, nor if that record is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) before: Option<u32>,
+    /// CRC-32C of the fields above as JSON.
+    #[serde(default)]
+    pub(super) crc: u32,
+}
+
+/// What precedes some offset.
+enum Standing {
+    /// A record, identified among all that could be there by the CRC-32C of its time and of everything that was
+    /// appended.
+    Record(u32),
+    /// A record that readers do not see yet, or none.
+    NotDurable,
+    /// The record is lost, trimmed, or cannot be read.
+    Unknown,
+}
+
+/// What the file covers, as far as this process knows.
+#[derive(Default)]
+pub(super) struct Saved {
+    /// All batches below this offset.
+    pub(super) up_to: u64,
+    /// How many times the table had been changed.
+    pub(super) changes: u64,
+    /// Writing it has failed, so it may have what the table does not have, such as an epoch that has not begun.
+    pub(super) uncertain: bool,
+    /// That was said.
+    pub(super) told: bool,
+    /// Its size in bytes.
+    pub(super) bytes: u64,
+    /// When it was read or last written, successfully or not.
+    pub(super) tried: Duration,
+    /// The bytes of records that had been committed then by this process, and those that were read behind what it
+    /// covers.
+    pub(super) committed: u64,
+    pub(super) read: u64,
+}
+
+impl Saved {
+    /// Whether it is time to write it: `now`, after so many bytes were committed.
+    pub(super) fn is_due(&self, now: Duration, committed: u64) -> bool {
+        let pause = Duration::from_millis(self.bytes.saturating_mul(1000) / SAVED_PER_SECOND);
+        now.saturating_sub(self.tried) >= pause || self.is_far_behind(committed)
+    }
+
+    fn is_far_behind(&self, committed: u64) -> bool {
+        committed.saturating_sub(self.committed).saturating_add(self.read) >= SAVED_AFTER
+    }
+}
+
+pub(super) fn checksum(up_to: u64, producers: &BTreeMap<String, KnownProducer>, before: Option<u32>) -> u32 {
+    let json = match before {
+        Some(before) => serde_json::to_vec(&(up_to, producers, before)),
+        None => serde_json::to_vec(&(up_to, producers)),
+    };
+    crc32c::crc32c(&json.unwrap_or_default()) // plain data: cannot fail
+}
+
+/// Whether an error says that the disk cannot read a record. Other errors say nothing about the record, so they are no
+/// reason to continue without its information.
+fn cannot_be_read(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if salvage::is_unreadable(source))
+}
+
+impl Log {
+    /// Builds the table, if there is none yet. Until it exists, no batch of a producer is appended, so nothing is
+    /// missed that comes while this reads.
+    pub(super) fn learn(&self, file: &mut Saved) -> Result<(), Error> {
+        if !self.knows_producers() {
+            let table = self.load_producers(file)?;
+            *self.shared.producers.table() = Some(table);
+        }
+        Ok(())
+    }
+
+    fn load_producers(&self, file: &mut Saved) -> Result<Table, Error> {
+        let path = self.shared.dir.join(PRODUCERS_FILE);
+        let read = || tree::read(&*self.shared.env.disk, &path);
+        let text =
+            match read().or_else(|error| if salvage::is_unreadable(&error) { read() } else { Err(error) }) {
+                // Not even on the second attempt: treat it like one that does not verify, which is rewritten as well.
+                Err(error) if salvage::is_unreadable(&error) => Some(Vec::new()),
+                read => read.map_err(Error::io("read", &path))?,
+            };
+        let Some(text) = text else {
+            // The first producer ever: from now on the file exists, and with it a reason to read the log. Where nothing
+            // can be written, none will come.
+            if self.writable().is_ok() {
+                self.save_producers(file, self.durable_offset(), BTreeMap::new(), MayBlock::Yes)?;
+            }
+            return Ok(Table::default());
+        };
+        let snapshot = serde_json::from_slice(&text)
+            .ok()
+            .filter(|found: &Snapshot| found.crc == checksum(found.up_to, &found.producers, found.before));
+        if snapshot.is_none() {
+            tracing::warn!(path = %path.display(), "damaged: producers are read from what is left of the log");
+        }
+        let first = self.first_offset();
+        let Snapshot { mut up_to, mut producers, before, .. } = snapshot.unwrap_or_default();
+        if up_to > self.next_offset() || !self.has_before(up_to, before)? {
+            // The log has lost its end to damage and `repair`, or is older than the file; or a program wrote the file
+            // without waiting until its records were durable. The file does not cover what was appended in their place,
+            // so the log itself is read, as far as it goes.
+            tracing::warn!(path = %path.display(), up_to, next = self.next_offset(), "the file of producers describes records that the log does not have");
+            for producer in producers.values_mut() {
+                producer.batches.retain(|batch| batch.first_offset.saturating_add(batch.count) <= first);
+                producer.mark = producer.mark.take().filter(|mark| mark.next_offset <= first);
+            }
+            up_to = first;
+            if self.writable().is_ok() {
+                // At once: when the log is longer, the file would be believed, and batches that come now not be read
+                // again.
+                self.save_producers(file, up_to, producers.clone(), MayBlock::Yes)?;
+            }
+        }
+        (file.up_to, file.bytes, file.read) = (up_to, text.len() as u64, 0);
+        (file.tried, file.committed) = (self.shared.env.machine.elapsed(), self.shared.flush.committed());
+        let mut table = Table { producers, changes: file.changes };
+        let mut reader = self.reader(up_to.max(first));
+        let mut unread: Option<Unread> = None;
+        loop {
+            let at = reader.offset();
+            match reader.read_next() {
+                Ok(Some(record)) => {
+                    file.read += (HEADER + record.extension.len() + record.value.len()) as u64;
+                    if let Some((batch, count)) = parse_block(record.extension) {
+                        let (sequence, first_offset) = (batch.sequence, record.offset);
+                        let stored = StoredBatch { sequence, first_offset, count, content: None };
+                        table.note(&batch, stored, record.time);
+                        let (id, content) = (batch.id.to_owned(), Content::default());
+                        unread = Some(Unread { id, sequence, next: first_offset, left: count, content });
+                    }
+                    if unread
+                        .as_mut()
+                        .is_some_and(|batch| !batch.add(record.offset, record.value, &mut table))
+                    {
+                        unread = None;
+                    }
+                }
+                Ok(None) => break,
+                Err(Error::Damaged { .. }) => {}
+                // What it says about its producer is unknown, as with a damaged record; that is no reason to refuse all
+                // others.
+                Err(error) if cannot_be_read(&error) => reader.seek(at + 1),
+                Err(Error::Trimmed { first, .. }) => reader.seek(first),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(table)
+    }
+
+    /// What precedes an offset.
+    fn before(&self, offset: u64) -> Result<Standing, Error> {
+        let Some(last) = offset.checked_sub(1) else { return Ok(Standing::Unknown) };
+        match self.reader(last).read(last) {
+            Ok(Some(record)) => {
+                let crc = crc32c::crc32c(&record.time.to_le_bytes());
+                let crc = crc32c::crc32c_append(crc, record.extension);
+                Ok(Standing::Record(crc32c::crc32c_append(crc, record.value)))
+            }
+            Ok(None) => Ok(Standing::NotDurable),
+            Err(Error::Damaged { .. } | Error::Trimmed { .. }) => Ok(Standing::Unknown),
+            Err(error) if cannot_be_read(&error) => Ok(Standing::Unknown),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the log has this record before an offset, as far as that can be known.
+    fn has_before(&self, offset: u64, noted: Option<u32>) -> Result<bool, Error> {
+        let Some(noted) = noted else { return Ok(true) };
+        Ok(match self.before(offset)? {
+            Standing::Record(crc) => crc == noted,
+            // What was saved had been durable.
+            Standing::NotDurable => false,
+            Standing::Unknown => true,
+        })
+    }
+
+    /// Writes the file, once everything that it covers is durable: otherwise a repeat of a batch that a crash undoes
+    /// would be answered as stored, and what is appended in its place would not be read again.
+    pub(super) fn save_producers(
+        &self,
+        file: &mut Saved,
+        up_to: u64,
+        producers: BTreeMap<String, KnownProducer>,
+        may_block: MayBlock,
+    ) -> Result<(), Error> {
+        let committed = self.shared.flush.committed(); // or more by the time that all below `up_to` is durable
+        if let Some(last) = up_to.checked_sub(1) {
+            match may_block {
+                // A trim must not wait for the room that it is to make.
+                MayBlock::Yes => self.shared.wait_durable_unless_full(last)?,
+                MayBlock::ForCopies | MayBlock::No if self.shared.durable_soon(last) => {}
+                MayBlock::ForCopies | MayBlock::No => return Err(Error::WouldBlock),
+            }
+        }
+        self.writable()?; // if the log was deleted, another one may be at its path
+        let before = match self.before(up_to)? {
+            Standing::Record(crc) => Some(crc),
+            _ => None,
+        };
+        let crc = checksum(up_to, &producers, before);
+        let snapshot = Snapshot { up_to, producers, before, crc };
+        let text = serde_json::to_vec(&snapshot).unwrap_or_default(); // plain data
+        let path = self.shared.dir.join(PRODUCERS_FILE);
+        (file.tried, file.committed, file.read) = (self.shared.env.machine.elapsed(), committed, 0);
+        file.uncertain = true;
+        tree::replace(&*self.shared.env.disk, &path, &text).map_err(Error::io("write", &path))?;
+        (file.up_to, file.bytes) = (up_to, text.len() as u64);
+        (file.uncertain, file.told) = (false, false);
+        Ok(())
+    }
+
+    /// Saves what is known about producers, if anything has changed, and forgets those that are too old.
+    pub(crate) fn keep_producers(&self) -> Result<(), Error> {
+        let mut file = self.shared.producers.file();
+        if self.has_changed(&file) { self.keep(&mut file, MayBlock::Yes) } else { Ok(()) }
+    }
+
+    /// The same if it is time for that, for callers that have other logs to serve: not while another thread does this, or
+    /// while the disk makes no progress. The larger the file, the longer the time; the more was appended, the shorter.
+    pub(crate) fn keep_producers_soon(&self) {
+        let Ok(mut file) = self.shared.producers.file_for(MayBlock::No) else { return };
+        if self.are_due(&file) {
+            match self.keep(&mut file, MayBlock::No) {
+                Ok(()) | Err(Error::WouldBlock) => {}
+                Err(error) => self.tell(&mut file, &error, "producers could not be saved"),
+            }
+        }
+    }
+
+    /// Says that the file could not be written: once, until it can.
+    fn tell(&self, file: &mut Saved, error: &Error, what: &str) {
+        if !std::mem::replace(&mut file.told, true) {
+            tracing::warn!(dir = %self.shared.dir.display(), %error, "{what}");
+        }
+    }
+
+    /// Whether [`keep_producers_soon`](Self::keep_producers_soon) would write. Does not touch the disk.
+    pub(crate) fn producers_are_due(&self) -> bool {
+        self.shared.producers.file_for(MayBlock::No).is_ok_and(|file| self.are_due(&file))
+    }
+
+    fn are_due(&self, file: &Saved) -> bool {
+        let committed = self.shared.flush.committed();
+        file.is_due(self.shared.env.machine.elapsed(), committed)
+            && (self.has_changed(file) || file.is_far_behind(committed))
+    }
+
+    /// Whether the file may have something else than the table.
+    fn has_changed(&self, file: &Saved) -> bool {
+        let table = self.shared.producers.table();
+        table.as_ref().is_some_and(|table| file.uncertain || table.changes != file.changes)
+    }
+
+    fn keep(&self, file: &mut Saved, may_block: MayBlock) -> Result<(), Error> {
+        let Some((up_to, Table { producers, changes })) = self.copy_of_table() else { return Ok(()) };
+        self.save_producers(file, up_to, producers, may_block)?;
+        file.changes = changes;
+        Ok(())
+    }
+
+    /// A copy of the table without those that are too old, and the offset up to which it has all batches.
+    pub(super) fn copy_of_table(&self) -> Option<(u64, Table)> {
+        let mut table = self.shared.producers.table();
+        let table = table.as_mut()?;
+        if let Some(oldest) = self.shared.oldest(self.shared.believed_now(), AGE) {
+            table.producers.retain(|_, producer| producer.used >= oldest);
+        }
+        // Appending as a producer locks the table: so all of their batches below this offset are in it.
+        Some((self.next_offset(), table.clone()))
+    }
+
+    /// Must be called before anything below `before` is trimmed: saves what is known only from there. Returns the
+    /// offset up to which that was done.
+    pub(in crate::log) fn keep_producers_before(
+        &self,
+        before: u64,
+        may_block: MayBlock,
+    ) -> Result<u64, Error> {
+        let before = before.min(self.next_offset()); // the first producer's batches come after this
+        let mut file = self.shared.producers.file_for(may_block)?;
+        let path = self.shared.dir.join(PRODUCERS_FILE);
+        if !tree::is_there(&*self.shared.env.disk, &path).map_err(Error::io("open", &path))? {
+            return Ok(before);
+        }
+        self.learn(&mut file)?;
+        if file.up_to < before {
+            match self.keep(&mut file, may_block) {
+                Err(Error::WouldBlock) => {}
+                // So that trimming can make room where there is none: trim only as far as the file covers already.
+                Err(error) if error.is_full() || error.is_transient() => {
+                    self.tell(&mut file, &error, "trimming less: the producers could not be saved");
+                }
+                kept => kept?,
+            }
+        }
+        Ok(before.min(file.up_to))
+    }
+}

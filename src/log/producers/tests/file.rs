@@ -1,0 +1,261 @@
+//! The file of producers: behind the log and ahead of it, damaged, written by several threads.
+
+use super::{
+    super::{
+        file::{SAVED_AFTER, SAVED_PER_SECOND, Snapshot, checksum},
+        table::KnownProducer,
+    },
+    *,
+};
+use std::{collections::BTreeMap, time::Duration};
+
+/// The first file covered everything that was appended, durable or not. The records that replaced those lost in a power
+/// failure were then not read after the next crash: a sequence was stored again.
+#[test]
+fn the_first_file_tells_of_no_more_than_is_durable() {
+    for seed in 0..20 {
+        let sim = Sim::new(seed);
+        let log = open_on(Arc::new(sim.clone()));
+        log.append(b"durable").unwrap();
+        log.flush().unwrap();
+        sim.hold(true);
+        for _ in 0..10 {
+            log.append(b"not yet").unwrap();
+        }
+        log.learn_producers().unwrap();
+        let live = sim.reboot();
+        sim.hold(false);
+        drop(log);
+        let log = open_on(Arc::new(live.clone()));
+        let mut sent = Vec::new();
+        for sequence in 0..3 {
+            let done = send(&log, "p", 0, sequence).unwrap();
+            log.wait_durable(done.first_offset + done.count - 1).unwrap();
+            sent.push(done);
+        }
+        let killed = live.reboot();
+        drop(log);
+        let log = open_on(Arc::new(killed));
+        for sequence in (0..3).rev() {
+            let expected = Produced { repeated: true, ..sent[sequence as usize] };
+            assert_eq!(send(&log, "p", 0, sequence).unwrap(), expected, "seed {seed}");
+        }
+    }
+}
+
+/// The same, if a program wrote the file without waiting.
+#[test]
+fn a_file_that_tells_of_more_than_the_log_has_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    let sent = [0, 1].map(|sequence| send(&log, "p", 0, sequence).unwrap());
+    log.close().unwrap();
+    let lost = StoredBatch { sequence: 2, first_offset: 3, count: 3, content: None };
+    let mut batches: VecDeque<_> = sent
+        .iter()
+        .zip(0..)
+        .map(|(done, sequence)| StoredBatch {
+            sequence,
+            first_offset: done.first_offset,
+            count: done.count,
+            content: None,
+        })
+        .collect();
+    batches.push_back(lost);
+    let producers = BTreeMap::from([(
+        "p".to_owned(),
+        KnownProducer { epoch: 0, batches, of: None, used: now(), mark: None },
+    )]);
+    let snapshot = Snapshot { up_to: 9, crc: checksum(9, &producers, None), producers, before: None };
+    std::fs::write(dir.path().join(PRODUCERS_FILE), serde_json::to_vec(&snapshot).unwrap()).unwrap();
+    let log = open(dir.path());
+    let again = send(&log, "p", 0, 2).unwrap();
+    assert_eq!(again, Produced { first_offset: 3, count: 3, repeated: false });
+    // Nor may the next process believe it after a kill: by then the log may be as long as the file says.
+    let text = std::fs::read(dir.path().join(PRODUCERS_FILE)).unwrap();
+    assert!(serde_json::from_slice::<Snapshot>(&text).unwrap().up_to <= 3);
+    for (sequence, done) in sent.into_iter().enumerate() {
+        assert_eq!(send(&log, "p", 0, sequence as u64).unwrap(), Produced { repeated: true, ..done });
+    }
+}
+
+/// Callers that asked whether producers are known waited until these had been read: among them a thread of the server,
+/// with all its connections.
+#[test]
+fn nobody_who_only_asks_waits_while_producers_are_learnt_or_written_down() {
+    let cases = [(Operation::Open, 1), (Operation::WriteFile, 1), (Operation::WriteFile, 2)];
+    for (which, nth) in cases {
+        let (gate, go, told) = waiting(which, nth);
+        let log = open_on(gate);
+        let known = nth > 1;
+        if known {
+            send(&log, "p", 0, 0).unwrap();
+        }
+        let (tell, answered) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let (log, going) = (&log, go);
+            let working = scope.spawn(|| if known { log.keep_producers() } else { log.learn_producers() });
+            told.recv().unwrap();
+            scope.spawn(move || {
+                let known = log.knows_producers();
+                let state = known.then(|| log.producer("p").unwrap()).flatten();
+                let appended = known.then(|| send(log, "p", 0, 1).unwrap());
+                tell.send((known, appended.is_some() && state.is_some())).unwrap();
+            });
+            let answer = answered.recv_timeout(Duration::from_secs(5));
+            going.send(()).unwrap();
+            working.join().unwrap().unwrap();
+            assert_eq!(answer, Ok((known, known)), "{which:?}");
+        });
+    }
+}
+
+#[test]
+fn an_older_state_never_takes_the_place_of_a_newer_one() {
+    let sim = Sim::new(1);
+    let log = open_on(Arc::new(sim.clone()));
+    let told_of = || {
+        let text = sim.dump().remove(&Path::new("/log").join(PRODUCERS_FILE)).unwrap();
+        serde_json::from_slice::<Snapshot>(&text).unwrap().up_to
+    };
+    send(&log, "p0", 0, 0).unwrap();
+    let rounds = 300;
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (log, told_of) = (&log, &told_of);
+            scope.spawn(move || {
+                for round in 1..rounds {
+                    let done = send(log, &format!("p{thread}"), 1, round - 1).unwrap();
+                    if round % 2 == 0 {
+                        log.keep_producers().unwrap();
+                    } else {
+                        log.trim(done.first_offset).unwrap();
+                    }
+                    let up_to = told_of();
+                    assert!(round % 2 == 1 || up_to > done.first_offset, "{up_to} after {done:?}");
+                }
+            });
+        }
+    });
+}
+
+/// The log lost its end to rot and `repair`, and other records were appended. A repeat of a lost batch was answered as
+/// stored, though another record is in its place: the file covered no more offsets than the log had.
+#[test]
+fn a_file_that_tells_of_what_repair_gave_up_is_not_believed() {
+    let sim = Sim::new(1);
+    let log = on(&sim);
+    for sequence in 0..10 {
+        send(&log, "p", 0, sequence).unwrap();
+    }
+    log.flush().unwrap();
+    log.keep_producers().unwrap(); // as the store does each second
+    let kept = log.next_offset();
+    std::mem::forget(log);
+    let sim = sim.after(crate::disk::sim::Cut::Kill);
+    // The file is cut short, as by the repair of a file system.
+    let path = Path::new("/log/00000000000000000000.seg");
+    sim.damage(path, |bytes| bytes.truncate(4096 + 512));
+    assert!(!on(&sim).damage().is_empty());
+    crate::log::repair_on(&sim, Path::new("/log"), None, &mut |_, _| ()).unwrap();
+    let log = on(&sim);
+    assert!(log.next_offset() < kept);
+    while log.next_offset() < kept + 5 {
+        log.append(b"another").unwrap();
+    }
+    log.close().unwrap();
+    let log = on(&sim);
+    let (epoch, sequence) = expected(send(&log, "p", 0, 9));
+    assert!((epoch, sequence) < (0, 9), "{sequence}");
+    // What is left of the producer is known, and continues.
+    assert!(send(&log, "p", 0, sequence - 1).unwrap().repeated);
+    assert!(!send(&log, "p", 0, sequence).unwrap().repeated);
+    log.close().unwrap();
+    assert!(send(&on(&sim), "p", 0, sequence).unwrap().repeated);
+}
+
+/// The saved file covered little, and a sector of a sealed segment could not be read: no producer could append any
+/// more, and nothing be trimmed. With rot in place of the sector both worked.
+#[test]
+fn a_sector_that_cannot_be_read_ends_neither_producers_nor_trimming() {
+    for spoilt in [false, true] {
+        let sim = Sim::new(1);
+        let log = on(&sim);
+        for sequence in 0..300 {
+            let done = send(&log, "p", 0, sequence).unwrap();
+            log.wait_durable(done.first_offset).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        std::mem::forget(log); // no producers were saved since the first one came
+        let sim = sim.after(crate::disk::sim::Cut::Kill);
+        let path = Path::new("/log/00000000000000000000.seg");
+        if spoilt {
+            sim.spoil_at(path, 4096 + 1024);
+        } else {
+            sim.damage(path, |bytes| bytes[4096 + 1030] ^= 1);
+        }
+        let log = on(&sim);
+        assert_eq!(log.damage(), []);
+        let trimmed = log.trim(100);
+        assert!(trimmed.as_ref().is_ok_and(|&first| first > 0), "spoilt {spoilt}: {trimmed:?}");
+        send(&log, "p", 0, 300).unwrap();
+    }
+}
+
+/// Rot in the file was repaired, but an unreadable sector in it stopped all producers, and trimming with them, for
+/// good.
+#[test]
+fn a_file_that_cannot_be_read_is_as_good_as_one_that_does_not_verify() {
+    let sim = Sim::new(1);
+    let log = on(&sim);
+    for sequence in 0..300 {
+        let done = send(&log, "p", 0, sequence).unwrap();
+        log.wait_durable(done.first_offset).unwrap();
+    }
+    log.close().unwrap();
+    let path = Path::new("/log/producers.json");
+    sim.spoil_at(path, 10);
+    let log = on(&sim);
+    assert!(send(&log, "p", 0, 299).unwrap().repeated, "what is in the log is known");
+    assert!(!send(&log, "p", 0, 300).unwrap().repeated);
+    send(&log, "q", 0, 0).unwrap();
+    assert!(log.trim(100).unwrap() > 0);
+    log.close().unwrap();
+    assert!(crate::disk::tree::read(&sim, path).unwrap().is_some(), "it was rewritten");
+    let log = on(&sim);
+    assert!(send(&log, "p", 0, 300).unwrap().repeated && send(&log, "q", 0, 0).unwrap().repeated);
+}
+
+/// After the last batch of a producer the file was not written any more, and all that others appended was read when the
+/// log was opened again.
+#[test]
+fn a_file_of_producers_is_due_by_its_size_and_by_what_was_committed() {
+    let mut file = Saved { bytes: 4_700_000, tried: Duration::from_secs(100), ..Saved::default() };
+    file.committed = 1000;
+    let due = |file: &Saved, second, committed| file.is_due(Duration::from_secs(second), committed);
+    assert!(!due(&file, 101, 2000) && !due(&file, 117, 2000) && due(&file, 118, 2000));
+    assert!(due(&file, 101, 1000 + SAVED_AFTER) && !due(&file, 101, 999 + SAVED_AFTER));
+    file.read = 1; // at opening, behind what the file covers
+    assert!(due(&file, 101, 999 + SAVED_AFTER));
+    file.bytes = SAVED_PER_SECOND;
+    assert!(due(&file, 101, 1000));
+
+    let sim = Sim::new(1);
+    let large = Options { segment_bytes: 4 << 20, memory_bytes: 32 << 20, ..small() };
+    let log = Log::open_on(Arc::new(sim.clone()), Path::new("/log"), large).unwrap();
+    send(&log, "p", 0, 0).unwrap();
+    log.flush().unwrap();
+    log.keep_producers().unwrap();
+    let up_to = || {
+        let text = sim.dump().remove(&Path::new("/log").join(PRODUCERS_FILE)).unwrap();
+        serde_json::from_slice::<Snapshot>(&text).unwrap().up_to
+    };
+    let before = up_to();
+    let of_others = vec![7; 1 << 20];
+    for n in 0..66 {
+        assert!(n > 60 || up_to() == before, "{n}");
+        log.append(&of_others).and_then(|at| log.wait_durable(at)).unwrap();
+        log.keep_producers_soon();
+    }
+    assert!(up_to() > before + 60);
+}
