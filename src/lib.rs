@@ -49,8 +49,8 @@ pub use code::Code;
 pub use id::LogId;
 pub use log::{
     Appender, Buckets, Damage, Durability, Durable, Error, Iter, Log, Options, Payload, Reader, Record,
-    RecordRef, Repaired, Report, Room, Stats, Visible, repair, repair_with_progress, stats, verify,
-    verify_with_progress,
+    RecordRef, Repaired, Report, Retention, Room, Stats, Visible, repair, repair_with_progress, stats,
+    verify, verify_with_progress,
 };
 #[cfg(feature = "store")]
 pub use log::{

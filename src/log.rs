@@ -14,6 +14,7 @@
 
 mod append;
 pub(crate) mod budget;
+mod chain;
 mod clock;
 pub(crate) mod environment;
 mod error;
@@ -26,10 +27,11 @@ mod producers;
 mod read;
 mod recovery;
 mod repair;
-mod retain;
+mod retention;
 mod roll;
 mod stats;
 mod task;
+mod trim;
 mod wait;
 mod workers;
 
@@ -58,6 +60,7 @@ pub use read::{Iter, Reader, Record, RecordRef};
 #[cfg(feature = "store")]
 pub(crate) use recovery::{COMMON_LOCK, SETTINGS, id_of};
 pub use repair::{Repaired, repair, repair_with_progress};
+pub use retention::Retention;
 pub use stats::{Buckets, Stats, stats};
 #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
 pub(crate) use {
@@ -115,13 +118,13 @@ pub(crate) struct Shared {
     /// Where appends go.
     active: Swap<roll::Active>,
     /// All segments that readers may need, in order; edited by one thread at a time.
-    chain: Swap<retain::Chain>,
+    chain: Swap<chain::Chain>,
     durable: Frontier,
     /// Raised only with [`Durability::Memory`].
     published: Frontier,
     flush: flush::Flusher,
     roll: roll::Roller,
-    trimmer: retain::Trimmer,
+    trimmer: trim::Trimmer,
     stopping: AtomicBool,
     /// Whether its directory is another's: files in it are no longer this log's.
     deleted: AtomicBool,
@@ -502,29 +505,6 @@ impl Log {
         Visible::new(Arc::clone(&self.shared), offset)
     }
 
-    /// Drops whole segments whose records are all below `before`, and returns the first offset that is left. Durable on
-    /// return. The segment being written is never dropped, nor the last one that has records on the disk. Readers that
-    /// hold records keep them.
-    ///
-    /// # Errors
-    /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
-    pub fn trim(&self, before: u64) -> Result<u64, Error> {
-        #[cfg(feature = "store")]
-        let before = self.keep_producers_before(before, MayBlock::Yes)?;
-        self.shared.trim(before)
-    }
-
-    /// Trims so that the segment files take at most `bytes`, and so that whole segments are dropped once all their
-    /// records are older than `age`. The segment being written stays, whatever its size and age. Returns the first
-    /// offset that is left.
-    ///
-    /// # Errors
-    /// As [`trim`](Self::trim).
-    pub fn retain(&self, bytes: Option<u64>, age: Option<Duration>) -> Result<u64, Error> {
-        let before = self.shared.past_keeping(bytes, age);
-        if self.is_trimmed_to(before) { Ok(before) } else { self.trim(before) }
-    }
-
     /// To be called now and then, while other logs need memory: lets go of a segment that was made for a large record which
     /// nobody appends any more.
     #[cfg(feature = "store")]
@@ -545,44 +525,12 @@ impl Log {
         self.shared.full.is_some()
     }
 
-    /// Whether old segments can be dropped, even if there is no room for writing.
-    #[cfg(feature = "store")]
-    pub(crate) fn can_trim(&self) -> bool {
-        let full = self.shared.full.as_ref().is_some_and(|full| !full.is_read_only);
-        self.writable().err().is_none_or(|error| error.is_full() && full)
-    }
-
     /// Ends a log that could only be read, so that another opening can take its place: waiters get an error.
     #[cfg(feature = "store")]
     pub(crate) fn give_way(&self) {
         let _ = self.shared.failed.set("it was opened again, because there is room now".into());
         self.shared.stop();
         self.shared.trimmer.settle();
-    }
-
-    /// Like [`retain`](Self::retain), for callers that have other logs to serve: what takes longer than a moment
-    /// continues in the background.
-    ///
-    /// # Errors
-    /// As [`retain`](Self::retain); [`Error::WouldBlock`] if it continues, or has to wait for the disk.
-    #[cfg(feature = "store")]
-    pub(crate) fn retain_soon(&self, bytes: Option<u64>, age: Option<Duration>) -> Result<u64, Error> {
-        let before = self.shared.past_keeping(bytes, age);
-        if self.is_trimmed_to(before) {
-            return Ok(before);
-        }
-        self.shared.trim_soon(self.keep_producers_before(before, MayBlock::No)?)
-    }
-
-    /// Whether [`retain_soon`](Self::retain_soon) has something to do. Does not touch the disk.
-    #[cfg(feature = "store")]
-    pub(crate) fn exceeds(&self, bytes: Option<u64>, age: Option<Duration>) -> bool {
-        !self.is_trimmed_to(self.shared.past_keeping(bytes, age))
-    }
-
-    /// Whether the log begins there, also on the disk.
-    fn is_trimmed_to(&self, offset: u64) -> bool {
-        offset == self.first_offset() && self.shared.trimmer.is_done()
     }
 
     /// Whether closing the log would not wait: everything is durable, becomes so within a moment, or never will; and

@@ -3,7 +3,7 @@
 //! A recent record is read from its chunk, which the reader keeps alive meanwhile. Older records are read from the
 //! sealed file, and verified: if one does not verify, that read returns an error.
 
-use super::{Error, Shared, Visible, retain::Chain};
+use super::{Error, Shared, Visible, chain::Chain};
 use crate::{
     chunk::Chunk,
     disk::{File, salvage},

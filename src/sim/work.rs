@@ -7,7 +7,7 @@ use super::{
     values,
 };
 use crate::{
-    Durability, Error, Log, Payload, ProducerBatch,
+    Durability, Error, Log, Payload, ProducerBatch, Retention,
     store::{LogSettings, Values},
 };
 use std::time::Duration;
@@ -507,9 +507,12 @@ impl Simulation {
             log.trim(before)
         } else {
             known.may_trim = known.may_trim.max(next);
-            let bytes = 4096 << self.random.below(8);
-            process.world.sim.note(format_args!("retain {bytes} of {name}"));
-            log.retain(Some(bytes), self.random.one_in(4).then_some(Duration::from_secs(60)))
+            let mut retention = Retention::default().with_bytes(4096 << self.random.below(8));
+            process.world.sim.note(format_args!("retain {:?} of {name}", retention.bytes));
+            if self.random.one_in(4) {
+                retention = retention.with_age(Duration::from_secs(60));
+            }
+            log.retain(retention)
         };
         match trimmed {
             Ok(first) => {

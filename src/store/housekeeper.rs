@@ -6,7 +6,7 @@
 
 use super::{Entry, Error, Inner, LogError, LogSettings, OpenLog};
 use crate::{
-    log::Durability,
+    log::{Durability, Retention},
     sync::{read_lock, try_lock},
 };
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
@@ -312,21 +312,21 @@ enum Retained {
 }
 
 impl OpenLog {
-    /// What the settings say is kept: bytes, and age. `None` if they say nothing, or nothing can be dropped.
-    fn retention(&self) -> Option<(Option<u64>, Option<Duration>)> {
+    /// What the settings say is kept. `None` if they say nothing, or nothing can be dropped.
+    fn retention(&self) -> Option<Retention> {
         let LogSettings { retention_bytes: bytes, retention_seconds: seconds, .. } = self.settings;
-        let is_some = (bytes.is_some() || seconds.is_some()) && self.can_trim();
-        is_some.then(|| (bytes, seconds.map(Duration::from_secs)))
+        let retention = Retention { bytes, age: seconds.map(Duration::from_secs) };
+        (retention != Retention::default() && self.can_trim()).then_some(retention)
     }
 
     /// Whether there is something to drop. Does not touch the disk.
     fn exceeds_retention(&self) -> bool {
-        self.retention().is_some_and(|(bytes, age)| self.exceeds(bytes, age))
+        self.retention().is_some_and(|retention| self.exceeds(retention))
     }
 
     fn apply_retention(&self) -> Retained {
-        let Some((bytes, age)) = self.retention() else { return Retained::All };
-        match self.retain_soon(bytes, age) {
+        let Some(retention) = self.retention() else { return Retained::All };
+        match self.retain_soon(retention) {
             Ok(_) => {
                 self.untrimmed.store(false, Ordering::Relaxed); // it protects no memory
                 Retained::All

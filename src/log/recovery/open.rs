@@ -5,10 +5,11 @@ use super::{
     super::{
         Environment, Error, Frontier, Options, Shared,
         budget::{Budget, Claim},
+        chain::Chain,
         clock,
         flush::{CommitCursor, Flusher},
-        retain::{Chain, Trimmer},
         roll::{Active, Roller},
+        trim::Trimmer,
     },
     aside, restore,
     survey::{Copies, State, Survey, SurveyedSegment, survey},

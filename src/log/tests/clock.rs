@@ -85,7 +85,9 @@ fn a_clock_that_was_ahead_is_forgotten_when_it_is_set_right() {
         place.clocks.pass(2 * HOUR);
         place.append(&log, 100);
         std::thread::sleep(Duration::from_millis(50)); // the maintenance task seals
-        assert!(log.retain(None, Some(Duration::from_secs(3600))).unwrap() >= right as u64);
+        assert!(
+            log.retain(Retention::default().with_age(Duration::from_secs(3600))).unwrap() >= right as u64
+        );
         place.set(NOW);
         log.close().unwrap();
         place = Fixture::new();
@@ -136,26 +138,26 @@ fn times_stand_still_while_the_clock_is_a_little_behind() {
 fn retention_under_a_wrong_clock_drops_nothing_that_is_young() {
     let mut place = Fixture::new();
     let log = place.open();
-    let day = Some(Duration::from_secs(24 * 3600));
+    let day = Retention::default().with_age(Duration::from_secs(24 * 3600));
     place.append(&log, 300);
     std::thread::sleep(Duration::from_millis(50)); // the maintenance task seals
-    assert_eq!(log.retain(None, day).unwrap(), 0);
+    assert_eq!(log.retain(day).unwrap(), 0);
     place.clocks.pass(2 * HOUR);
-    assert_eq!(log.retain(None, day).unwrap(), 0);
+    assert_eq!(log.retain(day).unwrap(), 0);
     place.set(NOW + YEARS);
     for _ in 0..59 {
         place.clocks.pass(60_000);
-        assert_eq!(log.retain(None, day).unwrap(), 0, "ahead for less than an hour");
+        assert_eq!(log.retain(day).unwrap(), 0, "ahead for less than an hour");
     }
     // Also one that was wrong when the machine was started.
     log.close().unwrap();
     let log = place.open();
-    assert_eq!(log.retain(None, day).unwrap(), 0);
+    assert_eq!(log.retain(day).unwrap(), 0);
     // A clock that stays so is right: the log was idle.
     place.clocks.pass(HOUR + 1);
-    log.retain(None, day).unwrap();
+    log.retain(day).unwrap();
     place.append(&log, 1);
-    assert!(log.retain(None, day).unwrap() > 200);
+    assert!(log.retain(day).unwrap() > 200);
 }
 
 /// A clock that was at 1970 for a while makes nothing old that came before.
@@ -172,7 +174,7 @@ fn what_comes_before_a_clock_that_was_behind_does_not_expire_early() {
     let times = times(&log);
     let before = times.iter().position(|&time| time < NOW / 2).unwrap() as u64;
     assert!(before <= 31, "the first segment was given up before it was full");
-    assert_eq!(log.retain(None, Some(Duration::from_secs(24 * 3600))).unwrap(), 0);
+    assert_eq!(log.retain(Retention::default().with_age(Duration::from_secs(24 * 3600))).unwrap(), 0);
     assert!(log.offset_since(NOW + HOUR).unwrap() > before);
 }
 

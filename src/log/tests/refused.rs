@@ -76,10 +76,10 @@ fn retention_is_reported_as_done_only_when_the_files_are_gone() {
         log.append(&[7; 100]).and_then(|at| log.wait_durable(at)).unwrap();
     }
     for _ in 0..3 {
-        assert!(log.retain(Some(0), None).is_err());
+        assert!(log.retain(Retention::default().with_bytes(0)).is_err());
     }
     broken.store(false, Ordering::SeqCst);
-    let first = log.retain(Some(0), None).unwrap();
+    let first = log.retain(Retention::default().with_bytes(0)).unwrap();
     assert!(first > 0 && first == log.first_offset());
     drop(log);
     let log = open(&sim.after(Cut::Power)).unwrap();

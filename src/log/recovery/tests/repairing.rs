@@ -1,7 +1,7 @@
 //! Repair of logs that are continued in the memory of a killed process, and what it must not give up.
 
 use super::{
-    super::super::{Durability, Error, Log, Options, repair},
+    super::super::{Durability, Error, Log, Options, Retention, repair},
     DIR, FIRST, files_in, kill, killed_with_memory, open, options, repaired, repaired_with, small, verified,
 };
 use crate::{
@@ -236,7 +236,7 @@ fn repair_of_a_header_does_not_make_records_old() {
     assert_eq!(log.damage(), []);
     let times: Vec<_> = (0..300).map(|offset| log.read(offset).unwrap().unwrap().time()).collect();
     assert!(times.iter().all(|&time| (begun - 1000..begun + 60_000).contains(&time)), "{times:?}");
-    let first = log.retain(None, Some(Duration::from_secs(30 * 24 * 3600))).unwrap();
+    let first = log.retain(Retention::default().with_age(Duration::from_secs(30 * 24 * 3600))).unwrap();
     assert_eq!(first, 0);
 }
 

@@ -1,6 +1,6 @@
-//! Which segments exist: the chain by which readers find them, and trimming it.
+//! Trimming: whole segments leave the chain, and then their files are removed.
 
-use super::{Error, Shared, clock};
+use super::{Error, Log, Shared};
 use crate::{
     segment::{Segment, file},
     sync::{Arc, Mutex, lock, try_lock},
@@ -9,15 +9,12 @@ use crossbeam::channel::RecvTimeoutError;
 use std::{collections::VecDeque, io, time::Duration};
 #[cfg(feature = "store")]
 use {
-    super::{ATTEMPT, ATTEMPTS},
+    super::{ATTEMPT, ATTEMPTS, append::MayBlock},
     crossbeam::channel::{Receiver, TryRecvError},
 };
 
-/// The segments in the order of their offsets, never none. The last one, or the last few with
-/// [`Durability::Memory`](super::Durability::Memory), may not be in here yet, and are found by their links.
-pub(crate) struct Chain {
-    pub(super) segments: Vec<Arc<Segment>>,
-}
+/// Files that are removed at once: in between, the maintenance task does its other work.
+const SLICE: usize = 8;
 
 /// Segments that have left the chain, and whose files are still to be removed.
 #[derive(Default)]
@@ -58,99 +55,33 @@ impl Trimmer {
     }
 }
 
-/// Files that are removed at once: in between, the maintenance task does its other work.
-const SLICE: usize = 8;
-
-impl Chain {
-    /// The first offset that is left.
-    pub(super) fn first(&self) -> u64 {
-        self.segments.first().map_or(0, |segment| segment.base())
+impl Log {
+    /// Drops whole segments whose records are all below `before`, and returns the first offset that is left. Durable on
+    /// return. The segment being written is never dropped, nor the last one that has records on the disk. Readers that
+    /// hold records keep them.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
+    pub fn trim(&self, before: u64) -> Result<u64, Error> {
+        #[cfg(feature = "store")]
+        let before = self.keep_producers_before(before, MayBlock::Yes)?;
+        self.shared.trim(before)
     }
 
-    /// Bytes of all segment files.
-    pub(super) fn bytes(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.file_bytes()).sum()
+    /// Whether old segments can be dropped, even if there is no room for writing.
+    #[cfg(feature = "store")]
+    pub(crate) fn can_trim(&self) -> bool {
+        let full = self.shared.full.as_ref().is_some_and(|full| !full.is_read_only);
+        self.writable().err().is_none_or(|error| error.is_full() && full)
     }
 
-    /// The segment that has this offset, or would have it next; `None` if it was trimmed.
-    pub(super) fn locate(&self, offset: u64) -> Option<Arc<Segment>> {
-        let after = self.segments.partition_point(|segment| segment.base() <= offset);
-        let mut segment = Arc::clone(self.segments.get(after.checked_sub(1)?)?);
-        if after == self.segments.len() {
-            while let Some(next) = segment.next.load_full().filter(|next| next.base() <= offset) {
-                segment = next;
-            }
-        }
-        Some(segment)
+    /// Whether the log begins there, also on the disk.
+    pub(super) fn is_trimmed_to(&self, offset: u64) -> bool {
+        offset == self.first_offset() && self.shared.trimmer.is_done()
     }
-}
-
-/// When the newest record of the first of these segments was appended, as far as the clock can be believed.
-fn newest(segments: &[Arc<Segment>], now: u64) -> u64 {
-    clock::newest(segments[0].newest(), segments[1..].iter().map(|segment| segment.header.created), now)
 }
 
 impl Shared {
-    /// Adds a segment that was begun, in place of one with the same base that ended empty.
-    pub(super) fn chain_add(&self, segment: &Arc<Segment>) {
-        self.chain_edit(|segments| {
-            segments.retain(|old| old.base() != segment.base());
-            segments.push(Arc::clone(segment));
-        });
-    }
-
-    fn chain_edit(&self, edit: impl Fn(&mut Vec<Arc<Segment>>)) {
-        loop {
-            let old = self.chain.load_full();
-            let mut segments = old.segments.clone();
-            edit(&mut segments);
-            if self.chain.replace(&old, Arc::new(Chain { segments })) {
-                return;
-            }
-        }
-    }
-
-    /// The offset before which segments may be dropped, by the bytes or the age that must be kept.
-    pub(super) fn past_keeping(&self, bytes: Option<u64>, age: Option<Duration>) -> u64 {
-        let (chain, durable) = (self.chain.load_full(), self.durable.get());
-        let mut total = chain.bytes();
-        let now = self.believed_now();
-        let oldest = age.and_then(|age| self.oldest(now, age));
-        let mut before = chain.first();
-        for (n, pair) in chain.segments.windows(2).enumerate() {
-            let expired = oldest.is_some_and(|oldest| newest(&chain.segments[n..], now) < oldest);
-            let kept = !expired && bytes.is_none_or(|bytes| total <= bytes);
-            if kept || pair[1].base() >= durable {
-                break; // the latter as in `hide`
-            }
-            total -= pair[0].file_bytes();
-            before = pair[1].base();
-        }
-        before
-    }
-
-    /// The time before which records are older than `age` at the time `now`; `None` as long as the clock may be wrong
-    /// about it.
-    pub(super) fn oldest(&self, now: u64, age: Duration) -> Option<u64> {
-        let doubted = self.env.belief.doubts(self.newest_found, now, self.env.machine.elapsed());
-        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-        (!doubted).then(|| now.saturating_sub(age))
-    }
-
-    /// The offsets of the first segment that may have a record that was appended at `time` or later; from the end on,
-    /// if no segment has one.
-    pub(super) fn segment_since(&self, time: u64) -> (u64, u64) {
-        let mut segments = self.chain.load_full().segments.clone();
-        while let Some(next) = segments.last().and_then(|last| last.next.load_full()) {
-            segments.push(next); // with records in memory only
-        }
-        let now = self.env.machine.now();
-        let last = segments.len().saturating_sub(1);
-        let old = (0..last).take_while(|&n| newest(&segments[n..], now) < time).count();
-        let from = segments.get(old).map_or(0, |segment| segment.base());
-        (from, segments.get(old + 1).map_or(u64::MAX, |segment| segment.base()))
-    }
-
     /// Whether callers trim by themselves: a log that was opened without room has no maintenance task, and no appends.
     /// Trimming frees the room.
     fn trims_itself(&self) -> bool {
