@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_is_itself_and_no_other() {
+    fn every_code_parses_to_itself() {
         for &code in Code::ALL {
             assert_eq!(Code::parse(code.as_str()), Some(code));
             assert!((400..600).contains(&code.status()));

@@ -267,7 +267,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_encoded_decodes(
+        fn encoded_frames_decode(
             seed: u32, record: u32, behind: u32, time in 0..1u64 << 48, more: bool,
             value in prop::collection::vec(any::<u8>(), 0..300),
         ) {
@@ -295,7 +295,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_decode_to_nothing_or_to_what_encodes_to_them(seed: u32, bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+        fn whatever_decodes_encodes_to_the_same_bytes(seed: u32, bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             if let Some(found) = decode(&bytes, Key::test(seed)) {
                 let again = encoded(seed, found.stamp(), found.frame.body);
                 prop_assert_eq!(&again[..], &bytes[..found.frame.words() as usize * WORD]);
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn an_extension_block_is_told_from_the_value_and_one_that_lies_is_no_frame() {
+    fn an_extension_block_is_distinguished_from_the_value_and_a_false_one_is_not_a_frame() {
         let stamp = Stamp { record: 1, behind: 0, time: 0, flags: EXTENDED };
         let bytes = encoded(1, stamp, b"\x03\0extvalue");
         let frame = decode(&bytes, Key::test(1)).unwrap().frame;
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_are_no_frame_under_any_seed_that_makes_their_crc_zero() {
+    fn zeros_are_not_a_frame_under_any_seed_that_makes_their_crc_zero() {
         // CRC-32C is invertible, so such a seed is known to exist without searching; the flag must reject it.
         for seed in 0..1u32 << 16 {
             assert_eq!(decode(&[0; 64], Key::test(seed.wrapping_mul(0x9E37_79B9))), None);

@@ -290,7 +290,7 @@ mod tests {
 
     /// What was added to a file was taken for what was stored; a file of another content likewise.
     #[test]
-    fn what_has_grown_goes_on_and_what_has_changed_is_refused() {
+    fn an_import_of_a_grown_file_continues_and_of_a_changed_one_is_refused() {
         let resumed = |split, before: &[u8], now: &[u8]| {
             let mut source = of(before, split);
             all(&mut source);
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_mark_of_an_import_is_one() {
+    fn only_import_marks_parse_as_import_marks() {
         let mark = "import: 12 bytes, 3 records, crc 0000abcd, closed";
         assert_eq!(mark.parse::<Progress>().unwrap().to_string(), mark);
         for bad in [

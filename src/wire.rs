@@ -126,7 +126,7 @@ mod tests {
 
     /// Whoever reserves memory for what a frame claims gives away 2 GiB for four bytes.
     #[test]
-    fn a_length_that_is_only_claimed_is_no_frame() {
+    fn a_length_without_its_bytes_is_not_a_frame() {
         assert_eq!(AppendFrame::split(&[0xff; 4]), None);
         assert_eq!(AnswerFrame::split(&[0xff; AnswerFrame::HEAD_BYTES]), None);
         assert_eq!(Prefix::from_bytes([0xff; 4]), Prefix { length: u32::MAX >> 1, json: true });
@@ -134,7 +134,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_and_what_is_cut_is_no_frame(
+        fn written_frames_are_read_and_cut_ones_are_not(
             offset: u64, time: u64, json: bool, value: Vec<u8>, behind: Vec<u8>,
         ) {
             let frame = AnswerFrame { offset, time, json, value: &value };
@@ -157,7 +157,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_a_frame_or_none(bytes: Vec<u8>) {
+        fn any_bytes_decode_without_a_panic(bytes: Vec<u8>) {
             if let Some((frame, rest)) = AnswerFrame::split(&bytes) {
                 let mut again = Vec::new();
                 frame.write(&mut again);

@@ -53,7 +53,7 @@ fn each_run_of_a_producer_stores_what_it_is_given() {
 
 /// The batch of the second one was dropped, as a repeat.
 #[test]
-fn of_two_producers_of_one_id_the_later_one_goes_on_and_the_earlier_one_is_told() {
+fn of_two_producers_with_one_id_the_later_continues_and_the_earlier_gets_an_error() {
     let (_data, _server, client) = start();
     run(async {
         let first = client.producer("clicks", "p").unwrap();
@@ -151,7 +151,7 @@ fn records_are_stored_once_and_in_order_over_kills_of_the_server() {
 }
 
 #[test]
-fn a_log_that_is_made_again_gets_what_comes_then() {
+fn a_log_that_is_created_again_gets_what_is_sent_after_that() {
     let (_data, _server, client) = start();
     run(async {
         let producer = client.producer("clicks", "p").unwrap();
@@ -170,7 +170,7 @@ fn a_log_that_is_made_again_gets_what_comes_then() {
 }
 
 #[test]
-fn errors_say_what_it_is() {
+fn errors_name_what_is_wrong() {
     let (_data, server, client) = start();
     run(async {
         for name in ["once?offset=5", "a/b", "bad name", "..", "", "-x", &"x".repeat(129)] {

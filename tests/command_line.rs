@@ -55,7 +55,7 @@ fn wrong_usage_is_2_and_help_is_0() {
 
 /// Some of these numbers made the server panic, when it started or at each connection, and one became 0.
 #[test]
-fn a_number_that_no_server_could_keep_to_is_wrong_usage() {
+fn a_setting_that_no_server_could_honour_is_wrong_usage() {
     for (flag, numbers) in [
         ("--max-connections", &["0", "18446744073709551615", "18446744073709551359"][..]),
         ("--max-header-bytes", &["0", "4294967296", "18446744073709551615"]),
@@ -81,7 +81,7 @@ fn a_number_that_no_server_could_keep_to_is_wrong_usage() {
 /// These values were accepted silently, and kept everybody out; and too little memory was reported as an unusable
 /// address.
 #[test]
-fn what_no_client_could_match_is_wrong_usage_and_too_little_memory_is_told_as_such() {
+fn impossible_origins_and_hosts_are_wrong_usage_and_too_little_memory_is_named() {
     let serve = |flag: &str, value: &str| {
         // The data directory is not a directory, so that a server that accepts the value exits as well.
         run(&["serve", "--data", "/dev/null", "--listen", "127.0.0.1:0", flag, value])
@@ -112,7 +112,7 @@ fn what_no_client_could_match_is_wrong_usage_and_too_little_memory_is_told_as_su
 }
 
 #[test]
-fn directories_that_cannot_be_served_are_told_apart() {
+fn directories_that_cannot_be_served_are_distinguished() {
     let place = tempfile::tempdir().unwrap();
     let serve =
         |data: &Path| failure(&["serve", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()]);
@@ -159,7 +159,7 @@ fn directories_that_cannot_be_served_are_told_apart() {
 }
 
 #[test]
-fn an_address_in_use_is_said() {
+fn an_address_in_use_is_reported() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let place = tempfile::tempdir().unwrap();
@@ -168,7 +168,7 @@ fn an_address_in_use_is_said() {
 }
 
 #[test]
-fn verify_and_repair_tell_what_is_damaged_and_mend_it() {
+fn verify_reports_damage_and_repair_fixes_it() {
     let place = tempfile::tempdir().unwrap();
     let dir = place.path().to_str().unwrap();
     log_with(place.path(), 10);
@@ -245,7 +245,7 @@ fn settings_come_from_flags_then_the_environment_then_a_file() {
 /// As root, it did not find the memory that the log's server had left, and gave it up; and it wrote files that the
 /// server could not open.
 #[test]
-fn a_log_of_another_user_is_repaired_only_if_that_is_said() {
+fn a_log_of_another_user_is_repaired_only_with_a_flag() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIPPED: only root can give a file to another user");
         return;
@@ -279,7 +279,7 @@ fn verify_and_repair_say_which_logs_a_directory_has() {
 
 /// Sizes had to be numbers of bytes, and addresses numbers.
 #[test]
-fn sizes_and_addresses_are_taken_as_people_write_them() {
+fn sizes_and_addresses_are_accepted_as_people_write_them() {
     let printed = |flags: &[&str]| {
         let output = run(&[&["serve", "--print-config"], flags].concat());
         (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
@@ -304,7 +304,7 @@ fn sizes_and_addresses_are_taken_as_people_write_them() {
 }
 
 #[test]
-fn settings_go_on_working_by_their_old_names() {
+fn settings_still_work_by_their_old_names() {
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join("millstream.toml");
     std::fs::write(&file, "max_decoded = 333\n").unwrap();
@@ -325,7 +325,7 @@ fn settings_go_on_working_by_their_old_names() {
 
 /// What was done was done, and then the command panicked.
 #[test]
-fn what_cannot_be_printed_is_said_in_one_line() {
+fn an_output_error_is_one_line() {
     let data = tempfile::tempdir().unwrap();
     let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
     let store =

@@ -252,7 +252,7 @@ fn a_full_disk_is_507_and_what_was_acknowledged_is_still_served() {
 
 /// There is little room for backings, or none at all.
 #[test]
-fn a_full_memory_file_system_is_told_and_appends_go_on_without_backings() {
+fn a_full_memory_file_system_is_reported_and_appends_continue_without_backings() {
     for taken in [0, 1024] {
         let (data, backings) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let Some(disk) = small_disk(backings.path(), 1024) else { return };

@@ -74,7 +74,7 @@ fn next_offset(dir: &Path, shm_dir: &Path) -> u64 {
 }
 
 #[test]
-fn what_was_acknowledged_in_memory_is_there_where_the_store_was_moved() {
+fn records_acknowledged_in_memory_follow_a_moved_store() {
     for to in ["store", "moved", "deeper/moved"] {
         let (place, shm_dir) = left();
         let (from, to) = (place.path().join("store"), place.path().join(to));
@@ -85,7 +85,7 @@ fn what_was_acknowledged_in_memory_is_there_where_the_store_was_moved() {
 }
 
 #[test]
-fn what_was_acknowledged_in_memory_is_there_after_a_time_in_which_the_directory_was_not() {
+fn records_acknowledged_in_memory_survive_a_missing_log_directory() {
     let (place, shm_dir) = left();
     let (dir, away) = (place.path().join("store"), place.path().join("not mounted"));
     std::fs::rename(&dir, &away).unwrap();
@@ -107,7 +107,7 @@ fn a_copy_of_a_store_does_not_take_what_the_original_has_in_memory() {
 }
 
 #[test]
-fn a_deleted_log_takes_its_memory_along_also_if_the_process_ends_on_the_way() {
+fn deleting_a_log_removes_its_backings_even_if_the_process_ends_halfway() {
     let (place, shm_dir) = left();
     let dir = place.path().join("store");
     std::fs::rename(dir.join("a"), dir.join(".deleted-1-a")).unwrap();

@@ -91,13 +91,12 @@ fn what_the_pages_for_contributors_name_exists() {
 }
 
 #[test]
-fn what_does_not_exist_is_found_out() {
+fn names_that_do_not_exist_are_found() {
     let source = [
         (PathBuf::from("src/log/trim.rs"), "impl Shared {\n    fn remove(&self) {}\n}".to_owned()),
         (PathBuf::from("src/log.rs"), "struct Shared {\n    chain: u8,\n}\n// fn gone()".to_owned()),
     ];
-    let there =
-        ["Shared::remove", "Shared::chain", "trim::remove", "log::trim", "log/trim", "trim.rs"];
+    let there = ["Shared::remove", "Shared::chain", "trim::remove", "log::trim", "log/trim", "trim.rs"];
     assert!(there.iter().all(|name| exists(&source, name) == Some(true)));
     let gone = ["Shared::remov", "Shared::gone", "trim::chain", "log::flush", "log/flush", "flush.rs"];
     assert!(gone.iter().all(|name| exists(&source, name) == Some(false)));

@@ -126,7 +126,7 @@ fn each_format_is_appended_and_read_in_each() {
 }
 
 #[test]
-fn ranges_are_bounded_and_say_how_to_go_on() {
+fn ranges_are_bounded_and_say_how_to_continue() {
     let (_data, server) = start(&["--create-logs", "--segment-bytes", "65536", "--memory-bytes", "1048576"]);
     let mut client = server.connect();
     let base = "/v1/logs/events/records";
@@ -350,7 +350,7 @@ fn logs_are_created_listed_described_and_deleted() {
 }
 
 #[test]
-fn long_polls_end_when_something_comes_or_time_is_up() {
+fn long_polls_end_when_a_record_arrives_or_the_time_is_up() {
     let (_data, server) = start(&["--create-logs"]);
     let mut client = server.connect();
     let base = "/v1/logs/a/records";
@@ -716,7 +716,7 @@ fn an_epoch_that_a_client_names_leaves_others_to_be_given() {
 /// collectd, Vector, Fluent Bit and Logstash send lists; others give NDJSON another name, compress by `deflate`, or begin
 /// with a mark of byte order.
 #[test]
-fn what_senders_really_send_is_taken() {
+fn bodies_of_real_shippers_are_accepted() {
     let (_data, server) = start(&["--create-logs"]);
     let mut client = server.connect();
     let base = "/v1/logs/a/records";
@@ -794,7 +794,7 @@ fn the_books_api_keeps_to_the_settings_of_its_log() {
 
 /// Whoever waited for a log that was deleted was told 503 `writer_failed`, "open the log again to recover".
 #[test]
-fn whoever_waits_for_a_log_that_is_deleted_is_told_so() {
+fn waiters_of_a_deleted_log_get_an_error() {
     let (_data, server) = start(&["--create-logs"]);
     append(&mut server.connect(), "/v1/logs/a/records", NDJSON, b"0");
     let (mut waiting, mut tailing) = (server.connect(), server.connect());

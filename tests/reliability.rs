@@ -81,7 +81,7 @@ fn every_test_that_the_pages_name_is_in_the_source() {
 }
 
 #[test]
-fn what_is_no_test_is_not_taken_for_one() {
+fn what_is_not_a_test_is_not_counted_as_one() {
     let source = "#[test]\n#[cfg(unix)]\nfn one() {}\nfn helper() {}\n// #[test]\nfn two() {}\n#[test]\n/// Why.\nfn three() {}";
     assert_eq!(tests_in(source).into_iter().collect::<Vec<_>>(), ["one", "three"]);
     let page =

@@ -60,7 +60,7 @@ fn unsafe_code_is_in_the_chunk_only_and_each_use_is_argued_for() {
 }
 
 #[test]
-fn what_is_no_unsafe_code_is_not_taken_for_it() {
+fn what_is_not_unsafe_code_is_not_counted_as_such() {
     let source = "// unsafe\nlet a = \"unsafe\";\nunsafe_op();\n// SAFETY: ours.\nunsafe { b() };\nunsafe { c() };\n\
         // SAFETY: theirs.\nlet all =\n    unsafe { d() };\n// SAFETY: far away.\nlet e = 1;\nunsafe { f() };";
     assert_eq!(uses(source), [(5, true), (6, false), (9, true), (12, false)]);

@@ -131,14 +131,14 @@ fn an_import_of_a_file_that_grows(at: &[&str]) {
 }
 
 #[test]
-fn an_import_of_a_file_that_grows_goes_on_and_one_that_changes_is_refused_on_a_server() {
+fn an_import_of_a_file_that_grows_continues_and_one_that_changes_is_refused_on_a_server() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     an_import_of_a_file_that_grows(&["--url", &server.address]);
 }
 
 #[test]
-fn an_import_of_a_file_that_grows_goes_on_and_one_that_changes_is_refused_in_a_directory() {
+fn an_import_of_a_file_that_grows_continues_and_one_that_changes_is_refused_in_a_directory() {
     let data = tempfile::tempdir().unwrap();
     an_import_of_a_file_that_grows(&["--data", data.path().to_str().unwrap()]);
 }
@@ -189,7 +189,7 @@ fn a_line_that_is_piped_is_stored_soon_and_all_that_was_read_before_a_signal() {
 }
 
 #[test]
-fn following_goes_on_over_a_restart_of_the_server() {
+fn following_continues_over_a_restart_of_the_server() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     let (url, address) = (format!("http://{}", server.address), server.address.clone());
@@ -212,7 +212,7 @@ fn following_goes_on_over_a_restart_of_the_server() {
 
 /// It waited for the next record, for however long that took to come.
 #[test]
-fn following_ends_when_nobody_reads_any_more() {
+fn following_ends_when_its_reader_is_gone() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs"]);
     good(&["append", "a", "--url", &server.address], "one\n");
@@ -242,7 +242,7 @@ fn start_at(data: &Path, address: &str) -> Server {
 }
 
 #[test]
-fn what_cannot_be_reached_or_is_wrong_is_said_in_one_line() {
+fn an_unreachable_server_or_a_wrong_argument_is_one_line() {
     let (code, said) = bad(&["read", "a", "--url", "http://127.0.0.1:1"], "");
     assert!(code == Some(1) && said.contains("is the server running?"), "{said}");
     let (code, said) = bad(&["read", "a", "--url", "ftp://x"], "");

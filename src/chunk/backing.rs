@@ -503,7 +503,7 @@ mod tests {
     /// One opening of a log ended while another created its first backing: the directory was removed in between, and
     /// the chunk got no backing, though there was room.
     #[test]
-    fn a_backing_is_made_whoever_removes_the_empty_directory() {
+    fn a_backing_is_created_even_if_its_empty_directory_is_removed_meanwhile() {
         let (place, over) = (tempfile::tempdir().unwrap(), Arc::new(AtomicBool::new(false)));
         let made = backings(place.path(), place.path());
         let (at, stops) = (place.path().to_owned(), Arc::clone(&over));
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_bit_makes_a_backing_strange_and_never_one_of_another_log() {
+    fn a_changed_bit_makes_a_backing_unreadable_and_never_one_of_another_log() {
         let place = tempfile::tempdir().unwrap();
         let made = backings(place.path(), place.path());
         let mut memory = super::super::ChunkMemory::shared(4096, Some(&made)).unwrap();

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_waits_within_the_limit_for_the_log_that_had_it() {
+    fn freed_memory_is_pooled_for_its_log_within_the_limit() {
         let one = ChunkMemory::footprint(4096);
         let pool = Pool::new(3 * one);
         let (a, b) = (PoolShare::new(&pool), PoolShare::new(&pool));
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn of_the_wrong_size_nothing_is_kept() {
+    fn pooled_memory_of_another_size_is_freed() {
         let pool = Pool::new(1 << 20);
         let share = PoolShare::new(&pool);
         put(&share, 4096);

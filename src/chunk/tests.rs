@@ -46,7 +46,7 @@ fn the_contiguous_end_stops_at_batches_and_not_within_them() {
 
 #[test]
 #[should_panic(expected = "scanned")]
-fn bytes_that_were_not_scanned_are_not_given_out() {
+fn unscanned_bytes_are_never_returned() {
     let chunk = chunk(4096);
     append(&chunk, &[b"a"]);
     chunk.bytes(0..4);
@@ -75,7 +75,7 @@ fn a_batch_that_no_empty_chunk_holds_is_refused_before_anything_is_reserved() {
 }
 
 #[test]
-fn an_empty_chunk_closed_by_a_batch_too_large_for_it_ends_at_nothing() {
+fn an_empty_chunk_that_a_too_large_batch_closes_stays_empty() {
     let chunk = chunk(4096);
     let value = vec![0; 5000];
     let large: &[&[u8]] = &[&value];
@@ -110,7 +110,7 @@ fn four_threads_get_dense_numbers_and_whole_frames() {
 }
 
 #[test]
-fn dropped_memory_is_handed_on_clean() {
+fn freed_chunk_memory_is_reused_clean() {
     let share = PoolShare::new(&Pool::new(1 << 20));
     let chunk = Chunk::new(ChunkMemory::new(4096).unwrap(), Some(Arc::clone(&share)));
     append(&chunk, &[b"a", b"b"]);

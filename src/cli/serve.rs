@@ -392,7 +392,7 @@ mod tests {
 
     /// With 24 files, the only message was "Too many open files"; with 30, there was no file for a third log.
     #[test]
-    fn too_few_files_are_told_of() {
+    fn too_low_a_file_limit_is_reported() {
         assert_eq!(files_to_share(1024, 2), Ok(994));
         assert_eq!(files_to_share(78, 2), Ok(48));
         let refused = files_to_share(77, 2).unwrap_err();

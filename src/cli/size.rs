@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_taken_as_people_write_them() {
+    fn sizes_are_accepted_as_people_write_them() {
         for (text, bytes) in
             [("0", 0), ("4096", 4096), ("64MiB", 64 << 20), ("1.5 GB", 1_500_000_000), ("2kib", 2048)]
         {

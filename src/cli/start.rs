@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_to_begin_is_said_as_in_the_api() {
+    fn start_positions_are_given_as_in_the_api() {
         for (text, expected) in [
             ("0", Some(StartAt::Offset(0))),
             ("18446744073709551615", Some(StartAt::Offset(u64::MAX))),

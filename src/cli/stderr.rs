@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_fit_is_counted_and_an_error_of_writing_ends_nothing() {
+    fn records_that_do_not_fit_are_counted_and_write_errors_end_nothing() {
         struct Sometimes(Vec<u8>, usize);
         impl Write for Sometimes {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

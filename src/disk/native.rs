@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_is_there_is_joined_by_any_number_and_keeps_the_one_out_who_wants_it_alone() {
+    fn a_shared_lock_has_any_number_of_holders_and_excludes_an_exclusive_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         assert!(native().join_lock(&path).unwrap().is_none());

@@ -125,7 +125,7 @@ mod tests {
 
     /// A task that was to send the pieces, and panicked, left what looked like a whole answer.
     #[test]
-    fn pieces_are_made_when_they_are_asked_for_and_an_error_or_a_panic_is_no_end() {
+    fn body_chunks_are_produced_on_demand_and_an_error_or_a_panic_does_not_end_the_body_cleanly() {
         static MADE: AtomicU32 = AtomicU32::new(0);
         async fn next((piece, end): (u32, Option<bool>)) -> io::Result<Option<(Bytes, (u32, Option<bool>))>> {
             MADE.store(piece, Ordering::Relaxed);

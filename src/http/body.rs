@@ -347,7 +347,7 @@ mod tests {
     /// `null` instead of one of several words was reported as not being JSON, and codings were compared
     /// case-sensitively.
     #[test]
-    fn what_is_json_is_told_so_and_codings_do_not_depend_on_case() {
+    fn json_of_the_wrong_shape_is_not_reported_as_invalid_json_and_codings_ignore_case() {
         let code = |body: &str| {
             let refused = parse::<crate::store::LogSettings>(body.as_bytes(), "x").err();
             refused.map_or(String::new(), |problem| problem.to_string().split(':').next().unwrap().to_owned())

@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_wrong_or_unknown_is_refused() {
+    fn missing_wrong_or_unknown_fields_are_refused() {
         for text in [
             "{}",
             "[]",

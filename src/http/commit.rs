@@ -130,7 +130,7 @@ mod tests {
     /// Each time a request was looked at it took another place in the queue, and kept them all until a commit, which on a
     /// full disk may be never, also when its client had left.
     #[test]
-    fn a_request_that_waits_has_one_place_and_leaves_it_when_its_client_goes() {
+    fn a_waiting_request_has_one_place_in_the_queue_and_leaves_it_when_its_client_disconnects() {
         let full = Arc::new(AtomicBool::new(false));
         let is_full = Arc::clone(&full);
         let gate = Gate::new(Arc::new(Sim::new(1)), move |operation, _: &Path| {

@@ -582,7 +582,7 @@ mod tests {
     }
     /// 62 KB of ranges took a server thread 3.3 s: each was compared with each other one.
     #[test]
-    fn a_header_section_full_of_ranges_is_gone_through_once() {
+    fn a_header_section_full_of_ranges_is_parsed_once() {
         let accept = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, value.parse().unwrap());

@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_are_ours_are_known_and_no_other() {
+    fn only_our_own_host_names_are_accepted() {
         let loopback = guard("127.0.0.1:4437", &["log.example.com:80", "*.example.org", "192.0.2.7"]);
         let any = guard("0.0.0.0:4437", &[]);
         assert!(guard("127.0.0.1:4437", &["2001:db8::1"]).knows("[2001:db8::1]:80"));

@@ -198,7 +198,7 @@ mod tests {
 
     /// A request that waited for a busy log was first in the queue of its connection.
     #[test]
-    fn who_waits_for_a_busy_log_keeps_nobody_from_others() {
+    fn waiting_for_a_busy_log_delays_no_request_for_others() {
         with_server(|server| {
             let line = Line::default();
             let busy = poll(&mut server.ask("busy", &line)).unwrap();

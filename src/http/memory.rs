@@ -484,7 +484,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_buffer_is_what_was_put_into_it(
+        fn a_buffer_holds_what_was_written_to_it(
             parts in prop::collection::vec((any::<u8>(), 0..50_000usize), 0..12), most in 1..300_000usize,
         ) {
             let memory = Memory::new(1 << 20, 1 << 10, 1);

@@ -137,7 +137,7 @@ mod tests {
 
     /// Only a time in UTC was taken, and one before 1970 was said not to be one.
     #[test]
-    fn times_are_taken_as_people_and_programs_write_them() {
+    fn times_are_accepted_as_people_and_programs_write_them() {
         let at = 1_767_323_045_678;
         for (value, millis) in [
             ("2026-01-02T03:04:05.678Z", at),

@@ -249,7 +249,7 @@ mod tests {
 
     /// The name of an unknown member was logged unchanged, with line ends and terminal control sequences.
     #[test]
-    fn what_clients_send_is_one_line_of_text() {
+    fn text_from_clients_is_logged_on_one_line() {
         let problem = Problem::new(
             Code::InvalidRequest,
             "x\n2026 ERROR \u{1b}[31m\u{85}\u{202e}\u{2028} é \"q\" 'r' \\",

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_each_code_ten_are_reported_in_ten_seconds_and_the_others_counted() {
+    fn ten_errors_of_a_code_are_logged_in_ten_seconds_and_the_others_counted() {
         let (reports, begun) = (Reports::default(), Instant::now());
         let count = |code, second| reports.count(code, begun + Duration::from_secs(second));
         let reported = (0..1000).filter(|_| count("corrupt", 1).is_some()).count();

@@ -80,7 +80,7 @@ mod tests {
     };
 
     #[test]
-    fn what_a_client_has_not_taken_is_known() {
+    fn unsent_bytes_of_a_connection_are_counted() {
         for address in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
             let Ok(listener) = TcpListener::bind(address) else { continue }; // a machine without IPv6
             let port = listener.local_addr().unwrap().port();

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_says_that_a_log_is_old_is_doubted_until_it_was_watched_for_a_while() {
+    fn a_clock_that_makes_a_log_old_is_doubted_for_a_while() {
         let (belief, second) = (Belief::default(), |n: u64| Duration::from_secs(n));
         assert!(belief.doubts(NOW - YEARS, NOW, second(5000)), "not watched at all");
         belief.now(NOW, second(10));

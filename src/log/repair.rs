@@ -308,7 +308,7 @@ mod tests {
 
     /// Other segments were rewritten before it was noticed.
     #[test]
-    fn what_is_beyond_repair_is_left_as_it_is() {
+    fn a_log_beyond_repair_is_left_unchanged() {
         let sim = Sim::new(1);
         let log = open(&sim).unwrap();
         for n in 0..20u8 {

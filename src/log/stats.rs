@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_go_to_the_lowest_bucket_that_holds_them() {
+    fn histogram_values_go_to_the_lowest_bucket_that_holds_them() {
         let histogram = Histogram::new(16);
         for value in [0, 16, 17, 32, 33, u64::MAX >> 1] {
             histogram.add(value);

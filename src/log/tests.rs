@@ -29,7 +29,7 @@ pub(super) fn values(log: &Log) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn what_is_appended_is_read_across_segments_and_after_opening_again() {
+fn appended_records_are_read_across_segments_and_after_reopening() {
     let sim = Sim::new(1);
     let log = open(&sim).unwrap();
     let expected: Vec<Vec<u8>> = (0..500u32).map(|n| vec![n as u8; n as usize % 300]).collect();
@@ -59,7 +59,7 @@ fn a_second_opening_is_refused_while_the_first_is_there() {
 }
 
 #[test]
-fn trimming_drops_whole_segments_and_offsets_go_on_after_opening_again() {
+fn trimming_drops_whole_segments_and_offsets_continue_after_opening_again() {
     let sim = Sim::new(1);
     let log = open(&sim).unwrap();
     for _ in 0..300 {
@@ -192,7 +192,7 @@ fn damage_in_a_sealed_segment_is_an_error_of_that_read_and_verify_finds_it() {
 /// much as its whole segment.
 #[cfg(feature = "server")]
 #[test]
-fn what_is_known_ahead_of_a_record_is_what_reading_it_finds() {
+fn a_peek_at_a_record_agrees_with_reading_it() {
     let (sim, all) = filled(200);
     let path = Path::new(DIR).join("00000000000000000000.seg");
     sim.damage(&path, |bytes| bytes[4096 + 3 * 128 + 22] ^= 0x40); // a flag that nobody knows
@@ -247,7 +247,7 @@ fn a_missing_segment_is_damage_and_the_rest_is_served() {
 }
 
 #[test]
-fn a_failed_write_fails_appends_for_good_and_reads_go_on() {
+fn a_failed_write_fails_appends_for_good_and_reads_continue() {
     let sim = Sim::new(1);
     let log = open(&sim).unwrap();
     let first = log.append(b"a").unwrap();
@@ -263,7 +263,7 @@ fn a_failed_write_fails_appends_for_good_and_reads_go_on() {
 }
 
 #[test]
-fn a_full_disk_is_told_and_appends_go_on_when_there_is_room() {
+fn a_full_disk_is_reported_and_appends_continue_when_there_is_room() {
     let sim = Sim::new(1);
     let log = open(&sim).unwrap();
     sim.set_room(Some(0));
@@ -347,7 +347,7 @@ fn readers_that_follow_get_every_record_in_order_while_appenders_roll() {
 }
 
 #[test]
-fn with_memory_durability_what_is_acknowledged_can_be_read_before_it_is_on_disk() {
+fn with_memory_durability_acknowledged_records_can_be_read_before_they_are_on_disk() {
     let sim = Sim::new(1);
     let log =
         Log::open_on(std::sync::Arc::new(sim.clone()), Path::new(DIR), with(Durability::Memory)).unwrap();
@@ -487,7 +487,7 @@ fn what_was_appended_as_json_says_so_in_memory_and_from_disk() {
 /// Each segment holds the one after it. Whoever held an old one last dropped them all, one within the other, and the
 /// process ended for lack of stack.
 #[test]
-fn whoever_holds_an_old_segment_last_drops_those_behind_it_one_by_one() {
+fn dropping_the_last_handle_of_an_old_segment_does_not_recurse() {
     const SEGMENTS: u64 = 3000;
     let sim = Sim::new(1);
     let log = open(&sim).unwrap();
@@ -511,7 +511,7 @@ fn whoever_holds_an_old_segment_last_drops_those_behind_it_one_by_one() {
 
 /// The time of its end cannot be represented, and computing it panicked.
 #[test]
-fn waiting_for_ever_is_waiting_without_an_end() {
+fn an_infinite_timeout_waits_without_a_deadline() {
     let log = open(&Sim::new(1)).unwrap();
     log.append(b"a").unwrap();
     log.flush().unwrap();
@@ -528,7 +528,7 @@ fn waiting_for_ever_is_waiting_without_an_end() {
 /// Whoever had looked up the segments before the log moved on and was trimmed found a segment that ends before the record, and
 /// took the record for damaged.
 #[test]
-fn what_was_trimmed_is_told_as_trimmed_also_by_a_list_of_segments_from_before() {
+fn trimmed_records_are_reported_as_trimmed_even_by_an_older_chain() {
     let log = open(&Sim::new(1)).unwrap();
     log.append(&[7; 3000]).unwrap();
     log.flush().unwrap();

@@ -154,7 +154,7 @@ mod models {
     use crate::sync::Arc;
 
     #[test]
-    fn loom_no_wake_up_is_lost_between_a_waiter_and_the_one_who_advances() {
+    fn loom_no_wake_up_is_lost_between_a_waiter_and_an_advance() {
         loom::model(|| {
             let frontier = Arc::new(Frontier::new(0));
             let waiter = Arc::clone(&frontier);
@@ -166,7 +166,7 @@ mod models {
     }
 
     #[test]
-    fn loom_two_who_wait_for_different_points_are_both_woken() {
+    fn loom_two_waiters_for_different_offsets_are_both_woken() {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(3);
         builder.check(|| {
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_leaves_is_forgotten_and_the_nearest_point_follows() {
+    fn a_waiter_that_leaves_is_forgotten_and_the_next_target_is_used() {
         let frontier = Frontier::new(0);
         let near = frontier.join(5, Waker::noop()).unwrap();
         frontier.join(9, Waker::noop()).unwrap();

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_decodes_to_itself_with_its_mark_in_either_format() {
+    fn a_header_round_trips_with_its_mark_in_either_format() {
         for header in [HEADER, Header { secret: Secret(None), ..HEADER }] {
             assert_eq!(Header::decode(&header.encode(0)), Ok(decoded(header, 0, true)));
             assert_eq!(Header::decode(&header.encode(9)), Ok(decoded(header, 9, true)));
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_byte_is_made_good_by_the_copy_and_a_changed_mark_is_none() {
+    fn a_changed_byte_is_restored_from_the_copy_and_a_changed_mark_is_not_a_mark() {
         for at in (0..SECRET_COVERED + 4).flat_map(|at| [at, COPY + at]) {
             let mut block = HEADER.encode(9);
             block[at] ^= 0x10;
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_version_is_told_from_damage() {
+    fn a_newer_version_is_distinguished_from_damage() {
         let mut block = HEADER.encode(0);
         block[8] = 3;
         let crc = crc32c::crc32c(&block[..COVERED]);

@@ -99,7 +99,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_scan_that_goes_on_is_as_one_from_the_start() {
+    fn a_resumed_scan_finds_what_one_from_the_start_finds() {
         let bytes = frames(&[(0, 0, 0), (1, 1, MORE), (2, 2, 0), (3, 3, 0), (4, 4, MORE)]);
         for end in 0..=bytes.len() {
             assert_eq!(scan(&bytes[..end], KEY).go_on(&bytes, KEY), scan(&bytes, KEY), "{end}");
@@ -107,7 +107,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_first_of_a_scan_are_as_if_no_more_had_been_there() {
+    fn the_first_records_of_a_scan_do_not_depend_on_those_after_them() {
         let bytes = frames(&[(0, 0, 0), (1, 1, 0), (2, 2, 0)]);
         for records in 0..4 {
             let fewer = scan(&bytes[..(records as usize * 32).min(bytes.len())], KEY);

@@ -210,7 +210,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_finds_just_the_frames_that_verify(pieces in prop::collection::vec(piece(), 0..12), record in 0..6u32) {
+        fn a_search_finds_exactly_the_frames_that_verify(pieces in prop::collection::vec(piece(), 0..12), record in 0..6u32) {
             let bytes = pieces.concat();
             prop_assert_eq!(frames_from(&bytes, KEY, 0, record), plainly(&bytes, 0, record));
         }
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_behind_a_hole_say_how_far_the_log_was_durable() {
+    fn frames_after_a_hole_show_how_far_the_log_was_durable() {
         let mut bytes = frames(&[(0, 0, 0), (1, 1, 0), (2, 2, 0), (3, 1, 0)]);
         bytes[40] ^= 1; // record 1
         assert_eq!(scan(&bytes, KEY).positions, [0]);

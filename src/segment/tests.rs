@@ -81,7 +81,7 @@ fn written(secret: Secret) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_written_is_the_golden_file_to_the_byte() {
+fn written_files_equal_the_golden_file() {
     for (secret, path) in GOLDEN {
         if std::env::var_os("MILLSTREAM_NEW_GOLDEN").is_some() {
             std::fs::write(path, written(secret)).unwrap();

@@ -150,7 +150,7 @@ fn a_segment_that_was_replaced_while_it_was_empty_is_not_sealed_over_its_success
 /// There was a backing that was not restored, beside a log that had continued without it. A damaged record in the part
 /// that both have was mended from the backing, and everything after it was overwritten with the content of the backing.
 #[test]
-fn damage_is_not_mended_out_of_the_memory_of_another_history() {
+fn damage_is_not_repaired_from_a_backing_of_another_history() {
     let at = tempfile::tempdir().unwrap();
     let sim = Sim::new(1);
     let log = open(&sim, Some(at.path())).unwrap();
@@ -186,7 +186,7 @@ fn damage_is_not_mended_out_of_the_memory_of_another_history() {
 /// larger one. The backing of the larger one was bound to a frame that no longer existed, and was not restored after a
 /// kill.
 #[test]
-fn trimming_leaves_the_frame_that_memory_is_bound_to() {
+fn trimming_leaves_the_frame_that_a_backing_is_bound_to() {
     let at = tempfile::tempdir().unwrap();
     let mut random = Random::new(1);
     let (world, clock) = (World::new(Sim::new(1), &mut random), clock(&mut random));
@@ -220,7 +220,7 @@ fn trimming_leaves_the_frame_that_memory_is_bound_to() {
 /// the same name was created when the clock showed the same time again: in the same directory, with the old log's
 /// records.
 #[test]
-fn what_is_left_of_a_deleted_log_is_no_part_of_one_that_is_made_at_the_same_moment() {
+fn leftovers_of_a_deleted_log_never_become_part_of_a_new_one() {
     for steps in 1..200 {
         let mut random = Random::new(steps);
         let clock = clock(&mut random);

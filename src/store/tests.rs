@@ -106,7 +106,7 @@ fn a_log_is_open_in_the_store_or_by_itself_never_both() {
 }
 
 #[test]
-fn logs_share_the_memory_and_each_goes_on_when_others_have_taken_it_all() {
+fn logs_share_the_memory_and_each_continues_when_others_have_taken_it_all() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), StoreOptions { open_logs: 100, ..options() }).unwrap();
     let (limit, least) = (store.options().log.memory_bytes, crate::chunk::ChunkMemory::footprint(4096));
@@ -143,7 +143,7 @@ fn logs_share_the_memory_and_each_goes_on_when_others_have_taken_it_all() {
 /// with them records that were acknowledged in memory. Only backings of logs that were deleted, but not yet removed,
 /// may be removed.
 #[test]
-fn backings_of_logs_that_cannot_be_seen_stay_and_those_of_deleted_logs_go() {
+fn backings_of_missing_logs_are_kept_and_those_of_deleted_logs_removed() {
     use crate::chunk::{ChunkMemory, ShmBacking};
     let (dir, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let with = || {
@@ -200,7 +200,7 @@ fn retention_by_bytes_and_by_age_drops_whole_segments_from_the_front() {
 }
 
 #[test]
-fn what_has_become_too_old_goes_also_while_nobody_has_the_log_open() {
+fn expired_segments_are_dropped_even_while_the_log_is_closed() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), options()).unwrap();
     for n in 0..20 {
@@ -234,7 +234,7 @@ fn what_has_become_too_old_goes_also_while_nobody_has_the_log_open() {
 }
 
 #[test]
-fn many_who_create_use_and_delete_the_same_names_never_open_one_twice() {
+fn concurrent_creation_use_and_deletion_never_open_a_log_twice() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), options()).unwrap();
     std::thread::scope(|scope| {
@@ -267,7 +267,7 @@ fn allowed(error: &Error) {
 }
 
 #[test]
-fn a_log_that_outlives_its_store_keeps_others_out() {
+fn a_log_that_outlives_its_store_keeps_its_lock() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), options()).unwrap();
     store.create("a", &LogSettings::default()).unwrap();
@@ -282,7 +282,7 @@ fn a_log_that_outlives_its_store_keeps_others_out() {
 }
 
 #[test]
-fn a_deleted_log_that_somebody_holds_leaves_its_namesake_alone() {
+fn a_deleted_log_that_is_still_held_does_not_affect_a_new_log_of_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), options()).unwrap();
     // A log with a spare segment, under a file name that any other log's spare segment has as well.
@@ -314,7 +314,7 @@ fn a_deleted_log_that_somebody_holds_leaves_its_namesake_alone() {
 /// A thread was suspended just before it saved a log's producers, and then wrote them into a log that had been created
 /// under the same name in the meantime.
 #[test]
-fn producers_are_never_written_into_a_log_that_has_taken_the_name_of_theirs() {
+fn producers_are_never_saved_into_a_new_log_of_that_name() {
     use crate::{
         disk::gate::{Gate, Operation},
         log::{Payload, ProducerBatch},
@@ -378,7 +378,7 @@ fn stands(dir: &Path) -> Vec<String> {
 
 /// If a log could not be created for lack of room, its name was taken until the server was restarted.
 #[test]
-fn a_log_whose_making_failed_anywhere_is_made_by_the_next_attempt() {
+fn wherever_creating_a_log_fails_the_next_attempt_creates_it() {
     // EIO, EMFILE, ENOSPC.
     for code in [5, 24, 28] {
         let mut failed = 0;
@@ -409,7 +409,7 @@ fn a_log_whose_making_failed_anywhere_is_made_by_the_next_attempt() {
 
 /// The log had been renamed already, and nobody noted its new name: it stayed until a restart.
 #[test]
-fn a_log_whose_making_cannot_be_undone_at_once_is_removed_later() {
+fn a_half_created_log_that_cannot_be_removed_at_once_is_removed_later() {
     use crate::disk::gate::{Gate, Operation};
     use std::sync::atomic::{AtomicBool, Ordering};
     let dir = tempfile::tempdir().unwrap();
@@ -433,7 +433,7 @@ fn a_log_whose_making_cannot_be_undone_at_once_is_removed_later() {
 }
 
 #[test]
-fn a_log_whose_making_failed_and_could_not_be_undone_is_a_log_like_any_other() {
+fn a_log_whose_creation_failed_and_could_not_be_undone_is_usable() {
     use crate::disk::gate::{Gate, Operation};
     let dir = tempfile::tempdir().unwrap();
     let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
@@ -467,7 +467,7 @@ fn a_log_whose_making_failed_and_could_not_be_undone_is_a_log_like_any_other() {
 }
 
 #[test]
-fn a_log_whose_deletion_failed_anywhere_is_there_or_deleted_by_the_next_attempt() {
+fn wherever_deleting_a_log_fails_it_is_usable_or_deleted_by_the_next_attempt() {
     for nth in 1..12 {
         for also in [usize::MAX, nth + 1] {
             use crate::disk::gate::{Gate, Operation};
@@ -526,7 +526,7 @@ fn delete_of_a_log_that_is_not_open_takes_its_backings() {
 }
 
 #[test]
-fn what_is_left_of_a_deleted_log_does_not_keep_a_store_from_opening() {
+fn leftovers_of_a_deleted_log_do_not_prevent_a_store_from_opening() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), options()).unwrap();
     store.create("a", &LogSettings::default()).unwrap();

@@ -217,7 +217,7 @@ fn slow_uploads_hold_no_more_than_the_budget_and_what_does_not_fit_is_refused_be
 
 /// The metric stayed 0 after 2,000 of them: the answer had already taken its next piece when the connection ended.
 #[test]
-fn readers_that_are_dropped_are_counted() {
+fn dropped_readers_are_counted() {
     let data = tempfile::tempdir().unwrap();
     let server = filled(data.path());
     let tail =
@@ -254,7 +254,7 @@ fn readers_that_are_dropped_are_counted() {
 /// Each log's feed kept the piece that was given to its tails last, with its part of the budget, until the next one:
 /// after a burst over enough logs, every larger answer was refused permanently.
 #[test]
-fn tails_without_news_hold_nothing() {
+fn idle_tails_hold_no_memory() {
     const LOGS: usize = 40;
     let data = tempfile::tempdir().unwrap();
     let small =
@@ -358,7 +358,7 @@ impl Drop for Stop<'_> {
 
 /// What the book's endpoint makes from a body, its value without base64, was not in any budget.
 #[test]
-fn what_the_books_endpoint_decodes_is_in_the_budget() {
+fn what_the_books_endpoint_decodes_counts_against_the_budget() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--body-seconds", "20"]);
     let in_use = || metric(&server, "millstream_http_memory_bytes") as usize;

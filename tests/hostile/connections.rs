@@ -72,7 +72,7 @@ fn every_state_of_a_connection_ends() {
 
 /// 50 silent sockets permanently locked everybody out of a server with `--max-connections 50`.
 #[test]
-fn when_connections_run_out_the_idlest_makes_place() {
+fn when_connections_run_out_the_idlest_is_closed() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--max-connections", "50"]);
     let mut good = server.connect();
@@ -160,7 +160,7 @@ fn trickle(address: &str, many: usize, end: &AtomicBool) {
 /// Any byte counted as progress of a body: 4,300 clients that sent one every 3 s kept all others out, and those that
 /// got in were closed after their first answer.
 #[test]
-fn clients_that_trickle_make_place_and_those_that_behave_keep_theirs() {
+fn trickling_clients_are_evicted_and_well_behaved_ones_are_not() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--max-connections", "48"]);
     server.connect().append(b"0").unwrap();
@@ -215,7 +215,7 @@ impl Drop for Ends<'_> {
 
 /// Nothing was logged about it.
 #[test]
-fn that_connections_make_place_is_said_now_and_then() {
+fn closing_connections_at_the_limit_is_logged_at_intervals() {
     let data = tempfile::tempdir().unwrap();
     let (mut server, said) = said(data.path(), &["--max-connections", "4"], "info");
     let _silent: Vec<_> = (0..60)

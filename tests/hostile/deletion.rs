@@ -77,7 +77,7 @@ fn requests_that_race_with_the_deletion_of_their_log_are_told_that_it_is_not_the
 
 /// The client was told that the log did not exist, although its request was to create it.
 #[test]
-fn making_a_log_that_others_delete_makes_it_again() {
+fn creating_a_log_while_others_delete_it_creates_it_again() {
     let _turn = Turn::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);

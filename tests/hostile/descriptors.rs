@@ -71,7 +71,7 @@ fn with_few_descriptors_silent_connections_leave_some_for_logs() {
 /// log. Although it had announced 64 open logs with 256 files, more were open in a burst, because only the store's
 /// thread closed some, once per second.
 #[test]
-fn the_least_descriptors_that_it_begins_with_are_enough_for_what_it_says() {
+fn the_minimum_of_descriptors_suffices_for_the_stated_limits() {
     let data = tempfile::tempdir().unwrap();
     let flags = ["--create-logs", "--threads", "2"];
     let refused = with_files(data.path(), 24, &flags).err().expect("it begins").join("\n");
@@ -106,7 +106,7 @@ fn the_least_descriptors_that_it_begins_with_are_enough_for_what_it_says() {
 
 /// The new connection waited until another one ended, and this was logged twenty times per second.
 #[test]
-fn without_a_descriptor_for_a_new_connection_the_idlest_makes_place() {
+fn without_a_descriptor_for_a_new_connection_the_idlest_is_closed() {
     use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);

@@ -37,7 +37,7 @@ fn flood(server: &Server, first: &[u8], round: &Round, time: Duration) -> (u32, 
 }
 
 #[test]
-fn floods_of_frames_cost_little_memory_and_others_are_served() {
+fn http2_frame_floods_cost_little_memory_and_others_are_served() {
     let _turn = Turn::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--header-seconds", "5"]);

@@ -104,7 +104,7 @@ fn a_page_of_another_origin_and_a_name_that_is_not_ours_are_refused() {
 /// Probes of load balancers and kubelets were refused because of the name by which they call the server, and links
 /// because of the page that they are on.
 #[test]
-fn probes_links_and_other_spellings_of_our_own_names_are_let_in() {
+fn probes_links_and_other_spellings_of_our_own_names_are_accepted() {
     let data = tempfile::tempdir().unwrap();
     let flags = ["--create-logs", "--allow-host", "[2001:db8::1]:80,log.example."];
     let server = Server::start(data.path(), &flags);

@@ -27,7 +27,7 @@ fn send_and_close(server: &Server, request: &[u8]) -> (String, Duration) {
 
 /// As `printf '…' | nc` does. The end of what the client sends was taken for the end of the client.
 #[test]
-fn a_client_that_closes_its_sending_side_gets_its_answer() {
+fn a_half_closed_client_gets_its_answer() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs", "--body-seconds", "10"]);
     let many = b"POST /v1/logs/a/records HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n";
@@ -117,7 +117,7 @@ fn a_reader_that_is_slow_and_steady_is_not_cut_off() {
 
 /// curl and httpx see a reset that arrives together with the answer first, and no answer.
 #[test]
-fn by_http2_a_refusal_comes_before_the_rest_of_the_body_is_turned_away() {
+fn over_http2_a_refusal_is_sent_before_the_rest_of_the_body_is_reset() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     // A request for a log that does not exist.
@@ -165,7 +165,7 @@ fn by_http2_a_refusal_comes_before_the_rest_of_the_body_is_turned_away() {
 /// An answer that hyper had taken completely, but the client had not, was cut off when the client closed its sending
 /// side.
 #[test]
-fn a_large_value_comes_whole_to_a_client_that_closes_its_sending_side_and_reads_later() {
+fn a_half_closed_client_that_reads_late_gets_all_of_a_large_value() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs"]);
     let value = vec![b'v'; 12 * MIB];

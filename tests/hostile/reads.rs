@@ -127,7 +127,7 @@ fn paced(time: Duration, mut ask: impl FnMut()) -> (f64, Duration) {
 /// Each of them was read before there was memory for it, with as many at once as there were threads: 4.7 GB for 120
 /// connections.
 #[test]
-fn cold_records_that_are_asked_for_one_by_one_are_in_the_budget() {
+fn cold_records_read_one_by_one_count_against_the_budget() {
     let _turn = Turn::take();
     let data = tempfile::tempdir().unwrap();
     let mut server = cold(data.path(), &["--create-logs"]);
@@ -167,7 +167,7 @@ fn cold_records_that_are_asked_for_one_by_one_are_in_the_budget() {
 
 /// HEAD, and a GET of what the client has already, read the value nevertheless: 6.5 GB, and 6 answers in 8 s.
 #[test]
-fn what_a_cold_records_head_needs_is_all_that_is_read_for_it() {
+fn only_what_a_cold_record_head_needs_is_read_for_it() {
     let _turn = Turn::take();
     let data = tempfile::tempdir().unwrap();
     let server = cold(data.path(), &[]);
@@ -218,7 +218,7 @@ fn what_a_cold_records_head_needs_is_all_that_is_read_for_it() {
 /// A record of 60 MiB in memory was rendered on the thread that answers: each took 0.1 s, one after the other, and
 /// meanwhile nobody was answered.
 #[test]
-fn large_records_in_memory_keep_nobody_from_being_answered() {
+fn large_records_in_memory_delay_no_other_answers() {
     let _turn = Turn::take();
     let data = tempfile::tempdir().unwrap();
     let server = filled(data.path());

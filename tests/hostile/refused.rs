@@ -13,7 +13,7 @@ use std::{
 
 /// The next request was sent on a connection that was already closed.
 #[test]
-fn a_refusal_whose_body_was_not_read_says_that_the_connection_ends() {
+fn a_refusal_before_the_body_was_read_says_that_the_connection_closes() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     let post = |more: &str, body: &[u8]| {
@@ -116,7 +116,7 @@ fn connections_with_many_streams_leave_some_to_others() {
 
 /// If something was specified twice, the first or the last value was used, depending on the code.
 #[test]
-fn what_is_said_twice_or_is_not_text_is_refused() {
+fn repeated_or_non_text_headers_and_parameters_are_refused() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     let mut client = server.connect();
@@ -164,7 +164,7 @@ fn what_is_said_twice_or_is_not_text_is_refused() {
 
 /// A list was accepted, with its values assigned to members by position: a log got a retention, and was trimmed.
 #[test]
-fn a_list_is_no_object() {
+fn a_json_list_is_not_an_object() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     let mut client = server.connect();
@@ -196,7 +196,7 @@ fn a_list_is_no_object() {
 /// The connection was closed without a notice: an error in the chunks was an error of the body, after which there
 /// seemed to be no more of it. Other refusals that end a connection must say so too.
 #[test]
-fn every_refusal_behind_which_the_connection_ends_says_so() {
+fn every_refusal_that_closes_the_connection_says_so() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--body-seconds", "1"]);
     let chunked = "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -225,7 +225,7 @@ fn every_refusal_behind_which_the_connection_ends_says_so() {
 
 /// Of `offset=1&since=…` the last one counted; settings and offsets of up to 16 MiB were parsed on the server's thread.
 #[test]
-fn what_contradicts_itself_or_is_no_such_thing_is_refused() {
+fn contradictory_or_oversized_input_is_refused() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     let mut client = server.connect();
@@ -249,7 +249,7 @@ fn what_contradicts_itself_or_is_no_such_thing_is_refused() {
 
 /// An unknown member added a line to the server's log, with terminal control sequences.
 #[test]
-fn what_clients_send_makes_no_lines_in_the_log() {
+fn text_from_clients_cannot_add_lines_to_the_log_output() {
     let data = tempfile::tempdir().unwrap();
     let (mut server, said) = super::said(data.path(), &[], "debug");
     let fake = "x\\n2026-01-01T00:00:00Z ERROR fake\\u001b[31m\\u0085\\u009b";

@@ -27,7 +27,7 @@ const HIDDEN: &str =
 
 #[allow(clippy::too_many_lines, reason = "a table")]
 #[test]
-fn a_request_hidden_in_another_is_never_one() {
+fn a_request_hidden_in_another_is_never_executed() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     let length = HIDDEN.len();

@@ -116,7 +116,7 @@ fn a_standard_error_that_nobody_reads_stops_nothing() {
 /// SIGXFSZ ended the server. And one refused append logged 23 lines.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_limit_of_file_sizes_is_a_full_disk_and_is_said_once() {
+fn a_file_size_limit_is_a_full_disk_and_is_logged_once() {
     let data = tempfile::tempdir().unwrap();
     let mut command = std::process::Command::new("prlimit");
     if !command
@@ -176,7 +176,7 @@ fn a_limit_of_file_sizes_is_a_full_disk_and_is_said_once() {
 
 /// SIGHUP ended the server at once, in the middle of requests in flight.
 #[test]
-fn a_terminal_that_goes_stops_the_server_as_sigterm_does() {
+fn sighup_from_a_closed_terminal_stops_the_server_like_sigterm() {
     let data = tempfile::tempdir().unwrap();
     let mut server = Server::start(data.path(), &[]);
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_log_does_is_accepted() {
+    fn histories_of_a_log_are_accepted() {
         let history = [
             call(0, 10, appended(0, &[7])),
             call(1, 9, read(0, None)),
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_log_does_is_refused() {
+    fn impossible_histories_are_refused() {
         let refused: [(&[Call], &[u64]); 11] = [
             (&[call(0, 1, appended(0, &[7]))], &[]),
             (&[call(0, 1, appended(0, &[7]))], &[8]),

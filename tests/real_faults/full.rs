@@ -184,7 +184,7 @@ fn an_xfs_disk_fills_up_and_is_enlarged() {
 }
 
 #[test]
-fn a_log_cannot_be_made_on_a_full_disk_and_can_once_there_is_room() {
+fn a_log_cannot_be_created_on_a_full_disk_and_can_once_there_is_room() {
     let Some(disk) = Disk::new("ext4", 32) else { return };
     let data = disk.at.join("data");
     let server = Server::start(&data, &["--shm-dir", "none"]);
@@ -208,7 +208,7 @@ fn a_log_cannot_be_made_on_a_full_disk_and_can_once_there_is_room() {
 
 /// Not even `verify` could look at a log there, and no server started: a lock required creating a file.
 #[test]
-fn on_a_read_only_file_system_all_is_served_and_appends_go_on_when_it_is_writable_again() {
+fn on_a_read_only_file_system_all_is_served_and_appends_continue_when_it_is_writable_again() {
     let Some(disk) = Disk::new("ext4", 64) else { return };
     let data = disk.at.join("data");
     let backings = tempfile::tempdir_in(crate::support::shm::dir()).unwrap();
@@ -301,7 +301,7 @@ fn append_until_full(server: &Server, value: &'static [u8], stored: u64, make_ro
 /// On a file system without `fallocate` only writing shows whether there is room. The log failed with the first write for
 /// which there was none, and stayed failed; and a spare segment that could not be made was told as a lack of descriptors.
 #[test]
-fn a_disk_on_which_no_room_can_be_reserved_fills_up_and_appends_go_on_when_there_is_some() {
+fn a_disk_on_which_no_room_can_be_reserved_fills_up_and_appends_continue_when_there_is_some() {
     const VALUE: &[u8] = &[7; 200 << 10];
     let Some(disk) = Disk::new("ext2", 24) else { return };
     let data = disk.at.join("data");
@@ -329,7 +329,7 @@ fn a_disk_on_which_no_room_can_be_reserved_fills_up_and_appends_go_on_when_there
 
 /// A copy that shares its blocks with the log (`cp --reflink`) takes from it the room that it had reserved.
 #[test]
-fn a_log_whose_blocks_are_shared_with_a_copy_fills_the_disk_up_and_goes_on_when_there_is_room() {
+fn a_log_whose_blocks_are_shared_with_a_copy_fills_the_disk_up_and_continues_when_there_is_room() {
     const VALUE: &[u8] = &[7; 1 << 10];
     let Some(disk) = Disk::new("xfs", 320) else { return };
     let data = disk.at.join("data");

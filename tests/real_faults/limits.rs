@@ -80,20 +80,20 @@ fn reach(resource: Resource, (times, begin): (u32, u64), may_end: bool, to: impl
 }
 
 #[test]
-fn no_descriptor_is_left_for_a_moment() {
+fn running_out_of_descriptors_for_a_while_fails_no_log() {
     reach(Resource::Nofile, (3, 300), false, next_descriptor);
 }
 
 /// An allocation that fails ends the process, wherever that is; then the state is as after a kill.
 #[test]
-fn no_memory_is_left_for_a_moment() {
+fn running_out_of_memory_for_a_while_fails_no_log() {
     reach(Resource::As, (3, 300), true, address_space);
 }
 
 /// From the start: the blocks of a segment that has begun are allocated, and a failing write into it would be a failed
 /// write.
 #[test]
-fn files_may_not_grow_for_a_moment() {
+fn a_temporary_file_size_limit_fails_no_log() {
     reach(Resource::Fsize, (1, 0), false, |_| Some(200 << 10));
 }
 
@@ -122,7 +122,7 @@ fn interrupt(pid: Pid, calls: &str, log: &Path) -> Option<Child> {
 
 /// An interrupted reservation of space left a chunk without its backing.
 #[test]
-fn what_is_interrupted_is_done_again() {
+fn interrupted_system_calls_are_repeated() {
     let place = tempfile::tempdir().unwrap();
     let server = Server::start(&place.path().join("data"), &["--create-logs", "--segment-bytes", "65536"]);
     let noted = place.path().join("noted");

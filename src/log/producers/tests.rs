@@ -172,7 +172,7 @@ fn the_least_recently_used_is_forgotten_beyond_the_limit() {
 /// The first run of a producer and the second one had batches of one number: the second one was dropped, and answered
 /// as stored.
 #[test]
-fn a_batch_with_the_number_of_another_one_is_no_repeat_also_after_opening_again() {
+fn a_batch_with_the_number_of_another_one_is_not_a_repeat_also_after_opening_again() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path());
     let values: [&[&[u8]]; 3] = [&[b"", b"a"], &[b"bc"], &[b"d", b"", b""]];

@@ -329,7 +329,7 @@ fn with_a_damaged_index_and_a_damaged_frame_all_other_records_are_served() {
 }
 
 #[test]
-fn a_header_with_a_broken_sector_is_made_good_by_its_copy() {
+fn a_header_with_a_broken_sector_is_restored_from_its_copy() {
     for at in [0, 9, 20, 70, 1024, 1100] {
         let sim = Sim::new(1);
         let log = open(&sim, small(None)).unwrap();
@@ -370,7 +370,7 @@ fn a_segment_with_more_records_than_the_next_leaves_room_for_is_damage_and_the_r
 
 /// Nothing of a batch's torn end counts, even if there is damage before it.
 #[test]
-fn behind_damage_only_what_was_durable_counts_as_lost() {
+fn after_damage_only_durable_records_count_as_lost() {
     let sim = Sim::new(7);
     let log = open(&sim, options(64 << 10, 64 << 10, 512 << 10, None)).unwrap();
     for n in 0..10u8 {
@@ -407,7 +407,7 @@ fn what_recovery_finds_is_synced_before_it_is_called_durable() {
 /// After an unclean stop, rot in the last commit's acknowledged records cannot be told from a torn end: it is cut off,
 /// and kept.
 #[test]
-fn what_is_cut_off_is_kept_within_bounds_and_told_of() {
+fn a_torn_end_is_kept_aside_within_bounds_and_reported() {
     let disk = Sim::new(1);
     for n in 0..20u64 {
         let log = open(&disk, small(None)).unwrap();

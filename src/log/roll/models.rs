@@ -80,7 +80,7 @@ fn loom_appenders_that_roll_together_lose_and_repeat_no_offset() {
 }
 
 #[test]
-fn loom_a_late_appender_goes_on_while_the_closer_sleeps() {
+fn loom_a_late_appender_continues_while_the_closer_sleeps() {
     model(|| {
         let (first, swap) = start();
         assert_eq!(append(&swap), 0);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// The maintenance task takes the ready chunk out to look at it. An appender that looked in that moment asked for one,
 /// and slept for ever if the maintenance task then put it back without a notification (seen once, on a busy machine).
 #[test]
-fn who_asks_for_a_chunk_is_told_also_when_one_was_ready() {
+fn a_request_for_a_spare_segment_is_answered_even_if_one_was_ready() {
     let log = open(&Sim::new(1)).unwrap();
     let roll = &log.shared.roll;
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -30,7 +30,7 @@ fn who_asks_for_a_chunk_is_told_also_when_one_was_ready() {
 /// An appender takes the ready chunk, finds it too small, and puts it back, when the maintenance task has created
 /// another.
 #[test]
-fn what_is_ready_twice_is_let_go_of_with_its_claim_and_its_file() {
+fn a_second_spare_segment_is_released_with_its_claim_and_its_file() {
     let sim = Sim::new(1);
     let log = open(&sim).unwrap();
     let roll = &log.shared.roll;

@@ -162,7 +162,7 @@ fn retention_under_a_wrong_clock_drops_nothing_that_is_young() {
 
 /// A clock that was at 1970 for a while makes nothing old that came before.
 #[test]
-fn what_comes_before_a_clock_that_was_behind_does_not_expire_early() {
+fn records_before_a_clock_that_was_behind_do_not_expire_early() {
     let mut place = Fixture::new();
     let log = place.open();
     place.append(&log, 20);

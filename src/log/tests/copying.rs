@@ -64,7 +64,7 @@ fn beside_a_copy(
 
 /// Appends behind a large batch turned in a loop until that was copied, on the thread that answers all requests.
 #[test]
-fn an_append_that_may_not_wait_is_seen_when_the_copy_before_it_is_over() {
+fn a_non_blocking_append_becomes_visible_when_the_copy_before_it_is_complete() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
     beside_a_copy(&log, MayBlock::ForCopies, |scope, log, open_door| {
@@ -85,7 +85,7 @@ fn an_append_that_may_not_wait_is_seen_when_the_copy_before_it_is_over() {
 /// It began at its own segment each time, and nobody looked at the one between that and the batch: it turned in a loop
 /// until the disk had written that, on a full disk without end.
 #[test]
-fn an_append_behind_others_that_may_not_wait_ends_without_the_disk() {
+fn a_non_blocking_append_behind_others_returns_without_waiting_for_the_disk() {
     let hangs = Arc::new((Mutex::new(false), Condvar::new()));
     let disk = Arc::clone(&hangs);
     let gate = Gate::new(Arc::new(Sim::new(1)), move |operation, path: &Path| {

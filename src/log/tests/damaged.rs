@@ -38,7 +38,7 @@ fn read(sim: &Sim) -> (usize, usize) {
 /// For each of them all frames of the segment were read and searched, and the disk was asked for the unreadable ones
 /// one by one.
 #[test]
-fn all_frames_of_a_segment_are_looked_at_once_whatever_does_not_verify() {
+fn all_frames_of_a_damaged_segment_are_searched_only_once() {
     const LOST: u64 = 32_640;
     for what in ["a bit", "a sector", "a sector of the index"] {
         let sim = Sim::new(1);
@@ -148,7 +148,7 @@ fn good_records_are_read_while_another_reader_searches_their_segment() {
 
 /// Of such a segment no record was found any more, and it was read again for each: 50 MB for 16 records.
 #[test]
-fn a_segment_that_was_cut_short_is_looked_at_once_and_what_is_left_of_it_is_read() {
+fn a_truncated_segment_is_searched_once_and_its_remaining_records_are_read() {
     let sim = Sim::new(1);
     let log = open(&sim);
     for _ in 0..RECORDS / 1000 {
@@ -179,7 +179,7 @@ fn a_segment_that_was_cut_short_is_looked_at_once_and_what_is_left_of_it_is_read
 
 /// A reader that came from the record before believed the header, which was told by its length alone to be wrong.
 #[test]
-fn a_length_that_cannot_be_is_not_believed_wherever_it_was_read() {
+fn an_impossible_length_is_not_believed_wherever_it_was_read() {
     let sim = filled();
     sim.damage(Path::new(SEGMENT), |bytes| bytes[at(3) + 7] ^= 0x40);
     let log = super::open(&sim).unwrap();

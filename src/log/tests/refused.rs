@@ -201,7 +201,7 @@ fn a_write_or_a_sync_that_fails_is_fatal_whatever_the_reason() {
 /// Cutting a file wants room on file systems that copy on write. As long as there was none, nothing was trimmed, which
 /// would have made some: the job that was to be tried again came before all others.
 #[test]
-fn trimming_goes_on_while_sealing_waits_for_room() {
+fn trimming_continues_while_sealing_waits_for_room() {
     let full = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let is_full = std::sync::Arc::clone(&full);
     let gate = Gate::new(std::sync::Arc::new(Sim::new(1)), move |operation, _| {
@@ -285,7 +285,7 @@ fn a_write_that_finds_no_room_is_written_again_when_there_is_some() {
 
 /// Whatever is being written: frames, zeros ahead of them, headers, an index, the mark of a clean close.
 #[test]
-fn whichever_write_finds_no_room_the_log_goes_on() {
+fn whichever_write_finds_no_room_the_log_continues() {
     // At once, because each mostly waits until the disk is tried again.
     std::thread::scope(|scope| {
         for seed in 0..8 {
@@ -394,7 +394,7 @@ fn a_log_that_is_closed_while_there_is_no_room_keeps_what_is_in_memory() {
 /// All that waited for room tried to write at once, with everything that had been appended, and each kick did so too: 16
 /// of them made 271 attempts in 4 s.
 #[test]
-fn a_full_disk_is_tried_again_now_and_then_however_many_wait() {
+fn a_full_disk_is_retried_at_intervals_however_many_appends_wait() {
     use std::sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64},

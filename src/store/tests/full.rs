@@ -13,7 +13,7 @@ use std::{sync::atomic::AtomicBool, thread, time::Instant};
 
 /// Several threads trim a log that was opened without room at once. The files must be removed in order.
 #[test]
-fn trims_by_callers_remove_the_oldest_first() {
+fn concurrent_trims_remove_the_oldest_segments_first() {
     let place = Path::new("/store");
     let ((sim, end), options) = (sealed(&Clocks::new(), &LogSettings::default(), 1500), without_backings);
     sim.leave_room(0);
@@ -102,7 +102,7 @@ fn retention_by_age_makes_room_for_a_log_that_was_opened_without() {
 
 /// The same without a kill: several threads trim, room becomes available, and the store opens the log again meanwhile.
 #[test]
-fn a_log_that_gives_way_while_several_trim_it_has_no_gap() {
+fn a_log_that_is_reopened_while_several_trim_it_has_no_gap() {
     let place = Path::new("/store");
     let ((sim, end), options) = (sealed(&Clocks::new(), &LogSettings::default(), 1500), without_backings);
     for round in 0..60u64 {

@@ -171,7 +171,7 @@ fn a_very_long_retention_drops_nothing() {
 
 /// A caller trims a log that was opened without room; meanwhile the log is deleted and created again.
 #[test]
-fn a_trim_by_the_caller_removes_nothing_of_a_log_that_is_made_anew() {
+fn a_trim_by_a_caller_removes_nothing_of_a_new_log_of_that_name() {
     let (door, place) = (Arc::new(Door::default()), Path::new("/store"));
     let passes = Arc::clone(&door);
     let ask = move |operation, path: &Path| {
@@ -270,7 +270,7 @@ fn a_moment_without_descriptors_does_not_end_retention() {
 /// If more logs were closed than there were turns for before the first of them were due again, those were looked at
 /// again and again, and the last ones by name never.
 #[test]
-fn of_many_closed_logs_each_has_its_turn_for_retention() {
+fn retention_reaches_each_of_many_closed_logs() {
     const LOGS: usize = 200;
     let clocks = Clocks::new();
     let env = Environment { machine: clocks.clone(), ..Environment::on(Arc::new(Sim::new(3))) };
@@ -360,7 +360,7 @@ impl tracing::Subscriber for Warnings {
 
 /// A warning was logged each second for each directory that could not be removed.
 #[test]
-fn what_cannot_be_removed_is_told_of_once() {
+fn a_directory_that_cannot_be_removed_is_reported_once() {
     let sim = Sim::new(3);
     let failing = Arc::new(AtomicBool::new(true));
     let asked = Arc::clone(&failing);
@@ -435,7 +435,7 @@ fn a_disk_that_hangs_while_the_housekeeper_uses_it_keeps_no_other_log_from_being
 /// While the disk was full, it was said each second of each log with producers that they could not be saved, and of
 /// each that trims that it trims less; after another error, that it does not trim.
 #[test]
-fn producers_that_cannot_be_saved_are_told_of_once_until_they_can() {
+fn a_failure_to_save_producers_is_logged_once_until_it_succeeds() {
     told_of_once(28, 1);
     told_of_once(5, 2);
 }

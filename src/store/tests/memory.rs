@@ -80,7 +80,7 @@ fn logs_that_are_opened_at_once_keep_to_the_budget() {
 /// A record that is larger than the smallest chunk gets one of its size even beyond the budget; and each log kept it
 /// until it was closed: 24 logs with a record of 2 MiB each took 61 MB of 7.
 #[test]
-fn what_large_records_take_beyond_the_budget_is_given_back() {
+fn memory_beyond_the_budget_for_large_records_is_freed() {
     let dir = tempfile::tempdir().unwrap();
     let value = vec![7; (2 << 20) - 100];
     let (store, open, bound) = logs_beyond_the_budget(dir.path(), |log| {

@@ -162,7 +162,7 @@ fn an_epoch_that_cannot_be_written_to_the_disk_has_not_begun() {
 /// The next epoch was in force before it was on the disk. Batches of the old one that come until then are accepted, and
 /// the producer that begins the next one is told of them.
 #[test]
-fn batches_that_come_while_the_next_epoch_is_written_to_the_disk_are_stored_and_told_of() {
+fn batches_that_arrive_while_an_epoch_is_written_are_stored_and_included_in_its_answer() {
     let sim = Sim::new(1);
     let (gate, go, told) = waiting_on(&sim, Operation::WriteFile, 3);
     let log = open_on(gate);

@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, time::Duration};
 /// The first file covered everything that was appended, durable or not. The records that replaced those lost in a power
 /// failure were then not read after the next crash: a sequence was stored again.
 #[test]
-fn the_first_file_tells_of_no_more_than_is_durable() {
+fn the_first_producers_file_covers_only_what_is_durable() {
     for seed in 0..20 {
         let sim = Sim::new(seed);
         let log = open_on(Arc::new(sim.clone()));
@@ -45,7 +45,7 @@ fn the_first_file_tells_of_no_more_than_is_durable() {
 
 /// The same, if a program wrote the file without waiting.
 #[test]
-fn a_file_that_tells_of_more_than_the_log_has_is_not_believed() {
+fn a_producers_file_that_is_ahead_of_the_log_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
     let sent = [0, 1].map(|sequence| send(&log, "p", 0, sequence).unwrap());
@@ -82,7 +82,7 @@ fn a_file_that_tells_of_more_than_the_log_has_is_not_believed() {
 /// Callers that asked whether producers are known waited until these had been read: among them a thread of the server,
 /// with all its connections.
 #[test]
-fn nobody_who_only_asks_waits_while_producers_are_learnt_or_written_down() {
+fn asking_whether_producers_are_known_never_waits_for_the_disk() {
     let cases = [(Operation::Open, 1), (Operation::WriteFile, 1), (Operation::WriteFile, 2)];
     for (which, nth) in cases {
         let (gate, go, told) = waiting(which, nth);
@@ -142,7 +142,7 @@ fn an_older_state_never_takes_the_place_of_a_newer_one() {
 /// The log lost its end to rot and `repair`, and other records were appended. A repeat of a lost batch was answered as
 /// stored, though another record is in its place: the file covered no more offsets than the log had.
 #[test]
-fn a_file_that_tells_of_what_repair_gave_up_is_not_believed() {
+fn a_producers_file_with_batches_that_repair_gave_up_is_not_believed() {
     let sim = Sim::new(1);
     let log = on(&sim);
     for sequence in 0..10 {
@@ -205,7 +205,7 @@ fn a_sector_that_cannot_be_read_ends_neither_producers_nor_trimming() {
 /// Rot in the file was repaired, but an unreadable sector in it stopped all producers, and trimming with them, for
 /// good.
 #[test]
-fn a_file_that_cannot_be_read_is_as_good_as_one_that_does_not_verify() {
+fn an_unreadable_producers_file_is_treated_as_a_damaged_one() {
     let sim = Sim::new(1);
     let log = on(&sim);
     for sequence in 0..300 {
@@ -229,7 +229,7 @@ fn a_file_that_cannot_be_read_is_as_good_as_one_that_does_not_verify() {
 /// After the last batch of a producer the file was not written any more, and all that others appended was read when the
 /// log was opened again.
 #[test]
-fn a_file_of_producers_is_due_by_its_size_and_by_what_was_committed() {
+fn a_producers_file_is_due_by_its_size_and_by_what_was_committed() {
     let mut file = Saved { bytes: 4_700_000, tried: Duration::from_secs(100), ..Saved::default() };
     file.committed = 1000;
     let due = |file: &Saved, second, committed| file.is_due(Duration::from_secs(second), committed);

@@ -16,7 +16,7 @@ use std::{path::Path, sync::Arc};
 
 /// What a power failure left after a torn record got into the chunk's backing, and came back after a SIGKILL (`r3`).
 #[test]
-fn what_was_cut_off_does_not_come_back_by_the_backing() {
+fn a_torn_end_does_not_come_back_from_the_backing() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let o = |backings| options(8 << 10, 8 << 10, 64 << 10, backings);
     for seed in 0..60 {
@@ -47,7 +47,7 @@ fn what_was_cut_off_does_not_come_back_by_the_backing() {
 
 /// The same, with records in the next segment that were acknowledged in memory (`r11`).
 #[test]
-fn what_was_acknowledged_in_memory_is_not_displaced_by_what_was_cut_off() {
+fn records_acknowledged_in_memory_are_not_displaced_by_a_torn_end() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let o =
         || Options { durability: Durability::Memory, ..options(8 << 10, 8 << 10, 64 << 10, Some(at.path())) };
@@ -81,7 +81,7 @@ fn what_was_acknowledged_in_memory_is_not_displaced_by_what_was_cut_off() {
 
 /// Rot in the open segment, and a backing that has all of its records and more (`r5`): the backing mends it.
 #[test]
-fn rot_in_the_open_segment_is_made_good_by_the_backing_of_a_killed_process() {
+fn rot_in_the_open_segment_is_restored_from_the_backing_of_a_killed_process() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let o = |backings| Options { durability: Durability::Memory, ..small(backings) };
     let disk = killed_with_memory(o(Some(at.path())));
@@ -196,7 +196,7 @@ pub(super) fn left_by(at: &Path, id: LogId, secret: Secret, dir: &str, incarnati
 }
 
 #[test]
-fn what_was_in_memory_only_is_there_after_opening_again_and_what_does_not_follow_is_kept() {
+fn records_of_a_backing_are_restored_and_a_backing_that_does_not_follow_is_kept() {
     let at = tempfile::tempdir().unwrap();
     let (sim, id, secret, last) = closed(at.path(), 10);
     let last = last.unwrap();
@@ -232,7 +232,7 @@ fn what_was_in_memory_only_is_there_after_opening_again_and_what_does_not_follow
 /// was killed before it wrote any, and the memory of the first was restored after the records of the second. The
 /// simulation found it (seed 106213).
 #[test]
-fn an_empty_segment_goes_on_only_with_memory_of_what_precedes_it() {
+fn an_empty_segment_is_continued_only_by_a_backing_bound_to_its_predecessor() {
     for same in [true, false] {
         let at = tempfile::tempdir().unwrap();
         let (sim, id, secret, last) = closed(at.path(), 10);
@@ -251,7 +251,7 @@ fn an_empty_segment_goes_on_only_with_memory_of_what_precedes_it() {
 }
 
 #[test]
-fn a_backing_goes_on_in_the_open_segment_only_if_it_begins_as_that_does() {
+fn a_backing_continues_the_open_segment_only_if_both_begin_alike() {
     for same in [true, false] {
         let (sim, at) = (Sim::new(1), tempfile::tempdir().unwrap());
         let log = open(&sim, small(Some(at.path()))).unwrap();
@@ -335,7 +335,7 @@ fn begin_empty(sim: &Sim, log: LogId, secret: Secret, base: u64) {
 /// `repair` looked for memory that goes on behind the last segment only, and that was the empty one: it marked the last
 /// record before it as lost, and the memory did not fit that any more.
 #[test]
-fn repair_does_not_give_up_what_memory_goes_on_with_behind_an_empty_segment() {
+fn repair_does_not_give_up_what_a_backing_continues_after_an_empty_segment() {
     use crate::log::repair::repair_on;
     for rot in [false, true] {
         let at = tempfile::tempdir().unwrap();
@@ -360,7 +360,7 @@ fn repair_does_not_give_up_what_memory_goes_on_with_behind_an_empty_segment() {
 /// Where the footer does not say which CRC the last frame has, it was read from the frame, and if that could not be read,
 /// the log did not open.
 #[test]
-fn a_record_before_an_empty_segment_that_cannot_be_read_is_an_error_for_its_readers_only() {
+fn an_unreadable_record_before_an_empty_segment_is_an_error_for_its_readers_only() {
     use crate::{
         disk::Disk,
         segment::{region::Region, scan, sealed},

@@ -107,7 +107,7 @@ fn a_torn_end_is_kept_once_however_often_opening_fails() {
 }
 
 #[test]
-fn without_room_a_log_can_be_trimmed_and_goes_on_when_it_is_opened_again() {
+fn without_room_a_log_can_be_trimmed_and_continues_when_it_is_opened_again() {
     for torn in [false, true] {
         let (sim, next) = stopped(torn);
         sim.leave_room(0);
@@ -244,7 +244,7 @@ fn whichever_operation_of_opening_finds_the_disk_full_the_log_is_opened_for_read
 /// A log that was copied or restored from a backup: `cp`, `tar` and `rsync` leave holes in its open segment. On a full
 /// disk its writer failed for good, while other logs wait for room.
 #[test]
-fn the_room_of_a_segment_is_reserved_again_when_it_is_taken_up() {
+fn the_room_of_a_segment_is_reserved_again_when_it_is_resumed() {
     use std::os::unix::fs::MetadataExt;
     let place = tempfile::tempdir().unwrap();
     let (dir, size) = (place.path().join("log"), 1 << 20);
@@ -273,7 +273,7 @@ fn the_room_of_a_segment_is_reserved_again_when_it_is_taken_up() {
 
 /// A closed log on a full disk dropped eight old segments, was closed again, and had its next turn much later.
 #[test]
-fn retention_of_a_closed_log_goes_on_where_the_disk_is_full() {
+fn retention_of_a_closed_log_continues_where_the_disk_is_full() {
     let sim = Sim::new(3);
     let log = open(&sim, small(None)).unwrap();
     let mut next = 0;

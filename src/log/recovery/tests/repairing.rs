@@ -60,7 +60,7 @@ fn repair_of_a_header_copy_leaves_the_open_segment_open() {
 /// A frame of the open segment has rotted: opening mends it from the backing; `repair` gave it up, and everything after
 /// it.
 #[test]
-fn repair_makes_a_frame_good_by_the_backing_of_a_killed_process() {
+fn repair_restores_a_frame_from_the_backing_of_a_killed_process() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let disk = log_with_memory(at.path());
     disk.damage(Path::new(FIRST), |bytes| bytes[4096 + 3 * 32 + 25] ^= 1);
@@ -86,7 +86,7 @@ fn repair_makes_good_by_the_backing_what_cannot_be_read() {
 
 /// A record has rotted on the disk and in the backing: it is lost, and all others are kept.
 #[test]
-fn repair_keeps_what_memory_has_behind_a_record_that_is_lost_in_both() {
+fn repair_keeps_what_a_backing_has_after_a_record_that_is_lost_in_both() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let disk = log_with_memory(at.path());
     disk.damage(Path::new(FIRST), |bytes| bytes[4096 + 3 * 32 + 25] ^= 1);
@@ -152,7 +152,7 @@ const PER_SEGMENT: u64 = 8192 / 132;
 /// The last record of the sealed segment before the records in memory has rotted. Opening recognises the backing by the
 /// CRC in the footer; after `repair` the footer had another.
 #[test]
-fn repair_keeps_the_crc_that_memory_is_bound_to() {
+fn repair_keeps_the_crc_that_a_backing_is_bound_to() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let (disk, next, base) = log_that_goes_on_in_memory(at.path());
     let path = Path::new(DIR).join(crate::segment::file::name(base));
@@ -172,7 +172,7 @@ fn repair_keeps_the_crc_that_memory_is_bound_to() {
 
 /// A record of a sealed segment has rotted that is still in the memory of the killed process.
 #[test]
-fn repair_makes_a_sealed_segment_good_by_its_backing() {
+fn repair_restores_a_sealed_segment_from_its_backing() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let (disk, next, base) = log_that_goes_on_in_memory(at.path());
     let path = Path::new(DIR).join(crate::segment::file::name(base));
@@ -189,7 +189,7 @@ fn repair_makes_a_sealed_segment_good_by_its_backing() {
 /// The record that memory is bound to is lost, and nothing identifies it any more: its offsets would be given to other
 /// records.
 #[test]
-fn repair_does_not_give_up_what_memory_goes_on_with_unless_told_to() {
+fn repair_does_not_give_up_what_a_backing_continues_unless_told_to() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
     let (disk, next, base) = log_that_goes_on_in_memory(at.path());
     let path = Path::new(DIR).join(crate::segment::file::name(base));
@@ -243,7 +243,7 @@ fn repair_of_a_header_does_not_make_records_old() {
 /// A log of format 1 has only one segment with a secret so far, and its header cannot be read for a while: without the
 /// secret none of its frames verifies. As if it were the log's only header, nothing may be given up for that.
 #[test]
-fn the_only_header_with_a_secret_is_as_good_as_the_only_header() {
+fn losing_the_only_header_with_a_secret_is_like_losing_the_only_header() {
     let sim = Sim::new(1);
     let size = 8192;
     let header = Header { log: LogId([3; 16]), base: 0, capacity: size, created: 9, secret: Secret(None) };
@@ -288,7 +288,7 @@ fn the_only_header_with_a_secret_is_as_good_as_the_only_header() {
 /// The sector of the mark could not be read for a while, and the header's copy had rotted: opening rewrote the header,
 /// and the mark was gone. Rot in the last record was then cut off as a torn end.
 #[test]
-fn a_mark_that_cannot_be_read_is_not_taken_for_none() {
+fn an_unreadable_mark_is_not_taken_to_be_absent() {
     let sim = Sim::new(1);
     let log = open(&sim, small(None)).unwrap();
     for n in 0..10u8 {

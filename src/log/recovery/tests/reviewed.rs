@@ -37,7 +37,7 @@ fn backing_with_more_than_a_sealed_segment_is_kept() {
 
 /// An empty chunk was replaced (for a batch larger than it), and the process killed before the flusher had moved on.
 #[test]
-fn successor_of_an_empty_chunk_is_taken_up() {
+fn the_successor_of_an_empty_chunk_becomes_active() {
     for log_records in [10u64, 0] {
         let at = tempfile::tempdir().unwrap();
         let (sim, id, secret, last) = closed(at.path(), log_records);
@@ -179,7 +179,7 @@ fn a_read_that_fails_once_is_not_damage() {
 
 /// One sector of a sealed segment cannot be read.
 #[test]
-fn a_sector_that_cannot_be_read_costs_its_records_only() {
+fn an_unreadable_sector_costs_only_its_own_records() {
     let sim = Sim::new(1);
     let o = || options(1 << 20, 1 << 20, 8 << 20, None);
     let dir = Path::new(DIR);

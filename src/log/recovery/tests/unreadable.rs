@@ -59,7 +59,7 @@ fn is_whole(sim: &Sim) {
 }
 
 #[test]
-fn a_sector_of_the_open_segment_that_cannot_be_read_is_told_of_and_the_rest_is_served() {
+fn an_unreadable_sector_of_the_open_segment_is_reported_and_the_rest_is_served() {
     // In the middle of the records, and in the last one.
     for lost in [55, 69] {
         let (at, told) = (4096 + (lost as usize - 50) * 1024 + 600, lost..lost + 1);
@@ -99,7 +99,7 @@ fn where_the_end_of_a_log_cannot_be_read_no_offset_is_given_to_other_records() {
 }
 
 #[test]
-fn a_header_that_cannot_be_read_is_made_up_from_the_others_and_comes_back() {
+fn an_unreadable_header_is_reconstructed_from_the_others_and_later_read_again() {
     for path in [FIRST, SECOND] {
         let sim = log_of_two_segments();
         // One of the copies is enough.
@@ -169,7 +169,7 @@ fn repair_gives_up_what_cannot_be_read_and_keeps_the_rest() {
 }
 
 #[test]
-fn a_disk_that_fails_once_is_asked_again() {
+fn a_disk_operation_that_fails_once_is_retried() {
     let sim = log_of_two_segments();
     let dir = Path::new(DIR);
     for nth in 0..20 {
@@ -187,7 +187,7 @@ fn a_disk_that_fails_once_is_asked_again() {
 /// Reading tiny records before an unreadable sector asked for that sector again with each of them. A disk may take
 /// seconds each time.
 #[test]
-fn a_sector_that_cannot_be_read_is_not_asked_for_with_each_record_before_it() {
+fn an_unreadable_sector_is_not_read_again_for_each_record_before_it() {
     let sim = Sim::new(1);
     let o = || options(1 << 18, 1 << 18, 1 << 21, None);
     let log = open(&sim, o()).unwrap();
@@ -222,7 +222,7 @@ fn a_sector_that_cannot_be_read_is_not_asked_for_with_each_record_before_it() {
 /// A record of zeros verified, because unreadable bytes are replaced by zeros: `verify` and `repair` saw nothing, and
 /// reading the record was an error for good.
 #[test]
-fn zeros_that_cannot_be_read_are_told_of_and_written_again() {
+fn unreadable_zeros_are_reported_and_rewritten() {
     let sim = Sim::new(1);
     let log = open(&sim, small(None)).unwrap();
     for _ in 0..20 {
@@ -243,7 +243,7 @@ fn zeros_that_cannot_be_read_are_told_of_and_written_again() {
 /// A deleted log whose header could not be read was never removed, because nobody knew whose its backings were.
 #[cfg(feature = "store")]
 #[test]
-fn the_id_of_a_log_is_had_from_any_header_that_can_be_read() {
+fn the_id_of_a_log_is_read_from_any_readable_header() {
     let sim = log_of_two_segments();
     let id_of = || super::super::id_of(&sim, Path::new(DIR)).unwrap();
     let id = id_of();
