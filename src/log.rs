@@ -212,7 +212,7 @@ impl Shared {
         let active = self.active.load();
         let created = active.segment.header.created;
         if clock::advance(created, &active.segment.age, self.env.machine.now()) {
-            self.begin_anew(&active);
+            self.roll_if_ready(&active);
         }
     }
 
@@ -250,7 +250,7 @@ impl Log {
         env.disk.create_dir(dir).map_err(Error::io("make the directory", dir))?;
         let lock = recovery::lock(&*env.disk, dir)?;
         let budget = Budget::new(options.memory_bytes);
-        Self::begin(recovery::open(env, dir, options, &budget, Some(lock))?)
+        Self::start(recovery::open(env, dir, options, &budget, Some(lock))?)
     }
 
     /// Opens a log that is one of many in `budget`, in a directory that nobody else opens.
@@ -263,10 +263,10 @@ impl Log {
     ) -> Result<Self, Error> {
         let options = options.checked()?;
         recovery::ensure_free(&*env.disk, dir)?;
-        Self::begin(recovery::open(env, dir, options, budget, None)?)
+        Self::start(recovery::open(env, dir, options, budget, None)?)
     }
 
-    fn begin(shared: Shared) -> Result<Self, Error> {
+    fn start(shared: Shared) -> Result<Self, Error> {
         let shared = Arc::new(shared);
         let running = shared.damage.is_empty() && shared.full.is_none();
         if running {
@@ -275,8 +275,8 @@ impl Log {
                 .into_iter()
                 .try_for_each(|threads| threads.start())
                 .map_err(Error::io("start a thread for", &shared.dir))?;
-            shared.roll.begin(&shared);
-            shared.flush.begin(&shared);
+            shared.roll.start(&shared);
+            shared.flush.start(&shared);
         }
         for damage in &shared.damage {
             tracing::error!(dir = %shared.dir.display(), %damage, "damage found: the log is read-only");

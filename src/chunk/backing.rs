@@ -151,7 +151,7 @@ pub(crate) enum BackingContent {
     /// It belongs to another directory, which has, or had, a log of the same id: a copy of this one, or its original.
     Elsewhere(PathBuf),
     /// It cannot be understood.
-    Strange,
+    Invalid,
 }
 
 impl ShmBacking {
@@ -195,7 +195,7 @@ impl ShmBacking {
                 Ok(()) => found.push(FoundBacking { content: self.content(&head), name }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {} // it was removed meanwhile
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    found.push(FoundBacking { name, content: BackingContent::Strange });
+                    found.push(FoundBacking { name, content: BackingContent::Invalid });
                 }
                 Err(error) => return Err(error),
             }
@@ -206,7 +206,7 @@ impl ShmBacking {
 
     fn content(&self, head: &[u8; HEAD]) -> BackingContent {
         let Some(owner) = Owner::decode(head).filter(|owner| owner.log == self.log) else {
-            return BackingContent::Strange;
+            return BackingContent::Invalid;
         };
         // A directory that was moved has another path but the same node; one that was remounted may have it the other
         // way round.
@@ -224,7 +224,7 @@ impl ShmBacking {
             return BackingContent::Spare;
         }
         if crc != crc32c::crc32c(&head[covered]) {
-            return BackingContent::Strange;
+            return BackingContent::Invalid;
         }
         let Some(secret) = owner.secret else {
             let label = Label { base, capacity, created, version: 1 };
@@ -552,9 +552,9 @@ mod tests {
             let mut bad = good.clone();
             bad[at] ^= 4;
             std::fs::write(&path, &bad).unwrap();
-            assert_eq!(made.find().unwrap()[0].content, BackingContent::Strange, "byte {at}");
+            assert_eq!(made.find().unwrap()[0].content, BackingContent::Invalid, "byte {at}");
         }
         std::fs::write(&path, &good[..100]).unwrap();
-        assert_eq!(made.find().unwrap()[0].content, BackingContent::Strange);
+        assert_eq!(made.find().unwrap()[0].content, BackingContent::Invalid);
     }
 }

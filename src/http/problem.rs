@@ -215,7 +215,7 @@ impl From<Error> for Problem {
             | Error::NotALog { .. }
             | Error::Newer { .. }
             | Error::Corrupt { .. }
-            | Error::MemoryGoesOn { .. }
+            | Error::BackingContinues { .. }
             | Error::BadOptions { .. } => Code::Internal,
         };
         let problem = Self::new(code, &error);

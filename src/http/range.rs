@@ -103,7 +103,7 @@ struct PageLimits {
 struct Reading {
     reader: Reader,
     format: Format,
-    budget: PageLimits,
+    page_limits: PageLimits,
     /// Where the log ended when the reading began, to estimate the size of the answer.
     end: u64,
     /// Whether nothing has been read yet: the first record is returned however large it is.
@@ -122,13 +122,13 @@ enum Went {
 }
 
 impl Reading {
-    fn new(reader: Reader, format: Format, budget: PageLimits, end: u64) -> Self {
-        Self { reader, format, budget, end, fresh: true, length: None }
+    fn new(reader: Reader, format: Format, page_limits: PageLimits, end: u64) -> Self {
+        Self { reader, format, page_limits, end, fresh: true, length: None }
     }
 
     /// The most bytes of a value that there is room for.
     fn most(&self) -> u64 {
-        if self.fresh { u64::MAX } else { self.budget.bytes }
+        if self.fresh { u64::MAX } else { self.page_limits.bytes }
     }
 
     /// Counts a record as read.
@@ -138,8 +138,8 @@ impl Reading {
             *length += u64::from(comma) + formats::length(self.format, offset, record);
         }
         self.fresh = false;
-        self.budget.records -= 1;
-        self.budget.bytes = self.budget.bytes.saturating_sub(record.length as u64);
+        self.page_limits.records -= 1;
+        self.page_limits.bytes = self.page_limits.bytes.saturating_sub(record.length as u64);
     }
 
     /// Damage ends the range before the damaged record: a client that continues there gets the error.
@@ -163,7 +163,7 @@ impl Reading {
         most: usize,
     ) -> Result<Went, Problem> {
         let begun = out.len();
-        while self.budget.records > 0 {
+        while self.page_limits.records > 0 {
             if out.len() >= most {
                 return Ok(Went::Some);
             }
@@ -187,7 +187,7 @@ impl Reading {
             formats::render(self.format, out, &record);
             if self.fresh {
                 // Assumes that the other records are like the first.
-                let others = self.budget.records.min(self.end.saturating_sub(offset));
+                let others = self.page_limits.records.min(self.end.saturating_sub(offset));
                 let likely = others.saturating_mul(out.len() as u64).min(most as u64 + 1024);
                 out.reserve(likely as usize);
             }
@@ -202,7 +202,7 @@ impl Reading {
     fn look(&mut self, memory: &Arc<Memory>, only_head: bool, place: Place) -> Result<bool, Problem> {
         let (begun, mut steps, mut grant) = (Instant::now(), 0, memory.grant(Purpose::Answer));
         let most = if place == Place::Here { GLANCE } else { LOOK };
-        while self.budget.records > 0 {
+        while self.page_limits.records > 0 {
             if steps >= LOOK_STEPS {
                 if begun.elapsed() >= most {
                     return Ok(false);
@@ -336,15 +336,15 @@ pub(super) async fn range(
 ) -> Result<Answer, Problem> {
     let limits = &context.limits;
     let (mut from, mut wait) = (None, Duration::ZERO);
-    let mut budget = PageLimits { records: 1000, bytes: 1 << 20 };
+    let mut page_limits = PageLimits { records: 1000, bytes: 1 << 20 };
     for parameter in params::of(&request) {
         let (name, value) = parameter?;
         match &*name {
             "offset" | "since" if from.is_some() => return Err(params::one_of("offset and since")),
             "offset" => from = Some(StartAt::parse(&value)?),
             "since" => from = Some(StartAt::Since(params::time(&name, &value)?)),
-            "limit" => budget.records = params::number(&name, &value, 1..=10_000_000)?,
-            "max_bytes" => budget.bytes = params::number(&name, &value, 1..=1 << 30)?,
+            "limit" => page_limits.records = params::number(&name, &value, 1..=10_000_000)?,
+            "max_bytes" => page_limits.bytes = params::number(&name, &value, 1..=1 << 30)?,
             "wait" => wait = params::duration(&name, &value, limits.wait_time)?,
             _ => return Err(params::unknown(&name, "offset, since, limit, max_bytes, wait")),
         }
@@ -361,7 +361,7 @@ pub(super) async fn range(
         return tail::stream(context, asker.line, &log, offset);
     }
     let from = from.unwrap_or(StartAt::Earliest);
-    let ranged = records_from(context, asker, &log, from, wait, format, budget).await;
+    let ranged = records_from(context, asker, &log, from, wait, format, page_limits).await;
     ranged.map_err(|problem| problem.of(&log))
 }
 
@@ -373,7 +373,7 @@ async fn records_from(
     from: StartAt,
     wait: Duration,
     format: Format,
-    budget: PageLimits,
+    page_limits: PageLimits,
 ) -> Result<Answer, Problem> {
     let offset = from.resolve(context, asker.line, log).await?;
     if log.visible_offset() <= offset && !wait.is_zero() {
@@ -384,7 +384,7 @@ async fn records_from(
         }
     }
     let (reader, end) = (log.reader(offset), log.visible_offset());
-    let mut reading = Reading::new(reader, format, budget, end);
+    let mut reading = Reading::new(reader, format, page_limits, end);
     let (next, body) = if asker.only_head {
         reading.length = Some(if format == Format::Json { OPENING.len() as u64 } else { 0 });
         let reading = reading.looked(context, asker.line, true).await?;
@@ -416,12 +416,12 @@ async fn begun(
     let mut bytes = 0;
     let done = loop {
         // Boxed, as in `send`: little memory is to be held by requests that wait to look for the end.
-        let (budget, at) = (reading.budget, reading.reader.offset());
+        let (page_limits, at) = (reading.page_limits, reading.reader.offset());
         let (format, end) = (reading.format, reading.end);
         let (next, piece, done) = match Box::pin(reading.piece(context, line, log, patience)).await {
             Err(problem) if problem.is_overload() && !pieces.is_empty() => {
                 // These pieces may be what has used up the memory: they are sent first.
-                reading = Reading { fresh: false, ..Reading::new(log.reader(at), format, budget, end) };
+                reading = Reading { fresh: false, ..Reading::new(log.reader(at), format, page_limits, end) };
                 break false;
             }
             made => made?,
@@ -438,10 +438,11 @@ async fn begun(
         return Ok((reading.reader.offset(), whole(pieces)));
     }
     // A large range: find out where it ends, which the head has to say, then send it as the client takes it.
-    let (planned, back) = (reading.budget, reading.reader.offset());
+    let (planned, back) = (reading.page_limits, reading.reader.offset());
     let mut reading = reading.looked(context, line, false).await?;
     let next = reading.reader.offset();
-    reading.budget = PageLimits { records: planned.records - reading.budget.records, bytes: u64::MAX };
+    reading.page_limits =
+        PageLimits { records: planned.records - reading.page_limits.records, bytes: u64::MAX };
     reading.reader.seek(back);
     let (context, line, log) = (Arc::clone(context), Arc::clone(line), Arc::clone(log));
     let sending = Sending { context, line, log, reading, pieces, done: false };
@@ -525,7 +526,7 @@ impl Sending {
             tracing::warn!(%problem, "broke off the answer to a range");
             broken_off()
         })?;
-        if done && reading.budget.records > 0 {
+        if done && reading.page_limits.records > 0 {
             // Something has become unreadable since the head said where the answer ends.
             tracing::warn!("broke off the answer to a range: a record cannot be read any more");
             return Err(broken_off());

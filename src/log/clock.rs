@@ -32,7 +32,7 @@ pub(super) fn advance(created: u64, age: &AtomicU64, now: u64) -> bool {
 }
 
 /// The time at which a segment begins, after a segment whose records go up to `newest`.
-pub(super) fn begin(now: u64, newest: u64) -> u64 {
+pub(super) fn start_of_segment(now: u64, newest: u64) -> u64 {
     if newest <= now.saturating_add(HELD) { now.max(newest) } else { now }
 }
 
@@ -107,10 +107,10 @@ mod tests {
 
     #[test]
     fn a_segment_begins_where_the_one_before_has_ended_or_when_the_clock_says() {
-        assert_eq!(begin(NOW, NOW - 5), NOW);
-        assert_eq!(begin(NOW, NOW + HELD), NOW + HELD);
-        assert_eq!(begin(NOW, NOW + YEARS), NOW);
-        assert_eq!(begin(0, YEARS), 0);
+        assert_eq!(start_of_segment(NOW, NOW - 5), NOW);
+        assert_eq!(start_of_segment(NOW, NOW + HELD), NOW + HELD);
+        assert_eq!(start_of_segment(NOW, NOW + YEARS), NOW);
+        assert_eq!(start_of_segment(0, YEARS), 0);
     }
 
     #[test]

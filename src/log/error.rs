@@ -153,7 +153,7 @@ pub enum Error {
          repair without backings (`repair()` without a `shm_dir`, `millstream repair --shm-dir none`) to give it up",
         .backing.display(), .path.display()
     )]
-    MemoryGoesOn {
+    BackingContinues {
         /// The memory.
         backing: PathBuf,
         /// The segment that has lost records.

@@ -131,8 +131,8 @@ impl Flusher {
         lock(&self.position).held_up.is_some()
     }
 
-    pub(super) fn begin(&self, shared: &Arc<Shared>) {
-        self.task.begin(Arc::clone(shared));
+    pub(super) fn start(&self, shared: &Arc<Shared>) {
+        self.task.start(Arc::clone(shared));
     }
 
     pub(super) fn stop(&self) {

@@ -97,7 +97,7 @@ pub(crate) fn verify_on(
     let held = backings.as_ref().map(|backings| (backings, backings.find().unwrap_or_default()));
     let backings = held.into_iter().flat_map(|(backings, held)| {
         let holds = |found: &&FoundBacking| {
-            matches!(found.content, BackingContent::Segment { .. } | BackingContent::Strange)
+            matches!(found.content, BackingContent::Segment { .. } | BackingContent::Invalid)
         };
         held.iter().filter(holds).map(|found| backings.path(&found.name)).collect::<Vec<_>>()
     });

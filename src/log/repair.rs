@@ -43,7 +43,7 @@ pub struct Repaired {
 ///
 /// # Errors
 /// [`Error::InUse`], [`Error::NotALog`], [`Error::Newer`], [`Error::Corrupt`] for damage that is beyond repair,
-/// [`Error::MemoryGoesOn`], [`Error::Io`]. After any error but [`Error::Io`], nothing was changed.
+/// [`Error::BackingContinues`], [`Error::Io`]. After any error but [`Error::Io`], nothing was changed.
 pub fn repair(dir: impl AsRef<Path>) -> Result<Repaired, Error> {
     repair_on(&*disk::native(), dir.as_ref(), Options::default().shm_dir.as_deref(), &mut |_, _| ())
 }
@@ -78,7 +78,7 @@ pub(crate) fn repair_on(
     // Before anything is changed.
     ensure_repairable(dir, &survey)?;
     let mended = match shm_dir {
-        Some(at) if !survey.damage.is_empty() => mend(disk, dir, at, &mut survey)?,
+        Some(at) if !survey.damage.is_empty() => from_backings(disk, dir, at, &mut survey)?,
         _ => Vec::new(),
     };
     let Survey { segments, damage, missing, .. } = survey;
@@ -89,7 +89,7 @@ pub(crate) fn repair_on(
             continue;
         }
         let mended = mended.get(n).unwrap_or(&Mended::No);
-        repaired.kept.extend(mend_segment(disk, dir, found, mended)?);
+        repaired.kept.extend(repair_segment(disk, dir, found, mended)?);
     }
     for range in missing {
         let path = dir.join(file::name(range.start));
@@ -126,7 +126,7 @@ fn ensure_repairable(dir: &Path, survey: &Survey) -> Result<(), Error> {
 }
 
 /// Looks for lost records in the backings at `at`, if there is such a place.
-fn mend(disk: &dyn Disk, dir: &Path, at: &Path, survey: &mut Survey) -> Result<Vec<Mended>, Error> {
+fn from_backings(disk: &dyn Disk, dir: &Path, at: &Path, survey: &mut Survey) -> Result<Vec<Mended>, Error> {
     let Some(log) = survey.segments.first().map(|first| first.header.log) else { return Ok(Vec::new()) };
     let node = disk.node(dir).map_err(Error::io("look at", dir))?;
     // Neither secret nor incarnation is needed: they are for creating backings.
@@ -142,7 +142,7 @@ fn mend(disk: &dyn Disk, dir: &Path, at: &Path, survey: &mut Survey) -> Result<V
 
 /// Fixes a segment in place, as opening does, if nothing of it is lost; otherwise keeps it aside and rewrites it.
 /// Returns the name it was kept under.
-fn mend_segment(
+fn repair_segment(
     disk: &dyn Disk,
     dir: &Path,
     found: &SurveyedSegment,

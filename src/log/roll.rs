@@ -134,11 +134,11 @@ impl Job {
 }
 
 /// Why a job was not done.
-enum Undone {
+enum JobError {
     /// Nothing was changed: try again later.
-    Yet(Box<Job>, Error),
+    Retry(Box<Job>, Error),
     /// It failed, and the log with it.
-    Ever(Error),
+    Fatal(Error),
 }
 
 /// The state of rolling, shared by appenders and the maintenance task.
@@ -250,8 +250,8 @@ impl Roller {
         self.unwritten.fetch_sub(1, Ordering::SeqCst);
     }
 
-    pub(super) fn begin(&self, shared: &Arc<Shared>) {
-        self.task.begin(Arc::clone(shared));
+    pub(super) fn start(&self, shared: &Arc<Shared>) {
+        self.task.start(Arc::clone(shared));
     }
 
     pub(super) fn stop(&self) {
@@ -355,7 +355,7 @@ impl Shared {
 
     /// Moves on to another segment, if a spare one is ready; otherwise asks for one.
     #[cold]
-    pub(super) fn begin_anew(&self, active: &Arc<Active>) {
+    pub(super) fn roll_if_ready(&self, active: &Arc<Active>) {
         if self.roll.ready.is_empty() {
             return self.roll.ask(0);
         }
@@ -386,7 +386,7 @@ impl Shared {
         let capacity = memory.capacity();
         self.roll.unwritten.fetch_add(1, Ordering::SeqCst);
         self.roll.needs.store(0, Ordering::SeqCst);
-        let created = clock::begin(self.env.machine.now(), newest);
+        let created = clock::start_of_segment(self.env.machine.now(), newest);
         if created < newest {
             tracing::warn!(
                 dir = %self.dir.display(), offset = base, from = newest, to = created,

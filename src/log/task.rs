@@ -82,7 +82,7 @@ impl<S: Send + Sync + 'static> Task<S> {
     }
 
     /// Gives the task what it works on. A kick that came before counts.
-    pub(super) fn begin(self: &std::sync::Arc<Self>, work: Arc<S>) {
+    pub(super) fn start(self: &std::sync::Arc<Self>, work: Arc<S>) {
         *lock(&self.work) = Some(work);
         self.schedule();
     }
@@ -345,7 +345,7 @@ mod models {
             let jobs = Arc::new(Jobs(AtomicU64::new(0), AtomicU64::new(0), std::sync::OnceLock::new()));
             let task = Task::new(std::sync::Arc::new(pool.clone()), turn, |_| panic!("a turn panicked"));
             jobs.2.set(std::sync::Arc::downgrade(&task)).unwrap();
-            task.begin(Arc::clone(&jobs));
+            task.start(Arc::clone(&jobs));
             let sender = {
                 let (task, jobs) = (std::sync::Arc::clone(&task), Arc::clone(&jobs));
                 thread::spawn(move || {
@@ -389,7 +389,7 @@ mod models {
             let alone = Arc::new(Alone(AtomicBool::new(false), std::sync::OnceLock::new()));
             let task = Task::new(std::sync::Arc::new(pool.clone()), turn, |_| panic!("a turn panicked"));
             alone.1.set(std::sync::Arc::downgrade(&task)).unwrap();
-            task.begin(Arc::clone(&alone));
+            task.start(Arc::clone(&alone));
             let other = {
                 let (pool, task) = (pool.clone(), std::sync::Arc::clone(&task));
                 thread::spawn(move || {

@@ -262,7 +262,7 @@ impl Simulation {
             known.memory = known.durable;
         }
         match repaired {
-            Err(Error::MemoryGoesOn { .. }) if harmed.is_some() && backings => {
+            Err(Error::BackingContinues { .. }) if harmed.is_some() && backings => {
                 known.memory = known.durable;
                 repaired = repair_on(&world.sim, &dir, None, &mut |_, _| ());
             }

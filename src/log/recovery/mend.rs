@@ -52,7 +52,7 @@ pub(in crate::log) struct Whole {
 /// each segment.
 ///
 /// # Errors
-/// [`Error::MemoryGoesOn`] if a backing may continue after what is lost for good.
+/// [`Error::BackingContinues`] if a backing may continue after what is lost for good.
 pub(in crate::log) fn mend(
     disk: &dyn Disk,
     dir: &Path,
@@ -113,7 +113,7 @@ fn mend_one(
 }
 
 fn goes_on(backings: &ShmBacking, backing: &LeftBacking, last: &SurveyedSegment) -> Error {
-    Error::MemoryGoesOn { backing: backings.path(&backing.name), path: last.path.clone() }
+    Error::BackingContinues { backing: backings.path(&backing.name), path: last.path.clone() }
 }
 
 /// Whether a backing belongs to this segment.

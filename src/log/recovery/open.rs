@@ -326,7 +326,7 @@ fn resume(
                     (previous.end, previous.clock) = (header.base, previous.clock.max(header.created));
                     break;
                 }
-                let written = take_up(disk, dir, &header, &path, &bytes, &scan)?;
+                let written = resume_segment(disk, dir, &header, &path, &bytes, &scan)?;
                 let done = ChunkPosition { records: scan.records(), words: scan.words };
                 if let Some(claim) = claim {
                     let mut memory =
@@ -358,7 +358,7 @@ fn resume(
         segments.push(Arc::new(Segment::cold(header, sealed.into()).aged(sealed.last_time)));
     }
     // No segment is open: begin one, so that there is always one on the disk and trimming may drop all others.
-    begin(env, dir, options, identity, &previous, segments, roller)
+    begin_segment(env, dir, options, identity, &previous, segments, roller)
 }
 
 /// The segment before another one, which is sealed; and, in `clock`, when the newest record so far was appended.
@@ -396,7 +396,7 @@ fn behind<'a>(bytes: &'a [u8], scan: &Scan) -> &'a [u8] {
 
 /// Prepares the last segment's file for more appends: its records are durable, zeros follow them, and its full length
 /// is reserved.
-fn take_up(
+fn resume_segment(
     disk: &dyn Disk,
     dir: &Path,
     header: &Header,
@@ -416,7 +416,7 @@ fn take_up(
 }
 
 /// Begins the segment after `previous`.
-fn begin(
+fn begin_segment(
     env: &Environment,
     dir: &Path,
     options: &Options,
@@ -443,7 +443,7 @@ fn begin(
     let (capacity, segment_file) = made.unwrap_or_else(|| unreachable!("the last one is found"));
     let claim = claim.filter(|claim| claim.capacity() == capacity);
     let claim = claim.unwrap_or_else(|| roller.claim_least(capacity));
-    let header = identity.header(base, capacity, clock::begin(env.machine.now(), previous.clock));
+    let header = identity.header(base, capacity, clock::start_of_segment(env.machine.now(), previous.clock));
     let segment_file = segment_file.map_err(|error| {
         if disk::is_full(&error) {
             return Error::Full { reason: error.to_string().into() };

@@ -85,7 +85,7 @@ pub(super) fn restore(
         let (before, rest) = held.split_at_mut(n);
         let Some(backing) = rest.first_mut() else { break };
         let is_damaged = !survey.damage.is_empty(); // readers may have seen what only the backing has whole
-        let restored = take_up(disk, dir, backings, survey, before, backing);
+        let restored = restore_backing(disk, dir, backings, survey, before, backing);
         match restored.map_err(Error::io("restore from memory what is missing in", dir)) {
             Ok(Fate::Needless) => {}
             Ok(Fate::Kept) if backing.end.is_some_and(|(end, _)| end <= first) => {
@@ -138,7 +138,7 @@ pub(super) fn held(dir: &Path, backings: &ShmBacking, survey: &Survey) -> Result
     for found in backings.find().map_err(Error::io("look for backings of", dir))? {
         match found.content {
             BackingContent::Spare => backings.remove(&found.name),
-            BackingContent::Strange => tell(backings, [&*found.name], "it cannot be understood"),
+            BackingContent::Invalid => tell(backings, [&*found.name], "it cannot be understood"),
             BackingContent::Elsewhere(owner) => {
                 tracing::debug!(dir = %dir.display(), owner = %owner.display(), "a backing of a copy of this log is left alone");
             }
@@ -190,7 +190,7 @@ enum Fate {
 
 /// Writes the records that the backing has and the log lacks, if they continue the log. `earlier` are the backings
 /// handled before.
-fn take_up(
+fn restore_backing(
     disk: &dyn Disk,
     dir: &Path,
     backings: &ShmBacking,

@@ -1,7 +1,7 @@
 //! The maintenance task of a log: prepares spare segments, writes zeros ahead of the flusher, seals, trims, and gives
 //! memory back.
 
-use super::{Job, SpareSegment, TrimRequest, Undone};
+use super::{Job, JobError, SpareSegment, TrimRequest};
 use crate::{
     chunk::{Before, ChunkMemory, ChunkPosition},
     disk,
@@ -45,14 +45,14 @@ impl Shared {
                 }
                 match job.map_or(Ok(()), |job| self.work_at(job)) {
                     Ok(()) => {}
-                    Err(Undone::Yet(job, error)) => {
+                    Err(JobError::Retry(job, error)) => {
                         if !is_told {
                             tracing::warn!(dir = %self.dir.display(), %error, "cannot seal a segment yet, will try again");
                         }
                         *lock(&roll.stalled) = Some(*job);
                         waiting = true;
                     }
-                    Err(Undone::Ever(error)) => self.fail(&error),
+                    Err(JobError::Fatal(error)) => self.fail(&error),
                 }
                 // A long trim is done in slices, so that other logs have their turns in between.
                 if trimmed && roll.task.again() {
@@ -70,20 +70,20 @@ impl Shared {
         }
     }
 
-    fn work_at(&self, job: Job) -> Result<(), Undone> {
+    fn work_at(&self, job: Job) -> Result<(), JobError> {
         let gives_memory = job.gives_memory();
         match job {
             Job::Prepare => {} // done before each job
             Job::Seal(segment, end) => self.seal(&segment, end).map_err(|error| {
                 if error.is_transient() || error.is_full() {
-                    Undone::Yet(Box::new(Job::Seal(segment, end)), error)
+                    JobError::Retry(Box::new(Job::Seal(segment, end)), error)
                 } else {
-                    Undone::Ever(error)
+                    JobError::Fatal(error)
                 }
             })?,
             Job::Discard(segment) => self.discard(&segment),
             Job::LetGo(spare) => self.let_go(spare),
-            Job::ZeroAhead(segment) => self.zero_ahead(&segment).map_err(Undone::Ever)?,
+            Job::ZeroAhead(segment) => self.zero_ahead(&segment).map_err(JobError::Fatal)?,
         }
         if gives_memory {
             self.roll.owed.fetch_sub(1, Ordering::SeqCst);
@@ -120,10 +120,10 @@ impl Shared {
                 job => match self.work_at(job) {
                     Ok(()) => {}
                     // Its frames are durable, and the segment is sealed when the log is opened next.
-                    Err(Undone::Yet(_, error)) => {
+                    Err(JobError::Retry(_, error)) => {
                         tracing::warn!(dir = %self.dir.display(), %error, "a segment is left unsealed");
                     }
-                    Err(Undone::Ever(error)) => done = done.and(Err(error)),
+                    Err(JobError::Fatal(error)) => done = done.and(Err(error)),
                 },
             }
         }
@@ -202,7 +202,7 @@ impl Shared {
         self.offer(spare);
         roll.changed.bump(); // an appender that looked while it was taken found none, and waits
         if is_small {
-            self.begin_anew(&active);
+            self.roll_if_ready(&active);
         }
     }
 

@@ -346,7 +346,7 @@ fn repair_does_not_give_up_what_a_backing_continues_after_an_empty_segment() {
         if rot {
             sim.damage(Path::new(FIRST), |bytes| bytes[4096 + 9 * 32 + 25] ^= 1);
             let repaired = repair_on(&sim, Path::new(DIR), Some(at.path()), &mut |_, _| ());
-            assert!(matches!(repaired, Err(crate::Error::MemoryGoesOn { .. })), "{repaired:?}");
+            assert!(matches!(repaired, Err(crate::Error::BackingContinues { .. })), "{repaired:?}");
             assert_eq!(killed.find().unwrap().len(), 1);
             // Nothing was changed, and the bit may flip back.
             sim.damage(Path::new(FIRST), |bytes| bytes[4096 + 9 * 32 + 25] ^= 1);

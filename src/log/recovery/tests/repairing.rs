@@ -203,7 +203,7 @@ fn repair_does_not_give_up_what_a_backing_continues_unless_told_to() {
     let before = disk.dump();
     let repaired = repair::repair_on(&disk, Path::new(DIR), Some(at.path()), &mut |_, _| ());
     let error = repaired.unwrap_err();
-    assert!(matches!(&error, Error::MemoryGoesOn { path: of, .. } if *of == path), "{error}");
+    assert!(matches!(&error, Error::BackingContinues { path: of, .. } if *of == path), "{error}");
     assert!(disk.dump() == before, "nothing may be changed");
     self::repaired(&disk);
     assert!(!files_in(at.path()).is_empty());
