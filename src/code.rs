@@ -90,7 +90,7 @@ codes! {
     WriterFailed 503 "writer_failed" Never "it is not known whether the records were stored: restart the server, and read them back";
     ShuttingDown 503 "shutting_down" Soon "try again";
     Recovering 503 "recovering" After "try again after `Retry-After`";
-    Overloaded 503 "overloaded" After "the memory for requests and answers is used up (`--max-http-memory-bytes`), or no turn came: send it again after `Retry-After`";
+    Overloaded 503 "overloaded" After "the memory for requests and answers is used up (`--max-http-memory-bytes`), or no permit came: send it again after `Retry-After`";
     CannotGrow 503 "cannot_grow" After "wait: the server has no descriptors or memory for the next segment";
     OutOfResources 503 "out_of_resources" After "wait: the server has no descriptors or memory for this";
     DiskFull 507 "disk_full" Soon "make room, or trim";

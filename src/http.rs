@@ -3,7 +3,7 @@
 //! `server` listens, `connection` keeps each connection within its limits, `guard` refuses what browsers send on behalf
 //! of other pages, `router` dispatches requests and does what is common to all of them; `book` is the API of the book,
 //! `logs`, `records` and `producers` are `/v1/logs`, `tail` is the live end of a log, and `feed` is what its readers share. `fetch`
-//! is how everything is read that comes from the disk or is large, and `line` hands out turns for that. `body`,
+//! is how everything is read that comes from the disk or is large, and `permits` hands out the permits for that. `body`,
 //! `params` and `formats` parse requests, within the budget of `memory`; `metrics` counts, `commit` waits for
 //! durability once per runtime and commit, `problem` defines what errors look like.
 
@@ -19,14 +19,14 @@ mod formats;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod guard;
-mod line;
-mod log_turns;
+mod log_permits;
 mod logs;
 mod memory;
 mod metrics;
 #[cfg(test)]
 mod panics;
 mod params;
+mod permits;
 mod problem;
 mod producers;
 mod range;

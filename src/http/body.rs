@@ -2,8 +2,8 @@
 
 use super::{
     context::Context,
-    line::Line,
     memory::{Buffer, FREE, Grant, Purpose, Work},
+    permits::Queues,
     problem::{Problem, cut},
     room::Meter,
 };
@@ -117,23 +117,23 @@ where
 /// mebibyte of JSON takes a millisecond.
 pub(super) const LARGE: usize = 256 << 10;
 
-/// Parses a body off the runtime's thread, when it is its turn.
-pub(super) async fn in_turn<T: Send + 'static>(
+/// Parses a body off the runtime's thread, once there is a permit for it.
+pub(super) async fn with_permit<T: Send + 'static>(
     context: &Context,
-    line: &Line,
+    queues: &Queues,
     work: Work,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Problem> {
     let patience = context.limits.append_time;
     if work == Work::Little {
-        return context.for_client(line, work.kind(), patience, run).await;
+        return context.for_client(queues, work.kind(), patience, run).await;
     }
     // On a thread of its own: the work takes longer than creating the thread, which can yield to the threads that
     // answer.
-    let turn = context.memory.turns.turn(work.kind(), line, patience).await?;
+    let permit = context.memory.permits.acquire(work.kind(), queues, patience).await?;
     let (done, result) = oneshot::channel();
     let give_way = move || {
-        let _turn = turn; // held to the end, even if nobody waits for the result any more
+        let _permit = permit; // held to the end, even if nobody waits for the result any more
         // For this thread; if that is not allowed, it keeps its priority.
         #[cfg(target_os = "linux")]
         let _ = rustix::process::setpriority_process(None, gives_way(work));
@@ -142,7 +142,7 @@ pub(super) async fn in_turn<T: Send + 'static>(
     let begun = std::thread::Builder::new().name("millstream-body".into()).spawn(give_way);
     if let Err(error) = begun {
         tracing::warn!(%error, "cannot start a thread for a large body");
-        return Err(Problem::no_turn());
+        return Err(Problem::no_permit());
     }
     result.await.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
 }
@@ -371,7 +371,7 @@ mod tests {
             assert_eq!(Encoding::of(Some(name)).ok(), Some(encoding), "{name}");
         }
     }
-    /// Empty members cost 20 bytes each, and 15 MiB of them took a turn for bodies for 2.4 s.
+    /// Empty members cost 20 bytes each, and 15 MiB of them took a permit for bodies for 2.4 s.
     #[test]
     fn gzip_of_several_members_is_decoded_up_to_a_number_of_them() {
         let member = |bytes: &[u8]| {

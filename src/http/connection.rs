@@ -16,11 +16,11 @@
 //! | the peer has gone without closing the connection | [`GONE`] times `body_time`, enforced by the system (`TCP_USER_TIMEOUT`) |
 //! | the server is stopping | closed at once if no request is in flight, otherwise after `grace` |
 //!
-//! When the limit of connections is reached, one is closed for each new one ([`turn_to_go`]): among those whose turn it
-//! is, the one that has made no progress for longest. A body that arrives at less than 1 KiB per second does not count
+//! When the limit of connections is reached, one is closed for each new one ([`eviction_rank`]): of those of the first rank
+//! that there is, the one without progress for longest. A body that arrives at less than 1 KiB per second does not count
 //! as progress.
 //!
-//! | turn | connections |
+//! | rank | connections |
 //! | --- | --- |
 //! | 1 | no request for 1 s since it was accepted; a body without progress for 5 s |
 //! | 2 | between two requests for 5 s |
@@ -43,7 +43,7 @@ mod exchange;
 mod serve;
 
 use super::{
-    line::Line,
+    permits::Queues,
     server::Settings,
     unsent::{Ends, Unsent},
 };
@@ -170,7 +170,7 @@ impl Connections {
         self.clock.fetch_max(now, Ordering::Relaxed).max(now)
     }
 
-    /// Waits for a place for one more connection. If there is none, the connection whose turn it is gets closed.
+    /// Waits for a place for one more connection. If there is none, the first one to evict gets closed.
     pub(super) async fn seat(&self) -> OwnedSemaphorePermit {
         loop {
             if let Ok(seat) = Arc::clone(&self.seats).try_acquire_owned() {
@@ -186,16 +186,16 @@ impl Connections {
         }
     }
 
-    /// Closes the connection whose turn it is, if there is one that may be closed.
+    /// Closes the first one to evict, if there is one that may be closed.
     pub(super) fn close_one(&self) {
         let now = self.tick();
         let open = self.lock();
-        let turns = open.values().filter(|connection| !connection.is_cut()).filter_map(|connection| {
-            let turn = connection.turn_to_go(now)?;
-            Some((turn, connection.touched.load(Ordering::Relaxed), connection.number, connection))
+        let ranked = open.values().filter(|connection| !connection.is_cut()).filter_map(|connection| {
+            let rank = connection.eviction_rank(now)?;
+            Some((rank, connection.touched.load(Ordering::Relaxed), connection.number, connection))
         });
         if let Some((.., connection)) =
-            turns.min_by_key(|&(turn, touched, number, _)| (turn, touched, number))
+            ranked.min_by_key(|&(rank, touched, number, _)| (rank, touched, number))
         {
             connection.cut("to make room for a new one");
             self.made_place.fetch_add(1, Ordering::Relaxed);
@@ -278,8 +278,8 @@ pub(super) struct Connection {
     begun: Mutex<Option<Arc<Stream>>>,
     /// HTTP/2 only: the number of bodies that nobody wants.
     bodies: AtomicUsize,
-    /// The queues for turns that its requests wait in.
-    pub(super) line: Arc<Line>,
+    /// The queues for permits that its requests wait in.
+    pub(super) queues: Arc<Queues>,
 }
 
 /// How many bytes had not been sent at a point in time, while the connection had been stuck since another.
@@ -387,7 +387,7 @@ impl Connection {
         }
     }
 
-    fn turn_to_go(&self, now: u64) -> Option<u8> {
+    fn eviction_rank(&self, now: u64) -> Option<u8> {
         let still = now.saturating_sub(self.touched.load(Ordering::Relaxed));
         let doing = if !self.used.load(Ordering::Relaxed) {
             Doing::Nothing
@@ -400,7 +400,7 @@ impl Connection {
         } else {
             Doing::Idles
         };
-        turn_to_go(doing, still)
+        eviction_rank(doing, still)
     }
 
     /// Whether an HTTP/2 answer waits for the client, although the client's system takes what it is sent.
@@ -503,7 +503,7 @@ enum Doing {
 }
 
 /// In which order connections are closed to make room, see the module's documentation; `None` if it must not be closed.
-fn turn_to_go(doing: Doing, still: u64) -> Option<u8> {
+fn eviction_rank(doing: Doing, still: u64) -> Option<u8> {
     match doing {
         Doing::Nothing if still >= JUST_COME => Some(1),
         Doing::Sends if still >= STILL => Some(1),
@@ -565,13 +565,13 @@ mod tests {
             (Doing::Nothing, JUST_COME - 1),
             (Doing::Idles, JUST_COME - 1),
         ];
-        assert!(order.is_sorted_by_key(|&(doing, still)| turn_to_go(doing, still)));
-        assert_eq!(turn_to_go(Doing::Nothing, JUST_COME), turn_to_go(Doing::Sends, STILL));
-        assert!(turn_to_go(Doing::Takes, STILL) < turn_to_go(Doing::Idles, STILL - 1));
+        assert!(order.is_sorted_by_key(|&(doing, still)| eviction_rank(doing, still)));
+        assert_eq!(eviction_rank(Doing::Nothing, JUST_COME), eviction_rank(Doing::Sends, STILL));
+        assert!(eviction_rank(Doing::Takes, STILL) < eviction_rank(Doing::Idles, STILL - 1));
         for (doing, still) in
             [(Doing::Sends, JUST_COME - 1), (Doing::Takes, STILL - 1), (Doing::Waits, STILL - 1)]
         {
-            assert_eq!(turn_to_go(doing, still), None, "{doing:?}");
+            assert_eq!(eviction_rank(doing, still), None, "{doing:?}");
         }
     }
 }

@@ -6,10 +6,10 @@ use super::{
     commit::DurabilityWaiters,
     feed::Feeds,
     guard::Guard,
-    line::{Kind, Line},
-    log_turns::LogTurns,
+    log_permits::LogPermits,
     memory::Memory,
     metrics::Metrics,
+    permits::{Kind, Queues},
     problem::Problem,
     server::Settings,
 };
@@ -38,7 +38,7 @@ pub(super) struct Context {
     pub(super) store: Arc<Store>,
     pub(super) waiters: Arc<DurabilityWaiters>,
     pub(super) feeds: Feeds,
-    pub(super) log_turns: Arc<LogTurns>,
+    pub(super) log_permits: Arc<LogPermits>,
     pub(super) limits: Arc<Settings>,
     pub(super) memory: Arc<Memory>,
     pub(super) guard: Arc<Guard>,
@@ -53,7 +53,7 @@ pub(super) struct Context {
 #[derive(Clone, Copy)]
 pub(super) struct Asker<'a> {
     /// The queues of its connection.
-    pub(super) line: &'a Arc<Line>,
+    pub(super) queues: &'a Arc<Queues>,
     /// Whether the request is a HEAD.
     pub(super) only_head: bool,
 }
@@ -90,21 +90,21 @@ where
 
 impl Context {
     /// Returns the log of this name. If it has to be opened first, that is done off the runtime's thread.
-    pub(super) async fn log(&self, line: &Line, name: &str) -> Result<Arc<OpenLog>, Problem> {
+    pub(super) async fn log(&self, queues: &Queues, name: &str) -> Result<Arc<OpenLog>, Problem> {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log);
         }
         self.store.check(name)?;
-        Ok(self.in_turn(line, name, Store::get).await??)
+        Ok(self.for_log(queues, name, Store::get).await??)
     }
 
     /// Returns the settings of a log to append to, even if the append would create it.
-    pub(super) async fn settings(&self, line: &Line, name: &str) -> Result<LogSettings, Problem> {
+    pub(super) async fn settings(&self, queues: &Queues, name: &str) -> Result<LogSettings, Problem> {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log.settings().clone());
         }
         let opened = match self.store.check(name) {
-            Ok(()) => self.in_turn(line, name, Store::get).await?,
+            Ok(()) => self.for_log(queues, name, Store::get).await?,
             Err(error) => Err(error),
         };
         match opened {
@@ -120,7 +120,7 @@ impl Context {
     }
 
     /// Like [`log`](Self::log), but for an append, which creates the log if the server is configured to.
-    pub(super) async fn log_to_append(&self, line: &Line, name: &str) -> Result<Arc<OpenLog>, Problem> {
+    pub(super) async fn log_to_append(&self, queues: &Queues, name: &str) -> Result<Arc<OpenLog>, Problem> {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log);
         }
@@ -129,7 +129,7 @@ impl Context {
             Err(store::Error::NotFound { .. }) if create => {}
             known => known?,
         }
-        let found = self.in_turn(line, name, move |store, name| match store.get(name) {
+        let found = self.for_log(queues, name, move |store, name| match store.get(name) {
             Err(store::Error::NotFound { .. }) if create => {
                 match store.create(name, &LogSettings::default()) {
                     Ok(_) | Err(store::Error::Exists { .. }) => store.get(name),
@@ -151,36 +151,37 @@ impl Context {
         done.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
     }
 
-    /// Runs something that may take long for the log of this name, in its turn and off the runtime's thread; it runs to
+    /// Runs something that may take long for the log of this name, with a permit and off the runtime's thread; it runs to
     /// its end even if nobody waits for it any more.
-    pub(super) async fn in_turn<T: Send + 'static>(
+    pub(super) async fn for_log<T: Send + 'static>(
         &self,
-        line: &Line,
+        queues: &Queues,
         name: &str,
         run: impl FnOnce(&Store, &str) -> T + Send + 'static,
     ) -> Result<T, Problem> {
-        let turn = self.log_turns.turn(name, &self.memory.turns, line, self.limits.body_time).await?;
+        let permit =
+            self.log_permits.acquire(name, &self.memory.permits, queues, self.limits.body_time).await?;
         let name = name.to_owned();
         let run = move |store: &Store| {
-            let _turn = turn;
+            let _permit = permit;
             run(store, &name)
         };
         self.blocking(run).await
     }
 
-    /// Runs something that only its client needs off the runtime's thread, in the turn of its connection; not at all if
+    /// Runs something that only its client needs off the runtime's thread, with a permit; not at all if
     /// the client is gone by then.
     pub(super) async fn for_client<T: Send + 'static>(
         &self,
-        line: &Line,
+        queues: &Queues,
         kind: Kind,
         patience: Duration,
         run: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Problem> {
-        let turn = self.memory.turns.turn(kind, line, patience).await?;
+        let permit = self.memory.permits.acquire(kind, queues, patience).await?;
         let (done, result) = oneshot::channel();
         tokio::task::spawn_blocking(move || {
-            let _turn = turn; // held to the end, even if the client leaves earlier
+            let _permit = permit; // held to the end, even if the client leaves earlier
             if !done.is_closed() {
                 drop(done.send(run()));
             }
@@ -192,7 +193,7 @@ impl Context {
     /// told whether it may wait for the copies of other appends.
     pub(super) async fn append<V: Send + Sync + 'static, T: Send + 'static>(
         &self,
-        line: &Line,
+        queues: &Queues,
         log: &Arc<OpenLog>,
         work: usize,
         values: V,
@@ -208,7 +209,7 @@ impl Context {
         let attempt = || {
             let (log, values) = (Arc::clone(log), Arc::clone(&values));
             let run = move || append(&log, &values, MayBlock::ForCopies);
-            self.for_client(line, Kind::Append, limit, run)
+            self.for_client(queues, Kind::Append, limit, run)
         };
         let done = Box::pin(when_there_is_room(limit, || log.room(), attempt)).await?;
         self.seen(log, done).await

@@ -1,13 +1,13 @@
 //! The one way to read anything that comes from the disk, or is large: its header gives its size; then the request gets
-//! its part of the memory budget, and its turn; only then is it read, off the runtime's thread. A request that waits
+//! its part of the memory budget, and a permit; only then is it read, off the runtime's thread. A request that waits
 //! for memory reads nothing meanwhile. What is small and in memory is read at once, where it is asked for.
 
 use super::{
     body::LARGE,
     context::{Asker, Context},
     formats,
-    line::{Kind, Line},
     memory::{FREE, Grant, Purpose},
+    permits::{Kind, Queues},
     problem::Problem,
 };
 use crate::{
@@ -32,33 +32,33 @@ const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from
 pub(super) enum Place {
     /// On the runtime's thread.
     Here,
-    /// Off the runtime's thread, in turn.
-    Turn,
-    /// Off the runtime's thread, in one of the few turns for very large records.
-    LargeTurn,
+    /// Off the runtime's thread, with a permit.
+    Permit,
+    /// Off the runtime's thread, in one of the few permits for very large records.
+    LargePermit,
 }
 
 impl Place {
     /// The place to try first.
     pub(super) fn first(log: &OpenLog, offset: u64) -> Self {
-        if log.is_in_memory(offset) { Self::Here } else { Self::Turn }
+        if log.is_in_memory(offset) { Self::Here } else { Self::Permit }
     }
 
     /// The place where a record must be read.
     fn of(ahead: &Ahead) -> Self {
         match ahead.length().max(ahead.cold_bytes) {
-            VERY_LARGE.. => Self::LargeTurn,
-            LARGE.. => Self::Turn,
+            VERY_LARGE.. => Self::LargePermit,
+            LARGE.. => Self::Permit,
             _ if ahead.hot => Self::Here,
-            _ => Self::Turn,
+            _ => Self::Permit,
         }
     }
 
     fn kind(self) -> Option<Kind> {
         match self {
             Self::Here => None,
-            Self::Turn => Some(Kind::Read),
-            Self::LargeTurn => Some(Kind::ReadLarge),
+            Self::Permit => Some(Kind::Read),
+            Self::LargePermit => Some(Kind::ReadLarge),
         }
     }
 }
@@ -81,25 +81,25 @@ pub(super) struct Wants {
 /// How long a request waits.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    pub(super) turn: Duration,
+    pub(super) permit: Duration,
     pub(super) memory: Duration,
 }
 
 impl Patience {
     /// For a request whose answer has not begun: it is refused at once if there is no memory.
     pub(super) fn to_begin(context: &Context) -> Self {
-        Self { turn: context.limits.append_time, memory: Duration::ZERO }
+        Self { permit: context.limits.append_time, memory: Duration::ZERO }
     }
 
     pub(super) fn of(time: Duration) -> Self {
-        Self { turn: time, memory: time }
+        Self { permit: time, memory: time }
     }
 }
 
 /// Makes something by `attempt`, which reads `from`: in the place and with the memory that it asks for.
 pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
     context: &Context,
-    line: &Line,
+    queues: &Queues,
     mut place: Place,
     patience: Patience,
     mut from: S,
@@ -115,7 +115,7 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
                     (from, made)
                 };
                 // Boxed: reading what is in memory needs none of this, and its future should be small.
-                let (back, made) = Box::pin(context.for_client(line, kind, patience.turn, run)).await?;
+                let (back, made) = Box::pin(context.for_client(queues, kind, patience.permit, run)).await?;
                 from = back;
                 made
             }
@@ -170,7 +170,7 @@ pub(super) fn next<'a>(
     most: u64,
 ) -> Result<Next<'a>, Error> {
     if place == Place::Here && !reader.is_in_memory() {
-        return Ok(Next::Wants(Place::Turn, so_far));
+        return Ok(Next::Wants(Place::Permit, so_far));
     }
     let Some(ahead) = reader.peek()?.filter(|ahead| ahead.length() as u64 <= most) else {
         return Ok(Next::End);
@@ -196,7 +196,7 @@ pub(super) async fn record(
     let only_head = asker.only_head;
     let attempt = move |reader: &mut Reader, place: Place, mut grant: Grant| {
         if place == Place::Here && !reader.is_in_memory() {
-            return Ok(Made::Wants(Wants { grant, place: Place::Turn, bytes: 0 }));
+            return Ok(Made::Wants(Wants { grant, place: Place::Permit, bytes: 0 }));
         }
         let Some(ahead) = reader.peek()? else { return Ok(Made::Done(None)) };
         if let Some(head) = ahead.head.filter(|_| only_head) {
@@ -213,7 +213,7 @@ pub(super) async fn record(
         Ok(Made::Done(found))
     };
     let (place, patience) = (Place::first(log, offset), Patience::to_begin(context));
-    let made = make(context, asker.line, place, patience, log.reader(offset), attempt).await;
+    let made = make(context, asker.queues, place, patience, log.reader(offset), attempt).await;
     let (_, found) = made.map_err(|problem| problem.of(log))?;
     found.ok_or_else(|| Problem::no_record(offset, log.visible_offset()))
 }

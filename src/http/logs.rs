@@ -5,8 +5,8 @@ use super::{
     body,
     connection::Arriving,
     context::Context,
-    line::Line,
     params,
+    permits::Queues,
     problem::Problem,
 };
 use crate::store::{self, LogSettings, OpenLog, Store};
@@ -50,7 +50,7 @@ fn described(log: &OpenLog) -> Answer {
 /// `PUT`: 201 if the log is new, 200 if it exists with the same settings.
 pub(super) async fn create(
     context: &Context,
-    line: &Line,
+    queues: &Queues,
     name: &str,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
@@ -59,10 +59,10 @@ pub(super) async fn create(
         if bytes.is_empty() { LogSettings::default() } else { body::parse(&bytes, "settings, or nothing")? };
     match context.store.check(name) {
         Err(store::Error::NotFound { .. }) => {}
-        known => known?, // a name that no log can have waits for no turn
+        known => known?, // a name that no log can have waits for no permit
     }
     let patience = context.limits.append_time;
-    let made = context.in_turn(line, name, move |store, name| {
+    let made = context.for_log(queues, name, move |store, name| {
         let begun = Instant::now();
         loop {
             match store.create(name, &settings).and_then(|new| Ok((new, store.get(name)?))) {
@@ -80,13 +80,13 @@ pub(super) async fn create(
     Ok(answer)
 }
 
-pub(super) async fn describe(context: &Context, line: &Line, name: &str) -> Result<Answer, Problem> {
-    Ok(described(&*context.log(line, name).await?))
+pub(super) async fn describe(context: &Context, queues: &Queues, name: &str) -> Result<Answer, Problem> {
+    Ok(described(&*context.log(queues, name).await?))
 }
 
-pub(super) async fn delete(context: &Context, line: &Line, name: &str) -> Result<Answer, Problem> {
+pub(super) async fn delete(context: &Context, queues: &Queues, name: &str) -> Result<Answer, Problem> {
     context.store.check(name)?;
-    context.in_turn(line, name, Store::delete).await??;
+    context.for_log(queues, name, Store::delete).await??;
     let mut answer = Response::new(full(""));
     *answer.status_mut() = StatusCode::NO_CONTENT;
     Ok(answer)
@@ -130,14 +130,14 @@ struct Trimmed {
 
 pub(super) async fn trim(
     context: &Context,
-    line: &Line,
+    queues: &Queues,
     name: &str,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
-    let log = context.log(line, name).await?;
+    let log = context.log(queues, name).await?;
     let bytes = body::read_small(request.into_body(), context).await?;
     let Trim { before } = body::parse(&bytes, r#"{"before":0}"#)?;
     let trim = move |_: &Store, _: &str| log.trim(before).map_err(|error| Problem::from(error).of(&log));
-    let first_offset = context.in_turn(line, name, trim).await??;
+    let first_offset = context.for_log(queues, name, trim).await??;
     Ok(json(&Trimmed { first_offset }))
 }

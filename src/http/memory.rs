@@ -9,8 +9,8 @@
 //! see `connection`.
 
 use super::{
-    line::{AllTurns, Kind},
-    log_turns::LOGS,
+    log_permits::LOGS,
+    permits::{Kind, Permits},
     problem::Problem,
 };
 use crate::sync::lock;
@@ -59,8 +59,8 @@ pub(super) struct Memory {
     used: AtomicUsize,
     requests: AtomicUsize,
     answers: AtomicUsize,
-    /// The turns for work that temporarily needs more memory than it leaves, and a processor.
-    pub(super) turns: AllTurns,
+    /// The permits for work that temporarily needs more memory than it leaves, and a processor.
+    pub(super) permits: Permits,
     /// Mappings for reuse, each of at least [`PIECE`] bytes.
     spare: Mutex<Vec<MmapMut>>,
     begun: Instant,
@@ -91,7 +91,7 @@ impl Work {
         works.into_iter().find(|work| bytes <= work.bytes()).unwrap_or(Self::Much)
     }
 
-    /// The kind of turn for it.
+    /// The kind of permit for it.
     pub(super) fn kind(self) -> Kind {
         match self {
             Self::Little => Kind::LittleBody,
@@ -138,14 +138,14 @@ impl Memory {
         // Looking through a log for the end of an answer leaves half of the processors to others, and so does reading
         // very large records, and appending large batches.
         let half = threads / 2;
-        let turns = AllTurns::new([little, more, much, half, threads, half, half, LOGS]);
+        let permits = Permits::new([little, more, much, half, threads, half, half, LOGS]);
         let (begun, warned) = (Instant::now(), AtomicU64::new(0));
         Arc::new(Self {
             limit,
             used: zero(),
             requests: zero(),
             answers: zero(),
-            turns,
+            permits,
             spare: Mutex::default(),
             begun,
             warned,

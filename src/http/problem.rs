@@ -95,7 +95,7 @@ impl Problem {
         }
     }
 
-    /// Whether the cause is a lack of memory, turns or streams: clients can cause it as often as they like.
+    /// Whether the cause is a lack of memory, permits or streams: clients can cause it as often as they like.
     pub(super) fn is_overload(&self) -> bool {
         self.code == Code::Overloaded
     }
@@ -145,7 +145,7 @@ impl Problem {
     }
 
     /// The server does as much at once as it is allowed to.
-    pub(super) fn no_turn() -> Self {
+    pub(super) fn no_permit() -> Self {
         let detail = "too many requests have large bodies or answers; send the request again a little later";
         Self::new(Code::Overloaded, detail)
     }

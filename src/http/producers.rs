@@ -3,8 +3,8 @@
 use super::{
     answer::{Answer, json},
     context::Context,
-    line::Line,
     params,
+    permits::Queues,
     problem::Problem,
 };
 use crate::{
@@ -83,18 +83,18 @@ fn id_in(path: &str) -> Result<String, Problem> {
 /// `POST`: the producer's next epoch. Batches of older ones are refused from now on.
 pub(super) async fn open(
     context: &Context,
-    line: &Line,
+    queues: &Queues,
     name: &str,
     id: &str,
     request: Request<()>,
 ) -> Result<Answer, Problem> {
     params::none(&request)?;
     let id = id_in(id)?;
-    let log = context.log_to_append(line, name).await?;
-    // In the list before it is its turn: whoever has it begins this epoch as well. It leaves the list with its client.
+    let log = context.log_to_append(queues, name).await?;
+    // In the list before it has the permit: whoever has that begins this epoch as well. It leaves the list with its client.
     let asked = log.ask_for_epoch(&id).map_err(|error| Problem::from(error).of(&log))?;
     let at = Arc::clone(&log);
-    let begun = context.in_turn(line, log.name(), move |_: &Store, _: &str| at.begin_epoch(&asked)).await?;
+    let begun = context.for_log(queues, log.name(), move |_: &Store, _: &str| at.begin_epoch(&asked)).await?;
     let begun = begun.map_err(|error| Problem::from(error).of(&log))?;
     Ok(opened(&log, &id, &begun))
 }
@@ -102,20 +102,20 @@ pub(super) async fn open(
 /// `GET`: what the log knows about the producer, and readers can see.
 pub(super) async fn describe(
     context: &Context,
-    line: &Line,
+    queues: &Queues,
     name: &str,
     id: &str,
     request: Request<()>,
 ) -> Result<Answer, Problem> {
     params::none(&request)?;
     let id = id_in(id)?;
-    let log = context.log(line, name).await?;
+    let log = context.log(queues, name).await?;
     let state = if !log.producers_are_busy() && log.knows_producers() {
         log.producer(&id).map_err(|error| Problem::from(error).of(&log))?
     } else {
         // Off the runtime's thread, because that reads from the disk, or waits for a batch that is being copied.
         let (at, id) = (Arc::clone(&log), id.clone());
-        let known = context.in_turn(line, log.name(), move |_: &Store, _: &str| at.producer(&id)).await?;
+        let known = context.for_log(queues, log.name(), move |_: &Store, _: &str| at.producer(&id)).await?;
         known.map_err(|error| Problem::from(error).of(&log))?
     };
     let state = state.ok_or_else(|| {

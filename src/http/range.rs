@@ -6,9 +6,9 @@ use super::{
     context::{Asker, Context},
     fetch::{self, Made, Next, Patience, Place, Wants},
     formats::{self, Format},
-    line::{Kind, Line},
     memory::{Grant, Memory, Purpose, UsedUp, with_scratch},
     params,
+    permits::{Kind, Queues},
     problem::Problem,
     tail,
 };
@@ -78,7 +78,7 @@ impl StartAt {
     }
 
     /// The offset that is meant.
-    async fn resolve(&self, context: &Context, line: &Line, log: &Arc<OpenLog>) -> Result<u64, Problem> {
+    async fn resolve(&self, context: &Context, queues: &Queues, log: &Arc<OpenLog>) -> Result<u64, Problem> {
         Ok(match *self {
             Self::Earliest => log.first_offset(),
             Self::Offset(offset) => offset,
@@ -86,7 +86,7 @@ impl StartAt {
             Self::Back(back) => log.visible_offset().saturating_sub(back).max(log.first_offset()),
             Self::Since(time) => {
                 let (log, patience) = (Arc::clone(log), context.limits.append_time);
-                context.for_client(line, Kind::Read, patience, move || log.offset_since(time)).await??
+                context.for_client(queues, Kind::Read, patience, move || log.offset_since(time)).await??
             }
         })
     }
@@ -253,19 +253,19 @@ impl Reading {
     }
 
     /// Repeats [`look`](Self::look) to the end of the range, giving others their turns in between.
-    async fn looked(mut self, context: &Context, line: &Line, only_head: bool) -> Result<Self, Problem> {
+    async fn looked(mut self, context: &Context, queues: &Queues, only_head: bool) -> Result<Self, Problem> {
         let patience = context.limits.append_time; // for each turn
         let mut done = self.look(&context.memory, only_head, Place::Here)?;
         self.reader.release();
         while !done {
             let memory = Arc::clone(&context.memory);
             let look = move || {
-                let done = self.look(&memory, only_head, Place::Turn);
+                let done = self.look(&memory, only_head, Place::Permit);
                 self.reader.release();
                 (self, done)
             };
             let looked;
-            (self, looked) = Box::pin(context.for_client(line, Kind::Look, patience, look)).await?;
+            (self, looked) = Box::pin(context.for_client(queues, Kind::Look, patience, look)).await?;
             done = looked?;
         }
         Ok(self)
@@ -276,7 +276,7 @@ impl Reading {
     async fn piece(
         self,
         context: &Context,
-        line: &Line,
+        queues: &Queues,
         log: &OpenLog,
         patience: Patience,
     ) -> Result<(Self, Bytes, bool), Problem> {
@@ -305,7 +305,7 @@ impl Reading {
             })
         };
         let place = Place::first(log, self.reader.offset());
-        let (reading, (piece, done)) = fetch::make(context, line, place, patience, self, attempt).await?;
+        let (reading, (piece, done)) = fetch::make(context, queues, place, patience, self, attempt).await?;
         Ok((reading, piece, done))
     }
 }
@@ -354,11 +354,11 @@ pub(super) async fn range(
     let last = if tailing { params::header(headers, "last-event-id")? } else { None };
     let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
     drop(request); // so that its header section is not held while waiting
-    let log = context.log(asker.line, name).await?;
+    let log = context.log(asker.queues, name).await?;
     if tailing {
         let from = resumed.map(|last| StartAt::Offset(last + 1)).or(from).unwrap_or(StartAt::Latest);
-        let offset = from.resolve(context, asker.line, &log).await?;
-        return tail::stream(context, asker.line, &log, offset);
+        let offset = from.resolve(context, asker.queues, &log).await?;
+        return tail::stream(context, asker.queues, &log, offset);
     }
     let from = from.unwrap_or(StartAt::Earliest);
     let ranged = records_from(context, asker, &log, from, wait, format, page_limits).await;
@@ -375,7 +375,7 @@ async fn records_from(
     format: Format,
     page_limits: PageLimits,
 ) -> Result<Answer, Problem> {
-    let offset = from.resolve(context, asker.line, log).await?;
+    let offset = from.resolve(context, asker.queues, log).await?;
     if log.visible_offset() <= offset && !wait.is_zero() {
         let mut stopped = context.stopped.clone();
         tokio::select! {
@@ -387,14 +387,14 @@ async fn records_from(
     let mut reading = Reading::new(reader, format, page_limits, end);
     let (next, body) = if asker.only_head {
         reading.length = Some(if format == Format::Json { OPENING.len() as u64 } else { 0 });
-        let reading = reading.looked(context, asker.line, true).await?;
+        let reading = reading.looked(context, asker.queues, true).await?;
         let next = reading.reader.offset();
         // A longer answer is sent piece by piece, without a length.
         let length = reading.length.map(|length| length + closing_bytes(format, next));
         let length = length.filter(|length| *length < WHOLE as u64);
         (next, only_head(length))
     } else {
-        begun(context, asker.line, log, reading).await?
+        begun(context, asker.queues, log, reading).await?
     };
     let mut answer = Response::new(body);
     let headers = answer.headers_mut();
@@ -407,7 +407,7 @@ async fn records_from(
 /// Where a range ends, and a body that is all of it or sends it piece by piece.
 async fn begun(
     context: &Arc<Context>,
-    line: &Arc<Line>,
+    queues: &Arc<Queues>,
     log: &Arc<OpenLog>,
     mut reading: Reading,
 ) -> Result<(u64, Body), Problem> {
@@ -418,7 +418,7 @@ async fn begun(
         // Boxed, as in `send`: little memory is to be held by requests that wait to look for the end.
         let (page_limits, at) = (reading.page_limits, reading.reader.offset());
         let (format, end) = (reading.format, reading.end);
-        let (next, piece, done) = match Box::pin(reading.piece(context, line, log, patience)).await {
+        let (next, piece, done) = match Box::pin(reading.piece(context, queues, log, patience)).await {
             Err(problem) if problem.is_overload() && !pieces.is_empty() => {
                 // These pieces may be what has used up the memory: they are sent first.
                 reading = Reading { fresh: false, ..Reading::new(log.reader(at), format, page_limits, end) };
@@ -439,13 +439,13 @@ async fn begun(
     }
     // A large range: find out where it ends, which the head has to say, then send it as the client takes it.
     let (planned, back) = (reading.page_limits, reading.reader.offset());
-    let mut reading = reading.looked(context, line, false).await?;
+    let mut reading = reading.looked(context, queues, false).await?;
     let next = reading.reader.offset();
     reading.page_limits =
         PageLimits { records: planned.records - reading.page_limits.records, bytes: u64::MAX };
     reading.reader.seek(back);
-    let (context, line, log) = (Arc::clone(context), Arc::clone(line), Arc::clone(log));
-    let sending = Sending { context, line, log, reading, pieces, done: false };
+    let (context, queues, log) = (Arc::clone(context), Arc::clone(queues), Arc::clone(log));
+    let sending = Sending { context, queues, log, reading, pieces, done: false };
     Ok((next, piece_by_piece(sending, Sending::next)))
 }
 
@@ -499,7 +499,7 @@ impl hyper::body::Body for Pieces {
 /// waits for some.
 struct Sending {
     context: Arc<Context>,
-    line: Arc<Line>,
+    queues: Arc<Queues>,
     log: Arc<OpenLog>,
     reading: Reading,
     /// Pieces that exist already.
@@ -517,11 +517,11 @@ impl Sending {
         if self.done {
             return Ok(None);
         }
-        let Self { context, line, log, reading, pieces, .. } = self;
+        let Self { context, queues, log, reading, pieces, .. } = self;
         let broken_off = || io::Error::other("the range was broken off");
         let patience = Patience::of(context.limits.body_time);
         // Boxed, so that little memory is held by answers whose clients take nothing.
-        let made = Box::pin(reading.piece(&context, &line, &log, patience)).await;
+        let made = Box::pin(reading.piece(&context, &queues, &log, patience)).await;
         let (reading, piece, done) = made.map_err(|problem| {
             tracing::warn!(%problem, "broke off the answer to a range");
             broken_off()
@@ -531,6 +531,6 @@ impl Sending {
             tracing::warn!("broke off the answer to a range: a record cannot be read any more");
             return Err(broken_off());
         }
-        Ok(Some((piece, Self { context, line, log, reading, pieces, done })))
+        Ok(Some((piece, Self { context, queues, log, reading, pieces, done })))
     }
 }

@@ -7,9 +7,9 @@ use super::{
     context::{self, Ack, Asker, Context},
     fetch,
     formats::{self, DecodedBatch, Format},
-    line::Line,
     memory::{Grant, Purpose, Work},
     params,
+    permits::Queues,
     problem::Problem,
     room::{Meter, SegmentRoom},
 };
@@ -114,18 +114,18 @@ pub(super) async fn append(
     })?;
     let producer = producer(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), "content-encoding")?)?;
-    let settings = context.settings(asker.line, name).await?;
+    let settings = context.settings(asker.queues, name).await?;
     let room = SegmentRoom::new(context.store.batch_bytes(&settings));
     let bytes = body::read(request.into_body(), context).await?;
-    let mut batch = take_apart(context, asker.line, format, encoding, bytes, &settings, room).await?;
+    let mut batch = take_apart(context, asker.queues, format, encoding, bytes, &settings, room).await?;
     // Only now, so that a refused append creates no log.
-    let log = context.log_to_append(asker.line, name).await?;
+    let log = context.log_to_append(asker.queues, name).await?;
     let (bytes, mut work) = (batch.bytes(), context::work(batch.bytes() as usize, batch.records() as usize));
     if *log.settings() != settings {
         // Another log has taken the name meanwhile.
         let settings = log.settings().clone();
         let checked = move || check(&mut batch, &settings).map(|()| batch);
-        batch = Box::pin(body::in_turn(context, asker.line, Work::of(work), checked)).await??;
+        batch = Box::pin(body::with_permit(context, asker.queues, Work::of(work), checked)).await??;
     }
     if producer.is_some() {
         if log.producers_are_busy() {
@@ -135,12 +135,12 @@ pub(super) async fn append(
             let learn = move |_: &Store, _: &str| {
                 log.learn_producers().map_err(|error| Problem::from(error).of(&log))
             };
-            context.in_turn(asker.line, name, learn).await??;
+            context.for_log(asker.queues, name, learn).await??;
         }
     }
     // The batch is dropped by then, so that its memory is not held while waiting.
     let wanted = Wanted { batch, producer, expect };
-    let appended = context.append(asker.line, &log, work, wanted, append_once).await?;
+    let appended = context.append(asker.queues, &log, work, wanted, append_once).await?;
     let Produced { first_offset, count, repeated } = appended;
     if !repeated {
         context.metrics.appended(count, bytes);
@@ -172,7 +172,7 @@ fn append_once(
 
 async fn take_apart(
     context: &Context,
-    line: &Line,
+    queues: &Queues,
     format: Format,
     encoding: body::Encoding,
     bytes: Bytes,
@@ -201,7 +201,7 @@ async fn take_apart(
             run(work)?
         } else {
             let run = Arc::clone(&run);
-            Box::pin(body::in_turn(context, line, work, move || run(work))).await??
+            Box::pin(body::with_permit(context, queues, work, move || run(work))).await??
         };
         match done {
             Some(batch) => return Ok(batch),
@@ -225,7 +225,7 @@ pub(super) async fn one(
     params::none(&request)?;
     let offset = params::number("offset", offset, 0..=u64::MAX)
         .map_err(|_| Problem::new(Code::InvalidOffset, "an offset is a whole number"))?;
-    let log = context.log(asker.line, name).await?;
+    let log = context.log(asker.queues, name).await?;
     let tag = format!("\"{}-{offset}\"", log.id());
     let known = params::list(request.headers(), IF_NONE_MATCH).any(|one| one == tag || one == "*");
     drop(request); // so that its header section is not held while waiting

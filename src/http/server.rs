@@ -8,7 +8,7 @@ use super::{
     context::Context,
     feed::Feeds,
     guard::Guard,
-    log_turns::LogTurns,
+    log_permits::LogPermits,
     memory::Memory,
     metrics::Metrics,
 };
@@ -193,7 +193,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new(store));
         let (connections, settings) =
             (Connections::new(self.settings.connections), Arc::new(self.settings.clone()));
-        let log_turns = LogTurns::new();
+        let log_permits = LogPermits::new();
         for n in 0..self.settings.threads.max(1) {
             let worker = Worker {
                 number: n,
@@ -204,7 +204,7 @@ impl Server {
                 memory: Arc::clone(&memory),
                 guard: Arc::clone(&guard),
                 connections: Arc::clone(&connections),
-                log_turns: Arc::clone(&log_turns),
+                log_permits: Arc::clone(&log_permits),
                 recovered: Arc::clone(recovered),
             };
             let stopped = stopped.clone();
@@ -244,7 +244,7 @@ struct Worker {
     memory: Arc<Memory>,
     guard: Arc<Guard>,
     connections: Arc<Connections>,
-    log_turns: Arc<LogTurns>,
+    log_permits: Arc<LogPermits>,
     recovered: Arc<AtomicBool>,
 }
 
@@ -267,7 +267,7 @@ impl Worker {
             memory,
             guard,
             connections,
-            log_turns,
+            log_permits,
             recovered,
         } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -277,7 +277,7 @@ impl Worker {
             store,
             waiters,
             feeds,
-            log_turns,
+            log_permits,
             limits: Arc::clone(&settings),
             memory,
             guard,

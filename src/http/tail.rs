@@ -10,8 +10,8 @@ use super::{
     context::Context,
     feed::{self, Feed, Latest, Wake},
     fetch::{self, Made, Patience, Place},
-    line::Line,
     memory::Grant,
+    permits::Queues,
     problem::Problem,
 };
 use crate::{
@@ -35,7 +35,7 @@ const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering")
 /// Answers with the records from `offset` on, for as long as the client and the log exist.
 pub(super) fn stream(
     context: &Arc<Context>,
-    line: &Arc<Line>,
+    queues: &Arc<Queues>,
     log: &Arc<OpenLog>,
     offset: u64,
 ) -> Result<Answer, Problem> {
@@ -49,7 +49,7 @@ pub(super) fn stream(
         beats: feed.beats(),
         feed,
         context: Arc::clone(context),
-        line: Arc::clone(line),
+        queues: Arc::clone(queues),
         log: Arc::clone(log),
         offset,
         // At once, so that the client sees that it is connected.
@@ -76,7 +76,7 @@ enum Stage {
 
 struct Tail {
     context: Arc<Context>,
-    line: Arc<Line>,
+    queues: Arc<Queues>,
     log: Arc<OpenLog>,
     feed: Arc<Feed>,
     /// The offset of the next event.
@@ -94,7 +94,7 @@ struct Tail {
 /// Why a tail ends with an event.
 enum End {
     Dropped,
-    /// No memory or no turn came.
+    /// No memory or no permit came.
     Overloaded,
     Failed(Error),
 }
@@ -176,7 +176,8 @@ impl Tail {
         };
         let (reader, place) = (self.log.reader(self.offset), Place::first(&self.log, self.offset));
         let made =
-            fetch::make(&self.context, &self.line, place, Patience::of(self.patience), reader, attempt).await;
+            fetch::make(&self.context, &self.queues, place, Patience::of(self.patience), reader, attempt)
+                .await;
         match made {
             Ok((reader, events)) => Ok((events?, reader.offset())),
             Err(problem) if problem.is_overload() => Err(End::Overloaded),

@@ -74,7 +74,7 @@ pub(in crate::http) fn serve(
         streams: Mutex::default(),
         begun: Mutex::default(),
         bodies: AtomicUsize::new(0),
-        line: Arc::default(),
+        queues: Arc::default(),
     });
     all.lock().insert(connection.number, Arc::clone(&connection));
     context.metrics.connections.inc();

@@ -3,7 +3,7 @@
 //! many threads, and reads from the disk and compressed bodies of other logs need them too.
 
 use super::{
-    line::{AllTurns, Kind, Line, Turn},
+    permits::{Kind, Permit, Permits, Queues},
     problem::Problem,
 };
 use crate::sync::lock;
@@ -18,41 +18,41 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 /// threads.
 pub(super) const LOGS: usize = 8;
 
-/// Which logs have a turn, or are waited for, by their names.
-pub(super) struct LogTurns {
+/// Which logs have a permit, or are waited for, by their names.
+pub(super) struct LogPermits {
     by_name: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
 }
 
-/// A turn; the next one begins when this is dropped.
-pub(super) struct LogTurn {
+/// A permit, released when it is dropped.
+pub(super) struct LogPermit {
     // In the order in which they are dropped.
     _log: OwnedMutexGuard<()>,
-    _one_of_few: Turn,
+    _one_of_few: Permit,
     _asked: Asked,
 }
 
-/// A name that some request waits for, or has a turn for.
+/// A name that some request waits for, or has a permit for.
 struct Asked {
-    turns: Arc<LogTurns>,
+    permits: Arc<LogPermits>,
     name: String,
     log: Option<Arc<AsyncMutex<()>>>,
 }
 
-impl LogTurns {
+impl LogPermits {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self { by_name: Mutex::default() })
     }
 
-    /// Waits for a turn, in the queue of a connection.
-    pub(super) async fn turn(
+    /// Waits for a permit, in the queue of a connection.
+    pub(super) async fn acquire(
         self: &Arc<Self>,
         name: &str,
-        all: &AllTurns,
-        line: &Line,
+        all: &Permits,
+        queues: &Queues,
         patience: Duration,
-    ) -> Result<LogTurn, Problem> {
+    ) -> Result<LogPermit, Problem> {
         let found = Arc::clone(lock(&self.by_name).entry(name.to_owned()).or_default());
-        let asked = Asked { turns: Arc::clone(self), name: name.to_owned(), log: Some(Arc::clone(&found)) };
+        let asked = Asked { permits: Arc::clone(self), name: name.to_owned(), log: Some(Arc::clone(&found)) };
         let log = found; // declared last, and so dropped before `asked`, which checks who else has it
         // Nobody waits for the one while having the other: a request that waits for a busy log would keep its
         // connection's requests for other logs waiting, and one that waits in the queue of a busy connection those of
@@ -62,14 +62,14 @@ impl LogTurns {
                 let one_at_a_time = if let Ok(free) = Arc::clone(&log).try_lock_owned() {
                     free
                 } else {
-                    let _among_few = line.for_a_busy_log().await?;
+                    let _among_few = queues.for_a_busy_log().await?;
                     Arc::clone(&log).lock_owned().await
                 };
                 if let Some(one_of_few) = all.free(Kind::Log) {
                     return Some((one_at_a_time, one_of_few));
                 }
                 drop(one_at_a_time);
-                let one_of_few = all.wait(Kind::Log, line).await?;
+                let one_of_few = all.wait(Kind::Log, queues).await?;
                 if let Ok(one_at_a_time) = Arc::clone(&log).try_lock_owned() {
                     return Some((one_at_a_time, one_of_few));
                 }
@@ -77,13 +77,13 @@ impl LogTurns {
         };
         let got = tokio::time::timeout(patience, wait).await.ok().flatten();
         let (log, one_of_few) = got.ok_or_else(Problem::log_is_busy)?;
-        Ok(LogTurn { _log: log, _one_of_few: one_of_few, _asked: asked })
+        Ok(LogPermit { _log: log, _one_of_few: one_of_few, _asked: asked })
     }
 }
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        let mut by_name = lock(&self.turns.by_name);
+        let mut by_name = lock(&self.permits.by_name);
         // Under the lock, as clones are made: otherwise two that go at once would each see the other.
         self.log = None;
         if by_name.get(&self.name).is_some_and(|log| Arc::strong_count(log) == 1) {
@@ -95,52 +95,52 @@ impl Drop for Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::line::KINDS;
+    use crate::http::permits::KINDS;
     use std::{
         pin::Pin,
         task::{Context, Poll, Waker},
     };
 
-    type Waiting<'a> = Pin<Box<dyn Future<Output = Result<LogTurn, Problem>> + 'a>>;
+    type Waiting<'a> = Pin<Box<dyn Future<Output = Result<LogPermit, Problem>> + 'a>>;
 
-    /// A turn, if there is one by now.
-    fn poll(waiting: &mut Waiting<'_>) -> Option<LogTurn> {
+    /// A permit, if there is one by now.
+    fn poll(waiting: &mut Waiting<'_>) -> Option<LogPermit> {
         match waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(turn) => Some(turn.unwrap_or_else(|problem| panic!("{problem}"))),
+            Poll::Ready(permit) => Some(permit.unwrap_or_else(|problem| panic!("{problem}"))),
             Poll::Pending => None,
         }
     }
 
     struct Server {
-        turns: Arc<LogTurns>,
-        all: AllTurns,
+        permits: Arc<LogPermits>,
+        all: Permits,
     }
 
     impl Server {
-        fn ask<'a>(&'a self, name: &'a str, line: &'a Line) -> Waiting<'a> {
-            Box::pin(self.turns.turn(name, &self.all, line, Duration::from_secs(60)))
+        fn ask<'a>(&'a self, name: &'a str, queues: &'a Queues) -> Waiting<'a> {
+            Box::pin(self.permits.acquire(name, &self.all, queues, Duration::from_secs(60)))
         }
     }
 
     fn with_server(run: impl FnOnce(&Server)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _within = runtime.enter(); // for its timers
-        let server = Server { turns: LogTurns::new(), all: AllTurns::new([LOGS; KINDS]) };
+        let server = Server { permits: LogPermits::new(), all: Permits::new([LOGS; KINDS]) };
         run(&server);
-        assert!(server.turns.by_name.lock().unwrap().is_empty(), "names stay for ever");
+        assert!(server.permits.by_name.lock().unwrap().is_empty(), "names stay for ever");
     }
 
     #[test]
     fn a_log_has_one_turn_at_a_time_and_few_logs_have_one() {
         with_server(|server| {
-            let lines: [Line; 2 * LOGS] = Default::default();
+            let lines: [Queues; 2 * LOGS] = Default::default();
             let first = poll(&mut server.ask("a", &lines[0])).unwrap();
             assert!(poll(&mut server.ask("a", &lines[1])).is_none(), "two at once");
             let names: Vec<_> = (1..LOGS).map(|n| n.to_string()).collect();
             let others: Vec<_> = names
                 .iter()
                 .zip(&lines)
-                .map(|(name, line)| poll(&mut server.ask(name, line)).unwrap())
+                .map(|(name, queues)| poll(&mut server.ask(name, queues)).unwrap())
                 .collect();
             assert!(poll(&mut server.ask("b", &lines[1])).is_none(), "more logs than may be");
             drop(first);
@@ -156,7 +156,7 @@ mod tests {
         // One that nobody else wants, and one that the others wait for too.
         for name in ["x", "99"] {
             with_server(|server| {
-                let (many, one) = (Line::default(), Line::default());
+                let (many, one) = (Queues::default(), Queues::default());
                 let names: Vec<_> = (0..100).map(|n| n.to_string()).collect();
                 let mut waiting: Vec<_> = names.iter().map(|name| server.ask(name, &many)).collect();
                 let mut have: Vec<_> = waiting.iter_mut().filter_map(poll).collect();
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn a_connection_that_asks_for_one_log_often_keeps_no_other_waiting_for_all_of_that() {
         with_server(|server| {
-            let (many, one) = (Line::default(), Line::default());
+            let (many, one) = (Queues::default(), Queues::default());
             let mut has = Some(poll(&mut server.ask("a", &many)).unwrap());
             let mut waiting: Vec<_> = (0..1000).map(|_| server.ask("a", &many)).collect();
             assert_eq!(waiting.iter_mut().filter_map(poll).count(), 0);
@@ -189,7 +189,7 @@ mod tests {
                 if poll(&mut other).is_some() {
                     break;
                 }
-                waiting.retain_mut(|one| poll(one).map(|turn| has = Some(turn)).is_none());
+                waiting.retain_mut(|one| poll(one).map(|permit| has = Some(permit)).is_none());
                 before += 1;
                 assert!(before <= 20, "it waits for all of the many");
             }
@@ -200,19 +200,20 @@ mod tests {
     #[test]
     fn waiting_for_a_busy_log_delays_no_request_for_others() {
         with_server(|server| {
-            let line = Line::default();
-            let busy = poll(&mut server.ask("busy", &line)).unwrap();
-            let mut waiting: Vec<_> = (0..100).map(|_| server.ask("busy", &line)).collect();
+            let queues = Queues::default();
+            let busy = poll(&mut server.ask("busy", &queues)).unwrap();
+            let mut waiting: Vec<_> = (0..100).map(|_| server.ask("busy", &queues)).collect();
             assert_eq!(waiting.iter_mut().filter_map(poll).count(), 0);
             let names: Vec<_> = (1..LOGS).map(|n| n.to_string()).collect();
-            let have: Vec<_> = names.iter().map(|name| poll(&mut server.ask(name, &line)).unwrap()).collect();
+            let have: Vec<_> =
+                names.iter().map(|name| poll(&mut server.ask(name, &queues)).unwrap()).collect();
             drop((busy, have));
-            // Each of the waiting requests gets its turn, one after the other.
+            // Each of the waiting requests gets its permit, one after the other.
             let mut most = 1000;
             while !waiting.is_empty() {
-                let mut turns = Vec::new();
-                waiting.retain_mut(|one| poll(one).map(|turn| turns.push(turn)).is_none());
-                assert!(turns.len() <= 1, "two at once");
+                let mut permits = Vec::new();
+                waiting.retain_mut(|one| poll(one).map(|permit| permits.push(permit)).is_none());
+                assert!(permits.len() <= 1, "two at once");
                 most -= 1;
                 assert!(most > 0, "{} never get on", waiting.len());
             }
