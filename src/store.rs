@@ -115,10 +115,13 @@ struct Entry {
     helped: Arc<AtomicBool>,
     /// When it is opened again after it was opened without room on the disk.
     reopening: Reopening,
+    /// Whether the name of its directory is known to be durable. It must be before the log is opened: what is
+    /// acknowledged in it would be lost together with the name.
+    named: AtomicBool,
 }
 
 impl Entry {
-    fn new() -> Arc<Self> {
+    fn new(named: bool) -> Arc<Self> {
         Arc::new(Self {
             open: ArcSwapOption::new(None),
             used: AtomicU64::new(0),
@@ -126,6 +129,7 @@ impl Entry {
             deleted: Mutex::new(false),
             helped: Arc::default(),
             reopening: Reopening::default(),
+            named: named.into(),
         })
     }
 
@@ -203,11 +207,13 @@ impl Store {
     pub(crate) fn open_in(env: Environment, dir: &Path, options: StoreOptions) -> Result<Self, Error> {
         let (dir, disk) = (dir.to_owned(), &*env.disk);
         options.log.check()?;
-        let names = tree::dirs(disk, &dir).map_err(LogError::io("make the directory", &dir))?;
+        disk.create_dir(&dir).map_err(LogError::io("make the directory", &dir))?;
         let lock = disk.lock(&dir.join(COMMON_LOCK)).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => LogError::InUse { dir: dir.clone() },
             _ => LogError::io("lock", &dir)(error),
         })?;
+        // Only now: until it released the lock, another process may have created logs.
+        let names = disk.dirs(&dir).map_err(LogError::io("list", &dir))?;
         // A process that was killed may have renamed a log without getting to sync that.
         disk.sync_dir(&dir).map_err(LogError::io("sync", &dir))?;
         let (mut entries, mut left) = (BTreeMap::new(), Vec::new());
@@ -220,7 +226,7 @@ impl Store {
                     left.push(path);
                 }
             } else if check_name(&name).is_ok() {
-                entries.insert(name, Entry::new());
+                entries.insert(name, Entry::new(true));
             }
         }
         if let Some(at) = &options.log.shm_dir {
@@ -291,7 +297,7 @@ impl Store {
             self.inner.close_idlest(1);
         }
         // Locked before anybody can find it.
-        let entry = Entry::new();
+        let entry = Entry::new(false);
         let deleted = entry.lock();
         let there = {
             let mut entries = write_lock(&self.inner.entries);
@@ -306,6 +312,7 @@ impl Store {
         }
         match self.inner.make_log(name, settings) {
             Ok(open) => {
+                entry.named.store(true, Ordering::Relaxed); // read with the lock that is held here
                 entry.open.store(Some(Arc::new(open)));
                 Ok(true)
             }
@@ -332,7 +339,8 @@ impl Store {
     /// hold.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`LogError::Io`].
+    /// [`Error::NotFound`]. [`LogError::Io`]: either nothing has changed, or the log is gone, which shows in that it is
+    /// not found any more, but is not known to be durably so: it may be back after a crash, as it was.
     pub fn delete(&self, name: &str) -> Result<(), Error> {
         let not_found = || Error::NotFound { name: name.to_owned() };
         let entry = self.inner.entry(name).ok_or_else(not_found)?;
@@ -347,12 +355,13 @@ impl Store {
         };
         say(true);
         self.inner.rename_deleted(name, &to).inspect_err(|_| say(false))?;
+        // From here on the log is gone. It is not put back if an error follows: it might be deleted all the same after a
+        // crash, together with what it has acknowledged meanwhile.
         if let Some(open) = entry.open.swap(None) {
             open.abandon();
         }
         self.inner.remove(name, &entry, deleted);
-        self.inner.remove_dir(&to); // and the backings of a log that was not opened since its process was killed
-        Ok(())
+        self.inner.remove_renamed(&to)
     }
 
     /// The names of up to `limit` logs in order, starting with the first one after `after`.
@@ -494,26 +503,13 @@ impl Inner {
         if *deleted {
             return Err(Error::NotFound { name: name.to_owned() });
         }
+        if !entry.named.load(Ordering::Relaxed) {
+            self.env.disk.sync_dir(&self.dir).map_err(LogError::io("sync", &self.dir))?;
+            entry.named.store(true, Ordering::Relaxed); // only used with the entry's lock
+        }
         let open = Arc::new(self.open_log(name)?);
         entry.open.store(Some(Arc::clone(&open)));
         Ok(open)
-    }
-
-    /// Moves a log's directory to the name of a deleted one. Durable on return; after an error the log is where it was.
-    fn rename_deleted(&self, name: &str, to: &Path) -> Result<(), Error> {
-        let (from, disk) = (self.dir.join(name), &*self.env.disk);
-        match disk.rename(&from, to) {
-            // An earlier attempt has moved it, and could neither finish nor undo that.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.is_there(name) => {}
-            renamed => renamed.map_err(LogError::io("delete", &from))?,
-        }
-        if let Err(error) = disk.sync_dir(&self.dir) {
-            if let Err(error) = disk.rename(to, &from) {
-                tracing::warn!(name, %error, "a log that could not be deleted cannot be put back; delete it again");
-            }
-            return Err(LogError::io("delete", &from)(error).into());
-        }
-        Ok(())
     }
 
     /// Removes the entry of a log that no longer exists.

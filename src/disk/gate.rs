@@ -24,6 +24,9 @@ pub(crate) enum Operation {
     Write,
     SetLength,
     Reserve,
+    /// After a directory was synced.
+    SyncedDir,
+    Lock,
 }
 
 type Ask = Arc<dyn Fn(Operation, &Path) -> io::Result<()> + Send + Sync>;
@@ -100,7 +103,8 @@ impl Disk for Gate {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         (self.ask)(Operation::SyncDir, dir)?;
-        self.disk.sync_dir(dir)
+        self.disk.sync_dir(dir)?;
+        (self.ask)(Operation::SyncedDir, dir)
     }
 
     #[cfg(feature = "store")]
@@ -130,6 +134,7 @@ impl Disk for Gate {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        (self.ask)(Operation::Lock, path)?;
         self.disk.lock(path)
     }
 

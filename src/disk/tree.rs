@@ -43,9 +43,3 @@ pub(crate) fn rename_dir(disk: &dyn Disk, from: &Path, to: &Path) -> io::Result<
     disk.rename(from, to)?;
     disk.sync_dir(parent(from))
 }
-
-/// The names of the directories in `dir`, which is created if it is missing.
-pub(crate) fn dirs(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<String>> {
-    disk.create_dir(dir)?;
-    disk.dirs(dir)
-}

@@ -143,10 +143,34 @@ impl Simulation {
             (Err(error), there) => {
                 assert!(process.faults() > 0, "{place}: cannot create {name:?}: {error}");
                 if there.is_none() {
-                    self.logs.insert(name.to_owned(), KnownLog { failed: true, ..KnownLog::new(settings) });
+                    self.create_again(process, name, settings);
                 }
             }
         }
+    }
+
+    /// Creates a log whose creation has failed, unless that is left to the next process.
+    fn create_again(&mut self, process: &Process, name: &str, settings: LogSettings) {
+        let Some(store) = process.store() else { return };
+        let place = self.where_(&process.world.sim);
+        let mut known = KnownLog { failed: true, ..KnownLog::new(settings.clone()) };
+        if self.random.one_in(2) {
+            process.world.sim.fail_one_in(None);
+            process.world.sim.set_room(None);
+            for attempt in 0.. {
+                let is_there = store.names(None, usize::MAX).iter().any(|there| there == name);
+                match store.create(name, &settings) {
+                    _ if process.is_off() => break,
+                    Ok(made) => {
+                        assert_eq!(made, !is_there, "{place}: {name:?}");
+                        known = KnownLog { certain: true, was_open: true, ..KnownLog::new(settings) };
+                        break;
+                    }
+                    Err(error) => assert!(attempt < 2, "{place}: cannot create {name:?} again: {error}"),
+                }
+            }
+        }
+        self.logs.insert(name.to_owned(), known);
     }
 
     fn delete(&mut self, process: &Process) {
@@ -161,9 +185,13 @@ impl Simulation {
         match result {
             Ok(()) if !process.is_off() => drop(self.logs.remove(&name)),
             Ok(()) => known.certain = false,
+            Err(_) if process.is_off() => known.certain = false,
             Err(error) => {
-                assert!(process.is_off() || process.faults() > 0, "{place}: cannot delete {name:?}: {error}");
-                (known.certain, known.failed) = (false, true);
+                assert!(process.faults() > 0, "{place}: cannot delete {name:?}: {error}");
+                // Either nothing has changed, or it is gone, until a crash at most.
+                if !store.names(None, usize::MAX).contains(&name) {
+                    (known.certain, known.failed) = (false, true);
+                }
             }
         }
     }

@@ -52,12 +52,43 @@ impl Inner {
         opened
     }
 
+    /// Moves the directory of a log that is deleted to a temporary name. After an error the log is where it was.
+    pub(super) fn rename_deleted(&self, name: &str, to: &Path) -> Result<(), Error> {
+        let from = self.dir.join(name);
+        match self.env.disk.rename(&from, to) {
+            // Somebody has removed it, or the error came after it was moved.
+            Err(_) if !self.may_be_there(name) => Ok(()),
+            renamed => Ok(renamed.map_err(LogError::io("delete", &from))?),
+        }
+    }
+
+    /// Makes it durable that a log has got a temporary name, and removes its directory; a later turn does both if that
+    /// fails.
+    pub(super) fn remove_renamed(&self, dir: &Path) -> Result<(), Error> {
+        match self.env.disk.sync_dir(&self.dir) {
+            Ok(()) => {
+                self.remove_dir(dir);
+                Ok(())
+            }
+            Err(error) => {
+                self.left().push(dir.to_owned());
+                Err(LogError::io("make the deletion durable in", &self.dir)(error).into())
+            }
+        }
+    }
+
     /// Whether there is a directory of this name that is not empty.
     pub(super) fn is_there(&self, name: &str) -> bool {
         self.env.disk.list(&self.dir.join(name)).is_ok_and(|names| !names.is_empty())
     }
 
-    /// Removes a directory that has a temporary name; if that fails, a later turn or the next start removes it.
+    /// Whether there may be a directory of this name: it was found, or it could not be looked for.
+    fn may_be_there(&self, name: &str) -> bool {
+        let listed = self.env.disk.list(&self.dir.join(name));
+        !matches!(listed, Err(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Removes a directory that has a durable temporary name; if that fails, a later turn or the next start removes it.
     pub(super) fn remove_dir(&self, dir: &Path) {
         if let Err(error) = self.try_remove_dir(dir, true) {
             tracing::warn!(dir = %dir.display(), %error, "the rest of a log will be removed later");
@@ -67,12 +98,12 @@ impl Inner {
 
     /// Removes what could not be removed before. What still cannot be removed was reported already.
     pub(super) fn remove_left(&self) {
-        // Its name may not be durable yet: if the power failed, an emptied directory would be back as a log.
-        if self.env.disk.sync_dir(&self.dir).is_err() {
-            return;
-        }
         let left = std::mem::take(&mut *self.left());
-        let still: Vec<_> = left.into_iter().filter(|dir| self.try_remove_dir(dir, false).is_err()).collect();
+        // Their names may not be durable yet: if the power failed, an emptied directory would be back as a log. Synced
+        // after they were taken: what is added meanwhile has to wait for the next time.
+        let is_durable = self.env.disk.sync_dir(&self.dir).is_ok();
+        let still = left.into_iter().filter(|dir| !is_durable || self.try_remove_dir(dir, false).is_err());
+        let still: Vec<_> = still.collect();
         self.left().extend(still);
     }
 

@@ -1,0 +1,184 @@
+//! The names of logs and of what is left of them: what is acknowledged, and when a directory is emptied, if a name could
+//! not be made durable.
+
+use super::{super::*, setup::without_backings};
+use crate::disk::{
+    gate::{Gate, Operation},
+    sim::{Cut, Sim},
+};
+use std::sync::atomic::AtomicUsize;
+
+const PLACE: &str = "/store";
+
+fn open(disk: Arc<dyn crate::disk::Disk>) -> Store {
+    Store::open_in(Environment::on(disk), Path::new(PLACE), without_backings()).unwrap()
+}
+
+/// Appends some records, waits until they are durable, and returns their number, as far as the log takes any.
+fn acknowledged(store: &Store) -> u64 {
+    let append = |log: Arc<OpenLog>| Ok(log.append(b"acknowledged").and_then(|at| log.wait_durable(at))?);
+    (0..5).take_while(|_| store.get("a").and_then(append).is_ok()).count() as u64
+}
+
+/// What the next process finds after the power has failed now.
+fn after_power_loss(sim: &Sim, store: Store) -> Store {
+    let sim = sim.after(Cut::Power);
+    std::mem::forget(store);
+    open(Arc::new(sim))
+}
+
+/// A deletion that failed because no descriptor was left was undone, and nothing made that durable: the log went on
+/// acknowledging records, and was deleted when the power failed.
+#[test]
+fn a_log_whose_deletion_failed_acknowledges_nothing_that_a_crash_deletes() {
+    for (seed, undoing_fails) in (0..40).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let sim = Sim::new(seed);
+        let fails = Arc::new(AtomicUsize::new(0));
+        let asked = Arc::clone(&fails);
+        let gate = Gate::new(Arc::new(sim.clone()), move |operation, path| {
+            let hit = match operation {
+                Operation::SyncDir => path == Path::new(PLACE) && asked.load(Ordering::SeqCst) > 0,
+                Operation::Rename => {
+                    path.to_string_lossy().contains(DELETED) && asked.load(Ordering::SeqCst) > 1
+                }
+                _ => false,
+            };
+            if hit { Err(io::Error::from_raw_os_error(24)) } else { Ok(()) }
+        });
+        let store = open(gate);
+        store.create("a", &LogSettings::default()).unwrap();
+        assert_eq!(acknowledged(&store), 5);
+        fails.store(1 + usize::from(undoing_fails), Ordering::SeqCst);
+        store.delete("a").unwrap_err();
+        fails.store(0, Ordering::SeqCst);
+        let more = acknowledged(&store);
+        let store = after_power_loss(&sim, store);
+        match store.get("a") {
+            Ok(log) => assert_eq!(log.next_offset(), 5 + more),
+            Err(error) => assert_eq!(more, 0, "{seed}, {undoing_fails}: {error}"),
+        }
+    }
+}
+
+/// The same without a crash: the deletion could neither be made durable nor be undone. The log went on acknowledging
+/// records in a directory that the next start removed.
+#[test]
+fn a_log_whose_deletion_could_not_be_undone_acknowledges_nothing_that_a_restart_deletes() {
+    let dir = tempfile::tempdir().unwrap();
+    let fails = Arc::new(AtomicBool::new(false));
+    let (asked, at) = (Arc::clone(&fails), dir.path().to_owned());
+    let gate = Gate::new(crate::disk::native(), move |operation, path| {
+        let hit = match operation {
+            Operation::SyncDir => path == at,
+            Operation::Rename => path.to_string_lossy().contains(DELETED),
+            _ => false,
+        };
+        if hit && asked.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+    });
+    let store = Store::open_in(Environment::on(gate), dir.path(), without_backings()).unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    acknowledged(&store);
+    fails.store(true, Ordering::SeqCst);
+    store.delete("a").unwrap_err();
+    fails.store(false, Ordering::SeqCst);
+    let more = acknowledged(&store);
+    store.inner.turn();
+    store.close().unwrap();
+    let store = Store::open(dir.path(), without_backings()).unwrap();
+    match store.get("a") {
+        Ok(log) => assert_eq!(log.next_offset(), 5 + more),
+        Err(error) => assert_eq!(more, 0, "{error}"),
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "only the lock is left");
+}
+
+/// Creating a log failed when its name was to be made durable, and could not be undone. When it was created again, its
+/// name still was not durable, and was lost with all that the log had acknowledged.
+#[test]
+fn a_log_is_opened_only_when_its_name_is_durable() {
+    for seed in 0..40 {
+        let sim = Sim::new(seed);
+        let fails = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&fails);
+        let gate = Gate::new(Arc::new(sim.clone()), move |operation, path| {
+            let hit = match operation {
+                Operation::SyncDir => path == Path::new(PLACE),
+                Operation::Rename => path == Path::new("/store/a"),
+                _ => false,
+            };
+            if hit && asked.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(28)) } else { Ok(()) }
+        });
+        let store = open(gate);
+        fails.store(true, Ordering::SeqCst);
+        store.create("a", &LogSettings::default()).unwrap_err();
+        store.create("a", &LogSettings::default()).unwrap_err();
+        fails.store(false, Ordering::SeqCst);
+        assert!(!store.create("a", &LogSettings::default()).unwrap());
+        assert_eq!(acknowledged(&store), 5);
+        let store = after_power_loss(&sim, store);
+        assert_eq!(store.get("a").unwrap().next_offset(), 5, "{seed}");
+    }
+}
+
+/// The names of logs were read before the lock was taken, so a log that the process before had created last was not
+/// found until the next start.
+#[test]
+fn a_store_finds_what_another_process_has_created_before_it_released_the_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = Mutex::new(Some(Store::open(dir.path(), without_backings()).unwrap()));
+    let at = dir.path().join(COMMON_LOCK);
+    let gate = Gate::new(crate::disk::native(), move |operation, path| {
+        if operation == Operation::Lock && path == at {
+            let store = other.lock().unwrap().take().unwrap();
+            store.create("a", &LogSettings::default()).unwrap();
+            assert_eq!(acknowledged(&store), 5);
+            store.close().unwrap();
+        }
+        Ok(())
+    });
+    let store = Store::open_in(Environment::on(gate), dir.path(), without_backings()).unwrap();
+    assert_eq!(store.names(None, 9), ["a"]);
+    assert_eq!(store.get("a").unwrap().next_offset(), 5);
+}
+
+/// The names were synced first, and then those taken that were to be removed: among them one that had come in between,
+/// and was back as an emptied log after the power had failed.
+#[test]
+fn what_is_left_of_a_log_is_emptied_only_if_its_name_was_there_before_the_sync() {
+    for seed in 0..40 {
+        let sim = Sim::new(seed);
+        let phase = Arc::new(AtomicUsize::new(0));
+        let inner: Arc<Mutex<Option<std::sync::Weak<Inner>>>> = Arc::default();
+        let (now, reached) = (Arc::clone(&phase), Arc::clone(&inner));
+        let gate = Gate::new(Arc::new(sim.clone()), move |operation, path| {
+            let is_store = path == Path::new(PLACE);
+            match (operation, now.load(Ordering::SeqCst)) {
+                (Operation::SyncedDir, 1) if is_store => {
+                    now.store(2, Ordering::SeqCst);
+                    let inner = reached.lock().unwrap().as_ref().and_then(std::sync::Weak::upgrade).unwrap();
+                    let settings = LogSettings { values: Values::Json, ..LogSettings::default() };
+                    assert!(inner.make_log("b", &settings).is_err());
+                    now.store(4, Ordering::SeqCst);
+                    Ok(())
+                }
+                (Operation::Create, 2 | 3) => {
+                    now.store(3, Ordering::SeqCst);
+                    Err(io::Error::from_raw_os_error(28))
+                }
+                (Operation::SyncDir, 3) if is_store => Err(io::Error::from_raw_os_error(5)),
+                _ => Ok(()),
+            }
+        });
+        let store = open(gate);
+        *inner.lock().unwrap() = Some(Arc::downgrade(&store.inner));
+        store.inner.left().push(PathBuf::from("/store/.deleted-0-x"));
+        phase.store(1, Ordering::SeqCst);
+        store.inner.remove_left();
+        assert_eq!(phase.load(Ordering::SeqCst), 4);
+        let store = after_power_loss(&sim, store);
+        for name in store.names(None, 9) {
+            let values = store.get(&name).unwrap().settings().values;
+            assert_eq!((&*name, values), ("b", Values::Json), "{seed}: without its settings");
+        }
+    }
+}
