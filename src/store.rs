@@ -289,7 +289,8 @@ impl Store {
     /// Creates a log, which is durable on return; returns `false` if it existed already with the same settings.
     ///
     /// # Errors
-    /// [`Error::BadName`], [`Error::BadSettings`], [`Error::Exists`], and those of [`Log::open`].
+    /// [`Error::BadName`], [`Error::BadSettings`], [`Error::Exists`], [`Error::NotFound`] if it existed and was deleted
+    /// meanwhile, and those of [`Log::open`].
     pub fn create(&self, name: &str, settings: &LogSettings) -> Result<bool, Error> {
         check_name(name)?;
         self.inner.options_for(settings)?;
@@ -317,8 +318,8 @@ impl Store {
                 Ok(true)
             }
             // It could not be undone, or another process has put a log there: a log like any other, to be opened or
-            // deleted.
-            Err(error) if self.inner.is_there(name) => {
+            // deleted. If it is not known whether there is one, whoever opens it looks again.
+            Err(error) if self.inner.look_for(name).unwrap_or(true) => {
                 drop(deleted);
                 if is_taken(&error) { self.create_again(name, settings) } else { Err(error) }
             }
@@ -492,7 +493,7 @@ impl Inner {
     }
 
     /// The log of an entry; opens it if it is not open.
-    fn opened(&self, name: &str, entry: &Entry) -> Result<Arc<OpenLog>, Error> {
+    fn opened(&self, name: &str, entry: &Arc<Entry>) -> Result<Arc<OpenLog>, Error> {
         if let Some(open) = entry.open.load_full() {
             return Ok(open);
         }
@@ -504,6 +505,10 @@ impl Inner {
             return Err(Error::NotFound { name: name.to_owned() });
         }
         if !entry.named.load(Ordering::Relaxed) {
+            if !self.look_for(name).map_err(LogError::io("look for", &self.dir.join(name)))? {
+                self.remove(name, entry, deleted);
+                return Err(Error::NotFound { name: name.to_owned() });
+            }
             self.env.disk.sync_dir(&self.dir).map_err(LogError::io("sync", &self.dir))?;
             entry.named.store(true, Ordering::Relaxed); // only used with the entry's lock
         }

@@ -42,10 +42,7 @@ impl Inner {
                 Ok(()) => self.remove_dir(&from),
                 Err(error) => {
                     tracing::warn!(name, %error, "a log that could not be opened cannot be removed again");
-                    // The rename may have happened without being durable.
-                    if self.env.disk.list(&from).is_ok() {
-                        self.left().push(from);
-                    }
+                    self.left().push(from); // the rename may have happened without being durable
                 }
             }
         }
@@ -57,7 +54,7 @@ impl Inner {
         let from = self.dir.join(name);
         match self.env.disk.rename(&from, to) {
             // Somebody has removed it, or the error came after it was moved.
-            Err(_) if !self.may_be_there(name) => Ok(()),
+            Err(_) if matches!(self.look_for(name), Ok(false)) => Ok(()),
             renamed => Ok(renamed.map_err(LogError::io("delete", &from))?),
         }
     }
@@ -77,15 +74,12 @@ impl Inner {
         }
     }
 
-    /// Whether there is a directory of this name that is not empty.
-    pub(super) fn is_there(&self, name: &str) -> bool {
-        self.env.disk.list(&self.dir.join(name)).is_ok_and(|names| !names.is_empty())
-    }
-
-    /// Whether there may be a directory of this name: it was found, or it could not be looked for.
-    fn may_be_there(&self, name: &str) -> bool {
-        let listed = self.env.disk.list(&self.dir.join(name));
-        !matches!(listed, Err(error) if error.kind() == io::ErrorKind::NotFound)
+    /// Whether there is a directory of this name that is not empty; an error if that is not known.
+    pub(super) fn look_for(&self, name: &str) -> io::Result<bool> {
+        match self.env.disk.list(&self.dir.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            names => Ok(!names?.is_empty()),
+        }
     }
 
     /// Removes a directory that has a durable temporary name; if that fails, a later turn or the next start removes it.

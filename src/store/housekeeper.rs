@@ -205,7 +205,7 @@ impl Inner {
     }
 
     /// Opens a closed log, if it is to be trimmed by age, and applies retention.
-    fn retain(&self, name: &str, entry: &Entry, now: u64) {
+    fn retain(&self, name: &str, entry: &Arc<Entry>, now: u64) {
         let (age, every) = match self.settings(name) {
             Ok(LogSettings { retention_seconds: None, .. }) => (None, None),
             Ok(LogSettings { retention_seconds: Some(age), .. }) => {

@@ -120,6 +120,33 @@ fn a_log_is_opened_only_when_its_name_is_durable() {
     }
 }
 
+/// A log whose creation could not be undone was not known any more, if it could not be looked for at that moment.
+#[test]
+fn a_half_created_log_that_cannot_be_looked_for_is_looked_for_when_it_is_used() {
+    for undone in [false, true] {
+        let sim = Sim::new(1);
+        let fails = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&fails);
+        let gate = Gate::new(Arc::new(sim.clone()), move |operation, path| {
+            let hit = match operation {
+                Operation::Create => true,
+                Operation::Rename => !undone && path == Path::new("/store/a"),
+                Operation::List => path == Path::new("/store/a"),
+                _ => false,
+            };
+            if hit && asked.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(24)) } else { Ok(()) }
+        });
+        let store = open(gate);
+        fails.store(true, Ordering::SeqCst);
+        store.create("a", &LogSettings::default()).unwrap_err();
+        fails.store(false, Ordering::SeqCst);
+        assert_eq!(acknowledged(&store), if undone { 0 } else { 5 });
+        assert_eq!(store.names(None, 9).len(), usize::from(!undone), "it is listed, and cannot be used");
+        assert_eq!(store.create("a", &LogSettings::default()).unwrap(), undone);
+        assert_eq!(acknowledged(&store), 5);
+    }
+}
+
 /// The names of logs were read before the lock was taken, so a log that the process before had created last was not
 /// found until the next start.
 #[test]
