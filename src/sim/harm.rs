@@ -2,7 +2,7 @@
 //! is reported, everything else is as it was, and after a repair the log can be used again.
 
 use super::{
-    model::{KnownLog, Rec},
+    model::{KnownLog, Rec, Sent},
     process::read_all,
     run::{ROOT, Simulation},
     work::NAMES,
@@ -125,7 +125,8 @@ impl Simulation {
         }
         assert!(lost.len() <= 1, "{place}: one bit has damaged {lost:?}");
         // What a lost record says about its producer is no longer known.
-        let told = known.sent.iter().filter(|sent| lost.contains(&sent.first)).map(|sent| sent.producer);
+        let is_lost = |sent: &&Sent| lost.contains(&sent.first) || sent.first >= next;
+        let told = known.sent.iter().filter(is_lost).map(|sent| sent.producer);
         known.vague.extend(told.collect::<Vec<_>>());
         if damage.is_empty() {
             log.writable().unwrap_or_else(|error| panic!("{place}: {error}"));
@@ -307,9 +308,11 @@ impl Simulation {
             }
         }
         assert!(lost.len() <= most, "{place}: {lost:?} are lost");
-        let told =
-            known.sent.iter().filter(|sent| (sent.first..sent.first + sent.count).any(|n| lost.contains(&n)));
-        let told: Vec<_> = told.map(|sent| sent.producer).collect();
+        // Of a batch at the end that was given up, the file of producers may still have the epoch.
+        let is_lost = |sent: &&Sent| {
+            sent.first >= next || (sent.first..sent.first + sent.count).any(|n| lost.contains(&n))
+        };
+        let told: Vec<_> = known.sent.iter().filter(is_lost).map(|sent| sent.producer).collect();
         known.vague.extend(told);
         known.lost.extend(lost);
         if next < known.durable {

@@ -203,7 +203,12 @@ fn retention_by_bytes_and_by_age_drops_whole_segments_from_the_front() {
 #[test]
 fn expired_segments_are_dropped_even_while_the_log_is_closed() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), options()).unwrap();
+    // Without a housekeeper: on a slow machine it would drop some already.
+    let open = || {
+        let options = StoreOptions { idle: Duration::ZERO, ..options() };
+        Store::open_in(Environment::system(), dir.path(), options).unwrap()
+    };
+    let store = open();
     for n in 0..20 {
         let settings = LogSettings { retention_seconds: Some(1), ..Default::default() };
         store.create(&format!("old-{n:02}"), &settings).unwrap();
@@ -214,15 +219,17 @@ fn expired_segments_are_dropped_even_while_the_log_is_closed() {
     }
     store.create("kept", &LogSettings::default()).unwrap();
     store.close().unwrap();
+    // Without the empty one that a log may have begun at its end: the one before that is kept then.
+    let is_counted = |name: &str| name.ends_with(".seg") && name != "00000000000000000200.seg";
     let segments = |log: &Path| {
         let files = std::fs::read_dir(log).into_iter().flatten().flatten();
-        files.filter(|file| file.path().extension().is_some_and(|extension| extension == "seg")).count()
+        files.filter(|file| is_counted(&file.file_name().to_string_lossy())).count()
     };
     let logs = || std::fs::read_dir(dir.path()).unwrap().flatten().map(|log| log.path());
     let files = || logs().map(|log| segments(&log)).sum::<usize>();
     assert!(files() >= 21 + 20);
     std::thread::sleep(Duration::from_millis(1100));
-    let store = Store::open(dir.path(), options()).unwrap();
+    let store = open();
     store.inner.retain_closed(&mut { housekeeper::Helpers::NONE });
     // What one turn leaves, another does: 20 of them are more than one handles, and what has not settled stays open. A
     // segment that is sealed only meanwhile is dropped a minute later.
@@ -234,6 +241,7 @@ fn expired_segments_are_dropped_even_while_the_log_is_closed() {
             store.inner.entry(&name).unwrap().retain_at.store(0, Ordering::Relaxed);
         }
         store.inner.turn();
+        std::thread::sleep(Duration::from_millis(20));
     }
     let looked_at = |name| store.inner.entry(name).unwrap().retain_at.load(Ordering::Relaxed);
     assert!(looked_at("old-00") >= 60_000 && looked_at("kept") == u64::MAX, "it would be opened each second");
