@@ -51,6 +51,11 @@ impl Instance {
     pub(super) fn of(log: &Arc<OpenLog>) -> Self {
         Self(Arc::as_ptr(log).addr())
     }
+
+    #[cfg(test)]
+    pub(super) fn test(number: usize) -> Self {
+        Self(number)
+    }
 }
 
 impl DurabilityWaiters {

@@ -377,9 +377,10 @@ async fn records_from(
 ) -> Result<Answer, Problem> {
     let offset = from.resolve(context, asker.queues, log).await?;
     if log.visible_offset() <= offset && !wait.is_zero() {
-        let mut stopped = context.stopped.clone();
+        let (mut stopped, hold) = (context.stopped.clone(), context.held.hold(log, asker.queues));
         tokio::select! {
             waited = tokio::time::timeout(wait, log.visible(offset)) => waited.unwrap_or(Ok(()))?,
+            () = hold.ended() => {}
             _ = stopped.wait_for(|stopped| *stopped) => {}
         }
     }

@@ -8,6 +8,7 @@ use super::{
     context::Context,
     feed::Feeds,
     guard::Guard,
+    held::HeldLogs,
     log_permits::LogPermits,
     memory::Memory,
     metrics::Metrics,
@@ -194,6 +195,9 @@ impl Server {
         let (connections, settings) =
             (Connections::new(self.settings.connections), Arc::new(self.settings.clone()));
         let log_permits = LogPermits::new();
+        // The others may be used, or kept for those who come again.
+        let open_logs = store.options().open_logs;
+        let held = HeldLogs::new(open_logs - open_logs / 4);
         for n in 0..self.settings.threads.max(1) {
             let worker = Worker {
                 number: n,
@@ -205,6 +209,7 @@ impl Server {
                 guard: Arc::clone(&guard),
                 connections: Arc::clone(&connections),
                 log_permits: Arc::clone(&log_permits),
+                held: Arc::clone(&held),
                 recovered: Arc::clone(recovered),
             };
             let stopped = stopped.clone();
@@ -245,6 +250,7 @@ struct Worker {
     guard: Arc<Guard>,
     connections: Arc<Connections>,
     log_permits: Arc<LogPermits>,
+    held: Arc<HeldLogs>,
     recovered: Arc<AtomicBool>,
 }
 
@@ -268,6 +274,7 @@ impl Worker {
             guard,
             connections,
             log_permits,
+            held,
             recovered,
         } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -278,6 +285,7 @@ impl Worker {
             waiters,
             feeds,
             log_permits,
+            held,
             limits: Arc::clone(&settings),
             memory,
             guard,

@@ -10,6 +10,7 @@ use super::{
     context::Context,
     feed::{self, Feed, Latest, Wake},
     fetch::{self, Made, Patience, Place},
+    held::Hold,
     memory::Grant,
     permits::Queues,
     problem::Problem,
@@ -49,6 +50,7 @@ pub(super) fn stream(
         beats: feed.beats(),
         feed,
         context: Arc::clone(context),
+        hold: context.held.hold(log, queues),
         queues: Arc::clone(queues),
         log: Arc::clone(log),
         offset,
@@ -79,6 +81,7 @@ struct Tail {
     queues: Arc<Queues>,
     log: Arc<OpenLog>,
     feed: Arc<Feed>,
+    hold: Hold,
     /// The offset of the next event.
     offset: u64,
     /// The number of heartbeats of the feed that the client has seen.
@@ -137,7 +140,11 @@ impl Tail {
     /// The next events, or a comment if there are none for a while; `None` when the server is stopping.
     async fn events(&mut self) -> Result<Option<Bytes>, End> {
         loop {
-            match self.feed.wait(self.offset, self.beats).await? {
+            let news = tokio::select! {
+                news = self.feed.wait(self.offset, self.beats) => news?,
+                () = self.hold.ended() => return Ok(None),
+            };
+            match news {
                 Wake::Stopped => return Ok(None),
                 Wake::Beat(beats) => {
                     self.beats = beats;

@@ -1,11 +1,13 @@
 //! Fewer descriptors than clients would make the server use.
 
 use super::{
-    get, metric,
+    get,
+    http2::{self, Connection},
+    metric,
     support::{Server, process::Process},
 };
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     path::Path,
     process::{Command, Stdio},
@@ -132,4 +134,53 @@ fn without_a_descriptor_for_a_new_connection_the_idlest_is_closed() {
     }
     good.append(b"y").expect("the one that is used was closed");
     drop(silent);
+}
+
+/// Logs that requests waited for could not be closed: long polls of five connections took all descriptors, and whoever
+/// was served best was closed to make room.
+#[test]
+fn waits_for_many_logs_leave_descriptors_for_others() {
+    let data = tempfile::tempdir().unwrap();
+    let (server, said, rest) = with_files(data.path(), 256, &["--threads", "2"]).expect("it is enough");
+    let mut good = server.connect();
+    let open_logs =
+        said.iter().find_map(|line| line.split("open_logs=").nth(1)?.split(' ').next()?.parse().ok());
+    let open_logs: u64 = open_logs.unwrap_or_else(|| panic!("{said:?}"));
+    for n in 0..200 {
+        assert_eq!(good.request("PUT", &format!("/v1/logs/log-{n}"), b"").unwrap().status, 201);
+    }
+    assert_eq!(good.request("PUT", "/v1/logs/followed", b"").unwrap().status, 201);
+    let mut tail = TcpStream::connect(&server.address).unwrap();
+    tail.write_all(
+        b"GET /v1/logs/followed/records HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n",
+    )
+    .unwrap();
+    let mut greedy: Vec<_> =
+        (0..2).map(|_| Connection::open(&server.address, &http2::setting(4, 65535))).collect();
+    for n in 0..100u32 {
+        for (which, connection) in (0..).zip(&mut greedy) {
+            let log = n * 2 + which;
+            connection.send(&http2::get(1 + 2 * n, &format!("/v1/logs/log-{log}/records?wait=50s"))).unwrap();
+        }
+        good.append(b"x").unwrap();
+        assert_eq!(get(&mut server.connect(), "/healthz").unwrap().status, 200, "after {n} waits each");
+    }
+    let begun = Instant::now();
+    while metric(&server, "millstream_open_logs") > open_logs + 2 {
+        assert!(begun.elapsed() < Duration::from_secs(5), "{}", metric(&server, "millstream_open_logs"));
+    }
+    // The one that follows a single log is not disturbed.
+    assert_eq!(good.request("POST", "/v1/logs/followed/records", b"news").unwrap().status, 200);
+    tail.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut events = Vec::new();
+    while !String::from_utf8_lossy(&events).contains("id: 0") {
+        let mut bytes = [0; 4096];
+        let read = tail.read(&mut bytes).unwrap();
+        assert!(read > 0, "the tail has ended: {}", String::from_utf8_lossy(&events));
+        events.extend_from_slice(&bytes[..read]);
+    }
+    drop(greedy);
+    server.kill();
+    let rest = rest.join().unwrap();
+    assert!(!rest.iter().any(|line| line.contains("ERROR")), "{rest:#?}");
 }
