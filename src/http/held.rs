@@ -85,9 +85,9 @@ impl All {
             }
         }
         // Sorted once: at most a few logs more than the limit are open, so few have to go.
-        alone
-            .values_mut()
-            .for_each(|logs| logs.sort_unstable_by_key(|&(number, _)| std::cmp::Reverse(number)));
+        for logs in alone.values_mut() {
+            logs.sort_unstable_by_key(|&(number, _)| std::cmp::Reverse(number));
+        }
         for _ in limit..open {
             let Some(logs) = alone.values_mut().max_by_key(|logs| logs.len()) else { return };
             let Some((_, log)) = logs.pop() else { return };
