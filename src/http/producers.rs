@@ -93,6 +93,7 @@ pub(super) async fn open(
     let log = context.log_to_append(queues, name).await?;
     // In the list before it has the permit: whoever has that begins this epoch as well. It leaves the list with its client.
     let asked = log.ask_for_epoch(&id).map_err(|error| Problem::from(error).of(&log))?;
+    tokio::time::sleep(log.epoch_pause().min(context.limits.body_time)).await;
     let at = Arc::clone(&log);
     let begun = context.for_log(queues, log.name(), move |_: &Store, _: &str| at.begin_epoch(&asked)).await?;
     let begun = begun.map_err(|error| Problem::from(error).of(&log))?;

@@ -10,6 +10,8 @@ use super::{
     file::Saved,
 };
 use crate::sync::Arc;
+#[cfg(feature = "server")]
+use std::time::Duration;
 use std::{collections::BTreeMap, sync::OnceLock};
 
 /// The producer in its epoch, and the offset below which everything must become durable before it is told.
@@ -53,6 +55,15 @@ impl Log {
         asked.next += 1;
         asked.waiting.insert(number, Waiting { id: id.to_owned(), answer: Arc::clone(&answer) });
         Ok(AskedEpoch { shared: Arc::clone(&self.shared), number, answer })
+    }
+
+    /// How long to wait before [`begin_epoch`](Self::begin_epoch) is called on behalf of a client: each write is of the
+    /// whole file, and a few bytes ask for one. The larger the file, the longer. An epoch that was asked for may begin
+    /// earlier, with another one.
+    #[cfg(feature = "server")]
+    pub(crate) fn epoch_pause(&self) -> Duration {
+        let file = self.shared.producers.file_for(MayBlock::No);
+        file.map_or(Duration::ZERO, |file| file.epoch_pause(self.shared.env.machine.elapsed()))
     }
 
     /// Begins an epoch that was asked for, if that has not been done: see [`open_producer`](Self::open_producer).

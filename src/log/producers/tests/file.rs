@@ -259,3 +259,27 @@ fn a_producers_file_is_due_by_its_size_and_by_what_was_committed() {
     }
     assert!(up_to() > before + 60);
 }
+
+/// Each epoch that a client asked for wrote the whole file: 5 MB for 230 bytes, some 20 times per second.
+#[cfg(feature = "server")]
+#[test]
+fn epochs_that_clients_ask_for_write_a_large_file_only_so_often() {
+    let second = |file: &Saved, now| file.epoch_pause(Duration::from_millis(now)).as_millis();
+    let file = Saved { bytes: 4 << 20, tried: Duration::from_secs(100), ..Saved::default() };
+    assert_eq!([100_000, 100_400, 100_500, 200_000].map(|now| second(&file, now)), [500, 100, 0, 0]);
+    let sim = Sim::new(1);
+    let log = on(&sim);
+    let opened = log.open_producer("p").unwrap();
+    assert_eq!(opened.epoch, log.producer("p").unwrap().unwrap().epoch);
+    assert!(log.epoch_pause() < Duration::from_millis(1), "a small file is written at once");
+    let mark = "\"".repeat(128);
+    for n in 0..2_000 {
+        let id = format!("{n:064}");
+        while let Err(error) = append(&log, &ProducerBatch::new(&id, 0, 0).with_mark(&mark), &[b"x"]) {
+            assert!(matches!(error, Error::WouldBlock), "{error}");
+            log.flush().unwrap();
+        }
+    }
+    log.open_producer("p").unwrap();
+    assert!(log.epoch_pause() > Duration::from_millis(50), "{:?}", log.epoch_pause());
+}
