@@ -12,7 +12,7 @@
 //! | HTTP/1: the client has closed its sending side, and its answer has not begun | [`LAST_ANSWER`]; the client may be gone, or waiting; a live tail ends at once |
 //! | HTTP/1: a small body that nobody reads, before its answer | [`SMALL_BODY_TIME`], then the answer says that the connection closes, as with a large body |
 //! | HTTP/2: a body that nobody reads, after its answer | [`LAST_BODY`], then the stream is reset |
-//! | an answer of which the client takes nothing, or less than 1 KiB per second | `body_time`; with HTTP/2 only that stream is reset |
+//! | an answer of which the client takes nothing, or less than 1 KiB per second | `body_time`; with HTTP/2 only that stream is reset, see `stream` |
 //! | the peer has gone without closing the connection | [`GONE`] times `body_time`, enforced by the system (`TCP_USER_TIMEOUT`) |
 //! | the server is stopping | closed at once if no request is in flight, otherwise after `grace` |
 //!
@@ -37,10 +37,11 @@
 //! Regardless of what it does, a connection has buffers of its own, which are not in the budget of `memory`: with
 //! HTTP/1 up to a header section ([`Settings::header_bytes`]); with HTTP/2 a window of 256 KiB for bodies, and a header
 //! section for each request that it has in flight, of which the whole server has at most four times as many as
-//! connections.
+//! connections, and at most as many that are being refused. The streams of any others are reset at once.
 
 mod exchange;
 mod serve;
+mod stream;
 
 use super::{
     permits::Queues,
@@ -60,6 +61,7 @@ use std::{
     task::Waker,
     time::{Duration, Instant},
 };
+use stream::Stream;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     task::{AbortHandle, JoinHandle},
@@ -125,8 +127,9 @@ pub(super) struct Connections {
     begun: Instant,
     /// Milliseconds since `begun`.
     clock: AtomicU64,
-    /// HTTP/2 requests in flight.
+    /// HTTP/2 requests in flight, and those that are refused; and the most of each.
     streams: AtomicUsize,
+    refused: AtomicUsize,
     most_streams: usize,
     unsent: Unsent,
 }
@@ -144,6 +147,7 @@ impl Connections {
             begun: Instant::now(),
             clock: AtomicU64::new(0),
             streams: AtomicUsize::new(0),
+            refused: AtomicUsize::new(0),
             most_streams: most.saturating_mul(STREAMS_A_CONNECTION).max(STREAMS as usize),
             unsent: Unsent::default(),
         })
@@ -155,14 +159,6 @@ impl Connections {
 
     fn now(&self) -> u64 {
         self.clock.load(Ordering::Relaxed)
-    }
-
-    /// Counts an HTTP/2 request, if it may be in flight in addition to `others` of its connection. Connections that
-    /// have many get what is left of the first half of all; the other half is reserved for connections that have few.
-    fn count_stream(&self, others: usize) -> bool {
-        let most = if others < STREAMS_KEPT { self.most_streams } else { self.most_streams / 2 };
-        let more = |streams| (streams < most).then_some(streams + 1);
-        self.streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
     fn tick(&self) -> u64 {
@@ -405,8 +401,14 @@ impl Connection {
 
     /// Whether an HTTP/2 answer waits for the client, although the client's system takes what it is sent.
     fn has_stuck_stream(&self) -> bool {
-        let is_stuck = |stream: Arc<Stream>| stream.given.load(Ordering::Relaxed) > 0;
-        lock(&self.streams).iter().filter_map(Weak::upgrade).any(is_stuck)
+        lock(&self.streams).iter().filter_map(Weak::upgrade).any(|stream| stream.is_stuck())
+    }
+
+    /// A request is not in flight any more.
+    fn answered(&self) {
+        self.touch();
+        self.requests.fetch_sub(1, Ordering::Relaxed);
+        self.wake_reader();
     }
 
     /// Closes the connection, whatever is in flight.
@@ -521,28 +523,6 @@ fn eviction_rank(doing: Doing, still: u64) -> Option<u8> {
 /// are added up.
 fn moves(bytes: u64, time: u64) -> bool {
     time > 0 && bytes >= LEAST * time / 1000
-}
-
-/// An HTTP/2 request in flight.
-struct Stream {
-    /// When the client last took something of the answer, or when it was offered something, plus one; 0 while it waits
-    /// for us.
-    given: AtomicU64,
-    cut: AtomicBool,
-    task: OnceLock<AbortHandle>,
-}
-
-impl Stream {
-    /// Resets the stream if the client takes nothing of the answer. Returns whether it did.
-    fn look_over(&self, now: u64, body_time: u64) -> bool {
-        let given = self.given.load(Ordering::Relaxed);
-        let over = given > 0 && now + 1 - given.min(now + 1) > body_time;
-        if over {
-            self.cut.store(true, Ordering::Relaxed);
-            self.task.get().inspect(|task| task.abort());
-        }
-        over
-    }
 }
 
 #[cfg(test)]

@@ -46,6 +46,21 @@ pub fn get(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &head("GET", path))
 }
 
+/// A request without a body, with these headers besides.
+pub fn request(stream: u32, method: &str, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    literal(&mut out, 0x02, method);
+    out.push(0x86);
+    literal(&mut out, 0x01, "localhost");
+    literal(&mut out, 0x04, path);
+    for (name, value) in headers {
+        literal(&mut out, 0, name); // a name that is not in the table
+        out.push(value.len() as u8);
+        out.extend_from_slice(value.as_bytes());
+    }
+    frame(HEADERS, END_HEADERS | END_STREAM, stream, &out)
+}
+
 /// One setting.
 pub fn setting(id: u16, value: u32) -> Vec<u8> {
     [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()

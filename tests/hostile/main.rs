@@ -22,6 +22,7 @@ mod refused;
 mod shapes;
 mod slow_logs;
 mod stopping;
+mod windows;
 
 use std::{
     fs::File,

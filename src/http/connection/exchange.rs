@@ -1,7 +1,10 @@
 //! A request on a connection, from its head to the end of its answer: its body being received, its answer being sent,
 //! and what remains of a body that nobody wants.
 
-use super::{BODIES, Connection, LAST_BODY, Protocol, SEND_PIECE, SMALL_BODY, SMALL_BODY_TIME, Stream};
+use super::{
+    BODIES, Connection, LAST_BODY, Protocol, SEND_PIECE, SMALL_BODY, SMALL_BODY_TIME,
+    stream::{Count, Stream},
+};
 use crate::{
     http::{answer, context::Context},
     sync::lock,
@@ -12,19 +15,15 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::{
     io,
     pin::Pin,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Poll, ready},
 };
 
 /// A request, from its head to the end of its answer.
 pub(in crate::http) struct Exchange {
     pub(in crate::http) connection: Arc<Connection>,
+    /// HTTP/2 only. What is counted ends with it, otherwise with the exchange.
     stream: Option<Arc<Stream>>,
-    /// Whether the request is counted in `Connections::streams`: an HTTP/2 request that is not refused.
-    counted: bool,
 }
 
 impl Exchange {
@@ -36,22 +35,17 @@ impl Exchange {
         connection.endless.store(false, Ordering::Relaxed);
         let others = connection.requests.fetch_add(1, Ordering::Relaxed);
         let stream = (connection.protocol.get() == Some(&Protocol::Http2)).then(|| {
-            let stream = Arc::new(Stream {
-                given: AtomicU64::new(0),
-                cut: AtomicBool::new(false),
-                task: OnceLock::new(),
-            });
+            let stream = Stream::begin(connection, connection.all.count(others));
             lock(&connection.streams).push(Arc::downgrade(&stream));
             *lock(&connection.begun) = Some(Arc::clone(&stream));
             stream
         });
-        let counted = stream.is_some() && connection.all.count_stream(others);
-        Self { connection: Arc::clone(connection), stream, counted }
+        Self { connection: Arc::clone(connection), stream }
     }
 
     /// Whether there are more requests in flight than the server accepts, or than this connection may have.
     pub(in crate::http) fn is_too_many(&self) -> bool {
-        self.stream.is_some() && !self.counted
+        self.stream.as_ref().is_some_and(|stream| stream.count != Count::Accepted)
     }
 
     fn is_cut(&self) -> bool {
@@ -61,11 +55,8 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.connection.touch();
-        self.connection.requests.fetch_sub(1, Ordering::Relaxed);
-        self.connection.wake_reader();
-        if self.counted {
-            self.connection.all.streams.fetch_sub(1, Ordering::Relaxed);
+        if self.stream.is_none() {
+            self.connection.answered();
         }
     }
 }
@@ -178,7 +169,7 @@ impl Unwanted {
     fn begin(connection: &Arc<Connection>) -> Option<Self> {
         let others = connection.bodies.fetch_add(1, Ordering::Relaxed);
         let few = others < BODIES;
-        let counted = !few && connection.all.count_stream(usize::MAX);
+        let counted = !few && connection.all.count_other();
         let unwanted = Self { connection: Arc::clone(connection), counted };
         (few || counted).then_some(unwanted)
     }
@@ -194,7 +185,7 @@ impl Drop for Unwanted {
     fn drop(&mut self) {
         self.connection.bodies.fetch_sub(1, Ordering::Relaxed);
         if self.counted {
-            self.connection.all.streams.fetch_sub(1, Ordering::Relaxed);
+            self.connection.all.count_no_more(Count::Accepted);
         }
     }
 }
@@ -204,6 +195,8 @@ pub(super) struct Outgoing {
     body: answer::Body,
     /// With HTTP/2, what is left of a piece.
     left: Bytes,
+    /// Whether the body has ended; and whether that was passed on.
+    ended: bool,
     finished: bool,
     exchange: Exchange,
     context: Arc<Context>,
@@ -211,7 +204,21 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     pub(super) fn new(body: answer::Body, exchange: Exchange, context: Arc<Context>) -> Self {
-        Self { body, left: Bytes::new(), finished: false, exchange, context }
+        let ended = body.is_end_stream();
+        Self { body, left: Bytes::new(), ended, finished: false, exchange, context }
+    }
+
+    /// The next frame of the body; `None` at its end.
+    fn poll_body(&mut self, context: &mut std::task::Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if !self.left.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.left)))));
+        }
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        self.ended = frame.is_none() || self.body.is_end_stream();
+        Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
     }
 }
 
@@ -224,39 +231,45 @@ impl Body for Outgoing {
         context: &mut std::task::Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = &mut *self;
-        if let Some(stream) = &this.exchange.stream {
-            stream.given.store(0, Ordering::Relaxed);
+        if this.finished {
+            return Poll::Ready(None);
         }
-        let mut data = std::mem::take(&mut this.left);
-        if data.is_empty() {
-            data = match ready!(Pin::new(&mut this.body).poll_frame(context)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => data,
-                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
-                },
-                Some(Err(error)) => return Poll::Ready(Some(Err(io::Error::other(error)))),
-                None => {
-                    this.finished = true;
-                    return Poll::Ready(None);
-                }
+        let frame = ready!(this.poll_body(context)).transpose()?;
+        let exchange = &this.exchange;
+        let Some(frame) = frame else {
+            // With HTTP/2 it waits until all of the answer has been taken, and then ends with a frame of its own.
+            let end = match &exchange.stream {
+                Some(stream) => Some(Ok(Frame::data(ready!(stream.poll_end(context))))),
+                None => None,
             };
+            this.finished = true;
+            return Poll::Ready(end);
+        };
+        let mut data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => return Poll::Ready(Some(Ok(frame))),
+        };
+        exchange.connection.touch();
+        exchange.connection.giving.store(true, Ordering::Relaxed);
+        match &exchange.stream {
+            Some(stream) => {
+                // One part at a time, so that it can be observed whether the client takes any.
+                this.left = data.split_off(data.len().min(SEND_PIECE));
+                data = stream.give(data);
+            }
+            None => this.finished = this.ended,
         }
-        this.exchange.connection.touch();
-        this.exchange.connection.giving.store(true, Ordering::Relaxed);
-        if let Some(stream) = &this.exchange.stream {
-            // One part at a time, so that it can be observed whether the client takes any.
-            this.left = data.split_off(data.len().min(SEND_PIECE));
-            stream.given.store(this.exchange.connection.all.now() + 1, Ordering::Relaxed);
-        }
-        this.finished = this.left.is_empty() && this.body.is_end_stream();
         Poll::Ready(Some(Ok(Frame::data(data))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left.is_empty() && self.body.is_end_stream()
+        self.finished || self.ended && self.exchange.stream.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.exchange.stream.is_some() && self.ended && self.left.is_empty() {
+            return SizeHint::new(); // hyper would say the length of a body that there must not be
+        }
         let mut hint = self.body.size_hint(); // asked for before anything is taken
         let left = self.left.len() as u64;
         if left > 0 {

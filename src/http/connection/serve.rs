@@ -5,6 +5,7 @@ use super::UNSENT;
 use super::{
     CONNECTION_WINDOW, Connection, Connections, GONE, PREFACE, Protocol, SEND_BUFFER, STREAM_WINDOW, STREAMS,
     exchange::{Arriving, Exchange, Outgoing},
+    stream::Count,
 };
 use crate::{
     http::{answer::Answer, context::Context, router, server::Settings, socket::Socket},
@@ -214,10 +215,14 @@ struct Tasks(Arc<Connection>);
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
     fn execute(&self, future: F) {
-        let task = tokio::spawn(future);
         // hyper runs a request right after it has called the service for it. If it did not, a stalled answer could only
         // be ended together with its connection.
-        if let Some(stream) = lock(&self.0.begun).take() {
+        let stream = lock(&self.0.begun).take();
+        if stream.as_ref().is_some_and(|stream| stream.count == Count::Nothing) {
+            return; // dropped, so that its stream is reset before it takes any memory
+        }
+        let task = tokio::spawn(future);
+        if let Some(stream) = stream {
             let _ = stream.task.set(task.abort_handle()); // set only here, once
         }
     }
