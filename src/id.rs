@@ -13,6 +13,13 @@ impl LogId {
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
+
+    /// Parses what is displayed.
+    #[cfg(feature = "server")]
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let id = Self(u128::from_str_radix(text, 16).ok()?.to_be_bytes());
+        (id.to_string() == text).then_some(id)
+    }
 }
 
 impl fmt::Display for LogId {

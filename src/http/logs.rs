@@ -134,8 +134,9 @@ pub(super) async fn trim(
     name: &str,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
+    let body = request.into_body(); // so that the header section is not held while waiting
     let log = context.log(queues, name).await?;
-    let bytes = body::read_small(request.into_body(), context).await?;
+    let bytes = body::read_small(body, context).await?;
     let Trim { before } = body::parse(&bytes, r#"{"before":0}"#)?;
     let trim = move |_: &Store, _: &str| log.trim(before).map_err(|error| Problem::from(error).of(&log));
     let first_offset = context.for_log(queues, name, trim).await??;

@@ -89,6 +89,7 @@ pub(super) async fn open(
     request: Request<()>,
 ) -> Result<Answer, Problem> {
     params::none(&request)?;
+    drop(request); // so that its header section is not held while waiting
     let id = id_in(id)?;
     let log = context.log_to_append(queues, name).await?;
     // In the list before it has the permit: whoever has that begins this epoch as well. It leaves the list with its client.
@@ -109,6 +110,7 @@ pub(super) async fn describe(
     request: Request<()>,
 ) -> Result<Answer, Problem> {
     params::none(&request)?;
+    drop(request); // so that its header section is not held while waiting
     let id = id_in(id)?;
     let log = context.log(queues, name).await?;
     let state = if !log.producers_are_busy() && log.knows_producers() {

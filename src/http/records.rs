@@ -14,7 +14,7 @@ use super::{
     room::{Meter, SegmentRoom},
 };
 use crate::{
-    Code, PRODUCER_MARK_BYTES,
+    Code, LogId, PRODUCER_MARK_BYTES,
     log::{Error, MayBlock, Produced, ProducerBatch, Record, check_producer_id},
     store::{LogSettings, OpenLog, Store, Values},
 };
@@ -24,7 +24,7 @@ use hyper::{
     header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH},
 };
 use serde::Serialize;
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 const TIME: HeaderName = HeaderName::from_static("millstream-time");
 
@@ -114,9 +114,10 @@ pub(super) async fn append(
     })?;
     let producer = producer(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), "content-encoding")?)?;
+    let body = request.into_body(); // so that the header section is not held while waiting
     let settings = context.settings(asker.queues, name).await?;
     let room = SegmentRoom::new(context.store.batch_bytes(&settings));
-    let bytes = body::read(request.into_body(), context).await?;
+    let bytes = body::read(body, context).await?;
     let mut batch = take_apart(context, asker.queues, format, encoding, bytes, &settings, room).await?;
     // Only now, so that a refused append creates no log.
     let log = context.log_to_append(asker.queues, name).await?;
@@ -214,6 +215,24 @@ fn check(batch: &mut DecodedBatch, settings: &LogSettings) -> Result<(), Problem
     batch.check(settings.values == Values::Json, settings.record_bytes)
 }
 
+/// The entity tag of a record.
+fn tag(log: LogId, offset: u64) -> String {
+    format!("\"{log}-{offset}\"")
+}
+
+/// The logs whose record at `offset` a client has, according to `If-None-Match`; `None` for any. Tags are compared
+/// weakly, as RFC 9110, 13.1.2 demands.
+fn known_logs(headers: &HeaderMap, offset: u64) -> impl Iterator<Item = Option<LogId>> {
+    params::list(headers, IF_NONE_MATCH).filter_map(move |one| {
+        if one == "*" {
+            return Some(None);
+        }
+        let (id, of) = one.strip_prefix("W/").unwrap_or(one).strip_prefix('"')?.split_once('-')?;
+        let is_it = of.strip_suffix('"')? == offset.to_string();
+        LogId::parse(id).filter(|_| is_it).map(Some)
+    })
+}
+
 /// `GET …/records/{offset}`: the unmodified value. It never changes, and any cache may keep it.
 pub(super) async fn one(
     context: &Context,
@@ -225,10 +244,11 @@ pub(super) async fn one(
     params::none(&request)?;
     let offset = params::number("offset", offset, 0..=u64::MAX)
         .map_err(|_| Problem::new(Code::InvalidOffset, "an offset is a whole number"))?;
-    let log = context.log(asker.queues, name).await?;
-    let tag = format!("\"{}-{offset}\"", log.id());
-    let known = params::list(request.headers(), IF_NONE_MATCH).any(|one| one == tag || one == "*");
+    let known_logs: BTreeSet<_> = known_logs(request.headers(), offset).collect();
     drop(request); // so that its header section is not held while waiting
+    let log = context.log(asker.queues, name).await?;
+    let known = known_logs.contains(&None) || known_logs.contains(&Some(log.id()));
+    let tag = tag(log.id(), offset);
     let asker = Asker { only_head: asker.only_head || known, ..asker };
     let value = |record: &Record, grant: Grant| grant.hold_copy(record.value());
     let (head, value) = fetch::record(context, asker, &log, offset, |length| length, value).await?;

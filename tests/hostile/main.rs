@@ -15,6 +15,7 @@ mod descriptors;
 mod floods;
 mod guard;
 mod halves;
+mod heads;
 mod http2;
 mod rates;
 mod reads;
