@@ -15,13 +15,13 @@
 //! DNS rebinding cannot use an address as the host, and a stranger cannot own a name without a dot in the public DNS.
 //! If other machines are to reach the server, they have names for it that it does not know (a cluster's DNS), so only
 //! browsers are held to the list: no page can stop its browser from identifying itself. On a loopback address, all
-//! clients are. Ports are ignored: they differ behind a forwarded port. A request without a host does not come from a
-//! browser. `/healthz` and `/readyz` are for probes under any name, and reveal nothing about the logs.
+//! clients are. Ports are ignored: they differ behind a forwarded port. A request of HTTP/1.0 may name no host: it does not
+//! come from a browser. `/healthz` and `/readyz` are for probes under any name, and reveal nothing about the logs.
 
 use super::{problem::Problem, server::Settings};
 use crate::Code;
 use hyper::{
-    Method, Request,
+    Method, Request, Version,
     header::{ACCEPT_LANGUAGE, HOST, HeaderMap, HeaderName, ORIGIN, USER_AGENT},
 };
 use std::net::{IpAddr, SocketAddr};
@@ -74,6 +74,10 @@ impl Guard {
         let host = hosts.next().map(|host| host.to_str().unwrap_or("?")); // a host that is not text is not ours
         if hosts.next().is_some() {
             return Err(Problem::new(Code::InvalidHost, "the request names more than one Host"));
+        }
+        if host.is_none() && request.version() == Version::HTTP_11 {
+            // RFC 9112, 3.2
+            return Err(Problem::new(Code::InvalidHost, "the request names no Host, which HTTP/1.1 demands"));
         }
         let authority = request.uri().authority().map(hyper::http::uri::Authority::as_str);
         let probe = matches!(request.uri().path(), "/healthz" | "/readyz");

@@ -31,7 +31,6 @@ fn a_page_of_another_origin_and_a_name_that_is_not_ours_are_refused() {
         ("POST", records, format!("Host: {ours}\r\n"), &fine),
         ("POST", records, "Host: localhost:1\r\nContent-Type: text/plain\r\n".to_owned(), &fine),
         ("POST", records, "Host: [::1]:4437\r\n".to_owned(), &fine),
-        ("POST", records, String::new(), &fine),
         // What a browser sends for a page of ours, or for its address bar.
         (
             "POST",
@@ -152,5 +151,27 @@ fn probes_links_and_other_spellings_of_our_own_names_are_accepted() {
         ("Origin: http://millstream.default.svc.cluster.local:4437\r\n", &unknown),
     ] {
         assert_eq!(status(&server, "POST", records, &format!("{host}{headers}")), *expected, "{headers}");
+    }
+}
+
+/// A request without a host, which HTTP/1.1 demands, was answered like any other.
+#[test]
+fn a_request_of_http_1_1_names_one_host() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    for (head, status) in [
+        ("GET /healthz HTTP/1.1\r\n", 400),
+        ("GET /metrics HTTP/1.1\r\n", 400),
+        ("GET http://localhost/metrics HTTP/1.1\r\n", 400),
+        ("GET /metrics HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n", 400),
+        ("GET /metrics HTTP/1.1\r\nHost: localhost\r\n", 200),
+        ("GET /metrics HTTP/1.0\r\n", 200),
+        ("GET /metrics HTTP/1.0\r\nHost: localhost\r\nHost: localhost\r\n", 400),
+    ] {
+        let mut client = server.connect();
+        client.send(format!("{head}\r\n").as_bytes()).unwrap();
+        let answer = client.answer().unwrap();
+        assert_eq!(answer.status, status, "{head}: {}", answer.body);
+        assert!(status == 200 || answer.body.contains("invalid_host"), "{head}: {}", answer.body);
     }
 }
