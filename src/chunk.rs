@@ -32,7 +32,9 @@ use crate::{
     frame::{self, Frame, Key, MIN_WORDS, MORE, Stamp, WORD},
     sync::{Arc, AtomicU32, AtomicU64, Ordering},
 };
-pub(crate) use backing::{BackingContent, Before, FoundBacking, Label, SHM_FALLBACKS, ShmBacking};
+pub(crate) use backing::{
+    BackingContent, Before, FoundBacking, Label, SHM_FALLBACKS, ShmBacking, no_backing,
+};
 #[cfg(feature = "store")]
 pub(crate) use backing::{owners as backing_owners, remove_all as remove_backings};
 use crossbeam::utils::CachePadded;

@@ -32,7 +32,6 @@ mod problem;
 mod producers;
 mod range;
 mod records;
-mod reports;
 mod room;
 mod router;
 mod server;

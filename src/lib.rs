@@ -29,6 +29,7 @@ pub mod import;
 mod log;
 #[cfg(any(feature = "client", feature = "store"))]
 mod name;
+mod reports;
 mod segment;
 #[cfg(any(feature = "client", feature = "store"))]
 mod settings;

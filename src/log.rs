@@ -74,6 +74,7 @@ pub(crate) use {
 use crate::chunk::AppendValues;
 use crate::{
     LogId,
+    reports::Reports,
     segment::header::Secret,
     sync::{Arc, AtomicBool, Backoff, Ordering, Swap},
 };
@@ -82,7 +83,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::OnceLock,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use {budget::Budget, wait::Frontier};
 
@@ -222,6 +223,26 @@ impl Shared {
     }
 }
 
+/// Reports that a log is read-only, and why; not for each of thousands of logs or openings.
+fn report_read_only(shared: &Shared) {
+    static REPORTS: Reports = Reports::new();
+    let dir = shared.dir.display();
+    let damages = shared.damage.iter().map(|damage| ("damage", damage.to_string()));
+    let full = shared.full.iter().map(|full| ("full", full.error.to_string()));
+    for (kind, why) in damages.chain(full) {
+        let what = if kind == "damage" {
+            "damage found: the log is read-only"
+        } else {
+            "the log is read-only until it is opened again"
+        };
+        match REPORTS.count(kind, Instant::now()) {
+            Some(0) => tracing::error!(%dir, why, "{what}"),
+            Some(others) => tracing::error!(%dir, why, others, "{what}"),
+            None => tracing::debug!(%dir, why, "{what}"),
+        }
+    }
+}
+
 impl Log {
     /// Opens the log in `dir`, which is created if it is missing, and recovers it: a torn end is cut off; damage makes
     /// the log read-only ([`damage`](Self::damage)). If the disk has no room to continue, appends are refused with
@@ -278,12 +299,7 @@ impl Log {
             shared.roll.start(&shared);
             shared.flush.start(&shared);
         }
-        for damage in &shared.damage {
-            tracing::error!(dir = %shared.dir.display(), %damage, "damage found: the log is read-only");
-        }
-        if let Some(full) = &shared.full {
-            tracing::error!(dir = %shared.dir.display(), error = %full.error, "the log is read-only until it is opened again");
-        }
+        report_read_only(&shared);
         Ok(Self { shared, running })
     }
 

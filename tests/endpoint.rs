@@ -304,6 +304,39 @@ fn a_full_memory_file_system_is_reported_and_appends_continue_without_backings()
     }
 }
 
+/// 300 logs that were created while there was no room for backings wrote 296 lines to the server's log.
+#[test]
+fn logs_without_backings_are_reported_ten_at_a_time() {
+    let (data, backings) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(_disk) = small_disk(backings.path(), 1024) else { return };
+    let mut ballast = std::fs::File::create(backings.path().join("ballast")).unwrap();
+    let _ = ballast.write_all(&vec![1; 1024 << 10]); // until it is full
+    let said = data.path().join("said");
+    let flags = ["--shm-dir", backings.path().to_str().unwrap()];
+    let child = Server::command(&data.path().join("data"), &flags)
+        .stderr(std::fs::File::create(&said).unwrap())
+        .spawn()
+        .unwrap();
+    let mut server = Server { child, address: String::new() };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while server.address.is_empty() {
+        assert!(Instant::now() < deadline, "it does not listen");
+        std::thread::sleep(Duration::from_millis(10));
+        let text = std::fs::read_to_string(&said).unwrap();
+        let address = text.split_once("address=").and_then(|(_, rest)| rest.split_once(char::is_whitespace));
+        server.address = address.map_or("", |(address, _)| address).to_owned();
+    }
+    let (mut client, begun) = (server.connect(), Instant::now());
+    for n in 0..50 {
+        assert_eq!(client.request("PUT", &format!("/v1/logs/a{n}"), b"").unwrap().status, 201);
+    }
+    let text = std::fs::read_to_string(&said).unwrap();
+    let told =
+        text.lines().filter(|line| line.contains("no memory that outlives the process")).count() as u64;
+    let periods = begun.elapsed().as_secs() / 10 + 2;
+    assert!((1..=10 * periods).contains(&told) && told < 50, "{told}: {text}");
+}
+
 #[test]
 fn a_client_that_reads_nothing_is_dropped_and_others_are_served() {
     let data = tempfile::tempdir().unwrap();

@@ -23,12 +23,14 @@ use crate::disk::is_transient;
 use crate::{
     LogId,
     disk::{Aligned, Disk, MemoryDir, Node},
+    reports::Reports,
 };
 use std::{
     io::{self, Read},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Instant,
 };
 
 /// The length of the head, which precedes the chunk's bytes.
@@ -128,9 +130,21 @@ pub(crate) struct ShmBacking {
     incarnation: u64,
     /// Set when the log's writer has failed: records that only the backings have are left for the next opening.
     keep: AtomicBool,
-    /// Whether a warning was logged that a chunk has no backing; how many have none is in `SHM_FALLBACKS`.
+    /// Whether it was reported that a chunk has no backing; how many have none is in `SHM_FALLBACKS`.
     #[cfg(not(loom))]
     warned: AtomicBool,
+}
+
+/// Reports that chunks of the log in `dir` have no backing; not for each of thousands of logs.
+pub(crate) fn no_backing(dir: &Path, error: &io::Error) {
+    static REPORTS: Reports = Reports::new();
+    let dir = dir.display();
+    let what = "no memory that outlives the process: records acknowledged in memory are lost with it";
+    match REPORTS.count("backing", Instant::now()) {
+        Some(0) => tracing::warn!(%dir, %error, "{what}"),
+        Some(others) => tracing::warn!(%dir, %error, others, "{what}"),
+        None => tracing::debug!(%dir, %error, "{what}"),
+    }
 }
 
 /// A backing found at opening.
@@ -285,7 +299,7 @@ impl ShmBacking {
         self.keep.store(true, Ordering::SeqCst);
     }
 
-    /// Creates and maps a backing for a chunk of `capacity`; `None` if there is no room, which is counted, and logged
+    /// Creates and maps a backing for a chunk of `capacity`; `None` if there is no room, which is counted, and reported
     /// once.
     #[cfg(not(loom))]
     ///
@@ -309,10 +323,7 @@ impl ShmBacking {
             Err(error) => {
                 SHM_FALLBACKS.fetch_add(1, Ordering::Relaxed);
                 if !self.warned.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(
-                        dir = %self.dir.display(), %error,
-                        "no memory that outlives the process: records acknowledged in memory are lost with it"
-                    );
+                    no_backing(&self.dir, &error);
                 }
                 Ok(None)
             }

@@ -9,9 +9,8 @@ use super::{
     permits::Queues,
     problem::Problem,
     producers, range, records,
-    reports::Reports,
 };
-use crate::Code;
+use crate::{Code, reports::Reports};
 use bytes::Bytes;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -45,7 +44,7 @@ pub(super) async fn answer(
         // Generated only if a person may ask about it: one more header is a twentieth of a small request's time.
         let request = id.get_or_insert_with(new_request_id).to_str().unwrap_or("not text");
         if problem.is_ours() {
-            static REPORTS: LazyLock<Reports> = LazyLock::new(Reports::default);
+            static REPORTS: Reports = Reports::new();
             match REPORTS.count(problem.code(), Instant::now()) {
                 Some(0) => tracing::error!(request, route, %problem, "request failed"),
                 Some(others) => tracing::error!(request, route, %problem, others, "requests failed"),

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     LogId,
-    chunk::{Before, Chunk, ChunkMemory, ChunkPosition, ShmBacking},
+    chunk::{Before, Chunk, ChunkMemory, ChunkPosition, ShmBacking, no_backing},
     disk::{self, Aligned, BLOCK, Disk, File},
     segment::{
         Segment,
@@ -170,10 +170,7 @@ fn open_backings(
         Ok(backings) => Ok(Some(std::sync::Arc::new(backings))),
         Err(error) if disk::is_transient(&error) => Err(Error::io("look for backings in", at)(error)),
         Err(error) => {
-            tracing::warn!(
-                dir = %dir.display(), at = %at.display(), %error,
-                "no memory that outlives the process: records acknowledged in memory are lost with it"
-            );
+            no_backing(dir, &error);
             Ok(None)
         }
     }

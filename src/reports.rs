@@ -1,20 +1,19 @@
-//! How often failures are written to the server's log: clients can cause thousands of the same kind per second, for
-//! example by reading a damaged record again and again.
+//! How often failures are written to the log of the process: clients can cause thousands of the same kind per second,
+//! for example by reading a damaged record again and again, or by creating logs on a full disk.
 
-use crate::sync::lock;
 use std::{
     collections::BTreeMap,
-    sync::Mutex,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-/// How many failures with the same code are reported in one [`PERIOD`].
+/// How many failures of the same kind are reported in one [`PERIOD`].
 const MOST: u64 = 10;
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
-pub(super) struct Reports(Mutex<BTreeMap<&'static str, Seen>>);
+pub(crate) struct Reports(Mutex<BTreeMap<&'static str, Seen>>);
 
 #[derive(Debug)]
 struct Seen {
@@ -25,10 +24,14 @@ struct Seen {
 }
 
 impl Reports {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(BTreeMap::new()))
+    }
+
     /// Counts a failure; returns whether it is to be reported, and if so, how many before it were not.
-    pub(super) fn count(&self, code: &'static str, now: Instant) -> Option<u64> {
-        let mut all = lock(&self.0);
-        let seen = all.entry(code).or_insert(Seen { since: now, count: 0 });
+    pub(crate) fn count(&self, kind: &'static str, now: Instant) -> Option<u64> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = all.entry(kind).or_insert(Seen { since: now, count: 0 });
         let mut left_out = 0;
         if now.saturating_duration_since(seen.since) >= PERIOD {
             left_out = seen.count.saturating_sub(MOST);
