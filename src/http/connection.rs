@@ -83,6 +83,9 @@ const UNSENT: u32 = 256 << 10;
 /// The system gives up a client that has room only now and then and for little at a time, even if it acknowledges
 /// everything. This factor gives such a client more time than we give to a client that takes nothing.
 const GONE: u32 = 4;
+/// The most fields in a header section of HTTP/2, where each takes a byte if it refers to the header table, and a hundred
+/// in memory. hyper accepts 100 with HTTP/1; here a browser sends each cookie as a field.
+const FIELDS: usize = 256;
 /// The bytes per second that a client must take or send to count as slow rather than stuck.
 const LEAST: u64 = 1 << 10;
 /// The most requests in flight on one HTTP/2 connection; and on all connections, for each connection that is allowed.

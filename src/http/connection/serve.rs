@@ -3,19 +3,26 @@
 #[cfg(target_os = "linux")]
 use super::UNSENT;
 use super::{
-    CONNECTION_WINDOW, Connection, Connections, GONE, PREFACE, Protocol, SEND_BUFFER, STREAM_WINDOW, STREAMS,
+    CONNECTION_WINDOW, Connection, Connections, FIELDS, GONE, PREFACE, Protocol, SEND_BUFFER, STREAM_WINDOW,
+    STREAMS,
     exchange::{Arriving, Exchange, Outgoing},
     stream::Count,
 };
 use crate::{
-    http::{answer::Answer, context::Context, router, server::Settings, socket::Socket},
+    http::{
+        answer::{Answer, full},
+        context::Context,
+        router,
+        server::Settings,
+        socket::Socket,
+    },
     sync::lock,
 };
 use http_body_util::Either;
 use hyper::{
-    Request,
+    Request, Response, StatusCode,
     body::Incoming,
-    header::{CONNECTION, CONTENT_TYPE, EXPECT, HeaderValue},
+    header::{CONNECTION, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue},
     rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
@@ -131,12 +138,20 @@ async fn drive(
     let _ = connection.protocol.set(protocol); // set only here, once
     connection.touch();
     let socket = Socket::new(stream, first[..read].into(), Arc::clone(connection));
-    let service = service_fn(|request: Request<Incoming>| {
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let too_many_fields = request.headers().len() > FIELDS;
+        if too_many_fields {
+            *request.headers_mut() = HeaderMap::new(); // thousands of requests may wait for their first turn
+        }
         let (context, exchange) = (Arc::clone(context), Exchange::begin(connection));
         let asks = request.headers().contains_key(EXPECT);
         let request = request.map(|body| Arriving::new(body, Arc::clone(connection), asks));
         async move {
-            let mut answer: Answer = router::answer(&context, &exchange, request).await;
+            let mut answer: Answer = if too_many_fields {
+                refused_head()
+            } else {
+                router::answer(&context, &exchange, request).await
+            };
             if !exchange.connection.goes_on().await {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -165,6 +180,13 @@ async fn drive(
             to_its_end!(http2(settings, Tasks(Arc::clone(connection))).serve_connection(io, service))
         }
     }
+}
+
+/// What hyper and h2 answer to a header section that is too large.
+fn refused_head() -> Answer {
+    let mut answer = Response::new(full(""));
+    *answer.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    answer
 }
 
 fn is_endless(answer: &Answer) -> bool {
