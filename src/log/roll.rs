@@ -37,7 +37,7 @@ use crossbeam::{
     channel::Sender,
     queue::{ArrayQueue, SegQueue},
 };
-use std::io;
+use std::{io, ops::RangeInclusive, time::Duration};
 
 /// The segment that takes appends, and its chunk.
 pub(crate) struct Active {
@@ -101,6 +101,32 @@ pub(super) fn unless_stopped(active: &Swap<Active>, stopping: &AtomicBool) -> Op
     (!stopping.load(Ordering::SeqCst)).then_some(now)
 }
 
+/// How long until something that found no room is tried again: the first of [`PAUSES`], then twice as long each time, up
+/// to the second. So what nobody waits for costs next to nothing, however many logs there are.
+struct Pause(AtomicU64);
+
+/// See [`Pause`].
+const PAUSES: RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(64);
+
+impl Pause {
+    fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// The next pause.
+    fn next(&self) -> Duration {
+        let pause =
+            Duration::from_millis(self.0.load(Ordering::SeqCst)).clamp(*PAUSES.start(), *PAUSES.end());
+        self.0.store(2 * pause.as_millis() as u64, Ordering::SeqCst);
+        pause
+    }
+
+    /// It has succeeded, or somebody asks for it: the next pause is the first again.
+    fn reset(&self) {
+        self.0.store(0, Ordering::SeqCst);
+    }
+}
+
 /// What the next segment consists of, ready before it is needed.
 pub(super) struct SpareSegment {
     pub(super) memory: ChunkMemory,
@@ -158,8 +184,9 @@ pub(crate) struct Roller {
     #[cfg(feature = "store")]
     looked_at: AtomicU64,
     asked: AtomicBool,
-    /// Why the last attempt to make a spare segment failed.
+    /// Why the last attempt to make a spare segment failed; and how long until the next one if nobody asks.
     refused: Mutex<Option<Error>>,
+    pause: Pause,
     /// Bounded: at most one job of a kind per segment at a time.
     jobs: SegQueue<Job>,
     trims: SegQueue<TrimRequest>,
@@ -190,6 +217,7 @@ impl Roller {
             looked_at: AtomicU64::new(0),
             asked: AtomicBool::new(false),
             refused: Mutex::new(None),
+            pause: Pause::new(),
             jobs: SegQueue::new(),
             trims: SegQueue::new(),
             stalled: Mutex::new(None),
@@ -280,6 +308,7 @@ impl Roller {
     /// Asks for a spare segment of at least `needs` bytes, once.
     pub(super) fn ask(&self, needs: u64) {
         self.needs.fetch_max(needs, Ordering::SeqCst);
+        self.pause.reset();
         if !self.asked.swap(true, Ordering::SeqCst) {
             self.send(Job::Prepare);
         }

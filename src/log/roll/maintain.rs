@@ -15,7 +15,7 @@ use crate::{
 };
 use std::time::Duration;
 
-/// How long to wait before trying again to make a spare segment.
+/// How long to wait before trying again to seal or to trim.
 const RETRY: Duration = Duration::from_millis(250);
 
 impl Shared {
@@ -60,14 +60,23 @@ impl Shared {
                 }
             }
             let stopping = self.stopping.load(Ordering::SeqCst);
-            let undone =
-                || lock(&roll.refused).is_some() || lock(&roll.stalled).is_some() || !roll.trims.is_empty();
-            let retry = !stopping && undone();
-            let over = if retry { roll.task.later(RETRY) } else { roll.task.sleep_unless(|| false) };
+            let over = match self.pause().filter(|_| !stopping) {
+                Some(pause) => roll.task.later(pause),
+                None => roll.task.sleep_unless(|| false),
+            };
             if over {
                 return;
             }
         }
+    }
+
+    /// How long until what could not be done is tried again, if there is anything.
+    fn pause(&self) -> Option<Duration> {
+        let roll = &self.roll;
+        if lock(&roll.stalled).is_some() || !roll.trims.is_empty() {
+            return Some(RETRY); // a caller, or an append, waits for it
+        }
+        lock(&roll.refused).is_some().then(|| roll.pause.next())
     }
 
     fn work_at(&self, job: Job) -> Result<(), JobError> {
@@ -167,11 +176,12 @@ impl Shared {
                 claim.keep();
                 self.offer(spare);
                 *refused = None;
+                roll.pause.reset();
             }
             Err(error) => {
                 drop(claim);
                 let refusal = error.cannot_grow();
-                // It is tried again as long as an append waits for room, but logged only once.
+                // It is tried again for each append that finds no room, and now and then, but logged only once.
                 if refused.as_ref().map(ToString::to_string) != Some(refusal.to_string()) {
                     tracing::warn!(dir = %self.dir.display(), error = %refusal, "cannot prepare the next segment");
                 }

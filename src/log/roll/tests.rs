@@ -125,3 +125,52 @@ fn a_deleted_log_removes_no_file_of_the_one_that_has_its_name_now() {
     drop(log);
     assert_eq!((names(), budget.claimed()), (there, 0));
 }
+
+/// The pauses that tasks have asked for.
+struct Pauses(std::sync::Arc<dyn Schedule>, Mutex<Vec<Duration>>);
+
+impl Schedule for Pauses {
+    fn soon(&self, task: std::sync::Arc<dyn crate::log::Run>) {
+        self.0.soon(task);
+    }
+    fn later(&self, task: std::sync::Arc<dyn crate::log::Run>, delay: Duration, within: bool) -> u64 {
+        lock(&self.1).push(delay);
+        self.0.later(task, delay.min(Duration::from_millis(10)), within)
+    }
+    fn sooner(&self, key: u64, task: std::sync::Arc<dyn crate::log::Run>) {
+        self.0.sooner(key, task);
+    }
+    fn others_wait(&self) -> bool {
+        self.0.others_wait()
+    }
+    fn start(&self) -> io::Result<()> {
+        self.0.start()
+    }
+}
+
+/// A spare segment that found no room on the disk was tried again every 250 ms, though nobody had waited for it: 200 idle
+/// logs on a full disk created 800 files per second in vain.
+#[test]
+fn a_spare_segment_that_nobody_waits_for_is_tried_again_less_and_less_often() {
+    let sim = Sim::new(1);
+    let env = crate::log::Environment::on(std::sync::Arc::new(sim.clone()));
+    let pauses = std::sync::Arc::new(Pauses(std::sync::Arc::clone(&env.maintenance), Mutex::default()));
+    let env = crate::log::Environment { maintenance: pauses.clone(), ..env };
+    let dir = std::path::Path::new(crate::log::tests::DIR);
+    let log = crate::log::Log::open_in(&env, dir, crate::log::tests::small()).unwrap();
+    sim.set_room(Some(0));
+    log.append(&[7; 2000]).and_then(|at| log.wait_durable(at)).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let seen = || lock(&pauses.1).clone();
+    while seen().len() < 8 {
+        assert!(Instant::now() < deadline, "{:?}", seen());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let grows = seen().windows(2).all(|pair| pair[1] >= pair[0].min(Duration::from_secs(30)) * 2);
+    assert!(grows, "{:?}", seen());
+    // Whoever comes finds room as soon as there is some.
+    sim.set_room(None);
+    while log.try_append(&[7; 3000]).is_err() {
+        assert!(Instant::now() < deadline, "it is never taken");
+    }
+}
