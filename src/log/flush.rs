@@ -183,8 +183,8 @@ impl Shared {
                 Committed::Later(pause, _) => task.later(pause),
                 // A commit that wrote this much shows that records arrive fast.
                 Committed::Bytes(bytes) if bytes >= BUSY_BYTES => false,
-                // Full, and it has no successor yet.
-                Committed::Bytes(0) if chunk.end() == Some(done) => task.later(LINGER),
+                // Full, and it has no successor yet, for which there may be no append: linking it is a kick.
+                Committed::Bytes(0) if chunk.end() == Some(done) => task.sleep_unless(|| false),
                 Committed::Bytes(0) if !chunk.probe_quiescent(done) => {
                     backoff.snooze(); // reserved, and not yet published: an appender is copying
                     continue;

@@ -56,11 +56,16 @@ impl Active {
 /// Moves `active` on from `closed`, which has ended: to its successor, or else to the one that `make` creates for the
 /// given base offset; if another thread links one first, ours goes to `unused`. Returns whether `closed` is no longer
 /// active; `false` if there is no successor yet.
+///
+/// Calls `linked` between linking and moving on, whichever thread has linked it: the flusher sleeps while the segment that
+/// it has come to the end of has no successor, and appends to the successor may find it awake for the last time. So
+/// whoever can append there comes after a kick, which the flusher hears before it sleeps, or which wakes it.
 pub(super) fn install_successor(
     active: &Swap<Active>,
     closed: &Arc<Active>,
     make: impl FnOnce(u64) -> Option<Arc<Segment>>,
     unused: impl FnOnce(Arc<Segment>),
+    linked: impl FnOnce(),
 ) -> bool {
     let Some(end) = closed.chunk.end() else { return false };
     if closed.segment.next.load_full().is_none() {
@@ -69,6 +74,7 @@ pub(super) fn install_successor(
             unused(spare);
         }
     }
+    linked();
     // If the successor has no chunk any more, it was written and sealed while we slept, and `active` is far ahead.
     let successor = closed.segment.next.load_full().and_then(Active::of);
     successor.is_none_or(|successor| {
@@ -356,8 +362,8 @@ impl Shared {
                 self.roll.send(Job::Discard(segment));
             };
             let newest = || active.segment.newest(); // all its records have their place, and so their time
-            if install_successor(&self.active, &active, |base| self.successor(base, needs, newest()), unused)
-            {
+            let make = |base| self.successor(base, needs, newest());
+            if install_successor(&self.active, &active, make, unused, || self.flush.kick()) {
                 stats::rolled();
                 self.roll.changed.bump();
                 self.roll.ask(0); // now: when the disk is behind, a quarter of the new chunk is written late

@@ -211,7 +211,7 @@ impl<S: Send + Sync + 'static> Run for Task<S> {
 }
 
 #[cfg(all(test, loom))]
-mod models {
+pub(super) mod models {
     use super::*;
     use crate::{
         chunk::{Batch, Chunk, ChunkMemory, ChunkPosition, FrameMeta},
@@ -223,14 +223,14 @@ mod models {
 
     /// The model's main thread is the pool's only one; what is due later runs at once.
     #[derive(Clone)]
-    struct Pool(Arc<(Mutex<VecDeque<std::sync::Arc<dyn Run>>>, Notify)>);
+    pub(in crate::log) struct Pool(Arc<(Mutex<VecDeque<std::sync::Arc<dyn Run>>>, Notify)>);
 
     impl Pool {
-        fn new() -> Self {
+        pub(in crate::log) fn new() -> Self {
             Self(Arc::new((Mutex::new(VecDeque::new()), Notify::new())))
         }
 
-        fn run_next(&self) {
+        pub(in crate::log) fn run_next(&self) {
             loop {
                 let task = lock(&self.0.0).pop_front();
                 match task {
@@ -240,8 +240,16 @@ mod models {
             }
         }
 
+        /// Runs all that is due, or would be later.
+        pub(in crate::log) fn run_all(&self) {
+            loop {
+                let Some(task) = lock(&self.0.0).pop_front() else { return };
+                task.run();
+            }
+        }
+
         /// Drops what was left behind, which holds the pool.
-        fn clear(&self) {
+        pub(in crate::log) fn clear(&self) {
             let left = std::mem::take(&mut *lock(&self.0.0));
             drop(left);
         }

@@ -5,6 +5,7 @@ use crate::{
     LogId,
     chunk::{AppendOutcome, Batch, FrameMeta},
     frame::Key,
+    log::task::models::Pool,
     segment::header::Secret,
     sync::thread,
 };
@@ -39,7 +40,7 @@ fn append(swap: &Swap<Active>) -> u64 {
         if let Some(offset) = try_append(&active) {
             return offset;
         }
-        if !install_successor(swap, &active, |base| Some(segment(base)), drop) {
+        if !install_successor(swap, &active, |base| Some(segment(base)), drop, || ()) {
             thread::yield_now(); // the closer is between its two instructions
         }
     }
@@ -133,7 +134,7 @@ fn loom_what_is_appended_while_the_log_is_closed_lies_before_the_end_that_closin
                         continue;
                     }
                     let Some(active) = unless_stopped(&swap, &stopping) else { break };
-                    if !install_successor(&swap, &active, |base| Some(segment(base)), drop) {
+                    if !install_successor(&swap, &active, |base| Some(segment(base)), drop, || ()) {
                         thread::yield_now();
                     }
                 }
@@ -147,5 +148,69 @@ fn loom_what_is_appended_while_the_log_is_closed_lies_before_the_end_that_closin
         assert!(last.is_none_or(|last| last < end), "{last:?} was appended to a log that has ended at {end}");
         assert_eq!(try_append(&swap.load_full()), None);
         drop(first);
+    });
+}
+
+/// A flusher that has come to the end of the first segment, and how many records of the second it has seen.
+struct AtTheEnd {
+    first: Arc<Segment>,
+    seen: AtomicU64,
+    task: std::sync::OnceLock<std::sync::Weak<Task<AtTheEnd>>>,
+}
+
+/// As `Shared::flush` does.
+fn flush(at: &AtTheEnd) {
+    let task = at.task.get().and_then(std::sync::Weak::upgrade).unwrap();
+    loop {
+        task.take_kick();
+        let over = match at.first.next.load_full() {
+            None => task.sleep_unless(|| false),
+            Some(next) => {
+                let chunk = next.chunk.load_full().unwrap();
+                let seen = chunk.reserved();
+                at.seen.store(seen.into(), Ordering::Relaxed);
+                let position = ChunkPosition { records: seen, words: seen * 3 };
+                task.sleep_unless(|| !chunk.probe_quiescent(position))
+            }
+        };
+        if over {
+            return;
+        }
+    }
+}
+
+#[test]
+fn loom_the_flusher_of_a_closed_segment_sleeps_until_a_successor_is_linked() {
+    model(|| {
+        let (first, swap) = start();
+        assert_eq!(append(&swap), 0);
+        let closed = swap.load_full();
+        assert_eq!(try_append(&closed), None);
+        let pool = Pool::new();
+        let task = Task::new(std::sync::Arc::new(pool.clone()), flush, |_| panic!("a turn panicked"));
+        let at = Arc::new(AtTheEnd { first, seen: AtomicU64::new(0), task: std::sync::OnceLock::new() });
+        at.task.set(std::sync::Arc::downgrade(&task)).unwrap();
+        task.start(Arc::clone(&at));
+        let linker = {
+            let (swap, task) = (Arc::clone(&swap), std::sync::Arc::clone(&task));
+            thread::spawn(move || {
+                install_successor(&swap, &closed, |base| Some(segment(base)), drop, || task.kick());
+            })
+        };
+        let appender = {
+            let (swap, task) = (Arc::clone(&swap), std::sync::Arc::clone(&task));
+            thread::spawn(move || {
+                let appended = try_append(&swap.load_full()).is_some();
+                task.wake_if_idle(Duration::ZERO);
+                appended
+            })
+        };
+        pool.run_next();
+        let appended = appender.join().unwrap();
+        linker.join().unwrap();
+        pool.run_all();
+        assert_eq!(at.seen.load(Ordering::Relaxed), u64::from(appended));
+        task.stop();
+        pool.clear();
     });
 }

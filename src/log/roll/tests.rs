@@ -80,7 +80,7 @@ fn a_log_that_was_closed_while_a_chunk_was_being_moved_on_to_takes_nothing_more(
         log.close().unwrap();
         fresh
     };
-    install_successor(&shared.active, &first, slow, |_| ());
+    install_successor(&shared.active, &first, slow, |_| (), || ());
     let late = append(&shared, &[&[2; 100]], None, MayBlock::Yes);
     assert!(matches!(late, Err(Error::Closed)), "{late:?}");
     drop(shared);
@@ -124,6 +124,34 @@ fn a_deleted_log_removes_no_file_of_the_one_that_has_its_name_now() {
     let budget = Arc::clone(&log.shared.roll.budget);
     drop(log);
     assert_eq!((names(), budget.claimed()), (there, 0));
+}
+
+/// An append that may not wait closed the chunk and went away; the spare segment that was made for it waits for another
+/// append. The flusher looked every millisecond whether it was linked: 900 wake-ups per second.
+#[test]
+fn a_closed_chunk_without_a_successor_keeps_nobody_awake() {
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    let (flush, deadline) = (&log.shared.flush, Instant::now() + Duration::from_secs(5));
+    log.append(b"x").and_then(|at| log.wait_durable(at)).unwrap();
+    let large = [7; 6000];
+    sim.set_room(Some(0)); // so that no spare segment is ready in time
+    log.try_append(&large).unwrap_err();
+    sim.set_room(None);
+    let mut idle = 0;
+    while idle < 50 || log.shared.roll.ready.is_empty() {
+        assert!(Instant::now() < deadline, "the flusher is busy with nothing");
+        std::thread::sleep(Duration::from_millis(1));
+        idle = if flush.is_idle() { idle + 1 } else { 0 };
+    }
+    // It is woken by what comes, also if nobody waits for that.
+    while log.try_append(&large).is_err() {
+        assert!(Instant::now() < deadline, "it is never taken");
+    }
+    while log.durable_offset() < 2 {
+        assert!(Instant::now() < deadline, "it is never durable");
+        std::thread::yield_now();
+    }
 }
 
 /// The pauses that tasks have asked for.
