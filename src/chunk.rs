@@ -33,7 +33,7 @@ use crate::{
     sync::{Arc, AtomicU32, AtomicU64, Ordering},
 };
 pub(crate) use backing::{
-    BackingContent, Before, FoundBacking, Label, SHM_FALLBACKS, ShmBacking, no_backing,
+    BackingContent, Before, FoundBacking, Label, SHM_FALLBACKS, ShmBacking, backing_bytes, no_backing,
 };
 #[cfg(feature = "store")]
 pub(crate) use backing::{owners as backing_owners, remove_all as remove_backings};
@@ -437,6 +437,16 @@ impl Chunk {
     /// Notes in the backing, if there is one, that the segment was sealed.
     pub(crate) fn set_sealed(&self) {
         self.memory().set_sealed();
+    }
+
+    /// Whether its memory outlives the process.
+    pub(crate) fn has_backing(&self) -> bool {
+        self.memory().has_backing()
+    }
+
+    /// Returns its memory to the system, and not to the pool.
+    pub(crate) fn discard(mut self) {
+        drop(self.memory.take());
     }
 
     /// What precedes the record with this number, if the record before it is published.

@@ -284,11 +284,11 @@ fn a_full_memory_file_system_is_reported_and_appends_continue_without_backings()
         }
         let metrics = client.request("GET", "/metrics", b"").unwrap().body;
         let without = metrics.lines().find_map(|line| line.strip_prefix("millstream_shm_fallbacks_total "));
-        assert!(without.is_some_and(|count| count.parse::<u64>().unwrap() > 0), "{metrics}");
+        // Smaller segments than these fit, unless there is no room at all.
+        assert_eq!(without.is_some_and(|count| count != "0"), taken > 0, "{metrics}");
         let text = std::fs::read_to_string(&said).unwrap();
         let told = text.lines().filter(|line| line.contains("no memory that outlives the process")).count();
-        // Once per log; `default` has room for its backing, unless there is none at all.
-        assert_eq!(told, 1 + usize::from(taken > 0), "{text}");
+        assert_eq!(told, if taken > 0 { 2 } else { 0 }, "once per log: {text}");
         assert!(!text.contains("ERROR"), "{text}");
         drop(client);
         server.kill();

@@ -18,7 +18,7 @@
 //!   that finds no segment in it, or has proven that the disk has everything in it, or had it before it was trimmed;
 //!   and when its log is deleted. Nothing else removes one: whatever cannot be understood is left where it is.
 
-#[cfg(not(loom))]
+#[cfg(feature = "store")]
 use crate::disk::is_transient;
 use crate::{
     LogId,
@@ -52,8 +52,13 @@ const SEALED: usize = 120;
 /// Where the path of the log's directory is.
 const DIR: usize = 128;
 
-/// How many chunks of this process should have a backing but have none.
+/// How many segments of this process began, or were resumed, without the backing that they should have.
 pub(crate) static SHM_FALLBACKS: AtomicU64 = AtomicU64::new(0);
+
+/// The length of the backing of a chunk of `capacity`.
+pub(crate) const fn backing_bytes(capacity: u64) -> u64 {
+    HEAD as u64 + capacity
+}
 
 /// Identifies the segment whose frames a backing holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,9 +135,10 @@ pub(crate) struct ShmBacking {
     incarnation: u64,
     /// Set when the log's writer has failed: records that only the backings have are left for the next opening.
     keep: AtomicBool,
-    /// Whether it was reported that a chunk has no backing; how many have none is in `SHM_FALLBACKS`.
-    #[cfg(not(loom))]
+    /// Whether a warning was logged that a chunk has no backing, since the last one got one.
     warned: AtomicBool,
+    /// How many of the log's segments are counted in `SHM_FALLBACKS`.
+    fallbacks: AtomicU64,
 }
 
 /// Reports that chunks of the log in `dir` have no backing; not for each of thousands of logs.
@@ -195,8 +201,8 @@ impl ShmBacking {
             #[cfg(not(loom))]
             incarnation,
             keep: AtomicBool::new(false),
-            #[cfg(not(loom))]
             warned: AtomicBool::new(false),
+            fallbacks: AtomicU64::new(0),
         })
     }
 
@@ -299,35 +305,34 @@ impl ShmBacking {
         self.keep.store(true, Ordering::SeqCst);
     }
 
-    /// Creates and maps a backing for a chunk of `capacity`; `None` if there is no room, which is counted, and reported
-    /// once.
+    /// A chunk gets none, for this reason: reports that, once until one gets one.
+    pub(crate) fn warn(&self, error: &io::Error) {
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            no_backing(&self.dir, error);
+        }
+    }
+
+    /// Counts a segment that begins without a backing.
+    pub(crate) fn begun_without(&self) {
+        self.fallbacks.fetch_add(1, Ordering::Relaxed);
+        SHM_FALLBACKS.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Creates and maps a backing for a chunk of `capacity`.
     #[cfg(not(loom))]
-    ///
-    /// # Errors
-    /// Transient errors: a moment without descriptors must not leave a chunk without its backing.
     pub(super) fn create(
         self: &std::sync::Arc<Self>,
         capacity: u64,
-    ) -> io::Result<Option<(BackingFile, memmap2::MmapRaw)>> {
+    ) -> io::Result<(BackingFile, memmap2::MmapRaw)> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // Backings of an earlier process may still exist, and that process may have had the same process id.
         let name = format!("{:016x}-{number:020}", self.incarnation);
-        let made = self.memory.create(&name, HEAD as u64 + capacity, &self.head()).and_then(|file| {
-            let backing = BackingFile { backings: std::sync::Arc::clone(self), name };
-            Ok((backing, memmap2::MmapOptions::new().map_raw(&file)?))
-        });
-        match made {
-            Ok(made) => Ok(Some(made)),
-            Err(error) if is_transient(&error) => Err(error),
-            Err(error) => {
-                SHM_FALLBACKS.fetch_add(1, Ordering::Relaxed);
-                if !self.warned.swap(true, Ordering::Relaxed) {
-                    no_backing(&self.dir, &error);
-                }
-                Ok(None)
-            }
-        }
+        let file = self.memory.create(&name, backing_bytes(capacity), &self.head())?;
+        let backing = BackingFile { backings: std::sync::Arc::clone(self), name };
+        let map = memmap2::MmapOptions::new().map_raw(&file)?;
+        self.warned.store(false, Ordering::Relaxed);
+        Ok((backing, map))
     }
 
     /// The part of the head that does not change.
@@ -483,7 +488,7 @@ mod tests {
         let [dir, moved, copy] = ["dir", "moved", "copy"].map(|name| place.path().join(name));
         std::fs::create_dir(&dir).unwrap();
         let made = backings(place.path(), &dir);
-        let mut memory = super::super::ChunkMemory::shared(4096, Some(&made)).unwrap();
+        let mut memory = super::super::ChunkMemory::backed(4096, &made).unwrap();
         let label = Label { base: 7, capacity: 4096, created: 9, version: 2 };
         memory.label(&label, Before::Frame(5));
         let content = |dir: &Path| backings(place.path(), dir).find().unwrap().pop().unwrap().content;
@@ -524,7 +529,7 @@ mod tests {
             }
         });
         for n in 0..300 {
-            assert!(made.create(4096).unwrap().is_some(), "{n} were made");
+            made.create(4096).unwrap_or_else(|error| panic!("{n} were made: {error}"));
         }
         over.store(true, Ordering::SeqCst);
         other.join().unwrap();
@@ -536,7 +541,7 @@ mod tests {
     fn backings_of_a_deleted_log_that_cannot_be_looked_at_for_a_moment_are_an_error() {
         let place = tempfile::tempdir().unwrap();
         let made = backings(place.path(), place.path());
-        let memory = super::super::ChunkMemory::shared(4096, Some(&made)).unwrap();
+        let memory = super::super::ChunkMemory::backed(4096, &made).unwrap();
         let remove = |disk: &dyn Disk| remove_all(disk, place.path(), LogId([1; 16]), made.node);
         let sim = crate::disk::sim::Sim::new(1);
         sim.set_memory_gate(|step| match step {
@@ -554,7 +559,7 @@ mod tests {
     fn a_changed_bit_makes_a_backing_unreadable_and_never_one_of_another_log() {
         let place = tempfile::tempdir().unwrap();
         let made = backings(place.path(), place.path());
-        let mut memory = super::super::ChunkMemory::shared(4096, Some(&made)).unwrap();
+        let mut memory = super::super::ChunkMemory::backed(4096, &made).unwrap();
         memory.label(&Label { base: 7, capacity: 4096, created: 9, version: 2 }, Before::Unknown);
         let path = made.latest().unwrap();
         let good = std::fs::read(&path).unwrap();

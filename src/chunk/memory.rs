@@ -52,22 +52,32 @@ impl ChunkMemory {
         Ok(Self { capacity, slots: slots(capacity), map: model::Words::new(length / 8) })
     }
 
-    /// Like [`new`](Self::new), but as a backing among `backings`, if there is room for one.
+    /// Like [`new`](Self::new), but as a backing among `backings`.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and transient errors of creating the backing.
-    pub(crate) fn shared(
+    /// There is no room for one, or whatever else keeps it from being created.
+    pub(crate) fn backed(
         capacity: u64,
-        backings: Option<&std::sync::Arc<super::backing::ShmBacking>>,
+        backings: &std::sync::Arc<super::backing::ShmBacking>,
     ) -> std::io::Result<Self> {
         #[cfg(not(loom))]
-        if let Some((backing, map)) =
-            backings.map(|backings| backings.create(capacity)).transpose()?.flatten()
         {
-            return Ok(Self::over(capacity, populate(map), super::backing::HEAD, Some(backing)));
+            let (backing, map) = backings.create(capacity)?;
+            Ok(Self::over(capacity, populate(map), super::backing::HEAD, Some(backing)))
         }
-        let _ = backings;
-        Self::new(capacity)
+        #[cfg(loom)]
+        {
+            let _ = (capacity, backings);
+            Err(std::io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    /// Whether this is a backing.
+    pub(crate) fn has_backing(&self) -> bool {
+        #[cfg(not(loom))]
+        return self.backing.is_some();
+        #[cfg(loom)]
+        false
     }
 
     #[cfg(not(loom))]

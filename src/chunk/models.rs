@@ -97,7 +97,7 @@ fn loom_an_expected_append_wins_or_sees_who_was_first() {
 #[test]
 fn loom_memory_is_used_again_only_after_the_last_reader_has_dropped_the_chunk() {
     model(|| {
-        let share = PoolShare::new(&Pool::new(1 << 20));
+        let share = PoolShare::new(&Pool::new(1 << 20), false);
         let chunk = Arc::new(Chunk::new(ChunkMemory::new(64).unwrap(), Some(Arc::clone(&share))));
         append(&chunk, &[b"a"]);
         let reader = Arc::clone(&chunk);

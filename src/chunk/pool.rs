@@ -3,7 +3,7 @@
 //! A log claims memory for a chunk before it is created, and releases the claim when it drops the chunk. When the last
 //! holder drops the chunk, which may be a reader much later, the memory comes back here.
 
-use super::ChunkMemory;
+use super::{ChunkMemory, backing_bytes};
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
 
 /// How many pieces of freed memory are kept per log. More would only be colder: appends to memory that has long left
@@ -72,6 +72,28 @@ impl Pool {
             }
         }
     }
+
+    /// The bytes of all pooled backings.
+    pub(crate) fn backed(&self) -> u64 {
+        let free = lock(&self.free);
+        let backed = free.memory.iter().filter(|(_, memory, _)| memory.has_backing());
+        backed.map(|(_, memory, _)| backing_bytes(memory.capacity())).sum()
+    }
+
+    /// Returns pooled backings to the system, at least `bytes` of them if there are as many; returns how many.
+    pub(crate) fn give_up_backings(&self, bytes: u64) -> u64 {
+        let (mut given, mut sum) = (Vec::new(), 0);
+        let mut free = lock(&self.free);
+        while sum < bytes
+            && let Some(at) = free.memory.iter().position(|(_, memory, _)| memory.has_backing())
+        {
+            let (memory, _) = free.remove(at);
+            sum += backing_bytes(memory.capacity());
+            given.push(memory);
+        }
+        drop(free); // unmap only after that
+        sum
+    }
 }
 
 /// A log's share of a pool: its claims, and the memory it has freed, which other logs do not take.
@@ -80,12 +102,14 @@ pub(crate) struct PoolShare {
     pool: Arc<Pool>,
     number: u64,
     claimed: AtomicU64,
+    /// Whether the log's chunks should have backings: then memory without one is not used for another chunk.
+    is_backed: bool,
 }
 
 impl PoolShare {
-    pub(crate) fn new(pool: &Arc<Pool>) -> Arc<Self> {
+    pub(crate) fn new(pool: &Arc<Pool>, is_backed: bool) -> Arc<Self> {
         let number = pool.homes.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { pool: Arc::clone(pool), number, claimed: AtomicU64::new(0) })
+        Arc::new(Self { pool: Arc::clone(pool), number, claimed: AtomicU64::new(0), is_backed })
     }
 
     /// Claims memory for a chunk of `capacity`, whether or not there is room within the limit.
@@ -113,9 +137,19 @@ impl PoolShare {
         self.pool.claimed.fetch_sub(bytes, Ordering::Relaxed);
     }
 
+    /// Reduces a claim for a chunk of `from` to one for a chunk of `to`, which is smaller.
+    pub(crate) fn reduce(&self, from: u64, to: u64) {
+        let bytes = ChunkMemory::footprint(from) - ChunkMemory::footprint(to);
+        self.claimed.fetch_sub(bytes, Ordering::Relaxed);
+        self.pool.claimed.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     /// Takes memory back; `dirty` is the number of records whose slots were used. If it does not fit the limit, or
-    /// enough memory is pooled already, it is returned to the system.
+    /// enough memory is pooled already, or it lacks a backing that the next chunk may get, it is returned to the system.
     pub(super) fn put(&self, memory: ChunkMemory, dirty: u32) {
+        if self.is_backed && !memory.has_backing() {
+            return;
+        }
         let bytes = ChunkMemory::footprint(memory.capacity());
         let mut free = lock(&self.pool.free);
         let ours = free.memory.iter().filter(|(number, ..)| *number == self.number).count();
@@ -174,7 +208,7 @@ mod tests {
     fn freed_memory_is_pooled_for_its_log_within_the_limit() {
         let one = ChunkMemory::footprint(4096);
         let pool = Pool::new(3 * one);
-        let (a, b) = (PoolShare::new(&pool), PoolShare::new(&pool));
+        let (a, b) = (PoolShare::new(&pool, false), PoolShare::new(&pool, false));
         b.claim(4096);
         put(&a, 4096);
         put(&b, 4096);
@@ -195,7 +229,7 @@ mod tests {
     #[test]
     fn pooled_memory_of_another_size_is_freed() {
         let pool = Pool::new(1 << 20);
-        let share = PoolShare::new(&pool);
+        let share = PoolShare::new(&pool, false);
         put(&share, 4096);
         put(&share, 8192);
         assert_eq!(share.take(8192).unwrap().capacity(), 8192);

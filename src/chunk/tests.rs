@@ -111,7 +111,7 @@ fn four_threads_get_dense_numbers_and_whole_frames() {
 
 #[test]
 fn freed_chunk_memory_is_reused_clean() {
-    let share = PoolShare::new(&Pool::new(1 << 20));
+    let share = PoolShare::new(&Pool::new(1 << 20), false);
     let chunk = Chunk::new(ChunkMemory::new(4096).unwrap(), Some(Arc::clone(&share)));
     append(&chunk, &[b"a", b"b"]);
     drop(chunk);
@@ -134,7 +134,7 @@ impl AppendValues for Empty {
 #[test]
 fn a_batch_that_does_not_fit_and_overflows_the_count_of_records_closes_the_chunk_all_the_same() {
     let capacity = MAX_CAPACITY;
-    let share = PoolShare::new(&Pool::new(8 << 30));
+    let share = PoolShare::new(&Pool::new(8 << 30), false);
     for expected in [false, true] {
         // As if it had so many records, each of the smallest size, of which only the last one's slot is stored.
         let most = (capacity / (u64::from(MIN_WORDS) * WORD as u64 + 4)) as u32;

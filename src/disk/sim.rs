@@ -291,11 +291,16 @@ impl Sim {
 
     /// Sets what is asked before each step in the memory file system beside this disk, and may make it fail.
     pub(crate) fn set_memory_gate(&self, ask: impl Fn(&str) -> io::Result<()> + Send + Sync + 'static) {
-        *self.memory_gate.lock().unwrap() = Some(Arc::new(ask));
+        self.memory_gate.lock().unwrap().ask = Some(Arc::new(ask));
     }
 
     pub(crate) fn remove_memory_gate(&self) {
-        *self.memory_gate.lock().unwrap() = None;
+        self.memory_gate.lock().unwrap().ask = None;
+    }
+
+    /// How many bytes fit the memory file system beside this disk; `None`: as many as the system has room for.
+    pub(crate) fn set_memory_room(&self, room: Option<u64>) {
+        self.memory_gate.lock().unwrap().room = room;
     }
 
     fn meanwhile(&self) {

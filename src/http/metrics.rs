@@ -169,7 +169,7 @@ impl Collector for Engine {
             ("committed_bytes", "Bytes of frames committed", committed_bytes),
             ("rolls", "Times that a segment was full and the next one begun", rolls),
             ("backpressure", "Appends that found no room because the disk was behind", backpressure),
-            ("shm_fallbacks", "Chunks in memory that does not outlive the process", shm_fallbacks),
+            ("shm_fallbacks", "Segments begun in memory that does not outlive the process", shm_fallbacks),
             ("backings_kept", "Backings of killed processes that were not restored, but kept", backings_kept),
             ("torn_ends_kept", "Torn ends of segments that were cut off, and kept", torn_ends_kept),
         ] {

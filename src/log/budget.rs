@@ -2,9 +2,9 @@
 //! and which are evicted when room is needed: those that were sealed first, across all logs.
 
 use crate::{
-    chunk::{ChunkMemory, Pool, PoolShare},
+    chunk::{Chunk, ChunkMemory, Pool, PoolShare, backing_bytes},
     segment::Segment,
-    sync::{Arc, Mutex, lock},
+    sync::{Arc, Mutex, into_inner, lock},
 };
 use std::collections::VecDeque;
 
@@ -34,6 +34,12 @@ impl Claim {
         self.capacity
     }
 
+    /// Less is needed, for a smaller chunk.
+    pub(super) fn reduce(&mut self, capacity: u64) {
+        self.share.iter().for_each(|share| share.reduce(self.capacity, capacity));
+        self.capacity = capacity;
+    }
+
     /// The chunk has been created: releasing it releases the claim.
     pub(super) fn keep(mut self) {
         self.share = None;
@@ -61,9 +67,9 @@ impl Budget {
         self.pool.claimed()
     }
 
-    /// Creates a log's share of it.
-    pub(super) fn share(&self) -> Arc<PoolShare> {
-        PoolShare::new(&self.pool)
+    /// Creates a log's share of it; `is_backed`: its chunks should have backings.
+    pub(super) fn share(&self, is_backed: bool) -> Arc<PoolShare> {
+        PoolShare::new(&self.pool, is_backed)
     }
 
     /// Claims room for a chunk of `capacity`, if there is enough, including the room of chunks that could be evicted.
@@ -117,6 +123,51 @@ impl Budget {
             share.release(segment.header.capacity);
             segment.chunk.clear();
         }
+    }
+
+    /// Makes room in the memory file system for the backing of a chunk of `capacity`: everything in sealed segments is on
+    /// the disk. Gives up pooled backings first, then those of sealed segments, first this log's, then the others', the
+    /// first sealed first. If all of that would not be enough, does so only if `whatever_there_is`. Returns whether
+    /// anything was given up.
+    pub(super) fn give_up_backings(
+        &self,
+        share: &Arc<PoolShare>,
+        capacity: u64,
+        whatever_there_is: bool,
+    ) -> bool {
+        let needs = backing_bytes(capacity);
+        let size = |segment: &Segment| {
+            let chunk = segment.chunk.load_full().filter(|chunk| chunk.has_backing());
+            chunk.map_or(0, |chunk| backing_bytes(chunk.capacity()))
+        };
+        let mut given = Vec::new();
+        {
+            let mut recent = lock(&self.recent);
+            let mut sum = self.pool.backed();
+            if !whatever_there_is && sum + recent.segments.iter().map(|(_, of)| size(of)).sum::<u64>() < needs
+            {
+                return false;
+            }
+            for is_own in [true, false] {
+                recent.segments.retain(|(of, segment)| {
+                    let bytes =
+                        if Arc::ptr_eq(of, share) == is_own && sum < needs { size(segment) } else { 0 };
+                    sum += bytes;
+                    if bytes > 0 {
+                        given.push((Arc::clone(of), Arc::clone(segment)));
+                    }
+                    bytes == 0
+                });
+            }
+            recent.bytes -= given.iter().map(|(_, segment)| footprint(segment)).sum::<u64>();
+        }
+        let pooled = self.pool.give_up_backings(needs);
+        for (of, segment) in &given {
+            of.release(segment.header.capacity);
+            // What a reader still holds goes to the pool later, and is given up by the next call.
+            segment.chunk.take().and_then(into_inner).into_iter().for_each(Chunk::discard);
+        }
+        pooled > 0 || !given.is_empty()
     }
 
     /// Keeps the chunk of a sealed segment, with its claim, as long as there is room.

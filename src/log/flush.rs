@@ -304,6 +304,7 @@ impl Shared {
         if passes_quarter || self.roll.is_too_large(position.chunk.capacity(), smallest) {
             self.roll.ask(0);
         }
+        self.look_for_backing();
         if bytes < SMALL_BYTES && file.wants_zeros() && !self.flush.zeroing.swap(true, Ordering::SeqCst) {
             self.roll.send(Job::ZeroAhead(Arc::clone(&position.segment)));
         }

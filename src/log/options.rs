@@ -38,8 +38,9 @@ pub struct Options {
     /// may always have a chunk of `first_segment_bytes` more. Default: 256 MiB.
     pub memory_bytes: u64,
     /// The memory file system for chunk memory that outlives the process: records acknowledged in memory there are lost
-    /// only with the machine, and opening the log again restores them. If it has no room or does not exist, chunks are
-    /// in the process's own memory, and a warning is logged. Default: `/dev/shm` on Linux.
+    /// only with the machine, and opening the log again restores them. If it has no room, even without the
+    /// chunks of sealed segments, or does not exist, chunks are in the process's own memory, and a warning is logged; each
+    /// segment that begins so is counted, and room is looked for again. Default: `/dev/shm` on Linux.
     pub shm_dir: Option<PathBuf>,
 }
 

@@ -16,6 +16,8 @@
 //! - `stopping` and `active`: see [`stop`] and [`unless_stopped`].
 //! - `asked` is set before the task is kicked, and taken by a turn before it creates a spare segment: a request that
 //!   arrives after that gets another turn.
+//! - `lacks_backing` and `backing_again` only decide when a backing is looked for: a value that is a moment old delays that
+//!   until the next commit.
 //! - `unwritten` and `owed` only decide whether to wait for the disk: a value that is a moment old delays a spare
 //!   segment until the next job that returns memory.
 
@@ -30,6 +32,7 @@ use super::{
 };
 use crate::{
     chunk::{Before, Chunk, ChunkMemory, ChunkPosition, PoolShare, ShmBacking},
+    disk,
     segment::{Segment, file::SegmentFile, header::Header},
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
 };
@@ -182,6 +185,11 @@ pub(crate) struct Roller {
     share: Arc<PoolShare>,
     /// Where chunk memory is kept that outlives the process.
     backings: Option<std::sync::Arc<ShmBacking>>,
+    /// Whether there was no room for a backing of the active chunk, or of the next one, and when the next attempt is due,
+    /// in milliseconds by the machine's clock.
+    lacks_backing: AtomicBool,
+    backing_again: AtomicU64,
+    backing_pause: Pause,
     /// Chunks that are not all on disk: the active one, and those before it.
     unwritten: AtomicU64,
     /// The most bytes that an append needs which waits for the next chunk.
@@ -214,9 +222,12 @@ impl Roller {
         Self {
             ready: ArrayQueue::new(1),
             changed: Frontier::new(0),
-            share: budget.share(),
+            share: budget.share(backings.is_some()),
             budget,
             backings,
+            lacks_backing: AtomicBool::new(false),
+            backing_again: AtomicU64::new(0),
+            backing_pause: Pause::new(),
             unwritten: AtomicU64::new(1),
             needs: AtomicU64::new(0),
             #[cfg(feature = "store")]
@@ -233,9 +244,74 @@ impl Roller {
         }
     }
 
-    /// Chunk memory of this many bytes: shared memory, if the log has that and there is room.
-    pub(super) fn memory(&self, capacity: u64) -> io::Result<ChunkMemory> {
-        ChunkMemory::shared(capacity, self.backings.as_ref())
+    /// Memory for a chunk of `capacity`. If the log's chunks should have backings, it is one, which may be smaller, but not
+    /// smaller than `least`; where there is no room for that either, what a kill takes.
+    ///
+    /// # Errors
+    /// As [`ChunkMemory::new`], and transient errors of creating a backing: a moment without descriptors must not leave a
+    /// chunk without it.
+    pub(super) fn memory(&self, capacity: u64, least: u64, now: Duration) -> io::Result<ChunkMemory> {
+        let Some(backings) = &self.backings else {
+            return self.share.take(capacity).map_or_else(|| ChunkMemory::new(capacity), Ok);
+        };
+        match self.backed(backings, capacity, least) {
+            Err(error) if !disk::is_transient(&error) => {
+                backings.warn(&error);
+                self.defer_backing(now);
+                ChunkMemory::new(capacity)
+            }
+            done => done,
+        }
+    }
+
+    /// A backing for a chunk of at most `capacity` and at least `least`. Where there is no room, some is made: by giving up
+    /// those of chunks that are on the disk.
+    fn backed(
+        &self,
+        backings: &std::sync::Arc<ShmBacking>,
+        capacity: u64,
+        least: u64,
+    ) -> io::Result<ChunkMemory> {
+        let mut capacity = capacity;
+        loop {
+            if let Some(memory) = self.share.take(capacity) {
+                return Ok(memory);
+            }
+            let error = match ChunkMemory::backed(capacity, backings) {
+                Err(error) if disk::is_full(&error) => error,
+                done => return done,
+            };
+            let is_least = capacity <= least;
+            if self.budget.give_up_backings(&self.share, capacity, is_least) {
+                continue; // another log may be quicker
+            }
+            if is_least {
+                return Err(error);
+            }
+            capacity = (capacity / 4).next_multiple_of(disk::BLOCK).max(least);
+        }
+    }
+
+    /// There was no room for a backing: the next attempt comes later.
+    fn defer_backing(&self, now: Duration) {
+        let again = now.saturating_add(self.backing_pause.next());
+        self.backing_again.store(again.as_millis() as u64, Ordering::SeqCst);
+        self.lacks_backing.store(true, Ordering::SeqCst);
+    }
+
+    /// The active chunk has a backing, or the next one has, or there is no reason any more to look for one.
+    fn backing_found(&self) {
+        self.lacks_backing.store(false, Ordering::SeqCst);
+        self.backing_pause.reset();
+    }
+
+    /// Notes that a segment begins in this memory.
+    pub(super) fn begins(&self, memory: &ChunkMemory) {
+        if let Some(backings) = &self.backings
+            && !memory.has_backing()
+        {
+            backings.begun_without();
+        }
     }
 
     /// The log's share of the pool, which its chunks go back to.
@@ -388,6 +464,19 @@ impl Shared {
         }
     }
 
+    /// Called when something is written: lets the maintenance task look for a backing, if the active chunk or the next one
+    /// lacks it.
+    pub(super) fn look_for_backing(&self) {
+        if self.backing_is_due() {
+            self.roll.task.kick();
+        }
+    }
+
+    fn backing_is_due(&self) -> bool {
+        self.roll.lacks_backing.load(Ordering::SeqCst)
+            && self.roll.backing_again.load(Ordering::SeqCst) <= self.env.machine.elapsed().as_millis() as u64
+    }
+
     /// Moves on to another segment, if a spare one is ready; otherwise asks for one.
     #[cold]
     pub(super) fn roll_if_ready(&self, active: &Arc<Active>) {
@@ -430,6 +519,7 @@ impl Shared {
         }
         let header = Header { log: self.id, base, capacity, created, secret: self.secret };
         memory.label(&header.label(), Before::Unknown);
+        self.roll.begins(&memory);
         let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&self.roll.share))));
         Some(Arc::new(Segment::new(header, Some(file), chunk)))
     }

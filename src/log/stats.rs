@@ -32,7 +32,8 @@ pub struct Stats {
     pub backpressure: u64,
     /// Current bytes of chunk memory, frames and slots.
     pub chunk_bytes: u64,
-    /// Chunks that should outlive the process and do not, because shared memory was not available.
+    /// Segments that were begun, or continued when a log was opened, in memory that does not outlive the process, because
+    /// shared memory was not available.
     pub shm_fallbacks: u64,
     /// Backings of killed processes, found when a log was opened, that may hold records which the disk does not have,
     /// and that were kept.

@@ -1,3 +1,5 @@
+#[cfg(feature = "store")]
+mod backings;
 mod clock;
 #[cfg(feature = "server")]
 mod copying;

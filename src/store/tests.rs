@@ -166,7 +166,7 @@ fn backings_of_missing_logs_are_kept_and_those_of_deleted_logs_removed() {
         let node = disk.node(&dir).unwrap();
         let backings = Arc::new(ShmBacking::open(&*disk, at.path(), id, [1; 16], &dir, node, 1).unwrap());
         backings.keep();
-        drop(ChunkMemory::shared(4096, Some(&backings)).unwrap());
+        drop(ChunkMemory::backed(4096, &backings).unwrap());
         move || backings.find().unwrap().len()
     });
     let elsewhere = tempfile::tempdir().unwrap();
@@ -535,7 +535,7 @@ fn delete_of_a_log_that_is_not_open_takes_its_backings() {
     let node = disk.node(&path).unwrap();
     let backings = Arc::new(ShmBacking::open(&*disk, at.path(), id, [1; 16], &path, node, 1).unwrap());
     backings.keep();
-    drop(ChunkMemory::shared(4096, Some(&backings)).unwrap()); // as a killed process leaves it
+    drop(ChunkMemory::backed(4096, &backings).unwrap()); // as a killed process leaves it
     let store = Store::open(dir.path(), with()).unwrap();
     store.delete("a").unwrap();
     store.inner.turn();

@@ -327,7 +327,7 @@ fn resume(
                 let done = ChunkPosition { records: scan.records(), words: scan.words };
                 if let Some(claim) = claim {
                     let mut memory =
-                        roller.memory(header.capacity).map_err(Error::io("get memory for", dir))?;
+                        memory(env, roller, header.capacity).map_err(Error::io("get memory for", dir))?;
                     memory.label(&header.label(), previous.crc(disk, header.base));
                     // Not a byte more: if this process is killed, the next one would restore whatever follows.
                     memory.load(&bytes[..scan.words as usize * 8]);
@@ -391,6 +391,13 @@ fn behind<'a>(bytes: &'a [u8], scan: &Scan) -> &'a [u8] {
     &bytes[(scan.words as usize * 8).min(bytes.len())..]
 }
 
+/// Memory for the chunk of the last segment.
+fn memory(env: &Environment, roller: &Roller, capacity: u64) -> io::Result<ChunkMemory> {
+    let memory = roller.memory(capacity, capacity, env.machine.elapsed())?;
+    roller.begins(&memory);
+    Ok(memory)
+}
+
 /// Prepares the last segment's file for more appends: its records are durable, zeros follow them, and its full length
 /// is reserved.
 fn resume_segment(
@@ -451,7 +458,7 @@ fn begin_segment(
     begun
         .inspect_err(|_| segment_file.discard_unbegun(disk))
         .map_err(Error::io("begin a segment in", dir))?;
-    let mut memory = roller.memory(capacity).map_err(Error::io("get memory for", dir))?;
+    let mut memory = memory(env, roller, capacity).map_err(Error::io("get memory for", dir))?;
     memory.label(&header.label(), previous.crc(disk, base));
     let chunk = Arc::new(Chunk::new(memory, Some(roller.share())));
     let segment = Arc::new(Segment::new(header, Some(segment_file), Arc::clone(&chunk)));

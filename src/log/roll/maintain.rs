@@ -3,7 +3,7 @@
 
 use super::{Job, JobError, SpareSegment, TrimRequest};
 use crate::{
-    chunk::{Before, ChunkMemory, ChunkPosition},
+    chunk::{Before, ChunkPosition, ShmBacking},
     disk,
     log::{Error, Options, Shared, budget::Claim},
     segment::{
@@ -31,7 +31,11 @@ impl Shared {
                 // Spare segments first: appends wait for them.
                 if !stopping && (roll.asked.load(Ordering::SeqCst) || lock(&roll.refused).is_some()) {
                     self.prepare();
-                    self.give_back();
+                    self.leave_early();
+                }
+                if !stopping && self.backing_is_due() {
+                    self.get_backing();
+                    self.leave_early();
                 }
                 // Trims alternate with other jobs: a trim makes the room that another job may wait for.
                 let trim = if trimming && !stopping { roll.trims.pop() } else { None };
@@ -162,17 +166,18 @@ impl Shared {
             Some(other) => self.let_go(other),
             None => {}
         }
-        let Some(claim) = self.claim_next(needs) else {
+        let Some(mut claim) = self.claim_next(needs) else {
             roll.asked.store(true, Ordering::SeqCst); // for the next turn, which sealing starts
             // An appender may have closed a chunk before its first record, and then nobody else kicks the flusher.
             self.flush.kick();
             return;
         };
-        let made = self.make(claim.capacity());
+        let made = self.make(claim.capacity(), least);
         roll.budget.shrink();
         let mut refused = lock(&roll.refused);
         match made {
             Ok(spare) => {
+                claim.reduce(spare.memory.capacity());
                 claim.keep();
                 self.offer(spare);
                 *refused = None;
@@ -198,22 +203,81 @@ impl Shared {
         self.roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
     }
 
-    /// If the budget is exceeded, continues from a large chunk in a spare segment of the smallest size: so the large
-    /// one is sealed, and its memory is given back.
-    fn give_back(&self) {
+    /// Leaves the active chunk before it is full: if it has no backing, but the spare segment has; or if the budget is
+    /// exceeded, and the spare segment is of the smallest size, so that a large chunk is sealed, and its memory given back.
+    fn leave_early(&self) {
         let (active, roll) = (self.active.load_full(), &self.roll);
         let smallest = self.options.first_segment_bytes;
         let has_records = self.durable.get() > active.segment.base();
-        if !has_records || !roll.is_too_large(active.chunk.capacity(), smallest) {
+        let is_too_large = has_records && roll.is_too_large(active.chunk.capacity(), smallest);
+        let lacks_backing = roll.backings.is_some() && !active.chunk.has_backing();
+        if !is_too_large && !lacks_backing {
             return;
         }
         let Some(spare) = roll.ready.pop() else { return };
-        let is_small = spare.memory.capacity() <= smallest;
+        let is_better = is_too_large && spare.memory.capacity() <= smallest
+            || lacks_backing && spare.memory.has_backing();
         self.offer(spare);
         roll.changed.bump(); // an appender that looked while it was taken found none, and waits
-        if is_small {
+        if is_better {
             self.roll_if_ready(&active);
         }
+    }
+
+    /// Looks for room for a backing again, if the active chunk or the spare segment lacks one. If there is some, the next
+    /// segment has it.
+    fn get_backing(&self) {
+        let roll = &self.roll;
+        let Some(backings) = &roll.backings else { return };
+        let spare = roll.ready.pop();
+        let has_one = match &spare {
+            Some(spare) => spare.memory.has_backing(),
+            None => self.active.load_full().chunk.has_backing(),
+        };
+        let next = if has_one { spare } else { self.backed_instead_of(spare, backings) };
+        match next {
+            Some(next) => {
+                if next.memory.has_backing() {
+                    roll.backing_found();
+                }
+                self.offer(next);
+            }
+            None if has_one => roll.backing_found(),
+            None => {}
+        }
+        roll.budget.shrink();
+        roll.changed.bump(); // an appender that looked while it was taken found none, and waits
+    }
+
+    /// A spare segment with a backing, which replaces this one without; or else this one.
+    fn backed_instead_of(
+        &self,
+        spare: Option<SpareSegment>,
+        backings: &std::sync::Arc<ShmBacking>,
+    ) -> Option<SpareSegment> {
+        let roll = &self.roll;
+        let least = self.least_for(roll.needs.load(Ordering::SeqCst));
+        let claim = if spare.is_none() { self.claim_next(0) } else { None };
+        let capacity = spare.as_ref().map(|spare| spare.memory.capacity());
+        let made = capacity.or(claim.as_ref().map(Claim::capacity)).and_then(|capacity| {
+            let memory = roll.backed(backings, capacity, least.min(capacity)).ok()?;
+            let file = self.file(memory.capacity()).ok()?;
+            Some(SpareSegment { memory, file })
+        });
+        let Some(made) = made else {
+            roll.defer_backing(self.env.machine.elapsed());
+            return spare;
+        };
+        let capacity = made.memory.capacity();
+        if let Some(spare) = spare {
+            roll.share.reduce(spare.memory.capacity(), capacity);
+            self.remove_unused(&spare.file);
+        }
+        if let Some(mut claim) = claim {
+            claim.reduce(capacity);
+            claim.keep();
+        }
+        Some(made)
     }
 
     /// The smallest capacity of a chunk that has room for an append of `needs` bytes: what [`claim_next`](Self::claim_next)
@@ -247,20 +311,26 @@ impl Shared {
         Some(roll.claim_least(capacity))
     }
 
-    fn make(&self, capacity: u64) -> Result<SpareSegment, Error> {
+    /// A file for a segment of `capacity`.
+    fn file(&self, capacity: u64) -> Result<SegmentFile, Error> {
         let number = self.roll.files.fetch_add(1, Ordering::Relaxed) + 1; // only has to be a unique name
-        let file = SegmentFile::prepare(&*self.env.disk, &self.dir, number, capacity)
-            .map_err(Error::io("make a segment file in", &self.dir))?;
+        SegmentFile::prepare(&*self.env.disk, &self.dir, number, capacity)
+            .map_err(Error::io("make a segment file in", &self.dir))
+    }
+
+    /// A spare segment of `capacity`; or, if the memory file system has room only for less, of less, but at least `least`.
+    fn make(&self, capacity: u64, least: u64) -> Result<SpareSegment, Error> {
+        let file = self.file(capacity)?; // first, because it costs less than memory, if there is no room for it
         let memory = self
             .roll
-            .share
-            .take(capacity)
-            .map_or_else(|| ChunkMemory::shared(capacity, self.roll.backings.as_ref()), Ok);
-        let memory = memory.inspect_err(|_| file.discard(&*self.env.disk));
-        Ok(SpareSegment {
-            memory: memory.map_err(Error::io("get memory for a segment of", &self.dir))?,
-            file,
-        })
+            .memory(capacity, least, self.env.machine.elapsed())
+            .inspect_err(|_| file.discard(&*self.env.disk))
+            .map_err(Error::io("get memory for a segment of", &self.dir))?;
+        if memory.capacity() == capacity {
+            return Ok(SpareSegment { memory, file });
+        }
+        file.discard(&*self.env.disk);
+        Ok(SpareSegment { file: self.file(memory.capacity())?, memory })
     }
 
     /// Seals a segment whose frames are durable. Its chunk stays for readers as long as the budget allows.

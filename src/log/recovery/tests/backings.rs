@@ -150,7 +150,7 @@ pub(super) fn leave(
 ) {
     let label = Label { base, capacity: 8192, created: 1_700_000_000_000, version: 2 };
     let header = Header { log: backings.log(), base, capacity: 8192, created: label.created, secret };
-    let mut memory = ChunkMemory::shared(label.capacity, Some(backings)).unwrap();
+    let mut memory = ChunkMemory::backed(label.capacity, backings).unwrap();
     memory.label(&label, before);
     let chunk = Chunk::new(memory, None);
     let meta = FrameMeta { key: header.key(), lead: 0, time: 0 };

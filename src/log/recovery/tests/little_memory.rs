@@ -36,7 +36,7 @@ fn opening_in_little_memory_does_not_begin_a_segment_each_time() {
     let sim = Sim::new(1);
     open(&sim, small()).unwrap().close().unwrap();
     let budget = Budget::new(LIMIT);
-    let others = budget.share();
+    let others = budget.share(false);
     others.claim(LIMIT);
     for n in 0..20u64 {
         let log = open_within(&sim, &budget).unwrap();
@@ -61,7 +61,7 @@ fn an_empty_large_segment_does_not_go_over_the_budget() {
     open(&sim, small()).unwrap().close().unwrap(); // begins an empty one
     let (next, files) = (open(&sim, small()).unwrap().next_offset(), segments(&sim).len());
     let budget = Budget::new(LIMIT);
-    let others = budget.share();
+    let others = budget.share(false);
     others.claim(LIMIT);
     let before = budget.claimed();
     let log = open_within(&sim, &budget).unwrap();
