@@ -510,6 +510,13 @@ impl Log {
         self.shared.durable.get()
     }
 
+    /// Whether all records that are not on the disk survive the process; and how many segments began, since the log was
+    /// opened, in memory that does not.
+    #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
+    pub(crate) fn backed(&self) -> (bool, u64) {
+        (self.shared.flush.is_backed(), self.shared.roll.begun_without())
+    }
+
     /// All records below this offset can be read. This is [`durable_offset`](Self::durable_offset), or, with
     /// [`Durability::Memory`], the end of the records that are in memory without a gap.
     pub fn visible_offset(&self) -> u64 {

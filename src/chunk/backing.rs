@@ -318,6 +318,12 @@ impl ShmBacking {
         SHM_FALLBACKS.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// How many have begun so.
+    #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
+    pub(crate) fn fallbacks(&self) -> u64 {
+        self.fallbacks.load(Ordering::Relaxed)
+    }
+
     /// Creates and maps a backing for a chunk of `capacity`.
     #[cfg(not(loom))]
     pub(super) fn create(

@@ -144,6 +144,19 @@ impl Flusher {
         self.task.kick();
     }
 
+    /// Whether all records that are not on the disk are in memory that outlives the process, and can be restored from there.
+    #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
+    pub(super) fn is_backed(&self) -> bool {
+        let mut segment = Some(Arc::clone(&lock(&self.position).segment));
+        while let Some(this) = segment {
+            if !this.chunk.load_full().is_some_and(|chunk| chunk.has_backing()) {
+                return false;
+            }
+            segment = this.next.load_full();
+        }
+        true
+    }
+
     /// Whether the flusher was idle a moment ago. May be out of date.
     #[inline]
     pub(super) fn is_idle(&self) -> bool {

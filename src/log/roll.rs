@@ -314,6 +314,12 @@ impl Roller {
         }
     }
 
+    /// How many segments have begun without the backing that they should have.
+    #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
+    pub(super) fn begun_without(&self) -> u64 {
+        self.backings.as_ref().map_or(0, |backings| backings.fallbacks())
+    }
+
     /// The log's share of the pool, which its chunks go back to.
     pub(super) fn share(&self) -> Arc<PoolShare> {
         Arc::clone(&self.share)

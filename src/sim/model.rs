@@ -66,6 +66,9 @@ pub(super) struct KnownLog {
     pub(super) durable: u64,
     /// Everything below this survives the process, if the next one sees its backings.
     pub(super) memory: u64,
+    /// How many segments of the open log have begun without a backing that they should have, and how many may.
+    pub(super) lacked: u64,
+    pub(super) may_lack: u64,
     /// Other ends of the log, each from an offset on, of processes whose backings a later one has not seen. They may
     /// come back as long as the disk has nothing else at their offsets.
     pub(super) ghosts: Vec<Ghost>,
@@ -96,7 +99,7 @@ pub(super) const REMEMBERED: usize = 5;
 
 impl KnownLog {
     pub(super) fn new(settings: LogSettings) -> Self {
-        Self { settings, ..Self::default() }
+        Self { settings, may_lack: u64::MAX, ..Self::default() }
     }
 
     pub(super) fn next(&self) -> u64 {

@@ -69,10 +69,9 @@ impl Process {
         fatal + passing + u64::from(self.world.sim.is_tight())
     }
 
-    /// Whether memory outlives this process.
+    /// Whether memory outlives this process, where there is room for it.
     pub(super) fn has_backings(&self) -> bool {
         self.options.shm_dir.is_some()
-            && self.world.shm_fallbacks.load(std::sync::atomic::Ordering::Relaxed) == 0
     }
 }
 
@@ -123,7 +122,11 @@ impl Simulation {
             }
         }
         let random = &mut self.random;
-        let world = World::new(sim.clone(), random);
+        let mut world = World::new(sim.clone(), random);
+        world.is_scarce = backings && random.one_in(4);
+        self.logs.values_mut().for_each(|known| known.lacked = 0);
+        self.ration_memory(&world);
+        let random = &mut self.random;
         if faulty {
             sim.fail_one_in(Some(*random.pick(&[15, 50, 200])));
         }
@@ -145,6 +148,20 @@ impl Simulation {
             None => false,
         };
         self.end(&sim, cut, clean);
+    }
+
+    /// Chooses how much room the memory file system has from now on, if it is scarce in this process. Where there is enough,
+    /// each chunk that begins from now on has a backing.
+    fn ration_memory(&mut self, world: &World) {
+        let choices = [None, None, Some(0), Some(40 << 10), Some(150 << 10), Some(600 << 10)];
+        let room = if world.is_scarce { *self.random.pick(&choices) } else { None };
+        world.sim.set_memory_room(room);
+        world.sim.note(format_args!("room in memory: {room:?}"));
+        for known in self.logs.values_mut() {
+            // Resumed, left early, or made as the spare one, since the last append.
+            let since = if world.is_scarce { 3 } else { 0 };
+            known.may_lack = if room.is_some() { u64::MAX } else { known.lacked + since };
+        }
     }
 
     fn begin(&mut self, world: World, backings: bool) -> Option<Process> {
@@ -206,6 +223,9 @@ impl Simulation {
             for _ in 0..self.random.below(most + 1) {
                 if process.is_off() {
                     break;
+                }
+                if process.world.is_scarce && self.random.one_in(6) {
+                    self.ration_memory(&process.world);
                 }
                 self.operation(&mut process);
                 self.counts.operations += 1;

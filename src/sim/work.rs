@@ -288,7 +288,7 @@ impl Simulation {
                 _ => self.patiently(process, || log.try_append_batch(&slices)),
             };
             match appended {
-                Ok(first) => self.appended(process, &name, first, &payloads),
+                Ok(first) => self.appended(process, &name, &log, first, &payloads),
                 Err(Error::TooLarge { .. }) => {
                     // A frame's header and padding, and its entry in the index.
                     let needs: usize =
@@ -305,14 +305,25 @@ impl Simulation {
         self.note_durable(process, &name, &log);
     }
 
-    fn appended(&mut self, process: &Process, name: &str, first: u64, values: &[Payload<'_>]) {
+    fn appended(&mut self, process: &Process, name: &str, log: &Log, first: u64, values: &[Payload<'_>]) {
         self.counts.records += values.len() as u64;
-        let backings = process.has_backings();
+        let (is_backed, without) = log.backed();
         let place = self.where_(&process.world.sim);
         let known = self.logs.get_mut(name).expect("it is used");
         assert_eq!(first, known.next(), "{place}: {name:?} gives an offset that is not the next one");
         known.append(first, values);
-        if backings && !process.is_off() {
+        if process.is_off() {
+            return;
+        }
+        if process.has_backings() {
+            let may_lack = if process.world.is_scarce { known.may_lack } else { 0 };
+            assert!(
+                without <= may_lack,
+                "{place}: {name:?}: {without} segments began without backings, and there was room for all but {may_lack}"
+            );
+            known.lacked = without;
+        }
+        if is_backed {
             known.memory = known.next();
         }
     }
@@ -332,7 +343,7 @@ impl Simulation {
         match self.patiently(process, || log.try_append_payloads(&payloads, Some(expected))) {
             Ok(first) => {
                 assert_eq!(expected, next, "stored, and {next} was next");
-                self.appended(process, &name, first, &payloads);
+                self.appended(process, &name, &log, first, &payloads);
             }
             Err(Error::Unexpected { next: says, .. }) => {
                 assert!(expected != next && says == next, "{expected} is not {next}, it says {says}");
@@ -391,7 +402,7 @@ impl Simulation {
         let place = self.where_(&process.world.sim);
         match (done, expect) {
             (Ok(done), Expect::New) if !done.repeated => {
-                self.appended(process, &name, done.first_offset, &payloads);
+                self.appended(process, &name, &log, done.first_offset, &payloads);
                 sending.first = done.first_offset;
                 self.logs.get_mut(&name).expect("it is used").sent.push(sending);
             }

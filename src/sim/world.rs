@@ -123,18 +123,13 @@ pub(super) struct World {
     pub(super) sim: Sim,
     pub(super) flushers: Arc<TaskPool>,
     pub(super) maintenance: Arc<TaskPool>,
-    /// How many chunks got no backing because the memory file system failed.
-    pub(super) shm_fallbacks: Arc<AtomicU64>,
+    /// Whether the memory file system has little room, or none, now and then.
+    pub(super) is_scarce: bool,
 }
 
 impl World {
     pub(super) fn new(sim: Sim, random: &mut Random) -> Self {
-        let world = Self {
-            sim,
-            flushers: Arc::default(),
-            maintenance: Arc::default(),
-            shm_fallbacks: Arc::default(),
-        };
+        let world = Self { sim, flushers: Arc::default(), maintenance: Arc::default(), is_scarce: false };
         // One thread may commit while another seals or makes a spare segment.
         let (flushers, inside) = (Arc::clone(&world.flushers), AtomicBool::new(false));
         let chance = Mutex::new(random.fork());
@@ -151,14 +146,8 @@ impl World {
             }
             inside.store(false, Ordering::Relaxed);
         })));
-        let (disk, without) = (world.sim.clone(), Arc::clone(&world.shm_fallbacks));
-        world.sim.set_memory_gate(move |step| {
-            disk.memory_step(step).inspect_err(|_| {
-                if step == "make backing" || step == "open memory" {
-                    without.fetch_add(1, Ordering::Relaxed);
-                }
-            })
-        });
+        let disk = world.sim.clone();
+        world.sim.set_memory_gate(move |step| disk.memory_step(step));
         world
     }
 
