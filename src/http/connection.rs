@@ -12,7 +12,7 @@
 //! | HTTP/1: the client has closed its sending side, and its answer has not begun | [`LAST_ANSWER`]; the client may be gone, or waiting; a live tail ends at once |
 //! | HTTP/1: a small body that nobody reads, before its answer | [`SMALL_BODY_TIME`], then the answer says that the connection closes, as with a large body |
 //! | HTTP/2: a body that nobody reads, after its answer | [`LAST_BODY`], then the stream is reset |
-//! | an answer of which the client takes nothing, or less than 1 KiB per second | `body_time`; with HTTP/2 only that stream is reset, see `stream` |
+//! | an answer of which the client takes nothing, or less than 1 KiB per second | `body_time`; with HTTP/2 only that stream is reset, unless the answer is small, see `stream` |
 //! | the peer has gone without closing the connection | [`GONE`] times `body_time`, enforced by the system (`TCP_USER_TIMEOUT`) |
 //! | the server is stopping | closed at once if no request is in flight, otherwise after `grace` |
 //!
@@ -27,7 +27,8 @@
 //! | 3 | a body without progress for 1 s; an answer of which the client has taken nothing for 5 s |
 //! | 4 | between two requests for 1 s |
 //! | 5 | waiting for the server, like a live tail without news, for 5 s |
-//! | 6 | between two requests, or just accepted: clients that are about to send one |
+//! | 6 | waiting for news: it costs little to ask again |
+//! | 7 | between two requests, or just accepted: clients that are about to send one |
 //!
 //! A [`Connection`] is what is known of one connection, [`Connections`] are all of them. A worker checks its own
 //! connections now and then (`Connections::look_over`), on the thread that also drives them: a connection that it finds
@@ -394,8 +395,10 @@ impl Connection {
             Doing::Sends
         } else if self.stuck.load(Ordering::Relaxed) > 0 || self.has_stuck_stream() {
             Doing::Takes
-        } else if self.is_busy() {
+        } else if self.is_busy() && self.queues.listening() < self.requests.load(Ordering::Relaxed) {
             Doing::Waits
+        } else if self.is_busy() {
+            Doing::Listens
         } else {
             Doing::Idles
         };
@@ -503,6 +506,8 @@ enum Doing {
     Takes,
     /// It waits for the server.
     Waits,
+    /// It waits for news only: long polls, live tails.
+    Listens,
     /// It is between two requests.
     Idles,
 }
@@ -516,8 +521,9 @@ fn eviction_rank(doing: Doing, still: u64) -> Option<u8> {
         Doing::Sends if still >= JUST_COME => Some(3),
         Doing::Takes if still >= STILL => Some(3),
         Doing::Idles if still >= JUST_COME => Some(4),
-        Doing::Waits if still >= STILL => Some(5),
-        Doing::Idles | Doing::Nothing => Some(6),
+        Doing::Waits | Doing::Listens if still >= STILL => Some(5),
+        Doing::Listens => Some(6),
+        Doing::Idles | Doing::Nothing => Some(7),
         Doing::Sends | Doing::Takes | Doing::Waits => None,
     }
 }
@@ -545,6 +551,8 @@ mod tests {
             (Doing::Sends, JUST_COME),
             (Doing::Idles, STILL - 1),
             (Doing::Waits, STILL),
+            (Doing::Listens, STILL),
+            (Doing::Listens, STILL - 1),
             (Doing::Nothing, JUST_COME - 1),
             (Doing::Idles, JUST_COME - 1),
         ];

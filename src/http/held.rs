@@ -43,6 +43,7 @@ pub(super) struct Hold {
     log: Instance,
     number: u64,
     end: Arc<Notify>,
+    connection: Arc<Queues>,
 }
 
 impl HeldLogs {
@@ -52,10 +53,12 @@ impl HeldLogs {
 
     /// Records that a request of a connection waits for a log. The request must hold the log for as long.
     pub(super) fn hold(self: &Arc<Self>, log: &Arc<OpenLog>, connection: &Arc<Queues>) -> Hold {
-        self.hold_instance(Instance::of(log), Arc::as_ptr(connection).addr())
+        self.hold_instance(Instance::of(log), connection)
     }
 
-    fn hold_instance(self: &Arc<Self>, log: Instance, connection: usize) -> Hold {
+    fn hold_instance(self: &Arc<Self>, log: Instance, queues: &Arc<Queues>) -> Hold {
+        let connection = Arc::as_ptr(queues).addr();
+        queues.listens();
         let end = Arc::new(Notify::new());
         let mut all = lock(&self.all);
         let number = all.next;
@@ -65,7 +68,7 @@ impl HeldLogs {
         if all.waits.len() > self.limit {
             all.end_some(self.limit);
         }
-        Hold { held: Arc::clone(self), log, number, end }
+        Hold { held: Arc::clone(self), log, number, end, connection: Arc::clone(queues) }
     }
 }
 
@@ -108,6 +111,7 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
+        self.connection.listens_no_more();
         let mut all = lock(&self.held.all);
         if let Some(waits) = all.waits.get_mut(&self.log) {
             waits.retain(|wait| wait.number != self.number);
@@ -135,24 +139,25 @@ mod tests {
     #[test]
     fn waits_end_early_of_the_connection_that_keeps_most_logs_open() {
         let held = HeldLogs::new(10);
+        let queues: Vec<_> = (0..101).map(|_| Arc::<Queues>::default()).collect();
         let log = |n| Instance::test(n);
-        let good = held.hold_instance(log(1000), 7);
-        let both = [held.hold_instance(log(1001), 7), held.hold_instance(log(1001), 9)];
-        let greedy: Vec<_> = (0..50).map(|n| held.hold_instance(log(n), 8)).collect();
+        let good = held.hold_instance(log(1000), &queues[7]);
+        let both = [held.hold_instance(log(1001), &queues[7]), held.hold_instance(log(1001), &queues[9])];
+        let greedy: Vec<_> = (0..50).map(|n| held.hold_instance(log(n), &queues[8])).collect();
         let ended: Vec<_> = greedy.iter().map(is_ended).collect();
         let expected: Vec<_> = (0..50).map(|n| n < 42).collect();
         assert_eq!(ended, expected, "8 of them fit beside the other two");
         assert!(!is_ended(&good) && !both.iter().any(is_ended));
         // A second wait of the same connection for a log ends with the first.
-        let twice = [held.hold_instance(log(49), 8), held.hold_instance(log(2000), 8)];
+        let twice = [held.hold_instance(log(49), &queues[8]), held.hold_instance(log(2000), &queues[8])];
         assert!(is_ended(&greedy[42]) && !is_ended(&twice[0]) && !is_ended(&twice[1]));
         drop((good, both, greedy, twice));
         assert!(lock(&held.all).waits.is_empty());
         // Many connections with a log each: one that has two goes first; otherwise the limit is exceeded by none.
-        let few: Vec<_> = (0..10).map(|n| held.hold_instance(log(n), n)).collect();
-        let second = held.hold_instance(log(99), 3);
+        let few: Vec<_> = (0..10).map(|n| held.hold_instance(log(n), &queues[n])).collect();
+        let second = held.hold_instance(log(99), &queues[3]);
         assert!(is_ended(&few[3]) && !is_ended(&second));
-        let eleventh = held.hold_instance(log(100), 100);
+        let eleventh = held.hold_instance(log(100), &queues[100]);
         assert_eq!(few.iter().chain([&second, &eleventh]).filter(|hold| is_ended(hold)).count(), 1);
     }
 }

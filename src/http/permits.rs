@@ -4,7 +4,13 @@
 //! client with many requests in flight would get nearly all permits. If a permit is free, it is taken without any of this.
 
 use super::problem::Problem;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 /// What permits are for.
@@ -36,6 +42,8 @@ pub(super) struct Queues {
     first: [Semaphore; KINDS],
     /// For its requests that wait for a log that is busy with another request.
     busy_logs: Semaphore,
+    /// How many of its requests wait for news. It protects no memory: Relaxed.
+    listening: AtomicUsize,
 }
 
 /// How many requests of a connection wait for busy logs at once: few, so that none waits for all of another connection;
@@ -45,11 +53,24 @@ const BUSY_LOGS: usize = 8;
 impl Default for Queues {
     fn default() -> Self {
         let first = std::array::from_fn(|_| Semaphore::new(1));
-        Self { first, busy_logs: Semaphore::new(BUSY_LOGS) }
+        Self { first, busy_logs: Semaphore::new(BUSY_LOGS), listening: AtomicUsize::new(0) }
     }
 }
 
 impl Queues {
+    /// How many requests of the connection wait for news: long polls and live tails.
+    pub(super) fn listening(&self) -> usize {
+        self.listening.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn listens(&self) {
+        self.listening.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn listens_no_more(&self) {
+        self.listening.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// The right to wait for a log that is busy, kept until the wait is over.
     pub(super) async fn for_a_busy_log(&self) -> Option<SemaphorePermit<'_>> {
         self.busy_logs.acquire().await.ok() // an error if it were closed, which it never is

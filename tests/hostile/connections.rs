@@ -1,7 +1,7 @@
 //! Connections that do nothing, or too little.
 
 use super::{
-    MIB, Producer, get,
+    MIB, Producer, a_while, get,
     http2::{self, Connection, END_STREAM, GO_AWAY, HEADERS, PREFACE, SETTINGS},
     metric, said,
     support::{Client, Server, process::Process, turns::Turn},
@@ -280,4 +280,51 @@ fn a_burst_of_connections_does_not_wait() {
     let connect = |_| TcpStream::connect_timeout(&address, Duration::from_millis(900)).unwrap();
     let connected: Vec<TcpStream> = (0..400.min(most)).map(connect).collect();
     drop(connected);
+}
+
+/// Connections with pipelined long polls were never between two requests and never waited for 5 s: with as many of them
+/// as there may be, a client that was being served, and whoever came anew, were the only ones that could be closed.
+#[test]
+fn connections_that_only_wait_for_news_are_closed_before_those_that_are_served() {
+    let _turn = Turn::take();
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--max-connections", "8", "--threads", "2"]);
+    let mut good = server.connect();
+    good.append(b"x").unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            let (server, stop) = (&server, &stop);
+            scope.spawn(move || {
+                let target = "/v1/logs/default/records?offset=4294967296&wait=2s";
+                let poll = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n").repeat(4);
+                while !stop.load(Ordering::Relaxed) {
+                    let Ok(mut socket) = TcpStream::connect(&server.address) else { continue };
+                    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+                    let mut sent = socket.write_all(poll.as_bytes());
+                    while sent.is_ok() && !stop.load(Ordering::Relaxed) {
+                        match socket.read(&mut [0; 4096]) {
+                            Ok(0) => break,
+                            Ok(_) => sent = socket.write_all(poll.as_bytes()),
+                            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                            Err(_) => break,
+                        }
+                    }
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            });
+        }
+        let (begun, mut slowest) = (Instant::now(), Duration::ZERO);
+        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            while begun.elapsed() < a_while(4.0) {
+                good.append(b"y").expect("the client that is served was closed");
+                let one = Instant::now();
+                assert_eq!(get(&mut server.connect(), "/healthz").unwrap().status, 200);
+                slowest = slowest.max(one.elapsed());
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        failed.unwrap();
+        assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    });
 }

@@ -6,7 +6,7 @@ use super::{
     stream::{Count, Stream},
 };
 use crate::{
-    http::{answer, context::Context},
+    http::{answer, context::Context, memory::FREE},
     sync::lock,
 };
 use bytes::Bytes;
@@ -256,6 +256,9 @@ impl Body for Outgoing {
                 // One part at a time, so that it can be observed whether the client takes any.
                 this.left = data.split_off(data.len().min(SEND_PIECE));
                 data = stream.give(data);
+                // A small answer ends together with what it has, which saves a frame.
+                this.finished =
+                    this.ended && this.left.is_empty() && data.len() <= FREE && stream.has_one_part();
             }
             None => this.finished = this.ended,
         }

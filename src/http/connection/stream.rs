@@ -4,7 +4,8 @@
 //! room for that too. The body of an answer would then have ended, for hyper, with much of it in memory, and with nobody
 //! left who could reset the stream. So each part that h2 is given tells when h2 drops it, because it was sent or the stream
 //! was reset; and the end of an answer is a part of its own, without bytes, which is given only when all others have been
-//! dropped. It holds the stream until it is sent as well.
+//! dropped. It holds the stream until it is sent as well. Small answers end with their only part: that saves a frame and a
+//! write for each, and if a client does not take one, its whole connection is closed.
 
 use super::{Connection, Connections};
 use crate::sync::lock;
@@ -72,18 +73,27 @@ impl Stream {
         Poll::Ready(Bytes::from_owner(End(Arc::clone(self))))
     }
 
+    /// Whether h2 has a single part of the answer.
+    pub(super) fn has_one_part(&self) -> bool {
+        self.parts.load(Ordering::Relaxed) == 1
+    }
+
     /// Whether the client has yet to take something of the answer.
     pub(super) fn is_stuck(&self) -> bool {
         self.given.load(Ordering::Relaxed) > 0
     }
 
-    /// Resets the stream if the client takes nothing of the answer. Returns whether it did.
+    /// Resets the stream if the client takes nothing of the answer, or closes the connection if the answer has ended.
+    /// Returns whether it did.
     pub(super) fn look_over(&self, now: u64, body_time: u64) -> bool {
         let given = self.given.load(Ordering::Relaxed);
         let over = given > 0 && now + 1 - given.min(now + 1) > body_time;
         if over {
             self.cut.store(true, Ordering::Relaxed);
-            self.task.get().inspect(|task| task.abort());
+            match self.task.get() {
+                Some(task) if !task.is_finished() => task.abort(),
+                _ => self.connection.cut("it does not take a small answer"),
+            }
         }
         over
     }
