@@ -1,5 +1,5 @@
 //! Settings of `serve` from a file: they replace the defaults, so that a flag takes precedence over an environment
-//! variable, and that over the file. Which settings there are, and what they were called before 0.2, is written down
+//! variable, and that over the file. Which settings there are, and by which old names they still work, is written down
 //! once, in [`Serve`](super::serve::Serve): a setting's key is its flag with _ instead of -.
 
 use super::target::Failure;

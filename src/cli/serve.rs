@@ -166,7 +166,7 @@ const FILTER: &str = "info,h2=error";
 impl Serve {
     pub(super) fn run(&self) -> Outcome {
         let filter = tracing_subscriber::EnvFilter::try_from_env("MILLSTREAM_LOG_FILTER")
-            .or_else(|_| tracing_subscriber::EnvFilter::try_from_env("MILLSTREAM_LOG")) // its name before 0.2
+            .or_else(|_| tracing_subscriber::EnvFilter::try_from_env("MILLSTREAM_LOG")) // its old name
             .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(FILTER));
         let stderr = Lines::new()?;
         let writer = stderr.clone();

@@ -151,9 +151,18 @@ fn together(
     let file = disk.open(&last.path, false)?;
     let bytes = Region::read(&*file, file.len()?, true)?;
     let in_file = damaged.survivors.iter().enumerate();
-    let in_file: BTreeMap<u32, u32> =
+    let mut in_file: BTreeMap<u32, u32> =
         in_file.filter_map(|(record, word)| Some((record as u32, word.checked_sub(1)?))).collect();
     let mut in_backing = all_frames(frames, key);
+    // What is found in the file instead of a frame that cannot be read may be a copy of it, in the value of a later record.
+    let words = |word: u32| {
+        frames.get(word as usize * WORD..).and_then(frame::parse).map_or(0, |frame| frame.words())
+    };
+    let by_word: BTreeMap<u32, u32> = in_backing.values().map(|&word| (word, word + words(word))).collect();
+    in_file.retain(|record, word| {
+        let around = by_word.range(..*word).next_back();
+        in_backing.get(record).is_none_or(|other| other == word) || around.is_none_or(|(_, end)| end <= word)
+    });
     in_backing.retain(|record, _| is_ours(record));
     let length = file::length(backing.header.capacity);
     let mut merged = Aligned::new((length - FRAMES) as usize)?;

@@ -70,7 +70,7 @@ fn repair_restores_a_frame_from_the_backing_of_a_killed_process() {
 /// A sector of the open segment, or both sectors with its header, cannot be read: the log opens read-only, keeps the
 /// backing, and says to repair it.
 #[test]
-fn repair_makes_good_by_the_backing_what_cannot_be_read() {
+fn repair_restores_from_the_backing_what_cannot_be_read() {
     for spoilt in [&[4096 + 512 * 3][..], &[4096 + 512], &[4096, 4096 + 9000]] {
         let at = tempfile::tempdir_in("/dev/shm").unwrap();
         let disk = log_with_memory(at.path());
@@ -82,6 +82,34 @@ fn repair_makes_good_by_the_backing_what_cannot_be_read() {
         drop(log);
         is_whole_after_repair(&disk, at.path());
     }
+}
+
+/// A value was a copy of the log's own file. When the sector with the first frames could not be read, their copies in
+/// that value were found in their place, and contradicted the backing, which was then not used.
+#[test]
+fn repair_does_not_take_copies_in_a_value_for_the_frames_that_cannot_be_read() {
+    let at = tempfile::tempdir_in("/dev/shm").unwrap();
+    let sim = Sim::new(1);
+    let log = open(&sim, in_memory(at.path())).unwrap();
+    let mut expected: Vec<Vec<u8>> = (0..4u64).map(|n| n.to_le_bytes().to_vec()).collect();
+    for value in &expected {
+        log.append(value).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    // Behind what shares the sector with the frames themselves.
+    expected.push([&[0; 1024], &sim.dump()[Path::new(FIRST)][4096..8192]].concat());
+    log.append(&expected[4]).and_then(|at| log.wait_durable(at)).unwrap();
+    let disk = sim.snapshot();
+    sim.hold(true);
+    expected.extend((5..9u64).map(|n| n.to_le_bytes().to_vec()));
+    for value in &expected[5..] {
+        log.append(value).unwrap(); // acknowledged in memory
+    }
+    kill(log);
+    disk.spoil_at(Path::new(FIRST), 4096);
+    repaired_with(&disk, Some(at.path()));
+    let log = open(&disk, in_memory(at.path())).unwrap();
+    assert_eq!(log.damage(), []);
+    assert!(super::values(&log) == expected, "{} are there", log.next_offset());
 }
 
 /// A record has rotted on the disk and in the backing: it is lost, and all others are kept.
