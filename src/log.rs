@@ -505,6 +505,12 @@ impl Log {
         self.shared.next_offset()
     }
 
+    /// The directory of the log.
+    #[cfg(feature = "store")]
+    pub(crate) fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
     /// All records below this offset are on disk.
     pub fn durable_offset(&self) -> u64 {
         self.shared.durable.get()

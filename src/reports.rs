@@ -3,6 +3,8 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
+    path::Path,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -39,6 +41,17 @@ impl Reports {
         }
         seen.count += 1;
         (seen.count <= MOST).then_some(left_out)
+    }
+}
+
+/// Reports a failure of the log in `dir`: of each kind of failure a few in a while, however many logs have it.
+pub(crate) fn failure(dir: &Path, error: &dyn Display, what: &'static str) {
+    static FAILURES: Reports = Reports::new();
+    let dir = dir.display();
+    match FAILURES.count(what, Instant::now()) {
+        Some(0) => tracing::warn!(%dir, %error, "{what}"),
+        Some(others) => tracing::warn!(%dir, %error, others, "{what}"),
+        None => tracing::debug!(%dir, %error, "{what}"),
     }
 }
 

@@ -1,8 +1,11 @@
 //! Logs that requests keep open while they wait for news: long polls and live tails. Such a log cannot be closed, so
-//! there may only be so many, or a few connections that wait for thousands of logs would take all descriptors. When
-//! there are more, waits end early: those of the connection that keeps the most logs open by itself, the oldest first.
-//! Ending a wait early is within what is promised: a long poll is answered as if its time were up, and a tail ends as
-//! when the server stops, so its client continues where it was.
+//! there may only be so many, or a few connections that wait for thousands of logs would take all descriptors. When there
+//! is one more, all waits for one of them end: of the logs for which only connections wait that wait for many, the one
+//! that was waited for last. A log with a connection that waits for few others is kept. So what ends is a wait of those
+//! who have most, and nobody's if all have one: then the new wait does not begin.
+//!
+//! A long poll that ends so is refused, with the time after which to try again; a tail ends as when the server stops, so
+//! that its client reconnects and continues where it was.
 
 use super::{commit::Instance, permits::Queues};
 use crate::{store::OpenLog, sync::lock};
@@ -22,8 +25,10 @@ pub(super) struct HeldLogs {
 
 #[derive(Debug, Default)]
 struct All {
-    /// The waits for each log, oldest first.
+    /// The waits for each log, oldest first; none that have ended.
     waits: HashMap<Instance, Vec<Wait>>,
+    /// How many logs each connection waits for.
+    logs: HashMap<usize, usize>,
     /// The number of the next wait.
     next: u64,
 }
@@ -34,7 +39,6 @@ struct Wait {
     /// The address of the connection's queues, which live as long as it has requests.
     connection: usize,
     end: Arc<Notify>,
-    is_ended: bool,
 }
 
 /// A wait that keeps a log open, until this is dropped.
@@ -57,48 +61,64 @@ impl HeldLogs {
     }
 
     fn hold_instance(self: &Arc<Self>, log: Instance, queues: &Arc<Queues>) -> Hold {
-        let connection = Arc::as_ptr(queues).addr();
         queues.listens();
-        let end = Arc::new(Notify::new());
+        let (end, connection) = (Arc::new(Notify::new()), Arc::as_ptr(queues).addr());
         let mut all = lock(&self.all);
         let number = all.next;
         all.next += 1;
-        let wait = Wait { number, connection, end: Arc::clone(&end), is_ended: false };
-        all.waits.entry(log).or_default().push(wait);
+        all.add(log, Wait { number, connection, end: Arc::clone(&end) });
         if all.waits.len() > self.limit {
-            all.end_some(self.limit);
+            all.end_one();
         }
         Hold { held: Arc::clone(self), log, number, end, connection: Arc::clone(queues) }
     }
 }
 
 impl All {
-    /// Ends waits until only so many logs are kept open, apart from those whose waits are ending; or until each is
-    /// waited for by several connections.
-    fn end_some(&mut self, limit: usize) {
-        let mut open = 0;
-        // Of each connection, the logs that only it keeps open, with their oldest waits.
-        let mut alone: HashMap<usize, Vec<(u64, Instance)>> = HashMap::new();
-        for (&log, waits) in &self.waits {
-            let mut waits = waits.iter().filter(|wait| !wait.is_ended);
-            let Some(first) = waits.next() else { continue };
-            open += 1;
-            if waits.all(|wait| wait.connection == first.connection) {
-                alone.entry(first.connection).or_default().push((first.number, log));
+    fn add(&mut self, log: Instance, wait: Wait) {
+        let waits = self.waits.entry(log).or_default();
+        if waits.iter().all(|other| other.connection != wait.connection) {
+            *self.logs.entry(wait.connection).or_default() += 1;
+        }
+        waits.push(wait);
+    }
+
+    /// Forgets a wait, if it has not ended.
+    fn remove(&mut self, log: Instance, number: u64) {
+        let Some(waits) = self.waits.get_mut(&log) else { return };
+        let Some(at) = waits.iter().position(|wait| wait.number == number) else { return };
+        let gone = waits.remove(at);
+        let others = waits.iter().any(|other| other.connection == gone.connection);
+        if waits.is_empty() {
+            self.waits.remove(&log);
+        }
+        if !others {
+            self.waits_for_one_less(gone.connection);
+        }
+    }
+
+    fn waits_for_one_less(&mut self, connection: usize) {
+        if let Some(logs) = self.logs.get_mut(&connection) {
+            *logs -= 1;
+            if *logs == 0 {
+                self.logs.remove(&connection);
             }
         }
-        // Sorted once: at most a few logs more than the limit are open, so few have to go.
-        for logs in alone.values_mut() {
-            logs.sort_unstable_by_key(|&(number, _)| std::cmp::Reverse(number));
-        }
-        for _ in limit..open {
-            let Some(logs) = alone.values_mut().max_by_key(|logs| logs.len()) else { return };
-            let Some((_, log)) = logs.pop() else { return };
-            for wait in self.waits.get_mut(&log).into_iter().flatten() {
-                wait.is_ended = true;
-                wait.end.notify_one();
-            }
-        }
+    }
+
+    /// Ends all waits for one log.
+    fn end_one(&mut self) {
+        let fewest = |waits: &[Wait]| {
+            waits.iter().map(|wait| self.logs.get(&wait.connection).copied().unwrap_or(0)).min().unwrap_or(0)
+        };
+        let begun = |waits: &[Wait]| waits.first().map_or(0, |wait| wait.number);
+        let log = self.waits.iter().max_by_key(|(_, waits)| (fewest(waits), begun(waits)));
+        let Some(waits) = log.map(|(&log, _)| log).and_then(|log| self.waits.remove(&log)) else { return };
+        let mut connections: Vec<_> = waits.iter().map(|wait| wait.connection).collect();
+        connections.sort_unstable();
+        connections.dedup();
+        connections.into_iter().for_each(|connection| self.waits_for_one_less(connection));
+        waits.iter().for_each(|wait| wait.end.notify_one());
     }
 }
 
@@ -112,13 +132,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         self.connection.listens_no_more();
-        let mut all = lock(&self.held.all);
-        if let Some(waits) = all.waits.get_mut(&self.log) {
-            waits.retain(|wait| wait.number != self.number);
-            if waits.is_empty() {
-                all.waits.remove(&self.log);
-            }
-        }
+        lock(&self.held.all).remove(self.log, self.number);
     }
 }
 
@@ -135,29 +149,64 @@ mod tests {
         pin!(hold.ended()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
+    struct Clients(Arc<HeldLogs>, Vec<Arc<Queues>>);
+
+    impl Clients {
+        fn new(limit: usize) -> Self {
+            Self(HeldLogs::new(limit), (0..100).map(|_| Arc::default()).collect())
+        }
+
+        fn hold(&self, log: usize, connection: usize) -> Hold {
+            self.0.hold_instance(Instance::test(log), &self.1[connection])
+        }
+
+        fn is_empty(&self) -> bool {
+            let all = lock(&self.0.all);
+            all.waits.is_empty() && all.logs.is_empty() && self.1.iter().all(|queues| queues.listening() == 0)
+        }
+    }
+
+    fn ended(holds: &[Hold]) -> usize {
+        holds.iter().filter(|hold| is_ended(hold)).count()
+    }
+
     /// Five connections with long polls for 200 logs each took all descriptors, and nobody else was served.
     #[test]
     fn waits_end_early_of_the_connection_that_keeps_most_logs_open() {
-        let held = HeldLogs::new(10);
-        let queues: Vec<_> = (0..101).map(|_| Arc::<Queues>::default()).collect();
-        let log = |n| Instance::test(n);
-        let good = held.hold_instance(log(1000), &queues[7]);
-        let both = [held.hold_instance(log(1001), &queues[7]), held.hold_instance(log(1001), &queues[9])];
-        let greedy: Vec<_> = (0..50).map(|n| held.hold_instance(log(n), &queues[8])).collect();
-        let ended: Vec<_> = greedy.iter().map(is_ended).collect();
-        let expected: Vec<_> = (0..50).map(|n| n < 42).collect();
-        assert_eq!(ended, expected, "8 of them fit beside the other two");
-        assert!(!is_ended(&good) && !both.iter().any(is_ended));
-        // A second wait of the same connection for a log ends with the first.
-        let twice = [held.hold_instance(log(49), &queues[8]), held.hold_instance(log(2000), &queues[8])];
-        assert!(is_ended(&greedy[42]) && !is_ended(&twice[0]) && !is_ended(&twice[1]));
-        drop((good, both, greedy, twice));
-        assert!(lock(&held.all).waits.is_empty());
-        // Many connections with a log each: one that has two goes first; otherwise the limit is exceeded by none.
-        let few: Vec<_> = (0..10).map(|n| held.hold_instance(log(n), &queues[n])).collect();
-        let second = held.hold_instance(log(99), &queues[3]);
-        assert!(is_ended(&few[3]) && !is_ended(&second));
-        let eleventh = held.hold_instance(log(100), &queues[100]);
-        assert_eq!(few.iter().chain([&second, &eleventh]).filter(|hold| is_ended(hold)).count(), 1);
+        let clients = Clients::new(10);
+        let greedy: Vec<_> = (0..50).map(|n| clients.hold(n, 8)).collect();
+        assert_eq!(ended(&greedy), 40);
+        let good: Vec<_> = (0..6).map(|n| clients.hold(1000 + n, n)).collect();
+        assert_eq!((ended(&greedy), ended(&good)), (6, 0), "each takes a place of the one that has many");
+        drop((greedy, good));
+        assert!(clients.is_empty());
+    }
+
+    /// Two connections that waited for the same logs were counted for none of them: each wait of another client ended at
+    /// once, again and again.
+    #[test]
+    fn connections_that_wait_for_the_same_many_logs_make_place_for_others() {
+        let clients = Clients::new(10);
+        let both: Vec<_> = (0..10).flat_map(|n| [clients.hold(n, 1), clients.hold(n, 2)]).collect();
+        assert_eq!(ended(&both), 0);
+        // Also if it waits for one of their logs.
+        let good = [clients.hold(3, 7), clients.hold(1000, 7), clients.hold(1001, 8)];
+        assert_eq!((ended(&both), ended(&good)), (4, 0));
+        drop((both, good));
+        assert!(clients.is_empty());
+    }
+
+    /// With one client too many, each wait that ended made its client ask again, and so ended another one.
+    #[test]
+    fn a_wait_that_finds_no_place_among_equals_disturbs_nobody() {
+        let clients = Clients::new(10);
+        let few: Vec<_> = (0..10).map(|n| clients.hold(n, n)).collect();
+        for n in 10..20 {
+            let other = clients.hold(n, n);
+            assert!(is_ended(&other) && ended(&few) == 0);
+        }
+        assert!(!is_ended(&clients.hold(5, 50)), "a log that is waited for already takes no place");
+        drop(few);
+        assert!(clients.is_empty());
     }
 }

@@ -144,6 +144,12 @@ impl Problem {
         Self::new(Code::Overloaded, detail)
     }
 
+    /// Requests wait for more logs than may be kept open.
+    pub(super) fn too_many_waits() -> Self {
+        let detail = "too many logs are being waited for; wait for fewer, or try again a little later";
+        Self::new(Code::Overloaded, detail)
+    }
+
     /// The server does as much at once as it is allowed to.
     pub(super) fn no_permit() -> Self {
         let detail = "too many requests have large bodies or answers; send the request again a little later";

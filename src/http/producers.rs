@@ -94,9 +94,15 @@ pub(super) async fn open(
     let log = context.log_to_append(queues, name).await?;
     // In the list before it has the permit: whoever has that begins this epoch as well. It leaves the list with its client.
     let asked = log.ask_for_epoch(&id).map_err(|error| Problem::from(error).of(&log))?;
-    tokio::time::sleep(log.epoch_pause().min(context.limits.body_time)).await;
-    let at = Arc::clone(&log);
-    let begun = context.for_log(queues, log.name(), move |_: &Store, _: &str| at.begin_epoch(&asked)).await?;
+    let asked = Arc::new(asked);
+    let begun = loop {
+        let (at, asked) = (Arc::clone(&log), Arc::clone(&asked));
+        let attempt = move |_: &Store, _: &str| at.begin_epoch_in_time(&asked);
+        match context.for_log(queues, log.name(), attempt).await? {
+            Ok(begun) => break begun,
+            Err(pause) => tokio::time::sleep(pause).await, // without the permit
+        }
+    };
     let begun = begun.map_err(|error| Problem::from(error).of(&log))?;
     Ok(opened(&log, &id, &begun))
 }

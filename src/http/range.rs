@@ -15,6 +15,7 @@ use super::{
 use crate::{
     Code,
     log::{Error, Head, Reader},
+    reports,
     store::OpenLog,
 };
 use http_body_util::{BodyExt, Either};
@@ -380,7 +381,7 @@ async fn records_from(
         let (mut stopped, hold) = (context.stopped.clone(), context.held.hold(log, asker.queues));
         tokio::select! {
             waited = tokio::time::timeout(wait, log.visible(offset)) => waited.unwrap_or(Ok(()))?,
-            () = hold.ended() => {}
+            () = hold.ended() => return Err(Problem::too_many_waits()),
             _ = stopped.wait_for(|stopped| *stopped) => {}
         }
     }
@@ -524,12 +525,16 @@ impl Sending {
         // Boxed, so that little memory is held by answers whose clients take nothing.
         let made = Box::pin(reading.piece(&context, &queues, &log, patience)).await;
         let (reading, piece, done) = made.map_err(|problem| {
-            tracing::warn!(%problem, "broke off the answer to a range");
+            reports::failure(log.dir(), &problem, "broke off the answer to a range");
             broken_off()
         })?;
         if done && reading.page_limits.records > 0 {
             // Something has become unreadable since the head said where the answer ends.
-            tracing::warn!("broke off the answer to a range: a record cannot be read any more");
+            reports::failure(
+                log.dir(),
+                &"a record cannot be read any more",
+                "broke off the answer to a range",
+            );
             return Err(broken_off());
         }
         Ok(Some((piece, Self { context, queues, log, reading, pieces, done })))

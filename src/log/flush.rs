@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     chunk::{Chunk, ChunkPosition},
+    reports,
     segment::Segment,
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, lock, try_lock},
 };
@@ -240,7 +241,7 @@ impl Shared {
             }
             Err(error) if error.is_transient() || error.is_full() => {
                 if position.held_up.is_none() {
-                    tracing::warn!(dir = %self.dir.display(), %error, "cannot write yet");
+                    reports::failure(&self.dir, &error, "cannot write yet");
                 }
                 self.note_full(error.is_full().then(|| error.clone().cannot_grow()));
                 let last = position.held_up.as_ref().map(|held_up| held_up.pause);
@@ -446,7 +447,7 @@ impl Shared {
                 }
                 // Nothing is lost: it is as if the process had been killed now.
                 Err(error) if error.is_full() => {
-                    tracing::warn!(dir = %self.dir.display(), %error, "a log is not marked as closed");
+                    reports::failure(&self.dir, &error, "a log is not marked as closed");
                     break Ok(());
                 }
                 marked => break marked,

@@ -7,6 +7,7 @@
 use super::{Entry, Error, Inner, LogError, LogSettings, OpenLog};
 use crate::{
     log::{Durability, Retention},
+    reports,
     sync::{read_lock, try_lock},
 };
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
@@ -334,7 +335,7 @@ impl OpenLog {
             Err(LogError::WouldBlock) => Retained::InPart,
             Err(error) => {
                 if !self.untrimmed.swap(true, Ordering::Relaxed) {
-                    tracing::error!(name = self.name, %error, "cannot drop old segments");
+                    reports::failure(self.dir(), &error, "cannot drop old segments");
                 }
                 Retained::All
             }

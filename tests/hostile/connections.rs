@@ -310,7 +310,7 @@ fn connections_that_only_wait_for_news_are_closed_before_those_that_are_served()
                             Err(_) => break,
                         }
                     }
-                    std::thread::sleep(Duration::from_millis(50));
+                    std::thread::sleep(Duration::from_millis(500));
                 }
             });
         }

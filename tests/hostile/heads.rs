@@ -2,11 +2,11 @@
 
 use super::{
     MIB,
-    http2::{self, Connection, END_HEADERS, END_STREAM, HEADERS},
+    http2::{self, Connection, END_HEADERS, END_STREAM, HEADERS, RESET},
     support::{Server, process::Process, turns::Turn},
     wait_for,
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A cache whose copy was marked as weak by something in between got the whole value each time.
 #[test]
@@ -110,4 +110,21 @@ fn requests_that_wait_do_not_keep_their_header_sections() {
     let cost = process.peak().saturating_sub(before);
     println!("6,400 requests of {fields} fields: {} MiB at the most", cost / MIB);
     assert!(cost < 96 * MIB, "{} MiB", cost / MIB);
+}
+
+/// What came after a body that nobody read any more was held for as long as the answer went on: for a live tail, hours.
+#[test]
+fn trailers_that_nobody_reads_reset_the_stream() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let mut connection = Connection::open(&server.address, &[]);
+    // A live tail whose request has not ended.
+    let head = http2::request(1, "GET", "/v1/logs/default/records", &[("accept", "text/event-stream")]);
+    let unended = [&head[..4], &[head[4] & !END_STREAM], &head[5..]].concat();
+    connection.send(&unended).unwrap();
+    let (begun, mut reset) = (Instant::now(), false);
+    while !reset && begun.elapsed() < Duration::from_secs(6) {
+        reset = matches!(connection.next().unwrap(), Some((RESET, _, 1, _)));
+    }
+    assert!(reset, "it is kept");
 }

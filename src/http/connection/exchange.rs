@@ -15,7 +15,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
     task::{Poll, ready},
 };
 
@@ -66,6 +66,8 @@ pub(in crate::http) struct Arriving {
     /// `None` once it has ended.
     body: Option<Incoming>,
     connection: Arc<Connection>,
+    /// HTTP/2 only.
+    stream: Option<Weak<Stream>>,
     /// Whether a handler is waiting for the next part of the body.
     awaited: bool,
     /// Whether the client asks before it sends the body: a body that is not wanted is not asked for.
@@ -110,8 +112,9 @@ impl Body for Arriving {
 }
 
 impl Arriving {
-    pub(super) fn new(body: Incoming, connection: Arc<Connection>, asks: bool) -> Self {
-        Self { body: Some(body), connection, awaited: false, asks }
+    pub(super) fn new(body: Incoming, exchange: &Exchange, asks: bool) -> Self {
+        let (connection, stream) = (Arc::clone(&exchange.connection), exchange.stream.as_ref());
+        Self { body: Some(body), connection, stream: stream.map(Arc::downgrade), awaited: false, asks }
     }
 
     fn awaits(&mut self, yes: bool) {
@@ -135,8 +138,10 @@ impl Drop for Arriving {
             return;
         }
         // If it were dropped, the stream would be reset at once: curl and others then see no answer.
-        if let Some(unwanted) = Unwanted::begin(&self.connection) {
-            runtime.spawn(unwanted.read(body));
+        let stream = self.stream.take().unwrap_or_default();
+        match Unwanted::begin(&self.connection, stream) {
+            Ok(unwanted) => drop(runtime.spawn(unwanted.read(body))),
+            Err(stream) => reset(&stream),
         }
     }
 }
@@ -158,26 +163,37 @@ async fn is_read(mut body: Incoming) -> bool {
     tokio::time::timeout(SMALL_BODY_TIME, read).await.unwrap_or(false)
 }
 
+/// Resets the stream of a body that nobody wants, if its request is still in flight: nobody would read what comes, such as
+/// trailers, which h2 holds for as long as the stream is open.
+fn reset(stream: &Weak<Stream>) {
+    if let Some(stream) = stream.upgrade() {
+        stream.reset();
+    }
+}
+
 /// An HTTP/2 body that nobody wants. A connection may have a few of them, and more only if requests in flight leave
 /// room.
 struct Unwanted {
     connection: Arc<Connection>,
+    stream: Weak<Stream>,
     counted: bool,
 }
 
 impl Unwanted {
-    fn begin(connection: &Arc<Connection>) -> Option<Self> {
+    fn begin(connection: &Arc<Connection>, stream: Weak<Stream>) -> Result<Self, Weak<Stream>> {
         let others = connection.bodies.fetch_add(1, Ordering::Relaxed);
         let few = others < BODIES;
         let counted = !few && connection.all.count_other();
-        let unwanted = Self { connection: Arc::clone(connection), counted };
-        (few || counted).then_some(unwanted)
+        let unwanted = Self { connection: Arc::clone(connection), stream, counted };
+        if few || counted { Ok(unwanted) } else { Err(unwanted.stream.clone()) }
     }
 
     /// Reads the body for a while: some clients look for an answer only when they have sent everything.
     async fn read(self, mut body: Incoming) {
         let read = async { while let Some(Ok(_)) = body.frame().await {} };
-        let _ = tokio::time::timeout(LAST_BODY, read).await; // read or not, it has had its time
+        if tokio::time::timeout(LAST_BODY, read).await.is_err() {
+            reset(&self.stream);
+        }
     }
 }
 

@@ -145,7 +145,7 @@ async fn drive(
         }
         let (context, exchange) = (Arc::clone(context), Exchange::begin(connection));
         let asks = request.headers().contains_key(EXPECT);
-        let request = request.map(|body| Arriving::new(body, Arc::clone(connection), asks));
+        let request = request.map(|body| Arriving::new(body, &exchange, asks));
         async move {
             let mut answer: Answer = if too_many_fields {
                 refused_head()

@@ -90,12 +90,17 @@ impl Stream {
         let over = given > 0 && now + 1 - given.min(now + 1) > body_time;
         if over {
             self.cut.store(true, Ordering::Relaxed);
-            match self.task.get() {
-                Some(task) if !task.is_finished() => task.abort(),
-                _ => self.connection.cut("it does not take a small answer"),
+            if !self.reset() {
+                self.connection.cut("it does not take a small answer");
             }
         }
         over
+    }
+
+    /// Resets the stream. Returns `false` if that is too late, because hyper has given all of the answer to h2.
+    pub(super) fn reset(&self) -> bool {
+        let task = self.task.get().filter(|task| !task.is_finished());
+        task.inspect(|task| task.abort()).is_some()
     }
 
     fn dropped_one(&self) {

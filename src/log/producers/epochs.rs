@@ -57,13 +57,20 @@ impl Log {
         Ok(AskedEpoch { shared: Arc::clone(&self.shared), number, answer })
     }
 
-    /// How long to wait before [`begin_epoch`](Self::begin_epoch) is called on behalf of a client: each write is of the
-    /// whole file, and a few bytes ask for one. The larger the file, the longer. An epoch that was asked for may begin
-    /// earlier, with another one.
+    /// The result of [`begin_epoch`](Self::begin_epoch) on behalf of a client; or as an error how long to wait before that
+    /// is attempted: each write is of the whole file, and a few bytes ask for one. The larger the file, the longer. An
+    /// epoch that was asked for may begin earlier, with another one.
     #[cfg(feature = "server")]
-    pub(crate) fn epoch_pause(&self) -> Duration {
-        let file = self.shared.producers.file_for(MayBlock::No);
-        file.map_or(Duration::ZERO, |file| file.epoch_pause(self.shared.env.machine.elapsed()))
+    pub(crate) fn begin_epoch_in_time(
+        &self,
+        asked: &AskedEpoch,
+    ) -> Result<Result<OpenedProducer, Error>, Duration> {
+        // Until the file has been written, if it is being written: with that, this epoch has begun, or has to wait.
+        let pause = self.shared.producers.file().epoch_pause(self.shared.env.machine.elapsed());
+        if asked.answer.get().is_none() && !pause.is_zero() {
+            return Err(pause);
+        }
+        Ok(self.begin_epoch(asked))
     }
 
     /// Begins an epoch that was asked for, if that has not been done: see [`open_producer`](Self::open_producer).

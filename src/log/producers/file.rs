@@ -12,6 +12,7 @@ use super::{
 use crate::{
     disk::{salvage, tree},
     frame::HEADER,
+    reports,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
@@ -276,9 +277,9 @@ impl Log {
     }
 
     /// Says that the file could not be written: once, until it can.
-    fn tell(&self, file: &mut Saved, error: &Error, what: &str) {
+    fn tell(&self, file: &mut Saved, error: &Error, what: &'static str) {
         if !std::mem::replace(&mut file.told, true) {
-            tracing::warn!(dir = %self.shared.dir.display(), %error, "{what}");
+            reports::failure(&self.shared.dir, error, what);
         }
     }
 

@@ -6,6 +6,7 @@ use crate::{
     chunk::{Before, ChunkPosition, ShmBacking},
     disk,
     log::{Error, Options, Shared, budget::Claim},
+    reports,
     segment::{
         Segment,
         file::SegmentFile,
@@ -188,7 +189,7 @@ impl Shared {
                 let refusal = error.cannot_grow();
                 // It is tried again for each append that finds no room, and now and then, but logged only once.
                 if refused.as_ref().map(ToString::to_string) != Some(refusal.to_string()) {
-                    tracing::warn!(dir = %self.dir.display(), error = %refusal, "cannot prepare the next segment");
+                    reports::failure(&self.dir, &refusal, "cannot prepare the next segment");
                 }
                 *refused = Some(refusal);
             }

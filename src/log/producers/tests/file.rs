@@ -271,7 +271,8 @@ fn epochs_that_clients_ask_for_write_a_large_file_only_so_often() {
     let log = on(&sim);
     let opened = log.open_producer("p").unwrap();
     assert_eq!(opened.epoch, log.producer("p").unwrap().unwrap().epoch);
-    assert!(log.epoch_pause() < Duration::from_millis(1), "a small file is written at once");
+    let asked = log.ask_for_epoch("p").unwrap();
+    assert!(log.begin_epoch_in_time(&asked).is_ok(), "a small file is written at once");
     let mark = "\"".repeat(128);
     for n in 0..2_000 {
         let id = format!("{n:064}");
@@ -280,6 +281,13 @@ fn epochs_that_clients_ask_for_write_a_large_file_only_so_often() {
             log.flush().unwrap();
         }
     }
-    log.open_producer("p").unwrap();
-    assert!(log.epoch_pause() > Duration::from_millis(50), "{:?}", log.epoch_pause());
+    // While the file is written, somebody else asks.
+    let (asked, later) = (log.ask_for_epoch("p").unwrap(), log.ask_for_epoch("q").unwrap());
+    log.begin_epoch_in_time(&asked).unwrap().unwrap();
+    assert!(log.begin_epoch_in_time(&later).is_ok(), "it has begun with the other one");
+    let latest = log.ask_for_epoch("r").unwrap();
+    let pause = log.begin_epoch_in_time(&latest).unwrap_err();
+    assert!(pause > Duration::from_millis(10), "{pause:?}");
+    std::thread::sleep(pause);
+    assert!(log.begin_epoch_in_time(&latest).is_ok());
 }
