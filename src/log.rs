@@ -585,6 +585,7 @@ impl Log {
         let _ = self.shared.failed.set(DELETED.into()); // or it has failed already
         // Wait here and now: later there may be another log at this path, whose files have the same names.
         self.stop_tasks();
+        self.shared.flush.settle();
         self.shared.trimmer.settle(); // for callers that trim a log without a maintenance task
         self.shared.producers.settle();
         let _ = self.shared.seal_rest(); // it has failed: nothing is sealed

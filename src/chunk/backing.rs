@@ -102,7 +102,6 @@ pub(crate) enum Before {
 
 impl Before {
     /// Packed into one word, so that it is never torn.
-    #[cfg(not(loom))]
     pub(super) fn pack(self) -> u64 {
         match self {
             Self::Unknown => 0,

@@ -21,6 +21,8 @@ pub(crate) static CHUNK_BYTES: std::sync::atomic::AtomicU64 = std::sync::atomic:
 #[derive(Debug)]
 pub(crate) struct ChunkMemory {
     capacity: u64,
+    /// What precedes its segment, packed: the segment after an empty one has to know, also if only that has a backing.
+    before: std::sync::atomic::AtomicU64,
     /// One slot per record; 0 until the record is published. Rounded up to whole blocks of the spreading below.
     pub(super) slots: Box<[AtomicU32]>,
     #[cfg(not(loom))]
@@ -32,6 +34,10 @@ pub(crate) struct ChunkMemory {
     backing: Option<super::backing::BackingFile>,
     #[cfg(loom)]
     map: model::Words,
+}
+
+fn unknown() -> std::sync::atomic::AtomicU64 {
+    Before::Unknown.pack().into()
 }
 
 impl ChunkMemory {
@@ -49,7 +55,7 @@ impl ChunkMemory {
             Ok(Self::over(capacity, populate(map.into()), 0, None))
         }
         #[cfg(loom)]
-        Ok(Self { capacity, slots: slots(capacity), map: model::Words::new(length / 8) })
+        Ok(Self { capacity, before: unknown(), slots: slots(capacity), map: model::Words::new(length / 8) })
     }
 
     /// Like [`new`](Self::new), but as a backing among `backings`.
@@ -88,11 +94,11 @@ impl ChunkMemory {
         backing: Option<super::backing::BackingFile>,
     ) -> Self {
         CHUNK_BYTES.fetch_add(Self::footprint(capacity), std::sync::atomic::Ordering::Relaxed);
-        Self { capacity, slots: slots(capacity), map, start, backing }
+        Self { capacity, before: unknown(), slots: slots(capacity), map, start, backing }
     }
 
-    /// Notes in the backing, if this is one, which segment it holds from now on, and what precedes that segment. Must
-    /// be called before the first frame is written.
+    /// Notes what precedes the segment that it holds from now on, and in the backing, if this is one, also which segment that
+    /// is. Must be called before the first frame is written.
     pub(crate) fn label(&mut self, label: &super::backing::Label, before: Before) {
         #[cfg(not(loom))]
         if let Some(bytes) = self.backing.as_ref().map(|backing| backing.label(label)) {
@@ -101,7 +107,8 @@ impl ChunkMemory {
             self.set_before(before);
             self.write_label(bytes);
         }
-        let _ = (label, before);
+        self.set_before(before);
+        let _ = label;
     }
 
     #[cfg(not(loom))]
@@ -114,24 +121,20 @@ impl ChunkMemory {
         unsafe { self.map.as_mut_ptr().add(at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     }
 
-    /// Notes in the backing, if this is one, what precedes its segment. Any thread may call this at any time.
+    /// Notes what precedes its segment, also in the backing, if this is one. Any thread may call this at any time.
     pub(crate) fn set_before(&self, before: Before) {
         #[cfg(not(loom))]
         if self.backing.is_some() {
             // Relaxed: it is read by another process, after this one has ended.
             self.note(super::backing::BEFORE_AT).store(before.pack(), std::sync::atomic::Ordering::Relaxed);
         }
-        let _ = before;
+        // Relaxed: read by whoever commits, which one thread does at a time, with a lock.
+        self.before.store(before.pack(), std::sync::atomic::Ordering::Relaxed);
     }
 
     /// What [`set_before`](Self::set_before) has noted.
     pub(crate) fn before(&self) -> Before {
-        #[cfg(not(loom))]
-        if self.backing.is_some() {
-            let word = self.note(super::backing::BEFORE_AT).load(std::sync::atomic::Ordering::Relaxed);
-            return Before::unpack(word);
-        }
-        Before::Unknown
+        Before::unpack(self.before.load(std::sync::atomic::Ordering::Relaxed))
     }
 
     /// Notes in the backing, if this is one, that its segment was sealed.

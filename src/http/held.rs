@@ -117,8 +117,12 @@ impl All {
         let mut connections: Vec<_> = waits.iter().map(|wait| wait.connection).collect();
         connections.sort_unstable();
         connections.dedup();
-        connections.into_iter().for_each(|connection| self.waits_for_one_less(connection));
-        waits.iter().for_each(|wait| wait.end.notify_one());
+        for connection in connections {
+            self.waits_for_one_less(connection);
+        }
+        for wait in waits {
+            wait.end.notify_one();
+        }
     }
 }
 

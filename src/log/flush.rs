@@ -108,6 +108,13 @@ impl Flusher {
         }
     }
 
+    /// Waits until no caller that waits for durability is writing. Must be called when the log has failed, so that none
+    /// begins to.
+    #[cfg(feature = "store")]
+    pub(super) fn settle(&self) {
+        drop(lock(&self.position));
+    }
+
     /// The bytes of frames that were committed since the log was opened.
     #[cfg(feature = "store")]
     pub(super) fn committed(&self) -> u64 {

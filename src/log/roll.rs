@@ -114,6 +114,8 @@ pub(super) fn unless_stopped(active: &Swap<Active>, stopping: &AtomicBool) -> Op
 /// to the second. So what nobody waits for costs next to nothing, however many logs there are.
 struct Pause(AtomicU64);
 
+/// How long a refusal is given to others who need a segment: later, they wait for an attempt of their own.
+const REFUSED: Duration = Duration::from_millis(250);
 /// See [`Pause`].
 const PAUSES: RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(64);
 
@@ -200,6 +202,8 @@ pub(crate) struct Roller {
     asked: AtomicBool,
     /// Why the last attempt to make a spare segment failed; and how long until the next one if nobody asks.
     refused: Mutex<Option<Error>>,
+    /// When that was, by the monotonic clock, in milliseconds.
+    refused_at: AtomicU64,
     pause: Pause,
     /// Bounded: at most one job of a kind per segment at a time.
     jobs: SegQueue<Job>,
@@ -234,6 +238,7 @@ impl Roller {
             looked_at: AtomicU64::new(0),
             asked: AtomicBool::new(false),
             refused: Mutex::new(None),
+            refused_at: AtomicU64::new(0),
             pause: Pause::new(),
             jobs: SegQueue::new(),
             trims: SegQueue::new(),
@@ -459,7 +464,7 @@ impl Shared {
                 backoff.snooze();
                 continue;
             }
-            if let Some(refused) = lock(&self.roll.refused).clone() {
+            if let Some(refused) = self.refused_lately() {
                 return Err(refused);
             }
             stats::found_no_room();
@@ -468,6 +473,13 @@ impl Shared {
             }
             self.roll.changed.park(seen + 1, || self.stopping.load(Ordering::SeqCst), None);
         }
+    }
+
+    /// Why no segment could be prepared, unless that was so long ago that it may be different now.
+    fn refused_lately(&self) -> Option<Error> {
+        let refused = lock(&self.roll.refused).clone()?;
+        let at = Duration::from_millis(self.roll.refused_at.load(Ordering::SeqCst));
+        (self.env.machine.elapsed().saturating_sub(at) <= REFUSED).then_some(refused)
     }
 
     /// Called when something is written: lets the maintenance task look for a backing, if the active chunk or the next one

@@ -192,6 +192,7 @@ impl Shared {
                     reports::failure(&self.dir, &refusal, "cannot prepare the next segment");
                 }
                 *refused = Some(refusal);
+                roll.refused_at.store(self.env.machine.elapsed().as_millis() as u64, Ordering::SeqCst);
             }
         }
         drop(refused);

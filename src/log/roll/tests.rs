@@ -202,3 +202,25 @@ fn a_spare_segment_that_nobody_waits_for_is_tried_again_less_and_less_often() {
         assert!(Instant::now() < deadline, "it is never taken");
     }
 }
+
+/// The refusal of a segment that nobody had waited for was given, up to a minute later, to the first append that needed
+/// one, although there was room again.
+#[test]
+fn an_append_long_after_there_is_room_again_is_not_refused() {
+    use crate::disk::gate::{Gate, Operation};
+    let sim = Sim::new(1);
+    let gate = Gate::new(std::sync::Arc::new(sim.clone()), |operation, _| {
+        if operation == Operation::Create {
+            std::thread::sleep(Duration::from_millis(20)); // as long as a disk may take
+        }
+        Ok(())
+    });
+    let place = std::path::Path::new(crate::log::tests::DIR);
+    let log = crate::log::Log::open_on(gate, place, crate::log::tests::small()).unwrap();
+    sim.set_room(Some(0));
+    log.append(&[7; 2000]).and_then(|at| log.wait_durable(at)).unwrap();
+    std::thread::sleep(Duration::from_millis(2200)); // attempts after 0, 250, 750 and 1750 ms
+    sim.set_room(None);
+    std::thread::sleep(Duration::from_millis(800));
+    log.append(&[7; 3000]).unwrap();
+}

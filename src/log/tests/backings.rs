@@ -131,3 +131,19 @@ fn where_shared_memory_has_no_room_for_a_large_chunk_a_smaller_one_begins() {
     append_durably(&log, 400);
     assert_eq!(lost_by_a_kill(&sim, log, &options), 0);
 }
+
+/// The chunk that had no backing was empty when it was replaced: what precedes it was noted nowhere, so the backing of
+/// the next one did not continue the log after a kill.
+#[test]
+fn a_chunk_that_replaces_an_empty_one_without_shared_memory_continues_the_log() {
+    let at = tempfile::tempdir().unwrap();
+    let (sim, options) = (Sim::new(1), Options { memory_bytes: 8 << 20, ..options(at.path(), 1 << 20) });
+    sim.set_memory_room(Some(0));
+    let log = open(&sim, &options);
+    std::thread::sleep(Duration::from_millis(400));
+    sim.set_memory_room(None);
+    log.trim(0).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(log.backed().0, "it has a backing now");
+    assert_eq!(lost_by_a_kill(&sim, log, &options), 0);
+}

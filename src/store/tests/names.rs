@@ -1,7 +1,10 @@
 //! The names of logs and of what is left of them: what is acknowledged, and when a directory is emptied, if a name could
 //! not be made durable.
 
-use super::{super::*, setup::without_backings};
+use super::{
+    super::*,
+    setup::{Door, Open, without_backings},
+};
 use crate::disk::{
     gate::{Gate, Operation},
     sim::{Cut, Sim},
@@ -208,4 +211,64 @@ fn what_is_left_of_a_log_is_emptied_only_if_its_name_was_there_before_the_sync()
             assert_eq!((&*name, values), ("b", Values::Json), "{seed}: without its settings");
         }
     }
+}
+
+/// Flushers that never run: all commits are those of callers that wait.
+struct Idle;
+
+impl crate::log::Schedule for Idle {
+    fn soon(&self, _: Arc<dyn crate::log::Run>) {}
+    fn later(&self, _: Arc<dyn crate::log::Run>, _: Duration, _: bool) -> u64 {
+        0
+    }
+    fn sooner(&self, _: u64, _: Arc<dyn crate::log::Run>) {}
+    fn others_wait(&self) -> bool {
+        false
+    }
+}
+
+/// A caller that waited for its record was about to name a segment file when its log was deleted. It did so in the
+/// directory of the next log of that name, with a file that was that log's: which could not be opened any more.
+#[test]
+fn a_caller_that_waits_for_a_deleted_log_names_no_file_of_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (door, armed) = (Arc::new(Door::default()), Arc::new(AtomicBool::new(false)));
+    let (held, asked) = (Arc::clone(&door), Arc::clone(&armed));
+    let gate = Gate::new(crate::disk::native(), move |operation, path| {
+        let hit = operation == Operation::Rename && path.ends_with("next-1.tmp");
+        if hit && asked.swap(false, Ordering::SeqCst) {
+            held.pass();
+        }
+        Ok(())
+    });
+    let env = Environment { flushers: Arc::new(Idle), ..Environment::on(gate) };
+    let store = Store::open_in(env, dir.path(), without_backings()).unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    let log = store.get("a").unwrap();
+    door.shut(true);
+    armed.store(true, Ordering::SeqCst);
+    let _opens = Open(&door);
+    let waiter =
+        std::thread::spawn(
+            move || {
+                while log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).is_ok() {}
+            },
+        );
+    door.wait_for_somebody();
+    std::thread::scope(|scope| {
+        let deleting = scope.spawn(|| store.delete("a").unwrap());
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!deleting.is_finished(), "it does not wait for whoever writes");
+        door.shut(false);
+    });
+    waiter.join().unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    let log = store.get("a").unwrap();
+    for _ in 0..60 {
+        log.append(&[8; 300]).and_then(|at| log.wait_durable(at)).unwrap();
+    }
+    drop(log);
+    store.close().unwrap();
+    let store = Store::open(dir.path(), without_backings()).unwrap();
+    assert_eq!(store.get("a").unwrap().next_offset(), 60);
 }
