@@ -50,7 +50,7 @@ const RUNNING: u32 = 3;
 /// A caller waits: a flag next to the phase.
 const KICKED: u32 = 4;
 
-/// See the module's documentation. Works on an `S`, from [`begin`](Self::begin) to [`stop`](Self::stop).
+/// See the module's documentation. Works on an `S`, from [`start`](Self::start) to [`stop`](Self::stop).
 pub(super) struct Task<S> {
     state: AtomicU32,
     /// The key under which the pool keeps it, while it is due later.
