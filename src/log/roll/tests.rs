@@ -158,14 +158,14 @@ fn a_closed_chunk_without_a_successor_keeps_nobody_awake() {
 struct Pauses(std::sync::Arc<dyn Schedule>, Mutex<Vec<Duration>>);
 
 impl Schedule for Pauses {
-    fn soon(&self, task: std::sync::Arc<dyn crate::log::Run>) {
+    fn soon(&self, task: std::sync::Arc<dyn crate::log::task::Run>) {
         self.0.soon(task);
     }
-    fn later(&self, task: std::sync::Arc<dyn crate::log::Run>, delay: Duration, within: bool) -> u64 {
+    fn later(&self, task: std::sync::Arc<dyn crate::log::task::Run>, delay: Duration, within: bool) -> u64 {
         lock(&self.1).push(delay);
         self.0.later(task, delay.min(Duration::from_millis(10)), within)
     }
-    fn sooner(&self, key: u64, task: std::sync::Arc<dyn crate::log::Run>) {
+    fn sooner(&self, key: u64, task: std::sync::Arc<dyn crate::log::task::Run>) {
         self.0.sooner(key, task);
     }
     fn others_wait(&self) -> bool {
