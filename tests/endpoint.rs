@@ -250,6 +250,21 @@ fn a_full_disk_is_507_and_what_was_acknowledged_is_still_served() {
     drop(disk);
 }
 
+/// Starts a server that writes what it logs to the file `said`.
+fn started(data: &std::path::Path, flags: &[&str], said: &std::path::Path) -> Server {
+    let child = Server::command(data, flags).stderr(std::fs::File::create(said).unwrap()).spawn().unwrap();
+    let mut server = Server { child, address: String::new() };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while server.address.is_empty() {
+        assert!(Instant::now() < deadline, "it does not listen");
+        std::thread::sleep(Duration::from_millis(10));
+        let text = std::fs::read_to_string(said).unwrap();
+        let address = text.split_once("address=").and_then(|(_, rest)| rest.split_once(char::is_whitespace));
+        address.map_or("", |(address, _)| address).clone_into(&mut server.address);
+    }
+    server
+}
+
 /// There is little room for backings, or none at all.
 #[test]
 fn a_full_memory_file_system_is_reported_and_appends_continue_without_backings() {
@@ -261,20 +276,7 @@ fn a_full_memory_file_system_is_reported_and_appends_continue_without_backings()
         let said = data.path().join("said");
         let flags =
             ["--create-logs", "--segment-bytes", "1048576", "--shm-dir", backings.path().to_str().unwrap()];
-        let child = Server::command(&data.path().join("data"), &flags)
-            .stderr(std::fs::File::create(&said).unwrap())
-            .spawn()
-            .unwrap();
-        let mut server = Server { child, address: String::new() };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while server.address.is_empty() {
-            assert!(Instant::now() < deadline, "it does not listen");
-            std::thread::sleep(Duration::from_millis(10));
-            let text = std::fs::read_to_string(&said).unwrap();
-            let address =
-                text.split_once("address=").and_then(|(_, rest)| rest.split_once(char::is_whitespace));
-            server.address = address.map_or("", |(address, _)| address).to_owned();
-        }
+        let server = started(&data.path().join("data"), &flags, &said);
         let mut client = server.connect();
         let value = |n: usize| vec![n as u8; 30_000 + n];
         for n in 0..200 {
@@ -313,19 +315,7 @@ fn logs_without_backings_are_reported_ten_at_a_time() {
     let _ = ballast.write_all(&vec![1; 1024 << 10]); // until it is full
     let said = data.path().join("said");
     let flags = ["--shm-dir", backings.path().to_str().unwrap()];
-    let child = Server::command(&data.path().join("data"), &flags)
-        .stderr(std::fs::File::create(&said).unwrap())
-        .spawn()
-        .unwrap();
-    let mut server = Server { child, address: String::new() };
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while server.address.is_empty() {
-        assert!(Instant::now() < deadline, "it does not listen");
-        std::thread::sleep(Duration::from_millis(10));
-        let text = std::fs::read_to_string(&said).unwrap();
-        let address = text.split_once("address=").and_then(|(_, rest)| rest.split_once(char::is_whitespace));
-        server.address = address.map_or("", |(address, _)| address).to_owned();
-    }
+    let server = started(&data.path().join("data"), &flags, &said);
     let (mut client, begun) = (server.connect(), Instant::now());
     for n in 0..50 {
         assert_eq!(client.request("PUT", &format!("/v1/logs/a{n}"), b"").unwrap().status, 201);

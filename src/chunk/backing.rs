@@ -23,14 +23,13 @@ use crate::disk::is_transient;
 use crate::{
     LogId,
     disk::{Aligned, Disk, MemoryDir, Node},
-    reports::Reports,
+    reports,
 };
 use std::{
     io::{self, Read},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    time::Instant,
 };
 
 /// The length of the head, which precedes the chunk's bytes.
@@ -142,14 +141,8 @@ pub(crate) struct ShmBacking {
 
 /// Reports that chunks of the log in `dir` have no backing; not for each of thousands of logs.
 pub(crate) fn no_backing(dir: &Path, error: &io::Error) {
-    static REPORTS: Reports = Reports::new();
-    let dir = dir.display();
     let what = "no memory that outlives the process: records acknowledged in memory are lost with it";
-    match REPORTS.count("backing", Instant::now()) {
-        Some(0) => tracing::warn!(%dir, %error, "{what}"),
-        Some(others) => tracing::warn!(%dir, %error, others, "{what}"),
-        None => tracing::debug!(%dir, %error, "{what}"),
-    }
+    reports::failure(dir, error, what);
 }
 
 /// A backing found at opening.

@@ -78,15 +78,18 @@ pub(super) struct Saved {
 impl Saved {
     /// Whether it is time to write it: `now`, after so many bytes were committed.
     pub(super) fn is_due(&self, now: Duration, committed: u64) -> bool {
-        let pause = Duration::from_millis(self.bytes.saturating_mul(1000) / SAVED_PER_SECOND);
-        now.saturating_sub(self.tried) >= pause || self.is_far_behind(committed)
+        now.saturating_sub(self.tried) >= self.time_at(SAVED_PER_SECOND) || self.is_far_behind(committed)
     }
 
     /// How long to wait until an epoch may cause another write.
     #[cfg(feature = "server")]
     pub(super) fn epoch_pause(&self, now: Duration) -> Duration {
-        let pause = Duration::from_millis(self.bytes.saturating_mul(1000) / EPOCHS_PER_SECOND);
-        (self.tried + pause).saturating_sub(now)
+        (self.tried + self.time_at(EPOCHS_PER_SECOND)).saturating_sub(now)
+    }
+
+    /// How long a write of it takes up of so many bytes per second.
+    fn time_at(&self, per_second: u64) -> Duration {
+        Duration::from_millis(self.bytes.saturating_mul(1000) / per_second)
     }
 
     fn is_far_behind(&self, committed: u64) -> bool {
