@@ -33,7 +33,8 @@ use crate::{
     sync::{Arc, AtomicU32, AtomicU64, Ordering},
 };
 pub(crate) use backing::{
-    BackingContent, Before, FoundBacking, Label, SHM_FALLBACKS, ShmBacking, backing_bytes, no_backing,
+    BackingContent, BackingDir, Before, FoundBacking, Label, SHM_FALLBACKS, ShmBacking, backing_bytes,
+    no_backing,
 };
 #[cfg(feature = "store")]
 pub(crate) use backing::{owners as backing_owners, remove_all as remove_backings};

@@ -3,6 +3,7 @@
 //! writes and fails (`sim`).
 
 mod buffered;
+mod calls;
 mod direct;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod gate;

@@ -23,21 +23,25 @@ mod held;
 mod log_permits;
 mod logs;
 mod memory;
+mod meter;
 mod metrics;
 #[cfg(test)]
 mod panics;
 mod params;
 mod permits;
+mod place;
 mod problem;
 mod producers;
 mod range;
 mod records;
-mod room;
 mod router;
+mod segment_room;
 mod server;
+mod settings;
 mod socket;
 mod tail;
 mod unsent;
 
 pub use params::{TIMES, parse_time};
-pub use server::{Server, Settings};
+pub use server::Server;
+pub use settings::Settings;

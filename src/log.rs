@@ -78,7 +78,7 @@ use crate::{
     segment::header::Secret,
     sync::{Arc, AtomicBool, Backoff, Ordering, Swap},
 };
-pub(crate) use append::MayBlock;
+pub(crate) use roll::MayBlock;
 use std::{
     ops::Range,
     path::{Path, PathBuf},

@@ -14,6 +14,7 @@ pub(crate) mod region;
 pub(crate) mod scan;
 pub(crate) mod sealed;
 pub(crate) mod search;
+pub(crate) mod survivors;
 
 use crate::{
     chunk::{Chunk, MAX_CAPACITY},

@@ -100,20 +100,22 @@ impl ChunkMemory {
     /// Notes what precedes the segment that it holds from now on, and in the backing, if this is one, also which segment that
     /// is. Must be called before the first frame is written.
     pub(crate) fn label(&mut self, label: &super::backing::Label, before: Before) {
+        // The old notes must be gone before the new label is there.
         #[cfg(not(loom))]
-        if let Some(bytes) = self.backing.as_ref().map(|backing| backing.label(label)) {
-            // The old notes must be gone before the new label is there.
+        if self.backing.is_some() {
             self.note(super::backing::SEALED_AT).store(0, std::sync::atomic::Ordering::Relaxed);
-            self.set_before(before);
-            self.write_label(bytes);
         }
         self.set_before(before);
+        #[cfg(not(loom))]
+        if let Some(bytes) = self.backing.as_ref().map(|backing| backing.label(label)) {
+            self.write_label(bytes);
+        }
         let _ = label;
     }
 
     #[cfg(not(loom))]
     fn write_label(&mut self, bytes: [u8; LABEL_BYTES]) {
-        let at = super::backing::LABEL_AT;
+        let at = super::backing::LABEL.start;
         assert!(at + bytes.len() <= super::backing::BEFORE_AT);
         // SAFETY: the label ends before the note about the preceding frame, which is within the head, as asserted; and
         // `&mut self` means that nobody else in this process can reach it. Other processes only read backings of logs

@@ -2,7 +2,7 @@
 //! is reported here and not to somebody else. For file systems that refuse `O_DIRECT`, and for macOS (where std's
 //! `sync_data` is `F_FULLFSYNC`).
 
-use super::{File, of_write, unknown};
+use super::{File, calls, of_write, unknown};
 use std::{
     fs,
     io::{self, IoSlice},
@@ -12,14 +12,6 @@ use std::{
 
 #[derive(Debug)]
 pub(super) struct BufferedFile(pub(super) fs::File);
-
-/// See [`File::sync`].
-pub(super) fn sync(file: &fs::File) -> io::Result<()> {
-    file.sync_data().map_err(unknown)?;
-    #[cfg(target_os = "linux")]
-    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed); // advice
-    Ok(())
-}
 
 impl File for BufferedFile {
     fn len(&self) -> io::Result<u64> {
@@ -32,7 +24,7 @@ impl File for BufferedFile {
 
     #[cfg(target_os = "linux")]
     fn read_once(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
-        super::direct::read(&self.0, buf, position)
+        calls::read(&self.0, buf, position)
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
@@ -45,7 +37,7 @@ impl File for BufferedFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        sync(&self.0)
+        calls::sync(&self.0)
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
@@ -54,7 +46,7 @@ impl File for BufferedFile {
     }
 
     fn reserve(&self, length: u64, written: Range<u64>) -> io::Result<()> {
-        super::native::reserve_again(&self.0, length, written)
+        calls::reserve_again(&self.0, length, written)
     }
 }
 

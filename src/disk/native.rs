@@ -1,11 +1,11 @@
 //! The system's directories, and the choice of which kind of file to use in them.
 
 use super::{
-    Disk, File, MemoryDir, Node, buffered::BufferedFile, is_read_only, is_transient, shm::ShmDir, unknown,
+    Disk, File, MemoryDir, Node, buffered::BufferedFile, calls, is_read_only, is_transient, shm::ShmDir,
+    unknown,
 };
 use std::{
     fs, io,
-    ops::Range,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -58,7 +58,7 @@ impl Disk for Native {
 
     fn create(&self, path: &Path, length: u64) -> io::Result<Box<dyn File>> {
         let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(path)?;
-        let reserved = reserve(&file, length).and_then(|()| writable(file, path));
+        let reserved = calls::reserve(&file, length).and_then(|()| writable(file, path));
         reserved.inspect_err(|_| {
             let _ = fs::remove_file(path); // do not keep the space that could be reserved
         })
@@ -158,63 +158,6 @@ impl Drop for Lock {
 fn sync_dir(dir: &Path) -> io::Result<()> {
     let dir = if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir.to_owned() };
     fs::File::open(dir)?.sync_all().map_err(unknown)
-}
-
-/// Reserves the blocks of a new file, so that writing them later cannot find the disk full.
-pub(super) fn reserve(file: &fs::File, length: u64) -> io::Result<()> {
-    if allocate(file, length)? { Ok(()) } else { file.set_len(length) }
-}
-
-/// The same for an existing file, as [`File::reserve`]. Where blocks cannot be reserved, only writing shows whether
-/// there is room.
-pub(super) fn reserve_again(file: &fs::File, length: u64, written: Range<u64>) -> io::Result<()> {
-    let found = file.metadata()?;
-    // XFS needs free space for this, even on a full disk, though all blocks are allocated.
-    let allocated = found.blocks() * 512;
-    if found.len() < length || allocated < length {
-        // Some file systems allocate all that is left before they say that it is not enough, and the file keeps it.
-        if free(file).is_some_and(|free| free < length.saturating_sub(allocated)) {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        allocate(file, length)?;
-    }
-    unshare(file, 0..written.start);
-    unshare(file, written.end..length);
-    Ok(())
-}
-
-/// How many bytes this process may still allocate on the file system; `None` if it does not say.
-fn free(file: &fs::File) -> Option<u64> {
-    let found = rustix::fs::fstatvfs(file).ok().filter(|found| found.f_blocks > 0)?;
-    let is_root = rustix::process::geteuid().is_root(); // which may use the reserved blocks
-    let blocks = if is_root { found.f_bfree } else { found.f_bavail };
-    Some(blocks.saturating_mul(found.f_frsize))
-}
-
-/// Gives the file blocks of its own where it shares them with a copy (`cp --reflink`): writing to those would need room,
-/// although they are allocated. XFS can do that; where it cannot be done now, writing will show it.
-fn unshare(file: &fs::File, range: Range<u64>) {
-    #[cfg(target_os = "linux")]
-    if !range.is_empty() {
-        let flag = rustix::fs::FallocateFlags::UNSHARE_RANGE;
-        let _ = rustix::fs::fallocate(file, flag, range.start, range.end - range.start);
-    }
-    let _ = (file, range);
-}
-
-/// Reserves blocks; `false` where the system does not support it.
-fn allocate(file: &fs::File, length: u64) -> io::Result<bool> {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::{fs::FallocateFlags, io::Errno};
-        let reserve = || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length);
-        match rustix::io::retry_on_intr(reserve) {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
-            done => return Ok(done.map(|()| true)?),
-        }
-    }
-    let _ = (file, length);
-    Ok(false)
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ impl MemoryDir for ShmDir {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file: fs::File =
             retry_on_intr(|| rustix::fs::open(above, flags, Mode::RUSR | Mode::WUSR))?.into();
-        super::native::reserve(&file, length)?;
+        super::calls::reserve(&file, length)?;
         file.write_all_at(head, 0)?;
         let (unnamed, path) = (format!("/proc/self/fd/{}", file.as_raw_fd()), self.0.join(name));
         let mut attempts = 0;

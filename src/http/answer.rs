@@ -1,9 +1,5 @@
 //! Answers: whole ones, and those that are sent piece by piece.
 
-use super::{
-    memory::{FREE, Memory, Purpose},
-    problem::Problem,
-};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Either, Full, combinators::UnsyncBoxBody};
 use hyper::{
@@ -15,23 +11,12 @@ use serde::Serialize;
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 /// A whole answer, or one that is sent piece by piece.
 pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;
 pub(super) type Answer = Response<Body>;
-
-/// A whole answer that is not small, within the memory for answers. It exists already: anything much larger than a few
-/// KiB must be granted its memory before it is made.
-pub(super) fn large(memory: &Arc<Memory>, bytes: Vec<u8>) -> Result<Body, Problem> {
-    let mut grant = memory.grant(Purpose::Answer);
-    if bytes.len() > FREE {
-        grant.cover(bytes.len())?;
-    }
-    Ok(full(grant.hold(bytes)))
-}
 
 pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
     Either::Left(Full::new(bytes.into()))

@@ -3,9 +3,9 @@
 use super::{
     context::Context,
     memory::{Buffer, FREE, Grant, Purpose, Work},
+    meter::Meter,
     permits::Queues,
     problem::{Problem, cut},
-    room::Meter,
 };
 use crate::Code;
 use bytes::Bytes;
@@ -112,10 +112,6 @@ where
     }
     Ok(buffer.freeze())
 }
-
-/// Bodies of this size or larger are parsed off the runtime's thread, which has other requests to answer: checking a
-/// mebibyte of JSON takes a millisecond.
-pub(super) const LARGE: usize = 256 << 10;
 
 /// Parses a body off the runtime's thread, once there is a permit for it.
 pub(super) async fn with_permit<T: Send + 'static>(

@@ -3,11 +3,12 @@
 
 use super::{
     answer::{Answer, full, json, json_of, json_text, only_head},
-    body::{self, LARGE, Object},
+    body::{self, Object},
     connection::Arriving,
-    context::{Asker, Context},
+    context::{Asker, Context, DEFAULT_LOG},
     fetch, formats,
     memory::{FREE, Grant, Memory, Purpose, Work, with_scratch},
+    permits::LARGE,
     problem::Problem,
 };
 use crate::{
@@ -23,9 +24,6 @@ use serde::{
     de::{IgnoredAny, Visitor},
 };
 use std::{borrow::Cow, fmt, sync::Arc};
-
-/// The log that this API uses.
-pub(super) const LOG: &str = "default";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -109,7 +107,7 @@ pub(super) async fn post(
         let (work, memory) = (Work::of(bytes.len()), Arc::clone(&context.memory));
         Box::pin(body::with_permit(context, asker.queues, work, move || decoded(bytes, &memory))).await??
     };
-    let log = context.log_to_append(asker.queues, LOG).await?;
+    let log = context.log_to_append(asker.queues, DEFAULT_LOG).await?;
     let length = value.len();
     let (value, grant) = if length < LARGE || log.settings().values == Values::Any {
         check(&value, log.settings())?;
@@ -197,7 +195,7 @@ pub(super) async fn get(
             return Err(Problem::new(Code::OffsetMissing, detail));
         }
     };
-    let log = context.log(asker.queues, LOG).await.map_err(|problem| problem.of_no_record(offset))?;
+    let log = context.log(asker.queues, DEFAULT_LOG).await.map_err(|problem| problem.of_no_record(offset))?;
     let bytes = |length| formats::rendered_bytes(length, false);
     let (head, text) = fetch::record(context, asker, &log, offset, bytes, render).await?;
     let Some(text) = text else {

@@ -46,7 +46,7 @@ mod stream;
 
 use super::{
     permits::Queues,
-    server::Settings,
+    settings::Settings,
     unsent::{Ends, Unsent},
 };
 use crate::sync::lock;

@@ -2,7 +2,6 @@
 //! waited for.
 
 use super::{
-    body::LARGE,
     commit::DurabilityWaiters,
     feed::Feeds,
     guard::Guard,
@@ -10,9 +9,9 @@ use super::{
     log_permits::LogPermits,
     memory::Memory,
     metrics::Metrics,
-    permits::{Kind, Queues},
+    permits::{Kind, LARGE, Queues},
     problem::Problem,
-    server::Settings,
+    settings::Settings,
 };
 use crate::{
     Code,
@@ -33,6 +32,9 @@ const COPYING: Duration = Duration::from_millis(1);
 pub(super) fn work(bytes: usize, records: usize) -> usize {
     bytes.saturating_add(records.saturating_mul(64))
 }
+
+/// The log of the book's API.
+pub(super) const DEFAULT_LOG: &str = "default";
 
 /// What a request needs; there is one per runtime.
 pub(super) struct Context {
@@ -118,7 +120,7 @@ impl Context {
 
     /// Whether appending to a log of this name creates it: always for the book's log, which is also created at start.
     fn creates(&self, name: &str) -> bool {
-        self.limits.create_logs || name == super::book::LOG
+        self.limits.create_logs || name == DEFAULT_LOG
     }
 
     /// Like [`log`](Self::log), but for an append, which creates the log if the server is configured to.

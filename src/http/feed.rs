@@ -4,9 +4,9 @@
 
 use super::{
     commit::Instance,
-    fetch::{self, Made, Next, Place, Wants},
     formats,
     memory::{Grant, Memory, Purpose, with_scratch},
+    place::{self, Made, Next, Place, Wants},
 };
 use crate::{
     log::{Error, Reader},
@@ -259,7 +259,7 @@ async fn watch(
 pub(super) fn render(reader: &mut Reader, place: Place, mut grant: Grant) -> Result<Made<Bytes>, Error> {
     with_scratch(|out| {
         while out.len() < PIECE {
-            match fetch::next(reader, place, &mut grant, out.len(), u64::MAX) {
+            match place::next(reader, place, &mut grant, out.len(), u64::MAX) {
                 Ok(Next::Record(record)) => {
                     out.extend_from_slice(format!("id: {}\ndata: ", record.offset).as_bytes());
                     formats::object(out, &record);

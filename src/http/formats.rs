@@ -12,7 +12,7 @@
 
 mod json;
 
-use super::{memory::Grant, params, problem::Problem, room::SegmentRoom};
+use super::{memory::Grant, params, problem::Problem, segment_room::SegmentRoom};
 use crate::{
     Code,
     chunk::AppendValues,

@@ -4,7 +4,8 @@ use super::{
     body::Encoding,
     formats::{self, Format},
     memory::{Memory, Purpose, Work},
-    room::{Meter, SegmentRoom},
+    meter::Meter,
+    segment_room::SegmentRoom,
 };
 use crate::{chunk::AppendValues, frame::JSON};
 use bytes::Bytes;

@@ -18,7 +18,7 @@
 //! clients are. Ports are ignored: they differ behind a forwarded port. A request of HTTP/1.0 may name no host: it does not
 //! come from a browser. `/healthz` and `/readyz` are for probes under any name, and reveal nothing about the logs.
 
-use super::{problem::Problem, server::Settings};
+use super::{problem::Problem, settings::Settings};
 use crate::Code;
 use hyper::{
     Method, Request, Version,

@@ -14,10 +14,6 @@ use std::{
 };
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-/// The number of logs in the whole server for which something may take long at once: fewer than one runtime has
-/// threads.
-pub(super) const LOGS: usize = 8;
-
 /// Which logs have a permit, or are waited for, by their names.
 pub(super) struct LogPermits {
     by_name: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
@@ -95,7 +91,7 @@ impl Drop for Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::permits::KINDS;
+    use crate::http::permits::{KINDS, LOGS};
     use std::{
         pin::Pin,
         task::{Context, Poll, Waker},
@@ -131,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_has_one_turn_at_a_time_and_few_logs_have_one() {
+    fn a_log_has_one_permit_at_a_time_and_few_logs_have_one() {
         with_server(|server| {
             let lines: [Queues; 2 * LOGS] = Default::default();
             let first = poll(&mut server.ask("a", &lines[0])).unwrap();

@@ -1,7 +1,7 @@
 //! Logs as resources: create, describe, list, delete, trim.
 
 use super::{
-    answer::{Answer, full, json, json_of, json_text, large},
+    answer::{Answer, full, json, json_of, json_text},
     body,
     connection::Arriving,
     context::Context,
@@ -114,7 +114,7 @@ pub(super) fn list(context: &Context, request: &Request<()>) -> Result<Answer, P
     let more = logs.len() > limit;
     logs.truncate(limit);
     let next = logs.last().map(String::as_str).filter(|_| more);
-    Ok(json_of(large(&context.memory, json_text(&Listed { logs: &logs, next }))?))
+    Ok(json_of(full(context.memory.hold_answer(json_text(&Listed { logs: &logs, next }))?)))
 }
 
 #[derive(Deserialize)]

@@ -9,8 +9,7 @@
 //! see `connection`.
 
 use super::{
-    log_permits::LOGS,
-    permits::{Kind, Permits},
+    permits::{Kind, LOGS, Permits},
     problem::Problem,
 };
 use crate::sync::lock;
@@ -214,6 +213,16 @@ impl Memory {
     /// Returns an empty grant, to be grown.
     pub(super) fn grant(self: &Arc<Self>, purpose: Purpose) -> Grant {
         Grant { memory: Arc::clone(self), purpose, bytes: 0 }
+    }
+
+    /// Holds an answer that exists already within the memory for answers: anything much larger than a few KiB must be
+    /// granted its memory before it is made.
+    pub(super) fn hold_answer(self: &Arc<Self>, bytes: Vec<u8>) -> Result<Bytes, UsedUp> {
+        let mut grant = self.grant(Purpose::Answer);
+        if bytes.len() > FREE {
+            grant.cover(bytes.len())?;
+        }
+        Ok(grant.hold(bytes))
     }
 
     /// Warns that requests are refused: only now and then, however many there are.

@@ -1,7 +1,7 @@
 //! What `/metrics` shows, for Prometheus. No label depends on the names of logs.
 
 use super::{
-    answer::{Answer, large},
+    answer::{Answer, full},
     memory::Memory,
     problem::Problem,
 };
@@ -138,7 +138,7 @@ impl Metrics {
         self.memory.set(memory.used().cast_signed() as i64);
         let mut text = String::new();
         let _ = encode(&mut text, &self.registry); // writing to a string cannot fail
-        let mut answer = Response::new(large(memory, text.into_bytes())?);
+        let mut answer = Response::new(full(memory.hold_answer(text.into_bytes())?));
         let media_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
         Ok(answer)

@@ -1,5 +1,5 @@
-//! Turns for what only a few requests may do at once: reading from the disk, looking for the end of a range, parsing
-//! bodies, appending large batches, opening logs. Turns are shared fairly among connections: for each kind, one request
+//! Permits for what only a few requests may do at once: reading from the disk, looking for the end of a range, parsing
+//! bodies, appending large batches, opening logs. They are shared fairly among connections: for each kind, one request
 //! of a connection waits among those of other connections, and its other requests wait behind that one. Otherwise a
 //! client with many requests in flight would get nearly all permits. If a permit is free, it is taken without any of this.
 
@@ -33,6 +33,14 @@ pub(super) enum Kind {
 }
 
 pub(super) const KINDS: usize = 8;
+
+/// The number of logs in the whole server for which something may take long at once: fewer than one runtime has
+/// threads.
+pub(super) const LOGS: usize = 8;
+
+/// Work on this many bytes or more is done off the runtime's thread, which has other requests to answer: checking a
+/// mebibyte of JSON takes a millisecond.
+pub(super) const LARGE: usize = 256 << 10;
 
 /// A permit, released when it is dropped.
 pub(super) type Permit = OwnedSemaphorePermit;

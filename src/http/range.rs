@@ -2,13 +2,13 @@
 
 use super::{
     answer::{Answer, Body, full, only_head, piece_by_piece},
-    body::LARGE,
     context::{Asker, Context},
-    fetch::{self, Made, Next, Patience, Place, Wants},
+    fetch::{self, Patience},
     formats::{self, Format},
     memory::{Grant, Memory, Purpose, UsedUp, with_scratch},
     params,
-    permits::{Kind, Queues},
+    permits::{Kind, LARGE, Queues},
+    place::{self, Made, Next, Place, Wants},
     problem::Problem,
     tail,
 };
@@ -169,7 +169,7 @@ impl Reading {
                 return Ok(Went::Some);
             }
             let next_most = self.most();
-            let record = match fetch::next(&mut self.reader, place, grant, out.len(), next_most) {
+            let record = match place::next(&mut self.reader, place, grant, out.len(), next_most) {
                 Ok(Next::Record(record)) => record,
                 Ok(Next::End) => break,
                 Ok(Next::Wants(place, bytes)) if out.len() == begun => {

@@ -2,16 +2,17 @@
 
 use super::{
     answer::{Answer, full, json, only_head},
-    body::{self, LARGE},
+    body,
     connection::Arriving,
     context::{self, Ack, Asker, Context},
     fetch,
     formats::{self, DecodedBatch, Format},
     memory::{Grant, Purpose, Work},
+    meter::Meter,
     params,
-    permits::Queues,
+    permits::{LARGE, Queues},
     problem::Problem,
-    room::{Meter, SegmentRoom},
+    segment_room::SegmentRoom,
 };
 use crate::{
     Code, LogId, PRODUCER_MARK_BYTES,

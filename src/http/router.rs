@@ -4,7 +4,7 @@ use super::{
     answer::{Answer, full, json},
     book,
     connection::{Arriving, Exchange},
-    context::{Asker, Context},
+    context::{Asker, Context, DEFAULT_LOG},
     logs, params,
     permits::Queues,
     problem::Problem,
@@ -284,7 +284,7 @@ async fn ready(context: &Context, queues: &Queues) -> Result<Answer, Problem> {
     if !context.recovered.load(Ordering::Acquire) {
         return Err(Problem::new(Code::Recovering, "the log is being recovered; ask again"));
     }
-    match context.log(queues, book::LOG).await {
+    match context.log(queues, DEFAULT_LOG).await {
         Ok(log) => log.writable()?,
         Err(problem) if problem.is_of_no_log() => {} // deleted: the next append creates it
         Err(problem) => return Err(problem),

@@ -9,10 +9,11 @@ use super::{
     answer::{Answer, piece_by_piece},
     context::Context,
     feed::{self, Feed, Latest, Wake},
-    fetch::{self, Made, Patience, Place},
+    fetch::{self, Patience},
     held::Hold,
     memory::Grant,
     permits::Queues,
+    place::{Made, Place},
     problem::Problem,
 };
 use crate::{

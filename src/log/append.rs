@@ -3,28 +3,16 @@
 //! Everything that can be refused is refused before anything is reserved. Between reserving and publishing, only the
 //! engine's own copying runs, so no reserved offset stays empty.
 
-use super::{Durability, Error, LINGER, Shared, roll::Active};
+use super::{
+    Durability, Error, LINGER, Shared,
+    roll::{Active, MayBlock},
+};
 use crate::{
     chunk::{AppendOutcome, AppendValue, AppendValues, Batch, Chunk, FrameMeta},
     frame::JSON,
     segment::Segment,
     sync::{Arc, Backoff, Ordering},
 };
-
-/// What a call does if it would have to wait: an append for room, until the disk has caught up; in a log that
-/// acknowledges in memory, also for the copies that earlier appends have begun, so that readers see its records when it
-/// returns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum MayBlock {
-    /// It waits.
-    Yes,
-    /// It waits for copies, which mostly takes microseconds, and for a batch of many MiB milliseconds. For room it
-    /// returns [`Error::WouldBlock`].
-    ForCopies,
-    /// For room it returns [`Error::WouldBlock`]; readers see its records soon, the caller may look when
-    /// ([`Log::is_published`](super::Log::is_published)).
-    No,
-}
 
 /// A value to append, and whether to mark it as JSON. The log does not check that it is JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use super::{Error, Options, recovery, show};
 use crate::{
-    chunk::{BackingContent, FoundBacking, ShmBacking},
+    chunk::{BackingContent, BackingDir, FoundBacking},
     disk,
 };
 use std::{
@@ -91,9 +91,9 @@ pub(crate) fn verify_on(
     let _lock = recovery::lock(disk, dir)?;
     let found = recovery::deep_survey(disk, dir, progress)?;
     let log = found.segments.first().map(|first| first.header.log);
-    let backings = log.zip(shm_dir).and_then(|(log, at)| {
-        ShmBacking::open(disk, at, log, [0; 16], dir, disk.node(dir).unwrap_or_default(), 0).ok()
-    });
+    let backings = log
+        .zip(shm_dir)
+        .and_then(|(log, at)| BackingDir::open(disk, at, log, dir, disk.node(dir).unwrap_or_default()).ok());
     let held = backings.as_ref().map(|backings| (backings, backings.find().unwrap_or_default()));
     let backings = held.into_iter().flat_map(|(backings, held)| {
         let holds = |found: &&FoundBacking| {

@@ -23,10 +23,7 @@ mod file;
 pub(super) mod fuzzing;
 mod table;
 
-use super::{
-    Error, Log, Payload, append,
-    append::{Extended, MayBlock},
-};
+use super::{Error, Log, Payload, append, append::Extended, roll::MayBlock};
 use crate::chunk::AppendValues;
 use block::{block, set_count};
 use file::Saved;

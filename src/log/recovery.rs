@@ -8,6 +8,7 @@
 
 mod aside;
 mod dir;
+mod full;
 mod judge;
 mod mend;
 mod open;
@@ -21,11 +22,13 @@ pub(super) use dir::ensure_free;
 pub(super) use dir::{ASIDE, lock};
 #[cfg(feature = "store")]
 pub(crate) use dir::{COMMON_LOCK, SETTINGS, id_of};
-pub(super) use mend::{Mended, mend};
+pub(super) use full::Full;
 #[cfg(feature = "store")]
-pub(super) use open::has_room;
-pub(super) use open::{Full, open, rewrite_header, seal};
-pub(super) use survey::{Copies, Origin, State, Survey, SurveyedSegment, deep_survey};
+pub(super) use full::has_room;
+pub(super) use judge::State;
+pub(super) use mend::{Mended, mend};
+pub(super) use open::{open, rewrite_header, seal};
+pub(super) use survey::{Copies, Origin, Survey, SurveyedSegment, deep_survey};
 
 #[cfg(all(test, not(loom)))]
 mod tests;

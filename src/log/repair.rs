@@ -8,7 +8,7 @@ use super::{
     recovery::{self, Copies, Mended, Origin, State, Survey, SurveyedSegment},
 };
 use crate::{
-    chunk::ShmBacking,
+    chunk::BackingDir,
     disk::{self, Aligned, BLOCK, Disk, salvage},
     frame::{self, LOST, Stamp, WORD},
     segment::{
@@ -129,9 +129,8 @@ fn ensure_repairable(dir: &Path, survey: &Survey) -> Result<(), Error> {
 fn from_backings(disk: &dyn Disk, dir: &Path, at: &Path, survey: &mut Survey) -> Result<Vec<Mended>, Error> {
     let Some(log) = survey.segments.first().map(|first| first.header.log) else { return Ok(Vec::new()) };
     let node = disk.node(dir).map_err(Error::io("look at", dir))?;
-    // Neither secret nor incarnation is needed: they are for creating backings.
-    match ShmBacking::open(disk, at, log, [0; 16], dir, node, 0) {
-        Ok(shm_dir) => recovery::mend(disk, dir, &shm_dir, survey),
+    match BackingDir::open(disk, at, log, dir, node) {
+        Ok(backings) => recovery::mend(disk, dir, &backings, survey),
         Err(error) if disk::is_transient(&error) => Err(Error::io("look for backings in", at)(error)),
         Err(error) => {
             tracing::warn!(dir = %dir.display(), at = %at.display(), %error, "cannot look for backings");
@@ -231,7 +230,7 @@ fn rewrite(disk: &dyn Disk, dir: &Path, found: &SurveyedSegment, mended: &Mended
     let region = Region::read(&*source, source.len()?, true)?;
     let bytes = if let Mended::InPart(bytes) = mended { &bytes[..] } else { &region[..] };
     let positions: Vec<Option<u32>> = match &found.state {
-        State::Damaged(wreck) => wreck.survivors.iter().map(|at| at.checked_sub(1)).collect(),
+        State::Damaged(wreck) => wreck.survivors.iter().collect(),
         State::Unsealed(scan) | State::Open(_, scan) => scan.positions.iter().copied().map(Some).collect(),
         State::Sealed(footer) => {
             let frames = &bytes[..footer.words as usize * WORD];

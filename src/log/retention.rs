@@ -1,7 +1,7 @@
 //! Retention: which segments may be dropped, by the bytes that the log may take and by the age of its records.
 
 #[cfg(feature = "store")]
-use super::append::MayBlock;
+use super::roll::MayBlock;
 use super::{Error, Log, Shared, chain::newest};
 use std::time::Duration;
 

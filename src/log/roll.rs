@@ -25,7 +25,6 @@ mod maintain;
 
 use super::{
     Error, Frontier, Shared,
-    append::MayBlock,
     budget::{Budget, Claim},
     clock, stats,
     task::{Schedule, Task},
@@ -108,6 +107,21 @@ pub(super) fn stop(active: &Swap<Active>, stopping: &AtomicBool) {
 pub(super) fn unless_stopped(active: &Swap<Active>, stopping: &AtomicBool) -> Option<Arc<Active>> {
     let now = active.load_full();
     (!stopping.load(Ordering::SeqCst)).then_some(now)
+}
+
+/// What a call does if it would have to wait: an append for room, until the disk has caught up; in a log that
+/// acknowledges in memory, also for the copies that earlier appends have begun, so that readers see its records when it
+/// returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MayBlock {
+    /// It waits.
+    Yes,
+    /// It waits for copies, which mostly takes microseconds, and for a batch of many MiB milliseconds. For room it
+    /// returns [`Error::WouldBlock`].
+    ForCopies,
+    /// For room it returns [`Error::WouldBlock`]; readers see its records soon, the caller may look when
+    /// ([`Log::is_published`](super::Log::is_published)).
+    No,
 }
 
 /// How long until something that found no room is tried again: the first of [`PAUSES`], then twice as long each time, up

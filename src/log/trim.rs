@@ -9,7 +9,7 @@ use crossbeam::channel::RecvTimeoutError;
 use std::{collections::VecDeque, io, time::Duration};
 #[cfg(feature = "store")]
 use {
-    super::{ATTEMPT, ATTEMPTS, append::MayBlock},
+    super::{ATTEMPT, ATTEMPTS, roll::MayBlock},
     crossbeam::channel::{Receiver, TryRecvError},
 };
 

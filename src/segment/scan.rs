@@ -1,6 +1,5 @@
 //! The frames from the start of a segment, up to the first that does not verify. No I/O.
 
-use super::sealed::Summary;
 use crate::frame::{self, Key, MORE, WORD};
 
 /// The frames from the start of a segment, as long as each verifies and follows the one before.
@@ -13,6 +12,14 @@ pub(crate) struct Scan {
     /// When the first and the last record were appended, in milliseconds since the segment was begun.
     pub(crate) times: (u64, u64),
     /// The CRC in the last frame.
+    pub(crate) last_crc: Option<u32>,
+}
+
+/// What the footer says about the frames.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Summary {
+    pub(crate) words: u32,
+    pub(crate) times: (u64, u64),
     pub(crate) last_crc: Option<u32>,
 }
 

@@ -3,7 +3,14 @@
 //! The index is derived: it says where to look, but is never trusted. A record found through it must verify and carry
 //! the right number; otherwise the frames themselves are searched.
 
-use super::{FRAMES, header::Header, region::Region, scan, search};
+use super::{
+    FRAMES,
+    header::Header,
+    region::Region,
+    scan::{self, Summary},
+    search,
+    survivors::Survivors,
+};
 use crate::{
     disk::{Aligned, BLOCK, File, salvage},
     frame::{self, Key, WORD},
@@ -32,22 +39,13 @@ pub(crate) struct Footer {
     pub(crate) last_crc: Option<u32>,
 }
 
-/// What the footer says about the frames.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Summary {
-    pub(crate) words: u32,
-    pub(crate) times: (u64, u64),
-    pub(crate) last_crc: Option<u32>,
-}
-
 /// What is known about a segment that is no longer written.
 #[derive(Debug)]
 pub(crate) struct Sealed {
     pub(crate) records: u32,
     pub(crate) words: u32,
-    /// For a damaged segment: where each record is, in words plus one; 0 for records that are lost. Such a segment is
-    /// never written to.
-    survivors: Option<Vec<u32>>,
+    /// For a damaged segment, which is never written to.
+    survivors: Option<Survivors>,
     /// What a search through all frames has found, once the index or a frame did not verify. It is kept because the
     /// search takes long, and records that are lost may be asked for often.
     /// Locked for moments only: readers of records that are whole look here as well.
@@ -61,8 +59,7 @@ pub(crate) struct Sealed {
 /// The result of searching the frames themselves.
 #[derive(Debug)]
 struct Looked {
-    /// As [`Sealed::survivors`].
-    positions: Vec<u32>,
+    survivors: Survivors,
     /// Bytes of the frames' region that cannot be read.
     unreadable: Vec<Range<usize>>,
 }
@@ -74,7 +71,7 @@ impl From<Footer> for Sealed {
 }
 
 impl Sealed {
-    fn new(records: u32, words: u32, survivors: Option<Vec<u32>>) -> Self {
+    fn new(records: u32, words: u32, survivors: Option<Survivors>) -> Self {
         Self {
             records,
             words,
@@ -86,7 +83,7 @@ impl Sealed {
     }
 
     /// A damaged segment that has these records.
-    pub(crate) fn damaged(records: u32, words: u32, survivors: Vec<u32>) -> Self {
+    pub(crate) fn damaged(records: u32, words: u32, survivors: Survivors) -> Self {
         Self::new(records, words, Some(survivors))
     }
 }
@@ -246,7 +243,7 @@ pub(crate) fn head_in(bytes: &[u8], words: u32, key: Key, record: u32, at: u32) 
 /// treated like an index that is wrong. `None` if the record is lost.
 fn indexed(file: &dyn File, sealed: &Sealed, record: u32) -> Option<u32> {
     if let Some(survivors) = &sealed.survivors {
-        return survivors.get(record as usize).and_then(|at| at.checked_sub(1));
+        return survivors.get(record);
     }
     let mut entry = [0; 4];
     let read = file.read_at(&mut entry, index_at(sealed.words) + u64::from(record) * 4);
@@ -271,7 +268,7 @@ pub(crate) fn whereabouts(
 ) -> io::Result<Whereabouts> {
     let looked = lock(&sealed.looked).clone();
     let at = match looked.filter(|_| sealed.survivors.is_none()) {
-        Some(found) => looked_again(file, sealed, key, record, found)?.position(record),
+        Some(found) => looked_again(file, sealed, key, record, found)?.survivors.get(record),
         None => indexed(file, sealed, record),
     };
     Ok(at.map_or(Whereabouts::Lost, Whereabouts::Indexed))
@@ -323,7 +320,7 @@ fn find(file: &dyn File, sealed: &Sealed, key: Key, record: u32) -> io::Result<O
     let found = looked_again(file, sealed, key, record, found)?;
     match &found.unreadable[..] {
         [bad, ..] if !found.has(record) => Err(io::Error::other(salvage::Unreadable(bad.clone()))),
-        _ => Ok(found.position(record)),
+        _ => Ok(found.survivors.get(record)),
     }
 }
 
@@ -378,22 +375,16 @@ impl Looked {
         let frames = Region::read(file, end, true)?;
         let scanned = scan::scan(&frames, key);
         let later = search::frames_from(&frames, key, scanned.words, scanned.records());
-        let mut positions = vec![0; sealed.records as usize];
+        let mut survivors = Survivors::none(sealed.records);
         let first = (0..).zip(scanned.positions.iter().copied());
         for (record, word) in first.chain(later.frames) {
-            if let Some(position) = positions.get_mut(record as usize) {
-                *position = word + 1;
-            }
+            survivors.set(record, word);
         }
-        Ok(Self { positions, unreadable: frames.unreadable().to_vec() })
-    }
-
-    fn position(&self, record: u32) -> Option<u32> {
-        self.positions.get(record as usize).and_then(|at| at.checked_sub(1))
+        Ok(Self { survivors, unreadable: frames.unreadable().to_vec() })
     }
 
     fn has(&self, record: u32) -> bool {
-        self.position(record).is_some()
+        self.survivors.get(record).is_some()
     }
 
     /// Whether some part that could not be read can be read now.

@@ -73,7 +73,7 @@ fn written(secret: Secret) -> Vec<u8> {
     sealed::seal(
         file.file(),
         &header,
-        sealed::Summary { words: all.words, ..found.summary() },
+        scan::Summary { words: all.words, ..found.summary() },
         found.positions.iter().copied(),
     )
     .unwrap();

@@ -145,7 +145,7 @@ fn logs_share_the_memory_and_each_continues_when_others_have_taken_it_all() {
 /// may be removed.
 #[test]
 fn backings_of_missing_logs_are_kept_and_those_of_deleted_logs_removed() {
-    use crate::chunk::{ChunkMemory, ShmBacking};
+    use crate::chunk::{BackingDir, ChunkMemory, ShmBacking};
     let (dir, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let with = || {
         let mut options = options();
@@ -164,10 +164,14 @@ fn backings_of_missing_logs_are_kept_and_those_of_deleted_logs_removed() {
     let left = ids.map(|(id, dir)| {
         let disk = crate::disk::native();
         let node = disk.node(&dir).unwrap();
-        let backings = Arc::new(ShmBacking::open(&*disk, at.path(), id, [1; 16], &dir, node, 1).unwrap());
+        let backings = Arc::new(ShmBacking::new(
+            BackingDir::open(&*disk, at.path(), id, &dir, node).unwrap(),
+            [1; 16],
+            1,
+        ));
         backings.keep();
         drop(ChunkMemory::backed(4096, &backings).unwrap());
-        move || backings.find().unwrap().len()
+        move || backings.dir.find().unwrap().len()
     });
     let elsewhere = tempfile::tempdir().unwrap();
     std::fs::rename(dir.path().join("away"), elsewhere.path().join("away")).unwrap();
@@ -519,7 +523,7 @@ fn wherever_deleting_a_log_fails_it_is_gone_or_deleted_by_the_next_attempt() {
 
 #[test]
 fn delete_of_a_log_that_is_not_open_takes_its_backings() {
-    use crate::chunk::{ChunkMemory, ShmBacking};
+    use crate::chunk::{BackingDir, ChunkMemory, ShmBacking};
     let (dir, at) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let with = || {
         let mut options = options();
@@ -533,7 +537,8 @@ fn delete_of_a_log_that_is_not_open_takes_its_backings() {
     let path = dir.path().join("a");
     let disk = crate::disk::native();
     let node = disk.node(&path).unwrap();
-    let backings = Arc::new(ShmBacking::open(&*disk, at.path(), id, [1; 16], &path, node, 1).unwrap());
+    let backings =
+        Arc::new(ShmBacking::new(BackingDir::open(&*disk, at.path(), id, &path, node).unwrap(), [1; 16], 1));
     backings.keep();
     drop(ChunkMemory::backed(4096, &backings).unwrap()); // as a killed process leaves it
     let store = Store::open(dir.path(), with()).unwrap();
@@ -541,7 +546,7 @@ fn delete_of_a_log_that_is_not_open_takes_its_backings() {
     store.inner.turn();
     store.close().unwrap();
     drop(Store::open(dir.path(), with()).unwrap());
-    assert_eq!(backings.find().unwrap().len(), 0, "they stay for ever");
+    assert_eq!(backings.dir.find().unwrap().len(), 0, "they stay for ever");
 }
 
 #[test]

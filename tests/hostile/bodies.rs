@@ -2,7 +2,7 @@
 
 use super::{
     MIB, code,
-    support::{Client, Server, process::Process, turns::Turn},
+    support::{Client, Server, process::Process, processor::Processor},
 };
 use std::{
     io::Write,
@@ -37,7 +37,7 @@ type Case = (&'static str, &'static str, &'static str, Vec<u8>, usize, u16, &'st
 /// 56 bytes were kept for each record before anything was refused: 2,067 bytes of zstd took 3.6 GB.
 #[test]
 fn a_body_costs_a_small_multiple_of_its_bytes_whatever_it_decodes_to() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs"]);
     let process = Process::of(&server.child);
@@ -198,7 +198,7 @@ fn a_refusal_is_small_whatever_was_sent() {
 /// was then refused.
 #[test]
 fn a_small_compressed_body_does_not_wait_behind_bombs() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs"]);
     let blanks = |end: &[u8]| zstd(&[&vec![b' '; 64 * MIB - 100], end].concat());

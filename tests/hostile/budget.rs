@@ -4,7 +4,7 @@ use super::{
     MIB, Producer, a_while, code, get,
     http2::{self, Connection, GO_AWAY, RESET},
     metric,
-    support::{Client, Server, process::Process, turns::Turn},
+    support::{Client, Server, process::Process, processor::Processor},
     wait_for,
 };
 use std::{
@@ -72,7 +72,7 @@ const ALL: &str = "/v1/logs/a/records?limit=1000000&max_bytes=100000000";
 /// This took 5 to 8 GB for 1,500 connections, and other requests waited for seconds.
 #[test]
 fn clients_that_do_not_read_hold_no_more_than_the_budget() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = filled(data.path());
     let process = Process::of(&server.child);
@@ -115,7 +115,7 @@ fn clients_that_do_not_read_hold_no_more_than_the_budget() {
 /// This took 1.3 GB, for ever.
 #[test]
 fn streams_without_a_window_hold_little_and_are_reset() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = filled(data.path());
     let process = Process::of(&server.child);
@@ -161,7 +161,7 @@ fn streams_without_a_window_hold_little_and_are_reset() {
 /// This took 1.6 GB for 100 of them.
 #[test]
 fn slow_uploads_hold_no_more_than_the_budget_and_what_does_not_fit_is_refused_before_it_is_read() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs", "--body-seconds", "5"]);
     let process = Process::of(&server.child);
@@ -290,11 +290,11 @@ fn idle_tails_hold_no_memory() {
     assert_eq!(metric(&server, "millstream_readers_dropped_total"), 0);
 }
 
-/// The one turn to look for the end of a large answer was kept until that was found, even if the client had left:
+/// The one permit to look for the end of a large answer was kept until that was found, even if the client had left:
 /// behind such clients, a range of 60,000 records was refused.
 #[test]
 fn large_ranges_that_are_asked_for_and_left_do_not_keep_others_from_theirs() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let flags = ["--create-logs", "--segment-bytes", "67108864"];
     let server = Server::start(data.path(), &flags);
@@ -389,7 +389,7 @@ fn what_the_books_endpoint_decodes_counts_against_the_budget() {
 /// many reading threads as requests.
 #[test]
 fn ranges_that_come_from_the_disk_hold_little_however_many_ask() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let mut server = filled(data.path());
     assert_eq!(server.terminate(), Some(0));

@@ -4,7 +4,7 @@ use super::{
     MIB, Producer, a_while, get,
     http2::{self, Connection, END_STREAM, GO_AWAY, HEADERS, PREFACE, SETTINGS},
     metric, said,
-    support::{Client, Server, process::Process, turns::Turn},
+    support::{Client, Server, process::Process, processor::Processor},
     wait_for,
 };
 use millstream::http::Settings;
@@ -233,7 +233,7 @@ fn closing_connections_at_the_limit_is_logged_at_intervals() {
 
 #[test]
 fn ten_thousand_idle_connections_cost_little_and_others_are_served() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let limit =
         rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024) as usize;
@@ -286,7 +286,7 @@ fn a_burst_of_connections_does_not_wait() {
 /// as there may be, a client that was being served, and whoever came anew, were the only ones that could be closed.
 #[test]
 fn connections_that_only_wait_for_news_are_closed_before_those_that_are_served() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--max-connections", "8", "--threads", "2"]);
     let mut good = server.connect();

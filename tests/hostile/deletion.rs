@@ -2,7 +2,7 @@
 
 use super::{
     a_while, code, get,
-    support::{Server, turns::Turn},
+    support::{Server, processor::Processor},
 };
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,7 +12,7 @@ use std::{
 /// Clients were told that the writer had failed, or that there was a bug, and looked for one.
 #[test]
 fn requests_that_race_with_the_deletion_of_their_log_are_told_that_it_is_not_there() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--segment-bytes", "65536"]);
     let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -78,7 +78,7 @@ fn requests_that_race_with_the_deletion_of_their_log_are_told_that_it_is_not_the
 /// The client was told that the log did not exist, although its request was to create it.
 #[test]
 fn creating_a_log_while_others_delete_it_creates_it_again() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
     let (stop, made) = (AtomicBool::new(false), AtomicU64::new(0));

@@ -6,7 +6,7 @@ use super::{
         self, CONTINUATION, Connection, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RESET, SETTINGS,
         WINDOW_UPDATE,
     },
-    support::{Server, process::Process, turns::Turn},
+    support::{Server, process::Process, processor::Processor},
 };
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ fn flood(server: &Server, first: &[u8], round: &Round, time: Duration) -> (u32, 
 
 #[test]
 fn http2_frame_floods_cost_little_memory_and_others_are_served() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--header-seconds", "5"]);
     let process = Process::of(&server.child);

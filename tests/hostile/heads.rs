@@ -3,7 +3,7 @@
 use super::{
     MIB,
     http2::{self, Connection, END_HEADERS, END_STREAM, HEADERS, RESET},
-    support::{Server, process::Process, turns::Turn},
+    support::{Server, process::Process, processor::Processor},
     wait_for,
 };
 use std::time::{Duration, Instant};
@@ -38,7 +38,7 @@ fn entity_tags_are_compared_weakly() {
 /// A byte of HTTP/2 that refers to the header table took a hundred in memory: 4,000 requests with 1,900 of them, 562 MB.
 #[test]
 fn header_fields_that_refer_to_the_table_cost_little() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs"]);
     let process = Process::of(&server.child);
@@ -77,7 +77,7 @@ fn header_fields_that_refer_to_the_table_cost_little() {
 /// Requests about producers kept their header sections while they waited.
 #[test]
 fn requests_that_wait_do_not_keep_their_header_sections() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs"]);
     let process = Process::of(&server.child);

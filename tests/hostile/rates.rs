@@ -9,7 +9,7 @@ use super::{
     MIB, Producer, a_while,
     bodies::zstd,
     http2::{self, CONTINUATION, Connection, HEADERS, RESET, SETTINGS},
-    support::{Client, Server, turns::Turn},
+    support::{Client, Server, processor::Processor},
 };
 use std::{
     collections::VecDeque,
@@ -125,7 +125,7 @@ fn bombs(address: String) -> impl Fn() -> Act {
         let (bomb, mut client) = (bomb.clone(), Client::connect(&address).unwrap());
         Box::new(move |_| {
             let headers = [("Content-Type", "application/json"), ("Content-Encoding", "zstd")];
-            // Refused as invalid, or because no turn came.
+            // Refused as invalid, or because no permit came.
             let _ = client.exchange("POST", "/v1/logs/a/records", &headers, &bomb);
         })
     }
@@ -188,7 +188,7 @@ fn kept(kind: &Hostile, producer: &Producer) -> Vec<f64> {
 
 #[test]
 fn a_producer_keeps_its_rate_beside_hostile_clients() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     // Acknowledged in memory, so that this is the server's rate and not that of the disk, which others use as well.
     let server = Server::start(data.path(), &["--create-logs", "--durability", "memory"]);

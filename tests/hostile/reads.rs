@@ -1,4 +1,4 @@
-//! Reading what is large, or no longer in memory: what it may cost, and whose turn it is.
+//! Reading what is large, or no longer in memory: what it may cost, and who goes first.
 
 use super::{
     MIB, Producer, a_while,
@@ -7,7 +7,7 @@ use super::{
     code, get,
     http2::{self, Connection, DATA, END_HEADERS, END_STREAM, HEADERS, RESET, WINDOW_UPDATE},
     metric,
-    support::{Client, Server, process::Process, turns::Turn},
+    support::{Client, Server, process::Process, processor::Processor},
     wait_for,
 };
 use std::{
@@ -128,7 +128,7 @@ fn paced(time: Duration, mut ask: impl FnMut()) -> (f64, Duration) {
 /// connections.
 #[test]
 fn cold_records_read_one_by_one_count_against_the_budget() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let mut server = cold(data.path(), &["--create-logs"]);
     let process = Process::of(&server.child);
@@ -168,7 +168,7 @@ fn cold_records_read_one_by_one_count_against_the_budget() {
 /// HEAD, and a GET of what the client has already, read the value nevertheless: 6.5 GB, and 6 answers in 8 s.
 #[test]
 fn only_what_a_cold_record_head_needs_is_read_for_it() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = cold(data.path(), &[]);
     let process = Process::of(&server.child);
@@ -219,7 +219,7 @@ fn only_what_a_cold_record_head_needs_is_read_for_it() {
 /// meanwhile nobody was answered.
 #[test]
 fn large_records_in_memory_delay_no_other_answers() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = filled(data.path());
     let path = "/v1/logs/large/records?limit=1";
@@ -244,7 +244,7 @@ fn large_records_in_memory_delay_no_other_answers() {
 #[test]
 fn tails_share_the_rendering_of_a_large_record() {
     const VALUE: usize = 12 * MIB;
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs", "--threads", "1"]);
     let (process, mut client) = (Process::of(&server.child), server.connect());
@@ -277,7 +277,7 @@ fn tails_share_the_rendering_of_a_large_record() {
 /// could read from the disk.
 #[test]
 fn tails_that_find_no_memory_do_not_read() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = cold(data.path(), &["--body-seconds", "6"]);
     let process = Process::of(&server.child);
@@ -317,8 +317,8 @@ fn tails_that_find_no_memory_do_not_read() {
 /// All requests waited in one queue: one client with many of them in flight left hardly any turns to one with a single
 /// request. And a HEAD read and rendered the first mebibyte.
 #[test]
-fn turns_to_read_are_dealt_out_round_the_connections() {
-    let _turn = Turn::take();
+fn permits_to_read_are_shared_among_connections() {
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = cold(data.path(), &[]);
     let mut client = server.connect();
@@ -341,8 +341,8 @@ fn turns_to_read_are_dealt_out_round_the_connections() {
 
 /// The same for compressed bodies.
 #[test]
-fn turns_to_decode_are_dealt_out_round_the_connections() {
-    let _turn = Turn::take();
+fn permits_to_decode_are_shared_among_connections() {
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs"]);
     let mut client = server.connect();

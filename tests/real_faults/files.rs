@@ -4,7 +4,7 @@
 use crate::{
     full::Disk,
     load::{chance, mix},
-    support::{Client, Server, turns::Turn},
+    support::{Client, Server, processor::Processor},
 };
 use std::{
     collections::BTreeMap,
@@ -79,7 +79,7 @@ fn read_all(client: &mut Client, harmed: &std::ops::Range<u64>) -> u64 {
 
 /// Damages a sealed segment that is read from the disk while the server runs; reads, appends, kills, starts again.
 fn harm(data: &Path, harm: impl FnOnce(&Path)) {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let backings = tempfile::tempdir_in(crate::support::shm::dir()).unwrap();
     let flags = flags(backings.path());
     let server = Server::start(data, &flags);
@@ -153,7 +153,7 @@ impl Drop for Bound {
 /// segment is open, and then when it is opened.
 #[test]
 fn sectors_of_a_sealed_segment_cannot_be_read() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let Some(disk) = Disk::new("ext4", 16) else { return };
     let data = tempfile::tempdir().unwrap();
     let backings = tempfile::tempdir_in(crate::support::shm::dir()).unwrap();
@@ -195,7 +195,7 @@ fn sectors_of_a_sealed_segment_cannot_be_read() {
 /// unknown, so the log is opened read-only. When they can be read again, nothing is missing.
 #[test]
 fn sectors_of_the_open_segment_cannot_be_read() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let Some(disk) = Disk::new("ext4", 16) else { return };
     let data = tempfile::tempdir().unwrap();
     let backings = tempfile::tempdir_in("/dev/shm").unwrap();

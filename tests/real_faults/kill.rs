@@ -3,7 +3,7 @@
 use crate::{
     lasting,
     load::{Expected, Kind, Numbers, chance, produce},
-    support::{Client, Server, turns::Turn},
+    support::{Client, Server, processor::Processor},
 };
 use rustix::process::{Signal, kill_process};
 use std::{
@@ -73,7 +73,7 @@ fn trim(address: &str, logs: &[(String, u64, u64)]) -> Vec<(u64, u64)> {
 /// Runs lives of a few generations each, until the time is over: load, SIGKILL, sometimes SIGKILL again during
 /// recovery, then all logs are read and written.
 fn kill_under(load: &Load) {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let end = Instant::now() + lasting();
     let (mut kills, mut batches, mut records, mut slowest) = (0, 0, 0, Duration::ZERO);
     for life in 0.. {
@@ -233,7 +233,7 @@ impl Life {
 
 #[test]
 fn killed_while_logs_are_made_and_deleted() {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let (data, backings) =
         (tempfile::tempdir().unwrap(), tempfile::tempdir_in(crate::support::shm::dir()).unwrap());
     let flags = ["--shm-dir", backings.path().to_str().unwrap()];

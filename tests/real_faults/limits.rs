@@ -3,7 +3,7 @@
 
 use crate::{
     load::{Expected, Kind, Numbers, produce},
-    support::{Server, turns::Turn},
+    support::{Server, processor::Processor},
 };
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use std::{
@@ -38,7 +38,7 @@ fn limit(pid: Pid, resource: Resource, to: Option<u64>) -> Option<u64> {
 /// by itself, unless the process has ended, as it `may_end`. Then the same after a restart. The limit is set `times`
 /// times, each time after `begin` milliseconds.
 fn reach(resource: Resource, (times, begin): (u32, u64), may_end: bool, to: impl Fn(Pid) -> Option<u64>) {
-    let _turn = Turn::take();
+    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let backings = tempfile::tempdir_in(crate::support::shm::dir()).unwrap();
     let flags =

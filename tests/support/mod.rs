@@ -4,8 +4,8 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod process;
+pub mod processor;
 pub mod shm;
-pub mod turns;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use std::{

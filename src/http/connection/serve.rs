@@ -13,7 +13,7 @@ use crate::{
         answer::{Answer, full},
         context::Context,
         router,
-        server::Settings,
+        settings::Settings,
         socket::Socket,
     },
     sync::lock,

@@ -4,7 +4,7 @@ use super::super::{
     body::{Object, ShortNames, not_parsed},
     memory::{Buffer, Grant},
     problem::Problem,
-    room::SegmentRoom,
+    segment_room::SegmentRoom,
 };
 use crate::{Code, wire::Prefix};
 use base64::{DecodeError, DecodeSliceError, Engine, prelude::BASE64_STANDARD};

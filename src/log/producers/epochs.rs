@@ -5,7 +5,7 @@
 //! that are in the list by then. The others find their answers when they get the file.
 
 use super::{
-    super::{Error, Log, Shared, append::MayBlock},
+    super::{Error, Log, Shared, roll::MayBlock},
     OpenedProducer, check_id,
     file::Saved,
 };

@@ -5,7 +5,7 @@
 //! believed as far as the log still has the record that precedes what it does not cover.
 
 use super::{
-    super::{Error, Log, append::MayBlock, recovery::PRODUCERS as PRODUCERS_FILE},
+    super::{Error, Log, recovery::PRODUCERS as PRODUCERS_FILE, roll::MayBlock},
     block::parse_block,
     table::{Content, KnownProducer, StoredBatch, Table, Unread},
 };

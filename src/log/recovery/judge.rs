@@ -15,7 +15,6 @@
 //! If none of these speaks for a record, it was never durable, and what is left of it is the torn end of a write. The
 //! exception is a file that the disk could not read completely: what was not read is not known, so nothing is cut off.
 
-use super::survey::State;
 use crate::{
     chunk::ChunkPosition,
     disk::BLOCK,
@@ -27,8 +26,22 @@ use crate::{
         scan::{self, Scan},
         sealed::{self, Footer},
         search,
+        survivors::Survivors,
     },
 };
+
+/// What state a segment is in.
+pub(in crate::log) enum State {
+    /// It has its index and footer; its frames were read only if the survey was deep.
+    Sealed(Footer),
+    /// All its frames are there, but index or footer is missing or wrong, or the file was not cut to size. All of that
+    /// can be derived.
+    Unsealed(Scan),
+    /// The last segment, not sealed: its frames' region as the file has it, and the part of it that verifies.
+    Open(Region, Scan),
+    /// Records are damaged.
+    Damaged(Wreck),
+}
 
 /// What is known about a segment besides its frames.
 pub(super) struct Known {
@@ -55,8 +68,7 @@ pub(super) enum HeaderState {
 /// A damaged segment, and which of its records can still be read.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::log) struct Wreck {
-    /// The word of each record plus one; 0 for records that are lost.
-    pub(in crate::log) survivors: Vec<u32>,
+    pub(in crate::log) survivors: Survivors,
     pub(in crate::log) words: u32,
     /// How far its frames continue from the start without a break.
     pub(super) whole: ChunkPosition,
@@ -155,18 +167,18 @@ fn index_verifies(bytes: &[u8], footer: &Footer) -> bool {
 
 /// What is left of a segment that had `durable` durable records, given its bytes and the frames found after the break.
 pub(super) fn wreck(frames: &[u8], found: &Scan, later: &search::Later, durable: u32) -> Wreck {
-    let mut survivors: Vec<u32> = found.positions.iter().map(|position| position + 1).collect();
+    let mut survivors = Survivors::all(&found.positions);
     let mut words = found.words;
     let frame_at = |word: u32| frames.get(word as usize * WORD..).and_then(frame::parse);
     let end = later_end(later, durable.max(found.records()), |word| {
         frame_at(word).is_some_and(|frame| frame.flags & MORE == 0)
     });
     for &(record, word) in later.frames.iter().take_while(|(record, _)| *record < end) {
-        survivors.resize(record as usize, 0);
-        survivors.push(word + 1);
+        survivors.extend_to(record + 1);
+        survivors.set(record, word);
         words = word + frame_at(word).map_or(0, |frame| frame.words());
     }
-    survivors.resize(end as usize, 0);
+    survivors.extend_to(end);
     let whole = ChunkPosition { records: found.records(), words: found.words };
     Wreck { survivors, words, whole, excess: false, unreadable: false, rest: Rest::None }
 }

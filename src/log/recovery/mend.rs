@@ -9,12 +9,12 @@
 
 use super::{
     super::{Damage, Error},
-    judge::{Rest, Wreck, wreck},
+    judge::{Rest, State, Wreck, wreck},
     restore::{LeftBacking, held},
-    survey::{Copies, Origin, State, Survey, SurveyedSegment},
+    survey::{Copies, Origin, Survey, SurveyedSegment},
 };
 use crate::{
-    chunk::{Before, ShmBacking},
+    chunk::{BackingDir, Before},
     disk::{Aligned, BLOCK, Disk, File, is_transient},
     frame::{self, Key, WORD},
     segment::{FRAMES, file, region::Region, scan, search},
@@ -56,7 +56,7 @@ pub(in crate::log) struct Whole {
 pub(in crate::log) fn mend(
     disk: &dyn Disk,
     dir: &Path,
-    backings: &ShmBacking,
+    backings: &BackingDir,
     survey: &mut Survey,
 ) -> Result<Vec<Mended>, Error> {
     let mut held = held(dir, backings, survey)?;
@@ -86,7 +86,7 @@ pub(in crate::log) fn mend(
 
 fn mend_one(
     disk: &dyn Disk,
-    backings: &ShmBacking,
+    backings: &BackingDir,
     held: &[LeftBacking],
     found: &mut SurveyedSegment,
     next: Option<u64>,
@@ -112,7 +112,7 @@ fn mend_one(
     Ok(Mended::No)
 }
 
-fn goes_on(backings: &ShmBacking, backing: &LeftBacking, last: &SurveyedSegment) -> Error {
+fn goes_on(backings: &BackingDir, backing: &LeftBacking, last: &SurveyedSegment) -> Error {
     Error::BackingContinues { backing: backings.path(&backing.name), path: last.path.clone() }
 }
 
@@ -128,7 +128,7 @@ fn is_of(backing: &LeftBacking, last: &SurveyedSegment) -> bool {
 /// marked as lost.
 fn is_bound(backing: &LeftBacking, last: &SurveyedSegment, wreck: &Wreck) -> bool {
     let (end, base) = (last.end(), backing.header.base);
-    let crc_is_lost = wreck.survivors.last() == Some(&0) && last.last_crc().is_none();
+    let crc_is_lost = wreck.survivors.end_is_lost() && last.last_crc().is_none();
     base > last.header.base
         && (base > end && wreck.rest != Rest::None
             || base == end && crc_is_lost && matches!(backing.before, Before::Frame(_)))
@@ -150,9 +150,9 @@ fn together(
     let State::Damaged(damaged) = &last.state else { return Ok(None) };
     let file = disk.open(&last.path, false)?;
     let bytes = Region::read(&*file, file.len()?, true)?;
-    let in_file = damaged.survivors.iter().enumerate();
+    let in_file = (0..).zip(damaged.survivors.iter());
     let mut in_file: BTreeMap<u32, u32> =
-        in_file.filter_map(|(record, word)| Some((record as u32, word.checked_sub(1)?))).collect();
+        in_file.filter_map(|(record, word)| Some((record, word?))).collect();
     let mut in_backing = all_frames(frames, key);
     // What is found in the file instead of a frame that cannot be read may be a copy of it, in the value of a later record.
     let words = |word: u32| {

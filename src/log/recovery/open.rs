@@ -11,12 +11,15 @@ use super::{
         roll::{Active, Roller},
         trim::Trimmer,
     },
-    aside, restore,
-    survey::{Copies, State, Survey, SurveyedSegment, survey},
+    aside,
+    full::{Full, no_room, reserves, sealed_length},
+    judge::State,
+    restore,
+    survey::{Copies, Survey, SurveyedSegment, survey},
 };
 use crate::{
     LogId,
-    chunk::{Before, Chunk, ChunkMemory, ChunkPosition, ShmBacking, no_backing},
+    chunk::{BackingDir, Before, Chunk, ChunkMemory, ChunkPosition, ShmBacking, no_backing},
     disk::{self, Aligned, BLOCK, Disk, File},
     segment::{
         Segment,
@@ -24,12 +27,12 @@ use crate::{
         header::{Header, Secret},
         scan::Scan,
         sealed::{self, Footer, Sealed},
+        survivors::Survivors,
     },
     sync::{Arc, AtomicBool, Swap},
 };
 use std::{
     io::{self, IoSlice},
-    ops::Range,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -85,7 +88,7 @@ pub(in crate::log) fn open(
         }
     }
     if let Some(found) = &backings {
-        full = restore::restore(disk, dir, found, &mut surveyed, options.durability)?.or(full);
+        full = restore::restore(disk, dir, &found.dir, &mut surveyed, options.durability)?.or(full);
         // A log of format 1 may just have got its first segment with a secret.
         let secret = surveyed.segments.iter().find_map(|found| found.header.secret.0);
         if let Some(secret) = secret.filter(|&secret| secret != identity.secret) {
@@ -166,86 +169,15 @@ fn open_backings(
     let node = env.disk.node(dir).map_err(Error::io("look at", dir))?;
     let incarnation = random(env).map_err(Error::io("get a random number for", dir))?;
     let incarnation = u64::from_le_bytes(incarnation);
-    match ShmBacking::open(&*env.disk, at, identity.log, identity.secret, dir, node, incarnation) {
-        Ok(backings) => Ok(Some(std::sync::Arc::new(backings))),
+    match BackingDir::open(&*env.disk, at, identity.log, dir, node) {
+        Ok(backings) => {
+            Ok(Some(std::sync::Arc::new(ShmBacking::new(backings, identity.secret, incarnation))))
+        }
         Err(error) if disk::is_transient(&error) => Err(Error::io("look for backings in", at)(error)),
         Err(error) => {
             no_backing(dir, &error);
             Ok(None)
         }
-    }
-}
-
-/// Why a log cannot be written to though nothing is damaged.
-pub(in crate::log) struct Full {
-    pub(in crate::log) error: Error,
-    /// The size in bytes of files that could not be created.
-    pub(super) needs: u64,
-    /// The files that opening continues or seals.
-    reserves: Vec<Reserve>,
-    /// Whether the file system is read-only, so that nothing can be removed either.
-    pub(in crate::log) is_read_only: bool,
-}
-
-impl Full {
-    pub(super) fn new(error: Error, needs: u64) -> Self {
-        let is_read_only = !error.is_full();
-        Self { error: no_room(error), needs, reserves: Vec::new(), is_read_only }
-    }
-}
-
-/// What opening reserves in a file; see [`File::reserve`].
-#[cfg_attr(not(feature = "store"), expect(dead_code, reason = "only a store looks for room again"))]
-struct Reserve {
-    path: PathBuf,
-    length: u64,
-    written: Range<u64>,
-}
-
-/// What opening reserves in the files of a log.
-fn reserves(found: &[SurveyedSegment]) -> Vec<Reserve> {
-    let of = |found: &SurveyedSegment| {
-        let (length, scan) = match &found.state {
-            State::Unsealed(scan) => (sealed_length(scan), scan),
-            State::Open(_, scan) => (file::length(found.header.capacity), scan),
-            State::Sealed(_) | State::Damaged(_) => return None,
-        };
-        Some(Reserve { path: found.path.clone(), length, written: file::written(scan.words) })
-    };
-    found.iter().filter_map(of).collect()
-}
-
-/// The length of a segment's file once it is sealed.
-fn sealed_length(scan: &Scan) -> u64 {
-    sealed::footer_at(scan.records(), scan.words) + BLOCK
-}
-
-/// Turns an error into [`Error::Full`] if it says that there is no room, or that the file system is read-only.
-pub(super) fn no_room(error: Error) -> Error {
-    match error {
-        Error::Io { .. } if error.keeps_from_writing() => Error::Full { reason: error.to_string().into() },
-        error => error,
-    }
-}
-
-/// Whether there is room to continue in a log that had none when it was opened: does what opening will do, because room
-/// for a new file says nothing about the holes in an old one, which may be larger.
-#[cfg(feature = "store")]
-pub(in crate::log) fn has_room(log: &Shared) -> bool {
-    let Some(Full { needs, reserves, .. }) = &log.full else { return false };
-    let reserved = |Reserve { path, length, written }: &Reserve| match log.env.disk.open(path, true) {
-        Err(error) => error.kind() == io::ErrorKind::NotFound, // it was trimmed
-        Ok(file) => file.reserve(*length, written.clone()).is_ok(),
-    };
-    if !reserves.iter().all(reserved) {
-        return false;
-    }
-    match SegmentFile::prepare(&*log.env.disk, &log.dir, u64::MAX, *needs) {
-        Ok(file) => {
-            file.discard(&*log.env.disk);
-            true
-        }
-        Err(_) => false,
     }
 }
 
@@ -513,7 +445,7 @@ fn read_only(
         let (sealed, age) = match found.state {
             State::Sealed(footer) => (footer.into(), Some(footer.last_time)),
             State::Unsealed(scan) | State::Open(_, scan) => {
-                let survivors = scan.positions.iter().map(|position| position + 1).collect();
+                let survivors = Survivors::all(&scan.positions);
                 (Sealed::damaged(records, scan.words, survivors), Some(scan.times.1))
             }
             State::Damaged(wreck) => (Sealed::damaged(records, wreck.words, wreck.survivors), None),

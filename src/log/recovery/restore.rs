@@ -22,12 +22,12 @@
 use super::{
     super::{Durability, Error, stats},
     aside,
-    judge::Rest,
-    open::{Full, no_room},
-    survey::{Copies, Origin, State, Survey, SurveyedSegment},
+    full::{Full, no_room},
+    judge::{Rest, State},
+    survey::{Copies, Origin, Survey, SurveyedSegment},
 };
 use crate::{
-    chunk::{BackingContent, Before, Label, ShmBacking},
+    chunk::{BackingContent, BackingDir, Before, Label},
     disk::{Aligned, BLOCK, Disk, File, is_transient, salvage},
     frame,
     segment::{
@@ -67,7 +67,7 @@ pub(super) struct LeftBacking {
 pub(super) fn restore(
     disk: &dyn Disk,
     dir: &Path,
-    backings: &ShmBacking,
+    backings: &BackingDir,
     survey: &mut Survey,
     durability: Durability,
 ) -> Result<Option<Full>, Error> {
@@ -132,7 +132,7 @@ fn room_for(survey: &Survey, backings: &[LeftBacking]) -> u64 {
 
 /// The backings of this log that hold a segment. Removes those that hold none, and reports those that it does not
 /// understand.
-pub(super) fn held(dir: &Path, backings: &ShmBacking, survey: &Survey) -> Result<Vec<LeftBacking>, Error> {
+pub(super) fn held(dir: &Path, backings: &BackingDir, survey: &Survey) -> Result<Vec<LeftBacking>, Error> {
     let log = survey.segments.first().map_or_else(|| backings.log(), |first| first.header.log);
     let mut held = Vec::new();
     for found in backings.find().map_err(Error::io("look for backings of", dir))? {
@@ -162,7 +162,7 @@ pub(super) fn held(dir: &Path, backings: &ShmBacking, survey: &Survey) -> Result
 }
 
 /// Reports that backings stay, and why.
-fn tell<'a>(backings: &ShmBacking, names: impl IntoIterator<Item = &'a str>, why: &str) {
+fn tell<'a>(backings: &BackingDir, names: impl IntoIterator<Item = &'a str>, why: &str) {
     for name in names {
         stats::kept_backing();
         tracing::warn!(
@@ -193,7 +193,7 @@ enum Fate {
 fn restore_backing(
     disk: &dyn Disk,
     dir: &Path,
-    backings: &ShmBacking,
+    backings: &BackingDir,
     survey: &mut Survey,
     earlier: &[LeftBacking],
     backing: &mut LeftBacking,
@@ -316,9 +316,8 @@ fn go_on_in_place(
                 bytes.get(at..).and_then(frame::parse).map(|frame| frame.words() as usize * frame::WORD);
             length.is_some_and(|length| bytes.get(at..at + length) == frames.get(at..at + length))
         };
-        let mut behind = wreck.survivors.iter().skip(scan.records() as usize);
         let mends = frames.get(..begins) == bytes.get(..begins)
-            && behind.all(|word| word.checked_sub(1).is_none_or(same))
+            && wreck.survivors.iter().skip(scan.records() as usize).all(|word| word.is_none_or(same))
             && scan::scan(frames, key).records() >= durable;
         if !mends {
             return Ok(false);

@@ -5,7 +5,7 @@ use super::{
     super::{Damage, Error, environment::now},
     aside,
     dir::is_ours,
-    judge::{HeaderState, Known, Rest, Wreck, judge},
+    judge::{HeaderState, Known, Rest, State, judge},
 };
 use crate::{
     LogId,
@@ -14,7 +14,7 @@ use crate::{
         CAPACITIES, file,
         header::{self, BadHeader, Decoded, Header, Secret},
         region::Region,
-        scan::{self, Scan},
+        scan,
         sealed::Footer,
         search,
     },
@@ -72,24 +72,12 @@ pub(in crate::log) enum Copies {
     Unreadable,
 }
 
-pub(in crate::log) enum State {
-    /// It has its index and footer; its frames were read only if the survey was deep.
-    Sealed(Footer),
-    /// All its frames are there, but index or footer is missing or wrong, or the file was not cut to size. All of that
-    /// can be derived.
-    Unsealed(Scan),
-    /// The last segment, not sealed: its frames' region as the file has it, and the part of it that verifies.
-    Open(Region, Scan),
-    /// Records are damaged.
-    Damaged(Wreck),
-}
-
 impl SurveyedSegment {
     pub(in crate::log) fn records(&self) -> u32 {
         match &self.state {
             State::Sealed(footer) => footer.records,
             State::Unsealed(scan) | State::Open(_, scan) => scan.records(),
-            State::Damaged(wreck) => wreck.survivors.len() as u32,
+            State::Damaged(wreck) => wreck.survivors.len(),
         }
     }
 
@@ -357,11 +345,11 @@ fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
             let mut record = 0;
             while record < wreck.survivors.len() {
                 let start = record;
-                while wreck.survivors.get(record) == Some(&0) {
+                while record < wreck.survivors.len() && wreck.survivors.get(record).is_none() {
                     record += 1;
                 }
                 if record > start {
-                    let offsets = base + start as u64..base + record as u64;
+                    let offsets = base + u64::from(start)..base + u64::from(record);
                     let reason =
                         if wreck.unreadable { "the disk cannot read it" } else { "no frame there verifies" };
                     push(offsets, wreck.unreadable, reason);

@@ -184,7 +184,7 @@ fn old_segment(sim: &Sim, size: u64, value: usize) -> u64 {
     sealed::seal(
         file.file(),
         &header,
-        sealed::Summary { words: end.words, ..found.summary() },
+        crate::segment::scan::Summary { words: end.words, ..found.summary() },
         found.positions.iter().copied(),
     )
     .unwrap();

@@ -7,11 +7,7 @@ use crate::{
     disk,
     log::{Error, Options, Shared, budget::Claim},
     reports,
-    segment::{
-        Segment,
-        file::SegmentFile,
-        sealed::{self, Summary},
-    },
+    segment::{Segment, file::SegmentFile, scan::Summary, sealed},
     sync::{Arc, Ordering, lock},
 };
 use std::time::Duration;

@@ -5,7 +5,10 @@ use super::{
 };
 use crate::{
     Durability, Log, LogId, Options,
-    chunk::{AppendOutcome, Batch, Before, Chunk, ChunkMemory, ChunkPosition, FrameMeta, Label, ShmBacking},
+    chunk::{
+        AppendOutcome, BackingDir, Batch, Before, Chunk, ChunkMemory, ChunkPosition, FrameMeta, Label,
+        ShmBacking,
+    },
     disk::sim::Sim,
     segment::{
         file::SegmentFile,
@@ -149,7 +152,7 @@ pub(super) fn leave(
     before: Before,
 ) {
     let label = Label { base, capacity: 8192, created: 1_700_000_000_000, version: 2 };
-    let header = Header { log: backings.log(), base, capacity: 8192, created: label.created, secret };
+    let header = Header { log: backings.dir.log(), base, capacity: 8192, created: label.created, secret };
     let mut memory = ChunkMemory::backed(label.capacity, backings).unwrap();
     memory.label(&label, before);
     let chunk = Chunk::new(memory, None);
@@ -188,9 +191,9 @@ pub(super) fn closed(at: &Path, records: u64) -> (Sim, LogId, Secret, Option<u32
 /// Where a process keeps backings that it leaves: that of the log in `dir`, with a number of its own.
 pub(super) fn left_by(at: &Path, id: LogId, secret: Secret, dir: &str, incarnation: u64) -> Arc<ShmBacking> {
     let dir = Path::new(dir);
-    let backings =
-        ShmBacking::open(&*crate::disk::native(), at, id, secret.0.unwrap(), dir, (0, 0), incarnation)
-            .unwrap();
+    let backings = BackingDir::open(&*crate::disk::native(), at, id, dir, (0, 0))
+        .map(|dir| ShmBacking::new(dir, secret.0.unwrap(), incarnation))
+        .unwrap();
     backings.keep();
     Arc::new(backings)
 }
@@ -205,7 +208,7 @@ fn records_of_a_backing_are_restored_and_a_backing_that_does_not_follow_is_kept(
         incarnation.set(incarnation.get() + 1);
         left_by(at.path(), id, secret, dir, incarnation.get())
     };
-    assert_eq!(backings(id, DIR).find().unwrap().len(), 0, "a clean close leaves none");
+    assert_eq!(backings(id, DIR).dir.find().unwrap().len(), 0, "a clean close leaves none");
     let killed = backings(id, DIR);
     leave(&killed, secret, 10, 20, false, Before::Frame(last));
     leave(&killed, secret, 30, 5, true, Before::Unknown); // its last batch is torn; the records before that are whole
@@ -223,8 +226,12 @@ fn records_of_a_backing_are_restored_and_a_backing_that_does_not_follow_is_kept(
     assert_eq!(log.durable_offset(), 35);
     assert_eq!(log.append(&35u64.to_le_bytes()).unwrap(), 35);
     log.close().unwrap();
-    assert_eq!(backings(id, DIR).find().unwrap().len(), 4 + 1, "those that do not follow, and the copy's");
-    assert_eq!(backings(LogId([7; 16]), "/other").find().unwrap().len(), 1, "another log's");
+    assert_eq!(
+        backings(id, DIR).dir.find().unwrap().len(),
+        4 + 1,
+        "those that do not follow, and the copy's"
+    );
+    assert_eq!(backings(LogId([7; 16]), "/other").dir.find().unwrap().len(), 1, "another log's");
     assert_eq!(numbers(&open(&sim, small(Some(at.path()))).unwrap()), (0..36).collect::<Vec<_>>());
 }
 
@@ -246,7 +253,7 @@ fn an_empty_segment_is_continued_only_by_a_backing_bound_to_its_predecessor() {
         let log = open(&sim, small(Some(at.path()))).unwrap();
         assert_eq!(log.next_offset(), if same { 30 } else { 10 });
         log.close().unwrap();
-        assert_eq!(killed.find().unwrap().len(), usize::from(!same), "what does not follow is kept");
+        assert_eq!(killed.dir.find().unwrap().len(), usize::from(!same), "what does not follow is kept");
     }
 }
 
@@ -347,7 +354,7 @@ fn repair_does_not_give_up_what_a_backing_continues_after_an_empty_segment() {
             sim.damage(Path::new(FIRST), |bytes| bytes[4096 + 9 * 32 + 25] ^= 1);
             let repaired = repair_on(&sim, Path::new(DIR), Some(at.path()), &mut |_, _| ());
             assert!(matches!(repaired, Err(crate::Error::BackingContinues { .. })), "{repaired:?}");
-            assert_eq!(killed.find().unwrap().len(), 1);
+            assert_eq!(killed.dir.find().unwrap().len(), 1);
             // Nothing was changed, and the bit may flip back.
             sim.damage(Path::new(FIRST), |bytes| bytes[4096 + 9 * 32 + 25] ^= 1);
         }

@@ -1,4 +1,4 @@
-//! Turns of tests that keep processors busy. Others mostly wait, so more tests can run at once than there are processors
+//! Processors for tests that keep one busy. Others mostly wait, so more tests can run at once than there are processors
 //! (`RUST_TEST_THREADS=4`); those that measure, or load the machine, would then disturb each other more than they may.
 
 #![allow(dead_code, reason = "each test uses its part")]
@@ -12,11 +12,11 @@ use std::{
 static TAKEN: Mutex<usize> = Mutex::new(0);
 static GIVEN_BACK: Condvar = Condvar::new();
 
-/// A turn, until this is dropped.
-pub struct Turn(());
+/// A processor, until this is dropped.
+pub struct Processor(());
 
-impl Turn {
-    /// Waits for a turn, of which there are as many as processors.
+impl Processor {
+    /// Waits until a processor is free.
     #[must_use]
     pub fn take() -> Self {
         let most = thread::available_parallelism().map_or(1, NonZero::get);
@@ -26,7 +26,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for Processor {
     fn drop(&mut self) {
         *TAKEN.lock().unwrap() -= 1;
         GIVEN_BACK.notify_one();

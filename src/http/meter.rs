@@ -1,37 +1,8 @@
-//! Whether the records of a body fit into a segment: checked while a body is decoded, and while it is parsed.
+//! Whether the records of a body fit into a segment, checked while the body is decoded.
 
-use super::{formats::Format, problem::Problem};
-use crate::{Code, chunk::record_needs, wire::Prefix};
-
-/// How much of a segment records that are appended together may take.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct SegmentRoom {
-    limit: u64,
-    taken: u64,
-}
-
-impl SegmentRoom {
-    pub(super) fn new(limit: u64) -> Self {
-        Self { limit, taken: 0 }
-    }
-
-    fn take(&mut self, needs: u64) -> Result<(), Problem> {
-        self.taken = self.taken.saturating_add(needs);
-        if self.taken <= self.limit {
-            return Ok(());
-        }
-        let detail = format!(
-            "the records of the body take more than the {} bytes of a segment, each of them some {} for itself; send less at once",
-            self.limit,
-            record_needs(0)
-        );
-        Err(Problem::new(Code::RecordTooLarge, detail))
-    }
-
-    pub(super) fn record(&mut self, bytes: usize) -> Result<(), Problem> {
-        self.take(record_needs(bytes))
-    }
-}
+use super::problem::Problem;
+use super::{formats::Format, segment_room::SegmentRoom};
+use crate::{chunk::record_needs, wire::Prefix};
 
 /// Looks at a body while it is decoded, and refuses it as soon as its records can no longer fit into a segment: a small
 /// body may decode to millions of them. It never counts more than what the records need.

@@ -1,0 +1,188 @@
+//! The directory of one log's backings in the memory file system.
+
+use super::head::{BEFORE_AT, Before, DIR, HEAD, LABEL, LABEL_1, Label, Owner, SEALED_AT};
+#[cfg(feature = "store")]
+use crate::disk::is_transient;
+use crate::{
+    LogId,
+    disk::{Aligned, Disk, MemoryDir, Node},
+};
+use std::{
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct BackingDir {
+    pub(super) memory: Box<dyn MemoryDir>,
+    pub(super) log: LogId,
+    /// The log's directory; and, in `node`, how the file system identifies it, whatever its name.
+    pub(super) log_dir: PathBuf,
+    pub(super) node: Node,
+}
+
+/// A backing found at opening.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct FoundBacking {
+    pub(crate) name: String,
+    pub(crate) content: BackingContent,
+}
+
+/// What a backing found at opening holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum BackingContent {
+    /// It holds no segment.
+    Spare,
+    /// The frames of this segment, written by the process with this incarnation; what that process knew about the
+    /// preceding frame; and whether it has sealed the segment, which means that all frames are on disk.
+    Segment { label: Label, incarnation: u64, before: Before, sealed: bool, secret: Option<[u8; 16]> },
+    /// It belongs to another directory, which has, or had, a log of the same id: a copy of this one, or its original.
+    Elsewhere(PathBuf),
+    /// It cannot be understood.
+    Invalid,
+}
+
+impl BackingDir {
+    /// Of the log with this id in `dir`, in the memory file system at `at`.
+    pub(crate) fn open(disk: &dyn Disk, at: &Path, log: LogId, dir: &Path, node: Node) -> io::Result<Self> {
+        let log_dir = dir.canonicalize().or_else(|_| std::path::absolute(dir))?;
+        if log_dir.as_os_str().len() > HEAD - DIR {
+            return Err(io::Error::other("the path of the log's directory is too long"));
+        }
+        Ok(Self { memory: disk.memory(at)?.of(&log.to_string()), log, log_dir, node })
+    }
+
+    /// The backings left by processes that ended without closing the log.
+    pub(crate) fn find(&self) -> io::Result<Vec<FoundBacking>> {
+        let mut found = Vec::new();
+        for name in self.memory.list()? {
+            let mut head = [0; HEAD];
+            match self.memory.open(&name).and_then(|mut file| file.read_exact(&mut head)) {
+                Ok(()) => found.push(FoundBacking { content: self.content(&head), name }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // it was removed meanwhile
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    found.push(FoundBacking { name, content: BackingContent::Invalid });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+
+    fn content(&self, head: &[u8; HEAD]) -> BackingContent {
+        let Some(owner) = Owner::decode(head).filter(|owner| owner.log == self.log) else {
+            return BackingContent::Invalid;
+        };
+        // A directory that was moved has another path but the same node; one that was remounted may have it the other
+        // way round.
+        let same_node = owner.node != (0, 0) && owner.node == self.node;
+        if owner.dir != self.log_dir && !same_node {
+            return BackingContent::Elsewhere(owner.dir);
+        }
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| head[at + i]));
+        let at = LABEL.start;
+        let (base, capacity, created) = (word(at), word(at + 8), word(at + 16));
+        let covered =
+            if owner.secret.is_some() { LABEL.start..LABEL.end - 4 } else { LABEL_1.start..LABEL_1.end - 4 };
+        let crc = word(covered.end) as u32;
+        if head[covered.clone()].iter().all(|&byte| byte == 0) {
+            return BackingContent::Spare;
+        }
+        if crc != crc32c::crc32c(&head[covered]) {
+            return BackingContent::Invalid;
+        }
+        let Some(secret) = owner.secret else {
+            let label = Label { base, capacity, created, version: 1 };
+            let (incarnation, before) = (0, Before::Unknown);
+            return BackingContent::Segment { label, incarnation, before, sealed: false, secret: None };
+        };
+        let label = Label { base, capacity, created, version: word(at + 32) as u32 };
+        let (incarnation, before) = (word(at + 24), Before::unpack(word(BEFORE_AT)));
+        BackingContent::Segment {
+            label,
+            incarnation,
+            before,
+            sealed: word(SEALED_AT) == 1,
+            secret: Some(secret),
+        }
+    }
+
+    /// The bytes of the chunk in a backing.
+    pub(crate) fn frames(&self, name: &str) -> io::Result<Aligned> {
+        use std::os::unix::fs::FileExt;
+        let file = self.memory.open(name)?;
+        let length = file.metadata()?.len().saturating_sub(HEAD as u64) as usize;
+        let mut frames = Aligned::new(length)?;
+        file.read_exact_at(&mut frames[..length], HEAD as u64)?;
+        Ok(frames)
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        self.memory.remove(name);
+    }
+
+    /// The path of a backing.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.memory.path(name)
+    }
+
+    /// The log's id.
+    pub(crate) fn log(&self) -> LogId {
+        self.log
+    }
+}
+
+impl Drop for BackingDir {
+    fn drop(&mut self) {
+        self.memory.remove_if_empty();
+    }
+}
+
+/// Removes the backings of the log with this id in this directory, after the log was deleted.
+///
+/// # Errors
+/// Some backings may be left then, to be removed another time.
+#[cfg(feature = "store")]
+pub(crate) fn remove_all(disk: &dyn Disk, at: &Path, log: LogId, node: Node) -> io::Result<()> {
+    let memory = disk.memory(at)?.of(&log.to_string());
+    for name in memory.list()? {
+        let mut head = [0; HEAD];
+        match memory.open(&name).and_then(|mut file| file.read_exact(&mut head)) {
+            // The caller must try again later, because nobody else would find it.
+            Err(error) if is_transient(&error) => return Err(error),
+            Err(_) => {}
+            Ok(()) => {
+                let owner = Owner::decode(&head).filter(|owner| owner.node == node && node != (0, 0));
+                if owner.is_some() {
+                    memory.remove(&name);
+                }
+            }
+        }
+    }
+    memory.remove_if_empty();
+    Ok(())
+}
+
+/// The directories and ids of logs that have backings in the memory file system at `at`.
+#[cfg(feature = "store")]
+pub(crate) fn owners(disk: &dyn Disk, at: &Path) -> io::Result<Vec<(PathBuf, LogId)>> {
+    let all = disk.memory(at)?;
+    let mut owners = Vec::new();
+    for log in all.list()? {
+        let memory = all.of(&log);
+        for name in memory.list().unwrap_or_default() {
+            let mut head = [0; HEAD];
+            // It may have been removed meanwhile.
+            if memory.open(&name).and_then(|mut file| file.read_exact(&mut head)).is_ok()
+                && let Some(owner) = Owner::decode(&head)
+            {
+                owners.push((owner.dir, owner.log));
+            }
+        }
+    }
+    owners.sort();
+    owners.dedup();
+    Ok(owners)
+}

@@ -1,0 +1,79 @@
+//! The settings of a server.
+
+use std::time::Duration;
+
+/// The limits of a server. Every limit holds for each client, whatever it sends.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The number of runtimes, each with one thread. Default: one per core.
+    pub threads: usize,
+    /// The most bytes of a request's body. Default: 16 MiB.
+    pub body_bytes: usize,
+    /// The most bytes of a request's header section; at least 8 KiB. Default: 64 KiB.
+    pub header_bytes: usize,
+    /// The most connections at once. For each one beyond that, a slow or idle one is closed; if all are in use, the new
+    /// one waits until one ends. Default: 4,096.
+    pub connections: usize,
+    /// How long a request's header section may take to arrive, from the start of the connection or the end of the
+    /// previous request, and how long a connection may be idle. Default: 60 s.
+    pub header_time: Duration,
+    /// How long a request's body may take to arrive, and how long a client may go without taking a byte of an answer.
+    /// Default: 30 s.
+    pub body_time: Duration,
+    /// How long an append waits while the disk is behind, before it is answered with 429. Default: 2 s.
+    pub append_time: Duration,
+    /// The most bytes of a body after decompression. Default: 64 MiB.
+    pub decoded_bytes: usize,
+    /// The longest time that a read may wait for new records. Default: 60 s.
+    pub wait_time: Duration,
+    /// How often a live tail without news is sent a comment, so that no intermediary assumes that it is dead. Default:
+    /// 15 s.
+    pub heartbeat: Duration,
+    /// The most bytes of bodies that are being received or parsed, and of answers being sent, for all clients together;
+    /// requests beyond that are answered with 503. Default: 256 MiB.
+    pub memory_bytes: usize,
+    /// Names by which clients may call this server, in addition to those that are known to be its own; with `*.` in
+    /// front, also all names below a name; `*` for any name. Default: none.
+    pub allow_hosts: Vec<String>,
+    /// Origins whose pages may use this server from a browser, such as `https://app.example.com`; `*` for all. Default:
+    /// none.
+    pub allow_origins: Vec<String>,
+    /// Whether appending to a log that does not exist creates it. Default: no.
+    pub create_logs: bool,
+    /// How long stopping waits for requests in flight. Default: 30 s.
+    pub grace: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            body_bytes: 16 << 20,
+            header_bytes: 64 << 10,
+            connections: 4096,
+            header_time: Duration::from_secs(60),
+            body_time: Duration::from_secs(30),
+            append_time: Duration::from_secs(2),
+            decoded_bytes: 64 << 20,
+            memory_bytes: 256 << 20,
+            allow_hosts: Vec::new(),
+            allow_origins: Vec::new(),
+            wait_time: Duration::from_secs(60),
+            heartbeat: Duration::from_secs(15),
+            create_logs: false,
+            grace: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A year. A longer time makes no difference to a caller that waits, and could not be added to every point in time.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+impl Settings {
+    pub(super) fn clamp_times(&mut self) {
+        let Self { header_time, body_time, append_time, wait_time, heartbeat, grace, .. } = self;
+        for time in [header_time, body_time, append_time, wait_time, heartbeat, grace] {
+            *time = LONGEST.min(*time);
+        }
+    }
+}
