@@ -16,19 +16,7 @@
 //! | the peer has gone without closing the connection | [`GONE`] times `body_time`, enforced by the system (`TCP_USER_TIMEOUT`) |
 //! | the server is stopping | closed at once if no request is in flight, otherwise after `grace` |
 //!
-//! When the limit of connections is reached, one is closed for each new one ([`eviction_rank`]): of those of the first rank
-//! that there is, the one without progress for longest. A body that arrives at less than 1 KiB per second does not count
-//! as progress.
-//!
-//! | rank | connections |
-//! | --- | --- |
-//! | 1 | no request for 1 s since it was accepted; a body without progress for 5 s |
-//! | 2 | between two requests for 5 s |
-//! | 3 | a body without progress for 1 s; an answer of which the client has taken nothing for 5 s |
-//! | 4 | between two requests for 1 s |
-//! | 5 | waiting for the server, like a live tail without news, for 5 s |
-//! | 6 | waiting for news: it costs little to ask again |
-//! | 7 | between two requests, or just accepted: clients that are about to send one |
+//! When the limit of connections is reached, one is closed for each new one: see [`eviction`].
 //!
 //! A [`Connection`] is what is known of one connection, [`Connections`] are all of them. A worker checks its own
 //! connections now and then (`Connections::look_over`), on the thread that also drives them: a connection that it finds
@@ -40,6 +28,7 @@
 //! section for each request that it has in flight, of which the whole server has at most four times as many as
 //! connections, and at most as many that are being refused. The streams of any others are reset at once.
 
+mod eviction;
 mod exchange;
 mod serve;
 mod stream;
@@ -50,6 +39,7 @@ use super::{
     unsent::{Ends, Unsent},
 };
 use crate::sync::lock;
+use eviction::{Doing, LEAST, eviction_rank, moves};
 pub(super) use exchange::{Arriving, Exchange};
 pub(super) use serve::serve;
 use std::{
@@ -87,8 +77,6 @@ const GONE: u32 = 4;
 /// The most fields in a header section of HTTP/2, where each takes a byte if it refers to the header table, and a hundred
 /// in memory. hyper accepts 100 with HTTP/1; here a browser sends each cookie as a field.
 const FIELDS: usize = 256;
-/// The bytes per second that a client must take or send to count as slow rather than stuck.
-const LEAST: u64 = 1 << 10;
 /// The most requests in flight on one HTTP/2 connection; and on all connections, for each connection that is allowed.
 const STREAMS: u32 = 256;
 const STREAMS_A_CONNECTION: usize = 4;
@@ -97,11 +85,6 @@ const STREAMS_KEPT: usize = STREAMS_A_CONNECTION / 2;
 /// The number of bodies per connection that may always be read although nobody wants them: what arrives of them fits in
 /// its window.
 const BODIES: usize = 8;
-/// How long, in milliseconds, a connection must have made no progress to count as still.
-const STILL: u64 = 5_000;
-/// A connection that was accepted, or answered, less than this many milliseconds ago may be about to send a request; a
-/// body that has been arriving for less is not known to be slow.
-const JUST_COME: u64 = 1_000;
 /// Milliseconds between two warnings that connections are closed to make room.
 const TELL_EVERY: u64 = 10_000;
 /// A client that takes nothing for this many milliseconds is slow.
@@ -249,37 +232,56 @@ pub(super) struct Connection {
     awaited: AtomicUsize,
     /// Requests in flight.
     requests: AtomicUsize,
+    sending: Sending,
+    /// Whether we, or the system, have given up the connection.
+    cut: AtomicBool,
+    http1: Http1,
+    /// Asks the connection to finish what is in flight and to close.
+    stop: Notify,
+    stopped: AtomicBool,
+    task: OnceLock<AbortHandle>,
+    http2: Http2,
+    /// The queues for permits that its requests wait in.
+    pub(super) queues: Arc<Queues>,
+}
+
+/// Whether the client takes what it is sent.
+#[derive(Default)]
+struct Sending {
     /// Since when the system has taken nothing of what is to be sent, plus one; 0 while it takes data.
     stuck: AtomicU64,
     /// What was last observed about that.
-    found: Mutex<UnsentSample>,
+    sample: Mutex<UnsentSample>,
+    /// The addresses by which the system is asked about it.
     ends: Option<Ends>,
-    /// Whether we, or the system, have given up the connection.
-    cut: AtomicBool,
-    /// HTTP/1 only: since when the client has had its sending side closed, plus one, or 0; the task that waits for more
-    /// from it; whether the request in flight lacks a part of its body; and whether its answer has begun.
+}
+
+/// What is known only of connections with HTTP/1, where one request is served at a time.
+#[derive(Default)]
+struct Http1 {
+    /// Since when the client has had its sending side closed, plus one, or 0; and the task that waits for more from it.
     ended: AtomicU64,
     reader: Mutex<Option<Waker>>,
+    /// Whether the request in flight lacks a part of its body; and whether its answer has begun.
     lacking: AtomicBool,
     giving: AtomicBool,
     /// Whether the answer is a live tail: that its client is gone would only be noticed when there is something to
     /// send.
     endless: AtomicBool,
-    /// HTTP/1 only: whether a body did not match its framing, so that no other request can follow it.
+    /// Whether a body did not match its framing, so that no other request can follow it.
     broken: AtomicBool,
-    /// HTTP/1 only: a body that nobody wants, while it is being read; the result says whether it was read to its end.
+    /// A body that nobody wants, while it is being read; the result says whether it was read to its end.
     unwanted: Mutex<Option<JoinHandle<bool>>>,
-    /// Asks the connection to finish what is in flight and to close.
-    stop: Notify,
-    stopped: AtomicBool,
-    task: OnceLock<AbortHandle>,
-    /// HTTP/2 only: the streams in flight; and the one that began last and has no task yet.
+}
+
+/// What is known only of connections with HTTP/2, where requests are streams.
+#[derive(Default)]
+struct Http2 {
+    /// The streams in flight; and the one that began last and has no task yet.
     streams: Mutex<Vec<Weak<Stream>>>,
     begun: Mutex<Option<Arc<Stream>>>,
-    /// HTTP/2 only: the number of bodies that nobody wants.
+    /// The number of bodies that nobody wants.
     bodies: AtomicUsize,
-    /// The queues for permits that its requests wait in.
-    pub(super) queues: Arc<Queues>,
 }
 
 /// How many bytes had not been sent at a point in time, while the connection had been stuck since another.
@@ -305,17 +307,17 @@ impl Connection {
     /// Records whether the system has taken what it was given.
     pub(super) fn taken(&self, yes: bool) {
         if yes {
-            self.stuck.store(0, Ordering::Relaxed);
+            self.sending.stuck.store(0, Ordering::Relaxed);
         } else {
             let now = self.all.now() + 1;
-            let _ = self.stuck.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed); // since the first time
+            let _ = self.sending.stuck.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed); // since the first time
         }
     }
 
     /// A client counts as given up if the system gave it up, or if it disappears after it has taken nothing for a
     /// while; otherwise it has left of its own accord.
     pub(super) fn failed(&self, error: &io::Error) {
-        let stuck = self.stuck.load(Ordering::Relaxed);
+        let stuck = self.sending.stuck.load(Ordering::Relaxed);
         let slow = stuck > 0 && self.all.now() + 1 >= stuck + SLOW;
         if slow || error.kind() == io::ErrorKind::TimedOut {
             self.cut.store(true, Ordering::Relaxed);
@@ -327,32 +329,32 @@ impl Connection {
     pub(super) fn waits_for_an_answer(&self, reader: &Waker) -> bool {
         let waits = self.protocol.get() == Some(&Protocol::Http1)
             && self.is_busy()
-            && !self.lacking.load(Ordering::Relaxed)
-            && !self.endless.load(Ordering::Relaxed);
+            && !self.http1.lacking.load(Ordering::Relaxed)
+            && !self.http1.endless.load(Ordering::Relaxed);
         if waits {
             let now = self.all.now() + 1;
-            let _ = self.ended.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed); // since the first time
-            *lock(&self.reader) = Some(reader.clone());
+            let _ = self.http1.ended.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed); // since the first time
+            *lock(&self.http1.reader) = Some(reader.clone());
         }
         waits
     }
 
     /// Whether the connection has a request in flight, or an answer that has not been taken completely.
     fn is_busy(&self) -> bool {
-        self.requests.load(Ordering::Relaxed) > 0 || self.stuck.load(Ordering::Relaxed) > 0
+        self.requests.load(Ordering::Relaxed) > 0 || self.sending.stuck.load(Ordering::Relaxed) > 0
     }
 
     /// A body does not continue: if the client has closed its sending side, the body is incomplete.
     fn lacks_some(&self) {
-        if self.ended.load(Ordering::Relaxed) > 0 {
-            self.lacking.store(true, Ordering::Relaxed);
+        if self.http1.ended.load(Ordering::Relaxed) > 0 {
+            self.http1.lacking.store(true, Ordering::Relaxed);
             self.wake_reader();
         }
     }
 
     fn wake_reader(&self) {
-        if self.ended.load(Ordering::Relaxed) > 0
-            && let Some(reader) = lock(&self.reader).take()
+        if self.http1.ended.load(Ordering::Relaxed) > 0
+            && let Some(reader) = lock(&self.http1.reader).take()
         {
             reader.wake();
         }
@@ -364,10 +366,10 @@ impl Connection {
         if self.protocol.get() != Some(&Protocol::Http1) {
             return true;
         }
-        if self.broken.load(Ordering::Relaxed) {
+        if self.http1.broken.load(Ordering::Relaxed) {
             return false;
         }
-        let unwanted = lock(&self.unwanted).take();
+        let unwanted = lock(&self.http1.unwanted).take();
         match unwanted {
             Some(unwanted) => unwanted.await.unwrap_or(false),
             None => true,
@@ -393,7 +395,7 @@ impl Connection {
             Doing::Nothing
         } else if self.awaited.load(Ordering::Relaxed) > 0 {
             Doing::Sends
-        } else if self.stuck.load(Ordering::Relaxed) > 0 || self.has_stuck_stream() {
+        } else if self.sending.stuck.load(Ordering::Relaxed) > 0 || self.has_stuck_stream() {
             Doing::Takes
         } else if self.is_busy() && self.queues.listening() < self.requests.load(Ordering::Relaxed) {
             Doing::Waits
@@ -407,7 +409,7 @@ impl Connection {
 
     /// Whether an HTTP/2 answer waits for the client, although the client's system takes what it is sent.
     fn has_stuck_stream(&self) -> bool {
-        lock(&self.streams).iter().filter_map(Weak::upgrade).any(|stream| stream.is_stuck())
+        lock(&self.http2.streams).iter().filter_map(Weak::upgrade).any(|stream| stream.is_stuck())
     }
 
     /// A request is not in flight any more.
@@ -433,9 +435,10 @@ impl Connection {
         if self.takes_nothing(now, body_time) {
             return self.cut("it takes nothing");
         }
-        let ended = self.ended.load(Ordering::Relaxed);
+        let ended = self.http1.ended.load(Ordering::Relaxed);
         let since = ended.max(self.touched.load(Ordering::Relaxed)); // the request may be one of several sent at once
-        if ended > 0 && !self.giving.load(Ordering::Relaxed) && now.saturating_sub(since) > LAST_ANSWER {
+        if ended > 0 && !self.http1.giving.load(Ordering::Relaxed) && now.saturating_sub(since) > LAST_ANSWER
+        {
             self.task.get().inspect(|task| task.abort()); // it has left of its own accord
             return;
         }
@@ -451,7 +454,7 @@ impl Connection {
                         self.cut("it is idle");
                     }
                 }
-                let mut streams = lock(&self.streams);
+                let mut streams = lock(&self.http2.streams);
                 streams.retain(|stream| {
                     stream.upgrade().is_some_and(|stream| !stream.look_over(now, body_time))
                 });
@@ -462,23 +465,23 @@ impl Connection {
     /// Whether the client has taken nothing, or almost nothing, for longer than it may. The system takes more from us
     /// only when it has delivered much of what it has: what a slow client takes in between shows in how much is left.
     fn takes_nothing(&self, now: u64, body_time: u64) -> bool {
-        let stuck = self.stuck.load(Ordering::Relaxed);
+        let stuck = self.sending.stuck.load(Ordering::Relaxed);
         let time = now + 1 - stuck.min(now + 1);
         if stuck == 0 || time < SLOW.min(body_time / 4) {
             return false;
         }
-        let mut found = lock(&self.found);
-        let fresh = found.stuck != stuck;
-        let over = now - found.at.min(now) > body_time;
+        let mut sample = lock(&self.sending.sample);
+        let fresh = sample.stuck != stuck;
+        let over = now - sample.at.min(now) > body_time;
         if !fresh && !over {
             return false;
         }
-        let Some(unsent) = self.ends.as_ref().and_then(|ends| self.all.unsent.of(now, ends)) else {
+        let Some(unsent) = self.sending.ends.as_ref().and_then(|ends| self.all.unsent.of(now, ends)) else {
             return time > body_time; // all that is known is that it has no room
         };
-        let least = LEAST * (now - found.at.min(now)) / 1000;
-        let steady = fresh || unsent + least <= found.unsent;
-        *found = UnsentSample { stuck, at: now, unsent };
+        let least = LEAST * (now - sample.at.min(now)) / 1000;
+        let steady = fresh || unsent + least <= sample.unsent;
+        *sample = UnsentSample { stuck, at: now, unsent };
         !steady
     }
 
@@ -492,77 +495,6 @@ impl Connection {
         let finished = !self.is_busy();
         if finished && (self.protocol.get() != Some(&Protocol::Http2) || idle > LAST_WORDS) {
             self.cut("the server stops");
-        }
-    }
-}
-
-/// What the client of a connection is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Doing {
-    /// It has not sent a request yet.
-    Nothing,
-    /// The server waits for it to send a body, or to take an answer.
-    Sends,
-    Takes,
-    /// It waits for the server.
-    Waits,
-    /// It waits for news only: long polls, live tails.
-    Listens,
-    /// It is between two requests.
-    Idles,
-}
-
-/// In which order connections are closed to make room, see the module's documentation; `None` if it must not be closed.
-fn eviction_rank(doing: Doing, still: u64) -> Option<u8> {
-    match doing {
-        Doing::Nothing if still >= JUST_COME => Some(1),
-        Doing::Sends if still >= STILL => Some(1),
-        Doing::Idles if still >= STILL => Some(2),
-        Doing::Sends if still >= JUST_COME => Some(3),
-        Doing::Takes if still >= STILL => Some(3),
-        Doing::Idles if still >= JUST_COME => Some(4),
-        Doing::Waits | Doing::Listens if still >= STILL => Some(5),
-        Doing::Listens => Some(6),
-        Doing::Idles | Doing::Nothing => Some(7),
-        Doing::Sends | Doing::Takes | Doing::Waits => None,
-    }
-}
-
-/// Whether `bytes` in `time` milliseconds are progress of a body. Bytes that arrive within one tick of the coarse clock
-/// are added up.
-fn moves(bytes: u64, time: u64) -> bool {
-    time > 0 && bytes >= LEAST * time / 1000
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A byte every 3 s counted as progress of a body, and its sender was closed after all clients that were between
-    /// two requests.
-    #[test]
-    fn a_body_moves_from_a_floor_on_and_the_slow_go_before_those_that_were_served() {
-        assert!(!moves(1, 3_000) && !moves(1_000, 1_000) && moves(1_024, 1_000) && moves(3, 2));
-        assert!(!moves(1 << 20, 0), "what arrives in one moment is added up");
-        // In order, connections that may be the first to be closed at each of two times.
-        let order = [
-            (Doing::Sends, STILL),
-            (Doing::Idles, STILL),
-            (Doing::Sends, JUST_COME),
-            (Doing::Idles, STILL - 1),
-            (Doing::Waits, STILL),
-            (Doing::Listens, STILL),
-            (Doing::Listens, STILL - 1),
-            (Doing::Nothing, JUST_COME - 1),
-            (Doing::Idles, JUST_COME - 1),
-        ];
-        assert!(order.is_sorted_by_key(|&(doing, still)| eviction_rank(doing, still)));
-        assert_eq!(eviction_rank(Doing::Nothing, JUST_COME), eviction_rank(Doing::Sends, STILL));
-        assert!(eviction_rank(Doing::Takes, STILL) < eviction_rank(Doing::Idles, STILL - 1));
-        for (doing, still) in
-            [(Doing::Sends, JUST_COME - 1), (Doing::Takes, STILL - 1), (Doing::Waits, STILL - 1)]
-        {
-            assert_eq!(eviction_rank(doing, still), None, "{doing:?}");
         }
     }
 }

@@ -79,6 +79,22 @@ pub(crate) struct SegmentFile {
     zeroed: Condvar,
 }
 
+/// Writes the header block of a file, with the mark saying that `durable` records are durable.
+pub(crate) fn write_header(file: &dyn File, header: &Header, durable: u32) -> io::Result<()> {
+    let mut block = Aligned::new(BLOCK as usize)?;
+    block.copy_from_slice(&header.encode(durable));
+    file.write_at(&[IoSlice::new(&block)], 0)
+}
+
+/// Writes whole blocks of the region of frames, beginning with byte `at` of it. Durable on return.
+pub(crate) fn write_blocks(file: &dyn File, blocks: &[u8], at: usize) -> io::Result<()> {
+    const PIECE: usize = 1 << 20;
+    for (piece, at) in blocks.chunks(PIECE).zip((at..).step_by(PIECE)) {
+        file.write_at(&[IoSlice::new(piece)], FRAMES + at as u64)?;
+    }
+    Ok(())
+}
+
 impl SegmentFile {
     /// Creates a file for some later segment of `capacity`, with all its space reserved, under the temporary name
     /// `number`.
@@ -136,9 +152,7 @@ impl SegmentFile {
 
     /// Writes the header block, with the mark saying that `durable` records are durable.
     pub(crate) fn write_header(&self, header: &Header, durable: u32) -> io::Result<()> {
-        let mut block = Aligned::new(BLOCK as usize)?;
-        block.copy_from_slice(&header.encode(durable));
-        self.file.write_at(&[IoSlice::new(&block)], 0)
+        write_header(&*self.file, header, durable)
     }
 
     /// Writes the frames between two positions of the chunk; they are durable on return. Whole blocks are written

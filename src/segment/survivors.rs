@@ -1,5 +1,7 @@
 //! Where the records of a segment are, some of which are lost.
 
+use std::ops::Range;
+
 /// The word of each record, or that it is lost.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Survivors(Vec<u32>); // word plus one, 0 if lost: half the size of an Option
@@ -25,6 +27,18 @@ impl Survivors {
         self.0.get(record as usize)?.checked_sub(1)
     }
 
+    /// The runs of records that are lost.
+    pub(crate) fn lost(&self) -> Vec<Range<u32>> {
+        let mut lost: Vec<Range<u32>> = Vec::new();
+        for (record, _) in (0..).zip(&self.0).filter(|(_, at)| **at == 0) {
+            match lost.last_mut().filter(|run| run.end == record) {
+                Some(run) => run.end += 1,
+                None => lost.push(record..record + 1),
+            }
+        }
+        lost
+    }
+
     /// Whether the last record is lost.
     pub(crate) fn end_is_lost(&self) -> bool {
         self.0.last() == Some(&0)
@@ -45,5 +59,26 @@ impl Survivors {
     /// Where each record is, in order; `None` for those that are lost.
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = Option<u32>> {
         self.0.iter().map(|at| at.checked_sub(1))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_where_they_were_put_or_lost() {
+        let mut survivors = Survivors::all(&[0, 7]);
+        survivors.extend_to(5);
+        survivors.set(3, 30);
+        survivors.set(5, 50); // there is no such record
+        assert_eq!(survivors.iter().collect::<Vec<_>>(), [Some(0), Some(7), None, Some(30), None]);
+        assert_eq!(survivors.lost(), [2..3, 4..5]);
+        assert_eq!(
+            (survivors.len(), survivors.get(3), survivors.get(4), survivors.get(9)),
+            (5, Some(30), None, None)
+        );
+        assert!(survivors.end_is_lost() && !Survivors::all(&[0]).end_is_lost());
+        assert_eq!(Survivors::none(3).lost(), std::slice::from_ref(&(0..3)));
     }
 }

@@ -30,14 +30,14 @@ impl Exchange {
     pub(super) fn begin(connection: &Arc<Connection>) -> Self {
         connection.touch();
         connection.used.store(true, Ordering::Relaxed);
-        connection.lacking.store(false, Ordering::Relaxed);
-        connection.giving.store(false, Ordering::Relaxed);
-        connection.endless.store(false, Ordering::Relaxed);
+        connection.http1.lacking.store(false, Ordering::Relaxed);
+        connection.http1.giving.store(false, Ordering::Relaxed);
+        connection.http1.endless.store(false, Ordering::Relaxed);
         let others = connection.requests.fetch_add(1, Ordering::Relaxed);
         let stream = (connection.protocol.get() == Some(&Protocol::Http2)).then(|| {
             let stream = Stream::begin(connection, connection.all.count(others));
-            lock(&connection.streams).push(Arc::downgrade(&stream));
-            *lock(&connection.begun) = Some(Arc::clone(&stream));
+            lock(&connection.http2.streams).push(Arc::downgrade(&stream));
+            *lock(&connection.http2.begun) = Some(Arc::clone(&stream));
             stream
         });
         Self { connection: Arc::clone(connection), stream }
@@ -96,7 +96,7 @@ impl Body for Arriving {
             }
             Some(Err(_)) => {
                 self.body = None;
-                self.connection.broken.store(true, Ordering::Relaxed);
+                self.connection.http1.broken.store(true, Ordering::Relaxed);
             }
         }
         Poll::Ready(frame)
@@ -134,7 +134,7 @@ impl Drop for Arriving {
         if self.connection.protocol.get() == Some(&Protocol::Http1) {
             let small = !self.asks && body.size_hint().lower() <= SMALL_BODY;
             let read = async move { small && is_read(body).await };
-            *lock(&self.connection.unwanted) = Some(runtime.spawn(read));
+            *lock(&self.connection.http1.unwanted) = Some(runtime.spawn(read));
             return;
         }
         // If it were dropped, the stream would be reset at once: curl and others then see no answer.
@@ -181,7 +181,7 @@ struct Unwanted {
 
 impl Unwanted {
     fn begin(connection: &Arc<Connection>, stream: Weak<Stream>) -> Result<Self, Weak<Stream>> {
-        let others = connection.bodies.fetch_add(1, Ordering::Relaxed);
+        let others = connection.http2.bodies.fetch_add(1, Ordering::Relaxed);
         let few = others < BODIES;
         let counted = !few && connection.all.count_other();
         let unwanted = Self { connection: Arc::clone(connection), stream, counted };
@@ -199,7 +199,7 @@ impl Unwanted {
 
 impl Drop for Unwanted {
     fn drop(&mut self) {
-        self.connection.bodies.fetch_sub(1, Ordering::Relaxed);
+        self.connection.http2.bodies.fetch_sub(1, Ordering::Relaxed);
         if self.counted {
             self.connection.all.count_no_more(Count::Accepted);
         }
@@ -266,7 +266,7 @@ impl Body for Outgoing {
             Err(frame) => return Poll::Ready(Some(Ok(frame))),
         };
         exchange.connection.touch();
-        exchange.connection.giving.store(true, Ordering::Relaxed);
+        exchange.connection.http1.giving.store(true, Ordering::Relaxed);
         match &exchange.stream {
             Some(stream) => {
                 // One part at a time, so that it can be observed whether the client takes any.

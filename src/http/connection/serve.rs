@@ -3,8 +3,8 @@
 #[cfg(target_os = "linux")]
 use super::UNSENT;
 use super::{
-    CONNECTION_WINDOW, Connection, Connections, FIELDS, GONE, PREFACE, Protocol, SEND_BUFFER, STREAM_WINDOW,
-    STREAMS,
+    CONNECTION_WINDOW, Connection, Connections, FIELDS, GONE, Http1, Http2, PREFACE, Protocol, SEND_BUFFER,
+    STREAM_WINDOW, STREAMS, Sending,
     exchange::{Arriving, Exchange, Outgoing},
     stream::Count,
 };
@@ -32,7 +32,7 @@ use std::{
     future::Future,
     pin::pin,
     sync::{
-        Arc, Mutex, OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -65,23 +65,13 @@ pub(in crate::http) fn serve(
         used: AtomicBool::new(false),
         awaited: AtomicUsize::new(0),
         requests: AtomicUsize::new(0),
-        stuck: AtomicU64::new(0),
-        found: Mutex::default(),
-        ends,
+        sending: Sending { ends, ..Sending::default() },
         cut: AtomicBool::new(false),
-        ended: AtomicU64::new(0),
-        reader: Mutex::default(),
-        lacking: AtomicBool::new(false),
-        endless: AtomicBool::new(false),
-        giving: AtomicBool::new(false),
-        broken: AtomicBool::new(false),
-        unwanted: Mutex::default(),
+        http1: Http1::default(),
         stop: Notify::new(),
         stopped: AtomicBool::new(false),
         task: OnceLock::new(),
-        streams: Mutex::default(),
-        begun: Mutex::default(),
-        bodies: AtomicUsize::new(0),
+        http2: Http2::default(),
         queues: Arc::default(),
     });
     all.lock().insert(connection.number, Arc::clone(&connection));
@@ -156,7 +146,7 @@ async fn drive(
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             if is_endless(&answer) {
-                exchange.connection.endless.store(true, Ordering::Relaxed);
+                exchange.connection.http1.endless.store(true, Ordering::Relaxed);
                 exchange.connection.wake_reader();
             }
             Ok::<_, std::convert::Infallible>(answer.map(|body| Outgoing::new(body, exchange, context)))
@@ -239,7 +229,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
     fn execute(&self, future: F) {
         // hyper runs a request right after it has called the service for it. If it did not, a stalled answer could only
         // be ended together with its connection.
-        let stream = lock(&self.0.begun).take();
+        let stream = lock(&self.0.http2.begun).take();
         if stream.as_ref().is_some_and(|stream| stream.count == Count::Nothing) {
             return; // dropped, so that its stream is reset before it takes any memory
         }

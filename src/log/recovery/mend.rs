@@ -15,15 +15,11 @@ use super::{
 };
 use crate::{
     chunk::{BackingDir, Before},
-    disk::{Aligned, BLOCK, Disk, File, is_transient},
+    disk::{Aligned, BLOCK, Disk, is_transient},
     frame::{self, Key, WORD},
     segment::{FRAMES, file, region::Region, scan, search},
 };
-use std::{
-    collections::BTreeMap,
-    io::{self, IoSlice},
-    path::Path,
-};
+use std::{collections::BTreeMap, io, path::Path};
 
 /// What has become of a segment.
 pub(in crate::log) enum Mended {
@@ -225,27 +221,20 @@ impl Whole {
     /// Writes what was lost to the segment's file, and zeros where the disk cannot read what follows. Durable on
     /// return.
     pub(in crate::log) fn write(&self, disk: &dyn Disk, path: &Path) -> io::Result<()> {
-        const PIECE: usize = 1 << 20;
         let file = disk.open(path, true)?;
         if FRAMES + (self.found as u64) < self.length {
             file.set_len(self.length)?;
         }
         let end = self.end.next_multiple_of(BLOCK as usize);
-        for at in (0..end).step_by(PIECE) {
-            write_at(&*file, &self.frames[at..(at + PIECE).min(end)], at)?;
-        }
+        file::write_blocks(&*file, &self.frames[..end], 0)?;
         let block = BLOCK as usize;
         for bad in &self.unreadable {
             for at in (bad.start / block * block..bad.end).step_by(block).filter(|&at| at >= end) {
-                write_at(&*file, &self.frames[at..at + block], at)?; // zeros
+                file::write_blocks(&*file, &self.frames[at..at + block], at)?; // zeros
             }
         }
         Ok(())
     }
-}
-
-fn write_at(file: &dyn File, bytes: &[u8], at: usize) -> io::Result<()> {
-    file.write_at(&[IoSlice::new(bytes)], FRAMES + at as u64)
 }
 
 impl SurveyedSegment {

@@ -3,7 +3,7 @@
 
 use super::{
     super::{
-        Environment, Error, Frontier, Options, Shared,
+        Damage, Environment, Error, Frontier, Options, Shared,
         budget::{Budget, Claim},
         chain::Chain,
         clock,
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     LogId,
     chunk::{BackingDir, Before, Chunk, ChunkMemory, ChunkPosition, ShmBacking, no_backing},
-    disk::{self, Aligned, BLOCK, Disk, File},
+    disk::{self, BLOCK, Disk, File},
     segment::{
         Segment,
         file::{self, SegmentFile},
@@ -32,7 +32,7 @@ use crate::{
     sync::{Arc, AtomicBool, Swap},
 };
 use std::{
-    io::{self, IoSlice},
+    io,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -106,22 +106,9 @@ pub(in crate::log) fn open(
         match resumed {
             // Whichever operation it was that found no room.
             Err(error) if error.keeps_from_writing() => {
-                let Survey { segments: again, damage: found, .. } = survey(disk, dir)?; // some may be sealed now
-                damage = found; // of what cannot be read any more
-                if again.last().is_none_or(|last| last.end() == 0) {
-                    return Err(no_room(error)); // there is nothing to read
-                }
-                let kept = again.last().map_or(0, |last| match &last.state {
-                    State::Open(bytes, scan) => aside::to_be_kept(behind(bytes, scan)).len(),
-                    _ => 0,
-                });
-                let (before, read_only_before) =
-                    full.map_or((0, false), |full| (full.needs, full.is_read_only));
-                let mut full = Full::new(error, options.first_segment_bytes + kept as u64 + before);
-                full.is_read_only |= read_only_before;
-                full.reserves = reserves(&again);
-                let full = damage.is_empty().then_some(full);
-                Opening { full, ..read_only(disk, dir, &identity, again, &roller)? }
+                let opened;
+                (opened, damage) = without_room(disk, dir, &options, &identity, &roller, error, full)?;
+                opened
             }
             opened => opened?,
         }
@@ -155,6 +142,33 @@ pub(in crate::log) fn open(
         producers: super::super::producers::Producers::default(),
         lock: std::sync::Mutex::new(lock),
     })
+}
+
+/// Opens a log for reading that could not be resumed because of `error`, or of what was `full` before that. Returns also
+/// the damage that is there now.
+fn without_room(
+    disk: &dyn Disk,
+    dir: &Path,
+    options: &Options,
+    identity: &Identity,
+    roller: &Roller,
+    error: Error,
+    before: Option<Full>,
+) -> Result<(Opening, Vec<Damage>), Error> {
+    let Survey { segments: again, damage, .. } = survey(disk, dir)?; // some may be sealed, or unreadable, now
+    if again.last().is_none_or(|last| last.end() == 0) {
+        return Err(no_room(error)); // there is nothing to read
+    }
+    let kept = again.last().map_or(0, |last| match &last.state {
+        State::Open(bytes, scan) => aside::to_be_kept(behind(bytes, scan)).len(),
+        _ => 0,
+    });
+    let (needed_before, was_read_only) = before.map_or((0, false), |full| (full.needs, full.is_read_only));
+    let mut full = Full::new(error, options.first_segment_bytes + kept as u64 + needed_before);
+    full.is_read_only |= was_read_only;
+    full.reserves = reserves(&again);
+    let full = damage.is_empty().then_some(full);
+    Ok((Opening { full, ..read_only(disk, dir, identity, again, roller)? }, damage))
 }
 
 /// The log's backings, if they can be used. A transient failure is an error: a log that opens without its backings
@@ -412,9 +426,7 @@ pub(in crate::log) fn rewrite_header(
     header: &Header,
     mark: u32,
 ) -> io::Result<()> {
-    let mut block = Aligned::new(BLOCK as usize)?;
-    block.copy_from_slice(&header.encode(mark));
-    disk.open(path, true)?.write_at(&[IoSlice::new(&block)], 0)
+    file::write_header(&*disk.open(path, true)?, header, mark)
 }
 
 /// Seals a segment whose frames are whole, as when it was closed normally.

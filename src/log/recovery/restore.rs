@@ -40,10 +40,7 @@ use crate::{
         search,
     },
 };
-use std::{
-    io::{self, IoSlice},
-    path::Path,
-};
+use std::{io, path::Path};
 
 /// A backing that holds a segment.
 pub(super) struct LeftBacking {
@@ -258,18 +255,26 @@ fn restore_backing(
         go_on_behind(disk, dir, survey, backing, scan, frames)?;
         return Ok(Fate::Needless);
     }
-    // The disk may have the same records in a segment that was begun again, or that `repair` wrote.
+    let is_covered = is_covered(disk, survey, backing, &scan, &frames)?;
+    Ok(if is_covered { Fate::Needless } else { Fate::Kept })
+}
+
+/// Whether the disk has all that a backing holds: in a segment that was begun again, or that `repair` wrote.
+fn is_covered(
+    disk: &dyn Disk,
+    survey: &Survey,
+    backing: &LeftBacking,
+    scan: &Scan,
+    frames: &[u8],
+) -> io::Result<bool> {
+    let key = backing.header.key();
     let there = survey.segments.iter().find(|found| found.header.base == backing.header.base);
-    let covered = there.filter(|found| found.header.key() == key && found.records() >= scan.records());
+    let Some(there) = there.filter(|found| found.header.key() == key && found.records() >= scan.records())
+    else {
+        return Ok(false);
+    };
     let whole = &frames[..scan.words as usize * frame::WORD];
-    match covered {
-        Some(found)
-            if behind_gap(&frames, key, &scan).is_empty() && file_begins_with(disk, &found.path, whole)? =>
-        {
-            Ok(Fate::Needless)
-        }
-        _ => Ok(Fate::Kept),
-    }
+    Ok(behind_gap(frames, key, scan).is_empty() && file_begins_with(disk, &there.path, whole)?)
 }
 
 /// The bytes from where the frames of a backing break off to the end of the last frame found after that; or, if there
@@ -392,18 +397,14 @@ fn told(dir: &Path, header: &Header, scan: &Scan) {
 
 /// Writes the frames from one word to another, and zeros up to the end of the block. Durable on return.
 fn write(file: &dyn File, frames: &Aligned, from: u32, to: u32) -> io::Result<()> {
-    const PIECE: usize = 1 << 20;
     let block = BLOCK as usize;
     let (start, end) = (from as usize * frame::WORD / block * block, to as usize * frame::WORD);
     let whole = end / block * block;
-    for at in (start..whole).step_by(PIECE) {
-        let piece = &frames[at..(at + PIECE).min(whole)];
-        file.write_at(&[IoSlice::new(piece)], FRAMES + at as u64)?;
-    }
+    file::write_blocks(file, frames.get(start..whole).unwrap_or_default(), start)?; // none if all is in one block
     if whole < end {
         let mut last = Aligned::new(block)?;
         last[..end - whole].copy_from_slice(&frames[whole..end]);
-        file.write_at(&[IoSlice::new(&last)], FRAMES + whole as u64)?;
+        file::write_blocks(file, &last, whole)?;
     }
     Ok(())
 }

@@ -342,19 +342,9 @@ fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
     }
     match &found.state {
         State::Damaged(wreck) => {
-            let mut record = 0;
-            while record < wreck.survivors.len() {
-                let start = record;
-                while record < wreck.survivors.len() && wreck.survivors.get(record).is_none() {
-                    record += 1;
-                }
-                if record > start {
-                    let offsets = base + u64::from(start)..base + u64::from(record);
-                    let reason =
-                        if wreck.unreadable { "the disk cannot read it" } else { "no frame there verifies" };
-                    push(offsets, wreck.unreadable, reason);
-                }
-                record += 1;
+            let reason = if wreck.unreadable { "the disk cannot read it" } else { "no frame there verifies" };
+            for lost in wreck.survivors.lost() {
+                push(base + u64::from(lost.start)..base + u64::from(lost.end), wreck.unreadable, reason);
             }
             if wreck.excess {
                 let end = found.end();

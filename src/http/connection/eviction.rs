@@ -1,0 +1,94 @@
+//! Which connection is closed to make room for another.
+//!
+//! When the limit of connections is reached, one is closed for each new one: of those of the first rank
+//! that there is, the one without progress for longest. A body that arrives at less than 1 KiB per second does not count
+//! as progress.
+//!
+//! | rank | connections |
+//! | --- | --- |
+//! | 1 | no request for 1 s since it was accepted; a body without progress for 5 s |
+//! | 2 | between two requests for 5 s |
+//! | 3 | a body without progress for 1 s; an answer of which the client has taken nothing for 5 s |
+//! | 4 | between two requests for 1 s |
+//! | 5 | waiting for the server, like a live tail without news, for 5 s |
+//! | 6 | waiting for news: it costs little to ask again |
+//! | 7 | between two requests, or just accepted: clients that are about to send one |
+
+/// The bytes per second that a client must take or send to count as slow rather than stuck.
+pub(super) const LEAST: u64 = 1 << 10;
+/// How long, in milliseconds, a connection must have made no progress to count as still.
+const STILL: u64 = 5_000;
+/// A connection that was accepted, or answered, less than this many milliseconds ago may be about to send a request; a
+/// body that has been arriving for less is not known to be slow.
+const JUST_COME: u64 = 1_000;
+
+/// What the client of a connection is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doing {
+    /// It has not sent a request yet.
+    Nothing,
+    /// The server waits for it to send a body, or to take an answer.
+    Sends,
+    Takes,
+    /// It waits for the server.
+    Waits,
+    /// It waits for news only: long polls, live tails.
+    Listens,
+    /// It is between two requests.
+    Idles,
+}
+
+/// In which order connections are closed to make room, see the module's documentation; `None` if it must not be closed.
+pub(super) fn eviction_rank(doing: Doing, still: u64) -> Option<u8> {
+    match doing {
+        Doing::Nothing if still >= JUST_COME => Some(1),
+        Doing::Sends if still >= STILL => Some(1),
+        Doing::Idles if still >= STILL => Some(2),
+        Doing::Sends if still >= JUST_COME => Some(3),
+        Doing::Takes if still >= STILL => Some(3),
+        Doing::Idles if still >= JUST_COME => Some(4),
+        Doing::Waits | Doing::Listens if still >= STILL => Some(5),
+        Doing::Listens => Some(6),
+        Doing::Idles | Doing::Nothing => Some(7),
+        Doing::Sends | Doing::Takes | Doing::Waits => None,
+    }
+}
+
+/// Whether `bytes` in `time` milliseconds are progress of a body. Bytes that arrive within one tick of the coarse clock
+/// are added up.
+pub(super) fn moves(bytes: u64, time: u64) -> bool {
+    time > 0 && bytes >= LEAST * time / 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A byte every 3 s counted as progress of a body, and its sender was closed after all clients that were between
+    /// two requests.
+    #[test]
+    fn a_body_moves_from_a_floor_on_and_the_slow_go_before_those_that_were_served() {
+        assert!(!moves(1, 3_000) && !moves(1_000, 1_000) && moves(1_024, 1_000) && moves(3, 2));
+        assert!(!moves(1 << 20, 0), "what arrives in one moment is added up");
+        // In order, connections that may be the first to be closed at each of two times.
+        let order = [
+            (Doing::Sends, STILL),
+            (Doing::Idles, STILL),
+            (Doing::Sends, JUST_COME),
+            (Doing::Idles, STILL - 1),
+            (Doing::Waits, STILL),
+            (Doing::Listens, STILL),
+            (Doing::Listens, STILL - 1),
+            (Doing::Nothing, JUST_COME - 1),
+            (Doing::Idles, JUST_COME - 1),
+        ];
+        assert!(order.is_sorted_by_key(|&(doing, still)| eviction_rank(doing, still)));
+        assert_eq!(eviction_rank(Doing::Nothing, JUST_COME), eviction_rank(Doing::Sends, STILL));
+        assert!(eviction_rank(Doing::Takes, STILL) < eviction_rank(Doing::Idles, STILL - 1));
+        for (doing, still) in
+            [(Doing::Sends, JUST_COME - 1), (Doing::Takes, STILL - 1), (Doing::Waits, STILL - 1)]
+        {
+            assert_eq!(eviction_rank(doing, still), None, "{doing:?}");
+        }
+    }
+}
