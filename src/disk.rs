@@ -51,7 +51,10 @@ pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in `dir` durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// The names of the directories in `dir`.
+    /// Whether there is a directory at `path`. A symbolic link to one is none: what it points to may have other names.
+    #[cfg(feature = "store")]
+    fn is_dir(&self, path: &Path) -> io::Result<bool>;
+    /// The names of the directories in `dir`, without symbolic links.
     #[cfg(feature = "store")]
     fn dirs(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Removes a directory and everything in it. Durable only after [`sync_dir`](Self::sync_dir) of its parent.

@@ -108,6 +108,12 @@ impl Disk for Gate {
     }
 
     #[cfg(feature = "store")]
+    fn is_dir(&self, path: &Path) -> io::Result<bool> {
+        (self.ask)(Operation::List, path)?;
+        self.disk.is_dir(path)
+    }
+
+    #[cfg(feature = "store")]
     fn dirs(&self, dir: &Path) -> io::Result<Vec<String>> {
         (self.ask)(Operation::List, dir)?;
         self.disk.dirs(dir)

@@ -82,12 +82,24 @@ impl Disk for Native {
     }
 
     #[cfg(feature = "store")]
+    fn is_dir(&self, path: &Path) -> io::Result<bool> {
+        match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            found => Ok(found?.is_dir()),
+        }
+    }
+
+    #[cfg(feature = "store")]
     fn dirs(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
-            if entry.file_type()?.is_dir() {
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
                 names.push(entry.file_name().to_string_lossy().into_owned());
+            } else if kind.is_symlink() && entry.path().is_dir() {
+                let link = entry.path();
+                tracing::warn!(link = %link.display(), "a symbolic link is not a log: mount the directory there instead");
             }
         }
         Ok(names)

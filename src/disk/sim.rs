@@ -500,6 +500,16 @@ impl Disk for Sim {
     }
 
     #[cfg(feature = "store")]
+    fn is_dir(&self, path: &Path) -> io::Result<bool> {
+        let mut state = self.state();
+        state.step(StepKind::Read, format_args!("look at {}", label(path)))?;
+        match state.names.find(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            found => Ok(state.names.list(found?).is_ok()),
+        }
+    }
+
+    #[cfg(feature = "store")]
     fn dirs(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut state = self.state();
         state.step(StepKind::Read, format_args!("list {}", label(dir)))?;

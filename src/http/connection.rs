@@ -13,6 +13,7 @@
 //! | HTTP/1: a small body that nobody reads, before its answer | [`SMALL_BODY_TIME`], then the answer says that the connection closes, as with a large body |
 //! | HTTP/2: a body that nobody reads, after its answer | [`LAST_BODY`], then the stream is reset |
 //! | an answer of which the client takes nothing, or less than 1 KiB per second | `body_time`; with HTTP/2 only that stream is reset, unless the answer is small, see `stream` |
+//! | an answer of which the client takes so little that all of it would take longer than `body_time`, while others are refused for lack of memory | 5 s, see `taking` |
 //! | the peer has gone without closing the connection | [`GONE`] times `body_time`, enforced by the system (`TCP_USER_TIMEOUT`) |
 //! | the server is stopping | closed at once if no request is in flight, otherwise after `grace` |
 //!
@@ -32,6 +33,7 @@ mod eviction;
 mod exchange;
 mod serve;
 mod stream;
+mod taking;
 
 use super::{
     permits::Queues,
@@ -53,6 +55,7 @@ use std::{
     time::{Duration, Instant},
 };
 use stream::Stream;
+use taking::Taking;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     task::{AbortHandle, JoinHandle},
@@ -196,8 +199,9 @@ impl Connections {
     }
 
     /// Closes the connections of a worker that have exceeded a limit; if the server is `stopping`, also those that have
-    /// no request in flight. Returns how many connections the worker had.
-    pub(super) fn look_over(&self, worker: usize, settings: &Settings, stopping: bool) -> usize {
+    /// no request in flight; if answers have been refused for lack of memory, also some of those that hold theirs for long,
+    /// until `short` bytes are free. Returns how many connections the worker had.
+    pub(super) fn look_over(&self, worker: usize, settings: &Settings, stopping: bool, short: u64) -> usize {
         let now = self.tick();
         let mine: Vec<_> = self.lock().values().filter(|one| one.worker == worker).cloned().collect();
         for connection in &mine {
@@ -205,6 +209,9 @@ impl Connections {
             if stopping {
                 connection.stop(now);
             }
+        }
+        if short > 0 {
+            Self::end_slow(&mine, now, settings.body_time.as_millis() as u64, short);
         }
         mine.len()
     }
@@ -262,6 +269,7 @@ struct Http1 {
     /// Since when the client has had its sending side closed, plus one, or 0; and the task that waits for more from it.
     ended: AtomicU64,
     reader: Mutex<Option<Waker>>,
+    taking: Taking,
     /// Whether the request in flight lacks a part of its body; and whether its answer has begun.
     lacking: AtomicBool,
     giving: AtomicBool,
@@ -304,10 +312,11 @@ impl Connection {
         self.cut.load(Ordering::Relaxed)
     }
 
-    /// Records whether the system has taken what it was given.
-    pub(super) fn taken(&self, yes: bool) {
-        if yes {
+    /// Records how much the system has taken of what it was given; `None` if it takes nothing.
+    pub(super) fn taken(&self, bytes: Option<u64>) {
+        if let Some(bytes) = bytes {
             self.sending.stuck.store(0, Ordering::Relaxed);
+            self.http1.taking.took(bytes);
         } else {
             let now = self.all.now() + 1;
             let _ = self.sending.stuck.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed); // since the first time
@@ -405,6 +414,11 @@ impl Connection {
             Doing::Idles
         };
         eviction_rank(doing, still)
+    }
+
+    /// The HTTP/2 requests in flight.
+    fn streams(&self) -> Vec<Arc<Stream>> {
+        lock(&self.http2.streams).iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Whether an HTTP/2 answer waits for the client, although the client's system takes what it is sent.

@@ -28,6 +28,8 @@ use std::{
 const STEP: usize = 16 << 10;
 /// A grant up to this size may use the part of the budget that larger ones have to leave free.
 const SMALL: usize = 64 << 10;
+/// An answer up to this size may use the part that larger ones have to leave free.
+const LARGE: usize = 1 << 20;
 /// Up to this many bytes are considered part of what a request takes anyway, and are not counted.
 pub(super) const FREE: usize = 4 << 10;
 /// The usual size of a mapping for a piece of an answer, and how many are kept for later pieces.
@@ -47,7 +49,7 @@ const WARN_EVERY: u64 = 10;
 pub(super) enum Purpose {
     /// Bodies being received: up to seven eighths, and three quarters for those that are not small.
     Request,
-    /// Answers being sent: up to three quarters, and a half for those that are not small.
+    /// Answers being sent: up to three quarters, five eighths for those that are not small, and a half for large ones.
     Answer,
 }
 
@@ -58,6 +60,7 @@ pub(super) struct Memory {
     used: AtomicUsize,
     requests: AtomicUsize,
     answers: AtomicUsize,
+    refused: AtomicU64,
     /// The permits for work that temporarily needs more memory than it leaves, and a processor.
     pub(super) permits: Permits,
     /// Mappings for reuse, each of at least [`PIECE`] bytes.
@@ -144,6 +147,7 @@ impl Memory {
             used: zero(),
             requests: zero(),
             answers: zero(),
+            refused: AtomicU64::new(0),
             permits,
             spare: Mutex::default(),
             begun,
@@ -174,6 +178,7 @@ impl Memory {
         let eighths = match (purpose, bytes <= SMALL) {
             (Purpose::Request, true) => 7,
             (Purpose::Request, false) | (Purpose::Answer, true) => 6,
+            (Purpose::Answer, false) if bytes <= LARGE => 5,
             (Purpose::Answer, false) => 4,
         };
         self.limit / 8 * eighths
@@ -202,7 +207,20 @@ impl Memory {
             return Ok(());
         }
         self.give_back(purpose, bytes);
+        if purpose == Purpose::Answer {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
         Err(UsedUp)
+    }
+
+    /// How many answers have been refused their memory so far.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// How much should be freed if answers are refused: enough for the next ones, and not all at once.
+    pub(super) fn short(&self) -> u64 {
+        self.limit as u64 / 16
     }
 
     fn give_back(&self, purpose: Purpose, bytes: usize) {

@@ -140,7 +140,9 @@ impl Server {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .max_blocking_threads(BLOCKING_THREADS)
+                .thread_keep_alive(Duration::MAX)
                 .build()?;
+            keep_one_thread(&runtime)?;
             std::thread::Builder::new().name(format!("millstream-http-{n}")).spawn_scoped(
                 scope,
                 move || {
@@ -152,6 +154,15 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// Starts a thread for blocking work, which lasts as long as the runtime. If there were none, and the system refused to
+/// start one, tokio would panic, and keep the job, with the permit that it holds, for a thread that comes later.
+fn keep_one_thread(runtime: &tokio::runtime::Runtime) -> io::Result<()> {
+    // If this one can be started, the next one most likely can.
+    std::thread::Builder::new().spawn(|| ())?.join().map_err(|_| io::Error::other("a thread panicked"))?;
+    drop(runtime.spawn_blocking(|| ()));
+    Ok(())
 }
 
 /// When dropped, notifies everything that waits for the server to stop.
@@ -202,6 +213,7 @@ impl Worker {
             recovered,
         } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
+        let budget = Arc::clone(&memory);
         let (waiters, feeds) = (Arc::default(), Feeds::default());
         let stopping = stopped.clone();
         let context = Arc::new(Context {
@@ -243,17 +255,22 @@ impl Worker {
         };
         {
             let mut accepting = std::pin::pin!(accepting);
+            let mut refused = budget.refused();
             loop {
                 tokio::select! {
                     () = &mut accepting => {} // never
-                    _ = look.tick() => drop(connections.look_over(number, &settings, false)),
+                    _ = look.tick() => {
+                        let before = std::mem::replace(&mut refused, budget.refused());
+                        let short = if refused > before { budget.short() } else { 0 };
+                        connections.look_over(number, &settings, false, short);
+                    }
                     _ = stopped.wait_for(|stopped| *stopped) => break,
                 }
             }
         }
         drop(listener);
         let begun = Instant::now();
-        while connections.look_over(number, &settings, true) > 0 {
+        while connections.look_over(number, &settings, true, 0) > 0 {
             if begun.elapsed() >= settings.grace {
                 tracing::warn!("requests still in flight after the grace period are dropped");
                 break;

@@ -32,7 +32,11 @@ impl Socket {
 
     fn written(&self, done: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let done = self.noticed(done);
-        self.connection.taken(done.is_ready());
+        let taken = match &done {
+            Poll::Ready(written) => Some(written.as_ref().map_or(0, |&bytes| bytes as u64)),
+            Poll::Pending => None,
+        };
+        self.connection.taken(taken);
         done
     }
 }

@@ -463,7 +463,9 @@ impl Shared {
                 self.roll.send(Job::Discard(segment));
             };
             let newest = || active.segment.newest(); // all its records have their place, and so their time
-            let make = |base| self.successor(base, needs, newest());
+            let before =
+                || active.chunk.end().map_or(Before::Unknown, |end| active.chunk.before(end.records));
+            let make = |base| self.successor(base, needs, newest(), before());
             if install_successor(&self.active, &active, make, unused, || self.flush.kick()) {
                 stats::rolled();
                 self.roll.changed.bump();
@@ -536,8 +538,16 @@ impl Shared {
         }
     }
 
-    /// Makes the spare segment into the successor of one whose newest record is of the time `newest`.
-    pub(super) fn successor(&self, base: u64, needs: u64, newest: u64) -> Option<Arc<Segment>> {
+    /// Makes the spare segment into the successor of one whose newest record is of the time `newest`. What is `before` its
+    /// first record is noted if it is known already, which it is if that record is published; otherwise the flusher does,
+    /// when it comes there.
+    pub(super) fn successor(
+        &self,
+        base: u64,
+        needs: u64,
+        newest: u64,
+        before: Before,
+    ) -> Option<Arc<Segment>> {
         let SpareSegment { mut memory, file } = self.roll.take(needs)?;
         let capacity = memory.capacity();
         self.roll.unwritten.fetch_add(1, Ordering::SeqCst);
@@ -550,7 +560,7 @@ impl Shared {
             );
         }
         let header = Header { log: self.id, base, capacity, created, secret: self.secret };
-        memory.label(&header.label(), Before::Unknown);
+        memory.label(&header.label(), before);
         self.roll.begins(&memory);
         let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&self.roll.share))));
         Some(Arc::new(Segment::new(header, Some(file), chunk)))

@@ -33,7 +33,7 @@ impl Inner {
         disk.create_dir(&from)
             .map_err(LogError::io("make the directory", &from))
             .and_then(|()| tree::replace(disk, &path, &text).map_err(LogError::io("write", &path)))
-            .and_then(|()| disk.rename(&from, &dir).map_err(LogError::io("make the directory", &dir)))
+            .and_then(|()| disk.rename(&from, &dir).map_err(|error| name_error(&self.dir, name, error)))
             .inspect_err(|_| self.remove_dir(&from))?;
         let opened = disk.sync_dir(&self.dir).map_err(LogError::io("make the directory", &dir));
         let opened = opened.map_err(Error::from).and_then(|()| self.open_log(name));
@@ -76,8 +76,12 @@ impl Inner {
 
     /// Whether there is a directory of this name that is not empty; an error if that is not known.
     pub(super) fn look_for(&self, name: &str) -> io::Result<bool> {
-        match self.env.disk.list(&self.dir.join(name)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        let (disk, dir) = (&self.env.disk, self.dir.join(name));
+        if !disk.is_dir(&dir)? {
+            return Ok(false);
+        }
+        match disk.list(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false), // it was removed meanwhile
             names => Ok(!names?.is_empty()),
         }
     }
@@ -111,6 +115,14 @@ impl Inner {
     /// Directories that are still to be removed.
     pub(super) fn left(&self) -> MutexGuard<'_, Vec<PathBuf>> {
         lock(&self.left)
+    }
+}
+
+/// Why the log `name` in `dir` could not get its name.
+fn name_error(dir: &Path, name: &str, error: io::Error) -> LogError {
+    match error.kind() {
+        io::ErrorKind::NotADirectory => LogError::NotALog { dir: dir.to_owned(), found: name.to_owned() },
+        _ => LogError::io("make the directory", &dir.join(name))(error),
     }
 }
 

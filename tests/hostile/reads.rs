@@ -11,7 +11,8 @@ use super::{
     wait_for,
 };
 use std::{
-    io::{BufRead, Read},
+    io::{BufRead, Read, Write},
+    net::TcpStream,
     path::Path,
     sync::{
         Arc,
@@ -386,4 +387,56 @@ fn permits_to_decode_are_shared_among_connections() {
     // Dealt out by requests, each of its own would come after 200 of theirs.
     assert!(bad > 20 && good > bad / 8, "{good} to {bad}");
     assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+}
+
+/// A client that took an answer at little more than 1 KiB per second was never given up: eight that had asked for a large
+/// record kept everybody else from reading anything large, for hours.
+#[test]
+fn slow_readers_of_large_records_are_ended_when_others_are_refused() {
+    let _processor = Processor::take();
+    let data = tempfile::tempdir().unwrap();
+    let flags = [
+        "--create-logs",
+        "--max-body-bytes",
+        "4MiB",
+        "--max-decoded-bytes",
+        "4MiB",
+        "--max-http-memory-bytes",
+        "16MiB",
+    ];
+    let server = Server::start(data.path(), &flags);
+    let large = vec![b'x'; 3 << 20];
+    let mut client = server.connect();
+    for (log, value) in [("large", &large[..]), ("middle", &large[..200_000])] {
+        let target = format!("/v1/logs/{log}/records?ack=durable");
+        let answer = client.request("POST", &target, value).unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.body);
+    }
+    let over = Arc::new(AtomicBool::new(false));
+    let slow: Vec<_> = (0..6)
+        .map(|_| {
+            let (mut stream, over) = (TcpStream::connect(&server.address).unwrap(), Arc::clone(&over));
+            let _ = socket2::SockRef::from(&stream).set_recv_buffer_size(4096);
+            stream.write_all(b"GET /v1/logs/large/records/0 HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+            std::thread::spawn(move || {
+                let mut some = [0; 1300];
+                while !over.load(Ordering::Relaxed) && matches!(stream.read(&mut some), Ok(1..)) {
+                    std::thread::sleep(Duration::from_millis(250));
+                }
+            })
+        })
+        .collect();
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(
+        metric(&server, "millstream_http_memory_bytes") >= 6 << 20,
+        "they hold what there is for large answers"
+    );
+    // Others are refused for a while at the most; those that want less than a mebibyte are not.
+    let get = |log: &str| get(&mut server.connect(), &format!("/v1/logs/{log}/records/0")).unwrap();
+    assert_eq!(get("middle").status, 200);
+    wait_for("a large record can be read", Duration::from_secs(15), || get("large").status == 200);
+    assert_eq!(get("large").body.len(), large.len());
+    over.store(true, Ordering::Relaxed);
+    server.kill();
+    slow.into_iter().for_each(|slow| slow.join().unwrap());
 }

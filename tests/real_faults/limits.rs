@@ -10,7 +10,7 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     sync::atomic::Ordering,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// The lowest number that a new descriptor of the process would get; `None` if the process has ended.
@@ -95,6 +95,34 @@ fn running_out_of_memory_for_a_while_fails_no_log() {
 #[test]
 fn a_temporary_file_size_limit_fails_no_log() {
     reach(Resource::Fsize, (1, 0), false, |_| Some(200 << 10));
+}
+
+/// The runtimes' threads for blocking work ended when there was nothing to do. If no other could be started then, the job
+/// was kept with its permit: after eight of them no log could be opened, created or deleted any more, though there were
+/// threads again; and when one was started for something else, it did what had been given up long before.
+#[test]
+fn a_moment_without_threads_locks_nobody_out() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--threads", "1"]);
+    let put = |name: &str| server.connect().request("PUT", &format!("/v1/logs/{name}"), b"{}");
+    assert_eq!(put("kept").unwrap().status, 201);
+    std::thread::sleep(Duration::from_secs(11)); // longer than idle threads lasted
+    let few = address_space(server.pid()).unwrap() + (1 << 20); // less than a stack
+    let old = limit(server.pid(), Resource::As, Some(few));
+    for n in 0..8 {
+        let _ = put(&format!("meanwhile-{n}")); // it may be refused
+    }
+    let _ = server.connect().request("DELETE", "/v1/logs/kept", b"");
+    let is_deleted = std::fs::exists(data.path().join("kept")).is_ok_and(|exists| !exists);
+    limit(server.pid(), Resource::As, old);
+    for n in 0..3 {
+        let begun = Instant::now();
+        assert_eq!(put(&format!("after-{n}")).unwrap().status, 201);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+    let is_deleted_now = std::fs::exists(data.path().join("kept")).is_ok_and(|exists| !exists);
+    assert_eq!(is_deleted, is_deleted_now, "what nobody waited for any more was done later");
+    server.kill();
 }
 
 /// Interrupts every second one of these system calls in each thread of the process before it has done anything, and

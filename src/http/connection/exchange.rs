@@ -250,6 +250,7 @@ impl Body for Outgoing {
         if this.finished {
             return Poll::Ready(None);
         }
+        let is_new = this.left.is_empty();
         let frame = ready!(this.poll_body(context)).transpose()?;
         let exchange = &this.exchange;
         let Some(frame) = frame else {
@@ -265,6 +266,11 @@ impl Body for Outgoing {
             Ok(data) => data,
             Err(frame) => return Poll::Ready(Some(Ok(frame))),
         };
+        let connection = &exchange.connection;
+        let taking = exchange.stream.as_ref().map_or(&connection.http1.taking, |stream| &stream.taking);
+        if is_new {
+            taking.given(data.len() as u64, connection.all.now());
+        }
         exchange.connection.touch();
         exchange.connection.http1.giving.store(true, Ordering::Relaxed);
         match &exchange.stream {

@@ -7,7 +7,7 @@
 //! dropped. It holds the stream until it is sent as well. Small answers end with their only part: that saves a frame and a
 //! write for each, and if a client does not take one, its whole connection is closed.
 
-use super::{Connection, Connections};
+use super::{Connection, Connections, taking::Taking};
 use crate::sync::lock;
 use bytes::Bytes;
 use std::{
@@ -38,6 +38,8 @@ pub(super) struct Stream {
     parts: AtomicUsize,
     /// When it was last given one, or last dropped one while it had others, plus one; 0 if it has none.
     given: AtomicU64,
+    /// How fast the client takes it.
+    pub(super) taking: Taking,
     /// The task that waits until it has none.
     waiting: Mutex<Option<Waker>>,
     pub(super) cut: AtomicBool,
@@ -51,6 +53,7 @@ impl Stream {
             count,
             parts: AtomicUsize::new(0),
             given: AtomicU64::new(0),
+            taking: Taking::default(),
             waiting: Mutex::default(),
             cut: AtomicBool::new(false),
             task: OnceLock::new(),
@@ -135,6 +138,7 @@ impl AsRef<[u8]> for Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
+        self.stream.taking.took(self.data.len() as u64);
         self.stream.dropped_one();
     }
 }

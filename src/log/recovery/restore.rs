@@ -75,9 +75,9 @@ pub(super) fn restore(
     }
     let first = survey.segments.first().map_or(0, |first| first.header.base);
     let mut kept = Vec::new();
-    // By base, so that each continues where the one before it ended. Of two with the same base, one belongs to a chunk
-    // that was replaced while it was empty.
+    // By base, so that each continues where the one before it ended.
     held.sort_by_key(|backing| backing.header.base);
+    share_before(&mut held);
     for n in 0..held.len() {
         let (before, rest) = held.split_at_mut(n);
         let Some(backing) = rest.first_mut() else { break };
@@ -118,6 +118,20 @@ pub(super) fn restore(
         backings.remove(&backing.name);
     }
     Ok(full)
+}
+
+/// What precedes one backing of a process precedes all of its backings with the same base: they are of chunks that were
+/// replaced while they were empty.
+fn share_before(held: &mut [LeftBacking]) {
+    for n in 0..held.len() {
+        let (one, before) = (&held[n], held[n].before);
+        let known = held.iter().find(|other| {
+            other.header.base == one.header.base
+                && other.incarnation == one.incarnation
+                && other.before != Before::Unknown
+        });
+        held[n].before = known.filter(|_| before == Before::Unknown).map_or(before, |known| known.before);
+    }
 }
 
 /// The room that these backings need for segments that have no file yet. What the others need, opening reserves.
@@ -196,9 +210,11 @@ fn restore_backing(
     backing: &mut LeftBacking,
 ) -> io::Result<Fate> {
     let same = survey.segments.iter().position(|found| found.header == backing.header);
-    if let Some(SurveyedSegment { state: State::Sealed(_), .. }) = same.and_then(|n| survey.segments.get(n))
+    if let Some(found @ SurveyedSegment { state: State::Sealed(_), .. }) =
+        same.and_then(|n| survey.segments.get(n))
         && backing.sealed
     {
+        backing.end = Some((found.end(), last_crc(disk, found)?));
         return Ok(Fate::Needless);
     }
     let frames = match backings.frames(&backing.name) {

@@ -3,7 +3,7 @@ use super::{
     *,
 };
 use crate::{
-    chunk::{Batch, FrameMeta},
+    chunk::{Batch, Before, FrameMeta},
     disk::sim::Sim,
 };
 use std::time::{Duration, Instant};
@@ -76,7 +76,7 @@ fn a_log_that_was_closed_while_a_chunk_was_being_moved_on_to_takes_nothing_more(
     }
     let end = log.next_offset();
     let slow = |base| {
-        let fresh = shared.successor(base, 0, 0);
+        let fresh = shared.successor(base, 0, 0, Before::Unknown);
         log.close().unwrap();
         fresh
     };

@@ -3,6 +3,7 @@
 
 use super::{super::*, DIR};
 use crate::{
+    chunk::Before,
     disk::sim::{Cut, Sim},
     store::{LogSettings, Store, StoreOptions},
 };
@@ -146,4 +147,24 @@ fn a_chunk_that_replaces_an_empty_one_without_shared_memory_continues_the_log() 
     std::thread::sleep(Duration::from_millis(300));
     assert!(log.backed().0, "it has a backing now");
     assert_eq!(lost_by_a_kill(&sim, log, &options), 0);
+}
+
+/// What precedes a segment was noted when the flusher came there. Until then, if the chunk before it had no backing but was
+/// on the disk, a kill took what was appended to the new segment, which had one.
+#[test]
+fn what_precedes_a_segment_is_noted_when_it_begins() {
+    let at = tempfile::tempdir().unwrap();
+    let (sim, options) = (Sim::new(1), options(at.path(), 16 << 10));
+    let log = open(&sim, &options);
+    append_durably(&log, 1);
+    for _ in 0..500 {
+        let active = log.shared.active.load_full();
+        log.shared.roll_if_ready(&active); // as when the clock was set back
+        let next = log.shared.active.load_full();
+        if !Arc::ptr_eq(&active, &next) {
+            return assert!(matches!(next.chunk.before(0), Before::Frame(_)));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("there is no spare segment");
 }

@@ -68,7 +68,7 @@ fn deleting_a_log_that_is_held_up_keeps_no_other_from_retention_and_closing() {
         let deletes = scope.spawn(|| store.delete("stuck"));
         thread::sleep(Duration::from_millis(300)); // the deletion waits for the write
         turn.shut(false);
-        let over = is_over.recv_timeout(Duration::from_secs(5)).is_ok();
+        let over = is_over.recv_timeout(Duration::from_secs(20)).is_ok();
         let closed = store.inner.entry("other").unwrap().open.load().is_none();
         door.shut(false);
         deletes.join().unwrap().unwrap();

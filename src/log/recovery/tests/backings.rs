@@ -235,6 +235,27 @@ fn records_of_a_backing_are_restored_and_a_backing_that_does_not_follow_is_kept(
     assert_eq!(numbers(&open(&sim, small(Some(at.path()))).unwrap()), (0..36).collect::<Vec<_>>());
 }
 
+/// A chunk replaced an empty one before anything was known to precede it, and its memory, from the pool, had a backing with
+/// a lower number than the empty one's. Only backings with lower numbers were asked what precedes it.
+#[test]
+fn what_precedes_a_backing_is_known_from_any_that_begins_at_the_same_record() {
+    for empty_first in [true, false] {
+        let at = tempfile::tempdir().unwrap();
+        let (sim, id, secret, last) = closed(at.path(), 10);
+        let killed = left_by(at.path(), id, secret, DIR, 9);
+        let mut both = [(0, Before::Frame(last.unwrap())), (20, Before::Unknown)];
+        if !empty_first {
+            both.reverse();
+        }
+        for (records, before) in both {
+            leave(&killed, secret, 10, records, false, before);
+        }
+        let log = open(&sim, small(Some(at.path()))).unwrap();
+        assert_eq!(log.next_offset(), 30, "{empty_first}");
+        log.close().unwrap();
+    }
+}
+
 /// Two processes began a segment at the same offset in the same millisecond, after different records. The second one
 /// was killed before it wrote any, and the memory of the first was restored after the records of the second. The
 /// simulation found it (seed 106213).

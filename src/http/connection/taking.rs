@@ -1,0 +1,119 @@
+//! How fast a client takes a piece of an answer that it was given. While other answers are refused for lack of memory,
+//! those that would hold theirs for longer than a client may take for a body are ended, largest first: eight clients
+//! that took a large record at 1 KiB per second each kept everybody else from reading any, for hours.
+
+use super::{Connection, Connections, stream::Stream};
+use crate::http::memory::FREE;
+use std::{
+    cmp::Reverse,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// How long, in milliseconds, a client is not judged by its pace.
+const AT_FIRST: u64 = 5_000;
+
+/// What a client was given and has not taken completely. Only the connection's thread uses it: Relaxed throughout.
+#[derive(Default)]
+pub(super) struct Taking {
+    given: AtomicU64,
+    taken: AtomicU64,
+    /// Since when, in milliseconds.
+    begun: AtomicU64,
+}
+
+impl Taking {
+    /// The client is given this many bytes more.
+    pub(super) fn given(&self, bytes: u64, now: u64) {
+        if self.left() == 0 {
+            self.given.store(bytes, Ordering::Relaxed);
+            self.taken.store(0, Ordering::Relaxed);
+            self.begun.store(now, Ordering::Relaxed);
+        } else {
+            self.given.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// The client has taken this many.
+    pub(super) fn took(&self, bytes: u64) {
+        self.taken.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn left(&self) -> u64 {
+        self.given.load(Ordering::Relaxed).saturating_sub(self.taken.load(Ordering::Relaxed))
+    }
+
+    /// The bytes that are held for the client, if it takes them so slowly that all of them would take longer than `most`
+    /// milliseconds.
+    fn held_slowly(&self, now: u64, most: u64) -> Option<u64> {
+        let (given, taken) = (self.given.load(Ordering::Relaxed), self.taken.load(Ordering::Relaxed));
+        let time = now.saturating_sub(self.begun.load(Ordering::Relaxed));
+        let is_slow = time >= AT_FIRST.min(most) && taken.saturating_mul(most) < given.saturating_mul(time);
+        (given > FREE as u64 && taken < given && is_slow).then_some(given)
+    }
+}
+
+/// Something that holds an answer.
+enum Holder {
+    Connection(Arc<Connection>),
+    Stream(Arc<Stream>),
+}
+
+impl Connections {
+    /// Ends the slowest answers of these connections, largest first, until `enough` bytes are free again.
+    pub(super) fn end_slow(mine: &[Arc<Connection>], now: u64, most: u64, enough: u64) {
+        let mut slow = Vec::new();
+        for connection in mine {
+            if let Some(held) = connection.http1.taking.held_slowly(now, most) {
+                slow.push((held, Holder::Connection(Arc::clone(connection))));
+            }
+            for stream in connection.streams() {
+                if let Some(held) = stream.taking.held_slowly(now, most) {
+                    slow.push((held, Holder::Stream(stream)));
+                }
+            }
+        }
+        slow.sort_by_key(|(held, _)| Reverse(*held));
+        let mut freed = 0;
+        for (held, holder) in slow {
+            if freed >= enough {
+                break;
+            }
+            freed += held;
+            match holder {
+                Holder::Connection(connection) => {
+                    connection.cut("it takes an answer slowly, and others are refused");
+                }
+                Holder::Stream(stream) => {
+                    stream.cut.store(true, Ordering::Relaxed);
+                    stream.reset();
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_held_slowly_if_at_this_pace_it_takes_longer_than_a_body_may() {
+        let taking = Taking::default();
+        assert_eq!(taking.held_slowly(1_000_000, 30_000), None, "there is none");
+        taking.given(30_000_000, 1_000);
+        taking.took(900_000);
+        assert_eq!(taking.held_slowly(1_900, 30_000), None, "it has only begun");
+        assert_eq!(taking.held_slowly(1_000 + AT_FIRST, 30_000), Some(30_000_000));
+        taking.took(4_200_000);
+        assert_eq!(taking.held_slowly(1_000 + AT_FIRST, 30_000), None, "more than 1 MB per second");
+        taking.took(30_000_000); // with its head
+        assert_eq!(taking.held_slowly(90_000, 30_000), None, "it has all");
+        taking.given(FREE as u64, 90_000);
+        assert_eq!(taking.held_slowly(190_000, 30_000), None, "that is not counted");
+        taking.given(1, 190_000);
+        assert_eq!(taking.held_slowly(190_000, 30_000), Some(FREE as u64 + 1));
+    }
+}
