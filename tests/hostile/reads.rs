@@ -438,5 +438,7 @@ fn slow_readers_of_large_records_are_ended_when_others_are_refused() {
     assert_eq!(get("large").body.len(), large.len());
     over.store(true, Ordering::Relaxed);
     server.kill();
-    slow.into_iter().for_each(|slow| slow.join().unwrap());
+    for reader in slow {
+        reader.join().unwrap();
+    }
 }
