@@ -168,10 +168,9 @@ mod tests {
         head::{DIR, LABEL},
         *,
     };
-    use crate::{
-        LogId,
-        disk::{Disk, is_transient},
-    };
+    use crate::LogId;
+    #[cfg(feature = "store")]
+    use crate::disk::{Disk, is_transient};
     use std::sync::Arc;
 
     fn backings(at: &Path, dir: &Path) -> Arc<ShmBacking> {
