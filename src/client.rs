@@ -21,10 +21,12 @@
 
 mod error;
 mod producer;
+mod tail;
 
 pub use crate::settings::{LogSettings, Values};
 pub use error::Error;
 pub use producer::{Opened, Producer, ProducerOptions, Stored, Ticket};
+pub use tail::{StartAt, Tail};
 
 use crate::{
     name::is_log_name,
@@ -273,6 +275,11 @@ impl Client {
     /// # Errors
     /// As [`describe`](Self::describe).
     pub async fn read_from(&self, log: &str, query: &str) -> Result<Page, Error> {
+        self.page(log, query).await.map(|(page, _)| page)
+    }
+
+    /// The same, and the id of the log.
+    async fn page(&self, log: &str, query: &str) -> Result<(Page, Option<String>), Error> {
         let path = format!("{}/records?{query}", path_of(log)?);
         let headers = [("accept", wire::MEDIA_TYPE)];
         let request = self.request(Method::GET, &path, &headers, Bytes::new())?;
@@ -280,10 +287,22 @@ impl Client {
         let next =
             answer.headers().get("millstream-next-offset").and_then(|next| next.to_str().ok()?.parse().ok());
         let next_offset = next.ok_or_else(|| Error::Answer { reason: "no next offset".into() })?;
-        Ok(Page { records: frames(&self.body(answer).await?)?, next_offset })
+        let log_id = answer.headers().get("millstream-log-id").and_then(|id| id.to_str().ok());
+        let log_id = log_id.map(str::to_owned); // older servers do not say it
+        Ok((Page { records: frames(&self.body(answer).await?)?, next_offset }, log_id))
     }
 
-    /// Waits for records from `offset` on, however long that takes, and across restarts of the server.
+    /// The records of a log in order, from `start` on, as a stream that waits for more, across restarts of the server, and
+    /// that notices when the log is deleted and another one created under its name.
+    ///
+    /// # Errors
+    /// [`Error::BadName`].
+    pub fn tail(&self, log: &str, start: StartAt) -> Result<Tail, Error> {
+        Tail::new(self.clone(), log, start)
+    }
+
+    /// Waits for records from `offset` on, however long that takes, and across restarts of the server. It does not notice
+    /// when the log is deleted and created again: [`tail`](Self::tail) does.
     ///
     /// # Errors
     /// [`Error::Refused`], except if the server says to try again.

@@ -76,12 +76,14 @@ codes! {
     NotARepeat 409 "not_a_repeat" Never "a batch with this number and other records is stored: begin an epoch (`POST /v1/logs/{log}/producers/{id}`), and send what is new in it";
     EpochsUsedUp 409 "epochs_used_up" Never "there is no epoch after the one that the producer is in: use another id, or this one when the log has forgotten it, 7 days after its last batch";
     LogExists 409 "log_exists" Never "it has other settings: use it as it is, or delete it";
+    AnotherLog 409 "another_log" Never "the log with the id that you named was deleted: decide where to begin in this one";
     OffsetTrimmed 410 "offset_trimmed" Never "continue at `first_offset`";
     UnexpectedOffset 412 "unexpected_offset" Never "read up to `next_offset`, and decide again";
     BodyTooLarge 413 "body_too_large" Never "send less at once";
     RecordTooLarge 413 "record_too_large" Never "send less at once: a batch must fit a segment, where each record takes some 28 bytes for itself";
     UnsupportedType 415 "unsupported_type" Never "send a type that the detail names";
     UnsupportedEncoding 415 "unsupported_encoding" Never "send an encoding that the detail names";
+    OffsetBeyondEnd 416 "offset_beyond_end" Never "continue at `next_offset`, or wait (`wait`, `follow`, `text/event-stream`); if the log had more records before, it is another one of that name";
     UnknownHost 421 "unknown_host" Never "call the server by an address, or by a name of its own: `serve --allow-host`";
     Backpressure 429 "backpressure" After "send it again after `Retry-After`";
     RecordDamaged 500 "record_damaged" Never "see what is damaged with `millstream verify`";

@@ -15,6 +15,7 @@ mod connection;
 mod context;
 mod feed;
 mod fetch;
+mod follow;
 mod formats;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
@@ -33,6 +34,7 @@ mod place;
 mod problem;
 mod producers;
 mod range;
+mod reading;
 mod records;
 mod router;
 mod segment_room;

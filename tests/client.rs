@@ -2,7 +2,7 @@
 
 mod support;
 
-use millstream::client::{Client, Error, LogSettings, Producer, ProducerOptions};
+use millstream::client::{Client, Error, LogSettings, Producer, ProducerOptions, StartAt};
 use std::time::Duration;
 use support::Server;
 
@@ -194,5 +194,43 @@ fn errors_name_what_is_wrong() {
         // It is held, and tried again.
         assert_eq!(producer.flush().await, Err(unreachable));
         assert_eq!(producer.discard(), [&b"x"[..]]);
+    });
+}
+
+/// A reader waited in silence for offsets of a log that had been deleted and created again.
+#[test]
+fn a_tail_has_every_record_over_restarts_and_notices_another_log_of_the_name() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let address = server.address.clone();
+    let client = Client::new(&address).unwrap();
+    run(async {
+        let producer = producer(&client, "p", |_| ());
+        for n in 0..5u32 {
+            producer.push(n.to_string().as_bytes()).await.unwrap();
+        }
+        producer.close().await.unwrap();
+        let mut tail = client.tail("clicks", StartAt::Last(2)).unwrap();
+        for expected in ["3", "4"] {
+            assert_eq!(tail.next().await.unwrap().value, expected);
+        }
+        // Dropping a wait loses nothing.
+        assert!(tokio::time::timeout(Duration::from_millis(100), tail.next()).await.is_err());
+        server.kill();
+        let server = Server::start(data.path(), &["--create-logs", "--listen", &address]);
+        let appended = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            server.connect().request("POST", "/v1/logs/clicks/records", b"5").unwrap();
+        };
+        let (record, ()) = tokio::join!(tail.next(), appended);
+        assert_eq!(record.unwrap().offset, 5);
+        client.delete("clicks").await.unwrap();
+        server.connect().request("POST", "/v1/logs/clicks/records", b"new").unwrap();
+        let ended = tail.next().await.unwrap_err();
+        assert!(matches!(ended, Error::AnotherLog { .. } | Error::NoSuchLog { .. }), "{ended:?}");
+        assert_eq!(tail.next().await, Err(Error::Closed));
+        let beyond = client.tail("clicks", StartAt::Offset(6)).unwrap().next().await;
+        assert_eq!(beyond, Err(Error::BeyondEnd { next_offset: 1 }));
+        server.kill();
     });
 }

@@ -810,3 +810,94 @@ fn waiters_of_a_deleted_log_get_an_error() {
     assert!(answer.head.contains("cache-control: no-store, no-transform"), "{}", answer.head);
     assert!(answer.body.contains("event: log_deleted\n"), "{}", answer.body);
 }
+
+/// Reading beyond the end was answered with 200 and nothing: after a log had been deleted and created again, a reader
+/// waited in silence for offsets that its records had had.
+#[test]
+fn an_offset_beyond_the_end_and_another_log_of_the_name_are_answers_of_their_own() {
+    let (_data, server) = start(&["--create-logs"]);
+    let mut client = server.connect();
+    append(&mut client, "/v1/logs/a/records", "text/plain", b"0\n1\n2");
+    let id_of = |client: &mut Client| member(&read(client, "/v1/logs/a", "*/*"), "id").unwrap().to_owned();
+    let id = id_of(&mut client).trim_matches('"').to_owned();
+    let at_end = read(&mut client, "/v1/logs/a/records?offset=3", "*/*");
+    assert_eq!((at_end.status, &*at_end.body), (200, ""), "that is where the next one comes");
+    assert!(at_end.head.contains(&format!("millstream-log-id: {id}")), "{}", at_end.head);
+    let beyond = read(&mut client, "/v1/logs/a/records?offset=4", "*/*");
+    assert_eq!((beyond.status, code(&beyond)), (416, "offset_beyond_end"));
+    assert_eq!(member(&beyond, "next_offset"), Some("3"));
+    let waited = read(&mut client, "/v1/logs/a/records?offset=4&wait=10ms", "*/*");
+    assert_eq!(waited.status, 200, "who waits means it");
+    let same = read(&mut client, &format!("/v1/logs/a/records?offset=1&limit=1&log_id={id}"), "text/plain");
+    assert_eq!((same.status, &*same.body), (200, "1\n"));
+    assert_eq!(send(&mut client, "/v1/logs/a", &[], "DELETE", b"").status, 204);
+    append(&mut client, "/v1/logs/a/records", "text/plain", b"0\n1\n2");
+    for accept in ["text/plain", "text/event-stream"] {
+        let other = read(&mut client, &format!("/v1/logs/a/records?offset=1&log_id={id}"), accept);
+        assert_eq!((other.status, code(&other)), (409, "another_log"), "{accept}");
+    }
+    let bad = read(&mut client, "/v1/logs/a/records?log_id=1", "*/*");
+    assert_eq!((bad.status, code(&bad)), (400, "invalid_query"));
+}
+
+/// Consumers had to ask again for each batch of records, or to take events.
+#[test]
+fn a_range_that_follows_goes_on_as_records_come() {
+    let (_data, server) = start(&["--create-logs"]);
+    append(&mut server.connect(), "/v1/logs/a/records", "text/plain", b"0\n1");
+    for (accept, lines) in
+        [("text/plain", ["1", "2", "3"]), ("application/x-ndjson", ["\"MQ==\"", "\"Mg==\"", "\"Mw==\""])]
+    {
+        let mut stream = BufReader::new(TcpStream::connect(&server.address).unwrap());
+        let request = format!(
+            "GET /v1/logs/a/records?offset=1&follow=true&limit=3 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAccept: {accept}\r\n\r\n"
+        );
+        stream.get_mut().write_all(request.as_bytes()).unwrap();
+        // Each record arrives before the next one is appended.
+        for (n, line) in lines.iter().enumerate() {
+            let found = (&mut stream)
+                .lines()
+                .map(Result::unwrap)
+                .find(|found| found.contains(line) && !found.contains(':') | found.contains("offset"));
+            assert!(found.is_some(), "{accept}: {line}");
+            if n < 2 && accept == "text/plain" {
+                let value = (n + 2).to_string();
+                append(&mut server.connect(), "/v1/logs/a/records", "text/plain", value.as_bytes());
+            }
+        }
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).unwrap();
+        assert!(rest.ends_with("0\r\n\r\n"), "it ends after three records: {rest:?}");
+    }
+    let mut client = server.connect();
+    for refused in ["follow=true&wait=1s", "follow=true&max_bytes=1", "follow=yes"] {
+        let answer = read(&mut client, &format!("/v1/logs/a/records?{refused}"), "*/*");
+        assert_eq!((answer.status, code(&answer)), (400, "invalid_query"), "{refused}");
+    }
+    let whole = read(&mut client, "/v1/logs/a/records?follow=true", "application/json");
+    assert_eq!((whole.status, code(&whole)), (400, "invalid_query"));
+}
+
+/// Whoever follows a log that is deleted, or whose server stops, sees its answer end: broken off, and whole.
+#[test]
+fn what_follows_a_log_ends_with_it() {
+    let (_data, mut server) = start(&["--create-logs"]);
+    append(&mut server.connect(), "/v1/logs/a/records", "text/plain", b"0");
+    append(&mut server.connect(), "/v1/logs/b/records", "text/plain", b"0");
+    let follow = |log: &str| {
+        let mut stream = TcpStream::connect(&server.address).unwrap();
+        stream.write_all(format!("GET /v1/logs/{log}/records?follow=true HTTP/1.1\r\nHost: localhost\r\nAccept: text/plain\r\n\r\n").as_bytes()).unwrap();
+        std::thread::spawn(move || {
+            let mut all = Vec::new();
+            let _ = stream.read_to_end(&mut all);
+            String::from_utf8(all).unwrap()
+        })
+    };
+    let (deleted, stopped) = (follow("a"), follow("b"));
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(server.connect().request("DELETE", "/v1/logs/a", b"").unwrap().status, 204);
+    let all = deleted.join().unwrap();
+    assert!(all.contains("\r\n0\n\r\n") && !all.ends_with("0\r\n\r\n"), "{all}");
+    assert_eq!(server.terminate(), Some(0));
+    assert!(stopped.join().unwrap().ends_with("0\r\n\r\n"));
+}

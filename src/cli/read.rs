@@ -7,7 +7,7 @@ use super::{
     target::{At, Failure, Target, block_on},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
-use millstream::client::{Client, Record};
+use millstream::client::{self, Record};
 use std::process::ExitCode;
 
 /// Print records, each value on its own line
@@ -102,29 +102,30 @@ impl Tail {
     pub(super) fn run(&self) -> Outcome {
         let target = self.at.open()?;
         block_on(async {
-            let from = StartAt::Back(self.lines).resolve(&target, &self.log).await?;
             let form = Form::json_if(self.json);
-            match &target {
-                Target::Server(client) if self.follow => follow(client, &self.log, from, form).await,
-                // Nobody else has the directory open, so no records will be added.
-                _ => print(&target, &self.log, from, u64::MAX, form).await,
+            if let Target::Server(client) = &target
+                && self.follow
+            {
+                return follow(client.tail(&self.log, client::StartAt::Last(self.lines))?, form).await;
             }
+            // Nobody else has a directory open, so no records will be added there.
+            let from = StartAt::Back(self.lines).resolve(&target, &self.log).await?;
+            print(&target, &self.log, from, u64::MAX, form).await
         })?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
 /// Prints new records until the server refuses.
-async fn follow(client: &Client, log: &str, offset: u64, form: Form) -> Result<(), Failure> {
-    let mut next = offset;
+async fn follow(mut tail: client::Tail, form: Form) -> Result<(), Failure> {
     let mut gone = std::pin::pin!(stdout::reader_is_gone());
     loop {
-        let range = tokio::select! {
-            range = client.follow(log, next) => range?,
+        let first = tokio::select! {
+            record = tail.next() => record?,
             () = &mut gone => return Ok(()),
         };
-        write(&range.records, form)?;
-        next = range.next_offset;
+        let records: Vec<Record> = std::iter::once(first).chain(tail.ready()).collect();
+        write(&records, form)?;
     }
 }
 

@@ -47,6 +47,18 @@ pub enum Error {
         /// The offset that the next record gets.
         next_offset: u64,
     },
+    /// The log ends before the offset. If it had more records before, it is another log of that name.
+    #[error("the offset is beyond the end of the log, which is {next_offset}")]
+    BeyondEnd {
+        /// The offset that the next record gets.
+        next_offset: u64,
+    },
+    /// The log was deleted, and created again.
+    #[error("the log was deleted, and another one created under its name: {detail}")]
+    AnotherLog {
+        /// What the server says.
+        detail: String,
+    },
     /// The next offset is not the one that was expected; nothing was stored.
     #[error("the next offset is {next_offset}")]
     Unexpected {
@@ -123,6 +135,8 @@ impl Refusal {
             (Some(Code::LogNotFound | Code::LogDeleted), ..) => Error::NoSuchLog { log: log.to_owned() },
             (Some(Code::OffsetTrimmed), Some(first_offset), _) => Error::Trimmed { first_offset },
             (Some(Code::OffsetNotFound), _, Some(next_offset)) => Error::NotThere { next_offset },
+            (Some(Code::OffsetBeyondEnd), _, Some(next_offset)) => Error::BeyondEnd { next_offset },
+            (Some(Code::AnotherLog), ..) => Error::AnotherLog { detail },
             (Some(Code::UnexpectedOffset), _, Some(next_offset)) => Error::Unexpected { next_offset },
             _ => Error::Refused { status, code, detail, retry_after },
         };

@@ -1,11 +1,12 @@
 //! Answers: whole ones, and those that are sent piece by piece.
 
+use crate::LogId;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Either, Full, combinators::UnsyncBoxBody};
 use hyper::{
     Response,
     body::{Frame, SizeHint},
-    header::{CONTENT_TYPE, HeaderValue},
+    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use serde::Serialize;
 use std::{
@@ -13,6 +14,24 @@ use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
+
+/// An extension of answers that end only with their client, such as live tails.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Endless;
+
+/// The id of the log that was read: a log that is created again after it was deleted has another one.
+pub(super) const LOG_ID: HeaderName = HeaderName::from_static("millstream-log-id");
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+pub(super) fn log_id(id: LogId) -> HeaderValue {
+    HeaderValue::try_from(id.to_string()).unwrap_or_else(|_| HeaderValue::from_static("")) // hexadecimal: cannot fail
+}
+
+/// Nobody may keep the answer, change it, or hold it back to collect more: nginx is told so by a header of its own.
+pub(super) fn keep_from_proxies(headers: &mut HeaderMap) {
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+}
 
 /// A whole answer, or one that is sent piece by piece.
 pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;

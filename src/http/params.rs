@@ -1,7 +1,7 @@
 //! Parameters, and other small parts of a request's head.
 
 use super::problem::Problem;
-use crate::Code;
+use crate::{Code, LogId};
 use hyper::{
     Request,
     header::{HeaderMap, HeaderName},
@@ -60,6 +60,16 @@ pub(super) fn number(name: &str, value: &str, range: RangeInclusive<u64>) -> Res
     number
         .filter(|number| range.contains(number))
         .ok_or_else(|| invalid(name, &format!("a whole number from {} to {}", range.start(), range.end())))
+}
+
+/// `true` or `false`.
+pub(super) fn yes_or_no(name: &str, value: &str) -> Result<bool, Problem> {
+    value.parse().map_err(|_| invalid(name, "true or false"))
+}
+
+/// The id of a log.
+pub(super) fn log_id(value: &str) -> Result<LogId, Problem> {
+    LogId::parse(value).ok_or_else(|| invalid("log_id", "the `id` that GET /v1/logs/{log} tells"))
 }
 
 /// A duration such as `30s` or `500ms`, of at most `most`.

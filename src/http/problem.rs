@@ -121,6 +121,12 @@ impl Problem {
         Self::new(Code::OffsetNotFound, detail).with("next_offset", next)
     }
 
+    /// A client reads where nothing is, and does not wait.
+    pub(super) fn beyond_the_end(offset: u64, next: u64) -> Self {
+        let detail = format!("offset {offset} is beyond the end of the log, which is {next}");
+        Self::new(Code::OffsetBeyondEnd, detail).with("next_offset", next)
+    }
+
     /// Adds a number to the document.
     pub(super) fn with(mut self, name: &'static str, number: u64) -> Self {
         self.numbers.push((name, number));

@@ -6,7 +6,7 @@
 //! reads on before its connection is given up, and may resume.
 
 use super::{
-    answer::{Answer, piece_by_piece},
+    answer::{Answer, Endless, LOG_ID, keep_from_proxies, log_id, piece_by_piece},
     context::Context,
     feed::{self, Feed, Latest, Wake},
     fetch::{self, Patience},
@@ -23,7 +23,7 @@ use crate::{
 use hyper::{
     Response,
     body::Bytes,
-    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue},
+    header::{CONTENT_TYPE, HeaderValue},
 };
 use std::{
     future::Future,
@@ -31,8 +31,6 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-
-const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Answers with the records from `offset` on, for as long as the client and the log exist.
 pub(super) fn stream(
@@ -62,10 +60,11 @@ pub(super) fn stream(
         asked: false,
     };
     let mut answer = Response::new(piece_by_piece(tail, Tail::next));
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    // Nobody may keep it, change it, or hold it back to collect more: nginx is told so by a header of its own.
-    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
-    answer.headers_mut().insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    answer.extensions_mut().insert(Endless);
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(LOG_ID, log_id(log.id()));
+    keep_from_proxies(headers);
     Ok(answer)
 }
 

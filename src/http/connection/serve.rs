@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     http::{
-        answer::{Answer, full},
+        answer::{Answer, Endless, full},
         context::Context,
         router,
         settings::Settings,
@@ -22,7 +22,7 @@ use http_body_util::Either;
 use hyper::{
     Request, Response, StatusCode,
     body::Incoming,
-    header::{CONNECTION, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue},
+    header::{CONNECTION, EXPECT, HeaderMap, HeaderValue},
     rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
@@ -180,8 +180,7 @@ fn refused_head() -> Answer {
 }
 
 fn is_endless(answer: &Answer) -> bool {
-    let of_events = || answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "text/event-stream");
-    matches!(answer.body(), Either::Right(_)) && of_events()
+    matches!(answer.body(), Either::Right(_)) && answer.extensions().get::<Endless>().is_some()
 }
 
 fn http1(settings: &Settings) -> http1::Builder {

@@ -1,0 +1,162 @@
+//! Following a log: its records as a stream, from anywhere, for as long as it exists.
+
+use super::{Client, Error, Page, Pause, Record, path_of};
+use futures_core::Stream;
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// Where a [`Tail`] begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StartAt {
+    /// With the first record that the log has.
+    Earliest,
+    /// With the next record that is appended.
+    Latest,
+    /// With the record at this offset.
+    Offset(u64),
+    /// This many records before the end.
+    Last(u64),
+    /// With the first record that was appended at this time or later.
+    Since(SystemTime),
+}
+
+impl StartAt {
+    fn query(self) -> String {
+        match self {
+            Self::Earliest | Self::Last(u64::MAX) => "offset=earliest".to_owned(),
+            Self::Latest | Self::Last(0) => "offset=latest".to_owned(),
+            Self::Offset(offset) => format!("offset={offset}"),
+            Self::Last(records) => format!("offset=-{records}"),
+            Self::Since(time) => {
+                let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+                format!("since={}", since.as_millis())
+            }
+        }
+    }
+}
+
+/// What has been fetched, and from where on the next records are to be fetched.
+struct Fetched {
+    page: Page,
+    log_id: Option<String>,
+}
+
+type Fetching = Pin<Box<dyn Future<Output = Result<Fetched, Error>> + Send>>;
+
+/// The records of a log in order, as a [`Stream`] and by [`next`](Self::next); see [`Client::tail`]. It fetches up to
+/// 10,000 records, or a mebibyte, when those before have been taken.
+pub struct Tail {
+    client: Client,
+    log: String,
+    /// The query of the next request, without what makes it wait.
+    query: String,
+    log_id: Option<String>,
+    ready: VecDeque<Record>,
+    fetching: Option<Fetching>,
+    /// Whether an error has ended it.
+    ended: bool,
+}
+
+impl Tail {
+    pub(super) fn new(client: Client, log: &str, start: StartAt) -> Result<Self, Error> {
+        path_of(log)?;
+        Ok(Self {
+            client,
+            log: log.to_owned(),
+            query: start.query(),
+            log_id: None,
+            ready: VecDeque::new(),
+            fetching: None,
+            ended: false,
+        })
+    }
+
+    /// The next record, as soon as there is one, across restarts of the server. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// [`Error::AnotherLog`]: the log was deleted, and created again. [`Error::NoSuchLog`]. [`Error::BeyondEnd`]: the log
+    /// ends before the offset to begin with, so it may be another one. [`Error::Trimmed`]. [`Error::Refused`], except if
+    /// the server says to try again. After an error there are no more records.
+    pub async fn next(&mut self) -> Result<Record, Error> {
+        std::future::poll_fn(|context| self.poll(context)).await
+    }
+
+    /// The records that have been fetched already.
+    pub fn ready(&mut self) -> impl Iterator<Item = Record> + '_ {
+        self.ready.drain(..)
+    }
+
+    /// The id of the log, once the server has told it.
+    pub fn log_id(&self) -> Option<&str> {
+        self.log_id.as_deref()
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Record, Error>> {
+        loop {
+            if let Some(record) = self.ready.pop_front() {
+                return Poll::Ready(Ok(record));
+            }
+            if self.ended {
+                return Poll::Ready(Err(Error::Closed));
+            }
+            let (client, log, query, log_id) = (&self.client, &self.log, &self.query, &self.log_id);
+            let fetching = self.fetching.get_or_insert_with(|| {
+                // Only then does it wait: the first answer says where the log ends, and which log it is.
+                let rest = log_id.as_ref().map_or_else(String::new, |id| format!("&wait=30s&log_id={id}"));
+                Box::pin(fetch(client.clone(), log.clone(), format!("{query}&limit=10000{rest}")))
+            });
+            let fetched = ready!(fetching.as_mut().poll(context));
+            self.fetching = None;
+            match fetched {
+                Ok(Fetched { page: Page { records, next_offset }, log_id }) => {
+                    self.query = format!("offset={next_offset}");
+                    self.log_id = log_id.or(self.log_id.take());
+                    self.ready = records.into();
+                }
+                Err(error) => {
+                    self.ended = true;
+                    return Poll::Ready(Err(error));
+                }
+            }
+        }
+    }
+}
+
+impl Stream for Tail {
+    type Item = Result<Record, Error>;
+
+    /// As [`next`](Tail::next); `None` after an error.
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended && self.ready.is_empty() {
+            return Poll::Ready(None);
+        }
+        self.poll(context).map(Some)
+    }
+}
+
+impl std::fmt::Debug for Tail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { log, query, log_id, .. } = self;
+        f.debug_struct("Tail")
+            .field("log", log)
+            .field("next", query)
+            .field("log_id", log_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sends a request until it is answered with something other than to try again.
+async fn fetch(client: Client, log: String, query: String) -> Result<Fetched, Error> {
+    let mut pause = Pause::default();
+    loop {
+        match client.page(&log, &query).await {
+            Err(error) if error.is_temporary() => pause.wait().await,
+            fetched => return fetched.map(|(page, log_id)| Fetched { page, log_id }),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! A range that goes on as records come (`follow=true`), for curl and for consumers at a high rate: lines, values or wire
+//! frames, and nothing else. Unlike the events of `tail`, there are no comments while there is no news, and no event that
+//! says why it ends: if it cannot go on, the answer is broken off.
+
+use super::{
+    answer::{Body, piece_by_piece},
+    context::Context,
+    fetch::Patience,
+    held::Hold,
+    permits::Queues,
+    problem::Problem,
+    reading::Reading,
+};
+use crate::{log::Error, reports, store::OpenLog};
+use hyper::body::Bytes;
+use std::{io, sync::Arc};
+
+struct Following {
+    context: Arc<Context>,
+    queues: Arc<Queues>,
+    log: Arc<OpenLog>,
+    hold: Hold,
+    reading: Reading,
+}
+
+/// A body that begins with what `reading` reads, and ends when it has as many records as it may, or the server stops.
+pub(super) fn body(
+    context: &Arc<Context>,
+    queues: &Arc<Queues>,
+    log: &Arc<OpenLog>,
+    reading: Reading,
+) -> Body {
+    let hold = context.held.hold(log, queues);
+    let (context, queues, log) = (Arc::clone(context), Arc::clone(queues), Arc::clone(log));
+    piece_by_piece(Following { context, queues, log, hold, reading }, Following::next)
+}
+
+impl Following {
+    /// The next piece. The head has been sent: after an error, all that can be done is to break off.
+    async fn next(mut self) -> io::Result<Option<(Bytes, Self)>> {
+        loop {
+            if self.reading.is_complete() {
+                return Ok(None);
+            }
+            match self.wait().await {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(error) => return Err(self.broken_off(&error.into())),
+            }
+            let Self { context, queues, log, hold, mut reading } = self;
+            reading.goes_on(log.visible_offset());
+            let patience = Patience::of(context.limits.body_time);
+            // Boxed, so that little memory is held by those that wait for news.
+            let made = Box::pin(reading.piece(&context, &queues, &log, patience)).await;
+            let (reading, piece, _) = made.map_err(|problem| broken_off(&log, &problem))?;
+            self = Self { context, queues, log, hold, reading };
+            if !piece.is_empty() {
+                return Ok(Some((piece, self)));
+            }
+        }
+    }
+
+    /// Waits for the next record; `false` if there is no reason to wait any longer.
+    async fn wait(&self) -> Result<bool, Error> {
+        let next = self.reading.offset();
+        if self.log.visible_offset() > next {
+            return Ok(true);
+        }
+        let mut stopped = self.context.stopped.clone();
+        tokio::select! {
+            news = self.log.visible(next) => match news {
+                Err(Error::Closed) if !self.log.is_deleted() => Ok(false),
+                news => news.map(|()| true),
+            },
+            () = self.hold.ended() => Ok(false),
+            _ = stopped.wait_for(|stopped| *stopped) => Ok(false),
+        }
+    }
+
+    fn broken_off(&self, problem: &Problem) -> io::Error {
+        broken_off(&self.log, problem)
+    }
+}
+
+fn broken_off(log: &OpenLog, problem: &Problem) -> io::Error {
+    if !log.is_deleted() {
+        reports::failure(log.dir(), problem, "broke off the answer to a client that follows the log");
+    }
+    io::Error::other("the answer was broken off")
+}

@@ -1,0 +1,306 @@
+//! Reading records in order and rendering them, a piece at a time, or only looking for where a range of them ends.
+
+use super::{
+    context::Context,
+    fetch::{self, Patience},
+    formats::{self, Format},
+    memory::{Grant, Memory, Purpose, UsedUp, with_scratch},
+    permits::{Kind, LARGE, Queues},
+    place::{self, Made, Next, Place, Wants},
+    problem::Problem,
+};
+use crate::{
+    log::{Error, Head, Reader},
+    store::OpenLog,
+};
+use hyper::body::Bytes;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Bytes of an answer that are rendered at once: from memory, from the disk (where as much is read at once), and from
+/// memory when the budget for answers is short; then `PIECE` from the disk.
+const PIECE: usize = 64 << 10;
+const COLD_PIECE: usize = 256 << 10;
+const SHORT_PIECE: usize = 16 << 10;
+/// How long a turn of looking for the end of a large answer lasts before others have their turn, and how many records
+/// pass between two looks at the clock.
+const LOOK: Duration = Duration::from_millis(2);
+const LOOK_STEPS: usize = 64;
+/// How long it is looked for on the runtime's thread first, among records that are in memory.
+const GLANCE: Duration = Duration::from_micros(500);
+/// Reading this many bytes from the disk counts as one more record.
+const LOOK_BYTES: usize = 4 << 10;
+
+/// How much more an answer may contain.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PageLimits {
+    pub(super) records: u64,
+    pub(super) bytes: u64,
+}
+
+/// What is read, and how it is rendered.
+pub(super) struct Reading {
+    pub(super) reader: Reader,
+    pub(super) format: Format,
+    pub(super) page_limits: PageLimits,
+    /// Where the log ended when the reading began, to estimate the size of the answer.
+    pub(super) end: u64,
+    /// Whether nothing has been read yet: the first record is returned however large it is.
+    pub(super) fresh: bool,
+    /// If requested, the bytes that the answer would have so far if it were rendered.
+    pub(super) length: Option<u64>,
+}
+
+/// How far a step of reading came.
+enum Went {
+    /// To the end of the range.
+    All,
+    Some,
+    /// No further: the next record must be read in another place, or needs more memory.
+    Nowhere(Place, usize),
+}
+
+impl Reading {
+    pub(super) fn new(reader: Reader, format: Format, page_limits: PageLimits, end: u64) -> Self {
+        Self { reader, format, page_limits, end, fresh: true, length: None }
+    }
+
+    /// The offset that is read next.
+    pub(super) fn offset(&self) -> u64 {
+        self.reader.offset()
+    }
+
+    /// Whether it has all records that it may have.
+    pub(super) fn is_complete(&self) -> bool {
+        self.page_limits.records == 0
+    }
+
+    /// Continues after what has been read, in a log that ends at `end` by now. What cannot be read is an error again.
+    pub(super) fn goes_on(&mut self, end: u64) {
+        (self.fresh, self.end) = (true, end);
+    }
+
+    /// The most bytes of a value that there is room for.
+    fn most(&self) -> u64 {
+        if self.fresh { u64::MAX } else { self.page_limits.bytes }
+    }
+
+    /// Counts a record as read.
+    fn took(&mut self, offset: u64, record: Head) {
+        if let Some(length) = &mut self.length {
+            let comma = !self.fresh && self.format == Format::Json;
+            *length += u64::from(comma) + formats::length(self.format, offset, record);
+        }
+        self.fresh = false;
+        self.page_limits.records -= 1;
+        self.page_limits.bytes = self.page_limits.bytes.saturating_sub(record.length as u64);
+    }
+
+    /// Damage ends the range before the damaged record: a client that continues there gets the error.
+    fn ends_before(&mut self, error: Error) -> Result<(), Problem> {
+        match error {
+            Error::Damaged { offset } if !self.fresh => {
+                self.reader.seek(offset);
+                Ok(())
+            }
+            error => Err(error.into()),
+        }
+    }
+
+    /// Continues with the next records, rendering them to `out`, until it has `most` bytes, or the next record must be
+    /// read in another place or needs more memory than there is.
+    fn go(
+        &mut self,
+        out: &mut Vec<u8>,
+        grant: &mut Grant,
+        place: Place,
+        most: usize,
+    ) -> Result<Went, Problem> {
+        let begun = out.len();
+        while self.page_limits.records > 0 {
+            if out.len() >= most {
+                return Ok(Went::Some);
+            }
+            let next_most = self.most();
+            let record = match place::next(&mut self.reader, place, grant, out.len(), next_most) {
+                Ok(Next::Record(record)) => record,
+                Ok(Next::End) => break,
+                Ok(Next::Wants(place, bytes)) if out.len() == begun => {
+                    return Ok(Went::Nowhere(place, bytes));
+                }
+                Ok(Next::Wants(..)) => return Ok(Went::Some),
+                Err(error) => {
+                    self.ends_before(error)?;
+                    break;
+                }
+            };
+            let (offset, head) = (record.offset, record.head());
+            if !self.fresh && self.format == Format::Json {
+                out.push(b',');
+            }
+            formats::render(self.format, out, &record);
+            if self.fresh {
+                // Assumes that the other records are like the first.
+                let others = self.page_limits.records.min(self.end.saturating_sub(offset));
+                let likely = others.saturating_mul(out.len() as u64).min(most as u64 + 1024);
+                out.reserve(likely as usize);
+            }
+            self.took(offset, head);
+        }
+        Ok(Went::All)
+    }
+
+    /// Continues without rendering anything, for about as long as a [`LOOK`], or a [`GLANCE`] on the runtime's thread.
+    /// Returns whether the end of the range was reached. Large records are read only to verify them, which a HEAD does
+    /// not need. If there is no memory for that, the range ends before such a record, if anything is before it.
+    fn look(&mut self, memory: &Arc<Memory>, only_head: bool, place: Place) -> Result<bool, Problem> {
+        let (begun, mut steps, mut grant) = (Instant::now(), 0, memory.grant(Purpose::Answer));
+        let most = if place == Place::Here { GLANCE } else { LOOK };
+        while self.page_limits.records > 0 {
+            if steps >= LOOK_STEPS {
+                if begun.elapsed() >= most {
+                    return Ok(false);
+                }
+                steps = 0;
+            }
+            if place == Place::Here && !self.reader.is_in_memory() {
+                return Ok(false);
+            }
+            match self.look_at_next(&mut grant, only_head) {
+                Ok(Some(cold_bytes)) => steps += 1 + cold_bytes / LOOK_BYTES,
+                Ok(None) => break,
+                Err(LookError::Error(error)) => {
+                    self.ends_before(error)?;
+                    break;
+                }
+                Err(LookError::UsedUp(_)) if !self.fresh => break,
+                Err(LookError::UsedUp(used_up)) => return Err(used_up.into()),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Counts the next record; returns how many bytes were read from the disk for it. `None` at the end.
+    fn look_at_next(&mut self, grant: &mut Grant, only_head: bool) -> Result<Option<usize>, LookError> {
+        let (offset, most, mut cold_bytes) = (self.reader.offset(), self.most(), 0);
+        if !self.reader.is_in_memory() {
+            let Some(ahead) = self.reader.peek()?.filter(|ahead| ahead.length() as u64 <= most) else {
+                return Ok(None);
+            };
+            cold_bytes = ahead.cold_bytes;
+            if let Some(head) = ahead.head.filter(|_| cold_bytes >= LARGE && only_head) {
+                self.reader.seek(offset + 1);
+                self.took(offset, head);
+                return Ok(Some(LOOK_BYTES));
+            }
+            if cold_bytes >= LARGE {
+                grant.cover(cold_bytes)?;
+            }
+        }
+        let head = self.reader.read_next()?.map(|record| record.head());
+        let Some(head) = head.filter(|head| head.length as u64 <= most) else {
+            self.reader.seek(offset);
+            return Ok(None);
+        };
+        self.took(offset, head);
+        Ok(Some(cold_bytes))
+    }
+
+    /// Repeats [`look`](Self::look) to the end of the range, giving others their turns in between.
+    pub(super) async fn looked(
+        mut self,
+        context: &Context,
+        queues: &Queues,
+        only_head: bool,
+    ) -> Result<Self, Problem> {
+        let patience = context.limits.append_time; // for each turn
+        let mut done = self.look(&context.memory, only_head, Place::Here)?;
+        self.reader.release();
+        while !done {
+            let memory = Arc::clone(&context.memory);
+            let look = move || {
+                let done = self.look(&memory, only_head, Place::Permit);
+                self.reader.release();
+                (self, done)
+            };
+            let looked;
+            (self, looked) = Box::pin(context.for_client(queues, Kind::Look, patience, look)).await?;
+            done = looked?;
+        }
+        Ok(self)
+    }
+
+    /// Renders a new piece by [`go`](Self::go), where and when that is allowed. Returns whether it is the last piece,
+    /// which includes what follows the records.
+    pub(super) async fn piece(
+        self,
+        context: &Context,
+        queues: &Queues,
+        log: &OpenLog,
+        patience: Patience,
+    ) -> Result<(Self, Bytes, bool), Problem> {
+        let tight = context.memory.is_tight(Purpose::Answer);
+        let attempt = move |reading: &mut Self, place: Place, mut grant: Grant| {
+            let most = match (tight, place) {
+                (true, Place::Here) => SHORT_PIECE,
+                (false, Place::Here) | (true, _) => PIECE,
+                (false, _) => COLD_PIECE,
+            };
+            with_scratch(|out| {
+                if reading.fresh && reading.format == Format::Json {
+                    out.extend_from_slice(OPENING);
+                }
+                let went = reading.go(out, &mut grant, place, most)?;
+                // Nothing is held while waiting: neither what was read ahead, nor a chunk.
+                reading.reader.release();
+                Ok(match went {
+                    Went::Nowhere(place, bytes) => Made::Wants(Wants { grant, place, bytes }),
+                    Went::Some => Made::Done((grant.hold_copy(out), false)),
+                    Went::All => {
+                        close(reading.format, out, reading.reader.offset());
+                        Made::Done((grant.hold_copy(out), true))
+                    }
+                })
+            })
+        };
+        let place = Place::first(log, self.reader.offset());
+        let (reading, (piece, done)) = fetch::make(context, queues, place, patience, self, attempt).await?;
+        Ok((reading, piece, done))
+    }
+}
+
+/// Why the look for the end has stopped.
+enum LookError {
+    Error(Error),
+    UsedUp(UsedUp),
+}
+
+impl From<Error> for LookError {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<UsedUp> for LookError {
+    fn from(used_up: UsedUp) -> Self {
+        Self::UsedUp(used_up)
+    }
+}
+
+/// What is before and after the records in a JSON document.
+pub(super) const OPENING: &[u8] = b"{\"records\":[";
+
+fn close(format: Format, out: &mut Vec<u8>, next: u64) {
+    if format == Format::Json {
+        out.extend_from_slice(format!("],\"next_offset\":{next}}}\n").as_bytes());
+    }
+}
+
+/// The number of bytes that follow the records.
+pub(super) fn closing_bytes(format: Format, next: u64) -> u64 {
+    let mut closing = Vec::new();
+    close(format, &mut closing, next);
+    closing.len() as u64
+}
