@@ -153,7 +153,7 @@ impl Client {
         let answer = tokio::time::timeout(ATTEMPT, self.http.request(request))
             .await
             .map_err(|_| unreachable("no answer in time".into()))?
-            .map_err(|error| unreachable(with_cause(&error)))?;
+            .map_err(|error| unreachable(root_cause(&error)))?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);
@@ -184,7 +184,7 @@ impl Client {
     async fn body(&self, answer: hyper::Response<Incoming>) -> Result<Bytes, Error> {
         let whole = answer.into_body().collect().await;
         let reason =
-            |error: hyper::Error| Error::Unreachable { url: self.url.clone(), reason: with_cause(&error) };
+            |error: hyper::Error| Error::Unreachable { url: self.url.clone(), reason: root_cause(&error) };
         Ok(whole.map_err(reason)?.to_bytes())
     }
 
@@ -362,8 +362,8 @@ impl Pause {
     }
 }
 
-fn with_cause(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), with_cause)
+fn root_cause(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), root_cause)
 }
 
 fn understood<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Error> {

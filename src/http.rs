@@ -26,6 +26,7 @@ mod logs;
 mod memory;
 mod meter;
 mod metrics;
+mod object;
 #[cfg(test)]
 mod panics;
 mod params;
@@ -38,6 +39,7 @@ mod reading;
 mod records;
 mod router;
 mod segment_room;
+mod serve;
 mod server;
 mod settings;
 mod socket;

@@ -1,6 +1,6 @@
 //! Millstream is a commit log: an append-only sequence of records, numbered 0, 1, 2, … without gaps.
 //!
-//! Any number of threads append at once, and none ever holds a lock that another waits for; readers never block.
+//! Any number of threads append at once without a lock, and readers never wait for them.
 //! Records go to disk in groups, one write for all that has come; what was acknowledged as durable survives
 //! `kill -9` and loss of power. [`Log`] is the place to begin.
 //!

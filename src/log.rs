@@ -2,8 +2,8 @@
 //!
 //! This module is the public face, and what its submodules share. Appends meet in the active chunk
 //! ([`append`](mod@append)). The flusher commits what is published to the segment file and raises `durable` (`flush`).
-//! The maintenance task prepares the spare segment, seals the last one, and drops old chunks (`roll`, `retain`,
-//! `budget`). Both are tasks, which threads of the process run for all logs (`task`, `workers`). Readers find a record
+//! The maintenance task prepares the spare segment, seals the last one, and drops old chunks (`roll`, `trim`,
+//! `retention`, `budget`). Both are tasks, which threads of the process run for all logs (`task`, `workers`). Readers find a record
 //! by its segment (`read`). Opening recovers (`recovery`).
 //!
 //! # What always holds
@@ -16,6 +16,7 @@ mod append;
 pub(crate) mod budget;
 mod chain;
 mod clock;
+mod damage;
 pub(crate) mod environment;
 mod error;
 mod flush;
@@ -36,6 +37,7 @@ mod wait;
 mod workers;
 
 pub use append::{Appender, Payload};
+pub use damage::Damage;
 pub(crate) use environment::Environment;
 pub use error::Error;
 #[cfg(not(feature = "store"))]
@@ -43,7 +45,7 @@ use flush::CLOSING;
 #[cfg(feature = "store")]
 pub(crate) use flush::CLOSING;
 pub use futures::{Durable, Room, Visible};
-pub use inspect::{Damage, Report, verify, verify_with_progress};
+pub use inspect::{Report, verify, verify_with_progress};
 pub use options::{Durability, Options};
 #[cfg(feature = "server")]
 pub(crate) use producers::check_id as check_producer_id;
@@ -118,7 +120,7 @@ pub(crate) struct Shared {
     secret: Secret,
     /// Where appends go.
     active: Swap<roll::Active>,
-    /// All segments that readers may need, in order; edited by one thread at a time.
+    /// All segments that readers may need, in order. The flusher adds to it, trimming removes: each by compare-and-swap.
     chain: Swap<chain::Chain>,
     durable: Frontier,
     /// Raised only with [`Durability::Memory`].
@@ -141,6 +143,42 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// A log that was opened, and that holds `lock` for as long.
+    fn new(
+        env: &Environment,
+        dir: &Path,
+        options: Options,
+        lock: Option<Box<dyn Send + Sync>>,
+        opened: recovery::Opened,
+    ) -> Self {
+        let recovery::Opened { id, secret, segments, active, done, newest, roller, damage, full } = opened;
+        let durable = active.segment.base() + u64::from(done.records);
+        let position = flush::CommitCursor::new(&active, done, true);
+        Self {
+            options,
+            dir: dir.to_owned(),
+            env: env.clone(),
+            id,
+            secret,
+            active: Swap::new(active),
+            chain: Swap::new(Arc::new(chain::Chain { segments })),
+            durable: Frontier::new(durable),
+            published: Frontier::new(durable),
+            flush: flush::Flusher::new(position, std::sync::Arc::clone(&env.flushers)),
+            roll: roller,
+            trimmer: trim::Trimmer::new(),
+            stopping: AtomicBool::new(false),
+            deleted: AtomicBool::new(false),
+            failed: OnceLock::new(),
+            damage,
+            full,
+            newest_found: newest,
+            #[cfg(feature = "store")]
+            producers: producers::Producers::default(),
+            lock: std::sync::Mutex::new(lock),
+        }
+    }
+
     /// Errors unless the log can be written to.
     fn writable(&self) -> Result<(), Error> {
         self.unless_failed()?;
@@ -271,7 +309,8 @@ impl Log {
         env.disk.create_dir(dir).map_err(Error::io("make the directory", dir))?;
         let lock = recovery::lock(&*env.disk, dir)?;
         let budget = Budget::new(options.memory_bytes);
-        Self::start(recovery::open(env, dir, options, &budget, Some(lock))?)
+        let opened = recovery::open(env, dir, &options, &budget)?;
+        Self::start(Shared::new(env, dir, options, Some(lock), opened))
     }
 
     /// Opens a log that is one of many in `budget`, in a directory that nobody else opens.
@@ -284,7 +323,8 @@ impl Log {
     ) -> Result<Self, Error> {
         let options = options.checked()?;
         recovery::ensure_free(&*env.disk, dir)?;
-        Self::start(recovery::open(env, dir, options, budget, None)?)
+        let opened = recovery::open(env, dir, &options, budget)?;
+        Self::start(Shared::new(env, dir, options, None, opened))
     }
 
     fn start(shared: Shared) -> Result<Self, Error> {
@@ -520,7 +560,7 @@ impl Log {
     /// opened, in memory that does not.
     #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
     pub(crate) fn backed(&self) -> (bool, u64) {
-        (self.shared.flush.is_backed(), self.shared.roll.begun_without())
+        (self.shared.flush.is_backed(), self.shared.roll.fallbacks())
     }
 
     /// All records below this offset can be read. This is [`durable_offset`](Self::durable_offset), or, with

@@ -71,7 +71,7 @@ pub struct OpenLog {
     settings: LogSettings,
     /// Whether it was deleted, or is being deleted.
     deleted: AtomicBool,
-    /// It was said that retention does not work; until it does, this is not said again.
+    /// Whether it was reported that retention fails; that is not reported again until it has worked.
     untrimmed: AtomicBool,
     /// The store's lock, released when the last log is closed: a caller that holds a log may outlive the store.
     _lock: Arc<dyn Send + Sync>,
@@ -340,8 +340,8 @@ impl Store {
     /// hold.
     ///
     /// # Errors
-    /// [`Error::NotFound`]. [`LogError::Io`]: either nothing has changed, or the log is gone, which shows in that it is
-    /// not found any more, but is not known to be durably so: it may be back after a crash, as it was.
+    /// [`Error::NotFound`]. [`LogError::Io`]: either nothing has changed, or the log is gone (it is not found any more), but
+    /// perhaps not durably: after a crash it may be back, as it was.
     pub fn delete(&self, name: &str) -> Result<(), Error> {
         let not_found = || Error::NotFound { name: name.to_owned() };
         let entry = self.inner.entry(name).ok_or_else(not_found)?;

@@ -17,7 +17,7 @@ pub(crate) struct Pool {
     /// The sum of all claimed footprints.
     claimed: AtomicU64,
     free: Mutex<Free>,
-    homes: AtomicU64,
+    shares: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -38,8 +38,8 @@ impl Free {
 impl Pool {
     /// A pool for at most `limit` bytes of footprints.
     pub(crate) fn new(limit: u64) -> Arc<Self> {
-        let (claimed, homes) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { limit, claimed, free: Mutex::new(Free::default()), homes })
+        let (claimed, shares) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { limit, claimed, free: Mutex::new(Free::default()), shares })
     }
 
     // The counts order nothing, so all accesses are Relaxed. A sum that is a moment old refuses one chunk that there is
@@ -108,7 +108,7 @@ pub(crate) struct PoolShare {
 
 impl PoolShare {
     pub(crate) fn new(pool: &Arc<Pool>, is_backed: bool) -> Arc<Self> {
-        let number = pool.homes.fetch_add(1, Ordering::Relaxed);
+        let number = pool.shares.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self { pool: Arc::clone(pool), number, claimed: AtomicU64::new(0), is_backed })
     }
 

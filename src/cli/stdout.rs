@@ -1,5 +1,5 @@
-//! Standard output: data for whoever reads it. That it cannot be written is an error of the command, and that nobody reads
-//! any more ends it.
+//! Standard output, which has nothing but data. If it cannot be written, the command fails; if nobody reads it any more,
+//! the command ends.
 
 use super::target::Failure;
 use std::io::{self, Write};

@@ -15,7 +15,10 @@ pub enum Error {
         url: String,
     },
     /// No log can have this name.
-    #[error("{name:?} is not a name of a log: use 1 to 128 of A-Z a-z 0-9 . _ -, not beginning with . or -")]
+    #[error(
+        "{name:?} is not a name of a log: use 1 to {} of A-Z a-z 0-9 . _ -, not beginning with . or -",
+        crate::name::NAME_BYTES
+    )]
     BadName {
         /// The name that was given.
         name: String,

@@ -3,11 +3,12 @@
 
 use super::{
     answer::{Answer, full, json, json_of, json_text, only_head},
-    body::{self, Object},
+    body,
     connection::Arriving,
     context::{Asker, Context, DEFAULT_LOG},
     fetch, formats,
     memory::{FREE, Grant, Memory, Purpose, Work, with_scratch},
+    object::{self, Object},
     permits::LARGE,
     problem::Problem,
 };
@@ -149,7 +150,7 @@ fn decoded(bytes: Bytes, memory: &Arc<Memory>) -> Result<(Vec<u8>, Grant), Probl
     if bytes.len() > FREE && memchr::memchr(b'\\', &bytes).is_some() {
         text.cover(bytes.len())?;
     }
-    let Produce { record: Object(record) } = body::parse(&bytes, r#"{"record":{"value":"<base64>"}}"#)?;
+    let Produce { record: Object(record) } = object::parse(&bytes, r#"{"record":{"value":"<base64>"}}"#)?;
     let mut decode = |base64: &str| {
         let length = base64::decoded_len_estimate(base64.len());
         if length > FREE {
@@ -183,7 +184,7 @@ pub(super) async fn get(
     let offset = match from_query {
         Some(offset) if bytes.is_empty() => offset,
         None if !bytes.is_empty() => {
-            let Consume { offset } = body::parse(&bytes, r#"{"offset":0}"#)?;
+            let Consume { offset } = object::parse(&bytes, r#"{"offset":0}"#)?;
             offset.0.ok_or_else(invalid_offset)?
         }
         Some(_) => {
@@ -237,7 +238,7 @@ mod tests {
     use super::*;
 
     fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
-        body::parse(text.as_bytes(), "x").map_err(|problem| problem.to_string())
+        object::parse(text.as_bytes(), "x").map_err(|problem| problem.to_string())
     }
 
     #[test]

@@ -21,7 +21,7 @@ type WakerQueue = BTreeMap<(u64, u64), Waker>;
 /// The requests of one runtime that wait for a commit, by open log. A log has an entry while a task serves it.
 #[derive(Default)]
 pub(super) struct DurabilityWaiters {
-    lines: Mutex<HashMap<Instance, WakerQueue>>,
+    queues: Mutex<HashMap<Instance, WakerQueue>>,
     /// How many requests have waited so far.
     tickets: AtomicU64,
 }
@@ -35,8 +35,8 @@ struct Place<'a> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        if let Some(line) = self.waiters.lock().get_mut(&self.instance) {
-            line.remove(&self.key);
+        if let Some(queue) = self.waiters.lock().get_mut(&self.instance) {
+            queue.remove(&self.key);
         }
     }
 }
@@ -60,7 +60,7 @@ impl Instance {
 
 impl DurabilityWaiters {
     fn lock(&self) -> MutexGuard<'_, HashMap<Instance, WakerQueue>> {
-        lock(&self.lines)
+        lock(&self.queues)
     }
 
     /// Waits until the record at `offset` is durable.
@@ -74,12 +74,12 @@ impl DurabilityWaiters {
             if let Err(error) = log.writable() {
                 return Poll::Ready(Err(error));
             }
-            let mut lines = self.lock();
-            let line = lines.entry(place.instance).or_insert_with(|| {
+            let mut queues = self.lock();
+            let queue = queues.entry(place.instance).or_insert_with(|| {
                 tokio::spawn(Arc::clone(self).serve(Arc::clone(log)));
                 WakerQueue::new()
             });
-            line.insert(place.key, context.waker().clone());
+            queue.insert(place.key, context.waker().clone());
             Poll::Pending
         })
         .await
@@ -92,13 +92,13 @@ impl DurabilityWaiters {
         loop {
             tokio::task::yield_now().await; // let the turn end: what is appended in it goes into the same commit
             let nearest = {
-                let mut lines = self.lock();
-                let nearest = lines
+                let mut queues = self.lock();
+                let nearest = queues
                     .get(&instance)
-                    .and_then(|line| line.first_key_value())
+                    .and_then(|queue| queue.first_key_value())
                     .map(|((offset, _), _)| *offset);
                 if nearest.is_none() && idle {
-                    lines.remove(&instance);
+                    queues.remove(&instance);
                     return;
                 }
                 nearest
@@ -109,10 +109,10 @@ impl DurabilityWaiters {
             let stopped = log.durable(nearest).await.is_err();
             let durable = if stopped { u64::MAX } else { log.durable_offset() };
             let reached = {
-                let mut lines = self.lock();
-                let Some(line) = lines.get_mut(&instance) else { return };
-                let later = line.split_off(&(durable, 0));
-                std::mem::replace(line, later)
+                let mut queues = self.lock();
+                let Some(queue) = queues.get_mut(&instance) else { return };
+                let later = queue.split_off(&(durable, 0));
+                std::mem::replace(queue, later)
             };
             reached.into_values().for_each(Waker::wake);
         }

@@ -31,7 +31,6 @@
 
 mod eviction;
 mod exchange;
-mod serve;
 mod stream;
 mod taking;
 
@@ -42,8 +41,7 @@ use super::{
 };
 use crate::sync::lock;
 use eviction::{Doing, LEAST, eviction_rank, moves};
-pub(super) use exchange::{Arriving, Exchange};
-pub(super) use serve::serve;
+pub(super) use exchange::{Arriving, Exchange, Outgoing};
 use std::{
     collections::HashMap,
     io,
@@ -54,34 +52,17 @@ use std::{
     task::Waker,
     time::{Duration, Instant},
 };
-use stream::Stream;
+pub(super) use stream::{Count, Stream};
 use taking::Taking;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     task::{AbortHandle, JoinHandle},
 };
 
-/// The first bytes that a client sends with HTTP/2.
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The most bytes of bodies that an HTTP/2 connection, and one stream of it, may have received that nobody has read
-/// yet.
-const CONNECTION_WINDOW: u32 = 256 << 10;
-const STREAM_WINDOW: u32 = 128 << 10;
-/// The bytes of an answer that hyper buffers for HTTP/2 beyond what the client has room for, and the most that it is
-/// given at once.
-const SEND_BUFFER: usize = 64 << 10;
+/// The most bytes of an answer that hyper is given at once with HTTP/2.
 const SEND_PIECE: usize = 16 << 10;
-/// The bytes that the system may buffer for a client that has no room, beyond what is in transit.
-#[cfg(target_os = "linux")]
-const UNSENT: u32 = 256 << 10;
-/// The system gives up a client that has room only now and then and for little at a time, even if it acknowledges
-/// everything. This factor gives such a client more time than we give to a client that takes nothing.
-const GONE: u32 = 4;
-/// The most fields in a header section of HTTP/2, where each takes a byte if it refers to the header table, and a hundred
-/// in memory. hyper accepts 100 with HTTP/1; here a browser sends each cookie as a field.
-const FIELDS: usize = 256;
 /// The most requests in flight on one HTTP/2 connection; and on all connections, for each connection that is allowed.
-const STREAMS: u32 = 256;
+pub(super) const STREAMS: u32 = 256;
 const STREAMS_A_CONNECTION: usize = 4;
 /// How many of these each connection can still have when the first half of all is in use, whatever others do.
 const STREAMS_KEPT: usize = STREAMS_A_CONNECTION / 2;
@@ -301,12 +282,71 @@ struct UnsentSample {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Protocol {
+pub(super) enum Protocol {
     Http1,
     Http2,
 }
 
 impl Connection {
+    /// A connection that was just accepted, by this worker; `ends` are its addresses.
+    pub(super) fn begin(all: &Arc<Connections>, worker: usize, ends: Option<Ends>) -> Arc<Self> {
+        let now = all.tick();
+        let connection = Arc::new(Self {
+            all: Arc::clone(all),
+            number: all.numbers.fetch_add(1, Ordering::Relaxed),
+            worker,
+            accepted: now,
+            protocol: OnceLock::new(),
+            touched: AtomicU64::new(now),
+            arrived: AtomicU64::new(0),
+            used: AtomicBool::new(false),
+            awaited: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
+            sending: Sending { ends, ..Sending::default() },
+            cut: AtomicBool::new(false),
+            http1: Http1::default(),
+            stop: Notify::new(),
+            stopped: AtomicBool::new(false),
+            task: OnceLock::new(),
+            http2: Http2::default(),
+            queues: Arc::default(),
+        });
+        all.lock().insert(connection.number, Arc::clone(&connection));
+        connection
+    }
+
+    /// The connection has ended.
+    pub(super) fn end(&self) {
+        self.all.lock().remove(&self.number);
+    }
+
+    /// Sets the task that drives it, once.
+    pub(super) fn set_task(&self, task: AbortHandle) {
+        let _ = self.task.set(task);
+    }
+
+    /// Sets the protocol that it speaks, once.
+    pub(super) fn set_protocol(&self, protocol: Protocol) {
+        let _ = self.protocol.set(protocol);
+        self.touch();
+    }
+
+    /// Waits until it is to finish what is in flight, and to close.
+    pub(super) async fn stop_asked(&self) {
+        self.stop.notified().await;
+    }
+
+    /// Its answer with HTTP/1 is a live tail.
+    pub(super) fn set_endless(&self) {
+        self.http1.endless.store(true, Ordering::Relaxed);
+        self.wake_reader();
+    }
+
+    /// The stream that began last, and has no task yet.
+    pub(super) fn stream_begun(&self) -> Option<Arc<Stream>> {
+        lock(&self.http2.begun).take()
+    }
+
     /// Whether the connection was given up, rather than closed by the client.
     pub(super) fn is_cut(&self) -> bool {
         self.cut.load(Ordering::Relaxed)
@@ -371,7 +411,7 @@ impl Connection {
 
     /// Whether another HTTP/1 request may follow this one: its whole body has been read, which is done if it is not
     /// much.
-    async fn goes_on(&self) -> bool {
+    pub(super) async fn goes_on(&self) -> bool {
         if self.protocol.get() != Some(&Protocol::Http1) {
             return true;
         }

@@ -1,8 +1,8 @@
 //! Logs that requests keep open while they wait for news: long polls and live tails. Such a log cannot be closed, so
 //! there may only be so many, or a few connections that wait for thousands of logs would take all descriptors. When there
-//! is one more, all waits for one of them end: of the logs for which only connections wait that wait for many, the one
-//! that was waited for last. A log with a connection that waits for few others is kept. So what ends is a wait of those
-//! who have most, and nobody's if all have one: then the new wait does not begin.
+//! is one more, all waits for one of them end: of the logs whose waiting connections all wait for the most logs, the
+//! one whose oldest wait began last. A log is kept as long as one of its connections waits for few logs. So the
+//! connections that wait for the most logs lose a wait; if each waits for one log only, the new wait ends at once.
 //!
 //! A long poll that ends so is refused, with the time after which to try again; a tail ends as when the server stops, so
 //! that its client reconnects and continues where it was.

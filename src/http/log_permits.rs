@@ -50,9 +50,9 @@ impl LogPermits {
         let found = Arc::clone(lock(&self.by_name).entry(name.to_owned()).or_default());
         let asked = Asked { permits: Arc::clone(self), name: name.to_owned(), log: Some(Arc::clone(&found)) };
         let log = found; // declared last, and so dropped before `asked`, which checks who else has it
-        // Nobody waits for the one while having the other: a request that waits for a busy log would keep its
-        // connection's requests for other logs waiting, and one that waits in the queue of a busy connection those of
-        // other connections for its log.
+        // No request waits for one of the two while it holds the other. While it waited for a busy log, it would hold up
+        // its connection's requests for other logs; while it waited in its connection's queue, it would hold up other
+        // connections' requests for its log.
         let wait = async {
             loop {
                 let one_at_a_time = if let Ok(free) = Arc::clone(&log).try_lock_owned() {

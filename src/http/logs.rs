@@ -5,7 +5,7 @@ use super::{
     body,
     connection::Arriving,
     context::Context,
-    params,
+    object, params,
     permits::Queues,
     problem::Problem,
 };
@@ -55,8 +55,11 @@ pub(super) async fn create(
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
     let bytes = body::read_small(request.into_body(), context).await?;
-    let settings: LogSettings =
-        if bytes.is_empty() { LogSettings::default() } else { body::parse(&bytes, "settings, or nothing")? };
+    let settings: LogSettings = if bytes.is_empty() {
+        LogSettings::default()
+    } else {
+        object::parse(&bytes, "settings, or nothing")?
+    };
     match context.store.check(name) {
         Err(store::Error::NotFound { .. }) => {}
         known => known?, // a name that no log can have waits for no permit
@@ -137,7 +140,7 @@ pub(super) async fn trim(
     let body = request.into_body(); // so that the header section is not held while waiting
     let log = context.log(queues, name).await?;
     let bytes = body::read_small(body, context).await?;
-    let Trim { before } = body::parse(&bytes, r#"{"before":0}"#)?;
+    let Trim { before } = object::parse(&bytes, r#"{"before":0}"#)?;
     let trim = move |_: &Store, _: &str| log.trim(before).map_err(|error| Problem::from(error).of(&log));
     let first_offset = context.for_log(queues, name, trim).await??;
     Ok(json(&Trimmed { first_offset }))

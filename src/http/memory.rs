@@ -29,7 +29,7 @@ const STEP: usize = 16 << 10;
 /// A grant up to this size may use the part of the budget that larger ones have to leave free.
 const SMALL: usize = 64 << 10;
 /// An answer up to this size may use the part that larger ones have to leave free.
-const LARGE: usize = 1 << 20;
+const MEDIUM: usize = 1 << 20;
 /// Up to this many bytes are considered part of what a request takes anyway, and are not counted.
 pub(super) const FREE: usize = 4 << 10;
 /// The usual size of a mapping for a piece of an answer, and how many are kept for later pieces.
@@ -178,7 +178,7 @@ impl Memory {
         let eighths = match (purpose, bytes <= SMALL) {
             (Purpose::Request, true) => 7,
             (Purpose::Request, false) | (Purpose::Answer, true) => 6,
-            (Purpose::Answer, false) if bytes <= LARGE => 5,
+            (Purpose::Answer, false) if bytes <= MEDIUM => 5,
             (Purpose::Answer, false) => 4,
         };
         self.limit / 8 * eighths

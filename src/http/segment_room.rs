@@ -21,7 +21,7 @@ impl SegmentRoom {
             return Ok(());
         }
         let detail = format!(
-            "the records of the body take more than the {} bytes of a segment, each of them some {} for itself; send less at once",
+            "the records of the body, with some {1} bytes for each, take more than the {0} bytes of a segment; send less at once",
             self.limit,
             record_needs(0)
         );

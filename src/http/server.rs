@@ -3,7 +3,7 @@
 //! All runtimes accept from one listening socket, so that the least busy one takes the next connection.
 
 use super::{
-    connection::{self, Connections},
+    connection::Connections,
     context::{Context, DEFAULT_LOG},
     feed::Feeds,
     guard::Guard,
@@ -11,6 +11,7 @@ use super::{
     log_permits::LogPermits,
     memory::Memory,
     metrics::Metrics,
+    serve,
     settings::Settings,
 };
 use crate::store::{self, LogSettings, Store};
@@ -29,7 +30,7 @@ use tokio::sync::watch;
 
 /// The time between warnings of the same kind.
 const WARN_EVERY: Duration = Duration::from_secs(10);
-/// The number of threads per runtime that wait for disks, or parse large bodies.
+/// The most threads per runtime for work that waits for disks, and for bodies that are little work (`body::with_permit`).
 const BLOCKING_THREADS: usize = 64;
 
 /// The number of connections that may wait to be accepted; the standard library has 128, beyond which a client that
@@ -238,7 +239,7 @@ impl Worker {
                     // Only now, so that no connection is closed before there is one to replace it.
                     Ok((stream, _)) => {
                         let seat = connections.seat().await;
-                        connection::serve(stream, seat, number, &connections, &settings, &context);
+                        serve::serve(stream, seat, number, &connections, &settings, &context);
                     }
                     Err(error) => {
                         // Usually there are too many open files: a connection is closed, as when there are too many

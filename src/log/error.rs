@@ -45,8 +45,8 @@ pub enum Error {
          producer)"
     )]
     EpochTooHigh,
-    /// There is no epoch after the one that a producer is in, which an early version has let a batch name, or which so
-    /// many have led to.
+    /// The producer is in the last epoch that there is: it has begun that many, or a batch named the epoch in an early
+    /// version, which allowed that.
     #[error(
         "this producer is in epoch {}, and there is none after it; use another id, or this one again when the log has \
          forgotten it, 7 days after its last batch",

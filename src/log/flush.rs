@@ -204,13 +204,13 @@ impl Shared {
                 Committed::Later(pause, _) => task.later(pause),
                 // A commit that wrote this much shows that records arrive fast.
                 Committed::Bytes(bytes) if bytes >= BUSY_BYTES => false,
-                // Full, and it has no successor yet, for which there may be no append: linking it is a kick.
+                // The chunk is closed and has no successor, and perhaps no append comes to link one. Linking one is a kick.
                 Committed::Bytes(0) if chunk.end() == Some(done) => task.sleep_unless(|| false),
                 Committed::Bytes(0) if !chunk.probe_quiescent(done) => {
                     backoff.snooze(); // reserved, and not yet published: an appender is copying
                     continue;
                 }
-                // An append to a later chunk comes after the add that closes this one, which is seen like any other.
+                // No append to a later chunk is missed: it comes after the add that closes this one, which the probe sees.
                 _ if chunk.probe_quiescent(done) => task.sleep_unless(|| !chunk.probe_quiescent(done)),
                 _ => task.later(LINGER),
             };
@@ -264,8 +264,8 @@ impl Shared {
         }
     }
 
-    /// What is appended already waits for room, however long that takes; what comes is refused, so that nothing of it is
-    /// stored.
+    /// Notes whether the disk is full. Records that are appended already wait for room, however long that takes; further
+    /// appends are refused before anything of them is stored.
     fn note_full(&self, full: Option<Error>) {
         let is_full = full.is_some();
         *lock(&self.flush.full) = full;

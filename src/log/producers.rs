@@ -76,9 +76,9 @@ pub struct OpenedProducer {
     pub epoch: u32,
     /// The newest mark, of whichever epoch.
     pub mark: Option<String>,
-    /// The last epoch that has batches, and the last 5 of these, oldest first: what became of a batch that was sent and
-    /// not answered. If there never were any, the first epoch that the log knows, with none; `None` if it did not know
-    /// the producer.
+    /// The last epoch that has batches, and its last 5 batches, oldest first: they show what became of a batch that was
+    /// sent and not answered. If there never were any batches, the first epoch that the log knows, and an empty list.
+    /// `None` if the log did not know the producer.
     pub earlier: Option<(u32, Vec<EarlierBatch>)>,
 }
 
@@ -205,9 +205,9 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::BadProducer`], [`Error::EpochsUsedUp`], [`Error::Io`], [`Error::Full`], [`Error::Failed`],
-    /// [`Error::ReadOnly`], [`Error::Closed`]. The epoch has not begun then, and what was sent in the one before goes on:
-    /// unless the process is killed, or the log fails or is closed, before it could take back what it had written; or a
-    /// batch that came at the last moment could not become durable.
+    /// [`Error::ReadOnly`], [`Error::Closed`]. The epoch has not begun then, and batches of the one before
+    /// are still stored. There are two exceptions: the process is killed, or the log fails or is closed, before it could
+    /// take back what it had written; or a batch that came at the last moment could not become durable.
     ///
     /// # Example
     /// ```

@@ -307,7 +307,7 @@ impl Shared {
     pub(super) fn source_in(&self, chain: &Arc<Chain>, offset: u64) -> Result<Option<ReadSource>, Error> {
         let trimmed = |first| Error::Trimmed { offset, first };
         let Some(segment) = chain.locate(offset) else { return Err(trimmed(chain.first())) };
-        // A trimmed segment leads to one far behind it, and so seems to be where those in between were.
+        // A trimmed segment's `next` is the last segment, so it seems to hold the offsets of all those in between.
         let is_old = || !Arc::ptr_eq(chain, &self.chain.load_full());
         let is_past = |records: u32| u64::from(records) <= offset - segment.base();
         if let Some(chunk) = segment.chunk.load_full() {
@@ -347,8 +347,8 @@ impl Shared {
     }
 
     /// Reads a single record from its source.
-    fn record(&self, place: &ReadSource, offset: u64) -> Result<Record, Error> {
-        let cold = match place {
+    fn record(&self, source: &ReadSource, offset: u64) -> Result<Record, Error> {
+        let cold = match source {
             ReadSource::Hot(segment, chunk) => {
                 let record = (offset - segment.base()) as u32;
                 let frame = chunk.frame(record).ok_or(Error::Damaged { offset })?;
@@ -401,15 +401,15 @@ impl Shared {
 pub struct Reader {
     shared: Arc<Shared>,
     next: u64,
-    place: Option<ReadSource>,
-    /// The range of offsets that `place` provides.
+    source: Option<ReadSource>,
+    /// The range of offsets that `source` provides.
     from: u64,
     until: u64,
 }
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, offset: u64) -> Self {
-        Self { shared, next: offset, place: None, from: 0, until: 0 }
+        Self { shared, next: offset, source: None, from: 0, until: 0 }
     }
 
     /// The offset that is read next.
@@ -426,7 +426,7 @@ impl Reader {
     /// what was read ahead from it (256 KiB, or the largest record). For callers that are about to wait for something
     /// else.
     pub fn release(&mut self) {
-        (self.place, self.from, self.until) = (None, 0, 0);
+        (self.source, self.from, self.until) = (None, 0, 0);
     }
 
     /// Reads the record at `offset`, like [`Log::read`](super::Log::read); the reader continues after it.
@@ -445,14 +445,14 @@ impl Reader {
     pub(crate) fn is_in_memory(&mut self) -> bool {
         let offset = self.next;
         if (self.from..self.until).contains(&offset) {
-            return matches!(self.place, Some(ReadSource::Hot(..)));
+            return matches!(self.source, Some(ReadSource::Hot(..)));
         }
         if !self.shared.is_in_memory(offset) {
             return false;
         }
         let found = self.find(offset);
         self.next = offset; // an error is returned by the read itself
-        !matches!(found, Ok(true)) || matches!(self.place, Some(ReadSource::Hot(..)))
+        !matches!(found, Ok(true)) || matches!(self.source, Some(ReadSource::Hot(..)))
     }
 
     /// Returns what is known of the next record before it is read: if it is not in memory, its header is read. `None`
@@ -462,11 +462,11 @@ impl Reader {
     /// The same as [`read_next`](Self::read_next).
     pub(crate) fn peek(&mut self) -> Result<Option<Ahead>, Error> {
         let offset = self.next;
-        if !self.has_place_of(offset)? {
+        if !self.has_source_of(offset)? {
             return Ok(None);
         }
         let number = (offset - self.from) as u32;
-        match &mut self.place {
+        match &mut self.source {
             Some(ReadSource::Cold(cold)) => Ok(Some(cold.peek(number))),
             Some(ReadSource::Hot(segment, chunk)) => {
                 let frame = chunk.frame(number).filter(|frame| frame.flags & LOST == 0);
@@ -497,11 +497,11 @@ impl Reader {
     /// The same as [`read_next`](Self::read_next).
     pub(crate) fn read_one(&mut self) -> Result<Option<Record>, Error> {
         let offset = self.next;
-        if !self.has_place_of(offset)? {
+        if !self.has_source_of(offset)? {
             return Ok(None);
         }
-        let Some(place) = &self.place else { return Err(Error::Damaged { offset }) };
-        let record = self.shared.record(place, offset)?;
+        let Some(source) = &self.source else { return Err(Error::Damaged { offset }) };
+        let record = self.shared.record(source, offset)?;
         self.next = offset + 1;
         Ok(Some(record))
     }
@@ -519,12 +519,12 @@ impl Reader {
     #[inline]
     fn step(&mut self) -> Result<Option<Step<'_>>, Error> {
         let offset = self.next;
-        if !self.has_place_of(offset)? {
+        if !self.has_source_of(offset)? {
             return Ok(None);
         }
         self.next = offset + 1;
         let number = (offset - self.from) as u32;
-        let (frame, created, hot) = match &mut self.place {
+        let (frame, created, hot) = match &mut self.source {
             Some(ReadSource::Hot(segment, chunk)) => {
                 (chunk.frame(number), segment.header.created, Some((&*chunk, number)))
             }
@@ -549,7 +549,7 @@ impl Reader {
 
     /// Whether the record at `offset` is visible; then the reader is where it is.
     #[inline]
-    fn has_place_of(&mut self, offset: u64) -> Result<bool, Error> {
+    fn has_source_of(&mut self, offset: u64) -> Result<bool, Error> {
         Ok((self.from..self.until).contains(&offset) || self.find(offset)?)
     }
 
@@ -561,25 +561,25 @@ impl Reader {
         if offset >= visible {
             return Ok(false);
         }
-        if let Some(ReadSource::Hot(segment, chunk)) = &self.place {
+        if let Some(ReadSource::Hot(segment, chunk)) = &self.source {
             self.until = hot_end(segment, chunk, visible);
             if offset >= self.from && offset < self.until {
                 return Ok(true);
             }
         }
         (self.from, self.until) = (0, 0); // if this fails, nothing of the old source is used
-        let place = match self.shared.read_source(offset) {
+        let source = match self.shared.read_source(offset) {
             Err(Error::Damaged { offset }) => {
                 self.next = offset + 1;
                 return Err(Error::Damaged { offset });
             }
             found => found?,
         };
-        (self.from, self.until) = match &place {
+        (self.from, self.until) = match &source {
             ReadSource::Hot(segment, chunk) => (segment.base(), hot_end(segment, chunk, visible)),
             ReadSource::Cold(cold) => (cold.segment.base(), cold.segment.base() + u64::from(cold.records)),
         };
-        self.place = Some(place);
+        self.source = Some(source);
         Ok(true)
     }
 

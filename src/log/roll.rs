@@ -11,7 +11,7 @@
 //! budget: that is the backpressure.
 //!
 //! # Orderings
-//! All atomics of [`Roller`] are `SeqCst`: they are used once per segment, where their cost does not count, and pairs
+//! All atomics of [`Roller`] are `SeqCst` (but for `files`, which only numbers names): they are used once per segment, where their cost does not count, and pairs
 //! of them are reasoned about as if one order existed. These pairs matter:
 //! - `stopping` and `active`: see [`stop`] and [`unless_stopped`].
 //! - `asked` is set before the task is kicked, and taken by a turn before it creates a spare segment: a request that
@@ -208,7 +208,7 @@ pub(crate) struct Roller {
     backing_pause: Pause,
     /// Chunks that are not all on disk: the active one, and those before it.
     unwritten: AtomicU64,
-    /// The most bytes that an append needs which waits for the next chunk.
+    /// The most bytes that any append waiting for the next chunk needs.
     needs: AtomicU64,
     /// How many files had been prepared when [`Shared::give_up_untaken`] was last called.
     #[cfg(feature = "store")]
@@ -263,8 +263,8 @@ impl Roller {
         }
     }
 
-    /// Memory for a chunk of `capacity`. If the log's chunks should have backings, it is one, which may be smaller, but not
-    /// smaller than `least`; where there is no room for that either, what a kill takes.
+    /// Memory for a chunk of `capacity`. If the log's chunks should have backings, it is a backing, which may be smaller,
+    /// down to `least`. If there is no room even for that, it is memory that is lost when the process is killed.
     ///
     /// # Errors
     /// As [`ChunkMemory::new`], and transient errors of creating a backing: a moment without descriptors must not leave a
@@ -335,7 +335,7 @@ impl Roller {
 
     /// How many segments have begun without the backing that they should have.
     #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
-    pub(super) fn begun_without(&self) -> u64 {
+    pub(super) fn fallbacks(&self) -> u64 {
         self.backings.as_ref().map_or(0, |backings| backings.fallbacks())
     }
 

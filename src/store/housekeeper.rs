@@ -242,9 +242,9 @@ impl Inner {
         }
     }
 
-    /// Applies retention, which makes room, to a log that does not open for lack of room, because without what its last
-    /// process has left in memory it would be shorter than its readers know it. Opens it without that: nobody else sees
-    /// it, and what is in memory stays there.
+    /// Applies retention, which makes room, to a log that does not open for lack of room: readers have seen records that
+    /// its last process left in memory, and that cannot be written to the disk. Opens the log without them, so that only
+    /// this function sees it; the memory stays as it is.
     fn retain_unseen(&self, name: &str, entry: &Entry) -> Retained {
         let Some(deleted) = try_lock(&entry.deleted) else { return Retained::InPart };
         if *deleted || entry.open.load().is_some() {

@@ -1,4 +1,4 @@
-//! Which connection is closed to make room for another.
+//! Which connection is closed to make room for another, and which answers are ended to make room for others.
 //!
 //! When the limit of connections is reached, one is closed for each new one: of those of the first rank
 //! that there is, the one without progress for longest. A body that arrives at less than 1 KiB per second does not count
@@ -13,6 +13,12 @@
 //! | 5 | waiting for the server, like a live tail without news, for 5 s |
 //! | 6 | waiting for news: it costs little to ask again |
 //! | 7 | between two requests, or just accepted: clients that are about to send one |
+
+use super::{Connection, Connections, stream::Stream};
+use std::{
+    cmp::Reverse,
+    sync::{Arc, atomic::Ordering},
+};
 
 /// The bytes per second that a client must take or send to count as slow rather than stuck.
 pub(super) const LEAST: u64 = 1 << 10;
@@ -58,6 +64,48 @@ pub(super) fn eviction_rank(doing: Doing, still: u64) -> Option<u8> {
 /// are added up.
 pub(super) fn moves(bytes: u64, time: u64) -> bool {
     time > 0 && bytes >= LEAST * time / 1000
+}
+
+/// Something that holds an answer.
+enum Holder {
+    Connection(Arc<Connection>),
+    Stream(Arc<Stream>),
+}
+
+impl Connections {
+    /// While other answers are refused for lack of memory, ends those that would hold theirs for longer than a client may
+    /// take for a body, `most` milliseconds: largest first, until `enough` bytes are free again. Without that, eight
+    /// clients that take a large record at 1 KiB per second keep everybody else from reading any, for hours.
+    pub(super) fn end_slow(mine: &[Arc<Connection>], now: u64, most: u64, enough: u64) {
+        let mut slow = Vec::new();
+        for connection in mine {
+            if let Some(held) = connection.http1.taking.held_slowly(now, most) {
+                slow.push((held, Holder::Connection(Arc::clone(connection))));
+            }
+            for stream in connection.streams() {
+                if let Some(held) = stream.taking.held_slowly(now, most) {
+                    slow.push((held, Holder::Stream(stream)));
+                }
+            }
+        }
+        slow.sort_by_key(|(held, _)| Reverse(*held));
+        let mut freed = 0;
+        for (held, holder) in slow {
+            if freed >= enough {
+                break;
+            }
+            freed += held;
+            match holder {
+                Holder::Connection(connection) => {
+                    connection.cut("it takes an answer slowly, and others are refused");
+                }
+                Holder::Stream(stream) => {
+                    stream.cut.store(true, Ordering::Relaxed);
+                    stream.reset();
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub(in crate::http) struct Exchange {
 }
 
 impl Exchange {
-    pub(super) fn begin(connection: &Arc<Connection>) -> Self {
+    pub(in crate::http) fn begin(connection: &Arc<Connection>) -> Self {
         connection.touch();
         connection.used.store(true, Ordering::Relaxed);
         connection.http1.lacking.store(false, Ordering::Relaxed);
@@ -112,7 +112,7 @@ impl Body for Arriving {
 }
 
 impl Arriving {
-    pub(super) fn new(body: Incoming, exchange: &Exchange, asks: bool) -> Self {
+    pub(in crate::http) fn new(body: Incoming, exchange: &Exchange, asks: bool) -> Self {
         let (connection, stream) = (Arc::clone(&exchange.connection), exchange.stream.as_ref());
         Self { body: Some(body), connection, stream: stream.map(Arc::downgrade), awaited: false, asks }
     }
@@ -207,7 +207,7 @@ impl Drop for Unwanted {
 }
 
 /// An answer's body being sent.
-pub(super) struct Outgoing {
+pub(in crate::http) struct Outgoing {
     body: answer::Body,
     /// With HTTP/2, what is left of a piece.
     left: Bytes,
@@ -219,7 +219,7 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn new(body: answer::Body, exchange: Exchange, context: Arc<Context>) -> Self {
+    pub(in crate::http) fn new(body: answer::Body, exchange: Exchange, context: Arc<Context>) -> Self {
         let ended = body.is_end_stream();
         Self { body, left: Bytes::new(), ended, finished: false, exchange, context }
     }

@@ -21,7 +21,7 @@ use tokio::task::AbortHandle;
 
 /// How a request is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Count {
+pub(in crate::http) enum Count {
     /// Among the requests in flight.
     Accepted,
     /// Among those that are refused, as more are in flight than the server accepts.
@@ -31,9 +31,9 @@ pub(super) enum Count {
 }
 
 /// See the module's documentation. All of it happens on the connection's thread; Relaxed throughout.
-pub(super) struct Stream {
+pub(in crate::http) struct Stream {
     connection: Arc<Connection>,
-    pub(super) count: Count,
+    pub(in crate::http) count: Count,
     /// How many parts of the answer h2 has.
     parts: AtomicUsize,
     /// When it was last given one, or last dropped one while it had others, plus one; 0 if it has none.
@@ -43,7 +43,7 @@ pub(super) struct Stream {
     /// The task that waits until it has none.
     waiting: Mutex<Option<Waker>>,
     pub(super) cut: AtomicBool,
-    pub(super) task: OnceLock<AbortHandle>,
+    pub(in crate::http) task: OnceLock<AbortHandle>,
 }
 
 impl Stream {

@@ -1,16 +1,7 @@
-//! How fast a client takes a piece of an answer that it was given. While other answers are refused for lack of memory,
-//! those that would hold theirs for longer than a client may take for a body are ended, largest first: eight clients
-//! that took a large record at 1 KiB per second each kept everybody else from reading any, for hours.
+//! How fast a client takes a piece of an answer that it was given.
 
-use super::{Connection, Connections, stream::Stream};
 use crate::http::memory::FREE;
-use std::{
-    cmp::Reverse,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How long, in milliseconds, a client is not judged by its pace.
 const AT_FIRST: u64 = 5_000;
@@ -47,51 +38,11 @@ impl Taking {
 
     /// The bytes that are held for the client, if it takes them so slowly that all of them would take longer than `most`
     /// milliseconds.
-    fn held_slowly(&self, now: u64, most: u64) -> Option<u64> {
+    pub(super) fn held_slowly(&self, now: u64, most: u64) -> Option<u64> {
         let (given, taken) = (self.given.load(Ordering::Relaxed), self.taken.load(Ordering::Relaxed));
         let time = now.saturating_sub(self.begun.load(Ordering::Relaxed));
         let is_slow = time >= AT_FIRST.min(most) && taken.saturating_mul(most) < given.saturating_mul(time);
         (given > FREE as u64 && taken < given && is_slow).then_some(given)
-    }
-}
-
-/// Something that holds an answer.
-enum Holder {
-    Connection(Arc<Connection>),
-    Stream(Arc<Stream>),
-}
-
-impl Connections {
-    /// Ends the slowest answers of these connections, largest first, until `enough` bytes are free again.
-    pub(super) fn end_slow(mine: &[Arc<Connection>], now: u64, most: u64, enough: u64) {
-        let mut slow = Vec::new();
-        for connection in mine {
-            if let Some(held) = connection.http1.taking.held_slowly(now, most) {
-                slow.push((held, Holder::Connection(Arc::clone(connection))));
-            }
-            for stream in connection.streams() {
-                if let Some(held) = stream.taking.held_slowly(now, most) {
-                    slow.push((held, Holder::Stream(stream)));
-                }
-            }
-        }
-        slow.sort_by_key(|(held, _)| Reverse(*held));
-        let mut freed = 0;
-        for (held, holder) in slow {
-            if freed >= enough {
-                break;
-            }
-            freed += held;
-            match holder {
-                Holder::Connection(connection) => {
-                    connection.cut("it takes an answer slowly, and others are refused");
-                }
-                Holder::Stream(stream) => {
-                    stream.cut.store(true, Ordering::Relaxed);
-                    stream.reset();
-                }
-            }
-        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! A body of JSON, converted to frames: one record at a time, within the memory budget.
 
 use super::super::{
-    body::{Object, ShortNames, not_parsed},
     memory::{Buffer, Grant},
+    object::{Object, ShortNames, not_parsed},
     problem::Problem,
     segment_room::SegmentRoom,
 };

@@ -57,9 +57,9 @@ impl Log {
         Ok(AskedEpoch { shared: Arc::clone(&self.shared), number, answer })
     }
 
-    /// The result of [`begin_epoch`](Self::begin_epoch) on behalf of a client; or as an error how long to wait before that
-    /// is attempted: each write is of the whole file, and a few bytes ask for one. The larger the file, the longer. An
-    /// epoch that was asked for may begin earlier, with another one.
+    /// Like [`begin_epoch`](Self::begin_epoch), for a client. The outer error says how long to wait before the next attempt:
+    /// a request of a few bytes causes a write of the whole file, so the larger the file, the longer the wait. Meanwhile
+    /// the epoch may begin together with another one.
     #[cfg(feature = "server")]
     pub(crate) fn begin_epoch_in_time(
         &self,

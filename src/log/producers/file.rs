@@ -63,7 +63,7 @@ pub(super) struct Saved {
     pub(super) changes: u64,
     /// Writing it has failed, so it may have what the table does not have, such as an epoch that has not begun.
     pub(super) uncertain: bool,
-    /// That was said.
+    /// Whether that failure was reported.
     pub(super) told: bool,
     /// Its size in bytes.
     pub(super) bytes: u64,
@@ -132,8 +132,8 @@ impl Log {
                 read => read.map_err(Error::io("read", &path))?,
             };
         let Some(text) = text else {
-            // The first producer ever: from now on the file exists, and with it a reason to read the log. Where nothing
-            // can be written, none will come.
+            // The first producer ever: from now on the file exists, and with it a reason to read the log. A log that
+            // cannot be written to gets no producer, and needs no file.
             if self.writable().is_ok() {
                 self.save_producers(file, self.durable_offset(), BTreeMap::new(), MayBlock::Yes)?;
             }
@@ -158,8 +158,8 @@ impl Log {
             }
             up_to = first;
             if self.writable().is_ok() {
-                // At once: when the log is longer, the file would be believed, and batches that come now not be read
-                // again.
+                // At once: later, when the log has grown beyond `up_to`, the old file would be believed, and batches
+                // that are appended now would not be read.
                 self.save_producers(file, up_to, producers.clone(), MayBlock::Yes)?;
             }
         }

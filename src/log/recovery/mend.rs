@@ -60,7 +60,7 @@ pub(in crate::log) fn mend(
     held.sort_by_key(|backing| (backing.header.base, std::cmp::Reverse(backing.header.created)));
     let mut all = Vec::new();
     let bases: Vec<u64> = survey.segments.iter().map(|found| found.header.base).collect();
-    // Memory goes on behind the last record, also where the next segment's file was begun and has none yet.
+    // Memory may continue after the last record, even if the next segment's file was begun and has no record yet.
     let last = survey.segments.iter().rposition(|found| found.records() > 0).unwrap_or(0);
     for (n, found) in survey.segments.iter_mut().enumerate() {
         let mut mended = Mended::No;
@@ -108,24 +108,24 @@ fn mend_one(
     Ok(Mended::No)
 }
 
-fn goes_on(backings: &BackingDir, backing: &LeftBacking, last: &SurveyedSegment) -> Error {
-    Error::BackingContinues { backing: backings.path(&backing.name), path: last.path.clone() }
+fn goes_on(backings: &BackingDir, backing: &LeftBacking, found: &SurveyedSegment) -> Error {
+    Error::BackingContinues { backing: backings.path(&backing.name), path: found.path.clone() }
 }
 
 /// Whether a backing belongs to this segment.
-fn is_of(backing: &LeftBacking, last: &SurveyedSegment) -> bool {
-    match last.origin {
-        Origin::Own => backing.header == last.header,
-        _ => backing.header.base == last.header.base && backing.header.key() == last.header.key(),
+fn is_of(backing: &LeftBacking, found: &SurveyedSegment) -> bool {
+    match found.origin {
+        Origin::Own => backing.header == found.header,
+        _ => backing.header.base == found.header.base && backing.header.key() == found.header.key(),
     }
 }
 
 /// Whether a backing may continue after a segment that has lost records, and could not be restored once these are
 /// marked as lost.
-fn is_bound(backing: &LeftBacking, last: &SurveyedSegment, wreck: &Wreck) -> bool {
-    let (end, base) = (last.end(), backing.header.base);
-    let crc_is_lost = wreck.survivors.end_is_lost() && last.last_crc().is_none();
-    base > last.header.base
+fn is_bound(backing: &LeftBacking, found: &SurveyedSegment, wreck: &Wreck) -> bool {
+    let (end, base) = (found.end(), backing.header.base);
+    let crc_is_lost = wreck.survivors.end_is_lost() && found.last_crc().is_none();
+    base > found.header.base
         && (base > end && wreck.rest != Rest::None
             || base == end && crc_is_lost && matches!(backing.before, Before::Frame(_)))
 }
@@ -134,79 +134,108 @@ fn is_bound(backing: &LeftBacking, last: &SurveyedSegment, wreck: &Wreck) -> boo
 /// file lacks.
 fn together(
     disk: &dyn Disk,
-    last: &mut SurveyedSegment,
+    found: &mut SurveyedSegment,
     backing: &LeftBacking,
     frames: &[u8],
     next: Option<u64>,
 ) -> io::Result<Option<Mended>> {
     let is_last = next.is_none();
-    // Records of the next segment are not this one's, though a backing that a later process has not seen may have them.
-    let is_ours = |record: &u32| next.is_none_or(|next| u64::from(*record) < next);
-    let (key, durable) = (backing.header.key(), last.records());
-    let State::Damaged(damaged) = &last.state else { return Ok(None) };
-    let file = disk.open(&last.path, false)?;
+    let (key, durable) = (backing.header.key(), found.records());
+    let State::Damaged(damaged) = &found.state else { return Ok(None) };
+    let file = disk.open(&found.path, false)?;
     let bytes = Region::read(&*file, file.len()?, true)?;
-    let in_file = (0..).zip(damaged.survivors.iter());
-    let mut in_file: BTreeMap<u32, u32> =
-        in_file.filter_map(|(record, word)| Some((record, word?))).collect();
-    let mut in_backing = all_frames(frames, key);
-    // What is found in the file instead of a frame that cannot be read may be a copy of it, in the value of a later record.
-    let words = |word: u32| {
-        frames.get(word as usize * WORD..).and_then(frame::parse).map_or(0, |frame| frame.words())
-    };
-    let by_word: BTreeMap<u32, u32> = in_backing.values().map(|&word| (word, word + words(word))).collect();
-    in_file.retain(|record, word| {
-        let around = by_word.range(..*word).next_back();
-        in_backing.get(record).is_none_or(|other| other == word) || around.is_none_or(|(_, end)| end <= word)
-    });
-    in_backing.retain(|record, _| is_ours(record));
+    let both = Both::of(damaged, &bytes, frames, key, next);
     let length = file::length(backing.header.capacity);
-    let mut merged = Aligned::new((length - FRAMES) as usize)?;
-    for (from, there) in [(frames, &in_backing), (&bytes[..], &in_file)] {
-        for &word in there.values() {
-            let at = word as usize * WORD;
-            let words = from.get(at..).and_then(frame::parse).map_or(0, |frame| frame.words());
-            let range = at..at + words as usize * WORD;
-            let (Some(from), Some(to)) = (from.get(range.clone()), merged.get_mut(range)) else {
-                return Ok(None);
-            };
-            to.copy_from_slice(from);
-        }
+    let Some(merged) = both.merged((length - FRAMES) as usize)? else { return Ok(None) };
+    let scan = scan::scan(&merged, key);
+    let later = search::frames_from(&merged, key, scan.words, scan.records());
+    if found.origin == Origin::MadeUp {
+        (found.header, found.origin, found.mark) = (backing.header, Origin::Own, Some(0));
+        found.copies = Copies::Damaged;
     }
-    // Where the two disagree, one was copied over the other.
-    let same = in_file.iter().all(|(record, word)| in_backing.get(record).is_none_or(|other| other == word));
-    let agrees = same
-        && in_backing.iter().all(|(_, &word)| {
-            let at = word as usize * WORD;
-            let words = frames.get(at..).and_then(frame::parse).map_or(0, |frame| frame.words() as usize);
-            frames.get(at..at + words * WORD) == merged.get(at..at + words * WORD)
-        });
-    let shared = in_file.is_empty() || in_file.keys().any(|record| in_backing.contains_key(record));
-    if !agrees || !shared || in_backing.keys().all(|record| in_file.contains_key(record)) {
-        return Ok(None);
-    }
-    let found = scan::scan(&merged, key);
-    let later = search::frames_from(&merged, key, found.words, found.records());
-    if last.origin == Origin::MadeUp {
-        (last.header, last.origin, last.mark) = (backing.header, Origin::Own, Some(0));
-        last.copies = Copies::Damaged;
-    }
-    if found.records() < durable || later.frames.iter().any(|&(record, _)| record >= found.records()) {
-        let left = wreck(&merged, &found, &later, durable.max(found.records()));
-        last.state = State::Damaged(left);
+    if scan.records() < durable || later.frames.iter().any(|&(record, _)| record >= scan.records()) {
+        let left = wreck(&merged, &scan, &later, durable.max(scan.records()));
+        found.state = State::Damaged(left);
         return Ok(Some(Mended::InPart(merged)));
     }
     // A segment that was sealed is sealed again; the last one stays open for appends.
-    let seal = !is_last || last.footer.is_some();
+    let seal = !is_last || found.footer.is_some();
     let whole = Whole {
-        end: found.words as usize * WORD,
+        end: scan.words as usize * WORD,
         frames: merged,
         unreadable: if seal { Vec::new() } else { bytes.unreadable().to_vec() },
         length: if seal { 0 } else { length },
         found: bytes.len(),
     };
-    last.state = if seal { State::Unsealed(found) } else { State::Open(bytes, found) };
+    found.state = if seal { State::Unsealed(scan) } else { State::Open(bytes, scan) };
     Ok(Some(Mended::Whole(whole)))
+}
+
+/// The frames that a file has, and those of its backing: the word of each record.
+struct Both<'a> {
+    bytes: &'a [u8],
+    in_file: BTreeMap<u32, u32>,
+    frames: &'a [u8],
+    in_backing: BTreeMap<u32, u32>,
+}
+
+impl<'a> Both<'a> {
+    fn of(damaged: &Wreck, bytes: &'a [u8], frames: &'a [u8], key: Key, next: Option<u64>) -> Self {
+        let in_file = (0..).zip(damaged.survivors.iter());
+        let mut in_file: BTreeMap<u32, u32> =
+            in_file.filter_map(|(record, word)| Some((record, word?))).collect();
+        let mut in_backing = all_frames(frames, key);
+        // What is found in the file instead of a frame that cannot be read may be a copy of it, in the value of a later
+        // record.
+        let by_word: BTreeMap<u32, u32> =
+            in_backing.values().map(|&word| (word, word + words_at(frames, word))).collect();
+        in_file.retain(|record, word| {
+            let around = by_word.range(..*word).next_back();
+            in_backing.get(record).is_none_or(|other| other == word)
+                || around.is_none_or(|(_, end)| end <= word)
+        });
+        // Records of the next segment are not this one's, though a backing that a later process has not seen may have
+        // them.
+        in_backing.retain(|record, _| next.is_none_or(|next| u64::from(*record) < next));
+        Self { bytes, in_file, frames, in_backing }
+    }
+
+    /// All frames of both, in a region of this many bytes; `None` if they contradict each other, have nothing in common,
+    /// or the file has all of them.
+    fn merged(&self, length: usize) -> io::Result<Option<Aligned>> {
+        let Self { bytes, in_file, frames, in_backing } = self;
+        let mut merged = Aligned::new(length)?;
+        for (from, there) in [(frames, in_backing), (bytes, in_file)] {
+            for &word in there.values() {
+                let range = frame_at(from, word);
+                let (Some(from), Some(to)) = (from.get(range.clone()), merged.get_mut(range)) else {
+                    return Ok(None);
+                };
+                to.copy_from_slice(from);
+            }
+        }
+        // Where the two disagree, one was copied over the other.
+        let mut of_file = in_file.iter();
+        let agrees = of_file.all(|(record, word)| in_backing.get(record).is_none_or(|other| other == word))
+            && in_backing.values().all(|&word| {
+                let range = frame_at(frames, word);
+                frames.get(range.clone()) == merged.get(range)
+            });
+        let shared = in_file.is_empty() || in_file.keys().any(|record| in_backing.contains_key(record));
+        let adds = in_backing.keys().any(|record| !in_file.contains_key(record));
+        Ok((agrees && shared && adds).then_some(merged))
+    }
+}
+
+/// How many words the frame at a word takes, as it says; 0 if none begins there.
+fn words_at(bytes: &[u8], word: u32) -> u32 {
+    bytes.get(word as usize * WORD..).and_then(frame::parse).map_or(0, |frame| frame.words())
+}
+
+/// The bytes of the frame at a word.
+fn frame_at(bytes: &[u8], word: u32) -> std::ops::Range<usize> {
+    let at = word as usize * WORD;
+    at..at + words_at(bytes, word) as usize * WORD
 }
 
 /// The word of each record whose frame verifies, wherever it is.

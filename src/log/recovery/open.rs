@@ -3,13 +3,10 @@
 
 use super::{
     super::{
-        Damage, Environment, Error, Frontier, Options, Shared,
+        Damage, Environment, Error, Options,
         budget::{Budget, Claim},
-        chain::Chain,
         clock,
-        flush::{CommitCursor, Flusher},
         roll::{Active, Roller},
-        trim::Trimmer,
     },
     aside,
     full::{Full, no_room, reserves, sealed_length},
@@ -29,12 +26,11 @@ use crate::{
         sealed::{self, Footer, Sealed},
         survivors::Survivors,
     },
-    sync::{Arc, AtomicBool, Swap},
+    sync::Arc,
 };
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::OnceLock,
 };
 
 /// What a log keeps for life.
@@ -67,18 +63,34 @@ fn random<const BYTES: usize>(env: &Environment) -> io::Result<[u8; BYTES]> {
     Ok(bytes)
 }
 
-/// Opens the log in `dir`, which must exist, for use. The log holds `lock` as long as it is open.
+/// A log that is ready for use.
+pub(in crate::log) struct Opened {
+    pub(in crate::log) id: LogId,
+    pub(in crate::log) secret: Secret,
+    pub(in crate::log) segments: Vec<Arc<Segment>>,
+    pub(in crate::log) active: Arc<Active>,
+    /// How far the active segment is durable.
+    pub(in crate::log) done: ChunkPosition,
+    /// No record was appended later than this, in milliseconds since 1970.
+    pub(in crate::log) newest: u64,
+    pub(in crate::log) roller: Roller,
+    /// What is damaged: if there is anything, the log is only read.
+    pub(in crate::log) damage: Vec<Damage>,
+    /// Why it is only read, if that is for lack of room.
+    pub(in crate::log) full: Option<Full>,
+}
+
+/// Opens the log in `dir`, which must exist, for use. Nobody else may open it meanwhile.
 pub(in crate::log) fn open(
     env: &Environment,
     dir: &Path,
-    options: Options,
+    options: &Options,
     budget: &Arc<Budget>,
-    lock: Option<Box<dyn Send + Sync>>,
-) -> Result<Shared, Error> {
+) -> Result<Opened, Error> {
     let disk = &*env.disk;
     let mut surveyed = survey(disk, dir)?;
     let mut identity = Identity::of(env, &surveyed, dir)?;
-    let mut backings = open_backings(env, &options, &identity, dir)?;
+    let mut backings = open_backings(env, options, &identity, dir)?;
     let mut full = None;
     if surveyed.damage.is_empty() {
         // First, because what is restored from memory may need the space.
@@ -93,7 +105,7 @@ pub(in crate::log) fn open(
         let secret = surveyed.segments.iter().find_map(|found| found.header.secret.0);
         if let Some(secret) = secret.filter(|&secret| secret != identity.secret) {
             identity.secret = secret;
-            backings = open_backings(env, &options, &identity, dir)?;
+            backings = open_backings(env, options, &identity, dir)?;
         }
     }
     let Survey { segments: found, mut damage, .. } = surveyed;
@@ -101,13 +113,13 @@ pub(in crate::log) fn open(
     let opened = if damage.is_empty() {
         let resumed = match &full {
             Some(Full { error, .. }) => Err(error.clone()),
-            None => resume(env, dir, &options, &identity, found, &roller),
+            None => resume(env, dir, options, &identity, found, &roller),
         };
         match resumed {
             // Whichever operation it was that found no room.
             Err(error) if error.keeps_from_writing() => {
                 let opened;
-                (opened, damage) = without_room(disk, dir, &options, &identity, &roller, error, full)?;
+                (opened, damage) = without_room(disk, dir, options, &identity, &roller, error, full)?;
                 opened
             }
             opened => opened?,
@@ -115,37 +127,14 @@ pub(in crate::log) fn open(
     } else {
         read_only(disk, dir, &identity, found, &roller)?
     };
-    let Opening { segments, active, done, clock, claim, full } = opened;
-    let durable = active.segment.base() + u64::from(done.records);
-    let position = CommitCursor::new(&active, done, true);
+    let Opening { segments, active, done, newest, claim, full } = opened;
     claim.keep();
-    Ok(Shared {
-        options,
-        dir: dir.to_owned(),
-        env: env.clone(),
-        id: identity.log,
-        secret: Secret(Some(identity.secret)),
-        active: Swap::new(active),
-        chain: Swap::new(Arc::new(Chain { segments })),
-        durable: Frontier::new(durable),
-        published: Frontier::new(durable),
-        newest_found: clock,
-        flush: Flusher::new(position, std::sync::Arc::clone(&env.flushers)),
-        roll: roller,
-        trimmer: Trimmer::new(),
-        stopping: AtomicBool::new(false),
-        deleted: AtomicBool::new(false),
-        failed: OnceLock::new(),
-        damage,
-        full,
-        #[cfg(feature = "store")]
-        producers: super::super::producers::Producers::default(),
-        lock: std::sync::Mutex::new(lock),
-    })
+    let (id, secret) = (identity.log, Secret(Some(identity.secret)));
+    Ok(Opened { id, secret, segments, active, done, newest, roller, damage, full })
 }
 
-/// Opens a log for reading that could not be resumed because of `error`, or of what was `full` before that. Returns also
-/// the damage that is there now.
+/// Opens for reading a log that could not be resumed, because of `error`, or because it was full `before` that. Also
+/// returns the damage that is there now.
 fn without_room(
     disk: &dyn Disk,
     dir: &Path,
@@ -201,7 +190,7 @@ struct Opening {
     active: Arc<Active>,
     done: ChunkPosition,
     /// No record was appended later than this, in milliseconds since 1970.
-    clock: u64,
+    newest: u64,
     /// The memory budget claimed for the active chunk.
     claim: Claim,
     /// Why it is read-only, if that is for lack of room.
@@ -266,7 +255,7 @@ fn resume(
                 if claim.is_none() && scan.records() == 0 {
                     aside::keep(disk, dir, header.base, &bytes)?;
                     // Another segment takes its place, and its file name.
-                    (previous.end, previous.clock) = (header.base, previous.clock.max(header.created));
+                    (previous.end, previous.newest) = (header.base, previous.newest.max(header.created));
                     break;
                 }
                 let written = resume_segment(disk, dir, &header, &path, &bytes, &scan)?;
@@ -274,20 +263,20 @@ fn resume(
                 if let Some(claim) = claim {
                     let mut memory =
                         memory(env, roller, header.capacity).map_err(Error::io("get memory for", dir))?;
-                    memory.label(&header.label(), previous.crc(disk, header.base));
+                    memory.label(&header.label(), previous.before(disk, header.base));
                     // Not a byte more: if this process is killed, the next one would restore whatever follows.
-                    memory.load(&bytes[..scan.words as usize * 8]);
+                    memory.load(&bytes[..scan.words as usize * crate::frame::WORD]);
                     let share = Some(roller.share());
                     let chunk = Arc::new(Chunk::recovered(memory, share, &scan.positions, scan.words));
                     let segment = Segment::new(header, Some(written), Arc::clone(&chunk));
                     let segment = Arc::new(segment.aged(scan.times.1));
                     segments.push(Arc::clone(&segment));
-                    let clock = previous.clock.max(header.created + scan.times.1);
+                    let newest = previous.newest.max(header.created + scan.times.1);
                     return Ok(Opening {
                         segments,
                         active: Arc::new(Active { segment, chunk }),
                         done,
-                        clock,
+                        newest,
                         claim,
                         full: None,
                     });
@@ -296,7 +285,7 @@ fn resume(
             }
             State::Damaged(_) => unreachable!("damage opens read-only"),
         };
-        previous.clock = previous.clock.max(header.created + sealed.last_time);
+        previous.newest = previous.newest.max(header.created + sealed.last_time);
         previous.segment = Some((path, header, sealed));
         segments.push(Arc::new(Segment::cold(header, sealed.into()).aged(sealed.last_time)));
     }
@@ -304,18 +293,18 @@ fn resume(
     begin_segment(env, dir, options, identity, &previous, segments, roller)
 }
 
-/// The segment before another one, which is sealed; and, in `clock`, when the newest record so far was appended.
+/// The segment before another one, which is sealed; and, in `newest`, when the newest record so far was appended.
 #[derive(Default)]
 struct Previous {
     segment: Option<(PathBuf, Header, Footer)>,
     /// No later record has an offset below this.
     end: u64,
-    clock: u64,
+    newest: u64,
 }
 
 impl Previous {
     /// What precedes the segment at `base`.
-    fn crc(&self, disk: &dyn Disk, base: u64) -> Before {
+    fn before(&self, disk: &dyn Disk, base: u64) -> Before {
         let Some((path, header, footer)) = &self.segment else {
             return if base == 0 { Before::Nothing } else { Before::Unknown };
         };
@@ -334,7 +323,7 @@ impl Previous {
 
 /// The bytes after the last record.
 fn behind<'a>(bytes: &'a [u8], scan: &Scan) -> &'a [u8] {
-    &bytes[(scan.words as usize * 8).min(bytes.len())..]
+    &bytes[(scan.words as usize * crate::frame::WORD).min(bytes.len())..]
 }
 
 /// Memory for the chunk of the last segment.
@@ -393,7 +382,7 @@ fn begin_segment(
     let (capacity, segment_file) = made.unwrap_or_else(|| unreachable!("the last one is found"));
     let claim = claim.filter(|claim| claim.capacity() == capacity);
     let claim = claim.unwrap_or_else(|| roller.claim_least(capacity));
-    let header = identity.header(base, capacity, clock::start_of_segment(env.machine.now(), previous.clock));
+    let header = identity.header(base, capacity, clock::start_of_segment(env.machine.now(), previous.newest));
     let segment_file = segment_file.map_err(|error| {
         if disk::is_full(&error) {
             return Error::Full { reason: error.to_string().into() };
@@ -405,7 +394,7 @@ fn begin_segment(
         .inspect_err(|_| segment_file.discard_unbegun(disk))
         .map_err(Error::io("begin a segment in", dir))?;
     let mut memory = memory(env, roller, capacity).map_err(Error::io("get memory for", dir))?;
-    memory.label(&header.label(), previous.crc(disk, base));
+    memory.label(&header.label(), previous.before(disk, base));
     let chunk = Arc::new(Chunk::new(memory, Some(roller.share())));
     let segment = Arc::new(Segment::new(header, Some(segment_file), Arc::clone(&chunk)));
     segments.push(Arc::clone(&segment));
@@ -413,7 +402,7 @@ fn begin_segment(
         segments,
         active: Arc::new(Active { segment, chunk }),
         done: ChunkPosition::default(),
-        clock: if previous.clock > 0 { previous.clock } else { header.created },
+        newest: if previous.newest > 0 { previous.newest } else { header.created },
         claim,
         full: None,
     })
@@ -447,7 +436,7 @@ fn read_only(
     // damage before it would then be taken for a torn end.
     disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
     let mut segments = Vec::new();
-    let (mut end, mut clock) = (0, 0);
+    let (mut end, mut newest) = (0, 0);
     for found in found {
         if !matches!(found.state, State::Sealed(_)) {
             sync(disk, &found.path, false)?;
@@ -462,7 +451,7 @@ fn read_only(
             }
             State::Damaged(wreck) => (Sealed::damaged(records, wreck.words, wreck.survivors), None),
         };
-        clock = clock.max(found.header.created + age.unwrap_or(0));
+        newest = newest.max(found.header.created + age.unwrap_or(0));
         let segment = Segment::cold(found.header, sealed);
         segments.push(Arc::new(match age {
             Some(age) => segment.aged(age),
@@ -478,7 +467,7 @@ fn read_only(
         segments,
         active: Arc::new(Active { segment, chunk }),
         done: ChunkPosition::default(),
-        clock,
+        newest,
         claim: roller.claim_least(BLOCK),
         full: None,
     })

@@ -10,7 +10,7 @@
 //!
 //! Without room for the records of a backing, all backings stay for the next opening. With `Durability::Disk`, the log
 //! can be opened for reading meanwhile: its readers have seen only what the disk has. With `Durability::Memory` they may
-//! have seen all that the backing holds, so the log stays closed: it would be shorter than they know it.
+//! have seen all that the backing holds, so the log stays closed: otherwise it would lack records that they have seen.
 //!
 //! # What always holds
 //! - A backing continues only its own history: in the segment that its process has begun, if the file's frames are
@@ -356,7 +356,7 @@ fn go_on_in_place(
     backing.end = Some(end_of(backing, scan));
     backing.torn = behind_gap(frames, key, scan).to_vec();
     if scan.words > from {
-        told(dir, &header, scan);
+        report_restoring(dir, &header, scan);
         let range = begins..scan.words as usize * frame::WORD;
         there[range.clone()].copy_from_slice(&frames[range]);
         let file = disk.open(&last.path, true)?;
@@ -376,7 +376,7 @@ fn go_on_behind(
     mut frames: Aligned,
 ) -> io::Result<()> {
     let header = backing.header;
-    told(dir, &header, &scan);
+    report_restoring(dir, &header, &scan);
     let segment = SegmentFile::prepare(disk, dir, 0, header.capacity)?;
     segment.begin(disk, dir, &header).inspect_err(|_| segment.discard_unbegun(disk))?;
     write(segment.file(), &frames, 0, scan.words)?;
@@ -404,7 +404,7 @@ fn go_on_behind(
     Ok(())
 }
 
-fn told(dir: &Path, header: &Header, scan: &Scan) {
+fn report_restoring(dir: &Path, header: &Header, scan: &Scan) {
     tracing::info!(
         dir = %dir.display(), base = header.base, up_to = header.base + u64::from(scan.records()),
         "restoring records from memory"

@@ -115,22 +115,30 @@ fn look(
 
     let torn = aside::torn_files(dir, &names);
     let mut survey = Survey { segments: Vec::new(), damage: Vec::new(), missing: Vec::new(), torn };
-    let heads = read_heads(disk, dir, &bases, &mut survey.damage)?;
-    for (n, head) in heads.iter().enumerate() {
-        let base = head.decoded.header.base;
+    let outlines = read_outlines(disk, dir, &bases, &mut survey.damage)?;
+    for (n, outline) in outlines.iter().enumerate() {
+        let base = outline.decoded.header.base;
         if let Some(before) = survey.segments.last().map(SurveyedSegment::end).filter(|&before| before < base)
         {
             survey.missing.push(before..base);
             survey.damage.push(Damage::new(before..base, dir, "no segment file holds them"));
         }
-        let next = heads.get(n + 1).map(|next| next.decoded.header.base);
-        let (state, holes) = examine(disk, head, next, deep).map_err(Error::io("read", &head.path))?;
-        let &Outline { decoded: Decoded { header, .. }, origin, copies, mark, footer, .. } = head;
-        let found =
-            SurveyedSegment { header, origin, copies, mark, footer, holes, path: head.path.clone(), state };
+        let next = outlines.get(n + 1).map(|next| next.decoded.header.base);
+        let (state, holes) = examine(disk, outline, next, deep).map_err(Error::io("read", &outline.path))?;
+        let &Outline { decoded: Decoded { header, .. }, origin, copies, mark, footer, .. } = outline;
+        let found = SurveyedSegment {
+            header,
+            origin,
+            copies,
+            mark,
+            footer,
+            holes,
+            path: outline.path.clone(),
+            state,
+        };
         note_damage(&found, deep, &mut survey.damage);
         survey.segments.push(found);
-        progress(n + 1, heads.len());
+        progress(n + 1, outlines.len());
     }
     Ok(survey)
 }
@@ -149,21 +157,24 @@ struct Outline {
 }
 
 /// The headers and footers of all segments.
-fn read_heads(
+fn read_outlines(
     disk: &dyn Disk,
     dir: &Path,
     bases: &[u64],
     damage: &mut Vec<Damage>,
 ) -> Result<Vec<Outline>, Error> {
-    let heads = bases.iter().map(|&base| read_head(disk, dir.join(file::name(base)), base));
-    let heads = heads.collect::<Result<Vec<_>, Error>>()?;
-    let headers: Vec<Header> =
-        heads.iter().filter_map(|head| head.as_ref().ok()).map(|head| head.decoded.header).collect();
+    let outlines = bases.iter().map(|&base| read_outline(disk, dir.join(file::name(base)), base));
+    let outlines = outlines.collect::<Result<Vec<_>, Error>>()?;
+    let headers: Vec<Header> = outlines
+        .iter()
+        .filter_map(|outline| outline.as_ref().ok())
+        .map(|outline| outline.decoded.header)
+        .collect();
     let secret = headers.iter().find_map(|header| header.secret.0);
     let mut all: Vec<Outline> = Vec::new();
-    for (head, &base) in heads.into_iter().zip(bases) {
-        let head = match (head, headers.first()) {
-            (Ok(head), _) => head,
+    for (outline, &base) in outlines.into_iter().zip(bases) {
+        let outline = match (outline, headers.first()) {
+            (Ok(outline), _) => outline,
             (Err((path, state)), Some(known)) => {
                 let unreadable = state == HeaderState::Unreadable;
                 let what = if unreadable { "cannot be read" } else { "does not verify" };
@@ -180,18 +191,18 @@ fn read_heads(
                 return Err(Error::Corrupt { path, reason: reason.into() });
             }
         };
-        let header = head.decoded.header;
+        let header = outline.decoded.header;
         let other_secret = header.secret.0.is_some_and(|own| Some(own) != secret);
         if headers.first().is_some_and(|known| header.log != known.log) || other_secret {
-            return Err(Error::Corrupt { path: head.path, reason: "it belongs to another log".into() });
+            return Err(Error::Corrupt { path: outline.path, reason: "it belongs to another log".into() });
         }
-        all.push(head);
+        all.push(outline);
     }
     Ok(all)
 }
 
 /// The header and footer of a segment; or, if no copy of its header verifies, what is wrong with it.
-fn read_head(
+fn read_outline(
     disk: &dyn Disk,
     path: PathBuf,
     base: u64,
@@ -229,8 +240,8 @@ fn read_head(
 }
 
 /// When the last record of a segment was appended, as far as its header and footer say.
-fn last_time(head: &Outline) -> u64 {
-    head.decoded.header.created + head.footer.map_or(0, |footer| footer.last_time)
+fn last_time(outline: &Outline) -> u64 {
+    outline.decoded.header.created + outline.footer.map_or(0, |footer| footer.last_time)
 }
 
 /// What the other segments of a log reveal about one.
@@ -298,15 +309,15 @@ fn read_footer(file: &dyn File, length: u64, header: &Header) -> io::Result<Opti
 }
 
 /// Judges one segment. `next` is the base of the segment after it.
-fn examine(disk: &dyn Disk, head: &Outline, next: Option<u64>, deep: bool) -> io::Result<(State, bool)> {
-    let Outline { decoded: Decoded { header, .. }, state, mark, length, footer, .. } = head;
+fn examine(disk: &dyn Disk, outline: &Outline, next: Option<u64>, deep: bool) -> io::Result<(State, bool)> {
+    let Outline { decoded: Decoded { header, .. }, state, mark, length, footer, .. } = outline;
     let next = next.map(|next| next - header.base);
     if let Some(footer) =
         footer.filter(|footer| !deep && next.is_none_or(|next| u64::from(footer.records) <= next))
     {
         return Ok((State::Sealed(footer), false));
     }
-    let file = disk.open(&head.path, false)?;
+    let file = disk.open(&outline.path, false)?;
     if footer.is_none() {
         // What is read must be what the device has, because it is going to be called durable.
         file.sync()?;

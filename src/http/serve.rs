@@ -1,22 +1,12 @@
 //! Driving a connection: it is accepted, its protocol detected, and its requests are answered until it ends.
 
-#[cfg(target_os = "linux")]
-use super::UNSENT;
 use super::{
-    CONNECTION_WINDOW, Connection, Connections, FIELDS, GONE, Http1, Http2, PREFACE, Protocol, SEND_BUFFER,
-    STREAM_WINDOW, STREAMS, Sending,
-    exchange::{Arriving, Exchange, Outgoing},
-    stream::Count,
-};
-use crate::{
-    http::{
-        answer::{Answer, Endless, full},
-        context::Context,
-        router,
-        settings::Settings,
-        socket::Socket,
-    },
-    sync::lock,
+    answer::{Answer, Endless, full},
+    connection::{Arriving, Connection, Connections, Count, Exchange, Outgoing, Protocol, STREAMS},
+    context::Context,
+    router,
+    settings::Settings,
+    socket::Socket,
 };
 use http_body_util::Either;
 use hyper::{
@@ -28,22 +18,29 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{
-    future::Future,
-    pin::pin,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
-};
-use tokio::{
-    io::AsyncReadExt,
-    net::TcpStream,
-    sync::{Notify, OwnedSemaphorePermit},
-};
+use std::{future::Future, pin::pin, sync::Arc};
+use tokio::{io::AsyncReadExt, net::TcpStream, sync::OwnedSemaphorePermit};
+
+/// The first bytes that a client sends with HTTP/2.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The most bytes of bodies that an HTTP/2 connection, and one stream of it, may have received that nobody has read
+/// yet.
+const CONNECTION_WINDOW: u32 = 256 << 10;
+const STREAM_WINDOW: u32 = 128 << 10;
+/// The bytes of an answer that hyper buffers for HTTP/2 beyond what the client has room for.
+const SEND_BUFFER: usize = 64 << 10;
+/// The bytes that the system may buffer for a client that has no room, beyond what is in transit.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 256 << 10;
+/// The system gives up a client that has room only now and then and for little at a time, even if it acknowledges
+/// everything. This factor gives such a client more time than we give to a client that takes nothing.
+const GONE: u32 = 4;
+/// The most fields in a header section of HTTP/2, where each takes a byte if it refers to the header table, and a hundred
+/// in memory. hyper accepts 100 with HTTP/1; here a browser sends each cookie as a field.
+const FIELDS: usize = 256;
 
 /// Serves a connection in a task of its own until it ends.
-pub(in crate::http) fn serve(
+pub(super) fn serve(
     stream: TcpStream,
     seat: OwnedSemaphorePermit,
     worker: usize,
@@ -52,29 +49,8 @@ pub(in crate::http) fn serve(
     context: &Arc<Context>,
 ) {
     prepare(&stream, settings);
-    let now = all.tick();
     let ends = stream.local_addr().and_then(|ours| Ok((ours, stream.peer_addr()?))).ok();
-    let connection = Arc::new(Connection {
-        all: Arc::clone(all),
-        number: all.numbers.fetch_add(1, Ordering::Relaxed),
-        worker,
-        accepted: now,
-        protocol: OnceLock::new(),
-        touched: AtomicU64::new(now),
-        arrived: AtomicU64::new(0),
-        used: AtomicBool::new(false),
-        awaited: AtomicUsize::new(0),
-        requests: AtomicUsize::new(0),
-        sending: Sending { ends, ..Sending::default() },
-        cut: AtomicBool::new(false),
-        http1: Http1::default(),
-        stop: Notify::new(),
-        stopped: AtomicBool::new(false),
-        task: OnceLock::new(),
-        http2: Http2::default(),
-        queues: Arc::default(),
-    });
-    all.lock().insert(connection.number, Arc::clone(&connection));
+    let connection = Connection::begin(all, worker, ends);
     context.metrics.connections.inc();
     let open = Open { connection: Arc::clone(&connection), context: Arc::clone(context), _seat: seat };
     let settings = Arc::clone(settings);
@@ -85,7 +61,7 @@ pub(in crate::http) fn serve(
             tracing::debug!(%error, "a connection has ended with an error");
         }
     });
-    let _ = connection.task.set(task.abort_handle()); // set only here, once
+    connection.set_task(task.abort_handle());
 }
 
 /// An open connection; however it ends, it is removed from the list.
@@ -97,7 +73,7 @@ struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.connection.all.lock().remove(&self.connection.number);
+        self.connection.end();
         self.context.metrics.connections.dec();
     }
 }
@@ -118,15 +94,14 @@ async fn drive(
         }
         let more = tokio::select! {
             more = stream.read(&mut first[read..]) => more?,
-            () = connection.stop.notified() => return Ok(()),
+            () = connection.stop_asked() => return Ok(()),
         };
         if more == 0 {
             return Ok(());
         }
         read += more;
     };
-    let _ = connection.protocol.set(protocol); // set only here, once
-    connection.touch();
+    connection.set_protocol(protocol);
     let socket = Socket::new(stream, first[..read].into(), Arc::clone(connection));
     let service = service_fn(|mut request: Request<Incoming>| {
         let too_many_fields = request.headers().len() > FIELDS;
@@ -146,8 +121,7 @@ async fn drive(
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             if is_endless(&answer) {
-                exchange.connection.http1.endless.store(true, Ordering::Relaxed);
-                exchange.connection.wake_reader();
+                exchange.connection.set_endless();
             }
             Ok::<_, std::convert::Infallible>(answer.map(|body| Outgoing::new(body, exchange, context)))
         }
@@ -158,7 +132,7 @@ async fn drive(
             let mut serving = pin!($connection);
             tokio::select! {
                 done = serving.as_mut() => return Ok(done?),
-                () = connection.stop.notified() => serving.as_mut().graceful_shutdown(),
+                () = connection.stop_asked() => serving.as_mut().graceful_shutdown(),
             }
             Ok(serving.await?)
         }};
@@ -228,7 +202,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
     fn execute(&self, future: F) {
         // hyper runs a request right after it has called the service for it. If it did not, a stalled answer could only
         // be ended together with its connection.
-        let stream = lock(&self.0.http2.begun).take();
+        let stream = self.0.stream_begun();
         if stream.as_ref().is_some_and(|stream| stream.count == Count::Nothing) {
             return; // dropped, so that its stream is reset before it takes any memory
         }

@@ -1,0 +1,111 @@
+//! Bodies that are JSON objects, such as settings: what they may be, and what is wrong with others.
+
+use super::problem::{Problem, cut};
+use crate::Code;
+use serde::{
+    Deserialize, Deserializer,
+    de::{
+        DeserializeSeed, Error as _, IgnoredAny, IntoDeserializer, MapAccess, Visitor,
+        value::{BorrowedStrDeserializer, MapAccessDeserializer},
+    },
+};
+use serde_json::value::RawValue;
+use std::{fmt, marker::PhantomData};
+
+/// The most bytes of a parser's message that are quoted, so that there is room for what to send instead.
+const WHY: usize = 300;
+
+/// Parses a body: `invalid_json` if it is not JSON, `invalid_request` if it is JSON other than what is `expected`.
+pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], expected: &str) -> Result<T, Problem> {
+    let parsed = serde_json::from_slice(body);
+    parsed.map(|Object(parsed)| parsed).map_err(|error| not_parsed(body, &error, expected))
+}
+
+/// Something that is read from a JSON object only. Without this, a struct would also be read from a list, whose values
+/// would be assigned to the members by position.
+pub(super) struct Object<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = Object<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(ShortNames(map))).map(Object)
+            }
+        }
+        from.deserialize_map(Members(PhantomData))
+    }
+}
+
+/// An object's members, of which those with a long name are unknown. The parser would make one copy of a name that
+/// contains escapes, and another to say that it is unknown, of any length.
+pub(super) struct ShortNames<A>(pub(super) A);
+
+/// The most bytes of a name as written in the body: more than any known name has with each of its letters escaped.
+const NAME: usize = 128;
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for ShortNames<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+        let Some(quoted) = self.0.next_key::<&'de RawValue>()?.map(RawValue::get) else { return Ok(None) };
+        if quoted.len() > NAME {
+            return Err(A::Error::custom(format_args!("unknown field {}", cut(quoted, NAME))));
+        }
+        let known = if quoted.contains('\\') {
+            let name: String = serde_json::from_str(quoted).map_err(A::Error::custom)?;
+            seed.deserialize(name.into_deserializer())
+        } else {
+            seed.deserialize(BorrowedStrDeserializer::new(quoted.trim_matches('"')))
+        };
+        known.map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.0.next_value_seed(seed)
+    }
+}
+
+/// What is wrong with a body: if it is not JSON at all, this is reported, whatever else is wrong.
+pub(super) fn not_parsed(body: &[u8], error: &serde_json::Error, expected: &str) -> Problem {
+    let not_json = |why: &dyn std::fmt::Display| {
+        let why = cut(why, WHY);
+        Problem::new(Code::InvalidJson, format_args!("the body is not JSON: {why}; send {expected}"))
+    };
+    // What is ignored is not checked to be UTF-8.
+    if let Err(error) = std::str::from_utf8(body) {
+        return not_json(&error);
+    }
+    if let Err(error) = serde_json::from_slice::<IgnoredAny>(body) {
+        return not_json(&error);
+    }
+    Problem::new(Code::InvalidRequest, format_args!("{}; send {expected}", cut(error, WHY)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `null` instead of one of several words was reported as not being JSON.
+    #[test]
+    fn json_of_the_wrong_shape_is_not_reported_as_invalid_json() {
+        let code = |body: &str| {
+            let refused = parse::<crate::store::LogSettings>(body.as_bytes(), "x").err();
+            refused.map_or(String::new(), |problem| problem.to_string().split(':').next().unwrap().to_owned())
+        };
+        for body in [r#"{"values":null}"#, r#"{"values":7}"#, r#"{"x":1}"#, "[]", "null"] {
+            assert_eq!(code(body), "invalid_request", "{body}");
+        }
+        for body in ["{", r#"{"values":nul}"#, r#"{"x":1"#, ""] {
+            assert_eq!(code(body), "invalid_json", "{body}");
+        }
+        assert_eq!(code(r#"{"\u0076alues":"json"}"#), "");
+        // What is not UTF-8 was reported as JSON of the wrong shape.
+        let refused = parse::<crate::store::LogSettings>(b"[\"\xff\"]", "x").err();
+        assert!(refused.unwrap().to_string().starts_with("invalid_json"));
+    }
+}

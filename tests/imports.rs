@@ -1,0 +1,142 @@
+//! Imports point down: of the files and folders in one folder of `src/`, none imports another that, directly or by way of
+//! others, imports it. What a module and those inside it import of each other does not count.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+type Graph = BTreeMap<String, BTreeSet<String>>;
+
+/// All Rust files below `dir`, except tests and models.
+fn files(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+        if ["tests", "models", "races", "panics"].contains(&&*stem) {
+            continue;
+        }
+        if path.is_dir() {
+            files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The paths in a tree of imports such as `a::{b, c::{self, d}}`.
+fn paths(tree: &str, before: &str, found: &mut Vec<String>) {
+    let (mut depth, mut part) = (0, String::new());
+    let mut parts = Vec::new();
+    for letter in tree.chars().filter(|letter| !letter.is_whitespace()) {
+        match letter {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(std::mem::take(&mut part));
+                continue;
+            }
+            _ => {}
+        }
+        part.push(letter);
+    }
+    parts.push(part);
+    for part in parts.iter().filter(|part| !part.is_empty()) {
+        match part.split_once('{') {
+            Some((start, rest)) => paths(rest.strip_suffix('}').unwrap(), &format!("{before}{start}"), found),
+            None => found.push(format!("{before}{part}")),
+        }
+    }
+}
+
+/// What a file names of this crate: imports, and paths that begin with `crate` or `super`.
+fn named(text: &str) -> Vec<String> {
+    let code: String =
+        text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+    let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let code = code.split("#[cfg(all(test").next().unwrap();
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("use ") {
+        let before = code[..at].rsplit('\n').next().unwrap().trim();
+        let is_import = before.is_empty() || before.starts_with("pub") && !before.contains('"');
+        let Some((tree, _)) = code[at + 4..].split_once(';').filter(|_| is_import) else { continue };
+        paths(tree, "", &mut found);
+    }
+    for start in ["crate::", "super::"] {
+        for (at, _) in code.match_indices(start) {
+            let rest = &code[at..];
+            let end = rest.find(|letter: char| !letter.is_alphanumeric() && letter != '_' && letter != ':');
+            found.push(rest[..end.unwrap_or(rest.len())].to_owned());
+        }
+    }
+    found
+}
+
+/// Whether `to` can be reached from `from`; if so, by which way.
+fn way(graph: &Graph, from: &str, to: &str, seen: &mut BTreeSet<String>) -> Option<Vec<String>> {
+    for next in graph.get(from).into_iter().flatten() {
+        if next == to {
+            return Some(vec![next.clone()]);
+        }
+        if seen.insert(next.clone())
+            && let Some(mut rest) = way(graph, next, to, seen)
+        {
+            rest.insert(0, next.clone());
+            return Some(rest);
+        }
+    }
+    None
+}
+
+#[test]
+fn imports_point_down() {
+    let (root, mut all) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), Vec::new());
+    files(&root, &mut all);
+    let module = |path: &Path| {
+        path.strip_prefix(&root).unwrap().with_extension("").to_string_lossy().replace('/', "::")
+    };
+    let modules: BTreeSet<String> = all.iter().map(|path| module(path)).collect();
+    let mut folders: BTreeMap<String, Graph> = BTreeMap::new();
+    for path in &all {
+        let own = module(path);
+        for named in named(&fs::read_to_string(path).unwrap()) {
+            let mut at: Vec<&str> = own.split("::").collect();
+            let mut rest = named.split("::").peekable();
+            match rest.peek() {
+                Some(&"crate") => (at, _) = (Vec::new(), rest.next()),
+                Some(&"self") => drop(rest.next()),
+                Some(&"super") => {}
+                _ => continue,
+            }
+            for part in rest.take_while(|part| !part.is_empty() && *part != "self") {
+                if part == "super" {
+                    at.pop();
+                } else {
+                    at.push(part);
+                }
+            }
+            while !at.is_empty() && !modules.contains(&at.join("::")) {
+                at.pop();
+            }
+            let from: Vec<&str> = own.split("::").collect();
+            let common = from.iter().zip(&at).take_while(|(one, other)| one == other).count();
+            if common < from.len() && common < at.len() {
+                let graph = folders.entry(from[..common].join("::")).or_default();
+                graph.entry(from[common].to_owned()).or_default().insert(at[common].to_owned());
+            }
+        }
+    }
+    assert!(
+        folders.values().map(|graph| graph.values().map(BTreeSet::len).sum::<usize>()).sum::<usize>() > 100
+    );
+    let mut circles = Vec::new();
+    for (folder, graph) in &folders {
+        for from in graph.keys() {
+            if let Some(way) = way(graph, from, from, &mut BTreeSet::new()) {
+                circles.push(format!("{folder}: {from} → {}", way.join(" → ")));
+            }
+        }
+    }
+    assert!(circles.is_empty(), "imports go round in circles:\n{}", circles.join("\n"));
+}
