@@ -14,7 +14,7 @@
 //! | HTTP/2: a body that nobody reads, after its answer | [`LAST_BODY`], then the stream is reset |
 //! | an answer of which the client takes nothing, or less than 1 KiB per second | `body_time`; with HTTP/2 only that stream is reset, unless the answer is small, see `stream` |
 //! | an answer of which the client takes so little that all of it would take longer than `body_time`, while others are refused for lack of memory | 5 s, see `taking` |
-//! | the peer has gone without closing the connection | [`GONE`] times `body_time`, enforced by the system (`TCP_USER_TIMEOUT`) |
+//! | the peer has gone without closing the connection | 4 times `body_time`, enforced by the system (`TCP_USER_TIMEOUT`) |
 //! | the server is stopping | closed at once if no request is in flight, otherwise after `grace` |
 //!
 //! When the limit of connections is reached, one is closed for each new one: see [`eviction`].
