@@ -61,7 +61,7 @@ codes! {
     InvalidLogName 400 "invalid_log_name" Never "choose another name";
     InvalidSettings 400 "invalid_settings" Never "correct the settings";
     InvalidProducer 400 "invalid_producer" Never "correct the producer's headers";
-    InvalidHost 400 "invalid_host" Never "name one `Host`";
+    InvalidHost 400 "invalid_host" Never "name one `Host`: a name or an address, with or without a port";
     BodyIncomplete 400 "body_incomplete" Soon "send it again";
     OriginNotAllowed 403 "origin_not_allowed" Never "the request comes from a page of another origin, in a browser: allow it with `serve --allow-origin`";
     NotFound 404 "not_found" Never "see the detail";

@@ -24,7 +24,7 @@ use hyper::{
     Method, Request, Version,
     header::{ACCEPT_LANGUAGE, HOST, HeaderMap, HeaderName, ORIGIN, USER_AGENT},
 };
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
@@ -71,7 +71,7 @@ impl Guard {
     pub(super) fn check<B>(&self, request: &Request<B>) -> Result<(), Problem> {
         let headers = request.headers();
         let mut hosts = headers.get_all(HOST).iter();
-        let host = hosts.next().map(|host| host.to_str().unwrap_or("?")); // a host that is not text is not ours
+        let host = hosts.next().map(|host| host.to_str().unwrap_or("?")); // a host that is not text is none
         if hosts.next().is_some() {
             return Err(Problem::new(Code::InvalidHost, "the request names more than one Host"));
         }
@@ -82,6 +82,11 @@ impl Guard {
         let authority = request.uri().authority().map(hyper::http::uri::Authority::as_str);
         let probe = matches!(request.uri().path(), "/healthz" | "/readyz");
         for host in host.into_iter().chain(authority) {
+            if !is_host(host) {
+                let host: String = host.chars().take(100).collect();
+                let detail = format!("{host:?} is not the name or address of a host, with or without a port");
+                return Err(Problem::new(Code::InvalidHost, detail));
+            }
             if !self.knows(host) && !probe && (self.loopback || is_of_a_browser(headers)) {
                 let host: String = host.chars().take(100).collect();
                 let detail = format!(
@@ -121,6 +126,7 @@ impl Guard {
         }
     }
 
+    /// `host` is one of those that [are hosts](is_host).
     fn knows(&self, host: &str) -> bool {
         if self.any_host || self.usual.iter().any(|usual| usual == host) {
             return true;
@@ -131,11 +137,10 @@ impl Guard {
             return !self.loopback || here || self.addresses.contains(&address);
         }
         let name = without_dot(name);
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-        if !name.bytes().all(|byte| plain(byte) || byte == b'.') {
+        if !is_name(name) {
             return false; // whatever it ends with
         }
-        let one = !name.is_empty() && name.bytes().all(plain);
+        let one = !name.is_empty() && !name.contains('.');
         is_or_is_below("localhost", name) || (!self.loopback && one) || self.is_named(name)
     }
 
@@ -170,6 +175,25 @@ fn address_of(name: &str) -> Option<IpAddr> {
 /// Removes a dot at the end: `log.example.com.` is `log.example.com`.
 fn without_dot(name: &str) -> &str {
     name.strip_suffix('.').unwrap_or(name)
+}
+
+/// Whether this is what a request may name as its host: a name or an address, and maybe a port. Nothing else that a URL
+/// can have there, such as a user: other programs between a client and this one may see another host in it. A client may
+/// also leave the name empty (RFC 9112, 3.2).
+fn is_host(host: &str) -> bool {
+    let (name, port) = match host.strip_prefix('[').and_then(|host| host.split_once(']')) {
+        Some((address, rest)) if address.parse::<Ipv6Addr>().is_ok() => ("", rest),
+        Some(_) => return false,
+        None => host.find(':').map_or((host, ""), |at| host.split_at(at)),
+    };
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    is_name(name)
+        && (port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.is_empty() || is_port(port)))
+}
+
+/// Whether a name consists of what names of hosts, and IPv4 addresses, consist of.
+fn is_name(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 /// A host without its port.
@@ -251,5 +275,64 @@ mod tests {
             assert!(!any.knows(host), "{host}");
         }
         assert!(guard("127.0.0.1:1", &["*"]).knows("evil.example"));
+    }
+
+    /// `localhost:80@evil.example` was known as `localhost`, and any port was accepted.
+    #[test]
+    fn a_host_is_a_name_or_an_address_with_or_without_a_port() {
+        let hosts = [
+            "localhost",
+            "a-b.example.:80",
+            "10.0.0.1:0",
+            "[::1]",
+            "[::1]:65535",
+            "a_b:",
+            "[::]:",
+            "",
+            ":80",
+        ];
+        for host in hosts {
+            assert!(is_host(host), "{host}");
+        }
+        let others = [
+            "localhost:80@evil.example",
+            "evil@localhost",
+            "localhost:99999",
+            "localhost:65536",
+            "localhost:+80",
+            "localhost:80:80",
+            "localhost: 80",
+            "localhost:x",
+            "[::1]80",
+            "[::1]:99999",
+            "[::1",
+            "::1",
+            "[127.0.0.1]",
+            "[localhost]",
+            "localhost/x",
+            "localhost?x",
+            "localhost#x",
+            "local host",
+            "localhost,evil.example",
+            "%6cocalhost",
+            "?",
+        ];
+        let (usual, any) = (guard("127.0.0.1:4437", &[]), guard("0.0.0.0:4437", &["*"]));
+        for host in others {
+            assert!(!is_host(host), "{host}");
+            for guard in [&usual, &any] {
+                let named = Request::builder().uri("/v1/logs").header(HOST, host).body(()).unwrap();
+                let refused = guard.check(&named).unwrap_err();
+                assert_eq!(refused.code(), "invalid_host", "{host}");
+            }
+        }
+        for authority in ["localhost:99999", "localhost:80@evil.example", "evil@localhost"] {
+            let uri = format!("http://{authority}/v1/logs");
+            let Ok(named) = Request::builder().uri(&uri).header(HOST, "localhost").body(()) else { continue };
+            assert_eq!(usual.check(&named).unwrap_err().code(), "invalid_host", "{uri}");
+        }
+        let origin = Request::builder().uri("/v1/logs").header(HOST, "localhost:80");
+        let origin = origin.header(ORIGIN, "http://localhost:80@evil.example").body(()).unwrap();
+        assert_eq!(usual.check(&origin).unwrap_err().code(), "origin_not_allowed");
     }
 }
