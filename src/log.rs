@@ -195,6 +195,11 @@ impl Shared {
         if self.stopping.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(()) }
     }
 
+    /// To be asked after a file of the log was opened by its path: in a deleted log, it may be the file of another log.
+    fn unless_deleted(&self) -> Result<(), Error> {
+        if self.deleted.load(Ordering::SeqCst) { self.unless_failed() } else { Ok(()) }
+    }
+
     fn unless_failed(&self) -> Result<(), Error> {
         self.failed.get().map_or(Ok(()), |reason| Err(Error::Failed { reason: reason.clone() }))
     }

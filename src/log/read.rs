@@ -323,7 +323,9 @@ impl Shared {
             return if is_old() { Ok(None) } else { Err(Error::Damaged { offset }) };
         }
         let path = self.dir.join(file::name(segment.base()));
-        match self.env.disk.open(&path, false) {
+        let opened = self.env.disk.open(&path, false);
+        self.unless_deleted()?;
+        match opened {
             Ok(file) => Ok(Some(ReadSource::Cold(Box::new(Cold::new(file, Arc::clone(&segment), sealed))))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let first = self.chain.load().first();

@@ -375,6 +375,37 @@ fn producers_are_never_saved_into_a_new_log_of_that_name() {
     assert!(!dir.path().join("a/producers.json.tmp").exists());
 }
 
+/// They were read by their path. The log took over producers that only the new one had, and said that its file describes
+/// records that the log does not have.
+#[test]
+fn a_deleted_log_that_is_held_reads_neither_producers_nor_segments_of_the_new_log_of_its_name() {
+    use crate::log::{Payload, ProducerBatch};
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), options()).unwrap();
+    let create = || {
+        store.create("a", &LogSettings::default()).unwrap();
+        let log = store.get("a").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while log.next_offset() == 0 || log.is_in_memory(0) {
+            assert!(Instant::now() < deadline, "the first segment stays in memory");
+            log.append(&[7; 1000]).and_then(|at| log.wait_durable(at)).unwrap();
+        }
+        log
+    };
+    let held = create();
+    assert!(held.read(0).unwrap().is_some());
+    store.delete("a").unwrap();
+    let new = create();
+    let payload = [Payload { bytes: b"x", json: false }];
+    new.try_append_once(&ProducerBatch::new("p", 0, 0), &payload, None).unwrap();
+    new.keep_producers().unwrap();
+    let known = held.producer("p");
+    assert!(matches!(known, Err(LogError::Failed { .. })), "{known:?}");
+    let read = held.read(0).map(|record| record.map(|record| record.offset()));
+    assert!(matches!(read, Err(LogError::Failed { .. })), "{read:?}");
+    assert!(new.producer("p").unwrap().is_some() && new.read(0).unwrap().is_some());
+}
+
 /// The system's disk, on which the `nth` operation that changes anything or opens a file fails.
 fn failing(nth: usize, code: i32) -> Environment {
     use crate::disk::gate::{Gate, Operation};

@@ -131,6 +131,7 @@ impl Log {
                 Err(error) if salvage::is_unreadable(&error) => Some(Vec::new()),
                 read => read.map_err(Error::io("read", &path))?,
             };
+        self.shared.unless_deleted()?;
         let Some(text) = text else {
             // The first producer ever: from now on the file exists, and with it a reason to read the log. A log that
             // cannot be written to gets no producer, and needs no file.
