@@ -7,6 +7,17 @@ use std::{
     os::{fd::AsRawFd, unix::fs::MetadataExt},
 };
 
+/// Repeats a call of the standard library for as long as a signal interrupts it: the library repeats most calls by
+/// itself, but not those that take a lock or open a directory.
+pub(super) fn repeated<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
 /// See [`File::sync`](super::File::sync).
 pub(super) fn sync(file: &fs::File) -> io::Result<()> {
     file.sync_data().map_err(unknown)?;
@@ -68,7 +79,8 @@ pub(super) fn reserve_again(file: &fs::File, length: u64, written: Range<u64>) -
 
 /// How many bytes this process may still allocate on the file system; `None` if it does not say.
 fn free(file: &fs::File) -> Option<u64> {
-    let found = rustix::fs::fstatvfs(file).ok().filter(|found| found.f_blocks > 0)?;
+    let found =
+        rustix::io::retry_on_intr(|| rustix::fs::fstatvfs(file)).ok().filter(|found| found.f_blocks > 0)?;
     let is_root = rustix::process::geteuid().is_root(); // which may use the reserved blocks
     let blocks = if is_root { found.f_bfree } else { found.f_bavail };
     Some(blocks.saturating_mul(found.f_frsize))
@@ -80,7 +92,8 @@ fn unshare(file: &fs::File, range: Range<u64>) {
     #[cfg(target_os = "linux")]
     if !range.is_empty() {
         let flag = rustix::fs::FallocateFlags::UNSHARE_RANGE;
-        let _ = rustix::fs::fallocate(file, flag, range.start, range.end - range.start);
+        let unshare = || rustix::fs::fallocate(file, flag, range.start, range.end - range.start);
+        let _ = rustix::io::retry_on_intr(unshare);
     }
     let _ = (file, range);
 }
@@ -98,4 +111,26 @@ fn allocate(file: &fs::File, length: u64) -> io::Result<bool> {
     }
     let _ = (file, length);
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A signal while a server took its lock ended it.
+    #[test]
+    fn a_call_that_a_signal_interrupts_is_repeated_and_no_other_error_is() {
+        let mut left = 3;
+        let done = repeated(|| {
+            left -= 1;
+            if left > 0 { Err(io::ErrorKind::Interrupted.into()) } else { Ok(left) }
+        });
+        assert_eq!(done.unwrap(), 0);
+        let mut calls = 0;
+        let done = repeated(|| {
+            calls += 1;
+            Err::<(), _>(io::ErrorKind::WouldBlock.into())
+        });
+        assert_eq!((done.unwrap_err().kind(), calls), (io::ErrorKind::WouldBlock, 1));
+    }
 }

@@ -53,7 +53,9 @@ impl Disk for Native {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        calls::repeated(|| fs::read_dir(dir))?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect()
     }
 
     fn create(&self, path: &Path, length: u64) -> io::Result<Box<dyn File>> {
@@ -92,7 +94,7 @@ impl Disk for Native {
     #[cfg(feature = "store")]
     fn dirs(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in fs::read_dir(dir)? {
+        for entry in calls::repeated(|| fs::read_dir(dir))? {
             let entry = entry?;
             let kind = entry.file_type()?;
             if kind.is_dir() {
@@ -135,11 +137,8 @@ impl Disk for Native {
             },
             file => file?,
         };
-        match file.try_lock() {
-            Ok(()) => Ok(Box::new(Lock(file))),
-            Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
-            Err(fs::TryLockError::Error(error)) => Err(error),
-        }
+        calls::repeated(|| file.try_lock().map_err(io::Error::from))?;
+        Ok(Box::new(Lock(file)))
     }
 
     fn join_lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
@@ -148,11 +147,8 @@ impl Disk for Native {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        match file.try_lock_shared() {
-            Ok(()) => Ok(Some(Box::new(Lock(file)))),
-            Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
-            Err(fs::TryLockError::Error(error)) => Err(error),
-        }
+        calls::repeated(|| file.try_lock_shared().map_err(io::Error::from))?;
+        Ok(Some(Box::new(Lock(file))))
     }
 }
 
@@ -162,7 +158,7 @@ struct Lock(fs::File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let _ = self.0.unlock(); // otherwise closing it does that, perhaps a moment later
+        let _ = calls::repeated(|| self.0.unlock()); // otherwise closing it does that, perhaps a moment later
     }
 }
 

@@ -104,7 +104,7 @@ impl MemoryDir for ShmDir {
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        match fs::read_dir(&self.0) {
+        match super::calls::repeated(|| fs::read_dir(&self.0)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             entries => entries?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect(),
         }

@@ -172,3 +172,26 @@ fn interrupted_system_calls_are_repeated() {
         assert!(interrupted > 10, "{call} was interrupted {interrupted} times");
     }
 }
+
+/// A signal at the wrong moment ended a command, or a server at its start: "cannot lock …: Interrupted system call".
+#[test]
+fn locks_are_taken_however_often_signals_interrupt_that() {
+    let place = tempfile::tempdir().unwrap();
+    let data = place.path().join("data");
+    let mut server = Server::start(&data, &["--create-logs"]);
+    let stored = server.connect().request("POST", "/v1/logs/a/records", b"x").unwrap();
+    assert_eq!(stored.status, 200, "{}", stored.body);
+    assert_eq!(server.terminate(), Some(0));
+    for command in ["verify", "repair"] {
+        let noted = place.path().join(command);
+        let mut traced = Command::new("strace");
+        traced.args(["-f", "-qq", "-e", "trace=flock", "-e", "inject=flock:error=EINTR:when=1+2", "-o"]);
+        traced.arg(&noted).args([env!("CARGO_BIN_EXE_millstream"), command]).arg(data.join("a"));
+        let Ok(done) = traced.output() else { return eprintln!("SKIPPED: there is no strace") };
+        let interrupted = std::fs::read_to_string(noted).unwrap_or_default().contains("(INJECTED)");
+        if !interrupted && !done.status.success() {
+            return eprintln!("SKIPPED: strace may not start a process here");
+        }
+        assert!(interrupted && done.status.success(), "{command}: {done:?}");
+    }
+}
