@@ -2,6 +2,7 @@
 
 use super::{
     context::Context,
+    effort::{Effort, Overtime, Steps},
     memory::{Buffer, FREE, Grant, Purpose, Work},
     meter::Meter,
     permits::Queues,
@@ -168,7 +169,7 @@ impl Encoding {
     }
 
     /// Decompresses the body, up to `limit` bytes, into memory of the budget, and stops as soon as it is clear that its
-    /// records are too many for the log. `None` if it is more than `work`.
+    /// records are too many for the log. `None` if it is more than `work`, by its bytes or by the time that it takes.
     pub(super) fn decode(
         self,
         body: Bytes,
@@ -177,22 +178,28 @@ impl Encoding {
         grant: Grant,
         mut meter: Meter,
     ) -> Result<Option<Bytes>, Problem> {
+        let effort = Effort::new(work);
+        let steps = Steps::new(&body, &effort);
         let mut decoder: Box<dyn Read + '_> = match self {
             Self::Identity => return Ok(Some(body)),
-            Self::Gzip => Box::new(GzipMembers::new(&body)),
-            Self::Deflate => Box::new(flate2::bufread::ZlibDecoder::new(&body[..])),
+            Self::Gzip => Box::new(GzipMembers::new(steps)),
+            Self::Deflate => Box::new(flate2::bufread::ZlibDecoder::new(steps)),
             Self::Zstd => {
-                let mut decoder = zstd::stream::read::Decoder::with_buffer(&body[..]).map_err(broken)?;
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(steps).map_err(broken)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;
                 Box::new(decoder)
             }
         };
         let mut buffer = Buffer::new(limit.min(work.bytes()).saturating_add(1), grant);
         loop {
-            let more = buffer.grow(AT_ONCE, |space| decoder.read(space))?.map_err(broken)?;
-            if more.is_empty() {
-                break;
-            }
+            let more = match buffer.grow(AT_ONCE, |space| decoder.read(space))? {
+                Err(error) if !Overtime::is(&error) => return Err(broken(error)),
+                Err(_) if work == Work::Much => return Err(too_slow_to_decode()),
+                Err(_) => return Ok(None),
+                Ok([]) => break,
+                Ok(more) => more,
+            };
+            effort.decoded(more.len());
             meter.see(more)?;
             if buffer.len() > limit {
                 return Err(too_large(limit, " once decoded"));
@@ -209,7 +216,7 @@ impl Encoding {
 /// Decodes gzip, which may consist of several members one after the other (RFC 1952), up to a limit: an empty member
 /// takes 20 bytes, and as long to decode as kilobytes of data.
 struct GzipMembers<'a> {
-    member: GzDecoder<&'a [u8]>,
+    member: GzDecoder<Steps<'a>>,
     /// How many more there may be.
     left: u32,
 }
@@ -218,7 +225,7 @@ impl<'a> GzipMembers<'a> {
     /// Enough for 1 GiB in blocks of 16 KiB.
     const MOST: u32 = 1 << 16;
 
-    fn new(body: &'a [u8]) -> Self {
+    fn new(body: Steps<'a>) -> Self {
         Self { member: GzDecoder::new(body), left: Self::MOST - 1 }
     }
 }
@@ -227,7 +234,7 @@ impl Read for GzipMembers<'_> {
     fn read(&mut self, space: &mut [u8]) -> io::Result<usize> {
         loop {
             let read = self.member.read(space)?;
-            let rest = *self.member.get_ref();
+            let rest = self.member.get_ref().clone();
             if read > 0 || space.is_empty() || rest.is_empty() {
                 return Ok(read);
             }
@@ -247,6 +254,12 @@ const AT_ONCE: usize = 64 << 10;
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn broken(error: std::io::Error) -> Problem {
     let detail = format!("the body does not decode as its Content-Encoding says: {error}");
+    Problem::new(Code::InvalidEncoding, detail)
+}
+
+fn too_slow_to_decode() -> Problem {
+    let detail = "the body takes too long to decode for what it decodes to; compress it with a usual encoder, or send \
+                  less at once";
     Problem::new(Code::InvalidEncoding, detail)
 }
 
@@ -275,8 +288,11 @@ mod tests {
             encoder.finish().unwrap()
         };
         let decode = |body: &[u8]| {
-            let mut out = Vec::new();
-            GzipMembers::new(body).read_to_end(&mut out).map(|_| out).map_err(|error| error.to_string())
+            let (mut out, effort) = (Vec::new(), Effort::new(Work::Much));
+            GzipMembers::new(Steps::new(body, &effort))
+                .read_to_end(&mut out)
+                .map(|_| out)
+                .map_err(|error| error.to_string())
         };
         let (one, empty, two) = (member(b"one "), member(b""), member(b"two"));
         assert_eq!(decode(&[&*one, &empty, &two].concat()), Ok(b"one two".to_vec()));

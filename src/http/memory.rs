@@ -71,10 +71,10 @@ pub(super) struct Memory {
 }
 
 /// How much work it is to parse a body. For a compressed body that is not known before it is done: it begins as the
-/// kind of work that its compressed size makes it, and if it turns out to be more, what was decoded is dropped, and
-/// it queues again with the next kind and starts over. So a body never waits behind larger ones, a waiting body holds
-/// nothing but what was received, and what is done twice is at most 1 MiB before the second kind and 9 MiB before the
-/// third.
+/// kind of work that its compressed size makes it, and if it turns out to be more, by its bytes or by the time that
+/// decoding takes (`effort`), what was decoded is dropped, and it queues again with the next kind and starts over. So a
+/// body never waits behind larger ones, a waiting body holds nothing but what was received, and what is done twice is at
+/// most 1 MiB before the second kind and 9 MiB before the third.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Work {
     Little,
