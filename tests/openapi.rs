@@ -159,3 +159,94 @@ fn the_document_refuses_what_the_server_refuses() {
     assert_eq!(client.request("GET", "/?offset=0", br#"{"offset":"x"}"#).unwrap().status, 400);
     assert_eq!(client.request("GET", "/?offset=0", b"").unwrap().status, 200);
 }
+
+/// The line, further headers and the body of a request that has this number.
+type Request<'a> = &'a dyn Fn(u128) -> (String, String, String);
+
+/// The document allowed offsets of any size, and what says twice where to begin.
+#[test]
+fn the_document_says_which_numbers_and_combinations_are_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    client.append(b"x").unwrap();
+    client.request("PUT", "/v1/logs/a", b"").unwrap();
+    let document = json(&client.request("GET", "/openapi.json", b"").unwrap().body);
+    let parameter = |path: &str, method: &str, name: &str| {
+        let operation = &document["paths"][path];
+        let operation = if method.is_empty() { operation } else { &operation[method] };
+        let mut parameters = operation["parameters"].as_array().unwrap().iter();
+        parameters.find(|parameter| parameter["name"] == name).unwrap().clone()
+    };
+    let schemas = &document["components"]["schemas"];
+    let trim =
+        "/paths/~1v1~1logs~1{log}~1trim/post/requestBody/content/application~1json/schema/properties/before";
+    let (records, one) = ("/v1/logs/{log}/records", "/v1/logs/{log}/records/{offset}");
+    let no_body = String::new;
+    let mut ask = |line: &str, more: &str, body: &str| {
+        let length = body.len();
+        let request =
+            format!("{line} HTTP/1.1\r\nHost: localhost\r\n{more}Content-Length: {length}\r\n\r\n{body}");
+        client.send(request.as_bytes()).unwrap();
+        client.answer().unwrap()
+    };
+    let producer = |n: u128| format!("Producer-Id: p\r\nProducer-Epoch: 0\r\nProducer-Seq: {n}\r\n");
+    let requests: [(Value, Request<'_>); 9] = [
+        (parameter("/", "get", "offset")["schema"].clone(), &|n| {
+            (format!("GET /?offset={n}"), no_body(), no_body())
+        }),
+        (parameter(one, "", "offset")["schema"].clone(), &|n| {
+            (format!("GET /v1/logs/a/records/{n}"), no_body(), no_body())
+        }),
+        (parameter(records, "get", "offset")["schema"]["anyOf"][0].clone(), &|n| {
+            (format!("GET /v1/logs/a/records?offset={n}"), no_body(), no_body())
+        }),
+        (parameter(records, "post", "expect")["schema"].clone(), &|n| {
+            (format!("POST /v1/logs/a/records?expect={n}"), no_body(), "x".to_owned())
+        }),
+        (parameter(records, "post", "Producer-Seq")["schema"].clone(), &|n| {
+            ("POST /v1/logs/a/records".to_owned(), producer(n), "x".to_owned())
+        }),
+        (document.pointer(trim).unwrap().clone(), &|n| {
+            ("POST /v1/logs/a/trim".to_owned(), no_body(), format!(r#"{{"before":{n}}}"#))
+        }),
+        (schemas["Settings"]["properties"]["retention_bytes"].clone(), &|n| {
+            ("PUT /v1/logs/b".to_owned(), no_body(), format!(r#"{{"retention_bytes":{n}}}"#))
+        }),
+        (schemas["Settings"]["properties"]["retention_seconds"].clone(), &|n| {
+            ("PUT /v1/logs/c".to_owned(), no_body(), format!(r#"{{"retention_seconds":{n}}}"#))
+        }),
+        (schemas["Settings"]["properties"]["record_bytes"].clone(), &|n| {
+            ("PUT /v1/logs/d".to_owned(), no_body(), format!(r#"{{"record_bytes":{n}}}"#))
+        }),
+    ];
+    for (schema, request) in requests {
+        let most = schema["maximum"].as_u64().unwrap_or_else(|| panic!("no maximum: {schema}"));
+        for (n, refused) in [(u128::from(most), false), (u128::from(most) + 1, true)] {
+            let (line, more, body) = request(n);
+            let answer = ask(&line, &more, &body);
+            assert_eq!(answer.status == 400, refused, "{line} {more} {body}: {}", answer.body);
+        }
+    }
+    let last = parameter(records, "get", "Last-Event-ID")["schema"]["maximum"].as_u64().unwrap();
+    let tail = format!("Accept: text/event-stream\r\nLast-Event-ID: {}\r\n", u128::from(last) + 1);
+    assert_eq!(ask("GET /v1/logs/a/records", &tail, "").status, 400);
+
+    let bodies = &document["paths"][records]["post"]["requestBody"]["content"];
+    for media_type in ["application/x-ndjson", "text/plain", "application/vnd.millstream.frames"] {
+        assert_eq!(bodies[media_type]["schema"]["minLength"], 1, "{media_type}");
+        let more = format!("Content-Type: {media_type}\r\n");
+        assert_eq!(ask("POST /v1/logs/a/records", &more, "").status, 400, "{media_type}");
+    }
+    let value = &schemas["Produce"]["properties"]["record"]["properties"]["value"];
+    assert!(value["pattern"].is_string(), "{value}");
+    assert_eq!(ask("POST /", "", r#"{"record":{"value":"x"}}"#).status, 400);
+
+    assert_eq!(ask("GET /v1/logs/a/records?offset=0&since=15m", "", "").status, 400);
+    for (name, other) in [("offset", "since"), ("since", "offset")] {
+        let told = parameter(records, "get", name)["description"].to_string();
+        assert!(told.contains(&format!("not together with {other}")), "{told}");
+    }
+    assert_eq!(ask("GET /?offset=0", "", r#"{"offset":0}"#).status, 400);
+    assert!(document["paths"]["/"]["get"]["description"].to_string().contains("both"));
+}
