@@ -23,10 +23,14 @@ mod error;
 mod producer;
 mod tail;
 
-pub use crate::settings::{LogSettings, Values};
+pub use crate::{
+    describe::LogInfo,
+    settings::{LogSettings, Values},
+    start::StartAt,
+};
 pub use error::Error;
 pub use producer::{Opened, Producer, ProducerOptions, Stored, Ticket};
-pub use tail::{StartAt, Tail};
+pub use tail::Tail;
 
 use crate::{
     name::is_log_name,
@@ -40,36 +44,11 @@ use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::time::Duration;
 
 /// How long one attempt may take: longer than the server lets any request wait.
 const ATTEMPT: Duration = Duration::from_secs(90);
-
-/// What a server says about a log.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
-#[non_exhaustive]
-pub struct LogInfo {
-    /// Its name.
-    pub name: String,
-    /// Its id, in hexadecimal: another one if it was deleted and made again.
-    pub id: String,
-    /// When appends are acknowledged, unless they ask for something else.
-    pub durability: crate::Durability,
-    /// The settings that it was created with.
-    pub settings: LogSettings,
-    /// The first offset that is left.
-    pub first_offset: u64,
-    /// The offset that the next record gets.
-    pub next_offset: u64,
-    /// Everything below this offset is on the disk.
-    pub durable_offset: u64,
-    /// The bytes of its files.
-    pub bytes: u64,
-    /// Why it cannot be appended to, if so.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub not_writable: Option<String>,
-}
 
 /// A record that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]

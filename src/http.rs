@@ -47,6 +47,7 @@ mod socket;
 mod tail;
 mod unsent;
 
+pub use formats::record_json;
 pub use params::{TIMES, parse_time};
 pub use server::Server;
 pub use settings::Settings;

@@ -17,6 +17,8 @@ mod chunk;
 pub mod client;
 #[cfg(any(feature = "client", feature = "server"))]
 mod code;
+#[cfg(any(feature = "client", feature = "server"))]
+mod describe;
 mod disk;
 mod frame;
 #[cfg(fuzzing)]
@@ -35,6 +37,8 @@ mod segment;
 mod settings;
 #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
 mod sim;
+#[cfg(any(feature = "client", feature = "server"))]
+mod start;
 #[cfg(feature = "store")]
 pub mod store;
 mod sync;

@@ -7,8 +7,7 @@ use super::{
     target::{At, Failure, Target, block_on},
 };
 use clap::Subcommand;
-use millstream::store::LogSettings;
-use serde_json::Value;
+use millstream::{client::LogInfo, store::LogSettings};
 use std::process::ExitCode;
 
 /// List, create, describe, delete and trim logs
@@ -91,20 +90,17 @@ impl Logs {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn show(&self, logs: &[Value]) -> Result<(), Failure> {
+    fn show(&self, logs: &[LogInfo]) -> Result<(), Failure> {
         if self.json {
             for log in logs {
-                stdout::line(format_args!("{log}"))?;
+                stdout::line(format_args!("{}", serde_json::to_string(log)?))?;
             }
             return Ok(());
         }
-        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let width = logs.iter().map(|log| text(&log["name"]).len()).max().unwrap_or(0).max(4);
+        let width = logs.iter().map(|log| log.name.len()).max().unwrap_or(0).max(4);
         stdout::line(format_args!("{:width$}  {:>12}  {:>12}  {:>14}", "log", "first", "next", "bytes"))?;
-        for log in logs {
-            let [name, first, next, bytes] =
-                ["name", "first_offset", "next_offset", "bytes"].map(|key| text(&log[key]));
-            stdout::line(format_args!("{name:width$}  {first:>12}  {next:>12}  {bytes:>14}"))?;
+        for LogInfo { name, first_offset, next_offset, bytes, .. } in logs {
+            stdout::line(format_args!("{name:width$}  {first_offset:>12}  {next_offset:>12}  {bytes:>14}"))?;
         }
         Ok(())
     }

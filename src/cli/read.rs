@@ -1,13 +1,13 @@
 //! `millstream read` and `millstream tail`.
 
 use super::{
-    Outcome,
-    start::StartAt,
-    stdout,
+    Outcome, start, stdout,
     target::{At, Failure, Target, block_on},
 };
-use base64::{Engine, prelude::BASE64_STANDARD};
-use millstream::client::{self, Record};
+use millstream::{
+    client::{self, Record, StartAt},
+    http::record_json,
+};
 use std::process::ExitCode;
 
 /// Print records, each value on its own line
@@ -85,7 +85,7 @@ impl Read {
         block_on(async {
             let offset = match &self.since {
                 Some(time) => target.since(&self.log, time).await?,
-                None => self.offset.resolve(&target, &self.log).await?,
+                None => start::resolve(self.offset, &target, &self.log).await?,
             };
             let form = match (self.raw, self.frames) {
                 (true, _) => Form::Raw,
@@ -106,10 +106,10 @@ impl Tail {
             if let Target::Server(client) = &target
                 && self.follow
             {
-                return follow(client.tail(&self.log, client::StartAt::Last(self.lines))?, form).await;
+                return follow(client.tail(&self.log, StartAt::Last(self.lines))?, form).await;
             }
             // Nobody else has a directory open, so no records will be added there.
-            let from = StartAt::Back(self.lines).resolve(&target, &self.log).await?;
+            let from = start::resolve(StartAt::Last(self.lines), &target, &self.log).await?;
             print(&target, &self.log, from, u64::MAX, form).await
         })?;
         Ok(ExitCode::SUCCESS)
@@ -155,18 +155,11 @@ fn write(records: &[Record], form: Form) -> Result<(), Failure> {
                     out.write_all(b"\n")?;
                 }
                 Form::Json => {
-                    let Record { offset, time, value, .. } = record;
-                    write!(out, r#"{{"offset":{offset},"time":{time},"#)?;
-                    if record.json {
-                        write!(
-                            out,
-                            r#""json":{}}}"#,
-                            String::from_utf8_lossy(value).replace(['\n', '\r'], " ")
-                        )?;
-                    } else {
-                        write!(out, r#""value":"{}"}}"#, BASE64_STANDARD.encode(value))?;
-                    }
-                    out.write_all(b"\n")?;
+                    let Record { offset, time, json, value, .. } = record;
+                    let mut line = Vec::new();
+                    record_json(&mut line, *offset, *time, *json, value);
+                    line.push(b'\n');
+                    out.write_all(&line)?;
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use millstream::{
-    client::{Client, Page, Record},
+    client::{Client, LogInfo, Page, Record},
     http::{TIMES, parse_time},
     store::{LogSettings, Store, StoreOptions},
 };
@@ -92,17 +92,11 @@ impl Target {
         Ok(())
     }
 
-    /// Describes a log, as JSON.
-    pub(super) async fn describe(&self, name: &str) -> Result<serde_json::Value, Failure> {
+    /// Describes a log.
+    pub(super) async fn describe(&self, name: &str) -> Result<LogInfo, Failure> {
         match self {
-            Self::Server(client) => Ok(serde_json::to_value(client.describe(name).await?)?),
-            Self::Directory(store) => {
-                let log = store.get(name)?;
-                Ok(serde_json::json!({
-                    "name": name, "settings": log.settings(), "first_offset": log.first_offset(),
-                    "next_offset": log.next_offset(), "durable_offset": log.durable_offset(), "bytes": log.disk_bytes(),
-                }))
-            }
+            Self::Server(client) => Ok(client.describe(name).await?),
+            Self::Directory(store) => Ok(LogInfo::from(&*store.get(name)?)),
         }
     }
 }

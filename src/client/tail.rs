@@ -1,42 +1,21 @@
 //! Following a log: its records as a stream, from anywhere, for as long as it exists.
 
 use super::{Client, Error, Page, Pause, Record, path_of};
+use crate::start::StartAt;
 use futures_core::Stream;
 use std::{
     collections::VecDeque,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// Where a [`Tail`] begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StartAt {
-    /// With the first record that the log has.
-    Earliest,
-    /// With the next record that is appended.
-    Latest,
-    /// With the record at this offset.
-    Offset(u64),
-    /// This many records before the end.
-    Last(u64),
-    /// With the first record that was appended at this time or later.
-    Since(SystemTime),
-}
-
-impl StartAt {
-    fn query(self) -> String {
-        match self {
-            Self::Earliest | Self::Last(u64::MAX) => "offset=earliest".to_owned(),
-            Self::Latest | Self::Last(0) => "offset=latest".to_owned(),
-            Self::Offset(offset) => format!("offset={offset}"),
-            Self::Last(records) => format!("offset=-{records}"),
-            Self::Since(time) => {
-                let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-                format!("since={}", since.as_millis())
-            }
-        }
+fn query(start: StartAt) -> String {
+    match start {
+        StartAt::Earliest | StartAt::Last(u64::MAX) => "offset=earliest".to_owned(),
+        StartAt::Latest | StartAt::Last(0) => "offset=latest".to_owned(),
+        StartAt::Offset(offset) => format!("offset={offset}"),
+        StartAt::Last(records) => format!("offset=-{records}"),
+        StartAt::Since(time) => format!("since={}", StartAt::millis(time)),
     }
 }
 
@@ -68,7 +47,7 @@ impl Tail {
         Ok(Self {
             client,
             log: log.to_owned(),
-            query: start.query(),
+            query: query(start),
             log_id: None,
             ready: VecDeque::new(),
             fetching: None,

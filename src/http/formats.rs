@@ -354,9 +354,13 @@ pub(super) fn render(format: Format, out: &mut Vec<u8>, record: &RecordRef<'_>) 
 
 /// Writes a record as a JSON object on one line.
 pub(super) fn object(out: &mut Vec<u8>, record: &RecordRef<'_>) {
-    let RecordRef { offset, time, json, value, .. } = record;
+    record_json(out, record.offset, record.time, record.json, record.value);
+}
+
+/// Writes a record as a JSON object on one line, as the API returns it.
+pub fn record_json(out: &mut Vec<u8>, offset: u64, time: u64, json: bool, value: &[u8]) {
     let _ = write!(out, r#"{{"offset":{offset},"time":{time},"#); // to memory: cannot fail
-    if *json {
+    if json {
         out.extend_from_slice(b"\"json\":");
         let start = out.len();
         out.extend_from_slice(value);

@@ -9,7 +9,10 @@ use super::{
     permits::Queues,
     problem::Problem,
 };
-use crate::store::{self, LogSettings, OpenLog, Store};
+use crate::{
+    describe::LogInfo,
+    store::{self, LogSettings, OpenLog, Store},
+};
 use hyper::{Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -19,32 +22,8 @@ const PAGE: usize = 1000;
 /// How long to wait before creating a log again that others have deleted meanwhile.
 const AGAIN: Duration = Duration::from_millis(1);
 
-#[derive(Serialize)]
-struct Described<'a> {
-    name: &'a str,
-    id: String,
-    durability: crate::log::Durability,
-    settings: &'a LogSettings,
-    first_offset: u64,
-    next_offset: u64,
-    durable_offset: u64,
-    bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    not_writable: Option<String>,
-}
-
 fn described(log: &OpenLog) -> Answer {
-    json(&Described {
-        name: log.name(),
-        id: log.id().to_string(),
-        durability: log.durability(),
-        settings: log.settings(),
-        first_offset: log.first_offset(),
-        next_offset: log.next_offset(),
-        durable_offset: log.durable_offset(),
-        bytes: log.disk_bytes(),
-        not_writable: log.writable().err().map(|error| error.to_string()),
-    })
+    json(&LogInfo::from(log))
 }
 
 /// `PUT`: 201 if the log is new, 200 if it exists with the same settings.

@@ -13,7 +13,7 @@ use super::{
     reading::{OPENING, PageLimits, Reading, closing_bytes},
     tail,
 };
-use crate::{Code, log::Error, reports, store::OpenLog};
+use crate::{Code, log::Error, reports, start::StartAt, store::OpenLog};
 use http_body_util::{BodyExt, Either};
 use hyper::{
     Request, Response,
@@ -27,45 +27,32 @@ const NEXT_OFFSET: HeaderName = HeaderName::from_static("millstream-next-offset"
 
 /// Answers of up to this many bytes are sent whole.
 const WHOLE: usize = 1 << 20;
-/// Where to begin, as specified by a client.
-enum StartAt {
-    Earliest,
-    Offset(u64),
-    Back(u64),
-    Latest,
-    Since(u64),
+/// Where to begin, as a client says it.
+fn start_at(value: &str) -> Result<StartAt, Problem> {
+    value.parse().map_err(|_| {
+        let detail = "offset must be a whole number, -K for the last K records, earliest, or latest";
+        Problem::new(Code::InvalidOffset, detail)
+    })
 }
 
-impl StartAt {
-    fn parse(value: &str) -> Result<Self, Problem> {
-        let expected = || {
-            let detail = "offset must be a whole number, -K for the last K records, earliest, or latest";
-            Problem::new(Code::InvalidOffset, detail)
-        };
-        match value {
-            "earliest" => Ok(Self::Earliest),
-            "latest" => Ok(Self::Latest),
-            _ => match value.strip_prefix('-') {
-                Some(back) => params::number("offset", back, 1..=u64::MAX).map(Self::Back),
-                None => params::number("offset", value, 0..=u64::MAX).map(Self::Offset),
-            }
-            .map_err(|_| expected()),
+/// The offset at which to begin.
+async fn resolve(
+    start: StartAt,
+    context: &Context,
+    queues: &Queues,
+    log: &Arc<OpenLog>,
+) -> Result<u64, Problem> {
+    Ok(match start {
+        StartAt::Earliest => log.first_offset(),
+        StartAt::Offset(offset) => offset,
+        StartAt::Latest => log.visible_offset(),
+        StartAt::Last(records) => log.visible_offset().saturating_sub(records).max(log.first_offset()),
+        StartAt::Since(time) => {
+            let (log, patience) = (Arc::clone(log), context.limits.append_time);
+            let find = move || log.offset_since(StartAt::millis(time));
+            context.for_client(queues, Kind::Read, patience, find).await??
         }
-    }
-
-    /// The offset that is meant.
-    async fn resolve(&self, context: &Context, queues: &Queues, log: &Arc<OpenLog>) -> Result<u64, Problem> {
-        Ok(match *self {
-            Self::Earliest => log.first_offset(),
-            Self::Offset(offset) => offset,
-            Self::Latest => log.visible_offset(),
-            Self::Back(back) => log.visible_offset().saturating_sub(back).max(log.first_offset()),
-            Self::Since(time) => {
-                let (log, patience) = (Arc::clone(log), context.limits.append_time);
-                context.for_client(queues, Kind::Read, patience, move || log.offset_since(time)).await??
-            }
-        })
-    }
+    })
 }
 
 pub(super) async fn range(
@@ -81,8 +68,8 @@ pub(super) async fn range(
         let (name, value) = parameter?;
         match &*name {
             "offset" | "since" if from.is_some() => return Err(params::one_of("offset and since")),
-            "offset" => from = Some(StartAt::parse(&value)?),
-            "since" => from = Some(StartAt::Since(params::time(&name, &value)?)),
+            "offset" => from = Some(start_at(&value)?),
+            "since" => from = Some(StartAt::since_millis(params::time(&name, &value)?)),
             "limit" => records = Some(params::number(&name, &value, 1..=10_000_000)?),
             "max_bytes" => bytes = Some(params::number(&name, &value, 1..=1 << 30)?),
             "wait" => wait = Some(params::duration(&name, &value, limits.wait_time)?),
@@ -118,7 +105,7 @@ pub(super) async fn range(
     }
     if tailing {
         let from = resumed.map(|last| StartAt::Offset(last + 1)).or(from).unwrap_or(StartAt::Latest);
-        let offset = from.resolve(context, asker.queues, &log).await?;
+        let offset = resolve(from, context, asker.queues, &log).await?;
         return tail::stream(context, asker.queues, &log, offset);
     }
     let from = from.unwrap_or(StartAt::Earliest);
@@ -149,7 +136,7 @@ async fn records_from(
     format: Format,
     page_limits: PageLimits,
 ) -> Result<Answer, Problem> {
-    let offset = from.resolve(context, asker.queues, log).await?;
+    let offset = resolve(from, context, asker.queues, log).await?;
     let wait = if let Until::End(wait) = until { wait } else { Duration::ZERO };
     // A record that was appended may not be visible yet.
     let next = log.next_offset();
