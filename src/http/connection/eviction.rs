@@ -12,7 +12,8 @@
 //! | 4 | between two requests for 1 s |
 //! | 5 | waiting for the server, like a live tail without news, for 5 s |
 //! | 6 | waiting for news: it costs little to ask again |
-//! | 7 | between two requests, or just accepted: clients that are about to send one |
+//! | 7 | just accepted: clients that are about to send a request |
+//! | 8 | between two requests: the same, and they have been served |
 
 use super::{Connection, Connections, stream::Stream};
 use std::{
@@ -55,7 +56,8 @@ pub(super) fn eviction_rank(doing: Doing, still: u64) -> Option<u8> {
         Doing::Idles if still >= JUST_COME => Some(4),
         Doing::Waits | Doing::Listens if still >= STILL => Some(5),
         Doing::Listens => Some(6),
-        Doing::Idles | Doing::Nothing => Some(7),
+        Doing::Nothing => Some(7),
+        Doing::Idles => Some(8),
         Doing::Sends | Doing::Takes | Doing::Waits => None,
     }
 }
