@@ -88,6 +88,7 @@ codes! {
     Backpressure 429 "backpressure" After "send it again after `Retry-After`";
     RecordDamaged 500 "record_damaged" Never "see what is damaged with `millstream verify`";
     Internal 500 "internal" Never "see the server's log";
+    LogUnusable 500 "log_unusable" Never "its directory cannot be used as a log: the detail says why; see `millstream verify`, or delete the log";
     ReadOnly 503 "read_only" Never "repair the log with `millstream repair`";
     WriterFailed 503 "writer_failed" Never "it is not known whether the records were stored: restart the server, and read them back";
     ShuttingDown 503 "shutting_down" Soon "try again";

@@ -60,7 +60,7 @@ pub use producers::{
 pub(crate) use read::{Ahead, Head};
 pub use read::{Iter, Reader, Record, RecordRef};
 #[cfg(feature = "store")]
-pub(crate) use recovery::{COMMON_LOCK, SETTINGS, id_of};
+pub(crate) use recovery::{COMMON_LOCK, SETTINGS, id_of, only_ours};
 pub use repair::{Repaired, repair, repair_with_progress};
 pub use retention::Retention;
 pub use stats::{Buckets, Stats, stats};

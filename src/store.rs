@@ -115,6 +115,8 @@ struct Entry {
     helped: Arc<AtomicBool>,
     /// When it is opened again after it was opened without room on the disk.
     reopening: Reopening,
+    /// Whether it could not be opened when that was tried last, because of what is in its directory.
+    unusable: AtomicBool,
     /// Whether the name of its directory is known to be durable. It must be before the log is opened: what is
     /// acknowledged in it would be lost together with the name.
     named: AtomicBool,
@@ -129,6 +131,7 @@ impl Entry {
             deleted: Mutex::new(false),
             helped: Arc::default(),
             reopening: Reopening::default(),
+            unusable: AtomicBool::new(false),
             named: named.into(),
         })
     }
@@ -340,7 +343,8 @@ impl Store {
     /// hold.
     ///
     /// # Errors
-    /// [`Error::NotFound`]. [`LogError::Io`]: either nothing has changed, or the log is gone (it is not found any more), but
+    /// [`Error::NotFound`]. [`LogError::NotALog`]: its directory has files that are not a log's, which stay, as everything
+    /// else does. [`LogError::Io`]: either nothing has changed, or the log is gone (it is not found any more), but
     /// perhaps not durably: after a crash it may be back, as it was.
     pub fn delete(&self, name: &str) -> Result<(), Error> {
         let not_found = || Error::NotFound { name: name.to_owned() };
@@ -348,6 +352,10 @@ impl Store {
         let deleted = entry.lock();
         if *deleted {
             return Err(not_found());
+        }
+        match crate::log::only_ours(&*self.inner.env.disk, &self.inner.dir.join(name)) {
+            Err(LogError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {} // somebody removed it
+            ours => drop(ours?),
         }
         let to = self.inner.temporary_dir(name);
         // Set before its files are moved, so that a thread that misses one knows why.
@@ -377,6 +385,20 @@ impl Store {
         let entries = read_lock(&self.inner.entries);
         let open = entries.values().filter(|entry| entry.open.load().is_some()).count();
         (entries.len(), open)
+    }
+
+    /// Which of these logs could not be opened when that was tried last, because of what is in their directories.
+    pub fn unusable<'a>(&self, names: &'a [String]) -> Vec<&'a str> {
+        let entries = read_lock(&self.inner.entries);
+        let is_unusable =
+            |name: &&String| entries.get(*name).is_some_and(|entry| entry.unusable.load(Ordering::Relaxed));
+        names.iter().filter(is_unusable).map(String::as_str).collect()
+    }
+
+    /// How many such logs there are.
+    pub fn unusable_count(&self) -> usize {
+        let entries = read_lock(&self.inner.entries);
+        entries.values().filter(|entry| entry.unusable.load(Ordering::Relaxed)).count()
     }
 
     /// The options that the store was opened with.
@@ -512,7 +534,10 @@ impl Inner {
             self.env.disk.sync_dir(&self.dir).map_err(LogError::io("sync", &self.dir))?;
             entry.named.store(true, Ordering::Relaxed); // only used with the entry's lock
         }
-        let open = Arc::new(self.open_log(name)?);
+        let opened = self.open_log(name);
+        let unusable = matches!(&opened, Err(Error::Log(error)) if error.is_unusable());
+        entry.unusable.store(unusable, Ordering::Relaxed); // for reports only
+        let open = Arc::new(opened?);
         entry.open.store(Some(Arc::clone(&open)));
         Ok(open)
     }

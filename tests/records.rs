@@ -901,3 +901,42 @@ fn what_follows_a_log_ends_with_it() {
     assert_eq!(server.terminate(), Some(0));
     assert!(stopped.join().unwrap().ends_with("0\r\n\r\n"));
 }
+
+/// A log whose settings were broken was answered with 500 `internal`, and was listed like any other; `logs list` showed
+/// nothing at all.
+#[test]
+fn a_log_whose_directory_cannot_be_used_says_so_and_the_others_go_on() {
+    let (data, mut server) = start(&["--create-logs"]);
+    for log in ["broken", "other", "whole"] {
+        append(&mut server.connect(), &format!("/v1/logs/{log}/records"), "text/plain", b"0");
+    }
+    assert_eq!(server.terminate(), Some(0));
+    std::fs::write(data.path().join("broken/log.json"), "{\"values\":").unwrap();
+    std::fs::create_dir(data.path().join("foreign")).unwrap();
+    std::fs::write(data.path().join("foreign/notes.txt"), "of somebody else").unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let mut client = server.connect();
+    for log in ["broken", "foreign"] {
+        for (method, target) in [("GET", ""), ("GET", "/records"), ("POST", "/records")] {
+            let answer = client.request(method, &format!("/v1/logs/{log}{target}"), b"x").unwrap();
+            assert_eq!((answer.status, code(&answer)), (500, "log_unusable"), "{method} {log}{target}");
+        }
+    }
+    assert_eq!(append(&mut client, "/v1/logs/other/records", "text/plain", b"1").status, 200);
+    let listed = read(&mut client, "/v1/logs", "*/*").body;
+    assert!(listed.contains(r#""unusable":["broken","foreign"]"#), "{listed}");
+    assert!(read(&mut client, "/metrics", "*/*").body.contains("millstream_unusable_logs 2\n"));
+    let list = std::process::Command::new(env!("CARGO_BIN_EXE_millstream"));
+    let list = { list }.args(["logs", "list", "--url", &server.address]).output().unwrap();
+    let (out, error) = (String::from_utf8(list.stdout).unwrap(), String::from_utf8(list.stderr).unwrap());
+    assert_eq!(list.status.code(), Some(1));
+    assert!(out.contains("whole") && out.contains("other") && !out.contains("foreign"), "{out}");
+    assert!(error.contains("broken: ") && error.contains("foreign: "), "{error}");
+    // What is not ours is not deleted; a log is, and it is usable as soon as its settings are.
+    assert_eq!(client.request("DELETE", "/v1/logs/foreign", b"").unwrap().status, 500);
+    assert!(data.path().join("foreign/notes.txt").exists());
+    std::fs::write(data.path().join("broken/log.json"), "{}").unwrap();
+    assert_eq!(read(&mut client, "/v1/logs/broken/records", "text/plain").body, "0\n");
+    assert!(read(&mut client, "/metrics", "*/*").body.contains("millstream_unusable_logs 1\n"));
+    assert_eq!(client.request("DELETE", "/v1/logs/broken", b"").unwrap().status, 204);
+}

@@ -57,11 +57,20 @@ impl Logs {
                         Target::Server(client) => client.logs().await?,
                         Target::Directory(store) => store.names(None, usize::MAX),
                     };
-                    let mut all = Vec::new();
+                    let (mut all, mut failed) = (Vec::new(), 0);
                     for name in names {
-                        all.push(target.describe(&name).await?);
+                        match target.describe(&name).await {
+                            Ok(described) => all.push(described),
+                            Err(error) => {
+                                failed += 1;
+                                super::stderr::say(format_args!("{name}: {error}"));
+                            }
+                        }
                     }
                     self.show(&all)?;
+                    if failed > 0 {
+                        return Err(format!("{failed} of the logs cannot be described").into());
+                    }
                 }
                 Command::Create { log, settings, flags } => {
                     let settings: LogSettings =

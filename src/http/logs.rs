@@ -80,6 +80,9 @@ struct Listed<'a> {
     /// To be sent as `after` to get the next page.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<&'a str>,
+    /// Those that could not be opened.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unusable: Vec<&'a str>,
 }
 
 pub(super) fn list(context: &Context, request: &Request<()>) -> Result<Answer, Problem> {
@@ -96,7 +99,9 @@ pub(super) fn list(context: &Context, request: &Request<()>) -> Result<Answer, P
     let more = logs.len() > limit;
     logs.truncate(limit);
     let next = logs.last().map(String::as_str).filter(|_| more);
-    Ok(json_of(full(context.memory.hold_answer(json_text(&Listed { logs: &logs, next }))?)))
+    let unusable = context.store.unusable(&logs);
+    let listed = json_text(&Listed { logs: &logs, next, unusable });
+    Ok(json_of(full(context.memory.hold_answer(listed)?)))
 }
 
 #[derive(Deserialize)]

@@ -162,7 +162,9 @@ impl Collector for Engine {
             backings_kept,
             torn_ends_kept,
         } = stats();
-        let (logs, open) = self.0.upgrade().map_or((0, 0), |store| store.count());
+        let store = self.0.upgrade();
+        let (logs, open) = store.as_ref().map_or((0, 0), |store| store.count());
+        let unusable = store.map_or(0, |store| store.unusable_count());
         histogram(&mut encoder, "commit_seconds", "Time of a commit to disk", &commit_micros, 1e-6)?;
         histogram(&mut encoder, "commit_records", "Records made durable by a commit", &commit_records, 1.0)?;
         for (name, help, count) in [
@@ -180,6 +182,11 @@ impl Collector for Engine {
             ("chunk_memory_bytes", "Memory of chunks", chunk_bytes),
             ("logs", "Logs there are", logs as u64),
             ("open_logs", "Logs that are open", open as u64),
+            (
+                "unusable_logs",
+                "Logs that could not be opened because of what is in their directories",
+                unusable as u64,
+            ),
         ] {
             let gauge = ConstGauge::new(value.cast_signed());
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;

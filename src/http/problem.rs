@@ -222,13 +222,12 @@ impl From<Error> for Problem {
             Error::Io { .. } if error.is_full() => Code::DiskFull,
             Error::Io { .. } if error.is_transient() => Code::OutOfResources,
             // Something is wrong with a log's directory, or with how the server was started.
-            Error::Io { .. }
-            | Error::InUse { .. }
+            Error::InUse { .. }
             | Error::NotALog { .. }
             | Error::Newer { .. }
             | Error::Corrupt { .. }
-            | Error::BackingContinues { .. }
-            | Error::BadOptions { .. } => Code::Internal,
+            | Error::BackingContinues { .. } => Code::LogUnusable,
+            Error::Io { .. } | Error::BadOptions { .. } => Code::Internal,
         };
         let problem = Self::new(code, &error);
         match error {

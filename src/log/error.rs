@@ -184,6 +184,19 @@ impl Error {
         matches!(self, Self::Io { source, .. } if disk::is_transient(source))
     }
 
+    /// Whether a log cannot be opened because of what is in its directory.
+    #[cfg(feature = "store")]
+    pub(crate) fn is_unusable(&self) -> bool {
+        matches!(
+            self,
+            Self::InUse { .. }
+                | Self::NotALog { .. }
+                | Self::Newer { .. }
+                | Self::Corrupt { .. }
+                | Self::BackingContinues { .. }
+        )
+    }
+
     /// Whether there was no room on the disk.
     pub fn is_full(&self) -> bool {
         match self {

@@ -21,7 +21,7 @@ pub(in crate::log) use dir::PRODUCERS;
 pub(super) use dir::ensure_free;
 pub(super) use dir::{ASIDE, lock};
 #[cfg(feature = "store")]
-pub(crate) use dir::{COMMON_LOCK, SETTINGS, id_of};
+pub(crate) use dir::{COMMON_LOCK, SETTINGS, id_of, only_ours};
 pub(super) use full::Full;
 #[cfg(feature = "store")]
 pub(super) use full::has_room;

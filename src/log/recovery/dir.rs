@@ -27,7 +27,7 @@ pub(in crate::log) const PRODUCERS: &str = "producers.json";
 pub(crate) const SETTINGS: &str = "log.json";
 
 /// Whether a log's directory may have a file of this name.
-pub(super) fn is_ours(name: &str) -> bool {
+fn is_ours(name: &str) -> bool {
     name == LOCK
         || [PRODUCERS, SETTINGS].contains(&name.strip_suffix(".tmp").unwrap_or(name))
         || file::base_of(name).is_some()
@@ -78,12 +78,17 @@ pub(in crate::log) fn ensure_free(disk: &dyn Disk, dir: &Path) -> Result<(), Err
     lock_own(disk, dir).map(drop)
 }
 
-fn lock_own(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>, Error> {
-    for name in disk.list(dir).map_err(Error::io("list", dir))? {
-        if !is_ours(&name) {
-            return Err(Error::NotALog { dir: dir.to_owned(), found: name });
-        }
+/// Returns the names in a log's directory; an error if there is something that is not a log's.
+pub(crate) fn only_ours(disk: &dyn Disk, dir: &Path) -> Result<Vec<String>, Error> {
+    let names = disk.list(dir).map_err(Error::io("list", dir))?;
+    match names.iter().find(|name| !is_ours(name)) {
+        Some(foreign) => Err(Error::NotALog { dir: dir.to_owned(), found: foreign.clone() }),
+        None => Ok(names),
     }
+}
+
+fn lock_own(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>, Error> {
+    only_ours(disk, dir)?;
     let path = dir.join(LOCK);
     disk.lock(&path).map_err(|error| not_locked(dir, &path, error))
 }

@@ -4,7 +4,7 @@
 use super::{
     super::{Damage, Error, environment::now},
     aside,
-    dir::is_ours,
+    dir::only_ours,
     judge::{HeaderState, Known, Rest, State, judge},
 };
 use crate::{
@@ -106,10 +106,7 @@ fn look(
     deep: bool,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Survey, Error> {
-    let names = disk.list(dir).map_err(Error::io("list", dir))?;
-    if let Some(foreign) = names.iter().find(|name| !is_ours(name)) {
-        return Err(Error::NotALog { dir: dir.to_owned(), found: foreign.clone() });
-    }
+    let names = only_ours(disk, dir)?;
     let mut bases: Vec<u64> = names.iter().filter_map(|name| file::base_of(name)).collect();
     bases.sort_unstable();
 
