@@ -369,6 +369,12 @@ impl Chunk {
         }
     }
 
+    /// The bytes reserved so far, published or not; more than the capacity once the chunk is closed. May be out of date.
+    #[inline]
+    pub(crate) fn reserved_bytes(&self) -> u64 {
+        cost(self.tail.load(Ordering::Relaxed)) // orders nothing: it only decides when to prepare the next chunk
+    }
+
     /// Whether the chunk is open and nothing is reserved past `position`. For a caller that then goes to sleep; see the
     /// module's documentation.
     pub(crate) fn probe_quiescent(&self, position: ChunkPosition) -> bool {

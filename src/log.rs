@@ -368,20 +368,21 @@ impl Log {
         append::append(&self.shared, values, None, MayBlock::Yes)
     }
 
-    /// Like [`append`](Self::append), but never waits.
+    /// Like [`append`](Self::append), but does not wait for the disk. While the next segment is being prepared, for which
+    /// there is memory, this waits for it, for at most 20 ms; [`append_async`](Self::append_async) holds no thread.
     ///
     /// # Errors
     /// As [`append`](Self::append), and [`Error::WouldBlock`].
     pub fn try_append(&self, value: &[u8]) -> Result<u64, Error> {
-        append::append(&self.shared, &[value], None, MayBlock::ForCopies)
+        append::append(&self.shared, &[value], None, MayBlock::ForMoment)
     }
 
-    /// Like [`append_batch`](Self::append_batch), but never waits.
+    /// Like [`append_batch`](Self::append_batch), but does not wait for the disk; see [`try_append`](Self::try_append).
     ///
     /// # Errors
     /// As [`append_batch`](Self::append_batch), and [`Error::WouldBlock`].
     pub fn try_append_batch(&self, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, None, MayBlock::ForCopies)
+        append::append(&self.shared, values, None, MayBlock::ForMoment)
     }
 
     /// Appends a record only if its offset will be `expected_next`: a compare-and-swap on the end of the log.
@@ -410,7 +411,7 @@ impl Log {
         payloads: &[Payload<'_>],
         expected_next: Option<u64>,
     ) -> Result<u64, Error> {
-        append::append(&self.shared, payloads, expected_next, MayBlock::ForCopies)
+        append::append(&self.shared, payloads, expected_next, MayBlock::ForMoment)
     }
 
     /// The same, with values that need not be in one list, and a caller that decides what to wait for.

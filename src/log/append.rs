@@ -89,7 +89,7 @@ impl Appender {
     /// The same errors.
     #[inline]
     pub fn try_append(&mut self, value: &[u8]) -> Result<u64, Error> {
-        self.append_with(&[value], None, MayBlock::ForCopies)
+        self.append_with(&[value], None, MayBlock::ForMoment)
     }
 
     /// Like [`Log::try_append_batch`](super::Log::try_append_batch).
@@ -98,7 +98,7 @@ impl Appender {
     /// The same errors.
     #[inline]
     pub fn try_append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
-        self.append_with(values, None, MayBlock::ForCopies)
+        self.append_with(values, None, MayBlock::ForMoment)
     }
 
     /// Like [`Log::append_batch_if`](super::Log::append_batch_if).
@@ -189,6 +189,7 @@ fn place<S: AppendValues + ?Sized>(
         AppendOutcome::At(record) => {
             let first = segment.base() + u64::from(record);
             shared.flush.wake_if_idle(LINGER);
+            shared.run_ahead(active);
             if shared.options.durability == Durability::Memory {
                 shared.publish(active, first + u64::from(batch.records()), may_block)?;
             }

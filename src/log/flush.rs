@@ -322,8 +322,10 @@ impl Shared {
             self.published.advance(self.durable.get());
         }
         let smallest = self.options.first_segment_bytes;
-        if passes_quarter || self.roll.is_too_large(position.chunk.capacity(), smallest) {
+        if self.roll.is_too_large(position.chunk.capacity(), smallest) {
             self.roll.ask(0);
+        } else if passes_quarter {
+            self.roll.at_quarter();
         }
         self.look_for_backing();
         if bytes < SMALL_BYTES && file.wants_zeros() && !self.flush.zeroing.swap(true, Ordering::SeqCst) {

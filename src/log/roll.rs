@@ -5,10 +5,10 @@
 //! one appender, and then moves `active` on, which any may do: an appender that is descheduled in between does not stop
 //! the others. Appenders do not touch files: the flusher begins the new segment's file when it has something to write.
 //!
-//! The spare segment is handed over through a queue of one. It is created when the previous one was taken, or, in a log
-//! that has not rolled since it was opened, when a quarter of the active chunk is on disk: so a log with few records
-//! costs no more than its first chunk. It is created only while unwritten chunks leave room for it in the memory
-//! budget: that is the backpressure.
+//! The spare segment is handed over through a queue of one. It is created when the previous one was taken; in a log that
+//! has not rolled since it was opened, as soon as appends come fast ([`growth`]), and otherwise when a quarter of the
+//! active chunk is on disk: so a log with few records costs no more than its first chunk. It is created only while
+//! unwritten chunks leave room for it in the memory budget: that is the backpressure.
 //!
 //! # Orderings
 //! All atomics of [`Roller`] are `SeqCst` (but for `files`, which only numbers names): they are used once per segment, where their cost does not count, and pairs
@@ -18,9 +18,12 @@
 //!   arrives after that gets another turn.
 //! - `lacks_backing` and `backing_again` only decide when a backing is looked for: a value that is a moment old delays that
 //!   until the next commit.
+//! - `short` is set before `changed` is bumped, and read after that is heard of: a value that is a moment old has an append
+//!   wait for at most [`PREPARING`], or refuses it a moment too long.
 //! - `unwritten` and `owed` only decide whether to wait for the disk: a value that is a moment old delays a spare
 //!   segment until the next job that returns memory.
 
+mod growth;
 mod maintain;
 
 use super::{
@@ -39,7 +42,12 @@ use crossbeam::{
     channel::Sender,
     queue::{ArrayQueue, SegQueue},
 };
-use std::{io, ops::RangeInclusive, time::Duration};
+use growth::Growth;
+use std::{
+    io,
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 
 /// The segment that takes appends, and its chunk.
 pub(crate) struct Active {
@@ -116,13 +124,21 @@ pub(super) fn unless_stopped(active: &Swap<Active>, stopping: &AtomicBool) -> Op
 pub(crate) enum MayBlock {
     /// It waits.
     Yes,
+    /// It waits for copies, as below, and for a segment that is being prepared, for at most [`PREPARING`]. For room on the
+    /// disk or in memory it returns [`Error::WouldBlock`].
+    ForMoment,
     /// It waits for copies, which mostly takes microseconds, and for a batch of many MiB milliseconds. For room it
     /// returns [`Error::WouldBlock`].
+    #[cfg_attr(not(feature = "store"), allow(dead_code, reason = "producers and the server ask for it"))]
     ForCopies,
     /// For room it returns [`Error::WouldBlock`]; readers see its records soon, the caller may look when
     /// ([`Log::is_published`](super::Log::is_published)).
     No,
 }
+
+/// How long an append that does not wait for the disk waits for a segment for which there is memory. Preparing one takes a
+/// few milliseconds; where it takes longer, the disk is behind.
+const PREPARING: Duration = Duration::from_millis(20);
 
 /// How long until something that found no room is tried again: the first of [`PAUSES`], then twice as long each time, up
 /// to the second. So what nobody waits for costs next to nothing, however many logs there are.
@@ -214,6 +230,9 @@ pub(crate) struct Roller {
     #[cfg(feature = "store")]
     looked_at: AtomicU64,
     asked: AtomicBool,
+    /// Whether the memory for records not yet written is used up, as the last attempt to make a spare segment found.
+    short: AtomicBool,
+    growth: Growth,
     /// Why the last attempt to make a spare segment failed; and how long until the next one if nobody asks.
     refused: Mutex<Option<Error>>,
     /// When that was, by the monotonic clock, in milliseconds.
@@ -251,6 +270,8 @@ impl Roller {
             #[cfg(feature = "store")]
             looked_at: AtomicU64::new(0),
             asked: AtomicBool::new(false),
+            short: AtomicBool::new(false),
+            growth: Growth::new(),
             refused: Mutex::new(None),
             refused_at: AtomicU64::new(0),
             pause: Pause::new(),
@@ -360,6 +381,13 @@ impl Roller {
         capacity > smallest && self.budget.is_over()
     }
 
+    /// A quarter of the active chunk is on the disk: asks for the next one, unless that was done when appends came fast.
+    pub(super) fn at_quarter(&self) {
+        if !self.growth.is_ahead() {
+            self.ask(0);
+        }
+    }
+
     #[cfg(all(test, not(loom)))]
     pub(super) fn is_ready(&self) -> bool {
         !self.ready.is_empty()
@@ -386,6 +414,7 @@ impl Roller {
     }
 
     pub(super) fn start(&self, shared: &Arc<Shared>) {
+        self.growth.begins(shared.env.machine.elapsed());
         self.task.start(Arc::clone(shared));
     }
 
@@ -450,6 +479,7 @@ impl Shared {
         may_block: MayBlock,
     ) -> Result<Arc<Active>, Error> {
         let backoff = Backoff::new();
+        let mut waits_since = None;
         loop {
             let seen = self.roll.changed.get();
             let stopped = || self.writable().err().unwrap_or(Error::Closed);
@@ -475,6 +505,7 @@ impl Shared {
             if let Some(full) = self.flush.full() {
                 return Err(full);
             }
+            self.roll.growth.is_full(self.env.machine.elapsed());
             self.roll.ask(needs);
             if !backoff.is_completed() {
                 backoff.snooze();
@@ -483,11 +514,22 @@ impl Shared {
             if let Some(refused) = self.refused_lately() {
                 return Err(refused);
             }
-            stats::found_no_room();
-            if may_block != MayBlock::Yes {
-                return Err(Error::WouldBlock);
+            let until = if may_block == MayBlock::Yes {
+                None
+            } else {
+                let now = self.env.machine.elapsed();
+                let left = PREPARING.saturating_sub(now.saturating_sub(*waits_since.get_or_insert(now)));
+                let waits = may_block == MayBlock::ForMoment && !self.roll.short.load(Ordering::SeqCst);
+                if !waits || left.is_zero() || self.env.machine.skip(left) {
+                    stats::found_no_room();
+                    return Err(Error::WouldBlock);
+                }
+                Some(Instant::now() + left)
+            };
+            if until.is_none() {
+                stats::found_no_room();
             }
-            self.roll.changed.park(seen + 1, || self.stopping.load(Ordering::SeqCst), None);
+            self.roll.changed.park(seen + 1, || self.stopping.load(Ordering::SeqCst), until);
         }
     }
 
@@ -538,6 +580,23 @@ impl Shared {
         }
     }
 
+    /// Called after each append: has the first spare segment of a log made ahead of time, if appends come fast.
+    #[inline]
+    pub(super) fn run_ahead(&self, active: &Active) {
+        if self.roll.growth.awaits_mark()
+            && active.chunk.reserved_bytes() >= growth::mark(active.chunk.capacity())
+        {
+            self.at_mark();
+        }
+    }
+
+    #[cold]
+    fn at_mark(&self) {
+        if self.roll.growth.passes_mark(self.env.machine.elapsed()) {
+            self.roll.ask(0);
+        }
+    }
+
     /// Makes the spare segment into the successor of one whose newest record is of the time `newest`. What is `before` its
     /// first record is noted if it is known already, which it is if that record is published; otherwise the flusher does,
     /// when it comes there.
@@ -552,6 +611,8 @@ impl Shared {
         let capacity = memory.capacity();
         self.roll.unwritten.fetch_add(1, Ordering::SeqCst);
         self.roll.needs.store(0, Ordering::SeqCst);
+        let filled = self.active.load().chunk.capacity();
+        self.roll.growth.rolls(filled, self.env.machine.elapsed());
         let created = clock::start_of_segment(self.env.machine.now(), newest);
         if created < newest {
             tracing::warn!(

@@ -241,8 +241,9 @@ impl Log {
             match may_block {
                 // A trim must not wait for the room that it is to make.
                 MayBlock::Yes => self.shared.wait_durable_unless_full(last)?,
-                MayBlock::ForCopies | MayBlock::No if self.shared.durable_soon(last) => {}
-                MayBlock::ForCopies | MayBlock::No => return Err(Error::WouldBlock),
+                MayBlock::ForMoment | MayBlock::ForCopies | MayBlock::No
+                    if self.shared.durable_soon(last) => {}
+                MayBlock::ForMoment | MayBlock::ForCopies | MayBlock::No => return Err(Error::WouldBlock),
             }
         }
         self.writable()?; // if the log was deleted, another one may be at its path

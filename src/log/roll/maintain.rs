@@ -1,6 +1,8 @@
 //! The maintenance task of a log: prepares spare segments, writes zeros ahead of the flusher, seals, trims, and gives
 //! memory back.
 
+#[cfg(doc)]
+use super::growth;
 use super::{Job, JobError, SpareSegment, TrimRequest};
 use crate::{
     chunk::{Before, ChunkPosition, ShmBacking},
@@ -165,11 +167,17 @@ impl Shared {
         }
         let Some(mut claim) = self.claim_next(needs) else {
             roll.asked.store(true, Ordering::SeqCst); // for the next turn, which sealing starts
+            if !roll.short.swap(true, Ordering::SeqCst) {
+                roll.changed.bump(); // for appends that wait only while there is memory
+            }
             // An appender may have closed a chunk before its first record, and then nobody else kicks the flusher.
             self.flush.kick();
             return;
         };
+        roll.short.store(false, Ordering::SeqCst);
+        let begun = self.env.machine.elapsed();
         let made = self.make(claim.capacity(), least);
+        roll.growth.made(claim.capacity(), self.env.machine.elapsed().saturating_sub(begun));
         roll.budget.shrink();
         let mut refused = lock(&roll.refused);
         match made {
@@ -285,15 +293,18 @@ impl Shared {
         first_segment_bytes.max(needs.next_multiple_of(disk::BLOCK)).min(segment_bytes)
     }
 
-    /// Claims room for the next chunk: four times the active one while half of the budget is unclaimed, otherwise the
-    /// same size. `None` if the disk has to catch up first. If other logs have taken the memory, smaller chunks are
+    /// Claims room for the next chunk: larger than the active one while half of the budget is unclaimed ([`growth`]),
+    /// otherwise of the same size. `None` if the disk has to catch up first. If other logs have taken the memory, smaller chunks are
     /// used; a chunk of the smallest size that is enough is always granted.
     fn claim_next(&self, needs: u64) -> Option<Claim> {
         let (most, least, roll) = (self.options.segment_bytes, self.least_for(needs), &self.roll);
         let fitting = |bytes: u64| bytes.max(least).min(most);
         let active = self.active.load_full().chunk.capacity();
-        let grown = fitting(active.saturating_mul(4));
-        let mut capacity = if roll.budget.has_half(grown) { grown } else { fitting(active) };
+        let is_first = active <= self.options.first_segment_bytes;
+        let factors = roll.growth.factors(active, is_first, self.env.machine.elapsed());
+        let grown = factors.into_iter().map(|factor| fitting(active.saturating_mul(factor)));
+        let fits = |&capacity: &u64| roll.budget.has_half(capacity);
+        let mut capacity = grown.into_iter().find(fits).unwrap_or_else(|| fitting(active));
         if let Some(claim) = roll.try_claim(capacity) {
             return Some(claim);
         }

@@ -154,6 +154,91 @@ fn a_closed_chunk_without_a_successor_keeps_nobody_awake() {
     }
 }
 
+/// A log with the default sizes, on a machine whose monotonic clock stands still: so an append that waits while a segment
+/// is prepared waits as long as that takes.
+fn large(clocks: &std::sync::Arc<crate::log::environment::clocks::Clocks>) -> crate::log::Log {
+    let options = crate::log::Options { shm_dir: None, ..Default::default() };
+    let env = clocks.on(std::sync::Arc::new(Sim::new(1)));
+    crate::log::Log::open_in(&env, std::path::Path::new(crate::log::tests::DIR), options).unwrap()
+}
+
+/// `try_append` was refused after 62 KiB, and thousands of times within 64 MiB, with 256 MiB of memory free: each segment
+/// was begun too late, and refusals did not wait for it.
+#[test]
+fn appends_that_may_not_wait_are_not_refused_while_memory_is_free() {
+    let log = large(&crate::log::environment::clocks::Clocks::new());
+    for n in 0..(16 << 20) / 100 {
+        assert_eq!(log.try_append(&[7; 100]).unwrap(), n);
+    }
+}
+
+/// The first spare segment was made only when a quarter of the first chunk was on the disk.
+#[test]
+fn growth_runs_ahead_of_fast_appends_and_costs_a_log_with_few_records_nothing() {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    // One record; as much as is appended fast, but slowly; and fast.
+    for (records, slow, grows) in [(1, false, false), (50, true, false), (50, false, true)] {
+        let clocks = crate::log::environment::clocks::Clocks::new();
+        let log = large(&clocks);
+        let claimed = log.shared.roll.budget.claimed();
+        if slow {
+            clocks.pass(1100);
+        }
+        for _ in 0..records {
+            log.append(&[7; 100]).unwrap();
+        }
+        if grows {
+            while !log.shared.roll.is_ready() {
+                assert!(Instant::now() < deadline, "nothing is made ahead");
+                std::thread::yield_now();
+            }
+            let spare = log.shared.roll.ready.pop().unwrap();
+            assert_eq!(spare.memory.capacity(), 1 << 20);
+            log.shared.roll.put_back(spare);
+        } else {
+            log.flush().unwrap();
+            std::thread::sleep(Duration::from_millis(30));
+            assert!(!log.shared.roll.is_ready());
+            assert_eq!(log.shared.roll.budget.claimed(), claimed);
+        }
+    }
+}
+
+/// When the memory for records not yet written is used up, an append that may not wait is refused at once.
+#[test]
+fn appends_that_may_not_wait_are_refused_at_once_when_memory_is_used_up() {
+    use crate::disk::gate::{Gate, Operation};
+    let hangs = std::sync::Arc::new((std::sync::Mutex::new(true), std::sync::Condvar::new()));
+    let disk = std::sync::Arc::clone(&hangs);
+    let gate = Gate::new(std::sync::Arc::new(Sim::new(1)), move |operation, path: &std::path::Path| {
+        if operation == Operation::Write && path.ends_with("next-0.tmp") {
+            drop(disk.1.wait_while(disk.0.lock().unwrap(), |hangs| *hangs).unwrap());
+        }
+        Ok(())
+    });
+    let clocks = crate::log::environment::clocks::Clocks::new();
+    let place = std::path::Path::new(crate::log::tests::DIR);
+    let begun = std::thread::spawn(move || {
+        // The clock stands still: an append that waited for its time to be over would not return.
+        crate::log::Log::open_in(&clocks.on(gate), place, crate::log::tests::small()).unwrap()
+    });
+    *hangs.0.lock().unwrap() = false;
+    hangs.1.notify_all();
+    let log = begun.join().unwrap();
+    *hangs.0.lock().unwrap() = true;
+    let mut appended = 0;
+    let refused = loop {
+        match log.try_append(&[7; 900]) {
+            Ok(_) => appended += 1,
+            Err(error) => break error,
+        }
+    };
+    *hangs.0.lock().unwrap() = false;
+    hangs.1.notify_all();
+    assert!(matches!(refused, Error::WouldBlock), "{refused}");
+    assert!(appended > 20, "of 64 KiB, {appended} records were taken");
+}
+
 /// The pauses that tasks have asked for.
 struct Pauses(std::sync::Arc<dyn Schedule>, Mutex<Vec<Duration>>);
 
