@@ -4,10 +4,9 @@
 use millstream::{Error, Log, Options};
 use std::{
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, Sender, channel},
     },
     task::{Context, Poll, Wake, Waker},
@@ -49,38 +48,42 @@ fn run(futures: impl Iterator<Item = Pin<Box<dyn Future<Output = ()> + Send>>>) 
     }
 }
 
+fn refusals() -> u64 {
+    millstream::stats().backpressure
+}
+
+/// As callers did it before there was `append_async`: each waits for room, and tries again.
+async fn retry(log: &Log) -> Result<u64, Error> {
+    let mut room = pin!(log.room());
+    loop {
+        match log.try_append(&[7; 1000]) {
+            Err(Error::WouldBlock) => room.as_mut().await,
+            done => return done,
+        }
+    }
+}
+
 fn main() {
     let dir = std::env::var_os("MILLSTREAM_BENCH_DIR").map_or_else(std::env::temp_dir, Into::into);
-    for round in 0..3 {
+    for (round, how) in ["append_async", "room", "append_async", "room"].into_iter().enumerate() {
         let dir = tempfile::tempdir_in(&dir).unwrap();
         let options = Options { segment_bytes: 64 << 10, memory_bytes: 256 << 10, ..Options::default() };
         let log = Arc::new(Log::open(dir.path(), options).unwrap());
-        let refused = Arc::new(AtomicU64::new(0));
-        let begun = Instant::now();
+        let (before, begun) = (refusals(), Instant::now());
         run((0..TASKS).map(|_| {
-            let (log, refused) = (Arc::clone(&log), Arc::clone(&refused));
+            let log = Arc::clone(&log);
             let task = async move {
                 for _ in 0..EACH {
-                    loop {
-                        let room = log.room();
-                        match log.try_append(&[7; 1000]) {
-                            Err(Error::WouldBlock) => {
-                                refused.fetch_add(1, Ordering::Relaxed);
-                                room.await;
-                            }
-                            done => {
-                                done.unwrap();
-                                break;
-                            }
-                        }
-                    }
+                    let done =
+                        if how == "room" { retry(&log).await } else { log.append_async([7; 1000]).await };
+                    done.unwrap();
                 }
             };
             Box::pin(task) as Pin<Box<dyn Future<Output = ()> + Send>>
         }));
-        let refused = refused.load(Ordering::Relaxed);
+        let refused = refusals() - before;
         println!(
-            "round {round}: {} appends in {:.2} s, refused {refused} times ({:.2} per append)",
+            "round {round}, {how}: {} appends in {:.2} s, refused {refused} times ({:.3} per append)",
             TASKS * EACH,
             begun.elapsed().as_secs_f64(),
             refused as f64 / (TASKS * EACH) as f64,

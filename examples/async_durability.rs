@@ -1,4 +1,4 @@
-//! Waiting for the disk without a thread: appends return at once, and futures complete when their records are durable.
+//! Waiting for room and for the disk without a thread: futures complete when their records are durable.
 //! `cargo run --example async_durability`
 
 use millstream::{Error, Log, Options};
@@ -13,16 +13,8 @@ async fn main() -> Result<(), Error> {
         .map(|n| {
             let log = Arc::clone(&log);
             tokio::spawn(async move {
-                // `try_append` never blocks: where the disk is behind, wait for room and try again.
-                let offset = loop {
-                    let room = log.room(); // before the attempt, so that room made in between is not missed
-                    match log.try_append(format!("record {n}").as_bytes()) {
-                        Err(Error::WouldBlock) => room.await,
-                        appended => break appended?,
-                    }
-                };
-                log.durable(offset).await?; // one write to the disk makes all that has come durable at once
-                Ok::<u64, Error>(offset)
+                // Waits in line where the disk is behind; one write makes all that has come durable at once.
+                log.append_durable(format!("record {n}")).await
             })
         })
         .collect();

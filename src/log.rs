@@ -22,6 +22,7 @@ mod error;
 mod flush;
 mod futures;
 mod inspect;
+mod line;
 mod options;
 #[cfg(feature = "store")]
 mod producers;
@@ -44,7 +45,7 @@ pub use error::Error;
 use flush::CLOSING;
 #[cfg(feature = "store")]
 pub(crate) use flush::CLOSING;
-pub use futures::{Durable, Room, Visible};
+pub use futures::{AppendAsync, AppendDurable, Durable, Room, Visible};
 pub use inspect::{Report, verify, verify_with_progress};
 pub use options::{Durability, Options};
 #[cfg(feature = "server")]
@@ -441,7 +442,38 @@ impl Log {
         Appender::new(Arc::clone(&self.shared))
     }
 
-    /// Completes when an append that got [`Error::WouldBlock`] is worth another try.
+    /// Appends a record when there is room for it, and returns its offset: [`append`](Self::append) for async code, with any
+    /// runtime. Callers that find no room wait in a line, in the order in which they came, without holding a thread; one
+    /// is woken at a time. Dropping the future before it has completed appends nothing. A future that waits in the line must
+    /// be polled when it is woken, or dropped: others wait behind it.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    pub fn append_async<V: AsRef<[u8]>>(&self, value: V) -> AppendAsync<V> {
+        AppendAsync::new(Arc::clone(&self.shared), value)
+    }
+
+    /// Appends a record when there is room for it, and returns its offset when it is durable:
+    /// [`append_wait`](Self::append_wait) for async code. If the future is dropped, the record may or may not be appended.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), and as [`wait_durable`](Self::wait_durable).
+    pub fn append_durable<V: AsRef<[u8]>>(&self, value: V) -> AppendDurable<V> {
+        AppendDurable::new(Arc::clone(&self.shared), value)
+    }
+
+    /// Appends a record, waits until it is durable, and returns its offset.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), and as [`wait_durable`](Self::wait_durable).
+    pub fn append_wait(&self, value: &[u8]) -> Result<u64, Error> {
+        let offset = self.append(value)?;
+        self.shared.wait_durable(offset)?;
+        Ok(offset)
+    }
+
+    /// Completes when an append that got [`Error::WouldBlock`] is worth another try, and it is this caller's turn. To be
+    /// created before that append, and kept until one succeeds: it may be awaited again.
     pub fn room(&self) -> Room {
         Room::new(Arc::clone(&self.shared))
     }
@@ -451,12 +483,24 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::Failed`]: it is not known whether the record is durable; opening the log again will show it.
-    /// [`Error::Closed`], [`Error::ReadOnly`] if it never will be.
+    /// [`Error::Closed`], [`Error::ReadOnly`] if it never will be. [`Error::NotAppended`], at once, if no append has been
+    /// given that offset.
     pub fn wait_durable(&self, offset: u64) -> Result<(), Error> {
+        self.shared.given(offset)?;
         self.shared.wait_durable(offset)
     }
 
-    /// [`wait_durable`](Self::wait_durable) for async code: a flusher thread does the write.
+    /// [`wait_durable`](Self::wait_durable) for at most `timeout`; returns whether the record is durable. A flusher thread
+    /// does the write, so that the time is kept also if the disk takes longer.
+    ///
+    /// # Errors
+    /// As [`wait_durable`](Self::wait_durable).
+    pub fn wait_durable_for(&self, offset: u64, timeout: Duration) -> Result<bool, Error> {
+        self.shared.wait_durable_for(offset, timeout)
+    }
+
+    /// [`wait_durable`](Self::wait_durable) for async code: a flusher thread does the write. If no append has been given
+    /// that offset yet, completes when one has, and its record is durable.
     pub fn durable(&self, offset: u64) -> Durable {
         Durable::new(Arc::clone(&self.shared), offset)
     }

@@ -20,6 +20,7 @@ use crate::{
 };
 use std::{
     future::ready,
+    pin::pin,
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
@@ -69,7 +70,7 @@ pub(super) enum Ack {
     Memory,
 }
 
-/// Repeats an append while it finds no room. Only waiting for room has a limit of time: an attempt that has begun may
+/// Repeats an append while it finds no room, for which `room` waits, again and again. Only waiting for room has a limit of time: an attempt that has begun may
 /// append, and its result is what is answered.
 async fn when_there_is_room<T, F, R>(
     limit: Duration,
@@ -81,15 +82,18 @@ where
     R: Future<Output = ()>,
 {
     let mut done = attempt().await?;
-    let until = Instant::now() + limit;
-    while let Err(Error::WouldBlock) = done {
-        let room = room(); // before the attempt, so that room made in between is not missed
-        done = attempt().await?;
-        if let Err(Error::WouldBlock) = done {
-            tokio::time::timeout_at(until.into(), room).await.map_err(|_| Problem::backpressure())?;
-        }
+    if !matches!(done, Err(Error::WouldBlock)) {
+        return Ok(done);
     }
-    Ok(done)
+    let until = Instant::now() + limit;
+    let mut room = pin!(room()); // before the next attempt, so that room made in between is not missed
+    loop {
+        done = attempt().await?;
+        if !matches!(done, Err(Error::WouldBlock)) {
+            return Ok(done); // dropping `room` has the next caller woken
+        }
+        tokio::time::timeout_at(until.into(), room.as_mut()).await.map_err(|_| Problem::backpressure())?;
+    }
 }
 
 impl Context {

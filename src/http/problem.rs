@@ -221,13 +221,13 @@ impl From<Error> for Problem {
             Error::CannotGrow { .. } => Code::CannotGrow,
             Error::Io { .. } if error.is_full() => Code::DiskFull,
             Error::Io { .. } if error.is_transient() => Code::OutOfResources,
-            // Something is wrong with a log's directory, or with how the server was started.
+            // Something is wrong with a log's directory, with how the server was started, or with the server.
             Error::InUse { .. }
             | Error::NotALog { .. }
             | Error::Newer { .. }
             | Error::Corrupt { .. }
             | Error::BackingContinues { .. } => Code::LogUnusable,
-            Error::Io { .. } | Error::BadOptions { .. } => Code::Internal,
+            Error::Io { .. } | Error::NotAppended { .. } | Error::BadOptions { .. } => Code::Internal,
         };
         let problem = Self::new(code, &error);
         match error {

@@ -5,6 +5,7 @@
 
 use super::{
     Durability, Error, LINGER, Shared,
+    line::Turn,
     roll::{Active, MayBlock},
 };
 use crate::{
@@ -116,13 +117,12 @@ impl Appender {
         expected: Option<u64>,
         may_block: MayBlock,
     ) -> Result<u64, Error> {
-        let batch = check(&self.shared, values)?;
-        loop {
-            if let Some(offset) = place(&self.shared, &self.active, batch, expected, may_block)? {
-                return Ok(offset);
-            }
-            self.active = self.shared.next_active(&self.active, batch.needs(), may_block)?;
+        let Self { shared, active } = self;
+        let batch = check(shared, values)?;
+        if let Some(offset) = place(shared, active, batch, expected, may_block)? {
+            return Ok(offset);
         }
+        append_on(shared, active, batch, expected, may_block)
     }
 }
 
@@ -141,12 +141,23 @@ pub(super) fn append<S: AppendValues + ?Sized>(
             return Ok(offset);
         }
     }
-    let mut active = shared.active.load_full();
+    append_on(shared, &mut shared.active.load_full(), batch, expected, may_block)
+}
+
+/// Appends to `active` or a later segment, at which `active` is left.
+fn append_on<S: AppendValues + ?Sized>(
+    shared: &Shared,
+    active: &mut Arc<Active>,
+    batch: Batch<'_, S>,
+    expected: Option<u64>,
+    may_block: MayBlock,
+) -> Result<u64, Error> {
+    let mut turn = Turn::new(shared.roll.changes());
     loop {
-        if let Some(offset) = place(shared, &active, batch, expected, may_block)? {
+        if let Some(offset) = place(shared, active, batch, expected, may_block)? {
             return Ok(offset);
         }
-        active = shared.next_active(&active, batch.needs(), may_block)?;
+        *active = shared.next_active(active, batch.needs(), may_block, &mut turn)?;
     }
 }
 

@@ -33,6 +33,14 @@ pub enum Error {
         /// The offset the next record would get.
         next: u64,
     },
+    /// No append has been given this offset, so there is nothing to wait for.
+    #[error("no record has offset {offset}; the next offset is {next}")]
+    NotAppended {
+        /// The offset that was to be waited for.
+        offset: u64,
+        /// The offset the next record would get.
+        next: u64,
+    },
     /// A producer's id, or its mark, is not one.
     #[error(
         "a producer's id has 1 to 64 characters of printable ASCII, without a space at either end, and its mark up to \

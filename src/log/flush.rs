@@ -352,6 +352,30 @@ impl Shared {
         self.wait_durable_while(offset, |_| true)
     }
 
+    /// Waits for at most `timeout`, and leaves the write to the flusher: a thread that writes cannot say how long that takes.
+    /// Returns whether the record is durable.
+    pub(super) fn wait_durable_for(&self, offset: u64, timeout: Duration) -> Result<bool, Error> {
+        self.given(offset)?;
+        let ended = || self.unless_stopped().is_err();
+        self.flush.kick();
+        // Without an end if that would be too far away to be represented.
+        self.durable.park(offset.saturating_add(1), ended, Instant::now().checked_add(timeout));
+        if self.durable.get() > offset {
+            return Ok(true);
+        }
+        self.unless_stopped().map(|()| false)
+    }
+
+    /// Errors if no append has been given this offset.
+    pub(super) fn given(&self, offset: u64) -> Result<(), Error> {
+        let next = self.next_offset();
+        if offset < next {
+            return Ok(());
+        }
+        self.writable()?;
+        Err(Error::NotAppended { offset, next })
+    }
+
     /// The same, unless there is no room for it on the disk.
     #[cfg(feature = "store")]
     pub(super) fn wait_durable_unless_full(&self, offset: u64) -> Result<(), Error> {

@@ -2,6 +2,9 @@
 
 use super::{
     Error, Shared,
+    append::append,
+    line::Place,
+    roll::MayBlock,
     wait::{Frontier, Ticket},
 };
 use crate::sync::Arc;
@@ -88,15 +91,40 @@ impl Future for Visible {
     }
 }
 
-/// Completes when there may be room again; see [`Log::room`](super::Log::room).
+/// Completes when there may be room again, and it is this caller's turn; see [`Log::room`](super::Log::room). It may be
+/// awaited again, which keeps its place in the line. While it exists after it has completed, nobody behind it is woken: it
+/// is to be dropped when the append has succeeded, or is given up.
 #[must_use = "a future does nothing unless it is awaited"]
-pub struct Room(FrontierWait);
+pub struct Room {
+    shared: Arc<Shared>,
+    place: Place,
+    /// The number of events before the last look for room.
+    seen: u64,
+    waits: bool,
+}
 
 impl Room {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let point = shared.roll.changes().get() + 1;
+        let seen = shared.roll.changes().events();
         shared.roll.ask(0);
-        Self(FrontierWait::new(shared, |shared| shared.roll.changes(), point))
+        Self { shared, place: Place::default(), seen, waits: false }
+    }
+
+    /// Polls until it is this caller's turn. Then the number of events is read, before the caller looks for room.
+    fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let (line, waker) = (self.shared.roll.changes(), context.waker());
+        let waits = if self.waits {
+            line.still_waits(&self.place, waker)
+        } else {
+            line.join(&mut self.place, self.seen, waker)
+        };
+        // Looked at after joining the line: a log that stops wakes all that are in it by then.
+        self.waits = waits && self.shared.writable().is_ok();
+        if self.waits {
+            return Poll::Pending;
+        }
+        self.seen = line.events();
+        Poll::Ready(())
     }
 }
 
@@ -104,6 +132,84 @@ impl Future for Room {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        self.0.poll(context, |shared| shared.writable().is_err())
+        self.poll_turn(context)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.shared.roll.changes().leave(&mut self.place);
+    }
+}
+
+/// Appends when there is room; see [`Log::append_async`](super::Log::append_async).
+#[must_use = "a future does nothing unless it is awaited"]
+pub struct AppendAsync<V> {
+    room: Room,
+    value: V,
+    begun: bool,
+}
+
+impl<V> AppendAsync<V> {
+    pub(super) fn new(shared: Arc<Shared>, value: V) -> Self {
+        let room = Room { shared, place: Place::default(), seen: 0, waits: false };
+        Self { room, value, begun: false }
+    }
+}
+
+impl<V> Unpin for AppendAsync<V> {} // nothing of it is pinned
+
+impl<V: AsRef<[u8]>> Future for AppendAsync<V> {
+    type Output = Result<u64, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { room, value, begun } = &mut *self;
+        if !std::mem::replace(begun, true) && room.shared.roll.changes().is_waited_for() {
+            // Others came first.
+            room.waits = room.shared.roll.changes().queue(&mut room.place, context.waker());
+        }
+        loop {
+            if room.waits && room.poll_turn(context).is_pending() {
+                return Poll::Pending;
+            }
+            room.seen = room.shared.roll.changes().events();
+            // The caller's code runs before anything is reserved.
+            let done = append(&room.shared, &[value.as_ref()], None, MayBlock::ForCopies);
+            if !matches!(done, Err(Error::WouldBlock)) {
+                room.shared.roll.changes().leave(&mut room.place); // it is the next one's turn
+                return Poll::Ready(done);
+            }
+            if room.poll_turn(context).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+/// Appends when there is room, and completes when the record is durable; see
+/// [`Log::append_durable`](super::Log::append_durable).
+#[must_use = "a future does nothing unless it is awaited"]
+pub struct AppendDurable<V> {
+    append: AppendAsync<V>,
+    appended: Option<(u64, Durable)>,
+}
+
+impl<V> AppendDurable<V> {
+    pub(super) fn new(shared: Arc<Shared>, value: V) -> Self {
+        Self { append: AppendAsync::new(shared, value), appended: None }
+    }
+}
+
+impl<V: AsRef<[u8]>> Future for AppendDurable<V> {
+    type Output = Result<u64, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { append, appended } = &mut *self;
+        if appended.is_none() {
+            let Poll::Ready(offset) = Pin::new(&mut *append).poll(context)? else { return Poll::Pending };
+            *appended = Some((offset, Durable::new(Arc::clone(&append.room.shared), offset)));
+        }
+        let Some((offset, durable)) = appended else { return Poll::Pending };
+        Pin::new(durable).poll(context).map_ok(|()| *offset)
     }
 }

@@ -27,9 +27,11 @@ mod growth;
 mod maintain;
 
 use super::{
-    Error, Frontier, Shared,
+    Error, Shared,
     budget::{Budget, Claim},
-    clock, stats,
+    clock,
+    line::{Line, Turn},
+    stats,
     task::{Schedule, Task},
 };
 use crate::{
@@ -129,7 +131,6 @@ pub(crate) enum MayBlock {
     ForMoment,
     /// It waits for copies, which mostly takes microseconds, and for a batch of many MiB milliseconds. For room it
     /// returns [`Error::WouldBlock`].
-    #[cfg_attr(not(feature = "store"), allow(dead_code, reason = "producers and the server ask for it"))]
     ForCopies,
     /// For room it returns [`Error::WouldBlock`]; readers see its records soon, the caller may look when
     /// ([`Log::is_published`](super::Log::is_published)).
@@ -211,8 +212,8 @@ enum JobError {
 /// The state of rolling, shared by appenders and the maintenance task.
 pub(crate) struct Roller {
     ready: ArrayQueue<SpareSegment>,
-    /// Event counter: bumped on a ready segment, a roll or an error; wakes appenders that wait for room.
-    changed: Frontier,
+    /// Appenders that wait for room; bumped on a ready segment, a roll or an error.
+    changed: Line,
     budget: Arc<Budget>,
     share: Arc<PoolShare>,
     /// Where chunk memory is kept that outlives the process.
@@ -258,7 +259,7 @@ impl Roller {
     ) -> Self {
         Self {
             ready: ArrayQueue::new(1),
-            changed: Frontier::new(0),
+            changed: Line::new(),
             share: budget.share(backings.is_some()),
             budget,
             backings,
@@ -404,7 +405,7 @@ impl Roller {
     }
 
     /// What appenders that find no room wait for.
-    pub(super) fn changes(&self) -> &Frontier {
+    pub(super) fn changes(&self) -> &Line {
         &self.changed
     }
 
@@ -470,18 +471,20 @@ impl Roller {
 }
 
 impl Shared {
-    /// Waits for an active segment other than `closed`, which has no room for an append of `needs` bytes.
+    /// Waits for an active segment other than `closed`, which has no room for an append of `needs` bytes. `turn` is to be
+    /// dropped when the append is done, and not before: then it is the next caller's turn.
     #[cold]
     pub(super) fn next_active(
         &self,
         closed: &Arc<Active>,
         needs: u64,
         may_block: MayBlock,
+        turn: &mut Turn<'_>,
     ) -> Result<Arc<Active>, Error> {
         let backoff = Backoff::new();
         let mut waits_since = None;
         loop {
-            let seen = self.roll.changed.get();
+            let seen = self.roll.changed.events();
             let stopped = || self.writable().err().unwrap_or(Error::Closed);
             let active = unless_stopped(&self.active, &self.stopping).ok_or_else(stopped)?;
             self.writable()?; // or it was opened for reading only
@@ -519,7 +522,10 @@ impl Shared {
             } else {
                 let now = self.env.machine.elapsed();
                 let left = PREPARING.saturating_sub(now.saturating_sub(*waits_since.get_or_insert(now)));
-                let waits = may_block == MayBlock::ForMoment && !self.roll.short.load(Ordering::SeqCst);
+                // Behind others in the line it would wait for them, whom this thread may have to run.
+                let waits = may_block == MayBlock::ForMoment
+                    && !self.roll.short.load(Ordering::SeqCst)
+                    && !self.roll.changed.is_waited_for();
                 if !waits || left.is_zero() || self.env.machine.skip(left) {
                     stats::found_no_room();
                     return Err(Error::WouldBlock);
@@ -529,7 +535,7 @@ impl Shared {
             if until.is_none() {
                 stats::found_no_room();
             }
-            self.roll.changed.park(seen + 1, || self.stopping.load(Ordering::SeqCst), until);
+            turn.park(seen, || self.stopping.load(Ordering::SeqCst), until);
         }
     }
 
@@ -560,7 +566,8 @@ impl Shared {
             return self.roll.ask(0);
         }
         active.chunk.close();
-        let _ = self.next_active(active, 0, MayBlock::No); // another thread may have done it, or the log has stopped
+        let mut turn = Turn::new(&self.roll.changed);
+        let _ = self.next_active(active, 0, MayBlock::No, &mut turn); // another thread may have done it, or the log has stopped
     }
 
     /// Called now and then. If a segment for a large record has been ready since the last call, whoever asked for it has

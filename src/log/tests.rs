@@ -5,6 +5,7 @@ mod clock;
 mod copying;
 mod damaged;
 mod refused;
+mod waiting;
 
 use super::*;
 use crate::disk::{Disk, sim::Sim};

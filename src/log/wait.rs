@@ -61,14 +61,6 @@ impl Frontier {
         }
     }
 
-    /// Raises the value by one: for a frontier that counts events.
-    pub(crate) fn bump(&self) {
-        let to = self.value.fetch_add(1, Ordering::AcqRel) + 1;
-        if self.nearest.load(Ordering::Acquire) <= to {
-            self.wake(to);
-        }
-    }
-
     /// Wakes all waiters, whatever they wait for: the log has stopped, and they must look why.
     pub(crate) fn wake_all(&self) {
         self.wake(NOBODY);
@@ -117,7 +109,7 @@ impl Frontier {
     /// Parks this thread until the value reaches `point`, or until `give_up` returns true after a wake-up, or until
     /// `deadline`.
     pub(crate) fn park(&self, point: u64, give_up: impl Fn() -> bool, deadline: Option<std::time::Instant>) {
-        let waker = Waker::from(std::sync::Arc::new(Unpark(thread::current())));
+        let waker = unpark_this_thread();
         while let Some(ticket) = self.join(point, &waker) {
             if !give_up() {
                 park_until(deadline);
@@ -130,13 +122,17 @@ impl Frontier {
     }
 }
 
-fn park_until(deadline: Option<std::time::Instant>) {
+pub(super) fn park_until(deadline: Option<std::time::Instant>) {
     #[cfg(not(any(loom, shuttle)))]
     if let Some(deadline) = deadline {
         return thread::park_timeout(deadline.saturating_duration_since(std::time::Instant::now()));
     }
     let _ = deadline;
     thread::park();
+}
+
+pub(super) fn unpark_this_thread() -> Waker {
+    Waker::from(std::sync::Arc::new(Unpark(thread::current())))
 }
 
 /// Wakes a parked thread.

@@ -7,7 +7,7 @@ use super::{Job, JobError, SpareSegment, TrimRequest};
 use crate::{
     chunk::{Before, ChunkPosition, ShmBacking},
     disk,
-    log::{Error, Options, Shared, budget::Claim},
+    log::{Error, Options, Shared, budget::Claim, line::NUDGE},
     reports,
     segment::{Segment, file::SegmentFile, scan::Summary, sealed},
     sync::{Arc, Ordering, lock},
@@ -23,6 +23,9 @@ impl Shared {
         let roll = &self.roll;
         loop {
             roll.task.take_kick();
+            if roll.changed.is_waited_for() {
+                roll.changed.bump(); // see `line`: whoever has the turn may do nothing
+            }
             // Trims are done until one has to be tried again later (`trimming`), other jobs likewise (`waiting`).
             let (mut trimming, mut waiting) = (true, false);
             loop {
@@ -79,7 +82,8 @@ impl Shared {
         if lock(&roll.stalled).is_some() || !roll.trims.is_empty() {
             return Some(RETRY); // a caller, or an append, waits for it
         }
-        lock(&roll.refused).is_some().then(|| roll.pause.next())
+        let refused = lock(&roll.refused).is_some().then(|| roll.pause.next());
+        refused.or_else(|| roll.changed.is_waited_for().then_some(NUDGE))
     }
 
     fn work_at(&self, job: Job) -> Result<(), JobError> {

@@ -5,7 +5,7 @@ use crate::{
     LogId,
     chunk::{AppendOutcome, Batch, FrameMeta},
     frame::Key,
-    log::task::models::Pool,
+    log::{task::models::Pool, wait::Frontier},
     segment::header::Secret,
     sync::thread,
 };
