@@ -54,6 +54,11 @@ impl<'a> Turn<'a> {
         Self { line, place: Place::default() }
     }
 
+    /// Whether others would be before this caller, which has no place yet.
+    pub(crate) fn would_be_behind(&self) -> bool {
+        self.place.0.is_none() && self.line.is_waited_for()
+    }
+
     /// Parks this thread until it is its turn: see [`Line::park`].
     pub(crate) fn park(&mut self, seen: u64, give_up: impl Fn() -> bool, deadline: Option<Instant>) {
         self.line.park(&mut self.place, seen, give_up, deadline);

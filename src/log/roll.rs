@@ -525,7 +525,7 @@ impl Shared {
                 // Behind others in the line it would wait for them, whom this thread may have to run.
                 let waits = may_block == MayBlock::ForMoment
                     && !self.roll.short.load(Ordering::SeqCst)
-                    && !self.roll.changed.is_waited_for();
+                    && !turn.would_be_behind();
                 if !waits || left.is_zero() || self.env.machine.skip(left) {
                     stats::found_no_room();
                     return Err(Error::WouldBlock);
