@@ -64,7 +64,7 @@ pub use read::{Iter, Reader, Record, RecordRef};
 pub(crate) use recovery::{COMMON_LOCK, SETTINGS, id_of, only_ours};
 pub use repair::{Repaired, repair, repair_with_progress};
 pub use retention::Retention;
-pub use stats::{Buckets, Stats, stats};
+pub use stats::{Buckets, LogStats, Stats, stats};
 #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
 pub(crate) use {
     environment::Machine,
@@ -79,19 +79,20 @@ use crate::{
     LogId,
     reports::Reports,
     segment::header::Secret,
-    sync::{Arc, AtomicBool, Backoff, Ordering, Swap},
+    sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
 };
 pub(crate) use roll::MayBlock;
 use std::{
-    ops::Range,
+    ops::{Bound, Range, RangeBounds},
     path::{Path, PathBuf},
     sync::OnceLock,
     time::{Duration, Instant},
 };
 use {budget::Budget, wait::Frontier};
 
-/// A commit log in one directory. Any number of threads may share it by reference. It is closed when dropped, or by
-/// [`close`](Self::close), which returns whether that went well.
+/// A commit log in one directory. Any number of threads may share it, by reference or as clones, which cost two counters.
+/// It is closed when the last clone is dropped, or by [`close`](Self::close) or [`shutdown`](Self::shutdown) of any clone,
+/// which return whether that went well.
 ///
 /// # Example
 /// ```
@@ -107,8 +108,25 @@ use {budget::Budget, wait::Frontier};
 /// ```
 pub struct Log {
     shared: Arc<Shared>,
-    /// Whether its tasks are being run.
-    running: bool,
+    handles: Arc<Handles>,
+}
+
+/// What the clones of a [`Log`] share besides the log.
+struct Handles {
+    /// How many there are. A clone is made from another one, which holds a count, so that is `Relaxed`; the last one to be
+    /// dropped closes the log after all that the others did, so dropping is `AcqRel`.
+    count: AtomicU64,
+    /// Whether its tasks are being run. The lock is held while the log is closed.
+    running: Mutex<bool>,
+    /// The next offset when it was opened.
+    from: u64,
+}
+
+impl Clone for Log {
+    fn clone(&self) -> Self {
+        self.handles.count.fetch_add(1, Ordering::Relaxed);
+        Self { shared: Arc::clone(&self.shared), handles: Arc::clone(&self.handles) }
+    }
 }
 
 /// What all threads that work on a log share.
@@ -346,7 +364,9 @@ impl Log {
             shared.flush.start(&shared);
         }
         report_read_only(&shared);
-        Ok(Self { shared, running })
+        let (count, running) = (AtomicU64::new(1), Mutex::new(running));
+        let handles = Arc::new(Handles { count, running, from: shared.next_offset() });
+        Ok(Self { shared, handles })
     }
 
     /// Appends a record and returns its offset. The record is durable when [`durable_offset`](Self::durable_offset) has
@@ -367,6 +387,48 @@ impl Log {
     /// As [`append`](Self::append), and [`Error::EmptyBatch`].
     pub fn append_batch(&self, values: &[&[u8]]) -> Result<u64, Error> {
         append::append(&self.shared, values, None, MayBlock::Yes)
+    }
+
+    /// Like [`append_batch`](Self::append_batch), with values from any iterator. They are all collected, and their bytes
+    /// looked up, before anything is reserved, because nothing of the caller may run while an offset is reserved and not
+    /// written: that costs a list of the values and one of 16 bytes for each.
+    ///
+    /// # Errors
+    /// As [`append_batch`](Self::append_batch).
+    ///
+    /// # Example
+    /// ```
+    /// # fn main() -> Result<(), millstream::Error> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
+    /// log.append_batch_from((0..3).map(|n| format!("line {n}")))?;
+    /// assert_eq!(log.next_offset(), 3);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn append_batch_from<I>(&self, values: I) -> Result<u64, Error>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        let values: Vec<I::Item> = values.into_iter().collect();
+        let bytes: Vec<&[u8]> = values.iter().map(AsRef::as_ref).collect();
+        self.append_batch(&bytes)
+    }
+
+    /// Like [`append_batch_from`](Self::append_batch_from), but does not wait for the disk; see
+    /// [`try_append`](Self::try_append).
+    ///
+    /// # Errors
+    /// As [`try_append_batch`](Self::try_append_batch).
+    pub fn try_append_batch_from<I>(&self, values: I) -> Result<u64, Error>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        let values: Vec<I::Item> = values.into_iter().collect();
+        let bytes: Vec<&[u8]> = values.iter().map(AsRef::as_ref).collect();
+        self.try_append_batch(&bytes)
     }
 
     /// Like [`append`](Self::append), but does not wait for the disk. While the next segment is being prepared, for which
@@ -580,9 +642,39 @@ impl Log {
         Reader::new(Arc::clone(&self.shared), offset)
     }
 
-    /// The records from `offset` to the last one that is visible when this is called.
+    /// The records from `offset` to the last one that is visible when this is called; from the last one backward with
+    /// [`rev`](Iterator::rev).
     pub fn iter(&self, offset: u64) -> Iter {
-        Iter::new(self.reader(offset), self.visible_offset())
+        self.iter_range(offset..)
+    }
+
+    /// The records of a range of offsets, as far as they are visible when this is called. They can be read from both ends:
+    /// backward, a stretch of a segment at a time, so that each record is read once.
+    ///
+    /// # Example
+    /// ```
+    /// # fn main() -> Result<(), millstream::Error> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
+    /// log.append_batch(&[b"a", b"b", b"c"])?;
+    /// log.flush()?;
+    /// let last_two: Result<Vec<_>, _> = log.iter_range(1..).rev().collect();
+    /// assert_eq!(last_two?.iter().map(|record| record.offset()).collect::<Vec<_>>(), [2, 1]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn iter_range(&self, range: impl RangeBounds<u64>) -> Iter {
+        let from = match range.start_bound() {
+            Bound::Included(&from) => from,
+            Bound::Excluded(&before) => before.saturating_add(1),
+            Bound::Unbounded => self.first_offset(),
+        };
+        let end = match range.end_bound() {
+            Bound::Included(&last) => last.saturating_add(1),
+            Bound::Excluded(&end) => end,
+            Bound::Unbounded => u64::MAX,
+        };
+        Iter::new(self.reader(from), end.min(self.visible_offset()))
     }
 
     /// The offset of the first record that has not been trimmed; the next offset if there is none.
@@ -681,6 +773,30 @@ impl Log {
         let _ = self.shared.seal_rest(); // it has failed: nothing is sealed
     }
 
+    /// What this log has done since it was opened, and how it is now. The values are taken one after the other.
+    pub fn stats(&self) -> LogStats {
+        let shared = &self.shared;
+        let (first_offset, next_offset) = (self.first_offset(), self.next_offset());
+        let segments = shared.chain.load_full().segments.clone();
+        let newest = segments.last().map_or(shared.newest_found, |last| last.newest());
+        let newest = newest.max(shared.newest_found).max(match shared.active.load().chunk.reserved() {
+            0 => 0,
+            _ => shared.active.load().segment.newest(),
+        });
+        LogStats {
+            appended_records: next_offset.saturating_sub(self.handles.from),
+            committed_bytes: shared.flush.committed(),
+            first_offset,
+            durable_offset: self.durable_offset(),
+            visible_offset: self.visible_offset(),
+            next_offset,
+            segments: segments.len() as u64,
+            disk_bytes: segments.iter().map(|segment| segment.file_bytes()).sum(),
+            chunk_bytes: shared.roll.chunk_bytes(),
+            newest_time: (first_offset < next_offset).then_some(newest),
+        }
+    }
+
     /// The durability that the log was opened with.
     pub fn durability(&self) -> Durability {
         self.shared.options.durability
@@ -703,26 +819,37 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::Failed`]: not everything is known to be durable.
-    pub fn close(mut self) -> Result<(), Error> {
+    pub fn close(self) -> Result<(), Error> {
+        self.shutdown()
+    }
+
+    /// The same without taking the log: from then on, appends of all clones return [`Error::Closed`], and what is durable can
+    /// still be read. If another thread closes the log at the same time, waits for that.
+    ///
+    /// # Errors
+    /// As [`close`](Self::close).
+    pub fn shutdown(&self) -> Result<(), Error> {
         self.close_in_place(&mut { CLOSING }, true)
     }
 
     /// The same for one of several logs: where there is no room, it is waited for as long as `left` says, which is
     /// reduced by that.
     #[cfg(feature = "store")]
-    pub(crate) fn close_within(mut self, left: &mut Duration) -> Result<(), Error> {
+    pub(crate) fn close_within(self, left: &mut Duration) -> Result<(), Error> {
         self.close_in_place(left, true)
     }
 
     /// The same for a log that [`settles_soon`](Self::settles_soon), for callers that have other logs to serve: without
     /// room for the mark of a clean close, the log gets none, at once. It is only read again when it is opened.
     #[cfg(feature = "store")]
-    pub(crate) fn close_idle(mut self) -> Result<(), Error> {
+    pub(crate) fn close_idle(self) -> Result<(), Error> {
         self.close_in_place(&mut { CLOSING }, false)
     }
 
-    fn close_in_place(&mut self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
-        if !std::mem::take(&mut self.running) {
+    fn close_in_place(&self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
+        let mut running = lock(&self.handles.running);
+        if !std::mem::take(&mut *running) {
+            self.shared.stop(); // for other clones, if it was read-only
             self.shared.unlock(); // read-only, or closed before
             return Ok(());
         }
@@ -748,6 +875,9 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
+        if self.handles.count.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
         if let Err(error) = self.close_in_place(&mut { CLOSING }, true)
             && self.shared.failed.get().is_none_or(|reason| &**reason != DELETED)
         {

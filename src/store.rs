@@ -64,6 +64,29 @@ impl Default for StoreOptions {
     }
 }
 
+impl StoreOptions {
+    /// Sets [`log`](Self::log).
+    #[must_use]
+    pub fn with_log(mut self, log: Options) -> Self {
+        self.log = log;
+        self
+    }
+
+    /// Sets [`open_logs`](Self::open_logs).
+    #[must_use]
+    pub fn with_open_logs(mut self, open_logs: usize) -> Self {
+        self.open_logs = open_logs;
+        self
+    }
+
+    /// Sets [`idle`](Self::idle).
+    #[must_use]
+    pub fn with_idle(mut self, idle: Duration) -> Self {
+        self.idle = idle;
+        self
+    }
+}
+
 /// An open log; it stays open as long as this is held.
 pub struct OpenLog {
     log: Log,

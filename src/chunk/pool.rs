@@ -112,6 +112,11 @@ impl PoolShare {
         Arc::new(Self { pool: Arc::clone(pool), number, claimed: AtomicU64::new(0), is_backed })
     }
 
+    /// The sum of this log's claims.
+    pub(crate) fn claimed(&self) -> u64 {
+        self.claimed.load(Ordering::Relaxed)
+    }
+
     /// Claims memory for a chunk of `capacity`, whether or not there is room within the limit.
     pub(crate) fn claim(&self, capacity: u64) {
         let bytes = ChunkMemory::footprint(capacity);

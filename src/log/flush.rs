@@ -116,7 +116,6 @@ impl Flusher {
     }
 
     /// The bytes of frames that were committed since the log was opened.
-    #[cfg(feature = "store")]
     pub(super) fn committed(&self) -> u64 {
         self.committed.load(Ordering::Relaxed) // it orders nothing
     }

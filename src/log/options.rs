@@ -21,7 +21,14 @@ pub enum Durability {
     Memory,
 }
 
-/// How to open a log.
+/// How to open a log. Fields may be added: write `Options::default().with_memory_bytes(…)`, or end a literal with
+/// `..Options::default()`.
+///
+/// # Example
+/// ```
+/// let options = millstream::Options::default().with_segment_bytes(8 << 20).with_memory_bytes(64 << 20);
+/// assert_eq!(options.first_segment_bytes, 64 << 10);
+/// ```
 #[derive(Debug, Clone)]
 pub struct Options {
     /// See [`Durability`]. Default: `Disk`.
@@ -74,6 +81,41 @@ fn shm_dir() -> Option<PathBuf> {
 mod place;
 
 impl Options {
+    /// Sets [`durability`](Self::durability).
+    #[must_use]
+    pub fn with_durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// Sets [`segment_bytes`](Self::segment_bytes).
+    #[must_use]
+    pub fn with_segment_bytes(mut self, bytes: u64) -> Self {
+        self.segment_bytes = bytes;
+        self
+    }
+
+    /// Sets [`first_segment_bytes`](Self::first_segment_bytes).
+    #[must_use]
+    pub fn with_first_segment_bytes(mut self, bytes: u64) -> Self {
+        self.first_segment_bytes = bytes;
+        self
+    }
+
+    /// Sets [`memory_bytes`](Self::memory_bytes).
+    #[must_use]
+    pub fn with_memory_bytes(mut self, bytes: u64) -> Self {
+        self.memory_bytes = bytes;
+        self
+    }
+
+    /// Sets [`shm_dir`](Self::shm_dir).
+    #[must_use]
+    pub fn with_shm_dir(mut self, dir: impl Into<Option<PathBuf>>) -> Self {
+        self.shm_dir = dir.into();
+        self
+    }
+
     /// Errors unless a log can be opened with these options.
     #[cfg(feature = "store")]
     pub(crate) fn check(&self) -> Result<(), Error> {

@@ -15,6 +15,7 @@ use crate::{
     sync::Arc,
 };
 use std::{
+    collections::VecDeque,
     io,
     ops::Range,
     time::{Duration, Instant},
@@ -611,15 +612,98 @@ fn hot_end(segment: &Segment, chunk: &Chunk, visible: u64) -> u64 {
     chunk.end().map_or(visible, |end| visible.min(segment.base() + u64::from(end.records)))
 }
 
-/// The records of a range; see [`Log::iter`](super::Log::iter).
+/// The records of a range, from both ends; see [`Log::iter_range`](super::Log::iter_range).
 pub struct Iter {
     reader: Reader,
     end: u64,
+    back: Option<Box<Back>>,
 }
 
 impl Iter {
     pub(super) fn new(reader: Reader, end: u64) -> Self {
-        Self { reader, end }
+        Self { reader, end, back: None }
+    }
+}
+
+/// The most records, and bytes of values, of a stretch that is read ahead of a backward iteration.
+const STRETCH: (u64, usize) = (256, RUN);
+
+/// What a backward iteration has read ahead, in order.
+struct Back {
+    reader: Reader,
+    stretch: VecDeque<(u64, Result<Record, Error>)>,
+    /// How many records are read at once: the larger they are, the fewer.
+    records: u64,
+}
+
+impl Back {
+    /// Reads the records before `end`, but none before `from`: at least one, or what keeps it from being read.
+    fn read(&mut self, from: u64, end: u64) {
+        self.reader.seek(end.saturating_sub(self.records).max(from));
+        let mut bytes = 0;
+        while self.reader.next < end {
+            let offset = self.reader.next;
+            let read = self.reader.step().map(|step| step.map(Step::into_record)).transpose();
+            let Some(read) = read else { break };
+            match read {
+                // Trimmed meanwhile: what is left is read.
+                Err(Error::Trimmed { first, .. }) if first > offset && first < end => {
+                    self.reader.seek(first);
+                }
+                Err(ref error) if !matches!(error, Error::Damaged { .. }) => {
+                    self.stretch.clear(); // it ends the iteration
+                    self.stretch.push_back((offset, read));
+                    return;
+                }
+                read => {
+                    bytes += read.as_ref().map_or(0, |record| record.value().len());
+                    self.stretch.push_back((offset, read));
+                }
+            }
+            // The first ones are read again, with fewer others.
+            while bytes > STRETCH.1 && self.stretch.len() > 1 {
+                let dropped = self.stretch.pop_front();
+                bytes -= dropped.map_or(0, |(_, read)| read.map_or(0, |record| record.value().len()));
+            }
+        }
+        let read = self.stretch.len() as u64;
+        self.records = if bytes > STRETCH.1 / 2 { read.div_ceil(2) } else { (2 * read).clamp(1, STRETCH.0) };
+    }
+}
+
+impl Step<'_> {
+    /// The record as a value of its own; a recent one is not copied.
+    fn into_record(self) -> Record {
+        let Step { record: RecordRef { offset, time, json, value, .. }, hot } = self;
+        let value = hot.map_or_else(
+            || RecordSource::Cold(value.to_vec()),
+            |(chunk, record)| RecordSource::Hot(Arc::clone(chunk), record),
+        );
+        Record { offset, time, json, value }
+    }
+}
+
+impl DoubleEndedIterator for Iter {
+    /// Returns the last record that was not returned yet. After [`Error::Damaged`] comes the record before the damaged one;
+    /// after any other error, nothing. So it is with [`Error::Trimmed`], which says where the log begins.
+    fn next_back(&mut self) -> Option<Self::Item> {
+        let from = self.reader.next;
+        if from >= self.end {
+            return None;
+        }
+        let back = self.back.get_or_insert_with(|| {
+            let reader = Reader::new(Arc::clone(&self.reader.shared), from);
+            Box::new(Back { reader, stretch: VecDeque::new(), records: 1 })
+        });
+        if back.stretch.is_empty() {
+            back.read(from, self.end);
+        }
+        let (offset, read) = back.stretch.pop_back()?;
+        self.end = offset;
+        if read.as_ref().is_err_and(|error| !matches!(error, Error::Damaged { .. })) {
+            self.end = 0;
+        }
+        Some(read)
     }
 }
 
@@ -636,14 +720,6 @@ impl Iterator for Iter {
         if step.as_ref().is_err_and(|error| !matches!(error, Error::Damaged { .. })) {
             self.end = 0;
         }
-        step.transpose().map(|step| {
-            step.map(|Step { record: RecordRef { offset, time, json, value, .. }, hot }| {
-                let value = hot.map_or_else(
-                    || RecordSource::Cold(value.to_vec()),
-                    |(chunk, record)| RecordSource::Hot(Arc::clone(chunk), record),
-                );
-                Record { offset, time, json, value }
-            })
-        })
+        step.transpose().map(|step| step.map(Step::into_record))
     }
 }

@@ -366,6 +366,11 @@ impl Roller {
         Arc::clone(&self.share)
     }
 
+    /// The memory of all chunks of the log, as the budget counts it.
+    pub(super) fn chunk_bytes(&self) -> u64 {
+        self.share.claimed()
+    }
+
     /// Claims room for a chunk of this many bytes, if there is any in the budget.
     pub(super) fn try_claim(&self, capacity: u64) -> Option<Claim> {
         self.budget.try_claim(&self.share, capacity)
@@ -568,6 +573,30 @@ impl Shared {
         active.chunk.close();
         let mut turn = Turn::new(&self.roll.changed);
         let _ = self.next_active(active, 0, MayBlock::No, &mut turn); // another thread may have done it, or the log has stopped
+    }
+
+    /// Ends the active segment, if it has records, and waits until it is sealed; returns the offset at which the next begins.
+    pub(super) fn roll(&self) -> Result<u64, Error> {
+        self.writable()?;
+        let active = self.active.load_full();
+        if active.chunk.reserved() > 0 {
+            active.chunk.close();
+            let mut turn = Turn::new(&self.roll.changed);
+            self.next_active(&active, 0, MayBlock::Yes, &mut turn)?;
+        }
+        let end = active.segment.base() + u64::from(active.chunk.reserved());
+        if let Some(last) = end.checked_sub(1) {
+            self.wait_durable(last)?;
+        }
+        let is_open = |segment: &Arc<Segment>| segment.base() < end && segment.sealed.get().is_none();
+        while self.chain.load().segments.iter().any(is_open) {
+            self.writable()?;
+            self.flush.kick(); // it leaves the segment, and so has it sealed
+            self.env.flushers.help();
+            self.env.maintenance.help();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(end)
     }
 
     /// Called now and then. If a segment for a large record has been ready since the last call, whoever asked for it has

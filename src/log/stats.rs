@@ -42,6 +42,33 @@ pub struct Stats {
     pub torn_ends_kept: u64,
 }
 
+/// See [`Log::stats`](super::Log::stats).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LogStats {
+    /// Records appended since the log was opened.
+    pub appended_records: u64,
+    /// Bytes of frames that were written to the disk since the log was opened: values with their headers.
+    pub committed_bytes: u64,
+    /// See [`Log::first_offset`](super::Log::first_offset).
+    pub first_offset: u64,
+    /// See [`Log::durable_offset`](super::Log::durable_offset).
+    pub durable_offset: u64,
+    /// See [`Log::visible_offset`](super::Log::visible_offset).
+    pub visible_offset: u64,
+    /// See [`Log::next_offset`](super::Log::next_offset).
+    pub next_offset: u64,
+    /// Segments that have a file.
+    pub segments: u64,
+    /// Bytes of the segment files.
+    pub disk_bytes: u64,
+    /// Bytes of memory for chunks, as `memory_bytes` counts them: being written, ready to be written, and kept for readers.
+    pub chunk_bytes: u64,
+    /// When the newest record was appended, in milliseconds since 1970, as far as that is known; `None` if there is no
+    /// record.
+    pub newest_time: Option<u64>,
+}
+
 /// Returns what all logs of this process have done so far.
 pub fn stats() -> Stats {
     let get = |count: &AtomicU64| count.load(Ordering::Relaxed);

@@ -4,6 +4,7 @@ mod clock;
 #[cfg(feature = "server")]
 mod copying;
 mod damaged;
+mod embedding;
 mod refused;
 mod waiting;
 

@@ -56,6 +56,30 @@ impl Trimmer {
 }
 
 impl Log {
+    /// Ends the segment that is being written, and returns the offset at which the next one begins: that of the next
+    /// record. Waits until everything before it is durable, and sealed. So [`trim`](Self::trim) to this offset drops
+    /// everything before, once a record behind it is durable: a checkpoint rolls, appends what says where it is, waits for
+    /// that, and trims. Each call makes a segment, unless the last one has no record.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), and as [`wait_durable`](Self::wait_durable).
+    ///
+    /// # Example
+    /// ```
+    /// # fn main() -> Result<(), millstream::Error> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
+    /// log.append_batch_from(["a", "b", "c"])?;
+    /// let from = log.roll()?;
+    /// log.append_wait(b"all before this is in the database")?;
+    /// assert_eq!(log.trim(from)?, 3);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn roll(&self) -> Result<u64, Error> {
+        self.shared.roll()
+    }
+
     /// Drops whole segments whose records are all below `before`, and returns the first offset that is left. Durable on
     /// return. The segment being written is never dropped, nor the last one that has records on the disk. Readers that
     /// hold records keep them.

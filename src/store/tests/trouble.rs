@@ -207,8 +207,7 @@ fn a_panic_in_a_thread_that_works_for_a_log_fails_that_log_only_and_loses_nothin
             thread::spawn(move || told.send((name, waits(&log))).unwrap())
         };
         let waiting = [
-            wait("to be durable", |log| log.wait_durable(NEVER)),
-            wait("to be durable, by a future", |log| block_on(log.durable(NEVER))),
+            wait("to be durable", |log| block_on(log.durable(NEVER))),
             wait("to be seen", |log| log.reader(NEVER).wait(None).map(drop)),
             wait("to be seen, by a future", |log| block_on(log.visible(NEVER)).map(drop)),
         ];
