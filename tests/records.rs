@@ -940,3 +940,31 @@ fn a_log_whose_directory_cannot_be_used_says_so_and_the_others_go_on() {
     assert!(read(&mut client, "/metrics", "*/*").body.contains("millstream_unusable_logs 1\n"));
     assert_eq!(client.request("DELETE", "/v1/logs/broken", b"").unwrap().status, 204);
 }
+
+/// A reader that was behind and slow kept the server from stopping for the whole grace period, though it could go on
+/// anywhere.
+#[test]
+fn what_follows_a_log_from_far_behind_does_not_keep_the_server_from_stopping() {
+    let (_data, mut server) = start(&["--create-logs"]);
+    let value = vec![b'x'; 1 << 20];
+    for _ in 0..24 {
+        append(&mut server.connect(), "/v1/logs/a/records", "application/octet-stream", &value);
+    }
+    for accept in ["application/octet-stream", "text/event-stream"] {
+        let mut stream = TcpStream::connect(&server.address).unwrap();
+        let request = format!(
+            "GET /v1/logs/a/records?follow=true&offset=0 HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        std::thread::spawn(move || {
+            let mut some = vec![0; 64 << 10];
+            while matches!(stream.read(&mut some), Ok(1..)) {
+                std::thread::sleep(Duration::from_millis(25));
+            }
+        });
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let begun = Instant::now();
+    assert_eq!(server.terminate(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}

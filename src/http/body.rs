@@ -121,7 +121,9 @@ pub(super) async fn with_permit<T: Send + 'static>(
         let _permit = permit; // held to the end, even if nobody waits for the result any more
         // For this thread; if that is not allowed, it keeps its priority.
         #[cfg(target_os = "linux")]
-        let _ = rustix::process::setpriority_process(None, gives_way(work));
+        if let Ok(ours) = rustix::process::getpriority_process(None) {
+            let _ = rustix::process::setpriority_process(None, (ours + gives_way(work)).min(19));
+        }
         drop(done.send(run())); // fails if nobody waits for it any more
     };
     let begun = std::thread::Builder::new().name("millstream-body".into()).spawn(give_way);

@@ -4,8 +4,8 @@
 
 use super::{
     context::{Asker, Context},
-    memory::{Grant, Purpose},
-    permits::Queues,
+    memory::{Grant, MEDIUM, Purpose},
+    permits::{Kind, Queues},
     place::{Made, Place, Wants, elsewhere},
     problem::Problem,
 };
@@ -68,16 +68,33 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
         match made? {
             Made::Done(done) => return Ok((from, done)),
             Made::Wants(wants) => {
-                grant = covered(wants.grant, wants.bytes, patience.memory).await?;
+                grant = covered(context, queues, wants.grant, wants.bytes, patience.memory).await?;
                 place = wants.place;
             }
         }
     }
 }
 
-/// Waits for memory of `bytes`. There is no queue: a request takes what it needs as soon as that is free, so that one
-/// that needs much does not delay those that need little.
-async fn covered(mut grant: Grant, bytes: usize, patience: Duration) -> Result<Grant, Problem> {
+/// Waits for memory of `bytes`. There is no queue for what is not large: a request takes what it needs as soon as that is
+/// free, so that one that needs much does not delay those that need little. For large answers one request at a time asks,
+/// in an order that is fair among connections, and for a while even if its answer has not begun: otherwise those that ask
+/// all the time would get all. A connection whose client was too slow for such an answer gets none for as long as a body
+/// may take.
+async fn covered(
+    context: &Context,
+    queues: &Queues,
+    mut grant: Grant,
+    bytes: usize,
+    mut patience: Duration,
+) -> Result<Grant, Problem> {
+    let mut _only_one = None;
+    if bytes > MEDIUM {
+        if queues.was_slow_within(context.limits.body_time) && context.memory.is_tight(Purpose::Answer) {
+            return Err(Problem::overloaded());
+        }
+        patience = patience.max(context.limits.append_time);
+        _only_one = Some(context.memory.permits.acquire(Kind::Memory, queues, patience).await?);
+    }
     let (begun, mut pause) = (Instant::now(), *ASK.start());
     while let Err(used_up) = grant.cover(bytes) {
         if begun.elapsed() >= patience {

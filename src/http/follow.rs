@@ -57,16 +57,17 @@ impl Following {
             if !piece.is_empty() {
                 return Ok(Some((piece, self)));
             }
+            tokio::task::yield_now().await; // its records had no values: others have their turn
         }
     }
 
     /// Waits for the next record; `false` if there is no reason to wait any longer.
     async fn wait(&self) -> Result<bool, Error> {
         let next = self.reading.offset();
-        if self.log.visible_offset() > next {
-            return Ok(true);
-        }
         let mut stopped = self.context.stopped.clone();
+        if self.log.visible_offset() > next {
+            return Ok(!*stopped.borrow_and_update() && !self.hold.has_ended());
+        }
         tokio::select! {
             news = self.log.visible(next) => match news {
                 Err(Error::Closed) if !self.log.is_deleted() => Ok(false),

@@ -131,6 +131,16 @@ impl Hold {
     pub(super) async fn ended(&self) {
         self.end.notified().await;
     }
+
+    /// Whether it is to end, for a request that has something to do and does not wait.
+    pub(super) fn has_ended(&self) -> bool {
+        let mut ended = std::pin::pin!(self.end.notified());
+        let has = ended.as_mut().enable();
+        if has {
+            self.end.notify_one(); // for whoever waits for it later
+        }
+        has
+    }
 }
 
 impl Drop for Hold {

@@ -29,7 +29,7 @@ const STEP: usize = 16 << 10;
 /// A grant up to this size may use the part of the budget that larger ones have to leave free.
 const SMALL: usize = 64 << 10;
 /// An answer up to this size may use the part that larger ones have to leave free.
-const MEDIUM: usize = 1 << 20;
+pub(super) const MEDIUM: usize = 1 << 20;
 /// Up to this many bytes are considered part of what a request takes anyway, and are not counted.
 pub(super) const FREE: usize = 4 << 10;
 /// The usual size of a mapping for a piece of an answer, and how many are kept for later pieces.
@@ -140,7 +140,7 @@ impl Memory {
         // Looking through a log for the end of an answer leaves half of the processors to others, and so does reading
         // very large records, and appending large batches.
         let half = threads / 2;
-        let permits = Permits::new([little, more, much, half, threads, half, half, LOGS]);
+        let permits = Permits::new([little, more, much, half, threads, half, half, LOGS, 1]);
         let (begun, warned) = (Instant::now(), AtomicU64::new(0));
         Arc::new(Self {
             limit,

@@ -4,12 +4,13 @@
 //! client with many requests in flight would get nearly all permits. If a permit is free, it is taken without any of this.
 
 use super::problem::Problem;
+use crate::sync::lock;
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
@@ -30,9 +31,11 @@ pub(super) enum Kind {
     Append,
     /// To do something that may take long for a log: see `log_permits`.
     Log,
+    /// To wait for the memory of a large answer.
+    Memory,
 }
 
-pub(super) const KINDS: usize = 8;
+pub(super) const KINDS: usize = 9;
 
 /// The number of logs in the whole server for which something may take long at once: fewer than one runtime has
 /// threads.
@@ -52,6 +55,8 @@ pub(super) struct Queues {
     busy_logs: Semaphore,
     /// How many of its requests wait for news. It protects no memory: Relaxed.
     listening: AtomicUsize,
+    /// When one of its answers was ended because it took it too slowly while others were refused.
+    was_slow: Mutex<Option<Instant>>,
 }
 
 /// How many requests of a connection wait for busy logs at once: few, so that none waits for all of another connection;
@@ -61,7 +66,12 @@ const BUSY_LOGS: usize = 8;
 impl Default for Queues {
     fn default() -> Self {
         let first = std::array::from_fn(|_| Semaphore::new(1));
-        Self { first, busy_logs: Semaphore::new(BUSY_LOGS), listening: AtomicUsize::new(0) }
+        Self {
+            first,
+            busy_logs: Semaphore::new(BUSY_LOGS),
+            listening: AtomicUsize::new(0),
+            was_slow: Mutex::default(),
+        }
     }
 }
 
@@ -77,6 +87,16 @@ impl Queues {
 
     pub(super) fn listens_no_more(&self) {
         self.listening.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// One of its answers was ended because it took it too slowly.
+    pub(super) fn is_slow(&self) {
+        *lock(&self.was_slow) = Some(Instant::now());
+    }
+
+    /// Whether that was the case within this time.
+    pub(super) fn was_slow_within(&self, time: Duration) -> bool {
+        lock(&self.was_slow).is_some_and(|when| when.elapsed() < time)
     }
 
     /// The right to wait for a log that is busy, kept until the wait is over.

@@ -210,7 +210,9 @@ async fn begun(
         };
         reading = next;
         bytes += piece.len();
-        pieces.push_back(piece);
+        if !piece.is_empty() {
+            pieces.push_back(piece);
+        }
         if done || bytes >= WHOLE || context.memory.is_tight(Purpose::Answer) {
             break done;
         }
@@ -277,13 +279,22 @@ struct Sending {
 impl Sending {
     /// The next piece. The head has been sent: after an error, all that can be done is to break off.
     async fn next(mut self) -> io::Result<Option<(Bytes, Self)>> {
-        if let Some(piece) = self.pieces.pop_front() {
-            return Ok(Some((piece, self)));
+        loop {
+            if let Some(piece) = self.pieces.pop_front() {
+                return Ok(Some((piece, self)));
+            }
+            if self.done {
+                return Ok(None);
+            }
+            self = self.make_next().await?;
+            if self.pieces.is_empty() && !self.done {
+                tokio::task::yield_now().await; // its records had no values: others have their turn
+            }
         }
-        if self.done {
-            return Ok(None);
-        }
-        let Self { context, queues, log, reading, pieces, .. } = self;
+    }
+
+    async fn make_next(self) -> io::Result<Self> {
+        let Self { context, queues, log, reading, mut pieces, .. } = self;
         let broken_off = || io::Error::other("the range was broken off");
         let patience = Patience::of(context.limits.body_time);
         // Boxed, so that little memory is held by answers whose clients take nothing.
@@ -301,6 +312,9 @@ impl Sending {
             );
             return Err(broken_off());
         }
-        Ok(Some((piece, Self { context, queues, log, reading, pieces, done })))
+        if !piece.is_empty() {
+            pieces.push_back(piece);
+        }
+        Ok(Self { context, queues, log, reading, pieces, done })
     }
 }

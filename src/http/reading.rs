@@ -24,6 +24,8 @@ use std::{
 const PIECE: usize = 64 << 10;
 const COLD_PIECE: usize = 256 << 10;
 const SHORT_PIECE: usize = 16 << 10;
+/// Reading a record takes as long as rendering this many bytes.
+const RECORD: usize = 20;
 /// How long a turn of looking for the end of a large answer lasts before others have their turn, and how many records
 /// pass between two looks at the clock.
 const LOOK: Duration = Duration::from_millis(2);
@@ -109,8 +111,8 @@ impl Reading {
         }
     }
 
-    /// Continues with the next records, rendering them to `out`, until it has `most` bytes, or the next record must be
-    /// read in another place or needs more memory than there is.
+    /// Continues with the next records, rendering them to `out`, until it has `most` bytes, or as many records as take as
+    /// long, or the next record must be read in another place or needs more memory than there is.
     fn go(
         &mut self,
         out: &mut Vec<u8>,
@@ -118,16 +120,18 @@ impl Reading {
         place: Place,
         most: usize,
     ) -> Result<Went, Problem> {
-        let begun = out.len();
+        let (begun, mut steps) = (out.len(), 0);
         while self.page_limits.records > 0 {
-            if out.len() >= most {
+            // A record without a value may add nothing to the piece.
+            if out.len().max(steps * RECORD) >= most {
                 return Ok(Went::Some);
             }
+            steps += 1;
             let next_most = self.most();
             let record = match place::next(&mut self.reader, place, grant, out.len(), next_most) {
                 Ok(Next::Record(record)) => record,
                 Ok(Next::End) => break,
-                Ok(Next::Wants(place, bytes)) if out.len() == begun => {
+                Ok(Next::Wants(place, bytes)) if out.len() == begun && steps == 1 => {
                     return Ok(Went::Nowhere(place, bytes));
                 }
                 Ok(Next::Wants(..)) => return Ok(Went::Some),
@@ -303,4 +307,30 @@ pub(super) fn closing_bytes(format: Format, next: u64) -> u64 {
     let mut closing = Vec::new();
     close(format, &mut closing, next);
     closing.len() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Records without values add nothing to a piece as bytes: ten million of them were passed in one turn, and two clients
+    /// that asked for them all the time left the other clients of the server 11 requests per second of 7,369.
+    #[test]
+    fn a_piece_is_bounded_by_its_records_as_well_as_by_its_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = crate::Log::open(dir.path(), crate::Options::default()).unwrap();
+        for _ in 0..4 {
+            log.append_batch(&[&b""[..]; 1000]).unwrap();
+        }
+        log.flush().unwrap();
+        let memory = Memory::new(16 << 20, 1 << 20, 1);
+        let limits = PageLimits { records: u64::MAX, bytes: u64::MAX };
+        let mut reading = Reading::new(log.reader(0), Format::Bytes, limits, 4000);
+        let mut out = Vec::new();
+        let went = reading.go(&mut out, &mut memory.grant(Purpose::Answer), Place::Here, PIECE).ok().unwrap();
+        assert!(matches!(went, Went::Some) && out.is_empty());
+        assert_eq!(reading.offset(), PIECE.div_ceil(RECORD) as u64);
+        let went = reading.go(&mut out, &mut memory.grant(Purpose::Answer), Place::Here, PIECE).ok().unwrap();
+        assert!(matches!(went, Went::All) && reading.offset() == 4000);
+    }
 }

@@ -121,6 +121,8 @@ impl Tail {
                 self.stage = Stage::Following;
                 Bytes::from_static(b": millstream\n\n")
             }
+            // Also when there is more: the client continues where it was.
+            Stage::Following if *self.context.stopped.borrow() || self.hold.has_ended() => return Ok(None),
             Stage::Following => match self.events().await {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => return Ok(None), // nothing to report

@@ -102,6 +102,7 @@ impl Connections {
                     connection.cut("it takes an answer slowly, and others are refused");
                 }
                 Holder::Stream(stream) => {
+                    stream.is_slow();
                     stream.cut.store(true, Ordering::Relaxed);
                     stream.reset();
                 }

@@ -100,6 +100,11 @@ impl Stream {
         over
     }
 
+    /// It is ended because the client takes its answer too slowly.
+    pub(super) fn is_slow(&self) {
+        self.connection.queues.is_slow();
+    }
+
     /// Resets the stream. Returns `false` if that is too late, because hyper has given all of the answer to h2.
     pub(super) fn reset(&self) -> bool {
         let task = self.task.get().filter(|task| !task.is_finished());
