@@ -129,10 +129,10 @@ fn records_are_read_from_both_ends_each_once_wherever_they_are() {
 
 #[test]
 fn the_figures_of_a_log_are_its_own_and_since_it_was_opened() {
+    let begun = super::super::environment::now(); // times may be of the moment at which the log was opened
     let sim = Sim::new(1);
     let log = open(&sim).unwrap();
     assert_eq!((log.stats().newest_time, log.stats().appended_records), (None, 0));
-    let begun = super::super::environment::now();
     log.append_batch_from(["a", "b"]).unwrap();
     log.flush().unwrap();
     log.close().unwrap();

@@ -60,31 +60,46 @@ fn full() -> (Sim, Log, u64) {
     (sim, log, next)
 }
 
+/// Tasks in the order in which they were woken.
+struct InTurn(usize, Arc<std::sync::Mutex<std::collections::VecDeque<usize>>>);
+
+impl Wake for InTurn {
+    fn wake(self: Arc<Self>) {
+        self.1.lock().unwrap().push_back(self.0);
+    }
+}
+
 /// Room for one more segment woke all that waited: 45,126 refusals for 30,000 appends.
 #[test]
 fn of_many_async_appends_each_is_polled_when_it_is_its_turn() {
     const TASKS: usize = 200;
     let (sim, log, next) = full();
+    let queue = Arc::default();
     let mut tasks: Vec<_> = (0..TASKS)
-        .map(|n| (Box::pin(log.append_async([n as u8; 500])), Arc::<Woken>::default(), 0, None))
+        .map(|n| {
+            let waker = Waker::from(Arc::new(InTurn(n, Arc::clone(&queue))));
+            (Box::pin(log.append_async([n as u8; 500])), waker, None)
+        })
         .collect();
-    let mut polls = 0;
-    for (future, woken, ..) in &mut tasks {
-        assert!(poll(future.as_mut(), woken).is_pending());
+    for (future, waker, _) in &mut tasks {
+        assert!(future.as_mut().poll(&mut Context::from_waker(waker)).is_pending());
     }
     log.shared.roll.changes().bump();
-    let woken = tasks.iter().filter(|(_, woken, ..)| woken.0.load(SeqCst) > 0).count();
+    let woken = queue.lock().unwrap().len();
     sim.hold(false);
     assert!((1..TASKS / 2).contains(&woken), "{woken} were woken"); // a few by the maintenance task, as time goes by
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while tasks.iter().any(|(.., done)| done.is_none()) {
+    let (deadline, mut polls, mut left) = (Instant::now() + Duration::from_secs(10), 0, TASKS);
+    while left > 0 {
         assert!(Instant::now() < deadline, "some are never woken");
-        for (future, woken, polled, done) in &mut tasks {
-            if woken.0.load(SeqCst) > *polled {
-                (*polled, polls) = (woken.0.load(SeqCst), polls + 1);
-                if let Poll::Ready(offset) = poll(future.as_mut(), woken) {
-                    *done = Some(offset.unwrap());
-                }
+        let Some(n) = queue.lock().unwrap().pop_front() else {
+            std::thread::yield_now();
+            continue;
+        };
+        let (future, waker, done) = &mut tasks[n];
+        if done.is_none() {
+            polls += 1;
+            if let Poll::Ready(offset) = future.as_mut().poll(&mut Context::from_waker(waker)) {
+                (*done, left) = (Some(offset.unwrap()), left - 1);
             }
         }
     }
