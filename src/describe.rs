@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub struct LogInfo {
     /// Its name.
     pub name: String,
-    /// Its id, in hexadecimal: another one if it was deleted and made again.
+    /// Its id, in hexadecimal: another one if it was deleted and created again.
     pub id: String,
     /// When appends are acknowledged, unless they ask for something else.
     pub durability: Durability,

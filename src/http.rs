@@ -1,6 +1,6 @@
 //! The HTTP endpoint: thin adapters over a store of logs. They parse, call and render; the request's own task appends.
 //!
-//! `server` listens, `connection` keeps each connection within its limits, `guard` refuses what browsers send on behalf
+//! `server` listens, `serve` drives each connection, `connection` keeps it within its limits, `guard` refuses what browsers send on behalf
 //! of other pages, `router` dispatches requests and does what is common to all of them; `book` is the API of the book,
 //! `logs`, `records` and `producers` are `/v1/logs`, `tail` is the live end of a log, and `feed` is what its readers share. `fetch`
 //! is how everything is read that comes from the disk or is large, and `permits` hands out the permits for that. `body`,

@@ -31,6 +31,7 @@ pub mod import;
 mod log;
 #[cfg(any(feature = "client", feature = "store"))]
 mod name;
+mod pauses;
 mod reports;
 mod segment;
 #[cfg(any(feature = "client", feature = "store"))]

@@ -79,7 +79,7 @@ use crate::{
     LogId,
     reports::Reports,
     segment::header::Secret,
-    sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
+    sync::{Arc, AtomicBool, Backoff, Ordering, Swap},
 };
 pub(crate) use roll::MayBlock;
 use std::{
@@ -90,9 +90,8 @@ use std::{
 };
 use {budget::Budget, wait::Frontier};
 
-/// A commit log in one directory. Any number of threads may share it, by reference or as clones, which cost two counters.
-/// It is closed when the last clone is dropped, or by [`close`](Self::close) or [`shutdown`](Self::shutdown) of any clone,
-/// which return whether that went well.
+/// A commit log in one directory. Any number of threads may share it by reference. It is closed when dropped, or by
+/// [`close`](Self::close), which returns whether that went well.
 ///
 /// # Example
 /// ```
@@ -108,25 +107,10 @@ use {budget::Budget, wait::Frontier};
 /// ```
 pub struct Log {
     shared: Arc<Shared>,
-    handles: Arc<Handles>,
-}
-
-/// What the clones of a [`Log`] share besides the log.
-struct Handles {
-    /// How many there are. A clone is made from another one, which holds a count, so that is `Relaxed`; the last one to be
-    /// dropped closes the log after all that the others did, so dropping is `AcqRel`.
-    count: AtomicU64,
-    /// Whether its tasks are being run. The lock is held while the log is closed.
-    running: Mutex<bool>,
+    /// Whether its tasks are being run.
+    running: bool,
     /// The next offset when it was opened.
     from: u64,
-}
-
-impl Clone for Log {
-    fn clone(&self) -> Self {
-        self.handles.count.fetch_add(1, Ordering::Relaxed);
-        Self { shared: Arc::clone(&self.shared), handles: Arc::clone(&self.handles) }
-    }
 }
 
 /// What all threads that work on a log share.
@@ -148,7 +132,7 @@ pub(crate) struct Shared {
     roll: roll::Roller,
     trimmer: trim::Trimmer,
     stopping: AtomicBool,
-    /// Whether its directory is another's: files in it are no longer this log's.
+    /// Whether the log was deleted: files at its path may be another log's by now.
     deleted: AtomicBool,
     failed: OnceLock<std::sync::Arc<str>>,
     damage: Vec<Damage>,
@@ -243,7 +227,7 @@ impl Shared {
         roll::stop(&self.active, &self.stopping);
         self.durable.wake_all();
         self.published.wake_all();
-        self.roll.changes().wake_all();
+        self.roll.line().wake_all();
     }
 
     /// Readers see records up to here.
@@ -364,9 +348,8 @@ impl Log {
             shared.flush.start(&shared);
         }
         report_read_only(&shared);
-        let (count, running) = (AtomicU64::new(1), Mutex::new(running));
-        let handles = Arc::new(Handles { count, running, from: shared.next_offset() });
-        Ok(Self { shared, handles })
+        let from = shared.next_offset();
+        Ok(Self { shared, running, from })
     }
 
     /// Appends a record and returns its offset. The record is durable when [`durable_offset`](Self::durable_offset) has
@@ -784,7 +767,7 @@ impl Log {
             _ => shared.active.load().segment.newest(),
         });
         LogStats {
-            appended_records: next_offset.saturating_sub(self.handles.from),
+            appended_records: next_offset.saturating_sub(self.from),
             committed_bytes: shared.flush.committed(),
             first_offset,
             durable_offset: self.durable_offset(),
@@ -819,37 +802,26 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::Failed`]: not everything is known to be durable.
-    pub fn close(self) -> Result<(), Error> {
-        self.shutdown()
-    }
-
-    /// The same without taking the log: from then on, appends of all clones return [`Error::Closed`], and what is durable can
-    /// still be read. If another thread closes the log at the same time, waits for that.
-    ///
-    /// # Errors
-    /// As [`close`](Self::close).
-    pub fn shutdown(&self) -> Result<(), Error> {
+    pub fn close(mut self) -> Result<(), Error> {
         self.close_in_place(&mut { CLOSING }, true)
     }
 
-    /// The same for one of several logs: where there is no room, it is waited for as long as `left` says, which is
-    /// reduced by that.
+    /// The same for one of several logs: if the disk has no room, waits for some for at most `left`, which is
+    /// reduced by the time that this took.
     #[cfg(feature = "store")]
-    pub(crate) fn close_within(self, left: &mut Duration) -> Result<(), Error> {
+    pub(crate) fn close_within(mut self, left: &mut Duration) -> Result<(), Error> {
         self.close_in_place(left, true)
     }
 
-    /// The same for a log that [`settles_soon`](Self::settles_soon), for callers that have other logs to serve: without
-    /// room for the mark of a clean close, the log gets none, at once. It is only read again when it is opened.
+    /// The same for a log that [`settles_soon`](Self::settles_soon), for callers that have other logs to serve: if there
+    /// is no room for the mark of a clean close, none is left and nothing is waited for: the next opening reads more.
     #[cfg(feature = "store")]
-    pub(crate) fn close_idle(self) -> Result<(), Error> {
+    pub(crate) fn close_idle(mut self) -> Result<(), Error> {
         self.close_in_place(&mut { CLOSING }, false)
     }
 
-    fn close_in_place(&self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
-        let mut running = lock(&self.handles.running);
-        if !std::mem::take(&mut *running) {
-            self.shared.stop(); // for other clones, if it was read-only
+    fn close_in_place(&mut self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
+        if !std::mem::take(&mut self.running) {
             self.shared.unlock(); // read-only, or closed before
             return Ok(());
         }
@@ -875,9 +847,6 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        if self.handles.count.fetch_sub(1, Ordering::AcqRel) > 1 {
-            return;
-        }
         if let Err(error) = self.close_in_place(&mut { CLOSING }, true)
             && self.shared.failed.get().is_none_or(|reason| &**reason != DELETED)
         {

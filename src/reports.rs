@@ -1,6 +1,11 @@
 //! How often failures are written to the log of the process: clients can cause thousands of the same kind per second,
 //! for example by reading a damaged record again and again, or by creating logs on a full disk.
 
+#[cfg(feature = "server")]
+use std::sync::{
+    LazyLock,
+    atomic::{AtomicU64, Ordering},
+};
 use std::{
     collections::BTreeMap,
     fmt::Display,
@@ -41,6 +46,25 @@ impl Reports {
         }
         seen.count += 1;
         (seen.count <= MOST).then_some(left_out)
+    }
+}
+
+/// Something that is reported at most once in [`PERIOD`]. It protects no memory: Relaxed throughout.
+#[cfg(feature = "server")]
+#[derive(Debug, Default)]
+pub(crate) struct Rarely {
+    /// When it was reported, in milliseconds of this process, plus one.
+    last: AtomicU64,
+}
+
+#[cfg(feature = "server")]
+impl Rarely {
+    /// Whether it is to be reported now: then nobody else is told so for a while.
+    pub(crate) fn is_due(&self) -> bool {
+        static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        let (now, last) = (BEGUN.elapsed().as_millis() as u64 + 1, self.last.load(Ordering::Relaxed));
+        let is_due = last == 0 || now >= last + PERIOD.as_millis() as u64;
+        is_due && self.last.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 

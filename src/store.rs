@@ -479,7 +479,7 @@ impl Inner {
     }
 
     /// Makes room for this many more open logs: closes those that were unused for longest, if they can be closed at
-    /// once. The store's thread does so too, but many may be opened in a second.
+    /// once. The housekeeper does so too, but many may be opened in a second.
     fn close_idlest(&self, more: usize) {
         let limit = self.options.open_logs.max(1);
         let is_open = |entry: &&Arc<Entry>| entry.open.load().is_some();

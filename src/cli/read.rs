@@ -124,7 +124,7 @@ async fn follow(mut tail: client::Tail, form: Form) -> Result<(), Failure> {
             record = tail.next() => record?,
             () = &mut gone => return Ok(()),
         };
-        let records: Vec<Record> = std::iter::once(first).chain(tail.ready()).collect();
+        let records: Vec<Record> = std::iter::once(first).chain(tail.take_ready()).collect();
         write(&records, form)?;
     }
 }

@@ -97,8 +97,8 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// The producer was closed.
-    #[error("the producer was closed")]
+    /// The producer was closed, or an error has ended the tail.
+    #[error("it was closed, or has ended with an error")]
     Closed,
 }
 

@@ -39,7 +39,7 @@ pub struct Opened {
     pub epoch: u32,
     /// The mark of the last batch that had one, of an earlier run.
     pub mark: Option<String>,
-    /// The id of the log: another one if a log of this name was deleted and made again.
+    /// The id of the log: another one if a log of this name was deleted and created again.
     pub log_id: String,
 }
 

@@ -60,13 +60,13 @@ impl Tail {
     /// # Errors
     /// [`Error::AnotherLog`]: the log was deleted, and created again. [`Error::NoSuchLog`]. [`Error::BeyondEnd`]: the log
     /// ends before the offset to begin with, so it may be another one. [`Error::Trimmed`]. [`Error::Refused`], except if
-    /// the server says to try again. After an error there are no more records.
+    /// the server says to try again. After an error there are no more records: each further call returns [`Error::Closed`].
     pub async fn next(&mut self) -> Result<Record, Error> {
         std::future::poll_fn(|context| self.poll(context)).await
     }
 
-    /// The records that have been fetched already.
-    pub fn ready(&mut self) -> impl Iterator<Item = Record> + '_ {
+    /// Takes the records that have been fetched already.
+    pub fn take_ready(&mut self) -> impl Iterator<Item = Record> + '_ {
         self.ready.drain(..)
     }
 

@@ -1,4 +1,4 @@
-//! Request bodies: read in full, within limits of size, time and the server's memory, decompressed, and parsed as JSON.
+//! Request bodies: read in full, within limits of size, time and the server's memory, and decompressed.
 
 use super::{
     context::Context,

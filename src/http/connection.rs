@@ -39,7 +39,7 @@ use super::{
     settings::Settings,
     unsent::{Ends, Unsent},
 };
-use crate::sync::lock;
+use crate::{reports::Rarely, sync::lock};
 use eviction::{Doing, LEAST, eviction_rank, moves};
 pub(super) use exchange::{Arriving, Exchange, Outgoing};
 use std::{
@@ -69,8 +69,6 @@ const STREAMS_KEPT: usize = STREAMS_A_CONNECTION / 2;
 /// The number of bodies per connection that may always be read although nobody wants them: what arrives of them fits in
 /// its window.
 const BODIES: usize = 8;
-/// Milliseconds between two warnings that connections are closed to make room.
-const TELL_EVERY: u64 = 10_000;
 /// A client that takes nothing for this many milliseconds is slow.
 const SLOW: u64 = 1_000;
 /// How long, in milliseconds, it may take for the answer to begin if the client has closed its sending side. If the
@@ -90,9 +88,9 @@ const LAST_WORDS: u64 = 1_000;
 pub(super) struct Connections {
     seats: Arc<Semaphore>,
     most: usize,
-    /// How many were closed to make room since the last warning about it, and when that was, plus one.
+    /// How many were closed to make room since the last report of it.
     made_place: AtomicU64,
-    told: AtomicU64,
+    reports: Rarely,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     numbers: AtomicU64,
     begun: Instant,
@@ -112,7 +110,7 @@ impl Connections {
             seats: Arc::new(Semaphore::new(most)),
             most,
             made_place: AtomicU64::new(0),
-            told: AtomicU64::new(0),
+            reports: Rarely::default(),
             open: Mutex::default(),
             numbers: AtomicU64::new(0),
             begun: Instant::now(),
@@ -144,7 +142,7 @@ impl Connections {
                 return seat;
             }
             self.close_one();
-            self.tell();
+            self.report();
             // It ends with the current turn of its worker.
             let seat = Arc::clone(&self.seats).acquire_owned();
             if let Ok(Ok(seat)) = tokio::time::timeout(Duration::from_millis(20), seat).await {
@@ -170,10 +168,8 @@ impl Connections {
     }
 
     /// Warns now and then that connections are closed to make room.
-    fn tell(&self) {
-        let (now, told) = (self.now() + 1, self.told.load(Ordering::Relaxed));
-        let due = told == 0 || now >= told + TELL_EVERY;
-        if due && self.told.compare_exchange(told, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+    fn report(&self) {
+        if self.reports.is_due() {
             let (most, closed) = (self.most, self.made_place.swap(0, Ordering::Relaxed));
             tracing::warn!(most, closed, "the limit of connections is reached: closing slow and idle ones");
         }

@@ -70,7 +70,7 @@ pub(super) enum Ack {
     Memory,
 }
 
-/// Repeats an append while it finds no room, for which `room` waits, again and again. Only waiting for room has a limit of time: an attempt that has begun may
+/// Repeats an append until it finds room, waiting for `room` before each further attempt. Only waiting for room has a limit of time: an attempt that has begun may
 /// append, and its result is what is answered.
 async fn when_there_is_room<T, F, R>(
     limit: Duration,

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     log::{Head, Reader, Record},
+    pauses::doubled,
     store::OpenLog,
 };
 use bytes::Bytes;
@@ -101,7 +102,7 @@ async fn covered(
             return Err(used_up.into());
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(*ASK.end()); // thousands may wait
+        pause = doubled(pause, &ASK); // thousands may wait
     }
     Ok(grant)
 }

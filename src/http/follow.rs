@@ -48,7 +48,7 @@ impl Following {
                 Err(error) => return Err(self.broken_off(&error.into())),
             }
             let Self { context, queues, log, hold, mut reading } = self;
-            reading.goes_on(log.visible_offset());
+            reading.continue_to(log.visible_offset());
             let patience = Patience::of(context.limits.body_time);
             // Boxed, so that little memory is held by those that wait for news.
             let made = Box::pin(reading.piece(&context, &queues, &log, patience)).await;

@@ -339,7 +339,7 @@ pub(super) fn render(format: Format, out: &mut Vec<u8>, record: &RecordRef<'_>) 
             object(out, record);
             out.push(b'\n');
         }
-        Format::Json => object(out, record), // commas between records are written in `records`
+        Format::Json => object(out, record), // commas between records are written in `reading`
         Format::Text => {
             out.extend_from_slice(record.value);
             out.push(b'\n');
@@ -531,7 +531,7 @@ mod tests {
                 // A last line may have no end.
                 prop_assert!(likely_records(format, &body) + 1 >= records.len(), "{:?}", format);
             }
-            let mut out = [const { Vec::new() }; 5];
+            let mut out = [const { Vec::new() }; ALL.len()];
             for (n, (value, json)) in records.iter().enumerate() {
                 let record = RecordRef::new(u64::from(first) + n as u64, time, *json, value);
                 for (format, out) in ALL.iter().zip(&mut out) {

@@ -12,7 +12,7 @@ use super::{
     permits::{Kind, LOGS, Permits},
     problem::Problem,
 };
-use crate::sync::lock;
+use crate::{reports::Rarely, sync::lock};
 use bytes::Bytes;
 use memmap2::{MmapMut, MmapOptions};
 use std::{
@@ -21,7 +21,6 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
 };
 
 /// Grants grow by this many bytes, so that a body costs one atomic operation per step and not one per read.
@@ -39,9 +38,6 @@ const SPARE: usize = 32;
 const SCRATCH: usize = 128 << 10;
 /// Buffers larger than this are mappings.
 const HEAP: usize = 64 << 10;
-
-/// Seconds between warnings.
-const WARN_EVERY: u64 = 10;
 
 /// What memory is used for. Each purpose may use only a part of the budget, so that neither keeps out the other; and of
 /// that, grants that are not small only a part, so that they do not keep out those that are.
@@ -65,9 +61,7 @@ pub(super) struct Memory {
     pub(super) permits: Permits,
     /// Mappings for reuse, each of at least [`PIECE`] bytes.
     spare: Mutex<Vec<MmapMut>>,
-    begun: Instant,
-    /// When the last warning was given, in seconds since `begun`, plus one.
-    warned: AtomicU64,
+    refusals: Rarely,
 }
 
 /// How much work it is to parse a body. For a compressed body that is not known before it is done: it begins as the
@@ -141,7 +135,6 @@ impl Memory {
         // very large records, and appending large batches.
         let half = threads / 2;
         let permits = Permits::new([little, more, much, half, threads, half, half, LOGS, 1]);
-        let (begun, warned) = (Instant::now(), AtomicU64::new(0));
         Arc::new(Self {
             limit,
             used: zero(),
@@ -150,8 +143,7 @@ impl Memory {
             refused: AtomicU64::new(0),
             permits,
             spare: Mutex::default(),
-            begun,
-            warned,
+            refusals: Rarely::default(),
         })
     }
 
@@ -245,9 +237,7 @@ impl Memory {
 
     /// Warns that requests are refused: only now and then, however many there are.
     pub(super) fn warn(&self, problem: &Problem) {
-        let (now, last) = (self.begun.elapsed().as_secs() + 1, self.warned.load(Ordering::Relaxed));
-        let due = last == 0 || now >= last + WARN_EVERY;
-        if due && self.warned.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        if self.refusals.is_due() {
             let (used, limit) = (self.used(), self.limit);
             tracing::warn!(used, limit, %problem, "requests are refused");
         }

@@ -90,7 +90,7 @@ impl Queues {
     }
 
     /// One of its answers was ended because it took it too slowly.
-    pub(super) fn is_slow(&self) {
+    pub(super) fn note_slow(&self) {
         *lock(&self.was_slow) = Some(Instant::now());
     }
 

@@ -197,7 +197,7 @@ async fn begun(
     let mut pieces = VecDeque::new();
     let mut bytes = 0;
     let done = loop {
-        // Boxed, as in `send`: little memory is to be held by requests that wait to look for the end.
+        // Boxed, as in `Sending::make_next`: little memory is to be held by requests that wait to look for the end.
         let (page_limits, at) = (reading.page_limits, reading.reader.offset());
         let (format, end) = (reading.format, reading.end);
         let (next, piece, done) = match Box::pin(reading.piece(context, queues, log, patience)).await {

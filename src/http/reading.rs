@@ -80,7 +80,7 @@ impl Reading {
     }
 
     /// Continues after what has been read, in a log that ends at `end` by now. What cannot be read is an error again.
-    pub(super) fn goes_on(&mut self, end: u64) {
+    pub(super) fn continue_to(&mut self, end: u64) {
         (self.fresh, self.end) = (true, end);
     }
 

@@ -14,7 +14,10 @@ use super::{
     serve,
     settings::Settings,
 };
-use crate::store::{self, LogSettings, Store};
+use crate::{
+    reports::Rarely,
+    store::{self, LogSettings, Store},
+};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     future::Future,
@@ -28,8 +31,6 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// The time between warnings of the same kind.
-const WARN_EVERY: Duration = Duration::from_secs(10);
 /// The most threads per runtime for work that waits for disks, and for bodies that are little work (`body::with_permit`).
 const BLOCKING_THREADS: usize = 64;
 
@@ -230,32 +231,11 @@ impl Worker {
             recovered,
             stopped: stopping,
         });
-        let mut look = tokio::time::interval(Connections::interval(&settings));
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let accepting = async {
-            let mut warned = None;
-            loop {
-                match listener.accept().await {
-                    // Only now, so that no connection is closed before there is one to replace it.
-                    Ok((stream, _)) => {
-                        let seat = connections.seat().await;
-                        serve::serve(stream, seat, number, &connections, &settings, &context);
-                    }
-                    Err(error) => {
-                        // Usually there are too many open files: a connection is closed, as when there are too many
-                        // connections.
-                        if warned.is_none_or(|last: Instant| last.elapsed() > WARN_EVERY) {
-                            warned = Some(Instant::now());
-                            tracing::warn!(%error, "cannot accept a connection: closing slow and idle ones");
-                        }
-                        connections.close_one();
-                        tokio::time::sleep(Duration::from_millis(10)).await;
-                    }
-                }
-            }
-        };
         {
+            let accepting = accept(&listener, number, &connections, &settings, &context);
             let mut accepting = std::pin::pin!(accepting);
+            let mut look = tokio::time::interval(Connections::interval(&settings));
+            look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let mut refused = budget.refused();
             loop {
                 tokio::select! {
@@ -270,14 +250,47 @@ impl Worker {
             }
         }
         drop(listener);
-        let begun = Instant::now();
-        while connections.look_over(number, &settings, true, 0) > 0 {
-            if begun.elapsed() >= settings.grace {
-                tracing::warn!("requests still in flight after the grace period are dropped");
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        wind_down(number, &connections, &settings).await;
         Ok(())
+    }
+}
+
+/// Accepts connections, without end.
+async fn accept(
+    listener: &tokio::net::TcpListener,
+    worker: usize,
+    connections: &Arc<Connections>,
+    settings: &Arc<Settings>,
+    context: &Arc<Context>,
+) {
+    let failures = Rarely::default();
+    loop {
+        match listener.accept().await {
+            // Only now, so that no connection is closed before there is one to replace it.
+            Ok((stream, _)) => {
+                let seat = connections.seat().await;
+                serve::serve(stream, seat, worker, connections, settings, context);
+            }
+            Err(error) => {
+                // Usually there are too many open files: a connection is closed, as when there are too many connections.
+                if failures.is_due() {
+                    tracing::warn!(%error, "cannot accept a connection: closing slow and idle ones");
+                }
+                connections.close_one();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+}
+
+/// Lets a worker's connections finish what is in flight, within the grace period.
+async fn wind_down(worker: usize, connections: &Connections, settings: &Settings) {
+    let begun = Instant::now();
+    while connections.look_over(worker, settings, true, 0) > 0 {
+        if begun.elapsed() >= settings.grace {
+            tracing::warn!("requests still in flight after the grace period are dropped");
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

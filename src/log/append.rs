@@ -152,7 +152,7 @@ fn append_on<S: AppendValues + ?Sized>(
     expected: Option<u64>,
     may_block: MayBlock,
 ) -> Result<u64, Error> {
-    let mut turn = Turn::new(shared.roll.changes());
+    let mut turn = Turn::new(shared.roll.line());
     loop {
         if let Some(offset) = place(shared, active, batch, expected, may_block)? {
             return Ok(offset);

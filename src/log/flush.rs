@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     chunk::{Chunk, ChunkPosition},
+    pauses::doubled,
     reports,
     segment::Segment,
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, lock, try_lock},
@@ -251,7 +252,7 @@ impl Shared {
                 }
                 self.note_full(error.is_full().then(|| error.clone().cannot_grow()));
                 let last = position.held_up.as_ref().map(|held_up| held_up.pause);
-                let pause = last.map_or(*PAUSES.start(), |last| (last * 2).min(*PAUSES.end()));
+                let pause = last.map_or(*PAUSES.start(), |last| doubled(last, &PAUSES));
                 let again = self.env.machine.elapsed() + pause;
                 position.held_up = Some(HeldUp { error: error.clone(), again, pause });
                 Committed::Later(pause, error)
@@ -269,7 +270,7 @@ impl Shared {
         let is_full = full.is_some();
         *lock(&self.flush.full) = full;
         if self.flush.is_full.swap(is_full, Ordering::Relaxed) != is_full {
-            self.roll.changes().bump(); // for appends that wait for the next segment
+            self.roll.line().bump(); // for appends that wait for the next segment
         }
     }
 
@@ -475,7 +476,7 @@ impl Shared {
             match self.mark(&position) {
                 Err(error) if error.is_full() && repeats_mark && self.rest_within(left, pause) => {
                     tracing::debug!(dir = %self.dir.display(), %error, "cannot mark a log as closed yet");
-                    pause = (pause * 2).min(*PAUSES.end());
+                    pause = doubled(pause, &PAUSES);
                 }
                 // Nothing is lost: it is as if the process had been killed now.
                 Err(error) if error.is_full() => {

@@ -105,14 +105,14 @@ pub struct Room {
 
 impl Room {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let seen = shared.roll.changes().events();
+        let seen = shared.roll.line().events();
         shared.roll.ask(0);
         Self { shared, place: Place::default(), seen, waits: false }
     }
 
     /// Polls until it is this caller's turn. Then the number of events is read, before the caller looks for room.
     fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let (line, waker) = (self.shared.roll.changes(), context.waker());
+        let (line, waker) = (self.shared.roll.line(), context.waker());
         let waits = if self.waits {
             line.still_waits(&self.place, waker)
         } else {
@@ -138,7 +138,7 @@ impl Future for Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.shared.roll.changes().leave(&mut self.place);
+        self.shared.roll.line().leave(&mut self.place);
     }
 }
 
@@ -164,19 +164,22 @@ impl<V: AsRef<[u8]>> Future for AppendAsync<V> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { room, value, begun } = &mut *self;
-        if !std::mem::replace(begun, true) && room.shared.roll.changes().is_waited_for() {
+        if !std::mem::replace(begun, true) && room.shared.roll.line().is_waited_for() {
             // Others came first.
-            room.waits = room.shared.roll.changes().queue(&mut room.place, context.waker());
+            room.waits = room.shared.roll.line().join_behind(&mut room.place, context.waker());
+            if room.waits {
+                room.shared.roll.ask(0); // so that there is another event, whatever the one before it does
+            }
         }
         loop {
             if room.waits && room.poll_turn(context).is_pending() {
                 return Poll::Pending;
             }
-            room.seen = room.shared.roll.changes().events();
+            room.seen = room.shared.roll.line().events();
             // The caller's code runs before anything is reserved.
             let done = append(&room.shared, &[value.as_ref()], None, MayBlock::ForCopies);
             if !matches!(done, Err(Error::WouldBlock)) {
-                room.shared.roll.changes().leave(&mut room.place); // it is the next one's turn
+                room.shared.roll.line().leave(&mut room.place); // it is the next one's turn
                 return Poll::Ready(done);
             }
             if room.poll_turn(context).is_pending() {

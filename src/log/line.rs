@@ -147,7 +147,7 @@ impl Line {
 
     /// Gets into the line if anyone is in it, so that callers that come later do not go first. Returns whether the caller
     /// waits.
-    pub(crate) fn queue(&self, place: &mut Place, waker: &Waker) -> bool {
+    pub(crate) fn join_behind(&self, place: &mut Place, waker: &Waker) -> bool {
         let mut callers = lock(&self.callers);
         let is_busy = !callers.wakers.is_empty() || callers.turns > 0;
         let old = if is_busy { self.enter(&mut callers, place, waker) } else { None };
@@ -313,7 +313,7 @@ mod models {
                 let log = Arc::clone(&log);
                 thread::spawn(move || {
                     let (mut place, waker) = (Place::default(), unpark_this_thread());
-                    if log.line.queue(&mut place, &waker) {
+                    if log.line.join_behind(&mut place, &waker) {
                         while log.line.still_waits(&place, &waker) {
                             thread::park();
                         }
@@ -360,11 +360,11 @@ mod tests {
         let woken = || counts.iter().map(|count| count.0.load(atomic::Ordering::SeqCst)).collect::<Vec<_>>();
         let mut places: Vec<Place> = (0..4).map(|_| Place::default()).collect();
         let wakers: Vec<Waker> = counts.iter().map(|count| Waker::from(Arc::clone(count))).collect();
-        assert!(!line.queue(&mut places[0], &wakers[0]), "nobody is in the line");
+        assert!(!line.join_behind(&mut places[0], &wakers[0]), "nobody is in the line");
         for n in 0..3 {
             assert!(line.join(&mut places[n], 0, &wakers[n]));
         }
-        assert!(line.queue(&mut places[3], &wakers[3]));
+        assert!(line.join_behind(&mut places[3], &wakers[3]));
         line.bump();
         assert_eq!(woken(), [1, 0, 0, 0]);
         line.leave(&mut places[0]); // it has appended
@@ -378,6 +378,6 @@ mod tests {
         assert_eq!(woken(), [1, 2, 0, 1]);
         assert!(!line.is_waited_for());
         line.leave(&mut places[3]);
-        assert!(!line.queue(&mut places[0], &wakers[0]));
+        assert!(!line.join_behind(&mut places[0], &wakers[0]));
     }
 }

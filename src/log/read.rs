@@ -650,10 +650,11 @@ impl Back {
                 Err(Error::Trimmed { first, .. }) if first > offset && first < end => {
                     self.reader.seek(first);
                 }
+                // It ends the iteration, but those behind it come first.
                 Err(ref error) if !matches!(error, Error::Damaged { .. }) => {
-                    self.stretch.clear(); // it ends the iteration
+                    self.stretch.clear();
                     self.stretch.push_back((offset, read));
-                    return;
+                    self.reader.seek(offset + 1);
                 }
                 read => {
                     bytes += read.as_ref().map_or(0, |record| record.value().len());

@@ -33,8 +33,8 @@ impl Retention {
 }
 
 impl Log {
-    /// Trims so that the segment files take at most `bytes`, and so that whole segments are dropped once all their
-    /// records are older than `age`. The segment being written stays, whatever its size and age. Returns the first
+    /// Drops whole segments, oldest first, so that the segment files take at most [`bytes`](Retention::bytes), and those
+    /// whose records are all older than [`age`](Retention::age). The segment being written stays, whatever its size and age. Returns the first
     /// offset that is left.
     ///
     /// # Errors

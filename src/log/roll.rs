@@ -18,8 +18,8 @@
 //!   arrives after that gets another turn.
 //! - `lacks_backing` and `backing_again` only decide when a backing is looked for: a value that is a moment old delays that
 //!   until the next commit.
-//! - `short` is set before `changed` is bumped, and read after that is heard of: a value that is a moment old has an append
-//!   wait for at most [`PREPARING`], or refuses it a moment too long.
+//! - `short` is set before `line` is bumped, and read after that is heard of: because of a value that is a moment old, an append may
+//!   wait for at most [`PREPARING`], or be refused a moment too long.
 //! - `unwritten` and `owed` only decide whether to wait for the disk: a value that is a moment old delays a spare
 //!   segment until the next job that returns memory.
 
@@ -37,6 +37,7 @@ use super::{
 use crate::{
     chunk::{Before, Chunk, ChunkMemory, ChunkPosition, PoolShare, ShmBacking},
     disk,
+    pauses::Pauses,
     segment::{Segment, file::SegmentFile, header::Header},
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
 };
@@ -141,33 +142,11 @@ pub(crate) enum MayBlock {
 /// few milliseconds; where it takes longer, the disk is behind.
 const PREPARING: Duration = Duration::from_millis(20);
 
-/// How long until something that found no room is tried again: the first of [`PAUSES`], then twice as long each time, up
-/// to the second. So what nobody waits for costs next to nothing, however many logs there are.
-struct Pause(AtomicU64);
-
 /// How long a refusal is given to others who need a segment: later, they wait for an attempt of their own.
 const REFUSED: Duration = Duration::from_millis(250);
-/// See [`Pause`].
+/// How long until something that found no room is tried again: so what nobody waits for costs next to nothing, however
+/// many logs there are.
 const PAUSES: RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(64);
-
-impl Pause {
-    fn new() -> Self {
-        Self(AtomicU64::new(0))
-    }
-
-    /// The next pause.
-    fn next(&self) -> Duration {
-        let pause =
-            Duration::from_millis(self.0.load(Ordering::SeqCst)).clamp(*PAUSES.start(), *PAUSES.end());
-        self.0.store(2 * pause.as_millis() as u64, Ordering::SeqCst);
-        pause
-    }
-
-    /// It has succeeded, or somebody asks for it: the next pause is the first again.
-    fn reset(&self) {
-        self.0.store(0, Ordering::SeqCst);
-    }
-}
 
 /// What the next segment consists of, ready before it is needed.
 pub(super) struct SpareSegment {
@@ -213,7 +192,7 @@ enum JobError {
 pub(crate) struct Roller {
     ready: ArrayQueue<SpareSegment>,
     /// Appenders that wait for room; bumped on a ready segment, a roll or an error.
-    changed: Line,
+    line: Line,
     budget: Arc<Budget>,
     share: Arc<PoolShare>,
     /// Where chunk memory is kept that outlives the process.
@@ -222,7 +201,7 @@ pub(crate) struct Roller {
     /// in milliseconds by the machine's clock.
     lacks_backing: AtomicBool,
     backing_again: AtomicU64,
-    backing_pause: Pause,
+    backing_pause: Pauses,
     /// Chunks that are not all on disk: the active one, and those before it.
     unwritten: AtomicU64,
     /// The most bytes that any append waiting for the next chunk needs.
@@ -238,7 +217,7 @@ pub(crate) struct Roller {
     refused: Mutex<Option<Error>>,
     /// When that was, by the monotonic clock, in milliseconds.
     refused_at: AtomicU64,
-    pause: Pause,
+    pause: Pauses,
     /// Bounded: at most one job of a kind per segment at a time.
     jobs: SegQueue<Job>,
     trims: SegQueue<TrimRequest>,
@@ -259,13 +238,13 @@ impl Roller {
     ) -> Self {
         Self {
             ready: ArrayQueue::new(1),
-            changed: Line::new(),
+            line: Line::new(),
             share: budget.share(backings.is_some()),
             budget,
             backings,
             lacks_backing: AtomicBool::new(false),
             backing_again: AtomicU64::new(0),
-            backing_pause: Pause::new(),
+            backing_pause: Pauses::new(PAUSES),
             unwritten: AtomicU64::new(1),
             needs: AtomicU64::new(0),
             #[cfg(feature = "store")]
@@ -275,7 +254,7 @@ impl Roller {
             growth: Growth::new(),
             refused: Mutex::new(None),
             refused_at: AtomicU64::new(0),
-            pause: Pause::new(),
+            pause: Pauses::new(PAUSES),
             jobs: SegQueue::new(),
             trims: SegQueue::new(),
             stalled: Mutex::new(None),
@@ -410,8 +389,8 @@ impl Roller {
     }
 
     /// What appenders that find no room wait for.
-    pub(super) fn changes(&self) -> &Line {
-        &self.changed
+    pub(super) fn line(&self) -> &Line {
+        &self.line
     }
 
     /// The chunk of a segment is all on disk.
@@ -420,7 +399,8 @@ impl Roller {
     }
 
     pub(super) fn start(&self, shared: &Arc<Shared>) {
-        self.growth.begins(shared.env.machine.elapsed());
+        let chunk = &shared.active.load_full().chunk;
+        self.growth.begins(chunk.reserved_bytes(), chunk.capacity(), shared.env.machine.elapsed());
         self.task.start(Arc::clone(shared));
     }
 
@@ -489,7 +469,7 @@ impl Shared {
         let backoff = Backoff::new();
         let mut waits_since = None;
         loop {
-            let seen = self.roll.changed.events();
+            let seen = self.roll.line.events();
             let stopped = || self.writable().err().unwrap_or(Error::Closed);
             let active = unless_stopped(&self.active, &self.stopping).ok_or_else(stopped)?;
             self.writable()?; // or it was opened for reading only
@@ -506,14 +486,14 @@ impl Shared {
             let make = |base| self.successor(base, needs, newest(), before());
             if install_successor(&self.active, &active, make, unused, || self.flush.kick()) {
                 stats::rolled();
-                self.roll.changed.bump();
+                self.roll.line.bump();
                 self.roll.ask(0); // now: when the disk is behind, a quarter of the new chunk is written late
                 continue;
             }
             if let Some(full) = self.flush.full() {
                 return Err(full);
             }
-            self.roll.growth.is_full(self.env.machine.elapsed());
+            self.roll.growth.found_full(self.env.machine.elapsed());
             self.roll.ask(needs);
             if !backoff.is_completed() {
                 backoff.snooze();
@@ -571,7 +551,7 @@ impl Shared {
             return self.roll.ask(0);
         }
         active.chunk.close();
-        let mut turn = Turn::new(&self.roll.changed);
+        let mut turn = Turn::new(&self.roll.line);
         let _ = self.next_active(active, 0, MayBlock::No, &mut turn); // another thread may have done it, or the log has stopped
     }
 
@@ -581,7 +561,7 @@ impl Shared {
         let active = self.active.load_full();
         if active.chunk.reserved() > 0 {
             active.chunk.close();
-            let mut turn = Turn::new(&self.roll.changed);
+            let mut turn = Turn::new(&self.roll.line);
             self.next_active(&active, 0, MayBlock::Yes, &mut turn)?;
         }
         let end = active.segment.base() + u64::from(active.chunk.reserved());
@@ -619,9 +599,7 @@ impl Shared {
     /// Called after each append: has the first spare segment of a log made ahead of time, if appends come fast.
     #[inline]
     pub(super) fn run_ahead(&self, active: &Active) {
-        if self.roll.growth.awaits_mark()
-            && active.chunk.reserved_bytes() >= growth::mark(active.chunk.capacity())
-        {
+        if self.roll.growth.awaits_mark() && self.roll.growth.is_at_mark(active.chunk.reserved_bytes()) {
             self.at_mark();
         }
     }
@@ -647,8 +625,9 @@ impl Shared {
         let capacity = memory.capacity();
         self.roll.unwritten.fetch_add(1, Ordering::SeqCst);
         self.roll.needs.store(0, Ordering::SeqCst);
-        let filled = self.active.load().chunk.capacity();
-        self.roll.growth.rolls(filled, self.env.machine.elapsed());
+        let closed = self.active.load_full().chunk.clone();
+        let filled = closed.end().map_or(0, |end| end.bytes());
+        self.roll.growth.rolls(filled, closed.capacity(), self.env.machine.elapsed());
         let created = clock::start_of_segment(self.env.machine.now(), newest);
         if created < newest {
             tracing::warn!(

@@ -35,7 +35,7 @@ impl Waiters {
     }
 }
 
-/// A waiter's place in the line. To be given back with [`Frontier::leave`].
+/// A waiter's place in the queue. To be given back with [`Frontier::leave`].
 pub(crate) type Ticket = (u64, u64);
 
 impl Frontier {
@@ -77,7 +77,7 @@ impl Frontier {
         reached.into_values().for_each(Waker::wake); // outside the lock: a waker may run anything
     }
 
-    /// Joins the line of waiters for the value to reach `point`; `None` if it has already. Give the
+    /// Joins the queue of waiters for the value to reach `point`; `None` if it has already. Give the
     /// ticket back, woken or not.
     pub(crate) fn join(&self, point: u64, waker: &Waker) -> Option<Ticket> {
         if self.get() >= point {
@@ -98,7 +98,7 @@ impl Frontier {
         Some(ticket)
     }
 
-    /// Leaves the line, if still in it.
+    /// Leaves the queue, if still in it.
     pub(crate) fn leave(&self, ticket: Ticket) {
         let mut waiting = lock(&self.waiting);
         if waiting.wakers.remove(&ticket).is_some() {

@@ -7,12 +7,12 @@
 use super::{Entry, Error, Inner, LogError, LogSettings, OpenLog};
 use crate::{
     log::{Durability, Retention},
+    pauses::Pauses,
     reports,
     sync::{read_lock, try_lock},
 };
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 use std::{
-    ops::RangeInclusive,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -120,35 +120,34 @@ impl Drop for Busy {
 
 /// When a log is opened again because there seems to be room: where none can be reserved, only writing shows whether
 /// there is. The log's users get an error each time, so if it was in vain, the next time comes later.
-#[derive(Default)]
 pub(super) struct Reopening {
     /// In milliseconds since the store was opened.
     not_before: AtomicU64,
-    /// How long after the next attempt another one may come, in milliseconds.
-    pause: AtomicU64,
+    pauses: Pauses,
+}
+
+impl Default for Reopening {
+    fn default() -> Self {
+        let pauses = Pauses::new(Duration::from_secs(2)..=Duration::from_secs(64));
+        Self { not_before: AtomicU64::new(0), pauses }
+    }
 }
 
 // Relaxed: by one helper at a time, or at most a pause too short or too long.
 impl Reopening {
-    /// The first pause, and the longest.
-    const PAUSES: RangeInclusive<u64> = 2_000..=64_000;
-
     fn is_due(&self, now: u64) -> bool {
         self.not_before.load(Ordering::Relaxed) <= now
     }
 
     fn tried(&self, now: u64) {
-        let pause = self.pause.load(Ordering::Relaxed).clamp(*Self::PAUSES.start(), *Self::PAUSES.end());
+        let pause = self.pauses.next().as_millis() as u64;
         self.not_before.store(now.saturating_add(pause), Ordering::Relaxed);
-        self.pause.store(pause * 2, Ordering::Relaxed);
     }
 
     /// The log is open for writing.
     fn succeeded(&self) {
-        if self.pause.load(Ordering::Relaxed) != 0 {
-            self.not_before.store(0, Ordering::Relaxed);
-            self.pause.store(0, Ordering::Relaxed);
-        }
+        self.not_before.store(0, Ordering::Relaxed);
+        self.pauses.reset();
     }
 }
 

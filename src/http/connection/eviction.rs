@@ -10,7 +10,7 @@
 //! | 2 | between two requests for 5 s |
 //! | 3 | a body without progress for 1 s; an answer of which the client has taken nothing for 5 s |
 //! | 4 | between two requests for 1 s |
-//! | 5 | waiting for the server, like a live tail without news, for 5 s |
+//! | 5 | waiting for the server, or for news (a long poll, a live tail), for 5 s |
 //! | 6 | waiting for news: it costs little to ask again |
 //! | 7 | just accepted: clients that are about to send a request |
 //! | 8 | between two requests: the same, and they have been served |
@@ -102,7 +102,7 @@ impl Connections {
                     connection.cut("it takes an answer slowly, and others are refused");
                 }
                 Holder::Stream(stream) => {
-                    stream.is_slow();
+                    stream.note_slow();
                     stream.cut.store(true, Ordering::Relaxed);
                     stream.reset();
                 }

@@ -101,8 +101,8 @@ impl Stream {
     }
 
     /// It is ended because the client takes its answer too slowly.
-    pub(super) fn is_slow(&self) {
-        self.connection.queues.is_slow();
+    pub(super) fn note_slow(&self) {
+        self.connection.queues.note_slow();
     }
 
     /// Resets the stream. Returns `false` if that is too late, because hyper has given all of the answer to h2.

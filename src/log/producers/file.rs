@@ -15,7 +15,7 @@ use crate::{
     reports,
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 /// How long a producer that sends nothing is remembered.
 const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -122,15 +122,19 @@ impl Log {
         Ok(())
     }
 
+    /// The bytes of the file; `None` if there is none, and none if it cannot be read, so that it is written again.
+    fn read_producers_file(&self, path: &Path) -> Result<Option<Vec<u8>>, Error> {
+        let read = || tree::read(&*self.shared.env.disk, path);
+        match read().or_else(|error| if salvage::is_unreadable(&error) { read() } else { Err(error) }) {
+            // Not even on the second attempt: treat it like one that does not verify, which is rewritten as well.
+            Err(error) if salvage::is_unreadable(&error) => Ok(Some(Vec::new())),
+            read => read.map_err(Error::io("read", path)),
+        }
+    }
+
     fn load_producers(&self, file: &mut Saved) -> Result<Table, Error> {
         let path = self.shared.dir.join(PRODUCERS_FILE);
-        let read = || tree::read(&*self.shared.env.disk, &path);
-        let text =
-            match read().or_else(|error| if salvage::is_unreadable(&error) { read() } else { Err(error) }) {
-                // Not even on the second attempt: treat it like one that does not verify, which is rewritten as well.
-                Err(error) if salvage::is_unreadable(&error) => Some(Vec::new()),
-                read => read.map_err(Error::io("read", &path))?,
-            };
+        let text = self.read_producers_file(&path)?;
         self.shared.unless_deleted()?;
         let Some(text) = text else {
             // The first producer ever: from now on the file exists, and with it a reason to read the log. A log that
@@ -167,7 +171,13 @@ impl Log {
         (file.up_to, file.bytes, file.read) = (up_to, text.len() as u64, 0);
         (file.tried, file.committed) = (self.shared.env.machine.elapsed(), self.shared.flush.committed());
         let mut table = Table { producers, changes: file.changes };
-        let mut reader = self.reader(up_to.max(first));
+        self.read_batches(up_to.max(first), file, &mut table)?;
+        Ok(table)
+    }
+
+    /// Notes in the table the batches that the log has from an offset on.
+    fn read_batches(&self, from: u64, file: &mut Saved, table: &mut Table) -> Result<(), Error> {
+        let mut reader = self.reader(from);
         let mut unread: Option<Unread> = None;
         loop {
             let at = reader.offset();
@@ -181,14 +191,11 @@ impl Log {
                         let (id, content) = (batch.id.to_owned(), Content::default());
                         unread = Some(Unread { id, sequence, next: first_offset, left: count, content });
                     }
-                    if unread
-                        .as_mut()
-                        .is_some_and(|batch| !batch.add(record.offset, record.value, &mut table))
-                    {
+                    if unread.as_mut().is_some_and(|batch| !batch.add(record.offset, record.value, table)) {
                         unread = None;
                     }
                 }
-                Ok(None) => break,
+                Ok(None) => return Ok(()),
                 Err(Error::Damaged { .. }) => {}
                 // What it says about its producer is unknown, as with a damaged record; that is no reason to refuse all
                 // others.
@@ -197,7 +204,6 @@ impl Log {
                 Err(error) => return Err(error),
             }
         }
-        Ok(table)
     }
 
     /// What precedes an offset.

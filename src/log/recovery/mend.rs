@@ -72,7 +72,7 @@ pub(in crate::log) fn mend(
                 && n >= last
                 && let Some(backing) = held.iter().find(|backing| is_bound(backing, found, wreck))
             {
-                return Err(goes_on(backings, backing, found));
+                return Err(backing_continues(backings, backing, found));
             }
         }
         all.push(mended);
@@ -98,7 +98,7 @@ fn mend_one(
             }
             // No other backing continues after a segment that has a successor.
             Err(_) if !is_last => continue,
-            Err(_) => return Err(goes_on(backings, backing, found)),
+            Err(_) => return Err(backing_continues(backings, backing, found)),
         };
         let mended = together(disk, found, backing, &frames, next).map_err(Error::io("read", &found.path))?;
         if let Some(mended) = mended {
@@ -108,7 +108,7 @@ fn mend_one(
     Ok(Mended::No)
 }
 
-fn goes_on(backings: &BackingDir, backing: &LeftBacking, found: &SurveyedSegment) -> Error {
+fn backing_continues(backings: &BackingDir, backing: &LeftBacking, found: &SurveyedSegment) -> Error {
     Error::BackingContinues { backing: backings.path(&backing.name), path: found.path.clone() }
 }
 

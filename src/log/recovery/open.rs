@@ -244,44 +244,20 @@ fn resume(
                 seal.map_err(Error::io("seal", &path))?
             }
             State::Open(bytes, scan) => {
-                // If other logs of a store have taken the memory, the log continues in a segment of the smallest size,
-                // for which there is always room.
-                let claim = (header.capacity <= options.segment_bytes).then(|| {
-                    let least = || roller.claim_least(header.capacity);
-                    let is_small = header.capacity <= options.first_segment_bytes;
-                    roller.try_claim(header.capacity).or_else(|| is_small.then(least))
-                });
-                let claim = claim.flatten();
-                if claim.is_none() && scan.records() == 0 {
-                    aside::keep(disk, dir, header.base, &bytes)?;
-                    // Another segment takes its place, and its file name.
-                    (previous.end, previous.newest) = (header.base, previous.newest.max(header.created));
-                    break;
+                let last = Last { header, path: &path, bytes: &bytes, scan: &scan };
+                match resume_last(env, dir, options, roller, &previous, &last)? {
+                    Resumed::Sealed(footer) => footer,
+                    Resumed::Replaced => {
+                        (previous.end, previous.newest) = (header.base, previous.newest.max(header.created));
+                        break;
+                    }
+                    Resumed::Active(active, claim) => {
+                        segments.push(Arc::clone(&active.segment));
+                        let done = ChunkPosition { records: scan.records(), words: scan.words };
+                        let newest = previous.newest.max(header.created + scan.times.1);
+                        return Ok(Opening { segments, active, done, newest, claim, full: None });
+                    }
                 }
-                let written = resume_segment(disk, dir, &header, &path, &bytes, &scan)?;
-                let done = ChunkPosition { records: scan.records(), words: scan.words };
-                if let Some(claim) = claim {
-                    let mut memory =
-                        memory(env, roller, header.capacity).map_err(Error::io("get memory for", dir))?;
-                    memory.label(&header.label(), previous.before(disk, header.base));
-                    // Not a byte more: if this process is killed, the next one would restore whatever follows.
-                    memory.load(&bytes[..scan.words as usize * crate::frame::WORD]);
-                    let share = Some(roller.share());
-                    let chunk = Arc::new(Chunk::recovered(memory, share, &scan.positions, scan.words));
-                    let segment = Segment::new(header, Some(written), Arc::clone(&chunk));
-                    let segment = Arc::new(segment.aged(scan.times.1));
-                    segments.push(Arc::clone(&segment));
-                    let newest = previous.newest.max(header.created + scan.times.1);
-                    return Ok(Opening {
-                        segments,
-                        active: Arc::new(Active { segment, chunk }),
-                        done,
-                        newest,
-                        claim,
-                        full: None,
-                    });
-                }
-                seal(written.file(), &header, &scan).map_err(Error::io("seal", &path))?
             }
             State::Damaged(_) => unreachable!("damage opens read-only"),
         };
@@ -333,16 +309,62 @@ fn memory(env: &Environment, roller: &Roller, capacity: u64) -> io::Result<Chunk
     Ok(memory)
 }
 
+/// The last segment, which was not sealed, as it was found.
+struct Last<'a> {
+    header: Header,
+    path: &'a Path,
+    bytes: &'a [u8],
+    scan: &'a Scan,
+}
+
+/// What becomes of it.
+enum Resumed {
+    /// It takes appends, in memory that was claimed.
+    Active(Arc<Active>, Claim),
+    /// It was sealed: there is no memory for its chunk.
+    Sealed(Footer),
+    /// The same, and it has no records: another segment takes its place, and its file name.
+    Replaced,
+}
+
+/// Continues in the last segment. If other logs of a store have taken the memory, the log continues in a segment of the
+/// smallest size, for which there is always room.
+fn resume_last(
+    env: &Environment,
+    dir: &Path,
+    options: &Options,
+    roller: &Roller,
+    previous: &Previous,
+    last: &Last<'_>,
+) -> Result<Resumed, Error> {
+    let (disk, Last { header, path, bytes, scan }) = (&*env.disk, last);
+    let claim = (header.capacity <= options.segment_bytes).then(|| {
+        let smallest = || roller.claim_least(header.capacity);
+        let is_small = header.capacity <= options.first_segment_bytes;
+        roller.try_claim(header.capacity).or_else(|| is_small.then(smallest))
+    });
+    let claim = claim.flatten();
+    if claim.is_none() && scan.records() == 0 {
+        aside::keep(disk, dir, header.base, bytes)?;
+        return Ok(Resumed::Replaced);
+    }
+    let written = resume_segment(disk, dir, last)?;
+    let Some(claim) = claim else {
+        return Ok(Resumed::Sealed(seal(written.file(), header, scan).map_err(Error::io("seal", path))?));
+    };
+    let mut memory = memory(env, roller, header.capacity).map_err(Error::io("get memory for", dir))?;
+    memory.label(&header.label(), previous.before(disk, header.base));
+    // Not a byte more: if this process is killed, the next one would restore whatever follows.
+    memory.load(&bytes[..scan.words as usize * crate::frame::WORD]);
+    let chunk = Arc::new(Chunk::recovered(memory, Some(roller.share()), &scan.positions, scan.words));
+    let segment = Segment::new(*header, Some(written), Arc::clone(&chunk)).aged(scan.times.1);
+    Ok(Resumed::Active(Arc::new(Active { segment: Arc::new(segment), chunk }), claim))
+}
+
 /// Prepares the last segment's file for more appends: its records are durable, zeros follow them, and its full length
 /// is reserved.
-fn resume_segment(
-    disk: &dyn Disk,
-    dir: &Path,
-    header: &Header,
-    path: &Path,
-    bytes: &[u8],
-    scan: &Scan,
-) -> Result<SegmentFile, Error> {
+fn resume_segment(disk: &dyn Disk, dir: &Path, last: &Last<'_>) -> Result<SegmentFile, Error> {
+    let &Last { header, path, bytes, scan } = last;
     let file = sync(disk, path, true)?;
     // A file that was copied, or restored from a backup, may have holes.
     file.reserve(file::length(header.capacity), file::written(scan.words))

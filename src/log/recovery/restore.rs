@@ -228,34 +228,12 @@ fn restore_backing(
         }
     };
     let key = backing.header.key();
-    let is_last = |n: usize| n + 1 == survey.segments.len();
-    let scan = match same {
-        Some(n)
-            if is_last(n) && !matches!(survey.segments[n].state, State::Sealed(_) | State::Unsealed(_)) =>
-        {
-            // A file without records has no bytes to compare. Its header is equal if another process, which did not see
-            // the backing, began it in the same millisecond.
-            let is_other = survey.segments[n].records() == 0
-                && contradict(before(backing, earlier), before_end(disk, survey)?);
-            if !is_other && go_on_in_place(disk, dir, survey, backing, &frames)? {
-                return Ok(Fate::Needless);
-            }
-            scan::scan(&frames, key)
-        }
-        Some(n) if same_bytes(disk, &survey.segments[n], &frames)? => {
-            let found = &survey.segments[n];
-            let words = words_of(found).unwrap_or(0);
-            // A process that could not see the backing may have sealed the segment without all of its records.
-            if let Some(&(last, _)) = search::frames_from(&frames, key, words, found.records()).frames.last()
-            {
-                backing.end = Some((backing.header.base + u64::from(last) + 1, None));
-                return Ok(Fate::Kept);
-            }
-            backing.end = Some((found.end(), last_crc(disk, found)?));
-            return Ok(Fate::Needless);
-        }
-        _ => scan::scan(&frames, key),
-    };
+    if let Some(n) = same
+        && let Some(fate) = beside_its_file(disk, dir, survey, earlier, backing, &frames, n)?
+    {
+        return Ok(fate);
+    }
+    let scan = scan::scan(&frames, key);
     backing.end = Some(end_of(backing, &scan));
     if scan.records() == 0 {
         let Some(&(last, _)) = search::frames_from(&frames, key, 0, 0).frames.last() else {
@@ -273,6 +251,40 @@ fn restore_backing(
     }
     let is_covered = is_covered(disk, survey, backing, &scan, &frames)?;
     Ok(if is_covered { Fate::Needless } else { Fate::Kept })
+}
+
+/// What becomes of a backing whose segment has a file, the `n`th; `None` if that does not decide it.
+fn beside_its_file(
+    disk: &dyn Disk,
+    dir: &Path,
+    survey: &mut Survey,
+    earlier: &[LeftBacking],
+    backing: &mut LeftBacking,
+    frames: &Aligned,
+    n: usize,
+) -> io::Result<Option<Fate>> {
+    let is_last = n + 1 == survey.segments.len();
+    let found = &survey.segments[n];
+    if is_last && !matches!(found.state, State::Sealed(_) | State::Unsealed(_)) {
+        // A file without records has no bytes to compare. Its header is equal if another process, which did not see the
+        // backing, began it in the same millisecond.
+        let is_other =
+            found.records() == 0 && contradict(before(backing, earlier), before_end(disk, survey)?);
+        let goes_on = !is_other && go_on_in_place(disk, dir, survey, backing, frames)?;
+        return Ok(goes_on.then_some(Fate::Needless));
+    }
+    if !same_bytes(disk, found, frames)? {
+        return Ok(None);
+    }
+    let words = words_of(found).unwrap_or(0);
+    // A process that could not see the backing may have sealed the segment without all of its records.
+    let key = backing.header.key();
+    if let Some(&(last, _)) = search::frames_from(frames, key, words, found.records()).frames.last() {
+        backing.end = Some((backing.header.base + u64::from(last) + 1, None));
+        return Ok(Some(Fate::Kept));
+    }
+    backing.end = Some((found.end(), last_crc(disk, found)?));
+    Ok(Some(Fate::Needless))
 }
 
 /// Whether the disk has all that a backing holds: in a segment that was begun again, or that `repair` wrote.

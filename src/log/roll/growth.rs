@@ -21,24 +21,27 @@ pub(super) const QUICK: u64 = 8 << 20;
 /// How large the first spare segment of a log is at most, if appends come fast: they wait for it.
 const FIRST: u64 = 1 << 20;
 
-/// How many bytes a chunk of `capacity` has when it is known whether appends come fast.
-#[inline]
-pub(super) fn mark(capacity: u64) -> u64 {
+/// How many bytes more a chunk of `capacity` has when it is known whether appends come fast.
+const fn mark(capacity: u64) -> u64 {
     capacity / 16
 }
 
-/// What is known of how fast chunks are filled, and made. Times are in nanoseconds, since the log's machine began.
+/// What is known of how fast chunks are filled, and made. Times are in nanoseconds, by the machine's monotonic clock.
 pub(super) struct Growth {
-    /// Whether the first chunk since the log was opened has not come to its mark.
+    /// Whether the first chunk since the log was opened has not come to its mark, and where that is, in bytes: what it had
+    /// when it was opened is not new.
     awaits_mark: AtomicBool,
+    mark: AtomicU64,
     /// Whether a spare segment was asked for then.
     is_ahead: AtomicBool,
     /// When the active chunk became active.
     active_since: AtomicU64,
     /// When it was found to be full; 0 if it was not.
     full_since: AtomicU64,
-    /// How long the chunk before took to be filled, for each MiB.
+    /// How long the chunk before took to be filled, for each MiB; and whether it was, at least by half: if it ended early,
+    /// the next one need not be larger.
     filling: AtomicU64,
+    was_filled: AtomicBool,
     /// How long the last chunk took to be made, for each MiB.
     making: AtomicU64,
 }
@@ -56,17 +59,26 @@ impl Growth {
         let zero = || AtomicU64::new(0);
         Self {
             awaits_mark: AtomicBool::new(true),
+            mark: zero(),
             is_ahead: AtomicBool::new(false),
             active_since: zero(),
             full_since: zero(),
             filling: zero(),
+            was_filled: AtomicBool::new(true),
             making: zero(),
         }
     }
 
-    /// The log is opened.
-    pub(super) fn begins(&self, now: Duration) {
+    /// The log is opened, with a chunk of `capacity` that has so many bytes.
+    pub(super) fn begins(&self, bytes: u64, capacity: u64, now: Duration) {
+        self.mark.store(bytes + mark(capacity), Relaxed);
         self.active_since.store(nanos(now), Relaxed);
+    }
+
+    /// Whether a chunk with so many bytes has come to the mark.
+    #[inline]
+    pub(super) fn is_at_mark(&self, bytes: u64) -> bool {
+        bytes >= self.mark.load(Relaxed)
     }
 
     #[inline]
@@ -93,14 +105,15 @@ impl Growth {
     }
 
     /// An append finds the active chunk full, and has to wait for the next.
-    pub(super) fn is_full(&self, now: Duration) {
+    pub(super) fn found_full(&self, now: Duration) {
         if self.full_since.load(Relaxed) == 0 {
             self.full_since.store(nanos(now), Relaxed);
         }
     }
 
-    /// Another chunk becomes active, after one of `filled` bytes.
-    pub(super) fn rolls(&self, filled: u64, now: Duration) {
+    /// Another chunk becomes active, after one of `capacity` that has `filled` bytes.
+    pub(super) fn rolls(&self, filled: u64, capacity: u64, now: Duration) {
+        self.was_filled.store(filled >= capacity / 2, Relaxed);
         self.awaits_mark.store(false, Relaxed);
         let now = nanos(now);
         let full = match self.full_since.swap(0, Relaxed) {
@@ -116,7 +129,7 @@ impl Growth {
         self.making.store(per_mib(nanos(took), capacity), Relaxed);
     }
 
-    /// By what the next chunk may be larger than the active one, which has `active` bytes, the best first.
+    /// By which factors the next chunk may be larger than the active one, which has `active` bytes; the best one first.
     pub(super) fn factors(&self, active: u64, is_first: bool, now: Duration) -> Vec<u64> {
         let in_time = |&factor: &u64| {
             let capacity = active.saturating_mul(factor);
@@ -124,6 +137,9 @@ impl Growth {
             capacity <= QUICK || takes <= self.filling.load(Relaxed)
         };
         let first = if is_first && self.is_fast(now) { FIRST / active.max(1) } else { 0 };
+        if !is_first && !self.was_filled.load(Relaxed) {
+            return Vec::new();
+        }
         [first, 4, 2].into_iter().filter(|&factor| factor > 1).filter(in_time).collect()
     }
 }
@@ -138,25 +154,31 @@ mod tests {
     #[test]
     fn a_chunk_grows_only_as_far_as_the_one_before_takes_to_be_filled() {
         let growth = Growth::new();
-        growth.begins(MILLI);
+        growth.begins(0, 64 << 10, MILLI);
         assert_eq!(growth.factors(64 << 10, true, MILLI * 2), [16, 4, 2], "appends come fast");
         growth.made(MIB, MILLI);
-        growth.is_full(MILLI * 2);
-        growth.rolls(MIB, MILLI * 5); // filled in 1 ms; the appender waited for 3
+        growth.found_full(MILLI * 2);
+        growth.rolls(MIB, MIB, MILLI * 5); // filled in 1 ms; the appender waited for 3
         assert_eq!(growth.factors(MIB, false, MILLI * 5), [4, 2], "soon made");
         assert_eq!(growth.factors(4 * MIB, false, MILLI * 5), [2]);
         assert!(growth.factors(8 * MIB, false, MILLI * 5).is_empty());
-        growth.rolls(8 * MIB, MILLI * 25); // filled in 20 ms
+        growth.rolls(8 * MIB, 8 * MIB, MILLI * 25); // filled in 20 ms
         assert_eq!(growth.factors(8 * MIB, false, MILLI * 25), [2], "16 MiB are made in 16 ms");
-        growth.rolls(8 * MIB, MILLI * 125);
+        growth.rolls(8 * MIB, 8 * MIB, MILLI * 125);
         assert_eq!(growth.factors(8 * MIB, false, MILLI * 125), [4, 2]);
+        growth.rolls(1 << 10, 8 * MIB, MILLI * 1125);
+        assert!(
+            growth.factors(8 * MIB, false, MILLI * 1125).is_empty(),
+            "it was ended early, by a checkpoint"
+        );
     }
 
     #[test]
     fn only_appends_that_come_fast_have_a_spare_segment_made_ahead() {
         for (millis, ahead) in [(10, true), (1100, false)] {
             let growth = Growth::new();
-            growth.begins(MILLI);
+            growth.begins(5 << 10, 64 << 10, MILLI);
+            assert!(!growth.is_at_mark(5 << 10) && growth.is_at_mark(9 << 10), "what was there is not new");
             assert_eq!(growth.passes_mark(MILLI * millis), ahead);
             assert!(!growth.awaits_mark() && !growth.passes_mark(MILLI * millis), "once");
             let factors = growth.factors(64 << 10, true, MILLI * millis);

@@ -23,8 +23,8 @@ impl Shared {
         let roll = &self.roll;
         loop {
             roll.task.take_kick();
-            if roll.changed.is_waited_for() {
-                roll.changed.bump(); // see `line`: whoever has the turn may do nothing
+            if roll.line.is_waited_for() {
+                roll.line.bump(); // see `line`: whoever has the turn may do nothing
             }
             // Trims are done until one has to be tried again later (`trimming`), other jobs likewise (`waiting`).
             let (mut trimming, mut waiting) = (true, false);
@@ -83,7 +83,7 @@ impl Shared {
             return Some(RETRY); // a caller, or an append, waits for it
         }
         let refused = lock(&roll.refused).is_some().then(|| roll.pause.next());
-        refused.or_else(|| roll.changed.is_waited_for().then_some(NUDGE))
+        refused.or_else(|| roll.line.is_waited_for().then_some(NUDGE))
     }
 
     fn work_at(&self, job: Job) -> Result<(), JobError> {
@@ -163,7 +163,7 @@ impl Shared {
             Some(spare) if is_fine(spare.memory.capacity()) => {
                 self.offer(spare);
                 // An appender that looked while the spare segment was taken found none, and waits.
-                roll.changed.bump();
+                roll.line.bump();
                 return;
             }
             Some(other) => self.let_go(other),
@@ -172,7 +172,7 @@ impl Shared {
         let Some(mut claim) = self.claim_next(needs) else {
             roll.asked.store(true, Ordering::SeqCst); // for the next turn, which sealing starts
             if !roll.short.swap(true, Ordering::SeqCst) {
-                roll.changed.bump(); // for appends that wait only while there is memory
+                roll.line.bump(); // for appends that wait only while there is memory
             }
             // An appender may have closed a chunk before its first record, and then nobody else kicks the flusher.
             self.flush.kick();
@@ -204,7 +204,7 @@ impl Shared {
             }
         }
         drop(refused);
-        roll.changed.bump();
+        roll.line.bump();
     }
 
     /// Puts a spare segment where appenders find it. If there is one already, because an appender that found the
@@ -228,7 +228,7 @@ impl Shared {
         let is_better = is_too_large && spare.memory.capacity() <= smallest
             || lacks_backing && spare.memory.has_backing();
         self.offer(spare);
-        roll.changed.bump(); // an appender that looked while it was taken found none, and waits
+        roll.line.bump(); // an appender that looked while it was taken found none, and waits
         if is_better {
             self.roll_if_ready(&active);
         }
@@ -256,7 +256,7 @@ impl Shared {
             None => {}
         }
         roll.budget.shrink();
-        roll.changed.bump(); // an appender that looked while it was taken found none, and waits
+        roll.line.bump(); // an appender that looked while it was taken found none, and waits
     }
 
     /// A spare segment with a backing, which replaces this one without; or else this one.
@@ -298,8 +298,8 @@ impl Shared {
     }
 
     /// Claims room for the next chunk: larger than the active one while half of the budget is unclaimed ([`growth`]),
-    /// otherwise of the same size. `None` if the disk has to catch up first. If other logs have taken the memory, smaller chunks are
-    /// used; a chunk of the smallest size that is enough is always granted.
+    /// otherwise of the same size. `None` if the disk has to catch up first. If other logs have taken the memory, smaller
+    /// chunks are used; a chunk of the smallest size that is enough is always granted.
     fn claim_next(&self, needs: u64) -> Option<Claim> {
         let (most, least, roll) = (self.options.segment_bytes, self.least_for(needs), &self.roll);
         let fitting = |bytes: u64| bytes.max(least).min(most);
@@ -331,9 +331,18 @@ impl Shared {
             .map_err(Error::io("make a segment file in", &self.dir))
     }
 
-    /// A spare segment of `capacity`; or, if the memory file system has room only for less, of less, but at least `least`.
-    fn make(&self, capacity: u64, least: u64) -> Result<SpareSegment, Error> {
-        let file = self.file(capacity)?; // first, because it costs less than memory, if there is no room for it
+    /// A spare segment of `capacity`; or, if the disk or the memory file system has room only for less, of less, but at
+    /// least `least`.
+    fn make(&self, mut capacity: u64, least: u64) -> Result<SpareSegment, Error> {
+        // First, because it costs less than memory, if there is no room for it.
+        let file = loop {
+            match self.file(capacity) {
+                Err(error) if error.is_full() && capacity > least => {
+                    capacity = (capacity / 4).next_multiple_of(disk::BLOCK).max(least);
+                }
+                file => break file?,
+            }
+        };
         let memory = self
             .roll
             .memory(capacity, least, self.env.machine.elapsed())

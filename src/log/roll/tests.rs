@@ -21,10 +21,10 @@ fn a_request_for_a_spare_segment_is_answered_even_if_one_was_ready() {
         std::thread::yield_now();
     }
     std::thread::sleep(Duration::from_millis(5)); // until the maintenance task rests
-    let seen = roll.changed.events();
+    let seen = roll.line.events();
     roll.ask(0);
-    Turn::new(&roll.changed).park(seen, || false, Some(deadline));
-    assert!(roll.changed.events() > seen);
+    Turn::new(&roll.line).park(seen, || false, Some(deadline));
+    assert!(roll.line.events() > seen);
 }
 
 /// An appender takes the ready chunk, finds it too small, and puts it back, when the maintenance task has created

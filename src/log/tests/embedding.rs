@@ -1,4 +1,4 @@
-//! What programs that have a log inside need of it: clones, checkpoints, batches from iterators, reading backward, figures.
+//! What programs that have a log inside need of it: checkpoints, batches from iterators, reading backward, figures.
 
 use super::*;
 use crate::disk::gate::{Gate, Operation};
@@ -6,33 +6,6 @@ use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering::SeqCst},
 };
-
-#[test]
-fn a_log_is_closed_by_any_clone_or_when_the_last_one_is_dropped() {
-    let sim = Sim::new(1);
-    let log = open(&sim).unwrap();
-    let (other, third) = (log.clone(), log.clone());
-    drop(third);
-    log.append(b"a").unwrap();
-    other.append(b"b").unwrap();
-    drop(log);
-    assert!(matches!(open(&sim), Err(Error::InUse { .. })));
-    drop(other);
-
-    let log = open(&sim).unwrap();
-    assert_eq!(log.next_offset(), 2);
-    let (other, waits) = (log.clone(), log.clone());
-    let waits = std::thread::spawn(move || waits.reader(3).wait(None));
-    log.append(b"c").unwrap();
-    other.shutdown().unwrap();
-    assert!(matches!(log.append(b"d"), Err(Error::Closed)));
-    assert!(matches!(waits.join().unwrap(), Err(Error::Closed)));
-    assert_eq!((log.durable_offset(), log.read(2).unwrap().unwrap().value()), (3, &b"c"[..]));
-    log.shutdown().unwrap();
-    let again = open(&sim).unwrap();
-    drop((log, other)); // closes nothing that belongs to the next opening
-    again.append_wait(b"d").unwrap();
-}
 
 #[test]
 fn a_checkpoint_that_rolls_frees_everything_before_it() {

@@ -84,7 +84,7 @@ fn of_many_async_appends_each_is_polled_when_it_is_its_turn() {
     for (future, waker, _) in &mut tasks {
         assert!(future.as_mut().poll(&mut Context::from_waker(waker)).is_pending());
     }
-    log.shared.roll.changes().bump();
+    log.shared.roll.line().bump();
     let woken = queue.lock().unwrap().len();
     sim.hold(false);
     assert!((1..TASKS / 2).contains(&woken), "{woken} were woken"); // a few by the maintenance task, as time goes by
