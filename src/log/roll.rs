@@ -626,7 +626,7 @@ impl Shared {
         self.roll.unwritten.fetch_add(1, Ordering::SeqCst);
         self.roll.needs.store(0, Ordering::SeqCst);
         let closed = self.active.load_full().chunk.clone();
-        let filled = closed.end().map_or(0, |end| end.bytes());
+        let filled = closed.end().map_or(0, crate::chunk::ChunkPosition::bytes);
         self.roll.growth.rolls(filled, closed.capacity(), self.env.machine.elapsed());
         let created = clock::start_of_segment(self.env.machine.now(), newest);
         if created < newest {

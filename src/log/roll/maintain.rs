@@ -17,6 +17,12 @@ use std::time::Duration;
 /// How long to wait before trying again to seal or to trim.
 const RETRY: Duration = Duration::from_millis(250);
 
+/// Whether the disk has less room than was asked for; not that a file may not be so large.
+fn is_out_of_space(error: &Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error, Error::Io { source, .. } if [StorageFull, QuotaExceeded].contains(&source.kind()))
+}
+
 impl Shared {
     /// A turn of the maintenance task.
     pub(super) fn maintain(&self) {
@@ -337,7 +343,7 @@ impl Shared {
         // First, because it costs less than memory, if there is no room for it.
         let file = loop {
             match self.file(capacity) {
-                Err(error) if error.is_full() && capacity > least => {
+                Err(error) if is_out_of_space(&error) && capacity > least => {
                     capacity = (capacity / 4).next_multiple_of(disk::BLOCK).max(least);
                 }
                 file => break file?,
