@@ -89,6 +89,10 @@ async fn covered(
     mut patience: Duration,
 ) -> Result<Grant, Problem> {
     let mut _only_one = None;
+    // What is not much larger than what needs no queue does not wait behind what is.
+    if bytes <= 4 * MEDIUM && grant.cover(bytes).is_ok() {
+        return Ok(grant);
+    }
     if bytes > MEDIUM {
         if queues.was_slow_within(context.limits.body_time) && context.memory.is_tight(Purpose::Answer) {
             return Err(Problem::overloaded());
