@@ -34,6 +34,7 @@ pub use tail::Tail;
 
 use crate::{
     name::is_log_name,
+    pauses::doubled,
     wire::{self, AnswerFrame},
 };
 use bytes::Bytes;
@@ -45,7 +46,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use serde::Deserialize;
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 /// How long one attempt may take: longer than the server lets any request wait.
 const ATTEMPT: Duration = Duration::from_secs(90);
@@ -271,6 +272,17 @@ impl Client {
         Ok((Page { records: frames(&self.body(answer).await?)?, next_offset }, log_id))
     }
 
+    /// The same; sent again for as long as the server cannot be reached, or says to try again.
+    async fn page_in_the_end(&self, log: &str, query: &str) -> Result<(Page, Option<String>), Error> {
+        let mut pause = Pause::default();
+        loop {
+            match self.page(log, query).await {
+                Err(error) if error.is_temporary() => pause.wait().await,
+                done => return done,
+            }
+        }
+    }
+
     /// The records of a log in order, from `start` on, as a stream that waits for more, across restarts of the server, and
     /// that notices when the log is deleted and another one created under its name.
     ///
@@ -286,12 +298,11 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`], except if the server says to try again.
     pub async fn follow(&self, log: &str, offset: u64) -> Result<Page, Error> {
-        let mut pause = Pause::default();
+        let query = format!("offset={offset}&limit=10000&wait=30s");
         loop {
-            match self.read_from(log, &format!("offset={offset}&limit=10000&wait=30s")).await {
-                Ok(range) if range.records.is_empty() => pause = Pause::default(),
-                Err(error) if error.is_temporary() => pause.wait().await,
-                done => return done,
+            let (page, _) = self.page_in_the_end(log, &query).await?;
+            if !page.records.is_empty() {
+                return Ok(page);
             }
         }
     }
@@ -325,19 +336,22 @@ fn path_of(log: &str) -> Result<String, Error> {
     }
 }
 
-/// Pauses that double, up to 2 s.
+/// The first pause before a request is sent again, and the longest.
+const PAUSES: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(2);
+
+/// The next pause.
 struct Pause(Duration);
 
 impl Default for Pause {
     fn default() -> Self {
-        Self(Duration::from_millis(20))
+        Self(*PAUSES.start())
     }
 }
 
 impl Pause {
     async fn wait(&mut self) {
         tokio::time::sleep(self.0).await;
-        self.0 = (self.0 * 2).min(Duration::from_secs(2));
+        self.0 = doubled(self.0, &PAUSES);
     }
 }
 

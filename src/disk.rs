@@ -191,6 +191,10 @@ pub(crate) fn is_read_only(error: &io::Error) -> bool {
 /// Whether an error says that there is no room: the disk is full, the user's quota is used up, or the process may not
 /// write files that large (`RLIMIT_FSIZE`; if SIGXFSZ is not ignored, the process is killed instead).
 pub(crate) fn is_full(error: &io::Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+    is_out_of_space(error) || error.kind() == io::ErrorKind::FileTooLarge
+}
+
+/// The same, unless it is for the size of the file: then there may be room for less.
+pub(crate) fn is_out_of_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -289,6 +289,17 @@ fn report_read_only(shared: &Shared) {
     }
 }
 
+/// Calls `append` with the bytes of all values, which are asked for before.
+fn with_bytes<I, T>(values: I, append: impl FnOnce(&[&[u8]]) -> T) -> T
+where
+    I: IntoIterator,
+    I::Item: AsRef<[u8]>,
+{
+    let values: Vec<I::Item> = values.into_iter().collect();
+    let bytes: Vec<&[u8]> = values.iter().map(AsRef::as_ref).collect();
+    append(&bytes)
+}
+
 impl Log {
     /// Opens the log in `dir`, which is created if it is missing, and recovers it: a torn end is cut off; damage makes
     /// the log read-only ([`damage`](Self::damage)). If the disk has no room to continue, appends are refused with
@@ -394,9 +405,7 @@ impl Log {
         I: IntoIterator,
         I::Item: AsRef<[u8]>,
     {
-        let values: Vec<I::Item> = values.into_iter().collect();
-        let bytes: Vec<&[u8]> = values.iter().map(AsRef::as_ref).collect();
-        self.append_batch(&bytes)
+        with_bytes(values, |bytes| self.append_batch(bytes))
     }
 
     /// Like [`append_batch_from`](Self::append_batch_from), but does not wait for the disk; see
@@ -409,9 +418,7 @@ impl Log {
         I: IntoIterator,
         I::Item: AsRef<[u8]>,
     {
-        let values: Vec<I::Item> = values.into_iter().collect();
-        let bytes: Vec<&[u8]> = values.iter().map(AsRef::as_ref).collect();
-        self.try_append_batch(&bytes)
+        with_bytes(values, |bytes| self.try_append_batch(bytes))
     }
 
     /// Like [`append`](Self::append), but does not wait for the disk. While the next segment is being prepared, for which
@@ -760,12 +767,10 @@ impl Log {
     pub fn stats(&self) -> LogStats {
         let shared = &self.shared;
         let (first_offset, next_offset) = (self.first_offset(), self.next_offset());
-        let segments = shared.chain.load_full().segments.clone();
-        let newest = segments.last().map_or(shared.newest_found, |last| last.newest());
-        let newest = newest.max(shared.newest_found).max(match shared.active.load().chunk.reserved() {
-            0 => 0,
-            _ => shared.active.load().segment.newest(),
-        });
+        let (chain, active) = (shared.chain.load_full(), shared.active.load_full());
+        let of_active = (active.chunk.reserved() > 0).then(|| active.segment.newest());
+        let of_chain = chain.segments.last().map(|last| last.newest());
+        let newest = of_active.into_iter().chain(of_chain).fold(shared.newest_found, u64::max);
         LogStats {
             appended_records: next_offset.saturating_sub(self.from),
             committed_bytes: shared.flush.committed(),
@@ -773,8 +778,8 @@ impl Log {
             durable_offset: self.durable_offset(),
             visible_offset: self.visible_offset(),
             next_offset,
-            segments: segments.len() as u64,
-            disk_bytes: segments.iter().map(|segment| segment.file_bytes()).sum(),
+            segments: chain.segments.len() as u64,
+            disk_bytes: chain.bytes(),
             chunk_bytes: shared.roll.chunk_bytes(),
             newest_time: (first_offset < next_offset).then_some(newest),
         }

@@ -25,7 +25,7 @@ impl StartAt {
     /// At a time in milliseconds since 1970.
     #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "only the server has such times"))]
     pub(crate) fn since_millis(millis: u64) -> Self {
-        Self::Since(UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(UNIX_EPOCH + FAR))
+        Self::Since(UNIX_EPOCH + Duration::from_millis(millis)) // which a system with 64 bits for seconds can express
     }
 
     /// The time of [`Since`](Self::Since) in milliseconds since 1970; what is before 1970 is 1970.
@@ -33,9 +33,6 @@ impl StartAt {
         time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64
     }
 }
-
-/// A time after 1970 that every system can express, and that no record has.
-const FAR: Duration = Duration::from_secs(1 << 40);
 
 impl FromStr for StartAt {
     type Err = &'static str;

@@ -1,6 +1,6 @@
 //! Following a log: its records as a stream, from anywhere, for as long as it exists.
 
-use super::{Client, Error, Page, Pause, Record, path_of};
+use super::{Client, Error, Page, Record, path_of};
 use crate::start::StartAt;
 use futures_core::Stream;
 use std::{
@@ -11,7 +11,7 @@ use std::{
 
 fn query(start: StartAt) -> String {
     match start {
-        StartAt::Earliest | StartAt::Last(u64::MAX) => "offset=earliest".to_owned(),
+        StartAt::Earliest => "offset=earliest".to_owned(),
         StartAt::Latest | StartAt::Last(0) => "offset=latest".to_owned(),
         StartAt::Offset(offset) => format!("offset={offset}"),
         StartAt::Last(records) => format!("offset=-{records}"),
@@ -19,13 +19,8 @@ fn query(start: StartAt) -> String {
     }
 }
 
-/// What has been fetched, and from where on the next records are to be fetched.
-struct Fetched {
-    page: Page,
-    log_id: Option<String>,
-}
-
-type Fetching = Pin<Box<dyn Future<Output = Result<Fetched, Error>> + Send>>;
+/// A page that is being fetched, and the id of the log.
+type Fetching = Pin<Box<dyn Future<Output = Result<(Page, Option<String>), Error>> + Send>>;
 
 /// The records of a log in order, as a [`Stream`] and by [`next`](Self::next); see [`Client::tail`]. It fetches up to
 /// 10,000 records, or a mebibyte, when those before have been taken.
@@ -87,12 +82,14 @@ impl Tail {
             let fetching = self.fetching.get_or_insert_with(|| {
                 // Only then does it wait: the first answer says where the log ends, and which log it is.
                 let rest = log_id.as_ref().map_or_else(String::new, |id| format!("&wait=30s&log_id={id}"));
-                Box::pin(fetch(client.clone(), log.clone(), format!("{query}&limit=10000{rest}")))
+                let query = format!("{query}&limit=10000{rest}");
+                let (client, log) = (client.clone(), log.clone());
+                Box::pin(async move { client.page_in_the_end(&log, &query).await })
             });
             let fetched = ready!(fetching.as_mut().poll(context));
             self.fetching = None;
             match fetched {
-                Ok(Fetched { page: Page { records, next_offset }, log_id }) => {
+                Ok((Page { records, next_offset }, log_id)) => {
                     self.query = format!("offset={next_offset}");
                     self.log_id = log_id.or(self.log_id.take());
                     self.ready = records.into();
@@ -126,16 +123,5 @@ impl std::fmt::Debug for Tail {
             .field("next", query)
             .field("log_id", log_id)
             .finish_non_exhaustive()
-    }
-}
-
-/// Sends a request until it is answered with something other than to try again.
-async fn fetch(client: Client, log: String, query: String) -> Result<Fetched, Error> {
-    let mut pause = Pause::default();
-    loop {
-        match client.page(&log, &query).await {
-            Err(error) if error.is_temporary() => pause.wait().await,
-            fetched => return fetched.map(|(page, log_id)| Fetched { page, log_id }),
-        }
     }
 }

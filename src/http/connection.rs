@@ -459,7 +459,7 @@ impl Connection {
 
     /// Whether an HTTP/2 answer waits for the client, although the client's system takes what it is sent.
     fn has_stuck_stream(&self) -> bool {
-        lock(&self.http2.streams).iter().filter_map(Weak::upgrade).any(|stream| stream.is_stuck())
+        self.streams().iter().any(|stream| stream.is_stuck())
     }
 
     /// A request is not in flight any more.

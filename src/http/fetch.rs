@@ -76,30 +76,34 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
     }
 }
 
-/// Waits for memory of `bytes`. There is no queue for what is not large: a request takes what it needs as soon as that is
-/// free, so that one that needs much does not delay those that need little. For large answers one request at a time asks,
-/// in an order that is fair among connections, and for a while even if its answer has not begun: otherwise those that ask
-/// all the time would get all. A connection whose client was too slow for such an answer gets none for as long as a body
-/// may take.
+/// Gets memory of `bytes`. For large answers one request at a time asks for it, in an order that is fair among connections,
+/// and for a while even if its answer has not begun: otherwise those that ask all the time would get all. What is not much
+/// larger than what needs no queue does not wait behind what is. A connection whose client was too slow for such an answer
+/// gets none for as long as a body may take.
 async fn covered(
     context: &Context,
     queues: &Queues,
     mut grant: Grant,
     bytes: usize,
-    mut patience: Duration,
+    patience: Duration,
 ) -> Result<Grant, Problem> {
-    let mut _only_one = None;
-    // What is not much larger than what needs no queue does not wait behind what is.
+    if bytes <= MEDIUM {
+        return asked_for(grant, bytes, patience).await;
+    }
     if bytes <= 4 * MEDIUM && grant.cover(bytes).is_ok() {
         return Ok(grant);
     }
-    if bytes > MEDIUM {
-        if queues.was_slow_within(context.limits.body_time) && context.memory.is_tight(Purpose::Answer) {
-            return Err(Problem::overloaded());
-        }
-        patience = patience.max(context.limits.append_time);
-        _only_one = Some(context.memory.permits.acquire(Kind::Memory, queues, patience).await?);
+    if queues.was_slow_within(context.limits.body_time) && context.memory.is_tight(Purpose::Answer) {
+        return Err(Problem::overloaded());
     }
+    let patience = patience.max(context.limits.append_time);
+    let _only_one = context.memory.permits.acquire(Kind::Memory, queues, patience).await?;
+    asked_for(grant, bytes, patience).await
+}
+
+/// Asks for memory of `bytes` until there is some, or patience ends. There is no queue: a request takes what it needs as
+/// soon as that is free, so that one that needs much does not delay those that need little.
+async fn asked_for(mut grant: Grant, bytes: usize, patience: Duration) -> Result<Grant, Problem> {
     let (begun, mut pause) = (Instant::now(), *ASK.start());
     while let Err(used_up) = grant.cover(bytes) {
         if begun.elapsed() >= patience {

@@ -45,7 +45,7 @@ impl Following {
             match self.wait().await {
                 Ok(true) => {}
                 Ok(false) => return Ok(None),
-                Err(error) => return Err(self.broken_off(&error.into())),
+                Err(error) => return Err(broken_off(&self.log, &error.into())),
             }
             let Self { context, queues, log, hold, mut reading } = self;
             reading.continue_to(log.visible_offset());
@@ -76,10 +76,6 @@ impl Following {
             () = self.hold.ended() => Ok(false),
             _ = stopped.wait_for(|stopped| *stopped) => Ok(false),
         }
-    }
-
-    fn broken_off(&self, problem: &Problem) -> io::Error {
-        broken_off(&self.log, problem)
     }
 }
 

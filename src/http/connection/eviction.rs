@@ -16,10 +16,7 @@
 //! | 8 | between two requests: the same, and they have been served |
 
 use super::{Connection, Connections, stream::Stream};
-use std::{
-    cmp::Reverse,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{cmp::Reverse, sync::Arc};
 
 /// The bytes per second that a client must take or send to count as slow rather than stuck.
 pub(super) const LEAST: u64 = 1 << 10;
@@ -101,11 +98,7 @@ impl Connections {
                 Holder::Connection(connection) => {
                     connection.cut("it takes an answer slowly, and others are refused");
                 }
-                Holder::Stream(stream) => {
-                    stream.note_slow();
-                    stream.cut.store(true, Ordering::Relaxed);
-                    stream.reset();
-                }
+                Holder::Stream(stream) => stream.end_slow(),
             }
         }
     }

@@ -92,17 +92,23 @@ impl Stream {
         let given = self.given.load(Ordering::Relaxed);
         let over = given > 0 && now + 1 - given.min(now + 1) > body_time;
         if over {
-            self.cut.store(true, Ordering::Relaxed);
-            if !self.reset() {
-                self.connection.cut("it does not take a small answer");
-            }
+            self.end("it does not take a small answer");
         }
         over
     }
 
-    /// It is ended because the client takes its answer too slowly.
-    pub(super) fn note_slow(&self) {
+    /// Ends the answer because the client takes it too slowly, while others are refused.
+    pub(super) fn end_slow(&self) {
         self.connection.queues.note_slow();
+        self.end("it takes an answer slowly, and others are refused");
+    }
+
+    /// Resets the stream; or, if that is too late, closes its connection.
+    fn end(&self, why: &str) {
+        self.cut.store(true, Ordering::Relaxed);
+        if !self.reset() {
+            self.connection.cut(why);
+        }
     }
 
     /// Resets the stream. Returns `false` if that is too late, because hyper has given all of the answer to h2.

@@ -17,10 +17,9 @@ use std::time::Duration;
 /// How long to wait before trying again to seal or to trim.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// Whether the disk has less room than was asked for; not that a file may not be so large.
-fn is_out_of_space(error: &Error) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    matches!(error, Error::Io { source, .. } if [StorageFull, QuotaExceeded].contains(&source.kind()))
+/// The next smaller capacity to try, but at least `least`.
+fn smaller(capacity: u64, least: u64) -> u64 {
+    (capacity / 4).next_multiple_of(disk::BLOCK).max(least)
 }
 
 impl Shared {
@@ -322,7 +321,7 @@ impl Shared {
             return None;
         }
         while capacity > least {
-            capacity = fitting((capacity / 4).next_multiple_of(disk::BLOCK));
+            capacity = smaller(capacity, least);
             if let Some(claim) = roll.try_claim(capacity) {
                 return Some(claim);
             }
@@ -343,8 +342,8 @@ impl Shared {
         // First, because it costs less than memory, if there is no room for it.
         let file = loop {
             match self.file(capacity) {
-                Err(error) if is_out_of_space(&error) && capacity > least => {
-                    capacity = (capacity / 4).next_multiple_of(disk::BLOCK).max(least);
+                Err(Error::Io { source, .. }) if disk::is_out_of_space(&source) && capacity > least => {
+                    capacity = smaller(capacity, least);
                 }
                 file => break file?,
             }
