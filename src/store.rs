@@ -15,6 +15,7 @@
 mod directories;
 mod error;
 mod housekeeper;
+mod options;
 
 use crate::{
     disk::{Disk, tree},
@@ -38,54 +39,13 @@ use std::{
 pub use crate::name::NAME_BYTES;
 pub use crate::settings::{LogSettings, Values};
 pub use error::Error;
+pub use options::StoreOptions;
 
 use directories::{is_taken, remove_deleted};
 use housekeeper::{Housekeeper, Reopening};
 
 /// The prefix of a deleted log's directory until it is removed. No log's name starts with a dot.
 const DELETED: &str = ".deleted-";
-/// How to open a store.
-#[derive(Debug, Clone)]
-pub struct StoreOptions {
-    /// The options that logs are opened with, unless their settings say otherwise. `memory_bytes` is for all of them
-    /// together, and defaults to 1 GiB here.
-    pub log: Options,
-    /// The most logs that stay open at once, not counting logs in use at the moment. Each takes a file descriptor and a
-    /// memory mapping. Default: 10,000.
-    pub open_logs: usize,
-    /// How long a log that nobody uses stays open. Default: 60 s.
-    pub idle: Duration,
-}
-
-impl Default for StoreOptions {
-    fn default() -> Self {
-        let log = Options { memory_bytes: 1 << 30, ..Options::default() };
-        Self { log, open_logs: 10_000, idle: Duration::from_secs(60) }
-    }
-}
-
-impl StoreOptions {
-    /// Sets [`log`](Self::log).
-    #[must_use]
-    pub fn with_log(mut self, log: Options) -> Self {
-        self.log = log;
-        self
-    }
-
-    /// Sets [`open_logs`](Self::open_logs).
-    #[must_use]
-    pub fn with_open_logs(mut self, open_logs: usize) -> Self {
-        self.open_logs = open_logs;
-        self
-    }
-
-    /// Sets [`idle`](Self::idle).
-    #[must_use]
-    pub fn with_idle(mut self, idle: Duration) -> Self {
-        self.idle = idle;
-        self
-    }
-}
 
 /// An open log; it stays open as long as this is held.
 pub struct OpenLog {

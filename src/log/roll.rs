@@ -11,18 +11,19 @@
 //! unwritten chunks leave room for it in the memory budget: that is the backpressure.
 //!
 //! # Orderings
-//! All atomics of [`Roller`] are `SeqCst` (but for `files`, which only numbers names): they are used once per segment, where their cost does not count, and pairs
-//! of them are reasoned about as if one order existed. These pairs matter:
+//! All atomics of [`Roller`] are `SeqCst` (but for `files`, which only numbers names): they are used once per segment,
+//! where their cost does not count, and pairs of them are reasoned about as if one order existed. These pairs matter:
 //! - `stopping` and `active`: see [`stop`] and [`unless_stopped`].
 //! - `asked` is set before the task is kicked, and taken by a turn before it creates a spare segment: a request that
 //!   arrives after that gets another turn.
 //! - `lacks_backing` and `backing_again` only decide when a backing is looked for: a value that is a moment old delays that
 //!   until the next commit.
-//! - `short` is set before `line` is bumped, and read after that is heard of: because of a value that is a moment old, an append may
-//!   wait for at most [`PREPARING`], or be refused a moment too long.
+//! - `short` is set before `line` is bumped, and read after that is heard of: because of a value that is a moment old, an
+//!   append may wait for at most [`PREPARING`], or be refused a moment too long.
 //! - `unwritten` and `owed` only decide whether to wait for the disk: a value that is a moment old delays a spare
 //!   segment until the next job that returns memory.
 
+mod backings;
 mod growth;
 mod maintain;
 
@@ -47,7 +48,6 @@ use crossbeam::{
 };
 use growth::Growth;
 use std::{
-    io,
     ops::RangeInclusive,
     time::{Duration, Instant},
 };
@@ -230,6 +230,11 @@ pub(crate) struct Roller {
     task: std::sync::Arc<Task<Shared>>,
 }
 
+/// The next smaller capacity to try, but at least `least`.
+fn smaller(capacity: u64, least: u64) -> u64 {
+    (capacity / 4).next_multiple_of(disk::BLOCK).max(least)
+}
+
 impl Roller {
     pub(super) fn new(
         budget: Arc<Budget>,
@@ -262,82 +267,6 @@ impl Roller {
             files: AtomicU64::new(0),
             task: Task::new(threads, Shared::maintain, Shared::panicked),
         }
-    }
-
-    /// Memory for a chunk of `capacity`. If the log's chunks should have backings, it is a backing, which may be smaller,
-    /// down to `least`. If there is no room even for that, it is memory that is lost when the process is killed.
-    ///
-    /// # Errors
-    /// As [`ChunkMemory::new`], and transient errors of creating a backing: a moment without descriptors must not leave a
-    /// chunk without it.
-    pub(super) fn memory(&self, capacity: u64, least: u64, now: Duration) -> io::Result<ChunkMemory> {
-        let Some(backings) = &self.backings else {
-            return self.share.take(capacity).map_or_else(|| ChunkMemory::new(capacity), Ok);
-        };
-        match self.backed(backings, capacity, least) {
-            Err(error) if !disk::is_transient(&error) => {
-                backings.warn(&error);
-                self.defer_backing(now);
-                ChunkMemory::new(capacity)
-            }
-            done => done,
-        }
-    }
-
-    /// A backing for a chunk of at most `capacity` and at least `least`. Where there is no room, some is made: by giving up
-    /// those of chunks that are on the disk.
-    fn backed(
-        &self,
-        backings: &std::sync::Arc<ShmBacking>,
-        capacity: u64,
-        least: u64,
-    ) -> io::Result<ChunkMemory> {
-        let mut capacity = capacity;
-        loop {
-            if let Some(memory) = self.share.take(capacity) {
-                return Ok(memory);
-            }
-            let error = match ChunkMemory::backed(capacity, backings) {
-                Err(error) if disk::is_full(&error) => error,
-                done => return done,
-            };
-            let is_least = capacity <= least;
-            if self.budget.give_up_backings(&self.share, capacity, is_least) {
-                continue; // another log may be quicker
-            }
-            if is_least {
-                return Err(error);
-            }
-            capacity = (capacity / 4).next_multiple_of(disk::BLOCK).max(least);
-        }
-    }
-
-    /// There was no room for a backing: the next attempt comes later.
-    fn defer_backing(&self, now: Duration) {
-        let again = now.saturating_add(self.backing_pause.next());
-        self.backing_again.store(again.as_millis() as u64, Ordering::SeqCst);
-        self.lacks_backing.store(true, Ordering::SeqCst);
-    }
-
-    /// The active chunk has a backing, or the next one has, or there is no reason any more to look for one.
-    fn backing_found(&self) {
-        self.lacks_backing.store(false, Ordering::SeqCst);
-        self.backing_pause.reset();
-    }
-
-    /// Notes that a segment begins in this memory.
-    pub(super) fn begins(&self, memory: &ChunkMemory) {
-        if let Some(backings) = &self.backings
-            && !memory.has_backing()
-        {
-            backings.begun_without();
-        }
-    }
-
-    /// How many segments have begun without the backing that they should have.
-    #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
-    pub(super) fn fallbacks(&self) -> u64 {
-        self.backings.as_ref().map_or(0, |backings| backings.fallbacks())
     }
 
     /// The log's share of the pool, which its chunks go back to.
@@ -376,16 +305,6 @@ impl Roller {
     #[cfg(all(test, not(loom)))]
     pub(super) fn is_ready(&self) -> bool {
         !self.ready.is_empty()
-    }
-
-    #[cfg(all(test, not(loom)))]
-    pub(super) fn backings(&self) -> Option<std::sync::Arc<ShmBacking>> {
-        self.backings.clone()
-    }
-
-    /// From now on shared memory stays when the log is dropped: its content is for the next opening.
-    pub(super) fn keep_shared_memory(&self) {
-        self.backings.iter().for_each(|backings| backings.keep());
     }
 
     /// What appenders that find no room wait for.
@@ -529,19 +448,6 @@ impl Shared {
         let refused = lock(&self.roll.refused).clone()?;
         let at = Duration::from_millis(self.roll.refused_at.load(Ordering::SeqCst));
         (self.env.machine.elapsed().saturating_sub(at) <= REFUSED).then_some(refused)
-    }
-
-    /// Called when something is written: lets the maintenance task look for a backing, if the active chunk or the next one
-    /// lacks it.
-    pub(super) fn look_for_backing(&self) {
-        if self.backing_is_due() {
-            self.roll.task.kick();
-        }
-    }
-
-    fn backing_is_due(&self) -> bool {
-        self.roll.lacks_backing.load(Ordering::SeqCst)
-            && self.roll.backing_again.load(Ordering::SeqCst) <= self.env.machine.elapsed().as_millis() as u64
     }
 
     /// Moves on to another segment, if a spare one is ready; otherwise asks for one.

@@ -3,9 +3,9 @@
 
 #[cfg(doc)]
 use super::growth;
-use super::{Job, JobError, SpareSegment, TrimRequest};
+use super::{Job, JobError, SpareSegment, TrimRequest, smaller};
 use crate::{
-    chunk::{Before, ChunkPosition, ShmBacking},
+    chunk::{Before, ChunkPosition},
     disk,
     log::{Error, Options, Shared, budget::Claim, line::NUDGE},
     reports,
@@ -16,11 +16,6 @@ use std::time::Duration;
 
 /// How long to wait before trying again to seal or to trim.
 const RETRY: Duration = Duration::from_millis(250);
-
-/// The next smaller capacity to try, but at least `least`.
-fn smaller(capacity: u64, least: u64) -> u64 {
-    (capacity / 4).next_multiple_of(disk::BLOCK).max(least)
-}
 
 impl Shared {
     /// A turn of the maintenance task.
@@ -214,7 +209,7 @@ impl Shared {
 
     /// Puts a spare segment where appenders find it. If there is one already, because an appender that found the
     /// previous one too small has put it back meanwhile, this one is released.
-    fn offer(&self, spare: SpareSegment) {
+    pub(super) fn offer(&self, spare: SpareSegment) {
         self.roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
     }
 
@@ -239,65 +234,9 @@ impl Shared {
         }
     }
 
-    /// Looks for room for a backing again, if the active chunk or the spare segment lacks one. If there is some, the next
-    /// segment has it.
-    fn get_backing(&self) {
-        let roll = &self.roll;
-        let Some(backings) = &roll.backings else { return };
-        let spare = roll.ready.pop();
-        let has_one = match &spare {
-            Some(spare) => spare.memory.has_backing(),
-            None => self.active.load_full().chunk.has_backing(),
-        };
-        let next = if has_one { spare } else { self.backed_instead_of(spare, backings) };
-        match next {
-            Some(next) => {
-                if next.memory.has_backing() {
-                    roll.backing_found();
-                }
-                self.offer(next);
-            }
-            None if has_one => roll.backing_found(),
-            None => {}
-        }
-        roll.budget.shrink();
-        roll.line.bump(); // an appender that looked while it was taken found none, and waits
-    }
-
-    /// A spare segment with a backing, which replaces this one without; or else this one.
-    fn backed_instead_of(
-        &self,
-        spare: Option<SpareSegment>,
-        backings: &std::sync::Arc<ShmBacking>,
-    ) -> Option<SpareSegment> {
-        let roll = &self.roll;
-        let least = self.least_for(roll.needs.load(Ordering::SeqCst));
-        let claim = if spare.is_none() { self.claim_next(0) } else { None };
-        let capacity = spare.as_ref().map(|spare| spare.memory.capacity());
-        let made = capacity.or(claim.as_ref().map(Claim::capacity)).and_then(|capacity| {
-            let memory = roll.backed(backings, capacity, least.min(capacity)).ok()?;
-            let file = self.file(memory.capacity()).ok()?;
-            Some(SpareSegment { memory, file })
-        });
-        let Some(made) = made else {
-            roll.defer_backing(self.env.machine.elapsed());
-            return spare;
-        };
-        let capacity = made.memory.capacity();
-        if let Some(spare) = spare {
-            roll.share.reduce(spare.memory.capacity(), capacity);
-            self.remove_unused(&spare.file);
-        }
-        if let Some(mut claim) = claim {
-            claim.reduce(capacity);
-            claim.keep();
-        }
-        Some(made)
-    }
-
     /// The smallest capacity of a chunk that has room for an append of `needs` bytes: what [`claim_next`](Self::claim_next)
     /// is always granted, and is therefore never too large.
-    fn least_for(&self, needs: u64) -> u64 {
+    pub(super) fn least_for(&self, needs: u64) -> u64 {
         let Options { first_segment_bytes, segment_bytes, .. } = self.options;
         first_segment_bytes.max(needs.next_multiple_of(disk::BLOCK)).min(segment_bytes)
     }
@@ -305,7 +244,7 @@ impl Shared {
     /// Claims room for the next chunk: larger than the active one while half of the budget is unclaimed ([`growth`]),
     /// otherwise of the same size. `None` if the disk has to catch up first. If other logs have taken the memory, smaller
     /// chunks are used; a chunk of the smallest size that is enough is always granted.
-    fn claim_next(&self, needs: u64) -> Option<Claim> {
+    pub(super) fn claim_next(&self, needs: u64) -> Option<Claim> {
         let (most, least, roll) = (self.options.segment_bytes, self.least_for(needs), &self.roll);
         let fitting = |bytes: u64| bytes.max(least).min(most);
         let active = self.active.load_full().chunk.capacity();
@@ -330,7 +269,7 @@ impl Shared {
     }
 
     /// A file for a segment of `capacity`.
-    fn file(&self, capacity: u64) -> Result<SegmentFile, Error> {
+    pub(super) fn file(&self, capacity: u64) -> Result<SegmentFile, Error> {
         let number = self.roll.files.fetch_add(1, Ordering::Relaxed) + 1; // only has to be a unique name
         SegmentFile::prepare(&*self.env.disk, &self.dir, number, capacity)
             .map_err(Error::io("make a segment file in", &self.dir))
@@ -388,7 +327,7 @@ impl Shared {
 
     /// Removes the file of a segment that is not used. In a deleted log it has been moved away with the log: under its
     /// name there may be a file of the next log that was made there.
-    fn remove_unused(&self, file: &SegmentFile) {
+    pub(super) fn remove_unused(&self, file: &SegmentFile) {
         if !self.deleted.load(Ordering::SeqCst) {
             file.discard(&*self.env.disk);
         }

@@ -6,7 +6,10 @@ use crate::{
     chunk::{Batch, Before, FrameMeta},
     disk::sim::Sim,
 };
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 /// The maintenance task takes the ready chunk out to look at it. An appender that looked in that moment asked for one,
 /// and slept for ever if the maintenance task then put it back without a notification (seen once, on a busy machine).

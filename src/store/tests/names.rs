@@ -272,3 +272,31 @@ fn a_caller_that_waits_for_a_deleted_log_names_no_file_of_the_next_one() {
     let store = Store::open(dir.path(), without_backings()).unwrap();
     assert_eq!(store.get("a").unwrap().next_offset(), 60);
 }
+
+/// A log that was moved to another disk, with a symbolic link in its place, was not found, until somebody created it: that
+/// failed, and the log was there, acknowledged records as durable, and was not found after the next start. A file became a
+/// log in the same way, and deleting that log took the file away.
+#[test]
+fn what_is_not_a_directory_is_not_a_log_and_does_not_become_one() {
+    let (place, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let dir = place.path().join("store");
+    let options = without_backings();
+    let store = Store::open(&dir, options.clone()).unwrap();
+    store.create("moved", &LogSettings::default()).unwrap();
+    store.get("moved").unwrap().append(b"one").unwrap();
+    store.close().unwrap();
+    std::fs::rename(dir.join("moved"), elsewhere.path().join("moved")).unwrap();
+    std::os::unix::fs::symlink(elsewhere.path().join("moved"), dir.join("moved")).unwrap();
+    std::fs::write(dir.join("file"), "of the user").unwrap();
+    let store = Store::open(&dir, options).unwrap();
+    for name in ["moved", "file"] {
+        let is_refused = |error| matches!(error, Error::Log(LogError::NotALog { .. }));
+        assert!(store.create(name, &LogSettings::default()).is_err_and(is_refused), "{name}");
+        assert!(matches!(store.get(name), Err(Error::NotFound { .. })), "{name}");
+        assert!(matches!(store.delete(name), Err(Error::NotFound { .. })), "{name}");
+    }
+    assert!(store.names(None, 10).is_empty());
+    store.close().unwrap();
+    assert_eq!(std::fs::read(dir.join("file")).unwrap(), b"of the user");
+    assert!(elsewhere.path().join("moved").is_dir() && dir.join("moved").is_symlink());
+}
