@@ -138,10 +138,11 @@ async fn records_from(
 ) -> Result<Answer, Problem> {
     let offset = resolve(from, context, asker.queues, log).await?;
     let wait = if let Until::End(wait) = until { wait } else { Duration::ZERO };
-    // A record that was appended may not be visible yet.
-    let next = log.next_offset();
-    if offset > next && matches!(until, Until::End(Duration::ZERO)) {
-        return Err(Problem::beyond_the_end(offset, next));
+    // A record that was appended may not be visible yet, and asking for what follows it is no mistake. But what is
+    // said of the end is what readers see of it: a crash may take back the rest.
+    let visible = log.visible_offset();
+    if offset > log.next_offset() && matches!(until, Until::End(Duration::ZERO)) {
+        return Err(Problem::beyond_the_end(offset, visible));
     }
     if log.visible_offset() <= offset && !wait.is_zero() {
         let (mut stopped, hold) = (context.stopped.clone(), context.held.hold(log, asker.queues));

@@ -34,6 +34,8 @@ pub enum Event {
     Read { offset: u64, value: Option<u64> },
     /// All records from an offset on were read.
     ReadFrom { offset: u64, values: Vec<u64> },
+    /// It was refused to read from this offset on, because the next offset is `next`, which is before it.
+    Beyond { offset: u64, next: u64 },
 }
 
 /// An event with the times of the request and of the answer, in any unit.
@@ -99,7 +101,8 @@ pub fn check(calls: &[Call], log: &[u64]) -> Result<(), String> {
         let (low, high) = match &call.event {
             Event::Appended { .. } | Event::Unknown { .. } => continue,
             Event::Unexpected { expect, next } if expect == next => return Err(format!("refused: {call:?}")),
-            Event::Unexpected { next, .. } => (*next, *next),
+            Event::Beyond { offset, next } if offset <= next => return Err(format!("refused: {call:?}")),
+            Event::Unexpected { next, .. } | Event::Beyond { next, .. } => (*next, *next),
             Event::Read { offset, value: None } => (0, *offset),
             Event::Read { offset, value: Some(value) } => {
                 if log.get(*offset as usize) != Some(value) {
@@ -166,6 +169,7 @@ mod tests {
             call(11, 30, appended(1, &[8, 9])),
             call(12, 13, Event::Unexpected { expect: 0, next: 1 }),
             call(14, 15, Event::ReadFrom { offset: 0, values: vec![7, 8, 9] }),
+            call(16, 17, Event::Beyond { offset: 4, next: 3 }),
             call(20, 99, Event::Unknown { values: vec![10], expect: Some(3) }),
             call(21, 99, Event::Unknown { values: vec![11], expect: Some(3) }),
         ];
@@ -174,7 +178,7 @@ mod tests {
 
     #[test]
     fn impossible_histories_are_refused() {
-        let refused: [(&[Call], &[u64]); 11] = [
+        let refused: [(&[Call], &[u64]); 13] = [
             (&[call(0, 1, appended(0, &[7]))], &[]),
             (&[call(0, 1, appended(0, &[7]))], &[8]),
             (&[call(0, 1, appended(0, &[7])), call(2, 3, appended(0, &[7]))], &[7]),
@@ -193,6 +197,10 @@ mod tests {
                 ],
                 &[7],
             ),
+            // Told that the log ends before a record that was there already, and that it ends after a record that
+            // was asked for.
+            (&[call(0, 1, appended(0, &[7])), call(2, 3, Event::Beyond { offset: 1, next: 0 })], &[7]),
+            (&[call(0, 1, appended(0, &[7])), call(2, 3, Event::Beyond { offset: 1, next: 1 })], &[7]),
             // A read of a part of a batch.
             (
                 &[call(0, 9, appended(0, &[7, 8])), call(1, 8, Event::Unexpected { expect: 0, next: 1 })],
@@ -230,6 +238,7 @@ mod tests {
                     expect.is_none_or(|expect| expect == here)
                 }
                 Event::Unexpected { expect, next } => *next == here && *expect != here,
+                Event::Beyond { offset, next } => *next == here && *offset > here,
                 Event::Read { offset, value } => log.get(*offset as usize) == value.as_ref(),
                 Event::ReadFrom { offset, values } => {
                     log.get(*offset as usize..).unwrap_or_default() == values
@@ -277,10 +286,11 @@ mod tests {
             for _ in 0..3 {
                 let made = time(read(0, None));
                 let at = made.answered % (length + 1);
-                let event = match made.sent % 4 {
+                let event = match made.sent % 5 {
                     0 => read(at, log.get(at as usize).copied()),
                     1 => read(at, None),
                     2 => Event::Unexpected { expect: 9, next: at },
+                    3 => Event::Beyond { offset: 2, next: at },
                     _ => Event::ReadFrom { offset: 0, values: log[..at as usize].to_vec() },
                 };
                 calls.push(Call { event, ..made });
