@@ -451,6 +451,11 @@ impl Chunk {
         self.memory().has_backing()
     }
 
+    /// See [`ChunkMemory::fault_in`].
+    pub(crate) fn fault_in(&self) {
+        self.memory().fault_in();
+    }
+
     /// Returns its memory to the system, and not to the pool.
     pub(crate) fn discard(mut self) {
         drop(self.memory.take());

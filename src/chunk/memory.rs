@@ -1,5 +1,6 @@
 //! The memory of a chunk: page-aligned bytes for the frames, and one slot per record. It is created and faulted in
-//! ahead of time, in the background, and reused for the next chunk instead of being returned to the system.
+//! ahead of time, in the background, and reused for the next chunk instead of being returned to the system. The memory
+//! of the first chunk after opening is faulted in once the log is open.
 
 use super::backing::Before;
 #[cfg(not(loom))]
@@ -32,6 +33,8 @@ pub(crate) struct ChunkMemory {
     start: usize,
     #[cfg(not(loom))]
     backing: Option<super::backing::BackingFile>,
+    #[cfg(not(loom))]
+    is_faulted_in: std::sync::atomic::AtomicBool,
     #[cfg(loom)]
     map: model::Words,
 }
@@ -41,7 +44,7 @@ fn unknown() -> std::sync::atomic::AtomicU64 {
 }
 
 impl ChunkMemory {
-    /// Memory for a chunk of `capacity` bytes, a multiple of the page size, all faulted in.
+    /// Memory for a chunk of `capacity` bytes, a multiple of the page size. It is not faulted in yet.
     ///
     /// # Errors
     /// The system refuses the mapping.
@@ -52,7 +55,7 @@ impl ChunkMemory {
             let map = memmap2::MmapMut::map_anon(length)?;
             #[cfg(target_os = "linux")]
             let _ = map.advise(memmap2::Advice::HugePage); // saves TLB misses; only advice
-            Ok(Self::over(capacity, populate(map.into()), 0, None))
+            Ok(Self::over(capacity, map.into(), 0, None))
         }
         #[cfg(loom)]
         Ok(Self { capacity, before: unknown(), slots: slots(capacity), map: model::Words::new(length / 8) })
@@ -69,7 +72,7 @@ impl ChunkMemory {
         #[cfg(not(loom))]
         {
             let (backing, map) = backings.create(capacity)?;
-            Ok(Self::over(capacity, populate(map), super::backing::HEAD, Some(backing)))
+            Ok(Self::over(capacity, map, super::backing::HEAD, Some(backing)))
         }
         #[cfg(loom)]
         {
@@ -94,7 +97,18 @@ impl ChunkMemory {
         backing: Option<super::backing::BackingFile>,
     ) -> Self {
         CHUNK_BYTES.fetch_add(Self::footprint(capacity), std::sync::atomic::Ordering::Relaxed);
-        Self { capacity, before: unknown(), slots: slots(capacity), map, start, backing }
+        let is_faulted_in = false.into();
+        Self { capacity, before: unknown(), slots: slots(capacity), map, start, backing, is_faulted_in }
+    }
+
+    /// Faults in the frames' memory if that was not done, which saves appenders 250 ns per page. Any thread may call this
+    /// at any time. Only advice: if the system refuses it, appends are slower.
+    pub(crate) fn fault_in(&self) {
+        #[cfg(not(loom))]
+        // Relaxed: nothing depends on it; if two threads do it at once, one finds nothing to do.
+        if !self.is_faulted_in.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            populate(&self.map);
+        }
     }
 
     /// Notes what precedes the segment that it holds from now on, and in the backing, if this is one, also which segment that
@@ -256,16 +270,16 @@ fn slots(capacity: u64) -> Box<[AtomicU32]> {
     (0..records.next_multiple_of(BLOCK)).map(|_| AtomicU32::new(0)).collect()
 }
 
-/// Faults in all of a mapping, which saves the appender 250 ns per page. Only advice: without it, appends are slower.
 #[cfg(not(loom))]
-fn populate(map: memmap2::MmapRaw) -> memmap2::MmapRaw {
+fn populate(map: &memmap2::MmapRaw) {
+    #[cfg(not(target_os = "linux"))]
+    let _ = map;
     #[cfg(target_os = "linux")]
     for start in (0..map.len()).step_by(POPULATE) {
         let now = POPULATE.min(map.len() - start);
         let _ = map.advise_range(memmap2::Advice::PopulateWrite, start, now);
         std::thread::yield_now();
     }
-    map
 }
 
 /// The number of slots in a block of the spreading.

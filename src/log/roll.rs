@@ -166,6 +166,8 @@ pub(super) enum Job {
     LetGo(SpareSegment),
     /// Write zeros ahead of the frames.
     ZeroAhead(Arc<Segment>),
+    /// Fault in the memory of the chunk that the log was opened with.
+    FaultIn(Arc<Chunk>),
 }
 
 /// A request to drop whole segments below an offset.
@@ -320,6 +322,7 @@ impl Roller {
     pub(super) fn start(&self, shared: &Arc<Shared>) {
         let chunk = &shared.active.load_full().chunk;
         self.growth.begins(chunk.reserved_bytes(), chunk.capacity(), shared.env.machine.elapsed());
+        self.jobs.push(Job::FaultIn(Arc::clone(chunk)));
         self.task.start(Arc::clone(shared));
     }
 

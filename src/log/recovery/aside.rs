@@ -6,7 +6,7 @@ use super::{
     super::{Error, stats},
     dir::TORN,
 };
-use crate::disk::{Aligned, Disk, salvage};
+use crate::disk::{Aligned, BLOCK, Disk, salvage};
 use std::{
     io::{self, IoSlice},
     path::{Path, PathBuf},
@@ -41,6 +41,10 @@ fn offset(path: &Path) -> Option<u64> {
 
 /// The part of `tail` that is to be kept: up to its last byte that is not zero, within bounds.
 pub(super) fn to_be_kept(tail: &[u8]) -> &[u8] {
+    // Whole blocks first: it is 64 MiB of zeros as a rule.
+    let is_zero = |bytes: &&[u8]| bytes.iter().all(|&byte| byte == 0);
+    let zeros = tail.rchunks(BLOCK as usize).take_while(is_zero).map(<[u8]>::len).sum::<usize>();
+    let tail = &tail[..tail.len() - zeros];
     let end = tail.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
     &tail[..end.min(BYTES)]
 }

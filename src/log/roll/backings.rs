@@ -10,7 +10,7 @@ use crate::{
 use std::{io, time::Duration};
 
 impl Roller {
-    /// Memory for a chunk of `capacity`. If the log's chunks should have backings, it is a backing, which may be smaller,
+    /// Memory for a chunk of `capacity`, which may have to be faulted in. If the log's chunks should have backings, it is a backing, which may be smaller,
     /// down to `least`. If there is no room even for that, it is memory that is lost when the process is killed.
     ///
     /// # Errors
@@ -148,6 +148,7 @@ impl Shared {
         let capacity = spare.as_ref().map(|spare| spare.memory.capacity());
         let made = capacity.or(claim.as_ref().map(Claim::capacity)).and_then(|capacity| {
             let memory = roll.backed(backings, capacity, least.min(capacity)).ok()?;
+            memory.fault_in();
             let file = self.file(memory.capacity()).ok()?;
             Some(SpareSegment { memory, file })
         });

@@ -100,6 +100,7 @@ impl Shared {
             Job::Discard(segment) => self.discard(&segment),
             Job::LetGo(spare) => self.let_go(spare),
             Job::ZeroAhead(segment) => self.zero_ahead(&segment).map_err(JobError::Fatal)?,
+            Job::FaultIn(chunk) => chunk.fault_in(),
         }
         if gives_memory {
             self.roll.owed.fetch_sub(1, Ordering::SeqCst);
@@ -131,7 +132,7 @@ impl Shared {
         let mut stalled = lock(&self.roll.stalled).take();
         while let Some(job) = stalled.take().or_else(|| self.roll.jobs.pop()) {
             match job {
-                Job::Prepare | Job::ZeroAhead(_) => {}
+                Job::Prepare | Job::ZeroAhead(_) | Job::FaultIn(_) => {}
                 Job::Seal(..) if self.failed.get().is_some() => {}
                 job => match self.work_at(job) {
                     Ok(()) => {}
@@ -292,6 +293,7 @@ impl Shared {
             .memory(capacity, least, self.env.machine.elapsed())
             .inspect_err(|_| file.discard(&*self.env.disk))
             .map_err(Error::io("get memory for a segment of", &self.dir))?;
+        memory.fault_in();
         if memory.capacity() == capacity {
             return Ok(SpareSegment { memory, file });
         }
