@@ -61,6 +61,7 @@ codes! {
     InvalidLogName 400 "invalid_log_name" Never "choose another name";
     InvalidSettings 400 "invalid_settings" Never "correct the settings";
     InvalidProducer 400 "invalid_producer" Never "correct the producer's headers";
+    InvalidCursor 400 "invalid_cursor" Never "correct the cursor's name";
     InvalidHost 400 "invalid_host" Never "name one `Host`: a name or an address, with or without a port";
     BodyIncomplete 400 "body_incomplete" Soon "send it again";
     OriginNotAllowed 403 "origin_not_allowed" Never "the request comes from a page of another origin, in a browser: allow it with `serve --allow-origin`";
@@ -68,6 +69,7 @@ codes! {
     LogNotFound 404 "log_not_found" Never "create the log first";
     LogDeleted 404 "log_deleted" Never "it was deleted while you waited for it, appended to it, or read it: create it again, if it is to exist";
     ProducerNotFound 404 "producer_not_found" Never "begin an epoch: `POST /v1/logs/{log}/producers/{id}`";
+    CursorNotFound 404 "cursor_not_found" Never "set the cursor first: `PUT /v1/logs/{log}/cursors/{name}`";
     OffsetNotFound 404 "offset_not_found" Never "wait for the record, or read before `next_offset`";
     MethodNotAllowed 405 "method_not_allowed" Never "use a method that `Allow` names";
     NotAcceptable 406 "not_acceptable" Never "accept a type that the detail names";
@@ -75,10 +77,12 @@ codes! {
     ProducerOutOfOrder 409 "producer_out_of_order" Never "an epoch older than `expected_epoch` has been fenced off; otherwise begin an epoch (`POST /v1/logs/{log}/producers/{id}`), and send what is new in it";
     NotARepeat 409 "not_a_repeat" Never "a batch with this number and other records is stored: begin an epoch (`POST /v1/logs/{log}/producers/{id}`), and send what is new in it";
     EpochsUsedUp 409 "epochs_used_up" Never "there is no epoch after the one that the producer is in: use another id, or this one when the log has forgotten it, 7 days after its last batch";
+    TooManyCursors 409 "too_many_cursors" Never "remove cursors that are not used any more";
     LogExists 409 "log_exists" Never "it has other settings: use it as it is, or delete it";
     AnotherLog 409 "another_log" Never "the log with the id that you named was deleted: decide where to begin in this one";
     OffsetTrimmed 410 "offset_trimmed" Never "continue at `first_offset`";
     UnexpectedOffset 412 "unexpected_offset" Never "read up to `next_offset`, and decide again";
+    UnexpectedCursor 412 "unexpected_cursor" Never "the cursor is at `offset`, or does not exist: decide again";
     BodyTooLarge 413 "body_too_large" Never "send less at once";
     RecordTooLarge 413 "record_too_large" Never "send less at once: a batch must fit a segment, where each record takes some 28 bytes for itself";
     UnsupportedType 415 "unsupported_type" Never "send a type that the detail names";
@@ -87,6 +91,7 @@ codes! {
     UnknownHost 421 "unknown_host" Never "call the server by an address, or by a name of its own: `serve --allow-host`";
     Backpressure 429 "backpressure" After "send it again after `Retry-After`";
     RecordDamaged 500 "record_damaged" Never "see what is damaged with `millstream verify`";
+    CursorsDamaged 500 "cursors_damaged" Never "where the log's consumers are is not known: remove all of its cursors (`DELETE /v1/logs/{log}/cursors`), and set them again";
     Internal 500 "internal" Never "see the server's log";
     LogUnusable 500 "log_unusable" Never "its directory cannot be used as a log: the detail says why; see `millstream verify`, or delete the log";
     ReadOnly 503 "read_only" Never "repair the log with `millstream repair`";

@@ -60,6 +60,6 @@ pub use log::{
 };
 #[cfg(feature = "store")]
 pub use log::{
-    EarlierBatch, OpenedProducer, PRODUCER_EPOCH_MAX, PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES, Produced,
-    ProducerBatch, ProducerState,
+    CURSORS_PER_LOG, Cursor, EarlierBatch, OpenedProducer, PRODUCER_EPOCH_MAX, PRODUCER_ID_BYTES,
+    PRODUCER_MARK_BYTES, Produced, ProducerBatch, ProducerState,
 };

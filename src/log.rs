@@ -16,6 +16,8 @@ mod append;
 pub(crate) mod budget;
 mod chain;
 mod clock;
+#[cfg(feature = "store")]
+mod cursors;
 mod damage;
 pub(crate) mod environment;
 mod error;
@@ -29,6 +31,8 @@ mod producers;
 mod read;
 mod recovery;
 mod repair;
+#[cfg(feature = "store")]
+mod requests;
 mod retention;
 mod roll;
 mod stats;
@@ -38,6 +42,8 @@ mod wait;
 mod workers;
 
 pub use append::{Appender, Payload};
+#[cfg(feature = "store")]
+pub use cursors::{CURSORS_PER_LOG, Cursor};
 pub use damage::Damage;
 pub(crate) use environment::Environment;
 pub use error::Error;
@@ -142,6 +148,8 @@ pub(crate) struct Shared {
     newest_found: u64,
     #[cfg(feature = "store")]
     producers: producers::Producers,
+    #[cfg(feature = "store")]
+    cursors: cursors::Cursors,
     lock: std::sync::Mutex<Option<Box<dyn Send + Sync>>>,
 }
 
@@ -178,6 +186,8 @@ impl Shared {
             newest_found: newest,
             #[cfg(feature = "store")]
             producers: producers::Producers::default(),
+            #[cfg(feature = "store")]
+            cursors: cursors::Cursors::default(),
             lock: std::sync::Mutex::new(lock),
         }
     }
@@ -347,6 +357,8 @@ impl Log {
     }
 
     fn start(shared: Shared) -> Result<Self, Error> {
+        #[cfg(feature = "store")]
+        shared.load_cursors()?;
         let shared = Arc::new(shared);
         let running = shared.damage.is_empty() && shared.full.is_none();
         if running {
@@ -760,6 +772,7 @@ impl Log {
         self.shared.flush.settle();
         self.shared.trimmer.settle(); // for callers that trim a log without a maintenance task
         self.shared.producers.settle();
+        self.shared.cursors.settle();
         let _ = self.shared.seal_rest(); // it has failed: nothing is sealed
     }
 

@@ -211,6 +211,11 @@ impl From<Error> for Problem {
             Error::NotARepeat { .. } => Code::NotARepeat,
             Error::BadProducer | Error::EpochTooHigh => Code::InvalidProducer,
             Error::EpochsUsedUp => Code::EpochsUsedUp,
+            Error::BeyondEnd { .. } => Code::OffsetBeyondEnd,
+            Error::BadCursor => Code::InvalidCursor,
+            Error::TooManyCursors => Code::TooManyCursors,
+            Error::UnexpectedCursor { .. } => Code::UnexpectedCursor,
+            Error::CursorsDamaged { .. } => Code::CursorsDamaged,
             Error::EmptyBatch => Code::EmptyBatch,
             Error::TooLarge { .. } => Code::RecordTooLarge,
             Error::Damaged { .. } => Code::RecordDamaged,
@@ -233,6 +238,8 @@ impl From<Error> for Problem {
         match error {
             Error::Unexpected { next, .. } => problem.with("next_offset", next),
             Error::Trimmed { first, .. } => problem.with("first_offset", first),
+            Error::BeyondEnd { end, .. } => problem.with("next_offset", end),
+            Error::UnexpectedCursor { offset: Some(offset) } => problem.with("offset", offset),
             Error::ProducerOutOfOrder { expected_epoch, expected_sequence } => {
                 problem.with("expected_epoch", expected_epoch.into()).with("expected_seq", expected_sequence)
             }

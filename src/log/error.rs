@@ -41,6 +41,40 @@ pub enum Error {
         /// The offset the next record would get.
         next: u64,
     },
+    /// A cursor was to be set to where no reader can have come.
+    #[error("offset {offset} is beyond the end of the log, which is {end}")]
+    BeyondEnd {
+        /// Where it was to be.
+        offset: u64,
+        /// The offset of the next record that readers will see.
+        end: u64,
+    },
+    /// A cursor's name is not one.
+    #[error(
+        "a cursor's name has 1 to 128 letters, digits, '.', '_' or '-', and begins with neither '.' nor '-'"
+    )]
+    BadCursor,
+    /// The log has as many cursors as it may have.
+    #[error("the log has 1000 cursors, and cannot have more; remove some")]
+    TooManyCursors,
+    /// A conditional change of a cursor found it elsewhere.
+    #[error("{}", match .offset {
+        Some(offset) => format!("the cursor is at {offset}"),
+        None => "there is no cursor of this name".to_owned(),
+    })]
+    UnexpectedCursor {
+        /// Where it is; `None` if it does not exist.
+        offset: Option<u64>,
+    },
+    /// The file of the log's cursors does not verify, or cannot be read. Where consumers are is not known.
+    #[error(
+        "{} is damaged, and where the log's consumers are is not known; remove all of its cursors \
+         (`remove_cursors()`, or DELETE of the cursors) to begin anew", .path.display()
+    )]
+    CursorsDamaged {
+        /// The file.
+        path: PathBuf,
+    },
     /// A producer's id, or its mark, is not one.
     #[error(
         "a producer's id has 1 to 64 characters of printable ASCII, without a space at either end, and its mark up to \

@@ -24,7 +24,7 @@ pub(super) mod fuzzing;
 mod table;
 
 use super::{Error, Log, Payload, append, append::Extended, roll::MayBlock};
-use crate::chunk::AppendValues;
+use crate::{chunk::AppendValues, sync::Arc};
 use block::{block, set_count};
 use file::Saved;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -128,8 +128,8 @@ pub(super) struct Producers {
     /// Locked by the thread that reads or writes the file, from before it copies the table until the copy is durable:
     /// so an older state never replaces a newer one.
     file: Mutex<Saved>,
-    /// The epochs that are to begin. Locked only for moments, and alone or after `file`.
-    asked: Mutex<epochs::Asked>,
+    /// The epochs that are to begin.
+    asked: Arc<epochs::Asked>,
 }
 
 /// The rule for ids, wherever one comes from: what a header and a path can carry.
@@ -266,10 +266,6 @@ impl Log {
 impl Producers {
     fn table(&self) -> MutexGuard<'_, Option<Table>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn asked(&self) -> MutexGuard<'_, epochs::Asked> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn file(&self) -> MutexGuard<'_, Saved> {

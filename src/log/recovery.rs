@@ -16,12 +16,12 @@ mod restore;
 mod survey;
 
 #[cfg(feature = "store")]
-pub(in crate::log) use dir::PRODUCERS;
-#[cfg(feature = "store")]
 pub(super) use dir::ensure_free;
 pub(super) use dir::{ASIDE, lock};
 #[cfg(feature = "store")]
 pub(crate) use dir::{COMMON_LOCK, SETTINGS, id_of, only_ours};
+#[cfg(feature = "store")]
+pub(in crate::log) use dir::{CURSORS, PRODUCERS};
 pub(super) use full::Full;
 #[cfg(feature = "store")]
 pub(super) use full::has_room;

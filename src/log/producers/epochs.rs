@@ -5,43 +5,27 @@
 //! that are in the list by then. The others find their answers when they get the file.
 
 use super::{
-    super::{Error, Log, Shared, roll::MayBlock},
+    super::{
+        Error, Log,
+        requests::{Request, Requests},
+        roll::MayBlock,
+    },
     OpenedProducer, check_id,
     file::Saved,
 };
 use crate::sync::Arc;
+use std::sync::OnceLock;
 #[cfg(feature = "server")]
 use std::time::Duration;
-use std::{collections::BTreeMap, sync::OnceLock};
 
 /// The producer in its epoch, and the offset below which everything must become durable before it is told.
-type Answer = OnceLock<Result<(OpenedProducer, u64), Error>>;
+type Answer = Result<(OpenedProducer, u64), Error>;
 
-/// The epochs that are to begin, in the order in which they were asked for.
-#[derive(Default)]
-pub(super) struct Asked {
-    next: u64,
-    waiting: BTreeMap<u64, Waiting>,
-}
-
-#[derive(Clone)]
-struct Waiting {
-    id: String,
-    answer: Arc<Answer>,
-}
+/// The epochs that are to begin, by their producers' ids.
+pub(super) type Asked = Requests<String, Answer>;
 
 /// An epoch that was asked for. It no longer is when this is dropped, unless it is about to begin.
-pub(crate) struct AskedEpoch {
-    shared: Arc<Shared>,
-    number: u64,
-    answer: Arc<Answer>,
-}
-
-impl Drop for AskedEpoch {
-    fn drop(&mut self) {
-        self.shared.producers.asked().waiting.remove(&self.number);
-    }
-}
+pub(crate) struct AskedEpoch(Request<String, Answer>);
 
 impl Log {
     /// Asks for the next epoch of a producer, which begins when [`begin_epoch`](Self::begin_epoch) is called for it, or
@@ -49,12 +33,7 @@ impl Log {
     pub(crate) fn ask_for_epoch(&self, id: &str) -> Result<AskedEpoch, Error> {
         check_id(id)?;
         self.writable()?;
-        let answer = Arc::<Answer>::default();
-        let mut asked = self.shared.producers.asked();
-        let number = asked.next;
-        asked.next += 1;
-        asked.waiting.insert(number, Waiting { id: id.to_owned(), answer: Arc::clone(&answer) });
-        Ok(AskedEpoch { shared: Arc::clone(&self.shared), number, answer })
+        Ok(AskedEpoch(self.shared.producers.asked.add(id.to_owned())))
     }
 
     /// Like [`begin_epoch`](Self::begin_epoch), for a client. The outer error says how long to wait before the next attempt:
@@ -67,7 +46,7 @@ impl Log {
     ) -> Result<Result<OpenedProducer, Error>, Duration> {
         // Until the file has been written, if it is being written: with that, this epoch has begun, or has to wait.
         let pause = self.shared.producers.file().epoch_pause(self.shared.env.machine.elapsed());
-        if asked.answer.get().is_none() && !pause.is_zero() {
+        if asked.0.answer().is_none() && !pause.is_zero() {
             return Err(pause);
         }
         Ok(self.begin_epoch(asked))
@@ -77,11 +56,11 @@ impl Log {
     pub(crate) fn begin_epoch(&self, asked: &AskedEpoch) -> Result<OpenedProducer, Error> {
         {
             let mut file = self.shared.producers.file();
-            if asked.answer.get().is_none() {
+            if asked.0.answer().is_none() {
                 self.begin_epochs(&mut file);
             }
         }
-        let (opened, next) = asked.answer.get().cloned().unwrap_or(Err(Error::Closed))?; // it is set by now
+        let (opened, next) = asked.0.answer().unwrap_or(Err(Error::Closed))?; // it is set by now
         // Batches of the epoch before that came at the last moment.
         self.wait_below(next)?;
         Ok(opened)
@@ -89,26 +68,26 @@ impl Log {
 
     /// Begins all epochs that are asked for.
     fn begin_epochs(&self, file: &mut Saved) {
-        let asked = {
-            let asked = self.shared.producers.asked();
-            let unanswered = asked.waiting.values().filter(|waiting| waiting.answer.get().is_none());
-            unanswered.cloned().collect::<Vec<_>>()
-        };
+        let asked = self.shared.producers.asked.unanswered();
         if let Err(error) = self.try_begin_epochs(file, &asked) {
-            for Waiting { answer, .. } in asked {
+            for (_, answer) in asked {
                 let _ = answer.set(Err(error.clone())); // or it has one already
             }
         }
     }
 
-    fn try_begin_epochs(&self, file: &mut Saved, asked: &[Waiting]) -> Result<(), Error> {
+    fn try_begin_epochs(
+        &self,
+        file: &mut Saved,
+        asked: &[(String, Arc<OnceLock<Answer>>)],
+    ) -> Result<(), Error> {
         self.writable()?;
         self.learn(file)?;
         let now = self.shared.env.machine.now();
         let Some((up_to, mut next)) = self.copy_of_table() else { return Err(Error::Closed) }; // once built, it stays
         let changes = next.changes;
         let mut begun = Vec::with_capacity(asked.len());
-        for Waiting { id, answer } in asked {
+        for (id, answer) in asked {
             match next.next_epoch(id, now) {
                 Ok(epoch) => begun.push((id, answer, epoch)),
                 Err(error) => {

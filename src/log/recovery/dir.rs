@@ -20,16 +20,18 @@ pub(in crate::log) const ASIDE: &str = ".damaged";
 /// The suffix of torn ends that opening cuts off and keeps.
 pub(super) const TORN: &str = ".torn";
 
-/// The file beside the segments with what is known about producers up to some offset. Like the next one, it is always
+/// The file beside the segments with what is known about producers up to some offset. Like the next ones, it is always
 /// replaced as a whole.
 pub(in crate::log) const PRODUCERS: &str = "producers.json";
+/// The file beside the segments with the positions of consumers.
+pub(in crate::log) const CURSORS: &str = "cursors.json";
 /// The file with the log's settings, of a store that keeps the log as one of many.
 pub(crate) const SETTINGS: &str = "log.json";
 
 /// Whether a log's directory may have a file of this name.
 fn is_ours(name: &str) -> bool {
     name == LOCK
-        || [PRODUCERS, SETTINGS].contains(&name.strip_suffix(".tmp").unwrap_or(name))
+        || [PRODUCERS, CURSORS, SETTINGS].contains(&name.strip_suffix(".tmp").unwrap_or(name))
         || file::base_of(name).is_some()
         || file::is_temporary(name)
         || name.ends_with(ASIDE)

@@ -1,0 +1,381 @@
+//! Cursors: named positions of consumers in a log, each the offset of the record that its consumer wants next. They are
+//! kept in the file `cursors.json` beside the segments, which is replaced as a whole; callers that wait share a write.
+//!
+//! # What always holds
+//! - What is answered is durable: the file is written first, and only then does the table have the change.
+//! - A cursor is never beyond what readers see, so that it never skips a record that it has not seen. A log may lose
+//!   records that its readers saw, if it keeps them only in memory, or through damage and `repair`; then the cursors
+//!   beyond its end are set to the end when the log is opened, before anything can be appended there.
+
+use super::{
+    Error, Log, Shared,
+    recovery::CURSORS as CURSORS_FILE,
+    requests::{Request, Requests},
+};
+use crate::{
+    disk::{is_full, salvage, tree},
+    name::is_log_name,
+    sync::Arc,
+};
+use serde::{Deserialize, Serialize};
+#[cfg(feature = "server")]
+use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+/// The most cursors of a log.
+pub const CURSORS_PER_LOG: usize = 1000;
+
+/// How many bytes of the file are written per second on average, if clients set cursors all the time.
+#[cfg(feature = "server")]
+const BYTES_PER_SECOND: u64 = 8 << 20;
+
+/// The content of `cursors.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Content {
+    cursors: BTreeMap<String, u64>,
+    /// CRC-32C of the field above as JSON.
+    crc: u32,
+}
+
+impl Content {
+    fn new(cursors: BTreeMap<String, u64>) -> Self {
+        let crc = crc32c::crc32c(&serde_json::to_vec(&cursors).unwrap_or_default()); // plain data: cannot fail
+        Self { cursors, crc }
+    }
+
+    /// The cursors in a file; `None` if it does not verify.
+    fn parse(text: &[u8]) -> Option<BTreeMap<String, u64>> {
+        let Self { cursors, crc } = serde_json::from_slice(text).ok()?;
+        Some(Self::new(cursors)).filter(|content| content.crc == crc).map(|content| content.cursors)
+    }
+}
+
+/// A change of one cursor.
+#[derive(Debug, Clone)]
+struct Change {
+    name: String,
+    /// Where it is to be; `None` to remove it.
+    to: Option<u64>,
+    /// Where it must be before, if the change is conditional; the inner `None` if it must not exist.
+    expected: Option<Option<u64>>,
+}
+
+/// Where the cursor was before.
+type Answer = Result<Option<u64>, Error>;
+
+/// A log's cursors.
+#[derive(Default)]
+pub(super) struct Cursors {
+    /// Locked only for moments.
+    table: Mutex<Table>,
+    /// Locked by the thread that writes the file, from before it copies the table until the change is in the table.
+    file: Mutex<Written>,
+    asked: Arc<Requests<Change, Answer>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    offsets: BTreeMap<String, u64>,
+    /// The file does not verify, or cannot be read: nothing is known until the cursors are removed.
+    is_damaged: bool,
+}
+
+/// The last write of the file.
+#[derive(Debug, Default)]
+struct Written {
+    #[cfg(feature = "server")]
+    bytes: u64,
+    #[cfg(feature = "server")]
+    at: Duration,
+}
+
+#[cfg(feature = "server")]
+impl Written {
+    /// How long to wait until a client may cause another write.
+    fn pause(&self, now: Duration) -> Duration {
+        let takes = Duration::from_millis(self.bytes.saturating_mul(1000) / BYTES_PER_SECOND);
+        (self.at + takes).saturating_sub(now)
+    }
+}
+
+/// A named position of a consumer in a log: the offset of the record that it wants next. Kept with the log, and gone with
+/// it.
+///
+/// # Example
+/// ```
+/// # fn main() -> Result<(), millstream::Error> {
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
+/// let cursor = log.cursor("mailer")?;
+/// log.append_wait(b"one")?;
+/// let mut reader = log.reader(cursor.offset()?.unwrap_or(0));
+/// while let Some(record) = reader.read_next()? {
+///     // Process the record, and then:
+///     cursor.set(record.offset + 1)?;
+/// }
+/// assert_eq!(cursor.offset()?, Some(1));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Cursor {
+    shared: Arc<Shared>,
+    name: String,
+}
+
+impl std::fmt::Debug for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cursor").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Cursor {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The offset of the record that its consumer wants next; `None` if it was never set, or was removed. It may be below
+    /// the log's first offset, if the records were trimmed. Does not touch the disk.
+    ///
+    /// # Errors
+    /// [`Error::CursorsDamaged`].
+    pub fn offset(&self) -> Result<Option<u64>, Error> {
+        self.shared.look_at_cursors(|cursors| cursors.get(&self.name).copied())
+    }
+
+    /// Sets it to an offset, forward or backward. Durable on return; callers that do this at once share a write.
+    ///
+    /// # Errors
+    /// [`Error::BeyondEnd`] if readers cannot have come there; [`Error::TooManyCursors`], [`Error::CursorsDamaged`],
+    /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Full`], [`Error::Closed`]. After [`Error::Io`] the cursor is
+    /// where it was, or where it was to be.
+    pub fn set(&self, offset: u64) -> Result<(), Error> {
+        self.change(Some(offset), None).map(drop)
+    }
+
+    /// The same if it is at `expected` now; `None` if it must not exist yet.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set), and [`Error::UnexpectedCursor`], which says where it is.
+    pub fn set_if(&self, expected: Option<u64>, offset: u64) -> Result<(), Error> {
+        self.change(Some(offset), Some(expected)).map(drop)
+    }
+
+    /// Removes it; returns whether it existed. Durable on return.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub fn remove(&self) -> Result<bool, Error> {
+        self.change(None, None).map(|was| was.is_some())
+    }
+
+    /// Returns where it was.
+    fn change(&self, to: Option<u64>, expected: Option<Option<u64>>) -> Answer {
+        let asked = self.ask(to, expected)?;
+        self.shared.make_change(&asked)
+    }
+
+    /// Asks for a change, which is made by [`make_change`](Shared::make_change) for it or for another one. Does not touch
+    /// the disk.
+    fn ask(&self, to: Option<u64>, expected: Option<Option<u64>>) -> Result<AskedChange, Error> {
+        self.shared.writable()?;
+        if let Some(offset) = to {
+            let end = self.shared.visible().get();
+            if offset > end {
+                return Err(Error::BeyondEnd { offset, end });
+            }
+        }
+        let change = Change { name: self.name.clone(), to, expected };
+        Ok(AskedChange(self.shared.cursors.asked.add(change)))
+    }
+
+    /// [`ask`](Self::ask), for a client: `to` as in [`set`](Self::set), or `None` to remove it.
+    #[cfg(feature = "server")]
+    pub(crate) fn ask_for_change(
+        &self,
+        to: Option<u64>,
+        expected: Option<Option<u64>>,
+    ) -> Result<AskedChange, Error> {
+        self.ask(to, expected)
+    }
+
+    /// Makes a change that a client has asked for; returns where the cursor was. The outer error says how long to wait
+    /// before the next attempt: a request of a few bytes causes a write of the whole file. Meanwhile the change may be
+    /// made together with another one.
+    #[cfg(feature = "server")]
+    pub(crate) fn change_in_time(&self, asked: &AskedChange) -> Result<Answer, Duration> {
+        let pause = self.shared.cursors.file().pause(self.shared.env.machine.elapsed());
+        if asked.0.answer().is_none() && !pause.is_zero() {
+            return Err(pause);
+        }
+        Ok(self.shared.make_change(asked))
+    }
+}
+
+/// A change that was asked for. It no longer is when this is dropped, unless it is about to be made.
+pub(crate) struct AskedChange(Request<Change, Answer>);
+
+impl Log {
+    /// The cursor of this name, which need not exist yet. A name is one that a log can have.
+    ///
+    /// # Errors
+    /// [`Error::BadCursor`].
+    pub fn cursor(&self, name: &str) -> Result<Cursor, Error> {
+        if is_log_name(name) {
+            Ok(Cursor { shared: Arc::clone(&self.shared), name: name.to_owned() })
+        } else {
+            Err(Error::BadCursor)
+        }
+    }
+
+    /// All cursors, by name, with their offsets. Does not touch the disk.
+    ///
+    /// # Errors
+    /// [`Error::CursorsDamaged`].
+    pub fn cursors(&self) -> Result<BTreeMap<String, u64>, Error> {
+        self.shared.look_at_cursors(BTreeMap::clone)
+    }
+
+    /// Removes all cursors, also if their file is damaged. Durable on return.
+    ///
+    /// # Errors
+    /// As [`Cursor::set`].
+    pub fn remove_cursors(&self) -> Result<(), Error> {
+        let mut file = self.shared.cursors.file();
+        self.shared.writable()?;
+        self.shared.write_cursors(&mut file, BTreeMap::new())
+    }
+}
+
+impl Shared {
+    /// Calls `look` with all cursors; an error if their file is damaged.
+    fn look_at_cursors<T>(&self, look: impl FnOnce(&BTreeMap<String, u64>) -> T) -> Result<T, Error> {
+        let table = self.cursors.table();
+        if table.is_damaged {
+            return Err(Error::CursorsDamaged { path: self.dir.join(CURSORS_FILE) });
+        }
+        Ok(look(&table.offsets))
+    }
+
+    /// Reads the cursors when the log is opened, and sets those beyond its end to the end.
+    pub(super) fn load_cursors(&self) -> Result<(), Error> {
+        let path = self.dir.join(CURSORS_FILE);
+        let read = || tree::read(&*self.env.disk, &path);
+        let text =
+            match read().or_else(|error| if salvage::is_unreadable(&error) { read() } else { Err(error) }) {
+                Err(error) if salvage::is_unreadable(&error) => Some(Vec::new()), // does not verify
+                text => text.map_err(Error::io("read", &path))?,
+            };
+        let Some(text) = text else { return Ok(()) };
+        let Some(mut cursors) = Content::parse(&text) else {
+            tracing::error!(path = %path.display(), "damaged: the log's cursors cannot be used until they are removed");
+            self.cursors.table().is_damaged = true;
+            return Ok(());
+        };
+        let end = self.next_offset();
+        let mut is_shorter = false;
+        for (name, offset) in cursors.iter_mut().filter(|(_, offset)| **offset > end) {
+            tracing::warn!(
+                dir = %self.dir.display(), cursor = name, offset, end,
+                "the log has lost records that a consumer has seen: its cursor is set to the end of the log"
+            );
+            (*offset, is_shorter) = (end, true);
+        }
+        // Before anything is appended: after another crash, the old file would skip what is appended now. A log that
+        // cannot be written to does not grow.
+        if is_shorter && self.writable().is_ok() {
+            return self.write_cursors(&mut self.cursors.file(), cursors);
+        }
+        self.cursors.table().offsets = cursors;
+        Ok(())
+    }
+
+    /// Writes the file, and then has these cursors in the table.
+    fn write_cursors(&self, file: &mut Written, cursors: BTreeMap<String, u64>) -> Result<(), Error> {
+        let content = Content::new(cursors);
+        let text = serde_json::to_vec(&content).unwrap_or_default(); // plain data
+        let path = self.dir.join(CURSORS_FILE);
+        #[cfg(feature = "server")]
+        {
+            (file.bytes, file.at) = (text.len() as u64, self.env.machine.elapsed());
+        }
+        let _ = file;
+        tree::replace(&*self.env.disk, &path, &text).map_err(|error| {
+            let reason = error.to_string().into();
+            if is_full(&error) { Error::Full { reason } } else { Error::io("write", &path)(error) }
+        })?;
+        *self.cursors.table() = Table { offsets: content.cursors, is_damaged: false };
+        Ok(())
+    }
+
+    /// Makes a change that was asked for, if that has not been done.
+    fn make_change(&self, AskedChange(asked): &AskedChange) -> Answer {
+        let mut file = self.cursors.file();
+        if asked.answer().is_none() {
+            let all = self.cursors.asked.unanswered();
+            if let Err(error) = self.make_changes(&mut file, &all) {
+                for (_, answer) in all {
+                    let _ = answer.set(Err(error.clone())); // or it has one already
+                }
+            }
+        }
+        asked.answer().unwrap_or(Err(Error::Closed)) // it is set by now
+    }
+
+    /// Makes changes, each on what the one before has left, with one write. Also those that are refused are answered after
+    /// that: what refuses them must be durable.
+    fn make_changes(&self, file: &mut Written, all: &[(Change, Arc<OnceLock<Answer>>)]) -> Result<(), Error> {
+        self.writable()?;
+        let before = self.look_at_cursors(BTreeMap::clone)?;
+        let mut after = before.clone();
+        let answers: Vec<Answer> = all.iter().map(|(change, _)| change.make(&mut after)).collect();
+        if after != before {
+            self.write_cursors(file, after)?;
+        }
+        for ((_, answer), made) in all.iter().zip(answers) {
+            let _ = answer.set(made); // it has none yet
+        }
+        Ok(())
+    }
+}
+
+impl Change {
+    /// Returns where the cursor was.
+    fn make(&self, cursors: &mut BTreeMap<String, u64>) -> Answer {
+        let was = cursors.get(&self.name).copied();
+        if self.expected.is_some_and(|expected| expected != was) {
+            return Err(Error::UnexpectedCursor { offset: was });
+        }
+        match self.to {
+            Some(_) if was.is_none() && cursors.len() >= CURSORS_PER_LOG => {
+                return Err(Error::TooManyCursors);
+            }
+            Some(to) => cursors.insert(self.name.clone(), to),
+            None => cursors.remove(&self.name),
+        };
+        Ok(was)
+    }
+}
+
+impl Cursors {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn file(&self) -> MutexGuard<'_, Written> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the file is not being written. Must be called when the log is no longer writable, so that it is not
+    /// written again.
+    pub(super) fn settle(&self) {
+        drop(self.file());
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;
