@@ -17,6 +17,7 @@ pub(crate) mod budget;
 mod chain;
 mod clock;
 mod damage;
+mod end;
 pub(crate) mod environment;
 mod error;
 mod flush;
@@ -85,10 +86,9 @@ pub(crate) use roll::MayBlock;
 use std::{
     ops::{Bound, Range, RangeBounds},
     path::{Path, PathBuf},
-    sync::OnceLock,
     time::{Duration, Instant},
 };
-use {budget::Budget, wait::Frontier};
+use {budget::Budget, end::End, wait::Frontier};
 
 /// A commit log in one directory. Any number of threads may share it by reference. It is closed when dropped, or by
 /// [`close`](Self::close), which returns whether that went well.
@@ -132,9 +132,7 @@ pub(crate) struct Shared {
     roll: roll::Roller,
     trimmer: trim::Trimmer,
     stopping: AtomicBool,
-    /// Whether the log was deleted: files at its path may be another log's by now.
-    deleted: AtomicBool,
-    failed: OnceLock<std::sync::Arc<str>>,
+    ending: end::Ending,
     damage: Vec<Damage>,
     /// Why it cannot be written to though nothing is damaged: there was no room to continue when it was opened.
     full: Option<recovery::Full>,
@@ -171,8 +169,7 @@ impl Shared {
             roll: roller,
             trimmer: trim::Trimmer::new(),
             stopping: AtomicBool::new(false),
-            deleted: AtomicBool::new(false),
-            failed: OnceLock::new(),
+            ending: end::Ending::new(),
             damage,
             full,
             newest_found: newest,
@@ -184,7 +181,7 @@ impl Shared {
 
     /// Errors unless the log can be written to.
     fn writable(&self) -> Result<(), Error> {
-        self.unless_failed()?;
+        self.unless_ended()?;
         if let Some(first) = self.damage.first() {
             let more = self.damage.len() - 1;
             let more = if more > 0 { format!(", and {more} more") } else { String::new() };
@@ -200,17 +197,23 @@ impl Shared {
 
     /// To be asked after a file of the log was opened by its path: in a deleted log, it may be the file of another log.
     fn unless_deleted(&self) -> Result<(), Error> {
-        if self.deleted.load(Ordering::SeqCst) { self.unless_failed() } else { Ok(()) }
+        if self.ending.is_deleted() { self.unless_ended() } else { Ok(()) }
     }
 
-    fn unless_failed(&self) -> Result<(), Error> {
-        self.failed.get().map_or(Ok(()), |reason| Err(Error::Failed { reason: reason.clone() }))
+    /// Errors if the log has failed, was deleted, or was opened again.
+    fn unless_ended(&self) -> Result<(), Error> {
+        self.ending.get().map_or(Ok(()), |end| Err(Error::Failed { reason: end.reason() }))
+    }
+
+    /// Whether [`unless_ended`](Self::unless_ended) errors.
+    fn has_ended(&self) -> bool {
+        self.ending.get().is_some()
     }
 
     /// A write has failed: nothing more is appended, all waiters get an error, and nothing is tried again, because a
     /// failed sync says nothing about what is on the disk.
     fn fail(&self, error: &Error) {
-        if self.failed.set(error.to_string().into()).is_ok() {
+        if self.ending.set(End::Failed(error.to_string().into())) {
             tracing::error!(dir = %self.dir.display(), %error, "the log's writer has failed");
             // Records that are in memory and not on disk are left for the next opening.
             self.roll.keep_shared_memory();
@@ -729,7 +732,7 @@ impl Log {
     /// Ends a log that could only be read, so that another opening can take its place: waiters get an error.
     #[cfg(feature = "store")]
     pub(crate) fn give_way(&self) {
-        let _ = self.shared.failed.set("it was opened again, because there is room now".into());
+        self.shared.ending.set(End::Reopened); // or it has ended already
         self.shared.stop();
         self.shared.trimmer.settle();
     }
@@ -753,8 +756,7 @@ impl Log {
     /// Stops a log that is being deleted: appends and waiters get an error, and nothing more is written.
     #[cfg(feature = "store")]
     pub(crate) fn abandon(&self) {
-        self.shared.deleted.store(true, Ordering::SeqCst);
-        let _ = self.shared.failed.set(DELETED.into()); // or it has failed already
+        self.shared.ending.set(End::Deleted); // or it has ended already
         // Wait here and now: later there may be another log at this path, whose files have the same names.
         self.stop_tasks();
         self.shared.flush.settle();
@@ -831,7 +833,7 @@ impl Log {
             return Ok(());
         }
         #[cfg(feature = "store")]
-        if self.shared.failed.get().is_none()
+        if !self.shared.has_ended()
             && !self.shared.flush.is_held_up() // or this would wait as long
             && let Err(error) = self.keep_producers()
         {
@@ -853,15 +855,12 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         if let Err(error) = self.close_in_place(&mut { CLOSING }, true)
-            && self.shared.failed.get().is_none_or(|reason| &**reason != DELETED)
+            && !self.shared.ending.get().is_some_and(End::is_deletion)
         {
             tracing::error!(dir = %self.shared.dir.display(), %error, "closing the log failed");
         }
     }
 }
-
-/// Why a log that is being deleted accepts nothing more.
-const DELETED: &str = "it was deleted";
 
 /// How many times, and how long each time, callers that have other logs to serve wait for one log. Not by the clock
 /// alone, so that the simulation, where each attempt gets the threads' work done, can be replayed.

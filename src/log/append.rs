@@ -229,7 +229,7 @@ impl Shared {
         // So this goes on from where `published` is, and not from this append's segment.
         let backoff = Backoff::new();
         while !self.is_published(to - 1) {
-            self.unless_failed()?;
+            self.unless_ended()?;
             backoff.snooze();
         }
         Ok(())

@@ -224,7 +224,7 @@ impl Shared {
     /// Commits what is published, unless the next attempt is not due yet.
     fn commit(&self, position: &mut CommitCursor) -> Committed {
         if let Some(HeldUp { error, again, .. }) = &position.held_up
-            && self.failed.get().is_none()
+            && !self.has_ended()
         {
             let rest = again.saturating_sub(self.env.machine.elapsed());
             if !rest.is_zero() {
@@ -235,7 +235,7 @@ impl Shared {
     }
 
     fn commit_now(&self, position: &mut CommitCursor) -> Committed {
-        if self.failed.get().is_some() {
+        if self.has_ended() {
             // After a failed write nothing is known of the blocks, and nothing is written over them.
             return Committed::Failed;
         }
@@ -403,7 +403,7 @@ impl Shared {
                     drop(position);
                     if !self.env.machine.skip(pause) {
                         let again = Instant::now() + pause;
-                        self.durable.park(offset + 1, || self.failed.get().is_some(), Some(again));
+                        self.durable.park(offset + 1, || self.has_ended(), Some(again));
                     }
                 }
                 Committed::Bytes(0) => {
@@ -421,21 +421,20 @@ impl Shared {
     /// serve. Never touches the disk itself.
     #[cfg(feature = "store")]
     pub(super) fn durable_soon(&self, offset: u64) -> bool {
-        let failed = || self.failed.get().is_some();
         for _ in 0..ATTEMPTS {
-            if self.durable.get() > offset || failed() {
+            if self.durable.get() > offset || self.has_ended() {
                 break;
             }
             self.flush.task.kick();
             self.env.flushers.help();
-            self.durable.park(offset.saturating_add(1), failed, Some(Instant::now() + ATTEMPT));
+            self.durable.park(offset.saturating_add(1), || self.has_ended(), Some(Instant::now() + ATTEMPT));
         }
         self.durable.get() > offset
     }
 
     /// Whether records that are not durable yet may still become so.
     pub(super) fn unless_stopped(&self) -> Result<(), Error> {
-        self.unless_failed()?;
+        self.unless_ended()?;
         if self.next_offset() == self.durable.get() { self.writable() } else { Ok(()) }
     }
 
@@ -447,7 +446,6 @@ impl Shared {
     /// After the tasks have ended: commits the rest, and leaves the mark of a clean close. Without room, the rest is
     /// tried again for as long as `left` says, which is reduced by that; and so is the mark, if `repeats_mark`.
     pub(super) fn commit_rest(&self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
-        let failed = || Error::Failed { reason: self.failed.get().cloned().unwrap_or_default() };
         let mut position = lock(&self.flush.position);
         let backoff = Backoff::new();
         let mut left_otherwise = CLOSING; // for other reasons, which pass sooner and concern this log only
@@ -488,9 +486,7 @@ impl Shared {
         };
         self.durable.wake_all();
         self.unlock();
-        if self.failed.get().is_some() {
-            return Err(failed());
-        }
+        self.unless_ended()?;
         kept.and(marked)
     }
 
@@ -515,7 +511,7 @@ impl Shared {
     /// for the torn end of a write.
     fn mark(&self, position: &CommitCursor) -> Result<(), Error> {
         let Some(file) = position.segment.file() else { return Ok(()) };
-        if self.failed.get().is_some() {
+        if self.has_ended() {
             return Ok(());
         }
         if !position.begun {

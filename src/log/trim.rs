@@ -109,7 +109,7 @@ impl Shared {
     /// Whether callers trim by themselves: a log that was opened without room has no maintenance task, and no appends.
     /// Trimming frees the room.
     fn trims_itself(&self) -> bool {
-        self.full.is_some() && self.failed.get().is_none()
+        self.full.is_some() && !self.has_ended()
     }
 
     pub(super) fn trim(&self, before: u64) -> Result<u64, Error> {
@@ -207,7 +207,7 @@ impl Shared {
         }
         for _ in 0..SLICE {
             let Some(&base) = doomed.files.front() else { break };
-            if self.full.is_some() && self.failed.get().is_some() {
+            if self.full.is_some() && self.has_ended() {
                 self.writable()?; // it was deleted, or replaced by another opening: the files are another log's
             }
             let path = self.dir.join(file::name(base));

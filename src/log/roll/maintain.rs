@@ -133,7 +133,7 @@ impl Shared {
         while let Some(job) = stalled.take().or_else(|| self.roll.jobs.pop()) {
             match job {
                 Job::Prepare | Job::ZeroAhead(_) | Job::FaultIn(_) => {}
-                Job::Seal(..) if self.failed.get().is_some() => {}
+                Job::Seal(..) if self.has_ended() => {}
                 job => match self.work_at(job) {
                     Ok(()) => {}
                     // Its frames are durable, and the segment is sealed when the log is opened next.
@@ -330,7 +330,7 @@ impl Shared {
     /// Removes the file of a segment that is not used. In a deleted log it has been moved away with the log: under its
     /// name there may be a file of the next log that was made there.
     pub(super) fn remove_unused(&self, file: &SegmentFile) {
-        if !self.deleted.load(Ordering::SeqCst) {
+        if !self.ending.is_deleted() {
             file.discard(&*self.env.disk);
         }
     }
