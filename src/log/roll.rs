@@ -267,7 +267,7 @@ impl Roller {
             stalled: Mutex::new(None),
             owed: AtomicU64::new(0),
             files: AtomicU64::new(0),
-            task: Task::new(threads, Shared::maintain, Shared::panicked),
+            task: Task::new(threads, Shared::maintenance_turn, Shared::panicked),
         }
     }
 

@@ -61,7 +61,7 @@ impl Schedule for PoolSchedule {
         self.0.add(task)
     }
 
-    fn sooner(&self, key: u64, task: Arc<dyn Run>) {
+    fn bring_forward(&self, key: u64, task: Arc<dyn Run>) {
         self.0.waiting.lock().unwrap().retain(|(waits, _)| *waits != key);
         self.0.add(task);
     }

@@ -7,7 +7,7 @@ use super::{Job, JobError, SpareSegment, TrimRequest, smaller};
 use crate::{
     chunk::{Before, ChunkPosition},
     disk,
-    log::{Error, Options, Shared, budget::Claim, line::NUDGE},
+    log::{Error, Options, Shared, budget::Claim, line::NUDGE, task::TurnEnd},
     reports,
     segment::{Segment, file::SegmentFile, scan::Summary, sealed},
     sync::{Arc, Ordering, lock},
@@ -19,7 +19,7 @@ const RETRY: Duration = Duration::from_millis(250);
 
 impl Shared {
     /// A turn of the maintenance task.
-    pub(super) fn maintain(&self) {
+    pub(super) fn maintenance_turn(&self) {
         let roll = &self.roll;
         loop {
             roll.task.take_kick();
@@ -61,16 +61,16 @@ impl Shared {
                     Err(JobError::Fatal(error)) => self.fail(&error),
                 }
                 // A long trim is done in slices, so that other logs have their turns in between.
-                if trimmed && roll.task.again() {
+                if trimmed && roll.task.yield_turn() == TurnEnd::Over {
                     return;
                 }
             }
             let stopping = self.stopping.load(Ordering::SeqCst);
-            let over = match self.pause().filter(|_| !stopping) {
-                Some(pause) => roll.task.later(pause),
+            let end = match self.pause().filter(|_| !stopping) {
+                Some(pause) => roll.task.resume_after(pause),
                 None => roll.task.sleep_unless(|| false),
             };
-            if over {
+            if end == TurnEnd::Over {
                 return;
             }
         }
@@ -180,9 +180,9 @@ impl Shared {
             return;
         };
         roll.short.store(false, Ordering::SeqCst);
-        let begun = self.env.machine.elapsed();
+        let started_at = self.env.machine.elapsed();
         let made = self.make(claim.capacity(), least);
-        roll.growth.made(claim.capacity(), self.env.machine.elapsed().saturating_sub(begun));
+        roll.growth.made(claim.capacity(), self.env.machine.elapsed().saturating_sub(started_at));
         roll.budget.shrink();
         let mut refused = lock(&roll.refused);
         match made {

@@ -253,8 +253,8 @@ impl Schedule for Pauses {
         lock(&self.1).push(delay);
         self.0.later(task, delay.min(Duration::from_millis(10)), within)
     }
-    fn sooner(&self, key: u64, task: std::sync::Arc<dyn crate::log::task::Run>) {
-        self.0.sooner(key, task);
+    fn bring_forward(&self, key: u64, task: std::sync::Arc<dyn crate::log::task::Run>) {
+        self.0.bring_forward(key, task);
     }
     fn others_wait(&self) -> bool {
         self.0.others_wait()
