@@ -21,7 +21,7 @@ use crate::{
     chunk::{Chunk, ChunkPosition},
     pauses::doubled,
     reports,
-    segment::Segment,
+    segment::{Segment, file::SegmentFile},
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, lock, try_lock},
 };
 use std::{
@@ -61,8 +61,8 @@ struct HeldUp {
 enum Committed {
     /// This many bytes are durable; 0 if there was nothing to write.
     Bytes(u64),
-    /// The system could not begin the write, for lack of descriptors or memory, or not finish it, for lack of room. Nothing
-    /// of it counts: try again, from the same place, after this time. Before, nothing is tried.
+    /// The system could not begin the write, for lack of descriptors or memory, or could not finish it, for lack of room.
+    /// None of it counts. The same range is written again after this time, and not earlier.
     Later(Duration, Error),
     /// The writer has failed, now or before.
     Failed,
@@ -78,6 +78,10 @@ impl CommitCursor {
     pub(super) fn new(active: &Active, done: ChunkPosition, begun: bool) -> Self {
         let (segment, chunk) = (Arc::clone(&active.segment), Arc::clone(&active.chunk));
         Self { segment, chunk, done, begun, held_up: None }
+    }
+
+    fn file(&self) -> std::sync::Arc<SegmentFile> {
+        self.segment.file().expect("a segment keeps its file until it is sealed, which comes later")
     }
 }
 
@@ -277,7 +281,8 @@ impl Shared {
         loop {
             let to = cursor.chunk.contiguous(cursor.done, MOST_WORDS);
             if to != cursor.done {
-                return self.write(cursor, to);
+                self.write_frames(cursor, to)?;
+                return Ok(self.advance_durable(cursor, to));
             }
             // All of this segment is durable: if it was closed here, continue in the next one.
             if cursor.chunk.end() != Some(cursor.done) {
@@ -292,9 +297,10 @@ impl Shared {
         }
     }
 
-    fn write(&self, cursor: &mut CommitCursor, to: ChunkPosition) -> Result<u64, Error> {
-        let file =
-            cursor.segment.file().expect("a segment keeps its file until it is sealed, which comes later");
+    /// Writes the frames from the cursor to `to`; the first ones of a segment after its header and its name. They are on the
+    /// disk when this returns, and nothing has been told of it.
+    fn write_frames(&self, cursor: &mut CommitCursor, to: ChunkPosition) -> Result<(), Error> {
+        let file = cursor.file();
         if !cursor.begun {
             file.begin(&*self.env.disk, &self.dir, &cursor.segment.header)
                 .map_err(Error::io("begin a segment in", &self.dir))?;
@@ -303,33 +309,39 @@ impl Shared {
         }
         let started_at = self.env.machine.elapsed();
         file.write(&cursor.chunk, cursor.done, to).map_err(Error::io("write to a segment in", &self.dir))?;
+        let took = self.env.machine.elapsed().saturating_sub(started_at);
+        let records = u64::from(to.records - cursor.done.records);
+        stats::committed(took.as_micros() as u64, records, to.bytes() - cursor.done.bytes());
+        Ok(())
+    }
+
+    /// The frames up to `to` are on the disk: moves the cursor there, raises `durable`, and asks maintenance for what
+    /// comes next. Returns how many bytes have become durable.
+    fn advance_durable(&self, cursor: &mut CommitCursor, to: ChunkPosition) -> u64 {
         if cursor.held_up.take().is_some() {
             self.note_full(None); // before callers hear of it, who may append at once
         }
-        let bytes = to.bytes() - cursor.done.bytes();
-        let records = u64::from(to.records - cursor.done.records);
-        let took = self.env.machine.elapsed().saturating_sub(started_at);
-        stats::committed(took.as_micros() as u64, records, bytes);
+        let done = std::mem::replace(&mut cursor.done, to);
+        let bytes = to.bytes() - done.bytes();
         self.flush.committed.fetch_add(bytes, Ordering::Relaxed);
-        let quarter = cursor.chunk.capacity() / 4;
-        let passes_quarter = cursor.done.bytes() < quarter && to.bytes() >= quarter;
-        cursor.done = to;
         self.durable.advance(cursor.segment.base() + u64::from(to.records));
         if self.options.durability == Durability::Memory {
             // Readers wait for this frontier, and an append that was not allowed to wait may not have raised it.
             self.published.advance(self.durable.get());
         }
-        let smallest = self.options.first_segment_bytes;
-        if self.roll.is_too_large(cursor.chunk.capacity(), smallest) {
+        let (capacity, smallest) = (cursor.chunk.capacity(), self.options.first_segment_bytes);
+        let is_quarter = |position: ChunkPosition| position.bytes() >= capacity / 4;
+        if self.roll.is_too_large(capacity, smallest) {
             self.roll.ask(0);
-        } else if passes_quarter {
+        } else if !is_quarter(done) && is_quarter(to) {
             self.roll.at_quarter();
         }
         self.look_for_backing();
-        if bytes < SMALL_BYTES && file.wants_zeros() && !self.flush.zeroing.swap(true, Ordering::SeqCst) {
+        let wants_zeros = bytes < SMALL_BYTES && cursor.file().wants_zeros();
+        if wants_zeros && !self.flush.zeroing.swap(true, Ordering::SeqCst) {
             self.roll.send(Job::ZeroAhead(Arc::clone(&cursor.segment)));
         }
-        Ok(bytes)
+        bytes
     }
 
     /// The segment is closed, and all of it durable.
@@ -441,8 +453,9 @@ impl Shared {
         if offset >= self.next_offset() { self.unless_stopped() } else { Ok(()) }
     }
 
-    /// After the tasks have ended: commits the rest, and leaves the mark of a clean close. Without room, the rest is
-    /// tried again for as long as `left` says, which is reduced by that; and so is the mark, if `repeats_mark`.
+    /// Called after the tasks have ended: commits the rest, and leaves the mark of a clean close. While the disk has no room
+    /// for the rest, tries again until the time that is `left` is used up. With `repeats_mark`, does the same for the mark.
+    /// What was used up is taken from `left`.
     pub(super) fn commit_rest(&self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
         let mut cursor = lock(&self.flush.cursor);
         let backoff = Backoff::new();
