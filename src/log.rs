@@ -32,6 +32,7 @@ mod recovery;
 mod repair;
 mod retention;
 mod roll;
+mod room;
 mod stats;
 mod task;
 mod trim;
@@ -82,7 +83,7 @@ use crate::{
     segment::header::Secret,
     sync::{Arc, AtomicBool, Backoff, Ordering, Swap},
 };
-pub(crate) use roll::MayBlock;
+pub(crate) use room::MayBlock;
 use std::{
     ops::{Bound, Range, RangeBounds},
     path::{Path, PathBuf},
@@ -374,7 +375,7 @@ impl Log {
     /// [`Error::TooLarge`], [`Error::Full`], [`Error::CannotGrow`], [`Error::ReadOnly`], [`Error::Failed`],
     /// [`Error::Closed`].
     pub fn append(&self, value: &[u8]) -> Result<u64, Error> {
-        append::append(&self.shared, &[value], None, MayBlock::Yes)
+        append::append(&self.shared, &[value], None, MayBlock::Always)
     }
 
     /// Appends records one after the other, with no other records in between, and returns the offset of the first. They
@@ -383,7 +384,7 @@ impl Log {
     /// # Errors
     /// As [`append`](Self::append), and [`Error::EmptyBatch`].
     pub fn append_batch(&self, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, None, MayBlock::Yes)
+        append::append(&self.shared, values, None, MayBlock::Always)
     }
 
     /// Like [`append_batch`](Self::append_batch), with values from any iterator. They are all collected, and their bytes
@@ -430,7 +431,7 @@ impl Log {
     /// # Errors
     /// As [`append`](Self::append), and [`Error::WouldBlock`].
     pub fn try_append(&self, value: &[u8]) -> Result<u64, Error> {
-        append::append(&self.shared, &[value], None, MayBlock::ForMoment)
+        append::append(&self.shared, &[value], None, MayBlock::ForNextSegment)
     }
 
     /// Like [`append_batch`](Self::append_batch), but does not wait for the disk; see [`try_append`](Self::try_append).
@@ -438,7 +439,7 @@ impl Log {
     /// # Errors
     /// As [`append_batch`](Self::append_batch), and [`Error::WouldBlock`].
     pub fn try_append_batch(&self, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, None, MayBlock::ForMoment)
+        append::append(&self.shared, values, None, MayBlock::ForNextSegment)
     }
 
     /// Appends a record only if its offset will be `expected_next`: a compare-and-swap on the end of the log.
@@ -454,7 +455,7 @@ impl Log {
     /// # Errors
     /// As [`append_if`](Self::append_if), and [`Error::EmptyBatch`].
     pub fn append_batch_if(&self, expected_next: u64, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, Some(expected_next), MayBlock::Yes)
+        append::append(&self.shared, values, Some(expected_next), MayBlock::Always)
     }
 
     /// Like [`try_append_batch`](Self::try_append_batch), with each record marked as JSON or not; and, if
@@ -467,7 +468,7 @@ impl Log {
         payloads: &[Payload<'_>],
         expected_next: Option<u64>,
     ) -> Result<u64, Error> {
-        append::append(&self.shared, payloads, expected_next, MayBlock::ForMoment)
+        append::append(&self.shared, payloads, expected_next, MayBlock::ForNextSegment)
     }
 
     /// The same, with values that need not be in one list, and a caller that decides what to wait for.

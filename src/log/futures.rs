@@ -4,7 +4,7 @@ use super::{
     Error, Shared,
     append::append,
     line::Place,
-    roll::MayBlock,
+    room::MayBlock,
     wait::{Frontier, Ticket},
 };
 use crate::sync::Arc;

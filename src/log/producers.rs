@@ -23,7 +23,7 @@ mod file;
 pub(super) mod fuzzing;
 mod table;
 
-use super::{Error, Log, Payload, append, append::Extended, roll::MayBlock};
+use super::{Error, Log, Payload, append, append::Extended, room::MayBlock};
 use crate::chunk::AppendValues;
 use block::{block, set_count};
 use file::Saved;
@@ -279,7 +279,7 @@ impl Producers {
     /// [`file`](Self::file); where it may not block, [`Error::WouldBlock`] if it is locked.
     fn file_for(&self, may_block: MayBlock) -> Result<MutexGuard<'_, Saved>, Error> {
         match self.file.try_lock() {
-            Err(TryLockError::WouldBlock) if may_block != MayBlock::Yes => Err(Error::WouldBlock),
+            Err(TryLockError::WouldBlock) if may_block != MayBlock::Always => Err(Error::WouldBlock),
             Err(TryLockError::Poisoned(held)) => Ok(held.into_inner()),
             Err(TryLockError::WouldBlock) => Ok(self.file()),
             Ok(held) => Ok(held),

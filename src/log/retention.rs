@@ -1,7 +1,7 @@
 //! Retention: which segments may be dropped, by the bytes that the log may take and by the age of its records.
 
 #[cfg(feature = "store")]
-use super::roll::MayBlock;
+use super::room::MayBlock;
 use super::{Error, Log, Shared, chain::newest};
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ impl Log {
         if self.is_trimmed_to(before) {
             return Ok(before);
         }
-        self.shared.trim_soon(self.keep_producers_before(before, MayBlock::No)?)
+        self.shared.trim_soon(self.keep_producers_before(before, MayBlock::Never)?)
     }
 
     /// Whether [`retain_soon`](Self::retain_soon) has something to do. Does not touch the disk.

@@ -19,7 +19,7 @@
 //! - `lacks_backing` and `backing_again` only decide when a backing is looked for: a value that is a moment old delays that
 //!   until the next commit.
 //! - `short` is set before `line` is bumped, and read after that is heard of: because of a value that is a moment old, an
-//!   append may wait for at most [`PREPARING`], or be refused a moment too long.
+//!   append may wait for at most [`PREPARING`](super::room), or be refused a moment too long.
 //! - `unwritten` and `owed` only decide whether to wait for the disk: a value that is a moment old delays a spare
 //!   segment until the next job that returns memory.
 
@@ -31,8 +31,7 @@ use super::{
     Error, Shared,
     budget::{Budget, Claim},
     clock,
-    line::{Line, Turn},
-    stats,
+    line::Line,
     task::{Schedule, Task},
 };
 use crate::{
@@ -40,17 +39,14 @@ use crate::{
     disk,
     pauses::Pauses,
     segment::{Segment, file::SegmentFile, header::Header},
-    sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
+    sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, Swap, lock},
 };
 use crossbeam::{
     channel::Sender,
     queue::{ArrayQueue, SegQueue},
 };
 use growth::Growth;
-use std::{
-    ops::RangeInclusive,
-    time::{Duration, Instant},
-};
+use std::{ops::RangeInclusive, time::Duration};
 
 /// The segment that takes appends, and its chunk.
 pub(crate) struct Active {
@@ -119,28 +115,6 @@ pub(super) fn unless_stopped(active: &Swap<Active>, stopping: &AtomicBool) -> Op
     let now = active.load_full();
     (!stopping.load(Ordering::SeqCst)).then_some(now)
 }
-
-/// What a call does if it would have to wait: an append for room, until the disk has caught up; in a log that
-/// acknowledges in memory, also for the copies that earlier appends have begun, so that readers see its records when it
-/// returns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum MayBlock {
-    /// It waits.
-    Yes,
-    /// It waits for copies, as below, and for a segment that is being prepared, for at most [`PREPARING`]. For room on the
-    /// disk or in memory it returns [`Error::WouldBlock`].
-    ForMoment,
-    /// It waits for copies, which mostly takes microseconds, and for a batch of many MiB milliseconds. For room it
-    /// returns [`Error::WouldBlock`].
-    ForCopies,
-    /// For room it returns [`Error::WouldBlock`]; readers see its records soon, the caller may look when
-    /// ([`Log::is_published`](super::Log::is_published)).
-    No,
-}
-
-/// How long an append that does not wait for the disk waits for a segment for which there is memory. Preparing one takes a
-/// few milliseconds; where it takes longer, the disk is behind.
-const PREPARING: Duration = Duration::from_millis(20);
 
 /// How long a refusal is given to others who need a segment: later, they wait for an attempt of their own.
 const REFUSED: Duration = Duration::from_millis(250);
@@ -304,7 +278,7 @@ impl Roller {
         }
     }
 
-    #[cfg(all(test, not(loom)))]
+    /// Whether there is a spare segment.
     pub(super) fn is_ready(&self) -> bool {
         !self.ready.is_empty()
     }
@@ -358,6 +332,29 @@ impl Roller {
         }
     }
 
+    /// Gives back a successor that was not linked, because another thread's was.
+    pub(super) fn discard_unlinked(&self, segment: Arc<Segment>) {
+        self.unwritten.fetch_sub(1, Ordering::SeqCst);
+        self.send(Job::Discard(segment));
+    }
+
+    /// An append finds the active chunk full, and has to wait for the next.
+    pub(super) fn found_full(&self, now: Duration) {
+        self.growth.found_full(now);
+    }
+
+    /// Whether the memory for records not yet written is used up, as the last attempt to make a spare segment found.
+    pub(super) fn is_short_of_memory(&self) -> bool {
+        self.short.load(Ordering::SeqCst)
+    }
+
+    /// Why no segment could be prepared, unless that was so long ago that it may be different `now`.
+    pub(super) fn refused_lately(&self, now: Duration) -> Option<Error> {
+        let refused = lock(&self.refused).clone()?;
+        let at = Duration::from_millis(self.refused_at.load(Ordering::SeqCst));
+        (now.saturating_sub(at) <= REFUSED).then_some(refused)
+    }
+
     /// Takes the spare segment, if it is large enough.
     fn take(&self, needs: u64) -> Option<SpareSegment> {
         let spare = self.ready.pop()?;
@@ -378,116 +375,6 @@ impl Roller {
 }
 
 impl Shared {
-    /// Waits for an active segment other than `closed`, which has no room for an append of `needs` bytes. `turn` is to be
-    /// dropped when the append is done, and not before: then it is the next caller's turn.
-    #[cold]
-    pub(super) fn next_active(
-        &self,
-        closed: &Arc<Active>,
-        needs: u64,
-        may_block: MayBlock,
-        turn: &mut Turn<'_>,
-    ) -> Result<Arc<Active>, Error> {
-        let backoff = Backoff::new();
-        let mut waits_since = None;
-        loop {
-            let seen = self.roll.line.events();
-            let stopped = || self.writable().err().unwrap_or(Error::Closed);
-            let active = unless_stopped(&self.active, &self.stopping).ok_or_else(stopped)?;
-            self.writable()?; // or it was opened for reading only
-            if !Arc::ptr_eq(&active.segment, &closed.segment) {
-                return Ok(active);
-            }
-            let unused = |segment: Arc<Segment>| {
-                self.roll.unwritten.fetch_sub(1, Ordering::SeqCst);
-                self.roll.send(Job::Discard(segment));
-            };
-            let newest = || active.segment.newest(); // all its records have their place, and so their time
-            let before =
-                || active.chunk.end().map_or(Before::Unknown, |end| active.chunk.before(end.records));
-            let make = |base| self.successor(base, needs, newest(), before());
-            if install_successor(&self.active, &active, make, unused, || self.flush.kick()) {
-                stats::rolled();
-                self.roll.line.bump();
-                self.roll.ask(0); // now: when the disk is behind, a quarter of the new chunk is written late
-                continue;
-            }
-            if let Some(full) = self.flush.full() {
-                return Err(full);
-            }
-            self.roll.growth.found_full(self.env.machine.elapsed());
-            self.roll.ask(needs);
-            if !backoff.is_completed() {
-                backoff.snooze();
-                continue;
-            }
-            if let Some(refused) = self.refused_lately() {
-                return Err(refused);
-            }
-            let until = if may_block == MayBlock::Yes {
-                None
-            } else {
-                let now = self.env.machine.elapsed();
-                let left = PREPARING.saturating_sub(now.saturating_sub(*waits_since.get_or_insert(now)));
-                // Behind others in the line it would wait for them, whom this thread may have to run.
-                let waits = may_block == MayBlock::ForMoment
-                    && !self.roll.short.load(Ordering::SeqCst)
-                    && !turn.would_be_behind();
-                if !waits || left.is_zero() || self.env.machine.skip(left) {
-                    stats::found_no_room();
-                    return Err(Error::WouldBlock);
-                }
-                Some(Instant::now() + left)
-            };
-            if until.is_none() {
-                stats::found_no_room();
-            }
-            turn.park(seen, || self.stopping.load(Ordering::SeqCst), until);
-        }
-    }
-
-    /// Why no segment could be prepared, unless that was so long ago that it may be different now.
-    fn refused_lately(&self) -> Option<Error> {
-        let refused = lock(&self.roll.refused).clone()?;
-        let at = Duration::from_millis(self.roll.refused_at.load(Ordering::SeqCst));
-        (self.env.machine.elapsed().saturating_sub(at) <= REFUSED).then_some(refused)
-    }
-
-    /// Moves on to another segment, if a spare one is ready; otherwise asks for one.
-    #[cold]
-    pub(super) fn roll_if_ready(&self, active: &Arc<Active>) {
-        if self.roll.ready.is_empty() {
-            return self.roll.ask(0);
-        }
-        active.chunk.close();
-        let mut turn = Turn::new(&self.roll.line);
-        let _ = self.next_active(active, 0, MayBlock::No, &mut turn); // another thread may have done it, or the log has stopped
-    }
-
-    /// Ends the active segment, if it has records, and waits until it is sealed; returns the offset at which the next begins.
-    pub(super) fn roll(&self) -> Result<u64, Error> {
-        self.writable()?;
-        let active = self.active.load_full();
-        if active.chunk.reserved() > 0 {
-            active.chunk.close();
-            let mut turn = Turn::new(&self.roll.line);
-            self.next_active(&active, 0, MayBlock::Yes, &mut turn)?;
-        }
-        let end = active.segment.base() + u64::from(active.chunk.reserved());
-        if let Some(last) = end.checked_sub(1) {
-            self.wait_durable(last)?;
-        }
-        let is_open = |segment: &Arc<Segment>| segment.base() < end && segment.sealed.get().is_none();
-        while self.chain.load().segments.iter().any(is_open) {
-            self.writable()?;
-            self.flush.kick(); // it leaves the segment, and so has it sealed
-            self.env.flushers.help();
-            self.env.maintenance.help();
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(end)
-    }
-
     /// Called now and then. If a segment for a large record has been ready since the last call, whoever asked for it has
     /// gone away: from now on a small one is enough, and replaces it if the budget is exceeded.
     #[cfg(feature = "store")]

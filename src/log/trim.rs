@@ -9,7 +9,7 @@ use crossbeam::channel::RecvTimeoutError;
 use std::{collections::VecDeque, io, time::Duration};
 #[cfg(feature = "store")]
 use {
-    super::{ATTEMPT, ATTEMPTS, roll::MayBlock},
+    super::{ATTEMPT, ATTEMPTS, room::MayBlock},
     crossbeam::channel::{Receiver, TryRecvError},
 };
 
@@ -88,7 +88,7 @@ impl Log {
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
     pub fn trim(&self, before: u64) -> Result<u64, Error> {
         #[cfg(feature = "store")]
-        let before = self.keep_producers_before(before, MayBlock::Yes)?;
+        let before = self.keep_producers_before(before, MayBlock::Always)?;
         self.shared.trim(before)
     }
 

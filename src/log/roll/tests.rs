@@ -1,5 +1,5 @@
 use super::{
-    super::{append::append, tests::open},
+    super::{append::append, line::Turn, room::MayBlock, tests::open},
     *,
 };
 use crate::{
@@ -84,7 +84,7 @@ fn a_log_that_was_closed_while_a_chunk_was_being_moved_on_to_takes_nothing_more(
         fresh
     };
     install_successor(&shared.active, &first, slow, |_| (), || ());
-    let late = append(&shared, &[&[2; 100]], None, MayBlock::Yes);
+    let late = append(&shared, &[&[2; 100]], None, MayBlock::Always);
     assert!(matches!(late, Err(Error::Closed)), "{late:?}");
     drop(shared);
     assert_eq!(open(&sim).unwrap().next_offset(), end);
