@@ -3,10 +3,10 @@
 use super::*;
 use crate::{
     LogId,
-    chunk::{AppendOutcome, Batch, FrameMeta},
+    chunk::{AppendOutcome, Batch, ChunkMemory, ChunkPosition, FrameMeta},
     frame::Key,
     log::{
-        task::{TurnEnd, models::Pool},
+        task::{Task, TurnEnd, models::Pool},
         wait::Frontier,
     },
     segment::header::Secret,
