@@ -49,8 +49,8 @@ pub(super) struct Known {
     pub(super) mark: Option<u32>,
     /// The footer at the end of the file, if it verifies.
     pub(super) footer: Option<Footer>,
-    /// The base of the next segment, counted from this one's; `None` if this is the last.
-    pub(super) next: Option<u64>,
+    /// How many records there are from this segment's base to that of the next one; `None` if this is the last segment.
+    pub(super) records_before_next: Option<u64>,
     /// Whether its header is its own; if not, the file's full length is not known.
     pub(super) header: HeaderState,
 }
@@ -59,9 +59,9 @@ pub(super) struct Known {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HeaderState {
     Verified,
-    /// It does not verify, and another was made up.
+    /// It does not verify, and another was reconstructed.
     Damaged,
-    /// The disk cannot read it, and another was made up.
+    /// The disk cannot read it, and another was reconstructed.
     Unreadable,
 }
 
@@ -98,33 +98,39 @@ pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
     let search = |found: &Scan| search::frames_from(&bytes[..region], key, found.words, found.records());
     // The bytes after the last record may be torn, or durable and damaged: only the mark could tell.
     let unmarked = known.mark.is_none()
-        && known.next.is_none()
+        && known.records_before_next.is_none()
         && bytes[found.words as usize * WORD..].iter().any(|&byte| byte != 0);
     let unreadable = known.header == HeaderState::Unreadable
         || unmarked
         || bytes.unreadable().iter().any(|bad| bad.end > found.words as usize * WORD);
-    let made_up = known.header != HeaderState::Verified;
-    let short = !made_up && FRAMES + (bytes.len() as u64) < file::length(header.capacity);
+    let is_reconstructed = known.header != HeaderState::Verified;
+    let short = !is_reconstructed && FRAMES + (bytes.len() as u64) < file::length(header.capacity);
     let Some(all) = records_for_certain(known, region) else {
-        if Footer::ends(&bytes, header, &found) || short && known.next.is_none() && cut_to(&bytes, &found) {
+        if Footer::ends(&bytes, header, &found)
+            || short && known.records_before_next.is_none() && cut_to(&bytes, &found)
+        {
             return State::Unsealed(found);
         }
         let later = search(&found);
         let mut durable = known.mark.unwrap_or(0).max(later.durable);
-        if short || known.next.is_some() {
+        if short || known.records_before_next.is_some() {
             // All frames found were durable; nothing is known about what is lost at the end.
             durable = durable.max(later.frames.last().map_or(0, |(record, _)| record + 1));
         }
-        let rest = match short && known.next.is_none() {
+        let rest = match short && known.records_before_next.is_none() {
             true => Rest::CutOff,
-            false if unreadable || made_up && known.next.is_none() => Rest::Unknown,
+            false if unreadable || is_reconstructed && known.records_before_next.is_none() => Rest::Unknown,
             false => Rest::None,
         };
         if durable > found.records() || rest != Rest::None {
             let wreck = wreck(&bytes[..region], &found, &later, durable);
             return State::Damaged(Wreck { unreadable, rest, ..wreck });
         }
-        return if known.next.is_some() { State::Unsealed(found) } else { State::Open(bytes, found) };
+        return if known.records_before_next.is_some() {
+            State::Unsealed(found)
+        } else {
+            State::Open(bytes, found)
+        };
     };
     if found.records() > all {
         let found = found.first(&bytes, key, all);
@@ -149,7 +155,7 @@ fn records_for_certain(known: &Known, bytes: usize) -> Option<u32> {
     let by_footer = known.footer.map(|footer| u64::from(footer.records));
     // If a whole segment is missing in between, the next one starts farther away than this one can reach.
     let reach = (bytes / frame::HEADER) as u64;
-    let by_next = known.next.filter(|&records| records <= reach);
+    let by_next = known.records_before_next.filter(|&records| records <= reach);
     let least = [by_footer, by_next].into_iter().flatten().min()?;
     u32::try_from(least).ok()
 }

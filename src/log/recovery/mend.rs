@@ -10,7 +10,7 @@
 use super::{
     super::{Damage, Error},
     judge::{Rest, State, Wreck, wreck},
-    restore::{LeftBacking, held},
+    restore::{LeftBacking, left_backings},
     survey::{Copies, Origin, Survey, SurveyedSegment},
 };
 use crate::{
@@ -55,9 +55,9 @@ pub(in crate::log) fn mend(
     backings: &BackingDir,
     survey: &mut Survey,
 ) -> Result<Vec<Mended>, Error> {
-    let mut held = held(dir, backings, survey)?;
+    let mut left = left_backings(dir, backings, survey)?;
     // Among backings with one base, the one that was begun last has the records.
-    held.sort_by_key(|backing| (backing.header.base, std::cmp::Reverse(backing.header.created)));
+    left.sort_by_key(|backing| (backing.header.base, std::cmp::Reverse(backing.header.created)));
     let mut all = Vec::new();
     let bases: Vec<u64> = survey.segments.iter().map(|found| found.header.base).collect();
     // Memory may continue after the last record, even if the next segment's file was begun and has no record yet.
@@ -67,10 +67,10 @@ pub(in crate::log) fn mend(
         // Undamaged segments are left to opening, which restores what continues them.
         if matches!(found.state, State::Damaged(_)) {
             let next = bases.get(n + 1).map(|next| next - found.header.base);
-            mended = mend_one(disk, backings, &held, found, next)?;
+            mended = mend_one(disk, backings, &left, found, next)?;
             if let State::Damaged(wreck) = &found.state
                 && n >= last
-                && let Some(backing) = held.iter().find(|backing| is_bound(backing, found, wreck))
+                && let Some(backing) = left.iter().find(|backing| is_bound(backing, found, wreck))
             {
                 return Err(backing_continues(backings, backing, found));
             }
@@ -83,12 +83,12 @@ pub(in crate::log) fn mend(
 fn mend_one(
     disk: &dyn Disk,
     backings: &BackingDir,
-    held: &[LeftBacking],
+    left: &[LeftBacking],
     found: &mut SurveyedSegment,
     next: Option<u64>,
 ) -> Result<Mended, Error> {
     let is_last = next.is_none();
-    let of_it: Vec<&LeftBacking> = held.iter().filter(|backing| is_of(backing, found)).collect();
+    let of_it: Vec<&LeftBacking> = left.iter().filter(|backing| is_of(backing, found)).collect();
     for backing in of_it {
         let frames = match backings.frames(&backing.name) {
             Ok(frames) => frames,
@@ -149,7 +149,7 @@ fn together(
     let Some(merged) = both.merged((length - FRAMES) as usize)? else { return Ok(None) };
     let scan = scan::scan(&merged, key);
     let later = search::frames_from(&merged, key, scan.words, scan.records());
-    if found.origin == Origin::MadeUp {
+    if found.origin == Origin::Reconstructed {
         (found.header, found.origin, found.mark) = (backing.header, Origin::Own, Some(0));
         found.copies = Copies::Damaged;
     }

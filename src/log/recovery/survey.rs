@@ -55,8 +55,8 @@ pub(in crate::log) struct SurveyedSegment {
 pub(in crate::log) enum Origin {
     /// Its own file.
     Own,
-    /// It was made up from the other segments' headers and the file's name.
-    MadeUp,
+    /// It was reconstructed from the other segments' headers and the file's name.
+    Reconstructed,
     /// Likewise; but no other header has a secret, and the file holds data that does not verify without one.
     WithoutKey,
 }
@@ -143,7 +143,7 @@ fn look(
 /// What a segment file says about itself at its start and at its end.
 struct Outline {
     path: PathBuf,
-    /// Made up from the others and the file's name, if its own does not verify.
+    /// Reconstructed from the others and the file's name, if its own does not verify.
     decoded: Decoded,
     state: HeaderState,
     origin: Origin,
@@ -180,7 +180,7 @@ fn read_outlines(
                 let before = all.last().map_or(1, last_time);
                 let after = headers.iter().find(|header| header.base > base).map(|header| header.created);
                 let others = Others { log: known.log, secret, before, after };
-                make_up(disk, &path, state, base, &others).map_err(Error::io("read", &path))?
+                reconstruct(disk, &path, state, base, &others).map_err(Error::io("read", &path))?
             }
             (Err((path, _)), None) => {
                 let reason =
@@ -251,9 +251,9 @@ struct Others {
     after: Option<u64>,
 }
 
-/// Makes up the header of a segment whose own cannot be used, in the format in which more of its frames verify. Its
+/// Reconstructs the header of a segment whose own cannot be used, in the format in which more of its frames verify. Its
 /// last record is assumed to be as young as possible, so that no record expires early.
-fn make_up(
+fn reconstruct(
     disk: &dyn Disk,
     path: &Path,
     state: HeaderState,
@@ -283,7 +283,7 @@ fn make_up(
     let is_empty = || bytes.unreadable().is_empty() && bytes.iter().all(|&byte| byte == 0);
     let origin = match others.secret {
         None if !verifies() && !is_empty() => Origin::WithoutKey,
-        _ => Origin::MadeUp,
+        _ => Origin::Reconstructed,
     };
     let decoded = Decoded { header, mark: 0, whole: false };
     let (path, copies) = (path.to_owned(), Copies::Whole);
@@ -321,7 +321,11 @@ fn examine(disk: &dyn Disk, outline: &Outline, next: Option<u64>, deep: bool) ->
     }
     let bytes = Region::read(&*file, *length, deep)?;
     let unreadable = !bytes.unreadable().is_empty();
-    let state = judge(header, &Known { mark: *mark, footer: *footer, next, header: *state }, bytes);
+    let state = judge(
+        header,
+        &Known { mark: *mark, footer: *footer, records_before_next: next, header: *state },
+        bytes,
+    );
     let holes = unreadable && !matches!(state, State::Damaged(_));
     Ok((state, holes))
 }
