@@ -66,7 +66,7 @@ pub use read::{Iter, Reader, Record, RecordRef};
 pub(crate) use recovery::{COMMON_LOCK, SETTINGS, id_of, only_ours};
 pub use repair::{Repaired, repair, repair_with_progress};
 pub use retention::Retention;
-pub use stats::{Buckets, LogStats, Stats, stats};
+pub use stats::{Histogram, LogStats, Stats, stats};
 #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
 pub(crate) use {
     environment::Machine,
@@ -267,9 +267,9 @@ impl Shared {
         }
     }
 
-    /// The time that can be believed.
-    fn believed_now(&self) -> u64 {
-        self.env.belief.now(self.env.machine.now(), self.env.machine.elapsed())
+    /// The time that can be trusted, for dropping records by age.
+    fn trusted_now(&self) -> u64 {
+        self.env.trusted_time.now(self.env.machine.now(), self.env.machine.elapsed())
     }
 }
 

@@ -30,7 +30,7 @@ use std::{
 };
 
 /// The most words that one commit writes, to the next end of a batch: 8 MiB, where the disk is at full speed.
-const MOST_WORDS: u32 = 1 << 20;
+const MAX_WORDS: u32 = 1 << 20;
 /// After a commit of this size the next one does not linger: records are coming fast.
 const BUSY_BYTES: u64 = 256 << 10;
 /// Writes smaller than this gain from zeros ahead of them.
@@ -279,7 +279,7 @@ impl Shared {
 
     fn try_commit(&self, cursor: &mut CommitCursor) -> Result<u64, Error> {
         loop {
-            let to = cursor.chunk.contiguous(cursor.done, MOST_WORDS);
+            let to = cursor.chunk.contiguous(cursor.done, MAX_WORDS);
             if to != cursor.done {
                 self.write_frames(cursor, to)?;
                 return Ok(self.advance_durable(cursor, to));
@@ -411,7 +411,7 @@ impl Shared {
                 Committed::Later(_, error) if !is_waited_for(&error) => return Err(error),
                 Committed::Later(pause, _) => {
                     drop(cursor);
-                    if !self.env.machine.skip(pause) {
+                    if !self.env.machine.advance_simulated(pause) {
                         let again = Instant::now() + pause;
                         self.durable.park(offset + 1, || self.has_ended(), Some(again));
                     }
@@ -513,7 +513,7 @@ impl Shared {
     }
 
     fn rest(&self, pause: Duration) {
-        if !self.env.machine.skip(pause) {
+        if !self.env.machine.advance_simulated(pause) {
             std::thread::sleep(pause);
         }
     }

@@ -93,7 +93,7 @@ impl Shared {
                 let waits = may_block == MayBlock::ForNextSegment
                     && !self.roll.is_short_of_memory()
                     && !turn.would_be_behind();
-                if !waits || left.is_zero() || self.env.machine.skip(left) {
+                if !waits || left.is_zero() || self.env.machine.advance_simulated(left) {
                     stats::found_no_room();
                     return Err(Error::WouldBlock);
                 }

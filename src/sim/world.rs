@@ -107,7 +107,7 @@ impl Machine for Clock {
         Duration::from_millis(self.elapsed.load(Ordering::Relaxed))
     }
 
-    fn skip(&self, time: Duration) -> bool {
+    fn advance_simulated(&self, time: Duration) -> bool {
         self.pass(time.as_millis() as u64 + 1);
         true
     }
@@ -153,7 +153,7 @@ impl World {
 
     pub(super) fn environment(&self, clock: &Arc<Clock>) -> Environment {
         Environment {
-            belief: Arc::default(),
+            trusted_time: Arc::default(),
             disk: Arc::new(self.sim.clone()),
             machine: Arc::clone(clock) as Arc<dyn Machine>,
             flushers: Arc::new(PoolSchedule(Arc::clone(&self.flushers))),

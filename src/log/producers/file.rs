@@ -324,7 +324,7 @@ impl Log {
     pub(super) fn copy_of_table(&self) -> Option<(u64, Table)> {
         let mut table = self.shared.producers.table();
         let table = table.as_mut()?;
-        if let Some(oldest) = self.shared.oldest(self.shared.believed_now(), AGE) {
+        if let Some(oldest) = self.shared.oldest(self.shared.trusted_now(), AGE) {
             table.producers.retain(|_, producer| producer.used >= oldest);
         }
         // Appending as a producer locks the table: so all of their batches below this offset are in it.

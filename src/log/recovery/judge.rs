@@ -94,24 +94,24 @@ pub(super) enum Rest {
 pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
     let key = header.key();
     let region = known.footer.map_or(bytes.len(), |footer| (footer.words as usize * WORD).min(bytes.len()));
-    let found = scan::scan(&bytes[..region], key);
-    let search = |found: &Scan| search::frames_from(&bytes[..region], key, found.words, found.records());
+    let scan = scan::scan(&bytes[..region], key);
+    let search = |scan: &Scan| search::frames_from(&bytes[..region], key, scan.words, scan.records());
     // The bytes after the last record may be torn, or durable and damaged: only the mark could tell.
     let unmarked = known.mark.is_none()
         && known.records_before_next.is_none()
-        && bytes[found.words as usize * WORD..].iter().any(|&byte| byte != 0);
+        && bytes[scan.words as usize * WORD..].iter().any(|&byte| byte != 0);
     let unreadable = known.header == HeaderState::Unreadable
         || unmarked
-        || bytes.unreadable().iter().any(|bad| bad.end > found.words as usize * WORD);
+        || bytes.unreadable().iter().any(|bad| bad.end > scan.words as usize * WORD);
     let is_reconstructed = known.header != HeaderState::Verified;
     let short = !is_reconstructed && FRAMES + (bytes.len() as u64) < file::length(header.capacity);
     let Some(all) = records_for_certain(known, region) else {
-        if Footer::ends(&bytes, header, &found)
-            || short && known.records_before_next.is_none() && cut_to(&bytes, &found)
+        if Footer::ends(&bytes, header, &scan)
+            || short && known.records_before_next.is_none() && cut_to(&bytes, &scan)
         {
-            return State::Unsealed(found);
+            return State::Unsealed(scan);
         }
-        let later = search(&found);
+        let later = search(&scan);
         let mut durable = known.mark.unwrap_or(0).max(later.durable);
         if short || known.records_before_next.is_some() {
             // All frames found were durable; nothing is known about what is lost at the end.
@@ -122,31 +122,31 @@ pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
             false if unreadable || is_reconstructed && known.records_before_next.is_none() => Rest::Unknown,
             false => Rest::None,
         };
-        if durable > found.records() || rest != Rest::None {
-            let wreck = wreck(&bytes[..region], &found, &later, durable);
+        if durable > scan.records() || rest != Rest::None {
+            let wreck = wreck(&bytes[..region], &scan, &later, durable);
             return State::Damaged(Wreck { unreadable, rest, ..wreck });
         }
         return if known.records_before_next.is_some() {
-            State::Unsealed(found)
+            State::Unsealed(scan)
         } else {
-            State::Open(bytes, found)
+            State::Open(bytes, scan)
         };
     };
-    if found.records() > all {
-        let found = found.first(&bytes, key, all);
-        let mut wreck = wreck(&bytes[..region], &found, &search::Later::default(), all);
+    if scan.records() > all {
+        let scan = scan.first(&bytes, key, all);
+        let mut wreck = wreck(&bytes[..region], &scan, &search::Later::default(), all);
         wreck.excess = true;
         return State::Damaged(wreck);
     }
-    if found.records() < all {
-        let mut later = search(&found);
+    if scan.records() < all {
+        let mut later = search(&scan);
         later.frames.retain(|(record, _)| *record < all);
-        let wreck = wreck(&bytes[..region], &found, &later, all);
+        let wreck = wreck(&bytes[..region], &scan, &later, all);
         return State::Damaged(Wreck { unreadable, ..wreck });
     }
-    match known.footer.filter(|footer| footer.records == all && footer.words == found.words) {
+    match known.footer.filter(|footer| footer.records == all && footer.words == scan.words) {
         Some(footer) if index_verifies(&bytes, &footer) => State::Sealed(footer),
-        _ => State::Unsealed(found),
+        _ => State::Unsealed(scan),
     }
 }
 
@@ -161,9 +161,9 @@ fn records_for_certain(known: &Known, bytes: usize) -> Option<u32> {
 }
 
 /// Whether the file has the length that sealing exactly these frames would have cut it to.
-fn cut_to(bytes: &[u8], found: &Scan) -> bool {
-    let records = found.records();
-    records > 0 && FRAMES + bytes.len() as u64 == sealed::footer_at(records, found.words) + BLOCK
+fn cut_to(bytes: &[u8], scan: &Scan) -> bool {
+    let records = scan.records();
+    records > 0 && FRAMES + bytes.len() as u64 == sealed::footer_at(records, scan.words) + BLOCK
 }
 
 fn index_verifies(bytes: &[u8], footer: &Footer) -> bool {
@@ -172,11 +172,11 @@ fn index_verifies(bytes: &[u8], footer: &Footer) -> bool {
 }
 
 /// What is left of a segment that had `durable` durable records, given its bytes and the frames found after the break.
-pub(super) fn wreck(frames: &[u8], found: &Scan, later: &search::Later, durable: u32) -> Wreck {
-    let mut survivors = Survivors::all(&found.positions);
-    let mut words = found.words;
+pub(super) fn wreck(frames: &[u8], scan: &Scan, later: &search::Later, durable: u32) -> Wreck {
+    let mut survivors = Survivors::all(&scan.positions);
+    let mut words = scan.words;
     let frame_at = |word: u32| frames.get(word as usize * WORD..).and_then(frame::parse);
-    let end = later_end(later, durable.max(found.records()), |word| {
+    let end = later_end(later, durable.max(scan.records()), |word| {
         frame_at(word).is_some_and(|frame| frame.flags & MORE == 0)
     });
     for &(record, word) in later.frames.iter().take_while(|(record, _)| *record < end) {
@@ -185,7 +185,7 @@ pub(super) fn wreck(frames: &[u8], found: &Scan, later: &search::Later, durable:
         words = word + frame_at(word).map_or(0, |frame| frame.words());
     }
     survivors.extend_to(end);
-    let whole = ChunkPosition { records: found.records(), words: found.words };
+    let whole = ChunkPosition { records: scan.records(), words: scan.words };
     Wreck { survivors, words, whole, excess: false, unreadable: false, rest: Rest::None }
 }
 

@@ -47,7 +47,7 @@ impl Identity {
         let random = || random(env).map_err(Error::io("make an id for the log in", dir));
         let log =
             survey.segments.first().map(|first| first.header.log).map_or_else(|| random().map(LogId), Ok)?;
-        let secret = survey.segments.iter().find_map(|found| found.header.secret.0);
+        let secret = survey.segments.iter().find_map(|segment| segment.header.secret.0);
         Ok(Self { log, secret: secret.map_or_else(random, Ok)? })
     }
 
@@ -99,22 +99,22 @@ pub(in crate::log) fn open(
             removed => removed?,
         }
     }
-    if let Some(found) = &backings {
-        full = restore::restore(disk, dir, &found.dir, &mut surveyed, options.durability)?.or(full);
+    if let Some(shm) = &backings {
+        full = restore::restore(disk, dir, &shm.dir, &mut surveyed, options.durability)?.or(full);
         // A log of format 1 may just have got its first segment with a secret.
-        let secret = surveyed.segments.iter().find_map(|found| found.header.secret.0);
+        let secret = surveyed.segments.iter().find_map(|segment| segment.header.secret.0);
         if let Some(secret) = secret.filter(|&secret| secret != identity.secret) {
             identity.secret = secret;
             backings = open_backings(env, options, &identity, dir)?;
         }
     }
-    let Survey { segments: found, mut damage, .. } = surveyed;
+    let Survey { segments, mut damage, .. } = surveyed;
     let roller = Roller::new(Arc::clone(budget), backings, std::sync::Arc::clone(&env.maintenance));
     let opener = Opener { env, dir, options, identity, roller: &roller };
     let opening = if damage.is_empty() {
         let resumed = match &full {
             Some(Full { error, .. }) => Err(error.clone()),
-            None => opener.resume(found),
+            None => opener.resume(segments),
         };
         match resumed {
             // Whichever operation it was that found no room.
@@ -126,7 +126,7 @@ pub(in crate::log) fn open(
             resumed => resumed?,
         }
     } else {
-        opener.read_only(found)?
+        opener.read_only(segments)?
     };
     let Opening { segments, active, done, newest, claim, full } = opening;
     claim.keep();
@@ -256,13 +256,13 @@ impl Opener<'_> {
     }
 
     /// Opens an undamaged log for appending.
-    fn resume(&self, found: Vec<SurveyedSegment>) -> Result<Opening, Error> {
+    fn resume(&self, surveyed: Vec<SurveyedSegment>) -> Result<Opening, Error> {
         let (disk, dir) = (self.disk(), self.dir);
         disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
         remove_temporary(disk, dir)?;
         let mut segments = Vec::new();
         let mut previous = Previous::default();
-        for SurveyedSegment { header, copies, mark, path, state, .. } in found {
+        for SurveyedSegment { header, copies, mark, path, state, .. } in surveyed {
             if let (Copies::Damaged, Some(mark)) = (copies, mark) {
                 rewrite_header(disk, &path, &header, mark).map_err(Error::io("write", &path))?;
             }
@@ -418,20 +418,20 @@ impl Opener<'_> {
 
     /// Opens a log for reading only, if it is damaged or its disk has no room: nothing is written, and everything that
     /// verifies can be read.
-    fn read_only(&self, found: Vec<SurveyedSegment>) -> Result<Opening, Error> {
+    fn read_only(&self, surveyed: Vec<SurveyedSegment>) -> Result<Opening, Error> {
         let (disk, dir) = (self.disk(), self.dir);
         // What can be read depends on the names of the files too: a power failure could take the last one's name, and
         // damage before it would then be taken for a torn end.
         disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
         let mut segments = Vec::new();
         let (mut end, mut newest) = (0, 0);
-        for found in found {
-            if !matches!(found.state, State::Sealed(_)) {
-                sync(disk, &found.path, false)?;
+        for surveyed in surveyed {
+            if !matches!(surveyed.state, State::Sealed(_)) {
+                sync(disk, &surveyed.path, false)?;
             }
-            end = found.end();
-            let records = found.records();
-            let (sealed, age) = match found.state {
+            end = surveyed.end();
+            let records = surveyed.records();
+            let (sealed, age) = match surveyed.state {
                 State::Sealed(footer) => (footer.into(), Some(footer.last_time)),
                 State::Unsealed(scan) | State::Open(_, scan) => {
                     let survivors = Survivors::all(&scan.positions);
@@ -439,8 +439,8 @@ impl Opener<'_> {
                 }
                 State::Damaged(wreck) => (Sealed::damaged(records, wreck.words, wreck.survivors), None),
             };
-            newest = newest.max(found.header.created + age.unwrap_or(0));
-            let segment = Segment::cold(found.header, sealed);
+            newest = newest.max(surveyed.header.created + age.unwrap_or(0));
+            let segment = Segment::cold(surveyed.header, sealed);
             segments.push(Arc::new(match age {
                 Some(age) => segment.aged(age),
                 None => segment,

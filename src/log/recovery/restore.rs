@@ -137,7 +137,7 @@ fn share_before(left: &mut [LeftBacking]) {
 
 /// The room that these backings need for segments that have no file yet. What the others need, opening reserves.
 fn room_for(survey: &Survey, backings: &[LeftBacking]) -> u64 {
-    let has_file = |header: &Header| survey.segments.iter().any(|found| found.header == *header);
+    let has_file = |header: &Header| survey.segments.iter().any(|segment| segment.header == *header);
     let new = backings.iter().map(|backing| &backing.header).filter(|header| !has_file(header));
     new.map(|header| file::length(header.capacity)).sum()
 }
@@ -151,10 +151,10 @@ pub(super) fn left_backings(
 ) -> Result<Vec<LeftBacking>, Error> {
     let log = survey.segments.first().map_or_else(|| backings.log(), |first| first.header.log);
     let mut left = Vec::new();
-    for found in backings.find().map_err(Error::io("look for backings of", dir))? {
-        match found.content {
-            BackingContent::Spare => backings.remove(&found.name),
-            BackingContent::Invalid => tell(backings, [&*found.name], "it cannot be understood"),
+    for backing in backings.find().map_err(Error::io("look for backings of", dir))? {
+        match backing.content {
+            BackingContent::Spare => backings.remove(&backing.name),
+            BackingContent::Invalid => tell(backings, [&*backing.name], "it cannot be understood"),
             BackingContent::Elsewhere(owner) => {
                 tracing::debug!(dir = %dir.display(), owner = %owner.display(), "a backing of a copy of this log is left alone");
             }
@@ -163,7 +163,7 @@ pub(super) fn left_backings(
                 let secret = Secret(secret.filter(|_| version > 1));
                 let header = Header { log, base, capacity, created, secret };
                 left.push(LeftBacking {
-                    name: found.name,
+                    name: backing.name,
                     header,
                     incarnation,
                     before,
@@ -220,12 +220,12 @@ impl Restorer<'_> {
         earlier: &[LeftBacking],
         backing: &mut LeftBacking,
     ) -> io::Result<BackingFate> {
-        let same = self.survey.segments.iter().position(|found| found.header == backing.header);
-        if let Some(found @ SurveyedSegment { state: State::Sealed(_), .. }) =
+        let same = self.survey.segments.iter().position(|segment| segment.header == backing.header);
+        if let Some(segment @ SurveyedSegment { state: State::Sealed(_), .. }) =
             same.and_then(|n| self.survey.segments.get(n))
             && backing.sealed
         {
-            backing.end = Some((found.end(), last_crc(self.disk, found)?));
+            backing.end = Some((segment.end(), last_crc(self.disk, segment)?));
             return Ok(BackingFate::Needless);
         }
         let frames = match self.backings.frames(&backing.name) {
@@ -273,34 +273,34 @@ impl Restorer<'_> {
         n: usize,
     ) -> io::Result<Option<BackingFate>> {
         let is_last = n + 1 == self.survey.segments.len();
-        let found = &self.survey.segments[n];
-        if is_last && !matches!(found.state, State::Sealed(_) | State::Unsealed(_)) {
+        let segment = &self.survey.segments[n];
+        if is_last && !matches!(segment.state, State::Sealed(_) | State::Unsealed(_)) {
             // A file without records has no bytes to compare. Its header is equal if another process, which did not see the
             // backing, began it in the same millisecond.
-            let is_other = found.records() == 0 && contradict(before(backing, earlier), self.before_end()?);
+            let is_other = segment.records() == 0 && contradict(before(backing, earlier), self.before_end()?);
             let goes_on = !is_other && self.continue_in_place(backing, frames)?;
             return Ok(goes_on.then_some(BackingFate::Needless));
         }
-        if !same_bytes(self.disk, found, frames)? {
+        if !same_bytes(self.disk, segment, frames)? {
             return Ok(None);
         }
-        let words = words_of(found).unwrap_or(0);
+        let words = words_of(segment).unwrap_or(0);
         // A process that could not see the backing may have sealed the segment without all of its records.
         let key = backing.header.key();
-        if let Some(&(last, _)) = search::frames_from(frames, key, words, found.records()).frames.last() {
+        if let Some(&(last, _)) = search::frames_from(frames, key, words, segment.records()).frames.last() {
             backing.end = Some((backing.header.base + u64::from(last) + 1, None));
             return Ok(Some(BackingFate::Kept));
         }
-        backing.end = Some((found.end(), last_crc(self.disk, found)?));
+        backing.end = Some((segment.end(), last_crc(self.disk, segment)?));
         Ok(Some(BackingFate::Needless))
     }
 
     /// Whether the disk has all that a backing holds: in a segment that was begun again, or that `repair` wrote.
     fn is_covered(&self, backing: &LeftBacking, scan: &Scan, frames: &[u8]) -> io::Result<bool> {
         let key = backing.header.key();
-        let there = self.survey.segments.iter().find(|found| found.header.base == backing.header.base);
+        let there = self.survey.segments.iter().find(|segment| segment.header.base == backing.header.base);
         let Some(there) =
-            there.filter(|found| found.header.key() == key && found.records() >= scan.records())
+            there.filter(|segment| segment.header.key() == key && segment.records() >= scan.records())
         else {
             return Ok(false);
         };
@@ -366,7 +366,7 @@ impl Restorer<'_> {
         frames[scan.words as usize * frame::WORD..].fill(0); // as in the file
         // A segment of the same base was replaced while it was empty, and its file was just now: sealing it would write
         // over this one.
-        self.survey.segments.retain(|found| found.header.base != header.base);
+        self.survey.segments.retain(|segment| segment.header.base != header.base);
         if let Some(last) = self.survey.segments.last_mut()
             && let State::Open(_, scan) = &mut last.state
         {
@@ -389,7 +389,7 @@ impl Restorer<'_> {
 
     /// What precedes the end of the log.
     fn before_end(&self) -> io::Result<Before> {
-        let Some(last) = self.survey.segments.iter().rfind(|found| found.records() > 0) else {
+        let Some(last) = self.survey.segments.iter().rfind(|segment| segment.records() > 0) else {
             let empty = self.survey.segments.last().is_none_or(|last| last.end() == 0);
             return Ok(if empty { Before::Nothing } else { Before::Unknown });
         };
@@ -403,7 +403,7 @@ fn after_gap<'a>(frames: &'a [u8], key: frame::Key, scan: &Scan) -> &'a [u8] {
     let later = search::frames_from(frames, key, scan.words, scan.records());
     let gap = scan.words as usize * frame::WORD;
     let next = frames.get(gap..).and_then(|rest| frame::plausible(rest, key));
-    let next = next.filter(|found| found.record == scan.records()).map(|_| scan.words);
+    let next = next.filter(|frame| frame.record == scan.records()).map(|_| scan.words);
     let end = later.frames.last().map(|&(_, word)| word).or(next).and_then(|word| {
         let at = word as usize * frame::WORD;
         Some(at + frame::parse(frames.get(at..)?)?.words() as usize * frame::WORD)
@@ -467,13 +467,13 @@ fn contradict(one: Before, other: Before) -> bool {
 
 /// The CRC in the last frame of a segment; `None` if it is not known, because the frame is damaged or cannot be read:
 /// that is an error only for the record's readers.
-fn last_crc(disk: &dyn Disk, found: &SurveyedSegment) -> io::Result<Option<u32>> {
-    match &found.state {
+fn last_crc(disk: &dyn Disk, segment: &SurveyedSegment) -> io::Result<Option<u32>> {
+    match &segment.state {
         State::Unsealed(scan) | State::Open(_, scan) => Ok(scan.last_crc),
         State::Sealed(Footer { last_crc: Some(crc), .. }) => Ok(Some(*crc)),
         State::Sealed(footer) => {
-            let (file, last) = (disk.open(&found.path, false)?, footer.records.saturating_sub(1));
-            match sealed::crc_of(&*file, &Sealed::from(*footer), found.header.key(), last) {
+            let (file, last) = (disk.open(&segment.path, false)?, footer.records.saturating_sub(1));
+            match sealed::crc_of(&*file, &Sealed::from(*footer), segment.header.key(), last) {
                 Err(error) if salvage::is_unreadable(&error) => Ok(None),
                 crc => crc,
             }
@@ -483,17 +483,17 @@ fn last_crc(disk: &dyn Disk, found: &SurveyedSegment) -> io::Result<Option<u32>>
 }
 
 /// Whether a segment that is no longer written has exactly the frames that a backing starts with.
-fn same_bytes(disk: &dyn Disk, found: &SurveyedSegment, frames: &[u8]) -> io::Result<bool> {
-    let Some(words) = words_of(found) else { return Ok(false) };
+fn same_bytes(disk: &dyn Disk, segment: &SurveyedSegment, frames: &[u8]) -> io::Result<bool> {
+    let Some(words) = words_of(segment) else { return Ok(false) };
     match frames.get(..words as usize * frame::WORD) {
-        Some(frames) => file_begins_with(disk, &found.path, frames),
+        Some(frames) => file_begins_with(disk, &segment.path, frames),
         None => Ok(false),
     }
 }
 
 /// How many words the frames take in a segment that is no longer written.
-fn words_of(found: &SurveyedSegment) -> Option<u32> {
-    match &found.state {
+fn words_of(segment: &SurveyedSegment) -> Option<u32> {
+    match &segment.state {
         State::Sealed(footer) => Some(footer.words),
         State::Unsealed(scan) => Some(scan.words),
         State::Open(..) | State::Damaged(_) => None,

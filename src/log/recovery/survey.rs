@@ -123,7 +123,7 @@ fn look(
         let next = outlines.get(n + 1).map(|next| next.decoded.header.base);
         let (state, holes) = examine(disk, outline, next, deep).map_err(Error::io("read", &outline.path))?;
         let &Outline { decoded: Decoded { header, .. }, origin, copies, mark, footer, .. } = outline;
-        let found = SurveyedSegment {
+        let segment = SurveyedSegment {
             header,
             origin,
             copies,
@@ -133,8 +133,8 @@ fn look(
             path: outline.path.clone(),
             state,
         };
-        note_damage(&found, deep, &mut survey.damage);
-        survey.segments.push(found);
+        note_damage(&segment, deep, &mut survey.damage);
+        survey.segments.push(segment);
         progress(n + 1, outlines.len());
     }
     Ok(survey)
@@ -276,8 +276,8 @@ fn reconstruct(
             best = other;
         }
     }
-    let (footer, found, mut header) = best;
-    let last_time = footer.map_or(found.times.1, |footer| footer.last_time);
+    let (footer, scan, mut header) = best;
+    let last_time = footer.map_or(scan.times.1, |footer| footer.last_time);
     header.created = others.after.unwrap_or_else(now).saturating_sub(last_time).max(others.before);
     let verifies = || footer.is_some() || !search::frames_from(&bytes, header.key(), 0, 0).frames.is_empty();
     let is_empty = || bytes.unreadable().is_empty() && bytes.iter().all(|&byte| byte == 0);
@@ -330,13 +330,13 @@ fn examine(disk: &dyn Disk, outline: &Outline, next: Option<u64>, deep: bool) ->
     Ok((state, holes))
 }
 
-fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
-    let base = found.header.base;
+fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
+    let base = segment.header.base;
     let mut push = |offsets: Range<u64>, unreadable: bool, reason: &str| {
-        damage.push(Damage { unreadable, ..Damage::new(offsets, &found.path, reason) });
+        damage.push(Damage { unreadable, ..Damage::new(offsets, &segment.path, reason) });
     };
     // These do no harm by themselves: only a deep survey reports them.
-    match found.copies {
+    match segment.copies {
         Copies::Damaged if deep => {
             push(base..base, false, "one of the header's two copies does not verify; opening rewrites it");
         }
@@ -349,17 +349,17 @@ fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
         }
         _ => {}
     }
-    if deep && found.holes {
+    if deep && segment.holes {
         push(base..base, true, "the disk cannot read some of its bytes; it verifies if these are zeros");
     }
-    match &found.state {
+    match &segment.state {
         State::Damaged(wreck) => {
             let reason = if wreck.unreadable { "the disk cannot read it" } else { "no frame there verifies" };
             for lost in wreck.survivors.lost() {
                 push(base + u64::from(lost.start)..base + u64::from(lost.end), wreck.unreadable, reason);
             }
             if wreck.excess {
-                let end = found.end();
+                let end = segment.end();
                 push(end..end, false, "it has more records than the segment after it leaves room for");
             }
             let rest = match wreck.rest {
@@ -367,7 +367,7 @@ fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
                 Rest::Unknown if wreck.unreadable => {
                     Some("the disk cannot read all of the file; how many records it holds is not known")
                 }
-                Rest::Unknown if found.mark.is_none() => {
+                Rest::Unknown if segment.mark.is_none() => {
                     Some("the disk cannot read how many records were durable at the last clean close")
                 }
                 Rest::Unknown => Some("without its header it is not known whether it holds more records"),
@@ -376,7 +376,7 @@ fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
                 }
             };
             if let Some(reason) = rest {
-                push(found.end()..found.end(), wreck.unreadable, reason);
+                push(segment.end()..segment.end(), wreck.unreadable, reason);
             }
         }
         State::Unsealed(_) if deep => {
