@@ -1,9 +1,10 @@
 //! The line of callers that wait for room: for a segment that they can append to.
 //!
-//! What makes room is an event. An event gives the turn to the caller at the front of the line, and to no other; a caller
-//! that has appended in its turn, or gives up, passes the turn on to the next. So a segment is filled by those who came
-//! first, and ends the turn of the one that finds it full: that one goes back to its place, and the next event is its
-//! turn. Threads and tasks wait in the same line.
+//! Whatever makes room, such as a new segment, is an event. An event gives the turn to the caller at the front of the
+//! line, and to no other. That caller tries to append. If it succeeds, or gives up, it passes the turn on to the next
+//! caller, which may find room in the same segment. If it finds that there is no room after all, it goes back to its place
+//! at the front, and the turn is over until the next event. So those who came first append first. Threads and async tasks
+//! wait in the same line.
 //!
 //! No wake-up is lost: a caller reads the number of events before it looks for room, gets into the line, and then reads
 //! the number again by adding zero to it; an event raises the number and then looks whether anyone waits. Of these two

@@ -60,13 +60,15 @@ impl Active {
     }
 }
 
-/// Moves `active` on from `closed`, which has ended: to its successor, or else to the one that `make` creates for the
-/// given base offset; if another thread links one first, ours goes to `unused`. Returns whether `closed` is no longer
-/// active; `false` if there is no successor yet.
+/// Makes the successor of `closed`, whose chunk has ended, the active segment. If it has none yet, this thread creates one
+/// with `make`, which is given its base offset, and links it; if another thread has linked one meanwhile, that one is the
+/// successor, and this thread's goes to `unused`. Returns `false` if there is still no successor, and `true` if `closed`
+/// is no longer active.
 ///
-/// Calls `linked` between linking and moving on, whichever thread has linked it: the flusher sleeps while the segment that
-/// it has come to the end of has no successor, and appends to the successor may find it awake for the last time. So
-/// whoever can append there comes after a kick, which the flusher hears before it sleeps, or which wakes it.
+/// `linked` is called after a successor was linked, by this thread or another one, and before it becomes active. It is to
+/// kick the flusher, which sleeps when it has come to the end of a segment without a successor. An append does not wake a
+/// flusher that it finds awake, though that one may be about to fall asleep. A kick keeps it awake, or wakes it; and it
+/// comes before the successor is active, and so before every append to it.
 pub(super) fn install_successor(
     active: &Swap<Active>,
     closed: &Arc<Active>,
@@ -299,9 +301,9 @@ impl Shared {
         }
     }
 
-    /// Makes the spare segment into the successor of one whose newest record is of the time `newest`. What is `before` its
-    /// first record is noted if it is known already, which it is if that record is published; otherwise the flusher does,
-    /// when it comes there.
+    /// Makes the spare segment the successor of the active one, whose newest record has the time `newest`. `before` says which
+    /// record comes before the first one of the successor. Its backing notes that now if that record is published; if not,
+    /// `before` is unknown, and the flusher notes it when it comes to the successor.
     pub(super) fn successor(
         &self,
         base: u64,

@@ -44,7 +44,8 @@ pub(in crate::log) struct SurveyedSegment {
     pub(in crate::log) mark: Option<u32>,
     /// The footer at the end of the file, if it verifies.
     pub(in crate::log) footer: Option<Footer>,
-    /// The disk cannot read some of its frames, which verify with zeros in their place; so zeros must be what it has.
+    /// Whether there is a part of its frames that the disk cannot read. With zeros in place of that part all its frames
+    /// verify: so the part held nothing but zeros.
     pub(in crate::log) holes: bool,
     pub(in crate::log) path: PathBuf,
     pub(in crate::log) state: State,
