@@ -44,8 +44,9 @@ pub(crate) use pool::{Pool, PoolShare};
 
 /// Bits of `tail` that count words; the 26 bits above them count records. A chunk holds at most 2^27 words (1 GiB), so
 /// an overflow of the words would take 2,048 appends of the largest size, all of them past the end at the same moment.
-/// Two batches of tiny records overflow the records. That loses the count, which is then taken from `end`, but the words
-/// of so many records are past the end by themselves: the chunk stays closed.
+/// The count of records can overflow: two batches are enough, of as many tiny records as a chunk can hold. That does no
+/// harm: their words alone are past the end, so the chunk stays closed, and the number of records in a closed chunk is
+/// taken from `end`.
 const WORD_BITS: u32 = 38;
 const _: () = assert!((MIN_WORDS as u64 * WORD as u64) << (u64::BITS - WORD_BITS) > MAX_CAPACITY);
 /// The largest chunk in bytes: record numbers and word positions must fit their fields.

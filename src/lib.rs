@@ -54,7 +54,7 @@ mod wire;
 pub use code::Code;
 pub use id::LogId;
 pub use log::{
-    AppendAsync, AppendDurable, Appender, Buckets, Damage, Durability, Durable, Error, Iter, Log, LogStats,
+    AppendAsync, AppendDurable, Appender, Damage, Durability, Durable, Error, Histogram, Iter, Log, LogStats,
     Options, Payload, Reader, Record, RecordRef, Repaired, Report, Retention, Room, Stats, Visible, repair,
     repair_with_progress, stats, verify, verify_with_progress,
 };

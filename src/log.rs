@@ -19,6 +19,7 @@ mod clock;
 #[cfg(feature = "store")]
 mod cursors;
 mod damage;
+mod end;
 pub(crate) mod environment;
 mod error;
 mod flush;
@@ -35,6 +36,7 @@ mod repair;
 mod requests;
 mod retention;
 mod roll;
+mod room;
 mod stats;
 mod task;
 mod trim;
@@ -70,7 +72,7 @@ pub use read::{Iter, Reader, Record, RecordRef};
 pub(crate) use recovery::{COMMON_LOCK, SETTINGS, id_of, only_ours};
 pub use repair::{Repaired, repair, repair_with_progress};
 pub use retention::Retention;
-pub use stats::{Buckets, LogStats, Stats, stats};
+pub use stats::{Histogram, LogStats, Stats, stats};
 #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
 pub(crate) use {
     environment::Machine,
@@ -87,14 +89,13 @@ use crate::{
     segment::header::Secret,
     sync::{Arc, AtomicBool, Backoff, Ordering, Swap},
 };
-pub(crate) use roll::MayBlock;
+pub(crate) use room::MayBlock;
 use std::{
     ops::{Bound, Range, RangeBounds},
     path::{Path, PathBuf},
-    sync::OnceLock,
     time::{Duration, Instant},
 };
-use {budget::Budget, wait::Frontier};
+use {budget::Budget, end::End, wait::Frontier};
 
 /// A commit log in one directory. Any number of threads may share it by reference. It is closed when dropped, or by
 /// [`close`](Self::close), which returns whether that went well.
@@ -138,9 +139,7 @@ pub(crate) struct Shared {
     roll: roll::Roller,
     trimmer: trim::Trimmer,
     stopping: AtomicBool,
-    /// Whether the log was deleted: files at its path may be another log's by now.
-    deleted: AtomicBool,
-    failed: OnceLock<std::sync::Arc<str>>,
+    ending: end::Ending,
     damage: Vec<Damage>,
     /// Why it cannot be written to though nothing is damaged: there was no room to continue when it was opened.
     full: Option<recovery::Full>,
@@ -179,8 +178,7 @@ impl Shared {
             roll: roller,
             trimmer: trim::Trimmer::new(),
             stopping: AtomicBool::new(false),
-            deleted: AtomicBool::new(false),
-            failed: OnceLock::new(),
+            ending: end::Ending::new(),
             damage,
             full,
             newest_found: newest,
@@ -194,7 +192,7 @@ impl Shared {
 
     /// Errors unless the log can be written to.
     fn writable(&self) -> Result<(), Error> {
-        self.unless_failed()?;
+        self.unless_ended()?;
         if let Some(first) = self.damage.first() {
             let more = self.damage.len() - 1;
             let more = if more > 0 { format!(", and {more} more") } else { String::new() };
@@ -210,17 +208,23 @@ impl Shared {
 
     /// To be asked after a file of the log was opened by its path: in a deleted log, it may be the file of another log.
     fn unless_deleted(&self) -> Result<(), Error> {
-        if self.deleted.load(Ordering::SeqCst) { self.unless_failed() } else { Ok(()) }
+        if self.ending.is_deleted() { self.unless_ended() } else { Ok(()) }
     }
 
-    fn unless_failed(&self) -> Result<(), Error> {
-        self.failed.get().map_or(Ok(()), |reason| Err(Error::Failed { reason: reason.clone() }))
+    /// Errors if the log has failed, was deleted, or was opened again.
+    fn unless_ended(&self) -> Result<(), Error> {
+        self.ending.get().map_or(Ok(()), |end| Err(Error::Failed { reason: end.reason() }))
+    }
+
+    /// Whether [`unless_ended`](Self::unless_ended) errors.
+    fn has_ended(&self) -> bool {
+        self.ending.get().is_some()
     }
 
     /// A write has failed: nothing more is appended, all waiters get an error, and nothing is tried again, because a
     /// failed sync says nothing about what is on the disk.
     fn fail(&self, error: &Error) {
-        if self.failed.set(error.to_string().into()).is_ok() {
+        if self.ending.set(End::Failed(error.to_string().into())) {
             tracing::error!(dir = %self.dir.display(), %error, "the log's writer has failed");
             // Records that are in memory and not on disk are left for the next opening.
             self.roll.keep_shared_memory();
@@ -273,9 +277,9 @@ impl Shared {
         }
     }
 
-    /// The time that can be believed.
-    fn believed_now(&self) -> u64 {
-        self.env.belief.now(self.env.machine.now(), self.env.machine.elapsed())
+    /// The time that can be trusted, for dropping records by age.
+    fn trusted_now(&self) -> u64 {
+        self.env.trusted_time.now(self.env.machine.now(), self.env.machine.elapsed())
     }
 }
 
@@ -383,7 +387,7 @@ impl Log {
     /// [`Error::TooLarge`], [`Error::Full`], [`Error::CannotGrow`], [`Error::ReadOnly`], [`Error::Failed`],
     /// [`Error::Closed`].
     pub fn append(&self, value: &[u8]) -> Result<u64, Error> {
-        append::append(&self.shared, &[value], None, MayBlock::Yes)
+        append::append(&self.shared, &[value], None, MayBlock::Always)
     }
 
     /// Appends records one after the other, with no other records in between, and returns the offset of the first. They
@@ -392,7 +396,7 @@ impl Log {
     /// # Errors
     /// As [`append`](Self::append), and [`Error::EmptyBatch`].
     pub fn append_batch(&self, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, None, MayBlock::Yes)
+        append::append(&self.shared, values, None, MayBlock::Always)
     }
 
     /// Like [`append_batch`](Self::append_batch), with values from any iterator. They are all collected, and their bytes
@@ -439,7 +443,7 @@ impl Log {
     /// # Errors
     /// As [`append`](Self::append), and [`Error::WouldBlock`].
     pub fn try_append(&self, value: &[u8]) -> Result<u64, Error> {
-        append::append(&self.shared, &[value], None, MayBlock::ForMoment)
+        append::append(&self.shared, &[value], None, MayBlock::ForNextSegment)
     }
 
     /// Like [`append_batch`](Self::append_batch), but does not wait for the disk; see [`try_append`](Self::try_append).
@@ -447,7 +451,7 @@ impl Log {
     /// # Errors
     /// As [`append_batch`](Self::append_batch), and [`Error::WouldBlock`].
     pub fn try_append_batch(&self, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, None, MayBlock::ForMoment)
+        append::append(&self.shared, values, None, MayBlock::ForNextSegment)
     }
 
     /// Appends a record only if its offset will be `expected_next`: a compare-and-swap on the end of the log.
@@ -463,7 +467,7 @@ impl Log {
     /// # Errors
     /// As [`append_if`](Self::append_if), and [`Error::EmptyBatch`].
     pub fn append_batch_if(&self, expected_next: u64, values: &[&[u8]]) -> Result<u64, Error> {
-        append::append(&self.shared, values, Some(expected_next), MayBlock::Yes)
+        append::append(&self.shared, values, Some(expected_next), MayBlock::Always)
     }
 
     /// Like [`try_append_batch`](Self::try_append_batch), with each record marked as JSON or not; and, if
@@ -476,7 +480,7 @@ impl Log {
         payloads: &[Payload<'_>],
         expected_next: Option<u64>,
     ) -> Result<u64, Error> {
-        append::append(&self.shared, payloads, expected_next, MayBlock::ForMoment)
+        append::append(&self.shared, payloads, expected_next, MayBlock::ForNextSegment)
     }
 
     /// The same, with values that need not be in one list, and a caller that decides what to wait for.
@@ -741,7 +745,7 @@ impl Log {
     /// Ends a log that could only be read, so that another opening can take its place: waiters get an error.
     #[cfg(feature = "store")]
     pub(crate) fn give_way(&self) {
-        let _ = self.shared.failed.set("it was opened again, because there is room now".into());
+        self.shared.ending.set(End::Reopened); // or it has ended already
         self.shared.stop();
         self.shared.trimmer.settle();
     }
@@ -765,8 +769,7 @@ impl Log {
     /// Stops a log that is being deleted: appends and waiters get an error, and nothing more is written.
     #[cfg(feature = "store")]
     pub(crate) fn abandon(&self) {
-        self.shared.deleted.store(true, Ordering::SeqCst);
-        let _ = self.shared.failed.set(DELETED.into()); // or it has failed already
+        self.shared.ending.set(End::Deleted); // or it has ended already
         // Wait here and now: later there may be another log at this path, whose files have the same names.
         self.stop_tasks();
         self.shared.flush.settle();
@@ -844,7 +847,7 @@ impl Log {
             return Ok(());
         }
         #[cfg(feature = "store")]
-        if self.shared.failed.get().is_none()
+        if !self.shared.has_ended()
             && !self.shared.flush.is_held_up() // or this would wait as long
             && let Err(error) = self.keep_producers()
         {
@@ -866,15 +869,12 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         if let Err(error) = self.close_in_place(&mut { CLOSING }, true)
-            && self.shared.failed.get().is_none_or(|reason| &**reason != DELETED)
+            && !self.shared.ending.get().is_some_and(End::is_deletion)
         {
             tracing::error!(dir = %self.shared.dir.display(), %error, "closing the log failed");
         }
     }
 }
-
-/// Why a log that is being deleted accepts nothing more.
-const DELETED: &str = "it was deleted";
 
 /// How many times, and how long each time, callers that have other logs to serve wait for one log. Not by the clock
 /// alone, so that the simulation, where each attempt gets the threads' work done, can be replayed.

@@ -8,7 +8,7 @@ use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
 
 /// How many pieces of freed memory are kept per log. More would only be colder: appends to memory that has long left
 /// the processor's cache take twice as long.
-const MOST: usize = 2;
+const MAX_KEPT: usize = 2;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -158,7 +158,7 @@ impl PoolShare {
         let bytes = ChunkMemory::footprint(memory.capacity());
         let mut free = lock(&self.pool.free);
         let ours = free.memory.iter().filter(|(number, ..)| *number == self.number).count();
-        if ours < MOST && self.pool.excess(free.bytes + bytes) == 0 {
+        if ours < MAX_KEPT && self.pool.excess(free.bytes + bytes) == 0 {
             free.bytes += bytes;
             free.memory.push((self.number, memory, dirty));
         }

@@ -209,7 +209,7 @@ impl Context {
     ) -> Result<T, Problem> {
         let limit = self.limits.append_time;
         if work < LARGE {
-            let attempt = || ready(Ok(append(log, &values, MayBlock::No)));
+            let attempt = || ready(Ok(append(log, &values, MayBlock::Never)));
             let done = when_there_is_room(limit, || log.room(), attempt).await?;
             return self.seen(log, done).await;
         }

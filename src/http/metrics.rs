@@ -6,7 +6,7 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    log::{Buckets, Stats, stats},
+    log::{self, Stats, stats},
     store::Store,
 };
 use hyper::{
@@ -199,7 +199,7 @@ fn histogram(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    buckets: &Buckets,
+    buckets: &log::Histogram,
     unit: f64,
 ) -> fmt::Result {
     use prometheus_client::{encoding::NoLabelSet, metrics::MetricType};

@@ -3,11 +3,7 @@
 //! Everything that can be refused is refused before anything is reserved. Between reserving and publishing, only the
 //! engine's own copying runs, so no reserved offset stays empty.
 
-use super::{
-    Durability, Error, LINGER, Shared,
-    line::Turn,
-    roll::{Active, MayBlock},
-};
+use super::{Durability, Error, LINGER, Shared, line::Turn, roll::Active, room::MayBlock};
 use crate::{
     chunk::{AppendOutcome, AppendValue, AppendValues, Batch, Chunk, FrameMeta},
     frame::JSON,
@@ -72,7 +68,7 @@ impl Appender {
     /// The same errors.
     #[inline]
     pub fn append(&mut self, value: &[u8]) -> Result<u64, Error> {
-        self.append_with(&[value], None, MayBlock::Yes)
+        self.append_with(&[value], None, MayBlock::Always)
     }
 
     /// Like [`Log::append_batch`](super::Log::append_batch).
@@ -81,7 +77,7 @@ impl Appender {
     /// The same errors.
     #[inline]
     pub fn append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
-        self.append_with(values, None, MayBlock::Yes)
+        self.append_with(values, None, MayBlock::Always)
     }
 
     /// Like [`Log::try_append`](super::Log::try_append).
@@ -90,7 +86,7 @@ impl Appender {
     /// The same errors.
     #[inline]
     pub fn try_append(&mut self, value: &[u8]) -> Result<u64, Error> {
-        self.append_with(&[value], None, MayBlock::ForMoment)
+        self.append_with(&[value], None, MayBlock::ForNextSegment)
     }
 
     /// Like [`Log::try_append_batch`](super::Log::try_append_batch).
@@ -99,7 +95,7 @@ impl Appender {
     /// The same errors.
     #[inline]
     pub fn try_append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
-        self.append_with(values, None, MayBlock::ForMoment)
+        self.append_with(values, None, MayBlock::ForNextSegment)
     }
 
     /// Like [`Log::append_batch_if`](super::Log::append_batch_if).
@@ -107,7 +103,7 @@ impl Appender {
     /// # Errors
     /// The same errors.
     pub fn append_batch_if(&mut self, expected_next: u64, values: &[&[u8]]) -> Result<u64, Error> {
-        self.append_with(values, Some(expected_next), MayBlock::Yes)
+        self.append_with(values, Some(expected_next), MayBlock::Always)
     }
 
     #[inline]
@@ -222,14 +218,14 @@ impl Shared {
     /// not known.
     fn publish(&self, active: &Arc<Active>, to: u64, may_block: MayBlock) -> Result<(), Error> {
         self.help_publish(&active.segment, &active.chunk, to);
-        if self.published.get() >= to || may_block == MayBlock::No {
+        if self.published.get() >= to || may_block == MayBlock::Never {
             return Ok(());
         }
         // The gap may be in an earlier segment, and whoever fills it may not have to go further than its own records.
         // So this goes on from where `published` is, and not from this append's segment.
         let backoff = Backoff::new();
         while !self.is_published(to - 1) {
-            self.unless_failed()?;
+            self.unless_ended()?;
             backoff.snooze();
         }
         Ok(())

@@ -1,20 +1,20 @@
 //! The time of a log, according to a clock that may be wrong.
 //!
-//! Times never go back within a segment. If the clock is set back by no more than [`HELD`], the segment's time stands
+//! Times never go back within a segment. If the clock is set back by no more than [`MAX_SETBACK`], the segment's time stands
 //! still until the clock has caught up with it. If it is set back by more, it was wrong before, or it is wrong now: in
 //! both cases another segment begins, with the time of the clock. So a wrong time lasts no longer than the segment that
 //! has it, and times go back only in visible places: at the start of a segment.
 //!
 //! Retention uses times that are plausible. A record's time in the future is not: the record is older than the segment
 //! after it ([`newest`]). If the clock leaps ahead, compared with the time that the process has measured itself, it is
-//! trusted only after it has stayed there for [`PATIENCE`] ([`Belief`]): until then, nothing is dropped that only this
+//! trusted only after it has stayed there for [`PATIENCE`] ([`TrustedTime`]): until then, nothing is dropped that only this
 //! clock makes too old.
 
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use std::time::Duration;
 
-/// How far a log's time may be ahead of a clock that was set back, in milliseconds.
-pub(super) const HELD: u64 = 5_000;
+/// How far a clock may be set back for a log's time to stand still until the clock has caught up, in milliseconds.
+pub(super) const MAX_SETBACK: u64 = 5_000;
 /// How far the clock may leap ahead and still be trusted at once, in milliseconds.
 const LEAP: u64 = 60_000;
 /// How much older than the clock says a log's newest record may be when the log is opened, without raising doubts about
@@ -28,24 +28,24 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 pub(super) fn advance(created: u64, age: &AtomicU64, now: u64) -> bool {
     // Relaxed: a time is not what makes a record visible.
     let before = age.fetch_max(now.saturating_sub(created), Ordering::Relaxed);
-    created.saturating_add(before) > now.saturating_add(HELD)
+    created.saturating_add(before) > now.saturating_add(MAX_SETBACK)
 }
 
 /// The time at which a segment begins, after a segment whose records go up to `newest`.
 pub(super) fn start_of_segment(now: u64, newest: u64) -> u64 {
-    if newest <= now.saturating_add(HELD) { now.max(newest) } else { now }
+    if newest <= now.saturating_add(MAX_SETBACK) { now.max(newest) } else { now }
 }
 
 /// The latest time at which a record of a segment can have been appended, if it is `now`: the segment's `own` newest
 /// time, unless that is in the future; otherwise the start of the first segment after it whose start is plausible.
 pub(super) fn newest(own: u64, behind: impl IntoIterator<Item = u64>, now: u64) -> u64 {
-    let believable = |time: &u64| *time <= now.saturating_add(HELD);
-    std::iter::once(own).chain(behind).find(believable).unwrap_or(now)
+    let is_plausible = |time: &u64| *time <= now.saturating_add(MAX_SETBACK);
+    std::iter::once(own).chain(behind).find(is_plausible).unwrap_or(now)
 }
 
 /// The current time, as far as it can be trusted, for dropping records by age. Shared by all logs of a store.
 #[derive(Debug, Default)]
-pub(crate) struct Belief(Mutex<Option<State>>);
+pub(crate) struct TrustedTime(Mutex<Option<State>>);
 
 #[derive(Debug, Clone, Copy)]
 struct State {
@@ -58,7 +58,7 @@ struct State {
     ahead: Option<Duration>,
 }
 
-impl Belief {
+impl TrustedTime {
     /// Returns the time that can be trusted, if the clock shows `now`, and `elapsed` has passed since some fixed
     /// moment.
     pub(super) fn now(&self, now: u64, elapsed: Duration) -> u64 {
@@ -79,7 +79,7 @@ impl Belief {
 
     /// Whether the clock may be wrong about a log whose records went up to `newest` when it was opened: it says that
     /// this was long ago, and it has not been watched for long enough to be sure.
-    pub(super) fn doubts(&self, newest: u64, now: u64, elapsed: Duration) -> bool {
+    pub(super) fn may_be_wrong(&self, newest: u64, now: u64, elapsed: Duration) -> bool {
         let watched = lock(&self.0).map_or(Duration::ZERO, |state| elapsed.saturating_sub(state.begun));
         now > newest.saturating_add(IDLE) && watched < PATIENCE
     }
@@ -96,9 +96,9 @@ mod tests {
     fn the_time_of_a_segment_never_goes_back_and_a_clock_far_behind_it_is_noticed() {
         let age = AtomicU64::new(0);
         assert!(!advance(NOW, &age, NOW + 100));
-        assert!(!advance(NOW, &age, NOW + 100 - HELD));
+        assert!(!advance(NOW, &age, NOW + 100 - MAX_SETBACK));
         assert!(!advance(NOW, &age, NOW - 1));
-        assert!(advance(NOW, &age, NOW + 99 - HELD));
+        assert!(advance(NOW, &age, NOW + 99 - MAX_SETBACK));
         assert_eq!(age.load(Ordering::Relaxed), 100);
         assert!(!advance(NOW, &age, NOW + YEARS));
         assert!(advance(NOW, &age, NOW + 200));
@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn a_segment_begins_where_the_one_before_has_ended_or_when_the_clock_says() {
         assert_eq!(start_of_segment(NOW, NOW - 5), NOW);
-        assert_eq!(start_of_segment(NOW, NOW + HELD), NOW + HELD);
+        assert_eq!(start_of_segment(NOW, NOW + MAX_SETBACK), NOW + MAX_SETBACK);
         assert_eq!(start_of_segment(NOW, NOW + YEARS), NOW);
         assert_eq!(start_of_segment(0, YEARS), 0);
     }
@@ -124,26 +124,26 @@ mod tests {
 
     #[test]
     fn a_leap_ahead_is_believed_when_it_has_lasted_and_a_step_back_at_once() {
-        let (belief, second) = (Belief::default(), |n: u64| Duration::from_secs(n));
-        assert_eq!(belief.now(NOW, second(10)), NOW);
-        assert_eq!(belief.now(NOW + 30_000, second(20)), NOW + 30_000, "half a minute is no leap");
-        assert_eq!(belief.now(NOW + YEARS, second(30)), NOW + 40_000);
-        assert_eq!(belief.now(NOW + YEARS + 1, second(3629)), NOW + 30_000 + 3_609_000);
-        assert_eq!(belief.now(NOW + YEARS + 2, second(3630)), NOW + YEARS + 2);
-        assert_eq!(belief.now(NOW, second(3631)), NOW);
+        let (trusted, second) = (TrustedTime::default(), |n: u64| Duration::from_secs(n));
+        assert_eq!(trusted.now(NOW, second(10)), NOW);
+        assert_eq!(trusted.now(NOW + 30_000, second(20)), NOW + 30_000, "half a minute is no leap");
+        assert_eq!(trusted.now(NOW + YEARS, second(30)), NOW + 40_000);
+        assert_eq!(trusted.now(NOW + YEARS + 1, second(3629)), NOW + 30_000 + 3_609_000);
+        assert_eq!(trusted.now(NOW + YEARS + 2, second(3630)), NOW + YEARS + 2);
+        assert_eq!(trusted.now(NOW, second(3631)), NOW);
         // A clock that is corrected within the hour was never trusted.
-        assert_eq!(belief.now(NOW + YEARS, second(3632)), NOW + 1000);
-        assert_eq!(belief.now(NOW + 2000, second(3633)), NOW + 2000);
-        assert_eq!(belief.now(NOW + YEARS, second(7232)), NOW + 3_601_000);
+        assert_eq!(trusted.now(NOW + YEARS, second(3632)), NOW + 1000);
+        assert_eq!(trusted.now(NOW + 2000, second(3633)), NOW + 2000);
+        assert_eq!(trusted.now(NOW + YEARS, second(7232)), NOW + 3_601_000);
     }
 
     #[test]
     fn a_clock_that_makes_a_log_old_is_doubted_for_a_while() {
-        let (belief, second) = (Belief::default(), |n: u64| Duration::from_secs(n));
-        assert!(belief.doubts(NOW - YEARS, NOW, second(5000)), "not watched at all");
-        belief.now(NOW, second(10));
-        assert!(belief.doubts(NOW - YEARS, NOW, second(3609)));
-        assert!(!belief.doubts(NOW - YEARS, NOW, second(3610)));
-        assert!(!belief.doubts(NOW - IDLE, NOW, second(11)));
+        let (trusted, second) = (TrustedTime::default(), |n: u64| Duration::from_secs(n));
+        assert!(trusted.may_be_wrong(NOW - YEARS, NOW, second(5000)), "not watched at all");
+        trusted.now(NOW, second(10));
+        assert!(trusted.may_be_wrong(NOW - YEARS, NOW, second(3609)));
+        assert!(!trusted.may_be_wrong(NOW - YEARS, NOW, second(3610)));
+        assert!(!trusted.may_be_wrong(NOW - IDLE, NOW, second(11)));
     }
 }

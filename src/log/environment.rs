@@ -4,7 +4,7 @@
 #[cfg(all(test, not(loom)))]
 pub(crate) mod clocks;
 
-use super::{clock::Belief, task::Schedule, workers};
+use super::{clock::TrustedTime, task::Schedule, workers};
 use crate::disk::{self, Disk};
 use std::{
     io,
@@ -22,7 +22,7 @@ pub(crate) struct Environment {
     /// The threads that prepare segments, seal and trim.
     pub(crate) maintenance: Arc<dyn Schedule>,
     /// How far the machine's clock is trusted.
-    pub(crate) belief: Arc<Belief>,
+    pub(crate) trusted_time: Arc<TrustedTime>,
 }
 
 impl Environment {
@@ -34,7 +34,7 @@ impl Environment {
     /// An environment with another disk, and everything else from the system.
     pub(crate) fn on(disk: Arc<dyn Disk>) -> Self {
         let (flushers, maintenance) = (Arc::new(workers::flushers()), Arc::new(workers::maintenance()));
-        Self { disk, machine: Arc::new(System), flushers, maintenance, belief: Arc::default() }
+        Self { disk, machine: Arc::new(System), flushers, maintenance, trusted_time: Arc::default() }
     }
 }
 
@@ -46,7 +46,7 @@ pub(crate) trait Machine: Send + Sync {
     fn elapsed(&self) -> Duration;
     /// Called by threads that are about to wait this long. Where no time passes by itself, it passes now, and they do not
     /// wait: then this returns `true`.
-    fn skip(&self, _time: Duration) -> bool {
+    fn advance_simulated(&self, _time: Duration) -> bool {
         false
     }
     /// Fills `bytes` with unpredictable data.

@@ -1,7 +1,7 @@
 //! The flusher: group commit.
 //!
 //! A commit takes all that is published without a hole, writes it with one call, raises `durable`, and wakes the
-//! waiters. One thread commits at a time, the one that holds the position's lock: a thread of the flusher's pool, for
+//! waiters. One thread commits at a time, the one that holds the cursor's lock: a thread of the flusher's pool, for
 //! async callers and for records that nobody waits for; or a thread that waits for its own record, which saves two
 //! context switches (see `docs/decisions/0001-waiters-commit.md`). Threads that arrive meanwhile wait for the lock, and
 //! then find their record durable, or commit everything that has arrived.
@@ -15,13 +15,13 @@ use super::{
     Durability, Error, LINGER, Shared,
     roll::{Active, Job},
     stats,
-    task::{Schedule, Task},
+    task::{Schedule, Task, TurnEnd},
 };
 use crate::{
     chunk::{Chunk, ChunkPosition},
     pauses::doubled,
     reports,
-    segment::Segment,
+    segment::{Segment, file::SegmentFile},
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, lock, try_lock},
 };
 use std::{
@@ -30,7 +30,7 @@ use std::{
 };
 
 /// The most words that one commit writes, to the next end of a batch: 8 MiB, where the disk is at full speed.
-const MOST_WORDS: u32 = 1 << 20;
+const MAX_WORDS: u32 = 1 << 20;
 /// After a commit of this size the next one does not linger: records are coming fast.
 const BUSY_BYTES: u64 = 256 << 10;
 /// Writes smaller than this gain from zeros ahead of them.
@@ -51,8 +51,8 @@ pub(super) struct CommitCursor {
 /// attempt may write many MiB until it finds that there is still no room.
 struct HeldUp {
     error: Error,
-    /// By the machine's clock.
-    again: Duration,
+    /// When the next attempt is due, by the machine's clock.
+    due: Duration,
     /// From the last attempt until then.
     pause: Duration,
 }
@@ -61,8 +61,8 @@ struct HeldUp {
 enum Committed {
     /// This many bytes are durable; 0 if there was nothing to write.
     Bytes(u64),
-    /// The system could not begin the write, for lack of descriptors or memory, or not finish it, for lack of room. Nothing
-    /// of it counts: try again, from the same place, after this time. Before, nothing is tried.
+    /// The system could not begin the write, for lack of descriptors or memory, or could not finish it, for lack of room.
+    /// None of it counts. The same range is written again after this time, and not earlier.
     Later(Duration, Error),
     /// The writer has failed, now or before.
     Failed,
@@ -79,11 +79,15 @@ impl CommitCursor {
         let (segment, chunk) = (Arc::clone(&active.segment), Arc::clone(&active.chunk));
         Self { segment, chunk, done, begun, held_up: None }
     }
+
+    fn file(&self) -> std::sync::Arc<SegmentFile> {
+        self.segment.file().expect("a segment keeps its file until it is sealed, which comes later")
+    }
 }
 
 /// What the flusher shares with callers that append and wait.
 pub(crate) struct Flusher {
-    position: Mutex<CommitCursor>,
+    cursor: Mutex<CommitCursor>,
     task: std::sync::Arc<Task<Shared>>,
     /// Whether the maintenance task has been asked for zeros ahead.
     zeroing: AtomicBool,
@@ -96,11 +100,11 @@ pub(crate) struct Flusher {
 }
 
 impl Flusher {
-    pub(super) fn new(position: CommitCursor, threads: std::sync::Arc<dyn Schedule>) -> Self {
-        let task = Task::new(threads, Shared::flush, Shared::panicked);
+    pub(super) fn new(cursor: CommitCursor, threads: std::sync::Arc<dyn Schedule>) -> Self {
+        let task = Task::new(threads, Shared::flusher_turn, Shared::panicked);
         let (zeroing, is_full) = (AtomicBool::new(false), AtomicBool::new(false));
         Self {
-            position: Mutex::new(position),
+            cursor: Mutex::new(cursor),
             task,
             zeroing,
             full: Mutex::new(None),
@@ -113,7 +117,7 @@ impl Flusher {
     /// begins to.
     #[cfg(feature = "store")]
     pub(super) fn settle(&self) {
-        drop(lock(&self.position));
+        drop(lock(&self.cursor));
     }
 
     /// The bytes of frames that were committed since the log was opened.
@@ -136,7 +140,7 @@ impl Flusher {
     /// Whether commits have to wait for the system.
     #[cfg(feature = "store")]
     pub(super) fn is_held_up(&self) -> bool {
-        lock(&self.position).held_up.is_some()
+        lock(&self.cursor).held_up.is_some()
     }
 
     pub(super) fn start(&self, shared: &Arc<Shared>) {
@@ -155,7 +159,7 @@ impl Flusher {
     /// Whether all records that are not on the disk are in memory that outlives the process, and can be restored from there.
     #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
     pub(super) fn is_backed(&self) -> bool {
-        let mut segment = Some(Arc::clone(&lock(&self.position).segment));
+        let mut segment = Some(Arc::clone(&lock(&self.cursor).segment));
         while let Some(this) = segment {
             if !this.chunk.load_full().is_some_and(|chunk| chunk.has_backing()) {
                 return false;
@@ -182,28 +186,27 @@ impl Flusher {
 }
 
 impl Shared {
-    /// A turn of the flusher.
-    fn flush(&self) {
+    /// A turn of the flusher: commits until there is nothing to write, or nothing can be written for the moment.
+    fn flusher_turn(&self) {
         let task = &self.flush.task;
         let backoff = Backoff::new();
         while !self.stopping.load(Ordering::SeqCst) {
             self.refresh_clock();
             let kicked = task.take_kick(); // before looking: later kicks are heard later
-            let position =
-                if kicked { Some(lock(&self.flush.position)) } else { try_lock(&self.flush.position) };
-            let Some(mut position) = position else {
-                if task.later(LINGER) {
-                    return; // a waiting thread is committing, and takes everything
+            let cursor = if kicked { Some(lock(&self.flush.cursor)) } else { try_lock(&self.flush.cursor) };
+            let Some(mut cursor) = cursor else {
+                match task.resume_after(LINGER) {
+                    TurnEnd::Over => return, // a waiting thread is committing, and takes everything
+                    TurnEnd::Continue => continue,
                 }
-                continue;
             };
-            let committed = self.commit(&mut position);
-            let (chunk, done) = (Arc::clone(&position.chunk), position.done);
-            drop(position);
-            let over = match committed {
-                Committed::Later(pause, _) => task.later(pause),
+            let committed = self.commit(&mut cursor);
+            let (chunk, done) = (Arc::clone(&cursor.chunk), cursor.done);
+            drop(cursor);
+            let end = match committed {
+                Committed::Later(pause, _) => task.resume_after(pause),
                 // A commit that wrote this much shows that records arrive fast.
-                Committed::Bytes(bytes) if bytes >= BUSY_BYTES => false,
+                Committed::Bytes(bytes) if bytes >= BUSY_BYTES => TurnEnd::Continue,
                 // The chunk is closed and has no successor, and perhaps no append comes to link one. Linking one is a kick.
                 Committed::Bytes(0) if chunk.end() == Some(done) => task.sleep_unless(|| false),
                 Committed::Bytes(0) if !chunk.probe_quiescent(done) => {
@@ -212,49 +215,49 @@ impl Shared {
                 }
                 // No append to a later chunk is missed: it comes after the add that closes this one, which the probe sees.
                 _ if chunk.probe_quiescent(done) => task.sleep_unless(|| !chunk.probe_quiescent(done)),
-                _ => task.later(LINGER),
+                _ => task.resume_after(LINGER),
             };
             backoff.reset();
-            if over || task.again() {
+            if end == TurnEnd::Over || task.yield_turn() == TurnEnd::Over {
                 return;
             }
         }
     }
 
     /// Commits what is published, unless the next attempt is not due yet.
-    fn commit(&self, position: &mut CommitCursor) -> Committed {
-        if let Some(HeldUp { error, again, .. }) = &position.held_up
-            && self.failed.get().is_none()
+    fn commit(&self, cursor: &mut CommitCursor) -> Committed {
+        if let Some(HeldUp { error, due, .. }) = &cursor.held_up
+            && !self.has_ended()
         {
-            let rest = again.saturating_sub(self.env.machine.elapsed());
+            let rest = due.saturating_sub(self.env.machine.elapsed());
             if !rest.is_zero() {
                 return Committed::Later(rest, error.clone());
             }
         }
-        self.commit_now(position)
+        self.commit_now(cursor)
     }
 
-    fn commit_now(&self, position: &mut CommitCursor) -> Committed {
-        if self.failed.get().is_some() {
+    fn commit_now(&self, cursor: &mut CommitCursor) -> Committed {
+        if self.has_ended() {
             // After a failed write nothing is known of the blocks, and nothing is written over them.
             return Committed::Failed;
         }
-        match self.try_commit(position) {
+        match self.try_commit(cursor) {
             Ok(bytes) => {
-                if position.held_up.take().is_some() {
+                if cursor.held_up.take().is_some() {
                     self.note_full(None);
                 }
                 Committed::Bytes(bytes)
             }
             Err(error) if error.is_transient() || error.is_full() => {
-                if position.held_up.is_none() {
+                if cursor.held_up.is_none() {
                     reports::failure(&self.dir, &error, "cannot write yet");
                 }
                 self.note_full(error.is_full().then(|| error.clone().cannot_grow()));
-                let last = position.held_up.as_ref().map(|held_up| held_up.pause);
+                let last = cursor.held_up.as_ref().map(|held_up| held_up.pause);
                 let pause = last.map_or(*PAUSES.start(), |last| doubled(last, &PAUSES));
-                let again = self.env.machine.elapsed() + pause;
-                position.held_up = Some(HeldUp { error: error.clone(), again, pause });
+                let due = self.env.machine.elapsed() + pause;
+                cursor.held_up = Some(HeldUp { error: error.clone(), due, pause });
                 Committed::Later(pause, error)
             }
             Err(error) => {
@@ -274,73 +277,80 @@ impl Shared {
         }
     }
 
-    fn try_commit(&self, position: &mut CommitCursor) -> Result<u64, Error> {
+    fn try_commit(&self, cursor: &mut CommitCursor) -> Result<u64, Error> {
         loop {
-            let to = position.chunk.contiguous(position.done, MOST_WORDS);
-            if to != position.done {
-                return self.write(position, to);
+            let to = cursor.chunk.contiguous(cursor.done, MAX_WORDS);
+            if to != cursor.done {
+                self.write_frames(cursor, to)?;
+                return Ok(self.advance_durable(cursor, to));
             }
             // All of this segment is durable: if it was closed here, continue in the next one.
-            if position.chunk.end() != Some(position.done) {
+            if cursor.chunk.end() != Some(cursor.done) {
                 return Ok(0);
             }
-            let Some(next) = position.segment.next.load_full().and_then(Active::of) else { return Ok(0) };
+            let Some(next) = cursor.segment.next.load_full().and_then(Active::of) else { return Ok(0) };
             // Before anything releases the chunk that has the frame: see `recovery::restore`.
-            next.chunk.set_before(position.chunk.before(position.done.records));
-            self.leave_segment(position);
-            (position.segment, position.chunk) = (Arc::clone(&next.segment), Arc::clone(&next.chunk));
-            (position.done, position.begun) = (ChunkPosition::default(), false);
+            next.chunk.set_before(cursor.chunk.before(cursor.done.records));
+            self.leave_segment(cursor);
+            (cursor.segment, cursor.chunk) = (Arc::clone(&next.segment), Arc::clone(&next.chunk));
+            (cursor.done, cursor.begun) = (ChunkPosition::default(), false);
         }
     }
 
-    fn write(&self, position: &mut CommitCursor, to: ChunkPosition) -> Result<u64, Error> {
-        let file =
-            position.segment.file().expect("a segment keeps its file until it is sealed, which comes later");
-        if !position.begun {
-            file.begin(&*self.env.disk, &self.dir, &position.segment.header)
+    /// Writes the frames from the cursor to `to`; the first ones of a segment after its header and its name. They are on the
+    /// disk when this returns, and nothing has been told of it.
+    fn write_frames(&self, cursor: &mut CommitCursor, to: ChunkPosition) -> Result<(), Error> {
+        let file = cursor.file();
+        if !cursor.begun {
+            file.begin(&*self.env.disk, &self.dir, &cursor.segment.header)
                 .map_err(Error::io("begin a segment in", &self.dir))?;
-            position.begun = true;
-            self.chain_add(&position.segment);
+            cursor.begun = true;
+            self.chain_add(&cursor.segment);
         }
-        let begun = self.env.machine.elapsed();
-        file.write(&position.chunk, position.done, to)
-            .map_err(Error::io("write to a segment in", &self.dir))?;
-        if position.held_up.take().is_some() {
+        let started_at = self.env.machine.elapsed();
+        file.write(&cursor.chunk, cursor.done, to).map_err(Error::io("write to a segment in", &self.dir))?;
+        let took = self.env.machine.elapsed().saturating_sub(started_at);
+        let records = u64::from(to.records - cursor.done.records);
+        stats::committed(took.as_micros() as u64, records, to.bytes() - cursor.done.bytes());
+        Ok(())
+    }
+
+    /// The frames up to `to` are on the disk: moves the cursor there, raises `durable`, and asks maintenance for what
+    /// comes next. Returns how many bytes have become durable.
+    fn advance_durable(&self, cursor: &mut CommitCursor, to: ChunkPosition) -> u64 {
+        if cursor.held_up.take().is_some() {
             self.note_full(None); // before callers hear of it, who may append at once
         }
-        let bytes = to.bytes() - position.done.bytes();
-        let records = u64::from(to.records - position.done.records);
-        let took = self.env.machine.elapsed().saturating_sub(begun);
-        stats::committed(took.as_micros() as u64, records, bytes);
+        let done = std::mem::replace(&mut cursor.done, to);
+        let bytes = to.bytes() - done.bytes();
         self.flush.committed.fetch_add(bytes, Ordering::Relaxed);
-        let quarter = position.chunk.capacity() / 4;
-        let passes_quarter = position.done.bytes() < quarter && to.bytes() >= quarter;
-        position.done = to;
-        self.durable.advance(position.segment.base() + u64::from(to.records));
+        self.durable.advance(cursor.segment.base() + u64::from(to.records));
         if self.options.durability == Durability::Memory {
             // Readers wait for this frontier, and an append that was not allowed to wait may not have raised it.
             self.published.advance(self.durable.get());
         }
-        let smallest = self.options.first_segment_bytes;
-        if self.roll.is_too_large(position.chunk.capacity(), smallest) {
+        let (capacity, smallest) = (cursor.chunk.capacity(), self.options.first_segment_bytes);
+        let is_quarter = |position: ChunkPosition| position.bytes() >= capacity / 4;
+        if self.roll.is_too_large(capacity, smallest) {
             self.roll.ask(0);
-        } else if passes_quarter {
+        } else if !is_quarter(done) && is_quarter(to) {
             self.roll.at_quarter();
         }
         self.look_for_backing();
-        if bytes < SMALL_BYTES && file.wants_zeros() && !self.flush.zeroing.swap(true, Ordering::SeqCst) {
-            self.roll.send(Job::ZeroAhead(Arc::clone(&position.segment)));
+        let wants_zeros = bytes < SMALL_BYTES && cursor.file().wants_zeros();
+        if wants_zeros && !self.flush.zeroing.swap(true, Ordering::SeqCst) {
+            self.roll.send(Job::ZeroAhead(Arc::clone(&cursor.segment)));
         }
-        Ok(bytes)
+        bytes
     }
 
     /// The segment is closed, and all of it durable.
-    fn leave_segment(&self, position: &CommitCursor) {
-        let segment = Arc::clone(&position.segment);
+    fn leave_segment(&self, cursor: &CommitCursor) {
+        let segment = Arc::clone(&cursor.segment);
         self.roll.written();
-        if position.done.records > 0 {
-            self.roll.send(Job::Seal(segment, position.done));
-        } else if position.begun {
+        if cursor.done.records > 0 {
+            self.roll.send(Job::Seal(segment, cursor.done));
+        } else if cursor.begun {
             self.roll.share().release(segment.header.capacity);
             self.roll.send(Job::Prepare); // its successor has the same base, and takes its file's name
         } else {
@@ -392,22 +402,22 @@ impl Shared {
                 continue;
             }
             // Lead a commit, or wait until another's is over.
-            let mut position = lock(&self.flush.position);
+            let mut cursor = lock(&self.flush.cursor);
             if self.durable.get() > offset {
                 break;
             }
-            match self.commit(&mut position) {
+            match self.commit(&mut cursor) {
                 Committed::Failed => return self.unless_stopped(),
                 Committed::Later(_, error) if !is_waited_for(&error) => return Err(error),
                 Committed::Later(pause, _) => {
-                    drop(position);
-                    if !self.env.machine.skip(pause) {
+                    drop(cursor);
+                    if !self.env.machine.advance_simulated(pause) {
                         let again = Instant::now() + pause;
-                        self.durable.park(offset + 1, || self.failed.get().is_some(), Some(again));
+                        self.durable.park(offset + 1, || self.has_ended(), Some(again));
                     }
                 }
                 Committed::Bytes(0) => {
-                    drop(position);
+                    drop(cursor);
                     self.unless_gone(offset)?;
                     backoff.snooze(); // an earlier append is still copying
                 }
@@ -421,21 +431,20 @@ impl Shared {
     /// serve. Never touches the disk itself.
     #[cfg(feature = "store")]
     pub(super) fn durable_soon(&self, offset: u64) -> bool {
-        let failed = || self.failed.get().is_some();
         for _ in 0..ATTEMPTS {
-            if self.durable.get() > offset || failed() {
+            if self.durable.get() > offset || self.has_ended() {
                 break;
             }
             self.flush.task.kick();
             self.env.flushers.help();
-            self.durable.park(offset.saturating_add(1), failed, Some(Instant::now() + ATTEMPT));
+            self.durable.park(offset.saturating_add(1), || self.has_ended(), Some(Instant::now() + ATTEMPT));
         }
         self.durable.get() > offset
     }
 
     /// Whether records that are not durable yet may still become so.
     pub(super) fn unless_stopped(&self) -> Result<(), Error> {
-        self.unless_failed()?;
+        self.unless_ended()?;
         if self.next_offset() == self.durable.get() { self.writable() } else { Ok(()) }
     }
 
@@ -444,21 +453,21 @@ impl Shared {
         if offset >= self.next_offset() { self.unless_stopped() } else { Ok(()) }
     }
 
-    /// After the tasks have ended: commits the rest, and leaves the mark of a clean close. Without room, the rest is
-    /// tried again for as long as `left` says, which is reduced by that; and so is the mark, if `repeats_mark`.
+    /// Called after the tasks have ended: commits the rest, and leaves the mark of a clean close. While the disk has no room
+    /// for the rest, tries again until the time that is `left` is used up. With `repeats_mark`, does the same for the mark.
+    /// What was used up is taken from `left`.
     pub(super) fn commit_rest(&self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
-        let failed = || Error::Failed { reason: self.failed.get().cloned().unwrap_or_default() };
-        let mut position = lock(&self.flush.position);
+        let mut cursor = lock(&self.flush.cursor);
         let backoff = Backoff::new();
         let mut left_otherwise = CLOSING; // for other reasons, which pass sooner and concern this log only
         while self.durable.get() < self.next_offset() {
-            match self.commit(&mut position) {
+            match self.commit(&mut cursor) {
                 Committed::Failed => break,
                 Committed::Later(pause, error) => {
                     let left = if error.is_full() { &mut *left } else { &mut left_otherwise };
                     // The last attempt may be a while ago: another log has used up the time.
                     if !self.rest_within(left, pause)
-                        && let Committed::Later(_, error) = self.commit_now(&mut position)
+                        && let Committed::Later(_, error) = self.commit_now(&mut cursor)
                     {
                         self.fail(&error); // what is not on the disk stays in shared memory
                     }
@@ -473,7 +482,7 @@ impl Shared {
         }
         let mut pause = *PAUSES.start();
         let marked = loop {
-            match self.mark(&position) {
+            match self.mark(&cursor) {
                 Err(error) if error.is_full() && repeats_mark && self.rest_within(left, pause) => {
                     tracing::debug!(dir = %self.dir.display(), %error, "cannot mark a log as closed yet");
                     pause = doubled(pause, &PAUSES);
@@ -488,9 +497,7 @@ impl Shared {
         };
         self.durable.wake_all();
         self.unlock();
-        if self.failed.get().is_some() {
-            return Err(failed());
-        }
+        self.unless_ended()?;
         kept.and(marked)
     }
 
@@ -506,23 +513,23 @@ impl Shared {
     }
 
     fn rest(&self, pause: Duration) {
-        if !self.env.machine.skip(pause) {
+        if !self.env.machine.advance_simulated(pause) {
             std::thread::sleep(pause);
         }
     }
 
     /// Notes in the segment's header how many records are durable, so that damage to the last of them is not taken
     /// for the torn end of a write.
-    fn mark(&self, position: &CommitCursor) -> Result<(), Error> {
-        let Some(file) = position.segment.file() else { return Ok(()) };
-        if self.failed.get().is_some() {
+    fn mark(&self, cursor: &CommitCursor) -> Result<(), Error> {
+        let Some(file) = cursor.segment.file() else { return Ok(()) };
+        if self.has_ended() {
             return Ok(());
         }
-        if !position.begun {
+        if !cursor.begun {
             file.discard(&*self.env.disk);
             return Ok(());
         }
-        file.write_header(&position.segment.header, position.done.records)
+        file.write_header(&cursor.segment.header, cursor.done.records)
             .map_err(Error::io("mark a segment as closed in", &self.dir))
     }
 }

@@ -3,8 +3,8 @@
 use super::{
     Error, Shared,
     append::append,
-    line::Place,
-    roll::MayBlock,
+    line::PlaceInLine,
+    room::MayBlock,
     wait::{Frontier, Ticket},
 };
 use crate::sync::Arc;
@@ -97,7 +97,7 @@ impl Future for Visible {
 #[must_use = "a future does nothing unless it is awaited"]
 pub struct Room {
     shared: Arc<Shared>,
-    place: Place,
+    place: PlaceInLine,
     /// The number of events before the last look for room.
     seen: u64,
     waits: bool,
@@ -107,7 +107,7 @@ impl Room {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let seen = shared.roll.line().events();
         shared.roll.ask(0);
-        Self { shared, place: Place::default(), seen, waits: false }
+        Self { shared, place: PlaceInLine::default(), seen, waits: false }
     }
 
     /// Polls until it is this caller's turn. Then the number of events is read, before the caller looks for room.
@@ -152,7 +152,7 @@ pub struct AppendAsync<V> {
 
 impl<V> AppendAsync<V> {
     pub(super) fn new(shared: Arc<Shared>, value: V) -> Self {
-        let room = Room { shared, place: Place::default(), seen: 0, waits: false };
+        let room = Room { shared, place: PlaceInLine::default(), seen: 0, waits: false };
         Self { room, value, begun: false }
     }
 }

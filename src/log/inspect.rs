@@ -56,24 +56,24 @@ pub(crate) fn verify_on(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Report, Error> {
     let _lock = recovery::lock(disk, dir)?;
-    let found = recovery::deep_survey(disk, dir, progress)?;
-    let log = found.segments.first().map(|first| first.header.log);
+    let survey = recovery::deep_survey(disk, dir, progress)?;
+    let log = survey.segments.first().map(|first| first.header.log);
     let backings = log
         .zip(shm_dir)
         .and_then(|(log, at)| BackingDir::open(disk, at, log, dir, disk.node(dir).unwrap_or_default()).ok());
     let held = backings.as_ref().map(|backings| (backings, backings.find().unwrap_or_default()));
     let backings = held.into_iter().flat_map(|(backings, held)| {
-        let holds = |found: &&FoundBacking| {
-            matches!(found.content, BackingContent::Segment { .. } | BackingContent::Invalid)
+        let holds = |backing: &&FoundBacking| {
+            matches!(backing.content, BackingContent::Segment { .. } | BackingContent::Invalid)
         };
-        held.iter().filter(holds).map(|found| backings.path(&found.name)).collect::<Vec<_>>()
+        held.iter().filter(holds).map(|backing| backings.path(&backing.name)).collect::<Vec<_>>()
     });
     Ok(Report {
-        first: found.segments.first().map_or(0, |first| first.header.base),
-        next: found.segments.last().map_or(0, recovery::SurveyedSegment::end),
-        segments: found.segments.len(),
-        damage: found.damage,
-        torn: found.torn,
+        first: survey.segments.first().map_or(0, |first| first.header.base),
+        next: survey.segments.last().map_or(0, recovery::SurveyedSegment::end),
+        segments: survey.segments.len(),
+        damage: survey.damage,
+        torn: survey.torn,
         backings: backings.collect(),
     })
 }

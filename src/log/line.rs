@@ -1,15 +1,16 @@
 //! The line of callers that wait for room: for a segment that they can append to.
 //!
-//! What makes room is an event. An event gives the turn to the caller at the front of the line, and to no other; a caller
-//! that has appended in its turn, or gives up, passes the turn on to the next. So a segment is filled by those who came
-//! first, and ends the turn of the one that finds it full: that one goes back to its place, and the next event is its
-//! turn. Threads and tasks wait in the same line.
+//! Whatever makes room, such as a new segment, is an event. An event gives the turn to the caller at the front of the
+//! line, and to no other. That caller tries to append. If it succeeds, or gives up, it passes the turn on to the next
+//! caller, which may find room in the same segment. If it finds that there is no room after all, it goes back to its place
+//! at the front, and the turn is over until the next event. So those who came first append first. Threads and async tasks
+//! wait in the same line.
 //!
 //! No wake-up is lost: a caller reads the number of events before it looks for room, gets into the line, and then reads
 //! the number again by adding zero to it; an event raises the number and then looks whether anyone waits. Of these two
 //! read-modify-writes of the number the later one acquires from the earlier, so one of them sees the other, as in
 //! [`wait`](super::wait). A turn cannot be lost either: it is passed on under the lock under which callers get into the line,
-//! and when a [`Place`] is dropped.
+//! and when a [`PlaceInLine`] is dropped.
 //!
 //! A caller that has the turn and does nothing, such as a future that nobody polls, holds up those behind it. As long as
 //! anyone waits, the maintenance task makes another event every [`NUDGE`].
@@ -46,12 +47,12 @@ struct Callers {
 /// A caller that looks for room, and its place in the line, if it had to get into it. Dropping it leaves the line.
 pub(crate) struct Turn<'a> {
     line: &'a Line,
-    place: Place,
+    place: PlaceInLine,
 }
 
 impl<'a> Turn<'a> {
     pub(crate) fn new(line: &'a Line) -> Self {
-        Self { line, place: Place::default() }
+        Self { line, place: PlaceInLine::default() }
     }
 
     /// Whether others would be before this caller, which has no place yet.
@@ -73,7 +74,7 @@ impl Drop for Turn<'_> {
 
 /// A caller's place in the line, which it keeps until it is dropped, whether it waits or has the turn.
 #[derive(Debug, Default)]
-pub(crate) struct Place(Option<u64>);
+pub(crate) struct PlaceInLine(Option<u64>);
 
 impl Line {
     pub(crate) fn new() -> Self {
@@ -129,7 +130,7 @@ impl Line {
 
     /// Gets into the line, or back to the same place, unless there was an event after `seen`. Returns whether the caller waits;
     /// if it does not, it should look for room at once.
-    pub(crate) fn join(&self, place: &mut Place, seen: u64, waker: &Waker) -> bool {
+    pub(crate) fn join(&self, place: &mut PlaceInLine, seen: u64, waker: &Waker) -> bool {
         let old = self.enter(&mut lock(&self.callers), place, waker);
         drop(old);
         if self.events.fetch_add(0, Ordering::AcqRel) == seen {
@@ -147,7 +148,7 @@ impl Line {
 
     /// Gets into the line if anyone is in it, so that callers that come later do not go first. Returns whether the caller
     /// waits.
-    pub(crate) fn join_behind(&self, place: &mut Place, waker: &Waker) -> bool {
+    pub(crate) fn join_behind(&self, place: &mut PlaceInLine, waker: &Waker) -> bool {
         let mut callers = lock(&self.callers);
         let is_busy = !callers.wakers.is_empty() || callers.turns > 0;
         let old = if is_busy { self.enter(&mut callers, place, waker) } else { None };
@@ -157,7 +158,7 @@ impl Line {
     }
 
     /// Whether the caller still waits for its turn; if so, `waker` is woken then.
-    pub(crate) fn still_waits(&self, place: &Place, waker: &Waker) -> bool {
+    pub(crate) fn still_waits(&self, place: &PlaceInLine, waker: &Waker) -> bool {
         let Some(ticket) = place.0 else { return false };
         let mut callers = lock(&self.callers);
         let Some(known) = callers.wakers.get_mut(&ticket) else { return false };
@@ -168,7 +169,7 @@ impl Line {
     }
 
     /// Returns the waker that was there: dropping one may run anything, and so does not happen under the lock.
-    fn enter(&self, callers: &mut Callers, place: &mut Place, waker: &Waker) -> Option<Waker> {
+    fn enter(&self, callers: &mut Callers, place: &mut PlaceInLine, waker: &Waker) -> Option<Waker> {
         let ticket = place.0.unwrap_or(callers.tickets + 1);
         callers.tickets = callers.tickets.max(ticket);
         let old = callers.wakers.insert(ticket, waker.clone());
@@ -181,7 +182,7 @@ impl Line {
     }
 
     /// Leaves the line. A caller that has the turn passes it on.
-    pub(crate) fn leave(&self, place: &mut Place) {
+    pub(crate) fn leave(&self, place: &mut PlaceInLine) {
         let Some(ticket) = place.0.take() else { return };
         let (own, next) = {
             let mut callers = lock(&self.callers);
@@ -204,7 +205,7 @@ impl Line {
     /// [waits again](Self::park), or [leaves](Self::leave).
     pub(crate) fn park(
         &self,
-        place: &mut Place,
+        place: &mut PlaceInLine,
         seen: u64,
         give_up: impl Fn() -> bool,
         deadline: Option<Instant>,
@@ -244,7 +245,7 @@ mod models {
         }
 
         fn append(&self) {
-            let mut place = Place::default();
+            let mut place = PlaceInLine::default();
             loop {
                 let seen = self.line.events();
                 if self.try_append() {
@@ -285,7 +286,7 @@ mod models {
             let gives_up = {
                 let log = Arc::clone(&log);
                 thread::spawn(move || {
-                    let mut place = Place::default();
+                    let mut place = PlaceInLine::default();
                     log.line.join(&mut place, log.line.events(), Waker::noop());
                     log.line.leave(&mut place);
                 })
@@ -312,7 +313,7 @@ mod models {
             let second = {
                 let log = Arc::clone(&log);
                 thread::spawn(move || {
-                    let (mut place, waker) = (Place::default(), unpark_this_thread());
+                    let (mut place, waker) = (PlaceInLine::default(), unpark_this_thread());
                     if log.line.join_behind(&mut place, &waker) {
                         while log.line.still_waits(&place, &waker) {
                             thread::park();
@@ -358,7 +359,7 @@ mod tests {
         let line = Line::new();
         let counts: Vec<Arc<Count>> = (0..4).map(|_| Arc::default()).collect();
         let woken = || counts.iter().map(|count| count.0.load(atomic::Ordering::SeqCst)).collect::<Vec<_>>();
-        let mut places: Vec<Place> = (0..4).map(|_| Place::default()).collect();
+        let mut places: Vec<PlaceInLine> = (0..4).map(|_| PlaceInLine::default()).collect();
         let wakers: Vec<Waker> = counts.iter().map(|count| Waker::from(Arc::clone(count))).collect();
         assert!(!line.join_behind(&mut places[0], &wakers[0]), "nobody is in the line");
         for n in 0..3 {

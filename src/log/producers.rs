@@ -23,7 +23,7 @@ mod file;
 pub(super) mod fuzzing;
 mod table;
 
-use super::{Error, Log, Payload, append, append::Extended, roll::MayBlock};
+use super::{Error, Log, Payload, append, append::Extended, room::MayBlock};
 use crate::{chunk::AppendValues, sync::Arc};
 use block::{block, set_count};
 use file::Saved;
@@ -34,9 +34,9 @@ use table::{Content, KnownProducer, StoredBatch, Table};
 pub const PRODUCER_ID_BYTES: usize = 64;
 /// The longest mark, in bytes.
 pub const PRODUCER_MARK_BYTES: usize = 128;
-/// The highest epoch that a batch may begin by itself. Those above are only for [`Log::open_producer`], so that no batch
-/// takes the last one: whatever epoch a client names, 2,147,483,648 are left. By the clock, which gives the first epoch of
-/// a producer, it is reached in 2088.
+/// The highest epoch that a batch may begin by naming it. Higher ones begin only with [`Log::open_producer`]: so, whatever
+/// epoch a client names, 2,147,483,648 are left for that. A producer's first epoch is the number of seconds since 2020,
+/// which reaches this one in 2088.
 pub const PRODUCER_EPOCH_MAX: u32 = u32::MAX >> 1;
 
 /// Which producer sends a batch, and which of its batches it is.
@@ -205,9 +205,10 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::BadProducer`], [`Error::EpochsUsedUp`], [`Error::Io`], [`Error::Full`], [`Error::Failed`],
-    /// [`Error::ReadOnly`], [`Error::Closed`]. The epoch has not begun then, and batches of the one before
-    /// are still stored. There are two exceptions: the process is killed, or the log fails or is closed, before it could
-    /// take back what it had written; or a batch that came at the last moment could not become durable.
+    /// [`Error::ReadOnly`], [`Error::Closed`]. As a rule the epoch has not begun then, and batches of the one before are still
+    /// accepted. In two cases it may have begun all the same: if the process is killed, or the log fails or is closed,
+    /// after the epoch was written and before that could be undone; and if a batch of the epoch before came at the last
+    /// moment, and could not be made durable.
     ///
     /// # Example
     /// ```
@@ -275,7 +276,7 @@ impl Producers {
     /// [`file`](Self::file); where it may not block, [`Error::WouldBlock`] if it is locked.
     fn file_for(&self, may_block: MayBlock) -> Result<MutexGuard<'_, Saved>, Error> {
         match self.file.try_lock() {
-            Err(TryLockError::WouldBlock) if may_block != MayBlock::Yes => Err(Error::WouldBlock),
+            Err(TryLockError::WouldBlock) if may_block != MayBlock::Always => Err(Error::WouldBlock),
             Err(TryLockError::Poisoned(held)) => Ok(held.into_inner()),
             Err(TryLockError::WouldBlock) => Ok(self.file()),
             Ok(held) => Ok(held),

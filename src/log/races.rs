@@ -91,7 +91,7 @@ impl Schedule for Pool {
         0
     }
 
-    fn sooner(&self, _: u64, task: Arc<dyn Run>) {
+    fn bring_forward(&self, _: u64, task: Arc<dyn Run>) {
         self.soon(task);
     }
 

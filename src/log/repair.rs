@@ -83,20 +83,20 @@ pub(crate) fn repair_on(
     };
     let Survey { segments, damage, missing, .. } = survey;
     let mut repaired = Repaired { damage, kept: Vec::new() };
-    let secret = segments.iter().map(|found| found.header.secret).find(|secret| secret.0.is_some());
-    for (n, found) in segments.iter().enumerate() {
-        if !repaired.damage.iter().any(|damage| found.has(damage)) {
+    let secret = segments.iter().map(|segment| segment.header.secret).find(|secret| secret.0.is_some());
+    for (n, segment) in segments.iter().enumerate() {
+        if !repaired.damage.iter().any(|damage| segment.has(damage)) {
             continue;
         }
         let mended = mended.get(n).unwrap_or(&Mended::No);
-        repaired.kept.extend(repair_segment(disk, dir, found, mended)?);
+        repaired.kept.extend(repair_segment(disk, dir, segment, mended)?);
     }
     for range in missing {
         let path = dir.join(file::name(range.start));
         let count = u32::try_from(range.end - range.start).unwrap_or(u32::MAX);
         let secret = secret.unwrap_or(Secret(None));
         // As old as the segment after it, so that retention drops it along with that one, and no earlier.
-        let next = segments.iter().find(|found| found.header.base >= range.end);
+        let next = segments.iter().find(|segment| segment.header.base >= range.end);
         let created = next.map_or_else(now, |next| next.header.created);
         let header = Header { log, base: range.start, capacity: BLOCK, created, secret }; // see `write`
         let frames = (0..count).map(|record| (lost(record), &[][..]));
@@ -114,10 +114,10 @@ fn ensure_repairable(dir: &Path, survey: &Survey) -> Result<(), Error> {
             return Err(Error::Corrupt { path: dir.join(file::name(range.start)), reason });
         }
     }
-    match survey.segments.iter().find(|found| found.origin == Origin::WithoutKey) {
+    match survey.segments.iter().find(|segment| segment.origin == Origin::WithoutKey) {
         None => Ok(()),
-        Some(found) => Err(Error::Corrupt {
-            path: found.path.clone(),
+        Some(segment) => Err(Error::Corrupt {
+            path: segment.path.clone(),
             reason:
                 "its header cannot be read or does not verify, and no other has the key that its records need"
                     .into(),
@@ -144,32 +144,32 @@ fn from_backings(disk: &dyn Disk, dir: &Path, at: &Path, survey: &mut Survey) ->
 fn repair_segment(
     disk: &dyn Disk,
     dir: &Path,
-    found: &SurveyedSegment,
+    segment: &SurveyedSegment,
     mended: &Mended,
 ) -> Result<Option<PathBuf>, Error> {
-    let SurveyedSegment { header, path, .. } = found;
+    let SurveyedSegment { header, path, .. } = segment;
     let kept = if let Mended::Whole(whole) = mended {
-        let kept = keep_aside(disk, dir, found)?;
+        let kept = keep_aside(disk, dir, segment)?;
         whole.write(disk, path).map_err(Error::io("write", path))?;
         Some(kept)
-    } else if found.origin != Origin::Own || matches!(found.state, State::Damaged(_)) {
-        let kept = keep_aside(disk, dir, found)?;
-        rewrite(disk, dir, found, mended).map_err(Error::io("rewrite", path))?;
+    } else if segment.origin != Origin::Own || matches!(segment.state, State::Damaged(_)) {
+        let kept = keep_aside(disk, dir, segment)?;
+        rewrite(disk, dir, segment, mended).map_err(Error::io("rewrite", path))?;
         return Ok(Some(kept));
     } else {
         None
     };
-    if found.copies != Copies::Whole {
+    if segment.copies != Copies::Whole {
         // Its records were found to be durable: if the mark cannot be read, it says so from now on.
-        let mark = found.mark.unwrap_or_else(|| found.records());
+        let mark = segment.mark.unwrap_or_else(|| segment.records());
         recovery::rewrite_header(disk, path, header, mark).map_err(Error::io("write", path))?;
     }
-    if found.holes && kept.is_none() {
+    if segment.holes && kept.is_none() {
         fill_holes(disk, path).map_err(Error::io("write", path))?;
     }
-    if let State::Unsealed(scan) = &found.state {
+    if let State::Unsealed(scan) = &segment.state {
         let mut summary = scan.summary();
-        summary.last_crc = found.last_crc().or(summary.last_crc);
+        summary.last_crc = segment.last_crc().or(summary.last_crc);
         let seal = || sealed::seal(&*disk.open(path, true)?, header, summary, scan.positions.iter().copied());
         seal().map_err(Error::io("seal", path))?;
     }
@@ -202,15 +202,15 @@ fn fill_holes(disk: &dyn Disk, path: &Path) -> io::Result<()> {
 }
 
 /// Copies the file as it is to an unused name, durably.
-fn keep_aside(disk: &dyn Disk, dir: &Path, found: &SurveyedSegment) -> Result<PathBuf, Error> {
+fn keep_aside(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment) -> Result<PathBuf, Error> {
     let names = disk.list(dir).map_err(Error::io("list", dir))?;
-    let name = file::name(found.header.base);
+    let name = file::name(segment.header.base);
     let free = (1..=names.len() + 1)
         .map(|n| format!("{name}.{n}{}", recovery::ASIDE))
         .find(|name| !names.contains(name));
     let path = dir.join(free.expect("more names than files were tried, so one is free"));
     let copy = || -> io::Result<()> {
-        let source = disk.open(&found.path, false)?;
+        let source = disk.open(&segment.path, false)?;
         let length = source.len()?;
         let mut head = Aligned::new(FRAMES as usize)?;
         salvage::read(&*source, &mut head[..length.min(FRAMES) as usize], 0, true)?; // or zeros
@@ -225,25 +225,25 @@ fn keep_aside(disk: &dyn Disk, dir: &Path, found: &SurveyedSegment) -> Result<Pa
 }
 
 /// Rewrites the segment with what is left of it.
-fn rewrite(disk: &dyn Disk, dir: &Path, found: &SurveyedSegment, mended: &Mended) -> io::Result<()> {
-    let source = disk.open(&found.path, false)?;
+fn rewrite(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment, mended: &Mended) -> io::Result<()> {
+    let source = disk.open(&segment.path, false)?;
     let region = Region::read(&*source, source.len()?, true)?;
     let bytes = if let Mended::InPart(bytes) = mended { &bytes[..] } else { &region[..] };
-    let positions: Vec<Option<u32>> = match &found.state {
+    let positions: Vec<Option<u32>> = match &segment.state {
         State::Damaged(wreck) => wreck.survivors.iter().collect(),
         State::Unsealed(scan) | State::Open(_, scan) => scan.positions.iter().copied().map(Some).collect(),
         State::Sealed(footer) => {
             let frames = &bytes[..footer.words as usize * WORD];
-            crate::segment::scan::scan(frames, found.header.key()).positions.into_iter().map(Some).collect()
+            crate::segment::scan::scan(frames, segment.header.key()).positions.into_iter().map(Some).collect()
         }
     };
     let frames = positions.iter().enumerate().map(|(record, position)| {
         let kept =
-            position.and_then(|word| frame::decode(&bytes[word as usize * WORD..], found.header.key()));
-        kept.map_or((lost(record as u32), &[][..]), |found| (found.stamp(), found.frame.body))
+            position.and_then(|word| frame::decode(&bytes[word as usize * WORD..], segment.header.key()));
+        kept.map_or((lost(record as u32), &[][..]), |frame| (frame.stamp(), frame.frame.body))
     });
     // The frame of a lost record is never larger than what was there: its value is empty, so it has the smallest size.
-    write(disk, dir, &found.header, frames, found.last_crc())
+    write(disk, dir, &segment.header, frames, segment.last_crc())
 }
 
 /// Writes a sealed segment with these frames, and gives it its name, replacing any other file. Durable on return.

@@ -1,7 +1,7 @@
 //! Retention: which segments may be dropped, by the bytes that the log may take and by the age of its records.
 
 #[cfg(feature = "store")]
-use super::roll::MayBlock;
+use super::room::MayBlock;
 use super::{Error, Log, Shared, chain::newest};
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ impl Log {
         if self.is_trimmed_to(before) {
             return Ok(before);
         }
-        self.shared.trim_soon(self.keep_producers_before(before, MayBlock::No)?)
+        self.shared.trim_soon(self.keep_producers_before(before, MayBlock::Never)?)
     }
 
     /// Whether [`retain_soon`](Self::retain_soon) has something to do. Does not touch the disk.
@@ -70,7 +70,7 @@ impl Shared {
     fn retained_from(&self, Retention { bytes, age }: Retention) -> u64 {
         let (chain, durable) = (self.chain.load_full(), self.durable.get());
         let mut total = chain.bytes();
-        let now = self.believed_now();
+        let now = self.trusted_now();
         let oldest = age.and_then(|age| self.oldest(now, age));
         let mut before = chain.first();
         for (n, pair) in chain.segments.windows(2).enumerate() {
@@ -88,7 +88,7 @@ impl Shared {
     /// The time before which records are older than `age` at the time `now`; `None` as long as the clock may be wrong
     /// about it.
     pub(super) fn oldest(&self, now: u64, age: Duration) -> Option<u64> {
-        let doubted = self.env.belief.doubts(self.newest_found, now, self.env.machine.elapsed());
+        let doubted = self.env.trusted_time.may_be_wrong(self.newest_found, now, self.env.machine.elapsed());
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         (!doubted).then(|| now.saturating_sub(age))
     }

@@ -5,52 +5,46 @@
 //! one appender, and then moves `active` on, which any may do: an appender that is descheduled in between does not stop
 //! the others. Appenders do not touch files: the flusher begins the new segment's file when it has something to write.
 //!
-//! The spare segment is handed over through a queue of one. It is created when the previous one was taken; in a log that
-//! has not rolled since it was opened, as soon as appends come fast ([`growth`]), and otherwise when a quarter of the
-//! active chunk is on disk: so a log with few records costs no more than its first chunk. It is created only while
-//! unwritten chunks leave room for it in the memory budget: that is the backpressure.
+//! The spare segment is made ahead of time. It is created when the previous one was taken; in a log that has not rolled
+//! since it was opened, as soon as appends come fast ([`growth`]), and otherwise when a quarter of the active chunk is on
+//! disk: so a log with few records costs no more than its first chunk. It is created only while unwritten chunks leave
+//! room for it in the memory budget: that is the backpressure.
+//!
+//! What the parts of a [`Roller`] are for: [`spares`] hands spare segments over, [`queue`] has the jobs of the maintenance
+//! task, [`maintain`] does them, and [`backings`] decides when a backing is looked for again.
 //!
 //! # Orderings
-//! All atomics of [`Roller`] are `SeqCst` (but for `files`, which only numbers names): they are used once per segment,
-//! where their cost does not count, and pairs of them are reasoned about as if one order existed. These pairs matter:
+//! `stopping`, `active` and `unwritten` are `SeqCst`: they are changed once per segment or less often, where the cost does
+//! not count. What is in the parts is described there.
 //! - `stopping` and `active`: see [`stop`] and [`unless_stopped`].
-//! - `asked` is set before the task is kicked, and taken by a turn before it creates a spare segment: a request that
-//!   arrives after that gets another turn.
-//! - `lacks_backing` and `backing_again` only decide when a backing is looked for: a value that is a moment old delays that
-//!   until the next commit.
-//! - `short` is set before `line` is bumped, and read after that is heard of: because of a value that is a moment old, an
-//!   append may wait for at most [`PREPARING`], or be refused a moment too long.
-//! - `unwritten` and `owed` only decide whether to wait for the disk: a value that is a moment old delays a spare
-//!   segment until the next job that returns memory.
+//! - `unwritten` only decides whether to wait for the disk: a value that is a moment old delays a spare segment until the
+//!   next job that gives memory back.
 
 mod backings;
 mod growth;
 mod maintain;
+mod queue;
+mod spares;
 
 use super::{
     Error, Shared,
     budget::{Budget, Claim},
     clock,
-    line::{Line, Turn},
-    stats,
-    task::{Schedule, Task},
+    line::Line,
+    task::Schedule,
 };
 use crate::{
-    chunk::{Before, Chunk, ChunkMemory, ChunkPosition, PoolShare, ShmBacking},
+    chunk::{Before, Chunk, PoolShare, ShmBacking},
     disk,
-    pauses::Pauses,
-    segment::{Segment, file::SegmentFile, header::Header},
-    sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
+    segment::{Segment, header::Header},
+    sync::{Arc, AtomicBool, AtomicU64, Ordering, Swap},
 };
-use crossbeam::{
-    channel::Sender,
-    queue::{ArrayQueue, SegQueue},
-};
-use growth::Growth;
-use std::{
-    ops::RangeInclusive,
-    time::{Duration, Instant},
-};
+use backings::BackingRetry;
+use crossbeam::channel::Sender;
+pub(super) use queue::Job;
+use queue::{MaintenanceQueue, TrimRequest};
+use spares::{SpareSegment, SpareSegments};
+use std::{ops::RangeInclusive, time::Duration};
 
 /// The segment that takes appends, and its chunk.
 pub(crate) struct Active {
@@ -66,13 +60,15 @@ impl Active {
     }
 }
 
-/// Moves `active` on from `closed`, which has ended: to its successor, or else to the one that `make` creates for the
-/// given base offset; if another thread links one first, ours goes to `unused`. Returns whether `closed` is no longer
-/// active; `false` if there is no successor yet.
+/// Makes the successor of `closed`, whose chunk has ended, the active segment. If it has none yet, this thread creates one
+/// with `make`, which is given its base offset, and links it; if another thread has linked one meanwhile, that one is the
+/// successor, and this thread's goes to `unused`. Returns `false` if there is still no successor, and `true` if `closed`
+/// is no longer active.
 ///
-/// Calls `linked` between linking and moving on, whichever thread has linked it: the flusher sleeps while the segment that
-/// it has come to the end of has no successor, and appends to the successor may find it awake for the last time. So
-/// whoever can append there comes after a kick, which the flusher hears before it sleeps, or which wakes it.
+/// `linked` is called after a successor was linked, by this thread or another one, and before it becomes active. It is to
+/// kick the flusher, which sleeps when it has come to the end of a segment without a successor. An append does not wake a
+/// flusher that it finds awake, though that one may be about to fall asleep. A kick keeps it awake, or wakes it; and it
+/// comes before the successor is active, and so before every append to it.
 pub(super) fn install_successor(
     active: &Swap<Active>,
     closed: &Arc<Active>,
@@ -120,116 +116,21 @@ pub(super) fn unless_stopped(active: &Swap<Active>, stopping: &AtomicBool) -> Op
     (!stopping.load(Ordering::SeqCst)).then_some(now)
 }
 
-/// What a call does if it would have to wait: an append for room, until the disk has caught up; in a log that
-/// acknowledges in memory, also for the copies that earlier appends have begun, so that readers see its records when it
-/// returns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum MayBlock {
-    /// It waits.
-    Yes,
-    /// It waits for copies, as below, and for a segment that is being prepared, for at most [`PREPARING`]. For room on the
-    /// disk or in memory it returns [`Error::WouldBlock`].
-    ForMoment,
-    /// It waits for copies, which mostly takes microseconds, and for a batch of many MiB milliseconds. For room it
-    /// returns [`Error::WouldBlock`].
-    ForCopies,
-    /// For room it returns [`Error::WouldBlock`]; readers see its records soon, the caller may look when
-    /// ([`Log::is_published`](super::Log::is_published)).
-    No,
-}
-
-/// How long an append that does not wait for the disk waits for a segment for which there is memory. Preparing one takes a
-/// few milliseconds; where it takes longer, the disk is behind.
-const PREPARING: Duration = Duration::from_millis(20);
-
-/// How long a refusal is given to others who need a segment: later, they wait for an attempt of their own.
-const REFUSED: Duration = Duration::from_millis(250);
 /// How long until something that found no room is tried again: so what nobody waits for costs next to nothing, however
 /// many logs there are.
 const PAUSES: RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(64);
 
-/// What the next segment consists of, ready before it is needed.
-pub(super) struct SpareSegment {
-    pub(super) memory: ChunkMemory,
-    pub(super) file: SegmentFile,
-}
-
-/// What the maintenance task is to do.
-pub(super) enum Job {
-    /// Make a spare segment, unless one is ready.
-    Prepare,
-    /// Seal a segment whose frames, up to this end, are durable.
-    Seal(Arc<Segment>, ChunkPosition),
-    /// Remove the file of a segment that ended without a record and was replaced.
-    Discard(Arc<Segment>),
-    /// Release a spare segment that is not needed.
-    LetGo(SpareSegment),
-    /// Write zeros ahead of the frames.
-    ZeroAhead(Arc<Segment>),
-    /// Fault in the memory of the chunk that the log was opened with.
-    FaultIn(Arc<Chunk>),
-}
-
-/// A request to drop whole segments below an offset.
-struct TrimRequest {
-    before: u64,
-    answer: Sender<Result<u64, Error>>,
-}
-
-impl Job {
-    fn gives_memory(&self) -> bool {
-        matches!(self, Self::Seal(..) | Self::Discard(_) | Self::LetGo(_))
-    }
-}
-
-/// Why a job was not done.
-enum JobError {
-    /// Nothing was changed: try again later.
-    Retry(Box<Job>, Error),
-    /// It failed, and the log with it.
-    Fatal(Error),
-}
-
 /// The state of rolling, shared by appenders and the maintenance task.
 pub(crate) struct Roller {
-    ready: ArrayQueue<SpareSegment>,
+    spares: SpareSegments,
+    queue: MaintenanceQueue,
+    backing: BackingRetry,
     /// Appenders that wait for room; bumped on a ready segment, a roll or an error.
     line: Line,
     budget: Arc<Budget>,
     share: Arc<PoolShare>,
-    /// Where chunk memory is kept that outlives the process.
-    backings: Option<std::sync::Arc<ShmBacking>>,
-    /// Whether there was no room for a backing of the active chunk, or of the next one, and when the next attempt is due,
-    /// in milliseconds by the machine's clock.
-    lacks_backing: AtomicBool,
-    backing_again: AtomicU64,
-    backing_pause: Pauses,
     /// Chunks that are not all on disk: the active one, and those before it.
     unwritten: AtomicU64,
-    /// The most bytes that any append waiting for the next chunk needs.
-    needs: AtomicU64,
-    /// How many files had been prepared when [`Shared::give_up_untaken`] was last called.
-    #[cfg(feature = "store")]
-    looked_at: AtomicU64,
-    asked: AtomicBool,
-    /// Whether the memory for records not yet written is used up, as the last attempt to make a spare segment found.
-    short: AtomicBool,
-    growth: Growth,
-    /// Why the last attempt to make a spare segment failed; and how long until the next one if nobody asks.
-    refused: Mutex<Option<Error>>,
-    /// When that was, by the monotonic clock, in milliseconds.
-    refused_at: AtomicU64,
-    pause: Pauses,
-    /// Bounded: at most one job of a kind per segment at a time.
-    jobs: SegQueue<Job>,
-    trims: SegQueue<TrimRequest>,
-    /// The job to be tried again before any other.
-    stalled: Mutex<Option<Job>>,
-    /// Jobs in the queue that will give memory back.
-    owed: AtomicU64,
-    /// Files prepared so far, for their temporary names.
-    files: AtomicU64,
-    task: std::sync::Arc<Task<Shared>>,
 }
 
 /// The next smaller capacity to try, but at least `least`.
@@ -244,30 +145,13 @@ impl Roller {
         threads: std::sync::Arc<dyn Schedule>,
     ) -> Self {
         Self {
-            ready: ArrayQueue::new(1),
+            spares: SpareSegments::new(),
+            queue: MaintenanceQueue::new(threads),
             line: Line::new(),
             share: budget.share(backings.is_some()),
             budget,
-            backings,
-            lacks_backing: AtomicBool::new(false),
-            backing_again: AtomicU64::new(0),
-            backing_pause: Pauses::new(PAUSES),
+            backing: BackingRetry::new(backings),
             unwritten: AtomicU64::new(1),
-            needs: AtomicU64::new(0),
-            #[cfg(feature = "store")]
-            looked_at: AtomicU64::new(0),
-            asked: AtomicBool::new(false),
-            short: AtomicBool::new(false),
-            growth: Growth::new(),
-            refused: Mutex::new(None),
-            refused_at: AtomicU64::new(0),
-            pause: Pauses::new(PAUSES),
-            jobs: SegQueue::new(),
-            trims: SegQueue::new(),
-            stalled: Mutex::new(None),
-            owed: AtomicU64::new(0),
-            files: AtomicU64::new(0),
-            task: Task::new(threads, Shared::maintain, Shared::panicked),
         }
     }
 
@@ -299,14 +183,14 @@ impl Roller {
 
     /// A quarter of the active chunk is on the disk: asks for the next one, unless that was done when appends came fast.
     pub(super) fn at_quarter(&self) {
-        if !self.growth.is_ahead() {
+        if !self.spares.growth.is_ahead() {
             self.ask(0);
         }
     }
 
-    #[cfg(all(test, not(loom)))]
+    /// Whether there is a spare segment.
     pub(super) fn is_ready(&self) -> bool {
-        !self.ready.is_empty()
+        self.spares.is_ready()
     }
 
     /// What appenders that find no room wait for.
@@ -321,46 +205,59 @@ impl Roller {
 
     pub(super) fn start(&self, shared: &Arc<Shared>) {
         let chunk = &shared.active.load_full().chunk;
-        self.growth.begins(chunk.reserved_bytes(), chunk.capacity(), shared.env.machine.elapsed());
-        self.jobs.push(Job::FaultIn(Arc::clone(chunk)));
-        self.task.start(Arc::clone(shared));
+        self.spares.growth.begins(chunk.reserved_bytes(), chunk.capacity(), shared.env.machine.elapsed());
+        self.queue.start(shared, Job::FaultIn(Arc::clone(chunk)));
     }
 
     pub(super) fn stop(&self) {
-        self.task.stop();
+        self.queue.task.stop();
     }
 
     #[cfg(feature = "store")]
     pub(super) fn is_busy(&self) -> bool {
-        self.task.is_running()
+        self.queue.task.is_running()
     }
 
     /// Asks for a trim, which is answered when it is done.
     pub(super) fn trim(&self, before: u64, answer: Sender<Result<u64, Error>>) {
-        self.trims.push(TrimRequest { before, answer });
-        self.task.kick();
+        self.queue.trim(TrimRequest { before, answer });
     }
 
     pub(super) fn send(&self, job: Job) {
-        if job.gives_memory() {
-            self.owed.fetch_add(1, Ordering::SeqCst);
-        }
-        self.jobs.push(job);
-        self.task.kick();
+        self.queue.send(job);
     }
 
     /// Asks for a spare segment of at least `needs` bytes, once.
     pub(super) fn ask(&self, needs: u64) {
-        self.needs.fetch_max(needs, Ordering::SeqCst);
-        self.pause.reset();
-        if !self.asked.swap(true, Ordering::SeqCst) {
-            self.send(Job::Prepare);
+        if self.spares.ask(needs) {
+            self.queue.send(Job::Prepare);
         }
+    }
+
+    /// Gives back a successor that was not linked, because another thread's was.
+    pub(super) fn discard_unlinked(&self, segment: Arc<Segment>) {
+        self.unwritten.fetch_sub(1, Ordering::SeqCst);
+        self.send(Job::Discard(segment));
+    }
+
+    /// An append finds the active chunk full, and has to wait for the next.
+    pub(super) fn found_full(&self, now: Duration) {
+        self.spares.growth.found_full(now);
+    }
+
+    /// Whether the memory for records not yet written is used up, as the last attempt to make a spare segment found.
+    pub(super) fn is_short_of_memory(&self) -> bool {
+        self.spares.is_short_of_memory()
+    }
+
+    /// Why no segment could be prepared, unless that was so long ago that it may be different `now`.
+    pub(super) fn refused_lately(&self, now: Duration) -> Option<Error> {
+        self.spares.refused_lately(now)
     }
 
     /// Takes the spare segment, if it is large enough.
     fn take(&self, needs: u64) -> Option<SpareSegment> {
-        let spare = self.ready.pop()?;
+        let spare = self.spares.take()?;
         if spare.memory.capacity() >= needs {
             return Some(spare);
         }
@@ -370,159 +267,43 @@ impl Roller {
 
     /// Puts a spare segment back, for the maintenance task to replace; if that has created another, this one is
     /// released.
-    pub(super) fn put_back(&self, small: SpareSegment) {
-        if let Err(small) = self.ready.push(small) {
+    fn put_back(&self, small: SpareSegment) {
+        if let Some(small) = self.spares.put(small) {
             self.send(Job::LetGo(small));
         }
     }
 }
 
 impl Shared {
-    /// Waits for an active segment other than `closed`, which has no room for an append of `needs` bytes. `turn` is to be
-    /// dropped when the append is done, and not before: then it is the next caller's turn.
-    #[cold]
-    pub(super) fn next_active(
-        &self,
-        closed: &Arc<Active>,
-        needs: u64,
-        may_block: MayBlock,
-        turn: &mut Turn<'_>,
-    ) -> Result<Arc<Active>, Error> {
-        let backoff = Backoff::new();
-        let mut waits_since = None;
-        loop {
-            let seen = self.roll.line.events();
-            let stopped = || self.writable().err().unwrap_or(Error::Closed);
-            let active = unless_stopped(&self.active, &self.stopping).ok_or_else(stopped)?;
-            self.writable()?; // or it was opened for reading only
-            if !Arc::ptr_eq(&active.segment, &closed.segment) {
-                return Ok(active);
-            }
-            let unused = |segment: Arc<Segment>| {
-                self.roll.unwritten.fetch_sub(1, Ordering::SeqCst);
-                self.roll.send(Job::Discard(segment));
-            };
-            let newest = || active.segment.newest(); // all its records have their place, and so their time
-            let before =
-                || active.chunk.end().map_or(Before::Unknown, |end| active.chunk.before(end.records));
-            let make = |base| self.successor(base, needs, newest(), before());
-            if install_successor(&self.active, &active, make, unused, || self.flush.kick()) {
-                stats::rolled();
-                self.roll.line.bump();
-                self.roll.ask(0); // now: when the disk is behind, a quarter of the new chunk is written late
-                continue;
-            }
-            if let Some(full) = self.flush.full() {
-                return Err(full);
-            }
-            self.roll.growth.found_full(self.env.machine.elapsed());
-            self.roll.ask(needs);
-            if !backoff.is_completed() {
-                backoff.snooze();
-                continue;
-            }
-            if let Some(refused) = self.refused_lately() {
-                return Err(refused);
-            }
-            let until = if may_block == MayBlock::Yes {
-                None
-            } else {
-                let now = self.env.machine.elapsed();
-                let left = PREPARING.saturating_sub(now.saturating_sub(*waits_since.get_or_insert(now)));
-                // Behind others in the line it would wait for them, whom this thread may have to run.
-                let waits = may_block == MayBlock::ForMoment
-                    && !self.roll.short.load(Ordering::SeqCst)
-                    && !turn.would_be_behind();
-                if !waits || left.is_zero() || self.env.machine.skip(left) {
-                    stats::found_no_room();
-                    return Err(Error::WouldBlock);
-                }
-                Some(Instant::now() + left)
-            };
-            if until.is_none() {
-                stats::found_no_room();
-            }
-            turn.park(seen, || self.stopping.load(Ordering::SeqCst), until);
-        }
-    }
-
-    /// Why no segment could be prepared, unless that was so long ago that it may be different now.
-    fn refused_lately(&self) -> Option<Error> {
-        let refused = lock(&self.roll.refused).clone()?;
-        let at = Duration::from_millis(self.roll.refused_at.load(Ordering::SeqCst));
-        (self.env.machine.elapsed().saturating_sub(at) <= REFUSED).then_some(refused)
-    }
-
-    /// Moves on to another segment, if a spare one is ready; otherwise asks for one.
-    #[cold]
-    pub(super) fn roll_if_ready(&self, active: &Arc<Active>) {
-        if self.roll.ready.is_empty() {
-            return self.roll.ask(0);
-        }
-        active.chunk.close();
-        let mut turn = Turn::new(&self.roll.line);
-        let _ = self.next_active(active, 0, MayBlock::No, &mut turn); // another thread may have done it, or the log has stopped
-    }
-
-    /// Ends the active segment, if it has records, and waits until it is sealed; returns the offset at which the next begins.
-    pub(super) fn roll(&self) -> Result<u64, Error> {
-        self.writable()?;
-        let active = self.active.load_full();
-        if active.chunk.reserved() > 0 {
-            active.chunk.close();
-            let mut turn = Turn::new(&self.roll.line);
-            self.next_active(&active, 0, MayBlock::Yes, &mut turn)?;
-        }
-        let end = active.segment.base() + u64::from(active.chunk.reserved());
-        if let Some(last) = end.checked_sub(1) {
-            self.wait_durable(last)?;
-        }
-        let is_open = |segment: &Arc<Segment>| segment.base() < end && segment.sealed.get().is_none();
-        while self.chain.load().segments.iter().any(is_open) {
-            self.writable()?;
-            self.flush.kick(); // it leaves the segment, and so has it sealed
-            self.env.flushers.help();
-            self.env.maintenance.help();
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(end)
-    }
-
     /// Called now and then. If a segment for a large record has been ready since the last call, whoever asked for it has
     /// gone away: from now on a small one is enough, and replaces it if the budget is exceeded.
     #[cfg(feature = "store")]
     pub(super) fn give_up_untaken(&self) {
-        let roll = &self.roll;
-        let made = roll.files.load(Ordering::SeqCst);
-        let is_the_same = roll.looked_at.swap(made, Ordering::SeqCst) == made;
-        if is_the_same
-            && roll.needs.load(Ordering::SeqCst) > self.options.first_segment_bytes
-            && !roll.ready.is_empty()
-        {
-            // An appender that asks in this moment finds the small one too small, and asks again.
-            roll.needs.store(0, Ordering::SeqCst);
-            roll.ask(0);
+        if self.roll.spares.gives_up_untaken(self.options.first_segment_bytes) {
+            self.roll.ask(0);
         }
     }
 
     /// Called after each append: has the first spare segment of a log made ahead of time, if appends come fast.
     #[inline]
     pub(super) fn run_ahead(&self, active: &Active) {
-        if self.roll.growth.awaits_mark() && self.roll.growth.is_at_mark(active.chunk.reserved_bytes()) {
+        if self.roll.spares.growth.awaits_mark()
+            && self.roll.spares.growth.is_at_mark(active.chunk.reserved_bytes())
+        {
             self.at_mark();
         }
     }
 
     #[cold]
     fn at_mark(&self) {
-        if self.roll.growth.passes_mark(self.env.machine.elapsed()) {
+        if self.roll.spares.growth.passes_mark(self.env.machine.elapsed()) {
             self.roll.ask(0);
         }
     }
 
-    /// Makes the spare segment into the successor of one whose newest record is of the time `newest`. What is `before` its
-    /// first record is noted if it is known already, which it is if that record is published; otherwise the flusher does,
-    /// when it comes there.
+    /// Makes the spare segment the successor of the active one, whose newest record has the time `newest`. `before` says which
+    /// record comes before the first one of the successor. Its backing notes that now if that record is published; if not,
+    /// `before` is unknown, and the flusher notes it when it comes to the successor.
     pub(super) fn successor(
         &self,
         base: u64,
@@ -533,10 +314,10 @@ impl Shared {
         let SpareSegment { mut memory, file } = self.roll.take(needs)?;
         let capacity = memory.capacity();
         self.roll.unwritten.fetch_add(1, Ordering::SeqCst);
-        self.roll.needs.store(0, Ordering::SeqCst);
+        self.roll.spares.forget_needs();
         let closed = self.active.load_full().chunk.clone();
         let filled = closed.end().map_or(0, crate::chunk::ChunkPosition::bytes);
-        self.roll.growth.rolls(filled, closed.capacity(), self.env.machine.elapsed());
+        self.roll.spares.growth.rolls(filled, closed.capacity(), self.env.machine.elapsed());
         let created = clock::start_of_segment(self.env.machine.now(), newest);
         if created < newest {
             tracing::warn!(

@@ -9,7 +9,7 @@ const BUCKETS: usize = 16;
 
 /// A histogram: for each bound, how many values were at most that bound and above the previous one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Buckets {
+pub struct Histogram {
     /// Pairs of a bound and a count; the last bound is `u64::MAX`.
     pub counts: Vec<(u64, u64)>,
     /// The sum of all values.
@@ -21,9 +21,9 @@ pub struct Buckets {
 #[non_exhaustive]
 pub struct Stats {
     /// Commits to disk, by how many microseconds each took.
-    pub commit_micros: Buckets,
+    pub commit_micros: Histogram,
     /// Commits to disk, by how many records each made durable.
-    pub commit_records: Buckets,
+    pub commit_records: Histogram,
     /// Bytes of frames that were committed.
     pub committed_bytes: u64,
     /// How often appends continued in a next segment.
@@ -86,8 +86,8 @@ pub fn stats() -> Stats {
 }
 
 // Each counter is independent and orders nothing: Relaxed throughout.
-static COMMIT_MICROS: Histogram = Histogram::new(16);
-static COMMIT_RECORDS: Histogram = Histogram::new(1);
+static COMMIT_MICROS: AtomicHistogram = AtomicHistogram::new(16);
+static COMMIT_RECORDS: AtomicHistogram = AtomicHistogram::new(1);
 static COMMITTED_BYTES: AtomicU64 = AtomicU64::new(0);
 static ROLLS: AtomicU64 = AtomicU64::new(0);
 static BACKPRESSURE: AtomicU64 = AtomicU64::new(0);
@@ -117,13 +117,13 @@ pub(super) fn found_no_room() {
 }
 
 /// Buckets with bounds that double, starting from `first`.
-struct Histogram {
+struct AtomicHistogram {
     first: u64,
     counts: [AtomicU64; BUCKETS + 1],
     sum: AtomicU64,
 }
 
-impl Histogram {
+impl AtomicHistogram {
     const fn new(first: u64) -> Self {
         Self { first, counts: [const { AtomicU64::new(0) }; BUCKETS + 1], sum: AtomicU64::new(0) }
     }
@@ -138,9 +138,9 @@ impl Histogram {
         self.sum.fetch_add(value, Ordering::Relaxed);
     }
 
-    fn get(&self) -> Buckets {
+    fn get(&self) -> Histogram {
         let count = |bucket: usize| (self.bound(bucket), self.counts[bucket].load(Ordering::Relaxed));
-        Buckets { counts: (0..=BUCKETS).map(count).collect(), sum: self.sum.load(Ordering::Relaxed) }
+        Histogram { counts: (0..=BUCKETS).map(count).collect(), sum: self.sum.load(Ordering::Relaxed) }
     }
 }
 
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn histogram_values_go_to_the_lowest_bucket_that_holds_them() {
-        let histogram = Histogram::new(16);
+        let histogram = AtomicHistogram::new(16);
         for value in [0, 16, 17, 32, 33, u64::MAX >> 1] {
             histogram.add(value);
         }

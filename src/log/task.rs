@@ -22,11 +22,11 @@ pub(crate) trait Run: Send + Sync {
 pub(crate) trait Schedule: Send + Sync {
     /// Runs the task as soon as a thread is free.
     fn soon(&self, task: std::sync::Arc<dyn Run>);
-    /// Runs it after `delay`. The key is for [`sooner`](Self::sooner). `within`: the caller is a thread of the pool,
-    /// which looks for more work right afterwards.
+    /// Runs it after `delay`. The key is for [`bring_forward`](Self::bring_forward). `within`: the caller is a thread of the
+    /// pool, which looks for more work right afterwards.
     fn later(&self, task: std::sync::Arc<dyn Run>, delay: Duration, within: bool) -> u64;
     /// Runs it as soon as a thread is free, and not later as well, if it waits under this key.
-    fn sooner(&self, key: u64, task: std::sync::Arc<dyn Run>);
+    fn bring_forward(&self, key: u64, task: std::sync::Arc<dyn Run>);
     /// Whether others wait for a thread.
     fn others_wait(&self) -> bool;
     /// Ensures that a thread exists.
@@ -50,14 +50,24 @@ const RUNNING: u32 = 3;
 /// A caller waits: a flag next to the phase.
 const KICKED: u32 = 4;
 
+/// What a turn does when it has said that it would end.
+#[must_use = "a turn returns when it is over, and not before"]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TurnEnd {
+    /// The turn is over, and returns.
+    Over,
+    /// There is more to do, and the turn goes on.
+    Continue,
+}
+
 /// See the module's documentation. Works on an `S`, from [`start`](Self::start) to [`stop`](Self::stop).
 pub(super) struct Task<S> {
     state: AtomicU32,
     /// The key under which the pool keeps it, while it is due later.
     key: AtomicU64,
     pool: std::sync::Arc<dyn Schedule>,
-    /// Runs one turn. Must return only after [`Task::sleep_unless`], [`Task::again`] or [`Task::later`] returned true,
-    /// or when the log stops.
+    /// Runs one turn. Must return only after [`Task::sleep_unless`], [`Task::yield_turn`] or [`Task::resume_after`] has
+    /// returned [`TurnEnd::Over`], or when the log stops.
     turn: fn(&S),
     /// Called when a turn has panicked.
     panicked: fn(&S),
@@ -103,20 +113,21 @@ impl<S: Send + Sync + 'static> Task<S> {
     /// From idle or later to soon.
     #[cold]
     fn schedule(self: &std::sync::Arc<Self>) {
-        let before = self.shift(|phase| (phase <= LATER).then_some(SOON));
+        let before = self.transition(|phase| (phase <= LATER).then_some(SOON));
         match before {
-            Ok(LATER) => self.pool.sooner(self.key.load(Ordering::Relaxed), self.clone()),
+            Ok(LATER) => self.pool.bring_forward(self.key.load(Ordering::Relaxed), self.clone()),
             Ok(_) => self.pool.soon(self.clone()),
             Err(_) => {} // scheduled, or running with a kick to be found
         }
     }
 
-    /// Moves on to another phase, if `to` has one for the present one; whether or not it does, the phase before.
-    fn shift(&self, to: impl Fn(u32) -> Option<u32>) -> Result<u32, u32> {
-        let shifted = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
+    /// Moves on to the phase that `to` has for the present one. Returns the phase before, as an error if there is no such
+    /// phase and nothing was changed.
+    fn transition(&self, to: impl Fn(u32) -> Option<u32>) -> Result<u32, u32> {
+        let moved = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
             to(state & PHASE).map(|phase| state & !PHASE | phase)
         });
-        shifted.map(|before| before & PHASE).map_err(|before| before & PHASE)
+        moved.map(|before| before & PHASE).map_err(|before| before & PHASE)
     }
 
     /// Whether the task was idle a moment ago: for what may as well be missed.
@@ -141,13 +152,13 @@ impl<S: Send + Sync + 'static> Task<S> {
 
     #[cold]
     fn wake(self: &std::sync::Arc<Self>, linger: Duration) {
-        if self.shift(|phase| (phase == IDLE).then_some(LATER)).is_ok() {
-            self.wait(linger, false);
+        if self.transition(|phase| (phase == IDLE).then_some(LATER)).is_ok() {
+            self.enqueue_after(linger, false);
         }
     }
 
-    /// In the phase "later": gets into the pool's list.
-    fn wait(self: &std::sync::Arc<Self>, delay: Duration, within: bool) {
+    /// In the phase "later": has the pool run the task after `delay`.
+    fn enqueue_after(self: &std::sync::Arc<Self>, delay: Duration, within: bool) {
         // A kick between these two does not find the key: then an entry stays in the list, and does no harm.
         self.key.store(self.pool.later(self.clone(), delay, within), Ordering::Relaxed);
     }
@@ -159,44 +170,49 @@ impl<S: Send + Sync + 'static> Task<S> {
         self.state.fetch_and(!KICKED, Ordering::AcqRel) & KICKED != 0
     }
 
-    /// Whether the turn is over, and the task idle until an append or a kick. It is not if there was a kick, or
-    /// `something` to do, which must look by a read-modify-write.
-    pub(super) fn sleep_unless(&self, something: impl Fn() -> bool) -> bool {
-        if self.pass(IDLE).is_err() {
-            return false;
+    /// Ends the turn: the task is idle until an append or a kick. The turn goes on if there was a kick, or `something` to
+    /// do, which must look by a read-modify-write.
+    pub(super) fn sleep_unless(&self, something: impl Fn() -> bool) -> TurnEnd {
+        if !self.leave_unless_kicked(IDLE) {
+            return TurnEnd::Continue;
         }
         // Another turn may begin here; it waits for this one to end.
-        !something() || self.shift(|phase| (phase == IDLE).then_some(RUNNING)).is_err()
-    }
-
-    /// Whether the turn is over, and another one begins after `delay`. It is not if there was a kick.
-    pub(super) fn later(self: &std::sync::Arc<Self>, delay: Duration) -> bool {
-        let passed = self.pass(LATER).is_ok();
-        if passed {
-            self.wait(delay, true);
+        if something() && self.transition(|phase| (phase == IDLE).then_some(RUNNING)).is_ok() {
+            return TurnEnd::Continue;
         }
-        passed
+        TurnEnd::Over
     }
 
-    /// Whether the turn is over, since others wait for a thread, and another one begins when they had theirs.
-    pub(super) fn again(self: &std::sync::Arc<Self>) -> bool {
-        let over = self.pool.others_wait() && self.shift(|phase| (phase == RUNNING).then_some(SOON)).is_ok();
-        if over {
-            self.pool.soon(self.clone());
+    /// Ends the turn: another one begins after `delay`. The turn goes on if there was a kick.
+    pub(super) fn resume_after(self: &std::sync::Arc<Self>, delay: Duration) -> TurnEnd {
+        if !self.leave_unless_kicked(LATER) {
+            return TurnEnd::Continue;
         }
-        over
+        self.enqueue_after(delay, true);
+        TurnEnd::Over
     }
 
-    /// From running to `phase`, unless there was a kick.
-    fn pass(&self, phase: u32) -> Result<u32, u32> {
-        self.state.compare_exchange(RUNNING, phase, Ordering::AcqRel, Ordering::Acquire)
+    /// Ends the turn if others wait for a thread: another one begins when they had theirs. Otherwise the turn goes on.
+    pub(super) fn yield_turn(self: &std::sync::Arc<Self>) -> TurnEnd {
+        let yields =
+            self.pool.others_wait() && self.transition(|phase| (phase == RUNNING).then_some(SOON)).is_ok();
+        if !yields {
+            return TurnEnd::Continue;
+        }
+        self.pool.soon(self.clone());
+        TurnEnd::Over
+    }
+
+    /// From running to `phase`, unless there was a kick; returns whether it has moved on.
+    fn leave_unless_kicked(&self, phase: u32) -> bool {
+        self.state.compare_exchange(RUNNING, phase, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
 impl<S: Send + Sync + 'static> Run for Task<S> {
     fn run(self: std::sync::Arc<Self>) {
         // An entry that was left behind in the pool finds the task idle or running.
-        if self.shift(|phase| (phase == LATER || phase == SOON).then_some(RUNNING)).is_err() {
+        if self.transition(|phase| (phase == LATER || phase == SOON).then_some(RUNNING)).is_err() {
             return;
         }
         let work = lock(&self.work);
@@ -266,7 +282,7 @@ pub(super) mod models {
             0
         }
 
-        fn sooner(&self, _: u64, task: std::sync::Arc<dyn Run>) {
+        fn bring_forward(&self, _: u64, task: std::sync::Arc<dyn Run>) {
             self.soon(task);
         }
 
@@ -289,7 +305,7 @@ pub(super) mod models {
             let seen = u64::from(flush.chunk.reserved());
             flush.seen.store(seen, Ordering::Relaxed);
             let at = ChunkPosition { records: seen as u32, words: seen as u32 * 3 };
-            if task.sleep_unless(|| !flush.chunk.probe_quiescent(at)) {
+            if task.sleep_unless(|| !flush.chunk.probe_quiescent(at)) == TurnEnd::Over {
                 return;
             }
         }
@@ -345,7 +361,7 @@ pub(super) mod models {
                 loop {
                     task.take_kick();
                     jobs.1.store(jobs.0.load(Ordering::Relaxed), Ordering::Relaxed);
-                    if task.sleep_unless(|| false) {
+                    if task.sleep_unless(|| false) == TurnEnd::Over {
                         return;
                     }
                 }
@@ -389,7 +405,7 @@ pub(super) mod models {
                 loop {
                     task.take_kick();
                     alone.enter_and_leave();
-                    if task.sleep_unless(|| false) {
+                    if task.sleep_unless(|| false) == TurnEnd::Over {
                         return;
                     }
                 }

@@ -9,7 +9,7 @@ use crossbeam::channel::RecvTimeoutError;
 use std::{collections::VecDeque, io, time::Duration};
 #[cfg(feature = "store")]
 use {
-    super::{ATTEMPT, ATTEMPTS, roll::MayBlock},
+    super::{ATTEMPT, ATTEMPTS, room::MayBlock},
     crossbeam::channel::{Receiver, TryRecvError},
 };
 
@@ -18,7 +18,7 @@ const SLICE: usize = 8;
 
 /// Segments that have left the chain, and whose files are still to be removed.
 #[derive(Default)]
-struct Doomed {
+struct Removals {
     /// By their base offsets, in order.
     files: VecDeque<u64>,
     /// Set for good when it is not known which names are durably gone: removing more could leave a gap.
@@ -28,7 +28,7 @@ struct Doomed {
 /// What is being trimmed.
 pub(crate) struct Trimmer {
     /// Held while segments are hidden and their files removed.
-    doomed: Mutex<Doomed>,
+    removals: Mutex<Removals>,
     /// The answer of a trim that no caller waits for any more.
     #[cfg(feature = "store")]
     unanswered: Mutex<Option<Receiver<Result<u64, Error>>>>,
@@ -37,7 +37,7 @@ pub(crate) struct Trimmer {
 impl Trimmer {
     pub(super) fn new() -> Self {
         Self {
-            doomed: Mutex::new(Doomed::default()),
+            removals: Mutex::new(Removals::default()),
             #[cfg(feature = "store")]
             unanswered: Mutex::new(None),
         }
@@ -45,13 +45,14 @@ impl Trimmer {
 
     /// Whether no file is left of what was trimmed, and nobody is removing one.
     pub(super) fn is_done(&self) -> bool {
-        try_lock(&self.doomed).is_some_and(|doomed| doomed.files.is_empty() && doomed.failed.is_none())
+        try_lock(&self.removals)
+            .is_some_and(|removals| removals.files.is_empty() && removals.failed.is_none())
     }
 
     /// Waits until no file is being removed. Called when the log has ended, so that none is removed after that.
     #[cfg(feature = "store")]
     pub(super) fn settle(&self) {
-        drop(lock(&self.doomed));
+        drop(lock(&self.removals));
     }
 }
 
@@ -88,7 +89,7 @@ impl Log {
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
     pub fn trim(&self, before: u64) -> Result<u64, Error> {
         #[cfg(feature = "store")]
-        let before = self.keep_producers_before(before, MayBlock::Yes)?;
+        let before = self.keep_producers_before(before, MayBlock::Always)?;
         self.shared.trim(before)
     }
 
@@ -109,7 +110,7 @@ impl Shared {
     /// Whether callers trim by themselves: a log that was opened without room has no maintenance task, and no appends.
     /// Trimming frees the room.
     fn trims_itself(&self) -> bool {
-        self.full.is_some() && self.failed.get().is_none()
+        self.full.is_some() && !self.has_ended()
     }
 
     pub(super) fn trim(&self, before: u64) -> Result<u64, Error> {
@@ -167,14 +168,14 @@ impl Shared {
             return Err(full.error.clone()); // before anything is hidden that stays
         }
         // Held over both steps: when several threads trim at once, files go in the order in which they were hidden.
-        let mut doomed = lock(&self.trimmer.doomed);
-        self.hide(before, &mut doomed);
-        Ok(self.remove(&mut doomed)?.then(|| self.first_offset()))
+        let mut removals = lock(&self.trimmer.removals);
+        self.hide(before, &mut removals);
+        Ok(self.remove(&mut removals)?.then(|| self.first_offset()))
     }
 
     /// Takes segments of which all records are below `before` out of the chain. The last one that has records on the
     /// disk stays: what follows it in memory is bound to its last frame, and would not be restored after a kill.
-    fn hide(&self, before: u64, doomed: &mut Doomed) {
+    fn hide(&self, before: u64, removals: &mut Removals) {
         let (chain, durable) = (self.chain.load_full(), self.durable.get());
         let ended = |segment: &Segment| {
             let end = segment.sealed.get().map(|sealed| segment.base() + u64::from(sealed.records));
@@ -197,17 +198,17 @@ impl Shared {
                 segment.next.set(Arc::clone(last));
             }
         }
-        doomed.files.extend(dropped.iter().map(|segment| segment.base()));
+        removals.files.extend(dropped.iter().map(|segment| segment.base()));
     }
 
     /// Removes some files of trimmed segments; returns whether none is left.
-    fn remove(&self, doomed: &mut Doomed) -> Result<bool, Error> {
-        if let Some(error) = &doomed.failed {
+    fn remove(&self, removals: &mut Removals) -> Result<bool, Error> {
+        if let Some(error) = &removals.failed {
             return Err(error.clone());
         }
         for _ in 0..SLICE {
-            let Some(&base) = doomed.files.front() else { break };
-            if self.full.is_some() && self.failed.get().is_some() {
+            let Some(&base) = removals.files.front() else { break };
+            if self.full.is_some() && self.has_ended() {
                 self.writable()?; // it was deleted, or replaced by another opening: the files are another log's
             }
             let path = self.dir.join(file::name(base));
@@ -217,12 +218,12 @@ impl Shared {
             }
             if let Err(error) = self.env.disk.sync_dir(&self.dir).map_err(Error::io("sync", &self.dir)) {
                 if !error.is_transient() {
-                    doomed.failed = Some(error.clone());
+                    removals.failed = Some(error.clone());
                 }
                 return Err(error);
             }
-            doomed.files.pop_front();
+            removals.files.pop_front();
         }
-        Ok(doomed.files.is_empty())
+        Ok(removals.files.is_empty())
     }
 }

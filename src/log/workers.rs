@@ -165,7 +165,7 @@ impl Schedule for Arc<Workers> {
         key
     }
 
-    fn sooner(&self, key: u64, task: Arc<dyn Run>) {
+    fn bring_forward(&self, key: u64, task: Arc<dyn Run>) {
         let mut queue = self.lock();
         if queue.later.get(&key).is_some_and(|there| Arc::ptr_eq(there, &task)) {
             queue.later.remove(&key);
@@ -206,11 +206,11 @@ mod tests {
         let begun = Instant::now();
         workers.later(task(4, 0), Duration::from_millis(90), false);
         workers.later(task(3, 0), Duration::from_millis(60), false);
-        let hastened = task(2, 0);
-        let key = workers.later(hastened.clone(), Duration::from_secs(60), false);
+        let brought_forward = task(2, 0);
+        let key = workers.later(brought_forward.clone(), Duration::from_secs(60), false);
         workers.soon(task(1, 300));
         thread::sleep(Duration::from_millis(30));
-        workers.sooner(key, hastened);
+        workers.bring_forward(key, brought_forward);
         let told: Vec<_> = (0..4).map(|_| told.recv_timeout(Duration::from_secs(10)).unwrap()).collect();
         assert_eq!(told.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [1, 2, 3, 4]);
         let after = |n: usize| (told[n].1 - begun).as_millis();

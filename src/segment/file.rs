@@ -21,7 +21,7 @@ use std::{
 /// journal as well (82 instead of 127 µs for 4 KiB).
 const AHEAD: u64 = 1 << 20;
 /// The most that one system call writes.
-const MOST: usize = 8 << 20;
+const MAX_WRITE: usize = 8 << 20;
 /// The most zeros that one system call writes, when the end of a file is cut off.
 const ZEROS: usize = 4 << 20;
 
@@ -185,8 +185,8 @@ impl SegmentFile {
 
         let mut whole = chunk.bytes(words(start..whole_end.max(start)));
         let mut at = FRAMES + start;
-        while whole.len() > MOST {
-            let (now, later) = whole.split_at(MOST);
+        while whole.len() > MAX_WRITE {
+            let (now, later) = whole.split_at(MAX_WRITE);
             self.file.write_at(&[IoSlice::new(now)], at)?;
             at += now.len() as u64;
             whole = later;

@@ -9,13 +9,13 @@ use super::{
     world::World,
 };
 use crate::{
-    Durability, Error, Log, Options,
+    Damage, Durability, Error, Log, Options,
     chunk::backing_owners,
     disk::sim::{Cut, Sim},
     log::{repair_on, verify_on},
     store::{Error as StoreError, Store, StoreOptions},
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 impl Simulation {
     /// Copies a log's directory, or gives it another name.
@@ -29,7 +29,7 @@ impl Simulation {
         let mut known = self.logs[&from].clone();
         if copy {
             // Records that are only in memory belong to the original.
-            known.memory = known.durable;
+            known.forget_memory();
             known.forget_ghosts();
         } else {
             self.logs.remove(&from);
@@ -77,17 +77,10 @@ impl Simulation {
         let (dir, sim) = (Path::new(ROOT).join(&name), self.disk.clone());
         let Some((path, at)) = sim.flip(&mut self.random, &dir) else { return };
         sim.note(format_args!("== a bit changes in {} at {at}", path.display()));
-        let place = format!(
-            "seed {}, generation {}, step {}, log {name:?}, bit at {at} of {}",
-            self.seed,
-            self.counts.generations,
-            sim.steps().0,
-            path.display()
-        );
+        let place = format!("{}, log {name:?}, bit at {at} of {}", self.where_(&sim), path.display());
         let backings = !self.random.one_in(5);
         let world = World::new(sim.clone(), &mut self.random);
-        let durability = self.logs[&name].settings.durability.unwrap_or(Durability::Disk);
-        let options = Options { durability, ..self.options(backings) };
+        let options = self.options_of(&name, backings);
         let env = world.environment(&self.clock);
         let open = || {
             Log::open_in(&env, &dir, options.clone())
@@ -99,7 +92,7 @@ impl Simulation {
         sim.note(format_args!("found {first}..{next}, damage {damage:?}"));
         let known = self.logs.get_mut(&name).expect("it is certain");
         if !backings {
-            known.memory = known.durable;
+            known.forget_memory();
         }
         // A damaged log is left as it is, and what is in memory is restored after the repair.
         let floor = if backings && damage.is_empty() { known.memory } else { known.durable };
@@ -108,42 +101,21 @@ impl Simulation {
             let kept = sim.dump().into_keys().any(|path| path.starts_with(&dir) && is_torn(&path));
             assert!(kept, "{place}: ends at {next}, {floor} were acknowledged, and nothing was kept aside");
         }
-        known.recognise(first, &values);
-        assert!(next <= known.next(), "{place}: ends at {next}, and {} were appended", known.next());
-        let mut lost = Vec::new();
-        for (value, offset) in values.iter().zip(first..) {
-            match value {
-                Some(value) => {
-                    assert!(
-                        value.same(&known.records[offset as usize]),
-                        "{place}: offset {offset} has another value"
-                    );
-                }
-                None if known.lost.contains(&offset) => {}
-                None => lost.push(offset),
-            }
-        }
+        let lost = known.recognise_all(&place, first, &values);
         assert!(lost.len() <= 1, "{place}: one bit has damaged {lost:?}");
         // What a lost record says about its producer is no longer known.
-        let is_lost = |sent: &&Sent| lost.contains(&sent.first) || sent.first >= next;
-        let told = known.sent.iter().filter(is_lost).map(|sent| sent.producer);
-        known.vague.extend(told.collect::<Vec<_>>());
+        known.doubt_producers(|sent| lost.contains(&sent.first) || sent.first >= next);
         if damage.is_empty() {
             log.writable().unwrap_or_else(|error| panic!("{place}: {error}"));
             log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
             let report = verify_on(&sim, &dir, None, &mut |_, _| ()).expect("it was open");
-            let told = |offset| report.damage.iter().any(|damage| damage.offsets.contains(offset));
-            assert!(lost.iter().all(told), "{place}: {lost:?} are lost, and verify says {:?}", report.damage);
+            assert_reported(&place, &lost, &report.damage);
         } else {
             assert!(
                 matches!(log.writable(), Err(Error::ReadOnly { .. })),
                 "{place}: {damage:?}, but writable"
             );
-            let told = |offset| damage.iter().any(|damage| damage.offsets.contains(offset));
-            assert!(
-                lost.iter().all(told),
-                "{place}: {lost:?} are lost, and the damage reported is {damage:?}"
-            );
+            assert_reported(&place, &lost, &damage);
             drop(log);
             known.lost.extend(&lost);
             known.durable = known.durable.max(next);
@@ -168,11 +140,10 @@ impl Simulation {
         sim.note(format_args!("== the sector of byte {at} in {} cannot be read", path.display()));
         let backings = !self.random.one_in(5);
         let world = World::new(sim.clone(), &mut self.random);
-        let durability = self.logs[&name].settings.durability.unwrap_or(Durability::Disk);
-        let options = Options { durability, ..self.options(backings) };
+        let options = self.options_of(&name, backings);
         let known = self.logs.get_mut(&name).expect("it is certain");
         if !backings {
-            known.memory = known.durable;
+            known.forget_memory();
         }
         match Log::open_in(&world.environment(&self.clock), &dir, options) {
             Ok(log) => {
@@ -184,16 +155,7 @@ impl Simulation {
                         Some(Rec::of(record.value(), record.is_json(), true))
                     })
                     .collect();
-                known.recognise(first, &values);
-                assert!(next <= known.next(), "{place}: ends at {next}, and {} were appended", known.next());
-                for (value, offset) in
-                    values.iter().zip(first..).filter_map(|(value, n)| Some((value.as_ref()?, n)))
-                {
-                    assert!(
-                        value.same(&known.records[offset as usize]),
-                        "{place}: offset {offset} has another value"
-                    );
-                }
+                known.recognise_all(&place, first, &values); // what cannot be read comes back
                 if damage.is_empty() {
                     let floor = if backings { known.memory } else { known.durable };
                     assert!(next >= floor, "{place}: ends at {next}, {floor} were acknowledged");
@@ -222,62 +184,29 @@ impl Simulation {
         let name = self.logs.iter().find(in_memory).map(|(name, _)| name.clone());
         let Some(name) = name.or_else(|| self.random_certain()) else { return };
         let (dir, sim) = (Path::new(ROOT).join(&name), self.disk.clone());
-        let last_segment = |sim: &Sim| {
-            sim.dump().into_keys().filter(|path| path.starts_with(&dir) && is_segment(path)).max()
-        };
-        let open = last_segment(&sim);
-        let at = open.as_deref().filter(|_| self.random.one_in(2)).unwrap_or(&dir);
-        let (harmed, most) = match self.random.below(3) {
-            0 => (sim.flip(&mut self.random, at), 1),
-            // The smallest frame has 24 bytes.
-            1 => (sim.spoil(&mut self.random, at), 512 / 24 + 2),
-            _ => (None, 0),
-        };
-        sim.note(format_args!("== {name} is repaired, harmed is {harmed:?}"));
+        let open = last_segment(&sim, &dir);
+        let harm = self.harm_at_most_one(&sim, &dir, open.as_deref());
+        sim.note(format_args!("== {name} is repaired, harmed is {:?}", harm.at));
         let backings = !self.random.one_in(5);
-        let durability = self.logs[&name].settings.durability.unwrap_or(Durability::Disk);
-        let options = Options { durability, ..self.options(backings) };
-        let mut world = World::new(sim, &mut self.random);
-        while self.random.one_in(3) {
-            let cut = *self.random.pick(&[Cut::Power, Cut::Kill]);
-            world.sim.end_after(1 + self.random.below(20) as u64, cut);
-            let _ = repair_on(&world.sim, &dir, options.shm_dir.as_deref(), &mut |_, _| ()); // done, or interrupted
-            let sim = world.sim.clone();
-            self.end(&sim, cut, false);
-            drop(world);
-            world = World::new(self.disk.clone(), &mut self.random);
-        }
+        let options = self.options_of(&name, backings);
+        let world = World::new(sim, &mut self.random);
+        let world = self.repair_interrupted(world, &dir, options.shm_dir.as_deref(), 3);
         // Harm to the last segment may look like the torn end of a write. A power failure decides which segment is the
         // last: the name of the one that was may not have been on the device.
-        let may_end_early = harmed.as_ref().is_some_and(|(path, _)| {
-            Some(path) == open.as_ref() || Some(path) == last_segment(&world.sim).as_ref()
+        let may_end_early = harm.at.as_ref().is_some_and(|(path, _)| {
+            Some(path) == open.as_ref() || Some(path) == last_segment(&world.sim, &dir).as_ref()
         });
         // Backings whose records are also in the files are removed once that is known: the next opening may get that
         // far, and no further.
         let backings_left =
             backing_owners(&world.sim, self.at.path()).unwrap().iter().any(|(of, _)| *of == dir);
-        let place = format!("{}, log {name:?}, repaired, harmed is {harmed:?}", self.where_(&world.sim));
-        let mut repaired = repair_on(&world.sim, &dir, options.shm_dir.as_deref(), &mut |_, _| ());
+        let place = format!("{}, log {name:?}, repaired, harmed is {:?}", self.where_(&world.sim), harm.at);
+        if !self.repair_harmed(&world, &place, &name, &harm, &options) {
+            world.sim.heal();
+            self.end(&world.sim, Cut::Kill, false);
+            return;
+        }
         let known = self.logs.get_mut(&name).expect("it is certain");
-        if !backings {
-            known.memory = known.durable;
-        }
-        match repaired {
-            Err(Error::BackingContinues { .. }) if harmed.is_some() && backings => {
-                known.memory = known.durable;
-                repaired = repair_on(&world.sim, &dir, None, &mut |_, _| ());
-            }
-            // The only header of the log.
-            Err(Error::Corrupt { .. }) if harmed.as_ref().is_some_and(|(_, at)| *at < 4096) => {
-                world.sim.heal();
-                let sim = world.sim.clone();
-                self.end(&sim, Cut::Kill, false);
-                return;
-            }
-            _ => {}
-        }
-        let repaired = repaired.unwrap_or_else(|error| panic!("{place}: {error}"));
-        world.sim.note(format_args!("{repaired:?}"));
         let log = Log::open_in(&world.environment(&self.clock), &dir, options);
         let log = log.unwrap_or_else(|error| panic!("{place}: does not open: {error}"));
         assert!(log.damage().is_empty(), "{place}: {:?}", log.damage());
@@ -288,32 +217,17 @@ impl Simulation {
             "found {first}..{next}, in memory {}, durable {}",
             known.memory, known.durable
         ));
-        known.recognise(first, &values);
-        assert!(next <= known.next(), "{place}: ends at {next}, and {} were appended", known.next());
+        let lost = known.recognise_all(&place, first, &values);
         let in_memory = backings && backings_left && known.memory > known.durable;
         assert!(
             next >= known.memory || may_end_early && !in_memory,
             "{place}: ends at {next}, {} were acknowledged",
             known.memory
         );
-        let mut lost = Vec::new();
-        for (value, offset) in values.iter().zip(first..) {
-            match value {
-                Some(value) => {
-                    let expected = &known.records[offset as usize];
-                    assert!(value.same(expected), "{place}: offset {offset} has another value");
-                }
-                None if known.lost.contains(&offset) => {}
-                None => lost.push(offset),
-            }
-        }
-        assert!(lost.len() <= most, "{place}: {lost:?} are lost");
+        assert!(lost.len() <= harm.most_lost, "{place}: {lost:?} are lost");
         // Of a batch at the end that was given up, the file of producers may still have the epoch.
-        let is_lost = |sent: &&Sent| {
-            sent.first >= next || (sent.first..sent.first + sent.count).any(|n| lost.contains(&n))
-        };
-        let told: Vec<_> = known.sent.iter().filter(is_lost).map(|sent| sent.producer).collect();
-        known.vague.extend(told);
+        let has_lost = |sent: &Sent| (sent.first..sent.first + sent.count).any(|n| lost.contains(&n));
+        known.doubt_producers(|sent| sent.first >= next || has_lost(sent));
         known.lost.extend(lost);
         if next < known.durable {
             // The producers file describes another end of the log.
@@ -323,25 +237,76 @@ impl Simulation {
         log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
         known.was_open = true;
         world.sim.heal();
-        let sim = world.sim.clone();
-        self.end(&sim, Cut::Kill, true);
-        drop(world);
+        self.end(&world.sim, Cut::Kill, true);
+    }
+
+    /// Flips a bit in a log, or makes a sector unreadable, or does nothing; in its last segment, or anywhere.
+    fn harm_at_most_one(&mut self, sim: &Sim, dir: &Path, last: Option<&Path>) -> Harm {
+        let at = last.filter(|_| self.random.one_in(2)).unwrap_or(dir);
+        match self.random.below(3) {
+            0 => Harm { at: sim.flip(&mut self.random, at), most_lost: 1 },
+            // The smallest frame has 24 bytes.
+            1 => Harm { at: sim.spoil(&mut self.random, at), most_lost: 512 / 24 + 2 },
+            _ => Harm { at: None, most_lost: 0 },
+        }
+    }
+
+    /// Repairs a log that was harmed; without its backings, if what they have continues after what is lost. Returns `false` if
+    /// that cannot be done: its only header was harmed.
+    fn repair_harmed(
+        &mut self,
+        world: &World,
+        place: &str,
+        name: &str,
+        harm: &Harm,
+        options: &Options,
+    ) -> bool {
+        let (dir, shm) = (Path::new(ROOT).join(name), options.shm_dir.as_deref());
+        let mut repaired = repair_on(&world.sim, &dir, shm, &mut |_, _| ());
+        let known = self.logs.get_mut(name).expect("it is certain");
+        if shm.is_none() {
+            known.forget_memory();
+        }
+        match repaired {
+            Err(Error::BackingContinues { .. }) if harm.at.is_some() && shm.is_some() => {
+                known.forget_memory();
+                repaired = repair_on(&world.sim, &dir, None, &mut |_, _| ());
+            }
+            Err(Error::Corrupt { .. }) if harm.at.as_ref().is_some_and(|(_, at)| *at < 4096) => return false,
+            _ => {}
+        }
+        let repaired = repaired.unwrap_or_else(|error| panic!("{place}: {error}"));
+        world.sim.note(format_args!("{repaired:?}"));
+        true
+    }
+
+    /// The options of a process that opens a log by itself.
+    fn options_of(&mut self, name: &str, backings: bool) -> Options {
+        let durability = self.logs[name].settings.durability.unwrap_or(Durability::Disk);
+        Options { durability, ..self.options(backings) }
+    }
+
+    /// As often as chance has it, a process repairs a log, and is interrupted or gets done. Returns the world of the next
+    /// process.
+    fn repair_interrupted(&mut self, mut world: World, dir: &Path, shm: Option<&Path>, one_in: u64) -> World {
+        while self.random.one_in(one_in) {
+            let cut = *self.random.pick(&[Cut::Power, Cut::Kill]);
+            world.sim.end_after(1 + self.random.below(20) as u64, cut);
+            let _ = repair_on(&world.sim, dir, shm, &mut |_, _| ());
+            let sim = world.sim.clone();
+            self.end(&sim, cut, false);
+            drop(world);
+            world = World::new(self.disk.clone(), &mut self.random);
+        }
+        world
     }
 
     /// Repairs a damaged log; the repair may be interrupted, and is then repeated. Afterwards the log can be written
     /// to, and has what it had before.
     fn mend(&mut self, world: World, name: &str, options: &Options, first: u64, values: &[Option<Rec>]) {
         let dir = Path::new(ROOT).join(name);
-        let (mut world, backings) = (world, options.shm_dir.as_deref());
-        while self.random.one_in(2) {
-            let cut = *self.random.pick(&[Cut::Power, Cut::Kill]);
-            world.sim.end_after(1 + self.random.below(20) as u64, cut);
-            let _ = repair_on(&world.sim, &dir, backings, &mut |_, _| ()); // done, or interrupted
-            let sim = world.sim.clone();
-            self.end(&sim, cut, false);
-            drop(world);
-            world = World::new(self.disk.clone(), &mut self.random);
-        }
+        let backings = options.shm_dir.as_deref();
+        let world = self.repair_interrupted(world, &dir, backings, 2);
         let place = format!("{}, log {name:?}, after repair", self.where_(&world.sim));
         repair_on(&world.sim, &dir, backings, &mut |_, _| ())
             .unwrap_or_else(|error| panic!("{place}: {error}"));
@@ -362,12 +327,7 @@ impl Simulation {
         let known = self.logs.get_mut(name).expect("it is certain");
         let floor = if backings { known.memory } else { known.durable };
         assert!(next >= floor, "{place}: ends at {next}, and {floor} were acknowledged");
-        known.recognise(first, &found);
-        assert!(next <= known.next(), "{place}: ends at {next}, and {} were appended", known.next());
-        let same = |(value, offset): (&Option<Rec>, u64)| {
-            value.is_none_or(|value| value.same(&known.records[offset as usize]))
-        };
-        assert!(found.iter().zip(first..).all(same), "{place}: values have changed");
+        known.recognise_all(&place, first, &found);
         let is_there =
             |offset: &u64| found.iter().zip(first..).any(|(value, n)| n == *offset && value.is_some());
         known.lost.retain(|offset| !is_there(offset));
@@ -378,6 +338,28 @@ impl Simulation {
         self.end(&sim, Cut::Kill, true);
         drop(world);
     }
+}
+
+/// What was harmed of a log: one bit, or a sector.
+struct Harm {
+    /// The file, and the byte in it; `None` if nothing was.
+    at: Option<(PathBuf, usize)>,
+    /// How many records it may cost.
+    most_lost: usize,
+}
+
+/// Asserts that all lost offsets are among those that are reported as damaged.
+fn assert_reported(place: &str, lost: &[u64], reported: &[Damage]) {
+    let is_reported = |offset| reported.iter().any(|damage| damage.offsets.contains(offset));
+    assert!(
+        lost.iter().all(is_reported),
+        "{place}: {lost:?} are lost, and the damage reported is {reported:?}"
+    );
+}
+
+/// The segment of a log that has the highest base.
+fn last_segment(sim: &Sim, dir: &Path) -> Option<PathBuf> {
+    sim.dump().into_keys().filter(|path| path.starts_with(dir) && is_segment(path)).max()
 }
 
 fn is_segment(path: &Path) -> bool {

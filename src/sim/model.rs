@@ -173,6 +173,43 @@ impl KnownLog {
         }
     }
 
+    /// Adopts the end of the log that was found, and asserts that all values that could be read, from `first` on, are those
+    /// that were appended. Returns the offsets of the others, except those that are known to be lost.
+    pub(super) fn recognise_all(&mut self, place: &str, first: u64, values: &[Option<Rec>]) -> Vec<u64> {
+        self.recognise(first, values);
+        let (next, appended) = (first + values.len() as u64, self.next());
+        assert!(next <= appended, "{place}: ends at {next}, and {appended} were appended");
+        let mut lost = Vec::new();
+        for (value, offset) in values.iter().zip(first..) {
+            match value {
+                Some(value) => {
+                    let expected = &self.records[offset as usize];
+                    assert!(value.same(expected), "{place}: offset {offset} has another value");
+                }
+                None if self.lost.contains(&offset) => {}
+                None => lost.push(offset),
+            }
+        }
+        lost
+    }
+
+    /// Asserts that the log ends at `floor` or later, and begins where it may have been trimmed to.
+    pub(super) fn check_ends(&self, place: &str, first: u64, next: u64, floor: u64) {
+        assert!(next >= floor, "{place}: ends at {next}, and {floor} were acknowledged");
+        let trimmed = self.trimmed..=self.may_trim.max(self.trimmed);
+        assert!(trimmed.contains(&first), "{place}: starts at {first}, and was trimmed to {trimmed:?}");
+    }
+
+    /// What is only in memory does not survive.
+    pub(super) fn forget_memory(&mut self) {
+        self.memory = self.durable;
+    }
+
+    /// It is no longer known what the log says about the producers of these batches.
+    pub(super) fn doubt_producers(&mut self, of: impl Fn(&Sent) -> bool) {
+        self.vague.extend(self.sent.iter().filter(|sent| of(sent)).map(|sent| sent.producer));
+    }
+
     pub(super) fn forget_ghosts(&mut self) {
         self.ghosts.clear();
     }

@@ -69,6 +69,42 @@ impl Process {
         fatal + passing + u64::from(self.world.sim.is_tight())
     }
 
+    /// Opens a log; if that fails because of faults, without them. `None` if the machine is off.
+    fn open_despite_faults(&self, place: &str, name: &str) -> Option<Handle> {
+        let mut handle = self.get(name);
+        for _ in 0..3 {
+            if handle.is_ok() || self.is_off() {
+                break;
+            }
+            assert!(self.faults() > 0, "{place}: does not open: {}", handle.err().unwrap());
+            self.world.sim.fail_one_in(None);
+            self.world.sim.set_room(None);
+            handle = self.get(name);
+        }
+        match handle {
+            Ok(log) => Some(log),
+            Err(_) if self.is_off() => None,
+            Err(error) => panic!("{place}: does not open, after faults: {error}"),
+        }
+    }
+
+    /// Reads a log; if that fails because of faults, without them. `None` if the machine is off.
+    fn read_despite_faults(&self, place: &str, log: &Log, first: u64, next: u64) -> Option<Vec<Option<Rec>>> {
+        let mut values = read_all(log, first, next);
+        if let Err(error) = &values
+            && !self.is_off()
+        {
+            assert!(self.faults() > 0, "{place}: {error}");
+            self.world.sim.fail_one_in(None);
+            values = read_all(log, first, next);
+        }
+        match values {
+            Ok(values) if !self.is_off() => Some(values),
+            Err(error) if !self.is_off() => panic!("{place}: {error}"),
+            _ => None,
+        }
+    }
+
     /// Whether memory outlives this process, where there is room for it.
     pub(super) fn has_backings(&self) -> bool {
         self.options.shm_dir.is_some()
@@ -118,7 +154,7 @@ impl Simulation {
         if !backings {
             // Whatever happens to this process, it may have continued without what is in memory.
             for known in self.logs.values_mut() {
-                known.memory = known.durable;
+                known.forget_memory();
             }
         }
         let random = &mut self.random;
@@ -283,7 +319,7 @@ impl Simulation {
             }
             known.was_open = false;
             if cut == Cut::Power {
-                known.memory = known.durable;
+                known.forget_memory();
                 known.wiped = true;
             }
         }
@@ -333,21 +369,7 @@ impl Simulation {
         process.world.sim.note(format_args!("check {name}"));
         let known = self.logs.get_mut(name).expect("only known names are checked");
         known.certain = true;
-        let mut handle = process.get(name);
-        for _ in 0..3 {
-            if handle.is_ok() || process.is_off() {
-                break;
-            }
-            assert!(process.faults() > 0, "{place}: does not open: {}", handle.err().unwrap());
-            process.world.sim.fail_one_in(None);
-            process.world.sim.set_room(None);
-            handle = process.get(name);
-        }
-        let log = match handle {
-            Ok(log) => log,
-            Err(_) if process.is_off() => return,
-            Err(error) => panic!("{place}: does not open, after faults: {error}"),
-        };
+        let Some(log) = process.open_despite_faults(&place, name) else { return };
         let backings = process.options.shm_dir.is_some();
         let (first, next) = (log.first_offset(), log.next_offset());
         process.world.sim.note(format_args!(
@@ -376,13 +398,7 @@ impl Simulation {
         let durability = known.settings.durability.unwrap_or(process.options.durability);
         let is_full = matches!(log.writable(), Err(Error::Full { .. })) && durability == Durability::Disk;
         let floor = if backings && !is_full { known.memory } else { known.durable };
-        assert!(next >= floor, "{place}: ends at {next}, and {floor} were acknowledged");
-        assert!(
-            first >= known.trimmed && first <= known.may_trim.max(known.trimmed),
-            "{place}: starts at {first}, and was trimmed to {}..={}",
-            known.trimmed,
-            known.may_trim
-        );
+        known.check_ends(&place, first, next, floor);
         if floor > 0 {
             assert!(known.id.is_none_or(|id| id == log.id()), "{place}: has another id");
         }
@@ -392,19 +408,7 @@ impl Simulation {
             durable == next || process.is_off() || process.faults() > 0,
             "{place}: {durable} are durable of {next} after opening"
         );
-        let mut values = read_all(&log, first, next);
-        if let Err(error) = &values
-            && !process.is_off()
-        {
-            assert!(process.faults() > 0, "{place}: {error}");
-            process.world.sim.fail_one_in(None);
-            values = read_all(&log, first, next);
-        }
-        let values = match values {
-            Ok(values) if !process.is_off() => values,
-            Err(error) if !process.is_off() => panic!("{place}: {error}"),
-            _ => return,
-        };
+        let Some(values) = process.read_despite_faults(&place, &log, first, next) else { return };
         known.recognise(first, &values);
         known.compare(&place, first, &values);
         self.counts.full += u64::from(log.writable().is_err_and(|error| error.is_full()));

@@ -7,7 +7,7 @@ use super::{
     values,
 };
 use crate::{
-    Durability, Error, Log, Payload, ProducerBatch, Retention,
+    Durability, Error, Log, Payload, Produced, ProducerBatch, Retention,
     store::{LogSettings, Values},
 };
 use std::time::Duration;
@@ -16,6 +16,16 @@ use std::time::Duration;
 pub(super) const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 /// The number of turns after which an append that still finds no room is considered stuck.
 const PATIENCE: usize = 400;
+
+/// A batch that a producer sends.
+struct Sending {
+    epoch: u32,
+    sequence: u64,
+    values: Vec<Vec<u8>>,
+    expect: Expect,
+    /// The epoch and the sequence that would be next.
+    next: (u32, u64),
+}
 
 /// The expected answer to a producer's batch.
 enum Expect {
@@ -363,7 +373,34 @@ impl Simulation {
         if self.random.one_in(12) {
             return self.open_producer(process, &name, &log, producer, &id);
         }
-        let (epoch, sent) = self.logs[&name].producer(producer);
+        let sending = self.choose_batch(&name, producer);
+        let Sending { epoch, sequence, values, .. } = &sending;
+        let payloads: Vec<_> = values.iter().map(|bytes| Payload { bytes, json: false }).collect();
+        let marked = self.random.one_in(2);
+        let (epoch, sequence, count) = (*epoch, *sequence, values.len() as u64);
+        let mut sent = Sent { producer, epoch, sequence, first: 0, count, marked };
+        let mark = sent.mark();
+        let mut batch = ProducerBatch::new(&id, epoch, sequence);
+        if marked {
+            batch = batch.with_mark(&mark);
+        }
+        process.world.sim.note(format_args!("{id} sends {epoch}/{sequence} to {name}"));
+        let done = self.patiently(process, || log.try_append_once(&batch, &payloads, None));
+        match done {
+            Ok(done) if !done.repeated && matches!(sending.expect, Expect::New) => {
+                self.appended(process, &name, &log, done.first_offset, &payloads);
+                sent.first = done.first_offset;
+                self.logs.get_mut(&name).expect("it is used").sent.push(sent);
+            }
+            done => self.check_answer(process, &name, &id, &sending, done),
+        }
+    }
+
+    /// Chooses what a producer sends: the next batch, one that is out of order, a repeat, or something else under the number
+    /// of a batch that is stored.
+    fn choose_batch(&mut self, name: &str, producer: usize) -> Sending {
+        let (epoch, sent) = self.logs[name].producer(producer);
+        debug_assert!(sent.len() <= REMEMBERED);
         let (current, next) = (epoch.unwrap_or(0), sent.last().map_or(0, |last| last.sequence + 1));
         let (epoch, sequence, expect) = match self.random.below(10) {
             0 => (current + 1, 0, Expect::New),
@@ -388,30 +425,27 @@ impl Simulation {
                 _ => values[count - 1] = vec![9; 7],
             }
         }
-        let payloads: Vec<_> = values.iter().map(|bytes| Payload { bytes, json: false }).collect();
-        let marked = self.random.one_in(2);
-        let mut sending = Sent { producer, epoch, sequence, first: 0, count: values.len() as u64, marked };
-        let mark = sending.mark();
-        let mut batch = ProducerBatch::new(&id, epoch, sequence);
-        if marked {
-            batch = batch.with_mark(&mark);
-        }
-        process.world.sim.note(format_args!("{id} sends {epoch}/{sequence} to {name}"));
-        debug_assert!(sent.len() <= REMEMBERED);
-        let done = self.patiently(process, || log.try_append_once(&batch, &payloads, None));
+        Sending { epoch, sequence, values, expect, next: (current, next) }
+    }
+
+    /// Checks the answer to a producer's batch that was not stored.
+    fn check_answer(
+        &mut self,
+        process: &Process,
+        name: &str,
+        id: &str,
+        sending: &Sending,
+        done: Result<Produced, Error>,
+    ) {
         let place = self.where_(&process.world.sim);
+        let Sending { epoch, sequence, values, expect, next } = sending;
         match (done, expect) {
-            (Ok(done), Expect::New) if !done.repeated => {
-                self.appended(process, &name, &log, done.first_offset, &payloads);
-                sending.first = done.first_offset;
-                self.logs.get_mut(&name).expect("it is used").sent.push(sending);
-            }
             (Ok(done), Expect::Repeat(again)) if done.repeated => {
                 assert_eq!((done.first_offset, done.count), (again.first, again.count), "{place}: {name:?}");
             }
             // A batch of an early version, or one of which a record is lost, is told by the number of its records.
             (Ok(done), Expect::Other(again)) if done.repeated && values.len() as u64 == again.count => {
-                let known = &self.logs[&name];
+                let known = &self.logs[name];
                 let lost =
                     (again.first..again.first + again.count).any(|offset| known.lost.contains(&offset));
                 assert!(lost, "{place}: {name:?} takes another batch for a repeat of {again:?}");
@@ -424,14 +458,14 @@ impl Simulation {
             (Err(error), _)
                 if !matches!(error, Error::ProducerOutOfOrder { .. } | Error::NotARepeat { .. }) =>
             {
-                self.excused(process, &name, &error);
+                self.excused(process, name, &error);
             }
             (done, expect) => {
                 let expect = match expect {
                     Expect::New => "it is new".to_owned(),
                     Expect::Repeat(again) => format!("it is a repeat of {again:?}"),
                     Expect::Other(again) => format!("it has other values than {again:?}"),
-                    Expect::Refused => format!("it is out of order, next is {current}/{next}"),
+                    Expect::Refused => format!("it is out of order, next is {}/{}", next.0, next.1),
                 };
                 panic!("{place}: {name:?} answers {done:?} to {epoch}/{sequence} of {id}, and {expect}");
             }

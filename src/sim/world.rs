@@ -61,7 +61,7 @@ impl Schedule for PoolSchedule {
         self.0.add(task)
     }
 
-    fn sooner(&self, key: u64, task: Arc<dyn Run>) {
+    fn bring_forward(&self, key: u64, task: Arc<dyn Run>) {
         self.0.waiting.lock().unwrap().retain(|(waits, _)| *waits != key);
         self.0.add(task);
     }
@@ -107,7 +107,7 @@ impl Machine for Clock {
         Duration::from_millis(self.elapsed.load(Ordering::Relaxed))
     }
 
-    fn skip(&self, time: Duration) -> bool {
+    fn advance_simulated(&self, time: Duration) -> bool {
         self.pass(time.as_millis() as u64 + 1);
         true
     }
@@ -153,7 +153,7 @@ impl World {
 
     pub(super) fn environment(&self, clock: &Arc<Clock>) -> Environment {
         Environment {
-            belief: Arc::default(),
+            trusted_time: Arc::default(),
             disk: Arc::new(self.sim.clone()),
             machine: Arc::clone(clock) as Arc<dyn Machine>,
             flushers: Arc::new(PoolSchedule(Arc::clone(&self.flushers))),

@@ -5,7 +5,7 @@
 //! believed as far as the log still has the record that precedes what it does not cover.
 
 use super::{
-    super::{Error, Log, recovery::PRODUCERS as PRODUCERS_FILE, roll::MayBlock},
+    super::{Error, Log, recovery::PRODUCERS as PRODUCERS_FILE, room::MayBlock},
     block::parse_block,
     table::{Content, KnownProducer, StoredBatch, Table, Unread},
 };
@@ -140,7 +140,7 @@ impl Log {
             // The first producer ever: from now on the file exists, and with it a reason to read the log. A log that
             // cannot be written to gets no producer, and needs no file.
             if self.writable().is_ok() {
-                self.save_producers(file, self.durable_offset(), BTreeMap::new(), MayBlock::Yes)?;
+                self.save_producers(file, self.durable_offset(), BTreeMap::new(), MayBlock::Always)?;
             }
             return Ok(Table::default());
         };
@@ -165,7 +165,7 @@ impl Log {
             if self.writable().is_ok() {
                 // At once: later, when the log has grown beyond `up_to`, the old file would be believed, and batches
                 // that are appended now would not be read.
-                self.save_producers(file, up_to, producers.clone(), MayBlock::Yes)?;
+                self.save_producers(file, up_to, producers.clone(), MayBlock::Always)?;
             }
         }
         (file.up_to, file.bytes, file.read) = (up_to, text.len() as u64, 0);
@@ -246,10 +246,12 @@ impl Log {
         if let Some(last) = up_to.checked_sub(1) {
             match may_block {
                 // A trim must not wait for the room that it is to make.
-                MayBlock::Yes => self.shared.wait_durable_unless_full(last)?,
-                MayBlock::ForMoment | MayBlock::ForCopies | MayBlock::No
+                MayBlock::Always => self.shared.wait_durable_unless_full(last)?,
+                MayBlock::ForNextSegment | MayBlock::ForCopies | MayBlock::Never
                     if self.shared.durable_soon(last) => {}
-                MayBlock::ForMoment | MayBlock::ForCopies | MayBlock::No => return Err(Error::WouldBlock),
+                MayBlock::ForNextSegment | MayBlock::ForCopies | MayBlock::Never => {
+                    return Err(Error::WouldBlock);
+                }
             }
         }
         self.writable()?; // if the log was deleted, another one may be at its path
@@ -272,15 +274,15 @@ impl Log {
     /// Saves what is known about producers, if anything has changed, and forgets those that are too old.
     pub(crate) fn keep_producers(&self) -> Result<(), Error> {
         let mut file = self.shared.producers.file();
-        if self.has_changed(&file) { self.keep(&mut file, MayBlock::Yes) } else { Ok(()) }
+        if self.has_changed(&file) { self.keep(&mut file, MayBlock::Always) } else { Ok(()) }
     }
 
     /// The same if it is time for that, for callers that have other logs to serve: not while another thread does this, or
     /// while the disk makes no progress. The larger the file, the longer the time; the more was appended, the shorter.
     pub(crate) fn keep_producers_soon(&self) {
-        let Ok(mut file) = self.shared.producers.file_for(MayBlock::No) else { return };
+        let Ok(mut file) = self.shared.producers.file_for(MayBlock::Never) else { return };
         if self.are_due(&file) {
-            match self.keep(&mut file, MayBlock::No) {
+            match self.keep(&mut file, MayBlock::Never) {
                 Ok(()) | Err(Error::WouldBlock) => {}
                 Err(error) => self.tell(&mut file, &error, "producers could not be saved"),
             }
@@ -296,7 +298,7 @@ impl Log {
 
     /// Whether [`keep_producers_soon`](Self::keep_producers_soon) would write. Does not touch the disk.
     pub(crate) fn producers_are_due(&self) -> bool {
-        self.shared.producers.file_for(MayBlock::No).is_ok_and(|file| self.are_due(&file))
+        self.shared.producers.file_for(MayBlock::Never).is_ok_and(|file| self.are_due(&file))
     }
 
     fn are_due(&self, file: &Saved) -> bool {
@@ -322,7 +324,7 @@ impl Log {
     pub(super) fn copy_of_table(&self) -> Option<(u64, Table)> {
         let mut table = self.shared.producers.table();
         let table = table.as_mut()?;
-        if let Some(oldest) = self.shared.oldest(self.shared.believed_now(), AGE) {
+        if let Some(oldest) = self.shared.oldest(self.shared.trusted_now(), AGE) {
             table.producers.retain(|_, producer| producer.used >= oldest);
         }
         // Appending as a producer locks the table: so all of their batches below this offset are in it.

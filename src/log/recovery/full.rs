@@ -39,16 +39,16 @@ pub(super) struct Reserve {
 }
 
 /// What opening reserves in the files of a log.
-pub(super) fn reserves(found: &[SurveyedSegment]) -> Vec<Reserve> {
-    let of = |found: &SurveyedSegment| {
-        let (length, scan) = match &found.state {
+pub(super) fn reserves(segments: &[SurveyedSegment]) -> Vec<Reserve> {
+    let of = |segment: &SurveyedSegment| {
+        let (length, scan) = match &segment.state {
             State::Unsealed(scan) => (sealed_length(scan), scan),
-            State::Open(_, scan) => (file::length(found.header.capacity), scan),
+            State::Open(_, scan) => (file::length(segment.header.capacity), scan),
             State::Sealed(_) | State::Damaged(_) => return None,
         };
-        Some(Reserve { path: found.path.clone(), length, written: file::written(scan.words) })
+        Some(Reserve { path: segment.path.clone(), length, written: file::written(scan.words) })
     };
-    found.iter().filter_map(of).collect()
+    segments.iter().filter_map(of).collect()
 }
 
 /// The length of a segment's file once it is sealed.

@@ -49,8 +49,8 @@ pub(super) struct Known {
     pub(super) mark: Option<u32>,
     /// The footer at the end of the file, if it verifies.
     pub(super) footer: Option<Footer>,
-    /// The base of the next segment, counted from this one's; `None` if this is the last.
-    pub(super) next: Option<u64>,
+    /// How many records there are from this segment's base to that of the next one; `None` if this is the last segment.
+    pub(super) records_before_next: Option<u64>,
     /// Whether its header is its own; if not, the file's full length is not known.
     pub(super) header: HeaderState,
 }
@@ -59,9 +59,9 @@ pub(super) struct Known {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HeaderState {
     Verified,
-    /// It does not verify, and another was made up.
+    /// It does not verify, and another was reconstructed.
     Damaged,
-    /// The disk cannot read it, and another was made up.
+    /// The disk cannot read it, and another was reconstructed.
     Unreadable,
 }
 
@@ -94,53 +94,59 @@ pub(super) enum Rest {
 pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
     let key = header.key();
     let region = known.footer.map_or(bytes.len(), |footer| (footer.words as usize * WORD).min(bytes.len()));
-    let found = scan::scan(&bytes[..region], key);
-    let search = |found: &Scan| search::frames_from(&bytes[..region], key, found.words, found.records());
+    let scan = scan::scan(&bytes[..region], key);
+    let search = |scan: &Scan| search::frames_from(&bytes[..region], key, scan.words, scan.records());
     // The bytes after the last record may be torn, or durable and damaged: only the mark could tell.
     let unmarked = known.mark.is_none()
-        && known.next.is_none()
-        && bytes[found.words as usize * WORD..].iter().any(|&byte| byte != 0);
+        && known.records_before_next.is_none()
+        && bytes[scan.words as usize * WORD..].iter().any(|&byte| byte != 0);
     let unreadable = known.header == HeaderState::Unreadable
         || unmarked
-        || bytes.unreadable().iter().any(|bad| bad.end > found.words as usize * WORD);
-    let made_up = known.header != HeaderState::Verified;
-    let short = !made_up && FRAMES + (bytes.len() as u64) < file::length(header.capacity);
+        || bytes.unreadable().iter().any(|bad| bad.end > scan.words as usize * WORD);
+    let is_reconstructed = known.header != HeaderState::Verified;
+    let short = !is_reconstructed && FRAMES + (bytes.len() as u64) < file::length(header.capacity);
     let Some(all) = records_for_certain(known, region) else {
-        if Footer::ends(&bytes, header, &found) || short && known.next.is_none() && cut_to(&bytes, &found) {
-            return State::Unsealed(found);
+        if Footer::ends(&bytes, header, &scan)
+            || short && known.records_before_next.is_none() && cut_to(&bytes, &scan)
+        {
+            return State::Unsealed(scan);
         }
-        let later = search(&found);
+        let later = search(&scan);
         let mut durable = known.mark.unwrap_or(0).max(later.durable);
-        if short || known.next.is_some() {
+        if short || known.records_before_next.is_some() {
             // All frames found were durable; nothing is known about what is lost at the end.
             durable = durable.max(later.frames.last().map_or(0, |(record, _)| record + 1));
         }
-        let rest = match short && known.next.is_none() {
+        let rest = match short && known.records_before_next.is_none() {
             true => Rest::CutOff,
-            false if unreadable || made_up && known.next.is_none() => Rest::Unknown,
+            false if unreadable || is_reconstructed && known.records_before_next.is_none() => Rest::Unknown,
             false => Rest::None,
         };
-        if durable > found.records() || rest != Rest::None {
-            let wreck = wreck(&bytes[..region], &found, &later, durable);
+        if durable > scan.records() || rest != Rest::None {
+            let wreck = wreck(&bytes[..region], &scan, &later, durable);
             return State::Damaged(Wreck { unreadable, rest, ..wreck });
         }
-        return if known.next.is_some() { State::Unsealed(found) } else { State::Open(bytes, found) };
+        return if known.records_before_next.is_some() {
+            State::Unsealed(scan)
+        } else {
+            State::Open(bytes, scan)
+        };
     };
-    if found.records() > all {
-        let found = found.first(&bytes, key, all);
-        let mut wreck = wreck(&bytes[..region], &found, &search::Later::default(), all);
+    if scan.records() > all {
+        let scan = scan.first(&bytes, key, all);
+        let mut wreck = wreck(&bytes[..region], &scan, &search::Later::default(), all);
         wreck.excess = true;
         return State::Damaged(wreck);
     }
-    if found.records() < all {
-        let mut later = search(&found);
+    if scan.records() < all {
+        let mut later = search(&scan);
         later.frames.retain(|(record, _)| *record < all);
-        let wreck = wreck(&bytes[..region], &found, &later, all);
+        let wreck = wreck(&bytes[..region], &scan, &later, all);
         return State::Damaged(Wreck { unreadable, ..wreck });
     }
-    match known.footer.filter(|footer| footer.records == all && footer.words == found.words) {
+    match known.footer.filter(|footer| footer.records == all && footer.words == scan.words) {
         Some(footer) if index_verifies(&bytes, &footer) => State::Sealed(footer),
-        _ => State::Unsealed(found),
+        _ => State::Unsealed(scan),
     }
 }
 
@@ -149,15 +155,15 @@ fn records_for_certain(known: &Known, bytes: usize) -> Option<u32> {
     let by_footer = known.footer.map(|footer| u64::from(footer.records));
     // If a whole segment is missing in between, the next one starts farther away than this one can reach.
     let reach = (bytes / frame::HEADER) as u64;
-    let by_next = known.next.filter(|&records| records <= reach);
+    let by_next = known.records_before_next.filter(|&records| records <= reach);
     let least = [by_footer, by_next].into_iter().flatten().min()?;
     u32::try_from(least).ok()
 }
 
 /// Whether the file has the length that sealing exactly these frames would have cut it to.
-fn cut_to(bytes: &[u8], found: &Scan) -> bool {
-    let records = found.records();
-    records > 0 && FRAMES + bytes.len() as u64 == sealed::footer_at(records, found.words) + BLOCK
+fn cut_to(bytes: &[u8], scan: &Scan) -> bool {
+    let records = scan.records();
+    records > 0 && FRAMES + bytes.len() as u64 == sealed::footer_at(records, scan.words) + BLOCK
 }
 
 fn index_verifies(bytes: &[u8], footer: &Footer) -> bool {
@@ -166,11 +172,11 @@ fn index_verifies(bytes: &[u8], footer: &Footer) -> bool {
 }
 
 /// What is left of a segment that had `durable` durable records, given its bytes and the frames found after the break.
-pub(super) fn wreck(frames: &[u8], found: &Scan, later: &search::Later, durable: u32) -> Wreck {
-    let mut survivors = Survivors::all(&found.positions);
-    let mut words = found.words;
+pub(super) fn wreck(frames: &[u8], scan: &Scan, later: &search::Later, durable: u32) -> Wreck {
+    let mut survivors = Survivors::all(&scan.positions);
+    let mut words = scan.words;
     let frame_at = |word: u32| frames.get(word as usize * WORD..).and_then(frame::parse);
-    let end = later_end(later, durable.max(found.records()), |word| {
+    let end = later_end(later, durable.max(scan.records()), |word| {
         frame_at(word).is_some_and(|frame| frame.flags & MORE == 0)
     });
     for &(record, word) in later.frames.iter().take_while(|(record, _)| *record < end) {
@@ -179,7 +185,7 @@ pub(super) fn wreck(frames: &[u8], found: &Scan, later: &search::Later, durable:
         words = word + frame_at(word).map_or(0, |frame| frame.words());
     }
     survivors.extend_to(end);
-    let whole = ChunkPosition { records: found.records(), words: found.words };
+    let whole = ChunkPosition { records: scan.records(), words: scan.words };
     Wreck { survivors, words, whole, excess: false, unreadable: false, rest: Rest::None }
 }
 

@@ -10,7 +10,7 @@
 use super::{
     super::{Damage, Error},
     judge::{Rest, State, Wreck, wreck},
-    restore::{LeftBacking, held},
+    restore::{LeftBacking, left_backings},
     survey::{Copies, Origin, Survey, SurveyedSegment},
 };
 use crate::{
@@ -41,7 +41,8 @@ pub(in crate::log) struct Whole {
     unreadable: Vec<std::ops::Range<usize>>,
     /// The minimum length of its file.
     length: u64,
-    found: usize,
+    /// How many bytes of frames its file has.
+    in_file: usize,
 }
 
 /// Looks in the log's backings for what segments have lost. Changes nothing on the disk. Returns what has become of
@@ -55,24 +56,24 @@ pub(in crate::log) fn mend(
     backings: &BackingDir,
     survey: &mut Survey,
 ) -> Result<Vec<Mended>, Error> {
-    let mut held = held(dir, backings, survey)?;
+    let mut left = left_backings(dir, backings, survey)?;
     // Among backings with one base, the one that was begun last has the records.
-    held.sort_by_key(|backing| (backing.header.base, std::cmp::Reverse(backing.header.created)));
+    left.sort_by_key(|backing| (backing.header.base, std::cmp::Reverse(backing.header.created)));
     let mut all = Vec::new();
-    let bases: Vec<u64> = survey.segments.iter().map(|found| found.header.base).collect();
+    let bases: Vec<u64> = survey.segments.iter().map(|segment| segment.header.base).collect();
     // Memory may continue after the last record, even if the next segment's file was begun and has no record yet.
-    let last = survey.segments.iter().rposition(|found| found.records() > 0).unwrap_or(0);
-    for (n, found) in survey.segments.iter_mut().enumerate() {
+    let last = survey.segments.iter().rposition(|segment| segment.records() > 0).unwrap_or(0);
+    for (n, segment) in survey.segments.iter_mut().enumerate() {
         let mut mended = Mended::No;
         // Undamaged segments are left to opening, which restores what continues them.
-        if matches!(found.state, State::Damaged(_)) {
-            let next = bases.get(n + 1).map(|next| next - found.header.base);
-            mended = mend_one(disk, backings, &held, found, next)?;
-            if let State::Damaged(wreck) = &found.state
+        if matches!(segment.state, State::Damaged(_)) {
+            let next = bases.get(n + 1).map(|next| next - segment.header.base);
+            mended = mend_one(disk, backings, &left, segment, next)?;
+            if let State::Damaged(wreck) = &segment.state
                 && n >= last
-                && let Some(backing) = held.iter().find(|backing| is_bound(backing, found, wreck))
+                && let Some(backing) = left.iter().find(|backing| is_bound(backing, segment, wreck))
             {
-                return Err(backing_continues(backings, backing, found));
+                return Err(backing_continues(backings, backing, segment));
             }
         }
         all.push(mended);
@@ -83,12 +84,12 @@ pub(in crate::log) fn mend(
 fn mend_one(
     disk: &dyn Disk,
     backings: &BackingDir,
-    held: &[LeftBacking],
-    found: &mut SurveyedSegment,
+    left: &[LeftBacking],
+    segment: &mut SurveyedSegment,
     next: Option<u64>,
 ) -> Result<Mended, Error> {
     let is_last = next.is_none();
-    let of_it: Vec<&LeftBacking> = held.iter().filter(|backing| is_of(backing, found)).collect();
+    let of_it: Vec<&LeftBacking> = left.iter().filter(|backing| is_of(backing, segment)).collect();
     for backing in of_it {
         let frames = match backings.frames(&backing.name) {
             Ok(frames) => frames,
@@ -98,9 +99,10 @@ fn mend_one(
             }
             // No other backing continues after a segment that has a successor.
             Err(_) if !is_last => continue,
-            Err(_) => return Err(backing_continues(backings, backing, found)),
+            Err(_) => return Err(backing_continues(backings, backing, segment)),
         };
-        let mended = together(disk, found, backing, &frames, next).map_err(Error::io("read", &found.path))?;
+        let mended =
+            together(disk, segment, backing, &frames, next).map_err(Error::io("read", &segment.path))?;
         if let Some(mended) = mended {
             return Ok(mended);
         }
@@ -108,24 +110,24 @@ fn mend_one(
     Ok(Mended::No)
 }
 
-fn backing_continues(backings: &BackingDir, backing: &LeftBacking, found: &SurveyedSegment) -> Error {
-    Error::BackingContinues { backing: backings.path(&backing.name), path: found.path.clone() }
+fn backing_continues(backings: &BackingDir, backing: &LeftBacking, segment: &SurveyedSegment) -> Error {
+    Error::BackingContinues { backing: backings.path(&backing.name), path: segment.path.clone() }
 }
 
 /// Whether a backing belongs to this segment.
-fn is_of(backing: &LeftBacking, found: &SurveyedSegment) -> bool {
-    match found.origin {
-        Origin::Own => backing.header == found.header,
-        _ => backing.header.base == found.header.base && backing.header.key() == found.header.key(),
+fn is_of(backing: &LeftBacking, segment: &SurveyedSegment) -> bool {
+    match segment.origin {
+        Origin::Own => backing.header == segment.header,
+        _ => backing.header.base == segment.header.base && backing.header.key() == segment.header.key(),
     }
 }
 
 /// Whether a backing may continue after a segment that has lost records, and could not be restored once these are
 /// marked as lost.
-fn is_bound(backing: &LeftBacking, found: &SurveyedSegment, wreck: &Wreck) -> bool {
-    let (end, base) = (found.end(), backing.header.base);
-    let crc_is_lost = wreck.survivors.end_is_lost() && found.last_crc().is_none();
-    base > found.header.base
+fn is_bound(backing: &LeftBacking, segment: &SurveyedSegment, wreck: &Wreck) -> bool {
+    let (end, base) = (segment.end(), backing.header.base);
+    let crc_is_lost = wreck.survivors.end_is_lost() && segment.last_crc().is_none();
+    base > segment.header.base
         && (base > end && wreck.rest != Rest::None
             || base == end && crc_is_lost && matches!(backing.before, Before::Frame(_)))
 }
@@ -134,40 +136,40 @@ fn is_bound(backing: &LeftBacking, found: &SurveyedSegment, wreck: &Wreck) -> bo
 /// file lacks.
 fn together(
     disk: &dyn Disk,
-    found: &mut SurveyedSegment,
+    segment: &mut SurveyedSegment,
     backing: &LeftBacking,
     frames: &[u8],
     next: Option<u64>,
 ) -> io::Result<Option<Mended>> {
     let is_last = next.is_none();
-    let (key, durable) = (backing.header.key(), found.records());
-    let State::Damaged(damaged) = &found.state else { return Ok(None) };
-    let file = disk.open(&found.path, false)?;
+    let (key, durable) = (backing.header.key(), segment.records());
+    let State::Damaged(damaged) = &segment.state else { return Ok(None) };
+    let file = disk.open(&segment.path, false)?;
     let bytes = Region::read(&*file, file.len()?, true)?;
     let both = Both::of(damaged, &bytes, frames, key, next);
     let length = file::length(backing.header.capacity);
     let Some(merged) = both.merged((length - FRAMES) as usize)? else { return Ok(None) };
     let scan = scan::scan(&merged, key);
     let later = search::frames_from(&merged, key, scan.words, scan.records());
-    if found.origin == Origin::MadeUp {
-        (found.header, found.origin, found.mark) = (backing.header, Origin::Own, Some(0));
-        found.copies = Copies::Damaged;
+    if segment.origin == Origin::Reconstructed {
+        (segment.header, segment.origin, segment.mark) = (backing.header, Origin::Own, Some(0));
+        segment.copies = Copies::Damaged;
     }
     if scan.records() < durable || later.frames.iter().any(|&(record, _)| record >= scan.records()) {
         let left = wreck(&merged, &scan, &later, durable.max(scan.records()));
-        found.state = State::Damaged(left);
+        segment.state = State::Damaged(left);
         return Ok(Some(Mended::InPart(merged)));
     }
     // A segment that was sealed is sealed again; the last one stays open for appends.
-    let seal = !is_last || found.footer.is_some();
+    let seal = !is_last || segment.footer.is_some();
     let whole = Whole {
         end: scan.words as usize * WORD,
         frames: merged,
         unreadable: if seal { Vec::new() } else { bytes.unreadable().to_vec() },
         length: if seal { 0 } else { length },
-        found: bytes.len(),
+        in_file: bytes.len(),
     };
-    found.state = if seal { State::Unsealed(scan) } else { State::Open(bytes, scan) };
+    segment.state = if seal { State::Unsealed(scan) } else { State::Open(bytes, scan) };
     Ok(Some(Mended::Whole(whole)))
 }
 
@@ -240,9 +242,9 @@ fn frame_at(bytes: &[u8], word: u32) -> std::ops::Range<usize> {
 
 /// The word of each record whose frame verifies, wherever it is.
 fn all_frames(bytes: &[u8], key: Key) -> BTreeMap<u32, u32> {
-    let found = scan::scan(bytes, key);
-    let later = search::frames_from(bytes, key, found.words, found.records());
-    let first = found.positions.iter().copied().zip(0..).map(|(word, record)| (record, word));
+    let scan = scan::scan(bytes, key);
+    let later = search::frames_from(bytes, key, scan.words, scan.records());
+    let first = scan.positions.iter().copied().zip(0..).map(|(word, record)| (record, word));
     first.chain(later.frames).collect()
 }
 
@@ -251,7 +253,7 @@ impl Whole {
     /// return.
     pub(in crate::log) fn write(&self, disk: &dyn Disk, path: &Path) -> io::Result<()> {
         let file = disk.open(path, true)?;
-        if FRAMES + (self.found as u64) < self.length {
+        if FRAMES + (self.in_file as u64) < self.length {
             file.set_len(self.length)?;
         }
         let end = self.end.next_multiple_of(BLOCK as usize);

@@ -47,7 +47,7 @@ impl Identity {
         let random = || random(env).map_err(Error::io("make an id for the log in", dir));
         let log =
             survey.segments.first().map(|first| first.header.log).map_or_else(|| random().map(LogId), Ok)?;
-        let secret = survey.segments.iter().find_map(|found| found.header.secret.0);
+        let secret = survey.segments.iter().find_map(|segment| segment.header.secret.0);
         Ok(Self { log, secret: secret.map_or_else(random, Ok)? })
     }
 
@@ -99,65 +99,39 @@ pub(in crate::log) fn open(
             removed => removed?,
         }
     }
-    if let Some(found) = &backings {
-        full = restore::restore(disk, dir, &found.dir, &mut surveyed, options.durability)?.or(full);
+    if let Some(shm) = &backings {
+        full = restore::restore(disk, dir, &shm.dir, &mut surveyed, options.durability)?.or(full);
         // A log of format 1 may just have got its first segment with a secret.
-        let secret = surveyed.segments.iter().find_map(|found| found.header.secret.0);
+        let secret = surveyed.segments.iter().find_map(|segment| segment.header.secret.0);
         if let Some(secret) = secret.filter(|&secret| secret != identity.secret) {
             identity.secret = secret;
             backings = open_backings(env, options, &identity, dir)?;
         }
     }
-    let Survey { segments: found, mut damage, .. } = surveyed;
+    let Survey { segments, mut damage, .. } = surveyed;
     let roller = Roller::new(Arc::clone(budget), backings, std::sync::Arc::clone(&env.maintenance));
-    let opened = if damage.is_empty() {
+    let opener = Opener { env, dir, options, identity, roller: &roller };
+    let opening = if damage.is_empty() {
         let resumed = match &full {
             Some(Full { error, .. }) => Err(error.clone()),
-            None => resume(env, dir, options, &identity, found, &roller),
+            None => opener.resume(segments),
         };
         match resumed {
             // Whichever operation it was that found no room.
             Err(error) if error.keeps_from_writing() => {
-                let opened;
-                (opened, damage) = without_room(disk, dir, options, &identity, &roller, error, full)?;
-                opened
+                let opening;
+                (opening, damage) = opener.without_room(error, full)?;
+                opening
             }
-            opened => opened?,
+            resumed => resumed?,
         }
     } else {
-        read_only(disk, dir, &identity, found, &roller)?
+        opener.read_only(segments)?
     };
-    let Opening { segments, active, done, newest, claim, full } = opened;
+    let Opening { segments, active, done, newest, claim, full } = opening;
     claim.keep();
     let (id, secret) = (identity.log, Secret(Some(identity.secret)));
     Ok(Opened { id, secret, segments, active, done, newest, roller, damage, full })
-}
-
-/// Opens for reading a log that could not be resumed, because of `error`, or because it was full `before` that. Also
-/// returns the damage that is there now.
-fn without_room(
-    disk: &dyn Disk,
-    dir: &Path,
-    options: &Options,
-    identity: &Identity,
-    roller: &Roller,
-    error: Error,
-    before: Option<Full>,
-) -> Result<(Opening, Vec<Damage>), Error> {
-    let Survey { segments: again, damage, .. } = survey(disk, dir)?; // some may be sealed, or unreadable, now
-    if again.last().is_none_or(|last| last.end() == 0) {
-        return Err(no_room(error)); // there is nothing to read
-    }
-    let kept = again.last().map_or(0, |last| match &last.state {
-        State::Open(bytes, scan) => aside::to_be_kept(behind(bytes, scan)).len(),
-        _ => 0,
-    });
-    let (needed_before, was_read_only) = before.map_or((0, false), |full| (full.needs, full.is_read_only));
-    let mut full = Full::new(error, options.first_segment_bytes + kept as u64 + needed_before);
-    full.is_read_only |= was_read_only;
-    full.reserves = reserves(&again);
-    let full = damage.is_empty().then_some(full);
-    Ok((Opening { full, ..read_only(disk, dir, identity, again, roller)? }, damage))
 }
 
 /// The log's backings, if they can be used. A transient failure is an error: a log that opens without its backings
@@ -216,59 +190,6 @@ fn remove_temporary(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Opens an undamaged log for appending.
-fn resume(
-    env: &Environment,
-    dir: &Path,
-    options: &Options,
-    identity: &Identity,
-    found: Vec<SurveyedSegment>,
-    roller: &Roller,
-) -> Result<Opening, Error> {
-    let disk = &*env.disk;
-    disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
-    remove_temporary(disk, dir)?;
-    let mut segments = Vec::new();
-    let mut previous = Previous::default();
-    for SurveyedSegment { header, copies, mark, path, state, .. } in found {
-        if let (Copies::Damaged, Some(mark)) = (copies, mark) {
-            rewrite_header(disk, &path, &header, mark).map_err(Error::io("write", &path))?;
-        }
-        let sealed = match state {
-            State::Sealed(footer) => footer,
-            State::Unsealed(scan) => {
-                let file = sync(disk, &path, true)?;
-                let seal = file
-                    .reserve(sealed_length(&scan), file::written(scan.words))
-                    .and_then(|()| seal(&*file, &header, &scan));
-                seal.map_err(Error::io("seal", &path))?
-            }
-            State::Open(bytes, scan) => {
-                let last = Last { header, path: &path, bytes: &bytes, scan: &scan };
-                match resume_last(env, dir, options, roller, &previous, &last)? {
-                    Resumed::Sealed(footer) => footer,
-                    Resumed::Replaced => {
-                        (previous.end, previous.newest) = (header.base, previous.newest.max(header.created));
-                        break;
-                    }
-                    Resumed::Active(active, claim) => {
-                        segments.push(Arc::clone(&active.segment));
-                        let done = ChunkPosition { records: scan.records(), words: scan.words };
-                        let newest = previous.newest.max(header.created + scan.times.1);
-                        return Ok(Opening { segments, active, done, newest, claim, full: None });
-                    }
-                }
-            }
-            State::Damaged(_) => unreachable!("damage opens read-only"),
-        };
-        previous.newest = previous.newest.max(header.created + sealed.last_time);
-        previous.segment = Some((path, header, sealed));
-        segments.push(Arc::new(Segment::cold(header, sealed.into()).aged(sealed.last_time)));
-    }
-    // No segment is open: begin one, so that there is always one on the disk and trimming may drop all others.
-    begin_segment(env, dir, options, identity, &previous, segments, roller)
-}
-
 /// The segment before another one, which is sealed; and, in `newest`, when the newest record so far was appended.
 #[derive(Default)]
 struct Previous {
@@ -298,15 +219,8 @@ impl Previous {
 }
 
 /// The bytes after the last record.
-fn behind<'a>(bytes: &'a [u8], scan: &Scan) -> &'a [u8] {
+fn after_last_record<'a>(bytes: &'a [u8], scan: &Scan) -> &'a [u8] {
     &bytes[(scan.words as usize * crate::frame::WORD).min(bytes.len())..]
-}
-
-/// Memory for the chunk of the last segment.
-fn memory(env: &Environment, roller: &Roller, capacity: u64) -> io::Result<ChunkMemory> {
-    let memory = roller.memory(capacity, capacity, env.machine.elapsed())?;
-    roller.begins(&memory);
-    Ok(memory)
 }
 
 /// The last segment, which was not sealed, as it was found.
@@ -327,107 +241,232 @@ enum Resumed {
     Replaced,
 }
 
-/// Continues in the last segment. If other logs of a store have taken the memory, the log continues in a segment of the
-/// smallest size, for which there is always room.
-fn resume_last(
-    env: &Environment,
-    dir: &Path,
-    options: &Options,
-    roller: &Roller,
-    previous: &Previous,
-    last: &Last<'_>,
-) -> Result<Resumed, Error> {
-    let (disk, Last { header, path, bytes, scan }) = (&*env.disk, last);
-    let claim = (header.capacity <= options.segment_bytes).then(|| {
-        let smallest = || roller.claim_least(header.capacity);
-        let is_small = header.capacity <= options.first_segment_bytes;
-        roller.try_claim(header.capacity).or_else(|| is_small.then(smallest))
-    });
-    let claim = claim.flatten();
-    if claim.is_none() && scan.records() == 0 {
-        aside::keep(disk, dir, header.base, bytes)?;
-        return Ok(Resumed::Replaced);
+/// How a log is opened: what all steps of it need.
+struct Opener<'a> {
+    env: &'a Environment,
+    dir: &'a Path,
+    options: &'a Options,
+    identity: Identity,
+    roller: &'a Roller,
+}
+
+impl Opener<'_> {
+    fn disk(&self) -> &dyn Disk {
+        &*self.env.disk
     }
-    let written = resume_segment(disk, dir, last)?;
-    let Some(claim) = claim else {
-        return Ok(Resumed::Sealed(seal(written.file(), header, scan).map_err(Error::io("seal", path))?));
-    };
-    let mut memory = memory(env, roller, header.capacity).map_err(Error::io("get memory for", dir))?;
-    memory.label(&header.label(), previous.before(disk, header.base));
-    // Not a byte more: if this process is killed, the next one would restore whatever follows.
-    memory.load(&bytes[..scan.words as usize * crate::frame::WORD]);
-    let chunk = Arc::new(Chunk::recovered(memory, Some(roller.share()), &scan.positions, scan.words));
-    let segment = Segment::new(*header, Some(written), Arc::clone(&chunk)).aged(scan.times.1);
-    Ok(Resumed::Active(Arc::new(Active { segment: Arc::new(segment), chunk }), claim))
-}
 
-/// Prepares the last segment's file for more appends: its records are durable, zeros follow them, and its full length
-/// is reserved.
-fn resume_segment(disk: &dyn Disk, dir: &Path, last: &Last<'_>) -> Result<SegmentFile, Error> {
-    let &Last { header, path, bytes, scan } = last;
-    let file = sync(disk, path, true)?;
-    // A file that was copied, or restored from a backup, may have holes.
-    file.reserve(file::length(header.capacity), file::written(scan.words))
-        .map_err(Error::io("reserve the room of", path))?;
-    let next = header.base + u64::from(scan.records());
-    aside::keep(disk, dir, next, behind(bytes, scan))?;
-    let written = SegmentFile::resume(file, path.to_owned(), header.capacity, scan.words);
-    written.cut(bytes, scan.words).map_err(Error::io("cut the torn end of", path))?;
-    Ok(written)
-}
-
-/// Begins the segment after `previous`.
-fn begin_segment(
-    env: &Environment,
-    dir: &Path,
-    options: &Options,
-    identity: &Identity,
-    previous: &Previous,
-    mut segments: Vec<Arc<Segment>>,
-    roller: &Roller,
-) -> Result<Opening, Error> {
-    let (disk, before) = (&*env.disk, previous.segment.as_ref());
-    let capacity =
-        before.map_or(options.first_segment_bytes, |(_, header, _)| header.capacity.saturating_mul(4));
-    let base = before.map_or(0, |(_, header, footer)| header.base + u64::from(footer.records));
-    let base = base.max(previous.end);
-    let capacity = capacity.min(options.segment_bytes);
-    let claim = roller.try_claim(capacity);
-    let capacity = if claim.is_some() { capacity } else { options.first_segment_bytes };
-    // If the disk has no room for that, a segment of the smallest size may still fit.
-    let sizes = [capacity, options.first_segment_bytes.min(capacity)];
-    let mut made = sizes.into_iter().map(|capacity| (capacity, SegmentFile::prepare(disk, dir, 0, capacity)));
-    let made = made.find(|(capacity, made)| {
-        let full = made.as_ref().is_err_and(disk::is_full);
-        !full || *capacity == sizes[1]
-    });
-    let (capacity, segment_file) = made.unwrap_or_else(|| unreachable!("the last one is found"));
-    let claim = claim.filter(|claim| claim.capacity() == capacity);
-    let claim = claim.unwrap_or_else(|| roller.claim_least(capacity));
-    let header = identity.header(base, capacity, clock::start_of_segment(env.machine.now(), previous.newest));
-    let segment_file = segment_file.map_err(|error| {
-        if disk::is_full(&error) {
-            return Error::Full { reason: error.to_string().into() };
+    /// Opens an undamaged log for appending.
+    fn resume(&self, surveyed: Vec<SurveyedSegment>) -> Result<Opening, Error> {
+        let (disk, dir) = (self.disk(), self.dir);
+        disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
+        remove_temporary(disk, dir)?;
+        let mut segments = Vec::new();
+        let mut previous = Previous::default();
+        for SurveyedSegment { header, copies, mark, path, state, .. } in surveyed {
+            if let (Copies::Damaged, Some(mark)) = (copies, mark) {
+                rewrite_header(disk, &path, &header, mark).map_err(Error::io("write", &path))?;
+            }
+            let sealed = match state {
+                State::Sealed(footer) => footer,
+                State::Unsealed(scan) => {
+                    let file = sync(disk, &path, true)?;
+                    let seal = file
+                        .reserve(sealed_length(&scan), file::written(scan.words))
+                        .and_then(|()| seal(&*file, &header, &scan));
+                    seal.map_err(Error::io("seal", &path))?
+                }
+                State::Open(bytes, scan) => {
+                    let last = Last { header, path: &path, bytes: &bytes, scan: &scan };
+                    match self.resume_last(&previous, &last)? {
+                        Resumed::Sealed(footer) => footer,
+                        Resumed::Replaced => {
+                            (previous.end, previous.newest) =
+                                (header.base, previous.newest.max(header.created));
+                            break;
+                        }
+                        Resumed::Active(active, claim) => {
+                            segments.push(Arc::clone(&active.segment));
+                            let done = ChunkPosition { records: scan.records(), words: scan.words };
+                            let newest = previous.newest.max(header.created + scan.times.1);
+                            return Ok(Opening { segments, active, done, newest, claim, full: None });
+                        }
+                    }
+                }
+                State::Damaged(_) => unreachable!("damage opens read-only"),
+            };
+            previous.newest = previous.newest.max(header.created + sealed.last_time);
+            previous.segment = Some((path, header, sealed));
+            segments.push(Arc::new(Segment::cold(header, sealed.into()).aged(sealed.last_time)));
         }
-        Error::io("make a segment file in", dir)(error)
-    })?;
-    let begun = segment_file.begin(disk, dir, &header);
-    begun
-        .inspect_err(|_| segment_file.discard_unbegun(disk))
-        .map_err(Error::io("begin a segment in", dir))?;
-    let mut memory = memory(env, roller, capacity).map_err(Error::io("get memory for", dir))?;
-    memory.label(&header.label(), previous.before(disk, base));
-    let chunk = Arc::new(Chunk::new(memory, Some(roller.share())));
-    let segment = Arc::new(Segment::new(header, Some(segment_file), Arc::clone(&chunk)));
-    segments.push(Arc::clone(&segment));
-    Ok(Opening {
-        segments,
-        active: Arc::new(Active { segment, chunk }),
-        done: ChunkPosition::default(),
-        newest: if previous.newest > 0 { previous.newest } else { header.created },
-        claim,
-        full: None,
-    })
+        // No segment is open: begin one, so that there is always one on the disk and trimming may drop all others.
+        self.begin_segment(&previous, segments)
+    }
+
+    /// Continues in the last segment. If other logs of a store have taken the memory, the log continues in a segment of the
+    /// smallest size, for which there is always room.
+    fn resume_last(&self, previous: &Previous, last: &Last<'_>) -> Result<Resumed, Error> {
+        let (disk, dir, Last { header, path, bytes, scan }) = (self.disk(), self.dir, last);
+        let claim = (header.capacity <= self.options.segment_bytes).then(|| {
+            let smallest = || self.roller.claim_least(header.capacity);
+            let is_small = header.capacity <= self.options.first_segment_bytes;
+            self.roller.try_claim(header.capacity).or_else(|| is_small.then(smallest))
+        });
+        let claim = claim.flatten();
+        if claim.is_none() && scan.records() == 0 {
+            aside::keep(disk, dir, header.base, bytes)?;
+            return Ok(Resumed::Replaced);
+        }
+        let written = self.resume_segment(last)?;
+        let Some(claim) = claim else {
+            return Ok(Resumed::Sealed(seal(written.file(), header, scan).map_err(Error::io("seal", path))?));
+        };
+        let mut memory = self.memory(header.capacity).map_err(Error::io("get memory for", dir))?;
+        memory.label(&header.label(), previous.before(disk, header.base));
+        // Not a byte more: if this process is killed, the next one would restore whatever follows.
+        memory.load(&bytes[..scan.words as usize * crate::frame::WORD]);
+        let chunk =
+            Arc::new(Chunk::recovered(memory, Some(self.roller.share()), &scan.positions, scan.words));
+        let segment = Segment::new(*header, Some(written), Arc::clone(&chunk)).aged(scan.times.1);
+        Ok(Resumed::Active(Arc::new(Active { segment: Arc::new(segment), chunk }), claim))
+    }
+
+    /// Prepares the last segment's file for more appends: its records are durable, zeros follow them, and its full length
+    /// is reserved.
+    fn resume_segment(&self, last: &Last<'_>) -> Result<SegmentFile, Error> {
+        let &Last { header, path, bytes, scan } = last;
+        let file = sync(self.disk(), path, true)?;
+        // A file that was copied, or restored from a backup, may have holes.
+        file.reserve(file::length(header.capacity), file::written(scan.words))
+            .map_err(Error::io("reserve the room of", path))?;
+        let next = header.base + u64::from(scan.records());
+        aside::keep(self.disk(), self.dir, next, after_last_record(bytes, scan))?;
+        let written = SegmentFile::resume(file, path.to_owned(), header.capacity, scan.words);
+        written.cut(bytes, scan.words).map_err(Error::io("cut the torn end of", path))?;
+        Ok(written)
+    }
+
+    /// Begins the segment after `previous`.
+    fn begin_segment(&self, previous: &Previous, mut segments: Vec<Arc<Segment>>) -> Result<Opening, Error> {
+        let (disk, dir, before) = (self.disk(), self.dir, previous.segment.as_ref());
+        let capacity = before
+            .map_or(self.options.first_segment_bytes, |(_, header, _)| header.capacity.saturating_mul(4));
+        let base = before.map_or(0, |(_, header, footer)| header.base + u64::from(footer.records));
+        let base = base.max(previous.end);
+        let capacity = capacity.min(self.options.segment_bytes);
+        let claim = self.roller.try_claim(capacity);
+        let capacity = if claim.is_some() { capacity } else { self.options.first_segment_bytes };
+        // If the disk has no room for that, a segment of the smallest size may still fit.
+        let sizes = [capacity, self.options.first_segment_bytes.min(capacity)];
+        let mut made =
+            sizes.into_iter().map(|capacity| (capacity, SegmentFile::prepare(disk, dir, 0, capacity)));
+        let made = made.find(|(capacity, made)| {
+            let full = made.as_ref().is_err_and(disk::is_full);
+            !full || *capacity == sizes[1]
+        });
+        let (capacity, segment_file) = made.unwrap_or_else(|| unreachable!("the last one is found"));
+        let claim = claim.filter(|claim| claim.capacity() == capacity);
+        let claim = claim.unwrap_or_else(|| self.roller.claim_least(capacity));
+        let header = self.identity.header(
+            base,
+            capacity,
+            clock::start_of_segment(self.env.machine.now(), previous.newest),
+        );
+        let segment_file = segment_file.map_err(|error| {
+            if disk::is_full(&error) {
+                return Error::Full { reason: error.to_string().into() };
+            }
+            Error::io("make a segment file in", dir)(error)
+        })?;
+        let begun = segment_file.begin(disk, dir, &header);
+        begun
+            .inspect_err(|_| segment_file.discard_unbegun(disk))
+            .map_err(Error::io("begin a segment in", dir))?;
+        let mut memory = self.memory(capacity).map_err(Error::io("get memory for", dir))?;
+        memory.label(&header.label(), previous.before(disk, base));
+        let chunk = Arc::new(Chunk::new(memory, Some(self.roller.share())));
+        let segment = Arc::new(Segment::new(header, Some(segment_file), Arc::clone(&chunk)));
+        segments.push(Arc::clone(&segment));
+        Ok(Opening {
+            segments,
+            active: Arc::new(Active { segment, chunk }),
+            done: ChunkPosition::default(),
+            newest: if previous.newest > 0 { previous.newest } else { header.created },
+            claim,
+            full: None,
+        })
+    }
+
+    /// Opens for reading a log that could not be resumed, because of `error`, or because it was full `before` that. Also
+    /// returns the damage that is there now.
+    fn without_room(&self, error: Error, before: Option<Full>) -> Result<(Opening, Vec<Damage>), Error> {
+        let Survey { segments: again, damage, .. } = survey(self.disk(), self.dir)?; // some may be sealed, or unreadable, now
+        if again.last().is_none_or(|last| last.end() == 0) {
+            return Err(no_room(error)); // there is nothing to read
+        }
+        let kept = again.last().map_or(0, |last| match &last.state {
+            State::Open(bytes, scan) => aside::to_be_kept(after_last_record(bytes, scan)).len(),
+            _ => 0,
+        });
+        let (needed_before, was_read_only) =
+            before.map_or((0, false), |full| (full.needs, full.is_read_only));
+        let mut full = Full::new(error, self.options.first_segment_bytes + kept as u64 + needed_before);
+        full.is_read_only |= was_read_only;
+        full.reserves = reserves(&again);
+        let full = damage.is_empty().then_some(full);
+        Ok((Opening { full, ..self.read_only(again)? }, damage))
+    }
+
+    /// Opens a log for reading only, if it is damaged or its disk has no room: nothing is written, and everything that
+    /// verifies can be read.
+    fn read_only(&self, surveyed: Vec<SurveyedSegment>) -> Result<Opening, Error> {
+        let (disk, dir) = (self.disk(), self.dir);
+        // What can be read depends on the names of the files too: a power failure could take the last one's name, and
+        // damage before it would then be taken for a torn end.
+        disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
+        let mut segments = Vec::new();
+        let (mut end, mut newest) = (0, 0);
+        for surveyed in surveyed {
+            if !matches!(surveyed.state, State::Sealed(_)) {
+                sync(disk, &surveyed.path, false)?;
+            }
+            end = surveyed.end();
+            let records = surveyed.records();
+            let (sealed, age) = match surveyed.state {
+                State::Sealed(footer) => (footer.into(), Some(footer.last_time)),
+                State::Unsealed(scan) | State::Open(_, scan) => {
+                    let survivors = Survivors::all(&scan.positions);
+                    (Sealed::damaged(records, scan.words, survivors), Some(scan.times.1))
+                }
+                State::Damaged(wreck) => (Sealed::damaged(records, wreck.words, wreck.survivors), None),
+            };
+            newest = newest.max(surveyed.header.created + age.unwrap_or(0));
+            let segment = Segment::cold(surveyed.header, sealed);
+            segments.push(Arc::new(match age {
+                Some(age) => segment.aged(age),
+                None => segment,
+            }));
+        }
+        let memory = ChunkMemory::new(BLOCK).map_err(Error::io("get memory for", dir))?;
+        let chunk = Arc::new(Chunk::new(memory, None));
+        chunk.close(); // appends find no room, and then get the reason
+        let header = self.identity.header(end, BLOCK, 0);
+        let segment = Arc::new(Segment::new(header, None, Arc::clone(&chunk)));
+        Ok(Opening {
+            segments,
+            active: Arc::new(Active { segment, chunk }),
+            done: ChunkPosition::default(),
+            newest,
+            claim: self.roller.claim_least(BLOCK),
+            full: None,
+        })
+    }
+
+    /// Memory for the chunk of the last segment.
+    fn memory(&self, capacity: u64) -> io::Result<ChunkMemory> {
+        let memory = self.roller.memory(capacity, capacity, self.env.machine.elapsed())?;
+        self.roller.begins(&memory);
+        Ok(memory)
+    }
 }
 
 /// Rewrites the header block of a segment that was begun, with this mark. Durable on return.
@@ -443,54 +482,4 @@ pub(in crate::log) fn rewrite_header(
 /// Seals a segment whose frames are whole, as when it was closed normally.
 pub(in crate::log) fn seal(file: &dyn File, header: &Header, scan: &Scan) -> io::Result<Footer> {
     sealed::seal(file, header, scan.summary(), scan.positions.iter().copied())
-}
-
-/// Opens a log for reading only, if it is damaged or its disk has no room: nothing is written, and everything that
-/// verifies can be read.
-fn read_only(
-    disk: &dyn Disk,
-    dir: &Path,
-    identity: &Identity,
-    found: Vec<SurveyedSegment>,
-    roller: &Roller,
-) -> Result<Opening, Error> {
-    // What can be read depends on the names of the files too: a power failure could take the last one's name, and
-    // damage before it would then be taken for a torn end.
-    disk.sync_dir(dir).map_err(Error::io("sync", dir))?;
-    let mut segments = Vec::new();
-    let (mut end, mut newest) = (0, 0);
-    for found in found {
-        if !matches!(found.state, State::Sealed(_)) {
-            sync(disk, &found.path, false)?;
-        }
-        end = found.end();
-        let records = found.records();
-        let (sealed, age) = match found.state {
-            State::Sealed(footer) => (footer.into(), Some(footer.last_time)),
-            State::Unsealed(scan) | State::Open(_, scan) => {
-                let survivors = Survivors::all(&scan.positions);
-                (Sealed::damaged(records, scan.words, survivors), Some(scan.times.1))
-            }
-            State::Damaged(wreck) => (Sealed::damaged(records, wreck.words, wreck.survivors), None),
-        };
-        newest = newest.max(found.header.created + age.unwrap_or(0));
-        let segment = Segment::cold(found.header, sealed);
-        segments.push(Arc::new(match age {
-            Some(age) => segment.aged(age),
-            None => segment,
-        }));
-    }
-    let memory = ChunkMemory::new(BLOCK).map_err(Error::io("get memory for", dir))?;
-    let chunk = Arc::new(Chunk::new(memory, None));
-    chunk.close(); // appends find no room, and then get the reason
-    let header = identity.header(end, BLOCK, 0);
-    let segment = Arc::new(Segment::new(header, None, Arc::clone(&chunk)));
-    Ok(Opening {
-        segments,
-        active: Arc::new(Active { segment, chunk }),
-        done: ChunkPosition::default(),
-        newest,
-        claim: roller.claim_least(BLOCK),
-        full: None,
-    })
 }

@@ -68,40 +68,41 @@ pub(super) fn restore(
     survey: &mut Survey,
     durability: Durability,
 ) -> Result<Option<Full>, Error> {
-    let mut held = held(dir, backings, survey)?;
-    if !held.is_empty() && !may_go_on(survey) {
-        tell(backings, held.iter().map(|backing| &*backing.name), "the log is damaged");
+    let mut left = left_backings(dir, backings, survey)?;
+    if !left.is_empty() && !may_go_on(survey) {
+        tell(backings, left.iter().map(|backing| &*backing.name), "the log is damaged");
         return Ok(None);
     }
     let first = survey.segments.first().map_or(0, |first| first.header.base);
+    let mut restorer = Restorer { disk, dir, backings, survey };
     let mut kept = Vec::new();
     // By base, so that each continues where the one before it ended.
-    held.sort_by_key(|backing| backing.header.base);
-    share_before(&mut held);
-    for n in 0..held.len() {
-        let (before, rest) = held.split_at_mut(n);
+    left.sort_by_key(|backing| backing.header.base);
+    share_before(&mut left);
+    for n in 0..left.len() {
+        let (before, rest) = left.split_at_mut(n);
         let Some(backing) = rest.first_mut() else { break };
-        let is_damaged = !survey.damage.is_empty(); // readers may have seen what only the backing has whole
-        let restored = restore_backing(disk, dir, backings, survey, before, backing);
-        match restored.map_err(Error::io("restore from memory what is missing in", dir)) {
-            Ok(Fate::Needless) => {}
-            Ok(Fate::Kept) if backing.end.is_some_and(|(end, _)| end <= first) => {
+        let is_damaged = !restorer.survey.damage.is_empty(); // readers may have seen what only the backing has whole
+        let fate = restorer.restore_backing(before, backing);
+        match fate.map_err(Error::io("restore from memory what is missing in", dir)) {
+            Ok(BackingFate::Needless) => {}
+            Ok(BackingFate::Kept) if backing.end.is_some_and(|(end, _)| end <= first) => {
                 let path = backings.path(&backing.name);
                 tracing::info!(backing = %path.display(), "its records are older than all of the log, which was trimmed");
             }
-            Ok(Fate::Kept) => kept.push(n),
+            Ok(BackingFate::Kept) => kept.push(n),
             Err(error) if error.keeps_from_writing() && durability == Durability::Disk && !is_damaged => {
-                let waiting = &held[n..];
+                let waiting = &left[n..];
                 let names = waiting.iter().map(|backing| &*backing.name);
                 tell(backings, names, "there is no room on the disk for what it may hold");
                 // Not even those that the disk has are removed: the next one may be known to follow only by them.
-                return Ok(Some(Full::new(error, room_for(survey, waiting))));
+                return Ok(Some(Full::new(error, room_for(restorer.survey, waiting))));
             }
             Err(error) => return Err(no_room(error)),
         }
     }
     let mut full = None;
-    for (n, backing) in held.iter().enumerate() {
+    for (n, backing) in left.iter().enumerate() {
         if kept.contains(&n) {
             tell(backings, [&*backing.name], "its records do not continue where the log ends");
             continue;
@@ -122,34 +123,38 @@ pub(super) fn restore(
 
 /// What precedes one backing of a process precedes all of its backings with the same base: they are of chunks that were
 /// replaced while they were empty.
-fn share_before(held: &mut [LeftBacking]) {
-    for n in 0..held.len() {
-        let (one, before) = (&held[n], held[n].before);
-        let known = held.iter().find(|other| {
+fn share_before(left: &mut [LeftBacking]) {
+    for n in 0..left.len() {
+        let (one, before) = (&left[n], left[n].before);
+        let known = left.iter().find(|other| {
             other.header.base == one.header.base
                 && other.incarnation == one.incarnation
                 && other.before != Before::Unknown
         });
-        held[n].before = known.filter(|_| before == Before::Unknown).map_or(before, |known| known.before);
+        left[n].before = known.filter(|_| before == Before::Unknown).map_or(before, |known| known.before);
     }
 }
 
 /// The room that these backings need for segments that have no file yet. What the others need, opening reserves.
 fn room_for(survey: &Survey, backings: &[LeftBacking]) -> u64 {
-    let has_file = |header: &Header| survey.segments.iter().any(|found| found.header == *header);
+    let has_file = |header: &Header| survey.segments.iter().any(|segment| segment.header == *header);
     let new = backings.iter().map(|backing| &backing.header).filter(|header| !has_file(header));
     new.map(|header| file::length(header.capacity)).sum()
 }
 
 /// The backings of this log that hold a segment. Removes those that hold none, and reports those that it does not
 /// understand.
-pub(super) fn held(dir: &Path, backings: &BackingDir, survey: &Survey) -> Result<Vec<LeftBacking>, Error> {
+pub(super) fn left_backings(
+    dir: &Path,
+    backings: &BackingDir,
+    survey: &Survey,
+) -> Result<Vec<LeftBacking>, Error> {
     let log = survey.segments.first().map_or_else(|| backings.log(), |first| first.header.log);
-    let mut held = Vec::new();
-    for found in backings.find().map_err(Error::io("look for backings of", dir))? {
-        match found.content {
-            BackingContent::Spare => backings.remove(&found.name),
-            BackingContent::Invalid => tell(backings, [&*found.name], "it cannot be understood"),
+    let mut left = Vec::new();
+    for backing in backings.find().map_err(Error::io("look for backings of", dir))? {
+        match backing.content {
+            BackingContent::Spare => backings.remove(&backing.name),
+            BackingContent::Invalid => tell(backings, [&*backing.name], "it cannot be understood"),
             BackingContent::Elsewhere(owner) => {
                 tracing::debug!(dir = %dir.display(), owner = %owner.display(), "a backing of a copy of this log is left alone");
             }
@@ -157,8 +162,8 @@ pub(super) fn held(dir: &Path, backings: &BackingDir, survey: &Survey) -> Result
                 let Label { base, capacity, created, version } = label;
                 let secret = Secret(secret.filter(|_| version > 1));
                 let header = Header { log, base, capacity, created, secret };
-                held.push(LeftBacking {
-                    name: found.name,
+                left.push(LeftBacking {
+                    name: backing.name,
                     header,
                     incarnation,
                     before,
@@ -169,7 +174,7 @@ pub(super) fn held(dir: &Path, backings: &BackingDir, survey: &Survey) -> Result
             }
         }
     }
-    Ok(held)
+    Ok(left)
 }
 
 /// Reports that backings stay, and why.
@@ -192,126 +197,213 @@ fn may_go_on(survey: &Survey) -> bool {
     }
 }
 
+/// What a log's backings are restored to: its directory, and the survey of it, which is completed on the way.
+struct Restorer<'a> {
+    disk: &'a dyn Disk,
+    dir: &'a Path,
+    backings: &'a BackingDir,
+    survey: &'a mut Survey,
+}
+
 /// What becomes of a backing.
-enum Fate {
+enum BackingFate {
     /// It holds nothing, or nothing that the disk does not have by now.
     Needless,
     Kept,
 }
 
-/// Writes the records that the backing has and the log lacks, if they continue the log. `earlier` are the backings
-/// handled before.
-fn restore_backing(
-    disk: &dyn Disk,
-    dir: &Path,
-    backings: &BackingDir,
-    survey: &mut Survey,
-    earlier: &[LeftBacking],
-    backing: &mut LeftBacking,
-) -> io::Result<Fate> {
-    let same = survey.segments.iter().position(|found| found.header == backing.header);
-    if let Some(found @ SurveyedSegment { state: State::Sealed(_), .. }) =
-        same.and_then(|n| survey.segments.get(n))
-        && backing.sealed
-    {
-        backing.end = Some((found.end(), last_crc(disk, found)?));
-        return Ok(Fate::Needless);
-    }
-    let frames = match backings.frames(&backing.name) {
-        Ok(frames) => frames,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Fate::Needless), // it was removed meanwhile
-        // The next attempt may read it; until then nothing else may get the offsets of its records.
-        Err(error) if is_transient(&error) => return Err(error),
-        Err(error) => {
-            tracing::error!(backing = %backings.path(&backing.name).display(), %error, "a backing cannot be read");
-            return Ok(Fate::Kept);
+impl Restorer<'_> {
+    /// Writes the records that the backing has and the log lacks, if they continue the log. `earlier` are the backings
+    /// handled before.
+    fn restore_backing(
+        &mut self,
+        earlier: &[LeftBacking],
+        backing: &mut LeftBacking,
+    ) -> io::Result<BackingFate> {
+        let same = self.survey.segments.iter().position(|segment| segment.header == backing.header);
+        if let Some(segment @ SurveyedSegment { state: State::Sealed(_), .. }) =
+            same.and_then(|n| self.survey.segments.get(n))
+            && backing.sealed
+        {
+            backing.end = Some((segment.end(), last_crc(self.disk, segment)?));
+            return Ok(BackingFate::Needless);
         }
-    };
-    let key = backing.header.key();
-    if let Some(n) = same
-        && let Some(fate) = beside_its_file(disk, dir, survey, earlier, backing, &frames, n)?
-    {
-        return Ok(fate);
-    }
-    let scan = scan::scan(&frames, key);
-    backing.end = Some(end_of(backing, &scan));
-    if scan.records() == 0 {
-        let Some(&(last, _)) = search::frames_from(&frames, key, 0, 0).frames.last() else {
-            return Ok(Fate::Needless);
+        let frames = match self.backings.frames(&backing.name) {
+            Ok(frames) => frames,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BackingFate::Needless), // it was removed meanwhile
+            // The next attempt may read it; until then nothing else may get the offsets of its records.
+            Err(error) if is_transient(&error) => return Err(error),
+            Err(error) => {
+                tracing::error!(backing = %self.backings.path(&backing.name).display(), %error, "a backing cannot be read");
+                return Ok(BackingFate::Kept);
+            }
         };
-        backing.end = Some((backing.header.base + u64::from(last) + 1, None));
-        return Ok(Fate::Kept);
+        let key = backing.header.key();
+        if let Some(n) = same
+            && let Some(fate) = self.beside_its_file(earlier, backing, &frames, n)?
+        {
+            return Ok(fate);
+        }
+        let scan = scan::scan(&frames, key);
+        backing.end = Some(end_of(backing, &scan));
+        if scan.records() == 0 {
+            let Some(&(last, _)) = search::frames_from(&frames, key, 0, 0).frames.last() else {
+                return Ok(BackingFate::Needless);
+            };
+            backing.end = Some((backing.header.base + u64::from(last) + 1, None));
+            return Ok(BackingFate::Kept);
+        }
+        let end = self.survey.segments.last().map_or(0, SurveyedSegment::end);
+        let whole = self.survey.damage.is_empty();
+        if whole && backing.header.base == end && follows(backing, earlier, self.before_end()?) {
+            backing.torn = after_gap(&frames, key, &scan).to_vec();
+            self.append_segment(backing, scan, frames)?;
+            return Ok(BackingFate::Needless);
+        }
+        let is_covered = self.is_covered(backing, &scan, &frames)?;
+        Ok(if is_covered { BackingFate::Needless } else { BackingFate::Kept })
     }
-    let end = survey.segments.last().map_or(0, SurveyedSegment::end);
-    let whole = survey.damage.is_empty();
-    if whole && backing.header.base == end && follows(backing, earlier, before_end(disk, survey)?) {
-        backing.torn = behind_gap(&frames, key, &scan).to_vec();
-        go_on_behind(disk, dir, survey, backing, scan, frames)?;
-        return Ok(Fate::Needless);
-    }
-    let is_covered = is_covered(disk, survey, backing, &scan, &frames)?;
-    Ok(if is_covered { Fate::Needless } else { Fate::Kept })
-}
 
-/// What becomes of a backing whose segment has a file, the `n`th; `None` if that does not decide it.
-fn beside_its_file(
-    disk: &dyn Disk,
-    dir: &Path,
-    survey: &mut Survey,
-    earlier: &[LeftBacking],
-    backing: &mut LeftBacking,
-    frames: &Aligned,
-    n: usize,
-) -> io::Result<Option<Fate>> {
-    let is_last = n + 1 == survey.segments.len();
-    let found = &survey.segments[n];
-    if is_last && !matches!(found.state, State::Sealed(_) | State::Unsealed(_)) {
-        // A file without records has no bytes to compare. Its header is equal if another process, which did not see the
-        // backing, began it in the same millisecond.
-        let is_other =
-            found.records() == 0 && contradict(before(backing, earlier), before_end(disk, survey)?);
-        let goes_on = !is_other && go_on_in_place(disk, dir, survey, backing, frames)?;
-        return Ok(goes_on.then_some(Fate::Needless));
+    /// What becomes of a backing whose segment has a file, the `n`th; `None` if that does not decide it.
+    fn beside_its_file(
+        &mut self,
+        earlier: &[LeftBacking],
+        backing: &mut LeftBacking,
+        frames: &Aligned,
+        n: usize,
+    ) -> io::Result<Option<BackingFate>> {
+        let is_last = n + 1 == self.survey.segments.len();
+        let segment = &self.survey.segments[n];
+        if is_last && !matches!(segment.state, State::Sealed(_) | State::Unsealed(_)) {
+            // A file without records has no bytes to compare. Its header is equal if another process, which did not see the
+            // backing, began it in the same millisecond.
+            let is_other = segment.records() == 0 && contradict(before(backing, earlier), self.before_end()?);
+            let goes_on = !is_other && self.continue_in_place(backing, frames)?;
+            return Ok(goes_on.then_some(BackingFate::Needless));
+        }
+        if !same_bytes(self.disk, segment, frames)? {
+            return Ok(None);
+        }
+        let words = words_of(segment).unwrap_or(0);
+        // A process that could not see the backing may have sealed the segment without all of its records.
+        let key = backing.header.key();
+        if let Some(&(last, _)) = search::frames_from(frames, key, words, segment.records()).frames.last() {
+            backing.end = Some((backing.header.base + u64::from(last) + 1, None));
+            return Ok(Some(BackingFate::Kept));
+        }
+        backing.end = Some((segment.end(), last_crc(self.disk, segment)?));
+        Ok(Some(BackingFate::Needless))
     }
-    if !same_bytes(disk, found, frames)? {
-        return Ok(None);
-    }
-    let words = words_of(found).unwrap_or(0);
-    // A process that could not see the backing may have sealed the segment without all of its records.
-    let key = backing.header.key();
-    if let Some(&(last, _)) = search::frames_from(frames, key, words, found.records()).frames.last() {
-        backing.end = Some((backing.header.base + u64::from(last) + 1, None));
-        return Ok(Some(Fate::Kept));
-    }
-    backing.end = Some((found.end(), last_crc(disk, found)?));
-    Ok(Some(Fate::Needless))
-}
 
-/// Whether the disk has all that a backing holds: in a segment that was begun again, or that `repair` wrote.
-fn is_covered(
-    disk: &dyn Disk,
-    survey: &Survey,
-    backing: &LeftBacking,
-    scan: &Scan,
-    frames: &[u8],
-) -> io::Result<bool> {
-    let key = backing.header.key();
-    let there = survey.segments.iter().find(|found| found.header.base == backing.header.base);
-    let Some(there) = there.filter(|found| found.header.key() == key && found.records() >= scan.records())
-    else {
-        return Ok(false);
-    };
-    let whole = &frames[..scan.words as usize * frame::WORD];
-    Ok(behind_gap(frames, key, scan).is_empty() && file_begins_with(disk, &there.path, whole)?)
+    /// Whether the disk has all that a backing holds: in a segment that was begun again, or that `repair` wrote.
+    fn is_covered(&self, backing: &LeftBacking, scan: &Scan, frames: &[u8]) -> io::Result<bool> {
+        let key = backing.header.key();
+        let there = self.survey.segments.iter().find(|segment| segment.header.base == backing.header.base);
+        let Some(there) =
+            there.filter(|segment| segment.header.key() == key && segment.records() >= scan.records())
+        else {
+            return Ok(false);
+        };
+        let whole = &frames[..scan.words as usize * frame::WORD];
+        Ok(after_gap(frames, key, scan).is_empty() && file_begins_with(self.disk, &there.path, whole)?)
+    }
+
+    /// Continues in the last segment, which is not sealed, if the backing starts with exactly the frames that its file has;
+    /// returns whether it does.
+    fn continue_in_place(&mut self, backing: &mut LeftBacking, frames: &Aligned) -> io::Result<bool> {
+        let (header, key) = (backing.header, backing.header.key());
+        let Some(last) = self.survey.segments.last_mut() else { return Ok(false) };
+        if let State::Damaged(wreck) = &last.state {
+            // The backing may be whole from the first break on.
+            let file = self.disk.open(&last.path, false)?;
+            let bytes = Region::read(&*file, file.len()?, false)?;
+            let (scan, durable) = (scan::scan(&bytes, key), last.records());
+            let begins = scan.words as usize * frame::WORD;
+            // The frames in the file after the break show whether the backing has the same history: another process may
+            // have continued there without this backing.
+            let same = |word: u32| {
+                let at = word as usize * frame::WORD;
+                let length =
+                    bytes.get(at..).and_then(frame::parse).map(|frame| frame.words() as usize * frame::WORD);
+                length.is_some_and(|length| bytes.get(at..at + length) == frames.get(at..at + length))
+            };
+            let mends = frames.get(..begins) == bytes.get(..begins)
+                && wreck.survivors.iter().skip(scan.records() as usize).all(|word| word.is_none_or(same))
+                && scan::scan(frames, key).records() >= durable;
+            if !mends {
+                return Ok(false);
+            }
+            last.state = State::Open(bytes, scan);
+            self.survey.damage.clear(); // what is written below mends it
+        }
+        let State::Open(there, scan) = &mut last.state else { return Ok(false) };
+        let from = scan.words;
+        let begins = from as usize * frame::WORD;
+        if frames.get(..begins) != there.get(..begins) {
+            return Ok(false);
+        }
+        *scan = std::mem::take(scan).go_on(frames, key);
+        backing.end = Some(end_of(backing, scan));
+        backing.torn = after_gap(frames, key, scan).to_vec();
+        if scan.words > from {
+            report_restoring(self.dir, &header, scan);
+            let range = begins..scan.words as usize * frame::WORD;
+            there[range.clone()].copy_from_slice(&frames[range]);
+            let file = self.disk.open(&last.path, true)?;
+            file.reserve(file::length(header.capacity), file::written(from))?;
+            write(&*file, frames, from, scan.words)?;
+        }
+        Ok(true)
+    }
+
+    /// Begins the next segment with the records of the backing.
+    fn append_segment(&mut self, backing: &LeftBacking, scan: Scan, mut frames: Aligned) -> io::Result<()> {
+        let header = backing.header;
+        report_restoring(self.dir, &header, &scan);
+        let segment = SegmentFile::prepare(self.disk, self.dir, 0, header.capacity)?;
+        segment.begin(self.disk, self.dir, &header).inspect_err(|_| segment.discard_unbegun(self.disk))?;
+        write(segment.file(), &frames, 0, scan.words)?;
+        frames[scan.words as usize * frame::WORD..].fill(0); // as in the file
+        // A segment of the same base was replaced while it was empty, and its file was just now: sealing it would write
+        // over this one.
+        self.survey.segments.retain(|segment| segment.header.base != header.base);
+        if let Some(last) = self.survey.segments.last_mut()
+            && let State::Open(_, scan) = &mut last.state
+        {
+            last.state = State::Unsealed(std::mem::take(scan));
+        }
+        let path = self.dir.join(file::name(header.base));
+        let state = State::Open(frames.into(), scan);
+        self.survey.segments.push(SurveyedSegment {
+            header,
+            origin: Origin::Own,
+            copies: Copies::Whole,
+            mark: Some(0),
+            footer: None,
+            holes: false,
+            path,
+            state,
+        });
+        Ok(())
+    }
+
+    /// What precedes the end of the log.
+    fn before_end(&self) -> io::Result<Before> {
+        let Some(last) = self.survey.segments.iter().rfind(|segment| segment.records() > 0) else {
+            let empty = self.survey.segments.last().is_none_or(|last| last.end() == 0);
+            return Ok(if empty { Before::Nothing } else { Before::Unknown });
+        };
+        Ok(last_crc(self.disk, last)?.map_or(Before::Unknown, Before::Frame))
+    }
 }
 
 /// The bytes from where the frames of a backing break off to the end of the last frame found after that; or, if there
 /// is none, to the end of a next frame that lacks only a matching CRC. Empty if there is neither.
-fn behind_gap<'a>(frames: &'a [u8], key: frame::Key, scan: &Scan) -> &'a [u8] {
+fn after_gap<'a>(frames: &'a [u8], key: frame::Key, scan: &Scan) -> &'a [u8] {
     let later = search::frames_from(frames, key, scan.words, scan.records());
     let gap = scan.words as usize * frame::WORD;
     let next = frames.get(gap..).and_then(|rest| frame::plausible(rest, key));
-    let next = next.filter(|found| found.record == scan.records()).map(|_| scan.words);
+    let next = next.filter(|frame| frame.record == scan.records()).map(|_| scan.words);
     let end = later.frames.last().map(|&(_, word)| word).or(next).and_then(|word| {
         let at = word as usize * frame::WORD;
         Some(at + frame::parse(frames.get(at..)?)?.words() as usize * frame::WORD)
@@ -322,98 +414,6 @@ fn behind_gap<'a>(frames: &'a [u8], key: frame::Key, scan: &Scan) -> &'a [u8] {
 /// Where a backing with these frames ends.
 fn end_of(backing: &LeftBacking, scan: &Scan) -> (u64, Option<u32>) {
     (backing.header.base + u64::from(scan.records()), scan.last_crc)
-}
-
-/// Continues in the last segment, which is not sealed, if the backing starts with exactly the frames that its file has;
-/// returns whether it does.
-fn go_on_in_place(
-    disk: &dyn Disk,
-    dir: &Path,
-    survey: &mut Survey,
-    backing: &mut LeftBacking,
-    frames: &Aligned,
-) -> io::Result<bool> {
-    let (header, key) = (backing.header, backing.header.key());
-    let Some(last) = survey.segments.last_mut() else { return Ok(false) };
-    if let State::Damaged(wreck) = &last.state {
-        // The backing may be whole from the first break on.
-        let file = disk.open(&last.path, false)?;
-        let bytes = Region::read(&*file, file.len()?, false)?;
-        let (scan, durable) = (scan::scan(&bytes, key), last.records());
-        let begins = scan.words as usize * frame::WORD;
-        // The frames in the file after the break show whether the backing has the same history: another process may
-        // have continued there without this backing.
-        let same = |word: u32| {
-            let at = word as usize * frame::WORD;
-            let length =
-                bytes.get(at..).and_then(frame::parse).map(|frame| frame.words() as usize * frame::WORD);
-            length.is_some_and(|length| bytes.get(at..at + length) == frames.get(at..at + length))
-        };
-        let mends = frames.get(..begins) == bytes.get(..begins)
-            && wreck.survivors.iter().skip(scan.records() as usize).all(|word| word.is_none_or(same))
-            && scan::scan(frames, key).records() >= durable;
-        if !mends {
-            return Ok(false);
-        }
-        last.state = State::Open(bytes, scan);
-        survey.damage.clear(); // what is written below mends it
-    }
-    let State::Open(there, scan) = &mut last.state else { return Ok(false) };
-    let from = scan.words;
-    let begins = from as usize * frame::WORD;
-    if frames.get(..begins) != there.get(..begins) {
-        return Ok(false);
-    }
-    *scan = std::mem::take(scan).go_on(frames, key);
-    backing.end = Some(end_of(backing, scan));
-    backing.torn = behind_gap(frames, key, scan).to_vec();
-    if scan.words > from {
-        report_restoring(dir, &header, scan);
-        let range = begins..scan.words as usize * frame::WORD;
-        there[range.clone()].copy_from_slice(&frames[range]);
-        let file = disk.open(&last.path, true)?;
-        file.reserve(file::length(header.capacity), file::written(from))?;
-        write(&*file, frames, from, scan.words)?;
-    }
-    Ok(true)
-}
-
-/// Begins the next segment with the records of the backing.
-fn go_on_behind(
-    disk: &dyn Disk,
-    dir: &Path,
-    survey: &mut Survey,
-    backing: &LeftBacking,
-    scan: Scan,
-    mut frames: Aligned,
-) -> io::Result<()> {
-    let header = backing.header;
-    report_restoring(dir, &header, &scan);
-    let segment = SegmentFile::prepare(disk, dir, 0, header.capacity)?;
-    segment.begin(disk, dir, &header).inspect_err(|_| segment.discard_unbegun(disk))?;
-    write(segment.file(), &frames, 0, scan.words)?;
-    frames[scan.words as usize * frame::WORD..].fill(0); // as in the file
-    // A segment of the same base was replaced while it was empty, and its file was just now: sealing it would write
-    // over this one.
-    survey.segments.retain(|found| found.header.base != header.base);
-    if let Some(last) = survey.segments.last_mut()
-        && let State::Open(_, scan) = &mut last.state
-    {
-        last.state = State::Unsealed(std::mem::take(scan));
-    }
-    let path = dir.join(file::name(header.base));
-    let state = State::Open(frames.into(), scan);
-    survey.segments.push(SurveyedSegment {
-        header,
-        origin: Origin::Own,
-        copies: Copies::Whole,
-        mark: Some(0),
-        footer: None,
-        holes: false,
-        path,
-        state,
-    });
-    Ok(())
 }
 
 fn report_restoring(dir: &Path, header: &Header, scan: &Scan) {
@@ -465,24 +465,15 @@ fn contradict(one: Before, other: Before) -> bool {
     one != other && one != Before::Unknown && other != Before::Unknown
 }
 
-/// What precedes the end of the log.
-fn before_end(disk: &dyn Disk, survey: &Survey) -> io::Result<Before> {
-    let Some(last) = survey.segments.iter().rfind(|found| found.records() > 0) else {
-        let empty = survey.segments.last().is_none_or(|last| last.end() == 0);
-        return Ok(if empty { Before::Nothing } else { Before::Unknown });
-    };
-    Ok(last_crc(disk, last)?.map_or(Before::Unknown, Before::Frame))
-}
-
 /// The CRC in the last frame of a segment; `None` if it is not known, because the frame is damaged or cannot be read:
 /// that is an error only for the record's readers.
-fn last_crc(disk: &dyn Disk, found: &SurveyedSegment) -> io::Result<Option<u32>> {
-    match &found.state {
+fn last_crc(disk: &dyn Disk, segment: &SurveyedSegment) -> io::Result<Option<u32>> {
+    match &segment.state {
         State::Unsealed(scan) | State::Open(_, scan) => Ok(scan.last_crc),
         State::Sealed(Footer { last_crc: Some(crc), .. }) => Ok(Some(*crc)),
         State::Sealed(footer) => {
-            let (file, last) = (disk.open(&found.path, false)?, footer.records.saturating_sub(1));
-            match sealed::crc_of(&*file, &Sealed::from(*footer), found.header.key(), last) {
+            let (file, last) = (disk.open(&segment.path, false)?, footer.records.saturating_sub(1));
+            match sealed::crc_of(&*file, &Sealed::from(*footer), segment.header.key(), last) {
                 Err(error) if salvage::is_unreadable(&error) => Ok(None),
                 crc => crc,
             }
@@ -492,17 +483,17 @@ fn last_crc(disk: &dyn Disk, found: &SurveyedSegment) -> io::Result<Option<u32>>
 }
 
 /// Whether a segment that is no longer written has exactly the frames that a backing starts with.
-fn same_bytes(disk: &dyn Disk, found: &SurveyedSegment, frames: &[u8]) -> io::Result<bool> {
-    let Some(words) = words_of(found) else { return Ok(false) };
+fn same_bytes(disk: &dyn Disk, segment: &SurveyedSegment, frames: &[u8]) -> io::Result<bool> {
+    let Some(words) = words_of(segment) else { return Ok(false) };
     match frames.get(..words as usize * frame::WORD) {
-        Some(frames) => file_begins_with(disk, &found.path, frames),
+        Some(frames) => file_begins_with(disk, &segment.path, frames),
         None => Ok(false),
     }
 }
 
 /// How many words the frames take in a segment that is no longer written.
-fn words_of(found: &SurveyedSegment) -> Option<u32> {
-    match &found.state {
+fn words_of(segment: &SurveyedSegment) -> Option<u32> {
+    match &segment.state {
         State::Sealed(footer) => Some(footer.words),
         State::Unsealed(scan) => Some(scan.words),
         State::Open(..) | State::Damaged(_) => None,

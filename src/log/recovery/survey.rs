@@ -44,7 +44,8 @@ pub(in crate::log) struct SurveyedSegment {
     pub(in crate::log) mark: Option<u32>,
     /// The footer at the end of the file, if it verifies.
     pub(in crate::log) footer: Option<Footer>,
-    /// The disk cannot read some of its frames, which verify with zeros in their place; so zeros must be what it has.
+    /// Whether there is a part of its frames that the disk cannot read. With zeros in place of that part all its frames
+    /// verify: so the part held nothing but zeros.
     pub(in crate::log) holes: bool,
     pub(in crate::log) path: PathBuf,
     pub(in crate::log) state: State,
@@ -55,8 +56,8 @@ pub(in crate::log) struct SurveyedSegment {
 pub(in crate::log) enum Origin {
     /// Its own file.
     Own,
-    /// It was made up from the other segments' headers and the file's name.
-    MadeUp,
+    /// It was reconstructed from the other segments' headers and the file's name.
+    Reconstructed,
     /// Likewise; but no other header has a secret, and the file holds data that does not verify without one.
     WithoutKey,
 }
@@ -123,7 +124,7 @@ fn look(
         let next = outlines.get(n + 1).map(|next| next.decoded.header.base);
         let (state, holes) = examine(disk, outline, next, deep).map_err(Error::io("read", &outline.path))?;
         let &Outline { decoded: Decoded { header, .. }, origin, copies, mark, footer, .. } = outline;
-        let found = SurveyedSegment {
+        let segment = SurveyedSegment {
             header,
             origin,
             copies,
@@ -133,8 +134,8 @@ fn look(
             path: outline.path.clone(),
             state,
         };
-        note_damage(&found, deep, &mut survey.damage);
-        survey.segments.push(found);
+        note_damage(&segment, deep, &mut survey.damage);
+        survey.segments.push(segment);
         progress(n + 1, outlines.len());
     }
     Ok(survey)
@@ -143,7 +144,7 @@ fn look(
 /// What a segment file says about itself at its start and at its end.
 struct Outline {
     path: PathBuf,
-    /// Made up from the others and the file's name, if its own does not verify.
+    /// Reconstructed from the others and the file's name, if its own does not verify.
     decoded: Decoded,
     state: HeaderState,
     origin: Origin,
@@ -180,7 +181,7 @@ fn read_outlines(
                 let before = all.last().map_or(1, last_time);
                 let after = headers.iter().find(|header| header.base > base).map(|header| header.created);
                 let others = Others { log: known.log, secret, before, after };
-                make_up(disk, &path, state, base, &others).map_err(Error::io("read", &path))?
+                reconstruct(disk, &path, state, base, &others).map_err(Error::io("read", &path))?
             }
             (Err((path, _)), None) => {
                 let reason =
@@ -251,9 +252,9 @@ struct Others {
     after: Option<u64>,
 }
 
-/// Makes up the header of a segment whose own cannot be used, in the format in which more of its frames verify. Its
+/// Reconstructs the header of a segment whose own cannot be used, in the format in which more of its frames verify. Its
 /// last record is assumed to be as young as possible, so that no record expires early.
-fn make_up(
+fn reconstruct(
     disk: &dyn Disk,
     path: &Path,
     state: HeaderState,
@@ -276,14 +277,14 @@ fn make_up(
             best = other;
         }
     }
-    let (footer, found, mut header) = best;
-    let last_time = footer.map_or(found.times.1, |footer| footer.last_time);
+    let (footer, scan, mut header) = best;
+    let last_time = footer.map_or(scan.times.1, |footer| footer.last_time);
     header.created = others.after.unwrap_or_else(now).saturating_sub(last_time).max(others.before);
     let verifies = || footer.is_some() || !search::frames_from(&bytes, header.key(), 0, 0).frames.is_empty();
     let is_empty = || bytes.unreadable().is_empty() && bytes.iter().all(|&byte| byte == 0);
     let origin = match others.secret {
         None if !verifies() && !is_empty() => Origin::WithoutKey,
-        _ => Origin::MadeUp,
+        _ => Origin::Reconstructed,
     };
     let decoded = Decoded { header, mark: 0, whole: false };
     let (path, copies) = (path.to_owned(), Copies::Whole);
@@ -321,18 +322,22 @@ fn examine(disk: &dyn Disk, outline: &Outline, next: Option<u64>, deep: bool) ->
     }
     let bytes = Region::read(&*file, *length, deep)?;
     let unreadable = !bytes.unreadable().is_empty();
-    let state = judge(header, &Known { mark: *mark, footer: *footer, next, header: *state }, bytes);
+    let state = judge(
+        header,
+        &Known { mark: *mark, footer: *footer, records_before_next: next, header: *state },
+        bytes,
+    );
     let holes = unreadable && !matches!(state, State::Damaged(_));
     Ok((state, holes))
 }
 
-fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
-    let base = found.header.base;
+fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
+    let base = segment.header.base;
     let mut push = |offsets: Range<u64>, unreadable: bool, reason: &str| {
-        damage.push(Damage { unreadable, ..Damage::new(offsets, &found.path, reason) });
+        damage.push(Damage { unreadable, ..Damage::new(offsets, &segment.path, reason) });
     };
     // These do no harm by themselves: only a deep survey reports them.
-    match found.copies {
+    match segment.copies {
         Copies::Damaged if deep => {
             push(base..base, false, "one of the header's two copies does not verify; opening rewrites it");
         }
@@ -345,17 +350,17 @@ fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
         }
         _ => {}
     }
-    if deep && found.holes {
+    if deep && segment.holes {
         push(base..base, true, "the disk cannot read some of its bytes; it verifies if these are zeros");
     }
-    match &found.state {
+    match &segment.state {
         State::Damaged(wreck) => {
             let reason = if wreck.unreadable { "the disk cannot read it" } else { "no frame there verifies" };
             for lost in wreck.survivors.lost() {
                 push(base + u64::from(lost.start)..base + u64::from(lost.end), wreck.unreadable, reason);
             }
             if wreck.excess {
-                let end = found.end();
+                let end = segment.end();
                 push(end..end, false, "it has more records than the segment after it leaves room for");
             }
             let rest = match wreck.rest {
@@ -363,7 +368,7 @@ fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
                 Rest::Unknown if wreck.unreadable => {
                     Some("the disk cannot read all of the file; how many records it holds is not known")
                 }
-                Rest::Unknown if found.mark.is_none() => {
+                Rest::Unknown if segment.mark.is_none() => {
                     Some("the disk cannot read how many records were durable at the last clean close")
                 }
                 Rest::Unknown => Some("without its header it is not known whether it holds more records"),
@@ -372,7 +377,7 @@ fn note_damage(found: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
                 }
             };
             if let Some(reason) = rest {
-                push(found.end()..found.end(), wreck.unreadable, reason);
+                push(segment.end()..segment.end(), wreck.unreadable, reason);
             }
         }
         State::Unsealed(_) if deep => {

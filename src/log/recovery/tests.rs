@@ -123,7 +123,7 @@ pub(super) fn files_in(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// The process died after index and footer were written, before the file was cut to size (`r1`): the old search took
-/// positions in the index for headers and gave up, and recovery made up a record.
+/// positions in the index for headers and gave up, and recovery invented a record.
 #[test]
 fn a_crash_between_writing_index_and_footer_and_cutting_the_file_loses_nothing() {
     for (size, value) in [(256u64 << 10, 0usize), (1 << 20, 0), (1 << 20, 8), (4 << 20, 40)] {

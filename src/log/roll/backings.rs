@@ -1,29 +1,71 @@
 //! The backings of a log's chunks: each chunk should have one, and does as soon as there is room for it in shared memory.
+//!
+//! # Orderings
+//! `lacks` and `due` are `SeqCst`, as all that is used once per segment. They only decide when a backing is looked for: a
+//! value that is a moment old delays that until the next commit.
 
-use super::{Roller, SpareSegment, smaller};
+use super::{PAUSES, Roller, SpareSegment, smaller};
 use crate::{
     chunk::{ChunkMemory, ShmBacking},
     disk,
     log::{Shared, budget::Claim},
-    sync::Ordering,
+    pauses::Pauses,
+    sync::{AtomicBool, AtomicU64, Ordering},
 };
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
+
+/// Where backings come from, and when one is looked for again that was not to be had.
+pub(super) struct BackingRetry {
+    /// Where chunk memory is kept that outlives the process; `None` if the log's chunks need no backing.
+    pub(super) source: Option<Arc<ShmBacking>>,
+    /// Whether there was no room for a backing of the active chunk, or of the next one.
+    lacks: AtomicBool,
+    /// When the next attempt is due, in milliseconds by the machine's clock.
+    due: AtomicU64,
+    pause: Pauses,
+}
+
+impl BackingRetry {
+    pub(super) fn new(source: Option<Arc<ShmBacking>>) -> Self {
+        let (lacks, due) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self { source, lacks, due, pause: Pauses::new(PAUSES) }
+    }
+
+    /// There was no room for a backing: the next attempt comes later.
+    fn defer(&self, now: Duration) {
+        let due = now.saturating_add(self.pause.next());
+        self.due.store(due.as_millis() as u64, Ordering::SeqCst);
+        self.lacks.store(true, Ordering::SeqCst);
+    }
+
+    /// The active chunk has a backing, or the next one has, or there is no reason any more to look for one.
+    fn found(&self) {
+        self.lacks.store(false, Ordering::SeqCst);
+        self.pause.reset();
+    }
+
+    /// Whether a backing is to be looked for now.
+    fn is_due(&self, now: Duration) -> bool {
+        self.lacks.load(Ordering::SeqCst) && self.due.load(Ordering::SeqCst) <= now.as_millis() as u64
+    }
+}
 
 impl Roller {
-    /// Memory for a chunk of `capacity`, which may have to be faulted in. If the log's chunks should have backings, it is a backing, which may be smaller,
-    /// down to `least`. If there is no room even for that, it is memory that is lost when the process is killed.
+    /// Memory for a chunk of `capacity`, which may have to be faulted in. If the log's chunks should have backings, it is a
+    /// backing, which may be smaller, down to `least`. If there is no room even for that, it is memory that is lost when the
+    /// process is killed.
     ///
     /// # Errors
     /// As [`ChunkMemory::new`], and transient errors of creating a backing: a moment without descriptors must not leave a
     /// chunk without it.
     pub(in crate::log) fn memory(&self, capacity: u64, least: u64, now: Duration) -> io::Result<ChunkMemory> {
-        let Some(backings) = &self.backings else {
+        let Some(backings) = &self.backing.source else {
             return self.share.take(capacity).map_or_else(|| ChunkMemory::new(capacity), Ok);
         };
         match self.backed(backings, capacity, least) {
             Err(error) if !disk::is_transient(&error) => {
                 backings.warn(&error);
-                self.defer_backing(now);
+                self.backing.defer(now);
                 ChunkMemory::new(capacity)
             }
             done => done,
@@ -32,12 +74,7 @@ impl Roller {
 
     /// A backing for a chunk of at most `capacity` and at least `least`. Where there is no room, some is made: by giving up
     /// those of chunks that are on the disk.
-    fn backed(
-        &self,
-        backings: &std::sync::Arc<ShmBacking>,
-        capacity: u64,
-        least: u64,
-    ) -> io::Result<ChunkMemory> {
+    fn backed(&self, backings: &Arc<ShmBacking>, capacity: u64, least: u64) -> io::Result<ChunkMemory> {
         let mut capacity = capacity;
         loop {
             if let Some(memory) = self.share.take(capacity) {
@@ -58,22 +95,9 @@ impl Roller {
         }
     }
 
-    /// There was no room for a backing: the next attempt comes later.
-    fn defer_backing(&self, now: Duration) {
-        let again = now.saturating_add(self.backing_pause.next());
-        self.backing_again.store(again.as_millis() as u64, Ordering::SeqCst);
-        self.lacks_backing.store(true, Ordering::SeqCst);
-    }
-
-    /// The active chunk has a backing, or the next one has, or there is no reason any more to look for one.
-    fn backing_found(&self) {
-        self.lacks_backing.store(false, Ordering::SeqCst);
-        self.backing_pause.reset();
-    }
-
     /// Notes that a segment begins in this memory.
     pub(in crate::log) fn begins(&self, memory: &ChunkMemory) {
-        if let Some(backings) = &self.backings
+        if let Some(backings) = &self.backing.source
             && !memory.has_backing()
         {
             backings.begun_without();
@@ -83,17 +107,17 @@ impl Roller {
     /// How many segments have begun without the backing that they should have.
     #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
     pub(in crate::log) fn fallbacks(&self) -> u64 {
-        self.backings.as_ref().map_or(0, |backings| backings.fallbacks())
+        self.backing.source.as_ref().map_or(0, |backings| backings.fallbacks())
     }
 
     #[cfg(all(test, not(loom)))]
-    pub(in crate::log) fn backings(&self) -> Option<std::sync::Arc<ShmBacking>> {
-        self.backings.clone()
+    pub(in crate::log) fn backings(&self) -> Option<Arc<ShmBacking>> {
+        self.backing.source.clone()
     }
 
     /// From now on shared memory stays when the log is dropped: its content is for the next opening.
     pub(in crate::log) fn keep_shared_memory(&self) {
-        self.backings.iter().for_each(|backings| backings.keep());
+        self.backing.source.iter().for_each(|backings| backings.keep());
     }
 }
 
@@ -102,21 +126,20 @@ impl Shared {
     /// lacks it.
     pub(in crate::log) fn look_for_backing(&self) {
         if self.backing_is_due() {
-            self.roll.task.kick();
+            self.roll.queue.task.kick();
         }
     }
 
     pub(super) fn backing_is_due(&self) -> bool {
-        self.roll.lacks_backing.load(Ordering::SeqCst)
-            && self.roll.backing_again.load(Ordering::SeqCst) <= self.env.machine.elapsed().as_millis() as u64
+        self.roll.backing.is_due(self.env.machine.elapsed())
     }
 
     /// Looks for room for a backing again, if the active chunk or the spare segment lacks one. If there is some, the next
     /// segment has it.
     pub(super) fn get_backing(&self) {
         let roll = &self.roll;
-        let Some(backings) = &roll.backings else { return };
-        let spare = roll.ready.pop();
+        let Some(backings) = &roll.backing.source else { return };
+        let spare = roll.spares.take();
         let has_one = match &spare {
             Some(spare) => spare.memory.has_backing(),
             None => self.active.load_full().chunk.has_backing(),
@@ -125,11 +148,11 @@ impl Shared {
         match next {
             Some(next) => {
                 if next.memory.has_backing() {
-                    roll.backing_found();
+                    roll.backing.found();
                 }
                 self.offer(next);
             }
-            None if has_one => roll.backing_found(),
+            None if has_one => roll.backing.found(),
             None => {}
         }
         roll.budget.shrink();
@@ -140,10 +163,10 @@ impl Shared {
     fn backed_instead_of(
         &self,
         spare: Option<SpareSegment>,
-        backings: &std::sync::Arc<ShmBacking>,
+        backings: &Arc<ShmBacking>,
     ) -> Option<SpareSegment> {
         let roll = &self.roll;
-        let least = self.least_for(roll.needs.load(Ordering::SeqCst));
+        let least = self.least_for(roll.spares.needs());
         let claim = if spare.is_none() { self.claim_next(0) } else { None };
         let capacity = spare.as_ref().map(|spare| spare.memory.capacity());
         let made = capacity.or(claim.as_ref().map(Claim::capacity)).and_then(|capacity| {
@@ -153,7 +176,7 @@ impl Shared {
             Some(SpareSegment { memory, file })
         });
         let Some(made) = made else {
-            roll.defer_backing(self.env.machine.elapsed());
+            roll.backing.defer(self.env.machine.elapsed());
             return spare;
         };
         let capacity = made.memory.capacity();

@@ -3,14 +3,18 @@
 
 #[cfg(doc)]
 use super::growth;
-use super::{Job, JobError, SpareSegment, TrimRequest, smaller};
+use super::{
+    SpareSegment,
+    queue::{Job, JobError, TrimRequest},
+    smaller,
+};
 use crate::{
     chunk::{Before, ChunkPosition},
     disk,
-    log::{Error, Options, Shared, budget::Claim, line::NUDGE},
+    log::{Error, Options, Shared, budget::Claim, line::NUDGE, task::TurnEnd},
     reports,
     segment::{Segment, file::SegmentFile, scan::Summary, sealed},
-    sync::{Arc, Ordering, lock},
+    sync::{Arc, Ordering},
 };
 use std::time::Duration;
 
@@ -19,10 +23,10 @@ const RETRY: Duration = Duration::from_millis(250);
 
 impl Shared {
     /// A turn of the maintenance task.
-    pub(super) fn maintain(&self) {
+    pub(super) fn maintenance_turn(&self) {
         let roll = &self.roll;
         loop {
-            roll.task.take_kick();
+            roll.queue.task.take_kick();
             if roll.line.is_waited_for() {
                 roll.line.bump(); // see `line`: whoever has the turn may do nothing
             }
@@ -31,7 +35,7 @@ impl Shared {
             loop {
                 let stopping = self.stopping.load(Ordering::SeqCst);
                 // Spare segments first: appends wait for them.
-                if !stopping && (roll.asked.load(Ordering::SeqCst) || lock(&roll.refused).is_some()) {
+                if !stopping && roll.spares.is_wanted() {
                     self.prepare();
                     self.leave_early();
                 }
@@ -40,37 +44,37 @@ impl Shared {
                     self.leave_early();
                 }
                 // Trims alternate with other jobs: a trim makes the room that another job may wait for.
-                let trim = if trimming && !stopping { roll.trims.pop() } else { None };
+                let trim = if trimming && !stopping { roll.queue.next_trim() } else { None };
                 let trimmed = trim.is_some();
                 trimming = trim.is_none_or(|trim| self.trim_slice(trim));
-                let stalled = if waiting { None } else { lock(&roll.stalled).take() };
-                let is_told = stalled.is_some();
-                let job = if waiting { None } else { stalled.or_else(|| roll.jobs.pop()) };
+                let job = if waiting { None } else { roll.queue.next_job() };
                 if job.is_none() && !trimmed {
                     break;
                 }
-                match job.map_or(Ok(()), |job| self.work_at(job)) {
-                    Ok(()) => {}
-                    Err(JobError::Retry(job, error)) => {
-                        if !is_told {
-                            tracing::warn!(dir = %self.dir.display(), %error, "cannot seal a segment yet, will try again");
+                if let Some((job, was_tried)) = job {
+                    match self.work_at(job) {
+                        Ok(()) => {}
+                        Err(JobError::Retry(job, error)) => {
+                            if !was_tried {
+                                tracing::warn!(dir = %self.dir.display(), %error, "cannot seal a segment yet, will try again");
+                            }
+                            roll.queue.stall(*job);
+                            waiting = true;
                         }
-                        *lock(&roll.stalled) = Some(*job);
-                        waiting = true;
+                        Err(JobError::Fatal(error)) => self.fail(&error),
                     }
-                    Err(JobError::Fatal(error)) => self.fail(&error),
                 }
                 // A long trim is done in slices, so that other logs have their turns in between.
-                if trimmed && roll.task.again() {
+                if trimmed && roll.queue.task.yield_turn() == TurnEnd::Over {
                     return;
                 }
             }
             let stopping = self.stopping.load(Ordering::SeqCst);
-            let over = match self.pause().filter(|_| !stopping) {
-                Some(pause) => roll.task.later(pause),
-                None => roll.task.sleep_unless(|| false),
+            let end = match self.pause().filter(|_| !stopping) {
+                Some(pause) => roll.queue.task.resume_after(pause),
+                None => roll.queue.task.sleep_unless(|| false),
             };
-            if over {
+            if end == TurnEnd::Over {
                 return;
             }
         }
@@ -79,11 +83,10 @@ impl Shared {
     /// How long until what could not be done is tried again, if there is anything.
     fn pause(&self) -> Option<Duration> {
         let roll = &self.roll;
-        if lock(&roll.stalled).is_some() || !roll.trims.is_empty() {
+        if roll.queue.has_unfinished() {
             return Some(RETRY); // a caller, or an append, waits for it
         }
-        let refused = lock(&roll.refused).is_some().then(|| roll.pause.next());
-        refused.or_else(|| roll.line.is_waited_for().then_some(NUDGE))
+        roll.spares.pause().or_else(|| roll.line.is_waited_for().then_some(NUDGE))
     }
 
     fn work_at(&self, job: Job) -> Result<(), JobError> {
@@ -103,7 +106,7 @@ impl Shared {
             Job::FaultIn(chunk) => chunk.fault_in(),
         }
         if gives_memory {
-            self.roll.owed.fetch_sub(1, Ordering::SeqCst);
+            self.roll.queue.memory_given();
         }
         Ok(())
     }
@@ -113,10 +116,10 @@ impl Shared {
         let trimmed = self.trim_now(trim.before);
         self.roll.budget.forget(&self.roll.share, self.first_offset());
         match trimmed {
-            Ok(None) => self.roll.trims.push(trim),
+            Ok(None) => self.roll.queue.put_back_trim(trim),
             Err(error) if error.is_transient() => {
                 tracing::warn!(dir = %self.dir.display(), %error, "cannot trim yet, will try again");
-                self.roll.trims.push(trim);
+                self.roll.queue.put_back_trim(trim);
                 return false;
             }
             Ok(Some(first)) => drop(trim.answer.send(Ok(first))), // the caller may no longer wait
@@ -129,11 +132,10 @@ impl Shared {
     /// the spare segment. The last segment stays unsealed, so that the log can continue in it when it is opened next.
     pub(in crate::log) fn seal_rest(&self) -> Result<(), Error> {
         let mut done = Ok(());
-        let mut stalled = lock(&self.roll.stalled).take();
-        while let Some(job) = stalled.take().or_else(|| self.roll.jobs.pop()) {
+        while let Some((job, _)) = self.roll.queue.next_job() {
             match job {
                 Job::Prepare | Job::ZeroAhead(_) | Job::FaultIn(_) => {}
-                Job::Seal(..) if self.failed.get().is_some() => {}
+                Job::Seal(..) if self.has_ended() => {}
                 job => match self.work_at(job) {
                     Ok(()) => {}
                     // Its frames are durable, and the segment is sealed when the log is opened next.
@@ -144,10 +146,10 @@ impl Shared {
                 },
             }
         }
-        while let Some(TrimRequest { answer, .. }) = self.roll.trims.pop() {
+        while let Some(TrimRequest { answer, .. }) = self.roll.queue.next_trim() {
             drop(answer.send(Err(Error::Closed))); // the caller may no longer wait
         }
-        self.roll.ready.pop().into_iter().for_each(|spare| self.let_go(spare));
+        self.roll.spares.take().into_iter().for_each(|spare| self.let_go(spare));
         self.roll.budget.forget(&self.roll.share, u64::MAX);
         done
     }
@@ -155,12 +157,10 @@ impl Shared {
     /// Prepares a spare segment, unless one is ready, or there is no memory for it yet.
     fn prepare(&self) {
         let roll = &self.roll;
-        // Later requests cause another pass; earlier ones are served by this one.
-        roll.asked.store(false, Ordering::SeqCst);
-        let needs = roll.needs.load(Ordering::SeqCst);
+        let needs = roll.spares.take_request();
         let least = self.least_for(needs);
         let is_fine = |capacity| capacity >= needs && !roll.is_too_large(capacity, least);
-        match roll.ready.pop() {
+        match roll.spares.take() {
             Some(spare) if is_fine(spare.memory.capacity()) => {
                 self.offer(spare);
                 // An appender that looked while the spare segment was taken found none, and waits.
@@ -171,47 +171,41 @@ impl Shared {
             None => {}
         }
         let Some(mut claim) = self.claim_next(needs) else {
-            roll.asked.store(true, Ordering::SeqCst); // for the next turn, which sealing starts
-            if !roll.short.swap(true, Ordering::SeqCst) {
+            if roll.spares.found_no_memory() {
                 roll.line.bump(); // for appends that wait only while there is memory
             }
             // An appender may have closed a chunk before its first record, and then nobody else kicks the flusher.
             self.flush.kick();
             return;
         };
-        roll.short.store(false, Ordering::SeqCst);
-        let begun = self.env.machine.elapsed();
+        roll.spares.found_memory();
+        let started_at = self.env.machine.elapsed();
         let made = self.make(claim.capacity(), least);
-        roll.growth.made(claim.capacity(), self.env.machine.elapsed().saturating_sub(begun));
+        roll.spares.growth.made(claim.capacity(), self.env.machine.elapsed().saturating_sub(started_at));
         roll.budget.shrink();
-        let mut refused = lock(&roll.refused);
         match made {
             Ok(spare) => {
                 claim.reduce(spare.memory.capacity());
                 claim.keep();
+                roll.spares.has_succeeded(); // before it is offered: whoever finds none now waits for the bump
                 self.offer(spare);
-                *refused = None;
-                roll.pause.reset();
             }
             Err(error) => {
                 drop(claim);
                 let refusal = error.cannot_grow();
                 // It is tried again for each append that finds no room, and now and then, but logged only once.
-                if refused.as_ref().map(ToString::to_string) != Some(refusal.to_string()) {
+                if roll.spares.fails(refusal.clone(), self.env.machine.elapsed()) {
                     reports::failure(&self.dir, &refusal, "cannot prepare the next segment");
                 }
-                *refused = Some(refusal);
-                roll.refused_at.store(self.env.machine.elapsed().as_millis() as u64, Ordering::SeqCst);
             }
         }
-        drop(refused);
         roll.line.bump();
     }
 
     /// Puts a spare segment where appenders find it. If there is one already, because an appender that found the
     /// previous one too small has put it back meanwhile, this one is released.
     pub(super) fn offer(&self, spare: SpareSegment) {
-        self.roll.ready.push(spare).err().into_iter().for_each(|spare| self.let_go(spare));
+        self.roll.spares.put(spare).into_iter().for_each(|spare| self.let_go(spare));
     }
 
     /// Leaves the active chunk before it is full: if it has no backing, but the spare segment has; or if the budget is
@@ -221,11 +215,11 @@ impl Shared {
         let smallest = self.options.first_segment_bytes;
         let has_records = self.durable.get() > active.segment.base();
         let is_too_large = has_records && roll.is_too_large(active.chunk.capacity(), smallest);
-        let lacks_backing = roll.backings.is_some() && !active.chunk.has_backing();
+        let lacks_backing = roll.backing.source.is_some() && !active.chunk.has_backing();
         if !is_too_large && !lacks_backing {
             return;
         }
-        let Some(spare) = roll.ready.pop() else { return };
+        let Some(spare) = roll.spares.take() else { return };
         let is_better = is_too_large && spare.memory.capacity() <= smallest
             || lacks_backing && spare.memory.has_backing();
         self.offer(spare);
@@ -250,14 +244,14 @@ impl Shared {
         let fitting = |bytes: u64| bytes.max(least).min(most);
         let active = self.active.load_full().chunk.capacity();
         let is_first = active <= self.options.first_segment_bytes;
-        let factors = roll.growth.factors(active, is_first, self.env.machine.elapsed());
+        let factors = roll.spares.growth.factors(active, is_first, self.env.machine.elapsed());
         let grown = factors.into_iter().map(|factor| fitting(active.saturating_mul(factor)));
         let fits = |&capacity: &u64| roll.budget.has_half(capacity);
         let mut capacity = grown.into_iter().find(fits).unwrap_or_else(|| fitting(active));
         if let Some(claim) = roll.try_claim(capacity) {
             return Some(claim);
         }
-        if roll.unwritten.load(Ordering::SeqCst) > 1 || roll.owed.load(Ordering::SeqCst) > 0 {
+        if roll.unwritten.load(Ordering::SeqCst) > 1 || roll.queue.owes_memory() {
             return None;
         }
         while capacity > least {
@@ -271,7 +265,7 @@ impl Shared {
 
     /// A file for a segment of `capacity`.
     pub(super) fn file(&self, capacity: u64) -> Result<SegmentFile, Error> {
-        let number = self.roll.files.fetch_add(1, Ordering::Relaxed) + 1; // only has to be a unique name
+        let number = self.roll.spares.next_number();
         SegmentFile::prepare(&*self.env.disk, &self.dir, number, capacity)
             .map_err(Error::io("make a segment file in", &self.dir))
     }
@@ -330,7 +324,7 @@ impl Shared {
     /// Removes the file of a segment that is not used. In a deleted log it has been moved away with the log: under its
     /// name there may be a file of the next log that was made there.
     pub(super) fn remove_unused(&self, file: &SegmentFile) {
-        if !self.deleted.load(Ordering::SeqCst) {
+        if !self.ending.is_deleted() {
             file.discard(&*self.env.disk);
         }
     }

@@ -3,9 +3,12 @@
 use super::*;
 use crate::{
     LogId,
-    chunk::{AppendOutcome, Batch, FrameMeta},
+    chunk::{AppendOutcome, Batch, ChunkMemory, ChunkPosition, FrameMeta},
     frame::Key,
-    log::{task::models::Pool, wait::Frontier},
+    log::{
+        task::{Task, TurnEnd, models::Pool},
+        wait::Frontier,
+    },
     segment::header::Secret,
     sync::thread,
 };
@@ -163,7 +166,7 @@ fn flush(at: &AtTheEnd) {
     let task = at.task.get().and_then(std::sync::Weak::upgrade).unwrap();
     loop {
         task.take_kick();
-        let over = match at.first.next.load_full() {
+        let end = match at.first.next.load_full() {
             None => task.sleep_unless(|| false),
             Some(next) => {
                 let chunk = next.chunk.load_full().unwrap();
@@ -173,7 +176,7 @@ fn flush(at: &AtTheEnd) {
                 task.sleep_unless(|| !chunk.probe_quiescent(position))
             }
         };
-        if over {
+        if end == TurnEnd::Over {
             return;
         }
     }

@@ -1,10 +1,11 @@
 use super::{
-    super::{append::append, tests::open},
+    super::{append::append, line::Turn, room::MayBlock, tests::open},
     *,
 };
 use crate::{
     chunk::{Batch, Before, FrameMeta},
     disk::sim::Sim,
+    sync::{Mutex, lock},
 };
 use std::{
     io,
@@ -19,7 +20,7 @@ fn a_request_for_a_spare_segment_is_answered_even_if_one_was_ready() {
     let roll = &log.shared.roll;
     let deadline = Instant::now() + Duration::from_secs(5);
     roll.ask(0);
-    while roll.ready.is_empty() {
+    while !roll.is_ready() {
         assert!(Instant::now() < deadline);
         std::thread::yield_now();
     }
@@ -46,11 +47,11 @@ fn a_second_spare_segment_is_released_with_its_claim_and_its_file() {
     };
     let ready = || {
         roll.ask(0);
-        wait_for(&|| !roll.ready.is_empty());
+        wait_for(&|| roll.is_ready());
     };
     ready();
     let claimed = roll.budget.claimed();
-    let small = roll.ready.pop().unwrap();
+    let small = roll.spares.take().unwrap();
     ready();
     assert!(roll.budget.claimed() > claimed);
     roll.put_back(small);
@@ -68,7 +69,7 @@ fn a_log_that_was_closed_while_a_chunk_was_being_moved_on_to_takes_nothing_more(
     let log = open(&sim).unwrap();
     let shared = Arc::clone(&log.shared);
     let first = shared.active.load_full();
-    while log.shared.roll.ready.is_empty() {
+    while !log.shared.roll.is_ready() {
         log.append(&[1; 100]).unwrap();
         log.flush().unwrap();
     }
@@ -84,7 +85,7 @@ fn a_log_that_was_closed_while_a_chunk_was_being_moved_on_to_takes_nothing_more(
         fresh
     };
     install_successor(&shared.active, &first, slow, |_| (), || ());
-    let late = append(&shared, &[&[2; 100]], None, MayBlock::Yes);
+    let late = append(&shared, &[&[2; 100]], None, MayBlock::Always);
     assert!(matches!(late, Err(Error::Closed)), "{late:?}");
     drop(shared);
     assert_eq!(open(&sim).unwrap().next_offset(), end);
@@ -100,11 +101,11 @@ fn a_deleted_log_removes_no_file_of_the_one_that_has_its_name_now() {
     let deadline = Instant::now() + Duration::from_secs(5);
     let spare = || {
         log.shared.roll.ask(0);
-        while log.shared.roll.ready.is_empty() {
+        while !log.shared.roll.is_ready() {
             assert!(Instant::now() < deadline);
             std::thread::yield_now();
         }
-        log.shared.roll.ready.pop().unwrap()
+        log.shared.roll.spares.take().unwrap()
     };
     let (returned, lost) = (spare(), spare());
     let names = || sim.dump().into_keys().filter(|path| path.extension().is_some_and(|e| e == "tmp")).count();
@@ -142,7 +143,7 @@ fn a_closed_chunk_without_a_successor_keeps_nobody_awake() {
     log.try_append(&large).unwrap_err();
     sim.set_room(None);
     let mut idle = 0;
-    while idle < 50 || log.shared.roll.ready.is_empty() {
+    while idle < 50 || !log.shared.roll.is_ready() {
         assert!(Instant::now() < deadline, "the flusher is busy with nothing");
         std::thread::sleep(Duration::from_millis(1));
         idle = if flush.is_idle() { idle + 1 } else { 0 };
@@ -195,7 +196,7 @@ fn growth_runs_ahead_of_fast_appends_and_costs_a_log_with_few_records_nothing() 
                 assert!(Instant::now() < deadline, "nothing is made ahead");
                 std::thread::yield_now();
             }
-            let spare = log.shared.roll.ready.pop().unwrap();
+            let spare = log.shared.roll.spares.take().unwrap();
             assert_eq!(spare.memory.capacity(), 1 << 20);
             log.shared.roll.put_back(spare);
         } else {
@@ -253,8 +254,8 @@ impl Schedule for Pauses {
         lock(&self.1).push(delay);
         self.0.later(task, delay.min(Duration::from_millis(10)), within)
     }
-    fn sooner(&self, key: u64, task: std::sync::Arc<dyn crate::log::task::Run>) {
-        self.0.sooner(key, task);
+    fn bring_forward(&self, key: u64, task: std::sync::Arc<dyn crate::log::task::Run>) {
+        self.0.bring_forward(key, task);
     }
     fn others_wait(&self) -> bool {
         self.0.others_wait()

@@ -35,7 +35,7 @@ impl Fixture {
 
     /// As after the process has ended: nothing is known of the clock any more.
     fn open(&mut self) -> Log {
-        self.env.belief = Arc::default();
+        self.env.trusted_time = Arc::default();
         Log::open_in(&self.env, Path::new(DIR), small()).unwrap()
     }
 

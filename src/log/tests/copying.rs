@@ -69,7 +69,7 @@ fn a_non_blocking_append_becomes_visible_when_the_copy_before_it_is_complete() {
     let log = open(dir.path());
     beside_a_copy(&log, MayBlock::ForCopies, |scope, log, open_door| {
         let begun = Instant::now();
-        let offset = log.try_append_values(&[&b"x"[..]][..], None, MayBlock::No).unwrap();
+        let offset = log.try_append_values(&[&b"x"[..]][..], None, MayBlock::Never).unwrap();
         assert!(begun.elapsed() < Duration::from_secs(5) && offset == 3);
         assert!(!log.is_published(offset) && log.read(offset).unwrap().is_none());
         let waiting = scope.spawn(move || log.wait_published(offset));
@@ -102,7 +102,7 @@ fn a_non_blocking_append_behind_others_returns_without_waiting_for_the_disk() {
         for _ in 0..2 {
             let from = base(log);
             while base(log) == from {
-                if let Err(error) = log.try_append_values(&[&[7; 900][..]][..], None, MayBlock::No) {
+                if let Err(error) = log.try_append_values(&[&[7; 900][..]][..], None, MayBlock::Never) {
                     assert!(matches!(error, Error::WouldBlock), "{error}");
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -130,7 +130,7 @@ fn a_non_blocking_append_behind_others_returns_without_waiting_for_the_disk() {
 fn an_append_that_waits_for_copies_ends_when_the_log_fails() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
-    beside_a_copy(&log, MayBlock::No, |scope, log, open_door| {
+    beside_a_copy(&log, MayBlock::Never, |scope, log, open_door| {
         let to = log.next_offset();
         let (said, done) = mpsc::channel();
         scope.spawn(move || said.send(log.append(b"x")).unwrap());

@@ -221,7 +221,7 @@ impl crate::log::Schedule for Idle {
     fn later(&self, _: Arc<dyn crate::log::Run>, _: Duration, _: bool) -> u64 {
         0
     }
-    fn sooner(&self, _: u64, _: Arc<dyn crate::log::Run>) {}
+    fn bring_forward(&self, _: u64, _: Arc<dyn crate::log::Run>) {}
     fn others_wait(&self) -> bool {
         false
     }

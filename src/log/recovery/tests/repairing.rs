@@ -239,7 +239,7 @@ fn repair_does_not_give_up_what_a_backing_continues_unless_told_to() {
     assert!(log.next_offset() < next && log.append(b"on").is_ok());
 }
 
-/// Both copies of a sealed segment's header have rotted: a header was made up with a time in 1970, and `repair` wrote
+/// Both copies of a sealed segment's header have rotted: a header was reconstructed with a time in 1970, and `repair` wrote
 /// that. Retention dropped records that were seconds old.
 #[test]
 fn repair_of_a_header_does_not_make_records_old() {

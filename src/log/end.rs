@@ -1,0 +1,79 @@
+//! How a log ends without being closed: it fails, it is deleted, or it is opened again while this opening still exists.
+//!
+//! # What always holds
+//! - What a log has ended by stays: whatever happens to it later, its callers get the same reason.
+//! - A log that is deleted is known to be, even if it had failed before.
+//!
+//! # Orderings
+//! `deleted` is `SeqCst`: it is set once in the life of a log, and looked at only where files are opened or removed. It is
+//! set before the end is, so that whoever finds [`End::Deleted`] finds it set.
+
+use crate::sync::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// What a log has ended by.
+#[derive(Debug)]
+pub(super) enum End {
+    /// A write or a sync has failed, or a thread that worked for the log has panicked.
+    Failed(Arc<str>),
+    #[cfg(feature = "store")]
+    Deleted,
+    /// It was read-only for lack of room, and another opening, which can be written to, has taken its place.
+    #[cfg(feature = "store")]
+    Reopened,
+}
+
+impl End {
+    /// What callers are told.
+    pub(super) fn reason(&self) -> Arc<str> {
+        match self {
+            Self::Failed(reason) => Arc::clone(reason),
+            #[cfg(feature = "store")]
+            Self::Deleted => "it was deleted".into(),
+            #[cfg(feature = "store")]
+            Self::Reopened => "it was opened again, because there is room now".into(),
+        }
+    }
+
+    /// Whether the log was deleted before it could fail: then nobody misses what is not written any more.
+    pub(super) fn is_deletion(&self) -> bool {
+        match self {
+            Self::Failed(_) => false,
+            #[cfg(feature = "store")]
+            Self::Deleted => true,
+            #[cfg(feature = "store")]
+            Self::Reopened => false,
+        }
+    }
+}
+
+/// Whether a log has ended, and by what.
+pub(super) struct Ending {
+    end: OnceLock<End>,
+    deleted: AtomicBool,
+}
+
+impl Ending {
+    pub(super) fn new() -> Self {
+        Self { end: OnceLock::new(), deleted: AtomicBool::new(false) }
+    }
+
+    /// Ends the log; returns whether it had not ended before.
+    pub(super) fn set(&self, end: End) -> bool {
+        #[cfg(feature = "store")]
+        if matches!(end, End::Deleted) {
+            self.deleted.store(true, Ordering::SeqCst);
+        }
+        self.end.set(end).is_ok()
+    }
+
+    /// What the log has ended by, if it has.
+    pub(super) fn get(&self) -> Option<&End> {
+        self.end.get()
+    }
+
+    /// Whether the log was deleted, before or after it ended otherwise: files at its path may be another log's by now.
+    pub(super) fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::SeqCst)
+    }
+}

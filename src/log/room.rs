@@ -1,0 +1,143 @@
+//! What an append does when the active segment has no room for it: it moves on to the next one, or waits for it; and
+//! how long callers are willing to wait.
+//!
+//! # Orderings
+//! `stopping` is `SeqCst`, and read after `active`: see [`stop`](super::roll::stop).
+
+#[cfg(doc)]
+use super::Log;
+use super::{
+    Error, Shared,
+    line::Turn,
+    roll::{Active, install_successor, unless_stopped},
+    stats,
+};
+use crate::{
+    chunk::Before,
+    segment::Segment,
+    sync::{Arc, Backoff, Ordering},
+};
+use std::time::{Duration, Instant};
+
+/// What a call may wait for. There are two things that an append may have to wait for: room for its records; and, in a log
+/// that acknowledges in memory, copies that earlier appends have begun, because readers see its records only after those.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MayBlock {
+    /// For both, however long that takes.
+    Always,
+    /// For copies; and for a segment that is being prepared, for at most [`PREPARING`]. Where room on the disk or in memory is
+    /// lacking, it returns [`Error::WouldBlock`].
+    ForNextSegment,
+    /// For copies only, which mostly takes microseconds, and for a batch of many MiB milliseconds. If there is no room, it
+    /// returns [`Error::WouldBlock`].
+    ForCopies,
+    /// For neither. If there is no room, it returns [`Error::WouldBlock`]. Readers may not see its records yet when it
+    /// returns: [`Log::is_published`] says whether they do.
+    Never,
+}
+
+/// How long an append that does not wait for the disk waits for a segment for which there is memory. Preparing one takes a
+/// few milliseconds; where it takes longer, the disk is behind.
+const PREPARING: Duration = Duration::from_millis(20);
+
+impl Shared {
+    /// Waits for an active segment other than `closed`, which has no room for an append of `needs` bytes. Dropping `turn`
+    /// gives the turn to the next caller in the line, so the caller keeps it until its append is done.
+    #[cold]
+    pub(super) fn next_active(
+        &self,
+        closed: &Arc<Active>,
+        needs: u64,
+        may_block: MayBlock,
+        turn: &mut Turn<'_>,
+    ) -> Result<Arc<Active>, Error> {
+        let backoff = Backoff::new();
+        let mut waits_since = None;
+        loop {
+            let seen = self.roll.line().events();
+            let stopped = || self.writable().err().unwrap_or(Error::Closed);
+            let active = unless_stopped(&self.active, &self.stopping).ok_or_else(stopped)?;
+            self.writable()?; // or it was opened for reading only
+            if !Arc::ptr_eq(&active.segment, &closed.segment) {
+                return Ok(active);
+            }
+            let unused = |segment: Arc<Segment>| self.roll.discard_unlinked(segment);
+            let newest = || active.segment.newest(); // all its records have their place, and so their time
+            let before =
+                || active.chunk.end().map_or(Before::Unknown, |end| active.chunk.before(end.records));
+            let make = |base| self.successor(base, needs, newest(), before());
+            if install_successor(&self.active, &active, make, unused, || self.flush.kick()) {
+                stats::rolled();
+                self.roll.line().bump();
+                self.roll.ask(0); // now: when the disk is behind, a quarter of the new chunk is written late
+                continue;
+            }
+            if let Some(full) = self.flush.full() {
+                return Err(full);
+            }
+            self.roll.found_full(self.env.machine.elapsed());
+            self.roll.ask(needs);
+            if !backoff.is_completed() {
+                backoff.snooze();
+                continue;
+            }
+            if let Some(refused) = self.roll.refused_lately(self.env.machine.elapsed()) {
+                return Err(refused);
+            }
+            let until = if may_block == MayBlock::Always {
+                None
+            } else {
+                let now = self.env.machine.elapsed();
+                let left = PREPARING.saturating_sub(now.saturating_sub(*waits_since.get_or_insert(now)));
+                // Behind others in the line it would wait for them, whom this thread may have to run.
+                let waits = may_block == MayBlock::ForNextSegment
+                    && !self.roll.is_short_of_memory()
+                    && !turn.would_be_behind();
+                if !waits || left.is_zero() || self.env.machine.advance_simulated(left) {
+                    stats::found_no_room();
+                    return Err(Error::WouldBlock);
+                }
+                Some(Instant::now() + left)
+            };
+            if until.is_none() {
+                stats::found_no_room();
+            }
+            turn.park(seen, || self.stopping.load(Ordering::SeqCst), until);
+        }
+    }
+
+    /// Moves on to another segment, if a spare one is ready; otherwise asks for one.
+    #[cold]
+    pub(super) fn roll_if_ready(&self, active: &Arc<Active>) {
+        if !self.roll.is_ready() {
+            return self.roll.ask(0);
+        }
+        active.chunk.close();
+        let mut turn = Turn::new(self.roll.line());
+        let _ = self.next_active(active, 0, MayBlock::Never, &mut turn); // another thread may have done it, or the log has stopped
+    }
+
+    /// Ends the active segment, if it has records, and waits until it is sealed; returns the offset at which the next begins.
+    pub(super) fn roll(&self) -> Result<u64, Error> {
+        self.writable()?;
+        let active = self.active.load_full();
+        if active.chunk.reserved() > 0 {
+            active.chunk.close();
+            let mut turn = Turn::new(self.roll.line());
+            self.next_active(&active, 0, MayBlock::Always, &mut turn)?;
+        }
+        let end = active.segment.base() + u64::from(active.chunk.reserved());
+        if let Some(last) = end.checked_sub(1) {
+            self.wait_durable(last)?;
+        }
+        let is_open = |segment: &Arc<Segment>| segment.base() < end && segment.sealed.get().is_none();
+        while self.chain.load().segments.iter().any(is_open) {
+            self.writable()?;
+            self.flush.kick(); // it leaves the segment, and so has it sealed
+            self.env.flushers.help();
+            self.env.maintenance.help();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(end)
+    }
+}
