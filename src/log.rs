@@ -785,7 +785,8 @@ impl Log {
         let (first_offset, next_offset) = (self.first_offset(), self.next_offset());
         let (chain, active) = (shared.chain.load_full(), shared.active.load_full());
         let of_active = (active.chunk.reserved() > 0).then(|| active.segment.newest());
-        let of_chain = chain.segments.last().map(|last| last.newest());
+        let with_records = chain.segments.iter().rfind(|segment| segment.base() < active.segment.base());
+        let of_chain = with_records.map(|segment| segment.newest());
         let newest = of_active.into_iter().chain(of_chain).fold(shared.newest_found, u64::max);
         LogStats {
             appended_records: next_offset.saturating_sub(self.from),

@@ -109,6 +109,13 @@ impl Segment {
         lock(&self.file).clone()
     }
 
+    /// Gives back its file and its chunk: it has no record, and another segment has taken its place. Segments before it still
+    /// lead to it, for as long as they exist.
+    pub(crate) fn give_up(&self) {
+        *lock(&self.file) = None;
+        self.chunk.clear();
+    }
+
     /// Notes that the segment is sealed: from now on it is read by its file name.
     pub(crate) fn set_sealed(&self, sealed: sealed::Sealed) {
         let _ = self.sealed.set(sealed); // by one thread, once

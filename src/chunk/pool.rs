@@ -142,6 +142,12 @@ impl PoolShare {
         self.pool.claimed.fetch_sub(bytes, Ordering::Relaxed);
     }
 
+    /// Releases all claims of a log that has ended.
+    pub(crate) fn release_all(&self) {
+        let claimed = self.claimed.swap(0, Ordering::Relaxed);
+        self.pool.claimed.fetch_sub(claimed, Ordering::Relaxed);
+    }
+
     /// Reduces a claim for a chunk of `from` to one for a chunk of `to`, which is smaller.
     pub(crate) fn reduce(&self, from: u64, to: u64) {
         let bytes = ChunkMemory::footprint(from) - ChunkMemory::footprint(to);
@@ -190,8 +196,7 @@ impl PoolShare {
 
 impl Drop for PoolShare {
     fn drop(&mut self) {
-        let claimed = self.claimed.load(Ordering::Relaxed);
-        self.pool.claimed.fetch_sub(claimed, Ordering::Relaxed);
+        self.release_all();
         let mut gone = Vec::new();
         let mut free = lock(&self.pool.free);
         while let Some(at) = free.memory.iter().position(|(number, ..)| *number == self.number) {

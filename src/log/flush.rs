@@ -351,6 +351,7 @@ impl Shared {
         if cursor.done.records > 0 {
             self.roll.send(Job::Seal(segment, cursor.done));
         } else if cursor.begun {
+            segment.give_up();
             self.roll.share().release(segment.header.capacity);
             self.roll.send(Job::Prepare); // its successor has the same base, and takes its file's name
         } else {

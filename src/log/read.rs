@@ -639,20 +639,22 @@ struct Back {
 impl Back {
     /// Reads the records before `end`, but none before `from`: at least one, or what keeps it from being read.
     fn read(&mut self, from: u64, end: u64) {
-        self.reader.seek(end.saturating_sub(self.records).max(from));
-        let mut bytes = 0;
+        let mut bytes = self.begin(from, end);
         while self.reader.next < end {
             let offset = self.reader.next;
             let read = self.reader.step().map(|step| step.map(Step::into_record)).transpose();
             let Some(read) = read else { break };
             match read {
-                // Trimmed meanwhile: what is left is read.
+                // Trimmed meanwhile: what is left is read. What was read before would have a gap behind it.
                 Err(Error::Trimmed { first, .. }) if first > offset && first < end => {
+                    self.stretch.clear();
+                    bytes = 0;
                     self.reader.seek(first);
                 }
                 // It ends the iteration, but those behind it come first.
                 Err(ref error) if !matches!(error, Error::Damaged { .. }) => {
                     self.stretch.clear();
+                    bytes = 0;
                     self.stretch.push_back((offset, read));
                     self.reader.seek(offset + 1);
                 }
@@ -661,14 +663,21 @@ impl Back {
                     self.stretch.push_back((offset, read));
                 }
             }
-            // The first ones are read again, with fewer others.
-            while bytes > STRETCH.1 && self.stretch.len() > 1 {
-                let dropped = self.stretch.pop_front();
-                bytes -= dropped.map_or(0, |(_, read)| read.map_or(0, |record| record.value().len()));
+            if bytes > STRETCH.1 && self.records > 1 && self.reader.next < end {
+                // Larger than those behind them: begin again, with fewer.
+                self.records = self.records.div_ceil(4);
+                bytes = self.begin(from, end);
             }
         }
         let read = self.stretch.len() as u64;
         self.records = if bytes > STRETCH.1 / 2 { read.div_ceil(2) } else { (2 * read).clamp(1, STRETCH.0) };
+    }
+
+    /// Begins to read a stretch; returns how many bytes it has.
+    fn begin(&mut self, from: u64, end: u64) -> usize {
+        self.stretch.clear();
+        self.reader.seek(end.saturating_sub(self.records).max(from));
+        0
     }
 }
 

@@ -121,12 +121,14 @@ impl Shared {
     pub(super) fn roll(&self) -> Result<u64, Error> {
         self.writable()?;
         let active = self.active.load_full();
+        // Looked at once: a record that comes after this is behind the end, with the segment that it is in.
+        let mut end = active.segment.base();
         if active.chunk.reserved() > 0 {
             active.chunk.close();
             let mut turn = Turn::new(self.roll.line());
             self.next_active(&active, 0, MayBlock::Always, &mut turn)?;
+            end += u64::from(active.chunk.reserved());
         }
-        let end = active.segment.base() + u64::from(active.chunk.reserved());
         if let Some(last) = end.checked_sub(1) {
             self.wait_durable(last)?;
         }

@@ -5,6 +5,8 @@ mod clock;
 mod copying;
 mod damaged;
 mod embedding;
+#[cfg(feature = "store")]
+mod emptied;
 mod refused;
 mod waiting;
 

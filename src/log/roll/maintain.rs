@@ -151,6 +151,7 @@ impl Shared {
         }
         self.roll.spares.take().into_iter().for_each(|spare| self.let_go(spare));
         self.roll.budget.forget(&self.roll.share, u64::MAX);
+        self.roll.share.release_all(); // what is left of it is held by callers, as records
         done
     }
 
@@ -315,9 +316,10 @@ impl Shared {
         Ok(())
     }
 
-    /// Removes the file of a segment that has no records, and releases its claim.
+    /// Removes the file of a segment that has no records, and releases its chunk and its claim.
     fn discard(&self, segment: &Segment) {
         segment.file().into_iter().for_each(|file| self.remove_unused(&file));
+        segment.give_up();
         self.roll.share.release(segment.header.capacity);
     }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::disk::gate::{Gate, Operation};
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering::SeqCst},
+    atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
 };
 
 #[test]
@@ -121,4 +121,149 @@ fn the_figures_of_a_log_are_its_own_and_since_it_was_opened() {
     assert_eq!(stats.chunk_bytes, crate::chunk::ChunkMemory::footprint(4096));
     let newest = stats.newest_time.unwrap();
     assert!((begun..=super::super::environment::now()).contains(&newest), "{newest}");
+}
+
+/// The segment that opening begins has no record, and is as old as the opening.
+#[test]
+fn the_newest_time_is_that_of_a_record_also_after_opening() {
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    log.append_wait(b"one").unwrap();
+    let time = log.read(0).unwrap().unwrap().time();
+    log.roll().unwrap();
+    assert_eq!(log.stats().newest_time, Some(time));
+    log.close().unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    let log = open(&sim).unwrap();
+    assert_eq!(log.stats().newest_time, Some(time));
+}
+
+/// A record that came between its two looks at the active chunk made it wait for a segment that nobody had ended.
+#[test]
+fn rolling_returns_while_others_append() {
+    let sim = Sim::new(1);
+    let log = open(&sim).unwrap();
+    let (rolls, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(SeqCst) {
+                log.roll().unwrap();
+                rolls.fetch_add(1, SeqCst);
+            }
+        });
+        let mut appended = 0u64;
+        while begun.elapsed() < Duration::from_millis(1500) {
+            log.append(&[1; 10]).unwrap();
+            appended += 1;
+            let (before, at) = (rolls.load(SeqCst), Instant::now());
+            while rolls.load(SeqCst) < before + 3 {
+                if at.elapsed() > Duration::from_secs(20) {
+                    log.append_batch_from([[1; 10]; 200]).unwrap(); // so that it ends
+                    over.store(true, SeqCst);
+                    panic!("it waits, after {appended} appends");
+                }
+                std::thread::yield_now();
+            }
+            for _ in 0..(appended * 7919) % 997 {
+                std::hint::spin_loop();
+            }
+        }
+        over.store(true, SeqCst);
+    });
+}
+
+/// A disk, and an action that is done once, when the segment with this base is opened.
+fn acting_on(sim: Sim, act: impl Fn() + Send + Sync + 'static) -> (Arc<Gate>, Arc<AtomicU64>) {
+    let armed = Arc::new(AtomicU64::new(u64::MAX));
+    let at = Arc::clone(&armed);
+    let gate = Gate::new(Arc::new(sim), move |operation, path| {
+        let base = path.file_name().and_then(|name| name.to_str()).and_then(crate::segment::file::base_of);
+        let is_it = operation == Operation::Open && base.is_some();
+        if is_it && at.compare_exchange(base.unwrap(), u64::MAX, SeqCst, SeqCst).is_ok() {
+            act();
+        }
+        Ok(())
+    });
+    (gate, armed)
+}
+
+/// What had been read ahead came after records that were gone, without an error.
+#[test]
+fn what_is_trimmed_while_a_log_is_read_backward_is_an_error_and_not_a_gap() {
+    let shared = Arc::<std::sync::OnceLock<Arc<Shared>>>::default();
+    let to = Arc::new(AtomicU64::new(0));
+    let (gate, armed) = acting_on(Sim::new(1), {
+        let (shared, to) = (Arc::clone(&shared), Arc::clone(&to));
+        move || {
+            shared.get().unwrap().trim(to.load(SeqCst)).unwrap();
+        }
+    });
+    let log = Log::open_on(gate, Path::new(DIR), small()).unwrap();
+    assert!(shared.set(Arc::clone(&log.shared)).is_ok());
+    for _ in 0..3000 {
+        log.append(&[1; 60]).unwrap();
+    }
+    log.roll().unwrap();
+    let bases: Vec<u64> =
+        log.shared.chain.load_full().segments.iter().map(|segment| segment.base()).collect();
+    let mut iter = log.iter_range(0..2000);
+    let mut last = 2000;
+    for _ in 0..1023 {
+        last -= 1;
+        assert_eq!(iter.next_back().unwrap().unwrap().offset(), last);
+    }
+    // What is read next are the 256 records before: when it comes to the second segment of these, that is trimmed.
+    let second = bases.iter().position(|&base| base > last - 256).unwrap();
+    assert!(bases[second + 1] < last);
+    to.store(bases[second + 1], SeqCst);
+    armed.store(bases[second], SeqCst);
+    let error = loop {
+        match iter.next_back().unwrap() {
+            Ok(record) => {
+                last -= 1;
+                assert_eq!(record.offset(), last);
+            }
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::Trimmed { .. }), "{error}");
+    assert_eq!(last, bases[second + 1], "what is left was read");
+}
+
+/// After small records, 256 large ones were read to return one.
+#[test]
+fn reading_backward_reads_little_ahead_where_large_records_precede_small_ones() {
+    let reads = Arc::new(AtomicU64::new(0));
+    let gate = Gate::new(Arc::new(Sim::new(1)), {
+        let reads = Arc::clone(&reads);
+        move |operation, _| {
+            reads.fetch_add(u64::from(operation == Operation::Read), SeqCst);
+            Ok(())
+        }
+    });
+    let options =
+        Options { segment_bytes: 1 << 20, first_segment_bytes: 1 << 20, memory_bytes: 4 << 20, ..small() };
+    let log = Log::open_on(gate, Path::new(DIR), options).unwrap();
+    let (large, little) = (300, 600);
+    for _ in 0..large {
+        log.append(&[1; 64 << 10]).unwrap();
+    }
+    log.roll().unwrap();
+    for _ in 0..little {
+        log.append(&[2; 1]).unwrap();
+    }
+    log.roll().unwrap();
+    let mut iter = log.iter_range(..);
+    let mut most = 0;
+    for n in 0..large + little {
+        let before = reads.load(SeqCst);
+        let record = iter.next_back().unwrap().unwrap();
+        assert_eq!(
+            (record.offset(), record.value()[0]),
+            (large + little - 1 - n, if n < little { 2 } else { 1 })
+        );
+        most = most.max(reads.load(SeqCst) - before);
+    }
+    assert!(most < 60, "{most} reads for one record");
 }
