@@ -11,7 +11,8 @@
 //! room for it in the memory budget: that is the backpressure.
 //!
 //! What the parts of a [`Roller`] are for: [`spares`] hands spare segments over, [`queue`] has the jobs of the maintenance
-//! task, [`maintain`] does them, and [`backings`] decides when a backing is looked for again.
+//! task, [`maintain`] does them, and [`backings`] decides when a backing is looked for again. What an append does while
+//! there is no spare segment is in [`room`](super::room).
 //!
 //! # Orderings
 //! `stopping`, `active` and `unwritten` are `SeqCst`: they are changed once per segment or less often, where the cost does

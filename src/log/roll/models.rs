@@ -161,7 +161,7 @@ struct AtTheEnd {
     task: std::sync::OnceLock<std::sync::Weak<Task<AtTheEnd>>>,
 }
 
-/// As `Shared::flush` does.
+/// As `Shared::flusher_turn` does.
 fn flush(at: &AtTheEnd) {
     let task = at.task.get().and_then(std::sync::Weak::upgrade).unwrap();
     loop {
