@@ -10,9 +10,11 @@
 mod task;
 
 use super::{Client, Error, error::Refusal};
-use crate::wire::{AppendFrame, Prefix};
+use crate::{
+    api::Appended,
+    wire::{AppendFrame, Prefix},
+};
 use bytes::Bytes;
-use serde::Deserialize;
 use std::{
     collections::VecDeque,
     future::Future,
@@ -78,12 +80,6 @@ struct Numbered {
     /// Whether it was sent at all.
     sent: bool,
     sending: Option<JoinHandle<Result<Appended, Refusal>>>,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-struct Appended {
-    first_offset: u64,
-    count: u64,
 }
 
 /// What a producer has stored.

@@ -203,7 +203,7 @@ impl DecodedBatch {
                     Problem::new(Code::NotJson, detail)
                 });
             }
-            refused = refused.take().map(|problem| problem.with("record", n));
+            refused = refused.take().map(|problem| problem.with(|numbers| numbers.record = Some(n)));
         });
         self.json |= json_only;
         refused.map_or(Ok(()), Err)
@@ -242,7 +242,7 @@ pub(super) fn parse(
                 check_json(line).map_err(|error| {
                     let detail =
                         format!("line {number} is not JSON: {error}; nothing of the body was stored");
-                    Problem::new(Code::InvalidJson, detail).with("line", number)
+                    Problem::new(Code::InvalidJson, detail).with(|numbers| numbers.line = Some(number))
                 })?;
                 count(line)?;
             }
@@ -293,12 +293,14 @@ fn check_frames(
         number += 1;
         let Some((AppendFrame { json, value }, rest)) = AppendFrame::split(left) else {
             let detail = format!("the body ends within frame {number}: its length is wrong, or it was cut");
-            return Err(Problem::new(Code::InvalidFrame, detail).with("record", number));
+            return Err(
+                Problem::new(Code::InvalidFrame, detail).with(|numbers| numbers.record = Some(number))
+            );
         };
         if json && checked {
             check_json(value).map_err(|error| {
                 let detail = format!("frame {number} is marked as JSON and is not: {error}");
-                Problem::new(Code::InvalidJson, detail).with("record", number)
+                Problem::new(Code::InvalidJson, detail).with(|numbers| numbers.record = Some(number))
             })?;
         }
         count(value)?;

@@ -10,11 +10,10 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    describe::LogInfo,
+    api::{LogInfo, LogsPage, Trim, Trimmed},
     store::{self, LogSettings, OpenLog, Store},
 };
 use hyper::{Request, Response, StatusCode};
-use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// The most names in one page.
@@ -74,17 +73,6 @@ pub(super) async fn delete(context: &Context, queues: &Queues, name: &str) -> Re
     Ok(answer)
 }
 
-#[derive(Serialize)]
-struct Listed<'a> {
-    logs: &'a [String],
-    /// To be sent as `after` to get the next page.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<&'a str>,
-    /// Those that could not be opened.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    unusable: Vec<&'a str>,
-}
-
 pub(super) fn list(context: &Context, request: &Request<()>) -> Result<Answer, Problem> {
     let (mut after, mut limit) = (None, 100);
     for parameter in params::of(request) {
@@ -98,21 +86,10 @@ pub(super) fn list(context: &Context, request: &Request<()>) -> Result<Answer, P
     let mut logs = context.store.names(after.as_deref(), limit + 1);
     let more = logs.len() > limit;
     logs.truncate(limit);
-    let next = logs.last().map(String::as_str).filter(|_| more);
-    let unusable = context.store.unusable(&logs);
-    let listed = json_text(&Listed { logs: &logs, next, unusable });
-    Ok(json_of(full(context.memory.hold_answer(listed)?)))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Trim {
-    before: u64,
-}
-
-#[derive(Serialize)]
-struct Trimmed {
-    first_offset: u64,
+    let next = logs.last().filter(|_| more).cloned();
+    let unusable = context.store.unusable(&logs).into_iter().map(str::to_owned).collect();
+    let page = json_text(&LogsPage { logs, next, unusable });
+    Ok(json_of(full(context.memory.hold_answer(page)?)))
 }
 
 pub(super) async fn trim(

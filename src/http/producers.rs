@@ -8,69 +8,36 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    Code, EarlierBatch, Error, OpenedProducer, ProducerState,
-    log::check_producer_id,
+    Code, Error, OpenedProducer, ProducerState,
+    api::{BegunEpoch, EarlierBatch, EarlierEpoch, ProducerInfo},
+    log::{self, check_producer_id},
     store::{OpenLog, Store},
 };
 use hyper::Request;
 use percent_encoding::percent_decode_str;
-use serde::Serialize;
 use std::sync::Arc;
 
-#[derive(Serialize)]
-struct Described<'a> {
-    id: &'a str,
-    epoch: u32,
-    /// The sequence that is expected next in that epoch.
-    next_seq: u64,
-    last_offset: Option<u64>,
-    mark: Option<&'a str>,
-    log_id: String,
-}
-
-#[derive(Serialize)]
-struct Opened<'a> {
-    id: &'a str,
-    epoch: u32,
-    mark: Option<&'a str>,
-    /// The last epoch that has batches.
-    earlier: Option<Earlier>,
-    log_id: String,
-}
-
-#[derive(Serialize)]
-struct Earlier {
-    epoch: u32,
-    batches: Vec<Batch>,
-}
-
-#[derive(Serialize)]
-struct Batch {
-    seq: u64,
-    first_offset: u64,
-    count: u64,
-}
-
-fn described(log: &OpenLog, id: &str, state: &ProducerState) -> Answer {
-    json(&Described {
+fn described(log: &OpenLog, id: String, state: ProducerState) -> Answer {
+    json(&ProducerInfo {
         id,
         epoch: state.epoch,
         next_seq: state.last_sequence.map_or(0, |last| last + 1),
         last_offset: state.last_offset,
-        mark: state.mark.as_deref(),
+        mark: state.mark,
         log_id: log.id().to_string(),
     })
 }
 
-fn opened(log: &OpenLog, id: &str, opened: &OpenedProducer) -> Answer {
-    let batch =
-        |&EarlierBatch { sequence: seq, first_offset, count, .. }: &_| Batch { seq, first_offset, count };
+fn opened(log: &OpenLog, id: String, opened: OpenedProducer) -> Answer {
+    let batch = |batch: log::EarlierBatch| {
+        let log::EarlierBatch { sequence: seq, first_offset, count, .. } = batch;
+        EarlierBatch { seq, first_offset, count }
+    };
     let earlier = opened
         .earlier
-        .as_ref()
-        .map(|(epoch, batches)| Earlier { epoch: *epoch, batches: batches.iter().map(batch).collect() });
-    let mark = opened.mark.as_deref();
-    json(&Opened { id, epoch: opened.epoch, mark, earlier, log_id: log.id().to_string() })
+        .map(|(epoch, batches)| EarlierEpoch { epoch, batches: batches.into_iter().map(batch).collect() });
+    let OpenedProducer { epoch, mark, .. } = opened;
+    json(&BegunEpoch { id, epoch, mark, earlier, log_id: log.id().to_string() })
 }
 
 /// The id in a path.
@@ -104,7 +71,7 @@ pub(super) async fn open(
         }
     };
     let begun = begun.map_err(|error| Problem::from(error).of(&log))?;
-    Ok(opened(&log, &id, &begun))
+    Ok(opened(&log, id, begun))
 }
 
 /// `GET`: what the log knows about the producer, and readers can see.
@@ -134,5 +101,5 @@ pub(super) async fn describe(
     if let Some(last) = state.last_offset {
         context.acknowledged(&log, last, None).await?;
     }
-    Ok(described(&log, &id, &state))
+    Ok(described(&log, id, state))
 }

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     Code, LogId, PRODUCER_MARK_BYTES,
+    api::Appended,
     log::{Error, MayBlock, Produced, ProducerBatch, Record, check_producer_id},
     store::{LogSettings, OpenLog, Store, Values},
 };
@@ -24,20 +25,9 @@ use hyper::{
     body::Bytes,
     header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH},
 };
-use serde::Serialize;
 use std::{collections::BTreeSet, sync::Arc};
 
 const TIME: HeaderName = HeaderName::from_static("millstream-time");
-
-#[derive(Serialize)]
-struct Appended {
-    first_offset: u64,
-    last_offset: u64,
-    count: u64,
-    /// The batch was stored already.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    repeated: bool,
-}
 
 /// Which batch of which producer a request has.
 struct Producer {
