@@ -10,7 +10,7 @@ use super::{
     params,
     permits::{Kind, Queues},
     problem::Problem,
-    reading::{OPENING, PageLimits, Reading, closing_bytes},
+    reading::{PageLimits, Reading},
     tail,
 };
 use crate::{Code, log::Error, reports, start::StartAt, store::OpenLog};
@@ -87,8 +87,11 @@ pub(super) async fn range(
     let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
     drop(request); // so that its header section is not held while waiting
     let until = match (follows && !tailing, wait, bytes) {
-        (true, None, None) if format == Format::Json => {
-            let detail = "application/json is one document, which would never end: to follow a log, accept another type";
+        (true, None, None) if format.is_single_document() => {
+            let detail = format!(
+                "{} is one document, which would never end: to follow a log, accept another type",
+                format.name()
+            );
             return Err(Problem::new(Code::InvalidQuery, detail));
         }
         (true, None, None) => Until::Stopped,
@@ -163,11 +166,11 @@ async fn records_from(
             if asker.only_head { only_head(None) } else { follow::body(context, asker.queues, log, reading) };
         (offset, body)
     } else if asker.only_head {
-        reading.length = Some(if format == Format::Json { OPENING.len() as u64 } else { 0 });
+        reading.length = Some(format.envelope().opening.len() as u64);
         let reading = reading.looked(context, asker.queues, true).await?;
         let next = reading.reader.offset();
         // A longer answer is sent piece by piece, without a length.
-        let length = reading.length.map(|length| length + closing_bytes(format, next));
+        let length = reading.length.map(|length| length + format.envelope().closing(next).len() as u64);
         let length = length.filter(|length| *length < WHOLE as u64);
         (next, only_head(length))
     } else {

@@ -92,8 +92,8 @@ impl Reading {
     /// Counts a record as read.
     fn took(&mut self, offset: u64, record: Head) {
         if let Some(length) = &mut self.length {
-            let comma = !self.fresh && self.format == Format::Json;
-            *length += u64::from(comma) + formats::length(self.format, offset, record);
+            let separator = if self.fresh { 0 } else { self.format.envelope().separator.len() as u64 };
+            *length += separator + formats::length(self.format, offset, record);
         }
         self.fresh = false;
         self.page_limits.records -= 1;
@@ -120,7 +120,7 @@ impl Reading {
         place: Place,
         most: usize,
     ) -> Result<Went, Problem> {
-        let (begun, mut steps) = (out.len(), 0);
+        let (begun, mut steps, envelope) = (out.len(), 0, self.format.envelope());
         while self.page_limits.records > 0 {
             // A record without a value may add nothing to the piece.
             if out.len().max(steps * RECORD) >= most {
@@ -141,8 +141,8 @@ impl Reading {
                 }
             };
             let (offset, head) = (record.offset, record.head());
-            if !self.fresh && self.format == Format::Json {
-                out.push(b',');
+            if !self.fresh {
+                out.extend_from_slice(envelope.separator);
             }
             formats::render(self.format, out, &record);
             if self.fresh {
@@ -253,8 +253,9 @@ impl Reading {
                 (false, _) => COLD_PIECE,
             };
             with_scratch(|out| {
-                if reading.fresh && reading.format == Format::Json {
-                    out.extend_from_slice(OPENING);
+                let envelope = reading.format.envelope();
+                if reading.fresh {
+                    out.extend_from_slice(envelope.opening);
                 }
                 let went = reading.go(out, &mut grant, place, most)?;
                 // Nothing is held while waiting: neither what was read ahead, nor a chunk.
@@ -263,7 +264,7 @@ impl Reading {
                     Went::Nowhere(place, bytes) => Made::Wants(Wants { grant, place, bytes }),
                     Went::Some => Made::Done((grant.hold_copy(out), false)),
                     Went::All => {
-                        close(reading.format, out, reading.reader.offset());
+                        out.extend_from_slice(envelope.closing(reading.offset()).as_bytes());
                         Made::Done((grant.hold_copy(out), true))
                     }
                 })
@@ -291,22 +292,6 @@ impl From<UsedUp> for LookError {
     fn from(used_up: UsedUp) -> Self {
         Self::UsedUp(used_up)
     }
-}
-
-/// What is before and after the records in a JSON document.
-pub(super) const OPENING: &[u8] = b"{\"records\":[";
-
-fn close(format: Format, out: &mut Vec<u8>, next: u64) {
-    if format == Format::Json {
-        out.extend_from_slice(format!("],\"next_offset\":{next}}}\n").as_bytes());
-    }
-}
-
-/// The number of bytes that follow the records.
-pub(super) fn closing_bytes(format: Format, next: u64) -> u64 {
-    let mut closing = Vec::new();
-    close(format, &mut closing, next);
-    closing.len() as u64
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ pub(super) async fn append(
         let media_type: String = media_type.chars().take(100).collect();
         let detail = format!(
             "a body of type {media_type:?} is not accepted; set Content-Type to one of: {}",
-            formats::ACCEPTED
+            formats::accepted()
         );
         Problem::new(Code::UnsupportedType, detail)
     })?;
