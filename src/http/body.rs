@@ -2,8 +2,8 @@
 
 use super::{
     context::Context,
-    effort::{Effort, Overtime, Steps},
-    memory::{Buffer, FREE, Grant, Purpose, Work},
+    effort::{Effort, Overtime, Steps, Work},
+    memory::{Buffer, FREE, Grant, Purpose},
     meter::Meter,
     permits::Queues,
     problem::Problem,
@@ -111,11 +111,11 @@ pub(super) async fn with_permit<T: Send + 'static>(
 ) -> Result<T, Problem> {
     let patience = context.limits.append_time;
     if work == Work::Little {
-        return context.for_client(queues, work.kind(), patience, run).await;
+        return context.for_client(queues, work.into(), patience, run).await;
     }
     // On a thread of its own: the work takes longer than creating the thread, which can yield to the threads that
     // answer.
-    let permit = context.memory.permits.acquire(work.kind(), queues, patience).await?;
+    let permit = context.permits.acquire(work.into(), queues, patience).await?;
     let (done, result) = oneshot::channel();
     let give_way = move || {
         let _permit = permit; // held to the end, even if nobody waits for the result any more

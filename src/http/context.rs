@@ -9,7 +9,7 @@ use super::{
     log_permits::LogPermits,
     memory::Memory,
     metrics::Metrics,
-    permits::{Kind, LARGE, Queues},
+    permits::{Kind, LARGE, Permits, Queues},
     problem::Problem,
     settings::Settings,
 };
@@ -42,6 +42,7 @@ pub(super) struct Context {
     pub(super) store: Arc<Store>,
     pub(super) waiters: Arc<DurabilityWaiters>,
     pub(super) feeds: Feeds,
+    pub(super) permits: Arc<Permits>,
     pub(super) log_permits: Arc<LogPermits>,
     pub(super) held: Arc<HeldLogs>,
     pub(super) limits: Arc<Settings>,
@@ -167,8 +168,7 @@ impl Context {
         name: &str,
         run: impl FnOnce(&Store, &str) -> T + Send + 'static,
     ) -> Result<T, Problem> {
-        let permit =
-            self.log_permits.acquire(name, &self.memory.permits, queues, self.limits.body_time).await?;
+        let permit = self.log_permits.acquire(name, &self.permits, queues, self.limits.body_time).await?;
         let name = name.to_owned();
         let run = move |store: &Store| {
             let _permit = permit;
@@ -186,7 +186,7 @@ impl Context {
         patience: Duration,
         run: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Problem> {
-        let permit = self.memory.permits.acquire(kind, queues, patience).await?;
+        let permit = self.permits.acquire(kind, queues, patience).await?;
         let (done, result) = oneshot::channel();
         tokio::task::spawn_blocking(move || {
             let _permit = permit; // held to the end, even if the client leaves earlier

@@ -97,7 +97,7 @@ async fn covered(
         return Err(Problem::overloaded());
     }
     let patience = patience.max(context.limits.append_time);
-    let _only_one = context.memory.permits.acquire(Kind::Memory, queues, patience).await?;
+    let _only_one = context.permits.acquire(Kind::Memory, queues, patience).await?;
     asked_for(grant, bytes, patience).await
 }
 

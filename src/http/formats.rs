@@ -521,7 +521,7 @@ mod tests {
     }
 
     fn parsed(format: Format, body: &[u8]) -> Result<Vec<Record>, String> {
-        let grant = Memory::new(1 << 30, 1 << 26, 1).grant(Purpose::Request);
+        let grant = Memory::new(1 << 30).grant(Purpose::Request);
         let batch = parse(format, Bytes::copy_from_slice(body), SegmentRoom::new(1 << 30), grant);
         let mut batch = batch.map_err(|problem| problem.to_string())?;
         batch.check(false, None).map_err(|problem| problem.to_string())?;

@@ -91,7 +91,7 @@ impl Drop for Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::permits::{KINDS, LOGS};
+    use crate::http::permits::LOGS;
     use std::{
         pin::Pin,
         task::{Context, Poll, Waker},
@@ -121,7 +121,7 @@ mod tests {
     fn with_server(run: impl FnOnce(&Server)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _within = runtime.enter(); // for its timers
-        let server = Server { permits: LogPermits::new(), all: Permits::new([LOGS; KINDS]) };
+        let server = Server { permits: LogPermits::new(), all: Permits::new(|_| LOGS) };
         run(&server);
         assert!(server.permits.by_name.lock().unwrap().is_empty(), "names stay for ever");
     }

@@ -8,10 +8,7 @@
 //! The budget does not include what each connection needs in any case, which is bounded by the limit of connections:
 //! see `connection`.
 
-use super::{
-    permits::{Kind, LOGS, Permits},
-    problem::Problem,
-};
+use super::problem::Problem;
 use crate::{reports::Rarely, sync::lock};
 use bytes::Bytes;
 use memmap2::{MmapMut, MmapOptions};
@@ -57,58 +54,9 @@ pub(super) struct Memory {
     requests: AtomicUsize,
     answers: AtomicUsize,
     refused: AtomicU64,
-    /// The permits for work that temporarily needs more memory than it leaves, and a processor.
-    pub(super) permits: Permits,
     /// Mappings for reuse, each of at least [`PIECE`] bytes.
     spare: Mutex<Vec<MmapMut>>,
     refusals: Rarely,
-}
-
-/// How much work it is to parse a body. For a compressed body that is not known before it is done: it begins as the
-/// kind of work that its compressed size makes it, and if it turns out to be more, by its bytes or by the time that
-/// decoding takes (`effort`), what was decoded is dropped, and it queues again with the next kind and starts over. So a
-/// body never waits behind larger ones, a waiting body holds nothing but what was received, and what is done twice is at
-/// most 1 MiB before the second kind and 9 MiB before the third.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Work {
-    Little,
-    More,
-    Much,
-}
-
-/// The most bytes of a body that is little work, and of one that is more.
-const LITTLE: usize = 1 << 20;
-const MORE: usize = 8 << 20;
-
-impl Work {
-    /// The least work that a body of this many bytes can be.
-    pub(super) fn of(bytes: usize) -> Self {
-        let works = [Self::Little, Self::More];
-        works.into_iter().find(|work| bytes <= work.bytes()).unwrap_or(Self::Much)
-    }
-
-    /// The kind of permit for it.
-    pub(super) fn kind(self) -> Kind {
-        match self {
-            Self::Little => Kind::LittleBody,
-            Self::More => Kind::MoreBody,
-            Self::Much => Kind::MuchBody,
-        }
-    }
-
-    /// The next kind of work, for a body that is more than this.
-    pub(super) fn next(self) -> Self {
-        if self == Self::Little { Self::More } else { Self::Much }
-    }
-
-    /// The most bytes that this kind of work is for.
-    pub(super) fn bytes(self) -> usize {
-        match self {
-            Self::Little => LITTLE,
-            Self::More => MORE,
-            Self::Much => usize::MAX,
-        }
-    }
 }
 
 /// The budget is used up for now.
@@ -122,26 +70,15 @@ impl From<UsedUp> for Problem {
 }
 
 impl Memory {
-    /// Creates a budget of `limit` bytes, for bodies of up to `largest` bytes, received or decoded, and for `threads`
-    /// threads to use it.
-    pub(super) fn new(limit: usize, largest: usize, threads: usize) -> Arc<Self> {
+    /// Creates a budget of `limit` bytes.
+    pub(super) fn new(limit: usize) -> Arc<Self> {
         let zero = || AtomicUsize::new(0);
-        // A body takes what it decodes to, and what is parsed from that. The largest bodies have half of the
-        // budget, each of the other two kinds half of what that leaves for bodies.
-        let fit = |part: usize, bytes: usize| part / bytes.saturating_mul(2).max(1);
-        let [little, more] = [LITTLE, MORE].map(|bytes| fit(limit / 8, bytes).min(threads));
-        let much = fit(limit / 2, largest).min(threads / 2);
-        // Looking through a log for the end of an answer leaves half of the processors to others, and so does reading
-        // very large records, and appending large batches.
-        let half = threads / 2;
-        let permits = Permits::new([little, more, much, half, threads, half, half, LOGS, 1]);
         Arc::new(Self {
             limit,
             used: zero(),
             requests: zero(),
             answers: zero(),
             refused: AtomicU64::new(0),
-            permits,
             spare: Mutex::default(),
             refusals: Rarely::default(),
         })
@@ -463,7 +400,7 @@ mod tests {
 
     #[test]
     fn large_requests_leave_room_for_answers_and_for_small_ones_and_all_is_given_back() {
-        let memory = Memory::new(16 << 20, 1 << 20, 1);
+        let memory = Memory::new(16 << 20);
         let mut large = memory.grant(Purpose::Request);
         large.cover(12 << 20).unwrap();
         assert!(large.cover((12 << 20) + 1).is_err(), "three quarters are what bodies may have");
@@ -489,7 +426,7 @@ mod tests {
         for (purpose, other, room) in
             [(Purpose::Answer, Purpose::Request, 4 << 20), (Purpose::Request, Purpose::Answer, 2 << 20)]
         {
-            let memory = Memory::new(16 << 20, 1 << 20, 1);
+            let memory = Memory::new(16 << 20);
             let grants = || std::iter::repeat_with(|| memory.grant(purpose)).take(1000);
             let small: Vec<_> =
                 grants().map_while(|mut grant| grant.cover(SMALL).is_ok().then_some(grant)).collect();
@@ -504,7 +441,7 @@ mod tests {
         fn a_buffer_holds_what_was_written_to_it(
             parts in prop::collection::vec((any::<u8>(), 0..50_000usize), 0..12), most in 1..300_000usize,
         ) {
-            let memory = Memory::new(1 << 20, 1 << 10, 1);
+            let memory = Memory::new(1 << 20);
             let mut buffer = Buffer::new(most, memory.grant(Purpose::Request));
             let mut expected = Vec::new();
             for (byte, length) in parts {

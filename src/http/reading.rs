@@ -308,7 +308,7 @@ mod tests {
             log.append_batch(&[&b""[..]; 1000]).unwrap();
         }
         log.flush().unwrap();
-        let memory = Memory::new(16 << 20, 1 << 20, 1);
+        let memory = Memory::new(16 << 20);
         let limits = PageLimits { records: u64::MAX, bytes: u64::MAX };
         let mut reading = Reading::new(log.reader(0), Format::Bytes, limits, 4000);
         let mut out = Vec::new();

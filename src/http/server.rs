@@ -11,6 +11,7 @@ use super::{
     log_permits::LogPermits,
     memory::Memory,
     metrics::Metrics,
+    permits::Permits,
     serve,
     settings::Settings,
 };
@@ -115,7 +116,9 @@ impl Server {
         recovered: &Arc<AtomicBool>,
     ) -> io::Result<()> {
         let largest = self.settings.body_bytes.max(self.settings.decoded_bytes);
-        let memory = Memory::new(self.settings.memory_bytes, largest, self.settings.threads);
+        let memory = Memory::new(self.settings.memory_bytes);
+        let permits = Permits::for_server(self.settings.memory_bytes, largest, self.settings.threads);
+        let permits = Arc::new(permits);
         let guard = Arc::new(Guard::new(&self.settings, self.address()?));
         let metrics = Arc::new(Metrics::new(store));
         let (connections, settings) =
@@ -134,6 +137,7 @@ impl Server {
                 memory: Arc::clone(&memory),
                 guard: Arc::clone(&guard),
                 connections: Arc::clone(&connections),
+                permits: Arc::clone(&permits),
                 log_permits: Arc::clone(&log_permits),
                 held: Arc::clone(&held),
                 recovered: Arc::clone(recovered),
@@ -186,6 +190,7 @@ struct Worker {
     memory: Arc<Memory>,
     guard: Arc<Guard>,
     connections: Arc<Connections>,
+    permits: Arc<Permits>,
     log_permits: Arc<LogPermits>,
     held: Arc<HeldLogs>,
     recovered: Arc<AtomicBool>,
@@ -210,6 +215,7 @@ impl Worker {
             memory,
             guard,
             connections,
+            permits,
             log_permits,
             held,
             recovered,
@@ -222,6 +228,7 @@ impl Worker {
             store,
             waiters,
             feeds,
+            permits,
             log_permits,
             held,
             limits: Arc::clone(&settings),
