@@ -15,7 +15,7 @@ use std::{
 };
 
 /// How many failures of the same kind are reported in one [`PERIOD`].
-const MOST: u64 = 10;
+const MAX_REPORTS: u64 = 10;
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// See the module's documentation.
@@ -41,11 +41,11 @@ impl Reports {
         let seen = all.entry(kind).or_insert(Seen { since: now, count: 0 });
         let mut left_out = 0;
         if now.saturating_duration_since(seen.since) >= PERIOD {
-            left_out = seen.count.saturating_sub(MOST);
+            left_out = seen.count.saturating_sub(MAX_REPORTS);
             *seen = Seen { since: now, count: 0 };
         }
         seen.count += 1;
-        (seen.count <= MOST).then_some(left_out)
+        (seen.count <= MAX_REPORTS).then_some(left_out)
     }
 }
 

@@ -31,7 +31,7 @@ use tokio::{
 /// How many batches are on the way at once: fewer than a log remembers of a producer.
 const IN_FLIGHT: usize = 4;
 /// The most bytes that are held; beyond that, callers wait.
-const HELD: usize = 16 << 20;
+const MAX_UNSENT_BYTES: usize = 16 << 20;
 
 /// What a log said when the producer began its epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,7 +204,7 @@ impl Producer {
             client,
             log,
             id,
-            batch_bytes: batch_bytes.clamp(1, HELD / 2),
+            batch_bytes: batch_bytes.clamp(1, MAX_UNSENT_BYTES / 2),
             linger,
             patience,
             state: Mutex::new(state),
@@ -294,7 +294,7 @@ impl Producer {
                     return Err(Error::Closed);
                 }
                 self.try_again(&mut state)?;
-                if state.held == 0 || state.held + bytes <= HELD {
+                if state.held == 0 || state.held + bytes <= MAX_UNSENT_BYTES {
                     return Ok(state);
                 }
             }

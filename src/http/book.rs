@@ -8,9 +8,9 @@ use super::{
     context::{Asker, Context, DEFAULT_LOG},
     effort::Work,
     fetch, formats,
-    memory::{FREE, Grant, Memory, Purpose, with_scratch},
+    memory::{Grant, Memory, Purpose, UNCOUNTED_BYTES, with_scratch},
     object::{self, Object},
-    permits::LARGE,
+    permits::OFFLOAD_BYTES,
     problem::Problem,
 };
 use crate::{
@@ -103,7 +103,7 @@ pub(super) async fn post(
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
     let bytes = body::read(request.into_body(), context).await?;
-    let (value, grant) = if bytes.len() < LARGE {
+    let (value, grant) = if bytes.len() < OFFLOAD_BYTES {
         decoded(bytes, &context.memory)?
     } else {
         let (work, memory) = (Work::of(bytes.len()), Arc::clone(&context.memory));
@@ -111,7 +111,7 @@ pub(super) async fn post(
     };
     let log = context.log_to_append(asker.queues, DEFAULT_LOG).await?;
     let length = value.len();
-    let (value, grant) = if length < LARGE || log.settings().values == Values::Any {
+    let (value, grant) = if length < OFFLOAD_BYTES || log.settings().values == Values::Any {
         check(&value, log.settings())?;
         (value, grant)
     } else {
@@ -148,13 +148,13 @@ fn check(value: &[u8], settings: &LogSettings) -> Result<(), Problem> {
 fn decoded(bytes: Bytes, memory: &Arc<Memory>) -> Result<(Vec<u8>, Grant), Problem> {
     let (mut text, mut value) = (memory.grant(Purpose::Request), memory.grant(Purpose::Request));
     // The parser copies text that contains escapes, and no other text.
-    if bytes.len() > FREE && memchr::memchr(b'\\', &bytes).is_some() {
+    if bytes.len() > UNCOUNTED_BYTES && memchr::memchr(b'\\', &bytes).is_some() {
         text.cover(bytes.len())?;
     }
     let Produce { record: Object(record) } = object::parse(&bytes, r#"{"record":{"value":"<base64>"}}"#)?;
     let mut decode = |base64: &str| {
         let length = base64::decoded_len_estimate(base64.len());
-        if length > FREE {
+        if length > UNCOUNTED_BYTES {
             value.cover(length)?;
         }
         BASE64_STANDARD.decode(base64).map_err(|error| {

@@ -60,15 +60,15 @@ use tokio::{
 };
 
 /// The most bytes of an answer that hyper is given at once with HTTP/2.
-const SEND_PIECE: usize = 16 << 10;
+const SEND_BYTES: usize = 16 << 10;
 /// The most requests in flight on one HTTP/2 connection; and on all connections, for each connection that is allowed.
-pub(super) const STREAMS: u32 = 256;
+pub(super) const MAX_STREAMS: u32 = 256;
 const STREAMS_A_CONNECTION: usize = 4;
 /// How many of these each connection can still have when the first half of all is in use, whatever others do.
 const STREAMS_KEPT: usize = STREAMS_A_CONNECTION / 2;
 /// The number of bodies per connection that may always be read although nobody wants them: what arrives of them fits in
 /// its window.
-const BODIES: usize = 8;
+const MAX_UNWANTED_BODIES: usize = 8;
 /// A client that takes nothing for this many milliseconds is slow.
 const SLOW: u64 = 1_000;
 /// How long, in milliseconds, it may take for the answer to begin if the client has closed its sending side. If the
@@ -117,7 +117,7 @@ impl Connections {
             clock: AtomicU64::new(0),
             streams: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
-            most_streams: most.saturating_mul(STREAMS_A_CONNECTION).max(STREAMS as usize),
+            most_streams: most.saturating_mul(STREAMS_A_CONNECTION).max(MAX_STREAMS as usize),
             unsent: Unsent::default(),
         })
     }

@@ -9,7 +9,7 @@ use super::{
     log_permits::LogPermits,
     memory::Memory,
     metrics::Metrics,
-    permits::{Kind, LARGE, Permits, Queues},
+    permits::{Kind, OFFLOAD_BYTES, Permits, Queues},
     problem::Problem,
     settings::Settings,
 };
@@ -208,7 +208,7 @@ impl Context {
         append: fn(&OpenLog, &V, MayBlock) -> Result<T, Error>,
     ) -> Result<T, Problem> {
         let limit = self.limits.append_time;
-        if work < LARGE {
+        if work < OFFLOAD_BYTES {
             let attempt = || ready(Ok(append(log, &values, MayBlock::No)));
             let done = when_there_is_room(limit, || log.room(), attempt).await?;
             return self.seen(log, done).await;

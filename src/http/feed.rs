@@ -30,7 +30,7 @@ use tokio::{
 };
 
 /// The most bytes of events that are rendered at once.
-const PIECE: usize = 64 << 10;
+const RENDER_BYTES: usize = 64 << 10;
 /// How long a log must be without news before the piece rendered last is dropped although some tail has not fetched it.
 /// A tail that fetches it later has it rendered again.
 const LINGER: Duration = Duration::from_millis(100);
@@ -282,7 +282,7 @@ async fn watch(
 /// The next events of a reader; empty if it is at the end.
 pub(super) fn render(reader: &mut Reader, place: Place, mut grant: Grant) -> Result<Made<Bytes>, Error> {
     with_scratch(|out| {
-        while out.len() < PIECE {
+        while out.len() < RENDER_BYTES {
             match place::next(reader, place, &mut grant, out.len(), u64::MAX) {
                 Ok(Next::Record(record)) => {
                     out.extend_from_slice(format!("id: {}\ndata: ", record.offset).as_bytes());

@@ -4,7 +4,7 @@
 
 use super::{
     context::{Asker, Context},
-    memory::{Grant, MEDIUM, Purpose},
+    memory::{Grant, Purpose, UNQUEUED_BYTES},
     permits::{Kind, Queues},
     place::{Made, Place, Wants, elsewhere},
     problem::Problem,
@@ -87,10 +87,10 @@ async fn covered(
     bytes: usize,
     patience: Duration,
 ) -> Result<Grant, Problem> {
-    if bytes <= MEDIUM {
+    if bytes <= UNQUEUED_BYTES {
         return asked_for(grant, bytes, patience).await;
     }
-    if bytes <= 4 * MEDIUM && grant.cover(bytes).is_ok() {
+    if bytes <= 4 * UNQUEUED_BYTES && grant.cover(bytes).is_ok() {
         return Ok(grant);
     }
     if queues.was_slow_within(context.limits.body_time) && context.memory.is_tight(Purpose::Answer) {

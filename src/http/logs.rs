@@ -17,7 +17,7 @@ use hyper::{Request, Response, StatusCode};
 use std::time::{Duration, Instant};
 
 /// The most names in one page.
-const PAGE: usize = 1000;
+const MAX_PAGE_LOGS: usize = 1000;
 /// How long to wait before creating a log again that others have deleted meanwhile.
 const AGAIN: Duration = Duration::from_millis(1);
 
@@ -79,7 +79,7 @@ pub(super) fn list(context: &Context, request: &Request<()>) -> Result<Answer, P
         let (name, value) = parameter?;
         match &*name {
             "after" => after = Some(value.into_owned()),
-            "limit" => limit = params::number(&name, &value, 1..=PAGE as u64)? as usize,
+            "limit" => limit = params::number(&name, &value, 1..=MAX_PAGE_LOGS as u64)? as usize,
             _ => return Err(params::unknown(&name, "after, limit")),
         }
     }

@@ -21,20 +21,22 @@ use std::{
 };
 
 /// Grants grow by this many bytes, so that a body costs one atomic operation per step and not one per read.
-const STEP: usize = 16 << 10;
+const STEP_BYTES: usize = 16 << 10;
 /// A grant up to this size may use the part of the budget that larger ones have to leave free.
-const SMALL: usize = 64 << 10;
-/// An answer up to this size may use the part that larger ones have to leave free.
-pub(super) const MEDIUM: usize = 1 << 20;
+const SMALL_BYTES: usize = 64 << 10;
+/// An answer up to this size gets its memory without a queue (see `fetch`), and may use the part that larger ones have to
+/// leave free.
+pub(super) const UNQUEUED_BYTES: usize = 1 << 20;
 /// Up to this many bytes are considered part of what a request takes anyway, and are not counted.
-pub(super) const FREE: usize = 4 << 10;
-/// The usual size of a mapping for a piece of an answer, and how many are kept for later pieces.
-const PIECE: usize = 68 << 10;
-const SPARE: usize = 32;
+pub(super) const UNCOUNTED_BYTES: usize = 4 << 10;
+/// The size of a mapping for a piece of an answer, which is that of most pieces and a little more; and how many are kept
+/// for later pieces.
+const MAPPED_BYTES: usize = 68 << 10;
+const MAX_SPARE: usize = 32;
 /// The most bytes of scratch memory that a thread keeps.
-const SCRATCH: usize = 128 << 10;
+const MAX_SCRATCH_BYTES: usize = 128 << 10;
 /// Buffers larger than this are mappings.
-const HEAP: usize = 64 << 10;
+const MAX_HEAP_BYTES: usize = 64 << 10;
 
 /// What memory is used for. Each purpose may use only a part of the budget, so that neither keeps out the other; and of
 /// that, grants that are not small only a part, so that they do not keep out those that are.
@@ -54,7 +56,7 @@ pub(super) struct Memory {
     requests: AtomicUsize,
     answers: AtomicUsize,
     refused: AtomicU64,
-    /// Mappings for reuse, each of at least [`PIECE`] bytes.
+    /// Mappings for reuse, each of at least [`MAPPED_BYTES`] bytes.
     spare: Mutex<Vec<MmapMut>>,
     refusals: Rarely,
 }
@@ -104,10 +106,10 @@ impl Memory {
 
     /// How much may be used for a purpose when a grant grows to `bytes`.
     fn most(&self, purpose: Purpose, bytes: usize) -> usize {
-        let eighths = match (purpose, bytes <= SMALL) {
+        let eighths = match (purpose, bytes <= SMALL_BYTES) {
             (Purpose::Request, true) => 7,
             (Purpose::Request, false) | (Purpose::Answer, true) => 6,
-            (Purpose::Answer, false) if bytes <= MEDIUM => 5,
+            (Purpose::Answer, false) if bytes <= UNQUEUED_BYTES => 5,
             (Purpose::Answer, false) => 4,
         };
         self.limit / 8 * eighths
@@ -166,7 +168,7 @@ impl Memory {
     /// granted its memory before it is made.
     pub(super) fn hold_answer(self: &Arc<Self>, bytes: Vec<u8>) -> Result<Bytes, UsedUp> {
         let mut grant = self.grant(Purpose::Answer);
-        if bytes.len() > FREE {
+        if bytes.len() > UNCOUNTED_BYTES {
             grant.cover(bytes.len())?;
         }
         Ok(grant.hold(bytes))
@@ -194,7 +196,7 @@ impl Grant {
     pub(super) fn cover(&mut self, bytes: usize) -> Result<(), UsedUp> {
         if bytes > self.bytes {
             // The first step is small, as most bodies are.
-            let step = if bytes <= FREE { FREE } else { STEP };
+            let step = if bytes <= UNCOUNTED_BYTES { UNCOUNTED_BYTES } else { STEP_BYTES };
             let more = (bytes - self.bytes).next_multiple_of(step);
             self.memory.take(self.purpose, more, self.bytes)?;
             self.bytes += more;
@@ -215,12 +217,13 @@ impl Grant {
     /// Returns a copy of the bytes that holds its part of the budget, whoever has it. Unless it is small, it is in a
     /// mapping: a client may keep it for long, among allocations of others.
     pub(super) fn hold_copy(mut self, bytes: &[u8]) -> Bytes {
-        if bytes.len() <= HEAP / 8 {
+        if bytes.len() <= MAX_HEAP_BYTES / 8 {
             return self.hold(Bytes::copy_from_slice(bytes));
         }
         self.shrink(bytes.len());
-        let spare = if bytes.len() <= PIECE { lock(&self.memory.spare).pop() } else { None };
-        let fresh = || MmapOptions::new().len(bytes.len().max(PIECE)).no_reserve_swap().map_anon().ok();
+        let spare = if bytes.len() <= MAPPED_BYTES { lock(&self.memory.spare).pop() } else { None };
+        let fresh =
+            || MmapOptions::new().len(bytes.len().max(MAPPED_BYTES)).no_reserve_swap().map_anon().ok();
         match spare.or_else(fresh) {
             Some(mut mapped) => {
                 mapped[..bytes.len()].copy_from_slice(bytes);
@@ -233,7 +236,7 @@ impl Grant {
     /// Returns bytes that hold their part of the budget, whoever has them.
     pub(super) fn hold(mut self, bytes: impl Into<Bytes>) -> Bytes {
         let bytes = bytes.into();
-        if bytes.len() <= FREE {
+        if bytes.len() <= UNCOUNTED_BYTES {
             return bytes;
         }
         self.shrink(bytes.len());
@@ -257,9 +260,9 @@ impl AsRef<[u8]> for Piece {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        let Some(mapped) = self.mapped.take().filter(|mapped| mapped.len() == PIECE) else { return };
+        let Some(mapped) = self.mapped.take().filter(|mapped| mapped.len() == MAPPED_BYTES) else { return };
         let mut spare = lock(&self.grant.memory.spare);
-        if spare.len() < SPARE {
+        if spare.len() < MAX_SPARE {
             spare.push(mapped);
         }
     }
@@ -271,7 +274,7 @@ pub(super) fn with_scratch<T>(run: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     let mut scratch = KEPT.take();
     scratch.clear();
     let made = run(&mut scratch);
-    if scratch.capacity() <= SCRATCH {
+    if scratch.capacity() <= MAX_SCRATCH_BYTES {
         KEPT.set(scratch);
     }
     made
@@ -332,7 +335,7 @@ impl Buffer {
         let start = self.length;
         let end = start + bytes.min(self.left());
         self.grant.cover(end)?;
-        if end > HEAP
+        if end > MAX_HEAP_BYTES
             && let Holds::Heap(heap) = &mut self.place
         {
             // Without reserving swap: only pages that are written to take memory.
@@ -404,7 +407,10 @@ mod tests {
         let mut large = memory.grant(Purpose::Request);
         large.cover(12 << 20).unwrap();
         assert!(large.cover((12 << 20) + 1).is_err(), "three quarters are what bodies may have");
-        assert!(!memory.has_room(Purpose::Request, SMALL + 1) && memory.has_room(Purpose::Request, SMALL));
+        assert!(
+            !memory.has_room(Purpose::Request, SMALL_BYTES + 1)
+                && memory.has_room(Purpose::Request, SMALL_BYTES)
+        );
         let mut small = memory.grant(Purpose::Request);
         small.cover(1000).unwrap();
         let mut answer = memory.grant(Purpose::Answer);
@@ -429,7 +435,7 @@ mod tests {
             let memory = Memory::new(16 << 20);
             let grants = || std::iter::repeat_with(|| memory.grant(purpose)).take(1000);
             let small: Vec<_> =
-                grants().map_while(|mut grant| grant.cover(SMALL).is_ok().then_some(grant)).collect();
+                grants().map_while(|mut grant| grant.cover(SMALL_BYTES).is_ok().then_some(grant)).collect();
             let mut large = memory.grant(other);
             large.cover(room).unwrap();
             assert_eq!(memory.used(), 16 << 20, "{} small ones", small.len());

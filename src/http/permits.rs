@@ -66,7 +66,7 @@ pub(super) const LOGS: usize = 8;
 
 /// Work on this many bytes or more is done off the runtime's thread, which has other requests to answer: checking a
 /// mebibyte of JSON takes a millisecond.
-pub(super) const LARGE: usize = 256 << 10;
+pub(super) const OFFLOAD_BYTES: usize = 256 << 10;
 
 /// A permit, released when it is dropped.
 pub(super) type Permit = OwnedSemaphorePermit;

@@ -14,7 +14,7 @@ use hyper::{
 use std::fmt::{self, Display, Write};
 
 /// The most bytes of a problem's detail: as JSON up to six times as many, so that every refusal stays below 4 KiB.
-const DETAIL: usize = 512;
+const MAX_DETAIL_BYTES: usize = 512;
 
 /// Formats something, truncating it to `most` bytes while it is made: it may include a client's own text, as long as
 /// its body. Characters that are not plain text where it is shown (control characters, characters that change the
@@ -59,7 +59,7 @@ pub(super) struct Problem {
 
 impl Problem {
     pub(super) fn new(code: Code, detail: impl Display) -> Self {
-        Self { code, detail: cut(detail, DETAIL), allowed: None, numbers: None }
+        Self { code, detail: cut(detail, MAX_DETAIL_BYTES), allowed: None, numbers: None }
     }
 
     /// Whether the server has failed, and a person should look into this request. Conditions that affect thousands of

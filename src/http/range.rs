@@ -26,7 +26,7 @@ use std::{collections::VecDeque, io, pin::Pin, sync::Arc, task, time::Duration};
 const NEXT_OFFSET: HeaderName = HeaderName::from_static("millstream-next-offset");
 
 /// Answers of up to this many bytes are sent whole.
-const WHOLE: usize = 1 << 20;
+const MAX_WHOLE_BYTES: usize = 1 << 20;
 /// Where to begin, as a client says it.
 fn start_at(value: &str) -> Result<StartAt, Problem> {
     value.parse().map_err(|_| {
@@ -171,7 +171,7 @@ async fn records_from(
         let next = reading.reader.offset();
         // A longer answer is sent piece by piece, without a length.
         let length = reading.length.map(|length| length + format.envelope().closing(next).len() as u64);
-        let length = length.filter(|length| *length < WHOLE as u64);
+        let length = length.filter(|length| *length < MAX_WHOLE_BYTES as u64);
         (next, only_head(length))
     } else {
         begun(context, asker.queues, log, reading).await?
@@ -217,7 +217,7 @@ async fn begun(
         if !piece.is_empty() {
             pieces.push_back(piece);
         }
-        if done || bytes >= WHOLE || context.memory.is_tight(Purpose::Answer) {
+        if done || bytes >= MAX_WHOLE_BYTES || context.memory.is_tight(Purpose::Answer) {
             break done;
         }
         tokio::task::yield_now().await; // others have their turn

@@ -11,7 +11,7 @@ use super::{
     memory::{Grant, Purpose},
     meter::Meter,
     params,
-    permits::{LARGE, Queues},
+    permits::{OFFLOAD_BYTES, Queues},
     problem::Problem,
     segment_room::SegmentRoom,
 };
@@ -173,8 +173,8 @@ async fn take_apart(
     room: SegmentRoom,
 ) -> Result<DecodedBatch, Problem> {
     let small = encoding == body::Encoding::Identity
-        && bytes.len() < LARGE
-        && context::work(bytes.len(), formats::likely_records(format, &bytes)) < LARGE;
+        && bytes.len() < OFFLOAD_BYTES
+        && context::work(bytes.len(), formats::likely_records(format, &bytes)) < OFFLOAD_BYTES;
     let mut work = Work::of(bytes.len());
     let (limit, settings, memory) =
         (context.limits.decoded_bytes, settings.clone(), Arc::clone(&context.memory));

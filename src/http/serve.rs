@@ -2,7 +2,7 @@
 
 use super::{
     answer::{Answer, Endless, full},
-    connection::{Arriving, Connection, Connections, Count, Exchange, Outgoing, Protocol, STREAMS},
+    connection::{Arriving, Connection, Connections, Count, Exchange, MAX_STREAMS, Outgoing, Protocol},
     context::Context,
     router,
     settings::Settings,
@@ -37,7 +37,7 @@ const UNSENT: u32 = 256 << 10;
 const GONE: u32 = 4;
 /// The most fields in a header section of HTTP/2, where each takes a byte if it refers to the header table, and a hundred
 /// in memory. hyper accepts 100 with HTTP/1; here a browser sends each cookie as a field.
-const FIELDS: usize = 256;
+const MAX_FIELDS: usize = 256;
 
 /// Serves a connection in a task of its own until it ends.
 pub(super) fn serve(
@@ -104,7 +104,7 @@ async fn drive(
     connection.set_protocol(protocol);
     let socket = Socket::new(stream, first[..read].into(), Arc::clone(connection));
     let service = service_fn(|mut request: Request<Incoming>| {
-        let too_many_fields = request.headers().len() > FIELDS;
+        let too_many_fields = request.headers().len() > MAX_FIELDS;
         if too_many_fields {
             *request.headers_mut() = HeaderMap::new(); // thousands of requests may wait for their first turn
         }
@@ -169,7 +169,7 @@ fn http2(settings: &Settings, tasks: Tasks) -> http2::Builder<Tasks> {
     let mut http = http2::Builder::new(tasks);
     http.timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(settings.header_bytes.max(8 << 10)).unwrap_or(u32::MAX))
-        .max_concurrent_streams(STREAMS)
+        .max_concurrent_streams(MAX_STREAMS)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .initial_stream_window_size(STREAM_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
