@@ -30,7 +30,7 @@ use tokio::{
 
 /// How many batches are on the way at once: fewer than a log remembers of a producer.
 const IN_FLIGHT: usize = 4;
-/// The most bytes that are held; beyond that, callers wait.
+/// The most bytes that were accepted and are not stored yet; beyond that, callers wait.
 const MAX_UNSENT_BYTES: usize = 16 << 20;
 
 /// What a log said when the producer began its epoch.
@@ -101,7 +101,7 @@ struct State {
     /// Batches that have a number in the epoch, oldest first.
     numbered: VecDeque<Numbered>,
     /// The bytes of all of these.
-    held: usize,
+    unsent: usize,
     opened: Option<Opened>,
     /// Whether somebody waits for the epoch to begin.
     to_open: bool,
@@ -187,7 +187,7 @@ impl Producer {
             filling: Batch::default(),
             full: VecDeque::new(),
             numbered: VecDeque::new(),
-            held: 0,
+            unsent: 0,
             opened: None,
             to_open: false,
             sent_in: None,
@@ -240,7 +240,7 @@ impl Producer {
         }
     }
 
-    /// Accepts a record: any bytes. Waits while as much is held as may be.
+    /// Accepts a record: any bytes. Waits while as much is not stored yet as may be.
     ///
     /// # Errors
     /// Why nothing is sent any more, as [`flush`](Self::flush): then the record was not accepted.
@@ -294,7 +294,7 @@ impl Producer {
                     return Err(Error::Closed);
                 }
                 self.try_again(&mut state)?;
-                if state.held == 0 || state.held + bytes <= MAX_UNSENT_BYTES {
+                if state.unsent == 0 || state.unsent + bytes <= MAX_UNSENT_BYTES {
                     return Ok(state);
                 }
             }
@@ -330,7 +330,7 @@ impl Producer {
             let batch = std::mem::take(filling);
             state.full.push_back(batch);
         }
-        state.held += value.len() + Prefix::BYTES;
+        state.unsent += value.len() + Prefix::BYTES;
         state.accepted += 1;
         if begins || full {
             self.shared.changed.notify_one();
@@ -391,7 +391,7 @@ impl Producer {
             Some(batch) => batch.body,
             None => state.full.pop_front().unwrap_or_else(|| std::mem::take(&mut state.filling)).body.into(),
         };
-        state.held -= body.len();
+        state.unsent -= body.len();
         self.shared.progress.notify_waiters(); // they look when the state is unlocked
         let mut records = Vec::new();
         let mut rest = &body[..];

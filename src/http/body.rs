@@ -5,7 +5,7 @@ use super::{
     effort::{Effort, Overtime, Steps, Work},
     memory::{Buffer, Grant, Purpose, UNCOUNTED_BYTES},
     meter::Meter,
-    permits::Queues,
+    permits::ConnectionShare,
     problem::Problem,
 };
 use crate::Code;
@@ -105,17 +105,17 @@ where
 /// Parses a body off the runtime's thread, once there is a permit for it.
 pub(super) async fn with_permit<T: Send + 'static>(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     work: Work,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Problem> {
     let patience = context.limits.append_time;
     if work == Work::Little {
-        return context.for_client(queues, work.into(), patience, run).await;
+        return context.for_client(share, work.into(), patience, run).await;
     }
     // On a thread of its own: the work takes longer than creating the thread, which can yield to the threads that
     // answer.
-    let permit = context.permits.acquire(work.into(), queues, patience).await?;
+    let permit = context.permits.acquire(work.into(), share, patience).await?;
     let (done, result) = oneshot::channel();
     let give_way = move || {
         let _permit = permit; // held to the end, even if nobody waits for the result any more

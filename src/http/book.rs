@@ -107,9 +107,9 @@ pub(super) async fn post(
         decoded(bytes, &context.memory)?
     } else {
         let (work, memory) = (Work::of(bytes.len()), Arc::clone(&context.memory));
-        Box::pin(body::with_permit(context, asker.queues, work, move || decoded(bytes, &memory))).await??
+        Box::pin(body::with_permit(context, asker.share, work, move || decoded(bytes, &memory))).await??
     };
-    let log = context.log_to_append(asker.queues, DEFAULT_LOG).await?;
+    let log = context.log_to_append(asker.share, DEFAULT_LOG).await?;
     let length = value.len();
     let (value, grant) = if length < OFFLOAD_BYTES || log.settings().values == Values::Any {
         check(&value, log.settings())?;
@@ -117,14 +117,14 @@ pub(super) async fn post(
     } else {
         let (work, settings) = (Work::of(length), log.settings().clone());
         let checked = move || check(&value, &settings).map(|()| (value, grant));
-        Box::pin(body::with_permit(context, asker.queues, work, checked)).await??
+        Box::pin(body::with_permit(context, asker.share, work, checked)).await??
     };
     let append = |log: &OpenLog, (value, _): &(Vec<u8>, Grant), may_block: MayBlock| {
         let json = log.settings().values == Values::Json;
         log.try_append_values(&[Payload { bytes: value, json }][..], None, may_block)
     };
     // The value is dropped by then, so that its memory is not held while waiting.
-    let offset = context.append(asker.queues, &log, length, (value, grant), append).await?;
+    let offset = context.append(asker.share, &log, length, (value, grant), append).await?;
     context.metrics.appended(1, length as u64);
     context.acknowledged(&log, offset, None).await?;
     Ok(json(&ProduceReply { offset }))
@@ -197,7 +197,7 @@ pub(super) async fn get(
             return Err(Problem::new(Code::OffsetMissing, detail));
         }
     };
-    let log = context.log(asker.queues, DEFAULT_LOG).await.map_err(|problem| problem.of_no_record(offset))?;
+    let log = context.log(asker.share, DEFAULT_LOG).await.map_err(|problem| problem.of_no_record(offset))?;
     let bytes = |length| formats::rendered_bytes(length, false);
     let (head, text) = fetch::record(context, asker, &log, offset, bytes, render).await?;
     let Some(text) = text else {

@@ -35,7 +35,7 @@ mod stream;
 mod taking;
 
 use super::{
-    permits::Queues,
+    permits::ConnectionShare,
     settings::Settings,
     unsent::{Ends, Unsent},
 };
@@ -225,8 +225,8 @@ pub(super) struct Connection {
     stopped: AtomicBool,
     task: OnceLock<AbortHandle>,
     http2: Http2,
-    /// The queues for permits that its requests wait in.
-    pub(super) queues: Arc<Queues>,
+    /// What its requests have of what all connections share.
+    pub(super) share: Arc<ConnectionShare>,
 }
 
 /// Whether the client takes what it is sent.
@@ -286,10 +286,10 @@ pub(super) enum Protocol {
 impl Connection {
     /// A connection that was just accepted, by this worker; `ends` are its addresses.
     pub(super) fn begin(all: &Arc<Connections>, worker: usize, ends: Option<Ends>) -> Arc<Self> {
-        let now = all.tick();
+        let (now, number) = (all.tick(), all.numbers.fetch_add(1, Ordering::Relaxed));
         let connection = Arc::new(Self {
             all: Arc::clone(all),
-            number: all.numbers.fetch_add(1, Ordering::Relaxed),
+            number,
             worker,
             accepted: now,
             protocol: OnceLock::new(),
@@ -305,7 +305,7 @@ impl Connection {
             stopped: AtomicBool::new(false),
             task: OnceLock::new(),
             http2: Http2::default(),
-            queues: Arc::default(),
+            share: Arc::new(ConnectionShare::new(number)),
         });
         all.lock().insert(connection.number, Arc::clone(&connection));
         connection
@@ -442,7 +442,7 @@ impl Connection {
             Doing::Sends
         } else if self.sending.stuck.load(Ordering::Relaxed) > 0 || self.has_stuck_stream() {
             Doing::Takes
-        } else if self.is_busy() && self.queues.listening() < self.requests.load(Ordering::Relaxed) {
+        } else if self.is_busy() && self.share.listening() < self.requests.load(Ordering::Relaxed) {
             Doing::Waits
         } else if self.is_busy() {
             Doing::Listens

@@ -4,7 +4,6 @@
 //! append costs anything for it.
 
 use super::{
-    commit::Instance,
     formats,
     memory::{Grant, Memory, Purpose, with_scratch},
     place::{self, Made, Next, Place, Wants},
@@ -35,9 +34,9 @@ const RENDER_BYTES: usize = 64 << 10;
 /// A tail that fetches it later has it rendered again.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// The feeds of one runtime, by open log.
+/// The feeds of one runtime, by the number of the open log.
 #[derive(Default)]
-pub(super) struct Feeds(Mutex<HashMap<Instance, Weak<Feed>>>);
+pub(super) struct Feeds(Mutex<HashMap<u64, Weak<Feed>>>);
 
 impl Feeds {
     /// Returns the feed of the log. Must be called within the runtime.
@@ -48,16 +47,12 @@ impl Feeds {
         stopped: &watch::Receiver<bool>,
     ) -> Arc<Feed> {
         let mut feeds = lock(&self.0);
-        // A feed that no longer exists may have left its key to a log that was allocated at the same address: it is not
-        // the feed of that log.
-        if let Some(feed) =
-            feeds.get(&Instance::of(log)).and_then(Weak::upgrade).filter(|feed| feed.is_of(log))
-        {
+        if let Some(feed) = feeds.get(&log.number()).and_then(Weak::upgrade) {
             return feed;
         }
         feeds.retain(|_, feed| feed.strong_count() > 0);
         let feed = Arc::new(Feed::new(log, heartbeat, stopped.clone()));
-        feeds.insert(Instance::of(log), Arc::downgrade(&feed));
+        feeds.insert(log.number(), Arc::downgrade(&feed));
         feed
     }
 }
@@ -131,10 +126,6 @@ impl Feed {
     /// How many times the log had no news for the duration of a heartbeat.
     pub(super) fn beats(&self) -> u64 {
         self.news.beats.load(Ordering::Relaxed)
-    }
-
-    fn is_of(&self, log: &Arc<OpenLog>) -> bool {
-        Arc::ptr_eq(&self.log, log)
     }
 
     /// The events from `offset` on, for a tail that is at the end, or one piece behind.

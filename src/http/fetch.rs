@@ -5,7 +5,7 @@
 use super::{
     context::{Asker, Context},
     memory::{Grant, Purpose, UNQUEUED_BYTES},
-    permits::{Kind, Queues},
+    permits::{ConnectionShare, Kind},
     place::{Made, Place, Wants, elsewhere},
     problem::Problem,
 };
@@ -45,7 +45,7 @@ impl Patience {
 /// Makes something by `attempt`, which reads `from`: in the place and with the memory that it asks for.
 pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     mut place: Place,
     patience: Patience,
     mut from: S,
@@ -61,7 +61,7 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
                     (from, made)
                 };
                 // Boxed: reading what is in memory needs none of this, and its future should be small.
-                let (back, made) = Box::pin(context.for_client(queues, kind, patience.permit, run)).await?;
+                let (back, made) = Box::pin(context.for_client(share, kind, patience.permit, run)).await?;
                 from = back;
                 made
             }
@@ -69,7 +69,7 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
         match made? {
             Made::Done(done) => return Ok((from, done)),
             Made::Wants(wants) => {
-                grant = covered(context, queues, wants.grant, wants.bytes, patience.memory).await?;
+                grant = covered(context, share, wants.grant, wants.bytes, patience.memory).await?;
                 place = wants.place;
             }
         }
@@ -82,7 +82,7 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
 /// gets none for as long as a body may take.
 async fn covered(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     mut grant: Grant,
     bytes: usize,
     patience: Duration,
@@ -93,11 +93,11 @@ async fn covered(
     if bytes <= 4 * UNQUEUED_BYTES && grant.cover(bytes).is_ok() {
         return Ok(grant);
     }
-    if queues.was_slow_within(context.limits.body_time) && context.memory.is_tight(Purpose::Answer) {
+    if share.was_slow_within(context.limits.body_time) && context.memory.is_tight(Purpose::Answer) {
         return Err(Problem::overloaded());
     }
     let patience = patience.max(context.limits.append_time);
-    let _only_one = context.permits.acquire(Kind::Memory, queues, patience).await?;
+    let _only_one = context.permits.acquire(Kind::Memory, share, patience).await?;
     asked_for(grant, bytes, patience).await
 }
 
@@ -145,7 +145,7 @@ pub(super) async fn record(
         Ok(Made::Done(found))
     };
     let (place, patience) = (Place::first(log, offset), Patience::to_begin(context));
-    let made = make(context, asker.queues, place, patience, log.reader(offset), attempt).await;
+    let made = make(context, asker.share, place, patience, log.reader(offset), attempt).await;
     let (_, found) = made.map_err(|problem| problem.of(log))?;
     found.ok_or_else(|| Problem::no_record(offset, log.visible_offset()))
 }

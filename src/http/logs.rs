@@ -6,7 +6,7 @@ use super::{
     connection::Arriving,
     context::Context,
     object, params,
-    permits::Queues,
+    permits::ConnectionShare,
     problem::Problem,
 };
 use crate::{
@@ -28,7 +28,7 @@ fn described(log: &OpenLog) -> Answer {
 /// `PUT`: 201 if the log is new, 200 if it exists with the same settings.
 pub(super) async fn create(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     name: &str,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
@@ -43,7 +43,7 @@ pub(super) async fn create(
         known => known?, // a name that no log can have waits for no permit
     }
     let patience = context.limits.append_time;
-    let made = context.for_log(queues, name, move |store, name| {
+    let made = context.for_log(share, name, move |store, name| {
         let begun = Instant::now();
         loop {
             match store.create(name, &settings).and_then(|new| Ok((new, store.get(name)?))) {
@@ -61,13 +61,21 @@ pub(super) async fn create(
     Ok(answer)
 }
 
-pub(super) async fn describe(context: &Context, queues: &Queues, name: &str) -> Result<Answer, Problem> {
-    Ok(described(&*context.log(queues, name).await?))
+pub(super) async fn describe(
+    context: &Context,
+    share: &ConnectionShare,
+    name: &str,
+) -> Result<Answer, Problem> {
+    Ok(described(&*context.log(share, name).await?))
 }
 
-pub(super) async fn delete(context: &Context, queues: &Queues, name: &str) -> Result<Answer, Problem> {
+pub(super) async fn delete(
+    context: &Context,
+    share: &ConnectionShare,
+    name: &str,
+) -> Result<Answer, Problem> {
     context.store.check(name)?;
-    context.for_log(queues, name, Store::delete).await??;
+    context.for_log(share, name, Store::delete).await??;
     let mut answer = Response::new(full(""));
     *answer.status_mut() = StatusCode::NO_CONTENT;
     Ok(answer)
@@ -94,15 +102,15 @@ pub(super) fn list(context: &Context, request: &Request<()>) -> Result<Answer, P
 
 pub(super) async fn trim(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     name: &str,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
     let body = request.into_body(); // so that the header section is not held while waiting
-    let log = context.log(queues, name).await?;
+    let log = context.log(share, name).await?;
     let bytes = body::read_small(body, context).await?;
     let Trim { before } = object::parse(&bytes, r#"{"before":0}"#)?;
     let trim = move |_: &Store, _: &str| log.trim(before).map_err(|error| Problem::from(error).of(&log));
-    let first_offset = context.for_log(queues, name, trim).await??;
+    let first_offset = context.for_log(share, name, trim).await??;
     Ok(json(&Trimmed { first_offset }))
 }

@@ -126,15 +126,15 @@ impl Memory {
         self.part(purpose).load(Ordering::Relaxed) > self.most(purpose, usize::MAX) / 2
     }
 
-    /// Takes `bytes` more for a grant that has `held` already.
-    fn take(&self, purpose: Purpose, bytes: usize, held: usize) -> Result<(), UsedUp> {
+    /// Takes `bytes` more for a grant that has `granted` already.
+    fn take(&self, purpose: Purpose, bytes: usize, granted: usize) -> Result<(), UsedUp> {
         let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let of_part = self.part(purpose).fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if used <= self.limit && of_part <= self.most(purpose, held + bytes) {
+        if used <= self.limit && of_part <= self.most(purpose, granted + bytes) {
             return Ok(());
         }
         // A record may be larger than the part for answers: one at a time can be read nevertheless.
-        if purpose == Purpose::Answer && of_part == held + bytes {
+        if purpose == Purpose::Answer && of_part == granted + bytes {
             return Ok(());
         }
         self.give_back(purpose, bytes);
@@ -240,7 +240,7 @@ impl Grant {
             return bytes;
         }
         self.shrink(bytes.len());
-        Bytes::from_owner(Held(bytes, self))
+        Bytes::from_owner(Granted(bytes, self))
     }
 }
 
@@ -281,9 +281,9 @@ pub(super) fn with_scratch<T>(run: impl FnOnce(&mut Vec<u8>) -> T) -> T {
 }
 
 /// Bytes, with their grant.
-struct Held(Bytes, #[allow(dead_code, reason = "given back when dropped")] Grant);
+struct Granted(Bytes, #[allow(dead_code, reason = "given back when dropped")] Grant);
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for Granted {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }

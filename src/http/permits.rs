@@ -71,8 +71,12 @@ pub(super) const OFFLOAD_BYTES: usize = 256 << 10;
 /// A permit, released when it is dropped.
 pub(super) type Permit = OwnedSemaphorePermit;
 
-/// The queues of one connection, one for each kind of permit.
-pub(super) struct Queues {
+/// What one connection has of what all connections share: its places in line for permits, so many waits, and whether it
+/// was slow to take what memory was given to.
+pub(super) struct ConnectionShare {
+    /// Which connection it is of.
+    number: u64,
+    /// For each kind of permit: of its requests, the one that waits beside those of other connections.
     first: [Semaphore; Kind::ALL.len()],
     /// For its requests that wait for a log that is busy with another request.
     busy_logs: Semaphore,
@@ -86,19 +90,30 @@ pub(super) struct Queues {
 /// and more than one, so that a busy log does not keep all requests of a connection for other logs waiting.
 const BUSY_LOGS: usize = 8;
 
-impl Default for Queues {
+#[cfg(test)]
+impl Default for ConnectionShare {
     fn default() -> Self {
-        let first = std::array::from_fn(|_| Semaphore::new(1));
+        Self::new(0)
+    }
+}
+
+impl ConnectionShare {
+    /// The share of the connection of this number.
+    pub(super) fn new(number: u64) -> Self {
         Self {
-            first,
+            number,
+            first: std::array::from_fn(|_| Semaphore::new(1)),
             busy_logs: Semaphore::new(BUSY_LOGS),
             listening: AtomicUsize::new(0),
             was_slow: Mutex::default(),
         }
     }
-}
 
-impl Queues {
+    /// The number of its connection, which no other has.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// How many requests of the connection wait for news: long polls and live tails.
     pub(super) fn listening(&self) -> usize {
         self.listening.load(Ordering::Relaxed)
@@ -164,8 +179,8 @@ impl Permits {
     }
 
     /// Waits for a permit, in the queue of a connection, for as long as it takes. For when none is [free](Self::free).
-    pub(super) async fn wait(&self, kind: Kind, queues: &Queues) -> Option<Permit> {
-        let _first = queues.first[kind as usize].acquire().await;
+    pub(super) async fn wait(&self, kind: Kind, share: &ConnectionShare) -> Option<Permit> {
+        let _first = share.first[kind as usize].acquire().await;
         Arc::clone(&self.0[kind as usize]).acquire_owned().await.ok() // an error if it were closed, which it never is
     }
 
@@ -173,13 +188,13 @@ impl Permits {
     pub(super) async fn acquire(
         &self,
         kind: Kind,
-        queues: &Queues,
+        share: &ConnectionShare,
         patience: Duration,
     ) -> Result<Permit, Problem> {
         if let Some(permit) = self.free(kind) {
             return Ok(permit);
         }
-        let permit = tokio::time::timeout(patience, self.wait(kind, queues)).await;
+        let permit = tokio::time::timeout(patience, self.wait(kind, share)).await;
         permit.ok().flatten().ok_or_else(Problem::no_permit)
     }
 }
@@ -220,9 +235,9 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _within = runtime.enter(); // for its timers
         let all = Permits::new(|_| 1);
-        let (many, one) = (Queues::default(), Queues::default());
+        let (many, one) = (ConnectionShare::default(), ConnectionShare::default());
         let ask =
-            |queues| -> Waiting<'_> { Box::pin(all.acquire(Kind::Read, queues, Duration::from_secs(60))) };
+            |share| -> Waiting<'_> { Box::pin(all.acquire(Kind::Read, share, Duration::from_secs(60))) };
         let held = poll(&mut ask(&many)).expect("nobody has it");
         let mut waiting: Vec<_> = (0..50).map(|_| ask(&many)).collect();
         // Requests that have had their permit stop waiting.

@@ -4,7 +4,7 @@ use super::{
     answer::{Answer, json},
     context::Context,
     params,
-    permits::Queues,
+    permits::ConnectionShare,
     problem::Problem,
 };
 use crate::{
@@ -50,7 +50,7 @@ fn id_in(path: &str) -> Result<String, Problem> {
 /// `POST`: the producer's next epoch. Batches of older ones are refused from now on.
 pub(super) async fn open(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     name: &str,
     id: &str,
     request: Request<()>,
@@ -58,14 +58,14 @@ pub(super) async fn open(
     params::none(&request)?;
     drop(request); // so that its header section is not held while waiting
     let id = id_in(id)?;
-    let log = context.log_to_append(queues, name).await?;
+    let log = context.log_to_append(share, name).await?;
     // In the list before it has the permit: whoever has that begins this epoch as well. It leaves the list with its client.
     let asked = log.ask_for_epoch(&id).map_err(|error| Problem::from(error).of(&log))?;
     let asked = Arc::new(asked);
     let begun = loop {
         let (at, asked) = (Arc::clone(&log), Arc::clone(&asked));
         let attempt = move |_: &Store, _: &str| at.begin_epoch_in_time(&asked);
-        match context.for_log(queues, log.name(), attempt).await? {
+        match context.for_log(share, log.name(), attempt).await? {
             Ok(begun) => break begun,
             Err(pause) => tokio::time::sleep(pause).await, // without the permit
         }
@@ -77,7 +77,7 @@ pub(super) async fn open(
 /// `GET`: what the log knows about the producer, and readers can see.
 pub(super) async fn describe(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     name: &str,
     id: &str,
     request: Request<()>,
@@ -85,13 +85,13 @@ pub(super) async fn describe(
     params::none(&request)?;
     drop(request); // so that its header section is not held while waiting
     let id = id_in(id)?;
-    let log = context.log(queues, name).await?;
+    let log = context.log(share, name).await?;
     let state = if !log.producers_are_busy() && log.knows_producers() {
         log.producer(&id).map_err(|error| Problem::from(error).of(&log))?
     } else {
         // Off the runtime's thread, because that reads from the disk, or waits for a batch that is being copied.
         let (at, id) = (Arc::clone(&log), id.clone());
-        let known = context.for_log(queues, log.name(), move |_: &Store, _: &str| at.producer(&id)).await?;
+        let known = context.for_log(share, log.name(), move |_: &Store, _: &str| at.producer(&id)).await?;
         known.map_err(|error| Problem::from(error).of(&log))?
     };
     let state = state.ok_or_else(|| {

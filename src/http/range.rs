@@ -8,7 +8,7 @@ use super::{
     formats::{self, Format},
     memory::Purpose,
     params,
-    permits::{Kind, Queues},
+    permits::{ConnectionShare, Kind},
     problem::Problem,
     reading::{PageLimits, Reading},
     tail,
@@ -39,7 +39,7 @@ fn start_at(value: &str) -> Result<StartAt, Problem> {
 async fn resolve(
     start: StartAt,
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     log: &Arc<OpenLog>,
 ) -> Result<u64, Problem> {
     Ok(match start {
@@ -50,7 +50,7 @@ async fn resolve(
         StartAt::Since(time) => {
             let (log, patience) = (Arc::clone(log), context.limits.append_time);
             let find = move || log.offset_since(StartAt::millis(time));
-            context.for_client(queues, Kind::Read, patience, find).await??
+            context.for_client(share, Kind::Read, patience, find).await??
         }
     })
 }
@@ -101,15 +101,15 @@ pub(super) async fn range(
         }
         (false, ..) => Until::End(wait.unwrap_or_default()),
     };
-    let log = context.log(asker.queues, name).await?;
+    let log = context.log(asker.share, name).await?;
     if log_id.is_some_and(|id| id != log.id()) {
         let detail = format!("the log of this name has the id {}", log.id());
         return Err(Problem::new(Code::AnotherLog, detail));
     }
     if tailing {
         let from = resumed.map(|last| StartAt::Offset(last + 1)).or(from).unwrap_or(StartAt::Latest);
-        let offset = resolve(from, context, asker.queues, &log).await?;
-        return tail::stream(context, asker.queues, &log, offset);
+        let offset = resolve(from, context, asker.share, &log).await?;
+        return tail::stream(context, asker.share, &log, offset);
     }
     let from = from.unwrap_or(StartAt::Earliest);
     let page_limits = match until {
@@ -139,7 +139,7 @@ async fn records_from(
     format: Format,
     page_limits: PageLimits,
 ) -> Result<Answer, Problem> {
-    let offset = resolve(from, context, asker.queues, log).await?;
+    let offset = resolve(from, context, asker.share, log).await?;
     let wait = if let Until::End(wait) = until { wait } else { Duration::ZERO };
     // A record that was appended may not be visible yet, and asking for what follows it is no mistake. But what is
     // said of the end is what readers see of it: a crash may take back the rest.
@@ -148,10 +148,10 @@ async fn records_from(
         return Err(Problem::beyond_the_end(offset, visible));
     }
     if log.visible_offset() <= offset && !wait.is_zero() {
-        let (mut stopped, hold) = (context.stopped.clone(), context.held.hold(log, asker.queues));
+        let (mut stopped, log_wait) = (context.stopped.clone(), context.waited.begin(log, asker.share));
         tokio::select! {
             waited = tokio::time::timeout(wait, log.visible(offset)) => waited.unwrap_or(Ok(()))?,
-            () = hold.ended() => return Err(Problem::too_many_waits()),
+            () = log_wait.ended() => return Err(Problem::too_many_waits()),
             _ = stopped.wait_for(|stopped| *stopped) => {}
         }
     }
@@ -163,18 +163,18 @@ async fn records_from(
             return Err(Error::Trimmed { offset, first }.into()); // while there is a head to say it in
         }
         let body =
-            if asker.only_head { only_head(None) } else { follow::body(context, asker.queues, log, reading) };
+            if asker.only_head { only_head(None) } else { follow::body(context, asker.share, log, reading) };
         (offset, body)
     } else if asker.only_head {
         reading.length = Some(format.envelope().opening.len() as u64);
-        let reading = reading.looked(context, asker.queues, true).await?;
+        let reading = reading.looked(context, asker.share, true).await?;
         let next = reading.reader.offset();
         // A longer answer is sent piece by piece, without a length.
         let length = reading.length.map(|length| length + format.envelope().closing(next).len() as u64);
         let length = length.filter(|length| *length < MAX_WHOLE_BYTES as u64);
         (next, only_head(length))
     } else {
-        begun(context, asker.queues, log, reading).await?
+        begun(context, asker.share, log, reading).await?
     };
     let mut answer = Response::new(body);
     let headers = answer.headers_mut();
@@ -193,7 +193,7 @@ async fn records_from(
 /// Where a range ends, and a body that is all of it or sends it piece by piece.
 async fn begun(
     context: &Arc<Context>,
-    queues: &Arc<Queues>,
+    share: &Arc<ConnectionShare>,
     log: &Arc<OpenLog>,
     mut reading: Reading,
 ) -> Result<(u64, Body), Problem> {
@@ -204,7 +204,7 @@ async fn begun(
         // Boxed, as in `Sending::make_next`: little memory is to be held by requests that wait to look for the end.
         let (page_limits, at) = (reading.page_limits, reading.reader.offset());
         let (format, end) = (reading.format, reading.end);
-        let (next, piece, done) = match Box::pin(reading.piece(context, queues, log, patience)).await {
+        let (next, piece, done) = match Box::pin(reading.piece(context, share, log, patience)).await {
             Err(problem) if problem.is_overload() && !pieces.is_empty() => {
                 // These pieces may be what has used up the memory: they are sent first.
                 reading = Reading { fresh: false, ..Reading::new(log.reader(at), format, page_limits, end) };
@@ -227,13 +227,13 @@ async fn begun(
     }
     // A large range: find out where it ends, which the head has to say, then send it as the client takes it.
     let (planned, back) = (reading.page_limits, reading.reader.offset());
-    let mut reading = reading.looked(context, queues, false).await?;
+    let mut reading = reading.looked(context, share, false).await?;
     let next = reading.reader.offset();
     reading.page_limits =
         PageLimits { records: planned.records - reading.page_limits.records, bytes: u64::MAX };
     reading.reader.seek(back);
-    let (context, queues, log) = (Arc::clone(context), Arc::clone(queues), Arc::clone(log));
-    let sending = Sending { context, queues, log, reading, pieces, done: false };
+    let (context, share, log) = (Arc::clone(context), Arc::clone(share), Arc::clone(log));
+    let sending = Sending { context, share, log, reading, pieces, done: false };
     Ok((next, piece_by_piece(sending, Sending::next)))
 }
 
@@ -271,7 +271,7 @@ impl hyper::body::Body for Pieces {
 /// waits for some.
 struct Sending {
     context: Arc<Context>,
-    queues: Arc<Queues>,
+    share: Arc<ConnectionShare>,
     log: Arc<OpenLog>,
     reading: Reading,
     /// Pieces that exist already.
@@ -298,11 +298,11 @@ impl Sending {
     }
 
     async fn make_next(self) -> io::Result<Self> {
-        let Self { context, queues, log, reading, mut pieces, .. } = self;
+        let Self { context, share, log, reading, mut pieces, .. } = self;
         let broken_off = || io::Error::other("the range was broken off");
         let patience = Patience::of(context.limits.body_time);
         // Boxed, so that little memory is held by answers whose clients take nothing.
-        let made = Box::pin(reading.piece(&context, &queues, &log, patience)).await;
+        let made = Box::pin(reading.piece(&context, &share, &log, patience)).await;
         let (reading, piece, done) = made.map_err(|problem| {
             reports::failure(log.dir(), &problem, "broke off the answer to a range");
             broken_off()
@@ -319,6 +319,6 @@ impl Sending {
         if !piece.is_empty() {
             pieces.push_back(piece);
         }
-        Ok(Self { context, queues, log, reading, pieces, done })
+        Ok(Self { context, share, log, reading, pieces, done })
     }
 }

@@ -5,7 +5,7 @@ use super::{
     fetch::{self, Patience},
     formats::{self, Format},
     memory::{Grant, Memory, Purpose, UsedUp, with_scratch},
-    permits::{Kind, OFFLOAD_BYTES, Queues},
+    permits::{ConnectionShare, Kind, OFFLOAD_BYTES},
     place::{self, Made, Next, Place, Wants},
     problem::Problem,
 };
@@ -216,7 +216,7 @@ impl Reading {
     pub(super) async fn looked(
         mut self,
         context: &Context,
-        queues: &Queues,
+        share: &ConnectionShare,
         only_head: bool,
     ) -> Result<Self, Problem> {
         let patience = context.limits.append_time; // for each turn
@@ -230,7 +230,7 @@ impl Reading {
                 (self, done)
             };
             let looked;
-            (self, looked) = Box::pin(context.for_client(queues, Kind::Look, patience, look)).await?;
+            (self, looked) = Box::pin(context.for_client(share, Kind::Look, patience, look)).await?;
             done = looked?;
         }
         Ok(self)
@@ -241,7 +241,7 @@ impl Reading {
     pub(super) async fn piece(
         self,
         context: &Context,
-        queues: &Queues,
+        share: &ConnectionShare,
         log: &OpenLog,
         patience: Patience,
     ) -> Result<(Self, Bytes, bool), Problem> {
@@ -271,7 +271,7 @@ impl Reading {
             })
         };
         let place = Place::first(log, self.reader.offset());
-        let (reading, (piece, done)) = fetch::make(context, queues, place, patience, self, attempt).await?;
+        let (reading, (piece, done)) = fetch::make(context, share, place, patience, self, attempt).await?;
         Ok((reading, piece, done))
     }
 }

@@ -11,7 +11,7 @@ use super::{
     memory::{Grant, Purpose},
     meter::Meter,
     params,
-    permits::{OFFLOAD_BYTES, Queues},
+    permits::{ConnectionShare, OFFLOAD_BYTES},
     problem::Problem,
     segment_room::SegmentRoom,
 };
@@ -107,18 +107,18 @@ pub(super) async fn append(
     let producer = producer(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), "content-encoding")?)?;
     let body = request.into_body(); // so that the header section is not held while waiting
-    let settings = context.settings(asker.queues, name).await?;
+    let settings = context.settings(asker.share, name).await?;
     let room = SegmentRoom::new(context.store.batch_bytes(&settings));
     let bytes = body::read(body, context).await?;
-    let mut batch = take_apart(context, asker.queues, format, encoding, bytes, &settings, room).await?;
+    let mut batch = take_apart(context, asker.share, format, encoding, bytes, &settings, room).await?;
     // Only now, so that a refused append creates no log.
-    let log = context.log_to_append(asker.queues, name).await?;
+    let log = context.log_to_append(asker.share, name).await?;
     let (bytes, mut work) = (batch.bytes(), context::work(batch.bytes() as usize, batch.records() as usize));
     if *log.settings() != settings {
         // Another log has taken the name meanwhile.
         let settings = log.settings().clone();
         let checked = move || check(&mut batch, &settings).map(|()| batch);
-        batch = Box::pin(body::with_permit(context, asker.queues, Work::of(work), checked)).await??;
+        batch = Box::pin(body::with_permit(context, asker.share, Work::of(work), checked)).await??;
     }
     if producer.is_some() {
         if log.producers_are_busy() {
@@ -128,12 +128,12 @@ pub(super) async fn append(
             let learn = move |_: &Store, _: &str| {
                 log.learn_producers().map_err(|error| Problem::from(error).of(&log))
             };
-            context.for_log(asker.queues, name, learn).await??;
+            context.for_log(asker.share, name, learn).await??;
         }
     }
     // The batch is dropped by then, so that its memory is not held while waiting.
     let wanted = Wanted { batch, producer, expect };
-    let appended = context.append(asker.queues, &log, work, wanted, append_once).await?;
+    let appended = context.append(asker.share, &log, work, wanted, append_once).await?;
     let Produced { first_offset, count, repeated } = appended;
     if !repeated {
         context.metrics.appended(count, bytes);
@@ -165,7 +165,7 @@ fn append_once(
 
 async fn take_apart(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     format: Format,
     encoding: body::Encoding,
     bytes: Bytes,
@@ -194,7 +194,7 @@ async fn take_apart(
             run(work)?
         } else {
             let run = Arc::clone(&run);
-            Box::pin(body::with_permit(context, queues, work, move || run(work))).await??
+            Box::pin(body::with_permit(context, share, work, move || run(work))).await??
         };
         match done {
             Some(batch) => return Ok(batch),
@@ -238,7 +238,7 @@ pub(super) async fn one(
         .map_err(|_| Problem::new(Code::InvalidOffset, "an offset is a whole number"))?;
     let known_logs: BTreeSet<_> = known_logs(request.headers(), offset).collect();
     drop(request); // so that its header section is not held while waiting
-    let log = context.log(asker.queues, name).await?;
+    let log = context.log(asker.share, name).await?;
     let known = known_logs.contains(&None) || known_logs.contains(&Some(log.id()));
     let tag = tag(log.id(), offset);
     let asker = Asker { only_head: asker.only_head || known, ..asker };

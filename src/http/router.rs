@@ -6,7 +6,7 @@ use super::{
     connection::{Arriving, Exchange},
     context::{Asker, Context, DEFAULT_LOG},
     logs, params,
-    permits::Queues,
+    permits::ConnectionShare,
     problem::Problem,
     producers, range, records,
 };
@@ -39,7 +39,7 @@ pub(super) async fn answer(
     }
     let mut id = request.headers().get(REQUEST_ID).and_then(kept_id);
     let route = Route::parse(request.uri().path()).map_or("other", Route::label);
-    let asker = Asker { queues: &exchange.connection.queues, only_head };
+    let asker = Asker { share: &exchange.connection.share, only_head };
     let mut answer = answer_to(context, exchange, asker, request).await.unwrap_or_else(|problem| {
         // Generated only if a person may ask about it: one more header is a twentieth of a small request's time.
         let request = id.get_or_insert_with(new_request_id).to_str().unwrap_or("not text");
@@ -226,18 +226,18 @@ async fn answer_to_other(
     // Bodies that nobody reads are dropped at once: what has arrived of them is not kept while the request waits.
     match (route, request.method()) {
         (Route::Book, &Method::GET) => book::get(context, asker, request).await,
-        (Route::Ready, &Method::GET) => ready(context, asker.queues).await,
+        (Route::Ready, &Method::GET) => ready(context, asker.share).await,
         (Route::Metrics, &Method::GET) => context.metrics.render(&context.memory),
         (Route::OpenApi, &Method::GET) => Ok(openapi()),
         (Route::Logs, &Method::GET) => logs::list(context, &request.map(drop)),
-        (Route::Log { name }, &Method::PUT) => logs::create(context, asker.queues, name, request).await,
+        (Route::Log { name }, &Method::PUT) => logs::create(context, asker.share, name, request).await,
         (Route::Log { name }, &Method::GET) => {
             drop(request);
-            logs::describe(context, asker.queues, name).await
+            logs::describe(context, asker.share, name).await
         }
         (Route::Log { name }, &Method::DELETE) => {
             drop(request);
-            logs::delete(context, asker.queues, name).await
+            logs::delete(context, asker.share, name).await
         }
         (Route::Records { name }, &Method::POST) => records::append(context, asker, name, request).await,
         (Route::Records { name }, &Method::GET) => {
@@ -247,12 +247,12 @@ async fn answer_to_other(
             records::one(context, asker, name, offset, request.map(drop)).await
         }
         (Route::Producer { name, id }, &Method::POST) => {
-            producers::open(context, asker.queues, name, id, request.map(drop)).await
+            producers::open(context, asker.share, name, id, request.map(drop)).await
         }
         (Route::Producer { name, id }, &Method::GET) => {
-            producers::describe(context, asker.queues, name, id, request.map(drop)).await
+            producers::describe(context, asker.share, name, id, request.map(drop)).await
         }
-        (Route::Trim { name }, &Method::POST) => logs::trim(context, asker.queues, name, request).await,
+        (Route::Trim { name }, &Method::POST) => logs::trim(context, asker.share, name, request).await,
         _ => Err(Problem::method_not_allowed(route.methods())),
     }
 }
@@ -280,11 +280,11 @@ fn health() -> Answer {
 }
 
 /// Says whether the book's log can be written or created; otherwise the problem says why not.
-async fn ready(context: &Context, queues: &Queues) -> Result<Answer, Problem> {
+async fn ready(context: &Context, share: &ConnectionShare) -> Result<Answer, Problem> {
     if !context.recovered.load(Ordering::Acquire) {
         return Err(Problem::new(Code::Recovering, "the log is being recovered; ask again"));
     }
-    match context.log(queues, DEFAULT_LOG).await {
+    match context.log(share, DEFAULT_LOG).await {
         Ok(log) => log.writable()?,
         Err(problem) if problem.is_of_no_log() => {} // deleted: the next append creates it
         Err(problem) => return Err(problem),

@@ -7,13 +7,13 @@ use super::{
     context::{Context, DEFAULT_LOG},
     feed::Feeds,
     guard::Guard,
-    held::HeldLogs,
     log_permits::LogPermits,
     memory::Memory,
     metrics::Metrics,
     permits::Permits,
     serve,
     settings::Settings,
+    waited::WaitedLogs,
 };
 use crate::{
     reports::Rarely,
@@ -126,7 +126,7 @@ impl Server {
         let log_permits = LogPermits::new();
         // The others may be used, or kept for those who come again.
         let open_logs = store.options().open_logs;
-        let held = HeldLogs::new(open_logs - open_logs / 4);
+        let waited = WaitedLogs::new(open_logs - open_logs / 4);
         for n in 0..self.settings.threads.max(1) {
             let worker = Worker {
                 number: n,
@@ -139,7 +139,7 @@ impl Server {
                 connections: Arc::clone(&connections),
                 permits: Arc::clone(&permits),
                 log_permits: Arc::clone(&log_permits),
-                held: Arc::clone(&held),
+                waited: Arc::clone(&waited),
                 recovered: Arc::clone(recovered),
             };
             let stopped = stopped.clone();
@@ -192,7 +192,7 @@ struct Worker {
     connections: Arc<Connections>,
     permits: Arc<Permits>,
     log_permits: Arc<LogPermits>,
-    held: Arc<HeldLogs>,
+    waited: Arc<WaitedLogs>,
     recovered: Arc<AtomicBool>,
 }
 
@@ -217,7 +217,7 @@ impl Worker {
             connections,
             permits,
             log_permits,
-            held,
+            waited,
             recovered,
         } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -230,7 +230,7 @@ impl Worker {
             feeds,
             permits,
             log_permits,
-            held,
+            waited,
             limits: Arc::clone(&settings),
             memory,
             guard,

@@ -232,7 +232,7 @@ fn settle(shared: &Shared, done: Result<Appended, Refusal>) {
 fn is_stored(shared: &Shared, state: &mut State, first_offset: u64) {
     let Some(batch) = state.numbered.pop_front() else { return };
     shared.oldest.store(batch.sequence + 1, Ordering::Relaxed);
-    state.held -= batch.body.len();
+    state.unsent -= batch.body.len();
     state.stored.records += batch.records;
     state.stored.first_offset.get_or_insert(first_offset);
     state.stored.last_offset = Some(first_offset + batch.records - 1);
