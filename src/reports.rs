@@ -49,6 +49,20 @@ impl Reports {
     }
 }
 
+/// Writes a line about a failure of some kind to the log of the process, at some level; or, when enough of the kind have
+/// been written for now, at the level of debugging. `others` is how many were left out before.
+macro_rules! report {
+    ($reports:expr, $kind:expr, $level:ident, { $($fields:tt)* }, $($text:tt)*) => {
+        match $reports.count($kind, std::time::Instant::now()) {
+            Some(0) => tracing::$level!($($fields)*, $($text)*),
+            Some(others) => tracing::$level!($($fields)*, others, $($text)*),
+            None => tracing::debug!($($fields)*, $($text)*),
+        }
+    };
+}
+#[cfg(feature = "server")]
+pub(crate) use report;
+
 /// Something that is reported at most once in [`PERIOD`]. It protects no memory: Relaxed throughout.
 #[cfg(feature = "server")]
 #[derive(Debug, Default)]
@@ -72,11 +86,7 @@ impl Rarely {
 pub(crate) fn failure(dir: &Path, error: &dyn Display, what: &'static str) {
     static FAILURES: Reports = Reports::new();
     let dir = dir.display();
-    match FAILURES.count(what, Instant::now()) {
-        Some(0) => tracing::warn!(%dir, %error, "{what}"),
-        Some(others) => tracing::warn!(%dir, %error, others, "{what}"),
-        None => tracing::debug!(%dir, %error, "{what}"),
-    }
+    report!(FAILURES, what, warn, { %dir, %error }, "{what}");
 }
 
 #[cfg(test)]

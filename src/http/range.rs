@@ -13,7 +13,7 @@ use super::{
     reading::{PageLimits, Reading},
     tail,
 };
-use crate::{Code, log::Error, reports, start::StartAt, store::OpenLog};
+use crate::{Code, LogId, log::Error, reports, start::StartAt, store::OpenLog};
 use http_body_util::{BodyExt, Either};
 use hyper::{
     Request, Response,
@@ -55,68 +55,98 @@ async fn resolve(
     })
 }
 
+/// What the query of a range asks for.
+#[derive(Default)]
+struct RangeQuery {
+    from: Option<StartAt>,
+    /// The id that the log must have.
+    log_id: Option<LogId>,
+    follow: bool,
+    wait: Option<Duration>,
+    records: Option<u64>,
+    bytes: Option<u64>,
+}
+
+impl RangeQuery {
+    fn parse(request: &Request<()>, longest_wait: Duration) -> Result<Self, Problem> {
+        let mut query = Self::default();
+        for parameter in params::of(request) {
+            let (name, value) = parameter?;
+            match &*name {
+                "offset" | "since" if query.from.is_some() => {
+                    return Err(params::one_of("offset and since"));
+                }
+                "offset" => query.from = Some(start_at(&value)?),
+                "since" => query.from = Some(StartAt::since_millis(params::time(&name, &value)?)),
+                "limit" => query.records = Some(params::number(&name, &value, 1..=10_000_000)?),
+                "max_bytes" => query.bytes = Some(params::number(&name, &value, 1..=1 << 30)?),
+                "wait" => query.wait = Some(params::duration(&name, &value, longest_wait)?),
+                "follow" => query.follow = params::yes_or_no(&name, &value)?,
+                "log_id" => query.log_id = Some(params::log_id(&value)?),
+                _ => {
+                    let known = "offset, since, limit, max_bytes, wait, follow, log_id";
+                    return Err(params::unknown(&name, known));
+                }
+            }
+        }
+        Ok(query)
+    }
+
+    /// How long a range in this format goes on.
+    fn until(&self, format: Format) -> Result<Until, Problem> {
+        match (self.follow, self.wait, self.bytes) {
+            (true, None, None) if format.is_single_document() => {
+                let detail = format!(
+                    "{} is one document, which would never end: to follow a log, accept another type",
+                    format.name()
+                );
+                Err(Problem::new(Code::InvalidQuery, detail))
+            }
+            (true, None, None) => Ok(Until::Stopped),
+            (true, ..) => {
+                let detail = "what follows a log is not limited by wait or max_bytes: leave them out";
+                Err(Problem::new(Code::InvalidQuery, detail))
+            }
+            (false, ..) => Ok(Until::End(self.wait.unwrap_or_default())),
+        }
+    }
+
+    /// How much a range has at most.
+    fn page_limits(&self) -> PageLimits {
+        if self.follow {
+            return PageLimits { records: self.records.unwrap_or(u64::MAX), bytes: u64::MAX };
+        }
+        PageLimits { records: self.records.unwrap_or(1000), bytes: self.bytes.unwrap_or(1 << 20) }
+    }
+}
+
+/// `GET …/records`: a range of a log, or its live tail.
 pub(super) async fn range(
     context: &Arc<Context>,
     asker: Asker<'_>,
     name: &str,
     request: Request<()>,
 ) -> Result<Answer, Problem> {
-    let limits = &context.limits;
-    let (mut from, mut log_id) = (None, None);
-    let (mut follows, mut wait, mut records, mut bytes) = (false, None, None, None);
-    for parameter in params::of(&request) {
-        let (name, value) = parameter?;
-        match &*name {
-            "offset" | "since" if from.is_some() => return Err(params::one_of("offset and since")),
-            "offset" => from = Some(start_at(&value)?),
-            "since" => from = Some(StartAt::since_millis(params::time(&name, &value)?)),
-            "limit" => records = Some(params::number(&name, &value, 1..=10_000_000)?),
-            "max_bytes" => bytes = Some(params::number(&name, &value, 1..=1 << 30)?),
-            "wait" => wait = Some(params::duration(&name, &value, limits.wait_time)?),
-            "follow" => follows = params::yes_or_no(&name, &value)?,
-            "log_id" => log_id = Some(params::log_id(&value)?),
-            _ => {
-                let known = "offset, since, limit, max_bytes, wait, follow, log_id";
-                return Err(params::unknown(&name, known));
-            }
-        }
-    }
+    let query = RangeQuery::parse(&request, context.limits.wait_time)?;
     let headers = request.headers();
     let (tailing, format) = formats::wanted(headers)?;
     let last = if tailing { params::header(headers, "last-event-id")? } else { None };
     let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
     drop(request); // so that its header section is not held while waiting
-    let until = match (follows && !tailing, wait, bytes) {
-        (true, None, None) if format.is_single_document() => {
-            let detail = format!(
-                "{} is one document, which would never end: to follow a log, accept another type",
-                format.name()
-            );
-            return Err(Problem::new(Code::InvalidQuery, detail));
-        }
-        (true, None, None) => Until::Stopped,
-        (true, ..) => {
-            let detail = "what follows a log is not limited by wait or max_bytes: leave them out";
-            return Err(Problem::new(Code::InvalidQuery, detail));
-        }
-        (false, ..) => Until::End(wait.unwrap_or_default()),
-    };
+    // A tail follows the log in any case, and is not limited.
+    let until = if tailing { Until::Stopped } else { query.until(format)? };
     let log = context.log(asker.share, name).await?;
-    if log_id.is_some_and(|id| id != log.id()) {
+    if query.log_id.is_some_and(|id| id != log.id()) {
         let detail = format!("the log of this name has the id {}", log.id());
         return Err(Problem::new(Code::AnotherLog, detail));
     }
     if tailing {
-        let from = resumed.map(|last| StartAt::Offset(last + 1)).or(from).unwrap_or(StartAt::Latest);
+        let from = resumed.map(|last| StartAt::Offset(last + 1)).or(query.from).unwrap_or(StartAt::Latest);
         let offset = resolve(from, context, asker.share, &log).await?;
         return tail::stream(context, asker.share, &log, offset);
     }
-    let from = from.unwrap_or(StartAt::Earliest);
-    let page_limits = match until {
-        Until::End(_) => PageLimits { records: records.unwrap_or(1000), bytes: bytes.unwrap_or(1 << 20) },
-        Until::Stopped => PageLimits { records: records.unwrap_or(u64::MAX), bytes: u64::MAX },
-    };
-    let ranged = records_from(context, asker, &log, from, until, format, page_limits).await;
+    let from = query.from.unwrap_or(StartAt::Earliest);
+    let ranged = records_from(context, asker, &log, from, until, format, query.page_limits()).await;
     ranged.map_err(|problem| problem.of(&log))
 }
 
