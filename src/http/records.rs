@@ -78,32 +78,53 @@ fn producer(headers: &HeaderMap) -> Result<Option<Producer>, Problem> {
     }
 }
 
-pub(super) async fn append(
-    context: &Context,
-    asker: Asker<'_>,
-    name: &str,
-    request: Request<Arriving>,
-) -> Result<Answer, Problem> {
-    let (mut ack, mut expect) = (None, None);
-    for parameter in params::of(&request) {
-        let (name, value) = parameter?;
-        match (&*name, &*value) {
-            ("ack", "durable") => ack = Some(Ack::Durable),
-            ("ack", "memory") => ack = Some(Ack::Memory),
-            ("ack", _) => return Err(params::invalid("ack", "durable or memory")),
-            ("expect", value) => expect = Some(params::number("expect", value, 0..=u64::MAX)?),
-            _ => return Err(params::unknown(&name, "ack, expect")),
+/// What the query of an append asks for.
+#[derive(Default)]
+struct AppendQuery {
+    ack: Option<Ack>,
+    /// The offset that the first record must get.
+    expect: Option<u64>,
+}
+
+impl AppendQuery {
+    fn parse<B>(request: &Request<B>) -> Result<Self, Problem> {
+        let mut query = Self::default();
+        for parameter in params::of(request) {
+            let (name, value) = parameter?;
+            match (&*name, &*value) {
+                ("ack", "durable") => query.ack = Some(Ack::Durable),
+                ("ack", "memory") => query.ack = Some(Ack::Memory),
+                ("ack", _) => return Err(params::invalid("ack", "durable or memory")),
+                ("expect", value) => query.expect = Some(params::number("expect", value, 0..=u64::MAX)?),
+                _ => return Err(params::unknown(&name, "ack, expect")),
+            }
         }
+        Ok(query)
     }
-    let media_type = params::header(request.headers(), "content-type")?.unwrap_or(Format::Bytes.name());
-    let format = Format::of(media_type).ok_or_else(|| {
+}
+
+/// The format of a body to append.
+fn format_of(headers: &HeaderMap) -> Result<Format, Problem> {
+    let media_type = params::header(headers, "content-type")?.unwrap_or(Format::Bytes.name());
+    Format::of(media_type).ok_or_else(|| {
         let media_type: String = media_type.chars().take(100).collect();
         let detail = format!(
             "a body of type {media_type:?} is not accepted; set Content-Type to one of: {}",
             formats::accepted()
         );
         Problem::new(Code::UnsupportedType, detail)
-    })?;
+    })
+}
+
+/// `POST …/records`: appends a batch.
+pub(super) async fn append(
+    context: &Context,
+    asker: Asker<'_>,
+    name: &str,
+    request: Request<Arriving>,
+) -> Result<Answer, Problem> {
+    let AppendQuery { ack, expect } = AppendQuery::parse(&request)?;
+    let format = format_of(request.headers())?;
     let producer = producer(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), "content-encoding")?)?;
     let body = request.into_body(); // so that the header section is not held while waiting
@@ -124,11 +145,7 @@ pub(super) async fn append(
         if log.producers_are_busy() {
             work = usize::MAX; // another batch is being copied, which this one waits for
         } else if !log.knows_producers() {
-            let log = Arc::clone(&log);
-            let learn = move |_: &Store, _: &str| {
-                log.learn_producers().map_err(|error| Problem::from(error).of(&log))
-            };
-            context.for_log(asker.share, name, learn).await??;
+            learn_producers(context, asker.share, &log).await?;
         }
     }
     // The batch is dropped by then, so that its memory is not held while waiting.
@@ -142,6 +159,18 @@ pub(super) async fn append(
     // Also for a repeat: the batch that it repeats may not be on the disk yet.
     context.acknowledged(&log, last_offset, ack).await?;
     Ok(json(&Appended { first_offset, last_offset, count, repeated }))
+}
+
+/// Reads from the disk which producers a log knows.
+async fn learn_producers(
+    context: &Context,
+    share: &ConnectionShare,
+    log: &Arc<OpenLog>,
+) -> Result<(), Problem> {
+    let at = Arc::clone(log);
+    let learn = move |_: &Store, _: &str| at.learn_producers();
+    let learned = context.for_log(share, log.name(), learn).await?;
+    learned.map_err(|error| Problem::from(error).of(log))
 }
 
 /// Appends a batch, as its producer if there is one.
