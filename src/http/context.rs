@@ -71,8 +71,8 @@ pub(super) enum Ack {
     Memory,
 }
 
-/// Repeats an append until it finds room, waiting for `room` before each further attempt. Only waiting for room has a limit of time: an attempt that has begun may
-/// append, and its result is what is answered.
+/// Repeats an append until it finds room, and waits for `room` before each further attempt. Only the waiting has a limit of
+/// time: an attempt that has begun may append, so its result is what is answered, however long it takes.
 async fn when_there_is_room<T, F, R>(
     limit: Duration,
     room: impl Fn() -> R,

@@ -1,6 +1,7 @@
-//! How much work a body is, and how long a compressed one may take to decode. Its bytes do not say: a block of DEFLATE that only describes a code,
-//! and has no data, is 11 bytes that take as long to decode as kilobytes of data, and decode to nothing. So the decoder
-//! gets the body in small steps, before each of which the time that it took so far is compared with what it has decoded.
+//! How much work a body is, and how long a compressed one may take to decode. Its size does not say: a block of DEFLATE
+//! that only describes a code, and has no data, is 11 bytes that take as long to decode as kilobytes of data, and decode to
+//! nothing. So the decoder gets the body in small steps; before each, the time that it took so far is compared with what it
+//! has decoded.
 //!
 //! The time is the processor's, of the thread that decodes: it does not count how long the thread waits for a processor.
 
@@ -10,11 +11,12 @@ use std::{
     time::Duration,
 };
 
-/// How much work it is to parse a body. For a compressed body that is not known before it is done: it begins as the
-/// kind of work that its compressed size makes it, and if it turns out to be more, by its bytes or by the time that
-/// decoding takes, what was decoded is dropped, and it queues again with the next kind and starts over. So a
-/// body never waits behind larger ones, a waiting body holds nothing but what was received, and what is done twice is at
-/// most 1 MiB before the second kind and 9 MiB before the third.
+/// How much work it is to parse a body. Each kind has permits of its own, so that a body never waits behind larger ones.
+///
+/// How much a compressed body is, is only known when it is decoded. It begins as the kind that its compressed size belongs
+/// to. If it turns out to be more, because it decodes to more bytes or takes longer than that kind may, what was decoded is
+/// dropped, and it starts over with a permit for the next kind. So a body that waits for a permit holds only what was
+/// received of it; what is decoded in vain is at most 1 MiB for the second kind of work, and 9 MiB for the third.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Work {
     Little,

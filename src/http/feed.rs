@@ -1,7 +1,9 @@
-//! What the live tails of one log share within a runtime: the events at the log's end, rendered once for all of them;
-//! and one task that waits for the log to grow, for a time without news to pass, and for the server to stop, and
-//! notifies the tails at the end. A tail whose offset is further on waits for that by itself, as a long poll does: no
-//! append costs anything for it.
+//! What the live tails of one log share within a runtime: the events at the log's end, which are rendered once for all of
+//! them, and one task that waits for news and notifies the tails. News is that the log has grown, that it has not for the
+//! time of a heartbeat, or that the server stops.
+//!
+//! A tail that begins at an offset which the log does not have yet waits for that offset by itself, as a long poll does:
+//! appends before that offset do not wake it.
 
 use super::{
     formats,

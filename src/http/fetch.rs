@@ -76,10 +76,13 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
     }
 }
 
-/// Gets memory of `bytes`. For large answers one request at a time asks for it, in an order that is fair among connections,
-/// and for a while even if its answer has not begun: otherwise those that ask all the time would get all. What is not much
-/// larger than what needs no queue does not wait behind what is. A connection whose client was too slow for such an answer
-/// gets none for as long as a body may take.
+/// Gets memory of `bytes` for an answer. A small answer asks for it at once. Large ones wait in line, where one request at a
+/// time asks for memory, for at least as long as an append may wait: otherwise requests that come again and again would get
+/// all of it. The line is fair among connections.
+///
+/// A large answer that is less than four times as large as a small one may be tries once before it waits in line, so that it
+/// does not wait behind much larger ones. A connection that was too slow to take an answer while others were refused is
+/// refused a large one while memory is tight, for as long as a body may take.
 async fn covered(
     context: &Context,
     share: &ConnectionShare,

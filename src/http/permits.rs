@@ -71,23 +71,25 @@ pub(super) const OFFLOAD_BYTES: usize = 256 << 10;
 /// A permit, released when it is dropped.
 pub(super) type Permit = OwnedSemaphorePermit;
 
-/// What one connection has of what all connections share: its places in line for permits, so many waits, and whether it
-/// was slow to take what memory was given to.
+/// What there is of one connection where all connections share something: its places in line for permits, how many of its
+/// requests wait for news, and whether it was slow to take an answer that others needed the memory of.
 pub(super) struct ConnectionShare {
     /// Which connection it is of.
     number: u64,
     /// For each kind of permit: of its requests, the one that waits beside those of other connections.
     first: [Semaphore; Kind::ALL.len()],
-    /// For its requests that wait for a log that is busy with another request.
+    /// Has a permit for each of its requests that may wait for a busy log, which is one that another request is at work on.
     busy_logs: Semaphore,
     /// How many of its requests wait for news. It protects no memory: Relaxed.
     listening: AtomicUsize,
-    /// When one of its answers was ended because it took it too slowly while others were refused.
+    /// When one of its answers was last ended because the client took it too slowly, while others were refused for lack of
+    /// memory.
     was_slow: Mutex<Option<Instant>>,
 }
 
-/// How many requests of a connection wait for busy logs at once: few, so that none waits for all of another connection;
-/// and more than one, so that a busy log does not keep all requests of a connection for other logs waiting.
+/// How many requests of a connection may wait for busy logs at once. It is few, so that a request of another connection,
+/// which stands in the same line for a log, has few before it; and more than one, so that one busy log does not hold up what
+/// the connection wants of other logs.
 const BUSY_LOGS: usize = 8;
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! Logs that are waited for: by long polls and live tails, which keep their log open. The number of such logs is limited;
 //! otherwise a few connections that wait for thousands of logs would take all descriptors.
 //!
-//! When one log too many is waited for, one log is given up: all waits for it end. Which one, is decided by how many logs
-//! its connections wait for. A log counts as much as the most modest connection that waits for it: one that waits for this
-//! log only protects it from all others. Of the logs that count most, that is, whose connections all wait for many, the one
-//! whose oldest wait began last is given up. So greedy connections lose waits, and modest ones keep theirs; where every
-//! connection waits for one log, the wait that has just begun is the one that ends.
+//! When one log too many is waited for, one of them is given up, which ends all waits for it. For each log, take the
+//! connection that waits for it and waits for the fewest logs in total: the log with the highest such number is given up,
+//! and of several, the one whose oldest wait began last. So a connection that waits for few logs protects them, also those
+//! that greedy ones wait for too; connections that wait for many lose waits. If every connection waits for one log only, the
+//! wait that has just begun ends at once, and disturbs nobody.
 //!
 //! A long poll that ends so is refused, with the time after which to try again; a tail ends as when the server stops, so
 //! that its client reconnects and continues where it was.
