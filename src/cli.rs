@@ -122,7 +122,7 @@ fn must_exist(dir: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
 /// Returns an error unless the directory may be that of a log: of a directory with several, it says which there are.
 fn must_be_log(dir: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
     /// How many logs are named.
-    const MOST: usize = 10;
+    const MAX_NAMED: usize = 10;
     must_exist(dir)?;
     let is_segment = |path: &std::path::Path| path.extension().is_some_and(|end| end == "seg");
     let has_segments = |dir: &std::path::Path| {
@@ -136,8 +136,9 @@ fn must_be_log(dir: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> 
     logs.retain(|path| has_segments(path));
     logs.sort();
     let Some(first) = logs.first() else { return Ok(()) }; // what it is will be found
-    let names: Vec<_> = logs.iter().take(MOST).filter_map(|path| path.file_name()?.to_str()).collect();
-    let more = if logs.len() > MOST { format!(", and {} more", logs.len() - MOST) } else { String::new() };
+    let names: Vec<_> = logs.iter().take(MAX_NAMED).filter_map(|path| path.file_name()?.to_str()).collect();
+    let more =
+        if logs.len() > MAX_NAMED { format!(", and {} more", logs.len() - MAX_NAMED) } else { String::new() };
     let (dir, names, first) = (dir.display(), names.join(", "), first.display());
     Err(format!("{dir} is not one log, but has several: {names}{more}; name one of them, such as {first}")
         .into())

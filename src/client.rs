@@ -24,7 +24,7 @@ mod producer;
 mod tail;
 
 pub use crate::{
-    describe::LogInfo,
+    api::LogInfo,
     settings::{LogSettings, Values},
     start::StartAt,
 };
@@ -33,6 +33,7 @@ pub use producer::{Opened, Producer, ProducerOptions, Stored, Ticket};
 pub use tail::Tail;
 
 use crate::{
+    api::{LogsPage, Trim, Trimmed},
     name::is_log_name,
     pauses::doubled,
     wire::{self, AnswerFrame},
@@ -45,7 +46,7 @@ use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::{ops::RangeInclusive, time::Duration};
 
 /// How long one attempt may take: longer than the server lets any request wait.
@@ -187,9 +188,7 @@ impl Client {
     /// # Errors
     /// [`Error::BadName`], [`Error::Unreachable`], [`Error::Refused`].
     pub async fn create(&self, log: &str, settings: &LogSettings) -> Result<LogInfo, Error> {
-        let settings =
-            serde_json::to_vec(settings).map_err(|error| Error::Answer { reason: error.to_string() })?;
-        understood(&self.ask(Method::PUT, &path_of(log)?, settings, log).await?)
+        understood(&self.ask(Method::PUT, &path_of(log)?, json(settings)?, log).await?)
     }
 
     /// Returns the server's description of a log.
@@ -213,11 +212,7 @@ impl Client {
     /// # Errors
     /// As [`describe`](Self::describe).
     pub async fn trim(&self, log: &str, before: u64) -> Result<u64, Error> {
-        #[derive(Deserialize)]
-        struct Trimmed {
-            first_offset: u64,
-        }
-        let body = format!(r#"{{"before":{before}}}"#);
+        let body = json(&Trim { before })?;
         let answer = self.ask(Method::POST, &format!("{}/trim", path_of(log)?), body, log).await?;
         Ok(understood::<Trimmed>(&answer)?.first_offset)
     }
@@ -227,15 +222,10 @@ impl Client {
     /// # Errors
     /// As [`describe`](Self::describe).
     pub async fn logs(&self) -> Result<Vec<String>, Error> {
-        #[derive(Deserialize)]
-        struct Page {
-            logs: Vec<String>,
-            next: Option<String>,
-        }
         let (mut all, mut after) = (Vec::new(), String::new());
         loop {
             let page = self.ask(Method::GET, &format!("/v1/logs?limit=1000{after}"), "", "").await?;
-            let Page { logs, next } = understood(&page)?;
+            let LogsPage { logs, next, .. } = understood(&page)?;
             all.extend(logs);
             let Some(next) = next else { return Ok(all) };
             after = format!("&after={next}");
@@ -357,6 +347,10 @@ impl Pause {
 
 fn root_cause(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), root_cause)
+}
+
+fn json(body: &impl Serialize) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(body).map_err(|error| Error::Answer { reason: error.to_string() })
 }
 
 fn understood<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Error> {

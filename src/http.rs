@@ -21,7 +21,6 @@ mod formats;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod guard;
-mod held;
 mod log_permits;
 mod logs;
 mod memory;
@@ -46,6 +45,7 @@ mod settings;
 mod socket;
 mod tail;
 mod unsent;
+mod waited;
 
 pub use formats::record_json;
 pub use params::{TIMES, parse_time};

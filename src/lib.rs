@@ -12,13 +12,13 @@
 //!
 //! With the default feature `server` there is also the HTTP endpoint of the `millstream` binary.
 
+#[cfg(any(feature = "client", feature = "server"))]
+mod api;
 mod chunk;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(any(feature = "client", feature = "server"))]
 mod code;
-#[cfg(any(feature = "client", feature = "server"))]
-mod describe;
 mod disk;
 mod frame;
 #[cfg(fuzzing)]

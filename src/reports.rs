@@ -15,7 +15,7 @@ use std::{
 };
 
 /// How many failures of the same kind are reported in one [`PERIOD`].
-const MOST: u64 = 10;
+const MAX_REPORTS: u64 = 10;
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// See the module's documentation.
@@ -41,13 +41,27 @@ impl Reports {
         let seen = all.entry(kind).or_insert(Seen { since: now, count: 0 });
         let mut left_out = 0;
         if now.saturating_duration_since(seen.since) >= PERIOD {
-            left_out = seen.count.saturating_sub(MOST);
+            left_out = seen.count.saturating_sub(MAX_REPORTS);
             *seen = Seen { since: now, count: 0 };
         }
         seen.count += 1;
-        (seen.count <= MOST).then_some(left_out)
+        (seen.count <= MAX_REPORTS).then_some(left_out)
     }
 }
+
+/// Writes a line about a failure of some kind to the log of the process, at some level; or, when enough of the kind have
+/// been written for now, at the level of debugging. `others` is how many were left out before.
+macro_rules! report {
+    ($reports:expr, $kind:expr, $level:ident, { $($fields:tt)* }, $($text:tt)*) => {
+        match $reports.count($kind, std::time::Instant::now()) {
+            Some(0) => tracing::$level!($($fields)*, $($text)*),
+            Some(others) => tracing::$level!($($fields)*, others, $($text)*),
+            None => tracing::debug!($($fields)*, $($text)*),
+        }
+    };
+}
+#[cfg(feature = "server")]
+pub(crate) use report;
 
 /// Something that is reported at most once in [`PERIOD`]. It protects no memory: Relaxed throughout.
 #[cfg(feature = "server")]
@@ -72,11 +86,7 @@ impl Rarely {
 pub(crate) fn failure(dir: &Path, error: &dyn Display, what: &'static str) {
     static FAILURES: Reports = Reports::new();
     let dir = dir.display();
-    match FAILURES.count(what, Instant::now()) {
-        Some(0) => tracing::warn!(%dir, %error, "{what}"),
-        Some(others) => tracing::warn!(%dir, %error, others, "{what}"),
-        None => tracing::debug!(%dir, %error, "{what}"),
-    }
+    report!(FAILURES, what, warn, { %dir, %error }, "{what}");
 }
 
 #[cfg(test)]

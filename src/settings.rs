@@ -2,7 +2,11 @@
 //! with a CRC, because a flipped bit in a retention setting would drop records for no apparent reason.
 
 use crate::log::Durability;
+#[cfg(feature = "store")]
+use crate::log::Retention;
 use serde::{Deserialize, Serialize};
+#[cfg(feature = "store")]
+use std::time::Duration;
 
 /// What kind of values the records of a log may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -36,6 +40,14 @@ pub struct LogSettings {
     /// The largest record in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record_bytes: Option<u64>,
+}
+
+#[cfg(feature = "store")]
+impl LogSettings {
+    /// What is kept of the log; everything, if the settings do not say.
+    pub(crate) fn retention(&self) -> Retention {
+        Retention { bytes: self.retention_bytes, age: self.retention_seconds.map(Duration::from_secs) }
+    }
 }
 
 /// The name of the CRC among the settings.

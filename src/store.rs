@@ -50,6 +50,9 @@ const DELETED: &str = ".deleted-";
 /// An open log; it stays open as long as this is held.
 pub struct OpenLog {
     log: Log,
+    /// Which opening this is of all in the process: an address may be another log's later, and an id a copy's.
+    #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "only the server tells openings apart"))]
+    number: u64,
     name: String,
     settings: LogSettings,
     /// Whether it was deleted, or is being deleted.
@@ -61,6 +64,12 @@ pub struct OpenLog {
 }
 
 impl OpenLog {
+    /// A number that no other opening of a log has, of this log or another.
+    #[cfg(feature = "server")]
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
@@ -480,11 +489,13 @@ impl Inner {
     }
 
     fn open_log_with(&self, name: &str, settings: LogSettings) -> Result<OpenLog, Error> {
+        static OPENINGS: AtomicU64 = AtomicU64::new(0);
         let (dir, options) = (self.dir.join(name), self.options_for(&settings)?);
         let log = Log::open_within(&self.env, &self.budget, &dir, options)?;
         let (name, deleted) = (name.to_owned(), AtomicBool::new(false));
         let (untrimmed, lock) = (AtomicBool::new(false), Arc::clone(&self.lock));
-        Ok(OpenLog { log, name, settings, deleted, untrimmed, _lock: lock })
+        let number = OPENINGS.fetch_add(1, Ordering::Relaxed); // only to be unlike any other
+        Ok(OpenLog { log, number, name, settings, deleted, untrimmed, _lock: lock })
     }
 
     fn settings(&self, name: &str) -> Result<LogSettings, Error> {

@@ -21,13 +21,13 @@ use tokio::{
 };
 
 /// A year: can be added to the clock, and is longer than anybody waits.
-const MOST_SECONDS: u64 = 365 * 24 * 60 * 60;
+const MAX_SECONDS: u64 = 365 * 24 * 60 * 60;
 /// A gibibyte, well within what HTTP/2 can announce.
-const MOST_HEADER: u64 = 1 << 30;
+const MAX_HEADER: u64 = 1 << 30;
 /// A tebibyte, more memory than a system has.
-const MOST_BODY: u64 = 1 << 40;
+const MAX_BODY: u64 = 1 << 40;
 /// More than the open files that a system allows a process.
-const MOST_CONNECTIONS: u64 = 1 << 24;
+const MAX_CONNECTIONS: u64 = 1 << 24;
 
 /// Serve logs over HTTP until SIGINT, SIGTERM or SIGHUP; then finish requests in flight, flush, and exit with 0; at a
 /// second SIGINT or SIGTERM, exit at once
@@ -66,32 +66,32 @@ pub(super) struct Serve {
     #[arg(long, alias = "images", env = "MILLSTREAM_SHM_DIR", default_value = "/dev/shm")]
     shm_dir: PathBuf,
     /// The largest request body in bytes
-    #[arg(long, alias = "max-body", env = "MILLSTREAM_MAX_BODY_BYTES", default_value_t = Settings::default().body_bytes, value_parser = size::within(1..=MOST_BODY))]
+    #[arg(long, alias = "max-body", env = "MILLSTREAM_MAX_BODY_BYTES", default_value_t = Settings::default().body_bytes, value_parser = size::within(1..=MAX_BODY))]
     max_body_bytes: usize,
     /// The largest header section in bytes, at least 8192
-    #[arg(long, alias = "max-header", env = "MILLSTREAM_MAX_HEADER_BYTES", default_value_t = Settings::default().header_bytes, value_parser = size::within(8192..=MOST_HEADER))]
+    #[arg(long, alias = "max-header", env = "MILLSTREAM_MAX_HEADER_BYTES", default_value_t = Settings::default().header_bytes, value_parser = size::within(8192..=MAX_HEADER))]
     max_header_bytes: usize,
     /// Connections at once; for each one beyond that, a slow or idle one is closed. Fewer if the limit of open files is
     /// too low
-    #[arg(long, env = "MILLSTREAM_MAX_CONNECTIONS", default_value_t = Settings::default().connections, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_CONNECTIONS))]
+    #[arg(long, env = "MILLSTREAM_MAX_CONNECTIONS", default_value_t = Settings::default().connections, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MAX_CONNECTIONS))]
     max_connections: usize,
     /// Seconds that a header section may take to arrive, and that a connection may be idle
-    #[arg(long, env = "MILLSTREAM_HEADER_SECONDS", default_value_t = Settings::default().header_time.as_secs(), value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_HEADER_SECONDS", default_value_t = Settings::default().header_time.as_secs(), value_parser = value_parser!(u64).range(1..=MAX_SECONDS))]
     header_seconds: u64,
     /// Seconds that a body may take to arrive, and that a client may take nothing of an answer
-    #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = Settings::default().body_time.as_secs(), value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = Settings::default().body_time.as_secs(), value_parser = value_parser!(u64).range(1..=MAX_SECONDS))]
     body_seconds: u64,
     /// The largest request body in bytes after decompression
-    #[arg(long, alias = "max-decoded", env = "MILLSTREAM_MAX_DECODED_BYTES", default_value_t = Settings::default().decoded_bytes, value_parser = size::within(1..=MOST_BODY))]
+    #[arg(long, alias = "max-decoded", env = "MILLSTREAM_MAX_DECODED_BYTES", default_value_t = Settings::default().decoded_bytes, value_parser = size::within(1..=MAX_BODY))]
     max_decoded_bytes: usize,
     /// Memory in bytes, for all clients together, for bodies and answers; requests beyond that are answered with 503
     #[arg(long, alias = "max-http-memory", env = "MILLSTREAM_MAX_HTTP_MEMORY_BYTES", default_value_t = Settings::default().memory_bytes, value_parser = size::within(0..=u64::MAX))]
     max_http_memory_bytes: usize,
     /// The longest that a read may wait for new records, in seconds
-    #[arg(long, env = "MILLSTREAM_WAIT_SECONDS", default_value_t = Settings::default().wait_time.as_secs(), value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_WAIT_SECONDS", default_value_t = Settings::default().wait_time.as_secs(), value_parser = value_parser!(u64).range(0..=MAX_SECONDS))]
     wait_seconds: u64,
     /// Seconds between comments on a live tail without news
-    #[arg(long, env = "MILLSTREAM_HEARTBEAT_SECONDS", default_value_t = Settings::default().heartbeat.as_secs(), value_parser = value_parser!(u64).range(1..=MOST_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_HEARTBEAT_SECONDS", default_value_t = Settings::default().heartbeat.as_secs(), value_parser = value_parser!(u64).range(1..=MAX_SECONDS))]
     heartbeat_seconds: u64,
     /// Names by which clients may call this server, in addition to its own; *.NAME for all names below NAME, * for any
     /// name
@@ -107,14 +107,14 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_MAX_OPEN_LOGS", default_value_t = StoreOptions::default().open_logs)]
     max_open_logs: usize,
     /// Seconds after which an unused log is closed; it is opened again on demand
-    #[arg(long, env = "MILLSTREAM_IDLE_SECONDS", default_value_t = StoreOptions::default().idle.as_secs(), value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_IDLE_SECONDS", default_value_t = StoreOptions::default().idle.as_secs(), value_parser = value_parser!(u64).range(0..=MAX_SECONDS))]
     idle_seconds: u64,
     /// The format of the server's own log on standard error; `MILLSTREAM_LOG_FILTER`, for example debug, sets what is
     /// logged
     #[arg(long, env = "MILLSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     /// Seconds to wait for requests in flight when stopping
-    #[arg(long, env = "MILLSTREAM_GRACE_SECONDS", default_value_t = Settings::default().grace.as_secs(), value_parser = value_parser!(u64).range(0..=MOST_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_GRACE_SECONDS", default_value_t = Settings::default().grace.as_secs(), value_parser = value_parser!(u64).range(0..=MAX_SECONDS))]
     grace_seconds: u64,
 }
 

@@ -16,7 +16,7 @@ use std::{
 /// The most lines that wait to be written.
 const QUEUE: usize = 4096;
 /// The time between two attempts to add to a full queue.
-const LOOK: Duration = Duration::from_millis(5);
+const POLL: Duration = Duration::from_millis(5);
 
 /// Prints one line, if anybody reads it.
 pub(super) fn say(line: std::fmt::Arguments<'_>) {
@@ -57,7 +57,7 @@ impl Lines {
                 return;
             }
             item = full;
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL);
         }
         let _ = written.recv_timeout(most.saturating_sub(begun.elapsed()));
     }

@@ -1,7 +1,9 @@
 //! What can go wrong between a client and its server.
 
-use crate::Code;
-use serde::Deserialize;
+use crate::{
+    Code,
+    api::{ProblemDocument, ProblemNumbers},
+};
 use std::time::Duration;
 
 /// What can go wrong.
@@ -102,18 +104,6 @@ pub enum Error {
     Closed,
 }
 
-/// A problem document, as far as clients need it.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Problem {
-    code: String,
-    detail: String,
-    first_offset: Option<u64>,
-    next_offset: Option<u64>,
-    expected_epoch: Option<u64>,
-    expected_seq: Option<u64>,
-}
-
 /// A refusal, with what a producer needs to know of it.
 #[derive(Debug)]
 pub(super) struct Refusal {
@@ -131,8 +121,9 @@ impl From<Error> for Refusal {
 impl Refusal {
     /// Reads an answer that is not a success.
     pub(super) fn parse(status: u16, body: &[u8], retry_after: Option<Duration>, log: &str) -> Self {
-        let problem: Problem = serde_json::from_slice(body).unwrap_or_default();
-        let Problem { code, detail, first_offset, next_offset, expected_epoch, expected_seq } = problem;
+        let problem: ProblemDocument = serde_json::from_slice(body).unwrap_or_default();
+        let ProblemDocument { code, detail, numbers, .. } = problem;
+        let ProblemNumbers { first_offset, next_offset, expected_epoch, expected_seq, .. } = numbers;
         let expected = expected_epoch.zip(expected_seq);
         let error = match (Code::parse(&code), first_offset, next_offset) {
             (Some(Code::LogNotFound | Code::LogDeleted), ..) => Error::NoSuchLog { log: log.to_owned() },

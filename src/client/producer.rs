@@ -10,9 +10,11 @@
 mod task;
 
 use super::{Client, Error, error::Refusal};
-use crate::wire::{AppendFrame, Prefix};
+use crate::{
+    api::Appended,
+    wire::{AppendFrame, Prefix},
+};
 use bytes::Bytes;
-use serde::Deserialize;
 use std::{
     collections::VecDeque,
     future::Future,
@@ -28,8 +30,8 @@ use tokio::{
 
 /// How many batches are on the way at once: fewer than a log remembers of a producer.
 const IN_FLIGHT: usize = 4;
-/// The most bytes that are held; beyond that, callers wait.
-const HELD: usize = 16 << 20;
+/// The most bytes that were accepted and are not stored yet; beyond that, callers wait.
+const MAX_UNSENT_BYTES: usize = 16 << 20;
 
 /// What a log said when the producer began its epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,12 +82,6 @@ struct Numbered {
     sending: Option<JoinHandle<Result<Appended, Refusal>>>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
-struct Appended {
-    first_offset: u64,
-    count: u64,
-}
-
 /// What a producer has stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -105,7 +101,7 @@ struct State {
     /// Batches that have a number in the epoch, oldest first.
     numbered: VecDeque<Numbered>,
     /// The bytes of all of these.
-    held: usize,
+    unsent: usize,
     opened: Option<Opened>,
     /// Whether somebody waits for the epoch to begin.
     to_open: bool,
@@ -191,7 +187,7 @@ impl Producer {
             filling: Batch::default(),
             full: VecDeque::new(),
             numbered: VecDeque::new(),
-            held: 0,
+            unsent: 0,
             opened: None,
             to_open: false,
             sent_in: None,
@@ -208,7 +204,7 @@ impl Producer {
             client,
             log,
             id,
-            batch_bytes: batch_bytes.clamp(1, HELD / 2),
+            batch_bytes: batch_bytes.clamp(1, MAX_UNSENT_BYTES / 2),
             linger,
             patience,
             state: Mutex::new(state),
@@ -244,7 +240,7 @@ impl Producer {
         }
     }
 
-    /// Accepts a record: any bytes. Waits while as much is held as may be.
+    /// Accepts a record: any bytes. Waits while as much is not stored yet as may be.
     ///
     /// # Errors
     /// Why nothing is sent any more, as [`flush`](Self::flush): then the record was not accepted.
@@ -298,7 +294,7 @@ impl Producer {
                     return Err(Error::Closed);
                 }
                 self.try_again(&mut state)?;
-                if state.held == 0 || state.held + bytes <= HELD {
+                if state.unsent == 0 || state.unsent + bytes <= MAX_UNSENT_BYTES {
                     return Ok(state);
                 }
             }
@@ -334,7 +330,7 @@ impl Producer {
             let batch = std::mem::take(filling);
             state.full.push_back(batch);
         }
-        state.held += value.len() + Prefix::BYTES;
+        state.unsent += value.len() + Prefix::BYTES;
         state.accepted += 1;
         if begins || full {
             self.shared.changed.notify_one();
@@ -395,7 +391,7 @@ impl Producer {
             Some(batch) => batch.body,
             None => state.full.pop_front().unwrap_or_else(|| std::mem::take(&mut state.filling)).body.into(),
         };
-        state.held -= body.len();
+        state.unsent -= body.len();
         self.shared.progress.notify_waiters(); // they look when the state is unlocked
         let mut records = Vec::new();
         let mut rest = &body[..];

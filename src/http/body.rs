@@ -2,10 +2,10 @@
 
 use super::{
     context::Context,
-    effort::{Effort, Overtime, Steps},
-    memory::{Buffer, FREE, Grant, Purpose, Work},
+    effort::{Effort, Overtime, Steps, Work},
+    memory::{Buffer, Grant, Purpose, UNCOUNTED_BYTES},
     meter::Meter,
-    permits::Queues,
+    permits::ConnectionShare,
     problem::Problem,
 };
 use crate::Code;
@@ -26,7 +26,7 @@ where
 }
 
 /// The largest body, in bytes, that has no records: settings, or an offset. It is parsed where it is read.
-const SMALL: usize = 64 << 10;
+const MAX_SMALL_BODY: usize = 64 << 10;
 
 /// [`read`] for a body without records.
 pub(super) async fn read_small<B>(body: B, context: &Context) -> Result<Bytes, Problem>
@@ -34,7 +34,7 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
-    read_up_to(context.limits.body_bytes.min(SMALL), body, context).await
+    read_up_to(context.limits.body_bytes.min(MAX_SMALL_BODY), body, context).await
 }
 
 async fn read_up_to<B>(most: usize, body: B, context: &Context) -> Result<Bytes, Problem>
@@ -48,7 +48,7 @@ where
     if least > limit {
         return Err(too_large(limit as usize, ""));
     }
-    if least > FREE as u64 && !memory.has_room(Purpose::Request, least as usize) {
+    if least > UNCOUNTED_BYTES as u64 && !memory.has_room(Purpose::Request, least as usize) {
         return Err(Problem::overloaded());
     }
     let grant = memory.grant(Purpose::Request);
@@ -85,7 +85,7 @@ where
     let Some((first, all)) = next().await? else { return Ok(Bytes::new()) };
     if all {
         // As it arrived, in the connection's own buffer.
-        if first.len() > FREE {
+        if first.len() > UNCOUNTED_BYTES {
             grant.cover(first.len())?;
         }
         return Ok(grant.hold(first));
@@ -105,17 +105,17 @@ where
 /// Parses a body off the runtime's thread, once there is a permit for it.
 pub(super) async fn with_permit<T: Send + 'static>(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     work: Work,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Problem> {
     let patience = context.limits.append_time;
     if work == Work::Little {
-        return context.for_client(queues, work.kind(), patience, run).await;
+        return context.for_client(share, work.into(), patience, run).await;
     }
     // On a thread of its own: the work takes longer than creating the thread, which can yield to the threads that
     // answer.
-    let permit = context.memory.permits.acquire(work.kind(), queues, patience).await?;
+    let permit = context.permits.acquire(work.into(), share, patience).await?;
     let (done, result) = oneshot::channel();
     let give_way = move || {
         let _permit = permit; // held to the end, even if nobody waits for the result any more
@@ -225,10 +225,10 @@ struct GzipMembers<'a> {
 
 impl<'a> GzipMembers<'a> {
     /// Enough for 1 GiB in blocks of 16 KiB.
-    const MOST: u32 = 1 << 16;
+    const MAX_MEMBERS: u32 = 1 << 16;
 
     fn new(body: Steps<'a>) -> Self {
-        Self { member: GzDecoder::new(body), left: Self::MOST - 1 }
+        Self { member: GzDecoder::new(body), left: Self::MAX_MEMBERS - 1 }
     }
 }
 
@@ -241,7 +241,7 @@ impl Read for GzipMembers<'_> {
                 return Ok(read);
             }
             self.left = self.left.checked_sub(1).ok_or_else(|| {
-                io::Error::other(format!("it consists of more than {} gzip members", Self::MOST))
+                io::Error::other(format!("it consists of more than {} gzip members", Self::MAX_MEMBERS))
             })?;
             self.member = GzDecoder::new(rest);
         }
@@ -301,7 +301,7 @@ mod tests {
         assert_eq!(decode(&two), Ok(b"two".to_vec()));
         assert!(decode(&[&*one, b"x"].concat()).is_err());
         assert!(decode(&[&*one, &two[..5]].concat()).is_err());
-        let most = GzipMembers::MOST as usize;
+        let most = GzipMembers::MAX_MEMBERS as usize;
         assert_eq!(decode(&empty.repeat(most)), Ok(Vec::new()));
         assert!(decode(&empty.repeat(most + 1)).unwrap_err().contains("65536 gzip members"));
     }

@@ -6,10 +6,11 @@ use super::{
     body,
     connection::Arriving,
     context::{Asker, Context, DEFAULT_LOG},
+    effort::Work,
     fetch, formats,
-    memory::{FREE, Grant, Memory, Purpose, Work, with_scratch},
+    memory::{Grant, Memory, Purpose, UNCOUNTED_BYTES, with_scratch},
     object::{self, Object},
-    permits::LARGE,
+    permits::OFFLOAD_BYTES,
     problem::Problem,
 };
 use crate::{
@@ -102,28 +103,28 @@ pub(super) async fn post(
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
     let bytes = body::read(request.into_body(), context).await?;
-    let (value, grant) = if bytes.len() < LARGE {
+    let (value, grant) = if bytes.len() < OFFLOAD_BYTES {
         decoded(bytes, &context.memory)?
     } else {
         let (work, memory) = (Work::of(bytes.len()), Arc::clone(&context.memory));
-        Box::pin(body::with_permit(context, asker.queues, work, move || decoded(bytes, &memory))).await??
+        Box::pin(body::with_permit(context, asker.share, work, move || decoded(bytes, &memory))).await??
     };
-    let log = context.log_to_append(asker.queues, DEFAULT_LOG).await?;
+    let log = context.log_to_append(asker.share, DEFAULT_LOG).await?;
     let length = value.len();
-    let (value, grant) = if length < LARGE || log.settings().values == Values::Any {
+    let (value, grant) = if length < OFFLOAD_BYTES || log.settings().values == Values::Any {
         check(&value, log.settings())?;
         (value, grant)
     } else {
         let (work, settings) = (Work::of(length), log.settings().clone());
         let checked = move || check(&value, &settings).map(|()| (value, grant));
-        Box::pin(body::with_permit(context, asker.queues, work, checked)).await??
+        Box::pin(body::with_permit(context, asker.share, work, checked)).await??
     };
     let append = |log: &OpenLog, (value, _): &(Vec<u8>, Grant), may_block: MayBlock| {
         let json = log.settings().values == Values::Json;
         log.try_append_values(&[Payload { bytes: value, json }][..], None, may_block)
     };
     // The value is dropped by then, so that its memory is not held while waiting.
-    let offset = context.append(asker.queues, &log, length, (value, grant), append).await?;
+    let offset = context.append(asker.share, &log, length, (value, grant), append).await?;
     context.metrics.appended(1, length as u64);
     context.acknowledged(&log, offset, None).await?;
     Ok(json(&ProduceReply { offset }))
@@ -147,13 +148,13 @@ fn check(value: &[u8], settings: &LogSettings) -> Result<(), Problem> {
 fn decoded(bytes: Bytes, memory: &Arc<Memory>) -> Result<(Vec<u8>, Grant), Problem> {
     let (mut text, mut value) = (memory.grant(Purpose::Request), memory.grant(Purpose::Request));
     // The parser copies text that contains escapes, and no other text.
-    if bytes.len() > FREE && memchr::memchr(b'\\', &bytes).is_some() {
+    if bytes.len() > UNCOUNTED_BYTES && memchr::memchr(b'\\', &bytes).is_some() {
         text.cover(bytes.len())?;
     }
     let Produce { record: Object(record) } = object::parse(&bytes, r#"{"record":{"value":"<base64>"}}"#)?;
     let mut decode = |base64: &str| {
         let length = base64::decoded_len_estimate(base64.len());
-        if length > FREE {
+        if length > UNCOUNTED_BYTES {
             value.cover(length)?;
         }
         BASE64_STANDARD.decode(base64).map_err(|error| {
@@ -196,7 +197,7 @@ pub(super) async fn get(
             return Err(Problem::new(Code::OffsetMissing, detail));
         }
     };
-    let log = context.log(asker.queues, DEFAULT_LOG).await.map_err(|problem| problem.of_no_record(offset))?;
+    let log = context.log(asker.share, DEFAULT_LOG).await.map_err(|problem| problem.of_no_record(offset))?;
     let bytes = |length| formats::rendered_bytes(length, false);
     let (head, text) = fetch::record(context, asker, &log, offset, bytes, render).await?;
     let Some(text) = text else {

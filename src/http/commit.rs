@@ -18,10 +18,12 @@ use std::{
 /// The requests that wait for one log's commits, by their offsets, and by a number that no other request has.
 type WakerQueue = BTreeMap<(u64, u64), Waker>;
 
-/// The requests of one runtime that wait for a commit, by open log. A log has an entry while a task serves it.
+/// The requests of one runtime that wait for a commit, by the number of the open log. A log has an entry while a task
+/// serves it. Not by the id of the log: a copy of a log's directory has the same id, and requests that waited for one of the
+/// logs were left to the task of the other, which waited for commits that had all been made.
 #[derive(Default)]
 pub(super) struct DurabilityWaiters {
-    queues: Mutex<HashMap<Instance, WakerQueue>>,
+    queues: Mutex<HashMap<u64, WakerQueue>>,
     /// How many requests have waited so far.
     tickets: AtomicU64,
 }
@@ -29,44 +31,27 @@ pub(super) struct DurabilityWaiters {
 /// A request's place in the queue of an opening of a log, if it has one. Dropping it leaves the queue.
 struct Place<'a> {
     waiters: &'a DurabilityWaiters,
-    instance: Instance,
+    log: u64,
     key: (u64, u64),
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        if let Some(queue) = self.waiters.lock().get_mut(&self.instance) {
+        if let Some(queue) = self.waiters.lock().get_mut(&self.log) {
             queue.remove(&self.key);
         }
     }
 }
 
-/// One opening of one log: its address in memory. Not the id of the log: a copy of a log's directory has the same id,
-/// and requests that waited for one of the logs were left to the task of the other, which waited for commits that had
-/// all been made. The task of a queue holds the log, so no other is allocated at its address meanwhile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Instance(usize);
-
-impl Instance {
-    pub(super) fn of(log: &Arc<OpenLog>) -> Self {
-        Self(Arc::as_ptr(log).addr())
-    }
-
-    #[cfg(test)]
-    pub(super) fn test(number: usize) -> Self {
-        Self(number)
-    }
-}
-
 impl DurabilityWaiters {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Instance, WakerQueue>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, WakerQueue>> {
         lock(&self.queues)
     }
 
     /// Waits until the record at `offset` is durable.
     pub(super) async fn durable(self: &Arc<Self>, log: &Arc<OpenLog>, offset: u64) -> Result<(), Error> {
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed); // only to be unlike any other
-        let place = Place { waiters: self, instance: Instance::of(log), key: (offset, ticket) };
+        let place = Place { waiters: self, log: log.number(), key: (offset, ticket) };
         poll_fn(|context| {
             if log.durable_offset() > offset {
                 return Poll::Ready(Ok(()));
@@ -75,7 +60,7 @@ impl DurabilityWaiters {
                 return Poll::Ready(Err(error));
             }
             let mut queues = self.lock();
-            let queue = queues.entry(place.instance).or_insert_with(|| {
+            let queue = queues.entry(place.log).or_insert_with(|| {
                 tokio::spawn(Arc::clone(self).serve(Arc::clone(log)));
                 WakerQueue::new()
             });
@@ -87,18 +72,18 @@ impl DurabilityWaiters {
 
     /// Kicks the flusher for the waiting requests, and wakes them, until there are none.
     async fn serve(self: Arc<Self>, log: Arc<OpenLog>) {
-        let instance = Instance::of(&log);
+        let number = log.number();
         let mut idle = false;
         loop {
             tokio::task::yield_now().await; // let the turn end: what is appended in it goes into the same commit
             let nearest = {
                 let mut queues = self.lock();
                 let nearest = queues
-                    .get(&instance)
+                    .get(&number)
                     .and_then(|queue| queue.first_key_value())
                     .map(|((offset, _), _)| *offset);
                 if nearest.is_none() && idle {
-                    queues.remove(&instance);
+                    queues.remove(&number);
                     return;
                 }
                 nearest
@@ -110,7 +95,7 @@ impl DurabilityWaiters {
             let durable = if stopped { u64::MAX } else { log.durable_offset() };
             let reached = {
                 let mut queues = self.lock();
-                let Some(queue) = queues.get_mut(&instance) else { return };
+                let Some(queue) = queues.get_mut(&number) else { return };
                 let later = queue.split_off(&(durable, 0));
                 std::mem::replace(queue, later)
             };

@@ -35,7 +35,7 @@ mod stream;
 mod taking;
 
 use super::{
-    permits::Queues,
+    permits::ConnectionShare,
     settings::Settings,
     unsent::{Ends, Unsent},
 };
@@ -60,15 +60,15 @@ use tokio::{
 };
 
 /// The most bytes of an answer that hyper is given at once with HTTP/2.
-const SEND_PIECE: usize = 16 << 10;
+const SEND_BYTES: usize = 16 << 10;
 /// The most requests in flight on one HTTP/2 connection; and on all connections, for each connection that is allowed.
-pub(super) const STREAMS: u32 = 256;
+pub(super) const MAX_STREAMS: u32 = 256;
 const STREAMS_A_CONNECTION: usize = 4;
 /// How many of these each connection can still have when the first half of all is in use, whatever others do.
 const STREAMS_KEPT: usize = STREAMS_A_CONNECTION / 2;
 /// The number of bodies per connection that may always be read although nobody wants them: what arrives of them fits in
 /// its window.
-const BODIES: usize = 8;
+const MAX_UNWANTED_BODIES: usize = 8;
 /// A client that takes nothing for this many milliseconds is slow.
 const SLOW: u64 = 1_000;
 /// How long, in milliseconds, it may take for the answer to begin if the client has closed its sending side. If the
@@ -117,7 +117,7 @@ impl Connections {
             clock: AtomicU64::new(0),
             streams: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
-            most_streams: most.saturating_mul(STREAMS_A_CONNECTION).max(STREAMS as usize),
+            most_streams: most.saturating_mul(STREAMS_A_CONNECTION).max(MAX_STREAMS as usize),
             unsent: Unsent::default(),
         })
     }
@@ -225,8 +225,8 @@ pub(super) struct Connection {
     stopped: AtomicBool,
     task: OnceLock<AbortHandle>,
     http2: Http2,
-    /// The queues for permits that its requests wait in.
-    pub(super) queues: Arc<Queues>,
+    /// What its requests have of what all connections share.
+    pub(super) share: Arc<ConnectionShare>,
 }
 
 /// Whether the client takes what it is sent.
@@ -286,10 +286,10 @@ pub(super) enum Protocol {
 impl Connection {
     /// A connection that was just accepted, by this worker; `ends` are its addresses.
     pub(super) fn begin(all: &Arc<Connections>, worker: usize, ends: Option<Ends>) -> Arc<Self> {
-        let now = all.tick();
+        let (now, number) = (all.tick(), all.numbers.fetch_add(1, Ordering::Relaxed));
         let connection = Arc::new(Self {
             all: Arc::clone(all),
-            number: all.numbers.fetch_add(1, Ordering::Relaxed),
+            number,
             worker,
             accepted: now,
             protocol: OnceLock::new(),
@@ -305,7 +305,7 @@ impl Connection {
             stopped: AtomicBool::new(false),
             task: OnceLock::new(),
             http2: Http2::default(),
-            queues: Arc::default(),
+            share: Arc::new(ConnectionShare::new(number)),
         });
         all.lock().insert(connection.number, Arc::clone(&connection));
         connection
@@ -442,7 +442,7 @@ impl Connection {
             Doing::Sends
         } else if self.sending.stuck.load(Ordering::Relaxed) > 0 || self.has_stuck_stream() {
             Doing::Takes
-        } else if self.is_busy() && self.queues.listening() < self.requests.load(Ordering::Relaxed) {
+        } else if self.is_busy() && self.share.listening() < self.requests.load(Ordering::Relaxed) {
             Doing::Waits
         } else if self.is_busy() {
             Doing::Listens

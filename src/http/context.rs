@@ -5,13 +5,13 @@ use super::{
     commit::DurabilityWaiters,
     feed::Feeds,
     guard::Guard,
-    held::HeldLogs,
     log_permits::LogPermits,
     memory::Memory,
     metrics::Metrics,
-    permits::{Kind, LARGE, Queues},
+    permits::{ConnectionShare, Kind, OFFLOAD_BYTES, Permits},
     problem::Problem,
     settings::Settings,
+    waited::WaitedLogs,
 };
 use crate::{
     Code,
@@ -42,8 +42,9 @@ pub(super) struct Context {
     pub(super) store: Arc<Store>,
     pub(super) waiters: Arc<DurabilityWaiters>,
     pub(super) feeds: Feeds,
+    pub(super) permits: Arc<Permits>,
     pub(super) log_permits: Arc<LogPermits>,
-    pub(super) held: Arc<HeldLogs>,
+    pub(super) waited: Arc<WaitedLogs>,
     pub(super) limits: Arc<Settings>,
     pub(super) memory: Arc<Memory>,
     pub(super) guard: Arc<Guard>,
@@ -57,8 +58,8 @@ pub(super) struct Context {
 /// Which connection a request came from, and how much of the answer it wants.
 #[derive(Clone, Copy)]
 pub(super) struct Asker<'a> {
-    /// The queues of its connection.
-    pub(super) queues: &'a Arc<Queues>,
+    /// The share of its connection.
+    pub(super) share: &'a Arc<ConnectionShare>,
     /// Whether the request is a HEAD.
     pub(super) only_head: bool,
 }
@@ -70,8 +71,8 @@ pub(super) enum Ack {
     Memory,
 }
 
-/// Repeats an append until it finds room, waiting for `room` before each further attempt. Only waiting for room has a limit of time: an attempt that has begun may
-/// append, and its result is what is answered.
+/// Repeats an append until it finds room, and waits for `room` before each further attempt. Only the waiting has a limit of
+/// time: an attempt that has begun may append, so its result is what is answered, however long it takes.
 async fn when_there_is_room<T, F, R>(
     limit: Duration,
     room: impl Fn() -> R,
@@ -98,21 +99,21 @@ where
 
 impl Context {
     /// Returns the log of this name. If it has to be opened first, that is done off the runtime's thread.
-    pub(super) async fn log(&self, queues: &Queues, name: &str) -> Result<Arc<OpenLog>, Problem> {
+    pub(super) async fn log(&self, share: &ConnectionShare, name: &str) -> Result<Arc<OpenLog>, Problem> {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log);
         }
         self.store.check(name)?;
-        Ok(self.for_log(queues, name, Store::get).await??)
+        Ok(self.for_log(share, name, Store::get).await??)
     }
 
     /// Returns the settings of a log to append to, even if the append would create it.
-    pub(super) async fn settings(&self, queues: &Queues, name: &str) -> Result<LogSettings, Problem> {
+    pub(super) async fn settings(&self, share: &ConnectionShare, name: &str) -> Result<LogSettings, Problem> {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log.settings().clone());
         }
         let opened = match self.store.check(name) {
-            Ok(()) => self.for_log(queues, name, Store::get).await?,
+            Ok(()) => self.for_log(share, name, Store::get).await?,
             Err(error) => Err(error),
         };
         match opened {
@@ -128,7 +129,11 @@ impl Context {
     }
 
     /// Like [`log`](Self::log), but for an append, which creates the log if the server is configured to.
-    pub(super) async fn log_to_append(&self, queues: &Queues, name: &str) -> Result<Arc<OpenLog>, Problem> {
+    pub(super) async fn log_to_append(
+        &self,
+        share: &ConnectionShare,
+        name: &str,
+    ) -> Result<Arc<OpenLog>, Problem> {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log);
         }
@@ -137,7 +142,7 @@ impl Context {
             Err(store::Error::NotFound { .. }) if create => {}
             known => known?,
         }
-        let found = self.for_log(queues, name, move |store, name| match store.get(name) {
+        let found = self.for_log(share, name, move |store, name| match store.get(name) {
             Err(store::Error::NotFound { .. }) if create => {
                 match store.create(name, &LogSettings::default()) {
                     Ok(_) | Err(store::Error::Exists { .. }) => store.get(name),
@@ -163,12 +168,11 @@ impl Context {
     /// its end even if nobody waits for it any more.
     pub(super) async fn for_log<T: Send + 'static>(
         &self,
-        queues: &Queues,
+        share: &ConnectionShare,
         name: &str,
         run: impl FnOnce(&Store, &str) -> T + Send + 'static,
     ) -> Result<T, Problem> {
-        let permit =
-            self.log_permits.acquire(name, &self.memory.permits, queues, self.limits.body_time).await?;
+        let permit = self.log_permits.acquire(name, &self.permits, share, self.limits.body_time).await?;
         let name = name.to_owned();
         let run = move |store: &Store| {
             let _permit = permit;
@@ -181,12 +185,12 @@ impl Context {
     /// the client is gone by then.
     pub(super) async fn for_client<T: Send + 'static>(
         &self,
-        queues: &Queues,
+        share: &ConnectionShare,
         kind: Kind,
         patience: Duration,
         run: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Problem> {
-        let permit = self.memory.permits.acquire(kind, queues, patience).await?;
+        let permit = self.permits.acquire(kind, share, patience).await?;
         let (done, result) = oneshot::channel();
         tokio::task::spawn_blocking(move || {
             let _permit = permit; // held to the end, even if the client leaves earlier
@@ -201,14 +205,14 @@ impl Context {
     /// told whether it may wait for the copies of other appends.
     pub(super) async fn append<V: Send + Sync + 'static, T: Send + 'static>(
         &self,
-        queues: &Queues,
+        share: &ConnectionShare,
         log: &Arc<OpenLog>,
         work: usize,
         values: V,
         append: fn(&OpenLog, &V, MayBlock) -> Result<T, Error>,
     ) -> Result<T, Problem> {
         let limit = self.limits.append_time;
-        if work < LARGE {
+        if work < OFFLOAD_BYTES {
             let attempt = || ready(Ok(append(log, &values, MayBlock::Never)));
             let done = when_there_is_room(limit, || log.room(), attempt).await?;
             return self.seen(log, done).await;
@@ -217,7 +221,7 @@ impl Context {
         let attempt = || {
             let (log, values) = (Arc::clone(log), Arc::clone(&values));
             let run = move || append(&log, &values, MayBlock::ForCopies);
-            self.for_client(queues, Kind::Append, limit, run)
+            self.for_client(share, Kind::Append, limit, run)
         };
         let done = Box::pin(when_there_is_room(limit, || log.room(), attempt)).await?;
         self.seen(log, done).await

@@ -1,15 +1,54 @@
-//! How long a compressed body may take to decode. Its bytes do not say: a block of DEFLATE that only describes a code,
-//! and has no data, is 11 bytes that take as long to decode as kilobytes of data, and decode to nothing. So the decoder
-//! gets the body in small steps, before each of which the time that it took so far is compared with what it has decoded.
+//! How much work a body is, and how long a compressed one may take to decode. Its size does not say: a block of DEFLATE
+//! that only describes a code, and has no data, is 11 bytes that take as long to decode as kilobytes of data, and decode to
+//! nothing. So the decoder gets the body in small steps; before each, the time that it took so far is compared with what it
+//! has decoded.
 //!
 //! The time is the processor's, of the thread that decodes: it does not count how long the thread waits for a processor.
 
-use super::memory::Work;
 use std::{
     cell::Cell,
     io::{self, BufRead, Read},
     time::Duration,
 };
+
+/// How much work it is to parse a body. Each kind has permits of its own, so that a body never waits behind larger ones.
+///
+/// How much a compressed body is, is only known when it is decoded. It begins as the kind that its compressed size belongs
+/// to. If it turns out to be more, because it decodes to more bytes or takes longer than that kind may, what was decoded is
+/// dropped, and it starts over with a permit for the next kind. So a body that waits for a permit holds only what was
+/// received of it; what is decoded in vain is at most 1 MiB for the second kind of work, and 9 MiB for the third.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    Little,
+    More,
+    Much,
+}
+
+/// The most bytes of a body that is little work, and of one that is more.
+const LITTLE: usize = 1 << 20;
+const MORE: usize = 8 << 20;
+
+impl Work {
+    /// The least work that a body of this many bytes can be.
+    pub(super) fn of(bytes: usize) -> Self {
+        let works = [Self::Little, Self::More];
+        works.into_iter().find(|work| bytes <= work.bytes()).unwrap_or(Self::Much)
+    }
+
+    /// The next kind of work, for a body that is more than this.
+    pub(super) fn next(self) -> Self {
+        if self == Self::Little { Self::More } else { Self::Much }
+    }
+
+    /// The most bytes that this kind of work is for.
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::Little => LITTLE,
+            Self::More => MORE,
+            Self::Much => usize::MAX,
+        }
+    }
+}
 
 /// The bytes of a body that a decoder gets at once. Blocks without data take a millisecond for so many.
 const STEP: usize = 4 << 10;
@@ -140,7 +179,7 @@ mod tests {
     use std::io::Write;
 
     fn decode(encoding: Encoding, body: &Bytes, work: Work) -> (Result<Option<Bytes>, Problem>, Duration) {
-        let memory = Memory::new(256 << 20, 64 << 20, 1);
+        let memory = Memory::new(256 << 20);
         let meter = Meter::new(Format::Bytes, SegmentRoom::new(64 << 20));
         let begun = time();
         let decoded = encoding.decode(body.clone(), 64 << 20, work, memory.grant(Purpose::Request), meter);

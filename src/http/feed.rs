@@ -1,10 +1,11 @@
-//! What the live tails of one log share within a runtime: the events at the log's end, rendered once for all of them;
-//! and one task that waits for the log to grow, for a time without news to pass, and for the server to stop, and
-//! notifies the tails at the end. A tail whose offset is further on waits for that by itself, as a long poll does: no
-//! append costs anything for it.
+//! What the live tails of one log share within a runtime: the events at the log's end, which are rendered once for all of
+//! them, and one task that waits for news and notifies the tails. News is that the log has grown, that it has not for the
+//! time of a heartbeat, or that the server stops.
+//!
+//! A tail that begins at an offset which the log does not have yet waits for that offset by itself, as a long poll does:
+//! appends before that offset do not wake it.
 
 use super::{
-    commit::Instance,
     formats,
     memory::{Grant, Memory, Purpose, with_scratch},
     place::{self, Made, Next, Place, Wants},
@@ -30,14 +31,14 @@ use tokio::{
 };
 
 /// The most bytes of events that are rendered at once.
-const PIECE: usize = 64 << 10;
+const RENDER_BYTES: usize = 64 << 10;
 /// How long a log must be without news before the piece rendered last is dropped although some tail has not fetched it.
 /// A tail that fetches it later has it rendered again.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// The feeds of one runtime, by open log.
+/// The feeds of one runtime, by the number of the open log.
 #[derive(Default)]
-pub(super) struct Feeds(Mutex<HashMap<Instance, Weak<Feed>>>);
+pub(super) struct Feeds(Mutex<HashMap<u64, Weak<Feed>>>);
 
 impl Feeds {
     /// Returns the feed of the log. Must be called within the runtime.
@@ -48,16 +49,12 @@ impl Feeds {
         stopped: &watch::Receiver<bool>,
     ) -> Arc<Feed> {
         let mut feeds = lock(&self.0);
-        // A feed that no longer exists may have left its key to a log that was allocated at the same address: it is not
-        // the feed of that log.
-        if let Some(feed) =
-            feeds.get(&Instance::of(log)).and_then(Weak::upgrade).filter(|feed| feed.is_of(log))
-        {
+        if let Some(feed) = feeds.get(&log.number()).and_then(Weak::upgrade) {
             return feed;
         }
         feeds.retain(|_, feed| feed.strong_count() > 0);
         let feed = Arc::new(Feed::new(log, heartbeat, stopped.clone()));
-        feeds.insert(Instance::of(log), Arc::downgrade(&feed));
+        feeds.insert(log.number(), Arc::downgrade(&feed));
         feed
     }
 }
@@ -131,10 +128,6 @@ impl Feed {
     /// How many times the log had no news for the duration of a heartbeat.
     pub(super) fn beats(&self) -> u64 {
         self.news.beats.load(Ordering::Relaxed)
-    }
-
-    fn is_of(&self, log: &Arc<OpenLog>) -> bool {
-        Arc::ptr_eq(&self.log, log)
     }
 
     /// The events from `offset` on, for a tail that is at the end, or one piece behind.
@@ -282,7 +275,7 @@ async fn watch(
 /// The next events of a reader; empty if it is at the end.
 pub(super) fn render(reader: &mut Reader, place: Place, mut grant: Grant) -> Result<Made<Bytes>, Error> {
     with_scratch(|out| {
-        while out.len() < PIECE {
+        while out.len() < RENDER_BYTES {
             match place::next(reader, place, &mut grant, out.len(), u64::MAX) {
                 Ok(Next::Record(record)) => {
                     out.extend_from_slice(format!("id: {}\ndata: ", record.offset).as_bytes());

@@ -4,8 +4,8 @@
 
 use super::{
     context::{Asker, Context},
-    memory::{Grant, MEDIUM, Purpose},
-    permits::{Kind, Queues},
+    memory::{Grant, Purpose, UNQUEUED_BYTES},
+    permits::{ConnectionShare, Kind},
     place::{Made, Place, Wants, elsewhere},
     problem::Problem,
 };
@@ -45,7 +45,7 @@ impl Patience {
 /// Makes something by `attempt`, which reads `from`: in the place and with the memory that it asks for.
 pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     mut place: Place,
     patience: Patience,
     mut from: S,
@@ -61,7 +61,7 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
                     (from, made)
                 };
                 // Boxed: reading what is in memory needs none of this, and its future should be small.
-                let (back, made) = Box::pin(context.for_client(queues, kind, patience.permit, run)).await?;
+                let (back, made) = Box::pin(context.for_client(share, kind, patience.permit, run)).await?;
                 from = back;
                 made
             }
@@ -69,35 +69,38 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
         match made? {
             Made::Done(done) => return Ok((from, done)),
             Made::Wants(wants) => {
-                grant = covered(context, queues, wants.grant, wants.bytes, patience.memory).await?;
+                grant = covered(context, share, wants.grant, wants.bytes, patience.memory).await?;
                 place = wants.place;
             }
         }
     }
 }
 
-/// Gets memory of `bytes`. For large answers one request at a time asks for it, in an order that is fair among connections,
-/// and for a while even if its answer has not begun: otherwise those that ask all the time would get all. What is not much
-/// larger than what needs no queue does not wait behind what is. A connection whose client was too slow for such an answer
-/// gets none for as long as a body may take.
+/// Gets memory of `bytes` for an answer. A small answer asks for it at once. Large ones wait in line, where one request at a
+/// time asks for memory, for at least as long as an append may wait: otherwise requests that come again and again would get
+/// all of it. The line is fair among connections.
+///
+/// A large answer that is less than four times as large as a small one may be tries once before it waits in line, so that it
+/// does not wait behind much larger ones. A connection that was too slow to take an answer while others were refused is
+/// refused a large one while memory is tight, for as long as a body may take.
 async fn covered(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     mut grant: Grant,
     bytes: usize,
     patience: Duration,
 ) -> Result<Grant, Problem> {
-    if bytes <= MEDIUM {
+    if bytes <= UNQUEUED_BYTES {
         return asked_for(grant, bytes, patience).await;
     }
-    if bytes <= 4 * MEDIUM && grant.cover(bytes).is_ok() {
+    if bytes <= 4 * UNQUEUED_BYTES && grant.cover(bytes).is_ok() {
         return Ok(grant);
     }
-    if queues.was_slow_within(context.limits.body_time) && context.memory.is_tight(Purpose::Answer) {
+    if share.was_slow_within(context.limits.body_time) && context.memory.is_tight(Purpose::Answer) {
         return Err(Problem::overloaded());
     }
     let patience = patience.max(context.limits.append_time);
-    let _only_one = context.memory.permits.acquire(Kind::Memory, queues, patience).await?;
+    let _only_one = context.permits.acquire(Kind::Memory, share, patience).await?;
     asked_for(grant, bytes, patience).await
 }
 
@@ -145,7 +148,7 @@ pub(super) async fn record(
         Ok(Made::Done(found))
     };
     let (place, patience) = (Place::first(log, offset), Patience::to_begin(context));
-    let made = make(context, asker.queues, place, patience, log.reader(offset), attempt).await;
+    let made = make(context, asker.share, place, patience, log.reader(offset), attempt).await;
     let (_, found) = made.map_err(|problem| problem.of(log))?;
     found.ok_or_else(|| Problem::no_record(offset, log.visible_offset()))
 }

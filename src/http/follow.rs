@@ -6,10 +6,10 @@ use super::{
     answer::{Body, piece_by_piece},
     context::Context,
     fetch::Patience,
-    held::Hold,
-    permits::Queues,
+    permits::ConnectionShare,
     problem::Problem,
     reading::Reading,
+    waited::LogWait,
 };
 use crate::{log::Error, reports, store::OpenLog};
 use hyper::body::Bytes;
@@ -17,22 +17,22 @@ use std::{io, sync::Arc};
 
 struct Following {
     context: Arc<Context>,
-    queues: Arc<Queues>,
+    share: Arc<ConnectionShare>,
     log: Arc<OpenLog>,
-    hold: Hold,
+    log_wait: LogWait,
     reading: Reading,
 }
 
 /// A body that begins with what `reading` reads, and ends when it has as many records as it may, or the server stops.
 pub(super) fn body(
     context: &Arc<Context>,
-    queues: &Arc<Queues>,
+    share: &Arc<ConnectionShare>,
     log: &Arc<OpenLog>,
     reading: Reading,
 ) -> Body {
-    let hold = context.held.hold(log, queues);
-    let (context, queues, log) = (Arc::clone(context), Arc::clone(queues), Arc::clone(log));
-    piece_by_piece(Following { context, queues, log, hold, reading }, Following::next)
+    let log_wait = context.waited.begin(log, share);
+    let (context, share, log) = (Arc::clone(context), Arc::clone(share), Arc::clone(log));
+    piece_by_piece(Following { context, share, log, log_wait, reading }, Following::next)
 }
 
 impl Following {
@@ -47,13 +47,13 @@ impl Following {
                 Ok(false) => return Ok(None),
                 Err(error) => return Err(broken_off(&self.log, &error.into())),
             }
-            let Self { context, queues, log, hold, mut reading } = self;
+            let Self { context, share, log, log_wait, mut reading } = self;
             reading.continue_to(log.visible_offset());
             let patience = Patience::of(context.limits.body_time);
             // Boxed, so that little memory is held by those that wait for news.
-            let made = Box::pin(reading.piece(&context, &queues, &log, patience)).await;
+            let made = Box::pin(reading.piece(&context, &share, &log, patience)).await;
             let (reading, piece, _) = made.map_err(|problem| broken_off(&log, &problem))?;
-            self = Self { context, queues, log, hold, reading };
+            self = Self { context, share, log, log_wait, reading };
             if !piece.is_empty() {
                 return Ok(Some((piece, self)));
             }
@@ -66,14 +66,14 @@ impl Following {
         let next = self.reading.offset();
         let mut stopped = self.context.stopped.clone();
         if self.log.visible_offset() > next {
-            return Ok(!*stopped.borrow_and_update() && !self.hold.has_ended());
+            return Ok(!*stopped.borrow_and_update() && !self.log_wait.has_ended());
         }
         tokio::select! {
             news = self.log.visible(next) => match news {
                 Err(Error::Closed) if !self.log.is_deleted() => Ok(false),
                 news => news.map(|()| true),
             },
-            () = self.hold.ended() => Ok(false),
+            () = self.log_wait.ended() => Ok(false),
             _ = stopped.wait_for(|stopped| *stopped) => Ok(false),
         }
     }

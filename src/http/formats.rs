@@ -26,14 +26,70 @@ use hyper::header::{ACCEPT, HeaderMap};
 use serde::de::IgnoredAny;
 use std::io::Write;
 
-/// See the module's documentation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
-    Ndjson,
-    Json,
-    Text,
-    Bytes,
-    Frames,
+macro_rules! formats {
+    ($($name:ident $media_type:expr;)*) => {
+        /// See the module's documentation.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(super) enum Format {
+            $($name,)*
+        }
+
+        impl Format {
+            /// All formats; `Accept: */*` chooses the first.
+            const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The media type of a body to append, and the one that `Accept` names.
+            const fn media_type(self) -> &'static str {
+                match self { $(Self::$name => $media_type,)* }
+            }
+        }
+    };
+}
+
+formats! {
+    Ndjson "application/x-ndjson";
+    Json "application/json";
+    Text "text/plain";
+    Bytes "application/octet-stream";
+    Frames wire::MEDIA_TYPE;
+}
+
+/// Other media types that clients may use for a format.
+const ALIASES: [(&str, Format); 4] = [
+    ("application/ndjson", Format::Ndjson),
+    ("application/jsonl", Format::Ndjson),
+    ("application/x-jsonlines", Format::Ndjson),
+    ("application/json-lines", Format::Ndjson),
+];
+
+/// All media types of formats, with the formats.
+fn names() -> impl Iterator<Item = (&'static str, Format)> {
+    Format::ALL.iter().map(|format| (format.media_type(), *format)).chain(ALIASES)
+}
+
+/// The types that `Content-Type` and `Accept` may name, as listed in an error.
+pub(super) fn accepted() -> String {
+    Format::ALL.iter().map(|format| format.media_type()).collect::<Vec<_>>().join(", ")
+}
+
+/// What an answer has before, between and after its records.
+#[derive(Clone, Copy)]
+pub(super) struct Envelope {
+    pub(super) opening: &'static [u8],
+    pub(super) separator: &'static [u8],
+    /// What follows the last record, and may say the offset to read from next. `None` if an answer without its end is as
+    /// good as a whole one.
+    closing: Option<fn(u64) -> String>,
+}
+
+impl Envelope {
+    /// For records that say themselves where they end.
+    const NONE: Self = Self { opening: b"", separator: b"", closing: None };
+
+    /// What follows the records of an answer after which to continue at `next`.
+    pub(super) fn closing(&self, next: u64) -> String {
+        self.closing.map(|closing| closing(next)).unwrap_or_default()
+    }
 }
 
 /// About how many records a body has, before it is parsed; more rather than fewer.
@@ -49,20 +105,6 @@ pub(super) fn likely_records(format: Format, body: &[u8]) -> usize {
     }
 }
 
-const NAMES: [(&str, Format); 9] = [
-    ("application/x-ndjson", Format::Ndjson),
-    ("application/json", Format::Json),
-    ("text/plain", Format::Text),
-    ("application/octet-stream", Format::Bytes),
-    (wire::MEDIA_TYPE, Format::Frames),
-    ("application/ndjson", Format::Ndjson),
-    ("application/jsonl", Format::Ndjson),
-    ("application/x-jsonlines", Format::Ndjson),
-    ("application/json-lines", Format::Ndjson),
-];
-/// The types that `Accept` may name, as listed in an error.
-pub(super) const ACCEPTED: &str = "application/x-ndjson, application/json, text/plain, application/octet-stream, application/vnd.millstream.frames";
-
 /// The media type of a live tail.
 pub(super) const EVENTS: &str = "text/event-stream";
 
@@ -70,18 +112,32 @@ impl Format {
     /// The format of a media type, ignoring its parameters.
     pub(super) fn of(media_type: &str) -> Option<Self> {
         let name = media_type.split(';').next().unwrap_or_default().trim();
-        NAMES.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, format)| *format)
+        names().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, format)| format)
     }
 
     /// The media type of an answer.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Ndjson => "application/x-ndjson",
-            Self::Json => "application/json",
             Self::Text => "text/plain; charset=utf-8",
-            Self::Bytes => "application/octet-stream",
-            Self::Frames => wire::MEDIA_TYPE,
+            Self::Ndjson | Self::Json | Self::Bytes | Self::Frames => self.media_type(),
         }
+    }
+
+    /// What an answer of several records has around them.
+    pub(super) fn envelope(self) -> Envelope {
+        match self {
+            Self::Json => Envelope {
+                opening: b"{\"records\":[",
+                separator: b",",
+                closing: Some(|next| format!("],\"next_offset\":{next}}}\n")),
+            },
+            Self::Ndjson | Self::Text | Self::Bytes | Self::Frames => Envelope::NONE,
+        }
+    }
+
+    /// Whether an answer is one document, of which a part is none: so it must have an end.
+    pub(super) fn is_single_document(self) -> bool {
+        self.envelope().closing.is_some()
     }
 }
 
@@ -100,20 +156,20 @@ pub(super) fn wanted(headers: &HeaderMap) -> Result<(bool, Format), Problem> {
         return Ok((true, Format::Ndjson));
     }
     // Once for each name, and not for each range: a header section holds tens of thousands of ranges.
-    let mut is_refused = [false; NAMES.len()];
+    let mut is_refused = [false; Format::ALL.len() + ALIASES.len()];
     for &(range, _) in ranges.iter().filter(|&&(range, weight)| weight == 0 && range != "*/*") {
-        for (refused, (name, _)) in is_refused.iter_mut().zip(NAMES) {
+        for (refused, (name, _)) in is_refused.iter_mut().zip(names()) {
             *refused |= fits(range, name);
         }
     }
     let offered = |&(range, _): &(&str, u16)| {
-        let mut names = NAMES.iter().zip(is_refused);
-        let offered =
-            names.find(|&((name, _), refused)| fits(range, name) && !(refused && range.ends_with("/*")));
-        offered.map(|((_, format), _)| *format)
+        let offered = names()
+            .zip(is_refused)
+            .find(|&((name, _), refused)| fits(range, name) && !(refused && range.ends_with("/*")));
+        offered.map(|((_, format), _)| format)
     };
     let format = ranges.iter().take_while(|&&(_, weight)| weight > 0).find_map(offered).ok_or_else(|| {
-        let detail = format!("Accept must have one of: {ACCEPTED}, {EVENTS}");
+        let detail = format!("Accept must have one of: {}, {EVENTS}", accepted());
         Problem::new(Code::NotAcceptable, detail)
     })?;
     Ok((false, format))
@@ -203,7 +259,7 @@ impl DecodedBatch {
                     Problem::new(Code::NotJson, detail)
                 });
             }
-            refused = refused.take().map(|problem| problem.with("record", n));
+            refused = refused.take().map(|problem| problem.with(|numbers| numbers.record = Some(n)));
         });
         self.json |= json_only;
         refused.map_or(Ok(()), Err)
@@ -242,7 +298,7 @@ pub(super) fn parse(
                 check_json(line).map_err(|error| {
                     let detail =
                         format!("line {number} is not JSON: {error}; nothing of the body was stored");
-                    Problem::new(Code::InvalidJson, detail).with("line", number)
+                    Problem::new(Code::InvalidJson, detail).with(|numbers| numbers.line = Some(number))
                 })?;
                 count(line)?;
             }
@@ -293,12 +349,14 @@ fn check_frames(
         number += 1;
         let Some((AppendFrame { json, value }, rest)) = AppendFrame::split(left) else {
             let detail = format!("the body ends within frame {number}: its length is wrong, or it was cut");
-            return Err(Problem::new(Code::InvalidFrame, detail).with("record", number));
+            return Err(
+                Problem::new(Code::InvalidFrame, detail).with(|numbers| numbers.record = Some(number))
+            );
         };
         if json && checked {
             check_json(value).map_err(|error| {
                 let detail = format!("frame {number} is marked as JSON and is not: {error}");
-                Problem::new(Code::InvalidJson, detail).with("record", number)
+                Problem::new(Code::InvalidJson, detail).with(|numbers| numbers.record = Some(number))
             })?;
         }
         count(value)?;
@@ -339,7 +397,7 @@ pub(super) fn render(format: Format, out: &mut Vec<u8>, record: &RecordRef<'_>) 
             object(out, record);
             out.push(b'\n');
         }
-        Format::Json => object(out, record), // commas between records are written in `reading`
+        Format::Json => object(out, record), // `reading` writes what is around it
         Format::Text => {
             out.extend_from_slice(record.value);
             out.push(b'\n');
@@ -444,10 +502,26 @@ mod tests {
         Some(out)
     }
 
-    const ALL: [Format; 5] = [Format::Ndjson, Format::Json, Format::Text, Format::Bytes, Format::Frames];
+    /// Clients, and the fuzzer, learn of a format from these.
+    #[test]
+    fn every_format_is_described_fuzzed_and_tried_by_hostile_clients() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        for file in [
+            "src/http/openapi.json",
+            "docs/api.md",
+            "fuzz/fuzz_targets/body.rs",
+            "fuzz/http.dict",
+            "tests/hostile/bodies.rs",
+        ] {
+            let text = std::fs::read_to_string(root.join(file)).unwrap();
+            for format in Format::ALL {
+                assert!(text.contains(format.media_type()), "{file} does not have {format:?}");
+            }
+        }
+    }
 
     fn parsed(format: Format, body: &[u8]) -> Result<Vec<Record>, String> {
-        let grant = Memory::new(1 << 30, 1 << 26, 1).grant(Purpose::Request);
+        let grant = Memory::new(1 << 30).grant(Purpose::Request);
         let batch = parse(format, Bytes::copy_from_slice(body), SegmentRoom::new(1 << 30), grant);
         let mut batch = batch.map_err(|problem| problem.to_string())?;
         batch.check(false, None).map_err(|problem| problem.to_string())?;
@@ -525,16 +599,16 @@ mod tests {
         fn any_batch_in_any_format_is_what_was_sent_and_reads_back_in_any(
             records in prop::collection::vec(record(), 1..8), first: u32, time in 0..1u64 << 48,
         ) {
-            for format in ALL {
+            for &format in Format::ALL {
                 let Some(body) = body(format, &records) else { continue };
                 prop_assert_eq!(parsed(format, &body).unwrap(), records.clone(), "{:?}", format);
                 // A last line may have no end.
                 prop_assert!(likely_records(format, &body) + 1 >= records.len(), "{:?}", format);
             }
-            let mut out = [const { Vec::new() }; ALL.len()];
+            let mut out = [const { Vec::new() }; Format::ALL.len()];
             for (n, (value, json)) in records.iter().enumerate() {
                 let record = RecordRef::new(u64::from(first) + n as u64, time, *json, value);
-                for (format, out) in ALL.iter().zip(&mut out) {
+                for (format, out) in Format::ALL.iter().zip(&mut out) {
                     let before = out.len();
                     render(*format, out, &record);
                     prop_assert_eq!((out.len() - before) as u64, length(*format, record.offset, record.head()));
@@ -572,7 +646,7 @@ mod tests {
         fn a_cut_body_is_refused_or_has_the_first_of_its_records_and_nothing_panics(
             records in prop::collection::vec(record(), 1..8), at: prop::sample::Index, noise: Vec<u8>,
         ) {
-            for format in ALL {
+            for &format in Format::ALL {
                 let _ = parsed(format, &noise);
                 let Some(body) = body(format, &records) else { continue };
                 let cut = &body[..at.index(body.len() + 1)];

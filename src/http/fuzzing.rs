@@ -2,8 +2,9 @@
 
 use super::{
     body::Encoding,
+    effort::Work,
     formats::{self, Format},
-    memory::{Memory, Purpose, Work},
+    memory::{Memory, Purpose},
     meter::Meter,
     segment_room::SegmentRoom,
 };
@@ -15,7 +16,7 @@ use bytes::Bytes;
 pub fn body(media_type: &str, encoding: &str, bytes: &[u8], json_only: bool) {
     let Some(format) = Format::of(media_type) else { return };
     let Ok(encoding) = Encoding::of(Some(encoding)) else { return };
-    let memory = Memory::new(64 << 20, 1 << 20, 1);
+    let memory = Memory::new(64 << 20);
     let (room, grant) = (SegmentRoom::new(1 << 20), || memory.grant(Purpose::Request));
     let body = Bytes::copy_from_slice(bytes);
     let meter = Meter::new(format, room);

@@ -3,7 +3,7 @@
 //! many threads, and reads from the disk and compressed bodies of other logs need them too.
 
 use super::{
-    permits::{Kind, Permit, Permits, Queues},
+    permits::{ConnectionShare, Kind, Permit, Permits},
     problem::Problem,
 };
 use crate::sync::lock;
@@ -44,7 +44,7 @@ impl LogPermits {
         self: &Arc<Self>,
         name: &str,
         all: &Permits,
-        queues: &Queues,
+        share: &ConnectionShare,
         patience: Duration,
     ) -> Result<LogPermit, Problem> {
         let found = Arc::clone(lock(&self.by_name).entry(name.to_owned()).or_default());
@@ -58,14 +58,14 @@ impl LogPermits {
                 let one_at_a_time = if let Ok(free) = Arc::clone(&log).try_lock_owned() {
                     free
                 } else {
-                    let _among_few = queues.for_a_busy_log().await?;
+                    let _among_few = share.for_a_busy_log().await?;
                     Arc::clone(&log).lock_owned().await
                 };
                 if let Some(one_of_few) = all.free(Kind::Log) {
                     return Some((one_at_a_time, one_of_few));
                 }
                 drop(one_at_a_time);
-                let one_of_few = all.wait(Kind::Log, queues).await?;
+                let one_of_few = all.wait(Kind::Log, share).await?;
                 if let Ok(one_at_a_time) = Arc::clone(&log).try_lock_owned() {
                     return Some((one_at_a_time, one_of_few));
                 }
@@ -91,7 +91,7 @@ impl Drop for Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::permits::{KINDS, LOGS};
+    use crate::http::permits::LOGS;
     use std::{
         pin::Pin,
         task::{Context, Poll, Waker},
@@ -113,15 +113,15 @@ mod tests {
     }
 
     impl Server {
-        fn ask<'a>(&'a self, name: &'a str, queues: &'a Queues) -> Waiting<'a> {
-            Box::pin(self.permits.acquire(name, &self.all, queues, Duration::from_secs(60)))
+        fn ask<'a>(&'a self, name: &'a str, share: &'a ConnectionShare) -> Waiting<'a> {
+            Box::pin(self.permits.acquire(name, &self.all, share, Duration::from_secs(60)))
         }
     }
 
     fn with_server(run: impl FnOnce(&Server)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _within = runtime.enter(); // for its timers
-        let server = Server { permits: LogPermits::new(), all: Permits::new([LOGS; KINDS]) };
+        let server = Server { permits: LogPermits::new(), all: Permits::new(|_| LOGS) };
         run(&server);
         assert!(server.permits.by_name.lock().unwrap().is_empty(), "names stay for ever");
     }
@@ -129,14 +129,14 @@ mod tests {
     #[test]
     fn a_log_has_one_permit_at_a_time_and_few_logs_have_one() {
         with_server(|server| {
-            let lines: [Queues; 2 * LOGS] = Default::default();
+            let lines: [ConnectionShare; 2 * LOGS] = Default::default();
             let first = poll(&mut server.ask("a", &lines[0])).unwrap();
             assert!(poll(&mut server.ask("a", &lines[1])).is_none(), "two at once");
             let names: Vec<_> = (1..LOGS).map(|n| n.to_string()).collect();
             let others: Vec<_> = names
                 .iter()
                 .zip(&lines)
-                .map(|(name, queues)| poll(&mut server.ask(name, queues)).unwrap())
+                .map(|(name, share)| poll(&mut server.ask(name, share)).unwrap())
                 .collect();
             assert!(poll(&mut server.ask("b", &lines[1])).is_none(), "more logs than may be");
             drop(first);
@@ -152,7 +152,7 @@ mod tests {
         // One that nobody else wants, and one that the others wait for too.
         for name in ["x", "99"] {
             with_server(|server| {
-                let (many, one) = (Queues::default(), Queues::default());
+                let (many, one) = (ConnectionShare::default(), ConnectionShare::default());
                 let names: Vec<_> = (0..100).map(|n| n.to_string()).collect();
                 let mut waiting: Vec<_> = names.iter().map(|name| server.ask(name, &many)).collect();
                 let mut have: Vec<_> = waiting.iter_mut().filter_map(poll).collect();
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn a_connection_that_asks_for_one_log_often_keeps_no_other_waiting_for_all_of_that() {
         with_server(|server| {
-            let (many, one) = (Queues::default(), Queues::default());
+            let (many, one) = (ConnectionShare::default(), ConnectionShare::default());
             let mut has = Some(poll(&mut server.ask("a", &many)).unwrap());
             let mut waiting: Vec<_> = (0..1000).map(|_| server.ask("a", &many)).collect();
             assert_eq!(waiting.iter_mut().filter_map(poll).count(), 0);
@@ -196,13 +196,13 @@ mod tests {
     #[test]
     fn waiting_for_a_busy_log_delays_no_request_for_others() {
         with_server(|server| {
-            let queues = Queues::default();
-            let busy = poll(&mut server.ask("busy", &queues)).unwrap();
-            let mut waiting: Vec<_> = (0..100).map(|_| server.ask("busy", &queues)).collect();
+            let share = ConnectionShare::default();
+            let busy = poll(&mut server.ask("busy", &share)).unwrap();
+            let mut waiting: Vec<_> = (0..100).map(|_| server.ask("busy", &share)).collect();
             assert_eq!(waiting.iter_mut().filter_map(poll).count(), 0);
             let names: Vec<_> = (1..LOGS).map(|n| n.to_string()).collect();
             let have: Vec<_> =
-                names.iter().map(|name| poll(&mut server.ask(name, &queues)).unwrap()).collect();
+                names.iter().map(|name| poll(&mut server.ask(name, &share)).unwrap()).collect();
             drop((busy, have));
             // Each of the waiting requests gets its permit, one after the other.
             let mut most = 1000;

@@ -6,19 +6,18 @@ use super::{
     connection::Arriving,
     context::Context,
     object, params,
-    permits::Queues,
+    permits::ConnectionShare,
     problem::Problem,
 };
 use crate::{
-    describe::LogInfo,
+    api::{LogInfo, LogsPage, Trim, Trimmed},
     store::{self, LogSettings, OpenLog, Store},
 };
 use hyper::{Request, Response, StatusCode};
-use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// The most names in one page.
-const PAGE: usize = 1000;
+const MAX_PAGE_LOGS: usize = 1000;
 /// How long to wait before creating a log again that others have deleted meanwhile.
 const AGAIN: Duration = Duration::from_millis(1);
 
@@ -29,7 +28,7 @@ fn described(log: &OpenLog) -> Answer {
 /// `PUT`: 201 if the log is new, 200 if it exists with the same settings.
 pub(super) async fn create(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     name: &str,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
@@ -44,7 +43,7 @@ pub(super) async fn create(
         known => known?, // a name that no log can have waits for no permit
     }
     let patience = context.limits.append_time;
-    let made = context.for_log(queues, name, move |store, name| {
+    let made = context.for_log(share, name, move |store, name| {
         let begun = Instant::now();
         loop {
             match store.create(name, &settings).and_then(|new| Ok((new, store.get(name)?))) {
@@ -62,27 +61,24 @@ pub(super) async fn create(
     Ok(answer)
 }
 
-pub(super) async fn describe(context: &Context, queues: &Queues, name: &str) -> Result<Answer, Problem> {
-    Ok(described(&*context.log(queues, name).await?))
+pub(super) async fn describe(
+    context: &Context,
+    share: &ConnectionShare,
+    name: &str,
+) -> Result<Answer, Problem> {
+    Ok(described(&*context.log(share, name).await?))
 }
 
-pub(super) async fn delete(context: &Context, queues: &Queues, name: &str) -> Result<Answer, Problem> {
+pub(super) async fn delete(
+    context: &Context,
+    share: &ConnectionShare,
+    name: &str,
+) -> Result<Answer, Problem> {
     context.store.check(name)?;
-    context.for_log(queues, name, Store::delete).await??;
+    context.for_log(share, name, Store::delete).await??;
     let mut answer = Response::new(full(""));
     *answer.status_mut() = StatusCode::NO_CONTENT;
     Ok(answer)
-}
-
-#[derive(Serialize)]
-struct Listed<'a> {
-    logs: &'a [String],
-    /// To be sent as `after` to get the next page.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<&'a str>,
-    /// Those that could not be opened.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    unusable: Vec<&'a str>,
 }
 
 pub(super) fn list(context: &Context, request: &Request<()>) -> Result<Answer, Problem> {
@@ -91,41 +87,30 @@ pub(super) fn list(context: &Context, request: &Request<()>) -> Result<Answer, P
         let (name, value) = parameter?;
         match &*name {
             "after" => after = Some(value.into_owned()),
-            "limit" => limit = params::number(&name, &value, 1..=PAGE as u64)? as usize,
+            "limit" => limit = params::number(&name, &value, 1..=MAX_PAGE_LOGS as u64)? as usize,
             _ => return Err(params::unknown(&name, "after, limit")),
         }
     }
     let mut logs = context.store.names(after.as_deref(), limit + 1);
     let more = logs.len() > limit;
     logs.truncate(limit);
-    let next = logs.last().map(String::as_str).filter(|_| more);
-    let unusable = context.store.unusable(&logs);
-    let listed = json_text(&Listed { logs: &logs, next, unusable });
-    Ok(json_of(full(context.memory.hold_answer(listed)?)))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Trim {
-    before: u64,
-}
-
-#[derive(Serialize)]
-struct Trimmed {
-    first_offset: u64,
+    let next = logs.last().filter(|_| more).cloned();
+    let unusable = context.store.unusable(&logs).into_iter().map(str::to_owned).collect();
+    let page = json_text(&LogsPage { logs, next, unusable });
+    Ok(json_of(full(context.memory.hold_answer(page)?)))
 }
 
 pub(super) async fn trim(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     name: &str,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
     let body = request.into_body(); // so that the header section is not held while waiting
-    let log = context.log(queues, name).await?;
+    let log = context.log(share, name).await?;
     let bytes = body::read_small(body, context).await?;
     let Trim { before } = object::parse(&bytes, r#"{"before":0}"#)?;
     let trim = move |_: &Store, _: &str| log.trim(before).map_err(|error| Problem::from(error).of(&log));
-    let first_offset = context.for_log(queues, name, trim).await??;
+    let first_offset = context.for_log(share, name, trim).await??;
     Ok(json(&Trimmed { first_offset }))
 }

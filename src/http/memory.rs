@@ -8,10 +8,7 @@
 //! The budget does not include what each connection needs in any case, which is bounded by the limit of connections:
 //! see `connection`.
 
-use super::{
-    permits::{Kind, LOGS, Permits},
-    problem::Problem,
-};
+use super::problem::Problem;
 use crate::{reports::Rarely, sync::lock};
 use bytes::Bytes;
 use memmap2::{MmapMut, MmapOptions};
@@ -24,20 +21,22 @@ use std::{
 };
 
 /// Grants grow by this many bytes, so that a body costs one atomic operation per step and not one per read.
-const STEP: usize = 16 << 10;
+const STEP_BYTES: usize = 16 << 10;
 /// A grant up to this size may use the part of the budget that larger ones have to leave free.
-const SMALL: usize = 64 << 10;
-/// An answer up to this size may use the part that larger ones have to leave free.
-pub(super) const MEDIUM: usize = 1 << 20;
+const SMALL_BYTES: usize = 64 << 10;
+/// An answer up to this size gets its memory without a queue (see `fetch`), and may use the part that larger ones have to
+/// leave free.
+pub(super) const UNQUEUED_BYTES: usize = 1 << 20;
 /// Up to this many bytes are considered part of what a request takes anyway, and are not counted.
-pub(super) const FREE: usize = 4 << 10;
-/// The usual size of a mapping for a piece of an answer, and how many are kept for later pieces.
-const PIECE: usize = 68 << 10;
-const SPARE: usize = 32;
+pub(super) const UNCOUNTED_BYTES: usize = 4 << 10;
+/// The size of a mapping for a piece of an answer, which is that of most pieces and a little more; and how many are kept
+/// for later pieces.
+const MAPPED_BYTES: usize = 68 << 10;
+const MAX_SPARE: usize = 32;
 /// The most bytes of scratch memory that a thread keeps.
-const SCRATCH: usize = 128 << 10;
+const MAX_SCRATCH_BYTES: usize = 128 << 10;
 /// Buffers larger than this are mappings.
-const HEAP: usize = 64 << 10;
+const MAX_HEAP_BYTES: usize = 64 << 10;
 
 /// What memory is used for. Each purpose may use only a part of the budget, so that neither keeps out the other; and of
 /// that, grants that are not small only a part, so that they do not keep out those that are.
@@ -57,58 +56,9 @@ pub(super) struct Memory {
     requests: AtomicUsize,
     answers: AtomicUsize,
     refused: AtomicU64,
-    /// The permits for work that temporarily needs more memory than it leaves, and a processor.
-    pub(super) permits: Permits,
-    /// Mappings for reuse, each of at least [`PIECE`] bytes.
+    /// Mappings for reuse, each of at least [`MAPPED_BYTES`] bytes.
     spare: Mutex<Vec<MmapMut>>,
     refusals: Rarely,
-}
-
-/// How much work it is to parse a body. For a compressed body that is not known before it is done: it begins as the
-/// kind of work that its compressed size makes it, and if it turns out to be more, by its bytes or by the time that
-/// decoding takes (`effort`), what was decoded is dropped, and it queues again with the next kind and starts over. So a
-/// body never waits behind larger ones, a waiting body holds nothing but what was received, and what is done twice is at
-/// most 1 MiB before the second kind and 9 MiB before the third.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Work {
-    Little,
-    More,
-    Much,
-}
-
-/// The most bytes of a body that is little work, and of one that is more.
-const LITTLE: usize = 1 << 20;
-const MORE: usize = 8 << 20;
-
-impl Work {
-    /// The least work that a body of this many bytes can be.
-    pub(super) fn of(bytes: usize) -> Self {
-        let works = [Self::Little, Self::More];
-        works.into_iter().find(|work| bytes <= work.bytes()).unwrap_or(Self::Much)
-    }
-
-    /// The kind of permit for it.
-    pub(super) fn kind(self) -> Kind {
-        match self {
-            Self::Little => Kind::LittleBody,
-            Self::More => Kind::MoreBody,
-            Self::Much => Kind::MuchBody,
-        }
-    }
-
-    /// The next kind of work, for a body that is more than this.
-    pub(super) fn next(self) -> Self {
-        if self == Self::Little { Self::More } else { Self::Much }
-    }
-
-    /// The most bytes that this kind of work is for.
-    pub(super) fn bytes(self) -> usize {
-        match self {
-            Self::Little => LITTLE,
-            Self::More => MORE,
-            Self::Much => usize::MAX,
-        }
-    }
 }
 
 /// The budget is used up for now.
@@ -122,26 +72,15 @@ impl From<UsedUp> for Problem {
 }
 
 impl Memory {
-    /// Creates a budget of `limit` bytes, for bodies of up to `largest` bytes, received or decoded, and for `threads`
-    /// threads to use it.
-    pub(super) fn new(limit: usize, largest: usize, threads: usize) -> Arc<Self> {
+    /// Creates a budget of `limit` bytes.
+    pub(super) fn new(limit: usize) -> Arc<Self> {
         let zero = || AtomicUsize::new(0);
-        // A body takes what it decodes to, and what is parsed from that. The largest bodies have half of the
-        // budget, each of the other two kinds half of what that leaves for bodies.
-        let fit = |part: usize, bytes: usize| part / bytes.saturating_mul(2).max(1);
-        let [little, more] = [LITTLE, MORE].map(|bytes| fit(limit / 8, bytes).min(threads));
-        let much = fit(limit / 2, largest).min(threads / 2);
-        // Looking through a log for the end of an answer leaves half of the processors to others, and so does reading
-        // very large records, and appending large batches.
-        let half = threads / 2;
-        let permits = Permits::new([little, more, much, half, threads, half, half, LOGS, 1]);
         Arc::new(Self {
             limit,
             used: zero(),
             requests: zero(),
             answers: zero(),
             refused: AtomicU64::new(0),
-            permits,
             spare: Mutex::default(),
             refusals: Rarely::default(),
         })
@@ -167,10 +106,10 @@ impl Memory {
 
     /// How much may be used for a purpose when a grant grows to `bytes`.
     fn most(&self, purpose: Purpose, bytes: usize) -> usize {
-        let eighths = match (purpose, bytes <= SMALL) {
+        let eighths = match (purpose, bytes <= SMALL_BYTES) {
             (Purpose::Request, true) => 7,
             (Purpose::Request, false) | (Purpose::Answer, true) => 6,
-            (Purpose::Answer, false) if bytes <= MEDIUM => 5,
+            (Purpose::Answer, false) if bytes <= UNQUEUED_BYTES => 5,
             (Purpose::Answer, false) => 4,
         };
         self.limit / 8 * eighths
@@ -187,15 +126,15 @@ impl Memory {
         self.part(purpose).load(Ordering::Relaxed) > self.most(purpose, usize::MAX) / 2
     }
 
-    /// Takes `bytes` more for a grant that has `held` already.
-    fn take(&self, purpose: Purpose, bytes: usize, held: usize) -> Result<(), UsedUp> {
+    /// Takes `bytes` more for a grant that has `granted` already.
+    fn take(&self, purpose: Purpose, bytes: usize, granted: usize) -> Result<(), UsedUp> {
         let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let of_part = self.part(purpose).fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if used <= self.limit && of_part <= self.most(purpose, held + bytes) {
+        if used <= self.limit && of_part <= self.most(purpose, granted + bytes) {
             return Ok(());
         }
         // A record may be larger than the part for answers: one at a time can be read nevertheless.
-        if purpose == Purpose::Answer && of_part == held + bytes {
+        if purpose == Purpose::Answer && of_part == granted + bytes {
             return Ok(());
         }
         self.give_back(purpose, bytes);
@@ -229,7 +168,7 @@ impl Memory {
     /// granted its memory before it is made.
     pub(super) fn hold_answer(self: &Arc<Self>, bytes: Vec<u8>) -> Result<Bytes, UsedUp> {
         let mut grant = self.grant(Purpose::Answer);
-        if bytes.len() > FREE {
+        if bytes.len() > UNCOUNTED_BYTES {
             grant.cover(bytes.len())?;
         }
         Ok(grant.hold(bytes))
@@ -257,7 +196,7 @@ impl Grant {
     pub(super) fn cover(&mut self, bytes: usize) -> Result<(), UsedUp> {
         if bytes > self.bytes {
             // The first step is small, as most bodies are.
-            let step = if bytes <= FREE { FREE } else { STEP };
+            let step = if bytes <= UNCOUNTED_BYTES { UNCOUNTED_BYTES } else { STEP_BYTES };
             let more = (bytes - self.bytes).next_multiple_of(step);
             self.memory.take(self.purpose, more, self.bytes)?;
             self.bytes += more;
@@ -278,12 +217,13 @@ impl Grant {
     /// Returns a copy of the bytes that holds its part of the budget, whoever has it. Unless it is small, it is in a
     /// mapping: a client may keep it for long, among allocations of others.
     pub(super) fn hold_copy(mut self, bytes: &[u8]) -> Bytes {
-        if bytes.len() <= HEAP / 8 {
+        if bytes.len() <= MAX_HEAP_BYTES / 8 {
             return self.hold(Bytes::copy_from_slice(bytes));
         }
         self.shrink(bytes.len());
-        let spare = if bytes.len() <= PIECE { lock(&self.memory.spare).pop() } else { None };
-        let fresh = || MmapOptions::new().len(bytes.len().max(PIECE)).no_reserve_swap().map_anon().ok();
+        let spare = if bytes.len() <= MAPPED_BYTES { lock(&self.memory.spare).pop() } else { None };
+        let fresh =
+            || MmapOptions::new().len(bytes.len().max(MAPPED_BYTES)).no_reserve_swap().map_anon().ok();
         match spare.or_else(fresh) {
             Some(mut mapped) => {
                 mapped[..bytes.len()].copy_from_slice(bytes);
@@ -296,11 +236,11 @@ impl Grant {
     /// Returns bytes that hold their part of the budget, whoever has them.
     pub(super) fn hold(mut self, bytes: impl Into<Bytes>) -> Bytes {
         let bytes = bytes.into();
-        if bytes.len() <= FREE {
+        if bytes.len() <= UNCOUNTED_BYTES {
             return bytes;
         }
         self.shrink(bytes.len());
-        Bytes::from_owner(Held(bytes, self))
+        Bytes::from_owner(Granted(bytes, self))
     }
 }
 
@@ -320,9 +260,9 @@ impl AsRef<[u8]> for Piece {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        let Some(mapped) = self.mapped.take().filter(|mapped| mapped.len() == PIECE) else { return };
+        let Some(mapped) = self.mapped.take().filter(|mapped| mapped.len() == MAPPED_BYTES) else { return };
         let mut spare = lock(&self.grant.memory.spare);
-        if spare.len() < SPARE {
+        if spare.len() < MAX_SPARE {
             spare.push(mapped);
         }
     }
@@ -334,16 +274,16 @@ pub(super) fn with_scratch<T>(run: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     let mut scratch = KEPT.take();
     scratch.clear();
     let made = run(&mut scratch);
-    if scratch.capacity() <= SCRATCH {
+    if scratch.capacity() <= MAX_SCRATCH_BYTES {
         KEPT.set(scratch);
     }
     made
 }
 
 /// Bytes, with their grant.
-struct Held(Bytes, #[allow(dead_code, reason = "given back when dropped")] Grant);
+struct Granted(Bytes, #[allow(dead_code, reason = "given back when dropped")] Grant);
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for Granted {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
@@ -395,7 +335,7 @@ impl Buffer {
         let start = self.length;
         let end = start + bytes.min(self.left());
         self.grant.cover(end)?;
-        if end > HEAP
+        if end > MAX_HEAP_BYTES
             && let Holds::Heap(heap) = &mut self.place
         {
             // Without reserving swap: only pages that are written to take memory.
@@ -463,11 +403,14 @@ mod tests {
 
     #[test]
     fn large_requests_leave_room_for_answers_and_for_small_ones_and_all_is_given_back() {
-        let memory = Memory::new(16 << 20, 1 << 20, 1);
+        let memory = Memory::new(16 << 20);
         let mut large = memory.grant(Purpose::Request);
         large.cover(12 << 20).unwrap();
         assert!(large.cover((12 << 20) + 1).is_err(), "three quarters are what bodies may have");
-        assert!(!memory.has_room(Purpose::Request, SMALL + 1) && memory.has_room(Purpose::Request, SMALL));
+        assert!(
+            !memory.has_room(Purpose::Request, SMALL_BYTES + 1)
+                && memory.has_room(Purpose::Request, SMALL_BYTES)
+        );
         let mut small = memory.grant(Purpose::Request);
         small.cover(1000).unwrap();
         let mut answer = memory.grant(Purpose::Answer);
@@ -489,10 +432,10 @@ mod tests {
         for (purpose, other, room) in
             [(Purpose::Answer, Purpose::Request, 4 << 20), (Purpose::Request, Purpose::Answer, 2 << 20)]
         {
-            let memory = Memory::new(16 << 20, 1 << 20, 1);
+            let memory = Memory::new(16 << 20);
             let grants = || std::iter::repeat_with(|| memory.grant(purpose)).take(1000);
             let small: Vec<_> =
-                grants().map_while(|mut grant| grant.cover(SMALL).is_ok().then_some(grant)).collect();
+                grants().map_while(|mut grant| grant.cover(SMALL_BYTES).is_ok().then_some(grant)).collect();
             let mut large = memory.grant(other);
             large.cover(room).unwrap();
             assert_eq!(memory.used(), 16 << 20, "{} small ones", small.len());
@@ -504,7 +447,7 @@ mod tests {
         fn a_buffer_holds_what_was_written_to_it(
             parts in prop::collection::vec((any::<u8>(), 0..50_000usize), 0..12), most in 1..300_000usize,
         ) {
-            let memory = Memory::new(1 << 20, 1 << 10, 1);
+            let memory = Memory::new(1 << 20);
             let mut buffer = Buffer::new(most, memory.grant(Purpose::Request));
             let mut expected = Vec::new();
             for (byte, length) in parts {

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use std::{fmt, marker::PhantomData};
 
 /// The most bytes of a parser's message that are quoted, so that there is room for what to send instead.
-const WHY: usize = 300;
+const MAX_QUOTED_BYTES: usize = 300;
 
 /// Parses a body: `invalid_json` if it is not JSON, `invalid_request` if it is JSON other than what is `expected`.
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], expected: &str) -> Result<T, Problem> {
@@ -46,15 +46,15 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
 pub(super) struct ShortNames<A>(pub(super) A);
 
 /// The most bytes of a name as written in the body: more than any known name has with each of its letters escaped.
-const NAME: usize = 128;
+const MAX_NAME_BYTES: usize = 128;
 
 impl<'de, A: MapAccess<'de>> MapAccess<'de> for ShortNames<A> {
     type Error = A::Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
         let Some(quoted) = self.0.next_key::<&'de RawValue>()?.map(RawValue::get) else { return Ok(None) };
-        if quoted.len() > NAME {
-            return Err(A::Error::custom(format_args!("unknown field {}", cut(quoted, NAME))));
+        if quoted.len() > MAX_NAME_BYTES {
+            return Err(A::Error::custom(format_args!("unknown field {}", cut(quoted, MAX_NAME_BYTES))));
         }
         let known = if quoted.contains('\\') {
             let name: String = serde_json::from_str(quoted).map_err(A::Error::custom)?;
@@ -73,7 +73,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for ShortNames<A> {
 /// What is wrong with a body: if it is not JSON at all, this is reported, whatever else is wrong.
 pub(super) fn not_parsed(body: &[u8], error: &serde_json::Error, expected: &str) -> Problem {
     let not_json = |why: &dyn std::fmt::Display| {
-        let why = cut(why, WHY);
+        let why = cut(why, MAX_QUOTED_BYTES);
         Problem::new(Code::InvalidJson, format_args!("the body is not JSON: {why}; send {expected}"))
     };
     // What is ignored is not checked to be UTF-8.
@@ -83,7 +83,7 @@ pub(super) fn not_parsed(body: &[u8], error: &serde_json::Error, expected: &str)
     if let Err(error) = serde_json::from_slice::<IgnoredAny>(body) {
         return not_json(&error);
     }
-    Problem::new(Code::InvalidRequest, format_args!("{}; send {expected}", cut(error, WHY)))
+    Problem::new(Code::InvalidRequest, format_args!("{}; send {expected}", cut(error, MAX_QUOTED_BYTES)))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::{
     connection::Arriving,
     context::Context,
     memory::Purpose,
-    permits::{Kind, Queues},
+    permits::{ConnectionShare, Kind},
     problem::Problem,
 };
 use crate::store::{Store, StoreOptions};
@@ -25,7 +25,7 @@ pub(super) async fn here(context: &Context, request: Request<Arriving>) -> Resul
     let _answer = full(grant.hold(vec![0; 1 << 20]));
     let _body = body::read(request.into_body(), context).await?;
     let _permit =
-        context.memory.permits.acquire(Kind::Look, &Queues::default(), Duration::from_secs(1)).await?;
+        context.permits.acquire(Kind::Look, &ConnectionShare::default(), Duration::from_secs(1)).await?;
     std::panic::resume_unwind(Box::new("as it was asked to")) // a panic that prints nothing
 }
 

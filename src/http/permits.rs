@@ -3,7 +3,7 @@
 //! of a connection waits among those of other connections, and its other requests wait behind that one. Otherwise a
 //! client with many requests in flight would get nearly all permits. If a permit is free, it is taken without any of this.
 
-use super::problem::Problem;
+use super::{effort::Work, problem::Problem};
 use crate::sync::lock;
 use std::{
     sync::{
@@ -17,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 /// What permits are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// To parse a body, by how much work that is: see `memory::Work`.
+    /// To parse a body, by how much [`Work`] that is.
     LittleBody,
     MoreBody,
     MuchBody,
@@ -35,7 +35,30 @@ pub(super) enum Kind {
     Memory,
 }
 
-pub(super) const KINDS: usize = 9;
+impl Kind {
+    /// All kinds, in the order in which they are declared.
+    const ALL: [Self; 9] = [
+        Self::LittleBody,
+        Self::MoreBody,
+        Self::MuchBody,
+        Self::Look,
+        Self::Read,
+        Self::ReadLarge,
+        Self::Append,
+        Self::Log,
+        Self::Memory,
+    ];
+}
+
+impl From<Work> for Kind {
+    fn from(work: Work) -> Self {
+        match work {
+            Work::Little => Self::LittleBody,
+            Work::More => Self::MoreBody,
+            Work::Much => Self::MuchBody,
+        }
+    }
+}
 
 /// The number of logs in the whole server for which something may take long at once: fewer than one runtime has
 /// threads.
@@ -43,39 +66,56 @@ pub(super) const LOGS: usize = 8;
 
 /// Work on this many bytes or more is done off the runtime's thread, which has other requests to answer: checking a
 /// mebibyte of JSON takes a millisecond.
-pub(super) const LARGE: usize = 256 << 10;
+pub(super) const OFFLOAD_BYTES: usize = 256 << 10;
 
 /// A permit, released when it is dropped.
 pub(super) type Permit = OwnedSemaphorePermit;
 
-/// The queues of one connection, one for each kind of permit.
-pub(super) struct Queues {
-    first: [Semaphore; KINDS],
-    /// For its requests that wait for a log that is busy with another request.
+/// What there is of one connection where all connections share something: its places in line for permits, how many of its
+/// requests wait for news, and whether it was slow to take an answer that others needed the memory of.
+pub(super) struct ConnectionShare {
+    /// Which connection it is of.
+    number: u64,
+    /// For each kind of permit: of its requests, the one that waits beside those of other connections.
+    first: [Semaphore; Kind::ALL.len()],
+    /// Has a permit for each of its requests that may wait for a busy log, which is one that another request is at work on.
     busy_logs: Semaphore,
     /// How many of its requests wait for news. It protects no memory: Relaxed.
     listening: AtomicUsize,
-    /// When one of its answers was ended because it took it too slowly while others were refused.
+    /// When one of its answers was last ended because the client took it too slowly, while others were refused for lack of
+    /// memory.
     was_slow: Mutex<Option<Instant>>,
 }
 
-/// How many requests of a connection wait for busy logs at once: few, so that none waits for all of another connection;
-/// and more than one, so that a busy log does not keep all requests of a connection for other logs waiting.
+/// How many requests of a connection may wait for busy logs at once. It is few, so that a request of another connection,
+/// which stands in the same line for a log, has few before it; and more than one, so that one busy log does not hold up what
+/// the connection wants of other logs.
 const BUSY_LOGS: usize = 8;
 
-impl Default for Queues {
+#[cfg(test)]
+impl Default for ConnectionShare {
     fn default() -> Self {
-        let first = std::array::from_fn(|_| Semaphore::new(1));
+        Self::new(0)
+    }
+}
+
+impl ConnectionShare {
+    /// The share of the connection of this number.
+    pub(super) fn new(number: u64) -> Self {
         Self {
-            first,
+            number,
+            first: std::array::from_fn(|_| Semaphore::new(1)),
             busy_logs: Semaphore::new(BUSY_LOGS),
             listening: AtomicUsize::new(0),
             was_slow: Mutex::default(),
         }
     }
-}
 
-impl Queues {
+    /// The number of its connection, which no other has.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// How many requests of the connection wait for news: long polls and live tails.
     pub(super) fn listening(&self) -> usize {
         self.listening.load(Ordering::Relaxed)
@@ -107,12 +147,31 @@ impl Queues {
 
 /// All permits of the server.
 #[derive(Debug)]
-pub(super) struct Permits([Arc<Semaphore>; KINDS]);
+pub(super) struct Permits([Arc<Semaphore>; Kind::ALL.len()]);
 
 impl Permits {
-    /// Creates this many permits of each kind, in the order of the kinds; at least one of each.
-    pub(super) fn new(permits: [usize; KINDS]) -> Self {
-        Self(permits.map(|permits| Arc::new(Semaphore::new(permits.max(1)))))
+    /// Creates as many permits of each kind as `count` says; at least one.
+    pub(super) fn new(count: impl Fn(Kind) -> usize) -> Self {
+        Self(Kind::ALL.map(|kind| Arc::new(Semaphore::new(count(kind).max(1)))))
+    }
+
+    /// The permits of a server that answers with `threads` threads, whose clients may make it hold `memory` bytes, with
+    /// bodies of up to `largest` bytes, received or decoded.
+    pub(super) fn for_server(memory: usize, largest: usize, threads: usize) -> Self {
+        // A body takes what it decodes to, and what is parsed from that. The largest bodies have half of the memory, each
+        // of the other two kinds half of what that leaves for bodies.
+        let fit = |part: usize, bytes: usize| part / bytes.saturating_mul(2).max(1);
+        let half = threads / 2;
+        Self::new(|kind| match kind {
+            Kind::LittleBody => fit(memory / 8, Work::Little.bytes()).min(threads),
+            Kind::MoreBody => fit(memory / 8, Work::More.bytes()).min(threads),
+            Kind::MuchBody => fit(memory / 2, largest).min(half),
+            Kind::Read => threads,
+            // These leave half of the processors to others.
+            Kind::Look | Kind::ReadLarge | Kind::Append => half,
+            Kind::Log => LOGS,
+            Kind::Memory => 1,
+        })
     }
 
     /// Returns a permit if one is free. None is free as long as a request waits: a permit that is given back goes to a
@@ -122,8 +181,8 @@ impl Permits {
     }
 
     /// Waits for a permit, in the queue of a connection, for as long as it takes. For when none is [free](Self::free).
-    pub(super) async fn wait(&self, kind: Kind, queues: &Queues) -> Option<Permit> {
-        let _first = queues.first[kind as usize].acquire().await;
+    pub(super) async fn wait(&self, kind: Kind, share: &ConnectionShare) -> Option<Permit> {
+        let _first = share.first[kind as usize].acquire().await;
         Arc::clone(&self.0[kind as usize]).acquire_owned().await.ok() // an error if it were closed, which it never is
     }
 
@@ -131,13 +190,13 @@ impl Permits {
     pub(super) async fn acquire(
         &self,
         kind: Kind,
-        queues: &Queues,
+        share: &ConnectionShare,
         patience: Duration,
     ) -> Result<Permit, Problem> {
         if let Some(permit) = self.free(kind) {
             return Ok(permit);
         }
-        let permit = tokio::time::timeout(patience, self.wait(kind, queues)).await;
+        let permit = tokio::time::timeout(patience, self.wait(kind, share)).await;
         permit.ok().flatten().ok_or_else(Problem::no_permit)
     }
 }
@@ -159,15 +218,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn each_kind_has_the_permits_that_are_meant_for_it() {
+        assert!(Kind::ALL.iter().enumerate().all(|(n, &kind)| kind as usize == n));
+        let available = |permits: &Permits| {
+            let count = |kind: Kind| permits.0[kind as usize].available_permits();
+            Kind::ALL.map(count)
+        };
+        // By kind: bodies of three sizes, looking, reading, reading large, appending, logs, memory.
+        assert_eq!(available(&Permits::for_server(1 << 30, 64 << 20, 8)), [8, 8, 4, 4, 8, 4, 4, LOGS, 1]);
+        assert_eq!(available(&Permits::for_server(64 << 20, 16 << 20, 8)), [4, 1, 1, 4, 8, 4, 4, LOGS, 1]);
+        assert_eq!(available(&Permits::for_server(0, 0, 0)), [1, 1, 1, 1, 1, 1, 1, LOGS, 1]);
+    }
+
     /// All requests waited in one queue, in the order in which they asked.
     #[test]
     fn a_connection_with_one_request_does_not_wait_for_all_of_one_with_many() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _within = runtime.enter(); // for its timers
-        let all = Permits::new([1; KINDS]);
-        let (many, one) = (Queues::default(), Queues::default());
+        let all = Permits::new(|_| 1);
+        let (many, one) = (ConnectionShare::default(), ConnectionShare::default());
         let ask =
-            |queues| -> Waiting<'_> { Box::pin(all.acquire(Kind::Read, queues, Duration::from_secs(60))) };
+            |share| -> Waiting<'_> { Box::pin(all.acquire(Kind::Read, share, Duration::from_secs(60))) };
         let held = poll(&mut ask(&many)).expect("nobody has it");
         let mut waiting: Vec<_> = (0..50).map(|_| ask(&many)).collect();
         // Requests that have had their permit stop waiting.

@@ -2,8 +2,8 @@
 
 use super::{
     formats,
-    memory::{FREE, Grant},
-    permits::{Kind, LARGE},
+    memory::{Grant, UNCOUNTED_BYTES},
+    permits::{Kind, OFFLOAD_BYTES},
 };
 use crate::{
     log::{Ahead, Error, Reader, RecordRef},
@@ -12,7 +12,7 @@ use crate::{
 
 /// Records from this size on are very large: reading one takes many times what others take, in time and, for a moment,
 /// in memory.
-const VERY_LARGE: usize = 1 << 20;
+const EXCLUSIVE_READ_BYTES: usize = 1 << 20;
 
 /// Where something is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,8 +34,8 @@ impl Place {
     /// The place where a record must be read.
     fn of(ahead: &Ahead) -> Self {
         match ahead.length().max(ahead.cold_bytes) {
-            VERY_LARGE.. => Self::LargePermit,
-            LARGE.. => Self::Permit,
+            EXCLUSIVE_READ_BYTES.. => Self::LargePermit,
+            OFFLOAD_BYTES.. => Self::Permit,
             _ if ahead.hot => Self::Here,
             _ => Self::Permit,
         }
@@ -68,7 +68,7 @@ pub(super) struct Wants {
 /// Where a record must be read next time, unless it may be read in `place` and there is memory for `bytes` of it.
 pub(super) fn elsewhere(place: Place, ahead: &Ahead, bytes: usize, grant: &mut Grant) -> Option<Place> {
     let needs = Place::of(ahead);
-    let is_fine = needs <= place && (bytes <= FREE || grant.cover(bytes).is_ok());
+    let is_fine = needs <= place && (bytes <= UNCOUNTED_BYTES || grant.cover(bytes).is_ok());
     (!is_fine).then(|| place.max(needs))
 }
 

@@ -3,6 +3,7 @@
 use super::answer::{Answer, full};
 use crate::{
     Code,
+    api::{ProblemDocument, ProblemNumbers},
     log::Error,
     store::{self, OpenLog},
 };
@@ -10,11 +11,10 @@ use hyper::{
     Response, StatusCode,
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
 };
-use serde::Serialize;
 use std::fmt::{self, Display, Write};
 
 /// The most bytes of a problem's detail: as JSON up to six times as many, so that every refusal stays below 4 KiB.
-const DETAIL: usize = 512;
+const MAX_DETAIL_BYTES: usize = 512;
 
 /// Formats something, truncating it to `most` bytes while it is made: it may include a client's own text, as long as
 /// its body. Characters that are not plain text where it is shown (control characters, characters that change the
@@ -54,23 +54,12 @@ pub(super) struct Problem {
     /// The methods that are allowed, if the method is what is wrong.
     allowed: Option<&'static str>,
     /// What a program needs to continue, such as the next offset.
-    numbers: Vec<(&'static str, u64)>,
-}
-
-#[derive(Serialize)]
-struct Document<'a> {
-    r#type: &'static str,
-    title: &'a str,
-    status: u16,
-    code: &'a str,
-    detail: &'a str,
-    #[serde(flatten)]
-    numbers: std::collections::BTreeMap<&'static str, u64>,
+    numbers: Option<Box<ProblemNumbers>>,
 }
 
 impl Problem {
     pub(super) fn new(code: Code, detail: impl Display) -> Self {
-        Self { code, detail: cut(detail, DETAIL), allowed: None, numbers: Vec::new() }
+        Self { code, detail: cut(detail, MAX_DETAIL_BYTES), allowed: None, numbers: None }
     }
 
     /// Whether the server has failed, and a person should look into this request. Conditions that affect thousands of
@@ -118,18 +107,18 @@ impl Problem {
     /// There is no record at this offset yet.
     pub(super) fn no_record(offset: u64, next: u64) -> Self {
         let detail = format!("there is no record at offset {offset} yet; the next one gets {next}");
-        Self::new(Code::OffsetNotFound, detail).with("next_offset", next)
+        Self::new(Code::OffsetNotFound, detail).with(|numbers| numbers.next_offset = Some(next))
     }
 
     /// A client reads where nothing is, and does not wait.
     pub(super) fn beyond_the_end(offset: u64, next: u64) -> Self {
         let detail = format!("offset {offset} is beyond the end of the log, which is {next}");
-        Self::new(Code::OffsetBeyondEnd, detail).with("next_offset", next)
+        Self::new(Code::OffsetBeyondEnd, detail).with(|numbers| numbers.next_offset = Some(next))
     }
 
     /// Adds a number to the document.
-    pub(super) fn with(mut self, name: &'static str, number: u64) -> Self {
-        self.numbers.push((name, number));
+    pub(super) fn with(mut self, set: impl FnOnce(&mut ProblemNumbers)) -> Self {
+        set(self.numbers.get_or_insert_default());
         self
     }
 
@@ -177,13 +166,13 @@ impl Problem {
 
     pub(super) fn into_response(self) -> Answer {
         let status = StatusCode::from_u16(self.code.status()).unwrap_or_default();
-        let document = Document {
+        let document = ProblemDocument {
             r#type: "about:blank",
             title: status.canonical_reason().unwrap_or_default(),
             status: status.as_u16(),
-            code: self.code.as_str(),
-            detail: &self.detail,
-            numbers: self.numbers.into_iter().collect(),
+            code: self.code.as_str().to_owned(),
+            detail: self.detail,
+            numbers: self.numbers.map(|numbers| *numbers).unwrap_or_default(),
         };
         let mut text = serde_json::to_vec(&document).unwrap_or_default(); // strings and numbers: cannot fail
         text.push(b'\n');
@@ -236,13 +225,14 @@ impl From<Error> for Problem {
         };
         let problem = Self::new(code, &error);
         match error {
-            Error::Unexpected { next, .. } => problem.with("next_offset", next),
-            Error::Trimmed { first, .. } => problem.with("first_offset", first),
-            Error::BeyondEnd { end, .. } => problem.with("next_offset", end),
-            Error::UnexpectedCursor { offset: Some(offset) } => problem.with("offset", offset),
-            Error::ProducerOutOfOrder { expected_epoch, expected_sequence } => {
-                problem.with("expected_epoch", expected_epoch.into()).with("expected_seq", expected_sequence)
-            }
+            Error::Unexpected { next, .. } => problem.with(|numbers| numbers.next_offset = Some(next)),
+            Error::Trimmed { first, .. } => problem.with(|numbers| numbers.first_offset = Some(first)),
+            Error::BeyondEnd { end, .. } => problem.with(|numbers| numbers.next_offset = Some(end)),
+            Error::UnexpectedCursor { offset } => problem.with(|numbers| numbers.offset = offset),
+            Error::ProducerOutOfOrder { expected_epoch, expected_sequence } => problem.with(|numbers| {
+                numbers.expected_epoch = Some(expected_epoch.into());
+                numbers.expected_seq = Some(expected_sequence);
+            }),
             _ => problem,
         }
     }

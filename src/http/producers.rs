@@ -4,73 +4,40 @@ use super::{
     answer::{Answer, json},
     context::Context,
     params,
-    permits::Queues,
+    permits::ConnectionShare,
     problem::Problem,
 };
 use crate::{
-    Code, EarlierBatch, Error, OpenedProducer, ProducerState,
-    log::check_producer_id,
+    Code, Error, OpenedProducer, ProducerState,
+    api::{BegunEpoch, EarlierBatch, EarlierEpoch, ProducerInfo},
+    log::{self, check_producer_id},
     store::{OpenLog, Store},
 };
 use hyper::Request;
 use percent_encoding::percent_decode_str;
-use serde::Serialize;
 use std::sync::Arc;
 
-#[derive(Serialize)]
-struct Described<'a> {
-    id: &'a str,
-    epoch: u32,
-    /// The sequence that is expected next in that epoch.
-    next_seq: u64,
-    last_offset: Option<u64>,
-    mark: Option<&'a str>,
-    log_id: String,
-}
-
-#[derive(Serialize)]
-struct Opened<'a> {
-    id: &'a str,
-    epoch: u32,
-    mark: Option<&'a str>,
-    /// The last epoch that has batches.
-    earlier: Option<Earlier>,
-    log_id: String,
-}
-
-#[derive(Serialize)]
-struct Earlier {
-    epoch: u32,
-    batches: Vec<Batch>,
-}
-
-#[derive(Serialize)]
-struct Batch {
-    seq: u64,
-    first_offset: u64,
-    count: u64,
-}
-
-fn described(log: &OpenLog, id: &str, state: &ProducerState) -> Answer {
-    json(&Described {
+fn described(log: &OpenLog, id: String, state: ProducerState) -> Answer {
+    json(&ProducerInfo {
         id,
         epoch: state.epoch,
         next_seq: state.last_sequence.map_or(0, |last| last + 1),
         last_offset: state.last_offset,
-        mark: state.mark.as_deref(),
+        mark: state.mark,
         log_id: log.id().to_string(),
     })
 }
 
-fn opened(log: &OpenLog, id: &str, opened: &OpenedProducer) -> Answer {
-    let batch =
-        |&EarlierBatch { sequence: seq, first_offset, count, .. }: &_| Batch { seq, first_offset, count };
+fn opened(log: &OpenLog, id: String, opened: OpenedProducer) -> Answer {
+    let batch = |batch: log::EarlierBatch| {
+        let log::EarlierBatch { sequence: seq, first_offset, count, .. } = batch;
+        EarlierBatch { seq, first_offset, count }
+    };
     let earlier = opened
         .earlier
-        .as_ref()
-        .map(|(epoch, batches)| Earlier { epoch: *epoch, batches: batches.iter().map(batch).collect() });
-    let mark = opened.mark.as_deref();
-    json(&Opened { id, epoch: opened.epoch, mark, earlier, log_id: log.id().to_string() })
+        .map(|(epoch, batches)| EarlierEpoch { epoch, batches: batches.into_iter().map(batch).collect() });
+    let OpenedProducer { epoch, mark, .. } = opened;
+    json(&BegunEpoch { id, epoch, mark, earlier, log_id: log.id().to_string() })
 }
 
 /// The id in a path.
@@ -83,7 +50,7 @@ fn id_in(path: &str) -> Result<String, Problem> {
 /// `POST`: the producer's next epoch. Batches of older ones are refused from now on.
 pub(super) async fn open(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     name: &str,
     id: &str,
     request: Request<()>,
@@ -91,26 +58,26 @@ pub(super) async fn open(
     params::none(&request)?;
     drop(request); // so that its header section is not held while waiting
     let id = id_in(id)?;
-    let log = context.log_to_append(queues, name).await?;
+    let log = context.log_to_append(share, name).await?;
     // In the list before it has the permit: whoever has that begins this epoch as well. It leaves the list with its client.
     let asked = log.ask_for_epoch(&id).map_err(|error| Problem::from(error).of(&log))?;
     let asked = Arc::new(asked);
     let begun = loop {
         let (at, asked) = (Arc::clone(&log), Arc::clone(&asked));
         let attempt = move |_: &Store, _: &str| at.begin_epoch_in_time(&asked);
-        match context.for_log(queues, log.name(), attempt).await? {
+        match context.for_log(share, log.name(), attempt).await? {
             Ok(begun) => break begun,
             Err(pause) => tokio::time::sleep(pause).await, // without the permit
         }
     };
     let begun = begun.map_err(|error| Problem::from(error).of(&log))?;
-    Ok(opened(&log, &id, &begun))
+    Ok(opened(&log, id, begun))
 }
 
 /// `GET`: what the log knows about the producer, and readers can see.
 pub(super) async fn describe(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     name: &str,
     id: &str,
     request: Request<()>,
@@ -118,13 +85,13 @@ pub(super) async fn describe(
     params::none(&request)?;
     drop(request); // so that its header section is not held while waiting
     let id = id_in(id)?;
-    let log = context.log(queues, name).await?;
+    let log = context.log(share, name).await?;
     let state = if !log.producers_are_busy() && log.knows_producers() {
         log.producer(&id).map_err(|error| Problem::from(error).of(&log))?
     } else {
         // Off the runtime's thread, because that reads from the disk, or waits for a batch that is being copied.
         let (at, id) = (Arc::clone(&log), id.clone());
-        let known = context.for_log(queues, log.name(), move |_: &Store, _: &str| at.producer(&id)).await?;
+        let known = context.for_log(share, log.name(), move |_: &Store, _: &str| at.producer(&id)).await?;
         known.map_err(|error| Problem::from(error).of(&log))?
     };
     let state = state.ok_or_else(|| {
@@ -134,5 +101,5 @@ pub(super) async fn describe(
     if let Some(last) = state.last_offset {
         context.acknowledged(&log, last, None).await?;
     }
-    Ok(described(&log, &id, &state))
+    Ok(described(&log, id, state))
 }

@@ -8,12 +8,12 @@ use super::{
     formats::{self, Format},
     memory::Purpose,
     params,
-    permits::{Kind, Queues},
+    permits::{ConnectionShare, Kind},
     problem::Problem,
-    reading::{OPENING, PageLimits, Reading, closing_bytes},
+    reading::{PageLimits, Reading},
     tail,
 };
-use crate::{Code, log::Error, reports, start::StartAt, store::OpenLog};
+use crate::{Code, LogId, log::Error, reports, start::StartAt, store::OpenLog};
 use http_body_util::{BodyExt, Either};
 use hyper::{
     Request, Response,
@@ -26,7 +26,7 @@ use std::{collections::VecDeque, io, pin::Pin, sync::Arc, task, time::Duration};
 const NEXT_OFFSET: HeaderName = HeaderName::from_static("millstream-next-offset");
 
 /// Answers of up to this many bytes are sent whole.
-const WHOLE: usize = 1 << 20;
+const MAX_WHOLE_BYTES: usize = 1 << 20;
 /// Where to begin, as a client says it.
 fn start_at(value: &str) -> Result<StartAt, Problem> {
     value.parse().map_err(|_| {
@@ -39,7 +39,7 @@ fn start_at(value: &str) -> Result<StartAt, Problem> {
 async fn resolve(
     start: StartAt,
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     log: &Arc<OpenLog>,
 ) -> Result<u64, Problem> {
     Ok(match start {
@@ -50,70 +50,103 @@ async fn resolve(
         StartAt::Since(time) => {
             let (log, patience) = (Arc::clone(log), context.limits.append_time);
             let find = move || log.offset_since(StartAt::millis(time));
-            context.for_client(queues, Kind::Read, patience, find).await??
+            context.for_client(share, Kind::Read, patience, find).await??
         }
     })
 }
 
+/// What the query of a range asks for.
+#[derive(Default)]
+struct RangeQuery {
+    from: Option<StartAt>,
+    /// The id that the log must have.
+    log_id: Option<LogId>,
+    follow: bool,
+    wait: Option<Duration>,
+    records: Option<u64>,
+    bytes: Option<u64>,
+}
+
+impl RangeQuery {
+    fn parse(request: &Request<()>, longest_wait: Duration) -> Result<Self, Problem> {
+        let mut query = Self::default();
+        for parameter in params::of(request) {
+            let (name, value) = parameter?;
+            match &*name {
+                "offset" | "since" if query.from.is_some() => {
+                    return Err(params::one_of("offset and since"));
+                }
+                "offset" => query.from = Some(start_at(&value)?),
+                "since" => query.from = Some(StartAt::since_millis(params::time(&name, &value)?)),
+                "limit" => query.records = Some(params::number(&name, &value, 1..=10_000_000)?),
+                "max_bytes" => query.bytes = Some(params::number(&name, &value, 1..=1 << 30)?),
+                "wait" => query.wait = Some(params::duration(&name, &value, longest_wait)?),
+                "follow" => query.follow = params::yes_or_no(&name, &value)?,
+                "log_id" => query.log_id = Some(params::log_id(&value)?),
+                _ => {
+                    let known = "offset, since, limit, max_bytes, wait, follow, log_id";
+                    return Err(params::unknown(&name, known));
+                }
+            }
+        }
+        Ok(query)
+    }
+
+    /// How long a range in this format goes on.
+    fn until(&self, format: Format) -> Result<Until, Problem> {
+        match (self.follow, self.wait, self.bytes) {
+            (true, None, None) if format.is_single_document() => {
+                let detail = format!(
+                    "{} is one document, which would never end: to follow a log, accept another type",
+                    format.name()
+                );
+                Err(Problem::new(Code::InvalidQuery, detail))
+            }
+            (true, None, None) => Ok(Until::Stopped),
+            (true, ..) => {
+                let detail = "what follows a log is not limited by wait or max_bytes: leave them out";
+                Err(Problem::new(Code::InvalidQuery, detail))
+            }
+            (false, ..) => Ok(Until::End(self.wait.unwrap_or_default())),
+        }
+    }
+
+    /// How much a range has at most.
+    fn page_limits(&self) -> PageLimits {
+        if self.follow {
+            return PageLimits { records: self.records.unwrap_or(u64::MAX), bytes: u64::MAX };
+        }
+        PageLimits { records: self.records.unwrap_or(1000), bytes: self.bytes.unwrap_or(1 << 20) }
+    }
+}
+
+/// `GET …/records`: a range of a log, or its live tail.
 pub(super) async fn range(
     context: &Arc<Context>,
     asker: Asker<'_>,
     name: &str,
     request: Request<()>,
 ) -> Result<Answer, Problem> {
-    let limits = &context.limits;
-    let (mut from, mut log_id) = (None, None);
-    let (mut follows, mut wait, mut records, mut bytes) = (false, None, None, None);
-    for parameter in params::of(&request) {
-        let (name, value) = parameter?;
-        match &*name {
-            "offset" | "since" if from.is_some() => return Err(params::one_of("offset and since")),
-            "offset" => from = Some(start_at(&value)?),
-            "since" => from = Some(StartAt::since_millis(params::time(&name, &value)?)),
-            "limit" => records = Some(params::number(&name, &value, 1..=10_000_000)?),
-            "max_bytes" => bytes = Some(params::number(&name, &value, 1..=1 << 30)?),
-            "wait" => wait = Some(params::duration(&name, &value, limits.wait_time)?),
-            "follow" => follows = params::yes_or_no(&name, &value)?,
-            "log_id" => log_id = Some(params::log_id(&value)?),
-            _ => {
-                let known = "offset, since, limit, max_bytes, wait, follow, log_id";
-                return Err(params::unknown(&name, known));
-            }
-        }
-    }
+    let query = RangeQuery::parse(&request, context.limits.wait_time)?;
     let headers = request.headers();
     let (tailing, format) = formats::wanted(headers)?;
     let last = if tailing { params::header(headers, "last-event-id")? } else { None };
     let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
     drop(request); // so that its header section is not held while waiting
-    let until = match (follows && !tailing, wait, bytes) {
-        (true, None, None) if format == Format::Json => {
-            let detail = "application/json is one document, which would never end: to follow a log, accept another type";
-            return Err(Problem::new(Code::InvalidQuery, detail));
-        }
-        (true, None, None) => Until::Stopped,
-        (true, ..) => {
-            let detail = "what follows a log is not limited by wait or max_bytes: leave them out";
-            return Err(Problem::new(Code::InvalidQuery, detail));
-        }
-        (false, ..) => Until::End(wait.unwrap_or_default()),
-    };
-    let log = context.log(asker.queues, name).await?;
-    if log_id.is_some_and(|id| id != log.id()) {
+    // A tail follows the log in any case, and is not limited.
+    let until = if tailing { Until::Stopped } else { query.until(format)? };
+    let log = context.log(asker.share, name).await?;
+    if query.log_id.is_some_and(|id| id != log.id()) {
         let detail = format!("the log of this name has the id {}", log.id());
         return Err(Problem::new(Code::AnotherLog, detail));
     }
     if tailing {
-        let from = resumed.map(|last| StartAt::Offset(last + 1)).or(from).unwrap_or(StartAt::Latest);
-        let offset = resolve(from, context, asker.queues, &log).await?;
-        return tail::stream(context, asker.queues, &log, offset);
+        let from = resumed.map(|last| StartAt::Offset(last + 1)).or(query.from).unwrap_or(StartAt::Latest);
+        let offset = resolve(from, context, asker.share, &log).await?;
+        return tail::stream(context, asker.share, &log, offset);
     }
-    let from = from.unwrap_or(StartAt::Earliest);
-    let page_limits = match until {
-        Until::End(_) => PageLimits { records: records.unwrap_or(1000), bytes: bytes.unwrap_or(1 << 20) },
-        Until::Stopped => PageLimits { records: records.unwrap_or(u64::MAX), bytes: u64::MAX },
-    };
-    let ranged = records_from(context, asker, &log, from, until, format, page_limits).await;
+    let from = query.from.unwrap_or(StartAt::Earliest);
+    let ranged = records_from(context, asker, &log, from, until, format, query.page_limits()).await;
     ranged.map_err(|problem| problem.of(&log))
 }
 
@@ -136,7 +169,7 @@ async fn records_from(
     format: Format,
     page_limits: PageLimits,
 ) -> Result<Answer, Problem> {
-    let offset = resolve(from, context, asker.queues, log).await?;
+    let offset = resolve(from, context, asker.share, log).await?;
     let wait = if let Until::End(wait) = until { wait } else { Duration::ZERO };
     // A record that was appended may not be visible yet, and asking for what follows it is no mistake. But what is
     // said of the end is what readers see of it: a crash may take back the rest.
@@ -145,10 +178,10 @@ async fn records_from(
         return Err(Problem::beyond_the_end(offset, visible));
     }
     if log.visible_offset() <= offset && !wait.is_zero() {
-        let (mut stopped, hold) = (context.stopped.clone(), context.held.hold(log, asker.queues));
+        let (mut stopped, log_wait) = (context.stopped.clone(), context.waited.begin(log, asker.share));
         tokio::select! {
             waited = tokio::time::timeout(wait, log.visible(offset)) => waited.unwrap_or(Ok(()))?,
-            () = hold.ended() => return Err(Problem::too_many_waits()),
+            () = log_wait.ended() => return Err(Problem::too_many_waits()),
             _ = stopped.wait_for(|stopped| *stopped) => {}
         }
     }
@@ -160,18 +193,18 @@ async fn records_from(
             return Err(Error::Trimmed { offset, first }.into()); // while there is a head to say it in
         }
         let body =
-            if asker.only_head { only_head(None) } else { follow::body(context, asker.queues, log, reading) };
+            if asker.only_head { only_head(None) } else { follow::body(context, asker.share, log, reading) };
         (offset, body)
     } else if asker.only_head {
-        reading.length = Some(if format == Format::Json { OPENING.len() as u64 } else { 0 });
-        let reading = reading.looked(context, asker.queues, true).await?;
+        reading.length = Some(format.envelope().opening.len() as u64);
+        let reading = reading.looked(context, asker.share, true).await?;
         let next = reading.reader.offset();
         // A longer answer is sent piece by piece, without a length.
-        let length = reading.length.map(|length| length + closing_bytes(format, next));
-        let length = length.filter(|length| *length < WHOLE as u64);
+        let length = reading.length.map(|length| length + format.envelope().closing(next).len() as u64);
+        let length = length.filter(|length| *length < MAX_WHOLE_BYTES as u64);
         (next, only_head(length))
     } else {
-        begun(context, asker.queues, log, reading).await?
+        begun(context, asker.share, log, reading).await?
     };
     let mut answer = Response::new(body);
     let headers = answer.headers_mut();
@@ -190,7 +223,7 @@ async fn records_from(
 /// Where a range ends, and a body that is all of it or sends it piece by piece.
 async fn begun(
     context: &Arc<Context>,
-    queues: &Arc<Queues>,
+    share: &Arc<ConnectionShare>,
     log: &Arc<OpenLog>,
     mut reading: Reading,
 ) -> Result<(u64, Body), Problem> {
@@ -201,7 +234,7 @@ async fn begun(
         // Boxed, as in `Sending::make_next`: little memory is to be held by requests that wait to look for the end.
         let (page_limits, at) = (reading.page_limits, reading.reader.offset());
         let (format, end) = (reading.format, reading.end);
-        let (next, piece, done) = match Box::pin(reading.piece(context, queues, log, patience)).await {
+        let (next, piece, done) = match Box::pin(reading.piece(context, share, log, patience)).await {
             Err(problem) if problem.is_overload() && !pieces.is_empty() => {
                 // These pieces may be what has used up the memory: they are sent first.
                 reading = Reading { fresh: false, ..Reading::new(log.reader(at), format, page_limits, end) };
@@ -214,7 +247,7 @@ async fn begun(
         if !piece.is_empty() {
             pieces.push_back(piece);
         }
-        if done || bytes >= WHOLE || context.memory.is_tight(Purpose::Answer) {
+        if done || bytes >= MAX_WHOLE_BYTES || context.memory.is_tight(Purpose::Answer) {
             break done;
         }
         tokio::task::yield_now().await; // others have their turn
@@ -224,13 +257,13 @@ async fn begun(
     }
     // A large range: find out where it ends, which the head has to say, then send it as the client takes it.
     let (planned, back) = (reading.page_limits, reading.reader.offset());
-    let mut reading = reading.looked(context, queues, false).await?;
+    let mut reading = reading.looked(context, share, false).await?;
     let next = reading.reader.offset();
     reading.page_limits =
         PageLimits { records: planned.records - reading.page_limits.records, bytes: u64::MAX };
     reading.reader.seek(back);
-    let (context, queues, log) = (Arc::clone(context), Arc::clone(queues), Arc::clone(log));
-    let sending = Sending { context, queues, log, reading, pieces, done: false };
+    let (context, share, log) = (Arc::clone(context), Arc::clone(share), Arc::clone(log));
+    let sending = Sending { context, share, log, reading, pieces, done: false };
     Ok((next, piece_by_piece(sending, Sending::next)))
 }
 
@@ -268,7 +301,7 @@ impl hyper::body::Body for Pieces {
 /// waits for some.
 struct Sending {
     context: Arc<Context>,
-    queues: Arc<Queues>,
+    share: Arc<ConnectionShare>,
     log: Arc<OpenLog>,
     reading: Reading,
     /// Pieces that exist already.
@@ -295,11 +328,11 @@ impl Sending {
     }
 
     async fn make_next(self) -> io::Result<Self> {
-        let Self { context, queues, log, reading, mut pieces, .. } = self;
+        let Self { context, share, log, reading, mut pieces, .. } = self;
         let broken_off = || io::Error::other("the range was broken off");
         let patience = Patience::of(context.limits.body_time);
         // Boxed, so that little memory is held by answers whose clients take nothing.
-        let made = Box::pin(reading.piece(&context, &queues, &log, patience)).await;
+        let made = Box::pin(reading.piece(&context, &share, &log, patience)).await;
         let (reading, piece, done) = made.map_err(|problem| {
             reports::failure(log.dir(), &problem, "broke off the answer to a range");
             broken_off()
@@ -316,6 +349,6 @@ impl Sending {
         if !piece.is_empty() {
             pieces.push_back(piece);
         }
-        Ok(Self { context, queues, log, reading, pieces, done })
+        Ok(Self { context, share, log, reading, pieces, done })
     }
 }

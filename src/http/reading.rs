@@ -5,7 +5,7 @@ use super::{
     fetch::{self, Patience},
     formats::{self, Format},
     memory::{Grant, Memory, Purpose, UsedUp, with_scratch},
-    permits::{Kind, LARGE, Queues},
+    permits::{ConnectionShare, Kind, OFFLOAD_BYTES},
     place::{self, Made, Next, Place, Wants},
     problem::Problem,
 };
@@ -19,21 +19,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Bytes of an answer that are rendered at once: from memory, from the disk (where as much is read at once), and from
-/// memory when the budget for answers is short; then `PIECE` from the disk.
-const PIECE: usize = 64 << 10;
-const COLD_PIECE: usize = 256 << 10;
-const SHORT_PIECE: usize = 16 << 10;
+/// Bytes of an answer that are rendered at once: from memory; from the disk, where as much is read at once; and from
+/// memory when the budget for answers is tight, when it is [`RENDER_BYTES`] from the disk.
+const RENDER_BYTES: usize = 64 << 10;
+const COLD_RENDER_BYTES: usize = 256 << 10;
+const TIGHT_RENDER_BYTES: usize = 16 << 10;
 /// Reading a record takes as long as rendering this many bytes.
-const RECORD: usize = 20;
+const RECORD_COST_BYTES: usize = 20;
 /// How long a turn of looking for the end of a large answer lasts before others have their turn, and how many records
 /// pass between two looks at the clock.
-const LOOK: Duration = Duration::from_millis(2);
+const LOOK_SLICE: Duration = Duration::from_millis(2);
 const LOOK_STEPS: usize = 64;
 /// How long it is looked for on the runtime's thread first, among records that are in memory.
-const GLANCE: Duration = Duration::from_micros(500);
+const INLINE_LOOK: Duration = Duration::from_micros(500);
 /// Reading this many bytes from the disk counts as one more record.
-const LOOK_BYTES: usize = 4 << 10;
+const LOOK_STEP_BYTES: usize = 4 << 10;
 
 /// How much more an answer may contain.
 #[derive(Debug, Clone, Copy)]
@@ -92,8 +92,8 @@ impl Reading {
     /// Counts a record as read.
     fn took(&mut self, offset: u64, record: Head) {
         if let Some(length) = &mut self.length {
-            let comma = !self.fresh && self.format == Format::Json;
-            *length += u64::from(comma) + formats::length(self.format, offset, record);
+            let separator = if self.fresh { 0 } else { self.format.envelope().separator.len() as u64 };
+            *length += separator + formats::length(self.format, offset, record);
         }
         self.fresh = false;
         self.page_limits.records -= 1;
@@ -120,10 +120,10 @@ impl Reading {
         place: Place,
         most: usize,
     ) -> Result<Went, Problem> {
-        let (begun, mut steps) = (out.len(), 0);
+        let (begun, mut steps, envelope) = (out.len(), 0, self.format.envelope());
         while self.page_limits.records > 0 {
             // A record without a value may add nothing to the piece.
-            if out.len().max(steps * RECORD) >= most {
+            if out.len().max(steps * RECORD_COST_BYTES) >= most {
                 return Ok(Went::Some);
             }
             steps += 1;
@@ -141,8 +141,8 @@ impl Reading {
                 }
             };
             let (offset, head) = (record.offset, record.head());
-            if !self.fresh && self.format == Format::Json {
-                out.push(b',');
+            if !self.fresh {
+                out.extend_from_slice(envelope.separator);
             }
             formats::render(self.format, out, &record);
             if self.fresh {
@@ -156,12 +156,12 @@ impl Reading {
         Ok(Went::All)
     }
 
-    /// Continues without rendering anything, for about as long as a [`LOOK`], or a [`GLANCE`] on the runtime's thread.
+    /// Continues without rendering anything, for about as long as a [`LOOK_SLICE`], or a [`INLINE_LOOK`] on the runtime's thread.
     /// Returns whether the end of the range was reached. Large records are read only to verify them, which a HEAD does
     /// not need. If there is no memory for that, the range ends before such a record, if anything is before it.
     fn look(&mut self, memory: &Arc<Memory>, only_head: bool, place: Place) -> Result<bool, Problem> {
         let (begun, mut steps, mut grant) = (Instant::now(), 0, memory.grant(Purpose::Answer));
-        let most = if place == Place::Here { GLANCE } else { LOOK };
+        let most = if place == Place::Here { INLINE_LOOK } else { LOOK_SLICE };
         while self.page_limits.records > 0 {
             if steps >= LOOK_STEPS {
                 if begun.elapsed() >= most {
@@ -173,7 +173,7 @@ impl Reading {
                 return Ok(false);
             }
             match self.look_at_next(&mut grant, only_head) {
-                Ok(Some(cold_bytes)) => steps += 1 + cold_bytes / LOOK_BYTES,
+                Ok(Some(cold_bytes)) => steps += 1 + cold_bytes / LOOK_STEP_BYTES,
                 Ok(None) => break,
                 Err(LookError::Error(error)) => {
                     self.ends_before(error)?;
@@ -194,12 +194,12 @@ impl Reading {
                 return Ok(None);
             };
             cold_bytes = ahead.cold_bytes;
-            if let Some(head) = ahead.head.filter(|_| cold_bytes >= LARGE && only_head) {
+            if let Some(head) = ahead.head.filter(|_| cold_bytes >= OFFLOAD_BYTES && only_head) {
                 self.reader.seek(offset + 1);
                 self.took(offset, head);
-                return Ok(Some(LOOK_BYTES));
+                return Ok(Some(LOOK_STEP_BYTES));
             }
-            if cold_bytes >= LARGE {
+            if cold_bytes >= OFFLOAD_BYTES {
                 grant.cover(cold_bytes)?;
             }
         }
@@ -216,7 +216,7 @@ impl Reading {
     pub(super) async fn looked(
         mut self,
         context: &Context,
-        queues: &Queues,
+        share: &ConnectionShare,
         only_head: bool,
     ) -> Result<Self, Problem> {
         let patience = context.limits.append_time; // for each turn
@@ -230,7 +230,7 @@ impl Reading {
                 (self, done)
             };
             let looked;
-            (self, looked) = Box::pin(context.for_client(queues, Kind::Look, patience, look)).await?;
+            (self, looked) = Box::pin(context.for_client(share, Kind::Look, patience, look)).await?;
             done = looked?;
         }
         Ok(self)
@@ -241,20 +241,21 @@ impl Reading {
     pub(super) async fn piece(
         self,
         context: &Context,
-        queues: &Queues,
+        share: &ConnectionShare,
         log: &OpenLog,
         patience: Patience,
     ) -> Result<(Self, Bytes, bool), Problem> {
         let tight = context.memory.is_tight(Purpose::Answer);
         let attempt = move |reading: &mut Self, place: Place, mut grant: Grant| {
             let most = match (tight, place) {
-                (true, Place::Here) => SHORT_PIECE,
-                (false, Place::Here) | (true, _) => PIECE,
-                (false, _) => COLD_PIECE,
+                (true, Place::Here) => TIGHT_RENDER_BYTES,
+                (false, Place::Here) | (true, _) => RENDER_BYTES,
+                (false, _) => COLD_RENDER_BYTES,
             };
             with_scratch(|out| {
-                if reading.fresh && reading.format == Format::Json {
-                    out.extend_from_slice(OPENING);
+                let envelope = reading.format.envelope();
+                if reading.fresh {
+                    out.extend_from_slice(envelope.opening);
                 }
                 let went = reading.go(out, &mut grant, place, most)?;
                 // Nothing is held while waiting: neither what was read ahead, nor a chunk.
@@ -263,14 +264,14 @@ impl Reading {
                     Went::Nowhere(place, bytes) => Made::Wants(Wants { grant, place, bytes }),
                     Went::Some => Made::Done((grant.hold_copy(out), false)),
                     Went::All => {
-                        close(reading.format, out, reading.reader.offset());
+                        out.extend_from_slice(envelope.closing(reading.offset()).as_bytes());
                         Made::Done((grant.hold_copy(out), true))
                     }
                 })
             })
         };
         let place = Place::first(log, self.reader.offset());
-        let (reading, (piece, done)) = fetch::make(context, queues, place, patience, self, attempt).await?;
+        let (reading, (piece, done)) = fetch::make(context, share, place, patience, self, attempt).await?;
         Ok((reading, piece, done))
     }
 }
@@ -293,22 +294,6 @@ impl From<UsedUp> for LookError {
     }
 }
 
-/// What is before and after the records in a JSON document.
-pub(super) const OPENING: &[u8] = b"{\"records\":[";
-
-fn close(format: Format, out: &mut Vec<u8>, next: u64) {
-    if format == Format::Json {
-        out.extend_from_slice(format!("],\"next_offset\":{next}}}\n").as_bytes());
-    }
-}
-
-/// The number of bytes that follow the records.
-pub(super) fn closing_bytes(format: Format, next: u64) -> u64 {
-    let mut closing = Vec::new();
-    close(format, &mut closing, next);
-    closing.len() as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,14 +308,16 @@ mod tests {
             log.append_batch(&[&b""[..]; 1000]).unwrap();
         }
         log.flush().unwrap();
-        let memory = Memory::new(16 << 20, 1 << 20, 1);
+        let memory = Memory::new(16 << 20);
         let limits = PageLimits { records: u64::MAX, bytes: u64::MAX };
         let mut reading = Reading::new(log.reader(0), Format::Bytes, limits, 4000);
         let mut out = Vec::new();
-        let went = reading.go(&mut out, &mut memory.grant(Purpose::Answer), Place::Here, PIECE).ok().unwrap();
+        let went =
+            reading.go(&mut out, &mut memory.grant(Purpose::Answer), Place::Here, RENDER_BYTES).ok().unwrap();
         assert!(matches!(went, Went::Some) && out.is_empty());
-        assert_eq!(reading.offset(), PIECE.div_ceil(RECORD) as u64);
-        let went = reading.go(&mut out, &mut memory.grant(Purpose::Answer), Place::Here, PIECE).ok().unwrap();
+        assert_eq!(reading.offset(), RENDER_BYTES.div_ceil(RECORD_COST_BYTES) as u64);
+        let went =
+            reading.go(&mut out, &mut memory.grant(Purpose::Answer), Place::Here, RENDER_BYTES).ok().unwrap();
         assert!(matches!(went, Went::All) && reading.offset() == 4000);
     }
 }

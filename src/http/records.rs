@@ -5,17 +5,19 @@ use super::{
     body,
     connection::Arriving,
     context::{self, Ack, Asker, Context},
+    effort::Work,
     fetch,
     formats::{self, DecodedBatch, Format},
-    memory::{Grant, Purpose, Work},
+    memory::{Grant, Purpose},
     meter::Meter,
     params,
-    permits::{LARGE, Queues},
+    permits::{ConnectionShare, OFFLOAD_BYTES},
     problem::Problem,
     segment_room::SegmentRoom,
 };
 use crate::{
     Code, LogId, PRODUCER_MARK_BYTES,
+    api::Appended,
     log::{Error, MayBlock, Produced, ProducerBatch, Record, check_producer_id},
     store::{LogSettings, OpenLog, Store, Values},
 };
@@ -24,20 +26,9 @@ use hyper::{
     body::Bytes,
     header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH},
 };
-use serde::Serialize;
 use std::{collections::BTreeSet, sync::Arc};
 
 const TIME: HeaderName = HeaderName::from_static("millstream-time");
-
-#[derive(Serialize)]
-struct Appended {
-    first_offset: u64,
-    last_offset: u64,
-    count: u64,
-    /// The batch was stored already.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    repeated: bool,
-}
 
 /// Which batch of which producer a request has.
 struct Producer {
@@ -87,62 +78,79 @@ fn producer(headers: &HeaderMap) -> Result<Option<Producer>, Problem> {
     }
 }
 
+/// What the query of an append asks for.
+#[derive(Default)]
+struct AppendQuery {
+    ack: Option<Ack>,
+    /// The offset that the first record must get.
+    expect: Option<u64>,
+}
+
+impl AppendQuery {
+    fn parse<B>(request: &Request<B>) -> Result<Self, Problem> {
+        let mut query = Self::default();
+        for parameter in params::of(request) {
+            let (name, value) = parameter?;
+            match (&*name, &*value) {
+                ("ack", "durable") => query.ack = Some(Ack::Durable),
+                ("ack", "memory") => query.ack = Some(Ack::Memory),
+                ("ack", _) => return Err(params::invalid("ack", "durable or memory")),
+                ("expect", value) => query.expect = Some(params::number("expect", value, 0..=u64::MAX)?),
+                _ => return Err(params::unknown(&name, "ack, expect")),
+            }
+        }
+        Ok(query)
+    }
+}
+
+/// The format of a body to append.
+fn format_of(headers: &HeaderMap) -> Result<Format, Problem> {
+    let media_type = params::header(headers, "content-type")?.unwrap_or(Format::Bytes.name());
+    Format::of(media_type).ok_or_else(|| {
+        let media_type: String = media_type.chars().take(100).collect();
+        let detail = format!(
+            "a body of type {media_type:?} is not accepted; set Content-Type to one of: {}",
+            formats::accepted()
+        );
+        Problem::new(Code::UnsupportedType, detail)
+    })
+}
+
+/// `POST …/records`: appends a batch.
 pub(super) async fn append(
     context: &Context,
     asker: Asker<'_>,
     name: &str,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
-    let (mut ack, mut expect) = (None, None);
-    for parameter in params::of(&request) {
-        let (name, value) = parameter?;
-        match (&*name, &*value) {
-            ("ack", "durable") => ack = Some(Ack::Durable),
-            ("ack", "memory") => ack = Some(Ack::Memory),
-            ("ack", _) => return Err(params::invalid("ack", "durable or memory")),
-            ("expect", value) => expect = Some(params::number("expect", value, 0..=u64::MAX)?),
-            _ => return Err(params::unknown(&name, "ack, expect")),
-        }
-    }
-    let media_type = params::header(request.headers(), "content-type")?.unwrap_or(Format::Bytes.name());
-    let format = Format::of(media_type).ok_or_else(|| {
-        let media_type: String = media_type.chars().take(100).collect();
-        let detail = format!(
-            "a body of type {media_type:?} is not accepted; set Content-Type to one of: {}",
-            formats::ACCEPTED
-        );
-        Problem::new(Code::UnsupportedType, detail)
-    })?;
+    let AppendQuery { ack, expect } = AppendQuery::parse(&request)?;
+    let format = format_of(request.headers())?;
     let producer = producer(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), "content-encoding")?)?;
     let body = request.into_body(); // so that the header section is not held while waiting
-    let settings = context.settings(asker.queues, name).await?;
+    let settings = context.settings(asker.share, name).await?;
     let room = SegmentRoom::new(context.store.batch_bytes(&settings));
     let bytes = body::read(body, context).await?;
-    let mut batch = take_apart(context, asker.queues, format, encoding, bytes, &settings, room).await?;
+    let mut batch = take_apart(context, asker.share, format, encoding, bytes, &settings, room).await?;
     // Only now, so that a refused append creates no log.
-    let log = context.log_to_append(asker.queues, name).await?;
+    let log = context.log_to_append(asker.share, name).await?;
     let (bytes, mut work) = (batch.bytes(), context::work(batch.bytes() as usize, batch.records() as usize));
     if *log.settings() != settings {
         // Another log has taken the name meanwhile.
         let settings = log.settings().clone();
         let checked = move || check(&mut batch, &settings).map(|()| batch);
-        batch = Box::pin(body::with_permit(context, asker.queues, Work::of(work), checked)).await??;
+        batch = Box::pin(body::with_permit(context, asker.share, Work::of(work), checked)).await??;
     }
     if producer.is_some() {
         if log.producers_are_busy() {
             work = usize::MAX; // another batch is being copied, which this one waits for
         } else if !log.knows_producers() {
-            let log = Arc::clone(&log);
-            let learn = move |_: &Store, _: &str| {
-                log.learn_producers().map_err(|error| Problem::from(error).of(&log))
-            };
-            context.for_log(asker.queues, name, learn).await??;
+            learn_producers(context, asker.share, &log).await?;
         }
     }
     // The batch is dropped by then, so that its memory is not held while waiting.
     let wanted = Wanted { batch, producer, expect };
-    let appended = context.append(asker.queues, &log, work, wanted, append_once).await?;
+    let appended = context.append(asker.share, &log, work, wanted, append_once).await?;
     let Produced { first_offset, count, repeated } = appended;
     if !repeated {
         context.metrics.appended(count, bytes);
@@ -151,6 +159,18 @@ pub(super) async fn append(
     // Also for a repeat: the batch that it repeats may not be on the disk yet.
     context.acknowledged(&log, last_offset, ack).await?;
     Ok(json(&Appended { first_offset, last_offset, count, repeated }))
+}
+
+/// Reads from the disk which producers a log knows.
+async fn learn_producers(
+    context: &Context,
+    share: &ConnectionShare,
+    log: &Arc<OpenLog>,
+) -> Result<(), Problem> {
+    let at = Arc::clone(log);
+    let learn = move |_: &Store, _: &str| at.learn_producers();
+    let learned = context.for_log(share, log.name(), learn).await?;
+    learned.map_err(|error| Problem::from(error).of(log))
 }
 
 /// Appends a batch, as its producer if there is one.
@@ -174,7 +194,7 @@ fn append_once(
 
 async fn take_apart(
     context: &Context,
-    queues: &Queues,
+    share: &ConnectionShare,
     format: Format,
     encoding: body::Encoding,
     bytes: Bytes,
@@ -182,8 +202,8 @@ async fn take_apart(
     room: SegmentRoom,
 ) -> Result<DecodedBatch, Problem> {
     let small = encoding == body::Encoding::Identity
-        && bytes.len() < LARGE
-        && context::work(bytes.len(), formats::likely_records(format, &bytes)) < LARGE;
+        && bytes.len() < OFFLOAD_BYTES
+        && context::work(bytes.len(), formats::likely_records(format, &bytes)) < OFFLOAD_BYTES;
     let mut work = Work::of(bytes.len());
     let (limit, settings, memory) =
         (context.limits.decoded_bytes, settings.clone(), Arc::clone(&context.memory));
@@ -203,7 +223,7 @@ async fn take_apart(
             run(work)?
         } else {
             let run = Arc::clone(&run);
-            Box::pin(body::with_permit(context, queues, work, move || run(work))).await??
+            Box::pin(body::with_permit(context, share, work, move || run(work))).await??
         };
         match done {
             Some(batch) => return Ok(batch),
@@ -247,7 +267,7 @@ pub(super) async fn one(
         .map_err(|_| Problem::new(Code::InvalidOffset, "an offset is a whole number"))?;
     let known_logs: BTreeSet<_> = known_logs(request.headers(), offset).collect();
     drop(request); // so that its header section is not held while waiting
-    let log = context.log(asker.queues, name).await?;
+    let log = context.log(asker.share, name).await?;
     let known = known_logs.contains(&None) || known_logs.contains(&Some(log.id()));
     let tag = tag(log.id(), offset);
     let asker = Asker { only_head: asker.only_head || known, ..asker };

@@ -6,11 +6,14 @@ use super::{
     connection::{Arriving, Exchange},
     context::{Asker, Context, DEFAULT_LOG},
     logs, params,
-    permits::Queues,
+    permits::ConnectionShare,
     problem::Problem,
     producers, range, records,
 };
-use crate::{Code, reports::Reports};
+use crate::{
+    Code,
+    reports::{Reports, report},
+};
 use bytes::Bytes;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -38,29 +41,26 @@ pub(super) async fn answer(
         *request.method_mut() = Method::GET;
     }
     let mut id = request.headers().get(REQUEST_ID).and_then(kept_id);
-    let route = Route::parse(request.uri().path()).map_or("other", Route::label);
-    let asker = Asker { queues: &exchange.connection.queues, only_head };
-    let mut answer = answer_to(context, exchange, asker, request).await.unwrap_or_else(|problem| {
+    let route = Route::parse(request.uri().path());
+    let label = route.as_ref().map_or("other", Route::label);
+    let asker = Asker { share: &exchange.connection.share, only_head };
+    let mut answer = answer_to(context, exchange, asker, route, request).await.unwrap_or_else(|problem| {
         // Generated only if a person may ask about it: one more header is a twentieth of a small request's time.
         let request = id.get_or_insert_with(new_request_id).to_str().unwrap_or("not text");
         if problem.is_ours() {
             static REPORTS: Reports = Reports::new();
-            match REPORTS.count(problem.code(), Instant::now()) {
-                Some(0) => tracing::error!(request, route, %problem, "request failed"),
-                Some(others) => tracing::error!(request, route, %problem, others, "requests failed"),
-                None => tracing::debug!(request, route, %problem, "request failed"),
-            }
+            report!(REPORTS, problem.code(), error, { request, route = label, %problem }, "request failed");
         } else {
             if problem.is_overload() || problem.is_shortage() {
                 context.memory.warn(&problem);
             }
-            tracing::debug!(request, route, %problem, "request refused");
+            tracing::debug!(request, route = label, %problem, "request refused");
         }
         problem.into_response()
     });
     let (status, time) = (answer.status().as_u16(), begun.elapsed());
-    tracing::debug!(request = ?id, route, status, ?time, "answered");
-    context.metrics.answered(route, status, time);
+    tracing::debug!(request = ?id, route = label, status, ?time, "answered");
+    context.metrics.answered(label, status, time);
     if only_head {
         answer = without_body(answer);
     }
@@ -102,25 +102,25 @@ fn new_request_id() -> HeaderValue {
         .unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
-/// What a path refers to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Route<'a> {
+/// What a path refers to. The names are copies, so that they do not keep alive the header section that they came in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Route {
     Book,
     Health,
     Ready,
     Metrics,
     OpenApi,
     Logs,
-    Log { name: &'a str },
-    Records { name: &'a str },
-    Record { name: &'a str, offset: &'a str },
-    Trim { name: &'a str },
-    Producer { name: &'a str, id: &'a str },
+    Log { name: String },
+    Records { name: String },
+    Record { name: String, offset: String },
+    Trim { name: String },
+    Producer { name: String, id: String },
 }
 
-impl<'a> Route<'a> {
+impl Route {
     /// `None` if the path does not exist.
-    fn parse(path: &'a str) -> Option<Self> {
+    fn parse(path: &str) -> Option<Self> {
         let route = match path {
             "/" => Self::Book,
             "/healthz" => Self::Health,
@@ -130,13 +130,13 @@ impl<'a> Route<'a> {
             "/v1/logs" => Self::Logs,
             _ => {
                 let mut parts = path.strip_prefix("/v1/logs/")?.split('/');
-                let name = parts.next()?;
+                let name = parts.next()?.to_owned();
                 match (parts.next(), parts.next(), parts.next()) {
                     (None, ..) => Self::Log { name },
                     (Some("records"), None, _) => Self::Records { name },
-                    (Some("records"), Some(offset), None) => Self::Record { name, offset },
+                    (Some("records"), Some(offset), None) => Self::Record { name, offset: offset.into() },
                     (Some("trim"), None, _) => Self::Trim { name },
-                    (Some("producers"), Some(id), None) => Self::Producer { name, id },
+                    (Some("producers"), Some(id), None) => Self::Producer { name, id: id.into() },
                     _ => return None,
                 }
             }
@@ -145,7 +145,7 @@ impl<'a> Route<'a> {
     }
 
     /// The name of the route in metrics, the server's log and `/openapi.json`.
-    fn label(self) -> &'static str {
+    fn label(&self) -> &'static str {
         match self {
             Self::Book => "/",
             Self::Health => "/healthz",
@@ -160,27 +160,15 @@ impl<'a> Route<'a> {
             Self::Producer { .. } => "/v1/logs/{log}/producers/{id}",
         }
     }
-
-    /// The methods that the route supports, in the format of `Allow`.
-    fn methods(self) -> &'static str {
-        match self {
-            Self::Health | Self::Ready | Self::Metrics | Self::OpenApi | Self::Logs | Self::Record { .. } => {
-                "GET, HEAD"
-            }
-            Self::Book | Self::Records { .. } | Self::Producer { .. } => "GET, HEAD, POST",
-            Self::Log { .. } => "DELETE, GET, HEAD, PUT",
-            Self::Trim { .. } => "POST",
-        }
-    }
 }
 
 async fn answer_to(
     context: &Arc<Context>,
     exchange: &Exchange,
     asker: Asker<'_>,
+    route: Option<Route>,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
-    let route = Route::parse(request.uri().path());
     if exchange.is_too_many() && !matches!(route, Some(Route::Health | Route::Ready)) {
         return Err(Problem::too_many());
     }
@@ -194,12 +182,14 @@ async fn answer_to(
         super::panics::here(context, request).await?;
         return Ok(health());
     }
-    match (route, request.method()) {
-        (Some(Route::Book), &Method::POST) => book::post(context, asker, request).await,
-        (Some(Route::Health), &Method::GET) => Ok(health()),
+    let route =
+        route.ok_or_else(|| Problem::new(Code::NotFound, "there is no such route; see docs/api.md"))?;
+    match (&route, request.method()) {
+        (Route::Book, &Method::POST) => book::post(context, asker, request).await,
+        (Route::Health, &Method::GET) => Ok(health()),
         // Boxed: hyper moves the answer's future around, which for the largest of these takes longer than the
         // allocation.
-        _ => Box::pin(answer_to_other(context, asker, request)).await,
+        _ => Box::pin(answer_to_other(context, asker, route, request)).await,
     }
 }
 
@@ -214,46 +204,68 @@ fn check_framing(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
+/// Answers to all but the two that [`answer_to`] does by itself. What is said to be allowed includes those.
 async fn answer_to_other(
     context: &Arc<Context>,
     asker: Asker<'_>,
+    route: Route,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
-    let path = request.uri().path().to_owned();
-    let Some(route) = Route::parse(&path) else {
-        return Err(Problem::new(Code::NotFound, "there is no such route; see docs/api.md"));
-    };
+    let (method, share) = (request.method().clone(), asker.share);
+    let not_allowed = |allowed| Err(Problem::method_not_allowed(allowed));
     // Bodies that nobody reads are dropped at once: what has arrived of them is not kept while the request waits.
-    match (route, request.method()) {
-        (Route::Book, &Method::GET) => book::get(context, asker, request).await,
-        (Route::Ready, &Method::GET) => ready(context, asker.queues).await,
-        (Route::Metrics, &Method::GET) => context.metrics.render(&context.memory),
-        (Route::OpenApi, &Method::GET) => Ok(openapi()),
-        (Route::Logs, &Method::GET) => logs::list(context, &request.map(drop)),
-        (Route::Log { name }, &Method::PUT) => logs::create(context, asker.queues, name, request).await,
-        (Route::Log { name }, &Method::GET) => {
-            drop(request);
-            logs::describe(context, asker.queues, name).await
-        }
-        (Route::Log { name }, &Method::DELETE) => {
-            drop(request);
-            logs::delete(context, asker.queues, name).await
-        }
-        (Route::Records { name }, &Method::POST) => records::append(context, asker, name, request).await,
-        (Route::Records { name }, &Method::GET) => {
-            range::range(context, asker, name, request.map(drop)).await
-        }
-        (Route::Record { name, offset }, &Method::GET) => {
-            records::one(context, asker, name, offset, request.map(drop)).await
-        }
-        (Route::Producer { name, id }, &Method::POST) => {
-            producers::open(context, asker.queues, name, id, request.map(drop)).await
-        }
-        (Route::Producer { name, id }, &Method::GET) => {
-            producers::describe(context, asker.queues, name, id, request.map(drop)).await
-        }
-        (Route::Trim { name }, &Method::POST) => logs::trim(context, asker.queues, name, request).await,
-        _ => Err(Problem::method_not_allowed(route.methods())),
+    match route {
+        Route::Book => match method {
+            Method::GET => book::get(context, asker, request).await,
+            _ => not_allowed("GET, HEAD, POST"),
+        },
+        Route::Health => not_allowed("GET, HEAD"),
+        Route::Ready => match method {
+            Method::GET => ready(context, share).await,
+            _ => not_allowed("GET, HEAD"),
+        },
+        Route::Metrics => match method {
+            Method::GET => context.metrics.render(&context.memory),
+            _ => not_allowed("GET, HEAD"),
+        },
+        Route::OpenApi => match method {
+            Method::GET => Ok(openapi()),
+            _ => not_allowed("GET, HEAD"),
+        },
+        Route::Logs => match method {
+            Method::GET => logs::list(context, &request.map(drop)),
+            _ => not_allowed("GET, HEAD"),
+        },
+        Route::Log { name } => match method {
+            Method::PUT => logs::create(context, share, &name, request).await,
+            Method::GET => {
+                drop(request);
+                logs::describe(context, share, &name).await
+            }
+            Method::DELETE => {
+                drop(request);
+                logs::delete(context, share, &name).await
+            }
+            _ => not_allowed("DELETE, GET, HEAD, PUT"),
+        },
+        Route::Records { name } => match method {
+            Method::POST => records::append(context, asker, &name, request).await,
+            Method::GET => range::range(context, asker, &name, request.map(drop)).await,
+            _ => not_allowed("GET, HEAD, POST"),
+        },
+        Route::Record { name, offset } => match method {
+            Method::GET => records::one(context, asker, &name, &offset, request.map(drop)).await,
+            _ => not_allowed("GET, HEAD"),
+        },
+        Route::Producer { name, id } => match method {
+            Method::POST => producers::open(context, share, &name, &id, request.map(drop)).await,
+            Method::GET => producers::describe(context, share, &name, &id, request.map(drop)).await,
+            _ => not_allowed("GET, HEAD, POST"),
+        },
+        Route::Trim { name } => match method {
+            Method::POST => logs::trim(context, share, &name, request).await,
+            _ => not_allowed("POST"),
+        },
     }
 }
 
@@ -280,11 +292,11 @@ fn health() -> Answer {
 }
 
 /// Says whether the book's log can be written or created; otherwise the problem says why not.
-async fn ready(context: &Context, queues: &Queues) -> Result<Answer, Problem> {
+async fn ready(context: &Context, share: &ConnectionShare) -> Result<Answer, Problem> {
     if !context.recovered.load(Ordering::Acquire) {
         return Err(Problem::new(Code::Recovering, "the log is being recovered; ask again"));
     }
-    match context.log(queues, DEFAULT_LOG).await {
+    match context.log(share, DEFAULT_LOG).await {
         Ok(log) => log.writable()?,
         Err(problem) if problem.is_of_no_log() => {} // deleted: the next append creates it
         Err(problem) => return Err(problem),

@@ -2,7 +2,7 @@
 
 use super::{
     answer::{Answer, Endless, full},
-    connection::{Arriving, Connection, Connections, Count, Exchange, Outgoing, Protocol, STREAMS},
+    connection::{Arriving, Connection, Connections, Count, Exchange, MAX_STREAMS, Outgoing, Protocol},
     context::Context,
     router,
     settings::Settings,
@@ -18,7 +18,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{future::Future, pin::pin, sync::Arc};
+use std::{convert::Infallible, future::Future, io, pin::pin, sync::Arc};
 use tokio::{io::AsyncReadExt, net::TcpStream, sync::OwnedSemaphorePermit};
 
 /// The first bytes that a client sends with HTTP/2.
@@ -37,7 +37,7 @@ const UNSENT: u32 = 256 << 10;
 const GONE: u32 = 4;
 /// The most fields in a header section of HTTP/2, where each takes a byte if it refers to the header table, and a hundred
 /// in memory. hyper accepts 100 with HTTP/1; here a browser sends each cookie as a field.
-const FIELDS: usize = 256;
+const MAX_FIELDS: usize = 256;
 
 /// Serves a connection in a task of its own until it ends.
 pub(super) fn serve(
@@ -84,48 +84,14 @@ async fn drive(
     context: &Arc<Context>,
     settings: &Settings,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let (mut first, mut read) = ([0; PREFACE.len()], 0);
-    let protocol = loop {
-        if first[..read] != PREFACE[..read] {
-            break Protocol::Http1;
-        }
-        if read == first.len() {
-            break Protocol::Http2;
-        }
-        let more = tokio::select! {
-            more = stream.read(&mut first[read..]) => more?,
-            () = connection.stop_asked() => return Ok(()),
-        };
-        if more == 0 {
-            return Ok(());
-        }
-        read += more;
+    let detected = tokio::select! {
+        detected = detect(&mut stream) => detected?,
+        () = connection.stop_asked() => None,
     };
+    let Some((protocol, first)) = detected else { return Ok(()) };
     connection.set_protocol(protocol);
-    let socket = Socket::new(stream, first[..read].into(), Arc::clone(connection));
-    let service = service_fn(|mut request: Request<Incoming>| {
-        let too_many_fields = request.headers().len() > FIELDS;
-        if too_many_fields {
-            *request.headers_mut() = HeaderMap::new(); // thousands of requests may wait for their first turn
-        }
-        let (context, exchange) = (Arc::clone(context), Exchange::begin(connection));
-        let asks = request.headers().contains_key(EXPECT);
-        let request = request.map(|body| Arriving::new(body, &exchange, asks));
-        async move {
-            let mut answer: Answer = if too_many_fields {
-                refused_head()
-            } else {
-                router::answer(&context, &exchange, request).await
-            };
-            if !exchange.connection.goes_on().await {
-                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            if is_endless(&answer) {
-                exchange.connection.set_endless();
-            }
-            Ok::<_, std::convert::Infallible>(answer.map(|body| Outgoing::new(body, exchange, context)))
-        }
-    });
+    let socket = Socket::new(stream, first, Arc::clone(connection));
+    let service = service_fn(|request| answer(context, connection, request));
     // The code is the same for both protocols, whose types have nothing in common.
     macro_rules! to_its_end {
         ($connection:expr) => {{
@@ -143,6 +109,50 @@ async fn drive(
         Protocol::Http2 => {
             to_its_end!(http2(settings, Tasks(Arc::clone(connection))).serve_connection(io, service))
         }
+    }
+}
+
+/// The protocol that a client speaks, and what was read of its first bytes to find out; `None` if it ends before.
+async fn detect(stream: &mut TcpStream) -> io::Result<Option<(Protocol, Box<[u8]>)>> {
+    let (mut first, mut read) = ([0; PREFACE.len()], 0);
+    loop {
+        if first[..read] != PREFACE[..read] {
+            return Ok(Some((Protocol::Http1, first[..read].into())));
+        }
+        if read == first.len() {
+            return Ok(Some((Protocol::Http2, first.into())));
+        }
+        match stream.read(&mut first[read..]).await? {
+            0 => return Ok(None),
+            more => read += more,
+        }
+    }
+}
+
+/// Begins to answer a request. What is done before the future is polled is done at once, also while thousands of requests
+/// wait for their first turn.
+fn answer(
+    context: &Arc<Context>,
+    connection: &Arc<Connection>,
+    mut request: Request<Incoming>,
+) -> impl Future<Output = Result<Response<Outgoing>, Infallible>> + use<> {
+    let too_many_fields = request.headers().len() > MAX_FIELDS;
+    if too_many_fields {
+        *request.headers_mut() = HeaderMap::new();
+    }
+    let (context, exchange) = (Arc::clone(context), Exchange::begin(connection));
+    let asks = request.headers().contains_key(EXPECT);
+    let request = request.map(|body| Arriving::new(body, &exchange, asks));
+    async move {
+        let mut answer: Answer =
+            if too_many_fields { refused_head() } else { router::answer(&context, &exchange, request).await };
+        if !exchange.connection.goes_on().await {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if is_endless(&answer) {
+            exchange.connection.set_endless();
+        }
+        Ok(answer.map(|body| Outgoing::new(body, exchange, context)))
     }
 }
 
@@ -169,7 +179,7 @@ fn http2(settings: &Settings, tasks: Tasks) -> http2::Builder<Tasks> {
     let mut http = http2::Builder::new(tasks);
     http.timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(settings.header_bytes.max(8 << 10)).unwrap_or(u32::MAX))
-        .max_concurrent_streams(STREAMS)
+        .max_concurrent_streams(MAX_STREAMS)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .initial_stream_window_size(STREAM_WINDOW)
         .max_send_buf_size(SEND_BUFFER)

@@ -7,12 +7,13 @@ use super::{
     context::{Context, DEFAULT_LOG},
     feed::Feeds,
     guard::Guard,
-    held::HeldLogs,
     log_permits::LogPermits,
     memory::Memory,
     metrics::Metrics,
+    permits::Permits,
     serve,
     settings::Settings,
+    waited::WaitedLogs,
 };
 use crate::{
     reports::Rarely,
@@ -115,7 +116,9 @@ impl Server {
         recovered: &Arc<AtomicBool>,
     ) -> io::Result<()> {
         let largest = self.settings.body_bytes.max(self.settings.decoded_bytes);
-        let memory = Memory::new(self.settings.memory_bytes, largest, self.settings.threads);
+        let memory = Memory::new(self.settings.memory_bytes);
+        let permits = Permits::for_server(self.settings.memory_bytes, largest, self.settings.threads);
+        let permits = Arc::new(permits);
         let guard = Arc::new(Guard::new(&self.settings, self.address()?));
         let metrics = Arc::new(Metrics::new(store));
         let (connections, settings) =
@@ -123,7 +126,7 @@ impl Server {
         let log_permits = LogPermits::new();
         // The others may be used, or kept for those who come again.
         let open_logs = store.options().open_logs;
-        let held = HeldLogs::new(open_logs - open_logs / 4);
+        let waited = WaitedLogs::new(open_logs - open_logs / 4);
         for n in 0..self.settings.threads.max(1) {
             let worker = Worker {
                 number: n,
@@ -134,8 +137,9 @@ impl Server {
                 memory: Arc::clone(&memory),
                 guard: Arc::clone(&guard),
                 connections: Arc::clone(&connections),
+                permits: Arc::clone(&permits),
                 log_permits: Arc::clone(&log_permits),
-                held: Arc::clone(&held),
+                waited: Arc::clone(&waited),
                 recovered: Arc::clone(recovered),
             };
             let stopped = stopped.clone();
@@ -186,8 +190,9 @@ struct Worker {
     memory: Arc<Memory>,
     guard: Arc<Guard>,
     connections: Arc<Connections>,
+    permits: Arc<Permits>,
     log_permits: Arc<LogPermits>,
-    held: Arc<HeldLogs>,
+    waited: Arc<WaitedLogs>,
     recovered: Arc<AtomicBool>,
 }
 
@@ -210,8 +215,9 @@ impl Worker {
             memory,
             guard,
             connections,
+            permits,
             log_permits,
-            held,
+            waited,
             recovered,
         } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -222,8 +228,9 @@ impl Worker {
             store,
             waiters,
             feeds,
+            permits,
             log_permits,
-            held,
+            waited,
             limits: Arc::clone(&settings),
             memory,
             guard,

@@ -10,11 +10,11 @@ use super::{
     context::Context,
     feed::{self, Feed, Latest, Wake},
     fetch::{self, Patience},
-    held::Hold,
     memory::Grant,
-    permits::Queues,
+    permits::ConnectionShare,
     place::{Made, Place},
     problem::Problem,
+    waited::LogWait,
 };
 use crate::{
     log::{Error, Reader},
@@ -35,7 +35,7 @@ use std::{
 /// Answers with the records from `offset` on, for as long as the client and the log exist.
 pub(super) fn stream(
     context: &Arc<Context>,
-    queues: &Arc<Queues>,
+    share: &Arc<ConnectionShare>,
     log: &Arc<OpenLog>,
     offset: u64,
 ) -> Result<Answer, Problem> {
@@ -49,8 +49,8 @@ pub(super) fn stream(
         beats: feed.beats(),
         feed,
         context: Arc::clone(context),
-        hold: context.held.hold(log, queues),
-        queues: Arc::clone(queues),
+        log_wait: context.waited.begin(log, share),
+        share: Arc::clone(share),
         log: Arc::clone(log),
         offset,
         // At once, so that the client sees that it is connected.
@@ -78,10 +78,10 @@ enum Stage {
 
 struct Tail {
     context: Arc<Context>,
-    queues: Arc<Queues>,
+    share: Arc<ConnectionShare>,
     log: Arc<OpenLog>,
     feed: Arc<Feed>,
-    hold: Hold,
+    log_wait: LogWait,
     /// The offset of the next event.
     offset: u64,
     /// The number of heartbeats of the feed that the client has seen.
@@ -122,7 +122,9 @@ impl Tail {
                 Bytes::from_static(b": millstream\n\n")
             }
             // Also when there is more: the client continues where it was.
-            Stage::Following if *self.context.stopped.borrow() || self.hold.has_ended() => return Ok(None),
+            Stage::Following if *self.context.stopped.borrow() || self.log_wait.has_ended() => {
+                return Ok(None);
+            }
             Stage::Following => match self.events().await {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => return Ok(None), // nothing to report
@@ -144,7 +146,7 @@ impl Tail {
         loop {
             let news = tokio::select! {
                 news = self.feed.wait(self.offset, self.beats) => news?,
-                () = self.hold.ended() => return Ok(None),
+                () = self.log_wait.ended() => return Ok(None),
             };
             match news {
                 Wake::Stopped => return Ok(None),
@@ -185,7 +187,7 @@ impl Tail {
         };
         let (reader, place) = (self.log.reader(self.offset), Place::first(&self.log, self.offset));
         let made =
-            fetch::make(&self.context, &self.queues, place, Patience::of(self.patience), reader, attempt)
+            fetch::make(&self.context, &self.share, place, Patience::of(self.patience), reader, attempt)
                 .await;
         match made {
             Ok((reader, events)) => Ok((events?, reader.offset())),

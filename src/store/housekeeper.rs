@@ -25,8 +25,7 @@ use std::{
 const TURN: Duration = Duration::from_secs(1);
 /// How many closed logs are opened for retention per turn.
 const RETAINED_A_TURN: usize = 16;
-/// The shortest time between two openings of the same log for retention; a log with a long retention time is opened
-/// once every eighth of that time.
+/// The shortest time between two openings of the same log for retention.
 const RETAINED_EVERY: Duration = Duration::from_secs(60);
 /// How long the housekeeper waits for a helper before it continues.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -175,8 +174,7 @@ impl Entry {
 }
 
 impl Inner {
-    /// Drops segments of closed logs that have become too old. Retention by size needs no check, because a closed log
-    /// does not grow.
+    /// Applies retention to closed logs for which it is time: see [`looked_at_every`].
     pub(super) fn retain_closed(self: &Arc<Self>, helpers: &mut Helpers) {
         let now = self.now();
         let due: Vec<_> = {
@@ -204,20 +202,17 @@ impl Inner {
         }
     }
 
-    /// Opens a closed log, if it is to be trimmed by age, and applies retention.
+    /// Opens a closed log, if its retention asks for that, and applies it.
     fn retain(&self, name: &str, entry: &Arc<Entry>, now: u64) {
-        let (age, every) = match self.settings(name) {
-            Ok(LogSettings { retention_seconds: None, .. }) => (None, None),
-            Ok(LogSettings { retention_seconds: Some(age), .. }) => {
-                let age = Duration::from_secs(age);
-                (Some(age), Some((age / 8).max(RETAINED_EVERY)))
-            }
-            Err(_) => (None, Some(RETAINED_EVERY)), // the error is reported to users of the log
+        let settings = self.settings(name);
+        let every = match &settings {
+            Ok(settings) => looked_at_every(settings.retention()),
+            Err(_) => Some(RETAINED_EVERY), // the error is reported to users of the log
         };
         let again = every.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
         let again = again.map_or(u64::MAX, |again| now.saturating_add(again));
         entry.retain_at.store(again, Ordering::Relaxed); // by one helper at a time
-        if age.is_none() {
+        if settings.is_err() || every.is_none() {
             return;
         }
         match self.opened(name, entry) {
@@ -303,6 +298,13 @@ impl Inner {
     }
 }
 
+/// How often a closed log must be opened for its retention; `None` if never.
+fn looked_at_every(retention: Retention) -> Option<Duration> {
+    // A closed log does not grow, but it gets older.
+    let Retention { bytes: _, age } = retention;
+    age.map(|age| (age / 8).max(RETAINED_EVERY))
+}
+
 /// The result of applying retention.
 #[derive(PartialEq, Eq)]
 enum Retained {
@@ -314,8 +316,7 @@ enum Retained {
 impl OpenLog {
     /// What the settings say is kept. `None` if they say nothing, or nothing can be dropped.
     fn retention(&self) -> Option<Retention> {
-        let LogSettings { retention_bytes: bytes, retention_seconds: seconds, .. } = self.settings;
-        let retention = Retention { bytes, age: seconds.map(Duration::from_secs) };
+        let retention = self.settings.retention();
         (retention != Retention::default() && self.can_trim()).then_some(retention)
     }
 

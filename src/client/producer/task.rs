@@ -2,46 +2,23 @@
 
 use super::{
     super::{Error, Pause, error::Refusal, path_of, understood},
-    Appended, Batch, IN_FLIGHT, Numbered, Opened, Shared, State,
+    Batch, IN_FLIGHT, Numbered, Opened, Shared, State,
 };
-use crate::wire;
+use crate::{
+    api::{Appended, BegunEpoch, EarlierEpoch},
+    wire,
+};
 use bytes::Bytes;
 use hyper::{Method, header::CONTENT_TYPE};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::Deserialize;
 use std::{
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio::task::JoinHandle;
 
-/// The answer to the beginning of an epoch.
-struct Begun {
-    opened: Opened,
-    earlier: Option<Earlier>,
-}
-
-#[derive(Deserialize)]
-struct Earlier {
-    epoch: u32,
-    batches: Vec<EarlierBatch>,
-}
-
-#[derive(Deserialize)]
-struct EarlierBatch {
-    seq: u64,
-    first_offset: u64,
-}
-
 /// Asks for the producer's next epoch, for as long as it is worth trying.
-async fn begin_epoch(shared: &Shared) -> Result<Begun, Error> {
-    #[derive(Deserialize)]
-    struct Answer {
-        epoch: u32,
-        mark: Option<String>,
-        log_id: String,
-        earlier: Option<Earlier>,
-    }
+async fn begin_epoch(shared: &Shared) -> Result<BegunEpoch, Error> {
     let id = utf8_percent_encode(&shared.id, NON_ALPHANUMERIC);
     let path = format!("{}/producers/{id}", path_of(&shared.log)?);
     let mut patience = Patience::new(shared);
@@ -50,8 +27,7 @@ async fn begin_epoch(shared: &Shared) -> Result<Begun, Error> {
         match shared.client.whole(request, &shared.log).await {
             Ok(answer) => {
                 patience.over();
-                let Answer { epoch, mark, log_id, earlier } = understood(&answer)?;
-                return Ok(Begun { opened: Opened { epoch, mark, log_id }, earlier });
+                return understood(&answer);
             }
             Err(refusal) => patience.wait(refusal.error).await?,
         }
@@ -231,7 +207,7 @@ fn next_step(shared: &Arc<Shared>) -> Step {
 /// Takes the result of the oldest batch.
 fn settle(shared: &Shared, done: Result<Appended, Refusal>) {
     match done {
-        Ok(Appended { first_offset, count }) => {
+        Ok(Appended { first_offset, count, .. }) => {
             let mut state = shared.state();
             let Some(batch) = state.numbered.front() else { return };
             if count != batch.records {
@@ -256,7 +232,7 @@ fn settle(shared: &Shared, done: Result<Appended, Refusal>) {
 fn is_stored(shared: &Shared, state: &mut State, first_offset: u64) {
     let Some(batch) = state.numbered.pop_front() else { return };
     shared.oldest.store(batch.sequence + 1, Ordering::Relaxed);
-    state.held -= batch.body.len();
+    state.unsent -= batch.body.len();
     state.stored.records += batch.records;
     state.stored.first_offset.get_or_insert(first_offset);
     state.stored.last_offset = Some(first_offset + batch.records - 1);
@@ -291,13 +267,13 @@ enum Fate {
     Unknown,
 }
 
-fn fate(sequence: u64, sent_in: &Opened, begun: &Begun) -> Fate {
-    if begun.opened.log_id != sent_in.log_id {
+fn fate(sequence: u64, sent_in: &Opened, begun: &BegunEpoch) -> Fate {
+    if begun.log_id != sent_in.log_id {
         return Fate::NotStored; // the log was deleted, and made again
     }
     match &begun.earlier {
-        Some(Earlier { epoch, .. }) if *epoch < sent_in.epoch => Fate::NotStored,
-        Some(Earlier { epoch, batches }) if *epoch == sent_in.epoch => {
+        Some(EarlierEpoch { epoch, .. }) if *epoch < sent_in.epoch => Fate::NotStored,
+        Some(EarlierEpoch { epoch, batches }) if *epoch == sent_in.epoch => {
             let same = batches.iter().find(|batch| batch.seq == sequence);
             same.map_or(Fate::NotStored, |same| Fate::Stored { first_offset: same.first_offset })
         }
@@ -307,7 +283,7 @@ fn fate(sequence: u64, sent_in: &Opened, begun: &Begun) -> Fate {
 }
 
 /// Continues in an epoch that has begun: what is known to be stored of the last one is done, the rest gets new numbers.
-fn continue_in(shared: &Shared, begun: Begun) {
+fn continue_in(shared: &Shared, begun: BegunEpoch) {
     let mut state = shared.state();
     state.to_open = false;
     while let Some(front) = state.numbered.front().filter(|front| front.sent)
@@ -327,6 +303,7 @@ fn continue_in(shared: &Shared, begun: Begun) {
     }
     state.next = state.numbered.len() as u64;
     shared.oldest.store(0, Ordering::Relaxed);
-    state.opened = Some(begun.opened);
+    let BegunEpoch { epoch, mark, log_id, .. } = begun;
+    state.opened = Some(Opened { epoch, mark, log_id });
     shared.progress.notify_waiters();
 }

@@ -2,11 +2,11 @@
 //! and what remains of a body that nobody wants.
 
 use super::{
-    BODIES, Connection, LAST_BODY, Protocol, SEND_PIECE, SMALL_BODY, SMALL_BODY_TIME,
+    Connection, LAST_BODY, MAX_UNWANTED_BODIES, Protocol, SEND_BYTES, SMALL_BODY, SMALL_BODY_TIME,
     stream::{Count, Stream},
 };
 use crate::{
-    http::{answer, context::Context, memory::FREE},
+    http::{answer, context::Context, memory::UNCOUNTED_BYTES},
     sync::lock,
 };
 use bytes::Bytes;
@@ -182,7 +182,7 @@ struct Unwanted {
 impl Unwanted {
     fn begin(connection: &Arc<Connection>, stream: Weak<Stream>) -> Result<Self, Weak<Stream>> {
         let others = connection.http2.bodies.fetch_add(1, Ordering::Relaxed);
-        let few = others < BODIES;
+        let few = others < MAX_UNWANTED_BODIES;
         let counted = !few && connection.all.count_other();
         let unwanted = Self { connection: Arc::clone(connection), stream, counted };
         if few || counted { Ok(unwanted) } else { Err(unwanted.stream.clone()) }
@@ -276,11 +276,13 @@ impl Body for Outgoing {
         match &exchange.stream {
             Some(stream) => {
                 // One part at a time, so that it can be observed whether the client takes any.
-                this.left = data.split_off(data.len().min(SEND_PIECE));
+                this.left = data.split_off(data.len().min(SEND_BYTES));
                 data = stream.give(data);
                 // A small answer ends together with what it has, which saves a frame.
-                this.finished =
-                    this.ended && this.left.is_empty() && data.len() <= FREE && stream.has_one_part();
+                this.finished = this.ended
+                    && this.left.is_empty()
+                    && data.len() <= UNCOUNTED_BYTES
+                    && stream.has_one_part();
             }
             None => this.finished = this.ended,
         }

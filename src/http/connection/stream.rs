@@ -99,7 +99,7 @@ impl Stream {
 
     /// Ends the answer because the client takes it too slowly, while others are refused.
     pub(super) fn end_slow(&self) {
-        self.connection.queues.note_slow();
+        self.connection.share.note_slow();
         self.end("it takes an answer slowly, and others are refused");
     }
 

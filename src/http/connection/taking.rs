@@ -1,6 +1,6 @@
 //! How fast a client takes a piece of an answer that it was given.
 
-use crate::http::memory::FREE;
+use crate::http::memory::UNCOUNTED_BYTES;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How long, in milliseconds, a client is not judged by its pace.
@@ -42,7 +42,7 @@ impl Taking {
         let (given, taken) = (self.given.load(Ordering::Relaxed), self.taken.load(Ordering::Relaxed));
         let time = now.saturating_sub(self.begun.load(Ordering::Relaxed));
         let is_slow = time >= AT_FIRST.min(most) && taken.saturating_mul(most) < given.saturating_mul(time);
-        (given > FREE as u64 && taken < given && is_slow).then_some(given)
+        (given > UNCOUNTED_BYTES as u64 && taken < given && is_slow).then_some(given)
     }
 }
 
@@ -62,9 +62,9 @@ mod tests {
         assert_eq!(taking.held_slowly(1_000 + AT_FIRST, 30_000), None, "more than 1 MB per second");
         taking.took(30_000_000); // with its head
         assert_eq!(taking.held_slowly(90_000, 30_000), None, "it has all");
-        taking.given(FREE as u64, 90_000);
+        taking.given(UNCOUNTED_BYTES as u64, 90_000);
         assert_eq!(taking.held_slowly(190_000, 30_000), None, "that is not counted");
         taking.given(1, 190_000);
-        assert_eq!(taking.held_slowly(190_000, 30_000), Some(FREE as u64 + 1));
+        assert_eq!(taking.held_slowly(190_000, 30_000), Some(UNCOUNTED_BYTES as u64 + 1));
     }
 }

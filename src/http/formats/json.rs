@@ -74,19 +74,19 @@ impl Framing {
                 let quoted = raw.get().strip_prefix('"').and_then(|text| text.strip_suffix('"'));
                 let base64 = quoted.ok_or_else(|| {
                     let detail = format!("the value of record {n} is not a string; send base64");
-                    Problem::new(Code::InvalidRequest, detail).with("record", n)
+                    Problem::new(Code::InvalidRequest, detail).with(|numbers| numbers.record = Some(n))
                 })?;
                 self.frame(base64::decoded_len_estimate(base64.len()), false, |space| {
                     decoded(base64, space).map_err(|error| {
                         let detail = format!("the value of record {n} is not base64: {error}");
-                        Problem::new(Code::InvalidBase64, detail).with("record", n)
+                        Problem::new(Code::InvalidBase64, detail).with(|numbers| numbers.record = Some(n))
                     })
                 })
             }
             (None, Some(raw)) => self.json(raw),
             _ => {
                 let detail = format!("record {n} must have just one of \"json\" and \"value\"");
-                Err(Problem::new(Code::InvalidRequest, detail).with("record", n))
+                Err(Problem::new(Code::InvalidRequest, detail).with(|numbers| numbers.record = Some(n)))
             }
         }
     }

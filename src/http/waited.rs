@@ -1,13 +1,16 @@
-//! Logs that requests keep open while they wait for news: long polls and live tails. Such a log cannot be closed, so
-//! there may only be so many, or a few connections that wait for thousands of logs would take all descriptors. When there
-//! is one more, all waits for one of them end: of the logs whose waiting connections all wait for the most logs, the
-//! one whose oldest wait began last. A log is kept as long as one of its connections waits for few logs. So the
-//! connections that wait for the most logs lose a wait; if each waits for one log only, the new wait ends at once.
+//! Logs that are waited for: by long polls and live tails, which keep their log open. The number of such logs is limited;
+//! otherwise a few connections that wait for thousands of logs would take all descriptors.
+//!
+//! When one log too many is waited for, one of them is given up, which ends all waits for it. For each log, take the
+//! connection that waits for it and waits for the fewest logs in total: the log with the highest such number is given up,
+//! and of several, the one whose oldest wait began last. So a connection that waits for few logs protects them, also those
+//! that greedy ones wait for too; connections that wait for many lose waits. If every connection waits for one log only, the
+//! wait that has just begun ends at once, and disturbs nobody.
 //!
 //! A long poll that ends so is refused, with the time after which to try again; a tail ends as when the server stops, so
 //! that its client reconnects and continues where it was.
 
-use super::{commit::Instance, permits::Queues};
+use super::permits::ConnectionShare;
 use crate::{store::OpenLog, sync::lock};
 use std::{
     collections::HashMap,
@@ -17,7 +20,7 @@ use tokio::sync::Notify;
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub(super) struct HeldLogs {
+pub(super) struct WaitedLogs {
     /// How many logs may be kept open.
     limit: usize,
     all: Mutex<All>,
@@ -25,57 +28,57 @@ pub(super) struct HeldLogs {
 
 #[derive(Debug, Default)]
 struct All {
-    /// The waits for each log, oldest first; none that have ended.
-    waits: HashMap<Instance, Vec<Wait>>,
-    /// How many logs each connection waits for.
-    logs: HashMap<usize, usize>,
+    /// The waits for each log, by the number of its opening, oldest first; none that have ended.
+    waits: HashMap<u64, Vec<Waiter>>,
+    /// How many logs each connection waits for, by its number.
+    logs: HashMap<u64, usize>,
     /// The number of the next wait.
     next: u64,
 }
 
 #[derive(Debug)]
-struct Wait {
+struct Waiter {
     number: u64,
-    /// The address of the connection's queues, which live as long as it has requests.
-    connection: usize,
+    /// The number of the connection.
+    connection: u64,
     end: Arc<Notify>,
 }
 
-/// A wait that keeps a log open, until this is dropped.
-pub(super) struct Hold {
-    held: Arc<HeldLogs>,
-    log: Instance,
+/// A request's wait for a log, until this is dropped.
+pub(super) struct LogWait {
+    logs: Arc<WaitedLogs>,
+    log: u64,
     number: u64,
     end: Arc<Notify>,
-    connection: Arc<Queues>,
+    share: Arc<ConnectionShare>,
 }
 
-impl HeldLogs {
+impl WaitedLogs {
     pub(super) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { limit: limit.max(1), all: Mutex::default() })
     }
 
-    /// Records that a request of a connection waits for a log. The request must hold the log for as long.
-    pub(super) fn hold(self: &Arc<Self>, log: &Arc<OpenLog>, connection: &Arc<Queues>) -> Hold {
-        self.hold_instance(Instance::of(log), connection)
+    /// Records that a request of a connection waits for a log. The request must keep the log open for as long.
+    pub(super) fn begin(self: &Arc<Self>, log: &OpenLog, share: &Arc<ConnectionShare>) -> LogWait {
+        self.begin_for(log.number(), share)
     }
 
-    fn hold_instance(self: &Arc<Self>, log: Instance, queues: &Arc<Queues>) -> Hold {
-        queues.listens();
-        let (end, connection) = (Arc::new(Notify::new()), Arc::as_ptr(queues).addr());
+    fn begin_for(self: &Arc<Self>, log: u64, share: &Arc<ConnectionShare>) -> LogWait {
+        share.listens();
+        let (end, connection) = (Arc::new(Notify::new()), share.number());
         let mut all = lock(&self.all);
         let number = all.next;
         all.next += 1;
-        all.add(log, Wait { number, connection, end: Arc::clone(&end) });
+        all.add(log, Waiter { number, connection, end: Arc::clone(&end) });
         if all.waits.len() > self.limit {
             all.end_one();
         }
-        Hold { held: Arc::clone(self), log, number, end, connection: Arc::clone(queues) }
+        LogWait { logs: Arc::clone(self), log, number, end, share: Arc::clone(share) }
     }
 }
 
 impl All {
-    fn add(&mut self, log: Instance, wait: Wait) {
+    fn add(&mut self, log: u64, wait: Waiter) {
         let waits = self.waits.entry(log).or_default();
         if waits.iter().all(|other| other.connection != wait.connection) {
             *self.logs.entry(wait.connection).or_default() += 1;
@@ -84,7 +87,7 @@ impl All {
     }
 
     /// Forgets a wait, if it has not ended.
-    fn remove(&mut self, log: Instance, number: u64) {
+    fn remove(&mut self, log: u64, number: u64) {
         let Some(waits) = self.waits.get_mut(&log) else { return };
         let Some(at) = waits.iter().position(|wait| wait.number == number) else { return };
         let gone = waits.remove(at);
@@ -97,7 +100,7 @@ impl All {
         }
     }
 
-    fn waits_for_one_less(&mut self, connection: usize) {
+    fn waits_for_one_less(&mut self, connection: u64) {
         if let Some(logs) = self.logs.get_mut(&connection) {
             *logs -= 1;
             if *logs == 0 {
@@ -108,10 +111,10 @@ impl All {
 
     /// Ends all waits for one log.
     fn end_one(&mut self) {
-        let fewest = |waits: &[Wait]| {
+        let fewest = |waits: &[Waiter]| {
             waits.iter().map(|wait| self.logs.get(&wait.connection).copied().unwrap_or(0)).min().unwrap_or(0)
         };
-        let begun = |waits: &[Wait]| waits.first().map_or(0, |wait| wait.number);
+        let begun = |waits: &[Waiter]| waits.first().map_or(0, |wait| wait.number);
         let log = self.waits.iter().max_by_key(|(_, waits)| (fewest(waits), begun(waits)));
         let Some(waits) = log.map(|(&log, _)| log).and_then(|log| self.waits.remove(&log)) else { return };
         let mut connections: Vec<_> = waits.iter().map(|wait| wait.connection).collect();
@@ -126,7 +129,7 @@ impl All {
     }
 }
 
-impl Hold {
+impl LogWait {
     /// Completes when the wait is to end early.
     pub(super) async fn ended(&self) {
         self.end.notified().await;
@@ -143,10 +146,10 @@ impl Hold {
     }
 }
 
-impl Drop for Hold {
+impl Drop for LogWait {
     fn drop(&mut self) {
-        self.connection.listens_no_more();
-        lock(&self.held.all).remove(self.log, self.number);
+        self.share.listens_no_more();
+        lock(&self.logs.all).remove(self.log, self.number);
     }
 }
 
@@ -159,38 +162,41 @@ mod tests {
         task::{Context, Waker},
     };
 
-    fn is_ended(hold: &Hold) -> bool {
-        pin!(hold.ended()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    fn is_ended(wait: &LogWait) -> bool {
+        pin!(wait.ended()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
-    struct Clients(Arc<HeldLogs>, Vec<Arc<Queues>>);
+    struct Clients(Arc<WaitedLogs>, Vec<Arc<ConnectionShare>>);
 
     impl Clients {
         fn new(limit: usize) -> Self {
-            Self(HeldLogs::new(limit), (0..100).map(|_| Arc::default()).collect())
+            Self(
+                WaitedLogs::new(limit),
+                (0..100).map(|number| Arc::new(ConnectionShare::new(number))).collect(),
+            )
         }
 
-        fn hold(&self, log: usize, connection: usize) -> Hold {
-            self.0.hold_instance(Instance::test(log), &self.1[connection])
+        fn wait(&self, log: u64, connection: usize) -> LogWait {
+            self.0.begin_for(log, &self.1[connection])
         }
 
         fn is_empty(&self) -> bool {
             let all = lock(&self.0.all);
-            all.waits.is_empty() && all.logs.is_empty() && self.1.iter().all(|queues| queues.listening() == 0)
+            all.waits.is_empty() && all.logs.is_empty() && self.1.iter().all(|share| share.listening() == 0)
         }
     }
 
-    fn ended(holds: &[Hold]) -> usize {
-        holds.iter().filter(|hold| is_ended(hold)).count()
+    fn ended(waits: &[LogWait]) -> usize {
+        waits.iter().filter(|wait| is_ended(wait)).count()
     }
 
     /// Five connections with long polls for 200 logs each took all descriptors, and nobody else was served.
     #[test]
     fn waits_end_early_of_the_connection_that_keeps_most_logs_open() {
         let clients = Clients::new(10);
-        let greedy: Vec<_> = (0..50).map(|n| clients.hold(n, 8)).collect();
+        let greedy: Vec<_> = (0..50).map(|n| clients.wait(n, 8)).collect();
         assert_eq!(ended(&greedy), 40);
-        let good: Vec<_> = (0..6).map(|n| clients.hold(1000 + n, n)).collect();
+        let good: Vec<_> = (0..6).map(|n| clients.wait(1000 + n as u64, n)).collect();
         assert_eq!((ended(&greedy), ended(&good)), (6, 0), "each takes a place of the one that has many");
         drop((greedy, good));
         assert!(clients.is_empty());
@@ -201,10 +207,10 @@ mod tests {
     #[test]
     fn connections_that_wait_for_the_same_many_logs_make_place_for_others() {
         let clients = Clients::new(10);
-        let both: Vec<_> = (0..10).flat_map(|n| [clients.hold(n, 1), clients.hold(n, 2)]).collect();
+        let both: Vec<_> = (0..10).flat_map(|n| [clients.wait(n, 1), clients.wait(n, 2)]).collect();
         assert_eq!(ended(&both), 0);
         // Also if it waits for one of their logs.
-        let good = [clients.hold(3, 7), clients.hold(1000, 7), clients.hold(1001, 8)];
+        let good = [clients.wait(3, 7), clients.wait(1000, 7), clients.wait(1001, 8)];
         assert_eq!((ended(&both), ended(&good)), (4, 0));
         drop((both, good));
         assert!(clients.is_empty());
@@ -214,12 +220,12 @@ mod tests {
     #[test]
     fn a_wait_that_finds_no_place_among_equals_disturbs_nobody() {
         let clients = Clients::new(10);
-        let few: Vec<_> = (0..10).map(|n| clients.hold(n, n)).collect();
+        let few: Vec<_> = (0..10).map(|n| clients.wait(n as u64, n)).collect();
         for n in 10..20 {
-            let other = clients.hold(n, n);
+            let other = clients.wait(n as u64, n);
             assert!(is_ended(&other) && ended(&few) == 0);
         }
-        assert!(!is_ended(&clients.hold(5, 50)), "a log that is waited for already takes no place");
+        assert!(!is_ended(&clients.wait(5, 50)), "a log that is waited for already takes no place");
         drop(few);
         assert!(clients.is_empty());
     }
