@@ -126,6 +126,33 @@ pub(crate) struct EarlierBatch {
     pub(crate) count: u64,
 }
 
+/// Where a cursor is to be.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CursorPosition {
+    pub(crate) offset: u64,
+}
+
+/// A named position of a consumer.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[non_exhaustive]
+pub struct CursorInfo {
+    /// Its name.
+    pub name: String,
+    /// The offset of the record that its consumer wants next.
+    pub offset: u64,
+    /// How many records that readers see are not behind it.
+    pub lag: u64,
+    /// The log's id, in hexadecimal.
+    pub log_id: String,
+}
+
+/// All cursors of a log.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct CursorsInfo {
+    pub(crate) cursors: Vec<CursorInfo>,
+}
+
 /// A problem document (RFC 9457). A client reads it leniently, because a proxy may have written it.
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]

@@ -19,15 +19,17 @@
 //! # }
 //! ```
 
+mod cursor;
 mod error;
 mod producer;
 mod tail;
 
 pub use crate::{
-    api::LogInfo,
+    api::{CursorInfo, LogInfo},
     settings::{LogSettings, Values},
     start::StartAt,
 };
+pub use cursor::Cursor;
 pub use error::Error;
 pub use producer::{Opened, Producer, ProducerOptions, Stored, Ticket};
 pub use tail::Tail;

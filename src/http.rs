@@ -13,6 +13,7 @@ mod book;
 mod commit;
 mod connection;
 mod context;
+mod cursors;
 mod effort;
 mod feed;
 mod fetch;

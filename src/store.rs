@@ -393,6 +393,31 @@ impl Store {
         entries.values().filter(|entry| entry.unusable.load(Ordering::Relaxed)).count()
     }
 
+    /// Of up to `limit` cursors of open logs, those that are farthest behind: the log's name, its own, and how many records
+    /// its consumer has before it.
+    #[cfg(feature = "server")]
+    pub(crate) fn cursor_lags(&self, limit: usize) -> Vec<(String, String, u64)> {
+        let mut all = Vec::new();
+        let open: Vec<_> = {
+            let entries = read_lock(&self.inner.entries);
+            entries.values().filter_map(|entry| entry.open.load_full()).collect()
+        };
+        for log in open {
+            let cursors = log.cursors().unwrap_or_default(); // if they are damaged, those who use them are told
+            let lag = |(name, offset)| (log.name().to_owned(), name, log.lag_of(offset));
+            all.extend(cursors.into_iter().map(lag));
+            if all.len() > 2 * limit {
+                all.select_nth_unstable_by_key(limit, |(.., lag)| std::cmp::Reverse(*lag));
+                all.truncate(limit);
+            }
+        }
+        all.sort_unstable_by(|(log, name, lag), (other, another, less)| {
+            less.cmp(lag).then_with(|| (log, name).cmp(&(other, another)))
+        });
+        all.truncate(limit);
+        all
+    }
+
     /// The options that the store was opened with.
     pub fn options(&self) -> &StoreOptions {
         &self.inner.options

@@ -11,7 +11,7 @@ use support::Server;
 const METHODS: [&str; 5] = ["GET", "PUT", "POST", "DELETE", "PATCH"];
 
 fn real(path: &str) -> String {
-    path.replace("{log}", "a").replace("{offset}", "0").replace("{id}", "p")
+    path.replace("{log}", "a").replace("{offset}", "0").replace("{id}", "p").replace("{name}", "c")
 }
 
 fn json(text: &str) -> Value {
@@ -29,7 +29,7 @@ fn the_document_says_what_the_server_does() {
     assert_eq!(document["openapi"], "3.1.0");
     assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
     let paths = document["paths"].as_object().unwrap();
-    assert_eq!(paths.len(), 11);
+    assert_eq!(paths.len(), 13);
     for (path, operations) in paths {
         let told: BTreeSet<String> = METHODS
             .iter()

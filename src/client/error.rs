@@ -18,7 +18,7 @@ pub enum Error {
     },
     /// No log can have this name.
     #[error(
-        "{name:?} is not a name of a log: use 1 to {} of A-Z a-z 0-9 . _ -, not beginning with . or -",
+        "{name:?} is not a name of a log or a cursor: use 1 to {} of A-Z a-z 0-9 . _ -, not beginning with . or -",
         crate::name::NAME_BYTES
     )]
     BadName {
@@ -69,6 +69,15 @@ pub enum Error {
     Unexpected {
         /// The next offset.
         next_offset: u64,
+    },
+    /// The cursor is not where it was expected; nothing was changed.
+    #[error("{}", match .offset {
+        Some(offset) => format!("the cursor is at {offset}"),
+        None => "there is no cursor of this name".to_owned(),
+    })]
+    UnexpectedCursor {
+        /// Where it is; `None` if it does not exist.
+        offset: Option<u64>,
     },
     /// Another producer of the same id has begun a later epoch; nothing was stored.
     #[error("another producer of this id has taken over, in epoch {epoch}")]
@@ -123,13 +132,14 @@ impl Refusal {
     pub(super) fn parse(status: u16, body: &[u8], retry_after: Option<Duration>, log: &str) -> Self {
         let problem: ProblemDocument = serde_json::from_slice(body).unwrap_or_default();
         let ProblemDocument { code, detail, numbers, .. } = problem;
-        let ProblemNumbers { first_offset, next_offset, expected_epoch, expected_seq, .. } = numbers;
+        let ProblemNumbers { first_offset, next_offset, offset, expected_epoch, expected_seq, .. } = numbers;
         let expected = expected_epoch.zip(expected_seq);
         let error = match (Code::parse(&code), first_offset, next_offset) {
             (Some(Code::LogNotFound | Code::LogDeleted), ..) => Error::NoSuchLog { log: log.to_owned() },
             (Some(Code::OffsetTrimmed), Some(first_offset), _) => Error::Trimmed { first_offset },
             (Some(Code::OffsetNotFound), _, Some(next_offset)) => Error::NotThere { next_offset },
             (Some(Code::OffsetBeyondEnd), _, Some(next_offset)) => Error::BeyondEnd { next_offset },
+            (Some(Code::UnexpectedCursor), ..) => Error::UnexpectedCursor { offset },
             (Some(Code::AnotherLog), ..) => Error::AnotherLog { detail },
             (Some(Code::UnexpectedOffset), _, Some(next_offset)) => Error::Unexpected { next_offset },
             _ => Error::Refused { status, code, detail, retry_after },

@@ -17,6 +17,7 @@ use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
     metrics::{
+        MetricType,
         counter::{ConstCounter, Counter},
         family::Family,
         gauge::{ConstGauge, Gauge},
@@ -145,6 +146,9 @@ impl Metrics {
     }
 }
 
+/// For how many cursors it is told how far behind they are.
+const CURSORS: usize = 1000;
+
 /// What the engine counts.
 #[derive(Debug)]
 struct Engine(std::sync::Weak<Store>);
@@ -164,7 +168,8 @@ impl Collector for Engine {
         } = stats();
         let store = self.0.upgrade();
         let (logs, open) = store.as_ref().map_or((0, 0), |store| store.count());
-        let unusable = store.map_or(0, |store| store.unusable_count());
+        let unusable = store.as_ref().map_or(0, |store| store.unusable_count());
+        let lags = store.map_or_else(Vec::new, |store| store.cursor_lags(CURSORS));
         histogram(&mut encoder, "commit_seconds", "Time of a commit to disk", &commit_micros, 1e-6)?;
         histogram(&mut encoder, "commit_records", "Records made durable by a commit", &commit_records, 1.0)?;
         for (name, help, count) in [
@@ -191,6 +196,13 @@ impl Collector for Engine {
             let gauge = ConstGauge::new(value.cast_signed());
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
+        let help =
+            "Records that a consumer has before it, of the cursors of open logs that are farthest behind";
+        let mut family = encoder.encode_descriptor("cursor_lag_records", help, None, MetricType::Gauge)?;
+        for (log, cursor, lag) in lags {
+            let gauge = ConstGauge::new(lag.cast_signed());
+            gauge.encode(family.encode_family(&[("log", log), ("cursor", cursor)])?)?;
+        }
         Ok(())
     }
 }
@@ -202,7 +214,7 @@ fn histogram(
     buckets: &log::Histogram,
     unit: f64,
 ) -> fmt::Result {
-    use prometheus_client::{encoding::NoLabelSet, metrics::MetricType};
+    use prometheus_client::encoding::NoLabelSet;
     let bound = |bound: u64| if bound == u64::MAX { f64::MAX } else { bound as f64 * unit };
     let counts: Vec<(f64, u64)> = buckets.counts.iter().map(|&(top, count)| (bound(top), count)).collect();
     let total = counts.iter().map(|(_, count)| count).sum();

@@ -3,6 +3,7 @@
 use super::{
     answer::{Answer, Body, Endless, LOG_ID, full, keep_from_proxies, log_id, only_head, piece_by_piece},
     context::{Asker, Context},
+    cursors,
     fetch::Patience,
     follow,
     formats::{self, Format},
@@ -59,6 +60,8 @@ async fn resolve(
 #[derive(Default)]
 struct RangeQuery {
     from: Option<StartAt>,
+    /// The cursor to begin at.
+    cursor: Option<String>,
     /// The id that the log must have.
     log_id: Option<LogId>,
     follow: bool,
@@ -73,18 +76,19 @@ impl RangeQuery {
         for parameter in params::of(request) {
             let (name, value) = parameter?;
             match &*name {
-                "offset" | "since" if query.from.is_some() => {
-                    return Err(params::one_of("offset and since"));
+                "offset" | "since" | "cursor" if query.from.is_some() || query.cursor.is_some() => {
+                    return Err(params::one_of("offset, since and cursor"));
                 }
                 "offset" => query.from = Some(start_at(&value)?),
                 "since" => query.from = Some(StartAt::since_millis(params::time(&name, &value)?)),
+                "cursor" => query.cursor = Some(value.into_owned()),
                 "limit" => query.records = Some(params::number(&name, &value, 1..=10_000_000)?),
                 "max_bytes" => query.bytes = Some(params::number(&name, &value, 1..=1 << 30)?),
                 "wait" => query.wait = Some(params::duration(&name, &value, longest_wait)?),
                 "follow" => query.follow = params::yes_or_no(&name, &value)?,
                 "log_id" => query.log_id = Some(params::log_id(&value)?),
                 _ => {
-                    let known = "offset, since, limit, max_bytes, wait, follow, log_id";
+                    let known = "offset, since, cursor, limit, max_bytes, wait, follow, log_id";
                     return Err(params::unknown(&name, known));
                 }
             }
@@ -140,12 +144,17 @@ pub(super) async fn range(
         let detail = format!("the log of this name has the id {}", log.id());
         return Err(Problem::new(Code::AnotherLog, detail));
     }
+    let at_cursor = |name: &String| {
+        let cursor = log.cursor(name)?;
+        Ok::<_, Problem>(StartAt::Offset(cursors::offset_of(&log, &cursor)?))
+    };
+    let from = query.cursor.as_ref().map(at_cursor).transpose()?.or(query.from);
     if tailing {
-        let from = resumed.map(|last| StartAt::Offset(last + 1)).or(query.from).unwrap_or(StartAt::Latest);
+        let from = resumed.map(|last| StartAt::Offset(last + 1)).or(from).unwrap_or(StartAt::Latest);
         let offset = resolve(from, context, asker.share, &log).await?;
         return tail::stream(context, asker.share, &log, offset);
     }
-    let from = query.from.unwrap_or(StartAt::Earliest);
+    let from = from.unwrap_or(StartAt::Earliest);
     let ranged = records_from(context, asker, &log, from, until, format, query.page_limits()).await;
     ranged.map_err(|problem| problem.of(&log))
 }

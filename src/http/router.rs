@@ -5,7 +5,7 @@ use super::{
     book,
     connection::{Arriving, Exchange},
     context::{Asker, Context, DEFAULT_LOG},
-    logs, params,
+    cursors, logs, params,
     permits::ConnectionShare,
     problem::Problem,
     producers, range, records,
@@ -116,6 +116,8 @@ enum Route {
     Record { name: String, offset: String },
     Trim { name: String },
     Producer { name: String, id: String },
+    Cursors { name: String },
+    Cursor { name: String, cursor: String },
 }
 
 impl Route {
@@ -136,6 +138,8 @@ impl Route {
                     (Some("records"), None, _) => Self::Records { name },
                     (Some("records"), Some(offset), None) => Self::Record { name, offset: offset.into() },
                     (Some("trim"), None, _) => Self::Trim { name },
+                    (Some("cursors"), None, _) => Self::Cursors { name },
+                    (Some("cursors"), Some(cursor), None) => Self::Cursor { name, cursor: cursor.into() },
                     (Some("producers"), Some(id), None) => Self::Producer { name, id: id.into() },
                     _ => return None,
                 }
@@ -158,6 +162,8 @@ impl Route {
             Self::Record { .. } => "/v1/logs/{log}/records/{offset}",
             Self::Trim { .. } => "/v1/logs/{log}/trim",
             Self::Producer { .. } => "/v1/logs/{log}/producers/{id}",
+            Self::Cursors { .. } => "/v1/logs/{log}/cursors",
+            Self::Cursor { .. } => "/v1/logs/{log}/cursors/{name}",
         }
     }
 }
@@ -261,6 +267,17 @@ async fn answer_to_other(
             Method::POST => producers::open(context, share, &name, &id, request.map(drop)).await,
             Method::GET => producers::describe(context, share, &name, &id, request.map(drop)).await,
             _ => not_allowed("GET, HEAD, POST"),
+        },
+        Route::Cursors { name } => match method {
+            Method::GET => cursors::list(context, share, &name, request.map(drop)).await,
+            Method::DELETE => cursors::remove_all(context, share, &name, request.map(drop)).await,
+            _ => not_allowed("DELETE, GET, HEAD"),
+        },
+        Route::Cursor { name, cursor } => match method {
+            Method::PUT => cursors::set(context, share, &name, &cursor, request).await,
+            Method::GET => cursors::describe(context, share, &name, &cursor, request.map(drop)).await,
+            Method::DELETE => cursors::remove(context, share, &name, &cursor, request.map(drop)).await,
+            _ => not_allowed("DELETE, GET, HEAD, PUT"),
         },
         Route::Trim { name } => match method {
             Method::POST => logs::trim(context, share, &name, request).await,

@@ -240,6 +240,12 @@ impl Log {
         self.shared.look_at_cursors(BTreeMap::clone)
     }
 
+    /// How many records that readers see a consumer has before it that is at `offset`.
+    #[cfg(feature = "server")]
+    pub(crate) fn lag_of(&self, offset: u64) -> u64 {
+        self.visible_offset().saturating_sub(offset.max(self.first_offset()))
+    }
+
     /// Removes all cursors, also if their file is damaged. Durable on return.
     ///
     /// # Errors

@@ -1,0 +1,167 @@
+//! Cursors as resources: named positions of consumers, which the log keeps.
+
+use super::{
+    answer::{Answer, full, json, json_of, json_text},
+    body,
+    connection::Arriving,
+    context::Context,
+    object, params,
+    permits::ConnectionShare,
+    problem::Problem,
+};
+use crate::{
+    Code, Cursor, Error,
+    api::{CursorInfo, CursorPosition, CursorsInfo},
+    store::{OpenLog, Store},
+};
+use hyper::{Request, Response, StatusCode};
+use std::sync::Arc;
+
+fn info(log: &OpenLog, name: &str, offset: u64) -> CursorInfo {
+    CursorInfo { name: name.to_owned(), offset, lag: log.lag_of(offset), log_id: log.id().to_string() }
+}
+
+/// The cursor of a path, of a log that exists.
+async fn find(
+    context: &Context,
+    share: &ConnectionShare,
+    log: &str,
+    name: &str,
+) -> Result<(Arc<OpenLog>, Cursor), Problem> {
+    let log = context.log(share, log).await?;
+    let cursor = log.cursor(name)?;
+    Ok((log, cursor))
+}
+
+/// The offset of a cursor that must exist.
+pub(super) fn offset_of(log: &OpenLog, cursor: &Cursor) -> Result<u64, Problem> {
+    let offset = cursor.offset().map_err(|error| Problem::from(error).of(log))?;
+    offset.ok_or_else(|| {
+        let detail = format!("the log has no cursor {:?}; set it first", cursor.name());
+        Problem::new(Code::CursorNotFound, detail)
+    })
+}
+
+/// `GET`: where a cursor is.
+pub(super) async fn describe(
+    context: &Context,
+    share: &ConnectionShare,
+    log: &str,
+    name: &str,
+    request: Request<()>,
+) -> Result<Answer, Problem> {
+    params::none(&request)?;
+    drop(request); // so that its header section is not held while waiting
+    let (log, cursor) = find(context, share, log, name).await?;
+    Ok(json(&info(&log, name, offset_of(&log, &cursor)?)))
+}
+
+/// `GET` of all of a log's cursors.
+pub(super) async fn list(
+    context: &Context,
+    share: &ConnectionShare,
+    log: &str,
+    request: Request<()>,
+) -> Result<Answer, Problem> {
+    params::none(&request)?;
+    drop(request);
+    let log = context.log(share, log).await?;
+    let all = log.cursors().map_err(|error| Problem::from(error).of(&log))?;
+    let cursors = all.iter().map(|(name, &offset)| info(&log, name, offset)).collect();
+    Ok(json_of(full(context.memory.hold_answer(json_text(&CursorsInfo { cursors }))?)))
+}
+
+/// `PUT`: sets a cursor, under a condition if there is one. Durable when it is answered.
+pub(super) async fn set(
+    context: &Context,
+    share: &ConnectionShare,
+    log: &str,
+    name: &str,
+    request: Request<Arriving>,
+) -> Result<Answer, Problem> {
+    let expected = expected(&request)?;
+    let body = request.into_body(); // so that the header section is not held while waiting
+    let (log, cursor) = find(context, share, log, name).await?;
+    let bytes = body::read_small(body, context).await?;
+    let CursorPosition { offset } = object::parse(&bytes, r#"{"offset":0}"#)?;
+    let was = change(context, share, &log, cursor, Some(offset), expected).await?;
+    let mut answer = json(&info(&log, name, offset));
+    if was.is_none() {
+        *answer.status_mut() = StatusCode::CREATED;
+    }
+    Ok(answer)
+}
+
+/// `DELETE`: removes a cursor.
+pub(super) async fn remove(
+    context: &Context,
+    share: &ConnectionShare,
+    log: &str,
+    name: &str,
+    request: Request<()>,
+) -> Result<Answer, Problem> {
+    let expected = expected(&request)?;
+    drop(request);
+    let (log, cursor) = find(context, share, log, name).await?;
+    offset_of(&log, &cursor)?;
+    change(context, share, &log, cursor, None, expected).await?;
+    Ok(removed())
+}
+
+/// `DELETE` of all of a log's cursors, also if their file is damaged.
+pub(super) async fn remove_all(
+    context: &Context,
+    share: &ConnectionShare,
+    log: &str,
+    request: Request<()>,
+) -> Result<Answer, Problem> {
+    params::none(&request)?;
+    drop(request);
+    let log = context.log(share, log).await?;
+    let at = Arc::clone(&log);
+    let done = context.for_log(share, log.name(), move |_: &Store, _: &str| at.remove_cursors()).await?;
+    done.map_err(|error| Problem::from(error).of(&log))?;
+    Ok(removed())
+}
+
+fn removed() -> Answer {
+    let mut answer = Response::new(full(""));
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    answer
+}
+
+/// The condition of a change: `expect=N`, or `expect=none` if the cursor must not exist.
+fn expected<B>(request: &Request<B>) -> Result<Option<Option<u64>>, Problem> {
+    let mut expected = None;
+    for parameter in params::of(request) {
+        let (name, value) = parameter?;
+        expected = match &*name {
+            "expect" if value == "none" => Some(None),
+            "expect" => Some(Some(params::number(&name, &value, 0..=u64::MAX)?)),
+            _ => return Err(params::unknown(&name, "expect")),
+        };
+    }
+    Ok(expected)
+}
+
+/// Changes a cursor, off the runtime's thread; returns where it was.
+async fn change(
+    context: &Context,
+    share: &ConnectionShare,
+    log: &Arc<OpenLog>,
+    cursor: Cursor,
+    to: Option<u64>,
+    expected: Option<Option<u64>>,
+) -> Result<Option<u64>, Problem> {
+    let of_log = |error: Error| Problem::from(error).of(log);
+    // In the list before it has the permit: whoever has that makes this change as well. It leaves the list with its client.
+    let asked = Arc::new(cursor.ask_for_change(to, expected).map_err(of_log)?);
+    loop {
+        let (cursor, asked) = (cursor.clone(), Arc::clone(&asked));
+        let attempt = move |_: &Store, _: &str| cursor.change_in_time(&asked);
+        match context.for_log(share, log.name(), attempt).await? {
+            Ok(changed) => return changed.map_err(of_log),
+            Err(pause) => tokio::time::sleep(pause).await, // without the permit
+        }
+    }
+}
