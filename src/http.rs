@@ -1,11 +1,7 @@
 //! The HTTP endpoint: thin adapters over a store of logs. They parse, call and render; the request's own task appends.
 //!
-//! `server` listens, `serve` drives each connection, `connection` keeps it within its limits, `guard` refuses what browsers send on behalf
-//! of other pages, `router` dispatches requests and does what is common to all of them; `book` is the API of the book,
-//! `logs`, `records` and `producers` are `/v1/logs`, `tail` is the live end of a log, and `feed` is what its readers share. `fetch`
-//! is how everything is read that comes from the disk or is large, and `permits` hands out the permits for that. `body`,
-//! `params` and `formats` parse requests, within the budget of `memory`; `metrics` counts, `commit` waits for
-//! durability once per runtime and commit, `problem` defines what errors look like.
+//! A request's way is `server`, `serve`, `connection`, `router`, and the file of its resource. What each file is for has a
+//! line in `docs/architecture.md`.
 
 mod answer;
 mod body;
@@ -46,6 +42,7 @@ mod settings;
 mod socket;
 mod tail;
 mod unsent;
+mod upload;
 mod waited;
 
 pub use formats::record_json;

@@ -44,6 +44,8 @@ mod wait;
 mod workers;
 
 pub use append::{Appender, Payload};
+#[cfg(feature = "server")]
+pub(crate) use cursors::Condition as CursorCondition;
 #[cfg(feature = "store")]
 pub use cursors::{CURSORS_PER_LOG, Cursor};
 pub use damage::Damage;

@@ -7,37 +7,46 @@ use super::{
     meter::Meter,
     permits::ConnectionShare,
     problem::Problem,
+    upload::{self, Upload, too_large},
 };
 use crate::Code;
 use bytes::Bytes;
 use flate2::bufread::GzDecoder;
-use http_body_util::BodyExt;
 use hyper::body::Body;
 use std::io::{self, Read};
 use tokio::sync::oneshot;
 
-/// Reads a body. A body that is announced as too large, or that there is no memory for, is not read at all.
-pub(super) async fn read<B>(body: B, context: &Context) -> Result<Bytes, Problem>
+/// Reads a body. A body that is announced as too large, or that no memory becomes free for, is not read at all.
+pub(super) async fn read<B>(body: B, context: &Context, share: &ConnectionShare) -> Result<Bytes, Problem>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
-    read_up_to(context.limits.body_bytes, body, context).await
+    read_up_to(context.limits.body_bytes, body, context, share).await
 }
 
 /// The largest body, in bytes, that has no records: settings, or an offset. It is parsed where it is read.
 const MAX_SMALL_BODY: usize = 64 << 10;
 
 /// [`read`] for a body without records.
-pub(super) async fn read_small<B>(body: B, context: &Context) -> Result<Bytes, Problem>
+pub(super) async fn read_small<B>(
+    body: B,
+    context: &Context,
+    share: &ConnectionShare,
+) -> Result<Bytes, Problem>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
-    read_up_to(context.limits.body_bytes.min(MAX_SMALL_BODY), body, context).await
+    read_up_to(context.limits.body_bytes.min(MAX_SMALL_BODY), body, context, share).await
 }
 
-async fn read_up_to<B>(most: usize, body: B, context: &Context) -> Result<Bytes, Problem>
+async fn read_up_to<B>(
+    most: usize,
+    body: B,
+    context: &Context,
+    share: &ConnectionShare,
+) -> Result<Bytes, Problem>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
@@ -48,58 +57,17 @@ where
     if least > limit {
         return Err(too_large(limit as usize, ""));
     }
-    if least > UNCOUNTED_BYTES as u64 && !memory.has_room(Purpose::Request, least as usize) {
-        return Err(Problem::overloaded());
-    }
-    let grant = memory.grant(Purpose::Request);
-    let read = tokio::time::timeout(limits.body_time, collect(body, most.min(limit) as usize, grant)).await;
-    read.unwrap_or_else(|_| {
+    // Boxed, because few bodies wait. A body that does is read only after that.
+    let grant = if least > UNCOUNTED_BYTES as u64 {
+        Box::pin(upload::room(context, share, least as usize)).await?
+    } else {
+        memory.grant(Purpose::Request)
+    };
+    let receiving = Upload::new(body, most.min(limit) as usize, context).receive(grant);
+    tokio::time::timeout(limits.body_time, receiving).await.unwrap_or_else(|_| {
         let detail = format!("the body did not arrive within {} seconds", limits.body_time.as_secs());
         Err(Problem::new(Code::BodyTooSlow, detail))
     })
-}
-
-fn too_large(limit: usize, when: &str) -> Problem {
-    let detail = format!("the body is over the limit of {limit} bytes{when}; send less at once");
-    Problem::new(Code::BodyTooLarge, detail)
-}
-
-async fn collect<B>(mut body: B, most: usize, mut grant: Grant) -> Result<Bytes, Problem>
-where
-    B: Body<Data = Bytes> + Unpin,
-    B::Error: std::error::Error + Send + Sync + 'static,
-{
-    let mut next = async || loop {
-        match body.frame().await {
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) if data.len() > most => return Err(too_large(most, "")),
-                Ok(data) => return Ok(Some((data, body.is_end_stream()))),
-                Err(_) => {} // trailers
-            },
-            Some(Err(error)) => {
-                return Err(Problem::new(Code::BodyIncomplete, format!("the body ended early: {error}")));
-            }
-            None => return Ok(None),
-        }
-    };
-    let Some((first, all)) = next().await? else { return Ok(Bytes::new()) };
-    if all {
-        // As it arrived, in the connection's own buffer.
-        if first.len() > UNCOUNTED_BYTES {
-            grant.cover(first.len())?;
-        }
-        return Ok(grant.hold(first));
-    }
-    let mut buffer = Buffer::new(most, grant);
-    buffer.extend(&first)?;
-    drop(first);
-    while let Some((data, _)) = next().await? {
-        if data.len() > buffer.left() {
-            return Err(too_large(most, ""));
-        }
-        buffer.extend(&data)?;
-    }
-    Ok(buffer.freeze())
 }
 
 /// Parses a body off the runtime's thread, once there is a permit for it.

@@ -102,7 +102,7 @@ pub(super) async fn post(
     asker: Asker<'_>,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
-    let bytes = body::read(request.into_body(), context).await?;
+    let bytes = body::read(request.into_body(), context, asker.share).await?;
     let (value, grant) = if bytes.len() < OFFLOAD_BYTES {
         decoded(bytes, &context.memory)?
     } else {
@@ -181,7 +181,7 @@ pub(super) async fn get(
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
     let from_query = request.uri().query().map(offset_in_query).transpose()?;
-    let bytes = body::read_small(request.into_body(), context).await?;
+    let bytes = body::read_small(request.into_body(), context, asker.share).await?;
     let offset = match from_query {
         Some(offset) if bytes.is_empty() => offset,
         None if !bytes.is_empty() => {

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     Code, Cursor, Error,
     api::{CursorInfo, CursorPosition, CursorsInfo},
+    log::CursorCondition,
     store::{OpenLog, Store},
 };
 use hyper::{Request, Response, StatusCode};
@@ -79,12 +80,12 @@ pub(super) async fn set(
     name: &str,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
-    let expected = expected(&request)?;
+    let condition = condition(&request)?;
     let body = request.into_body(); // so that the header section is not held while waiting
     let (log, cursor) = find(context, share, log, name).await?;
-    let bytes = body::read_small(body, context).await?;
+    let bytes = body::read_small(body, context, share).await?;
     let CursorPosition { offset } = object::parse(&bytes, r#"{"offset":0}"#)?;
-    let was = change(context, share, &log, cursor, Some(offset), expected).await?;
+    let was = change(context, share, &log, cursor, Some(offset), condition).await?;
     let mut answer = json(&info(&log, name, offset));
     if was.is_none() {
         *answer.status_mut() = StatusCode::CREATED;
@@ -100,11 +101,11 @@ pub(super) async fn remove(
     name: &str,
     request: Request<()>,
 ) -> Result<Answer, Problem> {
-    let expected = expected(&request)?;
+    let condition = condition(&request)?;
     drop(request);
     let (log, cursor) = find(context, share, log, name).await?;
     offset_of(&log, &cursor)?;
-    change(context, share, &log, cursor, None, expected).await?;
+    change(context, share, &log, cursor, None, condition).await?;
     Ok(removed())
 }
 
@@ -131,17 +132,17 @@ fn removed() -> Answer {
 }
 
 /// The condition of a change: `expect=N`, or `expect=none` if the cursor must not exist.
-fn expected<B>(request: &Request<B>) -> Result<Option<Option<u64>>, Problem> {
-    let mut expected = None;
+fn condition<B>(request: &Request<B>) -> Result<CursorCondition, Problem> {
+    let mut condition = CursorCondition::Anywhere;
     for parameter in params::of(request) {
         let (name, value) = parameter?;
-        expected = match &*name {
-            "expect" if value == "none" => Some(None),
-            "expect" => Some(Some(params::number(&name, &value, 0..=u64::MAX)?)),
+        condition = match &*name {
+            "expect" if value == "none" => CursorCondition::Nowhere,
+            "expect" => CursorCondition::At(params::number(&name, &value, 0..=u64::MAX)?),
             _ => return Err(params::unknown(&name, "expect")),
         };
     }
-    Ok(expected)
+    Ok(condition)
 }
 
 /// Changes a cursor, off the runtime's thread; returns where it was.
@@ -151,11 +152,11 @@ async fn change(
     log: &Arc<OpenLog>,
     cursor: Cursor,
     to: Option<u64>,
-    expected: Option<Option<u64>>,
+    condition: CursorCondition,
 ) -> Result<Option<u64>, Problem> {
     let of_log = |error: Error| Problem::from(error).of(log);
     // In the list before it has the permit: whoever has that makes this change as well. It leaves the list with its client.
-    let asked = Arc::new(cursor.ask_for_change(to, expected).map_err(of_log)?);
+    let asked = Arc::new(cursor.ask_for_change(to, condition).map_err(of_log)?);
     loop {
         let (cursor, asked) = (cursor.clone(), Arc::clone(&asked));
         let attempt = move |_: &Store, _: &str| cursor.change_in_time(&asked);

@@ -55,11 +55,12 @@ const STEP: usize = 4 << 10;
 
 /// How much time decoding may take.
 struct Allowance {
-    /// In any case.
+    /// In any case. Of the time that is allowed for bytes, no more is saved for later: what decodes to many bytes in no time
+    /// must not buy time for what decodes to none.
     first: Duration,
     /// For each byte that was decoded, in nanoseconds.
     per_byte: u64,
-    /// At most, whatever was decoded: what buys time can be cheap to decode.
+    /// At most, whatever was decoded.
     most: Duration,
 }
 
@@ -86,13 +87,18 @@ fn time() -> Duration {
 pub(super) struct Effort {
     allowance: Allowance,
     begun: Duration,
+    /// When it was last checked, how much time was left then, and how many bytes were decoded since.
+    checked: Cell<Duration>,
+    left: Cell<Duration>,
     decoded: Cell<u64>,
 }
 
 impl Effort {
     /// Begins to measure, on the thread that decodes.
     pub(super) fn new(work: Work) -> Self {
-        Self { allowance: allowance(work), begun: time(), decoded: Cell::new(0) }
+        let (allowance, begun) = (allowance(work), time());
+        let (checked, left) = (Cell::new(begun), Cell::new(allowance.first));
+        Self { allowance, begun, checked, left, decoded: Cell::new(0) }
     }
 
     /// So many bytes more were decoded.
@@ -102,9 +108,15 @@ impl Effort {
 
     fn check(&self) -> io::Result<()> {
         let Allowance { first, per_byte, most } = self.allowance;
-        let for_bytes = Duration::from_nanos(self.decoded.get().saturating_mul(per_byte));
-        let allowed = first.saturating_add(for_bytes).min(most);
-        if time().saturating_sub(self.begun) > allowed { Err(io::Error::other(Overtime)) } else { Ok(()) }
+        let now = time();
+        let took = now.saturating_sub(self.checked.replace(now));
+        let for_bytes = Duration::from_nanos(self.decoded.replace(0).saturating_mul(per_byte));
+        let left = self.left.get().saturating_add(for_bytes).checked_sub(took);
+        let Some(left) = left.filter(|_| now.saturating_sub(self.begun) <= most) else {
+            return Err(io::Error::other(Overtime));
+        };
+        self.left.set(left.min(first));
+        Ok(())
     }
 }
 
@@ -257,6 +269,14 @@ mod tests {
         let refused = decoded.err().map(|problem| problem.to_string()).unwrap_or_default();
         assert!(refused.starts_with("invalid_encoding"), "{refused} after {took:?}");
         assert!(took < Duration::from_millis(1500), "it took {took:?}");
+        // Nor after bytes that are cheap to decode.
+        let mut zeros = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+        zeros.write_all(&vec![0; 60 << 20]).unwrap();
+        let body = Bytes::from([zeros.finish().unwrap(), in_gzip(&hollow(32 << 20))].concat());
+        let (decoded, took) = decode(Encoding::Gzip, &body, Work::Much);
+        let refused = decoded.err().map(|problem| problem.to_string()).unwrap_or_default();
+        assert!(refused.starts_with("invalid_encoding"), "{refused} after {took:?}");
+        assert!(took < Duration::from_millis(2500), "it took {took:?}");
     }
 
     /// Not even by a machine that is five times slower, and this is the code of a debug build.

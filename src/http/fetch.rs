@@ -24,6 +24,9 @@ use std::{
 /// How often a request that waits for memory asks for it: at first, and after a while.
 const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(320);
 
+/// How long a large answer asks for memory before others in line have their turn, which may need less.
+const TURN: Duration = Duration::from_millis(250);
+
 /// How long a request waits.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
@@ -78,7 +81,8 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
 
 /// Gets memory of `bytes` for an answer. A small answer asks for it at once. Large ones wait in line, where one request at a
 /// time asks for memory, for at least as long as an append may wait: otherwise requests that come again and again would get
-/// all of it. The line is fair among connections.
+/// all of it. The line is fair among connections. A request that gets none in its turn goes to the end of the line: it may
+/// need more than will be free for long, and those behind it less.
 ///
 /// A large answer that is less than four times as large as a small one may be tries once before it waits in line, so that it
 /// does not wait behind much larger ones. A connection that was too slow to take an answer while others were refused is
@@ -91,7 +95,7 @@ async fn covered(
     patience: Duration,
 ) -> Result<Grant, Problem> {
     if bytes <= UNQUEUED_BYTES {
-        return asked_for(grant, bytes, patience).await;
+        return asked_for(&mut grant, bytes, patience).await.map(|()| grant);
     }
     if bytes <= 4 * UNQUEUED_BYTES && grant.cover(bytes).is_ok() {
         return Ok(grant);
@@ -99,14 +103,20 @@ async fn covered(
     if share.was_slow_within(context.limits.body_time) && context.memory.is_tight(Purpose::Answer) {
         return Err(Problem::overloaded());
     }
-    let patience = patience.max(context.limits.append_time);
-    let _only_one = context.permits.acquire(Kind::Memory, share, patience).await?;
-    asked_for(grant, bytes, patience).await
+    let (begun, patience) = (Instant::now(), patience.max(context.limits.append_time));
+    loop {
+        let left = patience.saturating_sub(begun.elapsed());
+        let _turn = context.permits.acquire(Kind::Memory, share, left).await?;
+        match asked_for(&mut grant, bytes, TURN.min(left)).await {
+            Err(_) if begun.elapsed() < patience => {} // to the end of the line
+            done => return done.map(|()| grant),
+        }
+    }
 }
 
 /// Asks for memory of `bytes` until there is some, or patience ends. There is no queue: a request takes what it needs as
 /// soon as that is free, so that one that needs much does not delay those that need little.
-async fn asked_for(mut grant: Grant, bytes: usize, patience: Duration) -> Result<Grant, Problem> {
+async fn asked_for(grant: &mut Grant, bytes: usize, patience: Duration) -> Result<(), Problem> {
     let (begun, mut pause) = (Instant::now(), *ASK.start());
     while let Err(used_up) = grant.cover(bytes) {
         if begun.elapsed() >= patience {
@@ -115,7 +125,7 @@ async fn asked_for(mut grant: Grant, bytes: usize, patience: Duration) -> Result
         tokio::time::sleep(pause).await;
         pause = doubled(pause, &ASK); // thousands may wait
     }
-    Ok(grant)
+    Ok(())
 }
 
 /// Returns the record at `offset`, and what `render` makes of it; `bytes` computes the size of that from the size of

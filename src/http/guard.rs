@@ -18,7 +18,7 @@
 //! clients are. Ports are ignored: they differ behind a forwarded port. A request of HTTP/1.0 may name no host: it does not
 //! come from a browser. `/healthz` and `/readyz` are for probes under any name, and reveal nothing about the logs.
 
-use super::{problem::Problem, settings::Settings};
+use super::{params, problem::Problem, settings::Settings};
 use crate::Code;
 use hyper::{
     Method, Request, Version,
@@ -112,18 +112,15 @@ impl Guard {
             );
             Err(Problem::new(Code::OriginNotAllowed, detail))
         };
-        if let Some(origin) = headers.get(ORIGIN) {
-            let origin = origin.to_str().unwrap_or("?");
+        let site = params::header(headers, SEC_FETCH_SITE.as_str())?;
+        if let Some(origin) = params::header(headers, ORIGIN.as_str())? {
             let own = origin
                 .split_once("://")
                 .is_some_and(|(_, its)| host.is_some_and(|host| its.eq_ignore_ascii_case(host)));
             let allowed = own || self.origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin));
             return if allowed { Ok(()) } else { refused(origin) };
         }
-        match headers.get(SEC_FETCH_SITE) {
-            Some(site) if site == "cross-site" => refused("cross-site"),
-            _ => Ok(()),
-        }
+        if site == Some("cross-site") { refused("cross-site") } else { Ok(()) }
     }
 
     /// `host` is one of those that [are hosts](is_host).
@@ -334,5 +331,19 @@ mod tests {
         let origin = Request::builder().uri("/v1/logs").header(HOST, "localhost:80");
         let origin = origin.header(ORIGIN, "http://localhost:80@evil.example").body(()).unwrap();
         assert_eq!(usual.check(&origin).unwrap_err().code(), "origin_not_allowed");
+    }
+
+    /// Of two, the first one decided.
+    #[test]
+    fn where_a_request_comes_from_is_said_once() {
+        let guard = guard("127.0.0.1:4437", &[]);
+        for (name, values) in
+            [(ORIGIN, ["http://localhost", "http://evil"]), (SEC_FETCH_SITE, ["same-origin", "cross-site"])]
+        {
+            let [first, second] = values;
+            let request = Request::builder().method(Method::POST).uri("/").header(HOST, "localhost");
+            let twice = request.header(name.clone(), first).header(name, second).body(()).unwrap();
+            assert_eq!(guard.check(&twice).unwrap_err().code(), "invalid_request");
+        }
     }
 }

@@ -32,7 +32,7 @@ pub(super) async fn create(
     name: &str,
     request: Request<Arriving>,
 ) -> Result<Answer, Problem> {
-    let bytes = body::read_small(request.into_body(), context).await?;
+    let bytes = body::read_small(request.into_body(), context, share).await?;
     let settings: LogSettings = if bytes.is_empty() {
         LogSettings::default()
     } else {
@@ -108,7 +108,7 @@ pub(super) async fn trim(
 ) -> Result<Answer, Problem> {
     let body = request.into_body(); // so that the header section is not held while waiting
     let log = context.log(share, name).await?;
-    let bytes = body::read_small(body, context).await?;
+    let bytes = body::read_small(body, context, share).await?;
     let Trim { before } = object::parse(&bytes, r#"{"before":0}"#)?;
     let trim = move |_: &Store, _: &str| log.trim(before).map_err(|error| Problem::from(error).of(&log));
     let first_offset = context.for_log(share, name, trim).await??;

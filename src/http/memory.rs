@@ -42,10 +42,31 @@ const MAX_HEAP_BYTES: usize = 64 << 10;
 /// that, grants that are not small only a part, so that they do not keep out those that are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Bodies being received: up to seven eighths, and three quarters for those that are not small.
+    /// Bodies being received: up to seven eighths for small ones, 13 sixteenths for medium ones, and three quarters for large
+    /// ones.
     Request,
     /// Answers being sent: up to three quarters, five eighths for those that are not small, and a half for large ones.
     Answer,
+}
+
+/// How large a grant is: larger ones leave room for smaller ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Size {
+    Small,
+    Medium,
+    Large,
+}
+
+impl Size {
+    pub(super) fn of(bytes: usize) -> Self {
+        if bytes <= SMALL_BYTES {
+            Self::Small
+        } else if bytes <= UNQUEUED_BYTES {
+            Self::Medium
+        } else {
+            Self::Large
+        }
+    }
 }
 
 /// The budget. The counters protect no other memory: Relaxed throughout.
@@ -55,6 +76,8 @@ pub(super) struct Memory {
     used: AtomicUsize,
     requests: AtomicUsize,
     answers: AtomicUsize,
+    /// Bodies that wait for memory, by [`Size`].
+    waiting: [AtomicUsize; 3],
     refused: AtomicU64,
     /// Mappings for reuse, each of at least [`MAPPED_BYTES`] bytes.
     spare: Mutex<Vec<MmapMut>>,
@@ -80,6 +103,7 @@ impl Memory {
             used: zero(),
             requests: zero(),
             answers: zero(),
+            waiting: [zero(), zero(), zero()],
             refused: AtomicU64::new(0),
             spare: Mutex::default(),
             refusals: Rarely::default(),
@@ -106,13 +130,14 @@ impl Memory {
 
     /// How much may be used for a purpose when a grant grows to `bytes`.
     fn most(&self, purpose: Purpose, bytes: usize) -> usize {
-        let eighths = match (purpose, bytes <= SMALL_BYTES) {
-            (Purpose::Request, true) => 7,
-            (Purpose::Request, false) | (Purpose::Answer, true) => 6,
-            (Purpose::Answer, false) if bytes <= UNQUEUED_BYTES => 5,
-            (Purpose::Answer, false) => 4,
+        let sixteenths = match (purpose, Size::of(bytes)) {
+            (Purpose::Request, Size::Small) => 14,
+            (Purpose::Request, Size::Medium) => 13,
+            (Purpose::Request, Size::Large) | (Purpose::Answer, Size::Small) => 12,
+            (Purpose::Answer, Size::Medium) => 10,
+            (Purpose::Answer, Size::Large) => 8,
         };
-        self.limit / 8 * eighths
+        self.limit / 16 * sixteenths
     }
 
     /// Whether `bytes` could be granted at this moment.
@@ -142,6 +167,23 @@ impl Memory {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
         Err(UsedUp)
+    }
+
+    /// Notes that a body of this many bytes waits for memory, until this is dropped.
+    pub(super) fn body_waits(self: &Arc<Self>, bytes: usize) -> WaitingBody {
+        let size = Size::of(bytes);
+        self.waiting[size as usize].fetch_add(1, Ordering::Relaxed);
+        WaitingBody { memory: Arc::clone(self), size }
+    }
+
+    /// Whether bodies of such a size wait for memory.
+    pub(super) fn has_waiting_of(&self, size: Size) -> bool {
+        self.waiting[size as usize].load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether any bodies wait for memory.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.waiting.iter().any(|waiting| waiting.load(Ordering::Relaxed) > 0)
     }
 
     /// How many answers have been refused their memory so far.
@@ -180,6 +222,19 @@ impl Memory {
             let (used, limit) = (self.used(), self.limit);
             tracing::warn!(used, limit, %problem, "requests are refused");
         }
+    }
+}
+
+/// A body that waits for memory.
+#[derive(Debug)]
+pub(super) struct WaitingBody {
+    memory: Arc<Memory>,
+    size: Size,
+}
+
+impl Drop for WaitingBody {
+    fn drop(&mut self) {
+        self.memory.waiting[self.size as usize].fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -407,10 +462,8 @@ mod tests {
         let mut large = memory.grant(Purpose::Request);
         large.cover(12 << 20).unwrap();
         assert!(large.cover((12 << 20) + 1).is_err(), "three quarters are what bodies may have");
-        assert!(
-            !memory.has_room(Purpose::Request, SMALL_BYTES + 1)
-                && memory.has_room(Purpose::Request, SMALL_BYTES)
-        );
+        assert!(!memory.has_room(Purpose::Request, UNQUEUED_BYTES + 1));
+        assert!(memory.has_room(Purpose::Request, UNQUEUED_BYTES));
         let mut small = memory.grant(Purpose::Request);
         small.cover(1000).unwrap();
         let mut answer = memory.grant(Purpose::Answer);

@@ -169,7 +169,7 @@ impl Collector for Engine {
         let store = self.0.upgrade();
         let (logs, open) = store.as_ref().map_or((0, 0), |store| store.count());
         let unusable = store.as_ref().map_or(0, |store| store.unusable_count());
-        let lags = store.map_or_else(Vec::new, |store| store.cursor_lags(CURSORS));
+        let cursors = store.map_or_else(Vec::new, |store| store.cursor_lags(CURSORS));
         histogram(&mut encoder, "commit_seconds", "Time of a commit to disk", &commit_micros, 1e-6)?;
         histogram(&mut encoder, "commit_records", "Records made durable by a commit", &commit_records, 1.0)?;
         for (name, help, count) in [
@@ -199,7 +199,7 @@ impl Collector for Engine {
         let help =
             "Records that a consumer has before it, of the cursors of open logs that are farthest behind";
         let mut family = encoder.encode_descriptor("cursor_lag_records", help, None, MetricType::Gauge)?;
-        for (log, cursor, lag) in lags {
+        for (log, cursor, lag) in cursors {
             let gauge = ConstGauge::new(lag.cast_signed());
             gauge.encode(family.encode_family(&[("log", log), ("cursor", cursor)])?)?;
         }

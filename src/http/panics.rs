@@ -23,7 +23,7 @@ pub(super) async fn here(context: &Context, request: Request<Arriving>) -> Resul
     let mut grant = context.memory.grant(Purpose::Answer);
     grant.cover(1 << 20)?;
     let _answer = full(grant.hold(vec![0; 1 << 20]));
-    let _body = body::read(request.into_body(), context).await?;
+    let _body = body::read(request.into_body(), context, &ConnectionShare::default()).await?;
     let _permit =
         context.permits.acquire(Kind::Look, &ConnectionShare::default(), Duration::from_secs(1)).await?;
     std::panic::resume_unwind(Box::new("as it was asked to")) // a panic that prints nothing
@@ -75,10 +75,10 @@ fn frames(stream: u32, path: &str) -> Vec<u8> {
 
 #[test]
 fn a_handler_that_panics_ends_its_request_and_gives_back_what_it_had() {
-    const MOST: usize = 4;
+    const MAX_CONNECTIONS: usize = 4;
     let data = tempfile::tempdir().unwrap();
     let store = Store::open(data.path(), StoreOptions::default()).unwrap();
-    let settings = Settings { connections: MOST, threads: 1, ..Settings::default() };
+    let settings = Settings { connections: MAX_CONNECTIONS, threads: 1, ..Settings::default() };
     let server = Server::bind("127.0.0.1:0".parse().unwrap(), settings).unwrap();
     let address = server.address().unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -90,7 +90,7 @@ fn a_handler_that_panics_ends_its_request_and_gives_back_what_it_had() {
     });
     let mut good = connect(address);
     let record = br#"{"record":{"value":"aGk="}}"#;
-    for n in 0..3 * MOST {
+    for n in 0..3 * MAX_CONNECTIONS {
         let mut bad = connect(address);
         let body = vec![b'x'; 1 << 20];
         assert_eq!(ask(&mut bad, "POST /panics", &body), None, "it is answered, or kept");

@@ -31,13 +31,17 @@ pub(super) enum Kind {
     Append,
     /// To do something that may take long for a log: see `log_permits`.
     Log,
-    /// To wait for the memory of a large answer.
+    /// To ask for the memory of a large answer.
     Memory,
+    /// To ask for the memory of a body that is to be received, by its size, if others wait for theirs.
+    SmallBodyMemory,
+    MediumBodyMemory,
+    LargeBodyMemory,
 }
 
 impl Kind {
     /// All kinds, in the order in which they are declared.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 12] = [
         Self::LittleBody,
         Self::MoreBody,
         Self::MuchBody,
@@ -47,6 +51,9 @@ impl Kind {
         Self::Append,
         Self::Log,
         Self::Memory,
+        Self::SmallBodyMemory,
+        Self::MediumBodyMemory,
+        Self::LargeBodyMemory,
     ];
 }
 
@@ -170,7 +177,8 @@ impl Permits {
             // These leave half of the processors to others.
             Kind::Look | Kind::ReadLarge | Kind::Append => half,
             Kind::Log => LOGS,
-            Kind::Memory => 1,
+            // One asks at a time.
+            Kind::Memory | Kind::SmallBodyMemory | Kind::MediumBodyMemory | Kind::LargeBodyMemory => 1,
         })
     }
 
@@ -225,10 +233,16 @@ mod tests {
             let count = |kind: Kind| permits.0[kind as usize].available_permits();
             Kind::ALL.map(count)
         };
-        // By kind: bodies of three sizes, looking, reading, reading large, appending, logs, memory.
-        assert_eq!(available(&Permits::for_server(1 << 30, 64 << 20, 8)), [8, 8, 4, 4, 8, 4, 4, LOGS, 1]);
-        assert_eq!(available(&Permits::for_server(64 << 20, 16 << 20, 8)), [4, 1, 1, 4, 8, 4, 4, LOGS, 1]);
-        assert_eq!(available(&Permits::for_server(0, 0, 0)), [1, 1, 1, 1, 1, 1, 1, LOGS, 1]);
+        // By kind: bodies of three sizes, looking, reading, reading large, appending, logs, memory of answers and of bodies.
+        assert_eq!(
+            available(&Permits::for_server(1 << 30, 64 << 20, 8)),
+            [8, 8, 4, 4, 8, 4, 4, LOGS, 1, 1, 1, 1]
+        );
+        assert_eq!(
+            available(&Permits::for_server(64 << 20, 16 << 20, 8)),
+            [4, 1, 1, 4, 8, 4, 4, LOGS, 1, 1, 1, 1]
+        );
+        assert_eq!(available(&Permits::for_server(0, 0, 0)), [1, 1, 1, 1, 1, 1, 1, LOGS, 1, 1, 1, 1]);
     }
 
     /// All requests waited in one queue, in the order in which they asked.

@@ -223,7 +223,11 @@ impl From<Error> for Problem {
             | Error::BackingContinues { .. } => Code::LogUnusable,
             Error::Io { .. } | Error::NotAppended { .. } | Error::BadOptions { .. } => Code::Internal,
         };
-        let problem = Self::new(code, &error);
+        let problem = match code {
+            // Where the data is, is for the server's log.
+            Code::DiskFull => Self::new(code, "the disk is full; make room, or trim the log"),
+            _ => Self::new(code, &error),
+        };
         match error {
             Error::Unexpected { next, .. } => problem.with(|numbers| numbers.next_offset = Some(next)),
             Error::Trimmed { first, .. } => problem.with(|numbers| numbers.first_offset = Some(first)),

@@ -130,7 +130,7 @@ pub(super) async fn append(
     let body = request.into_body(); // so that the header section is not held while waiting
     let settings = context.settings(asker.share, name).await?;
     let room = SegmentRoom::new(context.store.batch_bytes(&settings));
-    let bytes = body::read(body, context).await?;
+    let bytes = body::read(body, context, asker.share).await?;
     let mut batch = take_apart(context, asker.share, format, encoding, bytes, &settings, room).await?;
     // Only now, so that a refused append creates no log.
     let log = context.log_to_append(asker.share, name).await?;

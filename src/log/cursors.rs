@@ -59,8 +59,26 @@ struct Change {
     name: String,
     /// Where it is to be; `None` to remove it.
     to: Option<u64>,
-    /// Where it must be before, if the change is conditional; the inner `None` if it must not exist.
-    expected: Option<Option<u64>>,
+    condition: Condition,
+}
+
+/// Where a cursor must be before a change.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Condition {
+    Anywhere,
+    /// It must not exist.
+    Nowhere,
+    At(u64),
+}
+
+impl Condition {
+    fn holds(self, was: Option<u64>) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::Nowhere => was.is_none(),
+            Self::At(offset) => was == Some(offset),
+        }
+    }
 }
 
 /// Where the cursor was before.
@@ -154,7 +172,7 @@ impl Cursor {
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Full`], [`Error::Closed`]. After [`Error::Io`] the cursor is
     /// where it was, or where it was to be.
     pub fn set(&self, offset: u64) -> Result<(), Error> {
-        self.change(Some(offset), None).map(drop)
+        self.change(Some(offset), Condition::Anywhere).map(drop)
     }
 
     /// The same if it is at `expected` now; `None` if it must not exist yet.
@@ -162,7 +180,7 @@ impl Cursor {
     /// # Errors
     /// As [`set`](Self::set), and [`Error::UnexpectedCursor`], which says where it is.
     pub fn set_if(&self, expected: Option<u64>, offset: u64) -> Result<(), Error> {
-        self.change(Some(offset), Some(expected)).map(drop)
+        self.change(Some(offset), expected.map_or(Condition::Nowhere, Condition::At)).map(drop)
     }
 
     /// Removes it; returns whether it existed. Durable on return.
@@ -170,18 +188,18 @@ impl Cursor {
     /// # Errors
     /// As [`set`](Self::set).
     pub fn remove(&self) -> Result<bool, Error> {
-        self.change(None, None).map(|was| was.is_some())
+        self.change(None, Condition::Anywhere).map(|was| was.is_some())
     }
 
     /// Returns where it was.
-    fn change(&self, to: Option<u64>, expected: Option<Option<u64>>) -> Answer {
-        let asked = self.ask(to, expected)?;
+    fn change(&self, to: Option<u64>, condition: Condition) -> Answer {
+        let asked = self.ask(to, condition)?;
         self.shared.make_change(&asked)
     }
 
     /// Asks for a change, which is made by [`make_change`](Shared::make_change) for it or for another one. Does not touch
     /// the disk.
-    fn ask(&self, to: Option<u64>, expected: Option<Option<u64>>) -> Result<AskedChange, Error> {
+    fn ask(&self, to: Option<u64>, condition: Condition) -> Result<AskedChange, Error> {
         self.shared.writable()?;
         if let Some(offset) = to {
             let end = self.shared.visible().get();
@@ -189,18 +207,14 @@ impl Cursor {
                 return Err(Error::BeyondEnd { offset, end });
             }
         }
-        let change = Change { name: self.name.clone(), to, expected };
+        let change = Change { name: self.name.clone(), to, condition };
         Ok(AskedChange(self.shared.cursors.asked.add(change)))
     }
 
     /// [`ask`](Self::ask), for a client: `to` as in [`set`](Self::set), or `None` to remove it.
     #[cfg(feature = "server")]
-    pub(crate) fn ask_for_change(
-        &self,
-        to: Option<u64>,
-        expected: Option<Option<u64>>,
-    ) -> Result<AskedChange, Error> {
-        self.ask(to, expected)
+    pub(crate) fn ask_for_change(&self, to: Option<u64>, condition: Condition) -> Result<AskedChange, Error> {
+        self.ask(to, condition)
     }
 
     /// Makes a change that a client has asked for; returns where the cursor was. The outer error says how long to wait
@@ -353,7 +367,7 @@ impl Change {
     /// Returns where the cursor was.
     fn make(&self, cursors: &mut BTreeMap<String, u64>) -> Answer {
         let was = cursors.get(&self.name).copied();
-        if self.expected.is_some_and(|expected| expected != was) {
+        if !self.condition.holds(was) {
             return Err(Error::UnexpectedCursor { offset: was });
         }
         match self.to {

@@ -8,7 +8,8 @@ use super::{
     wait_for,
 };
 use std::{
-    io::{BufRead, Write},
+    io::{BufRead, Read, Write},
+    net::TcpStream,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -414,4 +415,130 @@ fn ranges_that_come_from_the_disk_hold_little_however_many_ask() {
     assert!(watch.most() < before + BUDGET + 2 * BESIDE, "{} MiB", watch.most() / MIB);
     drop(connections);
     producer.finish();
+}
+
+/// Ends the hostile clients of a test, also if it fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Sends almost all of a body and then nothing, again and again, until it is over.
+fn stall(address: &str, size: usize, over: &AtomicBool) {
+    let head =
+        format!("POST /v1/logs/a/records HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n");
+    let body = vec![b'x'; size - 1];
+    while !over.load(Ordering::Relaxed) {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+        let mut parts = head.as_bytes().chunks(1 << 20).chain(body.chunks(64 << 10));
+        let mut sends = |stream: &mut TcpStream| parts.all(|part| stream.write_all(part).is_ok());
+        if !sends(&mut stream) {
+            continue; // it waits for memory: give up, and come again
+        }
+        let mut answer = [0; 1 << 10];
+        while !over.load(Ordering::Relaxed) {
+            match stream.read(&mut answer) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                _ => break,
+            }
+        }
+    }
+}
+
+/// Six clients that sent all but the last byte of a large body kept everybody else from sending one, and as many with small
+/// bodies also from sending small ones.
+#[test]
+fn uploads_that_stop_make_room_when_others_wait() {
+    let _processor = Processor::take();
+    let data = tempfile::tempdir().unwrap();
+    let flags =
+        ["--max-body-bytes", "4MiB", "--max-decoded-bytes", "4MiB", "--max-http-memory-bytes", "16MiB"];
+    let server = Server::start(data.path(), &flags);
+    server.connect().request("PUT", "/v1/logs/a", b"").unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _over = Over(&over);
+        for n in 0..66 {
+            let (address, over) = (&server.address, &over);
+            scope.spawn(move || stall(address, if n < 6 { 4 << 20 } else { 64 << 10 }, over));
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        let held = metric(&server, "millstream_http_memory_bytes");
+        let mut client = server.connect();
+        let mut stored = [0, 0];
+        for n in 0..12 {
+            let size = [256 << 10, 8 << 10][n % 2];
+            let begun = Instant::now();
+            // A refusal may close the connection before all of the body was sent.
+            match client.request("POST", "/v1/logs/a/records", &vec![b'y'; size]) {
+                Ok(answer) if answer.status == 200 => stored[n % 2] += 1,
+                refused => {
+                    println!(
+                        "{size} bytes refused after {:?}: {:?}",
+                        begun.elapsed(),
+                        refused.map(|answer| answer.body)
+                    );
+                    client = server.connect();
+                }
+            }
+        }
+        println!("{} KiB held; stored of 6 large ones and 6 small ones: {stored:?}", held >> 10);
+        assert!(held >= 11 << 20, "they hold what there is for bodies: {held}");
+        assert!(stored.iter().all(|&stored| stored >= 4), "{stored:?}");
+    });
+}
+
+/// One client that followed a log of very large records waited for memory for them, and kept everybody else from asking for
+/// what was free.
+#[test]
+fn an_answer_that_waits_for_much_memory_does_not_keep_others_from_less() {
+    let _processor = Processor::take();
+    let data = tempfile::tempdir().unwrap();
+    let flags =
+        ["--max-body-bytes", "24MiB", "--max-decoded-bytes", "24MiB", "--max-http-memory-bytes", "80MiB"];
+    let server = Server::start(data.path(), &flags);
+    let mut client = server.connect();
+    for (log, size) in [("most", 23 << 20), ("more", 9 << 20)] {
+        client.request("PUT", &format!("/v1/logs/{log}"), b"").unwrap();
+        for _ in 0..2 {
+            let answer =
+                client.request("POST", &format!("/v1/logs/{log}/records"), &vec![b'x'; size]).unwrap();
+            assert_eq!(answer.status, 200, "{}", answer.body);
+        }
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _over = Over(&over);
+        // Two take an answer at a pace that is allowed; one follows the other log.
+        let requests = ["more/records/0", "more/records/0", "most/records?follow=true"];
+        for (n, request) in requests.into_iter().enumerate() {
+            let (address, over) = (&server.address, &over);
+            scope.spawn(move || {
+                let mut stream = TcpStream::connect(address).unwrap();
+                let _ = socket2::SockRef::from(&stream).set_recv_buffer_size(64 << 10);
+                let accept = if n == 2 { "Accept: application/octet-stream\r\n" } else { "" };
+                let head = format!("GET /v1/logs/{request} HTTP/1.1\r\nHost: localhost\r\n{accept}\r\n");
+                stream.write_all(head.as_bytes()).unwrap();
+                stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+                let mut some = vec![0; 60 << 10];
+                while !over.load(Ordering::Relaxed) {
+                    if n < 2 {
+                        let _ = stream.read(&mut some);
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        let read =
+            (0..6).filter(|_| get(&mut server.connect(), "/v1/logs/more/records/1").unwrap().status == 200);
+        let read = read.count();
+        println!("{read} of 6 large records were read");
+        assert!(read >= 5, "{read}");
+    });
 }

@@ -20,7 +20,6 @@ fn small(durability: Durability) -> Options {
         memory_bytes: 64 << 10,
         shm_dir: None,
         durability,
-        ..Options::default()
     }
 }
 

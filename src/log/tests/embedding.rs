@@ -247,7 +247,7 @@ fn reading_backward_reads_little_ahead_where_large_records_precede_small_ones() 
     let log = Log::open_on(gate, Path::new(DIR), options).unwrap();
     let (large, little) = (300, 600);
     for _ in 0..large {
-        log.append(&[1; 64 << 10]).unwrap();
+        log.append(&vec![1; 64 << 10]).unwrap();
     }
     log.roll().unwrap();
     for _ in 0..little {

@@ -27,7 +27,7 @@ fn a_chunk_that_ends_without_a_record_is_let_go() {
     let log = crowded(&sim, &budget);
     let mut skipped = 0;
     for _ in 0..30 {
-        log.append_wait(&[7; 100 << 10]).unwrap();
+        log.append_wait(&vec![7; 100 << 10]).unwrap();
         let begun = Instant::now();
         while log.shared.active.load().chunk.reserved() > 0 && begun.elapsed() < Duration::from_secs(5) {
             std::thread::sleep(Duration::from_millis(1)); // until it has left the large chunk

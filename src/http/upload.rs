@@ -1,0 +1,191 @@
+//! Receiving a body into memory of the budget: when there is room for it, and no slower than it may be while others wait.
+//!
+//! A body that there is no room for waits for a moment before it is read at all, in a line that is fair among connections:
+//! otherwise clients that send again and again would get all that becomes free. While any body waits, those are ended that
+//! would take longer than a body may, at their present pace, to send as much as they hold already. Without that, a dozen
+//! clients that send almost all of a large body, and then nothing, keep everybody else from sending.
+
+use super::{
+    context::Context,
+    memory::{Buffer, Grant, Memory, Purpose, Size, UNCOUNTED_BYTES, UsedUp},
+    permits::{ConnectionShare, Kind},
+    problem::Problem,
+};
+use crate::Code;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Body;
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// How often a body that waits asks for memory.
+const ASK: Duration = Duration::from_millis(20);
+/// How long a body's pace is measured before it is judged.
+const PACE: Duration = Duration::from_secs(1);
+
+/// Waits until there is room for a body of this many bytes, for as long as an append may wait, and takes it, unless the body
+/// is large: a client that announces much, and sends nothing, should not hold it.
+pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usize) -> Result<Grant, Problem> {
+    let (memory, size) = (&context.memory, Size::of(bytes));
+    let mut grant = memory.grant(Purpose::Request);
+    let has_room = || memory.has_room(Purpose::Request, bytes);
+    if bytes <= UNCOUNTED_BYTES || has_room() && !memory.has_waiting_of(size) {
+        return Ok(grant);
+    }
+    let _waiting = memory.body_waits(bytes);
+    let (begun, patience) = (Instant::now(), context.limits.append_time);
+    let kind = match size {
+        Size::Small => Kind::SmallBodyMemory,
+        Size::Medium => Kind::MediumBodyMemory,
+        Size::Large => Kind::LargeBodyMemory,
+    };
+    let turn = context.permits.acquire(kind, share, patience).await;
+    let _turn = turn.map_err(|_| Problem::overloaded())?;
+    loop {
+        let is_there = if size == Size::Large { has_room() } else { grant.cover(bytes).is_ok() };
+        if is_there {
+            return Ok(grant);
+        }
+        if begun.elapsed() >= patience {
+            return Err(Problem::overloaded());
+        }
+        tokio::time::sleep(ASK).await;
+    }
+}
+
+/// A body that is being received.
+pub(super) struct Upload<'a, B> {
+    body: B,
+    /// The most bytes that it may have.
+    most: usize,
+    memory: &'a Arc<Memory>,
+    /// How long a body may take, and how long it may wait for memory.
+    body_time: Duration,
+    patience: Duration,
+    /// When its pace was last judged, and how many bytes have come since.
+    judged: Instant,
+    came: usize,
+}
+
+impl<'a, B> Upload<'a, B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
+    pub(super) fn new(body: B, most: usize, context: &'a Context) -> Self {
+        let (memory, limits) = (&context.memory, &context.limits);
+        let (body_time, patience) = (limits.body_time, limits.append_time);
+        Self { body, most, memory, body_time, patience, judged: Instant::now(), came: 0 }
+    }
+
+    /// Receives all of it.
+    pub(super) async fn receive(mut self, mut grant: Grant) -> Result<Bytes, Problem> {
+        let Some(first) = self.next().await? else { return Ok(Bytes::new()) };
+        if self.body.is_end_stream() {
+            // As it arrived, in the connection's own buffer.
+            if first.len() > UNCOUNTED_BYTES {
+                grant.cover(first.len())?;
+            }
+            return Ok(grant.hold(first));
+        }
+        let mut buffer = Buffer::new(self.most, grant);
+        self.extend(&mut buffer, &first).await?;
+        drop(first);
+        self.judged = Instant::now();
+        while let Some(data) = self.next_in_time(buffer.len()).await? {
+            if data.len() > buffer.left() {
+                return Err(too_large(self.most, ""));
+            }
+            self.extend(&mut buffer, &data).await?;
+        }
+        Ok(buffer.freeze())
+    }
+
+    /// The next part of it; `None` at its end.
+    async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        loop {
+            match self.body.frame().await {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if data.len() > self.most => return Err(too_large(self.most, "")),
+                    Ok(data) => return Ok(Some(data)),
+                    Err(_) => {} // trailers
+                },
+                Some(Err(error)) => {
+                    let detail = format!("the body ended early: {error}");
+                    return Err(Problem::new(Code::BodyIncomplete, detail));
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The same for a body that holds `held` bytes already: an error if it is too slow while others wait.
+    async fn next_in_time(&mut self, held: usize) -> Result<Option<Bytes>, Problem> {
+        loop {
+            let until = self.judged + PACE;
+            if Instant::now() >= until {
+                self.judge(held)?;
+                continue;
+            }
+            // An error only says that it is time to judge: no part of the body is lost.
+            if let Ok(next) = tokio::time::timeout_at(until, self.next()).await {
+                let next = next?;
+                self.came += next.as_ref().map_or(0, Bytes::len);
+                return Ok(next);
+            }
+        }
+    }
+
+    fn judge(&mut self, held: usize) -> Result<(), Problem> {
+        let took = self.judged.elapsed();
+        let is_slow = is_slow(held, self.came, took, self.body_time);
+        (self.judged, self.came) = (Instant::now(), 0);
+        if held > UNCOUNTED_BYTES && is_slow && self.memory.has_waiting() {
+            let detail = "the body came slowly, while others waited for the memory that it held";
+            return Err(Problem::new(Code::BodyTooSlow, detail));
+        }
+        Ok(())
+    }
+
+    /// Adds a part; if there is no memory for it, waits for some, as before the body was read.
+    async fn extend(&mut self, buffer: &mut Buffer, data: &[u8]) -> Result<(), Problem> {
+        let Err(UsedUp) = buffer.extend(data) else { return Ok(()) };
+        let _waiting = self.memory.body_waits(buffer.len() + data.len());
+        let begun = Instant::now();
+        loop {
+            tokio::time::sleep(ASK).await;
+            match buffer.extend(data) {
+                Err(UsedUp) if begun.elapsed() < self.patience => {}
+                done => {
+                    (self.judged, self.came) = (Instant::now(), 0); // the client had to wait
+                    return Ok(done?);
+                }
+            }
+        }
+    }
+}
+
+/// Whether a body of which `came` bytes came in the time that it `took` would take longer than `most` to send as many as it
+/// holds.
+fn is_slow(held: usize, came: usize, took: Duration, most: Duration) -> bool {
+    came as u128 * most.as_millis() < held as u128 * took.as_millis()
+}
+
+pub(super) fn too_large(limit: usize, when: &str) -> Problem {
+    let detail = format!("the body is over the limit of {limit} bytes{when}; send less at once");
+    Problem::new(Code::BodyTooLarge, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_slow_if_at_this_pace_it_takes_longer_than_a_body_may() {
+        let [second, most] = [1, 30].map(Duration::from_secs);
+        assert!(is_slow(16 << 20, 0, second, most));
+        assert!(is_slow(16 << 20, (16 << 20) / 31, second, most));
+        assert!(!is_slow(16 << 20, (16 << 20) / 29, second, most));
+        assert!(!is_slow(0, 0, second, most));
+    }
+}
