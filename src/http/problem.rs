@@ -190,6 +190,9 @@ impl Problem {
     }
 }
 
+/// What [`Error::Full`] advises to do.
+const ADVICE: &str = "; make room, or trim the log";
+
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let code = match &error {
@@ -224,8 +227,13 @@ impl From<Error> for Problem {
             Error::Io { .. } | Error::NotAppended { .. } | Error::BadOptions { .. } => Code::Internal,
         };
         let problem = match code {
-            // Where the data is, is for the server's log.
-            Code::DiskFull => Self::new(code, "the disk is full; make room, or trim the log"),
+            // What the system said, and not on which file: that is for the server's log.
+            Code::DiskFull => {
+                let error = error.to_string();
+                let error = error.strip_suffix(ADVICE).unwrap_or(&error);
+                let said = error.rsplit(": ").next().unwrap_or_default();
+                Self::new(code, format!("the disk is full: {said}{ADVICE}"))
+            }
             _ => Self::new(code, &error),
         };
         match error {
@@ -258,6 +266,17 @@ impl From<store::Error> for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The detail named the file on which there was no room.
+    #[test]
+    fn clients_are_not_told_where_the_data_is() {
+        let no_room = || std::io::Error::from_raw_os_error(28);
+        let error = Error::io("make a segment file in", std::path::Path::new("/secret: place"))(no_room());
+        let expected = "the disk is full: No space left on device (os error 28); make room, or trim the log";
+        for error in [error.clone(), Error::Full { reason: error.to_string().into() }] {
+            assert_eq!(Problem::from(error).detail, expected);
+        }
+    }
 
     /// The name of an unknown member was logged unchanged, with line ends and terminal control sequences.
     #[test]

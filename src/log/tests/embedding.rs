@@ -131,11 +131,14 @@ fn the_newest_time_is_that_of_a_record_also_after_opening() {
     log.append_wait(b"one").unwrap();
     let time = log.read(0).unwrap().unwrap().time();
     log.roll().unwrap();
-    assert_eq!(log.stats().newest_time, Some(time));
+    let rolled = super::super::environment::now(); // a segment may say that it is younger than its records
+    let is_right =
+        |log: &Log| log.stats().newest_time.is_some_and(|newest| (time..=rolled).contains(&newest));
+    assert!(is_right(&log), "{time} {rolled} {:?}", log.stats());
     log.close().unwrap();
     std::thread::sleep(Duration::from_millis(20));
     let log = open(&sim).unwrap();
-    assert_eq!(log.stats().newest_time, Some(time));
+    assert!(is_right(&log), "{time} {rolled} {:?}", log.stats());
 }
 
 /// A record that came between its two looks at the active chunk made it wait for a segment that nobody had ended.
