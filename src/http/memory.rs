@@ -247,6 +247,11 @@ pub(super) struct Grant {
 }
 
 impl Grant {
+    /// How many bytes it is for.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Grows the grant to cover `bytes`.
     pub(super) fn cover(&mut self, bytes: usize) -> Result<(), UsedUp> {
         if bytes > self.bytes {
@@ -373,6 +378,11 @@ impl Buffer {
 
     pub(super) fn len(&self) -> usize {
         self.length
+    }
+
+    /// The bytes of the budget that it holds.
+    pub(super) fn held(&self) -> usize {
+        self.grant.bytes
     }
 
     /// How many more bytes fit.

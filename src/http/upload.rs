@@ -23,8 +23,7 @@ const ASK: Duration = Duration::from_millis(20);
 /// How long a body's pace is measured before it is judged.
 const PACE: Duration = Duration::from_secs(1);
 
-/// Waits until there is room for a body of this many bytes, for as long as an append may wait, and takes it, unless the body
-/// is large: a client that announces much, and sends nothing, should not hold it.
+/// If there is no room for a body of this many bytes, waits until there is, for as long as an append may wait, and takes it.
 pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usize) -> Result<Grant, Problem> {
     let (memory, size) = (&context.memory, Size::of(bytes));
     let mut grant = memory.grant(Purpose::Request);
@@ -41,16 +40,13 @@ pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usiz
     };
     let turn = context.permits.acquire(kind, share, patience).await;
     let _turn = turn.map_err(|_| Problem::overloaded())?;
-    loop {
-        let is_there = if size == Size::Large { has_room() } else { grant.cover(bytes).is_ok() };
-        if is_there {
-            return Ok(grant);
-        }
+    while let Err(used_up) = grant.cover(bytes) {
         if begun.elapsed() >= patience {
-            return Err(Problem::overloaded());
+            return Err(used_up.into());
         }
         tokio::time::sleep(ASK).await;
     }
+    Ok(grant)
 }
 
 /// A body that is being received.
@@ -80,7 +76,11 @@ where
 
     /// Receives all of it.
     pub(super) async fn receive(mut self, mut grant: Grant) -> Result<Bytes, Problem> {
-        let Some(first) = self.next().await? else { return Ok(Bytes::new()) };
+        let first = match grant.bytes() {
+            0 => self.next().await?, // it holds nothing
+            held => self.next_in_time(held).await?,
+        };
+        let Some(first) = first else { return Ok(Bytes::new()) };
         if self.body.is_end_stream() {
             // As it arrived, in the connection's own buffer.
             if first.len() > UNCOUNTED_BYTES {
@@ -92,7 +92,7 @@ where
         self.extend(&mut buffer, &first).await?;
         drop(first);
         self.judged = Instant::now();
-        while let Some(data) = self.next_in_time(buffer.len()).await? {
+        while let Some(data) = self.next_in_time(buffer.held()).await? {
             if data.len() > buffer.left() {
                 return Err(too_large(self.most, ""));
             }

@@ -470,13 +470,13 @@ fn uploads_that_stop_make_room_when_others_wait() {
         let held = || metric(&server, "millstream_http_memory_bytes");
         wait_for("they hold what there is for bodies", Duration::from_secs(10), || held() >= 11 << 20);
         let mut client = server.connect();
-        let mut stored = [0, 0];
+        let mut stored = [0; 3];
         for n in 0..12 {
-            let size = [256 << 10, 8 << 10][n % 2];
+            let size = [2 << 20, 256 << 10, 8 << 10][n % 3];
             let begun = Instant::now();
             // A refusal may close the connection before all of the body was sent.
             match client.request("POST", "/v1/logs/a/records", &vec![b'y'; size]) {
-                Ok(answer) if answer.status == 200 => stored[n % 2] += 1,
+                Ok(answer) if answer.status == 200 => stored[n % 3] += 1,
                 refused => {
                     println!(
                         "{size} bytes refused after {:?}: {:?}",
@@ -487,8 +487,9 @@ fn uploads_that_stop_make_room_when_others_wait() {
                 }
             }
         }
-        println!("stored of 6 large ones and 6 small ones: {stored:?}");
-        assert!(stored.iter().all(|&stored| stored >= 4), "{stored:?}");
+        println!("stored of 4 large, 4 medium and 4 small ones: {stored:?}");
+        // Those who wait for a large one may wait in vain, but not all.
+        assert!(stored[0] >= 1 && stored[1] >= 3 && stored[2] >= 3, "{stored:?}");
     });
 }
 
