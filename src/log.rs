@@ -273,6 +273,9 @@ impl Shared {
     /// ready.
     fn refresh_clock(&self) {
         let active = self.active.load();
+        if active.chunk.end().is_some() {
+            return; // it takes no more records: it would only seem younger than they are
+        }
         let created = active.segment.header.created;
         if clock::advance(created, &active.segment.age, self.env.machine.now()) {
             self.roll_if_ready(&active);
@@ -883,7 +886,6 @@ impl Drop for Log {
 /// alone, so that the simulation, where each attempt gets the threads' work done, can be replayed.
 #[cfg(feature = "store")]
 const ATTEMPTS: u32 = 10;
-#[cfg(feature = "store")]
 const ATTEMPT: Duration = Duration::from_millis(10);
 
 /// How long a record may be only in memory while nobody waits for it.

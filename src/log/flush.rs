@@ -91,6 +91,8 @@ pub(crate) struct Flusher {
     task: std::sync::Arc<Task<Shared>>,
     /// Whether the maintenance task has been asked for zeros ahead.
     zeroing: AtomicBool,
+    /// Whether the active segment is to be begun although it has no record: then all before it can be dropped.
+    begins_empty: AtomicBool,
     /// Why the last commit found no room on the disk, and, to be looked at by each append, whether it did. Set and reset
     /// by the thread that commits.
     full: Mutex<Option<Error>>,
@@ -102,13 +104,14 @@ pub(crate) struct Flusher {
 impl Flusher {
     pub(super) fn new(cursor: CommitCursor, threads: std::sync::Arc<dyn Schedule>) -> Self {
         let task = Task::new(threads, Shared::flusher_turn, Shared::panicked);
-        let (zeroing, is_full) = (AtomicBool::new(false), AtomicBool::new(false));
+        let new = || AtomicBool::new(false);
         Self {
             cursor: Mutex::new(cursor),
             task,
-            zeroing,
+            zeroing: new(),
+            begins_empty: new(),
             full: Mutex::new(None),
-            is_full,
+            is_full: new(),
             committed: AtomicU64::new(0),
         }
     }
@@ -178,6 +181,12 @@ impl Flusher {
     /// Something was appended: if the flusher is idle, it gets a turn after this time.
     pub(super) fn wake_if_idle(&self, linger: Duration) {
         self.task.wake_if_idle(linger);
+    }
+
+    /// Has the active segment begun although it has no record, if it has none.
+    pub(super) fn begin_empty(&self) {
+        self.begins_empty.store(true, Ordering::SeqCst);
+        self.kick();
     }
 
     pub(super) fn zeros_done(&self) {
@@ -286,6 +295,9 @@ impl Shared {
             }
             // All of this segment is durable: if it was closed here, continue in the next one.
             if cursor.chunk.end() != Some(cursor.done) {
+                if cursor.done.records == 0 && self.flush.begins_empty.swap(false, Ordering::SeqCst) {
+                    self.begin_segment(cursor)?;
+                }
                 return Ok(0);
             }
             let Some(next) = cursor.segment.next.load_full().and_then(Active::of) else { return Ok(0) };
@@ -300,18 +312,24 @@ impl Shared {
     /// Writes the frames from the cursor to `to`; the first ones of a segment after its header and its name. They are on the
     /// disk when this returns, and nothing has been told of it.
     fn write_frames(&self, cursor: &mut CommitCursor, to: ChunkPosition) -> Result<(), Error> {
+        self.begin_segment(cursor)?;
         let file = cursor.file();
-        if !cursor.begun {
-            file.begin(&*self.env.disk, &self.dir, &cursor.segment.header)
-                .map_err(Error::io("begin a segment in", &self.dir))?;
-            cursor.begun = true;
-            self.chain_add(&cursor.segment);
-        }
         let started_at = self.env.machine.elapsed();
         file.write(&cursor.chunk, cursor.done, to).map_err(Error::io("write to a segment in", &self.dir))?;
         let took = self.env.machine.elapsed().saturating_sub(started_at);
         let records = u64::from(to.records - cursor.done.records);
         stats::committed(took.as_micros() as u64, records, to.bytes() - cursor.done.bytes());
+        Ok(())
+    }
+
+    /// Writes the header of the cursor's segment, and gives its file its name, unless that was done.
+    fn begin_segment(&self, cursor: &mut CommitCursor) -> Result<(), Error> {
+        if !cursor.begun {
+            let begun = cursor.file().begin(&*self.env.disk, &self.dir, &cursor.segment.header);
+            begun.map_err(Error::io("begin a segment in", &self.dir))?;
+            cursor.begun = true;
+            self.chain_add(&cursor.segment);
+        }
         Ok(())
     }
 

@@ -25,7 +25,10 @@ fn runs() -> usize {
 /// Schedules the threads at random. Not by few switches at places that matter (PCT): such a schedule is unfair, and an
 /// appender that waits for the copy of another one, as it does for some nanoseconds, would wait for ever.
 fn check(run: impl Fn() + Send + Sync + 'static) {
-    shuttle::check_random(run, runs());
+    // The stack of a thread of the model is 32 KiB by default, which is less than opening a log takes.
+    let mut config = shuttle::Config::new();
+    config.stack_size = 1 << 20;
+    shuttle::Runner::new(shuttle::scheduler::RandomScheduler::new(runs()), config).run(run);
 }
 
 /// A pool of threads of the model. What is due later is due at once.

@@ -1,12 +1,16 @@
 //! Retention: which segments may be dropped, by the bytes that the log may take and by the age of its records.
 
+use super::{ATTEMPT, Error, Log, Shared, chain::newest};
 #[cfg(feature = "store")]
-use super::room::MayBlock;
-use super::{Error, Log, Shared, chain::newest};
+use super::{ATTEMPTS, room::MayBlock};
 use std::time::Duration;
 
-/// What a log keeps. Whole segments that exceed one of the limits are dropped, oldest first; the segment being written
-/// stays, whatever its size and age. Without limits nothing is dropped.
+/// How often [`Log::retain`] looks whether the last segment has ended, for a second in all.
+const PATIENCE: u32 = 100;
+
+/// What a log keeps. Whole segments that exceed one of the limits are dropped, oldest first. By its size, the log keeps the
+/// segment being written, and the last one that has records; by age, it keeps none: a quiet log ends its last segment when
+/// that is too old, and keeps nothing but its next offset. Without limits nothing is dropped.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Retention {
@@ -34,12 +38,13 @@ impl Retention {
 
 impl Log {
     /// Drops whole segments, oldest first, so that the segment files take at most [`bytes`](Retention::bytes), and those
-    /// whose records are all older than [`age`](Retention::age). The segment being written stays, whatever its size and age. Returns the first
-    /// offset that is left.
+    /// whose records are all older than [`age`](Retention::age); see [`Retention`] for what is kept in any case. Returns the
+    /// first offset that is left. If the disk has no room for the segment after the last one, that stays until it has.
     ///
     /// # Errors
     /// As [`trim`](Self::trim).
     pub fn retain(&self, retention: Retention) -> Result<u64, Error> {
+        self.shared.end_expired(retention, PATIENCE);
         let before = self.shared.retained_from(retention);
         if self.is_trimmed_to(before) { Ok(before) } else { self.trim(before) }
     }
@@ -51,17 +56,18 @@ impl Log {
     /// As [`retain`](Self::retain); [`Error::WouldBlock`] if it continues, or has to wait for the disk.
     #[cfg(feature = "store")]
     pub(crate) fn retain_soon(&self, retention: Retention) -> Result<u64, Error> {
+        let has_ended = self.shared.end_expired(retention, ATTEMPTS);
         let before = self.shared.retained_from(retention);
-        if self.is_trimmed_to(before) {
-            return Ok(before);
+        if !self.is_trimmed_to(before) {
+            self.shared.trim_soon(self.keep_producers_before(before, MayBlock::Never)?)?;
         }
-        self.shared.trim_soon(self.keep_producers_before(before, MayBlock::Never)?)
+        if has_ended { Ok(self.first_offset()) } else { Err(Error::WouldBlock) }
     }
 
     /// Whether [`retain_soon`](Self::retain_soon) has something to do. Does not touch the disk.
     #[cfg(feature = "store")]
     pub(crate) fn exceeds(&self, retention: Retention) -> bool {
-        !self.is_trimmed_to(self.shared.retained_from(retention))
+        self.shared.is_last_expired(retention) || !self.is_trimmed_to(self.shared.retained_from(retention))
     }
 }
 
@@ -75,14 +81,52 @@ impl Shared {
         let mut before = chain.first();
         for (n, pair) in chain.segments.windows(2).enumerate() {
             let expired = oldest.is_some_and(|oldest| newest(&chain.segments[n..], now) < oldest);
-            let kept = !expired && bytes.is_none_or(|bytes| total <= bytes);
-            if kept || pair[1].base() >= durable {
-                break; // the latter as in `hide`
+            let has_successor = pair[1].base() < durable; // with records
+            let is_too_much = has_successor && bytes.is_some_and(|bytes| total > bytes);
+            if !expired && !is_too_much {
+                break;
             }
             total -= pair[0].file_bytes();
             before = pair[1].base();
         }
         before
+    }
+
+    /// Whether all records of the log are too old, and the last segment that has some is still to be ended and sealed, or the
+    /// one after it to be begun: only then can it be dropped.
+    fn is_last_expired(&self, Retention { age, .. }: Retention) -> bool {
+        let (now, end) = (self.trusted_now(), self.next_offset());
+        let Some(oldest) = age.and_then(|age| self.oldest(now, age)) else { return false };
+        let chain = self.chain.load_full();
+        let Some(last) = chain.segments.iter().rposition(|segment| segment.base() < end) else {
+            return false;
+        };
+        let is_begun = last + 1 < chain.segments.len(); // the one after it
+        let has_ended = is_begun && chain.segments[last].sealed.get().is_some();
+        !has_ended
+            && self.durable.get() == end
+            && self.writable().is_ok()
+            && newest(&chain.segments[last..], now) < oldest
+    }
+
+    /// Ends the last segment that has records, and begins the next one, if [all are too old](Self::is_last_expired). Returns
+    /// whether there is nothing left to do of this; the rest is done in the background.
+    fn end_expired(&self, retention: Retention, attempts: u32) -> bool {
+        for _ in 0..attempts {
+            if !self.is_last_expired(retention) {
+                return true;
+            }
+            let active = self.active.load_full();
+            if active.chunk.reserved() > 0 {
+                self.roll_if_ready(&active);
+            } else {
+                self.flush.begin_empty();
+            }
+            self.env.maintenance.help();
+            self.env.flushers.help();
+            std::thread::sleep(ATTEMPT);
+        }
+        !self.is_last_expired(retention)
     }
 
     /// The time before which records are older than `age` at the time `now`; `None` as long as the clock may be wrong

@@ -7,6 +7,8 @@ mod damaged;
 mod embedding;
 #[cfg(feature = "store")]
 mod emptied;
+#[cfg(feature = "store")]
+mod quiet;
 mod refused;
 mod waiting;
 

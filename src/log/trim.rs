@@ -82,8 +82,9 @@ impl Log {
     }
 
     /// Drops whole segments whose records are all below `before`, and returns the first offset that is left. Durable on
-    /// return. The segment being written is never dropped, nor the last one that has records on the disk. Readers that
-    /// hold records keep them.
+    /// return. The segment being written is never dropped; the last one that has records on the disk, only if the segment
+    /// after it has its file already, as it has after opening, and after [`retain`](Self::retain). Readers that hold records
+    /// keep them.
     ///
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
@@ -174,12 +175,14 @@ impl Shared {
     }
 
     /// Takes segments of which all records are below `before` out of the chain. The last one that has records on the
-    /// disk stays: what follows it in memory is bound to its last frame, and would not be restored after a kill.
+    /// disk stays, unless the next one has its file: the files must say which offset is next, and without one, what follows
+    /// in memory is known only by the last frame on the disk.
     fn hide(&self, before: u64, removals: &mut Removals) {
         let (chain, durable) = (self.chain.load_full(), self.durable.get());
+        let last = chain.segments.last().map_or(0, |last| last.base()); // it has its file
         let ended = |segment: &Segment| {
             let end = segment.sealed.get().map(|sealed| segment.base() + u64::from(sealed.records));
-            end.is_some_and(|end| end <= before && end < durable)
+            end.is_some_and(|end| end <= before && (end < durable || end == last))
         };
         let most = chain.segments.len() - 1; // the last one may be written to
         // One by one: one that is not sealed yet may precede others that are.

@@ -255,7 +255,10 @@ impl Restorer<'_> {
         }
         let end = self.survey.segments.last().map_or(0, SurveyedSegment::end);
         let whole = self.survey.damage.is_empty();
-        if whole && backing.header.base == end && follows(backing, earlier, self.before_end()?) {
+        // Of a log that was trimmed to its end, nothing is left that could precede the backing.
+        let is_empty = self.survey.segments.iter().all(|segment| segment.records() == 0);
+        let continues = is_empty || follows(backing, earlier, self.before_end()?);
+        if whole && backing.header.base == end && continues {
             backing.torn = after_gap(&frames, key, &scan).to_vec();
             self.append_segment(backing, scan, frames)?;
             return Ok(BackingFate::Needless);

@@ -1,0 +1,120 @@
+//! Retention of a quiet log: its last segment ends, and is dropped.
+
+use super::*;
+use crate::disk::sim::Cut;
+use std::sync::Arc;
+
+const AGE: Duration = Duration::from_millis(60);
+
+fn options(at: &Path, durability: Durability) -> Options {
+    Options {
+        durability,
+        segment_bytes: 64 << 10,
+        first_segment_bytes: 16 << 10,
+        memory_bytes: 1 << 20,
+        shm_dir: Some(at.to_owned()),
+    }
+}
+
+fn open_with(sim: &Sim, options: &Options) -> Log {
+    Log::open_on(Arc::new(sim.clone()), Path::new(DIR), options.clone()).unwrap()
+}
+
+/// The offset at which it begins and ends after all of its records have become too old.
+fn emptied(log: &Log) -> (u64, u64) {
+    std::thread::sleep(2 * AGE);
+    assert_eq!(log.retain(Retention::default().with_age(AGE)).unwrap(), log.first_offset());
+    (log.first_offset(), log.next_offset())
+}
+
+/// The segment being written stayed, whatever its age: a quiet log kept its last records for ever.
+#[test]
+fn the_last_records_of_a_quiet_log_are_dropped_when_they_are_too_old_and_the_next_offset_stays() {
+    let at = tempfile::tempdir().unwrap();
+    let (sim, options) = (Sim::new(1), options(at.path(), Durability::Disk));
+    let mut log = open_with(&sim, &options);
+    for round in 1..=3 {
+        log.append(b"old").unwrap();
+        log.append_wait(b"old").unwrap();
+        log.retain(Retention::default().with_age(Duration::from_secs(60))).unwrap();
+        log.retain(Retention::default().with_bytes(1)).unwrap();
+        assert_eq!((log.first_offset(), log.next_offset()), (2 * round - 2, 2 * round), "not too old");
+        assert_eq!(emptied(&log), (2 * round, 2 * round));
+        assert!(matches!(log.read(0), Err(Error::Trimmed { first, .. }) if first == 2 * round));
+        assert_eq!(log.stats().segments, 1);
+        assert_eq!(emptied(&log), (2 * round, 2 * round), "there is nothing left to do");
+        if round == 1 {
+            log.close().unwrap();
+        } else {
+            drop(std::mem::replace(&mut log, open_with(&Sim::new(9), &options)));
+        }
+        let report = inspect::verify_on(&sim, Path::new(DIR), None, &mut |_, _| ()).unwrap();
+        assert_eq!((report.damage, report.next), (vec![], 2 * round));
+        log = open_with(&sim, &options);
+        assert_eq!((log.first_offset(), log.next_offset()), (2 * round, 2 * round));
+    }
+}
+
+/// Wherever the power goes, the log is as it was, or empty, and never gives an offset twice.
+#[test]
+fn a_log_that_is_emptied_keeps_its_next_offset_wherever_the_power_goes() {
+    let at = tempfile::tempdir().unwrap();
+    let options = options(at.path(), Durability::Disk);
+    let (mut step, mut empties) = (0, 0);
+    loop {
+        let sim = Sim::new(step);
+        let log = open_with(&sim, &options);
+        log.append_batch_from(["a", "b", "c"]).unwrap();
+        log.flush().unwrap();
+        std::thread::sleep(2 * AGE);
+        sim.end_after(step, Cut::Power);
+        let retained = log.retain(Retention::default().with_age(AGE));
+        let is_done = retained.is_ok_and(|first| first == 3) && !sim.is_off();
+        sim.turn_off();
+        drop(log);
+        let log = open_with(&sim.reboot(), &options);
+        assert_eq!(log.next_offset(), 3, "step {step}");
+        assert!(matches!(log.first_offset(), 0 | 3), "step {step}: {}", log.first_offset());
+        empties += u32::from(log.first_offset() == 3);
+        assert_eq!(log.append_wait(b"d").unwrap(), 3, "step {step}");
+        if is_done {
+            break;
+        }
+        step += 1;
+    }
+    assert!(step > 3 && empties > 0, "{step} steps, {empties} of them left it empty");
+}
+
+/// What is appended to an empty log in memory only has no frame before it on the disk.
+#[test]
+fn what_is_appended_in_memory_after_a_log_was_emptied_survives_a_kill() {
+    for replaced in [false, true] {
+        let at = tempfile::tempdir().unwrap();
+        let (sim, options) = (Sim::new(1), options(at.path(), Durability::Memory));
+        let log = open_with(&sim, &options);
+        log.append_wait(b"old").unwrap();
+        assert_eq!(emptied(&log), (1, 1));
+        if replaced {
+            // A segment of the same base takes the place of the one that was begun.
+            let active = log.shared.active.load_full();
+            let begun = Instant::now();
+            while crate::sync::Arc::ptr_eq(&active, &log.shared.active.load_full()) {
+                assert!(begun.elapsed() < Duration::from_secs(5));
+                log.shared.roll_if_ready(&active);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        sim.hold(true);
+        for _ in 0..3 {
+            log.append(b"in memory").unwrap();
+        }
+        assert_eq!(log.visible_offset(), 4);
+        sim.turn_off();
+        sim.set_memory_gate(|_| Err(std::io::Error::other("killed")));
+        sim.hold(false);
+        drop(log);
+        let log = open_with(&sim.after(Cut::Kill), &options);
+        assert_eq!((log.first_offset(), log.next_offset()), (1, 4), "replaced: {replaced}");
+        assert_eq!(values(&log), [b"in memory"; 3]);
+    }
+}
