@@ -28,9 +28,10 @@ impl Simulation {
         self.disk.graft(&Path::new(ROOT).join(&from), &Path::new(ROOT).join(&to), copy);
         let mut known = self.logs[&from].clone();
         if copy {
-            // Records that are only in memory belong to the original.
+            // Records that are only in memory belong to the original. But a process that was killed while it opened that may
+            // have written some of them to its file.
             known.forget_memory();
-            known.forget_ghosts();
+            known.wiped = true;
         } else {
             self.logs.remove(&from);
         }

@@ -72,7 +72,7 @@ pub(super) struct KnownLog {
     /// Other ends of the log, each from an offset on, of processes whose backings a later one has not seen. They may
     /// come back as long as the disk has nothing else at their offsets.
     pub(super) ghosts: Vec<Ghost>,
-    /// Whether the power has failed since, so that they are on the disk or nowhere.
+    /// Whether the power has failed since, or the log is a copy, so that they are on the disk or nowhere.
     pub(super) wiped: bool,
     /// The first offset is at least `trimmed`, because a trim was acknowledged, and at most `may_trim`.
     pub(super) trimmed: u64,
@@ -208,10 +208,6 @@ impl KnownLog {
     /// It is no longer known what the log says about the producers of these batches.
     pub(super) fn doubt_producers(&mut self, of: impl Fn(&Sent) -> bool) {
         self.vague.extend(self.sent.iter().filter(|sent| of(sent)).map(|sent| sent.producer));
-    }
-
-    pub(super) fn forget_ghosts(&mut self) {
-        self.ghosts.clear();
     }
 
     /// Notes which records were found after opening; all of them are durable now.
