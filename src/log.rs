@@ -365,9 +365,17 @@ impl Log {
         Self::start(Shared::new(env, dir, options, None, opened))
     }
 
-    fn start(shared: Shared) -> Result<Self, Error> {
+    #[cfg_attr(not(feature = "store"), allow(unused_mut))]
+    fn start(mut shared: Shared) -> Result<Self, Error> {
         #[cfg(feature = "store")]
-        shared.load_cursors()?;
+        match shared.load_cursors() {
+            // Without appends, the file does no harm that describes a longer log: it is opened for reading.
+            Err(error) if error.keeps_from_writing() => {
+                shared.full = Some(recovery::Full::new(error, 0));
+                shared.active.load_full().chunk.close(); // appends find no room, and then get the reason
+            }
+            loaded => loaded?,
+        }
         let shared = Arc::new(shared);
         let running = shared.damage.is_empty() && shared.full.is_none();
         if running {
@@ -767,7 +775,7 @@ impl Log {
             if attempt > 0 {
                 std::thread::sleep(ATTEMPT);
             }
-            self.writable().is_err() || !self.shared.roll.is_busy()
+            self.writable().is_err() || !self.shared.roll.is_busy() && !self.shared.cursors.are_written()
         })
     }
 
@@ -861,6 +869,8 @@ impl Log {
             tracing::warn!(dir = %self.shared.dir.display(), %error, "producers could not be saved");
         }
         self.stop_tasks();
+        #[cfg(feature = "store")]
+        self.shared.cursors.settle();
         self.shared.commit_rest(left, repeats_mark)
     }
 

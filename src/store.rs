@@ -402,14 +402,20 @@ impl Store {
             let entries = read_lock(&self.inner.entries);
             entries.values().filter_map(|entry| entry.open.load_full()).collect()
         };
+        let mut least = 0; // what is nearer than this is not among them
         for log in open {
-            let cursors = log.cursors().unwrap_or_default(); // if they are damaged, those who use them are told
-            let lag = |(name, offset)| (log.name().to_owned(), name, log.lag_of(offset));
-            all.extend(cursors.into_iter().map(lag));
-            if all.len() > 2 * limit {
-                all.select_nth_unstable_by_key(limit, |(.., lag)| std::cmp::Reverse(*lag));
-                all.truncate(limit);
-            }
+            log.each_cursor(|name, offset| {
+                let lag = log.lag_of(offset);
+                if lag >= least {
+                    all.push((log.name().to_owned(), name.to_owned(), lag));
+                }
+                if all.len() > 2 * limit {
+                    let (_, (.., lag), _) =
+                        all.select_nth_unstable_by_key(limit, |(.., lag)| std::cmp::Reverse(*lag));
+                    least = *lag;
+                    all.truncate(limit);
+                }
+            });
         }
         all.sort_unstable_by(|(log, name, lag), (other, another, less)| {
             less.cmp(lag).then_with(|| (log, name).cmp(&(other, another)))

@@ -20,8 +20,7 @@ fn value(round: u64, connection: u64, n: u64) -> Vec<u8> {
 }
 
 /// Appends until the server is gone; returns what was acknowledged.
-fn produce(server: &Server, round: u64, connection: u64) -> Vec<(u64, Vec<u8>)> {
-    let mut client = server.connect();
+fn produce(mut client: Client, round: u64, connection: u64) -> Vec<(u64, Vec<u8>)> {
     let mut acknowledged = Vec::new();
     for n in 0.. {
         let value = value(round, connection, n);
@@ -59,9 +58,11 @@ fn kill_under_load(flags: &[&str], backings: &std::path::Path, crash: bool) {
         let server = Server::start(data.path(), &flags);
         let moment = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_nanos();
         let acknowledged: Vec<_> = std::thread::scope(|scope| {
-            let server = &server;
             let producers: Vec<_> = (0..CONNECTIONS)
-                .map(|connection| scope.spawn(move || produce(server, round, connection)))
+                .map(|connection| {
+                    let client = server.connect(); // before it is killed, however busy the machine is
+                    scope.spawn(move || produce(client, round, connection))
+                })
                 .collect();
             std::thread::sleep(Duration::from_millis(u64::from(moment / 1000 % 250)));
             let id = rustix::process::Pid::from_child(&server.child);

@@ -63,7 +63,7 @@ where
     } else {
         memory.grant(Purpose::Request)
     };
-    let receiving = Upload::new(body, most.min(limit) as usize, context).receive(grant);
+    let receiving = Upload::new(body, most.min(limit) as usize, context, share).receive(grant);
     tokio::time::timeout(limits.body_time, receiving).await.unwrap_or_else(|_| {
         let detail = format!("the body did not arrive within {} seconds", limits.body_time.as_secs());
         Err(Problem::new(Code::BodyTooSlow, detail))

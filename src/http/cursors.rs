@@ -158,8 +158,11 @@ async fn change(
     // In the list before it has the permit: whoever has that makes this change as well. It leaves the list with its client.
     let asked = Arc::new(cursor.ask_for_change(to, condition).map_err(of_log)?);
     loop {
-        let (cursor, asked) = (cursor.clone(), Arc::clone(&asked));
-        let attempt = move |_: &Store, _: &str| cursor.change_in_time(&asked);
+        let (at, cursor, asked) = (Arc::clone(log), cursor.clone(), Arc::clone(&asked));
+        let attempt = move |_: &Store, _: &str| {
+            let _at = at; // so that the log is not closed meanwhile
+            cursor.change_in_time(&asked)
+        };
         match context.for_log(share, log.name(), attempt).await? {
             Ok(changed) => return changed.map_err(of_log),
             Err(pause) => tokio::time::sleep(pause).await, // without the permit

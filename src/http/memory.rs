@@ -169,11 +169,14 @@ impl Memory {
         Err(UsedUp)
     }
 
-    /// Notes that a body of this many bytes waits for memory, until this is dropped.
-    pub(super) fn body_waits(self: &Arc<Self>, bytes: usize) -> WaitingBody {
+    /// Notes that a body of this many bytes waits for memory, until this is dropped. `own` counts those of its connection.
+    pub(super) fn body_waits<'a>(&'a self, bytes: usize, own: &'a AtomicUsize) -> WaitingBody<'a> {
         let size = Size::of(bytes);
-        self.waiting[size as usize].fetch_add(1, Ordering::Relaxed);
-        WaitingBody { memory: Arc::clone(self), size }
+        let counts = [&self.waiting[size as usize], own];
+        for count in counts {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        WaitingBody(counts)
     }
 
     /// Whether bodies of such a size wait for memory.
@@ -181,9 +184,10 @@ impl Memory {
         self.waiting[size as usize].load(Ordering::Relaxed) > 0
     }
 
-    /// Whether any bodies wait for memory.
-    pub(super) fn has_waiting(&self) -> bool {
-        self.waiting.iter().any(|waiting| waiting.load(Ordering::Relaxed) > 0)
+    /// Whether more bodies wait for memory than `own`, those of one connection.
+    pub(super) fn has_waiting_beside(&self, own: &AtomicUsize) -> bool {
+        let all: usize = self.waiting.iter().map(|waiting| waiting.load(Ordering::Relaxed)).sum();
+        all > own.load(Ordering::Relaxed)
     }
 
     /// How many answers have been refused their memory so far.
@@ -227,14 +231,13 @@ impl Memory {
 
 /// A body that waits for memory.
 #[derive(Debug)]
-pub(super) struct WaitingBody {
-    memory: Arc<Memory>,
-    size: Size,
-}
+pub(super) struct WaitingBody<'a>([&'a AtomicUsize; 2]);
 
-impl Drop for WaitingBody {
+impl Drop for WaitingBody<'_> {
     fn drop(&mut self) {
-        self.memory.waiting[self.size as usize].fetch_sub(1, Ordering::Relaxed);
+        for count in self.0 {
+            count.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

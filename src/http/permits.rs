@@ -89,6 +89,8 @@ pub(super) struct ConnectionShare {
     busy_logs: Semaphore,
     /// How many of its requests wait for news. It protects no memory: Relaxed.
     listening: AtomicUsize,
+    /// How many of its bodies wait for memory: with HTTP/2, they may keep its other bodies from coming. Likewise.
+    waiting_bodies: AtomicUsize,
     /// When one of its answers was last ended because the client took it too slowly, while others were refused for lack of
     /// memory.
     was_slow: Mutex<Option<Instant>>,
@@ -114,6 +116,7 @@ impl ConnectionShare {
             first: std::array::from_fn(|_| Semaphore::new(1)),
             busy_logs: Semaphore::new(BUSY_LOGS),
             listening: AtomicUsize::new(0),
+            waiting_bodies: AtomicUsize::new(0),
             was_slow: Mutex::default(),
         }
     }
@@ -134,6 +137,11 @@ impl ConnectionShare {
 
     pub(super) fn listens_no_more(&self) {
         self.listening.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many of its bodies wait for memory.
+    pub(super) fn waiting_bodies(&self) -> &AtomicUsize {
+        &self.waiting_bodies
     }
 
     /// One of its answers was ended because it took it too slowly.

@@ -1,9 +1,10 @@
 //! Receiving a body into memory of the budget: when there is room for it, and no slower than it may be while others wait.
 //!
 //! A body that there is no room for waits for a moment before it is read at all, in a line that is fair among connections:
-//! otherwise clients that send again and again would get all that becomes free. While any body waits, those are ended that
-//! would take longer than a body may, at their present pace, to send as much as they hold already. Without that, a dozen
-//! clients that send almost all of a large body, and then nothing, keep everybody else from sending.
+//! otherwise clients that send again and again would get all that becomes free. While bodies of other connections wait, those
+//! are ended that would take longer than a body may, at their present pace, to send as much as they hold already. Without
+//! that, a dozen clients that send almost all of a large body, and then nothing, keep everybody else from sending. Bodies of
+//! the same connection do not count: with HTTP/2 they share its window, and may be what keeps a body from coming.
 
 use super::{
     context::Context,
@@ -15,7 +16,7 @@ use crate::Code;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Body;
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// How often a body that waits asks for memory.
@@ -31,7 +32,7 @@ pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usiz
     if bytes <= UNCOUNTED_BYTES || has_room() && !memory.has_waiting_of(size) {
         return Ok(grant);
     }
-    let _waiting = memory.body_waits(bytes);
+    let _waiting = memory.body_waits(bytes, share.waiting_bodies());
     let (begun, patience) = (Instant::now(), context.limits.append_time);
     let kind = match size {
         Size::Small => Kind::SmallBodyMemory,
@@ -54,7 +55,8 @@ pub(super) struct Upload<'a, B> {
     body: B,
     /// The most bytes that it may have.
     most: usize,
-    memory: &'a Arc<Memory>,
+    memory: &'a Memory,
+    share: &'a ConnectionShare,
     /// How long a body may take, and how long it may wait for memory.
     body_time: Duration,
     patience: Duration,
@@ -68,10 +70,10 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
-    pub(super) fn new(body: B, most: usize, context: &'a Context) -> Self {
+    pub(super) fn new(body: B, most: usize, context: &'a Context, share: &'a ConnectionShare) -> Self {
         let (memory, limits) = (&context.memory, &context.limits);
         let (body_time, patience) = (limits.body_time, limits.append_time);
-        Self { body, most, memory, body_time, patience, judged: Instant::now(), came: 0 }
+        Self { body, most, memory, share, body_time, patience, judged: Instant::now(), came: 0 }
     }
 
     /// Receives all of it.
@@ -140,7 +142,7 @@ where
         let took = self.judged.elapsed();
         let is_slow = is_slow(held, self.came, took, self.body_time);
         (self.judged, self.came) = (Instant::now(), 0);
-        if held > UNCOUNTED_BYTES && is_slow && self.memory.has_waiting() {
+        if held > UNCOUNTED_BYTES && is_slow && self.memory.has_waiting_beside(self.share.waiting_bodies()) {
             let detail = "the body came slowly, while others waited for the memory that it held";
             return Err(Problem::new(Code::BodyTooSlow, detail));
         }
@@ -150,7 +152,7 @@ where
     /// Adds a part; if there is no memory for it, waits for some, as before the body was read.
     async fn extend(&mut self, buffer: &mut Buffer, data: &[u8]) -> Result<(), Problem> {
         let Err(UsedUp) = buffer.extend(data) else { return Ok(()) };
-        let _waiting = self.memory.body_waits(buffer.len() + data.len());
+        let _waiting = self.memory.body_waits(buffer.len() + data.len(), self.share.waiting_bodies());
         let begun = Instant::now();
         loop {
             tokio::time::sleep(ASK).await;

@@ -117,10 +117,12 @@ impl Budget {
                 if self.pool.excess(bytes) == 0 {
                     return;
                 }
-                recent.segments.pop_front().inspect(|(_, segment)| recent.bytes -= footprint(segment))
+                recent.segments.pop_front().inspect(|(share, segment)| {
+                    recent.bytes -= footprint(segment);
+                    share.release(segment.header.capacity); // with the lock: see `end`
+                })
             };
-            let Some((share, segment)) = oldest else { return };
-            share.release(segment.header.capacity);
+            let Some((_, segment)) = oldest else { return };
             segment.chunk.clear();
         }
     }
@@ -159,11 +161,13 @@ impl Budget {
                     bytes == 0
                 });
             }
-            recent.bytes -= given.iter().map(|(_, segment)| footprint(segment)).sum::<u64>();
+            for (of, segment) in &given {
+                recent.bytes -= footprint(segment);
+                of.release(segment.header.capacity); // with the lock: see `end`
+            }
         }
         let pooled = self.pool.give_up_backings(needs);
-        for (of, segment) in &given {
-            of.release(segment.header.capacity);
+        for (_, segment) in &given {
             // What a reader still holds goes to the pool later, and is given up by the next call.
             segment.chunk.take().and_then(into_inner).into_iter().for_each(Chunk::discard);
         }
@@ -178,6 +182,14 @@ impl Budget {
             recent.segments.push_back((Arc::clone(share), Arc::clone(segment)));
         }
         self.make_room(0);
+    }
+
+    /// Releases all chunks and all claims of a log that has ended. What callers still hold of its records is not counted any
+    /// more. With the lock, so that no other log releases a claim of this one afterwards.
+    pub(super) fn end(&self, share: &Arc<PoolShare>) {
+        self.forget(share, u64::MAX);
+        let _recent = lock(&self.recent);
+        share.release_all();
     }
 
     /// Releases the chunks of a log's segments below `first`, which were trimmed: readers that hold them keep them.

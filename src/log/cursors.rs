@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError},
 };
 
 /// The most cursors of a log.
@@ -260,6 +260,14 @@ impl Log {
         self.visible_offset().saturating_sub(offset.max(self.first_offset()))
     }
 
+    /// Calls `see` with each cursor, unless they are damaged: then those who use them are told.
+    #[cfg(feature = "server")]
+    pub(crate) fn each_cursor(&self, mut see: impl FnMut(&str, u64)) {
+        let all =
+            |cursors: &BTreeMap<String, u64>| cursors.iter().for_each(|(name, offset)| see(name, *offset));
+        let _ = self.shared.look_at_cursors(all);
+    }
+
     /// Removes all cursors, also if their file is damaged. Durable on return.
     ///
     /// # Errors
@@ -281,7 +289,8 @@ impl Shared {
         Ok(look(&table.offsets))
     }
 
-    /// Reads the cursors when the log is opened, and sets those beyond its end to the end.
+    /// Reads the cursors when the log is opened, and sets those beyond its end to the end. If that cannot be written, the log
+    /// must not be appended to.
     pub(super) fn load_cursors(&self) -> Result<(), Error> {
         let path = self.dir.join(CURSORS_FILE);
         let read = || tree::read(&*self.env.disk, &path);
@@ -307,10 +316,10 @@ impl Shared {
         }
         // Before anything is appended: after another crash, the old file would skip what is appended now. A log that
         // cannot be written to does not grow.
+        self.cursors.table().offsets.clone_from(&cursors);
         if is_shorter && self.writable().is_ok() {
-            return self.write_cursors(&mut self.cursors.file(), cursors);
+            self.write_cursors(&mut self.cursors.file(), cursors)?;
         }
-        self.cursors.table().offsets = cursors;
         Ok(())
     }
 
@@ -388,6 +397,11 @@ impl Cursors {
 
     fn file(&self) -> MutexGuard<'_, Written> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the file is being written.
+    pub(super) fn are_written(&self) -> bool {
+        matches!(self.file.try_lock(), Err(TryLockError::WouldBlock))
     }
 
     /// Waits until the file is not being written. Must be called when the log is no longer writable, so that it is not

@@ -328,6 +328,7 @@ impl Shared {
             let begun = cursor.file().begin(&*self.env.disk, &self.dir, &cursor.segment.header);
             begun.map_err(Error::io("begin a segment in", &self.dir))?;
             cursor.begun = true;
+            self.flush.begins_empty.store(false, Ordering::SeqCst); // it has begun
             self.chain_add(&cursor.segment);
         }
         Ok(())

@@ -116,6 +116,9 @@ impl Shared {
             if !self.is_last_expired(retention) {
                 return true;
             }
+            if self.roll.is_refused() || self.flush.full().is_some() {
+                return false; // no room for what would have to be written: it is tried again later
+            }
             let active = self.active.load_full();
             if active.chunk.reserved() > 0 {
                 self.roll_if_ready(&active);

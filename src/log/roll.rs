@@ -194,6 +194,11 @@ impl Roller {
         self.spares.is_ready()
     }
 
+    /// Whether the last attempt to make a spare segment failed.
+    pub(super) fn is_refused(&self) -> bool {
+        self.spares.has_failed()
+    }
+
     /// What appenders that find no room wait for.
     pub(super) fn line(&self) -> &Line {
         &self.line

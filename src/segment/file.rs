@@ -136,14 +136,9 @@ impl SegmentFile {
         disk.sync_dir(dir)
     }
 
-    /// Removes a file that was prepared but is not needed.
+    /// Removes a file that was prepared but is not needed, unless it has its name already: it may have taken the place of
+    /// another file, or another one its place. What stays is an empty segment.
     pub(crate) fn discard(&self, disk: &dyn Disk) {
-        let _ = disk.remove(&lock(&self.path)); // if it stays, the next opening removes it
-    }
-
-    /// Removes it after [`begin`](Self::begin) has failed, unless it has its name already: it may have taken the place of
-    /// another file.
-    pub(crate) fn discard_unbegun(&self, disk: &dyn Disk) {
         let path = lock(&self.path);
         if path.file_name().and_then(|name| name.to_str()).is_some_and(is_temporary) {
             let _ = disk.remove(&path); // if it stays, the next opening removes it

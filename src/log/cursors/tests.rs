@@ -252,3 +252,67 @@ fn cursors_that_are_set_at_once_share_writes_and_conditions_hold_among_them() {
     println!("{} changes in {writes} writes", 2 * counted);
     assert!(writes < 2 * counted, "{writes}");
 }
+
+/// An older file took the place of a newer one, after the log had been closed and opened again.
+#[test]
+fn closing_waits_for_a_cursor_that_is_being_written() {
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+    let sim = Sim::new(1);
+    let state = Arc::new(AtomicU64::new(0)); // 1: armed, 2: one is held, 3: go on
+    let gate = Gate::new(Arc::new(sim.clone()), {
+        let state = Arc::clone(&state);
+        move |operation, path| {
+            let is_it = operation == Operation::WriteFile && path.to_string_lossy().contains(CURSORS_FILE);
+            if is_it && state.compare_exchange(1, 2, SeqCst, SeqCst).is_ok() {
+                while state.load(SeqCst) != 3 {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+            }
+            Ok(())
+        }
+    });
+    let log = on(Arc::clone(&gate) as Arc<dyn crate::disk::Disk>, Durability::Disk);
+    for n in 0..9u8 {
+        log.append_wait(&[n]).unwrap();
+    }
+    state.store(1, SeqCst);
+    let cursor = log.cursor("a").unwrap();
+    let held = std::thread::spawn(move || cursor.set(1));
+    while state.load(SeqCst) != 2 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let closing = std::thread::spawn(move || log.close());
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let closed = closing.is_finished();
+    if !closed {
+        state.store(3, SeqCst); // it waits, as it should
+    }
+    closing.join().unwrap().unwrap();
+    let log = on(Arc::clone(&gate) as Arc<dyn crate::disk::Disk>, Durability::Disk);
+    log.cursor("a").unwrap().set(2).unwrap();
+    state.store(3, SeqCst);
+    let _ = held.join().unwrap(); // it may have been too late
+    drop(log);
+    assert_eq!(open(&sim).cursor("a").unwrap().offset().unwrap(), Some(2), "an answered change is lost");
+}
+
+/// It could not be opened at all, and so not be trimmed to make room.
+#[test]
+fn on_a_full_disk_a_log_with_a_cursor_beyond_its_end_is_opened_for_reading() {
+    let sim = Sim::new(1);
+    let log = open(&sim);
+    log.append_wait(b"x").unwrap();
+    drop(log);
+    let text = serde_json::to_vec(&Content::new(BTreeMap::from([("beyond".to_owned(), 500)]))).unwrap();
+    tree::replace(&sim, &file(), &text).unwrap();
+    let gate = Gate::new(Arc::new(sim.clone()), |operation, path| {
+        let is_it = operation == Operation::WriteFile && path.to_string_lossy().contains(CURSORS_FILE);
+        if is_it { Err(std::io::Error::from(std::io::ErrorKind::StorageFull)) } else { Ok(()) }
+    });
+    let log = Log::open_on(gate, Path::new("/log"), small(Durability::Memory));
+    let log = log.unwrap_or_else(|error| panic!("it cannot even be read: {error}"));
+    assert_eq!(log.read(0).unwrap().unwrap().value(), b"x");
+    assert_eq!(log.cursors().unwrap(), BTreeMap::from([("beyond".to_owned(), 1)]));
+    assert!(matches!(log.append(b"y"), Err(Error::Full { .. })));
+    assert!(matches!(log.cursor("beyond").unwrap().set(0), Err(Error::Full { .. })));
+}

@@ -24,7 +24,7 @@ pub(in crate::log) struct Full {
 }
 
 impl Full {
-    pub(super) fn new(error: Error, needs: u64) -> Self {
+    pub(in crate::log) fn new(error: Error, needs: u64) -> Self {
         let is_read_only = !error.is_full();
         Self { error: no_room(error), needs, reserves: Vec::new(), is_read_only }
     }

@@ -378,9 +378,7 @@ impl Opener<'_> {
             Error::io("make a segment file in", dir)(error)
         })?;
         let begun = segment_file.begin(disk, dir, &header);
-        begun
-            .inspect_err(|_| segment_file.discard_unbegun(disk))
-            .map_err(Error::io("begin a segment in", dir))?;
+        begun.inspect_err(|_| segment_file.discard(disk)).map_err(Error::io("begin a segment in", dir))?;
         let mut memory = self.memory(capacity).map_err(Error::io("get memory for", dir))?;
         memory.label(&header.label(), previous.before(disk, base));
         let chunk = Arc::new(Chunk::new(memory, Some(self.roller.share())));

@@ -40,7 +40,7 @@ use crate::{
         search,
     },
 };
-use std::{io, path::Path};
+use std::{cmp::Reverse, io, path::Path};
 
 /// A backing that holds a segment.
 pub(super) struct LeftBacking {
@@ -74,10 +74,14 @@ pub(super) fn restore(
         return Ok(None);
     }
     let first = survey.segments.first().map_or(0, |first| first.header.base);
+    // By base, so that each continues where the one before it ended. Of those with the same base, the one whose segment has a
+    // file, and then the youngest: an older one may be of another history.
+    left.sort_by_key(|LeftBacking { header, .. }| {
+        let has_file = survey.segments.iter().any(|segment| segment.header == *header);
+        (header.base, !has_file, Reverse(header.created))
+    });
     let mut restorer = Restorer { disk, dir, backings, survey };
     let mut kept = Vec::new();
-    // By base, so that each continues where the one before it ended.
-    left.sort_by_key(|backing| backing.header.base);
     share_before(&mut left);
     for n in 0..left.len() {
         let (before, rest) = left.split_at_mut(n);
@@ -255,9 +259,8 @@ impl Restorer<'_> {
         }
         let end = self.survey.segments.last().map_or(0, SurveyedSegment::end);
         let whole = self.survey.damage.is_empty();
-        // Of a log that was trimmed to its end, nothing is left that could precede the backing.
-        let is_empty = self.survey.segments.iter().all(|segment| segment.records() == 0);
-        let continues = is_empty || follows(backing, earlier, self.before_end()?);
+        let continues =
+            self.is_of_empty_log(&backing.header) || follows(backing, earlier, self.before_end()?);
         if whole && backing.header.base == end && continues {
             backing.torn = after_gap(&frames, key, &scan).to_vec();
             self.append_segment(backing, scan, frames)?;
@@ -364,7 +367,7 @@ impl Restorer<'_> {
         let header = backing.header;
         report_restoring(self.dir, &header, &scan);
         let segment = SegmentFile::prepare(self.disk, self.dir, 0, header.capacity)?;
-        segment.begin(self.disk, self.dir, &header).inspect_err(|_| segment.discard_unbegun(self.disk))?;
+        segment.begin(self.disk, self.dir, &header).inspect_err(|_| segment.discard(self.disk))?;
         write(segment.file(), &frames, 0, scan.words)?;
         frames[scan.words as usize * frame::WORD..].fill(0); // as in the file
         // A segment of the same base was replaced while it was empty, and its file was just now: sealing it would write
@@ -388,6 +391,14 @@ impl Restorer<'_> {
             state,
         });
         Ok(())
+    }
+
+    /// Whether the log was trimmed to its end, where nothing is left that could precede a backing, and this one is not older
+    /// than the segment that was begun there: then it has taken that one's place.
+    fn is_of_empty_log(&self, header: &Header) -> bool {
+        let is_empty = self.survey.segments.iter().all(|segment| segment.records() == 0);
+        let last = self.survey.segments.last();
+        is_empty && last.is_some_and(|last| last.end() > 0 && last.header.created <= header.created)
     }
 
     /// What precedes the end of the log.

@@ -150,8 +150,7 @@ impl Shared {
             drop(answer.send(Err(Error::Closed))); // the caller may no longer wait
         }
         self.roll.spares.take().into_iter().for_each(|spare| self.let_go(spare));
-        self.roll.budget.forget(&self.roll.share, u64::MAX);
-        self.roll.share.release_all(); // what is left of it is held by callers, as records
+        self.roll.budget.end(&self.roll.share);
         done
     }
 

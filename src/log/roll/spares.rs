@@ -151,7 +151,8 @@ impl SpareSegments {
         is_new
     }
 
-    fn has_failed(&self) -> bool {
+    /// Whether the last attempt to make one has failed.
+    pub(super) fn has_failed(&self) -> bool {
         lock(&self.refusal).is_some()
     }
 

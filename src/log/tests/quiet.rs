@@ -118,3 +118,49 @@ fn what_is_appended_in_memory_after_a_log_was_emptied_survives_a_kill() {
         assert_eq!(values(&log), [b"in memory"; 3]);
     }
 }
+
+/// Its file had its name already when the directory could not be synced: it was removed under that name, which was the
+/// next segment's by then, with what had been acknowledged.
+#[test]
+fn a_segment_that_could_not_be_begun_empty_does_not_take_the_file_of_the_next_one_with_it() {
+    use crate::disk::gate::{Gate, Operation};
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    let sim = Sim::new(1);
+    let (fails, go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let gate = Gate::new(Arc::new(sim.clone()), {
+        let (fails, go) = (Arc::clone(&fails), Arc::clone(&go));
+        move |operation, path| {
+            if operation == Operation::SyncDir && fails.load(SeqCst) {
+                return Err(std::io::Error::from_raw_os_error(24)); // EMFILE
+            }
+            if operation == Operation::Remove && path.ends_with("00000000000000000001.seg") {
+                let begun = Instant::now();
+                while !go.load(SeqCst) && begun.elapsed() < Duration::from_secs(10) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            Ok(())
+        }
+    });
+    let options = Options {
+        durability: Durability::Disk,
+        segment_bytes: 8 << 20,
+        first_segment_bytes: 16 << 10,
+        memory_bytes: 64 << 20,
+        shm_dir: None,
+    };
+    let log = Log::open_on(gate, Path::new(DIR), options.clone()).unwrap();
+    log.append_wait(b"old").unwrap();
+    std::thread::sleep(2 * AGE);
+    fails.store(true, SeqCst);
+    drop(log.retain(Retention::default().with_age(AGE)));
+    std::thread::sleep(Duration::from_millis(2500));
+    fails.store(false, SeqCst);
+    assert_eq!(log.append_wait(&vec![7; 3 << 20]).unwrap(), 1);
+    go.store(true, SeqCst);
+    std::thread::sleep(Duration::from_millis(300));
+    let killed = sim.after(Cut::Kill);
+    drop(log);
+    let log = Log::open_on(Arc::new(killed), Path::new(DIR), options).unwrap();
+    assert_eq!(log.next_offset(), 2, "an acknowledged record is lost");
+}
