@@ -368,13 +368,10 @@ impl Log {
     #[cfg_attr(not(feature = "store"), allow(unused_mut))]
     fn start(mut shared: Shared) -> Result<Self, Error> {
         #[cfg(feature = "store")]
-        match shared.load_cursors() {
-            // Without appends, the file does no harm that describes a longer log: it is opened for reading.
-            Err(error) if error.keeps_from_writing() => {
-                shared.full = Some(recovery::Full::new(error, 0));
-                shared.active.load_full().chunk.close(); // appends find no room, and then get the reason
-            }
-            loaded => loaded?,
+        if let Some(error) = shared.load_cursors()? {
+            // Without appends, the file does no harm that describes a longer log.
+            shared.full = Some(recovery::Full::new(error, 0));
+            shared.active.load_full().chunk.close(); // appends find no room, and then get the reason
         }
         let shared = Arc::new(shared);
         let running = shared.damage.is_empty() && shared.full.is_none();

@@ -289,9 +289,9 @@ impl Shared {
         Ok(look(&table.offsets))
     }
 
-    /// Reads the cursors when the log is opened, and sets those beyond its end to the end. If that cannot be written, the log
-    /// must not be appended to.
-    pub(super) fn load_cursors(&self) -> Result<(), Error> {
+    /// Reads the cursors when the log is opened, and sets those beyond its end to the end. Returns why that cannot be written,
+    /// if nothing can: then the log must not be appended to.
+    pub(super) fn load_cursors(&self) -> Result<Option<Error>, Error> {
         let path = self.dir.join(CURSORS_FILE);
         let read = || tree::read(&*self.env.disk, &path);
         let text =
@@ -299,11 +299,11 @@ impl Shared {
                 Err(error) if salvage::is_unreadable(&error) => Some(Vec::new()), // does not verify
                 text => text.map_err(Error::io("read", &path))?,
             };
-        let Some(text) = text else { return Ok(()) };
+        let Some(text) = text else { return Ok(None) };
         let Some(mut cursors) = Content::parse(&text) else {
             tracing::error!(path = %path.display(), "damaged: the log's cursors cannot be used until they are removed");
             self.cursors.table().is_damaged = true;
-            return Ok(());
+            return Ok(None);
         };
         let end = self.next_offset();
         let mut is_shorter = false;
@@ -318,9 +318,12 @@ impl Shared {
         // cannot be written to does not grow.
         self.cursors.table().offsets.clone_from(&cursors);
         if is_shorter && self.writable().is_ok() {
-            self.write_cursors(&mut self.cursors.file(), cursors)?;
+            return match self.write_cursors(&mut self.cursors.file(), cursors) {
+                Err(error) if error.keeps_from_writing() => Ok(Some(error)),
+                written => written.map(|()| None),
+            };
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Writes the file, and then has these cursors in the table.
