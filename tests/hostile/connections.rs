@@ -99,7 +99,7 @@ fn when_connections_run_out_the_idlest_is_closed() {
             tail
         })
         .collect();
-    wait_for("there are tails", Duration::from_secs(5), || metric(&server, "millstream_tails") >= 45);
+    wait_for("there are tails", Duration::from_secs(15), || metric(&server, "millstream_tails") >= 45);
     let begun = Instant::now();
     server.connect().append(b"z").unwrap();
     println!("beside {} tails that were still: {:?}", tails.len(), begun.elapsed());
