@@ -370,7 +370,7 @@ impl Log {
         #[cfg(feature = "store")]
         if let Some(error) = shared.load_cursors()? {
             // Without appends, the file does no harm that describes a longer log.
-            shared.full = Some(recovery::Full::new(error, 0));
+            shared.full = Some(recovery::Full::new(error, cursors::MAX_FILE_BYTES));
             shared.active.load_full().chunk.close(); // appends find no room, and then get the reason
         }
         let shared = Arc::new(shared);

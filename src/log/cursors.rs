@@ -28,6 +28,9 @@ use std::{
 /// The most cursors of a log.
 pub const CURSORS_PER_LOG: usize = 1000;
 
+/// More bytes than the file has: for each cursor its name and its offset.
+pub(super) const MAX_FILE_BYTES: u64 = CURSORS_PER_LOG as u64 * 256;
+
 /// How many bytes of the file are written per second on average, if clients set cursors all the time.
 #[cfg(feature = "server")]
 const BYTES_PER_SECOND: u64 = 8 << 20;

@@ -116,13 +116,20 @@ impl Shared {
             if !self.is_last_expired(retention) {
                 return true;
             }
-            if self.roll.is_refused() || self.flush.full().is_some() {
-                return false; // no room for what would have to be written: it is tried again later
-            }
             let active = self.active.load_full();
             if active.chunk.reserved() > 0 {
+                if self.roll.is_refused() && !self.roll.is_ready() {
+                    return false; // no room for the next segment: it is tried again later
+                }
                 self.roll_if_ready(&active);
-            } else {
+            } else if self
+                .chain
+                .load_full()
+                .segments
+                .last()
+                .is_none_or(|last| last.base() < active.segment.base())
+            {
+                // Its file is there already: this takes no room.
                 self.flush.begin_empty();
             }
             self.env.maintenance.help();

@@ -260,7 +260,7 @@ impl Restorer<'_> {
         let end = self.survey.segments.last().map_or(0, SurveyedSegment::end);
         let whole = self.survey.damage.is_empty();
         let continues =
-            self.is_of_empty_log(&backing.header) || follows(backing, earlier, self.before_end()?);
+            self.is_of_empty_log(backing, earlier) || follows(backing, earlier, self.before_end()?);
         if whole && backing.header.base == end && continues {
             backing.torn = after_gap(&frames, key, &scan).to_vec();
             self.append_segment(backing, scan, frames)?;
@@ -393,12 +393,15 @@ impl Restorer<'_> {
         Ok(())
     }
 
-    /// Whether the log was trimmed to its end, where nothing is left that could precede a backing, and this one is not older
-    /// than the segment that was begun there: then it has taken that one's place.
-    fn is_of_empty_log(&self, header: &Header) -> bool {
-        let is_empty = self.survey.segments.iter().all(|segment| segment.records() == 0);
-        let last = self.survey.segments.last();
-        is_empty && last.is_some_and(|last| last.end() > 0 && last.header.created <= header.created)
+    /// Whether the log was trimmed to its end, where nothing is left that could precede a backing, and this one has taken the
+    /// place of the segment that was begun there: it is of the same process, or not older.
+    fn is_of_empty_log(&self, backing: &LeftBacking, earlier: &[LeftBacking]) -> bool {
+        let Some(last) = self.survey.segments.last().filter(|last| last.end() > 0) else { return false };
+        let begun = |other: &&LeftBacking| other.header == last.header;
+        let is_of_its_process =
+            earlier.iter().find(begun).is_some_and(|begun| begun.incarnation == backing.incarnation);
+        self.survey.segments.iter().all(|segment| segment.records() == 0)
+            && (is_of_its_process || last.header.created <= backing.header.created)
     }
 
     /// What precedes the end of the log.

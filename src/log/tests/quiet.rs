@@ -164,3 +164,29 @@ fn a_segment_that_could_not_be_begun_empty_does_not_take_the_file_of_the_next_on
     let log = Log::open_on(Arc::new(killed), Path::new(DIR), options).unwrap();
     assert_eq!(log.next_offset(), 2, "an acknowledged record is lost");
 }
+
+/// A full disk refuses the segment after the next one; the next one has its file already, and that is all it takes.
+#[test]
+fn a_quiet_log_on_a_full_disk_drops_what_is_too_old_if_the_next_segment_is_ready() {
+    use crate::disk::gate::{Gate, Operation};
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    let is_full = Arc::new(AtomicBool::new(false));
+    let gate = Gate::new(Arc::new(Sim::new(1)), {
+        let is_full = Arc::clone(&is_full);
+        move |operation, _| {
+            let refused = operation == Operation::Create && is_full.load(SeqCst);
+            if refused { Err(std::io::Error::from_raw_os_error(28)) } else { Ok(()) }
+        }
+    });
+    let at = tempfile::tempdir().unwrap();
+    let log = Log::open_on(gate, Path::new(DIR), options(at.path(), Durability::Disk)).unwrap();
+    log.append_wait(b"old").unwrap();
+    log.shared.roll.ask(0);
+    let begun = Instant::now();
+    while !log.shared.roll.is_ready() {
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    is_full.store(true, SeqCst);
+    assert_eq!(emptied(&log), (1, 1));
+}
