@@ -475,7 +475,11 @@ fn uploads_that_stop_make_room_when_others_wait() {
         wait_for("they hold what there is for bodies", Duration::from_secs(10), || held() >= 11 << 20);
         let mut client = server.connect();
         let mut stored = [0; 3];
-        for n in 0..12 {
+        // Those who wait for a large one may wait in vain, but not all.
+        for n in (0..12).chain((12..60).step_by(3)) {
+            if n >= 12 && stored[0] > 0 {
+                break;
+            }
             let size = [2 << 20, 256 << 10, 8 << 10][n % 3];
             let begun = Instant::now();
             // A refusal may close the connection before all of the body was sent.
@@ -491,8 +495,7 @@ fn uploads_that_stop_make_room_when_others_wait() {
                 }
             }
         }
-        println!("stored of 4 large, 4 medium and 4 small ones: {stored:?}");
-        // Those who wait for a large one may wait in vain, but not all.
+        println!("stored of 4 or more large, 4 medium and 4 small ones: {stored:?}");
         assert!(stored[0] >= 1 && stored[1] >= 3 && stored[2] >= 3, "{stored:?}");
     });
 }
