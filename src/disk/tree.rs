@@ -1,6 +1,8 @@
 //! The store's operations on directories and small files.
 
 use super::Disk;
+#[cfg(feature = "store")]
+use super::salvage;
 use std::{io, path::Path};
 
 /// The directory that `path` is in.
@@ -28,6 +30,16 @@ pub(crate) fn read(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> 
     let mut bytes = vec![0; file.len()? as usize];
     file.read_at(&mut bytes, 0)?;
     Ok(Some(bytes))
+}
+
+/// The same; no bytes if the disk cannot read it, not even on the second attempt: like a file that does not verify.
+#[cfg(feature = "store")]
+pub(crate) fn read_or_nothing(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let read = || read(disk, path);
+    match read().or_else(|error| if salvage::is_unreadable(&error) { read() } else { Err(error) }) {
+        Err(error) if salvage::is_unreadable(&error) => Ok(Some(Vec::new())),
+        read => read,
+    }
 }
 
 /// Whether the file exists.

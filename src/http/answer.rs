@@ -4,7 +4,7 @@ use crate::LogId;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Either, Full, combinators::UnsyncBoxBody};
 use hyper::{
-    Response,
+    Response, StatusCode,
     body::{Frame, SizeHint},
     header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
@@ -99,6 +99,13 @@ impl hyper::body::Body for OnlyHead {
     fn size_hint(&self) -> SizeHint {
         self.0
     }
+}
+
+/// The answer of a request that has removed something.
+pub(super) fn no_content() -> Answer {
+    let mut answer = Response::new(full(""));
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    answer
 }
 
 /// A value as JSON, followed by a newline as written by Go's encoder.

@@ -1,7 +1,7 @@
 //! Cursors as resources: named positions of consumers, which the log keeps.
 
 use super::{
-    answer::{Answer, full, json, json_of, json_text},
+    answer::{Answer, full, json, json_of, json_text, no_content},
     body,
     connection::Arriving,
     context::Context,
@@ -15,7 +15,7 @@ use crate::{
     log::CursorCondition,
     store::{OpenLog, Store},
 };
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, StatusCode};
 use std::sync::Arc;
 
 fn info(log: &OpenLog, name: &str, offset: u64) -> CursorInfo {
@@ -106,7 +106,7 @@ pub(super) async fn remove(
     let (log, cursor) = find(context, share, log, name).await?;
     offset_of(&log, &cursor)?;
     change(context, share, &log, cursor, None, condition).await?;
-    Ok(removed())
+    Ok(no_content())
 }
 
 /// `DELETE` of all of a log's cursors, also if their file is damaged.
@@ -122,13 +122,7 @@ pub(super) async fn remove_all(
     let at = Arc::clone(&log);
     let done = context.for_log(share, log.name(), move |_: &Store, _: &str| at.remove_cursors()).await?;
     done.map_err(|error| Problem::from(error).of(&log))?;
-    Ok(removed())
-}
-
-fn removed() -> Answer {
-    let mut answer = Response::new(full(""));
-    *answer.status_mut() = StatusCode::NO_CONTENT;
-    answer
+    Ok(no_content())
 }
 
 /// The condition of a change: `expect=N`, or `expect=none` if the cursor must not exist.

@@ -1,7 +1,7 @@
 //! Logs as resources: create, describe, list, delete, trim.
 
 use super::{
-    answer::{Answer, full, json, json_of, json_text},
+    answer::{Answer, full, json, json_of, json_text, no_content},
     body,
     connection::Arriving,
     context::Context,
@@ -13,7 +13,7 @@ use crate::{
     api::{LogInfo, LogsPage, Trim, Trimmed},
     store::{self, LogSettings, OpenLog, Store},
 };
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, StatusCode};
 use std::time::{Duration, Instant};
 
 /// The most names in one page.
@@ -76,9 +76,7 @@ pub(super) async fn delete(
 ) -> Result<Answer, Problem> {
     context.store.check(name)?;
     context.for_log(share, name, Store::delete).await??;
-    let mut answer = Response::new(full(""));
-    *answer.status_mut() = StatusCode::NO_CONTENT;
-    Ok(answer)
+    Ok(no_content())
 }
 
 pub(super) fn list(context: &Context, request: &Request<()>) -> Result<Answer, Problem> {

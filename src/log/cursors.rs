@@ -13,7 +13,7 @@ use super::{
     requests::{Request, Requests},
 };
 use crate::{
-    disk::{is_full, salvage, tree},
+    disk::{is_full, tree},
     name::is_log_name,
     sync::Arc,
 };
@@ -296,12 +296,7 @@ impl Shared {
     /// if nothing can: then the log must not be appended to.
     pub(super) fn load_cursors(&self) -> Result<Option<Error>, Error> {
         let path = self.dir.join(CURSORS_FILE);
-        let read = || tree::read(&*self.env.disk, &path);
-        let text =
-            match read().or_else(|error| if salvage::is_unreadable(&error) { read() } else { Err(error) }) {
-                Err(error) if salvage::is_unreadable(&error) => Some(Vec::new()), // does not verify
-                text => text.map_err(Error::io("read", &path))?,
-            };
+        let text = tree::read_or_nothing(&*self.env.disk, &path).map_err(Error::io("read", &path))?;
         let Some(text) = text else { return Ok(None) };
         let Some(mut cursors) = Content::parse(&text) else {
             tracing::error!(path = %path.display(), "damaged: the log's cursors cannot be used until they are removed");

@@ -124,12 +124,7 @@ impl Log {
 
     /// The bytes of the file; `None` if there is none, and none if it cannot be read, so that it is written again.
     fn read_producers_file(&self, path: &Path) -> Result<Option<Vec<u8>>, Error> {
-        let read = || tree::read(&*self.shared.env.disk, path);
-        match read().or_else(|error| if salvage::is_unreadable(&error) { read() } else { Err(error) }) {
-            // Not even on the second attempt: treat it like one that does not verify, which is rewritten as well.
-            Err(error) if salvage::is_unreadable(&error) => Ok(Some(Vec::new())),
-            read => read.map_err(Error::io("read", path)),
-        }
+        tree::read_or_nothing(&*self.shared.env.disk, path).map_err(Error::io("read", path))
     }
 
     fn load_producers(&self, file: &mut Saved) -> Result<Table, Error> {
