@@ -18,29 +18,46 @@ pub(crate) fn read(
     position: u64,
     cached: bool,
 ) -> io::Result<Vec<Range<usize>>> {
-    let mut bad: Vec<Range<usize>> = Vec::new();
-    if readable(if cached { file.read_at(buf, position) } else { file.read_once(buf, position) })? {
-        return Ok(bad);
-    }
-    for (n, block) in buf.chunks_mut(BLOCK as usize).enumerate() {
-        let at = n * BLOCK as usize;
-        if readable(file.read_once(block, position + at as u64))? {
-            continue;
-        }
-        for (n, sector) in block.chunks_mut(SECTOR).enumerate() {
-            let at = at + n * SECTOR;
-            let (from, end) = (position + at as u64, at + sector.len());
-            if readable(file.read_once(sector, from))? || readable(file.read_once(sector, from))? {
-                continue;
-            }
-            sector.fill(0);
-            match bad.last_mut() {
-                Some(last) if last.end == at => last.end = end,
-                _ => bad.push(at..end),
-            }
-        }
+    let mut bad = Vec::new();
+    if !readable(if cached { file.read_at(buf, position) } else { file.read_once(buf, position) })? {
+        read_parts(file, buf, 0, position, &PARTS, &mut bad)?;
     }
     Ok(bad)
+}
+
+/// In what parts a range that cannot be read as a whole is read, and each part of those: one bad sector costs some
+/// hundred reads, wherever it is.
+const PARTS: [usize; 3] = [64 * BLOCK as usize, BLOCK as usize, SECTOR];
+
+/// Fills `buf`, which is at `start` of the whole buffer, in parts of the first of these sizes. Adds to `bad` what cannot be
+/// read.
+fn read_parts(
+    file: &dyn File,
+    buf: &mut [u8],
+    start: usize,
+    position: u64,
+    sizes: &[usize],
+    bad: &mut Vec<Range<usize>>,
+) -> io::Result<()> {
+    let Some((&size, smaller)) = sizes.split_first() else { return Ok(()) };
+    for (n, part) in buf.chunks_mut(size).enumerate() {
+        let at = n * size;
+        let (start, position) = (start + at, position + at as u64);
+        if readable(file.read_once(part, position))? {
+            continue;
+        }
+        if !smaller.is_empty() {
+            read_parts(file, part, start, position, smaller, bad)?;
+        } else if !readable(file.read_once(part, position))? {
+            part.fill(0);
+            let end = start + part.len();
+            match bad.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => bad.push(start..end),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Some bytes of a segment's frames cannot be read: reported after looking for a record among all its frames.

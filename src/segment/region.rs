@@ -7,8 +7,8 @@ use std::{
     ops::{Deref, DerefMut, Range},
 };
 
-/// How many bytes are read at once.
-const PIECE: usize = 1 << 20;
+/// How many bytes are read at once: enough for the disk to work on several requests.
+const PIECE: usize = 8 << 20;
 
 /// See the module's documentation. Derefs to the bytes.
 #[derive(Debug)]

@@ -123,6 +123,21 @@ impl BackingDir {
         self.memory.remove(name);
     }
 
+    /// Removes these backings. Their names are gone on return; the memory of some of them is given back a moment later, by
+    /// another thread, because that takes 10 ms for 64 MiB.
+    pub(crate) fn remove_all(&self, names: &[&str]) {
+        /// No more than these descriptors are taken.
+        const OPEN: usize = 8;
+        let open: Vec<_> = names.iter().take(OPEN).filter_map(|name| self.memory.open(name).ok()).collect();
+        for name in names {
+            self.memory.remove(name);
+        }
+        if !open.is_empty() {
+            // If there is no thread to be had, they are closed here.
+            let _ = std::thread::Builder::new().name("millstream-free".into()).spawn(move || drop(open));
+        }
+    }
+
     /// The path of a backing.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.memory.path(name)

@@ -105,7 +105,7 @@ pub(super) fn restore(
             Err(error) => return Err(no_room(error)),
         }
     }
-    let mut full = None;
+    let (mut full, mut needless) = (None, Vec::new());
     for (n, backing) in left.iter().enumerate() {
         if kept.contains(&n) {
             tell(backings, [&*backing.name], "its records do not continue where the log ends");
@@ -120,8 +120,9 @@ pub(super) fn restore(
                 kept => kept?,
             }
         }
-        backings.remove(&backing.name);
+        needless.push(&*backing.name);
     }
+    backings.remove_all(&needless);
     Ok(full)
 }
 
