@@ -186,7 +186,10 @@ pub(crate) struct ProblemNumbers {
     pub(crate) line: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) next_offset: Option<u64>,
-    /// Where a cursor is.
+    /// The first offset after a damaged record on whose record can be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) next_readable: Option<u64>,
+    /// Where a cursor is, or which record is damaged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) offset: Option<u64>,
     /// Which record of the body is wrong, from 1.

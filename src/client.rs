@@ -64,12 +64,15 @@ pub struct Record {
     pub time: u64,
     /// Whether it is JSON.
     pub json: bool,
+    /// Whether it was lost to damage, and marked so by `repair`: then it has no value.
+    pub lost: bool,
     /// What was appended.
     pub value: Bytes,
 }
 
 impl Record {
-    /// Writes it as a frame of a body to append: see `application/vnd.millstream.frames` in `docs/api.md`.
+    /// Writes it as a frame of a body to append: see `application/vnd.millstream.frames` in `docs/api.md`. There, one that
+    /// is lost would be a record without a value.
     ///
     /// # Errors
     /// What `out` reports.
@@ -80,10 +83,10 @@ impl Record {
 }
 
 #[cfg(feature = "store")]
-impl From<&crate::Record> for Record {
-    fn from(record: &crate::Record) -> Self {
-        let value = Bytes::copy_from_slice(record.value());
-        Self { offset: record.offset(), time: record.time(), json: record.is_json(), value }
+impl From<&crate::RecordRef<'_>> for Record {
+    fn from(record: &crate::RecordRef<'_>) -> Self {
+        let &crate::RecordRef { offset, time, json, lost, value, .. } = record;
+        Self { offset, time, json, lost, value: Bytes::copy_from_slice(value) }
     }
 }
 
@@ -365,7 +368,8 @@ fn frames(body: &Bytes) -> Result<Vec<Record>, Error> {
         let (frame, rest) = AnswerFrame::split(left)
             .ok_or_else(|| Error::Answer { reason: "it ends within a record".into() })?;
         let AnswerFrame { offset, time, json, value } = frame;
-        records.push(Record { offset, time, json, value: body.slice_ref(value) });
+        let lost = time == wire::LOST_TIME;
+        records.push(Record { offset, time, json, lost, value: body.slice_ref(value) });
         left = rest;
     }
     Ok(records)

@@ -81,6 +81,7 @@ codes! {
     LogExists 409 "log_exists" Never "it has other settings: use it as it is, or delete it";
     AnotherLog 409 "another_log" Never "the log with the id that you named was deleted: decide where to begin in this one";
     OffsetTrimmed 410 "offset_trimmed" Never "continue at `first_offset`";
+    RecordLost 410 "record_lost" Never "it was lost to damage, and `millstream repair` has marked it so: read the next one";
     UnexpectedOffset 412 "unexpected_offset" Never "read up to `next_offset`, and decide again";
     UnexpectedCursor 412 "unexpected_cursor" Never "the cursor is at `offset`, or does not exist: decide again";
     BodyTooLarge 413 "body_too_large" Never "send less at once";
@@ -90,7 +91,8 @@ codes! {
     OffsetBeyondEnd 416 "offset_beyond_end" Never "continue at `next_offset`, or wait (`wait`, `follow`, `text/event-stream`); if the log had more records before, it is another one of that name";
     UnknownHost 421 "unknown_host" Never "call the server by an address, or by a name of its own: `serve --allow-host`";
     Backpressure 429 "backpressure" After "send it again after `Retry-After`";
-    RecordDamaged 500 "record_damaged" Never "see what is damaged with `millstream verify`";
+    RecordDamaged 500 "record_damaged" Never "continue at `next_readable`, or read with `damaged=skip`; see what is damaged with `millstream verify`";
+    RecordUnreadable 500 "record_unreadable" Never "the disk reports an error where the record is: try again later, continue at `next_readable`, or read with `damaged=skip`";
     CursorsDamaged 500 "cursors_damaged" Never "where the log's consumers are is not known: remove all of its cursors (`DELETE /v1/logs/{log}/cursors`), and set them again";
     Internal 500 "internal" Never "see the server's log";
     LogUnusable 500 "log_unusable" Never "its directory cannot be used as a log: the detail says why; see `millstream verify`, or delete the log";

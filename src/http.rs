@@ -45,7 +45,7 @@ mod unsent;
 mod upload;
 mod waited;
 
-pub use formats::record_json;
+pub use formats::{lost_json, record_json};
 pub use params::{TIMES, parse_time};
 pub use server::Server;
 pub use settings::Settings;

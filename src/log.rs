@@ -616,11 +616,23 @@ impl Log {
         let mut reader = self.reader(low);
         while low < high {
             let middle = low + (high - low) / 2;
-            match reader.time_of(middle) {
-                Ok(Some(at)) if at < time => low = middle + 1,
+            let mut at = middle;
+            let known = loop {
+                match reader.time_of(at) {
+                    // The one after it is as old, or younger.
+                    Err(Error::Damaged { .. } | Error::Unreadable { .. }) => {
+                        at = self.next_readable(at + 1)?;
+                        if at >= high {
+                            break Ok(None);
+                        }
+                    }
+                    known => break known,
+                }
+            };
+            match known {
+                Ok(Some(known)) if known < time => low = at + 1,
                 Ok(_) => high = middle,
                 Err(Error::Trimmed { first, .. }) => low = first.max(low),
-                Err(Error::Damaged { .. }) => low = middle + 1, // nothing to be found there
                 Err(error) => return Err(error),
             }
         }
@@ -642,9 +654,19 @@ impl Log {
     /// returned value keeps its chunk in memory.
     ///
     /// # Errors
-    /// [`Error::Trimmed`], [`Error::Damaged`], [`Error::Io`].
+    /// [`Error::Trimmed`], [`Error::Damaged`], [`Error::Unreadable`], [`Error::Io`].
     pub fn read(&self, offset: u64) -> Result<Option<Record>, Error> {
         self.shared.read(offset)
+    }
+
+    /// The first offset from `offset` on whose record can be read, or is [marked as lost](Record::is_lost): where to continue
+    /// after [`Error::Damaged`] or [`Error::Unreadable`]. The end of what readers see if there is none before that. If an index
+    /// is damaged, this reads its segment.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if that cannot be known now.
+    pub fn next_readable(&self, offset: u64) -> Result<u64, Error> {
+        self.shared.next_readable(offset)
     }
 
     /// Whether [`read`](Self::read) can answer for this offset without going to the disk.
@@ -794,9 +816,9 @@ impl Log {
         let shared = &self.shared;
         let (first_offset, next_offset) = (self.first_offset(), self.next_offset());
         let (chain, active) = (shared.chain.load_full(), shared.active.load_full());
-        let of_active = (active.chunk.reserved() > 0).then(|| active.segment.newest());
+        let of_active = (active.chunk.reserved() > 0).then(|| active.segment.newest_record());
         let with_records = chain.segments.iter().rfind(|segment| segment.base() < active.segment.base());
-        let of_chain = with_records.map(|segment| segment.newest());
+        let of_chain = with_records.map(|segment| segment.newest_record());
         let newest = of_active.into_iter().chain(of_chain).fold(shared.newest_found, u64::max);
         LogStats {
             appended_records: next_offset.saturating_sub(self.from),

@@ -44,8 +44,9 @@ pub(crate) struct Segment {
     pub(crate) next: SwapOption<Segment>,
     /// What is known about it once it is sealed.
     pub(crate) sealed: OnceLock<sealed::Sealed>,
-    /// The age of its newest record: milliseconds from the segment's creation until that record was appended, or a
-    /// later time at which the next one could have been. Never decreases. [`AGE_UNKNOWN`] if it is not known.
+    /// The age of its newest record: milliseconds from the segment's creation until that record was appended, or, as long as
+    /// the segment is not sealed, a later time at which the next one could have been. Never decreases until then.
+    /// [`AGE_UNKNOWN`] if it is not known.
     pub(crate) age: AtomicU64,
 }
 
@@ -85,9 +86,20 @@ impl Segment {
         self
     }
 
-    /// When its newest record was appended, or a later time; far in the future if that is not known.
+    /// A time that none of its records is younger than; far in the future if that is not known.
     pub(crate) fn newest(&self) -> u64 {
         self.header.created.saturating_add(self.age.load(Ordering::Relaxed))
+    }
+
+    /// When its newest record was appended, even if the clock has gone on since then; far in the future if that is not known.
+    pub(crate) fn newest_record(&self) -> u64 {
+        self.last_age().map_or_else(|| self.newest(), |age| self.header.created.saturating_add(age))
+    }
+
+    /// The age of its last record, if that is in memory.
+    fn last_age(&self) -> Option<u64> {
+        let chunk = self.chunk.load_full()?;
+        Some(chunk.frame(chunk.reserved().checked_sub(1)?)?.time)
     }
 
     /// The offset of the first record.
@@ -118,6 +130,9 @@ impl Segment {
 
     /// Notes that the segment is sealed: from now on it is read by its file name.
     pub(crate) fn set_sealed(&self, sealed: sealed::Sealed) {
+        if let Some(age) = self.last_age() {
+            self.age.store(age, Ordering::Relaxed); // as elsewhere, it orders nothing
+        }
         let _ = self.sealed.set(sealed); // by one thread, once
         *lock(&self.file) = None;
     }

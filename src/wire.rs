@@ -1,7 +1,8 @@
 //! Wire frames: records in `application/vnd.millstream.frames`, as the server and the client exchange them. No I/O.
 //!
 //! Frames follow one another without anything between them. All numbers are little-endian; bit 31 of the length is set
-//! if the value is JSON, and does not count. The time is in milliseconds since 1970.
+//! if the value is JSON, and does not count. The time is in milliseconds since 1970; a record that is marked as lost has
+//! no value, and the largest time.
 //!
 //! ```text
 //! in a body to append             in an answer
@@ -77,6 +78,9 @@ pub(crate) struct AnswerFrame<'a> {
     pub(crate) json: bool,
     pub(crate) value: &'a [u8],
 }
+
+/// The time in the frame of a record that is marked as lost.
+pub(crate) const LOST_TIME: u64 = u64::MAX;
 
 impl<'a> AnswerFrame<'a> {
     /// The bytes of a frame before its value.

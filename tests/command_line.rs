@@ -197,7 +197,7 @@ fn verify_reports_damage_and_repair_fixes_it() {
     assert_eq!(run(&["verify", dir]).status.code(), Some(0));
     assert_eq!(json(&["repair", dir, "--json"]), serde_json::json!({"damage": [], "kept": []}));
     let log = Log::open(place.path(), options()).unwrap();
-    assert!(matches!(log.read(3), Err(millstream::Error::Damaged { offset: 3 })));
+    assert!(log.read(3).unwrap().unwrap().is_lost());
     assert_eq!(log.read(4).unwrap().unwrap().value(), [4; 100]);
     assert_eq!(log.append(b"on").unwrap(), 10);
 

@@ -1,12 +1,12 @@
 //! `millstream read` and `millstream tail`.
 
 use super::{
-    Outcome, start, stdout,
+    Outcome, start, stderr, stdout,
     target::{At, Failure, Target, block_on},
 };
 use millstream::{
     client::{self, Record, StartAt},
-    http::record_json,
+    http::{lost_json, record_json},
 };
 use std::process::ExitCode;
 
@@ -17,6 +17,7 @@ use std::process::ExitCode;
     millstream read events --offset -2\n  \
     millstream read events --since 15m --json | jq .json.page\n  \
     millstream read images --offset 7 --limit 1 --raw > image.png")]
+#[expect(clippy::struct_excessive_bools, reason = "they are flags of a command")]
 pub(super) struct Read {
     /// The log
     log: String,
@@ -39,6 +40,9 @@ pub(super) struct Read {
     /// Print frames, as `append --format frames` takes them: any bytes, and what is JSON stays JSON
     #[arg(long, conflicts_with_all = ["json", "raw"])]
     frames: bool,
+    /// Pass records that are damaged, or that the disk cannot read, instead of stopping there
+    #[arg(long)]
+    skip_damaged: bool,
     #[command(flatten)]
     at: At,
 }
@@ -75,6 +79,9 @@ pub(super) struct Tail {
     /// Print each record as a JSON object with offset and time
     #[arg(long)]
     json: bool,
+    /// Pass records that are damaged, or that the disk cannot read, instead of stopping there
+    #[arg(long)]
+    skip_damaged: bool,
     #[command(flatten)]
     at: At,
 }
@@ -92,7 +99,7 @@ impl Read {
                 (_, true) => Form::Frames,
                 _ => Form::json_if(self.json),
             };
-            print(&target, &self.log, offset, self.limit.unwrap_or(u64::MAX), form).await
+            print(&target, &self.log, offset, self.limit.unwrap_or(u64::MAX), form, self.skip_damaged).await
         })?;
         Ok(ExitCode::SUCCESS)
     }
@@ -106,11 +113,12 @@ impl Tail {
             if let Target::Server(client) = &target
                 && self.follow
             {
-                return follow(client.tail(&self.log, StartAt::Last(self.lines))?, form).await;
+                let tail = client.tail(&self.log, StartAt::Last(self.lines))?;
+                return follow(if self.skip_damaged { tail.skip_damaged() } else { tail }, form).await;
             }
             // Nobody else has a directory open, so no records will be added there.
             let from = start::resolve(StartAt::Last(self.lines), &target, &self.log).await?;
-            print(&target, &self.log, from, u64::MAX, form).await
+            print(&target, &self.log, from, u64::MAX, form, self.skip_damaged).await
         })?;
         Ok(ExitCode::SUCCESS)
     }
@@ -130,11 +138,18 @@ async fn follow(mut tail: client::Tail, form: Form) -> Result<(), Failure> {
 }
 
 /// Prints up to `limit` records, as far as they exist.
-async fn print(target: &Target, log: &str, offset: u64, limit: u64, form: Form) -> Result<(), Failure> {
+async fn print(
+    target: &Target,
+    log: &str,
+    offset: u64,
+    limit: u64,
+    form: Form,
+    skip_damaged: bool,
+) -> Result<(), Failure> {
     let (mut next, mut left) = (offset, limit);
     while left > 0 {
-        let range = target.read(log, next, left.min(10_000)).await?;
-        if range.records.is_empty() {
+        let range = target.read(log, next, left.min(10_000), skip_damaged).await?;
+        if range.next_offset <= next {
             break;
         }
         write(&range.records, form)?;
@@ -148,6 +163,17 @@ fn write(records: &[Record], form: Form) -> Result<(), Failure> {
     stdout::write(|out| {
         for record in records {
             match form {
+                Form::Json if record.lost => {
+                    let mut line = Vec::new();
+                    lost_json(&mut line, record.offset);
+                    line.push(b'\n');
+                    out.write_all(&line)?;
+                }
+                // There is no mark for it among values.
+                _ if record.lost => {
+                    let offset = record.offset;
+                    stderr::say(format_args!("the record at offset {offset} was lost to damage"));
+                }
                 Form::Raw => out.write_all(&record.value)?,
                 Form::Frames => record.write_frame(out)?,
                 Form::Lines => {

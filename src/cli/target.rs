@@ -2,6 +2,7 @@
 
 use clap::Args;
 use millstream::{
+    Error, Log,
     client::{Client, LogInfo, Page, Record},
     http::{TIMES, parse_time},
     store::{LogSettings, Store, StoreOptions},
@@ -48,6 +49,35 @@ impl At {
     }
 }
 
+/// Reads up to `limit` records of a log. Damage ends the page, or is an error if nothing is before it, unless it is to be
+/// passed.
+fn read_in_order(log: &Log, offset: u64, limit: u64, skip_damaged: bool) -> Result<Page, Failure> {
+    let (mut reader, mut records) = (log.reader(offset), Vec::new());
+    while (records.len() as u64) < limit {
+        let at = reader.offset();
+        match reader.read_next() {
+            Ok(None) => break,
+            Ok(Some(record)) => records.push(Record::from(&record)),
+            Err(Error::Damaged { .. } | Error::Unreadable { .. }) if skip_damaged => {
+                reader.seek_readable(at + 1)?;
+            }
+            Err(Error::Damaged { .. } | Error::Unreadable { .. }) if !records.is_empty() => {
+                reader.seek(at);
+                break;
+            }
+            Err(error @ (Error::Damaged { .. } | Error::Unreadable { .. })) => {
+                let next = log.next_readable(at + 1)?;
+                return Err(format!(
+                    "{error}; the next readable record is at {next}: --skip-damaged continues there"
+                )
+                .into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Page { records, next_offset: reader.offset() })
+}
+
 /// Runs something that talks to a server.
 pub(super) fn block_on<T>(run: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run)
@@ -55,16 +85,19 @@ pub(super) fn block_on<T>(run: impl Future<Output = Result<T, Failure>>) -> Resu
 
 impl Target {
     /// Reads up to `limit` records, or as many as are returned at once.
-    pub(super) async fn read(&self, log: &str, offset: u64, limit: u64) -> Result<Page, Failure> {
+    pub(super) async fn read(
+        &self,
+        log: &str,
+        offset: u64,
+        limit: u64,
+        skip_damaged: bool,
+    ) -> Result<Page, Failure> {
         match self {
-            Self::Server(client) => Ok(client.read(log, offset, limit).await?),
-            Self::Directory(store) => {
-                let log = store.get(log)?;
-                let found: Result<Vec<_>, _> = log.iter(offset).take(limit.min(1000) as usize).collect();
-                let records: Vec<Record> = found?.iter().map(Record::from).collect();
-                let next_offset = records.last().map_or(offset, |last| last.offset + 1);
-                Ok(Page { records, next_offset })
+            Self::Server(client) => {
+                let damaged = if skip_damaged { "&damaged=skip" } else { "" };
+                Ok(client.read_from(log, &format!("offset={offset}&limit={limit}{damaged}")).await?)
             }
+            Self::Directory(store) => read_in_order(&*store.get(log)?, offset, limit.min(1000), skip_damaged),
         }
     }
 

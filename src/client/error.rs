@@ -64,6 +64,17 @@ pub enum Error {
         /// What the server says.
         detail: String,
     },
+    /// The record is damaged, or the disk cannot read it. [`Tail::skip_damaged`](super::Tail::skip_damaged) passes such
+    /// records, and so does a range with `damaged=skip`.
+    #[error("{detail}{}", .next_readable.map(|next| format!("; the next readable one is at {next}")).unwrap_or_default())]
+    Damaged {
+        /// Its offset.
+        offset: u64,
+        /// The first offset after it on whose record can be read, if the server knows it.
+        next_readable: Option<u64>,
+        /// What the server says.
+        detail: String,
+    },
     /// The next offset is not the one that was expected; nothing was stored.
     #[error("the next offset is {next_offset}")]
     Unexpected {
@@ -132,13 +143,24 @@ impl Refusal {
     pub(super) fn parse(status: u16, body: &[u8], retry_after: Option<Duration>, log: &str) -> Self {
         let problem: ProblemDocument = serde_json::from_slice(body).unwrap_or_default();
         let ProblemDocument { code, detail, numbers, .. } = problem;
-        let ProblemNumbers { first_offset, next_offset, offset, expected_epoch, expected_seq, .. } = numbers;
+        let ProblemNumbers {
+            first_offset,
+            next_offset,
+            offset,
+            next_readable,
+            expected_epoch,
+            expected_seq,
+            ..
+        } = numbers;
         let expected = expected_epoch.zip(expected_seq);
         let error = match (Code::parse(&code), first_offset, next_offset) {
             (Some(Code::LogNotFound | Code::LogDeleted), ..) => Error::NoSuchLog { log: log.to_owned() },
             (Some(Code::OffsetTrimmed), Some(first_offset), _) => Error::Trimmed { first_offset },
             (Some(Code::OffsetNotFound), _, Some(next_offset)) => Error::NotThere { next_offset },
             (Some(Code::OffsetBeyondEnd), _, Some(next_offset)) => Error::BeyondEnd { next_offset },
+            (Some(Code::RecordDamaged | Code::RecordUnreadable), ..) if offset.is_some() => {
+                Error::Damaged { offset: offset.unwrap_or_default(), next_readable, detail }
+            }
             (Some(Code::UnexpectedCursor), ..) => Error::UnexpectedCursor { offset },
             (Some(Code::AnotherLog), ..) => Error::AnotherLog { detail },
             (Some(Code::UnexpectedOffset), _, Some(next_offset)) => Error::Unexpected { next_offset },

@@ -30,6 +30,7 @@ pub struct Tail {
     /// The query of the next request, without what makes it wait.
     query: String,
     log_id: Option<String>,
+    damaged: &'static str,
     ready: VecDeque<Record>,
     fetching: Option<Fetching>,
     /// Whether an error has ended it.
@@ -44,6 +45,7 @@ impl Tail {
             log: log.to_owned(),
             query: query(start),
             log_id: None,
+            damaged: "",
             ready: VecDeque::new(),
             fetching: None,
             ended: false,
@@ -54,7 +56,7 @@ impl Tail {
     ///
     /// # Errors
     /// [`Error::AnotherLog`]: the log was deleted, and created again. [`Error::NoSuchLog`]. [`Error::BeyondEnd`]: the log
-    /// ends before the offset to begin with, so it may be another one. [`Error::Trimmed`]. [`Error::Refused`], except if
+    /// ends before the offset to begin with, so it may be another one. [`Error::Trimmed`]. [`Error::Damaged`]. [`Error::Refused`], except if
     /// the server says to try again. After an error there are no more records: each further call returns [`Error::Closed`].
     pub async fn next(&mut self) -> Result<Record, Error> {
         std::future::poll_fn(|context| self.poll(context)).await
@@ -63,6 +65,13 @@ impl Tail {
     /// Takes the records that have been fetched already.
     pub fn take_ready(&mut self) -> impl Iterator<Item = Record> + '_ {
         self.ready.drain(..)
+    }
+
+    /// Passes records that are damaged, or that the disk cannot read, instead of ending with [`Error::Damaged`].
+    #[must_use]
+    pub fn skip_damaged(mut self) -> Self {
+        self.damaged = "&damaged=skip";
+        self
     }
 
     /// The id of the log, once the server has told it.
@@ -82,7 +91,7 @@ impl Tail {
             let fetching = self.fetching.get_or_insert_with(|| {
                 // Only then does it wait: the first answer says where the log ends, and which log it is.
                 let rest = log_id.as_ref().map_or_else(String::new, |id| format!("&wait=30s&log_id={id}"));
-                let query = format!("{query}&limit=10000{rest}");
+                let query = format!("{query}&limit=10000{}{rest}", self.damaged);
                 let (client, log) = (client.clone(), log.clone());
                 Box::pin(async move { client.page_in_the_end(&log, &query).await })
             });

@@ -278,6 +278,9 @@ pub(super) fn render(reader: &mut Reader, place: Place, mut grant: Grant) -> Res
         while out.len() < RENDER_BYTES {
             match place::next(reader, place, &mut grant, out.len(), u64::MAX) {
                 Ok(Next::Record(record)) => {
+                    if record.lost {
+                        out.extend_from_slice(b"event: lost\n");
+                    }
                     out.extend_from_slice(format!("id: {}\ndata: ", record.offset).as_bytes());
                     formats::object(out, &record);
                     out.extend_from_slice(b"\n\n");
@@ -287,7 +290,7 @@ pub(super) fn render(reader: &mut Reader, place: Place, mut grant: Grant) -> Res
                 }
                 Ok(Next::End | Next::Wants(..)) => break,
                 // What was rendered is sent first; the reader stays where the same error is returned again.
-                Err(Error::Damaged { offset }) if !out.is_empty() => {
+                Err(Error::Damaged { offset } | Error::Unreadable { offset, .. }) if !out.is_empty() => {
                     reader.seek(offset);
                     break;
                 }

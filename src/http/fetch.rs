@@ -10,6 +10,7 @@ use super::{
     problem::Problem,
 };
 use crate::{
+    Code,
     log::{Head, Reader, Record},
     pauses::doubled,
     store::OpenLog,
@@ -143,7 +144,11 @@ pub(super) async fn record(
         if place == Place::Here && !reader.is_in_memory() {
             return Ok(Made::Wants(Wants { grant, place: Place::Permit, bytes: 0 }));
         }
-        let Some(ahead) = reader.peek()? else { return Ok(Made::Done(None)) };
+        let ahead = match reader.peek() {
+            Ok(Some(ahead)) => ahead,
+            Ok(None) => return Ok(Made::Done(None)),
+            Err(error) => return Err(Problem::of_reading(error, reader)),
+        };
         if let Some(head) = ahead.head.filter(|_| only_head) {
             return Ok(Made::Done(Some((head, None))));
         }
@@ -151,14 +156,19 @@ pub(super) async fn record(
         if let Some(place) = elsewhere(place, &ahead, bytes, &mut grant) {
             return Ok(Made::Wants(Wants { grant, place, bytes }));
         }
-        let found = reader.read_one()?.map(|record| {
+        let found = reader.read_one().map_err(|error| Problem::of_reading(error, reader))?;
+        Ok(Made::Done(found.map(|record| {
             let made = if only_head { None } else { Some(render(&record, grant)) };
             (record.head(), made)
-        });
-        Ok(Made::Done(found))
+        })))
     };
     let (place, patience) = (Place::first(log, offset), Patience::to_begin(context));
     let made = make(context, asker.share, place, patience, log.reader(offset), attempt).await;
     let (_, found) = made.map_err(|problem| problem.of(log))?;
-    found.ok_or_else(|| Problem::no_record(offset, log.visible_offset()))
+    let (head, made) = found.ok_or_else(|| Problem::no_record(offset, log.visible_offset()))?;
+    if head.lost {
+        let detail = format!("the record at offset {offset} was lost to damage, and marked so by `repair`");
+        return Err(Problem::new(Code::RecordLost, detail));
+    }
+    Ok((head, made))
 }

@@ -8,7 +8,8 @@
 //! | `application/octet-stream` | one record | the values, one after the other |
 //! | `application/vnd.millstream.frames` | wire frames, as drawn in `wire.rs` | wire frames with offset and time |
 //!
-//! `time` is in milliseconds since 1970.
+//! `time` is in milliseconds since 1970. A record that is marked as lost is `{"offset":…,"lost":true}` in JSON, and a frame
+//! without a value whose time is the largest number; among values it is one without bytes.
 
 mod json;
 
@@ -18,7 +19,7 @@ use crate::{
     chunk::AppendValues,
     frame::JSON,
     log::{Head, RecordRef},
-    wire::{self, AnswerFrame, AppendFrame},
+    wire::{self, AnswerFrame, AppendFrame, LOST_TIME},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -374,9 +375,11 @@ pub(super) fn rendered_bytes(length: usize, json: bool) -> usize {
 /// The number of bytes that [`render`] writes for a record.
 pub(super) fn length(format: Format, offset: u64, record: Head) -> u64 {
     let digits = |number: u64| u64::from(number.checked_ilog10().unwrap_or(0)) + 1;
-    let Head { time, json, length } = record;
+    let Head { time, json, lost, length } = record;
     let length = length as u64;
-    let value = if json {
+    let value = if lost {
+        r#"{"offset":,"lost":true}"#.len() as u64 - digits(time)
+    } else if json {
         r#"{"offset":,"time":,"json":}"#.len() as u64 + length
     } else {
         r#"{"offset":,"time":,"value":""}"#.len() as u64 + length.div_ceil(3) * 4
@@ -404,7 +407,8 @@ pub(super) fn render(format: Format, out: &mut Vec<u8>, record: &RecordRef<'_>) 
         }
         Format::Bytes => out.extend_from_slice(record.value),
         Format::Frames => {
-            let &RecordRef { offset, time, json, value, .. } = record;
+            let &RecordRef { offset, time, json, lost, value, .. } = record;
+            let time = if lost { LOST_TIME } else { time };
             AnswerFrame { offset, time, json, value }.write(out);
         }
     }
@@ -412,7 +416,16 @@ pub(super) fn render(format: Format, out: &mut Vec<u8>, record: &RecordRef<'_>) 
 
 /// Writes a record as a JSON object on one line.
 pub(super) fn object(out: &mut Vec<u8>, record: &RecordRef<'_>) {
-    record_json(out, record.offset, record.time, record.json, record.value);
+    if record.lost {
+        lost_json(out, record.offset);
+    } else {
+        record_json(out, record.offset, record.time, record.json, record.value);
+    }
+}
+
+/// Writes a record that is marked as lost as a JSON object on one line, as the API returns it.
+pub fn lost_json(out: &mut Vec<u8>, offset: u64) {
+    let _ = write!(out, r#"{{"offset":{offset},"lost":true}}"#); // to memory: cannot fail
 }
 
 /// Writes a record as a JSON object on one line, as the API returns it.

@@ -4,7 +4,7 @@ use super::answer::{Answer, full};
 use crate::{
     Code,
     api::{ProblemDocument, ProblemNumbers},
-    log::Error,
+    log::{Error, Reader},
     store::{self, OpenLog},
 };
 use hyper::{
@@ -102,6 +102,17 @@ impl Problem {
     /// What the problem is for a reader of the book's log: the first append creates it, and until then it is empty.
     pub(super) fn of_no_record(self, offset: u64) -> Self {
         if self.is_of_no_log() { Self::no_record(offset, 0) } else { self }
+    }
+
+    /// What a reader has met; if it is damage, with the offset at which to continue.
+    pub(super) fn of_reading(error: Error, reader: &mut Reader) -> Self {
+        let (Error::Damaged { offset } | Error::Unreadable { offset, .. }) = error else {
+            return error.into();
+        };
+        let at = reader.offset();
+        let next = reader.seek_readable(offset + 1).map(|()| reader.offset());
+        reader.seek(at);
+        Self::from(error).with(|numbers| numbers.next_readable = next.ok())
     }
 
     /// There is no record at this offset yet.
@@ -211,6 +222,7 @@ impl From<Error> for Problem {
             Error::EmptyBatch => Code::EmptyBatch,
             Error::TooLarge { .. } => Code::RecordTooLarge,
             Error::Damaged { .. } => Code::RecordDamaged,
+            Error::Unreadable { .. } => Code::RecordUnreadable,
             Error::ReadOnly { .. } => Code::ReadOnly,
             Error::Failed { .. } => Code::WriterFailed,
             Error::Closed => Code::ShuttingDown,
@@ -234,6 +246,7 @@ impl From<Error> for Problem {
                 let said = error.rsplit(": ").next().unwrap_or_default();
                 Self::new(code, format!("the disk is full: {said}{ADVICE}"))
             }
+            Code::RecordUnreadable => Self::new(code, "the disk cannot read the record"),
             _ => Self::new(code, &error),
         };
         match error {
@@ -241,6 +254,9 @@ impl From<Error> for Problem {
             Error::Trimmed { first, .. } => problem.with(|numbers| numbers.first_offset = Some(first)),
             Error::BeyondEnd { end, .. } => problem.with(|numbers| numbers.next_offset = Some(end)),
             Error::UnexpectedCursor { offset } => problem.with(|numbers| numbers.offset = offset),
+            Error::Damaged { offset } | Error::Unreadable { offset, .. } => {
+                problem.with(|numbers| numbers.offset = Some(offset))
+            }
             Error::ProducerOutOfOrder { expected_epoch, expected_sequence } => problem.with(|numbers| {
                 numbers.expected_epoch = Some(expected_epoch.into());
                 numbers.expected_seq = Some(expected_sequence);

@@ -11,7 +11,7 @@ use super::{
     params,
     permits::{ConnectionShare, Kind},
     problem::Problem,
-    reading::{PageLimits, Reading},
+    reading::{Damaged, PageLimits, Reading},
     tail,
 };
 use crate::{Code, LogId, log::Error, reports, start::StartAt, store::OpenLog};
@@ -25,6 +25,9 @@ use std::{collections::VecDeque, io, pin::Pin, sync::Arc, task, time::Duration};
 
 /// The offset to read from next.
 const NEXT_OFFSET: HeaderName = HeaderName::from_static("millstream-next-offset");
+
+/// How many of the records are marked as lost, if any: formats that consist of values have no mark for it.
+const LOST_RECORDS: HeaderName = HeaderName::from_static("millstream-lost-records");
 
 /// Answers of up to this many bytes are sent whole.
 const MAX_WHOLE_BYTES: usize = 1 << 20;
@@ -64,6 +67,7 @@ struct RangeQuery {
     cursor: Option<String>,
     /// The id that the log must have.
     log_id: Option<LogId>,
+    damaged: Damaged,
     follow: bool,
     wait: Option<Duration>,
     records: Option<u64>,
@@ -87,8 +91,15 @@ impl RangeQuery {
                 "wait" => query.wait = Some(params::duration(&name, &value, longest_wait)?),
                 "follow" => query.follow = params::yes_or_no(&name, &value)?,
                 "log_id" => query.log_id = Some(params::log_id(&value)?),
+                "damaged" => {
+                    query.damaged = match &*value {
+                        "skip" => Damaged::Skip,
+                        "error" => Damaged::Error,
+                        _ => return Err(params::invalid("damaged", "skip or error")),
+                    }
+                }
                 _ => {
-                    let known = "offset, since, cursor, limit, max_bytes, wait, follow, log_id";
+                    let known = "offset, since, cursor, limit, max_bytes, wait, follow, log_id, damaged";
                     return Err(params::unknown(&name, known));
                 }
             }
@@ -152,10 +163,13 @@ pub(super) async fn range(
     if tailing {
         let from = resumed.map(|last| StartAt::Offset(last + 1)).or(from).unwrap_or(StartAt::Latest);
         let offset = resolve(from, context, asker.share, &log).await?;
-        return tail::stream(context, asker.share, &log, offset);
+        return tail::stream(context, asker.share, &log, offset, query.damaged);
     }
     let from = from.unwrap_or(StartAt::Earliest);
-    let ranged = records_from(context, asker, &log, from, until, format, query.page_limits()).await;
+    let end = log.visible_offset();
+    let mut reading = Reading::new(log.reader(0), format, query.page_limits(), end);
+    reading.damaged = query.damaged;
+    let ranged = records_from(context, asker, &log, from, until, reading).await;
     ranged.map_err(|problem| problem.of(&log))
 }
 
@@ -175,9 +189,9 @@ async fn records_from(
     log: &Arc<OpenLog>,
     from: StartAt,
     until: Until,
-    format: Format,
-    page_limits: PageLimits,
+    mut reading: Reading,
 ) -> Result<Answer, Problem> {
+    let format = reading.format;
     let offset = resolve(from, context, asker.share, log).await?;
     let wait = if let Until::End(wait) = until { wait } else { Duration::ZERO };
     // A record that was appended may not be visible yet, and asking for what follows it is no mistake. But what is
@@ -194,16 +208,16 @@ async fn records_from(
             _ = stopped.wait_for(|stopped| *stopped) => {}
         }
     }
-    let (reader, end) = (log.reader(offset), log.visible_offset());
-    let mut reading = Reading::new(reader, format, page_limits, end);
-    let (next, body) = if matches!(until, Until::Stopped) {
+    reading.reader.seek(offset);
+    reading.end = log.visible_offset();
+    let (next, lost, body) = if matches!(until, Until::Stopped) {
         let first = log.first_offset();
         if offset < first {
             return Err(Error::Trimmed { offset, first }.into()); // while there is a head to say it in
         }
         let body =
             if asker.only_head { only_head(None) } else { follow::body(context, asker.share, log, reading) };
-        (offset, body)
+        (offset, 0, body)
     } else if asker.only_head {
         reading.length = Some(format.envelope().opening.len() as u64);
         let reading = reading.looked(context, asker.share, true).await?;
@@ -211,7 +225,7 @@ async fn records_from(
         // A longer answer is sent piece by piece, without a length.
         let length = reading.length.map(|length| length + format.envelope().closing(next).len() as u64);
         let length = length.filter(|length| *length < MAX_WHOLE_BYTES as u64);
-        (next, only_head(length))
+        (next, reading.lost, only_head(length))
     } else {
         begun(context, asker.share, log, reading).await?
     };
@@ -225,28 +239,32 @@ async fn records_from(
         return Ok(answer);
     }
     headers.insert(NEXT_OFFSET, HeaderValue::from(next));
+    if lost > 0 {
+        headers.insert(LOST_RECORDS, HeaderValue::from(lost));
+    }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(answer)
 }
 
-/// Where a range ends, and a body that is all of it or sends it piece by piece.
+/// Where a range ends, how many of its records are marked as lost, and a body that is all of it or sends it piece by piece.
 async fn begun(
     context: &Arc<Context>,
     share: &Arc<ConnectionShare>,
     log: &Arc<OpenLog>,
     mut reading: Reading,
-) -> Result<(u64, Body), Problem> {
+) -> Result<(u64, u64, Body), Problem> {
     let patience = Patience::to_begin(context);
     let mut pieces = VecDeque::new();
     let mut bytes = 0;
     let done = loop {
         // Boxed, as in `Sending::make_next`: little memory is to be held by requests that wait to look for the end.
         let (page_limits, at) = (reading.page_limits, reading.reader.offset());
-        let (format, end) = (reading.format, reading.end);
+        let (format, end, damaged, lost) = (reading.format, reading.end, reading.damaged, reading.lost);
         let (next, piece, done) = match Box::pin(reading.piece(context, share, log, patience)).await {
             Err(problem) if problem.is_overload() && !pieces.is_empty() => {
                 // These pieces may be what has used up the memory: they are sent first.
-                reading = Reading { fresh: false, ..Reading::new(log.reader(at), format, page_limits, end) };
+                let begun = Reading::new(log.reader(at), format, page_limits, end);
+                reading = Reading { fresh: false, damaged, lost, ..begun };
                 break false;
             }
             made => made?,
@@ -262,18 +280,18 @@ async fn begun(
         tokio::task::yield_now().await; // others have their turn
     };
     if done {
-        return Ok((reading.reader.offset(), whole(pieces)));
+        return Ok((reading.reader.offset(), reading.lost, whole(pieces)));
     }
     // A large range: find out where it ends, which the head has to say, then send it as the client takes it.
     let (planned, back) = (reading.page_limits, reading.reader.offset());
     let mut reading = reading.looked(context, share, false).await?;
-    let next = reading.reader.offset();
+    let (next, lost) = (reading.reader.offset(), reading.lost);
     reading.page_limits =
         PageLimits { records: planned.records - reading.page_limits.records, bytes: u64::MAX };
     reading.reader.seek(back);
     let (context, share, log) = (Arc::clone(context), Arc::clone(share), Arc::clone(log));
     let sending = Sending { context, share, log, reading, pieces, done: false };
-    Ok((next, piece_by_piece(sending, Sending::next)))
+    Ok((next, lost, piece_by_piece(sending, Sending::next)))
 }
 
 /// An answer of which all pieces exist.

@@ -53,6 +53,19 @@ pub(super) struct Reading {
     pub(super) fresh: bool,
     /// If requested, the bytes that the answer would have so far if it were rendered.
     pub(super) length: Option<u64>,
+    pub(super) damaged: Damaged,
+    /// How many records it has that are marked as lost.
+    pub(super) lost: u64,
+}
+
+/// What becomes of damaged records, and of those that the disk cannot read.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Damaged {
+    /// A range ends before them; one that begins there is an error.
+    #[default]
+    Error,
+    /// They are left out.
+    Skip,
 }
 
 /// How far a step of reading came.
@@ -66,7 +79,8 @@ enum Went {
 
 impl Reading {
     pub(super) fn new(reader: Reader, format: Format, page_limits: PageLimits, end: u64) -> Self {
-        Self { reader, format, page_limits, end, fresh: true, length: None }
+        let (length, damaged, lost) = (None, Damaged::default(), 0);
+        Self { reader, format, page_limits, end, fresh: true, length, damaged, lost }
     }
 
     /// The offset that is read next.
@@ -96,18 +110,24 @@ impl Reading {
             *length += separator + formats::length(self.format, offset, record);
         }
         self.fresh = false;
+        self.lost += u64::from(record.lost);
         self.page_limits.records -= 1;
         self.page_limits.bytes = self.page_limits.bytes.saturating_sub(record.length as u64);
     }
 
-    /// Damage ends the range before the damaged record: a client that continues there gets the error.
-    fn ends_before(&mut self, error: Error) -> Result<(), Problem> {
+    /// Passes damage, or ends the range before the damaged record: a client that continues there gets the error. Returns
+    /// whether the range goes on.
+    fn passes(&mut self, error: Error) -> Result<bool, Problem> {
         match error {
-            Error::Damaged { offset } if !self.fresh => {
-                self.reader.seek(offset);
-                Ok(())
+            Error::Damaged { offset } | Error::Unreadable { offset, .. } if self.damaged == Damaged::Skip => {
+                self.reader.seek_readable(offset + 1)?;
+                Ok(true)
             }
-            error => Err(error.into()),
+            Error::Damaged { offset } | Error::Unreadable { offset, .. } if !self.fresh => {
+                self.reader.seek(offset);
+                Ok(false)
+            }
+            error => Err(Problem::of_reading(error, &mut self.reader)),
         }
     }
 
@@ -136,7 +156,9 @@ impl Reading {
                 }
                 Ok(Next::Wants(..)) => return Ok(Went::Some),
                 Err(error) => {
-                    self.ends_before(error)?;
+                    if self.passes(error)? {
+                        continue;
+                    }
                     break;
                 }
             };
@@ -176,8 +198,10 @@ impl Reading {
                 Ok(Some(cold_bytes)) => steps += 1 + cold_bytes / LOOK_STEP_BYTES,
                 Ok(None) => break,
                 Err(LookError::Error(error)) => {
-                    self.ends_before(error)?;
-                    break;
+                    if !self.passes(error)? {
+                        break;
+                    }
+                    steps += 1;
                 }
                 Err(LookError::UsedUp(_)) if !self.fresh => break,
                 Err(LookError::UsedUp(used_up)) => return Err(used_up.into()),

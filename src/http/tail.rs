@@ -14,6 +14,7 @@ use super::{
     permits::ConnectionShare,
     place::{Made, Place},
     problem::Problem,
+    reading::Damaged,
     waited::LogWait,
 };
 use crate::{
@@ -38,6 +39,7 @@ pub(super) fn stream(
     share: &Arc<ConnectionShare>,
     log: &Arc<OpenLog>,
     offset: u64,
+    damaged: Damaged,
 ) -> Result<Answer, Problem> {
     let first = log.first_offset();
     if offset < first {
@@ -53,6 +55,7 @@ pub(super) fn stream(
         share: Arc::clone(share),
         log: Arc::clone(log),
         offset,
+        damaged,
         // At once, so that the client sees that it is connected.
         stage: Stage::Opening,
         patience: context.limits.body_time / 2,
@@ -84,6 +87,7 @@ struct Tail {
     log_wait: LogWait,
     /// The offset of the next event.
     offset: u64,
+    damaged: Damaged,
     /// The number of heartbeats of the feed that the client has seen.
     beats: u64,
     stage: Stage,
@@ -100,6 +104,8 @@ enum End {
     /// No memory or no permit came.
     Overloaded,
     Failed(Error),
+    /// A record is damaged, or cannot be read: where to continue.
+    Damaged(Error, u64),
 }
 
 impl From<Error> for End {
@@ -180,7 +186,13 @@ impl Tail {
             let made = match feed::render(reader, place, grant) {
                 Ok(Made::Wants(wants)) => Made::Wants(wants),
                 Ok(Made::Done(events)) => Made::Done(Ok(events)),
-                Err(error) => Made::Done(Err(error)),
+                Err(error @ (Error::Damaged { offset } | Error::Unreadable { offset, .. })) => {
+                    let passed = reader.seek_readable(offset + 1).map(|()| reader.offset());
+                    Made::Done(
+                        passed.map_or_else(|error| Err(error.into()), |next| Err(End::Damaged(error, next))),
+                    )
+                }
+                Err(error) => Made::Done(Err(End::from(error))),
             };
             reader.release();
             Ok(made)
@@ -190,6 +202,7 @@ impl Tail {
             fetch::make(&self.context, &self.share, place, Patience::of(self.patience), reader, attempt)
                 .await;
         match made {
+            Ok((_, Err(End::Damaged(_, next)))) if self.damaged == Damaged::Skip => Ok((Bytes::new(), next)),
             Ok((reader, events)) => Ok((events?, reader.offset())),
             Err(problem) if problem.is_overload() => Err(End::Overloaded),
             Err(problem) => Err(Error::Failed { reason: problem.to_string().into() }.into()),
@@ -218,13 +231,20 @@ impl Tail {
                 self.context.metrics.readers_dropped.inc();
                 ("dropped", "there is no memory for the next records; reconnect later to resume".to_owned())
             }
-            End::Failed(_) if self.log.is_deleted() => ("log_deleted", "the log was deleted".to_owned()),
+            End::Failed(_) | End::Damaged(..) if self.log.is_deleted() => {
+                ("log_deleted", "the log was deleted".to_owned())
+            }
             // Not `error`, which `EventSource` uses for what happens to the connection.
             End::Failed(error) => ("failed", error.to_string()),
+            End::Damaged(error, _) => ("failed", Problem::from(error.clone()).to_string()),
         };
         let why = serde_json::Value::from(why); // on one line, whatever it contains
         let next = self.offset;
-        format!("event: {event}\ndata: {{\"detail\":{why},\"next_offset\":{next}}}\n\n").into()
+        let readable = match end {
+            End::Damaged(_, next) => format!(",\"next_readable\":{next}"),
+            _ => String::new(),
+        };
+        format!("event: {event}\ndata: {{\"detail\":{why},\"next_offset\":{next}{readable}}}\n\n").into()
     }
 }
 

@@ -31,11 +31,21 @@ impl Chain {
         }
         Some(segment)
     }
+
+    /// Where the first segment after `offset` begins.
+    pub(super) fn begins_after(&self, offset: u64) -> Option<u64> {
+        let after = self.segments.partition_point(|segment| segment.base() <= offset);
+        self.segments.get(after).map(|segment| segment.base())
+    }
 }
 
 /// When the newest record of the first of these segments was appended, as far as the clock can be believed.
 pub(super) fn newest(segments: &[Arc<Segment>], now: u64) -> u64 {
-    clock::newest(segments[0].newest(), segments[1..].iter().map(|segment| segment.header.created), now)
+    clock::newest(
+        segments[0].newest_record(),
+        segments[1..].iter().map(|segment| segment.header.created),
+        now,
+    )
 }
 
 impl Shared {

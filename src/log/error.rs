@@ -123,11 +123,22 @@ pub enum Error {
         /// The first offset that is left.
         first: u64,
     },
-    /// The record exists, but what the disk has of it does not verify.
+    /// The record exists, but what the disk has of it does not verify. [`Log::next_readable`](crate::Log::next_readable)
+    /// says where to continue.
     #[error("the record at offset {offset} is damaged; verify the log (`verify()`, or `millstream verify`)")]
     Damaged {
         /// Its offset.
         offset: u64,
+    },
+    /// The disk cannot read the record now: it may be whole and readable another time, or never again.
+    #[error("the disk cannot read the record at offset {offset}, in {}: {source}", path.display())]
+    Unreadable {
+        /// Its offset.
+        offset: u64,
+        /// The segment, or the log's directory.
+        path: std::path::PathBuf,
+        /// What the system reported.
+        source: Arc<io::Error>,
     },
     /// Damage was found when the log was opened: it can be read, but not written to.
     #[error("the log is read-only: {reason}")]

@@ -18,6 +18,7 @@ use std::{
     collections::VecDeque,
     io,
     ops::Range,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -27,6 +28,7 @@ pub struct Record {
     offset: u64,
     time: u64,
     json: bool,
+    lost: bool,
     value: RecordSource,
 }
 
@@ -52,6 +54,12 @@ impl Record {
     /// Whether the record was appended as JSON.
     pub fn is_json(&self) -> bool {
         self.json
+    }
+
+    /// Whether the record was lost to damage, and [`repair`](crate::repair) has marked it so. Then its value is empty, and
+    /// its time is that of the record before it in its segment.
+    pub fn is_lost(&self) -> bool {
+        self.lost
     }
 
     /// The bytes that were appended.
@@ -83,6 +91,8 @@ pub struct RecordRef<'a> {
     pub time: u64,
     /// Whether the record was appended as JSON.
     pub json: bool,
+    /// See [`Record::is_lost`].
+    pub lost: bool,
     /// The bytes that were appended.
     pub value: &'a [u8],
     /// The extension block that a producer has put before the value.
@@ -92,7 +102,7 @@ pub struct RecordRef<'a> {
 #[cfg(all(test, feature = "server"))]
 impl<'a> RecordRef<'a> {
     pub(crate) fn new(offset: u64, time: u64, json: bool, value: &'a [u8]) -> Self {
-        Self { offset, time, json, value, extension: &[] }
+        Self { offset, time, json, lost: false, value, extension: &[] }
     }
 }
 
@@ -103,9 +113,9 @@ pub(crate) struct Ahead {
     /// Whether the record is in memory.
     pub(crate) hot: bool,
     /// The bytes that are read from the disk for it: those of its frame, or of all frames of its segment if it must be
-    /// searched for. 0 if it is in memory, or known to be lost.
+    /// searched for. 0 if it is in memory, or known to be damaged.
     pub(crate) cold_bytes: usize,
-    /// What its header says; `None` if that is unclear, or the record is lost.
+    /// What its header says; `None` if that is unclear, or the record is damaged.
     pub(crate) head: Option<Head>,
 }
 
@@ -115,6 +125,8 @@ pub(crate) struct Ahead {
 pub(crate) struct Head {
     pub(crate) time: u64,
     pub(crate) json: bool,
+    /// See [`Record::is_lost`].
+    pub(crate) lost: bool,
     /// The length of the value in bytes.
     pub(crate) length: usize,
 }
@@ -130,14 +142,14 @@ impl Ahead {
 #[cfg(feature = "server")]
 impl RecordRef<'_> {
     pub(crate) fn head(&self) -> Head {
-        Head { time: self.time, json: self.json, length: self.value.len() }
+        Head { time: self.time, json: self.json, lost: self.lost, length: self.value.len() }
     }
 }
 
 #[cfg(feature = "server")]
 impl Record {
     pub(crate) fn head(&self) -> Head {
-        Head { time: self.time, json: self.json, length: self.value().len() }
+        Head { time: self.time, json: self.json, lost: self.lost, length: self.value().len() }
     }
 }
 
@@ -196,7 +208,7 @@ impl Cold {
             Some(found) => Ok(found),
             None => match whereabouts() {
                 Some(Whereabouts::Indexed(at)) => head_at(at).ok_or(words as usize * WORD),
-                Some(Whereabouts::Lost) | None => Err(0),
+                Some(Whereabouts::Nowhere) | None => Err(0),
             },
         };
         let (head, at) = match found {
@@ -205,8 +217,10 @@ impl Cold {
         };
         self.next = (record, at); // if this is wrong, reading detects it
         let (time, json) = (self.segment.header.created + head.time, head.flags & JSON != 0);
-        let (cold_bytes, known) = (head.words as usize * WORD, Head { time, json, length: head.length });
-        Ahead { hot: false, cold_bytes, head: Some(known).filter(|_| head.flags & LOST == 0) }
+        let lost = head.flags & LOST != 0;
+        let (cold_bytes, known) =
+            (head.words as usize * WORD, Head { time, json, lost, length: head.length });
+        Ahead { hot: false, cold_bytes, head: Some(known) }
     }
 
     /// Reads a record of this segment; returns `None` if it is damaged.
@@ -355,12 +369,10 @@ impl Shared {
             ReadSource::Hot(segment, chunk) => {
                 let record = (offset - segment.base()) as u32;
                 let frame = chunk.frame(record).ok_or(Error::Damaged { offset })?;
-                if frame.flags & LOST != 0 {
-                    return Err(Error::Damaged { offset });
-                }
                 let time = segment.header.created + frame.time;
+                let (json, lost) = (frame.flags & JSON != 0, frame.flags & LOST != 0);
                 let value = RecordSource::Hot(Arc::clone(chunk), record);
-                return Ok(Record { offset, time, json: frame.flags & JSON != 0, value });
+                return Ok(Record { offset, time, json, lost, value });
             }
             ReadSource::Cold(cold) => cold,
         };
@@ -369,17 +381,54 @@ impl Shared {
         let record = (offset - cold.segment.base()) as u32;
         let mut buf = Vec::new();
         let found = sealed::read_record(&*cold.file, sealed, cold.segment.key, record, &mut buf)
-            .map_err(|error| Error::io("read", &path())(error))?;
-        let Some(frame) = found.filter(|frame| frame.flags & LOST == 0) else {
-            return Err(Error::Damaged { offset });
-        };
-        let Frame { time, flags, value, .. } = frame;
-        let (length, json) = (value.len(), flags & JSON != 0);
-        let before = frame::HEADER + frame.body.len() - length;
+            .map_err(|error| cannot_read(offset, "read", &path(), error))?;
+        let Frame { time, flags, value, body, .. } = found.ok_or(Error::Damaged { offset })?;
+        let (length, json, lost) = (value.len(), flags & JSON != 0, flags & LOST != 0);
+        let before = frame::HEADER + body.len() - length;
         buf.drain(..before); // the frame is reduced to its value, in place
         buf.truncate(length);
         let time = cold.segment.header.created + time;
-        Ok(Record { offset, time, json, value: RecordSource::Cold(buf) })
+        Ok(Record { offset, time, json, lost, value: RecordSource::Cold(buf) })
+    }
+
+    /// See [`Log::next_readable`](super::Log::next_readable).
+    pub(super) fn next_readable(&self, mut offset: u64) -> Result<u64, Error> {
+        loop {
+            if offset >= self.visible().get() {
+                return Ok(offset);
+            }
+            let cold = match self.read_source(offset) {
+                Ok(ReadSource::Hot(..)) => return Ok(offset),
+                Ok(ReadSource::Cold(cold)) => cold,
+                Err(Error::Trimmed { first, .. }) => {
+                    offset = first.max(offset);
+                    continue;
+                }
+                // No segment has it, or the segment has no file.
+                Err(Error::Damaged { .. }) => {
+                    offset = self.chain.load_full().begins_after(offset).unwrap_or(self.visible().get());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let (base, key) = (cold.segment.base(), cold.segment.key);
+            let Some(sealed) = cold.segment.sealed.get() else { return Ok(offset) };
+            let next = sealed::next_readable(&*cold.file, sealed, key, (offset - base) as u32)
+                .map_err(Error::io("read a segment in", &self.dir))?;
+            if let Some(record) = next {
+                return Ok(base + u64::from(record));
+            }
+            offset = base + u64::from(cold.records);
+        }
+    }
+}
+
+/// The error for a record that cannot be read.
+fn cannot_read(offset: u64, doing: &'static str, path: &Path, error: io::Error) -> Error {
+    if salvage::is_unreadable(&error) {
+        Error::Unreadable { offset, path: path.to_owned(), source: std::sync::Arc::new(error) }
+    } else {
+        Error::io(doing, path)(error)
     }
 }
 
@@ -472,10 +521,10 @@ impl Reader {
         match &mut self.source {
             Some(ReadSource::Cold(cold)) => Ok(Some(cold.peek(number))),
             Some(ReadSource::Hot(segment, chunk)) => {
-                let frame = chunk.frame(number).filter(|frame| frame.flags & LOST == 0);
-                let head = frame.map(|Frame { time, flags, value, .. }| Head {
+                let head = chunk.frame(number).map(|Frame { time, flags, value, .. }| Head {
                     time: segment.header.created + time,
                     json: flags & JSON != 0,
+                    lost: flags & LOST != 0,
                     length: value.len(),
                 });
                 Ok(Some(Ahead { hot: true, cold_bytes: 0, head }))
@@ -490,7 +539,7 @@ impl Reader {
         match self.peek()? {
             None => Ok(None),
             Some(Ahead { cold_bytes: RUN.., head: Some(head), .. }) => Ok(Some(head.time)),
-            Some(_) => Ok(self.read_one()?.map(|record| record.time())),
+            Some(_) => Ok(self.read_one()?.map(|record| record.time)),
         }
     }
 
@@ -512,8 +561,8 @@ impl Reader {
     /// Reads the next record; `None` if there is no visible record yet.
     ///
     /// # Errors
-    /// [`Error::Trimmed`], [`Error::Io`]: the position stays the same. [`Error::Damaged`]: the reader has moved past
-    /// that record, and may continue.
+    /// [`Error::Trimmed`], [`Error::Unreadable`], [`Error::Io`]: the position stays the same. [`Error::Damaged`]: the reader
+    /// has moved past that record, and may continue. A record that is [marked as lost](Record::is_lost) is no error.
     #[inline]
     pub fn read_next(&mut self) -> Result<Option<RecordRef<'_>>, Error> {
         Ok(self.step()?.map(|step| step.record))
@@ -535,18 +584,19 @@ impl Reader {
                 let created = cold.segment.header.created;
                 let frame = cold.read(number).map_err(|error| {
                     self.next = offset;
-                    Error::io("read a segment in", &self.shared.dir)(error)
+                    cannot_read(offset, "read a segment in", &self.shared.dir, error)
                 })?;
                 (frame, created, None)
             }
             None => (None, 0, None),
         };
         match frame {
-            Some(Frame { time, flags, value, extension, .. }) if flags & LOST == 0 => Ok(Some(Step {
-                record: RecordRef { offset, time: created + time, json: flags & JSON != 0, value, extension },
-                hot,
-            })),
-            _ => Err(Error::Damaged { offset }),
+            Some(Frame { time, flags, value, extension, .. }) => {
+                let (json, lost) = (flags & JSON != 0, flags & LOST != 0);
+                let record = RecordRef { offset, time: created + time, json, lost, value, extension };
+                Ok(Some(Step { record, hot }))
+            }
+            None => Err(Error::Damaged { offset }),
         }
     }
 
@@ -584,6 +634,15 @@ impl Reader {
         };
         self.source = Some(source);
         Ok(true)
+    }
+
+    /// Continues with the first record from `offset` on that can be read; see [`Log::next_readable`](super::Log::next_readable).
+    ///
+    /// # Errors
+    /// [`Error::Io`] if that cannot be known now.
+    pub fn seek_readable(&mut self, offset: u64) -> Result<(), Error> {
+        self.next = self.shared.next_readable(offset)?;
+        Ok(())
     }
 
     /// Waits until there is a record to read, for at most `timeout`; returns whether there is one.
@@ -684,12 +743,12 @@ impl Back {
 impl Step<'_> {
     /// The record as a value of its own; a recent one is not copied.
     fn into_record(self) -> Record {
-        let Step { record: RecordRef { offset, time, json, value, .. }, hot } = self;
+        let Step { record: RecordRef { offset, time, json, lost, value, .. }, hot } = self;
         let value = hot.map_or_else(
             || RecordSource::Cold(value.to_vec()),
             |(chunk, record)| RecordSource::Hot(Arc::clone(chunk), record),
         );
-        Record { offset, time, json, value }
+        Record { offset, time, json, lost, value }
     }
 }
 

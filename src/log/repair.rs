@@ -1,5 +1,5 @@
 //! Repair: an explicit act that makes a damaged log writable again. Damaged files are kept aside, each record that
-//! still verifies stays at its offset, and each lost one is marked as lost, so that reading it reports that. What
+//! still verifies stays at its offset, and each lost one is marked as lost, so that readers find the mark and go on. What
 //! opening fixes by itself, and whatever a backing of a killed process continues, stays as it is.
 
 use super::{
@@ -35,8 +35,8 @@ pub struct Repaired {
     pub kept: Vec<PathBuf>,
 }
 
-/// Repairs the log in `dir`, so that it can be written to again. Lost records stay lost: reading them returns
-/// [`Error::Damaged`], and all others keep their offsets. Records that are still in the memory of a killed process are
+/// Repairs the log in `dir`, so that it can be written to again. Lost records stay lost: readers find
+/// [marks](crate::Record::is_lost) in their places, and all others keep their offsets. Records that are still in the memory of a killed process are
 /// recovered from there ([`Options::shm_dir`], at its default place); any that follow them are restored by the next
 /// opening. Whatever opening would fix by itself is fixed in the same way, and no further. Does nothing if nothing is
 /// damaged, and may be repeated after it was interrupted. The log must not be open.
@@ -99,7 +99,7 @@ pub(crate) fn repair_on(
         let next = segments.iter().find(|segment| segment.header.base >= range.end);
         let created = next.map_or_else(now, |next| next.header.created);
         let header = Header { log, base: range.start, capacity: BLOCK, created, secret }; // see `write`
-        let frames = (0..count).map(|record| (lost(record), &[][..]));
+        let frames = (0..count).map(|record| (lost(record, 0), &[][..]));
         write(disk, dir, &header, frames, None).map_err(Error::io("fill the gap with", &path))?;
     }
     Ok(repaired)
@@ -183,8 +183,9 @@ fn capacity_for(frames: u64, records: u64) -> Option<u64> {
     CAPACITIES.contains(&capacity).then_some(capacity)
 }
 
-fn lost(record: u32) -> Stamp {
-    Stamp { record, behind: 0, time: 0, flags: LOST }
+/// The mark of a lost record. `time` is that of the record before it, so that times are in order.
+fn lost(record: u32, time: u64) -> Stamp {
+    Stamp { record, behind: 0, time, flags: LOST }
 }
 
 /// Writes zeros where the disk cannot read bytes that are known to be zeros.
@@ -237,10 +238,13 @@ fn rewrite(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment, mended: &Mend
             crate::segment::scan::scan(frames, segment.header.key()).positions.into_iter().map(Some).collect()
         }
     };
+    let mut time = 0;
     let frames = positions.iter().enumerate().map(|(record, position)| {
         let kept =
             position.and_then(|word| frame::decode(&bytes[word as usize * WORD..], segment.header.key()));
-        kept.map_or((lost(record as u32), &[][..]), |frame| (frame.stamp(), frame.frame.body))
+        let Some(kept) = kept else { return (lost(record as u32, time), &[][..]) };
+        time = kept.frame.time;
+        (kept.stamp(), kept.frame.body)
     });
     // The frame of a lost record is never larger than what was there: its value is empty, so it has the smallest size.
     write(disk, dir, &segment.header, frames, segment.last_crc())

@@ -117,9 +117,9 @@ impl Shared {
                 return true;
             }
             let active = self.active.load_full();
-            if active.chunk.reserved() > 0 {
+            if active.chunk.reserved() > 0 || active.chunk.end().is_some() {
                 if self.roll.is_refused() && !self.roll.is_ready() {
-                    return false; // no room for the next segment: it is tried again later
+                    return true; // no room for the next segment: nothing can be done now
                 }
                 self.roll_if_ready(&active);
             } else if self

@@ -222,6 +222,30 @@ pub(crate) fn position_of(
     find(file, sealed, key, record)
 }
 
+/// The first record from `record` on that verifies; the disk is asked once for each that is expected to.
+pub(crate) fn next_readable(
+    file: &dyn File,
+    sealed: &Sealed,
+    key: Key,
+    record: u32,
+) -> io::Result<Option<u32>> {
+    let mut next = Some(record);
+    while let Some(record) = next.filter(|&record| record < sealed.records) {
+        match position_of(file, sealed, key, record) {
+            Ok(Some(_)) => return Ok(Some(record)),
+            Err(error) if !salvage::is_unreadable(&error) => return Err(error),
+            _ => {} // by now all frames have been searched
+        }
+        let looked = lock(&sealed.looked).clone();
+        let survivors = sealed.survivors.as_ref().or(looked.as_ref().map(|looked| &looked.survivors));
+        next = match survivors {
+            Some(survivors) => survivors.next(record + 1),
+            None => Some(record + 1),
+        };
+    }
+    Ok(None)
+}
+
 /// The head of the frame of `record` at a word, by a read of that alone; nothing is verified. `None` if it cannot be
 /// there, or cannot be read.
 pub(crate) fn head_at(file: &dyn File, words: u32, key: Key, record: u32, at: u32) -> Option<frame::Head> {
@@ -255,7 +279,7 @@ pub(crate) enum Whereabouts {
     /// At this word, if the index is right.
     Indexed(u32),
     /// Nowhere: reading it finds nothing, and searches nothing.
-    Lost,
+    Nowhere,
 }
 
 /// Where a record of a sealed segment probably is; nothing is verified. If an earlier search has not found it, asks the
@@ -271,7 +295,7 @@ pub(crate) fn whereabouts(
         Some(found) => looked_again(file, sealed, key, record, found)?.survivors.get(record),
         None => indexed(file, sealed, record),
     };
-    Ok(at.map_or(Whereabouts::Lost, Whereabouts::Indexed))
+    Ok(at.map_or(Whereabouts::Nowhere, Whereabouts::Indexed))
 }
 
 fn is_record(bytes: &[u8], key: Key, record: u32) -> bool {

@@ -27,6 +27,12 @@ impl Survivors {
         self.0.get(record as usize)?.checked_sub(1)
     }
 
+    /// The first record from `record` on that is not lost.
+    pub(crate) fn next(&self, record: u32) -> Option<u32> {
+        let rest = self.0.get(record as usize..)?;
+        rest.iter().position(|at| *at != 0).map(|skipped| record + skipped as u32)
+    }
+
     /// The runs of records that are lost.
     pub(crate) fn lost(&self) -> Vec<Range<u32>> {
         let mut lost: Vec<Range<u32>> = Vec::new();
@@ -78,6 +84,8 @@ mod tests {
             (survivors.len(), survivors.get(3), survivors.get(4), survivors.get(9)),
             (5, Some(30), None, None)
         );
+        let next: Vec<_> = (0..7).map(|record| survivors.next(record)).collect();
+        assert_eq!(next, [Some(0), Some(1), Some(3), Some(3), None, None, None]);
         assert!(survivors.end_is_lost() && !Survivors::all(&[0]).end_is_lost());
         assert_eq!(Survivors::none(3).lost(), std::slice::from_ref(&(0..3)));
     }

@@ -152,7 +152,7 @@ impl Simulation {
                 sim.note(format_args!("found {first}..{next}, damage {damage:?}"));
                 let values: Vec<_> = (first..next)
                     .map(|offset| {
-                        let record = log.read(offset).ok()??;
+                        let record = log.read(offset).ok()?.filter(|record| !record.is_lost())?;
                         Some(Rec::of(record.value(), record.is_json(), true))
                     })
                     .collect();

@@ -469,12 +469,13 @@ impl Simulation {
     }
 }
 
-/// All records; `None` for damaged ones.
+/// All records; `None` for those that are damaged, or marked as lost.
 pub(super) fn read_all(log: &Log, first: u64, next: u64) -> Result<Vec<Option<Rec>>, String> {
     let mut reader = log.reader(first);
     let mut values = Vec::new();
     for offset in first..next {
         match reader.read(offset) {
+            Ok(Some(record)) if record.lost => values.push(None),
             Ok(Some(record)) => values.push(Some(Rec::of(record.value, record.json, true))),
             Ok(None) => return Err(format!("offset {offset} cannot be read")),
             Err(Error::Damaged { .. }) => values.push(None),

@@ -544,13 +544,23 @@ impl Simulation {
         for offset in from..visible.min(from + most) {
             let read = if self.random.one_in(2) {
                 let record = log.read(offset);
-                record.map(|record| record.map(|record| Rec::of(record.value(), record.is_json(), true)))
+                record.map(|record| {
+                    record.map(|record| (Rec::of(record.value(), record.is_json(), true), record.is_lost()))
+                })
             } else {
                 let record = reader.read(offset);
-                record.map(|record| record.map(|record| Rec::of(record.value, record.json, true)))
+                record.map(|record| {
+                    record.map(|record| (Rec::of(record.value, record.json, true), record.lost))
+                })
             };
             match read {
-                Ok(Some(value)) => {
+                Ok(Some((_, true))) => {
+                    assert!(
+                        self.logs[&name].lost.contains(&offset),
+                        "{place}: {name:?}: {offset} is marked as lost"
+                    );
+                }
+                Ok(Some((value, _))) => {
                     let expected = &self.logs[&name].records[offset as usize];
                     assert!(value.same(expected), "{place}: {name:?}: offset {offset} has another value");
                 }
@@ -571,7 +581,17 @@ impl Simulation {
         let Some((name, log)) = self.usable(process) else { return };
         let known = self.logs.get_mut(&name).expect("it is used");
         let next = known.next();
-        let trimmed = if self.random.one_in(2) {
+        let trimmed = if self.random.one_in(6) {
+            known.may_trim = known.may_trim.max(next);
+            process.world.sim.note(format_args!("all of {name} becomes too old"));
+            let _ = log.flush(); // whatever becomes of it
+            self.clock.pass(61_000);
+            let trimmed = log.retain(Retention::default().with_age(Duration::from_secs(60)));
+            if self.random.one_in(2) {
+                self.clock.jump(-3_600_000); // what comes next seems older than what was dropped
+            }
+            trimmed
+        } else if self.random.one_in(2) {
             let before = self.random.below(next as usize + 1) as u64;
             known.may_trim = known.may_trim.max(before);
             process.world.sim.note(format_args!("trim {name} before {before}"));

@@ -223,7 +223,7 @@ fn expired_segments_are_dropped_even_while_the_log_is_closed() {
     }
     store.create("kept", &LogSettings::default()).unwrap();
     store.close().unwrap();
-    // Without the empty one that a log may have begun at its end: the one before that is kept then.
+    // Without the empty one that a log has begun at its end.
     let segments = |log: &Path| {
         let files = std::fs::read_dir(log).into_iter().flatten().flatten().map(|file| file.path());
         let is_segment = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "seg");
@@ -238,10 +238,13 @@ fn expired_segments_are_dropped_even_while_the_log_is_closed() {
     // What one turn leaves, another does: 20 of them are more than one handles, and what has not settled stays open. A
     // segment that is sealed only meanwhile is dropped a minute later.
     let deadline = Instant::now() + Duration::from_secs(10);
-    while (files(), store.count()) != (21, (21, 0)) {
+    while (files(), store.count()) != (1, (21, 0)) {
         assert!(Instant::now() < deadline, "{} files, {:?}", files(), store.count());
-        for log in logs().filter(|log| segments(log) > 1) {
+        for log in logs().filter(|log| segments(log) > 0) {
             let name = log.file_name().unwrap().to_string_lossy().into_owned();
+            if name == "kept" {
+                continue;
+            }
             store.inner.entry(&name).unwrap().retain_at.store(0, Ordering::Relaxed);
         }
         store.inner.turn();

@@ -108,7 +108,8 @@ pub(super) fn checksum(up_to: u64, producers: &BTreeMap<String, KnownProducer>, 
 /// Whether an error says that the disk cannot read a record. Other errors say nothing about the record, so they are no
 /// reason to continue without its information.
 fn cannot_be_read(error: &Error) -> bool {
-    matches!(error, Error::Io { source, .. } if salvage::is_unreadable(source))
+    matches!(error, Error::Unreadable { .. })
+        || matches!(error, Error::Io { source, .. } if salvage::is_unreadable(source))
 }
 
 impl Log {
@@ -205,6 +206,7 @@ impl Log {
     fn before(&self, offset: u64) -> Result<Standing, Error> {
         let Some(last) = offset.checked_sub(1) else { return Ok(Standing::Unknown) };
         match self.reader(last).read(last) {
+            Ok(Some(record)) if record.lost => Ok(Standing::Unknown),
             Ok(Some(record)) => {
                 let crc = crc32c::crc32c(&record.time.to_le_bytes());
                 let crc = crc32c::crc32c_append(crc, record.extension);

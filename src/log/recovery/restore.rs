@@ -75,10 +75,12 @@ pub(super) fn restore(
     }
     let first = survey.segments.first().map_or(0, |first| first.header.base);
     // By base, so that each continues where the one before it ended. Of those with the same base, the one whose segment has a
-    // file, and then the youngest: an older one may be of another history.
-    left.sort_by_key(|LeftBacking { header, .. }| {
-        let has_file = survey.segments.iter().any(|segment| segment.header == *header);
-        (header.base, !has_file, Reverse(header.created))
+    // file, then those of the same process, and then the youngest: others may be of another history.
+    let has_file = |header: &Header| survey.segments.iter().any(|segment| segment.header == *header);
+    let begun: Vec<u64> =
+        left.iter().filter(|backing| has_file(&backing.header)).map(|backing| backing.incarnation).collect();
+    left.sort_by_key(|LeftBacking { header, incarnation, .. }| {
+        (header.base, !has_file(header), !begun.contains(incarnation), Reverse(header.created))
     });
     let mut restorer = Restorer { disk, dir, backings, survey };
     let mut kept = Vec::new();
@@ -260,8 +262,7 @@ impl Restorer<'_> {
         }
         let end = self.survey.segments.last().map_or(0, SurveyedSegment::end);
         let whole = self.survey.damage.is_empty();
-        let continues =
-            self.is_of_empty_log(backing, earlier) || follows(backing, earlier, self.before_end()?);
+        let continues = self.is_empty_log() || follows(backing, earlier, self.before_end()?);
         if whole && backing.header.base == end && continues {
             backing.torn = after_gap(&frames, key, &scan).to_vec();
             self.append_segment(backing, scan, frames)?;
@@ -394,15 +395,13 @@ impl Restorer<'_> {
         Ok(())
     }
 
-    /// Whether the log was trimmed to its end, where nothing is left that could precede a backing, and this one has taken the
-    /// place of the segment that was begun there: it is of the same process, or not older.
-    fn is_of_empty_log(&self, backing: &LeftBacking, earlier: &[LeftBacking]) -> bool {
-        let Some(last) = self.survey.segments.last().filter(|last| last.end() > 0) else { return false };
-        let begun = |other: &&LeftBacking| other.header == last.header;
-        let is_of_its_process =
-            earlier.iter().find(begun).is_some_and(|begun| begun.incarnation == backing.incarnation);
-        self.survey.segments.iter().all(|segment| segment.records() == 0)
-            && (is_of_its_process || last.header.created <= backing.header.created)
+    /// Whether the log was trimmed to its end, where nothing is left that could precede a backing. One that begins there
+    /// continues the log whatever its process was, and whatever the clock was: if others had continued it, it would end
+    /// later.
+    fn is_empty_log(&self) -> bool {
+        let segments = &self.survey.segments;
+        segments.last().is_some_and(|last| last.end() > 0)
+            && segments.iter().all(|segment| segment.records() == 0)
     }
 
     /// What precedes the end of the log.

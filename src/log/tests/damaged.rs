@@ -192,3 +192,32 @@ fn an_impossible_length_is_not_believed_wherever_it_was_read() {
     assert_eq!(alone.unwrap().head, None);
     assert!(alone.unwrap().cold_bytes <= 8 << 10, "{alone:?}: more than the segment has");
 }
+
+/// A record that was damaged counted as older than any time, and with it all before it that were younger.
+#[test]
+fn the_first_record_since_a_time_is_found_wherever_others_are_damaged() {
+    const FIRST: u64 = 31; // records of the first segment
+    for damaged in (0..FIRST as usize).map(|at| at..at + 1).chain([0..31, 3..20, 29..31, 20..30]) {
+        let sim = filled();
+        sim.damage(Path::new(SEGMENT), |bytes| {
+            for record in damaged.clone() {
+                bytes[at(record) + 50] ^= 1;
+            }
+        });
+        let log = super::open(&sim).unwrap();
+        let is_damaged = |offset: u64| damaged.contains(&(offset as usize));
+        let readable = |from: u64| (from..200).find(|&offset| !is_damaged(offset)).unwrap();
+        for offset in 0..FIRST {
+            assert_eq!(log.next_readable(offset).unwrap(), readable(offset), "{damaged:?}");
+            let Ok(Some(record)) = log.read(offset) else { continue };
+            let time = record.time();
+            let first = (0..200).filter(|&offset| !is_damaged(offset));
+            let first =
+                first.filter_map(|offset| log.read(offset).ok()?).find(|record| record.time() >= time);
+            let found = log.offset_since(time).unwrap();
+            assert_eq!(readable(found), first.unwrap().offset(), "{damaged:?}, since {offset}: {found}");
+        }
+        assert_eq!(log.next_readable(200).unwrap(), 200);
+        assert_eq!(log.next_readable(1000).unwrap(), 1000);
+    }
+}

@@ -1,7 +1,13 @@
 //! Retention of a quiet log: its last segment ends, and is dropped.
 
 use super::*;
-use crate::disk::sim::Cut;
+use crate::{
+    disk::sim::Cut,
+    log::environment::{
+        Environment,
+        clocks::{Clocks, NOW},
+    },
+};
 use std::sync::Arc;
 
 const AGE: Duration = Duration::from_millis(60);
@@ -188,5 +194,145 @@ fn a_quiet_log_on_a_full_disk_drops_what_is_too_old_if_the_next_segment_is_ready
         std::thread::sleep(Duration::from_millis(2));
     }
     is_full.store(true, SeqCst);
+    assert_eq!(emptied(&log), (1, 1));
+}
+
+const HOUR: u64 = 3600 * 1000;
+
+/// A log that was emptied by age, and its clock; `at` is where its backings are.
+fn emptied_with_clock(at: &Path, sim: &Sim) -> (Arc<Clocks>, Environment, Options, Log) {
+    let options = options(at, Durability::Memory);
+    let clocks = Clocks::new();
+    let env = clocks.on(Arc::new(sim.clone()));
+    let log = Log::open_in(&env, Path::new(DIR), options.clone()).unwrap();
+    log.append_wait(b"old").unwrap();
+    clocks.pass(1000);
+    log.retain(Retention::default().with_age(Duration::from_millis(500))).unwrap();
+    assert_eq!((log.first_offset(), log.next_offset()), (1, 1));
+    (clocks, env, options, log)
+}
+
+/// Ends the process, and opens the log again.
+fn killed(sim: &Sim, clocks: &Arc<Clocks>, env: Environment, log: Log, options: Options) -> Log {
+    sim.set_memory_gate(|_| Err(std::io::Error::other("killed")));
+    sim.turn_off();
+    sim.hold(false);
+    drop((log, env));
+    let env = clocks.on(Arc::new(sim.after(Cut::Kill)));
+    Log::open_in(&env, Path::new(DIR), options).unwrap()
+}
+
+/// The segment that was begun empty had given its memory back, when the clock was set back and another took its place: the
+/// records of that one were taken for those of another history.
+#[test]
+fn what_is_appended_to_an_emptied_log_with_a_clock_set_back_survives_a_kill_at_every_step() {
+    for step in 0..40 {
+        let at = tempfile::tempdir().unwrap();
+        let sim = Sim::new(step);
+        let (clocks, env, options, log) = emptied_with_clock(at.path(), &sim);
+        let begun = Instant::now();
+        while !log.shared.roll.is_ready() {
+            assert!(begun.elapsed() < Duration::from_secs(5));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        clocks.set(NOW + 1000 - HOUR);
+        sim.end_after(step, Cut::Kill);
+        let acknowledged = (0..3).filter(|_| log.append(b"in memory").is_ok()).count() as u64;
+        let begun = Instant::now();
+        while !sim.is_off() && begun.elapsed() < Duration::from_millis(150) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let was_off = sim.is_off();
+        let log = killed(&sim, &clocks, env, log, options);
+        assert_eq!(log.next_offset(), 1 + acknowledged, "step {step}");
+        if !was_off {
+            assert!(step > 2);
+            return;
+        }
+    }
+}
+
+/// The same, with a segment begun empty that never had a backing.
+#[test]
+fn what_is_appended_to_an_emptied_log_survives_a_kill_though_its_first_chunk_had_no_backing() {
+    let at = tempfile::tempdir().unwrap();
+    let sim = Sim::new(1);
+    let (clocks, env, options, log) = emptied_with_clock(at.path(), &sim);
+    log.close().unwrap();
+    sim.set_memory_room(Some(0));
+    let log = Log::open_in(&env, Path::new(DIR), options.clone()).unwrap();
+    assert!(!log.shared.active.load_full().chunk.has_backing());
+    sim.set_memory_room(None);
+    clocks.set(NOW + 1000 - HOUR);
+    let (first, begun) = (log.shared.active.load_full(), Instant::now());
+    while Arc::ptr_eq(&first, &log.shared.active.load_full()) {
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        clocks.pass_unnoticed(300);
+        log.shared.roll.ask(0);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    sim.hold(true);
+    for _ in 0..3 {
+        log.append(b"in memory").unwrap();
+    }
+    assert_eq!(killed(&sim, &clocks, env, log, options).next_offset(), 4);
+}
+
+/// Opening it made its last record as young as the clock: a quiet log that is closed while nobody uses it, as all are by
+/// default, was never emptied.
+#[test]
+fn a_quiet_log_that_was_closed_is_emptied_too() {
+    let at = tempfile::tempdir().unwrap();
+    let (sim, options) = (Sim::new(1), options(at.path(), Durability::Disk));
+    let clocks = Clocks::new();
+    let env = clocks.on(Arc::new(sim.clone()));
+    let log = Log::open_in(&env, Path::new(DIR), options.clone()).unwrap();
+    log.append_wait(b"old").unwrap();
+    log.close().unwrap();
+    clocks.pass(2 * HOUR);
+    let log = Log::open_in(&env, Path::new(DIR), options.clone()).unwrap();
+    log.commit_soon();
+    std::thread::sleep(Duration::from_millis(50)); // as long as it takes the flusher
+    assert_eq!(log.stats().newest_time, Some(NOW));
+    log.retain(Retention::default().with_age(Duration::from_millis(3 * HOUR))).unwrap();
+    assert_eq!(log.first_offset(), 0);
+    log.retain(Retention::default().with_age(Duration::from_millis(HOUR))).unwrap();
+    assert_eq!((log.first_offset(), log.next_offset()), (1, 1));
+}
+
+/// An append that was refused had closed the segment that was begun empty, and nothing linked the next one.
+#[test]
+fn retention_goes_on_after_a_disk_was_full_for_a_moment() {
+    use crate::disk::gate::{Gate, Operation};
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    let is_full = Arc::new(AtomicBool::new(false));
+    let gate = Gate::new(Arc::new(Sim::new(1)), {
+        let is_full = Arc::clone(&is_full);
+        move |operation, _| {
+            let refused = operation == Operation::Create && is_full.load(SeqCst);
+            if refused { Err(std::io::Error::from_raw_os_error(28)) } else { Ok(()) }
+        }
+    });
+    let at = tempfile::tempdir().unwrap();
+    let mut options = options(at.path(), Durability::Disk);
+    (options.segment_bytes, options.memory_bytes) = (2 << 20, 64 << 20);
+    let log = Log::open_on(gate, Path::new(DIR), options).unwrap();
+    log.append_wait(b"old").unwrap();
+    let is_ready = |log: &Log| {
+        log.shared.roll.ask(0);
+        let begun = Instant::now();
+        while !log.shared.roll.is_ready() {
+            assert!(begun.elapsed() < Duration::from_secs(5));
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    is_ready(&log);
+    is_full.store(true, SeqCst);
+    log.roll().unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(log.try_append(&vec![1; 1500 << 10]).is_err());
+    assert!(log.shared.active.load_full().chunk.end().is_some());
+    is_full.store(false, SeqCst);
+    is_ready(&log);
     assert_eq!(emptied(&log), (1, 1));
 }

@@ -127,7 +127,7 @@ fn repair_keeps_what_a_backing_has_after_a_record_that_is_lost_in_both() {
     let log = open(&disk, in_memory(at.path())).unwrap();
     assert_eq!(log.damage(), []);
     assert_eq!(log.next_offset(), 15);
-    assert!(matches!(log.read(3), Err(Error::Damaged { .. })));
+    assert!(log.read(3).unwrap().unwrap().is_lost());
     assert_eq!(log.read(14).unwrap().unwrap().value(), 14u64.to_le_bytes());
 }
 
