@@ -165,7 +165,7 @@ impl Shared {
     ) -> Self {
         let recovery::Opened { id, secret, segments, active, done, newest, roller, damage, full } = opened;
         let durable = active.segment.base() + u64::from(done.records);
-        let position = flush::CommitCursor::new(&active, done, true);
+        let position = flush::CommitPosition::new(&active, done, true);
         Self {
             options,
             dir: dir.to_owned(),
@@ -192,9 +192,9 @@ impl Shared {
         }
     }
 
-    /// Errors unless the log can be written to.
+    /// Returns an error unless the log can be written to.
     fn writable(&self) -> Result<(), Error> {
-        self.unless_ended()?;
+        self.check_not_ended()?;
         if let Some(first) = self.damage.first() {
             let more = self.damage.len() - 1;
             let more = if more > 0 { format!(", and {more} more") } else { String::new() };
@@ -209,16 +209,16 @@ impl Shared {
     }
 
     /// To be asked after a file of the log was opened by its path: in a deleted log, it may be the file of another log.
-    fn unless_deleted(&self) -> Result<(), Error> {
-        if self.ending.is_deleted() { self.unless_ended() } else { Ok(()) }
+    fn check_not_deleted(&self) -> Result<(), Error> {
+        if self.ending.is_deleted() { self.check_not_ended() } else { Ok(()) }
     }
 
-    /// Errors if the log has failed, was deleted, or was opened again.
-    fn unless_ended(&self) -> Result<(), Error> {
+    /// Returns an error if the log has failed, was deleted, or was opened again.
+    fn check_not_ended(&self) -> Result<(), Error> {
         self.ending.get().map_or(Ok(()), |end| Err(Error::Failed { reason: end.reason() }))
     }
 
-    /// Whether [`unless_ended`](Self::unless_ended) errors.
+    /// Whether [`check_not_ended`](Self::check_not_ended) returns an error.
     fn has_ended(&self) -> bool {
         self.ending.get().is_some()
     }
@@ -564,7 +564,7 @@ impl Log {
     /// [`Error::Closed`], [`Error::ReadOnly`] if it never will be. [`Error::NotAppended`], at once, if no append has been
     /// given that offset.
     pub fn wait_durable(&self, offset: u64) -> Result<(), Error> {
-        self.shared.given(offset)?;
+        self.shared.check_appended(offset)?;
         self.shared.wait_durable(offset)
     }
 
@@ -860,7 +860,7 @@ impl Log {
         #[cfg(feature = "store")]
         if !self.shared.has_ended()
             && !self.shared.flush.is_held_up() // or this would wait as long
-            && let Err(error) = self.keep_producers()
+            && let Err(error) = self.save_producers()
         {
             // Nothing is lost: the producers are in the log, which only has to be read again.
             tracing::warn!(dir = %self.shared.dir.display(), %error, "producers could not be saved");

@@ -114,8 +114,8 @@ impl Appender {
         may_block: MayBlock,
     ) -> Result<u64, Error> {
         let Self { shared, active } = self;
-        let batch = check(shared, values)?;
-        if let Some(offset) = place(shared, active, batch, expected, may_block)? {
+        let batch = size_batch(shared, values)?;
+        if let Some(offset) = try_append_here(shared, active, batch, expected, may_block)? {
             return Ok(offset);
         }
         append_on(shared, active, batch, expected, may_block)
@@ -130,10 +130,10 @@ pub(super) fn append<S: AppendValues + ?Sized>(
     expected: Option<u64>,
     may_block: MayBlock,
 ) -> Result<u64, Error> {
-    let batch = check(shared, values)?;
+    let batch = size_batch(shared, values)?;
     {
         let active = shared.active.load();
-        if let Some(offset) = place(shared, &active, batch, expected, may_block)? {
+        if let Some(offset) = try_append_here(shared, &active, batch, expected, may_block)? {
             return Ok(offset);
         }
     }
@@ -150,7 +150,7 @@ fn append_on<S: AppendValues + ?Sized>(
 ) -> Result<u64, Error> {
     let mut turn = Turn::new(shared.roll.line());
     loop {
-        if let Some(offset) = place(shared, active, batch, expected, may_block)? {
+        if let Some(offset) = try_append_here(shared, active, batch, expected, may_block)? {
             return Ok(offset);
         }
         *active = shared.next_active(active, batch.needs(), may_block, &mut turn)?;
@@ -158,7 +158,7 @@ fn append_on<S: AppendValues + ?Sized>(
 }
 
 #[inline]
-fn check<'a, S: AppendValues + ?Sized>(shared: &Shared, values: &'a S) -> Result<Batch<'a, S>, Error> {
+fn size_batch<'a, S: AppendValues + ?Sized>(shared: &Shared, values: &'a S) -> Result<Batch<'a, S>, Error> {
     let limit = shared.options.segment_bytes;
     let batch = Batch::new(values, limit).map_err(|bytes| Error::TooLarge { bytes, limit })?;
     if batch.records() == 0 { Err(Error::EmptyBatch) } else { Ok(batch) }
@@ -166,7 +166,7 @@ fn check<'a, S: AppendValues + ?Sized>(shared: &Shared, values: &'a S) -> Result
 
 /// Appends to this segment; returns `None` if it has no room.
 #[inline]
-fn place<S: AppendValues + ?Sized>(
+fn try_append_here<S: AppendValues + ?Sized>(
     shared: &Shared,
     active: &Arc<Active>,
     batch: Batch<'_, S>,
@@ -225,7 +225,7 @@ impl Shared {
         // So this goes on from where `published` is, and not from this append's segment.
         let backoff = Backoff::new();
         while !self.is_published(to - 1) {
-            self.unless_ended()?;
+            self.check_not_ended()?;
             backoff.snooze();
         }
         Ok(())

@@ -116,7 +116,7 @@ impl Options {
         self
     }
 
-    /// Errors unless a log can be opened with these options.
+    /// Returns an error unless a log can be opened with these options.
     #[cfg(feature = "store")]
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.clone().checked().map(drop)

@@ -59,7 +59,7 @@ impl Log {
         let has_ended = self.shared.end_expired(retention, ATTEMPTS);
         let before = self.shared.retained_from(retention);
         if !self.is_trimmed_to(before) {
-            self.shared.trim_soon(self.keep_producers_before(before, MayBlock::Never)?)?;
+            self.shared.trim_soon(self.save_producers_before(before, MayBlock::Never)?)?;
         }
         if has_ended { Ok(self.first_offset()) } else { Err(Error::WouldBlock) }
     }

@@ -90,7 +90,7 @@ impl Log {
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
     pub fn trim(&self, before: u64) -> Result<u64, Error> {
         #[cfg(feature = "store")]
-        let before = self.keep_producers_before(before, MayBlock::Always)?;
+        let before = self.save_producers_before(before, MayBlock::Always)?;
         self.shared.trim(before)
     }
 

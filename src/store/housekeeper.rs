@@ -279,7 +279,7 @@ impl Inner {
             // In most turns there is nothing to do for most logs, which takes no thread.
             if log.producers_are_due() || log.exceeds_retention() {
                 helpers.help(&entry.helped, move || {
-                    log.keep_producers_soon();
+                    log.save_producers_soon();
                     log.apply_retention();
                 });
             }

@@ -99,7 +99,7 @@ impl Log {
             return Ok(());
         }
         let states: Vec<_> = begun.iter().map(|(id, ..)| next.producers.get(*id).cloned()).collect();
-        self.save_producers(file, up_to, next.producers, MayBlock::Always)?;
+        self.write_producers(file, up_to, next.producers, MayBlock::Always)?;
         // What came while it was written, before the table is changed: so that there is little left to wait for after
         // that, when an error comes too late.
         if let Err(error) = self.wait_below(self.next_offset()) {

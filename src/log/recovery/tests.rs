@@ -3,10 +3,10 @@
 mod backings;
 #[cfg(feature = "store")]
 mod full;
+mod histories;
 #[cfg(feature = "store")]
 mod little_memory;
 mod repairing;
-mod reviewed;
 mod unreadable;
 
 use super::{

@@ -3,7 +3,7 @@
 
 use super::{super::*, DIR};
 use crate::{
-    chunk::Before,
+    chunk::Predecessor,
     disk::sim::{Cut, Sim},
     store::{LogSettings, Store, StoreOptions},
 };
@@ -162,7 +162,7 @@ fn what_precedes_a_segment_is_noted_when_it_begins() {
         log.shared.roll_if_ready(&active); // as when the clock was set back
         let next = log.shared.active.load_full();
         if !Arc::ptr_eq(&active, &next) {
-            return assert!(matches!(next.chunk.before(0), Before::Frame(_)));
+            return assert!(matches!(next.chunk.predecessor(0), Predecessor::Frame(_)));
         }
         std::thread::sleep(Duration::from_millis(10));
     }

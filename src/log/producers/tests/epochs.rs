@@ -146,7 +146,7 @@ fn an_epoch_that_cannot_be_written_to_the_disk_has_not_begun() {
         assert_eq!(log.producer("new").unwrap(), None, "{which:?}");
         assert!(!send(&log, "p", epoch, 1).unwrap().repeated, "{which:?}");
         refuse(false);
-        log.keep_producers().unwrap(); // as the store does each second; what was renamed is replaced
+        log.save_producers().unwrap(); // as the store does each second; what was renamed is replaced
         log.flush().unwrap();
         std::mem::forget(log);
         let sim = sim.after(crate::disk::sim::Cut::Kill);
