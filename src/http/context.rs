@@ -29,8 +29,8 @@ use tokio::sync::{oneshot, watch};
 /// How often to look whether a large batch before another one is copied.
 const COPYING: Duration = Duration::from_millis(1);
 
-/// How much work it is to parse or append values of this many bytes: each record takes as long as some bytes.
-pub(super) fn work(bytes: usize, records: usize) -> usize {
+/// What it costs to parse or append values of this many bytes, in bytes: each record takes as long as some bytes.
+pub(super) fn cost(bytes: usize, records: usize) -> usize {
     bytes.saturating_add(records.saturating_mul(64))
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Context {
     pub(super) permits: Arc<Permits>,
     pub(super) log_permits: Arc<LogPermits>,
     pub(super) waited: Arc<WaitedLogs>,
-    pub(super) limits: Arc<Settings>,
+    pub(super) settings: Arc<Settings>,
     pub(super) memory: Arc<Memory>,
     pub(super) guard: Arc<Guard>,
     pub(super) metrics: Arc<Metrics>,
@@ -108,7 +108,11 @@ impl Context {
     }
 
     /// Returns the settings of a log to append to, even if the append would create it.
-    pub(super) async fn settings(&self, share: &ConnectionShare, name: &str) -> Result<LogSettings, Problem> {
+    pub(super) async fn settings_of(
+        &self,
+        share: &ConnectionShare,
+        name: &str,
+    ) -> Result<LogSettings, Problem> {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log.settings().clone());
         }
@@ -125,7 +129,7 @@ impl Context {
 
     /// Whether appending to a log of this name creates it: always for the book's log, which is also created at start.
     fn creates(&self, name: &str) -> bool {
-        self.limits.create_logs || name == DEFAULT_LOG
+        self.settings.create_logs || name == DEFAULT_LOG
     }
 
     /// Like [`log`](Self::log), but for an append, which creates the log if the server is configured to.
@@ -172,7 +176,7 @@ impl Context {
         name: &str,
         run: impl FnOnce(&Store, &str) -> T + Send + 'static,
     ) -> Result<T, Problem> {
-        let permit = self.log_permits.acquire(name, &self.permits, share, self.limits.body_time).await?;
+        let permit = self.log_permits.acquire(name, &self.permits, share, self.settings.body_time).await?;
         let name = name.to_owned();
         let run = move |store: &Store| {
             let _permit = permit;
@@ -201,18 +205,18 @@ impl Context {
         result.await.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
     }
 
-    /// Appends values that are this much [`work`]: what takes more than a moment, off the runtime's thread. `append` is
+    /// Appends values of this [`cost`]: what takes more than a moment, off the runtime's thread. `append` is
     /// told whether it may wait for the copies of other appends.
     pub(super) async fn append<V: Send + Sync + 'static, T: Send + 'static>(
         &self,
         share: &ConnectionShare,
         log: &Arc<OpenLog>,
-        work: usize,
+        cost: usize,
         values: V,
         append: fn(&OpenLog, &V, MayBlock) -> Result<T, Error>,
     ) -> Result<T, Problem> {
-        let limit = self.limits.append_time;
-        if work < OFFLOAD_BYTES {
+        let limit = self.settings.queue_time;
+        if cost < OFFLOAD_BYTES {
             let attempt = || ready(Ok(append(log, &values, MayBlock::Never)));
             let done = when_there_is_room(limit, || log.room(), attempt).await?;
             return self.seen(log, done).await;

@@ -37,7 +37,7 @@ pub(super) struct Patience {
 impl Patience {
     /// For a request whose answer has not begun: it is refused at once if there is no memory.
     pub(super) fn to_begin(context: &Context) -> Self {
-        Self { permit: context.limits.append_time, memory: Duration::ZERO }
+        Self { permit: context.settings.queue_time, memory: Duration::ZERO }
     }
 
     pub(super) fn of(time: Duration) -> Self {
@@ -100,10 +100,10 @@ async fn covered(
     if bytes <= 4 * UNQUEUED_BYTES && grant.cover(bytes).is_ok() {
         return Ok(grant);
     }
-    if share.was_slow_within(context.limits.body_time) && context.memory.is_tight(Purpose::Answer) {
+    if share.was_slow_within(context.settings.body_time) && context.memory.is_tight(Purpose::Answer) {
         return Err(Problem::overloaded());
     }
-    let (begun, patience) = (Instant::now(), patience.max(context.limits.append_time));
+    let (begun, patience) = (Instant::now(), patience.max(context.settings.queue_time));
     loop {
         let left = patience.saturating_sub(begun.elapsed());
         let _turn = context.permits.acquire(Kind::Memory, share, left).await?;

@@ -115,8 +115,8 @@ impl Format {
         names().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, format)| format)
     }
 
-    /// The media type of an answer.
-    pub(super) fn name(self) -> &'static str {
+    /// The `Content-Type` of an answer.
+    pub(super) fn content_type(self) -> &'static str {
         match self {
             Self::Text => "text/plain; charset=utf-8",
             Self::Ndjson | Self::Json | Self::Bytes | Self::Frames => self.media_type(),
@@ -141,19 +141,27 @@ impl Format {
     }
 }
 
-/// What `Accept` asks for: whether the live tail, and otherwise which format. The type that the client prefers is
-/// chosen, and among equally preferred ones the first; but the tail takes precedence, since nobody names it by
-/// accident.
-pub(super) fn wanted(headers: &HeaderMap) -> Result<(bool, Format), Problem> {
+/// What a reader of a log asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// The live tail, as events.
+    Tail,
+    /// Records in this format.
+    Records(Format),
+}
+
+/// What `Accept` asks for. The type that the client prefers is chosen, and among equally preferred ones the first; but
+/// the tail takes precedence, since nobody names it by accident.
+pub(super) fn wanted(headers: &HeaderMap) -> Result<Wanted, Problem> {
     if !headers.contains_key(ACCEPT) {
-        return Ok((false, Format::Ndjson));
+        return Ok(Wanted::Records(Format::Ndjson));
     }
     let mut ranges: Vec<(&str, u16)> = params::list(headers, ACCEPT).map(params::weighed).collect();
     ranges.sort_by_key(|&(_, weight)| std::cmp::Reverse(weight));
     let most = ranges.first().map_or(0, |&(_, weight)| weight);
     if most > 0 && ranges.iter().any(|&(range, weight)| weight == most && range.eq_ignore_ascii_case(EVENTS))
     {
-        return Ok((true, Format::Ndjson));
+        return Ok(Wanted::Tail);
     }
     // Once for each name, and not for each range: a header section holds tens of thousands of ranges.
     let mut is_refused = [false; Format::ALL.len() + ALIASES.len()];
@@ -172,7 +180,7 @@ pub(super) fn wanted(headers: &HeaderMap) -> Result<(bool, Format), Problem> {
         let detail = format!("Accept must have one of: {}, {EVENTS}", accepted());
         Problem::new(Code::NotAcceptable, detail)
     })?;
-    Ok((false, format))
+    Ok(Wanted::Records(format))
 }
 
 /// Whether a range includes a media type: the type itself, all types of its kind, or all types.
@@ -540,20 +548,20 @@ mod tests {
             wanted(&headers).ok()
         };
         for (accept, expected) in [
-            ("*/*", Some((false, Format::Ndjson))),
-            ("application/json;q=0, text/plain", Some((false, Format::Text))),
-            ("application/json;q=0.5, Text/Plain; Q=0.6", Some((false, Format::Text))),
-            ("text/html, application/*;q=0.1", Some((false, Format::Ndjson))),
-            ("TEXT/*", Some((false, Format::Text))),
-            ("application/x-ndjson;q=0, application/ndjson;q=0, */*", Some((false, Format::Json))),
-            ("application/*;q=0, */*", Some((false, Format::Text))),
+            ("*/*", Some(Wanted::Records(Format::Ndjson))),
+            ("application/json;q=0, text/plain", Some(Wanted::Records(Format::Text))),
+            ("application/json;q=0.5, Text/Plain; Q=0.6", Some(Wanted::Records(Format::Text))),
+            ("text/html, application/*;q=0.1", Some(Wanted::Records(Format::Ndjson))),
+            ("TEXT/*", Some(Wanted::Records(Format::Text))),
+            ("application/x-ndjson;q=0, application/ndjson;q=0, */*", Some(Wanted::Records(Format::Json))),
+            ("application/*;q=0, */*", Some(Wanted::Records(Format::Text))),
             ("application/json;q=0", None),
             ("*/*;q=0.0", None),
             ("text/html", None),
             ("text/event-streamx", None),
-            ("TEXT/Event-Stream", Some((true, Format::Ndjson))),
-            ("application/json, text/event-stream", Some((true, Format::Ndjson))),
-            ("application/json, text/event-stream;q=0.5", Some((false, Format::Json))),
+            ("TEXT/Event-Stream", Some(Wanted::Tail)),
+            ("application/json, text/event-stream", Some(Wanted::Tail)),
+            ("application/json, text/event-stream;q=0.5", Some(Wanted::Records(Format::Json))),
             ("text/event-stream;q=0", None),
         ] {
             assert_eq!(of(accept), expected, "{accept}");
@@ -673,7 +681,7 @@ mod tests {
         let weights = "a;q=0.0000000000,".repeat(3800);
         for (value, expected) in [
             (refused.clone(), None),
-            (format!("{refused},text/*;q=0.1"), Some((false, Format::Text))),
+            (format!("{refused},text/*;q=0.1"), Some(Wanted::Records(Format::Text))),
             (weights, None),
         ] {
             let (found, time) = accept(&value);

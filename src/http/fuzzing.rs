@@ -20,7 +20,7 @@ pub fn body(media_type: &str, encoding: &str, bytes: &[u8], json_only: bool) {
     let (room, grant) = (SegmentRoom::new(1 << 20), || memory.grant(Purpose::Request));
     let body = Bytes::copy_from_slice(bytes);
     let meter = Meter::new(format, room);
-    let Ok(Some(decoded)) = encoding.decode(body, 1 << 20, Work::Much, grant(), meter) else {
+    let Ok(Some(decoded)) = encoding.decode(body, 1 << 20, Work::Heavy, grant(), meter) else {
         return;
     };
     assert!(decoded.len() <= 1 << 20, "the limit does not hold");

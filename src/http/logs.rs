@@ -42,7 +42,7 @@ pub(super) async fn create(
         Err(store::Error::NotFound { .. }) => {}
         known => known?, // a name that no log can have waits for no permit
     }
-    let patience = context.limits.append_time;
+    let patience = context.settings.queue_time;
     let made = context.for_log(share, name, move |store, name| {
         let begun = Instant::now();
         loop {

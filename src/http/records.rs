@@ -39,7 +39,7 @@ struct Producer {
 }
 
 /// What a request wants to append.
-struct Wanted {
+struct ToAppend {
     batch: DecodedBatch,
     producer: Option<Producer>,
     /// The offset that the first record must get.
@@ -105,7 +105,7 @@ impl AppendQuery {
 
 /// The format of a body to append.
 fn format_of(headers: &HeaderMap) -> Result<Format, Problem> {
-    let media_type = params::header(headers, "content-type")?.unwrap_or(Format::Bytes.name());
+    let media_type = params::header(headers, "content-type")?.unwrap_or(Format::Bytes.content_type());
     Format::of(media_type).ok_or_else(|| {
         let media_type: String = media_type.chars().take(100).collect();
         let detail = format!(
@@ -128,29 +128,29 @@ pub(super) async fn append(
     let producer = producer(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), "content-encoding")?)?;
     let body = request.into_body(); // so that the header section is not held while waiting
-    let settings = context.settings(asker.share, name).await?;
+    let settings = context.settings_of(asker.share, name).await?;
     let room = SegmentRoom::new(context.store.batch_bytes(&settings));
     let bytes = body::read(body, context, asker.share).await?;
     let mut batch = take_apart(context, asker.share, format, encoding, bytes, &settings, room).await?;
     // Only now, so that a refused append creates no log.
     let log = context.log_to_append(asker.share, name).await?;
-    let (bytes, mut work) = (batch.bytes(), context::work(batch.bytes() as usize, batch.records() as usize));
+    let (bytes, mut cost) = (batch.bytes(), context::cost(batch.bytes() as usize, batch.records() as usize));
     if *log.settings() != settings {
         // Another log has taken the name meanwhile.
         let settings = log.settings().clone();
         let checked = move || check(&mut batch, &settings).map(|()| batch);
-        batch = Box::pin(body::with_permit(context, asker.share, Work::of(work), checked)).await??;
+        batch = Box::pin(body::with_permit(context, asker.share, Work::of(cost), checked)).await??;
     }
     if producer.is_some() {
         if log.producers_are_busy() {
-            work = usize::MAX; // another batch is being copied, which this one waits for
+            cost = usize::MAX; // another batch is being copied, which this one waits for
         } else if !log.knows_producers() {
             learn_producers(context, asker.share, &log).await?;
         }
     }
     // The batch is dropped by then, so that its memory is not held while waiting.
-    let wanted = Wanted { batch, producer, expect };
-    let appended = context.append(asker.share, &log, work, wanted, append_once).await?;
+    let to_append = ToAppend { batch, producer, expect };
+    let appended = context.append(asker.share, &log, cost, to_append, append_once).await?;
     let Produced { first_offset, count, repeated } = appended;
     if !repeated {
         context.metrics.appended(count, bytes);
@@ -176,7 +176,7 @@ async fn learn_producers(
 /// Appends a batch, as its producer if there is one.
 fn append_once(
     log: &OpenLog,
-    Wanted { batch, producer, expect }: &Wanted,
+    ToAppend { batch, producer, expect }: &ToAppend,
     may_block: MayBlock,
 ) -> Result<Produced, Error> {
     match producer {
@@ -203,10 +203,10 @@ async fn take_apart(
 ) -> Result<DecodedBatch, Problem> {
     let small = encoding == body::Encoding::Identity
         && bytes.len() < OFFLOAD_BYTES
-        && context::work(bytes.len(), formats::likely_records(format, &bytes)) < OFFLOAD_BYTES;
+        && context::cost(bytes.len(), formats::likely_records(format, &bytes)) < OFFLOAD_BYTES;
     let mut work = Work::of(bytes.len());
     let (limit, settings, memory) =
-        (context.limits.decoded_bytes, settings.clone(), Arc::clone(&context.memory));
+        (context.settings.decoded_bytes, settings.clone(), Arc::clone(&context.memory));
     // Shared by all attempts, of which there are up to three.
     let run = Arc::new(move |work| {
         let grant = || memory.grant(Purpose::Request);
@@ -286,7 +286,7 @@ pub(super) async fn one(
     );
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable"));
     headers.insert(TIME, HeaderValue::from(head.time));
-    let media_type = if head.json { "application/json" } else { Format::Bytes.name() };
+    let media_type = if head.json { "application/json" } else { Format::Bytes.content_type() };
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     if known {
         *answer.status_mut() = StatusCode::NOT_MODIFIED;

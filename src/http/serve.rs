@@ -146,7 +146,7 @@ fn answer(
     async move {
         let mut answer: Answer =
             if too_many_fields { refused_head() } else { router::answer(&context, &exchange, request).await };
-        if !exchange.connection.goes_on().await {
+        if !exchange.connection.can_reuse().await {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if is_endless(&answer) {

@@ -33,7 +33,7 @@ pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usiz
         return Ok(grant);
     }
     let _waiting = memory.body_waits(bytes, share.waiting_bodies());
-    let (begun, patience) = (Instant::now(), context.limits.append_time);
+    let (begun, patience) = (Instant::now(), context.settings.queue_time);
     let kind = match size {
         Size::Small => Kind::SmallBodyMemory,
         Size::Medium => Kind::MediumBodyMemory,
@@ -71,8 +71,8 @@ where
     B::Error: std::error::Error + Send + Sync + 'static,
 {
     pub(super) fn new(body: B, most: usize, context: &'a Context, share: &'a ConnectionShare) -> Self {
-        let (memory, limits) = (&context.memory, &context.limits);
-        let (body_time, patience) = (limits.body_time, limits.append_time);
+        let (memory, settings) = (&context.memory, &context.settings);
+        let (body_time, patience) = (settings.body_time, settings.queue_time);
         Self { body, most, memory, share, body_time, patience, judged: Instant::now(), came: 0 }
     }
 

@@ -30,9 +30,9 @@ impl Exchange {
     pub(in crate::http) fn begin(connection: &Arc<Connection>) -> Self {
         connection.touch();
         connection.used.store(true, Ordering::Relaxed);
-        connection.http1.lacking.store(false, Ordering::Relaxed);
-        connection.http1.giving.store(false, Ordering::Relaxed);
-        connection.http1.endless.store(false, Ordering::Relaxed);
+        connection.http1.body_incomplete.store(false, Ordering::Relaxed);
+        connection.http1.response_started.store(false, Ordering::Relaxed);
+        connection.http1.is_endless.store(false, Ordering::Relaxed);
         let others = connection.requests.fetch_add(1, Ordering::Relaxed);
         let stream = (connection.protocol.get() == Some(&Protocol::Http2)).then(|| {
             let stream = Stream::begin(connection, connection.all.count(others));
@@ -48,8 +48,9 @@ impl Exchange {
         self.stream.as_ref().is_some_and(|stream| stream.count != Count::Accepted)
     }
 
-    fn is_cut(&self) -> bool {
-        self.connection.is_cut() || self.stream.as_ref().is_some_and(|one| one.cut.load(Ordering::Relaxed))
+    fn is_aborted(&self) -> bool {
+        self.connection.is_aborted()
+            || self.stream.as_ref().is_some_and(|one| one.aborted.load(Ordering::Relaxed))
     }
 }
 
@@ -86,7 +87,7 @@ impl Body for Arriving {
         let polled = Pin::new(body).poll_frame(context);
         self.awaits(polled.is_pending());
         let Poll::Ready(frame) = polled else {
-            self.connection.lacks_some();
+            self.connection.note_incomplete_body();
             return Poll::Pending;
         };
         match &frame {
@@ -267,12 +268,12 @@ impl Body for Outgoing {
             Err(frame) => return Poll::Ready(Some(Ok(frame))),
         };
         let connection = &exchange.connection;
-        let taking = exchange.stream.as_ref().map_or(&connection.http1.taking, |stream| &stream.taking);
+        let pace = exchange.stream.as_ref().map_or(&connection.http1.pace, |stream| &stream.pace);
         if is_new {
-            taking.given(data.len() as u64, connection.all.now());
+            pace.given(data.len() as u64, connection.all.now());
         }
         exchange.connection.touch();
-        exchange.connection.http1.giving.store(true, Ordering::Relaxed);
+        exchange.connection.http1.response_started.store(true, Ordering::Relaxed);
         match &exchange.stream {
             Some(stream) => {
                 // One part at a time, so that it can be observed whether the client takes any.
@@ -311,7 +312,7 @@ impl Body for Outgoing {
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
-        if !self.finished && self.exchange.is_cut() {
+        if !self.finished && self.exchange.is_aborted() {
             self.context.metrics.readers_dropped.inc();
         }
     }

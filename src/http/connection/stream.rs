@@ -7,7 +7,7 @@
 //! dropped. It holds the stream until it is sent as well. Small answers end with their only part: that saves a frame and a
 //! write for each, and if a client does not take one, its whole connection is closed.
 
-use super::{Connection, Connections, taking::Taking};
+use super::{Connection, Connections, pace::Pace};
 use crate::sync::lock;
 use bytes::Bytes;
 use std::{
@@ -39,10 +39,10 @@ pub(in crate::http) struct Stream {
     /// When it was last given one, or last dropped one while it had others, plus one; 0 if it has none.
     given: AtomicU64,
     /// How fast the client takes it.
-    pub(super) taking: Taking,
+    pub(super) pace: Pace,
     /// The task that waits until it has none.
     waiting: Mutex<Option<Waker>>,
-    pub(super) cut: AtomicBool,
+    pub(super) aborted: AtomicBool,
     pub(in crate::http) task: OnceLock<AbortHandle>,
 }
 
@@ -53,9 +53,9 @@ impl Stream {
             count,
             parts: AtomicUsize::new(0),
             given: AtomicU64::new(0),
-            taking: Taking::default(),
+            pace: Pace::default(),
             waiting: Mutex::default(),
-            cut: AtomicBool::new(false),
+            aborted: AtomicBool::new(false),
             task: OnceLock::new(),
         })
     }
@@ -88,7 +88,7 @@ impl Stream {
 
     /// Resets the stream if the client takes nothing of the answer, or closes the connection if the answer has ended.
     /// Returns whether it did.
-    pub(super) fn look_over(&self, now: u64, body_time: u64) -> bool {
+    pub(super) fn check_limits(&self, now: u64, body_time: u64) -> bool {
         let given = self.given.load(Ordering::Relaxed);
         let over = given > 0 && now + 1 - given.min(now + 1) > body_time;
         if over {
@@ -105,9 +105,9 @@ impl Stream {
 
     /// Resets the stream; or, if that is too late, closes its connection.
     fn end(&self, why: &str) {
-        self.cut.store(true, Ordering::Relaxed);
+        self.aborted.store(true, Ordering::Relaxed);
         if !self.reset() {
-            self.connection.cut(why);
+            self.connection.abort(why);
         }
     }
 
@@ -149,7 +149,7 @@ impl AsRef<[u8]> for Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        self.stream.taking.took(self.data.len() as u64);
+        self.stream.pace.took(self.data.len() as u64);
         self.stream.dropped_one();
     }
 }
