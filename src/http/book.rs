@@ -4,7 +4,7 @@
 use super::{
     answer::{Answer, full, json, json_of, json_text, only_head},
     body,
-    connection::Arriving,
+    connection::RequestBody,
     context::{Asker, Context, DEFAULT_LOG},
     effort::Work,
     fetch, formats,
@@ -100,7 +100,7 @@ struct ConsumedRecord<'a> {
 pub(super) async fn post(
     context: &Context,
     asker: Asker<'_>,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     let bytes = body::read(request.into_body(), context, asker.share).await?;
     let (value, grant) = if bytes.len() < OFFLOAD_BYTES {
@@ -178,7 +178,7 @@ fn decoded(bytes: Bytes, memory: &Arc<Memory>) -> Result<(Vec<u8>, Grant), Probl
 pub(super) async fn get(
     context: &Context,
     asker: Asker<'_>,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     let from_query = request.uri().query().map(offset_in_query).transpose()?;
     let bytes = body::read_small(request.into_body(), context, asker.share).await?;

@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{reports::Rarely, sync::lock};
 use eviction::{Doing, LEAST, eviction_rank, moves};
-pub(super) use exchange::{Arriving, Exchange, Outgoing};
+pub(super) use exchange::{Exchange, RequestBody, ResponseBody};
 use pace::Pace;
 use std::{
     collections::HashMap,

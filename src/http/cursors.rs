@@ -3,7 +3,7 @@
 use super::{
     answer::{Answer, full, json, json_of, json_text, no_content},
     body,
-    connection::Arriving,
+    connection::RequestBody,
     context::Context,
     object, params,
     permits::ConnectionShare,
@@ -78,7 +78,7 @@ pub(super) async fn set(
     share: &ConnectionShare,
     log: &str,
     name: &str,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     let condition = condition(&request)?;
     let body = request.into_body(); // so that the header section is not held while waiting

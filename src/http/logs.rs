@@ -3,7 +3,7 @@
 use super::{
     answer::{Answer, full, json, json_of, json_text, no_content},
     body,
-    connection::Arriving,
+    connection::RequestBody,
     context::Context,
     object, params,
     permits::ConnectionShare,
@@ -30,7 +30,7 @@ pub(super) async fn create(
     context: &Context,
     share: &ConnectionShare,
     name: &str,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     let bytes = body::read_small(request.into_body(), context, share).await?;
     let settings: LogSettings = if bytes.is_empty() {
@@ -102,7 +102,7 @@ pub(super) async fn trim(
     context: &Context,
     share: &ConnectionShare,
     name: &str,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     let body = request.into_body(); // so that the header section is not held while waiting
     let log = context.log(share, name).await?;

@@ -3,7 +3,7 @@
 use super::{
     answer::{Answer, full, json, only_head},
     body,
-    connection::Arriving,
+    connection::RequestBody,
     context::{self, Ack, Asker, Context},
     effort::Work,
     fetch,
@@ -121,7 +121,7 @@ pub(super) async fn append(
     context: &Context,
     asker: Asker<'_>,
     name: &str,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     let AppendQuery { ack, expect } = AppendQuery::parse(&request)?;
     let format = format_of(request.headers())?;

@@ -3,7 +3,7 @@
 use super::{
     answer::{Answer, full, json},
     book,
-    connection::{Arriving, Exchange},
+    connection::{Exchange, RequestBody},
     context::{Asker, Context, DEFAULT_LOG},
     cursors, logs, params,
     permits::ConnectionShare,
@@ -33,7 +33,7 @@ use std::{
 pub(super) async fn answer(
     context: &Arc<Context>,
     exchange: &Exchange,
-    mut request: Request<Arriving>,
+    mut request: Request<RequestBody>,
 ) -> Answer {
     let begun = Instant::now();
     let only_head = request.method() == Method::HEAD;
@@ -173,7 +173,7 @@ async fn answer_to(
     exchange: &Exchange,
     asker: Asker<'_>,
     route: Option<Route>,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     if exchange.is_too_many() && !matches!(route, Some(Route::Health | Route::Ready)) {
         return Err(Problem::too_many());
@@ -215,7 +215,7 @@ async fn answer_to_other(
     context: &Arc<Context>,
     asker: Asker<'_>,
     route: Route,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     let (method, share) = (request.method().clone(), asker.share);
     let not_allowed = |allowed| Err(Problem::method_not_allowed(allowed));

@@ -63,7 +63,7 @@ impl Drop for Exchange {
 }
 
 /// A request's body being received: while it keeps arriving, its connection makes progress.
-pub(in crate::http) struct Arriving {
+pub(in crate::http) struct RequestBody {
     /// `None` once it has ended.
     body: Option<Incoming>,
     connection: Arc<Connection>,
@@ -75,7 +75,7 @@ pub(in crate::http) struct Arriving {
     asks: bool,
 }
 
-impl Body for Arriving {
+impl Body for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -112,7 +112,7 @@ impl Body for Arriving {
     }
 }
 
-impl Arriving {
+impl RequestBody {
     pub(in crate::http) fn new(body: Incoming, exchange: &Exchange, asks: bool) -> Self {
         let (connection, stream) = (Arc::clone(&exchange.connection), exchange.stream.as_ref());
         Self { body: Some(body), connection, stream: stream.map(Arc::downgrade), awaited: false, asks }
@@ -127,7 +127,7 @@ impl Arriving {
     }
 }
 
-impl Drop for Arriving {
+impl Drop for RequestBody {
     fn drop(&mut self) {
         self.awaits(false);
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
@@ -208,7 +208,7 @@ impl Drop for Unwanted {
 }
 
 /// An answer's body being sent.
-pub(in crate::http) struct Outgoing {
+pub(in crate::http) struct ResponseBody {
     body: answer::Body,
     /// With HTTP/2, what is left of a piece.
     left: Bytes,
@@ -219,7 +219,7 @@ pub(in crate::http) struct Outgoing {
     context: Arc<Context>,
 }
 
-impl Outgoing {
+impl ResponseBody {
     pub(in crate::http) fn new(body: answer::Body, exchange: Exchange, context: Arc<Context>) -> Self {
         let ended = body.is_end_stream();
         Self { body, left: Bytes::new(), ended, finished: false, exchange, context }
@@ -239,7 +239,7 @@ impl Outgoing {
     }
 }
 
-impl Body for Outgoing {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -310,7 +310,7 @@ impl Body for Outgoing {
     }
 }
 
-impl Drop for Outgoing {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
         if !self.finished && self.exchange.is_aborted() {
             self.context.metrics.readers_dropped.inc();
