@@ -279,7 +279,7 @@ impl Chunk {
         AppendOutcome::At(first.records)
     }
 
-    /// The same reservation by compare-and-swap, for callers that must know the number beforehand.
+    /// Reserves by compare-and-swap, for callers that must know the number beforehand.
     fn reserve_at(&self, size: ChunkPosition, expected: u32) -> Result<u64, AppendOutcome> {
         let mut look = self.tail.load(Ordering::Relaxed);
         loop {

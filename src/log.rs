@@ -93,7 +93,7 @@ use crate::{
 };
 pub(crate) use room::MayBlock;
 use std::{
-    ops::{Bound, Range, RangeBounds},
+    ops::{Bound, RangeBounds},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -409,9 +409,8 @@ impl Log {
         append::append(&self.shared, values, None, MayBlock::Always)
     }
 
-    /// Like [`append_batch`](Self::append_batch), with values from any iterator. They are all collected, and their bytes
-    /// looked up, before anything is reserved, because nothing of the caller may run while an offset is reserved and not
-    /// written: that costs a list of the values and one of 16 bytes for each.
+    /// Like [`append_batch`](Self::append_batch), with values from any iterator. Collects all values before reserving
+    /// offsets, so that no code of the caller runs in between. This allocates a list of the values and a list of slices.
     ///
     /// # Errors
     /// As [`append_batch`](Self::append_batch).
@@ -493,7 +492,8 @@ impl Log {
         append::append(&self.shared, payloads, expected_next, MayBlock::ForNextSegment)
     }
 
-    /// The same, with values that need not be in one list, and a caller that decides what to wait for.
+    /// Like [`try_append_payloads`](Self::try_append_payloads), with values that need not be in one list, and a caller that
+    /// decides what to wait for.
     #[cfg(feature = "server")]
     pub(crate) fn try_append_values<S: AppendValues + ?Sized>(
         &self,
@@ -838,15 +838,15 @@ impl Log {
         self.close_in_place(&mut { CLOSING }, true)
     }
 
-    /// The same for one of several logs: if the disk has no room, waits for some for at most `left`, which is
-    /// reduced by the time that this took.
+    /// Like [`close`](Self::close), for one of several logs: if the disk has no room, waits for some for at most `left`,
+    /// which is reduced by the time that this took.
     #[cfg(feature = "store")]
     pub(crate) fn close_within(mut self, left: &mut Duration) -> Result<(), Error> {
         self.close_in_place(left, true)
     }
 
-    /// The same for a log that [`settles_soon`](Self::settles_soon), for callers that have other logs to serve: if there
-    /// is no room for the mark of a clean close, none is left and nothing is waited for: the next opening reads more.
+    /// Like [`close`](Self::close), for a log that [`settles_soon`](Self::settles_soon), and for callers that have other logs
+    /// to serve: if there is no room for the mark of a clean close, none is left and nothing is waited for: the next opening reads more.
     #[cfg(feature = "store")]
     pub(crate) fn close_idle(mut self) -> Result<(), Error> {
         self.close_in_place(&mut { CLOSING }, false)
@@ -897,15 +897,6 @@ const ATTEMPT: Duration = Duration::from_millis(10);
 
 /// How long a record may be only in memory while nobody waits for it.
 const LINGER: Duration = Duration::from_millis(1);
-
-/// Formats a range of offsets for people.
-fn show(range: &Range<u64>) -> String {
-    if range.end == range.start + 1 {
-        format!("offset {}", range.start)
-    } else {
-        format!("offsets {} to {}", range.start, range.end.saturating_sub(1))
-    }
-}
 
 #[cfg(all(test, not(loom)))]
 mod tests;

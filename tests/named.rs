@@ -128,6 +128,19 @@ fn every_file_has_its_place_in_the_architecture() {
     assert!(missing.is_empty(), "docs/architecture.md does not say what these files are for: {missing:?}");
 }
 
+/// What is documented before it is not shown with it: the sentence refers to nothing, or to what was put in between.
+#[test]
+fn no_documentation_begins_with_the_same() {
+    for (path, text) in source() {
+        let mut before = "";
+        for (number, line) in text.lines().map(str::trim).enumerate() {
+            let begins = !before.starts_with("///") && line.starts_with("/// The same");
+            assert!(!begins, "{}:{}: the same as what?", path.display(), number + 1);
+            before = line;
+        }
+    }
+}
+
 #[test]
 fn names_that_do_not_exist_are_found() {
     let source = [

@@ -38,14 +38,19 @@ const MAX_SCRATCH_BYTES: usize = 128 << 10;
 /// Buffers larger than this are mappings.
 const MAX_HEAP_BYTES: usize = 64 << 10;
 
-/// What memory is used for. Each purpose may use only a part of the budget, so that neither keeps out the other; and of
-/// that, grants that are not small only a part, so that they do not keep out those that are.
+/// What memory is used for. Each purpose has a cap below the whole budget, so that neither keeps out the other. Within it,
+/// larger grants have lower caps, so that small ones always find room. In sixteenths of the budget:
+///
+/// | [`Size`] of the grant | requests | answers |
+/// | --- | --- | --- |
+/// | small | 14 | 12 |
+/// | medium | 13 | 10 |
+/// | large | 12 | 8 |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Bodies being received: up to seven eighths for small ones, 13 sixteenths for medium ones, and three quarters for large
-    /// ones.
+    /// Bodies being received, or parsed.
     Request,
-    /// Answers being sent: up to three quarters, five eighths for those that are not small, and a half for large ones.
+    /// Answers being sent.
     Answer,
 }
 

@@ -236,7 +236,7 @@ impl Reading {
         Ok(self)
     }
 
-    /// Renders a new piece by [`go`](Self::go), where and when that is allowed. Returns whether it is the last piece,
+    /// Renders a new piece by [`render_some`](Self::render_some), where and when that is allowed. Returns whether it is the last piece,
     /// which includes what follows the records.
     pub(super) async fn piece(
         self,

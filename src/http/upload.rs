@@ -121,7 +121,7 @@ where
         }
     }
 
-    /// The same for a body that holds `held` bytes already: an error if it is too slow while others wait.
+    /// The next part of a body that holds `held` bytes already; an error if it is too slow while others wait.
     async fn next_in_time(&mut self, held: usize) -> Result<Option<Bytes>, Problem> {
         loop {
             let until = self.judged + PACE;

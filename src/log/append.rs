@@ -65,7 +65,7 @@ impl Appender {
     /// Like [`Log::append`](super::Log::append).
     ///
     /// # Errors
-    /// The same errors.
+    /// As [`Log::append`](super::Log::append).
     #[inline]
     pub fn append(&mut self, value: &[u8]) -> Result<u64, Error> {
         self.append_with(&[value], None, MayBlock::Always)
@@ -74,7 +74,7 @@ impl Appender {
     /// Like [`Log::append_batch`](super::Log::append_batch).
     ///
     /// # Errors
-    /// The same errors.
+    /// As [`Log::append_batch`](super::Log::append_batch).
     #[inline]
     pub fn append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
         self.append_with(values, None, MayBlock::Always)
@@ -83,7 +83,7 @@ impl Appender {
     /// Like [`Log::try_append`](super::Log::try_append).
     ///
     /// # Errors
-    /// The same errors.
+    /// As [`Log::try_append`](super::Log::try_append).
     #[inline]
     pub fn try_append(&mut self, value: &[u8]) -> Result<u64, Error> {
         self.append_with(&[value], None, MayBlock::ForNextSegment)
@@ -92,7 +92,7 @@ impl Appender {
     /// Like [`Log::try_append_batch`](super::Log::try_append_batch).
     ///
     /// # Errors
-    /// The same errors.
+    /// As [`Log::try_append_batch`](super::Log::try_append_batch).
     #[inline]
     pub fn try_append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
         self.append_with(values, None, MayBlock::ForNextSegment)
@@ -101,7 +101,7 @@ impl Appender {
     /// Like [`Log::append_batch_if`](super::Log::append_batch_if).
     ///
     /// # Errors
-    /// The same errors.
+    /// As [`Log::append_batch_if`](super::Log::append_batch_if).
     pub fn append_batch_if(&mut self, expected_next: u64, values: &[&[u8]]) -> Result<u64, Error> {
         self.append_with(values, Some(expected_next), MayBlock::Always)
     }

@@ -122,7 +122,7 @@ impl Options {
         self.clone().checked().map(drop)
     }
 
-    /// The same; rounds what can be rounded.
+    /// These options, with what can be rounded rounded; an error if no log can be opened with them.
     pub(super) fn checked(mut self) -> Result<Self, Error> {
         let bad = |reason: String| Err(Error::BadOptions { reason });
         if !CAPACITIES.contains(&self.segment_bytes) {

@@ -304,7 +304,7 @@ impl Shared {
         }
     }
 
-    /// The same by these segments; `None` if they must be looked up again.
+    /// Where the record at `offset` is read from, by these segments; `None` if they must be looked up again.
     pub(super) fn source_in(&self, chain: &Arc<Chain>, offset: u64) -> Result<Option<ReadSource>, Error> {
         let trimmed = |first| Error::Trimmed { offset, first };
         let Some(segment) = chain.locate(offset) else { return Err(trimmed(chain.first())) };
@@ -435,7 +435,7 @@ impl Reader {
     /// Reads the record at `offset`, like [`Log::read`](super::Log::read); the reader continues after it.
     ///
     /// # Errors
-    /// The same as [`read_next`](Self::read_next).
+    /// As [`read_next`](Self::read_next).
     #[inline]
     pub fn read(&mut self, offset: u64) -> Result<Option<RecordRef<'_>>, Error> {
         self.next = offset;
@@ -462,7 +462,7 @@ impl Reader {
     /// if there is no visible record yet.
     ///
     /// # Errors
-    /// The same as [`read_next`](Self::read_next).
+    /// As [`read_next`](Self::read_next).
     pub(crate) fn peek(&mut self) -> Result<Option<Ahead>, Error> {
         let offset = self.next;
         if !self.has_source_of(offset)? {
@@ -497,7 +497,7 @@ impl Reader {
     /// Reads the next record alone, without reading ahead; the reader continues after it.
     ///
     /// # Errors
-    /// The same as [`read_next`](Self::read_next).
+    /// As [`read_next`](Self::read_next).
     pub(crate) fn read_one(&mut self) -> Result<Option<Record>, Error> {
         let offset = self.next;
         if !self.has_source_of(offset)? {

@@ -58,9 +58,11 @@ impl Trimmer {
 
 impl Log {
     /// Ends the segment that is being written, and returns the offset at which the next one begins: that of the next
-    /// record. Waits until everything before it is durable, and sealed. So [`trim`](Self::trim) to this offset drops
-    /// everything before, once a record behind it is durable: a checkpoint rolls, appends what says where it is, waits for
-    /// that, and trims. Each call makes a segment, unless the last one has no record.
+    /// record. Waits until everything before it is durable, and sealed. Each call makes a segment, unless the last one has
+    /// no record.
+    ///
+    /// To checkpoint: call `roll`, append a record that describes the checkpoint, wait until it is durable, then
+    /// [`trim`](Self::trim) to the returned offset.
     ///
     /// # Errors
     /// As [`append`](Self::append), and as [`wait_durable`](Self::wait_durable).
@@ -82,9 +84,10 @@ impl Log {
     }
 
     /// Drops whole segments whose records are all below `before`, and returns the first offset that is left. Durable on
-    /// return. The segment being written is never dropped; the last one that has records on the disk, only if the segment
-    /// after it has its file already, as it has after opening, and after [`retain`](Self::retain). Readers that hold records
-    /// keep them.
+    /// return. Readers that hold records keep them.
+    ///
+    /// Never drops the segment being written. Drops the last segment with records only if its successor's file exists, as it
+    /// does after opening or [`retain`](Self::retain).
     ///
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
@@ -134,7 +137,7 @@ impl Shared {
         }
     }
 
-    /// The same, for callers that have other logs to serve: a longer trim continues by itself.
+    /// Like [`trim`](Self::trim), for callers that have other logs to serve: a longer trim continues by itself.
     #[cfg(feature = "store")]
     pub(super) fn trim_soon(&self, before: u64) -> Result<u64, Error> {
         if self.trims_itself() {

@@ -17,7 +17,7 @@ const FIXED: usize = 64;
 const CRC: std::ops::Range<usize> = 28..32;
 /// Where the label is.
 pub(in crate::chunk) const LABEL: std::ops::Range<usize> = 64..108;
-/// The same in the format of segments without a secret.
+/// Where the label is in the format of segments without a secret.
 pub(super) const LABEL_1: std::ops::Range<usize> = 64..92;
 /// Where the frame that precedes the segment is noted.
 pub(in crate::chunk) const PREDECESSOR_AT: usize = 112;

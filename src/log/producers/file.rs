@@ -272,8 +272,9 @@ impl Log {
         if self.has_changed(&file) { self.save(&mut file, MayBlock::Always) } else { Ok(()) }
     }
 
-    /// The same if it is time for that, for callers that have other logs to serve: not while another thread does this, or
-    /// while the disk makes no progress. The larger the file, the longer the time; the more was appended, the shorter.
+    /// Like [`save_producers`](Self::save_producers), if it is time for that, for callers that have other logs to serve: not
+    /// while another thread does this, or while the disk makes no progress. The larger the file, the longer the time; the
+    /// more was appended, the shorter.
     pub(crate) fn save_producers_soon(&self) {
         let Ok(mut file) = self.shared.producers.file_for(MayBlock::Never) else { return };
         if self.are_due(&file) {

@@ -85,7 +85,7 @@ fn waiting(which: Operation, nth: usize) -> (Arc<Gate>, mpsc::Sender<()>, mpsc::
     waiting_on(&Sim::new(1), which, nth)
 }
 
-/// The same, with this disk behind it.
+/// Like [`waiting`], with this disk behind it.
 fn waiting_on(sim: &Sim, which: Operation, nth: usize) -> (Arc<Gate>, mpsc::Sender<()>, mpsc::Receiver<()>) {
     let ((go, wait), (tell, told)) = (mpsc::channel::<()>(), mpsc::channel());
     let state = Mutex::new((0, wait));

@@ -237,7 +237,7 @@ enum Resumed {
     Active(Arc<Active>, Claim),
     /// It was sealed: there is no memory for its chunk.
     Sealed(Footer),
-    /// The same, and it has no records: another segment takes its place, and its file name.
+    /// There is no memory for its chunk, and it has no records: another segment takes its place, and its file name.
     Replaced,
 }
 

@@ -94,7 +94,7 @@ fn chunks_that_are_on_the_disk_make_room_for_those_that_are_not() {
     assert_eq!(lost_by_a_kill(&sim, log, &options), 0);
 }
 
-/// The same, where they are another log's.
+/// So did the chunks of sealed segments of another log.
 #[test]
 fn chunks_of_other_logs_that_are_on_the_disk_make_room_for_those_that_are_not() {
     const SIZE: u64 = 16 << 10;

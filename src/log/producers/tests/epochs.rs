@@ -193,7 +193,7 @@ fn batches_that_arrive_while_an_epoch_is_written_are_stored_and_included_in_its_
     assert!(again.epoch > opened.epoch);
 }
 
-/// The same, while a producer sends as fast as it can: what was accepted of it is what the next one is told.
+/// While an epoch is written, its producer sends as fast as it can: what was accepted of it is what the next one is told.
 #[test]
 fn what_is_stored_of_an_epoch_until_the_next_one_begins_is_what_that_is_told() {
     let sim = Sim::new(1);

@@ -43,7 +43,7 @@ fn the_first_producers_file_covers_only_what_is_durable() {
     }
 }
 
-/// The same, if a program wrote the file without waiting.
+/// A program may have written the file without waiting until what it covers was durable.
 #[test]
 fn a_producers_file_that_is_ahead_of_the_log_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();

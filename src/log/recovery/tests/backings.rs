@@ -48,7 +48,7 @@ fn a_torn_end_does_not_come_back_from_the_backing() {
     }
 }
 
-/// The same, with records in the next segment that were acknowledged in memory (`r11`).
+/// A torn end is followed by records in the next segment that were acknowledged in memory (`r11`).
 #[test]
 fn records_acknowledged_in_memory_are_not_displaced_by_a_torn_end() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();

@@ -50,7 +50,7 @@ fn the_successor_of_an_empty_chunk_becomes_active() {
     }
 }
 
-/// The same end to end: the flusher has not had its turn when the process is killed.
+/// The first batch is larger than the empty chunk, and the process is killed before the flusher has had its turn.
 #[test]
 fn first_large_batch_then_kill() {
     let mut lost = 0;
