@@ -26,7 +26,7 @@ mod tail;
 
 pub use crate::{
     api::{CursorInfo, LogInfo},
-    settings::{LogSettings, Values},
+    settings::{LogSettings, ValueError, Values},
     start::StartAt,
 };
 pub use cursor::Cursor;

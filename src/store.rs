@@ -39,7 +39,7 @@ use std::{
 };
 
 pub use crate::name::NAME_BYTES;
-pub use crate::settings::{LogSettings, Values};
+pub use crate::settings::{LogSettings, ValueError, Values};
 pub use error::Error;
 pub use options::StoreOptions;
 

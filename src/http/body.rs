@@ -99,7 +99,7 @@ pub(super) async fn with_permit<T: Send + 'static>(
         tracing::warn!(%error, "cannot start a thread for a large body");
         return Err(Problem::no_permit());
     }
-    result.await.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
+    result.await.map_err(|_| Problem::unexpected())
 }
 
 /// By how much a thread yields (`nice`): if there are more threads than processors, 5 leaves it a third of the time

@@ -132,16 +132,7 @@ pub(super) async fn post(
 
 /// Refuses a value that the log's settings do not accept.
 fn check(value: &[u8], settings: &LogSettings) -> Result<(), Problem> {
-    if let Some(most) = settings.record_bytes.filter(|&most| value.len() as u64 > most) {
-        let detail = format!("the record has {} bytes, over this log's limit of {most}", value.len());
-        return Err(Problem::new(Code::RecordTooLarge, detail));
-    }
-    if settings.values == Values::Json {
-        formats::check_json(value).map_err(|error| {
-            Problem::new(Code::NotJson, format!("this log takes JSON only, and the value is not: {error}"))
-        })?;
-    }
-    Ok(())
+    settings.check_value(value, false).map_err(|error| Problem::refused_value(&error, &error))
 }
 
 /// Decodes the value in a body; returns it with its part of the budget.

@@ -14,7 +14,6 @@ use super::{
     waited::WaitedLogs,
 };
 use crate::{
-    Code,
     log::{Durability, Error, MayBlock},
     store::{self, LogSettings, OpenLog, Store},
 };
@@ -165,7 +164,7 @@ impl Context {
     ) -> Result<T, Problem> {
         let store = Arc::clone(&self.store);
         let done = tokio::task::spawn_blocking(move || run(&store)).await;
-        done.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
+        done.map_err(|_| Problem::unexpected())
     }
 
     /// Runs something that may take long for the log of this name, with a permit and off the runtime's thread; it runs to
@@ -202,7 +201,7 @@ impl Context {
                 drop(done.send(run()));
             }
         });
-        result.await.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
+        result.await.map_err(|_| Problem::unexpected())
     }
 
     /// Appends values of this [`cost`]: what takes more than a moment, off the runtime's thread. `append` is

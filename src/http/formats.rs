@@ -18,12 +18,12 @@ use crate::{
     chunk::AppendValues,
     frame::JSON,
     log::{Head, RecordRef},
+    settings::{LogSettings, Values, check_json},
     wire::{self, AnswerFrame, AppendFrame},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use hyper::header::{ACCEPT, HeaderMap};
-use serde::de::IgnoredAny;
 use std::io::Write;
 
 macro_rules! formats {
@@ -244,10 +244,10 @@ impl DecodedBatch {
         self.bytes
     }
 
-    /// Refuses what a log with these settings does not accept. `json_only`: every value must be JSON, and is marked as
-    /// JSON. `most`: the most bytes of a record.
-    pub(super) fn check(&mut self, json_only: bool, most: Option<u64>) -> Result<(), Problem> {
-        if !json_only && most.is_none() {
+    /// Refuses what a log with these settings does not accept. If it accepts only JSON, every value is marked as JSON.
+    pub(super) fn check(&mut self, settings: &LogSettings) -> Result<(), Problem> {
+        let json_only = settings.values == Values::Json;
+        if !json_only && settings.record_bytes.is_none() {
             return Ok(());
         }
         let (mut n, mut refused) = (0, None);
@@ -256,18 +256,15 @@ impl DecodedBatch {
             if refused.is_some() {
                 return;
             }
-            if let Some(most) = most.filter(|&most| bytes.len() as u64 > most) {
-                let length = bytes.len();
-                let detail =
-                    format!("record {n} of the body has {length} bytes, over this log's limit of {most}");
-                refused = Some(Problem::new(Code::RecordTooLarge, detail));
-            } else if json_only && flags & JSON == 0 {
-                refused = check_json(bytes).err().map(|error| {
-                    let detail = format!("this log takes JSON only, and record {n} is not: {error}");
-                    Problem::new(Code::NotJson, detail)
-                });
-            }
-            refused = refused.take().map(|problem| problem.with(|numbers| numbers.record = Some(n)));
+            let checked = if flags & JSON == 0 {
+                settings.check_value(bytes, false)
+            } else {
+                settings.check_length(bytes) // that it is JSON was checked when the body was parsed
+            };
+            refused = checked.err().map(|error| {
+                let problem = Problem::refused_value(&error, format_args!("record {n} of the body: {error}"));
+                problem.with(|numbers| numbers.record = Some(n))
+            });
         });
         self.json |= json_only;
         refused.map_or(Ok(()), Err)
@@ -339,11 +336,6 @@ fn lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
 /// The lines that are not blank.
 fn json_lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     lines(body).filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
-}
-
-pub(super) fn check_json(value: &[u8]) -> Result<(), String> {
-    let text = std::str::from_utf8(value).map_err(|error| error.to_string())?;
-    serde_json::from_str::<IgnoredAny>(text).map(drop).map_err(|error| error.to_string())
 }
 
 /// Refuses frames that are incomplete or, if JSON is to be `checked`, whose values marked as JSON are not JSON.
@@ -532,7 +524,7 @@ mod tests {
         let grant = Memory::new(1 << 30).grant(Purpose::Request);
         let batch = parse(format, Bytes::copy_from_slice(body), SegmentRoom::new(1 << 30), grant);
         let mut batch = batch.map_err(|problem| problem.to_string())?;
-        batch.check(false, None).map_err(|problem| problem.to_string())?;
+        batch.check(&LogSettings::default()).map_err(|problem| problem.to_string())?;
         let mut records = Vec::new();
         batch.each(|bytes, flags| records.push((bytes.to_vec(), flags & JSON != 0)));
         assert_eq!(batch.records(), records.len() as u64);

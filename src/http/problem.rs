@@ -5,7 +5,7 @@ use crate::{
     Code,
     api::{ProblemDocument, ProblemNumbers},
     log::Error,
-    store::{self, OpenLog},
+    store::{self, OpenLog, ValueError},
 };
 use hyper::{
     Response, StatusCode,
@@ -125,6 +125,18 @@ impl Problem {
     pub(super) fn method_not_allowed(allowed: &'static str) -> Self {
         let problem = Self::new(Code::MethodNotAllowed, format!("use one of: {allowed}"));
         Self { allowed: Some(allowed), ..problem }
+    }
+
+    /// What was to make the answer has ended without one: it has panicked.
+    pub(super) fn unexpected() -> Self {
+        Self::new(Code::Internal, "the request failed unexpectedly")
+    }
+
+    /// A log does not take a value.
+    pub(super) fn refused_value(error: &ValueError, detail: impl Display) -> Self {
+        let code =
+            if matches!(error, ValueError::NotJson { .. }) { Code::NotJson } else { Code::RecordTooLarge };
+        Self::new(code, detail)
     }
 
     /// The disk is behind.

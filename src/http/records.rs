@@ -19,7 +19,7 @@ use crate::{
     Code, LogId, PRODUCER_MARK_BYTES,
     api::Appended,
     log::{Error, MayBlock, Produced, ProducerBatch, Record, check_producer_id},
-    store::{LogSettings, OpenLog, Store, Values},
+    store::{LogSettings, OpenLog, Store},
 };
 use hyper::{
     Request, Response, StatusCode,
@@ -138,7 +138,7 @@ pub(super) async fn append(
     if *log.settings() != settings {
         // Another log has taken the name meanwhile.
         let settings = log.settings().clone();
-        let checked = move || check(&mut batch, &settings).map(|()| batch);
+        let checked = move || batch.check(&settings).map(|()| batch);
         batch = Box::pin(body::with_permit(context, asker.share, Work::of(cost), checked)).await??;
     }
     if producer.is_some() {
@@ -215,7 +215,7 @@ async fn take_apart(
             return Ok::<_, Problem>(None);
         };
         let mut batch = formats::parse(format, decoded, room, grant())?;
-        check(&mut batch, &settings)?;
+        batch.check(&settings)?;
         Ok(Some(batch))
     });
     loop {
@@ -230,10 +230,6 @@ async fn take_apart(
             None => work = work.next(),
         }
     }
-}
-
-fn check(batch: &mut DecodedBatch, settings: &LogSettings) -> Result<(), Problem> {
-    batch.check(settings.values == Values::Json, settings.record_bytes)
 }
 
 /// The entity tag of a record.
