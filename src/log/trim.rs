@@ -5,12 +5,12 @@ use crate::{
     segment::{Segment, file},
     sync::{Arc, Mutex, lock, try_lock},
 };
-use crossbeam::channel::RecvTimeoutError;
+use crossbeam::channel::{Receiver, RecvTimeoutError};
 use std::{collections::VecDeque, io, time::Duration};
 #[cfg(feature = "store")]
 use {
     super::{ATTEMPT, ATTEMPTS, room::MayBlock},
-    crossbeam::channel::{Receiver, TryRecvError},
+    crossbeam::channel::TryRecvError,
 };
 
 /// Files that are removed at once: in between, the maintenance task does its other work.
@@ -126,15 +126,26 @@ impl Shared {
         self.writable()?;
         let (answer, answered) = crossbeam::channel::bounded(1);
         self.roll.trim(before, answer);
-        loop {
+        let trimmed = self.await_trim(&answered, std::iter::repeat(Duration::from_millis(100)))?;
+        trimmed.ok_or(Error::Closed) // it waits for ever
+    }
+
+    /// Waits for the answer of the maintenance task, for these pauses together; `None` if there is none by then.
+    fn await_trim(
+        &self,
+        answered: &Receiver<Result<u64, Error>>,
+        pauses: impl Iterator<Item = Duration>,
+    ) -> Result<Option<u64>, Error> {
+        for pause in pauses {
             self.env.maintenance.help();
-            match answered.recv_timeout(Duration::from_millis(100)) {
-                Ok(trimmed) => return trimmed,
+            match answered.recv_timeout(pause) {
+                Ok(trimmed) => return trimmed.map(Some),
                 // Perhaps nothing is left that answers.
                 Err(RecvTimeoutError::Timeout) => self.writable()?,
                 Err(RecvTimeoutError::Disconnected) => return self.writable().and(Err(Error::Closed)),
             }
         }
+        Ok(None)
     }
 
     /// Like [`trim`](Self::trim), for callers that have other logs to serve: a longer trim continues by itself.
@@ -152,13 +163,8 @@ impl Shared {
         }
         let (answer, answered) = crossbeam::channel::bounded(1);
         self.roll.trim(before, answer);
-        for _ in 0..ATTEMPTS {
-            self.env.maintenance.help();
-            match answered.recv_timeout(ATTEMPT) {
-                Ok(trimmed) => return trimmed,
-                Err(RecvTimeoutError::Timeout) => self.writable()?,
-                Err(RecvTimeoutError::Disconnected) => return self.writable().and(Err(Error::Closed)),
-            }
+        if let Some(first) = self.await_trim(&answered, std::iter::repeat_n(ATTEMPT, ATTEMPTS as usize))? {
+            return Ok(first);
         }
         *unanswered = Some(answered);
         Err(Error::WouldBlock)
