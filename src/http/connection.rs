@@ -32,6 +32,7 @@
 mod eviction;
 mod exchange;
 mod pace;
+mod since;
 mod stream;
 
 use super::{
@@ -43,6 +44,7 @@ use crate::{reports::Rarely, sync::lock};
 use eviction::{Doing, LEAST, eviction_rank, moves};
 pub(super) use exchange::{Exchange, RequestBody, ResponseBody};
 use pace::Pace;
+use since::Since;
 use std::{
     collections::HashMap,
     io,
@@ -238,8 +240,8 @@ pub(super) struct Connection {
 /// Whether the client takes what it is sent.
 #[derive(Default)]
 struct Sending {
-    /// Since when the system has taken nothing of what is to be sent, plus one; 0 while it takes data.
-    stuck: AtomicU64,
+    /// Since when the system has taken nothing of what is to be sent; none while it takes data.
+    stuck: Since,
     /// What was last observed about that.
     sample: Mutex<UnsentSample>,
     /// The addresses by which the system is asked about it.
@@ -249,8 +251,8 @@ struct Sending {
 /// What is known only of connections with HTTP/1, where one request is served at a time.
 #[derive(Default)]
 struct Http1 {
-    /// Since when the client has had its sending side closed, plus one, or 0; and the task that waits for more from it.
-    ended: AtomicU64,
+    /// Since when the client has had its sending side closed; and the task that waits for more from it.
+    ended: Since,
     reader: Mutex<Option<Waker>>,
     pace: Pace,
     /// Whether the request in flight lacks a part of its body; and whether its answer has begun.
@@ -278,7 +280,7 @@ struct Http2 {
 /// How many bytes had not been sent at a point in time, while the connection had been stuck since another.
 #[derive(Debug, Clone, Copy, Default)]
 struct UnsentSample {
-    stuck: u64,
+    stuck: Option<u64>,
     at: u64,
     unsent: u64,
 }
@@ -357,19 +359,17 @@ impl Connection {
     /// Records how much the system has taken of what it was given; `None` if it takes nothing.
     pub(super) fn taken(&self, bytes: Option<u64>) {
         if let Some(bytes) = bytes {
-            self.sending.stuck.store(0, Ordering::Relaxed);
+            self.sending.stuck.clear();
             self.http1.pace.took(bytes);
         } else {
-            let now = self.all.now() + 1;
-            let _ = self.sending.stuck.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed); // since the first time
+            self.sending.stuck.set_first(self.all.now());
         }
     }
 
     /// A client counts as given up if the system gave it up, or if it disappears after it has taken nothing for a
     /// while; otherwise it has left of its own accord.
     pub(super) fn failed(&self, error: &io::Error) {
-        let stuck = self.sending.stuck.load(Ordering::Relaxed);
-        let slow = stuck > 0 && self.all.now() + 1 >= stuck + SLOW;
+        let slow = self.sending.stuck.get().is_some_and(|since| self.all.now() >= since + SLOW);
         if slow || error.kind() == io::ErrorKind::TimedOut {
             self.aborted.store(true, Ordering::Relaxed);
         }
@@ -383,8 +383,7 @@ impl Connection {
             && !self.http1.body_incomplete.load(Ordering::Relaxed)
             && !self.http1.is_endless.load(Ordering::Relaxed);
         if waits {
-            let now = self.all.now() + 1;
-            let _ = self.http1.ended.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed); // since the first time
+            self.http1.ended.set_first(self.all.now());
             *lock(&self.http1.reader) = Some(reader.clone());
         }
         waits
@@ -392,19 +391,19 @@ impl Connection {
 
     /// Whether the connection has a request in flight, or an answer that has not been taken completely.
     fn is_busy(&self) -> bool {
-        self.requests.load(Ordering::Relaxed) > 0 || self.sending.stuck.load(Ordering::Relaxed) > 0
+        self.requests.load(Ordering::Relaxed) > 0 || self.sending.stuck.is_set()
     }
 
     /// A body does not continue: if the client has closed its sending side, the body is incomplete.
     fn note_incomplete_body(&self) {
-        if self.http1.ended.load(Ordering::Relaxed) > 0 {
+        if self.http1.ended.is_set() {
             self.http1.body_incomplete.store(true, Ordering::Relaxed);
             self.wake_reader();
         }
     }
 
     fn wake_reader(&self) {
-        if self.http1.ended.load(Ordering::Relaxed) > 0
+        if self.http1.ended.is_set()
             && let Some(reader) = lock(&self.http1.reader).take()
         {
             reader.wake();
@@ -446,7 +445,7 @@ impl Connection {
             Doing::Nothing
         } else if self.awaited.load(Ordering::Relaxed) > 0 {
             Doing::Sends
-        } else if self.sending.stuck.load(Ordering::Relaxed) > 0 || self.has_stuck_stream() {
+        } else if self.sending.stuck.is_set() || self.has_stuck_stream() {
             Doing::Takes
         } else if self.is_busy() && self.share.listening() < self.requests.load(Ordering::Relaxed) {
             Doing::Waits
@@ -491,12 +490,10 @@ impl Connection {
         if self.takes_nothing(now, body_time) {
             return self.abort("it takes nothing");
         }
-        let ended = self.http1.ended.load(Ordering::Relaxed);
-        let since = ended.max(self.touched.load(Ordering::Relaxed)); // the request may be one of several sent at once
-        if ended > 0
-            && !self.http1.response_started.load(Ordering::Relaxed)
-            && now.saturating_sub(since) > LAST_ANSWER
-        {
+        // The request may be one of several that were sent at once.
+        let since = |ended: u64| ended.max(self.touched.load(Ordering::Relaxed));
+        let left = self.http1.ended.get().is_some_and(|ended| now.saturating_sub(since(ended)) > LAST_ANSWER);
+        if left && !self.http1.response_started.load(Ordering::Relaxed) {
             self.task.get().inspect(|task| task.abort()); // it has left of its own accord
             return;
         }
@@ -523,9 +520,9 @@ impl Connection {
     /// Whether the client has taken nothing, or almost nothing, for longer than it may. The system takes more from us
     /// only when it has delivered much of what it has: what a slow client takes in between shows in how much is left.
     fn takes_nothing(&self, now: u64, body_time: u64) -> bool {
-        let stuck = self.sending.stuck.load(Ordering::Relaxed);
-        let time = now + 1 - stuck.min(now + 1);
-        if stuck == 0 || time < SLOW.min(body_time / 4) {
+        let stuck = self.sending.stuck.get();
+        let time = stuck.map_or(0, |since| now.saturating_sub(since));
+        if stuck.is_none() || time < SLOW.min(body_time / 4) {
             return false;
         }
         let mut sample = lock(&self.sending.sample);

@@ -184,6 +184,40 @@ impl Context {
         self.blocking(run).await
     }
 
+    /// Runs something that may take long for a log that is open, as [`for_log`](Self::for_log) does. The log stays open
+    /// meanwhile.
+    pub(super) async fn on_log<T: Send + 'static>(
+        &self,
+        share: &ConnectionShare,
+        log: &Arc<OpenLog>,
+        run: impl FnOnce(&OpenLog) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let at = Arc::clone(log);
+        let done = self.for_log(share, log.name(), move |_, _| run(&at)).await?;
+        done.map_err(Problem::of_log(log))
+    }
+
+    /// Attempts something, as [`on_log`](Self::on_log) does, until it is done: an attempt that comes too early says how long
+    /// to wait for the next one, which is done without the permit.
+    pub(super) async fn on_log_in_time<T: Send + 'static>(
+        &self,
+        share: &ConnectionShare,
+        log: &Arc<OpenLog>,
+        attempt: impl Fn(&OpenLog) -> Result<Result<T, Error>, Duration> + Clone + Send + 'static,
+    ) -> Result<T, Problem> {
+        loop {
+            let attempt = attempt.clone();
+            let once = move |log: &OpenLog| match attempt(log) {
+                Ok(done) => done.map(Ok),
+                Err(pause) => Ok(Err(pause)),
+            };
+            match self.on_log(share, log, once).await? {
+                Ok(done) => return Ok(done),
+                Err(pause) => tokio::time::sleep(pause).await,
+            }
+        }
+    }
+
     /// Runs something that only its client needs off the runtime's thread, with a permit; not at all if
     /// the client is gone by then.
     pub(super) async fn for_client<T: Send + 'static>(
@@ -240,7 +274,7 @@ impl Context {
         {
             self.acknowledged(log, last, None).await?;
         }
-        done.map_err(|error| Problem::from(error).of(log))
+        done.map_err(Problem::of_log(log))
     }
 
     /// Waits until an append whose last record is at `offset` may be answered.
@@ -258,7 +292,7 @@ impl Context {
             Ack::Durable => {
                 let _waiting = self.metrics.waiting(); // also counted down if the client leaves meanwhile
                 let done = self.waiters.durable(log, offset).await;
-                done.map_err(|error| Problem::from(error).of(log))
+                done.map_err(Problem::of_log(log))
             }
             Ack::Memory => {
                 // Until earlier appends are copied: mostly they are, but a batch of many MiB takes milliseconds.

@@ -10,10 +10,10 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    Code, Cursor, Error,
+    Code, Cursor,
     api::{CursorInfo, CursorPosition, CursorsInfo},
     log::CursorCondition,
-    store::{OpenLog, Store},
+    store::OpenLog,
 };
 use hyper::{Request, StatusCode};
 use std::sync::Arc;
@@ -36,7 +36,7 @@ async fn find(
 
 /// The offset of a cursor that must exist.
 pub(super) fn offset_of(log: &OpenLog, cursor: &Cursor) -> Result<u64, Problem> {
-    let offset = cursor.offset().map_err(|error| Problem::from(error).of(log))?;
+    let offset = cursor.offset().map_err(Problem::of_log(log))?;
     offset.ok_or_else(|| {
         let detail = format!("the log has no cursor {:?}; set it first", cursor.name());
         Problem::new(Code::CursorNotFound, detail)
@@ -67,7 +67,7 @@ pub(super) async fn list(
     params::none(&request)?;
     drop(request);
     let log = context.log(share, log).await?;
-    let all = log.cursors().map_err(|error| Problem::from(error).of(&log))?;
+    let all = log.cursors().map_err(Problem::of_log(&log))?;
     let cursors = all.iter().map(|(name, &offset)| info(&log, name, offset)).collect();
     Ok(json_of(full(context.memory.hold_answer(json_text(&CursorsInfo { cursors }))?)))
 }
@@ -119,9 +119,7 @@ pub(super) async fn remove_all(
     params::none(&request)?;
     drop(request);
     let log = context.log(share, log).await?;
-    let at = Arc::clone(&log);
-    let done = context.for_log(share, log.name(), move |_: &Store, _: &str| at.remove_cursors()).await?;
-    done.map_err(|error| Problem::from(error).of(&log))?;
+    context.on_log(share, &log, |log| log.remove_cursors()).await?;
     Ok(no_content())
 }
 
@@ -148,18 +146,7 @@ async fn change(
     to: Option<u64>,
     condition: CursorCondition,
 ) -> Result<Option<u64>, Problem> {
-    let of_log = |error: Error| Problem::from(error).of(log);
     // In the list before it has the permit: whoever has that makes this change as well. It leaves the list with its client.
-    let asked = Arc::new(cursor.ask_for_change(to, condition).map_err(of_log)?);
-    loop {
-        let (at, cursor, asked) = (Arc::clone(log), cursor.clone(), Arc::clone(&asked));
-        let attempt = move |_: &Store, _: &str| {
-            let _at = at; // so that the log is not closed meanwhile
-            cursor.change_in_time(&asked)
-        };
-        match context.for_log(share, log.name(), attempt).await? {
-            Ok(changed) => return changed.map_err(of_log),
-            Err(pause) => tokio::time::sleep(pause).await, // without the permit
-        }
-    }
+    let asked = Arc::new(cursor.ask_for_change(to, condition).map_err(Problem::of_log(log))?);
+    context.on_log_in_time(share, log, move |_| cursor.change_in_time(&asked)).await
 }

@@ -4,14 +4,13 @@
 
 use super::{
     context::{Asker, Context},
-    memory::{Grant, Purpose, UNQUEUED_BYTES},
+    memory::{Grant, Purpose, UNQUEUED_BYTES, UsedUp},
     permits::{ConnectionShare, Kind},
     place::{Made, Place, Wants, elsewhere},
     problem::Problem,
 };
 use crate::{
     log::{Head, Reader, Record},
-    pauses::doubled,
     store::OpenLog,
 };
 use bytes::Bytes;
@@ -21,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often a request that waits for memory asks for it: at first, and after a while.
+/// How often a request that waits for memory asks for it: at first, and after a while, because thousands may wait.
 const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(320);
 
 /// How long a large answer asks for memory before others in line have their turn, which may need less.
@@ -95,7 +94,8 @@ async fn covered(
     patience: Duration,
 ) -> Result<Grant, Problem> {
     if bytes <= UNQUEUED_BYTES {
-        return asked_for(&mut grant, bytes, patience).await.map(|()| grant);
+        grant.cover_within(bytes, patience, &ASK).await?;
+        return Ok(grant);
     }
     if bytes <= 4 * UNQUEUED_BYTES && grant.cover(bytes).is_ok() {
         return Ok(grant);
@@ -107,25 +107,14 @@ async fn covered(
     loop {
         let left = patience.saturating_sub(begun.elapsed());
         let _turn = context.permits.acquire(Kind::Memory, share, left).await?;
-        match asked_for(&mut grant, bytes, TURN.min(left)).await {
-            Err(_) if begun.elapsed() < patience => {} // to the end of the line
-            done => return done.map(|()| grant),
+        match grant.cover_within(bytes, TURN.min(left), &ASK).await {
+            Err(UsedUp) if begun.elapsed() < patience => {} // to the end of the line
+            covered => {
+                covered?;
+                return Ok(grant);
+            }
         }
     }
-}
-
-/// Asks for memory of `bytes` until there is some, or patience ends. There is no queue: a request takes what it needs as
-/// soon as that is free, so that one that needs much does not delay those that need little.
-async fn asked_for(grant: &mut Grant, bytes: usize, patience: Duration) -> Result<(), Problem> {
-    let (begun, mut pause) = (Instant::now(), *ASK.start());
-    while let Err(used_up) = grant.cover(bytes) {
-        if begun.elapsed() >= patience {
-            return Err(used_up.into());
-        }
-        tokio::time::sleep(pause).await;
-        pause = doubled(pause, &ASK); // thousands may wait
-    }
-    Ok(())
 }
 
 /// Returns the record at `offset`, and what `render` makes of it; `bytes` computes the size of that from the size of

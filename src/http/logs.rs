@@ -108,7 +108,6 @@ pub(super) async fn trim(
     let log = context.log(share, name).await?;
     let bytes = body::read_small(body, context, share).await?;
     let Trim { before } = object::parse(&bytes, r#"{"before":0}"#)?;
-    let trim = move |_: &Store, _: &str| log.trim(before).map_err(|error| Problem::from(error).of(&log));
-    let first_offset = context.for_log(share, name, trim).await??;
+    let first_offset = context.on_log(share, &log, move |log| log.trim(before)).await?;
     Ok(json(&Trimmed { first_offset }))
 }

@@ -84,6 +84,11 @@ impl Problem {
         }
     }
 
+    /// What an error of this log is for clients: see [`of`](Self::of).
+    pub(super) fn of_log(log: &OpenLog) -> impl Fn(Error) -> Self {
+        move |error| Self::from(error).of(log)
+    }
+
     /// Whether the cause is a lack of memory, permits or streams: clients can cause it as often as they like.
     pub(super) fn is_overload(&self) -> bool {
         self.code == Code::Overloaded

@@ -11,7 +11,7 @@ use crate::{
     Code, Error, OpenedProducer, ProducerState,
     api::{BegunEpoch, EarlierBatch, EarlierEpoch, ProducerInfo},
     log::{self, check_producer_id},
-    store::{OpenLog, Store},
+    store::OpenLog,
 };
 use hyper::Request;
 use percent_encoding::percent_decode_str;
@@ -60,17 +60,8 @@ pub(super) async fn open(
     let id = id_in(id)?;
     let log = context.log_to_append(share, name).await?;
     // In the list before it has the permit: whoever has that begins this epoch as well. It leaves the list with its client.
-    let asked = log.ask_for_epoch(&id).map_err(|error| Problem::from(error).of(&log))?;
-    let asked = Arc::new(asked);
-    let begun = loop {
-        let (at, asked) = (Arc::clone(&log), Arc::clone(&asked));
-        let attempt = move |_: &Store, _: &str| at.begin_epoch_in_time(&asked);
-        match context.for_log(share, log.name(), attempt).await? {
-            Ok(begun) => break begun,
-            Err(pause) => tokio::time::sleep(pause).await, // without the permit
-        }
-    };
-    let begun = begun.map_err(|error| Problem::from(error).of(&log))?;
+    let asked = Arc::new(log.ask_for_epoch(&id).map_err(Problem::of_log(&log))?);
+    let begun = context.on_log_in_time(share, &log, move |log| log.begin_epoch_in_time(&asked)).await?;
     Ok(opened(&log, id, begun))
 }
 
@@ -87,12 +78,11 @@ pub(super) async fn describe(
     let id = id_in(id)?;
     let log = context.log(share, name).await?;
     let state = if !log.producers_are_busy() && log.knows_producers() {
-        log.producer(&id).map_err(|error| Problem::from(error).of(&log))?
+        log.producer(&id).map_err(Problem::of_log(&log))?
     } else {
         // Off the runtime's thread, because that reads from the disk, or waits for a batch that is being copied.
-        let (at, id) = (Arc::clone(&log), id.clone());
-        let known = context.for_log(share, log.name(), move |_: &Store, _: &str| at.producer(&id)).await?;
-        known.map_err(|error| Problem::from(error).of(&log))?
+        let id = id.clone();
+        context.on_log(share, &log, move |log| log.producer(&id)).await?
     };
     let state = state.ok_or_else(|| {
         let detail = "the log knows no producer of this id: it never appended, or was forgotten; begin an epoch by POST";

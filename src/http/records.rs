@@ -19,7 +19,7 @@ use crate::{
     Code, LogId, PRODUCER_MARK_BYTES,
     api::Appended,
     log::{Error, MayBlock, Produced, ProducerBatch, Record, check_producer_id},
-    store::{LogSettings, OpenLog, Store},
+    store::{LogSettings, OpenLog},
 };
 use hyper::{
     Request, Response, StatusCode,
@@ -145,7 +145,7 @@ pub(super) async fn append(
         if log.producers_are_busy() {
             cost = usize::MAX; // another batch is being copied, which this one waits for
         } else if !log.knows_producers() {
-            learn_producers(context, asker.share, &log).await?;
+            context.on_log(asker.share, &log, |log| log.learn_producers()).await?; // from the disk
         }
     }
     // The batch is dropped by then, so that its memory is not held while waiting.
@@ -159,18 +159,6 @@ pub(super) async fn append(
     // Also for a repeat: the batch that it repeats may not be on the disk yet.
     context.acknowledged(&log, last_offset, ack).await?;
     Ok(json(&Appended { first_offset, last_offset, count, repeated }))
-}
-
-/// Reads from the disk which producers a log knows.
-async fn learn_producers(
-    context: &Context,
-    share: &ConnectionShare,
-    log: &Arc<OpenLog>,
-) -> Result<(), Problem> {
-    let at = Arc::clone(log);
-    let learn = move |_: &Store, _: &str| at.learn_producers();
-    let learned = context.for_log(share, log.name(), learn).await?;
-    learned.map_err(|error| Problem::from(error).of(log))
 }
 
 /// Appends a batch, as its producer if there is one.

@@ -7,13 +7,13 @@
 //! dropped. It holds the stream until it is sent as well. Small answers end with their only part: that saves a frame and a
 //! write for each, and if a client does not take one, its whole connection is closed.
 
-use super::{Connection, Connections, pace::Pace};
+use super::{Connection, Connections, pace::Pace, since::Since};
 use crate::sync::lock;
 use bytes::Bytes;
 use std::{
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
 };
@@ -36,8 +36,8 @@ pub(in crate::http) struct Stream {
     pub(in crate::http) count: Count,
     /// How many parts of the answer h2 has.
     parts: AtomicUsize,
-    /// When it was last given one, or last dropped one while it had others, plus one; 0 if it has none.
-    given: AtomicU64,
+    /// When it was last given one, or last dropped one while it had others; none if it has none.
+    given: Since,
     /// How fast the client takes it.
     pub(super) pace: Pace,
     /// The task that waits until it has none.
@@ -52,7 +52,7 @@ impl Stream {
             connection: Arc::clone(connection),
             count,
             parts: AtomicUsize::new(0),
-            given: AtomicU64::new(0),
+            given: Since::default(),
             pace: Pace::default(),
             waiting: Mutex::default(),
             aborted: AtomicBool::new(false),
@@ -63,7 +63,7 @@ impl Stream {
     /// Returns what to give to h2 for a part of the answer.
     pub(super) fn give(self: &Arc<Self>, data: Bytes) -> Bytes {
         self.parts.fetch_add(1, Ordering::Relaxed);
-        self.given.store(self.connection.all.now() + 1, Ordering::Relaxed);
+        self.given.set(self.connection.all.now());
         Bytes::from_owner(Part { data, stream: Arc::clone(self) })
     }
 
@@ -83,14 +83,13 @@ impl Stream {
 
     /// Whether the client has yet to take something of the answer.
     pub(super) fn is_stuck(&self) -> bool {
-        self.given.load(Ordering::Relaxed) > 0
+        self.given.is_set()
     }
 
     /// Resets the stream if the client takes nothing of the answer, or closes the connection if the answer has ended.
     /// Returns whether it did.
     pub(super) fn check_limits(&self, now: u64, body_time: u64) -> bool {
-        let given = self.given.load(Ordering::Relaxed);
-        let over = given > 0 && now + 1 - given.min(now + 1) > body_time;
+        let over = self.given.get().is_some_and(|given| now.saturating_sub(given) > body_time);
         if over {
             self.end("it does not take a small answer");
         }
@@ -118,9 +117,11 @@ impl Stream {
     }
 
     fn dropped_one(&self) {
-        let others = self.parts.fetch_sub(1, Ordering::Relaxed) > 1;
-        let given = if others { self.connection.all.now() + 1 } else { 0 };
-        self.given.store(given, Ordering::Relaxed);
+        if self.parts.fetch_sub(1, Ordering::Relaxed) > 1 {
+            self.given.set(self.connection.all.now());
+        } else {
+            self.given.clear();
+        }
         self.connection.touch();
         if let Some(waiting) = lock(&self.waiting).take() {
             waiting.wake();

@@ -46,9 +46,7 @@ impl Log {
     ) -> Result<Result<OpenedProducer, Error>, Duration> {
         // Until the file has been written, if it is being written: with that, this epoch has begun, or has to wait.
         let pause = self.shared.producers.file().epoch_pause(self.shared.env.machine.elapsed());
-        if asked.0.answer().is_none() && !pause.is_zero() {
-            return Err(pause);
-        }
+        asked.0.check_due(pause)?;
         Ok(self.begin_epoch(asked))
     }
 
