@@ -2,9 +2,7 @@
 
 use super::{
     answer::{Answer, json},
-    context::Context,
-    params,
-    permits::ConnectionShare,
+    context::{Asker, Context},
     problem::Problem,
 };
 use crate::{
@@ -13,7 +11,6 @@ use crate::{
     log::{self, check_producer_id},
     store::OpenLog,
 };
-use hyper::Request;
 use percent_encoding::percent_decode_str;
 use std::sync::Arc;
 
@@ -50,39 +47,33 @@ fn id_in(path: &str) -> Result<String, Problem> {
 /// `POST`: the producer's next epoch. Batches of older ones are refused from now on.
 pub(super) async fn open(
     context: &Context,
-    share: &ConnectionShare,
+    asker: Asker<'_>,
     name: &str,
     id: &str,
-    request: Request<()>,
 ) -> Result<Answer, Problem> {
-    params::none(&request)?;
-    drop(request); // so that its header section is not held while waiting
     let id = id_in(id)?;
-    let log = context.log_to_append(share, name).await?;
+    let log = context.log_to_append(asker.share, name).await?;
     // In the list before it has the permit: whoever has that begins this epoch as well. It leaves the list with its client.
-    let asked = Arc::new(log.ask_for_epoch(&id).map_err(Problem::of_log(&log))?);
-    let begun = context.on_log_in_time(share, &log, move |log| log.begin_epoch_in_time(&asked)).await?;
+    let next = Arc::new(log.ask_for_epoch(&id).map_err(Problem::of_log(&log))?);
+    let begun = context.on_log_in_time(asker.share, &log, move |log| log.begin_epoch_in_time(&next)).await?;
     Ok(opened(&log, id, begun))
 }
 
 /// `GET`: what the log knows about the producer, and readers can see.
 pub(super) async fn describe(
     context: &Context,
-    share: &ConnectionShare,
+    asker: Asker<'_>,
     name: &str,
     id: &str,
-    request: Request<()>,
 ) -> Result<Answer, Problem> {
-    params::none(&request)?;
-    drop(request); // so that its header section is not held while waiting
     let id = id_in(id)?;
-    let log = context.log(share, name).await?;
+    let log = context.log(asker.share, name).await?;
     let state = if !log.producers_are_busy() && log.knows_producers() {
         log.producer(&id).map_err(Problem::of_log(&log))?
     } else {
         // Off the runtime's thread, because that reads from the disk, or waits for a batch that is being copied.
         let id = id.clone();
-        context.on_log(share, &log, move |log| log.producer(&id)).await?
+        context.on_log(asker.share, &log, move |log| log.producer(&id)).await?
     };
     let state = state.ok_or_else(|| {
         let detail = "the log knows no producer of this id: it never appended, or was forgotten; begin an epoch by POST";
