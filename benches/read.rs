@@ -17,7 +17,7 @@ fn read(criterion: &mut Criterion) {
         log.flush().unwrap();
         let mut group = group(criterion, &format!("read/{size} B"));
         group.throughput(Throughput::Elements(records));
-        // The same bytes in a plain vector, walked from frame to frame by the length in each frame.
+        // These bytes in a plain vector, walked from frame to frame by the length in each frame.
         let mut plain = vec![3u8; records as usize * frame_bytes(size)];
         for frame in plain.chunks_exact_mut(frame_bytes(size)) {
             frame[4..8].copy_from_slice(&(size as u32).to_le_bytes());

@@ -33,7 +33,7 @@ use crate::{
     sync::{Arc, AtomicU32, AtomicU64, Ordering},
 };
 pub(crate) use backing::{
-    BackingContent, BackingDir, Before, FoundBacking, Label, SHM_FALLBACKS, ShmBacking, backing_bytes,
+    BackingContent, BackingDir, FoundBacking, Label, Predecessor, SHM_FALLBACKS, ShmBacking, backing_bytes,
     no_backing,
 };
 #[cfg(feature = "store")]
@@ -279,7 +279,7 @@ impl Chunk {
         AppendOutcome::At(first.records)
     }
 
-    /// The same reservation by compare-and-swap, for callers that must know the number beforehand.
+    /// Reserves by compare-and-swap, for callers that must know the number beforehand.
     fn reserve_at(&self, size: ChunkPosition, expected: u32) -> Result<u64, AppendOutcome> {
         let mut look = self.tail.load(Ordering::Relaxed);
         loop {
@@ -417,7 +417,7 @@ impl Chunk {
         let mut records = from.records;
         let mut last = None;
         while let Some(position) = self.position(records) {
-            if position - from.words >= most && !last.is_some_and(|last| self.goes_on(last)) {
+            if position - from.words >= most && !last.is_some_and(|last| self.batch_continues(last)) {
                 break;
             }
             last = Some(records);
@@ -433,13 +433,13 @@ impl Chunk {
         ChunkPosition { records, words }
     }
 
-    fn goes_on(&self, record: u32) -> bool {
+    fn batch_continues(&self, record: u32) -> bool {
         self.frame(record).is_some_and(|frame| frame.flags & MORE != 0)
     }
 
     /// Notes in the backing, if there is one, what precedes this chunk's first record.
-    pub(crate) fn set_before(&self, before: Before) {
-        self.memory().set_before(before);
+    pub(crate) fn set_predecessor(&self, predecessor: Predecessor) {
+        self.memory().set_predecessor(predecessor);
     }
 
     /// Notes in the backing, if there is one, that the segment was sealed.
@@ -463,10 +463,10 @@ impl Chunk {
     }
 
     /// What precedes the record with this number, if the record before it is published.
-    pub(crate) fn before(&self, record: u32) -> Before {
-        let Some(last) = record.checked_sub(1) else { return self.memory().before() };
+    pub(crate) fn predecessor(&self, record: u32) -> Predecessor {
+        let Some(last) = record.checked_sub(1) else { return self.memory().predecessor() };
         let frame = self.whole_frame(last).and_then(|(_, frame)| frame.first_chunk());
-        frame.map_or(Before::Unknown, |crc| Before::Frame(u32::from_le_bytes(*crc)))
+        frame.map_or(Predecessor::Unknown, |crc| Predecessor::Frame(u32::from_le_bytes(*crc)))
     }
 
     /// The bytes of words that [`contiguous`](Self::contiguous) has passed.

@@ -26,7 +26,7 @@ mod tail;
 
 pub use crate::{
     api::{CursorInfo, LogInfo},
-    settings::{LogSettings, Values},
+    settings::{LogSettings, ValueError, Values},
     start::StartAt,
 };
 pub use cursor::Cursor;
@@ -253,7 +253,7 @@ impl Client {
         self.page(log, query).await.map(|(page, _)| page)
     }
 
-    /// The same, and the id of the log.
+    /// The page that [`read_from`](Self::read_from) returns, and the id of the log.
     async fn page(&self, log: &str, query: &str) -> Result<(Page, Option<String>), Error> {
         let path = format!("{}/records?{query}", path_of(log)?);
         let headers = [("accept", wire::MEDIA_TYPE)];
@@ -267,7 +267,7 @@ impl Client {
         Ok((Page { records: frames(&self.body(answer).await?)?, next_offset }, log_id))
     }
 
-    /// The same; sent again for as long as the server cannot be reached, or says to try again.
+    /// Like [`page`](Self::page); sent again for as long as the server cannot be reached, or says to try again.
     async fn page_in_the_end(&self, log: &str, query: &str) -> Result<(Page, Option<String>), Error> {
         let mut pause = Pause::default();
         loop {

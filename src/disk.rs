@@ -194,7 +194,7 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
     is_out_of_space(error) || error.kind() == io::ErrorKind::FileTooLarge
 }
 
-/// The same, unless it is for the size of the file: then there may be room for less.
+/// Whether an error says that there is no room on the disk, or in the quota, whatever the size of the file.
 pub(crate) fn is_out_of_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

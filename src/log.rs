@@ -93,7 +93,7 @@ use crate::{
 };
 pub(crate) use room::MayBlock;
 use std::{
-    ops::{Bound, Range, RangeBounds},
+    ops::{Bound, RangeBounds},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -165,7 +165,7 @@ impl Shared {
     ) -> Self {
         let recovery::Opened { id, secret, segments, active, done, newest, roller, damage, full } = opened;
         let durable = active.segment.base() + u64::from(done.records);
-        let position = flush::CommitCursor::new(&active, done, true);
+        let position = flush::CommitPosition::new(&active, done, true);
         Self {
             options,
             dir: dir.to_owned(),
@@ -192,9 +192,9 @@ impl Shared {
         }
     }
 
-    /// Errors unless the log can be written to.
+    /// Returns an error unless the log can be written to.
     fn writable(&self) -> Result<(), Error> {
-        self.unless_ended()?;
+        self.check_not_ended()?;
         if let Some(first) = self.damage.first() {
             let more = self.damage.len() - 1;
             let more = if more > 0 { format!(", and {more} more") } else { String::new() };
@@ -209,16 +209,16 @@ impl Shared {
     }
 
     /// To be asked after a file of the log was opened by its path: in a deleted log, it may be the file of another log.
-    fn unless_deleted(&self) -> Result<(), Error> {
-        if self.ending.is_deleted() { self.unless_ended() } else { Ok(()) }
+    fn check_not_deleted(&self) -> Result<(), Error> {
+        if self.ending.is_deleted() { self.check_not_ended() } else { Ok(()) }
     }
 
-    /// Errors if the log has failed, was deleted, or was opened again.
-    fn unless_ended(&self) -> Result<(), Error> {
+    /// Returns an error if the log has failed, was deleted, or was opened again.
+    fn check_not_ended(&self) -> Result<(), Error> {
         self.ending.get().map_or(Ok(()), |end| Err(Error::Failed { reason: end.reason() }))
     }
 
-    /// Whether [`unless_ended`](Self::unless_ended) errors.
+    /// Whether [`check_not_ended`](Self::check_not_ended) returns an error.
     fn has_ended(&self) -> bool {
         self.ending.get().is_some()
     }
@@ -409,9 +409,8 @@ impl Log {
         append::append(&self.shared, values, None, MayBlock::Always)
     }
 
-    /// Like [`append_batch`](Self::append_batch), with values from any iterator. They are all collected, and their bytes
-    /// looked up, before anything is reserved, because nothing of the caller may run while an offset is reserved and not
-    /// written: that costs a list of the values and one of 16 bytes for each.
+    /// Like [`append_batch`](Self::append_batch), with values from any iterator. Collects all values before reserving
+    /// offsets, so that no code of the caller runs in between. This allocates a list of the values and a list of slices.
     ///
     /// # Errors
     /// As [`append_batch`](Self::append_batch).
@@ -493,7 +492,8 @@ impl Log {
         append::append(&self.shared, payloads, expected_next, MayBlock::ForNextSegment)
     }
 
-    /// The same, with values that need not be in one list, and a caller that decides what to wait for.
+    /// Like [`try_append_payloads`](Self::try_append_payloads), with values that need not be in one list, and a caller that
+    /// decides what to wait for.
     #[cfg(feature = "server")]
     pub(crate) fn try_append_values<S: AppendValues + ?Sized>(
         &self,
@@ -564,7 +564,7 @@ impl Log {
     /// [`Error::Closed`], [`Error::ReadOnly`] if it never will be. [`Error::NotAppended`], at once, if no append has been
     /// given that offset.
     pub fn wait_durable(&self, offset: u64) -> Result<(), Error> {
-        self.shared.given(offset)?;
+        self.shared.check_appended(offset)?;
         self.shared.wait_durable(offset)
     }
 
@@ -860,15 +860,15 @@ impl Log {
         self.close_in_place(&mut { CLOSING }, true)
     }
 
-    /// The same for one of several logs: if the disk has no room, waits for some for at most `left`, which is
-    /// reduced by the time that this took.
+    /// Like [`close`](Self::close), for one of several logs: if the disk has no room, waits for some for at most `left`,
+    /// which is reduced by the time that this took.
     #[cfg(feature = "store")]
     pub(crate) fn close_within(mut self, left: &mut Duration) -> Result<(), Error> {
         self.close_in_place(left, true)
     }
 
-    /// The same for a log that [`settles_soon`](Self::settles_soon), for callers that have other logs to serve: if there
-    /// is no room for the mark of a clean close, none is left and nothing is waited for: the next opening reads more.
+    /// Like [`close`](Self::close), for a log that [`settles_soon`](Self::settles_soon), and for callers that have other logs
+    /// to serve: if there is no room for the mark of a clean close, none is left and nothing is waited for: the next opening reads more.
     #[cfg(feature = "store")]
     pub(crate) fn close_idle(mut self) -> Result<(), Error> {
         self.close_in_place(&mut { CLOSING }, false)
@@ -882,7 +882,7 @@ impl Log {
         #[cfg(feature = "store")]
         if !self.shared.has_ended()
             && !self.shared.flush.is_held_up() // or this would wait as long
-            && let Err(error) = self.keep_producers()
+            && let Err(error) = self.save_producers()
         {
             // Nothing is lost: the producers are in the log, which only has to be read again.
             tracing::warn!(dir = %self.shared.dir.display(), %error, "producers could not be saved");
@@ -919,15 +919,6 @@ const ATTEMPT: Duration = Duration::from_millis(10);
 
 /// How long a record may be only in memory while nobody waits for it.
 const LINGER: Duration = Duration::from_millis(1);
-
-/// Formats a range of offsets for people.
-fn show(range: &Range<u64>) -> String {
-    if range.end == range.start + 1 {
-        format!("offset {}", range.start)
-    } else {
-        format!("offsets {} to {}", range.start, range.end.saturating_sub(1))
-    }
-}
 
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -80,7 +80,7 @@ impl Segment {
         }
     }
 
-    /// The same segment, with the given age of its newest record.
+    /// This segment, with the given age of its newest record.
     pub(crate) fn aged(mut self, age: u64) -> Self {
         self.age = AtomicU64::new(age);
         self

@@ -4,7 +4,7 @@
 use crate::log::Durability;
 #[cfg(feature = "store")]
 use crate::log::Retention;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 #[cfg(feature = "store")]
 use std::time::Duration;
 
@@ -40,6 +40,56 @@ pub struct LogSettings {
     /// The largest record in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record_bytes: Option<u64>,
+}
+
+/// Why a log does not take a value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ValueError {
+    /// It is larger than [`record_bytes`](LogSettings::record_bytes).
+    #[error("{bytes} bytes are over this log's limit of {limit} for a record")]
+    TooLarge {
+        /// Its bytes.
+        bytes: u64,
+        /// The most that the log takes.
+        limit: u64,
+    },
+    /// It has to be JSON, as [`values`](LogSettings::values) says, or because it is marked as JSON.
+    #[error("the value must be JSON, and is not: {reason}")]
+    NotJson {
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl LogSettings {
+    /// Whether a log with these settings takes a value, which may be `marked` as JSON: servers and commands refuse it
+    /// otherwise. A [`Log`](crate::Log) by itself takes any.
+    ///
+    /// # Errors
+    /// [`ValueError`], which says why not.
+    pub fn check_value(&self, value: &[u8], marked: bool) -> Result<(), ValueError> {
+        self.check_length(value)?;
+        if marked || self.values == Values::Json {
+            check_json(value).map_err(|reason| ValueError::NotJson { reason })?;
+        }
+        Ok(())
+    }
+
+    /// Like [`check_value`](Self::check_value), for a value that is known to be JSON.
+    pub(crate) fn check_length(&self, value: &[u8]) -> Result<(), ValueError> {
+        let bytes = value.len() as u64;
+        match self.record_bytes.filter(|&limit| bytes > limit) {
+            Some(limit) => Err(ValueError::TooLarge { bytes, limit }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a value is JSON; if not, what is wrong.
+pub(crate) fn check_json(value: &[u8]) -> Result<(), String> {
+    let text = std::str::from_utf8(value).map_err(|error| error.to_string())?;
+    serde_json::from_str::<IgnoredAny>(text).map(drop).map_err(|error| error.to_string())
 }
 
 #[cfg(feature = "store")]
@@ -97,6 +147,24 @@ mod tests {
         assert_eq!(decode(&encode(&settings)), Ok(settings.clone()));
         assert_eq!(decode(&serde_json::to_vec(&settings).unwrap()), Ok(settings));
         assert_eq!(decode(b"{}"), Ok(LogSettings::default()));
+    }
+
+    #[test]
+    fn a_value_is_taken_as_the_settings_say() {
+        let any = LogSettings { record_bytes: Some(4), ..LogSettings::default() };
+        let json = LogSettings { values: Values::Json, ..any.clone() };
+        let too_large = Err(ValueError::TooLarge { bytes: 5, limit: 4 });
+        assert_eq!(
+            (any.check_value(b"\xff{", false), any.check_value(b"12345", false)),
+            (Ok(()), too_large.clone())
+        );
+        assert_eq!((json.check_value(b"[1]", false), json.check_value(b"[1,2]", false)), (Ok(()), too_large));
+        for (settings, marked, value) in
+            [(&any, true, &b"{"[..]), (&json, false, b"{"), (&json, false, b"\"\xff\"")]
+        {
+            let refused = settings.check_value(value, marked);
+            assert!(matches!(refused, Err(ValueError::NotJson { .. })), "{value:?}: {refused:?}");
+        }
     }
 
     #[test]

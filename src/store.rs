@@ -39,7 +39,7 @@ use std::{
 };
 
 pub use crate::name::NAME_BYTES;
-pub use crate::settings::{LogSettings, Values};
+pub use crate::settings::{LogSettings, ValueError, Values};
 pub use error::Error;
 pub use options::StoreOptions;
 
@@ -227,7 +227,7 @@ impl Store {
             }
         }
         if let Some(at) = &options.log.shm_dir {
-            tell_of_backings(disk, at, &dir);
+            warn_of_backings(disk, at, &dir);
         }
         let (budget, entries) = (Budget::new(options.log.memory_bytes), RwLock::new(entries));
         let (begun, passed) = (env.machine.elapsed(), AtomicU64::new(0));
@@ -551,7 +551,7 @@ impl Inner {
 
 /// Warns about logs of this store that are missing, though a process that was killed has left backings for them. These
 /// backings may hold records that exist nowhere else, so they stay.
-fn tell_of_backings(disk: &dyn Disk, at: &Path, dir: &Path) {
+fn warn_of_backings(disk: &dyn Disk, at: &Path, dir: &Path) {
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     match crate::chunk::backing_owners(disk, at) {
         Ok(owners) => {

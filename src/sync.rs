@@ -29,9 +29,28 @@ pub(crate) use std::{
     thread,
 };
 
+use std::ops::Deref;
+
 /// Locks, whether or not another holder panicked: no lock in this crate guards a state that can be half changed.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A flag that is set as long as this exists: the right to do what one thread does at a time, if at all. It protects no
+/// memory: Relaxed.
+pub(crate) struct Busy<F: Deref<Target = AtomicBool>>(F);
+
+impl<F: Deref<Target = AtomicBool>> Busy<F> {
+    /// Sets the flag; `None` if it is set already.
+    pub(crate) fn begin(flag: F) -> Option<Self> {
+        (!flag.swap(true, Ordering::Relaxed)).then(|| Self(flag))
+    }
+}
+
+impl<F: Deref<Target = AtomicBool>> Drop for Busy<F> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 /// The value of a shared pointer, for the last one that holds it: of several that let go at once, one gets it.

@@ -6,7 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const PAGES: [&str; 3] = ["docs/architecture.md", "docs/design.md", "CONTRIBUTING.md"];
+const PAGES: [&str; 5] =
+    ["docs/architecture.md", "docs/design.md", "docs/glossary.md", "CONTRIBUTING.md", ".cargo/config.toml"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -53,7 +54,8 @@ fn is_of(path: &Path, text: &str, name: &str) -> bool {
 
 /// Whether what stands between backticks names something in the source, and that exists; `None` if it names nothing.
 fn exists(source: &[(PathBuf, String)], name: &str) -> Option<bool> {
-    if !name.chars().all(|c| c.is_alphanumeric() || "_:/.…".contains(c)) {
+    if !name.chars().all(|c| c.is_alphanumeric() || "_:/.…".contains(c)) || name.starts_with("application/")
+    {
         return None;
     }
     if let Some((of, what)) = name.rsplit_once("::") {
@@ -67,6 +69,15 @@ fn exists(source: &[(PathBuf, String)], name: &str) -> Option<bool> {
     if Path::new(name).extension().is_some_and(|extension| extension == "rs") || name.contains('/') {
         let is_it = |path: &Path| path.ends_with(name) || path.with_extension("").ends_with(name);
         return Some(root().join(name).exists() || source.iter().any(|(path, _)| is_it(path)));
+    }
+    if name.chars().filter(|c| c.is_uppercase()).count() >= 2
+        && name.starts_with(char::is_uppercase)
+        && name.contains(char::is_lowercase)
+        && name.chars().all(char::is_alphanumeric)
+    {
+        // A type or a variant, perhaps of a package.
+        let is_named = |text: &str| text.split(|c: char| !c.is_alphanumeric()).any(|word| word == name);
+        return Some(source.iter().any(|(_, text)| is_named(text)));
     }
     if name.matches('_').count() >= 3 && name.chars().all(|c| !c.is_uppercase()) {
         let test = format!("fn {}", name.trim_end_matches('…')); // cut short in a table
@@ -90,6 +101,46 @@ fn what_the_pages_for_contributors_name_exists() {
     assert!(checked > 80, "only {checked} names were found");
 }
 
+/// Two files of the endpoint, and three of the rest, were in no list.
+#[test]
+fn every_file_has_its_place_in_the_architecture() {
+    let page = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let (tree, rest) = page.split_once("The files of `http/`").unwrap();
+    let mut missing = Vec::new();
+    let words: Vec<&str> = tree.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    for path in below(&root().join("src")) {
+        let module = path.strip_prefix("src").unwrap().with_extension("");
+        let name = module.file_name().unwrap().to_str().unwrap();
+        let is_rust = path.extension().is_some_and(|extension| extension == "rs");
+        let only_for_tests = ["tests", "models", "races", "sim", "gate", "clocks", "fuzzing", "panics"];
+        if !is_rust || module.iter().any(|part| only_for_tests.iter().any(|test| part == *test)) {
+            continue;
+        }
+        let is_there = match module.strip_prefix("http") {
+            Ok(inside) if inside.iter().count() == 1 => rest.contains(&format!("`http/{name}`")),
+            Ok(inside) if inside.iter().count() > 1 => rest.contains(&format!("`{name}`")),
+            _ => module.starts_with("cli") || words.contains(&name),
+        };
+        if !is_there {
+            missing.push(path);
+        }
+    }
+    assert!(missing.is_empty(), "docs/architecture.md does not say what these files are for: {missing:?}");
+}
+
+/// What is documented before it is not shown with it: the sentence refers to nothing, or to what was put in between.
+#[test]
+fn no_documentation_begins_with_the_same() {
+    for (path, text) in source() {
+        let mut before = "";
+        for (number, line) in text.lines().map(str::trim).enumerate() {
+            let begins = !before.starts_with("///") && line.starts_with("/// The same");
+            assert!(!begins, "{}:{}: the same as what?", path.display(), number + 1);
+            before = line;
+        }
+    }
+}
+
 #[test]
 fn names_that_do_not_exist_are_found() {
     let source = [
@@ -100,5 +151,6 @@ fn names_that_do_not_exist_are_found() {
     assert!(there.iter().all(|name| exists(&source, name) == Some(true)));
     let gone = ["Shared::remov", "Shared::gone", "trim::chain", "log::flush", "log/flush", "flush.rs"];
     assert!(gone.iter().all(|name| exists(&source, name) == Some(false)));
+    assert_eq!([exists(&source, "LogState"), exists(&source, "SHM")], [Some(false), None]);
     assert_eq!(exists(&source, "cargo test"), None);
 }

@@ -38,20 +38,23 @@ fn tests_in(source: &str) -> BTreeSet<String> {
     found
 }
 
-/// The rows of the tables that name tests, split into cells.
+/// The rows of the tables that name tests, split into cells. Panics at a row outside a table, which is not shown as one:
+/// after a blank line, three rows were no longer checked.
 fn rows(page: &str) -> Vec<Vec<&str>> {
     let mut found = Vec::new();
-    let mut names_tests = false;
+    let (mut is_table, mut names_tests) = (false, false);
     let mut lines = page.lines().peekable();
     while let Some(line) = lines.next() {
         let cells = || line.trim_matches('|').split(" | ").map(str::trim).collect::<Vec<_>>();
         if lines.peek().is_some_and(|next| next.starts_with("| ---")) {
-            names_tests = cells().last().is_some_and(|last| COLUMNS.contains(last));
+            (is_table, names_tests) = (true, cells().last().is_some_and(|last| COLUMNS.contains(last)));
             lines.next();
         } else if !line.starts_with('|') {
-            names_tests = false;
+            (is_table, names_tests) = (false, false);
         } else if names_tests {
             found.push(cells());
+        } else {
+            assert!(is_table, "a row outside a table: {line}");
         }
     }
     found

@@ -36,6 +36,33 @@ fn bad(arguments: &[&str], input: &str) -> (Option<i32>, String) {
     (output.status.code(), said)
 }
 
+/// The settings of the log were ignored; then JSON was checked, but not that its strings are UTF-8.
+#[test]
+fn a_directory_takes_what_the_settings_of_its_log_say() {
+    let data = tempfile::tempdir().unwrap();
+    let at = ["--data", data.path().to_str().unwrap()];
+    let append = |input: &[u8]| {
+        let file = data.path().with_extension("input");
+        std::fs::write(&file, input).unwrap();
+        millstream(&[&["append", "j", file.to_str().unwrap()][..], &at].concat(), "")
+    };
+    good(
+        &[&["logs", "create", "j", "--settings", r#"{"values":"json","record_bytes":9}"#][..], &at].concat(),
+        "",
+    );
+    assert!(append(b"{\"a\":1}\n2\n").status.success());
+    for (input, expected) in [
+        (&b"3\n{\n"[..], "record 2: the value must be JSON"),
+        (b"\"\xff\"\n", "record 1: the value must be JSON"),
+        (b"[1,2,3,4,5]\n", "record 1: 11 bytes are over this log's limit of 9"),
+    ] {
+        let output = append(input);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(expected), "{said}");
+    }
+    assert_eq!(good(&[&["read", "j"][..], &at].concat(), ""), "{\"a\":1}\n2\n");
+}
+
 fn lines(count: u32) -> String {
     (0..count).map(|n| format!("line {n}\n")).collect::<Vec<_>>().concat()
 }

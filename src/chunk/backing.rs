@@ -27,9 +27,9 @@ pub(crate) use dir::{BackingContent, BackingDir, FoundBacking};
 pub(crate) use dir::{owners, remove_all};
 #[cfg(not(loom))]
 use head::Owner;
+pub(crate) use head::{HEAD, Label, Predecessor, backing_bytes};
 #[cfg(not(loom))]
-pub(super) use head::{BEFORE_AT, LABEL, LABEL_BYTES, SEALED_AT};
-pub(crate) use head::{Before, HEAD, Label, backing_bytes};
+pub(super) use head::{LABEL, LABEL_BYTES, PREDECESSOR_AT, SEALED_AT};
 #[cfg(all(test, not(loom)))]
 use std::path::PathBuf;
 use std::{
@@ -188,12 +188,12 @@ mod tests {
         let made = backings(place.path(), &dir);
         let mut memory = super::super::ChunkMemory::backed(4096, &made).unwrap();
         let label = Label { base: 7, capacity: 4096, created: 9, version: 2 };
-        memory.label(&label, Before::Frame(5));
+        memory.label(&label, Predecessor::Frame(5));
         let content = |dir: &Path| backings(place.path(), dir).dir.find().unwrap().pop().unwrap().content;
         let segment = |incarnation| BackingContent::Segment {
             label,
             incarnation,
-            before: Before::Frame(5),
+            predecessor: Predecessor::Frame(5),
             sealed: false,
             secret: Some([2; 16]),
         };
@@ -202,13 +202,13 @@ mod tests {
         assert_eq!(content(&moved), segment(made.incarnation));
         std::fs::create_dir(&copy).unwrap();
         assert_eq!(content(&copy), BackingContent::Elsewhere(dir.canonicalize().unwrap_or(dir)));
-        memory.set_before(Before::Nothing);
+        memory.set_predecessor(Predecessor::Nothing);
         memory.set_sealed();
         assert!(matches!(
             content(&moved),
-            BackingContent::Segment { before: Before::Nothing, sealed: true, .. }
+            BackingContent::Segment { predecessor: Predecessor::Nothing, sealed: true, .. }
         ));
-        memory.label(&label, Before::Frame(5));
+        memory.label(&label, Predecessor::Frame(5));
         assert_eq!(content(&moved), segment(made.incarnation));
         memory.clean(0);
         assert_eq!(content(&moved), BackingContent::Spare);
@@ -258,7 +258,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let made = backings(place.path(), place.path());
         let mut memory = super::super::ChunkMemory::backed(4096, &made).unwrap();
-        memory.label(&Label { base: 7, capacity: 4096, created: 9, version: 2 }, Before::Unknown);
+        memory.label(&Label { base: 7, capacity: 4096, created: 9, version: 2 }, Predecessor::Unknown);
         let path = made.latest().unwrap();
         let good = std::fs::read(&path).unwrap();
         let of_dir = place.path().canonicalize().unwrap().as_os_str().len();

@@ -2,9 +2,9 @@
 //! ahead of time, in the background, and reused for the next chunk instead of being returned to the system. The memory
 //! of the first chunk after opening is faulted in once the log is open.
 
-use super::backing::Before;
 #[cfg(not(loom))]
 use super::backing::LABEL_BYTES;
+use super::backing::Predecessor;
 use crate::sync::AtomicU32;
 
 /// A record takes at least the smallest frame, and 4 bytes in the sealed segment's index.
@@ -23,7 +23,7 @@ pub(crate) static CHUNK_BYTES: std::sync::atomic::AtomicU64 = std::sync::atomic:
 pub(crate) struct ChunkMemory {
     capacity: u64,
     /// What precedes its segment, packed: the segment after an empty one has to know, also if only that has a backing.
-    before: std::sync::atomic::AtomicU64,
+    predecessor: std::sync::atomic::AtomicU64,
     /// One slot per record; 0 until the record is published. Rounded up to whole blocks of the spreading below.
     pub(super) slots: Box<[AtomicU32]>,
     #[cfg(not(loom))]
@@ -40,7 +40,7 @@ pub(crate) struct ChunkMemory {
 }
 
 fn unknown() -> std::sync::atomic::AtomicU64 {
-    Before::Unknown.pack().into()
+    Predecessor::Unknown.pack().into()
 }
 
 impl ChunkMemory {
@@ -58,7 +58,12 @@ impl ChunkMemory {
             Ok(Self::over(capacity, map.into(), 0, None))
         }
         #[cfg(loom)]
-        Ok(Self { capacity, before: unknown(), slots: slots(capacity), map: model::Words::new(length / 8) })
+        Ok(Self {
+            capacity,
+            predecessor: unknown(),
+            slots: slots(capacity),
+            map: model::Words::new(length / 8),
+        })
     }
 
     /// Like [`new`](Self::new), but as a backing among `backings`.
@@ -98,7 +103,7 @@ impl ChunkMemory {
     ) -> Self {
         CHUNK_BYTES.fetch_add(Self::footprint(capacity), std::sync::atomic::Ordering::Relaxed);
         let is_faulted_in = false.into();
-        Self { capacity, before: unknown(), slots: slots(capacity), map, start, backing, is_faulted_in }
+        Self { capacity, predecessor: unknown(), slots: slots(capacity), map, start, backing, is_faulted_in }
     }
 
     /// Faults in the frames' memory if that was not done, which saves appenders 250 ns per page. Any thread may call this
@@ -113,13 +118,13 @@ impl ChunkMemory {
 
     /// Notes what precedes the segment that it holds from now on, and in the backing, if this is one, also which segment that
     /// is. Must be called before the first frame is written.
-    pub(crate) fn label(&mut self, label: &super::backing::Label, before: Before) {
+    pub(crate) fn label(&mut self, label: &super::backing::Label, predecessor: Predecessor) {
         // The old notes must be gone before the new label is there.
         #[cfg(not(loom))]
         if self.backing.is_some() {
             self.note(super::backing::SEALED_AT).store(0, std::sync::atomic::Ordering::Relaxed);
         }
-        self.set_before(before);
+        self.set_predecessor(predecessor);
         #[cfg(not(loom))]
         if let Some(bytes) = self.backing.as_ref().map(|backing| backing.label(label)) {
             self.write_label(bytes);
@@ -130,7 +135,7 @@ impl ChunkMemory {
     #[cfg(not(loom))]
     fn write_label(&mut self, bytes: [u8; LABEL_BYTES]) {
         let at = super::backing::LABEL.start;
-        assert!(at + bytes.len() <= super::backing::BEFORE_AT);
+        assert!(at + bytes.len() <= super::backing::PREDECESSOR_AT);
         // SAFETY: the label ends before the note about the preceding frame, which is within the head, as asserted; and
         // `&mut self` means that nobody else in this process can reach it. Other processes only read backings of logs
         // that nobody has open.
@@ -138,19 +143,20 @@ impl ChunkMemory {
     }
 
     /// Notes what precedes its segment, also in the backing, if this is one. Any thread may call this at any time.
-    pub(crate) fn set_before(&self, before: Before) {
+    pub(crate) fn set_predecessor(&self, predecessor: Predecessor) {
         #[cfg(not(loom))]
         if self.backing.is_some() {
             // Relaxed: it is read by another process, after this one has ended.
-            self.note(super::backing::BEFORE_AT).store(before.pack(), std::sync::atomic::Ordering::Relaxed);
+            self.note(super::backing::PREDECESSOR_AT)
+                .store(predecessor.pack(), std::sync::atomic::Ordering::Relaxed);
         }
         // Relaxed: read by whoever commits, which one thread does at a time, with a lock.
-        self.before.store(before.pack(), std::sync::atomic::Ordering::Relaxed);
+        self.predecessor.store(predecessor.pack(), std::sync::atomic::Ordering::Relaxed);
     }
 
-    /// What [`set_before`](Self::set_before) has noted.
-    pub(crate) fn before(&self) -> Before {
-        Before::unpack(self.before.load(std::sync::atomic::Ordering::Relaxed))
+    /// What [`set_predecessor`](Self::set_predecessor) has noted.
+    pub(crate) fn predecessor(&self) -> Predecessor {
+        Predecessor::unpack(self.predecessor.load(std::sync::atomic::Ordering::Relaxed))
     }
 
     /// Notes in the backing, if this is one, that its segment was sealed.
@@ -165,7 +171,7 @@ impl ChunkMemory {
     /// One of the words of the head that may be written at any time.
     #[cfg(not(loom))]
     fn note(&self, at: usize) -> &std::sync::atomic::AtomicU64 {
-        assert!(at == super::backing::BEFORE_AT || at == super::backing::SEALED_AT);
+        assert!(at == super::backing::PREDECESSOR_AT || at == super::backing::SEALED_AT);
         assert!(self.start == super::backing::HEAD && at.is_multiple_of(8) && at + 8 <= self.start);
         // SAFETY: the word is within the head, which the mapping has if there is a backing, as asserted; it is aligned,
         // because the mapping starts at a page; and every access to these bytes while the mapping lives is through this

@@ -265,7 +265,9 @@ impl Append {
             let more = source.next(&mut record).map_err(|error| self.unreadable(&error))?;
             if more {
                 let json = source.is_json() || log.settings().values == Values::Json;
-                check(&log, &record, json)?;
+                let checked = log.settings().check_value(&record, json);
+                checked
+                    .map_err(|error| format!("record {}: {error}", done.stored + batch.len() as u64 + 1))?;
                 bytes += record.len();
                 batch.push((std::mem::take(&mut record), json));
             }
@@ -284,20 +286,6 @@ impl Append {
         }
         done.last_offset.map(|last| log.wait_durable(last)).transpose()?;
         Ok(done)
-    }
-}
-
-/// Checks a record as a server does.
-fn check(log: &OpenLog, record: &[u8], json: bool) -> Result<(), Failure> {
-    if json {
-        serde_json::from_slice::<serde::de::IgnoredAny>(record)
-            .map_err(|error| format!("a record is not JSON: {error}"))?;
-    }
-    match log.settings().record_bytes {
-        Some(most) if record.len() as u64 > most => {
-            Err(format!("a record has {} bytes, and the log takes {most}", record.len()).into())
-        }
-        _ => Ok(()),
     }
 }
 

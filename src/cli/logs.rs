@@ -28,10 +28,11 @@ pub(super) struct Logs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// All logs, with their offsets and sizes
+    /// List all logs, with their offsets and sizes
     List,
     /// Create a log
     Create {
+        /// The log's name
         log: String,
         /// Settings as a JSON object; see docs/api.md. Flags take precedence over it
         #[arg(long, default_value = "{}")]
@@ -39,12 +40,23 @@ enum Command {
         #[command(flatten)]
         flags: SettingsFlags,
     },
-    /// One log
-    Describe { log: String },
+    /// Describe one log: offsets and size; with --json, also its settings
+    Describe {
+        /// The log's name
+        log: String,
+    },
     /// Delete a log and all its records
-    Delete { log: String },
+    Delete {
+        /// The log's name
+        log: String,
+    },
     /// Drop whole segments below an offset
-    Trim { log: String, before: u64 },
+    Trim {
+        /// The log's name
+        log: String,
+        /// An offset: segments whose records are all below it are dropped
+        before: u64,
+    },
 }
 
 impl Logs {

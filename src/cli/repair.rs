@@ -12,7 +12,8 @@ use std::{path::PathBuf, process::ExitCode};
 pub(super) struct Repair {
     /// The log's directory, such as data/default; no server may have it open
     dir: PathBuf,
-    /// Where a killed server may have left memory of the log; "none" gives up what that memory has after lost records
+    /// Where a killed server may have left records in shared memory. With "none" it is not searched, and records there that
+    /// follow lost ones are given up
     #[arg(long, alias = "images", value_name = "DIR", default_value = "/dev/shm")]
     shm_dir: PathBuf,
     /// Also repair a log of another user, without looking for memory left by a server of that user

@@ -29,8 +29,10 @@ const MAX_BODY: u64 = 1 << 40;
 /// More than the open files that a system allows a process.
 const MAX_CONNECTIONS: u64 = 1 << 24;
 
-/// Serve logs over HTTP until SIGINT, SIGTERM or SIGHUP; then finish requests in flight, flush, and exit with 0; at a
-/// second SIGINT or SIGTERM, exit at once
+/// Serve logs over HTTP
+///
+/// Stops at SIGINT, SIGTERM or SIGHUP: finishes the requests in flight, makes all logs durable, and exits with 0. At a
+/// second SIGINT or SIGTERM, exits at once.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream serve --data /var/lib/millstream --create-logs\n  \

@@ -10,8 +10,9 @@ pub(super) async fn resolve(start: StartAt, target: &Target, log: &str) -> Resul
     }
     let LogInfo { first_offset: first, next_offset: next, .. } = target.describe(log).await?;
     Ok(match start {
+        StartAt::Earliest => first,
         StartAt::Latest => next,
         StartAt::Last(records) => next.saturating_sub(records).max(first),
-        _ => first,
+        other => return Err(format!("--offset cannot be {other:?}").into()),
     })
 }

@@ -3,7 +3,7 @@
 use super::{Outcome, must_be_log, other_owner, progress, stderr, stdout};
 use millstream::Damage;
 use serde_json::{Value, json};
-use std::{path::PathBuf, process::ExitCode};
+use std::{ops::Range, path::PathBuf, process::ExitCode};
 
 /// Check every record of a log on disk; changes nothing. The exit code is 1 if there is damage
 #[derive(Debug, clap::Args)]
@@ -34,6 +34,15 @@ pub(super) fn as_json(damage: &[Damage]) -> Vec<Value> {
     damage.iter().map(one).collect()
 }
 
+/// How many records there are, and which offsets they have.
+fn records(offsets: Range<u64>) -> String {
+    match offsets.end - offsets.start {
+        0 => format!("no records (the next offset is {})", offsets.end),
+        1 => format!("1 record (offset {})", offsets.start),
+        many => format!("{many} records (offsets {} to {})", offsets.start, offsets.end - 1),
+    }
+}
+
 impl Verify {
     pub(super) fn run(&self) -> Outcome {
         must_be_log(&self.dir)?;
@@ -61,11 +70,7 @@ impl Verify {
             });
             stdout::line(format_args!("{all}"))?;
         } else {
-            stdout::line(format_args!(
-                "{} records (offsets {first} to {next}, the last not included), {} segments",
-                next - first,
-                report.segments
-            ))?;
+            stdout::line(format_args!("{}, {} segments", records(first..next), report.segments))?;
             for damage in &report.damage {
                 stdout::line(format_args!("damaged: {damage}"))?;
             }
@@ -81,7 +86,7 @@ impl Verify {
         }
         if report.damage.is_empty() {
             if !self.json {
-                stdout::line(format_args!("all verify"))?;
+                stdout::line(format_args!("no damage found"))?;
             }
             return Ok(ExitCode::SUCCESS);
         }

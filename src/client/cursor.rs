@@ -68,7 +68,7 @@ impl Cursor {
         self.put("", offset).await
     }
 
-    /// The same if it is at `expected` now; `None` if it must not exist yet.
+    /// Sets it, as [`set`](Self::set) does, if it is at `expected` now; with `None`, if it does not exist yet.
     ///
     /// # Errors
     /// As [`set`](Self::set), and [`Error::UnexpectedCursor`], which says where it is.

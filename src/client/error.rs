@@ -120,7 +120,7 @@ pub enum Error {
         reason: String,
     },
     /// The producer was closed, or an error has ended the tail.
-    #[error("it was closed, or has ended with an error")]
+    #[error("the producer is closed, or the tail has ended with an error")]
     Closed,
 }
 

@@ -32,7 +32,8 @@ pub(crate) fn read(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> 
     Ok(Some(bytes))
 }
 
-/// The same; no bytes if the disk cannot read it, not even on the second attempt: like a file that does not verify.
+/// Reads a whole small file; `None` if it does not exist, and no bytes if the disk cannot read it, not even on the second
+/// attempt: like a file that does not verify.
 #[cfg(feature = "store")]
 pub(crate) fn read_or_nothing(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> {
     let read = || read(disk, path);

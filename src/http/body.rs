@@ -22,7 +22,7 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
-    read_up_to(context.limits.body_bytes, body, context, share).await
+    read_up_to(context.settings.body_bytes, body, context, share).await
 }
 
 /// The largest body, in bytes, that has no records: settings, or an offset. It is parsed where it is read.
@@ -38,7 +38,7 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
-    read_up_to(context.limits.body_bytes.min(MAX_SMALL_BODY), body, context, share).await
+    read_up_to(context.settings.body_bytes.min(MAX_SMALL_BODY), body, context, share).await
 }
 
 async fn read_up_to<B>(
@@ -51,7 +51,7 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
-    let (limits, memory) = (&context.limits, &context.memory);
+    let (settings, memory) = (&context.settings, &context.memory);
     let limit = most as u64;
     let (least, most) = (body.size_hint().lower(), body.size_hint().upper().unwrap_or(limit));
     if least > limit {
@@ -64,8 +64,8 @@ where
         memory.grant(Purpose::Request)
     };
     let receiving = Upload::new(body, most.min(limit) as usize, context, share).receive(grant);
-    tokio::time::timeout(limits.body_time, receiving).await.unwrap_or_else(|_| {
-        let detail = format!("the body did not arrive within {} seconds", limits.body_time.as_secs());
+    tokio::time::timeout(settings.body_time, receiving).await.unwrap_or_else(|_| {
+        let detail = format!("the body did not arrive within {} seconds", settings.body_time.as_secs());
         Err(Problem::new(Code::BodyTooSlow, detail))
     })
 }
@@ -77,8 +77,8 @@ pub(super) async fn with_permit<T: Send + 'static>(
     work: Work,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Problem> {
-    let patience = context.limits.append_time;
-    if work == Work::Little {
+    let patience = context.settings.queue_time;
+    if work == Work::Light {
         return context.for_client(share, work.into(), patience, run).await;
     }
     // On a thread of its own: the work takes longer than creating the thread, which can yield to the threads that
@@ -99,7 +99,7 @@ pub(super) async fn with_permit<T: Send + 'static>(
         tracing::warn!(%error, "cannot start a thread for a large body");
         return Err(Problem::no_permit());
     }
-    result.await.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
+    result.await.map_err(|_| Problem::unexpected())
 }
 
 /// By how much a thread yields (`nice`): if there are more threads than processors, 5 leaves it a third of the time
@@ -108,9 +108,9 @@ pub(super) async fn with_permit<T: Send + 'static>(
 #[cfg(target_os = "linux")]
 fn gives_way(work: Work) -> i32 {
     match work {
-        Work::Little => 0,
-        Work::More => 5,
-        Work::Much => 10,
+        Work::Light => 0,
+        Work::Medium => 5,
+        Work::Heavy => 10,
     }
 }
 
@@ -164,7 +164,7 @@ impl Encoding {
         loop {
             let more = match buffer.grow(AT_ONCE, |space| decoder.read(space))? {
                 Err(error) if !Overtime::is(&error) => return Err(broken(error)),
-                Err(_) if work == Work::Much => return Err(too_slow_to_decode()),
+                Err(_) if work == Work::Heavy => return Err(too_slow_to_decode()),
                 Err(_) => return Ok(None),
                 Ok([]) => break,
                 Ok(more) => more,
@@ -258,7 +258,7 @@ mod tests {
             encoder.finish().unwrap()
         };
         let decode = |body: &[u8]| {
-            let (mut out, effort) = (Vec::new(), Effort::new(Work::Much));
+            let (mut out, effort) = (Vec::new(), Effort::new(Work::Heavy));
             GzipMembers::new(Steps::new(body, &effort))
                 .read_to_end(&mut out)
                 .map(|_| out)

@@ -4,7 +4,7 @@
 use super::{
     answer::{Answer, full, json, json_of, json_text, only_head},
     body,
-    connection::Arriving,
+    connection::RequestBody,
     context::{Asker, Context, DEFAULT_LOG},
     effort::Work,
     fetch, formats,
@@ -100,7 +100,7 @@ struct ConsumedRecord<'a> {
 pub(super) async fn post(
     context: &Context,
     asker: Asker<'_>,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     let bytes = body::read(request.into_body(), context, asker.share).await?;
     let (value, grant) = if bytes.len() < OFFLOAD_BYTES {
@@ -132,16 +132,7 @@ pub(super) async fn post(
 
 /// Refuses a value that the log's settings do not accept.
 fn check(value: &[u8], settings: &LogSettings) -> Result<(), Problem> {
-    if let Some(most) = settings.record_bytes.filter(|&most| value.len() as u64 > most) {
-        let detail = format!("the record has {} bytes, over this log's limit of {most}", value.len());
-        return Err(Problem::new(Code::RecordTooLarge, detail));
-    }
-    if settings.values == Values::Json {
-        formats::check_json(value).map_err(|error| {
-            Problem::new(Code::NotJson, format!("this log takes JSON only, and the value is not: {error}"))
-        })?;
-    }
-    Ok(())
+    settings.check_value(value, false).map_err(|error| Problem::refused_value(&error, &error))
 }
 
 /// Decodes the value in a body; returns it with its part of the budget.
@@ -178,7 +169,7 @@ fn decoded(bytes: Bytes, memory: &Arc<Memory>) -> Result<(Vec<u8>, Grant), Probl
 pub(super) async fn get(
     context: &Context,
     asker: Asker<'_>,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     let from_query = request.uri().query().map(offset_in_query).transpose()?;
     let bytes = body::read_small(request.into_body(), context, asker.share).await?;

@@ -13,14 +13,14 @@
 //! | HTTP/1: a small body that nobody reads, before its answer | [`SMALL_BODY_TIME`], then the answer says that the connection closes, as with a large body |
 //! | HTTP/2: a body that nobody reads, after its answer | [`LAST_BODY`], then the stream is reset |
 //! | an answer of which the client takes nothing, or less than 1 KiB per second | `body_time`; with HTTP/2 only that stream is reset, unless the answer is small, see `stream` |
-//! | an answer of which the client takes so little that all of it would take longer than `body_time`, while others are refused for lack of memory | 5 s, see `taking` |
+//! | an answer of which the client takes so little that all of it would take longer than `body_time`, while others are refused for lack of memory | 5 s, see `pace` |
 //! | the peer has gone without closing the connection | 4 times `body_time`, enforced by the system (`TCP_USER_TIMEOUT`) |
 //! | the server is stopping | closed at once if no request is in flight, otherwise after `grace` |
 //!
 //! When the limit of connections is reached, one is closed for each new one: see [`eviction`].
 //!
 //! A [`Connection`] is what is known of one connection, [`Connections`] are all of them. A worker checks its own
-//! connections now and then (`Connections::look_over`), on the thread that also drives them: a connection that it finds
+//! connections now and then (`Connections::check_limits`), on the thread that also drives them: a connection that it finds
 //! idle is between two requests, not within a step of one. Times come from one coarse clock, so that a request costs
 //! two loads and stores for them.
 //!
@@ -31,8 +31,9 @@
 
 mod eviction;
 mod exchange;
+mod pace;
+mod since;
 mod stream;
-mod taking;
 
 use super::{
     permits::ConnectionShare,
@@ -41,7 +42,9 @@ use super::{
 };
 use crate::{reports::Rarely, sync::lock};
 use eviction::{Doing, LEAST, eviction_rank, moves};
-pub(super) use exchange::{Arriving, Exchange, Outgoing};
+pub(super) use exchange::{Exchange, RequestBody, ResponseBody};
+use pace::Pace;
+use since::Since;
 use std::{
     collections::HashMap,
     io,
@@ -53,7 +56,6 @@ use std::{
     time::{Duration, Instant},
 };
 pub(super) use stream::{Count, Stream};
-use taking::Taking;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     task::{AbortHandle, JoinHandle},
@@ -155,14 +157,14 @@ impl Connections {
     pub(super) fn close_one(&self) {
         let now = self.tick();
         let open = self.lock();
-        let ranked = open.values().filter(|connection| !connection.is_cut()).filter_map(|connection| {
+        let ranked = open.values().filter(|connection| !connection.is_aborted()).filter_map(|connection| {
             let rank = connection.eviction_rank(now)?;
             Some((rank, connection.touched.load(Ordering::Relaxed), connection.number, connection))
         });
         if let Some((.., connection)) =
             ranked.min_by_key(|&(rank, touched, number, _)| (rank, touched, number))
         {
-            connection.cut("to make room for a new one");
+            connection.abort("to make room for a new one");
             self.made_place.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -178,11 +180,17 @@ impl Connections {
     /// Closes the connections of a worker that have exceeded a limit; if the server is `stopping`, also those that have
     /// no request in flight; if answers have been refused for lack of memory, also some of those that hold theirs for long,
     /// until `short` bytes are free. Returns how many connections the worker had.
-    pub(super) fn look_over(&self, worker: usize, settings: &Settings, stopping: bool, short: u64) -> usize {
+    pub(super) fn check_limits(
+        &self,
+        worker: usize,
+        settings: &Settings,
+        stopping: bool,
+        short: u64,
+    ) -> usize {
         let now = self.tick();
         let mine: Vec<_> = self.lock().values().filter(|one| one.worker == worker).cloned().collect();
         for connection in &mine {
-            connection.look_over(now, settings);
+            connection.check_limits(now, settings);
             if stopping {
                 connection.stop(now);
             }
@@ -193,7 +201,7 @@ impl Connections {
         mine.len()
     }
 
-    /// How often [`look_over`](Self::look_over) should be called.
+    /// How often [`check_limits`](Self::check_limits) should be called.
     pub(super) fn interval(settings: &Settings) -> Duration {
         let least = settings.header_time.min(settings.body_time);
         (least / 16).clamp(Duration::from_millis(10), Duration::from_millis(500))
@@ -218,7 +226,7 @@ pub(super) struct Connection {
     requests: AtomicUsize,
     sending: Sending,
     /// Whether we, or the system, have given up the connection.
-    cut: AtomicBool,
+    aborted: AtomicBool,
     http1: Http1,
     /// Asks the connection to finish what is in flight and to close.
     stop: Notify,
@@ -232,8 +240,8 @@ pub(super) struct Connection {
 /// Whether the client takes what it is sent.
 #[derive(Default)]
 struct Sending {
-    /// Since when the system has taken nothing of what is to be sent, plus one; 0 while it takes data.
-    stuck: AtomicU64,
+    /// Since when the system has taken nothing of what is to be sent; none while it takes data.
+    stuck: Since,
     /// What was last observed about that.
     sample: Mutex<UnsentSample>,
     /// The addresses by which the system is asked about it.
@@ -243,16 +251,16 @@ struct Sending {
 /// What is known only of connections with HTTP/1, where one request is served at a time.
 #[derive(Default)]
 struct Http1 {
-    /// Since when the client has had its sending side closed, plus one, or 0; and the task that waits for more from it.
-    ended: AtomicU64,
+    /// Since when the client has had its sending side closed; and the task that waits for more from it.
+    ended: Since,
     reader: Mutex<Option<Waker>>,
-    taking: Taking,
+    pace: Pace,
     /// Whether the request in flight lacks a part of its body; and whether its answer has begun.
-    lacking: AtomicBool,
-    giving: AtomicBool,
-    /// Whether the answer is a live tail: that its client is gone would only be noticed when there is something to
-    /// send.
-    endless: AtomicBool,
+    body_incomplete: AtomicBool,
+    response_started: AtomicBool,
+    /// Whether the answer ends only with its client, as a live tail does: that its client is gone would only be noticed
+    /// when there is something to send.
+    is_endless: AtomicBool,
     /// Whether a body did not match its framing, so that no other request can follow it.
     broken: AtomicBool,
     /// A body that nobody wants, while it is being read; the result says whether it was read to its end.
@@ -272,7 +280,7 @@ struct Http2 {
 /// How many bytes had not been sent at a point in time, while the connection had been stuck since another.
 #[derive(Debug, Clone, Copy, Default)]
 struct UnsentSample {
-    stuck: u64,
+    stuck: Option<u64>,
     at: u64,
     unsent: u64,
 }
@@ -299,7 +307,7 @@ impl Connection {
             awaited: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
             sending: Sending { ends, ..Sending::default() },
-            cut: AtomicBool::new(false),
+            aborted: AtomicBool::new(false),
             http1: Http1::default(),
             stop: Notify::new(),
             stopped: AtomicBool::new(false),
@@ -332,9 +340,9 @@ impl Connection {
         self.stop.notified().await;
     }
 
-    /// Its answer with HTTP/1 is a live tail.
+    /// Its answer with HTTP/1 ends only with its client.
     pub(super) fn set_endless(&self) {
-        self.http1.endless.store(true, Ordering::Relaxed);
+        self.http1.is_endless.store(true, Ordering::Relaxed);
         self.wake_reader();
     }
 
@@ -344,28 +352,26 @@ impl Connection {
     }
 
     /// Whether the connection was given up, rather than closed by the client.
-    pub(super) fn is_cut(&self) -> bool {
-        self.cut.load(Ordering::Relaxed)
+    pub(super) fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Relaxed)
     }
 
     /// Records how much the system has taken of what it was given; `None` if it takes nothing.
     pub(super) fn taken(&self, bytes: Option<u64>) {
         if let Some(bytes) = bytes {
-            self.sending.stuck.store(0, Ordering::Relaxed);
-            self.http1.taking.took(bytes);
+            self.sending.stuck.clear();
+            self.http1.pace.took(bytes);
         } else {
-            let now = self.all.now() + 1;
-            let _ = self.sending.stuck.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed); // since the first time
+            self.sending.stuck.set_first(self.all.now());
         }
     }
 
     /// A client counts as given up if the system gave it up, or if it disappears after it has taken nothing for a
     /// while; otherwise it has left of its own accord.
     pub(super) fn failed(&self, error: &io::Error) {
-        let stuck = self.sending.stuck.load(Ordering::Relaxed);
-        let slow = stuck > 0 && self.all.now() + 1 >= stuck + SLOW;
+        let slow = self.sending.stuck.get().is_some_and(|since| self.all.now() >= since + SLOW);
         if slow || error.kind() == io::ErrorKind::TimedOut {
-            self.cut.store(true, Ordering::Relaxed);
+            self.aborted.store(true, Ordering::Relaxed);
         }
     }
 
@@ -374,11 +380,10 @@ impl Connection {
     pub(super) fn waits_for_an_answer(&self, reader: &Waker) -> bool {
         let waits = self.protocol.get() == Some(&Protocol::Http1)
             && self.is_busy()
-            && !self.http1.lacking.load(Ordering::Relaxed)
-            && !self.http1.endless.load(Ordering::Relaxed);
+            && !self.http1.body_incomplete.load(Ordering::Relaxed)
+            && !self.http1.is_endless.load(Ordering::Relaxed);
         if waits {
-            let now = self.all.now() + 1;
-            let _ = self.http1.ended.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed); // since the first time
+            self.http1.ended.set_first(self.all.now());
             *lock(&self.http1.reader) = Some(reader.clone());
         }
         waits
@@ -386,19 +391,19 @@ impl Connection {
 
     /// Whether the connection has a request in flight, or an answer that has not been taken completely.
     fn is_busy(&self) -> bool {
-        self.requests.load(Ordering::Relaxed) > 0 || self.sending.stuck.load(Ordering::Relaxed) > 0
+        self.requests.load(Ordering::Relaxed) > 0 || self.sending.stuck.is_set()
     }
 
     /// A body does not continue: if the client has closed its sending side, the body is incomplete.
-    fn lacks_some(&self) {
-        if self.http1.ended.load(Ordering::Relaxed) > 0 {
-            self.http1.lacking.store(true, Ordering::Relaxed);
+    fn note_incomplete_body(&self) {
+        if self.http1.ended.is_set() {
+            self.http1.body_incomplete.store(true, Ordering::Relaxed);
             self.wake_reader();
         }
     }
 
     fn wake_reader(&self) {
-        if self.http1.ended.load(Ordering::Relaxed) > 0
+        if self.http1.ended.is_set()
             && let Some(reader) = lock(&self.http1.reader).take()
         {
             reader.wake();
@@ -407,7 +412,7 @@ impl Connection {
 
     /// Whether another HTTP/1 request may follow this one: its whole body has been read, which is done if it is not
     /// much.
-    pub(super) async fn goes_on(&self) -> bool {
+    pub(super) async fn can_reuse(&self) -> bool {
         if self.protocol.get() != Some(&Protocol::Http1) {
             return true;
         }
@@ -440,7 +445,7 @@ impl Connection {
             Doing::Nothing
         } else if self.awaited.load(Ordering::Relaxed) > 0 {
             Doing::Sends
-        } else if self.sending.stuck.load(Ordering::Relaxed) > 0 || self.has_stuck_stream() {
+        } else if self.sending.stuck.is_set() || self.has_stuck_stream() {
             Doing::Takes
         } else if self.is_busy() && self.share.listening() < self.requests.load(Ordering::Relaxed) {
             Doing::Waits
@@ -470,43 +475,43 @@ impl Connection {
     }
 
     /// Closes the connection, whatever is in flight.
-    fn cut(&self, why: &str) {
-        self.cut.store(true, Ordering::Relaxed);
+    fn abort(&self, why: &str) {
+        self.aborted.store(true, Ordering::Relaxed);
         tracing::debug!(why, connection = self.number, "a connection is closed");
         if let Some(task) = self.task.get() {
             task.abort();
         }
     }
 
-    fn look_over(&self, now: u64, settings: &Settings) {
+    fn check_limits(&self, now: u64, settings: &Settings) {
         let (header_time, body_time) =
             (settings.header_time.as_millis() as u64, settings.body_time.as_millis() as u64);
         let idle = now.saturating_sub(self.touched.load(Ordering::Relaxed));
         if self.takes_nothing(now, body_time) {
-            return self.cut("it takes nothing");
+            return self.abort("it takes nothing");
         }
-        let ended = self.http1.ended.load(Ordering::Relaxed);
-        let since = ended.max(self.touched.load(Ordering::Relaxed)); // the request may be one of several sent at once
-        if ended > 0 && !self.http1.giving.load(Ordering::Relaxed) && now.saturating_sub(since) > LAST_ANSWER
-        {
+        // The request may be one of several that were sent at once.
+        let since = |ended: u64| ended.max(self.touched.load(Ordering::Relaxed));
+        let left = self.http1.ended.get().is_some_and(|ended| now.saturating_sub(since(ended)) > LAST_ANSWER);
+        if left && !self.http1.response_started.load(Ordering::Relaxed) {
             self.task.get().inspect(|task| task.abort()); // it has left of its own accord
             return;
         }
         self.wake_reader(); // to check whether it is gone altogether
         match self.protocol.get() {
-            None if now.saturating_sub(self.accepted) > header_time => self.cut("it sends no request"),
+            None if now.saturating_sub(self.accepted) > header_time => self.abort("it sends no request"),
             None | Some(Protocol::Http1) => {}
             Some(Protocol::Http2) => {
                 if self.requests.load(Ordering::Relaxed) == 0 && idle > header_time {
                     if !self.stopped.swap(true, Ordering::Relaxed) {
                         self.stop.notify_one(); // it is notified before it is closed
                     } else if idle > header_time + LAST_WORDS {
-                        self.cut("it is idle");
+                        self.abort("it is idle");
                     }
                 }
                 let mut streams = lock(&self.http2.streams);
                 streams.retain(|stream| {
-                    stream.upgrade().is_some_and(|stream| !stream.look_over(now, body_time))
+                    stream.upgrade().is_some_and(|stream| !stream.check_limits(now, body_time))
                 });
             }
         }
@@ -515,9 +520,9 @@ impl Connection {
     /// Whether the client has taken nothing, or almost nothing, for longer than it may. The system takes more from us
     /// only when it has delivered much of what it has: what a slow client takes in between shows in how much is left.
     fn takes_nothing(&self, now: u64, body_time: u64) -> bool {
-        let stuck = self.sending.stuck.load(Ordering::Relaxed);
-        let time = now + 1 - stuck.min(now + 1);
-        if stuck == 0 || time < SLOW.min(body_time / 4) {
+        let stuck = self.sending.stuck.get();
+        let time = stuck.map_or(0, |since| now.saturating_sub(since));
+        if stuck.is_none() || time < SLOW.min(body_time / 4) {
             return false;
         }
         let mut sample = lock(&self.sending.sample);
@@ -544,7 +549,7 @@ impl Connection {
         let idle = now.saturating_sub(self.touched.load(Ordering::Relaxed));
         let finished = !self.is_busy();
         if finished && (self.protocol.get() != Some(&Protocol::Http2) || idle > LAST_WORDS) {
-            self.cut("the server stops");
+            self.abort("the server stops");
         }
     }
 }

@@ -14,7 +14,6 @@ use super::{
     waited::WaitedLogs,
 };
 use crate::{
-    Code,
     log::{Durability, Error, MayBlock},
     store::{self, LogSettings, OpenLog, Store},
 };
@@ -29,8 +28,8 @@ use tokio::sync::{oneshot, watch};
 /// How often to look whether a large batch before another one is copied.
 const COPYING: Duration = Duration::from_millis(1);
 
-/// How much work it is to parse or append values of this many bytes: each record takes as long as some bytes.
-pub(super) fn work(bytes: usize, records: usize) -> usize {
+/// What it costs to parse or append values of this many bytes, in bytes: each record takes as long as some bytes.
+pub(super) fn cost(bytes: usize, records: usize) -> usize {
     bytes.saturating_add(records.saturating_mul(64))
 }
 
@@ -45,7 +44,7 @@ pub(super) struct Context {
     pub(super) permits: Arc<Permits>,
     pub(super) log_permits: Arc<LogPermits>,
     pub(super) waited: Arc<WaitedLogs>,
-    pub(super) limits: Arc<Settings>,
+    pub(super) settings: Arc<Settings>,
     pub(super) memory: Arc<Memory>,
     pub(super) guard: Arc<Guard>,
     pub(super) metrics: Arc<Metrics>,
@@ -108,7 +107,11 @@ impl Context {
     }
 
     /// Returns the settings of a log to append to, even if the append would create it.
-    pub(super) async fn settings(&self, share: &ConnectionShare, name: &str) -> Result<LogSettings, Problem> {
+    pub(super) async fn settings_of(
+        &self,
+        share: &ConnectionShare,
+        name: &str,
+    ) -> Result<LogSettings, Problem> {
         if let Some(log) = self.store.get_open(name) {
             return Ok(log.settings().clone());
         }
@@ -125,7 +128,7 @@ impl Context {
 
     /// Whether appending to a log of this name creates it: always for the book's log, which is also created at start.
     fn creates(&self, name: &str) -> bool {
-        self.limits.create_logs || name == DEFAULT_LOG
+        self.settings.create_logs || name == DEFAULT_LOG
     }
 
     /// Like [`log`](Self::log), but for an append, which creates the log if the server is configured to.
@@ -161,7 +164,7 @@ impl Context {
     ) -> Result<T, Problem> {
         let store = Arc::clone(&self.store);
         let done = tokio::task::spawn_blocking(move || run(&store)).await;
-        done.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
+        done.map_err(|_| Problem::unexpected())
     }
 
     /// Runs something that may take long for the log of this name, with a permit and off the runtime's thread; it runs to
@@ -172,13 +175,47 @@ impl Context {
         name: &str,
         run: impl FnOnce(&Store, &str) -> T + Send + 'static,
     ) -> Result<T, Problem> {
-        let permit = self.log_permits.acquire(name, &self.permits, share, self.limits.body_time).await?;
+        let permit = self.log_permits.acquire(name, &self.permits, share, self.settings.body_time).await?;
         let name = name.to_owned();
         let run = move |store: &Store| {
             let _permit = permit;
             run(store, &name)
         };
         self.blocking(run).await
+    }
+
+    /// Runs something that may take long for a log that is open, as [`for_log`](Self::for_log) does. The log stays open
+    /// meanwhile.
+    pub(super) async fn on_log<T: Send + 'static>(
+        &self,
+        share: &ConnectionShare,
+        log: &Arc<OpenLog>,
+        run: impl FnOnce(&OpenLog) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let at = Arc::clone(log);
+        let done = self.for_log(share, log.name(), move |_, _| run(&at)).await?;
+        done.map_err(Problem::of_log(log))
+    }
+
+    /// Attempts something, as [`on_log`](Self::on_log) does, until it is done: an attempt that comes too early says how long
+    /// to wait for the next one, which is done without the permit.
+    pub(super) async fn on_log_in_time<T: Send + 'static>(
+        &self,
+        share: &ConnectionShare,
+        log: &Arc<OpenLog>,
+        attempt: impl Fn(&OpenLog) -> Result<Result<T, Error>, Duration> + Clone + Send + 'static,
+    ) -> Result<T, Problem> {
+        loop {
+            let attempt = attempt.clone();
+            let once = move |log: &OpenLog| match attempt(log) {
+                Ok(done) => done.map(Ok),
+                Err(pause) => Ok(Err(pause)),
+            };
+            match self.on_log(share, log, once).await? {
+                Ok(done) => return Ok(done),
+                Err(pause) => tokio::time::sleep(pause).await,
+            }
+        }
     }
 
     /// Runs something that only its client needs off the runtime's thread, with a permit; not at all if
@@ -198,21 +235,21 @@ impl Context {
                 drop(done.send(run()));
             }
         });
-        result.await.map_err(|_| Problem::new(Code::Internal, "the request failed unexpectedly"))
+        result.await.map_err(|_| Problem::unexpected())
     }
 
-    /// Appends values that are this much [`work`]: what takes more than a moment, off the runtime's thread. `append` is
+    /// Appends values of this [`cost`]: what takes more than a moment, off the runtime's thread. `append` is
     /// told whether it may wait for the copies of other appends.
     pub(super) async fn append<V: Send + Sync + 'static, T: Send + 'static>(
         &self,
         share: &ConnectionShare,
         log: &Arc<OpenLog>,
-        work: usize,
+        cost: usize,
         values: V,
         append: fn(&OpenLog, &V, MayBlock) -> Result<T, Error>,
     ) -> Result<T, Problem> {
-        let limit = self.limits.append_time;
-        if work < OFFLOAD_BYTES {
+        let limit = self.settings.queue_time;
+        if cost < OFFLOAD_BYTES {
             let attempt = || ready(Ok(append(log, &values, MayBlock::Never)));
             let done = when_there_is_room(limit, || log.room(), attempt).await?;
             return self.seen(log, done).await;
@@ -237,7 +274,7 @@ impl Context {
         {
             self.acknowledged(log, last, None).await?;
         }
-        done.map_err(|error| Problem::from(error).of(log))
+        done.map_err(Problem::of_log(log))
     }
 
     /// Waits until an append whose last record is at `offset` may be answered.
@@ -255,7 +292,7 @@ impl Context {
             Ack::Durable => {
                 let _waiting = self.metrics.waiting(); // also counted down if the client leaves meanwhile
                 let done = self.waiters.durable(log, offset).await;
-                done.map_err(|error| Problem::from(error).of(log))
+                done.map_err(Problem::of_log(log))
             }
             Ack::Memory => {
                 // Until earlier appends are copied: mostly they are, but a batch of many MiB takes milliseconds.

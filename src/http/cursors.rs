@@ -3,17 +3,16 @@
 use super::{
     answer::{Answer, full, json, json_of, json_text, no_content},
     body,
-    connection::Arriving,
-    context::Context,
+    connection::RequestBody,
+    context::{Asker, Context},
     object, params,
-    permits::ConnectionShare,
     problem::Problem,
 };
 use crate::{
-    Code, Cursor, Error,
+    Code, Cursor,
     api::{CursorInfo, CursorPosition, CursorsInfo},
     log::CursorCondition,
-    store::{OpenLog, Store},
+    store::OpenLog,
 };
 use hyper::{Request, StatusCode};
 use std::sync::Arc;
@@ -25,18 +24,18 @@ fn info(log: &OpenLog, name: &str, offset: u64) -> CursorInfo {
 /// The cursor of a path, of a log that exists.
 async fn find(
     context: &Context,
-    share: &ConnectionShare,
+    asker: Asker<'_>,
     log: &str,
     name: &str,
 ) -> Result<(Arc<OpenLog>, Cursor), Problem> {
-    let log = context.log(share, log).await?;
+    let log = context.log(asker.share, log).await?;
     let cursor = log.cursor(name)?;
     Ok((log, cursor))
 }
 
 /// The offset of a cursor that must exist.
 pub(super) fn offset_of(log: &OpenLog, cursor: &Cursor) -> Result<u64, Problem> {
-    let offset = cursor.offset().map_err(|error| Problem::from(error).of(log))?;
+    let offset = cursor.offset().map_err(Problem::of_log(log))?;
     offset.ok_or_else(|| {
         let detail = format!("the log has no cursor {:?}; set it first", cursor.name());
         Problem::new(Code::CursorNotFound, detail)
@@ -46,28 +45,18 @@ pub(super) fn offset_of(log: &OpenLog, cursor: &Cursor) -> Result<u64, Problem> 
 /// `GET`: where a cursor is.
 pub(super) async fn describe(
     context: &Context,
-    share: &ConnectionShare,
+    asker: Asker<'_>,
     log: &str,
     name: &str,
-    request: Request<()>,
 ) -> Result<Answer, Problem> {
-    params::none(&request)?;
-    drop(request); // so that its header section is not held while waiting
-    let (log, cursor) = find(context, share, log, name).await?;
+    let (log, cursor) = find(context, asker, log, name).await?;
     Ok(json(&info(&log, name, offset_of(&log, &cursor)?)))
 }
 
 /// `GET` of all of a log's cursors.
-pub(super) async fn list(
-    context: &Context,
-    share: &ConnectionShare,
-    log: &str,
-    request: Request<()>,
-) -> Result<Answer, Problem> {
-    params::none(&request)?;
-    drop(request);
-    let log = context.log(share, log).await?;
-    let all = log.cursors().map_err(|error| Problem::from(error).of(&log))?;
+pub(super) async fn list(context: &Context, asker: Asker<'_>, log: &str) -> Result<Answer, Problem> {
+    let log = context.log(asker.share, log).await?;
+    let all = log.cursors().map_err(Problem::of_log(&log))?;
     let cursors = all.iter().map(|(name, &offset)| info(&log, name, offset)).collect();
     Ok(json_of(full(context.memory.hold_answer(json_text(&CursorsInfo { cursors }))?)))
 }
@@ -75,17 +64,17 @@ pub(super) async fn list(
 /// `PUT`: sets a cursor, under a condition if there is one. Durable when it is answered.
 pub(super) async fn set(
     context: &Context,
-    share: &ConnectionShare,
+    asker: Asker<'_>,
     log: &str,
     name: &str,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     let condition = condition(&request)?;
     let body = request.into_body(); // so that the header section is not held while waiting
-    let (log, cursor) = find(context, share, log, name).await?;
-    let bytes = body::read_small(body, context, share).await?;
+    let (log, cursor) = find(context, asker, log, name).await?;
+    let bytes = body::read_small(body, context, asker.share).await?;
     let CursorPosition { offset } = object::parse(&bytes, r#"{"offset":0}"#)?;
-    let was = change(context, share, &log, cursor, Some(offset), condition).await?;
+    let was = change(context, asker, &log, cursor, Some(offset), condition).await?;
     let mut answer = json(&info(&log, name, offset));
     if was.is_none() {
         *answer.status_mut() = StatusCode::CREATED;
@@ -96,32 +85,23 @@ pub(super) async fn set(
 /// `DELETE`: removes a cursor.
 pub(super) async fn remove(
     context: &Context,
-    share: &ConnectionShare,
+    asker: Asker<'_>,
     log: &str,
     name: &str,
     request: Request<()>,
 ) -> Result<Answer, Problem> {
     let condition = condition(&request)?;
     drop(request);
-    let (log, cursor) = find(context, share, log, name).await?;
+    let (log, cursor) = find(context, asker, log, name).await?;
     offset_of(&log, &cursor)?;
-    change(context, share, &log, cursor, None, condition).await?;
+    change(context, asker, &log, cursor, None, condition).await?;
     Ok(no_content())
 }
 
 /// `DELETE` of all of a log's cursors, also if their file is damaged.
-pub(super) async fn remove_all(
-    context: &Context,
-    share: &ConnectionShare,
-    log: &str,
-    request: Request<()>,
-) -> Result<Answer, Problem> {
-    params::none(&request)?;
-    drop(request);
-    let log = context.log(share, log).await?;
-    let at = Arc::clone(&log);
-    let done = context.for_log(share, log.name(), move |_: &Store, _: &str| at.remove_cursors()).await?;
-    done.map_err(|error| Problem::from(error).of(&log))?;
+pub(super) async fn remove_all(context: &Context, asker: Asker<'_>, log: &str) -> Result<Answer, Problem> {
+    let log = context.log(asker.share, log).await?;
+    context.on_log(asker.share, &log, |log| log.remove_cursors()).await?;
     Ok(no_content())
 }
 
@@ -142,24 +122,13 @@ fn condition<B>(request: &Request<B>) -> Result<CursorCondition, Problem> {
 /// Changes a cursor, off the runtime's thread; returns where it was.
 async fn change(
     context: &Context,
-    share: &ConnectionShare,
+    asker: Asker<'_>,
     log: &Arc<OpenLog>,
     cursor: Cursor,
     to: Option<u64>,
     condition: CursorCondition,
 ) -> Result<Option<u64>, Problem> {
-    let of_log = |error: Error| Problem::from(error).of(log);
     // In the list before it has the permit: whoever has that makes this change as well. It leaves the list with its client.
-    let asked = Arc::new(cursor.ask_for_change(to, condition).map_err(of_log)?);
-    loop {
-        let (at, cursor, asked) = (Arc::clone(log), cursor.clone(), Arc::clone(&asked));
-        let attempt = move |_: &Store, _: &str| {
-            let _at = at; // so that the log is not closed meanwhile
-            cursor.change_in_time(&asked)
-        };
-        match context.for_log(share, log.name(), attempt).await? {
-            Ok(changed) => return changed.map_err(of_log),
-            Err(pause) => tokio::time::sleep(pause).await, // without the permit
-        }
-    }
+    let change = Arc::new(cursor.ask_for_change(to, condition).map_err(Problem::of_log(log))?);
+    context.on_log_in_time(asker.share, log, move |_| cursor.change_in_time(&change)).await
 }

@@ -19,33 +19,33 @@ use std::{
 /// received of it; what is decoded in vain is at most 1 MiB for the second kind of work, and 9 MiB for the third.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Work {
-    Little,
-    More,
-    Much,
+    Light,
+    Medium,
+    Heavy,
 }
 
-/// The most bytes of a body that is little work, and of one that is more.
-const LITTLE: usize = 1 << 20;
-const MORE: usize = 8 << 20;
+/// The most bytes of a body that is light work, and of one that is medium work.
+const LIGHT: usize = 1 << 20;
+const MEDIUM: usize = 8 << 20;
 
 impl Work {
     /// The least work that a body of this many bytes can be.
     pub(super) fn of(bytes: usize) -> Self {
-        let works = [Self::Little, Self::More];
-        works.into_iter().find(|work| bytes <= work.bytes()).unwrap_or(Self::Much)
+        let works = [Self::Light, Self::Medium];
+        works.into_iter().find(|work| bytes <= work.bytes()).unwrap_or(Self::Heavy)
     }
 
     /// The next kind of work, for a body that is more than this.
     pub(super) fn next(self) -> Self {
-        if self == Self::Little { Self::More } else { Self::Much }
+        if self == Self::Light { Self::Medium } else { Self::Heavy }
     }
 
     /// The most bytes that this kind of work is for.
     pub(super) fn bytes(self) -> usize {
         match self {
-            Self::Little => LITTLE,
-            Self::More => MORE,
-            Self::Much => usize::MAX,
+            Self::Light => LIGHT,
+            Self::Medium => MEDIUM,
+            Self::Heavy => usize::MAX,
         }
     }
 }
@@ -71,9 +71,9 @@ struct Allowance {
 fn allowance(work: Work) -> Allowance {
     let millis = Duration::from_millis;
     match work {
-        Work::Little => Allowance { first: millis(1), per_byte: 20, most: millis(8) },
-        Work::More => Allowance { first: millis(10), per_byte: 20, most: millis(80) },
-        Work::Much => Allowance { first: millis(1000), per_byte: 200, most: Duration::MAX },
+        Work::Light => Allowance { first: millis(1), per_byte: 20, most: millis(8) },
+        Work::Medium => Allowance { first: millis(10), per_byte: 20, most: millis(80) },
+        Work::Heavy => Allowance { first: millis(1000), per_byte: 200, most: Duration::MAX },
     }
 }
 
@@ -237,14 +237,14 @@ mod tests {
         [&[0x78, 0x9c], deflate, &[0, 0, 0, 1]].concat()
     }
 
-    /// 60 KB of such blocks were as little work as 60 KB of text, and took 12 ms; 16 MiB took the only permit for large
+    /// 60 KB of such blocks were as light work as 60 KB of text, and took 12 ms; 16 MiB took the only permit for large
     /// bodies for 3.5 s.
     #[test]
     fn what_takes_long_and_decodes_to_nothing_is_more_work_and_in_the_end_refused() {
         for (encoding, body) in
             [(Encoding::Gzip, in_gzip(&hollow(500))), (Encoding::Deflate, in_zlib(&hollow(500)))]
         {
-            let (decoded, _) = decode(encoding, &body.into(), Work::Little);
+            let (decoded, _) = decode(encoding, &body.into(), Work::Light);
             assert_eq!(decoded.ok().flatten().as_deref(), Some(&b""[..]), "it is a valid body: {encoding:?}");
         }
         let empty_member = in_gzip(&hollow(0));
@@ -255,17 +255,17 @@ mod tests {
             (Encoding::Gzip, empty_member.repeat((1 << 20) / empty_member.len())),
             (Encoding::Zstd, empty_frame.repeat((1 << 20) / empty_frame.len())),
         ] {
-            let (decoded, took) = decode(encoding, &body.into(), Work::Little);
+            let (decoded, took) = decode(encoding, &body.into(), Work::Light);
             assert!(matches!(decoded, Ok(None)), "{encoding:?}: {decoded:?} after {took:?}");
             assert!(took < Duration::from_millis(50), "{encoding:?} took {took:?}");
         }
         let body = Bytes::from(in_gzip(&hollow(32 << 20)));
-        let (decoded, took) = decode(Encoding::Gzip, &body, Work::More);
+        let (decoded, took) = decode(Encoding::Gzip, &body, Work::Medium);
         assert!(
             matches!(decoded, Ok(None)) && took < Duration::from_millis(150),
             "{decoded:?} after {took:?}"
         );
-        let (decoded, took) = decode(Encoding::Gzip, &body, Work::Much);
+        let (decoded, took) = decode(Encoding::Gzip, &body, Work::Heavy);
         let refused = decoded.err().map(|problem| problem.to_string()).unwrap_or_default();
         assert!(refused.starts_with("invalid_encoding"), "{refused} after {took:?}");
         assert!(took < Duration::from_millis(1500), "it took {took:?}");
@@ -273,7 +273,7 @@ mod tests {
         let mut zeros = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
         zeros.write_all(&vec![0; 60 << 20]).unwrap();
         let body = Bytes::from([zeros.finish().unwrap(), in_gzip(&hollow(32 << 20))].concat());
-        let (decoded, took) = decode(Encoding::Gzip, &body, Work::Much);
+        let (decoded, took) = decode(Encoding::Gzip, &body, Work::Heavy);
         let refused = decoded.err().map(|problem| problem.to_string()).unwrap_or_default();
         assert!(refused.starts_with("invalid_encoding"), "{refused} after {took:?}");
         assert!(took < Duration::from_millis(2500), "it took {took:?}");
@@ -301,12 +301,12 @@ mod tests {
                 (Encoding::Deflate, zlib.finish().unwrap()),
                 (Encoding::Zstd, zstd::encode_all(&plain[..], 3).unwrap()),
             ] {
-                let (decoded, took) = decode(encoding, &body.into(), Work::Much);
+                let (decoded, took) = decode(encoding, &body.into(), Work::Heavy);
                 assert!(
                     decoded.ok().flatten().is_some_and(|decoded| decoded == plain),
                     "{what}: {encoding:?}"
                 );
-                let Allowance { first, per_byte, .. } = allowance(Work::Much);
+                let Allowance { first, per_byte, .. } = allowance(Work::Heavy);
                 let allowed = first + Duration::from_nanos(plain.len() as u64 * per_byte);
                 assert!(took * 5 < allowed, "{what}: {encoding:?} took {took:?}");
             }

@@ -4,7 +4,7 @@
 
 use super::{
     context::{Asker, Context},
-    memory::{Grant, Purpose, UNQUEUED_BYTES},
+    memory::{Grant, Purpose, UNQUEUED_BYTES, UsedUp},
     permits::{ConnectionShare, Kind},
     place::{Made, Place, Wants, elsewhere},
     problem::Problem,
@@ -12,7 +12,6 @@ use super::{
 use crate::{
     Code,
     log::{Head, Reader, Record},
-    pauses::doubled,
     store::OpenLog,
 };
 use bytes::Bytes;
@@ -22,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often a request that waits for memory asks for it: at first, and after a while.
+/// How often a request that waits for memory asks for it: at first, and after a while, because thousands may wait.
 const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(320);
 
 /// How long a large answer asks for memory before others in line have their turn, which may need less.
@@ -38,7 +37,7 @@ pub(super) struct Patience {
 impl Patience {
     /// For a request whose answer has not begun: it is refused at once if there is no memory.
     pub(super) fn to_begin(context: &Context) -> Self {
-        Self { permit: context.limits.append_time, memory: Duration::ZERO }
+        Self { permit: context.settings.queue_time, memory: Duration::ZERO }
     }
 
     pub(super) fn of(time: Duration) -> Self {
@@ -96,37 +95,27 @@ async fn covered(
     patience: Duration,
 ) -> Result<Grant, Problem> {
     if bytes <= UNQUEUED_BYTES {
-        return asked_for(&mut grant, bytes, patience).await.map(|()| grant);
+        grant.cover_within(bytes, patience, &ASK).await?;
+        return Ok(grant);
     }
     if bytes <= 4 * UNQUEUED_BYTES && grant.cover(bytes).is_ok() {
         return Ok(grant);
     }
-    if share.was_slow_within(context.limits.body_time) && context.memory.is_tight(Purpose::Answer) {
+    if share.was_slow_within(context.settings.body_time) && context.memory.is_tight(Purpose::Answer) {
         return Err(Problem::overloaded());
     }
-    let (begun, patience) = (Instant::now(), patience.max(context.limits.append_time));
+    let (begun, patience) = (Instant::now(), patience.max(context.settings.queue_time));
     loop {
         let left = patience.saturating_sub(begun.elapsed());
         let _turn = context.permits.acquire(Kind::Memory, share, left).await?;
-        match asked_for(&mut grant, bytes, TURN.min(left)).await {
-            Err(_) if begun.elapsed() < patience => {} // to the end of the line
-            done => return done.map(|()| grant),
+        match grant.cover_within(bytes, TURN.min(left), &ASK).await {
+            Err(UsedUp) if begun.elapsed() < patience => {} // to the end of the line
+            covered => {
+                covered?;
+                return Ok(grant);
+            }
         }
     }
-}
-
-/// Asks for memory of `bytes` until there is some, or patience ends. There is no queue: a request takes what it needs as
-/// soon as that is free, so that one that needs much does not delay those that need little.
-async fn asked_for(grant: &mut Grant, bytes: usize, patience: Duration) -> Result<(), Problem> {
-    let (begun, mut pause) = (Instant::now(), *ASK.start());
-    while let Err(used_up) = grant.cover(bytes) {
-        if begun.elapsed() >= patience {
-            return Err(used_up.into());
-        }
-        tokio::time::sleep(pause).await;
-        pause = doubled(pause, &ASK); // thousands may wait
-    }
-    Ok(())
 }
 
 /// Returns the record at `offset`, and what `render` makes of it; `bytes` computes the size of that from the size of

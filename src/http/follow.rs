@@ -49,7 +49,7 @@ impl Following {
             }
             let Self { context, share, log, log_wait, mut reading } = self;
             reading.continue_to(log.visible_offset());
-            let patience = Patience::of(context.limits.body_time);
+            let patience = Patience::of(context.settings.body_time);
             // Boxed, so that little memory is held by those that wait for news.
             let made = Box::pin(reading.piece(&context, &share, &log, patience)).await;
             let (reading, piece, _) = made.map_err(|problem| broken_off(&log, &problem))?;

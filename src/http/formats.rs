@@ -19,12 +19,12 @@ use crate::{
     chunk::AppendValues,
     frame::JSON,
     log::{Head, RecordRef},
+    settings::{LogSettings, Values, check_json},
     wire::{self, AnswerFrame, AppendFrame, LOST_TIME},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use hyper::header::{ACCEPT, HeaderMap};
-use serde::de::IgnoredAny;
 use std::io::Write;
 
 macro_rules! formats {
@@ -116,8 +116,8 @@ impl Format {
         names().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, format)| format)
     }
 
-    /// The media type of an answer.
-    pub(super) fn name(self) -> &'static str {
+    /// The `Content-Type` of an answer.
+    pub(super) fn content_type(self) -> &'static str {
         match self {
             Self::Text => "text/plain; charset=utf-8",
             Self::Ndjson | Self::Json | Self::Bytes | Self::Frames => self.media_type(),
@@ -142,19 +142,27 @@ impl Format {
     }
 }
 
-/// What `Accept` asks for: whether the live tail, and otherwise which format. The type that the client prefers is
-/// chosen, and among equally preferred ones the first; but the tail takes precedence, since nobody names it by
-/// accident.
-pub(super) fn wanted(headers: &HeaderMap) -> Result<(bool, Format), Problem> {
+/// What a reader of a log asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// The live tail, as events.
+    Tail,
+    /// Records in this format.
+    Records(Format),
+}
+
+/// What `Accept` asks for. The type that the client prefers is chosen, and among equally preferred ones the first; but
+/// the tail takes precedence, since nobody names it by accident.
+pub(super) fn wanted(headers: &HeaderMap) -> Result<Wanted, Problem> {
     if !headers.contains_key(ACCEPT) {
-        return Ok((false, Format::Ndjson));
+        return Ok(Wanted::Records(Format::Ndjson));
     }
     let mut ranges: Vec<(&str, u16)> = params::list(headers, ACCEPT).map(params::weighed).collect();
     ranges.sort_by_key(|&(_, weight)| std::cmp::Reverse(weight));
     let most = ranges.first().map_or(0, |&(_, weight)| weight);
     if most > 0 && ranges.iter().any(|&(range, weight)| weight == most && range.eq_ignore_ascii_case(EVENTS))
     {
-        return Ok((true, Format::Ndjson));
+        return Ok(Wanted::Tail);
     }
     // Once for each name, and not for each range: a header section holds tens of thousands of ranges.
     let mut is_refused = [false; Format::ALL.len() + ALIASES.len()];
@@ -173,7 +181,7 @@ pub(super) fn wanted(headers: &HeaderMap) -> Result<(bool, Format), Problem> {
         let detail = format!("Accept must have one of: {}, {EVENTS}", accepted());
         Problem::new(Code::NotAcceptable, detail)
     })?;
-    Ok((false, format))
+    Ok(Wanted::Records(format))
 }
 
 /// Whether a range includes a media type: the type itself, all types of its kind, or all types.
@@ -237,10 +245,10 @@ impl DecodedBatch {
         self.bytes
     }
 
-    /// Refuses what a log with these settings does not accept. `json_only`: every value must be JSON, and is marked as
-    /// JSON. `most`: the most bytes of a record.
-    pub(super) fn check(&mut self, json_only: bool, most: Option<u64>) -> Result<(), Problem> {
-        if !json_only && most.is_none() {
+    /// Refuses what a log with these settings does not accept. If it accepts only JSON, every value is marked as JSON.
+    pub(super) fn check(&mut self, settings: &LogSettings) -> Result<(), Problem> {
+        let json_only = settings.values == Values::Json;
+        if !json_only && settings.record_bytes.is_none() {
             return Ok(());
         }
         let (mut n, mut refused) = (0, None);
@@ -249,18 +257,15 @@ impl DecodedBatch {
             if refused.is_some() {
                 return;
             }
-            if let Some(most) = most.filter(|&most| bytes.len() as u64 > most) {
-                let length = bytes.len();
-                let detail =
-                    format!("record {n} of the body has {length} bytes, over this log's limit of {most}");
-                refused = Some(Problem::new(Code::RecordTooLarge, detail));
-            } else if json_only && flags & JSON == 0 {
-                refused = check_json(bytes).err().map(|error| {
-                    let detail = format!("this log takes JSON only, and record {n} is not: {error}");
-                    Problem::new(Code::NotJson, detail)
-                });
-            }
-            refused = refused.take().map(|problem| problem.with(|numbers| numbers.record = Some(n)));
+            let checked = if flags & JSON == 0 {
+                settings.check_value(bytes, false)
+            } else {
+                settings.check_length(bytes) // that it is JSON was checked when the body was parsed
+            };
+            refused = checked.err().map(|error| {
+                let problem = Problem::refused_value(&error, format_args!("record {n} of the body: {error}"));
+                problem.with(|numbers| numbers.record = Some(n))
+            });
         });
         self.json |= json_only;
         refused.map_or(Ok(()), Err)
@@ -332,11 +337,6 @@ fn lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
 /// The lines that are not blank.
 fn json_lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     lines(body).filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
-}
-
-pub(super) fn check_json(value: &[u8]) -> Result<(), String> {
-    let text = std::str::from_utf8(value).map_err(|error| error.to_string())?;
-    serde_json::from_str::<IgnoredAny>(text).map(drop).map_err(|error| error.to_string())
 }
 
 /// Refuses frames that are incomplete or, if JSON is to be `checked`, whose values marked as JSON are not JSON.
@@ -537,7 +537,7 @@ mod tests {
         let grant = Memory::new(1 << 30).grant(Purpose::Request);
         let batch = parse(format, Bytes::copy_from_slice(body), SegmentRoom::new(1 << 30), grant);
         let mut batch = batch.map_err(|problem| problem.to_string())?;
-        batch.check(false, None).map_err(|problem| problem.to_string())?;
+        batch.check(&LogSettings::default()).map_err(|problem| problem.to_string())?;
         let mut records = Vec::new();
         batch.each(|bytes, flags| records.push((bytes.to_vec(), flags & JSON != 0)));
         assert_eq!(batch.records(), records.len() as u64);
@@ -553,20 +553,20 @@ mod tests {
             wanted(&headers).ok()
         };
         for (accept, expected) in [
-            ("*/*", Some((false, Format::Ndjson))),
-            ("application/json;q=0, text/plain", Some((false, Format::Text))),
-            ("application/json;q=0.5, Text/Plain; Q=0.6", Some((false, Format::Text))),
-            ("text/html, application/*;q=0.1", Some((false, Format::Ndjson))),
-            ("TEXT/*", Some((false, Format::Text))),
-            ("application/x-ndjson;q=0, application/ndjson;q=0, */*", Some((false, Format::Json))),
-            ("application/*;q=0, */*", Some((false, Format::Text))),
+            ("*/*", Some(Wanted::Records(Format::Ndjson))),
+            ("application/json;q=0, text/plain", Some(Wanted::Records(Format::Text))),
+            ("application/json;q=0.5, Text/Plain; Q=0.6", Some(Wanted::Records(Format::Text))),
+            ("text/html, application/*;q=0.1", Some(Wanted::Records(Format::Ndjson))),
+            ("TEXT/*", Some(Wanted::Records(Format::Text))),
+            ("application/x-ndjson;q=0, application/ndjson;q=0, */*", Some(Wanted::Records(Format::Json))),
+            ("application/*;q=0, */*", Some(Wanted::Records(Format::Text))),
             ("application/json;q=0", None),
             ("*/*;q=0.0", None),
             ("text/html", None),
             ("text/event-streamx", None),
-            ("TEXT/Event-Stream", Some((true, Format::Ndjson))),
-            ("application/json, text/event-stream", Some((true, Format::Ndjson))),
-            ("application/json, text/event-stream;q=0.5", Some((false, Format::Json))),
+            ("TEXT/Event-Stream", Some(Wanted::Tail)),
+            ("application/json, text/event-stream", Some(Wanted::Tail)),
+            ("application/json, text/event-stream;q=0.5", Some(Wanted::Records(Format::Json))),
             ("text/event-stream;q=0", None),
         ] {
             assert_eq!(of(accept), expected, "{accept}");
@@ -686,7 +686,7 @@ mod tests {
         let weights = "a;q=0.0000000000,".repeat(3800);
         for (value, expected) in [
             (refused.clone(), None),
-            (format!("{refused},text/*;q=0.1"), Some((false, Format::Text))),
+            (format!("{refused},text/*;q=0.1"), Some(Wanted::Records(Format::Text))),
             (weights, None),
         ] {
             let (found, time) = accept(&value);

@@ -8,7 +8,11 @@ use super::{
     meter::Meter,
     segment_room::SegmentRoom,
 };
-use crate::{chunk::AppendValues, frame::JSON};
+use crate::{
+    chunk::AppendValues,
+    frame::JSON,
+    store::{LogSettings, Values},
+};
 use bytes::Bytes;
 
 /// Parses a body as any client may send it, for `fuzz/`: either it is refused, or each of its records is what it claims
@@ -20,12 +24,14 @@ pub fn body(media_type: &str, encoding: &str, bytes: &[u8], json_only: bool) {
     let (room, grant) = (SegmentRoom::new(1 << 20), || memory.grant(Purpose::Request));
     let body = Bytes::copy_from_slice(bytes);
     let meter = Meter::new(format, room);
-    let Ok(Some(decoded)) = encoding.decode(body, 1 << 20, Work::Much, grant(), meter) else {
+    let Ok(Some(decoded)) = encoding.decode(body, 1 << 20, Work::Heavy, grant(), meter) else {
         return;
     };
     assert!(decoded.len() <= 1 << 20, "the limit does not hold");
     let Ok(mut batch) = formats::parse(format, decoded.clone(), room, grant()) else { return };
-    let checked = batch.check(json_only, Some(1 << 10)).is_ok();
+    let values = if json_only { Values::Json } else { Values::Any };
+    let settings = LogSettings { values, record_bytes: Some(1 << 10), ..LogSettings::default() };
+    let checked = batch.check(&settings).is_ok();
     let (mut records, mut total) = (0, 0);
     batch.each(|bytes, flags| {
         let json = flags & JSON != 0;

@@ -3,10 +3,9 @@
 use super::{
     answer::{Answer, full, json, json_of, json_text, no_content},
     body,
-    connection::Arriving,
-    context::Context,
+    connection::RequestBody,
+    context::{Asker, Context},
     object, params,
-    permits::ConnectionShare,
     problem::Problem,
 };
 use crate::{
@@ -28,11 +27,11 @@ fn described(log: &OpenLog) -> Answer {
 /// `PUT`: 201 if the log is new, 200 if it exists with the same settings.
 pub(super) async fn create(
     context: &Context,
-    share: &ConnectionShare,
+    asker: Asker<'_>,
     name: &str,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
-    let bytes = body::read_small(request.into_body(), context, share).await?;
+    let bytes = body::read_small(request.into_body(), context, asker.share).await?;
     let settings: LogSettings = if bytes.is_empty() {
         LogSettings::default()
     } else {
@@ -42,8 +41,8 @@ pub(super) async fn create(
         Err(store::Error::NotFound { .. }) => {}
         known => known?, // a name that no log can have waits for no permit
     }
-    let patience = context.limits.append_time;
-    let made = context.for_log(share, name, move |store, name| {
+    let patience = context.settings.queue_time;
+    let made = context.for_log(asker.share, name, move |store, name| {
         let begun = Instant::now();
         loop {
             match store.create(name, &settings).and_then(|new| Ok((new, store.get(name)?))) {
@@ -61,21 +60,13 @@ pub(super) async fn create(
     Ok(answer)
 }
 
-pub(super) async fn describe(
-    context: &Context,
-    share: &ConnectionShare,
-    name: &str,
-) -> Result<Answer, Problem> {
-    Ok(described(&*context.log(share, name).await?))
+pub(super) async fn describe(context: &Context, asker: Asker<'_>, name: &str) -> Result<Answer, Problem> {
+    Ok(described(&*context.log(asker.share, name).await?))
 }
 
-pub(super) async fn delete(
-    context: &Context,
-    share: &ConnectionShare,
-    name: &str,
-) -> Result<Answer, Problem> {
+pub(super) async fn delete(context: &Context, asker: Asker<'_>, name: &str) -> Result<Answer, Problem> {
     context.store.check(name)?;
-    context.for_log(share, name, Store::delete).await??;
+    context.for_log(asker.share, name, Store::delete).await??;
     Ok(no_content())
 }
 
@@ -100,15 +91,14 @@ pub(super) fn list(context: &Context, request: &Request<()>) -> Result<Answer, P
 
 pub(super) async fn trim(
     context: &Context,
-    share: &ConnectionShare,
+    asker: Asker<'_>,
     name: &str,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     let body = request.into_body(); // so that the header section is not held while waiting
-    let log = context.log(share, name).await?;
-    let bytes = body::read_small(body, context, share).await?;
+    let log = context.log(asker.share, name).await?;
+    let bytes = body::read_small(body, context, asker.share).await?;
     let Trim { before } = object::parse(&bytes, r#"{"before":0}"#)?;
-    let trim = move |_: &Store, _: &str| log.trim(before).map_err(|error| Problem::from(error).of(&log));
-    let first_offset = context.for_log(share, name, trim).await??;
+    let first_offset = context.on_log(asker.share, &log, move |log| log.trim(before)).await?;
     Ok(json(&Trimmed { first_offset }))
 }

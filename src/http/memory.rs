@@ -9,15 +9,17 @@
 //! see `connection`.
 
 use super::problem::Problem;
-use crate::{reports::Rarely, sync::lock};
+use crate::{pauses::doubled, reports::Rarely, sync::lock};
 use bytes::Bytes;
 use memmap2::{MmapMut, MmapOptions};
 use std::{
     cell::Cell,
+    ops::RangeInclusive,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 /// Grants grow by this many bytes, so that a body costs one atomic operation per step and not one per read.
@@ -38,14 +40,19 @@ const MAX_SCRATCH_BYTES: usize = 128 << 10;
 /// Buffers larger than this are mappings.
 const MAX_HEAP_BYTES: usize = 64 << 10;
 
-/// What memory is used for. Each purpose may use only a part of the budget, so that neither keeps out the other; and of
-/// that, grants that are not small only a part, so that they do not keep out those that are.
+/// What memory is used for. Each purpose has a cap below the whole budget, so that neither keeps out the other. Within it,
+/// larger grants have lower caps, so that small ones always find room. In sixteenths of the budget:
+///
+/// | [`Size`] of the grant | requests | answers |
+/// | --- | --- | --- |
+/// | small | 14 | 12 |
+/// | medium | 13 | 10 |
+/// | large | 12 | 8 |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Bodies being received: up to seven eighths for small ones, 13 sixteenths for medium ones, and three quarters for large
-    /// ones.
+    /// Bodies being received, or parsed.
     Request,
-    /// Answers being sent: up to three quarters, five eighths for those that are not small, and a half for large ones.
+    /// Answers being sent.
     Answer,
 }
 
@@ -266,9 +273,27 @@ impl Grant {
         }
         Ok(())
     }
-}
 
-impl Grant {
+    /// Grows the grant to cover `bytes`: asks for them until there is room, or patience ends, with a pause after each attempt.
+    /// There is no queue: a request takes what it needs as soon as that is free, so that one that needs much does not delay
+    /// those that need little.
+    pub(super) async fn cover_within(
+        &mut self,
+        bytes: usize,
+        patience: Duration,
+        pauses: &RangeInclusive<Duration>,
+    ) -> Result<(), UsedUp> {
+        let (begun, mut pause) = (Instant::now(), *pauses.start());
+        while let Err(used_up) = self.cover(bytes) {
+            if begun.elapsed() >= patience {
+                return Err(used_up);
+            }
+            tokio::time::sleep(pause).await;
+            pause = doubled(pause, pauses);
+        }
+        Ok(())
+    }
+
     /// Gives back what exceeds `bytes`.
     fn shrink(&mut self, bytes: usize) {
         if bytes < self.bytes {
@@ -386,6 +411,16 @@ impl Buffer {
     /// The bytes of the budget that it holds.
     pub(super) fn held(&self) -> usize {
         self.grant.bytes
+    }
+
+    /// Covers `bytes` more than it has, as [`Grant::cover_within`] does.
+    pub(super) async fn cover_within(
+        &mut self,
+        bytes: usize,
+        patience: Duration,
+        pauses: &RangeInclusive<Duration>,
+    ) -> Result<(), UsedUp> {
+        self.grant.cover_within(self.length + bytes.min(self.left()), patience, pauses).await
     }
 
     /// How many more bytes fit.

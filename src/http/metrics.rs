@@ -174,7 +174,7 @@ impl Collector for Engine {
         histogram(&mut encoder, "commit_records", "Records made durable by a commit", &commit_records, 1.0)?;
         for (name, help, count) in [
             ("committed_bytes", "Bytes of frames committed", committed_bytes),
-            ("rolls", "Times that a segment was full and the next one begun", rolls),
+            ("rolls", "Times appends moved to the next segment", rolls),
             ("backpressure", "Appends that found no room because the disk was behind", backpressure),
             ("shm_fallbacks", "Segments begun in memory that does not outlive the process", shm_fallbacks),
             ("backings_kept", "Backings of killed processes that were not restored, but kept", backings_kept),
@@ -185,7 +185,7 @@ impl Collector for Engine {
         }
         for (name, help, value) in [
             ("chunk_memory_bytes", "Memory of chunks", chunk_bytes),
-            ("logs", "Logs there are", logs as u64),
+            ("logs", "Logs in the store", logs as u64),
             ("open_logs", "Logs that are open", open as u64),
             (
                 "unusable_logs",
@@ -196,8 +196,7 @@ impl Collector for Engine {
             let gauge = ConstGauge::new(value.cast_signed());
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
-        let help =
-            "Records that a consumer has before it, of the cursors of open logs that are farthest behind";
+        let help = "Records between a cursor and the end of its log; the 1,000 largest, of open logs";
         let mut family = encoder.encode_descriptor("cursor_lag_records", help, None, MetricType::Gauge)?;
         for (log, cursor, lag) in cursors {
             let gauge = ConstGauge::new(lag.cast_signed());

@@ -1,6 +1,6 @@
 //! Bodies that are JSON objects, such as settings: what they may be, and what is wrong with others.
 
-use super::problem::{Problem, cut};
+use super::problem::{Problem, truncated};
 use crate::Code;
 use serde::{
     Deserialize, Deserializer,
@@ -54,7 +54,10 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for ShortNames<A> {
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
         let Some(quoted) = self.0.next_key::<&'de RawValue>()?.map(RawValue::get) else { return Ok(None) };
         if quoted.len() > MAX_NAME_BYTES {
-            return Err(A::Error::custom(format_args!("unknown field {}", cut(quoted, MAX_NAME_BYTES))));
+            return Err(A::Error::custom(format_args!(
+                "unknown field {}",
+                truncated(quoted, MAX_NAME_BYTES)
+            )));
         }
         let known = if quoted.contains('\\') {
             let name: String = serde_json::from_str(quoted).map_err(A::Error::custom)?;
@@ -73,7 +76,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for ShortNames<A> {
 /// What is wrong with a body: if it is not JSON at all, this is reported, whatever else is wrong.
 pub(super) fn not_parsed(body: &[u8], error: &serde_json::Error, expected: &str) -> Problem {
     let not_json = |why: &dyn std::fmt::Display| {
-        let why = cut(why, MAX_QUOTED_BYTES);
+        let why = truncated(why, MAX_QUOTED_BYTES);
         Problem::new(Code::InvalidJson, format_args!("the body is not JSON: {why}; send {expected}"))
     };
     // What is ignored is not checked to be UTF-8.
@@ -83,7 +86,10 @@ pub(super) fn not_parsed(body: &[u8], error: &serde_json::Error, expected: &str)
     if let Err(error) = serde_json::from_slice::<IgnoredAny>(body) {
         return not_json(&error);
     }
-    Problem::new(Code::InvalidRequest, format_args!("{}; send {expected}", cut(error, MAX_QUOTED_BYTES)))
+    Problem::new(
+        Code::InvalidRequest,
+        format_args!("{}; send {expected}", truncated(error, MAX_QUOTED_BYTES)),
+    )
 }
 
 #[cfg(test)]

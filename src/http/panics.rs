@@ -4,7 +4,7 @@ use super::{
     Server, Settings,
     answer::full,
     body,
-    connection::Arriving,
+    connection::RequestBody,
     context::Context,
     memory::Purpose,
     permits::{ConnectionShare, Kind},
@@ -19,7 +19,7 @@ use std::{
 };
 
 /// Takes all resources that a request may take, and panics.
-pub(super) async fn here(context: &Context, request: Request<Arriving>) -> Result<(), Problem> {
+pub(super) async fn here(context: &Context, request: Request<RequestBody>) -> Result<(), Problem> {
     let mut grant = context.memory.grant(Purpose::Answer);
     grant.cover(1 << 20)?;
     let _answer = full(grant.hold(vec![0; 1 << 20]));

@@ -69,7 +69,7 @@ pub(super) fn yes_or_no(name: &str, value: &str) -> Result<bool, Problem> {
 
 /// The id of a log.
 pub(super) fn log_id(value: &str) -> Result<LogId, Problem> {
-    LogId::parse(value).ok_or_else(|| invalid("log_id", "the `id` that GET /v1/logs/{log} tells"))
+    LogId::parse(value).ok_or_else(|| invalid("log_id", "the `id` that GET /v1/logs/{log} returns"))
 }
 
 /// A duration such as `30s` or `500ms`, of at most `most`.

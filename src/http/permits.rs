@@ -18,9 +18,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// To parse a body, by how much [`Work`] that is.
-    LittleBody,
-    MoreBody,
-    MuchBody,
+    LightBody,
+    MediumBody,
+    HeavyBody,
     /// To look through the log for the end of a range.
     Look,
     /// To read from the disk, or to render a large record.
@@ -42,9 +42,9 @@ pub(super) enum Kind {
 impl Kind {
     /// All kinds, in the order in which they are declared.
     const ALL: [Self; 12] = [
-        Self::LittleBody,
-        Self::MoreBody,
-        Self::MuchBody,
+        Self::LightBody,
+        Self::MediumBody,
+        Self::HeavyBody,
         Self::Look,
         Self::Read,
         Self::ReadLarge,
@@ -60,9 +60,9 @@ impl Kind {
 impl From<Work> for Kind {
     fn from(work: Work) -> Self {
         match work {
-            Work::Little => Self::LittleBody,
-            Work::More => Self::MoreBody,
-            Work::Much => Self::MuchBody,
+            Work::Light => Self::LightBody,
+            Work::Medium => Self::MediumBody,
+            Work::Heavy => Self::HeavyBody,
         }
     }
 }
@@ -178,9 +178,9 @@ impl Permits {
         let fit = |part: usize, bytes: usize| part / bytes.saturating_mul(2).max(1);
         let half = threads / 2;
         Self::new(|kind| match kind {
-            Kind::LittleBody => fit(memory / 8, Work::Little.bytes()).min(threads),
-            Kind::MoreBody => fit(memory / 8, Work::More.bytes()).min(threads),
-            Kind::MuchBody => fit(memory / 2, largest).min(half),
+            Kind::LightBody => fit(memory / 8, Work::Light.bytes()).min(threads),
+            Kind::MediumBody => fit(memory / 8, Work::Medium.bytes()).min(threads),
+            Kind::HeavyBody => fit(memory / 2, largest).min(half),
             Kind::Read => threads,
             // These leave half of the processors to others.
             Kind::Look | Kind::ReadLarge | Kind::Append => half,

@@ -5,7 +5,7 @@ use crate::{
     Code,
     api::{ProblemDocument, ProblemNumbers},
     log::{Error, Reader},
-    store::{self, OpenLog},
+    store::{self, OpenLog, ValueError},
 };
 use hyper::{
     Response, StatusCode,
@@ -19,9 +19,9 @@ const MAX_DETAIL_BYTES: usize = 512;
 /// Formats something, truncating it to `most` bytes while it is made: it may include a client's own text, as long as
 /// its body. Characters that are not plain text where it is shown (control characters, characters that change the
 /// direction of a line) are escaped: they could add lines to the server's log, or control a terminal.
-pub(super) fn cut(text: impl Display, most: usize) -> String {
-    struct Cut(String, usize);
-    impl Cut {
+pub(super) fn truncated(text: impl Display, most: usize) -> String {
+    struct Truncated(String, usize);
+    impl Truncated {
         fn push(&mut self, character: char) -> fmt::Result {
             if self.0.len() + character.len_utf8() > self.1 {
                 return Err(fmt::Error); // stops formatting
@@ -30,7 +30,7 @@ pub(super) fn cut(text: impl Display, most: usize) -> String {
             Ok(())
         }
     }
-    impl Write for Cut {
+    impl Write for Truncated {
         fn write_str(&mut self, text: &str) -> fmt::Result {
             text.chars().try_for_each(|character| match character {
                 ' '..='~' => self.push(character),
@@ -38,11 +38,11 @@ pub(super) fn cut(text: impl Display, most: usize) -> String {
             })
         }
     }
-    let mut cut = Cut(String::new(), most);
-    if write!(cut, "{text}").is_err() {
-        cut.0.push('…');
+    let mut short = Truncated(String::new(), most);
+    if write!(short, "{text}").is_err() {
+        short.0.push('…');
     }
-    cut.0
+    short.0
 }
 
 /// Why a request was not carried out. Nothing was stored, except with the code `writer_failed`.
@@ -59,7 +59,7 @@ pub(super) struct Problem {
 
 impl Problem {
     pub(super) fn new(code: Code, detail: impl Display) -> Self {
-        Self { code, detail: cut(detail, MAX_DETAIL_BYTES), allowed: None, numbers: None }
+        Self { code, detail: truncated(detail, MAX_DETAIL_BYTES), allowed: None, numbers: None }
     }
 
     /// Whether the server has failed, and a person should look into this request. Conditions that affect thousands of
@@ -82,6 +82,11 @@ impl Problem {
         } else {
             self
         }
+    }
+
+    /// What an error of this log is for clients: see [`of`](Self::of).
+    pub(super) fn of_log(log: &OpenLog) -> impl Fn(Error) -> Self {
+        move |error| Self::from(error).of(log)
     }
 
     /// Whether the cause is a lack of memory, permits or streams: clients can cause it as often as they like.
@@ -138,6 +143,18 @@ impl Problem {
         Self { allowed: Some(allowed), ..problem }
     }
 
+    /// What was to make the answer has ended without one: it has panicked.
+    pub(super) fn unexpected() -> Self {
+        Self::new(Code::Internal, "the request failed unexpectedly")
+    }
+
+    /// A log does not take a value.
+    pub(super) fn refused_value(error: &ValueError, detail: impl Display) -> Self {
+        let code =
+            if matches!(error, ValueError::NotJson { .. }) { Code::NotJson } else { Code::RecordTooLarge };
+        Self::new(code, detail)
+    }
+
     /// The disk is behind.
     pub(super) fn backpressure() -> Self {
         let detail = "the disk is behind and memory is used up; send the request again a little later";
@@ -164,7 +181,7 @@ impl Problem {
 
     /// Other requests are at work on the log, or on too many logs at once.
     pub(super) fn log_is_busy() -> Self {
-        let detail = "this log, or many others, are being opened, created, trimmed or deleted; try again a little later";
+        let detail = "this log is, or many others are, being opened, created, trimmed or deleted; try again a little later";
         Self::new(Code::Overloaded, detail)
     }
 
@@ -303,8 +320,8 @@ mod tests {
         );
         let said = problem.to_string();
         assert_eq!(said, r#"invalid_request: x\n2026 ERROR \u{1b}[31m\u{85}\u{202e}\u{2028} é "q" 'r' \"#);
-        assert_eq!(cut("ab\ncd", 4), "ab\\n…");
-        assert_eq!(cut("ab\ncd", 3), "ab\\…");
-        assert_eq!(cut("éé", 3), "é…");
+        assert_eq!(truncated("ab\ncd", 4), "ab\\n…");
+        assert_eq!(truncated("ab\ncd", 3), "ab\\…");
+        assert_eq!(truncated("éé", 3), "é…");
     }
 }

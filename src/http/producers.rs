@@ -2,18 +2,15 @@
 
 use super::{
     answer::{Answer, json},
-    context::Context,
-    params,
-    permits::ConnectionShare,
+    context::{Asker, Context},
     problem::Problem,
 };
 use crate::{
     Code, Error, OpenedProducer, ProducerState,
     api::{BegunEpoch, EarlierBatch, EarlierEpoch, ProducerInfo},
     log::{self, check_producer_id},
-    store::{OpenLog, Store},
+    store::OpenLog,
 };
-use hyper::Request;
 use percent_encoding::percent_decode_str;
 use std::sync::Arc;
 
@@ -50,49 +47,33 @@ fn id_in(path: &str) -> Result<String, Problem> {
 /// `POST`: the producer's next epoch. Batches of older ones are refused from now on.
 pub(super) async fn open(
     context: &Context,
-    share: &ConnectionShare,
+    asker: Asker<'_>,
     name: &str,
     id: &str,
-    request: Request<()>,
 ) -> Result<Answer, Problem> {
-    params::none(&request)?;
-    drop(request); // so that its header section is not held while waiting
     let id = id_in(id)?;
-    let log = context.log_to_append(share, name).await?;
+    let log = context.log_to_append(asker.share, name).await?;
     // In the list before it has the permit: whoever has that begins this epoch as well. It leaves the list with its client.
-    let asked = log.ask_for_epoch(&id).map_err(|error| Problem::from(error).of(&log))?;
-    let asked = Arc::new(asked);
-    let begun = loop {
-        let (at, asked) = (Arc::clone(&log), Arc::clone(&asked));
-        let attempt = move |_: &Store, _: &str| at.begin_epoch_in_time(&asked);
-        match context.for_log(share, log.name(), attempt).await? {
-            Ok(begun) => break begun,
-            Err(pause) => tokio::time::sleep(pause).await, // without the permit
-        }
-    };
-    let begun = begun.map_err(|error| Problem::from(error).of(&log))?;
+    let next = Arc::new(log.ask_for_epoch(&id).map_err(Problem::of_log(&log))?);
+    let begun = context.on_log_in_time(asker.share, &log, move |log| log.begin_epoch_in_time(&next)).await?;
     Ok(opened(&log, id, begun))
 }
 
 /// `GET`: what the log knows about the producer, and readers can see.
 pub(super) async fn describe(
     context: &Context,
-    share: &ConnectionShare,
+    asker: Asker<'_>,
     name: &str,
     id: &str,
-    request: Request<()>,
 ) -> Result<Answer, Problem> {
-    params::none(&request)?;
-    drop(request); // so that its header section is not held while waiting
     let id = id_in(id)?;
-    let log = context.log(share, name).await?;
+    let log = context.log(asker.share, name).await?;
     let state = if !log.producers_are_busy() && log.knows_producers() {
-        log.producer(&id).map_err(|error| Problem::from(error).of(&log))?
+        log.producer(&id).map_err(Problem::of_log(&log))?
     } else {
         // Off the runtime's thread, because that reads from the disk, or waits for a batch that is being copied.
-        let (at, id) = (Arc::clone(&log), id.clone());
-        let known = context.for_log(share, log.name(), move |_: &Store, _: &str| at.producer(&id)).await?;
-        known.map_err(|error| Problem::from(error).of(&log))?
+        let id = id.clone();
+        context.on_log(asker.share, &log, move |log| log.producer(&id)).await?
     };
     let state = state.ok_or_else(|| {
         let detail = "the log knows no producer of this id: it never appended, or was forgotten; begin an epoch by POST";

@@ -6,7 +6,7 @@ use super::{
     cursors,
     fetch::Patience,
     follow,
-    formats::{self, Format},
+    formats::{self, Format, Wanted},
     memory::Purpose,
     params,
     permits::{ConnectionShare, Kind},
@@ -52,7 +52,7 @@ async fn resolve(
         StartAt::Latest => log.visible_offset(),
         StartAt::Last(records) => log.visible_offset().saturating_sub(records).max(log.first_offset()),
         StartAt::Since(time) => {
-            let (log, patience) = (Arc::clone(log), context.limits.append_time);
+            let (log, patience) = (Arc::clone(log), context.settings.queue_time);
             let find = move || log.offset_since(StartAt::millis(time));
             context.for_client(share, Kind::Read, patience, find).await??
         }
@@ -113,7 +113,7 @@ impl RangeQuery {
             (true, None, None) if format.is_single_document() => {
                 let detail = format!(
                     "{} is one document, which would never end: to follow a log, accept another type",
-                    format.name()
+                    format.content_type()
                 );
                 Err(Problem::new(Code::InvalidQuery, detail))
             }
@@ -142,14 +142,16 @@ pub(super) async fn range(
     name: &str,
     request: Request<()>,
 ) -> Result<Answer, Problem> {
-    let query = RangeQuery::parse(&request, context.limits.wait_time)?;
+    let query = RangeQuery::parse(&request, context.settings.wait_time)?;
     let headers = request.headers();
-    let (tailing, format) = formats::wanted(headers)?;
-    let last = if tailing { params::header(headers, "last-event-id")? } else { None };
+    let wanted = formats::wanted(headers)?;
+    let last = if wanted == Wanted::Tail { params::header(headers, "last-event-id")? } else { None };
     let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
     drop(request); // so that its header section is not held while waiting
-    // A tail follows the log in any case, and is not limited.
-    let until = if tailing { Until::Stopped } else { query.until(format)? };
+    let records = match wanted {
+        Wanted::Tail => None, // it follows the log in any case, and is not limited
+        Wanted::Records(format) => Some((format, query.until(format)?)),
+    };
     let log = context.log(asker.share, name).await?;
     if query.log_id.is_some_and(|id| id != log.id()) {
         let detail = format!("the log of this name has the id {}", log.id());
@@ -160,11 +162,11 @@ pub(super) async fn range(
         Ok::<_, Problem>(StartAt::Offset(cursors::offset_of(&log, &cursor)?))
     };
     let from = query.cursor.as_ref().map(at_cursor).transpose()?.or(query.from);
-    if tailing {
+    let Some((format, until)) = records else {
         let from = resumed.map(|last| StartAt::Offset(last + 1)).or(from).unwrap_or(StartAt::Latest);
         let offset = resolve(from, context, asker.share, &log).await?;
         return tail::stream(context, asker.share, &log, offset, query.damaged);
-    }
+    };
     let from = from.unwrap_or(StartAt::Earliest);
     let end = log.visible_offset();
     let mut reading = Reading::new(log.reader(0), format, query.page_limits(), end);
@@ -231,7 +233,7 @@ async fn records_from(
     };
     let mut answer = Response::new(body);
     let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.name()));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
     headers.insert(LOG_ID, log_id(log.id()));
     if matches!(until, Until::Stopped) {
         keep_from_proxies(headers);
@@ -357,7 +359,7 @@ impl Sending {
     async fn make_next(self) -> io::Result<Self> {
         let Self { context, share, log, reading, mut pieces, .. } = self;
         let broken_off = || io::Error::other("the range was broken off");
-        let patience = Patience::of(context.limits.body_time);
+        let patience = Patience::of(context.settings.body_time);
         // Boxed, so that little memory is held by answers whose clients take nothing.
         let made = Box::pin(reading.piece(&context, &share, &log, patience)).await;
         let (reading, piece, done) = made.map_err(|problem| {

@@ -133,7 +133,7 @@ impl Reading {
 
     /// Continues with the next records, rendering them to `out`, until it has `most` bytes, or as many records as take as
     /// long, or the next record must be read in another place or needs more memory than there is.
-    fn go(
+    fn render_some(
         &mut self,
         out: &mut Vec<u8>,
         grant: &mut Grant,
@@ -243,7 +243,7 @@ impl Reading {
         share: &ConnectionShare,
         only_head: bool,
     ) -> Result<Self, Problem> {
-        let patience = context.limits.append_time; // for each turn
+        let patience = context.settings.queue_time; // for each turn
         let mut done = self.look(&context.memory, only_head, Place::Here)?;
         self.reader.release();
         while !done {
@@ -260,7 +260,7 @@ impl Reading {
         Ok(self)
     }
 
-    /// Renders a new piece by [`go`](Self::go), where and when that is allowed. Returns whether it is the last piece,
+    /// Renders a new piece by [`render_some`](Self::render_some), where and when that is allowed. Returns whether it is the last piece,
     /// which includes what follows the records.
     pub(super) async fn piece(
         self,
@@ -281,7 +281,7 @@ impl Reading {
                 if reading.fresh {
                     out.extend_from_slice(envelope.opening);
                 }
-                let went = reading.go(out, &mut grant, place, most)?;
+                let went = reading.render_some(out, &mut grant, place, most)?;
                 // Nothing is held while waiting: neither what was read ahead, nor a chunk.
                 reading.reader.release();
                 Ok(match went {
@@ -336,12 +336,16 @@ mod tests {
         let limits = PageLimits { records: u64::MAX, bytes: u64::MAX };
         let mut reading = Reading::new(log.reader(0), Format::Bytes, limits, 4000);
         let mut out = Vec::new();
-        let went =
-            reading.go(&mut out, &mut memory.grant(Purpose::Answer), Place::Here, RENDER_BYTES).ok().unwrap();
+        let went = reading
+            .render_some(&mut out, &mut memory.grant(Purpose::Answer), Place::Here, RENDER_BYTES)
+            .ok()
+            .unwrap();
         assert!(matches!(went, Went::Some) && out.is_empty());
         assert_eq!(reading.offset(), RENDER_BYTES.div_ceil(RECORD_COST_BYTES) as u64);
-        let went =
-            reading.go(&mut out, &mut memory.grant(Purpose::Answer), Place::Here, RENDER_BYTES).ok().unwrap();
+        let went = reading
+            .render_some(&mut out, &mut memory.grant(Purpose::Answer), Place::Here, RENDER_BYTES)
+            .ok()
+            .unwrap();
         assert!(matches!(went, Went::All) && reading.offset() == 4000);
     }
 }

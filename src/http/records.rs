@@ -3,7 +3,7 @@
 use super::{
     answer::{Answer, full, json, only_head},
     body,
-    connection::Arriving,
+    connection::RequestBody,
     context::{self, Ack, Asker, Context},
     effort::Work,
     fetch,
@@ -19,7 +19,7 @@ use crate::{
     Code, LogId, PRODUCER_MARK_BYTES,
     api::Appended,
     log::{Error, MayBlock, Produced, ProducerBatch, Record, check_producer_id},
-    store::{LogSettings, OpenLog, Store, Values},
+    store::{LogSettings, OpenLog},
 };
 use hyper::{
     Request, Response, StatusCode,
@@ -39,7 +39,7 @@ struct Producer {
 }
 
 /// What a request wants to append.
-struct Wanted {
+struct ToAppend {
     batch: DecodedBatch,
     producer: Option<Producer>,
     /// The offset that the first record must get.
@@ -105,7 +105,7 @@ impl AppendQuery {
 
 /// The format of a body to append.
 fn format_of(headers: &HeaderMap) -> Result<Format, Problem> {
-    let media_type = params::header(headers, "content-type")?.unwrap_or(Format::Bytes.name());
+    let media_type = params::header(headers, "content-type")?.unwrap_or(Format::Bytes.content_type());
     Format::of(media_type).ok_or_else(|| {
         let media_type: String = media_type.chars().take(100).collect();
         let detail = format!(
@@ -121,36 +121,36 @@ pub(super) async fn append(
     context: &Context,
     asker: Asker<'_>,
     name: &str,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     let AppendQuery { ack, expect } = AppendQuery::parse(&request)?;
     let format = format_of(request.headers())?;
     let producer = producer(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), "content-encoding")?)?;
     let body = request.into_body(); // so that the header section is not held while waiting
-    let settings = context.settings(asker.share, name).await?;
+    let settings = context.settings_of(asker.share, name).await?;
     let room = SegmentRoom::new(context.store.batch_bytes(&settings));
     let bytes = body::read(body, context, asker.share).await?;
     let mut batch = take_apart(context, asker.share, format, encoding, bytes, &settings, room).await?;
     // Only now, so that a refused append creates no log.
     let log = context.log_to_append(asker.share, name).await?;
-    let (bytes, mut work) = (batch.bytes(), context::work(batch.bytes() as usize, batch.records() as usize));
+    let (bytes, mut cost) = (batch.bytes(), context::cost(batch.bytes() as usize, batch.records() as usize));
     if *log.settings() != settings {
         // Another log has taken the name meanwhile.
         let settings = log.settings().clone();
-        let checked = move || check(&mut batch, &settings).map(|()| batch);
-        batch = Box::pin(body::with_permit(context, asker.share, Work::of(work), checked)).await??;
+        let checked = move || batch.check(&settings).map(|()| batch);
+        batch = Box::pin(body::with_permit(context, asker.share, Work::of(cost), checked)).await??;
     }
     if producer.is_some() {
         if log.producers_are_busy() {
-            work = usize::MAX; // another batch is being copied, which this one waits for
+            cost = usize::MAX; // another batch is being copied, which this one waits for
         } else if !log.knows_producers() {
-            learn_producers(context, asker.share, &log).await?;
+            context.on_log(asker.share, &log, |log| log.learn_producers()).await?; // from the disk
         }
     }
     // The batch is dropped by then, so that its memory is not held while waiting.
-    let wanted = Wanted { batch, producer, expect };
-    let appended = context.append(asker.share, &log, work, wanted, append_once).await?;
+    let to_append = ToAppend { batch, producer, expect };
+    let appended = context.append(asker.share, &log, cost, to_append, append_once).await?;
     let Produced { first_offset, count, repeated } = appended;
     if !repeated {
         context.metrics.appended(count, bytes);
@@ -161,22 +161,10 @@ pub(super) async fn append(
     Ok(json(&Appended { first_offset, last_offset, count, repeated }))
 }
 
-/// Reads from the disk which producers a log knows.
-async fn learn_producers(
-    context: &Context,
-    share: &ConnectionShare,
-    log: &Arc<OpenLog>,
-) -> Result<(), Problem> {
-    let at = Arc::clone(log);
-    let learn = move |_: &Store, _: &str| at.learn_producers();
-    let learned = context.for_log(share, log.name(), learn).await?;
-    learned.map_err(|error| Problem::from(error).of(log))
-}
-
 /// Appends a batch, as its producer if there is one.
 fn append_once(
     log: &OpenLog,
-    Wanted { batch, producer, expect }: &Wanted,
+    ToAppend { batch, producer, expect }: &ToAppend,
     may_block: MayBlock,
 ) -> Result<Produced, Error> {
     match producer {
@@ -203,10 +191,10 @@ async fn take_apart(
 ) -> Result<DecodedBatch, Problem> {
     let small = encoding == body::Encoding::Identity
         && bytes.len() < OFFLOAD_BYTES
-        && context::work(bytes.len(), formats::likely_records(format, &bytes)) < OFFLOAD_BYTES;
+        && context::cost(bytes.len(), formats::likely_records(format, &bytes)) < OFFLOAD_BYTES;
     let mut work = Work::of(bytes.len());
     let (limit, settings, memory) =
-        (context.limits.decoded_bytes, settings.clone(), Arc::clone(&context.memory));
+        (context.settings.decoded_bytes, settings.clone(), Arc::clone(&context.memory));
     // Shared by all attempts, of which there are up to three.
     let run = Arc::new(move |work| {
         let grant = || memory.grant(Purpose::Request);
@@ -215,7 +203,7 @@ async fn take_apart(
             return Ok::<_, Problem>(None);
         };
         let mut batch = formats::parse(format, decoded, room, grant())?;
-        check(&mut batch, &settings)?;
+        batch.check(&settings)?;
         Ok(Some(batch))
     });
     loop {
@@ -230,10 +218,6 @@ async fn take_apart(
             None => work = work.next(),
         }
     }
-}
-
-fn check(batch: &mut DecodedBatch, settings: &LogSettings) -> Result<(), Problem> {
-    batch.check(settings.values == Values::Json, settings.record_bytes)
 }
 
 /// The entity tag of a record.
@@ -286,7 +270,7 @@ pub(super) async fn one(
     );
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable"));
     headers.insert(TIME, HeaderValue::from(head.time));
-    let media_type = if head.json { "application/json" } else { Format::Bytes.name() };
+    let media_type = if head.json { "application/json" } else { Format::Bytes.content_type() };
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     if known {
         *answer.status_mut() = StatusCode::NOT_MODIFIED;

@@ -3,10 +3,9 @@
 use super::{
     answer::{Answer, full, json},
     book,
-    connection::{Arriving, Exchange},
+    connection::{Exchange, RequestBody},
     context::{Asker, Context, DEFAULT_LOG},
     cursors, logs, params,
-    permits::ConnectionShare,
     problem::Problem,
     producers, range, records,
 };
@@ -33,7 +32,7 @@ use std::{
 pub(super) async fn answer(
     context: &Arc<Context>,
     exchange: &Exchange,
-    mut request: Request<Arriving>,
+    mut request: Request<RequestBody>,
 ) -> Answer {
     let begun = Instant::now();
     let only_head = request.method() == Method::HEAD;
@@ -166,6 +165,19 @@ impl Route {
             Self::Cursor { .. } => "/v1/logs/{log}/cursors/{name}",
         }
     }
+
+    /// The methods that it has, as `Allow` lists them; HEAD wherever there is GET.
+    fn methods(&self) -> &'static str {
+        match self {
+            Self::Book | Self::Records { .. } | Self::Producer { .. } => "GET, HEAD, POST",
+            Self::Health | Self::Ready | Self::Metrics | Self::OpenApi | Self::Logs | Self::Record { .. } => {
+                "GET, HEAD"
+            }
+            Self::Log { .. } | Self::Cursor { .. } => "DELETE, GET, HEAD, PUT",
+            Self::Cursors { .. } => "DELETE, GET, HEAD",
+            Self::Trim { .. } => "POST",
+        }
+    }
 }
 
 async fn answer_to(
@@ -173,7 +185,7 @@ async fn answer_to(
     exchange: &Exchange,
     asker: Asker<'_>,
     route: Option<Route>,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     if exchange.is_too_many() && !matches!(route, Some(Route::Health | Route::Ready)) {
         return Err(Problem::too_many());
@@ -210,80 +222,72 @@ fn check_framing(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-/// Answers to all but the two that [`answer_to`] does by itself. What is said to be allowed includes those.
+/// Answers to all but the two that [`answer_to`] does by itself.
 async fn answer_to_other(
     context: &Arc<Context>,
     asker: Asker<'_>,
     route: Route,
-    request: Request<Arriving>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
-    let (method, share) = (request.method().clone(), asker.share);
-    let not_allowed = |allowed| Err(Problem::method_not_allowed(allowed));
-    // Bodies that nobody reads are dropped at once: what has arrived of them is not kept while the request waits.
-    match route {
-        Route::Book => match method {
-            Method::GET => book::get(context, asker, request).await,
-            _ => not_allowed("GET, HEAD, POST"),
-        },
-        Route::Health => not_allowed("GET, HEAD"),
-        Route::Ready => match method {
-            Method::GET => ready(context, share).await,
-            _ => not_allowed("GET, HEAD"),
-        },
-        Route::Metrics => match method {
-            Method::GET => context.metrics.render(&context.memory),
-            _ => not_allowed("GET, HEAD"),
-        },
-        Route::OpenApi => match method {
-            Method::GET => Ok(openapi()),
-            _ => not_allowed("GET, HEAD"),
-        },
-        Route::Logs => match method {
-            Method::GET => logs::list(context, &request.map(drop)),
-            _ => not_allowed("GET, HEAD"),
-        },
-        Route::Log { name } => match method {
-            Method::PUT => logs::create(context, share, &name, request).await,
-            Method::GET => {
-                drop(request);
-                logs::describe(context, share, &name).await
-            }
-            Method::DELETE => {
-                drop(request);
-                logs::delete(context, share, &name).await
-            }
-            _ => not_allowed("DELETE, GET, HEAD, PUT"),
-        },
-        Route::Records { name } => match method {
-            Method::POST => records::append(context, asker, &name, request).await,
-            Method::GET => range::range(context, asker, &name, request.map(drop)).await,
-            _ => not_allowed("GET, HEAD, POST"),
-        },
-        Route::Record { name, offset } => match method {
-            Method::GET => records::one(context, asker, &name, &offset, request.map(drop)).await,
-            _ => not_allowed("GET, HEAD"),
-        },
-        Route::Producer { name, id } => match method {
-            Method::POST => producers::open(context, share, &name, &id, request.map(drop)).await,
-            Method::GET => producers::describe(context, share, &name, &id, request.map(drop)).await,
-            _ => not_allowed("GET, HEAD, POST"),
-        },
-        Route::Cursors { name } => match method {
-            Method::GET => cursors::list(context, share, &name, request.map(drop)).await,
-            Method::DELETE => cursors::remove_all(context, share, &name, request.map(drop)).await,
-            _ => not_allowed("DELETE, GET, HEAD"),
-        },
-        Route::Cursor { name, cursor } => match method {
-            Method::PUT => cursors::set(context, share, &name, &cursor, request).await,
-            Method::GET => cursors::describe(context, share, &name, &cursor, request.map(drop)).await,
-            Method::DELETE => cursors::remove(context, share, &name, &cursor, request.map(drop)).await,
-            _ => not_allowed("DELETE, GET, HEAD, PUT"),
-        },
-        Route::Trim { name } => match method {
-            Method::POST => logs::trim(context, share, &name, request).await,
-            _ => not_allowed("POST"),
-        },
+    use Route::{Book, Cursor, Cursors, Log, Logs, Metrics, OpenApi, Producer, Ready, Record, Records, Trim};
+    // What is not needed of a request is dropped at once, and not kept while it waits: its header section, and what has
+    // arrived of a body that nobody reads.
+    match (route, request.method()) {
+        (Book, &Method::GET) => book::get(context, asker, request).await,
+        (Ready, &Method::GET) => ready(context, asker).await,
+        (Metrics, &Method::GET) => context.metrics.render(&context.memory),
+        (OpenApi, &Method::GET) => Ok(openapi()),
+        (Logs, &Method::GET) => logs::list(context, &request.map(drop)),
+        (Log { name }, &Method::PUT) => logs::create(context, asker, &name, request).await,
+        (Log { name }, &Method::GET) => {
+            drop(request);
+            logs::describe(context, asker, &name).await
+        }
+        (Log { name }, &Method::DELETE) => {
+            drop(request);
+            logs::delete(context, asker, &name).await
+        }
+        (Trim { name }, &Method::POST) => logs::trim(context, asker, &name, request).await,
+        (Records { name }, &Method::POST) => records::append(context, asker, &name, request).await,
+        (Records { name }, &Method::GET) => range::range(context, asker, &name, request.map(drop)).await,
+        (Record { name, offset }, &Method::GET) => {
+            records::one(context, asker, &name, &offset, request.map(drop)).await
+        }
+        (Producer { name, id }, &Method::POST) => {
+            without_parameters(request)?;
+            producers::open(context, asker, &name, &id).await
+        }
+        (Producer { name, id }, &Method::GET) => {
+            without_parameters(request)?;
+            producers::describe(context, asker, &name, &id).await
+        }
+        (Cursors { name }, &Method::GET) => {
+            without_parameters(request)?;
+            cursors::list(context, asker, &name).await
+        }
+        (Cursors { name }, &Method::DELETE) => {
+            without_parameters(request)?;
+            cursors::remove_all(context, asker, &name).await
+        }
+        (Cursor { name, cursor }, &Method::PUT) => {
+            cursors::set(context, asker, &name, &cursor, request).await
+        }
+        (Cursor { name, cursor }, &Method::GET) => {
+            without_parameters(request)?;
+            cursors::describe(context, asker, &name, &cursor).await
+        }
+        (Cursor { name, cursor }, &Method::DELETE) => {
+            cursors::remove(context, asker, &name, &cursor, request.map(drop)).await
+        }
+        (route, _) => Err(Problem::method_not_allowed(route.methods())),
     }
+}
+
+/// Refuses all parameters, and drops the request.
+fn without_parameters<B>(request: Request<B>) -> Result<(), Problem> {
+    params::none(&request)?;
+    drop(request); // so that its header section is not held while waiting
+    Ok(())
 }
 
 /// The document at `/openapi.json`; `tests/openapi.rs` compares it with what the server does.
@@ -309,11 +313,11 @@ fn health() -> Answer {
 }
 
 /// Says whether the book's log can be written or created; otherwise the problem says why not.
-async fn ready(context: &Context, share: &ConnectionShare) -> Result<Answer, Problem> {
+async fn ready(context: &Context, asker: Asker<'_>) -> Result<Answer, Problem> {
     if !context.recovered.load(Ordering::Acquire) {
         return Err(Problem::new(Code::Recovering, "the log is being recovered; ask again"));
     }
-    match context.log(share, DEFAULT_LOG).await {
+    match context.log(asker.share, DEFAULT_LOG).await {
         Ok(log) => log.writable()?,
         Err(problem) if problem.is_of_no_log() => {} // deleted: the next append creates it
         Err(problem) => return Err(problem),

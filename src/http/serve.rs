@@ -2,7 +2,9 @@
 
 use super::{
     answer::{Answer, Endless, full},
-    connection::{Arriving, Connection, Connections, Count, Exchange, MAX_STREAMS, Outgoing, Protocol},
+    connection::{
+        Connection, Connections, Count, Exchange, MAX_STREAMS, Protocol, RequestBody, ResponseBody,
+    },
     context::Context,
     router,
     settings::Settings,
@@ -135,24 +137,24 @@ fn answer(
     context: &Arc<Context>,
     connection: &Arc<Connection>,
     mut request: Request<Incoming>,
-) -> impl Future<Output = Result<Response<Outgoing>, Infallible>> + use<> {
+) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + use<> {
     let too_many_fields = request.headers().len() > MAX_FIELDS;
     if too_many_fields {
         *request.headers_mut() = HeaderMap::new();
     }
     let (context, exchange) = (Arc::clone(context), Exchange::begin(connection));
     let asks = request.headers().contains_key(EXPECT);
-    let request = request.map(|body| Arriving::new(body, &exchange, asks));
+    let request = request.map(|body| RequestBody::new(body, &exchange, asks));
     async move {
         let mut answer: Answer =
             if too_many_fields { refused_head() } else { router::answer(&context, &exchange, request).await };
-        if !exchange.connection.goes_on().await {
+        if !exchange.connection.can_reuse().await {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if is_endless(&answer) {
             exchange.connection.set_endless();
         }
-        Ok(answer.map(|body| Outgoing::new(body, exchange, context)))
+        Ok(answer.map(|body| ResponseBody::new(body, exchange, context)))
     }
 }
 

@@ -32,7 +32,7 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// The most threads per runtime for work that waits for disks, and for bodies that are little work (`body::with_permit`).
+/// The most threads per runtime for work that waits for disks, and for bodies that are light work (`body::with_permit`).
 const BLOCKING_THREADS: usize = 64;
 
 /// The number of connections that may wait to be accepted; the standard library has 128, beyond which a client that
@@ -231,7 +231,7 @@ impl Worker {
             permits,
             log_permits,
             waited,
-            limits: Arc::clone(&settings),
+            settings: Arc::clone(&settings),
             memory,
             guard,
             metrics,
@@ -250,7 +250,7 @@ impl Worker {
                     _ = look.tick() => {
                         let before = std::mem::replace(&mut refused, budget.refused());
                         let short = if refused > before { budget.short() } else { 0 };
-                        connections.look_over(number, &settings, false, short);
+                        connections.check_limits(number, &settings, false, short);
                     }
                     _ = stopped.wait_for(|stopped| *stopped) => break,
                 }
@@ -293,7 +293,7 @@ async fn accept(
 /// Lets a worker's connections finish what is in flight, within the grace period.
 async fn wind_down(worker: usize, connections: &Connections, settings: &Settings) {
     let begun = Instant::now();
-    while connections.look_over(worker, settings, true, 0) > 0 {
+    while connections.check_limits(worker, settings, true, 0) > 0 {
         if begun.elapsed() >= settings.grace {
             tracing::warn!("requests still in flight after the grace period are dropped");
             break;

@@ -20,8 +20,9 @@ pub struct Settings {
     /// How long a request's body may take to arrive, and how long a client may go without taking a byte of an answer.
     /// Default: 30 s.
     pub body_time: Duration,
-    /// How long an append waits while the disk is behind, before it is answered with 429. Default: 2 s.
-    pub append_time: Duration,
+    /// How long a request waits for what others use, before it is refused: for room while the disk is behind (then an
+    /// append is answered with 429), or in line for a turn or for memory (503). Default: 2 s.
+    pub queue_time: Duration,
     /// The most bytes of a body after decompression. Default: 64 MiB.
     pub decoded_bytes: usize,
     /// The longest time that a read may wait for new records. Default: 60 s.
@@ -53,7 +54,7 @@ impl Default for Settings {
             connections: 4096,
             header_time: Duration::from_secs(60),
             body_time: Duration::from_secs(30),
-            append_time: Duration::from_secs(2),
+            queue_time: Duration::from_secs(2),
             decoded_bytes: 64 << 20,
             memory_bytes: 256 << 20,
             allow_hosts: Vec::new(),
@@ -71,8 +72,8 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl Settings {
     pub(super) fn clamp_times(&mut self) {
-        let Self { header_time, body_time, append_time, wait_time, heartbeat, grace, .. } = self;
-        for time in [header_time, body_time, append_time, wait_time, heartbeat, grace] {
+        let Self { header_time, body_time, queue_time, wait_time, heartbeat, grace, .. } = self;
+        for time in [header_time, body_time, queue_time, wait_time, heartbeat, grace] {
             *time = LONGEST.min(*time);
         }
     }

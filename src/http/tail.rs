@@ -46,7 +46,7 @@ pub(super) fn stream(
         return Err(Error::Trimmed { offset, first }.into());
     }
     context.metrics.tails.inc();
-    let feed = context.feeds.of(log, context.limits.heartbeat, &context.stopped);
+    let feed = context.feeds.of(log, context.settings.heartbeat, &context.stopped);
     let tail = Tail {
         beats: feed.beats(),
         feed,
@@ -58,7 +58,7 @@ pub(super) fn stream(
         damaged,
         // At once, so that the client sees that it is connected.
         stage: Stage::Opening,
-        patience: context.limits.body_time / 2,
+        patience: context.settings.body_time / 2,
         given: Instant::now(),
         asked: false,
     };

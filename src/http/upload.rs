@@ -16,11 +16,11 @@ use crate::Code;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Body;
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 use tokio::time::Instant;
 
 /// How often a body that waits asks for memory.
-const ASK: Duration = Duration::from_millis(20);
+const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(20);
 /// How long a body's pace is measured before it is judged.
 const PACE: Duration = Duration::from_secs(1);
 
@@ -33,7 +33,7 @@ pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usiz
         return Ok(grant);
     }
     let _waiting = memory.body_waits(bytes, share.waiting_bodies());
-    let (begun, patience) = (Instant::now(), context.limits.append_time);
+    let (begun, patience) = (Instant::now(), context.settings.queue_time);
     let kind = match size {
         Size::Small => Kind::SmallBodyMemory,
         Size::Medium => Kind::MediumBodyMemory,
@@ -41,12 +41,7 @@ pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usiz
     };
     let turn = context.permits.acquire(kind, share, patience).await;
     let _turn = turn.map_err(|_| Problem::overloaded())?;
-    while let Err(used_up) = grant.cover(bytes) {
-        if begun.elapsed() >= patience {
-            return Err(used_up.into());
-        }
-        tokio::time::sleep(ASK).await;
-    }
+    grant.cover_within(bytes, patience.saturating_sub(begun.elapsed()), &ASK).await?;
     Ok(grant)
 }
 
@@ -71,8 +66,8 @@ where
     B::Error: std::error::Error + Send + Sync + 'static,
 {
     pub(super) fn new(body: B, most: usize, context: &'a Context, share: &'a ConnectionShare) -> Self {
-        let (memory, limits) = (&context.memory, &context.limits);
-        let (body_time, patience) = (limits.body_time, limits.append_time);
+        let (memory, settings) = (&context.memory, &context.settings);
+        let (body_time, patience) = (settings.body_time, settings.queue_time);
         Self { body, most, memory, share, body_time, patience, judged: Instant::now(), came: 0 }
     }
 
@@ -121,7 +116,7 @@ where
         }
     }
 
-    /// The same for a body that holds `held` bytes already: an error if it is too slow while others wait.
+    /// The next part of a body that holds `held` bytes already; an error if it is too slow while others wait.
     async fn next_in_time(&mut self, held: usize) -> Result<Option<Bytes>, Problem> {
         loop {
             let until = self.judged + PACE;
@@ -153,17 +148,10 @@ where
     async fn extend(&mut self, buffer: &mut Buffer, data: &[u8]) -> Result<(), Problem> {
         let Err(UsedUp) = buffer.extend(data) else { return Ok(()) };
         let _waiting = self.memory.body_waits(buffer.len() + data.len(), self.share.waiting_bodies());
-        let begun = Instant::now();
-        loop {
-            tokio::time::sleep(ASK).await;
-            match buffer.extend(data) {
-                Err(UsedUp) if begun.elapsed() < self.patience => {}
-                done => {
-                    (self.judged, self.came) = (Instant::now(), 0); // the client had to wait
-                    return Ok(done?);
-                }
-            }
-        }
+        let covered = buffer.cover_within(data.len(), self.patience, &ASK).await;
+        (self.judged, self.came) = (Instant::now(), 0); // the client had to wait
+        covered?;
+        Ok(buffer.extend(data)?)
     }
 }
 

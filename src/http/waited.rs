@@ -1,11 +1,11 @@
 //! Logs that are waited for: by long polls and live tails, which keep their log open. The number of such logs is limited;
 //! otherwise a few connections that wait for thousands of logs would take all descriptors.
 //!
-//! When one log too many is waited for, one of them is given up, which ends all waits for it. For each log, take the
-//! connection that waits for it and waits for the fewest logs in total: the log with the highest such number is given up,
-//! and of several, the one whose oldest wait began last. So a connection that waits for few logs protects them, also those
-//! that greedy ones wait for too; connections that wait for many lose waits. If every connection waits for one log only, the
-//! wait that has just begun ends at once, and disturbs nobody.
+//! When one log too many is waited for, one of them is given up, which ends all waits for it. A log's protection is its least
+//! greedy waiter: for each log, count the logs that its least greedy connection waits for. The log with the highest count is
+//! given up; of several, the one whose oldest wait began last. So connections that wait for few logs keep them, and those that
+//! wait for many lose waits. If every connection waits for one log only, the wait that has just begun ends at once, and
+//! disturbs nobody.
 //!
 //! A long poll that ends so is refused, with the time after which to try again; a tail ends as when the server stops, so
 //! that its client reconnects and continues where it was.

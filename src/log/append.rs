@@ -65,7 +65,7 @@ impl Appender {
     /// Like [`Log::append`](super::Log::append).
     ///
     /// # Errors
-    /// The same errors.
+    /// As [`Log::append`](super::Log::append).
     #[inline]
     pub fn append(&mut self, value: &[u8]) -> Result<u64, Error> {
         self.append_with(&[value], None, MayBlock::Always)
@@ -74,7 +74,7 @@ impl Appender {
     /// Like [`Log::append_batch`](super::Log::append_batch).
     ///
     /// # Errors
-    /// The same errors.
+    /// As [`Log::append_batch`](super::Log::append_batch).
     #[inline]
     pub fn append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
         self.append_with(values, None, MayBlock::Always)
@@ -83,7 +83,7 @@ impl Appender {
     /// Like [`Log::try_append`](super::Log::try_append).
     ///
     /// # Errors
-    /// The same errors.
+    /// As [`Log::try_append`](super::Log::try_append).
     #[inline]
     pub fn try_append(&mut self, value: &[u8]) -> Result<u64, Error> {
         self.append_with(&[value], None, MayBlock::ForNextSegment)
@@ -92,7 +92,7 @@ impl Appender {
     /// Like [`Log::try_append_batch`](super::Log::try_append_batch).
     ///
     /// # Errors
-    /// The same errors.
+    /// As [`Log::try_append_batch`](super::Log::try_append_batch).
     #[inline]
     pub fn try_append_batch(&mut self, values: &[&[u8]]) -> Result<u64, Error> {
         self.append_with(values, None, MayBlock::ForNextSegment)
@@ -101,7 +101,7 @@ impl Appender {
     /// Like [`Log::append_batch_if`](super::Log::append_batch_if).
     ///
     /// # Errors
-    /// The same errors.
+    /// As [`Log::append_batch_if`](super::Log::append_batch_if).
     pub fn append_batch_if(&mut self, expected_next: u64, values: &[&[u8]]) -> Result<u64, Error> {
         self.append_with(values, Some(expected_next), MayBlock::Always)
     }
@@ -114,8 +114,8 @@ impl Appender {
         may_block: MayBlock,
     ) -> Result<u64, Error> {
         let Self { shared, active } = self;
-        let batch = check(shared, values)?;
-        if let Some(offset) = place(shared, active, batch, expected, may_block)? {
+        let batch = size_batch(shared, values)?;
+        if let Some(offset) = try_append_here(shared, active, batch, expected, may_block)? {
             return Ok(offset);
         }
         append_on(shared, active, batch, expected, may_block)
@@ -130,10 +130,10 @@ pub(super) fn append<S: AppendValues + ?Sized>(
     expected: Option<u64>,
     may_block: MayBlock,
 ) -> Result<u64, Error> {
-    let batch = check(shared, values)?;
+    let batch = size_batch(shared, values)?;
     {
         let active = shared.active.load();
-        if let Some(offset) = place(shared, &active, batch, expected, may_block)? {
+        if let Some(offset) = try_append_here(shared, &active, batch, expected, may_block)? {
             return Ok(offset);
         }
     }
@@ -150,7 +150,7 @@ fn append_on<S: AppendValues + ?Sized>(
 ) -> Result<u64, Error> {
     let mut turn = Turn::new(shared.roll.line());
     loop {
-        if let Some(offset) = place(shared, active, batch, expected, may_block)? {
+        if let Some(offset) = try_append_here(shared, active, batch, expected, may_block)? {
             return Ok(offset);
         }
         *active = shared.next_active(active, batch.needs(), may_block, &mut turn)?;
@@ -158,7 +158,7 @@ fn append_on<S: AppendValues + ?Sized>(
 }
 
 #[inline]
-fn check<'a, S: AppendValues + ?Sized>(shared: &Shared, values: &'a S) -> Result<Batch<'a, S>, Error> {
+fn size_batch<'a, S: AppendValues + ?Sized>(shared: &Shared, values: &'a S) -> Result<Batch<'a, S>, Error> {
     let limit = shared.options.segment_bytes;
     let batch = Batch::new(values, limit).map_err(|bytes| Error::TooLarge { bytes, limit })?;
     if batch.records() == 0 { Err(Error::EmptyBatch) } else { Ok(batch) }
@@ -166,7 +166,7 @@ fn check<'a, S: AppendValues + ?Sized>(shared: &Shared, values: &'a S) -> Result
 
 /// Appends to this segment; returns `None` if it has no room.
 #[inline]
-fn place<S: AppendValues + ?Sized>(
+fn try_append_here<S: AppendValues + ?Sized>(
     shared: &Shared,
     active: &Arc<Active>,
     batch: Batch<'_, S>,
@@ -225,7 +225,7 @@ impl Shared {
         // So this goes on from where `published` is, and not from this append's segment.
         let backoff = Backoff::new();
         while !self.is_published(to - 1) {
-            self.unless_ended()?;
+            self.check_not_ended()?;
             backoff.snooze();
         }
         Ok(())

@@ -40,8 +40,8 @@ impl Claim {
         self.capacity = capacity;
     }
 
-    /// The chunk has been created: releasing it releases the claim.
-    pub(super) fn keep(mut self) {
+    /// Hands the claim over to the chunk, which has been created: releasing the chunk releases the claim.
+    pub(super) fn hand_over(mut self) {
         self.share = None;
     }
 }

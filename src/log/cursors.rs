@@ -178,7 +178,7 @@ impl Cursor {
         self.change(Some(offset), Condition::Anywhere).map(drop)
     }
 
-    /// The same if it is at `expected` now; `None` if it must not exist yet.
+    /// Sets it, as [`set`](Self::set) does, if it is at `expected` now; with `None`, if it does not exist yet.
     ///
     /// # Errors
     /// As [`set`](Self::set), and [`Error::UnexpectedCursor`], which says where it is.
@@ -226,9 +226,7 @@ impl Cursor {
     #[cfg(feature = "server")]
     pub(crate) fn change_in_time(&self, asked: &AskedChange) -> Result<Answer, Duration> {
         let pause = self.shared.cursors.file().pause(self.shared.env.machine.elapsed());
-        if asked.0.answer().is_none() && !pause.is_zero() {
-            return Err(pause);
-        }
+        asked.0.check_due(pause)?;
         Ok(self.shared.make_change(asked))
     }
 }

@@ -1,6 +1,5 @@
 //! What is damaged in a log.
 
-use super::show;
 use std::{
     fmt,
     ops::Range,
@@ -24,6 +23,15 @@ pub struct Damage {
 impl Damage {
     pub(super) fn new(offsets: Range<u64>, path: &Path, reason: &str) -> Self {
         Self { offsets, path: path.to_owned(), reason: reason.to_owned(), unreadable: false }
+    }
+}
+
+/// Formats a range of offsets for people.
+fn show(range: &Range<u64>) -> String {
+    if range.end == range.start + 1 {
+        format!("offset {}", range.start)
+    } else {
+        format!("offsets {} to {}", range.start, range.end.saturating_sub(1))
     }
 }
 

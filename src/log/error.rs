@@ -83,8 +83,7 @@ pub enum Error {
     BadProducer,
     /// A batch names an epoch above 2,147,483,647 that its producer has not begun.
     #[error(
-        "a batch begins no epoch above 2147483647 by itself; have the log begin one (`open_producer()`, or POST of the \
-         producer)"
+        "the epoch is above 2147483647, which a batch cannot begin; call `open_producer()` (or POST to the producer)"
     )]
     EpochTooHigh,
     /// The producer is in the last epoch that there is: it has begun that many, or a batch named the epoch in an early
@@ -97,7 +96,9 @@ pub enum Error {
     EpochsUsedUp,
     /// A producer's batch is not the next one: an earlier batch is missing, or a later incarnation of the producer has
     /// appended since.
-    #[error("from this producer epoch {expected_epoch}, sequence {expected_sequence} was expected")]
+    #[error(
+        "the batch is out of order: expected epoch {expected_epoch}, sequence {expected_sequence} from this producer"
+    )]
     ProducerOutOfOrder {
         /// The epoch it must have.
         expected_epoch: u32,

@@ -1,7 +1,7 @@
 //! The flusher: group commit.
 //!
 //! A commit takes all that is published without a hole, writes it with one call, raises `durable`, and wakes the
-//! waiters. One thread commits at a time, the one that holds the cursor's lock: a thread of the flusher's pool, for
+//! waiters. One thread commits at a time, the one that holds the lock of the flusher's position: a thread of the flusher's pool, for
 //! async callers and for records that nobody waits for; or a thread that waits for its own record, which saves two
 //! context switches (see `docs/decisions/0001-waiters-commit.md`). Threads that arrive meanwhile wait for the lock, and
 //! then find their record durable, or commit everything that has arrived.
@@ -37,7 +37,7 @@ const BUSY_BYTES: u64 = 256 << 10;
 const SMALL_BYTES: u64 = 64 << 10;
 
 /// How far the log is durable, in terms of segments.
-pub(super) struct CommitCursor {
+pub(super) struct CommitPosition {
     pub(super) segment: Arc<Segment>,
     pub(super) chunk: Arc<Chunk>,
     pub(super) done: ChunkPosition,
@@ -74,7 +74,7 @@ const PAUSES: RangeInclusive<Duration> = Duration::from_millis(4)..=Duration::fr
 /// How long closing a log, or all logs of a store together, continues to try.
 pub(crate) const CLOSING: Duration = Duration::from_secs(5);
 
-impl CommitCursor {
+impl CommitPosition {
     pub(super) fn new(active: &Active, done: ChunkPosition, begun: bool) -> Self {
         let (segment, chunk) = (Arc::clone(&active.segment), Arc::clone(&active.chunk));
         Self { segment, chunk, done, begun, held_up: None }
@@ -87,7 +87,7 @@ impl CommitCursor {
 
 /// What the flusher shares with callers that append and wait.
 pub(crate) struct Flusher {
-    cursor: Mutex<CommitCursor>,
+    position: Mutex<CommitPosition>,
     task: std::sync::Arc<Task<Shared>>,
     /// Whether the maintenance task has been asked for zeros ahead.
     zeroing: AtomicBool,
@@ -102,11 +102,11 @@ pub(crate) struct Flusher {
 }
 
 impl Flusher {
-    pub(super) fn new(cursor: CommitCursor, threads: std::sync::Arc<dyn Schedule>) -> Self {
+    pub(super) fn new(position: CommitPosition, threads: std::sync::Arc<dyn Schedule>) -> Self {
         let task = Task::new(threads, Shared::flusher_turn, Shared::panicked);
         let new = || AtomicBool::new(false);
         Self {
-            cursor: Mutex::new(cursor),
+            position: Mutex::new(position),
             task,
             zeroing: new(),
             begins_empty: new(),
@@ -120,7 +120,7 @@ impl Flusher {
     /// begins to.
     #[cfg(feature = "store")]
     pub(super) fn settle(&self) {
-        drop(lock(&self.cursor));
+        drop(lock(&self.position));
     }
 
     /// The bytes of frames that were committed since the log was opened.
@@ -143,7 +143,7 @@ impl Flusher {
     /// Whether commits have to wait for the system.
     #[cfg(feature = "store")]
     pub(super) fn is_held_up(&self) -> bool {
-        lock(&self.cursor).held_up.is_some()
+        lock(&self.position).held_up.is_some()
     }
 
     pub(super) fn start(&self, shared: &Arc<Shared>) {
@@ -162,7 +162,7 @@ impl Flusher {
     /// Whether all records that are not on the disk are in memory that outlives the process, and can be restored from there.
     #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
     pub(super) fn is_backed(&self) -> bool {
-        let mut segment = Some(Arc::clone(&lock(&self.cursor).segment));
+        let mut segment = Some(Arc::clone(&lock(&self.position).segment));
         while let Some(this) = segment {
             if !this.chunk.load_full().is_some_and(|chunk| chunk.has_backing()) {
                 return false;
@@ -202,16 +202,17 @@ impl Shared {
         while !self.stopping.load(Ordering::SeqCst) {
             self.refresh_clock();
             let kicked = task.take_kick(); // before looking: later kicks are heard later
-            let cursor = if kicked { Some(lock(&self.flush.cursor)) } else { try_lock(&self.flush.cursor) };
-            let Some(mut cursor) = cursor else {
+            let position =
+                if kicked { Some(lock(&self.flush.position)) } else { try_lock(&self.flush.position) };
+            let Some(mut position) = position else {
                 match task.resume_after(LINGER) {
                     TurnEnd::Over => return, // a waiting thread is committing, and takes everything
                     TurnEnd::Continue => continue,
                 }
             };
-            let committed = self.commit(&mut cursor);
-            let (chunk, done) = (Arc::clone(&cursor.chunk), cursor.done);
-            drop(cursor);
+            let committed = self.commit(&mut position);
+            let (chunk, done) = (Arc::clone(&position.chunk), position.done);
+            drop(position);
             let end = match committed {
                 Committed::Later(pause, _) => task.resume_after(pause),
                 // A commit that wrote this much shows that records arrive fast.
@@ -234,8 +235,8 @@ impl Shared {
     }
 
     /// Commits what is published, unless the next attempt is not due yet.
-    fn commit(&self, cursor: &mut CommitCursor) -> Committed {
-        if let Some(HeldUp { error, due, .. }) = &cursor.held_up
+    fn commit(&self, position: &mut CommitPosition) -> Committed {
+        if let Some(HeldUp { error, due, .. }) = &position.held_up
             && !self.has_ended()
         {
             let rest = due.saturating_sub(self.env.machine.elapsed());
@@ -243,30 +244,30 @@ impl Shared {
                 return Committed::Later(rest, error.clone());
             }
         }
-        self.commit_now(cursor)
+        self.commit_now(position)
     }
 
-    fn commit_now(&self, cursor: &mut CommitCursor) -> Committed {
+    fn commit_now(&self, position: &mut CommitPosition) -> Committed {
         if self.has_ended() {
             // After a failed write nothing is known of the blocks, and nothing is written over them.
             return Committed::Failed;
         }
-        match self.try_commit(cursor) {
+        match self.try_commit(position) {
             Ok(bytes) => {
-                if cursor.held_up.take().is_some() {
+                if position.held_up.take().is_some() {
                     self.note_full(None);
                 }
                 Committed::Bytes(bytes)
             }
             Err(error) if error.is_transient() || error.is_full() => {
-                if cursor.held_up.is_none() {
+                if position.held_up.is_none() {
                     reports::failure(&self.dir, &error, "cannot write yet");
                 }
                 self.note_full(error.is_full().then(|| error.clone().cannot_grow()));
-                let last = cursor.held_up.as_ref().map(|held_up| held_up.pause);
+                let last = position.held_up.as_ref().map(|held_up| held_up.pause);
                 let pause = last.map_or(*PAUSES.start(), |last| doubled(last, &PAUSES));
                 let due = self.env.machine.elapsed() + pause;
-                cursor.held_up = Some(HeldUp { error: error.clone(), due, pause });
+                position.held_up = Some(HeldUp { error: error.clone(), due, pause });
                 Committed::Later(pause, error)
             }
             Err(error) => {
@@ -286,90 +287,91 @@ impl Shared {
         }
     }
 
-    fn try_commit(&self, cursor: &mut CommitCursor) -> Result<u64, Error> {
+    fn try_commit(&self, position: &mut CommitPosition) -> Result<u64, Error> {
         loop {
-            let to = cursor.chunk.contiguous(cursor.done, MAX_WORDS);
-            if to != cursor.done {
-                self.write_frames(cursor, to)?;
-                return Ok(self.advance_durable(cursor, to));
+            let to = position.chunk.contiguous(position.done, MAX_WORDS);
+            if to != position.done {
+                self.write_frames(position, to)?;
+                return Ok(self.advance_durable(position, to));
             }
             // All of this segment is durable: if it was closed here, continue in the next one.
-            if cursor.chunk.end() != Some(cursor.done) {
-                if cursor.done.records == 0 && self.flush.begins_empty.swap(false, Ordering::SeqCst) {
-                    self.begin_segment(cursor)?;
+            if position.chunk.end() != Some(position.done) {
+                if position.done.records == 0 && self.flush.begins_empty.swap(false, Ordering::SeqCst) {
+                    self.begin_segment(position)?;
                 }
                 return Ok(0);
             }
-            let Some(next) = cursor.segment.next.load_full().and_then(Active::of) else { return Ok(0) };
+            let Some(next) = position.segment.next.load_full().and_then(Active::of) else { return Ok(0) };
             // Before anything releases the chunk that has the frame: see `recovery::restore`.
-            next.chunk.set_before(cursor.chunk.before(cursor.done.records));
-            self.leave_segment(cursor);
-            (cursor.segment, cursor.chunk) = (Arc::clone(&next.segment), Arc::clone(&next.chunk));
-            (cursor.done, cursor.begun) = (ChunkPosition::default(), false);
+            next.chunk.set_predecessor(position.chunk.predecessor(position.done.records));
+            self.leave_segment(position);
+            (position.segment, position.chunk) = (Arc::clone(&next.segment), Arc::clone(&next.chunk));
+            (position.done, position.begun) = (ChunkPosition::default(), false);
         }
     }
 
-    /// Writes the frames from the cursor to `to`; the first ones of a segment after its header and its name. They are on the
+    /// Writes the frames from the position to `to`; the first ones of a segment after its header and its name. They are on the
     /// disk when this returns, and nothing has been told of it.
-    fn write_frames(&self, cursor: &mut CommitCursor, to: ChunkPosition) -> Result<(), Error> {
-        self.begin_segment(cursor)?;
-        let file = cursor.file();
+    fn write_frames(&self, position: &mut CommitPosition, to: ChunkPosition) -> Result<(), Error> {
+        self.begin_segment(position)?;
+        let file = position.file();
         let started_at = self.env.machine.elapsed();
-        file.write(&cursor.chunk, cursor.done, to).map_err(Error::io("write to a segment in", &self.dir))?;
+        file.write(&position.chunk, position.done, to)
+            .map_err(Error::io("write to a segment in", &self.dir))?;
         let took = self.env.machine.elapsed().saturating_sub(started_at);
-        let records = u64::from(to.records - cursor.done.records);
-        stats::committed(took.as_micros() as u64, records, to.bytes() - cursor.done.bytes());
+        let records = u64::from(to.records - position.done.records);
+        stats::committed(took.as_micros() as u64, records, to.bytes() - position.done.bytes());
         Ok(())
     }
 
-    /// Writes the header of the cursor's segment, and gives its file its name, unless that was done.
-    fn begin_segment(&self, cursor: &mut CommitCursor) -> Result<(), Error> {
-        if !cursor.begun {
-            let begun = cursor.file().begin(&*self.env.disk, &self.dir, &cursor.segment.header);
+    /// Writes the header of the position's segment, and gives its file its name, unless that was done.
+    fn begin_segment(&self, position: &mut CommitPosition) -> Result<(), Error> {
+        if !position.begun {
+            let begun = position.file().begin(&*self.env.disk, &self.dir, &position.segment.header);
             begun.map_err(Error::io("begin a segment in", &self.dir))?;
-            cursor.begun = true;
+            position.begun = true;
             self.flush.begins_empty.store(false, Ordering::SeqCst); // it has begun
-            self.chain_add(&cursor.segment);
+            self.chain_add(&position.segment);
         }
         Ok(())
     }
 
-    /// The frames up to `to` are on the disk: moves the cursor there, raises `durable`, and asks maintenance for what
+    /// The frames up to `to` are on the disk: moves the position there, raises `durable`, and asks maintenance for what
     /// comes next. Returns how many bytes have become durable.
-    fn advance_durable(&self, cursor: &mut CommitCursor, to: ChunkPosition) -> u64 {
-        if cursor.held_up.take().is_some() {
+    fn advance_durable(&self, position: &mut CommitPosition, to: ChunkPosition) -> u64 {
+        if position.held_up.take().is_some() {
             self.note_full(None); // before callers hear of it, who may append at once
         }
-        let done = std::mem::replace(&mut cursor.done, to);
+        let done = std::mem::replace(&mut position.done, to);
         let bytes = to.bytes() - done.bytes();
         self.flush.committed.fetch_add(bytes, Ordering::Relaxed);
-        self.durable.advance(cursor.segment.base() + u64::from(to.records));
+        self.durable.advance(position.segment.base() + u64::from(to.records));
         if self.options.durability == Durability::Memory {
             // Readers wait for this frontier, and an append that was not allowed to wait may not have raised it.
             self.published.advance(self.durable.get());
         }
-        let (capacity, smallest) = (cursor.chunk.capacity(), self.options.first_segment_bytes);
-        let is_quarter = |position: ChunkPosition| position.bytes() >= capacity / 4;
+        let (capacity, smallest) = (position.chunk.capacity(), self.options.first_segment_bytes);
+        let is_quarter = |at: ChunkPosition| at.bytes() >= capacity / 4;
         if self.roll.is_too_large(capacity, smallest) {
             self.roll.ask(0);
         } else if !is_quarter(done) && is_quarter(to) {
             self.roll.at_quarter();
         }
         self.look_for_backing();
-        let wants_zeros = bytes < SMALL_BYTES && cursor.file().wants_zeros();
+        let wants_zeros = bytes < SMALL_BYTES && position.file().wants_zeros();
         if wants_zeros && !self.flush.zeroing.swap(true, Ordering::SeqCst) {
-            self.roll.send(Job::ZeroAhead(Arc::clone(&cursor.segment)));
+            self.roll.send(Job::ZeroAhead(Arc::clone(&position.segment)));
         }
         bytes
     }
 
     /// The segment is closed, and all of it durable.
-    fn leave_segment(&self, cursor: &CommitCursor) {
-        let segment = Arc::clone(&cursor.segment);
+    fn leave_segment(&self, position: &CommitPosition) {
+        let segment = Arc::clone(&position.segment);
         self.roll.written();
-        if cursor.done.records > 0 {
-            self.roll.send(Job::Seal(segment, cursor.done));
-        } else if cursor.begun {
+        if position.done.records > 0 {
+            self.roll.send(Job::Seal(segment, position.done));
+        } else if position.begun {
             segment.give_up();
             self.roll.share().release(segment.header.capacity);
             self.roll.send(Job::Prepare); // its successor has the same base, and takes its file's name
@@ -385,19 +387,19 @@ impl Shared {
     /// Waits for at most `timeout`, and leaves the write to the flusher: a thread that writes cannot say how long that takes.
     /// Returns whether the record is durable.
     pub(super) fn wait_durable_for(&self, offset: u64, timeout: Duration) -> Result<bool, Error> {
-        self.given(offset)?;
-        let ended = || self.unless_stopped().is_err();
+        self.check_appended(offset)?;
+        let ended = || self.check_can_become_durable().is_err();
         self.flush.kick();
         // Without an end if that would be too far away to be represented.
         self.durable.park(offset.saturating_add(1), ended, Instant::now().checked_add(timeout));
         if self.durable.get() > offset {
             return Ok(true);
         }
-        self.unless_stopped().map(|()| false)
+        self.check_can_become_durable().map(|()| false)
     }
 
-    /// Errors if no append has been given this offset.
-    pub(super) fn given(&self, offset: u64) -> Result<(), Error> {
+    /// Returns an error if no append has been given this offset.
+    pub(super) fn check_appended(&self, offset: u64) -> Result<(), Error> {
         let next = self.next_offset();
         if offset < next {
             return Ok(());
@@ -406,39 +408,44 @@ impl Shared {
         Err(Error::NotAppended { offset, next })
     }
 
-    /// The same, unless there is no room for it on the disk.
+    /// Waits like [`wait_durable`](Self::wait_durable), but returns the error if there is no room on the disk.
     #[cfg(feature = "store")]
     pub(super) fn wait_durable_unless_full(&self, offset: u64) -> Result<(), Error> {
         self.wait_durable_while(offset, |error| !error.is_full())
     }
 
-    /// The same, as long as what keeps the system from writing is to be waited for.
+    /// Waits like [`wait_durable`](Self::wait_durable) as long as `is_waited_for` is true of what keeps the system from
+    /// writing; otherwise returns that error.
     fn wait_durable_while(&self, offset: u64, is_waited_for: impl Fn(&Error) -> bool) -> Result<(), Error> {
         let backoff = Backoff::new();
         while self.durable.get() <= offset {
             if offset >= self.next_offset() {
-                self.unless_stopped()?;
-                self.durable.park(offset.saturating_add(1), || self.unless_stopped().is_err(), None);
+                self.check_can_become_durable()?;
+                self.durable.park(
+                    offset.saturating_add(1),
+                    || self.check_can_become_durable().is_err(),
+                    None,
+                );
                 continue;
             }
             // Lead a commit, or wait until another's is over.
-            let mut cursor = lock(&self.flush.cursor);
+            let mut position = lock(&self.flush.position);
             if self.durable.get() > offset {
                 break;
             }
-            match self.commit(&mut cursor) {
-                Committed::Failed => return self.unless_stopped(),
+            match self.commit(&mut position) {
+                Committed::Failed => return self.check_can_become_durable(),
                 Committed::Later(_, error) if !is_waited_for(&error) => return Err(error),
                 Committed::Later(pause, _) => {
-                    drop(cursor);
+                    drop(position);
                     if !self.env.machine.advance_simulated(pause) {
                         let again = Instant::now() + pause;
                         self.durable.park(offset + 1, || self.has_ended(), Some(again));
                     }
                 }
                 Committed::Bytes(0) => {
-                    drop(cursor);
-                    self.unless_gone(offset)?;
+                    drop(position);
+                    self.check_not_lost(offset)?;
                     backoff.snooze(); // an earlier append is still copying
                 }
                 Committed::Bytes(_) => {}
@@ -462,32 +469,32 @@ impl Shared {
         self.durable.get() > offset
     }
 
-    /// Whether records that are not durable yet may still become so.
-    pub(super) fn unless_stopped(&self) -> Result<(), Error> {
-        self.unless_ended()?;
+    /// Returns an error if records that are not durable yet cannot become so any more.
+    pub(super) fn check_can_become_durable(&self) -> Result<(), Error> {
+        self.check_not_ended()?;
         if self.next_offset() == self.durable.get() { self.writable() } else { Ok(()) }
     }
 
-    /// Errors if the log ended before `offset`.
-    fn unless_gone(&self, offset: u64) -> Result<(), Error> {
-        if offset >= self.next_offset() { self.unless_stopped() } else { Ok(()) }
+    /// Returns an error if the log ended before `offset`.
+    fn check_not_lost(&self, offset: u64) -> Result<(), Error> {
+        if offset >= self.next_offset() { self.check_can_become_durable() } else { Ok(()) }
     }
 
     /// Called after the tasks have ended: commits the rest, and leaves the mark of a clean close. While the disk has no room
     /// for the rest, tries again until the time that is `left` is used up. With `repeats_mark`, does the same for the mark.
     /// What was used up is taken from `left`.
     pub(super) fn commit_rest(&self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
-        let mut cursor = lock(&self.flush.cursor);
+        let mut position = lock(&self.flush.position);
         let backoff = Backoff::new();
         let mut left_otherwise = CLOSING; // for other reasons, which pass sooner and concern this log only
         while self.durable.get() < self.next_offset() {
-            match self.commit(&mut cursor) {
+            match self.commit(&mut position) {
                 Committed::Failed => break,
                 Committed::Later(pause, error) => {
                     let left = if error.is_full() { &mut *left } else { &mut left_otherwise };
                     // The last attempt may be a while ago: another log has used up the time.
                     if !self.rest_within(left, pause)
-                        && let Committed::Later(_, error) = self.commit_now(&mut cursor)
+                        && let Committed::Later(_, error) = self.commit_now(&mut position)
                     {
                         self.fail(&error); // what is not on the disk stays in shared memory
                     }
@@ -502,7 +509,7 @@ impl Shared {
         }
         let mut pause = *PAUSES.start();
         let marked = loop {
-            match self.mark(&cursor) {
+            match self.mark(&position) {
                 Err(error) if error.is_full() && repeats_mark && self.rest_within(left, pause) => {
                     tracing::debug!(dir = %self.dir.display(), %error, "cannot mark a log as closed yet");
                     pause = doubled(pause, &PAUSES);
@@ -517,7 +524,7 @@ impl Shared {
         };
         self.durable.wake_all();
         self.unlock();
-        self.unless_ended()?;
+        self.check_not_ended()?;
         kept.and(marked)
     }
 
@@ -540,16 +547,16 @@ impl Shared {
 
     /// Notes in the segment's header how many records are durable, so that damage to the last of them is not taken
     /// for the torn end of a write.
-    fn mark(&self, cursor: &CommitCursor) -> Result<(), Error> {
-        let Some(file) = cursor.segment.file() else { return Ok(()) };
+    fn mark(&self, position: &CommitPosition) -> Result<(), Error> {
+        let Some(file) = position.segment.file() else { return Ok(()) };
         if self.has_ended() {
             return Ok(());
         }
-        if !cursor.begun {
+        if !position.begun {
             file.discard(&*self.env.disk);
             return Ok(());
         }
-        file.write_header(&cursor.segment.header, cursor.done.records)
+        file.write_header(&position.segment.header, position.done.records)
             .map_err(Error::io("mark a segment as closed in", &self.dir))
     }
 }

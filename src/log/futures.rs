@@ -64,11 +64,11 @@ impl Future for Durable {
     type Output = Result<(), Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.0.poll(context, |shared| shared.unless_stopped().is_err()).is_pending() {
+        if self.0.poll(context, |shared| shared.check_can_become_durable().is_err()).is_pending() {
             self.0.shared.flush.kick();
             return Poll::Pending;
         }
-        Poll::Ready(self.0.outcome(Shared::unless_stopped))
+        Poll::Ready(self.0.outcome(Shared::check_can_become_durable))
     }
 }
 

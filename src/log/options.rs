@@ -116,13 +116,13 @@ impl Options {
         self
     }
 
-    /// Errors unless a log can be opened with these options.
+    /// Returns an error unless a log can be opened with these options.
     #[cfg(feature = "store")]
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.clone().checked().map(drop)
     }
 
-    /// The same; rounds what can be rounded.
+    /// These options, with what can be rounded rounded; an error if no log can be opened with them.
     pub(super) fn checked(mut self) -> Result<Self, Error> {
         let bad = |reason: String| Err(Error::BadOptions { reason });
         if !CAPACITIES.contains(&self.segment_bytes) {

@@ -159,7 +159,8 @@ impl Log {
         self.try_append_values_once(batch, payloads, expected_next, MayBlock::ForCopies)
     }
 
-    /// The same, with values that need not be in one list, and a caller that decides what to wait for.
+    /// Like [`try_append_once`](Self::try_append_once), with values that need not be in one list, and a caller that decides
+    /// what to wait for.
     pub(crate) fn try_append_values_once<S: AppendValues + ?Sized>(
         &self,
         batch: &ProducerBatch<'_>,

@@ -318,7 +318,7 @@ impl Shared {
         }
     }
 
-    /// The same by these segments; `None` if they must be looked up again.
+    /// Where the record at `offset` is read from, by these segments; `None` if they must be looked up again.
     pub(super) fn source_in(&self, chain: &Arc<Chain>, offset: u64) -> Result<Option<ReadSource>, Error> {
         let trimmed = |first| Error::Trimmed { offset, first };
         let Some(segment) = chain.locate(offset) else { return Err(trimmed(chain.first())) };
@@ -339,7 +339,7 @@ impl Shared {
         }
         let path = self.dir.join(file::name(segment.base()));
         let opened = self.env.disk.open(&path, false);
-        self.unless_deleted()?;
+        self.check_not_deleted()?;
         match opened {
             Ok(file) => Ok(Some(ReadSource::Cold(Box::new(Cold::new(file, Arc::clone(&segment), sealed))))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -484,7 +484,7 @@ impl Reader {
     /// Reads the record at `offset`, like [`Log::read`](super::Log::read); the reader continues after it.
     ///
     /// # Errors
-    /// The same as [`read_next`](Self::read_next).
+    /// As [`read_next`](Self::read_next).
     #[inline]
     pub fn read(&mut self, offset: u64) -> Result<Option<RecordRef<'_>>, Error> {
         self.next = offset;
@@ -511,7 +511,7 @@ impl Reader {
     /// if there is no visible record yet.
     ///
     /// # Errors
-    /// The same as [`read_next`](Self::read_next).
+    /// As [`read_next`](Self::read_next).
     pub(crate) fn peek(&mut self) -> Result<Option<Ahead>, Error> {
         let offset = self.next;
         if !self.has_source_of(offset)? {
@@ -546,7 +546,7 @@ impl Reader {
     /// Reads the next record alone, without reading ahead; the reader continues after it.
     ///
     /// # Errors
-    /// The same as [`read_next`](Self::read_next).
+    /// As [`read_next`](Self::read_next).
     pub(crate) fn read_one(&mut self) -> Result<Option<Record>, Error> {
         let offset = self.next;
         if !self.has_source_of(offset)? {

@@ -2,6 +2,8 @@
 //! list by then. The others find their answers when they get the file.
 
 use crate::sync::Arc;
+#[cfg(feature = "server")]
+use std::time::Duration;
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
@@ -59,6 +61,12 @@ impl<T, A: Clone> Request<T, A> {
     /// The answer, if it was served.
     pub(super) fn answer(&self) -> Option<A> {
         self.answer.get().cloned()
+    }
+
+    /// Whether it may be served now, if it has not been; otherwise for how long it may not, which is this `pause`.
+    #[cfg(feature = "server")]
+    pub(super) fn check_due(&self, pause: Duration) -> Result<(), Duration> {
+        if self.answer.get().is_some() || pause.is_zero() { Ok(()) } else { Err(pause) }
     }
 }
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 /// How often [`Log::retain`] looks whether the last segment has ended, for a second in all.
 const PATIENCE: u32 = 100;
 
-/// What a log keeps. Whole segments that exceed one of the limits are dropped, oldest first. By its size, the log keeps the
-/// segment being written, and the last one that has records; by age, it keeps none: a quiet log ends its last segment when
-/// that is too old, and keeps nothing but its next offset. Without limits nothing is dropped.
+/// What a log keeps. Whole segments that exceed one of the limits are dropped, oldest first. The size limit never drops the
+/// segment being written, nor the last one with records. The age limit may drop every record: only the next offset is then
+/// left. Without limits nothing is dropped.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Retention {
@@ -59,7 +59,7 @@ impl Log {
         let has_ended = self.shared.end_expired(retention, ATTEMPTS);
         let before = self.shared.retained_from(retention);
         if !self.is_trimmed_to(before) {
-            self.shared.trim_soon(self.keep_producers_before(before, MayBlock::Never)?)?;
+            self.shared.trim_soon(self.save_producers_before(before, MayBlock::Never)?)?;
         }
         if has_ended { Ok(self.first_offset()) } else { Err(Error::WouldBlock) }
     }

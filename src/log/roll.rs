@@ -17,7 +17,7 @@
 //! # Orderings
 //! `stopping`, `active` and `unwritten` are `SeqCst`: they are changed once per segment or less often, where the cost does
 //! not count. What is in the parts is described there.
-//! - `stopping` and `active`: see [`stop`] and [`unless_stopped`].
+//! - `stopping` and `active`: see [`stop`] and [`active_if_running`].
 //! - `unwritten` only decides whether to wait for the disk: a value that is a moment old delays a spare segment until the
 //!   next job that gives memory back.
 
@@ -35,7 +35,7 @@ use super::{
     task::Schedule,
 };
 use crate::{
-    chunk::{Before, Chunk, PoolShare, ShmBacking},
+    chunk::{Chunk, PoolShare, Predecessor, ShmBacking},
     disk,
     segment::{Segment, header::Header},
     sync::{Arc, AtomicBool, AtomicU64, Ordering, Swap},
@@ -97,7 +97,7 @@ pub(super) fn install_successor(
 ///
 /// After `stopping` is set, `active` is replaced by a copy of itself. So a thread that was about to move it on either
 /// still has the original, and its compare-and-swap fails; or it has the copy, and therefore sees `stopping`
-/// ([`unless_stopped`]).
+/// ([`active_if_running`]).
 pub(super) fn stop(active: &Swap<Active>, stopping: &AtomicBool) {
     stopping.store(true, Ordering::SeqCst);
     loop {
@@ -112,7 +112,7 @@ pub(super) fn stop(active: &Swap<Active>, stopping: &AtomicBool) {
 
 /// The active segment, to move on from; `None` once the log has stopped. The order of the two loads matters: see
 /// [`stop`].
-pub(super) fn unless_stopped(active: &Swap<Active>, stopping: &AtomicBool) -> Option<Arc<Active>> {
+pub(super) fn active_if_running(active: &Swap<Active>, stopping: &AtomicBool) -> Option<Arc<Active>> {
     let now = active.load_full();
     (!stopping.load(Ordering::SeqCst)).then_some(now)
 }
@@ -307,15 +307,15 @@ impl Shared {
         }
     }
 
-    /// Makes the spare segment the successor of the active one, whose newest record has the time `newest`. `before` says which
+    /// Makes the spare segment the successor of the active one, whose newest record has the time `newest`. `predecessor` says which
     /// record comes before the first one of the successor. Its backing notes that now if that record is published; if not,
-    /// `before` is unknown, and the flusher notes it when it comes to the successor.
+    /// `predecessor` is unknown, and the flusher notes it when it comes to the successor.
     pub(super) fn successor(
         &self,
         base: u64,
         needs: u64,
         newest: u64,
-        before: Before,
+        predecessor: Predecessor,
     ) -> Option<Arc<Segment>> {
         let SpareSegment { mut memory, file } = self.roll.take(needs)?;
         let capacity = memory.capacity();
@@ -332,7 +332,7 @@ impl Shared {
             );
         }
         let header = Header { log: self.id, base, capacity, created, secret: self.secret };
-        memory.label(&header.label(), before);
+        memory.label(&header.label(), predecessor);
         self.roll.begins(&memory);
         let chunk = Arc::new(Chunk::new(memory, Some(Arc::clone(&self.roll.share))));
         Some(Arc::new(Segment::new(header, Some(file), chunk)))

@@ -9,11 +9,11 @@ use super::Log;
 use super::{
     Error, Shared,
     line::Turn,
-    roll::{Active, install_successor, unless_stopped},
+    roll::{Active, active_if_running, install_successor},
     stats,
 };
 use crate::{
-    chunk::Before,
+    chunk::Predecessor,
     segment::Segment,
     sync::{Arc, Backoff, Ordering},
 };
@@ -56,16 +56,17 @@ impl Shared {
         loop {
             let seen = self.roll.line().events();
             let stopped = || self.writable().err().unwrap_or(Error::Closed);
-            let active = unless_stopped(&self.active, &self.stopping).ok_or_else(stopped)?;
+            let active = active_if_running(&self.active, &self.stopping).ok_or_else(stopped)?;
             self.writable()?; // or it was opened for reading only
             if !Arc::ptr_eq(&active.segment, &closed.segment) {
                 return Ok(active);
             }
             let unused = |segment: Arc<Segment>| self.roll.discard_unlinked(segment);
             let newest = || active.segment.newest(); // all its records have their place, and so their time
-            let before =
-                || active.chunk.end().map_or(Before::Unknown, |end| active.chunk.before(end.records));
-            let make = |base| self.successor(base, needs, newest(), before());
+            let predecessor = || {
+                active.chunk.end().map_or(Predecessor::Unknown, |end| active.chunk.predecessor(end.records))
+            };
+            let make = |base| self.successor(base, needs, newest(), predecessor());
             if install_successor(&self.active, &active, make, unused, || self.flush.kick()) {
                 stats::rolled();
                 self.roll.line().bump();

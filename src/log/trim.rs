@@ -5,12 +5,12 @@ use crate::{
     segment::{Segment, file},
     sync::{Arc, Mutex, lock, try_lock},
 };
-use crossbeam::channel::RecvTimeoutError;
+use crossbeam::channel::{Receiver, RecvTimeoutError};
 use std::{collections::VecDeque, io, time::Duration};
 #[cfg(feature = "store")]
 use {
     super::{ATTEMPT, ATTEMPTS, room::MayBlock},
-    crossbeam::channel::{Receiver, TryRecvError},
+    crossbeam::channel::TryRecvError,
 };
 
 /// Files that are removed at once: in between, the maintenance task does its other work.
@@ -58,9 +58,11 @@ impl Trimmer {
 
 impl Log {
     /// Ends the segment that is being written, and returns the offset at which the next one begins: that of the next
-    /// record. Waits until everything before it is durable, and sealed. So [`trim`](Self::trim) to this offset drops
-    /// everything before, once a record behind it is durable: a checkpoint rolls, appends what says where it is, waits for
-    /// that, and trims. Each call makes a segment, unless the last one has no record.
+    /// record. Waits until everything before it is durable, and sealed. Each call makes a segment, unless the last one has
+    /// no record.
+    ///
+    /// To checkpoint: call `roll`, append a record that describes the checkpoint, wait until it is durable, then
+    /// [`trim`](Self::trim) to the returned offset.
     ///
     /// # Errors
     /// As [`append`](Self::append), and as [`wait_durable`](Self::wait_durable).
@@ -82,15 +84,16 @@ impl Log {
     }
 
     /// Drops whole segments whose records are all below `before`, and returns the first offset that is left. Durable on
-    /// return. The segment being written is never dropped; the last one that has records on the disk, only if the segment
-    /// after it has its file already, as it has after opening, and after [`retain`](Self::retain). Readers that hold records
-    /// keep them.
+    /// return. Readers that hold records keep them.
+    ///
+    /// Never drops the segment being written. Drops the last segment with records only if its successor's file exists, as it
+    /// does after opening or [`retain`](Self::retain).
     ///
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
     pub fn trim(&self, before: u64) -> Result<u64, Error> {
         #[cfg(feature = "store")]
-        let before = self.keep_producers_before(before, MayBlock::Always)?;
+        let before = self.save_producers_before(before, MayBlock::Always)?;
         self.shared.trim(before)
     }
 
@@ -123,18 +126,29 @@ impl Shared {
         self.writable()?;
         let (answer, answered) = crossbeam::channel::bounded(1);
         self.roll.trim(before, answer);
-        loop {
+        let trimmed = self.await_trim(&answered, std::iter::repeat(Duration::from_millis(100)))?;
+        trimmed.ok_or(Error::Closed) // it waits for ever
+    }
+
+    /// Waits for the answer of the maintenance task, for these pauses together; `None` if there is none by then.
+    fn await_trim(
+        &self,
+        answered: &Receiver<Result<u64, Error>>,
+        pauses: impl Iterator<Item = Duration>,
+    ) -> Result<Option<u64>, Error> {
+        for pause in pauses {
             self.env.maintenance.help();
-            match answered.recv_timeout(Duration::from_millis(100)) {
-                Ok(trimmed) => return trimmed,
+            match answered.recv_timeout(pause) {
+                Ok(trimmed) => return trimmed.map(Some),
                 // Perhaps nothing is left that answers.
                 Err(RecvTimeoutError::Timeout) => self.writable()?,
                 Err(RecvTimeoutError::Disconnected) => return self.writable().and(Err(Error::Closed)),
             }
         }
+        Ok(None)
     }
 
-    /// The same, for callers that have other logs to serve: a longer trim continues by itself.
+    /// Like [`trim`](Self::trim), for callers that have other logs to serve: a longer trim continues by itself.
     #[cfg(feature = "store")]
     pub(super) fn trim_soon(&self, before: u64) -> Result<u64, Error> {
         if self.trims_itself() {
@@ -149,13 +163,8 @@ impl Shared {
         }
         let (answer, answered) = crossbeam::channel::bounded(1);
         self.roll.trim(before, answer);
-        for _ in 0..ATTEMPTS {
-            self.env.maintenance.help();
-            match answered.recv_timeout(ATTEMPT) {
-                Ok(trimmed) => return trimmed,
-                Err(RecvTimeoutError::Timeout) => self.writable()?,
-                Err(RecvTimeoutError::Disconnected) => return self.writable().and(Err(Error::Closed)),
-            }
+        if let Some(first) = self.await_trim(&answered, std::iter::repeat_n(ATTEMPT, ATTEMPTS as usize))? {
+            return Ok(first);
         }
         *unanswered = Some(answered);
         Err(Error::WouldBlock)

@@ -237,7 +237,7 @@ impl SegmentFile {
 
     /// Zeros everything from `words` on that is not zero already: what a crash left of records that were never durable,
     /// or of files that had these blocks before. Durable on return. `frames` is what the file holds.
-    pub(crate) fn cut(&self, frames: &[u8], words: u32) -> io::Result<()> {
+    pub(crate) fn zero_after(&self, frames: &[u8], words: u32) -> io::Result<()> {
         const SIZE: usize = BLOCK as usize;
         let end = words as usize * 8;
         let keep = end / SIZE * SIZE;

@@ -68,7 +68,7 @@ pub(crate) struct Decoded {
 }
 
 impl Header {
-    /// The same facts, for a backing of the segment's chunk.
+    /// What a backing of the segment's chunk says of the segment.
     pub(crate) fn label(&self) -> crate::chunk::Label {
         crate::chunk::Label {
             base: self.base,

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     disk::{Aligned, BLOCK, File, salvage},
     frame::{self, Key, WORD},
-    sync::{Arc, AtomicBool, Mutex, Ordering, lock},
+    sync::{Arc, AtomicBool, Busy, Mutex, lock},
 };
 use std::{
     io::{self, IoSlice},
@@ -359,7 +359,8 @@ fn looked_again(
     if found.has(record) || found.unreadable.is_empty() {
         return Ok(found);
     }
-    let Some(_asking) = Asking::begin(&sealed.asking) else { return Ok(found) };
+    // One reader of a segment at a time asks the disk again; what it finds is exchanged under a lock.
+    let Some(_asking) = Busy::begin(&sealed.asking) else { return Ok(found) };
     if !found.can_be_read(file) {
         return Ok(found);
     }
@@ -371,22 +372,6 @@ fn look(file: &dyn File, sealed: &Sealed, key: Key) -> io::Result<Arc<Looked>> {
     let found = Arc::new(Looked::at(file, sealed, key)?);
     *lock(&sealed.looked) = Some(Arc::clone(&found));
     Ok(found)
-}
-
-/// The right to ask the disk again, held by one reader of a segment at a time.
-struct Asking<'a>(&'a AtomicBool);
-
-impl<'a> Asking<'a> {
-    fn begin(asking: &'a AtomicBool) -> Option<Self> {
-        // Relaxed: it protects no memory; what is found is exchanged under a lock.
-        (!asking.swap(true, Ordering::Relaxed)).then(|| Self(asking))
-    }
-}
-
-impl Drop for Asking<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
 }
 
 /// How many of the unreadable ranges are tried again for each record that is missing.

@@ -155,7 +155,7 @@ mod tests {
     use crate::frame::{Stamp, decode, encode, words};
     use proptest::prelude::*;
 
-    /// The same, by decoding at each word.
+    /// What `frames_from` finds, by decoding at each word.
     fn plainly(bytes: &[u8], from: u32, record: u32) -> Later {
         let mut later = Later::default();
         let (mut word, mut next, mut next_word) = (from, record, from);

@@ -105,8 +105,8 @@ impl Inner {
         self.left().extend(still);
     }
 
-    fn try_remove_dir(&self, dir: &Path, tell: bool) -> io::Result<()> {
-        match remove_deleted(&*self.env.disk, dir, self.options.log.shm_dir.as_deref(), tell) {
+    fn try_remove_dir(&self, dir: &Path, warns: bool) -> io::Result<()> {
+        match remove_deleted(&*self.env.disk, dir, self.options.log.shm_dir.as_deref(), warns) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         }
@@ -133,12 +133,12 @@ pub(super) fn is_taken(error: &Error) -> bool {
 }
 
 /// Removes the directory of a deleted log. Removes the log's backings first, because nobody could find them afterwards;
-/// `tell`: if it cannot look for them, it says so.
+/// `warns`: whether it logs that it cannot look for them.
 pub(super) fn remove_deleted(
     disk: &dyn Disk,
     dir: &Path,
     shm_dir: Option<&Path>,
-    tell: bool,
+    warns: bool,
 ) -> io::Result<()> {
     if let Some(at) = shm_dir
         && let Some(log) = crate::log::id_of(disk, dir)?
@@ -146,7 +146,7 @@ pub(super) fn remove_deleted(
         match crate::chunk::remove_backings(disk, at, log, disk.node(dir)?) {
             Err(error) if is_transient(&error) => return Err(error),
             // There is no such place, or it is not this user's: logs work without it as well.
-            Err(error) if tell => {
+            Err(error) if warns => {
                 tracing::warn!(at = %at.display(), %error, "cannot look for backings of a deleted log");
             }
             _ => {}

@@ -9,7 +9,7 @@ use crate::{
     log::{Durability, Retention},
     pauses::Pauses,
     reports,
-    sync::{read_lock, try_lock},
+    sync::{Busy, read_lock, try_lock},
 };
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 use std::{
@@ -78,7 +78,7 @@ impl Helpers {
         if threads.len() >= HELPERS {
             return;
         }
-        let Some(busy) = Busy::begin(busy) else { return };
+        let Some(busy) = Busy::begin(Arc::clone(busy)) else { return };
         let (done, is_done) = bounded::<()>(1);
         let spawned = Builder::new().name("millstream-help".into()).spawn(move || {
             chore();
@@ -98,22 +98,6 @@ impl Helpers {
         for thread in self.0.into_iter().flatten() {
             let _ = thread.join(); // a panic of the thread was reported already
         }
-    }
-}
-
-/// Set as long as this exists.
-struct Busy(Arc<AtomicBool>);
-
-impl Busy {
-    // Relaxed: it protects no memory.
-    fn begin(busy: &Arc<AtomicBool>) -> Option<Self> {
-        (!busy.swap(true, Ordering::Relaxed)).then(|| Self(Arc::clone(busy)))
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
     }
 }
 
@@ -279,7 +263,7 @@ impl Inner {
             // In most turns there is nothing to do for most logs, which takes no thread.
             if log.producers_are_due() || log.exceeds_retention() {
                 helpers.help(&entry.helped, move || {
-                    log.keep_producers_soon();
+                    log.save_producers_soon();
                     log.apply_retention();
                 });
             }

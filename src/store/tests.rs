@@ -361,7 +361,7 @@ fn producers_are_never_saved_into_a_new_log_of_that_name() {
     let payload = [Payload { bytes: b"x", json: false }];
     log.try_append_once(&ProducerBatch::new("p", 0, 0), &payload, None).unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| log.keep_producers());
+        scope.spawn(|| log.save_producers());
         told.recv().unwrap();
         let replacing = scope.spawn(|| {
             store.delete("a").unwrap();
@@ -401,7 +401,7 @@ fn a_deleted_log_that_is_held_reads_neither_producers_nor_segments_of_the_new_lo
     let new = create();
     let payload = [Payload { bytes: b"x", json: false }];
     new.try_append_once(&ProducerBatch::new("p", 0, 0), &payload, None).unwrap();
-    new.keep_producers().unwrap();
+    new.save_producers().unwrap();
     let known = held.producer("p");
     assert!(matches!(known, Err(LogError::Failed { .. })), "{known:?}");
     let read = held.read(0).map(|record| record.map(|record| record.offset()));

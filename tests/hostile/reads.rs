@@ -43,7 +43,7 @@ fn filled(data: &Path) -> Server {
     server
 }
 
-/// The same, restarted, so that none of it is in memory.
+/// Like [`filled`], restarted, so that none of it is in memory.
 fn cold(data: &Path, flags: &[&str]) -> Server {
     assert_eq!(filled(data).terminate(), Some(0));
     Server::start(data, flags)
@@ -340,7 +340,7 @@ fn permits_to_read_are_shared_among_connections() {
     assert!(large_slowest < Duration::from_secs(1), "{large_slowest:?}");
 }
 
-/// The same for compressed bodies.
+/// All compressed bodies waited in one queue, too.
 #[test]
 fn permits_to_decode_are_shared_among_connections() {
     let _processor = Processor::take();

@@ -191,8 +191,8 @@ fn sectors_of_a_sealed_segment_cannot_be_read() {
     drop(bound);
 }
 
-/// The same for the segment that is being written, while the server is not running: the content of these sectors is
-/// unknown, so the log is opened read-only. When they can be read again, nothing is missing.
+/// Sectors of the segment that is being written cannot be read, while the server is not running: their content is unknown,
+/// so the log is opened read-only. When they can be read again, nothing is missing.
 #[test]
 fn sectors_of_the_open_segment_cannot_be_read() {
     let _processor = Processor::take();

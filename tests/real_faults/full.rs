@@ -95,7 +95,7 @@ impl Disk {
         }
     }
 
-    /// The same by writing, also where no room can be reserved, until nothing is left. The file may exist.
+    /// Fills the file system by writing, also where no room can be reserved, until nothing is left. The file may exist.
     fn fill_up(&self, name: &str) {
         let mut file = File::options().create(true).append(true).open(self.at.join(name)).unwrap();
         for size in [1 << 20, 4096, 512] {

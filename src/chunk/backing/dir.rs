@@ -1,6 +1,6 @@
 //! The directory of one log's backings in the memory file system.
 
-use super::head::{BEFORE_AT, Before, DIR, HEAD, LABEL, LABEL_1, Label, Owner, SEALED_AT};
+use super::head::{DIR, HEAD, LABEL, LABEL_1, Label, Owner, PREDECESSOR_AT, Predecessor, SEALED_AT};
 #[cfg(feature = "store")]
 use crate::disk::is_transient;
 use crate::{
@@ -36,7 +36,13 @@ pub(crate) enum BackingContent {
     Spare,
     /// The frames of this segment, written by the process with this incarnation; what that process knew about the
     /// preceding frame; and whether it has sealed the segment, which means that all frames are on disk.
-    Segment { label: Label, incarnation: u64, before: Before, sealed: bool, secret: Option<[u8; 16]> },
+    Segment {
+        label: Label,
+        incarnation: u64,
+        predecessor: Predecessor,
+        sealed: bool,
+        secret: Option<[u8; 16]>,
+    },
     /// It belongs to another directory, which has, or had, a log of the same id: a copy of this one, or its original.
     Elsewhere(PathBuf),
     /// It cannot be understood.
@@ -95,15 +101,15 @@ impl BackingDir {
         }
         let Some(secret) = owner.secret else {
             let label = Label { base, capacity, created, version: 1 };
-            let (incarnation, before) = (0, Before::Unknown);
-            return BackingContent::Segment { label, incarnation, before, sealed: false, secret: None };
+            let (incarnation, predecessor) = (0, Predecessor::Unknown);
+            return BackingContent::Segment { label, incarnation, predecessor, sealed: false, secret: None };
         };
         let label = Label { base, capacity, created, version: word(at + 32) as u32 };
-        let (incarnation, before) = (word(at + 24), Before::unpack(word(BEFORE_AT)));
+        let (incarnation, predecessor) = (word(at + 24), Predecessor::unpack(word(PREDECESSOR_AT)));
         BackingContent::Segment {
             label,
             incarnation,
-            before,
+            predecessor,
             sealed: word(SEALED_AT) == 1,
             secret: Some(secret),
         }

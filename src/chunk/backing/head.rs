@@ -17,10 +17,10 @@ const FIXED: usize = 64;
 const CRC: std::ops::Range<usize> = 28..32;
 /// Where the label is.
 pub(in crate::chunk) const LABEL: std::ops::Range<usize> = 64..108;
-/// The same in the format of segments without a secret.
+/// Where the label is in the format of segments without a secret.
 pub(super) const LABEL_1: std::ops::Range<usize> = 64..92;
 /// Where the frame that precedes the segment is noted.
-pub(in crate::chunk) const BEFORE_AT: usize = 112;
+pub(in crate::chunk) const PREDECESSOR_AT: usize = 112;
 /// Where it is noted whether the segment was sealed.
 pub(in crate::chunk) const SEALED_AT: usize = 120;
 /// Where the path of the log's directory is.
@@ -62,7 +62,7 @@ impl Label {
 
 /// What precedes a segment's first record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Before {
+pub(crate) enum Predecessor {
     /// Not known yet: the preceding frame was not durable when the process ended.
     Unknown,
     /// No record has ever preceded it.
@@ -71,7 +71,7 @@ pub(crate) enum Before {
     Frame(u32),
 }
 
-impl Before {
+impl Predecessor {
     /// Packed into one word, so that it is never torn.
     pub(in crate::chunk) fn pack(self) -> u64 {
         match self {

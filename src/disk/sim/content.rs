@@ -17,7 +17,7 @@ pub(super) struct Content {
     now: Vec<u8>,
     /// For sectors that were written since the last sync, by number: what the device has.
     behind: BTreeMap<usize, Sector>,
-    /// The same for sectors whose sync has failed: a later sync does not write them, only another write does.
+    /// What the device has for sectors whose sync has failed: a later sync does not write them, only another write does.
     lost: BTreeMap<usize, Sector>,
     /// The file's length on the device; and, in `cut_off`, what the device has there beyond `now`.
     length: usize,

@@ -78,11 +78,11 @@ impl Connections {
     pub(super) fn end_slow(mine: &[Arc<Connection>], now: u64, most: u64, enough: u64) {
         let mut slow = Vec::new();
         for connection in mine {
-            if let Some(held) = connection.http1.taking.held_slowly(now, most) {
+            if let Some(held) = connection.http1.pace.held_slowly(now, most) {
                 slow.push((held, Holder::Connection(Arc::clone(connection))));
             }
             for stream in connection.streams() {
-                if let Some(held) = stream.taking.held_slowly(now, most) {
+                if let Some(held) = stream.pace.held_slowly(now, most) {
                     slow.push((held, Holder::Stream(stream)));
                 }
             }
@@ -96,7 +96,7 @@ impl Connections {
             freed += held;
             match holder {
                 Holder::Connection(connection) => {
-                    connection.cut("it takes an answer slowly, and others are refused");
+                    connection.abort("it takes an answer slowly, and others are refused");
                 }
                 Holder::Stream(stream) => stream.end_slow(),
             }

@@ -30,9 +30,9 @@ impl Exchange {
     pub(in crate::http) fn begin(connection: &Arc<Connection>) -> Self {
         connection.touch();
         connection.used.store(true, Ordering::Relaxed);
-        connection.http1.lacking.store(false, Ordering::Relaxed);
-        connection.http1.giving.store(false, Ordering::Relaxed);
-        connection.http1.endless.store(false, Ordering::Relaxed);
+        connection.http1.body_incomplete.store(false, Ordering::Relaxed);
+        connection.http1.response_started.store(false, Ordering::Relaxed);
+        connection.http1.is_endless.store(false, Ordering::Relaxed);
         let others = connection.requests.fetch_add(1, Ordering::Relaxed);
         let stream = (connection.protocol.get() == Some(&Protocol::Http2)).then(|| {
             let stream = Stream::begin(connection, connection.all.count(others));
@@ -48,8 +48,9 @@ impl Exchange {
         self.stream.as_ref().is_some_and(|stream| stream.count != Count::Accepted)
     }
 
-    fn is_cut(&self) -> bool {
-        self.connection.is_cut() || self.stream.as_ref().is_some_and(|one| one.cut.load(Ordering::Relaxed))
+    fn is_aborted(&self) -> bool {
+        self.connection.is_aborted()
+            || self.stream.as_ref().is_some_and(|one| one.aborted.load(Ordering::Relaxed))
     }
 }
 
@@ -62,7 +63,7 @@ impl Drop for Exchange {
 }
 
 /// A request's body being received: while it keeps arriving, its connection makes progress.
-pub(in crate::http) struct Arriving {
+pub(in crate::http) struct RequestBody {
     /// `None` once it has ended.
     body: Option<Incoming>,
     connection: Arc<Connection>,
@@ -74,7 +75,7 @@ pub(in crate::http) struct Arriving {
     asks: bool,
 }
 
-impl Body for Arriving {
+impl Body for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -86,7 +87,7 @@ impl Body for Arriving {
         let polled = Pin::new(body).poll_frame(context);
         self.awaits(polled.is_pending());
         let Poll::Ready(frame) = polled else {
-            self.connection.lacks_some();
+            self.connection.note_incomplete_body();
             return Poll::Pending;
         };
         match &frame {
@@ -111,7 +112,7 @@ impl Body for Arriving {
     }
 }
 
-impl Arriving {
+impl RequestBody {
     pub(in crate::http) fn new(body: Incoming, exchange: &Exchange, asks: bool) -> Self {
         let (connection, stream) = (Arc::clone(&exchange.connection), exchange.stream.as_ref());
         Self { body: Some(body), connection, stream: stream.map(Arc::downgrade), awaited: false, asks }
@@ -126,7 +127,7 @@ impl Arriving {
     }
 }
 
-impl Drop for Arriving {
+impl Drop for RequestBody {
     fn drop(&mut self) {
         self.awaits(false);
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
@@ -207,7 +208,7 @@ impl Drop for Unwanted {
 }
 
 /// An answer's body being sent.
-pub(in crate::http) struct Outgoing {
+pub(in crate::http) struct ResponseBody {
     body: answer::Body,
     /// With HTTP/2, what is left of a piece.
     left: Bytes,
@@ -218,7 +219,7 @@ pub(in crate::http) struct Outgoing {
     context: Arc<Context>,
 }
 
-impl Outgoing {
+impl ResponseBody {
     pub(in crate::http) fn new(body: answer::Body, exchange: Exchange, context: Arc<Context>) -> Self {
         let ended = body.is_end_stream();
         Self { body, left: Bytes::new(), ended, finished: false, exchange, context }
@@ -238,7 +239,7 @@ impl Outgoing {
     }
 }
 
-impl Body for Outgoing {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -267,12 +268,12 @@ impl Body for Outgoing {
             Err(frame) => return Poll::Ready(Some(Ok(frame))),
         };
         let connection = &exchange.connection;
-        let taking = exchange.stream.as_ref().map_or(&connection.http1.taking, |stream| &stream.taking);
+        let pace = exchange.stream.as_ref().map_or(&connection.http1.pace, |stream| &stream.pace);
         if is_new {
-            taking.given(data.len() as u64, connection.all.now());
+            pace.given(data.len() as u64, connection.all.now());
         }
         exchange.connection.touch();
-        exchange.connection.http1.giving.store(true, Ordering::Relaxed);
+        exchange.connection.http1.response_started.store(true, Ordering::Relaxed);
         match &exchange.stream {
             Some(stream) => {
                 // One part at a time, so that it can be observed whether the client takes any.
@@ -309,9 +310,9 @@ impl Body for Outgoing {
     }
 }
 
-impl Drop for Outgoing {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
-        if !self.finished && self.exchange.is_cut() {
+        if !self.finished && self.exchange.is_aborted() {
             self.context.metrics.readers_dropped.inc();
         }
     }

@@ -7,13 +7,13 @@
 //! dropped. It holds the stream until it is sent as well. Small answers end with their only part: that saves a frame and a
 //! write for each, and if a client does not take one, its whole connection is closed.
 
-use super::{Connection, Connections, taking::Taking};
+use super::{Connection, Connections, pace::Pace, since::Since};
 use crate::sync::lock;
 use bytes::Bytes;
 use std::{
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
 };
@@ -36,13 +36,13 @@ pub(in crate::http) struct Stream {
     pub(in crate::http) count: Count,
     /// How many parts of the answer h2 has.
     parts: AtomicUsize,
-    /// When it was last given one, or last dropped one while it had others, plus one; 0 if it has none.
-    given: AtomicU64,
+    /// When it was last given one, or last dropped one while it had others; none if it has none.
+    given: Since,
     /// How fast the client takes it.
-    pub(super) taking: Taking,
+    pub(super) pace: Pace,
     /// The task that waits until it has none.
     waiting: Mutex<Option<Waker>>,
-    pub(super) cut: AtomicBool,
+    pub(super) aborted: AtomicBool,
     pub(in crate::http) task: OnceLock<AbortHandle>,
 }
 
@@ -52,10 +52,10 @@ impl Stream {
             connection: Arc::clone(connection),
             count,
             parts: AtomicUsize::new(0),
-            given: AtomicU64::new(0),
-            taking: Taking::default(),
+            given: Since::default(),
+            pace: Pace::default(),
             waiting: Mutex::default(),
-            cut: AtomicBool::new(false),
+            aborted: AtomicBool::new(false),
             task: OnceLock::new(),
         })
     }
@@ -63,7 +63,7 @@ impl Stream {
     /// Returns what to give to h2 for a part of the answer.
     pub(super) fn give(self: &Arc<Self>, data: Bytes) -> Bytes {
         self.parts.fetch_add(1, Ordering::Relaxed);
-        self.given.store(self.connection.all.now() + 1, Ordering::Relaxed);
+        self.given.set(self.connection.all.now());
         Bytes::from_owner(Part { data, stream: Arc::clone(self) })
     }
 
@@ -83,14 +83,13 @@ impl Stream {
 
     /// Whether the client has yet to take something of the answer.
     pub(super) fn is_stuck(&self) -> bool {
-        self.given.load(Ordering::Relaxed) > 0
+        self.given.is_set()
     }
 
     /// Resets the stream if the client takes nothing of the answer, or closes the connection if the answer has ended.
     /// Returns whether it did.
-    pub(super) fn look_over(&self, now: u64, body_time: u64) -> bool {
-        let given = self.given.load(Ordering::Relaxed);
-        let over = given > 0 && now + 1 - given.min(now + 1) > body_time;
+    pub(super) fn check_limits(&self, now: u64, body_time: u64) -> bool {
+        let over = self.given.get().is_some_and(|given| now.saturating_sub(given) > body_time);
         if over {
             self.end("it does not take a small answer");
         }
@@ -105,9 +104,9 @@ impl Stream {
 
     /// Resets the stream; or, if that is too late, closes its connection.
     fn end(&self, why: &str) {
-        self.cut.store(true, Ordering::Relaxed);
+        self.aborted.store(true, Ordering::Relaxed);
         if !self.reset() {
-            self.connection.cut(why);
+            self.connection.abort(why);
         }
     }
 
@@ -118,9 +117,11 @@ impl Stream {
     }
 
     fn dropped_one(&self) {
-        let others = self.parts.fetch_sub(1, Ordering::Relaxed) > 1;
-        let given = if others { self.connection.all.now() + 1 } else { 0 };
-        self.given.store(given, Ordering::Relaxed);
+        if self.parts.fetch_sub(1, Ordering::Relaxed) > 1 {
+            self.given.set(self.connection.all.now());
+        } else {
+            self.given.clear();
+        }
         self.connection.touch();
         if let Some(waiting) = lock(&self.waiting).take() {
             waiting.wake();
@@ -149,7 +150,7 @@ impl AsRef<[u8]> for Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        self.stream.taking.took(self.data.len() as u64);
+        self.stream.pace.took(self.data.len() as u64);
         self.stream.dropped_one();
     }
 }

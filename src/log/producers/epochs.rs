@@ -46,9 +46,7 @@ impl Log {
     ) -> Result<Result<OpenedProducer, Error>, Duration> {
         // Until the file has been written, if it is being written: with that, this epoch has begun, or has to wait.
         let pause = self.shared.producers.file().epoch_pause(self.shared.env.machine.elapsed());
-        if asked.0.answer().is_none() && !pause.is_zero() {
-            return Err(pause);
-        }
+        asked.0.check_due(pause)?;
         Ok(self.begin_epoch(asked))
     }
 
@@ -99,7 +97,7 @@ impl Log {
             return Ok(());
         }
         let states: Vec<_> = begun.iter().map(|(id, ..)| next.producers.get(*id).cloned()).collect();
-        self.save_producers(file, up_to, next.producers, MayBlock::Always)?;
+        self.write_producers(file, up_to, next.producers, MayBlock::Always)?;
         // What came while it was written, before the table is changed: so that there is little left to wait for after
         // that, when an error comes too late.
         if let Err(error) = self.wait_below(self.next_offset()) {

@@ -64,7 +64,7 @@ pub(super) struct Saved {
     /// Writing it has failed, so it may have what the table does not have, such as an epoch that has not begun.
     pub(super) uncertain: bool,
     /// Whether that failure was reported.
-    pub(super) told: bool,
+    pub(super) warned: bool,
     /// Its size in bytes.
     pub(super) bytes: u64,
     /// When it was read or last written, successfully or not.
@@ -131,12 +131,12 @@ impl Log {
     fn load_producers(&self, file: &mut Saved) -> Result<Table, Error> {
         let path = self.shared.dir.join(PRODUCERS_FILE);
         let text = self.read_producers_file(&path)?;
-        self.shared.unless_deleted()?;
+        self.shared.check_not_deleted()?;
         let Some(text) = text else {
             // The first producer ever: from now on the file exists, and with it a reason to read the log. A log that
             // cannot be written to gets no producer, and needs no file.
             if self.writable().is_ok() {
-                self.save_producers(file, self.durable_offset(), BTreeMap::new(), MayBlock::Always)?;
+                self.write_producers(file, self.durable_offset(), BTreeMap::new(), MayBlock::Always)?;
             }
             return Ok(Table::default());
         };
@@ -161,7 +161,7 @@ impl Log {
             if self.writable().is_ok() {
                 // At once: later, when the log has grown beyond `up_to`, the old file would be believed, and batches
                 // that are appended now would not be read.
-                self.save_producers(file, up_to, producers.clone(), MayBlock::Always)?;
+                self.write_producers(file, up_to, producers.clone(), MayBlock::Always)?;
             }
         }
         (file.up_to, file.bytes, file.read) = (up_to, text.len() as u64, 0);
@@ -232,7 +232,7 @@ impl Log {
 
     /// Writes the file, once everything that it covers is durable: otherwise a repeat of a batch that a crash undoes
     /// would be answered as stored, and what is appended in its place would not be read again.
-    pub(super) fn save_producers(
+    pub(super) fn write_producers(
         &self,
         file: &mut Saved,
         up_to: u64,
@@ -264,36 +264,37 @@ impl Log {
         file.uncertain = true;
         tree::replace(&*self.shared.env.disk, &path, &text).map_err(Error::io("write", &path))?;
         (file.up_to, file.bytes) = (up_to, text.len() as u64);
-        (file.uncertain, file.told) = (false, false);
+        (file.uncertain, file.warned) = (false, false);
         Ok(())
     }
 
     /// Saves what is known about producers, if anything has changed, and forgets those that are too old.
-    pub(crate) fn keep_producers(&self) -> Result<(), Error> {
+    pub(crate) fn save_producers(&self) -> Result<(), Error> {
         let mut file = self.shared.producers.file();
-        if self.has_changed(&file) { self.keep(&mut file, MayBlock::Always) } else { Ok(()) }
+        if self.has_changed(&file) { self.save(&mut file, MayBlock::Always) } else { Ok(()) }
     }
 
-    /// The same if it is time for that, for callers that have other logs to serve: not while another thread does this, or
-    /// while the disk makes no progress. The larger the file, the longer the time; the more was appended, the shorter.
-    pub(crate) fn keep_producers_soon(&self) {
+    /// Like [`save_producers`](Self::save_producers), if it is time for that, for callers that have other logs to serve: not
+    /// while another thread does this, or while the disk makes no progress. The larger the file, the longer the time; the
+    /// more was appended, the shorter.
+    pub(crate) fn save_producers_soon(&self) {
         let Ok(mut file) = self.shared.producers.file_for(MayBlock::Never) else { return };
         if self.are_due(&file) {
-            match self.keep(&mut file, MayBlock::Never) {
+            match self.save(&mut file, MayBlock::Never) {
                 Ok(()) | Err(Error::WouldBlock) => {}
-                Err(error) => self.tell(&mut file, &error, "producers could not be saved"),
+                Err(error) => self.warn_once(&mut file, &error, "producers could not be saved"),
             }
         }
     }
 
     /// Says that the file could not be written: once, until it can.
-    fn tell(&self, file: &mut Saved, error: &Error, what: &'static str) {
-        if !std::mem::replace(&mut file.told, true) {
+    fn warn_once(&self, file: &mut Saved, error: &Error, what: &'static str) {
+        if !std::mem::replace(&mut file.warned, true) {
             reports::failure(&self.shared.dir, error, what);
         }
     }
 
-    /// Whether [`keep_producers_soon`](Self::keep_producers_soon) would write. Does not touch the disk.
+    /// Whether [`save_producers_soon`](Self::save_producers_soon) would write. Does not touch the disk.
     pub(crate) fn producers_are_due(&self) -> bool {
         self.shared.producers.file_for(MayBlock::Never).is_ok_and(|file| self.are_due(&file))
     }
@@ -310,9 +311,9 @@ impl Log {
         table.as_ref().is_some_and(|table| file.uncertain || table.changes != file.changes)
     }
 
-    fn keep(&self, file: &mut Saved, may_block: MayBlock) -> Result<(), Error> {
+    fn save(&self, file: &mut Saved, may_block: MayBlock) -> Result<(), Error> {
         let Some((up_to, Table { producers, changes })) = self.copy_of_table() else { return Ok(()) };
-        self.save_producers(file, up_to, producers, may_block)?;
+        self.write_producers(file, up_to, producers, may_block)?;
         file.changes = changes;
         Ok(())
     }
@@ -330,7 +331,7 @@ impl Log {
 
     /// Must be called before anything below `before` is trimmed: saves what is known only from there. Returns the
     /// offset up to which that was done.
-    pub(in crate::log) fn keep_producers_before(
+    pub(in crate::log) fn save_producers_before(
         &self,
         before: u64,
         may_block: MayBlock,
@@ -343,13 +344,13 @@ impl Log {
         }
         self.learn(&mut file)?;
         if file.up_to < before {
-            match self.keep(&mut file, may_block) {
+            match self.save(&mut file, may_block) {
                 Err(Error::WouldBlock) => {}
                 // So that trimming can make room where there is none: trim only as far as the file covers already.
                 Err(error) if error.is_full() || error.is_transient() => {
-                    self.tell(&mut file, &error, "trimming less: the producers could not be saved");
+                    self.warn_once(&mut file, &error, "trimming less: the producers could not be saved");
                 }
-                kept => kept?,
+                saved => saved?,
             }
         }
         Ok(before.min(file.up_to))

@@ -85,7 +85,7 @@ fn waiting(which: Operation, nth: usize) -> (Arc<Gate>, mpsc::Sender<()>, mpsc::
     waiting_on(&Sim::new(1), which, nth)
 }
 
-/// The same, with this disk behind it.
+/// Like [`waiting`], with this disk behind it.
 fn waiting_on(sim: &Sim, which: Operation, nth: usize) -> (Arc<Gate>, mpsc::Sender<()>, mpsc::Receiver<()>) {
     let ((go, wait), (tell, told)) = (mpsc::channel::<()>(), mpsc::channel());
     let state = Mutex::new((0, wait));
@@ -125,7 +125,7 @@ fn repeats_are_answered_gaps_and_old_epochs_refused_also_after_opening_again_and
             }
             90 => {
                 // As after SIGKILL: the saved file is older than the log.
-                log.keep_producers().unwrap();
+                log.save_producers().unwrap();
                 let old = std::fs::read(dir.path().join(PRODUCERS_FILE)).unwrap();
                 send(&log, "b", 1, 0).unwrap();
                 drop(log);
@@ -198,7 +198,7 @@ fn a_batch_with_the_number_of_another_one_is_not_a_repeat_also_after_opening_aga
             }
         }
         if round == "from the log" {
-            log.keep_producers().unwrap();
+            log.save_producers().unwrap();
         }
         log.close().unwrap();
         if round == "from the file and the log" {

@@ -51,7 +51,7 @@ pub(super) fn to_be_kept(tail: &[u8]) -> &[u8] {
 
 /// Keeps `tail`, which follows the record before offset `next`, unless it is all zeros. Durable on return. If too many
 /// files are kept, the oldest are removed.
-pub(super) fn keep(disk: &dyn Disk, dir: &Path, next: u64, tail: &[u8]) -> Result<(), Error> {
+pub(super) fn set_aside(disk: &dyn Disk, dir: &Path, next: u64, tail: &[u8]) -> Result<(), Error> {
     let kept = to_be_kept(tail);
     if kept.is_empty() {
         return Ok(());

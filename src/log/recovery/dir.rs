@@ -73,7 +73,7 @@ pub(in crate::log) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send +
     Ok(Box::new((own, common)))
 }
 
-/// Errors if a process has opened the log by itself. For the holder of the common lock, which keeps later openers out:
+/// Returns an error if a process has opened the log by itself. For the holder of the common lock, which keeps later openers out:
 /// so an open log needs no descriptor for a lock.
 #[cfg(feature = "store")]
 pub(in crate::log) fn ensure_free(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {

@@ -14,7 +14,7 @@ use super::{
     survey::{Copies, Origin, Survey, SurveyedSegment},
 };
 use crate::{
-    chunk::{BackingDir, Before},
+    chunk::{BackingDir, Predecessor},
     disk::{Aligned, BLOCK, Disk, is_transient},
     frame::{self, Key, WORD},
     segment::{FRAMES, file, region::Region, scan, search},
@@ -129,7 +129,7 @@ fn is_bound(backing: &LeftBacking, segment: &SurveyedSegment, wreck: &Wreck) -> 
     let crc_is_lost = wreck.survivors.end_is_lost() && segment.last_crc().is_none();
     base > segment.header.base
         && (base > end && wreck.rest != Rest::None
-            || base == end && crc_is_lost && matches!(backing.before, Before::Frame(_)))
+            || base == end && crc_is_lost && matches!(backing.predecessor, Predecessor::Frame(_)))
 }
 
 /// What a damaged segment and its backing have together; `None` if the backing has another history, or nothing that the

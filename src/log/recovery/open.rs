@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     LogId,
-    chunk::{BackingDir, Before, Chunk, ChunkMemory, ChunkPosition, ShmBacking, no_backing},
+    chunk::{BackingDir, Chunk, ChunkMemory, ChunkPosition, Predecessor, ShmBacking, no_backing},
     disk::{self, BLOCK, Disk, File},
     segment::{
         Segment,
@@ -129,7 +129,7 @@ pub(in crate::log) fn open(
         opener.read_only(segments)?
     };
     let Opening { segments, active, done, newest, claim, full } = opening;
-    claim.keep();
+    claim.hand_over();
     let (id, secret) = (identity.log, Secret(Some(identity.secret)));
     Ok(Opened { id, secret, segments, active, done, newest, roller, damage, full })
 }
@@ -201,12 +201,12 @@ struct Previous {
 
 impl Previous {
     /// What precedes the segment at `base`.
-    fn before(&self, disk: &dyn Disk, base: u64) -> Before {
+    fn predecessor(&self, disk: &dyn Disk, base: u64) -> Predecessor {
         let Some((path, header, footer)) = &self.segment else {
-            return if base == 0 { Before::Nothing } else { Before::Unknown };
+            return if base == 0 { Predecessor::Nothing } else { Predecessor::Unknown };
         };
         if let Some(crc) = footer.last_crc {
-            return Before::Frame(crc);
+            return Predecessor::Frame(crc);
         }
         let read = || {
             let sealed = Sealed::from(*footer);
@@ -214,7 +214,7 @@ impl Previous {
             sealed::crc_of(&*disk.open(path, false)?, &sealed, header.key(), record)
         };
         // A record that cannot be read is an error only for its readers.
-        io::Result::ok(read()).flatten().map_or(Before::Unknown, Before::Frame)
+        io::Result::ok(read()).flatten().map_or(Predecessor::Unknown, Predecessor::Frame)
     }
 }
 
@@ -237,7 +237,7 @@ enum Resumed {
     Active(Arc<Active>, Claim),
     /// It was sealed: there is no memory for its chunk.
     Sealed(Footer),
-    /// The same, and it has no records: another segment takes its place, and its file name.
+    /// There is no memory for its chunk, and it has no records: another segment takes its place, and its file name.
     Replaced,
 }
 
@@ -313,7 +313,7 @@ impl Opener<'_> {
         });
         let claim = claim.flatten();
         if claim.is_none() && scan.records() == 0 {
-            aside::keep(disk, dir, header.base, bytes)?;
+            aside::set_aside(disk, dir, header.base, bytes)?;
             return Ok(Resumed::Replaced);
         }
         let written = self.resume_segment(last)?;
@@ -321,7 +321,7 @@ impl Opener<'_> {
             return Ok(Resumed::Sealed(seal(written.file(), header, scan).map_err(Error::io("seal", path))?));
         };
         let mut memory = self.memory(header.capacity).map_err(Error::io("get memory for", dir))?;
-        memory.label(&header.label(), previous.before(disk, header.base));
+        memory.label(&header.label(), previous.predecessor(disk, header.base));
         // Not a byte more: if this process is killed, the next one would restore whatever follows.
         memory.load(&bytes[..scan.words as usize * crate::frame::WORD]);
         let chunk =
@@ -339,18 +339,18 @@ impl Opener<'_> {
         file.reserve(file::length(header.capacity), file::written(scan.words))
             .map_err(Error::io("reserve the room of", path))?;
         let next = header.base + u64::from(scan.records());
-        aside::keep(self.disk(), self.dir, next, after_last_record(bytes, scan))?;
+        aside::set_aside(self.disk(), self.dir, next, after_last_record(bytes, scan))?;
         let written = SegmentFile::resume(file, path.to_owned(), header.capacity, scan.words);
-        written.cut(bytes, scan.words).map_err(Error::io("cut the torn end of", path))?;
+        written.zero_after(bytes, scan.words).map_err(Error::io("cut the torn end of", path))?;
         Ok(written)
     }
 
     /// Begins the segment after `previous`.
     fn begin_segment(&self, previous: &Previous, mut segments: Vec<Arc<Segment>>) -> Result<Opening, Error> {
-        let (disk, dir, before) = (self.disk(), self.dir, previous.segment.as_ref());
-        let capacity = before
-            .map_or(self.options.first_segment_bytes, |(_, header, _)| header.capacity.saturating_mul(4));
-        let base = before.map_or(0, |(_, header, footer)| header.base + u64::from(footer.records));
+        let (disk, dir, last) = (self.disk(), self.dir, previous.segment.as_ref());
+        let capacity =
+            last.map_or(self.options.first_segment_bytes, |(_, header, _)| header.capacity.saturating_mul(4));
+        let base = last.map_or(0, |(_, header, footer)| header.base + u64::from(footer.records));
         let base = base.max(previous.end);
         let capacity = capacity.min(self.options.segment_bytes);
         let claim = self.roller.try_claim(capacity);
@@ -380,7 +380,7 @@ impl Opener<'_> {
         let begun = segment_file.begin(disk, dir, &header);
         begun.inspect_err(|_| segment_file.discard(disk)).map_err(Error::io("begin a segment in", dir))?;
         let mut memory = self.memory(capacity).map_err(Error::io("get memory for", dir))?;
-        memory.label(&header.label(), previous.before(disk, base));
+        memory.label(&header.label(), previous.predecessor(disk, base));
         let chunk = Arc::new(Chunk::new(memory, Some(self.roller.share())));
         let segment = Arc::new(Segment::new(header, Some(segment_file), Arc::clone(&chunk)));
         segments.push(Arc::clone(&segment));

@@ -27,7 +27,7 @@ use super::{
     survey::{Copies, Origin, Survey, SurveyedSegment},
 };
 use crate::{
-    chunk::{BackingContent, BackingDir, Before, Label},
+    chunk::{BackingContent, BackingDir, Label, Predecessor},
     disk::{Aligned, BLOCK, Disk, File, is_transient, salvage},
     frame,
     segment::{
@@ -47,7 +47,7 @@ pub(super) struct LeftBacking {
     pub(super) name: String,
     pub(super) header: Header,
     incarnation: u64,
-    pub(super) before: Before,
+    pub(super) predecessor: Predecessor,
     sealed: bool,
     /// The end of its records, and the CRC of the last one, once known: for the backing that continues after it.
     end: Option<(u64, Option<u32>)>,
@@ -70,7 +70,7 @@ pub(super) fn restore(
 ) -> Result<Option<Full>, Error> {
     let mut left = left_backings(dir, backings, survey)?;
     if !left.is_empty() && !may_go_on(survey) {
-        tell(backings, left.iter().map(|backing| &*backing.name), "the log is damaged");
+        warn_kept(backings, left.iter().map(|backing| &*backing.name), "the log is damaged");
         return Ok(None);
     }
     let first = survey.segments.first().map_or(0, |first| first.header.base);
@@ -84,12 +84,12 @@ pub(super) fn restore(
     });
     let mut restorer = Restorer { disk, dir, backings, survey };
     let mut kept = Vec::new();
-    share_before(&mut left);
+    share_predecessors(&mut left);
     for n in 0..left.len() {
-        let (before, rest) = left.split_at_mut(n);
+        let (earlier, rest) = left.split_at_mut(n);
         let Some(backing) = rest.first_mut() else { break };
         let is_damaged = !restorer.survey.damage.is_empty(); // readers may have seen what only the backing has whole
-        let fate = restorer.restore_backing(before, backing);
+        let fate = restorer.restore_backing(earlier, backing);
         match fate.map_err(Error::io("restore from memory what is missing in", dir)) {
             Ok(BackingFate::Needless) => {}
             Ok(BackingFate::Kept) if backing.end.is_some_and(|(end, _)| end <= first) => {
@@ -100,7 +100,7 @@ pub(super) fn restore(
             Err(error) if error.keeps_from_writing() && durability == Durability::Disk && !is_damaged => {
                 let waiting = &left[n..];
                 let names = waiting.iter().map(|backing| &*backing.name);
-                tell(backings, names, "there is no room on the disk for what it may hold");
+                warn_kept(backings, names, "there is no room on the disk for what it may hold");
                 // Not even those that the disk has are removed: the next one may be known to follow only by them.
                 return Ok(Some(Full::new(error, room_for(restorer.survey, waiting))));
             }
@@ -110,11 +110,11 @@ pub(super) fn restore(
     let (mut full, mut needless) = (None, Vec::new());
     for (n, backing) in left.iter().enumerate() {
         if kept.contains(&n) {
-            tell(backings, [&*backing.name], "its records do not continue where the log ends");
+            warn_kept(backings, [&*backing.name], "its records do not continue where the log ends");
             continue;
         }
         if let Some((end, _)) = backing.end {
-            match aside::keep(disk, dir, end, &backing.torn) {
+            match aside::set_aside(disk, dir, end, &backing.torn) {
                 Err(error) if error.keeps_from_writing() => {
                     full = Some(Full::new(error, backing.torn.len() as u64));
                     continue;
@@ -130,15 +130,16 @@ pub(super) fn restore(
 
 /// What precedes one backing of a process precedes all of its backings with the same base: they are of chunks that were
 /// replaced while they were empty.
-fn share_before(left: &mut [LeftBacking]) {
+fn share_predecessors(left: &mut [LeftBacking]) {
     for n in 0..left.len() {
-        let (one, before) = (&left[n], left[n].before);
+        let (one, own) = (&left[n], left[n].predecessor);
         let known = left.iter().find(|other| {
             other.header.base == one.header.base
                 && other.incarnation == one.incarnation
-                && other.before != Before::Unknown
+                && other.predecessor != Predecessor::Unknown
         });
-        left[n].before = known.filter(|_| before == Before::Unknown).map_or(before, |known| known.before);
+        left[n].predecessor =
+            known.filter(|_| own == Predecessor::Unknown).map_or(own, |known| known.predecessor);
     }
 }
 
@@ -161,11 +162,11 @@ pub(super) fn left_backings(
     for backing in backings.find().map_err(Error::io("look for backings of", dir))? {
         match backing.content {
             BackingContent::Spare => backings.remove(&backing.name),
-            BackingContent::Invalid => tell(backings, [&*backing.name], "it cannot be understood"),
+            BackingContent::Invalid => warn_kept(backings, [&*backing.name], "it cannot be understood"),
             BackingContent::Elsewhere(owner) => {
                 tracing::debug!(dir = %dir.display(), owner = %owner.display(), "a backing of a copy of this log is left alone");
             }
-            BackingContent::Segment { label, incarnation, before, sealed, secret } => {
+            BackingContent::Segment { label, incarnation, predecessor, sealed, secret } => {
                 let Label { base, capacity, created, version } = label;
                 let secret = Secret(secret.filter(|_| version > 1));
                 let header = Header { log, base, capacity, created, secret };
@@ -173,7 +174,7 @@ pub(super) fn left_backings(
                     name: backing.name,
                     header,
                     incarnation,
-                    before,
+                    predecessor,
                     sealed,
                     end: None,
                     torn: Vec::new(),
@@ -185,7 +186,7 @@ pub(super) fn left_backings(
 }
 
 /// Reports that backings stay, and why.
-fn tell<'a>(backings: &BackingDir, names: impl IntoIterator<Item = &'a str>, why: &str) {
+fn warn_kept<'a>(backings: &BackingDir, names: impl IntoIterator<Item = &'a str>, why: &str) {
     for name in names {
         stats::kept_backing();
         tracing::warn!(
@@ -262,7 +263,7 @@ impl Restorer<'_> {
         }
         let end = self.survey.segments.last().map_or(0, SurveyedSegment::end);
         let whole = self.survey.damage.is_empty();
-        let continues = self.is_empty_log() || follows(backing, earlier, self.before_end()?);
+        let continues = self.is_empty_log() || follows(backing, earlier, self.predecessor_at_end()?);
         if whole && backing.header.base == end && continues {
             backing.torn = after_gap(&frames, key, &scan).to_vec();
             self.append_segment(backing, scan, frames)?;
@@ -285,9 +286,10 @@ impl Restorer<'_> {
         if is_last && !matches!(segment.state, State::Sealed(_) | State::Unsealed(_)) {
             // A file without records has no bytes to compare. Its header is equal if another process, which did not see the
             // backing, began it in the same millisecond.
-            let is_other = segment.records() == 0 && contradict(before(backing, earlier), self.before_end()?);
-            let goes_on = !is_other && self.continue_in_place(backing, frames)?;
-            return Ok(goes_on.then_some(BackingFate::Needless));
+            let is_other = segment.records() == 0
+                && contradict(predecessor_of(backing, earlier), self.predecessor_at_end()?);
+            let continues = !is_other && self.continue_in_place(backing, frames)?;
+            return Ok(continues.then_some(BackingFate::Needless));
         }
         if !same_bytes(self.disk, segment, frames)? {
             return Ok(None);
@@ -405,12 +407,12 @@ impl Restorer<'_> {
     }
 
     /// What precedes the end of the log.
-    fn before_end(&self) -> io::Result<Before> {
+    fn predecessor_at_end(&self) -> io::Result<Predecessor> {
         let Some(last) = self.survey.segments.iter().rfind(|segment| segment.records() > 0) else {
             let empty = self.survey.segments.last().is_none_or(|last| last.end() == 0);
-            return Ok(if empty { Before::Nothing } else { Before::Unknown });
+            return Ok(if empty { Predecessor::Nothing } else { Predecessor::Unknown });
         };
-        Ok(last_crc(self.disk, last)?.map_or(Before::Unknown, Before::Frame))
+        Ok(last_crc(self.disk, last)?.map_or(Predecessor::Unknown, Predecessor::Frame))
     }
 }
 
@@ -456,30 +458,31 @@ fn write(file: &dyn File, frames: &Aligned, from: u32, to: u32) -> io::Result<()
 
 /// What precedes a backing's first record. It is noted in the backing once it is durable; until then the chunk before
 /// it is in memory as well.
-fn before(backing: &LeftBacking, earlier: &[LeftBacking]) -> Before {
-    if backing.before != Before::Unknown {
-        return backing.before;
+fn predecessor_of(backing: &LeftBacking, earlier: &[LeftBacking]) -> Predecessor {
+    if backing.predecessor != Predecessor::Unknown {
+        return backing.predecessor;
     }
     let of_it = earlier.iter().filter(|other| other.incarnation == backing.incarnation);
-    let before = of_it.filter_map(|other| {
+    let known = of_it.filter_map(|other| {
         let (end, crc) = other.end.filter(|(end, _)| *end == backing.header.base)?;
         // What precedes a chunk that ended empty also precedes the chunk that replaced it.
         let empty = end == other.header.base;
-        crc.map(Before::Frame).or_else(|| empty.then_some(other.before))
+        crc.map(Predecessor::Frame).or_else(|| empty.then_some(other.predecessor))
     });
-    before.into_iter().find(|before| *before != Before::Unknown).unwrap_or(Before::Unknown)
+    known.into_iter().find(|known| *known != Predecessor::Unknown).unwrap_or(Predecessor::Unknown)
 }
 
 /// Whether the frame before the backing's first record is the last frame of the log.
-fn follows(backing: &LeftBacking, earlier: &[LeftBacking], at_end: Before) -> bool {
-    let before = before(backing, earlier);
+fn follows(backing: &LeftBacking, earlier: &[LeftBacking], at_end: Predecessor) -> bool {
+    let predecessor = predecessor_of(backing, earlier);
     // Format 1 noted nothing.
-    before == at_end && before != Before::Unknown || before == Before::Unknown && backing.incarnation == 0
+    predecessor == at_end && predecessor != Predecessor::Unknown
+        || predecessor == Predecessor::Unknown && backing.incarnation == 0
 }
 
 /// Whether both are known, and differ.
-fn contradict(one: Before, other: Before) -> bool {
-    one != other && one != Before::Unknown && other != Before::Unknown
+fn contradict(one: Predecessor, other: Predecessor) -> bool {
+    one != other && one != Predecessor::Unknown && other != Predecessor::Unknown
 }
 
 /// The CRC in the last frame of a segment; `None` if it is not known, because the frame is damaged or cannot be read:

@@ -92,7 +92,8 @@ pub(super) fn survey(disk: &dyn Disk, dir: &Path) -> Result<Survey, Error> {
     look(disk, dir, false, &mut |_, _| ())
 }
 
-/// The same, and verifies every frame. Reports to `progress` how many segments are done, and of how many.
+/// Looks at everything in `dir`, verifies every frame, and changes nothing. Reports to `progress` how many segments are
+/// done, and of how many.
 pub(in crate::log) fn deep_survey(
     disk: &dyn Disk,
     dir: &Path,

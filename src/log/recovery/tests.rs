@@ -3,10 +3,10 @@
 mod backings;
 #[cfg(feature = "store")]
 mod full;
+mod histories;
 #[cfg(feature = "store")]
 mod little_memory;
 mod repairing;
-mod reviewed;
 mod unreadable;
 
 use super::{
@@ -153,7 +153,7 @@ fn a_crash_between_writing_index_and_footer_and_cutting_the_file_loses_nothing()
             log.close().unwrap();
             assert_eq!(verified(&sim, None).damage, []);
             assert_eq!(repaired(&sim).damage, []);
-            // The same before the next segment was begun.
+            // Nor is anything lost if the process died before the next segment was begun.
             for name in alone.dump().into_keys().filter(|name| name != first) {
                 Disk::remove(&alone, &name).unwrap();
             }
@@ -193,7 +193,7 @@ fn old_segment(sim: &Sim, size: u64, value: usize) -> u64 {
     records
 }
 
-/// The same with the simulated disk's power failures, at each operation (`r1b`).
+/// The power fails at each operation of the simulated disk while a segment is sealed and cut (`r1b`).
 #[test]
 fn a_power_cut_while_tens_of_thousands_of_tiny_records_are_sealed_loses_nothing() {
     let o = || options(256 << 10, 256 << 10, 2 << 20, None);

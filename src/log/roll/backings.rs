@@ -186,7 +186,7 @@ impl Shared {
         }
         if let Some(mut claim) = claim {
             claim.reduce(capacity);
-            claim.keep();
+            claim.hand_over();
         }
         Some(made)
     }

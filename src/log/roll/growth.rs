@@ -2,8 +2,8 @@
 //!
 //! The first chunk of a log is small, because most of thousands of logs have few records. Making a larger one takes time,
 //! above all to clear its memory: about a millisecond per MiB. So the first spare segment is made when appends have come
-//! fast from the beginning, and a chunk grows only as far as the one before takes to be filled; up to [`QUICK`], what an
-//! append may have to wait for is not worth a smaller segment.
+//! fast from the beginning. A chunk grows only as far as it can be made while the one before is filled. Up to [`QUICK`],
+//! growing is worth the wait.
 //!
 //! # Orderings
 //! All `Relaxed`: each value stands for itself, and one that is a moment old makes a chunk smaller or larger than the next

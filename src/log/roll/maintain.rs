@@ -9,7 +9,7 @@ use super::{
     smaller,
 };
 use crate::{
-    chunk::{Before, ChunkPosition},
+    chunk::{ChunkPosition, Predecessor},
     disk,
     log::{Error, Options, Shared, budget::Claim, line::NUDGE, task::TurnEnd},
     reports,
@@ -186,7 +186,7 @@ impl Shared {
         match made {
             Ok(spare) => {
                 claim.reduce(spare.memory.capacity());
-                claim.keep();
+                claim.hand_over();
                 roll.spares.has_succeeded(); // before it is offered: whoever finds none now waits for the bump
                 self.offer(spare);
             }
@@ -302,8 +302,8 @@ impl Shared {
         let times = (time(0), time(end.records - 1));
         let positions = (0..end.records as usize)
             .map(|record| chunk.position(record as u32).expect("all records of a durable end are published"));
-        let last_crc = match chunk.before(end.records) {
-            Before::Frame(crc) => Some(crc),
+        let last_crc = match chunk.predecessor(end.records) {
+            Predecessor::Frame(crc) => Some(crc),
             _ => None,
         };
         let summary = Summary { words: end.words, times, last_crc };

@@ -136,7 +136,7 @@ fn loom_what_is_appended_while_the_log_is_closed_lies_before_the_end_that_closin
                         last = Some(offset);
                         continue;
                     }
-                    let Some(active) = unless_stopped(&swap, &stopping) else { break };
+                    let Some(active) = active_if_running(&swap, &stopping) else { break };
                     if !install_successor(&swap, &active, |base| Some(segment(base)), drop, || ()) {
                         thread::yield_now();
                     }

@@ -3,7 +3,7 @@ use super::{
     *,
 };
 use crate::{
-    chunk::{Batch, Before, FrameMeta},
+    chunk::{Batch, FrameMeta, Predecessor},
     disk::sim::Sim,
     sync::{Mutex, lock},
 };
@@ -80,7 +80,7 @@ fn a_log_that_was_closed_while_a_chunk_was_being_moved_on_to_takes_nothing_more(
     }
     let end = log.next_offset();
     let slow = |base| {
-        let fresh = shared.successor(base, 0, 0, Before::Unknown);
+        let fresh = shared.successor(base, 0, 0, Predecessor::Unknown);
         log.close().unwrap();
         fresh
     };

@@ -3,7 +3,7 @@
 
 use super::{super::*, DIR};
 use crate::{
-    chunk::Before,
+    chunk::Predecessor,
     disk::sim::{Cut, Sim},
     store::{LogSettings, Store, StoreOptions},
 };
@@ -94,7 +94,7 @@ fn chunks_that_are_on_the_disk_make_room_for_those_that_are_not() {
     assert_eq!(lost_by_a_kill(&sim, log, &options), 0);
 }
 
-/// The same, where they are another log's.
+/// So did the chunks of sealed segments of another log.
 #[test]
 fn chunks_of_other_logs_that_are_on_the_disk_make_room_for_those_that_are_not() {
     const SIZE: u64 = 16 << 10;
@@ -162,7 +162,7 @@ fn what_precedes_a_segment_is_noted_when_it_begins() {
         log.shared.roll_if_ready(&active); // as when the clock was set back
         let next = log.shared.active.load_full();
         if !Arc::ptr_eq(&active, &next) {
-            return assert!(matches!(next.chunk.before(0), Before::Frame(_)));
+            return assert!(matches!(next.chunk.predecessor(0), Predecessor::Frame(_)));
         }
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -193,7 +193,7 @@ fn producers_are_not_forgotten_by_a_wrong_clock() {
     assert!(!send(&log, "first"));
     place.set(NOW + YEARS);
     assert!(!send(&log, "second"));
-    log.keep_producers().unwrap();
+    log.save_producers().unwrap();
     assert!(send(&log, "first"), "ahead for a moment");
     log.close().unwrap();
 
@@ -204,11 +204,11 @@ fn producers_are_not_forgotten_by_a_wrong_clock() {
     place.set(NOW + YEARS);
     let log = place.open();
     assert!(!send(&log, "third"));
-    log.keep_producers().unwrap();
+    log.save_producers().unwrap();
     assert!(send(&log, "first"), "ahead when the process was started");
     // A clock that stays so is right: nobody has sent anything for years.
     place.clocks.pass(HOUR + 1);
     assert!(!send(&log, "fourth"));
-    log.keep_producers().unwrap();
+    log.save_producers().unwrap();
     assert!(!send(&log, "first"));
 }

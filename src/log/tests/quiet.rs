@@ -252,7 +252,7 @@ fn what_is_appended_to_an_emptied_log_with_a_clock_set_back_survives_a_kill_at_e
     }
 }
 
-/// The same, with a segment begun empty that never had a backing.
+/// Likewise, with a segment begun empty that never had a backing.
 #[test]
 fn what_is_appended_to_an_emptied_log_survives_a_kill_though_its_first_chunk_had_no_backing() {
     let at = tempfile::tempdir().unwrap();

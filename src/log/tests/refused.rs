@@ -340,7 +340,7 @@ fn trimming_does_not_wait_for_the_room_that_it_makes() {
         send(sequence);
     }
     log.flush().unwrap();
-    log.keep_producers().unwrap();
+    log.save_producers().unwrap();
     std::thread::sleep(Duration::from_millis(50)); // all but the last segment are sealed
     sim.run_dry(u64::MAX);
     send(60);

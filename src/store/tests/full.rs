@@ -100,7 +100,7 @@ fn retention_by_age_makes_room_for_a_log_that_was_opened_without() {
     }
 }
 
-/// The same without a kill: several threads trim, room becomes available, and the store opens the log again meanwhile.
+/// Without a kill: several threads trim, room becomes available, and the store opens the log again meanwhile.
 #[test]
 fn a_log_that_is_reopened_while_several_trim_it_has_no_gap() {
     let place = Path::new("/store");

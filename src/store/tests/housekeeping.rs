@@ -540,7 +540,7 @@ fn a_large_file_of_producers_is_not_written_each_second() {
         send(&format!("{n:064}"), 0, b"x");
     }
     log.flush().unwrap();
-    log.keep_producers().unwrap();
+    log.save_producers().unwrap();
     let large = size();
     assert!(large > 1 << 20, "{large}");
     let written = seconds(60, 20);

@@ -63,7 +63,7 @@ fn a_log_whose_deletion_failed_acknowledges_nothing_that_a_crash_deletes() {
     }
 }
 
-/// The same without a crash: the deletion could neither be made durable nor be undone. The log went on acknowledging
+/// Without a crash: a deletion could neither be made durable nor be undone. The log went on acknowledging
 /// records in a directory that the next start removed.
 #[test]
 fn a_log_whose_deletion_could_not_be_undone_acknowledges_nothing_that_a_restart_deletes() {

@@ -117,7 +117,7 @@ fn a_log_that_is_held_up_keeps_no_other_from_retention_and_closing() {
         let (said, is_over) = mpsc::channel();
         // One thread saves the producers, and hangs: it is not the housekeeper.
         let other = Arc::clone(&stuck);
-        let other = (troubled == Operation::WriteFile).then(|| thread::spawn(move || other.keep_producers()));
+        let other = (troubled == Operation::WriteFile).then(|| thread::spawn(move || other.save_producers()));
         thread::sleep(Duration::from_millis(20));
         drop(stuck);
         let inner = Arc::clone(&store.inner);

@@ -146,7 +146,7 @@ fn an_epoch_that_cannot_be_written_to_the_disk_has_not_begun() {
         assert_eq!(log.producer("new").unwrap(), None, "{which:?}");
         assert!(!send(&log, "p", epoch, 1).unwrap().repeated, "{which:?}");
         refuse(false);
-        log.keep_producers().unwrap(); // as the store does each second; what was renamed is replaced
+        log.save_producers().unwrap(); // as the store does each second; what was renamed is replaced
         log.flush().unwrap();
         std::mem::forget(log);
         let sim = sim.after(crate::disk::sim::Cut::Kill);
@@ -193,7 +193,7 @@ fn batches_that_arrive_while_an_epoch_is_written_are_stored_and_included_in_its_
     assert!(again.epoch > opened.epoch);
 }
 
-/// The same, while a producer sends as fast as it can: what was accepted of it is what the next one is told.
+/// While an epoch is written, its producer sends as fast as it can: what was accepted of it is what the next one is told.
 #[test]
 fn what_is_stored_of_an_epoch_until_the_next_one_begins_is_what_that_is_told() {
     let sim = Sim::new(1);

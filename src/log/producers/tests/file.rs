@@ -43,7 +43,7 @@ fn the_first_producers_file_covers_only_what_is_durable() {
     }
 }
 
-/// The same, if a program wrote the file without waiting.
+/// A program may have written the file without waiting until what it covers was durable.
 #[test]
 fn a_producers_file_that_is_ahead_of_the_log_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();
@@ -94,7 +94,7 @@ fn asking_whether_producers_are_known_never_waits_for_the_disk() {
         let (tell, answered) = mpsc::channel();
         std::thread::scope(|scope| {
             let (log, going) = (&log, go);
-            let working = scope.spawn(|| if known { log.keep_producers() } else { log.learn_producers() });
+            let working = scope.spawn(|| if known { log.save_producers() } else { log.learn_producers() });
             told.recv().unwrap();
             scope.spawn(move || {
                 let known = log.knows_producers();
@@ -127,7 +127,7 @@ fn an_older_state_never_takes_the_place_of_a_newer_one() {
                 for round in 1..rounds {
                     let done = send(log, &format!("p{thread}"), 1, round - 1).unwrap();
                     if round % 2 == 0 {
-                        log.keep_producers().unwrap();
+                        log.save_producers().unwrap();
                     } else {
                         log.trim(done.first_offset).unwrap();
                     }
@@ -149,7 +149,7 @@ fn a_producers_file_with_batches_that_repair_gave_up_is_not_believed() {
         send(&log, "p", 0, sequence).unwrap();
     }
     log.flush().unwrap();
-    log.keep_producers().unwrap(); // as the store does each second
+    log.save_producers().unwrap(); // as the store does each second
     let kept = log.next_offset();
     std::mem::forget(log);
     let sim = sim.after(crate::disk::sim::Cut::Kill);
@@ -245,7 +245,7 @@ fn a_producers_file_is_due_by_its_size_and_by_what_was_committed() {
     let log = Log::open_on(Arc::new(sim.clone()), Path::new("/log"), large).unwrap();
     send(&log, "p", 0, 0).unwrap();
     log.flush().unwrap();
-    log.keep_producers().unwrap();
+    log.save_producers().unwrap();
     let up_to = || {
         let text = sim.dump().remove(&Path::new("/log").join(PRODUCERS_FILE)).unwrap();
         serde_json::from_slice::<Snapshot>(&text).unwrap().up_to
@@ -255,7 +255,7 @@ fn a_producers_file_is_due_by_its_size_and_by_what_was_committed() {
     for n in 0..66 {
         assert!(n > 60 || up_to() == before, "{n}");
         log.append(&of_others).and_then(|at| log.wait_durable(at)).unwrap();
-        log.keep_producers_soon();
+        log.save_producers_soon();
     }
     assert!(up_to() > before + 60);
 }

@@ -6,7 +6,7 @@ use super::{
 use crate::{
     Durability, Log, LogId, Options,
     chunk::{
-        AppendOutcome, BackingDir, Batch, Before, Chunk, ChunkMemory, ChunkPosition, FrameMeta, Label,
+        AppendOutcome, BackingDir, Batch, Chunk, ChunkMemory, ChunkPosition, FrameMeta, Label, Predecessor,
         ShmBacking,
     },
     disk::sim::Sim,
@@ -48,7 +48,7 @@ fn a_torn_end_does_not_come_back_from_the_backing() {
     }
 }
 
-/// The same, with records in the next segment that were acknowledged in memory (`r11`).
+/// A torn end is followed by records in the next segment that were acknowledged in memory (`r11`).
 #[test]
 fn records_acknowledged_in_memory_are_not_displaced_by_a_torn_end() {
     let at = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -149,12 +149,12 @@ pub(super) fn leave(
     base: u64,
     records: u64,
     torn: bool,
-    before: Before,
+    predecessor: Predecessor,
 ) {
     let label = Label { base, capacity: 8192, created: 1_700_000_000_000, version: 2 };
     let header = Header { log: backings.dir.log(), base, capacity: 8192, created: label.created, secret };
     let mut memory = ChunkMemory::backed(label.capacity, backings).unwrap();
-    memory.label(&label, before);
+    memory.label(&label, predecessor);
     let chunk = Chunk::new(memory, None);
     let meta = FrameMeta { key: header.key(), lead: 0, time: 0 };
     for record in 0..records {
@@ -210,14 +210,14 @@ fn records_of_a_backing_are_restored_and_a_backing_that_does_not_follow_is_kept(
     };
     assert_eq!(backings(id, DIR).dir.find().unwrap().len(), 0, "a clean close leaves none");
     let killed = backings(id, DIR);
-    leave(&killed, secret, 10, 20, false, Before::Frame(last));
-    leave(&killed, secret, 30, 5, true, Before::Unknown); // its last batch is torn; the records before that are whole
-    leave(&killed, secret, 37, 5, false, Before::Unknown); // does not follow
-    leave(&killed, secret, 3, 4, false, Before::Unknown); // another history: the disk has other records there
-    leave(&backings(id, DIR), secret, 35, 5, false, Before::Unknown); // what precedes it is not known
-    leave(&backings(id, DIR), secret, 10, 25, false, Before::Frame(last ^ 1)); // after another record
-    leave(&backings(LogId([7; 16]), "/other"), secret, 35, 5, false, Before::Unknown); // another log's
-    leave(&backings(id, "/copy"), secret, 35, 5, false, Before::Unknown); // a copy's
+    leave(&killed, secret, 10, 20, false, Predecessor::Frame(last));
+    leave(&killed, secret, 30, 5, true, Predecessor::Unknown); // its last batch is torn; the records before that are whole
+    leave(&killed, secret, 37, 5, false, Predecessor::Unknown); // does not follow
+    leave(&killed, secret, 3, 4, false, Predecessor::Unknown); // another history: the disk has other records there
+    leave(&backings(id, DIR), secret, 35, 5, false, Predecessor::Unknown); // what precedes it is not known
+    leave(&backings(id, DIR), secret, 10, 25, false, Predecessor::Frame(last ^ 1)); // after another record
+    leave(&backings(LogId([7; 16]), "/other"), secret, 35, 5, false, Predecessor::Unknown); // another log's
+    leave(&backings(id, "/copy"), secret, 35, 5, false, Predecessor::Unknown); // a copy's
     let log = open(&sim, small(Some(at.path()))).unwrap();
     let numbers = |log: &Log| -> Vec<u64> {
         values(log).iter().map(|value| u64::from_le_bytes(value[..].try_into().unwrap())).collect()
@@ -243,12 +243,12 @@ fn what_precedes_a_backing_is_known_from_any_that_begins_at_the_same_record() {
         let at = tempfile::tempdir().unwrap();
         let (sim, id, secret, last) = closed(at.path(), 10);
         let killed = left_by(at.path(), id, secret, DIR, 9);
-        let mut both = [(0, Before::Frame(last.unwrap())), (20, Before::Unknown)];
+        let mut both = [(0, Predecessor::Frame(last.unwrap())), (20, Predecessor::Unknown)];
         if !empty_first {
             both.reverse();
         }
-        for (records, before) in both {
-            leave(&killed, secret, 10, records, false, before);
+        for (records, predecessor) in both {
+            leave(&killed, secret, 10, records, false, predecessor);
         }
         let log = open(&sim, small(Some(at.path()))).unwrap();
         assert_eq!(log.next_offset(), 30, "{empty_first}");
@@ -270,7 +270,7 @@ fn an_empty_segment_is_continued_only_by_a_backing_bound_to_its_predecessor() {
         let file = SegmentFile::prepare(&sim, Path::new(DIR), 0, 8192).unwrap();
         file.begin(&sim, Path::new(DIR), &header).unwrap();
         let killed = left_by(at.path(), id, secret, DIR, 9);
-        leave(&killed, secret, 10, 20, false, Before::Frame(if same { last } else { last ^ 1 }));
+        leave(&killed, secret, 10, 20, false, Predecessor::Frame(if same { last } else { last ^ 1 }));
         let log = open(&sim, small(Some(at.path()))).unwrap();
         assert_eq!(log.next_offset(), if same { 30 } else { 10 });
         log.close().unwrap();
@@ -370,7 +370,7 @@ fn repair_does_not_give_up_what_a_backing_continues_after_an_empty_segment() {
         let (sim, id, secret, last) = closed(at.path(), 10);
         begin_empty(&sim, id, secret, 10);
         let killed = left_by(at.path(), id, secret, DIR, 9);
-        leave(&killed, secret, 10, 20, false, Before::Frame(last.unwrap()));
+        leave(&killed, secret, 10, 20, false, Predecessor::Frame(last.unwrap()));
         if rot {
             sim.damage(Path::new(FIRST), |bytes| bytes[4096 + 9 * 32 + 25] ^= 1);
             let repaired = repair_on(&sim, Path::new(DIR), Some(at.path()), &mut |_, _| ());
@@ -414,7 +414,7 @@ fn an_unreadable_record_before_an_empty_segment_is_an_error_for_its_readers_only
             begin_empty(&sim, id, secret, 200);
         }
         let killed = left_by(at.path(), id, secret, DIR, 9);
-        leave(&killed, secret, 200, 20, false, Before::Frame(last));
+        leave(&killed, secret, 200, 20, false, Predecessor::Frame(last));
         let left = killed.latest().unwrap();
         let log = open(&sim, small(Some(at.path()))).unwrap();
         // What is bound to the record, by nothing else, is kept.

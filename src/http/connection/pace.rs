@@ -8,14 +8,14 @@ const AT_FIRST: u64 = 5_000;
 
 /// What a client was given and has not taken completely. Only the connection's thread uses it: Relaxed throughout.
 #[derive(Default)]
-pub(super) struct Taking {
+pub(super) struct Pace {
     given: AtomicU64,
     taken: AtomicU64,
     /// Since when, in milliseconds.
     begun: AtomicU64,
 }
 
-impl Taking {
+impl Pace {
     /// The client is given this many bytes more.
     pub(super) fn given(&self, bytes: u64, now: u64) {
         if self.left() == 0 {
@@ -52,19 +52,19 @@ mod tests {
 
     #[test]
     fn an_answer_is_held_slowly_if_at_this_pace_it_takes_longer_than_a_body_may() {
-        let taking = Taking::default();
-        assert_eq!(taking.held_slowly(1_000_000, 30_000), None, "there is none");
-        taking.given(30_000_000, 1_000);
-        taking.took(900_000);
-        assert_eq!(taking.held_slowly(1_900, 30_000), None, "it has only begun");
-        assert_eq!(taking.held_slowly(1_000 + AT_FIRST, 30_000), Some(30_000_000));
-        taking.took(4_200_000);
-        assert_eq!(taking.held_slowly(1_000 + AT_FIRST, 30_000), None, "more than 1 MB per second");
-        taking.took(30_000_000); // with its head
-        assert_eq!(taking.held_slowly(90_000, 30_000), None, "it has all");
-        taking.given(UNCOUNTED_BYTES as u64, 90_000);
-        assert_eq!(taking.held_slowly(190_000, 30_000), None, "that is not counted");
-        taking.given(1, 190_000);
-        assert_eq!(taking.held_slowly(190_000, 30_000), Some(UNCOUNTED_BYTES as u64 + 1));
+        let pace = Pace::default();
+        assert_eq!(pace.held_slowly(1_000_000, 30_000), None, "there is none");
+        pace.given(30_000_000, 1_000);
+        pace.took(900_000);
+        assert_eq!(pace.held_slowly(1_900, 30_000), None, "it has only begun");
+        assert_eq!(pace.held_slowly(1_000 + AT_FIRST, 30_000), Some(30_000_000));
+        pace.took(4_200_000);
+        assert_eq!(pace.held_slowly(1_000 + AT_FIRST, 30_000), None, "more than 1 MB per second");
+        pace.took(30_000_000); // with its head
+        assert_eq!(pace.held_slowly(90_000, 30_000), None, "it has all");
+        pace.given(UNCOUNTED_BYTES as u64, 90_000);
+        assert_eq!(pace.held_slowly(190_000, 30_000), None, "that is not counted");
+        pace.given(1, 190_000);
+        assert_eq!(pace.held_slowly(190_000, 30_000), Some(UNCOUNTED_BYTES as u64 + 1));
     }
 }

@@ -1,4 +1,4 @@
-//! What a review has proven about recovery, and about reading from a failing disk.
+//! Histories of several processes on one log: backings that some of them did not see, and a failing disk.
 
 use super::{
     super::super::{Durability, Error, Log, Options},
@@ -7,7 +7,7 @@ use super::{
     files_in, kill, killed_with_memory, open, options, small,
 };
 use crate::{
-    chunk::Before,
+    chunk::Predecessor,
     disk::{
         gate::{Gate, Operation},
         sim::Sim,
@@ -42,15 +42,15 @@ fn the_successor_of_an_empty_chunk_becomes_active() {
         let at = tempfile::tempdir().unwrap();
         let (sim, id, secret, last) = closed(at.path(), log_records);
         let backings = left_by(at.path(), id, secret, DIR, 7);
-        let before = last.map_or(Before::Nothing, Before::Frame);
-        leave(&backings, secret, log_records, 0, false, before);
-        leave(&backings, secret, log_records, 5, false, Before::Unknown);
+        let predecessor = last.map_or(Predecessor::Nothing, Predecessor::Frame);
+        leave(&backings, secret, log_records, 0, false, predecessor);
+        leave(&backings, secret, log_records, 5, false, Predecessor::Unknown);
         let log = open(&sim, small(Some(at.path()))).unwrap();
         assert_eq!(log.next_offset(), log_records + 5, "{log_records}");
     }
 }
 
-/// The same end to end: the flusher has not had its turn when the process is killed.
+/// The first batch is larger than the empty chunk, and the process is killed before the flusher has had its turn.
 #[test]
 fn first_large_batch_then_kill() {
     let mut lost = 0;
@@ -103,7 +103,7 @@ fn trim_on_a_full_disk_with_producers() {
         send(sequence);
     }
     log.flush().unwrap();
-    log.keep_producers().unwrap(); // the housekeeper does this each second: up_to is 60
+    log.save_producers().unwrap(); // the housekeeper does this each second: up_to is 60
     send(60);
     send(61);
     log.flush().unwrap();
