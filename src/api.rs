@@ -6,7 +6,7 @@
 //! refuses them, so that a misspelt one is not taken for one that is missing. The order of the fields is the order in the
 //! answers.
 
-use crate::{log::Durability, settings::LogSettings};
+use crate::{json, log::Durability, settings::LogSettings};
 use serde::{Deserialize, Serialize};
 
 /// A description of a log.
@@ -67,6 +67,7 @@ pub(crate) struct LogsPage {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Trim {
+    #[serde(deserialize_with = "json::number")]
     pub(crate) before: u64,
 }
 
@@ -130,6 +131,7 @@ pub(crate) struct EarlierBatch {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CursorPosition {
+    #[serde(deserialize_with = "json::number")]
     pub(crate) offset: u64,
 }
 

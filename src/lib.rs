@@ -28,6 +28,8 @@ pub mod http;
 mod id;
 #[cfg(any(feature = "client", feature = "store"))]
 pub mod import;
+#[cfg(any(feature = "client", feature = "store"))]
+mod json;
 mod log;
 #[cfg(any(feature = "client", feature = "store"))]
 mod name;

@@ -1,9 +1,9 @@
 //! The settings that a log is created with, and how they are stored in its directory: as JSON that people can read,
 //! with a CRC, because a flipped bit in a retention setting would drop records for no apparent reason.
 
-use crate::log::Durability;
 #[cfg(feature = "store")]
 use crate::log::Retention;
+use crate::{json, log::Durability};
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 #[cfg(feature = "store")]
 use std::time::Duration;
@@ -19,26 +19,27 @@ pub enum Values {
     Json,
 }
 
-/// The settings a log is created with. A setting that is `None` follows the store's options.
+/// The settings a log is created with. A setting that is `None` follows the store's options. In JSON such a setting is
+/// left out: `null` is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {
     /// When an append is acknowledged, unless it asks for something else, and what readers see.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::given")]
     pub durability: Option<Durability>,
     /// What kind of values the records may have.
     pub values: Values,
     /// The size of all segment files, in bytes, beyond which the oldest segments are dropped.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::given_number")]
     pub retention_bytes: Option<u64>,
     /// Age in seconds: a segment is dropped once all its records are older.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::given_number")]
     pub retention_seconds: Option<u64>,
     /// The largest segment in bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::given_number")]
     pub segment_bytes: Option<u64>,
     /// The largest record in bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::given_number")]
     pub record_bytes: Option<u64>,
 }
 
@@ -147,6 +148,22 @@ mod tests {
         assert_eq!(decode(&encode(&settings)), Ok(settings.clone()));
         assert_eq!(decode(&serde_json::to_vec(&settings).unwrap()), Ok(settings));
         assert_eq!(decode(b"{}"), Ok(LogSettings::default()));
+    }
+
+    /// `null` was accepted for all settings but `values`, as if it meant something.
+    #[test]
+    fn a_setting_that_is_not_given_is_left_out() {
+        for member in
+            ["durability", "retention_bytes", "retention_seconds", "segment_bytes", "record_bytes", "values"]
+        {
+            let text = format!(r#"{{"{member}":null}}"#);
+            assert!(decode(text.as_bytes()).is_err(), "{text}");
+        }
+        let settings = decode(br#"{"retention_bytes":1e6,"durability":"memory"}"#).unwrap();
+        assert_eq!(
+            (settings.retention_bytes, settings.durability),
+            (Some(1_000_000), Some(Durability::Memory))
+        );
     }
 
     #[test]

@@ -142,9 +142,12 @@ fn the_document_refuses_what_the_server_refuses() {
     let schemas = &document["components"]["schemas"];
     let segment = &schemas["Settings"]["properties"]["segment_bytes"];
     let (least, most) = (segment["minimum"].as_u64().unwrap(), segment["maximum"].as_u64().unwrap());
-    for (bytes, status) in [(least - 1, 400), (least, 201), (most + 1, 400)] {
+    // The most is what this server's --memory-bytes allow, rounded up to whole blocks.
+    for (name, bytes, status) in
+        [("b", least - 1, 400), ("b", least, 201), ("b2", most, 201), ("b3", most + 1, 400)]
+    {
         let settings = format!(r#"{{"segment_bytes":{bytes}}}"#);
-        let answer = client.request("PUT", "/v1/logs/b", settings.as_bytes()).unwrap();
+        let answer = client.request("PUT", &format!("/v1/logs/{name}"), settings.as_bytes()).unwrap();
         assert_eq!(answer.status, status, "{bytes}: {}", answer.body);
     }
     for (schema, method, target, body) in [
@@ -158,6 +161,68 @@ fn the_document_refuses_what_the_server_refuses() {
     }
     assert_eq!(client.request("GET", "/?offset=0", br#"{"offset":"x"}"#).unwrap().status, 400);
     assert_eq!(client.request("GET", "/?offset=0", b"").unwrap().status, 200);
+}
+
+/// schemathesis found what the document allowed and the server refused, or the other way round: `null` in place of a
+/// setting, whole numbers with a point, a list as a batch, bits in base64 that are left over, times of any form.
+#[test]
+fn what_schemathesis_found_is_as_the_document_says() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    let document = json(&client.request("GET", "/openapi.json", b"").unwrap().body);
+    let schemas = &document["components"]["schemas"];
+    client.append(b"x").unwrap();
+    for (name, schema) in schemas["Settings"]["properties"].as_object().unwrap() {
+        assert_ne!(schema["type"], "null", "{name}");
+        let body = format!(r#"{{"{name}":null}}"#);
+        let answer = client.request("PUT", "/v1/logs/a", body.as_bytes()).unwrap();
+        assert_eq!(answer.status, 400, "{body}: {}", answer.body);
+    }
+    for (method, target, body, status) in [
+        ("PUT", "/v1/logs/a", r#"{"retention_bytes":606.0,"segment_bytes":65536.0}"#, 201),
+        ("POST", "/v1/logs/default/trim", r#"{"before":0.0}"#, 200),
+        ("PUT", "/v1/logs/default/cursors/c", r#"{"offset":1.0}"#, 201),
+        ("GET", "/", r#"{"offset":0.0}"#, 200),
+        ("GET", "/", r#"{"offset":0.5}"#, 400),
+        ("POST", "/v1/logs/default/trim", r#"{"before":0.5}"#, 400),
+        ("POST", "/", r#"{"record":{"value":"wbx="}}"#, 400),
+        ("POST", "/", r#"{"record":{"value":"wbw="}}"#, 200),
+    ] {
+        let answer = client.request(method, target, body.as_bytes()).unwrap();
+        assert_eq!(answer.status, status, "{method} {target} {body}: {}", answer.body);
+    }
+    let pattern =
+        schemas["Produce"]["properties"]["record"]["properties"]["value"]["pattern"].as_str().unwrap();
+    assert!(pattern.contains("[AEIMQUYcgkosw048]="), "{pattern}");
+
+    let records = &document["paths"]["/v1/logs/{log}/records"];
+    let batch = &records["post"]["requestBody"]["content"]["application/json"]["schema"]["anyOf"];
+    assert_eq!(batch[1]["type"], "array");
+    let append =
+        "POST /v1/logs/default/records HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    for (list, status) in [("[7]", 200), ("[]", 400)] {
+        client.send(format!("{append}Content-Length: {}\r\n\r\n{list}", list.len()).as_bytes()).unwrap();
+        assert_eq!(client.answer().unwrap().status, status, "{list}");
+    }
+    // It was not looked at unless the answer is a live tail.
+    client
+        .send(b"GET /v1/logs/default/records HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: Jg\r\n\r\n")
+        .unwrap();
+    assert_eq!(client.answer().unwrap().status, 400);
+    for (query, status) in [
+        ("since=2026-01-02", 200),
+        ("since=2026-01-02T03:04:05Z", 200),
+        ("since=18446744073709551615", 200),
+        ("since=999999999%20years", 200),
+        ("since=yesterday", 400),
+        ("wait=1%20ms%202us", 200),
+        ("wait=0", 200),
+        ("wait=soon", 400),
+    ] {
+        let answer = client.request("GET", &format!("/v1/logs/default/records?{query}"), b"").unwrap();
+        assert_eq!(answer.status, status, "{query}: {}", answer.body);
+    }
 }
 
 /// The line, further headers and the body of a request that has this number.

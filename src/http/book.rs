@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     Code,
+    json::whole,
     log::{MayBlock, Payload, Record},
     store::{LogSettings, OpenLog, Values},
 };
@@ -78,8 +79,8 @@ impl<'de> Deserialize<'de> for Offset {
             fn visit_i64<E>(self, _: i64) -> Result<Offset, E> {
                 Ok(Offset(None))
             }
-            fn visit_f64<E>(self, _: f64) -> Result<Offset, E> {
-                Ok(Offset(None))
+            fn visit_f64<E>(self, number: f64) -> Result<Offset, E> {
+                Ok(Offset(whole(number)))
             }
         }
         from.deserialize_u64(Number)
@@ -280,7 +281,11 @@ mod tests {
             ("-1", None),
             ("1.5", None),
             ("18446744073709551616", None),
-            ("1e3", None),
+            ("1e3", Some(1000)),
+            ("606.0", Some(606)),
+            ("606.5", None),
+            ("1e15", Some(1_000_000_000_000_000)),
+            ("1e16", None),
         ] {
             assert_eq!(
                 parse::<Consume>(&format!(r#"{{"offset":{text}}}"#)).unwrap().offset.0,

@@ -17,10 +17,11 @@ use crate::{
     log::{Durability, Error, MayBlock},
     store::{self, LogSettings, OpenLog, Store},
 };
+use bytes::Bytes;
 use std::{
     future::ready,
     pin::pin,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, OnceLock, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 use tokio::sync::{oneshot, watch};
@@ -52,6 +53,8 @@ pub(super) struct Context {
     pub(super) recovered: Arc<AtomicBool>,
     /// Becomes true when the server shuts down: waiting requests are answered then.
     pub(super) stopped: watch::Receiver<bool>,
+    /// The document at `/openapi.json`, once somebody has asked for it.
+    pub(super) document: OnceLock<Bytes>,
 }
 
 /// Which connection a request came from, and how much of the answer it wants.

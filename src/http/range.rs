@@ -145,7 +145,7 @@ pub(super) async fn range(
     let query = RangeQuery::parse(&request, context.settings.wait_time)?;
     let headers = request.headers();
     let wanted = formats::wanted(headers)?;
-    let last = if wanted == Wanted::Tail { params::header(headers, "last-event-id")? } else { None };
+    let last = params::header(headers, "last-event-id")?; // only a tail resumes there
     let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
     drop(request); // so that its header section is not held while waiting
     let records = match wanted {

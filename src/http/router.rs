@@ -13,7 +13,6 @@ use crate::{
     Code,
     reports::{Reports, report},
 };
-use bytes::Bytes;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Body as _,
@@ -236,7 +235,7 @@ async fn answer_to_other(
         (Book, &Method::GET) => book::get(context, asker, request).await,
         (Ready, &Method::GET) => ready(context, asker).await,
         (Metrics, &Method::GET) => context.metrics.render(&context.memory),
-        (OpenApi, &Method::GET) => Ok(openapi()),
+        (OpenApi, &Method::GET) => Ok(openapi(context)),
         (Logs, &Method::GET) => logs::list(context, &request.map(drop)),
         (Log { name }, &Method::PUT) => logs::create(context, asker, &name, request).await,
         (Log { name }, &Method::GET) => {
@@ -290,14 +289,17 @@ fn without_parameters<B>(request: Request<B>) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The document at `/openapi.json`; `tests/openapi.rs` compares it with what the server does.
-fn openapi() -> Answer {
-    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
+/// The document at `/openapi.json`, with the limits of this server; `tests/openapi.rs` compares it with what the server
+/// does.
+fn openapi(context: &Context) -> Answer {
+    let made = || {
         let codes: Vec<String> = Code::ALL.iter().map(|code| format!("{:?}", code.as_str())).collect();
+        let segment_bytes = context.store.options().log.largest_segment_bytes().to_string();
         let document = include_str!("openapi.json").replace("VERSION", env!("CARGO_PKG_VERSION"));
+        let document = document.replace("\"SEGMENT_BYTES\"", &segment_bytes);
         document.replace("\"CODES\"", &codes.join(", ")).into_bytes().into()
-    });
-    let mut answer = Response::new(full(DOCUMENT.clone()));
+    };
+    let mut answer = Response::new(full(context.document.get_or_init(made).clone()));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
 }

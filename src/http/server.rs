@@ -25,7 +25,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -237,6 +237,7 @@ impl Worker {
             metrics,
             recovered,
             stopped: stopping,
+            document: OnceLock::new(),
         });
         {
             let accepting = accept(&listener, number, &connections, &settings, &context);
