@@ -91,7 +91,7 @@ impl Read {
         let target = self.at.open()?;
         block_on(async {
             let offset = match &self.since {
-                Some(time) => target.since(&self.log, time).await?,
+                Some(time) => target.since(&self.log, time, self.skip_damaged).await?,
                 None => start::resolve(self.offset, &target, &self.log).await?,
             };
             let form = match (self.raw, self.frames) {

@@ -102,11 +102,12 @@ impl Target {
     }
 
     /// The offset of the first record that was appended at this time or later.
-    pub(super) async fn since(&self, log: &str, time: &str) -> Result<u64, Failure> {
+    pub(super) async fn since(&self, log: &str, time: &str, skip_damaged: bool) -> Result<u64, Failure> {
         match self {
             Self::Server(client) => {
                 let time = form_urlencoded::byte_serialize(time.as_bytes()).collect::<String>();
-                let page = client.read_from(log, &format!("since={time}&limit=1")).await?;
+                let damaged = if skip_damaged { "&damaged=skip" } else { "" };
+                let page = client.read_from(log, &format!("since={time}&limit=1{damaged}")).await?;
                 Ok(page.records.first().map_or(page.next_offset, |record| record.offset))
             }
             Self::Directory(store) => {

@@ -290,6 +290,7 @@ async fn begun(
     let (next, lost) = (reading.reader.offset(), reading.lost);
     reading.page_limits =
         PageLimits { records: planned.records - reading.page_limits.records, bytes: u64::MAX };
+    reading.until = next;
     reading.reader.seek(back);
     let (context, share, log) = (Arc::clone(context), Arc::clone(share), Arc::clone(log));
     let sending = Sending { context, share, log, reading, pieces, done: false };
@@ -366,8 +367,8 @@ impl Sending {
             reports::failure(log.dir(), &problem, "broke off the answer to a range");
             broken_off()
         })?;
-        if done && reading.page_limits.records > 0 {
-            // Something has become unreadable since the head said where the answer ends.
+        if done && (reading.page_limits.records > 0 || reading.offset() < reading.until) {
+            // Something has become unreadable since the head said where the answer ends, or readable, if damage is passed.
             reports::failure(
                 log.dir(),
                 &"a record cannot be read any more",

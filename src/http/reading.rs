@@ -49,6 +49,8 @@ pub(super) struct Reading {
     pub(super) page_limits: PageLimits,
     /// Where the log ended when the reading began, to estimate the size of the answer.
     pub(super) end: u64,
+    /// The offset at which it ends in any case.
+    pub(super) until: u64,
     /// Whether nothing has been read yet: the first record is returned however large it is.
     pub(super) fresh: bool,
     /// If requested, the bytes that the answer would have so far if it were rendered.
@@ -80,7 +82,7 @@ enum Went {
 impl Reading {
     pub(super) fn new(reader: Reader, format: Format, page_limits: PageLimits, end: u64) -> Self {
         let (length, damaged, lost) = (None, Damaged::default(), 0);
-        Self { reader, format, page_limits, end, fresh: true, length, damaged, lost }
+        Self { reader, format, page_limits, end, until: u64::MAX, fresh: true, length, damaged, lost }
     }
 
     /// The offset that is read next.
@@ -91,6 +93,11 @@ impl Reading {
     /// Whether it has all records that it may have.
     pub(super) fn is_complete(&self) -> bool {
         self.page_limits.records == 0
+    }
+
+    /// Whether there may be more of it.
+    fn goes_on(&self) -> bool {
+        self.page_limits.records > 0 && self.reader.offset() < self.until
     }
 
     /// Continues after what has been read, in a log that ends at `end` by now. What cannot be read is an error again.
@@ -141,7 +148,7 @@ impl Reading {
         most: usize,
     ) -> Result<Went, Problem> {
         let (begun, mut steps, envelope) = (out.len(), 0, self.format.envelope());
-        while self.page_limits.records > 0 {
+        while self.goes_on() {
             // A record without a value may add nothing to the piece.
             if out.len().max(steps * RECORD_COST_BYTES) >= most {
                 return Ok(Went::Some);
@@ -184,7 +191,7 @@ impl Reading {
     fn look(&mut self, memory: &Arc<Memory>, only_head: bool, place: Place) -> Result<bool, Problem> {
         let (begun, mut steps, mut grant) = (Instant::now(), 0, memory.grant(Purpose::Answer));
         let most = if place == Place::Here { INLINE_LOOK } else { LOOK_SLICE };
-        while self.page_limits.records > 0 {
+        while self.goes_on() {
             if steps >= LOOK_STEPS {
                 if begun.elapsed() >= most {
                     return Ok(false);

@@ -182,8 +182,8 @@ fn try_append_here<S: AppendValues + ?Sized>(
     let expected_record = expected.map(|offset| {
         offset.checked_sub(segment.base()).and_then(|record| u32::try_from(record).ok()).unwrap_or(u32::MAX)
     });
-    if shared.flush.is_idle() {
-        shared.refresh_clock(); // an idle flusher does not refresh it
+    if !shared.flush.keeps_time() {
+        shared.refresh_clock();
     }
     // The durable frontier is read before anything is reserved, so that what the frame states about it is true when the
     // frame is written.

@@ -35,7 +35,14 @@ impl Chain {
     /// Where the first segment after `offset` begins.
     pub(super) fn begins_after(&self, offset: u64) -> Option<u64> {
         let after = self.segments.partition_point(|segment| segment.base() <= offset);
-        self.segments.get(after).map(|segment| segment.base())
+        let linked = || {
+            let mut next = self.segments.last()?.next.load_full();
+            while let Some(segment) = next.as_ref().filter(|segment| segment.base() <= offset) {
+                next = segment.next.load_full();
+            }
+            next
+        };
+        self.segments.get(after).cloned().or_else(linked).map(|segment| segment.base())
     }
 }
 

@@ -89,6 +89,8 @@ impl CommitPosition {
 pub(crate) struct Flusher {
     position: Mutex<CommitPosition>,
     task: std::sync::Arc<Task<Shared>>,
+    /// Whether a turn keeps the time of the active segment up to date. Otherwise, each append does so before it uses it.
+    keeps_time: AtomicBool,
     /// Whether the maintenance task has been asked for zeros ahead.
     zeroing: AtomicBool,
     /// Whether the active segment is to be begun although it has no record: then all before it can be dropped.
@@ -108,6 +110,7 @@ impl Flusher {
         Self {
             position: Mutex::new(position),
             task,
+            keeps_time: new(),
             zeroing: new(),
             begins_empty: new(),
             full: Mutex::new(None),
@@ -173,9 +176,15 @@ impl Flusher {
     }
 
     /// Whether the flusher was idle a moment ago. May be out of date.
-    #[inline]
+    #[cfg(all(test, not(loom)))]
     pub(super) fn is_idle(&self) -> bool {
         self.task.is_idle()
+    }
+
+    /// Whether the time of the active segment is kept up to date. May be out of date itself, by a moment.
+    #[inline]
+    pub(super) fn keeps_time(&self) -> bool {
+        self.keeps_time.load(Ordering::Relaxed) // see `KeepsTime`
     }
 
     /// Something was appended: if the flusher is idle, it gets a turn after this time.
@@ -194,13 +203,32 @@ impl Flusher {
     }
 }
 
+/// A turn that keeps the time, until it ends: an append that comes after that may come hours later.
+struct KeepsTime<'a>(&'a AtomicBool);
+
+impl KeepsTime<'_> {
+    // Relaxed: a time is not what makes a record visible. An append that sees the end of a turn a moment late uses the time
+    // of a moment earlier.
+    fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for KeepsTime<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 impl Shared {
     /// A turn of the flusher: commits until there is nothing to write, or nothing can be written for the moment.
     fn flusher_turn(&self) {
         let task = &self.flush.task;
         let backoff = Backoff::new();
+        let keeps_time = KeepsTime(&self.flush.keeps_time);
         while !self.stopping.load(Ordering::SeqCst) {
             self.refresh_clock();
+            keeps_time.begin();
             let kicked = task.take_kick(); // before looking: later kicks are heard later
             let position =
                 if kicked { Some(lock(&self.flush.position)) } else { try_lock(&self.flush.position) };

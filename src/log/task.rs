@@ -131,7 +131,7 @@ impl<S: Send + Sync + 'static> Task<S> {
     }
 
     /// Whether the task was idle a moment ago: for what may as well be missed.
-    #[inline]
+    #[cfg(all(test, not(loom)))]
     pub(super) fn is_idle(&self) -> bool {
         self.state.load(Ordering::Relaxed) & PHASE == IDLE
     }

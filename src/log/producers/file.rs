@@ -178,6 +178,8 @@ impl Log {
         loop {
             let at = reader.offset();
             match reader.read_next() {
+                // What it was is unknown, and so what the batch had.
+                Ok(Some(record)) if record.lost => unread = None,
                 Ok(Some(record)) => {
                     file.read += (HEADER + record.extension.len() + record.value.len()) as u64;
                     if let Some((batch, count)) = parse_block(record.extension) {

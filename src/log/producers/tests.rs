@@ -208,6 +208,28 @@ fn a_batch_with_the_number_of_another_one_is_not_a_repeat_also_after_opening_aga
     }
 }
 
+/// The mark of a lost record, which has no value, was taken for the record: an honest repeat was refused.
+#[test]
+fn a_repeat_of_a_batch_of_which_a_record_was_lost_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    let (batch, values): (_, [&[u8]; 3]) =
+        (ProducerBatch::new("p", 7, 0), [b"first", b"to be lost", b"last"]);
+    append(&log, &batch, &values).unwrap();
+    log.close().unwrap();
+    std::fs::write(dir.path().join(PRODUCERS_FILE), b"{").unwrap(); // so that it is read from the log
+    let path = dir.path().join("00000000000000000000.seg");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(10).position(|window| window == values[1]).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    crate::repair(dir.path()).unwrap();
+    let log = open(dir.path());
+    assert!(log.read(1).unwrap().unwrap().is_lost());
+    let again = append(&log, &batch, &values).unwrap();
+    assert_eq!((again.repeated, again.first_offset, again.count), (true, 0, 3));
+}
+
 #[test]
 fn blocks_are_read_as_they_were_written_with_and_without_a_mark() {
     for (id, mark) in

@@ -75,12 +75,13 @@ pub(super) fn restore(
     }
     let first = survey.segments.first().map_or(0, |first| first.header.base);
     // By base, so that each continues where the one before it ended. Of those with the same base, the one whose segment has a
-    // file, then those of the same process, and then the youngest: others may be of another history.
+    // file, then those of its process, and then the youngest: others may be of another history.
     let has_file = |header: &Header| survey.segments.iter().any(|segment| segment.header == *header);
-    let begun: Vec<u64> =
-        left.iter().filter(|backing| has_file(&backing.header)).map(|backing| backing.incarnation).collect();
+    let begun = left.iter().filter(|backing| has_file(&backing.header));
+    let begun: Vec<_> = begun.map(|backing| (backing.header.base, backing.incarnation)).collect();
     left.sort_by_key(|LeftBacking { header, incarnation, .. }| {
-        (header.base, !has_file(header), !begun.contains(incarnation), Reverse(header.created))
+        let is_of_its_process = begun.contains(&(header.base, *incarnation));
+        (header.base, !has_file(header), !is_of_its_process, Reverse(header.created))
     });
     let mut restorer = Restorer { disk, dir, backings, survey };
     let mut kept = Vec::new();

@@ -336,3 +336,33 @@ fn retention_goes_on_after_a_disk_was_full_for_a_moment() {
     is_ready(&log);
     assert_eq!(emptied(&log), (1, 1));
 }
+
+/// The flusher had left its rest and had not looked at the clock yet: an append that came in between, mostly the first one
+/// after a quiet log was opened, got the time of the last record before it, and retention dropped it within a second.
+#[test]
+fn the_first_record_after_a_quiet_time_has_the_time_of_its_append() {
+    for kicked in [false, true] {
+        for _ in 0..50 {
+            let at = tempfile::tempdir().unwrap();
+            let (sim, clocks) = (Sim::new(1), Clocks::new());
+            let env = clocks.on(Arc::new(sim.clone()));
+            let options = options(at.path(), Durability::Disk);
+            let mut log = Log::open_in(&env, Path::new(DIR), options.clone()).unwrap();
+            log.append_wait(b"old").unwrap();
+            if kicked {
+                std::thread::sleep(Duration::from_millis(5)); // until the flusher rests
+                clocks.pass(10 * HOUR);
+                log.commit_soon();
+            } else {
+                log.close().unwrap();
+                clocks.pass(10 * HOUR);
+                log = Log::open_in(&env, Path::new(DIR), options).unwrap();
+            }
+            let new = log.append_wait(b"new").unwrap();
+            assert!(log.read(new).unwrap().unwrap().time() >= NOW + 10 * HOUR, "kicked: {kicked}");
+            clocks.pass(1000);
+            log.retain(Retention::default().with_age(Duration::from_millis(HOUR))).unwrap();
+            assert!(log.first_offset() <= new, "kicked: {kicked}");
+        }
+    }
+}
