@@ -38,6 +38,7 @@ mod router;
 mod segment_room;
 mod serve;
 mod server;
+mod session;
 mod settings;
 mod socket;
 mod tail;

@@ -25,6 +25,9 @@ OF_CONSUME = {"invalid_request", "offset_missing"}
 TYPES = ["application/x-ndjson", "application/json", "text/plain", "application/octet-stream",
          "application/vnd.millstream.frames", "text/event-stream"]
 
+# What a session takes.
+SESSIONS = ["application/x-ndjson", "text/plain", "application/vnd.millstream.frames"]
+
 values = strategies.recursive(
     strategies.none() | strategies.booleans() | strategies.integers() | strategies.text(),
     lambda inner: strategies.lists(inner) | strategies.dictionaries(strategies.text(), inner), max_leaves=5)
@@ -41,8 +44,10 @@ def operation(case):
 @schemathesis.hook
 def before_call(context, case, kwargs):
     is_valid = case.meta is not None and case.meta.generation.mode.is_positive
-    if operation(case) == "append" and is_valid and case.headers is not None:
-        agree_in_headers(case, kwargs)
+    if operation(case) == "append" and is_valid:
+        agree_in_session(case)
+        if case.headers is not None:
+            agree_in_headers(case, kwargs)
     if operation(case) == "read":
         if is_valid and case.query:
             agree_in_query(case.query)
@@ -68,6 +73,20 @@ def agree_in_query(query):
         query.pop("max_bytes", None)
     if "wait" in query:
         query["wait"] = "50ms"
+
+
+def agree_in_session(case):
+    """A session takes records that follow one another, not compressed, has no condition, and names no epoch. Its producer has
+    stored nothing yet, as far as it knows."""
+    query, headers = case.query or {}, case.headers or {}
+    if not is_true(query.get("session")):
+        return
+    if case.media_type not in SESSIONS or "Content-Encoding" in headers:
+        del query["session"]
+        return
+    query.pop("expect", None)
+    for name in [name for name in headers if name.startswith("Producer-")]:
+        del headers[name]
 
 
 def agree_in_headers(case, kwargs):

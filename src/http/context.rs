@@ -27,7 +27,7 @@ use std::{
 use tokio::sync::{oneshot, watch};
 
 /// How often to look whether a large batch before another one is copied.
-const COPYING: Duration = Duration::from_millis(1);
+pub(super) const COPYING: Duration = Duration::from_millis(1);
 
 /// What it costs to parse or append values of this many bytes, in bytes: each record takes as long as some bytes.
 pub(super) fn cost(bytes: usize, records: usize) -> usize {

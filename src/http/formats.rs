@@ -235,7 +235,7 @@ impl AppendValues for DecodedBatch {
 }
 
 impl DecodedBatch {
-    /// The number of records; never 0.
+    /// The number of records.
     pub(super) fn records(&self) -> u64 {
         self.records
     }
@@ -243,6 +243,33 @@ impl DecodedBatch {
     /// The number of bytes of their values.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// The batch without its first records.
+    pub(super) fn without_first(mut self, records: u64) -> Self {
+        let (mut rest, mut bytes) = (&self.body[..], 0);
+        for _ in 0..records {
+            let (value, after) = match self.shape {
+                Shape::One => rest.split_at(rest.len()),
+                Shape::Lines => first_line(rest),
+                Shape::JsonLines => {
+                    let mut line = first_line(rest);
+                    while is_blank(line.0) && !line.1.is_empty() {
+                        line = first_line(line.1);
+                    }
+                    line
+                }
+                Shape::Frames => {
+                    AppendFrame::split(rest).map_or((rest, &[][..]), |(frame, after)| (frame.value, after))
+                }
+            };
+            (rest, bytes) = (after, bytes + value.len() as u64);
+        }
+        let from = self.body.len() - rest.len();
+        self.body = self.body.slice(from..);
+        (self.records, self.bytes) =
+            (self.records - records.min(self.records), self.bytes - bytes.min(self.bytes));
+        self
     }
 
     /// Refuses what a log with these settings does not accept. If it accepts only JSON, every value is marked as JSON.
@@ -279,43 +306,70 @@ const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 pub(super) fn parse(
     format: Format,
     body: Bytes,
-    mut room: SegmentRoom,
+    room: SegmentRoom,
     grant: Grant,
 ) -> Result<DecodedBatch, Problem> {
-    // A mark of byte order, as some editors write it, is no part of the first line.
-    let marked = !matches!(format, Format::Bytes | Format::Frames) && body.starts_with(BYTE_ORDER_MARK);
-    let body = if marked { body.slice(BYTE_ORDER_MARK.len()..) } else { body };
-    let (body, shape) = match format {
-        Format::Json => (json::frames(&body, room, grant)?, Shape::Frames),
-        Format::Ndjson => (body, Shape::JsonLines),
-        Format::Text => (body, Shape::Lines),
-        Format::Bytes => (body, Shape::One),
-        Format::Frames => (body, Shape::Frames),
+    let batch = match format {
+        Format::Json => {
+            let body = json::frames(&without_mark(format, body), room, grant)?;
+            counted(body, Shape::Frames, room, |body, count| check_frames(body, false, count))?
+        }
+        _ => parse_part(format, without_mark(format, body), room, 0)?,
     };
+    if batch.records == 0 {
+        return Err(Problem::new(Code::EmptyBatch, "the body has no record; send at least one"));
+    }
+    Ok(batch)
+}
+
+/// The body, or the first part of one, without a mark of byte order, as some editors write it: it is no part of the first line.
+pub(super) fn without_mark(format: Format, body: Bytes) -> Bytes {
+    let marked = !matches!(format, Format::Bytes | Format::Frames) && body.starts_with(BYTE_ORDER_MARK);
+    if marked { body.slice(BYTE_ORDER_MARK.len()..) } else { body }
+}
+
+/// Parses a part of a body after so many `lines`; it may have no records. In any format but JSON, of which a part is nothing.
+pub(super) fn parse_part(
+    format: Format,
+    body: Bytes,
+    room: SegmentRoom,
+    lines: u64,
+) -> Result<DecodedBatch, Problem> {
+    match format {
+        Format::Ndjson => counted(body, Shape::JsonLines, room, |body, count| {
+            json_lines(body).try_for_each(|(number, line)| {
+                check_json(line).map_err(|error| {
+                    let number = lines + number;
+                    let detail =
+                        format!("line {number} is not JSON: {error}; nothing of its batch was stored");
+                    Problem::new(Code::InvalidJson, detail).with(|numbers| numbers.line = Some(number))
+                })?;
+                count(line)
+            })
+        }),
+        Format::Text => counted(body, Shape::Lines, room, |body, count| {
+            self::lines(body).try_for_each(|(_, line)| count(line))
+        }),
+        Format::Bytes => counted(body, Shape::One, room, |body, count| count(body)),
+        Format::Json | Format::Frames => {
+            counted(body, Shape::Frames, room, |body, count| check_frames(body, true, count))
+        }
+    }
+}
+
+/// A batch of which `each` value is counted.
+fn counted(
+    body: Bytes,
+    shape: Shape,
+    mut room: SegmentRoom,
+    each: impl FnOnce(&[u8], &mut dyn FnMut(&[u8]) -> Result<(), Problem>) -> Result<(), Problem>,
+) -> Result<DecodedBatch, Problem> {
     let (mut records, mut bytes) = (0, 0);
-    let mut count = |value: &[u8]| {
+    each(&body, &mut |value| {
         records += 1;
         bytes += value.len() as u64;
         room.record(value.len())
-    };
-    match format {
-        Format::Ndjson => {
-            for (number, line) in json_lines(&body) {
-                check_json(line).map_err(|error| {
-                    let detail =
-                        format!("line {number} is not JSON: {error}; nothing of the body was stored");
-                    Problem::new(Code::InvalidJson, detail).with(|numbers| numbers.line = Some(number))
-                })?;
-                count(line)?;
-            }
-        }
-        Format::Text => lines(&body).try_for_each(|(_, line)| count(line))?,
-        Format::Bytes => count(&body)?,
-        Format::Json | Format::Frames => check_frames(&body, format == Format::Frames, count)?,
-    }
-    if records == 0 {
-        return Err(Problem::new(Code::EmptyBatch, "the body has no record; send at least one"));
-    }
+    })?;
     Ok(DecodedBatch { body, shape, json: false, records, bytes })
 }
 
@@ -327,23 +381,34 @@ fn lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
         if rest.is_empty() {
             return None;
         }
-        let end = memchr::memchr(b'\n', rest);
-        let line = &rest[..end.unwrap_or(rest.len())];
-        rest = &rest[end.map_or(rest.len(), |end| end + 1)..];
-        Some((number, line.strip_suffix(b"\r").unwrap_or(line)))
+        let line;
+        (line, rest) = first_line(rest);
+        Some((number, line))
     })
+}
+
+/// The first line without its end, and what follows it.
+#[inline]
+fn first_line(bytes: &[u8]) -> (&[u8], &[u8]) {
+    let end = memchr::memchr(b'\n', bytes);
+    let line = &bytes[..end.unwrap_or(bytes.len())];
+    (line.strip_suffix(b"\r").unwrap_or(line), &bytes[end.map_or(bytes.len(), |end| end + 1)..])
+}
+
+fn is_blank(line: &[u8]) -> bool {
+    line.iter().all(u8::is_ascii_whitespace)
 }
 
 /// The lines that are not blank.
 fn json_lines(body: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
-    lines(body).filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
+    lines(body).filter(|(_, line)| !is_blank(line))
 }
 
 /// Refuses frames that are incomplete or, if JSON is to be `checked`, whose values marked as JSON are not JSON.
 fn check_frames(
     body: &[u8],
     checked: bool,
-    mut count: impl FnMut(&[u8]) -> Result<(), Problem>,
+    count: &mut dyn FnMut(&[u8]) -> Result<(), Problem>,
 ) -> Result<(), Problem> {
     let (mut left, mut number) = (body, 0);
     while !left.is_empty() {

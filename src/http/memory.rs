@@ -408,6 +408,13 @@ impl Buffer {
         self.length
     }
 
+    pub(super) fn bytes(&self) -> &[u8] {
+        match &self.place {
+            Holds::Heap(heap) => &heap[..self.length],
+            Holds::Mapped(mapped) => &mapped[..self.length],
+        }
+    }
+
     /// The bytes of the budget that it holds.
     pub(super) fn held(&self) -> usize {
         self.grant.bytes

@@ -3,7 +3,7 @@
 use super::answer::{Answer, full};
 use crate::{
     Code,
-    api::{ProblemDocument, ProblemNumbers},
+    api::{ProblemDocument, ProblemNumbers, SessionLine},
     log::{Error, Reader},
     store::{self, OpenLog, ValueError},
 };
@@ -130,6 +130,21 @@ impl Problem {
     pub(super) fn beyond_the_end(offset: u64, next: u64) -> Self {
         let detail = format!("offset {offset} is beyond the end of the log, which is {next}");
         Self::new(Code::OffsetBeyondEnd, detail).with(|numbers| numbers.next_offset = Some(next))
+    }
+
+    /// The problem with a part of a body that comes after so many records.
+    pub(super) fn after_records(mut self, records: u64) -> Self {
+        if let Some(numbers) = &mut self.numbers {
+            numbers.record = numbers.record.map(|record| record + records);
+        }
+        self
+    }
+
+    /// The last line of a session that it ends.
+    pub(super) fn into_end(self, records: u64, last_offset: Option<u64>) -> SessionLine {
+        let (end, detail) = (Some(self.code.as_str().to_owned()), Some(self.detail));
+        let numbers = self.numbers.map(|numbers| *numbers).unwrap_or_default();
+        SessionLine { records, last_offset, end, detail, numbers, ..SessionLine::default() }
     }
 
     /// Adds a number to the document.

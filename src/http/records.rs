@@ -14,6 +14,7 @@ use super::{
     permits::{ConnectionShare, OFFLOAD_BYTES},
     problem::Problem,
     segment_room::SegmentRoom,
+    session,
 };
 use crate::{
     Code, LogId, PRODUCER_MARK_BYTES,
@@ -84,6 +85,8 @@ struct AppendQuery {
     ack: Option<Ack>,
     /// The offset that the first record must get.
     expect: Option<u64>,
+    /// Whether the body and the answer go on.
+    session: bool,
 }
 
 impl AppendQuery {
@@ -96,8 +99,13 @@ impl AppendQuery {
                 ("ack", "memory") => query.ack = Some(Ack::Memory),
                 ("ack", _) => return Err(params::invalid("ack", "durable or memory")),
                 ("expect", value) => query.expect = Some(params::number("expect", value, 0..=u64::MAX)?),
-                _ => return Err(params::unknown(&name, "ack, expect")),
+                ("session", value) => query.session = params::yes_or_no("session", value)?,
+                _ => return Err(params::unknown(&name, "ack, expect, session")),
             }
+        }
+        if query.session && query.expect.is_some() {
+            let detail = "a session has no condition: leave out expect";
+            return Err(Problem::new(Code::InvalidQuery, detail));
         }
         Ok(query)
     }
@@ -118,15 +126,25 @@ fn format_of(headers: &HeaderMap) -> Result<Format, Problem> {
 
 /// `POST …/records`: appends a batch.
 pub(super) async fn append(
-    context: &Context,
+    context: &Arc<Context>,
     asker: Asker<'_>,
     name: &str,
     request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
-    let AppendQuery { ack, expect } = AppendQuery::parse(&request)?;
+    let AppendQuery { ack, expect, session } = AppendQuery::parse(&request)?;
     let format = format_of(request.headers())?;
-    let producer = producer(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), "content-encoding")?)?;
+    if session {
+        if encoding != body::Encoding::Identity {
+            let detail = "the body of a session is not compressed";
+            return Err(Problem::new(Code::UnsupportedEncoding, detail));
+        }
+        let producer = session::WantedProducer::parse(request.headers())?;
+        let (wanted, body) = (session::Wanted { format, ack, producer }, request.into_body());
+        let log = context.log_to_append(asker.share, name).await?;
+        return session::begin(context, asker.share, log, wanted, body).await;
+    }
+    let producer = producer(request.headers())?;
     let body = request.into_body(); // so that the header section is not held while waiting
     let settings = context.settings_of(asker.share, name).await?;
     let room = SegmentRoom::new(context.store.batch_bytes(&settings));

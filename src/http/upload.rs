@@ -20,7 +20,7 @@ use std::{ops::RangeInclusive, time::Duration};
 use tokio::time::Instant;
 
 /// How often a body that waits asks for memory.
-const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(20);
+pub(super) const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(20);
 /// How long a body's pace is measured before it is judged.
 const PACE: Duration = Duration::from_secs(1);
 
@@ -157,7 +157,7 @@ where
 
 /// Whether a body of which `came` bytes came in the time that it `took` would take longer than `most` to send as many as it
 /// holds.
-fn is_slow(held: usize, came: usize, took: Duration, most: Duration) -> bool {
+pub(super) fn is_slow(held: usize, came: usize, took: Duration, most: Duration) -> bool {
     came as u128 * most.as_millis() < held as u128 * took.as_millis()
 }
 

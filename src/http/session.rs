@@ -1,0 +1,341 @@
+//! Append sessions: one request whose body goes on, and whose answer goes on too. What has arrived together is appended as one
+//! batch, and each commit is answered by a line of JSON: how many records of this request are stored, and up to which offset.
+//!
+//! A session takes no more of the body while there is no room for what it has, and makes no more lines than its client takes.
+//! So it holds a piece of the body, the beginning of a record, and one position for each batch that is on its way to the disk.
+//!
+//! A producer's session begins an epoch of the producer, which fences off its earlier sessions. Each of its batches carries a
+//! mark: how many records the producer has stored in sessions. So a session that says which of them its first record is
+//! (`Producer-Seq`) leaves out what is stored already.
+//!
+//! # What always holds
+//! - Records are appended in their order, each once; a record that is not whole is not appended, except for a last line
+//!   without its end.
+//! - What a line says is stored is stored: on the disk, or in memory if the session asked for that.
+//! - The last line says why the session ended. An answer without it was broken off.
+
+mod producer;
+mod source;
+
+use super::{
+    answer::{Answer, LOG_ID, json_text, keep_from_proxies, log_id, piece_by_piece},
+    connection::RequestBody,
+    context::{Ack, COPYING, Context},
+    formats::{DecodedBatch, Format},
+    permits::ConnectionShare,
+    problem::Problem,
+    waited::LogWait,
+};
+use crate::{
+    Code,
+    api::SessionLine,
+    log::{Durability, Error, MayBlock, Room},
+    store::OpenLog,
+};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::{
+    Response,
+    header::{CONTENT_TYPE, HeaderValue},
+};
+use producer::Producer;
+pub(super) use producer::WantedProducer;
+use source::Source;
+use std::{collections::VecDeque, future, io, pin::Pin, sync::Arc};
+use tokio::time::Instant;
+
+/// The most batches that are told apart on their way to the disk.
+const MAX_UNACKNOWLEDGED: usize = 4096;
+
+/// What a request for a session asks for.
+pub(super) struct Wanted {
+    pub(super) format: Format,
+    pub(super) ack: Option<Ack>,
+    pub(super) producer: Option<WantedProducer>,
+}
+
+/// Begins a session.
+pub(super) async fn begin(
+    context: &Arc<Context>,
+    share: &Arc<ConnectionShare>,
+    log: Arc<OpenLog>,
+    wanted: Wanted,
+    body: RequestBody,
+) -> Result<Answer, Problem> {
+    let Wanted { format, ack, producer } = wanted;
+    let source = Source::new(format, context, &log)?;
+    log.writable().map_err(Problem::of_log(&log))?;
+    let producer = match producer {
+        Some(wanted) => Some(Producer::begin(wanted, context, share, &log).await?),
+        None => None,
+    };
+    let by_log = if log.durability() == Durability::Disk { Ack::Durable } else { Ack::Memory };
+    let id = log_id(log.id());
+    let session = Session {
+        context: Arc::clone(context),
+        share: Arc::clone(share),
+        log_wait: context.waited.begin(&log, share),
+        ack: ack.unwrap_or(by_log),
+        body,
+        has_ended: false,
+        source,
+        producer,
+        blocked: None,
+        room: None,
+        taken: 0,
+        unacknowledged: VecDeque::new(),
+        commit: None,
+        stored: (0, None),
+        untold: false,
+        told: Instant::now(),
+        stage: Stage::Opening,
+        log,
+    };
+    let mut answer = Response::new(piece_by_piece(session, Session::next));
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(Format::Ndjson.content_type()));
+    headers.insert(LOG_ID, id);
+    keep_from_proxies(headers);
+    Ok(answer)
+}
+
+enum Stage {
+    /// Nothing has been sent.
+    Opening,
+    /// The body goes on.
+    Open,
+    /// It does not, or is not read any more: what was appended is waited for. With a problem if that is why.
+    Ending(Option<Problem>),
+    /// The last line has been sent.
+    Ended,
+}
+
+type Commit = Pin<Box<dyn Future<Output = Result<(), Problem>> + Send>>;
+
+struct Session {
+    context: Arc<Context>,
+    share: Arc<ConnectionShare>,
+    log: Arc<OpenLog>,
+    log_wait: LogWait,
+    ack: Ack,
+    body: RequestBody,
+    has_ended: bool,
+    source: Source,
+    producer: Option<Producer>,
+    /// A batch for which there was no room, and what tells when there is.
+    blocked: Option<DecodedBatch>,
+    room: Option<Pin<Box<Room>>>,
+    /// How many records of the body have been appended, or were stored before.
+    taken: u64,
+    /// For each batch that is not stored yet: its last offset, and how many records have been taken with it.
+    unacknowledged: VecDeque<(u64, u64)>,
+    /// Completes when the first of them is stored.
+    commit: Option<Commit>,
+    /// How many records of the body are stored, and up to which offset; whether the client is still to be told, and when it
+    /// was last told something.
+    stored: (u64, Option<u64>),
+    untold: bool,
+    told: Instant,
+    stage: Stage,
+}
+
+impl Session {
+    /// The next line of the answer; `None` once it has ended.
+    async fn next(mut self) -> io::Result<Option<(Bytes, Self)>> {
+        loop {
+            if matches!(self.stage, Stage::Ended) {
+                return Ok(None);
+            }
+            if let Some(line) = self.line() {
+                self.told = Instant::now();
+                return Ok(Some((json_text(&line).into(), self)));
+            }
+            if let Err(problem) = self.advance().await {
+                self.stage = match self.stage {
+                    Stage::Opening | Stage::Open => Stage::Ending(Some(problem)),
+                    // What was appended cannot be waited for any more. The first problem is the one to be told.
+                    Stage::Ending(first) => {
+                        self.unacknowledged.clear();
+                        Stage::Ending(first.or(Some(problem)))
+                    }
+                    Stage::Ended => Stage::Ended,
+                };
+            }
+        }
+    }
+
+    /// What is to be told, if there is anything.
+    fn line(&mut self) -> Option<SessionLine> {
+        let (records, last_offset) = self.stored;
+        let progress = SessionLine { records, last_offset, ..SessionLine::default() };
+        match &mut self.stage {
+            Stage::Opening => {
+                self.stage = Stage::Open;
+                let epoch = self.producer.as_ref().map(|producer| producer.epoch);
+                let stored = self.producer.as_ref().map(|producer| producer.stored);
+                Some(SessionLine { epoch, stored, ..progress })
+            }
+            Stage::Ending(why) if self.unacknowledged.is_empty() => {
+                let why = why.take().map(|problem| problem.of(&self.log));
+                self.stage = Stage::Ended;
+                Some(match why {
+                    None => SessionLine { end: Some("complete".to_owned()), ..progress },
+                    Some(problem) => problem.into_end(records, last_offset),
+                })
+            }
+            Stage::Open | Stage::Ending(_) if std::mem::take(&mut self.untold) => Some(progress),
+            _ => None,
+        }
+    }
+
+    /// Appends what has arrived, or waits for something to do.
+    async fn advance(&mut self) -> Result<(), Problem> {
+        let is_open = matches!(self.stage, Stage::Open);
+        if is_open && (self.blocked.is_some() || self.source.has_whole_records()) {
+            if !self.append().await? {
+                return self.wait().await;
+            }
+            tokio::task::yield_now().await; // others have their turn
+            return Ok(());
+        }
+        if is_open && self.has_ended {
+            self.stage = Stage::Ending(None);
+            return Ok(());
+        }
+        self.wait().await
+    }
+
+    /// Appends the next batch; returns whether there was room for it.
+    async fn append(&mut self) -> Result<bool, Problem> {
+        let mut batch = match self.blocked.take() {
+            Some(batch) => batch,
+            None => match self.source.batch(self.taken).await? {
+                Some(batch) => batch,
+                None => return Ok(true), // blank lines
+            },
+        };
+        if let Some(producer) = &mut self.producer {
+            let skipped = producer.skips.min(batch.records());
+            producer.skips -= skipped;
+            self.taken += skipped;
+            if skipped > 0 {
+                (self.stored.0, self.untold) = (self.taken, true); // they were durable when the epoch began
+            }
+            if skipped == batch.records() {
+                return Ok(true);
+            }
+            batch = batch.without_first(skipped);
+            while self.log.producers_are_busy() {
+                tokio::time::sleep(COPYING).await;
+            }
+        }
+        match self.attempt(&batch) {
+            Ok(first) => {
+                self.note(first, &batch);
+                Ok(true)
+            }
+            Err(Error::WouldBlock) => {
+                let is_new = self.room.is_none();
+                self.room.get_or_insert_with(|| Box::pin(self.log.room()));
+                self.blocked = Some(batch);
+                // Room that was made before it was waited for is not missed.
+                if is_new { Box::pin(self.append()).await } else { Ok(false) }
+            }
+            Err(error) => Err(Problem::of_log(&self.log)(error)),
+        }
+    }
+
+    fn attempt(&self, batch: &DecodedBatch) -> Result<u64, Error> {
+        match &self.producer {
+            None => self.log.try_append_values(batch, None, MayBlock::Never),
+            Some(producer) => producer.append(&self.log, batch),
+        }
+    }
+
+    /// A batch was appended.
+    fn note(&mut self, first: u64, batch: &DecodedBatch) {
+        self.room = None; // has the next caller woken
+        let records = batch.records();
+        if let Some(producer) = &mut self.producer {
+            producer.stored += records;
+            producer.sequence += 1;
+        }
+        self.taken += records;
+        self.context.metrics.appended(records, batch.bytes());
+        let position = (first + records - 1, self.taken);
+        let is_full = self.unacknowledged.len() >= MAX_UNACKNOWLEDGED;
+        match self.unacknowledged.back_mut() {
+            Some(last) if is_full => *last = position,
+            _ => self.unacknowledged.push_back(position),
+        }
+    }
+
+    /// Waits for more of the body, for a commit, for room, or for what ends the session; or until the client is to see that
+    /// it goes on.
+    async fn wait(&mut self) -> Result<(), Problem> {
+        if self.commit.is_none()
+            && let Some(&(offset, _)) = self.unacknowledged.front()
+        {
+            let (context, log, ack) = (Arc::clone(&self.context), Arc::clone(&self.log), self.ack);
+            self.commit = Some(Box::pin(async move { context.acknowledged(&log, offset, Some(ack)).await }));
+        }
+        let mut stopped = self.context.stopped.clone();
+        let is_open = matches!(self.stage, Stage::Open);
+        let reads = is_open && self.blocked.is_none() && !self.has_ended;
+        let look = self.source.look_at().unwrap_or(self.told + self.context.settings.heartbeat);
+        tokio::select! {
+            biased;
+            done = or_never(self.commit.as_mut()) => {
+                self.commit = None;
+                done?;
+                self.acknowledge();
+            }
+            () = or_never(self.room.as_mut()), if self.blocked.is_some() => {}
+            () = async { drop(stopped.wait_for(|stopped| *stopped).await) }, if is_open => {
+                return Err(Problem::new(Code::ShuttingDown, "the server is stopping; begin another session"));
+            }
+            () = self.log_wait.ended(), if is_open => return Err(Problem::too_many_waits()),
+            frame = self.body.frame(), if reads => match frame {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.source.push(data).await?; // trailers mean nothing
+                    }
+                }
+                Some(Err(error)) => {
+                    let detail = format!("the body ended early: {error}");
+                    return Err(Problem::new(Code::BodyIncomplete, detail));
+                }
+                None => {
+                    self.has_ended = true;
+                    self.source.end()?;
+                }
+            },
+            () = tokio::time::sleep_until(look) => {
+                self.source.judge(&self.share)?;
+                self.untold |= self.told.elapsed() >= self.context.settings.heartbeat;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes which batches are stored.
+    fn acknowledge(&mut self) {
+        let is_stored = |offset: u64| match self.ack {
+            Ack::Durable => offset < self.log.durable_offset(),
+            Ack::Memory => self.log.is_published(offset),
+        };
+        while let Some(&(last, taken)) = self.unacknowledged.front().filter(|(last, _)| is_stored(*last)) {
+            self.stored = (taken, Some(last));
+            self.untold = true;
+            self.unacknowledged.pop_front();
+        }
+    }
+}
+
+/// The result of a future, if there is one.
+async fn or_never<F: Future + ?Sized>(future: Option<&mut Pin<Box<F>>>) -> F::Output {
+    match future {
+        Some(future) => future.as_mut().await,
+        None => future::pending().await,
+    }
+}

@@ -1,0 +1,88 @@
+//! The producer of a session, and how many records it has stored.
+
+use super::super::{
+    context::Context, formats::DecodedBatch, params, permits::ConnectionShare, problem::Problem,
+};
+use crate::{
+    Code,
+    log::{Error, MayBlock, ProducerBatch, check_producer_id},
+    store::OpenLog,
+};
+use hyper::header::HeaderMap;
+use std::sync::Arc;
+
+/// What a producer's mark begins with, before the number of records that it has stored in sessions.
+const MARK: &str = "session ";
+
+/// The producer that a session is to be of.
+pub(in crate::http) struct WantedProducer {
+    id: String,
+    /// Which of the producer's records is the first of the body, if it says so.
+    first: Option<u64>,
+}
+
+impl WantedProducer {
+    /// The producer named by the headers of a request, if any.
+    pub(in crate::http) fn parse(headers: &HeaderMap) -> Result<Option<Self>, Problem> {
+        let bad = |detail: &str| Problem::new(Code::InvalidProducer, detail);
+        if headers.contains_key("producer-epoch") || headers.contains_key("producer-mark") {
+            let detail =
+                "a session begins an epoch and marks its batches: leave out Producer-Epoch and Producer-Mark";
+            return Err(bad(detail));
+        }
+        let first = params::header(headers, "producer-seq")?;
+        let Some(id) = params::header(headers, "producer-id")? else {
+            return if first.is_none() { Ok(None) } else { Err(bad("Producer-Seq comes with Producer-Id")) };
+        };
+        check_producer_id(id)?;
+        let number = |first| params::number("Producer-Seq", first, 0..=u64::MAX - 1);
+        let first = first.map(number).transpose().map_err(|_| bad("Producer-Seq is a whole number"))?;
+        Ok(Some(Self { id: id.to_owned(), first }))
+    }
+}
+
+/// A producer in its session.
+pub(super) struct Producer {
+    id: String,
+    pub(super) epoch: u32,
+    /// The number of the next batch.
+    pub(super) sequence: u64,
+    /// How many records it has stored in sessions; and how many of the next ones of the body are among them.
+    pub(super) stored: u64,
+    pub(super) skips: u64,
+}
+
+impl Producer {
+    /// Begins the producer's next epoch.
+    pub(super) async fn begin(
+        wanted: WantedProducer,
+        context: &Context,
+        share: &ConnectionShare,
+        log: &Arc<OpenLog>,
+    ) -> Result<Self, Problem> {
+        let WantedProducer { id, first } = wanted;
+        let next = Arc::new(log.ask_for_epoch(&id).map_err(Problem::of_log(log))?);
+        let begun = context.on_log_in_time(share, log, move |log| log.begin_epoch_in_time(&next)).await?;
+        let stored = begun.mark.as_ref().map_or(Some(0), |mark| mark.strip_prefix(MARK)?.parse().ok());
+        let stored: u64 = stored.ok_or_else(|| {
+            let detail = "this producer appends without sessions, with marks of its own: use another id";
+            Problem::new(Code::InvalidProducer, detail)
+        })?;
+        let skips = stored.checked_sub(first.unwrap_or(stored)).ok_or_else(|| {
+            let detail =
+                format!("the producer has stored {stored} records in sessions, and this one begins later");
+            Problem::new(Code::ProducerOutOfOrder, detail).with(|numbers| {
+                numbers.expected_epoch = Some(begun.epoch.into());
+                numbers.expected_seq = Some(stored);
+            })
+        })?;
+        Ok(Self { id, epoch: begun.epoch, sequence: 0, stored, skips })
+    }
+
+    /// Appends a batch as the producer's next one; returns its first offset.
+    pub(super) fn append(&self, log: &OpenLog, batch: &DecodedBatch) -> Result<u64, Error> {
+        let mark = format!("{MARK}{}", self.stored + batch.records());
+        let named = ProducerBatch::new(&self.id, self.epoch, self.sequence).with_mark(&mark);
+        log.try_append_values_once(&named, batch, None, MayBlock::Never).map(|produced| produced.first_offset)
+    }
+}

@@ -1,0 +1,289 @@
+//! Append sessions: a request and an answer that go on.
+
+mod support;
+
+use std::{
+    io::{BufRead, Read},
+    time::{Duration, Instant},
+};
+use support::{Client, Server};
+
+const TEXT: &str = "text/plain";
+const NDJSON: &str = "application/x-ndjson";
+const FRAMES: &str = "application/vnd.millstream.frames";
+
+/// A session with an HTTP/1.1 server.
+struct Session(Client);
+
+impl Session {
+    fn begin(server: &Server, log: &str, query: &str, media_type: &str, headers: &str) -> Self {
+        let mut client = server.connect();
+        let head = format!(
+            "POST /v1/logs/{log}/records?session=true{query} HTTP/1.1\r\nHost: localhost\r\n\
+             Content-Type: {media_type}\r\nTransfer-Encoding: chunked\r\n{headers}\r\n"
+        );
+        client.send(head.as_bytes()).unwrap();
+        Self(client)
+    }
+
+    /// The status of the answer.
+    fn status(&mut self) -> u16 {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert_ne!(self.0.0.read_line(&mut head).unwrap(), 0, "{head}");
+        }
+        head.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    /// A session that has begun: its first line is returned as well.
+    fn begun(server: &Server, media_type: &str, headers: &str) -> (Self, serde_json::Value) {
+        let mut session = Self::begin(server, "a", "", media_type, headers);
+        assert_eq!(session.status(), 200);
+        let first = session.line().unwrap();
+        (session, first)
+    }
+
+    fn send(&mut self, data: &[u8]) {
+        let chunk = [format!("{:x}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat();
+        self.0.send(&chunk).unwrap();
+    }
+
+    fn finish(&mut self) {
+        self.0.send(b"0\r\n\r\n").unwrap();
+    }
+
+    /// The next line; `None` once the answer has ended, or was broken off.
+    fn line(&mut self) -> Option<serde_json::Value> {
+        let mut size = String::new();
+        self.0.0.read_line(&mut size).ok()?;
+        let size = usize::from_str_radix(size.trim_end(), 16).ok()?;
+        let mut chunk = vec![0; size + 2];
+        self.0.0.read_exact(&mut chunk).ok()?;
+        serde_json::from_slice(&chunk[..size]).ok()
+    }
+
+    /// The first line that `fits`, among those that come.
+    fn until(&mut self, fits: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        loop {
+            let line = self.line().expect("the answer has ended");
+            if fits(&line) {
+                return line;
+            }
+        }
+    }
+
+    fn end(&mut self) -> serde_json::Value {
+        self.until(|line| line.get("end").is_some())
+    }
+}
+
+fn server(flags: &[&str]) -> (tempfile::TempDir, Server) {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), flags);
+    server.connect().request("PUT", "/v1/logs/a", b"").unwrap();
+    (data, server)
+}
+
+fn values(server: &Server) -> Vec<String> {
+    let mut client = server.connect();
+    let request = "GET /v1/logs/a/records?limit=1000000&max_bytes=1000000000 HTTP/1.1\r\nHost: localhost\r\n\
+                   Accept: text/plain\r\n\r\n";
+    client.send(request.as_bytes()).unwrap();
+    client.answer().unwrap().body.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn what_arrives_is_appended_and_answered_while_the_request_goes_on() {
+    let (_data, server) = server(&[]);
+    let (mut session, first) = Session::begun(&server, TEXT, "");
+    assert_eq!(first, serde_json::json!({"records": 0}));
+    for n in 1..=5u64 {
+        session.send(format!("line {n}\r\n").as_bytes());
+        let line = session.until(|line| line["records"] == n);
+        assert_eq!(line, serde_json::json!({"records": n, "last_offset": n - 1}));
+    }
+    // A line in parts, several at once, and one without its end.
+    session.send(b"in ");
+    session.send(b"parts");
+    session.send(b"\n\nlast");
+    session.finish();
+    assert_eq!(session.end(), serde_json::json!({"records": 8, "last_offset": 7, "end": "complete"}));
+    assert!(session.line().is_none());
+    let expected = ["line 1", "line 2", "line 3", "line 4", "line 5", "in parts", "", "last"];
+    assert_eq!(values(&server), expected);
+    // The connection can be used again.
+    assert_eq!(session.0.request("GET", "/healthz", b"").unwrap().status, 200);
+}
+
+#[test]
+fn a_session_takes_lines_of_json_and_frames_and_says_what_is_wrong_with_them() {
+    let (_data, server) = server(&[]);
+    let (mut session, _) = Session::begun(&server, NDJSON, "");
+    session.send(b"{\"a\":1}\n\n  \n");
+    session.until(|line| line["records"] == 1);
+    session.send(b"{\"a\":2}\n{no\n");
+    let end = session.end();
+    assert_eq!((&end["end"], &end["records"], &end["line"]), (&"invalid_json".into(), &1.into(), &5.into()));
+    assert!(session.line().is_none());
+
+    let (mut session, _) = Session::begun(&server, FRAMES, "");
+    for byte in [b"\x03\0\0\0a\nb".as_slice(), b"\x01\0\0\x80", b"1\0\0", b"\0", b"\0"].concat() {
+        session.send(&[byte]); // one at a time
+    }
+    session.finish();
+    assert_eq!(session.end()["records"], 3);
+    let (mut session, _) = Session::begun(&server, FRAMES, "");
+    session.send(b"\x01\0\0\0x\x05\0\0\0abc");
+    session.finish();
+    let end = session.end();
+    assert_eq!((&end["end"], &end["records"]), (&"invalid_frame".into(), &1.into()));
+    assert_eq!(values(&server), ["{\"a\":1}", "a", "b", "1", "", "x"]);
+}
+
+#[test]
+fn what_a_session_cannot_be_is_refused_and_what_ends_one_is_said() {
+    let (_data, mut server) = server(&["--segment-bytes", "1048576"]);
+    for (query, media_type, headers, status) in [
+        ("&expect=0", TEXT, "", 400),
+        ("&ack=never", TEXT, "", 400),
+        ("", "application/json", "", 415),
+        ("", "application/octet-stream", "", 415),
+        ("", TEXT, "Content-Encoding: gzip\r\n", 415),
+        ("", TEXT, "Producer-Seq: 1\r\n", 400),
+        ("", TEXT, "Producer-Id: p\r\nProducer-Epoch: 1\r\n", 400),
+        ("", TEXT, "Producer-Id: p\r\nProducer-Seq: 1\r\n", 409),
+    ] {
+        let mut session = Session::begin(&server, "a", query, media_type, headers);
+        assert_eq!(session.status(), status, "{query} {media_type} {headers}");
+    }
+    assert_eq!(Session::begin(&server, "none", "", TEXT, "").status(), 404);
+    // A record that no segment has room for.
+    let (mut session, _) = Session::begun(&server, TEXT, "");
+    session.send(b"small\n");
+    for _ in 0..17 {
+        session.send(&vec![b'x'; 64 << 10]);
+    }
+    let end = session.end();
+    assert_eq!((&end["end"], &end["records"]), (&"record_too_large".into(), &1.into()));
+    // The log is deleted.
+    let (mut session, _) = Session::begun(&server, TEXT, "");
+    session.send(b"one\n");
+    session.until(|line| line["records"] == 1);
+    server.connect().request("DELETE", "/v1/logs/a", b"").unwrap();
+    session.send(b"two\n");
+    assert_eq!(session.end()["end"], "log_deleted");
+    // The server stops.
+    server.connect().request("PUT", "/v1/logs/a", b"").unwrap();
+    let (mut session, _) = Session::begun(&server, TEXT, "");
+    session.send(b"one\n");
+    session.until(|line| line["records"] == 1);
+    let (begun, stops) = (Instant::now(), std::thread::spawn(move || server.terminate()));
+    let end = session.end();
+    assert_eq!((&end["end"], &end["records"]), (&"shutting_down".into(), &1.into()));
+    drop(session);
+    assert_eq!(stops.join().unwrap(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+/// The server is killed again and again in the middle of it; the producer continues after the last line that it has seen, or
+/// from the start.
+#[test]
+fn a_producer_that_continues_its_session_after_kills_stores_each_record_once() {
+    const RECORDS: u64 = 30_000;
+    let data = tempfile::tempdir().unwrap();
+    let mut acknowledged = 0;
+    for round in 0..8 {
+        let server =
+            Server::start(data.path(), &["--durability", if round % 2 == 0 { "disk" } else { "memory" }]);
+        server.connect().request("PUT", "/v1/logs/a", b"").unwrap();
+        let from = if round % 3 == 2 { 0 } else { acknowledged };
+        let headers = format!("Producer-Id: importer\r\nProducer-Seq: {from}\r\n");
+        let (mut session, first) = Session::begun(&server, TEXT, &headers);
+        assert!(
+            first["stored"].as_u64().unwrap() >= acknowledged,
+            "{first}: {acknowledged} were acknowledged"
+        );
+        let is_last = round == 7;
+        let enough = if is_last { RECORDS } else { (round + 1) * RECORDS / 8 };
+        let mut sender = session.0.0.get_ref().try_clone().unwrap();
+        let sends = std::thread::spawn(move || {
+            for start in (from..RECORDS).step_by(100) {
+                let lines: Vec<String> =
+                    (start..RECORDS.min(start + 100)).map(|n| format!("record {n}\n")).collect();
+                let lines = lines.concat();
+                let chunk = format!("{:x}\r\n{lines}\r\n", lines.len());
+                if std::io::Write::write_all(&mut sender, chunk.as_bytes()).is_err() {
+                    return;
+                }
+            }
+            drop(std::io::Write::write_all(&mut sender, b"0\r\n\r\n"));
+        });
+        while let Some(line) = session.line() {
+            acknowledged = acknowledged.max(from + line["records"].as_u64().unwrap());
+            if line.get("end").is_some() || !is_last && acknowledged >= enough {
+                break;
+            }
+        }
+        server.kill();
+        sends.join().unwrap();
+    }
+    assert_eq!(acknowledged, RECORDS);
+    let server = Server::start(data.path(), &[]);
+    let expected: Vec<String> = (0..RECORDS).map(|n| format!("record {n}")).collect();
+    assert!(values(&server) == expected);
+}
+
+/// Another session of the producer takes over, and the first one says so.
+#[test]
+fn of_two_sessions_of_a_producer_the_later_one_continues() {
+    let (_data, server) = server(&[]);
+    let (mut one, _) = Session::begun(&server, TEXT, "Producer-Id: p\r\n");
+    one.send(b"1\n");
+    one.until(|line| line["records"] == 1);
+    let (mut two, first) = Session::begun(&server, TEXT, "Producer-Id: p\r\n");
+    assert_eq!(first["stored"], 1);
+    one.send(b"x\n");
+    assert_eq!(one.end()["end"], "producer_out_of_order");
+    two.send(b"2\n");
+    two.finish();
+    assert_eq!(two.end()["records"], 1);
+    assert_eq!(values(&server), ["1", "2"]);
+}
+
+/// Idle sessions stay, and show that they do; others whose client does not read are given up, and hold little.
+#[test]
+fn idle_sessions_stay_and_one_that_does_not_read_its_answer_holds_little() {
+    let (_data, server) =
+        server(&["--header-seconds", "1", "--body-seconds", "2", "--heartbeat-seconds", "1"]);
+    let (mut idle, _) = Session::begun(&server, TEXT, "");
+    idle.send(b"one\n");
+    idle.until(|line| line["records"] == 1);
+    let begun = Instant::now();
+    for _ in 0..4 {
+        assert_eq!(idle.line().unwrap()["records"], 1, "after {:?}", begun.elapsed());
+    }
+    assert!(begun.elapsed() > Duration::from_secs(3), "{:?}", begun.elapsed());
+    // The rest of a large record never comes.
+    let (mut stalled, _) = Session::begun(&server, TEXT, "");
+    stalled.send(&vec![b'x'; 100_000]);
+    assert_eq!(stalled.end()["end"], "body_too_slow");
+    let process = support::process::Process::of(&server.child);
+    let before = process.memory();
+    let mut deaf = Vec::new();
+    for _ in 0..8 {
+        let session = Session::begin(&server, "a", "&ack=memory", TEXT, "");
+        let mut sender = session.0.0.get_ref().try_clone().unwrap();
+        deaf.push(session);
+        std::thread::spawn(move || {
+            let chunk = [b"40\r\n".as_slice(), &[b'\n'; 64], b"\r\n"].concat().repeat(100);
+            while std::io::Write::write_all(&mut sender, &chunk).is_ok() {}
+        });
+    }
+    std::thread::sleep(Duration::from_secs(3));
+    let grown = process.memory().saturating_sub(before);
+    println!("{} KiB for 8 sessions that do not read", grown >> 10);
+    assert!(grown < 128 << 20, "{grown}");
+    idle.send(b"two\n");
+    idle.finish();
+    assert_eq!(idle.end()["records"], 2);
+}
