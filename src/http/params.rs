@@ -55,11 +55,15 @@ pub(super) fn one_of(names: &str) -> Problem {
 
 /// A whole number within a range.
 pub(super) fn number(name: &str, value: &str, range: RangeInclusive<u64>) -> Result<u64, Problem> {
+    let expected = || format!("a whole number from {} to {}", range.start(), range.end());
+    parse_number(value, &range).ok_or_else(|| invalid(name, &expected()))
+}
+
+/// A whole number within a range, of digits only; `None` if it is none.
+pub(super) fn parse_number(value: &str, range: &RangeInclusive<u64>) -> Option<u64> {
     let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
     let number = if digits { value.parse().ok() } else { None };
-    number
-        .filter(|number| range.contains(number))
-        .ok_or_else(|| invalid(name, &format!("a whole number from {} to {}", range.start(), range.end())))
+    number.filter(|number| range.contains(number))
 }
 
 /// `true` or `false`.
