@@ -113,19 +113,6 @@ pub fn parse_time(value: &str) -> Option<u64> {
 /// The length of a date, as in 2026-01-02.
 const DATE: usize = 10;
 
-/// A media type of `Accept` without its parameters, and how much the client prefers it, from 0 (not at all) to 1000.
-pub(super) fn weighed(range: &str) -> (&str, u16) {
-    let mut parts = range.split(';').map(str::trim);
-    let name = parts.next().unwrap_or_default();
-    let weight = |part: &str| {
-        let number = part.strip_prefix(['q', 'Q'])?.trim_start().strip_prefix('=')?;
-        let number: f64 = number.trim().parse().ok()?;
-        #[expect(clippy::cast_sign_loss, reason = "it is not negative")]
-        (number >= 0.0).then(|| (number * 1000.0).min(1000.0) as u16)
-    };
-    (name, parts.find_map(weight).unwrap_or(1000))
-}
-
 /// The value of a header as text; a header that occurs more than once is refused.
 pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Problem> {
     let mut values = headers.get_all(name).iter();

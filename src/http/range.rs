@@ -1,12 +1,13 @@
 //! Reading a range of a log: where it starts and ends, and an answer that has it whole or sends it piece by piece.
 
 use super::{
+    accept::{self, Wanted},
     answer::{Answer, Body, Endless, LOG_ID, full, keep_from_proxies, log_id, only_head, piece_by_piece},
     context::{Asker, Context},
     cursors,
     fetch::Patience,
     follow,
-    formats::{self, Format, Wanted},
+    formats::Format,
     memory::Purpose,
     params,
     permits::{ConnectionShare, Kind},
@@ -144,7 +145,7 @@ pub(super) async fn range(
 ) -> Result<Answer, Problem> {
     let query = RangeQuery::parse(&request, context.settings.wait_time)?;
     let headers = request.headers();
-    let wanted = formats::wanted(headers)?;
+    let wanted = accept::wanted(headers)?;
     let last = params::header(headers, "last-event-id")?; // only a tail resumes there
     let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
     drop(request); // so that its header section is not held while waiting
