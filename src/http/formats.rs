@@ -468,6 +468,9 @@ mod tests {
     #[test]
     fn every_format_is_described_fuzzed_and_tried_by_hostile_clients() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        if !root.join("fuzz").exists() {
+            return; // this is the published package
+        }
         for file in [
             "src/http/openapi.json",
             "docs/api.md",
