@@ -4,6 +4,7 @@
 
 mod buffered;
 mod calls;
+#[cfg(target_os = "linux")]
 mod direct;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod gate;

@@ -3,6 +3,7 @@
 //! A request's way is `server`, `serve`, `connection`, `router`, and the file of its resource. What each file is for has a
 //! line in `docs/architecture.md`.
 
+mod accept;
 mod answer;
 mod body;
 mod book;
@@ -46,7 +47,10 @@ mod unsent;
 mod upload;
 mod waited;
 
+// For the commands of the binary, which write and read the same: not for other programs.
+#[doc(hidden)]
 pub use formats::{lost_json, record_json};
+#[doc(hidden)]
 pub use params::{TIMES, parse_time};
 pub use server::Server;
 pub use settings::Settings;

@@ -12,6 +12,10 @@
 //!
 //! With the default feature `server` there is also the HTTP endpoint of the `millstream` binary.
 
+// Beyond what Cargo.toml says: tests may unwrap, and tell a long story in one function (see clippy.toml).
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+#![cfg_attr(test, allow(clippy::too_many_lines))]
+
 #[cfg(any(feature = "client", feature = "server"))]
 mod api;
 mod chunk;

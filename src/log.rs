@@ -23,6 +23,8 @@ mod end;
 pub(crate) mod environment;
 mod error;
 mod flush;
+#[cfg(feature = "store")]
+mod for_store;
 mod futures;
 mod inspect;
 mod line;
@@ -349,20 +351,6 @@ impl Log {
         let budget = Budget::new(options.memory_bytes);
         let opened = recovery::open(env, dir, &options, &budget)?;
         Self::start(Shared::new(env, dir, options, Some(lock), opened))
-    }
-
-    /// Opens a log that is one of many in `budget`, in a directory that nobody else opens.
-    #[cfg(feature = "store")]
-    pub(crate) fn open_within(
-        env: &Environment,
-        budget: &Arc<Budget>,
-        dir: &Path,
-        options: Options,
-    ) -> Result<Self, Error> {
-        let options = options.checked()?;
-        recovery::ensure_free(&*env.disk, dir)?;
-        let opened = recovery::open(env, dir, &options, budget)?;
-        Self::start(Shared::new(env, dir, options, None, opened))
     }
 
     #[cfg_attr(not(feature = "store"), allow(unused_mut))]
@@ -725,12 +713,6 @@ impl Log {
         self.shared.next_offset()
     }
 
-    /// The directory of the log.
-    #[cfg(feature = "store")]
-    pub(crate) fn dir(&self) -> &Path {
-        &self.shared.dir
-    }
-
     /// All records below this offset are on disk.
     pub fn durable_offset(&self) -> u64 {
         self.shared.durable.get()
@@ -752,63 +734,6 @@ impl Log {
     /// Completes when the record at `offset` can be read, or never will be.
     pub fn visible(&self, offset: u64) -> Visible {
         Visible::new(Arc::clone(&self.shared), offset)
-    }
-
-    /// To be called now and then, while other logs need memory: lets go of a segment that was made for a large record which
-    /// nobody appends any more.
-    #[cfg(feature = "store")]
-    pub(crate) fn give_up_untaken(&self) {
-        self.shared.give_up_untaken();
-    }
-
-    /// Whether the log is read-only because there was no room when it was opened, and there is some now: opening it
-    /// again makes it writable.
-    #[cfg(feature = "store")]
-    pub(crate) fn has_room_again(&self) -> bool {
-        self.shared.full.is_some() && recovery::has_room(&self.shared)
-    }
-
-    /// Whether the log is read-only because there was no room when it was opened.
-    #[cfg(feature = "store")]
-    pub(crate) fn is_full(&self) -> bool {
-        self.shared.full.is_some()
-    }
-
-    /// Ends a log that could only be read, so that another opening can take its place: waiters get an error.
-    #[cfg(feature = "store")]
-    pub(crate) fn give_way(&self) {
-        self.shared.ending.set(End::Reopened); // or it has ended already
-        self.shared.stop();
-        self.shared.trimmer.settle();
-    }
-
-    /// Whether closing the log would not wait: everything is durable, becomes so within a moment, or never will; and
-    /// the maintenance task is idle, or becomes so within a moment.
-    #[cfg(feature = "store")]
-    pub(crate) fn settles_soon(&self) -> bool {
-        let last = self.next_offset().checked_sub(1);
-        if self.writable().is_ok() && last.is_some_and(|last| !self.shared.durable_soon(last)) {
-            return false;
-        }
-        (0..ATTEMPTS).any(|attempt| {
-            if attempt > 0 {
-                std::thread::sleep(ATTEMPT);
-            }
-            self.writable().is_err() || !self.shared.roll.is_busy() && !self.shared.cursors.are_written()
-        })
-    }
-
-    /// Stops a log that is being deleted: appends and waiters get an error, and nothing more is written.
-    #[cfg(feature = "store")]
-    pub(crate) fn abandon(&self) {
-        self.shared.ending.set(End::Deleted); // or it has ended already
-        // Wait here and now: later there may be another log at this path, whose files have the same names.
-        self.stop_tasks();
-        self.shared.flush.settle();
-        self.shared.trimmer.settle(); // for callers that trim a log without a maintenance task
-        self.shared.producers.settle();
-        self.shared.cursors.settle();
-        let _ = self.shared.seal_rest(); // it has failed: nothing is sealed
     }
 
     /// What this log has done since it was opened, and how it is now. The values are taken one after the other.
@@ -858,20 +783,6 @@ impl Log {
     /// [`Error::Failed`]: not everything is known to be durable.
     pub fn close(mut self) -> Result<(), Error> {
         self.close_in_place(&mut { CLOSING }, true)
-    }
-
-    /// Like [`close`](Self::close), for one of several logs: if the disk has no room, waits for some for at most `left`,
-    /// which is reduced by the time that this took.
-    #[cfg(feature = "store")]
-    pub(crate) fn close_within(mut self, left: &mut Duration) -> Result<(), Error> {
-        self.close_in_place(left, true)
-    }
-
-    /// Like [`close`](Self::close), for a log that [`settles_soon`](Self::settles_soon), and for callers that have other logs
-    /// to serve: if there is no room for the mark of a clean close, none is left and nothing is waited for: the next opening reads more.
-    #[cfg(feature = "store")]
-    pub(crate) fn close_idle(mut self) -> Result<(), Error> {
-        self.close_in_place(&mut { CLOSING }, false)
     }
 
     fn close_in_place(&mut self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {

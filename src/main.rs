@@ -1,5 +1,7 @@
 //! The `millstream` binary.
 
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
 mod cli;
 
 fn main() -> std::process::ExitCode {

@@ -41,7 +41,8 @@ mod tests {
     const SEEDS: std::ops::Range<u64> = 0..500;
 
     fn range() -> std::ops::Range<u64> {
-        let Ok(given) = std::env::var("MILLSTREAM_SIM_SEEDS") else { return SEEDS };
+        let given = std::env::var("MILLSTREAM_SIM_SEEDS").ok().filter(|given| !given.is_empty());
+        let Some(given) = given else { return SEEDS };
         let (from, to) = given.split_once("..").expect("MILLSTREAM_SIM_SEEDS=from..to");
         from.parse().unwrap()..to.parse().unwrap()
     }

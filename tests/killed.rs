@@ -3,6 +3,8 @@
 //!
 //! `MILLSTREAM_KILL_ROUNDS=200 cargo test --test killed` for more than 20 rounds.
 
+#![allow(clippy::too_many_lines)] // each tells one story
+
 mod support;
 
 use std::{

@@ -53,70 +53,76 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_DATA", default_value = "./data")]
     data: PathBuf,
     /// When an append is answered, and which records readers see
-    #[arg(long, env = "MILLSTREAM_DURABILITY", value_enum, default_value_t = Level::Disk)]
+    #[arg(long, env = "MILLSTREAM_DURABILITY", value_enum, default_value_t = Level::Disk, help_heading = "Logs")]
     durability: Level,
     /// Server threads [default: one per core]
-    #[arg(long, env = "MILLSTREAM_THREADS", value_parser = value_parser!(u16).range(1..=1024))]
+    #[arg(long, env = "MILLSTREAM_THREADS", value_parser = value_parser!(u16).range(1..=1024), help_heading = "Server")]
     threads: Option<u16>,
     /// The largest segment in bytes, and so the largest record
-    #[arg(long, env = "MILLSTREAM_SEGMENT_BYTES", default_value_t = Options::default().segment_bytes, value_parser = size::size)]
+    #[arg(long, env = "MILLSTREAM_SEGMENT_BYTES", default_value_t = Options::default().segment_bytes, value_parser = size::size, help_heading = "Logs")]
     segment_bytes: u64,
     /// Memory in bytes, for all logs together, for records being written and for recent ones
-    #[arg(long, env = "MILLSTREAM_MEMORY_BYTES", default_value_t = StoreOptions::default().log.memory_bytes, value_parser = size::size)]
+    #[arg(long, env = "MILLSTREAM_MEMORY_BYTES", default_value_t = StoreOptions::default().log.memory_bytes, value_parser = size::size, help_heading = "Memory")]
     memory_bytes: u64,
     /// A file system in memory for records that are not on disk yet, so that they survive kill -9; or "none"
-    #[arg(long, alias = "images", env = "MILLSTREAM_SHM_DIR", default_value = "/dev/shm")]
+    #[arg(
+        long,
+        alias = "images",
+        env = "MILLSTREAM_SHM_DIR",
+        default_value = "/dev/shm",
+        help_heading = "Memory"
+    )]
     shm_dir: PathBuf,
     /// The largest request body in bytes
-    #[arg(long, alias = "max-body", env = "MILLSTREAM_MAX_BODY_BYTES", default_value_t = Settings::default().body_bytes, value_parser = size::within(1..=MAX_BODY))]
+    #[arg(long, alias = "max-body", env = "MILLSTREAM_MAX_BODY_BYTES", default_value_t = Settings::default().body_bytes, value_parser = size::within(1..=MAX_BODY), help_heading = "Limits of clients")]
     max_body_bytes: usize,
     /// The largest header section in bytes, at least 8192
-    #[arg(long, alias = "max-header", env = "MILLSTREAM_MAX_HEADER_BYTES", default_value_t = Settings::default().header_bytes, value_parser = size::within(8192..=MAX_HEADER))]
+    #[arg(long, alias = "max-header", env = "MILLSTREAM_MAX_HEADER_BYTES", default_value_t = Settings::default().header_bytes, value_parser = size::within(8192..=MAX_HEADER), help_heading = "Limits of clients")]
     max_header_bytes: usize,
     /// Connections at once; for each one beyond that, a slow or idle one is closed. Fewer if the limit of open files is
     /// too low
-    #[arg(long, env = "MILLSTREAM_MAX_CONNECTIONS", default_value_t = Settings::default().connections, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MAX_CONNECTIONS))]
+    #[arg(long, env = "MILLSTREAM_MAX_CONNECTIONS", default_value_t = Settings::default().connections, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MAX_CONNECTIONS), help_heading = "Limits of clients")]
     max_connections: usize,
     /// Seconds that a header section may take to arrive, and that a connection may be idle
-    #[arg(long, env = "MILLSTREAM_HEADER_SECONDS", default_value_t = Settings::default().header_time.as_secs(), value_parser = value_parser!(u64).range(1..=MAX_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_HEADER_SECONDS", default_value_t = Settings::default().header_time.as_secs(), value_parser = value_parser!(u64).range(1..=MAX_SECONDS), help_heading = "Limits of clients")]
     header_seconds: u64,
     /// Seconds that a body may take to arrive, and that a client may take nothing of an answer
-    #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = Settings::default().body_time.as_secs(), value_parser = value_parser!(u64).range(1..=MAX_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = Settings::default().body_time.as_secs(), value_parser = value_parser!(u64).range(1..=MAX_SECONDS), help_heading = "Limits of clients")]
     body_seconds: u64,
     /// The largest request body in bytes after decompression
-    #[arg(long, alias = "max-decoded", env = "MILLSTREAM_MAX_DECODED_BYTES", default_value_t = Settings::default().decoded_bytes, value_parser = size::within(1..=MAX_BODY))]
+    #[arg(long, alias = "max-decoded", env = "MILLSTREAM_MAX_DECODED_BYTES", default_value_t = Settings::default().decoded_bytes, value_parser = size::within(1..=MAX_BODY), help_heading = "Limits of clients")]
     max_decoded_bytes: usize,
     /// Memory in bytes, for all clients together, for bodies and answers; requests beyond that are answered with 503
-    #[arg(long, alias = "max-http-memory", env = "MILLSTREAM_MAX_HTTP_MEMORY_BYTES", default_value_t = Settings::default().memory_bytes, value_parser = size::within(0..=u64::MAX))]
+    #[arg(long, alias = "max-http-memory", env = "MILLSTREAM_MAX_HTTP_MEMORY_BYTES", default_value_t = Settings::default().memory_bytes, value_parser = size::within(0..=u64::MAX), help_heading = "Memory")]
     max_http_memory_bytes: usize,
     /// The longest that a read may wait for new records, in seconds
-    #[arg(long, env = "MILLSTREAM_WAIT_SECONDS", default_value_t = Settings::default().wait_time.as_secs(), value_parser = value_parser!(u64).range(0..=MAX_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_WAIT_SECONDS", default_value_t = Settings::default().wait_time.as_secs(), value_parser = value_parser!(u64).range(0..=MAX_SECONDS), help_heading = "Limits of clients")]
     wait_seconds: u64,
     /// Seconds between comments on a live tail without news
-    #[arg(long, env = "MILLSTREAM_HEARTBEAT_SECONDS", default_value_t = Settings::default().heartbeat.as_secs(), value_parser = value_parser!(u64).range(1..=MAX_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_HEARTBEAT_SECONDS", default_value_t = Settings::default().heartbeat.as_secs(), value_parser = value_parser!(u64).range(1..=MAX_SECONDS), help_heading = "Limits of clients")]
     heartbeat_seconds: u64,
     /// Names by which clients may call this server, in addition to its own; *.NAME for all names below NAME, * for any
     /// name
-    #[arg(long, env = "MILLSTREAM_ALLOW_HOST", value_name = "NAME", value_delimiter = ',', value_parser = host)]
+    #[arg(long, env = "MILLSTREAM_ALLOW_HOST", value_name = "NAME", value_delimiter = ',', value_parser = host, help_heading = "Browsers")]
     allow_host: Vec<String>,
     /// Origins whose pages may use this server from a browser, such as `https://app.example.com`; * for all
-    #[arg(long, env = "MILLSTREAM_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = origin)]
+    #[arg(long, env = "MILLSTREAM_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = origin, help_heading = "Browsers")]
     allow_origin: Vec<String>,
     /// Create a log when a record is appended to it
-    #[arg(long, env = "MILLSTREAM_CREATE_LOGS")]
+    #[arg(long, env = "MILLSTREAM_CREATE_LOGS", help_heading = "Logs")]
     create_logs: bool,
     /// How many logs stay open when nobody uses them; each takes one open file
-    #[arg(long, env = "MILLSTREAM_MAX_OPEN_LOGS", default_value_t = StoreOptions::default().open_logs)]
+    #[arg(long, env = "MILLSTREAM_MAX_OPEN_LOGS", default_value_t = StoreOptions::default().open_logs, help_heading = "Logs")]
     max_open_logs: usize,
     /// Seconds after which an unused log is closed; it is opened again on demand
-    #[arg(long, env = "MILLSTREAM_IDLE_SECONDS", default_value_t = StoreOptions::default().idle.as_secs(), value_parser = value_parser!(u64).range(0..=MAX_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_IDLE_SECONDS", default_value_t = StoreOptions::default().idle.as_secs(), value_parser = value_parser!(u64).range(0..=MAX_SECONDS), help_heading = "Logs")]
     idle_seconds: u64,
     /// The format of the server's own log on standard error; `MILLSTREAM_LOG_FILTER`, for example debug, sets what is
     /// logged
-    #[arg(long, env = "MILLSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, env = "MILLSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, help_heading = "Server")]
     log_format: LogFormat,
     /// Seconds to wait for requests in flight when stopping
-    #[arg(long, env = "MILLSTREAM_GRACE_SECONDS", default_value_t = Settings::default().grace.as_secs(), value_parser = value_parser!(u64).range(0..=MAX_SECONDS))]
+    #[arg(long, env = "MILLSTREAM_GRACE_SECONDS", default_value_t = Settings::default().grace.as_secs(), value_parser = value_parser!(u64).range(0..=MAX_SECONDS), help_heading = "Server")]
     grace_seconds: u64,
 }
 

@@ -1,11 +1,7 @@
 //! System calls on one file, which both kinds of files use.
 
 use super::unknown;
-use std::{
-    fs, io,
-    ops::Range,
-    os::{fd::AsRawFd, unix::fs::MetadataExt},
-};
+use std::{fs, io, ops::Range, os::unix::fs::MetadataExt};
 
 /// Repeats a call of the standard library for as long as a signal interrupts it: the library repeats most calls by
 /// itself, but not those that take a lock or open a directory.
@@ -39,7 +35,7 @@ pub(super) fn read(file: &fs::File, buf: &mut [u8], position: u64) -> io::Result
     use rustix::fs::{Mode, OFlags};
     let (whole, mut done) = (buf.len() / UNIT * UNIT, 0);
     let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
-    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let name = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
     if let Ok(direct) = rustix::io::retry_on_intr(|| rustix::fs::open(&*name, flags, Mode::empty())) {
         while done < whole {
             match rustix::io::pread(&direct, &mut buf[done..whole], position + done as u64) {

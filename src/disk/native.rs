@@ -1,9 +1,6 @@
 //! The system's directories, and the choice of which kind of file to use in them.
 
-use super::{
-    Disk, File, MemoryDir, Node, buffered::BufferedFile, calls, is_read_only, is_transient, shm::ShmDir,
-    unknown,
-};
+use super::{Disk, File, MemoryDir, Node, buffered::BufferedFile, calls, is_read_only, shm::ShmDir, unknown};
 use std::{
     fs, io,
     os::unix::fs::MetadataExt,
@@ -24,7 +21,7 @@ fn writable(file: fs::File, path: &Path) -> io::Result<Box<dyn File>> {
     #[cfg(target_os = "linux")]
     match super::direct::DirectFile::open(path) {
         Ok(direct) => return Ok(Box::new(direct)),
-        Err(error) if is_transient(&error) => return Err(error),
+        Err(error) if super::is_transient(&error) => return Err(error),
         Err(_) => {} // the file system does not support it
     }
     let _ = path;

@@ -69,9 +69,12 @@ pub(crate) struct Unreadable(pub(crate) Range<usize>);
 /// file system does not match. The next attempt may succeed, or none ever.
 pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    // What the block layer and file systems report besides EIO: ENODATA for a medium error, EILSEQ for a protection
+    // What Linux's block layer and file systems report besides EIO: ENODATA for a medium error, EILSEQ for a protection
     // error, EREMOTEIO for a device that has failed; EBADMSG and EUCLEAN for checksums.
+    #[cfg(target_os = "linux")]
     let bad = [Errno::IO, Errno::NODATA, Errno::ILSEQ, Errno::REMOTEIO, Errno::BADMSG, Errno::UCLEAN];
+    #[cfg(not(target_os = "linux"))]
+    let bad = [Errno::IO, Errno::ILSEQ, Errno::BADMSG];
     error.raw_os_error().is_some_and(|number| bad.contains(&Errno::from_raw_os_error(number)))
         || matches!(error.get_ref(), Some(inner) if inner.is::<Unreadable>())
 }

@@ -55,11 +55,15 @@ pub(super) fn one_of(names: &str) -> Problem {
 
 /// A whole number within a range.
 pub(super) fn number(name: &str, value: &str, range: RangeInclusive<u64>) -> Result<u64, Problem> {
+    let expected = || format!("a whole number from {} to {}", range.start(), range.end());
+    parse_number(value, &range).ok_or_else(|| invalid(name, &expected()))
+}
+
+/// A whole number within a range, of digits only; `None` if it is none.
+pub(super) fn parse_number(value: &str, range: &RangeInclusive<u64>) -> Option<u64> {
     let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
     let number = if digits { value.parse().ok() } else { None };
-    number
-        .filter(|number| range.contains(number))
-        .ok_or_else(|| invalid(name, &format!("a whole number from {} to {}", range.start(), range.end())))
+    number.filter(|number| range.contains(number))
 }
 
 /// `true` or `false`.
@@ -108,19 +112,6 @@ pub fn parse_time(value: &str) -> Option<u64> {
 
 /// The length of a date, as in 2026-01-02.
 const DATE: usize = 10;
-
-/// A media type of `Accept` without its parameters, and how much the client prefers it, from 0 (not at all) to 1000.
-pub(super) fn weighed(range: &str) -> (&str, u16) {
-    let mut parts = range.split(';').map(str::trim);
-    let name = parts.next().unwrap_or_default();
-    let weight = |part: &str| {
-        let number = part.strip_prefix(['q', 'Q'])?.trim_start().strip_prefix('=')?;
-        let number: f64 = number.trim().parse().ok()?;
-        #[expect(clippy::cast_sign_loss, reason = "it is not negative")]
-        (number >= 0.0).then(|| (number * 1000.0).min(1000.0) as u16)
-    };
-    (name, parts.find_map(weight).unwrap_or(1000))
-}
 
 /// The value of a header as text; a header that occurs more than once is refused.
 pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Problem> {

@@ -14,9 +14,22 @@ use std::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
-/// What permits are for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What permits are for.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(super) enum Kind {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Kind {
+            /// All kinds, in the order in which they are declared.
+            const ALL: [Self; [$(stringify!($name),)*].len()] = [$(Self::$name,)*];
+        }
+    };
+}
+
+kinds! {
     /// To parse a body, by how much [`Work`] that is.
     LightBody,
     MediumBody,
@@ -37,24 +50,6 @@ pub(super) enum Kind {
     SmallBodyMemory,
     MediumBodyMemory,
     LargeBodyMemory,
-}
-
-impl Kind {
-    /// All kinds, in the order in which they are declared.
-    const ALL: [Self; 12] = [
-        Self::LightBody,
-        Self::MediumBody,
-        Self::HeavyBody,
-        Self::Look,
-        Self::Read,
-        Self::ReadLarge,
-        Self::Append,
-        Self::Log,
-        Self::Memory,
-        Self::SmallBodyMemory,
-        Self::MediumBodyMemory,
-        Self::LargeBodyMemory,
-    ];
 }
 
 impl From<Work> for Kind {

@@ -233,9 +233,6 @@ impl Problem {
     }
 }
 
-/// What [`Error::Full`] advises to do.
-const ADVICE: &str = "; make room, or trim the log";
-
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let code = match &error {
@@ -273,10 +270,8 @@ impl From<Error> for Problem {
         let problem = match code {
             // What the system said, and not on which file: that is for the server's log.
             Code::DiskFull => {
-                let error = error.to_string();
-                let error = error.strip_suffix(ADVICE).unwrap_or(&error);
-                let said = error.rsplit(": ").next().unwrap_or_default();
-                Self::new(code, format!("the disk is full: {said}{ADVICE}"))
+                let said = error.system_reason().map(ToString::to_string).unwrap_or_default();
+                Self::new(code, format!("the disk is full: {said}; make room, or trim the log"))
             }
             Code::RecordUnreadable => Self::new(code, "the disk cannot read the record"),
             _ => Self::new(code, &error),
@@ -314,6 +309,7 @@ impl From<store::Error> for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     /// The detail named the file on which there was no room.
     #[test]
@@ -321,7 +317,8 @@ mod tests {
         let no_room = || std::io::Error::from_raw_os_error(28);
         let error = Error::io("make a segment file in", std::path::Path::new("/secret: place"))(no_room());
         let expected = "the disk is full: No space left on device (os error 28); make room, or trim the log";
-        for error in [error.clone(), Error::Full { reason: error.to_string().into() }] {
+        let full = Error::Full { reason: error.to_string().into(), source: Arc::new(no_room()) };
+        for error in [error, full] {
             assert_eq!(Problem::from(error).detail, expected);
         }
     }

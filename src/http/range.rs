@@ -1,17 +1,18 @@
 //! Reading a range of a log: where it starts and ends, and an answer that has it whole or sends it piece by piece.
 
 use super::{
+    accept::{self, Wanted},
     answer::{Answer, Body, Endless, LOG_ID, full, keep_from_proxies, log_id, only_head, piece_by_piece},
     context::{Asker, Context},
     cursors,
     fetch::Patience,
     follow,
-    formats::{self, Format, Wanted},
+    formats::Format,
     memory::Purpose,
     params,
     permits::{ConnectionShare, Kind},
     problem::Problem,
-    reading::{Damaged, PageLimits, Reading},
+    reading::{Damaged, PageLimits, RangeEnd, Reading},
     tail,
 };
 use crate::{Code, LogId, log::Error, reports, start::StartAt, store::OpenLog};
@@ -144,7 +145,7 @@ pub(super) async fn range(
 ) -> Result<Answer, Problem> {
     let query = RangeQuery::parse(&request, context.settings.wait_time)?;
     let headers = request.headers();
-    let wanted = formats::wanted(headers)?;
+    let wanted = accept::wanted(headers)?;
     let last = params::header(headers, "last-event-id")?; // only a tail resumes there
     let resumed = last.map(|id| params::number("Last-Event-ID", id, 0..=u64::MAX - 1)).transpose()?;
     drop(request); // so that its header section is not held while waiting
@@ -168,9 +169,8 @@ pub(super) async fn range(
         return tail::stream(context, asker.share, &log, offset, query.damaged);
     };
     let from = from.unwrap_or(StartAt::Earliest);
-    let end = log.visible_offset();
-    let mut reading = Reading::new(log.reader(0), format, query.page_limits(), end);
-    reading.damaged = query.damaged;
+    let reading = Reading::new(log.reader(0), format, query.page_limits(), log.visible_offset());
+    let reading = reading.with_damaged(query.damaged);
     let ranged = records_from(context, asker, &log, from, until, reading).await;
     ranged.map_err(|problem| problem.of(&log))
 }
@@ -193,16 +193,42 @@ async fn records_from(
     until: Until,
     mut reading: Reading,
 ) -> Result<Answer, Problem> {
-    let format = reading.format;
     let offset = resolve(from, context, asker.share, log).await?;
-    let wait = if let Until::End(wait) = until { wait } else { Duration::ZERO };
+    if let Until::End(wait) = until {
+        wait_for_record(context, asker, log, offset, wait).await?;
+    }
+    reading.begin_at(offset, log.visible_offset());
+    let format = reading.format();
+    let mut answer = match until {
+        Until::Stopped => followed(context, asker, log, reading)?,
+        Until::End(_) => page(context, asker, log, reading).await?,
+    };
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
+    headers.insert(LOG_ID, log_id(log.id()));
+    Ok(answer)
+}
+
+/// If there is no record at `offset` yet, waits for one, up to this long. Without waiting, only the end of the log may be
+/// asked for.
+async fn wait_for_record(
+    context: &Context,
+    asker: Asker<'_>,
+    log: &Arc<OpenLog>,
+    offset: u64,
+    wait: Duration,
+) -> Result<(), Problem> {
     // A record that was appended may not be visible yet, and asking for what follows it is no mistake. But what is
     // said of the end is what readers see of it: a crash may take back the rest.
     let visible = log.visible_offset();
-    if offset > log.next_offset() && matches!(until, Until::End(Duration::ZERO)) {
-        return Err(Problem::beyond_the_end(offset, visible));
+    if wait.is_zero() {
+        return if offset > log.next_offset() {
+            Err(Problem::beyond_the_end(offset, visible))
+        } else {
+            Ok(())
+        };
     }
-    if log.visible_offset() <= offset && !wait.is_zero() {
+    if log.visible_offset() <= offset {
         let (mut stopped, log_wait) = (context.stopped.clone(), context.waited.begin(log, asker.share));
         tokio::select! {
             waited = tokio::time::timeout(wait, log.visible(offset)) => waited.unwrap_or(Ok(()))?,
@@ -210,63 +236,69 @@ async fn records_from(
             _ = stopped.wait_for(|stopped| *stopped) => {}
         }
     }
-    reading.reader.seek(offset);
-    reading.end = log.visible_offset();
-    let (next, lost, body) = if matches!(until, Until::Stopped) {
-        let first = log.first_offset();
-        if offset < first {
-            return Err(Error::Trimmed { offset, first }.into()); // while there is a head to say it in
-        }
-        let body =
-            if asker.only_head { only_head(None) } else { follow::body(context, asker.share, log, reading) };
-        (offset, 0, body)
-    } else if asker.only_head {
-        reading.length = Some(format.envelope().opening.len() as u64);
-        let reading = reading.looked(context, asker.share, true).await?;
-        let next = reading.reader.offset();
+    Ok(())
+}
+
+/// An answer that goes on as records come.
+fn followed(
+    context: &Arc<Context>,
+    asker: Asker<'_>,
+    log: &Arc<OpenLog>,
+    reading: Reading,
+) -> Result<Answer, Problem> {
+    let (offset, first) = (reading.offset(), log.first_offset());
+    if offset < first {
+        return Err(Error::Trimmed { offset, first }.into()); // while there is a head to say it in
+    }
+    let body =
+        if asker.only_head { only_head(None) } else { follow::body(context, asker.share, log, reading) };
+    let mut answer = Response::new(body);
+    keep_from_proxies(answer.headers_mut());
+    answer.extensions_mut().insert(Endless);
+    Ok(answer)
+}
+
+/// An answer that ends, and says where to continue.
+async fn page(
+    context: &Arc<Context>,
+    asker: Asker<'_>,
+    log: &Arc<OpenLog>,
+    reading: Reading,
+) -> Result<Answer, Problem> {
+    let (end, body) = if asker.only_head {
+        let (end, length) = reading.measured(context, asker.share).await?;
         // A longer answer is sent piece by piece, without a length.
-        let length = reading.length.map(|length| length + format.envelope().closing(next).len() as u64);
-        let length = length.filter(|length| *length < MAX_WHOLE_BYTES as u64);
-        (next, reading.lost, only_head(length))
+        (end, only_head(length.filter(|length| *length < MAX_WHOLE_BYTES as u64)))
     } else {
         begun(context, asker.share, log, reading).await?
     };
     let mut answer = Response::new(body);
     let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
-    headers.insert(LOG_ID, log_id(log.id()));
-    if matches!(until, Until::Stopped) {
-        keep_from_proxies(headers);
-        answer.extensions_mut().insert(Endless);
-        return Ok(answer);
-    }
-    headers.insert(NEXT_OFFSET, HeaderValue::from(next));
-    if lost > 0 {
-        headers.insert(LOST_RECORDS, HeaderValue::from(lost));
+    headers.insert(NEXT_OFFSET, HeaderValue::from(end.next));
+    if end.lost > 0 {
+        headers.insert(LOST_RECORDS, HeaderValue::from(end.lost));
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(answer)
 }
 
-/// Where a range ends, how many of its records are marked as lost, and a body that is all of it or sends it piece by piece.
+/// Where a range ends, and a body that is all of it or sends it piece by piece.
 async fn begun(
     context: &Arc<Context>,
     share: &Arc<ConnectionShare>,
     log: &Arc<OpenLog>,
     mut reading: Reading,
-) -> Result<(u64, u64, Body), Problem> {
+) -> Result<(RangeEnd, Body), Problem> {
     let patience = Patience::to_begin(context);
     let mut pieces = VecDeque::new();
     let mut bytes = 0;
     let done = loop {
         // Boxed, as in `Sending::make_next`: little memory is to be held by requests that wait to look for the end.
-        let (page_limits, at) = (reading.page_limits, reading.reader.offset());
-        let (format, end, damaged, lost) = (reading.format, reading.end, reading.damaged, reading.lost);
+        let rest = reading.rest();
         let (next, piece, done) = match Box::pin(reading.piece(context, share, log, patience)).await {
             Err(problem) if problem.is_overload() && !pieces.is_empty() => {
                 // These pieces may be what has used up the memory: they are sent first.
-                let begun = Reading::new(log.reader(at), format, page_limits, end);
-                reading = Reading { fresh: false, damaged, lost, ..begun };
+                reading = rest.read(log);
                 break false;
             }
             made => made?,
@@ -282,19 +314,13 @@ async fn begun(
         tokio::task::yield_now().await; // others have their turn
     };
     if done {
-        return Ok((reading.reader.offset(), reading.lost, whole(pieces)));
+        return Ok((reading.at(), whole(pieces)));
     }
     // A large range: find out where it ends, which the head has to say, then send it as the client takes it.
-    let (planned, back) = (reading.page_limits, reading.reader.offset());
-    let mut reading = reading.looked(context, share, false).await?;
-    let (next, lost) = (reading.reader.offset(), reading.lost);
-    reading.page_limits =
-        PageLimits { records: planned.records - reading.page_limits.records, bytes: u64::MAX };
-    reading.until = next;
-    reading.reader.seek(back);
+    let (end, reading) = reading.with_known_end(context, share).await?;
     let (context, share, log) = (Arc::clone(context), Arc::clone(share), Arc::clone(log));
     let sending = Sending { context, share, log, reading, pieces, done: false };
-    Ok((next, lost, piece_by_piece(sending, Sending::next)))
+    Ok((end, piece_by_piece(sending, Sending::next)))
 }
 
 /// An answer of which all pieces exist.
@@ -367,7 +393,7 @@ impl Sending {
             reports::failure(log.dir(), &problem, "broke off the answer to a range");
             broken_off()
         })?;
-        if done && (reading.page_limits.records > 0 || reading.offset() < reading.until) {
+        if done && reading.ends_early() {
             // Something has become unreadable since the head said where the answer ends, or readable, if damage is passed.
             reports::failure(
                 log.dir(),

@@ -44,20 +44,20 @@ pub(super) struct PageLimits {
 
 /// What is read, and how it is rendered.
 pub(super) struct Reading {
-    pub(super) reader: Reader,
-    pub(super) format: Format,
-    pub(super) page_limits: PageLimits,
+    reader: Reader,
+    format: Format,
+    page_limits: PageLimits,
     /// Where the log ended when the reading began, to estimate the size of the answer.
-    pub(super) end: u64,
+    end: u64,
     /// The offset at which it ends in any case.
-    pub(super) until: u64,
+    until: u64,
     /// Whether nothing has been read yet: the first record is returned however large it is.
-    pub(super) fresh: bool,
+    fresh: bool,
     /// If requested, the bytes that the answer would have so far if it were rendered.
-    pub(super) length: Option<u64>,
-    pub(super) damaged: Damaged,
+    length: Option<u64>,
+    damaged: Damaged,
     /// How many records it has that are marked as lost.
-    pub(super) lost: u64,
+    lost: u64,
 }
 
 /// What becomes of damaged records, and of those that the disk cannot read.
@@ -68,6 +68,34 @@ pub(super) enum Damaged {
     Error,
     /// They are left out.
     Skip,
+}
+
+/// Where a range ends.
+pub(super) struct RangeEnd {
+    /// The offset after it.
+    pub(super) next: u64,
+    /// How many of its records are marked as lost.
+    pub(super) lost: u64,
+}
+
+/// What is left of a reading after its first piece.
+#[derive(Clone, Copy)]
+pub(super) struct Rest {
+    offset: u64,
+    format: Format,
+    page_limits: PageLimits,
+    end: u64,
+    damaged: Damaged,
+    lost: u64,
+}
+
+impl Rest {
+    /// Reads it: for when the reading was lost in an attempt that has failed.
+    pub(super) fn read(self, log: &OpenLog) -> Reading {
+        let Self { offset, format, page_limits, end, damaged, lost } = self;
+        let reading = Reading::new(log.reader(offset), format, page_limits, end);
+        Reading { fresh: false, damaged, lost, ..reading }
+    }
 }
 
 /// How far a step of reading came.
@@ -85,6 +113,25 @@ impl Reading {
         Self { reader, format, page_limits, end, until: u64::MAX, fresh: true, length, damaged, lost }
     }
 
+    pub(super) fn with_damaged(self, damaged: Damaged) -> Self {
+        Self { damaged, ..self }
+    }
+
+    /// Begins at this offset, in a log that ends at `end` by now.
+    pub(super) fn begin_at(&mut self, offset: u64, end: u64) {
+        self.reader.seek(offset);
+        self.end = end;
+    }
+
+    pub(super) fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Where it is, as the end of a range.
+    pub(super) fn at(&self) -> RangeEnd {
+        RangeEnd { next: self.offset(), lost: self.lost }
+    }
+
     /// The offset that is read next.
     pub(super) fn offset(&self) -> u64 {
         self.reader.offset()
@@ -95,8 +142,13 @@ impl Reading {
         self.page_limits.records == 0
     }
 
+    /// Whether it has not come to the end that it was found to have.
+    pub(super) fn ends_early(&self) -> bool {
+        self.page_limits.records > 0 || self.offset() < self.until
+    }
+
     /// Whether there may be more of it.
-    fn goes_on(&self) -> bool {
+    fn may_continue(&self) -> bool {
         self.page_limits.records > 0 && self.reader.offset() < self.until
     }
 
@@ -148,7 +200,7 @@ impl Reading {
         most: usize,
     ) -> Result<Went, Problem> {
         let (begun, mut steps, envelope) = (out.len(), 0, self.format.envelope());
-        while self.goes_on() {
+        while self.may_continue() {
             // A record without a value may add nothing to the piece.
             if out.len().max(steps * RECORD_COST_BYTES) >= most {
                 return Ok(Went::Some);
@@ -191,7 +243,7 @@ impl Reading {
     fn look(&mut self, memory: &Arc<Memory>, only_head: bool, place: Place) -> Result<bool, Problem> {
         let (begun, mut steps, mut grant) = (Instant::now(), 0, memory.grant(Purpose::Answer));
         let most = if place == Place::Here { INLINE_LOOK } else { LOOK_SLICE };
-        while self.goes_on() {
+        while self.may_continue() {
             if steps >= LOOK_STEPS {
                 if begun.elapsed() >= most {
                     return Ok(false);
@@ -244,7 +296,7 @@ impl Reading {
     }
 
     /// Repeats [`look`](Self::look) to the end of the range, giving others their turns in between.
-    pub(super) async fn looked(
+    async fn looked(
         mut self,
         context: &Context,
         share: &ConnectionShare,
@@ -267,8 +319,44 @@ impl Reading {
         Ok(self)
     }
 
-    /// Renders a new piece by [`render_some`](Self::render_some), where and when that is allowed. Returns whether it is the last piece,
-    /// which includes what follows the records.
+    /// Finds out how many bytes an answer with all of it would have, as far as that can be found out without rendering it.
+    /// Returns that with the end of the range; `None` if the answer is longer than is looked for.
+    pub(super) async fn measured(
+        mut self,
+        context: &Context,
+        share: &ConnectionShare,
+    ) -> Result<(RangeEnd, Option<u64>), Problem> {
+        let envelope = self.format.envelope();
+        self.length = Some(envelope.opening.len() as u64);
+        let reading = self.looked(context, share, true).await?;
+        let end = reading.at();
+        let length = reading.length.map(|length| length + envelope.closing(end.next).len() as u64);
+        Ok((end, length))
+    }
+
+    /// Finds out where the range ends. Returns that, and a reading of exactly what is before it.
+    pub(super) async fn with_known_end(
+        self,
+        context: &Context,
+        share: &ConnectionShare,
+    ) -> Result<(RangeEnd, Self), Problem> {
+        let (planned, back) = (self.page_limits.records, self.offset());
+        let mut reading = self.looked(context, share, false).await?;
+        let end = reading.at();
+        reading.page_limits = PageLimits { records: planned - reading.page_limits.records, bytes: u64::MAX };
+        reading.until = end.next;
+        reading.reader.seek(back);
+        Ok((end, reading))
+    }
+
+    /// From where, and within which limits, it would continue.
+    pub(super) fn rest(&self) -> Rest {
+        let Self { format, page_limits, end, damaged, lost, .. } = *self;
+        Rest { offset: self.offset(), format, page_limits, end, damaged, lost }
+    }
+
+    /// Renders a new piece by [`render_some`](Self::render_some), where and when that is allowed. Returns whether it is the
+    /// last piece, which includes what follows the records.
     pub(super) async fn piece(
         self,
         context: &Context,

@@ -57,7 +57,7 @@ fn producer(headers: &HeaderMap) -> Result<Option<Producer>, Problem> {
         params::header(headers, "producer-epoch")?,
         params::header(headers, "producer-seq")?,
     ];
-    let bad = |_| {
+    let bad = || {
         let detail = "send all of Producer-Id, Producer-Epoch and Producer-Seq (whole numbers), or none";
         Problem::new(Code::InvalidProducer, detail)
     };
@@ -70,12 +70,12 @@ fn producer(headers: &HeaderMap) -> Result<Option<Producer>, Problem> {
         [None, None, None] => Ok(None),
         [Some(id), Some(epoch), Some(sequence)] => {
             check_producer_id(id)?;
-            let epoch = params::number("", epoch, 0..=u64::from(u32::MAX)).map_err(bad)? as u32;
+            let epoch = params::parse_number(epoch, &(0..=u32::MAX.into())).ok_or_else(bad)? as u32;
             // One less than the largest number, so that there is always a next one.
-            let sequence = params::number("", sequence, 0..=u64::MAX - 1).map_err(bad)?;
+            let sequence = params::parse_number(sequence, &(0..=u64::MAX - 1)).ok_or_else(bad)?;
             Ok(Some(Producer { id: id.to_owned(), epoch, sequence, mark: mark.map(str::to_owned) }))
         }
-        _ => Err(bad(params::invalid("", ""))),
+        _ => Err(bad()),
     }
 }
 

@@ -333,8 +333,7 @@ impl Shared {
         }
         let _ = file;
         tree::replace(&*self.env.disk, &path, &text).map_err(|error| {
-            let reason = error.to_string().into();
-            if is_full(&error) { Error::Full { reason } } else { Error::io("write", &path)(error) }
+            if is_full(&error) { Error::full(error) } else { Error::io("write", &path)(error) }
         })?;
         *self.cursors.table() = Table { offsets: content.cursors, is_damaged: false };
         Ok(())

@@ -157,8 +157,10 @@ pub enum Error {
     /// Appends work again when there is.
     #[error("the disk is full: {reason}; make room, or trim the log")]
     Full {
-        /// What the system said.
+        /// What was attempted, and what the system said.
         reason: Arc<str>,
+        /// What the system said.
+        source: Arc<io::Error>,
     },
     /// The next segment cannot be created for another reason, such as a lack of descriptors or memory. Appends work
     /// again when it can.
@@ -265,10 +267,32 @@ impl Error {
         self.is_full() || matches!(self, Self::Io { source, .. } if disk::is_read_only(source))
     }
 
+    /// There is no room on the disk, as the system said.
+    pub(super) fn full(source: io::Error) -> Self {
+        Self::Full { reason: source.to_string().into(), source: Arc::new(source) }
+    }
+
+    /// Turns an error of the system, which says that there is no room on the disk, into [`Full`](Self::Full).
+    pub(super) fn into_full(self) -> Self {
+        let reason = self.to_string().into();
+        match self {
+            Self::Io { source, .. } => Self::Full { reason, source },
+            other => other,
+        }
+    }
+
+    /// What the system said, if it refused something; not on which file.
+    #[cfg(feature = "server")]
+    pub(crate) fn system_reason(&self) -> Option<&io::Error> {
+        match self {
+            Self::Full { source, .. } | Self::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
     /// Turns this into the error that says why the next segment cannot be created.
     pub(super) fn cannot_grow(self) -> Self {
-        let reason = self.to_string().into();
-        if self.is_full() { Self::Full { reason } } else { Self::CannotGrow { reason } }
+        if self.is_full() { self.into_full() } else { Self::CannotGrow { reason: self.to_string().into() } }
     }
 
     /// For `map_err`: what was attempted, and on which path.

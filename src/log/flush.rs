@@ -320,7 +320,9 @@ impl Shared {
             let to = position.chunk.contiguous(position.done, MAX_WORDS);
             if to != position.done {
                 self.write_frames(position, to)?;
-                return Ok(self.advance_durable(position, to));
+                let from = self.advance_durable(position, to);
+                self.prepare_next(position, from);
+                return Ok(to.bytes() - from.bytes());
             }
             // All of this segment is durable: if it was closed here, continue in the next one.
             if position.chunk.end() != Some(position.done) {
@@ -364,33 +366,30 @@ impl Shared {
         Ok(())
     }
 
-    /// The frames up to `to` are on the disk: moves the position there, raises `durable`, and asks maintenance for what
-    /// comes next. Returns how many bytes have become durable.
-    fn advance_durable(&self, position: &mut CommitPosition, to: ChunkPosition) -> u64 {
+    /// The frames up to `to` are on the disk: moves the position there, and raises `durable`. Returns where it was.
+    fn advance_durable(&self, position: &mut CommitPosition, to: ChunkPosition) -> ChunkPosition {
         if position.held_up.take().is_some() {
             self.note_full(None); // before callers hear of it, who may append at once
         }
-        let done = std::mem::replace(&mut position.done, to);
-        let bytes = to.bytes() - done.bytes();
-        self.flush.committed.fetch_add(bytes, Ordering::Relaxed);
+        let from = std::mem::replace(&mut position.done, to);
+        self.flush.committed.fetch_add(to.bytes() - from.bytes(), Ordering::Relaxed);
         self.durable.advance(position.segment.base() + u64::from(to.records));
         if self.options.durability == Durability::Memory {
             // Readers wait for this frontier, and an append that was not allowed to wait may not have raised it.
             self.published.advance(self.durable.get());
         }
-        let (capacity, smallest) = (position.chunk.capacity(), self.options.first_segment_bytes);
-        let is_quarter = |at: ChunkPosition| at.bytes() >= capacity / 4;
-        if self.roll.is_too_large(capacity, smallest) {
-            self.roll.ask(0);
-        } else if !is_quarter(done) && is_quarter(to) {
-            self.roll.at_quarter();
-        }
+        from
+    }
+
+    /// A commit has come from `from` to the position: asks maintenance for what is needed next.
+    fn prepare_next(&self, position: &CommitPosition, from: ChunkPosition) {
+        let to = position.done;
+        self.roll.committed(from, to, position.chunk.capacity(), self.options.first_segment_bytes);
         self.look_for_backing();
-        let wants_zeros = bytes < SMALL_BYTES && position.file().wants_zeros();
+        let wants_zeros = to.bytes() - from.bytes() < SMALL_BYTES && position.file().wants_zeros();
         if wants_zeros && !self.flush.zeroing.swap(true, Ordering::SeqCst) {
             self.roll.send(Job::ZeroAhead(Arc::clone(&position.segment)));
         }
-        bytes
     }
 
     /// The segment is closed, and all of it durable.

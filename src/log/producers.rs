@@ -277,7 +277,7 @@ impl Producers {
     /// [`file`](Self::file); where it may not block, [`Error::WouldBlock`] if it is locked.
     fn file_for(&self, may_block: MayBlock) -> Result<MutexGuard<'_, Saved>, Error> {
         match self.file.try_lock() {
-            Err(TryLockError::WouldBlock) if may_block != MayBlock::Always => Err(Error::WouldBlock),
+            Err(TryLockError::WouldBlock) if !may_block.waits_for_disk() => Err(Error::WouldBlock),
             Err(TryLockError::Poisoned(held)) => Ok(held.into_inner()),
             Err(TryLockError::WouldBlock) => Ok(self.file()),
             Ok(held) => Ok(held),

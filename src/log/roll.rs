@@ -35,7 +35,7 @@ use super::{
     task::Schedule,
 };
 use crate::{
-    chunk::{Chunk, PoolShare, Predecessor, ShmBacking},
+    chunk::{Chunk, ChunkPosition, PoolShare, Predecessor, ShmBacking},
     disk,
     segment::{Segment, header::Header},
     sync::{Arc, AtomicBool, AtomicU64, Ordering, Swap},
@@ -182,9 +182,13 @@ impl Roller {
         capacity > smallest && self.budget.is_over()
     }
 
-    /// A quarter of the active chunk is on the disk: asks for the next one, unless that was done when appends came fast.
-    pub(super) fn at_quarter(&self) {
-        if !self.spares.growth.is_ahead() {
+    /// A commit has come from one position in a chunk of this capacity to another. Asks for the next chunk: if the active one
+    /// is to be replaced by one of the smallest size; or when a quarter of it is on the disk, unless that was done when
+    /// appends came fast.
+    pub(super) fn committed(&self, from: ChunkPosition, to: ChunkPosition, capacity: u64, smallest: u64) {
+        let is_quarter = |at: ChunkPosition| at.bytes() >= capacity / 4;
+        let is_due = !is_quarter(from) && is_quarter(to) && !self.spares.growth.is_ahead();
+        if self.is_too_large(capacity, smallest) || is_due {
             self.ask(0);
         }
     }
@@ -322,7 +326,7 @@ impl Shared {
         self.roll.unwritten.fetch_add(1, Ordering::SeqCst);
         self.roll.spares.forget_needs();
         let closed = self.active.load_full().chunk.clone();
-        let filled = closed.end().map_or(0, crate::chunk::ChunkPosition::bytes);
+        let filled = closed.end().map_or(0, ChunkPosition::bytes);
         self.roll.spares.growth.rolls(filled, closed.capacity(), self.env.machine.elapsed());
         let created = clock::start_of_segment(self.env.machine.now(), newest);
         if created < newest {

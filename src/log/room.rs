@@ -36,6 +36,16 @@ pub(crate) enum MayBlock {
     Never,
 }
 
+impl MayBlock {
+    /// Whether it waits for room, and so for the disk, however long that takes.
+    pub(super) fn waits_for_disk(self) -> bool {
+        match self {
+            Self::Always => true,
+            Self::ForNextSegment | Self::ForCopies | Self::Never => false,
+        }
+    }
+}
+
 /// How long an append that does not wait for the disk waits for a segment for which there is memory. Preparing one takes a
 /// few milliseconds; where it takes longer, the disk is behind.
 const PREPARING: Duration = Duration::from_millis(20);
@@ -85,26 +95,34 @@ impl Shared {
             if let Some(refused) = self.roll.refused_lately(self.env.machine.elapsed()) {
                 return Err(refused);
             }
-            let until = if may_block == MayBlock::Always {
-                None
-            } else {
-                let now = self.env.machine.elapsed();
-                let left = PREPARING.saturating_sub(now.saturating_sub(*waits_since.get_or_insert(now)));
-                // Behind others in the line it would wait for them, whom this thread may have to run.
-                let waits = may_block == MayBlock::ForNextSegment
-                    && !self.roll.is_short_of_memory()
-                    && !turn.would_be_behind();
-                if !waits || left.is_zero() || self.env.machine.advance_simulated(left) {
-                    stats::found_no_room();
-                    return Err(Error::WouldBlock);
-                }
-                Some(Instant::now() + left)
-            };
-            if until.is_none() {
-                stats::found_no_room();
-            }
+            let until = self.waits_until(may_block, turn, &mut waits_since)?;
             turn.park(seen, || self.stopping.load(Ordering::SeqCst), until);
         }
+    }
+
+    /// Until when an append waits for room, which there is none of; without an end if `None`. `since` is when it began to
+    /// wait.
+    fn waits_until(
+        &self,
+        may_block: MayBlock,
+        turn: &Turn<'_>,
+        since: &mut Option<Duration>,
+    ) -> Result<Option<Instant>, Error> {
+        if may_block.waits_for_disk() {
+            stats::found_no_room();
+            return Ok(None);
+        }
+        let now = self.env.machine.elapsed();
+        let left = PREPARING.saturating_sub(now.saturating_sub(*since.get_or_insert(now)));
+        // Behind others in the line it would wait for them, whom this thread may have to run.
+        let waits = may_block == MayBlock::ForNextSegment
+            && !self.roll.is_short_of_memory()
+            && !turn.would_be_behind();
+        if !waits || left.is_zero() || self.env.machine.advance_simulated(left) {
+            stats::found_no_room();
+            return Err(Error::WouldBlock);
+        }
+        Ok(Some(Instant::now() + left))
     }
 
     /// Moves on to another segment, if a spare one is ready; otherwise asks for one.

@@ -207,8 +207,27 @@ impl Simulation {
             self.end(&world.sim, Cut::Kill, false);
             return;
         }
-        let known = self.logs.get_mut(&name).expect("it is certain");
-        let log = Log::open_in(&world.environment(&self.clock), &dir, options);
+        self.open_repaired(&world, &place, &name, &options, harm.most_lost, may_end_early, backings_left);
+        world.sim.heal();
+        self.end(&world.sim, Cut::Kill, true);
+    }
+
+    /// Opens a log that was repaired, and compares it with what is known of it. Up to `most_lost` records are lost; if it
+    /// `may_end_early`, also some at its end, unless those are in the backings that are left.
+    #[allow(clippy::too_many_arguments)]
+    fn open_repaired(
+        &mut self,
+        world: &World,
+        place: &str,
+        name: &str,
+        options: &Options,
+        most_lost: usize,
+        may_end_early: bool,
+        backings_left: bool,
+    ) {
+        let (dir, backings) = (Path::new(ROOT).join(name), options.shm_dir.is_some());
+        let known = self.logs.get_mut(name).expect("it is certain");
+        let log = Log::open_in(&world.environment(&self.clock), &dir, options.clone());
         let log = log.unwrap_or_else(|error| panic!("{place}: does not open: {error}"));
         assert!(log.damage().is_empty(), "{place}: {:?}", log.damage());
         log.writable().unwrap_or_else(|error| panic!("{place}: {error}"));
@@ -218,14 +237,14 @@ impl Simulation {
             "found {first}..{next}, in memory {}, durable {}",
             known.memory, known.durable
         ));
-        let lost = known.recognise_all(&place, first, &values);
+        let lost = known.recognise_all(place, first, &values);
         let in_memory = backings && backings_left && known.memory > known.durable;
         assert!(
             next >= known.memory || may_end_early && !in_memory,
             "{place}: ends at {next}, {} were acknowledged",
             known.memory
         );
-        assert!(lost.len() <= harm.most_lost, "{place}: {lost:?} are lost");
+        assert!(lost.len() <= most_lost, "{place}: {lost:?} are lost");
         // Of a batch at the end that was given up, the file of producers may still have the epoch.
         let has_lost = |sent: &Sent| (sent.first..sent.first + sent.count).any(|n| lost.contains(&n));
         known.doubt_producers(|sent| sent.first >= next || has_lost(sent));
@@ -237,8 +256,6 @@ impl Simulation {
         known.found(first, next, backings);
         log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
         known.was_open = true;
-        world.sim.heal();
-        self.end(&world.sim, Cut::Kill, true);
     }
 
     /// Flips a bit in a log, or makes a sector unreadable, or does nothing; in its last segment, or anywhere.

@@ -4,6 +4,8 @@
 //!
 //! `MILLSTREAM_HOSTILE=10` makes everything that lasts for a time take ten times as long.
 
+#![allow(clippy::too_many_lines)] // each tells one story
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -243,14 +243,10 @@ impl Log {
     ) -> Result<(), Error> {
         let committed = self.shared.flush.committed(); // or more by the time that all below `up_to` is durable
         if let Some(last) = up_to.checked_sub(1) {
-            match may_block {
-                // A trim must not wait for the room that it is to make.
-                MayBlock::Always => self.shared.wait_durable_unless_full(last)?,
-                MayBlock::ForNextSegment | MayBlock::ForCopies | MayBlock::Never
-                    if self.shared.durable_soon(last) => {}
-                MayBlock::ForNextSegment | MayBlock::ForCopies | MayBlock::Never => {
-                    return Err(Error::WouldBlock);
-                }
+            if may_block.waits_for_disk() {
+                self.shared.wait_durable_unless_full(last)?; // a trim must not wait for the room that it is to make
+            } else if !self.shared.durable_soon(last) {
+                return Err(Error::WouldBlock);
             }
         }
         self.writable()?; // if the log was deleted, another one may be at its path

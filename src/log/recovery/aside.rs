@@ -67,7 +67,7 @@ pub(super) fn set_aside(disk: &dyn Disk, dir: &Path, next: u64, tail: &[u8]) -> 
     let number = torn.last().map_or(0, |newest| number(newest) + 1);
     let path = dir.join(format!("{next:020}-{number}{TORN}"));
     write(disk, dir, &path, kept).map_err(|error| match error {
-        full if crate::disk::is_full(&full) => Error::Full { reason: full.to_string().into() },
+        full if crate::disk::is_full(&full) => Error::full(full),
         error => Error::io("keep the torn end of a segment as", &path)(error),
     })?;
     for old in torn.iter().take((torn.len() + 1).saturating_sub(FILES)) {

@@ -59,7 +59,7 @@ pub(super) fn sealed_length(scan: &Scan) -> u64 {
 /// Turns an error into [`Error::Full`] if it says that there is no room, or that the file system is read-only.
 pub(super) fn no_room(error: Error) -> Error {
     match error {
-        Error::Io { .. } if error.keeps_from_writing() => Error::Full { reason: error.to_string().into() },
+        Error::Io { .. } if error.keeps_from_writing() => error.into_full(),
         error => error,
     }
 }

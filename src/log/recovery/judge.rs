@@ -90,12 +90,29 @@ pub(super) enum Rest {
     CutOff,
 }
 
+impl Rest {
+    /// Why it is not known whether there were more; `None` if there were none.
+    pub(super) fn reason(self, unreadable: bool, has_mark: bool) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Unknown if unreadable => {
+                Some("the disk cannot read all of the file; how many records it holds is not known")
+            }
+            Self::Unknown if !has_mark => {
+                Some("the disk cannot read how many records were durable at the last clean close")
+            }
+            Self::Unknown => Some("without its header it is not known whether it holds more records"),
+            Self::CutOff => {
+                Some("the file is shorter than its frames; how many records are lost is not known")
+            }
+        }
+    }
+}
+
 /// Judges a segment. `bytes` is its file from the first frame on.
 pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
-    let key = header.key();
     let region = known.footer.map_or(bytes.len(), |footer| (footer.words as usize * WORD).min(bytes.len()));
-    let scan = scan::scan(&bytes[..region], key);
-    let search = |scan: &Scan| search::frames_from(&bytes[..region], key, scan.words, scan.records());
+    let scan = scan::scan(&bytes[..region], header.key());
     // The bytes after the last record may be torn, or durable and damaged: only the mark could tell.
     let unmarked = known.mark.is_none()
         && known.records_before_next.is_none()
@@ -103,50 +120,81 @@ pub(super) fn judge(header: &Header, known: &Known, bytes: Region) -> State {
     let unreadable = known.header == HeaderState::Unreadable
         || unmarked
         || bytes.unreadable().iter().any(|bad| bad.end > scan.words as usize * WORD);
-    let is_reconstructed = known.header != HeaderState::Verified;
-    let short = !is_reconstructed && FRAMES + (bytes.len() as u64) < file::length(header.capacity);
-    let Some(all) = records_for_certain(known, region) else {
-        if Footer::ends(&bytes, header, &scan)
-            || short && known.records_before_next.is_none() && cut_to(&bytes, &scan)
-        {
-            return State::Unsealed(scan);
+    let evidence = Evidence { header, known, bytes, region, scan, unreadable };
+    match records_for_certain(known, region) {
+        Some(all) => evidence.judge_known(all),
+        None => evidence.judge_by_frames(),
+    }
+}
+
+/// What a segment is judged by.
+struct Evidence<'a> {
+    header: &'a Header,
+    known: &'a Known,
+    bytes: Region,
+    /// Where its frames end at the latest.
+    region: usize,
+    /// Its whole frames from the first one on.
+    scan: Scan,
+    unreadable: bool,
+}
+
+impl Evidence<'_> {
+    /// Judges a segment that has exactly `all` records.
+    fn judge_known(mut self, all: u32) -> State {
+        if self.scan.records() > all {
+            let scan = std::mem::take(&mut self.scan).first(&self.bytes, self.header.key(), all);
+            let mut wreck = wreck(self.frames(), &scan, &search::Later::default(), all);
+            wreck.excess = true;
+            return State::Damaged(wreck);
         }
-        let later = search(&scan);
+        if self.scan.records() < all {
+            let mut later = self.later();
+            later.frames.retain(|(record, _)| *record < all);
+            let wreck = wreck(self.frames(), &self.scan, &later, all);
+            return State::Damaged(Wreck { unreadable: self.unreadable, ..wreck });
+        }
+        match self.known.footer.filter(|footer| footer.records == all && footer.words == self.scan.words) {
+            Some(footer) if index_verifies(&self.bytes, &footer) => State::Sealed(footer),
+            _ => State::Unsealed(self.scan),
+        }
+    }
+
+    /// Judges a segment of which only its own bytes say how many records it has.
+    fn judge_by_frames(self) -> State {
+        let Self { header, known, ref bytes, ref scan, unreadable, .. } = self;
+        let is_reconstructed = known.header != HeaderState::Verified;
+        let is_short = !is_reconstructed && FRAMES + (bytes.len() as u64) < file::length(header.capacity);
+        let is_last = known.records_before_next.is_none();
+        if Footer::ends(bytes, header, scan) || is_short && is_last && cut_to(bytes, scan) {
+            return State::Unsealed(self.scan);
+        }
+        let later = self.later();
         let mut durable = known.mark.unwrap_or(0).max(later.durable);
-        if short || known.records_before_next.is_some() {
+        if is_short || !is_last {
             // All frames found were durable; nothing is known about what is lost at the end.
             durable = durable.max(later.frames.last().map_or(0, |(record, _)| record + 1));
         }
-        let rest = match short && known.records_before_next.is_none() {
+        let rest = match is_short && is_last {
             true => Rest::CutOff,
-            false if unreadable || is_reconstructed && known.records_before_next.is_none() => Rest::Unknown,
+            false if unreadable || is_reconstructed && is_last => Rest::Unknown,
             false => Rest::None,
         };
         if durable > scan.records() || rest != Rest::None {
-            let wreck = wreck(&bytes[..region], &scan, &later, durable);
+            let wreck = wreck(self.frames(), scan, &later, durable);
             return State::Damaged(Wreck { unreadable, rest, ..wreck });
         }
-        return if known.records_before_next.is_some() {
-            State::Unsealed(scan)
-        } else {
-            State::Open(bytes, scan)
-        };
-    };
-    if scan.records() > all {
-        let scan = scan.first(&bytes, key, all);
-        let mut wreck = wreck(&bytes[..region], &scan, &search::Later::default(), all);
-        wreck.excess = true;
-        return State::Damaged(wreck);
+        if is_last { State::Open(self.bytes, self.scan) } else { State::Unsealed(self.scan) }
     }
-    if scan.records() < all {
-        let mut later = search(&scan);
-        later.frames.retain(|(record, _)| *record < all);
-        let wreck = wreck(&bytes[..region], &scan, &later, all);
-        return State::Damaged(Wreck { unreadable, ..wreck });
+
+    /// The bytes that may be frames.
+    fn frames(&self) -> &[u8] {
+        &self.bytes[..self.region]
     }
-    match known.footer.filter(|footer| footer.records == all && footer.words == scan.words) {
-        Some(footer) if index_verifies(&bytes, &footer) => State::Sealed(footer),
-        _ => State::Unsealed(scan),
+
+    /// The frames that are found after the whole ones.
+    fn later(&self) -> search::Later {
+        search::frames_from(self.frames(), self.header.key(), self.scan.words, self.scan.records())
     }
 }
 

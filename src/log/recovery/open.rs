@@ -373,7 +373,7 @@ impl Opener<'_> {
         );
         let segment_file = segment_file.map_err(|error| {
             if disk::is_full(&error) {
-                return Error::Full { reason: error.to_string().into() };
+                return Error::full(error);
             }
             Error::io("make a segment file in", dir)(error)
         })?;

@@ -53,6 +53,7 @@ pub(super) struct LeftBacking {
     end: Option<(u64, Option<u32>)>,
     /// The bytes after a gap, if there are frames.
     torn: Vec<u8>,
+    fate: BackingFate,
 }
 
 /// Completes the segment files and the survey from the backings. Removes backings that are no longer needed. Returns
@@ -83,21 +84,15 @@ pub(super) fn restore(
         let is_of_its_process = begun.contains(&(header.base, *incarnation));
         (header.base, !has_file(header), !is_of_its_process, Reverse(header.created))
     });
-    let mut restorer = Restorer { disk, dir, backings, survey };
-    let mut kept = Vec::new();
     share_predecessors(&mut left);
+    let mut restorer = Restorer { disk, dir, backings, survey };
     for n in 0..left.len() {
         let (earlier, rest) = left.split_at_mut(n);
         let Some(backing) = rest.first_mut() else { break };
         let is_damaged = !restorer.survey.damage.is_empty(); // readers may have seen what only the backing has whole
         let fate = restorer.restore_backing(earlier, backing);
         match fate.map_err(Error::io("restore from memory what is missing in", dir)) {
-            Ok(BackingFate::Needless) => {}
-            Ok(BackingFate::Kept) if backing.end.is_some_and(|(end, _)| end <= first) => {
-                let path = backings.path(&backing.name);
-                tracing::info!(backing = %path.display(), "its records are older than all of the log, which was trimmed");
-            }
-            Ok(BackingFate::Kept) => kept.push(n),
+            Ok(fate) => backing.fate = fate,
             Err(error) if error.keeps_from_writing() && durability == Durability::Disk && !is_damaged => {
                 let waiting = &left[n..];
                 let names = waiting.iter().map(|backing| &*backing.name);
@@ -107,12 +102,33 @@ pub(super) fn restore(
             }
             Err(error) => return Err(no_room(error)),
         }
+        if backing.fate == BackingFate::Kept && backing.end.is_some_and(|(end, _)| end <= first) {
+            backing.fate = BackingFate::Trimmed;
+        }
     }
-    let (mut full, mut needless) = (None, Vec::new());
-    for (n, backing) in left.iter().enumerate() {
-        if kept.contains(&n) {
-            warn_kept(backings, [&*backing.name], "its records do not continue where the log ends");
-            continue;
+    dispose(disk, dir, backings, &left)
+}
+
+/// Reports the backings that stay, and removes the others, after what is torn in them was kept aside. Returns `Full` if there
+/// is no room for that: then those stay, too.
+fn dispose(
+    disk: &dyn Disk,
+    dir: &Path,
+    backings: &BackingDir,
+    left: &[LeftBacking],
+) -> Result<Option<Full>, Error> {
+    let (mut full, mut removed) = (None, Vec::new());
+    for backing in left {
+        match backing.fate {
+            BackingFate::Kept => {
+                warn_kept(backings, [&*backing.name], "its records do not continue where the log ends");
+                continue;
+            }
+            BackingFate::Trimmed => {
+                let path = backings.path(&backing.name);
+                tracing::info!(backing = %path.display(), "its records are older than all of the log, which was trimmed");
+            }
+            BackingFate::Redundant => {}
         }
         if let Some((end, _)) = backing.end {
             match aside::set_aside(disk, dir, end, &backing.torn) {
@@ -120,12 +136,12 @@ pub(super) fn restore(
                     full = Some(Full::new(error, backing.torn.len() as u64));
                     continue;
                 }
-                kept => kept?,
+                done => done?,
             }
         }
-        needless.push(&*backing.name);
+        removed.push(&*backing.name);
     }
-    backings.remove_all(&needless);
+    backings.remove_all(&removed);
     Ok(full)
 }
 
@@ -179,6 +195,7 @@ pub(super) fn left_backings(
                     sealed,
                     end: None,
                     torn: Vec::new(),
+                    fate: BackingFate::Kept,
                 });
             }
         }
@@ -215,9 +232,13 @@ struct Restorer<'a> {
 }
 
 /// What becomes of a backing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BackingFate {
-    /// It holds nothing, or nothing that the disk does not have by now.
-    Needless,
+    /// It holds nothing, or nothing that the disk does not have by now: it is removed.
+    Redundant,
+    /// All of its records are older than the log, which was trimmed: it is removed.
+    Trimmed,
+    /// It stays.
     Kept,
 }
 
@@ -235,11 +256,11 @@ impl Restorer<'_> {
             && backing.sealed
         {
             backing.end = Some((segment.end(), last_crc(self.disk, segment)?));
-            return Ok(BackingFate::Needless);
+            return Ok(BackingFate::Redundant);
         }
         let frames = match self.backings.frames(&backing.name) {
             Ok(frames) => frames,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BackingFate::Needless), // it was removed meanwhile
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BackingFate::Redundant), // it was removed meanwhile
             // The next attempt may read it; until then nothing else may get the offsets of its records.
             Err(error) if is_transient(&error) => return Err(error),
             Err(error) => {
@@ -257,7 +278,7 @@ impl Restorer<'_> {
         backing.end = Some(end_of(backing, &scan));
         if scan.records() == 0 {
             let Some(&(last, _)) = search::frames_from(&frames, key, 0, 0).frames.last() else {
-                return Ok(BackingFate::Needless);
+                return Ok(BackingFate::Redundant);
             };
             backing.end = Some((backing.header.base + u64::from(last) + 1, None));
             return Ok(BackingFate::Kept);
@@ -268,10 +289,10 @@ impl Restorer<'_> {
         if whole && backing.header.base == end && continues {
             backing.torn = after_gap(&frames, key, &scan).to_vec();
             self.append_segment(backing, scan, frames)?;
-            return Ok(BackingFate::Needless);
+            return Ok(BackingFate::Redundant);
         }
         let is_covered = self.is_covered(backing, &scan, &frames)?;
-        Ok(if is_covered { BackingFate::Needless } else { BackingFate::Kept })
+        Ok(if is_covered { BackingFate::Redundant } else { BackingFate::Kept })
     }
 
     /// What becomes of a backing whose segment has a file, the `n`th; `None` if that does not decide it.
@@ -290,7 +311,7 @@ impl Restorer<'_> {
             let is_other = segment.records() == 0
                 && contradict(predecessor_of(backing, earlier), self.predecessor_at_end()?);
             let continues = !is_other && self.continue_in_place(backing, frames)?;
-            return Ok(continues.then_some(BackingFate::Needless));
+            return Ok(continues.then_some(BackingFate::Redundant));
         }
         if !same_bytes(self.disk, segment, frames)? {
             return Ok(None);
@@ -303,7 +324,7 @@ impl Restorer<'_> {
             return Ok(Some(BackingFate::Kept));
         }
         backing.end = Some((segment.end(), last_crc(self.disk, segment)?));
-        Ok(Some(BackingFate::Needless))
+        Ok(Some(BackingFate::Redundant))
     }
 
     /// Whether the disk has all that a backing holds: in a segment that was begun again, or that `repair` wrote.

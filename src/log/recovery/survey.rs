@@ -5,7 +5,7 @@ use super::{
     super::{Damage, Error, environment::now},
     aside,
     dir::only_ours,
-    judge::{HeaderState, Known, Rest, State, judge},
+    judge::{HeaderState, Known, State, judge},
 };
 use crate::{
     LogId,
@@ -155,6 +155,13 @@ struct Outline {
     footer: Option<Footer>,
 }
 
+/// What the outline of a segment is read as.
+enum OutlineRead {
+    Whole(Outline),
+    /// No copy of its header verifies.
+    NoHeader(PathBuf, HeaderState),
+}
+
 /// The headers and footers of all segments.
 fn read_outlines(
     disk: &dyn Disk,
@@ -166,15 +173,17 @@ fn read_outlines(
     let outlines = outlines.collect::<Result<Vec<_>, Error>>()?;
     let headers: Vec<Header> = outlines
         .iter()
-        .filter_map(|outline| outline.as_ref().ok())
-        .map(|outline| outline.decoded.header)
+        .filter_map(|outline| match outline {
+            OutlineRead::Whole(outline) => Some(outline.decoded.header),
+            OutlineRead::NoHeader(..) => None,
+        })
         .collect();
     let secret = headers.iter().find_map(|header| header.secret.0);
     let mut all: Vec<Outline> = Vec::new();
     for (outline, &base) in outlines.into_iter().zip(bases) {
         let outline = match (outline, headers.first()) {
-            (Ok(outline), _) => outline,
-            (Err((path, state)), Some(known)) => {
+            (OutlineRead::Whole(outline), _) => outline,
+            (OutlineRead::NoHeader(path, state), Some(known)) => {
                 let unreadable = state == HeaderState::Unreadable;
                 let what = if unreadable { "cannot be read" } else { "does not verify" };
                 let reason = format!("the segment's header {what}");
@@ -184,7 +193,7 @@ fn read_outlines(
                 let others = Others { log: known.log, secret, before, after };
                 reconstruct(disk, &path, state, base, &others).map_err(Error::io("read", &path))?
             }
-            (Err((path, _)), None) => {
+            (OutlineRead::NoHeader(path, _), None) => {
                 let reason =
                     "its header cannot be read or does not verify, and no other segment shows what it was";
                 return Err(Error::Corrupt { path, reason: reason.into() });
@@ -200,24 +209,20 @@ fn read_outlines(
     Ok(all)
 }
 
-/// The header and footer of a segment; or, if no copy of its header verifies, what is wrong with it.
-fn read_outline(
-    disk: &dyn Disk,
-    path: PathBuf,
-    base: u64,
-) -> Result<Result<Outline, (PathBuf, HeaderState)>, Error> {
+/// Reads the header and footer of a segment.
+fn read_outline(disk: &dyn Disk, path: PathBuf, base: u64) -> Result<OutlineRead, Error> {
     let file = disk.open(&path, false).map_err(Error::io("open", &path))?;
     let (block, bad) = match read_block(&*file, 0) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            return Ok(Err((path, HeaderState::Damaged)));
+            return Ok(OutlineRead::NoHeader(path, HeaderState::Damaged));
         }
         block => block.map_err(Error::io("read", &path))?,
     };
     let decoded = match Header::decode(&block) {
         Ok(decoded) => decoded,
         Err(BadHeader::Newer(version)) => return Err(Error::Newer { path, version }),
-        Err(_) if !bad.is_empty() => return Ok(Err((path, HeaderState::Unreadable))),
-        Err(_) => return Ok(Err((path, HeaderState::Damaged))),
+        Err(_) if !bad.is_empty() => return Ok(OutlineRead::NoHeader(path, HeaderState::Unreadable)),
+        Err(_) => return Ok(OutlineRead::NoHeader(path, HeaderState::Damaged)),
     };
     if decoded.header.base != base {
         let begins = decoded.header.base;
@@ -235,7 +240,7 @@ fn read_outline(
         bad.iter().any(|bad| header::MARK_SECTOR.start < bad.end && bad.start < header::MARK_SECTOR.end);
     let mark = (!mark_is_bad).then_some(decoded.mark);
     let (state, origin) = (HeaderState::Verified, Origin::Own);
-    Ok(Ok(Outline { path, decoded, state, origin, copies, mark, length, footer }))
+    Ok(OutlineRead::Whole(Outline { path, decoded, state, origin, copies, mark, length, footer }))
 }
 
 /// When the last record of a segment was appended, as far as its header and footer say.
@@ -364,20 +369,7 @@ fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) 
                 let end = segment.end();
                 push(end..end, false, "it has more records than the segment after it leaves room for");
             }
-            let rest = match wreck.rest {
-                Rest::None => None,
-                Rest::Unknown if wreck.unreadable => {
-                    Some("the disk cannot read all of the file; how many records it holds is not known")
-                }
-                Rest::Unknown if segment.mark.is_none() => {
-                    Some("the disk cannot read how many records were durable at the last clean close")
-                }
-                Rest::Unknown => Some("without its header it is not known whether it holds more records"),
-                Rest::CutOff => {
-                    Some("the file is shorter than its frames; how many records are lost is not known")
-                }
-            };
-            if let Some(reason) = rest {
+            if let Some(reason) = wreck.rest.reason(wreck.unreadable, segment.mark.is_some()) {
                 push(segment.end()..segment.end(), wreck.unreadable, reason);
             }
         }

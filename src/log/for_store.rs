@@ -1,0 +1,92 @@
+//! What a store does with a log that others need not: opening it within a budget, ending it to make place for another,
+//! and closing it while other logs wait.
+
+use super::{
+    ATTEMPT, ATTEMPTS, CLOSING, Environment, Error, Log, Options, Shared, budget::Budget, end::End, recovery,
+};
+use crate::sync::Arc;
+use std::{path::Path, time::Duration};
+
+impl Log {
+    /// Opens a log that is one of many in `budget`, in a directory that nobody else opens.
+    pub(crate) fn open_within(
+        env: &Environment,
+        budget: &Arc<Budget>,
+        dir: &Path,
+        options: Options,
+    ) -> Result<Self, Error> {
+        let options = options.checked()?;
+        recovery::ensure_free(&*env.disk, dir)?;
+        let opened = recovery::open(env, dir, &options, budget)?;
+        Self::start(Shared::new(env, dir, options, None, opened))
+    }
+
+    /// The directory of the log.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
+    /// To be called now and then, while other logs need memory: lets go of a segment that was made for a large record which
+    /// nobody appends any more.
+    pub(crate) fn give_up_untaken(&self) {
+        self.shared.give_up_untaken();
+    }
+
+    /// Whether the log is read-only because there was no room when it was opened, and there is some now: opening it
+    /// again makes it writable.
+    pub(crate) fn has_room_again(&self) -> bool {
+        self.shared.full.is_some() && recovery::has_room(&self.shared)
+    }
+
+    /// Whether the log is read-only because there was no room when it was opened.
+    pub(crate) fn is_full(&self) -> bool {
+        self.shared.full.is_some()
+    }
+
+    /// Ends a log that could only be read, so that another opening can take its place: waiters get an error.
+    pub(crate) fn give_way(&self) {
+        self.shared.ending.set(End::Reopened); // or it has ended already
+        self.shared.stop();
+        self.shared.trimmer.settle();
+    }
+
+    /// Whether closing the log would not wait: everything is durable, becomes so within a moment, or never will; and
+    /// the maintenance task is idle, or becomes so within a moment.
+    pub(crate) fn settles_soon(&self) -> bool {
+        let last = self.next_offset().checked_sub(1);
+        if self.writable().is_ok() && last.is_some_and(|last| !self.shared.durable_soon(last)) {
+            return false;
+        }
+        (0..ATTEMPTS).any(|attempt| {
+            if attempt > 0 {
+                std::thread::sleep(ATTEMPT);
+            }
+            self.writable().is_err() || !self.shared.roll.is_busy() && !self.shared.cursors.are_written()
+        })
+    }
+
+    /// Stops a log that is being deleted: appends and waiters get an error, and nothing more is written.
+    pub(crate) fn abandon(&self) {
+        self.shared.ending.set(End::Deleted); // or it has ended already
+        // Wait here and now: later there may be another log at this path, whose files have the same names.
+        self.stop_tasks();
+        self.shared.flush.settle();
+        self.shared.trimmer.settle(); // for callers that trim a log without a maintenance task
+        self.shared.producers.settle();
+        self.shared.cursors.settle();
+        let _ = self.shared.seal_rest(); // it has failed: nothing is sealed
+    }
+
+    /// Like [`close`](Self::close), for one of several logs: if the disk has no room, waits for some for at most `left`,
+    /// which is reduced by the time that this took.
+    pub(crate) fn close_within(mut self, left: &mut Duration) -> Result<(), Error> {
+        self.close_in_place(left, true)
+    }
+
+    /// Like [`close`](Self::close), for a log that [`settles_soon`](Self::settles_soon), and for callers that have other logs
+    /// to serve. If there is no room for the mark of a clean close, none is left and nothing is waited for: the next opening
+    /// reads more.
+    pub(crate) fn close_idle(mut self) -> Result<(), Error> {
+        self.close_in_place(&mut { CLOSING }, false)
+    }
+}
