@@ -78,25 +78,27 @@ pub(crate) struct Trimmed {
 }
 
 /// A line of the answer to an append session.
-#[cfg(feature = "server")] // the client has no sessions yet
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(default)]
-pub(crate) struct SessionLine {
+#[non_exhaustive]
+pub struct SessionLine {
     /// How many records of the body are stored.
-    pub(crate) records: u64,
+    pub records: u64,
     /// The offset of the last of them, unless none was stored by this session.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) last_offset: Option<u64>,
+    pub last_offset: Option<u64>,
     /// In the first line of a producer's session: its epoch, and how many records the producer had stored in sessions.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) epoch: Option<u32>,
+    pub epoch: Option<u32>,
+    /// See `epoch`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) stored: Option<u64>,
+    pub stored: Option<u64>,
     /// In the last line: `complete`, or the code of the problem that has ended the session; then also its detail.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) end: Option<String>,
+    pub end: Option<String>,
+    /// See `end`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) detail: Option<String>,
+    pub detail: Option<String>,
     #[serde(flatten)]
     pub(crate) numbers: ProblemNumbers,
 }

@@ -2,6 +2,7 @@
 //! data.
 
 mod append;
+mod bench;
 mod config;
 mod logs;
 mod progress;
@@ -33,6 +34,7 @@ enum Command {
     Append(append::Append),
     Read(read::Read),
     Tail(read::Tail),
+    Bench(Box<bench::Bench>),
     Logs(logs::Logs),
     Verify(verify::Verify),
     Repair(repair::Repair),
@@ -76,6 +78,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Append(append) => append.run(),
         Command::Read(read) => read.run(),
         Command::Tail(tail) => tail.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Logs(logs) => logs.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();

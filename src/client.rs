@@ -25,7 +25,7 @@ mod producer;
 mod tail;
 
 pub use crate::{
-    api::{CursorInfo, LogInfo},
+    api::{CursorInfo, LogInfo, SessionLine},
     settings::{LogSettings, ValueError, Values},
     start::StartAt,
 };
@@ -107,6 +107,11 @@ pub struct Client {
 }
 
 impl Client {
+    /// The server's host and port, as in its address.
+    pub fn authority(&self) -> &str {
+        self.url.strip_prefix("http://").unwrap_or(&self.url)
+    }
+
     /// Creates a client of the server at `url`, such as `http://127.0.0.1:4437` or `127.0.0.1:4437`. It connects when it
     /// is used.
     ///
