@@ -21,16 +21,18 @@ fn rates(bench: &Bench, series: &Series) -> (f64, f64, f64) {
 
 pub(super) fn table(bench: &Bench, series: &Series) -> String {
     let (requests, records, bytes) = rates(bench, series);
-    let what = if bench.session { "batches" } else { "requests" };
+    let what = if bench.session { "batches per second" } else { "requests per second" };
     let mut text = String::new();
-    // To a string: cannot fail.
-    let _ = writeln!(text, "{what} per second  {requests:>12.0}");
-    let _ = writeln!(text, "records per second   {records:>11.0}");
-    let _ = writeln!(text, "MiB per second       {:>11.1}", bytes / f64::from(1 << 20));
+    let mut row = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<20} {value:>12}"); // to a string: cannot fail
+    };
+    row(what, format!("{requests:.0}"));
+    row("records per second", format!("{records:.0}"));
+    row("MiB per second", format!("{:.1}", bytes / f64::from(1 << 20)));
     for (name, quantile) in QUANTILES {
-        let _ = writeln!(text, "latency {name:<8}     {:>11.3} ms", millis(&series.latency, quantile));
+        row(&format!("{name} in ms"), format!("{:.3}", millis(&series.latency, quantile)));
     }
-    let _ = writeln!(text, "failed               {:>11}", series.failed);
+    row("failed", series.failed.to_string());
     if let Some(failure) = &series.failure {
         let _ = writeln!(text, "the first failure: {}", failure.trim_end());
     }
@@ -69,6 +71,9 @@ const HEIGHT: f64 = 220.0;
 const LEFT: f64 = 70.0;
 const BELOW: f64 = 34.0;
 
+/// How many steps the numbers below a plot have.
+const STEPS: u32 = 5;
+
 /// A line of a plot: its name, and its points.
 struct Line {
     name: &'static str,
@@ -99,8 +104,10 @@ fn plot(title: &str, x_name: &str, y_name: &str, lines: &[Line], x_label: impl F
             at + 4.0,
             short(y)
         );
-        let x = x_most * f64::from(step) / 4.0;
-        let anchor = if step == 4 { "end" } else { "middle" };
+    }
+    for step in 0..=STEPS {
+        let x = x_most * f64::from(step) / f64::from(STEPS);
+        let anchor = if step == STEPS { "end" } else { "middle" };
         let _ = write!(
             svg,
             "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"{anchor}\">{}</text>",
@@ -128,6 +135,15 @@ fn plot(title: &str, x_name: &str, y_name: &str, lines: &[Line], x_label: impl F
     svg
 }
 
+/// The names of quantiles with 0 nines and more.
+const NINES: [&str; STEPS as usize + 1] = ["p0", "p90", "p99", "p99.9", "p99.99", "p99.999"];
+
+/// The quantile with this many nines, if it has a name.
+fn quantile_name(nines: f64) -> &'static str {
+    let named = (0..).map(f64::from).zip(NINES).find(|(n, _)| (n - nines).abs() < 0.01);
+    named.map_or("", |(_, name)| name)
+}
+
 /// The next number that looks well at the end of a scale.
 fn nice(most: f64) -> f64 {
     if most <= 0.0 {
@@ -152,7 +168,8 @@ pub(super) fn html(bench: &Bench, series: &Series) -> String {
         name,
         points: series.seconds.iter().enumerate().map(|(n, second)| (n as f64, of(second))).collect(),
     };
-    let seconds = |x: f64| format!("{x:.0} s");
+    let digits = usize::from(series.seconds.len() < 20);
+    let seconds = move |x: f64| format!("{x:.digits$} s");
     let rate = plot(
         "Rate",
         "time",
@@ -171,7 +188,7 @@ pub(super) fn html(bench: &Bench, series: &Series) -> String {
         seconds,
     );
     // So that the rare ones have as much room as the common ones: one step for each further nine.
-    let nines: Vec<_> = (0..=50)
+    let nines: Vec<_> = (0..=10 * STEPS)
         .map(|step| f64::from(step) / 10.0)
         .map(|nines| (nines, millis(&series.latency, 1.0 - 10f64.powf(-nines))))
         .collect();
@@ -180,7 +197,7 @@ pub(super) fn html(bench: &Bench, series: &Series) -> String {
         "quantile",
         "ms",
         &[Line { name: "latency", points: nines }],
-        |nines| format!("{}", 1.0 - 10f64.powf(-nines)),
+        |nines| quantile_name(nines).to_owned(),
     );
     let escaped = table(bench, series).replace('&', "&amp;").replace('<', "&lt;");
     let settings = format!("{bench:?}").replace('&', "&amp;").replace('<', "&lt;");
@@ -201,6 +218,7 @@ mod tests {
         {
             assert!((nice(most) - end).abs() < 1e-9, "{most}: {}", nice(most));
         }
+        assert_eq!([0.0, 1.0, 2.0, 4.0].map(quantile_name), ["p0", "p90", "p99", "p99.99"]);
         assert_eq!([0.5, 250.0, 12_345.0, 2_500_000.0].map(short), ["0.50", "250", "12 k", "2.5 M"]);
     }
 }

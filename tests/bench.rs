@@ -1,0 +1,98 @@
+//! The load generator of the command line.
+
+mod support;
+
+use std::process::{Command, Output};
+use support::Server;
+
+fn bench(server: &Server, arguments: &[&str]) -> Output {
+    let url = format!("http://{}", server.address);
+    Command::new(env!("CARGO_BIN_EXE_millstream"))
+        .args(["bench", "--url", &url, "--warm-up", "0"])
+        .args(if arguments.contains(&"--seconds") { &[][..] } else { &["--seconds", "1"] })
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn json(server: &Server, arguments: &[&str]) -> serde_json::Value {
+    let output = bench(server, &[arguments, &["--json"]].concat());
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// How many records the server says were appended.
+fn appended(server: &Server) -> u64 {
+    let metrics = server.connect().request("GET", "/metrics", b"").unwrap().body;
+    let line = metrics.lines().find(|line| line.starts_with("millstream_appended_records_total ")).unwrap();
+    line.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn what_is_measured_is_what_the_server_has_done_and_the_logs_are_gone_afterwards() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    for (arguments, batch) in [
+        (&["--connections", "4"][..], 1),
+        (&["--connections", "2", "--batch", "50", "--format", "ndjson", "--bytes", "30", "--logs", "3"], 50),
+        (&["--connections", "2", "--batch", "10", "--format", "frames", "--session"], 10),
+        (&["--session", "--connections", "1", "--ack", "memory", "--bytes", "1"], 1),
+    ] {
+        let before = appended(&server);
+        let report = json(&server, arguments);
+        let (requests, appended) = (report["requests"].as_u64().unwrap(), appended(&server) - before);
+        assert!(requests > 0 && report["failed"] == 0, "{report}");
+        // What was answered after the end is not measured.
+        assert!(
+            appended >= requests * batch && appended <= requests * batch * 2 + 10_000,
+            "{appended}: {report}"
+        );
+        let latency = |name: &str| report["latency_ms"][name].as_f64().unwrap();
+        assert!(latency("p50") > 0.0 && latency("p50") <= latency("p99") && latency("p99") <= latency("max"));
+    }
+    let listed = server.connect().request("GET", "/v1/logs", b"").unwrap().body;
+    assert!(!listed.contains("bench"), "{listed}");
+}
+
+/// A client that waits for each answer before it sends the next request does not see what a stall costs the others.
+#[test]
+fn with_a_rate_latency_counts_from_when_a_request_was_due() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let pid = server.pid();
+    let stalls = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(400));
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    });
+    let report = json(&server, &["--rate", "200", "--connections", "2", "--seconds", "2"]);
+    stalls.join().unwrap();
+    let rate = report["requests_per_second"].as_f64().unwrap();
+    assert!((150.0..=201.0).contains(&rate), "{report}");
+    // A fifth of the requests were due while it stood still, on average for half of that time.
+    assert!(report["latency_ms"]["p90"].as_f64().unwrap() > 100.0, "{report}");
+}
+
+#[test]
+fn a_page_needs_nothing_else_and_failures_are_said() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--segment-bytes", "65536"]);
+    let page = data.path().join("page.html");
+    let output = bench(&server, &["--connections", "2", "--html", page.to_str().unwrap()]);
+    assert!(output.status.success());
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("requests per second") && table.contains("p99.9 in ms"), "{table}");
+    let page = std::fs::read_to_string(page).unwrap();
+    assert_eq!(page.matches("<svg").count(), 3);
+    assert!(!page.contains("src=") && !page.contains("href="), "it would need something else");
+    // Records that no segment has room for.
+    let output = bench(&server, &["--connections", "1", "--bytes", "70000"]);
+    assert_eq!(output.status.code(), Some(1));
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("record_too_large"), "{table}");
+    server.connect().request("PUT", "/v1/logs/bench-0", b"").unwrap();
+    let output = bench(&server, &[]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("bench-0"), "{said}");
+}
