@@ -259,10 +259,10 @@ fn idle_sessions_stay_and_one_that_does_not_read_its_answer_holds_little() {
     idle.send(b"one\n");
     idle.until(|line| line["records"] == 1);
     let begun = Instant::now();
-    for _ in 0..4 {
+    for _ in 0..2 {
         assert_eq!(idle.line().unwrap()["records"], 1, "after {:?}", begun.elapsed());
     }
-    assert!(begun.elapsed() > Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() > Duration::from_millis(1500), "{:?}", begun.elapsed());
     // The rest of a large record never comes.
     let (mut stalled, _) = Session::begun(&server, TEXT, "");
     stalled.send(&vec![b'x'; 100_000]);
@@ -279,7 +279,7 @@ fn idle_sessions_stay_and_one_that_does_not_read_its_answer_holds_little() {
             while std::io::Write::write_all(&mut sender, &chunk).is_ok() {}
         });
     }
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(2));
     let grown = process.memory().saturating_sub(before);
     println!("{} KiB for 8 sessions that do not read", grown >> 10);
     assert!(grown < 128 << 20, "{grown}");

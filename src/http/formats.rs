@@ -493,6 +493,30 @@ mod tests {
         ]
     }
 
+    proptest! {
+        /// A batch without its first records is that of the others.
+        #[test]
+        fn a_batch_can_begin_later(records in prop::collection::vec(record(), 1..8), at: prop::sample::Index) {
+            for format in [Format::Text, Format::Ndjson, Format::Frames] {
+                let Some(body) = body(format, &records) else { continue };
+                let room = SegmentRoom::new(1 << 20);
+                let whole = parse_part(format, [&b"\n \n"[..], &body].concat().into(), room, 0);
+                let whole = if format == Format::Ndjson { whole } else { parse_part(format, body.into(), room, 0) };
+                let whole = whole.unwrap();
+                let values = |batch: &DecodedBatch| {
+                    let mut values = Vec::new();
+                    batch.each(|value, flags| values.push((value.to_vec(), flags)));
+                    values
+                };
+                let (all, first) = (values(&whole), at.index(whole.records() as usize + 1));
+                let rest = whole.without_first(first as u64);
+                prop_assert_eq!(&values(&rest)[..], &all[first..]);
+                let bytes: usize = all[first..].iter().map(|(value, _)| value.len()).sum();
+                prop_assert_eq!((rest.records(), rest.bytes()), ((all.len() - first) as u64, bytes as u64));
+            }
+        }
+    }
+
     /// The batch as a client sends it; `None` if the format cannot represent it.
     fn body(format: Format, records: &[Record]) -> Option<Vec<u8>> {
         let mut out = Vec::new();
