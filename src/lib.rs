@@ -61,8 +61,8 @@ pub use code::Code;
 pub use id::LogId;
 pub use log::{
     AppendAsync, AppendDurable, Appender, Damage, Durability, Durable, Error, Histogram, Iter, Log, LogStats,
-    Options, Payload, Reader, Record, RecordRef, Repaired, Report, Retention, Room, Stats, Visible, repair,
-    repair_with_progress, stats, verify, verify_with_progress,
+    Options, Payload, Reader, Record, RecordRef, Repaired, Report, Retention, Room, Scrubbed, Stats, Visible,
+    repair, repair_with_progress, stats, verify, verify_with_progress,
 };
 #[cfg(feature = "store")]
 pub use log::{

@@ -39,6 +39,7 @@ mod requests;
 mod retention;
 mod roll;
 mod room;
+mod scrub;
 mod stats;
 mod task;
 mod trim;
@@ -76,6 +77,7 @@ pub use read::{Iter, Reader, Record, RecordRef};
 pub(crate) use recovery::{COMMON_LOCK, SETTINGS, id_of, only_ours};
 pub use repair::{Repaired, repair, repair_with_progress};
 pub use retention::Retention;
+pub use scrub::Scrubbed;
 pub use stats::{Histogram, LogStats, Stats, stats};
 #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
 pub(crate) use {

@@ -8,6 +8,7 @@
 //! The index and the footer exist once the segment is sealed. Until then the frames are followed by zeros, or by blocks
 //! that were never written. `docs/format.md` draws every byte.
 
+pub(crate) mod check;
 pub(crate) mod file;
 pub(crate) mod header;
 pub(crate) mod region;

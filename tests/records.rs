@@ -583,6 +583,8 @@ fn metrics_count_what_was_done_and_requests_have_ids() {
         "millstream_logs 2",
         "millstream_open_logs 2",
         "millstream_backpressure_total 0",
+        "millstream_scrub_damaged_segments_total 0",
+        "millstream_scrub_damaged_records_total 0",
         "# EOF",
     ] {
         assert!(metrics.body.lines().any(|found| found == line), "{line} is not in\n{}", metrics.body);
@@ -593,6 +595,7 @@ fn metrics_count_what_was_done_and_requests_have_ids() {
     };
     assert!(value("millstream_commit_seconds_count") >= 1.0 && value("millstream_commit_seconds_sum") > 0.0);
     assert!((value("millstream_commit_records_sum") - 9.0).abs() < 0.1);
+    assert!(value("millstream_scrubbed_bytes_total") >= 0.0);
     assert!(
         value("millstream_chunk_memory_bytes") > 1e5
             && value("millstream_committed_bytes_total") > 9.0 * 24.0

@@ -165,6 +165,9 @@ impl Collector for Engine {
             shm_fallbacks,
             backings_kept,
             torn_ends_kept,
+            scrubbed_bytes,
+            scrub_damaged_segments,
+            scrub_damaged_records,
         } = stats();
         let store = self.0.upgrade();
         let (logs, open) = store.as_ref().map_or((0, 0), |store| store.count());
@@ -179,6 +182,13 @@ impl Collector for Engine {
             ("shm_fallbacks", "Segments begun in memory that does not outlive the process", shm_fallbacks),
             ("backings_kept", "Backings of killed processes that were not restored, but kept", backings_kept),
             ("torn_ends_kept", "Torn ends of segments that were cut off, and kept", torn_ends_kept),
+            ("scrubbed_bytes", "Bytes of sealed segments that were scrubbed", scrubbed_bytes),
+            (
+                "scrub_damaged_segments",
+                "Times that a scrub has found a segment damaged",
+                scrub_damaged_segments,
+            ),
+            ("scrub_damaged_records", "Times that a scrub has found a record damaged", scrub_damaged_records),
         ] {
             let counter = ConstCounter::new(count);
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;

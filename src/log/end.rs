@@ -35,6 +35,11 @@ impl End {
         }
     }
 
+    /// Whether it has failed: then its files are still its own.
+    pub(super) fn is_failure(&self) -> bool {
+        matches!(self, Self::Failed(_))
+    }
+
     /// Whether the log was deleted before it could fail: then nobody misses what is not written any more.
     pub(super) fn is_deletion(&self) -> bool {
         match self {

@@ -40,6 +40,12 @@ pub struct Stats {
     pub backings_kept: u64,
     /// Torn ends of segments that were cut off when a log was opened, and kept in its directory.
     pub torn_ends_kept: u64,
+    /// Bytes of sealed segments that were scrubbed: see [`Log::scrub`](super::Log::scrub).
+    pub scrubbed_bytes: u64,
+    /// How often a scrub has found a segment damaged; each scrub of a segment counts.
+    pub scrub_damaged_segments: u64,
+    /// How often a scrub has found a record damaged, likewise.
+    pub scrub_damaged_records: u64,
 }
 
 /// See [`Log::stats`](super::Log::stats).
@@ -82,6 +88,9 @@ pub fn stats() -> Stats {
         shm_fallbacks: get(&crate::chunk::SHM_FALLBACKS),
         backings_kept: get(&BACKINGS_KEPT),
         torn_ends_kept: get(&TORN_KEPT),
+        scrubbed_bytes: get(&SCRUBBED_BYTES),
+        scrub_damaged_segments: get(&SCRUB_DAMAGED_SEGMENTS),
+        scrub_damaged_records: get(&SCRUB_DAMAGED_RECORDS),
     }
 }
 
@@ -93,6 +102,9 @@ static ROLLS: AtomicU64 = AtomicU64::new(0);
 static BACKPRESSURE: AtomicU64 = AtomicU64::new(0);
 static BACKINGS_KEPT: AtomicU64 = AtomicU64::new(0);
 static TORN_KEPT: AtomicU64 = AtomicU64::new(0);
+static SCRUBBED_BYTES: AtomicU64 = AtomicU64::new(0);
+static SCRUB_DAMAGED_SEGMENTS: AtomicU64 = AtomicU64::new(0);
+static SCRUB_DAMAGED_RECORDS: AtomicU64 = AtomicU64::new(0);
 
 pub(super) fn kept_backing() {
     BACKINGS_KEPT.fetch_add(1, Ordering::Relaxed);
@@ -100,6 +112,16 @@ pub(super) fn kept_backing() {
 
 pub(super) fn kept_torn() {
     TORN_KEPT.fetch_add(1, Ordering::Relaxed);
+}
+
+pub(super) fn scrubbed(bytes: u64) {
+    SCRUBBED_BYTES.fetch_add(bytes, Ordering::Relaxed);
+}
+
+/// A segment is damaged, and so many records of it.
+pub(super) fn scrub_found(records: u64) {
+    SCRUB_DAMAGED_SEGMENTS.fetch_add(1, Ordering::Relaxed);
+    SCRUB_DAMAGED_RECORDS.fetch_add(records, Ordering::Relaxed);
 }
 
 pub(super) fn committed(micros: u64, records: u64, bytes: u64) {

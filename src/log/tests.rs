@@ -10,6 +10,7 @@ mod emptied;
 #[cfg(feature = "store")]
 mod quiet;
 mod refused;
+mod scrubbing;
 mod waiting;
 
 use super::*;

@@ -25,11 +25,20 @@ impl Region {
     /// # Errors
     /// Errors that say nothing about what is on the disk, and [`io::ErrorKind::UnexpectedEof`].
     pub(crate) fn read(file: &dyn File, file_length: u64, cached: bool) -> io::Result<Self> {
+        Self::read_with(file_length, PIECE, |piece, at| salvage::read(file, piece, at, cached))
+    }
+
+    /// Likewise, by calls of `read` for `piece` bytes each, with where they are in the file. It returns which of them cannot
+    /// be read.
+    pub(super) fn read_with<E: From<io::Error>>(
+        file_length: u64,
+        piece: usize,
+        mut read: impl FnMut(&mut [u8], u64) -> Result<Vec<Range<usize>>, E>,
+    ) -> Result<Self, E> {
         let length = file_length.saturating_sub(FRAMES) as usize;
         let mut region = Self { memory: Aligned::new(length)?, length, unreadable: Vec::new() };
-        for (n, piece) in region.memory[..length].chunks_mut(PIECE).enumerate() {
-            let start = n * PIECE;
-            let bad = salvage::read(file, piece, FRAMES + start as u64, cached)?;
+        for (bytes, start) in region.memory[..length].chunks_mut(piece).zip((0..).step_by(piece)) {
+            let bad = read(bytes, FRAMES + start as u64)?;
             region.unreadable.extend(bad.into_iter().map(|bad| start + bad.start..start + bad.end));
         }
         Ok(region)

@@ -58,7 +58,7 @@ pub(crate) struct Sealed {
 
 /// The result of searching the frames themselves.
 #[derive(Debug)]
-struct Looked {
+pub(super) struct Looked {
     survivors: Survivors,
     /// Bytes of the frames' region that cannot be read.
     unreadable: Vec<Range<usize>>,
@@ -80,6 +80,11 @@ impl Sealed {
             searching: Mutex::new(()),
             asking: AtomicBool::new(false),
         }
+    }
+
+    /// Whether records of it are known to be lost.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.survivors.is_some()
     }
 
     /// A damaged segment that has these records.
@@ -381,15 +386,24 @@ impl Looked {
     fn at(file: &dyn File, sealed: &Sealed, key: Key) -> io::Result<Self> {
         // What lies behind the end of a file that was cut short is lost.
         let end = file.len()?.min(FRAMES + u64::from(sealed.words) * WORD as u64);
-        let frames = Region::read(file, end, true)?;
-        let scanned = scan::scan(&frames, key);
-        let later = search::frames_from(&frames, key, scanned.words, scanned.records());
-        let mut survivors = Survivors::none(sealed.records);
+        Ok(Self::among(&Region::read(file, end, true)?, sealed.records, key))
+    }
+
+    /// Searches all frames of a segment that has so many records.
+    pub(super) fn among(frames: &Region, records: u32, key: Key) -> Self {
+        let scanned = scan::scan(frames, key);
+        let later = search::frames_from(frames, key, scanned.words, scanned.records());
+        let mut survivors = Survivors::none(records);
         let first = (0..).zip(scanned.positions.iter().copied());
         for (record, word) in first.chain(later.frames) {
             survivors.set(record, word);
         }
-        Ok(Self { survivors, unreadable: frames.unreadable().to_vec() })
+        Self { survivors, unreadable: frames.unreadable().to_vec() }
+    }
+
+    /// The runs of records that were not found.
+    pub(super) fn lost(&self) -> Vec<Range<u32>> {
+        self.survivors.lost()
     }
 
     fn has(&self, record: u32) -> bool {

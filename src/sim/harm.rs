@@ -5,7 +5,7 @@ use super::{
     model::{KnownLog, Rec, Sent},
     process::read_all,
     run::{ROOT, Simulation},
-    work::NAMES,
+    work::{NAMES, scrub_all},
     world::World,
 };
 use crate::{
@@ -15,7 +15,10 @@ use crate::{
     log::{repair_on, verify_on},
     store::{Error as StoreError, Store, StoreOptions},
 };
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 impl Simulation {
     /// Copies a log's directory, or gives it another name.
@@ -90,8 +93,10 @@ impl Simulation {
         let log = open();
         let (first, next, damage) = (log.first_offset(), log.next_offset(), log.damage().to_vec());
         let values = read_all(&log, first, next).unwrap_or_else(|error| panic!("{place}: {error}"));
-        sim.note(format_args!("found {first}..{next}, damage {damage:?}"));
+        let scrubbed = scrub_all(&log).unwrap_or_else(|error| panic!("{place}: {error}"));
+        sim.note(format_args!("found {first}..{next}, damage {damage:?}, by a scrub {scrubbed:?}"));
         let known = self.logs.get_mut(&name).expect("it is certain");
+        known.flipped = true;
         if !backings {
             known.forget_memory();
         }
@@ -104,6 +109,7 @@ impl Simulation {
         }
         let lost = known.recognise_all(&place, first, &values);
         assert!(lost.len() <= 1, "{place}: one bit has damaged {lost:?}");
+        assert_scrubbed(&place, &lost, &known.lost, &damage, &scrubbed);
         // What a lost record says about its producer is no longer known.
         known.doubt_producers(|sent| lost.contains(&sent.first) || sent.first >= next);
         if damage.is_empty() {
@@ -111,6 +117,7 @@ impl Simulation {
             log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
             let report = verify_on(&sim, &dir, None, &mut |_, _| ()).expect("it was open");
             assert_reported(&place, &lost, &report.damage);
+            assert_same(&place, &report.damage, &scrubbed);
         } else {
             assert!(
                 matches!(log.writable(), Err(Error::ReadOnly { .. })),
@@ -157,6 +164,13 @@ impl Simulation {
                     })
                     .collect();
                 known.recognise_all(&place, first, &values); // what cannot be read comes back
+                let (found, _) = scrub_all(&log).unwrap_or_else(|error| panic!("{place}: {error}"));
+                let is_lost = |damage: &Damage| {
+                    (known.flipped || !damage.offsets.is_empty())
+                        && damage.offsets.clone().all(|offset| known.lost.contains(&offset))
+                };
+                let explained = found.iter().all(|damage| damage.unreadable || is_lost(damage));
+                assert!(explained, "{place}: a scrub finds {found:?}");
                 if damage.is_empty() {
                     let floor = if backings { known.memory } else { known.durable };
                     assert!(next >= floor, "{place}: ends at {next}, {floor} were acknowledged");
@@ -373,6 +387,34 @@ fn assert_reported(place: &str, lost: &[u64], reported: &[Damage]) {
         lost.iter().all(is_reported),
         "{place}: {lost:?} are lost, and the damage reported is {reported:?}"
     );
+}
+
+/// Asserts that a scrub has found the records that are lost, unless the opening has, and no others but those that were
+/// lost before.
+fn assert_scrubbed(
+    place: &str,
+    lost: &[u64],
+    before: &BTreeSet<u64>,
+    by_opening: &[Damage],
+    scrubbed: &(Vec<Damage>, u64),
+) {
+    let (found, _) = scrubbed;
+    assert_reported(place, lost, &[by_opening, found].concat());
+    let is_lost = |damage: &Damage| {
+        damage.offsets.clone().all(|offset| lost.contains(&offset) || before.contains(&offset))
+    };
+    assert!(found.iter().all(is_lost), "{place}: {lost:?} are lost, and a scrub finds {found:?}");
+}
+
+/// Asserts that a scrub has found everything in sealed segments that `verify` has found.
+fn assert_same(place: &str, verified: &[Damage], (found, end): &(Vec<Damage>, u64)) {
+    let is_sealed = |damage: &&Damage| damage.offsets.start < *end && is_segment(&damage.path);
+    let is_found = |damage: &Damage| {
+        found.iter().any(|one| one.path == damage.path && one.offsets.contains(&damage.offsets.start))
+            || found.iter().any(|one| one.path == damage.path && one.offsets == damage.offsets)
+    };
+    let missed: Vec<_> = verified.iter().filter(is_sealed).filter(|damage| !is_found(damage)).collect();
+    assert!(missed.is_empty(), "{place}: verify finds {missed:?}, and a scrub {found:?}");
 }
 
 /// The segment of a log that has the highest base.

@@ -79,6 +79,8 @@ pub(super) struct KnownLog {
     pub(super) may_trim: u64,
     /// Offsets of records that were damaged on purpose, so that the log is not to blame.
     pub(super) lost: BTreeSet<u64>,
+    /// A bit of a segment was flipped: an index that is wrong may not have been noticed.
+    pub(super) flipped: bool,
     /// The producers file was damaged: what the log itself does not say about producers is unknown.
     pub(super) forget_producers: bool,
     pub(super) vague: BTreeSet<usize>,

@@ -7,7 +7,7 @@ use super::{
     values,
 };
 use crate::{
-    Durability, Error, Log, Payload, Produced, ProducerBatch, Retention,
+    Damage, Durability, Error, Log, Payload, Produced, ProducerBatch, Retention,
     store::{LogSettings, Values},
 };
 use std::time::Duration;
@@ -16,6 +16,17 @@ use std::time::Duration;
 pub(super) const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 /// The number of turns after which an append that still finds no room is considered stuck.
 const PATIENCE: usize = 400;
+
+/// What a scrub of all sealed segments of a log finds, and where they end.
+pub(super) fn scrub_all(log: &Log) -> Result<(Vec<Damage>, u64), Error> {
+    let (mut damage, mut end) = (Vec::new(), log.first_offset());
+    while let Some(scrubbed) = log.scrub(end, |_| true)? {
+        assert!(scrubbed.next > end, "{scrubbed:?} goes on before {end}");
+        damage.extend(scrubbed.damage);
+        end = scrubbed.next;
+    }
+    Ok((damage, end))
+}
 
 /// A batch that a producer sends.
 struct Sending {
@@ -89,7 +100,8 @@ impl Simulation {
                     process.world.turn(&mut self.random);
                 }
             }
-            78..86 => self.read(process),
+            78..85 => self.read(process),
+            85 => self.scrub(process),
             86..90 => self.trim(process),
             90..95 => self.pass_time(process),
             95..97 => self.turn(process),
@@ -574,6 +586,40 @@ impl Simulation {
                     return;
                 }
             }
+        }
+    }
+
+    /// Verifies all sealed segments: what was damaged is found, and nothing else, unless the disk could not read it.
+    fn scrub(&mut self, process: &Process) {
+        let Some((name, log)) = self.usable(process) else { return };
+        process.world.sim.note(format_args!("scrub {name}"));
+        let place = self.where_(&process.world.sim);
+        let (damage, end) = match scrub_all(&log) {
+            Ok(found) => found,
+            Err(error) => {
+                assert!(
+                    process.is_off() || process.faults() > 0,
+                    "{place}: {name:?}: a scrub fails: {error}"
+                );
+                return;
+            }
+        };
+        if process.is_off() {
+            return;
+        }
+        let KnownLog { lost, flipped, .. } = &self.logs[&name];
+        for damage in &damage {
+            let is_known = damage.offsets.clone().all(|offset| lost.contains(&offset));
+            let excused = process.faults() > 0 && damage.unreadable || damage.offsets.is_empty() && *flipped;
+            assert!(
+                !damage.offsets.is_empty() && is_known || excused,
+                "{place}: {name:?}: a scrub finds {damage}"
+            );
+        }
+        let is_found = |offset: &u64| damage.iter().any(|damage| damage.offsets.contains(offset));
+        for offset in lost.range(log.first_offset()..end) {
+            let is_damaged = matches!(log.read(*offset), Err(Error::Damaged { .. }));
+            assert!(!is_damaged || is_found(offset), "{place}: {name:?}: a scrub does not find {offset}");
         }
     }
 
