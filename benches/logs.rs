@@ -52,7 +52,12 @@ fn main() {
     let logs: usize = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(10_000);
     let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let log = Options { shm_dir: Some(shm::dir().to_owned()), ..StoreOptions::default().log };
-    let options = || StoreOptions { open_logs: logs + 1, idle: Duration::from_secs(3600), log: log.clone() };
+    let options = || StoreOptions {
+        open_logs: logs + 1,
+        idle: Duration::from_secs(3600),
+        log: log.clone(),
+        scrub_bytes_per_second: 0,
+    };
     let names: Vec<String> = (0..logs).map(|n| format!("log-{n:05}")).collect();
     let before = status("RssAnon");
     println!("{logs} logs");

@@ -32,6 +32,21 @@ pub struct LogInfo {
     /// Why it cannot be appended to, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_writable: Option<String>,
+    /// What is known to be damaged: found when the log was opened, or by the last scrub. At most 100 items.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damage: Vec<DamageInfo>,
+}
+
+/// Something that is damaged in a log.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[non_exhaustive]
+pub struct DamageInfo {
+    /// The first offset that is lost.
+    pub first_offset: u64,
+    /// The offset after the last one; `first_offset` if no record is lost.
+    pub next_offset: u64,
+    /// What is wrong.
+    pub reason: String,
 }
 
 #[cfg(feature = "store")]
@@ -47,7 +62,15 @@ impl From<&crate::store::OpenLog> for LogInfo {
             durable_offset: log.durable_offset(),
             bytes: log.disk_bytes(),
             not_writable: log.writable().err().map(|error| error.to_string()),
+            damage: log.known_damage().into_iter().map(DamageInfo::from).collect(),
         }
+    }
+}
+
+#[cfg(feature = "store")]
+impl From<crate::log::Damage> for DamageInfo {
+    fn from(damage: crate::log::Damage) -> Self {
+        Self { first_offset: damage.offsets.start, next_offset: damage.offsets.end, reason: damage.reason }
     }
 }
 

@@ -25,7 +25,7 @@ mod producer;
 mod tail;
 
 pub use crate::{
-    api::{CursorInfo, LogInfo, SessionLine},
+    api::{CursorInfo, DamageInfo, LogInfo, SessionLine},
     settings::{LogSettings, ValueError, Values},
     start::StartAt,
 };

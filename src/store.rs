@@ -3,7 +3,7 @@
 //! Each log has a directory of its own, `DATA/NAME`, with its settings in `log.json`. The first caller that asks for a
 //! log opens it. The store's housekeeper closes it again once it has been idle for a while, or once too many logs are
 //! open: memory and descriptors are proportional to the logs in use, not to the logs that exist. The housekeeper also
-//! applies retention, for which it opens closed logs now and then.
+//! applies retention, for which it opens closed logs now and then. The scrubber verifies their sealed segments.
 //!
 //! # What always holds
 //! - A log is open at most once: an entry's lock is held while the log is opened, closed or deleted.
@@ -18,6 +18,7 @@ mod housekeeper;
 #[cfg(feature = "server")]
 mod lags;
 mod options;
+mod scrubber;
 
 use crate::{
     disk::{Disk, tree},
@@ -45,6 +46,7 @@ pub use options::StoreOptions;
 
 use directories::{is_taken, remove_deleted};
 use housekeeper::{Housekeeper, Reopening};
+use scrubber::{Findings, Scrubber};
 
 /// The prefix of a deleted log's directory until it is removed. No log's name starts with a dot.
 const DELETED: &str = ".deleted-";
@@ -59,6 +61,8 @@ pub struct OpenLog {
     settings: LogSettings,
     /// Whether it was deleted, or is being deleted.
     deleted: AtomicBool,
+    /// What the scrubber has found in it: the entry's.
+    findings: Arc<Findings>,
     /// Whether it was reported that retention fails; that is not reported again until it has worked.
     untrimmed: AtomicBool,
     /// The store's lock, released when the last log is closed: a caller that holds a log may outlive the store.
@@ -109,6 +113,8 @@ struct Entry {
     helped: Arc<AtomicBool>,
     /// When it is opened again after it was opened without room on the disk.
     reopening: Reopening,
+    /// What the scrubber has found in the log.
+    findings: Arc<Findings>,
     /// Whether it could not be opened when that was tried last, because of what is in its directory.
     unusable: AtomicBool,
     /// Whether the name of its directory is known to be durable. It must be before the log is opened: what is
@@ -125,6 +131,7 @@ impl Entry {
             deleted: Mutex::new(false),
             helped: Arc::default(),
             reopening: Reopening::default(),
+            findings: Arc::default(),
             unusable: AtomicBool::new(false),
             named: named.into(),
         })
@@ -187,6 +194,8 @@ pub struct Store {
     inner: Arc<Inner>,
     /// `None` in the simulation.
     housekeeper: Option<Housekeeper>,
+    /// `None` there too, and if nothing is scrubbed.
+    scrubber: Option<Scrubber>,
 }
 
 impl Store {
@@ -197,10 +206,11 @@ impl Store {
     pub fn open(dir: impl AsRef<Path>, options: StoreOptions) -> Result<Self, Error> {
         let mut store = Self::open_in(Environment::system(), dir.as_ref(), options)?;
         store.housekeeper = Some(Housekeeper::start(&store.inner)?);
+        store.scrubber = Scrubber::start(&store.inner)?;
         Ok(store)
     }
 
-    /// Opens a store without a housekeeper: the caller runs its turns.
+    /// Opens a store without a housekeeper, whose turns the caller runs, and without a scrubber.
     pub(crate) fn open_in(env: Environment, dir: &Path, options: StoreOptions) -> Result<Self, Error> {
         let (dir, disk) = (dir.to_owned(), &*env.disk);
         options.log.check()?;
@@ -234,7 +244,7 @@ impl Store {
         let (left, removing) = (Mutex::new(left), Arc::default());
         let lock = lock.into();
         let inner = Inner { env, dir, options, lock, budget, entries, begun, passed, left, removing };
-        Ok(Self { inner: Arc::new(inner), housekeeper: None })
+        Ok(Self { inner: Arc::new(inner), housekeeper: None, scrubber: None })
     }
 
     /// The largest batch that a log with these settings accepts, in bytes of a segment.
@@ -308,7 +318,7 @@ impl Store {
         if there {
             return self.create_again(name, settings);
         }
-        match self.inner.make_log(name, settings) {
+        match self.inner.make_log(name, settings, &entry) {
             Ok(open) => {
                 entry.named.store(true, Ordering::Relaxed); // read with the lock that is held here
                 entry.open.store(Some(Arc::new(open)));
@@ -416,6 +426,7 @@ impl Store {
     }
 
     fn close_in_place(&mut self) -> Result<(), Error> {
+        self.scrubber.take().into_iter().for_each(Scrubber::stop);
         self.housekeeper.take().into_iter().for_each(Housekeeper::stop);
         let entries = std::mem::take(&mut *write_lock(&self.inner.entries));
         let (mut result, mut left) = (Ok(()), CLOSING);
@@ -486,18 +497,19 @@ impl Inner {
         Ok(options)
     }
 
-    fn open_log(&self, name: &str) -> Result<OpenLog, Error> {
-        self.open_log_with(name, self.settings(name)?)
+    fn open_log(&self, name: &str, entry: &Entry) -> Result<OpenLog, Error> {
+        self.open_log_with(name, self.settings(name)?, entry)
     }
 
-    fn open_log_with(&self, name: &str, settings: LogSettings) -> Result<OpenLog, Error> {
+    fn open_log_with(&self, name: &str, settings: LogSettings, entry: &Entry) -> Result<OpenLog, Error> {
         static OPENINGS: AtomicU64 = AtomicU64::new(0);
         let (dir, options) = (self.dir.join(name), self.options_for(&settings)?);
         let log = Log::open_within(&self.env, &self.budget, &dir, options)?;
         let (name, deleted) = (name.to_owned(), AtomicBool::new(false));
         let (untrimmed, lock) = (AtomicBool::new(false), Arc::clone(&self.lock));
         let number = OPENINGS.fetch_add(1, Ordering::Relaxed); // only to be unlike any other
-        Ok(OpenLog { log, number, name, settings, deleted, untrimmed, _lock: lock })
+        let findings = Arc::clone(&entry.findings);
+        Ok(OpenLog { log, number, name, settings, deleted, findings, untrimmed, _lock: lock })
     }
 
     fn settings(&self, name: &str) -> Result<LogSettings, Error> {
@@ -530,7 +542,7 @@ impl Inner {
             self.env.disk.sync_dir(&self.dir).map_err(LogError::io("sync", &self.dir))?;
             entry.named.store(true, Ordering::Relaxed); // only used with the entry's lock
         }
-        let opened = self.open_log(name);
+        let opened = self.open_log(name, entry);
         let unusable = matches!(&opened, Err(Error::Log(error)) if error.is_unusable());
         entry.unusable.store(unusable, Ordering::Relaxed); // for reports only
         let open = Arc::new(opened?);

@@ -53,6 +53,18 @@ impl<F: Deref<Target = AtomicBool>> Drop for Busy<F> {
     }
 }
 
+/// Makes this thread yield to others (`nice`): if there are more threads than processors, 5 leaves it a third of the time
+/// that each of the others has, 10 a tenth. If that is not allowed, it keeps its priority.
+#[cfg(feature = "store")]
+pub(crate) fn yield_more(by: i32) {
+    #[cfg(target_os = "linux")] // where it is for this thread alone
+    if let Ok(ours) = rustix::process::getpriority_process(None) {
+        let _ = rustix::process::setpriority_process(None, (ours + by).min(19));
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = by;
+}
+
 /// The value of a shared pointer, for the last one that holds it: of several that let go at once, one gets it.
 pub(crate) fn into_inner<T>(shared: Arc<T>) -> Option<T> {
     #[cfg(not(loom))]

@@ -44,7 +44,7 @@ fn options() -> StoreOptions {
         shm_dir: None,
         ..Options::default()
     };
-    StoreOptions { log, open_logs: 16, idle: Duration::from_secs(1) }
+    StoreOptions { log, open_logs: 16, idle: Duration::from_secs(1), scrub_bytes_per_second: 0 }
 }
 
 fn start() -> Running {

@@ -40,7 +40,7 @@ enum Command {
         #[command(flatten)]
         flags: SettingsFlags,
     },
-    /// Describe one log: offsets and size; with --json, also its settings
+    /// Describe one log: offsets, size, and what is damaged; with --json, also its settings
     Describe {
         /// The log's name
         log: String,
@@ -122,6 +122,16 @@ impl Logs {
         stdout::line(format_args!("{:width$}  {:>12}  {:>12}  {:>14}", "log", "first", "next", "bytes"))?;
         for LogInfo { name, first_offset, next_offset, bytes, .. } in logs {
             stdout::line(format_args!("{name:width$}  {first_offset:>12}  {next_offset:>12}  {bytes:>14}"))?;
+        }
+        for (name, damage) in logs.iter().flat_map(|log| log.damage.iter().map(|damage| (&log.name, damage)))
+        {
+            let (first, next) = (damage.first_offset, damage.next_offset);
+            let records = match next.saturating_sub(first) {
+                0 => format!("in the segment at offset {first}"),
+                1 => format!("offset {first}"),
+                _ => format!("offsets {first} to {}", next - 1),
+            };
+            stdout::line(format_args!("{name} is damaged, {records}: {}", damage.reason))?;
         }
         Ok(())
     }

@@ -117,6 +117,10 @@ pub(super) struct Serve {
     /// Seconds after which an unused log is closed; it is opened again on demand
     #[arg(long, env = "MILLSTREAM_IDLE_SECONDS", default_value_t = StoreOptions::default().idle.as_secs(), value_parser = value_parser!(u64).range(0..=MAX_SECONDS), help_heading = "Logs")]
     idle_seconds: u64,
+    /// How many bytes of sealed segments are verified in a second, in the background, to find damage before somebody reads
+    /// it; 0 for none. A pass through all logs begins once a day at most
+    #[arg(long, env = "MILLSTREAM_SCRUB_BYTES_PER_SECOND", default_value_t = StoreOptions::default().scrub_bytes_per_second, value_parser = size::size, help_heading = "Logs")]
+    scrub_bytes_per_second: u64,
     /// The format of the server's own log on standard error; `MILLSTREAM_LOG_FILTER`, for example debug, sets what is
     /// logged
     #[arg(long, env = "MILLSTREAM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, help_heading = "Server")]
@@ -193,13 +197,6 @@ impl Serve {
     }
 
     fn serve(&self, stderr: &Lines) -> Outcome {
-        let options = Options {
-            durability: self.durability.into(),
-            segment_bytes: self.segment_bytes,
-            memory_bytes: self.memory_bytes,
-            shm_dir: Some(self.shm_dir.clone()).filter(|at| at.as_os_str() != "none"),
-            ..Options::default()
-        };
         let defaults = Settings::default();
         let threads = self.threads.map_or(defaults.threads, usize::from);
         let limit = open_files();
@@ -237,10 +234,7 @@ impl Serve {
             }
             format!("cannot listen at {}: {error}; name another address with --listen", self.listen.given)
         })?;
-        let store = Store::open(
-            &self.data,
-            StoreOptions { log: options, open_logs, idle: Duration::from_secs(self.idle_seconds) },
-        )?;
+        let store = Store::open(&self.data, self.store_options(open_logs))?;
         let (address, logs) = (server.address()?, store.count().0);
         let listening = async move {
             tracing::info!(%address, data = %self.data.display(), logs, "listening");
@@ -249,6 +243,19 @@ impl Serve {
         server.run(store, listening)?;
         tracing::info!("stopped");
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn store_options(&self, open_logs: usize) -> StoreOptions {
+        let log = Options {
+            durability: self.durability.into(),
+            segment_bytes: self.segment_bytes,
+            memory_bytes: self.memory_bytes,
+            shm_dir: Some(self.shm_dir.clone()).filter(|at| at.as_os_str() != "none"),
+            ..Options::default()
+        };
+        let (idle, scrub_bytes_per_second) =
+            (Duration::from_secs(self.idle_seconds), self.scrub_bytes_per_second);
+        StoreOptions { log, open_logs, idle, scrub_bytes_per_second }
     }
 }
 

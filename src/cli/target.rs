@@ -36,7 +36,10 @@ impl At {
     pub(super) fn open(&self) -> Result<Target, Failure> {
         let Some(data) = &self.data else { return Ok(Target::Server(Box::new(Client::new(&self.url()?)?))) };
         super::must_exist(data)?;
-        Ok(Target::Directory(Box::new(Store::open(data, StoreOptions::default())?)))
+        Ok(Target::Directory(Box::new(Store::open(
+            data,
+            StoreOptions::default().with_scrub_bytes_per_second(0),
+        )?)))
     }
 
     fn url(&self) -> Result<String, Failure> {

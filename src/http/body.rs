@@ -9,7 +9,7 @@ use super::{
     problem::Problem,
     upload::{self, Upload, too_large},
 };
-use crate::Code;
+use crate::{Code, sync::yield_more};
 use bytes::Bytes;
 use flate2::bufread::GzDecoder;
 use hyper::body::Body;
@@ -87,11 +87,7 @@ pub(super) async fn with_permit<T: Send + 'static>(
     let (done, result) = oneshot::channel();
     let give_way = move || {
         let _permit = permit; // held to the end, even if nobody waits for the result any more
-        // For this thread; if that is not allowed, it keeps its priority.
-        #[cfg(target_os = "linux")]
-        if let Ok(ours) = rustix::process::getpriority_process(None) {
-            let _ = rustix::process::setpriority_process(None, (ours + gives_way(work)).min(19));
-        }
+        yield_more(yields(work));
         drop(done.send(run())); // fails if nobody waits for it any more
     };
     let begun = std::thread::Builder::new().name("millstream-body".into()).spawn(give_way);
@@ -102,11 +98,9 @@ pub(super) async fn with_permit<T: Send + 'static>(
     result.await.map_err(|_| Problem::unexpected())
 }
 
-/// By how much a thread yields (`nice`): if there are more threads than processors, 5 leaves it a third of the time
-/// that each of the others has, 10 a tenth. Without this, a client that made the server decode one body of 64 MiB after
-/// another took two thirds of a producer's rate, on two processors.
-#[cfg(target_os = "linux")]
-fn gives_way(work: Work) -> i32 {
+/// By how much a thread yields: see [`yield_more`]. Without this, a client that made the server decode one body of 64 MiB
+/// after another took two thirds of a producer's rate, on two processors.
+fn yields(work: Work) -> i32 {
     match work {
         Work::Light => 0,
         Work::Medium => 5,

@@ -61,6 +61,29 @@ impl Log {
     pub fn scrub(&self, from: u64, mut pace: impl FnMut(u64) -> bool) -> Result<Option<Scrubbed>, Error> {
         scrub(&|| Some(Arc::clone(&self.shared)), from, &mut pace)
     }
+
+    /// For scrubbing a log that may be closed meanwhile.
+    #[cfg(feature = "store")]
+    pub(crate) fn scrubber(&self) -> Scrubber {
+        Scrubber(Arc::downgrade(&self.shared))
+    }
+}
+
+/// Scrubs a log without keeping it open.
+#[cfg(feature = "store")]
+pub(crate) struct Scrubber(std::sync::Weak<Shared>);
+
+#[cfg(feature = "store")]
+impl Scrubber {
+    /// See [`Log::scrub`]. If the log was closed meanwhile and there seems to be damage, returns [`Error::Closed`]: what opens
+    /// it next may write to the file.
+    pub(crate) fn scrub(
+        &self,
+        from: u64,
+        pace: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Option<Scrubbed>, Error> {
+        scrub(&|| self.0.upgrade(), from, pace)
+    }
 }
 
 /// Scrubs a segment of a log; `log` yields nothing once that is closed.

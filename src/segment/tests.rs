@@ -123,5 +123,7 @@ fn can_be_read(golden: &[u8]) {
         read.iter().filter(|record| record.is_json()).map(Record::offset).collect::<Vec<_>>(),
         [46, 47]
     );
+    let scrubbed = log.scrub(42, |_| true).unwrap().unwrap();
+    assert_eq!((scrubbed.next, scrubbed.damage), (48, vec![]));
     assert_eq!(log.append(b"on").unwrap(), 48);
 }

@@ -2,7 +2,7 @@
 //! attempt: under a log's name there is a whole log or nothing, and everything under a temporary name is removed sooner
 //! or later.
 
-use super::{DELETED, Error, Inner, LogError, LogSettings, OpenLog, SETTINGS};
+use super::{DELETED, Entry, Error, Inner, LogError, LogSettings, OpenLog, SETTINGS};
 use crate::{
     disk::{Disk, is_transient, tree},
     sync::lock,
@@ -25,7 +25,12 @@ impl Inner {
     }
 
     /// Creates the directory under a temporary name first, so that there is never a log without its settings.
-    pub(super) fn make_log(&self, name: &str, settings: &LogSettings) -> Result<OpenLog, Error> {
+    pub(super) fn make_log(
+        &self,
+        name: &str,
+        settings: &LogSettings,
+        entry: &Entry,
+    ) -> Result<OpenLog, Error> {
         let (from, dir) = (self.temporary_dir(name), self.dir.join(name));
         let disk = &*self.env.disk;
         let text = crate::settings::encode(settings);
@@ -36,7 +41,7 @@ impl Inner {
             .and_then(|()| disk.rename(&from, &dir).map_err(|error| name_error(&self.dir, name, error)))
             .inspect_err(|_| self.remove_dir(&from))?;
         let opened = disk.sync_dir(&self.dir).map_err(LogError::io("make the directory", &dir));
-        let opened = opened.map_err(Error::from).and_then(|()| self.open_log(name));
+        let opened = opened.map_err(Error::from).and_then(|()| self.open_log(name, entry));
         if opened.is_err() {
             match tree::rename_dir(disk, &dir, &from) {
                 Ok(()) => self.remove_dir(&from),

@@ -230,7 +230,7 @@ impl Inner {
         }
         let settings = self.settings(name);
         let open = settings.and_then(|settings| {
-            self.open_log_with(name, LogSettings { durability: Some(Durability::Disk), ..settings })
+            self.open_log_with(name, LogSettings { durability: Some(Durability::Disk), ..settings }, entry)
         });
         open.map_or(Retained::All, |open| open.apply_retention())
     }

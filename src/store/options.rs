@@ -14,12 +14,15 @@ pub struct StoreOptions {
     pub open_logs: usize,
     /// How long a log that nobody uses stays open. Default: 60 s.
     pub idle: Duration,
+    /// How many bytes of sealed segments are verified in a second, in the background; 0 for none. All segments of all logs
+    /// are read, once a day or as often as this allows. Default: 8 MiB.
+    pub scrub_bytes_per_second: u64,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
         let log = Options { memory_bytes: 1 << 30, ..Options::default() };
-        Self { log, open_logs: 10_000, idle: Duration::from_secs(60) }
+        Self { log, open_logs: 10_000, idle: Duration::from_secs(60), scrub_bytes_per_second: 8 << 20 }
     }
 }
 
@@ -42,6 +45,13 @@ impl StoreOptions {
     #[must_use]
     pub fn with_idle(mut self, idle: Duration) -> Self {
         self.idle = idle;
+        self
+    }
+
+    /// Sets [`scrub_bytes_per_second`](Self::scrub_bytes_per_second).
+    #[must_use]
+    pub fn with_scrub_bytes_per_second(mut self, bytes: u64) -> Self {
+        self.scrub_bytes_per_second = bytes;
         self
     }
 }

@@ -2,6 +2,7 @@ mod full;
 mod housekeeping;
 mod memory;
 mod names;
+mod scrubbing;
 mod setup;
 mod trouble;
 
@@ -15,7 +16,7 @@ fn options() -> StoreOptions {
         memory_bytes: 64 << 10,
         ..Options::default()
     };
-    StoreOptions { log, open_logs: 4, idle: Duration::from_secs(60) }
+    StoreOptions { log, open_logs: 4, idle: Duration::from_secs(60), scrub_bytes_per_second: 0 }
 }
 
 #[test]

@@ -187,7 +187,7 @@ fn what_is_left_of_a_log_is_emptied_only_if_its_name_was_there_before_the_sync()
                     now.store(2, Ordering::SeqCst);
                     let inner = reached.lock().unwrap().as_ref().and_then(std::sync::Weak::upgrade).unwrap();
                     let settings = LogSettings { values: Values::Json, ..LogSettings::default() };
-                    assert!(inner.make_log("b", &settings).is_err());
+                    assert!(inner.make_log("b", &settings, &Entry::new(false)).is_err());
                     now.store(4, Ordering::SeqCst);
                     Ok(())
                 }

@@ -25,7 +25,7 @@ pub(super) fn options() -> StoreOptions {
         memory_bytes: 256 << 10,
         ..Options::default()
     };
-    StoreOptions { log, open_logs: 10, idle: Duration::ZERO }
+    StoreOptions { log, open_logs: 10, idle: Duration::ZERO, scrub_bytes_per_second: 0 }
 }
 
 fn open(
