@@ -186,7 +186,8 @@ impl Tail {
             let made = match feed::render(reader, place, grant) {
                 Ok(Made::Wants(wants)) => Made::Wants(wants),
                 Ok(Made::Done(events)) => Made::Done(Ok(events)),
-                Err(error @ (Error::Damaged { offset } | Error::Unreadable { offset, .. })) => {
+                Err(ref error @ (Error::Damaged { offset } | Error::Unreadable { offset, .. })) => {
+                    let error = error.clone();
                     let passed = reader.seek_readable(offset + 1).map(|()| reader.offset());
                     Made::Done(
                         passed.map_or_else(|error| Err(error.into()), |next| Err(End::Damaged(error, next))),
