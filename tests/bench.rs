@@ -74,6 +74,25 @@ fn with_a_rate_latency_counts_from_when_a_request_was_due() {
     assert!(report["latency_ms"]["p90"].as_f64().unwrap() > 100.0, "{report}");
 }
 
+/// Requests that were due while the server stood still, and answered after the end, were left out.
+#[test]
+fn a_stall_that_lasts_beyond_the_end_is_measured() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let pid = server.pid();
+    let stalls = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    });
+    let report = json(&server, &["--rate", "200", "--connections", "2"]);
+    stalls.join().unwrap();
+    assert!(report["requests"].as_u64().unwrap() >= 195, "{report}");
+    assert!(report["latency_ms"]["max"].as_f64().unwrap() > 600.0, "{report}");
+    assert!(report["latency_ms"]["p90"].as_f64().unwrap() > 400.0, "{report}");
+}
+
 #[test]
 fn a_page_needs_nothing_else_and_failures_are_said() {
     let data = tempfile::tempdir().unwrap();

@@ -233,6 +233,50 @@ fn a_producer_that_continues_its_session_after_kills_stores_each_record_once() {
     assert!(values(&server) == expected);
 }
 
+/// Clients that ask before they send waited for good, and large records were worked on where others are answered.
+#[test]
+fn a_client_that_asks_is_told_to_send_and_large_records_are_stored() {
+    let (_data, server) = server(&["--segment-bytes", "8388608", "--max-body-bytes", "4194304"]);
+    let mut session = Session::begin(&server, "a", "", NDJSON, "Expect: 100-continue\r\n");
+    assert_eq!(session.status(), 100);
+    let large = format!("\"{}\"\n", "x".repeat(3 << 20));
+    for part in large.as_bytes().chunks(100_000) {
+        session.send(part);
+    }
+    assert_eq!(session.status(), 200);
+    session.until(|line| line["records"] == 1);
+    session.send(&b"1\n".repeat(30_000));
+    session.until(|line| line["records"] == 30_001);
+    // More than a body may have.
+    for part in "x".repeat(5 << 20).as_bytes().chunks(100_000) {
+        session.send(part);
+    }
+    assert_eq!(session.end()["end"], "record_too_large");
+    let stored = values(&server);
+    assert!(stored.len() == 30_001 && stored[0].len() == (3 << 20) + 2);
+}
+
+/// A session that cannot continue another one ends it not, and creates no log; nor does a batch take a session's mark.
+#[test]
+fn a_session_that_is_refused_changes_nothing() {
+    let (_data, server) = server(&["--create-logs"]);
+    let (mut good, _) = Session::begun(&server, TEXT, "Producer-Id: p\r\n");
+    good.send(b"1\n");
+    good.until(|line| line["records"] == 1);
+    let headers = "Producer-Id: p\r\nProducer-Seq: 5\r\n";
+    assert_eq!(Session::begin(&server, "a", "", TEXT, headers).status(), 409);
+    assert_eq!(Session::begin(&server, "new", "", "application/json", "").status(), 415);
+    let mut client = server.connect();
+    let marked = "POST /v1/logs/a/records HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nProducer-Id: q\r\n\
+                  Producer-Epoch: 0\r\nProducer-Seq: 0\r\nProducer-Mark: session 7\r\n\r\nx";
+    client.send(marked.as_bytes()).unwrap();
+    assert_eq!(client.answer().unwrap().status, 400);
+    good.send(b"2\n");
+    good.finish();
+    assert_eq!(good.end()["end"], "complete");
+    assert_eq!(server.connect().request("GET", "/v1/logs/new", b"").unwrap().status, 404);
+}
+
 /// Another session of the producer takes over, and the first one says so.
 #[test]
 fn of_two_sessions_of_a_producer_the_later_one_continues() {

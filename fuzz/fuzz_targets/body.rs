@@ -3,7 +3,10 @@
 #![no_main]
 
 const TYPES: [&str; 5] = [
-    "application/x-ndjson", "application/json", "text/plain", "application/octet-stream",
+    "application/x-ndjson",
+    "application/json",
+    "text/plain",
+    "application/octet-stream",
     "application/vnd.millstream.frames",
 ];
 const ENCODINGS: [&str; 3] = ["identity", "gzip", "zstd"];

@@ -25,7 +25,7 @@ use crate::{
 use hyper::{
     Request, Response, StatusCode,
     body::Bytes,
-    header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH},
+    header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, EXPECT, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH},
 };
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -64,6 +64,11 @@ fn producer(headers: &HeaderMap) -> Result<Option<Producer>, Problem> {
     let mark = params::header(headers, "producer-mark")?;
     if mark.is_some_and(|mark| mark.len() > PRODUCER_MARK_BYTES) || mark.is_some() && all[0].is_none() {
         let detail = "Producer-Mark has up to 128 bytes, and comes with Producer-Id";
+        return Err(Problem::new(Code::InvalidProducer, detail));
+    }
+    if mark.is_some_and(|mark| mark.starts_with(session::MARK)) {
+        let detail =
+            format!("a Producer-Mark does not begin with {:?}: append sessions use that", session::MARK);
         return Err(Problem::new(Code::InvalidProducer, detail));
     }
     match all {
@@ -139,10 +144,12 @@ pub(super) async fn append(
             let detail = "the body of a session is not compressed";
             return Err(Problem::new(Code::UnsupportedEncoding, detail));
         }
+        session::check_format(format)?;
         let producer = session::WantedProducer::parse(request.headers())?;
+        let asks = request.headers().contains_key(EXPECT);
         let (wanted, body) = (session::Wanted { format, ack, producer }, request.into_body());
         let log = context.log_to_append(asker.share, name).await?;
-        return session::begin(context, asker.share, log, wanted, body).await;
+        return session::begin(context, asker.share, log, wanted, body, asks).await;
     }
     let producer = producer(request.headers())?;
     let body = request.into_body(); // so that the header section is not held while waiting

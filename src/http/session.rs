@@ -20,9 +20,9 @@ mod source;
 use super::{
     answer::{Answer, LOG_ID, json_text, keep_from_proxies, log_id, piece_by_piece},
     connection::RequestBody,
-    context::{Ack, COPYING, Context},
+    context::{self, Ack, COPYING, Context},
     formats::{DecodedBatch, Format},
-    permits::ConnectionShare,
+    permits::{ConnectionShare, Kind, OFFLOAD_BYTES},
     problem::Problem,
     waited::LogWait,
 };
@@ -39,13 +39,20 @@ use hyper::{
     header::{CONTENT_TYPE, HeaderValue},
 };
 use producer::Producer;
-pub(super) use producer::WantedProducer;
+pub(super) use producer::{MARK, WantedProducer};
 use source::Source;
-use std::{collections::VecDeque, future, io, pin::Pin, sync::Arc};
+pub(super) use source::check_format;
+use std::{collections::VecDeque, future, io, pin::Pin, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// The most batches that are told apart on their way to the disk.
 const MAX_UNACKNOWLEDGED: usize = 4096;
+
+/// How long a session that ends for a problem waits for its last commits, and for its client to see why.
+const LAST_COMMITS: Duration = Duration::from_secs(2);
+/// How long a client that asks before it sends (`Expect: 100-continue`) is given, so that it is told to send before the answer
+/// begins.
+const ASKING: Duration = Duration::from_millis(20);
 
 /// What a request for a session asks for.
 pub(super) struct Wanted {
@@ -54,21 +61,25 @@ pub(super) struct Wanted {
     pub(super) producer: Option<WantedProducer>,
 }
 
-/// Begins a session.
+/// Begins a session. `asks`: whether the client asks before it sends.
 pub(super) async fn begin(
     context: &Arc<Context>,
     share: &Arc<ConnectionShare>,
     log: Arc<OpenLog>,
     wanted: Wanted,
-    body: RequestBody,
+    mut body: RequestBody,
+    asks: bool,
 ) -> Result<Answer, Problem> {
     let Wanted { format, ack, producer } = wanted;
-    let source = Source::new(format, context, &log)?;
+    let mut source = Source::new(format, context, &log);
     log.writable().map_err(Problem::of_log(&log))?;
     let producer = match producer {
         Some(wanted) => Some(Producer::begin(wanted, context, share, &log).await?),
         None => None,
     };
+    if asks && let Ok(Some(Ok(first))) = tokio::time::timeout(ASKING, body.frame()).await {
+        source.push(first.into_data().unwrap_or_default(), share).await?;
+    }
     let by_log = if log.durability() == Durability::Disk { Ack::Durable } else { Ack::Memory };
     let id = log_id(log.id());
     let session = Session {
@@ -82,6 +93,7 @@ pub(super) async fn begin(
         producer,
         blocked: None,
         room: None,
+        ends_by: None,
         taken: 0,
         unacknowledged: VecDeque::new(),
         commit: None,
@@ -123,8 +135,10 @@ struct Session {
     source: Source,
     producer: Option<Producer>,
     /// A batch for which there was no room, and what tells when there is.
-    blocked: Option<DecodedBatch>,
+    blocked: Option<Arc<DecodedBatch>>,
     room: Option<Pin<Box<Room>>>,
+    /// When it stops waiting for its last commits.
+    ends_by: Option<Instant>,
     /// How many records of the body have been appended, or were stored before.
     taken: u64,
     /// For each batch that is not stored yet: its last offset, and how many records have been taken with it.
@@ -144,6 +158,7 @@ impl Session {
     async fn next(mut self) -> io::Result<Option<(Bytes, Self)>> {
         loop {
             if matches!(self.stage, Stage::Ended) {
+                self.read_rest().await;
                 return Ok(None);
             }
             if let Some(line) = self.line() {
@@ -151,6 +166,9 @@ impl Session {
                 return Ok(Some((json_text(&line).into(), self)));
             }
             if let Err(problem) = self.advance().await {
+                // Nothing more is appended: others get the room.
+                (self.blocked, self.room) = (None, None);
+                self.ends_by.get_or_insert_with(|| Instant::now() + LAST_COMMITS);
                 self.stage = match self.stage {
                     Stage::Opening | Stage::Open => Stage::Ending(Some(problem)),
                     // What was appended cannot be waited for any more. The first problem is the one to be told.
@@ -161,6 +179,21 @@ impl Session {
                     Stage::Ended => Stage::Ended,
                 };
             }
+        }
+    }
+
+    /// Reads what still comes of the body, for a while: a client that is sending may not see the last line if the connection
+    /// breaks.
+    async fn read_rest(&mut self) {
+        if self.has_ended {
+            return;
+        }
+        let mut stopped = self.context.stopped.clone();
+        let rest = async { while let Some(Ok(_)) = self.body.frame().await {} };
+        tokio::select! {
+            () = rest => {}
+            () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => {}
+            () = tokio::time::sleep(LAST_COMMITS) => {}
         }
     }
 
@@ -207,29 +240,21 @@ impl Session {
 
     /// Appends the next batch; returns whether there was room for it.
     async fn append(&mut self) -> Result<bool, Problem> {
-        let mut batch = match self.blocked.take() {
-            Some(batch) => batch,
-            None => match self.source.batch(self.taken).await? {
-                Some(batch) => batch,
-                None => return Ok(true), // blank lines
-            },
+        let batch = if let Some(batch) = self.blocked.take() {
+            batch
+        } else {
+            let batch = self.source.batch(&self.context, &self.share, self.taken).await?;
+            let Some(batch) = batch.and_then(|batch| self.without_skipped(batch)) else {
+                return Ok(true); // blank lines, or what is stored already
+            };
+            Arc::new(batch)
         };
-        if let Some(producer) = &mut self.producer {
-            let skipped = producer.skips.min(batch.records());
-            producer.skips -= skipped;
-            self.taken += skipped;
-            if skipped > 0 {
-                (self.stored.0, self.untold) = (self.taken, true); // they were durable when the epoch began
-            }
-            if skipped == batch.records() {
-                return Ok(true);
-            }
-            batch = batch.without_first(skipped);
+        if self.producer.is_some() {
             while self.log.producers_are_busy() {
                 tokio::time::sleep(COPYING).await;
             }
         }
-        match self.attempt(&batch) {
+        match self.attempt(&batch).await? {
             Ok(first) => {
                 self.note(first, &batch);
                 Ok(true)
@@ -245,16 +270,45 @@ impl Session {
         }
     }
 
-    fn attempt(&self, batch: &DecodedBatch) -> Result<u64, Error> {
-        match &self.producer {
-            None => self.log.try_append_values(batch, None, MayBlock::Never),
-            Some(producer) => producer.append(&self.log, batch),
+    /// What is left of a batch without those of the body's first records that were stored before; `None` if nothing is.
+    fn without_skipped(&mut self, batch: DecodedBatch) -> Option<DecodedBatch> {
+        let Some(producer) = self.producer.as_mut().filter(|producer| producer.skips > 0) else {
+            return Some(batch);
+        };
+        let skipped = producer.skips.min(batch.records());
+        producer.skips -= skipped;
+        self.taken += skipped;
+        (self.stored.0, self.untold) = (self.taken, true); // they were durable when the epoch began
+        (skipped < batch.records()).then(|| batch.without_first(skipped))
+    }
+
+    /// Attempts to append a batch: one that takes more than a moment, off the runtime's thread.
+    async fn attempt(&mut self, batch: &Arc<DecodedBatch>) -> Result<Result<u64, Error>, Problem> {
+        fn append(
+            log: &OpenLog,
+            producer: Option<&Producer>,
+            batch: &DecodedBatch,
+            may_block: MayBlock,
+        ) -> Result<u64, Error> {
+            match producer {
+                None => log.try_append_values(batch, None, may_block),
+                Some(producer) => producer.append(log, batch, may_block),
+            }
         }
+        if context::cost(batch.bytes() as usize, batch.records() as usize) < OFFLOAD_BYTES {
+            return Ok(append(&self.log, self.producer.as_ref(), batch, MayBlock::Never));
+        }
+        let (log, producer, batch) = (Arc::clone(&self.log), self.producer.clone(), Arc::clone(batch));
+        let run = move || append(&log, producer.as_ref(), &batch, MayBlock::ForCopies);
+        let patience = self.context.settings.queue_time;
+        Box::pin(self.context.for_client(&self.share, Kind::Append, patience, run)).await
     }
 
     /// A batch was appended.
     fn note(&mut self, first: u64, batch: &DecodedBatch) {
-        self.room = None; // has the next caller woken
+        if self.room.take().is_some() {
+            self.source.resumed(); // and the next caller is woken
+        }
         let records = batch.records();
         if let Some(producer) = &mut self.producer {
             producer.stored += records;
@@ -282,7 +336,9 @@ impl Session {
         let mut stopped = self.context.stopped.clone();
         let is_open = matches!(self.stage, Stage::Open);
         let reads = is_open && self.blocked.is_none() && !self.has_ended;
-        let look = self.source.look_at().unwrap_or(self.told + self.context.settings.heartbeat);
+        let beat = self.told + self.context.settings.heartbeat;
+        let look = self.source.look_at().filter(|_| reads).map_or(beat, |look| look.min(beat));
+        let look = self.ends_by.map_or(look, |end| look.min(end));
         tokio::select! {
             biased;
             done = or_never(self.commit.as_mut()) => {
@@ -298,10 +354,11 @@ impl Session {
             frame = self.body.frame(), if reads => match frame {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        self.source.push(data).await?; // trailers mean nothing
+                        self.source.push(data, &self.share).await?; // trailers mean nothing
                     }
                 }
                 Some(Err(error)) => {
+                    self.has_ended = true;
                     let detail = format!("the body ended early: {error}");
                     return Err(Problem::new(Code::BodyIncomplete, detail));
                 }
@@ -311,8 +368,16 @@ impl Session {
                 }
             },
             () = tokio::time::sleep_until(look) => {
-                self.source.judge(&self.share)?;
-                self.untold |= self.told.elapsed() >= self.context.settings.heartbeat;
+                if reads {
+                    self.source.judge(&self.share)?;
+                }
+                if self.ends_by.is_some_and(|end| end <= Instant::now()) {
+                    self.unacknowledged.clear(); // it is not known whether these are stored
+                }
+                if beat <= Instant::now() {
+                    self.log.writable().map_err(Problem::of_log(&self.log))?;
+                    self.untold = true;
+                }
             }
         }
         Ok(())

@@ -49,8 +49,8 @@ fn broken(what: &str) -> io::Error {
 
 impl Receiver {
     async fn read_more(&mut self) -> io::Result<()> {
-        if self.from == self.buffer.len() {
-            self.buffer.clear();
+        if self.from == self.buffer.len() || self.from > HEAD_BYTES {
+            self.buffer.drain(..self.from);
             self.from = 0;
         }
         self.buffer.reserve(4096);

@@ -12,6 +12,7 @@ use std::{
     cell::RefCell,
     collections::VecDeque,
     io,
+    pin::pin,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -24,14 +25,15 @@ type Shared = Rc<RefCell<Series>>;
 
 /// Runs the load, and says each second how it goes.
 pub(super) async fn run(bench: &Bench, address: &str) -> Result<Series, Failure> {
-    let series = Rc::new(RefCell::new(Series::new(bench.warm_up(), bench.duration())));
+    let series = Series::new(bench.warm_up(), bench.duration(), bench.rate);
+    let series = Rc::new(RefCell::new(series));
     let tasks = LocalSet::new();
     for n in 0..bench.connections {
         let (bench, series, address) = (bench.clone(), Rc::clone(&series), address.to_owned());
         tasks.spawn_local(async move {
             let sends = connection_of(&bench, n, &address, &series);
             if let Err(error) = sends.await {
-                series.borrow_mut().failed(|| error.to_string());
+                series.borrow_mut().failed_all(1, || error.to_string());
             }
         });
     }
@@ -41,8 +43,11 @@ pub(super) async fn run(bench: &Bench, address: &str) -> Result<Series, Failure>
     let all = tokio::time::timeout_at((end + Duration::from_secs(10)).into(), tasks);
     let is_over = all.await.is_ok();
     let mut series = Rc::into_inner(series).ok_or("a connection did not end")?.into_inner();
-    if !is_over {
-        series.failed(|| "requests were not answered within 10 s after the end".to_owned());
+    let unanswered = series.unanswered();
+    if unanswered > 0 || !is_over {
+        series.failed_all(unanswered.max(1), || {
+            "requests were not sent, or not answered within 10 s after the end".to_owned()
+        });
     }
     Ok(series)
 }
@@ -126,9 +131,10 @@ async fn requests(
     let end = series.borrow().end();
     for turn in n as usize.. {
         let due = schedule.due().await;
-        if Instant::now() >= end {
-            break;
+        if due >= end {
+            break; // what was due before is sent, however late
         }
+        series.borrow_mut().sent(due);
         sender.send(&requests[turn % requests.len()]).await?;
         let answer = receiver.head().await?;
         let length = answer.length.unwrap_or(0);
@@ -137,7 +143,9 @@ async fn requests(
             series.borrow_mut().answered(due, Instant::now());
         } else {
             let body = receiver.body(length).await?;
-            series.borrow_mut().failed(|| format!("{}: {}", answer.status, String::from_utf8_lossy(&body)));
+            series
+                .borrow_mut()
+                .failed(due, || format!("{}: {}", answer.status, String::from_utf8_lossy(&body)));
         }
     }
     Ok(())
@@ -166,10 +174,11 @@ async fn session(
             while sent.borrow().len() >= MOST_IN_FLIGHT {
                 room.notified().await;
             }
-            if Instant::now() >= end {
+            if due >= end {
                 return sender.send(b"0\r\n\r\n").await;
             }
             sent.borrow_mut().push_back(due);
+            series.borrow_mut().sent(due);
             sender.send(&chunk).await?;
         }
     };
@@ -196,7 +205,18 @@ async fn session(
         }
         Ok(())
     };
-    tokio::try_join!(sends, answers).map(drop)
+    let (mut sends, mut answers) = (pin!(sends), pin!(answers));
+    tokio::select! {
+        answered = &mut answers => answered,
+        sent = &mut sends => match sent {
+            Ok(()) => answers.await,
+            // The answer may say why nothing more could be sent.
+            Err(error) => match tokio::time::timeout(Duration::from_secs(1), answers).await {
+                Ok(Err(said)) if said.kind() == io::ErrorKind::Other => Err(said),
+                _ => Err(error),
+            },
+        },
+    }
 }
 
 /// The head of a request.

@@ -27,6 +27,9 @@ pub(super) fn table(bench: &Bench, series: &Series) -> String {
         let _ = writeln!(text, "{name:<20} {value:>12}"); // to a string: cannot fail
     };
     row(what, format!("{requests:.0}"));
+    if let Some(wanted) = series.wanted {
+        row("wanted per second", wanted.to_string());
+    }
     row("records per second", format!("{records:.0}"));
     row("MiB per second", format!("{:.1}", bytes / f64::from(1 << 20)));
     for (name, quantile) in QUANTILES {

@@ -28,13 +28,19 @@ pub(super) struct Series {
     pub(super) latency: Histogram<u64>,
     pub(super) requests: u64,
     pub(super) failed: u64,
+    /// How many per second are wanted, if that is given: then a request belongs to the second in which it was due, and
+    /// otherwise to the one in which it was answered.
+    pub(super) wanted: Option<u32>,
+    /// How many were sent that were due in the time that is measured; and how many of them were answered, or have failed.
+    sent: u64,
+    done: u64,
     /// The first failure, in words.
     pub(super) failure: Option<String>,
 }
 
 impl Series {
     /// Measures for `most`, after `warm_up`.
-    pub(super) fn new(warm_up: Duration, most: Duration) -> Self {
+    pub(super) fn new(warm_up: Duration, most: Duration, wanted: Option<u32>) -> Self {
         Self {
             begun: Instant::now(),
             warm_up,
@@ -43,6 +49,9 @@ impl Series {
             latency: histogram(),
             requests: 0,
             failed: 0,
+            wanted,
+            sent: 0,
+            done: 0,
             failure: None,
         }
     }
@@ -68,19 +77,40 @@ impl Series {
     /// A request that was due at this time was answered now.
     pub(super) fn answered(&mut self, due: Instant, now: Instant) {
         let micros = now.duration_since(due).as_micros() as u64;
-        let Some(second) = self.second(now) else { return };
+        self.done += u64::from(self.second(due).is_some());
+        let at = if self.wanted.is_some() { due } else { now };
+        let Some(second) = self.second(at) else { return };
         second.requests += 1;
         second.latency.saturating_record(micros);
         self.requests += 1;
         self.latency.saturating_record(micros);
     }
 
-    /// A request has failed.
-    pub(super) fn failed(&mut self, why: impl FnOnce() -> String) {
+    /// A request that was due at this time was sent.
+    pub(super) fn sent(&mut self, due: Instant) {
+        self.sent += u64::from(self.second(due).is_some());
+    }
+
+    /// How many requests of the time that is measured have no answer; with a rate, also those that were never sent.
+    pub(super) fn unanswered(&self) -> u64 {
+        let wanted = self.wanted.map_or(0, |rate| u64::from(rate) * self.most.as_secs());
+        // Less one in a thousand: the connections do not begin at exactly the same time.
+        let wanted = wanted - wanted.div_ceil(1000);
+        self.sent.max(wanted).saturating_sub(self.done)
+    }
+
+    /// A request that was due at this time has failed.
+    pub(super) fn failed(&mut self, due: Instant, why: impl FnOnce() -> String) {
+        self.done += u64::from(self.second(due).is_some());
+        self.failed_all(1, why);
+    }
+
+    /// This many have failed, in the time that is measured, or before or after: what fails then is no less a failure.
+    pub(super) fn failed_all(&mut self, requests: u64, why: impl FnOnce() -> String) {
         if let Some(second) = self.second(Instant::now()) {
-            second.failed += 1;
+            second.failed += requests;
         }
-        self.failed += 1; // also before and after: what fails then is no less a failure
+        self.failed += requests;
         self.failure.get_or_insert_with(why);
     }
 
@@ -96,7 +126,7 @@ mod tests {
 
     #[test]
     fn what_comes_before_and_after_is_not_measured_and_each_second_by_itself() {
-        let mut series = Series::new(Duration::from_secs(1), Duration::from_secs(3));
+        let mut series = Series::new(Duration::from_secs(1), Duration::from_secs(3), None);
         let at = |millis: u64| series.begun + Duration::from_millis(millis);
         let times = [500, 999, 1000, 1999, 3500, 4000].map(at);
         let due = series.begun;

@@ -5,14 +5,35 @@ use super::super::{
 };
 use crate::{
     Code,
-    log::{Error, MayBlock, ProducerBatch, check_producer_id},
+    log::{Error, MayBlock, Produced, ProducerBatch, check_producer_id},
     store::OpenLog,
 };
 use hyper::header::HeaderMap;
 use std::sync::Arc;
 
-/// What a producer's mark begins with, before the number of records that it has stored in sessions.
-const MARK: &str = "session ";
+/// What a producer's mark begins with, before the number of records that it has stored in sessions. Batches without a session
+/// have no such marks.
+pub(in crate::http) const MARK: &str = "session ";
+
+/// How many records a producer with this mark has stored in sessions.
+fn stored(mark: Option<&str>) -> Result<u64, Problem> {
+    mark.map_or(Some(0), |mark| mark.strip_prefix(MARK)?.parse().ok()).ok_or_else(|| {
+        let detail = "this producer appends without sessions, with marks of its own: use another id";
+        Problem::new(Code::InvalidProducer, detail)
+    })
+}
+
+/// How many of the body's records are stored, of which the first is this one of the producer's.
+fn skips(first: Option<u64>, stored: u64, epoch: u32) -> Result<u64, Problem> {
+    stored.checked_sub(first.unwrap_or(stored)).ok_or_else(|| {
+        let detail =
+            format!("the producer has stored {stored} records in sessions, and this one begins later");
+        Problem::new(Code::ProducerOutOfOrder, detail).with(|numbers| {
+            numbers.expected_epoch = Some(epoch.into());
+            numbers.expected_seq = Some(stored);
+        })
+    })
+}
 
 /// The producer that a session is to be of.
 pub(in crate::http) struct WantedProducer {
@@ -42,6 +63,7 @@ impl WantedProducer {
 }
 
 /// A producer in its session.
+#[derive(Clone)]
 pub(super) struct Producer {
     id: String,
     pub(super) epoch: u32,
@@ -61,28 +83,30 @@ impl Producer {
         log: &Arc<OpenLog>,
     ) -> Result<Self, Problem> {
         let WantedProducer { id, first } = wanted;
+        // Before the epoch begins, which ends a session that this one cannot continue.
+        let named = id.clone();
+        let known = context.on_log(share, log, move |log| log.producer(&named)).await?;
+        let (mark, epoch) = known.map_or((None, 0), |known| (known.mark, known.epoch));
+        skips(first, stored(mark.as_deref())?, epoch)?;
         let next = Arc::new(log.ask_for_epoch(&id).map_err(Problem::of_log(log))?);
         let begun = context.on_log_in_time(share, log, move |log| log.begin_epoch_in_time(&next)).await?;
-        let stored = begun.mark.as_ref().map_or(Some(0), |mark| mark.strip_prefix(MARK)?.parse().ok());
-        let stored: u64 = stored.ok_or_else(|| {
-            let detail = "this producer appends without sessions, with marks of its own: use another id";
-            Problem::new(Code::InvalidProducer, detail)
-        })?;
-        let skips = stored.checked_sub(first.unwrap_or(stored)).ok_or_else(|| {
-            let detail =
-                format!("the producer has stored {stored} records in sessions, and this one begins later");
-            Problem::new(Code::ProducerOutOfOrder, detail).with(|numbers| {
-                numbers.expected_epoch = Some(begun.epoch.into());
-                numbers.expected_seq = Some(stored);
-            })
-        })?;
+        let stored = stored(begun.mark.as_deref())?;
+        let skips = skips(first, stored, begun.epoch)?;
         Ok(Self { id, epoch: begun.epoch, sequence: 0, stored, skips })
     }
 
-    /// Appends a batch as the producer's next one; returns its first offset.
-    pub(super) fn append(&self, log: &OpenLog, batch: &DecodedBatch) -> Result<u64, Error> {
+    /// Appends a batch as the producer's next one; returns its first offset. If one of that number is stored, it is not of a
+    /// session.
+    pub(super) fn append(
+        &self,
+        log: &OpenLog,
+        batch: &DecodedBatch,
+        may_block: MayBlock,
+    ) -> Result<u64, Error> {
         let mark = format!("{MARK}{}", self.stored + batch.records());
         let named = ProducerBatch::new(&self.id, self.epoch, self.sequence).with_mark(&mark);
-        log.try_append_values_once(&named, batch, None, MayBlock::Never).map(|produced| produced.first_offset)
+        let Produced { first_offset, count, repeated } =
+            log.try_append_values_once(&named, batch, None, may_block)?;
+        if repeated { Err(Error::NotARepeat { first_offset, count }) } else { Ok(first_offset) }
     }
 }

@@ -1,10 +1,12 @@
 //! The body of a session, taken apart into batches of whole records as it arrives.
 
 use super::super::{
+    body,
     context::Context,
+    effort::Work,
     formats::{self, DecodedBatch, Format},
     memory::{Buffer, Memory, Purpose, UNCOUNTED_BYTES, UsedUp},
-    permits::ConnectionShare,
+    permits::{ConnectionShare, OFFLOAD_BYTES},
     problem::Problem,
     segment_room::SegmentRoom,
     settings::Settings,
@@ -15,8 +17,12 @@ use bytes::Bytes;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// The most bytes of a body that are appended at once, unless one record has more.
+/// The most bytes and records of a body that are appended at once, unless one record has more bytes: as much as is done
+/// without a permit.
 const PIECE_BYTES: usize = 64 << 10;
+const PIECE_RECORDS: usize = 2000;
+/// What a producer's batch takes beside its records, and more.
+const EXTENSION_BYTES: usize = 256;
 /// How often it is looked at whether the rest of a large record comes.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -29,6 +35,8 @@ pub(super) struct Source {
     /// The most bytes that a record may have; and a piece, unless it is one record.
     most: usize,
     piece: usize,
+    /// The bytes of a segment.
+    segment: usize,
     /// A record that has arrived in parts.
     joined: Option<Bytes>,
     /// What has arrived after that, and how many bytes of it are whole records.
@@ -44,36 +52,56 @@ pub(super) struct Source {
 
 /// The beginning of a record.
 struct Begun {
-    buffer: Buffer,
+    /// As long as it is small it takes nothing of the budget: a client may send a part of a line, and the rest much later.
+    small: Vec<u8>,
+    large: Option<Buffer>,
+    /// Since when it is large.
     since: Instant,
     /// When it was last looked at, and how many bytes have come since.
     looked: Instant,
     came: usize,
 }
 
+impl Begun {
+    fn bytes(&self) -> &[u8] {
+        self.large.as_ref().map_or(&self.small, Buffer::bytes)
+    }
+
+    fn freeze(self) -> Bytes {
+        self.large.map_or_else(|| self.small.into(), Buffer::freeze)
+    }
+}
+
+/// Refuses formats whose records do not follow one another.
+pub(in crate::http) fn check_format(format: Format) -> Result<(), Problem> {
+    if matches!(format, Format::Text | Format::Ndjson | Format::Frames) {
+        return Ok(());
+    }
+    let types = [Format::Text, Format::Ndjson, Format::Frames].map(Format::content_type).join(", ");
+    let detail = format!("a session takes records that follow one another, as one of: {types}");
+    Err(Problem::new(Code::UnsupportedType, detail))
+}
+
 impl Source {
-    pub(super) fn new(format: Format, context: &Context, log: &Arc<OpenLog>) -> Result<Self, Problem> {
-        if !matches!(format, Format::Text | Format::Ndjson | Format::Frames) {
-            let types = [Format::Text, Format::Ndjson, Format::Frames].map(Format::content_type).join(", ");
-            let detail = format!("a session takes records that follow one another, as one of: {types}");
-            return Err(Problem::new(Code::UnsupportedType, detail));
-        }
-        let most = context.store.batch_bytes(log.settings()) as usize;
-        Ok(Self {
+    pub(super) fn new(format: Format, context: &Context, log: &Arc<OpenLog>) -> Self {
+        let segment = context.store.batch_bytes(log.settings()) as usize;
+        let most = segment.min(context.settings.body_bytes);
+        Self {
             format,
             log: Arc::clone(log),
             memory: Arc::clone(&context.memory),
             settings: Arc::clone(&context.settings),
             most,
+            segment,
             // However small its records are, a piece fits into a segment.
-            piece: PIECE_BYTES.min(most / record_needs(0) as usize).max(1),
+            piece: PIECE_BYTES.min(segment.saturating_sub(EXTENSION_BYTES) / record_needs(0) as usize).max(1),
             joined: None,
             left: Bytes::new(),
             whole: 0,
             begun: None,
             is_first: true,
             lines: 0,
-        })
+        }
     }
 
     /// Whether there are records to be taken.
@@ -82,18 +110,18 @@ impl Source {
     }
 
     /// Adds what has arrived. To be called when there are no records to be taken.
-    pub(super) async fn push(&mut self, data: Bytes) -> Result<(), Problem> {
+    pub(super) async fn push(&mut self, data: Bytes, share: &ConnectionShare) -> Result<(), Problem> {
         self.left = data;
         if let Some(begun) = &self.begun {
-            let rest = completes(self.format, begun.buffer.bytes(), &self.left);
+            let rest = completes(self.format, begun.bytes(), &self.left);
             let part = self.left.split_to(rest.unwrap_or(self.left.len()));
-            self.extend(&part).await?;
+            self.extend(&part, share).await?;
             if rest.is_some() {
-                self.joined = self.begun.take().map(|begun| begun.buffer.freeze());
+                self.joined = self.begun.take().map(Begun::freeze);
             }
         }
-        self.whole = whole(self.format, &self.left, usize::MAX);
-        self.keep_beginning().await
+        self.whole = whole(self.format, &self.left, usize::MAX, usize::MAX);
+        self.keep_beginning(share).await
     }
 
     /// The body has ended: a last line may have no end.
@@ -102,82 +130,111 @@ impl Source {
         if self.format == Format::Frames {
             return Err(Problem::new(Code::InvalidFrame, "the body ends within a frame"));
         }
-        self.joined = Some(begun.buffer.freeze());
+        self.joined = Some(begun.freeze());
         Ok(())
     }
 
     /// Takes the next records, which come after `taken` others; `None` if there are only blank lines.
-    pub(super) async fn batch(&mut self, taken: u64) -> Result<Option<DecodedBatch>, Problem> {
+    pub(super) async fn batch(
+        &mut self,
+        context: &Context,
+        share: &ConnectionShare,
+        taken: u64,
+    ) -> Result<Option<DecodedBatch>, Problem> {
         let piece = if let Some(joined) = self.joined.take() {
             joined
         } else {
-            let length = if self.whole <= self.piece {
-                self.whole
-            } else {
-                whole(self.format, &self.left, self.piece)
-            };
+            let length = whole(self.format, &self.left[..self.whole], self.piece, PIECE_RECORDS);
             self.whole -= length;
             let piece = self.left.split_to(length);
-            self.keep_beginning().await?;
+            self.keep_beginning(share).await?;
             piece
         };
         let ends = if self.format == Format::Ndjson { memchr::memchr_iter(b'\n', &piece).count() } else { 0 };
-        let batch = self.parse(piece);
+        let part = Part {
+            format: self.format,
+            log: Arc::clone(&self.log),
+            room: SegmentRoom::new(self.segment as u64),
+            is_first: self.is_first,
+            lines: self.lines,
+        };
         self.is_first = false;
         self.lines += ends as u64;
+        let batch = if piece.len() < OFFLOAD_BYTES {
+            part.parse(piece)
+        } else {
+            let work = Work::of(piece.len());
+            Box::pin(body::with_permit(context, share, work, move || part.parse(piece))).await?
+        };
         batch.map_err(|problem| problem.after_records(taken))
     }
 
-    fn parse(&self, piece: Bytes) -> Result<Option<DecodedBatch>, Problem> {
-        let room = SegmentRoom::new(self.most as u64);
-        let piece = if self.is_first { formats::without_mark(self.format, piece) } else { piece };
-        let mut batch = formats::parse_part(self.format, piece, room, self.lines)?;
-        if batch.records() == 0 {
-            return Ok(None);
+    /// The session goes on after it could not read: the client had to wait.
+    pub(super) fn resumed(&mut self) {
+        if let Some(begun) = &mut self.begun {
+            let now = Instant::now();
+            (begun.since, begun.looked, begun.came) = (now, now, 0);
         }
-        batch.check(self.log.settings())?;
-        Ok(Some(batch))
     }
 
     /// If what is left is the beginning of a record, keeps it, so that it does not hold the memory in which it arrived.
-    async fn keep_beginning(&mut self) -> Result<(), Problem> {
+    async fn keep_beginning(&mut self, share: &ConnectionShare) -> Result<(), Problem> {
         if self.whole > 0 || self.left.is_empty() {
             return Ok(());
         }
         let beginning = std::mem::take(&mut self.left);
-        self.extend(&beginning).await
+        self.extend(&beginning, share).await
     }
 
     /// Adds to the beginning of a record; if there is no memory for it, waits for some.
-    async fn extend(&mut self, part: &[u8]) -> Result<(), Problem> {
+    async fn extend(&mut self, part: &[u8], share: &ConnectionShare) -> Result<(), Problem> {
         let now = Instant::now();
-        let begun = self.begun.get_or_insert_with(|| {
-            let buffer = Buffer::new(self.most, self.memory.grant(Purpose::Request));
-            Begun { buffer, since: now, looked: now, came: 0 }
+        let begun = self.begun.get_or_insert_with(|| Begun {
+            small: Vec::new(),
+            large: None,
+            since: now,
+            looked: now,
+            came: 0,
         });
-        if part.len() > begun.buffer.left() {
-            let detail = format!("a record has more than the {} bytes of a segment", self.most);
+        let length = begun.bytes().len() + part.len();
+        if length > self.most {
+            let detail = format!("a record has more than {} bytes", self.most);
             return Err(Problem::new(Code::RecordTooLarge, detail));
         }
         begun.came += part.len();
-        let Err(UsedUp) = begun.buffer.extend(part) else { return Ok(()) };
-        begun.buffer.cover_within(part.len(), self.settings.queue_time, &upload::ASK).await?;
-        (begun.looked, begun.came) = (Instant::now(), 0); // the client had to wait
-        Ok(begun.buffer.extend(part)?)
+        if begun.large.is_none() && length <= UNCOUNTED_BYTES {
+            begun.small.extend_from_slice(part);
+            return Ok(());
+        }
+        if begun.large.is_none() {
+            (begun.since, begun.looked) = (now, now);
+        }
+        let fresh = || Buffer::new(self.most, self.memory.grant(Purpose::Request));
+        let mut buffer = begun.large.take().unwrap_or_else(fresh);
+        let small = std::mem::take(&mut begun.small);
+        for part in [&small, part] {
+            if let Err(UsedUp) = buffer.extend(part) {
+                let _waiting = self.memory.body_waits(length, share.waiting_bodies());
+                buffer.cover_within(part.len(), self.settings.queue_time, &upload::ASK).await?;
+                buffer.extend(part)?;
+                (begun.looked, begun.came) = (Instant::now(), 0); // the client had to wait
+            }
+        }
+        begun.large = Some(buffer);
+        Ok(())
     }
 
     /// When [`judge`](Self::judge) is to be called.
     pub(super) fn look_at(&self) -> Option<Instant> {
-        let begun = self.begun.as_ref().filter(|begun| begun.buffer.held() > UNCOUNTED_BYTES)?;
+        let begun = self.begun.as_ref().filter(|begun| begun.large.is_some())?;
         Some(begun.looked + LOOK)
     }
 
     /// An error if a large record takes too long to arrive; or comes slowly, while others wait for memory.
     pub(super) fn judge(&mut self, share: &ConnectionShare) -> Result<(), Problem> {
-        let Some(begun) = self.begun.as_mut().filter(|begun| begun.buffer.held() > UNCOUNTED_BYTES) else {
-            return Ok(());
-        };
-        let (most, held, took) = (self.settings.body_time, begun.buffer.held(), begun.looked.elapsed());
+        let Some(begun) = &mut self.begun else { return Ok(()) };
+        let Some(held) = begun.large.as_ref().map(Buffer::held) else { return Ok(()) };
+        let (most, took) = (self.settings.body_time, begun.looked.elapsed());
         if begun.since.elapsed() > most {
             let detail = format!("a record did not arrive within {} seconds", most.as_secs());
             return Err(Problem::new(Code::BodyTooSlow, detail));
@@ -192,21 +249,46 @@ impl Source {
     }
 }
 
-/// How many bytes at the beginning are whole records: as many as are within `most`, and one if that has more; 0 if none is
-/// whole.
-fn whole(format: Format, bytes: &[u8], most: usize) -> usize {
+/// A part of a body that is to be parsed.
+struct Part {
+    format: Format,
+    log: Arc<OpenLog>,
+    room: SegmentRoom,
+    is_first: bool,
+    lines: u64,
+}
+
+impl Part {
+    /// The batch in it; `None` if there are only blank lines.
+    fn parse(self, piece: Bytes) -> Result<Option<DecodedBatch>, Problem> {
+        let piece = if self.is_first { formats::without_mark(self.format, piece) } else { piece };
+        let mut batch = formats::parse_part(self.format, piece, self.room, self.lines)?;
+        if batch.records() == 0 {
+            return Ok(None);
+        }
+        batch.check(self.log.settings())?;
+        Ok(Some(batch))
+    }
+}
+
+/// How many bytes at the beginning are whole records: as many as are within `most` bytes, and this many `records`; one if that
+/// has more bytes; 0 if none is whole.
+fn whole(format: Format, bytes: &[u8], most: usize, records: usize) -> usize {
     let within = &bytes[..bytes.len().min(most)];
     if format != Format::Frames {
         let end = memchr::memrchr(b'\n', within);
         let end = end.or_else(|| memchr::memchr(b'\n', bytes)); // none is within
-        return end.map_or(0, |end| end + 1);
+        let Some(end) = end else { return 0 };
+        let nth =
+            (records <= end).then(|| memchr::memchr_iter(b'\n', &bytes[..end]).nth(records - 1)).flatten();
+        return nth.unwrap_or(end) + 1;
     }
     let mut end = 0;
-    while let Some(length) = frame_bytes(&bytes[end..]).filter(|&length| length <= bytes.len() - end) {
-        if end > 0 && end + length > most {
-            break;
+    for _ in 0..records {
+        match frame_bytes(&bytes[end..]).filter(|&length| length <= bytes.len() - end) {
+            Some(length) if end == 0 || end + length <= most => end += length,
+            _ => break,
         }
-        end += length;
     }
     end
 }
@@ -257,6 +339,7 @@ mod tests {
             records in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..20),
             cuts in prop::collection::vec(1..50usize, 1..20),
             most in 1..100usize,
+            at_once in 1..5usize,
             is_frames: bool,
         ) {
             let format = if is_frames { Format::Frames } else { Format::Text };
@@ -275,12 +358,12 @@ mod tests {
                     }
                 }
                 loop {
-                    let length = whole(format, data, most);
+                    let length = whole(format, data, most, at_once);
                     if length == 0 {
                         break;
                     }
                     let (piece, after) = data.split_at(length);
-                    let first = if is_frames { frame_bytes(piece).unwrap() } else { whole(format, piece, 1) };
+                    let first = if is_frames { frame_bytes(piece).unwrap() } else { whole(format, piece, 1, 1) };
                     prop_assert!(length <= most.max(first), "{} of {}", length, most);
                     pieces.push(piece.to_vec());
                     data = after;
@@ -289,7 +372,9 @@ mod tests {
             }
             prop_assert!(begun.is_empty());
             for piece in &pieces {
-                prop_assert_eq!(whole(format, piece, usize::MAX), piece.len());
+                prop_assert_eq!(whole(format, piece, usize::MAX, usize::MAX), piece.len());
+                let first = whole(format, piece, usize::MAX, at_once);
+                prop_assert_eq!(first, piece.len(), "more than {} records", at_once);
             }
             prop_assert_eq!(pieces.concat(), body);
         }
