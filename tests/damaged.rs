@@ -205,3 +205,46 @@ fn after_repair_a_lost_record_is_marked_in_every_format_and_readers_pass() {
     drop(server);
     reads(&["--data", data.path().to_str().unwrap()]);
 }
+
+/// A large range ended at the damage that it was to pass, before the offset that its head had said, and was broken off.
+#[test]
+fn a_large_range_that_passes_damage_at_its_end_is_whole() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    client.request("PUT", "/v1/logs/a", b"").unwrap();
+    for n in 0..40 {
+        client.request("POST", "/v1/logs/a/records", &vec![b'A' + n; 100_000]).unwrap();
+    }
+    drop(client);
+    assert_eq!(server.terminate(), Some(0));
+    for file in std::fs::read_dir(data.path().join("a")).unwrap() {
+        let path = file.unwrap().path();
+        let Ok(mut bytes) = std::fs::read(&path) else { continue };
+        for record in [20, 38, 39] {
+            let value = [b'A' + record; 50];
+            if let Some(at) = bytes.windows(50).position(|window| window == value) {
+                bytes[at] ^= 1;
+                std::fs::write(&path, &bytes).unwrap();
+            }
+        }
+    }
+    let server = Server::start(data.path(), &[]);
+    for accept in ALL {
+        let mut client = server.connect();
+        let target = "/v1/logs/a/records?damaged=skip&max_bytes=100000000";
+        let head = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
+        client.send(head.as_bytes()).unwrap();
+        let Reply { status, head, body } = client.reply().unwrap();
+        assert!(
+            status == 200 && head.to_lowercase().contains("millstream-next-offset: 40\r\n"),
+            "{accept}: {head}"
+        );
+        match accept {
+            "text/plain" => assert_eq!(body.len(), 37 * 100_001),
+            "application/octet-stream" => assert_eq!(body.len(), 37 * 100_000),
+            "application/json" => assert!(body.ends_with(b"],\"next_offset\":40}\n"), "{accept}"),
+            _ => assert!(body.len() > 37 * 100_000, "{accept}"),
+        }
+    }
+}

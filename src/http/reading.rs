@@ -49,8 +49,12 @@ pub(super) struct Reading {
     page_limits: PageLimits,
     /// Where the log ended when the reading began, to estimate the size of the answer.
     end: u64,
+    /// The offset after the last record that was read.
+    taken_to: u64,
     /// The offset at which it ends in any case.
     until: u64,
+    /// Where a client is to continue, if that was said before the end was read: behind damage that was passed, for example.
+    next: Option<u64>,
     /// Whether nothing has been read yet: the first record is returned however large it is.
     fresh: bool,
     /// If requested, the bytes that the answer would have so far if it were rendered.
@@ -110,7 +114,8 @@ enum Went {
 impl Reading {
     pub(super) fn new(reader: Reader, format: Format, page_limits: PageLimits, end: u64) -> Self {
         let (length, damaged, lost) = (None, Damaged::default(), 0);
-        Self { reader, format, page_limits, end, until: u64::MAX, fresh: true, length, damaged, lost }
+        let (taken_to, until, next) = (reader.offset(), u64::MAX, None);
+        Self { reader, format, page_limits, end, taken_to, until, next, fresh: true, length, damaged, lost }
     }
 
     pub(super) fn with_damaged(self, damaged: Damaged) -> Self {
@@ -169,6 +174,7 @@ impl Reading {
             *length += separator + formats::length(self.format, offset, record);
         }
         self.fresh = false;
+        self.taken_to = offset + 1;
         self.lost += u64::from(record.lost);
         self.page_limits.records -= 1;
         self.page_limits.bytes = self.page_limits.bytes.saturating_sub(record.length as u64);
@@ -344,7 +350,7 @@ impl Reading {
         let mut reading = self.looked(context, share, false).await?;
         let end = reading.at();
         reading.page_limits = PageLimits { records: planned - reading.page_limits.records, bytes: u64::MAX };
-        reading.until = end.next;
+        (reading.until, reading.next) = (reading.taken_to, Some(end.next));
         reading.reader.seek(back);
         Ok((end, reading))
     }
@@ -383,7 +389,9 @@ impl Reading {
                     Went::Nowhere(place, bytes) => Made::Wants(Wants { grant, place, bytes }),
                     Went::Some => Made::Done((grant.hold_copy(out), false)),
                     Went::All => {
-                        out.extend_from_slice(envelope.closing(reading.offset()).as_bytes());
+                        out.extend_from_slice(
+                            envelope.closing(reading.next.unwrap_or(reading.offset())).as_bytes(),
+                        );
                         Made::Done((grant.hold_copy(out), true))
                     }
                 })

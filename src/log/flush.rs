@@ -181,10 +181,11 @@ impl Flusher {
         self.task.is_idle()
     }
 
-    /// Whether the time of the active segment is kept up to date. May be out of date itself, by a moment.
+    /// Whether the time of the active segment is kept up to date: as of the last write that was begun, however long that takes.
+    /// May be out of date itself, by a moment.
     #[inline]
     pub(super) fn keeps_time(&self) -> bool {
-        self.keeps_time.load(Ordering::Relaxed) // see `KeepsTime`
+        self.keeps_time.load(Ordering::Acquire) // see `KeepsTime`
     }
 
     /// Something was appended: if the flusher is idle, it gets a turn after this time.
@@ -207,14 +208,14 @@ impl Flusher {
 struct KeepsTime<'a>(&'a AtomicBool);
 
 impl KeepsTime<'_> {
-    // Relaxed: a time is not what makes a record visible. An append that sees the end of a turn a moment late uses the time
-    // of a moment earlier.
+    // Release: an append that sees this sees the time that was brought up to date before.
     fn begin(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.store(true, Ordering::Release);
     }
 }
 
 impl Drop for KeepsTime<'_> {
+    // Relaxed: an append that sees this a moment late uses the time of a moment earlier.
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
     }

@@ -138,7 +138,12 @@ impl BackingDir {
         for name in names {
             self.memory.remove(name);
         }
-        if !open.is_empty() {
+        // Where memory is short, the next chunk needs it at once.
+        let needs =
+            open.iter().filter_map(|file| file.metadata().ok()).map(|file| file.len()).max().unwrap_or(0);
+        let at = self.memory.path("");
+        let free = rustix::fs::statvfs(&at).map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize));
+        if free >= needs.saturating_mul(4) && !open.is_empty() {
             // If there is no thread to be had, they are closed here.
             let _ = std::thread::Builder::new().name("millstream-free".into()).spawn(move || drop(open));
         }
