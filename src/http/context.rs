@@ -73,6 +73,16 @@ pub(super) enum Ack {
     Memory,
 }
 
+impl Ack {
+    /// When appends to this log are answered, unless they ask for something else.
+    pub(super) fn by(log: &OpenLog) -> Self {
+        match log.durability() {
+            Durability::Disk => Self::Durable,
+            Durability::Memory => Self::Memory,
+        }
+    }
+}
+
 /// Repeats an append until it finds room, and waits for `room` before each further attempt. Only the waiting has a limit of
 /// time: an attempt that has begun may append, so its result is what is answered, however long it takes.
 async fn when_there_is_room<T, F, R>(
@@ -280,6 +290,12 @@ impl Context {
         done.map_err(Problem::of_log(log))
     }
 
+    /// Completes when the server stops.
+    pub(super) async fn stopping(&self) {
+        let mut stopped = self.stopped.clone();
+        let _ = stopped.wait_for(|stopped| *stopped).await; // or its sender is gone
+    }
+
     /// Waits until an append whose last record is at `offset` may be answered.
     pub(super) async fn acknowledged(
         &self,
@@ -287,11 +303,7 @@ impl Context {
         offset: u64,
         ack: Option<Ack>,
     ) -> Result<(), Problem> {
-        let by_log = match log.durability() {
-            Durability::Disk => Ack::Durable,
-            Durability::Memory => Ack::Memory,
-        };
-        match ack.unwrap_or(by_log) {
+        match ack.unwrap_or_else(|| Ack::by(log)) {
             Ack::Durable => {
                 let _waiting = self.metrics.waiting(); // also counted down if the client leaves meanwhile
                 let done = self.waiters.durable(log, offset).await;

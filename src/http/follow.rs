@@ -64,9 +64,8 @@ impl Following {
     /// Waits for the next record; `false` if there is no reason to wait any longer.
     async fn wait(&self) -> Result<bool, Error> {
         let next = self.reading.offset();
-        let mut stopped = self.context.stopped.clone();
         if self.log.visible_offset() > next {
-            return Ok(!*stopped.borrow_and_update() && !self.log_wait.has_ended());
+            return Ok(!*self.context.stopped.borrow() && !self.log_wait.has_ended());
         }
         tokio::select! {
             news = self.log.visible(next) => match news {
@@ -74,7 +73,7 @@ impl Following {
                 news => news.map(|()| true),
             },
             () = self.log_wait.ended() => Ok(false),
-            _ = stopped.wait_for(|stopped| *stopped) => Ok(false),
+            () = self.context.stopping() => Ok(false),
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::{
     answer::{Answer, json},
     context::{Asker, Context},
+    permits::ConnectionShare,
     problem::Problem,
 };
 use crate::{
@@ -44,6 +45,33 @@ fn id_in(path: &str) -> Result<String, Problem> {
     Ok(id.into_owned())
 }
 
+/// Begins a producer's next epoch.
+pub(super) async fn begin_epoch(
+    context: &Context,
+    share: &ConnectionShare,
+    log: &Arc<OpenLog>,
+    id: &str,
+) -> Result<OpenedProducer, Problem> {
+    // In the list before it has the permit: whoever has that begins this epoch as well. It leaves the list with its client.
+    let next = Arc::new(log.ask_for_epoch(id).map_err(Problem::of_log(log))?);
+    context.on_log_in_time(share, log, move |log| log.begin_epoch_in_time(&next)).await
+}
+
+/// What the log knows about a producer, including what readers may not see yet.
+pub(super) async fn known(
+    context: &Context,
+    share: &ConnectionShare,
+    log: &Arc<OpenLog>,
+    id: &str,
+) -> Result<Option<ProducerState>, Problem> {
+    if !log.producers_are_busy() && log.knows_producers() {
+        return log.producer(id).map_err(Problem::of_log(log));
+    }
+    // Off the runtime's thread, because that reads from the disk, or waits for a batch that is being copied.
+    let id = id.to_owned();
+    context.on_log(share, log, move |log| log.producer(&id)).await
+}
+
 /// `POST`: the producer's next epoch. Batches of older ones are refused from now on.
 pub(super) async fn open(
     context: &Context,
@@ -53,9 +81,7 @@ pub(super) async fn open(
 ) -> Result<Answer, Problem> {
     let id = id_in(id)?;
     let log = context.log_to_append(asker.share, name).await?;
-    // In the list before it has the permit: whoever has that begins this epoch as well. It leaves the list with its client.
-    let next = Arc::new(log.ask_for_epoch(&id).map_err(Problem::of_log(&log))?);
-    let begun = context.on_log_in_time(asker.share, &log, move |log| log.begin_epoch_in_time(&next)).await?;
+    let begun = begin_epoch(context, asker.share, &log, &id).await?;
     Ok(opened(&log, id, begun))
 }
 
@@ -68,13 +94,7 @@ pub(super) async fn describe(
 ) -> Result<Answer, Problem> {
     let id = id_in(id)?;
     let log = context.log(asker.share, name).await?;
-    let state = if !log.producers_are_busy() && log.knows_producers() {
-        log.producer(&id).map_err(Problem::of_log(&log))?
-    } else {
-        // Off the runtime's thread, because that reads from the disk, or waits for a batch that is being copied.
-        let id = id.clone();
-        context.on_log(asker.share, &log, move |log| log.producer(&id)).await?
-    };
+    let state = known(context, asker.share, &log, &id).await?;
     let state = state.ok_or_else(|| {
         let detail = "the log knows no producer of this id: it never appended, or was forgotten; begin an epoch by POST";
         Problem::new(Code::ProducerNotFound, detail)

@@ -229,11 +229,11 @@ async fn wait_for_record(
         };
     }
     if log.visible_offset() <= offset {
-        let (mut stopped, log_wait) = (context.stopped.clone(), context.waited.begin(log, asker.share));
+        let log_wait = context.waited.begin(log, asker.share);
         tokio::select! {
             waited = tokio::time::timeout(wait, log.visible(offset)) => waited.unwrap_or(Ok(()))?,
             () = log_wait.ended() => return Err(Problem::too_many_waits()),
-            _ = stopped.wait_for(|stopped| *stopped) => {}
+            () = context.stopping() => {}
         }
     }
     Ok(())

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     Code,
     api::SessionLine,
-    log::{Durability, Error, MayBlock, Room},
+    log::{Error, MayBlock, Room},
     store::OpenLog,
 };
 use bytes::Bytes;
@@ -80,13 +80,12 @@ pub(super) async fn begin(
     if asks && let Ok(Some(Ok(first))) = tokio::time::timeout(ASKING, body.frame()).await {
         source.push(first.into_data().unwrap_or_default(), share).await?;
     }
-    let by_log = if log.durability() == Durability::Disk { Ack::Durable } else { Ack::Memory };
     let id = log_id(log.id());
     let session = Session {
         context: Arc::clone(context),
         share: Arc::clone(share),
         log_wait: context.waited.begin(&log, share),
-        ack: ack.unwrap_or(by_log),
+        ack: ack.unwrap_or_else(|| Ack::by(&log)),
         body,
         has_ended: false,
         source,
@@ -188,11 +187,10 @@ impl Session {
         if self.has_ended {
             return;
         }
-        let mut stopped = self.context.stopped.clone();
         let rest = async { while let Some(Ok(_)) = self.body.frame().await {} };
         tokio::select! {
             () = rest => {}
-            () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => {}
+            () = self.context.stopping() => {}
             () = tokio::time::sleep(LAST_COMMITS) => {}
         }
     }
@@ -333,7 +331,6 @@ impl Session {
             let (context, log, ack) = (Arc::clone(&self.context), Arc::clone(&self.log), self.ack);
             self.commit = Some(Box::pin(async move { context.acknowledged(&log, offset, Some(ack)).await }));
         }
-        let mut stopped = self.context.stopped.clone();
         let is_open = matches!(self.stage, Stage::Open);
         let reads = is_open && self.blocked.is_none() && !self.has_ended;
         let beat = self.told + self.context.settings.heartbeat;
@@ -347,7 +344,7 @@ impl Session {
                 self.acknowledge();
             }
             () = or_never(self.room.as_mut()), if self.blocked.is_some() => {}
-            () = async { drop(stopped.wait_for(|stopped| *stopped).await) }, if is_open => {
+            () = self.context.stopping(), if is_open => {
                 return Err(Problem::new(Code::ShuttingDown, "the server is stopping; begin another session"));
             }
             () = self.log_wait.ended(), if is_open => return Err(Problem::too_many_waits()),

@@ -1,7 +1,7 @@
 //! The producer of a session, and how many records it has stored.
 
 use super::super::{
-    context::Context, formats::DecodedBatch, params, permits::ConnectionShare, problem::Problem,
+    context::Context, formats::DecodedBatch, params, permits::ConnectionShare, problem::Problem, producers,
 };
 use crate::{
     Code,
@@ -84,12 +84,10 @@ impl Producer {
     ) -> Result<Self, Problem> {
         let WantedProducer { id, first } = wanted;
         // Before the epoch begins, which ends a session that this one cannot continue.
-        let named = id.clone();
-        let known = context.on_log(share, log, move |log| log.producer(&named)).await?;
+        let known = producers::known(context, share, log, &id).await?;
         let (mark, epoch) = known.map_or((None, 0), |known| (known.mark, known.epoch));
         skips(first, stored(mark.as_deref())?, epoch)?;
-        let next = Arc::new(log.ask_for_epoch(&id).map_err(Problem::of_log(log))?);
-        let begun = context.on_log_in_time(share, log, move |log| log.begin_epoch_in_time(&next)).await?;
+        let begun = producers::begin_epoch(context, share, log, &id).await?;
         let stored = stored(begun.mark.as_deref())?;
         let skips = skips(first, stored, begun.epoch)?;
         Ok(Self { id, epoch: begun.epoch, sequence: 0, stored, skips })
