@@ -2,7 +2,11 @@
 
 mod support;
 
-use std::process::{Command, Output};
+use std::{
+    process::{Command, Output},
+    thread::JoinHandle,
+    time::Duration,
+};
 use support::Server;
 
 fn bench(server: &Server, arguments: &[&str]) -> Output {
@@ -54,18 +58,23 @@ fn what_is_measured_is_what_the_server_has_done_and_the_logs_are_gone_afterwards
     assert!(!listed.contains("bench"), "{listed}");
 }
 
+/// After a while, lets the server stand still for some time.
+fn stall(server: &Server, after: Duration, time: Duration) -> JoinHandle<()> {
+    let pid = server.pid();
+    std::thread::spawn(move || {
+        std::thread::sleep(after);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        std::thread::sleep(time);
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    })
+}
+
 /// A client that waits for each answer before it sends the next request does not see what a stall costs the others.
 #[test]
 fn with_a_rate_latency_counts_from_when_a_request_was_due() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
-    let pid = server.pid();
-    let stalls = std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(400));
-        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
-    });
+    let stalls = stall(&server, Duration::from_millis(300), Duration::from_millis(400));
     let report = json(&server, &["--rate", "200", "--connections", "2", "--seconds", "2"]);
     stalls.join().unwrap();
     let rate = report["requests_per_second"].as_f64().unwrap();
@@ -79,13 +88,7 @@ fn with_a_rate_latency_counts_from_when_a_request_was_due() {
 fn a_stall_that_lasts_beyond_the_end_is_measured() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
-    let pid = server.pid();
-    let stalls = std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_millis(700));
-        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
-        std::thread::sleep(std::time::Duration::from_secs(1));
-        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
-    });
+    let stalls = stall(&server, Duration::from_millis(700), Duration::from_secs(1));
     let report = json(&server, &["--rate", "200", "--connections", "2"]);
     stalls.join().unwrap();
     assert!(report["requests"].as_u64().unwrap() >= 195, "{report}");

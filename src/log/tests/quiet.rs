@@ -2,13 +2,19 @@
 
 use super::*;
 use crate::{
-    disk::sim::Cut,
+    disk::{
+        gate::{Gate, Operation},
+        sim::Cut,
+    },
     log::environment::{
         Environment,
         clocks::{Clocks, NOW},
     },
 };
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::SeqCst},
+};
 
 const AGE: Duration = Duration::from_millis(60);
 
@@ -129,8 +135,6 @@ fn what_is_appended_in_memory_after_a_log_was_emptied_survives_a_kill() {
 /// next segment's by then, with what had been acknowledged.
 #[test]
 fn a_segment_that_could_not_be_begun_empty_does_not_take_the_file_of_the_next_one_with_it() {
-    use crate::disk::gate::{Gate, Operation};
-    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
     let sim = Sim::new(1);
     let (fails, go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let gate = Gate::new(Arc::new(sim.clone()), {
@@ -171,28 +175,35 @@ fn a_segment_that_could_not_be_begun_empty_does_not_take_the_file_of_the_next_on
     assert_eq!(log.next_offset(), 2, "an acknowledged record is lost");
 }
 
-/// A full disk refuses the segment after the next one; the next one has its file already, and that is all it takes.
-#[test]
-fn a_quiet_log_on_a_full_disk_drops_what_is_too_old_if_the_next_segment_is_ready() {
-    use crate::disk::gate::{Gate, Operation};
-    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+/// A disk on which no file can be created while the flag says that it is full.
+fn disk_that_may_be_full() -> (Arc<Gate>, Arc<AtomicBool>) {
     let is_full = Arc::new(AtomicBool::new(false));
-    let gate = Gate::new(Arc::new(Sim::new(1)), {
-        let is_full = Arc::clone(&is_full);
-        move |operation, _| {
-            let refused = operation == Operation::Create && is_full.load(SeqCst);
-            if refused { Err(std::io::Error::from_raw_os_error(28)) } else { Ok(()) }
-        }
+    let asks = Arc::clone(&is_full);
+    let gate = Gate::new(Arc::new(Sim::new(1)), move |operation, _| {
+        let refused = operation == Operation::Create && asks.load(SeqCst);
+        if refused { Err(std::io::Error::from_raw_os_error(28)) } else { Ok(()) }
     });
-    let at = tempfile::tempdir().unwrap();
-    let log = Log::open_on(gate, Path::new(DIR), options(at.path(), Durability::Disk)).unwrap();
-    log.append_wait(b"old").unwrap();
-    log.shared.roll.ask(0);
+    (gate, is_full)
+}
+
+/// Waits until the next segment is ready.
+fn wait_for_spare(log: &Log) {
     let begun = Instant::now();
     while !log.shared.roll.is_ready() {
         assert!(begun.elapsed() < Duration::from_secs(5));
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// A full disk refuses the segment after the next one; the next one has its file already, and that is all it takes.
+#[test]
+fn a_quiet_log_on_a_full_disk_drops_what_is_too_old_if_the_next_segment_is_ready() {
+    let (gate, is_full) = disk_that_may_be_full();
+    let at = tempfile::tempdir().unwrap();
+    let log = Log::open_on(gate, Path::new(DIR), options(at.path(), Durability::Disk)).unwrap();
+    log.append_wait(b"old").unwrap();
+    log.shared.roll.ask(0);
+    wait_for_spare(&log);
     is_full.store(true, SeqCst);
     assert_eq!(emptied(&log), (1, 1));
 }
@@ -230,11 +241,7 @@ fn what_is_appended_to_an_emptied_log_with_a_clock_set_back_survives_a_kill_at_e
         let at = tempfile::tempdir().unwrap();
         let sim = Sim::new(step);
         let (clocks, env, options, log) = emptied_with_clock(at.path(), &sim);
-        let begun = Instant::now();
-        while !log.shared.roll.is_ready() {
-            assert!(begun.elapsed() < Duration::from_secs(5));
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait_for_spare(&log);
         clocks.set(NOW + 1000 - HOUR);
         sim.end_after(step, Cut::Kill);
         let acknowledged = (0..3).filter(|_| log.append(b"in memory").is_ok()).count() as u64;
@@ -303,37 +310,22 @@ fn a_quiet_log_that_was_closed_is_emptied_too() {
 /// An append that was refused had closed the segment that was begun empty, and nothing linked the next one.
 #[test]
 fn retention_goes_on_after_a_disk_was_full_for_a_moment() {
-    use crate::disk::gate::{Gate, Operation};
-    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-    let is_full = Arc::new(AtomicBool::new(false));
-    let gate = Gate::new(Arc::new(Sim::new(1)), {
-        let is_full = Arc::clone(&is_full);
-        move |operation, _| {
-            let refused = operation == Operation::Create && is_full.load(SeqCst);
-            if refused { Err(std::io::Error::from_raw_os_error(28)) } else { Ok(()) }
-        }
-    });
+    let (gate, is_full) = disk_that_may_be_full();
     let at = tempfile::tempdir().unwrap();
     let mut options = options(at.path(), Durability::Disk);
     (options.segment_bytes, options.memory_bytes) = (2 << 20, 64 << 20);
     let log = Log::open_on(gate, Path::new(DIR), options).unwrap();
     log.append_wait(b"old").unwrap();
-    let is_ready = |log: &Log| {
-        log.shared.roll.ask(0);
-        let begun = Instant::now();
-        while !log.shared.roll.is_ready() {
-            assert!(begun.elapsed() < Duration::from_secs(5));
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    };
-    is_ready(&log);
+    log.shared.roll.ask(0);
+    wait_for_spare(&log);
     is_full.store(true, SeqCst);
     log.roll().unwrap();
     std::thread::sleep(Duration::from_millis(50));
     assert!(log.try_append(&vec![1; 1500 << 10]).is_err());
     assert!(log.shared.active.load_full().chunk.end().is_some());
     is_full.store(false, SeqCst);
-    is_ready(&log);
+    log.shared.roll.ask(0);
+    wait_for_spare(&log);
     assert_eq!(emptied(&log), (1, 1));
 }
 
