@@ -20,7 +20,7 @@ use std::{ops::RangeInclusive, time::Duration};
 use tokio::time::Instant;
 
 /// How often a body that waits asks for memory.
-pub(super) const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(20);
+const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(20);
 /// How long a body's pace is measured before it is judged.
 const PACE: Duration = Duration::from_secs(1);
 
@@ -45,6 +45,61 @@ pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usiz
     Ok(grant)
 }
 
+/// How fast something arrives that holds memory of the budget.
+pub(super) struct Progress {
+    /// When it was last judged, and how many bytes have come since.
+    judged: Instant,
+    came: usize,
+}
+
+impl Progress {
+    pub(super) fn begin() -> Self {
+        Self { judged: Instant::now(), came: 0 }
+    }
+
+    /// When it is to be judged again.
+    pub(super) fn due(&self) -> Instant {
+        self.judged + PACE
+    }
+
+    pub(super) fn came(&mut self, bytes: usize) {
+        self.came += bytes;
+    }
+
+    /// Whether what holds this many bytes comes too slowly, while bodies of other connections wait. It is measured anew from
+    /// now on.
+    pub(super) fn is_in_the_way(
+        &mut self,
+        held: usize,
+        memory: &Memory,
+        share: &ConnectionShare,
+        body_time: Duration,
+    ) -> bool {
+        let Self { judged, came } = std::mem::replace(self, Self::begin());
+        held > UNCOUNTED_BYTES
+            && is_slow(held, came, judged.elapsed(), body_time)
+            && memory.has_waiting_beside(share.waiting_bodies())
+    }
+
+    /// Adds to a buffer that holds what has come. If there is no memory for it, waits for some, as before a body is read:
+    /// then it is measured anew, because the client had to wait.
+    pub(super) async fn extend(
+        &mut self,
+        buffer: &mut Buffer,
+        data: &[u8],
+        memory: &Memory,
+        share: &ConnectionShare,
+        patience: Duration,
+    ) -> Result<(), Problem> {
+        let Err(UsedUp) = buffer.extend(data) else { return Ok(()) };
+        let _waiting = memory.body_waits(buffer.len() + data.len(), share.waiting_bodies());
+        let covered = buffer.cover_within(data.len(), patience, &ASK).await;
+        *self = Self::begin();
+        covered?;
+        Ok(buffer.extend(data)?)
+    }
+}
+
 /// A body that is being received.
 pub(super) struct Upload<'a, B> {
     body: B,
@@ -55,9 +110,7 @@ pub(super) struct Upload<'a, B> {
     /// How long a body may take, and how long it may wait for memory.
     body_time: Duration,
     patience: Duration,
-    /// When its pace was last judged, and how many bytes have come since.
-    judged: Instant,
-    came: usize,
+    progress: Progress,
 }
 
 impl<'a, B> Upload<'a, B>
@@ -68,7 +121,7 @@ where
     pub(super) fn new(body: B, most: usize, context: &'a Context, share: &'a ConnectionShare) -> Self {
         let (memory, settings) = (&context.memory, &context.settings);
         let (body_time, patience) = (settings.body_time, settings.queue_time);
-        Self { body, most, memory, share, body_time, patience, judged: Instant::now(), came: 0 }
+        Self { body, most, memory, share, body_time, patience, progress: Progress::begin() }
     }
 
     /// Receives all of it.
@@ -88,7 +141,7 @@ where
         let mut buffer = Buffer::new(self.most, grant);
         self.extend(&mut buffer, &first).await?;
         drop(first);
-        self.judged = Instant::now();
+        self.progress = Progress::begin();
         while let Some(data) = self.next_in_time(buffer.held()).await? {
             if data.len() > buffer.left() {
                 return Err(too_large(self.most, ""));
@@ -119,7 +172,7 @@ where
     /// The next part of a body that holds `held` bytes already; an error if it is too slow while others wait.
     async fn next_in_time(&mut self, held: usize) -> Result<Option<Bytes>, Problem> {
         loop {
-            let until = self.judged + PACE;
+            let until = self.progress.due();
             if Instant::now() >= until {
                 self.judge(held)?;
                 continue;
@@ -127,37 +180,28 @@ where
             // An error only says that it is time to judge: no part of the body is lost.
             if let Ok(next) = tokio::time::timeout_at(until, self.next()).await {
                 let next = next?;
-                self.came += next.as_ref().map_or(0, Bytes::len);
+                self.progress.came(next.as_ref().map_or(0, Bytes::len));
                 return Ok(next);
             }
         }
     }
 
     fn judge(&mut self, held: usize) -> Result<(), Problem> {
-        let took = self.judged.elapsed();
-        let is_slow = is_slow(held, self.came, took, self.body_time);
-        (self.judged, self.came) = (Instant::now(), 0);
-        if held > UNCOUNTED_BYTES && is_slow && self.memory.has_waiting_beside(self.share.waiting_bodies()) {
+        if self.progress.is_in_the_way(held, self.memory, self.share, self.body_time) {
             let detail = "the body came slowly, while others waited for the memory that it held";
             return Err(Problem::new(Code::BodyTooSlow, detail));
         }
         Ok(())
     }
 
-    /// Adds a part; if there is no memory for it, waits for some, as before the body was read.
     async fn extend(&mut self, buffer: &mut Buffer, data: &[u8]) -> Result<(), Problem> {
-        let Err(UsedUp) = buffer.extend(data) else { return Ok(()) };
-        let _waiting = self.memory.body_waits(buffer.len() + data.len(), self.share.waiting_bodies());
-        let covered = buffer.cover_within(data.len(), self.patience, &ASK).await;
-        (self.judged, self.came) = (Instant::now(), 0); // the client had to wait
-        covered?;
-        Ok(buffer.extend(data)?)
+        self.progress.extend(buffer, data, self.memory, self.share, self.patience).await
     }
 }
 
 /// Whether a body of which `came` bytes came in the time that it `took` would take longer than `most` to send as many as it
 /// holds.
-pub(super) fn is_slow(held: usize, came: usize, took: Duration, most: Duration) -> bool {
+fn is_slow(held: usize, came: usize, took: Duration, most: Duration) -> bool {
     came as u128 * most.as_millis() < held as u128 * took.as_millis()
 }
 

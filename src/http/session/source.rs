@@ -5,16 +5,16 @@ use super::super::{
     context::Context,
     effort::Work,
     formats::{self, DecodedBatch, Format},
-    memory::{Buffer, Memory, Purpose, UNCOUNTED_BYTES, UsedUp},
+    memory::{Buffer, Memory, Purpose, UNCOUNTED_BYTES},
     permits::{ConnectionShare, OFFLOAD_BYTES},
     problem::Problem,
     segment_room::SegmentRoom,
     settings::Settings,
-    upload,
+    upload::Progress,
 };
 use crate::{Code, chunk::record_needs, store::OpenLog, wire::Prefix};
 use bytes::Bytes;
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use tokio::time::Instant;
 
 /// The most bytes and records of a body that are appended at once, unless one record has more bytes: as much as is done
@@ -23,8 +23,6 @@ const PIECE_BYTES: usize = 64 << 10;
 const PIECE_RECORDS: usize = 2000;
 /// What a producer's batch takes beside its records, and more.
 const EXTENSION_BYTES: usize = 256;
-/// How often it is looked at whether the rest of a large record comes.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// See the module's documentation.
 pub(super) struct Source {
@@ -57,9 +55,7 @@ struct Begun {
     large: Option<Buffer>,
     /// Since when it is large.
     since: Instant,
-    /// When it was last looked at, and how many bytes have come since.
-    looked: Instant,
-    came: usize,
+    progress: Progress,
 }
 
 impl Begun {
@@ -172,8 +168,7 @@ impl Source {
     /// The session goes on after it could not read: the client had to wait.
     pub(super) fn resumed(&mut self) {
         if let Some(begun) = &mut self.begun {
-            let now = Instant::now();
-            (begun.since, begun.looked, begun.came) = (now, now, 0);
+            (begun.since, begun.progress) = (Instant::now(), Progress::begin());
         }
     }
 
@@ -188,37 +183,31 @@ impl Source {
 
     /// Adds to the beginning of a record; if there is no memory for it, waits for some.
     async fn extend(&mut self, part: &[u8], share: &ConnectionShare) -> Result<(), Problem> {
-        let now = Instant::now();
         let begun = self.begun.get_or_insert_with(|| Begun {
             small: Vec::new(),
             large: None,
-            since: now,
-            looked: now,
-            came: 0,
+            since: Instant::now(),
+            progress: Progress::begin(),
         });
         let length = begun.bytes().len() + part.len();
         if length > self.most {
             let detail = format!("a record has more than {} bytes", self.most);
             return Err(Problem::new(Code::RecordTooLarge, detail));
         }
-        begun.came += part.len();
+        begun.progress.came(part.len());
         if begun.large.is_none() && length <= UNCOUNTED_BYTES {
             begun.small.extend_from_slice(part);
             return Ok(());
         }
         if begun.large.is_none() {
-            (begun.since, begun.looked) = (now, now);
+            (begun.since, begun.progress) = (Instant::now(), Progress::begin());
+            begun.progress.came(part.len());
         }
         let fresh = || Buffer::new(self.most, self.memory.grant(Purpose::Request));
         let mut buffer = begun.large.take().unwrap_or_else(fresh);
         let small = std::mem::take(&mut begun.small);
         for part in [&small, part] {
-            if let Err(UsedUp) = buffer.extend(part) {
-                let _waiting = self.memory.body_waits(length, share.waiting_bodies());
-                buffer.cover_within(part.len(), self.settings.queue_time, &upload::ASK).await?;
-                buffer.extend(part)?;
-                (begun.looked, begun.came) = (Instant::now(), 0); // the client had to wait
-            }
+            begun.progress.extend(&mut buffer, part, &self.memory, share, self.settings.queue_time).await?;
         }
         begun.large = Some(buffer);
         Ok(())
@@ -227,21 +216,19 @@ impl Source {
     /// When [`judge`](Self::judge) is to be called.
     pub(super) fn look_at(&self) -> Option<Instant> {
         let begun = self.begun.as_ref().filter(|begun| begun.large.is_some())?;
-        Some(begun.looked + LOOK)
+        Some(begun.progress.due())
     }
 
     /// An error if a large record takes too long to arrive; or comes slowly, while others wait for memory.
     pub(super) fn judge(&mut self, share: &ConnectionShare) -> Result<(), Problem> {
         let Some(begun) = &mut self.begun else { return Ok(()) };
         let Some(held) = begun.large.as_ref().map(Buffer::held) else { return Ok(()) };
-        let (most, took) = (self.settings.body_time, begun.looked.elapsed());
+        let most = self.settings.body_time;
         if begun.since.elapsed() > most {
             let detail = format!("a record did not arrive within {} seconds", most.as_secs());
             return Err(Problem::new(Code::BodyTooSlow, detail));
         }
-        let is_slow = upload::is_slow(held, begun.came, took, most);
-        (begun.looked, begun.came) = (Instant::now(), 0);
-        if is_slow && self.memory.has_waiting_beside(share.waiting_bodies()) {
+        if begun.progress.is_in_the_way(held, &self.memory, share, most) {
             let detail = "a record came slowly, while others waited for the memory that it held";
             return Err(Problem::new(Code::BodyTooSlow, detail));
         }
