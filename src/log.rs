@@ -610,7 +610,7 @@ impl Log {
             let known = loop {
                 match reader.time_of(at) {
                     // The one after it is as old, or younger.
-                    Err(Error::Damaged { .. } | Error::Unreadable { .. }) => {
+                    Err(error) if error.bad_record().is_some() => {
                         at = self.next_readable(at + 1)?;
                         if at >= high {
                             break Ok(None);

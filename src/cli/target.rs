@@ -2,7 +2,7 @@
 
 use clap::Args;
 use millstream::{
-    Error, Log,
+    Log,
     client::{Client, LogInfo, Page, Record},
     http::{TIMES, parse_time},
     store::{LogSettings, Store, StoreOptions},
@@ -61,21 +61,21 @@ fn read_in_order(log: &Log, offset: u64, limit: u64, skip_damaged: bool) -> Resu
         match reader.read_next() {
             Ok(None) => break,
             Ok(Some(record)) => records.push(Record::from(&record)),
-            Err(Error::Damaged { .. } | Error::Unreadable { .. }) if skip_damaged => {
+            Err(error) if error.bad_record().is_none() => return Err(error.into()),
+            Err(_) if skip_damaged => {
                 reader.seek_readable(at + 1)?;
             }
-            Err(Error::Damaged { .. } | Error::Unreadable { .. }) if !records.is_empty() => {
+            Err(_) if !records.is_empty() => {
                 reader.seek(at);
                 break;
             }
-            Err(error @ (Error::Damaged { .. } | Error::Unreadable { .. })) => {
+            Err(error) => {
                 let next = log.next_readable(at + 1)?;
                 return Err(format!(
                     "{error}; the next readable record is at {next}: --skip-damaged continues there"
                 )
                 .into());
             }
-            Err(error) => return Err(error.into()),
         }
     }
     Ok(Page { records, next_offset: reader.offset() })

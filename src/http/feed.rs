@@ -288,14 +288,13 @@ pub(super) fn render(reader: &mut Reader, place: Place, mut grant: Grant) -> Res
                 Ok(Next::Wants(place, bytes)) if out.is_empty() => {
                     return Ok(Made::Wants(Wants { grant, place, bytes }));
                 }
-                Ok(Next::End | Next::Wants(..)) => break,
                 // What was rendered is sent first; the reader stays where the same error is returned again.
-                Err(Error::Damaged { offset } | Error::Unreadable { offset, .. }) if !out.is_empty() => {
-                    reader.seek(offset);
+                Err(error) if out.is_empty() => return Err(error),
+                Ok(Next::End | Next::Wants(..)) | Err(Error::Trimmed { .. }) => break,
+                Err(error) => {
+                    reader.seek(error.bad_record().ok_or(error)?);
                     break;
                 }
-                Err(Error::Trimmed { .. }) if !out.is_empty() => break,
-                Err(error) => return Err(error),
             }
         }
         Ok(Made::Done(grant.hold_copy(out)))

@@ -111,9 +111,7 @@ impl Problem {
 
     /// What a reader has met; if it is damage, with the offset at which to continue.
     pub(super) fn of_reading(error: Error, reader: &mut Reader) -> Self {
-        let (Error::Damaged { offset } | Error::Unreadable { offset, .. }) = error else {
-            return error.into();
-        };
+        let Some(offset) = error.bad_record() else { return error.into() };
         let at = reader.offset();
         let next = reader.seek_readable(offset + 1).map(|()| reader.offset());
         reader.seek(at);

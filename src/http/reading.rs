@@ -183,16 +183,16 @@ impl Reading {
     /// Passes damage, or ends the range before the damaged record: a client that continues there gets the error. Returns
     /// whether the range goes on.
     fn passes(&mut self, error: Error) -> Result<bool, Problem> {
-        match error {
-            Error::Damaged { offset } | Error::Unreadable { offset, .. } if self.damaged == Damaged::Skip => {
+        match error.bad_record() {
+            Some(offset) if self.damaged == Damaged::Skip => {
                 self.reader.seek_readable(offset + 1)?;
                 Ok(true)
             }
-            Error::Damaged { offset } | Error::Unreadable { offset, .. } if !self.fresh => {
+            Some(offset) if !self.fresh => {
                 self.reader.seek(offset);
                 Ok(false)
             }
-            error => Err(Problem::of_reading(error, &mut self.reader)),
+            _ => Err(Problem::of_reading(error, &mut self.reader)),
         }
     }
 

@@ -186,14 +186,13 @@ impl Tail {
             let made = match feed::render(reader, place, grant) {
                 Ok(Made::Wants(wants)) => Made::Wants(wants),
                 Ok(Made::Done(events)) => Made::Done(Ok(events)),
-                Err(ref error @ (Error::Damaged { offset } | Error::Unreadable { offset, .. })) => {
-                    let error = error.clone();
-                    let passed = reader.seek_readable(offset + 1).map(|()| reader.offset());
-                    Made::Done(
-                        passed.map_or_else(|error| Err(error.into()), |next| Err(End::Damaged(error, next))),
-                    )
-                }
-                Err(error) => Made::Done(Err(End::from(error))),
+                Err(error) => Made::Done(Err(match error.bad_record() {
+                    None => End::from(error),
+                    Some(offset) => match reader.seek_readable(offset + 1) {
+                        Ok(()) => End::Damaged(error, reader.offset()),
+                        Err(error) => End::from(error),
+                    },
+                })),
             };
             reader.release();
             Ok(made)

@@ -234,6 +234,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// The offset of the record that is [damaged](Self::Damaged), or that the disk [cannot read](Self::Unreadable), if that is
+    /// what is wrong.
+    pub fn bad_record(&self) -> Option<u64> {
+        match *self {
+            Self::Damaged { offset } | Self::Unreadable { offset, .. } => Some(offset),
+            _ => None,
+        }
+    }
+
     /// Whether the system refused something for lack of descriptors or memory before anything was changed: the
     /// operation may be tried again.
     pub fn is_transient(&self) -> bool {
