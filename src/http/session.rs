@@ -92,7 +92,6 @@ pub(super) async fn begin(
         producer,
         blocked: None,
         room: None,
-        ends_by: None,
         taken: 0,
         unacknowledged: VecDeque::new(),
         commit: None,
@@ -115,8 +114,9 @@ enum Stage {
     Opening,
     /// The body goes on.
     Open,
-    /// It does not, or is not read any more: what was appended is waited for. With a problem if that is why.
-    Ending(Option<Problem>),
+    /// It does not, or is not read any more: what was appended is waited for. With a problem if that is why, and then until when
+    /// at most.
+    Ending(Option<(Problem, Instant)>),
     /// The last line has been sent.
     Ended,
 }
@@ -136,8 +136,6 @@ struct Session {
     /// A batch for which there was no room, and what tells when there is.
     blocked: Option<Arc<DecodedBatch>>,
     room: Option<Pin<Box<Room>>>,
-    /// When it stops waiting for its last commits.
-    ends_by: Option<Instant>,
     /// How many records of the body have been appended, or were stored before.
     taken: u64,
     /// For each batch that is not stored yet: its last offset, and how many records have been taken with it.
@@ -167,13 +165,13 @@ impl Session {
             if let Err(problem) = self.advance().await {
                 // Nothing more is appended: others get the room.
                 (self.blocked, self.room) = (None, None);
-                self.ends_by.get_or_insert_with(|| Instant::now() + LAST_COMMITS);
+                let why = (problem, Instant::now() + LAST_COMMITS);
                 self.stage = match self.stage {
-                    Stage::Opening | Stage::Open => Stage::Ending(Some(problem)),
+                    Stage::Opening | Stage::Open => Stage::Ending(Some(why)),
                     // What was appended cannot be waited for any more. The first problem is the one to be told.
                     Stage::Ending(first) => {
                         self.unacknowledged.clear();
-                        Stage::Ending(first.or(Some(problem)))
+                        Stage::Ending(first.or(Some(why)))
                     }
                     Stage::Ended => Stage::Ended,
                 };
@@ -207,7 +205,7 @@ impl Session {
                 Some(SessionLine { epoch, stored, ..progress })
             }
             Stage::Ending(why) if self.unacknowledged.is_empty() => {
-                let why = why.take().map(|problem| problem.of(&self.log));
+                let why = why.take().map(|(problem, _)| problem.of(&self.log));
                 self.stage = Stage::Ended;
                 Some(match why {
                     None => SessionLine { end: Some("complete".to_owned()), ..progress },
@@ -335,7 +333,8 @@ impl Session {
         let reads = is_open && self.blocked.is_none() && !self.has_ended;
         let beat = self.told + self.context.settings.heartbeat;
         let look = self.source.look_at().filter(|_| reads).map_or(beat, |look| look.min(beat));
-        let look = self.ends_by.map_or(look, |end| look.min(end));
+        let ends_by = if let Stage::Ending(Some((_, end))) = &self.stage { Some(*end) } else { None };
+        let look = ends_by.map_or(look, |end| look.min(end));
         tokio::select! {
             biased;
             done = or_never(self.commit.as_mut()) => {
@@ -368,7 +367,7 @@ impl Session {
                 if reads {
                     self.source.judge(&self.share)?;
                 }
-                if self.ends_by.is_some_and(|end| end <= Instant::now()) {
+                if ends_by.is_some_and(|end| end <= Instant::now()) {
                     self.unacknowledged.clear(); // it is not known whether these are stored
                 }
                 if beat <= Instant::now() {

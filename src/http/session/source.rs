@@ -37,9 +37,9 @@ pub(super) struct Source {
     segment: usize,
     /// A record that has arrived in parts.
     joined: Option<Bytes>,
-    /// What has arrived after that, and how many bytes of it are whole records.
+    /// What has arrived after that; and how many bytes of it are taken next, 0 if it has no whole record.
     left: Bytes,
-    whole: usize,
+    next: usize,
     /// The beginning of a record. Nothing is left then.
     begun: Option<Begun>,
     /// Whether nothing has been taken yet.
@@ -93,7 +93,7 @@ impl Source {
             piece: PIECE_BYTES.min(segment.saturating_sub(EXTENSION_BYTES) / record_needs(0) as usize).max(1),
             joined: None,
             left: Bytes::new(),
-            whole: 0,
+            next: 0,
             begun: None,
             is_first: true,
             lines: 0,
@@ -102,7 +102,7 @@ impl Source {
 
     /// Whether there are records to be taken.
     pub(super) fn has_whole_records(&self) -> bool {
-        self.joined.is_some() || self.whole > 0
+        self.joined.is_some() || self.next > 0
     }
 
     /// Adds what has arrived. To be called when there are no records to be taken.
@@ -116,8 +116,7 @@ impl Source {
                 self.joined = self.begun.take().map(Begun::freeze);
             }
         }
-        self.whole = whole(self.format, &self.left, usize::MAX, usize::MAX);
-        self.keep_beginning(share).await
+        self.look_for_next(share).await
     }
 
     /// The body has ended: a last line may have no end.
@@ -140,10 +139,8 @@ impl Source {
         let piece = if let Some(joined) = self.joined.take() {
             joined
         } else {
-            let length = whole(self.format, &self.left[..self.whole], self.piece, PIECE_RECORDS);
-            self.whole -= length;
-            let piece = self.left.split_to(length);
-            self.keep_beginning(share).await?;
+            let piece = self.left.split_to(self.next);
+            self.look_for_next(share).await?;
             piece
         };
         let ends = if self.format == Format::Ndjson { memchr::memchr_iter(b'\n', &piece).count() } else { 0 };
@@ -172,9 +169,11 @@ impl Source {
         }
     }
 
-    /// If what is left is the beginning of a record, keeps it, so that it does not hold the memory in which it arrived.
-    async fn keep_beginning(&mut self, share: &ConnectionShare) -> Result<(), Problem> {
-        if self.whole > 0 || self.left.is_empty() {
+    /// Looks for whole records in what is left. If it is only the beginning of one, keeps that, so that it does not hold the
+    /// memory in which it arrived.
+    async fn look_for_next(&mut self, share: &ConnectionShare) -> Result<(), Problem> {
+        self.next = whole(self.format, &self.left, self.piece, PIECE_RECORDS);
+        if self.next > 0 || self.left.is_empty() {
             return Ok(());
         }
         let beginning = std::mem::take(&mut self.left);
