@@ -4,7 +4,7 @@ use super::{
     Ack, Bench, Failure, Format,
     connection::{self, Receiver, Sender},
     log_name,
-    series::Series,
+    series::{Series, millis},
 };
 use crate::cli::stderr;
 use millstream::client::SessionLine;
@@ -39,7 +39,7 @@ pub(super) async fn run(bench: &Bench, address: &str) -> Result<Series, Failure>
     }
     tasks.spawn_local(say(Rc::clone(&series)));
     let end = series.borrow().end();
-    // What is in flight then is not measured, but waited for.
+    // What is on its way then is waited for.
     let all = tokio::time::timeout_at((end + Duration::from_secs(10)).into(), tasks);
     let is_over = all.await.is_ok();
     let mut series = Rc::into_inner(series).ok_or("a connection did not end")?.into_inner();
@@ -63,12 +63,11 @@ async fn say(series: Shared) {
         while said + 1 < series.seconds.len() {
             let second = &series.seconds[said];
             said += 1;
-            let millis = |quantile| second.latency.value_at_quantile(quantile) as f64 / 1000.0;
             stderr::say(format_args!(
                 "{said:>4} s  {:>8} per second, p50 {:.3} ms, p99 {:.3} ms, {} failed",
                 second.requests,
-                millis(0.5),
-                millis(0.99),
+                millis(&second.latency, 0.5),
+                millis(&second.latency, 0.99),
                 second.failed
             ));
         }
@@ -101,25 +100,25 @@ impl Schedule {
     }
 }
 
+/// What one connection does.
+struct Load<'a> {
+    bench: &'a Bench,
+    /// The number of the connection.
+    n: u32,
+    address: &'a str,
+    schedule: Schedule,
+    series: &'a Shared,
+}
+
 async fn connection_of(bench: &Bench, n: u32, address: &str, series: &Shared) -> io::Result<()> {
     let (sender, receiver) = connection::connect(address).await?;
-    let schedule = Schedule::new(bench, n);
-    if bench.session {
-        session(bench, n, address, (sender, receiver), schedule, series).await
-    } else {
-        requests(bench, n, address, (sender, receiver), schedule, series).await
-    }
+    let load = Load { bench, n, address, schedule: Schedule::new(bench, n), series };
+    if bench.session { session(load, sender, receiver).await } else { requests(load, sender, receiver).await }
 }
 
 /// One request after the other.
-async fn requests(
-    bench: &Bench,
-    n: u32,
-    address: &str,
-    (mut sender, mut receiver): (Sender, Receiver),
-    mut schedule: Schedule,
-    series: &Shared,
-) -> io::Result<()> {
+async fn requests(load: Load<'_>, mut sender: Sender, mut receiver: Receiver) -> io::Result<()> {
+    let Load { bench, n, address, mut schedule, series } = load;
     let body = body(bench);
     let requests: Vec<Vec<u8>> = (0..bench.logs)
         .map(|log| {
@@ -152,14 +151,8 @@ async fn requests(
 }
 
 /// One session: batches are sent while earlier ones are on their way.
-async fn session(
-    bench: &Bench,
-    n: u32,
-    address: &str,
-    (mut sender, mut receiver): (Sender, Receiver),
-    mut schedule: Schedule,
-    series: &Shared,
-) -> io::Result<()> {
+async fn session(load: Load<'_>, mut sender: Sender, mut receiver: Receiver) -> io::Result<()> {
+    let Load { bench, n, address, mut schedule, series } = load;
     let body = body(bench);
     let chunk = [format!("{:x}\r\n", body.len()).as_bytes(), &body, b"\r\n"].concat();
     let log = log_name(n % bench.logs);

@@ -1,16 +1,15 @@
 //! What came of it: a table, JSON, and a page with plots.
 
-use super::{Bench, Failure, series::Series};
+use super::{
+    Bench, Failure,
+    series::{Second, Series, millis},
+};
 use hdrhistogram::Histogram;
 use std::fmt::Write;
 
 /// The quantiles that are reported.
 const QUANTILES: [(&str, f64); 6] =
     [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("p99.99", 0.9999), ("max", 1.0)];
-
-fn millis(latency: &Histogram<u64>, quantile: f64) -> f64 {
-    latency.value_at_quantile(quantile) as f64 / 1000.0
-}
 
 /// Requests, records and bytes per second.
 fn rates(bench: &Bench, series: &Series) -> (f64, f64, f64) {
@@ -167,7 +166,7 @@ fn short(value: f64) -> String {
 
 /// A page that needs nothing else.
 pub(super) fn html(bench: &Bench, series: &Series) -> String {
-    let over_time = |name, of: &dyn Fn(&super::series::Second) -> f64| Line {
+    let over_time = |name, of: &dyn Fn(&Second) -> f64| Line {
         name,
         points: series.seconds.iter().enumerate().map(|(n, second)| (n as f64, of(second))).collect(),
     };

@@ -10,6 +10,11 @@ fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(MOST_MICROS, 3).unwrap_or_else(|_| unreachable!("the bounds are valid"))
 }
 
+/// A quantile of latencies, in milliseconds.
+pub(super) fn millis(latency: &Histogram<u64>, quantile: f64) -> f64 {
+    latency.value_at_quantile(quantile) as f64 / 1000.0
+}
+
 /// What came in one second.
 #[derive(Debug)]
 pub(super) struct Second {
@@ -61,9 +66,9 @@ impl Series {
         self.begun + self.warm_up + self.most
     }
 
-    /// The second that it is now; `None` before and after what is measured.
-    fn second(&mut self, now: Instant) -> Option<&mut Second> {
-        let since = now.duration_since(self.begun).checked_sub(self.warm_up)?;
+    /// The second that this time is in; `None` before and after what is measured.
+    fn second(&mut self, at: Instant) -> Option<&mut Second> {
+        let since = at.duration_since(self.begun).checked_sub(self.warm_up)?;
         if since >= self.most {
             return None;
         }
