@@ -176,7 +176,11 @@ impl Checker<'_> {
                 return Ok(None);
             }
             if held.len() < length + run {
-                held = copy(&held[..length], length + run)?;
+                // At once for all of a large record, so that it is not copied for each run of it.
+                let begun = walk.word as usize * WORD - at;
+                let words = frame::peek_words(&held[begun..length]).unwrap_or(0);
+                let record = (begun + words as usize * WORD).next_multiple_of(BLOCK as usize).min(end - at);
+                held = copy(&held[..length], record.max(length + run))?;
             }
             if !self.read(&mut held[length..length + run], FRAMES + next as u64)?.is_empty() {
                 return Ok(None);
