@@ -10,6 +10,7 @@ mod found;
 mod harm;
 mod model;
 mod process;
+mod producing;
 mod run;
 mod values;
 mod work;

@@ -1,13 +1,13 @@
 //! What a process of a run does: one operation at a time, chosen by the seed, each checked at once.
 
 use super::{
-    model::{KnownLog, REMEMBERED, Rec, Sent},
+    model::{KnownLog, Rec},
     process::{Handle, Open, Process},
     run::Simulation,
     values,
 };
 use crate::{
-    Damage, Durability, Error, Log, Payload, Produced, ProducerBatch, Retention,
+    Damage, Durability, Error, Log, Payload, Retention,
     store::{LogSettings, Values},
 };
 use std::time::Duration;
@@ -28,25 +28,6 @@ pub(super) fn scrub_all(log: &Log) -> Result<(Vec<Damage>, u64), Error> {
     Ok((damage, end))
 }
 
-/// A batch that a producer sends.
-struct Sending {
-    epoch: u32,
-    sequence: u64,
-    values: Vec<Vec<u8>>,
-    expect: Expect,
-    /// The epoch and the sequence that would be next.
-    next: (u32, u64),
-}
-
-/// The expected answer to a producer's batch.
-enum Expect {
-    New,
-    Repeat(Sent),
-    /// The number of this batch, with other values.
-    Other(Sent),
-    Refused,
-}
-
 impl Simulation {
     /// A log that certainly exists.
     pub(super) fn random_certain(&mut self) -> Option<String> {
@@ -56,7 +37,7 @@ impl Simulation {
     }
 
     /// A log of this process that can be used.
-    fn usable(&mut self, process: &Process) -> Option<(String, Handle)> {
+    pub(super) fn usable(&mut self, process: &Process) -> Option<(String, Handle)> {
         let name = match &process.open {
             Open::One(name, _) => name.clone(),
             Open::Many(_) => self.random_certain()?,
@@ -247,7 +228,7 @@ impl Simulation {
 
     /// Asserts that an error is not the log's fault: the disk has failed, or is off. If a write has failed, the log has
     /// too.
-    fn excused(&mut self, process: &Process, name: &str, error: &Error) {
+    pub(super) fn excused(&mut self, process: &Process, name: &str, error: &Error) {
         let place = self.where_(&process.world.sim);
         assert!(process.is_off() || process.faults() > 0, "{place}: {name:?}: {error}");
         if let Error::Failed { .. } = error
@@ -260,7 +241,7 @@ impl Simulation {
     }
 
     /// Appends with `attempt`, running turns of the tasks while there is no room.
-    fn patiently<T>(
+    pub(super) fn patiently<T>(
         &mut self,
         process: &Process,
         mut attempt: impl FnMut() -> Result<T, Error>,
@@ -327,7 +308,14 @@ impl Simulation {
         self.note_durable(process, &name, &log);
     }
 
-    fn appended(&mut self, process: &Process, name: &str, log: &Log, first: u64, values: &[Payload<'_>]) {
+    pub(super) fn appended(
+        &mut self,
+        process: &Process,
+        name: &str,
+        log: &Log,
+        first: u64,
+        values: &[Payload<'_>],
+    ) {
         self.counts.records += values.len() as u64;
         let (is_backed, without) = log.backed();
         let place = self.where_(&process.world.sim);
@@ -372,157 +360,6 @@ impl Simulation {
             }
             Err(Error::TooLarge { .. } | Error::WouldBlock) => {}
             Err(error) => self.excused(process, &name, &error),
-        }
-    }
-
-    fn produce(&mut self, process: &Process) {
-        let Some((name, log)) = self.usable(process) else { return };
-        let producer = self.random.below(3);
-        if self.logs[&name].vague.contains(&producer) {
-            return;
-        }
-        let id = format!("producer-{producer}");
-        if self.random.one_in(12) {
-            return self.open_producer(process, &name, &log, producer, &id);
-        }
-        let sending = self.choose_batch(&name, producer);
-        let Sending { epoch, sequence, values, .. } = &sending;
-        let payloads: Vec<_> = values.iter().map(|bytes| Payload { bytes, json: false }).collect();
-        let marked = self.random.one_in(2);
-        let (epoch, sequence, count) = (*epoch, *sequence, values.len() as u64);
-        let mut sent = Sent { producer, epoch, sequence, first: 0, count, marked };
-        let mark = sent.mark();
-        let mut batch = ProducerBatch::new(&id, epoch, sequence);
-        if marked {
-            batch = batch.with_mark(&mark);
-        }
-        process.world.sim.note(format_args!("{id} sends {epoch}/{sequence} to {name}"));
-        let done = self.patiently(process, || log.try_append_once(&batch, &payloads, None));
-        match done {
-            Ok(done) if !done.repeated && matches!(sending.expect, Expect::New) => {
-                self.appended(process, &name, &log, done.first_offset, &payloads);
-                sent.first = done.first_offset;
-                self.logs.get_mut(&name).expect("it is used").sent.push(sent);
-            }
-            done => self.check_answer(process, &name, &id, &sending, done),
-        }
-    }
-
-    /// Chooses what a producer sends: the next batch, one that is out of order, a repeat, or something else under the number
-    /// of a batch that is stored.
-    fn choose_batch(&mut self, name: &str, producer: usize) -> Sending {
-        let (epoch, sent) = self.logs[name].producer(producer);
-        debug_assert!(sent.len() <= REMEMBERED);
-        let (current, next) = (epoch.unwrap_or(0), sent.last().map_or(0, |last| last.sequence + 1));
-        let (epoch, sequence, expect) = match self.random.below(10) {
-            0 => (current + 1, 0, Expect::New),
-            1 if current > 0 => (current - 1, next, Expect::Refused),
-            2 => (current, next + 1 + self.random.below(3) as u64, Expect::Refused),
-            3..6 if !sent.is_empty() => {
-                let again = *self.random.pick(&sent);
-                let expect = if self.random.one_in(4) { Expect::Other(again) } else { Expect::Repeat(again) };
-                (again.epoch, again.sequence, expect)
-            }
-            _ => (current, next, Expect::New),
-        };
-        let count = match &expect {
-            Expect::Repeat(again) | Expect::Other(again) => again.count as usize,
-            _ => 1 + self.random.below(3),
-        };
-        let mut values: Vec<_> = (0..count).map(|n| vec![n as u8; n * 50]).collect();
-        if matches!(&expect, Expect::Other(_)) {
-            match self.random.below(3) {
-                0 => values.push(Vec::new()),
-                1 => values[0].push(1), // it was empty
-                _ => values[count - 1] = vec![9; 7],
-            }
-        }
-        Sending { epoch, sequence, values, expect, next: (current, next) }
-    }
-
-    /// Checks the answer to a producer's batch that was not stored.
-    fn check_answer(
-        &mut self,
-        process: &Process,
-        name: &str,
-        id: &str,
-        sending: &Sending,
-        done: Result<Produced, Error>,
-    ) {
-        let place = self.where_(&process.world.sim);
-        let Sending { epoch, sequence, values, expect, next } = sending;
-        match (done, expect) {
-            (Ok(done), Expect::Repeat(again)) if done.repeated => {
-                assert_eq!((done.first_offset, done.count), (again.first, again.count), "{place}: {name:?}");
-            }
-            // A batch of an early version, or one of which a record is lost, is told by the number of its records.
-            (Ok(done), Expect::Other(again)) if done.repeated && values.len() as u64 == again.count => {
-                let known = &self.logs[name];
-                let lost =
-                    (again.first..again.first + again.count).any(|offset| known.lost.contains(&offset));
-                assert!(lost, "{place}: {name:?} takes another batch for a repeat of {again:?}");
-            }
-            (Err(Error::NotARepeat { first_offset, count }), Expect::Other(again)) => {
-                assert_eq!((first_offset, count), (again.first, again.count), "{place}: {name:?}");
-            }
-            (Err(Error::ProducerOutOfOrder { .. }), Expect::Refused)
-            | (Err(Error::TooLarge { .. } | Error::WouldBlock), _) => {}
-            (Err(error), _)
-                if !matches!(error, Error::ProducerOutOfOrder { .. } | Error::NotARepeat { .. }) =>
-            {
-                self.excused(process, name, &error);
-            }
-            (done, expect) => {
-                let expect = match expect {
-                    Expect::New => "it is new".to_owned(),
-                    Expect::Repeat(again) => format!("it is a repeat of {again:?}"),
-                    Expect::Other(again) => format!("it has other values than {again:?}"),
-                    Expect::Refused => format!("it is out of order, next is {}/{}", next.0, next.1),
-                };
-                panic!("{place}: {name:?} answers {done:?} to {epoch}/{sequence} of {id}, and {expect}");
-            }
-        }
-    }
-
-    /// A producer starts again.
-    fn open_producer(&mut self, process: &Process, name: &str, log: &Log, producer: usize, id: &str) {
-        process.world.sim.note(format_args!("{id} begins an epoch in {name}"));
-        let place = self.where_(&process.world.sim);
-        let known = self.logs.get_mut(name).expect("it is used");
-        let state = || log.knows_producers().then(|| log.producer(id).expect("it is in memory"));
-        let before = state();
-        match log.open_producer(id) {
-            Ok(state) => {
-                let (before, _) = known.producer(producer);
-                assert!(
-                    before.is_none_or(|before| state.epoch > before),
-                    "{place}: {state:?} after {before:?}"
-                );
-                assert_eq!(state.mark, known.mark(producer), "{place}: the mark of {id} in {name:?}");
-                let earlier = known.earlier(producer);
-                let is = state.earlier.map(|(epoch, batches)| {
-                    (epoch, batches.iter().map(|one| one.first_offset).collect::<Vec<_>>())
-                });
-                match (&is, &earlier) {
-                    // It was opened before, and nothing was sent.
-                    (Some((_, none)), None) if none.is_empty() => {
-                        assert!(known.opened.contains_key(&producer));
-                    }
-                    _ => assert_eq!(is, earlier, "{place}: the last batches of {id} in {name:?}"),
-                }
-                known.opened.insert(producer, state.epoch);
-                if !process.is_off() {
-                    known.durable = known.next();
-                }
-            }
-            Err(error) => {
-                assert!(
-                    before.is_none() || before == state(),
-                    "{place}: {error}, and {id} is changed in {name:?}"
-                );
-                known.vague.insert(producer); // the next process may find that it has got the epoch
-                self.excused(process, name, &error);
-            }
         }
     }
 
