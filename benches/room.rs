@@ -68,10 +68,10 @@ fn main() {
     for (round, how) in ["append_async", "room", "append_async", "room"].into_iter().enumerate() {
         let dir = tempfile::tempdir_in(&dir).unwrap();
         let options = Options { segment_bytes: 64 << 10, memory_bytes: 256 << 10, ..Options::default() };
-        let log = Arc::new(Log::open(dir.path(), options).unwrap());
+        let log = Log::open(dir.path(), options).unwrap();
         let (before, begun) = (refusals(), Instant::now());
         run((0..TASKS).map(|_| {
-            let log = Arc::clone(&log);
+            let log = log.clone();
             let task = async move {
                 for _ in 0..EACH {
                     let done =

@@ -2,16 +2,15 @@
 //! `cargo run --example async_durability`
 
 use millstream::{Error, Log, Options};
-use std::sync::Arc;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let dir = std::env::temp_dir().join("millstream-async");
-    let log = Arc::new(Log::open(&dir, Options::default())?);
+    let log = Log::open(&dir, Options::default())?;
 
     let tasks: Vec<_> = (0..100)
         .map(|n| {
-            let log = Arc::clone(&log);
+            let log = log.clone();
             tokio::spawn(async move {
                 // Waits in line where the disk is behind; one write makes all that has come durable at once.
                 log.append_durable(format!("record {n}")).await
@@ -21,6 +20,7 @@ async fn main() -> Result<(), Error> {
     for task in tasks {
         task.await.expect("no task panics")?;
     }
+    log.shutdown()?; // for all clones
     println!("{} records, {} of them durable", log.next_offset(), log.durable_offset());
     Ok(())
 }

@@ -4,7 +4,6 @@
 use millstream::{Error, Log, Options};
 use std::{
     path::PathBuf,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,7 +15,7 @@ async fn main() -> Result<(), Error> {
         std::env::args_os().nth(1).map_or_else(|| std::env::temp_dir().join("millstream-many"), Into::into);
     // Little memory, so that the appends have to wait for the disk.
     let options = Options::default().with_segment_bytes(1 << 20).with_memory_bytes(4 << 20);
-    let log = Arc::new(Log::open(dir, options)?);
+    let log = Log::open(dir, options)?;
     let begun = Instant::now();
 
     // The thread stays free for other work meanwhile.
@@ -34,7 +33,7 @@ async fn main() -> Result<(), Error> {
     let before = log.next_offset();
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..APPENDS {
-        let log = Arc::clone(&log);
+        let log = log.clone();
         tasks.spawn(async move { log.append_durable(format!("record {n} {:1000}", "")).await });
     }
     let mut offsets = Vec::new();

@@ -93,7 +93,7 @@ use crate::{
     LogId,
     reports::Reports,
     segment::header::Secret,
-    sync::{Arc, AtomicBool, Backoff, Ordering, Swap},
+    sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
 };
 pub(crate) use room::MayBlock;
 use std::{
@@ -103,8 +103,9 @@ use std::{
 };
 use {budget::Budget, end::End, wait::Frontier};
 
-/// A commit log in one directory. Any number of threads may share it by reference. It is closed when dropped, or by
-/// [`close`](Self::close), which returns whether that went well.
+/// A commit log in one directory. Any number of threads may share it, by reference or as clones, which share all of it. It
+/// is closed when the last clone is dropped, or by [`close`](Self::close) or [`shutdown`](Self::shutdown) on any of them,
+/// which return whether that went well.
 ///
 /// # Example
 /// ```
@@ -120,10 +121,27 @@ use {budget::Budget, end::End, wait::Frontier};
 /// ```
 pub struct Log {
     shared: Arc<Shared>,
-    /// Whether its tasks are being run.
-    running: bool,
+    handles: Arc<Handles>,
+}
+
+/// What the clones of a [`Log`] have in common, besides what readers, futures and tasks share with them.
+struct Handles {
+    /// How many there are. A clone is made from one that is counted, so adding is `Relaxed`. The last one to be dropped
+    /// closes the log after all that the others did, so subtracting is `AcqRel`.
+    count: AtomicU64,
+    /// Whether the log's tasks were started.
+    is_running: bool,
     /// The next offset when it was opened.
     from: u64,
+    /// How closing went, once it has been closed. Held while it is.
+    closed: Mutex<Option<Result<(), Error>>>,
+}
+
+impl Clone for Log {
+    fn clone(&self) -> Self {
+        self.handles.count.fetch_add(1, Ordering::Relaxed);
+        Self { shared: Arc::clone(&self.shared), handles: Arc::clone(&self.handles) }
+    }
 }
 
 /// What all threads that work on a log share.
@@ -164,7 +182,7 @@ impl Shared {
         env: &Environment,
         dir: &Path,
         options: Options,
-        lock: Option<Box<dyn Send + Sync>>,
+        lock: Box<dyn Send + Sync>,
         opened: recovery::Opened,
     ) -> Self {
         let recovery::Opened { id, secret, segments, active, done, newest, roller, damage, full } = opened;
@@ -192,7 +210,7 @@ impl Shared {
             producers: producers::Producers::default(),
             #[cfg(feature = "store")]
             cursors: cursors::Cursors::default(),
-            lock: std::sync::Mutex::new(lock),
+            lock: std::sync::Mutex::new(Some(lock)),
         }
     }
 
@@ -212,14 +230,15 @@ impl Shared {
         if self.stopping.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// To be asked after a file of the log was opened by its path: in a deleted log, it may be the file of another log.
-    fn check_not_deleted(&self) -> Result<(), Error> {
-        if self.ending.is_deleted() { self.check_not_ended() } else { Ok(()) }
+    /// To be asked after a file of the log was opened by its path: once the log was closed or deleted, it may be the file
+    /// of another one.
+    fn check_not_displaced(&self) -> Result<(), Error> {
+        if self.ending.is_displaced() { self.check_not_ended() } else { Ok(()) }
     }
 
-    /// Returns an error if the log has failed, was deleted, or was opened again.
+    /// Returns an error if the log was closed, has failed, was deleted, or was opened again.
     fn check_not_ended(&self) -> Result<(), Error> {
-        self.ending.get().map_or(Ok(()), |end| Err(Error::Failed { reason: end.reason() }))
+        self.ending.get().map_or(Ok(()), |end| Err(end.error()))
     }
 
     /// Whether [`check_not_ended`](Self::check_not_ended) returns an error.
@@ -266,6 +285,23 @@ impl Shared {
     fn next_offset(&self) -> u64 {
         let active = self.active.load();
         active.segment.base() + u64::from(active.chunk.reserved())
+    }
+
+    /// Stops appends and tasks: on return, nothing is done in the background any more.
+    fn stop_tasks(&self) {
+        self.stop();
+        self.flush.stop();
+        self.roll.stop();
+    }
+
+    /// Waits until no caller changes the log's files. Called when the log has ended, so that none does after that.
+    fn settle(&self) {
+        self.trimmer.settle(); // for callers that trim a log without a maintenance task
+        #[cfg(feature = "store")]
+        {
+            self.producers.settle();
+            self.cursors.settle();
+        }
     }
 
     /// Lets others open the directory.
@@ -352,7 +388,7 @@ impl Log {
         let lock = recovery::lock(&*env.disk, dir)?;
         let budget = Budget::new(options.memory_bytes);
         let opened = recovery::open(env, dir, &options, &budget)?;
-        Self::start(Shared::new(env, dir, options, Some(lock), opened))
+        Self::start(Shared::new(env, dir, options, lock, opened))
     }
 
     #[cfg_attr(not(feature = "store"), allow(unused_mut))]
@@ -364,8 +400,8 @@ impl Log {
             shared.active.load_full().chunk.close(); // appends find no room, and then get the reason
         }
         let shared = Arc::new(shared);
-        let running = shared.damage.is_empty() && shared.full.is_none();
-        if running {
+        let is_running = shared.damage.is_empty() && shared.full.is_none();
+        if is_running {
             let threads = [&shared.env.flushers, &shared.env.maintenance];
             threads
                 .into_iter()
@@ -375,8 +411,8 @@ impl Log {
             shared.flush.start(&shared);
         }
         report_read_only(&shared);
-        let from = shared.next_offset();
-        Ok(Self { shared, running, from })
+        let (count, from, closed) = (AtomicU64::new(1), shared.next_offset(), Mutex::new(None));
+        Ok(Self { shared, handles: Arc::new(Handles { count, is_running, from, closed }) })
     }
 
     /// Appends a record and returns its offset. The record is durable when [`durable_offset`](Self::durable_offset) has
@@ -748,7 +784,7 @@ impl Log {
         let of_chain = with_records.map(|segment| segment.newest_record());
         let newest = of_active.into_iter().chain(of_chain).fold(shared.newest_found, u64::max);
         LogStats {
-            appended_records: next_offset.saturating_sub(self.from),
+            appended_records: next_offset.saturating_sub(self.handles.from),
             committed_bytes: shared.flush.committed(),
             first_offset,
             durable_offset: self.durable_offset(),
@@ -779,19 +815,57 @@ impl Log {
         self.shared.writable()
     }
 
-    /// Stops appends, makes everything that was appended durable, and closes the log.
+    /// Closes the log for all its clones, as [`shutdown`](Self::shutdown) does.
+    ///
+    /// # Errors
+    /// As [`shutdown`](Self::shutdown).
+    pub fn close(self) -> Result<(), Error> {
+        self.shutdown()
+    }
+
+    /// Stops appends, makes everything that was appended durable, and closes the log for all its clones; on return the
+    /// directory can be opened again. Then everything that changes the log returns [`Error::Closed`]. Records that were
+    /// read stay as they are; reading more returns [`Error::Closed`] if it needs a file that is not open.
+    ///
+    /// If another thread closes the log at the same time, waits for that. Returns the same each time.
     ///
     /// # Errors
     /// [`Error::Failed`]: not everything is known to be durable.
-    pub fn close(mut self) -> Result<(), Error> {
+    ///
+    /// # Example
+    /// ```
+    /// # fn main() -> Result<(), millstream::Error> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
+    /// let writer = log.clone();
+    /// let writing = std::thread::spawn(move || while writer.append(b"tick").is_ok() {});
+    /// log.shutdown()?; // the thread's next append returns `Error::Closed`
+    /// writing.join().unwrap();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn shutdown(&self) -> Result<(), Error> {
         self.close_in_place(&mut { CLOSING }, true)
     }
 
-    fn close_in_place(&mut self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
-        if !std::mem::take(&mut self.running) {
-            self.shared.unlock(); // read-only, or closed before
-            return Ok(());
+    /// Closes the log, unless that was done before. If the disk has no room, waits for some for at most `left`, which is
+    /// reduced by the time that this took; for the mark of a clean close only if `repeats_mark`.
+    fn close_in_place(&self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
+        let mut closed = lock(&self.handles.closed);
+        if let Some(result) = &*closed {
+            return result.clone();
         }
+        let result = if self.handles.is_running { self.finish(left, repeats_mark) } else { Ok(()) };
+        self.shared.ending.set(End::Closed); // or it has ended already
+        self.shared.stop();
+        self.shared.settle();
+        self.shared.unlock();
+        *closed = Some(result.clone());
+        result
+    }
+
+    /// Makes all of it durable, and stops what works for it in the background.
+    fn finish(&self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
         #[cfg(feature = "store")]
         if !self.shared.has_ended()
             && !self.shared.flush.is_held_up() // or this would wait as long
@@ -800,22 +874,16 @@ impl Log {
             // Nothing is lost: the producers are in the log, which only has to be read again.
             tracing::warn!(dir = %self.shared.dir.display(), %error, "producers could not be saved");
         }
-        self.stop_tasks();
-        #[cfg(feature = "store")]
-        self.shared.cursors.settle();
+        self.shared.stop_tasks();
         self.shared.commit_rest(left, repeats_mark)
-    }
-
-    /// Stops appends and tasks: on return, nothing is done in the background any more.
-    fn stop_tasks(&self) {
-        self.shared.stop();
-        self.shared.flush.stop();
-        self.shared.roll.stop();
     }
 }
 
 impl Drop for Log {
     fn drop(&mut self) {
+        if self.handles.count.fetch_sub(1, Ordering::AcqRel) > 1 || lock(&self.handles.closed).is_some() {
+            return;
+        }
         if let Err(error) = self.close_in_place(&mut { CLOSING }, true)
             && !self.shared.ending.get().is_some_and(End::is_deletion)
         {

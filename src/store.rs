@@ -51,7 +51,8 @@ use scrubber::{Findings, Scrubber};
 /// The prefix of a deleted log's directory until it is removed. No log's name starts with a dot.
 const DELETED: &str = ".deleted-";
 
-/// An open log; it stays open as long as this is held.
+/// An open log; it stays open as long as this, or a clone of its [`Log`], is held, unless one of them closes it: then
+/// [`Store::get`] opens it again.
 pub struct OpenLog {
     log: Log,
     /// Which opening this is of all in the process: an address may be another log's later, and an id a copy's.
@@ -65,8 +66,6 @@ pub struct OpenLog {
     findings: Arc<Findings>,
     /// Whether it was reported that retention fails; that is not reported again until it has worked.
     untrimmed: AtomicBool,
-    /// The store's lock, released when the last log is closed: a caller that holds a log may outlive the store.
-    _lock: Arc<dyn Send + Sync>,
 }
 
 impl OpenLog {
@@ -141,13 +140,18 @@ impl Entry {
         lock(&self.deleted)
     }
 
+    /// The log, if it is open, and has not been closed by a clone of it.
+    fn usable(&self) -> Option<Arc<OpenLog>> {
+        self.open.load_full().filter(|open| !open.is_closed())
+    }
+
     /// Closes an idle log, if it is open and nobody else holds it, or its lock.
     fn close(&self) {
         let Some(_held) = try_lock(&self.deleted) else { return };
         let Some(open) = self.open.swap(None) else { return };
         match Arc::try_unwrap(open) {
-            Ok(open) => {
-                let OpenLog { log, name, .. } = open;
+            Ok(open) if open.is_cloned() => self.open.store(Some(Arc::new(open))),
+            Ok(OpenLog { log, name, .. }) => {
                 if let Err(error) = log.close_idle() {
                     tracing::error!(name, %error, "closing a log failed");
                 }
@@ -257,7 +261,7 @@ impl Store {
     pub fn get_open(&self, name: &str) -> Option<Arc<OpenLog>> {
         let entry = self.inner.entry(name)?;
         self.inner.touch(&entry);
-        entry.open.load_full()
+        entry.usable()
     }
 
     /// The entry of this name, whether or not the log is open. Never waits for a disk.
@@ -431,7 +435,9 @@ impl Store {
         let entries = std::mem::take(&mut *write_lock(&self.inner.entries));
         let (mut result, mut left) = (Ok(()), CLOSING);
         for open in entries.into_values().filter_map(|entry| entry.open.swap(None)) {
-            if let Ok(OpenLog { log, .. }) = Arc::try_unwrap(open) {
+            if let Ok(OpenLog { log, .. }) = Arc::try_unwrap(open)
+                && !log.is_cloned()
+            {
                 result = result.and(log.close_within(&mut left).map_err(Error::Log));
             }
         }
@@ -479,7 +485,8 @@ impl Inner {
         open.sort_by_cached_key(|entry| entry.used.load(Ordering::Relaxed));
         let can_be = |entry: &&Arc<Entry>| {
             let log = entry.open.load_full();
-            log.is_some_and(|log| Arc::strong_count(&log) <= 2 && log.settles_soon()) // the entry's, and this one
+            // Two: the entry's, and this one.
+            log.is_some_and(|log| Arc::strong_count(&log) <= 2 && !log.is_cloned() && log.settles_soon())
         };
         // A few more, so that not all of many logs are examined for each that is opened.
         open.iter().filter(can_be).take(too_many + limit / 64).for_each(|entry| entry.close());
@@ -504,12 +511,12 @@ impl Inner {
     fn open_log_with(&self, name: &str, settings: LogSettings, entry: &Entry) -> Result<OpenLog, Error> {
         static OPENINGS: AtomicU64 = AtomicU64::new(0);
         let (dir, options) = (self.dir.join(name), self.options_for(&settings)?);
-        let log = Log::open_within(&self.env, &self.budget, &dir, options)?;
+        let log = Log::open_within(&self.env, &self.budget, &dir, options, Arc::clone(&self.lock))?;
         let (name, deleted) = (name.to_owned(), AtomicBool::new(false));
-        let (untrimmed, lock) = (AtomicBool::new(false), Arc::clone(&self.lock));
+        let untrimmed = AtomicBool::new(false);
         let number = OPENINGS.fetch_add(1, Ordering::Relaxed); // only to be unlike any other
         let findings = Arc::clone(&entry.findings);
-        Ok(OpenLog { log, number, name, settings, deleted, findings, untrimmed, _lock: lock })
+        Ok(OpenLog { log, number, name, settings, deleted, findings, untrimmed })
     }
 
     fn settings(&self, name: &str) -> Result<LogSettings, Error> {
@@ -524,11 +531,11 @@ impl Inner {
 
     /// The log of an entry; opens it if it is not open.
     fn opened(&self, name: &str, entry: &Arc<Entry>) -> Result<Arc<OpenLog>, Error> {
-        if let Some(open) = entry.open.load_full() {
+        if let Some(open) = entry.usable() {
             return Ok(open);
         }
         let deleted = entry.lock();
-        if let Some(open) = entry.open.load_full() {
+        if let Some(open) = entry.usable() {
             return Ok(open);
         }
         if *deleted {

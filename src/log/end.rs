@@ -1,19 +1,23 @@
-//! How a log ends without being closed: it fails, it is deleted, or it is opened again while this opening still exists.
+//! How a log ends: it is closed, it fails, it is deleted, or it is opened again while this opening still exists.
 //!
 //! # What always holds
 //! - What a log has ended by stays: whatever happens to it later, its callers get the same reason.
-//! - A log that is deleted is known to be, even if it had failed before.
+//! - From the moment when files at its path may be another log's, or another opening's, that is known, even if the log
+//!   had failed before.
 //!
 //! # Orderings
-//! `deleted` is `SeqCst`: it is set once in the life of a log, and looked at only where files are opened or removed. It is
-//! set before the end is, so that whoever finds [`End::Deleted`] finds it set.
+//! `displaced` is `SeqCst`: it is set once in the life of a log, and looked at only where files are opened or removed. It
+//! is set before the end is, so that whoever finds [`End::Deleted`] or [`End::Closed`] finds it set.
 
+use super::Error;
 use crate::sync::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// What a log has ended by.
 #[derive(Debug)]
 pub(super) enum End {
+    /// All of it is durable, and its directory is free for another opening.
+    Closed,
     /// A write or a sync has failed, or a thread that worked for the log has panicked.
     Failed(Arc<str>),
     #[cfg(feature = "store")]
@@ -25,14 +29,16 @@ pub(super) enum End {
 
 impl End {
     /// What callers are told.
-    pub(super) fn reason(&self) -> Arc<str> {
-        match self {
+    pub(super) fn error(&self) -> Error {
+        let reason = match self {
+            Self::Closed => return Error::Closed,
             Self::Failed(reason) => Arc::clone(reason),
             #[cfg(feature = "store")]
             Self::Deleted => "it was deleted".into(),
             #[cfg(feature = "store")]
             Self::Reopened => "it was opened again, because there is room now".into(),
-        }
+        };
+        Error::Failed { reason }
     }
 
     /// Whether it has failed: then its files are still its own.
@@ -43,7 +49,7 @@ impl End {
     /// Whether the log was deleted before it could fail: then nobody misses what is not written any more.
     pub(super) fn is_deletion(&self) -> bool {
         match self {
-            Self::Failed(_) => false,
+            Self::Closed | Self::Failed(_) => false,
             #[cfg(feature = "store")]
             Self::Deleted => true,
             #[cfg(feature = "store")]
@@ -55,19 +61,26 @@ impl End {
 /// Whether a log has ended, and by what.
 pub(super) struct Ending {
     end: OnceLock<End>,
-    deleted: AtomicBool,
+    displaced: AtomicBool,
 }
 
 impl Ending {
     pub(super) fn new() -> Self {
-        Self { end: OnceLock::new(), deleted: AtomicBool::new(false) }
+        Self { end: OnceLock::new(), displaced: AtomicBool::new(false) }
     }
 
     /// Ends the log; returns whether it had not ended before.
     pub(super) fn set(&self, end: End) -> bool {
-        #[cfg(feature = "store")]
-        if matches!(end, End::Deleted) {
-            self.deleted.store(true, Ordering::SeqCst);
+        let displaces = match end {
+            End::Closed => true,
+            End::Failed(_) => false,
+            #[cfg(feature = "store")]
+            End::Deleted => true,
+            #[cfg(feature = "store")]
+            End::Reopened => false,
+        };
+        if displaces {
+            self.displaced.store(true, Ordering::SeqCst);
         }
         self.end.set(end).is_ok()
     }
@@ -77,8 +90,9 @@ impl Ending {
         self.end.get()
     }
 
-    /// Whether the log was deleted, before or after it ended otherwise: files at its path may be another log's by now.
-    pub(super) fn is_deleted(&self) -> bool {
-        self.deleted.load(Ordering::SeqCst)
+    /// Whether files at the log's path may be another log's or another opening's by now: it was closed or deleted, whether
+    /// or not it had ended otherwise before.
+    pub(super) fn is_displaced(&self) -> bool {
+        self.displaced.load(Ordering::SeqCst)
     }
 }

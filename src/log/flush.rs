@@ -551,7 +551,6 @@ impl Shared {
             }
         };
         self.durable.wake_all();
-        self.unlock();
         self.check_not_ended()?;
         kept.and(marked)
     }

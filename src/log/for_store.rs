@@ -4,21 +4,33 @@
 use super::{
     ATTEMPT, ATTEMPTS, CLOSING, Environment, Error, Log, Options, Shared, budget::Budget, end::End, recovery,
 };
-use crate::sync::Arc;
+use crate::sync::{Arc, Ordering};
 use std::{path::Path, time::Duration};
 
 impl Log {
-    /// Opens a log that is one of many in `budget`, in a directory that nobody else opens.
+    /// Opens a log that is one of many in `budget`, in a directory that nobody else opens, because of `lock`. Holds that
+    /// until it is closed: a caller that holds a log may outlive the store.
     pub(crate) fn open_within(
         env: &Environment,
         budget: &Arc<Budget>,
         dir: &Path,
         options: Options,
+        lock: std::sync::Arc<dyn Send + Sync>,
     ) -> Result<Self, Error> {
         let options = options.checked()?;
         recovery::ensure_free(&*env.disk, dir)?;
         let opened = recovery::open(env, dir, &options, budget)?;
-        Self::start(Shared::new(env, dir, options, None, opened))
+        Self::start(Shared::new(env, dir, options, Box::new(lock), opened))
+    }
+
+    /// Whether there are other clones of it. If it says no, there will be none unless the caller makes one.
+    pub(crate) fn is_cloned(&self) -> bool {
+        self.handles.count.load(Ordering::Acquire) > 1
+    }
+
+    /// Whether one of its clones has closed it.
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self.shared.ending.get(), Some(End::Closed))
     }
 
     /// The directory of the log.
@@ -69,24 +81,22 @@ impl Log {
     pub(crate) fn abandon(&self) {
         self.shared.ending.set(End::Deleted); // or it has ended already
         // Wait here and now: later there may be another log at this path, whose files have the same names.
-        self.stop_tasks();
+        self.shared.stop_tasks();
         self.shared.flush.settle();
-        self.shared.trimmer.settle(); // for callers that trim a log without a maintenance task
-        self.shared.producers.settle();
-        self.shared.cursors.settle();
+        self.shared.settle();
         let _ = self.shared.seal_rest(); // it has failed: nothing is sealed
     }
 
     /// Like [`close`](Self::close), for one of several logs: if the disk has no room, waits for some for at most `left`,
     /// which is reduced by the time that this took.
-    pub(crate) fn close_within(mut self, left: &mut Duration) -> Result<(), Error> {
+    pub(crate) fn close_within(self, left: &mut Duration) -> Result<(), Error> {
         self.close_in_place(left, true)
     }
 
     /// Like [`close`](Self::close), for a log that [`settles_soon`](Self::settles_soon), and for callers that have other logs
     /// to serve. If there is no room for the mark of a clean close, none is left and nothing is waited for: the next opening
     /// reads more.
-    pub(crate) fn close_idle(mut self) -> Result<(), Error> {
+    pub(crate) fn close_idle(self) -> Result<(), Error> {
         self.close_in_place(&mut { CLOSING }, false)
     }
 }

@@ -339,7 +339,7 @@ impl Shared {
         }
         let path = self.dir.join(file::name(segment.base()));
         let opened = self.env.disk.open(&path, false);
-        self.check_not_deleted()?;
+        self.check_not_displaced()?;
         match opened {
             Ok(file) => Ok(Some(ReadSource::Cold(Box::new(Cold::new(file, Arc::clone(&segment), sealed))))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

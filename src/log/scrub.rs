@@ -100,7 +100,7 @@ fn scrub(
     let checked = match &file {
         Some(file) => {
             // A file that nobody needs any more takes room as long as it is open.
-            let is_needed = || log().is_none_or(|shared| shared.has(base) && !shared.ending.is_deleted());
+            let is_needed = || log().is_none_or(|shared| shared.has(base) && !shared.ending.is_displaced());
             let pace = &mut |bytes| pace(bytes) && is_needed();
             check::check(&**file, &expected, pace).map_err(Error::io("read", &path))?
         }
@@ -177,7 +177,7 @@ impl Shared {
 
     /// Returns an error unless the log's files are still what this opening has made of them.
     fn check_same_files(&self) -> Result<(), Error> {
-        self.check_not_deleted()?;
+        self.check_not_displaced()?;
         match self.ending.get() {
             Some(end) if end.is_failure() => Ok(()), // then it can be read
             Some(_) => self.check_not_ended(),

@@ -1,6 +1,7 @@
 #[cfg(feature = "store")]
 mod backings;
 mod clock;
+mod clones;
 #[cfg(feature = "server")]
 mod copying;
 mod damaged;

@@ -50,7 +50,6 @@ impl Trimmer {
     }
 
     /// Waits until no file is being removed. Called when the log has ended, so that none is removed after that.
-    #[cfg(feature = "store")]
     pub(super) fn settle(&self) {
         drop(lock(&self.removals));
     }

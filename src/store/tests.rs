@@ -597,3 +597,42 @@ fn leftovers_of_a_deleted_log_do_not_prevent_a_store_from_opening() {
     let store = Store::open(dir.path(), options).unwrap_or_else(|error| panic!("{error}"));
     store.get("a").unwrap();
 }
+
+#[test]
+fn a_clone_keeps_a_log_of_a_store_open_and_may_outlive_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let store =
+        Store::open_in(Environment::system(), dir.path(), StoreOptions { idle: Duration::ZERO, ..options() });
+    let store = store.unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    let log = Log::clone(&store.get("a").unwrap());
+    std::thread::sleep(Duration::from_millis(5));
+    store.inner.turn();
+    store.inner.close_idlest(100);
+    assert_eq!(store.count().1, 1);
+    log.append(b"one").unwrap();
+    assert!(store.close().is_ok());
+    assert_eq!(log.append_wait(b"two").unwrap(), 1);
+    let in_use = |error: &LogError| matches!(error, LogError::InUse { .. });
+    assert!(matches!(Store::open(dir.path(), options()), Err(Error::Log(error)) if in_use(&error)));
+    drop(log);
+    let store = Store::open(dir.path(), options()).unwrap();
+    assert_eq!(store.get("a").unwrap().next_offset(), 2);
+}
+
+#[test]
+fn a_log_of_a_store_that_a_clone_has_closed_is_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), options()).unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    let held = store.get("a").unwrap();
+    held.append(b"one").unwrap();
+    held.shutdown().unwrap();
+    assert!(matches!(held.append(b"two"), Err(LogError::Closed)));
+    assert!(store.get_open("a").is_none());
+    assert_eq!(store.get("a").unwrap().append_wait(b"two").unwrap(), 1);
+    assert_eq!(held.next_offset(), 1);
+    store.inner.turn();
+    drop(held);
+    assert_eq!(store.get_open("a").unwrap().append(b"three").unwrap(), 2);
+}

@@ -131,7 +131,7 @@ impl Log {
     fn load_producers(&self, file: &mut Saved) -> Result<Table, Error> {
         let path = self.shared.dir.join(PRODUCERS_FILE);
         let text = self.read_producers_file(&path)?;
-        self.shared.check_not_deleted()?;
+        self.shared.check_not_displaced()?;
         let Some(text) = text else {
             // The first producer ever: from now on the file exists, and with it a reason to read the log. A log that
             // cannot be written to gets no producer, and needs no file.

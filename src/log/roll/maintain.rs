@@ -322,10 +322,10 @@ impl Shared {
         self.roll.share.release(segment.header.capacity);
     }
 
-    /// Removes the file of a segment that is not used. In a deleted log it has been moved away with the log: under its
-    /// name there may be a file of the next log that was made there.
+    /// Removes the file of a segment that is not used. Once the log was closed or deleted, there may be a file of another
+    /// opening, or of another log, under its name.
     pub(super) fn remove_unused(&self, file: &SegmentFile) {
-        if !self.ending.is_deleted() {
+        if !self.ending.is_displaced() {
             file.discard(&*self.env.disk);
         }
     }

@@ -13,7 +13,8 @@ fn crowded(sim: &Sim, budget: &crate::sync::Arc<Budget>) -> Log {
         ..Options::default()
     };
     sim.create_dir(Path::new(DIR)).unwrap();
-    Log::open_within(&Environment::on(Arc::new(sim.clone())), budget, Path::new(DIR), options).unwrap()
+    Log::open_within(&Environment::on(Arc::new(sim.clone())), budget, Path::new(DIR), options, Arc::new(()))
+        .unwrap()
 }
 
 /// Each large batch left an empty chunk behind, with its descriptor, its memory, and its backing, outside every budget:

@@ -23,7 +23,7 @@ fn small() -> Options {
 
 /// Opens the log while other logs have all the memory.
 fn open_within(sim: &Sim, budget: &Arc<Budget>) -> Result<Log, Error> {
-    Log::open_within(&Environment::on(Arc::new(sim.clone())), budget, Path::new(DIR), small())
+    Log::open_within(&Environment::on(Arc::new(sim.clone())), budget, Path::new(DIR), small(), Arc::new(()))
 }
 
 fn segments(sim: &Sim) -> Vec<std::path::PathBuf> {
