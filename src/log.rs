@@ -133,8 +133,11 @@ struct Handles {
     is_running: bool,
     /// The next offset when it was opened.
     from: u64,
-    /// How closing went, once it has been closed. Held while it is.
+    /// How closing went, once the log has been closed. Held while it is.
     closed: Mutex<Option<Result<(), Error>>>,
+    /// Whether closing has begun. Stored with the lock, `Release`, and loaded without it, `Acquire`, where a log that is being
+    /// closed is not to be used any more.
+    is_closing: AtomicBool,
 }
 
 impl Clone for Log {
@@ -246,6 +249,11 @@ impl Shared {
         self.ending.get().is_some()
     }
 
+    /// Whether it was stopped: to be closed, or because it has ended.
+    fn has_stopped(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
     /// A write has failed: nothing more is appended, all waiters get an error, and nothing is tried again, because a
     /// failed sync says nothing about what is on the disk.
     fn fail(&self, error: &Error) {
@@ -294,7 +302,7 @@ impl Shared {
         self.roll.stop();
     }
 
-    /// Waits until no caller changes the log's files. Called when the log has ended, so that none does after that.
+    /// Waits until no caller changes the log's files. Called when the log has stopped or ended, so that none does after that.
     fn settle(&self) {
         self.trimmer.settle(); // for callers that trim a log without a maintenance task
         #[cfg(feature = "store")]
@@ -411,8 +419,14 @@ impl Log {
             shared.flush.start(&shared);
         }
         report_read_only(&shared);
-        let (count, from, closed) = (AtomicU64::new(1), shared.next_offset(), Mutex::new(None));
-        Ok(Self { shared, handles: Arc::new(Handles { count, is_running, from, closed }) })
+        let handles = Handles {
+            count: AtomicU64::new(1),
+            is_running,
+            from: shared.next_offset(),
+            closed: Mutex::new(None),
+            is_closing: AtomicBool::new(false),
+        };
+        Ok(Self { shared, handles: Arc::new(handles) })
     }
 
     /// Appends a record and returns its offset. The record is durable when [`durable_offset`](Self::durable_offset) has
@@ -825,7 +839,8 @@ impl Log {
 
     /// Stops appends, makes everything that was appended durable, and closes the log for all its clones; on return the
     /// directory can be opened again. Then everything that changes the log returns [`Error::Closed`]. Records that were
-    /// read stay as they are; reading more returns [`Error::Closed`] if it needs a file that is not open.
+    /// read stay as they are; reading more returns [`Error::Closed`] if it needs a file that is not open. The memory of the
+    /// last segment is given back when the last clone, reader, cursor and record is dropped.
     ///
     /// If another thread closes the log at the same time, waits for that. Returns the same each time.
     ///
@@ -855,10 +870,12 @@ impl Log {
         if let Some(result) = &*closed {
             return result.clone();
         }
+        self.handles.is_closing.store(true, Ordering::Release);
         let result = if self.handles.is_running { self.finish(left, repeats_mark) } else { Ok(()) };
-        self.shared.ending.set(End::Closed); // or it has ended already
         self.shared.stop();
         self.shared.settle();
+        self.shared.ending.set(End::Closed); // or it has ended already
+        self.shared.stop(); // wakes those that have not seen that
         self.shared.unlock();
         *closed = Some(result.clone());
         result

@@ -140,15 +140,18 @@ impl Entry {
         lock(&self.deleted)
     }
 
-    /// The log, if it is open, and has not been closed by a clone of it.
+    /// The log, if it is open, and no clone of it has closed it or is closing it.
     fn usable(&self) -> Option<Arc<OpenLog>> {
-        self.open.load_full().filter(|open| !open.is_closed())
+        self.open.load_full().filter(|open| !open.is_closing())
     }
 
     /// Closes an idle log, if it is open and nobody else holds it, or its lock.
     fn close(&self) {
         let Some(_held) = try_lock(&self.deleted) else { return };
         let Some(open) = self.open.swap(None) else { return };
+        if open.is_closing() {
+            return open.await_close(); // by one of its clones
+        }
         match Arc::try_unwrap(open) {
             Ok(open) if open.is_cloned() => self.open.store(Some(Arc::new(open))),
             Ok(OpenLog { log, name, .. }) => {
@@ -548,6 +551,9 @@ impl Inner {
             }
             self.env.disk.sync_dir(&self.dir).map_err(LogError::io("sync", &self.dir))?;
             entry.named.store(true, Ordering::Relaxed); // only used with the entry's lock
+        }
+        if let Some(closing) = entry.open.swap(None) {
+            closing.await_close(); // by one of its clones
         }
         let opened = self.open_log(name, entry);
         let unusable = matches!(&opened, Err(Error::Log(error)) if error.is_unusable());

@@ -148,6 +148,16 @@ impl PoolShare {
         self.pool.claimed.fetch_sub(claimed, Ordering::Relaxed);
     }
 
+    /// Returns to the system what is pooled of a log that has ended.
+    pub(crate) fn free_all(&self) {
+        let mut gone = Vec::new();
+        let mut free = lock(&self.pool.free);
+        while let Some(at) = free.memory.iter().position(|(number, ..)| *number == self.number) {
+            gone.push(free.remove(at));
+        }
+        drop(free); // unmap only after that
+    }
+
     /// Reduces a claim for a chunk of `from` to one for a chunk of `to`, which is smaller.
     pub(crate) fn reduce(&self, from: u64, to: u64) {
         let bytes = ChunkMemory::footprint(from) - ChunkMemory::footprint(to);
@@ -197,12 +207,7 @@ impl PoolShare {
 impl Drop for PoolShare {
     fn drop(&mut self) {
         self.release_all();
-        let mut gone = Vec::new();
-        let mut free = lock(&self.pool.free);
-        while let Some(at) = free.memory.iter().position(|(number, ..)| *number == self.number) {
-            gone.push(free.remove(at));
-        }
-        drop(free); // unmap only after that
+        self.free_all();
     }
 }
 

@@ -365,8 +365,9 @@ impl Reading {
         context: &Context,
         share: &ConnectionShare,
     ) -> Result<(RangeEnd, Self), Problem> {
-        let (planned, back) = (self.page_limits.records, self.offset());
+        let (planned, back, fresh) = (self.page_limits.records, self.offset(), self.fresh);
         let mut reading = self.looked(context, share, false).await?;
+        reading.fresh = fresh;
         let end = reading.at();
         reading.page_limits = PageLimits { records: planned - reading.page_limits.records, bytes: u64::MAX };
         (reading.until, reading.next) = (reading.taken_to, Some(end.next));

@@ -184,16 +184,21 @@ impl Budget {
         self.make_room(0);
     }
 
-    /// Releases all chunks and all claims of a log that has ended. What callers still hold of its records is not counted any
-    /// more. With the lock, so that no other log releases a claim of this one afterwards.
+    /// Gives back the chunks of a log that has ended, and releases all of its claims. What callers still hold of its records is
+    /// not counted any more. With the lock, so that no other log releases a claim of this one afterwards.
     pub(super) fn end(&self, share: &Arc<PoolShare>) {
-        self.forget(share, u64::MAX);
-        let _recent = lock(&self.recent);
+        for segment in self.forget(share, u64::MAX) {
+            segment.chunk.take().and_then(into_inner).into_iter().for_each(Chunk::discard);
+        }
+        let recent = lock(&self.recent);
         share.release_all();
+        drop(recent);
+        share.free_all();
     }
 
-    /// Releases the chunks of a log's segments below `first`, which were trimmed: readers that hold them keep them.
-    pub(super) fn forget(&self, share: &Arc<PoolShare>, first: u64) {
+    /// Releases the chunks of a log's segments below `first`, which were trimmed: readers that hold them keep them. Returns the
+    /// segments.
+    pub(super) fn forget(&self, share: &Arc<PoolShare>, first: u64) -> Vec<Arc<Segment>> {
         let mut gone = Vec::new();
         let mut recent = lock(&self.recent);
         recent.segments.retain(|(of, segment)| {
@@ -208,5 +213,6 @@ impl Budget {
             share.release(segment.header.capacity);
         }
         drop(recent); // before the segments and their memory are dropped
+        gone
     }
 }

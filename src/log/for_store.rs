@@ -4,7 +4,7 @@
 use super::{
     ATTEMPT, ATTEMPTS, CLOSING, Environment, Error, Log, Options, Shared, budget::Budget, end::End, recovery,
 };
-use crate::sync::{Arc, Ordering};
+use crate::sync::{Arc, Ordering, lock};
 use std::{path::Path, time::Duration};
 
 impl Log {
@@ -28,9 +28,14 @@ impl Log {
         self.handles.count.load(Ordering::Acquire) > 1
     }
 
-    /// Whether one of its clones has closed it.
-    pub(crate) fn is_closed(&self) -> bool {
-        matches!(self.shared.ending.get(), Some(End::Closed))
+    /// Whether one of its clones has closed it, or is closing it.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.handles.is_closing.load(Ordering::Acquire)
+    }
+
+    /// Waits until it is closed, if that has begun: then another opening may take its place.
+    pub(crate) fn await_close(&self) {
+        drop(lock(&self.handles.closed));
     }
 
     /// The directory of the log.
@@ -80,6 +85,7 @@ impl Log {
     /// Stops a log that is being deleted: appends and waiters get an error, and nothing more is written.
     pub(crate) fn abandon(&self) {
         self.shared.ending.set(End::Deleted); // or it has ended already
+        let _closing = lock(&self.handles.closed); // one of its clones may be closing it
         // Wait here and now: later there may be another log at this path, whose files have the same names.
         self.shared.stop_tasks();
         self.shared.flush.settle();

@@ -113,7 +113,7 @@ impl Shared {
     /// Whether callers trim by themselves: a log that was opened without room has no maintenance task, and no appends.
     /// Trimming frees the room.
     fn trims_itself(&self) -> bool {
-        self.full.is_some() && !self.has_ended()
+        self.full.is_some() && !self.has_stopped()
     }
 
     pub(super) fn trim(&self, before: u64) -> Result<u64, Error> {
@@ -219,8 +219,8 @@ impl Shared {
         }
         for _ in 0..SLICE {
             let Some(&base) = removals.files.front() else { break };
-            if self.full.is_some() && self.has_ended() {
-                self.writable()?; // it was deleted, or replaced by another opening: the files are another log's
+            if self.full.is_some() && self.has_stopped() {
+                self.writable()?; // it was closed, deleted, or replaced by another opening: the files are another log's
             }
             let path = self.dir.join(file::name(base));
             match self.env.disk.remove(&path) {

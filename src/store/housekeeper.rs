@@ -253,6 +253,12 @@ impl Inner {
         };
         for entry in &open {
             let Some(log) = entry.open.load_full() else { continue };
+            if log.is_closing() {
+                drop(log);
+                let entry = Arc::clone(entry);
+                helpers.help(&Arc::clone(&entry.helped), move || entry.close());
+                continue;
+            }
             log.give_up_untaken();
             if log.is_full() {
                 let entry = Arc::clone(entry);

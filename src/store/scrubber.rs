@@ -219,7 +219,7 @@ impl Inner {
         pace: &mut dyn FnMut(u64) -> bool,
     ) -> Step {
         let used = entry.used.load(Ordering::Relaxed);
-        let mut open = entry.open.load_full();
+        let mut open = entry.usable();
         if open.is_none() {
             self.close_idlest(1);
             match self.opened(name, entry) {

@@ -1,6 +1,8 @@
 //! The directory of one log's backings in the memory file system.
 
-use super::head::{DIR, HEAD, LABEL, LABEL_1, Label, Owner, PREDECESSOR_AT, Predecessor, SEALED_AT};
+use super::head::{
+    DIR, HEAD, LABEL, LABEL_1, Label, Owner, PREDECESSOR_AT, Predecessor, SEALED_AT, backing_bytes,
+};
 #[cfg(feature = "store")]
 use crate::disk::is_transient;
 use crate::{
@@ -115,13 +117,17 @@ impl BackingDir {
         }
     }
 
-    /// The bytes of the chunk in a backing. Changing them does not change the backing.
+    /// The bytes of the chunk in a backing. Changing them does not change the backing. Where they are mapped, its memory stays
+    /// until they are dropped: so not where that is what the next chunk needs.
     pub(crate) fn frames(&self, name: &str) -> io::Result<Aligned> {
         use std::os::unix::fs::FileExt;
         let file = self.memory.open(name)?;
         let length = file.metadata()?.len().saturating_sub(HEAD as u64) as usize;
         #[cfg(target_os = "linux")]
-        if let Some(frames) = mapped(&file, length) {
+        if self.is_of_this_directory(&file)
+            && self.free_bytes() >= backing_bytes(length as u64)
+            && let Some(frames) = mapped(&file, length)
+        {
             return Ok(frames);
         }
         let mut frames = Aligned::new(length)?;
@@ -145,12 +151,26 @@ impl BackingDir {
         // Where memory is short, the next chunk needs it at once.
         let needs =
             open.iter().filter_map(|file| file.metadata().ok()).map(|file| file.len()).max().unwrap_or(0);
-        let at = self.memory.path("");
-        let free = rustix::fs::statvfs(&at).map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize));
-        if free >= needs.saturating_mul(4) && !open.is_empty() {
+        if self.free_bytes() >= needs.saturating_mul(4) && !open.is_empty() {
             // If there is no thread to be had, they are closed here.
             let _ = std::thread::Builder::new().name("millstream-free".into()).spawn(move || drop(open));
         }
+    }
+
+    /// The room that is left in the memory file system; 0 if that is not known.
+    fn free_bytes(&self) -> u64 {
+        let found = rustix::fs::statvfs(self.memory.path(""));
+        found.map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
+    /// Whether a backing is certainly of this directory, and not of one of the same path, in a copy of its file system that
+    /// another process has mounted there.
+    #[cfg(target_os = "linux")]
+    fn is_of_this_directory(&self, file: &std::fs::File) -> bool {
+        use std::os::unix::fs::FileExt;
+        let mut head = [0; HEAD];
+        file.read_exact_at(&mut head, 0).is_ok()
+            && Owner::decode(&head).is_some_and(|owner| owner.node == self.node && self.node != (0, 0))
     }
 
     /// The path of a backing.
@@ -236,7 +256,12 @@ fn mapped(file: &std::fs::File, length: usize) -> Option<Aligned> {
     // holds the log's lock uses it, which is the caller. Who wrote it has released the lock: by closing the log, which waits
     // until nobody writes to its memory any more; or because its process ended, and that has no memory any more then.
     let map = unsafe { memmap2::MmapOptions::new().offset(HEAD as u64).len(length).map_copy(file) }.ok()?;
-    let _ = map.advise(memmap2::Advice::PopulateRead); // since Linux 5.14; without it, each page is looked up when it is used
+    match map.advise(memmap2::Advice::PopulateRead) {
+        // Before Linux 5.14; then each page is looked up when it is used.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+        Err(_) => return None, // such as a page that has gone bad: reading it is an error, and using it ends the process
+        Ok(()) => {}
+    }
     Some(map.into())
 }
 

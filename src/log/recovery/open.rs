@@ -326,9 +326,10 @@ impl Opener<'_> {
         };
         let load = || {
             let mut memory = self.memory(header.capacity)?;
-            memory.label(&header.label(), previous.predecessor(disk, header.base));
             // Not a byte more: if this process is killed, the next one would restore whatever follows.
             memory.load(&bytes[..scan.words as usize * crate::frame::WORD]);
+            // Only then: half of the frames would seem to be another history.
+            memory.label(&header.label(), previous.predecessor(disk, header.base));
             io::Result::Ok(memory)
         };
         let parallel = disk.in_parallel() && header.capacity >= MIN_BESIDE_BYTES;

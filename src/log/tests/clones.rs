@@ -84,3 +84,26 @@ fn every_clone_is_told_that_closing_failed() {
         assert!(matches!(log.append(b"three"), Err(Error::Failed { .. })));
     }
 }
+
+#[test]
+fn of_a_closed_log_that_is_held_the_memory_of_the_last_segment_is_left() {
+    let (dir, shm) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+    let options = Options { shm_dir: Some(shm.path().to_owned()), ..small() };
+    let log = Log::open(dir.path(), options.clone()).unwrap();
+    for _ in 0..1000 {
+        log.append(&[7; 100]).unwrap();
+    }
+    log.flush().unwrap();
+    let held = log.clone();
+    log.close().unwrap();
+    let backings = |at: &Path| {
+        let dirs = std::fs::read_dir(at).unwrap().map(|dir| dir.unwrap().path());
+        let logs = dirs.flat_map(|dir| std::fs::read_dir(dir).unwrap().map(|log| log.unwrap().path()));
+        logs.flat_map(|log| std::fs::read_dir(log).unwrap()).count()
+    };
+    assert!(backings(shm.path()) <= 1, "{}", backings(shm.path()));
+    assert_eq!(held.stats().chunk_bytes, 0);
+    let again = Log::open(dir.path(), options).unwrap();
+    drop(held);
+    assert_eq!(again.append_wait(b"next").unwrap(), 1000);
+}
