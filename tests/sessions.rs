@@ -332,3 +332,49 @@ fn idle_sessions_stay_and_one_that_does_not_read_its_answer_holds_little() {
     idle.finish();
     assert_eq!(idle.end()["records"], 2);
 }
+
+/// A client knows each record's offset from the lines, also while others append.
+#[test]
+fn the_records_that_a_line_adds_follow_each_other_in_the_log() {
+    let (_data, server) = server(&[]);
+    let sessions: Vec<_> = std::thread::scope(|threads| {
+        let one = |name: char| {
+            let (mut session, _) = Session::begun(&server, TEXT, "");
+            let (mut sender, mut sent) = (session.0.0.get_ref().try_clone().unwrap(), 0);
+            let sending = std::thread::spawn(move || {
+                for n in 0..400 {
+                    let lines: String =
+                        (0..n % 5 * 37 + 1).map(|m| format!("{name}{}\n", sent + m)).collect();
+                    sent += n % 5 * 37 + 1;
+                    std::io::Write::write_all(
+                        &mut sender,
+                        format!("{:x}\r\n{lines}\r\n", lines.len()).as_bytes(),
+                    )
+                    .unwrap();
+                }
+                std::io::Write::write_all(&mut sender, b"0\r\n\r\n").unwrap();
+                sent
+            });
+            let (mut offsets, mut ended) = (Vec::new(), false);
+            while !ended {
+                let line = session.line().unwrap();
+                ended = line.get("end").is_some();
+                let new = line["records"].as_u64().unwrap() - offsets.len() as u64;
+                let end = line["last_offset"].as_u64().map_or(0, |last| last + 1);
+                offsets.extend(end - new..end);
+            }
+            assert_eq!(offsets.len(), sending.join().unwrap());
+            (name, offsets)
+        };
+        let threads: Vec<_> = ['a', 'b', 'c'].map(|name| threads.spawn(move || one(name))).into();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let values = values(&server);
+    let runs = values.chunk_by(|one, other| one[..1] == other[..1]).count();
+    assert!(runs > 100, "{runs}: they were to append at the same time");
+    for (name, offsets) in sessions {
+        for (n, offset) in offsets.into_iter().enumerate() {
+            assert_eq!(values[offset as usize], format!("{name}{n}"));
+        }
+    }
+}

@@ -45,7 +45,7 @@ pub(super) use source::check_format;
 use std::{collections::VecDeque, future, io, pin::Pin, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// The most batches that are told apart on their way to the disk.
+/// The most batches on their way to the disk.
 const MAX_UNACKNOWLEDGED: usize = 4096;
 
 /// How long a session that ends for a problem waits for its last commits, and for its client to see why.
@@ -122,6 +122,15 @@ enum Stage {
     Ended,
 }
 
+/// Records that follow each other in the log, and are on their way to the disk.
+struct Unacknowledged {
+    first: u64,
+    /// The offset after the last one.
+    end: u64,
+    /// How many records of the body have been taken with them.
+    taken: u64,
+}
+
 type Commit = Pin<Box<dyn Future<Output = Result<(), Problem>> + Send>>;
 
 struct Session {
@@ -141,8 +150,8 @@ struct Session {
     room: Option<Pin<Box<Room>>>,
     /// How many records of the body have been appended, or were stored before.
     taken: u64,
-    /// For each batch that is not stored yet: its last offset, and how many records have been taken with it.
-    unacknowledged: VecDeque<(u64, u64)>,
+    /// The batches that are not stored yet, in order.
+    unacknowledged: VecDeque<Unacknowledged>,
     /// Completes when the first of them is stored.
     commit: Option<Commit>,
     /// How many records of the body are stored, and up to which offset; whether the client is still to be told, and when it
@@ -223,8 +232,8 @@ impl Session {
     /// Appends what has arrived, or waits for something to do.
     async fn advance(&mut self) -> Result<(), Problem> {
         let is_open = matches!(self.stage, Stage::Open);
-        if is_open && (self.blocked.is_some() || self.source.has_whole_records()) {
-            if !self.append().await? {
+        if is_open && self.has_records() {
+            if self.unacknowledged.len() >= MAX_UNACKNOWLEDGED || !self.append().await? {
                 return self.wait().await;
             }
             tokio::task::yield_now().await; // others have their turn
@@ -235,6 +244,11 @@ impl Session {
             return Ok(());
         }
         self.wait().await
+    }
+
+    /// Whether there are records that can be appended.
+    fn has_records(&self) -> bool {
+        self.blocked.is_some() || self.source.has_whole_records()
     }
 
     /// Appends the next batch; returns whether there was room for it.
@@ -315,25 +329,21 @@ impl Session {
         }
         self.taken += records;
         self.context.metrics.appended(records, batch.bytes());
-        let position = (first + records - 1, self.taken);
-        let is_full = self.unacknowledged.len() >= MAX_UNACKNOWLEDGED;
-        match self.unacknowledged.back_mut() {
-            Some(last) if is_full => *last = position,
-            _ => self.unacknowledged.push_back(position),
-        }
+        self.unacknowledged.push_back(Unacknowledged { first, end: first + records, taken: self.taken });
     }
 
     /// Waits for more of the body, for a commit, for room, or for what ends the session; or until the client is to see that
     /// it goes on.
     async fn wait(&mut self) -> Result<(), Problem> {
         if self.commit.is_none()
-            && let Some(&(offset, _)) = self.unacknowledged.front()
+            && let Some(batch) = self.unacknowledged.front()
         {
             let (context, log, ack) = (Arc::clone(&self.context), Arc::clone(&self.log), self.ack);
-            self.commit = Some(Box::pin(async move { context.acknowledged(&log, offset, Some(ack)).await }));
+            let last = batch.end - 1;
+            self.commit = Some(Box::pin(async move { context.acknowledged(&log, last, Some(ack)).await }));
         }
         let is_open = matches!(self.stage, Stage::Open);
-        let reads = is_open && self.blocked.is_none() && !self.has_ended;
+        let reads = is_open && !self.has_records() && !self.has_ended;
         let beat = self.told + self.context.settings.heartbeat;
         let look = self.source.look_at().filter(|_| reads).map_or(beat, |look| look.min(beat));
         let ends_by = if let Stage::Ending(Some((_, end))) = &self.stage { Some(*end) } else { None };
@@ -386,14 +396,20 @@ impl Session {
         Ok(())
     }
 
-    /// Notes which batches are stored.
+    /// Notes which batches are stored: of those that are, as many as follow each other in the log, so that the offset of each
+    /// record is known from that of the last.
     fn acknowledge(&mut self) {
-        let is_stored = |offset: u64| match self.ack {
-            Ack::Durable => offset < self.log.durable_offset(),
-            Ack::Memory => self.log.is_published(offset),
+        let is_stored = |batch: &Unacknowledged| match self.ack {
+            Ack::Durable => batch.end <= self.log.durable_offset(),
+            Ack::Memory => self.log.is_published(batch.end - 1),
         };
-        while let Some(&(last, taken)) = self.unacknowledged.front().filter(|(last, _)| is_stored(*last)) {
-            self.stored = (taken, Some(last));
+        let mut next = None;
+        while let Some(batch) = self.unacknowledged.front()
+            && is_stored(batch)
+            && next.is_none_or(|next| next == batch.first)
+        {
+            next = Some(batch.end);
+            self.stored = (batch.taken, Some(batch.end - 1));
             self.untold = true;
             self.unacknowledged.pop_front();
         }
