@@ -50,9 +50,13 @@ use hyper_util::{
 };
 use serde::{Deserialize, Serialize};
 use std::{ops::RangeInclusive, time::Duration};
+use tokio::sync::watch;
 
 /// How long one attempt may take: longer than the server lets any request wait.
 const ATTEMPT: Duration = Duration::from_secs(90);
+
+/// How a query says that the server is to wait for records.
+const WAIT: &str = "&wait=30s";
 
 /// A record that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -272,13 +276,27 @@ impl Client {
         Ok((Page { records: frames(&self.body(answer).await?)?, next_offset }, log_id))
     }
 
-    /// Like [`page`](Self::page); sent again for as long as the server cannot be reached, or says to try again.
-    async fn page_in_the_end(&self, log: &str, query: &str) -> Result<(Page, Option<String>), Error> {
-        let mut pause = Pause::default();
+    /// Like [`page`](Self::page), with `wait` behind the query; sent again for as long as the server cannot be reached, or says
+    /// to try again, which is told meanwhile. Then without `wait`, so that it is known soon that the server answers again.
+    async fn page_in_the_end(
+        &self,
+        log: &str,
+        query: &str,
+        wait: &str,
+        trouble: &Trouble,
+    ) -> Result<(Page, Option<String>), Error> {
+        let (mut pause, mut whole) = (Pause::default(), format!("{query}{wait}"));
         loop {
-            match self.page(log, query).await {
-                Err(error) if error.is_temporary() => pause.wait().await,
-                done => return done,
+            match self.page(log, &whole).await {
+                Err(error) if error.is_temporary() => {
+                    tell(trouble, Some(error));
+                    pause.wait().await;
+                    query.clone_into(&mut whole);
+                }
+                done => {
+                    tell(trouble, None);
+                    return done;
+                }
             }
         }
     }
@@ -298,9 +316,10 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`], except if the server says to try again.
     pub async fn follow(&self, log: &str, offset: u64) -> Result<Page, Error> {
-        let query = format!("offset={offset}&limit=10000&wait=30s");
+        let query = format!("offset={offset}&limit=10000");
+        let trouble = Trouble::new(None);
         loop {
-            let (page, _) = self.page_in_the_end(log, &query).await?;
+            let (page, _) = self.page_in_the_end(log, &query, WAIT, &trouble).await?;
             if !page.records.is_empty() {
                 return Ok(page);
             }
@@ -325,6 +344,18 @@ impl Client {
         path_of(log)?;
         Ok(Producer::new(self.clone(), log.to_owned(), id.to_owned(), options))
     }
+}
+
+/// What is in the way of something that is tried again.
+type Trouble = watch::Sender<Option<Error>>;
+
+/// Tells what is in the way, when it begins to be, and that nothing is any more.
+fn tell(trouble: &Trouble, error: Option<Error>) {
+    trouble.send_if_modified(|last| {
+        let changes = last.is_some() != error.is_some();
+        *last = error;
+        changes
+    });
 }
 
 /// The path of a log.

@@ -40,6 +40,13 @@ pub struct Progress {
     open: bool,
 }
 
+impl Progress {
+    /// Whether the last record ended with the source, and not with a line end: it may be a part of what will be there later.
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+}
+
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { bytes, records, crc, open } = self;

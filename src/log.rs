@@ -220,6 +220,9 @@ impl Shared {
     /// Returns an error unless the log can be written to.
     fn writable(&self) -> Result<(), Error> {
         self.check_not_ended()?;
+        if self.has_stopped() {
+            return Err(Error::Closed);
+        }
         if let Some(first) = self.damage.first() {
             let more = self.damage.len() - 1;
             let more = if more > 0 { format!(", and {more} more") } else { String::new() };
@@ -230,7 +233,7 @@ impl Shared {
         if let Some(full) = &self.full {
             return Err(full.error.clone());
         }
-        if self.stopping.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(()) }
+        Ok(())
     }
 
     /// To be asked after a file of the log was opened by its path: once the log was closed or deleted, it may be the file
@@ -842,7 +845,8 @@ impl Log {
     /// read stay as they are; reading more returns [`Error::Closed`] if it needs a file that is not open. The memory of the
     /// last segment is given back when the last clone, reader, cursor and record is dropped.
     ///
-    /// If another thread closes the log at the same time, waits for that. Returns the same each time.
+    /// If another thread closes the log at the same time, waits for that. Returns the same each time. Wakers of futures are
+    /// called meanwhile: they must not close the log, or ask its store for it, by themselves.
     ///
     /// # Errors
     /// [`Error::Failed`]: not everything is known to be durable.
@@ -871,7 +875,8 @@ impl Log {
             return result.clone();
         }
         self.handles.is_closing.store(true, Ordering::Release);
-        let result = if self.handles.is_running { self.finish(left, repeats_mark) } else { Ok(()) };
+        let result =
+            if self.handles.is_running { self.finish(left, repeats_mark) } else { self.shared.seal_rest() };
         self.shared.stop();
         self.shared.settle();
         self.shared.ending.set(End::Closed); // or it has ended already

@@ -150,7 +150,7 @@ impl Entry {
         let Some(_held) = try_lock(&self.deleted) else { return };
         let Some(open) = self.open.swap(None) else { return };
         if open.is_closing() {
-            return open.await_close(); // by one of its clones
+            return open.finish_close();
         }
         match Arc::try_unwrap(open) {
             Ok(open) if open.is_cloned() => self.open.store(Some(Arc::new(open))),
@@ -553,7 +553,7 @@ impl Inner {
             entry.named.store(true, Ordering::Relaxed); // only used with the entry's lock
         }
         if let Some(closing) = entry.open.swap(None) {
-            closing.await_close(); // by one of its clones
+            closing.finish_close();
         }
         let opened = self.open_log(name, entry);
         let unusable = matches!(&opened, Err(Error::Log(error)) if error.is_unusable());

@@ -234,3 +234,38 @@ fn a_tail_has_every_record_over_restarts_and_notices_another_log_of_the_name() {
         server.kill();
     });
 }
+
+/// What was sent quickly was refused for good: only with little load did a batch fit into a segment.
+#[test]
+fn a_batch_that_no_segment_has_room_for_is_sent_in_parts() {
+    let (_data, _server, client) = start();
+    run(async {
+        let settings: LogSettings =
+            serde_json::from_str(r#"{"segment_bytes":65536,"record_bytes":20000}"#).unwrap();
+        client.create("clicks", &settings).await.unwrap();
+        let producer = producer(&client, "p", |_| ());
+        let mut tickets = Vec::new();
+        for n in 0..20_000 {
+            tickets.push(producer.submit(format!("{n}").as_bytes(), false).await.unwrap());
+        }
+        producer.flush().await.unwrap();
+        for (n, ticket) in tickets.into_iter().enumerate() {
+            assert_eq!(ticket.await, Ok(n as u64));
+        }
+        let expected: Vec<String> = (0..20_000).map(|n| n.to_string()).collect();
+        assert_eq!(values(&client, "clicks").await, expected);
+        // One that is too large by itself keeps no other.
+        for n in 0..1000 {
+            let value = if n == 700 { vec![b'x'; 30_000] } else { format!("more {n}").into_bytes() };
+            producer.push(&value).await.unwrap();
+        }
+        assert!(
+            matches!(producer.flush().await, Err(Error::Refused { code, .. }) if code == "record_too_large")
+        );
+        let discarded = producer.discard();
+        assert!(discarded.len() == 1 && discarded[0].len() == 30_000);
+        assert_eq!(producer.close().await.unwrap().records, 20_999);
+        let stored = values(&client, "clicks").await;
+        assert!(stored.len() == 20_999 && stored[20_699] == "more 699" && stored[20_700] == "more 701");
+    });
+}

@@ -343,14 +343,12 @@ fn the_records_that_a_line_adds_follow_each_other_in_the_log() {
             let (mut sender, mut sent) = (session.0.0.get_ref().try_clone().unwrap(), 0);
             let sending = std::thread::spawn(move || {
                 for n in 0..400 {
-                    let lines: String =
-                        (0..n % 5 * 37 + 1).map(|m| format!("{name}{}\n", sent + m)).collect();
-                    sent += n % 5 * 37 + 1;
-                    std::io::Write::write_all(
-                        &mut sender,
-                        format!("{:x}\r\n{lines}\r\n", lines.len()).as_bytes(),
-                    )
-                    .unwrap();
+                    let more = 1 + n % 5 * 37;
+                    let lines =
+                        (sent..sent + more).fold(String::new(), |lines, n| format!("{lines}{name}{n}\n"));
+                    sent += more;
+                    let chunk = format!("{:x}\r\n{lines}\r\n", lines.len());
+                    std::io::Write::write_all(&mut sender, chunk.as_bytes()).unwrap();
                 }
                 std::io::Write::write_all(&mut sender, b"0\r\n\r\n").unwrap();
                 sent

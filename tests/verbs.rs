@@ -60,7 +60,11 @@ fn a_directory_takes_what_the_settings_of_its_log_say() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && said.contains(expected), "{said}");
     }
-    assert_eq!(good(&[&["read", "j"][..], &at].concat(), ""), "{\"a\":1}\n2\n");
+    assert_eq!(
+        good(&[&["read", "j"][..], &at].concat(), ""),
+        "{\"a\":1}\n2\n3\n",
+        "those before it are stored"
+    );
 }
 
 fn lines(count: u32) -> String {

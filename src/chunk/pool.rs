@@ -4,7 +4,7 @@
 //! holder drops the chunk, which may be a reader much later, the memory comes back here.
 
 use super::{ChunkMemory, backing_bytes};
-use crate::sync::{Arc, AtomicU64, Mutex, Ordering, lock};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, lock};
 
 /// How many pieces of freed memory are kept per log. More would only be colder: appends to memory that has long left
 /// the processor's cache take twice as long.
@@ -104,12 +104,15 @@ pub(crate) struct PoolShare {
     claimed: AtomicU64,
     /// Whether the log's chunks should have backings: then memory without one is not used for another chunk.
     is_backed: bool,
+    /// Whether the log has ended: then nothing is pooled for it. Changed and looked at with the pool's lock.
+    has_ended: AtomicBool,
 }
 
 impl PoolShare {
     pub(crate) fn new(pool: &Arc<Pool>, is_backed: bool) -> Arc<Self> {
         let number = pool.shares.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { pool: Arc::clone(pool), number, claimed: AtomicU64::new(0), is_backed })
+        let (claimed, has_ended) = (AtomicU64::new(0), AtomicBool::new(false));
+        Arc::new(Self { pool: Arc::clone(pool), number, claimed, is_backed, has_ended })
     }
 
     /// The sum of this log's claims.
@@ -152,6 +155,7 @@ impl PoolShare {
     pub(crate) fn free_all(&self) {
         let mut gone = Vec::new();
         let mut free = lock(&self.pool.free);
+        self.has_ended.store(true, Ordering::Relaxed);
         while let Some(at) = free.memory.iter().position(|(number, ..)| *number == self.number) {
             gone.push(free.remove(at));
         }
@@ -173,6 +177,9 @@ impl PoolShare {
         }
         let bytes = ChunkMemory::footprint(memory.capacity());
         let mut free = lock(&self.pool.free);
+        if self.has_ended.load(Ordering::Relaxed) {
+            return;
+        }
         let ours = free.memory.iter().filter(|(number, ..)| *number == self.number).count();
         if ours < MAX_KEPT && self.pool.excess(free.bytes + bytes) == 0 {
             free.bytes += bytes;

@@ -18,19 +18,21 @@ use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
     path::PathBuf,
+    pin::pin,
     process::ExitCode,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, oneshot, watch},
 };
 
 /// Append lines, JSON lines, or a whole file to a log
 ///
 /// If the server cannot be reached, batches are sent again, and each is stored only once. With --import, the command
 /// can be run again after an interruption, or when the file has grown: what is stored already is passed over, and a
-/// file that has changed otherwise is refused.
+/// file that has changed otherwise is refused. On SIGINT or SIGTERM, what was read is appended before the command
+/// ends; on a second one, it ends at once. If it fails, it says what it has appended.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     millstream append events app.log\n  \
@@ -49,9 +51,16 @@ pub(super) struct Append {
     /// Bytes per batch, such as 1MiB
     #[arg(long, default_value = "1MiB", value_parser = size::within(1..=1 << 31))]
     batch_bytes: usize,
-    /// A name for this import, to be given again when it is run again
+    /// A name for this import, to be given again when it is run again. A last line without its end is left for then. The log
+    /// forgets the name 7 days after the last batch, or when 10,000 others came after it: then all is stored again
     #[arg(long, alias = "producer", value_name = "NAME")]
     import: Option<String>,
+    /// With --import: also append a last line that has no end; the file is complete
+    #[arg(long, requires = "import")]
+    last_line: bool,
+    /// For how many seconds to go on trying if the server cannot be reached
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86400))]
+    patience: u64,
     /// Print what was done as JSON
     #[arg(long)]
     json: bool,
@@ -90,8 +99,12 @@ struct Done {
     passed_over: u64,
     first_offset: Option<u64>,
     last_offset: Option<u64>,
+    /// Whether a last line without its end was left for the next run.
+    is_unfinished: bool,
     /// The signal that has ended it; what was read until then is stored.
     signalled: Option<u8>,
+    /// Why it was not all.
+    failure: Option<Failure>,
 }
 
 /// The numbers of these signals.
@@ -124,9 +137,13 @@ impl Append {
             Target::Directory(store) => self.store(&store, source)?,
         };
         bar.finish_and_clear();
-        self.report(&done)?;
-        // As shells report a command that a signal has ended.
-        Ok(done.signalled.map_or(ExitCode::SUCCESS, |signal| ExitCode::from(128 + signal)))
+        let Done { signalled, failure, .. } = self.report(done)?;
+        match (failure, signalled) {
+            (Some(failure), _) => Err(failure),
+            // As shells report a command that a signal has ended.
+            (None, Some(signal)) => Ok(ExitCode::from(128 + signal)),
+            (None, None) => Ok(ExitCode::SUCCESS),
+        }
     }
 
     async fn create(&self, target: &Target) -> Result<(), Failure> {
@@ -141,8 +158,14 @@ impl Append {
         Ok(File::open(&self.file).map_err(|error| format!("cannot open {path}: {error}"))?)
     }
 
-    fn report(&self, done: &Done) -> Result<(), Failure> {
-        let Done { stored, passed_over, first_offset, last_offset, .. } = done;
+    /// Says what was done. If that is not all, and nothing was stored, the failure says it.
+    fn report(&self, done: Done) -> Result<Done, Failure> {
+        let Done { stored, passed_over, first_offset, last_offset, is_unfinished, failure, .. } = &done;
+        if *is_unfinished {
+            stderr::say(format_args!(
+                "the last line has no end: it is left for the next run (--last-line appends it as it is)"
+            ));
+        }
         if self.json {
             let mut report = serde_json::json!({
                 "log": self.log, "records": stored, "first_offset": first_offset, "last_offset": last_offset,
@@ -150,7 +173,13 @@ impl Append {
             if self.import.is_some() {
                 report["passed_over"] = (*passed_over).into();
             }
-            return stdout::line(format_args!("{report}"));
+            if let Some(failure) = failure {
+                report["error"] = failure.to_string().into();
+            }
+            return stdout::line(format_args!("{report}")).map(|()| done);
+        }
+        if failure.is_some() && *stored == 0 {
+            return Ok(done);
         }
         let at = match (first_offset, last_offset) {
             (Some(first), Some(last)) if first < last => format!(", offsets {first} to {last}"),
@@ -161,7 +190,9 @@ impl Append {
             0 => String::new(),
             over => format!("; {over} stored before were passed over"),
         };
-        stdout::line(format_args!("{stored} records appended to {}{at}{passed}", self.log))
+        let all = if failure.is_some() { ", and then it failed" } else { "" };
+        stdout::line(format_args!("{stored} records appended to {}{at}{passed}{all}", self.log))?;
+        Ok(done)
     }
 
     /// Skips what a mark says was imported.
@@ -186,55 +217,84 @@ impl Append {
         let id = self.import.clone().unwrap_or_else(unnamed);
         let mut options = ProducerOptions::default();
         options.batch_bytes = self.batch_bytes;
-        let patience = options.patience;
+        options.patience = Duration::from_secs(self.patience);
         let producer = client.producer_with(&self.log, &id, options)?;
-        let mut trouble = producer.trouble();
-        tokio::spawn(async move {
-            while trouble.changed().await.is_ok() {
-                match trouble.borrow_and_update().as_ref() {
-                    Some(error) => {
-                        stderr::say(format_args!("{error}; trying again for {} s", patience.as_secs()));
-                    }
-                    None => stderr::say(format_args!("the server answers again")),
-                }
-            }
-        });
-        let opened = producer.open().await?;
-        let passed_over = self.resume(&mut source, opened.mark.as_deref())?;
-        // Reading blocks: on a thread of its own, so that what was read is sent in time.
-        let (sender, mut records) = mpsc::channel::<io::Result<Next>>(1024);
-        std::thread::spawn(move || {
-            let mut record = Vec::new();
-            loop {
-                let next = match source.next(&mut record) {
-                    Ok(false) => return,
-                    Ok(true) => Ok(Next {
-                        record: std::mem::take(&mut record),
-                        json: source.is_json(),
-                        at: source.progress(),
-                    }),
-                    Err(error) => Err(error),
-                };
-                if sender.blocking_send(next).is_err() {
-                    return;
-                }
-            }
-        });
+        let mut lasting = pin!(lasting(producer.trouble(), options.patience));
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let mut signalled = None;
+        let mut next_signal = async || {
+            tokio::select! { _ = interrupt.recv() => SIGINT, _ = terminate.recv() => SIGTERM }
+        };
+        let opened = tokio::select! {
+            opened = producer.open() => opened?,
+            error = &mut lasting => return Err(error.into()),
+            signal = next_signal() => return Ok(Done { signalled: Some(signal), ..Done::default() }),
+        };
+        let passed_over = self.resume(&mut source, opened.mark.as_deref())?;
+        let mut records = read_beside(source);
+        let (mut signalled, mut is_unfinished) = (None, false);
+        let result = {
+            let (stop, stopped) = oneshot::channel();
+            let pushing = self.push_all(&producer, &mut records, stopped, &mut is_unfinished);
+            let (mut pushing, mut stop) = (pin!(pushing), Some(stop));
+            loop {
+                tokio::select! {
+                    result = &mut pushing => break result,
+                    error = &mut lasting => break Err(error.into()),
+                    signal = next_signal() => match stop.take() {
+                        Some(stop) => (signalled, _) = (Some(signal), stop.send(())),
+                        None => break Err("ended by a second signal".into()),
+                    },
+                }
+            }
+        };
+        let Stored { records: stored, first_offset, last_offset, .. } = producer.stored();
+        let failure = result.err();
+        Ok(Done { stored, passed_over, first_offset, last_offset, is_unfinished, signalled, failure })
+    }
+
+    /// Hands over all records, or those that come until `stopped`, and waits until they are stored.
+    async fn push_all(
+        &self,
+        producer: &Producer,
+        records: &mut mpsc::Receiver<io::Result<Next>>,
+        mut stopped: oneshot::Receiver<()>,
+        is_unfinished: &mut bool,
+    ) -> Result<(), Failure> {
+        let (mut failure, mut goes_on) = (None, true);
         loop {
             let next = tokio::select! {
                 next = records.recv() => next,
-                _ = interrupt.recv(), if signalled.is_none() => { signalled = Some(SIGINT); records.close(); continue }
-                _ = terminate.recv(), if signalled.is_none() => { signalled = Some(SIGTERM); records.close(); continue }
+                _ = &mut stopped, if goes_on => {
+                    goes_on = false;
+                    records.close();
+                    continue;
+                }
             };
-            let Some(next) = next else { break };
-            let next = next.map_err(|error| self.unreadable(&error))?;
-            self.push(&producer, &next).await?;
+            match next {
+                None => break,
+                Some(Ok(next)) if self.is_unfinished(&next.at) => {
+                    *is_unfinished = true;
+                    break;
+                }
+                Some(Ok(next)) => match not_json(&next.record, next.json, next.at.records) {
+                    Ok(()) => self.push(producer, &next).await?,
+                    Err(error) => failure = Some(error),
+                },
+                Some(Err(error)) => failure = Some(self.unreadable(&error)),
+            }
+            if failure.is_some() {
+                break; // what was read before is stored
+            }
         }
-        let Stored { records: stored, first_offset, last_offset, .. } = producer.close().await?;
-        Ok(Done { stored, passed_over, first_offset, last_offset, signalled })
+        producer.flush().await?;
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Whether a record may be the beginning of one that a later run will find.
+    fn is_unfinished(&self, at: &Progress) -> bool {
+        let has_lines = matches!(self.format, Records::Lines | Records::Ndjson);
+        self.import.is_some() && !self.last_line && has_lines && at.is_open()
     }
 
     fn unreadable(&self, error: &io::Error) -> Failure {
@@ -260,47 +320,85 @@ impl Append {
             done.passed_over = self.resume(&mut source, opened.mark.as_deref())?;
             producer = Some((name.as_str(), opened.epoch, 0));
         }
-        let (mut batch, mut bytes, mut record) = (Vec::new(), 0, Vec::new());
-        loop {
-            let more = source.next(&mut record).map_err(|error| self.unreadable(&error))?;
-            if more {
-                let json = source.is_json() || log.settings().values == Values::Json;
-                let checked = log.settings().check_value(&record, json);
-                checked
-                    .map_err(|error| format!("record {}: {error}", done.stored + batch.len() as u64 + 1))?;
-                bytes += record.len();
-                batch.push((std::mem::take(&mut record), json));
-            }
-            if !batch.is_empty() && (!more || bytes >= self.batch_bytes) {
-                let first = append(&log, &batch, producer, &source.progress().to_string())?;
+        let segment = log.settings().segment_bytes.unwrap_or(store.options().log.segment_bytes) as usize;
+        let most = self.batch_bytes.min(segment.saturating_sub(BATCH_EXTRA_BYTES));
+        let mut batch = Batch::default();
+        let result = loop {
+            let mut record = Vec::new();
+            let next = match source.next(&mut record) {
+                Ok(true) if self.is_unfinished(&source.progress()) => {
+                    done.is_unfinished = true;
+                    Ok(None)
+                }
+                Ok(true) => {
+                    let json = source.is_json() || log.settings().values == Values::Json;
+                    let checked = log.settings().check_value(&record, json);
+                    checked
+                        .map(|()| Some((record, json)))
+                        .map_err(|error| format!("record {}: {error}", source.progress().records).into())
+                }
+                Ok(false) => Ok(None),
+                Err(error) => Err(self.unreadable(&error)),
+            };
+            let more = next.as_ref().map_or(0, |next| next.as_ref().map_or(0, |(record, _)| cost(record)));
+            if !batch.records.is_empty() && (more == 0 || batch.bytes + more > most) {
+                match append(&log, &batch, producer) {
+                    Ok(first) => done.note(first, batch.records.len() as u64),
+                    Err(failure) => break Err(failure),
+                }
                 producer = producer.map(|(name, epoch, sequence)| (name, epoch, sequence + 1));
-                done.stored += batch.len() as u64;
-                done.first_offset.get_or_insert(first);
-                done.last_offset = Some(first + batch.len() as u64 - 1);
-                batch.clear();
-                bytes = 0;
+                batch = Batch::default();
             }
-            if !more {
-                break;
+            match next {
+                Ok(Some((record, json))) => {
+                    batch.bytes += more;
+                    batch.records.push((record, json));
+                    batch.mark = source.progress();
+                }
+                Ok(None) => break Ok(()),
+                Err(failure) => break Err(failure),
             }
-        }
-        done.last_offset.map(|last| log.wait_durable(last)).transpose()?;
+        };
+        let durable = done.last_offset.map(|last| log.wait_durable(last)).transpose();
+        done.failure = result.and(durable.map(drop).map_err(Failure::from)).err();
         Ok(done)
     }
 }
 
-fn append(
-    log: &OpenLog,
-    batch: &[(Vec<u8>, bool)],
-    producer: Option<(&str, u32, u64)>,
-    mark: &str,
-) -> Result<u64, Failure> {
-    let payloads: Vec<_> = batch.iter().map(|(bytes, json)| Payload { bytes, json: *json }).collect();
+impl Done {
+    /// Records were stored.
+    fn note(&mut self, first: u64, records: u64) {
+        self.stored += records;
+        self.first_offset.get_or_insert(first);
+        self.last_offset = Some(first + records - 1);
+    }
+}
+
+/// Records that are appended together to a log in a directory.
+#[derive(Default)]
+struct Batch {
+    records: Vec<(Vec<u8>, bool)>,
+    bytes: usize,
+    /// How far the source was read with them.
+    mark: Progress,
+}
+
+/// What a batch takes in a segment beside its records, and more.
+const BATCH_EXTRA_BYTES: usize = 1024;
+
+/// What a record takes in a segment at the most.
+fn cost(record: &[u8]) -> usize {
+    record.len() + 40
+}
+
+fn append(log: &OpenLog, batch: &Batch, producer: Option<(&str, u32, u64)>) -> Result<u64, Failure> {
+    let payloads: Vec<_> = batch.records.iter().map(|(bytes, json)| Payload { bytes, json: *json }).collect();
+    let mark = batch.mark.to_string();
     loop {
         let appended = match producer {
             None => log.try_append_payloads(&payloads, None),
             Some((name, epoch, sequence)) => {
-                let batch = ProducerBatch::new(name, epoch, sequence).with_mark(mark);
+                let batch = ProducerBatch::new(name, epoch, sequence).with_mark(&mark);
                 log.try_append_once(&batch, &payloads, None).map(|done| done.first_offset)
             }
         };
@@ -310,6 +408,60 @@ fn append(
             done => return Ok(done?),
         }
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Reads the records on a thread of their own, since reading blocks: so what was read is sent in time.
+fn read_beside(mut source: Source<impl BufRead + Send + 'static>) -> mpsc::Receiver<io::Result<Next>> {
+    let (sender, records) = mpsc::channel(1024);
+    std::thread::spawn(move || {
+        let mut record = Vec::new();
+        loop {
+            let next = match source.next(&mut record) {
+                Ok(false) => return,
+                Ok(true) => Ok(Next {
+                    record: std::mem::take(&mut record),
+                    json: source.is_json(),
+                    at: source.progress(),
+                }),
+                Err(error) => Err(error),
+            };
+            if sender.blocking_send(next).is_err() {
+                return;
+            }
+        }
+    });
+    records
+}
+
+/// An error if a record is to be JSON, and is not. The server would say so of one in a batch.
+fn not_json(record: &[u8], json: bool, number: u64) -> Result<(), Failure> {
+    match serde_json::from_slice::<serde::de::IgnoredAny>(record) {
+        Err(error) if json => Err(format!("record {number} is not JSON: {error}").into()),
+        _ => Ok(()),
+    }
+}
+
+/// Says what keeps the producer from storing. Completes with that when it has lasted for `patience`.
+async fn lasting(mut trouble: watch::Receiver<Option<client::Error>>, patience: Duration) -> client::Error {
+    let mut since = None;
+    loop {
+        let last = since.map_or(patience, |since: Instant| patience.saturating_sub(since.elapsed()));
+        match tokio::time::timeout(last, trouble.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return std::future::pending().await, // the producer has ended
+            Err(_) => match trouble.borrow().clone().filter(|_| since.is_some()) {
+                Some(error) => return error,
+                None => continue,
+            },
+        }
+        if let Some(error) = trouble.borrow_and_update().as_ref() {
+            stderr::say(format_args!("{error}; trying again for {} s", patience.as_secs()));
+            since.get_or_insert_with(Instant::now);
+        } else {
+            stderr::say(format_args!("the server answers again"));
+            since = None;
+        }
     }
 }
 

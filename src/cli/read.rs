@@ -127,10 +127,18 @@ impl Tail {
 /// Prints new records until the server refuses.
 async fn follow(mut tail: client::Tail, form: Form) -> Result<(), Failure> {
     let mut gone = std::pin::pin!(stdout::reader_is_gone());
+    let mut trouble = tail.trouble();
     loop {
         let first = tokio::select! {
             record = tail.next() => record?,
             () = &mut gone => return Ok(()),
+            Ok(()) = trouble.changed() => {
+                match trouble.borrow_and_update().as_ref() {
+                    Some(error) => stderr::say(format_args!("{error}; trying again")),
+                    None => stderr::say(format_args!("the server answers again")),
+                }
+                continue;
+            }
         };
         let records: Vec<Record> = std::iter::once(first).chain(tail.take_ready()).collect();
         write(&records, form)?;

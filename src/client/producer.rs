@@ -9,7 +9,7 @@
 
 mod task;
 
-use super::{Client, Error, error::Refusal};
+use super::{Client, Error, Trouble, error::Refusal};
 use crate::{
     api::Appended,
     wire::{AppendFrame, Prefix},
@@ -79,6 +79,8 @@ struct Numbered {
     sequence: u64,
     /// Whether it was sent at all.
     sent: bool,
+    /// Whether it is a part of one that was too large.
+    is_part: bool,
     sending: Option<JoinHandle<Result<Appended, Refusal>>>,
 }
 
@@ -95,6 +97,8 @@ pub struct Stored {
 }
 
 struct State {
+    /// A batch is sent when it has this many bytes.
+    batch_bytes: usize,
     filling: Batch,
     /// Batches that are full, oldest first.
     full: VecDeque<Batch>,
@@ -124,7 +128,6 @@ struct Shared {
     client: Client,
     log: String,
     id: String,
-    batch_bytes: usize,
     linger: Duration,
     patience: Duration,
     state: Mutex<State>,
@@ -134,7 +137,7 @@ struct Shared {
     progress: Notify,
     /// The sequence of the oldest batch that is not known to be stored.
     oldest: AtomicU64,
-    trouble: watch::Sender<Option<Error>>,
+    trouble: Trouble,
 }
 
 impl Shared {
@@ -159,7 +162,8 @@ pub struct Producer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProducerOptions {
-    /// A batch is sent when it has this many bytes. Default: 1 MiB.
+    /// A batch is sent when it has this many bytes. Default: 1 MiB; less once the server has refused one as too large for a
+    /// segment of the log, which is then sent in parts.
     pub batch_bytes: usize,
     /// A batch is sent when its first record has waited this long. Default: 100 ms.
     pub linger: Duration,
@@ -183,7 +187,9 @@ impl std::fmt::Debug for Producer {
 impl Producer {
     /// Must be called within a runtime.
     pub(super) fn new(client: Client, log: String, id: String, options: ProducerOptions) -> Self {
+        let ProducerOptions { batch_bytes, linger, patience } = options;
         let state = State {
+            batch_bytes: batch_bytes.clamp(1, MAX_UNSENT_BYTES / 2),
             filling: Batch::default(),
             full: VecDeque::new(),
             numbered: VecDeque::new(),
@@ -199,19 +205,17 @@ impl Producer {
             closed: false,
             stored: Stored::default(),
         };
-        let ProducerOptions { batch_bytes, linger, patience } = options;
         let shared = Arc::new(Shared {
             client,
             log,
             id,
-            batch_bytes: batch_bytes.clamp(1, MAX_UNSENT_BYTES / 2),
             linger,
             patience,
             state: Mutex::new(state),
             changed: Notify::new(),
             progress: Notify::new(),
             oldest: AtomicU64::new(0),
-            trouble: watch::channel(None).0,
+            trouble: Trouble::new(None),
         });
         tokio::spawn(task::run(Arc::clone(&shared)));
         Self { shared }
@@ -316,6 +320,7 @@ impl Producer {
     }
 
     fn add(&self, mut state: MutexGuard<'_, State>, value: &[u8], json: bool, mark: Option<&str>) {
+        let most = state.batch_bytes;
         let filling = &mut state.filling;
         let begins = filling.records == 0;
         filling.body.extend_from_slice(&Prefix::new(value.len(), json).to_bytes());
@@ -325,7 +330,7 @@ impl Producer {
         if let Some(mark) = mark {
             filling.mark = Some(mark.to_owned());
         }
-        let full = filling.body.len() >= self.shared.batch_bytes;
+        let full = filling.body.len() >= most;
         if full {
             let batch = std::mem::take(filling);
             state.full.push_back(batch);

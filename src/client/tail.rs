@@ -1,6 +1,6 @@
 //! Following a log: its records as a stream, from anywhere, for as long as it exists.
 
-use super::{Client, Error, Page, Record, path_of};
+use super::{Client, Error, Page, Record, Trouble, WAIT, path_of};
 use crate::start::StartAt;
 use futures_core::Stream;
 use std::{
@@ -8,6 +8,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
+use tokio::sync::watch;
 
 fn query(start: StartAt) -> String {
     match start {
@@ -33,6 +34,7 @@ pub struct Tail {
     damaged: &'static str,
     ready: VecDeque<Record>,
     fetching: Option<Fetching>,
+    trouble: Trouble,
     /// Whether an error has ended it.
     ended: bool,
 }
@@ -48,6 +50,7 @@ impl Tail {
             damaged: "",
             ready: VecDeque::new(),
             fetching: None,
+            trouble: Trouble::new(None),
             ended: false,
         })
     }
@@ -74,6 +77,12 @@ impl Tail {
         self
     }
 
+    /// What keeps the tail from reading at the moment, while it tries again: at the first failed attempt, and `None` when it
+    /// has succeeded.
+    pub fn trouble(&self) -> watch::Receiver<Option<Error>> {
+        self.trouble.subscribe()
+    }
+
     /// The id of the log, once the server has told it.
     pub fn log_id(&self) -> Option<&str> {
         self.log_id.as_deref()
@@ -88,12 +97,14 @@ impl Tail {
                 return Poll::Ready(Err(Error::Closed));
             }
             let (client, log, query, log_id) = (&self.client, &self.log, &self.query, &self.log_id);
+            let trouble = &self.trouble;
             let fetching = self.fetching.get_or_insert_with(|| {
                 // Only then does it wait: the first answer says where the log ends, and which log it is.
-                let rest = log_id.as_ref().map_or_else(String::new, |id| format!("&wait=30s&log_id={id}"));
-                let query = format!("{query}&limit=10000{}{rest}", self.damaged);
-                let (client, log) = (client.clone(), log.clone());
-                Box::pin(async move { client.page_in_the_end(&log, &query).await })
+                let wait = if log_id.is_some() { WAIT } else { "" };
+                let id = log_id.as_ref().map_or_else(String::new, |id| format!("&log_id={id}"));
+                let query = format!("{query}&limit=10000{}{id}", self.damaged);
+                let (client, log, trouble) = (client.clone(), log.clone(), trouble.clone());
+                Box::pin(async move { client.page_in_the_end(&log, &query, wait, &trouble).await })
             });
             let fetched = ready!(fetching.as_mut().poll(context));
             self.fetching = None;

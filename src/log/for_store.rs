@@ -33,9 +33,10 @@ impl Log {
         self.handles.is_closing.load(Ordering::Acquire)
     }
 
-    /// Waits until it is closed, if that has begun: then another opening may take its place.
-    pub(crate) fn await_close(&self) {
-        drop(lock(&self.handles.closed));
+    /// Closes a log of which closing has begun: waits for whoever does it, or does what is left of it, should that have
+    /// panicked. Then another opening may take its place.
+    pub(crate) fn finish_close(&self) {
+        let _ = self.close_in_place(&mut { CLOSING }, false); // whoever began it is told
     }
 
     /// The directory of the log.
@@ -65,6 +66,7 @@ impl Log {
         self.shared.ending.set(End::Reopened); // or it has ended already
         self.shared.stop();
         self.shared.trimmer.settle();
+        let _ = self.shared.seal_rest(); // there is nothing to seal: gives up what it has claimed
     }
 
     /// Whether closing the log would not wait: everything is durable, becomes so within a moment, or never will; and
@@ -85,6 +87,7 @@ impl Log {
     /// Stops a log that is being deleted: appends and waiters get an error, and nothing more is written.
     pub(crate) fn abandon(&self) {
         self.shared.ending.set(End::Deleted); // or it has ended already
+        self.shared.stop(); // waiters are told at once
         let _closing = lock(&self.handles.closed); // one of its clones may be closing it
         // Wait here and now: later there may be another log at this path, whose files have the same names.
         self.shared.stop_tasks();

@@ -254,6 +254,7 @@ impl Inner {
                 reports::failure(&self.dir.join(name), &error, "cannot scrub the log");
                 Step::Done
             }
+            Err(_) if entry.usable().is_none() => Step::TryAgain, // it was closed, and may be opened again
             Ok(None) | Err(_) => Step::Done, // the last segment, or a log that is being deleted
         }
     }

@@ -734,3 +734,34 @@ fn a_log_that_a_clone_has_closed_is_closed_for_the_housekeeper_and_the_scrubber(
     store.inner.turn();
     assert_eq!(store.count().1, 0);
 }
+
+/// What the first opening still had to write went over what the second one had appended.
+#[test]
+fn a_close_that_panics_is_finished_before_the_log_is_opened_again() {
+    struct Panics;
+    impl std::task::Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker of this test");
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let log = Options { shm_dir: None, ..options().log };
+    let store = Store::open(dir.path(), StoreOptions { log, ..options() }).unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    let old = store.get("a").unwrap();
+    old.append_wait(b"first").unwrap();
+    let (waker, mut waits) = (Arc::new(Panics).into(), Box::pin(old.visible(500)));
+    let mut context = std::task::Context::from_waker(&waker);
+    assert!(Future::poll(waits.as_mut(), &mut context).is_pending());
+    let offset = old.append(b"old").unwrap();
+    let clone = Log::clone(&old);
+    assert!(std::thread::spawn(move || clone.shutdown()).join().is_err());
+    let again = store.get("a").unwrap();
+    assert_eq!(again.append_wait(b"new").unwrap(), offset + 1);
+    drop((waits, old, again));
+    store.close().unwrap();
+    let store = Store::open(dir.path(), options()).unwrap();
+    let values =
+        store.get("a").unwrap().iter(0).map(|record| record.unwrap().value().to_vec()).collect::<Vec<_>>();
+    assert_eq!(values, [&b"first"[..], b"old", b"new"]);
+}

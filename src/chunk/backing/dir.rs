@@ -1,8 +1,6 @@
 //! The directory of one log's backings in the memory file system.
 
-use super::head::{
-    DIR, HEAD, LABEL, LABEL_1, Label, Owner, PREDECESSOR_AT, Predecessor, SEALED_AT, backing_bytes,
-};
+use super::head::{DIR, HEAD, LABEL, LABEL_1, Label, Owner, PREDECESSOR_AT, Predecessor, SEALED_AT};
 #[cfg(feature = "store")]
 use crate::disk::is_transient;
 use crate::{
@@ -125,7 +123,7 @@ impl BackingDir {
         let length = file.metadata()?.len().saturating_sub(HEAD as u64) as usize;
         #[cfg(target_os = "linux")]
         if self.is_of_this_directory(&file)
-            && self.free_bytes() >= backing_bytes(length as u64)
+            && self.free_bytes() >= (HEAD + length) as u64
             && let Some(frames) = mapped(&file, length)
         {
             return Ok(frames);
@@ -256,12 +254,9 @@ fn mapped(file: &std::fs::File, length: usize) -> Option<Aligned> {
     // holds the log's lock uses it, which is the caller. Who wrote it has released the lock: by closing the log, which waits
     // until nobody writes to its memory any more; or because its process ended, and that has no memory any more then.
     let map = unsafe { memmap2::MmapOptions::new().offset(HEAD as u64).len(length).map_copy(file) }.ok()?;
-    match map.advise(memmap2::Advice::PopulateRead) {
-        // Before Linux 5.14; then each page is looked up when it is used.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
-        Err(_) => return None, // such as a page that has gone bad: reading it is an error, and using it ends the process
-        Ok(()) => {}
-    }
+    // Where a page has gone bad, this is an error, and so is reading it; using it would end the process. Before Linux 5.14 there
+    // is no such advice.
+    map.advise(memmap2::Advice::PopulateRead).ok()?;
     Some(map.into())
 }
 

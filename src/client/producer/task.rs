@@ -1,12 +1,13 @@
 //! The task of a producer: numbers batches, sends them, and finds out what became of those that got no answer.
 
 use super::{
-    super::{Error, Pause, error::Refusal, path_of, understood},
-    Batch, IN_FLIGHT, Numbered, Opened, Shared, State,
+    super::{Error, Pause, error::Refusal, path_of, tell, understood},
+    Batch, IN_FLIGHT, Numbered, Opened, Shared, State, Tickets,
 };
 use crate::{
+    Code,
     api::{Appended, BegunEpoch, EarlierEpoch},
-    wire,
+    wire::{self, AppendFrame, Prefix},
 };
 use bytes::Bytes;
 use hyper::{Method, header::CONTENT_TYPE};
@@ -51,13 +52,13 @@ impl<'a> Patience<'a> {
         if !error.is_temporary() || self.begun.elapsed() >= self.shared.patience {
             return Err(error);
         }
-        self.shared.trouble.send_if_modified(|trouble| trouble.replace(error).is_none());
+        tell(&self.shared.trouble, Some(error));
         self.pause.wait().await;
         Ok(())
     }
 
     fn over(&self) {
-        self.shared.trouble.send_if_modified(|trouble| trouble.take().is_some());
+        tell(&self.shared.trouble, None);
     }
 }
 
@@ -193,6 +194,7 @@ fn next_step(shared: &Arc<Shared>) -> Step {
             tickets,
             sequence,
             sent: false,
+            is_part: false,
             sending: None,
         });
     }
@@ -224,8 +226,59 @@ fn settle(shared: &Shared, done: Result<Appended, Refusal>) {
             }
             state.opened = None;
         }
+        Err(Refusal { error, .. }) if is_too_large(&error) && split(shared) => {}
         Err(Refusal { error, .. }) => stop(shared, error),
     }
+}
+
+/// Whether the server has no room for as much in one batch: then nothing of it was stored.
+fn is_too_large(error: &Error) -> bool {
+    let Error::Refused { code, .. } = error else { return false };
+    matches!(Code::parse(code), Some(Code::RecordTooLarge | Code::BodyTooLarge))
+}
+
+/// Makes two batches of the oldest one, and later batches smaller: how much fits into a segment of the log is not known before.
+/// Their numbers change, so they are sent in a new epoch. Returns `false` if it has only one record.
+fn split(shared: &Shared) -> bool {
+    let mut state = shared.state();
+    if state.numbered.front().is_none_or(|front| front.records < 2) {
+        return false;
+    }
+    let Some(Numbered { body, records, mark, tickets, sequence, is_part, .. }) = state.numbered.pop_front()
+    else {
+        return false;
+    };
+    for batch in &mut state.numbered {
+        batch.sending.take().iter().for_each(JoinHandle::abort);
+    }
+    let (mut at, mut first) = (0, 0);
+    while let Some((frame, _)) = AppendFrame::split(&body[at..])
+        && first < records / 2
+    {
+        at += Prefix::BYTES + frame.value.len();
+        first += 1;
+    }
+    let (of_first, of_second) = tickets.into_iter().partition(|(number, _)| *number < first);
+    let of_second: Tickets = of_second;
+    let part = |body, records, mark, tickets| Numbered {
+        body,
+        records,
+        mark,
+        tickets,
+        sequence,
+        sent: false,
+        is_part: true,
+        sending: None,
+    };
+    let of_second = of_second.into_iter().map(|(number, ticket)| (number - first, ticket)).collect();
+    // The mark says how far its producer had come with the last record.
+    state.numbered.push_front(part(body.slice(at..), records - first, mark, of_second));
+    state.numbered.push_front(part(body.slice(..at), first, None, of_first));
+    if !is_part {
+        state.batch_bytes = state.batch_bytes.min(at);
+    }
+    state.opened = None;
+    true
 }
 
 /// The oldest batch is stored.

@@ -1,0 +1,191 @@
+//! `millstream append` where something is in the way: a log of small segments, a record that is not what it is to be, a
+//! file that is still being written, a server that is not there.
+
+mod support;
+
+use std::{
+    io::Write,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+use support::Server;
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = command(arguments).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    std::thread::scope(|threads| {
+        threads.spawn(move || drop(stdin.write_all(input))); // it may not read all
+        child.wait_with_output().unwrap()
+    })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs it with a server, and with a directory.
+fn in_both(test: impl Fn(&[&str], &dyn Fn(&[&str], &[u8]) -> Output)) {
+    let (data, directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(data.path(), &[]);
+    for at in [["--url", &server.address], ["--data", directory.path().to_str().unwrap()]] {
+        test(&at, &|arguments, input| run(&[arguments, &at].concat(), input));
+    }
+}
+
+/// It was refused for good, as `record_too_large`.
+#[test]
+fn more_than_a_segment_has_room_for_is_appended_in_parts() {
+    in_both(|at, run| {
+        let lines = (0..20_000).fold(String::new(), |lines, n| format!("{lines}record {n}\n"));
+        let done = run(&["append", "small", "--create", "--segment-bytes", "64KiB"], lines.as_bytes());
+        let said = "20000 records appended to small, offsets 0 to 19999\n";
+        assert_eq!((text(&done.stdout), text(&done.stderr)), (said.to_owned(), String::new()), "{at:?}");
+        assert!(run(&["read", "small"], b"").stdout == lines.as_bytes());
+        let done = run(&["append", "small", "--import", "again"], lines.as_bytes());
+        assert_eq!(text(&done.stdout), "20000 records appended to small, offsets 20000 to 39999\n");
+        let done = run(&["append", "small", "--import", "again"], (lines + "one more\n").as_bytes());
+        let said = "1 records appended to small, offset 40000; 20000 stored before were passed over\n";
+        assert_eq!(text(&done.stdout), said);
+    });
+}
+
+/// It said only what was wrong, with a number that counted from the beginning of a batch.
+#[test]
+fn an_append_that_fails_says_what_it_has_appended() {
+    in_both(|at, run| {
+        let json = |n: u32| if n == 30_000 { "{bad\n".to_owned() } else { format!("{{\"n\":{n}}}\n") };
+        let lines: String = (1..=40_000).map(json).collect();
+        let arguments = ["append", "part", "--create", "--format", "ndjson", "--batch-bytes", "64KiB"];
+        let failed = run(&arguments, lines.as_bytes());
+        assert_eq!(failed.status.code(), Some(1));
+        let (out, said) = (text(&failed.stdout), text(&failed.stderr));
+        assert!(said.contains("record 30000") && said.lines().count() == 1, "{at:?}: {said}");
+        assert_eq!(out, "29999 records appended to part, offsets 0 to 29998, and then it failed\n", "{at:?}");
+        let failed = run(&["append", "part", "--format", "ndjson", "--json"], b"1\n2\n{\n");
+        let report: serde_json::Value = serde_json::from_slice(&failed.stdout).unwrap();
+        assert_eq!(
+            (&report["records"], &report["last_offset"], failed.status.code()),
+            (&2.into(), &30_000.into(), Some(1))
+        );
+        assert!(report["error"].as_str().unwrap().contains("record 3"), "{report}");
+    });
+}
+
+/// The beginning of a line was stored as a record, and the file could not be imported any more when the line was complete.
+#[test]
+fn an_import_leaves_a_line_without_its_end_for_the_next_run() {
+    in_both(|at, run| {
+        let files = tempfile::tempdir().unwrap();
+        let file = files.path().join("f");
+        let import = |content: &str, more: &[&str]| {
+            std::fs::write(&file, content).unwrap();
+            let arguments = ["append", "grow", file.to_str().unwrap(), "--create", "--import", "g"];
+            run(&[&arguments, more].concat(), b"")
+        };
+        let first = import("1\n2\nhal", &[]);
+        assert!(first.status.success() && text(&first.stderr).contains("the last line has no end"), "{at:?}");
+        assert_eq!(text(&first.stdout), "2 records appended to grow, offsets 0 to 1\n");
+        assert!(text(&import("1\n2\nhal", &[]).stdout).starts_with("0 records"));
+        assert!(
+            text(&import("1\n2\nhalf\n4", &[]).stdout).starts_with("1 records appended to grow, offset 2;")
+        );
+        assert!(text(&import("1\n2\nhalf\n4", &["--last-line"]).stdout).starts_with("1 records"));
+        assert!(text(&import("1\n2\nhalf\n4\n5\n", &[]).stdout).starts_with("1 records"));
+        assert_eq!(text(&run(&["read", "grow"], b"").stdout), "1\n2\nhalf\n4\n5\n");
+    });
+}
+
+fn signal(child: &Child, signal: &str) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+}
+
+/// Waits until it has ended; its exit code.
+fn ends(child: &mut Child, within: Duration) -> Option<i32> {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        if begun.elapsed() > within {
+            child.kill().unwrap();
+            panic!("it has not ended within {within:?}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// An append to a server, which is killed when some of it is stored.
+fn interrupted(data: &Path, more: &[&str]) -> Child {
+    let server = Server::start(data, &["--create-logs"]);
+    let mut child = command(&[&["append", "a", "--url", &server.address], more].concat()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    std::thread::spawn(move || {
+        let line = [&[b'x'; 1000][..], b"\n"].concat();
+        while stdin.write_all(&line).is_ok() {}
+    });
+    let is_stored = || {
+        let answer = server.connect().request("GET", "/v1/logs/a/records?limit=1", b"").unwrap();
+        answer.body.contains("\"offset\":0")
+    };
+    while !is_stored() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    server.kill();
+    child
+}
+
+/// "Trying again for 60 s" it said, and went on for as long as there was more to read.
+#[test]
+fn an_append_gives_up_when_the_server_stays_away_and_says_what_it_has_appended() {
+    let data = tempfile::tempdir().unwrap();
+    let mut child = interrupted(data.path(), &["--patience", "1"]);
+    assert_eq!(ends(&mut child, Duration::from_secs(20)), Some(1));
+    let output = child.wait_with_output().unwrap();
+    let (out, said) = (text(&output.stdout), text(&output.stderr));
+    assert!(said.contains("trying again for 1 s") && said.lines().count() == 2, "{said}");
+    assert!(out.ends_with(", and then it failed\n"), "{out}");
+}
+
+/// Neither Ctrl-C nor SIGTERM ended it while the server was away.
+#[test]
+fn a_second_signal_ends_an_append_at_once() {
+    for first in ["-INT", "-TERM"] {
+        let data = tempfile::tempdir().unwrap();
+        let mut child = interrupted(data.path(), &[]);
+        signal(&child, first);
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(child.try_wait().unwrap().is_none(), "{first}: what was read is still to be sent");
+        signal(&child, "-TERM");
+        assert_eq!(ends(&mut child, Duration::from_secs(5)), Some(1));
+        let output = child.wait_with_output().unwrap();
+        assert!(text(&output.stderr).contains("ended by a second signal"), "{}", text(&output.stderr));
+        assert!(text(&output.stdout).contains("records appended to a"), "{}", text(&output.stdout));
+    }
+}
+
+/// It waited without a word.
+#[test]
+fn following_says_that_the_server_cannot_be_reached_and_when_it_answers_again() {
+    use std::io::{BufRead, BufReader};
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    assert!(run(&["append", "a", "--url", &server.address], b"one\n").status.success());
+    let mut child = command(&["tail", "-f", "a", "--url", &server.address]).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert_eq!(out.next().unwrap().unwrap(), "one");
+    let address = server.address.clone();
+    server.kill();
+    assert!(said.next().unwrap().unwrap().contains("is the server running?; trying again"));
+    let _server = Server::start(data.path(), &["--listen", &address]);
+    assert!(said.next().unwrap().unwrap().ends_with("the server answers again"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
