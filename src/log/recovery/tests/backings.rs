@@ -425,3 +425,22 @@ fn an_unreadable_record_before_an_empty_segment_is_an_error_for_its_readers_only
         log.close().unwrap();
     }
 }
+
+/// A process that is killed while it loads the memory of its chunk: with a label, half of a frame was taken for another
+/// history, kept and reported for good.
+#[test]
+fn what_was_loaded_and_not_labelled_is_removed_by_the_next_opening() {
+    let at = tempfile::tempdir().unwrap();
+    let (sim, id, secret, _) = closed(at.path(), 10);
+    let frames = sim.dump()[Path::new(FIRST)][4096..].to_vec();
+    for bytes in [10 * 32 - 16, 10 * 32] {
+        let killed = left_by(at.path(), id, secret, DIR, 7);
+        let mut memory = ChunkMemory::backed(8192, &killed).unwrap();
+        memory.load(&frames[..bytes]);
+        drop((memory, killed));
+        let log = open(&sim, small(Some(at.path()))).unwrap();
+        assert_eq!(log.next_offset(), 10);
+        log.close().unwrap();
+        assert_eq!(left_by(at.path(), id, secret, DIR, 8).dir.find().unwrap().len(), 0, "{bytes}");
+    }
+}
