@@ -1,8 +1,9 @@
-//! Producers as resources: what a log knows about one, and its next epoch.
+//! Producers: what the headers of an append say of one, what a log knows about it, and its next epoch.
 
 use super::{
     answer::{Answer, json},
     context::{Asker, Context},
+    params,
     permits::ConnectionShare,
     problem::Problem,
 };
@@ -12,8 +13,40 @@ use crate::{
     log::{self, check_producer_id},
     store::OpenLog,
 };
+use hyper::header::HeaderMap;
 use percent_encoding::percent_decode_str;
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc};
+
+/// What the headers of an append say about its producer. Which of them belong together, the kind of append decides: a
+/// batch or a session.
+pub(super) struct ProducerHeaders<'a> {
+    pub(super) id: Option<&'a str>,
+    pub(super) epoch: Option<u32>,
+    pub(super) sequence: Option<u64>,
+    pub(super) mark: Option<&'a str>,
+}
+
+impl<'a> ProducerHeaders<'a> {
+    pub(super) fn parse(headers: &'a HeaderMap) -> Result<Self, Problem> {
+        if headers.get("producer-id").is_some_and(|id| id.to_str().is_err()) {
+            return Err(Error::BadProducer.into());
+        }
+        let id = params::header(headers, "producer-id")?;
+        id.map_or(Ok(()), check_producer_id)?;
+        let number = |name, range: RangeInclusive<u64>| {
+            let Some(value) = params::header(headers, name)? else { return Ok(None) };
+            params::parse_number(value, &range).map(Some).ok_or_else(|| {
+                let detail = format!("{name} is a whole number from {} to {}", range.start(), range.end());
+                Problem::new(Code::InvalidProducer, detail)
+            })
+        };
+        let epoch = number("Producer-Epoch", 0..=u32::MAX.into())?.map(|epoch| epoch as u32);
+        // One less than the largest number, so that there is always a next one.
+        let sequence = number("Producer-Seq", 0..=u64::MAX - 1)?;
+        let mark = params::header(headers, "producer-mark")?;
+        Ok(Self { id, epoch, sequence, mark })
+    }
+}
 
 fn described(log: &OpenLog, id: String, state: ProducerState) -> Answer {
     json(&ProducerInfo {
