@@ -20,6 +20,7 @@ use crate::{
 use bytes::Bytes;
 use std::{
     future::ready,
+    ops::Deref,
     pin::pin,
     sync::{Arc, OnceLock, atomic::AtomicBool},
     time::{Duration, Instant},
@@ -37,24 +38,37 @@ pub(super) fn cost(bytes: usize, records: usize) -> usize {
 /// The log of the book's API.
 pub(super) const DEFAULT_LOG: &str = "default";
 
-/// What a request needs; there is one per runtime.
-pub(super) struct Context {
+/// What all runtimes of a server share.
+pub(super) struct ServerParts {
     pub(super) store: Arc<Store>,
-    pub(super) waiters: Arc<DurabilityWaiters>,
-    pub(super) feeds: Feeds,
     pub(super) permits: Arc<Permits>,
     pub(super) log_permits: Arc<LogPermits>,
     pub(super) waited: Arc<WaitedLogs>,
     pub(super) settings: Arc<Settings>,
     pub(super) memory: Arc<Memory>,
-    pub(super) guard: Arc<Guard>,
-    pub(super) metrics: Arc<Metrics>,
+    pub(super) guard: Guard,
+    pub(super) metrics: Metrics,
     /// Whether the book's log has been recovered.
-    pub(super) recovered: Arc<AtomicBool>,
+    pub(super) recovered: AtomicBool,
     /// Becomes true when the server shuts down: waiting requests are answered then.
     pub(super) stopped: watch::Receiver<bool>,
+}
+
+/// What a request needs; there is one per runtime. What belongs to the whole server is found by dereferencing.
+pub(super) struct Context {
+    parts: Arc<ServerParts>,
+    pub(super) waiters: Arc<DurabilityWaiters>,
+    pub(super) feeds: Feeds,
     /// The document at `/openapi.json`, once somebody has asked for it.
     pub(super) document: OnceLock<Bytes>,
+}
+
+impl Deref for Context {
+    type Target = ServerParts;
+
+    fn deref(&self) -> &ServerParts {
+        &self.parts
+    }
 }
 
 /// Which connection a request came from, and how much of the answer it wants.
@@ -110,6 +124,11 @@ where
 }
 
 impl Context {
+    /// The context of a runtime of this server.
+    pub(super) fn new(parts: Arc<ServerParts>) -> Self {
+        Self { parts, waiters: Arc::default(), feeds: Feeds::default(), document: OnceLock::new() }
+    }
+
     /// Returns the log of this name. If it has to be opened first, that is done off the runtime's thread.
     pub(super) async fn log(&self, share: &ConnectionShare, name: &str) -> Result<Arc<OpenLog>, Problem> {
         if let Some(log) = self.store.get_open(name) {
