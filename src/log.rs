@@ -76,6 +76,8 @@ pub use read::{Iter, Reader, Record, RecordRef};
 #[cfg(feature = "store")]
 pub(crate) use recovery::{COMMON_LOCK, SETTINGS, id_of, only_ours};
 pub use repair::{Repaired, repair, repair_with_progress};
+#[cfg(feature = "server")]
+pub(crate) use requests::LastWrite;
 pub use retention::Retention;
 pub use scrub::Scrubbed;
 pub use stats::{Histogram, LogStats, Stats, stats};

@@ -87,7 +87,9 @@ pub(super) async fn begin_epoch(
 ) -> Result<OpenedProducer, Problem> {
     // In the list before it has the permit: whoever has that begins this epoch as well. It leaves the list with its client.
     let next = Arc::new(log.ask_for_epoch(id).map_err(Problem::of_log(log))?);
-    context.on_log_in_time(share, log, move |log| log.begin_epoch_in_time(&next)).await
+    let asked = Arc::clone(&next);
+    let last_write = move |log: &OpenLog| log.last_write_of_producers(&asked);
+    context.on_log_in_time(share, log, last_write, move |log| log.begin_epoch(&next)).await
 }
 
 /// What the log knows about a producer, including what readers may not see yet.

@@ -9,6 +9,16 @@ use std::{
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
+/// The last write of a file that requests share: whoever limits how often it is written decides by that.
+#[cfg(feature = "server")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LastWrite {
+    /// The size of the file, which is written as a whole.
+    pub(crate) bytes: u64,
+    /// How long ago it was.
+    pub(crate) ago: Duration,
+}
+
 /// The requests that are to be served, in the order in which they came.
 pub(super) struct Requests<T, A> {
     listed: Mutex<Listed<T, A>>,
@@ -61,12 +71,6 @@ impl<T, A: Clone> Request<T, A> {
     /// The answer, if it was served.
     pub(super) fn answer(&self) -> Option<A> {
         self.answer.get().cloned()
-    }
-
-    /// Whether it may be served now, if it has not been; otherwise for how long it may not, which is this `pause`.
-    #[cfg(feature = "server")]
-    pub(super) fn check_due(&self, pause: Duration) -> Result<(), Duration> {
-        if self.answer.get().is_some() || pause.is_zero() { Ok(()) } else { Err(pause) }
     }
 }
 

@@ -13,10 +13,10 @@ use super::{
     OpenedProducer, check_id,
     file::Saved,
 };
+#[cfg(feature = "server")]
+use crate::log::requests::LastWrite;
 use crate::sync::Arc;
 use std::sync::OnceLock;
-#[cfg(feature = "server")]
-use std::time::Duration;
 
 /// The producer in its epoch, and the offset below which everything must become durable before it is told.
 type Answer = Result<(OpenedProducer, u64), Error>;
@@ -36,18 +36,13 @@ impl Log {
         Ok(AskedEpoch(self.shared.producers.asked.add(id.to_owned())))
     }
 
-    /// Like [`begin_epoch`](Self::begin_epoch), for a client. The outer error says how long to wait before the next attempt:
-    /// a request of a few bytes causes a write of the whole file, so the larger the file, the longer the wait. Meanwhile
-    /// the epoch may begin together with another one.
+    /// The last write of the file, if this epoch has yet to cause one: `None` if it has begun together with another one. If the
+    /// file is being written, waits for that.
     #[cfg(feature = "server")]
-    pub(crate) fn begin_epoch_in_time(
-        &self,
-        asked: &AskedEpoch,
-    ) -> Result<Result<OpenedProducer, Error>, Duration> {
-        // Until the file has been written, if it is being written: with that, this epoch has begun, or has to wait.
-        let pause = self.shared.producers.file().epoch_pause(self.shared.env.machine.elapsed());
-        asked.0.check_due(pause)?;
-        Ok(self.begin_epoch(asked))
+    pub(crate) fn last_write_of_producers(&self, asked: &AskedEpoch) -> Option<LastWrite> {
+        let file = self.shared.producers.file();
+        let ago = self.shared.env.machine.elapsed().saturating_sub(file.tried);
+        asked.0.answer().is_none().then_some(LastWrite { bytes: file.bytes, ago })
     }
 
     /// Begins an epoch that was asked for, if that has not been done: see [`open_producer`](Self::open_producer).
