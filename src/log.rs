@@ -175,7 +175,7 @@ pub(crate) struct Shared {
     producers: producers::Producers,
     #[cfg(feature = "store")]
     cursors: cursors::Cursors,
-    lock: std::sync::Mutex<Option<Box<dyn Send + Sync>>>,
+    lock: Mutex<Option<Box<dyn Send + Sync>>>,
 }
 
 impl Shared {
@@ -212,7 +212,7 @@ impl Shared {
             producers: producers::Producers::default(),
             #[cfg(feature = "store")]
             cursors: cursors::Cursors::default(),
-            lock: std::sync::Mutex::new(Some(lock)),
+            lock: Mutex::new(Some(lock)),
         }
     }
 
@@ -308,7 +308,7 @@ impl Shared {
 
     /// Lets others open the directory.
     fn unlock(&self) {
-        *self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        *lock(&self.lock) = None;
     }
 
     /// Advances the active segment's time. If the clock is far behind it, begins another segment as soon as one is

@@ -1,6 +1,7 @@
 //! How often failures are written to the log of the process: clients can cause thousands of the same kind per second,
 //! for example by reading a damaged record again and again, or by creating logs on a full disk.
 
+use crate::sync::lock_std;
 #[cfg(feature = "server")]
 use std::sync::{
     LazyLock,
@@ -10,7 +11,7 @@ use std::{
     collections::BTreeMap,
     fmt::Display,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -37,7 +38,7 @@ impl Reports {
 
     /// Counts a failure; returns whether it is to be reported, and if so, how many before it were not.
     pub(crate) fn count(&self, kind: &'static str, now: Instant) -> Option<u64> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock_std(&self.0);
         let seen = all.entry(kind).or_insert(Seen { since: now, count: 0 });
         let mut left_out = 0;
         if now.saturating_duration_since(seen.since) >= PERIOD {

@@ -17,14 +17,10 @@ use super::{
 use crate::{
     disk::{is_full, tree},
     name::is_log_name,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, lock, try_lock},
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::OnceLock, time::Duration};
 
 /// The most cursors of a log.
 pub const CURSORS_PER_LOG: usize = 1000;
@@ -370,16 +366,16 @@ impl Change {
 
 impl Cursors {
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     fn file(&self) -> MutexGuard<'_, Written> {
-        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.file)
     }
 
     /// Whether the file is being written.
     pub(super) fn are_written(&self) -> bool {
-        matches!(self.file.try_lock(), Err(TryLockError::WouldBlock))
+        try_lock(&self.file).is_none()
     }
 
     /// Waits until the file is not being written. Must be called when the log is no longer writable, so that it is not

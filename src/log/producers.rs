@@ -24,10 +24,12 @@ pub(super) mod fuzzing;
 mod table;
 
 use super::{Error, Log, Payload, append, append::Extended, room::MayBlock};
-use crate::{chunk::AppendValues, sync::Arc};
+use crate::{
+    chunk::AppendValues,
+    sync::{Arc, Mutex, MutexGuard, lock, try_lock},
+};
 use block::{block, set_count};
 use file::Saved;
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use table::{Content, KnownProducer, StoredBatch, Table};
 
 /// The longest id, in bytes.
@@ -255,7 +257,7 @@ impl Log {
     /// Whether a producer's batch is being appended at this moment: others wait until it is copied.
     #[cfg(feature = "server")]
     pub(crate) fn producers_are_busy(&self) -> bool {
-        matches!(self.shared.producers.table.try_lock(), Err(TryLockError::WouldBlock))
+        try_lock(&self.shared.producers.table).is_none()
     }
 
     /// Whether [`try_append_once`](Self::try_append_once) has what it needs in memory; otherwise it reads the part of
@@ -267,20 +269,19 @@ impl Log {
 
 impl Producers {
     fn table(&self) -> MutexGuard<'_, Option<Table>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     fn file(&self) -> MutexGuard<'_, Saved> {
-        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.file)
     }
 
     /// [`file`](Self::file); where it may not block, [`Error::WouldBlock`] if it is locked.
     fn file_for(&self, may_block: MayBlock) -> Result<MutexGuard<'_, Saved>, Error> {
-        match self.file.try_lock() {
-            Err(TryLockError::WouldBlock) if !may_block.waits_for_disk() => Err(Error::WouldBlock),
-            Err(TryLockError::Poisoned(held)) => Ok(held.into_inner()),
-            Err(TryLockError::WouldBlock) => Ok(self.file()),
-            Ok(held) => Ok(held),
+        match try_lock(&self.file) {
+            Some(held) => Ok(held),
+            None if may_block.waits_for_disk() => Ok(self.file()),
+            None => Err(Error::WouldBlock),
         }
     }
 

@@ -1,13 +1,10 @@
 //! Requests that share a write: each adds itself to a list, and whoever gets the file next serves all that are in the
 //! list by then. The others find their answers when they get the file.
 
-use crate::sync::Arc;
+use crate::sync::{Arc, Mutex, MutexGuard, lock};
 #[cfg(feature = "server")]
 use std::time::Duration;
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
-};
+use std::{collections::BTreeMap, sync::OnceLock};
 
 /// The last write of a file that requests share: whoever limits how often it is written decides by that.
 #[cfg(feature = "server")]
@@ -63,7 +60,7 @@ impl<T: Clone, A> Requests<T, A> {
 impl<T, A> Requests<T, A> {
     /// Locked only for moments.
     fn listed(&self) -> MutexGuard<'_, Listed<T, A>> {
-        self.listed.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.listed)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     chunk::{Chunk, ChunkPosition},
     disk::{self, Aligned, BLOCK, Disk, File},
     frame,
-    sync::{Condvar, Mutex, lock},
+    sync::{self, Condvar, Mutex, lock},
 };
 use std::{
     cell::RefCell,
@@ -198,7 +198,7 @@ impl SegmentFile {
     fn claim(&self, range: Range<u64>) {
         let mut progress = lock(&self.progress);
         while progress.zeroing.start < range.end && range.start < progress.zeroing.end {
-            progress = self.zeroed.wait(progress).unwrap_or_else(std::sync::PoisonError::into_inner);
+            progress = sync::wait(&self.zeroed, progress);
         }
         progress.written = progress.written.max(range.end);
         progress.touched = progress.touched.max(range.end);
