@@ -27,6 +27,7 @@ mod flush;
 mod for_store;
 mod futures;
 mod inspect;
+mod limits;
 mod line;
 mod options;
 #[cfg(feature = "store")]
@@ -50,7 +51,7 @@ pub use append::{Appender, Payload};
 #[cfg(feature = "server")]
 pub(crate) use cursors::Condition as CursorCondition;
 #[cfg(feature = "store")]
-pub use cursors::{CURSORS_PER_LOG, Cursor};
+pub use cursors::Cursor;
 pub use damage::Damage;
 pub(crate) use environment::Environment;
 pub use error::Error;
@@ -60,16 +61,15 @@ use flush::CLOSING;
 pub(crate) use flush::CLOSING;
 pub use futures::{AppendAsync, AppendDurable, Durable, Room, Visible};
 pub use inspect::{Report, verify, verify_with_progress};
+#[cfg(feature = "store")]
+pub use limits::{CURSORS_PER_LOG, MAX_PRODUCER_EPOCH, PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES};
 pub use options::{Durability, Options};
 #[cfg(feature = "server")]
 pub(crate) use producers::check_id as check_producer_id;
 #[cfg(all(fuzzing, feature = "store"))]
 pub use producers::fuzzing::checksum_of as checksum_of_producers;
 #[cfg(feature = "store")]
-pub use producers::{
-    EarlierBatch, OpenedProducer, PRODUCER_EPOCH_MAX, PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES, Produced,
-    ProducerBatch, ProducerState,
-};
+pub use producers::{EarlierBatch, OpenedProducer, Produced, ProducerBatch, ProducerState};
 #[cfg(feature = "server")]
 pub(crate) use read::{Ahead, Head};
 pub use read::{Iter, Reader, Record, RecordRef};

@@ -11,6 +11,7 @@
 use super::requests::LastWrite;
 use super::{
     Error, Log, Shared,
+    limits::CURSORS_PER_LOG,
     recovery::CURSORS as CURSORS_FILE,
     requests::{Request, Requests},
 };
@@ -21,9 +22,6 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::OnceLock, time::Duration};
-
-/// The most cursors of a log.
-pub const CURSORS_PER_LOG: usize = 1000;
 
 /// More bytes than the file has: for each cursor its name and its offset.
 pub(super) const MAX_FILE_BYTES: u64 = CURSORS_PER_LOG as u64 * 256;

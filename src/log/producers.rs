@@ -23,7 +23,12 @@ mod file;
 pub(super) mod fuzzing;
 mod table;
 
-use super::{Error, Log, Payload, append, append::Extended, room::MayBlock};
+use super::{
+    Error, Log, Payload, append,
+    append::Extended,
+    limits::{PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES},
+    room::MayBlock,
+};
 use crate::{
     chunk::AppendValues,
     sync::{Arc, Mutex, MutexGuard, lock, try_lock},
@@ -32,15 +37,6 @@ use block::{block, set_count};
 use file::Saved;
 use table::{Content, KnownProducer, StoredBatch, Table};
 
-/// The longest id, in bytes.
-pub const PRODUCER_ID_BYTES: usize = 64;
-/// The longest mark, in bytes.
-pub const PRODUCER_MARK_BYTES: usize = 128;
-/// The highest epoch that a batch may begin by naming it. Higher ones begin only with [`Log::open_producer`]: so, whatever
-/// epoch a client names, 2,147,483,648 are left for that. A producer's first epoch is the number of seconds since 2020,
-/// which reaches this one in 2088.
-pub const PRODUCER_EPOCH_MAX: u32 = u32::MAX >> 1;
-
 /// Which producer sends a batch, and which of its batches it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -48,7 +44,7 @@ pub struct ProducerBatch<'a> {
     /// The producer's id: 1 to 64 characters of printable ASCII, without a space at either end.
     pub id: &'a str,
     /// Grows with each incarnation of the producer; batches of an older one are refused. One above
-    /// [`PRODUCER_EPOCH_MAX`] is begun by [`Log::open_producer`] only.
+    /// [`MAX_PRODUCER_EPOCH`](crate::MAX_PRODUCER_EPOCH) is begun by [`Log::open_producer`] only.
     pub epoch: u32,
     /// The batch's number: 0 for the first of an epoch, then one more for each.
     pub sequence: u64,
@@ -151,7 +147,7 @@ impl Log {
     /// As [`try_append_payloads`](Self::try_append_payloads); [`Error::BadProducer`];
     /// [`Error::ProducerOutOfOrder`], which says what was expected; [`Error::NotARepeat`] if a batch of that number is
     /// stored that has other records; and [`Error::EpochTooHigh`] if it would begin an epoch above
-    /// [`PRODUCER_EPOCH_MAX`].
+    /// [`MAX_PRODUCER_EPOCH`](crate::MAX_PRODUCER_EPOCH).
     pub fn try_append_once(
         &self,
         batch: &ProducerBatch<'_>,

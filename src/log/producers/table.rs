@@ -1,6 +1,9 @@
 //! What is known about the producers of a log: their epochs, their last batches, their marks. No I/O.
 
-use super::{super::Error, EarlierBatch, OpenedProducer, PRODUCER_EPOCH_MAX, ProducerBatch, ProducerState};
+use super::{
+    super::{Error, limits::MAX_PRODUCER_EPOCH},
+    EarlierBatch, OpenedProducer, ProducerBatch, ProducerState,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -59,7 +62,7 @@ impl Content {
 pub(super) fn first_epoch(now: u64) -> u32 {
     let seconds = (now / 1000).saturating_sub(1_577_836_800);
     // Whatever the clock says, there are epochs left.
-    u32::try_from(seconds).map_or(PRODUCER_EPOCH_MAX, |seconds| seconds.min(PRODUCER_EPOCH_MAX))
+    u32::try_from(seconds).map_or(MAX_PRODUCER_EPOCH, |seconds| seconds.min(MAX_PRODUCER_EPOCH))
 }
 
 #[derive(Clone, Default)]
@@ -83,7 +86,7 @@ impl Table {
         };
         // The first batch of an epoch that `open_producer` has not begun.
         let begins = || {
-            if batch.epoch > PRODUCER_EPOCH_MAX {
+            if batch.epoch > MAX_PRODUCER_EPOCH {
                 Err(Error::EpochTooHigh)
             } else if batch.sequence == 0 {
                 Ok(None)
