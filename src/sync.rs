@@ -47,6 +47,14 @@ pub(crate) fn wait<'a, T>(condvar: &Condvar, guard: MutexGuard<'a, T>) -> MutexG
     condvar.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// Runs a model with all orders of threads that interrupt each other up to three times.
+#[cfg(all(test, loom))]
+pub(crate) fn model(run: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(run);
+}
+
 /// A flag that is set as long as this exists: the right to do what one thread does at a time, if at all. It protects no
 /// memory: Relaxed.
 pub(crate) struct Busy<F: Deref<Target = AtomicBool>>(F);

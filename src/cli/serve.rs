@@ -20,8 +20,8 @@ use tokio::{
     sync::oneshot,
 };
 
-/// A year: can be added to the clock, and is longer than anybody waits.
-const MAX_SECONDS: u64 = 365 * 24 * 60 * 60;
+/// What the server would shorten is refused.
+const MAX_SECONDS: u64 = Settings::MAX_TIME.as_secs();
 /// A gibibyte, well within what HTTP/2 can announce.
 const MAX_HEADER: u64 = 1 << 30;
 /// A tebibyte, more memory than a system has.

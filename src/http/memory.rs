@@ -409,10 +409,7 @@ impl Buffer {
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        match &self.place {
-            Holds::Heap(heap) => &heap[..self.length],
-            Holds::Mapped(mapped) => &mapped[..self.length],
-        }
+        self.as_ref()
     }
 
     /// The bytes of the budget that it holds.
@@ -467,7 +464,7 @@ impl Buffer {
         match write(space) {
             Ok(written) => {
                 self.length = start + written.min(end - start);
-                Ok(Ok(&AsRef::<[u8]>::as_ref(&*self)[start..]))
+                Ok(Ok(&self.bytes()[start..]))
             }
             Err(error) => Ok(Err(error)),
         }

@@ -67,14 +67,15 @@ impl Default for Settings {
     }
 }
 
-/// A year. A longer time makes no difference to a caller that waits, and could not be added to every point in time.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
 impl Settings {
+    /// A year, to which longer times are shortened: they make no difference to a caller that waits, and could not be added to
+    /// every point in time.
+    pub const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
     pub(super) fn clamp_times(&mut self) {
         let Self { header_time, body_time, queue_time, wait_time, heartbeat, grace, .. } = self;
         for time in [header_time, body_time, queue_time, wait_time, heartbeat, grace] {
-            *time = LONGEST.min(*time);
+            *time = Self::MAX_TIME.min(*time);
         }
     }
 }
