@@ -413,7 +413,9 @@ impl Log {
             shared.flush.start(&shared);
         }
         report_read_only(&shared);
-        let (count, from, closed) = (AtomicU64::new(1), shared.next_offset(), Mutex::new(None));
+        let count = AtomicU64::new(1);
+        let from = shared.next_offset();
+        let closed = Mutex::new(None);
         Ok(Self { shared, handles: Arc::new(Handles { count, is_running, from, closed }) })
     }
 

@@ -235,7 +235,8 @@ impl Serve {
             format!("cannot listen at {}: {error}; name another address with --listen", self.listen.given)
         })?;
         let store = Store::open(&self.data, self.store_options(open_logs))?;
-        let (address, logs) = (server.address()?, store.count().0);
+        let address = server.address()?;
+        let logs = store.count().0;
         let listening = async move {
             tracing::info!(%address, data = %self.data.display(), logs, "listening");
             let _ = stop.await; // an error would mean that nobody listens for signals any more, which cannot happen
@@ -253,8 +254,8 @@ impl Serve {
             shm_dir: Some(self.shm_dir.clone()).filter(|at| at.as_os_str() != "none"),
             ..Options::default()
         };
-        let (idle, scrub_bytes_per_second) =
-            (Duration::from_secs(self.idle_seconds), self.scrub_bytes_per_second);
+        let idle = Duration::from_secs(self.idle_seconds);
+        let scrub_bytes_per_second = self.scrub_bytes_per_second;
         StoreOptions { log, open_logs, idle, scrub_bytes_per_second }
     }
 }

@@ -77,7 +77,8 @@ impl MemoryDir for ShmDir {
             retry_on_intr(|| rustix::fs::open(above, flags, Mode::RUSR | Mode::WUSR))?.into();
         super::calls::reserve(&file, length)?;
         file.write_all_at(head, 0)?;
-        let (unnamed, path) = (format!("/proc/self/fd/{}", file.as_raw_fd()), self.0.join(name));
+        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let path = self.0.join(name);
         let mut attempts = 0;
         let _names = lock_std(&NAMES);
         loop {

@@ -294,7 +294,8 @@ pub(super) enum Protocol {
 impl Connection {
     /// A connection that was just accepted, by this worker; `ends` are its addresses.
     pub(super) fn begin(all: &Arc<Connections>, worker: usize, ends: Option<Ends>) -> Arc<Self> {
-        let (now, number) = (all.tick(), all.numbers.fetch_add(1, Ordering::Relaxed));
+        let now = all.tick();
+        let number = all.numbers.fetch_add(1, Ordering::Relaxed);
         let connection = Arc::new(Self {
             all: Arc::clone(all),
             number,

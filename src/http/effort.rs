@@ -96,7 +96,8 @@ pub(super) struct Effort {
 impl Effort {
     /// Begins to measure, on the thread that decodes.
     pub(super) fn new(work: Work) -> Self {
-        let (allowance, begun) = (allowance(work), time());
+        let allowance = allowance(work);
+        let begun = time();
         let (checked, left) = (Cell::new(begun), Cell::new(allowance.first));
         Self { allowance, begun, checked, left, decoded: Cell::new(0) }
     }

@@ -283,7 +283,8 @@ impl Grant {
         patience: Duration,
         pauses: &RangeInclusive<Duration>,
     ) -> Result<(), UsedUp> {
-        let (begun, mut pause) = (Instant::now(), *pauses.start());
+        let begun = Instant::now();
+        let mut pause = *pauses.start();
         while let Err(used_up) = self.cover(bytes) {
             if begun.elapsed() >= patience {
                 return Err(used_up);

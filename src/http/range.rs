@@ -53,7 +53,8 @@ async fn resolve(
         StartAt::Latest => log.visible_offset(),
         StartAt::Last(records) => log.visible_offset().saturating_sub(records).max(log.first_offset()),
         StartAt::Since(time) => {
-            let (log, patience) = (Arc::clone(log), context.settings.queue_time);
+            let log = Arc::clone(log);
+            let patience = context.settings.queue_time;
             let find = move || log.offset_since(StartAt::millis(time));
             context.for_client(share, Kind::Read, patience, find).await??
         }

@@ -113,8 +113,12 @@ enum Went {
 
 impl Reading {
     pub(super) fn new(reader: Reader, format: Format, page_limits: PageLimits, end: u64) -> Self {
-        let (length, damaged, lost) = (None, Damaged::default(), 0);
-        let (taken_to, until, next) = (reader.offset(), u64::MAX, None);
+        let length = None;
+        let damaged = Damaged::default();
+        let lost = 0;
+        let taken_to = reader.offset();
+        let until = u64::MAX;
+        let next = None;
         Self { reader, format, page_limits, end, taken_to, until, next, fresh: true, length, damaged, lost }
     }
 
@@ -205,7 +209,9 @@ impl Reading {
         place: Place,
         most: usize,
     ) -> Result<Went, Problem> {
-        let (begun, mut steps, envelope) = (out.len(), 0, self.format.envelope());
+        let begun = out.len();
+        let mut steps = 0;
+        let envelope = self.format.envelope();
         while self.may_continue() {
             // A record without a value may add nothing to the piece.
             if out.len().max(steps * RECORD_COST_BYTES) >= most {
@@ -247,7 +253,9 @@ impl Reading {
     /// Returns whether the end of the range was reached. Large records are read only to verify them, which a HEAD does
     /// not need. If there is no memory for that, the range ends before such a record, if anything is before it.
     fn look(&mut self, memory: &Arc<Memory>, only_head: bool, place: Place) -> Result<bool, Problem> {
-        let (begun, mut steps, mut grant) = (Instant::now(), 0, memory.grant(Purpose::Answer));
+        let begun = Instant::now();
+        let mut steps = 0;
+        let mut grant = memory.grant(Purpose::Answer);
         let most = if place == Place::Here { INLINE_LOOK } else { LOOK_SLICE };
         while self.may_continue() {
             if steps >= LOOK_STEPS {
@@ -277,7 +285,9 @@ impl Reading {
 
     /// Counts the next record; returns how many bytes were read from the disk for it. `None` at the end.
     fn look_at_next(&mut self, grant: &mut Grant, only_head: bool) -> Result<Option<usize>, LookError> {
-        let (offset, most, mut cold_bytes) = (self.reader.offset(), self.most(), 0);
+        let offset = self.reader.offset();
+        let most = self.most();
+        let mut cold_bytes = 0;
         if !self.reader.is_in_memory() {
             let Some(ahead) = self.reader.peek()?.filter(|ahead| ahead.length() as u64 <= most) else {
                 return Ok(None);

@@ -206,8 +206,9 @@ async fn take_apart(
         && bytes.len() < OFFLOAD_BYTES
         && context::cost(bytes.len(), formats::likely_records(format, &bytes)) < OFFLOAD_BYTES;
     let mut work = Work::of(bytes.len());
-    let (limit, settings, memory) =
-        (context.settings.decoded_bytes, settings.clone(), Arc::clone(&context.memory));
+    let limit = context.settings.decoded_bytes;
+    let settings = settings.clone();
+    let memory = Arc::clone(&context.memory);
     // Shared by all attempts, of which there are up to three.
     let run = Arc::new(move |work| {
         let grant = || memory.grant(Purpose::Request);

@@ -116,7 +116,8 @@ async fn drive(
 
 /// The protocol that a client speaks, and what was read of its first bytes to find out; `None` if it ends before.
 async fn detect(stream: &mut TcpStream) -> io::Result<Option<(Protocol, Box<[u8]>)>> {
-    let (mut first, mut read) = ([0; PREFACE.len()], 0);
+    let mut first = [0; PREFACE.len()];
+    let mut read = 0;
     loop {
         if first[..read] != PREFACE[..read] {
             return Ok(Some((Protocol::Http1, first[..read].into())));
@@ -142,7 +143,8 @@ fn answer(
     if too_many_fields {
         *request.headers_mut() = HeaderMap::new();
     }
-    let (context, exchange) = (Arc::clone(context), Exchange::begin(connection));
+    let context = Arc::clone(context);
+    let exchange = Exchange::begin(connection);
     let asks = request.headers().contains_key(EXPECT);
     let request = request.map(|body| RequestBody::new(body, &exchange, asks));
     async move {

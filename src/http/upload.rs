@@ -26,14 +26,16 @@ const PACE: Duration = Duration::from_secs(1);
 
 /// If there is no room for a body of this many bytes, waits until there is, for as long as an append may wait, and takes it.
 pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usize) -> Result<Grant, Problem> {
-    let (memory, size) = (&context.memory, Size::of(bytes));
+    let memory = &context.memory;
+    let size = Size::of(bytes);
     let mut grant = memory.grant(Purpose::Request);
     let has_room = || memory.has_room(Purpose::Request, bytes);
     if bytes <= UNCOUNTED_BYTES || has_room() && !memory.has_waiting_of(size) {
         return Ok(grant);
     }
     let _waiting = memory.body_waits(bytes, share.waiting_bodies());
-    let (begun, patience) = (Instant::now(), context.settings.queue_time);
+    let begun = Instant::now();
+    let patience = context.settings.queue_time;
     let kind = match size {
         Size::Small => Kind::SmallBodyMemory,
         Size::Medium => Kind::MediumBodyMemory,

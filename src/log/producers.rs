@@ -170,7 +170,9 @@ impl Log {
         if batch.mark.is_some_and(|mark| mark.len() > PRODUCER_MARK_BYTES) {
             return Err(Error::BadProducer);
         }
-        let (mut extended, mut count, mut content) = (block(batch), 0, Content::default());
+        let mut extended = block(batch);
+        let mut count = 0;
+        let mut content = Content::default();
         values.each(|bytes, _| {
             if count == 0 {
                 extended.extend_from_slice(bytes);

@@ -216,10 +216,11 @@ impl Cold {
             Err(cold_bytes) => return Ahead { hot: false, cold_bytes, head: None },
         };
         self.next = (record, at); // if this is wrong, reading detects it
-        let (time, json) = (self.segment.header.created + head.time, head.flags & JSON != 0);
+        let time = self.segment.header.created + head.time;
+        let json = head.flags & JSON != 0;
         let lost = head.flags & LOST != 0;
-        let (cold_bytes, known) =
-            (head.words as usize * WORD, Head { time, json, lost, length: head.length });
+        let cold_bytes = head.words as usize * WORD;
+        let known = Head { time, json, lost, length: head.length };
         Ahead { hot: false, cold_bytes, head: Some(known) }
     }
 

@@ -94,7 +94,8 @@ fn scrub(
 ) -> Result<Option<Scrubbed>, Error> {
     let shared = log().ok_or(Error::Closed)?;
     let Some((base, expected)) = shared.sealed_from(from) else { return Ok(None) };
-    let (path, end) = (shared.dir.join(file::name(base)), base + u64::from(expected.records));
+    let path = shared.dir.join(file::name(base));
+    let end = base + u64::from(expected.records);
     let file = shared.open_sealed(&path)?;
     drop(shared);
     let checked = match &file {

@@ -61,7 +61,8 @@ pub(crate) struct Checked {
 impl Checked {
     /// There is no file.
     pub(crate) fn missing(expected: &Expected) -> Self {
-        let (lost, reason) = (0..expected.records, "the segment's file is missing");
+        let lost = 0..expected.records;
+        let reason = "the segment's file is missing";
         Self { bytes: 0, findings: Some(vec![Finding { lost, reason, unreadable: false }]) }
     }
 }

@@ -52,7 +52,8 @@ impl OpenLog {
     /// What is known to be damaged: what was found when the log was opened, and, of what is not trimmed, by the last scrub.
     /// At most 100 items.
     pub fn known_damage(&self) -> Vec<Damage> {
-        let (opening, first) = (self.damage(), self.first_offset());
+        let opening = self.damage();
+        let first = self.first_offset();
         let is_new = |found: &&Damage| {
             let is_it = |known: &Damage| (&known.offsets, &known.path) == (&found.offsets, &found.path);
             found.offsets.start >= first && !opening.iter().any(is_it)
@@ -178,7 +179,9 @@ impl Inner {
 
     /// Scrubs a log; `false` if the store is being closed.
     fn scrub_log(&self, name: &str, entry: &Arc<Entry>, pace: &mut dyn FnMut(u64) -> bool) -> bool {
-        let (mut from, mut failures, mut ours) = (0, 0, None);
+        let mut from = 0;
+        let mut failures = 0;
+        let mut ours = None;
         let goes_on = loop {
             match self.scrub_segment(name, entry, from, &mut ours, pace) {
                 Step::Continue(next) => from = next,

@@ -159,7 +159,8 @@ async fn session(load: Load<'_>, mut sender: Sender, mut receiver: Receiver) -> 
     let head = head(bench, &log, address, "Transfer-Encoding: chunked\r\n", "&session=true");
     sender.send(head.as_bytes()).await?;
     // When each batch on its way was due; and whether a place has become free.
-    let (sent, room) = (RefCell::new(VecDeque::new()), Notify::new());
+    let sent = RefCell::new(VecDeque::new());
+    let room = Notify::new();
     let end = series.borrow().end();
     let sends = async {
         loop {

@@ -173,7 +173,8 @@ impl Log {
                         let (sequence, first_offset) = (batch.sequence, record.offset);
                         let stored = StoredBatch { sequence, first_offset, count, content: None };
                         table.note(&batch, stored, record.time);
-                        let (id, content) = (batch.id.to_owned(), Content::default());
+                        let id = batch.id.to_owned();
+                        let content = Content::default();
                         unread = Some(Unread { id, sequence, next: first_offset, left: count, content });
                     }
                     if unread.as_mut().is_some_and(|batch| !batch.add(record.offset, record.value, table)) {

@@ -142,7 +142,8 @@ fn together(
     next: Option<u64>,
 ) -> io::Result<Option<Mended>> {
     let is_last = next.is_none();
-    let (key, durable) = (backing.header.key(), segment.records());
+    let key = backing.header.key();
+    let durable = segment.records();
     let State::Damaged(damaged) = &segment.state else { return Ok(None) };
     let file = disk.open(&segment.path, false)?;
     let bytes = Region::read(&*file, file.len()?, true)?;

@@ -305,7 +305,9 @@ impl Opener<'_> {
     /// Continues in the last segment. If other logs of a store have taken the memory, the log continues in a segment of the
     /// smallest size, for which there is always room.
     fn resume_last(&self, previous: &Previous, last: &Last<'_>) -> Result<Resumed, Error> {
-        let (disk, dir, Last { header, path, bytes, scan }) = (self.disk(), self.dir, last);
+        let disk = self.disk();
+        let dir = self.dir;
+        let Last { header, path, bytes, scan } = last;
         let claim = (header.capacity <= self.options.segment_bytes).then(|| {
             let smallest = || self.roller.claim_least(header.capacity);
             let is_small = header.capacity <= self.options.first_segment_bytes;
@@ -347,7 +349,9 @@ impl Opener<'_> {
 
     /// Begins the segment after `previous`.
     fn begin_segment(&self, previous: &Previous, mut segments: Vec<Arc<Segment>>) -> Result<Opening, Error> {
-        let (disk, dir, last) = (self.disk(), self.dir, previous.segment.as_ref());
+        let disk = self.disk();
+        let dir = self.dir;
+        let last = previous.segment.as_ref();
         let capacity =
             last.map_or(self.options.first_segment_bytes, |(_, header, _)| header.capacity.saturating_mul(4));
         let base = last.map_or(0, |(_, header, footer)| header.base + u64::from(footer.records));

@@ -117,7 +117,8 @@ fn dispose(
     backings: &BackingDir,
     left: &[LeftBacking],
 ) -> Result<Option<Full>, Error> {
-    let (mut full, mut removed) = (None, Vec::new());
+    let mut full = None;
+    let mut removed = Vec::new();
     for backing in left {
         match backing.fate {
             BackingFate::Kept => {
@@ -349,7 +350,8 @@ impl Restorer<'_> {
             // The backing may be whole from the first break on.
             let file = self.disk.open(&last.path, false)?;
             let bytes = Region::read(&*file, file.len()?, false)?;
-            let (scan, durable) = (scan::scan(&bytes, key), last.records());
+            let scan = scan::scan(&bytes, key);
+            let durable = last.records();
             let begins = scan.words as usize * frame::WORD;
             // The frames in the file after the break show whether the backing has the same history: another process may
             // have continued there without this backing.
@@ -514,7 +516,8 @@ fn last_crc(disk: &dyn Disk, segment: &SurveyedSegment) -> io::Result<Option<u32
         State::Unsealed(scan) | State::Open(_, scan) => Ok(scan.last_crc),
         State::Sealed(Footer { last_crc: Some(crc), .. }) => Ok(Some(*crc)),
         State::Sealed(footer) => {
-            let (file, last) = (disk.open(&segment.path, false)?, footer.records.saturating_sub(1));
+            let file = disk.open(&segment.path, false)?;
+            let last = footer.records.saturating_sub(1);
             match sealed::crc_of(&*file, &Sealed::from(*footer), segment.header.key(), last) {
                 Err(error) if salvage::is_unreadable(&error) => Ok(None),
                 crc => crc,

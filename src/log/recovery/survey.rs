@@ -293,7 +293,8 @@ fn reconstruct(
         _ => Origin::Reconstructed,
     };
     let decoded = Decoded { header, mark: 0, whole: false };
-    let (path, copies) = (path.to_owned(), Copies::Whole);
+    let path = path.to_owned();
+    let copies = Copies::Whole;
     Ok(Outline { path, decoded, state, origin, copies, mark: Some(0), length, footer })
 }
 
