@@ -41,9 +41,9 @@ pub struct LogInfo {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct DamageInfo {
-    /// The first offset that is lost.
+    /// The first offset that is damaged.
     pub first_offset: u64,
-    /// The offset after the last one; `first_offset` if no record is lost.
+    /// The offset after the last one; `first_offset` if no record is damaged.
     pub next_offset: u64,
     /// What is wrong.
     pub reason: String,

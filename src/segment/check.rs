@@ -2,7 +2,7 @@
 //! has, past the page cache, in runs of 1 MiB.
 //!
 //! What always holds: only one run, and a record that does not fit into it, are in memory, as long as all is well. Only if a
-//! frame does not verify, or cannot be read, all frames are read again and searched, to find out which records are lost.
+//! frame does not verify, or cannot be read, all frames are read again and searched, to find out which records are damaged.
 
 use super::{
     FRAMES,
@@ -19,7 +19,7 @@ use std::{io, ops::Range};
 /// How many bytes are read at once.
 const RUN: usize = 1 << 20;
 
-const UNREADABLE_PART: &str = "the disk cannot read some of its bytes; no record is lost";
+const UNREADABLE_PART: &str = "the disk cannot read some of its bytes; no record is damaged";
 
 /// What the file of a sealed segment must hold.
 #[derive(Debug, Clone, Copy)]
@@ -28,24 +28,24 @@ pub(crate) struct Expected {
     pub(crate) records: u32,
     /// Words that the frames take.
     pub(crate) words: u32,
-    /// Whether the log knows already that records are lost: then there may be no index and no footer.
+    /// Whether the log knows already that records are damaged: then there may be no index and no footer.
     pub(crate) is_damaged: bool,
 }
 
 /// What is wrong with a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finding {
-    /// The records that are lost; none if only what describes them is wrong.
-    pub(crate) lost: Range<u32>,
+    /// The records that are damaged; none if only what describes them is wrong.
+    pub(crate) records: Range<u32>,
     pub(crate) reason: &'static str,
     /// Whether the disk cannot read it.
     pub(crate) unreadable: bool,
 }
 
 impl Finding {
-    /// How many records are lost.
-    pub(crate) fn records(&self) -> u32 {
-        self.lost.end - self.lost.start
+    /// How many records are damaged.
+    pub(crate) fn count(&self) -> u32 {
+        self.records.end - self.records.start
     }
 }
 
@@ -61,9 +61,9 @@ pub(crate) struct Checked {
 impl Checked {
     /// There is no file.
     pub(crate) fn missing(expected: &Expected) -> Self {
-        let lost = 0..expected.records;
+        let records = 0..expected.records;
         let reason = "the segment's file is missing";
-        Self { bytes: 0, findings: Some(vec![Finding { lost, reason, unreadable: false }]) }
+        Self { bytes: 0, findings: Some(vec![Finding { records, reason, unreadable: false }]) }
     }
 }
 
@@ -120,9 +120,9 @@ impl Checker<'_> {
         self.check_index_and_footer(length, index_crc)
     }
 
-    /// Something is wrong by which no record is lost.
+    /// Something is wrong by which no record is damaged.
     fn note(&mut self, reason: &'static str, unreadable: bool) {
-        self.findings.push(Finding { lost: 0..0, reason, unreadable });
+        self.findings.push(Finding { records: 0..0, reason, unreadable });
     }
 
     /// Reads a run; returns which parts of it cannot be read.
@@ -205,19 +205,20 @@ impl Checker<'_> {
     /// Searches all frames for those that verify, and notes which records have none.
     fn search(&mut self) -> Result<(), Ended> {
         let &Expected { header, records, words, is_damaged } = self.expected;
-        // With the zeros after them. What lies behind the end of a file that was cut short is lost. Where the frames of a
+        // With the zeros after them. What lies behind the end of a file that was cut short is missing. Where the frames of a
         // damaged segment end is not known.
         let end = if is_damaged { u64::MAX } else { index_at(words) };
         let end = self.file.len()?.min(end);
         let frames = Region::read_with(end, RUN, |run, position| self.read(run, position))?;
         let looked = Looked::among(&frames, records, header.key());
         let unreadable = !frames.unreadable().is_empty();
-        let lost = looked.lost();
-        if unreadable && lost.is_empty() {
+        let missing = looked.missing();
+        if unreadable && missing.is_empty() {
             self.note(UNREADABLE_PART, true);
         }
         let reason = if unreadable { "the disk cannot read it" } else { "no frame there verifies" };
-        self.findings.extend(lost.into_iter().map(|lost| Finding { lost, reason, unreadable }));
+        let findings = missing.into_iter().map(|records| Finding { records, reason, unreadable });
+        self.findings.extend(findings);
         Ok(())
     }
 

@@ -363,8 +363,12 @@ fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) 
     match &segment.state {
         State::Damaged(wreck) => {
             let reason = if wreck.unreadable { "the disk cannot read it" } else { "no frame there verifies" };
-            for lost in wreck.survivors.lost() {
-                push(base + u64::from(lost.start)..base + u64::from(lost.end), wreck.unreadable, reason);
+            for missing in wreck.survivors.missing() {
+                push(
+                    base + u64::from(missing.start)..base + u64::from(missing.end),
+                    wreck.unreadable,
+                    reason,
+                );
             }
             if wreck.excess {
                 let end = segment.end();
