@@ -75,7 +75,7 @@ pub(crate) struct Rarely {
 #[cfg(feature = "server")]
 impl Rarely {
     /// Whether it is to be reported now: then nobody else is told so for a while.
-    pub(crate) fn is_due(&self) -> bool {
+    pub(crate) fn claim(&self) -> bool {
         static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
         let (now, last) = (BEGUN.elapsed().as_millis() as u64 + 1, self.last.load(Ordering::Relaxed));
         let is_due = last == 0 || now >= last + PERIOD.as_millis() as u64;

@@ -269,9 +269,9 @@ const THREAD_FILES: usize = 7;
 /// Files to keep free besides those of connections and open logs, for reading from the disk and for preparing segments;
 /// and the minimum of that.
 const SPARE_FILES: usize = 256;
-const LEAST_SPARE_FILES: usize = 24;
+const MIN_SPARE_FILES: usize = 24;
 /// The minimum for connections and open logs together.
-const LEAST_SHARES: usize = 24;
+const MIN_SHARES: usize = 24;
 
 /// Parses a host for `--allow-host`.
 fn host(text: &str) -> Result<String, String> {
@@ -315,7 +315,7 @@ fn is_authority(text: &str) -> bool {
 /// The number of files available for connections and open logs, and for work on their behalf.
 fn files_to_share(limit: usize, threads: usize) -> Result<usize, String> {
     let own = OWN_FILES + threads * THREAD_FILES;
-    let least = own + LEAST_SPARE_FILES + LEAST_SHARES;
+    let least = own + MIN_SPARE_FILES + MIN_SHARES;
     if limit < least {
         return Err(format!(
             "the limit of open files (ulimit -n) is {limit}, and with {threads} server threads at least {least} are needed: \
@@ -328,7 +328,7 @@ fn files_to_share(limit: usize, threads: usize) -> Result<usize, String> {
 /// How many connections and open logs are allowed with this many files. If there are too few for all, connections get
 /// up to two thirds of them, so that clients that only connect never prevent a log from being opened.
 fn shares(files: usize, connections: usize, logs: usize) -> (usize, usize) {
-    let files = files.saturating_sub(SPARE_FILES.min(files / 4).max(LEAST_SPARE_FILES));
+    let files = files.saturating_sub(SPARE_FILES.min(files / 4).max(MIN_SPARE_FILES));
     let connections = connections.min(files.saturating_sub(logs).max(files / 3 * 2)).max(1);
     (connections, logs.min(files.saturating_sub(connections)))
 }

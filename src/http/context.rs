@@ -210,7 +210,7 @@ impl Context {
     ) -> Result<T, Problem> {
         let store = Arc::clone(&self.store);
         let done = tokio::task::spawn_blocking(move || run(&store)).await;
-        done.map_err(|_| Problem::unexpected())
+        done.map_err(|_| Problem::internal_failure())
     }
 
     /// Runs something that may take long for the log of this name, with a permit and off the runtime's thread; it runs to
@@ -284,7 +284,7 @@ impl Context {
                 drop(done.send(run()));
             }
         });
-        result.await.map_err(|_| Problem::unexpected())
+        result.await.map_err(|_| Problem::internal_failure())
     }
 
     /// Appends values of this [`cost`]: what takes more than a moment, off the runtime's thread. `append` is

@@ -260,10 +260,10 @@ pub(super) fn parse(
 ) -> Result<DecodedBatch, Problem> {
     let batch = match format {
         Format::Json => {
-            let body = json::frames(&without_mark(format, body), room, grant)?;
+            let body = json::frames(&without_byte_order_mark(format, body), room, grant)?;
             counted(body, Shape::Frames, room, |body, count| check_frames(body, false, count))?
         }
-        _ => parse_part(format, without_mark(format, body), room, 0)?,
+        _ => parse_part(format, without_byte_order_mark(format, body), room, 0)?,
     };
     if batch.records == 0 {
         return Err(Problem::new(Code::EmptyBatch, "the body has no record; send at least one"));
@@ -272,7 +272,7 @@ pub(super) fn parse(
 }
 
 /// The body, or the first part of one, without a mark of byte order, as some editors write it: it is no part of the first line.
-pub(super) fn without_mark(format: Format, body: Bytes) -> Bytes {
+pub(super) fn without_byte_order_mark(format: Format, body: Bytes) -> Bytes {
     let marked = !matches!(format, Format::Bytes | Format::Frames) && body.starts_with(BYTE_ORDER_MARK);
     if marked { body.slice(BYTE_ORDER_MARK.len()..) } else { body }
 }

@@ -229,7 +229,7 @@ impl Memory {
 
     /// Warns that requests are refused: only now and then, however many there are.
     pub(super) fn warn(&self, problem: &Problem) {
-        if self.refusals.is_due() {
+        if self.refusals.claim() {
             let (used, limit) = (self.used(), self.limit);
             tracing::warn!(used, limit, %problem, "requests are refused");
         }

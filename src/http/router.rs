@@ -187,7 +187,7 @@ async fn answer_to(
     request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     if exchange.is_too_many() && !matches!(route, Some(Route::Health | Route::Ready)) {
-        return Err(Problem::too_many());
+        return Err(Problem::too_many_streams());
     }
     context.guard.check(&request)?;
     // Only a body of unknown length can have a Transfer-Encoding.

@@ -240,7 +240,7 @@ async fn accept(
             }
             Err(error) => {
                 // Usually there are too many open files: a connection is closed, as when there are too many connections.
-                if failures.is_due() {
+                if failures.claim() {
                     tracing::warn!(%error, "cannot accept a connection: closing slow and idle ones");
                 }
                 connections.close_one();

@@ -21,7 +21,7 @@ pub struct Settings {
     /// Default: 30 s.
     pub body_time: Duration,
     /// How long a request waits for what others use, before it is refused: for room while the disk is behind (then an
-    /// append is answered with 429), or in line for a turn or for memory (503). Default: 2 s.
+    /// append is answered with 429), or in line for a permit or for memory (503). Default: 2 s.
     pub queue_time: Duration,
     /// The most bytes of a body after decompression. Default: 64 MiB.
     pub decoded_bytes: usize,

@@ -41,20 +41,20 @@ pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usiz
         Size::Medium => Kind::MediumBodyMemory,
         Size::Large => Kind::LargeBodyMemory,
     };
-    let turn = context.permits.acquire(kind, share, patience).await;
-    let _turn = turn.map_err(|_| Problem::overloaded())?;
+    let permit = context.permits.acquire(kind, share, patience).await;
+    let _permit = permit.map_err(|_| Problem::overloaded())?;
     grant.cover_within(bytes, patience.saturating_sub(begun.elapsed()), &ASK).await?;
     Ok(grant)
 }
 
 /// How fast something arrives that holds memory of the budget.
-pub(super) struct Progress {
+pub(super) struct ArrivalPace {
     /// When it was last judged, and how many bytes have come since.
     judged: Instant,
     came: usize,
 }
 
-impl Progress {
+impl ArrivalPace {
     pub(super) fn begin() -> Self {
         Self { judged: Instant::now(), came: 0 }
     }
@@ -70,7 +70,7 @@ impl Progress {
 
     /// Whether what holds this many bytes comes too slowly, while bodies of other connections wait. It is measured anew from
     /// now on.
-    pub(super) fn is_in_the_way(
+    pub(super) fn take_verdict(
         &mut self,
         held: usize,
         memory: &Memory,
@@ -112,7 +112,7 @@ pub(super) struct Upload<'a, B> {
     /// How long a body may take, and how long it may wait for memory.
     body_time: Duration,
     patience: Duration,
-    progress: Progress,
+    pace: ArrivalPace,
 }
 
 impl<'a, B> Upload<'a, B>
@@ -123,7 +123,7 @@ where
     pub(super) fn new(body: B, most: usize, context: &'a Context, share: &'a ConnectionShare) -> Self {
         let (memory, settings) = (&context.memory, &context.settings);
         let (body_time, patience) = (settings.body_time, settings.queue_time);
-        Self { body, most, memory, share, body_time, patience, progress: Progress::begin() }
+        Self { body, most, memory, share, body_time, patience, pace: ArrivalPace::begin() }
     }
 
     /// Receives all of it.
@@ -143,7 +143,7 @@ where
         let mut buffer = Buffer::new(self.most, grant);
         self.extend(&mut buffer, &first).await?;
         drop(first);
-        self.progress = Progress::begin();
+        self.pace = ArrivalPace::begin();
         while let Some(data) = self.next_in_time(buffer.held()).await? {
             if data.len() > buffer.left() {
                 return Err(too_large(self.most, ""));
@@ -174,22 +174,22 @@ where
     /// The next part of a body that holds `held` bytes already; an error if it is too slow while others wait.
     async fn next_in_time(&mut self, held: usize) -> Result<Option<Bytes>, Problem> {
         loop {
-            let until = self.progress.due();
+            let until = self.pace.due();
             if Instant::now() >= until {
-                self.judge(held)?;
+                self.check_pace(held)?;
                 continue;
             }
             // An error only says that it is time to judge: no part of the body is lost.
             if let Ok(next) = tokio::time::timeout_at(until, self.next()).await {
                 let next = next?;
-                self.progress.came(next.as_ref().map_or(0, Bytes::len));
+                self.pace.came(next.as_ref().map_or(0, Bytes::len));
                 return Ok(next);
             }
         }
     }
 
-    fn judge(&mut self, held: usize) -> Result<(), Problem> {
-        if self.progress.is_in_the_way(held, self.memory, self.share, self.body_time) {
+    fn check_pace(&mut self, held: usize) -> Result<(), Problem> {
+        if self.pace.take_verdict(held, self.memory, self.share, self.body_time) {
             let detail = "the body came slowly, while others waited for the memory that it held";
             return Err(Problem::new(Code::BodyTooSlow, detail));
         }
@@ -197,7 +197,7 @@ where
     }
 
     async fn extend(&mut self, buffer: &mut Buffer, data: &[u8]) -> Result<(), Problem> {
-        self.progress.extend(buffer, data, self.memory, self.share, self.patience).await
+        self.pace.extend(buffer, data, self.memory, self.share, self.patience).await
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
 use std::{io, ops::Range};
 
 /// How many bytes are read at once.
-const RUN: usize = 1 << 20;
+const READ_BYTES: usize = 1 << 20;
 
 const UNREADABLE_PART: &str = "the disk cannot read some of its bytes; no record is damaged";
 
@@ -169,10 +169,10 @@ impl Checker<'_> {
         let end = (index_at(self.expected.words) - FRAMES) as usize;
         let mut walk = Walk::new(self.expected);
         // A part of the frames, from byte `at` of them on, which begins with a block.
-        let (mut held, mut length, mut at) = (Aligned::new(RUN.min(end))?, 0, 0);
+        let (mut held, mut length, mut at) = (Aligned::new(READ_BYTES.min(end))?, 0, 0);
         while walk.record < walk.records {
             let next = at + length;
-            let run = RUN.min(end - next);
+            let run = READ_BYTES.min(end - next);
             if run == 0 {
                 return Ok(None);
             }
@@ -192,8 +192,8 @@ impl Checker<'_> {
             }
             // What is left of this part is the beginning of a frame, and what precedes that in its block.
             let passed = ((walk.word as usize * WORD - at) / BLOCK as usize * BLOCK as usize).min(length);
-            if held.len() > 2 * RUN && length - passed <= RUN {
-                held = copy(&held[passed..length], 2 * RUN)?; // the memory of a large record is not kept
+            if held.len() > 2 * READ_BYTES && length - passed <= READ_BYTES {
+                held = copy(&held[passed..length], 2 * READ_BYTES)?; // the memory of a large record is not kept
             } else {
                 held.copy_within(passed..length, 0);
             }
@@ -209,7 +209,7 @@ impl Checker<'_> {
         // damaged segment end is not known.
         let end = if is_damaged { u64::MAX } else { index_at(words) };
         let end = self.file.len()?.min(end);
-        let frames = Region::read_with(end, RUN, |run, position| self.read(run, position))?;
+        let frames = Region::read_with(end, READ_BYTES, |run, position| self.read(run, position))?;
         let looked = Looked::among(&frames, records, header.key());
         let unreadable = !frames.unreadable().is_empty();
         let missing = looked.missing();
@@ -254,10 +254,10 @@ impl Checker<'_> {
             return Ok((false, false));
         }
         let mut left = records as usize * 4; // without the zeros after it
-        let mut run = Aligned::new(RUN.min((end - begin) as usize))?;
+        let mut run = Aligned::new(READ_BYTES.min((end - begin) as usize))?;
         let mut read_crc = 0;
-        for position in (begin..end).step_by(RUN) {
-            let run = &mut run[..RUN.min((end - position) as usize)];
+        for position in (begin..end).step_by(READ_BYTES) {
+            let run = &mut run[..READ_BYTES.min((end - position) as usize)];
             if !self.read(run, position)?.is_empty() {
                 return Ok((false, true));
             }

@@ -97,7 +97,7 @@ pub(super) struct KnownLog {
 }
 
 /// How many batches of a producer are remembered.
-pub(super) const REMEMBERED: usize = 5;
+pub(super) const MAX_REMEMBERED: usize = 5;
 
 impl KnownLog {
     pub(super) fn new(settings: LogSettings) -> Self {
@@ -241,8 +241,8 @@ impl KnownLog {
         let all: Vec<_> = self.sent.iter().filter(|sent| sent.producer == producer).copied().collect();
         let epoch = all.last().map(|sent| sent.epoch).max(self.opened.get(&producer).copied());
         let mut last: Vec<_> = all.into_iter().filter(|sent| Some(sent.epoch) == epoch).collect();
-        if last.len() > REMEMBERED {
-            last.drain(..last.len() - REMEMBERED);
+        if last.len() > MAX_REMEMBERED {
+            last.drain(..last.len() - MAX_REMEMBERED);
         }
         (epoch, last)
     }
@@ -252,7 +252,7 @@ impl KnownLog {
         let all = self.sent.iter().filter(|sent| sent.producer == producer);
         let epoch = all.clone().next_back()?.epoch;
         let last: Vec<_> = all.filter(|sent| sent.epoch == epoch).map(|sent| sent.first).collect();
-        Some((epoch, last[last.len().saturating_sub(REMEMBERED)..].to_vec()))
+        Some((epoch, last[last.len().saturating_sub(MAX_REMEMBERED)..].to_vec()))
     }
 
     /// The newest mark of a producer.

@@ -1,7 +1,7 @@
 //! Producers in a run: batches that are new, repeated or wrong, and epochs that begin.
 
 use super::{
-    model::{REMEMBERED, Sent},
+    model::{MAX_REMEMBERED, Sent},
     process::Process,
     run::Simulation,
 };
@@ -64,7 +64,7 @@ impl Simulation {
     /// of a batch that is stored.
     fn choose_batch(&mut self, name: &str, producer: usize) -> Sending {
         let (epoch, sent) = self.logs[name].producer(producer);
-        debug_assert!(sent.len() <= REMEMBERED);
+        debug_assert!(sent.len() <= MAX_REMEMBERED);
         let (current, next) = (epoch.unwrap_or(0), sent.last().map_or(0, |last| last.sequence + 1));
         let (epoch, sequence, expect) = match self.random.below(10) {
             0 => (current + 1, 0, Expect::New),

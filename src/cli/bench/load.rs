@@ -19,7 +19,7 @@ use std::{
 use tokio::{sync::Notify, task::LocalSet};
 
 /// The most batches of a session that are on their way at once.
-const MOST_IN_FLIGHT: usize = 64;
+const MAX_IN_FLIGHT: usize = 64;
 
 type Shared = Rc<RefCell<Series>>;
 
@@ -165,7 +165,7 @@ async fn session(load: Load<'_>, mut sender: Sender, mut receiver: Receiver) -> 
     let sends = async {
         loop {
             let due = schedule.due().await;
-            while sent.borrow().len() >= MOST_IN_FLIGHT {
+            while sent.borrow().len() >= MAX_IN_FLIGHT {
                 room.notified().await;
             }
             if due >= end {

@@ -4,10 +4,10 @@ use hdrhistogram::Histogram;
 use std::time::{Duration, Instant};
 
 /// The longest latency that is told apart from longer ones, in microseconds: an hour.
-const MOST_MICROS: u64 = 3_600_000_000;
+const MAX_MICROS: u64 = 3_600_000_000;
 
 fn histogram() -> Histogram<u64> {
-    Histogram::new_with_max(MOST_MICROS, 3).unwrap_or_else(|_| unreachable!("the bounds are valid"))
+    Histogram::new_with_max(MAX_MICROS, 3).unwrap_or_else(|_| unreachable!("the bounds are valid"))
 }
 
 /// A quantile of latencies, in milliseconds.

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
 /// How many batches of one producer are remembered to recognise repeats.
-pub(super) const REMEMBERED: usize = 5;
+pub(super) const MAX_REMEMBERED: usize = 5;
 /// How many producers of one log are remembered; beyond that, the least recently used one is forgotten.
-pub(super) const PRODUCERS: usize = 10_000;
+pub(super) const MAX_PRODUCERS: usize = 10_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StoredBatch {
@@ -117,7 +117,7 @@ impl Table {
     /// The producer, which is new in this epoch if it was known only in another; makes room if it was not known.
     pub(super) fn producer(&mut self, id: &str, epoch: u32, time: u64) -> &mut KnownProducer {
         self.changes += 1;
-        if !self.producers.contains_key(id) && self.producers.len() >= PRODUCERS {
+        if !self.producers.contains_key(id) && self.producers.len() >= MAX_PRODUCERS {
             let oldest = self.producers.iter().min_by_key(|(_, producer)| producer.used);
             if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
                 self.producers.remove(&oldest);
@@ -165,7 +165,7 @@ impl Table {
         }
         known.of = Some(batch.epoch).filter(|&epoch| epoch != known.epoch);
         known.batches.push_back(stored);
-        if known.batches.len() > REMEMBERED {
+        if known.batches.len() > MAX_REMEMBERED {
             known.batches.pop_front();
         }
         if let Some(text) = batch.mark {

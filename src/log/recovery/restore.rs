@@ -547,13 +547,13 @@ fn words_of(segment: &SurveyedSegment) -> Option<u32> {
 
 /// Whether the first frames in a segment's file are exactly these bytes; `false` if the disk cannot read them all.
 fn file_begins_with(disk: &dyn Disk, path: &Path, frames: &[u8]) -> io::Result<bool> {
-    const PIECE: usize = 1 << 20;
+    const READ_BYTES: usize = 1 << 20;
     let file = disk.open(path, false)?;
-    let mut bytes = Aligned::new(PIECE.min(frames.len()))?;
-    for (n, piece) in frames.chunks(PIECE).enumerate() {
-        let bytes = &mut bytes[..piece.len()];
-        match salvage::read(&*file, bytes, FRAMES + (n * PIECE) as u64, true) {
-            Ok(bad) if bad.is_empty() && bytes == piece => {}
+    let mut bytes = Aligned::new(READ_BYTES.min(frames.len()))?;
+    for (n, part) in frames.chunks(READ_BYTES).enumerate() {
+        let bytes = &mut bytes[..part.len()];
+        match salvage::read(&*file, bytes, FRAMES + (n * READ_BYTES) as u64, true) {
+            Ok(bad) if bad.is_empty() && bytes == part => {}
             Ok(_) => return Ok(false),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
             Err(error) => return Err(error),

@@ -187,7 +187,7 @@ impl Shared {
             Ok(spare) => {
                 claim.reduce(spare.memory.capacity());
                 claim.hand_over();
-                roll.spares.has_succeeded(); // before it is offered: whoever finds none now waits for the bump
+                roll.spares.note_success(); // before it is offered: whoever finds none now waits for the bump
                 self.offer(spare);
             }
             Err(error) => {
