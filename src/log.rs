@@ -69,7 +69,7 @@ pub(crate) use producers::check_id as check_producer_id;
 #[cfg(all(fuzzing, feature = "store"))]
 pub use producers::fuzzing::checksum_of as checksum_of_producers;
 #[cfg(feature = "store")]
-pub use producers::{EarlierBatch, OpenedProducer, Produced, ProducerBatch, ProducerState};
+pub use producers::{BegunEpoch, EarlierBatch, Produced, ProducerBatch, ProducerState};
 #[cfg(feature = "server")]
 pub(crate) use read::{Ahead, Head};
 pub use read::{Iter, Reader, Record, RecordRef};

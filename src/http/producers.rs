@@ -8,8 +8,8 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    Code, Error, OpenedProducer, ProducerState,
-    api::{BegunEpoch, EarlierBatch, EarlierEpoch, ProducerInfo},
+    Code, Error, ProducerState,
+    api::{self, EarlierBatch, EarlierEpoch, ProducerInfo},
     log::{self, check_producer_id},
     store::OpenLog,
 };
@@ -59,16 +59,16 @@ fn described(log: &OpenLog, id: String, state: ProducerState) -> Answer {
     })
 }
 
-fn opened(log: &OpenLog, id: String, opened: OpenedProducer) -> Answer {
+fn begun(log: &OpenLog, id: String, begun: log::BegunEpoch) -> Answer {
     let batch = |batch: log::EarlierBatch| {
         let log::EarlierBatch { sequence: seq, first_offset, count, .. } = batch;
         EarlierBatch { seq, first_offset, count }
     };
-    let earlier = opened
+    let earlier = begun
         .earlier
         .map(|(epoch, batches)| EarlierEpoch { epoch, batches: batches.into_iter().map(batch).collect() });
-    let OpenedProducer { epoch, mark, .. } = opened;
-    json(&BegunEpoch { id, epoch, mark, earlier, log_id: log.id().to_string() })
+    let log::BegunEpoch { epoch, mark, .. } = begun;
+    json(&api::BegunEpoch { id, epoch, mark, earlier, log_id: log.id().to_string() })
 }
 
 /// The id in a path.
@@ -84,12 +84,12 @@ pub(super) async fn begin_epoch(
     share: &ConnectionShare,
     log: &Arc<OpenLog>,
     id: &str,
-) -> Result<OpenedProducer, Problem> {
+) -> Result<log::BegunEpoch, Problem> {
     // In the list before it has the permit: whoever has that begins this epoch as well. It leaves the list with its client.
     let next = Arc::new(log.ask_for_epoch(id).map_err(Problem::of_log(log))?);
     let asked = Arc::clone(&next);
     let last_write = move |log: &OpenLog| log.last_write_of_producers(&asked);
-    context.on_log_in_time(share, log, last_write, move |log| log.begin_epoch(&next)).await
+    context.on_log_in_time(share, log, last_write, move |log| log.begin_asked_epoch(&next)).await
 }
 
 /// What the log knows about a producer, including what readers may not see yet.
@@ -108,7 +108,7 @@ pub(super) async fn known(
 }
 
 /// `POST`: the producer's next epoch. Batches of older ones are refused from now on.
-pub(super) async fn open(
+pub(super) async fn begin(
     context: &Context,
     asker: Asker<'_>,
     name: &str,
@@ -116,8 +116,8 @@ pub(super) async fn open(
 ) -> Result<Answer, Problem> {
     let id = id_in(id)?;
     let log = context.log_to_append(asker.share, name).await?;
-    let begun = begin_epoch(context, asker.share, &log, &id).await?;
-    Ok(opened(&log, id, begun))
+    let epoch = begin_epoch(context, asker.share, &log, &id).await?;
+    Ok(begun(&log, id, epoch))
 }
 
 /// `GET`: what the log knows about the producer, and readers can see.

@@ -254,7 +254,7 @@ async fn answer_to_other(
         }
         (Producer { name, id }, &Method::POST) => {
             without_parameters(request)?;
-            producers::open(context, asker, &name, &id).await
+            producers::begin(context, asker, &name, &id).await
         }
         (Producer { name, id }, &Method::GET) => {
             without_parameters(request)?;

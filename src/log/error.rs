@@ -86,7 +86,7 @@ pub enum Error {
     BadProducer,
     /// A batch names an epoch above 2,147,483,647 that its producer has not begun.
     #[error(
-        "the epoch is above {}, which a batch cannot begin; call `open_producer()` (or POST to the producer)",
+        "the epoch is above {}, which a batch cannot begin; call `begin_epoch()` (or POST to the producer)",
         MAX_PRODUCER_EPOCH
     )]
     EpochTooHigh,

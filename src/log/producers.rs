@@ -2,9 +2,9 @@
 //! batches it is, is stored once however often it is sent. As in Kafka, a producer has an epoch, so that an old
 //! incarnation is fenced off, and numbers its batches from 0 in each epoch.
 //!
-//! A producer that starts gets its next epoch from [`Log::open_producer`], and so fences off what is left of its earlier
+//! A producer that starts gets its next epoch from [`Log::begin_epoch`], and so fences off what is left of its earlier
 //! incarnations. With each batch it may send a *mark*, some text of its own that is stored with the batch and returned
-//! when it opens again: where it is in what it reads, for example.
+//! when it begins its next epoch: where it is in what it reads, for example.
 //!
 //! The state is in the log: the first frame of such a batch has an extension block with the producer, its epoch, the
 //! sequence and the mark. So the state and the records cannot disagree. A table of the producers is kept in memory. It is
@@ -44,7 +44,7 @@ pub struct ProducerBatch<'a> {
     /// The producer's id: 1 to 64 characters of printable ASCII, without a space at either end.
     pub id: &'a str,
     /// Grows with each incarnation of the producer; batches of an older one are refused. One above
-    /// [`MAX_PRODUCER_EPOCH`](crate::MAX_PRODUCER_EPOCH) is begun by [`Log::open_producer`] only.
+    /// [`MAX_PRODUCER_EPOCH`](crate::MAX_PRODUCER_EPOCH) is begun by [`Log::begin_epoch`] only.
     pub epoch: u32,
     /// The batch's number: 0 for the first of an epoch, then one more for each.
     pub sequence: u64,
@@ -69,7 +69,7 @@ impl<'a> ProducerBatch<'a> {
 /// A producer at the beginning of an epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct OpenedProducer {
+pub struct BegunEpoch {
     /// The epoch that has begun.
     pub epoch: u32,
     /// The newest mark, of whichever epoch.
@@ -217,17 +217,26 @@ impl Log {
     /// # let dir = tempfile::tempdir().unwrap();
     /// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
     /// use millstream::{Payload, ProducerBatch};
-    /// let opened = log.open_producer("importer-1")?;
-    /// let batch = ProducerBatch::new("importer-1", opened.epoch, 0).with_mark("line 2");
+    /// let begun = log.begin_epoch("importer-1")?;
+    /// let batch = ProducerBatch::new("importer-1", begun.epoch, 0).with_mark("line 2");
     /// let lines = [Payload { bytes: b"one", json: false }, Payload { bytes: b"two", json: false }];
     /// log.try_append_once(&batch, &lines, None)?;
     /// // After a restart it continues where it was.
-    /// assert_eq!(log.open_producer("importer-1")?.mark.as_deref(), Some("line 2"));
+    /// assert_eq!(log.begin_epoch("importer-1")?.mark.as_deref(), Some("line 2"));
     /// # Ok(())
     /// # }
     /// ```
-    pub fn open_producer(&self, id: &str) -> Result<OpenedProducer, Error> {
-        self.begin_epoch(&self.ask_for_epoch(id)?)
+    pub fn begin_epoch(&self, id: &str) -> Result<BegunEpoch, Error> {
+        self.begin_asked_epoch(&self.ask_for_epoch(id)?)
+    }
+
+    /// The name of [`begin_epoch`](Self::begin_epoch) in earlier versions.
+    ///
+    /// # Errors
+    /// As [`begin_epoch`](Self::begin_epoch).
+    #[deprecated(note = "is called begin_epoch")]
+    pub fn open_producer(&self, id: &str) -> Result<BegunEpoch, Error> {
+        self.begin_epoch(id)
     }
 
     /// What the log knows about a producer, including what is not durable yet; `None` if it does not know it. Reads

@@ -85,7 +85,7 @@ pub(super) struct KnownLog {
     pub(super) forget_producers: bool,
     pub(super) vague: BTreeSet<usize>,
     /// The newest epoch that a producer was given.
-    pub(super) opened: BTreeMap<usize, u32>,
+    pub(super) begun: BTreeMap<usize, u32>,
     /// The stored batches, in the order in which they came.
     pub(super) sent: Vec<Sent>,
     /// Whether it is certain that the log exists.
@@ -232,14 +232,14 @@ impl KnownLog {
             let trimmed = self.sent.iter().filter(|sent| sent.first < first).map(|sent| sent.producer);
             self.vague.extend(trimmed.collect::<Vec<_>>());
             // Nor is an epoch known in which nothing was sent.
-            self.vague.extend(self.opened.keys());
+            self.vague.extend(self.begun.keys());
         }
     }
 
     /// What is known about a producer: its epoch, and the batches that are remembered.
     pub(super) fn producer(&self, producer: usize) -> (Option<u32>, Vec<Sent>) {
         let all: Vec<_> = self.sent.iter().filter(|sent| sent.producer == producer).copied().collect();
-        let epoch = all.last().map(|sent| sent.epoch).max(self.opened.get(&producer).copied());
+        let epoch = all.last().map(|sent| sent.epoch).max(self.begun.get(&producer).copied());
         let mut last: Vec<_> = all.into_iter().filter(|sent| Some(sent.epoch) == epoch).collect();
         if last.len() > MAX_REMEMBERED {
             last.drain(..last.len() - MAX_REMEMBERED);

@@ -10,7 +10,7 @@ use super::{
         requests::{Request, Requests},
         room::MayBlock,
     },
-    OpenedProducer, check_id,
+    BegunEpoch, check_id,
     file::Saved,
 };
 #[cfg(feature = "server")]
@@ -19,7 +19,7 @@ use crate::sync::Arc;
 use std::sync::OnceLock;
 
 /// The producer in its epoch, and the offset below which everything must become durable before it is told.
-type Answer = Result<(OpenedProducer, u64), Error>;
+type Answer = Result<(BegunEpoch, u64), Error>;
 
 /// The epochs that are to begin, by their producers' ids.
 pub(super) type Asked = Requests<String, Answer>;
@@ -28,7 +28,7 @@ pub(super) type Asked = Requests<String, Answer>;
 pub(crate) struct AskedEpoch(Request<String, Answer>);
 
 impl Log {
-    /// Asks for the next epoch of a producer, which begins when [`begin_epoch`](Self::begin_epoch) is called for it, or
+    /// Asks for the next epoch of a producer, which begins when [`begin_asked_epoch`](Self::begin_asked_epoch) is called for it, or
     /// for another one. Does not touch the disk.
     pub(crate) fn ask_for_epoch(&self, id: &str) -> Result<AskedEpoch, Error> {
         check_id(id)?;
@@ -45,18 +45,18 @@ impl Log {
         asked.0.answer().is_none().then_some(LastWrite { bytes: file.bytes, ago })
     }
 
-    /// Begins an epoch that was asked for, if that has not been done: see [`open_producer`](Self::open_producer).
-    pub(crate) fn begin_epoch(&self, asked: &AskedEpoch) -> Result<OpenedProducer, Error> {
+    /// Begins an epoch that was asked for, if that has not been done: see [`begin_epoch`](Self::begin_epoch).
+    pub(crate) fn begin_asked_epoch(&self, asked: &AskedEpoch) -> Result<BegunEpoch, Error> {
         {
             let mut file = self.shared.producers.file();
             if asked.0.answer().is_none() {
                 self.begin_epochs(&mut file);
             }
         }
-        let (opened, next) = asked.0.answer().unwrap_or(Err(Error::Closed))?; // it is set by now
+        let (begun, next) = asked.0.answer().unwrap_or(Err(Error::Closed))?; // it is set by now
         // Batches of the epoch before that came at the last moment.
         self.wait_below(next)?;
-        Ok(opened)
+        Ok(begun)
     }
 
     /// Begins all epochs that are asked for.
@@ -102,15 +102,15 @@ impl Log {
         let mut table = self.shared.producers.table();
         let Some(table) = table.as_mut() else { return Err(Error::Closed) };
         let nothing_came = table.changes == changes;
-        let opened: Vec<_> = begun
+        let all: Vec<_> = begun
             .iter()
             .zip(states)
             .map(|(&(id, _, epoch), state)| table.begin(id, epoch, now, state))
             .collect();
         file.changes = if nothing_came { table.changes } else { changes };
         let next = self.next_offset();
-        for ((_, answer, _), opened) in begun.into_iter().zip(opened) {
-            let _ = answer.set(Ok((opened, next))); // it has none yet
+        for ((_, answer, _), begun) in begun.into_iter().zip(all) {
+            let _ = answer.set(Ok((begun, next))); // it has none yet
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::{
     super::{Error, limits::MAX_PRODUCER_EPOCH},
-    EarlierBatch, OpenedProducer, ProducerBatch, ProducerState,
+    BegunEpoch, EarlierBatch, ProducerBatch, ProducerState,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -84,7 +84,7 @@ impl Table {
         let refuse = |epoch, sequence| {
             Err(Error::ProducerOutOfOrder { expected_epoch: epoch, expected_sequence: sequence })
         };
-        // The first batch of an epoch that `open_producer` has not begun.
+        // The first batch of an epoch that `begin_epoch` has not begun.
         let begins = || {
             if batch.epoch > MAX_PRODUCER_EPOCH {
                 Err(Error::EpochTooHigh)
@@ -149,13 +149,13 @@ impl Table {
         epoch: u32,
         now: u64,
         state: Option<KnownProducer>,
-    ) -> OpenedProducer {
+    ) -> BegunEpoch {
         let forgotten = !self.producers.contains_key(id);
         let known = self.producer(id, epoch, now);
         if let Some(state) = state.filter(|_| forgotten) {
             *known = state;
         }
-        OpenedProducer { epoch, ..known.opened() }
+        BegunEpoch { epoch, ..known.begun() }
     }
 
     pub(super) fn note(&mut self, batch: &ProducerBatch<'_>, stored: StoredBatch, time: u64) {
@@ -181,14 +181,14 @@ impl KnownProducer {
         self.batches.iter().filter(|_| self.of.is_none())
     }
 
-    pub(super) fn opened(&self) -> OpenedProducer {
+    pub(super) fn begun(&self) -> BegunEpoch {
         let batch = |&StoredBatch { sequence, first_offset, count, .. }: &StoredBatch| EarlierBatch {
             sequence,
             first_offset,
             count,
         };
         let earlier = self.of.map(|epoch| (epoch, self.batches.iter().map(batch).collect()));
-        OpenedProducer { epoch: self.epoch, mark: self.mark.as_ref().map(|mark| mark.text.clone()), earlier }
+        BegunEpoch { epoch: self.epoch, mark: self.mark.as_ref().map(|mark| mark.text.clone()), earlier }
     }
 
     pub(super) fn state(&self) -> ProducerState {

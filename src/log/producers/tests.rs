@@ -258,14 +258,14 @@ fn an_id_that_a_header_or_a_path_cannot_carry_is_refused_and_one_that_is_stored_
     let log = on(&sim);
     let bad = ["a\tb", " ", " a", "a ", "ü", "a\nb", "\u{7f}"];
     for id in bad {
-        let refused = log.open_producer(id);
+        let refused = log.begin_epoch(id);
         assert!(matches!(refused, Err(Error::BadProducer)), "{id:?}: {refused:?}");
         let refused = append(&log, &ProducerBatch::new(id, 0, 0), &[b"x"]);
         assert!(matches!(refused, Err(Error::BadProducer)), "{id:?}: {refused:?}");
     }
     for id in ["a b", "~", "!", "im port/1", &"x".repeat(64)] {
         append(&log, &ProducerBatch::new(id, 0, 0), &[b"x"]).unwrap();
-        log.open_producer(id).unwrap();
+        log.begin_epoch(id).unwrap();
     }
     for id in bad {
         store_as_before(&log, &ProducerBatch::new(id, 7, 0).with_mark("m"));

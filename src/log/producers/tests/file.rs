@@ -266,7 +266,7 @@ fn a_producers_file_is_due_by_its_size_and_by_what_was_committed() {
 fn an_epoch_that_was_asked_for_knows_the_last_write_of_the_file_until_it_has_begun() {
     let sim = Sim::new(1);
     let log = on(&sim);
-    let opened = log.open_producer("p").unwrap();
+    let opened = log.begin_epoch("p").unwrap();
     assert_eq!(opened.epoch, log.producer("p").unwrap().unwrap().epoch);
     let asked = log.ask_for_epoch("p").unwrap();
     let small = log.last_write_of_producers(&asked).unwrap();
@@ -275,7 +275,7 @@ fn an_epoch_that_was_asked_for_knows_the_last_write_of_the_file_until_it_has_beg
     }
     // While the file is written, somebody else asks.
     let later = log.ask_for_epoch("q").unwrap();
-    log.begin_epoch(&asked).unwrap();
+    log.begin_asked_epoch(&asked).unwrap();
     assert!(log.last_write_of_producers(&later).is_none(), "it has begun with the other one");
     let latest = log.ask_for_epoch("r").unwrap();
     let large = log.last_write_of_producers(&latest).unwrap();
