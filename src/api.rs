@@ -192,7 +192,7 @@ pub struct CursorInfo {
     pub name: String,
     /// The offset of the record that its consumer wants next.
     pub offset: u64,
-    /// How many records that readers see are not behind it.
+    /// How many visible records are at or after `offset`.
     pub lag: u64,
     /// The log's id, in hexadecimal.
     pub log_id: String,

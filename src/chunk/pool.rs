@@ -42,8 +42,8 @@ impl Pool {
         Arc::new(Self { limit, claimed, free: Mutex::new(Free::default()), shares })
     }
 
-    // The counts order nothing, so all accesses are Relaxed. A sum that is a moment old refuses one chunk that there is
-    // room for, or frees a little more than needed.
+    // The counts order nothing, so all accesses are Relaxed. A sum that is a moment old refuses a chunk for which
+    // there is room, or frees a little more than needed.
 
     pub(crate) fn limit(&self) -> u64 {
         self.limit

@@ -24,8 +24,8 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 /// Measure how fast a server appends, and how long it takes
 ///
-/// Appends records at the highest rate, or at a fixed one (--rate), from one thread. Says each second how it goes, and at the
-/// end what came of it. The logs are called bench-0, bench-1, …; they must not exist, and are deleted at the end.
+/// Appends records at the highest rate, or at a fixed one (--rate), from one thread. Prints progress every
+/// second, and a summary at the end. The logs are called bench-0, bench-1, …; they must not exist, and are deleted at the end.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 #[command(after_help = "Examples:\n  \
     millstream bench\n  \
@@ -33,7 +33,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
     millstream bench --rate 20000 --html report.html\n  \
     millstream bench --session --connections 1 --batch 500 --rate 4000")]
 pub(super) struct Bench {
-    /// How many connections append at once
+    /// Number of connections that append at once
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     connections: u32,
     /// Records in each request, or sent together in a session
@@ -51,16 +51,16 @@ pub(super) struct Bench {
     /// Requests (in sessions: batches) per second of all connections together [default: as many as possible]
     #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// What to wait for: that records are on the disk, or in memory [default: as the log has it]
+    /// What to wait for: that records are on the disk, or in memory [default: the log's durability]
     #[arg(long, value_enum)]
     ack: Option<Ack>,
-    /// How many logs, in turn
+    /// Number of logs to spread requests over
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     logs: u32,
-    /// For how many seconds to measure
+    /// Seconds to measure
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: u32,
-    /// For how many seconds to run before that
+    /// Seconds of warm-up before measuring
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=3600))]
     warm_up: u32,
     /// Print the results as JSON

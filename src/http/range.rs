@@ -324,7 +324,7 @@ async fn begun(
     Ok((end, piece_by_piece(sending, Sending::next)))
 }
 
-/// An answer of which all pieces exist.
+/// An answer whose pieces all exist.
 fn whole(mut pieces: VecDeque<Bytes>) -> Body {
     match pieces.len() {
         0 | 1 => full(pieces.pop_front().unwrap_or_default()),

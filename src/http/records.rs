@@ -32,7 +32,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 const TIME: HeaderName = HeaderName::from_static("millstream-time");
 
-/// Which batch of which producer a request has.
+/// The producer's batch that a request names.
 struct Producer {
     id: String,
     epoch: u32,

@@ -68,8 +68,8 @@ impl ArrivalPace {
         self.came += bytes;
     }
 
-    /// Whether what holds this many bytes comes too slowly, while bodies of other connections wait. It is measured anew from
-    /// now on.
+    /// Judges whether what holds this many bytes comes too slowly, while bodies of other connections wait, and starts the
+    /// measurement anew.
     pub(super) fn take_verdict(
         &mut self,
         held: usize,
@@ -201,8 +201,8 @@ where
     }
 }
 
-/// Whether a body of which `came` bytes came in the time that it `took` would take longer than `most` to send as many as it
-/// holds.
+/// Whether a body, at the pace of `came` bytes in the time that it `took`, would take longer than `most` for as many bytes
+/// as it holds.
 fn is_slow(held: usize, came: usize, took: Duration, most: Duration) -> bool {
     came as u128 * most.as_millis() < held as u128 * took.as_millis()
 }

@@ -233,7 +233,7 @@ impl Log {
         self.shared.look_at_cursors(BTreeMap::clone)
     }
 
-    /// How many records that readers see a consumer has before it that is at `offset`.
+    /// How many visible records are at or after `offset`.
     #[cfg(feature = "server")]
     pub(crate) fn lag_of(&self, offset: u64) -> u64 {
         self.visible_offset().saturating_sub(offset.max(self.first_offset()))

@@ -23,7 +23,7 @@ const MAX_IN_FLIGHT: usize = 64;
 
 type Shared = Rc<RefCell<Series>>;
 
-/// Runs the load, and says each second how it goes.
+/// Runs the load, and prints progress every second.
 pub(super) async fn run(bench: &Bench, address: &str) -> Result<Series, Failure> {
     let series = Series::new(bench.warm_up(), bench.duration(), bench.rate);
     let series = Rc::new(RefCell::new(series));
@@ -52,7 +52,7 @@ pub(super) async fn run(bench: &Bench, address: &str) -> Result<Series, Failure>
     Ok(series)
 }
 
-/// Says each second how it goes.
+/// Prints progress every second.
 async fn say(series: Shared) {
     let end = series.borrow().end();
     let mut said = 0;

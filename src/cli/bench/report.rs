@@ -1,4 +1,4 @@
-//! What came of it: a table, JSON, and a page with plots.
+//! The results as a table, as JSON, and as a page with plots.
 
 use super::{
     Bench, Failure,
@@ -146,7 +146,7 @@ fn quantile_name(nines: f64) -> &'static str {
     named.map_or("", |(_, name)| name)
 }
 
-/// The next number that looks well at the end of a scale.
+/// The smallest round number ≥ `most`, for the end of an axis.
 fn nice(most: f64) -> f64 {
     if most <= 0.0 {
         return 1.0;

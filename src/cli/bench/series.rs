@@ -15,7 +15,7 @@ pub(super) fn millis(latency: &Histogram<u64>, quantile: f64) -> f64 {
     latency.value_at_quantile(quantile) as f64 / 1000.0
 }
 
-/// What came in one second.
+/// The requests of one second.
 #[derive(Debug)]
 pub(super) struct Second {
     pub(super) requests: u64,
@@ -23,7 +23,7 @@ pub(super) struct Second {
     pub(super) latency: Histogram<u64>,
 }
 
-/// What came in all.
+/// The requests of the whole run.
 #[derive(Debug)]
 pub(super) struct Series {
     begun: Instant,

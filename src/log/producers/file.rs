@@ -110,7 +110,7 @@ impl Log {
         Ok(())
     }
 
-    /// The bytes of the file; `None` if there is none, and none if it cannot be read, so that it is written again.
+    /// The bytes of the file. `None` if the file does not exist; empty if it cannot be read, so that it is written again.
     fn read_producers_file(&self, path: &Path) -> Result<Option<Vec<u8>>, Error> {
         tree::read_or_nothing(&*self.shared.env.disk, path).map_err(Error::io("read", path))
     }

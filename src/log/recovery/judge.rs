@@ -160,7 +160,7 @@ impl Evidence<'_> {
         }
     }
 
-    /// Judges a segment of which only its own bytes say how many records it has.
+    /// Judges a segment when only its own bytes say how many records it has.
     fn judge_by_frames(self) -> State {
         let Self { header, known, ref bytes, ref scan, unreadable, .. } = self;
         let is_reconstructed = known.header != HeaderState::Verified;
