@@ -17,6 +17,7 @@ use std::{
 
 /// How many failures of the same kind are reported in one [`PERIOD`].
 const MAX_REPORTS: u64 = 10;
+/// For how long failures of the same kind are counted together.
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// See the module's documentation.

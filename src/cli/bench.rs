@@ -26,9 +26,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Measure how fast a server appends, and how long it takes
 ///
-/// Appends records at the highest rate, or at a fixed one (--rate), from one thread. Prints progress every
-/// second, and a summary at the end. The logs are called bench-0, bench-1, …; they must not exist, and are deleted
-/// at the end, also if it is ended by SIGINT or SIGTERM.
+/// Appends records at the highest rate, or at a fixed one (--rate), from one thread. Prints progress every second, and a
+/// summary at the end. The logs are called bench-0, bench-1, …; they must not exist, and are deleted at the end, also after
+/// SIGINT or SIGTERM.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 #[command(after_help = "Examples:\n  \
     millstream bench\n  \

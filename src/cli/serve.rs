@@ -263,12 +263,13 @@ impl Serve {
 /// How long to wait for the last lines of the log to be written.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
-/// Files that the process has open before any client connects: for itself, and per server thread.
+/// Files that the process has open for itself, before any client connects.
 const OWN_FILES: usize = 16;
+/// Files that each server thread has open, before any client connects.
 const THREAD_FILES: usize = 7;
-/// Files to keep free besides those of connections and open logs, for reading from the disk and for preparing segments;
-/// and the minimum of that.
+/// Files to keep free besides those of connections and open logs, for reading from the disk and for preparing segments.
 const SPARE_FILES: usize = 256;
+/// The minimum of [`SPARE_FILES`], if there are few files.
 const MIN_SPARE_FILES: usize = 24;
 /// The minimum for connections and open logs together.
 const MIN_SHARES: usize = 24;

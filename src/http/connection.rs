@@ -63,8 +63,9 @@ use tokio::{
 
 /// The most bytes of an answer that hyper is given at once with HTTP/2.
 const SEND_BYTES: usize = 16 << 10;
-/// The most requests in flight on one HTTP/2 connection; and on all connections, for each connection that is allowed.
+/// The most requests in flight on one HTTP/2 connection.
 pub(super) const MAX_STREAMS: u32 = 256;
+/// The most requests in flight on all connections, for each connection that is allowed.
 const STREAMS_A_CONNECTION: usize = 4;
 /// How many of these each connection can still have when the first half of all is in use, whatever others do.
 const STREAMS_KEPT: usize = STREAMS_A_CONNECTION / 2;
@@ -78,9 +79,9 @@ const SLOW_MILLIS: u64 = 1_000;
 const LAST_ANSWER_MILLIS: u64 = 3_000;
 /// How long a body that nobody wants is read: a client that is told to stop while it is sending may not see its answer.
 const LAST_BODY: Duration = Duration::from_secs(2);
-/// The most bytes of an unwanted HTTP/1 body that are read so that another request can follow it, and how long that may
-/// take.
+/// The most bytes of an unwanted HTTP/1 body that are read so that another request can follow it.
 const SMALL_BODY_BYTES: u64 = 64 << 10;
+/// How long that may take.
 const SMALL_BODY_TIME: Duration = Duration::from_secs(1);
 /// When the server is stopping: how long, in milliseconds, an HTTP/2 connection without a request may still be sending
 /// an answer.

@@ -24,8 +24,9 @@ pub(super) enum Work {
     Heavy,
 }
 
-/// The most bytes of a body that is light work, and of one that is medium work.
+/// The most bytes of a body that is light work.
 const LIGHT: usize = 1 << 20;
+/// The most bytes of a body that is medium work.
 const MEDIUM: usize = 8 << 20;
 
 impl Work {

@@ -31,9 +31,9 @@ const SMALL_BYTES: usize = 64 << 10;
 pub(super) const UNQUEUED_BYTES: usize = 1 << 20;
 /// Up to this many bytes are considered part of what a request takes anyway, and are not counted.
 pub(super) const UNCOUNTED_BYTES: usize = 4 << 10;
-/// The size of a mapping for a piece of an answer, which is that of most pieces and a little more; and how many are kept
-/// for later pieces.
+/// The size of a mapping for a piece of an answer, which is that of most pieces and a little more.
 const MAPPED_BYTES: usize = 68 << 10;
+/// The most mappings that are kept for later pieces.
 const MAX_SPARE: usize = 32;
 /// The most bytes of scratch memory that a thread keeps.
 const MAX_SCRATCH_BYTES: usize = 128 << 10;

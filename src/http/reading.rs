@@ -19,16 +19,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Bytes of an answer that are rendered at once: from memory; from the disk, where as much is read at once; and from
-/// memory when the budget for answers is tight, when it is [`RENDER_BYTES`] from the disk.
+/// Bytes of an answer that are rendered at once from memory, and from the disk when the budget for answers is tight.
 const RENDER_BYTES: usize = 64 << 10;
+/// Bytes of an answer that are rendered at once from the disk, where as much is read at once.
 const COLD_RENDER_BYTES: usize = 256 << 10;
+/// Bytes of an answer that are rendered at once from memory when the budget for answers is tight.
 const TIGHT_RENDER_BYTES: usize = 16 << 10;
 /// Reading a record takes as long as rendering this many bytes.
 const RECORD_COST_BYTES: usize = 20;
-/// How long a turn of looking for the end of a large answer lasts before others have their turn, and how many records
-/// pass between two looks at the clock.
+/// How long a turn of looking for the end of a large answer lasts before others have their turn.
 const LOOK_SLICE: Duration = Duration::from_millis(2);
+/// How many records pass between two looks at the clock.
 const LOOK_STEPS: usize = 64;
 /// How long it is looked for on the runtime's thread first, among records that are in memory.
 const INLINE_LOOK: Duration = Duration::from_micros(500);

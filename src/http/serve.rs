@@ -25,9 +25,9 @@ use tokio::{io::AsyncReadExt, net::TcpStream, sync::OwnedSemaphorePermit};
 
 /// The first bytes that a client sends with HTTP/2.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The most bytes of bodies that an HTTP/2 connection, and one stream of it, may have received that nobody has read
-/// yet.
+/// The most bytes of bodies that an HTTP/2 connection may have received that nobody has read yet.
 const CONNECTION_WINDOW: u32 = 256 << 10;
+/// The most bytes of a body that one stream of it may have received that nobody has read yet.
 const STREAM_WINDOW: u32 = 128 << 10;
 /// The bytes of an answer that hyper buffers for HTTP/2 beyond what the client has room for.
 const SEND_BUFFER: usize = 64 << 10;

@@ -69,8 +69,9 @@ pub(super) fn json(bench: &Bench, series: &Series) -> Result<String, Failure> {
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 220.0;
-/// Room for the numbers beside a plot, and below it.
+/// Room for the numbers beside a plot.
 const LEFT: f64 = 70.0;
+/// Room for the numbers below a plot.
 const BELOW: f64 = 34.0;
 
 /// How many steps the numbers below a plot have.

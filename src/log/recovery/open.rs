@@ -144,12 +144,10 @@ fn open_backings(
 ) -> Result<Option<std::sync::Arc<ShmBacking>>, Error> {
     let Some(at) = &options.shm_dir else { return Ok(None) };
     let node = env.disk.node(dir).map_err(Error::io("look at", dir))?;
-    let incarnation = random(env).map_err(Error::io("get a random number for", dir))?;
-    let incarnation = u64::from_le_bytes(incarnation);
+    let number = random(env).map_err(Error::io("get a random number for", dir))?;
+    let number = u64::from_le_bytes(number);
     match BackingDir::open(&*env.disk, at, identity.log, dir, node) {
-        Ok(backings) => {
-            Ok(Some(std::sync::Arc::new(ShmBacking::new(backings, identity.secret, incarnation))))
-        }
+        Ok(backings) => Ok(Some(std::sync::Arc::new(ShmBacking::new(backings, identity.secret, number)))),
         Err(error) if disk::is_transient(&error) => Err(Error::io("look for backings in", at)(error)),
         Err(error) => {
             no_backing(dir, &error);

@@ -46,7 +46,7 @@ use std::{cmp::Reverse, io, path::Path};
 pub(super) struct LeftBacking {
     pub(super) name: String,
     pub(super) header: Header,
-    incarnation: u64,
+    opening: u64,
     pub(super) predecessor: Predecessor,
     sealed: bool,
     /// The end of its records, and the CRC of the last one, once known: for the backing that continues after it.
@@ -79,9 +79,9 @@ pub(super) fn restore(
     // file, then those of its process, and then the youngest: others may be of another history.
     let has_file = |header: &Header| survey.segments.iter().any(|segment| segment.header == *header);
     let begun = left.iter().filter(|backing| has_file(&backing.header));
-    let begun: Vec<_> = begun.map(|backing| (backing.header.base, backing.incarnation)).collect();
-    left.sort_by_key(|LeftBacking { header, incarnation, .. }| {
-        let is_of_its_process = begun.contains(&(header.base, *incarnation));
+    let begun: Vec<_> = begun.map(|backing| (backing.header.base, backing.opening)).collect();
+    left.sort_by_key(|LeftBacking { header, opening, .. }| {
+        let is_of_its_process = begun.contains(&(header.base, *opening));
         (header.base, !has_file(header), !is_of_its_process, Reverse(header.created))
     });
     share_predecessors(&mut left);
@@ -153,7 +153,7 @@ fn share_predecessors(left: &mut [LeftBacking]) {
         let (one, own) = (&left[n], left[n].predecessor);
         let known = left.iter().find(|other| {
             other.header.base == one.header.base
-                && other.incarnation == one.incarnation
+                && other.opening == one.opening
                 && other.predecessor != Predecessor::Unknown
         });
         left[n].predecessor =
@@ -184,14 +184,14 @@ pub(super) fn left_backings(
             BackingContent::Elsewhere(owner) => {
                 tracing::debug!(dir = %dir.display(), owner = %owner.display(), "a backing of a copy of this log is left alone");
             }
-            BackingContent::Segment { label, incarnation, predecessor, sealed, secret } => {
+            BackingContent::Segment { label, opening, predecessor, sealed, secret } => {
                 let Label { base, capacity, created, version } = label;
                 let secret = Secret(secret.filter(|_| version > 1));
                 let header = Header { log, base, capacity, created, secret };
                 left.push(LeftBacking {
                     name: backing.name,
                     header,
-                    incarnation,
+                    opening,
                     predecessor,
                     sealed,
                     end: None,
@@ -486,7 +486,7 @@ fn predecessor_of(backing: &LeftBacking, earlier: &[LeftBacking]) -> Predecessor
     if backing.predecessor != Predecessor::Unknown {
         return backing.predecessor;
     }
-    let of_it = earlier.iter().filter(|other| other.incarnation == backing.incarnation);
+    let of_it = earlier.iter().filter(|other| other.opening == backing.opening);
     let known = of_it.filter_map(|other| {
         let (end, crc) = other.end.filter(|(end, _)| *end == backing.header.base)?;
         // What precedes a chunk that ended empty also precedes the chunk that replaced it.
@@ -501,7 +501,7 @@ fn follows(backing: &LeftBacking, earlier: &[LeftBacking], at_end: Predecessor) 
     let predecessor = predecessor_of(backing, earlier);
     // Format 1 noted nothing.
     predecessor == at_end && predecessor != Predecessor::Unknown
-        || predecessor == Predecessor::Unknown && backing.incarnation == 0
+        || predecessor == Predecessor::Unknown && backing.opening == 0
 }
 
 /// Whether both are known, and differ.
