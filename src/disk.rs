@@ -68,6 +68,10 @@ pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     /// The user's directory in the memory file system at `at`, created if it is missing. Refused if anybody else could
     /// have created it or can look into it.
     fn memory(&self, at: &Path) -> io::Result<Box<dyn MemoryDir>>;
+    /// Whether several threads may work on it for one caller, to save time: not where the order of operations is replayed.
+    fn in_parallel(&self) -> bool {
+        false
+    }
     /// See [`Node`].
     fn node(&self, dir: &Path) -> io::Result<Node>;
     /// Takes the lock file at `path`, creating it if it is missing; `WouldBlock` if another holds it. It is held until
@@ -142,6 +146,14 @@ impl Aligned {
         #[cfg(target_os = "linux")]
         let _ = (length > 1 << 21).then(|| map.advise(memmap2::Advice::HugePage));
         Ok(Self(map))
+    }
+}
+
+impl From<memmap2::MmapMut> for Aligned {
+    /// From whole blocks that begin at a block.
+    fn from(map: memmap2::MmapMut) -> Self {
+        debug_assert!(map.len().is_multiple_of(BLOCK as usize));
+        Self(map)
     }
 }
 

@@ -37,6 +37,7 @@ mod json;
 mod log;
 #[cfg(any(feature = "client", feature = "store"))]
 mod name;
+mod parallel;
 mod pauses;
 mod reports;
 mod segment;

@@ -218,16 +218,8 @@ fn a_large_range_that_passes_damage_at_its_end_is_whole() {
     }
     drop(client);
     assert_eq!(server.terminate(), Some(0));
-    for file in std::fs::read_dir(data.path().join("a")).unwrap() {
-        let path = file.unwrap().path();
-        let Ok(mut bytes) = std::fs::read(&path) else { continue };
-        for record in [20, 38, 39] {
-            let value = [b'A' + record; 50];
-            if let Some(at) = bytes.windows(50).position(|window| window == value) {
-                bytes[at] ^= 1;
-                std::fs::write(&path, &bytes).unwrap();
-            }
-        }
+    for record in [20, 38, 39] {
+        flip(&data.path().join("a"), &[b'A' + record; 50]);
     }
     let server = Server::start(data.path(), &[]);
     for accept in ALL {
@@ -245,6 +237,54 @@ fn a_large_range_that_passes_damage_at_its_end_is_whole() {
             "application/octet-stream" => assert_eq!(body.len(), 37 * 100_000),
             "application/json" => assert!(body.ends_with(b"],\"next_offset\":40}\n"), "{accept}"),
             _ => assert!(body.len() > 37 * 100_000, "{accept}"),
+        }
+    }
+}
+
+/// What precedes the records was written once more for each piece until there was a record, so that an answer in JSON was none.
+#[test]
+fn a_range_that_begins_with_damage_before_a_large_record_is_whole() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    client.request("PUT", "/v1/logs/a", b"").unwrap();
+    for (letter, bytes) in [(b'A', 100), (b'B', 100), (b'C', 2_000_000), (b'D', 100)] {
+        client.request("POST", "/v1/logs/a/records", &vec![letter; bytes]).unwrap();
+    }
+    drop(client);
+    assert_eq!(server.terminate(), Some(0));
+    flip(&data.path().join("a"), &[b'B'; 50]);
+    let server = Server::start(data.path(), &[]);
+    for (offset, values) in [(0, vec![100, 2_000_000, 100]), (1, vec![2_000_000, 100])] {
+        for accept in ALL {
+            let mut client = server.connect();
+            let target = format!("/v1/logs/a/records?offset={offset}&damaged=skip&max_bytes=100000000");
+            let head = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
+            client.send(head.as_bytes()).unwrap();
+            let Reply { status, body, .. } = client.reply().unwrap();
+            assert_eq!(status, 200, "{accept}");
+            let all: usize = values.iter().sum();
+            match accept {
+                "text/plain" => assert_eq!(body.len(), all + values.len()),
+                "application/octet-stream" => assert_eq!(body.len(), all),
+                "application/json" => {
+                    let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                    assert_eq!(json["records"].as_array().map(Vec::len), Some(values.len()), "{offset}");
+                }
+                _ => assert!(body.len() > all, "{accept}"),
+            }
+        }
+    }
+}
+
+/// Flips a bit in the file of a log that has these bytes, at the first of them.
+fn flip(log: &std::path::Path, value: &[u8]) {
+    for file in std::fs::read_dir(log).unwrap() {
+        let path = file.unwrap().path();
+        let Ok(mut bytes) = std::fs::read(&path) else { continue };
+        if let Some(at) = bytes.windows(value.len()).position(|window| window == value) {
+            bytes[at] ^= 1;
+            std::fs::write(&path, &bytes).unwrap();
         }
     }
 }

@@ -29,6 +29,10 @@ fn writable(file: fs::File, path: &Path) -> io::Result<Box<dyn File>> {
 }
 
 impl Disk for Native {
+    fn in_parallel(&self) -> bool {
+        true
+    }
+
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
         let parent = match dir.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,

@@ -80,7 +80,7 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
 }
 
 /// Whether something was read; `false` if the disk says that it cannot read what is stored there.
-fn readable(read: io::Result<()>) -> io::Result<bool> {
+pub(crate) fn readable(read: io::Result<()>) -> io::Result<bool> {
     match read {
         Err(error) if !is_unreadable(&error) => Err(error),
         read => Ok(read.is_ok()),

@@ -56,8 +56,10 @@ pub(super) struct Reading {
     until: u64,
     /// Where a client is to continue, if that was said before the end was read: behind damage that was passed, for example.
     next: Option<u64>,
-    /// Whether nothing has been read yet: the first record is returned however large it is.
+    /// Whether no record has been read yet: the first one is returned however large it is.
     fresh: bool,
+    /// Whether what precedes the records is still to be written.
+    is_unopened: bool,
     /// If requested, the bytes that the answer would have so far if it were rendered.
     length: Option<u64>,
     damaged: Damaged,
@@ -90,6 +92,8 @@ pub(super) struct Rest {
     format: Format,
     page_limits: PageLimits,
     end: u64,
+    fresh: bool,
+    is_unopened: bool,
     damaged: Damaged,
     lost: u64,
 }
@@ -97,9 +101,9 @@ pub(super) struct Rest {
 impl Rest {
     /// Reads it: for when the reading was lost in an attempt that has failed.
     pub(super) fn read(self, log: &OpenLog) -> Reading {
-        let Self { offset, format, page_limits, end, damaged, lost } = self;
+        let Self { offset, format, page_limits, end, fresh, is_unopened, damaged, lost } = self;
         let reading = Reading::new(log.reader(offset), format, page_limits, end);
-        Reading { fresh: false, damaged, lost, ..reading }
+        Reading { fresh, is_unopened, damaged, lost, ..reading }
     }
 }
 
@@ -114,13 +118,20 @@ enum Went {
 
 impl Reading {
     pub(super) fn new(reader: Reader, format: Format, page_limits: PageLimits, end: u64) -> Self {
-        let length = None;
-        let damaged = Damaged::default();
-        let lost = 0;
-        let taken_to = reader.offset();
-        let until = u64::MAX;
-        let next = None;
-        Self { reader, format, page_limits, end, taken_to, until, next, fresh: true, length, damaged, lost }
+        Self {
+            taken_to: reader.offset(),
+            reader,
+            format,
+            page_limits,
+            end,
+            until: u64::MAX,
+            next: None,
+            fresh: true,
+            is_unopened: true,
+            length: None,
+            damaged: Damaged::default(),
+            lost: 0,
+        }
     }
 
     pub(super) fn with_damaged(self, damaged: Damaged) -> Self {
@@ -164,7 +175,7 @@ impl Reading {
 
     /// Continues after what has been read, in a log that ends at `end` by now. What cannot be read is an error again.
     pub(super) fn continue_to(&mut self, end: u64) {
-        (self.fresh, self.end) = (true, end);
+        (self.fresh, self.is_unopened, self.end) = (true, true, end);
     }
 
     /// The most bytes of a value that there is room for.
@@ -210,7 +221,7 @@ impl Reading {
         place: Place,
         most: usize,
     ) -> Result<Went, Problem> {
-        let begun = out.len();
+        let begun = self.taken_to;
         let mut steps = 0;
         let envelope = self.format.envelope();
         while self.may_continue() {
@@ -223,7 +234,8 @@ impl Reading {
             let record = match place::next(&mut self.reader, place, grant, out.len(), next_most) {
                 Ok(Next::Record(record)) => record,
                 Ok(Next::End) => break,
-                Ok(Next::Wants(place, bytes)) if out.len() == begun && steps == 1 => {
+                // Also behind damage that was passed: a piece without a record says nothing.
+                Ok(Next::Wants(place, bytes)) if self.taken_to == begun => {
                     return Ok(Went::Nowhere(place, bytes));
                 }
                 Ok(Next::Wants(..)) => return Ok(Went::Some),
@@ -366,10 +378,10 @@ impl Reading {
         Ok((end, reading))
     }
 
-    /// From where, and within which limits, it would continue.
+    /// From where, and within which limits, it would continue after a piece.
     pub(super) fn rest(&self) -> Rest {
-        let Self { format, page_limits, end, damaged, lost, .. } = *self;
-        Rest { offset: self.offset(), format, page_limits, end, damaged, lost }
+        let Self { format, page_limits, end, fresh, is_unopened, damaged, lost, .. } = *self;
+        Rest { offset: self.offset(), format, page_limits, end, fresh, is_unopened, damaged, lost }
     }
 
     /// Renders a new piece by [`render_some`](Self::render_some), where and when that is allowed. Returns whether it is the
@@ -390,10 +402,11 @@ impl Reading {
             };
             with_scratch(|out| {
                 let envelope = reading.format.envelope();
-                if reading.fresh {
+                if reading.is_unopened {
                     out.extend_from_slice(envelope.opening);
                 }
                 let went = reading.render_some(out, &mut grant, place, most)?;
+                reading.is_unopened &= matches!(went, Went::Nowhere(..));
                 // Nothing is held while waiting: neither what was read ahead, nor a chunk.
                 reading.reader.release();
                 Ok(match went {

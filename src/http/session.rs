@@ -29,7 +29,7 @@ use super::{
 use crate::{
     Code,
     api::SessionLine,
-    log::{Error, MayBlock, Room},
+    log::{Error, MayBlock, Room, Visible},
     store::OpenLog,
 };
 use bytes::Bytes;
@@ -84,6 +84,7 @@ pub(super) async fn begin(
     let session = Session {
         context: Arc::clone(context),
         share: Arc::clone(share),
+        log_end: Box::pin(log.visible(u64::MAX - 2)),
         log_wait: context.waited.begin(&log, share),
         ack: ack.unwrap_or_else(|| Ack::by(&log)),
         body,
@@ -127,6 +128,8 @@ struct Session {
     context: Arc<Context>,
     share: Arc<ConnectionShare>,
     log: Arc<OpenLog>,
+    /// Completes when the log ends, by waiting for a record that it will never have.
+    log_end: Pin<Box<Visible>>,
     log_wait: LogWait,
     ack: Ack,
     body: RequestBody,
@@ -347,6 +350,10 @@ impl Session {
                 return Err(Problem::new(Code::ShuttingDown, "the server is stopping; begin another session"));
             }
             () = self.log_wait.ended(), if is_open => return Err(Problem::too_many_waits()),
+            // With something on its way to the disk, the commit says so.
+            ended = self.log_end.as_mut(), if is_open && self.unacknowledged.is_empty() => {
+                return ended.map_err(Problem::of_log(&self.log));
+            }
             frame = self.body.frame(), if reads => match frame {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {

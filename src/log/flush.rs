@@ -83,6 +83,25 @@ impl CommitPosition {
     fn file(&self) -> std::sync::Arc<SegmentFile> {
         self.segment.file().expect("a segment keeps its file until it is sealed, which comes later")
     }
+
+    /// Waits until nobody copies a record into a chunk any more, also if the log has failed: another opening may look at the
+    /// memory. Appends must have been stopped.
+    fn await_copies(&self) {
+        let (mut segment, mut chunk) = (Arc::clone(&self.segment), Arc::clone(&self.chunk));
+        let (mut copied, backoff) = (self.done, Backoff::new());
+        loop {
+            while copied.records < chunk.reserved() {
+                let to = chunk.contiguous(copied, u32::MAX);
+                if to == copied {
+                    backoff.snooze(); // nothing but a copy is between an append's place and its end
+                }
+                copied = to;
+            }
+            let Some(next) = segment.next.load_full().and_then(Active::of) else { return };
+            (segment, chunk) = (Arc::clone(&next.segment), Arc::clone(&next.chunk));
+            copied = ChunkPosition::default();
+        }
+    }
 }
 
 /// What the flusher shares with callers that append and wait.
@@ -534,6 +553,7 @@ impl Shared {
                 Committed::Bytes(_) => {}
             }
         }
+        position.await_copies();
         let kept = self.seal_rest();
         if let Err(error) = &kept {
             self.fail(error);

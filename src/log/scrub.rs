@@ -36,8 +36,8 @@ impl Log {
     /// read, past the page cache where the system supports that, with some 2 MiB of memory; a damaged segment is read twice,
     /// with as much memory as its frames take.
     ///
-    /// `pace` is called with the number of bytes after each read, of at most 1 MiB. It may sleep, or stop the scrub by
-    /// returning `false`; then nothing is reported, and the next scrub begins with this segment. The log can be used and
+    /// `pace` is called with the number of bytes after each read, of at most 1 MiB, and with 0 while a part is read that the disk
+    /// cannot read. It may sleep, or stop the scrub by returning `false`; then nothing is reported, and the next scrub begins with this segment. The log can be used and
     /// trimmed meanwhile; a segment that is trimmed meanwhile is not damaged.
     ///
     /// # Errors

@@ -67,7 +67,8 @@ impl Checked {
     }
 }
 
-/// Checks a file. `pace` is called after each run with its bytes; if it returns `false`, the check stops.
+/// Checks a file. `pace` is called after each run with its bytes, and with 0 after each attempt at a block of one that the disk
+/// cannot read; if it returns `false`, the check stops.
 ///
 /// # Errors
 /// Errors that say nothing about what is on the disk.
@@ -127,9 +128,22 @@ impl Checker<'_> {
 
     /// Reads a run; returns which parts of it cannot be read.
     fn read(&mut self, run: &mut [u8], position: u64) -> Result<Vec<Range<usize>>, Ended> {
-        let bad = salvage::read(self.file, run, position, false)?;
+        let mut bad = Vec::new();
+        if !salvage::readable(self.file.read_once(run, position))? {
+            // Block by block, since a drive may take seconds for each attempt at a bad sector.
+            for (block, at) in run.chunks_mut(BLOCK as usize).zip((0..).step_by(BLOCK as usize)) {
+                let in_block = salvage::read(self.file, block, position + at as u64, false)?;
+                bad.extend(in_block.into_iter().map(|bad| at + bad.start..at + bad.end));
+                self.pass(0)?;
+            }
+        }
         self.bytes += run.len() as u64;
-        if (self.pace)(run.len() as u64) { Ok(bad) } else { Err(Ended::Stopped) }
+        self.pass(run.len() as u64)?;
+        Ok(bad)
+    }
+
+    fn pass(&mut self, bytes: u64) -> Result<(), Ended> {
+        if (self.pace)(bytes) { Ok(()) } else { Err(Ended::Stopped) }
     }
 
     /// Reads a block, if the file has it.

@@ -6,7 +6,7 @@
 
 use super::{Entry, Error, Inner, LogError, OpenLog};
 use crate::{
-    log::{Damage, Scrubbed},
+    log::{CLOSING, Damage, Scrubbed},
     reports,
     sync::{lock, read_lock, yield_more},
 };
@@ -14,7 +14,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::{
     ops::{Bound, Range},
     sync::{Arc, Mutex, atomic::Ordering},
-    thread::{Builder, JoinHandle},
+    thread::Builder,
     time::{Duration, Instant},
 };
 
@@ -67,7 +67,8 @@ impl OpenLog {
 /// See the module's documentation.
 pub(super) struct Scrubber {
     stop: Sender<()>,
-    thread: JoinHandle<()>,
+    /// Nothing is sent: the thread has ended when its sender is dropped.
+    ended: Receiver<()>,
 }
 
 impl Scrubber {
@@ -78,10 +79,12 @@ impl Scrubber {
             return Ok(None);
         }
         let (stop, stopped) = bounded(1);
+        let (running, ended) = bounded::<()>(1);
         let inner = Arc::clone(store);
-        let thread = Builder::new()
+        Builder::new()
             .name("millstream-scrub".into())
             .spawn(move || {
+                let _running = running;
                 yield_more(YIELDS);
                 let mut pace = Pace { bytes_per_second, stopped, due: Instant::now() };
                 loop {
@@ -92,13 +95,16 @@ impl Scrubber {
                 }
             })
             .map_err(LogError::io("start a thread for", &store.dir))?;
-        Ok(Some(Self { stop, thread }))
+        Ok(Some(Self { stop, ended }))
     }
 
-    /// Stops the scrubber; waits until the read in progress is done.
+    /// Stops the scrubber; waits for the read in progress, but no longer than for a log that is closed: if the disk hangs, the
+    /// thread is left behind, with the log that it reads.
     pub(super) fn stop(self) {
         drop(self.stop);
-        let _ = self.thread.join(); // a panic of the thread was reported already
+        if self.ended.recv_timeout(CLOSING) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("a scrub that the disk does not answer is left behind");
+        }
     }
 }
 
@@ -232,13 +238,16 @@ impl Inner {
             *ours = None;
         }
         let Some(handle) = open.map(|open| open.scrubber()) else { return Step::TryAgain };
-        let mut goes_on = true;
+        let (mut goes_on, mut exists) = (true, true);
         let scrubbed = handle.scrub(from, &mut |bytes| {
             goes_on = pace(bytes);
-            goes_on
+            // The file of a deleted log takes room as long as it is open.
+            exists = self.entry(name).is_some_and(|now| Arc::ptr_eq(&now, entry));
+            goes_on && exists
         });
         match scrubbed {
             _ if !goes_on => Step::Stop,
+            _ if !exists => Step::Done,
             Ok(Some(Scrubbed { next, damage, .. })) => {
                 report(name, &damage);
                 entry.findings.replace(from..next, damage);

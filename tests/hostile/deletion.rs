@@ -2,10 +2,10 @@
 
 use super::{
     a_while, code, get,
-    support::{Server, processor::Processor},
+    support::{Server, Stops, processor::Processor},
 };
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -15,7 +15,7 @@ fn requests_that_race_with_the_deletion_of_their_log_are_told_that_it_is_not_the
     let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--segment-bytes", "65536"]);
-    let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (stop, done) = (Stops::default(), AtomicU64::new(0));
     let begun = Instant::now();
     let answers = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..6)
@@ -25,7 +25,7 @@ fn requests_that_race_with_the_deletion_of_their_log_are_told_that_it_is_not_the
                     let mut client = server.connect();
                     let mut answers = std::collections::BTreeMap::new();
                     let (body, producer) = (vec![b'x'; [10, 9000, 30_000][n % 3]], format!("p{n}"));
-                    while !stop.load(Ordering::Relaxed) {
+                    while !stop.is_set() {
                         let sequence = done.load(Ordering::Relaxed).to_string();
                         let headers = [
                             ("Producer-Id", &*producer),
@@ -53,13 +53,13 @@ fn requests_that_race_with_the_deletion_of_their_log_are_told_that_it_is_not_the
                 })
             })
             .collect();
-        let mut client = server.connect();
+        let (at_end, mut client) = (stop.at_end(), server.connect());
         while begun.elapsed() < a_while(3.0) {
             client.request("PUT", "/v1/logs/a", b"").unwrap();
             std::thread::sleep(Duration::from_millis(done.fetch_add(1, Ordering::Relaxed) % 12));
             assert_eq!(client.request("DELETE", "/v1/logs/a", b"").unwrap().status, 204);
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(at_end);
         clients.into_iter().map(|client| client.join().unwrap()).collect::<Vec<_>>()
     });
     println!("{} logs: {answers:?}", done.load(Ordering::Relaxed));
@@ -81,30 +81,26 @@ fn creating_a_log_while_others_delete_it_creates_it_again() {
     let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);
-    let (stop, made) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (stop, made) = (Stops::default(), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for n in 0..6 {
             let (server, stop, made) = (&server, &stop, &made);
             scope.spawn(move || {
                 let mut client = server.connect();
-                while !stop.load(Ordering::Relaxed) {
+                while !stop.is_set() {
                     let method = if n % 2 == 0 { "PUT" } else { "DELETE" };
                     let answer = client.request(method, "/v1/logs/a", b"").unwrap();
                     let fine = match method {
                         "PUT" => matches!(answer.status, 200 | 201),
                         _ => matches!(answer.status, 204 | 404),
                     };
-                    stop.fetch_or(!fine, Ordering::Relaxed);
                     assert!(fine, "{method}: {} {}", answer.status, answer.body);
                     made.fetch_add(u64::from(answer.status == 201), Ordering::Relaxed);
                 }
             });
         }
-        let begun = Instant::now();
-        while begun.elapsed() < a_while(2.0) && !stop.load(Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        stop.store(true, Ordering::Relaxed);
+        let _at_end = stop.at_end();
+        std::thread::sleep(a_while(2.0));
     });
     println!("made {} times", made.load(Ordering::Relaxed));
 }

@@ -13,8 +13,30 @@ use std::{
     net::TcpStream,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
+
+/// Tells threads to end, also if the test panics: they would keep it from ending.
+#[derive(Default)]
+pub struct Stops(AtomicBool);
+
+impl Stops {
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Sets it when what is returned is dropped.
+    pub fn at_end(&self) -> impl Drop + '_ {
+        struct AtEnd<'a>(&'a AtomicBool);
+        impl Drop for AtEnd<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        AtEnd(&self.0)
+    }
+}
 
 pub struct Server {
     pub child: Child,

@@ -109,11 +109,15 @@ impl BackingDir {
         }
     }
 
-    /// The bytes of the chunk in a backing.
+    /// The bytes of the chunk in a backing. Changing them does not change the backing.
     pub(crate) fn frames(&self, name: &str) -> io::Result<Aligned> {
         use std::os::unix::fs::FileExt;
         let file = self.memory.open(name)?;
         let length = file.metadata()?.len().saturating_sub(HEAD as u64) as usize;
+        #[cfg(target_os = "linux")]
+        if let Some(frames) = mapped(&file, length) {
+            return Ok(frames);
+        }
         let mut frames = Aligned::new(length)?;
         file.read_exact_at(&mut frames[..length], HEAD as u64)?;
         Ok(frames)
@@ -205,4 +209,71 @@ pub(crate) fn owners(disk: &dyn Disk, at: &Path) -> io::Result<Vec<(PathBuf, Log
     owners.sort();
     owners.dedup();
     Ok(owners)
+}
+
+/// Maps `length` bytes after the head of a backing, which saves fresh memory and a copy; `None` if they have to be read. Only
+/// memory that is there is mapped: in another file system, or in a sparse file, a page that cannot be had would end the process.
+#[cfg(target_os = "linux")]
+fn mapped(file: &std::fs::File, length: usize) -> Option<Aligned> {
+    use crate::disk::BLOCK;
+    use std::os::unix::fs::MetadataExt;
+    const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+    let metadata = file.metadata().ok()?;
+    let is_there = metadata.blocks() * 512 >= metadata.len()
+        && length > 0
+        && metadata.len() == (HEAD + length) as u64
+        && (length as u64).is_multiple_of(BLOCK);
+    if !is_there || rustix::fs::fstatfs(file).ok()?.f_type != TMPFS {
+        return None;
+    }
+    // SAFETY: the file is not changed while it is mapped. Only this user can open the directory that it is in, and only who
+    // holds the log's lock uses it, which is the caller. Who wrote it has released the lock: by closing the log, which waits
+    // until nobody writes to its memory any more; or because its process ended, and that has no memory any more then.
+    let map = unsafe { memmap2::MmapOptions::new().offset(HEAD as u64).len(length).map_copy(file) }.ok()?;
+    let _ = map.advise(memmap2::Advice::PopulateRead); // since Linux 5.14; without it, each page is looked up when it is used
+    Some(map.into())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::disk::BLOCK;
+    use std::os::unix::fs::FileExt;
+
+    /// A page of a mapped file that cannot be had ends the process.
+    #[test]
+    fn only_backings_of_which_all_is_there_are_mapped() {
+        let at = tempfile::tempdir_in("/dev/shm").unwrap();
+        let file = |length: u64, reserve: bool| {
+            let path = at.path().join("backing");
+            let file = std::fs::File::options()
+                .create(true)
+                .truncate(true)
+                .read(true)
+                .write(true)
+                .open(path)
+                .unwrap();
+            file.set_len(length).unwrap();
+            if reserve {
+                rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length).unwrap();
+                file.write_all_at(b"frame", HEAD as u64).unwrap();
+            }
+            file
+        };
+        let length = 4 * BLOCK as usize;
+        let whole = file((HEAD + length) as u64, true);
+        let mut frames = mapped(&whole, length).unwrap();
+        assert!(frames.len() == length && frames.starts_with(b"frame"));
+        frames[0] = b'F';
+        let mut first = [0];
+        whole.read_exact_at(&mut first, HEAD as u64).unwrap();
+        assert_eq!(&first, b"f", "what is changed is a copy");
+        assert!(mapped(&whole, length - 1).is_none() && mapped(&whole, length + 1).is_none());
+        assert!(mapped(&file((HEAD + length) as u64, false), length).is_none(), "sparse");
+        assert!(mapped(&file((HEAD + length + 7) as u64, true), length + 7).is_none());
+        assert!(mapped(&file(HEAD as u64, true), 0).is_none());
+        let elsewhere = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        elsewhere.write_all_at(&vec![7; HEAD + length], 0).unwrap();
+        assert!(mapped(&elsewhere, length).is_none(), "on a disk");
+    }
 }

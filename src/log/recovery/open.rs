@@ -18,6 +18,7 @@ use crate::{
     LogId,
     chunk::{BackingDir, Chunk, ChunkMemory, ChunkPosition, Predecessor, ShmBacking, no_backing},
     disk::{self, BLOCK, Disk, File},
+    parallel::both,
     segment::{
         Segment,
         file::{self, SegmentFile},
@@ -155,6 +156,9 @@ fn open_backings(
         }
     }
 }
+
+/// The least memory that is made for a chunk beside other work: less takes no longer than starting a thread.
+const MIN_BESIDE_BYTES: u64 = 1 << 20;
 
 /// The result of opening.
 struct Opening {
@@ -316,14 +320,20 @@ impl Opener<'_> {
             aside::set_aside(disk, dir, header.base, bytes)?;
             return Ok(Resumed::Replaced);
         }
-        let written = self.resume_segment(last)?;
         let Some(claim) = claim else {
+            let written = self.resume_segment(last)?;
             return Ok(Resumed::Sealed(seal(written.file(), header, scan).map_err(Error::io("seal", path))?));
         };
-        let mut memory = self.memory(header.capacity).map_err(Error::io("get memory for", dir))?;
-        memory.label(&header.label(), previous.predecessor(disk, header.base));
-        // Not a byte more: if this process is killed, the next one would restore whatever follows.
-        memory.load(&bytes[..scan.words as usize * crate::frame::WORD]);
+        let load = || {
+            let mut memory = self.memory(header.capacity)?;
+            memory.label(&header.label(), previous.predecessor(disk, header.base));
+            // Not a byte more: if this process is killed, the next one would restore whatever follows.
+            memory.load(&bytes[..scan.words as usize * crate::frame::WORD]);
+            io::Result::Ok(memory)
+        };
+        let parallel = disk.in_parallel() && header.capacity >= MIN_BESIDE_BYTES;
+        let (written, memory) = both(parallel, || self.resume_segment(last), load);
+        let (written, memory) = (written?, memory.map_err(Error::io("get memory for", dir))?);
         let chunk =
             Arc::new(Chunk::recovered(memory, Some(self.roller.share()), &scan.positions, scan.words));
         let segment = Segment::new(*header, Some(written), Arc::clone(&chunk)).aged(scan.times.1);

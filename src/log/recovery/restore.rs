@@ -24,12 +24,13 @@ use super::{
     aside,
     full::{Full, no_room},
     judge::{Rest, State},
-    survey::{Copies, Origin, Survey, SurveyedSegment},
+    survey::{Copies, MAX_AHEAD_BYTES, Origin, Survey, SurveyedSegment},
 };
 use crate::{
     chunk::{BackingContent, BackingDir, Label, Predecessor},
     disk::{Aligned, BLOCK, Disk, File, is_transient, salvage},
     frame,
+    parallel::made_ahead,
     segment::{
         FRAMES,
         file::{self, SegmentFile},
@@ -85,26 +86,19 @@ pub(super) fn restore(
         (header.base, !has_file(header), !is_of_its_process, Reverse(header.created))
     });
     share_predecessors(&mut left);
+    // While one is restored, the next one is read.
+    let to_read = left.iter().filter(|backing| sealed_as(survey, backing).is_none());
+    let to_read: Vec<_> = to_read.map(|backing| (backing.name.clone(), backing.header.capacity)).collect();
+    let is_small = to_read.iter().all(|(_, capacity)| *capacity <= MAX_AHEAD_BYTES);
     let mut restorer = Restorer { disk, dir, backings, survey };
-    for n in 0..left.len() {
-        let (earlier, rest) = left.split_at_mut(n);
-        let Some(backing) = rest.first_mut() else { break };
-        let is_damaged = !restorer.survey.damage.is_empty(); // readers may have seen what only the backing has whole
-        let fate = restorer.restore_backing(earlier, backing);
-        match fate.map_err(Error::io("restore from memory what is missing in", dir)) {
-            Ok(fate) => backing.fate = fate,
-            Err(error) if error.keeps_from_writing() && durability == Durability::Disk && !is_damaged => {
-                let waiting = &left[n..];
-                let names = waiting.iter().map(|backing| &*backing.name);
-                warn_kept(backings, names, "there is no room on the disk for what it may hold");
-                // Not even those that the disk has are removed: the next one may be known to follow only by them.
-                return Ok(Some(Full::new(error, room_for(restorer.survey, waiting))));
-            }
-            Err(error) => return Err(no_room(error)),
-        }
-        if backing.fate == BackingFate::Kept && backing.end.is_some_and(|(end, _)| end <= first) {
-            backing.fate = BackingFate::Trimmed;
-        }
+    let full = made_ahead(
+        disk.in_parallel() && is_small,
+        &to_read,
+        |(name, _)| (name.clone(), backings.frames(name)),
+        |next_read| restorer.restore_each(&mut left, first, durability, next_read),
+    )?;
+    if full.is_some() {
+        return Ok(full);
     }
     dispose(disk, dir, backings, &left)
 }
@@ -243,23 +237,66 @@ enum BackingFate {
     Kept,
 }
 
+/// What a backing holds, as it was read.
+type Frames = io::Result<Aligned>;
+
+/// The segment that a backing is of, if that is sealed, and the backing says so too.
+fn sealed_as<'a>(survey: &'a Survey, backing: &LeftBacking) -> Option<&'a SurveyedSegment> {
+    let segment = survey.segments.iter().find(|segment| segment.header == backing.header)?;
+    (backing.sealed && matches!(segment.state, State::Sealed(_))).then_some(segment)
+}
+
 impl Restorer<'_> {
+    /// Restores from each backing. Returns `Full` if there is no room for what one of them may hold.
+    fn restore_each(
+        &mut self,
+        left: &mut [LeftBacking],
+        first: u64,
+        durability: Durability,
+        next_read: &mut dyn FnMut() -> Option<(String, Frames)>,
+    ) -> Result<Option<Full>, Error> {
+        let mut ahead = None;
+        for n in 0..left.len() {
+            let (earlier, rest) = left.split_at_mut(n);
+            let Some(backing) = rest.first_mut() else { break };
+            let is_damaged = !self.survey.damage.is_empty(); // readers may have seen what only the backing has whole
+            if sealed_as(self.survey, backing).is_none() {
+                ahead = ahead.or_else(&mut *next_read);
+            }
+            let frames = ahead.take_if(|(name, _)| *name == backing.name).map(|(_, frames)| frames);
+            let fate = self.restore_backing(earlier, backing, frames);
+            match fate.map_err(Error::io("restore from memory what is missing in", self.dir)) {
+                Ok(fate) => backing.fate = fate,
+                Err(error) if error.keeps_from_writing() && durability == Durability::Disk && !is_damaged => {
+                    let waiting = &left[n..];
+                    let names = waiting.iter().map(|backing| &*backing.name);
+                    warn_kept(self.backings, names, "there is no room on the disk for what it may hold");
+                    // Not even those that the disk has are removed: the next one may be known to follow only by them.
+                    return Ok(Some(Full::new(error, room_for(self.survey, waiting))));
+                }
+                Err(error) => return Err(no_room(error)),
+            }
+            if backing.fate == BackingFate::Kept && backing.end.is_some_and(|(end, _)| end <= first) {
+                backing.fate = BackingFate::Trimmed;
+            }
+        }
+        Ok(None)
+    }
+
     /// Writes the records that the backing has and the log lacks, if they continue the log. `earlier` are the backings
     /// handled before.
     fn restore_backing(
         &mut self,
         earlier: &[LeftBacking],
         backing: &mut LeftBacking,
+        frames: Option<Frames>,
     ) -> io::Result<BackingFate> {
-        let same = self.survey.segments.iter().position(|segment| segment.header == backing.header);
-        if let Some(segment @ SurveyedSegment { state: State::Sealed(_), .. }) =
-            same.and_then(|n| self.survey.segments.get(n))
-            && backing.sealed
-        {
+        if let Some(segment) = sealed_as(self.survey, backing) {
             backing.end = Some((segment.end(), last_crc(self.disk, segment)?));
             return Ok(BackingFate::Redundant);
         }
-        let frames = match self.backings.frames(&backing.name) {
+        let same = self.survey.segments.iter().position(|segment| segment.header == backing.header);
+        let frames = match frames.unwrap_or_else(|| self.backings.frames(&backing.name)) {
             Ok(frames) => frames,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BackingFate::Redundant), // it was removed meanwhile
             // The next attempt may read it; until then nothing else may get the offsets of its records.
@@ -397,7 +434,7 @@ impl Restorer<'_> {
         let segment = SegmentFile::prepare(self.disk, self.dir, 0, header.capacity)?;
         segment.begin(self.disk, self.dir, &header).inspect_err(|_| segment.discard(self.disk))?;
         write(segment.file(), &frames, 0, scan.words)?;
-        frames[scan.words as usize * frame::WORD..].fill(0); // as in the file
+        clear(&mut frames[scan.words as usize * frame::WORD..]); // as in the file
         // A segment of the same base was replaced while it was empty, and its file was just now: sealing it would write
         // over this one.
         self.survey.segments.retain(|segment| segment.header.base != header.base);
@@ -452,6 +489,15 @@ fn after_gap<'a>(frames: &'a [u8], key: frame::Key, scan: &Scan) -> &'a [u8] {
         Some(at + frame::parse(frames.get(at..)?)?.words() as usize * frame::WORD)
     });
     end.and_then(|end| frames.get(gap..end)).unwrap_or_default()
+}
+
+/// Fills with zeros what is not zero, and touches nothing else: what is mapped would be copied.
+fn clear(bytes: &mut [u8]) {
+    for block in bytes.chunks_mut(BLOCK as usize) {
+        if block.iter().any(|&byte| byte != 0) {
+            block.fill(0);
+        }
+    }
 }
 
 /// Where a backing with these frames ends.

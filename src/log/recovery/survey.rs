@@ -10,6 +10,7 @@ use super::{
 use crate::{
     LogId,
     disk::{Aligned, BLOCK, Disk, File, salvage},
+    parallel::made_ahead,
     segment::{
         CAPACITIES, file,
         header::{self, BadHeader, Decoded, Header, Secret},
@@ -24,6 +25,9 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
 };
+
+/// The longest segment that is read while another one is judged, so that both are in memory.
+pub(super) const MAX_AHEAD_BYTES: u64 = 256 << 20;
 
 /// What a directory holds.
 pub(in crate::log) struct Survey {
@@ -114,32 +118,43 @@ fn look(
 
     let torn = aside::torn_files(dir, &names);
     let mut survey = Survey { segments: Vec::new(), damage: Vec::new(), missing: Vec::new(), torn };
-    let outlines = read_outlines(disk, dir, &bases, &mut survey.damage)?;
-    for (n, outline) in outlines.iter().enumerate() {
-        let base = outline.decoded.header.base;
-        if let Some(before) = survey.segments.last().map(SurveyedSegment::end).filter(|&before| before < base)
-        {
-            survey.missing.push(before..base);
-            survey.damage.push(Damage::new(before..base, dir, "no segment file holds them"));
-        }
-        let next = outlines.get(n + 1).map(|next| next.decoded.header.base);
-        let (state, holes) = examine(disk, outline, next, deep).map_err(Error::io("read", &outline.path))?;
-        let &Outline { decoded: Decoded { header, .. }, origin, copies, mark, footer, .. } = outline;
-        let segment = SurveyedSegment {
-            header,
-            origin,
-            copies,
-            mark,
-            footer,
-            holes,
-            path: outline.path.clone(),
-            state,
-        };
-        note_damage(&segment, deep, &mut survey.damage);
-        survey.segments.push(segment);
-        progress(n + 1, outlines.len());
+    let mut outlines = read_outlines(disk, dir, &bases, &mut survey.damage)?;
+    for n in 0..outlines.len() {
+        outlines[n].next = outlines.get(n + 1).map(|next| next.decoded.header.base);
     }
-    Ok(survey)
+    // While one is judged, the next one is read.
+    let to_read: Vec<_> = outlines.iter().filter(|outline| deep || outline.sealed().is_none()).collect();
+    let is_small = to_read.iter().all(|outline| outline.length <= MAX_AHEAD_BYTES);
+    made_ahead(
+        disk.in_parallel() && is_small,
+        &to_read,
+        |outline| read_frames(disk, outline, deep),
+        |next_read| {
+            for (n, outline) in outlines.iter().enumerate() {
+                note_gap(&mut survey, dir, outline.decoded.header.base);
+                let sealed = outline.sealed().filter(|_| !deep);
+                let (state, holes) = if let Some(footer) = sealed {
+                    (State::Sealed(footer), false)
+                } else {
+                    let read = next_read().unwrap_or_else(|| unreachable!("it is to be read"));
+                    examine(outline, read.map_err(Error::io("read", &outline.path))?)
+                };
+                let segment = outline.surveyed(state, holes);
+                note_damage(&segment, deep, &mut survey.damage);
+                survey.segments.push(segment);
+                progress(n + 1, outlines.len());
+            }
+            Ok(survey)
+        },
+    )
+}
+
+/// Notes that no file holds the records from the last segment's end up to `base`, if there are any.
+fn note_gap(survey: &mut Survey, dir: &Path, base: u64) {
+    if let Some(before) = survey.segments.last().map(SurveyedSegment::end).filter(|&before| before < base) {
+        survey.missing.push(before..base);
+        survey.damage.push(Damage::new(before..base, dir, "no segment file holds them"));
+    }
 }
 
 /// What a segment file says about itself at its start and at its end.
@@ -153,6 +168,21 @@ struct Outline {
     mark: Option<u32>,
     length: u64,
     footer: Option<Footer>,
+    /// The base of the segment after it, once that is known.
+    next: Option<u64>,
+}
+
+impl Outline {
+    /// Its footer, if that verifies, and claims no records of the next segment.
+    fn sealed(&self) -> Option<Footer> {
+        let room = self.next.map(|next| next - self.decoded.header.base);
+        self.footer.filter(|footer| room.is_none_or(|room| u64::from(footer.records) <= room))
+    }
+
+    fn surveyed(&self, state: State, holes: bool) -> SurveyedSegment {
+        let &Self { decoded: Decoded { header, .. }, origin, copies, mark, footer, .. } = self;
+        SurveyedSegment { header, origin, copies, mark, footer, holes, path: self.path.clone(), state }
+    }
 }
 
 /// What the outline of a segment is read as.
@@ -240,7 +270,7 @@ fn read_outline(disk: &dyn Disk, path: PathBuf, base: u64) -> Result<OutlineRead
         bad.iter().any(|bad| header::MARK_SECTOR.start < bad.end && bad.start < header::MARK_SECTOR.end);
     let mark = (!mark_is_bad).then_some(decoded.mark);
     let (state, origin) = (HeaderState::Verified, Origin::Own);
-    Ok(OutlineRead::Whole(Outline { path, decoded, state, origin, copies, mark, length, footer }))
+    Ok(OutlineRead::Whole(Outline { path, decoded, state, origin, copies, mark, length, footer, next: None }))
 }
 
 /// When the last record of a segment was appended, as far as its header and footer say.
@@ -295,7 +325,7 @@ fn reconstruct(
     let decoded = Decoded { header, mark: 0, whole: false };
     let path = path.to_owned();
     let copies = Copies::Whole;
-    Ok(Outline { path, decoded, state, origin, copies, mark: Some(0), length, footer })
+    Ok(Outline { path, decoded, state, origin, copies, mark: Some(0), length, footer, next: None })
 }
 
 /// Reads a block; also returns which parts of it cannot be read.
@@ -313,29 +343,25 @@ fn read_footer(file: &dyn File, length: u64, header: &Header) -> io::Result<Opti
     Ok(Footer::at_end(&read_block(file, at)?.0, length, header))
 }
 
-/// Judges one segment. `next` is the base of the segment after it.
-fn examine(disk: &dyn Disk, outline: &Outline, next: Option<u64>, deep: bool) -> io::Result<(State, bool)> {
-    let Outline { decoded: Decoded { header, .. }, state, mark, length, footer, .. } = outline;
-    let next = next.map(|next| next - header.base);
-    if let Some(footer) =
-        footer.filter(|footer| !deep && next.is_none_or(|next| u64::from(footer.records) <= next))
-    {
-        return Ok((State::Sealed(footer), false));
-    }
+/// Reads what a segment's file has after its header.
+fn read_frames(disk: &dyn Disk, outline: &Outline, deep: bool) -> io::Result<Region> {
     let file = disk.open(&outline.path, false)?;
-    if footer.is_none() {
+    if outline.footer.is_none() {
         // What is read must be what the device has, because it is going to be called durable.
         file.sync()?;
     }
-    let bytes = Region::read(&*file, *length, deep)?;
+    Region::read(&*file, outline.length, deep)
+}
+
+/// Judges a segment that was read; also returns whether it has [`holes`](SurveyedSegment::holes).
+fn examine(outline: &Outline, bytes: Region) -> (State, bool) {
+    let Outline { decoded: Decoded { header, .. }, state, mark, footer, next, .. } = outline;
+    let records_before_next = next.map(|next| next - header.base);
     let unreadable = !bytes.unreadable().is_empty();
-    let state = judge(
-        header,
-        &Known { mark: *mark, footer: *footer, records_before_next: next, header: *state },
-        bytes,
-    );
+    let known = Known { mark: *mark, footer: *footer, records_before_next, header: *state };
+    let state = judge(header, &known, bytes);
     let holes = unreadable && !matches!(state, State::Damaged(_));
-    Ok((state, holes))
+    (state, holes)
 }
 
 fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {

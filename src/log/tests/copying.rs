@@ -143,3 +143,28 @@ fn an_append_that_waits_for_copies_ends_when_the_log_fails() {
         assert!(done.is_ok_and(|done| matches!(done, Err(Error::Failed { .. }))), "nothing in 5 s");
     });
 }
+
+/// Whoever opens the log next maps its memory, and verifies it there.
+#[test]
+fn a_failed_log_is_closed_when_nobody_copies_into_its_memory_any_more() {
+    for durability in [Durability::Disk, Durability::Memory] {
+        let log =
+            Log::open_on(Arc::new(Sim::new(1)), Path::new(DIR), Options { durability, ..small() }).unwrap();
+        let (begun, open_door) = (Barrier::new(2), mpsc::channel());
+        let door = Mutex::new(open_door.1);
+        std::thread::scope(|scope| {
+            let slow = scope.spawn(|| {
+                let values = Slow { passes: Cell::new(0), begun: &begun, door: &door };
+                log.try_append_values(&values, None, MayBlock::Never)
+            });
+            begun.wait();
+            log.shared.fail(&Error::Failed { reason: "for this test".into() });
+            let closing = scope.spawn(|| log.shutdown());
+            std::thread::sleep(Duration::from_millis(30));
+            assert!(!closing.is_finished() && !slow.is_finished());
+            open_door.0.send(()).unwrap();
+            assert!(matches!(closing.join().unwrap(), Err(Error::Failed { .. })));
+            drop(slow.join().unwrap());
+        });
+    }
+}

@@ -154,3 +154,52 @@ fn the_rate_is_kept_and_the_store_is_closed_without_waiting_for_it() {
     let store = Store::open(dir.path(), none).unwrap();
     assert!(Scrubber::start(&store.inner).unwrap().is_none());
 }
+
+/// The scrubber was waited for without a limit, before any log was closed.
+#[test]
+fn a_disk_that_hangs_under_a_log_that_is_scrubbed_does_not_keep_the_others_open() {
+    use crate::disk::gate::{Gate, Operation};
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), &["a", "b"]).close().unwrap();
+    let (hangs, hung) = crossbeam::channel::bounded::<()>(1);
+    let (released, release) = crossbeam::channel::bounded::<()>(1);
+    let gate = Gate::new(crate::disk::native(), move |operation, path: &Path| {
+        if operation == Operation::Read && path.parent().is_some_and(|dir| dir.ends_with("a")) {
+            let _ = hangs.try_send(());
+            let _ = release.recv(); // nothing is sent
+        }
+        Ok(())
+    });
+    let options = StoreOptions { scrub_bytes_per_second: 1 << 30, ..options() };
+    let mut store = Store::open_in(Environment::on(gate), dir.path(), options).unwrap();
+    store.get("b").unwrap().append_wait(b"x").unwrap();
+    store.scrubber = Scrubber::start(&store.inner).unwrap();
+    hung.recv_timeout(Duration::from_secs(20)).unwrap();
+    let begun = Instant::now();
+    store.close().unwrap();
+    assert!(begun.elapsed() < CLOSING * 2, "{:?}", begun.elapsed());
+    drop(released);
+}
+
+/// The room of a deleted file is free when it is closed.
+#[test]
+fn the_file_of_a_deleted_log_is_not_read_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Options { segment_bytes: 8 << 20, memory_bytes: 64 << 20, ..options().log };
+    let store = Store::open(dir.path(), StoreOptions { log, ..options() }).unwrap();
+    store.create("a", &LogSettings::default()).unwrap();
+    let log = store.get("a").unwrap();
+    for _ in 0..6 {
+        log.append(&vec![7; 4 << 20]).unwrap();
+    }
+    log.roll().unwrap();
+    drop(log);
+    let calls = AtomicUsize::new(0);
+    assert!(store.inner.scrub(&mut |_| {
+        if calls.fetch_add(1, SeqCst) == 2 {
+            store.delete("a").unwrap();
+        }
+        true
+    }));
+    assert_eq!(calls.load(SeqCst), 3);
+}
