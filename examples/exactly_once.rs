@@ -21,8 +21,8 @@ fn line(n: u64) -> Vec<u8> {
 fn import(dir: &Path) -> Result<(), Error> {
     let log = Log::open(dir, Options::default())?;
     // The next epoch: whatever is left of an earlier run of this producer is refused from now on.
-    let opened = log.open_producer("importer")?;
-    let mut next = opened.mark.and_then(|mark| mark.parse().ok()).unwrap_or(0);
+    let begun = log.begin_epoch("importer")?;
+    let mut next = begun.mark.and_then(|mark| mark.parse().ok()).unwrap_or(0);
     for sequence in 0.. {
         let end = (next + BATCH).min(LINES);
         if next == end {
@@ -31,7 +31,7 @@ fn import(dir: &Path) -> Result<(), Error> {
         let lines: Vec<_> = (next..end).map(line).collect();
         let payloads: Vec<_> = lines.iter().map(|bytes| Payload { bytes, json: false }).collect();
         let mark = end.to_string();
-        let batch = ProducerBatch::new("importer", opened.epoch, sequence).with_mark(&mark);
+        let batch = ProducerBatch::new("importer", begun.epoch, sequence).with_mark(&mark);
         let stored = loop {
             match log.try_append_once(&batch, &payloads, None) {
                 Err(Error::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),

@@ -41,9 +41,9 @@ pub struct LogInfo {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct DamageInfo {
-    /// The first offset that is lost.
+    /// The first offset that is damaged.
     pub first_offset: u64,
-    /// The offset after the last one; `first_offset` if no record is lost.
+    /// The offset after the last one; `first_offset` if no record is damaged.
     pub next_offset: u64,
     /// What is wrong.
     pub reason: String,
@@ -193,7 +193,7 @@ pub struct CursorInfo {
     pub name: String,
     /// The offset of the record that its consumer wants next.
     pub offset: u64,
-    /// How many records that readers see are not behind it.
+    /// How many visible records are at or after `offset`.
     pub lag: u64,
     /// The log's id, in hexadecimal.
     pub log_id: String,

@@ -67,6 +67,14 @@ pub use log::{
 };
 #[cfg(feature = "store")]
 pub use log::{
-    CURSORS_PER_LOG, Cursor, EarlierBatch, OpenedProducer, PRODUCER_EPOCH_MAX, PRODUCER_ID_BYTES,
+    BegunEpoch, CURSORS_PER_LOG, Cursor, EarlierBatch, MAX_PRODUCER_EPOCH, PRODUCER_ID_BYTES,
     PRODUCER_MARK_BYTES, Produced, ProducerBatch, ProducerState,
 };
+/// The name of [`BegunEpoch`] in earlier versions.
+#[cfg(feature = "store")]
+#[deprecated(note = "is called BegunEpoch")]
+pub type OpenedProducer = BegunEpoch;
+/// The name of [`MAX_PRODUCER_EPOCH`] in earlier versions.
+#[cfg(feature = "store")]
+#[deprecated(note = "is called MAX_PRODUCER_EPOCH")]
+pub const PRODUCER_EPOCH_MAX: u32 = MAX_PRODUCER_EPOCH;

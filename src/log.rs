@@ -27,6 +27,7 @@ mod flush;
 mod for_store;
 mod futures;
 mod inspect;
+mod limits;
 mod line;
 mod options;
 #[cfg(feature = "store")]
@@ -50,7 +51,7 @@ pub use append::{Appender, Payload};
 #[cfg(feature = "server")]
 pub(crate) use cursors::Condition as CursorCondition;
 #[cfg(feature = "store")]
-pub use cursors::{CURSORS_PER_LOG, Cursor};
+pub use cursors::Cursor;
 pub use damage::Damage;
 pub(crate) use environment::Environment;
 pub use error::Error;
@@ -60,22 +61,23 @@ use flush::CLOSING;
 pub(crate) use flush::CLOSING;
 pub use futures::{AppendAsync, AppendDurable, Durable, Room, Visible};
 pub use inspect::{Report, verify, verify_with_progress};
+#[cfg(feature = "store")]
+pub use limits::{CURSORS_PER_LOG, MAX_PRODUCER_EPOCH, PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES};
 pub use options::{Durability, Options};
 #[cfg(feature = "server")]
 pub(crate) use producers::check_id as check_producer_id;
 #[cfg(all(fuzzing, feature = "store"))]
 pub use producers::fuzzing::checksum_of as checksum_of_producers;
 #[cfg(feature = "store")]
-pub use producers::{
-    EarlierBatch, OpenedProducer, PRODUCER_EPOCH_MAX, PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES, Produced,
-    ProducerBatch, ProducerState,
-};
+pub use producers::{BegunEpoch, EarlierBatch, Produced, ProducerBatch, ProducerState};
 #[cfg(feature = "server")]
 pub(crate) use read::{Ahead, Head};
 pub use read::{Iter, Reader, Record, RecordRef};
 #[cfg(feature = "store")]
 pub(crate) use recovery::{COMMON_LOCK, SETTINGS, id_of, only_ours};
 pub use repair::{Repaired, repair, repair_with_progress};
+#[cfg(feature = "server")]
+pub(crate) use requests::LastWrite;
 pub use retention::Retention;
 pub use scrub::Scrubbed;
 pub use stats::{Histogram, LogStats, Stats, stats};
@@ -176,7 +178,7 @@ pub(crate) struct Shared {
     producers: producers::Producers,
     #[cfg(feature = "store")]
     cursors: cursors::Cursors,
-    lock: std::sync::Mutex<Option<Box<dyn Send + Sync>>>,
+    lock: Mutex<Option<Box<dyn Send + Sync>>>,
 }
 
 impl Shared {
@@ -213,7 +215,7 @@ impl Shared {
             producers: producers::Producers::default(),
             #[cfg(feature = "store")]
             cursors: cursors::Cursors::default(),
-            lock: std::sync::Mutex::new(Some(lock)),
+            lock: Mutex::new(Some(lock)),
         }
     }
 
@@ -317,7 +319,7 @@ impl Shared {
 
     /// Lets others open the directory.
     fn unlock(&self) {
-        *self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        *lock(&self.lock) = None;
     }
 
     /// Advances the active segment's time. If the clock is far behind it, begins another segment as soon as one is

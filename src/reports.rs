@@ -1,6 +1,7 @@
 //! How often failures are written to the log of the process: clients can cause thousands of the same kind per second,
 //! for example by reading a damaged record again and again, or by creating logs on a full disk.
 
+use crate::sync::lock_std;
 #[cfg(feature = "server")]
 use std::sync::{
     LazyLock,
@@ -10,12 +11,13 @@ use std::{
     collections::BTreeMap,
     fmt::Display,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
 /// How many failures of the same kind are reported in one [`PERIOD`].
 const MAX_REPORTS: u64 = 10;
+/// For how long failures of the same kind are counted together.
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// See the module's documentation.
@@ -37,7 +39,7 @@ impl Reports {
 
     /// Counts a failure; returns whether it is to be reported, and if so, how many before it were not.
     pub(crate) fn count(&self, kind: &'static str, now: Instant) -> Option<u64> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock_std(&self.0);
         let seen = all.entry(kind).or_insert(Seen { since: now, count: 0 });
         let mut left_out = 0;
         if now.saturating_duration_since(seen.since) >= PERIOD {
@@ -74,7 +76,7 @@ pub(crate) struct Rarely {
 #[cfg(feature = "server")]
 impl Rarely {
     /// Whether it is to be reported now: then nobody else is told so for a while.
-    pub(crate) fn is_due(&self) -> bool {
+    pub(crate) fn claim(&self) -> bool {
         static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
         let (now, last) = (BEGUN.elapsed().as_millis() as u64 + 1, self.last.load(Ordering::Relaxed));
         let is_due = last == 0 || now >= last + PERIOD.as_millis() as u64;

@@ -219,7 +219,8 @@ impl Store {
 
     /// Opens a store without a housekeeper, whose turns the caller runs, and without a scrubber.
     pub(crate) fn open_in(env: Environment, dir: &Path, options: StoreOptions) -> Result<Self, Error> {
-        let (dir, disk) = (dir.to_owned(), &*env.disk);
+        let dir = dir.to_owned();
+        let disk = &*env.disk;
         options.log.check()?;
         disk.create_dir(&dir).map_err(LogError::io("make the directory", &dir))?;
         let lock = disk.lock(&dir.join(COMMON_LOCK)).map_err(|error| match error.kind() {
@@ -246,9 +247,12 @@ impl Store {
         if let Some(at) = &options.log.shm_dir {
             warn_of_backings(disk, at, &dir);
         }
-        let (budget, entries) = (Budget::new(options.log.memory_bytes), RwLock::new(entries));
-        let (begun, passed) = (env.machine.elapsed(), AtomicU64::new(0));
-        let (left, removing) = (Mutex::new(left), Arc::default());
+        let budget = Budget::new(options.log.memory_bytes);
+        let entries = RwLock::new(entries);
+        let begun = env.machine.elapsed();
+        let passed = AtomicU64::new(0);
+        let left = Mutex::new(left);
+        let removing = Arc::default();
         let lock = lock.into();
         let inner = Inner { env, dir, options, lock, budget, entries, begun, passed, left, removing };
         Ok(Self { inner: Arc::new(inner), housekeeper: None, scrubber: None })
@@ -436,7 +440,8 @@ impl Store {
         self.scrubber.take().into_iter().for_each(Scrubber::stop);
         self.housekeeper.take().into_iter().for_each(Housekeeper::stop);
         let entries = std::mem::take(&mut *write_lock(&self.inner.entries));
-        let (mut result, mut left) = (Ok(()), CLOSING);
+        let mut result = Ok(());
+        let mut left = CLOSING;
         for open in entries.into_values().filter_map(|entry| entry.open.swap(None)) {
             if let Ok(OpenLog { log, .. }) = Arc::try_unwrap(open)
                 && !log.is_cloned()
@@ -513,9 +518,11 @@ impl Inner {
 
     fn open_log_with(&self, name: &str, settings: LogSettings, entry: &Entry) -> Result<OpenLog, Error> {
         static OPENINGS: AtomicU64 = AtomicU64::new(0);
-        let (dir, options) = (self.dir.join(name), self.options_for(&settings)?);
+        let dir = self.dir.join(name);
+        let options = self.options_for(&settings)?;
         let log = Log::open_within(&self.env, &self.budget, &dir, options, Arc::clone(&self.lock))?;
-        let (name, deleted) = (name.to_owned(), AtomicBool::new(false));
+        let name = name.to_owned();
+        let deleted = AtomicBool::new(false);
         let untrimmed = AtomicBool::new(false);
         let number = OPENINGS.fetch_add(1, Ordering::Relaxed); // only to be unlike any other
         let findings = Arc::clone(&entry.findings);

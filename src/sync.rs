@@ -36,6 +36,25 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// [`lock`] for a mutex of the standard library: one in a static, which loom's and shuttle's cannot be, or one that threads of
+/// the process wait for, of which loom and shuttle do not know.
+pub(crate) fn lock_std<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Waits until another thread notifies, which [`lock`]'s reason holds for as well.
+pub(crate) fn wait<'a, T>(condvar: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    condvar.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Runs a model with all orders of threads that interrupt each other up to three times.
+#[cfg(all(test, loom))]
+pub(crate) fn model(run: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(run);
+}
+
 /// A flag that is set as long as this exists: the right to do what one thread does at a time, if at all. It protects no
 /// memory: Relaxed.
 pub(crate) struct Busy<F: Deref<Target = AtomicBool>>(F);

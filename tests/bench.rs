@@ -2,6 +2,7 @@
 
 mod support;
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
     process::{Command, Output},
     thread::JoinHandle,
@@ -63,9 +64,9 @@ fn stall(server: &Server, after: Duration, time: Duration) -> JoinHandle<()> {
     let pid = server.pid();
     std::thread::spawn(move || {
         std::thread::sleep(after);
-        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        kill_process(pid, Signal::STOP).unwrap();
         std::thread::sleep(time);
-        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+        kill_process(pid, Signal::CONT).unwrap();
     })
 }
 
@@ -94,6 +95,39 @@ fn a_stall_that_lasts_beyond_the_end_is_measured() {
     assert!(report["requests"].as_u64().unwrap() >= 195, "{report}");
     assert!(report["latency_ms"]["max"].as_f64().unwrap() > 600.0, "{report}");
     assert!(report["latency_ms"]["p90"].as_f64().unwrap() > 400.0, "{report}");
+}
+
+/// The names of the logs that the server has.
+fn logs(server: &Server) -> Vec<String> {
+    let listed = server.connect().request("GET", "/v1/logs", b"").unwrap().body;
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let names = listed["logs"].as_array().unwrap().iter();
+    names.map(|name| name.as_str().unwrap().to_owned()).collect()
+}
+
+/// Its logs stayed, and the next run refused to begin.
+#[test]
+fn the_logs_are_deleted_if_not_all_can_be_created_and_after_a_signal() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    server.connect().request("PUT", "/v1/logs/bench-2", b"").unwrap();
+    let output = bench(&server, &["--logs", "4"]);
+    assert!(output.status.code() == Some(1) && String::from_utf8_lossy(&output.stderr).contains("bench-2"));
+    assert_eq!(logs(&server), ["bench-2", "default"]);
+    server.connect().request("DELETE", "/v1/logs/bench-2", b"").unwrap();
+    for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let mut running = Command::new(env!("CARGO_BIN_EXE_millstream"))
+            .args(["bench", "--url", &format!("http://{}", server.address), "--logs", "2"])
+            .spawn()
+            .unwrap();
+        while logs(&server).len() < 3 {
+            assert!(running.try_wait().unwrap().is_none());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        kill_process(Pid::from_child(&running), signal).unwrap();
+        assert_eq!(running.wait().unwrap().code(), Some(status));
+        assert_eq!(logs(&server), ["default"]);
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Imports point down: of the files and folders in one folder of `src/`, none imports another that, directly or by way of
-//! others, imports it. What a module and those inside it import of each other does not count.
+//! others, imports it. What a module and those inside it import of each other does not count. Those in `src/` itself import
+//! only what is below them in the picture in `docs/architecture.md`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -112,9 +113,17 @@ fn way(graph: &Graph, from: &str, to: &str, seen: &mut BTreeSet<String>) -> Opti
     None
 }
 
+/// The names that `lib.rs` has from modules, with the names of these.
+fn public(files: &[(String, String)]) -> BTreeMap<String, String> {
+    let Some((_, text)) = files.iter().find(|(module, _)| module == "lib") else { return BTreeMap::new() };
+    let of = |path: String| path.split_once("::").map(|(module, name)| (name.to_owned(), module.to_owned()));
+    named(text).into_iter().filter_map(of).collect()
+}
+
 /// What the modules of each folder import of each other. A file is given as the path of its module, and its text.
 fn folders(files: &[(String, String)]) -> BTreeMap<String, Graph> {
     let modules: BTreeSet<&str> = files.iter().map(|(module, _)| &**module).collect();
+    let public = public(files);
     let mut folders: BTreeMap<String, Graph> = BTreeMap::new();
     for (own, text) in files {
         for named in named(text) {
@@ -132,6 +141,9 @@ fn folders(files: &[(String, String)]) -> BTreeMap<String, Graph> {
                 } else {
                     at.push(part);
                 }
+            }
+            if let Some(module) = at.first().and_then(|name| public.get(*name)) {
+                at = vec![module];
             }
             while !at.is_empty() && !modules.contains(&*at.join("::")) {
                 at.pop();
@@ -160,6 +172,39 @@ fn circles(folders: &BTreeMap<String, Graph>) -> Vec<String> {
     circles
 }
 
+/// The modules in the picture of the architecture, each with the number of its line.
+fn picture() -> BTreeMap<String, usize> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md");
+    let page = fs::read_to_string(path).unwrap();
+    let (_, rest) = page.split_once("```text\n").unwrap();
+    let (picture, _) = rest.split_once("```").unwrap();
+    let mut found = BTreeMap::new();
+    for (number, line) in picture.lines().enumerate() {
+        // A line begins with one or more files or folders: `store.rs, store/   names to logs`.
+        for part in line.split(", ") {
+            let part = part.trim_start();
+            let end = part.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(part.len());
+            let (name, rest) = part.split_at(end);
+            let Some(rest) = rest.strip_prefix(".rs").or_else(|| rest.strip_prefix('/')) else { break };
+            found.insert(name.to_owned(), number);
+            if !rest.is_empty() {
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// The imports that do not point to a line further down.
+fn upward(graph: &Graph, picture: &BTreeMap<String, usize>) -> Vec<String> {
+    let imports = graph.iter().flat_map(|(from, all)| all.iter().map(move |to| (from, to)));
+    let not_down = imports.filter(|(from, to)| match (picture.get(*from), picture.get(*to)) {
+        (Some(from), Some(to)) => from >= to,
+        _ => true,
+    });
+    not_down.map(|(from, to)| format!("{from} → {to}")).collect()
+}
+
 #[test]
 fn imports_point_down() {
     let (root, mut all) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), Vec::new());
@@ -174,6 +219,27 @@ fn imports_point_down() {
     );
     let circles = circles(&folders);
     assert!(circles.is_empty(), "imports go round in circles:\n{}", circles.join("\n"));
+    let mut graph = folders[""].clone();
+    for only_for_tests in ["sim", "fuzzing"] {
+        graph.remove(only_for_tests);
+    }
+    let upward = upward(&graph, &picture());
+    assert!(upward.is_empty(), "not down in the picture of docs/architecture.md:\n{}", upward.join("\n"));
+}
+
+/// Only circles were found: `settings` was at the bottom of the picture, and imported `log`.
+#[test]
+fn an_import_that_points_up_in_the_picture_is_found_also_by_way_of_lib() {
+    let files = [
+        ("lib", "pub use id::LogId;\npub use log::{Log, Options};"),
+        ("frame", "use crate::LogId;"),
+        ("settings", "use crate::Options;"),
+        ("log", "use crate::frame;"),
+        ("id", ""),
+    ];
+    let folders = folders(&files.map(|(module, text)| (module.to_owned(), text.to_owned())));
+    let picture = ["log", "settings", "id", "frame"].map(str::to_owned).into_iter().zip(0..).collect();
+    assert_eq!(upward(&folders[""], &picture), ["frame → id", "settings → log"]);
 }
 
 /// Everything after the first thing that exists only in tests was left out: most of `disk.rs` and of `log.rs`.

@@ -86,6 +86,47 @@ fn exists(source: &[(PathBuf, String)], name: &str) -> Option<bool> {
     None
 }
 
+fn is_rust(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "rs")
+}
+
+/// The names in parentheses behind each file that a page names: ``src/store/options.rs` (`StoreOptions`)``.
+fn pairs(page: &str) -> Vec<(&str, &str)> {
+    let mut pairs = Vec::new();
+    for prose in page.split("```").step_by(2) {
+        let parts: Vec<&str> = prose.split('`').collect();
+        let (mut file, mut is_inside) = (None, false);
+        for (between, name) in parts.iter().zip(parts.iter().skip(1)).step_by(2) {
+            is_inside = (is_inside || between.trim_start().starts_with('(')) && !between.contains(')');
+            let is_name = name.chars().all(|c| c.is_alphanumeric() || c == '_');
+            match file.filter(|_| is_inside && is_name) {
+                Some(file) => pairs.push((file, *name)),
+                None => file = Some(*name).filter(|name| is_rust(Path::new(name))),
+            }
+        }
+    }
+    pairs
+}
+
+/// The page sent readers to `src/store.rs` for `StoreOptions`: both exist, and that is in another file.
+#[test]
+fn what_stands_in_parentheses_behind_a_file_is_in_that_file() {
+    assert_eq!(
+        pairs("In `a.rs` (`One`, `Two`; a time also `three`), and\n`b.rs`\n(`Four`). `c.rs`, `Five`."),
+        [("a.rs", "One"), ("a.rs", "Two"), ("a.rs", "three"), ("b.rs", "Four")]
+    );
+    let mut checked = 0;
+    for page in PAGES {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        for (file, name) in pairs(&text) {
+            let Ok(source) = fs::read_to_string(root().join(file)) else { continue };
+            assert!(defines(&source, name), "{page}: {name} is not in {file}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 5, "only {checked} names were found");
+}
+
 #[test]
 fn what_the_pages_for_contributors_name_exists() {
     let source = source();
@@ -111,9 +152,8 @@ fn every_file_has_its_place_in_the_architecture() {
     for path in below(&root().join("src")) {
         let module = path.strip_prefix("src").unwrap().with_extension("");
         let name = module.file_name().unwrap().to_str().unwrap();
-        let is_rust = path.extension().is_some_and(|extension| extension == "rs");
         let only_for_tests = ["tests", "models", "races", "sim", "gate", "clocks", "fuzzing", "panics"];
-        if !is_rust || module.iter().any(|part| only_for_tests.iter().any(|test| part == *test)) {
+        if !is_rust(&path) || module.iter().any(|part| only_for_tests.iter().any(|test| part == *test)) {
             continue;
         }
         let is_there = match module.strip_prefix("http") {
@@ -126,6 +166,24 @@ fn every_file_has_its_place_in_the_architecture() {
         }
     }
     assert!(missing.is_empty(), "docs/architecture.md does not say what these files are for: {missing:?}");
+}
+
+/// Eight of them were in no table.
+#[test]
+fn every_file_of_tests_is_named_for_contributors() {
+    let page = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    let (_, tests) = page.split_once("## Tests\n").unwrap();
+    let (tests, _) = tests.split_once("\n### ").unwrap();
+    let entries = fs::read_dir(root().join("tests")).unwrap().map(|entry| entry.unwrap().path());
+    let mut missing = Vec::new();
+    for path in entries {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let named = format!("`tests/{name}{}`", if path.is_dir() { "/" } else { "" });
+        if !["support", "golden"].contains(&name) && !tests.contains(&named) {
+            missing.push(named);
+        }
+    }
+    assert!(missing.is_empty(), "CONTRIBUTING.md does not say what these test: {missing:?}");
 }
 
 /// What is documented before it is not shown with it: the sentence refers to nothing, or to what was put in between.

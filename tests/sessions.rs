@@ -186,6 +186,37 @@ fn what_a_session_cannot_be_is_refused_and_what_ends_one_is_said() {
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 }
 
+/// The headers were parsed in two places: an id that is no text was the producer's fault in an append, and the request's in a
+/// session.
+#[test]
+fn a_producers_headers_are_refused_alike_in_sessions_and_without_them() {
+    let (_data, server) = server(&[]);
+    let answer = |query: &str, headers: &[u8]| {
+        let head = format!(
+            "POST /v1/logs/a/records{query} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {TEXT}\r\n\
+             Content-Length: 1\r\n"
+        );
+        let mut client = server.connect();
+        client.send(&[head.as_bytes(), headers, b"\r\nx"].concat()).unwrap();
+        let answer = client.answer().unwrap();
+        let problem: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+        (answer.status, problem["code"].as_str().unwrap().to_owned())
+    };
+    for (headers, code) in [
+        (b"Producer-Id: \xff\r\nProducer-Seq: 0\r\n".as_slice(), "invalid_producer"),
+        (b"Producer-Id: a\tb\r\nProducer-Seq: 0\r\n", "invalid_producer"),
+        (b"Producer-Id: p\r\nProducer-Seq: -1\r\n", "invalid_producer"),
+        (b"Producer-Id: p\r\nProducer-Seq: 18446744073709551615\r\n", "invalid_producer"),
+        (b"Producer-Seq: 0\r\n", "invalid_producer"),
+        (b"Producer-Id: p\r\nProducer-Id: p\r\nProducer-Seq: 0\r\n", "invalid_request"),
+    ] {
+        let batch = [headers, b"Producer-Epoch: 0\r\n"].concat();
+        let expected = (400, code.to_owned());
+        assert_eq!(answer("?session=true", headers), expected, "{}", headers.escape_ascii());
+        assert_eq!(answer("", &batch), expected, "{}", batch.escape_ascii());
+    }
+}
+
 /// The server is killed again and again in the middle of it; the producer continues after the last line that it has seen, or
 /// from the start.
 #[test]

@@ -1,4 +1,4 @@
-//! The shippers of `examples/`, which are programs of other people: collectd and syslog-ng send into a server that is
+//! The shippers of `examples/`, which are third-party programs: collectd and syslog-ng send into a server that is
 //! killed and started again. Each script checks what is in the log then, and says what is missing or there twice.
 
 use std::process::Command;

@@ -49,7 +49,7 @@ pub(crate) struct ShmBacking {
     secret: [u8; 16],
     /// A random number for this opening of the log.
     #[cfg(not(loom))]
-    incarnation: u64,
+    opening: u64,
     /// Set when the log's writer has failed: records that only the backings have are left for the next opening.
     keep: AtomicBool,
     /// Whether a warning was logged that a chunk has no backing, since the last one got one.
@@ -65,15 +65,15 @@ pub(crate) fn no_backing(dir: &Path, error: &io::Error) {
 }
 
 impl ShmBacking {
-    /// Backings in `dir` for the log with this secret. `incarnation` is a number that no other opening of the log has.
-    pub(crate) fn new(dir: BackingDir, secret: [u8; 16], incarnation: u64) -> Self {
-        let _ = (secret, incarnation);
+    /// Backings in `dir` for the log with this secret. `opening` is a random number, which no other opening of the log has.
+    pub(crate) fn new(dir: BackingDir, secret: [u8; 16], opening: u64) -> Self {
+        let _ = (secret, opening);
         Self {
             dir,
             #[cfg(not(loom))]
             secret,
             #[cfg(not(loom))]
-            incarnation,
+            opening,
             keep: AtomicBool::new(false),
             warned: AtomicBool::new(false),
             fallbacks: AtomicU64::new(0),
@@ -127,7 +127,7 @@ impl ShmBacking {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // Backings of an earlier process may still exist, and that process may have had the same process id.
-        let name = format!("{:016x}-{number:020}", self.incarnation);
+        let name = format!("{:016x}-{number:020}", self.opening);
         let dir = &self.dir;
         let head = Owner::head(dir.log, &dir.log_dir, dir.node, self.secret);
         let file = dir.memory.create(&name, backing_bytes(capacity), &head)?;
@@ -149,7 +149,7 @@ pub(super) struct BackingFile {
 #[cfg(not(loom))]
 impl BackingFile {
     pub(super) fn label(&self, label: &Label) -> [u8; LABEL_BYTES] {
-        label.encode(self.backings.incarnation)
+        label.encode(self.backings.opening)
     }
 }
 
@@ -190,16 +190,16 @@ mod tests {
         let label = Label { base: 7, capacity: 4096, created: 9, version: 2 };
         memory.label(&label, Predecessor::Frame(5));
         let content = |dir: &Path| backings(place.path(), dir).dir.find().unwrap().pop().unwrap().content;
-        let segment = |incarnation| BackingContent::Segment {
+        let segment = |opening| BackingContent::Segment {
             label,
-            incarnation,
+            opening,
             predecessor: Predecessor::Frame(5),
             sealed: false,
             secret: Some([2; 16]),
         };
-        assert_eq!(content(&dir), segment(made.incarnation));
+        assert_eq!(content(&dir), segment(made.opening));
         std::fs::rename(&dir, &moved).unwrap();
-        assert_eq!(content(&moved), segment(made.incarnation));
+        assert_eq!(content(&moved), segment(made.opening));
         std::fs::create_dir(&copy).unwrap();
         assert_eq!(content(&copy), BackingContent::Elsewhere(dir.canonicalize().unwrap_or(dir)));
         memory.set_predecessor(Predecessor::Nothing);
@@ -209,7 +209,7 @@ mod tests {
             BackingContent::Segment { predecessor: Predecessor::Nothing, sealed: true, .. }
         ));
         memory.label(&label, Predecessor::Frame(5));
-        assert_eq!(content(&moved), segment(made.incarnation));
+        assert_eq!(content(&moved), segment(made.opening));
         memory.clean(0);
         assert_eq!(content(&moved), BackingContent::Spare);
     }

@@ -1,7 +1,7 @@
 //! loom models of the chunk alone. `docs/models.md` lists what each of them was seen to catch.
 
 use super::*;
-use crate::sync::{Arc, thread};
+use crate::sync::{Arc, model, thread};
 
 const IMPRINT: FrameMeta = FrameMeta { key: Key::test(1), lead: 0, time: 0 };
 
@@ -11,12 +11,6 @@ fn chunk(capacity: u64) -> Arc<Chunk> {
 
 fn append(chunk: &Chunk, values: &[&[u8]]) -> AppendOutcome {
     chunk.append(Batch::new(values, chunk.capacity()).unwrap(), None, IMPRINT)
-}
-
-fn model(f: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(f);
 }
 
 #[test]

@@ -42,8 +42,8 @@ impl Pool {
         Arc::new(Self { limit, claimed, free: Mutex::new(Free::default()), shares })
     }
 
-    // The counts order nothing, so all accesses are Relaxed. A sum that is a moment old refuses one chunk that there is
-    // room for, or frees a little more than needed.
+    // The counts order nothing, so all accesses are Relaxed. A sum that is a moment old refuses a chunk for which
+    // there is room, or frees a little more than needed.
 
     pub(crate) fn limit(&self) -> u64 {
         self.limit
@@ -130,7 +130,8 @@ impl PoolShare {
     /// Claims memory for a chunk of `capacity` if there is room within the limit; returns whether it did. This is one
     /// step, so that concurrent claims never exceed the limit together.
     pub(crate) fn try_claim(&self, capacity: u64) -> bool {
-        let (bytes, limit) = (ChunkMemory::footprint(capacity), self.pool.limit);
+        let bytes = ChunkMemory::footprint(capacity);
+        let limit = self.pool.limit;
         let with = |claimed: u64| claimed.checked_add(bytes).filter(|&sum| sum <= limit);
         let done = self.pool.claimed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with).is_ok();
         if done {

@@ -316,7 +316,7 @@ impl Append {
         let mut done = Done::default();
         let mut producer = None;
         if let Some(name) = &self.import {
-            let opened = log.open_producer(name)?;
+            let opened = log.begin_epoch(name)?;
             done.passed_over = self.resume(&mut source, opened.mark.as_deref())?;
             producer = Some((name.as_str(), opened.epoch, 0));
         }

@@ -20,12 +20,15 @@ use millstream::{
     store::LogSettings,
 };
 use serde::Serialize;
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use series::Series;
+use std::{cell::Cell, io, path::PathBuf, process::ExitCode, time::Duration};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Measure how fast a server appends, and how long it takes
 ///
-/// Appends records at the highest rate, or at a fixed one (--rate), from one thread. Says each second how it goes, and at the
-/// end what came of it. The logs are called bench-0, bench-1, …; they must not exist, and are deleted at the end.
+/// Appends records at the highest rate, or at a fixed one (--rate), from one thread. Prints progress every second, and a
+/// summary at the end. The logs are called bench-0, bench-1, …; they must not exist, and are deleted at the end, also after
+/// SIGINT or SIGTERM.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 #[command(after_help = "Examples:\n  \
     millstream bench\n  \
@@ -33,7 +36,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
     millstream bench --rate 20000 --html report.html\n  \
     millstream bench --session --connections 1 --batch 500 --rate 4000")]
 pub(super) struct Bench {
-    /// How many connections append at once
+    /// Number of connections that append at once
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     connections: u32,
     /// Records in each request, or sent together in a session
@@ -51,16 +54,16 @@ pub(super) struct Bench {
     /// Requests (in sessions: batches) per second of all connections together [default: as many as possible]
     #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// What to wait for: that records are on the disk, or in memory [default: as the log has it]
+    /// What to wait for: that records are on the disk, or in memory [default: the log's durability]
     #[arg(long, value_enum)]
     ack: Option<Ack>,
-    /// How many logs, in turn
+    /// Number of logs to spread requests over
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     logs: u32,
-    /// For how many seconds to measure
+    /// Seconds to measure
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: u32,
-    /// For how many seconds to run before that
+    /// Seconds of warm-up before measuring
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=3600))]
     warm_up: u32,
     /// Print the results as JSON
@@ -94,12 +97,11 @@ impl Bench {
         let Target::Server(client) = self.at.open()? else {
             return Err("bench needs a server (--url): it measures what clients of one get".into());
         };
-        let measured = block_on(async {
-            self.create_logs(&client).await?;
-            let measured = load::run(self, client.authority()).await;
-            self.delete_logs(&client).await?;
-            measured
-        })?;
+        let measured = match block_on(self.measure(&client))? {
+            Ended::Measured(measured) => measured,
+            // As shells report a command that a signal has ended.
+            Ended::Signalled(signal) => return Ok(ExitCode::from(128 + signal)),
+        };
         if let Some(path) = &self.html {
             let page = report::html(self, &measured);
             std::fs::write(path, page).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -109,7 +111,30 @@ impl Bench {
         Ok(if measured.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    async fn create_logs(&self, client: &Client) -> Result<(), Failure> {
+    /// Creates the logs, runs the load, and deletes the logs that it has created, however that has ended.
+    async fn measure(&self, client: &Client) -> Result<Ended, Failure> {
+        let mut signals = Signals::new()?;
+        let created = Cell::new(0);
+        let ended = tokio::select! {
+            measured = self.create_and_load(client, &created) => measured.map(|measured| Ended::Measured(Box::new(measured))),
+            signal = signals.next() => Ok(Ended::Signalled(signal)),
+        };
+        let deleted = tokio::select! {
+            deleted = delete_logs(client, created.get()) => deleted,
+            _ = signals.next() => Err("interrupted again: not all of its logs are deleted".into()),
+        };
+        let ended = ended?;
+        deleted?;
+        Ok(ended)
+    }
+
+    async fn create_and_load(&self, client: &Client, created: &Cell<u32>) -> Result<Series, Failure> {
+        self.create_logs(client, created).await?;
+        load::run(self, client.authority()).await
+    }
+
+    /// Counts in `created` those that it has created, or is about to.
+    async fn create_logs(&self, client: &Client, created: &Cell<u32>) -> Result<(), Failure> {
         for n in 0..self.logs {
             let name = log_name(n);
             match client.describe(&name).await {
@@ -119,14 +144,8 @@ impl Bench {
                     return Err(format!("there is a log named {name}: delete it first").into());
                 }
             }
+            created.set(n + 1);
             client.create(&name, &LogSettings::default()).await?;
-        }
-        Ok(())
-    }
-
-    async fn delete_logs(&self, client: &Client) -> Result<(), Failure> {
-        for n in 0..self.logs {
-            client.delete(&log_name(n)).await?;
         }
         Ok(())
     }
@@ -147,4 +166,49 @@ impl Bench {
 
 fn log_name(n: u32) -> String {
     format!("bench-{n}")
+}
+
+/// Deletes the first logs, so many; also the others if one cannot be deleted.
+async fn delete_logs(client: &Client, count: u32) -> Result<(), Failure> {
+    let mut result = Ok(());
+    for n in 0..count {
+        match client.delete(&log_name(n)).await {
+            Ok(()) | Err(Error::NoSuchLog { .. }) => {}
+            Err(error) => result = result.and(Err(error)),
+        }
+    }
+    Ok(result?)
+}
+
+/// How a run has ended.
+enum Ended {
+    Measured(Box<Series>),
+    /// By the signal of this number.
+    Signalled(u8),
+}
+
+/// The numbers of these signals.
+const SIGINT: u8 = 2;
+const SIGTERM: u8 = 15;
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let interrupt = signal(SignalKind::interrupt())?;
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { interrupt, terminate })
+    }
+
+    /// The number of the next one.
+    async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => SIGINT,
+            _ = self.terminate.recv() => SIGTERM,
+        }
+    }
 }

@@ -20,8 +20,8 @@ use tokio::{
     sync::oneshot,
 };
 
-/// A year: can be added to the clock, and is longer than anybody waits.
-const MAX_SECONDS: u64 = 365 * 24 * 60 * 60;
+/// What the server would shorten is refused.
+const MAX_SECONDS: u64 = Settings::MAX_TIME.as_secs();
 /// A gibibyte, well within what HTTP/2 can announce.
 const MAX_HEADER: u64 = 1 << 30;
 /// A tebibyte, more memory than a system has.
@@ -235,7 +235,8 @@ impl Serve {
             format!("cannot listen at {}: {error}; name another address with --listen", self.listen.given)
         })?;
         let store = Store::open(&self.data, self.store_options(open_logs))?;
-        let (address, logs) = (server.address()?, store.count().0);
+        let address = server.address()?;
+        let logs = store.count().0;
         let listening = async move {
             tracing::info!(%address, data = %self.data.display(), logs, "listening");
             let _ = stop.await; // an error would mean that nobody listens for signals any more, which cannot happen
@@ -253,8 +254,8 @@ impl Serve {
             shm_dir: Some(self.shm_dir.clone()).filter(|at| at.as_os_str() != "none"),
             ..Options::default()
         };
-        let (idle, scrub_bytes_per_second) =
-            (Duration::from_secs(self.idle_seconds), self.scrub_bytes_per_second);
+        let idle = Duration::from_secs(self.idle_seconds);
+        let scrub_bytes_per_second = self.scrub_bytes_per_second;
         StoreOptions { log, open_logs, idle, scrub_bytes_per_second }
     }
 }
@@ -262,15 +263,16 @@ impl Serve {
 /// How long to wait for the last lines of the log to be written.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
-/// Files that the process has open before any client connects: for itself, and per server thread.
+/// Files that the process has open for itself, before any client connects.
 const OWN_FILES: usize = 16;
+/// Files that each server thread has open, before any client connects.
 const THREAD_FILES: usize = 7;
-/// Files to keep free besides those of connections and open logs, for reading from the disk and for preparing segments;
-/// and the minimum of that.
+/// Files to keep free besides those of connections and open logs, for reading from the disk and for preparing segments.
 const SPARE_FILES: usize = 256;
-const LEAST_SPARE_FILES: usize = 24;
+/// The minimum of [`SPARE_FILES`], if there are few files.
+const MIN_SPARE_FILES: usize = 24;
 /// The minimum for connections and open logs together.
-const LEAST_SHARES: usize = 24;
+const MIN_SHARES: usize = 24;
 
 /// Parses a host for `--allow-host`.
 fn host(text: &str) -> Result<String, String> {
@@ -314,7 +316,7 @@ fn is_authority(text: &str) -> bool {
 /// The number of files available for connections and open logs, and for work on their behalf.
 fn files_to_share(limit: usize, threads: usize) -> Result<usize, String> {
     let own = OWN_FILES + threads * THREAD_FILES;
-    let least = own + LEAST_SPARE_FILES + LEAST_SHARES;
+    let least = own + MIN_SPARE_FILES + MIN_SHARES;
     if limit < least {
         return Err(format!(
             "the limit of open files (ulimit -n) is {limit}, and with {threads} server threads at least {least} are needed: \
@@ -327,7 +329,7 @@ fn files_to_share(limit: usize, threads: usize) -> Result<usize, String> {
 /// How many connections and open logs are allowed with this many files. If there are too few for all, connections get
 /// up to two thirds of them, so that clients that only connect never prevent a log from being opened.
 fn shares(files: usize, connections: usize, logs: usize) -> (usize, usize) {
-    let files = files.saturating_sub(SPARE_FILES.min(files / 4).max(LEAST_SPARE_FILES));
+    let files = files.saturating_sub(SPARE_FILES.min(files / 4).max(MIN_SPARE_FILES));
     let connections = connections.min(files.saturating_sub(logs).max(files / 3 * 2)).max(1);
     (connections, logs.min(files.saturating_sub(connections)))
 }

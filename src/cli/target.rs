@@ -55,7 +55,8 @@ impl At {
 /// Reads up to `limit` records of a log. Damage ends the page, or is an error if nothing is before it, unless it is to be
 /// passed.
 fn read_in_order(log: &Log, offset: u64, limit: u64, skip_damaged: bool) -> Result<Page, Failure> {
-    let (mut reader, mut records) = (log.reader(offset), Vec::new());
+    let mut reader = log.reader(offset);
+    let mut records = Vec::new();
     while (records.len() as u64) < limit {
         let at = reader.offset();
         match reader.read_next() {

@@ -3,6 +3,7 @@
 //! others.
 
 use super::MemoryDir;
+use crate::sync::lock_std;
 use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
@@ -26,10 +27,6 @@ fn is_gone(error: &io::Error) -> bool {
 
 /// Held while an owner's directory is created and a file in it gets its name, and while it is removed.
 static NAMES: std::sync::Mutex<()> = std::sync::Mutex::new(());
-
-fn lock(names: &std::sync::Mutex<()>) -> std::sync::MutexGuard<'_, ()> {
-    names.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
 
 /// Creates a directory that only this user can access, unless something of that name exists.
 fn make(dir: &Path) -> io::Result<()> {
@@ -60,7 +57,7 @@ impl MemoryDir for ShmDir {
     }
 
     fn remove_if_empty(&self) {
-        let _names = lock(&NAMES);
+        let _names = lock_std(&NAMES);
         let _ = fs::remove_dir(&self.0); // what stays is found at the next start
     }
 
@@ -80,9 +77,10 @@ impl MemoryDir for ShmDir {
             retry_on_intr(|| rustix::fs::open(above, flags, Mode::RUSR | Mode::WUSR))?.into();
         super::calls::reserve(&file, length)?;
         file.write_all_at(head, 0)?;
-        let (unnamed, path) = (format!("/proc/self/fd/{}", file.as_raw_fd()), self.0.join(name));
+        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let path = self.0.join(name);
         let mut attempts = 0;
-        let _names = lock(&NAMES);
+        let _names = lock_std(&NAMES);
         loop {
             make(&self.0)?;
             let named =

@@ -95,7 +95,7 @@ pub(super) async fn with_permit<T: Send + 'static>(
         tracing::warn!(%error, "cannot start a thread for a large body");
         return Err(Problem::no_permit());
     }
-    result.await.map_err(|_| Problem::unexpected())
+    result.await.map_err(|_| Problem::internal_failure())
 }
 
 /// By how much a thread yields: see [`yield_more`]. Without this, a client that made the server decode one body of 64 MiB

@@ -107,7 +107,8 @@ pub(super) async fn post(
     let (value, grant) = if bytes.len() < OFFLOAD_BYTES {
         decoded(bytes, &context.memory)?
     } else {
-        let (work, memory) = (Work::of(bytes.len()), Arc::clone(&context.memory));
+        let work = Work::of(bytes.len());
+        let memory = Arc::clone(&context.memory);
         Box::pin(body::with_permit(context, asker.share, work, move || decoded(bytes, &memory))).await??
     };
     let log = context.log_to_append(asker.share, DEFAULT_LOG).await?;
@@ -116,7 +117,8 @@ pub(super) async fn post(
         check(&value, log.settings())?;
         (value, grant)
     } else {
-        let (work, settings) = (Work::of(length), log.settings().clone());
+        let work = Work::of(length);
+        let settings = log.settings().clone();
         let checked = move || check(&value, &settings).map(|()| (value, grant));
         Box::pin(body::with_permit(context, asker.share, work, checked)).await??
     };

@@ -9,7 +9,7 @@
 //! | HTTP/1: a header section has begun, or idle between requests | `header_time`, enforced by hyper |
 //! | HTTP/2: no request in flight, even if pings are answered | `header_time` since the last one |
 //! | a request whose body does not arrive | `body_time` for the whole body, see `body` |
-//! | HTTP/1: the client has closed its sending side, and its answer has not begun | [`LAST_ANSWER`]; the client may be gone, or waiting; a live tail ends at once |
+//! | HTTP/1: the client has closed its sending side, and its answer has not begun | [`LAST_ANSWER_MILLIS`]; the client may be gone, or waiting; a live tail ends at once |
 //! | HTTP/1: a small body that nobody reads, before its answer | [`SMALL_BODY_TIME`], then the answer says that the connection closes, as with a large body |
 //! | HTTP/2: a body that nobody reads, after its answer | [`LAST_BODY`], then the stream is reset |
 //! | an answer of which the client takes nothing, or less than 1 KiB per second | `body_time`; with HTTP/2 only that stream is reset, unless the answer is small, see `stream` |
@@ -41,7 +41,7 @@ use super::{
     unsent::{Ends, Unsent},
 };
 use crate::{reports::Rarely, sync::lock};
-use eviction::{Doing, LEAST, eviction_rank, moves};
+use eviction::{Doing, MIN_BYTES_PER_SECOND, eviction_rank, moves};
 pub(super) use exchange::{Exchange, RequestBody, ResponseBody};
 use pace::Pace;
 use since::Since;
@@ -63,8 +63,9 @@ use tokio::{
 
 /// The most bytes of an answer that hyper is given at once with HTTP/2.
 const SEND_BYTES: usize = 16 << 10;
-/// The most requests in flight on one HTTP/2 connection; and on all connections, for each connection that is allowed.
+/// The most requests in flight on one HTTP/2 connection.
 pub(super) const MAX_STREAMS: u32 = 256;
+/// The most requests in flight on all connections, for each connection that is allowed.
 const STREAMS_A_CONNECTION: usize = 4;
 /// How many of these each connection can still have when the first half of all is in use, whatever others do.
 const STREAMS_KEPT: usize = STREAMS_A_CONNECTION / 2;
@@ -72,19 +73,19 @@ const STREAMS_KEPT: usize = STREAMS_A_CONNECTION / 2;
 /// its window.
 const MAX_UNWANTED_BODIES: usize = 8;
 /// A client that takes nothing for this many milliseconds is slow.
-const SLOW: u64 = 1_000;
+const SLOW_MILLIS: u64 = 1_000;
 /// How long, in milliseconds, it may take for the answer to begin if the client has closed its sending side. If the
 /// client has gone altogether, this looks the same until something is sent.
-const LAST_ANSWER: u64 = 3_000;
+const LAST_ANSWER_MILLIS: u64 = 3_000;
 /// How long a body that nobody wants is read: a client that is told to stop while it is sending may not see its answer.
 const LAST_BODY: Duration = Duration::from_secs(2);
-/// The most bytes of an unwanted HTTP/1 body that are read so that another request can follow it, and how long that may
-/// take.
-const SMALL_BODY: u64 = 64 << 10;
+/// The most bytes of an unwanted HTTP/1 body that are read so that another request can follow it.
+const SMALL_BODY_BYTES: u64 = 64 << 10;
+/// How long that may take.
 const SMALL_BODY_TIME: Duration = Duration::from_secs(1);
 /// When the server is stopping: how long, in milliseconds, an HTTP/2 connection without a request may still be sending
 /// an answer.
-const LAST_WORDS: u64 = 1_000;
+const LAST_WORDS_MILLIS: u64 = 1_000;
 
 /// All connections of the server. The clock and the counters protect no other memory: Relaxed throughout.
 pub(super) struct Connections {
@@ -171,7 +172,7 @@ impl Connections {
 
     /// Warns now and then that connections are closed to make room.
     fn report(&self) {
-        if self.reports.is_due() {
+        if self.reports.claim() {
             let (most, closed) = (self.most, self.made_place.swap(0, Ordering::Relaxed));
             tracing::warn!(most, closed, "the limit of connections is reached: closing slow and idle ones");
         }
@@ -294,7 +295,8 @@ pub(super) enum Protocol {
 impl Connection {
     /// A connection that was just accepted, by this worker; `ends` are its addresses.
     pub(super) fn begin(all: &Arc<Connections>, worker: usize, ends: Option<Ends>) -> Arc<Self> {
-        let (now, number) = (all.tick(), all.numbers.fetch_add(1, Ordering::Relaxed));
+        let now = all.tick();
+        let number = all.numbers.fetch_add(1, Ordering::Relaxed);
         let connection = Arc::new(Self {
             all: Arc::clone(all),
             number,
@@ -369,7 +371,7 @@ impl Connection {
     /// A client counts as given up if the system gave it up, or if it disappears after it has taken nothing for a
     /// while; otherwise it has left of its own accord.
     pub(super) fn failed(&self, error: &io::Error) {
-        let slow = self.sending.stuck.get().is_some_and(|since| self.all.now() >= since + SLOW);
+        let slow = self.sending.stuck.get().is_some_and(|since| self.all.now() >= since + SLOW_MILLIS);
         if slow || error.kind() == io::ErrorKind::TimedOut {
             self.aborted.store(true, Ordering::Relaxed);
         }
@@ -492,7 +494,8 @@ impl Connection {
         }
         // The request may be one of several that were sent at once.
         let since = |ended: u64| ended.max(self.touched.load(Ordering::Relaxed));
-        let left = self.http1.ended.get().is_some_and(|ended| now.saturating_sub(since(ended)) > LAST_ANSWER);
+        let left =
+            self.http1.ended.get().is_some_and(|ended| now.saturating_sub(since(ended)) > LAST_ANSWER_MILLIS);
         if left && !self.http1.response_started.load(Ordering::Relaxed) {
             self.task.get().inspect(|task| task.abort()); // it has left of its own accord
             return;
@@ -505,7 +508,7 @@ impl Connection {
                 if self.requests.load(Ordering::Relaxed) == 0 && idle > header_time {
                     if !self.stopped.swap(true, Ordering::Relaxed) {
                         self.stop.notify_one(); // it is notified before it is closed
-                    } else if idle > header_time + LAST_WORDS {
+                    } else if idle > header_time + LAST_WORDS_MILLIS {
                         self.abort("it is idle");
                     }
                 }
@@ -522,7 +525,7 @@ impl Connection {
     fn takes_nothing(&self, now: u64, body_time: u64) -> bool {
         let stuck = self.sending.stuck.get();
         let time = stuck.map_or(0, |since| now.saturating_sub(since));
-        if stuck.is_none() || time < SLOW.min(body_time / 4) {
+        if stuck.is_none() || time < SLOW_MILLIS.min(body_time / 4) {
             return false;
         }
         let mut sample = lock(&self.sending.sample);
@@ -534,7 +537,7 @@ impl Connection {
         let Some(unsent) = self.sending.ends.as_ref().and_then(|ends| self.all.unsent.of(now, ends)) else {
             return time > body_time; // all that is known is that it has no room
         };
-        let least = LEAST * (now - sample.at.min(now)) / 1000;
+        let least = MIN_BYTES_PER_SECOND * (now - sample.at.min(now)) / 1000;
         let steady = fresh || unsent + least <= sample.unsent;
         *sample = UnsentSample { stuck, at: now, unsent };
         !steady
@@ -548,7 +551,7 @@ impl Connection {
         }
         let idle = now.saturating_sub(self.touched.load(Ordering::Relaxed));
         let finished = !self.is_busy();
-        if finished && (self.protocol.get() != Some(&Protocol::Http2) || idle > LAST_WORDS) {
+        if finished && (self.protocol.get() != Some(&Protocol::Http2) || idle > LAST_WORDS_MILLIS) {
             self.abort("the server stops");
         }
     }

@@ -14,12 +14,13 @@ use super::{
     waited::WaitedLogs,
 };
 use crate::{
-    log::{Durability, Error, MayBlock},
+    log::{Durability, Error, LastWrite, MayBlock},
     store::{self, LogSettings, OpenLog, Store},
 };
 use bytes::Bytes;
 use std::{
     future::ready,
+    ops::Deref,
     pin::pin,
     sync::{Arc, OnceLock, atomic::AtomicBool},
     time::{Duration, Instant},
@@ -34,27 +35,54 @@ pub(super) fn cost(bytes: usize, records: usize) -> usize {
     bytes.saturating_add(records.saturating_mul(64))
 }
 
+/// How often clients may cause a write of a small file of a log, such as that of its cursors: a request of a few bytes
+/// writes the whole file, so the larger the file, the longer the pause after a write.
+struct WritePace;
+
+impl WritePace {
+    /// How many bytes of one file are written per second on average, if clients ask for that all the time.
+    const BYTES_PER_SECOND: u64 = 8 << 20;
+
+    /// How long to wait until the next write.
+    fn pause(LastWrite { bytes, ago }: LastWrite) -> Duration {
+        Duration::from_millis(bytes.saturating_mul(1000) / Self::BYTES_PER_SECOND).saturating_sub(ago)
+    }
+}
+
 /// The log of the book's API.
 pub(super) const DEFAULT_LOG: &str = "default";
 
-/// What a request needs; there is one per runtime.
-pub(super) struct Context {
+/// What all runtimes of a server share.
+pub(super) struct ServerParts {
     pub(super) store: Arc<Store>,
-    pub(super) waiters: Arc<DurabilityWaiters>,
-    pub(super) feeds: Feeds,
     pub(super) permits: Arc<Permits>,
     pub(super) log_permits: Arc<LogPermits>,
     pub(super) waited: Arc<WaitedLogs>,
     pub(super) settings: Arc<Settings>,
     pub(super) memory: Arc<Memory>,
-    pub(super) guard: Arc<Guard>,
-    pub(super) metrics: Arc<Metrics>,
+    pub(super) guard: Guard,
+    pub(super) metrics: Metrics,
     /// Whether the book's log has been recovered.
-    pub(super) recovered: Arc<AtomicBool>,
+    pub(super) recovered: AtomicBool,
     /// Becomes true when the server shuts down: waiting requests are answered then.
     pub(super) stopped: watch::Receiver<bool>,
+}
+
+/// What a request needs; there is one per runtime. What belongs to the whole server is found by dereferencing.
+pub(super) struct Context {
+    parts: Arc<ServerParts>,
+    pub(super) waiters: Arc<DurabilityWaiters>,
+    pub(super) feeds: Feeds,
     /// The document at `/openapi.json`, once somebody has asked for it.
     pub(super) document: OnceLock<Bytes>,
+}
+
+impl Deref for Context {
+    type Target = ServerParts;
+
+    fn deref(&self) -> &ServerParts {
+        &self.parts
+    }
 }
 
 /// Which connection a request came from, and how much of the answer it wants.
@@ -110,6 +138,11 @@ where
 }
 
 impl Context {
+    /// The context of a runtime of this server.
+    pub(super) fn new(parts: Arc<ServerParts>) -> Self {
+        Self { parts, waiters: Arc::default(), feeds: Feeds::default(), document: OnceLock::new() }
+    }
+
     /// Returns the log of this name. If it has to be opened first, that is done off the runtime's thread.
     pub(super) async fn log(&self, share: &ConnectionShare, name: &str) -> Result<Arc<OpenLog>, Problem> {
         if let Some(log) = self.store.get_open(name) {
@@ -177,7 +210,7 @@ impl Context {
     ) -> Result<T, Problem> {
         let store = Arc::clone(&self.store);
         let done = tokio::task::spawn_blocking(move || run(&store)).await;
-        done.map_err(|_| Problem::unexpected())
+        done.map_err(|_| Problem::internal_failure())
     }
 
     /// Runs something that may take long for the log of this name, with a permit and off the runtime's thread; it runs to
@@ -210,21 +243,24 @@ impl Context {
         done.map_err(Problem::of_log(log))
     }
 
-    /// Attempts something, as [`on_log`](Self::on_log) does, until it is done: an attempt that comes too early says how long
-    /// to wait for the next one, which is done without the permit.
+    /// Runs what writes a small file of a log, as [`on_log`](Self::on_log) does, once [`WritePace`] allows it: `last_write` says
+    /// when and how much was last written, or nothing if there is nothing left to write. The pause is without the permit.
     pub(super) async fn on_log_in_time<T: Send + 'static>(
         &self,
         share: &ConnectionShare,
         log: &Arc<OpenLog>,
-        attempt: impl Fn(&OpenLog) -> Result<Result<T, Error>, Duration> + Clone + Send + 'static,
+        last_write: impl Fn(&OpenLog) -> Option<LastWrite> + Clone + Send + 'static,
+        write: impl Fn(&OpenLog) -> Result<T, Error> + Clone + Send + 'static,
     ) -> Result<T, Problem> {
         loop {
-            let attempt = attempt.clone();
-            let once = move |log: &OpenLog| match attempt(log) {
-                Ok(done) => done.map(Ok),
-                Err(pause) => Ok(Err(pause)),
+            let (last_write, write) = (last_write.clone(), write.clone());
+            // Another write may come in between. Then this one shares it, or comes a little early: that costs less than to
+            // decide with the file locked, for which the engine would have to know the pace.
+            let attempt = move |log: &OpenLog| match last_write(log).map(WritePace::pause) {
+                Some(pause) if !pause.is_zero() => Ok(Err(pause)),
+                _ => write(log).map(Ok),
             };
-            match self.on_log(share, log, once).await? {
+            match self.on_log(share, log, attempt).await? {
                 Ok(done) => return Ok(done),
                 Err(pause) => tokio::time::sleep(pause).await,
             }
@@ -248,7 +284,7 @@ impl Context {
                 drop(done.send(run()));
             }
         });
-        result.await.map_err(|_| Problem::unexpected())
+        result.await.map_err(|_| Problem::internal_failure())
     }
 
     /// Appends values of this [`cost`]: what takes more than a moment, off the runtime's thread. `append` is
@@ -324,6 +360,14 @@ impl Context {
 mod tests {
     use super::*;
     use std::{cell::Cell, future::pending};
+
+    /// Each epoch that a client asked for wrote the whole file: 5 MB for 230 bytes, some 20 times per second.
+    #[test]
+    fn a_large_file_of_a_log_is_written_for_clients_only_so_often() {
+        let pause = |bytes, ago| WritePace::pause(LastWrite { bytes, ago: Duration::from_millis(ago) });
+        assert_eq!([0, 400, 500, 100_000].map(|ago| pause(4 << 20, ago).as_millis()), [500, 100, 0, 0]);
+        assert_eq!(pause(230, 0), Duration::ZERO);
+    }
 
     /// It was given up when the time was over, went on off the runtime's thread, and was stored all the same.
     #[test]

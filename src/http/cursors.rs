@@ -130,5 +130,7 @@ async fn change(
 ) -> Result<Option<u64>, Problem> {
     // In the list before it has the permit: whoever has that makes this change as well. It leaves the list with its client.
     let change = Arc::new(cursor.ask_for_change(to, condition).map_err(Problem::of_log(log))?);
-    context.on_log_in_time(asker.share, log, move |_| cursor.change_in_time(&change)).await
+    let (same_change, same_cursor) = (Arc::clone(&change), cursor.clone());
+    let last_write = move |_: &OpenLog| same_cursor.last_write(&same_change);
+    context.on_log_in_time(asker.share, log, last_write, move |_| cursor.make_change(&change)).await
 }

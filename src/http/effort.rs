@@ -24,8 +24,9 @@ pub(super) enum Work {
     Heavy,
 }
 
-/// The most bytes of a body that is light work, and of one that is medium work.
+/// The most bytes of a body that is light work.
 const LIGHT: usize = 1 << 20;
+/// The most bytes of a body that is medium work.
 const MEDIUM: usize = 8 << 20;
 
 impl Work {
@@ -96,7 +97,8 @@ pub(super) struct Effort {
 impl Effort {
     /// Begins to measure, on the thread that decodes.
     pub(super) fn new(work: Work) -> Self {
-        let (allowance, begun) = (allowance(work), time());
+        let allowance = allowance(work);
+        let begun = time();
         let (checked, left) = (Cell::new(begun), Cell::new(allowance.first));
         Self { allowance, begun, checked, left, decoded: Cell::new(0) }
     }

@@ -104,7 +104,8 @@ async fn covered(
     if share.was_slow_within(context.settings.body_time) && context.memory.is_tight(Purpose::Answer) {
         return Err(Problem::overloaded());
     }
-    let (begun, patience) = (Instant::now(), patience.max(context.settings.queue_time));
+    let begun = Instant::now();
+    let patience = patience.max(context.settings.queue_time);
     loop {
         let left = patience.saturating_sub(begun.elapsed());
         let _turn = context.permits.acquire(Kind::Memory, share, left).await?;
@@ -151,7 +152,8 @@ pub(super) async fn record(
             (record.head(), made)
         })))
     };
-    let (place, patience) = (Place::first(log, offset), Patience::to_begin(context));
+    let place = Place::first(log, offset);
+    let patience = Patience::to_begin(context);
     let made = make(context, asker.share, place, patience, log.reader(offset), attempt).await;
     let (_, found) = made.map_err(|problem| problem.of(log))?;
     let (head, made) = found.ok_or_else(|| Problem::no_record(offset, log.visible_offset()))?;

@@ -135,7 +135,7 @@ impl Format {
         }
     }
 
-    /// Whether an answer is one document, of which a part is none: so it must have an end.
+    /// Whether an answer is one document, so that a part of it cannot be parsed: it must have an end.
     pub(super) fn is_single_document(self) -> bool {
         self.envelope().closing.is_some()
     }
@@ -260,10 +260,10 @@ pub(super) fn parse(
 ) -> Result<DecodedBatch, Problem> {
     let batch = match format {
         Format::Json => {
-            let body = json::frames(&without_mark(format, body), room, grant)?;
+            let body = json::frames(&without_byte_order_mark(format, body), room, grant)?;
             counted(body, Shape::Frames, room, |body, count| check_frames(body, false, count))?
         }
-        _ => parse_part(format, without_mark(format, body), room, 0)?,
+        _ => parse_part(format, without_byte_order_mark(format, body), room, 0)?,
     };
     if batch.records == 0 {
         return Err(Problem::new(Code::EmptyBatch, "the body has no record; send at least one"));
@@ -271,13 +271,13 @@ pub(super) fn parse(
     Ok(batch)
 }
 
-/// The body, or the first part of one, without a mark of byte order, as some editors write it: it is no part of the first line.
-pub(super) fn without_mark(format: Format, body: Bytes) -> Bytes {
+/// The body, or the first part of one, without its byte order mark, which some editors write: it is no part of the first line.
+pub(super) fn without_byte_order_mark(format: Format, body: Bytes) -> Bytes {
     let marked = !matches!(format, Format::Bytes | Format::Frames) && body.starts_with(BYTE_ORDER_MARK);
     if marked { body.slice(BYTE_ORDER_MARK.len()..) } else { body }
 }
 
-/// Parses a part of a body after so many `lines`; it may have no records. In any format but JSON, of which a part is nothing.
+/// Parses a part of a body after so many `lines`; it may have no records. For all formats but JSON, where a part cannot be parsed alone.
 pub(super) fn parse_part(
     format: Format,
     body: Bytes,
@@ -306,7 +306,7 @@ pub(super) fn parse_part(
     }
 }
 
-/// A batch of which `each` value is counted.
+/// The batch that a body is in this shape, its values counted by `each`.
 fn counted(
     body: Bytes,
     shape: Shape,

@@ -21,7 +21,8 @@ pub fn body(media_type: &str, encoding: &str, bytes: &[u8], json_only: bool) {
     let Some(format) = Format::of(media_type) else { return };
     let Ok(encoding) = Encoding::of(Some(encoding)) else { return };
     let memory = Memory::new(64 << 20);
-    let (room, grant) = (SegmentRoom::new(1 << 20), || memory.grant(Purpose::Request));
+    let room = SegmentRoom::new(1 << 20);
+    let grant = || memory.grant(Purpose::Request);
     let body = Bytes::copy_from_slice(bytes);
     let meter = Meter::new(format, room);
     let Ok(Some(decoded)) = encoding.decode(body, 1 << 20, Work::Heavy, grant(), meter) else {

@@ -31,9 +31,9 @@ const SMALL_BYTES: usize = 64 << 10;
 pub(super) const UNQUEUED_BYTES: usize = 1 << 20;
 /// Up to this many bytes are considered part of what a request takes anyway, and are not counted.
 pub(super) const UNCOUNTED_BYTES: usize = 4 << 10;
-/// The size of a mapping for a piece of an answer, which is that of most pieces and a little more; and how many are kept
-/// for later pieces.
+/// The size of a mapping for a piece of an answer, which is that of most pieces and a little more.
 const MAPPED_BYTES: usize = 68 << 10;
+/// The most mappings that are kept for later pieces.
 const MAX_SPARE: usize = 32;
 /// The most bytes of scratch memory that a thread keeps.
 const MAX_SCRATCH_BYTES: usize = 128 << 10;
@@ -229,7 +229,7 @@ impl Memory {
 
     /// Warns that requests are refused: only now and then, however many there are.
     pub(super) fn warn(&self, problem: &Problem) {
-        if self.refusals.is_due() {
+        if self.refusals.claim() {
             let (used, limit) = (self.used(), self.limit);
             tracing::warn!(used, limit, %problem, "requests are refused");
         }
@@ -283,7 +283,8 @@ impl Grant {
         patience: Duration,
         pauses: &RangeInclusive<Duration>,
     ) -> Result<(), UsedUp> {
-        let (begun, mut pause) = (Instant::now(), *pauses.start());
+        let begun = Instant::now();
+        let mut pause = *pauses.start();
         while let Err(used_up) = self.cover(bytes) {
             if begun.elapsed() >= patience {
                 return Err(used_up);
@@ -409,10 +410,7 @@ impl Buffer {
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        match &self.place {
-            Holds::Heap(heap) => &heap[..self.length],
-            Holds::Mapped(mapped) => &mapped[..self.length],
-        }
+        self.as_ref()
     }
 
     /// The bytes of the budget that it holds.
@@ -467,7 +465,7 @@ impl Buffer {
         match write(space) {
             Ok(written) => {
                 self.length = start + written.min(end - start);
-                Ok(Ok(&AsRef::<[u8]>::as_ref(&*self)[start..]))
+                Ok(Ok(&self.bytes()[start..]))
             }
             Err(error) => Ok(Err(error)),
         }

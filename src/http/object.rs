@@ -41,7 +41,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// An object's members, of which those with a long name are unknown. The parser would make one copy of a name that
+/// An object's members; those with a long name are unknown. The parser would make one copy of a name that
 /// contains escapes, and another to say that it is unknown, of any length.
 pub(super) struct ShortNames<A>(pub(super) A);
 

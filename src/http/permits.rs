@@ -73,7 +73,7 @@ pub(super) const OFFLOAD_BYTES: usize = 256 << 10;
 /// A permit, released when it is dropped.
 pub(super) type Permit = OwnedSemaphorePermit;
 
-/// What there is of one connection where all connections share something: its places in line for permits, how many of its
+/// One connection's share of what all connections compete for: its places in line for permits, how many of its
 /// requests wait for news, and whether it was slow to take an answer that others needed the memory of.
 pub(super) struct ConnectionShare {
     /// Which connection it is of.

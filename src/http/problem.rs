@@ -157,7 +157,7 @@ impl Problem {
     }
 
     /// What was to make the answer has ended without one: it has panicked.
-    pub(super) fn unexpected() -> Self {
+    pub(super) fn internal_failure() -> Self {
         Self::new(Code::Internal, "the request failed unexpectedly")
     }
 
@@ -199,7 +199,7 @@ impl Problem {
     }
 
     /// As many requests are in flight as are allowed.
-    pub(super) fn too_many() -> Self {
+    pub(super) fn too_many_streams() -> Self {
         let detail =
             "too many requests are in flight with HTTP/2; send the request again when some are answered";
         Self::new(Code::Overloaded, detail)

@@ -1,19 +1,52 @@
-//! Producers as resources: what a log knows about one, and its next epoch.
+//! Producers: what the headers of an append say of one, what a log knows about it, and its next epoch.
 
 use super::{
     answer::{Answer, json},
     context::{Asker, Context},
+    params,
     permits::ConnectionShare,
     problem::Problem,
 };
 use crate::{
-    Code, Error, OpenedProducer, ProducerState,
-    api::{BegunEpoch, EarlierBatch, EarlierEpoch, ProducerInfo},
+    Code, Error, ProducerState,
+    api::{self, EarlierBatch, EarlierEpoch, ProducerInfo},
     log::{self, check_producer_id},
     store::OpenLog,
 };
+use hyper::header::HeaderMap;
 use percent_encoding::percent_decode_str;
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc};
+
+/// What the headers of an append say about its producer. Which of them belong together, the kind of append decides: a
+/// batch or a session.
+pub(super) struct ProducerHeaders<'a> {
+    pub(super) id: Option<&'a str>,
+    pub(super) epoch: Option<u32>,
+    pub(super) sequence: Option<u64>,
+    pub(super) mark: Option<&'a str>,
+}
+
+impl<'a> ProducerHeaders<'a> {
+    pub(super) fn parse(headers: &'a HeaderMap) -> Result<Self, Problem> {
+        if headers.get("producer-id").is_some_and(|id| id.to_str().is_err()) {
+            return Err(Error::BadProducer.into());
+        }
+        let id = params::header(headers, "producer-id")?;
+        id.map_or(Ok(()), check_producer_id)?;
+        let number = |name, range: RangeInclusive<u64>| {
+            let Some(value) = params::header(headers, name)? else { return Ok(None) };
+            params::parse_number(value, &range).map(Some).ok_or_else(|| {
+                let detail = format!("{name} is a whole number from {} to {}", range.start(), range.end());
+                Problem::new(Code::InvalidProducer, detail)
+            })
+        };
+        let epoch = number("Producer-Epoch", 0..=u32::MAX.into())?.map(|epoch| epoch as u32);
+        // One less than the largest number, so that there is always a next one.
+        let sequence = number("Producer-Seq", 0..=u64::MAX - 1)?;
+        let mark = params::header(headers, "producer-mark")?;
+        Ok(Self { id, epoch, sequence, mark })
+    }
+}
 
 fn described(log: &OpenLog, id: String, state: ProducerState) -> Answer {
     json(&ProducerInfo {
@@ -26,16 +59,16 @@ fn described(log: &OpenLog, id: String, state: ProducerState) -> Answer {
     })
 }
 
-fn opened(log: &OpenLog, id: String, opened: OpenedProducer) -> Answer {
+fn begun(log: &OpenLog, id: String, begun: log::BegunEpoch) -> Answer {
     let batch = |batch: log::EarlierBatch| {
         let log::EarlierBatch { sequence: seq, first_offset, count, .. } = batch;
         EarlierBatch { seq, first_offset, count }
     };
-    let earlier = opened
+    let earlier = begun
         .earlier
         .map(|(epoch, batches)| EarlierEpoch { epoch, batches: batches.into_iter().map(batch).collect() });
-    let OpenedProducer { epoch, mark, .. } = opened;
-    json(&BegunEpoch { id, epoch, mark, earlier, log_id: log.id().to_string() })
+    let log::BegunEpoch { epoch, mark, .. } = begun;
+    json(&api::BegunEpoch { id, epoch, mark, earlier, log_id: log.id().to_string() })
 }
 
 /// The id in a path.
@@ -51,10 +84,12 @@ pub(super) async fn begin_epoch(
     share: &ConnectionShare,
     log: &Arc<OpenLog>,
     id: &str,
-) -> Result<OpenedProducer, Problem> {
+) -> Result<log::BegunEpoch, Problem> {
     // In the list before it has the permit: whoever has that begins this epoch as well. It leaves the list with its client.
     let next = Arc::new(log.ask_for_epoch(id).map_err(Problem::of_log(log))?);
-    context.on_log_in_time(share, log, move |log| log.begin_epoch_in_time(&next)).await
+    let asked = Arc::clone(&next);
+    let last_write = move |log: &OpenLog| log.last_write_of_producers(&asked);
+    context.on_log_in_time(share, log, last_write, move |log| log.begin_asked_epoch(&next)).await
 }
 
 /// What the log knows about a producer, including what readers may not see yet.
@@ -73,7 +108,7 @@ pub(super) async fn known(
 }
 
 /// `POST`: the producer's next epoch. Batches of older ones are refused from now on.
-pub(super) async fn open(
+pub(super) async fn begin(
     context: &Context,
     asker: Asker<'_>,
     name: &str,
@@ -81,8 +116,8 @@ pub(super) async fn open(
 ) -> Result<Answer, Problem> {
     let id = id_in(id)?;
     let log = context.log_to_append(asker.share, name).await?;
-    let begun = begin_epoch(context, asker.share, &log, &id).await?;
-    Ok(opened(&log, id, begun))
+    let epoch = begin_epoch(context, asker.share, &log, &id).await?;
+    Ok(begun(&log, id, epoch))
 }
 
 /// `GET`: what the log knows about the producer, and readers can see.

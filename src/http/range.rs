@@ -53,7 +53,8 @@ async fn resolve(
         StartAt::Latest => log.visible_offset(),
         StartAt::Last(records) => log.visible_offset().saturating_sub(records).max(log.first_offset()),
         StartAt::Since(time) => {
-            let (log, patience) = (Arc::clone(log), context.settings.queue_time);
+            let log = Arc::clone(log);
+            let patience = context.settings.queue_time;
             let find = move || log.offset_since(StartAt::millis(time));
             context.for_client(share, Kind::Read, patience, find).await??
         }
@@ -323,7 +324,7 @@ async fn begun(
     Ok((end, piece_by_piece(sending, Sending::next)))
 }
 
-/// An answer of which all pieces exist.
+/// An answer whose pieces all exist.
 fn whole(mut pieces: VecDeque<Bytes>) -> Body {
     match pieces.len() {
         0 | 1 => full(pieces.pop_front().unwrap_or_default()),

@@ -19,16 +19,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Bytes of an answer that are rendered at once: from memory; from the disk, where as much is read at once; and from
-/// memory when the budget for answers is tight, when it is [`RENDER_BYTES`] from the disk.
+/// Bytes of an answer that are rendered at once from memory, and from the disk when the budget for answers is tight.
 const RENDER_BYTES: usize = 64 << 10;
+/// Bytes of an answer that are rendered at once from the disk, where as much is read at once.
 const COLD_RENDER_BYTES: usize = 256 << 10;
+/// Bytes of an answer that are rendered at once from memory when the budget for answers is tight.
 const TIGHT_RENDER_BYTES: usize = 16 << 10;
 /// Reading a record takes as long as rendering this many bytes.
 const RECORD_COST_BYTES: usize = 20;
-/// How long a turn of looking for the end of a large answer lasts before others have their turn, and how many records
-/// pass between two looks at the clock.
+/// How long a turn of looking for the end of a large answer lasts before others have their turn.
 const LOOK_SLICE: Duration = Duration::from_millis(2);
+/// How many records pass between two looks at the clock.
 const LOOK_STEPS: usize = 64;
 /// How long it is looked for on the runtime's thread first, among records that are in memory.
 const INLINE_LOOK: Duration = Duration::from_micros(500);
@@ -117,22 +118,19 @@ enum Went {
 
 impl Reading {
     pub(super) fn new(reader: Reader, format: Format, page_limits: PageLimits, end: u64) -> Self {
-        let (length, damaged, lost) = (None, Damaged::default(), 0);
-        let (taken_to, until, next) = (reader.offset(), u64::MAX, None);
-        let (fresh, is_unopened) = (true, true);
         Self {
+            taken_to: reader.offset(),
             reader,
             format,
             page_limits,
             end,
-            taken_to,
-            until,
-            next,
-            fresh,
-            is_unopened,
-            length,
-            damaged,
-            lost,
+            until: u64::MAX,
+            next: None,
+            fresh: true,
+            is_unopened: true,
+            length: None,
+            damaged: Damaged::default(),
+            lost: 0,
         }
     }
 
@@ -223,7 +221,9 @@ impl Reading {
         place: Place,
         most: usize,
     ) -> Result<Went, Problem> {
-        let (begun, mut steps, envelope) = (self.taken_to, 0, self.format.envelope());
+        let begun = self.taken_to;
+        let mut steps = 0;
+        let envelope = self.format.envelope();
         while self.may_continue() {
             // A record without a value may add nothing to the piece.
             if out.len().max(steps * RECORD_COST_BYTES) >= most {
@@ -266,7 +266,9 @@ impl Reading {
     /// Returns whether the end of the range was reached. Large records are read only to verify them, which a HEAD does
     /// not need. If there is no memory for that, the range ends before such a record, if anything is before it.
     fn look(&mut self, memory: &Arc<Memory>, only_head: bool, place: Place) -> Result<bool, Problem> {
-        let (begun, mut steps, mut grant) = (Instant::now(), 0, memory.grant(Purpose::Answer));
+        let begun = Instant::now();
+        let mut steps = 0;
+        let mut grant = memory.grant(Purpose::Answer);
         let most = if place == Place::Here { INLINE_LOOK } else { LOOK_SLICE };
         while self.may_continue() {
             if steps >= LOOK_STEPS {
@@ -296,7 +298,9 @@ impl Reading {
 
     /// Counts the next record; returns how many bytes were read from the disk for it. `None` at the end.
     fn look_at_next(&mut self, grant: &mut Grant, only_head: bool) -> Result<Option<usize>, LookError> {
-        let (offset, most, mut cold_bytes) = (self.reader.offset(), self.most(), 0);
+        let offset = self.reader.offset();
+        let most = self.most();
+        let mut cold_bytes = 0;
         if !self.reader.is_in_memory() {
             let Some(ahead) = self.reader.peek()?.filter(|ahead| ahead.length() as u64 <= most) else {
                 return Ok(None);

@@ -13,13 +13,14 @@ use super::{
     params,
     permits::{ConnectionShare, OFFLOAD_BYTES},
     problem::Problem,
+    producers::ProducerHeaders,
     segment_room::SegmentRoom,
     session,
 };
 use crate::{
     Code, LogId, PRODUCER_MARK_BYTES,
     api::Appended,
-    log::{Error, MayBlock, Produced, ProducerBatch, Record, check_producer_id},
+    log::{Error, MayBlock, Produced, ProducerBatch, Record},
     store::{LogSettings, OpenLog},
 };
 use hyper::{
@@ -31,7 +32,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 const TIME: HeaderName = HeaderName::from_static("millstream-time");
 
-/// Which batch of which producer a request has.
+/// The producer's batch that a request names.
 struct Producer {
     id: String,
     epoch: u32,
@@ -49,38 +50,25 @@ struct ToAppend {
 
 /// The producer named by the headers of a request, if any.
 fn producer(headers: &HeaderMap) -> Result<Option<Producer>, Problem> {
-    if headers.get("producer-id").is_some_and(|id| id.to_str().is_err()) {
-        return Err(Error::BadProducer.into());
-    }
-    let all = [
-        params::header(headers, "producer-id")?,
-        params::header(headers, "producer-epoch")?,
-        params::header(headers, "producer-seq")?,
-    ];
-    let bad = || {
-        let detail = "send all of Producer-Id, Producer-Epoch and Producer-Seq (whole numbers), or none";
-        Problem::new(Code::InvalidProducer, detail)
-    };
-    let mark = params::header(headers, "producer-mark")?;
-    if mark.is_some_and(|mark| mark.len() > PRODUCER_MARK_BYTES) || mark.is_some() && all[0].is_none() {
-        let detail = "Producer-Mark has up to 128 bytes, and comes with Producer-Id";
-        return Err(Problem::new(Code::InvalidProducer, detail));
+    let refuse = |detail: String| Err(Problem::new(Code::InvalidProducer, detail));
+    let ProducerHeaders { id, epoch, sequence, mark } = ProducerHeaders::parse(headers)?;
+    if mark.is_some_and(|mark| mark.len() > PRODUCER_MARK_BYTES) || mark.is_some() && id.is_none() {
+        return refuse(format!(
+            "Producer-Mark has up to {PRODUCER_MARK_BYTES} bytes, and comes with Producer-Id"
+        ));
     }
     if mark.is_some_and(|mark| mark.starts_with(session::MARK)) {
-        let detail =
-            format!("a Producer-Mark does not begin with {:?}: append sessions use that", session::MARK);
-        return Err(Problem::new(Code::InvalidProducer, detail));
+        return refuse(format!(
+            "a Producer-Mark does not begin with {:?}: append sessions use that",
+            session::MARK
+        ));
     }
-    match all {
-        [None, None, None] => Ok(None),
-        [Some(id), Some(epoch), Some(sequence)] => {
-            check_producer_id(id)?;
-            let epoch = params::parse_number(epoch, &(0..=u32::MAX.into())).ok_or_else(bad)? as u32;
-            // One less than the largest number, so that there is always a next one.
-            let sequence = params::parse_number(sequence, &(0..=u64::MAX - 1)).ok_or_else(bad)?;
+    match (id, epoch, sequence) {
+        (None, None, None) => Ok(None),
+        (Some(id), Some(epoch), Some(sequence)) => {
             Ok(Some(Producer { id: id.to_owned(), epoch, sequence, mark: mark.map(str::to_owned) }))
         }
-        _ => Err(bad()),
+        _ => refuse("send all of Producer-Id, Producer-Epoch and Producer-Seq, or none".into()),
     }
 }
 
@@ -218,8 +206,9 @@ async fn take_apart(
         && bytes.len() < OFFLOAD_BYTES
         && context::cost(bytes.len(), formats::likely_records(format, &bytes)) < OFFLOAD_BYTES;
     let mut work = Work::of(bytes.len());
-    let (limit, settings, memory) =
-        (context.settings.decoded_bytes, settings.clone(), Arc::clone(&context.memory));
+    let limit = context.settings.decoded_bytes;
+    let settings = settings.clone();
+    let memory = Arc::clone(&context.memory);
     // Shared by all attempts, of which there are up to three.
     let run = Arc::new(move |work| {
         let grant = || memory.grant(Purpose::Request);

@@ -187,7 +187,7 @@ async fn answer_to(
     request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
     if exchange.is_too_many() && !matches!(route, Some(Route::Health | Route::Ready)) {
-        return Err(Problem::too_many());
+        return Err(Problem::too_many_streams());
     }
     context.guard.check(&request)?;
     // Only a body of unknown length can have a Transfer-Encoding.
@@ -254,7 +254,7 @@ async fn answer_to_other(
         }
         (Producer { name, id }, &Method::POST) => {
             without_parameters(request)?;
-            producers::open(context, asker, &name, &id).await
+            producers::begin(context, asker, &name, &id).await
         }
         (Producer { name, id }, &Method::GET) => {
             without_parameters(request)?;

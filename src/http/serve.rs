@@ -25,9 +25,9 @@ use tokio::{io::AsyncReadExt, net::TcpStream, sync::OwnedSemaphorePermit};
 
 /// The first bytes that a client sends with HTTP/2.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The most bytes of bodies that an HTTP/2 connection, and one stream of it, may have received that nobody has read
-/// yet.
+/// The most bytes of bodies that an HTTP/2 connection may have received that nobody has read yet.
 const CONNECTION_WINDOW: u32 = 256 << 10;
+/// The most bytes of a body that one stream of it may have received that nobody has read yet.
 const STREAM_WINDOW: u32 = 128 << 10;
 /// The bytes of an answer that hyper buffers for HTTP/2 beyond what the client has room for.
 const SEND_BUFFER: usize = 64 << 10;
@@ -116,7 +116,8 @@ async fn drive(
 
 /// The protocol that a client speaks, and what was read of its first bytes to find out; `None` if it ends before.
 async fn detect(stream: &mut TcpStream) -> io::Result<Option<(Protocol, Box<[u8]>)>> {
-    let (mut first, mut read) = ([0; PREFACE.len()], 0);
+    let mut first = [0; PREFACE.len()];
+    let mut read = 0;
     loop {
         if first[..read] != PREFACE[..read] {
             return Ok(Some((Protocol::Http1, first[..read].into())));
@@ -142,7 +143,8 @@ fn answer(
     if too_many_fields {
         *request.headers_mut() = HeaderMap::new();
     }
-    let (context, exchange) = (Arc::clone(context), Exchange::begin(connection));
+    let context = Arc::clone(context);
+    let exchange = Exchange::begin(connection);
     let asks = request.headers().contains_key(EXPECT);
     let request = request.map(|body| RequestBody::new(body, &exchange, asks));
     async move {

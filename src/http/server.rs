@@ -4,8 +4,7 @@
 
 use super::{
     connection::Connections,
-    context::{Context, DEFAULT_LOG},
-    feed::Feeds,
+    context::{Context, DEFAULT_LOG, ServerParts},
     guard::Guard,
     log_permits::LogPermits,
     memory::Memory,
@@ -25,7 +24,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -90,15 +89,15 @@ impl Server {
     /// The log `default` cannot be opened, a runtime cannot be created, or [`Store::close`] fails.
     pub fn run(self, store: Store, stop: impl Future<Output = ()>) -> Result<(), Box<dyn std::error::Error>> {
         let store = Arc::new(store);
-        let recovered = Arc::new(AtomicBool::new(false));
         let (stopping, stopped) = watch::channel(false);
         std::thread::scope(|scope| -> Result<(), Box<dyn std::error::Error>> {
             // After an error or a panic too: the scope waits for the threads.
             let _stops = Stops(stopping);
+            let parts = Arc::new(self.parts(&store, stopped)?);
             // The server answers from the start, so that clients learn that the log is being recovered.
-            self.start(scope, &store, &stopped, &recovered)?;
+            self.start(scope, &parts)?;
             open_default(&store)?;
-            recovered.store(true, Ordering::Release);
+            parts.recovered.store(true, Ordering::Release);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(stop);
             Ok(())
@@ -108,41 +107,38 @@ impl Server {
         Ok(store.close()?)
     }
 
+    fn parts(&self, store: &Arc<Store>, stopped: watch::Receiver<bool>) -> io::Result<ServerParts> {
+        let settings = &self.settings;
+        let largest = settings.body_bytes.max(settings.decoded_bytes);
+        // The others may be used, or kept for those who come again.
+        let open_logs = store.options().open_logs;
+        Ok(ServerParts {
+            store: Arc::clone(store),
+            permits: Arc::new(Permits::for_server(settings.memory_bytes, largest, settings.threads)),
+            log_permits: LogPermits::new(),
+            waited: WaitedLogs::new(open_logs - open_logs / 4),
+            settings: Arc::new(settings.clone()),
+            memory: Memory::new(settings.memory_bytes),
+            guard: Guard::new(settings, self.address()?),
+            metrics: Metrics::new(store),
+            recovered: AtomicBool::new(false),
+            stopped,
+        })
+    }
+
     fn start<'scope>(
         &self,
         scope: &'scope std::thread::Scope<'scope, '_>,
-        store: &Arc<Store>,
-        stopped: &watch::Receiver<bool>,
-        recovered: &Arc<AtomicBool>,
+        parts: &Arc<ServerParts>,
     ) -> io::Result<()> {
-        let largest = self.settings.body_bytes.max(self.settings.decoded_bytes);
-        let memory = Memory::new(self.settings.memory_bytes);
-        let permits = Permits::for_server(self.settings.memory_bytes, largest, self.settings.threads);
-        let permits = Arc::new(permits);
-        let guard = Arc::new(Guard::new(&self.settings, self.address()?));
-        let metrics = Arc::new(Metrics::new(store));
-        let (connections, settings) =
-            (Connections::new(self.settings.connections), Arc::new(self.settings.clone()));
-        let log_permits = LogPermits::new();
-        // The others may be used, or kept for those who come again.
-        let open_logs = store.options().open_logs;
-        let waited = WaitedLogs::new(open_logs - open_logs / 4);
+        let connections = Connections::new(self.settings.connections);
         for n in 0..self.settings.threads.max(1) {
             let worker = Worker {
                 number: n,
                 listener: self.listener.try_clone()?,
-                settings: Arc::clone(&settings),
-                store: Arc::clone(store),
-                metrics: Arc::clone(&metrics),
-                memory: Arc::clone(&memory),
-                guard: Arc::clone(&guard),
                 connections: Arc::clone(&connections),
-                permits: Arc::clone(&permits),
-                log_permits: Arc::clone(&log_permits),
-                waited: Arc::clone(&waited),
-                recovered: Arc::clone(recovered),
+                context: Arc::new(Context::new(Arc::clone(parts))),
             };
-            let stopped = stopped.clone();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .max_blocking_threads(BLOCKING_THREADS)
@@ -152,7 +148,7 @@ impl Server {
             std::thread::Builder::new().name(format!("millstream-http-{n}")).spawn_scoped(
                 scope,
                 move || {
-                    if let Err(error) = runtime.block_on(worker.serve(stopped)) {
+                    if let Err(error) = runtime.block_on(worker.serve()) {
                         tracing::error!(%error, "a server thread has stopped");
                     }
                 },
@@ -184,16 +180,8 @@ impl Drop for Stops {
 struct Worker {
     number: usize,
     listener: TcpListener,
-    settings: Arc<Settings>,
-    store: Arc<Store>,
-    metrics: Arc<Metrics>,
-    memory: Arc<Memory>,
-    guard: Arc<Guard>,
     connections: Arc<Connections>,
-    permits: Arc<Permits>,
-    log_permits: Arc<LogPermits>,
-    waited: Arc<WaitedLogs>,
-    recovered: Arc<AtomicBool>,
+    context: Arc<Context>,
 }
 
 /// Opens the book's log, which recovers it, or creates it.
@@ -205,60 +193,31 @@ fn open_default(store: &Store) -> Result<(), store::Error> {
 }
 
 impl Worker {
-    async fn serve(self, mut stopped: watch::Receiver<bool>) -> io::Result<()> {
-        let Self {
-            number,
-            listener,
-            settings,
-            store,
-            metrics,
-            memory,
-            guard,
-            connections,
-            permits,
-            log_permits,
-            waited,
-            recovered,
-        } = self;
+    async fn serve(self) -> io::Result<()> {
+        let Self { number, listener, connections, context } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let budget = Arc::clone(&memory);
-        let (waiters, feeds) = (Arc::default(), Feeds::default());
-        let stopping = stopped.clone();
-        let context = Arc::new(Context {
-            store,
-            waiters,
-            feeds,
-            permits,
-            log_permits,
-            waited,
-            settings: Arc::clone(&settings),
-            memory,
-            guard,
-            metrics,
-            recovered,
-            stopped: stopping,
-            document: OnceLock::new(),
-        });
+        let settings = &context.settings;
         {
-            let accepting = accept(&listener, number, &connections, &settings, &context);
+            let accepting = accept(&listener, number, &connections, settings, &context);
             let mut accepting = std::pin::pin!(accepting);
-            let mut look = tokio::time::interval(Connections::interval(&settings));
+            let mut look = tokio::time::interval(Connections::interval(settings));
             look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            let mut refused = budget.refused();
+            let mut stopping = std::pin::pin!(context.stopping());
+            let mut refused = context.memory.refused();
             loop {
                 tokio::select! {
                     () = &mut accepting => {} // never
                     _ = look.tick() => {
-                        let before = std::mem::replace(&mut refused, budget.refused());
-                        let short = if refused > before { budget.short() } else { 0 };
-                        connections.check_limits(number, &settings, false, short);
+                        let before = std::mem::replace(&mut refused, context.memory.refused());
+                        let short = if refused > before { context.memory.short() } else { 0 };
+                        connections.check_limits(number, settings, false, short);
                     }
-                    _ = stopped.wait_for(|stopped| *stopped) => break,
+                    () = &mut stopping => break,
                 }
             }
         }
         drop(listener);
-        wind_down(number, &connections, &settings).await;
+        wind_down(number, &connections, settings).await;
         Ok(())
     }
 }
@@ -281,7 +240,7 @@ async fn accept(
             }
             Err(error) => {
                 // Usually there are too many open files: a connection is closed, as when there are too many connections.
-                if failures.is_due() {
+                if failures.claim() {
                     tracing::warn!(%error, "cannot accept a connection: closing slow and idle ones");
                 }
                 connections.close_one();

@@ -21,7 +21,7 @@ pub struct Settings {
     /// Default: 30 s.
     pub body_time: Duration,
     /// How long a request waits for what others use, before it is refused: for room while the disk is behind (then an
-    /// append is answered with 429), or in line for a turn or for memory (503). Default: 2 s.
+    /// append is answered with 429), or in line for a permit or for memory (503). Default: 2 s.
     pub queue_time: Duration,
     /// The most bytes of a body after decompression. Default: 64 MiB.
     pub decoded_bytes: usize,
@@ -67,14 +67,15 @@ impl Default for Settings {
     }
 }
 
-/// A year. A longer time makes no difference to a caller that waits, and could not be added to every point in time.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
 impl Settings {
+    /// A year, to which longer times are shortened: they make no difference to a caller that waits, and could not be added to
+    /// every point in time.
+    pub const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
     pub(super) fn clamp_times(&mut self) {
         let Self { header_time, body_time, queue_time, wait_time, heartbeat, grace, .. } = self;
         for time in [header_time, body_time, queue_time, wait_time, heartbeat, grace] {
-            *time = LONGEST.min(*time);
+            *time = Self::MAX_TIME.min(*time);
         }
     }
 }

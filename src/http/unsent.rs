@@ -12,7 +12,7 @@ use std::{
 };
 
 /// How old, in milliseconds, the table may be: it has all sockets of the network namespace.
-const FRESH: u64 = 500;
+const FRESH_MILLIS: u64 = 500;
 
 type Table = HashMap<String, u64>;
 
@@ -26,7 +26,7 @@ impl Unsent {
         let table = {
             let mut last = lock(&self.0); // no holder leaves it half-changed
             match &*last {
-                Some((at, table)) if now < at + FRESH => Arc::clone(table),
+                Some((at, table)) if now < at + FRESH_MILLIS => Arc::clone(table),
                 _ => Arc::clone(&last.insert((now, Arc::new(read()))).1),
             }
         };

@@ -26,33 +26,35 @@ const PACE: Duration = Duration::from_secs(1);
 
 /// If there is no room for a body of this many bytes, waits until there is, for as long as an append may wait, and takes it.
 pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usize) -> Result<Grant, Problem> {
-    let (memory, size) = (&context.memory, Size::of(bytes));
+    let memory = &context.memory;
+    let size = Size::of(bytes);
     let mut grant = memory.grant(Purpose::Request);
     let has_room = || memory.has_room(Purpose::Request, bytes);
     if bytes <= UNCOUNTED_BYTES || has_room() && !memory.has_waiting_of(size) {
         return Ok(grant);
     }
     let _waiting = memory.body_waits(bytes, share.waiting_bodies());
-    let (begun, patience) = (Instant::now(), context.settings.queue_time);
+    let begun = Instant::now();
+    let patience = context.settings.queue_time;
     let kind = match size {
         Size::Small => Kind::SmallBodyMemory,
         Size::Medium => Kind::MediumBodyMemory,
         Size::Large => Kind::LargeBodyMemory,
     };
-    let turn = context.permits.acquire(kind, share, patience).await;
-    let _turn = turn.map_err(|_| Problem::overloaded())?;
+    let permit = context.permits.acquire(kind, share, patience).await;
+    let _permit = permit.map_err(|_| Problem::overloaded())?;
     grant.cover_within(bytes, patience.saturating_sub(begun.elapsed()), &ASK).await?;
     Ok(grant)
 }
 
 /// How fast something arrives that holds memory of the budget.
-pub(super) struct Progress {
+pub(super) struct ArrivalPace {
     /// When it was last judged, and how many bytes have come since.
     judged: Instant,
     came: usize,
 }
 
-impl Progress {
+impl ArrivalPace {
     pub(super) fn begin() -> Self {
         Self { judged: Instant::now(), came: 0 }
     }
@@ -66,9 +68,9 @@ impl Progress {
         self.came += bytes;
     }
 
-    /// Whether what holds this many bytes comes too slowly, while bodies of other connections wait. It is measured anew from
-    /// now on.
-    pub(super) fn is_in_the_way(
+    /// Judges whether what holds this many bytes comes too slowly, while bodies of other connections wait, and starts the
+    /// measurement anew.
+    pub(super) fn take_verdict(
         &mut self,
         held: usize,
         memory: &Memory,
@@ -110,7 +112,7 @@ pub(super) struct Upload<'a, B> {
     /// How long a body may take, and how long it may wait for memory.
     body_time: Duration,
     patience: Duration,
-    progress: Progress,
+    pace: ArrivalPace,
 }
 
 impl<'a, B> Upload<'a, B>
@@ -121,7 +123,7 @@ where
     pub(super) fn new(body: B, most: usize, context: &'a Context, share: &'a ConnectionShare) -> Self {
         let (memory, settings) = (&context.memory, &context.settings);
         let (body_time, patience) = (settings.body_time, settings.queue_time);
-        Self { body, most, memory, share, body_time, patience, progress: Progress::begin() }
+        Self { body, most, memory, share, body_time, patience, pace: ArrivalPace::begin() }
     }
 
     /// Receives all of it.
@@ -141,7 +143,7 @@ where
         let mut buffer = Buffer::new(self.most, grant);
         self.extend(&mut buffer, &first).await?;
         drop(first);
-        self.progress = Progress::begin();
+        self.pace = ArrivalPace::begin();
         while let Some(data) = self.next_in_time(buffer.held()).await? {
             if data.len() > buffer.left() {
                 return Err(too_large(self.most, ""));
@@ -172,22 +174,22 @@ where
     /// The next part of a body that holds `held` bytes already; an error if it is too slow while others wait.
     async fn next_in_time(&mut self, held: usize) -> Result<Option<Bytes>, Problem> {
         loop {
-            let until = self.progress.due();
+            let until = self.pace.due();
             if Instant::now() >= until {
-                self.judge(held)?;
+                self.check_pace(held)?;
                 continue;
             }
             // An error only says that it is time to judge: no part of the body is lost.
             if let Ok(next) = tokio::time::timeout_at(until, self.next()).await {
                 let next = next?;
-                self.progress.came(next.as_ref().map_or(0, Bytes::len));
+                self.pace.came(next.as_ref().map_or(0, Bytes::len));
                 return Ok(next);
             }
         }
     }
 
-    fn judge(&mut self, held: usize) -> Result<(), Problem> {
-        if self.progress.is_in_the_way(held, self.memory, self.share, self.body_time) {
+    fn check_pace(&mut self, held: usize) -> Result<(), Problem> {
+        if self.pace.take_verdict(held, self.memory, self.share, self.body_time) {
             let detail = "the body came slowly, while others waited for the memory that it held";
             return Err(Problem::new(Code::BodyTooSlow, detail));
         }
@@ -195,12 +197,12 @@ where
     }
 
     async fn extend(&mut self, buffer: &mut Buffer, data: &[u8]) -> Result<(), Problem> {
-        self.progress.extend(buffer, data, self.memory, self.share, self.patience).await
+        self.pace.extend(buffer, data, self.memory, self.share, self.patience).await
     }
 }
 
-/// Whether a body of which `came` bytes came in the time that it `took` would take longer than `most` to send as many as it
-/// holds.
+/// Whether a body, at the pace of `came` bytes in the time that it `took`, would take longer than `most` for as many bytes
+/// as it holds.
 fn is_slow(held: usize, came: usize, took: Duration, most: Duration) -> bool {
     came as u128 * most.as_millis() < held as u128 * took.as_millis()
 }

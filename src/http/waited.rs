@@ -65,7 +65,8 @@ impl WaitedLogs {
 
     fn begin_for(self: &Arc<Self>, log: u64, share: &Arc<ConnectionShare>) -> LogWait {
         share.listens();
-        let (end, connection) = (Arc::new(Notify::new()), share.number());
+        let end = Arc::new(Notify::new());
+        let connection = share.number();
         let mut all = lock(&self.all);
         let number = all.next;
         all.next += 1;

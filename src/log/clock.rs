@@ -1,6 +1,6 @@
 //! The time of a log, according to a clock that may be wrong.
 //!
-//! Times never go back within a segment. If the clock is set back by no more than [`MAX_SETBACK`], the segment's time stands
+//! Times never go back within a segment. If the clock is set back by no more than [`MAX_SETBACK_MILLIS`], the segment's time stands
 //! still until the clock has caught up with it. If it is set back by more, it was wrong before, or it is wrong now: in
 //! both cases another segment begins, with the time of the clock. So a wrong time lasts no longer than the segment that
 //! has it, and times go back only in visible places: at the start of a segment.
@@ -14,12 +14,12 @@ use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use std::time::Duration;
 
 /// How far a clock may be set back for a log's time to stand still until the clock has caught up, in milliseconds.
-pub(super) const MAX_SETBACK: u64 = 5_000;
+pub(super) const MAX_SETBACK_MILLIS: u64 = 5_000;
 /// How far the clock may leap ahead and still be trusted at once, in milliseconds.
-const LEAP: u64 = 60_000;
+const LEAP_MILLIS: u64 = 60_000;
 /// How much older than the clock says a log's newest record may be when the log is opened, without raising doubts about
 /// the clock, in milliseconds.
-const IDLE: u64 = 24 * 3600 * 1000;
+const IDLE_MILLIS: u64 = 24 * 3600 * 1000;
 /// How long a clock that leapt ahead must stay there before it is trusted.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -28,18 +28,18 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 pub(super) fn advance(created: u64, age: &AtomicU64, now: u64) -> bool {
     // Relaxed: a time is not what makes a record visible.
     let before = age.fetch_max(now.saturating_sub(created), Ordering::Relaxed);
-    created.saturating_add(before) > now.saturating_add(MAX_SETBACK)
+    created.saturating_add(before) > now.saturating_add(MAX_SETBACK_MILLIS)
 }
 
 /// The time at which a segment begins, after a segment whose records go up to `newest`.
 pub(super) fn start_of_segment(now: u64, newest: u64) -> u64 {
-    if newest <= now.saturating_add(MAX_SETBACK) { now.max(newest) } else { now }
+    if newest <= now.saturating_add(MAX_SETBACK_MILLIS) { now.max(newest) } else { now }
 }
 
 /// The latest time at which a record of a segment can have been appended, if it is `now`: the segment's `own` newest
 /// time, unless that is in the future; otherwise the start of the first segment after it whose start is plausible.
 pub(super) fn newest(own: u64, behind: impl IntoIterator<Item = u64>, now: u64) -> u64 {
-    let is_plausible = |time: &u64| *time <= now.saturating_add(MAX_SETBACK);
+    let is_plausible = |time: &u64| *time <= now.saturating_add(MAX_SETBACK_MILLIS);
     std::iter::once(own).chain(behind).find(is_plausible).unwrap_or(now)
 }
 
@@ -65,7 +65,7 @@ impl TrustedTime {
         let mut held = lock(&self.0);
         let state = held.get_or_insert(State { begun: elapsed, at: elapsed, time: now, ahead: None });
         let expected = state.time.saturating_add(elapsed.saturating_sub(state.at).as_millis() as u64);
-        if now > expected.saturating_add(LEAP) {
+        if now > expected.saturating_add(LEAP_MILLIS) {
             let since = *state.ahead.get_or_insert(elapsed);
             if elapsed.saturating_sub(since) < PATIENCE {
                 return expected;
@@ -81,7 +81,7 @@ impl TrustedTime {
     /// this was long ago, and it has not been watched for long enough to be sure.
     pub(super) fn may_be_wrong(&self, newest: u64, now: u64, elapsed: Duration) -> bool {
         let watched = lock(&self.0).map_or(Duration::ZERO, |state| elapsed.saturating_sub(state.begun));
-        now > newest.saturating_add(IDLE) && watched < PATIENCE
+        now > newest.saturating_add(IDLE_MILLIS) && watched < PATIENCE
     }
 }
 
@@ -96,9 +96,9 @@ mod tests {
     fn the_time_of_a_segment_never_goes_back_and_a_clock_far_behind_it_is_noticed() {
         let age = AtomicU64::new(0);
         assert!(!advance(NOW, &age, NOW + 100));
-        assert!(!advance(NOW, &age, NOW + 100 - MAX_SETBACK));
+        assert!(!advance(NOW, &age, NOW + 100 - MAX_SETBACK_MILLIS));
         assert!(!advance(NOW, &age, NOW - 1));
-        assert!(advance(NOW, &age, NOW + 99 - MAX_SETBACK));
+        assert!(advance(NOW, &age, NOW + 99 - MAX_SETBACK_MILLIS));
         assert_eq!(age.load(Ordering::Relaxed), 100);
         assert!(!advance(NOW, &age, NOW + YEARS));
         assert!(advance(NOW, &age, NOW + 200));
@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn a_segment_begins_where_the_one_before_has_ended_or_when_the_clock_says() {
         assert_eq!(start_of_segment(NOW, NOW - 5), NOW);
-        assert_eq!(start_of_segment(NOW, NOW + MAX_SETBACK), NOW + MAX_SETBACK);
+        assert_eq!(start_of_segment(NOW, NOW + MAX_SETBACK_MILLIS), NOW + MAX_SETBACK_MILLIS);
         assert_eq!(start_of_segment(NOW, NOW + YEARS), NOW);
         assert_eq!(start_of_segment(0, YEARS), 0);
     }
@@ -144,6 +144,6 @@ mod tests {
         trusted.now(NOW, second(10));
         assert!(trusted.may_be_wrong(NOW - YEARS, NOW, second(3609)));
         assert!(!trusted.may_be_wrong(NOW - YEARS, NOW, second(3610)));
-        assert!(!trusted.may_be_wrong(NOW - IDLE, NOW, second(11)));
+        assert!(!trusted.may_be_wrong(NOW - IDLE_MILLIS, NOW, second(11)));
     }
 }

@@ -7,33 +7,24 @@
 //!   records that its readers saw, if it keeps them only in memory, or through damage and `repair`; then the cursors
 //!   beyond its end are set to the end when the log is opened, before anything can be appended there.
 
+#[cfg(feature = "server")]
+use super::requests::LastWrite;
 use super::{
     Error, Log, Shared,
+    limits::CURSORS_PER_LOG,
     recovery::CURSORS as CURSORS_FILE,
     requests::{Request, Requests},
 };
 use crate::{
     disk::{is_full, tree},
     name::is_log_name,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, lock, try_lock},
 };
 use serde::{Deserialize, Serialize};
-#[cfg(feature = "server")]
-use std::time::Duration;
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError},
-};
-
-/// The most cursors of a log.
-pub const CURSORS_PER_LOG: usize = 1000;
+use std::{collections::BTreeMap, sync::OnceLock, time::Duration};
 
 /// More bytes than the file has: for each cursor its name and its offset.
 pub(super) const MAX_FILE_BYTES: u64 = CURSORS_PER_LOG as u64 * 256;
-
-/// How many bytes of the file are written per second on average, if clients set cursors all the time.
-#[cfg(feature = "server")]
-const BYTES_PER_SECOND: u64 = 8 << 20;
 
 /// The content of `cursors.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -106,20 +97,10 @@ struct Table {
 
 /// The last write of the file.
 #[derive(Debug, Default)]
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "the server asks"))]
 struct Written {
-    #[cfg(feature = "server")]
     bytes: u64,
-    #[cfg(feature = "server")]
     at: Duration,
-}
-
-#[cfg(feature = "server")]
-impl Written {
-    /// How long to wait until a client may cause another write.
-    fn pause(&self, now: Duration) -> Duration {
-        let takes = Duration::from_millis(self.bytes.saturating_mul(1000) / BYTES_PER_SECOND);
-        (self.at + takes).saturating_sub(now)
-    }
 }
 
 /// A named position of a consumer in a log: the offset of the record that it wants next. Kept with the log, and gone with
@@ -196,13 +177,12 @@ impl Cursor {
 
     /// Returns where it was.
     fn change(&self, to: Option<u64>, condition: Condition) -> Answer {
-        let asked = self.ask(to, condition)?;
-        self.shared.make_change(&asked)
+        self.make_change(&self.ask_for_change(to, condition)?)
     }
 
-    /// Asks for a change, which is made by [`make_change`](Shared::make_change) for it or for another one. Does not touch
-    /// the disk.
-    fn ask(&self, to: Option<u64>, condition: Condition) -> Result<AskedChange, Error> {
+    /// Asks for a change, `to` as in [`set`](Self::set), or `None` to remove it. It is made by
+    /// [`make_change`](Self::make_change) for it or for another one. Does not touch the disk.
+    pub(crate) fn ask_for_change(&self, to: Option<u64>, condition: Condition) -> Result<AskedChange, Error> {
         self.shared.writable()?;
         if let Some(offset) = to {
             let end = self.shared.visible().get();
@@ -214,20 +194,18 @@ impl Cursor {
         Ok(AskedChange(self.shared.cursors.asked.add(change)))
     }
 
-    /// [`ask`](Self::ask), for a client: `to` as in [`set`](Self::set), or `None` to remove it.
-    #[cfg(feature = "server")]
-    pub(crate) fn ask_for_change(&self, to: Option<u64>, condition: Condition) -> Result<AskedChange, Error> {
-        self.ask(to, condition)
+    /// Makes a change that was asked for, if that has not been done; returns where the cursor was.
+    pub(crate) fn make_change(&self, asked: &AskedChange) -> Answer {
+        self.shared.make_change(asked)
     }
 
-    /// Makes a change that a client has asked for; returns where the cursor was. The outer error says how long to wait
-    /// before the next attempt: a request of a few bytes causes a write of the whole file. Meanwhile the change may be
-    /// made together with another one.
+    /// The last write of the file, if this change has yet to cause one: `None` if it was made together with another one. If the
+    /// file is being written, waits for that.
     #[cfg(feature = "server")]
-    pub(crate) fn change_in_time(&self, asked: &AskedChange) -> Result<Answer, Duration> {
-        let pause = self.shared.cursors.file().pause(self.shared.env.machine.elapsed());
-        asked.0.check_due(pause)?;
-        Ok(self.shared.make_change(asked))
+    pub(crate) fn last_write(&self, asked: &AskedChange) -> Option<LastWrite> {
+        let file = self.shared.cursors.file();
+        let ago = self.shared.env.machine.elapsed().saturating_sub(file.at);
+        asked.0.answer().is_none().then_some(LastWrite { bytes: file.bytes, ago })
     }
 }
 
@@ -255,7 +233,7 @@ impl Log {
         self.shared.look_at_cursors(BTreeMap::clone)
     }
 
-    /// How many records that readers see a consumer has before it that is at `offset`.
+    /// How many visible records are at or after `offset`.
     #[cfg(feature = "server")]
     pub(crate) fn lag_of(&self, offset: u64) -> u64 {
         self.visible_offset().saturating_sub(offset.max(self.first_offset()))
@@ -327,11 +305,7 @@ impl Shared {
         let content = Content::new(cursors);
         let text = serde_json::to_vec(&content).unwrap_or_default(); // plain data
         let path = self.dir.join(CURSORS_FILE);
-        #[cfg(feature = "server")]
-        {
-            (file.bytes, file.at) = (text.len() as u64, self.env.machine.elapsed());
-        }
-        let _ = file;
+        *file = Written { bytes: text.len() as u64, at: self.env.machine.elapsed() };
         tree::replace(&*self.env.disk, &path, &text).map_err(|error| {
             if is_full(&error) { Error::full(error) } else { Error::io("write", &path)(error) }
         })?;
@@ -390,16 +364,16 @@ impl Change {
 
 impl Cursors {
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     fn file(&self) -> MutexGuard<'_, Written> {
-        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.file)
     }
 
     /// Whether the file is being written.
     pub(super) fn are_written(&self) -> bool {
-        matches!(self.file.try_lock(), Err(TryLockError::WouldBlock))
+        try_lock(&self.file).is_none()
     }
 
     /// Waits until the file is not being written. Must be called when the log is no longer writable, so that it is not

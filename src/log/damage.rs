@@ -10,7 +10,7 @@ use std::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Damage {
-    /// The records that are lost; empty if only what describes them (a header, an index) is damaged.
+    /// The records that are damaged; empty if only what describes them (a header, an index) is damaged.
     pub offsets: Range<u64>,
     /// The file, or the directory where a file is missing.
     pub path: PathBuf,

@@ -1,5 +1,6 @@
 //! What can go wrong with a log.
 
+use super::limits::{CURSORS_PER_LOG, MAX_PRODUCER_EPOCH, PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES};
 use crate::disk;
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -55,7 +56,7 @@ pub enum Error {
     )]
     BadCursor,
     /// The log has as many cursors as it may have.
-    #[error("the log has 1000 cursors, and cannot have more; remove some")]
+    #[error("the log has {} cursors, and cannot have more; remove some", CURSORS_PER_LOG)]
     TooManyCursors,
     /// A conditional change of a cursor found it elsewhere.
     #[error("{}", match .offset {
@@ -77,13 +78,16 @@ pub enum Error {
     },
     /// A producer's id, or its mark, is not one.
     #[error(
-        "a producer's id has 1 to 64 characters of printable ASCII, without a space at either end, and its mark up to \
-         128 bytes"
+        "a producer's id has 1 to {} characters of printable ASCII, without a space at either end, and its \
+         mark up to {} bytes",
+        PRODUCER_ID_BYTES,
+        PRODUCER_MARK_BYTES
     )]
     BadProducer,
     /// A batch names an epoch above 2,147,483,647 that its producer has not begun.
     #[error(
-        "the epoch is above 2147483647, which a batch cannot begin; call `open_producer()` (or POST to the producer)"
+        "the epoch is above {}, which a batch cannot begin; call `begin_epoch()` (or POST to the producer)",
+        MAX_PRODUCER_EPOCH
     )]
     EpochTooHigh,
     /// The producer is in the last epoch that there is: it has begun that many, or a batch named the epoch in an early

@@ -302,9 +302,7 @@ impl Shared {
         }
         match self.try_commit(position) {
             Ok(bytes) => {
-                if position.held_up.take().is_some() {
-                    self.note_full(None);
-                }
+                self.clear_held_up(position);
                 Committed::Bytes(bytes)
             }
             Err(error) if error.is_transient() || error.is_full() => {
@@ -386,11 +384,16 @@ impl Shared {
         Ok(())
     }
 
+    /// Nothing holds commits up any more.
+    fn clear_held_up(&self, position: &mut CommitPosition) {
+        if position.held_up.take().is_some() {
+            self.note_full(None);
+        }
+    }
+
     /// The frames up to `to` are on the disk: moves the position there, and raises `durable`. Returns where it was.
     fn advance_durable(&self, position: &mut CommitPosition, to: ChunkPosition) -> ChunkPosition {
-        if position.held_up.take().is_some() {
-            self.note_full(None); // before callers hear of it, who may append at once
-        }
+        self.clear_held_up(position); // before callers hear of it, who may append at once
         let from = std::mem::replace(&mut position.done, to);
         self.flush.committed.fetch_add(to.bytes() - from.bytes(), Ordering::Relaxed);
         self.durable.advance(position.segment.base() + u64::from(to.records));

@@ -112,7 +112,8 @@ impl Room {
 
     /// Polls until it is this caller's turn. Then the number of events is read, before the caller looks for room.
     fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let (line, waker) = (self.shared.roll.line(), context.waker());
+        let line = self.shared.roll.line();
+        let waker = context.waker();
         let waits = if self.waits {
             line.still_waits(&self.place, waker)
         } else {

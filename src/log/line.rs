@@ -226,7 +226,7 @@ impl Line {
 #[cfg(all(test, loom))]
 mod models {
     use super::*;
-    use crate::sync::{Arc, thread};
+    use crate::sync::{Arc, model, thread};
 
     /// Room for a number of appends.
     struct Log {
@@ -255,12 +255,6 @@ mod models {
             }
             self.line.leave(&mut place);
         }
-    }
-
-    fn model(f: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(f);
     }
 
     #[test]

@@ -2,9 +2,9 @@
 //! batches it is, is stored once however often it is sent. As in Kafka, a producer has an epoch, so that an old
 //! incarnation is fenced off, and numbers its batches from 0 in each epoch.
 //!
-//! A producer that starts gets its next epoch from [`Log::open_producer`], and so fences off what is left of its earlier
+//! A producer that starts gets its next epoch from [`Log::begin_epoch`], and so fences off what is left of its earlier
 //! incarnations. With each batch it may send a *mark*, some text of its own that is stored with the batch and returned
-//! when it opens again: where it is in what it reads, for example.
+//! when it begins its next epoch: where it is in what it reads, for example.
 //!
 //! The state is in the log: the first frame of such a batch has an extension block with the producer, its epoch, the
 //! sequence and the mark. So the state and the records cannot disagree. A table of the producers is kept in memory. It is
@@ -23,21 +23,19 @@ mod file;
 pub(super) mod fuzzing;
 mod table;
 
-use super::{Error, Log, Payload, append, append::Extended, room::MayBlock};
-use crate::{chunk::AppendValues, sync::Arc};
+use super::{
+    Error, Log, Payload, append,
+    append::Extended,
+    limits::{PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES},
+    room::MayBlock,
+};
+use crate::{
+    chunk::AppendValues,
+    sync::{Arc, Mutex, MutexGuard, lock, try_lock},
+};
 use block::{block, set_count};
 use file::Saved;
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use table::{Content, KnownProducer, StoredBatch, Table};
-
-/// The longest id, in bytes.
-pub const PRODUCER_ID_BYTES: usize = 64;
-/// The longest mark, in bytes.
-pub const PRODUCER_MARK_BYTES: usize = 128;
-/// The highest epoch that a batch may begin by naming it. Higher ones begin only with [`Log::open_producer`]: so, whatever
-/// epoch a client names, 2,147,483,648 are left for that. A producer's first epoch is the number of seconds since 2020,
-/// which reaches this one in 2088.
-pub const PRODUCER_EPOCH_MAX: u32 = u32::MAX >> 1;
 
 /// Which producer sends a batch, and which of its batches it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +44,7 @@ pub struct ProducerBatch<'a> {
     /// The producer's id: 1 to 64 characters of printable ASCII, without a space at either end.
     pub id: &'a str,
     /// Grows with each incarnation of the producer; batches of an older one are refused. One above
-    /// [`PRODUCER_EPOCH_MAX`] is begun by [`Log::open_producer`] only.
+    /// [`MAX_PRODUCER_EPOCH`](crate::MAX_PRODUCER_EPOCH) is begun by [`Log::begin_epoch`] only.
     pub epoch: u32,
     /// The batch's number: 0 for the first of an epoch, then one more for each.
     pub sequence: u64,
@@ -71,7 +69,7 @@ impl<'a> ProducerBatch<'a> {
 /// A producer at the beginning of an epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct OpenedProducer {
+pub struct BegunEpoch {
     /// The epoch that has begun.
     pub epoch: u32,
     /// The newest mark, of whichever epoch.
@@ -149,7 +147,7 @@ impl Log {
     /// As [`try_append_payloads`](Self::try_append_payloads); [`Error::BadProducer`];
     /// [`Error::ProducerOutOfOrder`], which says what was expected; [`Error::NotARepeat`] if a batch of that number is
     /// stored that has other records; and [`Error::EpochTooHigh`] if it would begin an epoch above
-    /// [`PRODUCER_EPOCH_MAX`].
+    /// [`MAX_PRODUCER_EPOCH`](crate::MAX_PRODUCER_EPOCH).
     pub fn try_append_once(
         &self,
         batch: &ProducerBatch<'_>,
@@ -172,7 +170,9 @@ impl Log {
         if batch.mark.is_some_and(|mark| mark.len() > PRODUCER_MARK_BYTES) {
             return Err(Error::BadProducer);
         }
-        let (mut extended, mut count, mut content) = (block(batch), 0, Content::default());
+        let mut extended = block(batch);
+        let mut count = 0;
+        let mut content = Content::default();
         values.each(|bytes, _| {
             if count == 0 {
                 extended.extend_from_slice(bytes);
@@ -217,17 +217,26 @@ impl Log {
     /// # let dir = tempfile::tempdir().unwrap();
     /// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
     /// use millstream::{Payload, ProducerBatch};
-    /// let opened = log.open_producer("importer-1")?;
-    /// let batch = ProducerBatch::new("importer-1", opened.epoch, 0).with_mark("line 2");
+    /// let begun = log.begin_epoch("importer-1")?;
+    /// let batch = ProducerBatch::new("importer-1", begun.epoch, 0).with_mark("line 2");
     /// let lines = [Payload { bytes: b"one", json: false }, Payload { bytes: b"two", json: false }];
     /// log.try_append_once(&batch, &lines, None)?;
     /// // After a restart it continues where it was.
-    /// assert_eq!(log.open_producer("importer-1")?.mark.as_deref(), Some("line 2"));
+    /// assert_eq!(log.begin_epoch("importer-1")?.mark.as_deref(), Some("line 2"));
     /// # Ok(())
     /// # }
     /// ```
-    pub fn open_producer(&self, id: &str) -> Result<OpenedProducer, Error> {
-        self.begin_epoch(&self.ask_for_epoch(id)?)
+    pub fn begin_epoch(&self, id: &str) -> Result<BegunEpoch, Error> {
+        self.begin_asked_epoch(&self.ask_for_epoch(id)?)
+    }
+
+    /// The name of [`begin_epoch`](Self::begin_epoch) in earlier versions.
+    ///
+    /// # Errors
+    /// As [`begin_epoch`](Self::begin_epoch).
+    #[deprecated(note = "is called begin_epoch")]
+    pub fn open_producer(&self, id: &str) -> Result<BegunEpoch, Error> {
+        self.begin_epoch(id)
     }
 
     /// What the log knows about a producer, including what is not durable yet; `None` if it does not know it. Reads
@@ -255,7 +264,7 @@ impl Log {
     /// Whether a producer's batch is being appended at this moment: others wait until it is copied.
     #[cfg(feature = "server")]
     pub(crate) fn producers_are_busy(&self) -> bool {
-        matches!(self.shared.producers.table.try_lock(), Err(TryLockError::WouldBlock))
+        try_lock(&self.shared.producers.table).is_none()
     }
 
     /// Whether [`try_append_once`](Self::try_append_once) has what it needs in memory; otherwise it reads the part of
@@ -267,20 +276,19 @@ impl Log {
 
 impl Producers {
     fn table(&self) -> MutexGuard<'_, Option<Table>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     fn file(&self) -> MutexGuard<'_, Saved> {
-        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.file)
     }
 
     /// [`file`](Self::file); where it may not block, [`Error::WouldBlock`] if it is locked.
     fn file_for(&self, may_block: MayBlock) -> Result<MutexGuard<'_, Saved>, Error> {
-        match self.file.try_lock() {
-            Err(TryLockError::WouldBlock) if !may_block.waits_for_disk() => Err(Error::WouldBlock),
-            Err(TryLockError::Poisoned(held)) => Ok(held.into_inner()),
-            Err(TryLockError::WouldBlock) => Ok(self.file()),
-            Ok(held) => Ok(held),
+        match try_lock(&self.file) {
+            Some(held) => Ok(held),
+            None if may_block.waits_for_disk() => Ok(self.file()),
+            None => Err(Error::WouldBlock),
         }
     }
 

@@ -160,7 +160,7 @@ struct Step<'a> {
 }
 
 /// How much of a sealed file is read at once when it is read in order.
-const RUN: usize = 256 << 10;
+const READ_BYTES: usize = 256 << 10;
 
 /// A sealed segment's file, and the part of it that was read last.
 pub(super) struct Cold {
@@ -216,10 +216,11 @@ impl Cold {
             Err(cold_bytes) => return Ahead { hot: false, cold_bytes, head: None },
         };
         self.next = (record, at); // if this is wrong, reading detects it
-        let (time, json) = (self.segment.header.created + head.time, head.flags & JSON != 0);
+        let time = self.segment.header.created + head.time;
+        let json = head.flags & JSON != 0;
         let lost = head.flags & LOST != 0;
-        let (cold_bytes, known) =
-            (head.words as usize * WORD, Head { time, json, lost, length: head.length });
+        let cold_bytes = head.words as usize * WORD;
+        let known = Head { time, json, lost, length: head.length };
         Ahead { hot: false, cold_bytes, head: Some(known) }
     }
 
@@ -249,12 +250,12 @@ impl Cold {
             return Ok(true);
         }
         let left = self.words.saturating_sub(self.next.1) as usize * WORD;
-        self.read_run(RUN.min(left))?;
+        self.read_run(READ_BYTES.min(left))?;
         let needs = frame::peek_words(&self.run).map_or(0, |words| words as usize * WORD);
         if needs > self.run.len() && needs <= left {
             self.read_run(needs)?;
         }
-        self.run.shrink_to(RUN.max(needs)); // the memory of one large record is not kept
+        self.run.shrink_to(READ_BYTES.max(needs)); // the memory of one large record is not kept
         self.is_in_run()
     }
 
@@ -538,7 +539,7 @@ impl Reader {
         self.next = offset;
         match self.peek()? {
             None => Ok(None),
-            Some(Ahead { cold_bytes: RUN.., head: Some(head), .. }) => Ok(Some(head.time)),
+            Some(Ahead { cold_bytes: READ_BYTES.., head: Some(head), .. }) => Ok(Some(head.time)),
             Some(_) => Ok(self.read_one()?.map(|record| record.time)),
         }
     }
@@ -685,7 +686,7 @@ impl Iter {
 }
 
 /// The most records, and bytes of values, of a stretch that is read ahead of a backward iteration.
-const STRETCH: (u64, usize) = (256, RUN);
+const STRETCH: (u64, usize) = (256, READ_BYTES);
 
 /// What a backward iteration has read ahead, in order.
 struct Back {

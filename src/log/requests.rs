@@ -1,13 +1,20 @@
 //! Requests that share a write: each adds itself to a list, and whoever gets the file next serves all that are in the
 //! list by then. The others find their answers when they get the file.
 
-use crate::sync::Arc;
+use crate::sync::{Arc, Mutex, MutexGuard, lock};
 #[cfg(feature = "server")]
 use std::time::Duration;
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
-};
+use std::{collections::BTreeMap, sync::OnceLock};
+
+/// The last write of a file that requests share: whoever limits how often it is written decides by that.
+#[cfg(feature = "server")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LastWrite {
+    /// The size of the file, which is written as a whole.
+    pub(crate) bytes: u64,
+    /// How long ago it was.
+    pub(crate) ago: Duration,
+}
 
 /// The requests that are to be served, in the order in which they came.
 pub(super) struct Requests<T, A> {
@@ -53,7 +60,7 @@ impl<T: Clone, A> Requests<T, A> {
 impl<T, A> Requests<T, A> {
     /// Locked only for moments.
     fn listed(&self) -> MutexGuard<'_, Listed<T, A>> {
-        self.listed.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.listed)
     }
 }
 
@@ -61,12 +68,6 @@ impl<T, A: Clone> Request<T, A> {
     /// The answer, if it was served.
     pub(super) fn answer(&self) -> Option<A> {
         self.answer.get().cloned()
-    }
-
-    /// Whether it may be served now, if it has not been; otherwise for how long it may not, which is this `pause`.
-    #[cfg(feature = "server")]
-    pub(super) fn check_due(&self, pause: Duration) -> Result<(), Duration> {
-        if self.answer.get().is_some() || pause.is_zero() { Ok(()) } else { Err(pause) }
     }
 }
 

@@ -95,7 +95,8 @@ impl Shared {
     /// Whether all records of the log are too old, and the last segment that has some is still to be ended and sealed, or the
     /// one after it to be begun: only then can it be dropped.
     fn is_last_expired(&self, Retention { age, .. }: Retention) -> bool {
-        let (now, end) = (self.trusted_now(), self.next_offset());
+        let now = self.trusted_now();
+        let end = self.next_offset();
         let Some(oldest) = age.and_then(|age| self.oldest(now, age)) else { return false };
         let chain = self.chain.load_full();
         let Some(last) = chain.segments.iter().rposition(|segment| segment.base() < end) else {

@@ -297,16 +297,16 @@ impl Shared {
     /// Called after each append: has the first spare segment of a log made ahead of time, if appends come fast.
     #[inline]
     pub(super) fn run_ahead(&self, active: &Active) {
-        if self.roll.spares.growth.awaits_mark()
-            && self.roll.spares.growth.is_at_mark(active.chunk.reserved_bytes())
+        if self.roll.spares.growth.awaits_threshold()
+            && self.roll.spares.growth.is_at_threshold(active.chunk.reserved_bytes())
         {
-            self.at_mark();
+            self.at_threshold();
         }
     }
 
     #[cold]
-    fn at_mark(&self) {
-        if self.roll.spares.growth.passes_mark(self.env.machine.elapsed()) {
+    fn at_threshold(&self) {
+        if self.roll.spares.growth.pass_threshold(self.env.machine.elapsed()) {
             self.roll.ask(0);
         }
     }

@@ -100,8 +100,8 @@ impl Shared {
         }
     }
 
-    /// Until when an append waits for room, which there is none of; without an end if `None`. `since` is when it began to
-    /// wait.
+    /// Called when there is no room: returns the deadline of the wait, or `None` to wait indefinitely. `since` is when the
+    /// append began to wait.
     fn waits_until(
         &self,
         may_block: MayBlock,

@@ -24,11 +24,11 @@ pub struct Scrubbed {
     pub next: u64,
     /// How many bytes were read.
     pub bytes: u64,
-    /// What is damaged in the segment. Of very many runs of lost records, the last item spans all that are not listed.
+    /// What is damaged in the segment. Of very many runs of damaged records, the last item spans all that are not listed.
     pub damage: Vec<Damage>,
 }
 
-/// The most runs of lost records that are listed for a segment.
+/// The most runs of damaged records that are listed for a segment.
 const MAX_LISTED: usize = 1000;
 
 impl Log {
@@ -94,7 +94,8 @@ fn scrub(
 ) -> Result<Option<Scrubbed>, Error> {
     let shared = log().ok_or(Error::Closed)?;
     let Some((base, expected)) = shared.sealed_from(from) else { return Ok(None) };
-    let (path, end) = (shared.dir.join(file::name(base)), base + u64::from(expected.records));
+    let path = shared.dir.join(file::name(base));
+    let end = base + u64::from(expected.records);
     let file = shared.open_sealed(&path)?;
     drop(shared);
     let checked = match &file {
@@ -116,7 +117,7 @@ fn scrub(
     match checked.findings {
         _ if !shared.has(base) => {}
         Some(findings) => {
-            stats::scrub_found(findings.iter().map(|finding| u64::from(finding.records())).sum());
+            stats::scrub_found(findings.iter().map(|finding| u64::from(finding.count())).sum());
             scrubbed.damage = damage(findings, base, &path);
         }
         None => scrubbed.next = base, // `pace` has stopped it
@@ -127,8 +128,8 @@ fn scrub(
 /// What was found in the segment at `base`.
 fn damage(findings: Vec<Finding>, base: u64, path: &Path) -> Vec<Damage> {
     let mut all: Vec<Damage> = Vec::new();
-    for Finding { lost, reason, unreadable } in findings {
-        let offsets = base + u64::from(lost.start)..base + u64::from(lost.end);
+    for Finding { records, reason, unreadable } in findings {
+        let offsets = base + u64::from(records.start)..base + u64::from(records.end);
         match all.get_mut(MAX_LISTED - 1) {
             Some(last) if !offsets.is_empty() && !last.offsets.is_empty() => {
                 last.offsets.end = offsets.end;

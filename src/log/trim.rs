@@ -182,7 +182,7 @@ impl Shared {
         Ok(self.remove(&mut removals)?.then(|| self.first_offset()))
     }
 
-    /// Takes segments of which all records are below `before` out of the chain. The last one that has records on the
+    /// Takes segments whose records are all below `before` out of the chain. The last one that has records on the
     /// disk stays, unless the next one has its file: the files must say which offset is next, and without one, what follows
     /// in memory is known only by the last frame on the disk.
     fn hide(&self, before: u64, removals: &mut Removals) {

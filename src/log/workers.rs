@@ -7,6 +7,7 @@
 //! last one to fall asleep is woken first, so that a load that one thread can carry is carried by one.
 
 use super::task::{Run, Schedule};
+use crate::sync::lock_std;
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
@@ -62,7 +63,7 @@ impl Workers {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_std(&self.queue)
     }
 
     fn spawn(self: &Arc<Self>, queue: &mut Queue) -> io::Result<()> {

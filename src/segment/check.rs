@@ -2,7 +2,7 @@
 //! has, past the page cache, in runs of 1 MiB.
 //!
 //! What always holds: only one run, and a record that does not fit into it, are in memory, as long as all is well. Only if a
-//! frame does not verify, or cannot be read, all frames are read again and searched, to find out which records are lost.
+//! frame does not verify, or cannot be read, all frames are read again and searched, to find out which records are damaged.
 
 use super::{
     FRAMES,
@@ -17,9 +17,9 @@ use crate::{
 use std::{io, ops::Range};
 
 /// How many bytes are read at once.
-const RUN: usize = 1 << 20;
+const READ_BYTES: usize = 1 << 20;
 
-const UNREADABLE_PART: &str = "the disk cannot read some of its bytes; no record is lost";
+const UNREADABLE_PART: &str = "the disk cannot read some of its bytes; no record is damaged";
 
 /// What the file of a sealed segment must hold.
 #[derive(Debug, Clone, Copy)]
@@ -28,24 +28,24 @@ pub(crate) struct Expected {
     pub(crate) records: u32,
     /// Words that the frames take.
     pub(crate) words: u32,
-    /// Whether the log knows already that records are lost: then there may be no index and no footer.
+    /// Whether the log knows already that records are damaged: then there may be no index and no footer.
     pub(crate) is_damaged: bool,
 }
 
 /// What is wrong with a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finding {
-    /// The records that are lost; none if only what describes them is wrong.
-    pub(crate) lost: Range<u32>,
+    /// The records that are damaged; none if only what describes them is wrong.
+    pub(crate) records: Range<u32>,
     pub(crate) reason: &'static str,
     /// Whether the disk cannot read it.
     pub(crate) unreadable: bool,
 }
 
 impl Finding {
-    /// How many records are lost.
-    pub(crate) fn records(&self) -> u32 {
-        self.lost.end - self.lost.start
+    /// How many records are damaged.
+    pub(crate) fn count(&self) -> u32 {
+        self.records.end - self.records.start
     }
 }
 
@@ -61,8 +61,9 @@ pub(crate) struct Checked {
 impl Checked {
     /// There is no file.
     pub(crate) fn missing(expected: &Expected) -> Self {
-        let (lost, reason) = (0..expected.records, "the segment's file is missing");
-        Self { bytes: 0, findings: Some(vec![Finding { lost, reason, unreadable: false }]) }
+        let records = 0..expected.records;
+        let reason = "the segment's file is missing";
+        Self { bytes: 0, findings: Some(vec![Finding { records, reason, unreadable: false }]) }
     }
 }
 
@@ -120,9 +121,9 @@ impl Checker<'_> {
         self.check_index_and_footer(length, index_crc)
     }
 
-    /// Something is wrong by which no record is lost.
+    /// Something is wrong by which no record is damaged.
     fn note(&mut self, reason: &'static str, unreadable: bool) {
-        self.findings.push(Finding { lost: 0..0, reason, unreadable });
+        self.findings.push(Finding { records: 0..0, reason, unreadable });
     }
 
     /// Reads a run; returns which parts of it cannot be read.
@@ -182,10 +183,10 @@ impl Checker<'_> {
         let end = (index_at(self.expected.words) - FRAMES) as usize;
         let mut walk = Walk::new(self.expected);
         // A part of the frames, from byte `at` of them on, which begins with a block.
-        let (mut held, mut length, mut at) = (Aligned::new(RUN.min(end))?, 0, 0);
+        let (mut held, mut length, mut at) = (Aligned::new(READ_BYTES.min(end))?, 0, 0);
         while walk.record < walk.records {
             let next = at + length;
-            let run = RUN.min(end - next);
+            let run = READ_BYTES.min(end - next);
             if run == 0 {
                 return Ok(None);
             }
@@ -205,8 +206,8 @@ impl Checker<'_> {
             }
             // What is left of this part is the beginning of a frame, and what precedes that in its block.
             let passed = ((walk.word as usize * WORD - at) / BLOCK as usize * BLOCK as usize).min(length);
-            if held.len() > 2 * RUN && length - passed <= RUN {
-                held = copy(&held[passed..length], 2 * RUN)?; // the memory of a large record is not kept
+            if held.len() > 2 * READ_BYTES && length - passed <= READ_BYTES {
+                held = copy(&held[passed..length], 2 * READ_BYTES)?; // the memory of a large record is not kept
             } else {
                 held.copy_within(passed..length, 0);
             }
@@ -218,19 +219,20 @@ impl Checker<'_> {
     /// Searches all frames for those that verify, and notes which records have none.
     fn search(&mut self) -> Result<(), Ended> {
         let &Expected { header, records, words, is_damaged } = self.expected;
-        // With the zeros after them. What lies behind the end of a file that was cut short is lost. Where the frames of a
+        // With the zeros after them. What lies behind the end of a file that was cut short is missing. Where the frames of a
         // damaged segment end is not known.
         let end = if is_damaged { u64::MAX } else { index_at(words) };
         let end = self.file.len()?.min(end);
-        let frames = Region::read_with(end, RUN, |run, position| self.read(run, position))?;
+        let frames = Region::read_with(end, READ_BYTES, |run, position| self.read(run, position))?;
         let looked = Looked::among(&frames, records, header.key());
         let unreadable = !frames.unreadable().is_empty();
-        let lost = looked.lost();
-        if unreadable && lost.is_empty() {
+        let missing = looked.missing();
+        if unreadable && missing.is_empty() {
             self.note(UNREADABLE_PART, true);
         }
         let reason = if unreadable { "the disk cannot read it" } else { "no frame there verifies" };
-        self.findings.extend(lost.into_iter().map(|lost| Finding { lost, reason, unreadable }));
+        let findings = missing.into_iter().map(|records| Finding { records, reason, unreadable });
+        self.findings.extend(findings);
         Ok(())
     }
 
@@ -266,10 +268,10 @@ impl Checker<'_> {
             return Ok((false, false));
         }
         let mut left = records as usize * 4; // without the zeros after it
-        let mut run = Aligned::new(RUN.min((end - begin) as usize))?;
+        let mut run = Aligned::new(READ_BYTES.min((end - begin) as usize))?;
         let mut read_crc = 0;
-        for position in (begin..end).step_by(RUN) {
-            let run = &mut run[..RUN.min((end - position) as usize)];
+        for position in (begin..end).step_by(READ_BYTES) {
+            let run = &mut run[..READ_BYTES.min((end - position) as usize)];
             if !self.read(run, position)?.is_empty() {
                 return Ok((false, true));
             }

@@ -7,7 +7,7 @@ use crate::{
     chunk::{Chunk, ChunkPosition},
     disk::{self, Aligned, BLOCK, Disk, File},
     frame,
-    sync::{Condvar, Mutex, lock},
+    sync::{self, Condvar, Mutex, lock},
 };
 use std::{
     cell::RefCell,
@@ -88,9 +88,9 @@ pub(crate) fn write_header(file: &dyn File, header: &Header, durable: u32) -> io
 
 /// Writes whole blocks of the region of frames, beginning with byte `at` of it. Durable on return.
 pub(crate) fn write_blocks(file: &dyn File, blocks: &[u8], at: usize) -> io::Result<()> {
-    const PIECE: usize = 8 << 20;
-    for (piece, at) in blocks.chunks(PIECE).zip((at..).step_by(PIECE)) {
-        file.write_at(&[IoSlice::new(piece)], FRAMES + at as u64)?;
+    const WRITE_BYTES: usize = 8 << 20;
+    for (part, at) in blocks.chunks(WRITE_BYTES).zip((at..).step_by(WRITE_BYTES)) {
+        file.write_at(&[IoSlice::new(part)], FRAMES + at as u64)?;
     }
     Ok(())
 }
@@ -198,7 +198,7 @@ impl SegmentFile {
     fn claim(&self, range: Range<u64>) {
         let mut progress = lock(&self.progress);
         while progress.zeroing.start < range.end && range.start < progress.zeroing.end {
-            progress = self.zeroed.wait(progress).unwrap_or_else(std::sync::PoisonError::into_inner);
+            progress = sync::wait(&self.zeroed, progress);
         }
         progress.written = progress.written.max(range.end);
         progress.touched = progress.touched.max(range.end);

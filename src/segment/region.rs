@@ -8,7 +8,7 @@ use std::{
 };
 
 /// How many bytes are read at once: enough for the disk to work on several requests.
-const PIECE: usize = 8 << 20;
+const READ_BYTES: usize = 8 << 20;
 
 /// See the module's documentation. Derefs to the bytes.
 #[derive(Debug)]
@@ -25,19 +25,19 @@ impl Region {
     /// # Errors
     /// Errors that say nothing about what is on the disk, and [`io::ErrorKind::UnexpectedEof`].
     pub(crate) fn read(file: &dyn File, file_length: u64, cached: bool) -> io::Result<Self> {
-        Self::read_with(file_length, PIECE, |piece, at| salvage::read(file, piece, at, cached))
+        Self::read_with(file_length, READ_BYTES, |part, at| salvage::read(file, part, at, cached))
     }
 
-    /// Likewise, by calls of `read` for `piece` bytes each, with where they are in the file. It returns which of them cannot
+    /// Likewise, by calls of `read` for `part` bytes each, with where they are in the file. It returns which of them cannot
     /// be read.
     pub(super) fn read_with<E: From<io::Error>>(
         file_length: u64,
-        piece: usize,
+        part: usize,
         mut read: impl FnMut(&mut [u8], u64) -> Result<Vec<Range<usize>>, E>,
     ) -> Result<Self, E> {
         let length = file_length.saturating_sub(FRAMES) as usize;
         let mut region = Self { memory: Aligned::new(length)?, length, unreadable: Vec::new() };
-        for (bytes, start) in region.memory[..length].chunks_mut(piece).zip((0..).step_by(piece)) {
+        for (bytes, start) in region.memory[..length].chunks_mut(part).zip((0..).step_by(part)) {
             let bad = read(bytes, FRAMES + start as u64)?;
             region.unreadable.extend(bad.into_iter().map(|bad| start + bad.start..start + bad.end));
         }

@@ -47,7 +47,7 @@ pub(crate) struct Sealed {
     /// For a damaged segment, which is never written to.
     survivors: Option<Survivors>,
     /// What a search through all frames has found, once the index or a frame did not verify. It is kept because the
-    /// search takes long, and records that are lost may be asked for often.
+    /// search takes long, and records that are missing may be asked for often.
     /// Locked for moments only: readers of records that are whole look here as well.
     looked: Mutex<Option<Arc<Looked>>>,
     /// Held by the reader that searches all frames for the first time; other readers that need the result wait for it.
@@ -82,7 +82,7 @@ impl Sealed {
         }
     }
 
-    /// Whether records of it are known to be lost.
+    /// Whether records of it are known to be damaged.
     pub(crate) fn is_damaged(&self) -> bool {
         self.survivors.is_some()
     }
@@ -269,7 +269,7 @@ pub(crate) fn head_in(bytes: &[u8], words: u32, key: Key, record: u32, at: u32) 
 }
 
 /// Where the index says that a record is; nothing is verified. After all frames if the index cannot be read: that is
-/// treated like an index that is wrong. `None` if the record is lost.
+/// treated like an index that is wrong. `None` if the record is missing.
 fn indexed(file: &dyn File, sealed: &Sealed, record: u32) -> Option<u32> {
     if let Some(survivors) = &sealed.survivors {
         return survivors.get(record);
@@ -384,7 +384,7 @@ const ASKED: usize = 8;
 
 impl Looked {
     fn at(file: &dyn File, sealed: &Sealed, key: Key) -> io::Result<Self> {
-        // What lies behind the end of a file that was cut short is lost.
+        // What lies behind the end of a file that was cut short is missing.
         let end = file.len()?.min(FRAMES + u64::from(sealed.words) * WORD as u64);
         Ok(Self::among(&Region::read(file, end, true)?, sealed.records, key))
     }
@@ -402,8 +402,8 @@ impl Looked {
     }
 
     /// The runs of records that were not found.
-    pub(super) fn lost(&self) -> Vec<Range<u32>> {
-        self.survivors.lost()
+    pub(super) fn missing(&self) -> Vec<Range<u32>> {
+        self.survivors.missing()
     }
 
     fn has(&self, record: u32) -> bool {

@@ -389,7 +389,7 @@ fn assert_reported(place: &str, lost: &[u64], reported: &[Damage]) {
     );
 }
 
-/// Asserts that a scrub has found the records that are lost, unless the opening has, and no others but those that were
+/// Asserts that a scrub has found the records that are damaged, unless the opening has, and no others but those that were
 /// lost before.
 fn assert_scrubbed(
     place: &str,

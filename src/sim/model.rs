@@ -85,7 +85,7 @@ pub(super) struct KnownLog {
     pub(super) forget_producers: bool,
     pub(super) vague: BTreeSet<usize>,
     /// The newest epoch that a producer was given.
-    pub(super) opened: BTreeMap<usize, u32>,
+    pub(super) begun: BTreeMap<usize, u32>,
     /// The stored batches, in the order in which they came.
     pub(super) sent: Vec<Sent>,
     /// Whether it is certain that the log exists.
@@ -97,7 +97,7 @@ pub(super) struct KnownLog {
 }
 
 /// How many batches of a producer are remembered.
-pub(super) const REMEMBERED: usize = 5;
+pub(super) const MAX_REMEMBERED: usize = 5;
 
 impl KnownLog {
     pub(super) fn new(settings: LogSettings) -> Self {
@@ -232,17 +232,17 @@ impl KnownLog {
             let trimmed = self.sent.iter().filter(|sent| sent.first < first).map(|sent| sent.producer);
             self.vague.extend(trimmed.collect::<Vec<_>>());
             // Nor is an epoch known in which nothing was sent.
-            self.vague.extend(self.opened.keys());
+            self.vague.extend(self.begun.keys());
         }
     }
 
     /// What is known about a producer: its epoch, and the batches that are remembered.
     pub(super) fn producer(&self, producer: usize) -> (Option<u32>, Vec<Sent>) {
         let all: Vec<_> = self.sent.iter().filter(|sent| sent.producer == producer).copied().collect();
-        let epoch = all.last().map(|sent| sent.epoch).max(self.opened.get(&producer).copied());
+        let epoch = all.last().map(|sent| sent.epoch).max(self.begun.get(&producer).copied());
         let mut last: Vec<_> = all.into_iter().filter(|sent| Some(sent.epoch) == epoch).collect();
-        if last.len() > REMEMBERED {
-            last.drain(..last.len() - REMEMBERED);
+        if last.len() > MAX_REMEMBERED {
+            last.drain(..last.len() - MAX_REMEMBERED);
         }
         (epoch, last)
     }
@@ -252,7 +252,7 @@ impl KnownLog {
         let all = self.sent.iter().filter(|sent| sent.producer == producer);
         let epoch = all.clone().next_back()?.epoch;
         let last: Vec<_> = all.filter(|sent| sent.epoch == epoch).map(|sent| sent.first).collect();
-        Some((epoch, last[last.len().saturating_sub(REMEMBERED)..].to_vec()))
+        Some((epoch, last[last.len().saturating_sub(MAX_REMEMBERED)..].to_vec()))
     }
 
     /// The newest mark of a producer.

@@ -1,7 +1,7 @@
 //! Producers in a run: batches that are new, repeated or wrong, and epochs that begin.
 
 use super::{
-    model::{REMEMBERED, Sent},
+    model::{MAX_REMEMBERED, Sent},
     process::Process,
     run::Simulation,
 };
@@ -35,7 +35,7 @@ impl Simulation {
         }
         let id = format!("producer-{producer}");
         if self.random.one_in(12) {
-            return self.open_producer(process, &name, &log, producer, &id);
+            return self.begin_epoch(process, &name, &log, producer, &id);
         }
         let sending = self.choose_batch(&name, producer);
         let Sending { epoch, sequence, values, .. } = &sending;
@@ -64,7 +64,7 @@ impl Simulation {
     /// of a batch that is stored.
     fn choose_batch(&mut self, name: &str, producer: usize) -> Sending {
         let (epoch, sent) = self.logs[name].producer(producer);
-        debug_assert!(sent.len() <= REMEMBERED);
+        debug_assert!(sent.len() <= MAX_REMEMBERED);
         let (current, next) = (epoch.unwrap_or(0), sent.last().map_or(0, |last| last.sequence + 1));
         let (epoch, sequence, expect) = match self.random.below(10) {
             0 => (current + 1, 0, Expect::New),
@@ -137,13 +137,13 @@ impl Simulation {
     }
 
     /// A producer starts again.
-    fn open_producer(&mut self, process: &Process, name: &str, log: &Log, producer: usize, id: &str) {
+    fn begin_epoch(&mut self, process: &Process, name: &str, log: &Log, producer: usize, id: &str) {
         process.world.sim.note(format_args!("{id} begins an epoch in {name}"));
         let place = self.where_(&process.world.sim);
         let known = self.logs.get_mut(name).expect("it is used");
         let state = || log.knows_producers().then(|| log.producer(id).expect("it is in memory"));
         let before = state();
-        match log.open_producer(id) {
+        match log.begin_epoch(id) {
             Ok(state) => {
                 let (before, _) = known.producer(producer);
                 assert!(
@@ -156,13 +156,13 @@ impl Simulation {
                     (epoch, batches.iter().map(|one| one.first_offset).collect::<Vec<_>>())
                 });
                 match (&is, &earlier) {
-                    // It was opened before, and nothing was sent.
+                    // It has begun before, and nothing was sent.
                     (Some((_, none)), None) if none.is_empty() => {
-                        assert!(known.opened.contains_key(&producer));
+                        assert!(known.begun.contains_key(&producer));
                     }
                     _ => assert_eq!(is, earlier, "{place}: the last batches of {id} in {name:?}"),
                 }
-                known.opened.insert(producer, state.epoch);
+                known.begun.insert(producer, state.epoch);
                 if !process.is_off() {
                     known.durable = known.next();
                 }

@@ -199,24 +199,27 @@ impl Simulation {
 
     /// A turn of the housekeeper: retention, producers, idle logs.
     fn turn(&mut self, process: &mut Process) {
-        let Some(store) = process.store() else { return };
+        if process.store().is_none() {
+            return;
+        }
         process.world.sim.note(format_args!("the store's turn"));
         if self.random.one_in(3) {
             self.clock.pass(61_000);
         }
-        for known in self.logs.values_mut() {
-            if known.settings.retention_bytes.is_some() || known.settings.retention_seconds.is_some() {
-                known.may_trim = known.next();
-            }
-        }
-        store.turn();
-        self.check_closed(process);
+        self.store_turn(process);
     }
 
     fn close_all(&mut self, process: &mut Process) {
-        let Some(store) = process.store() else { return };
+        if process.store().is_none() {
+            return;
+        }
         process.world.sim.note(format_args!("all are idle"));
         self.clock.pass(61_000);
+        self.store_turn(process);
+    }
+
+    fn store_turn(&mut self, process: &mut Process) {
+        let Some(store) = process.store() else { return };
         for known in self.logs.values_mut() {
             if known.settings.retention_bytes.is_some() || known.settings.retention_seconds.is_some() {
                 known.may_trim = known.next();

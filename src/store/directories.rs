@@ -20,7 +20,8 @@ impl Inner {
         // The clock may have been set back, and a directory that an earlier process gave such a name may still exist.
         let mut chance = [0; 8];
         let _ = self.env.machine.random(&mut chance); // without it, the name is as unique as the clock makes it
-        let (now, chance) = (self.env.machine.now(), u64::from_le_bytes(chance));
+        let now = self.env.machine.now();
+        let chance = u64::from_le_bytes(chance);
         self.dir.join(format!("{DELETED}{now}-{number}-{chance:016x}-{name}"))
     }
 

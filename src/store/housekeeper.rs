@@ -30,7 +30,7 @@ const RETAINED_EVERY: Duration = Duration::from_secs(60);
 /// How long the housekeeper waits for a helper before it continues.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How many helpers may be held up before the housekeeper does without.
-const HELPERS: usize = 8;
+const MAX_HELPERS: usize = 8;
 
 /// See the module's documentation.
 pub(super) struct Housekeeper {
@@ -75,7 +75,7 @@ impl Helpers {
     fn help(&mut self, busy: &Arc<AtomicBool>, chore: impl FnOnce() + Send + 'static) {
         let Some(threads) = &mut self.0 else { return chore() };
         threads.retain(|thread| !thread.is_finished());
-        if threads.len() >= HELPERS {
+        if threads.len() >= MAX_HELPERS {
             return;
         }
         let Some(busy) = Busy::begin(Arc::clone(busy)) else { return };

@@ -20,12 +20,13 @@ use std::{
 
 /// The shortest time from the beginning of one pass through all logs to that of the next.
 const PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
-/// For how many bytes the opening of a log counts: at the default rate, so many logs are opened in a second as the
+/// The bytes that opening a log is charged as: at the default rate, so many logs are opened in a second as the
 /// housekeeper opens for retention.
 const OPENING_BYTES: u64 = 512 << 10;
-/// For how many bytes a failed attempt counts, and how many there are in a log before it is left for the next pass.
+/// The bytes that a failed attempt is charged as.
 const FAILURE_BYTES: u64 = 1 << 20;
-const FAILURES: u32 = 10;
+/// After so many failed attempts in a log, it is left for the next pass.
+const MAX_FAILURES: u32 = 10;
 /// By how much the thread yields (`nice`).
 const YIELDS: i32 = 10;
 /// The most findings that are kept, and listed, for a log.
@@ -52,7 +53,8 @@ impl OpenLog {
     /// What is known to be damaged: what was found when the log was opened, and, of what is not trimmed, by the last scrub.
     /// At most 100 items.
     pub fn known_damage(&self) -> Vec<Damage> {
-        let (opening, first) = (self.damage(), self.first_offset());
+        let opening = self.damage();
+        let first = self.first_offset();
         let is_new = |found: &&Damage| {
             let is_it = |known: &Damage| (&known.offsets, &known.path) == (&found.offsets, &found.path);
             found.offsets.start >= first && !opening.iter().any(is_it)
@@ -116,8 +118,8 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Waits for as long as so many bytes may take. `false` if the store is being closed. What a slow disk has taken longer
-    /// is not made up for.
+    /// Waits for as long as so many bytes may take. `false` if the store is being closed. Time lost to a slow disk is not made
+    /// up.
     pub(super) fn pass(&mut self, bytes: u64) -> bool {
         let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
         self.due = self.due.max(Instant::now()) + takes;
@@ -184,11 +186,13 @@ impl Inner {
 
     /// Scrubs a log; `false` if the store is being closed.
     fn scrub_log(&self, name: &str, entry: &Arc<Entry>, pace: &mut dyn FnMut(u64) -> bool) -> bool {
-        let (mut from, mut failures, mut ours) = (0, 0, None);
+        let mut from = 0;
+        let mut failures = 0;
+        let mut ours = None;
         let goes_on = loop {
             match self.scrub_segment(name, entry, from, &mut ours, pace) {
                 Step::Continue(next) => from = next,
-                Step::TryAgain if failures < FAILURES => {
+                Step::TryAgain if failures < MAX_FAILURES => {
                     failures += 1;
                     if !pace(FAILURE_BYTES) {
                         break false;

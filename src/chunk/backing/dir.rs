@@ -34,15 +34,9 @@ pub(crate) struct FoundBacking {
 pub(crate) enum BackingContent {
     /// It holds no segment.
     Spare,
-    /// The frames of this segment, written by the process with this incarnation; what that process knew about the
+    /// The frames of this segment, written by the process whose opening of the log has this number; what that process knew about the
     /// preceding frame; and whether it has sealed the segment, which means that all frames are on disk.
-    Segment {
-        label: Label,
-        incarnation: u64,
-        predecessor: Predecessor,
-        sealed: bool,
-        secret: Option<[u8; 16]>,
-    },
+    Segment { label: Label, opening: u64, predecessor: Predecessor, sealed: bool, secret: Option<[u8; 16]> },
     /// It belongs to another directory, which has, or had, a log of the same id: a copy of this one, or its original.
     Elsewhere(PathBuf),
     /// It cannot be understood.
@@ -101,14 +95,14 @@ impl BackingDir {
         }
         let Some(secret) = owner.secret else {
             let label = Label { base, capacity, created, version: 1 };
-            let (incarnation, predecessor) = (0, Predecessor::Unknown);
-            return BackingContent::Segment { label, incarnation, predecessor, sealed: false, secret: None };
+            let (opening, predecessor) = (0, Predecessor::Unknown);
+            return BackingContent::Segment { label, opening, predecessor, sealed: false, secret: None };
         };
         let label = Label { base, capacity, created, version: word(at + 32) as u32 };
-        let (incarnation, predecessor) = (word(at + 24), Predecessor::unpack(word(PREDECESSOR_AT)));
+        let (opening, predecessor) = (word(at + 24), Predecessor::unpack(word(PREDECESSOR_AT)));
         BackingContent::Segment {
             label,
-            incarnation,
+            opening,
             predecessor,
             sealed: word(SEALED_AT) == 1,
             secret: Some(secret),

@@ -41,18 +41,18 @@ pub(crate) struct Label {
     pub(crate) version: u32,
 }
 
-/// The length of label and incarnation as stored in the head: fields of at most 8 bytes each, and a CRC.
+/// The length of label and opening as stored in the head: fields of at most 8 bytes each, and a CRC.
 #[cfg(not(loom))]
 pub(in crate::chunk) const LABEL_BYTES: usize = LABEL.end - LABEL.start;
 
 #[cfg(not(loom))]
 impl Label {
-    pub(super) fn encode(&self, incarnation: u64) -> [u8; LABEL_BYTES] {
+    pub(super) fn encode(&self, opening: u64) -> [u8; LABEL_BYTES] {
         let mut bytes = [0; LABEL_BYTES];
         bytes[..8].copy_from_slice(&self.base.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.capacity.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.created.to_le_bytes());
-        bytes[24..32].copy_from_slice(&incarnation.to_le_bytes());
+        bytes[24..32].copy_from_slice(&opening.to_le_bytes());
         bytes[32..36].copy_from_slice(&self.version.to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..40]);
         bytes[40..].copy_from_slice(&crc.to_le_bytes());

@@ -19,11 +19,11 @@ use std::{
 use tokio::{sync::Notify, task::LocalSet};
 
 /// The most batches of a session that are on their way at once.
-const MOST_IN_FLIGHT: usize = 64;
+const MAX_IN_FLIGHT: usize = 64;
 
 type Shared = Rc<RefCell<Series>>;
 
-/// Runs the load, and says each second how it goes.
+/// Runs the load, and prints progress every second.
 pub(super) async fn run(bench: &Bench, address: &str) -> Result<Series, Failure> {
     let series = Series::new(bench.warm_up(), bench.duration(), bench.rate);
     let series = Rc::new(RefCell::new(series));
@@ -52,7 +52,7 @@ pub(super) async fn run(bench: &Bench, address: &str) -> Result<Series, Failure>
     Ok(series)
 }
 
-/// Says each second how it goes.
+/// Prints progress every second.
 async fn say(series: Shared) {
     let end = series.borrow().end();
     let mut said = 0;
@@ -159,12 +159,13 @@ async fn session(load: Load<'_>, mut sender: Sender, mut receiver: Receiver) -> 
     let head = head(bench, &log, address, "Transfer-Encoding: chunked\r\n", "&session=true");
     sender.send(head.as_bytes()).await?;
     // When each batch on its way was due; and whether a place has become free.
-    let (sent, room) = (RefCell::new(VecDeque::new()), Notify::new());
+    let sent = RefCell::new(VecDeque::new());
+    let room = Notify::new();
     let end = series.borrow().end();
     let sends = async {
         loop {
             let due = schedule.due().await;
-            while sent.borrow().len() >= MOST_IN_FLIGHT {
+            while sent.borrow().len() >= MAX_IN_FLIGHT {
                 room.notified().await;
             }
             if due >= end {

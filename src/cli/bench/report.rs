@@ -1,4 +1,4 @@
-//! What came of it: a table, JSON, and a page with plots.
+//! The results as a table, as JSON, and as a page with plots.
 
 use super::{
     Bench, Failure,
@@ -69,8 +69,9 @@ pub(super) fn json(bench: &Bench, series: &Series) -> Result<String, Failure> {
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 220.0;
-/// Room for the numbers beside a plot, and below it.
+/// Room for the numbers beside a plot.
 const LEFT: f64 = 70.0;
+/// Room for the numbers below a plot.
 const BELOW: f64 = 34.0;
 
 /// How many steps the numbers below a plot have.
@@ -146,7 +147,7 @@ fn quantile_name(nines: f64) -> &'static str {
     named.map_or("", |(_, name)| name)
 }
 
-/// The next number that looks well at the end of a scale.
+/// The smallest round number ≥ `most`, for the end of an axis.
 fn nice(most: f64) -> f64 {
     if most <= 0.0 {
         return 1.0;

@@ -4,10 +4,10 @@ use hdrhistogram::Histogram;
 use std::time::{Duration, Instant};
 
 /// The longest latency that is told apart from longer ones, in microseconds: an hour.
-const MOST_MICROS: u64 = 3_600_000_000;
+const MAX_MICROS: u64 = 3_600_000_000;
 
 fn histogram() -> Histogram<u64> {
-    Histogram::new_with_max(MOST_MICROS, 3).unwrap_or_else(|_| unreachable!("the bounds are valid"))
+    Histogram::new_with_max(MAX_MICROS, 3).unwrap_or_else(|_| unreachable!("the bounds are valid"))
 }
 
 /// A quantile of latencies, in milliseconds.
@@ -15,7 +15,7 @@ pub(super) fn millis(latency: &Histogram<u64>, quantile: f64) -> f64 {
     latency.value_at_quantile(quantile) as f64 / 1000.0
 }
 
-/// What came in one second.
+/// The requests of one second.
 #[derive(Debug)]
 pub(super) struct Second {
     pub(super) requests: u64,
@@ -23,7 +23,7 @@ pub(super) struct Second {
     pub(super) latency: Histogram<u64>,
 }
 
-/// What came in all.
+/// The requests of the whole run.
 #[derive(Debug)]
 pub(super) struct Series {
     begun: Instant,

@@ -23,7 +23,9 @@ impl SimFile {
     pub(super) fn put(&self, parts: &[IoSlice<'_>], position: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
-        let (file, at, crc) = (self.file, position as usize, crc32c::crc32c(&bytes));
+        let file = self.file;
+        let at = position as usize;
+        let crc = crc32c::crc32c(&bytes);
         let step = state.step(StepKind::Write, format_args!("write {file} {at} {} {crc:08x}", bytes.len()));
         let State { names, random, mode, off, .. } = &mut *state;
         let content = names.file_mut(file)?;

@@ -1,8 +1,7 @@
 //! Which connection is closed to make room for another, and which answers are ended to make room for others.
 //!
-//! When the limit of connections is reached, one is closed for each new one: of those of the first rank
-//! that there is, the one without progress for longest. A body that arrives at less than 1 KiB per second does not count
-//! as progress.
+//! When the limit of connections is reached, one is closed for each new one: among those of the lowest rank that occurs, the
+//! one without progress for longest. A body that arrives at less than 1 KiB per second does not count as progress.
 //!
 //! | rank | connections |
 //! | --- | --- |
@@ -19,12 +18,12 @@ use super::{Connection, Connections, stream::Stream};
 use std::{cmp::Reverse, sync::Arc};
 
 /// The bytes per second that a client must take or send to count as slow rather than stuck.
-pub(super) const LEAST: u64 = 1 << 10;
+pub(super) const MIN_BYTES_PER_SECOND: u64 = 1 << 10;
 /// How long, in milliseconds, a connection must have made no progress to count as still.
-const STILL: u64 = 5_000;
+const STILL_MILLIS: u64 = 5_000;
 /// A connection that was accepted, or answered, less than this many milliseconds ago may be about to send a request; a
 /// body that has been arriving for less is not known to be slow.
-const JUST_COME: u64 = 1_000;
+const JUST_COME_MILLIS: u64 = 1_000;
 
 /// What the client of a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,13 +44,13 @@ pub(super) enum Doing {
 /// In which order connections are closed to make room, see the module's documentation; `None` if it must not be closed.
 pub(super) fn eviction_rank(doing: Doing, still: u64) -> Option<u8> {
     match doing {
-        Doing::Nothing if still >= JUST_COME => Some(1),
-        Doing::Sends if still >= STILL => Some(1),
-        Doing::Idles if still >= STILL => Some(2),
-        Doing::Sends if still >= JUST_COME => Some(3),
-        Doing::Takes if still >= STILL => Some(3),
-        Doing::Idles if still >= JUST_COME => Some(4),
-        Doing::Waits | Doing::Listens if still >= STILL => Some(5),
+        Doing::Nothing if still >= JUST_COME_MILLIS => Some(1),
+        Doing::Sends if still >= STILL_MILLIS => Some(1),
+        Doing::Idles if still >= STILL_MILLIS => Some(2),
+        Doing::Sends if still >= JUST_COME_MILLIS => Some(3),
+        Doing::Takes if still >= STILL_MILLIS => Some(3),
+        Doing::Idles if still >= JUST_COME_MILLIS => Some(4),
+        Doing::Waits | Doing::Listens if still >= STILL_MILLIS => Some(5),
         Doing::Listens => Some(6),
         Doing::Nothing => Some(7),
         Doing::Idles => Some(8),
@@ -62,7 +61,7 @@ pub(super) fn eviction_rank(doing: Doing, still: u64) -> Option<u8> {
 /// Whether `bytes` in `time` milliseconds are progress of a body. Bytes that arrive within one tick of the coarse clock
 /// are added up.
 pub(super) fn moves(bytes: u64, time: u64) -> bool {
-    time > 0 && bytes >= LEAST * time / 1000
+    time > 0 && bytes >= MIN_BYTES_PER_SECOND * time / 1000
 }
 
 /// Something that holds an answer.
@@ -116,22 +115,27 @@ mod tests {
         assert!(!moves(1 << 20, 0), "what arrives in one moment is added up");
         // In order, connections that may be the first to be closed at each of two times.
         let order = [
-            (Doing::Sends, STILL),
-            (Doing::Idles, STILL),
-            (Doing::Sends, JUST_COME),
-            (Doing::Idles, STILL - 1),
-            (Doing::Waits, STILL),
-            (Doing::Listens, STILL),
-            (Doing::Listens, STILL - 1),
-            (Doing::Nothing, JUST_COME - 1),
-            (Doing::Idles, JUST_COME - 1),
+            (Doing::Sends, STILL_MILLIS),
+            (Doing::Idles, STILL_MILLIS),
+            (Doing::Sends, JUST_COME_MILLIS),
+            (Doing::Idles, STILL_MILLIS - 1),
+            (Doing::Waits, STILL_MILLIS),
+            (Doing::Listens, STILL_MILLIS),
+            (Doing::Listens, STILL_MILLIS - 1),
+            (Doing::Nothing, JUST_COME_MILLIS - 1),
+            (Doing::Idles, JUST_COME_MILLIS - 1),
         ];
         assert!(order.is_sorted_by_key(|&(doing, still)| eviction_rank(doing, still)));
-        assert_eq!(eviction_rank(Doing::Nothing, JUST_COME), eviction_rank(Doing::Sends, STILL));
-        assert!(eviction_rank(Doing::Takes, STILL) < eviction_rank(Doing::Idles, STILL - 1));
-        for (doing, still) in
-            [(Doing::Sends, JUST_COME - 1), (Doing::Takes, STILL - 1), (Doing::Waits, STILL - 1)]
-        {
+        assert_eq!(
+            eviction_rank(Doing::Nothing, JUST_COME_MILLIS),
+            eviction_rank(Doing::Sends, STILL_MILLIS)
+        );
+        assert!(eviction_rank(Doing::Takes, STILL_MILLIS) < eviction_rank(Doing::Idles, STILL_MILLIS - 1));
+        for (doing, still) in [
+            (Doing::Sends, JUST_COME_MILLIS - 1),
+            (Doing::Takes, STILL_MILLIS - 1),
+            (Doing::Waits, STILL_MILLIS - 1),
+        ] {
             assert_eq!(eviction_rank(doing, still), None, "{doing:?}");
         }
     }

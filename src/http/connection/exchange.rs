@@ -2,7 +2,7 @@
 //! and what remains of a body that nobody wants.
 
 use super::{
-    Connection, LAST_BODY, MAX_UNWANTED_BODIES, Protocol, SEND_BYTES, SMALL_BODY, SMALL_BODY_TIME,
+    Connection, LAST_BODY, MAX_UNWANTED_BODIES, Protocol, SEND_BYTES, SMALL_BODY_BYTES, SMALL_BODY_TIME,
     stream::{Count, Stream},
 };
 use crate::{
@@ -133,8 +133,8 @@ impl Drop for RequestBody {
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         if self.connection.protocol.get() == Some(&Protocol::Http1) {
-            let small = !self.asks && body.size_hint().lower() <= SMALL_BODY;
-            let read = async move { small && is_read(body).await };
+            let small = !self.asks && body.size_hint().lower() <= SMALL_BODY_BYTES;
+            let read = async move { small && read_small(body).await };
             *lock(&self.connection.http1.unwanted) = Some(runtime.spawn(read));
             return;
         }
@@ -148,9 +148,9 @@ impl Drop for RequestBody {
 }
 
 /// Reads an HTTP/1 body that nobody wants, if it is small and arrives soon. Returns whether all of it was read.
-async fn is_read(mut body: Incoming) -> bool {
+async fn read_small(mut body: Incoming) -> bool {
     let read = async {
-        let mut left = SMALL_BODY;
+        let mut left = SMALL_BODY_BYTES;
         while let Some(frame) = body.frame().await {
             let Ok(frame) = frame else { return false };
             let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;

@@ -4,7 +4,7 @@ use crate::http::memory::UNCOUNTED_BYTES;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How long, in milliseconds, a client is not judged by its pace.
-const AT_FIRST: u64 = 5_000;
+const AT_FIRST_MILLIS: u64 = 5_000;
 
 /// What a client was given and has not taken completely. Only the connection's thread uses it: Relaxed throughout.
 #[derive(Default)]
@@ -41,7 +41,8 @@ impl Pace {
     pub(super) fn held_slowly(&self, now: u64, most: u64) -> Option<u64> {
         let (given, taken) = (self.given.load(Ordering::Relaxed), self.taken.load(Ordering::Relaxed));
         let time = now.saturating_sub(self.begun.load(Ordering::Relaxed));
-        let is_slow = time >= AT_FIRST.min(most) && taken.saturating_mul(most) < given.saturating_mul(time);
+        let is_slow =
+            time >= AT_FIRST_MILLIS.min(most) && taken.saturating_mul(most) < given.saturating_mul(time);
         (given > UNCOUNTED_BYTES as u64 && taken < given && is_slow).then_some(given)
     }
 }
@@ -57,9 +58,9 @@ mod tests {
         pace.given(30_000_000, 1_000);
         pace.took(900_000);
         assert_eq!(pace.held_slowly(1_900, 30_000), None, "it has only begun");
-        assert_eq!(pace.held_slowly(1_000 + AT_FIRST, 30_000), Some(30_000_000));
+        assert_eq!(pace.held_slowly(1_000 + AT_FIRST_MILLIS, 30_000), Some(30_000_000));
         pace.took(4_200_000);
-        assert_eq!(pace.held_slowly(1_000 + AT_FIRST, 30_000), None, "more than 1 MB per second");
+        assert_eq!(pace.held_slowly(1_000 + AT_FIRST_MILLIS, 30_000), None, "more than 1 MB per second");
         pace.took(30_000_000); // with its head
         assert_eq!(pace.held_slowly(90_000, 30_000), None, "it has all");
         pace.given(UNCOUNTED_BYTES as u64, 90_000);

@@ -185,7 +185,8 @@ impl<'de> Visitor<'de> for Document<'_> {
         f.write_str("an object with records")
     }
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
-        let (mut map, mut found) = (ShortNames(map), false);
+        let mut map = ShortNames(map);
+        let mut found = false;
         while let Some(key) = map.next_key::<Cow<'de, str>>()? {
             if key != "records" {
                 return Err(de::Error::unknown_field(&key, &["records"]));

@@ -1,11 +1,15 @@
 //! The producer of a session, and how many records it has stored.
 
 use super::super::{
-    context::Context, formats::DecodedBatch, params, permits::ConnectionShare, problem::Problem, producers,
+    context::Context,
+    formats::DecodedBatch,
+    permits::ConnectionShare,
+    problem::Problem,
+    producers::{self, ProducerHeaders},
 };
 use crate::{
     Code,
-    log::{Error, MayBlock, Produced, ProducerBatch, check_producer_id},
+    log::{Error, MayBlock, Produced, ProducerBatch},
     store::OpenLog,
 };
 use hyper::header::HeaderMap;
@@ -51,13 +55,10 @@ impl WantedProducer {
                 "a session begins an epoch and marks its batches: leave out Producer-Epoch and Producer-Mark";
             return Err(bad(detail));
         }
-        let first = params::header(headers, "producer-seq")?;
-        let Some(id) = params::header(headers, "producer-id")? else {
+        let ProducerHeaders { id, sequence: first, .. } = ProducerHeaders::parse(headers)?;
+        let Some(id) = id else {
             return if first.is_none() { Ok(None) } else { Err(bad("Producer-Seq comes with Producer-Id")) };
         };
-        check_producer_id(id)?;
-        let number = |first| params::number("Producer-Seq", first, 0..=u64::MAX - 1);
-        let first = first.map(number).transpose().map_err(|_| bad("Producer-Seq is a whole number"))?;
         Ok(Some(Self { id: id.to_owned(), first }))
     }
 }

@@ -10,7 +10,7 @@ use super::super::{
     problem::Problem,
     segment_room::SegmentRoom,
     settings::Settings,
-    upload::Progress,
+    upload::ArrivalPace,
 };
 use crate::{Code, chunk::record_needs, store::OpenLog, wire::Prefix};
 use bytes::Bytes;
@@ -55,7 +55,7 @@ struct Begun {
     large: Option<Buffer>,
     /// Since when it is large.
     since: Instant,
-    progress: Progress,
+    progress: ArrivalPace,
 }
 
 impl Begun {
@@ -165,7 +165,7 @@ impl Source {
     /// The session goes on after it could not read: the client had to wait.
     pub(super) fn resumed(&mut self) {
         if let Some(begun) = &mut self.begun {
-            (begun.since, begun.progress) = (Instant::now(), Progress::begin());
+            (begun.since, begun.progress) = (Instant::now(), ArrivalPace::begin());
         }
     }
 
@@ -186,7 +186,7 @@ impl Source {
             small: Vec::new(),
             large: None,
             since: Instant::now(),
-            progress: Progress::begin(),
+            progress: ArrivalPace::begin(),
         });
         let length = begun.bytes().len() + part.len();
         if length > self.most {
@@ -199,7 +199,7 @@ impl Source {
             return Ok(());
         }
         if begun.large.is_none() {
-            (begun.since, begun.progress) = (Instant::now(), Progress::begin());
+            (begun.since, begun.progress) = (Instant::now(), ArrivalPace::begin());
             begun.progress.came(part.len());
         }
         let fresh = || Buffer::new(self.most, self.memory.grant(Purpose::Request));
@@ -227,7 +227,7 @@ impl Source {
             let detail = format!("a record did not arrive within {} seconds", most.as_secs());
             return Err(Problem::new(Code::BodyTooSlow, detail));
         }
-        if begun.progress.is_in_the_way(held, &self.memory, share, most) {
+        if begun.progress.take_verdict(held, &self.memory, share, most) {
             let detail = "a record came slowly, while others waited for the memory that it held";
             return Err(Problem::new(Code::BodyTooSlow, detail));
         }
@@ -247,7 +247,7 @@ struct Part {
 impl Part {
     /// The batch in it; `None` if there are only blank lines.
     fn parse(self, piece: Bytes) -> Result<Option<DecodedBatch>, Problem> {
-        let piece = if self.is_first { formats::without_mark(self.format, piece) } else { piece };
+        let piece = if self.is_first { formats::without_byte_order_mark(self.format, piece) } else { piece };
         let mut batch = formats::parse_part(self.format, piece, self.room, self.lines)?;
         if batch.records() == 0 {
             return Ok(None);

@@ -10,16 +10,16 @@ use super::{
         requests::{Request, Requests},
         room::MayBlock,
     },
-    OpenedProducer, check_id,
+    BegunEpoch, check_id,
     file::Saved,
 };
+#[cfg(feature = "server")]
+use crate::log::requests::LastWrite;
 use crate::sync::Arc;
 use std::sync::OnceLock;
-#[cfg(feature = "server")]
-use std::time::Duration;
 
 /// The producer in its epoch, and the offset below which everything must become durable before it is told.
-type Answer = Result<(OpenedProducer, u64), Error>;
+type Answer = Result<(BegunEpoch, u64), Error>;
 
 /// The epochs that are to begin, by their producers' ids.
 pub(super) type Asked = Requests<String, Answer>;
@@ -28,7 +28,7 @@ pub(super) type Asked = Requests<String, Answer>;
 pub(crate) struct AskedEpoch(Request<String, Answer>);
 
 impl Log {
-    /// Asks for the next epoch of a producer, which begins when [`begin_epoch`](Self::begin_epoch) is called for it, or
+    /// Asks for the next epoch of a producer, which begins when [`begin_asked_epoch`](Self::begin_asked_epoch) is called for it, or
     /// for another one. Does not touch the disk.
     pub(crate) fn ask_for_epoch(&self, id: &str) -> Result<AskedEpoch, Error> {
         check_id(id)?;
@@ -36,32 +36,27 @@ impl Log {
         Ok(AskedEpoch(self.shared.producers.asked.add(id.to_owned())))
     }
 
-    /// Like [`begin_epoch`](Self::begin_epoch), for a client. The outer error says how long to wait before the next attempt:
-    /// a request of a few bytes causes a write of the whole file, so the larger the file, the longer the wait. Meanwhile
-    /// the epoch may begin together with another one.
+    /// The last write of the file, if this epoch has yet to cause one: `None` if it has begun together with another one. If the
+    /// file is being written, waits for that.
     #[cfg(feature = "server")]
-    pub(crate) fn begin_epoch_in_time(
-        &self,
-        asked: &AskedEpoch,
-    ) -> Result<Result<OpenedProducer, Error>, Duration> {
-        // Until the file has been written, if it is being written: with that, this epoch has begun, or has to wait.
-        let pause = self.shared.producers.file().epoch_pause(self.shared.env.machine.elapsed());
-        asked.0.check_due(pause)?;
-        Ok(self.begin_epoch(asked))
+    pub(crate) fn last_write_of_producers(&self, asked: &AskedEpoch) -> Option<LastWrite> {
+        let file = self.shared.producers.file();
+        let ago = self.shared.env.machine.elapsed().saturating_sub(file.tried);
+        asked.0.answer().is_none().then_some(LastWrite { bytes: file.bytes, ago })
     }
 
-    /// Begins an epoch that was asked for, if that has not been done: see [`open_producer`](Self::open_producer).
-    pub(crate) fn begin_epoch(&self, asked: &AskedEpoch) -> Result<OpenedProducer, Error> {
+    /// Begins an epoch that was asked for, if that has not been done: see [`begin_epoch`](Self::begin_epoch).
+    pub(crate) fn begin_asked_epoch(&self, asked: &AskedEpoch) -> Result<BegunEpoch, Error> {
         {
             let mut file = self.shared.producers.file();
             if asked.0.answer().is_none() {
                 self.begin_epochs(&mut file);
             }
         }
-        let (opened, next) = asked.0.answer().unwrap_or(Err(Error::Closed))?; // it is set by now
+        let (begun, next) = asked.0.answer().unwrap_or(Err(Error::Closed))?; // it is set by now
         // Batches of the epoch before that came at the last moment.
         self.wait_below(next)?;
-        Ok(opened)
+        Ok(begun)
     }
 
     /// Begins all epochs that are asked for.
@@ -107,15 +102,15 @@ impl Log {
         let mut table = self.shared.producers.table();
         let Some(table) = table.as_mut() else { return Err(Error::Closed) };
         let nothing_came = table.changes == changes;
-        let opened: Vec<_> = begun
+        let all: Vec<_> = begun
             .iter()
             .zip(states)
             .map(|(&(id, _, epoch), state)| table.begin(id, epoch, now, state))
             .collect();
         file.changes = if nothing_came { table.changes } else { changes };
         let next = self.next_offset();
-        for ((_, answer, _), opened) in begun.into_iter().zip(opened) {
-            let _ = answer.set(Ok((opened, next))); // it has none yet
+        for ((_, answer, _), begun) in begun.into_iter().zip(all) {
+            let _ = answer.set(Ok((begun, next))); // it has none yet
         }
         Ok(())
     }

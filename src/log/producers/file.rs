@@ -21,9 +21,6 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How many bytes of the file are written per second on average, if nothing but time asks for it.
 pub(super) const SAVED_PER_SECOND: u64 = 256 << 10;
-/// How many bytes of it are written per second on average, if clients ask for epochs all the time.
-#[cfg(feature = "server")]
-pub(super) const EPOCHS_PER_SECOND: u64 = 8 << 20;
 /// The file is written sooner than that if so many bytes of records were committed since: they are read again when the
 /// log is opened and a producer comes.
 pub(super) const SAVED_AFTER: u64 = 64 << 20;
@@ -78,18 +75,8 @@ pub(super) struct Saved {
 impl Saved {
     /// Whether it is time to write it: `now`, after so many bytes were committed.
     pub(super) fn is_due(&self, now: Duration, committed: u64) -> bool {
-        now.saturating_sub(self.tried) >= self.time_at(SAVED_PER_SECOND) || self.is_far_behind(committed)
-    }
-
-    /// How long to wait until an epoch may cause another write.
-    #[cfg(feature = "server")]
-    pub(super) fn epoch_pause(&self, now: Duration) -> Duration {
-        (self.tried + self.time_at(EPOCHS_PER_SECOND)).saturating_sub(now)
-    }
-
-    /// How long a write of it takes up of so many bytes per second.
-    fn time_at(&self, per_second: u64) -> Duration {
-        Duration::from_millis(self.bytes.saturating_mul(1000) / per_second)
+        let takes = Duration::from_millis(self.bytes.saturating_mul(1000) / SAVED_PER_SECOND);
+        now.saturating_sub(self.tried) >= takes || self.is_far_behind(committed)
     }
 
     fn is_far_behind(&self, committed: u64) -> bool {
@@ -123,7 +110,7 @@ impl Log {
         Ok(())
     }
 
-    /// The bytes of the file; `None` if there is none, and none if it cannot be read, so that it is written again.
+    /// The bytes of the file. `None` if the file does not exist; empty if it cannot be read, so that it is written again.
     fn read_producers_file(&self, path: &Path) -> Result<Option<Vec<u8>>, Error> {
         tree::read_or_nothing(&*self.shared.env.disk, path).map_err(Error::io("read", path))
     }
@@ -186,7 +173,8 @@ impl Log {
                         let (sequence, first_offset) = (batch.sequence, record.offset);
                         let stored = StoredBatch { sequence, first_offset, count, content: None };
                         table.note(&batch, stored, record.time);
-                        let (id, content) = (batch.id.to_owned(), Content::default());
+                        let id = batch.id.to_owned();
+                        let content = Content::default();
                         unread = Some(Unread { id, sequence, next: first_offset, left: count, content });
                     }
                     if unread.as_mut().is_some_and(|batch| !batch.add(record.offset, record.value, table)) {

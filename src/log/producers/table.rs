@@ -1,13 +1,16 @@
 //! What is known about the producers of a log: their epochs, their last batches, their marks. No I/O.
 
-use super::{super::Error, EarlierBatch, OpenedProducer, PRODUCER_EPOCH_MAX, ProducerBatch, ProducerState};
+use super::{
+    super::{Error, limits::MAX_PRODUCER_EPOCH},
+    BegunEpoch, EarlierBatch, ProducerBatch, ProducerState,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
 /// How many batches of one producer are remembered to recognise repeats.
-pub(super) const REMEMBERED: usize = 5;
+pub(super) const MAX_REMEMBERED: usize = 5;
 /// How many producers of one log are remembered; beyond that, the least recently used one is forgotten.
-pub(super) const PRODUCERS: usize = 10_000;
+pub(super) const MAX_PRODUCERS: usize = 10_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StoredBatch {
@@ -59,7 +62,7 @@ impl Content {
 pub(super) fn first_epoch(now: u64) -> u32 {
     let seconds = (now / 1000).saturating_sub(1_577_836_800);
     // Whatever the clock says, there are epochs left.
-    u32::try_from(seconds).map_or(PRODUCER_EPOCH_MAX, |seconds| seconds.min(PRODUCER_EPOCH_MAX))
+    u32::try_from(seconds).map_or(MAX_PRODUCER_EPOCH, |seconds| seconds.min(MAX_PRODUCER_EPOCH))
 }
 
 #[derive(Clone, Default)]
@@ -81,9 +84,9 @@ impl Table {
         let refuse = |epoch, sequence| {
             Err(Error::ProducerOutOfOrder { expected_epoch: epoch, expected_sequence: sequence })
         };
-        // The first batch of an epoch that `open_producer` has not begun.
+        // The first batch of an epoch that `begin_epoch` has not begun.
         let begins = || {
-            if batch.epoch > PRODUCER_EPOCH_MAX {
+            if batch.epoch > MAX_PRODUCER_EPOCH {
                 Err(Error::EpochTooHigh)
             } else if batch.sequence == 0 {
                 Ok(None)
@@ -114,7 +117,7 @@ impl Table {
     /// The producer, which is new in this epoch if it was known only in another; makes room if it was not known.
     pub(super) fn producer(&mut self, id: &str, epoch: u32, time: u64) -> &mut KnownProducer {
         self.changes += 1;
-        if !self.producers.contains_key(id) && self.producers.len() >= PRODUCERS {
+        if !self.producers.contains_key(id) && self.producers.len() >= MAX_PRODUCERS {
             let oldest = self.producers.iter().min_by_key(|(_, producer)| producer.used);
             if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
                 self.producers.remove(&oldest);
@@ -146,13 +149,13 @@ impl Table {
         epoch: u32,
         now: u64,
         state: Option<KnownProducer>,
-    ) -> OpenedProducer {
+    ) -> BegunEpoch {
         let forgotten = !self.producers.contains_key(id);
         let known = self.producer(id, epoch, now);
         if let Some(state) = state.filter(|_| forgotten) {
             *known = state;
         }
-        OpenedProducer { epoch, ..known.opened() }
+        BegunEpoch { epoch, ..known.begun() }
     }
 
     pub(super) fn note(&mut self, batch: &ProducerBatch<'_>, stored: StoredBatch, time: u64) {
@@ -162,7 +165,7 @@ impl Table {
         }
         known.of = Some(batch.epoch).filter(|&epoch| epoch != known.epoch);
         known.batches.push_back(stored);
-        if known.batches.len() > REMEMBERED {
+        if known.batches.len() > MAX_REMEMBERED {
             known.batches.pop_front();
         }
         if let Some(text) = batch.mark {
@@ -178,14 +181,14 @@ impl KnownProducer {
         self.batches.iter().filter(|_| self.of.is_none())
     }
 
-    pub(super) fn opened(&self) -> OpenedProducer {
+    pub(super) fn begun(&self) -> BegunEpoch {
         let batch = |&StoredBatch { sequence, first_offset, count, .. }: &StoredBatch| EarlierBatch {
             sequence,
             first_offset,
             count,
         };
         let earlier = self.of.map(|epoch| (epoch, self.batches.iter().map(batch).collect()));
-        OpenedProducer { epoch: self.epoch, mark: self.mark.as_ref().map(|mark| mark.text.clone()), earlier }
+        BegunEpoch { epoch: self.epoch, mark: self.mark.as_ref().map(|mark| mark.text.clone()), earlier }
     }
 
     pub(super) fn state(&self) -> ProducerState {

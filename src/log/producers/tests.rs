@@ -5,7 +5,7 @@ mod file;
 
 use super::{
     block::parse_block,
-    table::{PRODUCERS, REMEMBERED},
+    table::{MAX_PRODUCERS, MAX_REMEMBERED},
     *,
 };
 use crate::{
@@ -135,7 +135,7 @@ fn repeats_are_answered_gaps_and_old_epochs_refused_also_after_opening_again_and
             }
             _ => {}
         }
-        for back in 0..REMEMBERED as u64 {
+        for back in 0..MAX_REMEMBERED as u64 {
             let Some(earlier) = sequence.checked_sub(back) else { break };
             let again = send(&log, "a", 3, earlier).unwrap();
             let first = sent[earlier as usize];
@@ -162,10 +162,10 @@ fn repeats_are_answered_gaps_and_old_epochs_refused_also_after_opening_again_and
 fn the_least_recently_used_is_forgotten_beyond_the_limit() {
     let mut table = Table::default();
     let batch = StoredBatch { sequence: 0, first_offset: 0, count: 1, content: None };
-    for n in 0..PRODUCERS as u64 + 2 {
+    for n in 0..MAX_PRODUCERS as u64 + 2 {
         table.note(&ProducerBatch::new(&format!("p{n}"), 0, 0), batch, n);
     }
-    assert_eq!(table.producers.len(), PRODUCERS);
+    assert_eq!(table.producers.len(), MAX_PRODUCERS);
     assert!(!table.producers.contains_key("p1") && table.producers.contains_key("p2"));
 }
 
@@ -258,14 +258,14 @@ fn an_id_that_a_header_or_a_path_cannot_carry_is_refused_and_one_that_is_stored_
     let log = on(&sim);
     let bad = ["a\tb", " ", " a", "a ", "ü", "a\nb", "\u{7f}"];
     for id in bad {
-        let refused = log.open_producer(id);
+        let refused = log.begin_epoch(id);
         assert!(matches!(refused, Err(Error::BadProducer)), "{id:?}: {refused:?}");
         let refused = append(&log, &ProducerBatch::new(id, 0, 0), &[b"x"]);
         assert!(matches!(refused, Err(Error::BadProducer)), "{id:?}: {refused:?}");
     }
     for id in ["a b", "~", "!", "im port/1", &"x".repeat(64)] {
         append(&log, &ProducerBatch::new(id, 0, 0), &[b"x"]).unwrap();
-        log.open_producer(id).unwrap();
+        log.begin_epoch(id).unwrap();
     }
     for id in bad {
         store_as_before(&log, &ProducerBatch::new(id, 7, 0).with_mark("m"));

@@ -12,10 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The most files that are kept for a log, and the most bytes of each: a commit writes no more than 8 MiB at once, or
-/// one batch.
-const FILES: usize = 8;
-const BYTES: usize = 16 << 20;
+/// The most files that are kept for a log.
+const MAX_FILES: usize = 8;
+/// The most bytes of each: a commit writes no more than 8 MiB at once, or one batch.
+const MAX_BYTES: usize = 16 << 20;
 
 /// The torn files among `names`, oldest first.
 pub(super) fn torn_files(dir: &Path, names: &[String]) -> Vec<PathBuf> {
@@ -46,7 +46,7 @@ pub(super) fn to_be_kept(tail: &[u8]) -> &[u8] {
     let zeros = tail.rchunks(BLOCK as usize).take_while(is_zero).map(<[u8]>::len).sum::<usize>();
     let tail = &tail[..tail.len() - zeros];
     let end = tail.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
-    &tail[..end.min(BYTES)]
+    &tail[..end.min(MAX_BYTES)]
 }
 
 /// Keeps `tail`, which follows the record before offset `next`, unless it is all zeros. Durable on return. If too many
@@ -70,7 +70,7 @@ pub(super) fn set_aside(disk: &dyn Disk, dir: &Path, next: u64, tail: &[u8]) -> 
         full if crate::disk::is_full(&full) => Error::full(full),
         error => Error::io("keep the torn end of a segment as", &path)(error),
     })?;
-    for old in torn.iter().take((torn.len() + 1).saturating_sub(FILES)) {
+    for old in torn.iter().take((torn.len() + 1).saturating_sub(MAX_FILES)) {
         disk.remove(old).map_err(Error::io("remove", old))?;
     }
     stats::kept_torn();

@@ -7,7 +7,7 @@
 //! - A later segment was begun where this one ended, once everything before it was durable: that gives the number of
 //!   records.
 //! - The footer was written once all frames were durable: likewise.
-//! - The file was cut to size, which happens after that: then whatever its frames lack is lost.
+//! - The file was cut to size, which happens after that: then whatever its frames lack is damaged.
 //! - A frame that verifies, anywhere after the break, says how far the log was durable when it was written; the search
 //!   for such frames is exact.
 //! - The mark of a clean close says the same.
@@ -86,7 +86,7 @@ pub(super) enum Rest {
     None,
     /// There may have been some; how many is not known.
     Unknown,
-    /// Some are lost with the end of the file; how many is not known.
+    /// Some are missing with the end of the file; how many is not known.
     CutOff,
 }
 
@@ -103,7 +103,7 @@ impl Rest {
             }
             Self::Unknown => Some("without its header it is not known whether it holds more records"),
             Self::CutOff => {
-                Some("the file is shorter than its frames; how many records are lost is not known")
+                Some("the file is shorter than its frames; how many records are missing is not known")
             }
         }
     }
@@ -160,7 +160,7 @@ impl Evidence<'_> {
         }
     }
 
-    /// Judges a segment of which only its own bytes say how many records it has.
+    /// Judges a segment when only its own bytes say how many records it has.
     fn judge_by_frames(self) -> State {
         let Self { header, known, ref bytes, ref scan, unreadable, .. } = self;
         let is_reconstructed = known.header != HeaderState::Verified;
@@ -172,7 +172,7 @@ impl Evidence<'_> {
         let later = self.later();
         let mut durable = known.mark.unwrap_or(0).max(later.durable);
         if is_short || !is_last {
-            // All frames found were durable; nothing is known about what is lost at the end.
+            // All frames found were durable; nothing is known about what is missing at the end.
             durable = durable.max(later.frames.last().map_or(0, |(record, _)| record + 1));
         }
         let rest = match is_short && is_last {

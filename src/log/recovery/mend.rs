@@ -1,5 +1,5 @@
 //! What `repair` mends from the backings of a killed process. Opening restores records that continue after those in the
-//! files, but leaves a damaged log alone. So repair comes first: it recovers what segments have lost, and the next
+//! files, but leaves a damaged log alone. So repair comes first: it recovers what is missing from segments, and the next
 //! opening finds what it needs to restore the rest.
 //!
 //! # What always holds
@@ -25,14 +25,14 @@ use std::{collections::BTreeMap, io, path::Path};
 pub(in crate::log) enum Mended {
     /// It is as it was found.
     No,
-    /// The bytes of file and backing together; some records are lost all the same. The wreck in the survey describes
+    /// The bytes of file and backing together; some records are missing all the same. The wreck in the survey describes
     /// these bytes.
     InPart(Aligned),
-    /// Everything that was lost is here, to be written with [`write`](Whole::write).
+    /// Everything that was missing is here, to be written with [`write`](Whole::write).
     Whole(Whole),
 }
 
-/// A segment that has lost nothing.
+/// A segment that lacks nothing.
 pub(in crate::log) struct Whole {
     frames: Aligned,
     /// Bytes that the frames take.
@@ -45,7 +45,7 @@ pub(in crate::log) struct Whole {
     in_file: usize,
 }
 
-/// Looks in the log's backings for what segments have lost. Changes nothing on the disk. Returns what has become of
+/// Looks in the log's backings for what is missing from segments. Changes nothing on the disk. Returns what has become of
 /// each segment.
 ///
 /// # Errors
@@ -126,10 +126,10 @@ fn is_of(backing: &LeftBacking, segment: &SurveyedSegment) -> bool {
 /// marked as lost.
 fn is_bound(backing: &LeftBacking, segment: &SurveyedSegment, wreck: &Wreck) -> bool {
     let (end, base) = (segment.end(), backing.header.base);
-    let crc_is_lost = wreck.survivors.end_is_lost() && segment.last_crc().is_none();
+    let crc_is_missing = wreck.survivors.end_is_missing() && segment.last_crc().is_none();
     base > segment.header.base
         && (base > end && wreck.rest != Rest::None
-            || base == end && crc_is_lost && matches!(backing.predecessor, Predecessor::Frame(_)))
+            || base == end && crc_is_missing && matches!(backing.predecessor, Predecessor::Frame(_)))
 }
 
 /// What a damaged segment and its backing have together; `None` if the backing has another history, or nothing that the
@@ -142,7 +142,8 @@ fn together(
     next: Option<u64>,
 ) -> io::Result<Option<Mended>> {
     let is_last = next.is_none();
-    let (key, durable) = (backing.header.key(), segment.records());
+    let key = backing.header.key();
+    let durable = segment.records();
     let State::Damaged(damaged) = &segment.state else { return Ok(None) };
     let file = disk.open(&segment.path, false)?;
     let bytes = Region::read(&*file, file.len()?, true)?;
@@ -249,7 +250,7 @@ fn all_frames(bytes: &[u8], key: Key) -> BTreeMap<u32, u32> {
 }
 
 impl Whole {
-    /// Writes what was lost to the segment's file, and zeros where the disk cannot read what follows. Durable on
+    /// Writes what was missing to the segment's file, and zeros where the disk cannot read what follows. Durable on
     /// return.
     pub(in crate::log) fn write(&self, disk: &dyn Disk, path: &Path) -> io::Result<()> {
         let file = disk.open(path, true)?;
@@ -269,7 +270,7 @@ impl Whole {
 }
 
 impl SurveyedSegment {
-    /// The CRC of the last frame, even if that frame is lost, according to the footer.
+    /// The CRC of the last frame, even if that frame is damaged, according to the footer.
     pub(in crate::log) fn last_crc(&self) -> Option<u32> {
         let records = self.records();
         self.footer.filter(|footer| footer.records == records).and_then(|footer| footer.last_crc)

@@ -145,12 +145,10 @@ fn open_backings(
 ) -> Result<Option<std::sync::Arc<ShmBacking>>, Error> {
     let Some(at) = &options.shm_dir else { return Ok(None) };
     let node = env.disk.node(dir).map_err(Error::io("look at", dir))?;
-    let incarnation = random(env).map_err(Error::io("get a random number for", dir))?;
-    let incarnation = u64::from_le_bytes(incarnation);
+    let number = random(env).map_err(Error::io("get a random number for", dir))?;
+    let number = u64::from_le_bytes(number);
     match BackingDir::open(&*env.disk, at, identity.log, dir, node) {
-        Ok(backings) => {
-            Ok(Some(std::sync::Arc::new(ShmBacking::new(backings, identity.secret, incarnation))))
-        }
+        Ok(backings) => Ok(Some(std::sync::Arc::new(ShmBacking::new(backings, identity.secret, number)))),
         Err(error) if disk::is_transient(&error) => Err(Error::io("look for backings in", at)(error)),
         Err(error) => {
             no_backing(dir, &error);
@@ -309,7 +307,9 @@ impl Opener<'_> {
     /// Continues in the last segment. If other logs of a store have taken the memory, the log continues in a segment of the
     /// smallest size, for which there is always room.
     fn resume_last(&self, previous: &Previous, last: &Last<'_>) -> Result<Resumed, Error> {
-        let (disk, dir, Last { header, path, bytes, scan }) = (self.disk(), self.dir, last);
+        let disk = self.disk();
+        let dir = self.dir;
+        let Last { header, path, bytes, scan } = last;
         let claim = (header.capacity <= self.options.segment_bytes).then(|| {
             let smallest = || self.roller.claim_least(header.capacity);
             let is_small = header.capacity <= self.options.first_segment_bytes;
@@ -358,7 +358,9 @@ impl Opener<'_> {
 
     /// Begins the segment after `previous`.
     fn begin_segment(&self, previous: &Previous, mut segments: Vec<Arc<Segment>>) -> Result<Opening, Error> {
-        let (disk, dir, last) = (self.disk(), self.dir, previous.segment.as_ref());
+        let disk = self.disk();
+        let dir = self.dir;
+        let last = previous.segment.as_ref();
         let capacity =
             last.map_or(self.options.first_segment_bytes, |(_, header, _)| header.capacity.saturating_mul(4));
         let base = last.map_or(0, |(_, header, footer)| header.base + u64::from(footer.records));

@@ -47,7 +47,7 @@ use std::{cmp::Reverse, io, path::Path};
 pub(super) struct LeftBacking {
     pub(super) name: String,
     pub(super) header: Header,
-    incarnation: u64,
+    opening: u64,
     pub(super) predecessor: Predecessor,
     sealed: bool,
     /// The end of its records, and the CRC of the last one, once known: for the backing that continues after it.
@@ -80,9 +80,9 @@ pub(super) fn restore(
     // file, then those of its process, and then the youngest: others may be of another history.
     let has_file = |header: &Header| survey.segments.iter().any(|segment| segment.header == *header);
     let begun = left.iter().filter(|backing| has_file(&backing.header));
-    let begun: Vec<_> = begun.map(|backing| (backing.header.base, backing.incarnation)).collect();
-    left.sort_by_key(|LeftBacking { header, incarnation, .. }| {
-        let is_of_its_process = begun.contains(&(header.base, *incarnation));
+    let begun: Vec<_> = begun.map(|backing| (backing.header.base, backing.opening)).collect();
+    left.sort_by_key(|LeftBacking { header, opening, .. }| {
+        let is_of_its_process = begun.contains(&(header.base, *opening));
         (header.base, !has_file(header), !is_of_its_process, Reverse(header.created))
     });
     share_predecessors(&mut left);
@@ -111,7 +111,8 @@ fn dispose(
     backings: &BackingDir,
     left: &[LeftBacking],
 ) -> Result<Option<Full>, Error> {
-    let (mut full, mut removed) = (None, Vec::new());
+    let mut full = None;
+    let mut removed = Vec::new();
     for backing in left {
         match backing.fate {
             BackingFate::Kept => {
@@ -146,7 +147,7 @@ fn share_predecessors(left: &mut [LeftBacking]) {
         let (one, own) = (&left[n], left[n].predecessor);
         let known = left.iter().find(|other| {
             other.header.base == one.header.base
-                && other.incarnation == one.incarnation
+                && other.opening == one.opening
                 && other.predecessor != Predecessor::Unknown
         });
         left[n].predecessor =
@@ -177,14 +178,14 @@ pub(super) fn left_backings(
             BackingContent::Elsewhere(owner) => {
                 tracing::debug!(dir = %dir.display(), owner = %owner.display(), "a backing of a copy of this log is left alone");
             }
-            BackingContent::Segment { label, incarnation, predecessor, sealed, secret } => {
+            BackingContent::Segment { label, opening, predecessor, sealed, secret } => {
                 let Label { base, capacity, created, version } = label;
                 let secret = Secret(secret.filter(|_| version > 1));
                 let header = Header { log, base, capacity, created, secret };
                 left.push(LeftBacking {
                     name: backing.name,
                     header,
-                    incarnation,
+                    opening,
                     predecessor,
                     sealed,
                     end: None,
@@ -386,7 +387,8 @@ impl Restorer<'_> {
             // The backing may be whole from the first break on.
             let file = self.disk.open(&last.path, false)?;
             let bytes = Region::read(&*file, file.len()?, false)?;
-            let (scan, durable) = (scan::scan(&bytes, key), last.records());
+            let scan = scan::scan(&bytes, key);
+            let durable = last.records();
             let begins = scan.words as usize * frame::WORD;
             // The frames in the file after the break show whether the backing has the same history: another process may
             // have continued there without this backing.
@@ -530,7 +532,7 @@ fn predecessor_of(backing: &LeftBacking, earlier: &[LeftBacking]) -> Predecessor
     if backing.predecessor != Predecessor::Unknown {
         return backing.predecessor;
     }
-    let of_it = earlier.iter().filter(|other| other.incarnation == backing.incarnation);
+    let of_it = earlier.iter().filter(|other| other.opening == backing.opening);
     let known = of_it.filter_map(|other| {
         let (end, crc) = other.end.filter(|(end, _)| *end == backing.header.base)?;
         // What precedes a chunk that ended empty also precedes the chunk that replaced it.
@@ -545,7 +547,7 @@ fn follows(backing: &LeftBacking, earlier: &[LeftBacking], at_end: Predecessor) 
     let predecessor = predecessor_of(backing, earlier);
     // Format 1 noted nothing.
     predecessor == at_end && predecessor != Predecessor::Unknown
-        || predecessor == Predecessor::Unknown && backing.incarnation == 0
+        || predecessor == Predecessor::Unknown && backing.opening == 0
 }
 
 /// Whether both are known, and differ.
@@ -560,7 +562,8 @@ fn last_crc(disk: &dyn Disk, segment: &SurveyedSegment) -> io::Result<Option<u32
         State::Unsealed(scan) | State::Open(_, scan) => Ok(scan.last_crc),
         State::Sealed(Footer { last_crc: Some(crc), .. }) => Ok(Some(*crc)),
         State::Sealed(footer) => {
-            let (file, last) = (disk.open(&segment.path, false)?, footer.records.saturating_sub(1));
+            let file = disk.open(&segment.path, false)?;
+            let last = footer.records.saturating_sub(1);
             match sealed::crc_of(&*file, &Sealed::from(*footer), segment.header.key(), last) {
                 Err(error) if salvage::is_unreadable(&error) => Ok(None),
                 crc => crc,
@@ -590,13 +593,13 @@ fn words_of(segment: &SurveyedSegment) -> Option<u32> {
 
 /// Whether the first frames in a segment's file are exactly these bytes; `false` if the disk cannot read them all.
 fn file_begins_with(disk: &dyn Disk, path: &Path, frames: &[u8]) -> io::Result<bool> {
-    const PIECE: usize = 1 << 20;
+    const READ_BYTES: usize = 1 << 20;
     let file = disk.open(path, false)?;
-    let mut bytes = Aligned::new(PIECE.min(frames.len()))?;
-    for (n, piece) in frames.chunks(PIECE).enumerate() {
-        let bytes = &mut bytes[..piece.len()];
-        match salvage::read(&*file, bytes, FRAMES + (n * PIECE) as u64, true) {
-            Ok(bad) if bad.is_empty() && bytes == piece => {}
+    let mut bytes = Aligned::new(READ_BYTES.min(frames.len()))?;
+    for (n, part) in frames.chunks(READ_BYTES).enumerate() {
+        let bytes = &mut bytes[..part.len()];
+        match salvage::read(&*file, bytes, FRAMES + (n * READ_BYTES) as u64, true) {
+            Ok(bad) if bad.is_empty() && bytes == part => {}
             Ok(_) => return Ok(false),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
             Err(error) => return Err(error),

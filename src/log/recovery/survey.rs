@@ -323,7 +323,8 @@ fn reconstruct(
         _ => Origin::Reconstructed,
     };
     let decoded = Decoded { header, mark: 0, whole: false };
-    let (path, copies) = (path.to_owned(), Copies::Whole);
+    let path = path.to_owned();
+    let copies = Copies::Whole;
     Ok(Outline { path, decoded, state, origin, copies, mark: Some(0), length, footer, next: None })
 }
 
@@ -388,8 +389,12 @@ fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) 
     match &segment.state {
         State::Damaged(wreck) => {
             let reason = if wreck.unreadable { "the disk cannot read it" } else { "no frame there verifies" };
-            for lost in wreck.survivors.lost() {
-                push(base + u64::from(lost.start)..base + u64::from(lost.end), wreck.unreadable, reason);
+            for missing in wreck.survivors.missing() {
+                push(
+                    base + u64::from(missing.start)..base + u64::from(missing.end),
+                    wreck.unreadable,
+                    reason,
+                );
             }
             if wreck.excess {
                 let end = segment.end();

@@ -27,7 +27,8 @@ pub(super) struct BackingRetry {
 
 impl BackingRetry {
     pub(super) fn new(source: Option<Arc<ShmBacking>>) -> Self {
-        let (lacks, due) = (AtomicBool::new(false), AtomicU64::new(0));
+        let lacks = AtomicBool::new(false);
+        let due = AtomicU64::new(0);
         Self { source, lacks, due, pause: Pauses::new(PAUSES) }
     }
 

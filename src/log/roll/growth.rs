@@ -12,7 +12,7 @@
 use crate::sync::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// A chunk that is filled to its mark so soon after it became active is appended to fast.
+/// A chunk that is filled to its threshold so soon after it became active is appended to fast.
 const FAST: Duration = Duration::from_secs(1);
 
 /// How large a chunk may be that is made while appends fill the one before faster than that: it takes a few milliseconds.
@@ -22,16 +22,16 @@ pub(super) const QUICK: u64 = 8 << 20;
 const FIRST: u64 = 1 << 20;
 
 /// How many bytes more a chunk of `capacity` has when it is known whether appends come fast.
-const fn mark(capacity: u64) -> u64 {
+const fn threshold(capacity: u64) -> u64 {
     capacity / 16
 }
 
 /// What is known of how fast chunks are filled, and made. Times are in nanoseconds, by the machine's monotonic clock.
 pub(super) struct Growth {
-    /// Whether the first chunk since the log was opened has not come to its mark, and where that is, in bytes: what it had
+    /// Whether the first chunk since the log was opened has not come to its threshold, and where that is, in bytes: what it had
     /// when it was opened is not new.
-    awaits_mark: AtomicBool,
-    mark: AtomicU64,
+    awaits_threshold: AtomicBool,
+    threshold: AtomicU64,
     /// Whether a spare segment was asked for then.
     is_ahead: AtomicBool,
     /// When the active chunk became active.
@@ -58,8 +58,8 @@ impl Growth {
     pub(super) fn new() -> Self {
         let zero = || AtomicU64::new(0);
         Self {
-            awaits_mark: AtomicBool::new(true),
-            mark: zero(),
+            awaits_threshold: AtomicBool::new(true),
+            threshold: zero(),
             is_ahead: AtomicBool::new(false),
             active_since: zero(),
             full_since: zero(),
@@ -71,24 +71,24 @@ impl Growth {
 
     /// The log is opened, with a chunk of `capacity` that has so many bytes.
     pub(super) fn begins(&self, bytes: u64, capacity: u64, now: Duration) {
-        self.mark.store(bytes + mark(capacity), Relaxed);
+        self.threshold.store(bytes + threshold(capacity), Relaxed);
         self.active_since.store(nanos(now), Relaxed);
     }
 
-    /// Whether a chunk with so many bytes has come to the mark.
+    /// Whether a chunk with so many bytes has come to the threshold.
     #[inline]
-    pub(super) fn is_at_mark(&self, bytes: u64) -> bool {
-        bytes >= self.mark.load(Relaxed)
+    pub(super) fn is_at_threshold(&self, bytes: u64) -> bool {
+        bytes >= self.threshold.load(Relaxed)
     }
 
     #[inline]
-    pub(super) fn awaits_mark(&self) -> bool {
-        self.awaits_mark.load(Relaxed)
+    pub(super) fn awaits_threshold(&self) -> bool {
+        self.awaits_threshold.load(Relaxed)
     }
 
-    /// The first chunk has come to its mark; returns, once, whether a spare segment is to be made ahead of time.
-    pub(super) fn passes_mark(&self, now: Duration) -> bool {
-        let ahead = self.awaits_mark.swap(false, Relaxed) && self.is_fast(now);
+    /// The first chunk has come to its threshold; returns, once, whether a spare segment is to be made ahead of time.
+    pub(super) fn pass_threshold(&self, now: Duration) -> bool {
+        let ahead = self.awaits_threshold.swap(false, Relaxed) && self.is_fast(now);
         if ahead {
             self.is_ahead.store(true, Relaxed);
         }
@@ -114,7 +114,7 @@ impl Growth {
     /// Another chunk becomes active, after one of `capacity` that has `filled` bytes.
     pub(super) fn rolls(&self, filled: u64, capacity: u64, now: Duration) {
         self.was_filled.store(filled >= capacity / 2, Relaxed);
-        self.awaits_mark.store(false, Relaxed);
+        self.awaits_threshold.store(false, Relaxed);
         let now = nanos(now);
         let full = match self.full_since.swap(0, Relaxed) {
             0 => now,
@@ -178,9 +178,12 @@ mod tests {
         for (millis, ahead) in [(10, true), (1100, false)] {
             let growth = Growth::new();
             growth.begins(5 << 10, 64 << 10, MILLI);
-            assert!(!growth.is_at_mark(5 << 10) && growth.is_at_mark(9 << 10), "what was there is not new");
-            assert_eq!(growth.passes_mark(MILLI * millis), ahead);
-            assert!(!growth.awaits_mark() && !growth.passes_mark(MILLI * millis), "once");
+            assert!(
+                !growth.is_at_threshold(5 << 10) && growth.is_at_threshold(9 << 10),
+                "what was there is not new"
+            );
+            assert_eq!(growth.pass_threshold(MILLI * millis), ahead);
+            assert!(!growth.awaits_threshold() && !growth.pass_threshold(MILLI * millis), "once");
             let factors = growth.factors(64 << 10, true, MILLI * millis);
             assert_eq!(factors[0], if ahead { 16 } else { 4 });
         }

@@ -187,7 +187,7 @@ impl Shared {
             Ok(spare) => {
                 claim.reduce(spare.memory.capacity());
                 claim.hand_over();
-                roll.spares.has_succeeded(); // before it is offered: whoever finds none now waits for the bump
+                roll.spares.note_success(); // before it is offered: whoever finds none now waits for the bump
                 self.offer(spare);
             }
             Err(error) => {
@@ -211,7 +211,8 @@ impl Shared {
     /// Leaves the active chunk before it is full: if it has no backing, but the spare segment has; or if the budget is
     /// exceeded, and the spare segment is of the smallest size, so that a large chunk is sealed, and its memory given back.
     fn leave_early(&self) {
-        let (active, roll) = (self.active.load_full(), &self.roll);
+        let active = self.active.load_full();
+        let roll = &self.roll;
         let smallest = self.options.first_segment_bytes;
         let has_records = self.durable.get() > active.segment.base();
         let is_too_large = has_records && roll.is_too_large(active.chunk.capacity(), smallest);
@@ -240,7 +241,9 @@ impl Shared {
     /// otherwise of the same size. `None` if the disk has to catch up first. If other logs have taken the memory, smaller
     /// chunks are used; a chunk of the smallest size that is enough is always granted.
     pub(super) fn claim_next(&self, needs: u64) -> Option<Claim> {
-        let (most, least, roll) = (self.options.segment_bytes, self.least_for(needs), &self.roll);
+        let most = self.options.segment_bytes;
+        let least = self.least_for(needs);
+        let roll = &self.roll;
         let fitting = |bytes: u64| bytes.max(least).min(most);
         let active = self.active.load_full().chunk.capacity();
         let is_first = active <= self.options.first_segment_bytes;

@@ -10,7 +10,7 @@ use crate::{
         wait::Frontier,
     },
     segment::header::Secret,
-    sync::thread,
+    sync::{model, thread},
 };
 
 /// Two frames of an empty value are 2 × 28 bytes: a chunk of 32 holds one record.
@@ -62,12 +62,6 @@ fn offsets(first: &Arc<Segment>) -> Vec<u64> {
         segment = this.next.load_full();
     }
     all
-}
-
-fn model(f: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(f);
 }
 
 #[test]

@@ -124,7 +124,7 @@ impl MaintenanceQueue {
         self.trims.pop()
     }
 
-    /// Puts back a trim of which something is left to be done. The task is being run, and comes back for it.
+    /// Puts back a trim that is not finished. The task is being run, and comes back for it.
     pub(super) fn put_back_trim(&self, request: TrimRequest) {
         self.trims.push(request);
     }

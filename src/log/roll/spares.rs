@@ -137,7 +137,7 @@ impl SpareSegments {
     }
 
     /// An attempt has succeeded.
-    pub(super) fn has_succeeded(&self) {
+    pub(super) fn note_success(&self) {
         *lock(&self.refusal) = None;
         self.pause.reset();
     }

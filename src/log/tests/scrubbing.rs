@@ -48,7 +48,7 @@ fn all(log: &Log) -> (Vec<(u64, Vec<Damage>)>, usize) {
     (found, segments)
 }
 
-/// Bytes of a file in which a changed bit is noticed, and what a scrub says of it: the records that are lost, and a word of
+/// Bytes of a file in which a changed bit is noticed, and what a scrub says of it: the records that are damaged, and a word of
 /// the reason.
 fn parts(file: &[u8]) -> Vec<(Range<usize>, Range<u64>, &'static str)> {
     let footer: [u8; 40] = *file[file.len() - 4096..].first_chunk().unwrap();
@@ -81,8 +81,8 @@ fn a_scrub_finds_a_flipped_bit_wherever_it_matters_and_says_what_is_lost() {
         sim.damage(Path::new(SEGMENT), |bytes| bytes[at] ^= 4);
         match (&damage[..], part) {
             ([], None) => {}
-            ([found], Some((_, lost, reason))) => {
-                assert_eq!((&found.offsets, found.unreadable), (lost, false), "{at}: {found}");
+            ([found], Some((_, damaged, reason))) => {
+                assert_eq!((&found.offsets, found.unreadable), (damaged, false), "{at}: {found}");
                 assert!(found.reason.contains(reason) && found.path == Path::new(SEGMENT), "{at}: {found}");
             }
             _ => panic!("a bit at {at}, in {part:?}: {damage:?}"),
@@ -97,22 +97,22 @@ fn a_scrub_says_which_records_of_a_broken_file_are_lost() {
     let log = filled(&sim);
     let file = sim.dump()[Path::new(SEGMENT)].clone();
     let end = first(&log).next;
-    let lost = |change: &dyn Fn(&mut Vec<u8>)| {
+    let damaged = |change: &dyn Fn(&mut Vec<u8>)| {
         sim.damage(Path::new(SEGMENT), change);
         let damage = first(&log).damage;
         sim.damage(Path::new(SEGMENT), |bytes| bytes.clone_from(&file));
-        let lost = damage.into_iter().map(|damage| damage.offsets).filter(|lost| !lost.is_empty());
-        lost.map(|lost| (lost.start, lost.end)).collect::<Vec<_>>()
+        let damaged = damage.into_iter().map(|damage| damage.offsets).filter(|damaged| !damaged.is_empty());
+        damaged.map(|damaged| (damaged.start, damaged.end)).collect::<Vec<_>>()
     };
-    assert_eq!(lost(&|bytes| bytes.truncate(4096 + 7 * 128 + 50)), [(7, end)]);
-    assert_eq!(lost(&|bytes| bytes.truncate(100)), [(0, end)]);
-    assert_eq!(lost(&|bytes| bytes[4096 + 256..4096 + 640].fill(0)), [(2, 5)]);
-    assert_eq!(lost(&|bytes| bytes[4096 + 128 + 5] ^= 0x40), [(1, 2)], "a length that cannot be");
-    assert_eq!(lost(&|bytes| bytes[4096..].fill(0)), [(0, end)]);
-    assert_eq!(lost(&|bytes| (0..9).for_each(|n| bytes[4096 + n * 256] ^= 1)).len(), 9);
-    assert_eq!(lost(&|_| ()), []);
+    assert_eq!(damaged(&|bytes| bytes.truncate(4096 + 7 * 128 + 50)), [(7, end)]);
+    assert_eq!(damaged(&|bytes| bytes.truncate(100)), [(0, end)]);
+    assert_eq!(damaged(&|bytes| bytes[4096 + 256..4096 + 640].fill(0)), [(2, 5)]);
+    assert_eq!(damaged(&|bytes| bytes[4096 + 128 + 5] ^= 0x40), [(1, 2)], "a length that cannot be");
+    assert_eq!(damaged(&|bytes| bytes[4096..].fill(0)), [(0, end)]);
+    assert_eq!(damaged(&|bytes| (0..9).for_each(|n| bytes[4096 + n * 256] ^= 1)).len(), 9);
+    assert_eq!(damaged(&|_| ()), []);
     let other = sim.dump()[Path::new(&format!("/log/{end:020}.seg"))].clone();
-    assert_eq!(lost(&|bytes| bytes.clone_from(&other)), [(0, end)], "the file of another segment");
+    assert_eq!(damaged(&|bytes| bytes.clone_from(&other)), [(0, end)], "the file of another segment");
 }
 
 /// Records that are larger than what is read at once, and many that are small.
@@ -220,10 +220,11 @@ fn what_the_disk_cannot_read_is_reported_as_such() {
         sim.spoil_at(Path::new(SEGMENT), at);
         let damage = first(&log).damage;
         sim.heal();
-        let lost = parts(&file).iter().filter(|(bytes, ..)| bytes.start < at + 512 && at < bytes.end).count();
+        let damaged =
+            parts(&file).iter().filter(|(bytes, ..)| bytes.start < at + 512 && at < bytes.end).count();
         assert!(!damage.is_empty() && damage.iter().all(|one| one.unreadable), "{at}: {damage:?}");
         let offsets: u64 = damage.iter().map(|one| one.offsets.end - one.offsets.start).sum();
-        let expected = if (4096..4096 + 31 * 128).contains(&at) { lost as u64 } else { 0 };
+        let expected = if (4096..4096 + 31 * 128).contains(&at) { damaged as u64 } else { 0 };
         assert_eq!(offsets, expected, "{at}: {damage:?}");
     }
     assert_eq!(first(&log).damage, []);

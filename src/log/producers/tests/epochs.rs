@@ -12,7 +12,7 @@ fn a_producer_that_starts_again_gets_a_higher_epoch_and_its_mark_and_the_old_one
     assert_eq!(log.producer("p").unwrap(), None);
     let (mut before, mut mark, mut sent) = (None, None, None);
     for run in 0..6 {
-        let opened = log.open_producer("p").unwrap();
+        let opened = log.begin_epoch("p").unwrap();
         assert!(before.is_none_or(|before| before < opened.epoch), "{opened:?} after {before:?}");
         assert_eq!(opened.mark, mark, "{run}");
         // What became of the last batches is told also after an epoch without any.
@@ -46,9 +46,9 @@ fn a_producer_that_starts_again_gets_a_higher_epoch_and_its_mark_and_the_old_one
     // Nor does a log that was made anew give an epoch that was used before.
     let other = tempfile::tempdir().unwrap();
     std::thread::sleep(Duration::from_secs(1));
-    assert!(open(other.path()).open_producer("p").unwrap().epoch > before.unwrap() - 6);
+    assert!(open(other.path()).begin_epoch("p").unwrap().epoch > before.unwrap() - 6);
     for id in ["", &"x".repeat(65)] {
-        assert!(matches!(log.open_producer(id), Err(Error::BadProducer)));
+        assert!(matches!(log.begin_epoch(id), Err(Error::BadProducer)));
     }
     let too_long = "m".repeat(129);
     let batch = ProducerBatch::new("p", u32::MAX, 0).with_mark(&too_long);
@@ -76,7 +76,7 @@ fn an_epoch_that_a_batch_names_is_never_the_last_and_a_producer_in_the_last_one_
     }
     assert!(first_epoch(u64::MAX) <= highest, "whatever the clock says");
     for n in 1..4 {
-        let opened = log.open_producer("p").unwrap();
+        let opened = log.begin_epoch("p").unwrap();
         assert_eq!(opened.epoch, highest + n);
         append(&log, &ProducerBatch::new("p", opened.epoch, 0), &[&[n as u8]]).unwrap();
         append(&log, &ProducerBatch::new("p", opened.epoch, 1), &[&[n as u8]]).unwrap();
@@ -90,9 +90,9 @@ fn an_epoch_that_a_batch_names_is_never_the_last_and_a_producer_in_the_last_one_
     log.close().unwrap();
     sim.damage(Path::new("/log/producers.json"), |bytes| bytes[5] ^= 1); // which is then read from the log
     let log = open(&sim);
-    assert_eq!(log.open_producer("one left").unwrap().epoch, u32::MAX);
+    assert_eq!(log.begin_epoch("one left").unwrap().epoch, u32::MAX);
     for id in ["last", "one left"] {
-        let used_up = log.open_producer(id).unwrap_err();
+        let used_up = log.begin_epoch(id).unwrap_err();
         assert!(used_up.to_string().contains("use another id"), "{used_up}");
         let next = u64::from(id == "last");
         let goes_on = append(&log, &ProducerBatch::new(id, u32::MAX, next), &[b"y"]).unwrap();
@@ -102,7 +102,7 @@ fn an_epoch_that_a_batch_names_is_never_the_last_and_a_producer_in_the_last_one_
     // The way out that does not take another id.
     let after_an_hour = |_: i32| {
         clocks.pass(3_600_000);
-        log.open_producer("last").ok()
+        log.begin_epoch("last").ok()
     };
     let opened = (0..8 * 24).find_map(after_an_hour).unwrap();
     assert!(opened.epoch <= highest && opened.earlier.is_none(), "{opened:?}");
@@ -133,13 +133,13 @@ fn an_epoch_that_cannot_be_written_to_the_disk_has_not_begun() {
         let (gate, refuses) = refusing(&sim, which, error);
         let log = open_on(gate);
         let refuse = |really| refuses.store(really, std::sync::atomic::Ordering::SeqCst);
-        let epoch = log.open_producer("p").unwrap().epoch;
+        let epoch = log.begin_epoch("p").unwrap().epoch;
         send(&log, "p", epoch, 0).unwrap();
         log.flush().unwrap();
         let before = log.producer("p").unwrap();
         refuse(true);
         for id in ["p", "new"] {
-            let failed = log.open_producer(id).unwrap_err();
+            let failed = log.begin_epoch(id).unwrap_err();
             assert!(matches!(failed, Error::Io { .. }), "{which:?}: {failed}");
         }
         assert_eq!(log.producer("p").unwrap(), before, "{which:?}");
@@ -152,7 +152,7 @@ fn an_epoch_that_cannot_be_written_to_the_disk_has_not_begun() {
         let sim = sim.after(crate::disk::sim::Cut::Kill);
         let log = on(&sim);
         assert!(!send(&log, "p", epoch, 2).unwrap().repeated, "{which:?}");
-        let opened = log.open_producer("p").unwrap();
+        let opened = log.begin_epoch("p").unwrap();
         assert!(opened.epoch > epoch);
         assert_eq!(opened.earlier.unwrap().1.len(), 3, "{which:?}");
         expected(send(&log, "p", epoch, 3));
@@ -166,10 +166,10 @@ fn batches_that_arrive_while_an_epoch_is_written_are_stored_and_included_in_its_
     let sim = Sim::new(1);
     let (gate, go, told) = waiting_on(&sim, Operation::WriteFile, 3);
     let log = open_on(gate);
-    let epoch = log.open_producer("p").unwrap().epoch; // the second write, after that of the first producer ever
+    let epoch = log.begin_epoch("p").unwrap().epoch; // the second write, after that of the first producer ever
     send(&log, "p", epoch, 0).unwrap();
     let opened = std::thread::scope(|scope| {
-        let opens = scope.spawn(|| log.open_producer("p").unwrap());
+        let opens = scope.spawn(|| log.begin_epoch("p").unwrap());
         told.recv().unwrap();
         let known = log.producer("p").unwrap().unwrap();
         let marked = ProducerBatch::new("p", epoch, 1).with_mark("meanwhile");
@@ -188,7 +188,7 @@ fn batches_that_arrive_while_an_epoch_is_written_are_stored_and_included_in_its_
     // Nor does the next process not know of them, which reads the file and what came after it.
     std::mem::forget(log);
     let log = on(&sim.after(crate::disk::sim::Cut::Kill));
-    let again = log.open_producer("p").unwrap();
+    let again = log.begin_epoch("p").unwrap();
     assert_eq!((again.mark, again.earlier), (opened.mark, opened.earlier));
     assert!(again.epoch > opened.epoch);
 }
@@ -198,7 +198,7 @@ fn batches_that_arrive_while_an_epoch_is_written_are_stored_and_included_in_its_
 fn what_is_stored_of_an_epoch_until_the_next_one_begins_is_what_that_is_told() {
     let sim = Sim::new(1);
     let log = open_on(Arc::new(sim.clone()));
-    let mut opened = log.open_producer("p").unwrap();
+    let mut opened = log.begin_epoch("p").unwrap();
     for round in 0..100 {
         let epoch = opened.epoch;
         let (accepted, next) = std::thread::scope(|scope| {
@@ -210,7 +210,7 @@ fn what_is_stored_of_an_epoch_until_the_next_one_begins_is_what_that_is_told() {
             if round % 2 == 0 {
                 std::thread::sleep(Duration::from_micros(300));
             }
-            let opens = scope.spawn(|| log.open_producer("p").unwrap());
+            let opens = scope.spawn(|| log.begin_epoch("p").unwrap());
             (sends.join().unwrap(), opens.join().unwrap())
         });
         let (of, batches) = next.earlier.clone().unwrap();
@@ -246,12 +246,12 @@ fn epochs_that_are_asked_for_at_once_are_written_to_the_disk_together() {
     let mut epochs: BTreeMap<String, Vec<u32>> = BTreeMap::new();
     std::thread::scope(|scope| {
         let log = &log;
-        let first = scope.spawn(|| log.open_producer("first").unwrap());
+        let first = scope.spawn(|| log.begin_epoch("first").unwrap());
         told.recv().unwrap();
         let others: Vec<_> = (0..100)
             .map(|n| {
                 let id = format!("p{}", n % 40); // some of them twice, or three times
-                scope.spawn(move || (log.open_producer(&id).unwrap().epoch, id))
+                scope.spawn(move || (log.begin_epoch(&id).unwrap().epoch, id))
             })
             .collect();
         std::thread::sleep(Duration::from_millis(500)); // they wait

@@ -260,34 +260,26 @@ fn a_producers_file_is_due_by_its_size_and_by_what_was_committed() {
     assert!(up_to() > before + 60);
 }
 
-/// Each epoch that a client asked for wrote the whole file: 5 MB for 230 bytes, some 20 times per second.
+/// Who limits how often clients cause a write of the whole file goes by this.
 #[cfg(feature = "server")]
 #[test]
-fn epochs_that_clients_ask_for_write_a_large_file_only_so_often() {
-    let second = |file: &Saved, now| file.epoch_pause(Duration::from_millis(now)).as_millis();
-    let file = Saved { bytes: 4 << 20, tried: Duration::from_secs(100), ..Saved::default() };
-    assert_eq!([100_000, 100_400, 100_500, 200_000].map(|now| second(&file, now)), [500, 100, 0, 0]);
+fn an_epoch_that_was_asked_for_knows_the_last_write_of_the_file_until_it_has_begun() {
     let sim = Sim::new(1);
     let log = on(&sim);
-    let opened = log.open_producer("p").unwrap();
+    let opened = log.begin_epoch("p").unwrap();
     assert_eq!(opened.epoch, log.producer("p").unwrap().unwrap().epoch);
     let asked = log.ask_for_epoch("p").unwrap();
-    assert!(log.begin_epoch_in_time(&asked).is_ok(), "a small file is written at once");
-    let mark = "\"".repeat(128);
-    for n in 0..2_000 {
-        let id = format!("{n:064}");
-        while let Err(error) = append(&log, &ProducerBatch::new(&id, 0, 0).with_mark(&mark), &[b"x"]) {
-            assert!(matches!(error, Error::WouldBlock), "{error}");
-            log.flush().unwrap();
-        }
+    let small = log.last_write_of_producers(&asked).unwrap();
+    for n in 0..100 {
+        append(&log, &ProducerBatch::new(&format!("{n:064}"), 0, 0), &[b"x"]).unwrap();
     }
     // While the file is written, somebody else asks.
-    let (asked, later) = (log.ask_for_epoch("p").unwrap(), log.ask_for_epoch("q").unwrap());
-    log.begin_epoch_in_time(&asked).unwrap().unwrap();
-    assert!(log.begin_epoch_in_time(&later).is_ok(), "it has begun with the other one");
+    let later = log.ask_for_epoch("q").unwrap();
+    log.begin_asked_epoch(&asked).unwrap();
+    assert!(log.last_write_of_producers(&later).is_none(), "it has begun with the other one");
     let latest = log.ask_for_epoch("r").unwrap();
-    let pause = log.begin_epoch_in_time(&latest).unwrap_err();
-    assert!(pause > Duration::from_millis(10), "{pause:?}");
-    std::thread::sleep(pause);
-    assert!(log.begin_epoch_in_time(&latest).is_ok());
+    let large = log.last_write_of_producers(&latest).unwrap();
+    assert!(large.bytes > small.bytes + 6400, "{small:?}, then {large:?}");
+    std::thread::sleep(Duration::from_millis(2));
+    assert!(log.last_write_of_producers(&latest).unwrap().ago >= large.ago + Duration::from_millis(2));
 }

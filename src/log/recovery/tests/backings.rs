@@ -189,10 +189,10 @@ pub(super) fn closed(at: &Path, records: u64) -> (Sim, LogId, Secret, Option<u32
 }
 
 /// Where a process keeps backings that it leaves: that of the log in `dir`, with a number of its own.
-pub(super) fn left_by(at: &Path, id: LogId, secret: Secret, dir: &str, incarnation: u64) -> Arc<ShmBacking> {
+pub(super) fn left_by(at: &Path, id: LogId, secret: Secret, dir: &str, opening: u64) -> Arc<ShmBacking> {
     let dir = Path::new(dir);
     let backings = BackingDir::open(&*crate::disk::native(), at, id, dir, (0, 0))
-        .map(|dir| ShmBacking::new(dir, secret.0.unwrap(), incarnation))
+        .map(|dir| ShmBacking::new(dir, secret.0.unwrap(), opening))
         .unwrap();
     backings.keep();
     Arc::new(backings)
@@ -203,10 +203,10 @@ fn records_of_a_backing_are_restored_and_a_backing_that_does_not_follow_is_kept(
     let at = tempfile::tempdir().unwrap();
     let (sim, id, secret, last) = closed(at.path(), 10);
     let last = last.unwrap();
-    let incarnation = std::cell::Cell::new(1);
+    let opening = std::cell::Cell::new(1);
     let backings = |id, dir: &str| {
-        incarnation.set(incarnation.get() + 1);
-        left_by(at.path(), id, secret, dir, incarnation.get())
+        opening.set(opening.get() + 1);
+        left_by(at.path(), id, secret, dir, opening.get())
     };
     assert_eq!(backings(id, DIR).dir.find().unwrap().len(), 0, "a clean close leaves none");
     let killed = backings(id, DIR);
