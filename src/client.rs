@@ -31,8 +31,12 @@ pub use crate::{
 };
 pub use cursor::Cursor;
 pub use error::Error;
-pub use producer::{Opened, Producer, ProducerOptions, Stored, Ticket};
+pub use producer::{Epoch, Producer, ProducerOptions, Stored, Ticket};
 pub use tail::Tail;
+
+/// The earlier name of [`Epoch`].
+#[deprecated = "use `Epoch`"]
+pub type Opened = Epoch;
 
 use crate::{
     api::{LogsPage, Trim, Trimmed},

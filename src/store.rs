@@ -416,6 +416,13 @@ impl Store {
         entries.values().filter(|entry| entry.unusable.load(Ordering::Relaxed)).count()
     }
 
+    /// How many open logs refuse appends.
+    #[cfg(feature = "server")]
+    pub(crate) fn refusing_count(&self) -> usize {
+        let entries = read_lock(&self.inner.entries);
+        entries.values().filter_map(|entry| entry.usable()).filter(|log| log.refuses_appends()).count()
+    }
+
     /// The options that the store was opened with.
     pub fn options(&self) -> &StoreOptions {
         &self.inner.options

@@ -155,7 +155,7 @@ fn a_log_that_is_created_again_gets_what_is_sent_after_that() {
     let (_data, _server, client) = start();
     run(async {
         let producer = client.producer("clicks", "p").unwrap();
-        let first = producer.open().await.unwrap();
+        let first = producer.begin_epoch().await.unwrap();
         producer.push(b"old").await.unwrap();
         producer.flush().await.unwrap();
         client.delete("clicks").await.unwrap();
@@ -163,7 +163,7 @@ fn a_log_that_is_created_again_gets_what_is_sent_after_that() {
         assert_ne!(info.id, first.log_id);
         producer.push(b"new").await.unwrap();
         producer.flush().await.unwrap();
-        let again = producer.open().await.unwrap();
+        let again = producer.begin_epoch().await.unwrap();
         assert!(again.log_id == info.id && again.epoch >= first.epoch, "{again:?} after {first:?}");
         assert_eq!(values(&client, "clicks").await, ["new"]);
     });

@@ -226,7 +226,7 @@ impl Append {
             tokio::select! { _ = interrupt.recv() => SIGINT, _ = terminate.recv() => SIGTERM }
         };
         let opened = tokio::select! {
-            opened = producer.open() => opened?,
+            opened = producer.begin_epoch() => opened?,
             error = &mut lasting => return Err(error.into()),
             signal = next_signal() => return Ok(Done { signalled: Some(signal), ..Done::default() }),
         };

@@ -3,7 +3,7 @@
 //!
 //! # What always holds
 //! - A record that was accepted is stored, or still held, or was returned by [`Producer::discard`].
-//! - Batches are stored in the order in which their records were accepted. Up to [`IN_FLIGHT`] are on the way at once;
+//! - Batches are stored in the order in which their records were accepted. Up to [`MAX_IN_FLIGHT`] are on the way at once;
 //!   the server refuses one that comes before its predecessor, and it is sent again.
 //! - A batch keeps its epoch and its sequence for as long as it is not known whether it was stored.
 
@@ -29,14 +29,14 @@ use tokio::{
 };
 
 /// How many batches are on the way at once: fewer than a log remembers of a producer.
-const IN_FLIGHT: usize = 4;
+const MAX_IN_FLIGHT: usize = 4;
 /// The most bytes that were accepted and are not stored yet; beyond that, callers wait.
 const MAX_UNSENT_BYTES: usize = 16 << 20;
 
 /// What a log said when the producer began its epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Opened {
+pub struct Epoch {
     /// The epoch.
     pub epoch: u32,
     /// The mark of the last batch that had one, of an earlier run.
@@ -106,18 +106,20 @@ struct State {
     numbered: VecDeque<Numbered>,
     /// The bytes of all of these.
     unsent: usize,
-    opened: Option<Opened>,
+    opened: Option<Epoch>,
     /// Whether somebody waits for the epoch to begin.
     to_open: bool,
-    /// What the last epoch was in which something was sent, and the log's id.
-    sent_in: Option<Opened>,
+    /// The last epoch in which something was sent, with the log's id.
+    sent_in: Option<Epoch>,
     /// The next sequence of the epoch.
     next: u64,
     /// Why nothing is sent any more, until somebody tries again or discards.
     stuck: Option<Error>,
-    /// The number of records that were accepted, of those that are stored or discarded, and up to where callers wait.
+    /// How many records were accepted.
     accepted: u64,
+    /// How many of these are stored or discarded.
     settled: u64,
+    /// How many of them are to be stored without waiting for more: callers wait for these.
     flush_to: u64,
     closed: bool,
     stored: Stored,
@@ -149,7 +151,7 @@ impl Shared {
 /// Collects records into batches and sends them to a log in the background: when a batch is large enough, or a while
 /// after its first record. Records are stored in the order in which they were accepted.
 ///
-/// A producer begins an epoch of its id when it first sends something, or is [opened](Self::open): what is still on its
+/// A producer begins an epoch of its id when it first sends something, or when [asked](Self::begin_epoch) to: what is still on its
 /// way from an earlier producer of the same id is refused from then on, and that producer gets [`Error::TakenOver`].
 ///
 /// If it is dropped, it goes on until all that it has accepted is stored, for as long as the runtime exists and it does
@@ -225,7 +227,7 @@ impl Producer {
     ///
     /// # Errors
     /// [`Error::NoSuchLog`], [`Error::Unreachable`], [`Error::Refused`].
-    pub async fn open(&self) -> Result<Opened, Error> {
+    pub async fn begin_epoch(&self) -> Result<Epoch, Error> {
         self.try_again(&mut self.shared.state())?;
         loop {
             let progress = self.shared.progress.notified();
@@ -244,7 +246,16 @@ impl Producer {
         }
     }
 
-    /// Accepts a record: any bytes. Waits while as much is not stored yet as may be.
+    /// The earlier name of [`begin_epoch`](Self::begin_epoch).
+    ///
+    /// # Errors
+    /// As [`begin_epoch`](Self::begin_epoch).
+    #[deprecated = "use `begin_epoch`"]
+    pub async fn open(&self) -> Result<Epoch, Error> {
+        self.begin_epoch().await
+    }
+
+    /// Accepts a record: any bytes. Waits while 16 MiB of accepted records are not stored yet.
     ///
     /// # Errors
     /// Why nothing is sent any more, as [`flush`](Self::flush): then the record was not accepted.
@@ -261,7 +272,7 @@ impl Producer {
     }
 
     /// Accepts a record with a mark of up to 128 bytes, which is stored with it: the newest one is in what
-    /// [`open`](Self::open) returns when a producer of this id starts again.
+    /// [`begin_epoch`](Self::begin_epoch) returns when a producer of this id starts again.
     ///
     /// # Errors
     /// As [`push`](Self::push).

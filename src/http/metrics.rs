@@ -153,6 +153,28 @@ const CURSORS: usize = 1000;
 #[derive(Debug)]
 struct Engine(std::sync::Weak<Store>);
 
+/// Values that go up and down: names, what they are, and how much it is now. Without a store, its counts are 0.
+fn gauges(chunk_bytes: u64, store: Option<&Store>) -> [(&'static str, &'static str, u64); 5] {
+    let (logs, open) = store.map_or((0, 0), Store::count);
+    let unusable = store.map_or(0, Store::unusable_count);
+    let refusing = store.map_or(0, Store::refusing_count);
+    [
+        ("chunk_memory_bytes", "Memory of chunks", chunk_bytes),
+        ("logs", "Logs in the store", logs as u64),
+        ("open_logs", "Logs that are open", open as u64),
+        (
+            "unusable_logs",
+            "Logs that could not be opened because of what is in their directories",
+            unusable as u64,
+        ),
+        (
+            "refusing_logs",
+            "Open logs that refuse appends: damaged, failed, or without room on the disk",
+            refusing as u64,
+        ),
+    ]
+}
+
 impl Collector for Engine {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Stats {
@@ -170,9 +192,6 @@ impl Collector for Engine {
             scrub_damaged_records,
         } = stats();
         let store = self.0.upgrade();
-        let (logs, open) = store.as_ref().map_or((0, 0), |store| store.count());
-        let unusable = store.as_ref().map_or(0, |store| store.unusable_count());
-        let cursors = store.map_or_else(Vec::new, |store| store.cursor_lags(CURSORS));
         histogram(&mut encoder, "commit_seconds", "Time of a commit to disk", &commit_micros, 1e-6)?;
         histogram(&mut encoder, "commit_records", "Records made durable by a commit", &commit_records, 1.0)?;
         for (name, help, count) in [
@@ -193,19 +212,11 @@ impl Collector for Engine {
             let counter = ConstCounter::new(count);
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
         }
-        for (name, help, value) in [
-            ("chunk_memory_bytes", "Memory of chunks", chunk_bytes),
-            ("logs", "Logs in the store", logs as u64),
-            ("open_logs", "Logs that are open", open as u64),
-            (
-                "unusable_logs",
-                "Logs that could not be opened because of what is in their directories",
-                unusable as u64,
-            ),
-        ] {
+        for (name, help, value) in gauges(chunk_bytes, store.as_deref()) {
             let gauge = ConstGauge::new(value.cast_signed());
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
+        let cursors = store.map_or_else(Vec::new, |store| store.cursor_lags(CURSORS));
         let help = "Records between a cursor and the end of its log; the 1,000 largest, of open logs";
         let mut family = encoder.encode_descriptor("cursor_lag_records", help, None, MetricType::Gauge)?;
         for (log, cursor, lag) in cursors {

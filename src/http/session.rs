@@ -2,7 +2,7 @@
 //! batch, and each commit is answered by a line of JSON: how many records of this request are stored, and up to which offset.
 //!
 //! A session takes no more of the body while there is no room for what it has, and makes no more lines than its client takes.
-//! So it holds a piece of the body, the beginning of a record, and one position for each batch that is on its way to the disk.
+//! So it holds a part of the body, the beginning of a record, and one position for each batch that is on its way to the disk.
 //!
 //! A producer's session begins an epoch of the producer, which fences off its earlier sessions. Each of its batches carries a
 //! mark: how many records the producer has stored in sessions. So a session that says which of them its first record is
@@ -50,8 +50,8 @@ const MAX_UNACKNOWLEDGED: usize = 4096;
 
 /// How long a session that ends for a problem waits for its last commits, and for its client to see why.
 const LAST_COMMITS: Duration = Duration::from_secs(2);
-/// How long a client that asks before it sends (`Expect: 100-continue`) is given, so that it is told to send before the answer
-/// begins.
+/// How long the first part of the body is waited for after `Expect: 100-continue`, so that `100 Continue` is sent before the
+/// answer begins.
 const ASKING: Duration = Duration::from_millis(20);
 
 /// What a request for a session asks for.
@@ -88,7 +88,7 @@ pub(super) async fn begin(
         log_wait: context.waited.begin(&log, share),
         ack: ack.unwrap_or_else(|| Ack::by(&log)),
         body,
-        has_ended: false,
+        body_has_ended: false,
         source,
         producer,
         blocked: None,
@@ -142,7 +142,7 @@ struct Session {
     log_wait: LogWait,
     ack: Ack,
     body: RequestBody,
-    has_ended: bool,
+    body_has_ended: bool,
     source: Source,
     producer: Option<Producer>,
     /// A batch for which there was no room, and what tells when there is.
@@ -154,10 +154,11 @@ struct Session {
     unacknowledged: VecDeque<Unacknowledged>,
     /// Completes when the first of them is stored.
     commit: Option<Commit>,
-    /// How many records of the body are stored, and up to which offset; whether the client is still to be told, and when it
-    /// was last told something.
+    /// How many records of the body are stored, and the offset of the last of them.
     stored: (u64, Option<u64>),
+    /// Whether the client is still to be told that.
     untold: bool,
+    /// When it was last told something.
     told: Instant,
     stage: Stage,
 }
@@ -194,7 +195,7 @@ impl Session {
     /// Reads what still comes of the body, for a while: a client that is sending may not see the last line if the connection
     /// breaks.
     async fn read_rest(&mut self) {
-        if self.has_ended {
+        if self.body_has_ended {
             return;
         }
         let rest = async { while let Some(Ok(_)) = self.body.frame().await {} };
@@ -205,7 +206,7 @@ impl Session {
         }
     }
 
-    /// What is to be told, if there is anything.
+    /// The next line to send, if there is one.
     fn line(&mut self) -> Option<SessionLine> {
         let (records, last_offset) = self.stored;
         let progress = SessionLine { records, last_offset, ..SessionLine::default() };
@@ -239,7 +240,7 @@ impl Session {
             tokio::task::yield_now().await; // others have their turn
             return Ok(());
         }
-        if is_open && self.has_ended {
+        if is_open && self.body_has_ended {
             self.stage = Stage::Ending(None);
             return Ok(());
         }
@@ -343,7 +344,7 @@ impl Session {
             self.commit = Some(Box::pin(async move { context.acknowledged(&log, last, Some(ack)).await }));
         }
         let is_open = matches!(self.stage, Stage::Open);
-        let reads = is_open && !self.has_records() && !self.has_ended;
+        let reads = is_open && !self.has_records() && !self.body_has_ended;
         let beat = self.told + self.context.settings.heartbeat;
         let look = self.source.look_at().filter(|_| reads).map_or(beat, |look| look.min(beat));
         let ends_by = if let Stage::Ending(Some((_, end))) = &self.stage { Some(*end) } else { None };
@@ -371,12 +372,12 @@ impl Session {
                     }
                 }
                 Some(Err(error)) => {
-                    self.has_ended = true;
+                    self.body_has_ended = true;
                     let detail = format!("the body ended early: {error}");
                     return Err(Problem::new(Code::BodyIncomplete, detail));
                 }
                 None => {
-                    self.has_ended = true;
+                    self.body_has_ended = true;
                     self.source.end()?;
                 }
             },

@@ -61,6 +61,12 @@ impl Log {
         self.shared.full.is_some()
     }
 
+    /// Whether it refuses appends for now or for good: it is damaged, has failed, or finds no room on the disk.
+    #[cfg(feature = "server")]
+    pub(crate) fn refuses_appends(&self) -> bool {
+        self.writable().is_err() || self.shared.flush.full().is_some()
+    }
+
     /// Ends a log that could only be read, so that another opening can take its place: waiters get an error.
     pub(crate) fn give_way(&self) {
         self.shared.ending.set(End::Reopened); // or it has ended already

@@ -224,6 +224,8 @@ fn sectors_of_the_open_segment_cannot_be_read() {
     let refused = client.exchange("POST", "/v1/logs/harmed/records", &[], b"no").unwrap();
     assert!(refused.status >= 500, "{}", refused.status);
     assert!(String::from_utf8_lossy(&refused.body).contains("read_only"), "{:?}", refused.body);
+    let metrics = client.request("GET", "/metrics", b"").unwrap().body;
+    assert!(metrics.contains("millstream_refusing_logs 1\n"), "{metrics}");
     server.kill();
 
     fs::write(&disk.backing, whole).unwrap();
@@ -232,6 +234,8 @@ fn sectors_of_the_open_segment_cannot_be_read() {
     assert_eq!(read_all(&mut client, &(0..0)), 0);
     let next = client.exchange("POST", "/v1/logs/harmed/records", &[], b"goes on").unwrap();
     assert_eq!(next.status, 200, "{}", String::from_utf8_lossy(&next.body));
+    let metrics = client.request("GET", "/metrics", b"").unwrap().body;
+    assert!(metrics.contains("millstream_refusing_logs 0\n"), "{metrics}");
     server.kill();
     drop(bound);
 }

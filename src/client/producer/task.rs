@@ -2,7 +2,7 @@
 
 use super::{
     super::{Error, Pause, error::Refusal, path_of, tell, understood},
-    Batch, IN_FLIGHT, Numbered, Opened, Shared, State, Tickets,
+    Batch, Epoch, MAX_IN_FLIGHT, Numbered, Shared, State, Tickets,
 };
 use crate::{
     Code,
@@ -182,7 +182,7 @@ fn next_step(shared: &Arc<Shared>) -> Step {
     let Some(opened) = &state.opened else { return Step::Begin };
     let epoch = opened.epoch;
     state.sent_in = Some(opened.clone());
-    while state.numbered.len() < IN_FLIGHT
+    while state.numbered.len() < MAX_IN_FLIGHT
         && let Some(Batch { body, records, mark, tickets, .. }) = state.full.pop_front()
     {
         let (sequence, body) = (state.next, Bytes::from(body));
@@ -216,7 +216,7 @@ fn settle(shared: &Shared, done: Result<Appended, Refusal>) {
                 drop(state);
                 return stop(shared, Error::Answer { reason: "it stored another number of records".into() });
             }
-            is_stored(shared, &mut state, first_offset);
+            note_stored(shared, &mut state, first_offset);
         }
         Err(Refusal { error: Error::Forgotten, .. }) => {
             let mut state = shared.state();
@@ -282,7 +282,7 @@ fn split(shared: &Shared) -> bool {
 }
 
 /// The oldest batch is stored.
-fn is_stored(shared: &Shared, state: &mut State, first_offset: u64) {
+fn note_stored(shared: &Shared, state: &mut State, first_offset: u64) {
     let Some(batch) = state.numbered.pop_front() else { return };
     shared.oldest.store(batch.sequence + 1, Ordering::Relaxed);
     state.unsent -= batch.body.len();
@@ -320,7 +320,7 @@ enum Fate {
     Unknown,
 }
 
-fn fate(sequence: u64, sent_in: &Opened, begun: &BegunEpoch) -> Fate {
+fn fate(sequence: u64, sent_in: &Epoch, begun: &BegunEpoch) -> Fate {
     if begun.log_id != sent_in.log_id {
         return Fate::NotStored; // the log was deleted, and made again
     }
@@ -343,7 +343,7 @@ fn continue_in(shared: &Shared, begun: BegunEpoch) {
         && let Some(sent_in) = &state.sent_in
     {
         match fate(front.sequence, sent_in, &begun) {
-            Fate::Stored { first_offset } => is_stored(shared, &mut state, first_offset),
+            Fate::Stored { first_offset } => note_stored(shared, &mut state, first_offset),
             Fate::NotStored => break, // nor are those behind it
             Fate::Unknown => {
                 drop(state);
@@ -357,6 +357,6 @@ fn continue_in(shared: &Shared, begun: BegunEpoch) {
     state.next = state.numbered.len() as u64;
     shared.oldest.store(0, Ordering::Relaxed);
     let BegunEpoch { epoch, mark, log_id, .. } = begun;
-    state.opened = Some(Opened { epoch, mark, log_id });
+    state.opened = Some(Epoch { epoch, mark, log_id });
     shared.progress.notify_waiters();
 }

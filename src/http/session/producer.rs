@@ -27,7 +27,7 @@ fn stored(mark: Option<&str>) -> Result<u64, Problem> {
     })
 }
 
-/// How many of the body's records are stored, of which the first is this one of the producer's.
+/// How many of the body's first records are stored already; `first` is the producer's number for the first of them.
 fn skips(first: Option<u64>, stored: u64, epoch: u32) -> Result<u64, Problem> {
     stored.checked_sub(first.unwrap_or(stored)).ok_or_else(|| {
         let detail =

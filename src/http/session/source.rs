@@ -17,10 +17,10 @@ use bytes::Bytes;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// The most bytes and records of a body that are appended at once, unless one record has more bytes: as much as is done
-/// without a permit.
-const PIECE_BYTES: usize = 64 << 10;
-const PIECE_RECORDS: usize = 2000;
+/// The most bytes of a body that are appended at once, unless one record has more: as much as is done without a permit.
+const MAX_PART_BYTES: usize = 64 << 10;
+/// The most records of a body that are appended at once, likewise.
+const MAX_PART_RECORDS: usize = 2000;
 /// What a producer's batch takes beside its records, and more.
 const EXTENSION_BYTES: usize = 256;
 
@@ -30,15 +30,17 @@ pub(super) struct Source {
     log: Arc<OpenLog>,
     memory: Arc<Memory>,
     settings: Arc<Settings>,
-    /// The most bytes that a record may have; and a piece, unless it is one record.
+    /// The most bytes that a record may have.
     most: usize,
-    piece: usize,
+    /// The most bytes that a part may have, unless it is one record.
+    most_of_part: usize,
     /// The bytes of a segment.
     segment: usize,
     /// A record that has arrived in parts.
     joined: Option<Bytes>,
-    /// What has arrived after that; and how many bytes of it are taken next, 0 if it has no whole record.
+    /// What has arrived after that.
     left: Bytes,
+    /// How many bytes of it are taken next; 0 if it has no whole record.
     next: usize,
     /// The beginning of a record. Nothing is left then.
     begun: Option<Begun>,
@@ -89,8 +91,10 @@ impl Source {
             settings: Arc::clone(&context.settings),
             most,
             segment,
-            // However small its records are, a piece fits into a segment.
-            piece: PIECE_BYTES.min(segment.saturating_sub(EXTENSION_BYTES) / record_needs(0) as usize).max(1),
+            // However small its records are, a part fits into a segment.
+            most_of_part: MAX_PART_BYTES
+                .min(segment.saturating_sub(EXTENSION_BYTES) / record_needs(0) as usize)
+                .max(1),
             joined: None,
             left: Bytes::new(),
             next: 0,
@@ -136,14 +140,14 @@ impl Source {
         share: &ConnectionShare,
         taken: u64,
     ) -> Result<Option<DecodedBatch>, Problem> {
-        let piece = if let Some(joined) = self.joined.take() {
+        let bytes = if let Some(joined) = self.joined.take() {
             joined
         } else {
-            let piece = self.left.split_to(self.next);
+            let bytes = self.left.split_to(self.next);
             self.look_for_next(share).await?;
-            piece
+            bytes
         };
-        let ends = if self.format == Format::Ndjson { memchr::memchr_iter(b'\n', &piece).count() } else { 0 };
+        let ends = if self.format == Format::Ndjson { memchr::memchr_iter(b'\n', &bytes).count() } else { 0 };
         let part = Part {
             format: self.format,
             log: Arc::clone(&self.log),
@@ -153,11 +157,11 @@ impl Source {
         };
         self.is_first = false;
         self.lines += ends as u64;
-        let batch = if piece.len() < OFFLOAD_BYTES {
-            part.parse(piece)
+        let batch = if bytes.len() < OFFLOAD_BYTES {
+            part.parse(bytes)
         } else {
-            let work = Work::of(piece.len());
-            Box::pin(body::with_permit(context, share, work, move || part.parse(piece))).await?
+            let work = Work::of(bytes.len());
+            Box::pin(body::with_permit(context, share, work, move || part.parse(bytes))).await?
         };
         batch.map_err(|problem| problem.after_records(taken))
     }
@@ -172,7 +176,7 @@ impl Source {
     /// Looks for whole records in what is left. If it is only the beginning of one, keeps that, so that it does not hold the
     /// memory in which it arrived.
     async fn look_for_next(&mut self, share: &ConnectionShare) -> Result<(), Problem> {
-        self.next = whole(self.format, &self.left, self.piece, PIECE_RECORDS);
+        self.next = whole(self.format, &self.left, self.most_of_part, MAX_PART_RECORDS);
         if self.next > 0 || self.left.is_empty() {
             return Ok(());
         }
