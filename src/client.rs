@@ -280,9 +280,9 @@ impl Client {
         Ok((Page { records: frames(&self.body(answer).await?)?, next_offset }, log_id))
     }
 
-    /// Like [`page`](Self::page), with `wait` behind the query; sent again for as long as the server cannot be reached, or says
-    /// to try again, which is told meanwhile. Then without `wait`, so that it is known soon that the server answers again.
-    async fn page_in_the_end(
+    /// Like [`page`](Self::page), with `wait` appended to the query. Retries while the server cannot be reached, or says to try
+    /// again, and reports that through `trouble`; retries omit `wait`, so that recovery is noticed at once.
+    async fn page_with_retries(
         &self,
         log: &str,
         query: &str,
@@ -323,7 +323,7 @@ impl Client {
         let query = format!("offset={offset}&limit=10000");
         let trouble = Trouble::new(None);
         loop {
-            let (page, _) = self.page_in_the_end(log, &query, WAIT, &trouble).await?;
+            let (page, _) = self.page_with_retries(log, &query, WAIT, &trouble).await?;
             if !page.records.is_empty() {
                 return Ok(page);
             }

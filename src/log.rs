@@ -870,15 +870,15 @@ impl Log {
     }
 
     /// Closes the log, unless that was done before. If the disk has no room, waits for some for at most `left`, which is
-    /// reduced by the time that this took; for the mark of a clean close only if `repeats_mark`.
-    fn close_in_place(&self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
+    /// reduced by the time that this took; for the mark of a clean close only if `waits_for_mark`.
+    fn close_in_place(&self, left: &mut Duration, waits_for_mark: bool) -> Result<(), Error> {
         let mut closed = lock(&self.handles.closed);
         if let Some(result) = &*closed {
             return result.clone();
         }
         self.handles.is_closing.store(true, Ordering::Release);
         let result =
-            if self.handles.is_running { self.finish(left, repeats_mark) } else { self.shared.seal_rest() };
+            if self.handles.is_running { self.finish(left, waits_for_mark) } else { self.shared.seal_rest() };
         self.shared.stop();
         self.shared.settle();
         self.shared.ending.set(End::Closed); // or it has ended already
@@ -889,7 +889,7 @@ impl Log {
     }
 
     /// Makes all of it durable, and stops what works for it in the background.
-    fn finish(&self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
+    fn finish(&self, left: &mut Duration, waits_for_mark: bool) -> Result<(), Error> {
         #[cfg(feature = "store")]
         if !self.shared.has_ended()
             && !self.shared.flush.is_held_up() // or this would wait as long
@@ -899,7 +899,7 @@ impl Log {
             tracing::warn!(dir = %self.shared.dir.display(), %error, "producers could not be saved");
         }
         self.shared.stop_tasks();
-        self.shared.commit_rest(left, repeats_mark)
+        self.shared.commit_rest(left, waits_for_mark)
     }
 }
 

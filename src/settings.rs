@@ -95,6 +95,25 @@ pub(crate) fn check_json(value: &[u8]) -> Result<(), String> {
 
 #[cfg(feature = "store")]
 impl LogSettings {
+    /// In which settings another one differs, and how.
+    pub(crate) fn differences(&self, other: &Self) -> String {
+        let fields = |settings: &Self| match serde_json::to_value(settings) {
+            Ok(serde_json::Value::Object(fields)) => fields,
+            _ => serde_json::Map::new(), // it is an object
+        };
+        let (own, others) = (fields(self), fields(other));
+        let names: std::collections::BTreeSet<_> = own.keys().chain(others.keys()).collect();
+        let said = |value: Option<&serde_json::Value>| {
+            value.map_or_else(|| "not set".to_owned(), ToString::to_string)
+        };
+        let differs = |name: &&&String| own.get(**name) != others.get(**name);
+        let different = names.iter().filter(differs);
+        let all: Vec<_> = different
+            .map(|name| format!("{name}: {}, asked for {}", said(own.get(*name)), said(others.get(*name))))
+            .collect();
+        all.join("; ")
+    }
+
     /// What is kept of the log; everything, if the settings do not say.
     pub(crate) fn retention(&self) -> Retention {
         Retention { bytes: self.retention_bytes, age: self.retention_seconds.map(Duration::from_secs) }

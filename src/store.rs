@@ -350,8 +350,11 @@ impl Store {
 
     /// Creates a log that exists already.
     fn create_again(&self, name: &str, settings: &LogSettings) -> Result<bool, Error> {
-        let same = *self.get(name)?.settings() == *settings;
-        if same { Ok(false) } else { Err(Error::Exists { name: name.to_owned() }) }
+        let log = self.get(name)?;
+        if *log.settings() == *settings {
+            return Ok(false);
+        }
+        Err(Error::Exists { name: name.to_owned(), differences: log.settings().differences(settings) })
     }
 
     /// Deletes a log; durable on return. Callers that wait for it or append to it get an error; readers keep what they

@@ -355,3 +355,19 @@ fn an_output_error_is_one_line() {
         );
     }
 }
+
+/// It was taken for no filter, without a word; and a directory that does not exist, for none.
+#[test]
+fn a_filter_or_a_directory_for_memory_that_cannot_be_is_an_error_at_the_start() {
+    let data = tempfile::tempdir().unwrap();
+    let serve = |name: &str, value: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        command.args(["serve", "--listen", "127.0.0.1:0", "--data", data.path().to_str().unwrap()]);
+        let output = command.env("MILLSTREAM_SHM_DIR", shm::dir()).env(name, value).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, said) = serve("MILLSTREAM_LOG_FILTER", "bogus=foo=bar");
+    assert!(code == Some(1) && said.contains("MILLSTREAM_LOG_FILTER is not a filter"), "{said}");
+    let (code, said) = serve("MILLSTREAM_SHM_DIR", "/no/such");
+    assert!(code == Some(1) && said.contains("there is no directory /no/such (--shm-dir)"), "{said}");
+}

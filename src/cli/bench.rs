@@ -168,7 +168,7 @@ fn log_name(n: u32) -> String {
     format!("bench-{n}")
 }
 
-/// Deletes the first logs, so many; also the others if one cannot be deleted.
+/// Deletes the first `count` logs, and goes on if one cannot be deleted.
 async fn delete_logs(client: &Client, count: u32) -> Result<(), Failure> {
     let mut result = Ok(());
     for n in 0..count {

@@ -1,6 +1,6 @@
 //! `millstream serve`.
 
-use super::{Outcome, size, stderr::Lines};
+use super::{Outcome, size, stderr::Lines, target::Failure};
 use clap::{ValueEnum, builder::RangedU64ValueParser, value_parser};
 use millstream::{
     Durability, Options,
@@ -19,6 +19,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
+use tracing_subscriber::EnvFilter;
 
 /// What the server would shorten is refused.
 const MAX_SECONDS: u64 = Settings::MAX_TIME.as_secs();
@@ -69,7 +70,7 @@ pub(super) struct Serve {
         long,
         alias = "images",
         env = "MILLSTREAM_SHM_DIR",
-        default_value = "/dev/shm",
+        default_value = SHM_DIR,
         help_heading = "Memory"
     )]
     shm_dir: PathBuf,
@@ -172,14 +173,25 @@ enum LogFormat {
     Json,
 }
 
+/// Where memory that outlives the process is by default.
+const SHM_DIR: &str = "/dev/shm";
+
 /// What is logged by default. h2 warns of each connection whose client resets streams, as often as that happens.
 const FILTER: &str = "info,h2=error";
 
+/// What is logged, as the environment says it.
+fn filter() -> Result<EnvFilter, Failure> {
+    // The second one is the old name.
+    let given =
+        ["MILLSTREAM_LOG_FILTER", "MILLSTREAM_LOG"].into_iter().find(|name| std::env::var_os(name).is_some());
+    let Some(name) = given else { return Ok(EnvFilter::new(FILTER)) };
+    Ok(EnvFilter::try_from_env(name).map_err(|error| format!("{name} is not a filter: {error}"))?)
+}
+
 impl Serve {
     pub(super) fn run(&self) -> Outcome {
-        let filter = tracing_subscriber::EnvFilter::try_from_env("MILLSTREAM_LOG_FILTER")
-            .or_else(|_| tracing_subscriber::EnvFilter::try_from_env("MILLSTREAM_LOG")) // its old name
-            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(FILTER));
+        let filter = filter()?;
+        self.check_shm_dir()?;
         let stderr = Lines::new()?;
         let writer = stderr.clone();
         let log = tracing_subscriber::fmt()
@@ -244,6 +256,15 @@ impl Serve {
         server.run(store, listening)?;
         tracing::info!("stopped");
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// A directory that was named must exist: without it, records that are acknowledged in memory are lost with the process.
+    fn check_shm_dir(&self) -> Result<(), Failure> {
+        let at = &self.shm_dir;
+        if at.as_os_str() == "none" || at.as_os_str() == SHM_DIR || at.is_dir() {
+            return Ok(());
+        }
+        Err(format!("there is no directory {} (--shm-dir)", at.display()).into())
     }
 
     fn store_options(&self, open_logs: usize) -> StoreOptions {

@@ -104,7 +104,7 @@ impl Tail {
                 let id = log_id.as_ref().map_or_else(String::new, |id| format!("&log_id={id}"));
                 let query = format!("{query}&limit=10000{}{id}", self.damaged);
                 let (client, log, trouble) = (client.clone(), log.clone(), trouble.clone());
-                Box::pin(async move { client.page_in_the_end(&log, &query, wait, &trouble).await })
+                Box::pin(async move { client.page_with_retries(&log, &query, wait, &trouble).await })
             });
             let fetched = ready!(fetching.as_mut().poll(context));
             self.fetching = None;

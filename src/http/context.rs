@@ -245,7 +245,7 @@ impl Context {
 
     /// Runs what writes a small file of a log, as [`on_log`](Self::on_log) does, once [`WritePace`] allows it: `last_write` says
     /// when and how much was last written, or nothing if there is nothing left to write. The pause is without the permit.
-    pub(super) async fn on_log_in_time<T: Send + 'static>(
+    pub(super) async fn on_log_at_write_pace<T: Send + 'static>(
         &self,
         share: &ConnectionShare,
         log: &Arc<OpenLog>,

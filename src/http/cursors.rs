@@ -132,5 +132,5 @@ async fn change(
     let change = Arc::new(cursor.ask_for_change(to, condition).map_err(Problem::of_log(log))?);
     let (same_change, same_cursor) = (Arc::clone(&change), cursor.clone());
     let last_write = move |_: &OpenLog| same_cursor.last_write(&same_change);
-    context.on_log_in_time(asker.share, log, last_write, move |_| cursor.make_change(&change)).await
+    context.on_log_at_write_pace(asker.share, log, last_write, move |_| cursor.make_change(&change)).await
 }

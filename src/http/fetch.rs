@@ -25,7 +25,7 @@ use std::{
 const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(320);
 
 /// How long a large answer asks for memory before others in line have their turn, which may need less.
-const TURN: Duration = Duration::from_millis(250);
+const ASKING_FOR: Duration = Duration::from_millis(250);
 
 /// How long a request waits.
 #[derive(Debug, Clone, Copy)]
@@ -108,8 +108,8 @@ async fn covered(
     let patience = patience.max(context.settings.queue_time);
     loop {
         let left = patience.saturating_sub(begun.elapsed());
-        let _turn = context.permits.acquire(Kind::Memory, share, left).await?;
-        match grant.cover_within(bytes, TURN.min(left), &ASK).await {
+        let _permit = context.permits.acquire(Kind::Memory, share, left).await?;
+        match grant.cover_within(bytes, ASKING_FOR.min(left), &ASK).await {
             Err(UsedUp) if begun.elapsed() < patience => {} // to the end of the line
             covered => {
                 covered?;

@@ -1,4 +1,4 @@
-//! What `/metrics` shows, for Prometheus. No label depends on the names of logs.
+//! What `/metrics` shows, for Prometheus. Only the lag of cursors is told apart by names, of the 1,000 largest.
 
 use super::{
     answer::{Answer, full},
@@ -146,7 +146,7 @@ impl Metrics {
     }
 }
 
-/// For how many cursors it is told how far behind they are.
+/// The most cursors whose lag is shown.
 const CURSORS: usize = 1000;
 
 /// What the engine counts.

@@ -89,7 +89,7 @@ pub(super) async fn begin_epoch(
     let next = Arc::new(log.ask_for_epoch(id).map_err(Problem::of_log(log))?);
     let asked = Arc::clone(&next);
     let last_write = move |log: &OpenLog| log.last_write_of_producers(&asked);
-    context.on_log_in_time(share, log, last_write, move |log| log.begin_asked_epoch(&next)).await
+    context.on_log_at_write_pace(share, log, last_write, move |log| log.begin_asked_epoch(&next)).await
 }
 
 /// What the log knows about a producer, including what readers may not see yet.

@@ -31,7 +31,7 @@ const RECORD_COST_BYTES: usize = 20;
 const LOOK_SLICE: Duration = Duration::from_millis(2);
 /// How many records pass between two looks at the clock.
 const LOOK_STEPS: usize = 64;
-/// How long it is looked for on the runtime's thread first, among records that are in memory.
+/// How long the end is first looked for on the runtime's thread, among records that are in memory.
 const INLINE_LOOK: Duration = Duration::from_micros(500);
 /// Reading this many bytes from the disk counts as one more record.
 const LOOK_STEP_BYTES: usize = 4 << 10;

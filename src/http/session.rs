@@ -383,7 +383,7 @@ impl Session {
             },
             () = tokio::time::sleep_until(look) => {
                 if reads {
-                    self.source.judge(&self.share)?;
+                    self.source.check_pace(&self.share)?;
                 }
                 if ends_by.is_some_and(|end| end <= Instant::now()) {
                     self.unacknowledged.clear(); // it is not known whether these are stored

@@ -531,9 +531,9 @@ impl Shared {
     }
 
     /// Called after the tasks have ended: commits the rest, and leaves the mark of a clean close. While the disk has no room
-    /// for the rest, tries again until the time that is `left` is used up. With `repeats_mark`, does the same for the mark.
+    /// for the rest, tries again until the time that is `left` is used up. With `waits_for_mark`, does the same for the mark.
     /// What was used up is taken from `left`.
-    pub(super) fn commit_rest(&self, left: &mut Duration, repeats_mark: bool) -> Result<(), Error> {
+    pub(super) fn commit_rest(&self, left: &mut Duration, waits_for_mark: bool) -> Result<(), Error> {
         let mut position = lock(&self.flush.position);
         let backoff = Backoff::new();
         let mut left_otherwise = CLOSING; // for other reasons, which pass sooner and concern this log only
@@ -561,7 +561,7 @@ impl Shared {
         let mut pause = *PAUSES.start();
         let marked = loop {
             match self.mark(&position) {
-                Err(error) if error.is_full() && repeats_mark && self.rest_within(left, pause) => {
+                Err(error) if error.is_full() && waits_for_mark && self.rest_within(left, pause) => {
                     tracing::debug!(dir = %self.dir.display(), %error, "cannot mark a log as closed yet");
                     pause = doubled(pause, &PAUSES);
                 }

@@ -23,11 +23,13 @@ pub enum Error {
     },
     /// A log of this name exists, with different settings.
     #[error(
-        "the log {name:?} exists already, with different settings; delete it first, or ask for the same ones"
+        "the log {name:?} exists already, with different settings ({differences}); delete it first, or ask for the same ones"
     )]
     Exists {
         /// Its name.
         name: String,
+        /// Which ones differ, and how.
+        differences: String,
     },
     /// Settings that contradict each other or the store's options.
     #[error("bad settings: {reason}")]

@@ -39,7 +39,10 @@ fn logs_are_there_after_opening_again_and_deleted_ones_are_not() {
     let json = LogSettings { values: Values::Json, retention_bytes: Some(1 << 20), ..Default::default() };
     assert!(store.create("a", &json).unwrap());
     assert!(!store.create("a", &json).unwrap());
-    assert!(matches!(store.create("a", &LogSettings::default()), Err(Error::Exists { .. })));
+    let other = store.create("a", &LogSettings { record_bytes: Some(9), ..json.clone() });
+    assert!(
+        matches!(other, Err(Error::Exists { differences, .. }) if differences == "record_bytes: not set, asked for 9")
+    );
     store.create("b", &LogSettings::default()).unwrap();
     store.get("a").unwrap().append(b"1").unwrap();
     let held = store.get("b").unwrap();

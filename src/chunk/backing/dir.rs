@@ -133,10 +133,11 @@ impl BackingDir {
 
     /// Removes these backings. Their names are gone on return; the memory of some of them is given back a moment later, by
     /// another thread, because that takes 10 ms for 64 MiB.
-    pub(crate) fn remove_all(&self, names: &[&str]) {
+    pub(crate) fn remove_each(&self, names: &[&str]) {
         /// No more than these descriptors are taken.
-        const OPEN: usize = 8;
-        let open: Vec<_> = names.iter().take(OPEN).filter_map(|name| self.memory.open(name).ok()).collect();
+        const MAX_OPEN: usize = 8;
+        let open: Vec<_> =
+            names.iter().take(MAX_OPEN).filter_map(|name| self.memory.open(name).ok()).collect();
         for name in names {
             self.memory.remove(name);
         }

@@ -33,7 +33,7 @@ pub(super) async fn run(bench: &Bench, address: &str) -> Result<Series, Failure>
         tasks.spawn_local(async move {
             let sends = connection_of(&bench, n, &address, &series);
             if let Err(error) = sends.await {
-                series.borrow_mut().failed_all(1, || error.to_string());
+                series.borrow_mut().failed_many(1, || error.to_string());
             }
         });
     }
@@ -45,7 +45,7 @@ pub(super) async fn run(bench: &Bench, address: &str) -> Result<Series, Failure>
     let mut series = Rc::into_inner(series).ok_or("a connection did not end")?.into_inner();
     let unanswered = series.unanswered();
     if unanswered > 0 || !is_over {
-        series.failed_all(unanswered.max(1), || {
+        series.failed_many(unanswered.max(1), || {
             "requests were not sent, or not answered within 10 s after the end".to_owned()
         });
     }

@@ -107,11 +107,11 @@ impl Series {
     /// A request that was due at this time has failed.
     pub(super) fn failed(&mut self, due: Instant, why: impl FnOnce() -> String) {
         self.done += u64::from(self.second(due).is_some());
-        self.failed_all(1, why);
+        self.failed_many(1, why);
     }
 
     /// This many have failed, in the time that is measured, or before or after: what fails then is no less a failure.
-    pub(super) fn failed_all(&mut self, requests: u64, why: impl FnOnce() -> String) {
+    pub(super) fn failed_many(&mut self, requests: u64, why: impl FnOnce() -> String) {
         if let Some(second) = self.second(Instant::now()) {
             second.failed += requests;
         }

@@ -57,7 +57,7 @@ struct Begun {
     large: Option<Buffer>,
     /// Since when it is large.
     since: Instant,
-    progress: ArrivalPace,
+    pace: ArrivalPace,
 }
 
 impl Begun {
@@ -169,7 +169,7 @@ impl Source {
     /// The session goes on after it could not read: the client had to wait.
     pub(super) fn resumed(&mut self) {
         if let Some(begun) = &mut self.begun {
-            (begun.since, begun.progress) = (Instant::now(), ArrivalPace::begin());
+            (begun.since, begun.pace) = (Instant::now(), ArrivalPace::begin());
         }
     }
 
@@ -190,40 +190,40 @@ impl Source {
             small: Vec::new(),
             large: None,
             since: Instant::now(),
-            progress: ArrivalPace::begin(),
+            pace: ArrivalPace::begin(),
         });
         let length = begun.bytes().len() + part.len();
         if length > self.most {
             let detail = format!("a record has more than {} bytes", self.most);
             return Err(Problem::new(Code::RecordTooLarge, detail));
         }
-        begun.progress.came(part.len());
+        begun.pace.came(part.len());
         if begun.large.is_none() && length <= UNCOUNTED_BYTES {
             begun.small.extend_from_slice(part);
             return Ok(());
         }
         if begun.large.is_none() {
-            (begun.since, begun.progress) = (Instant::now(), ArrivalPace::begin());
-            begun.progress.came(part.len());
+            (begun.since, begun.pace) = (Instant::now(), ArrivalPace::begin());
+            begun.pace.came(part.len());
         }
         let fresh = || Buffer::new(self.most, self.memory.grant(Purpose::Request));
         let mut buffer = begun.large.take().unwrap_or_else(fresh);
         let small = std::mem::take(&mut begun.small);
         for part in [&small, part] {
-            begun.progress.extend(&mut buffer, part, &self.memory, share, self.settings.queue_time).await?;
+            begun.pace.extend(&mut buffer, part, &self.memory, share, self.settings.queue_time).await?;
         }
         begun.large = Some(buffer);
         Ok(())
     }
 
-    /// When [`judge`](Self::judge) is to be called.
+    /// When [`check_pace`](Self::check_pace) is to be called.
     pub(super) fn look_at(&self) -> Option<Instant> {
         let begun = self.begun.as_ref().filter(|begun| begun.large.is_some())?;
-        Some(begun.progress.due())
+        Some(begun.pace.due())
     }
 
     /// An error if a large record takes too long to arrive; or comes slowly, while others wait for memory.
-    pub(super) fn judge(&mut self, share: &ConnectionShare) -> Result<(), Problem> {
+    pub(super) fn check_pace(&mut self, share: &ConnectionShare) -> Result<(), Problem> {
         let Some(begun) = &mut self.begun else { return Ok(()) };
         let Some(held) = begun.large.as_ref().map(Buffer::held) else { return Ok(()) };
         let most = self.settings.body_time;
@@ -231,7 +231,7 @@ impl Source {
             let detail = format!("a record did not arrive within {} seconds", most.as_secs());
             return Err(Problem::new(Code::BodyTooSlow, detail));
         }
-        if begun.progress.take_verdict(held, &self.memory, share, most) {
+        if begun.pace.take_verdict(held, &self.memory, share, most) {
             let detail = "a record came slowly, while others waited for the memory that it held";
             return Err(Problem::new(Code::BodyTooSlow, detail));
         }
@@ -250,9 +250,9 @@ struct Part {
 
 impl Part {
     /// The batch in it; `None` if there are only blank lines.
-    fn parse(self, piece: Bytes) -> Result<Option<DecodedBatch>, Problem> {
-        let piece = if self.is_first { formats::without_byte_order_mark(self.format, piece) } else { piece };
-        let mut batch = formats::parse_part(self.format, piece, self.room, self.lines)?;
+    fn parse(self, bytes: Bytes) -> Result<Option<DecodedBatch>, Problem> {
+        let bytes = if self.is_first { formats::without_byte_order_mark(self.format, bytes) } else { bytes };
+        let mut batch = formats::parse_part(self.format, bytes, self.room, self.lines)?;
         if batch.records() == 0 {
             return Ok(None);
         }

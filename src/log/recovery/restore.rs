@@ -136,7 +136,7 @@ fn dispose(
         }
         removed.push(&*backing.name);
     }
-    backings.remove_all(&removed);
+    backings.remove_each(&removed);
     Ok(full)
 }
 
