@@ -57,9 +57,8 @@ impl BackingDir {
     pub(crate) fn find(&self) -> io::Result<Vec<FoundBacking>> {
         let mut found = Vec::new();
         for name in self.memory.list()? {
-            let mut head = [0; HEAD];
-            match self.memory.open(&name).and_then(|mut file| file.read_exact(&mut head)) {
-                Ok(()) => found.push(FoundBacking { content: self.content(&head), name }),
+            match read_head(&*self.memory, &name) {
+                Ok(head) => found.push(FoundBacking { content: self.content(&head), name }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {} // it was removed meanwhile
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     found.push(FoundBacking { name, content: BackingContent::Invalid });
@@ -77,8 +76,7 @@ impl BackingDir {
         };
         // A directory that was moved has another path but the same node; one that was remounted may have it the other
         // way round.
-        let same_node = owner.node != (0, 0) && owner.node == self.node;
-        if owner.dir != self.log_dir && !same_node {
+        if owner.dir != self.log_dir && !owner.is_at(self.node) {
             return BackingContent::Elsewhere(owner.dir);
         }
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| head[at + i]));
@@ -116,7 +114,7 @@ impl BackingDir {
         let file = self.memory.open(name)?;
         let length = file.metadata()?.len().saturating_sub(HEAD as u64) as usize;
         #[cfg(target_os = "linux")]
-        if self.is_of_this_directory(&file)
+        if self.is_of_this_directory(name)
             && self.free_bytes() >= (HEAD + length) as u64
             && let Some(frames) = mapped(&file, length)
         {
@@ -159,11 +157,9 @@ impl BackingDir {
     /// Whether a backing is certainly of this directory, and not of one of the same path, in a copy of its file system that
     /// another process has mounted there.
     #[cfg(target_os = "linux")]
-    fn is_of_this_directory(&self, file: &std::fs::File) -> bool {
-        use std::os::unix::fs::FileExt;
-        let mut head = [0; HEAD];
-        file.read_exact_at(&mut head, 0).is_ok()
-            && Owner::decode(&head).is_some_and(|owner| owner.node == self.node && self.node != (0, 0))
+    fn is_of_this_directory(&self, name: &str) -> bool {
+        let head = read_head(&*self.memory, name);
+        head.is_ok_and(|head| Owner::decode(&head).is_some_and(|owner| owner.is_at(self.node)))
     }
 
     /// The path of a backing.
@@ -183,6 +179,13 @@ impl Drop for BackingDir {
     }
 }
 
+/// The head of a backing.
+fn read_head(memory: &dyn MemoryDir, name: &str) -> io::Result<[u8; HEAD]> {
+    let mut head = [0; HEAD];
+    memory.open(name)?.read_exact(&mut head)?;
+    Ok(head)
+}
+
 /// Removes the backings of the log with this id in this directory, after the log was deleted.
 ///
 /// # Errors
@@ -191,17 +194,11 @@ impl Drop for BackingDir {
 pub(crate) fn remove_all(disk: &dyn Disk, at: &Path, log: LogId, node: Node) -> io::Result<()> {
     let memory = disk.memory(at)?.of(&log.to_string());
     for name in memory.list()? {
-        let mut head = [0; HEAD];
-        match memory.open(&name).and_then(|mut file| file.read_exact(&mut head)) {
+        match read_head(&*memory, &name) {
             // The caller must try again later, because nobody else would find it.
             Err(error) if is_transient(&error) => return Err(error),
-            Err(_) => {}
-            Ok(()) => {
-                let owner = Owner::decode(&head).filter(|owner| owner.node == node && node != (0, 0));
-                if owner.is_some() {
-                    memory.remove(&name);
-                }
-            }
+            Ok(head) if Owner::decode(&head).is_some_and(|owner| owner.is_at(node)) => memory.remove(&name),
+            _ => {}
         }
     }
     memory.remove_if_empty();
@@ -216,9 +213,8 @@ pub(crate) fn owners(disk: &dyn Disk, at: &Path) -> io::Result<Vec<(PathBuf, Log
     for log in all.list()? {
         let memory = all.of(&log);
         for name in memory.list().unwrap_or_default() {
-            let mut head = [0; HEAD];
             // It may have been removed meanwhile.
-            if memory.open(&name).and_then(|mut file| file.read_exact(&mut head)).is_ok()
+            if let Ok(head) = read_head(&*memory, &name)
                 && let Some(owner) = Owner::decode(&head)
             {
                 owners.push((owner.dir, owner.log));

@@ -100,6 +100,11 @@ pub(super) struct Owner {
 }
 
 impl Owner {
+    /// Whether it is known to be the directory with this node, whatever its name.
+    pub(super) fn is_at(&self, node: Node) -> bool {
+        self.node == node && node != (0, 0)
+    }
+
     fn checksum(head: &[u8], dir: &[u8]) -> u32 {
         let fixed = crc32c::crc32c_append(crc32c::crc32c(&head[..CRC.start]), &head[CRC.end..FIXED]);
         crc32c::crc32c_append(fixed, dir)

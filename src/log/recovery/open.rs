@@ -368,15 +368,13 @@ impl Opener<'_> {
         let capacity = capacity.min(self.options.segment_bytes);
         let claim = self.roller.try_claim(capacity);
         let capacity = if claim.is_some() { capacity } else { self.options.first_segment_bytes };
-        // If the disk has no room for that, a segment of the smallest size may still fit.
-        let sizes = [capacity, self.options.first_segment_bytes.min(capacity)];
-        let mut made =
-            sizes.into_iter().map(|capacity| (capacity, SegmentFile::prepare(disk, dir, 0, capacity)));
-        let made = made.find(|(capacity, made)| {
-            let full = made.as_ref().is_err_and(disk::is_full);
-            !full || *capacity == sizes[1]
-        });
-        let (capacity, segment_file) = made.unwrap_or_else(|| unreachable!("the last one is found"));
+        let smallest = self.options.first_segment_bytes.min(capacity);
+        let prepare = |capacity| (capacity, SegmentFile::prepare(disk, dir, 0, capacity));
+        let (capacity, segment_file) = match prepare(capacity) {
+            // If the disk has no room for that, a segment of the smallest size may still fit.
+            (_, Err(error)) if disk::is_full(&error) && smallest < capacity => prepare(smallest),
+            prepared => prepared,
+        };
         let claim = claim.filter(|claim| claim.capacity() == capacity);
         let claim = claim.unwrap_or_else(|| self.roller.claim_least(capacity));
         let header = self.identity.header(

@@ -55,6 +55,8 @@ pub(super) struct LeftBacking {
     /// The bytes after a gap, if there are frames.
     torn: Vec<u8>,
     fate: BackingFate,
+    /// Whether its frames have to be read.
+    needs_frames: bool,
 }
 
 /// Completes the segment files and the survey from the backings. Removes backings that are no longer needed. Returns
@@ -87,14 +89,17 @@ pub(super) fn restore(
     });
     share_predecessors(&mut left);
     // While one is restored, the next one is read.
-    let to_read = left.iter().filter(|backing| sealed_as(survey, backing).is_none());
+    for backing in &mut left {
+        backing.needs_frames = sealed_as(survey, backing).is_none();
+    }
+    let to_read = left.iter().filter(|backing| backing.needs_frames);
     let to_read: Vec<_> = to_read.map(|backing| (backing.name.clone(), backing.header.capacity)).collect();
     let is_small = to_read.iter().all(|(_, capacity)| *capacity <= MAX_AHEAD_BYTES);
     let mut restorer = Restorer { disk, dir, backings, survey };
     let full = made_ahead(
         disk.in_parallel() && is_small,
         &to_read,
-        |(name, _)| (name.clone(), backings.frames(name)),
+        |(name, _)| backings.frames(name),
         |next_read| restorer.restore_each(&mut left, first, durability, next_read),
     )?;
     if full.is_some() {
@@ -191,6 +196,7 @@ pub(super) fn left_backings(
                     end: None,
                     torn: Vec::new(),
                     fate: BackingFate::Kept,
+                    needs_frames: true,
                 });
             }
         }
@@ -253,17 +259,13 @@ impl Restorer<'_> {
         left: &mut [LeftBacking],
         first: u64,
         durability: Durability,
-        next_read: &mut dyn FnMut() -> Option<(String, Frames)>,
+        next_read: &mut dyn FnMut() -> Option<Frames>,
     ) -> Result<Option<Full>, Error> {
-        let mut ahead = None;
         for n in 0..left.len() {
             let (earlier, rest) = left.split_at_mut(n);
             let Some(backing) = rest.first_mut() else { break };
             let is_damaged = !self.survey.damage.is_empty(); // readers may have seen what only the backing has whole
-            if sealed_as(self.survey, backing).is_none() {
-                ahead = ahead.or_else(&mut *next_read);
-            }
-            let frames = ahead.take_if(|(name, _)| *name == backing.name).map(|(_, frames)| frames);
+            let frames = if backing.needs_frames { next_read() } else { None };
             let fate = self.restore_backing(earlier, backing, frames);
             match fate.map_err(Error::io("restore from memory what is missing in", self.dir)) {
                 Ok(fate) => backing.fate = fate,

@@ -123,18 +123,19 @@ fn look(
         outlines[n].next = outlines.get(n + 1).map(|next| next.decoded.header.base);
     }
     // While one is judged, the next one is read.
-    let to_read: Vec<_> = outlines.iter().filter(|outline| deep || outline.sealed().is_none()).collect();
+    let sealed: Vec<_> = outlines.iter().map(|outline| outline.sealed().filter(|_| !deep)).collect();
+    let to_read = outlines.iter().zip(&sealed).filter(|(_, sealed)| sealed.is_none());
+    let to_read: Vec<_> = to_read.map(|(outline, _)| outline).collect();
     let is_small = to_read.iter().all(|outline| outline.length <= MAX_AHEAD_BYTES);
     made_ahead(
         disk.in_parallel() && is_small,
         &to_read,
         |outline| read_frames(disk, outline, deep),
         |next_read| {
-            for (n, outline) in outlines.iter().enumerate() {
+            for (n, (outline, sealed)) in outlines.iter().zip(&sealed).enumerate() {
                 note_gap(&mut survey, dir, outline.decoded.header.base);
-                let sealed = outline.sealed().filter(|_| !deep);
                 let (state, holes) = if let Some(footer) = sealed {
-                    (State::Sealed(footer), false)
+                    (State::Sealed(*footer), false)
                 } else {
                     let read = next_read().unwrap_or_else(|| unreachable!("it is to be read"));
                     examine(outline, read.map_err(Error::io("read", &outline.path))?)
