@@ -160,6 +160,9 @@ pub(crate) struct BegunEpoch {
     /// The last epoch that has batches.
     pub(crate) earlier: Option<EarlierEpoch>,
     pub(crate) log_id: String,
+    /// The bytes of the log's segments: a batch must fit. Earlier servers do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) segment_bytes: Option<u64>,
 }
 
 /// An earlier epoch of a producer, and its last batches.

@@ -148,10 +148,11 @@ impl Entry {
     /// Closes an idle log, if it is open and nobody else holds it, or its lock.
     fn close(&self) {
         let Some(_held) = try_lock(&self.deleted) else { return };
-        let Some(open) = self.open.swap(None) else { return };
-        if open.is_closing() {
-            return open.finish_close();
+        if let Some(closing) = self.open.load_full().filter(|open| open.is_closing()) {
+            closing.finish_close();
+            return self.open.store(None);
         }
+        let Some(open) = self.open.swap(None) else { return };
         match Arc::try_unwrap(open) {
             Ok(open) if open.is_cloned() => self.open.store(Some(Arc::new(open))),
             Ok(OpenLog { log, name, .. }) => {
@@ -569,8 +570,9 @@ impl Inner {
             self.env.disk.sync_dir(&self.dir).map_err(LogError::io("sync", &self.dir))?;
             entry.named.store(true, Ordering::Relaxed); // only used with the entry's lock
         }
-        if let Some(closing) = entry.open.swap(None) {
-            closing.finish_close();
+        if let Some(closing) = entry.open.load_full() {
+            closing.finish_close(); // only then: should that panic, it is not opened beside what is left of it
+            entry.open.store(None);
         }
         let opened = self.open_log(name, entry);
         let unusable = matches!(&opened, Err(Error::Log(error)) if error.is_unusable());

@@ -150,7 +150,7 @@ fn an_append_gives_up_when_the_server_stays_away_and_says_what_it_has_appended()
     let output = child.wait_with_output().unwrap();
     let (out, said) = (text(&output.stdout), text(&output.stderr));
     assert!(said.contains("trying again for 1 s") && said.lines().count() == 2, "{said}");
-    assert!(out.ends_with(", and then it failed\n"), "{out}");
+    assert!(out.ends_with(", and then it failed: of those after them it is not known\n"), "{out}");
 }
 
 /// Neither Ctrl-C nor SIGTERM ended it while the server was away.

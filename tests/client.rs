@@ -240,12 +240,15 @@ fn a_tail_has_every_record_over_restarts_and_notices_another_log_of_the_name() {
 fn a_batch_that_no_segment_has_room_for_is_sent_in_parts() {
     let (_data, _server, client) = start();
     run(async {
-        let settings: LogSettings =
-            serde_json::from_str(r#"{"segment_bytes":65536,"record_bytes":20000}"#).unwrap();
+        let settings: LogSettings = serde_json::from_str(r#"{"segment_bytes":65536}"#).unwrap();
         client.create("clicks", &settings).await.unwrap();
-        let producer = producer(&client, "p", |_| ());
+        let producer = producer(&client, "p", |options| options.linger = Duration::from_secs(10));
         let mut tickets = Vec::new();
+        // At first it is not known how large a segment is.
         for n in 0..20_000 {
+            if n == 12_000 {
+                producer.begin_epoch().await.unwrap();
+            }
             tickets.push(producer.submit(format!("{n}").as_bytes(), false).await.unwrap());
         }
         producer.flush().await.unwrap();
@@ -254,18 +257,34 @@ fn a_batch_that_no_segment_has_room_for_is_sent_in_parts() {
         }
         let expected: Vec<String> = (0..20_000).map(|n| n.to_string()).collect();
         assert_eq!(values(&client, "clicks").await, expected);
-        // One that is too large by itself keeps no other.
-        for n in 0..1000 {
-            let value = if n == 700 { vec![b'x'; 30_000] } else { format!("more {n}").into_bytes() };
-            producer.push(&value).await.unwrap();
+    });
+}
+
+/// Marks of an import are those of the batches that were stored, however small the log's segments are.
+#[test]
+fn a_producer_with_marks_continues_after_what_is_stored_in_a_log_of_small_segments() {
+    let (_data, _server, client) = start();
+    run(async {
+        let settings: LogSettings =
+            serde_json::from_str(r#"{"segment_bytes":65536,"record_bytes":20000}"#).unwrap();
+        client.create("clicks", &settings).await.unwrap();
+        let mut stored = 0;
+        for _ in 0..3 {
+            let producer = producer(&client, "import", |_| ());
+            let mark = producer.begin_epoch().await.unwrap().mark;
+            let from: u32 = mark.map_or(0, |mark| mark.parse().unwrap());
+            assert_eq!(from, stored, "what is stored, and not less");
+            for n in from..from + 10_000 {
+                let value = if n == from + 7000 { vec![b'x'; 30_000] } else { n.to_string().into_bytes() };
+                if producer.push_marked(&value, false, &(n + 1).to_string()).await.is_err() {
+                    break; // it is told as soon as the batch with the large one was refused
+                }
+            }
+            assert!(matches!(producer.flush().await, Err(Error::Refused { .. })));
+            stored += producer.stored().records as u32;
         }
-        assert!(
-            matches!(producer.flush().await, Err(Error::Refused { code, .. }) if code == "record_too_large")
-        );
-        let discarded = producer.discard();
-        assert!(discarded.len() == 1 && discarded[0].len() == 30_000);
-        assert_eq!(producer.close().await.unwrap().records, 20_999);
-        let stored = values(&client, "clicks").await;
-        assert!(stored.len() == 20_999 && stored[20_699] == "more 699" && stored[20_700] == "more 701");
+        let expected = values(&client, "clicks").await;
+        assert_eq!(expected.len(), stored as usize);
+        assert!(expected.iter().enumerate().all(|(n, value)| *value == n.to_string()));
     });
 }

@@ -59,7 +59,7 @@ pub(super) struct Append {
     #[arg(long, requires = "import")]
     last_line: bool,
     /// For how many seconds to go on trying if the server cannot be reached
-    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86400))]
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     patience: u64,
     /// Print what was done as JSON
     #[arg(long)]
@@ -105,6 +105,27 @@ struct Done {
     signalled: Option<u8>,
     /// Why it was not all.
     failure: Option<Failure>,
+    /// Whether more than that may have been stored: of what was sent last, there was no answer.
+    is_uncertain: bool,
+}
+
+/// Why an append to a server has failed, and whether something may have been stored of which there was no answer.
+struct Broken {
+    failure: Failure,
+    is_uncertain: bool,
+}
+
+impl From<Failure> for Broken {
+    fn from(failure: Failure) -> Self {
+        Self { failure, is_uncertain: false }
+    }
+}
+
+impl From<client::Error> for Broken {
+    fn from(error: client::Error) -> Self {
+        let is_uncertain = error.is_temporary() || error == client::Error::Forgotten;
+        Self { failure: error.into(), is_uncertain }
+    }
 }
 
 /// The numbers of these signals.
@@ -161,6 +182,7 @@ impl Append {
     /// Says what was done. If that is not all, and nothing was stored, the failure says it.
     fn report(&self, done: Done) -> Result<Done, Failure> {
         let Done { stored, passed_over, first_offset, last_offset, is_unfinished, failure, .. } = &done;
+        let is_uncertain = done.is_uncertain;
         if *is_unfinished {
             stderr::say(format_args!(
                 "the last line has no end: it is left for the next run (--last-line appends it as it is)"
@@ -175,10 +197,11 @@ impl Append {
             }
             if let Some(failure) = failure {
                 report["error"] = failure.to_string().into();
+                report["uncertain"] = is_uncertain.into();
             }
             return stdout::line(format_args!("{report}")).map(|()| done);
         }
-        if failure.is_some() && *stored == 0 {
+        if failure.is_some() && *stored == 0 && !is_uncertain {
             return Ok(done);
         }
         let at = match (first_offset, last_offset) {
@@ -190,7 +213,11 @@ impl Append {
             0 => String::new(),
             over => format!("; {over} stored before were passed over"),
         };
-        let all = if failure.is_some() { ", and then it failed" } else { "" };
+        let all = match failure {
+            Some(_) if is_uncertain => ", and then it failed: of those after them it is not known",
+            Some(_) => ", and then it failed",
+            None => "",
+        };
         stdout::line(format_args!("{stored} records appended to {}{at}{passed}{all}", self.log))?;
         Ok(done)
     }
@@ -240,17 +267,27 @@ impl Append {
             loop {
                 tokio::select! {
                     result = &mut pushing => break result,
-                    error = &mut lasting => break Err(error.into()),
+                    error = &mut lasting => break Err(Broken::from(error)),
                     signal = next_signal() => match stop.take() {
                         Some(stop) => (signalled, _) = (Some(signal), stop.send(())),
-                        None => break Err("ended by a second signal".into()),
+                        None => break Err(Broken { failure: "ended by a second signal".into(), is_uncertain: true }),
                     },
                 }
             }
         };
         let Stored { records: stored, first_offset, last_offset, .. } = producer.stored();
-        let failure = result.err();
-        Ok(Done { stored, passed_over, first_offset, last_offset, is_unfinished, signalled, failure })
+        let (failure, is_uncertain) =
+            result.err().map_or((None, false), |broken| (Some(broken.failure), broken.is_uncertain));
+        Ok(Done {
+            stored,
+            passed_over,
+            first_offset,
+            last_offset,
+            is_unfinished,
+            signalled,
+            failure,
+            is_uncertain,
+        })
     }
 
     /// Hands over all records, or those that come until `stopped`, and waits until they are stored.
@@ -260,7 +297,7 @@ impl Append {
         records: &mut mpsc::Receiver<io::Result<Next>>,
         mut stopped: oneshot::Receiver<()>,
         is_unfinished: &mut bool,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Broken> {
         let (mut failure, mut goes_on) = (None, true);
         loop {
             let next = tokio::select! {
@@ -288,7 +325,7 @@ impl Append {
             }
         }
         producer.flush().await?;
-        failure.map_or(Ok(()), Err)
+        failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
 
     /// Whether a record may be the beginning of one that a later run will find.
@@ -360,6 +397,9 @@ impl Append {
             }
         };
         let durable = done.last_offset.map(|last| log.wait_durable(last)).transpose();
+        if durable.is_err() {
+            done.limit_to(log.durable_offset());
+        }
         done.failure = result.and(durable.map(drop).map_err(Failure::from)).err();
         Ok(done)
     }
@@ -371,6 +411,14 @@ impl Done {
         self.stored += records;
         self.first_offset.get_or_insert(first);
         self.last_offset = Some(first + records - 1);
+    }
+
+    /// Of what was appended, one record behind the other, only those before this offset are stored.
+    fn limit_to(&mut self, end: u64) {
+        let first = self.first_offset.filter(|&first| first < end);
+        let last = first.and(self.last_offset).map(|last| last.min(end - 1));
+        self.stored = first.zip(last).map_or(0, |(first, last)| last + 1 - first);
+        (self.first_offset, self.last_offset) = (first, last);
     }
 }
 

@@ -70,6 +70,50 @@ struct Batch {
     since: Option<Instant>,
 }
 
+/// What a record takes in a segment beside its value, at the most; and what a batch takes beside its records.
+const RECORD_EXTRA_BYTES: u64 = 40;
+const BATCH_EXTRA_BYTES: u64 = 1024;
+
+impl Batch {
+    /// What it takes in a segment at the most.
+    fn needs(&self) -> u64 {
+        let values = self.body.len() as u64 - self.records * Prefix::BYTES as u64;
+        values + self.records * RECORD_EXTRA_BYTES + BATCH_EXTRA_BYTES
+    }
+
+    /// Whether another value fits, where a batch must fit a segment of so many bytes.
+    fn has_room_for(&self, bytes: usize, segment: Option<u64>) -> bool {
+        segment.is_none_or(|segment| self.needs() + bytes as u64 + RECORD_EXTRA_BYTES <= segment)
+    }
+
+    /// As much of its beginning as fits, and the rest: it was collected before it was known how much that is. Its mark is
+    /// that of the last record, and stays with it: producers with marks begin their epoch before they have any.
+    fn fitting(mut self, segment: Option<u64>) -> (Self, Option<Self>) {
+        if segment.is_none_or(|segment| self.needs() <= segment) {
+            return (self, None);
+        }
+        let mut first = Self::default();
+        while let Some((frame, rest)) = AppendFrame::split(&self.body[first.body.len()..])
+            && (first.records == 0 || first.has_room_for(frame.value.len(), segment))
+        {
+            let end = self.body.len() - rest.len();
+            first.body.extend_from_slice(&self.body[first.body.len()..end]);
+            first.records += 1;
+        }
+        if first.records == self.records {
+            return (self, None);
+        }
+        self.body.drain(..first.body.len());
+        self.records -= first.records;
+        (first.tickets, self.tickets) =
+            self.tickets.into_iter().partition(|(number, _)| *number < first.records);
+        for (number, _) in &mut self.tickets {
+            *number -= first.records;
+        }
+        (first, Some(self))
+    }
+}
+
 /// A batch that is sent under a number.
 struct Numbered {
     body: Bytes,
@@ -79,8 +123,6 @@ struct Numbered {
     sequence: u64,
     /// Whether it was sent at all.
     sent: bool,
-    /// Whether it is a part of one that was too large.
-    is_part: bool,
     sending: Option<JoinHandle<Result<Appended, Refusal>>>,
 }
 
@@ -97,8 +139,8 @@ pub struct Stored {
 }
 
 struct State {
-    /// A batch is sent when it has this many bytes.
-    batch_bytes: usize,
+    /// The bytes of a segment of the log, once they are known: a batch must fit.
+    segment_bytes: Option<u64>,
     filling: Batch,
     /// Batches that are full, oldest first.
     full: VecDeque<Batch>,
@@ -130,6 +172,7 @@ struct Shared {
     client: Client,
     log: String,
     id: String,
+    batch_bytes: usize,
     linger: Duration,
     patience: Duration,
     state: Mutex<State>,
@@ -164,8 +207,7 @@ pub struct Producer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProducerOptions {
-    /// A batch is sent when it has this many bytes. Default: 1 MiB; less once the server has refused one as too large for a
-    /// segment of the log, which is then sent in parts.
+    /// A batch is sent when it has this many bytes, or as many as a segment of the log has room for. Default: 1 MiB.
     pub batch_bytes: usize,
     /// A batch is sent when its first record has waited this long. Default: 100 ms.
     pub linger: Duration,
@@ -191,7 +233,7 @@ impl Producer {
     pub(super) fn new(client: Client, log: String, id: String, options: ProducerOptions) -> Self {
         let ProducerOptions { batch_bytes, linger, patience } = options;
         let state = State {
-            batch_bytes: batch_bytes.clamp(1, MAX_UNSENT_BYTES / 2),
+            segment_bytes: None,
             filling: Batch::default(),
             full: VecDeque::new(),
             numbered: VecDeque::new(),
@@ -211,6 +253,7 @@ impl Producer {
             client,
             log,
             id,
+            batch_bytes: batch_bytes.clamp(1, MAX_UNSENT_BYTES / 2),
             linger,
             patience,
             state: Mutex::new(state),
@@ -331,7 +374,11 @@ impl Producer {
     }
 
     fn add(&self, mut state: MutexGuard<'_, State>, value: &[u8], json: bool, mark: Option<&str>) {
-        let most = state.batch_bytes;
+        if state.filling.records > 0 && !state.filling.has_room_for(value.len(), state.segment_bytes) {
+            let batch = std::mem::take(&mut state.filling);
+            state.full.push_back(batch);
+            self.shared.changed.notify_one();
+        }
         let filling = &mut state.filling;
         let begins = filling.records == 0;
         filling.body.extend_from_slice(&Prefix::new(value.len(), json).to_bytes());
@@ -341,7 +388,7 @@ impl Producer {
         if let Some(mark) = mark {
             filling.mark = Some(mark.to_owned());
         }
-        let full = filling.body.len() >= most;
+        let full = filling.body.len() >= self.shared.batch_bytes;
         if full {
             let batch = std::mem::take(filling);
             state.full.push_back(batch);

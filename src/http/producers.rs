@@ -59,7 +59,7 @@ fn described(log: &OpenLog, id: String, state: ProducerState) -> Answer {
     })
 }
 
-fn begun(log: &OpenLog, id: String, begun: log::BegunEpoch) -> Answer {
+fn begun(log: &OpenLog, segment_bytes: u64, id: String, begun: log::BegunEpoch) -> Answer {
     let batch = |batch: log::EarlierBatch| {
         let log::EarlierBatch { sequence: seq, first_offset, count, .. } = batch;
         EarlierBatch { seq, first_offset, count }
@@ -68,7 +68,8 @@ fn begun(log: &OpenLog, id: String, begun: log::BegunEpoch) -> Answer {
         .earlier
         .map(|(epoch, batches)| EarlierEpoch { epoch, batches: batches.into_iter().map(batch).collect() });
     let log::BegunEpoch { epoch, mark, .. } = begun;
-    json(&api::BegunEpoch { id, epoch, mark, earlier, log_id: log.id().to_string() })
+    let (log_id, segment_bytes) = (log.id().to_string(), Some(segment_bytes));
+    json(&api::BegunEpoch { id, epoch, mark, earlier, log_id, segment_bytes })
 }
 
 /// The id in a path.
@@ -117,7 +118,7 @@ pub(super) async fn begin(
     let id = id_in(id)?;
     let log = context.log_to_append(asker.share, name).await?;
     let epoch = begin_epoch(context, asker.share, &log, &id).await?;
-    Ok(begun(&log, id, epoch))
+    Ok(begun(&log, context.store.batch_bytes(log.settings()), id, epoch))
 }
 
 /// `GET`: what the log knows about the producer, and readers can see.

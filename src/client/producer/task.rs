@@ -2,12 +2,11 @@
 
 use super::{
     super::{Error, Pause, error::Refusal, path_of, tell, understood},
-    Batch, Epoch, MAX_IN_FLIGHT, Numbered, Shared, State, Tickets,
+    Batch, Epoch, MAX_IN_FLIGHT, Numbered, Shared, State,
 };
 use crate::{
-    Code,
     api::{Appended, BegunEpoch, EarlierEpoch},
-    wire::{self, AppendFrame, Prefix},
+    wire,
 };
 use bytes::Bytes;
 use hyper::{Method, header::CONTENT_TYPE};
@@ -183,8 +182,13 @@ fn next_step(shared: &Arc<Shared>) -> Step {
     let epoch = opened.epoch;
     state.sent_in = Some(opened.clone());
     while state.numbered.len() < MAX_IN_FLIGHT
-        && let Some(Batch { body, records, mark, tickets, .. }) = state.full.pop_front()
+        && let Some(batch) = state.full.pop_front()
     {
+        let (batch, rest) = batch.fitting(state.segment_bytes);
+        if let Some(rest) = rest {
+            state.full.push_front(rest);
+        }
+        let Batch { body, records, mark, tickets, .. } = batch;
         let (sequence, body) = (state.next, Bytes::from(body));
         state.next += 1;
         state.numbered.push_back(Numbered {
@@ -194,7 +198,6 @@ fn next_step(shared: &Arc<Shared>) -> Step {
             tickets,
             sequence,
             sent: false,
-            is_part: false,
             sending: None,
         });
     }
@@ -226,59 +229,8 @@ fn settle(shared: &Shared, done: Result<Appended, Refusal>) {
             }
             state.opened = None;
         }
-        Err(Refusal { error, .. }) if is_too_large(&error) && split(shared) => {}
         Err(Refusal { error, .. }) => stop(shared, error),
     }
-}
-
-/// Whether the server has no room for as much in one batch: then nothing of it was stored.
-fn is_too_large(error: &Error) -> bool {
-    let Error::Refused { code, .. } = error else { return false };
-    matches!(Code::parse(code), Some(Code::RecordTooLarge | Code::BodyTooLarge))
-}
-
-/// Makes two batches of the oldest one, and later batches smaller: how much fits into a segment of the log is not known before.
-/// Their numbers change, so they are sent in a new epoch. Returns `false` if it has only one record.
-fn split(shared: &Shared) -> bool {
-    let mut state = shared.state();
-    if state.numbered.front().is_none_or(|front| front.records < 2) {
-        return false;
-    }
-    let Some(Numbered { body, records, mark, tickets, sequence, is_part, .. }) = state.numbered.pop_front()
-    else {
-        return false;
-    };
-    for batch in &mut state.numbered {
-        batch.sending.take().iter().for_each(JoinHandle::abort);
-    }
-    let (mut at, mut first) = (0, 0);
-    while let Some((frame, _)) = AppendFrame::split(&body[at..])
-        && first < records / 2
-    {
-        at += Prefix::BYTES + frame.value.len();
-        first += 1;
-    }
-    let (of_first, of_second) = tickets.into_iter().partition(|(number, _)| *number < first);
-    let of_second: Tickets = of_second;
-    let part = |body, records, mark, tickets| Numbered {
-        body,
-        records,
-        mark,
-        tickets,
-        sequence,
-        sent: false,
-        is_part: true,
-        sending: None,
-    };
-    let of_second = of_second.into_iter().map(|(number, ticket)| (number - first, ticket)).collect();
-    // The mark says how far its producer had come with the last record.
-    state.numbered.push_front(part(body.slice(at..), records - first, mark, of_second));
-    state.numbered.push_front(part(body.slice(..at), first, None, of_first));
-    if !is_part {
-        state.batch_bytes = state.batch_bytes.min(at);
-    }
-    state.opened = None;
-    true
 }
 
 /// The oldest batch is stored.
@@ -327,6 +279,10 @@ fn fate(sequence: u64, sent_in: &Epoch, begun: &BegunEpoch) -> Fate {
     match &begun.earlier {
         Some(EarlierEpoch { epoch, .. }) if *epoch < sent_in.epoch => Fate::NotStored,
         Some(EarlierEpoch { epoch, batches }) if *epoch == sent_in.epoch => {
+            // The log remembers the last ones only.
+            if batches.first().is_some_and(|first| sequence < first.seq) {
+                return Fate::Unknown;
+            }
             let same = batches.iter().find(|batch| batch.seq == sequence);
             same.map_or(Fate::NotStored, |same| Fate::Stored { first_offset: same.first_offset })
         }
@@ -356,7 +312,8 @@ fn continue_in(shared: &Shared, begun: BegunEpoch) {
     }
     state.next = state.numbered.len() as u64;
     shared.oldest.store(0, Ordering::Relaxed);
-    let BegunEpoch { epoch, mark, log_id, .. } = begun;
+    let BegunEpoch { epoch, mark, log_id, segment_bytes, .. } = begun;
+    state.segment_bytes = segment_bytes;
     state.opened = Some(Epoch { epoch, mark, log_id });
     shared.progress.notify_waiters();
 }
