@@ -288,3 +288,71 @@ fn a_producer_with_marks_continues_after_what_is_stored_in_a_log_of_small_segmen
         assert!(expected.iter().enumerate().all(|(n, value)| *value == n.to_string()));
     });
 }
+
+/// Its batches were refused for good.
+#[test]
+fn a_producer_goes_on_when_the_servers_segments_have_become_smaller() {
+    for stores_before in [false, true] {
+        let (data, server, client) = start();
+        run(async {
+            client.create("clicks", &LogSettings::default()).await.unwrap();
+            let producer = producer(&client, "p", |options| options.linger = Duration::from_millis(300));
+            producer.begin_epoch().await.unwrap();
+            let mut count = 0;
+            if stores_before {
+                producer.push(b"0").await.unwrap();
+                producer.flush().await.unwrap();
+                count = 1;
+            }
+            let address = server.address.clone();
+            server.kill();
+            let _server = Server::start(data.path(), &["--listen", &address, "--segment-bytes", "65536"]);
+            let mut tickets = Vec::new();
+            for n in count..20_000 {
+                tickets.push((n, producer.submit(n.to_string().as_bytes(), false).await.unwrap()));
+            }
+            producer.flush().await.unwrap();
+            for (n, ticket) in tickets {
+                assert_eq!(ticket.await, Ok(n));
+            }
+            let expected: Vec<String> = (0..20_000).map(|n| n.to_string()).collect();
+            assert!(values(&client, "clicks").await == expected, "{stores_before}");
+        });
+    }
+}
+
+/// The ticket of a record that begins a batch was completed with the batch before it.
+#[test]
+fn tickets_have_the_offsets_of_their_records_also_where_a_batch_ends_and_others_append() {
+    let (_data, server, client) = start();
+    let stop = std::sync::Arc::new(support::Stops::default());
+    let others = {
+        let (stop, address) = (std::sync::Arc::clone(&stop), server.address.clone());
+        std::thread::spawn(move || {
+            let mut other = support::Client::connect(&address).unwrap();
+            while !stop.is_set() {
+                other.request("POST", "/v1/logs/clicks/records", b"other").unwrap();
+            }
+        })
+    };
+    let at_end = stop.at_end();
+    run(async {
+        let producer = producer(&client, "p", |options| options.batch_bytes = 100);
+        producer.begin_epoch().await.unwrap();
+        let mut tickets = Vec::new();
+        for n in 0..3000 {
+            tickets.push((n, producer.submit(format!("{n:09}").as_bytes(), false).await.unwrap()));
+        }
+        producer.flush().await.unwrap();
+        let mut offsets = Vec::new();
+        for (n, ticket) in tickets {
+            offsets.push((n, ticket.await.unwrap()));
+        }
+        let values = values(&client, "clicks").await;
+        for (n, offset) in offsets {
+            assert_eq!(values[offset as usize], format!("{n:09}"));
+        }
+    });
+    drop(at_end);
+    others.join().unwrap();
+}

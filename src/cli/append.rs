@@ -123,7 +123,11 @@ impl From<Failure> for Broken {
 
 impl From<client::Error> for Broken {
     fn from(error: client::Error) -> Self {
-        let is_uncertain = error.is_temporary() || error == client::Error::Forgotten;
+        let is_uncertain = match &error {
+            client::Error::Forgotten | client::Error::Answer { .. } | client::Error::TakenOver { .. } => true,
+            client::Error::Refused { code, .. } => code == "writer_failed" || error.is_temporary(),
+            _ => error.is_temporary(),
+        };
         Self { failure: error.into(), is_uncertain }
     }
 }
@@ -399,6 +403,7 @@ impl Append {
         let durable = done.last_offset.map(|last| log.wait_durable(last)).transpose();
         if durable.is_err() {
             done.limit_to(log.durable_offset());
+            done.is_uncertain = true;
         }
         done.failure = result.and(durable.map(drop).map_err(Failure::from)).err();
         Ok(done)

@@ -141,6 +141,8 @@ pub struct Stored {
 struct State {
     /// The bytes of a segment of the log, once they are known: a batch must fit.
     segment_bytes: Option<u64>,
+    /// Whether an epoch has begun to learn that again, since the last batch was stored.
+    has_asked_again: bool,
     filling: Batch,
     /// Batches that are full, oldest first.
     full: VecDeque<Batch>,
@@ -234,6 +236,7 @@ impl Producer {
         let ProducerOptions { batch_bytes, linger, patience } = options;
         let state = State {
             segment_bytes: None,
+            has_asked_again: false,
             filling: Batch::default(),
             full: VecDeque::new(),
             numbered: VecDeque::new(),
@@ -329,16 +332,14 @@ impl Producer {
     /// As [`push`](Self::push).
     pub async fn submit(&self, value: &[u8], json: bool) -> Result<Ticket, Error> {
         let (sender, ticket) = oneshot::channel();
-        let mut state = self.room(value.len()).await?;
-        let number = state.filling.records;
-        state.filling.tickets.push((number, sender));
-        self.add(state, value, json, None);
+        let state = self.room(value.len()).await?;
+        self.add(state, value, json, None, Some(sender));
         Ok(Ticket(ticket))
     }
 
     async fn accept(&self, value: &[u8], json: bool, mark: Option<&str>) -> Result<(), Error> {
         let state = self.room(value.len()).await?;
-        self.add(state, value, json, mark);
+        self.add(state, value, json, mark, None);
         Ok(())
     }
 
@@ -373,8 +374,17 @@ impl Producer {
         }
     }
 
-    fn add(&self, mut state: MutexGuard<'_, State>, value: &[u8], json: bool, mark: Option<&str>) {
-        if state.filling.records > 0 && !state.filling.has_room_for(value.len(), state.segment_bytes) {
+    fn add(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        value: &[u8],
+        json: bool,
+        mark: Option<&str>,
+        ticket: Option<oneshot::Sender<Result<u64, Error>>>,
+    ) {
+        let fits = state.filling.body.len() + Prefix::BYTES + value.len() <= self.shared.batch_bytes
+            && state.filling.has_room_for(value.len(), state.segment_bytes);
+        if state.filling.records > 0 && !fits {
             let batch = std::mem::take(&mut state.filling);
             state.full.push_back(batch);
             self.shared.changed.notify_one();
@@ -383,6 +393,7 @@ impl Producer {
         let begins = filling.records == 0;
         filling.body.extend_from_slice(&Prefix::new(value.len(), json).to_bytes());
         filling.body.extend_from_slice(value);
+        filling.tickets.extend(ticket.map(|ticket| (filling.records, ticket)));
         filling.records += 1;
         filling.since.get_or_insert_with(Instant::now);
         if let Some(mark) = mark {
