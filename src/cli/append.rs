@@ -125,7 +125,7 @@ impl From<client::Error> for Broken {
     fn from(error: client::Error) -> Self {
         let is_uncertain = match &error {
             client::Error::Forgotten | client::Error::Answer { .. } | client::Error::TakenOver { .. } => true,
-            client::Error::Refused { code, .. } => code == "writer_failed" || error.is_temporary(),
+            client::Error::Refused { status, .. } => *status >= 500 || error.is_temporary(),
             _ => error.is_temporary(),
         };
         Self { failure: error.into(), is_uncertain }

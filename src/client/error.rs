@@ -101,7 +101,8 @@ pub enum Error {
     /// records again.
     #[error("it is not known whether the last batch was stored: the log has forgotten this producer")]
     Forgotten,
-    /// The server refused the request for another reason; nothing was stored, except with the code `writer_failed`.
+    /// The server refused the request for another reason. With a status below 500 nothing was stored by it; otherwise that is not
+    /// known.
     #[error("the server answers {status}, {code}: {detail}")]
     Refused {
         /// The HTTP status.

@@ -86,10 +86,10 @@ impl Batch {
         segment.is_none_or(|segment| self.needs() + bytes as u64 + RECORD_EXTRA_BYTES <= segment)
     }
 
-    /// As much of its beginning as fits, and the rest: it was collected before it was known how much that is. Its mark is
-    /// that of the last record, and stays with it: producers with marks begin their epoch before they have any.
+    /// As much of its beginning as fits, and the rest: it was collected before it was known how much that is. A batch with a
+    /// mark stays whole: the mark says how far its producer had come with all of it.
     fn fitting(mut self, segment: Option<u64>) -> (Self, Option<Self>) {
-        if segment.is_none_or(|segment| self.needs() <= segment) {
+        if self.mark.is_some() || segment.is_none_or(|segment| self.needs() <= segment) {
             return (self, None);
         }
         let mut first = Self::default();
@@ -141,8 +141,6 @@ pub struct Stored {
 struct State {
     /// The bytes of a segment of the log, once they are known: a batch must fit.
     segment_bytes: Option<u64>,
-    /// Whether an epoch has begun to learn that again, since the last batch was stored.
-    has_asked_again: bool,
     filling: Batch,
     /// Batches that are full, oldest first.
     full: VecDeque<Batch>,
@@ -167,6 +165,17 @@ struct State {
     flush_to: u64,
     closed: bool,
     stored: Stored,
+}
+
+impl State {
+    /// The tickets of the batch that is to be stored next.
+    fn front_tickets(&mut self) -> &mut Tickets {
+        match (self.numbered.front_mut(), self.full.front_mut()) {
+            (Some(front), _) => &mut front.tickets,
+            (None, Some(front)) => &mut front.tickets,
+            (None, None) => &mut self.filling.tickets,
+        }
+    }
 }
 
 /// What callers and the task share.
@@ -236,7 +245,6 @@ impl Producer {
         let ProducerOptions { batch_bytes, linger, patience } = options;
         let state = State {
             segment_bytes: None,
-            has_asked_again: false,
             filling: Batch::default(),
             full: VecDeque::new(),
             numbered: VecDeque::new(),

@@ -5,7 +5,6 @@ use super::{
     Batch, Epoch, MAX_IN_FLIGHT, Numbered, Shared, State,
 };
 use crate::{
-    Code,
     api::{Appended, BegunEpoch, EarlierEpoch},
     wire,
 };
@@ -230,29 +229,8 @@ fn settle(shared: &Shared, done: Result<Appended, Refusal>) {
             }
             state.opened = None;
         }
-        Err(Refusal { error, .. }) if is_too_large(&error) && ask_again(shared) => {}
         Err(Refusal { error, .. }) => stop(shared, error),
     }
-}
-
-/// Whether the server has no room for as much in one batch.
-fn is_too_large(error: &Error) -> bool {
-    let Error::Refused { code, .. } = error else { return false };
-    matches!(Code::parse(code), Some(Code::RecordTooLarge))
-}
-
-/// Has another epoch begin, and with it the batches made to fit: the log, or the server's settings, may be others than when the
-/// last one began. Once, until a batch is stored: then the batch has a record that is too large.
-fn ask_again(shared: &Shared) -> bool {
-    let mut state = shared.state();
-    if state.has_asked_again || state.numbered.front().is_none_or(|front| front.records < 2) {
-        return false;
-    }
-    for batch in &mut state.numbered {
-        batch.sending.take().iter().for_each(JoinHandle::abort);
-    }
-    (state.has_asked_again, state.opened) = (true, None);
-    true
 }
 
 /// The oldest batch is stored.
@@ -264,7 +242,6 @@ fn note_stored(shared: &Shared, state: &mut State, first_offset: u64) {
     state.stored.first_offset.get_or_insert(first_offset);
     state.stored.last_offset = Some(first_offset + batch.records - 1);
     state.settled += batch.records;
-    state.has_asked_again = false;
     for (number, ticket) in batch.tickets {
         let _ = ticket.send(Ok(first_offset + number)); // fails if nobody waits for it
     }
@@ -277,10 +254,8 @@ fn stop(shared: &Shared, error: Error) {
     for batch in &mut state.numbered {
         batch.sending.take().iter().for_each(JoinHandle::abort);
     }
-    if !error.is_temporary()
-        && let Some(front) = state.numbered.front_mut()
-    {
-        for (_, ticket) in front.tickets.drain(..) {
+    if !error.is_temporary() {
+        for (_, ticket) in state.front_tickets().drain(..) {
             let _ = ticket.send(Err(error.clone())); // fails if nobody waits for it
         }
     }
