@@ -84,7 +84,9 @@ impl Scrubber {
         Builder::new()
             .name("millstream-scrub".into())
             .spawn(move || {
+                // The last to be dropped: whoever waits for it may open the store's directory again.
                 let _running = running;
+                let inner = inner;
                 yield_more(YIELDS);
                 let mut pace = Pace { bytes_per_second, stopped, due: Instant::now() };
                 loop {

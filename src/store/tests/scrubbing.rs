@@ -203,3 +203,19 @@ fn the_file_of_a_deleted_log_is_not_read_to_its_end() {
     }));
     assert_eq!(calls.load(SeqCst), 3);
 }
+
+/// The thread's hold of the store, and of its lock, outlived what was waited for (found by fuzzing).
+#[test]
+fn a_store_that_was_closed_can_be_opened_again_at_once() {
+    std::thread::scope(|threads| {
+        for _ in 0..8 {
+            threads.spawn(|| {
+                let dir = tempfile::tempdir().unwrap();
+                for _ in 0..200 {
+                    let options = StoreOptions { scrub_bytes_per_second: 1 << 20, ..options() };
+                    Store::open(dir.path(), options).unwrap().close().unwrap();
+                }
+            });
+        }
+    });
+}
