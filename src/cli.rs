@@ -10,6 +10,7 @@ mod read;
 mod repair;
 mod serve;
 mod settings;
+mod signals;
 mod size;
 mod start;
 mod stderr;

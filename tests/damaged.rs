@@ -209,25 +209,9 @@ fn after_repair_a_lost_record_is_marked_in_every_format_and_readers_pass() {
 /// A large range ended at the damage that it was to pass, before the offset that its head had said, and was broken off.
 #[test]
 fn a_large_range_that_passes_damage_at_its_end_is_whole() {
-    let data = tempfile::tempdir().unwrap();
-    let mut server = Server::start(data.path(), &[]);
-    let mut client = server.connect();
-    client.request("PUT", "/v1/logs/a", b"").unwrap();
-    for n in 0..40 {
-        client.request("POST", "/v1/logs/a/records", &vec![b'A' + n; 100_000]).unwrap();
-    }
-    drop(client);
-    assert_eq!(server.terminate(), Some(0));
-    for record in [20, 38, 39] {
-        flip(&data.path().join("a"), &[b'A' + record; 50]);
-    }
-    let server = Server::start(data.path(), &[]);
+    let (_data, server) = with_damage((0..40).map(|n| vec![b'A' + n; 100_000]), &[20, 38, 39]);
     for accept in ALL {
-        let mut client = server.connect();
-        let target = "/v1/logs/a/records?damaged=skip&max_bytes=100000000";
-        let head = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
-        client.send(head.as_bytes()).unwrap();
-        let Reply { status, head, body } = client.reply().unwrap();
+        let Reply { status, head, body } = skipping(&server, "", accept);
         assert!(
             status == 200 && head.to_lowercase().contains("millstream-next-offset: 40\r\n"),
             "{accept}: {head}"
@@ -244,24 +228,11 @@ fn a_large_range_that_passes_damage_at_its_end_is_whole() {
 /// What precedes the records was written once more for each piece until there was a record, so that an answer in JSON was none.
 #[test]
 fn a_range_that_begins_with_damage_before_a_large_record_is_whole() {
-    let data = tempfile::tempdir().unwrap();
-    let mut server = Server::start(data.path(), &[]);
-    let mut client = server.connect();
-    client.request("PUT", "/v1/logs/a", b"").unwrap();
-    for (letter, bytes) in [(b'A', 100), (b'B', 100), (b'C', 2_000_000), (b'D', 100)] {
-        client.request("POST", "/v1/logs/a/records", &vec![letter; bytes]).unwrap();
-    }
-    drop(client);
-    assert_eq!(server.terminate(), Some(0));
-    flip(&data.path().join("a"), &[b'B'; 50]);
-    let server = Server::start(data.path(), &[]);
+    let lengths = [100, 100, 2_000_000, 100];
+    let (_data, server) = with_damage((0..4).map(|n| vec![b'A' + n; lengths[usize::from(n)]]), &[1]);
     for (offset, values) in [(0, vec![100, 2_000_000, 100]), (1, vec![2_000_000, 100])] {
         for accept in ALL {
-            let mut client = server.connect();
-            let target = format!("/v1/logs/a/records?offset={offset}&damaged=skip&max_bytes=100000000");
-            let head = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
-            client.send(head.as_bytes()).unwrap();
-            let Reply { status, body, .. } = client.reply().unwrap();
+            let Reply { status, body, .. } = skipping(&server, &format!("offset={offset}&"), accept);
             assert_eq!(status, 200, "{accept}");
             let all: usize = values.iter().sum();
             match accept {
@@ -275,6 +246,33 @@ fn a_range_that_begins_with_damage_before_a_large_record_is_whole() {
             }
         }
     }
+}
+
+/// A server whose log has these records, the first one of `A`, the next one of `B`, and so on, of which some are damaged.
+fn with_damage(records: impl Iterator<Item = Vec<u8>>, which: &[u8]) -> (tempfile::TempDir, Server) {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::start(data.path(), &[]);
+    let mut client = server.connect();
+    client.request("PUT", "/v1/logs/a", b"").unwrap();
+    for record in records {
+        client.request("POST", "/v1/logs/a/records", &record).unwrap();
+    }
+    drop(client);
+    assert_eq!(server.terminate(), Some(0));
+    for record in which {
+        flip(&data.path().join("a"), &[b'A' + record; 50]);
+    }
+    let server = Server::start(data.path(), &[]);
+    (data, server)
+}
+
+/// The answer to a range that passes damage, and begins as the query says.
+fn skipping(server: &Server, query: &str, accept: &str) -> Reply {
+    let mut client = server.connect();
+    let target = format!("/v1/logs/a/records?{query}damaged=skip&max_bytes=100000000");
+    let head = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
+    client.send(head.as_bytes()).unwrap();
+    client.reply().unwrap()
 }
 
 /// Flips a bit in the file of a log that has these bytes, at the first of them.

@@ -3,6 +3,7 @@
 use super::{
     Cli, Outcome, progress,
     settings::SettingsFlags,
+    signals::{self, Signals},
     size, stderr, stdout,
     target::{At, Failure, Target, block_on},
 };
@@ -22,10 +23,7 @@ use std::{
     process::ExitCode,
     time::{Duration, Instant},
 };
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot, watch},
-};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Append lines, JSON lines, or a whole file to a log
 ///
@@ -132,10 +130,6 @@ impl From<client::Error> for Broken {
     }
 }
 
-/// The numbers of these signals.
-const SIGINT: u8 = 2;
-const SIGTERM: u8 = 15;
-
 impl Append {
     pub(super) fn run(&self) -> Outcome {
         if !self.create && self.settings.is_some() {
@@ -165,8 +159,7 @@ impl Append {
         let Done { signalled, failure, .. } = self.report(done)?;
         match (failure, signalled) {
             (Some(failure), _) => Err(failure),
-            // As shells report a command that a signal has ended.
-            (None, Some(signal)) => Ok(ExitCode::from(128 + signal)),
+            (None, Some(signal)) => Ok(signals::exit_code(signal)),
             (None, None) => Ok(ExitCode::SUCCESS),
         }
     }
@@ -251,15 +244,11 @@ impl Append {
         options.patience = Duration::from_secs(self.patience);
         let producer = client.producer_with(&self.log, &id, options)?;
         let mut lasting = pin!(lasting(producer.trouble(), options.patience));
-        let (mut interrupt, mut terminate) =
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let mut next_signal = async || {
-            tokio::select! { _ = interrupt.recv() => SIGINT, _ = terminate.recv() => SIGTERM }
-        };
+        let mut signals = Signals::new()?;
         let opened = tokio::select! {
             opened = producer.begin_epoch() => opened?,
             error = &mut lasting => return Err(error.into()),
-            signal = next_signal() => return Ok(Done { signalled: Some(signal), ..Done::default() }),
+            signal = signals.next() => return Ok(Done { signalled: Some(signal), ..Done::default() }),
         };
         let passed_over = self.resume(&mut source, opened.mark.as_deref())?;
         let mut records = read_beside(source);
@@ -272,7 +261,7 @@ impl Append {
                 tokio::select! {
                     result = &mut pushing => break result,
                     error = &mut lasting => break Err(Broken::from(error)),
-                    signal = next_signal() => match stop.take() {
+                    signal = signals.next() => match stop.take() {
                         Some(stop) => (signalled, _) = (Some(signal), stop.send(())),
                         None => break Err(Broken { failure: "ended by a second signal".into(), is_uncertain: true }),
                     },

@@ -11,7 +11,9 @@ mod report;
 mod series;
 
 use super::{
-    Outcome, size, stdout,
+    Outcome,
+    signals::{self, Signals},
+    size, stdout,
     target::{At, Failure, Target, block_on},
 };
 use clap::ValueEnum;
@@ -21,8 +23,7 @@ use millstream::{
 };
 use serde::Serialize;
 use series::Series;
-use std::{cell::Cell, io, path::PathBuf, process::ExitCode, time::Duration};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use std::{cell::Cell, path::PathBuf, process::ExitCode, time::Duration};
 
 /// Measure how fast a server appends, and how long it takes
 ///
@@ -99,8 +100,7 @@ impl Bench {
         };
         let measured = match block_on(self.measure(&client))? {
             Ended::Measured(measured) => measured,
-            // As shells report a command that a signal has ended.
-            Ended::Signalled(signal) => return Ok(ExitCode::from(128 + signal)),
+            Ended::Signalled(signal) => return Ok(signals::exit_code(signal)),
         };
         if let Some(path) = &self.html {
             let page = report::html(self, &measured);
@@ -185,30 +185,4 @@ enum Ended {
     Measured(Box<Series>),
     /// By the signal of this number.
     Signalled(u8),
-}
-
-/// The numbers of these signals.
-const SIGINT: u8 = 2;
-const SIGTERM: u8 = 15;
-
-/// SIGINT and SIGTERM.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        let interrupt = signal(SignalKind::interrupt())?;
-        let terminate = signal(SignalKind::terminate())?;
-        Ok(Self { interrupt, terminate })
-    }
-
-    /// The number of the next one.
-    async fn next(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.interrupt.recv() => SIGINT,
-            _ = self.terminate.recv() => SIGTERM,
-        }
-    }
 }

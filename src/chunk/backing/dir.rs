@@ -8,7 +8,9 @@ use crate::{
     disk::{Aligned, Disk, MemoryDir, Node},
 };
 use std::{
-    io::{self, Read},
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
@@ -57,7 +59,7 @@ impl BackingDir {
     pub(crate) fn find(&self) -> io::Result<Vec<FoundBacking>> {
         let mut found = Vec::new();
         for name in self.memory.list()? {
-            match read_head(&*self.memory, &name) {
+            match self.memory.open(&name).and_then(|file| read_head(&file)) {
                 Ok(head) => found.push(FoundBacking { content: self.content(&head), name }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {} // it was removed meanwhile
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -110,11 +112,10 @@ impl BackingDir {
     /// The bytes of the chunk in a backing. Changing them does not change the backing. Where they are mapped, its memory stays
     /// until they are dropped: so not where that is what the next chunk needs.
     pub(crate) fn frames(&self, name: &str) -> io::Result<Aligned> {
-        use std::os::unix::fs::FileExt;
         let file = self.memory.open(name)?;
         let length = file.metadata()?.len().saturating_sub(HEAD as u64) as usize;
         #[cfg(target_os = "linux")]
-        if self.is_of_this_directory(name)
+        if self.is_of_this_directory(&file)
             && self.free_bytes() >= (HEAD + length) as u64
             && let Some(frames) = mapped(&file, length)
         {
@@ -157,9 +158,8 @@ impl BackingDir {
     /// Whether a backing is certainly of this directory, and not of one of the same path, in a copy of its file system that
     /// another process has mounted there.
     #[cfg(target_os = "linux")]
-    fn is_of_this_directory(&self, name: &str) -> bool {
-        let head = read_head(&*self.memory, name);
-        head.is_ok_and(|head| Owner::decode(&head).is_some_and(|owner| owner.is_at(self.node)))
+    fn is_of_this_directory(&self, file: &File) -> bool {
+        read_head(file).is_ok_and(|head| Owner::decode(&head).is_some_and(|owner| owner.is_at(self.node)))
     }
 
     /// The path of a backing.
@@ -180,9 +180,9 @@ impl Drop for BackingDir {
 }
 
 /// The head of a backing.
-fn read_head(memory: &dyn MemoryDir, name: &str) -> io::Result<[u8; HEAD]> {
+fn read_head(file: &File) -> io::Result<[u8; HEAD]> {
     let mut head = [0; HEAD];
-    memory.open(name)?.read_exact(&mut head)?;
+    file.read_exact_at(&mut head, 0)?;
     Ok(head)
 }
 
@@ -194,7 +194,7 @@ fn read_head(memory: &dyn MemoryDir, name: &str) -> io::Result<[u8; HEAD]> {
 pub(crate) fn remove_all(disk: &dyn Disk, at: &Path, log: LogId, node: Node) -> io::Result<()> {
     let memory = disk.memory(at)?.of(&log.to_string());
     for name in memory.list()? {
-        match read_head(&*memory, &name) {
+        match memory.open(&name).and_then(|file| read_head(&file)) {
             // The caller must try again later, because nobody else would find it.
             Err(error) if is_transient(&error) => return Err(error),
             Ok(head) if Owner::decode(&head).is_some_and(|owner| owner.is_at(node)) => memory.remove(&name),
@@ -214,7 +214,7 @@ pub(crate) fn owners(disk: &dyn Disk, at: &Path) -> io::Result<Vec<(PathBuf, Log
         let memory = all.of(&log);
         for name in memory.list().unwrap_or_default() {
             // It may have been removed meanwhile.
-            if let Ok(head) = read_head(&*memory, &name)
+            if let Ok(head) = memory.open(&name).and_then(|file| read_head(&file))
                 && let Some(owner) = Owner::decode(&head)
             {
                 owners.push((owner.dir, owner.log));
@@ -229,7 +229,7 @@ pub(crate) fn owners(disk: &dyn Disk, at: &Path) -> io::Result<Vec<(PathBuf, Log
 /// Maps `length` bytes after the head of a backing, which saves fresh memory and a copy; `None` if they have to be read. Only
 /// memory that is there is mapped: in another file system, or in a sparse file, a page that cannot be had would end the process.
 #[cfg(target_os = "linux")]
-fn mapped(file: &std::fs::File, length: usize) -> Option<Aligned> {
+fn mapped(file: &File, length: usize) -> Option<Aligned> {
     use crate::disk::BLOCK;
     use std::os::unix::fs::MetadataExt;
     const TMPFS: rustix::fs::FsWord = 0x0102_1994;
@@ -255,7 +255,6 @@ fn mapped(file: &std::fs::File, length: usize) -> Option<Aligned> {
 mod tests {
     use super::*;
     use crate::disk::BLOCK;
-    use std::os::unix::fs::FileExt;
 
     /// A page of a mapped file that cannot be had ends the process.
     #[test]
@@ -263,13 +262,7 @@ mod tests {
         let at = tempfile::tempdir_in("/dev/shm").unwrap();
         let file = |length: u64, reserve: bool| {
             let path = at.path().join("backing");
-            let file = std::fs::File::options()
-                .create(true)
-                .truncate(true)
-                .read(true)
-                .write(true)
-                .open(path)
-                .unwrap();
+            let file = File::options().create(true).truncate(true).read(true).write(true).open(path).unwrap();
             file.set_len(length).unwrap();
             if reserve {
                 rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length).unwrap();
