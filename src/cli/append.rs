@@ -291,6 +291,7 @@ impl Append {
         mut stopped: oneshot::Receiver<()>,
         is_unfinished: &mut bool,
     ) -> Result<(), Broken> {
+        let any = LogSettings::default();
         let (mut failure, mut goes_on) = (None, true);
         loop {
             let next = tokio::select! {
@@ -307,7 +308,8 @@ impl Append {
                     *is_unfinished = true;
                     break;
                 }
-                Some(Ok(next)) => match not_json(&next.record, next.json, next.at.records) {
+                // The server would count from the beginning of a batch.
+                Some(Ok(next)) => match check(&any, &next.record, next.json, next.at.records) {
                     Ok(()) => self.push(producer, &next).await?,
                     Err(error) => failure = Some(error),
                 },
@@ -362,10 +364,8 @@ impl Append {
                 }
                 Ok(true) => {
                     let json = source.is_json() || log.settings().values == Values::Json;
-                    let checked = log.settings().check_value(&record, json);
-                    checked
-                        .map(|()| Some((record, json)))
-                        .map_err(|error| format!("record {}: {error}", source.progress().records).into())
+                    let number = source.progress().records;
+                    check(log.settings(), &record, json, number).map(|()| Some((record, json)))
                 }
                 Ok(false) => Ok(None),
                 Err(error) => Err(self.unreadable(&error)),
@@ -476,12 +476,9 @@ fn read_beside(mut source: Source<impl BufRead + Send + 'static>) -> mpsc::Recei
     records
 }
 
-/// An error if a record is to be JSON, and is not. The server would say so of one in a batch.
-fn not_json(record: &[u8], json: bool, number: u64) -> Result<(), Failure> {
-    match serde_json::from_slice::<serde::de::IgnoredAny>(record) {
-        Err(error) if json => Err(format!("record {number} is not JSON: {error}").into()),
-        _ => Ok(()),
-    }
+/// An error that says which record it is, if it is not what the settings of its log say.
+fn check(settings: &LogSettings, record: &[u8], json: bool, number: u64) -> Result<(), Failure> {
+    Ok(settings.check_value(record, json).map_err(|error| format!("record {number}: {error}"))?)
 }
 
 /// Says what keeps the producer from storing. Completes with that when it has lasted for `patience`.
