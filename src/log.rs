@@ -26,6 +26,7 @@ mod flush;
 #[cfg(feature = "store")]
 mod for_store;
 mod futures;
+mod handles;
 mod inspect;
 mod limits;
 mod line;
@@ -41,6 +42,7 @@ mod retention;
 mod roll;
 mod room;
 mod scrub;
+mod since;
 mod stats;
 mod task;
 mod trim;
@@ -55,8 +57,6 @@ pub use cursors::Cursor;
 pub use damage::Damage;
 pub(crate) use environment::Environment;
 pub use error::Error;
-#[cfg(not(feature = "store"))]
-use flush::CLOSING;
 #[cfg(feature = "store")]
 pub(crate) use flush::CLOSING;
 pub use futures::{AppendAsync, AppendDurable, Durable, Room, Visible};
@@ -95,7 +95,7 @@ use crate::{
     LogId,
     reports::Reports,
     segment::header::Secret,
-    sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, Swap, lock},
+    sync::{Arc, AtomicBool, Backoff, Mutex, Ordering, Swap, lock},
 };
 pub(crate) use room::MayBlock;
 use std::{
@@ -103,7 +103,7 @@ use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
-use {budget::Budget, end::End, wait::Frontier};
+use {budget::Budget, end::End, handles::Handles, wait::Frontier};
 
 /// A commit log in one directory. Any number of threads may share it, by reference or as clones, which share all of it. It
 /// is closed when the last clone is dropped, or by [`close`](Self::close) or [`shutdown`](Self::shutdown) on any of them,
@@ -124,29 +124,6 @@ use {budget::Budget, end::End, wait::Frontier};
 pub struct Log {
     shared: Arc<Shared>,
     handles: Arc<Handles>,
-}
-
-/// What the clones of a [`Log`] have in common, besides what readers, futures and tasks share with them.
-struct Handles {
-    /// How many there are. A clone is made from one that is counted, so adding is `Relaxed`. The last one to be dropped
-    /// closes the log after all that the others did, so subtracting is `AcqRel`.
-    count: AtomicU64,
-    /// Whether the log's tasks were started.
-    is_running: bool,
-    /// The next offset when it was opened.
-    from: u64,
-    /// How closing went, once the log has been closed. Held while it is.
-    closed: Mutex<Option<Result<(), Error>>>,
-    /// Whether closing has begun. Stored with the lock, `Release`, and loaded without it, `Acquire`, where a log that is being
-    /// closed is not to be used any more.
-    is_closing: AtomicBool,
-}
-
-impl Clone for Log {
-    fn clone(&self) -> Self {
-        self.handles.count.fetch_add(1, Ordering::Relaxed);
-        Self { shared: Arc::clone(&self.shared), handles: Arc::clone(&self.handles) }
-    }
 }
 
 /// What all threads that work on a log share.
@@ -424,14 +401,8 @@ impl Log {
             shared.flush.start(&shared);
         }
         report_read_only(&shared);
-        let handles = Handles {
-            count: AtomicU64::new(1),
-            is_running,
-            from: shared.next_offset(),
-            closed: Mutex::new(None),
-            is_closing: AtomicBool::new(false),
-        };
-        Ok(Self { shared, handles: Arc::new(handles) })
+        let handles = Arc::new(Handles::new(&shared, is_running));
+        Ok(Self { shared, handles })
     }
 
     /// Appends a record and returns its offset. The record is durable when [`durable_offset`](Self::durable_offset) has
@@ -648,42 +619,6 @@ impl Log {
         offset >= self.next_offset() || self.shared.is_published(offset)
     }
 
-    /// The offset of the first record that was appended at `time` (milliseconds since 1970) or later; the next offset
-    /// if there is none. Reads about as many records as a segment's length has binary digits. If the clock was wrong
-    /// for a while, this goes by what can be believed: a record whose time lies in the future counts as older than the
-    /// segment after it.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    pub fn offset_since(&self, time: u64) -> Result<u64, Error> {
-        let (mut low, mut high) = self.shared.segment_since(time);
-        high = high.min(self.visible_offset());
-        let mut reader = self.reader(low);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let mut at = middle;
-            let known = loop {
-                match reader.time_of(at) {
-                    // The one after it is as old, or younger.
-                    Err(error) if error.bad_record().is_some() => {
-                        at = self.next_readable(at + 1)?;
-                        if at >= high {
-                            break Ok(None);
-                        }
-                    }
-                    known => break known,
-                }
-            };
-            match known {
-                Ok(Some(known)) if known < time => low = at + 1,
-                Ok(_) => high = middle,
-                Err(Error::Trimmed { first, .. }) => low = first.max(low),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(low)
-    }
-
     /// Waits until everything that was appended before this call is durable.
     ///
     /// # Errors
@@ -793,29 +728,6 @@ impl Log {
         Visible::new(Arc::clone(&self.shared), offset)
     }
 
-    /// What this log has done since it was opened, and how it is now. The values are taken one after the other.
-    pub fn stats(&self) -> LogStats {
-        let shared = &self.shared;
-        let (first_offset, next_offset) = (self.first_offset(), self.next_offset());
-        let (chain, active) = (shared.chain.load_full(), shared.active.load_full());
-        let of_active = (active.chunk.reserved() > 0).then(|| active.segment.newest_record());
-        let with_records = chain.segments.iter().rfind(|segment| segment.base() < active.segment.base());
-        let of_chain = with_records.map(|segment| segment.newest_record());
-        let newest = of_active.into_iter().chain(of_chain).fold(shared.newest_found, u64::max);
-        LogStats {
-            appended_records: next_offset.saturating_sub(self.handles.from),
-            committed_bytes: shared.flush.committed(),
-            first_offset,
-            durable_offset: self.durable_offset(),
-            visible_offset: self.visible_offset(),
-            next_offset,
-            segments: chain.segments.len() as u64,
-            disk_bytes: chain.bytes(),
-            chunk_bytes: shared.roll.chunk_bytes(),
-            newest_time: (first_offset < next_offset).then_some(newest),
-        }
-    }
-
     /// The durability that the log was opened with.
     pub fn durability(&self) -> Durability {
         self.shared.options.durability
@@ -832,87 +744,6 @@ impl Log {
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`].
     pub fn writable(&self) -> Result<(), Error> {
         self.shared.writable()
-    }
-
-    /// Closes the log for all its clones, as [`shutdown`](Self::shutdown) does.
-    ///
-    /// # Errors
-    /// As [`shutdown`](Self::shutdown).
-    pub fn close(self) -> Result<(), Error> {
-        self.shutdown()
-    }
-
-    /// Stops appends, makes everything that was appended durable, and closes the log for all its clones; on return the
-    /// directory can be opened again. Then everything that changes the log returns [`Error::Closed`]. Records that were
-    /// read stay as they are; reading more returns [`Error::Closed`] if it needs a file that is not open. The memory of the
-    /// last segment is given back when the last clone, reader, cursor and record is dropped.
-    ///
-    /// If another thread closes the log at the same time, waits for that. Returns the same each time. Wakers of futures are
-    /// called meanwhile: they must not close the log, or ask its store for it, by themselves.
-    ///
-    /// # Errors
-    /// [`Error::Failed`]: not everything is known to be durable.
-    ///
-    /// # Example
-    /// ```
-    /// # fn main() -> Result<(), millstream::Error> {
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
-    /// let writer = log.clone();
-    /// let writing = std::thread::spawn(move || while writer.append(b"tick").is_ok() {});
-    /// log.shutdown()?; // the thread's next append returns `Error::Closed`
-    /// writing.join().unwrap();
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn shutdown(&self) -> Result<(), Error> {
-        self.close_in_place(&mut { CLOSING }, true)
-    }
-
-    /// Closes the log, unless that was done before. If the disk has no room, waits for some for at most `left`, which is
-    /// reduced by the time that this took; for the mark of a clean close only if `waits_for_mark`.
-    fn close_in_place(&self, left: &mut Duration, waits_for_mark: bool) -> Result<(), Error> {
-        let mut closed = lock(&self.handles.closed);
-        if let Some(result) = &*closed {
-            return result.clone();
-        }
-        self.handles.is_closing.store(true, Ordering::Release);
-        let result =
-            if self.handles.is_running { self.finish(left, waits_for_mark) } else { self.shared.seal_rest() };
-        self.shared.stop();
-        self.shared.settle();
-        self.shared.ending.set(End::Closed); // or it has ended already
-        self.shared.stop(); // wakes those that have not seen that
-        self.shared.unlock();
-        *closed = Some(result.clone());
-        result
-    }
-
-    /// Makes all of it durable, and stops what works for it in the background.
-    fn finish(&self, left: &mut Duration, waits_for_mark: bool) -> Result<(), Error> {
-        #[cfg(feature = "store")]
-        if !self.shared.has_ended()
-            && !self.shared.flush.is_held_up() // or this would wait as long
-            && let Err(error) = self.save_producers()
-        {
-            // Nothing is lost: the producers are in the log, which only has to be read again.
-            tracing::warn!(dir = %self.shared.dir.display(), %error, "producers could not be saved");
-        }
-        self.shared.stop_tasks();
-        self.shared.commit_rest(left, waits_for_mark)
-    }
-}
-
-impl Drop for Log {
-    fn drop(&mut self) {
-        if self.handles.count.fetch_sub(1, Ordering::AcqRel) > 1 || lock(&self.handles.closed).is_some() {
-            return;
-        }
-        if let Err(error) = self.close_in_place(&mut { CLOSING }, true)
-            && !self.shared.ending.get().is_some_and(End::is_deletion)
-        {
-            tracing::error!(dir = %self.shared.dir.display(), %error, "closing the log failed");
-        }
     }
 }
 

@@ -74,18 +74,4 @@ impl Shared {
             }
         }
     }
-
-    /// The offsets of the first segment that may have a record that was appended at `time` or later; from the end on,
-    /// if no segment has one.
-    pub(super) fn segment_since(&self, time: u64) -> (u64, u64) {
-        let mut segments = self.chain.load_full().segments.clone();
-        while let Some(next) = segments.last().and_then(|last| last.next.load_full()) {
-            segments.push(next); // with records in memory only
-        }
-        let now = self.env.machine.now();
-        let last = segments.len().saturating_sub(1);
-        let old = (0..last).take_while(|&n| newest(&segments[n..], now) < time).count();
-        let from = segments.get(old).map_or(0, |segment| segment.base());
-        (from, segments.get(old + 1).map_or(u64::MAX, |segment| segment.base()))
-    }
 }

@@ -4,7 +4,7 @@
 use super::{
     ATTEMPT, ATTEMPTS, CLOSING, Environment, Error, Log, Options, Shared, budget::Budget, end::End, recovery,
 };
-use crate::sync::{Arc, Ordering, lock};
+use crate::sync::{Arc, lock};
 use std::{path::Path, time::Duration};
 
 impl Log {
@@ -25,12 +25,12 @@ impl Log {
 
     /// Whether there are other clones of it. If it says no, there will be none unless the caller makes one.
     pub(crate) fn is_cloned(&self) -> bool {
-        self.handles.count.load(Ordering::Acquire) > 1
+        self.handles.are_many()
     }
 
     /// Whether one of its clones has closed it, or is closing it.
     pub(crate) fn is_closing(&self) -> bool {
-        self.handles.is_closing.load(Ordering::Acquire)
+        self.handles.is_closing()
     }
 
     /// Closes a log of which closing has begun: waits for whoever does it, or does what is left of it, should that have

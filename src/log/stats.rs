@@ -1,6 +1,7 @@
-//! What all logs of this process have done so far. It is counted outside the path of an append: per commit, per roll,
-//! per chunk.
+//! What a log has done since it was opened, and what all logs of this process have done so far. It is counted outside the path
+//! of an append: per commit, per roll, per chunk.
 
+use super::Log;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The number of buckets with a bound, each of which is twice the bound before it; one more bucket is for larger
@@ -40,7 +41,7 @@ pub struct Stats {
     pub backings_kept: u64,
     /// Torn ends of segments that were cut off when a log was opened, and kept in its directory.
     pub torn_ends_kept: u64,
-    /// Bytes of sealed segments that were scrubbed: see [`Log::scrub`](super::Log::scrub).
+    /// Bytes of sealed segments that were scrubbed: see [`Log::scrub`].
     pub scrubbed_bytes: u64,
     /// How often a scrub has found a segment damaged; each scrub of a segment counts.
     pub scrub_damaged_segments: u64,
@@ -48,7 +49,7 @@ pub struct Stats {
     pub scrub_damaged_records: u64,
 }
 
-/// See [`Log::stats`](super::Log::stats).
+/// See [`Log::stats`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogStats {
@@ -56,13 +57,13 @@ pub struct LogStats {
     pub appended_records: u64,
     /// Bytes of frames that were written to the disk since the log was opened: values with their headers.
     pub committed_bytes: u64,
-    /// See [`Log::first_offset`](super::Log::first_offset).
+    /// See [`Log::first_offset`].
     pub first_offset: u64,
-    /// See [`Log::durable_offset`](super::Log::durable_offset).
+    /// See [`Log::durable_offset`].
     pub durable_offset: u64,
-    /// See [`Log::visible_offset`](super::Log::visible_offset).
+    /// See [`Log::visible_offset`].
     pub visible_offset: u64,
-    /// See [`Log::next_offset`](super::Log::next_offset).
+    /// See [`Log::next_offset`].
     pub next_offset: u64,
     /// Segments that have a file.
     pub segments: u64,
@@ -73,6 +74,31 @@ pub struct LogStats {
     /// When the newest record was appended, in milliseconds since 1970, as far as that is known; `None` if there is no
     /// record.
     pub newest_time: Option<u64>,
+}
+
+impl Log {
+    /// What this log has done since it was opened, and how it is now. The values are taken one after the other.
+    pub fn stats(&self) -> LogStats {
+        let shared = &self.shared;
+        let (first_offset, next_offset) = (self.first_offset(), self.next_offset());
+        let (chain, active) = (shared.chain.load_full(), shared.active.load_full());
+        let of_active = (active.chunk.reserved() > 0).then(|| active.segment.newest_record());
+        let with_records = chain.segments.iter().rfind(|segment| segment.base() < active.segment.base());
+        let of_chain = with_records.map(|segment| segment.newest_record());
+        let newest = of_active.into_iter().chain(of_chain).fold(shared.newest_found, u64::max);
+        LogStats {
+            appended_records: next_offset.saturating_sub(self.handles.opened_at),
+            committed_bytes: shared.flush.committed(),
+            first_offset,
+            durable_offset: self.durable_offset(),
+            visible_offset: self.visible_offset(),
+            next_offset,
+            segments: chain.segments.len() as u64,
+            disk_bytes: chain.bytes(),
+            chunk_bytes: shared.roll.chunk_bytes(),
+            newest_time: (first_offset < next_offset).then_some(newest),
+        }
+    }
 }
 
 /// Returns what all logs of this process have done so far.
