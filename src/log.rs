@@ -728,6 +728,12 @@ impl Log {
         Visible::new(Arc::clone(&self.shared), offset)
     }
 
+    /// Completes when nothing more can be appended to the log, with the error that says why: at once if it is read-only.
+    #[cfg(feature = "server")]
+    pub(crate) fn ended(&self) -> Visible {
+        self.visible(u64::MAX - 2) // the last offset that can be waited for: no log has a record there
+    }
+
     /// The durability that the log was opened with.
     pub fn durability(&self) -> Durability {
         self.shared.options.durability

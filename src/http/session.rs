@@ -84,7 +84,7 @@ pub(super) async fn begin(
     let session = Session {
         context: Arc::clone(context),
         share: Arc::clone(share),
-        log_end: Box::pin(log.visible(u64::MAX - 2)),
+        log_end: Box::pin(log.ended()),
         log_wait: context.waited.begin(&log, share),
         ack: ack.unwrap_or_else(|| Ack::by(&log)),
         body,
@@ -137,7 +137,7 @@ struct Session {
     context: Arc<Context>,
     share: Arc<ConnectionShare>,
     log: Arc<OpenLog>,
-    /// Completes when the log ends, by waiting for a record that it will never have.
+    /// Completes when the log ends.
     log_end: Pin<Box<Visible>>,
     log_wait: LogWait,
     ack: Ack,
