@@ -93,7 +93,7 @@ pub(crate) use {
 use crate::chunk::AppendValues;
 use crate::{
     LogId,
-    reports::Reports,
+    reports::{Reports, report},
     segment::header::Secret,
     sync::{Arc, AtomicBool, Backoff, Mutex, Ordering, Swap, lock},
 };
@@ -101,7 +101,7 @@ pub(crate) use room::MayBlock;
 use std::{
     ops::{Bound, RangeBounds},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use {budget::Budget, end::End, handles::Handles, wait::Frontier};
 
@@ -322,19 +322,12 @@ impl Shared {
 fn report_read_only(shared: &Shared) {
     static REPORTS: Reports = Reports::new();
     let dir = shared.dir.display();
-    let damages = shared.damage.iter().map(|damage| ("damage", damage.to_string()));
-    let full = shared.full.iter().map(|full| ("full", full.error.to_string()));
-    for (kind, why) in damages.chain(full) {
-        let what = if kind == "damage" {
-            "damage found: the log is read-only"
-        } else {
-            "the log is read-only until it is opened again"
-        };
-        match REPORTS.count(kind, Instant::now()) {
-            Some(0) => tracing::error!(%dir, why, "{what}"),
-            Some(others) => tracing::error!(%dir, why, others, "{what}"),
-            None => tracing::debug!(%dir, why, "{what}"),
-        }
+    for why in shared.damage.iter().map(Damage::to_string) {
+        report!(REPORTS, "damage", error, { %dir, why }, "damage found: the log is read-only");
+    }
+    if let Some(full) = &shared.full {
+        let why = full.error.to_string();
+        report!(REPORTS, "full", error, { %dir, why }, "the log is read-only until it is opened again");
     }
 }
 

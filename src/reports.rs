@@ -62,7 +62,6 @@ macro_rules! report {
         }
     };
 }
-#[cfg(feature = "server")]
 pub(crate) use report;
 
 /// Something that is reported at most once in [`PERIOD`]. It protects no memory: Relaxed throughout.

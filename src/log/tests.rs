@@ -16,7 +16,7 @@ mod waiting;
 
 use super::*;
 use crate::disk::{Disk, sim::Sim};
-use std::{future::Future, path::Path};
+use std::{future::Future, path::Path, time::Instant};
 
 pub(super) const DIR: &str = "/log";
 
