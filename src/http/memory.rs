@@ -9,7 +9,7 @@
 //! see `connection`.
 
 use super::problem::Problem;
-use crate::{pauses::doubled, reports::Rarely, sync::lock};
+use crate::{pauses::Pauses, reports::Rarely, sync::lock};
 use bytes::Bytes;
 use memmap2::{MmapMut, MmapOptions};
 use std::{
@@ -284,13 +284,12 @@ impl Grant {
         pauses: &RangeInclusive<Duration>,
     ) -> Result<(), UsedUp> {
         let begun = Instant::now();
-        let mut pause = *pauses.start();
+        let pauses = Pauses::new(pauses.clone());
         while let Err(used_up) = self.cover(bytes) {
             if begun.elapsed() >= patience {
                 return Err(used_up);
             }
-            tokio::time::sleep(pause).await;
-            pause = doubled(pause, pauses);
+            tokio::time::sleep(pauses.next()).await;
         }
         Ok(())
     }

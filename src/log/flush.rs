@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     chunk::{Chunk, ChunkPosition},
-    pauses::doubled,
+    pauses::Pauses,
     reports,
     segment::{Segment, file::SegmentFile},
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, lock, try_lock},
@@ -53,8 +53,8 @@ struct HeldUp {
     error: Error,
     /// When the next attempt is due, by the machine's clock.
     due: Duration,
-    /// From the last attempt until then.
-    pause: Duration,
+    /// How long after each attempt that is.
+    pauses: Pauses,
 }
 
 /// The outcome of a commit.
@@ -310,10 +310,11 @@ impl Shared {
                     reports::failure(&self.dir, &error, "cannot write yet");
                 }
                 self.note_full(error.is_full().then(|| error.clone().cannot_grow()));
-                let last = position.held_up.as_ref().map(|held_up| held_up.pause);
-                let pause = last.map_or(*PAUSES.start(), |last| doubled(last, &PAUSES));
+                let held_up = position.held_up.take();
+                let pauses = held_up.map_or_else(|| Pauses::new(PAUSES), |held_up| held_up.pauses);
+                let pause = pauses.next();
                 let due = self.env.machine.elapsed() + pause;
-                position.held_up = Some(HeldUp { error: error.clone(), due, pause });
+                position.held_up = Some(HeldUp { error: error.clone(), due, pauses });
                 Committed::Later(pause, error)
             }
             Err(error) => {
@@ -558,12 +559,11 @@ impl Shared {
         if let Err(error) = &kept {
             self.fail(error);
         }
-        let mut pause = *PAUSES.start();
+        let pauses = Pauses::new(PAUSES);
         let marked = loop {
             match self.mark(&position) {
-                Err(error) if error.is_full() && waits_for_mark && self.rest_within(left, pause) => {
+                Err(error) if error.is_full() && waits_for_mark && self.rest_within(left, pauses.next()) => {
                     tracing::debug!(dir = %self.dir.display(), %error, "cannot mark a log as closed yet");
-                    pause = doubled(pause, &PAUSES);
                 }
                 // Nothing is lost: it is as if the process had been killed now.
                 Err(error) if error.is_full() => {
