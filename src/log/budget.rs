@@ -21,6 +21,14 @@ struct Recent {
     bytes: u64,
 }
 
+impl Recent {
+    /// Releases the claim of a segment that was taken off the list. With the lock of the list: see [`Budget::end`].
+    fn release(&mut self, share: &PoolShare, segment: &Segment) {
+        self.bytes -= footprint(segment);
+        share.release(segment.header.capacity);
+    }
+}
+
 /// Room for a chunk that is being created. Returned when this is dropped, unless the chunk has been created.
 #[must_use]
 pub(crate) struct Claim {
@@ -54,6 +62,11 @@ impl Drop for Claim {
 
 fn footprint(segment: &Segment) -> u64 {
     ChunkMemory::footprint(segment.header.capacity)
+}
+
+/// Takes the chunk from a sealed segment; unless somebody still reads it, gives its memory back at once, and not to the pool.
+fn discard_chunk(segment: &Segment) {
+    segment.chunk.take().and_then(into_inner).into_iter().for_each(Chunk::discard);
 }
 
 impl Budget {
@@ -117,10 +130,7 @@ impl Budget {
                 if self.pool.excess(bytes) == 0 {
                     return;
                 }
-                recent.segments.pop_front().inspect(|(share, segment)| {
-                    recent.bytes -= footprint(segment);
-                    share.release(segment.header.capacity); // with the lock: see `end`
-                })
+                recent.segments.pop_front().inspect(|(share, segment)| recent.release(share, segment))
             };
             let Some((_, segment)) = oldest else { return };
             segment.chunk.clear();
@@ -162,14 +172,12 @@ impl Budget {
                 });
             }
             for (of, segment) in &given {
-                recent.bytes -= footprint(segment);
-                of.release(segment.header.capacity); // with the lock: see `end`
+                recent.release(of, segment);
             }
         }
         let pooled = self.pool.give_up_backings(needs);
         for (_, segment) in &given {
-            // What a reader still holds goes to the pool later, and is given up by the next call.
-            segment.chunk.take().and_then(into_inner).into_iter().for_each(Chunk::discard);
+            discard_chunk(segment); // what a reader still holds goes to the pool later, and is given up by the next call
         }
         pooled > 0 || !given.is_empty()
     }
@@ -188,7 +196,7 @@ impl Budget {
     /// not counted any more. With the lock, so that no other log releases a claim of this one afterwards.
     pub(super) fn end(&self, share: &Arc<PoolShare>) {
         for segment in self.forget(share, u64::MAX) {
-            segment.chunk.take().and_then(into_inner).into_iter().for_each(Chunk::discard);
+            discard_chunk(&segment);
         }
         let recent = lock(&self.recent);
         share.release_all();
@@ -209,8 +217,7 @@ impl Budget {
             !trimmed
         });
         for segment in &gone {
-            recent.bytes -= footprint(segment);
-            share.release(segment.header.capacity);
+            recent.release(share, segment);
         }
         drop(recent); // before the segments and their memory are dropped
         gone
