@@ -147,8 +147,9 @@ pub(crate) struct Shared {
     stopping: AtomicBool,
     ending: end::Ending,
     damage: Vec<Damage>,
-    /// Why it cannot be written to though nothing is damaged: there was no room to continue when it was opened.
-    full: Option<recovery::Full>,
+    /// Why it cannot be written to, until it is opened again, though nothing is damaged: there was no room to continue when it
+    /// was opened. Not what [`Flusher::full`](flush::Flusher::full) says, which passes.
+    opened_full: Option<recovery::Full>,
     /// When the newest record that existed at opening was appended.
     newest_found: u64,
     #[cfg(feature = "store")]
@@ -186,7 +187,7 @@ impl Shared {
             stopping: AtomicBool::new(false),
             ending: end::Ending::new(),
             damage,
-            full,
+            opened_full: full,
             newest_found: newest,
             #[cfg(feature = "store")]
             producers: producers::Producers::default(),
@@ -209,7 +210,7 @@ impl Shared {
                 reason: format!("{first}{more}; repair the log (`repair()`, or `millstream repair`)").into(),
             });
         }
-        if let Some(full) = &self.full {
+        if let Some(full) = &self.opened_full {
             return Err(full.error.clone());
         }
         Ok(())
@@ -325,7 +326,7 @@ fn report_read_only(shared: &Shared) {
     for why in shared.damage.iter().map(Damage::to_string) {
         report!(REPORTS, "damage", error, { %dir, why }, "damage found: the log is read-only");
     }
-    if let Some(full) = &shared.full {
+    if let Some(full) = &shared.opened_full {
         let why = full.error.to_string();
         report!(REPORTS, "full", error, { %dir, why }, "the log is read-only until it is opened again");
     }
@@ -379,11 +380,11 @@ impl Log {
         #[cfg(feature = "store")]
         if let Some(error) = shared.load_cursors()? {
             // Without appends, the file does no harm that describes a longer log.
-            shared.full = Some(recovery::Full::new(error, cursors::MAX_FILE_BYTES));
+            shared.opened_full = Some(recovery::Full::new(error, cursors::MAX_FILE_BYTES));
             shared.active.load_full().chunk.close(); // appends find no room, and then get the reason
         }
         let shared = Arc::new(shared);
-        let is_running = shared.damage.is_empty() && shared.full.is_none();
+        let is_running = shared.damage.is_empty() && shared.opened_full.is_none();
         if is_running {
             let threads = [&shared.env.flushers, &shared.env.maintenance];
             threads

@@ -53,12 +53,12 @@ impl Log {
     /// Whether the log is read-only because there was no room when it was opened, and there is some now: opening it
     /// again makes it writable.
     pub(crate) fn has_room_again(&self) -> bool {
-        self.shared.full.is_some() && recovery::has_room(&self.shared)
+        self.shared.opened_full.is_some() && recovery::has_room(&self.shared)
     }
 
     /// Whether the log is read-only because there was no room when it was opened.
-    pub(crate) fn is_full(&self) -> bool {
-        self.shared.full.is_some()
+    pub(crate) fn was_opened_full(&self) -> bool {
+        self.shared.opened_full.is_some()
     }
 
     /// Whether it refuses appends for now or for good: it is damaged, has failed, or finds no room on the disk.

@@ -99,7 +99,7 @@ impl Log {
     /// Whether old segments can be dropped, even if there is no room for writing.
     #[cfg(feature = "store")]
     pub(crate) fn can_trim(&self) -> bool {
-        let full = self.shared.full.as_ref().is_some_and(|full| !full.is_read_only);
+        let full = self.shared.opened_full.as_ref().is_some_and(|full| !full.is_read_only);
         self.writable().err().is_none_or(|error| error.is_full() && full)
     }
 
@@ -113,7 +113,7 @@ impl Shared {
     /// Whether callers trim by themselves: a log that was opened without room has no maintenance task, and no appends.
     /// Trimming frees the room.
     fn trims_itself(&self) -> bool {
-        self.full.is_some() && !self.has_stopped()
+        self.opened_full.is_some() && !self.has_stopped()
     }
 
     pub(super) fn trim(&self, before: u64) -> Result<u64, Error> {
@@ -173,7 +173,7 @@ impl Shared {
     /// the segments, then the files are removed, the oldest first, and each durably before the next one, even if that
     /// takes several attempts: so a log that opens after a crash begins a little earlier, and has no gap.
     pub(super) fn trim_now(&self, before: u64) -> Result<Option<u64>, Error> {
-        if let Some(full) = self.full.as_ref().filter(|full| full.is_read_only) {
+        if let Some(full) = self.opened_full.as_ref().filter(|full| full.is_read_only) {
             return Err(full.error.clone()); // before anything is hidden that stays
         }
         // Held over both steps: when several threads trim at once, files go in the order in which they were hidden.
@@ -219,7 +219,7 @@ impl Shared {
         }
         for _ in 0..SLICE {
             let Some(&base) = removals.files.front() else { break };
-            if self.full.is_some() && self.has_stopped() {
+            if self.opened_full.is_some() && self.has_stopped() {
                 self.writable()?; // it was closed, deleted, or replaced by another opening: the files are another log's
             }
             let path = self.dir.join(file::name(base));

@@ -147,7 +147,7 @@ impl Entry {
         // If the lock is held, the log is being opened, closed or deleted. Room is looked for under it, because that
         // reserves some in the log's files, which after a deletion may be another log's.
         let Some(deleted) = try_lock(&self.deleted) else { return };
-        let Some(open) = self.open.load_full().filter(|open| open.is_full()) else { return };
+        let Some(open) = self.open.load_full().filter(|open| open.was_opened_full()) else { return };
         if *deleted || !open.has_room_again() {
             return;
         }
@@ -260,7 +260,7 @@ impl Inner {
                 continue;
             }
             log.give_up_untaken();
-            if log.is_full() {
+            if log.was_opened_full() {
                 let entry = Arc::clone(entry);
                 helpers.help(&Arc::clone(&entry.helped), move || entry.tend_full(now));
                 continue;

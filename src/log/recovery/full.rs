@@ -68,7 +68,7 @@ pub(super) fn no_room(error: Error) -> Error {
 /// for a new file says nothing about the holes in an old one, which may be larger.
 #[cfg(feature = "store")]
 pub(in crate::log) fn has_room(log: &Shared) -> bool {
-    let Some(Full { needs, reserves, .. }) = &log.full else { return false };
+    let Some(Full { needs, reserves, .. }) = &log.opened_full else { return false };
     let reserved = |Reserve { path, length, written }: &Reserve| match log.env.disk.open(path, true) {
         Err(error) => error.kind() == std::io::ErrorKind::NotFound, // it was trimmed
         Ok(file) => file.reserve(*length, written.clone()).is_ok(),
