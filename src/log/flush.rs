@@ -1,6 +1,6 @@
 //! The flusher: group commit.
 //!
-//! A commit takes all that is published without a hole, writes it with one call, raises `durable`, and wakes the
+//! A commit takes all that is published without a gap, writes it with one call, raises `durable`, and wakes the
 //! waiters. One thread commits at a time, the one that holds the lock of the flusher's position: a thread of the flusher's pool, for
 //! async callers and for records that nobody waits for; or a thread that waits for its own record, which saves two
 //! context switches (see `docs/decisions/0001-waiters-commit.md`). Threads that arrive meanwhile wait for the lock, and

@@ -164,8 +164,8 @@ fn repair_segment(
         let mark = segment.mark.unwrap_or_else(|| segment.records());
         recovery::rewrite_header(disk, path, header, mark).map_err(Error::io("write", path))?;
     }
-    if segment.holes && kept.is_none() {
-        fill_holes(disk, path).map_err(Error::io("write", path))?;
+    if segment.has_unreadable_zeros && kept.is_none() {
+        write_zeros(disk, path).map_err(Error::io("write", path))?;
     }
     if let State::Unsealed(scan) = &segment.state {
         let mut summary = scan.summary();
@@ -189,12 +189,12 @@ fn lost(record: u32, time: u64) -> Stamp {
 }
 
 /// Writes zeros where the disk cannot read bytes that are known to be zeros.
-fn fill_holes(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+fn write_zeros(disk: &dyn Disk, path: &Path) -> io::Result<()> {
     let file = disk.open(path, true)?;
     let region = Region::read(&*file, file.len()?, true)?;
     let block = BLOCK as usize;
-    for hole in region.unreadable() {
-        let range = hole.start / block * block..hole.end.next_multiple_of(block);
+    for part in region.unreadable() {
+        let range = part.start / block * block..part.end.next_multiple_of(block);
         let mut blocks = Aligned::new(range.len())?;
         blocks[..range.len()].copy_from_slice(&region.blocks()[range.clone()]);
         file.write_at(&[IoSlice::new(&blocks)], FRAMES + range.start as u64)?;

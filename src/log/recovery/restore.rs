@@ -453,7 +453,7 @@ impl Restorer<'_> {
             copies: Copies::Whole,
             mark: Some(0),
             footer: None,
-            holes: false,
+            has_unreadable_zeros: false,
             path,
             state,
         });

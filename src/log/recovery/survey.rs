@@ -50,7 +50,7 @@ pub(in crate::log) struct SurveyedSegment {
     pub(in crate::log) footer: Option<Footer>,
     /// Whether there is a part of its frames that the disk cannot read. With zeros in place of that part all its frames
     /// verify: so the part held nothing but zeros.
-    pub(in crate::log) holes: bool,
+    pub(in crate::log) has_unreadable_zeros: bool,
     pub(in crate::log) path: PathBuf,
     pub(in crate::log) state: State,
 }
@@ -134,13 +134,13 @@ fn look(
         |next_read| {
             for (n, (outline, sealed)) in outlines.iter().zip(&sealed).enumerate() {
                 note_gap(&mut survey, dir, outline.decoded.header.base);
-                let (state, holes) = if let Some(footer) = sealed {
+                let (state, has_unreadable_zeros) = if let Some(footer) = sealed {
                     (State::Sealed(*footer), false)
                 } else {
                     let read = next_read().unwrap_or_else(|| unreachable!("it is to be read"));
                     examine(outline, read.map_err(Error::io("read", &outline.path))?)
                 };
-                let segment = outline.surveyed(state, holes);
+                let segment = outline.surveyed(state, has_unreadable_zeros);
                 note_damage(&segment, deep, &mut survey.damage);
                 survey.segments.push(segment);
                 progress(n + 1, outlines.len());
@@ -180,9 +180,18 @@ impl Outline {
         self.footer.filter(|footer| room.is_none_or(|room| u64::from(footer.records) <= room))
     }
 
-    fn surveyed(&self, state: State, holes: bool) -> SurveyedSegment {
+    fn surveyed(&self, state: State, has_unreadable_zeros: bool) -> SurveyedSegment {
         let &Self { decoded: Decoded { header, .. }, origin, copies, mark, footer, .. } = self;
-        SurveyedSegment { header, origin, copies, mark, footer, holes, path: self.path.clone(), state }
+        SurveyedSegment {
+            header,
+            origin,
+            copies,
+            mark,
+            footer,
+            has_unreadable_zeros,
+            path: self.path.clone(),
+            state,
+        }
     }
 }
 
@@ -354,15 +363,15 @@ fn read_frames(disk: &dyn Disk, outline: &Outline, deep: bool) -> io::Result<Reg
     Region::read(&*file, outline.length, deep)
 }
 
-/// Judges a segment that was read; also returns whether it has [`holes`](SurveyedSegment::holes).
+/// Judges a segment that was read; also returns whether it has [unreadable zeros](SurveyedSegment::has_unreadable_zeros).
 fn examine(outline: &Outline, bytes: Region) -> (State, bool) {
     let Outline { decoded: Decoded { header, .. }, state, mark, footer, next, .. } = outline;
     let records_before_next = next.map(|next| next - header.base);
     let unreadable = !bytes.unreadable().is_empty();
     let known = Known { mark: *mark, footer: *footer, records_before_next, header: *state };
     let state = judge(header, &known, bytes);
-    let holes = unreadable && !matches!(state, State::Damaged(_));
-    (state, holes)
+    let has_unreadable_zeros = unreadable && !matches!(state, State::Damaged(_));
+    (state, has_unreadable_zeros)
 }
 
 fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) {
@@ -384,7 +393,7 @@ fn note_damage(segment: &SurveyedSegment, deep: bool, damage: &mut Vec<Damage>) 
         }
         _ => {}
     }
-    if deep && segment.holes {
+    if deep && segment.has_unreadable_zeros {
         push(base..base, true, "the disk cannot read some of its bytes; it verifies if these are zeros");
     }
     match &segment.state {
