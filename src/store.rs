@@ -175,9 +175,9 @@ struct Inner {
     /// When the store was opened, by the machine's monotonic clock.
     begun: Duration,
     /// How many temporary names were given out.
-    passed: AtomicU64,
+    temporary_names: AtomicU64,
     /// Directories under temporary names that could not be removed yet.
-    left: Mutex<Vec<PathBuf>>,
+    to_remove: Mutex<Vec<PathBuf>>,
     /// Whether a helper of the housekeeper is removing those.
     removing: Arc<AtomicBool>,
 }
@@ -232,14 +232,14 @@ impl Store {
         let names = disk.dirs(&dir).map_err(LogError::io("list", &dir))?;
         // A process that was killed may have renamed a log without getting to sync that.
         disk.sync_dir(&dir).map_err(LogError::io("sync", &dir))?;
-        let (mut entries, mut left) = (BTreeMap::new(), Vec::new());
+        let (mut entries, mut to_remove) = (BTreeMap::new(), Vec::new());
         for name in names {
             if name.starts_with(DELETED) {
                 let path = dir.join(&name);
                 let backings = options.log.shm_dir.as_deref();
                 if let Err(error) = remove_deleted(disk, &path, backings, true) {
                     tracing::warn!(dir = %path.display(), %error, "the rest of a deleted log will be removed later");
-                    left.push(path);
+                    to_remove.push(path);
                 }
             } else if check_name(&name).is_ok() {
                 entries.insert(name, Entry::new(true));
@@ -251,11 +251,12 @@ impl Store {
         let budget = Budget::new(options.log.memory_bytes);
         let entries = RwLock::new(entries);
         let begun = env.machine.elapsed();
-        let passed = AtomicU64::new(0);
-        let left = Mutex::new(left);
+        let temporary_names = AtomicU64::new(0);
+        let to_remove = Mutex::new(to_remove);
         let removing = Arc::default();
         let lock = lock.into();
-        let inner = Inner { env, dir, options, lock, budget, entries, begun, passed, left, removing };
+        let inner =
+            Inner { env, dir, options, lock, budget, entries, begun, temporary_names, to_remove, removing };
         Ok(Self { inner: Arc::new(inner), housekeeper: None, scrubber: None })
     }
 

@@ -16,7 +16,7 @@ use std::{
 impl Inner {
     /// A path that no log has and that no other deleted log had.
     pub(super) fn temporary_dir(&self, name: &str) -> PathBuf {
-        let number = self.passed.fetch_add(1, Ordering::Relaxed);
+        let number = self.temporary_names.fetch_add(1, Ordering::Relaxed);
         // The clock may have been set back, and a directory that an earlier process gave such a name may still exist.
         let mut chance = [0; 8];
         let _ = self.env.machine.random(&mut chance); // without it, the name is as unique as the clock makes it
@@ -48,7 +48,7 @@ impl Inner {
                 Ok(()) => self.remove_dir(&from),
                 Err(error) => {
                     tracing::warn!(name, %error, "a log that could not be opened cannot be removed again");
-                    self.left().push(from); // the rename may have happened without being durable
+                    self.to_remove().push(from); // the rename may have happened without being durable
                 }
             }
         }
@@ -74,7 +74,7 @@ impl Inner {
                 Ok(())
             }
             Err(error) => {
-                self.left().push(dir.to_owned());
+                self.to_remove().push(dir.to_owned());
                 Err(LogError::io("make the deletion durable in", &self.dir)(error).into())
             }
         }
@@ -96,19 +96,19 @@ impl Inner {
     pub(super) fn remove_dir(&self, dir: &Path) {
         if let Err(error) = self.try_remove_dir(dir, true) {
             tracing::warn!(dir = %dir.display(), %error, "the rest of a log will be removed later");
-            self.left().push(dir.to_owned());
+            self.to_remove().push(dir.to_owned());
         }
     }
 
     /// Removes what could not be removed before. What still cannot be removed was reported already.
-    pub(super) fn remove_left(&self) {
-        let left = std::mem::take(&mut *self.left());
+    pub(super) fn retry_removals(&self) {
+        let left = std::mem::take(&mut *self.to_remove());
         // Their names may not be durable yet: if the power failed, an emptied directory would be back as a log. Synced
         // after they were taken: what is added meanwhile has to wait for the next time.
         let is_durable = self.env.disk.sync_dir(&self.dir).is_ok();
         let still = left.into_iter().filter(|dir| !is_durable || self.try_remove_dir(dir, false).is_err());
         let still: Vec<_> = still.collect();
-        self.left().extend(still);
+        self.to_remove().extend(still);
     }
 
     fn try_remove_dir(&self, dir: &Path, warns: bool) -> io::Result<()> {
@@ -119,8 +119,8 @@ impl Inner {
     }
 
     /// Directories that are still to be removed.
-    pub(super) fn left(&self) -> MutexGuard<'_, Vec<PathBuf>> {
-        lock(&self.left)
+    pub(super) fn to_remove(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        lock(&self.to_remove)
     }
 }
 

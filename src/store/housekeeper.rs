@@ -243,9 +243,9 @@ impl Inner {
 
     fn turn_with(self: &Arc<Self>, helpers: &mut Helpers) {
         let now = self.now();
-        if !self.left().is_empty() {
+        if !self.to_remove().is_empty() {
             let inner = Arc::clone(self);
-            helpers.help(&self.removing, move || inner.remove_left());
+            helpers.help(&self.removing, move || inner.retry_removals());
         }
         let mut open: Vec<_> = {
             let entries = read_lock(&self.entries);

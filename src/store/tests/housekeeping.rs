@@ -383,10 +383,10 @@ fn a_directory_that_cannot_be_removed_is_reported_once() {
     store.delete("a").unwrap();
     let warnings = Warnings::default();
     tracing::subscriber::with_default(warnings.clone(), || (0..5).for_each(|_| store.turn()));
-    assert_eq!((warnings.0.load(Ordering::SeqCst), store.inner.left().len()), (0, 1));
+    assert_eq!((warnings.0.load(Ordering::SeqCst), store.inner.to_remove().len()), (0, 1));
     failing.store(false, Ordering::SeqCst);
     store.turn();
-    assert!(store.inner.left().is_empty());
+    assert!(store.inner.to_remove().is_empty());
 }
 
 /// The disk of a log that was idle hung when the log was closed, and no other log was closed.

@@ -201,9 +201,9 @@ fn what_is_left_of_a_log_is_emptied_only_if_its_name_was_there_before_the_sync()
         });
         let store = open(gate);
         *inner.lock().unwrap() = Some(Arc::downgrade(&store.inner));
-        store.inner.left().push(PathBuf::from("/store/.deleted-0-x"));
+        store.inner.to_remove().push(PathBuf::from("/store/.deleted-0-x"));
         phase.store(1, Ordering::SeqCst);
-        store.inner.remove_left();
+        store.inner.retry_removals();
         assert_eq!(phase.load(Ordering::SeqCst), 4);
         let store = after_power_loss(&sim, store);
         for name in store.names(None, 9) {
