@@ -169,7 +169,7 @@ fn repair_segment(
     }
     if let State::Unsealed(scan) = &segment.state {
         let mut summary = scan.summary();
-        summary.last_crc = segment.last_crc().or(summary.last_crc);
+        summary.last_crc = segment.footer_crc().or(summary.last_crc);
         let seal = || sealed::seal(&*disk.open(path, true)?, header, summary, scan.positions.iter().copied());
         seal().map_err(Error::io("seal", path))?;
     }
@@ -247,7 +247,7 @@ fn rewrite(disk: &dyn Disk, dir: &Path, segment: &SurveyedSegment, mended: &Mend
         (kept.stamp(), kept.frame.body)
     });
     // The frame of a lost record is never larger than what was there: its value is empty, so it has the smallest size.
-    write(disk, dir, &segment.header, frames, segment.last_crc())
+    write(disk, dir, &segment.header, frames, segment.footer_crc())
 }
 
 /// Writes a sealed segment with these frames, and gives it its name, replacing any other file. Durable on return.

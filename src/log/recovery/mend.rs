@@ -126,7 +126,7 @@ fn is_of(backing: &LeftBacking, segment: &SurveyedSegment) -> bool {
 /// marked as lost.
 fn is_bound(backing: &LeftBacking, segment: &SurveyedSegment, wreck: &Wreck) -> bool {
     let (end, base) = (segment.end(), backing.header.base);
-    let crc_is_missing = wreck.survivors.end_is_missing() && segment.last_crc().is_none();
+    let crc_is_missing = wreck.survivors.end_is_missing() && segment.footer_crc().is_none();
     base > segment.header.base
         && (base > end && wreck.rest != Rest::None
             || base == end && crc_is_missing && matches!(backing.predecessor, Predecessor::Frame(_)))
@@ -271,7 +271,7 @@ impl Whole {
 
 impl SurveyedSegment {
     /// The CRC of the last frame, even if that frame is damaged, according to the footer.
-    pub(in crate::log) fn last_crc(&self) -> Option<u32> {
+    pub(in crate::log) fn footer_crc(&self) -> Option<u32> {
         let records = self.records();
         self.footer.filter(|footer| footer.records == records).and_then(|footer| footer.last_crc)
     }
