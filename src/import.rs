@@ -3,7 +3,7 @@
 //!
 //! The way: a producer (see [`ProducerBatch`](crate::ProducerBatch)) sends with each batch a mark that says how far the
 //! import has come, and what it has read up to there. When it starts again, it gets the mark back, skips that part of
-//! the source, and continues behind it. If that part is not what was read then, the import is refused: nobody knows
+//! the source, and continues after it. If that part is not what was read then, the import is refused: nobody knows
 //! which of its records would be new.
 
 use crate::wire::Prefix;
@@ -69,8 +69,7 @@ impl FromStr for Progress {
     fn from_str(text: &str) -> Result<Self, NoProgress> {
         let fields = text.strip_prefix("import: ").ok_or(NoProgress)?;
         let mut fields = fields.split(", ");
-        let mut field =
-            |before: &str, behind: &str| fields.next()?.strip_prefix(before)?.strip_suffix(behind);
+        let mut field = |before: &str, after: &str| fields.next()?.strip_prefix(before)?.strip_suffix(after);
         let mut parsed = || {
             let bytes = field("", " bytes")?.parse().ok()?;
             let records = field("", " records")?.parse().ok()?;

@@ -140,7 +140,7 @@ impl Segment {
 }
 
 impl Drop for Segment {
-    /// Whoever holds an old segment last drops all those behind it: one by one, and not one within the other, for which
+    /// Whoever holds an old segment last drops all those after it: one by one, and not one within the other, for which
     /// the stack may be too small.
     fn drop(&mut self) {
         let mut next = self.next.take();

@@ -139,7 +139,7 @@ mod tests {
     proptest! {
         #[test]
         fn written_frames_are_read_and_cut_ones_are_not(
-            offset: u64, time: u64, json: bool, value: Vec<u8>, behind: Vec<u8>,
+            offset: u64, time: u64, json: bool, value: Vec<u8>, rest: Vec<u8>,
         ) {
             let frame = AnswerFrame { offset, time, json, value: &value };
             let mut answer = Vec::new();
@@ -148,16 +148,16 @@ mod tests {
             for end in 0..answer.len() {
                 prop_assert_eq!(AnswerFrame::split(&answer[..end]), None);
             }
-            answer.extend_from_slice(&behind);
-            prop_assert_eq!(AnswerFrame::split(&answer), Some((frame, &behind[..])));
+            answer.extend_from_slice(&rest);
+            prop_assert_eq!(AnswerFrame::split(&answer), Some((frame, &rest[..])));
 
             let mut append = [&Prefix::new(value.len(), json).to_bytes()[..], &value].concat();
             for end in 0..append.len() {
                 prop_assert_eq!(AppendFrame::split(&append[..end]), None);
             }
-            append.extend_from_slice(&behind);
+            append.extend_from_slice(&rest);
             let frame = AppendFrame { json, value: &value };
-            prop_assert_eq!(AppendFrame::split(&append), Some((frame, &behind[..])));
+            prop_assert_eq!(AppendFrame::split(&append), Some((frame, &rest[..])));
         }
 
         #[test]

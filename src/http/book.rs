@@ -203,12 +203,12 @@ pub(super) async fn get(
 
 fn render(record: &Record, grant: Grant) -> Bytes {
     let text = json_text(&Consumed { record: ConsumedRecord { value: "", offset: record.offset() } });
-    let (before, behind) = text.split_at(r#"{"record":{"value":""#.len());
+    let (before, after) = text.split_at(r#"{"record":{"value":""#.len());
     with_scratch(|out| {
         out.reserve(text.len() + record.value().len().div_ceil(3) * 4);
         out.extend_from_slice(before);
         formats::base64(out, record.value());
-        out.extend_from_slice(behind);
+        out.extend_from_slice(after);
         grant.hold_copy(out)
     })
 }

@@ -54,7 +54,7 @@ pub(super) struct Reading {
     taken_to: u64,
     /// The offset at which it ends in any case.
     until: u64,
-    /// Where a client is to continue, if that was said before the end was read: behind damage that was passed, for example.
+    /// Where a client is to continue, if that was said before the end was read: after damage that was passed, for example.
     next: Option<u64>,
     /// Whether no record has been read yet: the first one is returned however large it is.
     fresh: bool,
@@ -234,7 +234,7 @@ impl Reading {
             let record = match place::next(&mut self.reader, place, grant, out.len(), next_most) {
                 Ok(Next::Record(record)) => record,
                 Ok(Next::End) => break,
-                // Also behind damage that was passed: a piece without a record says nothing.
+                // Also after damage that was passed: a piece without a record says nothing.
                 Ok(Next::Wants(place, bytes)) if self.taken_to == begun => {
                     return Ok(Went::Nowhere(place, bytes));
                 }

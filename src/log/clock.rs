@@ -38,9 +38,9 @@ pub(super) fn start_of_segment(now: u64, newest: u64) -> u64 {
 
 /// The latest time at which a record of a segment can have been appended, if it is `now`: the segment's `own` newest
 /// time, unless that is in the future; otherwise the start of the first segment after it whose start is plausible.
-pub(super) fn newest(own: u64, behind: impl IntoIterator<Item = u64>, now: u64) -> u64 {
+pub(super) fn newest(own: u64, later: impl IntoIterator<Item = u64>, now: u64) -> u64 {
     let is_plausible = |time: &u64| *time <= now.saturating_add(MAX_SETBACK_MILLIS);
-    std::iter::once(own).chain(behind).find(is_plausible).unwrap_or(now)
+    std::iter::once(own).chain(later).find(is_plausible).unwrap_or(now)
 }
 
 /// The current time, as far as it can be trusted, for dropping records by age. Shared by all logs of a store.

@@ -196,8 +196,8 @@ impl Cold {
     fn peek(&mut self, record: u32) -> Ahead {
         let (words, key) = (self.words, self.segment.key);
         let head_at = |at: u32| {
-            let in_run = at.checked_sub(self.run_at).and_then(|behind| {
-                let from = behind as usize * WORD;
+            let in_run = at.checked_sub(self.run_at).and_then(|words| {
+                let from = words as usize * WORD;
                 sealed::head_in(self.run.get(from..from + frame::HEAD)?, words, key, record, at)
             });
             in_run.or_else(|| sealed::head_at(&*self.file, words, key, record, at)).map(|head| (head, at))
@@ -705,13 +705,13 @@ impl Back {
             let read = self.reader.step().map(|step| step.map(Step::into_record)).transpose();
             let Some(read) = read else { break };
             match read {
-                // Trimmed meanwhile: what is left is read. What was read before would have a gap behind it.
+                // Trimmed meanwhile: what is left is read. What was read before would have a gap after it.
                 Err(Error::Trimmed { first, .. }) if first > offset && first < end => {
                     self.stretch.clear();
                     bytes = 0;
                     self.reader.seek(first);
                 }
-                // It ends the iteration, but those behind it come first.
+                // It ends the iteration, but those after it come first.
                 Err(ref error) if !matches!(error, Error::Damaged { .. }) => {
                     self.stretch.clear();
                     bytes = 0;
@@ -724,7 +724,7 @@ impl Back {
                 }
             }
             if bytes > STRETCH.1 && self.records > 1 && self.reader.next < end {
-                // Larger than those behind them: begin again, with fewer.
+                // Larger than those after them: begin again, with fewer.
                 self.records = self.records.div_ceil(4);
                 bytes = self.begin(from, end);
             }

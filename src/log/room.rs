@@ -140,7 +140,7 @@ impl Shared {
     pub(super) fn roll(&self) -> Result<u64, Error> {
         self.writable()?;
         let active = self.active.load_full();
-        // Looked at once: a record that comes after this is behind the end, with the segment that it is in.
+        // Looked at once: a record that comes after this is after the end, with the segment that it is in.
         let mut end = active.segment.base();
         if active.chunk.reserved() > 0 {
             active.chunk.close();

@@ -219,7 +219,7 @@ impl Checker<'_> {
     /// Searches all frames for those that verify, and notes which records have none.
     fn search(&mut self) -> Result<(), Ended> {
         let &Expected { header, records, words, is_damaged } = self.expected;
-        // With the zeros after them. What lies behind the end of a file that was cut short is missing. Where the frames of a
+        // With the zeros after them. What lies beyond the end of a file that was cut short is missing. Where the frames of a
         // damaged segment end is not known.
         let end = if is_damaged { u64::MAX } else { index_at(words) };
         let end = self.file.len()?.min(end);

@@ -384,7 +384,7 @@ const ASKED: usize = 8;
 
 impl Looked {
     fn at(file: &dyn File, sealed: &Sealed, key: Key) -> io::Result<Self> {
-        // What lies behind the end of a file that was cut short is missing.
+        // What lies beyond the end of a file that was cut short is missing.
         let end = file.len()?.min(FRAMES + u64::from(sealed.words) * WORD as u64);
         Ok(Self::among(&Region::read(file, end, true)?, sealed.records, key))
     }

@@ -66,7 +66,7 @@ pub(super) struct Saved {
     pub(super) bytes: u64,
     /// When it was read or last written, successfully or not.
     pub(super) tried: Duration,
-    /// The bytes of records that had been committed then by this process, and those that were read behind what it
+    /// The bytes of records that had been committed then by this process, and those that were read after what it
     /// covers.
     pub(super) committed: u64,
     pub(super) read: u64,

@@ -235,7 +235,7 @@ fn a_producers_file_is_due_by_its_size_and_by_what_was_committed() {
     let due = |file: &Saved, second, committed| file.is_due(Duration::from_secs(second), committed);
     assert!(!due(&file, 101, 2000) && !due(&file, 117, 2000) && due(&file, 118, 2000));
     assert!(due(&file, 101, 1000 + SAVED_AFTER) && !due(&file, 101, 999 + SAVED_AFTER));
-    file.read = 1; // at opening, behind what the file covers
+    file.read = 1; // at opening, after what the file covers
     assert!(due(&file, 101, 999 + SAVED_AFTER));
     file.bytes = SAVED_PER_SECOND;
     assert!(due(&file, 101, 1000));

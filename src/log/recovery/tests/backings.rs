@@ -360,7 +360,7 @@ fn begin_empty(sim: &Sim, log: LogId, secret: Secret, base: u64) {
     file.begin(sim, Path::new(DIR), &header).unwrap();
 }
 
-/// `repair` looked for memory that goes on behind the last segment only, and that was the empty one: it marked the last
+/// `repair` looked for memory that goes on after the last segment only, and that was the empty one: it marked the last
 /// record before it as lost, and the memory did not fit that any more.
 #[test]
 fn repair_does_not_give_up_what_a_backing_continues_after_an_empty_segment() {
