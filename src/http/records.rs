@@ -32,8 +32,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 const TIME: HeaderName = HeaderName::from_static("millstream-time");
 
-/// The producer's batch that a request names.
-struct Producer {
+/// A batch that its producer has named, so that it is stored once.
+struct NamedBatch {
     id: String,
     epoch: u32,
     sequence: u64,
@@ -43,13 +43,13 @@ struct Producer {
 /// What a request wants to append.
 struct ToAppend {
     batch: DecodedBatch,
-    producer: Option<Producer>,
+    named: Option<NamedBatch>,
     /// The offset that the first record must get.
     expect: Option<u64>,
 }
 
-/// The producer named by the headers of a request, if any.
-fn producer(headers: &HeaderMap) -> Result<Option<Producer>, Problem> {
+/// What the headers of a request name its batch, if they do.
+fn named_batch(headers: &HeaderMap) -> Result<Option<NamedBatch>, Problem> {
     let refuse = |detail: String| Err(Problem::new(Code::InvalidProducer, detail));
     let ProducerHeaders { id, epoch, sequence, mark } = ProducerHeaders::parse(headers)?;
     if mark.is_some_and(|mark| mark.len() > PRODUCER_MARK_BYTES) || mark.is_some() && id.is_none() {
@@ -66,7 +66,7 @@ fn producer(headers: &HeaderMap) -> Result<Option<Producer>, Problem> {
     match (id, epoch, sequence) {
         (None, None, None) => Ok(None),
         (Some(id), Some(epoch), Some(sequence)) => {
-            Ok(Some(Producer { id: id.to_owned(), epoch, sequence, mark: mark.map(str::to_owned) }))
+            Ok(Some(NamedBatch { id: id.to_owned(), epoch, sequence, mark: mark.map(str::to_owned) }))
         }
         _ => refuse("send all of Producer-Id, Producer-Epoch and Producer-Seq, or none".into()),
     }
@@ -139,7 +139,7 @@ pub(super) async fn append(
         let log = context.log_to_append(asker.share, name).await?;
         return session::begin(context, asker.share, log, wanted, body, asks).await;
     }
-    let producer = producer(request.headers())?;
+    let named = named_batch(request.headers())?;
     let body = request.into_body(); // so that the header section is not held while waiting
     let settings = context.settings_of(asker.share, name).await?;
     let room = SegmentRoom::new(context.store.batch_bytes(&settings));
@@ -154,7 +154,7 @@ pub(super) async fn append(
         let checked = move || batch.check(&settings).map(|()| batch);
         batch = Box::pin(body::with_permit(context, asker.share, Work::of(cost), checked)).await??;
     }
-    if producer.is_some() {
+    if named.is_some() {
         if log.producers_are_busy() {
             cost = usize::MAX; // another batch is being copied, which this one waits for
         } else if !log.knows_producers() {
@@ -162,7 +162,7 @@ pub(super) async fn append(
         }
     }
     // The batch is dropped by then, so that its memory is not held while waiting.
-    let to_append = ToAppend { batch, producer, expect };
+    let to_append = ToAppend { batch, named, expect };
     let appended = context.append(asker.share, &log, cost, to_append, append_once).await?;
     let Produced { first_offset, count, repeated } = appended;
     if !repeated {
@@ -177,15 +177,15 @@ pub(super) async fn append(
 /// Appends a batch, as its producer if there is one.
 fn append_once(
     log: &OpenLog,
-    ToAppend { batch, producer, expect }: &ToAppend,
+    ToAppend { batch, named, expect }: &ToAppend,
     may_block: MayBlock,
 ) -> Result<Produced, Error> {
-    match producer {
+    match named {
         None => {
             let first_offset = log.try_append_values(batch, *expect, may_block)?;
             Ok(Produced { first_offset, count: batch.records(), repeated: false })
         }
-        Some(Producer { id, epoch, sequence, mark }) => {
+        Some(NamedBatch { id, epoch, sequence, mark }) => {
             let mut producer = ProducerBatch::new(id, *epoch, *sequence);
             producer.mark = mark.as_deref();
             log.try_append_values_once(&producer, batch, *expect, may_block)
