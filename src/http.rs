@@ -19,6 +19,7 @@ mod formats;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod guard;
+mod headers;
 mod log_permits;
 mod logs;
 mod memory;

@@ -1,12 +1,13 @@
 //! Answers: whole ones, and those that are sent piece by piece.
 
+use super::headers::ACCEL_BUFFERING;
 use crate::LogId;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Either, Full, combinators::UnsyncBoxBody};
 use hyper::{
     Response, StatusCode,
     body::{Frame, SizeHint},
-    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
+    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue},
 };
 use serde::Serialize;
 use std::{
@@ -18,10 +19,6 @@ use std::{
 /// An extension of answers that end only with their client, such as live tails.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Endless;
-
-/// The id of the log that was read: a log that is created again after it was deleted has another one.
-pub(super) const LOG_ID: HeaderName = HeaderName::from_static("millstream-log-id");
-const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 pub(super) fn log_id(id: LogId) -> HeaderValue {
     HeaderValue::try_from(id.to_string()).unwrap_or_else(|_| HeaderValue::from_static("")) // hexadecimal: cannot fail

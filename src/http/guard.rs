@@ -18,17 +18,19 @@
 //! clients are. Ports are ignored: they differ behind a forwarded port. A request of HTTP/1.0 may name no host: it does not
 //! come from a browser. `/healthz` and `/readyz` are for probes under any name, and reveal nothing about the logs.
 
-use super::{params, problem::Problem, settings::Settings};
+use super::{
+    headers::{SEC_FETCH_DEST, SEC_FETCH_MODE, SEC_FETCH_SITE},
+    params,
+    problem::Problem,
+    settings::Settings,
+};
 use crate::Code;
 use hyper::{
     Method, Request, Version,
-    header::{ACCEPT_LANGUAGE, HOST, HeaderMap, HeaderName, ORIGIN, USER_AGENT},
+    header::{ACCEPT_LANGUAGE, HOST, HeaderMap, ORIGIN, USER_AGENT},
 };
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
-const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 const ANY: &str = "*";
 
 /// See the module's documentation.

@@ -2,12 +2,13 @@
 
 use super::{
     accept::{self, Wanted},
-    answer::{Answer, Body, Endless, LOG_ID, full, keep_from_proxies, log_id, only_head, piece_by_piece},
+    answer::{Answer, Body, Endless, full, keep_from_proxies, log_id, only_head, piece_by_piece},
     context::{Asker, Context},
     cursors,
     fetch::Patience,
     follow,
     formats::Format,
+    headers::{LOG_ID, LOST_RECORDS, NEXT_OFFSET},
     memory::Purpose,
     params,
     permits::{ConnectionShare, Kind},
@@ -20,15 +21,9 @@ use http_body_util::{BodyExt, Either};
 use hyper::{
     Request, Response,
     body::{Bytes, Frame, SizeHint},
-    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue},
+    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
 };
 use std::{collections::VecDeque, io, pin::Pin, sync::Arc, task, time::Duration};
-
-/// The offset to read from next.
-const NEXT_OFFSET: HeaderName = HeaderName::from_static("millstream-next-offset");
-
-/// How many of the records are marked as lost, if any: formats that consist of values have no mark for it.
-const LOST_RECORDS: HeaderName = HeaderName::from_static("millstream-lost-records");
 
 /// Answers of up to this many bytes are sent whole.
 const MAX_WHOLE_BYTES: usize = 1 << 20;

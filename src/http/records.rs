@@ -8,6 +8,7 @@ use super::{
     effort::Work,
     fetch,
     formats::{self, DecodedBatch, Format},
+    headers::TIME,
     memory::{Grant, Purpose},
     meter::Meter,
     params,
@@ -26,11 +27,9 @@ use crate::{
 use hyper::{
     Request, Response, StatusCode,
     body::Bytes,
-    header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, EXPECT, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH},
+    header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, EXPECT, HeaderMap, HeaderValue, IF_NONE_MATCH},
 };
 use std::{collections::BTreeSet, sync::Arc};
-
-const TIME: HeaderName = HeaderName::from_static("millstream-time");
 
 /// A batch that its producer has named, so that it is stored once.
 struct NamedBatch {

@@ -5,7 +5,9 @@ use super::{
     book,
     connection::{Exchange, RequestBody},
     context::{Asker, Context, DEFAULT_LOG},
-    cursors, logs, params,
+    cursors,
+    headers::REQUEST_ID,
+    logs, params,
     problem::Problem,
     producers, range, records,
 };
@@ -16,7 +18,7 @@ use crate::{
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Body as _,
-    header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue},
 };
 use serde::Serialize;
 use std::{
@@ -86,9 +88,6 @@ fn kept_id(id: &HeaderValue) -> Option<HeaderValue> {
         .filter(|id| id.len() <= REQUEST_ID_BYTES)
         .and_then(|id| HeaderValue::from_bytes(id).ok())
 }
-
-/// The id of a request, chosen by the client or by us; in the answer and in the server's log.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A number unique within this process, after a prefix that is probably unique to this process.
 fn new_request_id() -> HeaderValue {

@@ -18,10 +18,11 @@ mod producer;
 mod source;
 
 use super::{
-    answer::{Answer, LOG_ID, json_text, keep_from_proxies, log_id, piece_by_piece},
+    answer::{Answer, json_text, keep_from_proxies, log_id, piece_by_piece},
     connection::RequestBody,
     context::{self, Ack, COPYING, Context},
     formats::{DecodedBatch, Format},
+    headers::LOG_ID,
     permits::{ConnectionShare, Kind, OFFLOAD_BYTES},
     problem::Problem,
     waited::LogWait,

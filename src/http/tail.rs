@@ -6,10 +6,11 @@
 //! reads on before its connection is given up, and may resume.
 
 use super::{
-    answer::{Answer, Endless, LOG_ID, keep_from_proxies, log_id, piece_by_piece},
+    answer::{Answer, Endless, keep_from_proxies, log_id, piece_by_piece},
     context::Context,
     feed::{self, Feed, Latest, Wake},
     fetch::{self, Patience},
+    headers::LOG_ID,
     memory::Grant,
     permits::ConnectionShare,
     place::{Made, Place},
