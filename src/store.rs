@@ -182,6 +182,18 @@ struct Inner {
     removing: Arc<AtomicBool>,
 }
 
+/// How many logs a store has: all, and those of which something holds.
+#[cfg(feature = "server")]
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) logs: u64,
+    pub(crate) open: u64,
+    /// Those that could not be opened when that was tried last, because of what is in their directories.
+    pub(crate) unusable: u64,
+    /// Open logs that refuse appends.
+    pub(crate) refusing: u64,
+}
+
 /// See the module's documentation.
 ///
 /// # Example
@@ -421,11 +433,17 @@ impl Store {
         entries.values().filter(|entry| entry.unusable.load(Ordering::Relaxed)).count()
     }
 
-    /// How many open logs refuse appends.
+    /// How many logs there are, of each kind that the metrics have.
     #[cfg(feature = "server")]
-    pub(crate) fn refusing_count(&self) -> usize {
-        let entries = read_lock(&self.inner.entries);
-        entries.values().filter_map(|entry| entry.usable()).filter(|log| log.refuses_appends()).count()
+    pub(crate) fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for entry in read_lock(&self.inner.entries).values() {
+            counts.logs += 1;
+            counts.open += u64::from(entry.open.load().is_some());
+            counts.unusable += u64::from(entry.unusable.load(Ordering::Relaxed));
+            counts.refusing += u64::from(entry.usable().is_some_and(|log| log.refuses_appends()));
+        }
+        counts
     }
 
     /// The options that the store was opened with.

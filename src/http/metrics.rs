@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     log::{self, Stats, stats},
-    store::Store,
+    store::{Counts, Store},
 };
 use hyper::{
     Response,
@@ -155,22 +155,16 @@ struct Engine(std::sync::Weak<Store>);
 
 /// Values that go up and down: names, what they are, and how much it is now. Without a store, its counts are 0.
 fn gauges(chunk_bytes: u64, store: Option<&Store>) -> [(&'static str, &'static str, u64); 5] {
-    let (logs, open) = store.map_or((0, 0), Store::count);
-    let unusable = store.map_or(0, Store::unusable_count);
-    let refusing = store.map_or(0, Store::refusing_count);
+    let Counts { logs, open, unusable, refusing } = store.map(Store::counts).unwrap_or_default();
     [
         ("chunk_memory_bytes", "Memory of chunks", chunk_bytes),
-        ("logs", "Logs in the store", logs as u64),
-        ("open_logs", "Logs that are open", open as u64),
-        (
-            "unusable_logs",
-            "Logs that could not be opened because of what is in their directories",
-            unusable as u64,
-        ),
+        ("logs", "Logs in the store", logs),
+        ("open_logs", "Logs that are open", open),
+        ("unusable_logs", "Logs that could not be opened because of what is in their directories", unusable),
         (
             "refusing_logs",
             "Open logs that refuse appends: damaged, failed, or without room on the disk",
-            refusing as u64,
+            refusing,
         ),
     ]
 }
