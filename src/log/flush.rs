@@ -9,8 +9,9 @@
 //! The flusher is a task, run by a pool of threads for all logs. It is idle while there is nothing to write; the first
 //! append wakes it, and it lingers a millisecond for more, unless a caller waits.
 
-#[cfg(feature = "store")]
-use super::{ATTEMPT, ATTEMPTS};
+mod closing;
+mod waiting;
+
 use super::{
     Durability, Error, LINGER, Shared,
     roll::{Active, Job},
@@ -24,10 +25,8 @@ use crate::{
     segment::{Segment, file::SegmentFile},
     sync::{Arc, AtomicBool, AtomicU64, Backoff, Mutex, Ordering, lock, try_lock},
 };
-use std::{
-    ops::RangeInclusive,
-    time::{Duration, Instant},
-};
+pub(crate) use closing::CLOSING;
+use std::{ops::RangeInclusive, time::Duration};
 
 /// The most words that one commit writes, to the next end of a batch: 8 MiB, where the disk is at full speed.
 const MAX_WORDS: u32 = 1 << 20;
@@ -71,9 +70,6 @@ enum Committed {
 /// How long until a commit that could not begin is tried again: the first of these, then twice as long each time, up to
 /// the second.
 const PAUSES: RangeInclusive<Duration> = Duration::from_millis(4)..=Duration::from_secs(1);
-/// How long closing a log, or all logs of a store together, continues to try.
-pub(crate) const CLOSING: Duration = Duration::from_secs(5);
-
 impl CommitPosition {
     pub(super) fn new(active: &Active, done: ChunkPosition, begun: bool) -> Self {
         let (segment, chunk) = (Arc::clone(&active.segment), Arc::clone(&active.chunk));
@@ -82,25 +78,6 @@ impl CommitPosition {
 
     fn file(&self) -> std::sync::Arc<SegmentFile> {
         self.segment.file().expect("a segment keeps its file until it is sealed, which comes later")
-    }
-
-    /// Waits until nobody copies a record into a chunk any more, also if the log has failed: another opening may look at the
-    /// memory. Appends must have been stopped.
-    fn await_copies(&self) {
-        let (mut segment, mut chunk) = (Arc::clone(&self.segment), Arc::clone(&self.chunk));
-        let (mut copied, backoff) = (self.done, Backoff::new());
-        loop {
-            while copied.records < chunk.reserved() {
-                let to = chunk.contiguous(copied, u32::MAX);
-                if to == copied {
-                    backoff.snooze(); // nothing but a copy is between an append's place and its end
-                }
-                copied = to;
-            }
-            let Some(next) = segment.next.load_full().and_then(Active::of) else { return };
-            (segment, chunk) = (Arc::clone(&next.segment), Arc::clone(&next.chunk));
-            copied = ChunkPosition::default();
-        }
     }
 }
 
@@ -429,184 +406,5 @@ impl Shared {
         } else {
             self.roll.send(Job::Discard(segment));
         }
-    }
-
-    pub(super) fn wait_durable(&self, offset: u64) -> Result<(), Error> {
-        self.wait_durable_while(offset, |_| true)
-    }
-
-    /// Waits for at most `timeout`, and leaves the write to the flusher: a thread that writes cannot say how long that takes.
-    /// Returns whether the record is durable.
-    pub(super) fn wait_durable_for(&self, offset: u64, timeout: Duration) -> Result<bool, Error> {
-        self.check_appended(offset)?;
-        let ended = || self.check_can_become_durable().is_err();
-        self.flush.kick();
-        // Without an end if that would be too far away to be represented.
-        self.durable.park(offset.saturating_add(1), ended, Instant::now().checked_add(timeout));
-        if self.durable.get() > offset {
-            return Ok(true);
-        }
-        self.check_can_become_durable().map(|()| false)
-    }
-
-    /// Returns an error if no append has been given this offset.
-    pub(super) fn check_appended(&self, offset: u64) -> Result<(), Error> {
-        let next = self.next_offset();
-        if offset < next {
-            return Ok(());
-        }
-        self.writable()?;
-        Err(Error::NotAppended { offset, next })
-    }
-
-    /// Waits like [`wait_durable`](Self::wait_durable), but returns the error if there is no room on the disk.
-    #[cfg(feature = "store")]
-    pub(super) fn wait_durable_unless_full(&self, offset: u64) -> Result<(), Error> {
-        self.wait_durable_while(offset, |error| !error.is_full())
-    }
-
-    /// Waits like [`wait_durable`](Self::wait_durable) as long as `is_waited_for` is true of what keeps the system from
-    /// writing; otherwise returns that error.
-    fn wait_durable_while(&self, offset: u64, is_waited_for: impl Fn(&Error) -> bool) -> Result<(), Error> {
-        let backoff = Backoff::new();
-        while self.durable.get() <= offset {
-            if offset >= self.next_offset() {
-                self.check_can_become_durable()?;
-                self.durable.park(
-                    offset.saturating_add(1),
-                    || self.check_can_become_durable().is_err(),
-                    None,
-                );
-                continue;
-            }
-            // Lead a commit, or wait until another's is over.
-            let mut position = lock(&self.flush.position);
-            if self.durable.get() > offset {
-                break;
-            }
-            match self.commit(&mut position) {
-                Committed::Failed => return self.check_can_become_durable(),
-                Committed::Later(_, error) if !is_waited_for(&error) => return Err(error),
-                Committed::Later(pause, _) => {
-                    drop(position);
-                    if !self.env.machine.advance_simulated(pause) {
-                        let again = Instant::now() + pause;
-                        self.durable.park(offset + 1, || self.has_ended(), Some(again));
-                    }
-                }
-                Committed::Bytes(0) => {
-                    drop(position);
-                    self.check_not_lost(offset)?;
-                    backoff.snooze(); // an earlier append is still copying
-                }
-                Committed::Bytes(_) => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the record at `offset` is durable, or becomes so within a moment: for callers that have other logs to
-    /// serve. Never touches the disk itself.
-    #[cfg(feature = "store")]
-    pub(super) fn durable_soon(&self, offset: u64) -> bool {
-        for _ in 0..ATTEMPTS {
-            if self.durable.get() > offset || self.has_ended() {
-                break;
-            }
-            self.flush.task.kick();
-            self.env.flushers.help();
-            self.durable.park(offset.saturating_add(1), || self.has_ended(), Some(Instant::now() + ATTEMPT));
-        }
-        self.durable.get() > offset
-    }
-
-    /// Returns an error if records that are not durable yet cannot become so any more.
-    pub(super) fn check_can_become_durable(&self) -> Result<(), Error> {
-        self.check_not_ended()?;
-        if self.next_offset() == self.durable.get() { self.writable() } else { Ok(()) }
-    }
-
-    /// Returns an error if the log ended before `offset`.
-    fn check_not_lost(&self, offset: u64) -> Result<(), Error> {
-        if offset >= self.next_offset() { self.check_can_become_durable() } else { Ok(()) }
-    }
-
-    /// Called after the tasks have ended: commits the rest, and leaves the mark of a clean close. While the disk has no room
-    /// for the rest, tries again until the time that is `left` is used up. With `waits_for_mark`, does the same for the mark.
-    /// What was used up is taken from `left`.
-    pub(super) fn commit_rest(&self, left: &mut Duration, waits_for_mark: bool) -> Result<(), Error> {
-        let mut position = lock(&self.flush.position);
-        let backoff = Backoff::new();
-        let mut left_otherwise = CLOSING; // for other reasons, which pass sooner and concern this log only
-        while self.durable.get() < self.next_offset() {
-            match self.commit(&mut position) {
-                Committed::Failed => break,
-                Committed::Later(pause, error) => {
-                    let left = if error.is_full() { &mut *left } else { &mut left_otherwise };
-                    // The last attempt may be a while ago: another log has used up the time.
-                    if !self.rest_within(left, pause)
-                        && let Committed::Later(_, error) = self.commit_now(&mut position)
-                    {
-                        self.fail(&error); // what is not on the disk stays in shared memory
-                    }
-                }
-                Committed::Bytes(0) => backoff.snooze(), // an append that had its place is still copying
-                Committed::Bytes(_) => {}
-            }
-        }
-        position.await_copies();
-        let kept = self.seal_rest();
-        if let Err(error) = &kept {
-            self.fail(error);
-        }
-        let pauses = Pauses::new(PAUSES);
-        let marked = loop {
-            match self.mark(&position) {
-                Err(error) if error.is_full() && waits_for_mark && self.rest_within(left, pauses.next()) => {
-                    tracing::debug!(dir = %self.dir.display(), %error, "cannot mark a log as closed yet");
-                }
-                // Nothing is lost: it is as if the process had been killed now.
-                Err(error) if error.is_full() => {
-                    reports::failure(&self.dir, &error, "a log is not marked as closed");
-                    break Ok(());
-                }
-                marked => break marked,
-            }
-        };
-        self.durable.wake_all();
-        self.check_not_ended()?;
-        kept.and(marked)
-    }
-
-    /// Rests for `pause`, and takes it from what is left of the time to try; returns `false` at once if that is over.
-    /// Counts the pauses and reads no clock, so that the simulation can be replayed.
-    fn rest_within(&self, left: &mut Duration, pause: Duration) -> bool {
-        if left.is_zero() {
-            return false;
-        }
-        *left = left.saturating_sub(pause);
-        self.rest(pause);
-        true
-    }
-
-    fn rest(&self, pause: Duration) {
-        if !self.env.machine.advance_simulated(pause) {
-            std::thread::sleep(pause);
-        }
-    }
-
-    /// Notes in the segment's header how many records are durable, so that damage to the last of them is not taken
-    /// for the torn end of a write.
-    fn mark(&self, position: &CommitPosition) -> Result<(), Error> {
-        let Some(file) = position.segment.file() else { return Ok(()) };
-        if self.has_ended() {
-            return Ok(());
-        }
-        if !position.begun {
-            file.discard(&*self.env.disk);
-            return Ok(());
-        }
-        file.write_header(&position.segment.header, position.done.records)
-            .map_err(Error::io("mark a segment as closed in", &self.dir))
     }
 }
