@@ -10,6 +10,7 @@ mod aside;
 mod dir;
 mod full;
 mod judge;
+mod left;
 mod mend;
 mod open;
 mod restore;

@@ -10,7 +10,7 @@
 use super::{
     super::{Damage, Error},
     judge::{Rest, State, Wreck, wreck},
-    restore::{LeftBacking, left_backings},
+    left::{LeftBacking, left_backings},
     survey::{Copies, Origin, Survey, SurveyedSegment},
 };
 use crate::{

@@ -20,21 +20,25 @@
 //!   trimmed beyond the last of their offsets. Any other backing stays, and is reported.
 
 use super::{
-    super::{Durability, Error, stats},
+    super::{Durability, Error},
     aside,
     full::{Full, no_room},
     judge::{Rest, State},
+    left::{
+        BackingFate, LeftBacking, contradict, end_of, follows, left_backings, predecessor_of,
+        share_predecessors, warn_kept,
+    },
     survey::{Copies, MAX_AHEAD_BYTES, Origin, Survey, SurveyedSegment},
 };
 use crate::{
-    chunk::{BackingContent, BackingDir, Label, Predecessor},
+    chunk::{BackingDir, Predecessor},
     disk::{Aligned, BLOCK, Disk, File, is_transient, salvage},
     frame,
     parallel::made_ahead,
     segment::{
         FRAMES,
         file::{self, SegmentFile},
-        header::{Header, Secret},
+        header::Header,
         region::Region,
         scan::{self, Scan},
         sealed::{self, Footer, Sealed},
@@ -42,22 +46,6 @@ use crate::{
     },
 };
 use std::{cmp::Reverse, io, path::Path};
-
-/// A backing that holds a segment.
-pub(super) struct LeftBacking {
-    pub(super) name: String,
-    pub(super) header: Header,
-    opening: u64,
-    pub(super) predecessor: Predecessor,
-    sealed: bool,
-    /// The end of its records, and the CRC of the last one, once known: for the backing that continues after it.
-    end: Option<(u64, Option<u32>)>,
-    /// The bytes after a gap, if there are frames.
-    torn: Vec<u8>,
-    fate: BackingFate,
-    /// Whether its frames have to be read.
-    needs_frames: bool,
-}
 
 /// Completes the segment files and the survey from the backings. Removes backings that are no longer needed. Returns
 /// `Full` if there is no room for what one of them holds, or to keep that aside: the backing stays, the log must not be
@@ -145,74 +133,11 @@ fn dispose(
     Ok(full)
 }
 
-/// What precedes one backing of a process precedes all of its backings with the same base: they are of chunks that were
-/// replaced while they were empty.
-fn share_predecessors(left: &mut [LeftBacking]) {
-    for n in 0..left.len() {
-        let (one, own) = (&left[n], left[n].predecessor);
-        let known = left.iter().find(|other| {
-            other.header.base == one.header.base
-                && other.opening == one.opening
-                && other.predecessor != Predecessor::Unknown
-        });
-        left[n].predecessor =
-            known.filter(|_| own == Predecessor::Unknown).map_or(own, |known| known.predecessor);
-    }
-}
-
 /// The room that these backings need for segments that have no file yet. What the others need, opening reserves.
 fn room_for(survey: &Survey, backings: &[LeftBacking]) -> u64 {
     let has_file = |header: &Header| survey.segments.iter().any(|segment| segment.header == *header);
     let new = backings.iter().map(|backing| &backing.header).filter(|header| !has_file(header));
     new.map(|header| file::length(header.capacity)).sum()
-}
-
-/// The backings of this log that hold a segment. Removes those that hold none, and reports those that it does not
-/// understand.
-pub(super) fn left_backings(
-    dir: &Path,
-    backings: &BackingDir,
-    survey: &Survey,
-) -> Result<Vec<LeftBacking>, Error> {
-    let log = survey.segments.first().map_or_else(|| backings.log(), |first| first.header.log);
-    let mut left = Vec::new();
-    for backing in backings.find().map_err(Error::io("look for backings of", dir))? {
-        match backing.content {
-            BackingContent::Spare => backings.remove(&backing.name),
-            BackingContent::Invalid => warn_kept(backings, [&*backing.name], "it cannot be understood"),
-            BackingContent::Elsewhere(owner) => {
-                tracing::debug!(dir = %dir.display(), owner = %owner.display(), "a backing of a copy of this log is left alone");
-            }
-            BackingContent::Segment { label, opening, predecessor, sealed, secret } => {
-                let Label { base, capacity, created, version } = label;
-                let secret = Secret(secret.filter(|_| version > 1));
-                let header = Header { log, base, capacity, created, secret };
-                left.push(LeftBacking {
-                    name: backing.name,
-                    header,
-                    opening,
-                    predecessor,
-                    sealed,
-                    end: None,
-                    torn: Vec::new(),
-                    fate: BackingFate::Kept,
-                    needs_frames: true,
-                });
-            }
-        }
-    }
-    Ok(left)
-}
-
-/// Reports that backings stay, and why.
-fn warn_kept<'a>(backings: &BackingDir, names: impl IntoIterator<Item = &'a str>, why: &str) {
-    for name in names {
-        stats::kept_backing();
-        tracing::warn!(
-            backing = %backings.path(name).display(), why,
-            "memory of a process that was killed is kept: it may hold records that the disk does not have"
-        );
-    }
 }
 
 /// Whether there is no damage except what a backing may mend: in the last segment, which is not sealed.
@@ -230,17 +155,6 @@ struct Restorer<'a> {
     dir: &'a Path,
     backings: &'a BackingDir,
     survey: &'a mut Survey,
-}
-
-/// What becomes of a backing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum BackingFate {
-    /// It holds nothing, or nothing that the disk does not have by now: it is removed.
-    Redundant,
-    /// All of its records are older than the log, which was trimmed: it is removed.
-    Trimmed,
-    /// It stays.
-    Kept,
 }
 
 /// What a backing holds, as it was read.
@@ -502,11 +416,6 @@ fn clear(bytes: &mut [u8]) {
     }
 }
 
-/// Where a backing with these frames ends.
-fn end_of(backing: &LeftBacking, scan: &Scan) -> (u64, Option<u32>) {
-    (backing.header.base + u64::from(scan.records()), scan.last_crc)
-}
-
 fn report_restoring(dir: &Path, header: &Header, scan: &Scan) {
     tracing::info!(
         dir = %dir.display(), base = header.base, up_to = header.base + u64::from(scan.records()),
@@ -526,35 +435,6 @@ fn write(file: &dyn File, frames: &Aligned, from: u32, to: u32) -> io::Result<()
         file::write_blocks(file, &last, whole)?;
     }
     Ok(())
-}
-
-/// What precedes a backing's first record. It is noted in the backing once it is durable; until then the chunk before
-/// it is in memory as well.
-fn predecessor_of(backing: &LeftBacking, earlier: &[LeftBacking]) -> Predecessor {
-    if backing.predecessor != Predecessor::Unknown {
-        return backing.predecessor;
-    }
-    let of_it = earlier.iter().filter(|other| other.opening == backing.opening);
-    let known = of_it.filter_map(|other| {
-        let (end, crc) = other.end.filter(|(end, _)| *end == backing.header.base)?;
-        // What precedes a chunk that ended empty also precedes the chunk that replaced it.
-        let empty = end == other.header.base;
-        crc.map(Predecessor::Frame).or_else(|| empty.then_some(other.predecessor))
-    });
-    known.into_iter().find(|known| *known != Predecessor::Unknown).unwrap_or(Predecessor::Unknown)
-}
-
-/// Whether the frame before the backing's first record is the last frame of the log.
-fn follows(backing: &LeftBacking, earlier: &[LeftBacking], at_end: Predecessor) -> bool {
-    let predecessor = predecessor_of(backing, earlier);
-    // Format 1 noted nothing.
-    predecessor == at_end && predecessor != Predecessor::Unknown
-        || predecessor == Predecessor::Unknown && backing.opening == 0
-}
-
-/// Whether both are known, and differ.
-fn contradict(one: Predecessor, other: Predecessor) -> bool {
-    one != other && one != Predecessor::Unknown && other != Predecessor::Unknown
 }
 
 /// The CRC in the last frame of a segment; `None` if it is not known, because the frame is damaged or cannot be read:

@@ -1,0 +1,139 @@
+//! The backings that a process has left which ended without closing the log: which of them hold a segment, and after which
+//! frame each of them continues.
+
+use super::{
+    super::{Error, stats},
+    survey::Survey,
+};
+use crate::{
+    chunk::{BackingContent, BackingDir, Label, Predecessor},
+    segment::{
+        header::{Header, Secret},
+        scan::Scan,
+    },
+};
+use std::path::Path;
+
+/// A backing that holds a segment.
+pub(super) struct LeftBacking {
+    pub(super) name: String,
+    pub(super) header: Header,
+    pub(super) opening: u64,
+    pub(super) predecessor: Predecessor,
+    pub(super) sealed: bool,
+    /// The end of its records, and the CRC of the last one, once known: for the backing that continues after it.
+    pub(super) end: Option<(u64, Option<u32>)>,
+    /// The bytes after a gap, if there are frames.
+    pub(super) torn: Vec<u8>,
+    pub(super) fate: BackingFate,
+    /// Whether its frames have to be read.
+    pub(super) needs_frames: bool,
+}
+
+/// What becomes of a backing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BackingFate {
+    /// It holds nothing, or nothing that the disk does not have by now: it is removed.
+    Redundant,
+    /// All of its records are older than the log, which was trimmed: it is removed.
+    Trimmed,
+    /// It stays.
+    Kept,
+}
+
+/// The backings of this log that hold a segment. Removes those that hold none, and reports those that it does not
+/// understand.
+pub(super) fn left_backings(
+    dir: &Path,
+    backings: &BackingDir,
+    survey: &Survey,
+) -> Result<Vec<LeftBacking>, Error> {
+    let log = survey.segments.first().map_or_else(|| backings.log(), |first| first.header.log);
+    let mut left = Vec::new();
+    for backing in backings.find().map_err(Error::io("look for backings of", dir))? {
+        match backing.content {
+            BackingContent::Spare => backings.remove(&backing.name),
+            BackingContent::Invalid => warn_kept(backings, [&*backing.name], "it cannot be understood"),
+            BackingContent::Elsewhere(owner) => {
+                tracing::debug!(dir = %dir.display(), owner = %owner.display(), "a backing of a copy of this log is left alone");
+            }
+            BackingContent::Segment { label, opening, predecessor, sealed, secret } => {
+                let Label { base, capacity, created, version } = label;
+                let secret = Secret(secret.filter(|_| version > 1));
+                let header = Header { log, base, capacity, created, secret };
+                left.push(LeftBacking {
+                    name: backing.name,
+                    header,
+                    opening,
+                    predecessor,
+                    sealed,
+                    end: None,
+                    torn: Vec::new(),
+                    fate: BackingFate::Kept,
+                    needs_frames: true,
+                });
+            }
+        }
+    }
+    Ok(left)
+}
+
+/// Reports that backings stay, and why.
+pub(super) fn warn_kept<'a>(backings: &BackingDir, names: impl IntoIterator<Item = &'a str>, why: &str) {
+    for name in names {
+        stats::kept_backing();
+        tracing::warn!(
+            backing = %backings.path(name).display(), why,
+            "memory of a process that was killed is kept: it may hold records that the disk does not have"
+        );
+    }
+}
+
+/// Where a backing with these frames ends.
+pub(super) fn end_of(backing: &LeftBacking, scan: &Scan) -> (u64, Option<u32>) {
+    (backing.header.base + u64::from(scan.records()), scan.last_crc)
+}
+
+/// What precedes one backing of a process precedes all of its backings with the same base: they are of chunks that were
+/// replaced while they were empty.
+pub(super) fn share_predecessors(left: &mut [LeftBacking]) {
+    for n in 0..left.len() {
+        let (one, own) = (&left[n], left[n].predecessor);
+        let known = left.iter().find(|other| {
+            other.header.base == one.header.base
+                && other.opening == one.opening
+                && other.predecessor != Predecessor::Unknown
+        });
+        left[n].predecessor =
+            known.filter(|_| own == Predecessor::Unknown).map_or(own, |known| known.predecessor);
+    }
+}
+
+/// What precedes a backing's first record. It is noted in the backing once it is durable; until then the chunk before
+/// it is in memory as well.
+pub(super) fn predecessor_of(backing: &LeftBacking, earlier: &[LeftBacking]) -> Predecessor {
+    if backing.predecessor != Predecessor::Unknown {
+        return backing.predecessor;
+    }
+    let of_it = earlier.iter().filter(|other| other.opening == backing.opening);
+    let known = of_it.filter_map(|other| {
+        let (end, crc) = other.end.filter(|(end, _)| *end == backing.header.base)?;
+        // What precedes a chunk that ended empty also precedes the chunk that replaced it.
+        let empty = end == other.header.base;
+        crc.map(Predecessor::Frame).or_else(|| empty.then_some(other.predecessor))
+    });
+    known.into_iter().find(|known| *known != Predecessor::Unknown).unwrap_or(Predecessor::Unknown)
+}
+
+/// Whether the frame before the backing's first record is the last frame of the log.
+pub(super) fn follows(backing: &LeftBacking, earlier: &[LeftBacking], at_end: Predecessor) -> bool {
+    let predecessor = predecessor_of(backing, earlier);
+    // Format 1 noted nothing.
+    predecessor == at_end && predecessor != Predecessor::Unknown
+        || predecessor == Predecessor::Unknown && backing.opening == 0
+}
+
+/// Whether both are known, and differ.
+pub(super) fn contradict(one: Predecessor, other: Predecessor) -> bool {
+    one != other && one != Predecessor::Unknown && other != Predecessor::Unknown
+}
