@@ -13,24 +13,25 @@
 //!   that no log can have, which is durable before the answer, and its files are removed afterwards.
 
 mod directories;
+mod entry;
 mod error;
 mod housekeeper;
 #[cfg(feature = "server")]
 mod lags;
+mod opening;
 mod options;
 mod scrubber;
 
 use crate::{
-    disk::{Disk, tree},
-    log::{CLOSING, COMMON_LOCK, Environment, Error as LogError, Log, Options, SETTINGS, budget::Budget},
+    disk::Disk,
+    log::{CLOSING, COMMON_LOCK, Environment, Error as LogError, SETTINGS, budget::Budget},
     name::is_log_name,
-    sync::{lock, read_lock, try_lock, write_lock},
+    sync::{read_lock, write_lock},
 };
-use arc_swap::ArcSwapOption;
 use std::{
     collections::BTreeMap,
     io,
-    ops::{Bound, Deref},
+    ops::Bound,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, RwLock,
@@ -41,129 +42,17 @@ use std::{
 
 pub use crate::name::NAME_BYTES;
 pub use crate::settings::{LogSettings, ValueError, Values};
+pub use entry::OpenLog;
 pub use error::Error;
 pub use options::StoreOptions;
 
 use directories::{is_taken, remove_deleted};
-use housekeeper::{Housekeeper, Reopening};
-use scrubber::{Findings, Scrubber};
+use entry::Entry;
+use housekeeper::Housekeeper;
+use scrubber::Scrubber;
 
 /// The prefix of a deleted log's directory until it is removed. No log's name starts with a dot.
 const DELETED: &str = ".deleted-";
-
-/// An open log; it stays open as long as this, or a clone of its [`Log`], is held, unless one of them closes it: then
-/// [`Store::get`] opens it again.
-pub struct OpenLog {
-    log: Log,
-    /// Which opening this is of all in the process: an address may be another log's later, and an id a copy's.
-    #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "only the server tells openings apart"))]
-    number: u64,
-    name: String,
-    settings: LogSettings,
-    /// Whether it was deleted, or is being deleted.
-    deleted: AtomicBool,
-    /// What the scrubber has found in it: the entry's.
-    findings: Arc<Findings>,
-    /// Whether it was reported that retention fails; that is not reported again until it has worked.
-    untrimmed: AtomicBool,
-}
-
-impl OpenLog {
-    /// A number that no other opening of a log has, of this log or another.
-    #[cfg(feature = "server")]
-    pub(crate) fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// Its name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The settings it was created with.
-    pub fn settings(&self) -> &LogSettings {
-        &self.settings
-    }
-
-    /// Whether it was deleted, or is being deleted: any error that it returns then has that reason.
-    pub fn is_deleted(&self) -> bool {
-        self.deleted.load(Ordering::Acquire)
-    }
-}
-
-impl Deref for OpenLog {
-    type Target = Log;
-
-    fn deref(&self) -> &Log {
-        &self.log
-    }
-}
-
-/// One log, open or not.
-struct Entry {
-    open: ArcSwapOption<OpenLog>,
-    /// When it was last asked for, in milliseconds since the store was opened.
-    used: AtomicU64,
-    /// When the housekeeper next looks for old segments in it while it is closed, likewise.
-    retain_at: AtomicU64,
-    /// Whether the log was deleted. Locked while the log is opened, closed or deleted.
-    deleted: Mutex<bool>,
-    /// Whether a helper of the housekeeper has something to do for it.
-    helped: Arc<AtomicBool>,
-    /// When it is opened again after it was opened without room on the disk.
-    reopening: Reopening,
-    /// What the scrubber has found in the log.
-    findings: Arc<Findings>,
-    /// Whether it could not be opened when that was tried last, because of what is in its directory.
-    unusable: AtomicBool,
-    /// Whether the name of its directory is known to be durable. It must be before the log is opened: what is
-    /// acknowledged in it would be lost together with the name.
-    named: AtomicBool,
-}
-
-impl Entry {
-    fn new(named: bool) -> Arc<Self> {
-        Arc::new(Self {
-            open: ArcSwapOption::new(None),
-            used: AtomicU64::new(0),
-            retain_at: AtomicU64::new(0),
-            deleted: Mutex::new(false),
-            helped: Arc::default(),
-            reopening: Reopening::default(),
-            findings: Arc::default(),
-            unusable: AtomicBool::new(false),
-            named: named.into(),
-        })
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, bool> {
-        lock(&self.deleted)
-    }
-
-    /// The log, if it is open, and no clone of it has closed it or is closing it.
-    fn usable(&self) -> Option<Arc<OpenLog>> {
-        self.open.load_full().filter(|open| !open.is_closing())
-    }
-
-    /// Closes an idle log, if it is open and nobody else holds it, or its lock.
-    fn close(&self) {
-        let Some(_held) = try_lock(&self.deleted) else { return };
-        if let Some(closing) = self.open.load_full().filter(|open| open.is_closing()) {
-            closing.finish_close();
-            return self.open.store(None);
-        }
-        let Some(open) = self.open.swap(None) else { return };
-        match Arc::try_unwrap(open) {
-            Ok(open) if open.is_cloned() => self.open.store(Some(Arc::new(open))),
-            Ok(OpenLog { log, name, .. }) => {
-                if let Err(error) = log.close_idle() {
-                    tracing::error!(name, %error, "closing a log failed");
-                }
-            }
-            Err(shared) => self.open.store(Some(shared)),
-        }
-    }
-}
 
 struct Inner {
     env: Environment,
@@ -303,7 +192,7 @@ impl Store {
     /// The log of this name; opens it if it is not open.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::BadName`], and those of [`Log::open`].
+    /// [`Error::NotFound`], [`Error::BadName`], and those of [`Log::open`](crate::Log::open).
     pub fn get(&self, name: &str) -> Result<Arc<OpenLog>, Error> {
         let entry = self.known(name)?;
         self.inner.touch(&entry);
@@ -322,7 +211,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::BadName`], [`Error::BadSettings`], [`Error::Exists`], [`Error::NotFound`] if it existed and was deleted
-    /// meanwhile, and those of [`Log::open`].
+    /// meanwhile, and those of [`Log::open`](crate::Log::open).
     pub fn create(&self, name: &str, settings: &LogSettings) -> Result<bool, Error> {
         check_name(name)?;
         self.inner.options_for(settings)?;
@@ -528,77 +417,6 @@ impl Inner {
         };
         // A few more, so that not all of many logs are examined for each that is opened.
         open.iter().filter(can_be).take(too_many + limit / 64).for_each(|entry| entry.close());
-    }
-
-    fn options_for(&self, settings: &LogSettings) -> Result<Options, Error> {
-        let mut options = self.options.log.clone();
-        if let Some(durability) = settings.durability {
-            options.durability = durability;
-        }
-        if let Some(bytes) = settings.segment_bytes {
-            options.segment_bytes = bytes;
-        }
-        options.check().map_err(|error| Error::BadSettings { reason: error.to_string() })?;
-        Ok(options)
-    }
-
-    fn open_log(&self, name: &str, entry: &Entry) -> Result<OpenLog, Error> {
-        self.open_log_with(name, self.settings(name)?, entry)
-    }
-
-    fn open_log_with(&self, name: &str, settings: LogSettings, entry: &Entry) -> Result<OpenLog, Error> {
-        static OPENINGS: AtomicU64 = AtomicU64::new(0);
-        let dir = self.dir.join(name);
-        let options = self.options_for(&settings)?;
-        let log = Log::open_within(&self.env, &self.budget, &dir, options, Arc::clone(&self.lock))?;
-        let name = name.to_owned();
-        let deleted = AtomicBool::new(false);
-        let untrimmed = AtomicBool::new(false);
-        let number = OPENINGS.fetch_add(1, Ordering::Relaxed); // only to be unlike any other
-        let findings = Arc::clone(&entry.findings);
-        Ok(OpenLog { log, number, name, settings, deleted, findings, untrimmed })
-    }
-
-    fn settings(&self, name: &str) -> Result<LogSettings, Error> {
-        let path = self.dir.join(name).join(SETTINGS);
-        match tree::read(&*self.env.disk, &path).map_err(LogError::io("read", &path))? {
-            Some(text) => {
-                Ok(crate::settings::decode(&text).map_err(|reason| LogError::Corrupt { path, reason })?)
-            }
-            None => Ok(LogSettings::default()), // created by a program that used the log without a store
-        }
-    }
-
-    /// The log of an entry; opens it if it is not open.
-    fn opened(&self, name: &str, entry: &Arc<Entry>) -> Result<Arc<OpenLog>, Error> {
-        if let Some(open) = entry.usable() {
-            return Ok(open);
-        }
-        let deleted = entry.lock();
-        if let Some(open) = entry.usable() {
-            return Ok(open);
-        }
-        if *deleted {
-            return Err(Error::NotFound { name: name.to_owned() });
-        }
-        if !entry.named.load(Ordering::Relaxed) {
-            if !self.look_for(name).map_err(LogError::io("look for", &self.dir.join(name)))? {
-                self.remove(name, entry, deleted);
-                return Err(Error::NotFound { name: name.to_owned() });
-            }
-            self.env.disk.sync_dir(&self.dir).map_err(LogError::io("sync", &self.dir))?;
-            entry.named.store(true, Ordering::Relaxed); // only used with the entry's lock
-        }
-        if let Some(closing) = entry.open.load_full() {
-            closing.finish_close(); // only then: should that panic, it is not opened beside what is left of it
-            entry.open.store(None);
-        }
-        let opened = self.open_log(name, entry);
-        let unusable = matches!(&opened, Err(Error::Log(error)) if error.is_unusable());
-        entry.unusable.store(unusable, Ordering::Relaxed); // for reports only
-        let open = Arc::new(opened?);
-        entry.open.store(Some(Arc::clone(&open)));
-        Ok(open)
     }
 
     /// Removes the entry of a log that no longer exists.

@@ -7,7 +7,10 @@ mod setup;
 mod trouble;
 
 use super::*;
-use crate::disk::gate::{Gate, Operation};
+use crate::{
+    disk::gate::{Gate, Operation},
+    log::{Log, Options},
+};
 use std::time::Instant;
 
 fn options() -> StoreOptions {

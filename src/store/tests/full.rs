@@ -5,9 +5,12 @@ use super::{
     setup::{Clocks, NOW, filled, sealed, without_backings},
     trouble::options,
 };
-use crate::disk::{
-    gate::{Gate, Operation},
-    sim::{Cut, Sim},
+use crate::{
+    disk::{
+        gate::{Gate, Operation},
+        sim::{Cut, Sim},
+    },
+    log::Log,
 };
 use std::{sync::atomic::AtomicBool, thread, time::Instant};
 

@@ -1,8 +1,11 @@
 //! What the tests of stores set up: doors that hold up a disk, clocks, logs of several segments.
 
 use super::{super::*, trouble::options};
-use crate::disk::sim::{Cut, Sim};
 pub(super) use crate::log::environment::clocks::{Clocks, NOW};
+use crate::{
+    disk::sim::{Cut, Sim},
+    log::Options,
+};
 use std::{sync::Condvar, thread, time::Instant};
 
 pub(super) fn without_backings() -> StoreOptions {

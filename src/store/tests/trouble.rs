@@ -6,7 +6,7 @@ use crate::{
         self,
         gate::{Gate, Operation},
     },
-    log::{Durability, Payload, ProducerBatch},
+    log::{Durability, Log, Options, Payload, ProducerBatch},
 };
 use std::{
     future::Future,

@@ -1,0 +1,129 @@
+//! A log of a store: its entry, which exists as long as the log, and the log while it is open.
+
+use super::{LogSettings, housekeeper::Reopening, scrubber::Findings};
+use crate::{
+    log::Log,
+    sync::{lock, try_lock},
+};
+use arc_swap::ArcSwapOption;
+use std::{
+    ops::Deref,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+/// An open log; it stays open as long as this, or a clone of its [`Log`], is held, unless one of them closes it: then
+/// [`Store::get`] opens it again.
+pub struct OpenLog {
+    pub(super) log: Log,
+    /// Which opening this is of all in the process: an address may be another log's later, and an id a copy's.
+    #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "only the server tells openings apart"))]
+    pub(super) number: u64,
+    pub(super) name: String,
+    pub(super) settings: LogSettings,
+    /// Whether it was deleted, or is being deleted.
+    pub(super) deleted: AtomicBool,
+    /// What the scrubber has found in it: the entry's.
+    pub(super) findings: Arc<Findings>,
+    /// Whether it was reported that retention fails; that is not reported again until it has worked.
+    pub(super) untrimmed: AtomicBool,
+}
+
+impl OpenLog {
+    /// A number that no other opening of a log has, of this log or another.
+    #[cfg(feature = "server")]
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The settings it was created with.
+    pub fn settings(&self) -> &LogSettings {
+        &self.settings
+    }
+
+    /// Whether it was deleted, or is being deleted: any error that it returns then has that reason.
+    pub fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::Acquire)
+    }
+}
+
+impl Deref for OpenLog {
+    type Target = Log;
+
+    fn deref(&self) -> &Log {
+        &self.log
+    }
+}
+
+/// One log, open or not.
+pub(super) struct Entry {
+    pub(super) open: ArcSwapOption<OpenLog>,
+    /// When it was last asked for, in milliseconds since the store was opened.
+    pub(super) used: AtomicU64,
+    /// When the housekeeper next looks for old segments in it while it is closed, likewise.
+    pub(super) retain_at: AtomicU64,
+    /// Whether the log was deleted. Locked while the log is opened, closed or deleted.
+    pub(super) deleted: Mutex<bool>,
+    /// Whether a helper of the housekeeper has something to do for it.
+    pub(super) helped: Arc<AtomicBool>,
+    /// When it is opened again after it was opened without room on the disk.
+    pub(super) reopening: Reopening,
+    /// What the scrubber has found in the log.
+    pub(super) findings: Arc<Findings>,
+    /// Whether it could not be opened when that was tried last, because of what is in its directory.
+    pub(super) unusable: AtomicBool,
+    /// Whether the name of its directory is known to be durable. It must be before the log is opened: what is
+    /// acknowledged in it would be lost together with the name.
+    pub(super) named: AtomicBool,
+}
+
+impl Entry {
+    pub(super) fn new(named: bool) -> Arc<Self> {
+        Arc::new(Self {
+            open: ArcSwapOption::new(None),
+            used: AtomicU64::new(0),
+            retain_at: AtomicU64::new(0),
+            deleted: Mutex::new(false),
+            helped: Arc::default(),
+            reopening: Reopening::default(),
+            findings: Arc::default(),
+            unusable: AtomicBool::new(false),
+            named: named.into(),
+        })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, bool> {
+        lock(&self.deleted)
+    }
+
+    /// The log, if it is open, and no clone of it has closed it or is closing it.
+    pub(super) fn usable(&self) -> Option<Arc<OpenLog>> {
+        self.open.load_full().filter(|open| !open.is_closing())
+    }
+
+    /// Closes an idle log, if it is open and nobody else holds it, or its lock.
+    pub(super) fn close(&self) {
+        let Some(_held) = try_lock(&self.deleted) else { return };
+        if let Some(closing) = self.open.load_full().filter(|open| open.is_closing()) {
+            closing.finish_close();
+            return self.open.store(None);
+        }
+        let Some(open) = self.open.swap(None) else { return };
+        match Arc::try_unwrap(open) {
+            Ok(open) if open.is_cloned() => self.open.store(Some(Arc::new(open))),
+            Ok(OpenLog { log, name, .. }) => {
+                if let Err(error) = log.close_idle() {
+                    tracing::error!(name, %error, "closing a log failed");
+                }
+            }
+            Err(shared) => self.open.store(Some(shared)),
+        }
+    }
+}
