@@ -46,22 +46,28 @@ pub(super) struct PageLimits {
 /// What is read, and how it is rendered.
 pub(super) struct Reading {
     reader: Reader,
-    format: Format,
-    page_limits: PageLimits,
-    /// Where the log ended when the reading began, to estimate the size of the answer.
-    end: u64,
+    course: Course,
     /// The offset after the last record that was read.
     taken_to: u64,
     /// The offset at which it ends in any case.
     until: u64,
     /// Where a client is to continue, if that was said before the end was read: after damage that was passed, for example.
     next: Option<u64>,
+    /// If requested, the bytes that the answer would have so far if it were rendered.
+    length: Option<u64>,
+}
+
+/// What a reading goes by, and what it has come to: with its offset, all that another reading needs to go on.
+#[derive(Clone, Copy)]
+struct Course {
+    format: Format,
+    page_limits: PageLimits,
+    /// Where the log ended when the reading began, to estimate the size of the answer.
+    end: u64,
     /// Whether no record has been read yet: the first one is returned however large it is.
     fresh: bool,
     /// Whether what precedes the records is still to be written.
     is_unopened: bool,
-    /// If requested, the bytes that the answer would have so far if it were rendered.
-    length: Option<u64>,
     damaged: Damaged,
     /// How many records it has that are marked as lost.
     lost: u64,
@@ -89,21 +95,13 @@ pub(super) struct RangeEnd {
 #[derive(Clone, Copy)]
 pub(super) struct Rest {
     offset: u64,
-    format: Format,
-    page_limits: PageLimits,
-    end: u64,
-    fresh: bool,
-    is_unopened: bool,
-    damaged: Damaged,
-    lost: u64,
+    course: Course,
 }
 
 impl Rest {
     /// Reads it: for when the reading was lost in an attempt that has failed.
     pub(super) fn read(self, log: &OpenLog) -> Reading {
-        let Self { offset, format, page_limits, end, fresh, is_unopened, damaged, lost } = self;
-        let reading = Reading::new(log.reader(offset), format, page_limits, end);
-        Reading { fresh, is_unopened, damaged, lost, ..reading }
+        Reading::on(log.reader(self.offset), self.course)
     }
 }
 
@@ -118,39 +116,35 @@ enum Went {
 
 impl Reading {
     pub(super) fn new(reader: Reader, format: Format, page_limits: PageLimits, end: u64) -> Self {
-        Self {
-            taken_to: reader.offset(),
+        let damaged = Damaged::default();
+        Self::on(
             reader,
-            format,
-            page_limits,
-            end,
-            until: u64::MAX,
-            next: None,
-            fresh: true,
-            is_unopened: true,
-            length: None,
-            damaged: Damaged::default(),
-            lost: 0,
-        }
+            Course { format, page_limits, end, fresh: true, is_unopened: true, damaged, lost: 0 },
+        )
     }
 
-    pub(super) fn with_damaged(self, damaged: Damaged) -> Self {
-        Self { damaged, ..self }
+    fn on(reader: Reader, course: Course) -> Self {
+        Self { taken_to: reader.offset(), reader, course, until: u64::MAX, next: None, length: None }
+    }
+
+    pub(super) fn with_damaged(mut self, damaged: Damaged) -> Self {
+        self.course.damaged = damaged;
+        self
     }
 
     /// Begins at this offset, in a log that ends at `end` by now.
     pub(super) fn begin_at(&mut self, offset: u64, end: u64) {
         self.reader.seek(offset);
-        self.end = end;
+        self.course.end = end;
     }
 
     pub(super) fn format(&self) -> Format {
-        self.format
+        self.course.format
     }
 
     /// Where it is, as the end of a range.
     pub(super) fn at(&self) -> RangeEnd {
-        RangeEnd { next: self.offset(), lost: self.lost }
+        RangeEnd { next: self.offset(), lost: self.course.lost }
     }
 
     /// The offset that is read next.
@@ -160,51 +154,52 @@ impl Reading {
 
     /// Whether it has all records that it may have.
     pub(super) fn is_complete(&self) -> bool {
-        self.page_limits.records == 0
+        self.course.page_limits.records == 0
     }
 
     /// Whether it has not come to the end that it was found to have.
     pub(super) fn ends_early(&self) -> bool {
-        self.page_limits.records > 0 || self.offset() < self.until
+        self.course.page_limits.records > 0 || self.offset() < self.until
     }
 
     /// Whether there may be more of it.
     fn may_continue(&self) -> bool {
-        self.page_limits.records > 0 && self.reader.offset() < self.until
+        self.course.page_limits.records > 0 && self.reader.offset() < self.until
     }
 
     /// Continues after what has been read, in a log that ends at `end` by now. What cannot be read is an error again.
     pub(super) fn continue_to(&mut self, end: u64) {
-        (self.fresh, self.is_unopened, self.end) = (true, true, end);
+        (self.course.fresh, self.course.is_unopened, self.course.end) = (true, true, end);
     }
 
     /// The most bytes of a value that there is room for.
     fn most(&self) -> u64 {
-        if self.fresh { u64::MAX } else { self.page_limits.bytes }
+        if self.course.fresh { u64::MAX } else { self.course.page_limits.bytes }
     }
 
     /// Counts a record as read.
     fn took(&mut self, offset: u64, record: Head) {
         if let Some(length) = &mut self.length {
-            let separator = if self.fresh { 0 } else { self.format.envelope().separator.len() as u64 };
-            *length += separator + formats::length(self.format, offset, record);
+            let separator =
+                if self.course.fresh { 0 } else { self.course.format.envelope().separator.len() as u64 };
+            *length += separator + formats::length(self.course.format, offset, record);
         }
-        self.fresh = false;
+        self.course.fresh = false;
         self.taken_to = offset + 1;
-        self.lost += u64::from(record.lost);
-        self.page_limits.records -= 1;
-        self.page_limits.bytes = self.page_limits.bytes.saturating_sub(record.length as u64);
+        self.course.lost += u64::from(record.lost);
+        self.course.page_limits.records -= 1;
+        self.course.page_limits.bytes = self.course.page_limits.bytes.saturating_sub(record.length as u64);
     }
 
     /// Passes damage, or ends the range before the damaged record: a client that continues there gets the error. Returns
     /// whether the range goes on.
     fn passes(&mut self, error: Error) -> Result<bool, Problem> {
         match error.bad_record() {
-            Some(offset) if self.damaged == Damaged::Skip => {
+            Some(offset) if self.course.damaged == Damaged::Skip => {
                 self.reader.seek_readable(offset + 1)?;
                 Ok(true)
             }
-            Some(offset) if !self.fresh => {
+            Some(offset) if !self.course.fresh => {
                 self.reader.seek(offset);
                 Ok(false)
             }
@@ -223,7 +218,7 @@ impl Reading {
     ) -> Result<Went, Problem> {
         let begun = self.taken_to;
         let mut steps = 0;
-        let envelope = self.format.envelope();
+        let envelope = self.course.format.envelope();
         while self.may_continue() {
             // A record without a value may add nothing to the piece.
             if out.len().max(steps * RECORD_COST_BYTES) >= most {
@@ -247,13 +242,13 @@ impl Reading {
                 }
             };
             let (offset, head) = (record.offset, record.head());
-            if !self.fresh {
+            if !self.course.fresh {
                 out.extend_from_slice(envelope.separator);
             }
-            formats::render(self.format, out, &record);
-            if self.fresh {
+            formats::render(self.course.format, out, &record);
+            if self.course.fresh {
                 // Assumes that the other records are like the first.
-                let others = self.page_limits.records.min(self.end.saturating_sub(offset));
+                let others = self.course.page_limits.records.min(self.course.end.saturating_sub(offset));
                 let likely = others.saturating_mul(out.len() as u64).min(most as u64 + 1024);
                 out.reserve(likely as usize);
             }
@@ -289,7 +284,7 @@ impl Reading {
                     }
                     steps += 1;
                 }
-                Err(LookError::UsedUp(_)) if !self.fresh => break,
+                Err(LookError::UsedUp(_)) if !self.course.fresh => break,
                 Err(LookError::UsedUp(used_up)) => return Err(used_up.into()),
             }
         }
@@ -355,7 +350,7 @@ impl Reading {
         context: &Context,
         share: &ConnectionShare,
     ) -> Result<(RangeEnd, Option<u64>), Problem> {
-        let envelope = self.format.envelope();
+        let envelope = self.course.format.envelope();
         self.length = Some(envelope.opening.len() as u64);
         let reading = self.looked(context, share, true).await?;
         let end = reading.at();
@@ -369,11 +364,12 @@ impl Reading {
         context: &Context,
         share: &ConnectionShare,
     ) -> Result<(RangeEnd, Self), Problem> {
-        let (planned, back, fresh) = (self.page_limits.records, self.offset(), self.fresh);
+        let (planned, back, fresh) = (self.course.page_limits.records, self.offset(), self.course.fresh);
         let mut reading = self.looked(context, share, false).await?;
-        reading.fresh = fresh;
+        reading.course.fresh = fresh;
         let end = reading.at();
-        reading.page_limits = PageLimits { records: planned - reading.page_limits.records, bytes: u64::MAX };
+        reading.course.page_limits =
+            PageLimits { records: planned - reading.course.page_limits.records, bytes: u64::MAX };
         (reading.until, reading.next) = (reading.taken_to, Some(end.next));
         reading.reader.seek(back);
         Ok((end, reading))
@@ -381,8 +377,7 @@ impl Reading {
 
     /// From where, and within which limits, it would continue after a piece.
     pub(super) fn rest(&self) -> Rest {
-        let Self { format, page_limits, end, fresh, is_unopened, damaged, lost, .. } = *self;
-        Rest { offset: self.offset(), format, page_limits, end, fresh, is_unopened, damaged, lost }
+        Rest { offset: self.offset(), course: self.course }
     }
 
     /// Renders a new piece by [`render_some`](Self::render_some), where and when that is allowed. Returns whether it is the
@@ -402,12 +397,12 @@ impl Reading {
                 (false, _) => COLD_RENDER_BYTES,
             };
             with_scratch(|out| {
-                let envelope = reading.format.envelope();
-                if reading.is_unopened {
+                let envelope = reading.course.format.envelope();
+                if reading.course.is_unopened {
                     out.extend_from_slice(envelope.opening);
                 }
                 let went = reading.render_some(out, &mut grant, place, most)?;
-                reading.is_unopened &= matches!(went, Went::Nowhere(..));
+                reading.course.is_unopened &= matches!(went, Went::Nowhere(..));
                 // Nothing is held while waiting: neither what was read ahead, nor a chunk.
                 reading.reader.release();
                 Ok(match went {
