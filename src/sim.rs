@@ -5,6 +5,7 @@
 //! `cargo test --lib sim::` runs several hundred seeds. `MILLSTREAM_SIM_SEEDS=from..to` runs those instead, and
 //! `MILLSTREAM_SIM_SEED=n` runs a single one, with a trace of each step.
 
+mod consuming;
 #[cfg(test)]
 mod found;
 mod harm;

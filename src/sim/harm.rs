@@ -114,6 +114,7 @@ impl Simulation {
         known.doubt_producers(|sent| lost.contains(&sent.first) || sent.first >= next);
         if damage.is_empty() {
             log.writable().unwrap_or_else(|error| panic!("{place}: {error}"));
+            known.cursors.check(&place, &log, false);
             log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
             let report = verify_on(&sim, &dir, None, &mut |_, _| ()).expect("it was open");
             assert_reported(&place, &lost, &report.damage);
@@ -176,6 +177,7 @@ impl Simulation {
                     assert!(next >= floor, "{place}: ends at {next}, {floor} were acknowledged");
                     log.writable().unwrap_or_else(|error| panic!("{place}: {error}"));
                     known.found(first, next, backings);
+                    known.cursors.check(&place, &log, false);
                 } else {
                     assert!(damage.iter().all(|damage| damage.unreadable), "{place}: {damage:?}");
                     assert!(matches!(log.writable(), Err(Error::ReadOnly { .. })), "{place}: writable");
@@ -268,6 +270,7 @@ impl Simulation {
             known.forget_producers = true;
         }
         known.found(first, next, backings);
+        known.cursors.check(place, &log, false);
         log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
         known.was_open = true;
     }
@@ -364,6 +367,7 @@ impl Simulation {
             |offset: &u64| found.iter().zip(first..).any(|(value, n)| n == *offset && value.is_some());
         known.lost.retain(|offset| !is_there(offset));
         known.found(first, next, backings);
+        known.cursors.check(&place, &log, false);
         log.close().unwrap_or_else(|error| panic!("{place}: {error}"));
         let sim = world.sim.clone();
         known.was_open = true;

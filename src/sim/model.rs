@@ -1,5 +1,6 @@
 //! What the simulation knows about a log: what was appended, which of it must be there, and which may be.
 
+use super::consuming::KnownCursors;
 use crate::{LogId, Payload, store::LogSettings};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -84,6 +85,7 @@ pub(super) struct KnownLog {
     /// The producers file was damaged: what the log itself does not say about producers is unknown.
     pub(super) forget_producers: bool,
     pub(super) vague: BTreeSet<usize>,
+    pub(super) cursors: KnownCursors,
     /// The newest epoch that a producer was given.
     pub(super) begun: BTreeMap<usize, u32>,
     /// The stored batches, in the order in which they came.

@@ -145,7 +145,8 @@ impl Simulation {
                 0..4 => return self.flip(),
                 4..8 => self.graft(),
                 8 => return self.flip_in_settings(),
-                9 => self.flip_in_producers(),
+                9 if self.random.one_in(2) => self.flip_in_producers(),
+                9 => self.flip_in_cursors(),
                 10..13 => return self.spoil(),
                 13..17 => return self.repair_unopened(),
                 _ => {}
@@ -418,6 +419,7 @@ impl Simulation {
             return;
         }
         known.found(first, next, backings);
+        known.cursors.check(&place, &log, process.faults() > 0);
         known.was_open = true;
     }
 

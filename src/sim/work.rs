@@ -76,7 +76,8 @@ impl Simulation {
             30..36 => self.append_if(process),
             36..48 if self.profile.uniform.is_none() => self.produce(process),
             36..60 => self.wait_durable(process),
-            60..78 => {
+            60..63 => self.consume(process),
+            63..78 => {
                 for _ in 0..=self.random.below(4) {
                     process.world.turn(&mut self.random);
                 }
@@ -132,6 +133,7 @@ impl Simulation {
                 let mut known = KnownLog { certain: true, was_open: true, ..KnownLog::new(settings) };
                 if let Ok(log) = process.get(name) {
                     assert_eq!(log.next_offset(), 0, "{place}: {name:?} is new, but holds records");
+                    known.cursors.check(&place, &log, process.faults() > 0);
                     known.id = Some(log.id());
                 }
                 self.logs.insert(name.to_owned(), known);

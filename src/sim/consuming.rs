@@ -1,0 +1,148 @@
+//! Consumers of a run: each has a cursor in each log. What was answered about one is there in the next process, unless the
+//! log has become shorter; then it is at the log's end.
+
+use super::{
+    process::Process,
+    run::{ROOT, Simulation},
+};
+use crate::{Error, Log};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+/// The names of the cursors.
+const CURSORS: [&str; 3] = ["mailer", "indexer", "biller"];
+
+/// What is known of a log's cursors.
+#[derive(Debug, Clone, Default)]
+pub(super) struct KnownCursors {
+    /// Where each may be: in one place, unless a change was not answered, or has failed. A cursor that was never set is not
+    /// in here.
+    may_be: BTreeMap<&'static str, BTreeSet<Option<u64>>>,
+    /// A bit of their file was flipped, and they have not been removed since.
+    harmed: bool,
+}
+
+impl KnownCursors {
+    fn may_be(&mut self, name: &'static str) -> &mut BTreeSet<Option<u64>> {
+        self.may_be.entry(name).or_insert_with(|| [None].into())
+    }
+
+    /// Compares the cursors of a log that was just opened with what is known of them; if reads may have failed, only if their
+    /// file could be read.
+    pub(super) fn check(&mut self, place: &str, log: &Log, reads_failed: bool) {
+        let end = log.next_offset();
+        let found = match log.cursors() {
+            Ok(found) => found,
+            Err(Error::CursorsDamaged { .. }) if self.harmed || reads_failed => return,
+            Err(error) => panic!("{place}: cursors: {error}"),
+        };
+        let unknown = found.keys().find(|name| !CURSORS.contains(&name.as_str()));
+        assert!(unknown.is_none(), "{place}: there is a cursor {unknown:?}");
+        for name in CURSORS {
+            let (at, may_be) = (found.get(name).copied(), self.may_be(name));
+            let is_known = may_be.iter().any(|known| known.map(|known| known.min(end)) == at);
+            assert!(is_known, "{place}: cursor {name} is at {at:?}, and was at {may_be:?}, the end is {end}");
+            // What was beyond the end of a log is only written if the log can be.
+            if log.writable().is_ok() {
+                may_be.clear();
+            }
+            may_be.insert(at);
+        }
+    }
+}
+
+impl Simulation {
+    /// A consumer sets its cursor or removes it, or all are removed.
+    pub(super) fn consume(&mut self, process: &Process) {
+        let Some((name, log)) = self.usable(process) else { return };
+        if self.random.one_in(8) {
+            return self.remove_cursors(process, &name, &log);
+        }
+        let of = *self.random.pick(&CURSORS);
+        let cursor = log.cursor(of).expect("it is a name");
+        let at = match cursor.offset() {
+            Err(Error::CursorsDamaged { .. }) if self.logs[&name].cursors.harmed || process.faults() > 0 => {
+                return self.remove_cursors(process, &name, &log);
+            }
+            at => at.unwrap_or_else(|error| panic!("{}: {error}", self.where_(&process.world.sim))),
+        };
+        let end = log.visible_offset();
+        let to = match self.random.below(8) {
+            0 => None,
+            1 => Some(end + 1 + self.random.below(3) as u64),
+            2..5 => Some(end),
+            _ => Some(self.random.below(end as usize + 1) as u64),
+        };
+        let expected = match self.random.below(4) {
+            0 => Some(at),
+            1 => Some(at.map_or(Some(0), |at| Some(at + 1))),
+            _ => None,
+        };
+        process
+            .world
+            .sim
+            .note(format_args!("cursor {of} of {name}, at {at:?}, to {to:?}, if at {expected:?}"));
+        let changed = match (to, expected) {
+            (None, _) => cursor.remove().map(|was| assert_eq!(was, at.is_some())),
+            (Some(to), None) => cursor.set(to),
+            (Some(to), Some(expected)) => cursor.set_if(expected, to),
+        };
+        let place = self.where_(&process.world.sim);
+        let (off, faults) = (process.is_off(), process.faults());
+        let known = self.logs.get_mut(&name).expect("it is used").cursors.may_be(of);
+        assert!(known.contains(&at), "{place}: {name:?}: cursor {of} is at {at:?}, and was at {known:?}");
+        match changed {
+            Ok(()) => {
+                assert!(to.is_none_or(|to| to <= end), "{place}: {name:?}: {to:?} is beyond {end}");
+                let is_asked = to.is_none() || expected.is_none_or(|expected| expected == at);
+                assert!(is_asked, "{place}: {name:?}: cursor {of} was at {at:?}, and not {expected:?}");
+                if !off {
+                    known.clear();
+                }
+                known.insert(to);
+            }
+            Err(Error::BeyondEnd { .. }) => assert!(to.is_some_and(|to| to > end), "{place}"),
+            Err(Error::UnexpectedCursor { offset }) => {
+                assert!(offset == at && expected.is_some_and(|expected| expected != at), "{place}");
+            }
+            Err(error) => {
+                known.insert(to);
+                // It is the log that has failed, or the write of the file.
+                if log.writable().is_err() {
+                    return self.excused(process, &name, &error);
+                }
+                assert!(off || faults > 0, "{place}: {name:?}: cursor {of}: {error}");
+            }
+        }
+    }
+
+    fn remove_cursors(&mut self, process: &Process, name: &str, log: &Log) {
+        process.world.sim.note(format_args!("remove the cursors of {name}"));
+        let removed = log.remove_cursors();
+        let place = self.where_(&process.world.sim);
+        let known = &mut self.logs.get_mut(name).expect("it is used").cursors;
+        match removed {
+            Ok(()) if !process.is_off() => *known = KnownCursors::default(),
+            Ok(()) => CURSORS.into_iter().for_each(|of| drop(known.may_be(of).insert(None))),
+            Err(error) => {
+                CURSORS.into_iter().for_each(|of| drop(known.may_be(of).insert(None)));
+                if log.writable().is_err() {
+                    return self.excused(process, name, &error);
+                }
+                assert!(process.is_off() || process.faults() > 0, "{place}: {name:?}: {error}");
+            }
+        }
+    }
+
+    /// A bit flips in the file of cursors: they cannot be used until they are removed.
+    pub(super) fn flip_in_cursors(&mut self) {
+        let Some(name) = self.random_certain() else { return };
+        let path = Path::new(ROOT).join(&name).join("cursors.json");
+        if self.disk.flip_in(&mut self.random, &path).is_some() {
+            self.disk.note(format_args!("a bit changes in {}", path.display()));
+            self.logs.get_mut(&name).expect("it is certain").cursors.harmed = true;
+        }
+    }
+}
