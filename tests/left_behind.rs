@@ -106,6 +106,21 @@ fn a_copy_of_a_store_does_not_take_what_the_original_has_in_memory() {
     assert_eq!(next_offset(&dir, shm_dir.path()), 20);
 }
 
+/// A copy cannot be told from a log that was moved to another file system, so it does not take the records; but they are
+/// told of, as soon as the original is gone.
+#[test]
+fn what_a_log_has_in_memory_is_told_of_after_it_was_copied_and_removed() {
+    let (place, shm_dir) = left();
+    let (dir, copy) = (place.path().join("store"), place.path().join("copy"));
+    assert!(Command::new("cp").arg("-r").args([&dir, &copy]).status().unwrap().success());
+    let told = || millstream::verify_with_progress(copy.join("a"), Some(shm_dir.path()), |_, _| ());
+    assert_eq!(told().unwrap().backings, Vec::<std::path::PathBuf>::new(), "they are the original's");
+    std::fs::remove_dir_all(&dir).unwrap();
+    assert!(!told().unwrap().backings.is_empty());
+    assert!(next_offset(&copy, shm_dir.path()) < 20, "it was on disk, or is not the copy's");
+    assert!(!told().unwrap().backings.is_empty(), "they stay");
+}
+
 #[test]
 fn deleting_a_log_removes_its_backings_even_if_the_process_ends_halfway() {
     let (place, shm_dir) = left();

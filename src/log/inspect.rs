@@ -63,8 +63,10 @@ pub(crate) fn verify_on(
         .and_then(|(log, at)| BackingDir::open(disk, at, log, dir, disk.node(dir).unwrap_or_default()).ok());
     let held = backings.as_ref().map(|backings| (backings, backings.find().unwrap_or_default()));
     let backings = held.into_iter().flat_map(|(backings, held)| {
-        let holds = |backing: &&FoundBacking| {
-            matches!(backing.content, BackingContent::Segment { .. } | BackingContent::Invalid)
+        let holds = |backing: &&FoundBacking| match &backing.content {
+            BackingContent::Segment { .. } | BackingContent::Invalid => true,
+            BackingContent::Elsewhere(owner) => log.is_some_and(|log| recovery::is_gone(disk, owner, log)),
+            BackingContent::Spare => false,
         };
         held.iter().filter(holds).map(|backing| backings.path(&backing.name)).collect::<Vec<_>>()
     });

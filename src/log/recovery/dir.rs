@@ -1,13 +1,11 @@
 //! A log's directory: the names that may be in it, its locks, its id.
 
 use super::super::Error;
-#[cfg(feature = "store")]
 use crate::{
     LogId,
-    disk::{Aligned, BLOCK, is_transient, salvage},
-    segment::header::Header,
+    disk::{Aligned, BLOCK, Disk, is_transient, salvage},
+    segment::{file, header::Header},
 };
-use crate::{disk::Disk, segment::file};
 use std::{io, path::Path};
 
 /// The lock file's name.
@@ -42,7 +40,6 @@ fn is_ours(name: &str) -> bool {
 ///
 /// # Errors
 /// Transient errors.
-#[cfg(feature = "store")]
 pub(crate) fn id_of(disk: &dyn Disk, dir: &Path) -> io::Result<Option<LogId>> {
     for name in disk.list(dir)?.iter().filter(|name| file::base_of(name).is_some()) {
         let mut block = Aligned::new(BLOCK as usize)?;

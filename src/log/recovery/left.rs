@@ -3,10 +3,13 @@
 
 use super::{
     super::{Error, stats},
+    dir::id_of,
     survey::Survey,
 };
 use crate::{
+    LogId,
     chunk::{BackingContent, BackingDir, Label, Predecessor},
+    disk::Disk,
     segment::{
         header::{Header, Secret},
         scan::Scan,
@@ -44,6 +47,7 @@ pub(super) enum BackingFate {
 /// The backings of this log that hold a segment. Removes those that hold none, and reports those that it does not
 /// understand.
 pub(super) fn left_backings(
+    disk: &dyn Disk,
     dir: &Path,
     backings: &BackingDir,
     survey: &Survey,
@@ -54,6 +58,10 @@ pub(super) fn left_backings(
         match backing.content {
             BackingContent::Spare => backings.remove(&backing.name),
             BackingContent::Invalid => warn_kept(backings, [&*backing.name], "it cannot be understood"),
+            BackingContent::Elsewhere(owner) if is_gone(disk, &owner, log) => {
+                let why = format!("it belongs to the log in {}, which is no longer there", owner.display());
+                warn_kept(backings, [&*backing.name], &why);
+            }
             BackingContent::Elsewhere(owner) => {
                 tracing::debug!(dir = %dir.display(), owner = %owner.display(), "a backing of a copy of this log is left alone");
             }
@@ -76,6 +84,12 @@ pub(super) fn left_backings(
         }
     }
     Ok(left)
+}
+
+/// Whether a log is not at the place for which its backings were made, as far as that can be known: it was copied from
+/// there and then removed, say. The log that is there now may be another one.
+pub(in crate::log) fn is_gone(disk: &dyn Disk, owner: &Path, log: LogId) -> bool {
+    id_of(disk, owner).ok().flatten() != Some(log)
 }
 
 /// Reports that backings stay, and why.

@@ -56,7 +56,7 @@ pub(in crate::log) fn mend(
     backings: &BackingDir,
     survey: &mut Survey,
 ) -> Result<Vec<Mended>, Error> {
-    let mut left = left_backings(dir, backings, survey)?;
+    let mut left = left_backings(disk, dir, backings, survey)?;
     // Among backings with one base, the one that was begun last has the records.
     left.sort_by_key(|backing| (backing.header.base, std::cmp::Reverse(backing.header.created)));
     let mut all = Vec::new();

@@ -60,7 +60,7 @@ pub(super) fn restore(
     survey: &mut Survey,
     durability: Durability,
 ) -> Result<Option<Full>, Error> {
-    let mut left = left_backings(dir, backings, survey)?;
+    let mut left = left_backings(disk, dir, backings, survey)?;
     if !left.is_empty() && !may_go_on(survey) {
         warn_kept(backings, left.iter().map(|backing| &*backing.name), "the log is damaged");
         return Ok(None);
