@@ -6,6 +6,7 @@
 //! `MILLSTREAM_SIM_SEED=n` runs a single one, with a trace of each step.
 
 mod consuming;
+mod cursors;
 #[cfg(test)]
 mod found;
 mod harm;

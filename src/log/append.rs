@@ -225,7 +225,10 @@ impl Shared {
         // So this goes on from where `published` is, and not from this append's segment.
         let backoff = Backoff::new();
         while !self.is_published(to - 1) {
-            self.check_not_ended()?;
+            if let Err(ended) = self.check_not_ended() {
+                // Closing raises the frontiers first, and says that it has ended then: so this look is the last one.
+                return if self.is_published(to - 1) { Ok(()) } else { Err(ended) };
+            }
             backoff.snooze();
         }
         Ok(())

@@ -36,7 +36,12 @@ impl FrontierWait {
 
     /// Returns success if the point has been reached, otherwise the result of `why`.
     fn outcome(&self, why: impl FnOnce(&Shared) -> Result<(), Error>) -> Result<(), Error> {
-        if (self.frontier)(&self.shared).get() >= self.point { Ok(()) } else { why(&self.shared) }
+        let reached = || (self.frontier)(&self.shared).get() >= self.point;
+        if reached() {
+            return Ok(());
+        }
+        // Whoever ends the log raises the frontier first, and says that it has ended then: so the second look is the last.
+        why(&self.shared).or_else(|ended| if reached() { Ok(()) } else { Err(ended) })
     }
 
     fn leave(&mut self) {

@@ -2,56 +2,12 @@
 //! log has become shorter; then it is at the log's end.
 
 use super::{
+    cursors::{CURSORS, KnownCursors},
     process::Process,
     run::{ROOT, Simulation},
 };
 use crate::{Error, Log};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
-
-/// The names of the cursors.
-const CURSORS: [&str; 3] = ["mailer", "indexer", "biller"];
-
-/// What is known of a log's cursors.
-#[derive(Debug, Clone, Default)]
-pub(super) struct KnownCursors {
-    /// Where each may be: in one place, unless a change was not answered, or has failed. A cursor that was never set is not
-    /// in here.
-    may_be: BTreeMap<&'static str, BTreeSet<Option<u64>>>,
-    /// A bit of their file was flipped, and they have not been removed since.
-    harmed: bool,
-}
-
-impl KnownCursors {
-    fn may_be(&mut self, name: &'static str) -> &mut BTreeSet<Option<u64>> {
-        self.may_be.entry(name).or_insert_with(|| [None].into())
-    }
-
-    /// Compares the cursors of a log that was just opened with what is known of them; if reads may have failed, only if their
-    /// file could be read.
-    pub(super) fn check(&mut self, place: &str, log: &Log, reads_failed: bool) {
-        let end = log.next_offset();
-        let found = match log.cursors() {
-            Ok(found) => found,
-            Err(Error::CursorsDamaged { .. }) if self.harmed || reads_failed => return,
-            Err(error) => panic!("{place}: cursors: {error}"),
-        };
-        let unknown = found.keys().find(|name| !CURSORS.contains(&name.as_str()));
-        assert!(unknown.is_none(), "{place}: there is a cursor {unknown:?}");
-        for name in CURSORS {
-            let (at, may_be) = (found.get(name).copied(), self.may_be(name));
-            let is_known = may_be.iter().any(|known| known.map(|known| known.min(end)) == at);
-            assert!(is_known, "{place}: cursor {name} is at {at:?}, and was at {may_be:?}, the end is {end}");
-            // What was beyond the end of a log is only written if the log can be.
-            if log.writable().is_ok() {
-                may_be.clear();
-            }
-            may_be.insert(at);
-        }
-    }
-}
+use std::path::Path;
 
 impl Simulation {
     /// A consumer sets its cursor or removes it, or all are removed.
@@ -125,9 +81,9 @@ impl Simulation {
         let known = &mut self.logs.get_mut(name).expect("it is used").cursors;
         match removed {
             Ok(()) if !process.is_off() => *known = KnownCursors::default(),
-            Ok(()) => CURSORS.into_iter().for_each(|of| drop(known.may_be(of).insert(None))),
+            Ok(()) => known.may_be_removed(),
             Err(error) => {
-                CURSORS.into_iter().for_each(|of| drop(known.may_be(of).insert(None)));
+                known.may_be_removed();
                 if log.writable().is_err() {
                     return self.excused(process, name, &error);
                 }

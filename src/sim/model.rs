@@ -1,6 +1,6 @@
 //! What the simulation knows about a log: what was appended, which of it must be there, and which may be.
 
-use super::consuming::KnownCursors;
+use super::cursors::KnownCursors;
 use crate::{LogId, Payload, store::LogSettings};
 use std::{
     collections::{BTreeMap, BTreeSet},

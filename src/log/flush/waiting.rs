@@ -22,10 +22,9 @@ impl Shared {
         self.flush.kick();
         // Without an end if that would be too far away to be represented.
         self.durable.park(offset.saturating_add(1), ended, Instant::now().checked_add(timeout));
-        if self.durable.get() > offset {
-            return Ok(true);
-        }
-        self.check_can_become_durable().map(|()| false)
+        let can_become = self.check_can_become_durable();
+        // After that: whoever ends the log raises the frontier first.
+        if self.durable.get() > offset { Ok(true) } else { can_become.map(|()| false) }
     }
 
     /// Returns an error if no append has been given this offset.
