@@ -15,7 +15,7 @@ use std::{
 };
 
 /// An open log; it stays open as long as this, or a clone of its [`Log`], is held, unless one of them closes it: then
-/// [`Store::get`] opens it again.
+/// [`Store::get`](super::Store::get) opens it again.
 pub struct OpenLog {
     pub(super) log: Log,
     /// Which opening this is of all in the process: an address may be another log's later, and an id a copy's.

@@ -9,7 +9,7 @@ use super::{
 use crate::{log::Error, sync::Arc};
 use std::collections::VecDeque;
 
-/// The records of a range, from both ends; see [`Log::iter_range`](super::Log::iter_range).
+/// The records of a range, from both ends; see [`Log::iter_range`](crate::Log::iter_range).
 pub struct Iter {
     reader: Reader,
     end: u64,

@@ -63,7 +63,7 @@ impl std::fmt::Debug for Record {
     }
 }
 
-/// A record that a [`Reader`] lends until it reads the next one.
+/// A record that a [`Reader`](super::Reader) lends until it reads the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecordRef<'a> {
     /// The record's offset.
