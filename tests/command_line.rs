@@ -2,8 +2,11 @@
 
 #[path = "support/shm.rs"]
 mod shm;
+#[path = "support/skipped.rs"]
+mod skipped;
 
 use millstream::{Log, Options};
+use skipped::skipped;
 use std::{
     path::Path,
     process::{Command, Output},
@@ -247,7 +250,7 @@ fn settings_come_from_flags_then_the_environment_then_a_file() {
 #[test]
 fn a_log_of_another_user_is_repaired_only_with_a_flag() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: only root can give a file to another user");
+        skipped("only root can give a file to another user");
         return;
     }
     let place = tempfile::tempdir().unwrap();

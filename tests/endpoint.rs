@@ -6,7 +6,7 @@ use std::{
     io::Write,
     time::{Duration, Instant},
 };
-use support::{Client, Server};
+use support::{Client, Server, skipped::skipped};
 
 fn code(body: &str) -> &str {
     body.split(r#""code":""#).nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("no code")
@@ -214,7 +214,7 @@ fn small_disk(at: &std::path::Path, kib: u32) -> Option<impl Drop> {
     if mounted.is_ok_and(|status| status.success()) {
         return Some(Mounted(at.to_owned()));
     }
-    eprintln!("SKIPPED: mounting a small disk takes root");
+    skipped("mounting a small disk takes root");
     None
 }
 

@@ -6,7 +6,7 @@
 mod support;
 
 use std::process::Command;
-use support::Server;
+use support::{Server, skipped::skipped};
 
 /// Removes what differs between runs: times, ids, epochs; and lines of a session between the first and the last one, of which
 /// there are as many as there were commits.
@@ -54,7 +54,7 @@ fn run(page: &str, server: &Server) -> String {
 #[test]
 fn the_curl_lines_of_the_docs_print_what_they_show() {
     if Command::new("curl").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: there is no curl here");
+        skipped("there is no curl here");
         return;
     }
     for name in ["README.md", "docs/api.md"] {

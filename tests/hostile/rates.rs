@@ -9,7 +9,7 @@ use super::{
     MIB, Producer, a_while,
     bodies::zstd,
     http2::{self, CONTINUATION, Connection, HEADERS, RESET, SETTINGS},
-    support::{Client, Server, processor::Processor},
+    support::{Client, Server, processor::Processor, skipped::skipped},
 };
 use std::{
     collections::VecDeque,
@@ -217,7 +217,7 @@ fn a_producer_keeps_its_rate_beside_hostile_clients() {
             tries.push(ratios);
         }
         match best {
-            None => println!("!! SKIPPED: {}: the machine is never even for half a second", kind.what),
+            None => skipped(format_args!("{}: the machine is never even for half a second", kind.what)),
             Some(best) if best < KEPT => too_little.push((kind.what, tries)),
             Some(_) => {}
         }

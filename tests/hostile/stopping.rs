@@ -3,7 +3,7 @@
 use super::{
     get,
     http2::Connection,
-    support::{Client, Server, processor::Processor},
+    support::{Client, Server, processor::Processor, skipped::skipped},
     wait_for,
 };
 use rustix::process::{Signal, kill_process};
@@ -126,7 +126,7 @@ fn a_file_size_limit_is_a_full_disk_and_is_logged_once() {
         .status()
         .is_ok_and(|done| done.success())
     {
-        eprintln!("SKIPPED: there is no prlimit");
+        skipped("there is no prlimit");
         return;
     }
     let said = data.path().join("stderr");
@@ -182,7 +182,7 @@ fn sighup_from_a_closed_terminal_stops_the_server_like_sigterm() {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
     if u64::from_str_radix(ignored, 16).unwrap() & 1 == 1 {
-        println!("!! SKIPPED: SIGHUP is ignored here, as under nohup");
+        skipped("SIGHUP is ignored here, as under nohup");
         return;
     }
     let mut half = server.connect();

@@ -2,7 +2,7 @@
 
 use crate::{
     load::{Expected, Kind, Numbers, produce},
-    support::Server,
+    support::{Server, skipped::skipped},
 };
 use std::{
     fs::File,
@@ -49,7 +49,9 @@ impl Disk {
         match mounted {
             Ok(device) => Some(Self { at, kind, device, backing, _place: place }),
             Err(error) => {
-                println!("SKIPPED: a disk with {kind} takes root, mkfs.{kind} and a loop device: {error}");
+                skipped(format_args!(
+                    "a disk with {kind} takes root, mkfs.{kind} and a loop device: {error}"
+                ));
                 None
             }
         }
@@ -63,10 +65,8 @@ impl Disk {
             _ => run("xfs_growfs", &[self.at.to_str().unwrap()]),
         };
         if let Err(error) = grown {
-            println!(
-                "SKIPPED: enlarging {} while it is mounted; a file is removed instead: {error}",
-                self.kind
-            );
+            let kind = self.kind;
+            skipped(format_args!("enlarging {kind} while it is mounted; a file is removed instead: {error}"));
             std::fs::remove_file(self.at.join("ballast")).unwrap();
         }
     }
@@ -344,7 +344,7 @@ fn a_log_whose_blocks_are_shared_with_a_copy_fills_the_disk_up_and_continues_whe
     let copy = disk.at.join("copy");
     let copied = run("cp", &["-r", "--reflink=always", data.to_str().unwrap(), copy.to_str().unwrap()]);
     if let Err(error) = copied {
-        return println!("SKIPPED: this takes a file system whose files can share blocks: {error}");
+        return skipped(format_args!("this takes a file system whose files can share blocks: {error}"));
     }
     disk.fill("filler", 0);
     disk.fill_up("filler");

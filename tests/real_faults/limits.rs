@@ -3,7 +3,7 @@
 
 use crate::{
     load::{Expected, Kind, Numbers, produce},
-    support::{Server, processor::Processor},
+    support::{Server, processor::Processor, skipped::skipped},
 };
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use std::{
@@ -132,7 +132,7 @@ fn interrupt(pid: Pid, calls: &str, log: &Path) -> Option<Child> {
     command.args(["-f", "-qq", "-e", &format!("trace={calls}")]);
     command.args(["-e", &format!("inject={calls}:error=EINTR:when=1+2"), "-o"]).arg(log);
     command.args(["-p", &pid.as_raw_nonzero().to_string()]).stderr(Stdio::null());
-    let mut tracing = command.spawn().inspect_err(|_| eprintln!("SKIPPED: there is no strace")).ok()?;
+    let mut tracing = command.spawn().inspect_err(|_| skipped("there is no strace")).ok()?;
     let traced = |task: std::fs::DirEntry| {
         let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
         !status.lines().any(|line| line == "TracerPid:\t0")
@@ -140,7 +140,7 @@ fn interrupt(pid: Pid, calls: &str, log: &Path) -> Option<Child> {
     let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
     while !std::fs::read_dir(&tasks).unwrap().flatten().all(traced) {
         if tracing.try_wait().unwrap().is_some() {
-            eprintln!("SKIPPED: strace may not look at another process here");
+            skipped("strace may not look at another process here");
             return None;
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -187,10 +187,10 @@ fn locks_are_taken_however_often_signals_interrupt_that() {
         let mut traced = Command::new("strace");
         traced.args(["-f", "-qq", "-e", "trace=flock", "-e", "inject=flock:error=EINTR:when=1+2", "-o"]);
         traced.arg(&noted).args([env!("CARGO_BIN_EXE_millstream"), command]).arg(data.join("a"));
-        let Ok(done) = traced.output() else { return eprintln!("SKIPPED: there is no strace") };
+        let Ok(done) = traced.output() else { return skipped("there is no strace") };
         let interrupted = std::fs::read_to_string(noted).unwrap_or_default().contains("(INJECTED)");
         if !interrupted && !done.status.success() {
-            return eprintln!("SKIPPED: strace may not start a process here");
+            return skipped("strace may not start a process here");
         }
         assert!(interrupted && done.status.success(), "{command}: {done:?}");
     }

@@ -2,7 +2,7 @@
 //! are open, limits that are reached. What each log must contain afterwards is known on the clients' side.
 //!
 //! Each test takes a second or a few; `MILLSTREAM_FAULT_SECONDS=600 cargo test --release --test real_faults` runs each
-//! for that long. A test that needs root or a missing tool is skipped, with a line that begins with `SKIPPED`.
+//! for that long. A test that needs root or a missing tool is skipped, with a line that begins with `!! SKIPPED`.
 
 #![allow(clippy::too_many_lines)] // each tells one story
 #![cfg(target_os = "linux")]

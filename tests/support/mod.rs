@@ -6,6 +6,7 @@
 pub mod process;
 pub mod processor;
 pub mod shm;
+pub mod skipped;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use std::{
