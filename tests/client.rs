@@ -339,3 +339,75 @@ fn tickets_have_the_offsets_of_their_records_also_where_a_batch_ends_and_others_
     drop(at_end);
     others.join().unwrap();
 }
+
+/// It was sent again only when something else was pushed or flushed.
+#[test]
+fn a_ticket_is_told_its_offset_when_the_server_is_back_after_the_patience_was_over() {
+    let (data, server, client) = start();
+    let address = server.address.clone();
+    server.kill();
+    run(async {
+        let producer = producer(&client, "p", |options| options.patience = Duration::from_millis(200));
+        let ticket = producer.submit(b"kept", false).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(producer.trouble().borrow().is_some());
+        let _server = Server::start(data.path(), &["--create-logs", "--listen", &address]);
+        let offset = tokio::time::timeout(Duration::from_secs(20), ticket).await;
+        assert_eq!(offset.expect("it is sent again"), Ok(0));
+        assert_eq!(values(&client, "clicks").await, ["kept"]);
+    });
+}
+
+/// It cleared the error that it had to return, and went on waiting.
+#[test]
+fn a_push_that_waits_for_room_returns_the_error_that_keeps_the_producer_from_storing() {
+    let (_data, server, client) = start();
+    server.kill();
+    run(async {
+        let producer = producer(&client, "p", |options| options.patience = Duration::from_millis(500));
+        for _ in 0..16 {
+            producer.push(&vec![b'x'; (1 << 20) - 4]).await.unwrap();
+        }
+        let more = async { producer.push(&[b'x'; 1000]).await };
+        let (pushed, flushed) =
+            tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(more, producer.flush()) })
+                .await
+                .expect("both return");
+        assert!(pushed.unwrap_err().is_temporary() && flushed.unwrap_err().is_temporary());
+    });
+}
+
+/// The producer's task ended in a panic, and callers waited for good.
+#[test]
+fn a_producer_that_lingers_for_ever_sends_what_is_flushed() {
+    let (_data, _server, client) = start();
+    run(async {
+        let producer = producer(&client, "p", |options| options.linger = Duration::MAX);
+        producer.push(b"a").await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20), producer.flush()).await.expect("it ends").unwrap();
+        assert_eq!(values(&client, "clicks").await, ["a"]);
+    });
+}
+
+/// It failed for good, because it was not known whether its next batch had been stored: but that had been refused.
+#[test]
+fn a_producer_that_its_log_has_forgotten_begins_again_and_stores_the_rest() {
+    let (_data, server, client) = start();
+    run(async {
+        let producer = producer(&client, "quiet", |_| {});
+        producer.push(b"before").await.unwrap();
+        producer.flush().await.unwrap();
+        // More producers than a log remembers.
+        let mut others = server.connect();
+        for n in 0..10_050 {
+            let id = format!("other-{n}");
+            let headers = [("Producer-Id", &*id), ("Producer-Epoch", "0"), ("Producer-Seq", "0")];
+            let stored = others.exchange("POST", "/v1/logs/clicks/records", &headers, b"x").unwrap();
+            assert_eq!(stored.status, 200);
+        }
+        producer.push(b"after").await.unwrap();
+        producer.close().await.unwrap();
+        let stored = client.read("clicks", 10_051, 10).await.unwrap();
+        assert_eq!(stored.records.iter().map(|record| &record.value[..]).collect::<Vec<_>>(), [b"after"]);
+    });
+}

@@ -19,7 +19,10 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -123,6 +126,8 @@ struct Numbered {
     sequence: u64,
     /// Whether it was sent at all.
     sent: bool,
+    /// Whether an attempt to store it had no answer that says that it was not.
+    may_be_stored: Arc<AtomicBool>,
     sending: Option<JoinHandle<Result<Appended, Refusal>>>,
 }
 
@@ -157,6 +162,11 @@ struct State {
     next: u64,
     /// Why nothing is sent any more, until somebody tries again or discards.
     stuck: Option<Error>,
+    /// When what a temporary error has stopped is tried again.
+    again_at: Option<Instant>,
+    /// How often sending was stopped, and why the last time: callers that wait see it also if it goes on meanwhile.
+    gave_up: u64,
+    why: Option<Error>,
     /// How many records were accepted.
     accepted: u64,
     /// How many of these are stored or discarded.
@@ -168,6 +178,11 @@ struct State {
 }
 
 impl State {
+    /// Why sending was stopped, if it was since it had been so for `before` times.
+    fn check_goes_on(&self, before: u64) -> Result<(), Error> {
+        self.why.clone().filter(|_| self.gave_up > before).map_or(Ok(()), Err)
+    }
+
     /// The tickets of the batch that is to be stored next.
     fn front_tickets(&mut self) -> &mut Tickets {
         match (self.numbered.front_mut(), self.full.front_mut()) {
@@ -254,6 +269,9 @@ impl Producer {
             sent_in: None,
             next: 0,
             stuck: None,
+            again_at: None,
+            gave_up: 0,
+            why: None,
             accepted: 0,
             settled: 0,
             flush_to: 0,
@@ -282,7 +300,7 @@ impl Producer {
     /// # Errors
     /// [`Error::NoSuchLog`], [`Error::Unreachable`], [`Error::Refused`].
     pub async fn begin_epoch(&self) -> Result<Epoch, Error> {
-        self.try_again(&mut self.shared.state())?;
+        let before = self.try_again(&mut self.shared.state())?;
         loop {
             let progress = self.shared.progress.notified();
             {
@@ -290,9 +308,7 @@ impl Producer {
                 if let Some(opened) = &state.opened {
                     return Ok(opened.clone());
                 }
-                if let Some(error) = &state.stuck {
-                    return Err(error.clone());
-                }
+                state.check_goes_on(before)?;
                 state.to_open = true;
                 self.shared.changed.notify_one();
             }
@@ -353,14 +369,15 @@ impl Producer {
 
     /// Waits until a record may be accepted.
     async fn room(&self, bytes: usize) -> Result<MutexGuard<'_, State>, Error> {
+        let before = self.try_again(&mut self.shared.state())?;
         loop {
             let progress = self.shared.progress.notified();
             {
-                let mut state = self.shared.state();
+                let state = self.shared.state();
                 if state.closed {
                     return Err(Error::Closed);
                 }
-                self.try_again(&mut state)?;
+                state.check_goes_on(before)?;
                 if state.unsent == 0 || state.unsent + bytes <= MAX_UNSENT_BYTES {
                     return Ok(state);
                 }
@@ -369,17 +386,17 @@ impl Producer {
         }
     }
 
-    /// Sends again what a temporary error has stopped; returns any other.
-    fn try_again(&self, state: &mut State) -> Result<(), Error> {
+    /// Sends again what a temporary error has stopped; returns any other. Returns how often sending was stopped so far.
+    fn try_again(&self, state: &mut State) -> Result<u64, Error> {
         match &state.stuck {
-            Some(error) if !error.is_temporary() => Err(error.clone()),
+            Some(error) if !error.is_temporary() => return Err(error.clone()),
             Some(_) => {
                 state.stuck = None;
                 self.shared.changed.notify_one();
-                Ok(())
             }
-            None => Ok(()),
+            None => {}
         }
+        Ok(state.gave_up)
     }
 
     fn add(
@@ -424,25 +441,24 @@ impl Producer {
     ///
     /// # Errors
     /// Why a batch cannot be stored. It is held, with all behind it. After a [temporary](Error::is_temporary) error the
-    /// next call tries again; otherwise the batch has to be [discarded](Self::discard) first.
+    /// next call tries again, and so does the producer by itself 2 s later; otherwise the batch has to be
+    /// [discarded](Self::discard) first.
     pub async fn flush(&self) -> Result<(), Error> {
-        let to = {
+        let (to, before) = {
             let mut state = self.shared.state();
-            self.try_again(&mut state)?;
+            let before = self.try_again(&mut state)?;
             state.flush_to = state.accepted;
             self.shared.changed.notify_one();
-            state.accepted
+            (state.accepted, before)
         };
         loop {
             let progress = self.shared.progress.notified();
             {
                 let state = self.shared.state();
-                if let Some(error) = &state.stuck {
-                    return Err(error.clone());
-                }
                 if state.settled >= to {
                     return Ok(());
                 }
+                state.check_goes_on(before)?;
             }
             progress.await;
         }
@@ -458,7 +474,8 @@ impl Producer {
     }
 
     /// Gives up the batch that cannot be stored, and returns its records: the producer continues with the next one.
-    /// Nothing, unless [`flush`](Self::flush) returns an error.
+    /// Nothing, unless [`flush`](Self::flush) has just returned an error: what a temporary one has stopped is on its way
+    /// again 2 s later.
     ///
     /// If it was not known whether the batch was stored, this is found out first, when the producer begins its next
     /// epoch; what is returned may then be stored all the same.

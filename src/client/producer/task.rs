@@ -12,7 +12,10 @@ use bytes::Bytes;
 use hyper::{Method, header::CONTENT_TYPE};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::task::JoinHandle;
@@ -37,21 +40,25 @@ async fn begin_epoch(shared: &Shared) -> Result<BegunEpoch, Error> {
 /// How long something is tried, and what callers are told meanwhile.
 struct Patience<'a> {
     shared: &'a Shared,
-    begun: Instant,
+    /// When the first attempt has failed: an attempt may last longer than the whole patience.
+    begun: Option<Instant>,
     pause: Pause,
 }
 
 impl<'a> Patience<'a> {
     fn new(shared: &'a Shared) -> Self {
-        Self { shared, begun: Instant::now(), pause: Pause::default() }
+        Self { shared, begun: None, pause: Pause::default() }
     }
 
     /// Waits after a temporary error; returns others, and one that has lasted too long.
     async fn wait(&mut self, error: Error) -> Result<(), Error> {
-        if !error.is_temporary() || self.begun.elapsed() >= self.shared.patience {
+        if !error.is_temporary() {
             return Err(error);
         }
-        tell(&self.shared.trouble, Some(error));
+        tell(&self.shared.trouble, Some(error.clone()));
+        if self.begun.get_or_insert_with(Instant::now).elapsed() >= self.shared.patience {
+            return Err(error);
+        }
         self.pause.wait().await;
         Ok(())
     }
@@ -61,13 +68,21 @@ impl<'a> Patience<'a> {
     }
 }
 
-/// Sends a batch until it is stored, or is not worth trying any more.
+/// How long a batch waits at first, and at the most, before it is sent again because its predecessors were not there. It
+/// waits no longer once one of them is stored.
+const AHEAD: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(2));
+/// How long after giving up everything that is held is tried again.
+const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// Sends a batch until it is stored, or is not worth trying any more. `may_be_stored` is set from each attempt on, unless the
+/// server says that it has not stored it.
 async fn send(
     shared: Arc<Shared>,
     epoch: u32,
     sequence: u64,
     body: Bytes,
     mark: Option<String>,
+    may_be_stored: Arc<AtomicBool>,
 ) -> Result<Appended, Refusal> {
     let path = format!("{}/records", path_of(&shared.log)?);
     let (epoch_text, sequence_text) = (epoch.to_string(), sequence.to_string());
@@ -78,9 +93,12 @@ async fn send(
         ("producer-seq", &*sequence_text),
     ];
     headers.extend(mark.as_deref().map(|mark| ("producer-mark", mark)));
-    let mut patience = Patience::new(&shared);
+    let (mut patience, mut ahead) = (Patience::new(&shared), AHEAD.0);
     loop {
+        let progress = shared.progress.notified();
         let request = shared.client.request(Method::POST, &path, &headers, body.clone())?;
+        // Relaxed: the task looks at it when this has ended, or was aborted.
+        let may_have_been = may_be_stored.swap(true, Ordering::Relaxed);
         let Refusal { error, expected } = match shared.client.whole(request, &shared.log).await {
             Ok(answer) => {
                 patience.over();
@@ -88,6 +106,9 @@ async fn send(
             }
             Err(refusal) => refusal,
         };
+        if expected.is_some() {
+            may_be_stored.store(may_have_been, Ordering::Relaxed);
+        }
         match expected {
             // Its predecessors are on their way.
             Some((known, next))
@@ -95,7 +116,8 @@ async fn send(
                     && next < sequence
                     && next >= shared.oldest.load(Ordering::Relaxed) =>
             {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                let _ = tokio::time::timeout(ahead, progress).await; // either will do
+                ahead = (2 * ahead).min(AHEAD.1);
             }
             Some((known, _)) if known > u64::from(epoch) => {
                 let epoch = u32::try_from(known).unwrap_or(u32::MAX);
@@ -158,15 +180,26 @@ fn put_back(shared: &Shared, sending: JoinHandle<Result<Appended, Refusal>>) {
     }
 }
 
+/// When what is collected has to be sent. Not at all, if that is too far away to be represented.
+fn due_at(shared: &Shared, state: &State) -> Option<Instant> {
+    state.filling.since.and_then(|since| since.checked_add(shared.linger))
+}
+
 /// Numbers and sends what can be sent.
 fn next_step(shared: &Arc<Shared>) -> Step {
     let mut state = shared.state();
     let state = &mut *state;
-    if state.stuck.is_some() {
-        // When nobody is left to try again, what is held is lost.
-        return if state.closed { Step::End } else { Step::Wait(None) };
+    if let Some(error) = &state.stuck {
+        // When nobody is left to hear of it, what is held is lost.
+        if state.closed {
+            return Step::End;
+        }
+        if !error.is_temporary() || state.again_at.is_none_or(|at| Instant::now() < at) {
+            return Step::Wait(state.again_at.filter(|_| error.is_temporary()));
+        }
+        state.stuck = None;
     }
-    let due = state.filling.since.map(|since| since + shared.linger);
+    let due = due_at(shared, state);
     let is_flushed = state.flush_to > state.accepted - state.filling.records;
     if is_flushed || due.is_some_and(|due| due <= Instant::now()) {
         let batch = std::mem::take(&mut state.filling);
@@ -198,15 +231,18 @@ fn next_step(shared: &Arc<Shared>) -> Step {
             tickets,
             sequence,
             sent: false,
+            may_be_stored: Arc::default(),
             sending: None,
         });
     }
     for batch in state.numbered.iter_mut().filter(|batch| batch.sending.is_none()) {
         let (body, mark) = (batch.body.clone(), batch.mark.clone());
         batch.sent = true;
-        batch.sending = Some(tokio::spawn(send(Arc::clone(shared), epoch, batch.sequence, body, mark)));
+        let may_be_stored = Arc::clone(&batch.may_be_stored);
+        let sending = send(Arc::clone(shared), epoch, batch.sequence, body, mark, may_be_stored);
+        batch.sending = Some(tokio::spawn(sending));
     }
-    Step::Wait(state.filling.since.map(|since| since + shared.linger))
+    Step::Wait(due_at(shared, state))
 }
 
 /// Takes the result of the oldest batch.
@@ -248,7 +284,8 @@ fn note_stored(shared: &Shared, state: &mut State, first_offset: u64) {
     shared.progress.notify_waiters();
 }
 
-/// Stops sending, until a caller tries again or discards.
+/// Stops sending, until a caller tries again or discards; after a temporary error, for [`TRIED_AGAIN_AFTER`] at the most, since
+/// callers may only be waiting for a ticket.
 fn stop(shared: &Shared, error: Error) {
     let mut state = shared.state();
     for batch in &mut state.numbered {
@@ -259,6 +296,9 @@ fn stop(shared: &Shared, error: Error) {
             let _ = ticket.send(Err(error.clone())); // fails if nobody waits for it
         }
     }
+    state.again_at = Instant::now().checked_add(TRIED_AGAIN_AFTER);
+    state.gave_up += 1;
+    state.why = Some(error.clone());
     state.stuck = Some(error);
     shared.progress.notify_waiters();
 }
@@ -299,6 +339,8 @@ fn continue_in(shared: &Shared, begun: BegunEpoch) {
         match fate(front.sequence, sent_in, &begun) {
             Fate::Stored { first_offset } => note_stored(shared, &mut state, first_offset),
             Fate::NotStored => break, // nor are those behind it
+            // The log has forgotten the producer, but it had refused this batch.
+            Fate::Unknown if !front.may_be_stored.load(Ordering::Relaxed) => break,
             Fate::Unknown => {
                 drop(state);
                 return stop(shared, Error::Forgotten);
