@@ -303,6 +303,11 @@ fn reading_from_anywhere(at: &[&str]) {
     assert_eq!(run(&["read", "lines", "--since", "2100-01-01T00:00:00Z"], ""), "");
     let (code, said) = bad(&[&["read", "lines", "--since", "yesterday"], at].concat(), "");
     assert!(code == Some(1) && said.contains("15m"), "{said}");
+    let (code, said) = bad(&[&["read", "lines", "--offset", "4"], at].concat(), "");
+    assert!(
+        code == Some(1) && said.contains("the offset is beyond the end of the log, which is 3"),
+        "{said}"
+    );
     // Any bytes come out as they went in.
     let bytes: Vec<u8> = (0..=255u8).cycle().take(70_000).collect();
     std::fs::write(path("bytes"), &bytes).unwrap();
@@ -375,4 +380,26 @@ fn a_flag_takes_precedence_over_an_address_in_the_environment() {
     assert!(with(&server.address, &on_server).status.success());
     assert!(with("http://127.0.0.1:1", &["logs", "list", "--url", &server.address]).status.success());
     assert!(!with("http://127.0.0.1:1", &on_server).status.success());
+}
+
+/// A list was read as the members of the settings, one after the other.
+#[test]
+fn settings_are_a_json_object_and_nothing_else() {
+    let data = tempfile::tempdir().unwrap();
+    let at = ["--data", data.path().to_str().unwrap()];
+    for settings in ["[]", "[\"memory\"]", "null", "7", "{\"values\":5}", "{\"unknown\":1}"] {
+        let (code, said) = bad(&[&["logs", "create", "a", "--settings", settings][..], &at].concat(), "");
+        assert!(code == Some(1) && said.contains("--settings"), "{settings}: {said}");
+    }
+    assert!(!good(&[&["logs", "list", "--json"][..], &at].concat(), "").contains("\"a\""));
+}
+
+/// It printed what was there, and ended as if it had followed.
+#[test]
+fn only_a_log_of_a_server_is_followed() {
+    let data = tempfile::tempdir().unwrap();
+    let at = ["--data", data.path().to_str().unwrap()];
+    good(&[&["append", "a", "--create"][..], &at].concat(), "one\n");
+    let (code, said) = bad(&[&["tail", "-f", "a"][..], &at].concat(), "");
+    assert!(code == Some(1) && said.contains("--follow takes a server"), "{said}");
 }

@@ -138,7 +138,7 @@ impl Bench {
         for n in 0..self.logs {
             let name = log_name(n);
             match client.describe(&name).await {
-                Err(Error::NoSuchLog { .. }) => {}
+                Err(Error::NoSuchLog { .. } | Error::Deleted { .. }) => {}
                 known => {
                     known?;
                     return Err(format!("there is a log named {name}: delete it first").into());
@@ -173,7 +173,7 @@ async fn delete_logs(client: &Client, count: u32) -> Result<(), Failure> {
     let mut result = Ok(());
     for n in 0..count {
         match client.delete(&log_name(n)).await {
-            Ok(()) | Err(Error::NoSuchLog { .. }) => {}
+            Ok(()) | Err(Error::NoSuchLog { .. } | Error::Deleted { .. }) => {}
             Err(error) => result = result.and(Err(error)),
         }
     }

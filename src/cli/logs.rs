@@ -85,9 +85,7 @@ impl Logs {
                     }
                 }
                 Command::Create { log, settings, flags } => {
-                    let settings: LogSettings =
-                        serde_json::from_str(settings).map_err(|error| format!("--settings: {error}"))?;
-                    target.create(log, &flags.over(settings)).await?;
+                    target.create(log, &flags.over(parse_settings(settings)?)).await?;
                     self.show(&[target.describe(log).await?])?;
                 }
                 Command::Describe { log } => self.show(&[target.describe(log).await?])?,
@@ -135,4 +133,12 @@ impl Logs {
         }
         Ok(())
     }
+}
+
+/// Settings as a JSON object; a struct would also be read from a list.
+fn parse_settings(text: &str) -> Result<LogSettings, String> {
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).map_err(|error| {
+        format!("--settings must be a JSON object, such as {{\"values\":\"json\"}}: {error}")
+    })?;
+    serde_json::from_value(object.into()).map_err(|error| format!("--settings: {error}"))
 }

@@ -110,13 +110,16 @@ impl Tail {
         let target = self.at.open()?;
         block_on(async {
             let form = Form::json_if(self.json);
-            if let Target::Server(client) = &target
-                && self.follow
-            {
+            if self.follow {
+                let Target::Server(client) = &target else {
+                    return Err(
+                        "--follow takes a server: nobody adds records to a directory that is open here"
+                            .into(),
+                    );
+                };
                 let tail = client.tail(&self.log, StartAt::Last(self.lines))?;
                 return follow(if self.skip_damaged { tail.skip_damaged() } else { tail }, form).await;
             }
-            // Nobody else has a directory open, so no records will be added there.
             let from = start::resolve(StartAt::Last(self.lines), &target, &self.log).await?;
             print(&target, &self.log, from, u64::MAX, form, self.skip_damaged).await
         })?;

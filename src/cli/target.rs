@@ -3,7 +3,7 @@
 use clap::Args;
 use millstream::{
     Log,
-    client::{Client, LogInfo, Page, Record},
+    client::{self, Client, LogInfo, Page, Record},
     http::{TIMES, parse_time},
     store::{LogSettings, Store, StoreOptions},
 };
@@ -101,7 +101,14 @@ impl Target {
                 let damaged = if skip_damaged { "&damaged=skip" } else { "" };
                 Ok(client.read_from(log, &format!("offset={offset}&limit={limit}{damaged}")).await?)
             }
-            Self::Directory(store) => read_in_order(&*store.get(log)?, offset, limit.min(1000), skip_damaged),
+            Self::Directory(store) => {
+                let log = store.get(log)?;
+                let next_offset = log.visible_offset();
+                if offset > next_offset {
+                    return Err(client::Error::BeyondEnd { next_offset }.into());
+                }
+                read_in_order(&log, offset, limit.min(1000), skip_damaged)
+            }
         }
     }
 

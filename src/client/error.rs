@@ -34,6 +34,12 @@ pub enum Error {
         /// What the system reported.
         reason: String,
     },
+    /// The log was deleted while it was used.
+    #[error("the log {log:?} was deleted")]
+    Deleted {
+        /// Its name.
+        log: String,
+    },
     /// There is no log of this name.
     #[error("there is no log named {log:?}; create it first")]
     NoSuchLog {
@@ -155,7 +161,8 @@ impl Refusal {
         } = numbers;
         let expected = expected_epoch.zip(expected_seq);
         let error = match (Code::parse(&code), first_offset, next_offset) {
-            (Some(Code::LogNotFound | Code::LogDeleted), ..) => Error::NoSuchLog { log: log.to_owned() },
+            (Some(Code::LogNotFound), ..) => Error::NoSuchLog { log: log.to_owned() },
+            (Some(Code::LogDeleted), ..) => Error::Deleted { log: log.to_owned() },
             (Some(Code::OffsetTrimmed), Some(first_offset), _) => Error::Trimmed { first_offset },
             (Some(Code::OffsetNotFound), _, Some(next_offset)) => Error::NotThere { next_offset },
             (Some(Code::OffsetBeyondEnd), _, Some(next_offset)) => Error::BeyondEnd { next_offset },
