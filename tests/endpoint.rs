@@ -65,6 +65,12 @@ fn bad_requests_get_a_clear_answer_and_store_nothing() {
         ("GET", "/?offset=-1", "", 400, "invalid_offset"),
         ("GET", "/?offset=x", "", 400, "invalid_offset"),
         ("GET", "/?limit=1", "", 400, "invalid_query"),
+        // They were ignored: a log was deleted whatever id was asked for.
+        ("POST", "/?x=1", r#"{"record":{"value":"aGk="}}"#, 400, "invalid_query"),
+        ("GET", "/v1/logs/default?x=1", "", 400, "invalid_query"),
+        ("DELETE", "/v1/logs/default?log_id=0", "", 400, "invalid_query"),
+        ("PUT", "/v1/logs/default?values=json", "", 400, "invalid_query"),
+        ("POST", "/v1/logs/default/trim?log_id=0", r#"{"before":0}"#, 400, "invalid_query"),
         ("PUT", "/", "{}", 405, "method_not_allowed"),
         ("POST", "/healthz", "", 405, "method_not_allowed"),
         ("GET", "/nothing", "", 404, "not_found"),

@@ -10,6 +10,7 @@ use super::{
     fetch, formats,
     memory::{Grant, Memory, Purpose, UNCOUNTED_BYTES, with_scratch},
     object::{self, Object},
+    params,
     permits::OFFLOAD_BYTES,
     problem::Problem,
 };
@@ -103,6 +104,7 @@ pub(super) async fn post(
     asker: Asker<'_>,
     request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
+    params::none(&request)?;
     let bytes = body::read(request.into_body(), context, asker.share).await?;
     let (value, grant) = if bytes.len() < OFFLOAD_BYTES {
         decoded(bytes, &context.memory)?

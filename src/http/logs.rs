@@ -31,6 +31,7 @@ pub(super) async fn create(
     name: &str,
     request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
+    params::none(&request)?;
     let bytes = body::read_small(request.into_body(), context, asker.share).await?;
     let settings: LogSettings = if bytes.is_empty() {
         LogSettings::default()
@@ -95,6 +96,7 @@ pub(super) async fn trim(
     name: &str,
     request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
+    params::none(&request)?;
     let body = request.into_body(); // so that the header section is not held while waiting
     let log = context.log(asker.share, name).await?;
     let bytes = body::read_small(body, context, asker.share).await?;

@@ -238,11 +238,11 @@ async fn answer_to_other(
         (Logs, &Method::GET) => logs::list(context, &request.map(drop)),
         (Log { name }, &Method::PUT) => logs::create(context, asker, &name, request).await,
         (Log { name }, &Method::GET) => {
-            drop(request);
+            without_parameters(request)?;
             logs::describe(context, asker, &name).await
         }
         (Log { name }, &Method::DELETE) => {
-            drop(request);
+            without_parameters(request)?;
             logs::delete(context, asker, &name).await
         }
         (Trim { name }, &Method::POST) => logs::trim(context, asker, &name, request).await,
