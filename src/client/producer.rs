@@ -124,9 +124,7 @@ struct Numbered {
     mark: Option<String>,
     tickets: Tickets,
     sequence: u64,
-    /// Whether it was sent at all.
-    sent: bool,
-    /// Whether an attempt to store it had no answer that says that it was not.
+    /// Whether it was sent, and an attempt to store it had no answer that says that it was not.
     may_be_stored: Arc<AtomicBool>,
     sending: Option<JoinHandle<Result<Appended, Refusal>>>,
 }

@@ -230,14 +230,12 @@ fn next_step(shared: &Arc<Shared>) -> Step {
             mark,
             tickets,
             sequence,
-            sent: false,
             may_be_stored: Arc::default(),
             sending: None,
         });
     }
     for batch in state.numbered.iter_mut().filter(|batch| batch.sending.is_none()) {
         let (body, mark) = (batch.body.clone(), batch.mark.clone());
-        batch.sent = true;
         let may_be_stored = Arc::clone(&batch.may_be_stored);
         let sending = send(Arc::clone(shared), epoch, batch.sequence, body, mark, may_be_stored);
         batch.sending = Some(tokio::spawn(sending));
@@ -333,14 +331,13 @@ fn fate(sequence: u64, sent_in: &Epoch, begun: &BegunEpoch) -> Fate {
 fn continue_in(shared: &Shared, begun: BegunEpoch) {
     let mut state = shared.state();
     state.to_open = false;
-    while let Some(front) = state.numbered.front().filter(|front| front.sent)
+    // What was not sent, or was refused each time, is not stored, nor is what comes after it.
+    while let Some(front) = state.numbered.front().filter(|front| front.may_be_stored.load(Ordering::Relaxed))
         && let Some(sent_in) = &state.sent_in
     {
         match fate(front.sequence, sent_in, &begun) {
             Fate::Stored { first_offset } => note_stored(shared, &mut state, first_offset),
             Fate::NotStored => break, // nor are those behind it
-            // The log has forgotten the producer, but it had refused this batch.
-            Fate::Unknown if !front.may_be_stored.load(Ordering::Relaxed) => break,
             Fate::Unknown => {
                 drop(state);
                 return stop(shared, Error::Forgotten);
