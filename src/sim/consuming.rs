@@ -4,10 +4,9 @@
 use super::{
     cursors::{CURSORS, KnownCursors},
     process::Process,
-    run::{ROOT, Simulation},
+    run::Simulation,
 };
 use crate::{Error, Log};
-use std::path::Path;
 
 impl Simulation {
     /// A consumer sets its cursor or removes it, or all are removed.
@@ -89,16 +88,6 @@ impl Simulation {
                 }
                 assert!(process.is_off() || process.faults() > 0, "{place}: {name:?}: {error}");
             }
-        }
-    }
-
-    /// A bit flips in the file of cursors: they cannot be used until they are removed.
-    pub(super) fn flip_in_cursors(&mut self) {
-        let Some(name) = self.random_certain() else { return };
-        let path = Path::new(ROOT).join(&name).join("cursors.json");
-        if self.disk.flip_in(&mut self.random, &path).is_some() {
-            self.disk.note(format_args!("a bit changes in {}", path.display()));
-            self.logs.get_mut(&name).expect("it is certain").cursors.harmed = true;
         }
     }
 }

@@ -67,12 +67,25 @@ impl Simulation {
 
     /// A bit flips in the producers file: then the log itself is used, as far as it goes back.
     pub(super) fn flip_in_producers(&mut self) {
-        let Some(name) = self.random_certain() else { return };
-        let path = Path::new(ROOT).join(&name).join("producers.json");
-        if self.disk.flip_in(&mut self.random, &path).is_some() {
-            self.disk.note(format_args!("a bit changes in {}", path.display()));
-            self.logs.get_mut(&name).expect("it is certain").forget_producers = true;
+        if let Some(known) = self.flip_in_file("producers.json") {
+            known.forget_producers = true;
         }
+    }
+
+    /// A bit flips in the file of cursors: they cannot be used until they are removed.
+    pub(super) fn flip_in_cursors(&mut self) {
+        if let Some(known) = self.flip_in_file("cursors.json") {
+            known.cursors.harmed = true;
+        }
+    }
+
+    /// A bit flips in this file of a log, if one has it. Returns what is known of that log.
+    fn flip_in_file(&mut self, file: &str) -> Option<&mut KnownLog> {
+        let name = self.random_certain()?;
+        let path = Path::new(ROOT).join(&name).join(file);
+        self.disk.flip_in(&mut self.random, &path)?;
+        self.disk.note(format_args!("a bit changes in {}", path.display()));
+        self.logs.get_mut(&name)
     }
 
     /// A bit of a segment flips. One process opens what is left of the log, and repairs it.
