@@ -31,6 +31,25 @@ pub(super) struct LeftBacking {
     pub(super) fate: BackingFate,
     /// Whether its frames have to be read.
     pub(super) needs_frames: bool,
+    /// The most records that its segment can have, if the backing itself does not tell.
+    pub(super) max_records: Option<u32>,
+}
+
+impl LeftBacking {
+    /// Whether it says nothing about its process and what precedes it.
+    fn is_format_1(&self) -> bool {
+        self.opening == 0
+    }
+
+    /// Extends a scan of the segment's file by the frames of the backing that follow.
+    pub(super) fn go_on(&self, there: Scan, frames: &[u8]) -> Scan {
+        let (key, on_disk) = (self.header.key(), there.records());
+        let all = there.go_on(frames, key);
+        match self.max_records {
+            Some(max) => all.first(frames, key, max.max(on_disk)),
+            None => all,
+        }
+    }
 }
 
 /// What becomes of a backing.
@@ -79,6 +98,7 @@ pub(super) fn left_backings(
                     torn: Vec::new(),
                     fate: BackingFate::Kept,
                     needs_frames: true,
+                    max_records: None,
                 });
             }
         }
@@ -106,6 +126,17 @@ pub(super) fn warn_kept<'a>(backings: &BackingDir, names: impl IntoIterator<Item
 /// Where a backing with these frames ends.
 pub(super) fn end_of(backing: &LeftBacking, scan: &Scan) -> (u64, Option<u32>) {
     (backing.header.base + u64::from(scan.records()), scan.last_crc)
+}
+
+/// A backing of format 1 may hold frames after the segment's last one: of a torn end that recovery had cut off in the
+/// file only. They end where the process's next backing begins.
+pub(super) fn limit_format_1(left: &mut [LeftBacking]) {
+    let bases: Vec<_> =
+        left.iter().filter(|backing| backing.is_format_1()).map(|backing| backing.header.base).collect();
+    for backing in left.iter_mut().filter(|backing| backing.is_format_1()) {
+        let next = bases.iter().filter_map(|base| base.checked_sub(backing.header.base)).filter(|&n| n > 0);
+        backing.max_records = next.min().and_then(|records| records.try_into().ok());
+    }
 }
 
 /// What precedes one backing of a process precedes all of its backings with the same base: they are of chunks that were
@@ -142,9 +173,8 @@ pub(super) fn predecessor_of(backing: &LeftBacking, earlier: &[LeftBacking]) -> 
 /// Whether the frame before the backing's first record is the last frame of the log.
 pub(super) fn follows(backing: &LeftBacking, earlier: &[LeftBacking], at_end: Predecessor) -> bool {
     let predecessor = predecessor_of(backing, earlier);
-    // Format 1 noted nothing.
     predecessor == at_end && predecessor != Predecessor::Unknown
-        || predecessor == Predecessor::Unknown && backing.opening == 0
+        || predecessor == Predecessor::Unknown && backing.is_format_1()
 }
 
 /// Whether both are known, and differ.

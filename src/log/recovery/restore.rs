@@ -25,7 +25,7 @@ use super::{
     full::{Full, no_room},
     judge::{Rest, State},
     left::{
-        BackingFate, LeftBacking, contradict, end_of, follows, left_backings, predecessor_of,
+        BackingFate, LeftBacking, contradict, end_of, follows, left_backings, limit_format_1, predecessor_of,
         share_predecessors, warn_kept,
     },
     survey::{Copies, MAX_AHEAD_BYTES, Origin, Survey, SurveyedSegment},
@@ -76,6 +76,7 @@ pub(super) fn restore(
         (header.base, !has_file(header), !is_of_its_process, Reverse(header.created))
     });
     share_predecessors(&mut left);
+    limit_format_1(&mut left);
     // While one is restored, the next one is read.
     for backing in &mut left {
         backing.needs_frames = sealed_as(survey, backing).is_none();
@@ -228,7 +229,7 @@ impl Restorer<'_> {
         {
             return Ok(fate);
         }
-        let scan = scan::scan(&frames, key);
+        let scan = backing.go_on(Scan::default(), &frames);
         backing.end = Some(end_of(backing, &scan));
         if scan.records() == 0 {
             let Some(&(last, _)) = search::frames_from(&frames, key, 0, 0).frames.last() else {
@@ -329,7 +330,7 @@ impl Restorer<'_> {
         if frames.get(..begins) != there.get(..begins) {
             return Ok(false);
         }
-        *scan = std::mem::take(scan).go_on(frames, key);
+        *scan = backing.go_on(std::mem::take(scan), frames);
         backing.end = Some(end_of(backing, scan));
         backing.torn = after_gap(frames, key, scan).to_vec();
         if scan.words > from {

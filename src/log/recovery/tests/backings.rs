@@ -1,7 +1,8 @@
 //! Backings of killed processes: what is restored from them, what is kept, and what must never come of them.
 
 use super::{
-    DIR, FIRST, files_in, kill, killed_with_memory, open, options, overwrite, small, values, verified,
+    DIR, FIRST, files_in, kill, killed_with_memory, open, options, overwrite, repaired, small, values,
+    verified,
 };
 use crate::{
     Durability, Log, LogId, Options,
@@ -9,7 +10,7 @@ use crate::{
         AppendOutcome, BackingDir, Batch, Chunk, ChunkMemory, ChunkPosition, FrameMeta, Label, Predecessor,
         ShmBacking,
     },
-    disk::sim::Sim,
+    disk::{Disk, sim::Sim},
     segment::{
         file::SegmentFile,
         header::{Header, Secret},
@@ -94,6 +95,10 @@ fn rot_in_the_open_segment_is_restored_from_the_backing_of_a_killed_process() {
     let log = open(&other, o(None)).unwrap();
     assert_eq!(log.damage()[0].offsets, 3..4);
     drop(log);
+    assert_ne!(repaired(&other).damage, []);
+    let log = open(&other, o(Some(at.path()))).unwrap();
+    assert_eq!(log.next_offset(), 10, "the record that was given up is not replaced");
+    log.close().unwrap();
     assert!(!files_in(at.path()).is_empty());
     assert_eq!(verified(&disk, Some(at.path())).backings.len(), 1);
     let log = open(&disk, o(Some(at.path()))).unwrap();
@@ -151,8 +156,23 @@ pub(super) fn leave(
     torn: bool,
     predecessor: Predecessor,
 ) {
-    let label = Label { base, capacity: 8192, created: 1_700_000_000_000, version: 2 };
-    let header = Header { log: backings.dir.log(), base, capacity: 8192, created: label.created, secret };
+    leave_begun(backings, secret, (base, CREATED), records, torn, predecessor);
+}
+
+/// When the segments of [`leave`] and [`begin_empty`] were begun.
+const CREATED: u64 = 1_700_000_000_000;
+
+/// The same, of a segment that was begun at some other time.
+fn leave_begun(
+    backings: &Arc<ShmBacking>,
+    secret: Secret,
+    (base, created): (u64, u64),
+    records: u64,
+    torn: bool,
+    predecessor: Predecessor,
+) {
+    let label = Label { base, capacity: 8192, created, version: 2 };
+    let header = Header { log: backings.dir.log(), base, capacity: 8192, created, secret };
     let mut memory = ChunkMemory::backed(label.capacity, backings).unwrap();
     memory.label(&label, predecessor);
     let chunk = Chunk::new(memory, None);
@@ -265,16 +285,34 @@ fn an_empty_segment_is_continued_only_by_a_backing_bound_to_its_predecessor() {
         let at = tempfile::tempdir().unwrap();
         let (sim, id, secret, last) = closed(at.path(), 10);
         let last = last.unwrap();
-        // As `leave` creates it.
-        let header = Header { log: id, base: 10, capacity: 8192, created: 1_700_000_000_000, secret };
-        let file = SegmentFile::prepare(&sim, Path::new(DIR), 0, 8192).unwrap();
-        file.begin(&sim, Path::new(DIR), &header).unwrap();
+        begin_empty(&sim, id, secret, 10);
         let killed = left_by(at.path(), id, secret, DIR, 9);
         leave(&killed, secret, 10, 20, false, Predecessor::Frame(if same { last } else { last ^ 1 }));
         let log = open(&sim, small(Some(at.path()))).unwrap();
         assert_eq!(log.next_offset(), if same { 30 } else { 10 });
         log.close().unwrap();
         assert_eq!(killed.dir.find().unwrap().len(), usize::from(!same), "what does not follow is kept");
+    }
+}
+
+/// Any backing continued a log that had been trimmed to its end, in the order of their names: one of another history
+/// displaced what had been acknowledged.
+#[test]
+fn an_emptied_log_is_continued_by_the_backing_whose_segment_was_begun() {
+    for other in [CREATED - 1, CREATED + 1] {
+        let at = tempfile::tempdir().unwrap();
+        let (sim, id, secret, _) = closed(at.path(), 10);
+        begin_empty(&sim, id, secret, 10);
+        Disk::remove(&sim, Path::new(FIRST)).unwrap();
+        let strange = left_by(at.path(), id, secret, DIR, 1);
+        leave_begun(&strange, secret, (10, other), 25, false, Predecessor::Frame(1));
+        leave(&left_by(at.path(), id, secret, DIR, 9), secret, 10, 20, false, Predecessor::Frame(2));
+        let kept_before = crate::stats().backings_kept;
+        let log = open(&sim, small(Some(at.path()))).unwrap();
+        assert_eq!((log.first_offset(), log.next_offset()), (10, 30), "{other}");
+        log.close().unwrap();
+        assert_eq!(strange.dir.find().unwrap().len(), 1, "it is kept");
+        assert!(crate::stats().backings_kept > kept_before, "and counted");
     }
 }
 
@@ -355,7 +393,7 @@ fn a_flipped_bit_in_a_backing_shows_nothing_false_and_harms_nothing_on_disk() {
 
 /// The next segment's file was begun, and is empty; its records are in the backing only.
 fn begin_empty(sim: &Sim, log: LogId, secret: Secret, base: u64) {
-    let header = Header { log, base, capacity: 8192, created: 1_700_000_000_000, secret };
+    let header = Header { log, base, capacity: 8192, created: CREATED, secret };
     let file = SegmentFile::prepare(sim, Path::new(DIR), 0, 8192).unwrap();
     file.begin(sim, Path::new(DIR), &header).unwrap();
 }
@@ -389,10 +427,7 @@ fn repair_does_not_give_up_what_a_backing_continues_after_an_empty_segment() {
 /// the log did not open.
 #[test]
 fn an_unreadable_record_before_an_empty_segment_is_an_error_for_its_readers_only() {
-    use crate::{
-        disk::Disk,
-        segment::{region::Region, scan, sealed},
-    };
+    use crate::segment::{region::Region, scan, sealed};
     for (spoiled, begun) in [(false, true), (true, true), (true, false)] {
         let at = tempfile::tempdir().unwrap();
         let (sim, id, secret, _) = closed(at.path(), 200);
