@@ -476,3 +476,42 @@ pub(super) fn scan_of(bytes: &[u8]) -> scan::Scan {
     let header = Header::decode(bytes.first_chunk().unwrap()).unwrap().header;
     scan::scan(&bytes[4096..], header.key())
 }
+
+/// Looking for frames in a torn end took as long as its bytes made it. The bounds are ten times what it takes
+/// (`docs/performance.md`), because other tests run beside.
+#[test]
+fn opening_takes_no_longer_whatever_follows_the_last_record() {
+    use std::{
+        os::unix::fs::FileExt,
+        time::{Duration, Instant},
+    };
+    const SEGMENT: usize = 64 << 20;
+    let o = options(SEGMENT as u64, SEGMENT as u64, 4 * SEGMENT as u64, None);
+    let opened_after = |torn: &dyn Fn(&Log) -> Vec<u8>| {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::open(dir.path(), o.clone()).unwrap();
+        for n in 0..10u64 {
+            log.append(&n.to_le_bytes()).unwrap();
+        }
+        let torn = torn(&log);
+        log.close().unwrap();
+        let file =
+            std::fs::File::options().write(true).open(dir.path().join(Path::new(FIRST).file_name().unwrap()));
+        file.unwrap().write_all_at(&torn, 4096 + 10 * 32).unwrap();
+        let begun = Instant::now();
+        let log = Log::open(dir.path(), o.clone()).unwrap();
+        let took = begun.elapsed();
+        assert_eq!((log.damage(), log.next_offset()), (&[][..], 10));
+        took
+    };
+    let length = SEGMENT - 10 * 32;
+    let zeros = opened_after(&|_| vec![0; length]);
+    for (what, torn) in [
+        ("random bytes", &(|_: &Log| random(length, 1)) as &dyn Fn(&Log) -> Vec<u8>),
+        ("frames as a client can make them", &|log| imitation(log, length)),
+    ] {
+        let took = opened_after(torn);
+        println!("{what}: {took:?}, zeros: {zeros:?}");
+        assert!(took < (10 * zeros).max(Duration::from_secs(1)), "{what}: {took:?}, zeros: {zeros:?}");
+    }
+}
