@@ -108,7 +108,8 @@ impl Shared {
         turn: &Turn<'_>,
         since: &mut Option<Duration>,
     ) -> Result<Option<Instant>, Error> {
-        if may_block.waits_for_disk() {
+        // In a simulation nobody makes room while this thread waits.
+        if may_block.waits_for_disk() && !self.env.machine.advance_simulated(PREPARING) {
             stats::found_no_room();
             return Ok(None);
         }

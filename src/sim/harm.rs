@@ -9,7 +9,7 @@ use super::{
     world::World,
 };
 use crate::{
-    Damage, Durability, Error, Log, Options,
+    Damage, Durability, Error, Log, LogId, Options,
     chunk::backing_owners,
     disk::sim::{Cut, Sim},
     log::{repair_on, verify_on},
@@ -76,6 +76,29 @@ impl Simulation {
     pub(super) fn flip_in_cursors(&mut self) {
         if let Some(known) = self.flip_in_file("cursors.json") {
             known.cursors.harmed = true;
+        }
+    }
+
+    /// A bit flips in what a killed process has left in memory: the records that are only there are lost from that one on.
+    pub(super) fn flip_in_backing(&mut self) {
+        let mut left = left_files(self.at.path());
+        left.sort();
+        if left.is_empty() {
+            return;
+        }
+        let path = self.random.pick(&left).clone();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let filled = 1 + bytes.iter().rposition(|&byte| byte != 0).unwrap_or(0);
+        let end = if self.random.one_in(4) { 128 } else { filled };
+        let at = self.random.below(end);
+        bytes[at] ^= 1 << self.random.below(8);
+        std::fs::write(&path, bytes).unwrap();
+        self.disk.note(format_args!("a bit changes at {at} in a backing"));
+        let of = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+        for known in self.logs.values_mut().filter(|known| known.id.is_none_or(|id| id.to_string() == of)) {
+            known.told_of = known.told_of.max(known.memory);
+            known.harmed_memory = true;
+            known.forget_memory();
         }
     }
 
@@ -441,6 +464,22 @@ fn last_segment(sim: &Sim, dir: &Path) -> Option<PathBuf> {
 
 fn is_segment(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "seg")
+}
+
+/// The backings below `dir`.
+pub(super) fn left_files(dir: &Path) -> Vec<PathBuf> {
+    let mut left = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.path().is_dir() { left.extend(left_files(&entry.path())) } else { left.push(entry.path()) }
+    }
+    left
+}
+
+/// Whether something of the log in `dir` was kept aside: a torn end, or memory.
+pub(super) fn has_kept(sim: &Sim, dir: &Path, at: &Path, id: LogId) -> bool {
+    let of_it = |path: &PathBuf| path.parent().is_some_and(|dir| dir.ends_with(id.to_string()));
+    sim.dump().into_keys().any(|path| path.starts_with(dir) && is_torn(&path))
+        || left_files(at).iter().any(of_it)
 }
 
 fn is_torn(path: &Path) -> bool {

@@ -67,6 +67,10 @@ pub(super) struct KnownLog {
     pub(super) durable: u64,
     /// Everything below this survives the process, if the next one sees its backings.
     pub(super) memory: u64,
+    /// What is missing below this is kept aside: it was in memory that was harmed.
+    pub(super) told_of: u64,
+    /// Whether such memory may still be there. What it has whole comes back when the log is repaired.
+    pub(super) harmed_memory: bool,
     /// How many segments of the open log have begun without a backing that they should have, and how many may.
     pub(super) lacked: u64,
     pub(super) may_lack: u64,
@@ -220,11 +224,13 @@ impl KnownLog {
         // Without backings, a later process may find what an earlier one had in memory.
         let sent = self.sent.iter().filter(|sent| sent.first >= next).copied().collect();
         let wiped = std::mem::take(&mut self.wiped);
-        self.ghosts.retain(|ghost| ghost.at >= next && !backings && !wiped);
-        if !backings && !rest.is_empty() {
+        self.harmed_memory &= !wiped;
+        let stays = !backings || self.harmed_memory;
+        self.ghosts.retain(|ghost| ghost.at >= next && stays && !wiped);
+        if stays && !rest.is_empty() {
             self.ghosts.push(Ghost { at: next, records: rest, sent });
         }
-        (self.durable, self.memory) = (next, next);
+        (self.durable, self.memory, self.told_of) = (next, next, 0);
         // A power failure may undo a trim that was not acknowledged.
         self.may_trim = first;
         self.lost.retain(|offset| *offset < next);

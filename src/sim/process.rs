@@ -1,6 +1,7 @@
 //! One process of a run: it opens what exists, checks it against the model, works, and ends in some way.
 
 use super::{
+    harm::has_kept,
     model::Rec,
     run::{ROOT, Simulation},
     world::World,
@@ -137,8 +138,12 @@ impl Simulation {
             self.verify();
         }
         let in_memory = self.logs.values().any(|known| known.certain && known.memory > known.durable);
-        if self.profile.harm && in_memory && !self.random.one_in(3) {
-            return self.repair_unopened();
+        if self.profile.harm && in_memory {
+            match self.random.below(6) {
+                0..3 => return self.repair_unopened(),
+                3 | 4 => self.flip_in_backing(),
+                _ => {}
+            }
         }
         if self.profile.harm {
             match self.random.below(24) {
@@ -413,6 +418,10 @@ impl Simulation {
         known.recognise(first, &values);
         known.compare(&place, first, &values);
         self.counts.full += u64::from(log.writable().is_err_and(|error| error.is_full()));
+        if backings && !is_full && next < known.told_of && !known.wiped {
+            let kept = has_kept(&process.world.sim, &Path::new(ROOT).join(name), self.at.path(), log.id());
+            assert!(kept, "{place}: ends at {next} of {}, and nothing is kept aside", known.told_of);
+        }
         if is_full && (next < known.next() || !known.ghosts.is_empty()) {
             self.counts.short += u64::from(next < known.memory);
             (known.durable, known.failed) = (next, true);

@@ -83,6 +83,7 @@ impl Simulation {
                 }
             }
             78..85 => self.read(process),
+            85 if self.random.one_in(2) => self.roll(process),
             85 => self.scrub(process),
             86..90 => self.trim(process),
             90..95 => self.pass_time(process),
@@ -462,6 +463,24 @@ impl Simulation {
         for offset in lost.range(log.first_offset()..end) {
             let is_damaged = matches!(log.read(*offset), Err(Error::Damaged { .. }));
             assert!(!is_damaged || is_found(offset), "{place}: {name:?}: a scrub does not find {offset}");
+        }
+    }
+
+    /// Ends the segment that is being written. All of it is sealed and durable then.
+    fn roll(&mut self, process: &Process) {
+        let Some((name, log)) = self.usable(process) else { return };
+        let next = self.logs[&name].next();
+        process.world.sim.note(format_args!("roll {name} at {next}"));
+        match self.patiently(process, || log.roll()) {
+            Ok(end) => {
+                if process.is_off() {
+                    return;
+                }
+                assert_eq!(end, next, "{}: {name:?}", self.where_(&process.world.sim));
+                self.logs.get_mut(&name).expect("it is used").durable = next;
+            }
+            Err(Error::WouldBlock) => {}
+            Err(error) => self.excused(process, &name, &error),
         }
     }
 
