@@ -47,11 +47,12 @@ pub(crate) fn wait<'a, T>(condvar: &Condvar, guard: MutexGuard<'a, T>) -> MutexG
     condvar.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Runs a model with all orders of threads that interrupt each other up to three times.
+/// Runs a model with all orders of threads that interrupt each other up to three times, or as often as
+/// `LOOM_MAX_PREEMPTIONS` says.
 #[cfg(all(test, loom))]
 pub(crate) fn model(run: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound = builder.preemption_bound.or(Some(3));
     builder.check(run);
 }
 

@@ -352,9 +352,7 @@ pub(super) mod models {
     fn loom_a_kick_is_followed_by_a_turn_that_sees_what_came_before_it() {
         /// What there is to do, which nobody looks at again before falling asleep, and what was seen of it.
         struct Jobs(AtomicU64, AtomicU64, std::sync::OnceLock<std::sync::Weak<Task<Jobs>>>);
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(|| {
+        crate::sync::model(|| {
             let pool = Pool::new();
             let turn = |jobs: &Jobs| {
                 let task = jobs.2.get().and_then(std::sync::Weak::upgrade).unwrap();

@@ -163,9 +163,7 @@ mod models {
 
     #[test]
     fn loom_two_waiters_for_different_offsets_are_both_woken() {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(|| {
+        crate::sync::model(|| {
             let frontier = Arc::new(Frontier::new(0));
             let waiters = [1, 2].map(|point| {
                 let frontier = Arc::clone(&frontier);
