@@ -84,7 +84,7 @@ pub(super) fn restore(
     let to_read = left.iter().filter(|backing| backing.needs_frames);
     let to_read: Vec<_> = to_read.map(|backing| (backing.name.clone(), backing.header.capacity)).collect();
     let is_small = to_read.iter().all(|(_, capacity)| *capacity <= MAX_AHEAD_BYTES);
-    let mut restorer = Restorer { disk, dir, backings, survey };
+    let mut restorer = Restorer { disk, dir, backings, survey, names_are_durable: false };
     let full = made_ahead(
         disk.in_parallel() && is_small,
         &to_read,
@@ -156,6 +156,8 @@ struct Restorer<'a> {
     dir: &'a Path,
     backings: &'a BackingDir,
     survey: &'a mut Survey,
+    /// Whether a loss of power keeps the names of all segments.
+    names_are_durable: bool,
 }
 
 /// What a backing holds, as it was read.
@@ -348,6 +350,11 @@ impl Restorer<'_> {
     fn append_segment(&mut self, backing: &LeftBacking, scan: Scan, mut frames: Aligned) -> io::Result<()> {
         let header = backing.header;
         report_restoring(self.dir, &header, &scan);
+        // Or the segment before this one could be missing after a loss of power.
+        if !self.names_are_durable {
+            self.disk.sync_dir(self.dir)?;
+            self.names_are_durable = true;
+        }
         let segment = SegmentFile::prepare(self.disk, self.dir, 0, header.capacity)?;
         segment.begin(self.disk, self.dir, &header).inspect_err(|_| segment.discard(self.disk))?;
         write(segment.file(), &frames, 0, scan.words)?;

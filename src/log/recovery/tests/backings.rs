@@ -10,7 +10,11 @@ use crate::{
         AppendOutcome, BackingDir, Batch, Chunk, ChunkMemory, ChunkPosition, FrameMeta, Label, Predecessor,
         ShmBacking,
     },
-    disk::{Disk, sim::Sim},
+    disk::{
+        Disk,
+        gate::{Gate, Operation},
+        sim::Sim,
+    },
     segment::{
         file::SegmentFile,
         header::{Header, Secret},
@@ -196,7 +200,10 @@ fn leave_begun(
 
 /// A log of this many records of 8 bytes that was closed, and the CRC in the frame of the last one.
 pub(super) fn closed(at: &Path, records: u64) -> (Sim, LogId, Secret, Option<u32>) {
-    let sim = Sim::new(1);
+    closed_on(Sim::new(1), at, records)
+}
+
+fn closed_on(sim: Sim, at: &Path, records: u64) -> (Sim, LogId, Secret, Option<u32>) {
     let log = open(&sim, small(Some(at))).unwrap();
     for n in 0..records {
         log.append(&n.to_le_bytes()).unwrap();
@@ -396,6 +403,32 @@ fn begin_empty(sim: &Sim, log: LogId, secret: Secret, base: u64) {
     let header = Header { log, base, capacity: 8192, created: CREATED, secret };
     let file = SegmentFile::prepare(sim, Path::new(DIR), 0, 8192).unwrap();
     file.begin(sim, Path::new(DIR), &header).unwrap();
+}
+
+/// The name of a killed log's last segment was not durable, and the file of the one after it was made from memory: of
+/// these names, a loss of power took the first one only. The simulation found it (seed 10016486).
+#[test]
+fn the_name_of_the_last_segment_is_durable_before_a_next_one_is_restored() {
+    let mut cut = 0;
+    for (seed, steps) in (0..8).flat_map(|seed| (1..50).map(move |steps| (seed, steps))) {
+        let at = tempfile::tempdir().unwrap();
+        let (sim, id, secret, last) = closed_on(Sim::new(seed), at.path(), 10);
+        let gate = Gate::new(Arc::new(sim.clone()), |operation, _| match operation {
+            Operation::SyncDir => Err(std::io::ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        });
+        let header = Header { log: id, base: 10, capacity: 8192, created: CREATED, secret };
+        let file = SegmentFile::prepare(&sim, Path::new(DIR), 0, 8192).unwrap();
+        assert!(file.begin(&*gate, Path::new(DIR), &header).is_err());
+        let killed = left_by(at.path(), id, secret, DIR, 9);
+        leave(&killed, secret, 10, 20, false, Predecessor::Frame(last.unwrap()));
+        leave(&killed, secret, 30, 5, false, Predecessor::Unknown);
+        sim.cut_power_after(steps);
+        cut += u32::from(open(&sim, small(Some(at.path()))).is_err());
+        let log = open(&sim.reboot(), small(None)).unwrap();
+        assert_eq!(log.damage(), [], "seed {seed}, {steps} steps");
+    }
+    assert!(cut > 200, "{cut}");
 }
 
 /// `repair` looked for memory that goes on after the last segment only, and that was the empty one: it marked the last
