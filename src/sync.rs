@@ -275,3 +275,26 @@ impl Backoff {
         true
     }
 }
+
+#[cfg(all(test, feature = "store", target_os = "linux", not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    /// It was set to `by`, which a privileged process that had been niced was allowed to.
+    #[test]
+    fn a_thread_yields_to_the_one_that_began_it() {
+        let priority = || rustix::process::getpriority_process(None).unwrap();
+        std::thread::spawn(move || {
+            rustix::process::setpriority_process(None, (priority() + 7).min(19)).unwrap();
+            let ours = priority();
+            std::thread::spawn(move || {
+                yield_more(5);
+                assert_eq!(priority(), (ours + 5).min(19));
+            })
+            .join()
+            .unwrap();
+        })
+        .join()
+        .unwrap();
+    }
+}
