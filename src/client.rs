@@ -44,7 +44,7 @@ use crate::{
     pauses::doubled,
     wire::{self, AnswerFrame},
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use error::Refusal;
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, body::Incoming, header::RETRY_AFTER};
@@ -56,11 +56,11 @@ use serde::{Deserialize, Serialize};
 use std::{ops::RangeInclusive, time::Duration};
 use tokio::sync::watch;
 
-/// How long one attempt may take: longer than the server lets any request wait.
-const ATTEMPT: Duration = Duration::from_secs(90);
+/// How long a server may be silent, unless it is said: longer than it lets any request wait.
+const MAX_SILENCE: Duration = Duration::from_secs(90);
 
-/// How a query says that the server is to wait for records.
-const WAIT: &str = "&wait=30s";
+/// How long the server is asked to wait for records at the most.
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// A record that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,6 +112,7 @@ pub struct Page {
 pub struct Client {
     url: String,
     http: legacy::Client<HttpConnector, Full<Bytes>>,
+    max_silence: Duration,
 }
 
 impl Client {
@@ -139,7 +140,36 @@ impl Client {
         Ok(Self {
             url: plain.to_owned(),
             http: legacy::Client::builder(TokioExecutor::new()).build(connector),
+            max_silence: MAX_SILENCE,
         })
+    }
+
+    /// How long the server may be silent: from when a request is sent until its answer begins, and from each piece of the
+    /// answer to the next. After that it counts as unreachable ([`Error::Unreachable`]), and what can be tried again is.
+    /// Default: 90 s, which is longer than a server with its default settings lets any request wait.
+    #[must_use]
+    pub fn with_max_silence(mut self, max_silence: Duration) -> Self {
+        self.max_silence = max_silence;
+        self
+    }
+
+    /// The part of a query that says how long the server is to wait for records: well below the silence that it may keep.
+    fn wait(&self) -> String {
+        format!("&wait={}ms", MAX_WAIT.min(self.max_silence / 3).as_millis())
+    }
+
+    /// Waits for the server, as long as it may be silent.
+    async fn heard<T, E: std::error::Error>(
+        &self,
+        what: &str,
+        heard: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Error> {
+        let reason = match tokio::time::timeout(self.max_silence, heard).await {
+            Ok(Ok(heard)) => return Ok(heard),
+            Ok(Err(error)) => root_cause(&error),
+            Err(_) => format!("{what} within {:?}", self.max_silence),
+        };
+        Err(Error::Unreachable { url: self.url.clone(), reason })
     }
 
     /// Sends a request once; `log` is what it is about, for what is reported.
@@ -148,18 +178,14 @@ impl Client {
         request: Request<Full<Bytes>>,
         log: &str,
     ) -> Result<hyper::Response<Incoming>, Refusal> {
-        let unreachable = |reason: String| Error::Unreachable { url: self.url.clone(), reason };
-        let answer = tokio::time::timeout(ATTEMPT, self.http.request(request))
-            .await
-            .map_err(|_| unreachable("no answer in time".into()))?
-            .map_err(|error| unreachable(root_cause(&error)))?;
+        let answer = self.heard("no answer", self.http.request(request)).await?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);
         }
         let seconds = answer.headers().get(RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse().ok());
-        let body = answer.into_body().collect().await.map_err(|error| unreachable(error.to_string()))?;
-        Err(Refusal::parse(status.as_u16(), &body.to_bytes(), seconds.map(Duration::from_secs), log))
+        let body = self.body(answer).await?;
+        Err(Refusal::parse(status.as_u16(), &body, seconds.map(Duration::from_secs), log))
     }
 
     /// Sends a request once, and returns the whole body of the answer.
@@ -180,11 +206,15 @@ impl Client {
         self.whole(request, log).await.map_err(|refusal| refusal.error)
     }
 
+    /// The whole body of an answer, which may be long in coming, but not silent for long.
     async fn body(&self, answer: hyper::Response<Incoming>) -> Result<Bytes, Error> {
-        let whole = answer.into_body().collect().await;
-        let reason =
-            |error: hyper::Error| Error::Unreachable { url: self.url.clone(), reason: root_cause(&error) };
-        Ok(whole.map_err(reason)?.to_bytes())
+        let (mut body, mut whole) = (answer.into_body(), BytesMut::new());
+        loop {
+            let piece = async { body.frame().await.transpose() };
+            let Some(piece) = self.heard("nothing more of the answer", piece).await? else { break };
+            whole.extend_from_slice(piece.data_ref().map_or(&[], |data| data));
+        }
+        Ok(whole.freeze())
     }
 
     fn request(
@@ -323,7 +353,7 @@ impl Client {
         let query = format!("offset={offset}&limit=10000");
         let trouble = Trouble::new(None);
         loop {
-            let (page, _) = self.page_with_retries(log, &query, WAIT, &trouble).await?;
+            let (page, _) = self.page_with_retries(log, &query, &self.wait(), &trouble).await?;
             if !page.records.is_empty() {
                 return Ok(page);
             }

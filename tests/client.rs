@@ -3,7 +3,11 @@
 mod support;
 
 use millstream::client::{Client, Error, LogSettings, Producer, ProducerOptions, StartAt};
-use std::time::Duration;
+use std::{
+    io::{BufRead, BufReader, Write},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use support::Server;
 
 fn start() -> (tempfile::TempDir, Server, Client) {
@@ -413,4 +417,80 @@ fn a_producer_that_its_log_has_forgotten_begins_again_and_stores_the_rest() {
         let stored = client.read("clicks", 10_051, 10).await.unwrap();
         assert_eq!(stored.records.iter().map(|record| &record.value[..]).collect::<Vec<_>>(), [b"after"]);
     });
+}
+
+/// A server that answers each request with what `answer` makes of its head, and then sends nothing more.
+fn silent_server(mut answer: impl FnMut(&str) -> String + Send + 'static) -> Client {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                stream.read_line(&mut head).unwrap();
+            }
+            let _ = stream.get_mut().write_all(answer(&head).as_bytes()); // the client may have gone
+            open.push(stream);
+        }
+    });
+    Client::new(&address.to_string()).unwrap().with_max_silence(Duration::from_millis(300))
+}
+
+/// An answer of which only the first half comes, if it does not come `whole`.
+fn answer(body: &str, whole: bool) -> String {
+    let part = if whole { body } else { &body[..body.len() / 2] };
+    let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nMillstream-Next-Offset: 0\r\nContent-Length: ";
+    format!("{head}{}\r\n\r\n{part}", body.len())
+}
+
+/// It was waited for without a limit.
+#[test]
+fn an_answer_that_stops_in_its_body_is_an_error_that_may_be_tried_again() {
+    let client = silent_server(|_| answer(r#"{"first_offset":0}"#, false));
+    let refusing = silent_server(|_| answer(r#"{"code":"x"}"#, false).replace("200 OK", "503 Wait"));
+    run(async {
+        for client in [client, refusing] {
+            let asked = async {
+                assert!(client.create("clicks", &LogSettings::default()).await.unwrap_err().is_temporary());
+                assert!(client.read("clicks", 0, 1).await.unwrap_err().is_temporary());
+                assert!(client.trim("clicks", 0).await.unwrap_err().is_temporary());
+                let mut tail = client.tail("clicks", StartAt::Earliest).unwrap();
+                let mut trouble = tail.trouble();
+                tokio::select! {
+                    record = tail.next() => panic!("{record:?}"),
+                    told = trouble.changed() => told.unwrap(),
+                }
+                assert!(matches!(&*trouble.borrow(), Some(Error::Unreachable { .. })));
+            };
+            tokio::time::timeout(Duration::from_secs(20), asked).await.expect("each of them ends");
+        }
+    });
+}
+
+/// What got only half of an answer is sent again under its number, because it may be stored; and it is told apart.
+#[test]
+fn an_append_whose_answer_stops_in_its_body_may_be_stored() {
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&heads);
+    let client = silent_server(move |head| {
+        if head.starts_with("POST /v1/logs/clicks/producers/") {
+            return answer(r#"{"id":"p","epoch":7,"mark":null,"earlier":null,"log_id":"x"}"#, true);
+        }
+        let mut seen = seen.lock().unwrap();
+        seen.push(head.to_owned());
+        answer(r#"{"first_offset":5,"last_offset":5,"count":1,"repeated":true}"#, seen.len() > 1)
+    });
+    run(async {
+        let producer = client.producer("clicks", "p").unwrap();
+        let ticket = producer.submit(b"x", false).await.unwrap();
+        let told = tokio::time::timeout(Duration::from_secs(20), ticket).await.expect("it ends");
+        assert_eq!(told, Ok(5));
+        let stored = producer.close().await.unwrap();
+        assert_eq!((stored.records, stored.repeated), (1, 1));
+    });
+    let heads = heads.lock().unwrap();
+    assert!(heads.len() == 2 && heads[0] == heads[1], "{heads:?}");
+    assert!(heads[0].contains("producer-epoch: 7") && heads[0].contains("producer-seq: 0"), "{heads:?}");
 }

@@ -139,6 +139,8 @@ pub struct Stored {
     pub first_offset: Option<u64>,
     /// The offset of the last one.
     pub last_offset: Option<u64>,
+    /// How many of them an attempt had stored that got no answer, so that they were sent again, or asked about.
+    pub repeated: u64,
 }
 
 struct State {

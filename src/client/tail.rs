@@ -1,6 +1,6 @@
 //! Following a log: its records as a stream, from anywhere, for as long as it exists.
 
-use super::{Client, Error, Page, Record, Trouble, WAIT, path_of};
+use super::{Client, Error, Page, Record, Trouble, path_of};
 use crate::start::StartAt;
 use futures_core::Stream;
 use std::{
@@ -100,11 +100,11 @@ impl Tail {
             let trouble = &self.trouble;
             let fetching = self.fetching.get_or_insert_with(|| {
                 // Only then does it wait: the first answer says where the log ends, and which log it is.
-                let wait = if log_id.is_some() { WAIT } else { "" };
+                let wait = if log_id.is_some() { client.wait() } else { String::new() };
                 let id = log_id.as_ref().map_or_else(String::new, |id| format!("&log_id={id}"));
                 let query = format!("{query}&limit=10000{}{id}", self.damaged);
                 let (client, log, trouble) = (client.clone(), log.clone(), trouble.clone());
-                Box::pin(async move { client.page_with_retries(&log, &query, wait, &trouble).await })
+                Box::pin(async move { client.page_with_retries(&log, &query, &wait, &trouble).await })
             });
             let fetched = ready!(fetching.as_mut().poll(context));
             self.fetching = None;

@@ -246,14 +246,14 @@ fn next_step(shared: &Arc<Shared>) -> Step {
 /// Takes the result of the oldest batch.
 fn settle(shared: &Shared, done: Result<Appended, Refusal>) {
     match done {
-        Ok(Appended { first_offset, count, .. }) => {
+        Ok(Appended { first_offset, count, repeated, .. }) => {
             let mut state = shared.state();
             let Some(batch) = state.numbered.front() else { return };
             if count != batch.records {
                 drop(state);
                 return stop(shared, Error::Answer { reason: "it stored another number of records".into() });
             }
-            note_stored(shared, &mut state, first_offset);
+            note_stored(shared, &mut state, first_offset, repeated);
         }
         Err(Refusal { error: Error::Forgotten, .. }) => {
             let mut state = shared.state();
@@ -268,7 +268,7 @@ fn settle(shared: &Shared, done: Result<Appended, Refusal>) {
 }
 
 /// The oldest batch is stored.
-fn note_stored(shared: &Shared, state: &mut State, first_offset: u64) {
+fn note_stored(shared: &Shared, state: &mut State, first_offset: u64, repeated: bool) {
     let Some(batch) = state.numbered.pop_front() else { return };
     shared.oldest.store(batch.sequence + 1, Ordering::Relaxed);
     state.unsent -= batch.body.len();
@@ -298,6 +298,7 @@ fn stop(shared: &Shared, error: Error) {
     state.gave_up += 1;
     state.why = Some(error.clone());
     state.stuck = Some(error);
+    state.stored.repeated += if repeated { batch.records } else { 0 };
     shared.progress.notify_waiters();
 }
 
@@ -336,7 +337,7 @@ fn continue_in(shared: &Shared, begun: BegunEpoch) {
         && let Some(sent_in) = &state.sent_in
     {
         match fate(front.sequence, sent_in, &begun) {
-            Fate::Stored { first_offset } => note_stored(shared, &mut state, first_offset),
+            Fate::Stored { first_offset } => note_stored(shared, &mut state, first_offset, true),
             Fate::NotStored => break, // nor are those behind it
             Fate::Unknown => {
                 drop(state);
