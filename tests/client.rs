@@ -494,3 +494,36 @@ fn an_append_whose_answer_stops_in_its_body_may_be_stored() {
     assert!(heads.len() == 2 && heads[0] == heads[1], "{heads:?}");
     assert!(heads[0].contains("producer-epoch: 7") && heads[0].contains("producer-seq: 0"), "{heads:?}");
 }
+
+/// They waited for ever: the task had ended with its runtime.
+#[test]
+fn those_who_wait_for_a_producer_whose_task_has_ended_are_told() {
+    let (_data, server, client) = start();
+    server.kill();
+    let first = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (producer, tickets) = first.block_on(async {
+        let producer = producer(&client, "p", |options| options.batch_bytes = 10);
+        let mut tickets = Vec::new();
+        for value in [b"12345", b"67890"] {
+            tickets.push(producer.submit(value, false).await.unwrap());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await; // the first batch is numbered, or waits for an epoch
+        (producer, tickets)
+    });
+    drop(first);
+    run(async {
+        let told = async {
+            for ticket in tickets {
+                assert_eq!(ticket.await, Err(Error::TaskEnded));
+            }
+            assert_eq!(producer.flush().await, Err(Error::TaskEnded));
+            assert_eq!(producer.push(b"x").await, Err(Error::TaskEnded));
+            assert_eq!(producer.begin_epoch().await, Err(Error::TaskEnded));
+        };
+        tokio::time::timeout(Duration::from_secs(20), told).await.expect("they do not wait");
+        assert_eq!(producer.discard(), [&b"12345"[..]]);
+        assert_eq!(producer.discard(), [&b"67890"[..]]);
+        assert!(producer.discard().is_empty());
+        assert_eq!(producer.flush().await, Err(Error::TaskEnded));
+    });
+}

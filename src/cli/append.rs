@@ -122,7 +122,10 @@ impl From<Failure> for Broken {
 impl From<client::Error> for Broken {
     fn from(error: client::Error) -> Self {
         let is_uncertain = match &error {
-            client::Error::Forgotten | client::Error::Answer { .. } | client::Error::TakenOver { .. } => true,
+            client::Error::Forgotten
+            | client::Error::Answer { .. }
+            | client::Error::TakenOver { .. }
+            | client::Error::TaskEnded => true,
             client::Error::Refused { status, .. } => *status >= 500 || error.is_temporary(),
             _ => error.is_temporary(),
         };

@@ -126,6 +126,10 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The task that sends what the producer has accepted has ended: its runtime was shut down, or it has panicked. What is
+    /// not known to be stored is held, and may be stored; [`discard`](super::Producer::discard) returns it.
+    #[error("the task of the producer has ended: its runtime was shut down, or it has panicked")]
+    TaskEnded,
     /// The producer was closed, or an error has ended the tail.
     #[error("the producer is closed, or the tail has ended with an error")]
     Closed,

@@ -183,13 +183,11 @@ impl State {
         self.why.clone().filter(|_| self.gave_up > before).map_or(Ok(()), Err)
     }
 
-    /// The tickets of the batch that is to be stored next.
-    fn front_tickets(&mut self) -> &mut Tickets {
-        match (self.numbered.front_mut(), self.full.front_mut()) {
-            (Some(front), _) => &mut front.tickets,
-            (None, Some(front)) => &mut front.tickets,
-            (None, None) => &mut self.filling.tickets,
-        }
+    /// The tickets of the batches that are not stored, in the order in which these are to be.
+    fn tickets(&mut self) -> impl Iterator<Item = &mut Tickets> {
+        let numbered = self.numbered.iter_mut().map(|batch| &mut batch.tickets);
+        let full = self.full.iter_mut().map(|batch| &mut batch.tickets);
+        numbered.chain(full).chain([&mut self.filling.tickets])
     }
 }
 
@@ -291,7 +289,7 @@ impl Producer {
             oldest: AtomicU64::new(0),
             trouble: Trouble::new(None),
         });
-        tokio::spawn(task::run(Arc::clone(&shared)));
+        tokio::spawn(task::run(task::Running::new(&shared)));
         Self { shared }
     }
 
@@ -473,7 +471,8 @@ impl Producer {
         Ok(self.stored())
     }
 
-    /// Gives up the batch that cannot be stored, and returns its records: the producer continues with the next one.
+    /// Gives up the batch that cannot be stored, and returns its records: the producer continues with the next one (but not
+    /// after [`Error::TaskEnded`]; then each call returns those of another batch, until there is none).
     /// Nothing, unless [`flush`](Self::flush) has just returned an error: what a temporary one has stopped is on its way
     /// again 2 s later.
     ///
@@ -481,9 +480,8 @@ impl Producer {
     /// epoch; what is returned may then be stored all the same.
     pub fn discard(&self) -> Vec<Bytes> {
         let mut state = self.shared.state();
-        if state.stuck.take().is_none() {
-            return Vec::new();
-        }
+        let Some(error) = state.stuck.take() else { return Vec::new() };
+        state.stuck = Some(error).filter(|error| *error == Error::TaskEnded); // nothing goes on after that
         state.opened = None; // the numbers of those behind it change: in a new epoch
         self.shared.changed.notify_one();
         let body = match state.numbered.pop_front() {

@@ -136,13 +136,38 @@ enum Step {
     End,
 }
 
+/// The producer's task, also before its first turn. If it ends in another way than by [`Step::End`], callers are told: with a
+/// panic, or with its runtime, it would leave them waiting for ever.
+pub(super) struct Running {
+    shared: Arc<Shared>,
+    has_ended: bool,
+}
+
+impl Running {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        Self { shared: Arc::clone(shared), has_ended: false }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            stop(&self.shared, Error::TaskEnded);
+        }
+    }
+}
+
 /// Runs until the producer is closed and all is stored, or cannot be.
-pub(super) async fn run(shared: Arc<Shared>) {
+pub(super) async fn run(mut running: Running) {
+    let shared = Arc::clone(&running.shared);
     loop {
         let changed = shared.changed.notified();
         let step = next_step(&shared);
         match step {
-            Step::End => return,
+            Step::End => {
+                running.has_ended = true;
+                return;
+            }
             Step::Begin => match begin_epoch(&shared).await {
                 Ok(begun) => continue_in(&shared, begun),
                 Err(error) => stop(&shared, error),
@@ -273,6 +298,7 @@ fn note_stored(shared: &Shared, state: &mut State, first_offset: u64, repeated: 
     shared.oldest.store(batch.sequence + 1, Ordering::Relaxed);
     state.unsent -= batch.body.len();
     state.stored.records += batch.records;
+    state.stored.repeated += if repeated { batch.records } else { 0 };
     state.stored.first_offset.get_or_insert(first_offset);
     state.stored.last_offset = Some(first_offset + batch.records - 1);
     state.settled += batch.records;
@@ -289,16 +315,17 @@ fn stop(shared: &Shared, error: Error) {
     for batch in &mut state.numbered {
         batch.sending.take().iter().for_each(JoinHandle::abort);
     }
-    if !error.is_temporary() {
-        for (_, ticket) in state.front_tickets().drain(..) {
-            let _ = ticket.send(Err(error.clone())); // fails if nobody waits for it
-        }
+    let told = match &error {
+        Error::TaskEnded => usize::MAX,
+        error => usize::from(!error.is_temporary()), // of the batch that it is about
+    };
+    for (_, ticket) in state.tickets().take(told).flat_map(|tickets| tickets.drain(..)) {
+        let _ = ticket.send(Err(error.clone())); // fails if nobody waits for it
     }
     state.again_at = Instant::now().checked_add(TRIED_AGAIN_AFTER);
     state.gave_up += 1;
     state.why = Some(error.clone());
     state.stuck = Some(error);
-    state.stored.repeated += if repeated { batch.records } else { 0 };
     shared.progress.notify_waiters();
 }
 
