@@ -110,9 +110,12 @@ fn every_code_is_in_the_table_and_in_the_document() {
     let page = std::fs::read_to_string(path).unwrap();
     let rows: Vec<String> = Code::ALL
         .iter()
-        .map(|code| format!("| {} | `{code}` | {} |\n", code.status(), code.advice()))
+        .map(|code| {
+            let stored = if code.may_be_stored() { "perhaps" } else { "no" };
+            format!("| {} | `{code}` | {stored} | {} |\n", code.status(), code.advice())
+        })
         .collect();
-    let head = "| status | code | what to do |\n| --- | --- | --- |\n";
+    let head = "| status | code | stored | what to do |\n| --- | --- | --- | --- |\n";
     let (before, rest) = page.split_once(head).unwrap();
     let end = rest.find("\n\n").map_or(rest.len(), |end| end + 1);
     let real = format!("{before}{head}{}{}", rows.concat(), &rest[end..]);
