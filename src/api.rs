@@ -163,6 +163,9 @@ pub(crate) struct BegunEpoch {
     /// The bytes of the log's segments: a batch must fit. Earlier servers do not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) segment_bytes: Option<u64>,
+    /// The most bytes of a body. Earlier servers do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) max_body_bytes: Option<u64>,
 }
 
 /// An earlier epoch of a producer, and its last batches.

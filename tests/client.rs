@@ -4,7 +4,7 @@ mod support;
 
 use millstream::client::{Client, Error, LogSettings, Producer, ProducerOptions, StartAt};
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -419,23 +419,31 @@ fn a_producer_that_its_log_has_forgotten_begins_again_and_stores_the_rest() {
     });
 }
 
-/// A server that answers each request with what `answer` makes of its head, and then sends nothing more.
-fn silent_server(mut answer: impl FnMut(&str) -> String + Send + 'static) -> Client {
+/// A server that answers a request of each connection with what `answer` makes of its head and its body, and then sends
+/// nothing more.
+fn other_server(answer: impl Fn(&str, &[u8]) -> String + Send + Sync + 'static) -> Client {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
+    let answer = Arc::new(answer);
     std::thread::spawn(move || {
-        let mut open = Vec::new();
         for stream in listener.incoming() {
-            let mut stream = BufReader::new(stream.unwrap());
-            let mut head = String::new();
-            while !head.ends_with("\r\n\r\n") {
-                stream.read_line(&mut head).unwrap();
-            }
-            let _ = stream.get_mut().write_all(answer(&head).as_bytes()); // the client may have gone
-            open.push(stream);
+            let (mut stream, answer) = (BufReader::new(stream.unwrap()), Arc::clone(&answer));
+            std::thread::spawn(move || {
+                let mut head = String::new();
+                while !head.ends_with("\r\n\r\n") {
+                    if stream.read_line(&mut head).unwrap_or(0) == 0 {
+                        return; // the client has made one connection more than it needs
+                    }
+                }
+                let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split('\r').next());
+                let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+                stream.read_exact(&mut body).unwrap();
+                let _ = stream.get_mut().write_all(answer(&head, &body).as_bytes()); // the client may have gone
+                let _ = stream.read(&mut [0]); // until it has
+            });
         }
     });
-    Client::new(&address.to_string()).unwrap().with_max_silence(Duration::from_millis(300))
+    Client::new(&address.to_string()).unwrap()
 }
 
 /// An answer of which only the first half comes, if it does not come `whole`.
@@ -448,10 +456,11 @@ fn answer(body: &str, whole: bool) -> String {
 /// It was waited for without a limit.
 #[test]
 fn an_answer_that_stops_in_its_body_is_an_error_that_may_be_tried_again() {
-    let client = silent_server(|_| answer(r#"{"first_offset":0}"#, false));
-    let refusing = silent_server(|_| answer(r#"{"code":"x"}"#, false).replace("200 OK", "503 Wait"));
+    let client = other_server(|_, _| answer(r#"{"first_offset":0}"#, false));
+    let refusing = other_server(|_, _| answer(r#"{"code":"x"}"#, false).replace("200 OK", "503 Wait"));
     run(async {
         for client in [client, refusing] {
+            let client = client.with_max_silence(Duration::from_millis(300));
             let asked = async {
                 assert!(client.create("clicks", &LogSettings::default()).await.unwrap_err().is_temporary());
                 assert!(client.read("clicks", 0, 1).await.unwrap_err().is_temporary());
@@ -474,7 +483,7 @@ fn an_answer_that_stops_in_its_body_is_an_error_that_may_be_tried_again() {
 fn an_append_whose_answer_stops_in_its_body_may_be_stored() {
     let heads = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&heads);
-    let client = silent_server(move |head| {
+    let client = other_server(move |head, _| {
         if head.starts_with("POST /v1/logs/clicks/producers/") {
             return answer(r#"{"id":"p","epoch":7,"mark":null,"earlier":null,"log_id":"x"}"#, true);
         }
@@ -483,6 +492,7 @@ fn an_append_whose_answer_stops_in_its_body_may_be_stored() {
         answer(r#"{"first_offset":5,"last_offset":5,"count":1,"repeated":true}"#, seen.len() > 1)
     });
     run(async {
+        let client = client.with_max_silence(Duration::from_millis(300));
         let producer = client.producer("clicks", "p").unwrap();
         let ticket = producer.submit(b"x", false).await.unwrap();
         let told = tokio::time::timeout(Duration::from_secs(20), ticket).await.expect("it ends");
@@ -526,4 +536,66 @@ fn those_who_wait_for_a_producer_whose_task_has_ended_are_told() {
         assert!(producer.discard().is_empty());
         assert_eq!(producer.flush().await, Err(Error::TaskEnded));
     });
+}
+
+/// Appends numbers with one large record among them, and expects that all are stored but that one.
+async fn append_around_a_large_record(client: &Client, direct: &Client, code: &str) {
+    let producer = producer(client, "p", |options| options.linger = Duration::from_secs(10));
+    let (mut tickets, mut expected) = (Vec::new(), Vec::new());
+    let large = vec![b'x'; 30_000];
+    for n in 0..20_000 {
+        if n == 2000 {
+            tickets.push(producer.submit(&large, false).await.unwrap());
+        }
+        expected.push(n.to_string());
+        tickets.push(producer.submit(n.to_string().as_bytes(), false).await.unwrap());
+    }
+    let refused = producer.flush().await.unwrap_err();
+    assert!(matches!(&refused, Error::Refused { status: 413, code: its, .. } if its == code), "{refused}");
+    assert_eq!(producer.discard(), [&large[..]]);
+    producer.flush().await.unwrap();
+    assert_eq!(tickets.remove(2000).await, Err(refused));
+    for (n, ticket) in tickets.into_iter().enumerate() {
+        assert_eq!(ticket.await, Ok(n as u64));
+    }
+    assert_eq!(values(direct, "clicks").await, expected);
+}
+
+/// Batches were refused for good, if the server's limit was below a mebibyte.
+#[test]
+fn batches_are_as_large_as_the_server_accepts_and_only_a_record_that_is_larger_is_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs", "--max-body-bytes", "20000"]);
+    let client = Client::new(&server.address).unwrap();
+    run(append_around_a_large_record(&client, &client, "body_too_large"));
+}
+
+/// The whole batch was refused, with all that happened to be in it.
+#[test]
+fn a_record_that_is_too_large_for_its_log_is_refused_alone() {
+    let (_data, _server, client) = start();
+    run(async {
+        let settings: LogSettings = serde_json::from_str(r#"{"record_bytes":1000}"#).unwrap();
+        client.create("clicks", &settings).await.unwrap();
+        append_around_a_large_record(&client, &client, "record_too_large").await;
+    });
+}
+
+/// A proxy may accept less than the server says that it does; its answer has no code.
+#[test]
+fn batches_that_a_proxy_refuses_as_too_large_are_sent_in_parts() {
+    let (_data, server, direct) = start();
+    let address = server.address.clone();
+    let client = other_server(move |head, body| {
+        if body.len() > 10_000 {
+            return "HTTP/1.1 413 Payload Too Large\r\nConnection: close\r\nContent-Length: 6\r\n\r\n<html>"
+                .into();
+        }
+        let mut server = support::Client::connect(&address).unwrap();
+        server.send(head.as_bytes()).unwrap();
+        server.send(body).unwrap();
+        let answer = server.answer().unwrap();
+        answer.head.replacen("\r\n", "\r\nConnection: close\r\n", 1) + &answer.body
+    });
+    run(append_around_a_large_record(&client, &direct, ""));
 }

@@ -141,11 +141,24 @@ pub(super) struct Refusal {
     pub(super) error: Error,
     /// The epoch and the sequence that the server expects of the producer.
     pub(super) expected: Option<(u64, u64)>,
+    /// Whether it is known that the attempt has stored nothing.
+    pub(super) stored_nothing: bool,
+    /// Whether less at once may be accepted.
+    pub(super) is_too_large: Option<TooLarge>,
+}
+
+/// Why something was too large, in so far as the answer says it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TooLarge {
+    /// The number of the record that is, from 1.
+    pub(super) record: Option<u64>,
+    /// Whether it is for the log: otherwise any body of as many bytes is.
+    pub(super) for_log: bool,
 }
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self { error, expected: None }
+        Self { error, expected: None, stored_nothing: false, is_too_large: None }
     }
 }
 
@@ -161,10 +174,16 @@ impl Refusal {
             next_readable,
             expected_epoch,
             expected_seq,
+            record,
             ..
         } = numbers;
         let expected = expected_epoch.zip(expected_seq);
-        let error = match (Code::parse(&code), first_offset, next_offset) {
+        let known = Code::parse(&code);
+        // A proxy refuses what is too large for it unread.
+        let is_too_large = (status == Code::BodyTooLarge.status())
+            .then_some(TooLarge { record, for_log: known == Some(Code::RecordTooLarge) });
+        let stored_nothing = is_too_large.is_some() || known.is_some_and(|code| !code.may_be_stored());
+        let error = match (known, first_offset, next_offset) {
             (Some(Code::LogNotFound), ..) => Error::NoSuchLog { log: log.to_owned() },
             (Some(Code::LogDeleted), ..) => Error::Deleted { log: log.to_owned() },
             (Some(Code::OffsetTrimmed), Some(first_offset), _) => Error::Trimmed { first_offset },
@@ -178,7 +197,7 @@ impl Refusal {
             (Some(Code::UnexpectedOffset), _, Some(next_offset)) => Error::Unexpected { next_offset },
             _ => Error::Refused { status, code, detail, retry_after },
         };
-        Self { error, expected }
+        Self { error, expected, stored_nothing, is_too_large }
     }
 }
 

@@ -77,27 +77,49 @@ struct Batch {
 const RECORD_EXTRA_BYTES: u64 = 40;
 const BATCH_EXTRA_BYTES: u64 = 1024;
 
+/// How large a batch may be, in so far as it is known.
+#[derive(Clone, Copy, Default)]
+struct Limits {
+    /// The bytes of a segment of the log.
+    segment: Option<u64>,
+    /// The bytes of a body that the server accepts.
+    body: Option<u64>,
+    /// Less than what was refused as too large: a proxy may accept less than the server.
+    learned: Option<u64>,
+}
+
+impl Limits {
+    /// Whether a batch with this body fits.
+    fn fit(self, body: u64, records: u64) -> bool {
+        let in_segment = body + records * (RECORD_EXTRA_BYTES - Prefix::BYTES as u64) + BATCH_EXTRA_BYTES;
+        let within = |limit: Option<u64>, bytes| limit.is_none_or(|limit| bytes <= limit);
+        within(self.segment, in_segment) && within(self.body, body) && within(self.learned, body)
+    }
+}
+
 impl Batch {
-    /// What it takes in a segment at the most.
-    fn needs(&self) -> u64 {
-        let values = self.body.len() as u64 - self.records * Prefix::BYTES as u64;
-        values + self.records * RECORD_EXTRA_BYTES + BATCH_EXTRA_BYTES
+    /// Whether another value fits.
+    fn has_room_for(&self, bytes: usize, limits: Limits) -> bool {
+        limits.fit((self.body.len() + Prefix::BYTES + bytes) as u64, self.records + 1)
     }
 
-    /// Whether another value fits, where a batch must fit a segment of so many bytes.
-    fn has_room_for(&self, bytes: usize, segment: Option<u64>) -> bool {
-        segment.is_none_or(|segment| self.needs() + bytes as u64 + RECORD_EXTRA_BYTES <= segment)
+    /// As much of its beginning as fits, and the rest: it was collected before it was known how much that is.
+    fn fitting(self, limits: Limits) -> (Self, Option<Self>) {
+        if limits.fit(self.body.len() as u64, self.records) {
+            return (self, None);
+        }
+        self.divided(|first, bytes| first.has_room_for(bytes, limits))
     }
 
-    /// As much of its beginning as fits, and the rest: it was collected before it was known how much that is. A batch with a
-    /// mark stays whole: the mark says how far its producer had come with all of it.
-    fn fitting(mut self, segment: Option<u64>) -> (Self, Option<Self>) {
-        if self.mark.is_some() || segment.is_none_or(|segment| self.needs() <= segment) {
+    /// Its first record and those after it for which `takes` says that the first part takes a value of so many bytes more; and
+    /// the rest. A batch with a mark stays whole: the mark says how far its producer had come with all of it.
+    fn divided(mut self, takes: impl Fn(&Self, usize) -> bool) -> (Self, Option<Self>) {
+        if self.mark.is_some() {
             return (self, None);
         }
         let mut first = Self::default();
         while let Some((frame, rest)) = AppendFrame::split(&self.body[first.body.len()..])
-            && (first.records == 0 || first.has_room_for(frame.value.len(), segment))
+            && (first.records == 0 || takes(&first, frame.value.len()))
         {
             let end = self.body.len() - rest.len();
             first.body.extend_from_slice(&self.body[first.body.len()..end]);
@@ -144,8 +166,7 @@ pub struct Stored {
 }
 
 struct State {
-    /// The bytes of a segment of the log, once they are known: a batch must fit.
-    segment_bytes: Option<u64>,
+    limits: Limits,
     filling: Batch,
     /// Batches that are full, oldest first.
     full: VecDeque<Batch>,
@@ -231,7 +252,8 @@ pub struct Producer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProducerOptions {
-    /// A batch is sent when it has this many bytes, or as many as a segment of the log has room for. Default: 1 MiB.
+    /// A batch is sent when it has this many bytes, or as many as the server and a segment of the log have room for. Default:
+    /// 1 MiB.
     pub batch_bytes: usize,
     /// A batch is sent when its first record has waited this long. Default: 100 ms.
     pub linger: Duration,
@@ -257,7 +279,7 @@ impl Producer {
     pub(super) fn new(client: Client, log: String, id: String, options: ProducerOptions) -> Self {
         let ProducerOptions { batch_bytes, linger, patience } = options;
         let state = State {
-            segment_bytes: None,
+            limits: Limits::default(),
             filling: Batch::default(),
             full: VecDeque::new(),
             numbered: VecDeque::new(),
@@ -406,7 +428,7 @@ impl Producer {
         ticket: Option<oneshot::Sender<Result<u64, Error>>>,
     ) {
         let fits = state.filling.body.len() + Prefix::BYTES + value.len() <= self.shared.batch_bytes
-            && state.filling.has_room_for(value.len(), state.segment_bytes);
+            && state.filling.has_room_for(value.len(), state.limits);
         if state.filling.records > 0 && !fits {
             let batch = std::mem::take(&mut state.filling);
             state.full.push_back(batch);

@@ -59,7 +59,7 @@ fn described(log: &OpenLog, id: String, state: ProducerState) -> Answer {
     })
 }
 
-fn begun(log: &OpenLog, segment_bytes: u64, id: String, begun: log::BegunEpoch) -> Answer {
+fn begun(context: &Context, log: &OpenLog, id: String, begun: log::BegunEpoch) -> Answer {
     let batch = |batch: log::EarlierBatch| {
         let log::EarlierBatch { sequence: seq, first_offset, count, .. } = batch;
         EarlierBatch { seq, first_offset, count }
@@ -68,8 +68,10 @@ fn begun(log: &OpenLog, segment_bytes: u64, id: String, begun: log::BegunEpoch) 
         .earlier
         .map(|(epoch, batches)| EarlierEpoch { epoch, batches: batches.into_iter().map(batch).collect() });
     let log::BegunEpoch { epoch, mark, .. } = begun;
-    let (log_id, segment_bytes) = (log.id().to_string(), Some(segment_bytes));
-    json(&api::BegunEpoch { id, epoch, mark, earlier, log_id, segment_bytes })
+    let log_id = log.id().to_string();
+    let segment_bytes = Some(context.store.batch_bytes(log.settings()));
+    let max_body_bytes = Some(context.settings.body_bytes as u64);
+    json(&api::BegunEpoch { id, epoch, mark, earlier, log_id, segment_bytes, max_body_bytes })
 }
 
 /// The id in a path.
@@ -118,7 +120,7 @@ pub(super) async fn begin(
     let id = id_in(id)?;
     let log = context.log_to_append(asker.share, name).await?;
     let epoch = begin_epoch(context, asker.share, &log, &id).await?;
-    Ok(begun(&log, context.store.batch_bytes(log.settings()), id, epoch))
+    Ok(begun(context, &log, id, epoch))
 }
 
 /// `GET`: what the log knows about the producer, and readers can see.

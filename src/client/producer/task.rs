@@ -1,12 +1,16 @@
 //! The task of a producer: numbers batches, sends them, and finds out what became of those that got no answer.
 
 use super::{
-    super::{Error, Pause, error::Refusal, path_of, tell, understood},
-    Batch, Epoch, MAX_IN_FLIGHT, Numbered, Shared, State,
+    super::{
+        Error, Pause,
+        error::{Refusal, TooLarge},
+        path_of, tell, understood,
+    },
+    Batch, Epoch, Limits, MAX_IN_FLIGHT, Numbered, Shared, State,
 };
 use crate::{
     api::{Appended, BegunEpoch, EarlierEpoch},
-    wire,
+    wire::{self, Prefix},
 };
 use bytes::Bytes;
 use hyper::{Method, header::CONTENT_TYPE};
@@ -99,17 +103,20 @@ async fn send(
         let request = shared.client.request(Method::POST, &path, &headers, body.clone())?;
         // Relaxed: the task looks at it when this has ended, or was aborted.
         let may_have_been = may_be_stored.swap(true, Ordering::Relaxed);
-        let Refusal { error, expected } = match shared.client.whole(request, &shared.log).await {
+        let refusal = match shared.client.whole(request, &shared.log).await {
             Ok(answer) => {
                 patience.over();
                 return Ok(understood::<Appended>(&answer)?);
             }
             Err(refusal) => refusal,
         };
-        if expected.is_some() {
+        if refusal.stored_nothing {
             may_be_stored.store(may_have_been, Ordering::Relaxed);
         }
-        match expected {
+        if refusal.is_too_large.is_some() {
+            return Err(refusal);
+        }
+        match refusal.expected {
             // Its predecessors are on their way.
             Some((known, next))
                 if known == u64::from(epoch)
@@ -123,8 +130,8 @@ async fn send(
                 let epoch = u32::try_from(known).unwrap_or(u32::MAX);
                 return Err(Error::TakenOver { epoch }.into());
             }
-            Some(_) => return Err(Refusal { error: Error::Forgotten, expected }),
-            None => patience.wait(error).await?,
+            Some(_) => return Err(Refusal { error: Error::Forgotten, ..refusal }),
+            None => patience.wait(refusal.error).await?,
         }
     }
 }
@@ -242,7 +249,7 @@ fn next_step(shared: &Arc<Shared>) -> Step {
     while state.numbered.len() < MAX_IN_FLIGHT
         && let Some(batch) = state.full.pop_front()
     {
-        let (batch, rest) = batch.fitting(state.segment_bytes);
+        let (batch, rest) = batch.fitting(state.limits);
         if let Some(rest) = rest {
             state.full.push_front(rest);
         }
@@ -283,12 +290,57 @@ fn settle(shared: &Shared, done: Result<Appended, Refusal>) {
         Err(Refusal { error: Error::Forgotten, .. }) => {
             let mut state = shared.state();
             // What is on the way may have been stored before the log forgot the producer, unless it is another log.
-            for batch in &mut state.numbered {
-                batch.sending.take().iter().for_each(JoinHandle::abort);
-            }
+            state.stop_sending();
             state.opened = None;
         }
-        Err(Refusal { error, .. }) => stop(shared, error),
+        Err(Refusal { error, is_too_large, .. }) => {
+            if !is_too_large.is_some_and(|why| divide_front(&mut shared.state(), why)) {
+                stop(shared, error);
+            }
+        }
+    }
+}
+
+/// Makes two batches of the oldest one, which was refused as too large, and numbers all of them again, in a new epoch: what is
+/// still on its way under the old numbers is refused from then on. Returns `false` if it cannot be divided.
+fn divide_front(state: &mut State, why: TooLarge) -> bool {
+    let Some(front) = state.numbered.front() else { return false };
+    if front.records < 2 || front.mark.is_some() {
+        return false;
+    }
+    let (half, may_be_stored) = (front.body.len() / 2, front.may_be_stored.load(Ordering::Relaxed));
+    state.stop_sending();
+    state.opened = None;
+    if may_be_stored {
+        return true; // by an earlier attempt: the next epoch tells
+    }
+    state.take_back_numbers();
+    if let Some(batch) = state.full.pop_front() {
+        let record = why.record.filter(|&record| record <= batch.records);
+        let (first, rest) = batch.divided(|first, bytes| match record {
+            Some(record) => first.records + 1 < record, // it is alone in the end
+            None => first.body.len() + Prefix::BYTES + bytes <= half,
+        });
+        if !why.for_log {
+            state.limits.learned = Some(first.body.len().max(half) as u64);
+        }
+        rest.into_iter().chain([first]).for_each(|batch| state.full.push_front(batch));
+    }
+    true
+}
+
+impl State {
+    fn stop_sending(&mut self) {
+        for batch in &mut self.numbered {
+            batch.sending.take().iter().for_each(JoinHandle::abort);
+        }
+    }
+
+    /// What has numbers, and is not stored, gets others.
+    fn take_back_numbers(&mut self) {
+        while let Some(Numbered { body, records, mark, tickets, .. }) = self.numbered.pop_back() {
+            self.full.push_front(Batch { body: body.into(), records, mark, tickets, since: None });
+        }
     }
 }
 
@@ -312,9 +364,7 @@ fn note_stored(shared: &Shared, state: &mut State, first_offset: u64, repeated: 
 /// callers may only be waiting for a ticket.
 fn stop(shared: &Shared, error: Error) {
     let mut state = shared.state();
-    for batch in &mut state.numbered {
-        batch.sending.take().iter().for_each(JoinHandle::abort);
-    }
+    state.stop_sending();
     let told = match &error {
         Error::TaskEnded => usize::MAX,
         error => usize::from(!error.is_temporary()), // of the batch that it is about
@@ -372,14 +422,11 @@ fn continue_in(shared: &Shared, begun: BegunEpoch) {
             }
         }
     }
-    // What is not stored gets new numbers, and is made to fit what is now known of the log.
-    while let Some(Numbered { body, records, mark, tickets, .. }) = state.numbered.pop_back() {
-        state.full.push_front(Batch { body: body.into(), records, mark, tickets, since: None });
-    }
+    state.take_back_numbers(); // and it is made to fit what is now known of the log
     state.next = 0;
     shared.oldest.store(0, Ordering::Relaxed);
-    let BegunEpoch { epoch, mark, log_id, segment_bytes, .. } = begun;
-    state.segment_bytes = segment_bytes;
+    let BegunEpoch { epoch, mark, log_id, segment_bytes, max_body_bytes, .. } = begun;
+    state.limits = Limits { segment: segment_bytes, body: max_body_bytes, ..state.limits };
     state.opened = Some(Epoch { epoch, mark, log_id });
     shared.progress.notify_waiters();
 }
