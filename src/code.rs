@@ -75,6 +75,7 @@ codes! {
     InvalidProducer 400 "invalid_producer" Never Nothing "correct the producer's headers";
     InvalidCursor 400 "invalid_cursor" Never Nothing "correct the cursor's name";
     InvalidHost 400 "invalid_host" Never Nothing "name one `Host`: a name or an address, with or without a port";
+    InvalidHttp 400 "invalid_http" Never Nothing "correct the request: it is not HTTP/1.1 (RFC 9112)";
     BodyIncomplete 400 "body_incomplete" Soon Nothing "send it again";
     OriginNotAllowed 403 "origin_not_allowed" Never Nothing "the request comes from a page of another origin, in a browser: allow it with `serve --allow-origin`";
     NotFound 404 "not_found" Never Nothing "see the detail";
@@ -98,11 +99,13 @@ codes! {
     UnexpectedCursor 412 "unexpected_cursor" Never Nothing "the cursor is at `offset`, or does not exist: decide again";
     BodyTooLarge 413 "body_too_large" Never Nothing "send less at once";
     RecordTooLarge 413 "record_too_large" Never Nothing "send less at once: a batch must fit a segment, where each record takes some 28 bytes for itself";
+    AddressTooLong 414 "address_too_long" Never Nothing "shorten the address";
     UnsupportedType 415 "unsupported_type" Never Nothing "send a type that the detail names";
     UnsupportedEncoding 415 "unsupported_encoding" Never Nothing "send an encoding that the detail names";
     OffsetBeyondEnd 416 "offset_beyond_end" Never Nothing "continue at `next_offset`, or wait (`wait`, `follow`, `text/event-stream`); if the log had more records before, it is another one of that name";
     UnknownHost 421 "unknown_host" Never Nothing "call the server by an address, or by a name of its own: `serve --allow-host`";
     Backpressure 429 "backpressure" After Nothing "send it again after `Retry-After`";
+    HeaderTooLarge 431 "header_too_large" Never Nothing "send fewer or shorter header fields: see `serve --max-header-bytes`";
     RecordDamaged 500 "record_damaged" Never Nothing "continue at `next_readable`, or read with `damaged=skip`; see what is damaged with `millstream verify`";
     RecordUnreadable 500 "record_unreadable" Never Nothing "the disk reports an error where the record is: try again later, continue at `next_readable`, or read with `damaged=skip`";
     CursorsDamaged 500 "cursors_damaged" Never Nothing "where the log's consumers are is not known: remove all of its cursors (`DELETE /v1/logs/{log}/cursors`), and set them again";

@@ -44,6 +44,7 @@ mod session;
 mod settings;
 mod socket;
 mod tail;
+mod unparsed;
 mod unsent;
 mod upload;
 mod waited;

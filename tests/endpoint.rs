@@ -441,3 +441,39 @@ fn a_log_and_its_copy_are_two_logs_for_those_who_wait_for_them() {
         assert!(answer.body.contains(&format!(r#""durable_offset":{next},"#)), "{name}: {}", answer.body);
     }
 }
+
+/// The parser's own answers had no body.
+#[test]
+fn what_is_not_http_gets_a_problem_document() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--max-header-bytes", "200000"]);
+    let host = "Host: localhost\r\n";
+    let many: String = (0..101).map(|n| format!("a{n}: b\r\n")).collect();
+    let requests = [
+        ("this is no request\r\n\r\n".to_owned(), 400, "invalid_http"),
+        (format!("GET / HTTP/3.0\r\n{host}\r\n"), 400, "invalid_http"),
+        (format!("G\u{0}T / HTTP/1.1\r\n{host}\r\n"), 400, "invalid_http"),
+        (format!("GET / HTTP/1.1\r\n{host}no colon\r\n\r\n"), 400, "invalid_http"),
+        (format!("GET / HTTP/1.1\r\n{host}Content-Length: x\r\n\r\n"), 400, "invalid_http"),
+        (format!("GET /{} HTTP/1.1\r\n{host}\r\n", "a".repeat(70_000)), 414, "address_too_long"),
+        (format!("GET / HTTP/1.1\r\n{host}{many}\r\n"), 431, "header_too_large"),
+        (format!("GET / HTTP/1.1\r\n{host}a: {}", "b".repeat(200_000)), 431, "header_too_large"),
+        ("GET / HTTP/1.1\r\n\r\n".to_owned(), 400, "invalid_host"),
+    ];
+    for (request, status, expected) in requests {
+        for before in [false, true] {
+            let mut client = server.connect();
+            if before {
+                assert!(client.read(0).unwrap().is_none()); // also after another request
+            }
+            client.send(request.as_bytes()).unwrap();
+            let answer = client.answer().unwrap();
+            assert_eq!((answer.status, code(&answer.body)), (status, expected), "{request:.50}");
+            assert!(answer.head.contains("content-type: application/problem+json\r\n"), "{}", answer.head);
+            if expected != "invalid_host" {
+                assert!(answer.head.contains("connection: close\r\n"), "{}", answer.head);
+                assert!(client.answer().is_err(), "the connection is closed");
+            }
+        }
+    }
+}

@@ -9,7 +9,7 @@ use crate::{
 };
 use hyper::{
     Response, StatusCode,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER},
 };
 use std::fmt::{self, Display, Write};
 
@@ -206,7 +206,21 @@ impl Problem {
     }
 
     pub(super) fn into_response(self) -> Answer {
-        let status = StatusCode::from_u16(self.code.status()).unwrap_or_default();
+        let status = self.status();
+        let (headers, text) = self.into_parts();
+        let mut response = Response::new(full(text));
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        response
+    }
+
+    fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.code.status()).unwrap_or_default()
+    }
+
+    /// Its answer's headers and body.
+    pub(super) fn into_parts(self) -> (HeaderMap, Vec<u8>) {
+        let status = self.status();
         let document = ProblemDocument {
             r#type: "about:blank",
             title: status.canonical_reason().unwrap_or_default(),
@@ -217,17 +231,16 @@ impl Problem {
         };
         let mut text = serde_json::to_vec(&document).unwrap_or_default(); // strings and numbers: cannot fail
         text.push(b'\n');
-        let mut response = Response::new(full(text));
-        *response.status_mut() = status;
+        let mut headers = HeaderMap::new();
         if let Some(allowed) = self.allowed {
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+            headers.insert(ALLOW, HeaderValue::from_static(allowed));
         }
         if self.code.has_retry_after() {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        response
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        (headers, text)
     }
 }
 

@@ -1,18 +1,21 @@
 //! Driving a connection: it is accepted, its protocol detected, and its requests are answered until it ends.
 
 use super::{
-    answer::{Answer, Endless, full},
+    answer::{Answer, Endless},
     connection::{
         Connection, Connections, Count, Exchange, MAX_STREAMS, Protocol, RequestBody, ResponseBody,
     },
     context::Context,
+    problem::Problem,
     router,
     settings::Settings,
     socket::Socket,
+    unparsed::HEADER_TOO_LARGE,
 };
+use crate::Code;
 use http_body_util::Either;
 use hyper::{
-    Request, Response, StatusCode,
+    Request, Response,
     body::Incoming,
     header::{CONNECTION, EXPECT, HeaderMap, HeaderValue},
     rt::Executor,
@@ -148,8 +151,11 @@ fn answer(
     let asks = request.headers().contains_key(EXPECT);
     let request = request.map(|body| RequestBody::new(body, &exchange, asks));
     async move {
-        let mut answer: Answer =
-            if too_many_fields { refused_head() } else { router::answer(&context, &exchange, request).await };
+        let mut answer: Answer = if too_many_fields {
+            Problem::new(Code::HeaderTooLarge, HEADER_TOO_LARGE).into_response()
+        } else {
+            router::answer(&context, &exchange, request).await
+        };
         if !exchange.connection.can_reuse().await {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -158,13 +164,6 @@ fn answer(
         }
         Ok(answer.map(|body| ResponseBody::new(body, exchange, context)))
     }
-}
-
-/// What hyper and h2 answer to a header section that is too large.
-fn refused_head() -> Answer {
-    let mut answer = Response::new(full(""));
-    *answer.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-    answer
 }
 
 fn is_endless(answer: &Answer) -> bool {

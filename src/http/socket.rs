@@ -1,9 +1,9 @@
 //! The socket of a connection, and what is observed while using it: whether the client takes what it is sent, and how
 //! the connection ends. While the client waits for an answer, hyper is not told that it has closed its sending side:
-//! hyper would assume that it is gone.
+//! hyper would assume that it is gone. What hyper answers by itself gets a problem document: see `unparsed`.
 
-use super::connection::Connection;
-use bytes::Bytes;
+use super::{connection::Connection, unparsed};
+use bytes::{Buf, Bytes};
 use std::{io, pin::Pin, sync::Arc, task::Poll};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -16,11 +16,13 @@ pub(super) struct Socket {
     /// What was read from the socket to detect the protocol.
     first: Bytes,
     connection: Arc<Connection>,
+    /// What is left to be written in place of an answer that hyper has made by itself.
+    instead: Bytes,
 }
 
 impl Socket {
     pub(super) fn new(stream: TcpStream, first: Box<[u8]>, connection: Arc<Connection>) -> Self {
-        Self { stream, first: first.into(), connection }
+        Self { stream, first: first.into(), connection, instead: Bytes::new() }
     }
 
     fn noticed<T>(&self, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -28,6 +30,25 @@ impl Socket {
             self.connection.failed(error);
         }
         done
+    }
+
+    /// Writes a problem document instead of these bytes, if they are an answer that hyper has made by itself; `None` if not.
+    fn poll_write_instead(
+        &mut self,
+        context: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> Option<Poll<io::Result<usize>>> {
+        if self.instead.is_empty() {
+            self.instead = unparsed::instead_of(bytes)?.into();
+        }
+        while !self.instead.is_empty() {
+            let done = Pin::new(&mut self.stream).poll_write(context, &self.instead);
+            match self.written(done) {
+                Poll::Ready(Ok(written)) if written > 0 => self.instead.advance(written),
+                other => return Some(other), // hyper comes with the same bytes again
+            }
+        }
+        Some(Poll::Ready(Ok(bytes.len())))
     }
 
     fn written(&self, done: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -73,6 +94,9 @@ impl AsyncWrite for Socket {
         context: &mut std::task::Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if let Some(done) = self.poll_write_instead(context, bytes) {
+            return done;
+        }
         let done = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.written(done)
     }
@@ -82,6 +106,11 @@ impl AsyncWrite for Socket {
         context: &mut std::task::Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [bytes] = parts
+            && let Some(done) = self.poll_write_instead(context, bytes)
+        {
+            return done;
+        }
         let done = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
         self.written(done)
     }
