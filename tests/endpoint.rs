@@ -477,3 +477,33 @@ fn what_is_not_http_gets_a_problem_document() {
         }
     }
 }
+
+/// The last segment stayed, and an offset beyond the end was taken for all records.
+#[test]
+fn a_trim_to_the_end_drops_all_records_and_says_where_the_log_begins() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let mut client = server.connect();
+    let mut ask = |method: &str, target: &str, body: &str| {
+        let answer = client.request(method, target, body.as_bytes()).unwrap();
+        (answer.status, answer.body.trim_end().to_owned())
+    };
+    for round in 0..3 {
+        for _ in 0..3 {
+            assert_eq!(ask("POST", "/v1/logs/a/records", "x").0, 200);
+        }
+        let (begin, end) = (3 * round, 3 * round + 3);
+        let trim = |before: u64| format!(r#"{{"before":{before}}}"#);
+        let (status, refused) = ask("POST", "/v1/logs/a/trim", &trim(end + 1));
+        assert_eq!((status, code(&refused)), (416, "offset_beyond_end"));
+        assert!(refused.ends_with(&format!(r#""next_offset":{end}}}"#)), "{refused}");
+        for (before, first) in [(end - 1, begin), (end, end), (end, end)] {
+            let first = format!(r#"{{"first_offset":{first}}}"#);
+            assert_eq!(ask("POST", "/v1/logs/a/trim", &trim(before)), (200, first));
+        }
+        let (_, log) = ask("GET", "/v1/logs/a", "");
+        assert!(log.contains(&format!(r#""first_offset":{end},"next_offset":{end},"#)), "{log}");
+        assert_eq!(ask("GET", "/v1/logs/a/records/0", "").0, 410);
+        assert_eq!(ask("GET", "/v1/logs/a/records", ""), (200, String::new()));
+    }
+}

@@ -99,7 +99,7 @@ impl Logs {
                 Command::Trim { log, before } => {
                     match &target {
                         Target::Server(client) => drop(client.trim(log, *before).await?),
-                        Target::Directory(store) => drop(store.get(log)?.trim(*before)?),
+                        Target::Directory(store) => drop(store.get(log)?.trim_all(*before)?),
                     }
                     self.show(&[target.describe(log).await?])?;
                 }

@@ -101,6 +101,6 @@ pub(super) async fn trim(
     let log = context.log(asker.share, name).await?;
     let bytes = body::read_small(body, context, asker.share).await?;
     let Trim { before } = object::parse(&bytes, r#"{"before":0}"#)?;
-    let first_offset = context.on_log(asker.share, &log, move |log| log.trim(before)).await?;
+    let first_offset = context.on_log(asker.share, &log, move |log| log.trim_all(before)).await?;
     Ok(json(&Trimmed { first_offset }))
 }

@@ -1,8 +1,12 @@
 //! Retention: which segments may be dropped, by the bytes that the log may take and by the age of its records.
 
-use super::{ATTEMPT, Error, Log, Shared, chain::newest};
+use super::{
+    ATTEMPT, Error, Log, Shared,
+    chain::{Chain, newest},
+};
 #[cfg(feature = "store")]
 use super::{ATTEMPTS, room::MayBlock};
+use crate::sync::Arc;
 use std::time::Duration;
 
 /// How often [`Log::retain`] looks whether the last segment has ended, for a second in all.
@@ -92,29 +96,40 @@ impl Shared {
         before
     }
 
-    /// Whether all records of the log are too old, and the last segment that has some is still to be ended and sealed, or the
-    /// one after it to be begun: only then can it be dropped.
+    /// Whether all records of the log are too old, and the last segment that has some is still to be [ended](Self::last_to_end).
     fn is_last_expired(&self, Retention { age, .. }: Retention) -> bool {
         let now = self.trusted_now();
-        let end = self.next_offset();
         let Some(oldest) = age.and_then(|age| self.oldest(now, age)) else { return false };
+        let is_old = |(chain, last): (Arc<Chain>, usize)| newest(&chain.segments[last..], now) < oldest;
+        self.last_to_end(self.next_offset()).is_some_and(is_old)
+    }
+
+    /// The last segment that has records, in its chain, if it is still to be ended and sealed, or the one after it to be begun:
+    /// only then can it be dropped. `None` also if the log does not end at `end`, durably, or cannot be written.
+    fn last_to_end(&self, end: u64) -> Option<(Arc<Chain>, usize)> {
         let chain = self.chain.load_full();
-        let Some(last) = chain.segments.iter().rposition(|segment| segment.base() < end) else {
-            return false;
-        };
+        let last = chain.segments.iter().rposition(|segment| segment.base() < end)?;
         let is_begun = last + 1 < chain.segments.len(); // the one after it
         let has_ended = is_begun && chain.segments[last].sealed.get().is_some();
-        !has_ended
-            && self.durable.get() == end
-            && self.writable().is_ok()
-            && newest(&chain.segments[last..], now) < oldest
+        let is_the_end = self.durable.get() == end && self.next_offset() == end;
+        (!has_ended && is_the_end && self.writable().is_ok()).then_some((chain, last))
     }
 
     /// Ends the last segment that has records, and begins the next one, if [all are too old](Self::is_last_expired). Returns
     /// whether there is nothing left to do of this; the rest is done in the background.
     fn end_expired(&self, retention: Retention, attempts: u32) -> bool {
+        self.end_last(attempts, || self.is_last_expired(retention))
+    }
+
+    /// Ends the last segment if the log ends at `end`, likewise.
+    pub(super) fn end_at(&self, end: u64) -> bool {
+        self.end_last(PATIENCE, || self.last_to_end(end).is_some())
+    }
+
+    /// Ends the last segment that has records, and begins the next one, for as long as there is something to do of that.
+    fn end_last(&self, attempts: u32, is_to_be_done: impl Fn() -> bool) -> bool {
         for _ in 0..attempts {
-            if !self.is_last_expired(retention) {
+            if !is_to_be_done() {
                 return true;
             }
             let active = self.active.load_full();
@@ -137,7 +152,7 @@ impl Shared {
             self.env.flushers.help();
             std::thread::sleep(ATTEMPT);
         }
-        !self.is_last_expired(retention)
+        !is_to_be_done()
     }
 
     /// The time before which records are older than `age` at the time `now`; `None` as long as the clock may be wrong

@@ -16,6 +16,9 @@ use {
 /// Files that are removed at once: in between, the maintenance task does its other work.
 const SLICE: usize = 8;
 
+/// How long [`Log::trim_all`] waits for the last records to be durable.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Segments that have left the chain, and whose files are still to be removed.
 #[derive(Default)]
 struct Removals {
@@ -94,6 +97,40 @@ impl Log {
         #[cfg(feature = "store")]
         let before = self.save_producers_before(before, MayBlock::Always)?;
         self.shared.trim(before)
+    }
+
+    /// Drops whole segments as [`trim`](Self::trim) does, also the one being written: if `before` is the offset that the next
+    /// record gets, that segment is ended and dropped, so that only the next offset is left. If the disk has no room for the
+    /// segment after it, or takes longer than some seconds, it stays for now: what is returned is lower than `before` then.
+    ///
+    /// # Errors
+    /// As [`trim`](Self::trim). [`Error::BeyondEnd`]: the log ends before `before`; nothing was dropped.
+    ///
+    /// # Example
+    /// ```
+    /// # fn main() -> Result<(), millstream::Error> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let log = millstream::Log::open(dir.path(), millstream::Options::default())?;
+    /// log.append_batch_from(["a", "b", "c"])?;
+    /// assert_eq!(log.trim_all(3)?, 3);
+    /// assert_eq!(log.append(b"d")?, 3);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn trim_all(&self, before: u64) -> Result<u64, Error> {
+        let end = self.next_offset();
+        if before > end {
+            return Err(Error::BeyondEnd { offset: before, end });
+        }
+        if let Some(last) = before.checked_sub(1)
+            && before == end
+            && self.first_offset() < end
+            && self.writable().is_ok()
+            && self.shared.wait_durable_for(last, PATIENCE)?
+        {
+            self.shared.end_at(end);
+        }
+        self.trim(before)
     }
 
     /// Whether old segments can be dropped, even if there is no room for writing.

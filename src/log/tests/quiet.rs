@@ -67,6 +67,53 @@ fn the_last_records_of_a_quiet_log_are_dropped_when_they_are_too_old_and_the_nex
     }
 }
 
+/// Trimming to the end kept the last segment.
+#[test]
+fn a_log_that_is_trimmed_to_its_end_has_no_records_and_its_next_offset_stays() {
+    let at = tempfile::tempdir().unwrap();
+    let (sim, options) = (Sim::new(1), options(at.path(), Durability::Memory));
+    let mut log = open_with(&sim, &options);
+    assert_eq!(log.trim_all(0).unwrap(), 0);
+    for round in 1..=3 {
+        log.append_batch_from(["a", "b", "c"]).unwrap();
+        let end = 3 * round;
+        let beyond = log.trim_all(end + 1);
+        assert!(
+            matches!(beyond, Err(Error::BeyondEnd { offset, end: at }) if offset == end + 1 && at == end)
+        );
+        assert_eq!(log.trim_all(end - 1).unwrap(), end - 3, "within a segment");
+        for _ in 0..2 {
+            assert_eq!(log.trim_all(end).unwrap(), end);
+        }
+        assert_eq!((log.first_offset(), log.next_offset(), log.stats().segments), (end, end, 1));
+        if round == 2 {
+            log.close().unwrap();
+            log = open_with(&sim, &options);
+            assert_eq!((log.first_offset(), log.next_offset()), (end, end));
+        }
+    }
+}
+
+/// There is no room for the segment after the last one.
+#[test]
+fn trimming_to_the_end_does_not_wait_for_a_full_disk() {
+    let (gate, is_full) = disk_that_may_be_full();
+    let at = tempfile::tempdir().unwrap();
+    let log = Log::open_on(gate, Path::new(DIR), options(at.path(), Durability::Disk)).unwrap();
+    log.append_wait(b"a").unwrap();
+    is_full.store(true, SeqCst);
+    let begun = Instant::now();
+    while log.trim_all(log.next_offset()).unwrap() == log.next_offset() {
+        log.append_wait(b"b").unwrap(); // there was a spare segment
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert_eq!(log.first_offset() + 1, log.next_offset());
+    is_full.store(false, SeqCst);
+    while log.trim_all(log.next_offset()).unwrap() < log.next_offset() {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    }
+}
+
 /// Wherever the power goes, the log is as it was, or empty, and never gives an offset twice.
 #[test]
 fn a_log_that_is_emptied_keeps_its_next_offset_wherever_the_power_goes() {
