@@ -23,6 +23,7 @@ mod options;
 mod scrubber;
 
 use crate::{
+    LogId,
     disk::Disk,
     log::{CLOSING, COMMON_LOCK, Environment, Error as LogError, SETTINGS, budget::Budget},
     name::is_log_name,
@@ -268,11 +269,25 @@ impl Store {
     /// else does. [`LogError::Io`]: either nothing has changed, or the log is gone (it is not found any more), but
     /// perhaps not durably: after a crash it may be back, as it was.
     pub fn delete(&self, name: &str) -> Result<(), Error> {
+        self.delete_if(name, None)
+    }
+
+    /// Deletes a log, as [`delete`](Self::delete) does, if it has this id, where there is one.
+    ///
+    /// # Errors
+    /// As [`delete`](Self::delete). [`Error::AnotherLog`]: it has another; nothing was deleted.
+    pub fn delete_if(&self, name: &str, wanted: Option<LogId>) -> Result<(), Error> {
         let not_found = || Error::NotFound { name: name.to_owned() };
         let entry = self.inner.entry(name).ok_or_else(not_found)?;
         let deleted = entry.lock();
         if *deleted {
             return Err(not_found());
+        }
+        if wanted.is_some() {
+            let id = self.inner.id_of(name, &entry)?;
+            if id != wanted {
+                return Err(Error::AnotherLog { name: name.to_owned(), id });
+            }
         }
         match crate::log::only_ours(&*self.inner.env.disk, &self.inner.dir.join(name)) {
             Err(LogError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {} // somebody removed it
@@ -417,6 +432,15 @@ impl Inner {
         };
         // A few more, so that not all of many logs are examined for each that is opened.
         open.iter().filter(can_be).take(too_many + limit / 64).for_each(|entry| entry.close());
+    }
+
+    /// The id of a log whose entry is locked, if it can be read.
+    fn id_of(&self, name: &str, entry: &Entry) -> Result<Option<LogId>, Error> {
+        if let Some(open) = &*entry.open.load() {
+            return Ok(Some(open.id()));
+        }
+        let dir = self.dir.join(name);
+        Ok(crate::log::id_of(&*self.env.disk, &dir).map_err(LogError::io("list", &dir))?)
     }
 
     /// Removes the entry of a log that no longer exists.

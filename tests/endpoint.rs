@@ -507,3 +507,39 @@ fn a_trim_to_the_end_drops_all_records_and_says_where_the_log_begins() {
         assert_eq!(ask("GET", "/v1/logs/a/records", ""), (200, String::new()));
     }
 }
+
+/// A log was deleted, whatever id was asked for; and later a request that named one was refused.
+#[test]
+fn what_changes_a_log_can_be_refused_if_it_is_another_log() {
+    let data = tempfile::tempdir().unwrap();
+    // A log that nobody uses is closed, which makes a difference to how its id is found.
+    for flags in [&["--create-logs"][..], &["--create-logs", "--idle-seconds", "0"]] {
+        let server = Server::start(data.path(), flags);
+        let mut client = server.connect();
+        let mut ask = |method: &str, target: &str, body: &str| {
+            let answer = client.request(method, target, body.as_bytes()).unwrap();
+            (answer.status, answer.body)
+        };
+        let (status, log) = ask("PUT", "/v1/logs/a", "");
+        assert_eq!(status, 201);
+        let id = log.split(r#""id":""#).nth(1).unwrap().split('"').next().unwrap().to_owned();
+        let other = "0123456789abcdef0123456789abcdef";
+        let changes = [
+            ("POST", "/v1/logs/a/records", "x", 200),
+            ("PUT", "/v1/logs/a/cursors/c", r#"{"offset":0}"#, 201),
+            ("DELETE", "/v1/logs/a/cursors/c", "", 204),
+            ("DELETE", "/v1/logs/a/cursors", "", 204),
+            ("POST", "/v1/logs/a/trim", r#"{"before":0}"#, 200),
+            ("DELETE", "/v1/logs/a", "", 204),
+        ];
+        for (method, target, body, done) in changes {
+            std::thread::sleep(Duration::from_millis(if flags.len() > 1 { 100 } else { 0 }));
+            let (status, refused) = ask(method, &format!("{target}?log_id={other}"), body);
+            assert_eq!((status, code(&refused)), (409, "another_log"), "{method} {target}");
+            let (status, said) = ask(method, &format!("{target}?log_id={id}"), body);
+            assert_eq!(status, done, "{method} {target}: {said}");
+        }
+        let (status, missing) = ask("POST", &format!("/v1/logs/a/records?log_id={id}"), "x");
+        assert_eq!((status, code(&missing)), (404, "log_not_found"), "none is created");
+    }
+}

@@ -9,7 +9,7 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    Code, Cursor,
+    Code, Cursor, LogId,
     api::{CursorInfo, CursorPosition, CursorsInfo},
     log::CursorCondition,
     store::OpenLog,
@@ -69,9 +69,10 @@ pub(super) async fn set(
     name: &str,
     request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
-    let condition = condition(&request)?;
+    let (condition, wanted) = condition(&request)?;
     let body = request.into_body(); // so that the header section is not held while waiting
     let (log, cursor) = find(context, asker, log, name).await?;
+    Problem::check_id(&log, wanted)?;
     let bytes = body::read_small(body, context, asker.share).await?;
     let CursorPosition { offset } = object::parse(&bytes, r#"{"offset":0}"#)?;
     let was = change(context, asker, &log, cursor, Some(offset), condition).await?;
@@ -90,33 +91,43 @@ pub(super) async fn remove(
     name: &str,
     request: Request<()>,
 ) -> Result<Answer, Problem> {
-    let condition = condition(&request)?;
+    let (condition, wanted) = condition(&request)?;
     drop(request);
     let (log, cursor) = find(context, asker, log, name).await?;
+    Problem::check_id(&log, wanted)?;
     offset_of(&log, &cursor)?;
     change(context, asker, &log, cursor, None, condition).await?;
     Ok(no_content())
 }
 
 /// `DELETE` of all of a log's cursors, also if their file is damaged.
-pub(super) async fn remove_all(context: &Context, asker: Asker<'_>, log: &str) -> Result<Answer, Problem> {
+pub(super) async fn remove_all(
+    context: &Context,
+    asker: Asker<'_>,
+    log: &str,
+    request: Request<()>,
+) -> Result<Answer, Problem> {
+    let wanted = params::only_log_id(&request)?;
+    drop(request);
     let log = context.log(asker.share, log).await?;
+    Problem::check_id(&log, wanted)?;
     context.on_log(asker.share, &log, |log| log.remove_cursors()).await?;
     Ok(no_content())
 }
 
-/// The condition of a change: `expect=N`, or `expect=none` if the cursor must not exist.
-fn condition<B>(request: &Request<B>) -> Result<CursorCondition, Problem> {
-    let mut condition = CursorCondition::Anywhere;
+/// The condition of a change: `expect=N`, or `expect=none` if the cursor must not exist; and the id that its log must have.
+fn condition<B>(request: &Request<B>) -> Result<(CursorCondition, Option<LogId>), Problem> {
+    let (mut condition, mut log_id) = (CursorCondition::Anywhere, None);
     for parameter in params::of(request) {
         let (name, value) = parameter?;
-        condition = match &*name {
-            "expect" if value == "none" => CursorCondition::Nowhere,
-            "expect" => CursorCondition::At(params::number(&name, &value, 0..=u64::MAX)?),
-            _ => return Err(params::unknown(&name, "expect")),
-        };
+        match &*name {
+            "expect" if value == "none" => condition = CursorCondition::Nowhere,
+            "expect" => condition = CursorCondition::At(params::number(&name, &value, 0..=u64::MAX)?),
+            "log_id" => log_id = Some(params::log_id(&value)?),
+            _ => return Err(params::unknown(&name, "expect, log_id")),
+        }
     }
-    Ok(condition)
+    Ok((condition, log_id))
 }
 
 /// Changes a cursor, off the runtime's thread; returns where it was.

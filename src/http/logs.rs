@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     api::{LogInfo, LogsPage, Trim, Trimmed},
-    store::{self, LogSettings, OpenLog, Store},
+    store::{self, LogSettings, OpenLog},
 };
 use hyper::{Request, StatusCode};
 use std::time::{Duration, Instant};
@@ -65,9 +65,16 @@ pub(super) async fn describe(context: &Context, asker: Asker<'_>, name: &str) ->
     Ok(described(&*context.log(asker.share, name).await?))
 }
 
-pub(super) async fn delete(context: &Context, asker: Asker<'_>, name: &str) -> Result<Answer, Problem> {
+pub(super) async fn delete(
+    context: &Context,
+    asker: Asker<'_>,
+    name: &str,
+    request: Request<()>,
+) -> Result<Answer, Problem> {
+    let wanted = params::only_log_id(&request)?;
+    drop(request); // so that its header section is not held while waiting
     context.store.check(name)?;
-    context.for_log(asker.share, name, Store::delete).await??;
+    context.for_log(asker.share, name, move |store, name| store.delete_if(name, wanted)).await??;
     Ok(no_content())
 }
 
@@ -96,9 +103,10 @@ pub(super) async fn trim(
     name: &str,
     request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
-    params::none(&request)?;
+    let wanted = params::only_log_id(&request)?;
     let body = request.into_body(); // so that the header section is not held while waiting
     let log = context.log(asker.share, name).await?;
+    Problem::check_id(&log, wanted)?;
     let bytes = body::read_small(body, context, asker.share).await?;
     let Trim { before } = object::parse(&bytes, r#"{"before":0}"#)?;
     let first_offset = context.on_log(asker.share, &log, move |log| log.trim_all(before)).await?;

@@ -76,6 +76,18 @@ pub(super) fn log_id(value: &str) -> Result<LogId, Problem> {
     LogId::parse(value).ok_or_else(|| invalid("log_id", "the `id` that GET /v1/logs/{log} returns"))
 }
 
+/// The id that the log must have, of a request that has no other parameter.
+pub(super) fn only_log_id<B>(request: &Request<B>) -> Result<Option<LogId>, Problem> {
+    let mut wanted = None;
+    for parameter in of(request) {
+        match parameter? {
+            (name, value) if name == "log_id" => wanted = Some(log_id(&value)?),
+            (name, _) => return Err(unknown(&name, "log_id")),
+        }
+    }
+    Ok(wanted)
+}
+
 /// A duration such as `30s` or `500ms`, of at most `most`.
 pub(super) fn duration(name: &str, value: &str, most: Duration) -> Result<Duration, Problem> {
     humantime::parse_duration(value)

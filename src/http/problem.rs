@@ -2,7 +2,7 @@
 
 use super::answer::{Answer, full};
 use crate::{
-    Code,
+    Code, LogId,
     api::{ProblemDocument, ProblemNumbers, SessionLine},
     log::{Error, Reader},
     store::{self, OpenLog, ValueError},
@@ -122,6 +122,16 @@ impl Problem {
     pub(super) fn no_record(offset: u64, next: u64) -> Self {
         let detail = format!("there is no record at offset {offset} yet; the next one gets {next}");
         Self::new(Code::OffsetNotFound, detail).with(|numbers| numbers.next_offset = Some(next))
+    }
+
+    /// Refuses a log that is not the one that a client means.
+    pub(super) fn check_id(log: &OpenLog, wanted: Option<LogId>) -> Result<(), Self> {
+        match wanted {
+            Some(wanted) if wanted != log.id() => {
+                Err(store::Error::AnotherLog { name: log.name().to_owned(), id: Some(log.id()) }.into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A client reads where nothing is, and does not wait.
@@ -311,6 +321,7 @@ impl From<store::Error> for Problem {
             store::Error::NotFound { .. } => Code::LogNotFound,
             store::Error::BadName { .. } => Code::InvalidLogName,
             store::Error::Exists { .. } => Code::LogExists,
+            store::Error::AnotherLog { .. } => Code::AnotherLog,
             store::Error::BadSettings { .. } => Code::InvalidSettings,
         };
         Self::new(code, &error)

@@ -150,10 +150,7 @@ pub(super) async fn range(
         Wanted::Records(format) => Some((format, query.until(format)?)),
     };
     let log = context.log(asker.share, name).await?;
-    if query.log_id.is_some_and(|id| id != log.id()) {
-        let detail = format!("the log of this name has the id {}", log.id());
-        return Err(Problem::new(Code::AnotherLog, detail));
-    }
+    Problem::check_id(&log, query.log_id)?;
     let at_cursor = |name: &String| {
         let cursor = log.cursor(name)?;
         Ok::<_, Problem>(StartAt::Offset(cursors::offset_of(&log, &cursor)?))

@@ -77,6 +77,8 @@ struct AppendQuery {
     ack: Option<Ack>,
     /// The offset that the first record must get.
     expect: Option<u64>,
+    /// The id that the log must have.
+    log_id: Option<LogId>,
     /// Whether the body and the answer go on.
     session: bool,
 }
@@ -91,8 +93,9 @@ impl AppendQuery {
                 ("ack", "memory") => query.ack = Some(Ack::Memory),
                 ("ack", _) => return Err(params::invalid("ack", "durable or memory")),
                 ("expect", value) => query.expect = Some(params::number("expect", value, 0..=u64::MAX)?),
+                ("log_id", value) => query.log_id = Some(params::log_id(value)?),
                 ("session", value) => query.session = params::yes_or_no("session", value)?,
-                _ => return Err(params::unknown(&name, "ack, expect, session")),
+                _ => return Err(params::unknown(&name, "ack, expect, log_id, session")),
             }
         }
         if query.session && query.expect.is_some() {
@@ -123,7 +126,7 @@ pub(super) async fn append(
     name: &str,
     request: Request<RequestBody>,
 ) -> Result<Answer, Problem> {
-    let AppendQuery { ack, expect, session } = AppendQuery::parse(&request)?;
+    let AppendQuery { ack, expect, log_id, session } = AppendQuery::parse(&request)?;
     let format = format_of(request.headers())?;
     let encoding = body::Encoding::of(params::header(request.headers(), "content-encoding")?)?;
     if session {
@@ -135,7 +138,7 @@ pub(super) async fn append(
         let producer = session::WantedProducer::parse(request.headers())?;
         let asks = request.headers().contains_key(EXPECT);
         let (wanted, body) = (session::Wanted { format, ack, producer }, request.into_body());
-        let log = context.log_to_append(asker.share, name).await?;
+        let log = log_of(context, asker.share, name, log_id).await?;
         return session::begin(context, asker.share, log, wanted, body, asks).await;
     }
     let named = named_batch(request.headers())?;
@@ -145,7 +148,7 @@ pub(super) async fn append(
     let bytes = body::read(body, context, asker.share).await?;
     let mut batch = take_apart(context, asker.share, format, encoding, bytes, &settings, room).await?;
     // Only now, so that a refused append creates no log.
-    let log = context.log_to_append(asker.share, name).await?;
+    let log = log_of(context, asker.share, name, log_id).await?;
     let (bytes, mut cost) = (batch.bytes(), context::cost(batch.bytes() as usize, batch.records() as usize));
     if *log.settings() != settings {
         // Another log has taken the name meanwhile.
@@ -171,6 +174,21 @@ pub(super) async fn append(
     // Also for a repeat: the batch that it repeats may not be on the disk yet.
     context.acknowledged(&log, last_offset, ack).await?;
     Ok(json(&Appended { first_offset, last_offset, count, repeated }))
+}
+
+/// The log to append to. One that must have an id is not created.
+async fn log_of(
+    context: &Context,
+    share: &ConnectionShare,
+    name: &str,
+    wanted: Option<LogId>,
+) -> Result<Arc<OpenLog>, Problem> {
+    if wanted.is_none() {
+        return context.log_to_append(share, name).await;
+    }
+    let log = context.log(share, name).await?;
+    Problem::check_id(&log, wanted)?;
+    Ok(log)
 }
 
 /// Appends a batch, as its producer if there is one.

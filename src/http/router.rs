@@ -241,10 +241,7 @@ async fn answer_to_other(
             without_parameters(request)?;
             logs::describe(context, asker, &name).await
         }
-        (Log { name }, &Method::DELETE) => {
-            without_parameters(request)?;
-            logs::delete(context, asker, &name).await
-        }
+        (Log { name }, &Method::DELETE) => logs::delete(context, asker, &name, request.map(drop)).await,
         (Trim { name }, &Method::POST) => logs::trim(context, asker, &name, request).await,
         (Records { name }, &Method::POST) => records::append(context, asker, &name, request).await,
         (Records { name }, &Method::GET) => range::range(context, asker, &name, request.map(drop)).await,
@@ -264,8 +261,7 @@ async fn answer_to_other(
             cursors::list(context, asker, &name).await
         }
         (Cursors { name }, &Method::DELETE) => {
-            without_parameters(request)?;
-            cursors::remove_all(context, asker, &name).await
+            cursors::remove_all(context, asker, &name, request.map(drop)).await
         }
         (Cursor { name, cursor }, &Method::PUT) => {
             cursors::set(context, asker, &name, &cursor, request).await

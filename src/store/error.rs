@@ -1,7 +1,7 @@
 //! What can go wrong with a store of logs.
 
 use super::NAME_BYTES;
-use crate::log::Error as LogError;
+use crate::{LogId, log::Error as LogError};
 
 /// What can go wrong with a store, beyond what can with a log.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -30,6 +30,17 @@ pub enum Error {
         name: String,
         /// Which ones differ, and how.
         differences: String,
+    },
+    /// The log of this name is another one than that which was meant.
+    #[error("the log named {name:?} {}", match .id {
+        Some(id) => format!("has the id {id}"),
+        None => "has no id that can be read".to_owned(),
+    })]
+    AnotherLog {
+        /// Its name.
+        name: String,
+        /// Its id, if that can be read.
+        id: Option<LogId>,
     },
     /// Settings that contradict each other or the store's options.
     #[error("bad settings: {reason}")]
