@@ -74,7 +74,7 @@ pub use producers::{BegunEpoch, EarlierBatch, Produced, ProducerBatch, ProducerS
 pub(crate) use read::{Ahead, Head};
 pub use read::{Iter, Reader, Record, RecordRef};
 #[cfg(feature = "store")]
-pub(crate) use recovery::{COMMON_LOCK, SETTINGS, id_of, only_ours};
+pub(crate) use recovery::{COMMON_LOCK, SETTINGS, id_of, is_ours, only_ours};
 pub use repair::{Repaired, repair, repair_with_progress};
 #[cfg(feature = "server")]
 pub(crate) use requests::LastWrite;

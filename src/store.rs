@@ -1,6 +1,7 @@
 //! Many named logs in one directory: created with settings, opened when they are used, closed when nobody uses them.
 //!
-//! Each log has a directory of its own, `DATA/NAME`, with its settings in `log.json`. The first caller that asks for a
+//! Each log has a directory of its own, `DATA/NAME`, with its settings in `log.json`. A directory that is empty, or has only
+//! files of somebody else, is not a log. The first caller that asks for a
 //! log opens it. The store's housekeeper closes it again once it has been idle for a while, or once too many logs are
 //! open: memory and descriptors are proportional to the logs in use, not to the logs that exist. The housekeeper also
 //! applies retention, for which it opens closed logs now and then. The scrubber verifies their sealed segments.
@@ -78,7 +79,7 @@ struct Inner {
 pub(crate) struct Counts {
     pub(crate) logs: u64,
     pub(crate) open: u64,
-    /// Those that could not be opened when that was tried last, because of what is in their directories.
+    /// Those that could not be opened when that was tried last, or cannot be, because of what is in their directories.
     pub(crate) unusable: u64,
     /// Open logs that refuse appends.
     pub(crate) refusing: u64,
@@ -147,6 +148,7 @@ impl Store {
                 entries.insert(name, Entry::new(true));
             }
         }
+        directories::look(&env.disk, &dir, &mut entries);
         if let Some(at) = &options.log.shm_dir {
             warn_of_backings(disk, at, &dir);
         }
@@ -323,7 +325,8 @@ impl Store {
         (entries.len(), open)
     }
 
-    /// Which of these logs could not be opened when that was tried last, because of what is in their directories.
+    /// Which of these logs could not be opened when that was tried last, because of what is in their directories; or cannot
+    /// be, as their names and their settings said when the store was opened.
     pub fn unusable<'a>(&self, names: &'a [String]) -> Vec<&'a str> {
         let entries = read_lock(&self.inner.entries);
         let is_unusable =

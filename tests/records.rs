@@ -919,30 +919,43 @@ fn a_log_whose_directory_cannot_be_used_says_so_and_the_others_go_on() {
     std::fs::write(data.path().join("broken/log.json"), "{\"values\":").unwrap();
     std::fs::create_dir(data.path().join("foreign")).unwrap();
     std::fs::write(data.path().join("foreign/notes.txt"), "of somebody else").unwrap();
+    std::fs::create_dir(data.path().join("empty")).unwrap();
     let server = Server::start(data.path(), &["--create-logs"]);
     let mut client = server.connect();
-    for log in ["broken", "foreign"] {
-        for (method, target) in [("GET", ""), ("GET", "/records"), ("POST", "/records")] {
-            let answer = client.request(method, &format!("/v1/logs/{log}{target}"), b"x").unwrap();
-            assert_eq!((answer.status, code(&answer)), (500, "log_unusable"), "{method} {log}{target}");
-        }
-    }
-    assert_eq!(append(&mut client, "/v1/logs/other/records", "text/plain", b"1").status, 200);
+    // Also before anybody has asked for it.
     let listed = read(&mut client, "/v1/logs", "*/*").body;
-    assert!(listed.contains(r#""unusable":["broken","foreign"]"#), "{listed}");
-    assert!(read(&mut client, "/metrics", "*/*").body.contains("millstream_unusable_logs 2\n"));
+    assert_eq!(listed.trim_end(), r#"{"logs":["broken","default","other","whole"],"unusable":["broken"]}"#);
+    assert!(read(&mut client, "/metrics", "*/*").body.contains("millstream_unusable_logs 1\n"));
+    for (method, target) in [("GET", ""), ("GET", "/records"), ("POST", "/records")] {
+        let answer = client.request(method, &format!("/v1/logs/broken{target}"), b"x").unwrap();
+        assert_eq!((answer.status, code(&answer)), (500, "log_unusable"), "{method} {target}");
+    }
+    // What is not a log at all does not become one.
+    for (method, target, status, expected) in [
+        ("GET", "", 404, "log_not_found"),
+        ("GET", "/records", 404, "log_not_found"),
+        ("DELETE", "", 404, "log_not_found"),
+        ("POST", "/records", 500, "log_unusable"),
+        ("PUT", "", 500, "log_unusable"),
+        ("GET", "", 404, "log_not_found"),
+    ] {
+        let answer = client.request(method, &format!("/v1/logs/foreign{target}"), b"").unwrap();
+        assert_eq!((answer.status, code(&answer)), (status, expected), "{method} {target}");
+        assert!(status == 404 || answer.body.contains("notes.txt"), "{}", answer.body);
+    }
+    assert_eq!(append(&mut client, "/v1/logs/empty/records", "text/plain", b"0").status, 200);
+    assert_eq!(append(&mut client, "/v1/logs/other/records", "text/plain", b"1").status, 200);
     let list = std::process::Command::new(env!("CARGO_BIN_EXE_millstream"));
     let list = { list }.args(["logs", "list", "--url", &server.address]).output().unwrap();
     let (out, error) = (String::from_utf8(list.stdout).unwrap(), String::from_utf8(list.stderr).unwrap());
     assert_eq!(list.status.code(), Some(1));
-    assert!(out.contains("whole") && out.contains("other") && !out.contains("foreign"), "{out}");
-    assert!(error.contains("broken: ") && error.contains("foreign: "), "{error}");
-    // What is not ours is not deleted; a log is, and it is usable as soon as its settings are.
-    assert_eq!(client.request("DELETE", "/v1/logs/foreign", b"").unwrap().status, 500);
+    assert!(out.contains("whole") && out.contains("other"), "{out}");
+    assert!(error.contains("broken: ") && !error.contains("foreign"), "{error}");
     assert!(data.path().join("foreign/notes.txt").exists());
+    // It is usable as soon as its settings are.
     std::fs::write(data.path().join("broken/log.json"), "{}").unwrap();
     assert_eq!(read(&mut client, "/v1/logs/broken/records", "text/plain").body, "0\n");
-    assert!(read(&mut client, "/metrics", "*/*").body.contains("millstream_unusable_logs 1\n"));
+    assert!(read(&mut client, "/metrics", "*/*").body.contains("millstream_unusable_logs 0\n"));
     assert_eq!(client.request("DELETE", "/v1/logs/broken", b"").unwrap().status, 204);
 }
 

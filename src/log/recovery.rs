@@ -18,8 +18,10 @@ mod survey;
 
 #[cfg(feature = "store")]
 pub(super) use dir::ensure_free;
-pub(super) use dir::{ASIDE, lock};
 #[cfg(feature = "store")]
+#[cfg(feature = "store")]
+pub(crate) use dir::is_ours;
+pub(super) use dir::{ASIDE, lock};
 pub(crate) use dir::{COMMON_LOCK, SETTINGS, id_of, only_ours};
 #[cfg(feature = "store")]
 pub(in crate::log) use dir::{CURSORS, PRODUCERS};

@@ -5,13 +5,85 @@
 use super::{DELETED, Entry, Error, Inner, LogError, LogSettings, OpenLog, SETTINGS};
 use crate::{
     disk::{Disk, is_transient, tree},
+    log::{is_ours, only_ours},
     sync::lock,
 };
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::{MutexGuard, atomic::Ordering},
+    sync::{Arc, MutexGuard, atomic::Ordering},
+    time::{Duration, Instant},
 };
+
+/// What a directory is that has a name as a log has it.
+enum Found {
+    /// A log, or the rest of one. What is known by its names and its settings may make it unusable.
+    Log { is_unusable: bool },
+    /// Not a log: it is empty, so that a log of its name can be created, or has files of somebody else only.
+    Nothing,
+}
+
+impl Found {
+    /// Looks at the names in a directory and, if it may be a log, at its settings.
+    fn look(disk: &dyn Disk, dir: &Path) -> Self {
+        match disk.list(dir) {
+            Ok(names) if !names.iter().any(|name| is_ours(name)) => {
+                if let Some(found) = names.first() {
+                    let dir = dir.display();
+                    tracing::warn!(%dir, found, "a directory that is not a log's is left alone");
+                }
+                Self::Nothing
+            }
+            Ok(names) if !names.iter().all(|name| is_ours(name)) => Self::Log { is_unusable: true },
+            // What the system does not say now, it may say when the log is opened.
+            _ => Self::Log { is_unusable: settings_in(disk, dir).is_err_and(|error| error.is_unusable()) },
+        }
+    }
+}
+
+/// How long the directories of a store are looked at when it is opened.
+const LOOKING: Duration = Duration::from_secs(2);
+
+/// Looks at the directories of these entries: removes those of what is no log, and marks those of logs that cannot be used. On
+/// another thread, so that a disk that hangs under one of them does not keep the store from being opened: a directory that was
+/// not looked at within [`LOOKING`] counts as a log, which it is found to be, or not, when it is used.
+pub(super) fn look(disk: &Arc<dyn Disk>, dir: &Path, entries: &mut BTreeMap<String, Arc<Entry>>) {
+    let names: Vec<_> = entries.keys().cloned().collect();
+    let (looked, found) = crossbeam::channel::bounded(names.len());
+    let (disk, dir) = (Arc::clone(disk), dir.to_owned());
+    let look_at_all = move || {
+        for name in names {
+            let at = Found::look(&*disk, &dir.join(&name));
+            if looked.send((name, at)).is_err() {
+                return; // it was not waited for
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("millstream-look".into()).spawn(look_at_all);
+    if let Err(error) = thread {
+        tracing::warn!(%error, "cannot look at the directories of logs before they are used");
+    }
+    let until = Instant::now() + LOOKING;
+    while let Ok((name, at)) = found.recv_deadline(until) {
+        match at {
+            Found::Nothing => drop(entries.remove(&name)),
+            Found::Log { is_unusable } => {
+                let entry = entries.get(&name);
+                entry.inspect(|entry| entry.unusable.store(is_unusable, Ordering::Relaxed)); // for reports only
+            }
+        }
+    }
+}
+
+/// The settings of the log in a directory.
+pub(super) fn settings_in(disk: &dyn Disk, dir: &Path) -> Result<LogSettings, LogError> {
+    let path = dir.join(SETTINGS);
+    match tree::read(disk, &path).map_err(LogError::io("read", &path))? {
+        Some(text) => crate::settings::decode(&text).map_err(|reason| LogError::Corrupt { path, reason }),
+        None => Ok(LogSettings::default()), // created by a program that used the log without a store
+    }
+}
 
 impl Inner {
     /// A path that no log has and that no other deleted log had.
@@ -39,7 +111,7 @@ impl Inner {
         disk.create_dir(&from)
             .map_err(LogError::io("make the directory", &from))
             .and_then(|()| tree::replace(disk, &path, &text).map_err(LogError::io("write", &path)))
-            .and_then(|()| disk.rename(&from, &dir).map_err(|error| name_error(&self.dir, name, error)))
+            .and_then(|()| disk.rename(&from, &dir).map_err(|error| self.name_error(name, error)))
             .inspect_err(|_| self.remove_dir(&from))?;
         let opened = disk.sync_dir(&self.dir).map_err(LogError::io("make the directory", &dir));
         let opened = opened.map_err(Error::from).and_then(|()| self.open_log(name, entry));
@@ -53,6 +125,22 @@ impl Inner {
             }
         }
         opened
+    }
+
+    /// Why a log could not get its name.
+    fn name_error(&self, name: &str, error: io::Error) -> LogError {
+        let dir = self.dir.join(name);
+        if error.kind() == io::ErrorKind::NotADirectory {
+            return LogError::NotALog { dir: self.dir.clone(), found: name.to_owned() };
+        }
+        // Files of somebody else, only.
+        if IS_TAKEN.contains(&error.kind())
+            && matches!(self.look_for(name), Ok(false))
+            && let Err(foreign @ LogError::NotALog { .. }) = only_ours(&*self.env.disk, &dir)
+        {
+            return foreign;
+        }
+        LogError::io("make the directory", &dir)(error)
     }
 
     /// Moves the directory of a log that is deleted to a temporary name. After an error the log is where it was.
@@ -80,7 +168,7 @@ impl Inner {
         }
     }
 
-    /// Whether there is a directory of this name that is not empty; an error if that is not known.
+    /// Whether there is a directory of this name that has something of a log; an error if that is not known.
     pub(super) fn look_for(&self, name: &str) -> io::Result<bool> {
         let (disk, dir) = (&self.env.disk, self.dir.join(name));
         if !disk.is_dir(&dir)? {
@@ -88,7 +176,7 @@ impl Inner {
         }
         match disk.list(&dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false), // it was removed meanwhile
-            names => Ok(!names?.is_empty()),
+            names => Ok(names?.iter().any(|name| is_ours(name))),
         }
     }
 
@@ -124,18 +212,12 @@ impl Inner {
     }
 }
 
-/// Why the log `name` in `dir` could not get its name.
-fn name_error(dir: &Path, name: &str, error: io::Error) -> LogError {
-    match error.kind() {
-        io::ErrorKind::NotADirectory => LogError::NotALog { dir: dir.to_owned(), found: name.to_owned() },
-        _ => LogError::io("make the directory", &dir.join(name))(error),
-    }
-}
+/// The errors of a directory that cannot be given its name because another directory has it.
+const IS_TAKEN: [io::ErrorKind; 2] = [io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::AlreadyExists];
 
 /// Whether a directory could not be given its name because another directory has it.
 pub(super) fn is_taken(error: &Error) -> bool {
-    let kinds = [io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::AlreadyExists];
-    matches!(error, Error::Log(LogError::Io { source, .. }) if kinds.contains(&source.kind()))
+    matches!(error, Error::Log(LogError::Io { source, .. }) if IS_TAKEN.contains(&source.kind()))
 }
 
 /// Removes the directory of a deleted log. Removes the log's backings first, because nobody could find them afterwards;

@@ -1,10 +1,7 @@
 //! Opening a log of a store, with its settings, when a caller asks for it.
 
-use super::{Entry, Error, Inner, LogError, LogSettings, OpenLog};
-use crate::{
-    disk::tree,
-    log::{Log, Options, SETTINGS},
-};
+use super::{Entry, Error, Inner, LogError, LogSettings, OpenLog, directories::settings_in};
+use crate::log::{Log, Options};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicU64, Ordering},
@@ -46,13 +43,7 @@ impl Inner {
     }
 
     pub(super) fn settings(&self, name: &str) -> Result<LogSettings, Error> {
-        let path = self.dir.join(name).join(SETTINGS);
-        match tree::read(&*self.env.disk, &path).map_err(LogError::io("read", &path))? {
-            Some(text) => {
-                Ok(crate::settings::decode(&text).map_err(|reason| LogError::Corrupt { path, reason })?)
-            }
-            None => Ok(LogSettings::default()), // created by a program that used the log without a store
-        }
+        Ok(settings_in(&*self.env.disk, &self.dir.join(name))?)
     }
 
     /// The log of an entry; opens it if it is not open.

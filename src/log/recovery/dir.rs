@@ -27,7 +27,7 @@ pub(in crate::log) const CURSORS: &str = "cursors.json";
 pub(crate) const SETTINGS: &str = "log.json";
 
 /// Whether a log's directory may have a file of this name.
-fn is_ours(name: &str) -> bool {
+pub(crate) fn is_ours(name: &str) -> bool {
     name == LOCK
         || [PRODUCERS, CURSORS, SETTINGS].contains(&name.strip_suffix(".tmp").unwrap_or(name))
         || file::base_of(name).is_some()

@@ -300,3 +300,52 @@ fn what_is_not_a_directory_is_not_a_log_and_does_not_become_one() {
     assert_eq!(std::fs::read(dir.join("file")).unwrap(), b"of the user");
     assert!(elsewhere.path().join("moved").is_dir() && dir.join("moved").is_symlink());
 }
+
+/// An empty directory became a log when somebody looked at it; one of somebody else was a log that could not be opened, and a
+/// broken one was reported only once somebody had asked for it.
+#[test]
+fn what_the_directories_of_a_store_are_is_known_when_it_is_opened() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = |name: &str| place.path().join(name);
+    let open = || Store::open(place.path(), without_backings()).unwrap();
+    let store = open();
+    for name in ["broken", "mixed", "whole", "bare"] {
+        store.create(name, &LogSettings::default()).unwrap();
+        store.get(name).unwrap().append(b"one").unwrap();
+    }
+    store.close().unwrap();
+    std::fs::write(dir("broken").join("log.json"), "{").unwrap();
+    std::fs::write(dir("mixed").join("notes.txt"), "of somebody else").unwrap();
+    std::fs::remove_file(dir("bare").join("log.json")).unwrap(); // as of a program without a store
+    for name in ["empty", "foreign", "begun"] {
+        std::fs::create_dir(dir(name)).unwrap();
+    }
+    std::fs::create_dir(dir("foreign").join("photos")).unwrap();
+    std::fs::write(dir("begun").join("lock"), "").unwrap(); // its first records may be in memory only
+    for round in 0..2 {
+        let store = open();
+        let names = store.names(None, 10);
+        let all = ["bare", "begun", "broken", "empty", "mixed", "whole"];
+        assert_eq!(
+            names,
+            all.iter().copied().filter(|&name| name != "empty" || round > 0).collect::<Vec<_>>()
+        );
+        assert_eq!((store.unusable(&names), store.unusable_count()), (vec!["broken", "mixed"], 2));
+        let is_found = |name| !matches!(store.get(name), Err(Error::NotFound { .. }));
+        assert!(!is_found("foreign") && is_found("empty") == (round > 0));
+        let settings = LogSettings { record_bytes: Some(7), ..LogSettings::default() };
+        let refused = store.create("foreign", &settings);
+        assert!(
+            matches!(&refused, Err(Error::Log(LogError::NotALog { found, .. })) if found == "photos"),
+            "{refused:?}"
+        );
+        assert!(!is_found("foreign") && store.count().0 == names.len());
+        assert_eq!(store.create("empty", &settings).unwrap(), round == 0);
+        assert_eq!(*store.get("empty").unwrap().settings(), settings);
+        for name in ["bare", "begun", "whole"] {
+            assert_eq!(store.get(name).unwrap().next_offset(), u64::from(name != "begun"), "{name}");
+        }
+        store.close().unwrap();
+        assert!(dir("foreign").join("photos").is_dir());
+    }
+}
