@@ -18,11 +18,9 @@ mod survey;
 
 #[cfg(feature = "store")]
 pub(super) use dir::ensure_free;
-#[cfg(feature = "store")]
-#[cfg(feature = "store")]
-pub(crate) use dir::is_ours;
 pub(super) use dir::{ASIDE, lock};
-pub(crate) use dir::{COMMON_LOCK, SETTINGS, id_of, only_ours};
+#[cfg(feature = "store")]
+pub(crate) use dir::{COMMON_LOCK, SETTINGS, id_of, is_ours, only_ours};
 #[cfg(feature = "store")]
 pub(in crate::log) use dir::{CURSORS, PRODUCERS};
 pub(super) use full::Full;

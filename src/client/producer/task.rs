@@ -196,9 +196,11 @@ pub(super) async fn run(mut running: Running) {
                     () = changed => { put_back(&shared, sending); continue }
                     () = due => { put_back(&shared, sending); continue }
                 };
-                let lost =
-                    |error: tokio::task::JoinError| Err(Error::Answer { reason: error.to_string() }.into());
-                settle(&shared, done.unwrap_or_else(lost));
+                let done = match done {
+                    Ok(done) => done,
+                    Err(error) => Err(Error::Answer { reason: error.to_string() }.into()), // it has panicked
+                };
+                settle(&shared, done);
             }
         }
     }
