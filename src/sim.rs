@@ -10,6 +10,7 @@ mod cursors;
 #[cfg(test)]
 mod found;
 mod harm;
+mod left;
 mod model;
 mod process;
 mod producing;

@@ -2,6 +2,7 @@
 //! is reported, everything else is as it was, and after a repair the log can be used again.
 
 use super::{
+    left::{is_torn, left_files},
     model::{KnownLog, Rec, Sent},
     process::read_all,
     run::{ROOT, Simulation},
@@ -9,7 +10,7 @@ use super::{
     world::World,
 };
 use crate::{
-    Damage, Durability, Error, Log, LogId, Options,
+    Damage, Durability, Error, Log, Options,
     chunk::backing_owners,
     disk::sim::{Cut, Sim},
     log::{repair_on, verify_on},
@@ -464,24 +465,4 @@ fn last_segment(sim: &Sim, dir: &Path) -> Option<PathBuf> {
 
 fn is_segment(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "seg")
-}
-
-/// The backings below `dir`.
-pub(super) fn left_files(dir: &Path) -> Vec<PathBuf> {
-    let mut left = Vec::new();
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.path().is_dir() { left.extend(left_files(&entry.path())) } else { left.push(entry.path()) }
-    }
-    left
-}
-
-/// Whether something of the log in `dir` was kept aside: a torn end, or memory.
-pub(super) fn has_kept(sim: &Sim, dir: &Path, at: &Path, id: LogId) -> bool {
-    let of_it = |path: &PathBuf| path.parent().is_some_and(|dir| dir.ends_with(id.to_string()));
-    sim.dump().into_keys().any(|path| path.starts_with(dir) && is_torn(&path))
-        || left_files(at).iter().any(of_it)
-}
-
-fn is_torn(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "torn")
 }

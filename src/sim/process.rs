@@ -1,7 +1,7 @@
 //! One process of a run: it opens what exists, checks it against the model, works, and ends in some way.
 
 use super::{
-    harm::has_kept,
+    left::{frozen, has_kept},
     model::Rec,
     run::{ROOT, Simulation},
     world::World,
@@ -494,16 +494,4 @@ pub(super) fn read_all(log: &Log, first: u64, next: u64) -> Result<Vec<Option<Re
         }
     }
     Ok(values)
-}
-
-fn frozen(dir: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
-    let mut all = Vec::new();
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.path().is_dir() {
-            all.extend(frozen(&entry.path()));
-        } else if let Ok(bytes) = std::fs::read(entry.path()) {
-            all.push((entry.path(), bytes));
-        }
-    }
-    all
 }

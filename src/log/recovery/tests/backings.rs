@@ -166,7 +166,7 @@ pub(super) fn leave(
 /// When the segments of [`leave`] and [`begin_empty`] were begun.
 const CREATED: u64 = 1_700_000_000_000;
 
-/// The same, of a segment that was begun at some other time.
+/// Leaves a backing like [`leave`], of a segment that was begun at some other time.
 fn leave_begun(
     backings: &Arc<ShmBacking>,
     secret: Secret,
