@@ -46,19 +46,18 @@ fn open_on(disk: Arc<dyn crate::disk::Disk>) -> Log {
 
 fn send(log: &Log, id: &str, epoch: u32, sequence: u64) -> Result<Produced, Error> {
     let values: Vec<_> = (0..=sequence % 3).map(|n| vec![sequence as u8; 20 + n as usize]).collect();
-    let payloads: Vec<_> = values.iter().map(|bytes| Payload { bytes, json: false }).collect();
-    let batch = ProducerBatch::new(id, epoch, sequence);
-    loop {
-        match log.try_append_once(&batch, &payloads, None) {
-            Err(Error::WouldBlock) => std::thread::yield_now(),
-            done => return done,
-        }
-    }
+    let values: Vec<_> = values.iter().map(Vec::as_slice).collect();
+    append(log, &ProducerBatch::new(id, epoch, sequence), &values)
 }
 
 fn append(log: &Log, batch: &ProducerBatch<'_>, values: &[&[u8]]) -> Result<Produced, Error> {
     let payloads: Vec<_> = values.iter().map(|bytes| Payload { bytes, json: false }).collect();
-    log.try_append_once(batch, &payloads, None)
+    loop {
+        match log.try_append_once(batch, &payloads, None) {
+            Err(Error::WouldBlock) => std::thread::yield_now(),
+            done => return done,
+        }
+    }
 }
 
 fn expected(result: Result<Produced, Error>) -> (u32, u64) {
