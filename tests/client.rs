@@ -5,7 +5,10 @@ mod support;
 use millstream::client::{Client, Error, LogSettings, Producer, ProducerOptions, StartAt};
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
     time::Duration,
 };
 use support::Server;
@@ -485,7 +488,7 @@ fn an_append_whose_answer_stops_in_its_body_may_be_stored() {
     let seen = Arc::clone(&heads);
     let client = other_server(move |head, _| {
         if head.starts_with("POST /v1/logs/clicks/producers/") {
-            return answer(r#"{"id":"p","epoch":7,"mark":null,"earlier":null,"log_id":"x"}"#, true);
+            return answer(BEGUN, true);
         }
         let mut seen = seen.lock().unwrap();
         seen.push(head.to_owned());
@@ -598,4 +601,62 @@ fn batches_that_a_proxy_refuses_as_too_large_are_sent_in_parts() {
         answer.head.replacen("\r\n", "\r\nConnection: close\r\n", 1) + &answer.body
     });
     run(append_around_a_large_record(&client, &direct, ""));
+}
+
+const BEGUN: &str = r#"{"id":"p","epoch":7,"mark":null,"earlier":null,"log_id":"x"}"#;
+
+/// The patience began before the first attempt, which a silent server could make last longer.
+#[test]
+fn a_server_that_was_silent_for_longer_than_the_patience_is_asked_again() {
+    let appends = AtomicU32::new(0);
+    let client = other_server(move |head, _| {
+        if head.starts_with("POST /v1/logs/clicks/producers/") {
+            return answer(BEGUN, true);
+        }
+        let is_first = appends.fetch_add(1, SeqCst) == 0;
+        let stored = answer(r#"{"first_offset":0,"last_offset":0,"count":1,"repeated":false}"#, true);
+        if is_first { String::new() } else { stored }
+    });
+    run(async {
+        let client = client.with_max_silence(Duration::from_millis(600));
+        let producer = producer(&client, "p", |options| options.patience = Duration::from_millis(500));
+        let mut trouble = producer.trouble();
+        producer.push(b"x").await.unwrap();
+        producer.flush().await.unwrap();
+        assert!(trouble.changed().await.is_ok(), "somebody is told meanwhile");
+        assert_eq!(producer.close().await.unwrap().records, 1);
+    });
+}
+
+/// They were sent whole every 5 ms: 4.4 GB in 15 s.
+#[test]
+fn batches_behind_one_that_is_not_stored_are_sent_again_less_and_less_often() {
+    let appends = Arc::new(AtomicU32::new(0));
+    let seen = Arc::clone(&appends);
+    let client = other_server(move |head, _| {
+        if head.starts_with("POST /v1/logs/clicks/producers/") {
+            return answer(BEGUN, true);
+        }
+        seen.fetch_add(1, SeqCst);
+        let first = head.contains("producer-seq: 0\r\n");
+        let (status, body) = if first {
+            ("507 Insufficient Storage", r#"{"status":507,"code":"disk_full","detail":"x"}"#.to_owned())
+        } else {
+            let expected = r#""expected_epoch":7,"expected_seq":0"#;
+            (
+                "409 Conflict",
+                format!(r#"{{"status":409,"code":"producer_out_of_order","detail":"x",{expected}}}"#),
+            )
+        };
+        answer(&body, true).replace("200 OK", status)
+    });
+    run(async {
+        let producer = producer(&client, "p", |options| options.batch_bytes = 1000);
+        for _ in 0..50 {
+            drop(producer.submit(&[b'x'; 900], false).await.unwrap());
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    });
+    let appends = appends.load(SeqCst);
+    assert!((6..100).contains(&appends), "{appends} requests in 3 s");
 }
