@@ -3,7 +3,9 @@
 //! Everything that can be refused is refused before anything is reserved. Between reserving and publishing, only the
 //! engine's own copying runs, so no reserved offset stays empty.
 
-use super::{Durability, Error, LINGER, Shared, line::Turn, roll::Active, room::MayBlock};
+use super::{
+    Durability, Error, LINGER, Shared, line::Turn, roll::Active, room::MayBlock, wait::unless_reached,
+};
 use crate::{
     chunk::{AppendOutcome, AppendValue, AppendValues, Batch, Chunk, FrameMeta},
     frame::JSON,
@@ -225,9 +227,9 @@ impl Shared {
         // So this goes on from where `published` is, and not from this append's segment.
         let backoff = Backoff::new();
         while !self.is_published(to - 1) {
-            if let Err(ended) = self.check_not_ended() {
-                // Closing raises the frontiers first, and says that it has ended then: so this look is the last one.
-                return if self.is_published(to - 1) { Ok(()) } else { Err(ended) };
+            let ended = self.check_not_ended();
+            if ended.is_err() {
+                return unless_reached(ended, || self.is_published(to - 1));
             }
             backoff.snooze();
         }

@@ -5,7 +5,7 @@ use super::{
     append::append,
     line::PlaceInLine,
     room::MayBlock,
-    wait::{Frontier, Ticket},
+    wait::{Frontier, Ticket, unless_reached},
 };
 use crate::sync::Arc;
 use std::{
@@ -40,8 +40,7 @@ impl FrontierWait {
         if reached() {
             return Ok(());
         }
-        // Whoever ends the log raises the frontier first, and says that it has ended then: so the second look is the last.
-        why(&self.shared).or_else(|ended| if reached() { Ok(()) } else { Err(ended) })
+        unless_reached(why(&self.shared), reached)
     }
 
     fn leave(&mut self) {

@@ -45,7 +45,7 @@ impl Simulation {
             (Some(to), Some(expected)) => cursor.set_if(expected, to),
         };
         let place = self.where_(&process.world.sim);
-        let (off, faults) = (process.is_off(), process.faults());
+        let off = process.is_off();
         let known = self.logs.get_mut(&name).expect("it is used").cursors.may_be(of);
         assert!(known.contains(&at), "{place}: {name:?}: cursor {of} is at {at:?}, and was at {known:?}");
         match changed {
@@ -64,11 +64,7 @@ impl Simulation {
             }
             Err(error) => {
                 known.insert(to);
-                // It is the log that has failed, or the write of the file.
-                if log.writable().is_err() {
-                    return self.excused(process, &name, &error);
-                }
-                assert!(off || faults > 0, "{place}: {name:?}: cursor {of}: {error}");
+                self.excused_of_cursors(process, &name, &log, &error);
             }
         }
     }
@@ -76,18 +72,23 @@ impl Simulation {
     fn remove_cursors(&mut self, process: &Process, name: &str, log: &Log) {
         process.world.sim.note(format_args!("remove the cursors of {name}"));
         let removed = log.remove_cursors();
-        let place = self.where_(&process.world.sim);
         let known = &mut self.logs.get_mut(name).expect("it is used").cursors;
         match removed {
             Ok(()) if !process.is_off() => *known = KnownCursors::default(),
             Ok(()) => known.may_be_removed(),
             Err(error) => {
                 known.may_be_removed();
-                if log.writable().is_err() {
-                    return self.excused(process, name, &error);
-                }
-                assert!(process.is_off() || process.faults() > 0, "{place}: {name:?}: {error}");
+                self.excused_of_cursors(process, name, log, &error);
             }
         }
+    }
+
+    /// Asserts that a change of cursors failed with the log, or because of the disk.
+    fn excused_of_cursors(&mut self, process: &Process, name: &str, log: &Log, error: &Error) {
+        if log.writable().is_err() {
+            return self.excused(process, name, error);
+        }
+        let place = self.where_(&process.world.sim);
+        assert!(process.is_off() || process.faults() > 0, "{place}: {name:?}: cursors: {error}");
     }
 }

@@ -4,7 +4,7 @@ use super::Committed;
 #[cfg(feature = "store")]
 use crate::log::{ATTEMPT, ATTEMPTS};
 use crate::{
-    log::{Error, Shared},
+    log::{Error, Shared, wait::unless_reached},
     sync::{Backoff, lock},
 };
 use std::time::{Duration, Instant};
@@ -22,9 +22,9 @@ impl Shared {
         self.flush.kick();
         // Without an end if that would be too far away to be represented.
         self.durable.park(offset.saturating_add(1), ended, Instant::now().checked_add(timeout));
-        let can_become = self.check_can_become_durable();
-        // After that: whoever ends the log raises the frontier first.
-        if self.durable.get() > offset { Ok(true) } else { can_become.map(|()| false) }
+        let is_durable = || self.durable.get() > offset;
+        unless_reached(self.check_can_become_durable(), is_durable)?;
+        Ok(is_durable())
     }
 
     /// Returns an error if no append has been given this offset.
