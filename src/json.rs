@@ -3,10 +3,10 @@
 //! else.
 
 use serde::{
-    Deserialize, Deserializer,
-    de::{Error, Unexpected, Visitor},
+    Deserializer,
+    de::{DeserializeOwned, Error, IntoDeserializer, Unexpected, Visitor},
 };
-use std::fmt;
+use std::{fmt, marker::PhantomData};
 
 /// Below this, all whole numbers have a floating-point number of their own: none is taken for its neighbour.
 const EXACT: f64 = 9_007_199_254_740_992.0; // 2^53
@@ -44,14 +44,36 @@ pub(crate) fn given_number<'de, D: Deserializer<'de>>(from: D) -> Result<Option<
     number(from).map(Some)
 }
 
-/// Something that may be left out, by `#[serde(default)]`.
-pub(crate) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(from).map(Some)
+/// One of a few words.
+pub(crate) trait Word: DeserializeOwned {
+    /// Which ones, for messages.
+    const WORDS: &str;
+}
+
+/// A word.
+pub(crate) fn word<'de, D: Deserializer<'de>, T: Word>(from: D) -> Result<T, D::Error> {
+    struct Words<T>(PhantomData<T>);
+    impl<T: Word> Visitor<'_> for Words<T> {
+        type Value = T;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(T::WORDS)
+        }
+        fn visit_str<E: Error>(self, word: &str) -> Result<T, E> {
+            T::deserialize(word.into_deserializer())
+        }
+    }
+    from.deserialize_str(Words(PhantomData))
+}
+
+/// A word that may be left out, by `#[serde(default)]`.
+pub(crate) fn given_word<'de, D: Deserializer<'de>, T: Word>(from: D) -> Result<Option<T>, D::Error> {
+    word(from).map(Some)
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use serde::Deserialize;
 
     /// `606.0` was refused, although it is an integer by the JSON Schema of the document.
     #[test]

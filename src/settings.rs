@@ -19,15 +19,24 @@ pub enum Values {
     Json,
 }
 
+impl json::Word for Values {
+    const WORDS: &str = "`any` or `json`";
+}
+
+impl json::Word for Durability {
+    const WORDS: &str = "`disk` or `memory`";
+}
+
 /// The settings a log is created with. A setting that is `None` follows the store's options. In JSON such a setting is
 /// left out: `null` is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {
     /// When an append is acknowledged, unless it asks for something else, and what readers see.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::given")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::given_word")]
     pub durability: Option<Durability>,
     /// What kind of values the records may have.
+    #[serde(deserialize_with = "json::word")]
     pub values: Values,
     /// The size of all segment files, in bytes, beyond which the oldest segments are dropped.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::given_number")]

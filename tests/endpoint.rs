@@ -543,3 +543,101 @@ fn what_changes_a_log_can_be_refused_if_it_is_another_log() {
         assert_eq!((status, code(&missing)), (404, "log_not_found"), "none is created");
     }
 }
+
+/// A byte order mark and base64 with line breaks were taken in some bodies, and refused in others; and what was wrong was said
+/// in the words of the parser (`DecodeError`, "expected string or map"), without the member's name.
+#[test]
+fn bodies_of_json_are_read_by_the_same_rules_and_refused_in_the_same_words() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let mut client = server.connect();
+    let mut ask = |method: &str, target: &str, body: &str| {
+        let headers = [("Content-Type", "application/json")];
+        let answer = client.exchange(method, target, &headers, body.as_bytes()).unwrap();
+        (answer.status, String::from_utf8(answer.body).unwrap())
+    };
+    let records = "/v1/logs/a/records";
+    for mark in ["", "\u{feff}"] {
+        for (method, target, body) in [
+            ("PUT", "/v1/logs/a", r#"{"values":"any"}"#),
+            ("POST", "/", r#"{"record":{"value":"aGVs\nbG8=\r\n"}}"#),
+            ("POST", records, r#"{"records":[{"value":"aGVs\nbG8=\r\n"}]}"#),
+            ("POST", records, r#"[{"value":"aGVs\nbG8="}]"#),
+            ("GET", "/", r#"{"offset":0}"#),
+            ("PUT", "/v1/logs/a/cursors/c", r#"{"offset":0}"#),
+            ("POST", "/v1/logs/a/trim", r#"{"before":0}"#),
+        ] {
+            let (status, said) = ask(method, target, &format!("{mark}{body}"));
+            assert!(status < 300, "{method} {target} {body}: {said}");
+        }
+    }
+    for target in ["/v1/logs/a/records/0", "/v1/logs/default/records/0"] {
+        assert_eq!(ask("GET", target, ""), (200, "hello".to_owned()));
+    }
+    for (value, why) in [
+        ("aGk*", "'*' is where it may not be"),
+        ("aG k", "it has another character"),
+        ("aGk=aGk=", "'=' is where it may not be"),
+        ("aGk", "it has not four characters for each three bytes"),
+        ("aGl=", "its last character stands for more bits than there are"),
+    ] {
+        let why = format!("is not base64: {why}; use A-Z a-z 0-9 + / with = at the end\"");
+        for (target, body) in [
+            ("/", format!(r#"{{"record":{{"value":"{value}"}}}}"#)),
+            (records, format!(r#"{{"records":[{{"value":"{value}"}}]}}"#)),
+        ] {
+            let (status, refused) = ask("POST", target, &body);
+            assert_eq!((status, code(&refused)), (400, "invalid_base64"));
+            assert!(refused.contains(&why), "{target} {value}: {refused}");
+        }
+    }
+    for (method, target, body, why) in [
+        (
+            "PUT",
+            "/v1/logs/b",
+            r#"{"values":5}"#,
+            "`values`: invalid type: integer `5`, expected `any` or `json` at",
+        ),
+        ("PUT", "/v1/logs/b", r#"{"values":"x"}"#, "`values`: unknown variant `x`, expected `any` or `json`"),
+        (
+            "PUT",
+            "/v1/logs/b",
+            r#"{"durability":null}"#,
+            "`durability`: invalid type: null, expected `disk` or `memory`",
+        ),
+        (
+            "PUT",
+            "/v1/logs/b",
+            r#"{"segment_bytes":"x"}"#,
+            "`segment_bytes`: invalid type: string \\\"x\\\", expected a whole number",
+        ),
+        (
+            "PUT",
+            "/v1/logs/a/cursors/c",
+            r#"{"offset":[]}"#,
+            "`offset`: invalid type: sequence, expected a whole number",
+        ),
+        (
+            "POST",
+            "/v1/logs/a/trim",
+            r#"{"before":-1}"#,
+            "`before`: invalid value: integer `-1`, expected a whole number",
+        ),
+        (
+            "POST",
+            "/",
+            r#"{"record":{"value":7}}"#,
+            "`record`: `value`: invalid type: integer `7`, expected a string",
+        ),
+        (
+            "POST",
+            records,
+            r#"{"records":5}"#,
+            "`records`: invalid type: integer `5`, expected a list of records",
+        ),
+    ] {
+        let (status, refused) = ask(method, target, body);
+        assert_eq!((status, code(&refused)), (400, "invalid_request"), "{method} {target} {body}");
+        assert!(refused.contains(why), "{method} {target} {body}: {refused}");
+    }
+}

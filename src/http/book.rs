@@ -154,17 +154,15 @@ fn decoded(bytes: Bytes, memory: &Arc<Memory>) -> Result<(Vec<u8>, Grant), Probl
             value.cover(length)?;
         }
         BASE64_STANDARD.decode(base64).map_err(|error| {
-            Problem::new(
-                Code::InvalidBase64,
-                format!("the value is not base64: {error}; use A-Z a-z 0-9 + / with = at the end"),
-            )
+            let detail = format!("the value {}", formats::not_base64(&error.into()));
+            Problem::new(Code::InvalidBase64, detail)
         })
     };
     let bytes = match record.value {
         Cow::Borrowed(base64) => decode(base64)?,
         Cow::Owned(mut base64) => {
             drop(bytes); // so that there are never more than two of the three
-            base64.retain(|letter| !matches!(letter, '\n' | '\r')); // as `base64` breaks it into lines
+            base64.retain(|letter| !u8::try_from(letter).is_ok_and(formats::is_line_end));
             decode(&base64)?
         }
     };

@@ -17,6 +17,7 @@ mod render;
 
 use crate::wire::{self, AppendFrame};
 pub(super) use batch::{DecodedBatch, parse, parse_part, without_byte_order_mark};
+pub(super) use json::{is_line_end, not_base64};
 pub(super) use render::{base64, length, object, render, rendered_bytes};
 pub use render::{lost_json, record_json};
 
@@ -269,13 +270,18 @@ mod tests {
             let base64 = BASE64_STANDARD.encode(value);
             let escape = |letter: u8| ["\\u00".to_owned(), format!("{letter:02X}")];
             let escaped = base64.bytes().flat_map(escape).collect::<Vec<_>>().concat();
-            for text in [base64.replace('/', "\\/"), base64, escaped] {
+            let lines = |end: &str| {
+                base64.as_bytes().chunks(76).map(String::from_utf8_lossy).collect::<Vec<_>>().join(end)
+            };
+            for text in
+                [base64.replace('/', "\\/"), lines("\\n"), lines("\\r\\u000a"), base64.clone(), escaped]
+            {
                 let body = format!(r#"{{"records":[{{"value":"{text}"}}]}}"#);
                 assert_eq!(parsed(Format::Json, body.as_bytes()), Ok(vec![(value.to_vec(), false)]));
             }
         }
         let padded = format!("{}==\\u0041AAA", "A".repeat(BLOCK - 2));
-        for text in ["\\n", "\\u0141AAA", "\\ud800AAA", "AAA\\u003dAAAA", &padded] {
+        for text in ["\\t", "\\u0141AAA", "\\ud800AAA", "AAA\\u003dAAAA", &padded] {
             let body = format!(r#"{{"records":[{{"value":"{text}"}}]}}"#);
             let refused = parsed(Format::Json, body.as_bytes()).unwrap_err();
             assert!(refused.starts_with("invalid_base64"), "{text:.40}: {refused}");

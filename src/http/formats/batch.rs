@@ -5,7 +5,7 @@ use crate::{
     Code,
     chunk::AppendValues,
     frame::JSON,
-    http::{memory::Grant, problem::Problem, segment_room::SegmentRoom},
+    http::{memory::Grant, object::BYTE_ORDER_MARK, problem::Problem, segment_room::SegmentRoom},
     settings::{LogSettings, Values, check_json},
     wire::AppendFrame,
 };
@@ -117,9 +117,6 @@ impl DecodedBatch {
         refused.map_or(Ok(()), Err)
     }
 }
-
-/// U+FEFF in UTF-8.
-const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// Parses a body whose records may take `room`. What is decoded is in the budget that `grant` belongs to.
 pub(in crate::http) fn parse(

@@ -2,7 +2,7 @@
 
 use super::super::{
     memory::{Buffer, Grant},
-    object::{Object, ShortNames, not_parsed},
+    object::{Members, Object, not_parsed},
     problem::Problem,
     segment_room::SegmentRoom,
 };
@@ -78,7 +78,7 @@ impl Framing {
                 })?;
                 self.frame(base64::decoded_len_estimate(base64.len()), false, |space| {
                     decoded(base64, space).map_err(|error| {
-                        let detail = format!("the value of record {n} is not base64: {error}");
+                        let detail = format!("the value of record {n} {}", not_base64(&error));
                         Problem::new(Code::InvalidBase64, detail).with(|numbers| numbers.record = Some(n))
                     })
                 })
@@ -120,6 +120,26 @@ impl Framing {
 /// The bytes of base64 that are decoded at once if it contains escapes.
 pub(super) const BLOCK: usize = 4096;
 
+/// Whether it is a line end, with which long base64 is broken into lines: they are left out wherever it is read.
+pub(in crate::http) fn is_line_end(letter: u8) -> bool {
+    matches!(letter, b'\n' | b'\r')
+}
+
+/// What is wrong with something that is not base64, after its name.
+pub(in crate::http) fn not_base64(error: &DecodeSliceError) -> String {
+    let why = match error {
+        DecodeSliceError::DecodeError(DecodeError::InvalidByte(_, byte)) if byte.is_ascii_graphic() => {
+            format!("{:?} is where it may not be", char::from(*byte))
+        }
+        DecodeSliceError::DecodeError(DecodeError::InvalidByte(..)) => "it has another character".to_owned(),
+        DecodeSliceError::DecodeError(DecodeError::InvalidLastSymbol { .. }) => {
+            "its last character stands for more bits than there are".to_owned()
+        }
+        _ => "it has not four characters for each three bytes".to_owned(),
+    };
+    format!("is not base64: {why}; use A-Z a-z 0-9 + / with = at the end")
+}
+
 /// Decodes base64 as written between the quotes of JSON; if it contains escapes, block by block, so that no copy of it
 /// is made.
 fn decoded(quoted: &str, into: &mut [u8]) -> Result<usize, DecodeSliceError> {
@@ -133,8 +153,10 @@ fn decoded(quoted: &str, into: &mut [u8]) -> Result<usize, DecodeSliceError> {
         while length < BLOCK
             && let Some(letter) = unescaped(&mut letters)
         {
-            block[length] = letter;
-            length += 1;
+            if !is_line_end(letter) {
+                block[length] = letter;
+                length += 1;
+            }
         }
         if length == 0 {
             return Ok(at);
@@ -155,6 +177,8 @@ fn unescaped(letters: &mut impl Iterator<Item = u8>) -> Option<u8> {
     }
     match letters.next()? {
         b'/' => Some(b'/'),
+        b'n' => Some(b'\n'),
+        b'r' => Some(b'\r'),
         b'u' => {
             let digits = letters.take(4).map(|digit| char::from(digit).to_digit(16).unwrap_or(0));
             Some(u8::try_from(digits.fold(0, |code, digit| code * 16 + digit)).unwrap_or(0))
@@ -185,7 +209,7 @@ impl<'de> Visitor<'de> for Document<'_> {
         f.write_str("an object with records")
     }
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
-        let mut map = ShortNames(map);
+        let mut map = Members::new(map);
         let mut found = false;
         while let Some(key) = map.next_key::<Cow<'de, str>>()? {
             if key != "records" {
