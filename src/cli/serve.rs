@@ -285,15 +285,15 @@ impl Serve {
 const LAST_LINES: Duration = Duration::from_millis(500);
 
 /// Files that the process has open for itself, before any client connects.
-const OWN_FILES: usize = 16;
+const OWN_FILES: usize = 17;
 /// Files that each server thread has open, before any client connects.
-const THREAD_FILES: usize = 7;
+const THREAD_FILES: usize = 5;
 /// Files to keep free besides those of connections and open logs, for reading from the disk and for preparing segments.
 const SPARE_FILES: usize = 256;
 /// The minimum of [`SPARE_FILES`], if there are few files.
-const MIN_SPARE_FILES: usize = 24;
+const MIN_SPARE_FILES: usize = 17;
 /// The minimum for connections and open logs together.
-const MIN_SHARES: usize = 24;
+const MIN_SHARES: usize = 20;
 
 /// Parses a host for `--allow-host`.
 fn host(text: &str) -> Result<String, String> {
@@ -424,16 +424,16 @@ mod tests {
         assert_eq!(shares(1024, 4096, 10_000), (512, 256));
         assert_eq!(shares(1024, 4096, 50), (718, 50));
         assert_eq!(shares(1024, 100, 10_000), (100, 668));
-        assert_eq!(shares(48, 4096, 10_000), (16, 8));
+        assert_eq!(shares(37, 4096, 10_000), (12, 8));
         assert_eq!(shares(0, 4096, 10_000), (1, 0));
     }
 
     /// With 24 files, the only message was "Too many open files"; with 30, there was no file for a third log.
     #[test]
     fn too_low_a_file_limit_is_reported() {
-        assert_eq!(files_to_share(1024, 2), Ok(994));
-        assert_eq!(files_to_share(78, 2), Ok(48));
-        let refused = files_to_share(77, 2).unwrap_err();
-        assert!(refused.contains("ulimit -n) is 77") && refused.contains("at least 78"), "{refused}");
+        assert_eq!(files_to_share(1024, 2), Ok(997));
+        assert_eq!(files_to_share(64, 2), Ok(37));
+        let refused = files_to_share(63, 2).unwrap_err();
+        assert!(refused.contains("ulimit -n) is 63") && refused.contains("at least 64"), "{refused}");
     }
 }
