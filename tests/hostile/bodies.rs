@@ -2,7 +2,11 @@
 
 use super::{
     MIB, code,
-    support::{Client, Server, process::Process, processor::Processor},
+    support::{
+        Client, Server,
+        process::{Process, TICKS},
+        processor::Processor,
+    },
 };
 use std::{
     io::Write,
@@ -10,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     out.write_all(bytes).unwrap();
     out.finish().unwrap()
@@ -108,11 +112,11 @@ fn a_body_costs_a_small_multiple_of_its_bytes_whatever_it_decodes_to() {
     let before = process.memory();
     for (what, media_type, encoding, body, decoded, status, code) in cases {
         process.reset_peak();
-        let start = process.resident();
+        let (start, spent) = (process.resident(), process.time());
         let answer = post(&mut client, "/v1/logs/a/records", media_type, encoding, &body);
-        let cost = process.peak().saturating_sub(start);
+        let (cost, spent) = (process.peak().saturating_sub(start), process.time().saturating_sub(spent));
         println!(
-            "{what} ({media_type}, {encoding}): {} bytes sent, {} KiB at the most",
+            "{what} ({media_type}, {encoding}): {} bytes sent, {} KiB at the most, {spent:?}",
             body.len(),
             cost / 1024
         );
@@ -122,6 +126,9 @@ fn a_body_costs_a_small_multiple_of_its_bytes_whatever_it_decodes_to() {
         let chunks = if status == 200 { 32 * MIB } else { 0 };
         let allowed = 2 * body.len() + decoded + 12 * MIB + chunks;
         assert!(cost <= allowed, "{what} as {media_type}, {encoding}: {cost} bytes, and may cost {allowed}");
+        // So does the time: three times what any of them takes, and a few ticks.
+        let allowed = Duration::from_millis(20) * ((body.len() + decoded) / MIB) as u32 + TICKS;
+        assert!(spent < allowed, "{what} as {media_type}, {encoding}: {spent:?}, and may take {allowed:?}");
     }
     // The memory is given back at once.
     let after = process.memory();

@@ -114,9 +114,14 @@ impl Producer {
 
     /// Appends per second, measured over `time`.
     fn rate(&self, time: Duration) -> f64 {
-        let (begun, before) = (Instant::now(), self.appended.load(Ordering::Relaxed));
+        let (begun, before) = (Instant::now(), self.appended());
         std::thread::sleep(time);
-        (self.appended.load(Ordering::Relaxed) - before) as f64 / begun.elapsed().as_secs_f64()
+        (self.appended() - before) as f64 / begun.elapsed().as_secs_f64()
+    }
+
+    /// How many records it has appended.
+    fn appended(&self) -> u64 {
+        self.appended.load(Ordering::Relaxed)
     }
 
     /// The slowest append so far; resets the measurement.
@@ -128,7 +133,7 @@ impl Producer {
     fn finish(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().into_iter().for_each(|thread| thread.join().unwrap());
-        self.appended.load(Ordering::Relaxed)
+        self.appended()
     }
 }
 

@@ -4,35 +4,48 @@ use super::{
     MIB, code,
     http2::{self, Connection, HEADERS},
     metric,
-    support::{Client, Server, process::Process},
+    support::{
+        Client, Server,
+        process::{Process, TICKS},
+    },
 };
 use std::{
     io::{Read, Write},
     net::TcpStream,
-    time::Duration,
+    path::Path,
+    time::{Duration, Instant},
 };
 
-/// Sends everything, and reads until the server has hung up or sends no more.
-fn exchange(server: &Server, bytes: &[u8]) -> String {
+/// A server whose connections end within `LIMIT`, whatever they send or do not send.
+fn server(data: &Path) -> Server {
+    Server::start(data, &["--header-seconds", "1", "--body-seconds", "1"])
+}
+
+const LIMIT: Duration = Duration::from_secs(3); // twice a second, and as much again for other work on the machine
+
+/// Sends everything, and reads until the server hangs up, which it must.
+fn exchange(server: &Server, what: &str, bytes: &[u8]) -> String {
     let mut socket = TcpStream::connect(&server.address).unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    socket.set_write_timeout(Some(LIMIT)).unwrap();
+    let (begun, mut got) = (Instant::now(), Vec::new());
     let _ = socket.write_all(bytes); // the server may hang up before it has everything
-    let mut got = Vec::new();
-    let _ = socket.read_to_end(&mut got); // or the server sends nothing more
-    String::from_utf8_lossy(&got).into_owned()
+    let _ = socket.read_to_end(&mut got); // or resets the connection
+    let (time, got) = (begun.elapsed(), String::from_utf8_lossy(&got).into_owned());
+    println!("{what}: {} ({time:?})", got.lines().next().unwrap_or("nothing"));
+    assert!(time < LIMIT, "{what}: after {time:?}, {got:.200}");
+    got
 }
 
 const HIDDEN: &str =
     "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 27\r\n\r\n{\"record\":{\"value\":\"aGk=\"}}";
 
+/// Requests that one server may take for one, and another for two.
 #[allow(clippy::too_many_lines, reason = "a table")]
-#[test]
-fn a_request_hidden_in_another_is_never_executed() {
-    let data = tempfile::tempdir().unwrap();
-    let server = Server::start(data.path(), &[]);
+pub fn hidden() -> Vec<(&'static str, String)> {
     let length = HIDDEN.len();
     let chunked = format!("0\r\n\r\n{HIDDEN}");
-    let shapes = [
+    vec![
         (
             "both lengths",
             format!(
@@ -119,43 +132,61 @@ fn a_request_hidden_in_another_is_never_executed() {
             "a nul",
             format!("POST / HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\nContent-Length: 0\r\n\r\n{HIDDEN}"),
         ),
-    ];
-    for (what, bytes) in shapes {
-        let got = exchange(&server, bytes.as_bytes());
-        println!("{what}: {}", got.lines().next().unwrap_or("nothing"));
+    ]
+}
+
+#[test]
+fn a_request_hidden_in_another_is_never_executed() {
+    let data = tempfile::tempdir().unwrap();
+    let server = server(data.path());
+    let process = Process::of(&server.child);
+    let (start, spent) = (process.resident(), process.time());
+    process.reset_peak();
+    for (what, bytes) in hidden() {
+        let got = exchange(&server, what, bytes.as_bytes());
         assert!(!got.contains("{\"offset\":"), "{what}: {got}");
         assert!(
             got.is_empty() || got.starts_with("HTTP/1.1 4") || got.starts_with("HTTP/1.0 4"),
             "{what}: {got}"
         );
     }
+    let (cost, spent) = (process.peak().saturating_sub(start), process.time().saturating_sub(spent));
+    println!("{} KiB at the most, {spent:?}", cost / 1024);
+    assert!(cost < 4 * MIB, "{cost} bytes");
+    assert!(spent < TICKS, "{spent:?}");
     assert_eq!(metric(&server, "millstream_appended_records_total"), 0);
     // Two requests, one after the other, are two.
-    assert_eq!(exchange(&server, HIDDEN.repeat(2).as_bytes()).matches("{\"offset\":").count(), 2);
+    assert_eq!(
+        exchange(&server, "two requests", HIDDEN.repeat(2).as_bytes()).matches("{\"offset\":").count(),
+        2
+    );
+}
+
+/// Header sections that are too large.
+pub fn too_much() -> Vec<(&'static str, String)> {
+    let lines = |line: &str, most: usize| line.repeat(most / line.len());
+    let head = |target: &str, more: &str| format!("GET /{target} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n");
+    vec![
+        ("16 MiB in one", head("healthz", &format!("X: {}\r\n", "y".repeat(16 * MIB)))),
+        ("16 MiB of a name", head("healthz", &format!("{}: y\r\n", "x".repeat(16 * MIB)))),
+        ("a target of 1 MiB", head(&"x".repeat(MIB), "")),
+        ("many", head("healthz", &lines("X: y\r\n", MIB))),
+        ("many that are empty", head("healthz", &lines("X:\r\n", 60_000))),
+    ]
 }
 
 #[test]
 fn header_sections_that_are_too_much_are_refused_and_cost_little() {
     let data = tempfile::tempdir().unwrap();
-    let server = Server::start(data.path(), &[]);
+    let server = server(data.path());
     let process = Process::of(&server.child);
     let mut client = server.connect();
     client.append(b"0").unwrap();
     process.reset_peak();
-    let start = process.resident();
-    let lines = |line: &str, most: usize| line.repeat(most / line.len());
-    for (what, more) in [
-        ("16 MiB in one", format!("X: {}\r\n", "y".repeat(16 * MIB))),
-        ("16 MiB of a name", format!("{}: y\r\n", "x".repeat(16 * MIB))),
-        ("a target of 1 MiB", String::new()),
-        ("many", lines("X: y\r\n", MIB)),
-        ("many that are empty", lines("X:\r\n", 60_000)),
-    ] {
-        let target = if more.is_empty() { "x".repeat(MIB) } else { "healthz".to_owned() };
-        let got =
-            exchange(&server, format!("GET /{target} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n").as_bytes());
+    let (start, spent) = (process.resident(), process.time());
+    for (what, bytes) in too_much() {
+        let got = exchange(&server, what, bytes.as_bytes());
         let status = got.split(' ').nth(1).unwrap_or("nothing");
-        println!("{what}: {status}");
         assert!(["nothing", "400", "414", "431"].contains(&status), "{what}: {got:.200}");
     }
     let mut connection = Connection::open(&server.address, &[]);
@@ -171,9 +202,10 @@ fn header_sections_that_are_too_much_are_refused_and_cost_little() {
     }
     let _ = connection.send(&bytes); // the server may hang up before it has everything
     let _ = connection.until_it_ends(Duration::from_millis(300));
-    let cost = process.peak().saturating_sub(start);
-    println!("{} KiB at the most", cost / 1024);
+    let (cost, spent) = (process.peak().saturating_sub(start), process.time().saturating_sub(spent));
+    println!("{} KiB at the most, {spent:?}", cost / 1024);
     assert!(cost < 8 * MIB, "{cost} bytes");
+    assert!(spent < TICKS, "{spent:?}");
     let mut other = Client::connect(&server.address).unwrap();
     let answer = other.request("GET", "/v1/logs/none", b"").unwrap();
     assert_eq!((answer.status, code(&answer.body)), (404, "log_not_found"));
