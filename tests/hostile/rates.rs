@@ -2,75 +2,122 @@
 //!
 //! Both run on the server's processors: so the hostile clients are limited in what they send per second, to what costs
 //! themselves little, and yield to the others (`nice`). Calm and hostile times alternate within a run, because disks
-//! and machines change from one minute to the next; only rounds before and after which the producer was equally fast
-//! count, and of them the median, in the best of a few tries: others may use the machine during any of them.
+//! and machines change from one minute to the next; each calm time is between two kinds of hostile clients, and counts
+//! for both. Only rounds before and after which the producer was equally fast count, and of three of them the median,
+//! in the best of a few tries: others may use the machine during any of them.
 
 use super::{
     MIB, Producer, a_while,
-    bodies::zstd,
-    http2::{self, CONTINUATION, Connection, HEADERS, RESET, SETTINGS},
+    bodies::{gzip, zstd},
+    floods::floods,
+    http2::{self, Connection, SETTINGS},
+    shapes,
     support::{Client, Server, processor::Processor, skipped::skipped},
 };
 use std::{
     collections::VecDeque,
-    io::Write,
+    io::{Read, Write},
     net::TcpStream,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 /// The least part of its rate that the producer must keep.
-const KEPT: f64 = 0.8;
-/// How many rounds must count, out of how many at the most; and how similar the calm times around one must be.
-const ROUNDS: usize = 3;
-const MOST_ROUNDS: usize = 30;
-const EVEN: f64 = 0.8;
-/// The most tries.
+pub const KEPT: f64 = 0.8;
+/// How similar the calm times around a round must be for it to count.
+pub const EVEN: f64 = 0.8;
+/// The most tries of each kind, and the most rounds, of which not all count.
 const TRIES: usize = 4;
+const MOST_ROUNDS: usize = 40;
 
 /// What a hostile client does again and again, and how often per second.
 struct Hostile {
     what: &'static str,
     a_second: u32,
-    /// For how many milliseconds the server may be busy with it afterwards.
+    /// For how many milliseconds the server may be busy with its connections, after they are opened and at the end.
     rest: u64,
-    /// Creates an action, which is called with the number of the repetition.
+    /// Creates an action, with the connections that it begins with, which is called with the number of the repetition.
     one: Box<dyn Fn() -> Act + Sync>,
-}
-
-impl Hostile {
-    fn run(&self, on: &AtomicBool, end: &AtomicBool) {
-        // If that is not allowed, the priority stays as it is.
-        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
-        while !end.load(Ordering::Relaxed) {
-            if !on.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(2));
-                continue;
-            }
-            let (mut act, begun) = ((self.one)(), Instant::now());
-            for n in 0.. {
-                let due = begun + Duration::from_secs(1) * n / self.a_second;
-                std::thread::sleep(
-                    due.saturating_duration_since(Instant::now()).min(Duration::from_millis(50)),
-                );
-                if !on.load(Ordering::Relaxed) {
-                    break; // together with all its connections
-                }
-                act(n);
-            }
-        }
-    }
+    /// The parts of its rate that the producer has kept, in the rounds that count.
+    tries: Vec<Vec<f64>>,
 }
 
 type Act = Box<dyn FnMut(u32) + Send>;
 
-/// Connections that send this and nothing more; the oldest is closed for each new one.
-fn held(address: String, most: usize, request: &'static [u8]) -> impl Fn() -> Act {
+impl Hostile {
+    fn run(&self, ready: &Barrier, end: &AtomicBool) {
+        // If that is not allowed, the priority stays as it is.
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
+        let mut act = (self.one)();
+        std::thread::sleep(Duration::from_millis(self.rest));
+        ready.wait();
+        let begun = Instant::now();
+        for n in 0.. {
+            let due = begun + Duration::from_secs(1) * n / self.a_second;
+            while !end.load(Ordering::Relaxed) && Instant::now() < due {
+                std::thread::sleep(
+                    due.saturating_duration_since(Instant::now()).min(Duration::from_millis(50)),
+                );
+            }
+            if end.load(Ordering::Relaxed) {
+                break; // together with all its connections
+            }
+            act(n);
+        }
+    }
+
+    /// The producer's rate beside it.
+    fn beside(&self, producer: &Producer) -> f64 {
+        let (ready, end) = (Barrier::new(2), AtomicBool::new(false));
+        let beside = std::thread::scope(|scope| {
+            scope.spawn(|| self.run(&ready, &end));
+            ready.wait();
+            // Long enough for a repetition of rare actions.
+            let beside = producer.rate(a_while((1.0 / f64::from(self.a_second)).max(CALM)));
+            end.store(true, Ordering::Relaxed);
+            beside
+        });
+        std::thread::sleep(Duration::from_millis(self.rest));
+        beside
+    }
+
+    /// Two of three rounds decide what the median of a try is.
+    fn count(&mut self, kept: f64) {
+        match self.tries.last_mut() {
+            Some(rounds) if decided(rounds).is_none() => rounds.push(kept),
+            _ => self.tries.push(vec![kept]),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.keeps() || self.tries.iter().filter(|rounds| decided(rounds).is_some()).count() == TRIES
+    }
+
+    fn keeps(&self) -> bool {
+        self.tries.iter().any(|rounds| decided(rounds) == Some(true))
+    }
+}
+
+/// Whether the median of three rounds, of which some may be missing, is enough: if that is known.
+fn decided(rounds: &[f64]) -> Option<bool> {
+    let enough = rounds.iter().filter(|&&kept| kept >= KEPT).count();
+    if enough >= 2 { Some(true) } else { (rounds.len() - enough >= 2).then_some(false) }
+}
+
+/// How long one measurement lasts, in seconds.
+const CALM: f64 = 0.12;
+
+/// Connections that send one of these and nothing more; the oldest is closed for each new one.
+fn held(address: String, most: usize, requests: Vec<Vec<u8>>) -> impl Fn() -> Act {
     move || {
-        let (address, mut sockets) = (address.clone(), VecDeque::new());
-        Box::new(move |_| {
+        let (address, requests, mut sockets) = (address.clone(), requests.clone(), VecDeque::new());
+        Box::new(move |n| {
             if let Ok(mut socket) = TcpStream::connect(&address) {
-                let _ = socket.write_all(request); // the server may hang up at once
+                socket.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+                let _ = socket.write_all(&requests[n as usize % requests.len()]); // the server may hang up at once
                 sockets.push_back(socket);
             }
             if sockets.len() > most {
@@ -80,21 +127,25 @@ fn held(address: String, most: usize, request: &'static [u8]) -> impl Fn() -> Ac
     }
 }
 
-/// A hundred connections that begin with `head`, and send one `part` each in turn.
-fn slow(address: String, head: &'static [u8], part: &'static [u8]) -> impl Fn() -> Act {
+/// So many connections that begin with `head`, and do a little in turn; each is opened again once that fails.
+fn slow<const MANY: usize>(
+    address: String,
+    head: &'static [u8],
+    little: fn(&mut TcpStream) -> bool,
+) -> impl Fn() -> Act {
     move || {
-        let (address, mut sockets) = (address.clone(), Vec::<TcpStream>::new());
+        let address = address.clone();
+        let open = move || {
+            let mut socket = TcpStream::connect(&address).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+            let _ = socket.write_all(head); // the server may hang up at once
+            socket
+        };
+        let mut sockets: [TcpStream; MANY] = std::array::from_fn(|_| open());
         Box::new(move |n| {
-            let n = n as usize % 100;
-            if n < sockets.len() && sockets[n].write_all(part).is_ok() {
-                return;
-            }
-            let Ok(mut socket) = TcpStream::connect(&address) else { return };
-            let _ = socket.write_all(head);
-            if n < sockets.len() {
-                sockets[n] = socket;
-            } else {
-                sockets.push(socket);
+            let socket = &mut sockets[n as usize % MANY];
+            if !little(socket) {
+                *socket = open();
             }
         })
     }
@@ -118,72 +169,109 @@ fn frames(address: String, first: Vec<u8>, round: fn(u32) -> Vec<u8>) -> impl Fn
     }
 }
 
-/// Bodies that decode to as much as allowed, and are parsed twice, to say what is wrong with them.
-fn bombs(address: String) -> impl Fn() -> Act {
-    let bomb = zstd(&[&vec![b' '; 64 * MIB - 100], &b"x"[..]].concat());
+/// Bodies that cost the server more than the client, and are refused.
+fn bombs(
+    address: String,
+    media_type: &'static str,
+    encoding: &'static str,
+    body: Vec<u8>,
+) -> impl Fn() -> Act {
     move || {
-        let (bomb, mut client) = (bomb.clone(), Client::connect(&address).unwrap());
+        let (address, body) = (address.clone(), body.clone());
+        let mut client = Client::connect(&address).unwrap();
         Box::new(move |_| {
-            let headers = [("Content-Type", "application/json"), ("Content-Encoding", "zstd")];
-            // Refused as invalid, or because no permit came.
-            let _ = client.exchange("POST", "/v1/logs/a/records", &headers, &bomb);
+            let headers = [("Content-Type", media_type), ("Content-Encoding", encoding)];
+            match client.exchange("POST", "/v1/logs/a/records", &headers, &body) {
+                // Refused as it is, or because no permit came.
+                Ok(answer) => assert!(answer.status >= 400, "{} for a bomb", answer.status),
+                Err(_) => client = Client::connect(&address).unwrap(),
+            }
         })
     }
 }
 
-fn kinds(address: &str) -> [Hostile; 8] {
+fn kinds(address: &str) -> Vec<Hostile> {
     let address = || address.to_owned();
     let header = b"POST / HTTP/1.1\r\nHost: localhost\r\n";
     let body = b"POST /v1/logs/a/records HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n";
     let range =
         b"GET /v1/logs/a/records?limit=1000000&max_bytes=100000000 HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    let half = http2::frame(HEADERS, http2::END_STREAM, 1, &http2::head("GET", "/healthz"));
-    let reset = |n: u32| {
-        let stream = 2 * (n % (1 << 29)) + 1;
-        let reset = http2::frame(RESET, 0, stream, &8u32.to_be_bytes());
-        [http2::get(stream, "/v1/logs/default/records?offset=latest&wait=5s"), reset].concat()
+    let line_ends = vec![b'\n'; 64 * MIB];
+    // It is parsed twice, to say what is wrong with it.
+    let blanks = zstd(&[&vec![b' '; 64 * MIB - 100], &b"x"[..]].concat());
+    let whole = |length: usize, body: &[u8]| {
+        let head = format!(
+            "POST /v1/logs/a/records HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n"
+        );
+        vec![[head.as_bytes(), body].concat()]
     };
-    let settings = |n: u32| http2::frame(SETTINGS, 0, 0, &http2::setting(4, n % 60000 + 1)).repeat(64);
-    let continuation = |_| http2::frame(CONTINUATION, 0, 1, &[0; 4096]);
-    let kind = |what, a_second, rest, one: Box<dyn Fn() -> Act + Sync>| Hostile { what, a_second, rest, one };
-    [
-        kind("silent connections", 200, 20, Box::new(held(address(), 500, b""))),
-        kind("slow headers", 500, 20, Box::new(slow(address(), header, b"X-A: b\r\n"))),
-        kind("slow bodies", 500, 20, Box::new(slow(address(), body, &[b'x'; 1000]))),
-        kind("readers that do not read", 20, 20, Box::new(held(address(), 100, range))),
-        kind("bodies that decode to 64 MiB", 2, 400, Box::new(bombs(address()))),
-        kind("rapid reset", 1000, 20, Box::new(frames(address(), Vec::new(), reset))),
-        kind("CONTINUATION", 500, 20, Box::new(frames(address(), half, continuation))),
-        kind("SETTINGS, 64 at once", 100, 20, Box::new(frames(address(), Vec::new(), settings))),
-    ]
-}
-
-/// The parts of its rate that the producer keeps, in the rounds that count, in ascending order.
-fn kept(kind: &Hostile, producer: &Producer) -> Vec<f64> {
-    let (on, end) = (AtomicBool::new(false), AtomicBool::new(false));
-    // Long enough for several repetitions of rare actions.
-    let (mut ratios, time) = (Vec::new(), a_while((2.0 / f64::from(kind.a_second)).max(0.15)));
-    std::thread::scope(|scope| {
-        scope.spawn(|| kind.run(&on, &end));
-        let mut calm = producer.rate(time);
-        for _ in 0..MOST_ROUNDS {
-            on.store(true, Ordering::Relaxed);
-            let beside = producer.rate(time);
-            on.store(false, Ordering::Relaxed);
-            std::thread::sleep(Duration::from_millis(kind.rest));
-            let after = producer.rate(time);
-            if calm.min(after) > EVEN * calm.max(after) {
-                ratios.push(beside / calm.midpoint(after));
-            }
-            calm = after;
-            if ratios.len() == ROUNDS {
-                break;
-            }
-        }
-        end.store(true, Ordering::Relaxed);
-    });
-    ratios.sort_by(f64::total_cmp);
-    ratios
+    let deep = zstd(&vec![b'['; 1_000_000]);
+    let bytes = |shapes: Vec<(&str, String)>| shapes.into_iter().map(|shape| shape.1.into_bytes()).collect();
+    let (text, lines, json) = ("text/plain", "application/x-ndjson", "application/json");
+    let window = |bytes| http2::frame(SETTINGS, 0, 0, &http2::setting(4, bytes));
+    let large = |n| http2::get(2 * n + 1, "/v1/logs/a/records?limit=1000000&max_bytes=100000000");
+    let small = |n| http2::get(2 * n + 1, "/v1/logs/a/records/0");
+    let kind = |what, a_second, rest, one: Box<dyn Fn() -> Act + Sync>| Hostile {
+        what,
+        a_second,
+        rest,
+        one,
+        tries: Vec::new(),
+    };
+    let mut kinds = vec![
+        kind("silent connections", 200, 20, Box::new(held(address(), 500, vec![Vec::new()]))),
+        kind(
+            "slow headers",
+            500,
+            20,
+            Box::new(slow::<100>(address(), header, |to| to.write_all(b"X-A: b\r\n").is_ok())),
+        ),
+        kind(
+            "slow bodies",
+            500,
+            20,
+            Box::new(slow::<100>(address(), body, |to| to.write_all(&[b'x'; 1000]).is_ok())),
+        ),
+        kind(
+            "slow readers",
+            500,
+            300,
+            Box::new(slow::<10>(address(), range, |from| {
+                from.read(&mut [0; 1000]).is_ok_and(|read| read > 0)
+            })),
+        ),
+        kind("readers that do not read", 20, 20, Box::new(held(address(), 100, vec![range.to_vec()]))),
+        kind("readers that leave", 20, 20, Box::new(held(address(), 0, vec![range.to_vec()]))),
+        kind("windows of 0", 20, 20, Box::new(frames(address(), window(0), large))),
+        kind("windows of a byte", 200, 20, Box::new(frames(address(), window(1), small))),
+        kind("smuggling shapes", 100, 20, Box::new(held(address(), 0, bytes(shapes::hidden())))),
+        kind("huge heads", 20, 20, Box::new(held(address(), 0, bytes(shapes::too_much())))),
+        kind("64 MiB of blanks (zstd)", 4, 400, Box::new(bombs(address(), json, "zstd", blanks))),
+        kind(
+            "64 MiB of line ends (zstd)",
+            2,
+            400,
+            Box::new(bombs(address(), text, "zstd", zstd(&line_ends))),
+        ),
+        kind(
+            "64 MiB of line ends (gzip)",
+            2,
+            400,
+            Box::new(bombs(address(), text, "gzip", gzip(&line_ends))),
+        ),
+        kind(
+            "16 MiB of line ends",
+            1,
+            400,
+            Box::new(held(address(), 0, whole(16 * MIB, &line_ends[..16 * MIB]))),
+        ),
+        kind("64 MiB of line ends", 4, 100, Box::new(held(address(), 0, whole(64 * MIB, &line_ends)))),
+        kind("JSON a million deep", 10, 50, Box::new(bombs(address(), lines, "zstd", deep))),
+    ];
+    kinds.extend(floods().into_iter().map(|flood| {
+        kind(flood.what, flood.a_second, 20, Box::new(frames(address(), flood.first, flood.round)))
+    }));
+    kinds
 }
 
 #[test]
@@ -199,29 +287,28 @@ fn a_producer_keeps_its_rate_beside_hostile_clients() {
             client.exchange("POST", "/v1/logs/a/records", &[("Content-Type", "text/plain")], &lines).unwrap();
         assert_eq!(stored.status, 200);
     }
+    let mut kinds = kinds(&server.address);
     let producer = Producer::start(&server);
     producer.rate(Duration::from_millis(200));
-    let mut too_little = Vec::new();
-    for kind in &kinds(&server.address) {
-        let (mut tries, mut best) = (Vec::new(), None);
-        while tries.len() < TRIES && best.is_none_or(|best| best < KEPT) {
-            let ratios = kept(kind, &producer);
-            let median = ratios.get(ratios.len() / 2).copied();
-            best = best.into_iter().chain(median).reduce(f64::max);
-            println!(
-                "{}, {} a second: {:.2}, of {ratios:.2?}",
-                kind.what,
-                kind.a_second,
-                median.unwrap_or(f64::NAN)
-            );
-            tries.push(ratios);
-        }
-        match best {
-            None => skipped(format_args!("{}: the machine is never even for half a second", kind.what)),
-            Some(best) if best < KEPT => too_little.push((kind.what, tries)),
-            Some(_) => {}
+    let mut calm = producer.rate(a_while(CALM));
+    for _ in 0..MOST_ROUNDS {
+        for kind in kinds.iter_mut().filter(|kind| !kind.is_over()) {
+            let beside = kind.beside(&producer);
+            let after = producer.rate(a_while(CALM));
+            if calm.min(after) > EVEN * calm.max(after) {
+                kind.count(beside / calm.midpoint(after));
+            }
+            calm = after;
         }
     }
     producer.finish();
+    for kind in &kinds {
+        println!("{}, {} a second: {:.2?}", kind.what, kind.a_second, kind.tries);
+        if !kind.is_over() {
+            skipped(format_args!("{}: the machine is never even for half a second", kind.what));
+        }
+    }
+    let too_little: Vec<_> = kinds.iter().filter(|kind| kind.is_over() && !kind.keeps()).collect();
+    let too_little: Vec<_> = too_little.iter().map(|kind| (kind.what, &kind.tries)).collect();
     assert!(too_little.is_empty(), "{too_little:.2?}");
 }
