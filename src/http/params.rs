@@ -90,10 +90,15 @@ pub(super) fn only_log_id<B>(request: &Request<B>) -> Result<Option<LogId>, Prob
 
 /// A duration such as `30s` or `500ms`, of at most `most`.
 pub(super) fn duration(name: &str, value: &str, most: Duration) -> Result<Duration, Problem> {
-    humantime::parse_duration(value)
-        .ok()
+    parse_duration(value)
         .filter(|duration| *duration <= most)
         .ok_or_else(|| invalid(name, &format!("a time such as 30s or 500ms, at most {}s", most.as_secs())))
+}
+
+/// A duration such as `15m`. An `M` would be months, which nobody means who writes `15M`.
+fn parse_duration(value: &str) -> Option<Duration> {
+    let has_capitals = value.bytes().any(|byte| byte.is_ascii_uppercase());
+    humantime::parse_duration(value).ok().filter(|_| !has_capitals)
 }
 
 /// A point in time; see [`parse_time`].
@@ -111,15 +116,24 @@ pub fn parse_time(value: &str) -> Option<u64> {
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
         return value.parse().ok();
     }
-    if let Ok(ago) = humantime::parse_duration(value) {
+    if let Some(ago) = parse_duration(value) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         return Some(now.saturating_sub(ago).as_millis() as u64);
     }
     // In a query a plus that is not encoded is a space.
     let value = value.replacen(' ', "+", 1);
     let value = if value.len() == DATE { value + "T00:00:00Z" } else { value };
-    let at = value.parse::<jiff::Timestamp>().ok()?;
+    let at = value.parse::<jiff::Timestamp>().ok().filter(|_| ends_with_offset(&value))?;
     Some(u64::try_from(at.as_millisecond()).unwrap_or(0))
+}
+
+/// Whether a time ends with `Z`, or hours and minutes of a day as RFC 3339 has them; its digits are verified otherwise.
+fn ends_with_offset(time: &str) -> bool {
+    match time.as_bytes().last_chunk() {
+        Some([_, _, _, _, _, b'Z' | b'z']) => true,
+        Some([b'+' | b'-', hours @ .., b':', _, _]) => hours <= b"23",
+        _ => false,
+    }
 }
 
 /// The length of a date, as in 2026-01-02.
@@ -158,6 +172,7 @@ mod tests {
             ("2026-01-02T05:04:05.678+02:00", at),
             ("2026-01-02T05:04:05.678 02:00", at), // as `+` arrives
             ("2026-01-01T22:04:05.678-05:00", at),
+            ("2026-01-03T03:03:05.678+23:59", at),
             ("2026-01-02T00:00:00Z", 1_767_312_000_000),
             ("2026-01-02", 1_767_312_000_000),
             ("1767323045678", at),
@@ -179,6 +194,13 @@ mod tests {
             "1.5",
             "2026-01-02T03:04:05",
             "99999999999999999999",
+            "15M", // it was 15 months
+            "15Min",
+            "2026-01-02T03:04:05+24:00",
+            "2026-01-02T03:04:05-25:00",
+            "2026-01-02T03:04:05+02:60",
+            "2026-01-02T03:04:05+02",
+            "2026-01-02T03:04:05+02:00[Europe/Berlin]",
         ] {
             assert!(time("since", bad).is_err(), "{bad}");
         }
