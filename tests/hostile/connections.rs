@@ -4,7 +4,7 @@ use super::{
     MIB, Producer, a_while, get,
     http2::{self, Connection, END_STREAM, GO_AWAY, HEADERS, PREFACE, SETTINGS},
     metric,
-    rates::{EVEN, KEPT},
+    rates::{KEPT, part},
     said,
     support::{Client, Server, process::Process, processor::Processor, skipped::skipped},
     wait_for,
@@ -283,8 +283,7 @@ fn ten_thousand_idle_connections_cost_little_and_others_keep_their_rate() {
         println!(
             "{many} idle connections: in {taken:?}; {alone:.0} appends/s before, {beside:.0} beside, {after:.0} after"
         );
-        let even = alone.min(after) > EVEN * alone.max(after);
-        kept.push(even.then(|| beside / alone.midpoint(after)));
+        kept.push(part(alone, beside, after));
     }
     producer.finish();
     let (beside, after) = held.unwrap();
