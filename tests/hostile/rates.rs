@@ -26,10 +26,67 @@ use std::{
 };
 
 /// The least part of its rate that the producer must keep.
-pub const KEPT: f64 = 0.8;
-/// The most tries of each kind, and the most rounds, of which not all count.
-const TRIES: usize = 4;
-const MOST_ROUNDS: usize = 40;
+const KEPT: f64 = 0.8;
+
+/// The parts of its rate that a producer has kept beside hostile clients, in rounds that count: for each try up to three.
+#[derive(Debug, Default)]
+pub struct Kept {
+    tries: Vec<Vec<f64>>,
+    /// Those that did not count as well.
+    rounds: usize,
+}
+
+impl Kept {
+    const MOST_TRIES: usize = 4;
+    const MOST_ROUNDS: usize = 40;
+
+    /// A round: the producer's rates before, beside and after the hostile clients. It does not count if the first and the
+    /// last differ, or the producer seems to have become faster, because others have used the machine.
+    pub fn round(&mut self, before: f64, beside: f64, after: f64) {
+        const EVEN: f64 = 0.8;
+        self.rounds += 1;
+        let (least, most) = (before.min(after), before.max(after));
+        if least < EVEN * most || beside * EVEN > most {
+            return;
+        }
+        let kept = beside / before.midpoint(after);
+        match self.tries.last_mut() {
+            Some(rounds) if Self::is_enough(rounds).is_none() => rounds.push(kept),
+            _ => self.tries.push(vec![kept]),
+        }
+    }
+
+    /// Whether the median of three rounds, of which some may be missing, is enough: if that is known, as it is of two that
+    /// agree.
+    fn is_enough(rounds: &[f64]) -> Option<bool> {
+        let enough = rounds.iter().filter(|&&kept| kept >= KEPT).count();
+        if enough >= 2 { Some(true) } else { (rounds.len() - enough >= 2).then_some(false) }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.is_too_little().is_some() || self.rounds == Self::MOST_ROUNDS
+    }
+
+    /// Whether no try was enough: `None` as long as there were not enough rounds.
+    fn is_too_little(&self) -> Option<bool> {
+        let tries: Vec<_> = self.tries.iter().filter_map(|rounds| Self::is_enough(rounds)).collect();
+        (tries.contains(&true) || tries.len() == Self::MOST_TRIES).then(|| !tries.contains(&true))
+    }
+
+    /// Fails if the producer kept too little beside any of these.
+    pub fn assert<'a>(all: impl IntoIterator<Item = (&'a str, &'a Self)>) {
+        let mut too_little = Vec::new();
+        for (what, kept) in all {
+            println!("{what}: {:.2?} of {} rounds", kept.tries, kept.rounds);
+            match kept.is_too_little() {
+                None => skipped(format_args!("the rate beside {what}: the machine is never even")),
+                Some(true) => too_little.push((what, &kept.tries)),
+                Some(false) => {}
+            }
+        }
+        assert!(too_little.is_empty(), "{too_little:.2?}");
+    }
+}
 
 /// What a hostile client does again and again, and how often per second.
 struct Hostile {
@@ -39,8 +96,7 @@ struct Hostile {
     rest: u64,
     /// Creates an action, with the connections that it begins with, which is called with the number of the repetition.
     one: Box<dyn Fn() -> Act + Sync>,
-    /// The parts of its rate that the producer has kept, in the rounds that count.
-    tries: Vec<Vec<f64>>,
+    kept: Kept,
 }
 
 type Act = Box<dyn FnMut(u32) + Send>;
@@ -80,36 +136,6 @@ impl Hostile {
         std::thread::sleep(Duration::from_millis(self.rest));
         beside
     }
-
-    /// Two of three rounds decide what the median of a try is.
-    fn count(&mut self, kept: f64) {
-        match self.tries.last_mut() {
-            Some(rounds) if decided(rounds).is_none() => rounds.push(kept),
-            _ => self.tries.push(vec![kept]),
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        self.keeps() || self.tries.iter().filter(|rounds| decided(rounds).is_some()).count() == TRIES
-    }
-
-    fn keeps(&self) -> bool {
-        self.tries.iter().any(|rounds| decided(rounds) == Some(true))
-    }
-}
-
-/// Whether the median of three rounds, of which some may be missing, is enough: if that is known.
-fn decided(rounds: &[f64]) -> Option<bool> {
-    let enough = rounds.iter().filter(|&&kept| kept >= KEPT).count();
-    if enough >= 2 { Some(true) } else { (rounds.len() - enough >= 2).then_some(false) }
-}
-
-/// The part that is kept of a rate, which is known before and after: unless these differ, or it is said to have become
-/// larger, because others have used the machine.
-pub fn part(calm: f64, beside: f64, after: f64) -> Option<f64> {
-    const EVEN: f64 = 0.8;
-    (calm.min(after) > EVEN * calm.max(after) && beside * EVEN < calm.max(after))
-        .then(|| beside / calm.midpoint(after))
 }
 
 /// How long one measurement lasts, in seconds.
@@ -222,7 +248,7 @@ fn kinds(address: &str) -> Vec<Hostile> {
         a_second,
         rest,
         one,
-        tries: Vec::new(),
+        kept: Kept::default(),
     };
     let mut kinds = vec![
         kind("silent connections", 200, 20, Box::new(held(address(), 500, vec![Vec::new()]))),
@@ -282,7 +308,7 @@ fn kinds(address: &str) -> Vec<Hostile> {
 
 #[test]
 fn a_producer_keeps_its_rate_beside_hostile_clients() {
-    let _processor = Processor::take();
+    let _processor = Processor::take_all();
     let data = tempfile::tempdir().unwrap();
     // Acknowledged in memory, so that this is the server's rate and not that of the disk, which others use as well.
     let server = Server::start(data.path(), &["--create-logs", "--durability", "memory"]);
@@ -297,24 +323,14 @@ fn a_producer_keeps_its_rate_beside_hostile_clients() {
     let producer = Producer::start(&server);
     producer.rate(Duration::from_millis(200));
     let mut calm = producer.rate(a_while(CALM));
-    for _ in 0..MOST_ROUNDS {
-        for kind in kinds.iter_mut().filter(|kind| !kind.is_over()) {
+    while kinds.iter().any(|kind| !kind.kept.is_over()) {
+        for kind in kinds.iter_mut().filter(|kind| !kind.kept.is_over()) {
             let beside = kind.beside(&producer);
             let after = producer.rate(a_while(CALM));
-            if let Some(kept) = part(calm, beside, after) {
-                kind.count(kept);
-            }
+            kind.kept.round(calm, beside, after);
             calm = after;
         }
     }
     producer.finish();
-    for kind in &kinds {
-        println!("{}, {} a second: {:.2?}", kind.what, kind.a_second, kind.tries);
-        if !kind.is_over() {
-            skipped(format_args!("{}: the machine is never even for half a second", kind.what));
-        }
-    }
-    let too_little: Vec<_> = kinds.iter().filter(|kind| kind.is_over() && !kind.keeps()).collect();
-    let too_little: Vec<_> = too_little.iter().map(|kind| (kind.what, &kind.tries)).collect();
-    assert!(too_little.is_empty(), "{too_little:.2?}");
+    Kept::assert(kinds.iter().map(|kind| (kind.what, &kind.kept)));
 }
