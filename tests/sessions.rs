@@ -326,6 +326,56 @@ fn of_two_sessions_of_a_producer_the_later_one_continues() {
     assert_eq!(values(&server), ["1", "2"]);
 }
 
+/// They were passed over, whatever they were.
+#[test]
+fn a_session_that_repeats_other_records_than_are_stored_ends_with_not_a_repeat() {
+    let (data, mut running) = server(&[]);
+    let (mut first, _) = Session::begun(&running, TEXT, "Producer-Id: p\r\n");
+    for (n, batch) in ["0\n1\n2\n", "3\n4\n"].into_iter().enumerate() {
+        first.send(batch.as_bytes());
+        first.until(|line| line["records"] == [3, 5][n]);
+    }
+    first.finish();
+    assert_eq!(first.end()["end"], "complete");
+    for round in 0..2 {
+        for (from, body, is_same) in [
+            (0, "0\n1\n2\n3\n4\n", true),
+            (0, "0\nx\n2\n3\n4\nnew\n", false),
+            (0, "0\n1\n2\n3\nx\nnew\n", false),
+            (3, "3\nx\nnew\n", false),
+            (0, "01\n\n2\n3\n4\nnew\n", false),
+            // Of a batch that is not all there, nothing is known.
+            (1, "x\n2\n3\n4\n", true),
+            (0, "0\n1\n2\n3\n", true),
+        ] {
+            let headers = format!("Producer-Id: p\r\nProducer-Seq: {from}\r\n");
+            // Wherever the body is cut.
+            for cut in [body.len(), 4] {
+                let (mut again, begun) = Session::begun(&running, TEXT, &headers);
+                assert_eq!(begun["stored"], 5);
+                for part in body.as_bytes().chunks(cut) {
+                    again.send(part);
+                }
+                if is_same {
+                    again.finish();
+                }
+                let expected = if is_same { "complete" } else { "not_a_repeat" };
+                assert_eq!(again.end()["end"], expected, "round {round}, from {from}: {body:?}");
+            }
+        }
+        assert_eq!(values(&running), ["0", "1", "2", "3", "4"]);
+        if round == 0 {
+            running.kill();
+            running = Server::start(data.path(), &[]);
+        }
+    }
+    let (mut last, _) = Session::begun(&running, TEXT, "Producer-Id: p\r\nProducer-Seq: 3\r\n");
+    last.send(b"3\n4\n5\n");
+    last.finish();
+    assert_eq!(last.end()["records"], 3);
+    assert_eq!(values(&running), ["0", "1", "2", "3", "4", "5"]);
+}
+
 /// Idle sessions stay, and show that they do; others whose client does not read are given up, and hold little.
 #[test]
 fn idle_sessions_stay_and_one_that_does_not_read_its_answer_holds_little() {

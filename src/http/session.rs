@@ -6,7 +6,7 @@
 //!
 //! A producer's session begins an epoch of the producer, which fences off its earlier sessions. Each of its batches carries a
 //! mark: how many records the producer has stored in sessions. So a session that says which of them its first record is
-//! (`Producer-Seq`) leaves out what is stored already.
+//! (`Producer-Seq`) leaves out what is stored already, and compares it with what the log remembers of it.
 //!
 //! # What always holds
 //! - Records are appended in their order, each once; a record that is not whole is not appended, except for a last line
@@ -259,7 +259,8 @@ impl Session {
             batch
         } else {
             let batch = self.source.batch(&self.context, &self.share, self.taken).await?;
-            let Some(batch) = batch.and_then(|batch| self.without_skipped(batch)) else {
+            let batch = batch.map(|batch| self.without_skipped(batch)).transpose()?.flatten();
+            let Some(batch) = batch else {
                 return Ok(true); // blank lines, or what is stored already
             };
             Arc::new(batch)
@@ -285,16 +286,16 @@ impl Session {
         }
     }
 
-    /// What is left of a batch without those of the body's first records that were stored before; `None` if nothing is.
-    fn without_skipped(&mut self, batch: DecodedBatch) -> Option<DecodedBatch> {
+    /// What is left of a batch without those of the body's first records that were stored before; `None` if nothing is. An error
+    /// if these were others.
+    fn without_skipped(&mut self, batch: DecodedBatch) -> Result<Option<DecodedBatch>, Problem> {
         let Some(producer) = self.producer.as_mut().filter(|producer| producer.skips > 0) else {
-            return Some(batch);
+            return Ok(Some(batch));
         };
-        let skipped = producer.skips.min(batch.records());
-        producer.skips -= skipped;
+        let skipped = producer.skip(&batch).map_err(Problem::of_log(&self.log))?;
         self.taken += skipped;
         (self.stored.0, self.untold) = (self.taken, true); // they were durable when the epoch began
-        (skipped < batch.records()).then(|| batch.without_first(skipped))
+        Ok((skipped < batch.records()).then(|| batch.without_first(skipped)))
     }
 
     /// Attempts to append a batch: one that takes more than a moment, off the runtime's thread.

@@ -35,7 +35,8 @@ use crate::{
 };
 use block::{block, set_count};
 use file::Saved;
-use table::{Content, KnownProducer, StoredBatch, Table};
+pub(crate) use table::Content;
+use table::{KnownProducer, StoredBatch, Table};
 
 /// Which producer sends a batch, and which of its batches it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +91,8 @@ pub struct EarlierBatch {
     pub first_offset: u64,
     /// The number of its records.
     pub count: u64,
+    /// The checksum of its [`Content`]; `None` if the log does not have it.
+    pub(crate) content: Option<u32>,
 }
 
 /// What a log knows about a producer.

@@ -9,11 +9,12 @@ use super::super::{
 };
 use crate::{
     Code,
-    log::{Error, MayBlock, Produced, ProducerBatch},
+    chunk::AppendValues,
+    log::{Content, EarlierBatch, Error, MayBlock, Produced, ProducerBatch},
     store::OpenLog,
 };
 use hyper::header::HeaderMap;
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 /// What a producer's mark begins with, before the number of records that it has stored in sessions. Batches without a session
 /// have no such marks.
@@ -63,6 +64,55 @@ impl WantedProducer {
     }
 }
 
+/// The batches that the producer's last session stored last, in so far as the log remembers them, to be compared with what the
+/// body repeats of them.
+#[derive(Clone, Default)]
+struct Remembered {
+    /// Oldest first.
+    batches: VecDeque<EarlierBatch>,
+    /// The number of the producer's record that the first of them begins with.
+    from: u64,
+    /// What the body has of that one so far.
+    content: Content,
+}
+
+impl Remembered {
+    /// `stored` is the number of the record after the last one of these batches, and `first` that of the body's first one: a
+    /// batch of which it has only a part is not compared.
+    fn new(batches: Vec<EarlierBatch>, stored: u64, first: u64) -> Self {
+        let records = batches.iter().map(|batch| batch.count).sum();
+        let from = stored.saturating_sub(records);
+        let mut remembered = Self { batches: batches.into(), from, content: Content::default() };
+        while remembered.from < first && !remembered.batches.is_empty() {
+            remembered.next();
+        }
+        remembered
+    }
+
+    /// Takes the producer's record of this number, which is stored; numbers follow each other. An error if it completes a
+    /// batch, and what is stored of that is different.
+    fn compare(&mut self, number: u64, value: &[u8]) -> Result<(), Error> {
+        let Some(&EarlierBatch { first_offset, count, content, .. }) = self.batches.front() else {
+            return Ok(());
+        };
+        if number < self.from {
+            return Ok(());
+        }
+        self.content.add(value);
+        if number + 1 < self.from + count {
+            return Ok(());
+        }
+        let is_same = content.is_none_or(|content| content == self.content.0);
+        self.next();
+        if is_same { Ok(()) } else { Err(Error::NotARepeat { first_offset, count }) }
+    }
+
+    fn next(&mut self) {
+        self.from += self.batches.pop_front().map_or(0, |batch| batch.count);
+        self.content = Content::default();
+    }
+}
+
 /// A producer in its session.
 #[derive(Clone)]
 pub(super) struct Producer {
@@ -73,6 +123,7 @@ pub(super) struct Producer {
     /// How many records it has stored in sessions; and how many of the next ones of the body are among them.
     pub(super) stored: u64,
     pub(super) skips: u64,
+    remembered: Remembered,
 }
 
 impl Producer {
@@ -91,7 +142,23 @@ impl Producer {
         let begun = producers::begin_epoch(context, share, log, &id).await?;
         let stored = stored(begun.mark.as_deref())?;
         let skips = skips(first, stored, begun.epoch)?;
-        Ok(Self { id, epoch: begun.epoch, sequence: 0, stored, skips })
+        let batches = begun.earlier.map_or_else(Vec::new, |(_, batches)| batches);
+        let remembered = Remembered::new(batches, stored, stored - skips);
+        Ok(Self { id, epoch: begun.epoch, sequence: 0, stored, skips, remembered })
+    }
+
+    /// How many of a batch's first records are stored already; an error if they are others than those that are.
+    pub(super) fn skip(&mut self, batch: &DecodedBatch) -> Result<u64, Error> {
+        let skipped = self.skips.min(batch.records());
+        let (first, mut number, mut compared) = (self.stored - self.skips, 0, Ok(()));
+        batch.each(|value, _| {
+            if number < skipped && compared.is_ok() {
+                compared = self.remembered.compare(first + number, value);
+            }
+            number += 1;
+        });
+        self.skips -= skipped;
+        compared.map(|()| skipped)
     }
 
     /// Appends a batch as the producer's next one; returns its first offset. If one of that number is stored, it is not of a

@@ -45,11 +45,11 @@ pub(super) struct Mark {
 
 /// A checksum of a batch's values and their lengths, by which a batch that claims to be a repeat is told from another
 /// one with the same number: CRC-32C.
-#[derive(Default)]
-pub(super) struct Content(pub(super) u32);
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Content(pub(crate) u32);
 
 impl Content {
-    pub(super) fn add(&mut self, value: &[u8]) {
+    pub(crate) fn add(&mut self, value: &[u8]) {
         let length = crc32c::crc32c_append(self.0, &(value.len() as u64).to_le_bytes());
         self.0 = crc32c::crc32c_append(length, value);
     }
@@ -182,10 +182,11 @@ impl KnownProducer {
     }
 
     pub(super) fn begun(&self) -> BegunEpoch {
-        let batch = |&StoredBatch { sequence, first_offset, count, .. }: &StoredBatch| EarlierBatch {
+        let batch = |&StoredBatch { sequence, first_offset, count, content }: &StoredBatch| EarlierBatch {
             sequence,
             first_offset,
             count,
+            content,
         };
         let earlier = self.of.map(|epoch| (epoch, self.batches.iter().map(batch).collect()));
         BegunEpoch { epoch: self.epoch, mark: self.mark.as_ref().map(|mark| mark.text.clone()), earlier }
