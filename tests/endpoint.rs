@@ -544,18 +544,19 @@ fn what_changes_a_log_can_be_refused_if_it_is_another_log() {
     }
 }
 
-/// A byte order mark and base64 with line breaks were taken in some bodies, and refused in others; and what was wrong was said
-/// in the words of the parser (`DecodeError`, "expected string or map"), without the member's name.
+fn json_request(client: &mut Client, method: &str, target: &str, body: &str) -> (u16, String) {
+    let headers = [("Content-Type", "application/json")];
+    let answer = client.exchange(method, target, &headers, body.as_bytes()).unwrap();
+    (answer.status, String::from_utf8(answer.body).unwrap())
+}
+
+/// A byte order mark and base64 with line breaks were taken in some bodies, and refused in others.
 #[test]
-fn bodies_of_json_are_read_by_the_same_rules_and_refused_in_the_same_words() {
+fn bodies_of_json_are_read_by_the_same_rules_wherever_they_are() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &["--create-logs"]);
     let mut client = server.connect();
-    let mut ask = |method: &str, target: &str, body: &str| {
-        let headers = [("Content-Type", "application/json")];
-        let answer = client.exchange(method, target, &headers, body.as_bytes()).unwrap();
-        (answer.status, String::from_utf8(answer.body).unwrap())
-    };
+    let mut ask = |method: &str, target: &str, body: &str| json_request(&mut client, method, target, body);
     let records = "/v1/logs/a/records";
     for mark in ["", "\u{feff}"] {
         for (method, target, body) in [
@@ -574,6 +575,16 @@ fn bodies_of_json_are_read_by_the_same_rules_and_refused_in_the_same_words() {
     for target in ["/v1/logs/a/records/0", "/v1/logs/default/records/0"] {
         assert_eq!(ask("GET", target, ""), (200, "hello".to_owned()));
     }
+}
+
+/// It was said in the words of the parser (`DecodeError`), and in others in the book's API.
+#[test]
+fn what_is_not_base64_is_refused_in_the_same_words_wherever_it_is() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let mut client = server.connect();
+    let mut ask = |method: &str, target: &str, body: &str| json_request(&mut client, method, target, body);
+    let records = "/v1/logs/a/records";
     for (value, why) in [
         ("aGk*", "'*' is where it may not be"),
         ("aG k", "it has another character"),
@@ -591,6 +602,16 @@ fn bodies_of_json_are_read_by_the_same_rules_and_refused_in_the_same_words() {
             assert!(refused.contains(&why), "{target} {value}: {refused}");
         }
     }
+}
+
+/// What was wrong was said without the member's name, and "expected string or map".
+#[test]
+fn what_is_wrong_in_a_body_of_json_is_said_with_the_name_of_the_member() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let mut client = server.connect();
+    assert_eq!(client.request("PUT", "/v1/logs/a", b"").unwrap().status, 201);
+    let records = "/v1/logs/a/records";
     for (method, target, body, why) in [
         (
             "PUT",
@@ -636,7 +657,7 @@ fn bodies_of_json_are_read_by_the_same_rules_and_refused_in_the_same_words() {
             "`records`: invalid type: integer `5`, expected a list of records",
         ),
     ] {
-        let (status, refused) = ask(method, target, body);
+        let (status, refused) = json_request(&mut client, method, target, body);
         assert_eq!((status, code(&refused)), (400, "invalid_request"), "{method} {target} {body}");
         assert!(refused.contains(why), "{method} {target} {body}: {refused}");
     }

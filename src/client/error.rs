@@ -4,7 +4,7 @@ use crate::{
     Code,
     api::{ProblemDocument, ProblemNumbers},
 };
-use std::time::Duration;
+use std::{num::NonZeroU64, time::Duration};
 
 /// What can go wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -151,7 +151,7 @@ pub(super) struct Refusal {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TooLarge {
     /// The number of the record that is, from 1.
-    pub(super) record: Option<u64>,
+    pub(super) record: Option<NonZeroU64>,
     /// Whether it is for the log: otherwise any body of as many bytes is.
     pub(super) for_log: bool,
 }
@@ -180,8 +180,10 @@ impl Refusal {
         let expected = expected_epoch.zip(expected_seq);
         let known = Code::parse(&code);
         // A proxy refuses what is too large for it unread.
-        let is_too_large = (status == Code::BodyTooLarge.status())
-            .then_some(TooLarge { record, for_log: known == Some(Code::RecordTooLarge) });
+        let is_too_large = (status == Code::BodyTooLarge.status()).then_some(TooLarge {
+            record: record.and_then(NonZeroU64::new),
+            for_log: known == Some(Code::RecordTooLarge),
+        });
         let stored_nothing = is_too_large.is_some() || known.is_some_and(|code| !code.may_be_stored());
         let error = match (known, first_offset, next_offset) {
             (Some(Code::LogNotFound), ..) => Error::NoSuchLog { log: log.to_owned() },

@@ -318,7 +318,7 @@ fn divide_front(state: &mut State, why: TooLarge) -> bool {
     }
     state.take_back_numbers();
     if let Some(batch) = state.full.pop_front() {
-        let record = why.record.filter(|&record| record <= batch.records);
+        let record = why.record.map(u64::from).filter(|&record| record <= batch.records);
         let (first, rest) = batch.divided(|first, bytes| match record {
             Some(record) => first.records + 1 < record, // it is alone in the end
             None => first.body.len() + Prefix::BYTES + bytes <= half,
