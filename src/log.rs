@@ -64,14 +64,12 @@ pub use inspect::{Report, verify, verify_with_progress};
 #[cfg(feature = "store")]
 pub use limits::{CURSORS_PER_LOG, MAX_PRODUCER_EPOCH, PRODUCER_ID_BYTES, PRODUCER_MARK_BYTES};
 pub use options::{Durability, Options};
-#[cfg(feature = "server")]
-#[cfg(feature = "server")]
-pub(crate) use producers::Content;
-pub(crate) use producers::check_id as check_producer_id;
 #[cfg(all(fuzzing, feature = "store"))]
 pub use producers::fuzzing::checksum_of as checksum_of_producers;
 #[cfg(feature = "store")]
 pub use producers::{BegunEpoch, EarlierBatch, Produced, ProducerBatch, ProducerState};
+#[cfg(feature = "server")]
+pub(crate) use producers::{Content, check_id as check_producer_id};
 #[cfg(feature = "server")]
 pub(crate) use read::{Ahead, Head};
 pub use read::{Iter, Reader, Record, RecordRef};
