@@ -130,12 +130,21 @@ pub struct Source<R> {
     progress: Progress,
     /// Whether the last record is JSON.
     json: bool,
+    /// The most bytes of a record.
+    record_bytes: u64,
 }
 
 impl<R: BufRead> Source<R> {
     /// Begins at the beginning.
     pub fn new(from: R, split: Split) -> Self {
-        Self { from, split, progress: Progress::default(), json: split == Split::Json }
+        let json = split == Split::Json;
+        Self { from, split, progress: Progress::default(), json, record_bytes: u64::MAX }
+    }
+
+    /// Refuses records of more bytes than this: [`next`](Self::next) returns an error that says which record it is, and does
+    /// not read the rest of it.
+    pub fn limit_records(&mut self, bytes: u64) {
+        self.record_bytes = bytes;
     }
 
     /// How far it was read.
@@ -173,7 +182,7 @@ impl<R: BufRead> Source<R> {
             // A line end only says that the record was complete.
             let mut rest = Vec::new();
             if self.split != Split::Whole {
-                self.take_line(&mut rest)?;
+                self.take_line(&mut rest, LINE_END_BYTES)?;
             }
             if rest != b"\n" && rest != b"\r\n" {
                 return Err(changed("the record at their end goes on"));
@@ -185,18 +194,20 @@ impl<R: BufRead> Source<R> {
     /// Reads the next record into `record`; returns `false` at the end.
     ///
     /// # Errors
-    /// What the source reports.
+    /// What the source reports; [`InvalidData`](io::ErrorKind::InvalidData) if the record is
+    /// [too large](Self::limit_records).
     pub fn next(&mut self, record: &mut Vec<u8>) -> io::Result<bool> {
         record.clear();
         if self.split == Split::Frames {
             return self.take_frame(record);
         }
         loop {
+            let most = self.record_bytes.saturating_add(1); // which is too large
             if self.split == Split::Whole {
-                self.from.read_to_end(record)?;
+                self.from.by_ref().take(most).read_to_end(record)?;
                 self.read(record);
             } else {
-                self.take_line(record)?;
+                self.take_line(record, most.saturating_add(LINE_END_BYTES))?;
             }
             if record.is_empty() {
                 return Ok(false);
@@ -212,6 +223,9 @@ impl<R: BufRead> Source<R> {
                     record.pop();
                 }
             }
+            if record.len() as u64 > self.record_bytes {
+                return Err(self.too_large());
+            }
             self.progress.records += 1;
             return Ok(true);
         }
@@ -226,6 +240,9 @@ impl<R: BufRead> Source<R> {
         }
         let cut = || io::Error::new(io::ErrorKind::UnexpectedEof, "it ends within a frame");
         let Prefix { length, json } = Prefix::from_bytes(*prefix.first_chunk().ok_or_else(cut)?);
+        if u64::from(length) > self.record_bytes {
+            return Err(self.too_large());
+        }
         self.from.by_ref().take(length.into()).read_to_end(value)?;
         if value.len() < length as usize {
             return Err(cut());
@@ -237,9 +254,16 @@ impl<R: BufRead> Source<R> {
         Ok(true)
     }
 
-    /// Reads up to and including the next line end.
-    fn take_line(&mut self, line: &mut Vec<u8>) -> io::Result<()> {
-        self.from.read_until(b'\n', line)?;
+    /// The error about the record after those that were read.
+    fn too_large(&self) -> io::Error {
+        let (record, most) = (self.progress.records + 1, self.record_bytes);
+        let error = format!("record {record} has more than {most} bytes, which is the limit of its log");
+        io::Error::new(io::ErrorKind::InvalidData, error)
+    }
+
+    /// Reads up to and including the next line end, but no more than `most` bytes.
+    fn take_line(&mut self, line: &mut Vec<u8>, most: u64) -> io::Result<()> {
+        self.from.by_ref().take(most).read_until(b'\n', line)?;
         self.read(line);
         if line.last() == Some(&b'\n') {
             self.progress.open = false;
@@ -252,6 +276,9 @@ impl<R: BufRead> Source<R> {
         self.progress.crc = crc32c::crc32c_append(self.progress.crc, bytes);
     }
 }
+
+/// The bytes of the longest line end, `\r\n`.
+const LINE_END_BYTES: u64 = 2;
 
 fn filled(from: &mut impl BufRead) -> io::Result<&[u8]> {
     loop {
@@ -292,6 +319,37 @@ mod tests {
         assert_eq!(records(b"1\n \n\n{}\r\n", Split::Json), [&b"1"[..], b"{}"]);
         assert_eq!(records(b"a\nb\n", Split::Whole), [b"a\nb\n"]);
         assert!(records(b"", Split::Whole).is_empty() && records(b"", Split::Lines).is_empty());
+    }
+
+    #[test]
+    fn a_record_that_is_too_large_is_named_and_not_read_to_its_end() {
+        let frame = |bytes: &[u8]| [&Prefix::new(bytes.len(), false).to_bytes(), bytes].concat();
+        for (split, before, fits, too_large) in [
+            (Split::Lines, &b"1\n"[..], b"12345678\r\n".to_vec(), vec![b'9'; 1 << 20]),
+            (Split::Lines, b"1\n", b"12345678".to_vec(), b"123456789\n".to_vec()),
+            (Split::Json, b"1\n", b"12345678\n".to_vec(), vec![b'9'; 1 << 20]),
+            (Split::Whole, b"", b"12345678".to_vec(), vec![b'9'; 1 << 20]),
+            (Split::Frames, &frame(b"1"), frame(b"12345678"), frame(&vec![b'9'; 1 << 20])),
+        ] {
+            let refused = |end: &[u8]| {
+                let bytes = [before, end].concat();
+                let (mut source, mut record) = (of(&bytes, split), Vec::new());
+                source.limit_records(8);
+                while source.next(&mut record)? {}
+                Ok(source.progress().records)
+            };
+            let first = u64::from(!before.is_empty());
+            assert_eq!(refused(&fits).map_err(|error: io::Error| error.to_string()), Ok(first + 1));
+            let said = refused(&too_large).unwrap_err().to_string();
+            assert_eq!(
+                said,
+                format!("record {} has more than 8 bytes, which is the limit of its log", first + 1)
+            );
+        }
+        // Of what is behind it, no more was read than a buffer takes.
+        let mut source = Source::new(BufReader::with_capacity(16, io::repeat(b'x')), Split::Lines);
+        source.limit_records(8);
+        assert_eq!(source.next(&mut Vec::new()).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     /// What was added to a file was taken for what was stored; a file of another content likewise.

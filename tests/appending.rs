@@ -170,6 +170,78 @@ fn a_second_signal_ends_an_append_at_once() {
     }
 }
 
+/// It read a line of any length into memory before it was refused, if it ever was.
+#[test]
+fn a_record_that_its_log_does_not_take_is_not_read_to_its_end() {
+    in_both(|at, _| {
+        for (format, limit, most) in [
+            (&["lines"][..], &["--record-bytes", "1000"][..], "1000"),
+            (&["whole"], &["--record-bytes", "1000"], "1000"),
+            (&["ndjson"], &["--segment-bytes", "64KiB"], "65508"),
+        ] {
+            let log = format!("{}-long", format[0]);
+            let arguments = [&["append", &log, "--create", "--format"], format, limit, at].concat();
+            let mut child = command(&arguments).spawn().unwrap();
+            let mut stdin = child.stdin.take().unwrap();
+            if format != ["whole"] {
+                stdin.write_all(b"1\n").unwrap();
+            }
+            let sevens = vec![b'7'; 1 << 16];
+            std::thread::spawn(move || while stdin.write_all(&sevens).is_ok() {});
+            assert_eq!(ends(&mut child, Duration::from_secs(20)), Some(1), "{arguments:?}");
+            let output = child.wait_with_output().unwrap();
+            let record = if format == ["whole"] { 1 } else { 2 };
+            let expected =
+                format!("record {record} has more than {most} bytes, which is the limit of its log");
+            assert!(text(&output.stderr).contains(&expected), "{arguments:?}: {}", text(&output.stderr));
+        }
+    });
+}
+
+/// No signal ended it while it passed over what is stored.
+#[test]
+fn a_signal_ends_an_import_that_passes_over_what_is_stored() {
+    in_both(|at, run| {
+        let import = ["append", "i", "--create", "--import", "i"];
+        assert!(run(&import, b"1\n2\n").status.success());
+        let mut child = command(&[&import, at].concat()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"1\n").unwrap();
+        std::thread::sleep(Duration::from_millis(500)); // until it waits for the rest
+        signal(&child, "-TERM");
+        assert_eq!(ends(&mut child, Duration::from_secs(10)), Some(143), "{at:?}");
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(text(&output.stdout), "0 records appended to i\n");
+    });
+}
+
+/// It ended at the first attempt to create the log.
+#[test]
+fn an_append_that_creates_its_log_waits_for_a_server_as_others_do() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let address = server.address.clone();
+    server.kill();
+    for (settings, log) in [(&[][..], "a"), (&["--values", "json"], "b")] {
+        let arguments = [&["append", log, "--create", "--url", &address], settings].concat();
+        let mut child = command(&arguments).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"1\n").unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        let server = Server::start(data.path(), &["--listen", &address]);
+        assert_eq!(ends(&mut child, Duration::from_secs(20)), Some(0));
+        let output = child.wait_with_output().unwrap();
+        let said = text(&output.stderr);
+        assert!(
+            said.contains("; trying again for 60 s") && said.contains("the server answers again"),
+            "{said}"
+        );
+        server.kill();
+    }
+    let output = run(&["append", "a", "--create", "--patience", "1", "--url", &address], b"1\n");
+    assert!(output.status.code() == Some(1), "it gives up");
+    assert!(text(&output.stderr).contains("is the server running?"), "{}", text(&output.stderr));
+}
+
 /// It waited without a word.
 #[test]
 fn following_says_that_the_server_cannot_be_reached_and_when_it_answers_again() {

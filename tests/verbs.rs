@@ -2,10 +2,12 @@
 
 mod support;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use std::{
     io::{BufRead, BufReader, Write},
     path::Path,
     process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 use support::Server;
 
@@ -54,7 +56,7 @@ fn a_directory_takes_what_the_settings_of_its_log_say() {
     for (input, expected) in [
         (&b"3\n{\n"[..], "record 2: the value must be JSON"),
         (b"\"\xff\"\n", "record 1: the value must be JSON"),
-        (b"[1,2,3,4,5]\n", "record 1: 11 bytes are over this log's limit of 9"),
+        (b"[1,2,3,4,5]\n", "record 1 has more than 9 bytes, which is the limit of its log"),
     ] {
         let output = append(input);
         let said = String::from_utf8_lossy(&output.stderr);
@@ -174,49 +176,58 @@ fn an_import_of_a_file_that_grows_continues_and_one_that_changes_is_refused_in_a
     an_import_of_a_file_that_grows(&["--data", data.path().to_str().unwrap()]);
 }
 
-/// A line came when the next one was read, and the last one not at all.
-#[test]
-fn a_line_that_is_piped_is_stored_soon_and_all_that_was_read_before_a_signal() {
-    use std::io::Write;
-    for signal in [2, 15] {
-        let data = tempfile::tempdir().unwrap();
-        let server = Server::start(data.path(), &["--create-logs"]);
+/// A line came when the next one was read, and the last one not at all; in a directory, it came after 1 MiB, and what was
+/// read before a signal was lost.
+fn a_line_that_is_piped(at: &[&str], is_stored: impl Fn(&str) -> bool) {
+    for (round, signal) in [(0, 2), (1, 15)] {
         let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))
-            .args(["append", "a", "-", "--url", &server.address])
+            .args([&["append", "a", "-", "--create"], at].concat())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let mut input = child.stdin.take().unwrap();
-        let mut client = server.connect();
         for n in 0..3 {
-            writeln!(input, "line {n}").unwrap();
-            let target = format!("/v1/logs/a/records?offset={n}&wait=5s");
-            let mut answer = client.request("GET", &target, b"").unwrap();
-            for _ in 0..100 {
-                if answer.status == 200 && answer.body.contains("\"offset\"") {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(50)); // the log may not exist yet
-                answer = client.request("GET", &target, b"").unwrap();
+            let line = format!("line {n} of {round}");
+            writeln!(input, "{line}").unwrap();
+            let begun = Instant::now();
+            while !is_stored(&line) {
+                assert!(begun.elapsed() < Duration::from_secs(10), "{at:?}: {line:?} is not stored");
+                std::thread::sleep(Duration::from_millis(20));
             }
-            assert!(answer.body.contains(&format!("\"offset\":{n}")), "{}", answer.body);
         }
-        writeln!(input, "the last").unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(20)); // it is read, and not sent yet
-        assert!(
-            Command::new("kill")
-                .args([&format!("-{signal}"), &child.id().to_string()])
-                .status()
-                .unwrap()
-                .success()
-        );
-        let status = child.wait().unwrap();
-        assert_eq!(status.code(), Some(128 + signal));
-        let said = std::io::read_to_string(child.stdout.take().unwrap()).unwrap();
-        assert_eq!(said, "4 records appended to a, offsets 0 to 3\n");
-        assert_eq!(good(&["read", "a", "--url", &server.address], "").lines().last(), Some("the last"));
+        write!(input, "the last of {round}\nhalf").unwrap();
+        std::thread::sleep(Duration::from_millis(20)); // it is read, and not sent yet
+        let mut kill = Command::new("kill");
+        assert!(kill.args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(128 + signal));
+        let appended = format!("4 records appended to a, offsets {} to {}\n", 4 * round, 4 * round + 3);
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), appended);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("a part of a record was read") && said.lines().count() == 1, "{said}");
+        let read = good(&[&["tail", "a", "-n", "1"], at].concat(), "");
+        assert_eq!(read, format!("the last of {round}\n"));
+        drop(input);
     }
+}
+
+#[test]
+fn a_line_that_is_piped_is_stored_soon_and_all_that_was_read_before_a_signal() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    a_line_that_is_piped(&["--url", &server.address], |line| {
+        let answer = server.connect().request("GET", "/v1/logs/a/records", b"").unwrap();
+        answer.body.contains(&BASE64_STANDARD.encode(line))
+    });
+    let data = tempfile::tempdir().unwrap();
+    a_line_that_is_piped(&["--data", data.path().to_str().unwrap()], |line| {
+        // While the command has the directory, nothing else can read it.
+        let segment = data.path().join("a").join("00000000000000000000.seg");
+        let bytes = std::fs::read(segment).unwrap_or_default();
+        bytes.windows(line.len()).any(|window| window == line.as_bytes())
+    });
 }
 
 #[test]
@@ -262,7 +273,7 @@ fn following_ends_when_its_reader_is_gone() {
             assert_eq!(status.code(), Some(0));
             return;
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
     }
     child.kill().unwrap();
     panic!("it goes on");
@@ -341,12 +352,9 @@ fn records_are_read_from_anywhere_and_as_they_are_in_a_directory() {
     reading_from_anywhere(&["--data", data.path().to_str().unwrap()]);
 }
 
-/// Settings could only be given as JSON, and only to `logs create`.
-#[test]
-fn a_log_is_created_by_its_first_append_with_settings_as_flags() {
-    let data = tempfile::tempdir().unwrap();
-    let at = ["--data", data.path().to_str().unwrap()];
-    let run = |arguments: &[&str], input: &str| good(&[arguments, &at].concat(), input);
+/// Settings could only be given as JSON, and only to `logs create`. Then fewer settings than the log has were other settings.
+fn settings_as_flags(at: &[&str]) {
+    let run = |arguments: &[&str], input: &str| good(&[arguments, at].concat(), input);
     let flags = ["--create", "--values", "json", "--retention-bytes", "10GiB", "--record-bytes", "1KiB"];
     run(&[&["append", "a"], &flags[..]].concat(), "1\n");
     let described = run(&["logs", "describe", "a", "--json"], "");
@@ -356,12 +364,23 @@ fn a_log_is_created_by_its_first_append_with_settings_as_flags() {
     // The log is there: the same settings, or none, are no contradiction.
     run(&[&["append", "a"], &flags[..]].concat(), "2\n");
     run(&["append", "a", "--create"], "3\n");
-    let other = [&["append", "a", "--create", "--retention-seconds", "5"], &at[..]].concat();
-    assert_eq!(bad(&other, "4\n").0, Some(1));
-    let without = [&["append", "a", "--values", "json"], &at[..]].concat();
+    run(&["append", "a", "--create", "--values", "json"], "4\n");
+    let other = [&["append", "a", "--create", "--retention-seconds", "5"], at].concat();
+    let (code, said) = bad(&other, "4\n");
+    assert!(code == Some(1) && said.contains("retention_seconds: not set, asked for 5"), "{said}");
+    assert!(!said.contains("values"), "only what was given is compared: {said}");
+    let without = [&["append", "a", "--values", "json"], at].concat();
     assert_eq!(millstream(&without, "").status.code(), Some(2));
     run(&["logs", "create", "b", "--settings", "{\"retention_seconds\": 7}", "--retention-seconds", "8"], "");
     assert!(run(&["logs", "describe", "b", "--json"], "").contains("\"retention_seconds\":8"));
+}
+
+#[test]
+fn a_log_is_created_by_its_first_append_with_settings_as_flags() {
+    let (data, directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(data.path(), &[]);
+    settings_as_flags(&["--url", &server.address]);
+    settings_as_flags(&["--data", directory.path().to_str().unwrap()]);
 }
 
 /// An address in the environment made `--data` unusable.

@@ -1,5 +1,8 @@
 //! `millstream append`.
 
+mod input;
+mod sink;
+
 use super::{
     Cli, Outcome, progress,
     settings::SettingsFlags,
@@ -9,21 +12,23 @@ use super::{
 };
 use clap::{CommandFactory, ValueEnum, error::ErrorKind};
 use indicatif::ProgressBar;
+use input::{Input, Records};
 use millstream::{
-    Error as LogError, Payload, ProducerBatch,
-    client::{self, Client, Producer, ProducerOptions, Stored},
-    import::{Progress, Source, Split},
-    store::{LogSettings, OpenLog, Store, Values},
+    client::{self, Client, ProducerOptions},
+    import::{Progress, Split},
+    store::{LogSettings, OpenLog},
 };
+use sink::{Appended, Sink, Writer};
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, Read},
+    io::{self, Read},
     path::PathBuf,
-    pin::pin,
+    pin::{Pin, pin},
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 /// Append lines, JSON lines, or a whole file to a log
 ///
@@ -44,8 +49,8 @@ pub(super) struct Append {
     #[arg(default_value = "-")]
     file: PathBuf,
     /// What each record is
-    #[arg(long, value_enum, default_value_t = Records::Lines)]
-    format: Records,
+    #[arg(long, value_enum, default_value_t = Format::Lines)]
+    format: Format,
     /// Bytes per batch, such as 1MiB
     #[arg(long, default_value = "1MiB", value_parser = size::within(1..=1 << 31))]
     batch_bytes: usize,
@@ -72,7 +77,7 @@ pub(super) struct Append {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Records {
+enum Format {
     /// Each line, without its line end
     Lines,
     /// Each line, which must be JSON
@@ -83,22 +88,15 @@ enum Records {
     Frames,
 }
 
-/// A record, and how far the source was read with it.
-struct Next {
-    record: Vec<u8>,
-    json: bool,
-    at: Progress,
-}
-
 /// What was done.
 #[derive(Default)]
 struct Done {
-    stored: u64,
+    appended: Appended,
     passed_over: u64,
-    first_offset: Option<u64>,
-    last_offset: Option<u64>,
     /// Whether a last line without its end was left for the next run.
     is_unfinished: bool,
+    /// Whether a part of a record was read before a signal, and is not stored.
+    is_cut: bool,
     /// The signal that has ended it; what was read until then is stored.
     signalled: Option<u8>,
     /// Why it was not all.
@@ -107,7 +105,29 @@ struct Done {
     is_uncertain: bool,
 }
 
-/// Why an append to a server has failed, and whether something may have been stored of which there was no answer.
+/// A log that records can be appended to, and what is known of it.
+enum Place<'a> {
+    Server(&'a Client),
+    /// With the bytes of its segments.
+    Directory(Arc<OpenLog>, u64),
+}
+
+/// The bytes of the largest segment that any log may have.
+const LARGEST_SEGMENT_BYTES: u64 = 1 << 30;
+/// What a record takes in a segment beside its value, at the least.
+const RECORD_EXTRA_BYTES: u64 = 28;
+
+/// What an append begins with.
+struct Begun {
+    sink: Sink,
+    records: Records,
+    settings: LogSettings,
+    passed_over: u64,
+    /// Completes when the server was away for too long.
+    lasting: Pin<Box<dyn Future<Output = client::Error>>>,
+}
+
+/// Why an append has failed, and whether something may have been stored of which there was no answer.
 struct Broken {
     failure: Failure,
     is_uncertain: bool,
@@ -144,34 +164,36 @@ impl Append {
         let length = std::fs::metadata(&self.file).map_or(0, |metadata| metadata.len());
         let bar = if length > 0 { progress::bytes(length) } else { ProgressBar::hidden() };
         let split = match self.format {
-            Records::Lines => Split::Lines,
-            Records::Ndjson => Split::Json,
-            Records::Whole => Split::Whole,
-            Records::Frames => Split::Frames,
+            Format::Lines => Split::Lines,
+            Format::Ndjson => Split::Json,
+            Format::Whole => Split::Whole,
+            Format::Frames => Split::Frames,
         };
-        let source = Source::new(BufReader::with_capacity(1 << 20, bar.wrap_read(from)), split);
+        let input = Input::new(Box::new(bar.wrap_read(from)), split);
         let target = self.at.open()?;
-        if self.create {
-            block_on(self.create(&target))?;
-        }
-        let done = match target {
-            Target::Server(client) => block_on(self.send(&client, source))?,
-            Target::Directory(store) => self.store(&store, source)?,
-        };
+        let done = block_on(self.append(&target, input))?;
         bar.finish_and_clear();
         let Done { signalled, failure, .. } = self.report(done)?;
         match (failure, signalled) {
-            (Some(failure), _) => Err(failure),
+            (Some(failure), Some(_)) => {
+                std::mem::forget(target); // closing it may take as long as what the second signal has ended
+                Err(failure)
+            }
+            (Some(failure), None) => Err(failure),
             (None, Some(signal)) => Ok(signals::exit_code(signal)),
             (None, None) => Ok(ExitCode::SUCCESS),
         }
     }
 
+    /// Creates the log, or compares the settings that are given with those that it has.
     async fn create(&self, target: &Target) -> Result<(), Failure> {
-        if self.settings.is_some() || target.describe(&self.log).await.is_err() {
-            target.create(&self.log, &self.settings.over(LogSettings::default())).await?;
-        }
-        Ok(())
+        let settings = match target.describe(&self.log).await {
+            Ok(_) if !self.settings.is_some() => return Ok(()),
+            Ok(described) => described.settings,
+            Err(error) if is_temporary(&error) => return Err(error),
+            Err(_) => LogSettings::default(), // it does not exist, or this says what is wrong with it
+        };
+        target.create(&self.log, &self.settings.over(settings)).await
     }
 
     fn open(&self) -> Result<File, Failure> {
@@ -181,12 +203,16 @@ impl Append {
 
     /// Says what was done. If that is not all, and nothing was stored, the failure says it.
     fn report(&self, done: Done) -> Result<Done, Failure> {
-        let Done { stored, passed_over, first_offset, last_offset, is_unfinished, failure, .. } = &done;
-        let is_uncertain = done.is_uncertain;
+        let Done { appended, passed_over, is_unfinished, failure, is_uncertain, .. } = &done;
+        let (Appended { records: stored, first_offset, last_offset }, is_uncertain) =
+            (appended, *is_uncertain);
         if *is_unfinished {
             stderr::say(format_args!(
                 "the last line has no end: it is left for the next run (--last-line appends it as it is)"
             ));
+        }
+        if done.is_cut {
+            stderr::say(format_args!("a part of a record was read before the signal: it is not appended"));
         }
         if self.json {
             let mut report = serde_json::json!({
@@ -222,43 +248,43 @@ impl Append {
         Ok(done)
     }
 
-    /// Skips what a mark says was imported.
-    fn resume(&self, source: &mut Source<impl BufRead>, mark: Option<&str>) -> Result<u64, Failure> {
-        let (Some(name), Some(mark)) = (&self.import, mark) else { return Ok(0) };
+    /// Skips what a mark says was imported; returns the number of its records.
+    async fn resume(&self, input: Input, mark: Option<&str>) -> Result<(Input, u64), Failure> {
+        let (Some(name), Some(mark)) = (&self.import, mark) else { return Ok((input, 0)) };
         let imported: Progress = mark.parse().map_err(|_| {
             format!("{name:?} is the name of a producer of another kind, whose mark is {mark:?}; choose another name")
         })?;
         let path = self.file.display();
-        source
-            .resume(&imported)
-            .map_err(|error| format!("{path} is not what was imported as {name:?}: {error}"))?;
-        Ok(imported.records)
+        let skipped = input.resume(imported).await;
+        let input =
+            skipped.map_err(|error| format!("{path} is not what was imported as {name:?}: {error}"))?;
+        Ok((input, imported.records))
     }
 
-    /// Appends to a log on a server. What was read is sent before the command ends, also on SIGINT and SIGTERM.
-    async fn send(
-        &self,
-        client: &Client,
-        mut source: Source<impl BufRead + Send + 'static>,
-    ) -> Result<Done, Failure> {
-        let id = self.import.clone().unwrap_or_else(unnamed);
-        let mut options = ProducerOptions::default();
-        options.batch_bytes = self.batch_bytes;
-        options.patience = Duration::from_secs(self.patience);
-        let producer = client.producer_with(&self.log, &id, options)?;
-        let mut lasting = pin!(lasting(producer.trouble(), options.patience));
+    /// Appends. What was read is stored before the command ends, also on SIGINT and SIGTERM.
+    async fn append(&self, target: &Target, input: Input) -> Result<Done, Failure> {
+        let place = match target {
+            Target::Server(client) => Place::Server(client),
+            // This blocks: until it is done, a signal ends the process.
+            Target::Directory(store) => {
+                if self.create {
+                    self.create(target).await?;
+                }
+                let log = store.get(&self.log)?;
+                let segment_bytes = log.settings().segment_bytes.unwrap_or(store.options().log.segment_bytes);
+                Place::Directory(log, segment_bytes)
+            }
+        };
         let mut signals = Signals::new()?;
-        let opened = tokio::select! {
-            opened = producer.begin_epoch() => opened?,
-            error = &mut lasting => return Err(error.into()),
+        let begun = tokio::select! {
+            begun = self.begin(target, place, input) => begun?,
             signal = signals.next() => return Ok(Done { signalled: Some(signal), ..Done::default() }),
         };
-        let passed_over = self.resume(&mut source, opened.mark.as_deref())?;
-        let mut records = read_beside(source);
-        let (mut signalled, mut is_unfinished) = (None, false);
+        let Begun { mut sink, records, settings, passed_over, mut lasting } = begun;
+        let (mut done, mut signalled) = (Done { passed_over, ..Done::default() }, None);
         let result = {
             let (stop, stopped) = oneshot::channel();
-            let pushing = self.push_all(&producer, &mut records, stopped, &mut is_unfinished);
+            let pushing = self.push_all(&mut sink, records, &settings, stopped, &mut done);
             let (mut pushing, mut stop) = (pin!(pushing), Some(stop));
             loop {
                 tokio::select! {
@@ -271,217 +297,149 @@ impl Append {
                 }
             }
         };
-        let Stored { records: stored, first_offset, last_offset, .. } = producer.stored();
-        let (failure, is_uncertain) =
-            result.err().map_or((None, false), |broken| (Some(broken.failure), broken.is_uncertain));
-        Ok(Done {
-            stored,
-            passed_over,
-            first_offset,
-            last_offset,
-            is_unfinished,
-            signalled,
-            failure,
-            is_uncertain,
-        })
+        (done.appended, done.signalled) = (sink.appended(), signalled);
+        if let Err(broken) = result {
+            (done.failure, done.is_uncertain) = (Some(broken.failure), broken.is_uncertain);
+        }
+        Ok(done)
     }
 
-    /// Hands over all records, or those that come until `stopped`, and waits until they are stored.
+    /// Finds out what is known of the log and the import, and begins to read.
+    async fn begin(&self, target: &Target, place: Place<'_>, input: Input) -> Result<Begun, Failure> {
+        let patience = Duration::from_secs(self.patience);
+        let mut lasting: Pin<Box<dyn Future<Output = _>>> = Box::pin(std::future::pending());
+        let (sink, mark, settings, segment_bytes) = match place {
+            Place::Server(client) => {
+                if self.create {
+                    patiently(patience, async || self.create(target).await).await?;
+                }
+                let mut options = ProducerOptions::default();
+                (options.batch_bytes, options.patience) = (self.batch_bytes, patience);
+                let id = self.import.clone().unwrap_or_else(unnamed);
+                let producer = client.producer_with(&self.log, &id, options)?;
+                lasting = Box::pin(self::lasting(producer.trouble(), patience));
+                let begun = tokio::select! {
+                    begun = producer.begin_epoch() => begun?,
+                    error = &mut lasting => return Err(error.into()),
+                };
+                // So that errors can name records as they are in the input; the server checks them as well.
+                let described = client.describe(&self.log).await;
+                let settings =
+                    described.map_or_else(|_| LogSettings::default(), |described| described.settings);
+                (Sink::Server(producer), begun.mark, settings, begun.segment_bytes)
+            }
+            Place::Directory(log, segment_bytes) => {
+                let begun = self.import.as_ref().map(|name| log.begin_epoch(name)).transpose()?;
+                let (epoch, mark) = begun.map_or((0, None), |begun| (begun.epoch, begun.mark));
+                let producer = self.import.clone().map(|name| (name, epoch));
+                let settings = log.settings().clone();
+                let writer = Writer::new(log, segment_bytes, self.batch_bytes as u64, producer);
+                (Sink::Directory(writer), mark, settings, Some(segment_bytes))
+            }
+        };
+        let (input, passed_over) = self.resume(input, mark.as_deref()).await?;
+        let fits = segment_bytes.unwrap_or(LARGEST_SEGMENT_BYTES).saturating_sub(RECORD_EXTRA_BYTES);
+        let records = input.read(settings.record_bytes.map_or(fits, |most| most.min(fits)));
+        Ok(Begun { sink, records, settings, passed_over, lasting })
+    }
+
+    /// Appends all records, or those that were read until `stopped`, and waits until they are stored.
     async fn push_all(
         &self,
-        producer: &Producer,
-        records: &mut mpsc::Receiver<io::Result<Next>>,
-        mut stopped: oneshot::Receiver<()>,
-        is_unfinished: &mut bool,
+        sink: &mut Sink,
+        mut records: Records,
+        settings: &LogSettings,
+        stopped: oneshot::Receiver<()>,
+        done: &mut Done,
     ) -> Result<(), Broken> {
-        let any = LogSettings::default();
+        let stop = records.stop();
+        let mut stopping = pin!(async {
+            let _ = stopped.await; // its sender is there for as long as this runs
+            stop.stop().await;
+        });
         let (mut failure, mut goes_on) = (None, true);
-        loop {
+        while failure.is_none() {
+            let due = sink.due();
             let next = tokio::select! {
-                next = records.recv() => next,
-                _ = &mut stopped, if goes_on => {
+                next = records.next() => next,
+                () = tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
+                    sink.append().await?;
+                    continue;
+                }
+                () = &mut stopping, if goes_on => {
                     goes_on = false;
-                    records.close();
+                    records.end();
                     continue;
                 }
             };
             match next {
                 None => break,
                 Some(Ok(next)) if self.is_unfinished(&next.at) => {
-                    *is_unfinished = true;
+                    done.is_unfinished = true;
                     break;
                 }
-                // The server would count from the beginning of a batch.
-                Some(Ok(next)) => match check(&any, &next.record, next.json, next.at.records) {
-                    Ok(()) => self.push(producer, &next).await?,
-                    Err(error) => failure = Some(error),
+                // A server would count from the beginning of a batch.
+                Some(Ok(next)) => match settings.check_value(&next.record, next.json) {
+                    Ok(()) => sink.push(next, self.import.is_some()).await?,
+                    Err(error) => failure = Some(format!("record {}: {error}", next.at.records)),
                 },
-                Some(Err(error)) => failure = Some(self.unreadable(&error)),
-            }
-            if failure.is_some() {
-                break; // what was read before is stored
+                Some(Err(error)) => failure = Some(format!("cannot read {}: {error}", self.file.display())),
             }
         }
-        producer.flush().await?;
-        failure.map_or(Ok(()), |failure| Err(failure.into()))
+        done.is_cut = !goes_on && records.are_cut();
+        sink.flush().await?; // what was read before a failure is stored
+        failure.map_or(Ok(()), |failure| Err(Failure::from(failure).into()))
     }
 
     /// Whether a record may be the beginning of one that a later run will find.
     fn is_unfinished(&self, at: &Progress) -> bool {
-        let has_lines = matches!(self.format, Records::Lines | Records::Ndjson);
+        let has_lines = matches!(self.format, Format::Lines | Format::Ndjson);
         self.import.is_some() && !self.last_line && has_lines && at.is_open()
     }
-
-    fn unreadable(&self, error: &io::Error) -> Failure {
-        format!("cannot read {}: {error}", self.file.display()).into()
-    }
-
-    async fn push(&self, producer: &Producer, next: &Next) -> Result<(), client::Error> {
-        let Next { record, json, at } = next;
-        match (&self.import, json) {
-            (Some(_), json) => producer.push_marked(record, *json, &at.to_string()).await,
-            (None, true) => producer.push_json(record).await,
-            (None, false) => producer.push(record).await,
-        }
-    }
-
-    /// Appends to a log in a directory.
-    fn store(&self, store: &Store, mut source: Source<impl BufRead>) -> Result<Done, Failure> {
-        let log = store.get(&self.log)?;
-        let mut done = Done::default();
-        let mut producer = None;
-        if let Some(name) = &self.import {
-            let opened = log.begin_epoch(name)?;
-            done.passed_over = self.resume(&mut source, opened.mark.as_deref())?;
-            producer = Some((name.as_str(), opened.epoch, 0));
-        }
-        let segment = log.settings().segment_bytes.unwrap_or(store.options().log.segment_bytes) as usize;
-        let most = self.batch_bytes.min(segment.saturating_sub(BATCH_EXTRA_BYTES));
-        let mut batch = Batch::default();
-        let result = loop {
-            let mut record = Vec::new();
-            let next = match source.next(&mut record) {
-                Ok(true) if self.is_unfinished(&source.progress()) => {
-                    done.is_unfinished = true;
-                    Ok(None)
-                }
-                Ok(true) => {
-                    let json = source.is_json() || log.settings().values == Values::Json;
-                    let number = source.progress().records;
-                    check(log.settings(), &record, json, number).map(|()| Some((record, json)))
-                }
-                Ok(false) => Ok(None),
-                Err(error) => Err(self.unreadable(&error)),
-            };
-            let more = next.as_ref().map_or(0, |next| next.as_ref().map_or(0, |(record, _)| cost(record)));
-            if !batch.records.is_empty() && (more == 0 || batch.bytes + more > most) {
-                match append(&log, &batch, producer) {
-                    Ok(first) => done.note(first, batch.records.len() as u64),
-                    Err(failure) => break Err(failure),
-                }
-                producer = producer.map(|(name, epoch, sequence)| (name, epoch, sequence + 1));
-                batch = Batch::default();
-            }
-            match next {
-                Ok(Some((record, json))) => {
-                    batch.bytes += more;
-                    batch.records.push((record, json));
-                    batch.mark = source.progress();
-                }
-                Ok(None) => break Ok(()),
-                Err(failure) => break Err(failure),
-            }
-        };
-        let durable = done.last_offset.map(|last| log.wait_durable(last)).transpose();
-        if durable.is_err() {
-            done.limit_to(log.durable_offset());
-            done.is_uncertain = true;
-        }
-        done.failure = result.and(durable.map(drop).map_err(Failure::from)).err();
-        Ok(done)
-    }
 }
 
-impl Done {
-    /// Records were stored.
-    fn note(&mut self, first: u64, records: u64) {
-        self.stored += records;
-        self.first_offset.get_or_insert(first);
-        self.last_offset = Some(first + records - 1);
-    }
-
-    /// Of what was appended, one record behind the other, only those before this offset are stored.
-    fn limit_to(&mut self, end: u64) {
-        let first = self.first_offset.filter(|&first| first < end);
-        let last = first.and(self.last_offset).map(|last| last.min(end - 1));
-        self.stored = first.zip(last).map_or(0, |(first, last)| last + 1 - first);
-        (self.first_offset, self.last_offset) = (first, last);
-    }
+/// Whether the same may succeed a little later.
+fn is_temporary(failure: &Failure) -> bool {
+    failure.downcast_ref::<client::Error>().is_some_and(client::Error::is_temporary)
 }
 
-/// Records that are appended together to a log in a directory.
-#[derive(Default)]
-struct Batch {
-    records: Vec<(Vec<u8>, bool)>,
-    bytes: usize,
-    /// How far the source was read with them.
-    mark: Progress,
-}
+/// The pauses between attempts: each is twice as long as the one before.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
-/// What a batch takes in a segment beside its records, and more.
-const BATCH_EXTRA_BYTES: usize = 1024;
-
-/// What a record takes in a segment at the most.
-fn cost(record: &[u8]) -> usize {
-    record.len() + 40
-}
-
-fn append(log: &OpenLog, batch: &Batch, producer: Option<(&str, u32, u64)>) -> Result<u64, Failure> {
-    let payloads: Vec<_> = batch.records.iter().map(|(bytes, json)| Payload { bytes, json: *json }).collect();
-    let mark = batch.mark.to_string();
+/// Tries until it succeeds, or has failed for `patience`.
+async fn patiently<T>(
+    patience: Duration,
+    attempt: impl AsyncFn() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let (mut since, mut pause) = (None, PAUSES.0);
     loop {
-        let appended = match producer {
-            None => log.try_append_payloads(&payloads, None),
-            Some((name, epoch, sequence)) => {
-                let batch = ProducerBatch::new(name, epoch, sequence).with_mark(&mark);
-                log.try_append_once(&batch, &payloads, None).map(|done| done.first_offset)
+        match attempt().await {
+            Err(error) if is_temporary(&error) => {
+                if since.is_none() {
+                    say_trouble(&error, patience);
+                }
+                if since.get_or_insert_with(Instant::now).elapsed() >= patience {
+                    return Err(error);
+                }
             }
-        };
-        match appended {
-            // Until the disk has caught up.
-            Err(LogError::WouldBlock) => log.flush()?,
-            done => return Ok(done?),
+            done => {
+                if since.is_some() {
+                    say_it_is_over();
+                }
+                return done;
+            }
         }
-        std::thread::sleep(Duration::from_millis(1));
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(PAUSES.1);
     }
 }
 
-/// Reads the records on a thread of their own, since reading blocks: so what was read is sent in time.
-fn read_beside(mut source: Source<impl BufRead + Send + 'static>) -> mpsc::Receiver<io::Result<Next>> {
-    let (sender, records) = mpsc::channel(1024);
-    std::thread::spawn(move || {
-        let mut record = Vec::new();
-        loop {
-            let next = match source.next(&mut record) {
-                Ok(false) => return,
-                Ok(true) => Ok(Next {
-                    record: std::mem::take(&mut record),
-                    json: source.is_json(),
-                    at: source.progress(),
-                }),
-                Err(error) => Err(error),
-            };
-            if sender.blocking_send(next).is_err() {
-                return;
-            }
-        }
-    });
-    records
+fn say_trouble(error: &dyn std::fmt::Display, patience: Duration) {
+    stderr::say(format_args!("{error}; trying again for {} s", patience.as_secs()));
 }
 
-/// An error that says which record it is, if it is not what the settings of its log say.
-fn check(settings: &LogSettings, record: &[u8], json: bool, number: u64) -> Result<(), Failure> {
-    Ok(settings.check_value(record, json).map_err(|error| format!("record {number}: {error}"))?)
+fn say_it_is_over() {
+    stderr::say(format_args!("the server answers again"));
 }
 
 /// Says what keeps the producer from storing. Completes with that when it has lasted for `patience`.
@@ -498,10 +456,10 @@ async fn lasting(mut trouble: watch::Receiver<Option<client::Error>>, patience: 
             },
         }
         if let Some(error) = trouble.borrow_and_update().as_ref() {
-            stderr::say(format_args!("{error}; trying again for {} s", patience.as_secs()));
+            say_trouble(error, patience);
             since.get_or_insert_with(Instant::now);
         } else {
-            stderr::say(format_args!("the server answers again"));
+            say_it_is_over();
             since = None;
         }
     }

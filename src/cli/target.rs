@@ -82,9 +82,12 @@ fn read_in_order(log: &Log, offset: u64, limit: u64, skip_damaged: bool) -> Resu
     Ok(Page { records, next_offset: reader.offset() })
 }
 
-/// Runs something that talks to a server.
+/// Runs something that talks to a server. Does not wait for what it has left behind.
 pub(super) fn block_on<T>(run: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(run);
+    runtime.shutdown_background();
+    done
 }
 
 impl Target {

@@ -46,6 +46,8 @@ pub struct Epoch {
     pub mark: Option<String>,
     /// The id of the log: another one if a log of this name was deleted and created again.
     pub log_id: String,
+    /// The bytes of the log's segments: a batch must fit. Earlier servers do not say it.
+    pub segment_bytes: Option<u64>,
 }
 
 /// Completes with the offset of a record once that is stored. Dropping it changes nothing.

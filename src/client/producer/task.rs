@@ -429,6 +429,6 @@ fn continue_in(shared: &Shared, begun: BegunEpoch) {
     shared.oldest.store(0, Ordering::Relaxed);
     let BegunEpoch { epoch, mark, log_id, segment_bytes, max_body_bytes, .. } = begun;
     state.limits = Limits { segment: segment_bytes, body: max_body_bytes, ..state.limits };
-    state.opened = Some(Epoch { epoch, mark, log_id });
+    state.opened = Some(Epoch { epoch, mark, log_id, segment_bytes });
     shared.progress.notify_waiters();
 }

@@ -1,0 +1,215 @@
+//! Where `append` appends: a producer on a server, or a log in a directory. Both collect records into batches, and append
+//! one when it is large enough, or a while after its first record.
+
+use super::{Broken, Failure, input::Next};
+use millstream::{
+    Error as LogError, Payload, ProducerBatch,
+    client::{Producer, ProducerOptions, Stored},
+    import::Progress,
+    store::{OpenLog, Values},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// What a batch takes in a segment beside its records, and more.
+const BATCH_EXTRA_BYTES: u64 = 1024;
+
+/// What a record takes in a segment at the most.
+fn cost(record: &[u8]) -> u64 {
+    record.len() as u64 + 40
+}
+
+/// What was appended.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Appended {
+    pub(super) records: u64,
+    pub(super) first_offset: Option<u64>,
+    pub(super) last_offset: Option<u64>,
+}
+
+impl Appended {
+    fn note(&mut self, first: u64, records: u64) {
+        self.records += records;
+        self.first_offset.get_or_insert(first);
+        self.last_offset = Some(first + records - 1);
+    }
+
+    /// Of what was appended, one record behind the other, only those before this offset are stored.
+    fn limit_to(&mut self, end: u64) {
+        let first = self.first_offset.filter(|&first| first < end);
+        let last = first.and(self.last_offset).map(|last| last.min(end - 1));
+        self.records = first.zip(last).map_or(0, |(first, last)| last + 1 - first);
+        (self.first_offset, self.last_offset) = (first, last);
+    }
+}
+
+/// See the module's documentation.
+pub(super) enum Sink {
+    Server(Producer),
+    Directory(Writer),
+}
+
+impl Sink {
+    pub(super) async fn push(&mut self, next: Next, is_import: bool) -> Result<(), Broken> {
+        let Next { record, json, at, .. } = &next;
+        match self {
+            Self::Server(producer) if is_import => {
+                producer.push_marked(record, *json, &at.to_string()).await?;
+            }
+            Self::Server(producer) if *json => producer.push_json(record).await?,
+            Self::Server(producer) => producer.push(record).await?,
+            Self::Directory(writer) => writer.push(next).await?,
+        }
+        Ok(())
+    }
+
+    /// When [`append`](Self::append) is to be called next; a producer does that by itself.
+    pub(super) fn due(&self) -> Option<Instant> {
+        match self {
+            Self::Server(_) => None,
+            Self::Directory(writer) => writer.due,
+        }
+    }
+
+    /// Appends what was collected.
+    pub(super) async fn append(&mut self) -> Result<(), Broken> {
+        match self {
+            Self::Server(_) => Ok(()),
+            Self::Directory(writer) => writer.append().await,
+        }
+    }
+
+    /// Waits until all is stored.
+    pub(super) async fn flush(&mut self) -> Result<(), Broken> {
+        match self {
+            Self::Server(producer) => Ok(producer.flush().await?),
+            Self::Directory(writer) => writer.flush().await,
+        }
+    }
+
+    pub(super) fn appended(&self) -> Appended {
+        match self {
+            Self::Server(producer) => {
+                let Stored { records, first_offset, last_offset, .. } = producer.stored();
+                Appended { records, first_offset, last_offset }
+            }
+            Self::Directory(writer) => writer.appended,
+        }
+    }
+}
+
+/// Collects records for a log in a directory.
+pub(super) struct Writer {
+    log: Arc<OpenLog>,
+    /// The import's name, its epoch, and the sequence of the next batch.
+    producer: Option<(String, u32, u64)>,
+    /// What a batch takes in a segment at the most.
+    most: u64,
+    linger: Duration,
+    batch: Batch,
+    due: Option<Instant>,
+    appended: Appended,
+}
+
+/// Records that are appended together.
+#[derive(Default)]
+struct Batch {
+    records: Vec<Next>,
+    bytes: u64,
+}
+
+impl Writer {
+    /// Batches have no more than `batch_bytes`, and fit segments of `segment_bytes`. With the name of an import and its epoch,
+    /// each has a mark.
+    pub(super) fn new(
+        log: Arc<OpenLog>,
+        segment_bytes: u64,
+        batch_bytes: u64,
+        producer: Option<(String, u32)>,
+    ) -> Self {
+        Self {
+            log,
+            producer: producer.map(|(name, epoch)| (name, epoch, 0)),
+            most: batch_bytes.min(segment_bytes.saturating_sub(BATCH_EXTRA_BYTES)),
+            linger: ProducerOptions::default().linger,
+            batch: Batch::default(),
+            due: None,
+            appended: Appended::default(),
+        }
+    }
+
+    async fn push(&mut self, mut next: Next) -> Result<(), Broken> {
+        next.room = None; // it is collected, and no longer read ahead
+        next.json |= self.log.settings().values == Values::Json;
+        let bytes = cost(&next.record);
+        if self.batch.bytes + bytes > self.most {
+            self.append().await?;
+        }
+        self.batch.bytes += bytes;
+        self.batch.records.push(next);
+        self.due.get_or_insert_with(|| Instant::now() + self.linger);
+        Ok(())
+    }
+
+    async fn append(&mut self) -> Result<(), Broken> {
+        let batch = std::mem::take(&mut self.batch);
+        self.due = None;
+        let records = batch.records.len() as u64;
+        if records == 0 {
+            return Ok(());
+        }
+        let (log, producer) = (Arc::clone(&self.log), self.producer.clone());
+        // The disk may be behind.
+        let appending = tokio::task::spawn_blocking(move || append(&log, &batch.records, producer.as_ref()));
+        match appending.await.map_err(Failure::from)? {
+            Ok(first) => self.appended.note(first, records),
+            Err(error) => {
+                return Err(self.durable().await.err().unwrap_or_else(|| Failure::from(error).into()));
+            }
+        }
+        if let Some((_, _, sequence)) = &mut self.producer {
+            *sequence += 1;
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), Broken> {
+        self.append().await?;
+        self.durable().await
+    }
+
+    /// Waits until what was appended is durable.
+    async fn durable(&mut self) -> Result<(), Broken> {
+        let Some(last) = self.appended.last_offset else { return Ok(()) };
+        self.log.durable(last).await.map_err(|error| {
+            self.appended.limit_to(self.log.durable_offset());
+            Broken { failure: error.into(), is_uncertain: true }
+        })
+    }
+}
+
+fn append(log: &OpenLog, batch: &[Next], producer: Option<&(String, u32, u64)>) -> Result<u64, String> {
+    let payloads: Vec<_> =
+        batch.iter().map(|next| Payload { bytes: &next.record, json: next.json }).collect();
+    let last = batch.last().map_or(Progress::default(), |next| next.at);
+    let mark = last.to_string();
+    loop {
+        let appended = match producer {
+            None => log.try_append_payloads(&payloads, None),
+            Some((name, epoch, sequence)) => {
+                let batch = ProducerBatch::new(name, *epoch, *sequence).with_mark(&mark);
+                log.try_append_once(&batch, &payloads, None).map(|done| done.first_offset)
+            }
+        };
+        match appended {
+            // Until the disk has caught up.
+            Err(LogError::WouldBlock) => log.flush().map_err(|error| error.to_string())?,
+            // Then it is one record: more are collected only where they fit.
+            Err(error @ LogError::TooLarge { .. }) => {
+                return Err(format!("record {}: {error}", last.records));
+            }
+            done => return done.map_err(|error| error.to_string()),
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
