@@ -117,13 +117,13 @@ impl Input {
                 }
             }
         });
-        Records { records, has_lines, last, reading }
+        Records { received: records, has_lines, last, reading }
     }
 }
 
 /// The records, as they are read.
 pub(super) struct Records {
-    records: mpsc::Receiver<io::Result<Next>>,
+    received: mpsc::Receiver<io::Result<Next>>,
     has_lines: bool,
     /// How far the source was read with the last one.
     last: Progress,
@@ -133,7 +133,7 @@ pub(super) struct Records {
 impl Records {
     /// The next one; none at the end.
     pub(super) async fn next(&mut self) -> Option<io::Result<Next>> {
-        let next = self.records.recv().await;
+        let next = self.received.recv().await;
         if let Some(Ok(next)) = &next {
             self.last = next.at;
         }
@@ -146,7 +146,7 @@ impl Records {
 
     /// To be called when they were [stopped](Stop::stop): the end comes after what was read until then.
     pub(super) fn end(&mut self) {
-        self.records.close();
+        self.received.close();
     }
 
     /// Whether a part of a record was read behind the last one.
@@ -208,7 +208,7 @@ mod tests {
     #[tokio::test]
     async fn no_more_is_read_ahead_than_there_is_room_for() {
         const RECORD: usize = 1 << 20;
-        let line = [&[b'x'; RECORD - 1][..], b"\n"].concat();
+        let line = [vec![b'x'; RECORD - 1], b"\n".to_vec()].concat();
         let mut records = Input::new(Box::new(io::Cursor::new(line.repeat(40))), Split::Lines).read(u64::MAX);
         let read = || records.reading.borrow().bytes as usize / RECORD;
         let mut before = 0;
