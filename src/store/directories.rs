@@ -31,7 +31,7 @@ impl Found {
             Ok(names) if !names.iter().any(|name| is_ours(name)) => {
                 if let Some(found) = names.first() {
                     let dir = dir.display();
-                    tracing::warn!(%dir, found, "a directory that is not a log's is left alone");
+                    tracing::debug!(%dir, found, "a directory that is not a log's is left alone");
                 }
                 Self::Nothing
             }
