@@ -255,10 +255,10 @@ impl Client {
         self.ask(Method::DELETE, &path_of(log)?, "", log).await.map(drop)
     }
 
-    /// Drops whole segments below `before`; returns the first offset that is left.
+    /// Drops whole segments below `before`, or all records if that is the next offset; returns the first offset that is left.
     ///
     /// # Errors
-    /// As [`describe`](Self::describe).
+    /// As [`describe`](Self::describe), and [`Error::BeyondEnd`].
     pub async fn trim(&self, log: &str, before: u64) -> Result<u64, Error> {
         let body = json(&Trim { before })?;
         let answer = self.ask(Method::POST, &format!("{}/trim", path_of(log)?), body, log).await?;
