@@ -205,6 +205,14 @@ pub struct CursorInfo {
     pub log_id: String,
 }
 
+#[cfg(feature = "store")]
+impl CursorInfo {
+    /// Describes a cursor that is at `offset`.
+    pub fn new(log: &crate::store::OpenLog, name: &str, offset: u64) -> Self {
+        Self { name: name.to_owned(), offset, lag: log.lag_of(offset), log_id: log.id().to_string() }
+    }
+}
+
 /// All cursors of a log.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct CursorsInfo {

@@ -4,6 +4,7 @@
 mod append;
 mod bench;
 mod config;
+mod cursors;
 mod logs;
 mod progress;
 mod read;
@@ -37,6 +38,7 @@ enum Command {
     Tail(read::Tail),
     Bench(Box<bench::Bench>),
     Logs(logs::Logs),
+    Cursors(cursors::Cursors),
     Verify(verify::Verify),
     Repair(repair::Repair),
     /// Print a script that completes commands and flags in a shell
@@ -81,6 +83,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Tail(tail) => tail.run(),
         Command::Bench(bench) => bench.run(),
         Command::Logs(logs) => logs.run(),
+        Command::Cursors(cursors) => cursors.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "millstream", &mut script);

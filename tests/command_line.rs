@@ -39,7 +39,7 @@ fn log_with(dir: &Path, records: u8) {
 
 #[test]
 fn each_verb_has_help_with_examples() {
-    for verb in ["serve", "append", "read", "tail", "logs", "verify", "repair", "completions"] {
+    for verb in ["serve", "append", "read", "tail", "logs", "cursors", "verify", "repair", "completions"] {
         let help = String::from_utf8(run(&[verb, "--help"]).stdout).unwrap();
         assert!(help.contains("Usage: millstream") && help.contains("Examples:\n  "), "{verb}: {help}");
     }

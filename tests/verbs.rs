@@ -422,3 +422,60 @@ fn only_a_log_of_a_server_is_followed() {
     let (code, said) = bad(&[&["tail", "-f", "a"][..], &at].concat(), "");
     assert!(code == Some(1) && said.contains("--follow takes a server"), "{said}");
 }
+
+/// Cursors were there for programs only.
+fn cursors(at: &[&str]) {
+    let run = |arguments: &[&str]| good(&[arguments, at].concat(), "");
+    let fail = |arguments: &[&str]| {
+        let (code, said) = bad(&[arguments, at].concat(), "");
+        assert_eq!(code, Some(1), "{said}");
+        said
+    };
+    good(&[&["append", "c", "--create"], at].concat(), "one\ntwo\nthree\n");
+    assert_eq!(run(&["cursors", "list", "c", "--json"]), "");
+    for missing in
+        [["cursors", "get", "c", "x"], ["cursors", "remove", "c", "x"], ["read", "c", "--cursor", "x"]]
+    {
+        assert!(fail(&missing).contains("has no cursor named \"x\""));
+    }
+    let set = run(&["cursors", "set", "c", "x", "1", "--expect", "none"]);
+    assert!(set.lines().nth(1).unwrap().split_whitespace().eq(["x", "1", "2"]), "{set}");
+    assert!(fail(&["cursors", "set", "c", "x", "2", "--expect", "none"]).contains("the cursor is at 1"));
+    assert!(fail(&["cursors", "set", "c", "x", "2", "--expect", "0"]).contains("the cursor is at 1"));
+    assert!(fail(&["cursors", "set", "c", "x", "4"]).contains("beyond the end"));
+    assert_eq!(run(&["read", "c", "--cursor", "x"]), "two\nthree\n");
+    assert_eq!(run(&["tail", "c", "--cursor", "x"]), "two\nthree\n");
+    run(&["cursors", "set", "c", "x", "-1", "--expect", "1"]);
+    let got: serde_json::Value = serde_json::from_str(&run(&["cursors", "get", "c", "x", "--json"])).unwrap();
+    assert_eq!((&got["name"], &got["offset"], &got["lag"]), (&"x".into(), &2.into(), &1.into()));
+    run(&["cursors", "set", "c", "a", "latest"]);
+    let listed = run(&["cursors", "list", "c"]);
+    let names: Vec<_> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(names, ["cursor", "a", "x"]);
+    run(&["cursors", "remove", "c", "x"]);
+    assert!(fail(&["tail", "c", "--cursor", "x"]).contains("has no cursor"));
+    for none in [["cursors", "list", "no"].as_slice(), &["cursors", "get", "no", "x"]] {
+        assert!(fail(none).contains("there is no log named \"no\""));
+    }
+    let both = [&["read", "c", "--cursor", "a", "--offset", "0"], at].concat();
+    assert_eq!(millstream(&both, "").status.code(), Some(2));
+}
+
+#[test]
+fn cursors_are_set_listed_read_from_and_removed_with_a_server_and_in_a_directory() {
+    let (data, directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(data.path(), &[]);
+    let at = ["--url", &server.address];
+    cursors(&at);
+    cursors(&["--data", directory.path().to_str().unwrap()]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_millstream"))
+        .args([&["tail", "-f", "c", "--cursor", "a"], &at[..]].concat())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    good(&[&["append", "c"], &at[..]].concat(), "four\n");
+    let line = BufReader::new(child.stdout.take().unwrap()).lines().next().unwrap().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(line, "four");
+}

@@ -16,6 +16,7 @@ use std::process::ExitCode;
     millstream read events --offset 100 --limit 10\n  \
     millstream read events --offset -2\n  \
     millstream read events --since 15m --json | jq .json.page\n  \
+    millstream read events --cursor mailer --limit 100\n  \
     millstream read images --offset 7 --limit 1 --raw > image.png")]
 #[expect(clippy::struct_excessive_bools, reason = "they are flags of a command")]
 pub(super) struct Read {
@@ -28,6 +29,9 @@ pub(super) struct Read {
     /// ago, such as 15m
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
+    /// Begin where this cursor of the log is, which stays there: `cursors set` moves it
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["offset", "since"])]
+    cursor: Option<String>,
     /// The most records to print [default: all]
     #[arg(long)]
     limit: Option<u64>,
@@ -76,6 +80,9 @@ pub(super) struct Tail {
     /// How many of the last records to print first
     #[arg(short = 'n', long, default_value_t = 10)]
     lines: u64,
+    /// Begin where this cursor of the log is, which stays there: `cursors set` moves it
+    #[arg(long, value_name = "NAME", conflicts_with = "lines")]
+    cursor: Option<String>,
     /// Print each record as a JSON object with offset and time
     #[arg(long)]
     json: bool,
@@ -90,9 +97,10 @@ impl Read {
     pub(super) fn run(&self) -> Outcome {
         let target = self.at.open()?;
         block_on(async {
-            let offset = match &self.since {
-                Some(time) => target.since(&self.log, time, self.skip_damaged).await?,
-                None => start::resolve(self.offset, &target, &self.log).await?,
+            let offset = match (&self.since, &self.cursor) {
+                (Some(time), _) => target.since(&self.log, time, self.skip_damaged).await?,
+                (None, Some(cursor)) => target.cursor(&self.log, cursor).await?.offset,
+                (None, None) => start::resolve(self.offset, &target, &self.log).await?,
             };
             let form = match (self.raw, self.frames) {
                 (true, _) => Form::Raw,
@@ -110,6 +118,10 @@ impl Tail {
         let target = self.at.open()?;
         block_on(async {
             let form = Form::json_if(self.json);
+            let start = match &self.cursor {
+                Some(cursor) => StartAt::Offset(target.cursor(&self.log, cursor).await?.offset),
+                None => StartAt::Last(self.lines),
+            };
             if self.follow {
                 let Target::Server(client) = &target else {
                     return Err(
@@ -117,10 +129,10 @@ impl Tail {
                             .into(),
                     );
                 };
-                let tail = client.tail(&self.log, StartAt::Last(self.lines))?;
+                let tail = client.tail(&self.log, start)?;
                 return follow(if self.skip_damaged { tail.skip_damaged() } else { tail }, form).await;
             }
-            let from = start::resolve(StartAt::Last(self.lines), &target, &self.log).await?;
+            let from = start::resolve(start, &target, &self.log).await?;
             print(&target, &self.log, from, u64::MAX, form, self.skip_damaged).await
         })?;
         Ok(ExitCode::SUCCESS)

@@ -3,7 +3,7 @@
 use clap::Args;
 use millstream::{
     Log,
-    client::{self, Client, LogInfo, Page, Record},
+    client::{self, Client, CursorInfo, LogInfo, Page, Record},
     http::{TIMES, parse_time},
     store::{LogSettings, Store, StoreOptions},
 };
@@ -147,4 +147,57 @@ impl Target {
             Self::Directory(store) => Ok(LogInfo::from(&*store.get(name)?)),
         }
     }
+    /// All cursors of a log.
+    pub(super) async fn cursors(&self, log: &str) -> Result<Vec<CursorInfo>, Failure> {
+        match self {
+            Self::Server(client) => Ok(client.cursors(log).await?),
+            Self::Directory(store) => {
+                let log = store.get(log)?;
+                let all = log.cursors()?;
+                Ok(all.iter().map(|(name, &offset)| CursorInfo::new(&log, name, offset)).collect())
+            }
+        }
+    }
+
+    /// Where a cursor is, which must exist.
+    pub(super) async fn cursor(&self, log: &str, name: &str) -> Result<CursorInfo, Failure> {
+        let found = match self {
+            Self::Server(client) => client.cursor(log, name)?.get().await?,
+            Self::Directory(store) => {
+                let log = store.get(log)?;
+                log.cursor(name)?.offset()?.map(|offset| CursorInfo::new(&log, name, offset))
+            }
+        };
+        found.ok_or_else(|| no_cursor(log, name))
+    }
+
+    /// Sets a cursor, if it is where it is `expected` to be.
+    pub(super) async fn set_cursor(
+        &self,
+        log: &str,
+        name: &str,
+        expected: Option<Option<u64>>,
+        offset: u64,
+    ) -> Result<(), Failure> {
+        match (self, expected) {
+            (Self::Server(client), None) => client.cursor(log, name)?.set(offset).await?,
+            (Self::Server(client), Some(at)) => client.cursor(log, name)?.set_if(at, offset).await?,
+            (Self::Directory(store), None) => store.get(log)?.cursor(name)?.set(offset)?,
+            (Self::Directory(store), Some(at)) => store.get(log)?.cursor(name)?.set_if(at, offset)?,
+        }
+        Ok(())
+    }
+
+    /// Removes a cursor, which must exist.
+    pub(super) async fn remove_cursor(&self, log: &str, name: &str) -> Result<(), Failure> {
+        let existed = match self {
+            Self::Server(client) => client.cursor(log, name)?.remove().await?,
+            Self::Directory(store) => store.get(log)?.cursor(name)?.remove()?,
+        };
+        if existed { Ok(()) } else { Err(no_cursor(log, name)) }
+    }
+}
+
+fn no_cursor(log: &str, name: &str) -> Failure {
+    format!("the log {log:?} has no cursor named {name:?}; set it first").into()
 }

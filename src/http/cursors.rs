@@ -17,10 +17,6 @@ use crate::{
 use hyper::{Request, StatusCode};
 use std::sync::Arc;
 
-fn info(log: &OpenLog, name: &str, offset: u64) -> CursorInfo {
-    CursorInfo { name: name.to_owned(), offset, lag: log.lag_of(offset), log_id: log.id().to_string() }
-}
-
 /// The cursor of a path, of a log that exists.
 async fn find(
     context: &Context,
@@ -50,14 +46,14 @@ pub(super) async fn describe(
     name: &str,
 ) -> Result<Answer, Problem> {
     let (log, cursor) = find(context, asker, log, name).await?;
-    Ok(json(&info(&log, name, offset_of(&log, &cursor)?)))
+    Ok(json(&CursorInfo::new(&log, name, offset_of(&log, &cursor)?)))
 }
 
 /// `GET` of all of a log's cursors.
 pub(super) async fn list(context: &Context, asker: Asker<'_>, log: &str) -> Result<Answer, Problem> {
     let log = context.log(asker.share, log).await?;
     let all = log.cursors().map_err(Problem::of_log(&log))?;
-    let cursors = all.iter().map(|(name, &offset)| info(&log, name, offset)).collect();
+    let cursors = all.iter().map(|(name, &offset)| CursorInfo::new(&log, name, offset)).collect();
     Ok(json_of(full(context.memory.hold_answer(json_text(&CursorsInfo { cursors }))?)))
 }
 
@@ -76,7 +72,7 @@ pub(super) async fn set(
     let bytes = body::read_small(body, context, asker.share).await?;
     let CursorPosition { offset } = object::parse(&bytes, r#"{"offset":0}"#)?;
     let was = change(context, asker, &log, cursor, Some(offset), condition).await?;
-    let mut answer = json(&info(&log, name, offset));
+    let mut answer = json(&CursorInfo::new(&log, name, offset));
     if was.is_none() {
         *answer.status_mut() = StatusCode::CREATED;
     }

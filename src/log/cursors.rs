@@ -234,7 +234,7 @@ impl Log {
     }
 
     /// How many visible records are at or after `offset`.
-    #[cfg(feature = "server")]
+    #[cfg(any(feature = "server", feature = "client"))]
     pub(crate) fn lag_of(&self, offset: u64) -> u64 {
         self.visible_offset().saturating_sub(offset.max(self.first_offset()))
     }
