@@ -159,13 +159,16 @@ impl Client {
     }
 
     /// Waits for the server, as long as it may be silent.
-    async fn heard<T, E: std::error::Error>(
+    async fn heard<T, E: std::error::Error + 'static>(
         &self,
         what: &str,
         heard: impl Future<Output = Result<T, E>>,
     ) -> Result<T, Error> {
         let reason = match tokio::time::timeout(self.max_silence, heard).await {
             Ok(Ok(heard)) => return Ok(heard),
+            Ok(Err(error)) if is_no_http(&error) => {
+                return Err(Error::Answer { reason: root_cause(&error) });
+            }
             Ok(Err(error)) => root_cause(&error),
             Err(_) => format!("{what} within {:?}", self.max_silence),
         };
@@ -252,7 +255,7 @@ impl Client {
     /// # Errors
     /// As [`describe`](Self::describe).
     pub async fn delete(&self, log: &str) -> Result<(), Error> {
-        self.ask(Method::DELETE, &path_of(log)?, "", log).await.map(drop)
+        nothing(&self.ask(Method::DELETE, &path_of(log)?, "", log).await?)
     }
 
     /// Drops whole segments below `before`, or all records if that is the next offset; returns the first offset that is left.
@@ -424,12 +427,23 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), root_cause)
 }
 
+/// Whether an answer is not one of HTTP.
+fn is_no_http(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)
+        || error.source().is_some_and(is_no_http)
+}
+
 fn json(body: &impl Serialize) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(body).map_err(|error| Error::Answer { reason: error.to_string() })
 }
 
 fn understood<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Error> {
     serde_json::from_slice(answer).map_err(|error| Error::Answer { reason: error.to_string() })
+}
+
+/// What a server answers when something is removed.
+fn nothing(answer: &[u8]) -> Result<(), Error> {
+    if answer.is_empty() { Ok(()) } else { Err(Error::Answer { reason: "there is a body".into() }) }
 }
 
 fn frames(body: &Bytes) -> Result<Vec<Record>, Error> {

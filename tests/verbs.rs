@@ -4,7 +4,7 @@ mod support;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     path::Path,
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
@@ -478,4 +478,53 @@ fn cursors_are_set_listed_read_from_and_removed_with_a_server_and_in_a_directory
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(line, "four");
+}
+
+/// Some said "cannot be reached", some that the answer makes no sense, some nothing but a number; and `logs delete` that it
+/// had deleted the log.
+#[test]
+fn an_address_that_is_not_a_millstream_servers_is_said_to_be_none() {
+    for answer in [
+        "HTTP/1.0 404 File not found\r\nContent-Type: text/html\r\n\r\n<html>",
+        "HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>",
+        "HTTP/1.1 501 Unsupported method ('POST')\r\nConnection: close\r\n\r\n<html>",
+        "SSH-2.0-OpenSSH_9.6\r\n",
+    ] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let _ = stream.read(&mut [0; 1 << 16]);
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        for verb in [
+            &["append", "a"][..],
+            &["append", "a", "--create"],
+            &["append", "a", "--create", "--values", "json"],
+            &["append", "a", "--import", "i"],
+            &["read", "a"],
+            &["read", "a", "--offset", "1"],
+            &["read", "a", "--since", "1h"],
+            &["read", "a", "--cursor", "c"],
+            &["tail", "a"],
+            &["tail", "-f", "a"],
+            &["logs", "list"],
+            &["logs", "create", "a"],
+            &["logs", "describe", "a"],
+            &["logs", "delete", "a"],
+            &["logs", "trim", "a", "1"],
+            &["cursors", "list", "a"],
+            &["cursors", "get", "a", "c"],
+            &["cursors", "set", "a", "c", "1"],
+            &["cursors", "remove", "a", "c"],
+        ] {
+            let (code, said) = bad(&[verb, &["--url", &address]].concat(), "");
+            assert!(
+                code == Some(1) && said.contains("like a Millstream server"),
+                "{verb:?} {answer:?}: {said}"
+            );
+        }
+    }
 }

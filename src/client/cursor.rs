@@ -1,6 +1,6 @@
 //! Named positions of consumers, which a log keeps.
 
-use super::{Client, Error, json, path_of, understood};
+use super::{Client, Error, json, nothing, path_of, understood};
 use crate::{
     Code,
     api::{CursorInfo, CursorPosition, CursorsInfo},
@@ -84,13 +84,14 @@ impl Cursor {
     pub async fn remove(&self) -> Result<bool, Error> {
         match self.client.ask(Method::DELETE, &self.path("")?, "", &self.log).await {
             Err(error) if is_not_there(&error) => Ok(false),
-            done => done.map(|_| true),
+            answer => nothing(&answer?).map(|()| true),
         }
     }
 
     async fn put(&self, query: &str, offset: u64) -> Result<(), Error> {
         let body = json(&CursorPosition { offset })?;
-        self.client.ask(Method::PUT, &self.path(query)?, body, &self.log).await.map(drop)
+        let answer = self.client.ask(Method::PUT, &self.path(query)?, body, &self.log).await?;
+        understood::<CursorInfo>(&answer).map(drop)
     }
 
     fn path(&self, query: &str) -> Result<String, Error> {

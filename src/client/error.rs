@@ -109,11 +109,15 @@ pub enum Error {
     Forgotten,
     /// The server refused the request for another reason. With a status below 500 nothing was stored by it; otherwise that is not
     /// known.
-    #[error("the server answers {status}, {code}: {detail}")]
+    #[error("{}", match &**.code {
+        "" => format!("the address answers {status}, and not like a Millstream server"),
+        code => format!("the server answers {status}, {code}: {detail}"),
+    })]
     Refused {
         /// The HTTP status.
         status: u16,
-        /// The stable code, as listed in `docs/api.md`.
+        /// The stable code, as listed in `docs/api.md`. Empty if the answer is not that of a Millstream server: it may be a
+        /// proxy's.
         code: String,
         /// What to do.
         detail: String,
@@ -121,7 +125,7 @@ pub enum Error {
         retry_after: Option<Duration>,
     },
     /// The answer cannot be understood.
-    #[error("the server's answer makes no sense: {reason}")]
+    #[error("the address does not answer like a Millstream server: {reason}")]
     Answer {
         /// Why.
         reason: String,
