@@ -528,3 +528,18 @@ fn an_address_that_is_not_a_millstream_servers_is_said_to_be_none() {
         }
     }
 }
+
+/// It was answered as if something had been dropped.
+#[test]
+fn trimming_that_drops_nothing_says_so() {
+    let (data, directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(data.path(), &[]);
+    for at in [["--url", &server.address], ["--data", directory.path().to_str().unwrap()]] {
+        good(&[&["append", "t", "--create"], &at[..]].concat(), "one\ntwo\nthree\n");
+        let output = millstream(&[&["logs", "trim", "t", "2"], &at[..]].concat(), "");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && said.starts_with("nothing was dropped"), "{at:?}: {said}");
+        let output = millstream(&[&["logs", "trim", "t", "0"], &at[..]].concat(), "");
+        assert!(output.status.success() && output.stderr.is_empty(), "there was nothing to drop");
+    }
+}

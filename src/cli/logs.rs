@@ -97,11 +97,18 @@ impl Logs {
                     super::stderr::say(format_args!("{log} is deleted"));
                 }
                 Command::Trim { log, before } => {
+                    let first = target.describe(log).await?.first_offset;
                     match &target {
                         Target::Server(client) => drop(client.trim(log, *before).await?),
                         Target::Directory(store) => drop(store.get(log)?.trim_all(*before)?),
                     }
-                    self.show(&[target.describe(log).await?])?;
+                    let left = target.describe(log).await?;
+                    if left.first_offset == first && *before > first {
+                        super::stderr::say(format_args!(
+                            "nothing was dropped: only whole segments are, and the first one has records from {before} on"
+                        ));
+                    }
+                    self.show(&[left])?;
                 }
             }
             Ok(())
