@@ -117,13 +117,13 @@ impl Input {
                 }
             }
         });
-        Records { received: records, has_lines, last, reading }
+        Records { records, has_lines, last, reading }
     }
 }
 
 /// The records, as they are read.
 pub(super) struct Records {
-    received: mpsc::Receiver<io::Result<Next>>,
+    records: mpsc::Receiver<io::Result<Next>>,
     has_lines: bool,
     /// How far the source was read with the last one.
     last: Progress,
@@ -133,7 +133,7 @@ pub(super) struct Records {
 impl Records {
     /// The next one; none at the end.
     pub(super) async fn next(&mut self) -> Option<io::Result<Next>> {
-        let next = self.received.recv().await;
+        let next = self.records.recv().await;
         if let Some(Ok(next)) = &next {
             self.last = next.at;
         }
@@ -146,7 +146,7 @@ impl Records {
 
     /// To be called when they were [stopped](Stop::stop): the end comes after what was read until then.
     pub(super) fn end(&mut self) {
-        self.received.close();
+        self.records.close();
     }
 
     /// Whether a part of a record was read behind the last one.
@@ -171,7 +171,7 @@ impl Stop {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::block_on, *};
     use std::time::Duration;
 
     /// Gives some bytes once, and then no more until the other end of a pipe is closed.
@@ -180,47 +180,56 @@ mod tests {
         (Box::new(io::Cursor::new(bytes).chain(reader)), writer)
     }
 
-    #[tokio::test]
-    async fn all_that_was_read_comes_after_the_reading_was_stopped_and_a_part_of_a_record_is_noticed() {
-        for (end, is_cut) in [("", false), ("hal", true)] {
-            let (from, _more) = then_waits((String::from("line\n").repeat(50_000) + end).into());
-            let mut records = Input::new(from, Split::Lines).read(100);
-            let (stop, mut came, mut is_stopped) = (records.stop(), 0, false);
-            let mut stopping = std::pin::pin!(stop.stop());
-            assert!(records.next().await.is_some());
-            loop {
-                tokio::select! {
-                    next = records.next() => match next {
-                        Some(next) => came += usize::from(next.unwrap().record == b"line"),
-                        None => break,
-                    },
-                    () = &mut stopping, if !is_stopped => {
-                        is_stopped = true;
-                        records.end();
+    #[test]
+    fn all_that_was_read_comes_after_the_reading_was_stopped_and_a_part_of_a_record_is_noticed() {
+        block_on(async {
+            for (end, is_cut) in [("", false), ("hal", true)] {
+                let (from, _more) = then_waits((String::from("line\n").repeat(50_000) + end).into());
+                let mut records = Input::new(from, Split::Lines).read(100);
+                let (stop, mut came, mut is_stopped) = (records.stop(), 0, false);
+                let mut stopping = std::pin::pin!(stop.stop());
+                assert!(records.next().await.is_some());
+                loop {
+                    tokio::select! {
+                        next = records.next() => match next {
+                            Some(next) => came += usize::from(next.unwrap().record == b"line"),
+                            None => break,
+                        },
+                        () = &mut stopping, if !is_stopped => {
+                            is_stopped = true;
+                            records.end();
+                        }
                     }
                 }
+                assert_eq!((came, records.are_cut()), (49_999, is_cut));
             }
-            assert_eq!((came, records.are_cut()), (49_999, is_cut));
-        }
+            Ok(())
+        })
+        .unwrap();
     }
 
     /// It read 1,024 records ahead, however large they were.
-    #[tokio::test]
-    async fn no_more_is_read_ahead_than_there_is_room_for() {
+    #[test]
+    fn no_more_is_read_ahead_than_there_is_room_for() {
         const RECORD: usize = 1 << 20;
-        let line = [vec![b'x'; RECORD - 1], b"\n".to_vec()].concat();
-        let mut records = Input::new(Box::new(io::Cursor::new(line.repeat(40))), Split::Lines).read(u64::MAX);
-        let read = || records.reading.borrow().bytes as usize / RECORD;
-        let mut before = 0;
-        while read() == 0 || read() > before {
-            before = read();
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        assert!((4..8).contains(&before), "{before} MiB are read ahead");
-        let mut came = 0;
-        while let Some(next) = records.next().await {
-            came += usize::from(next.is_ok());
-        }
-        assert_eq!(came, 40);
+        block_on(async {
+            let line = [&[b'x'; RECORD - 1][..], b"\n"].concat();
+            let mut records =
+                Input::new(Box::new(io::Cursor::new(line.repeat(40))), Split::Lines).read(u64::MAX);
+            let read = || records.reading.borrow().bytes as usize / RECORD;
+            let mut before = 0;
+            while read() < 4 || read() > before {
+                before = read();
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            assert!((4..8).contains(&before), "{before} MiB are read ahead");
+            let mut came = 0;
+            while let Some(next) = records.next().await {
+                came += usize::from(next.is_ok());
+            }
+            assert_eq!(came, 40);
+            Ok(())
+        })
+        .unwrap();
     }
 }
