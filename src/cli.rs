@@ -56,11 +56,20 @@ type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 
 /// Runs the command line.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse(); // exits with 2 if the usage is incorrect
-    if let Err(error) = outlive_file_size_limit() {
-        stderr::say(format_args!("millstream: a limit of file sizes would end this process: {error}"));
-    }
-    run(&cli).unwrap_or_else(|error| {
+    let outcome = match Cli::try_parse() {
+        Ok(cli) => {
+            if let Err(error) = outlive_file_size_limit() {
+                stderr::say(format_args!(
+                    "millstream: a limit of file sizes would end this process: {error}"
+                ));
+            }
+            run(&cli)
+        }
+        Err(error) if error.use_stderr() => error.exit(), // with 2
+        // What was asked for: help, or the version.
+        Err(text) => stdout::write(|_| text.print()).map(|()| ExitCode::SUCCESS),
+    };
+    outcome.unwrap_or_else(|error| {
         stderr::say(format_args!("millstream: {error}"));
         ExitCode::FAILURE
     })

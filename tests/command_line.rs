@@ -326,7 +326,7 @@ fn settings_still_work_by_their_old_names() {
     }
 }
 
-/// What was done was done, and then the command panicked.
+/// What was done was done, and then the command panicked; and help that nobody got was a success.
 #[test]
 fn an_output_error_is_one_line() {
     let data = tempfile::tempdir().unwrap();
@@ -347,6 +347,13 @@ fn an_output_error_is_one_line() {
         &["repair", log.to_str().unwrap()],
         &["completions", "bash"],
         &["serve", "--print-config"],
+        &["--version"],
+        &["--help"],
+        &["help", "append"],
+        &["serve", "--help"],
+        &["append", "-h"],
+        &["logs", "create", "--help"],
+        &["verify", "--help"],
     ] {
         let output =
             Command::new(env!("CARGO_BIN_EXE_millstream")).args(arguments).stdout(full()).output().unwrap();
