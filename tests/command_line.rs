@@ -366,6 +366,39 @@ fn an_output_error_is_one_line() {
     }
 }
 
+/// Where nobody read what it printed, a command was a success whatever it had found, and said nothing.
+#[test]
+fn what_has_failed_has_failed_also_if_nobody_reads_the_output() {
+    let data = tempfile::tempdir().unwrap();
+    let log = data.path().join("a");
+    std::fs::create_dir(&log).unwrap();
+    log_with(&log, 10);
+    let unread = |arguments: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        let output =
+            command.env("MILLSTREAM_SHM_DIR", shm::dir()).args(arguments).stdout(writer).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (dir, log) = (data.path().to_str().unwrap(), log.to_str().unwrap());
+    let lines = data.path().join("lines");
+    std::fs::write(&lines, "1\n{\n").unwrap();
+    let append = ["append", "a", lines.to_str().unwrap(), "--format", "ndjson", "--data", dir];
+    let (code, said) = unread(&append);
+    assert!(code == Some(1) && said.contains("record 2: the value must be JSON"), "{said}");
+    for enough in
+        [&["read", "a", "--data", dir][..], &["verify", log], &["logs", "list", "--data", dir], &["--help"]]
+    {
+        assert_eq!(unread(enough), (Some(0), String::new()), "{enough:?}");
+    }
+    let segment = data.path().join("a/00000000000000000000.seg");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[4096 + 3 * 128 + 50] ^= 1;
+    std::fs::write(&segment, &bytes).unwrap();
+    assert_eq!(unread(&["verify", log]).0, Some(1));
+}
+
 /// It was taken for no filter, without a word; and a directory that does not exist, for none.
 #[test]
 fn a_filter_or_a_directory_for_memory_that_cannot_be_is_an_error_at_the_start() {

@@ -183,7 +183,7 @@ async fn print(
 }
 
 fn write(records: &[Record], form: Form) -> Result<(), Failure> {
-    stdout::write(|out| {
+    stdout::write_or_end(|out| {
         for record in records {
             match form {
                 Form::Json if record.lost => {

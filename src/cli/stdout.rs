@@ -1,5 +1,5 @@
 //! Standard output, which has nothing but data. If it cannot be written, the command fails; if nobody reads it any more,
-//! the command ends.
+//! as with `| head`, the reader has enough: that is no failure, but what has failed otherwise has failed.
 
 use super::target::Failure;
 use std::io::{self, Write};
@@ -9,14 +9,23 @@ pub(super) fn line(line: std::fmt::Arguments<'_>) -> Result<(), Failure> {
     write(|out| writeln!(out, "{line}"))
 }
 
-/// Writes by `print`, and sees to it that all of it is written. If nobody reads any more, as with `| head`, the process
-/// ends: the reader has enough.
+/// Writes by `print`, and sees to it that all of it is written, unless nobody reads any more.
 pub(super) fn write(print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+    is_read(print).map(drop)
+}
+
+/// Likewise, but if nobody reads any more, the process ends: for what would otherwise go on.
+pub(super) fn write_or_end(print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+    if is_read(print)? { Ok(()) } else { std::process::exit(0) }
+}
+
+/// Writes by `print`; returns whether anybody still reads.
+fn is_read(print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<bool, Failure> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     match print(&mut out).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(format!("cannot write to standard output: {error}").into()),
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
     }
 }
 
