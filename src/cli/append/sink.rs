@@ -158,13 +158,10 @@ impl Writer {
         if records == 0 {
             return Ok(());
         }
-        let (log, producer) = (Arc::clone(&self.log), self.producer.clone());
-        // The disk may be behind.
-        let appending = tokio::task::spawn_blocking(move || append(&log, &batch.records, producer.as_ref()));
-        match appending.await.map_err(Failure::from)? {
+        match append(&self.log, &batch.records, self.producer.as_ref()).await {
             Ok(first) => self.appended.note(first, records),
             Err(error) => {
-                return Err(self.durable().await.err().unwrap_or_else(|| Failure::from(error).into()));
+                return Err(self.durable().await.err().unwrap_or_else(|| error.into()));
             }
         }
         if let Some((_, _, sequence)) = &mut self.producer {
@@ -188,7 +185,11 @@ impl Writer {
     }
 }
 
-fn append(log: &OpenLog, batch: &[Next], producer: Option<&(String, u32, u64)>) -> Result<u64, String> {
+async fn append(
+    log: &Arc<OpenLog>,
+    batch: &[Next],
+    producer: Option<&(String, u32, u64)>,
+) -> Result<u64, Failure> {
     let payloads: Vec<_> =
         batch.iter().map(|next| Payload { bytes: &next.record, json: next.json }).collect();
     let last = batch.last().map_or(Progress::default(), |next| next.at);
@@ -203,13 +204,16 @@ fn append(log: &OpenLog, batch: &[Next], producer: Option<&(String, u32, u64)>) 
         };
         match appended {
             // Until the disk has caught up.
-            Err(LogError::WouldBlock) => log.flush().map_err(|error| error.to_string())?,
+            Err(LogError::WouldBlock) => {
+                let log = Arc::clone(log);
+                tokio::task::spawn_blocking(move || log.flush()).await??;
+            }
             // Then it is one record: more are collected only where they fit.
             Err(error @ LogError::TooLarge { .. }) => {
-                return Err(format!("record {}: {error}", last.records));
+                return Err(format!("record {}: {error}", last.records).into());
             }
-            done => return done.map_err(|error| error.to_string()),
+            done => return Ok(done?),
         }
-        std::thread::sleep(Duration::from_millis(1));
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
