@@ -93,6 +93,8 @@ fn an_import_leaves_a_line_without_its_end_for_the_next_run() {
         assert!(first.status.success() && text(&first.stderr).contains("the last line has no end"), "{at:?}");
         assert_eq!(text(&first.stdout), "2 records appended to grow, offsets 0 to 1\n");
         assert!(text(&import("1\n2\nhal", &[]).stdout).starts_with("0 records"));
+        assert!(text(&import("1\n2\nhal", &["--json"]).stdout).contains("\"unfinished\":true"));
+        assert!(!text(&import("1\n2\n", &["--json"]).stdout).contains("unfinished"));
         assert!(
             text(&import("1\n2\nhalf\n4", &[]).stdout).starts_with("1 records appended to grow, offset 2;")
         );
@@ -186,8 +188,7 @@ fn a_record_that_its_log_does_not_take_is_not_read_to_its_end() {
             if format != ["whole"] {
                 stdin.write_all(b"1\n").unwrap();
             }
-            let sevens = vec![b'7'; 1 << 16];
-            std::thread::spawn(move || while stdin.write_all(&sevens).is_ok() {});
+            std::thread::spawn(move || while stdin.write_all(&[b'7'; 1 << 14]).is_ok() {});
             assert_eq!(ends(&mut child, Duration::from_secs(20)), Some(1), "{arguments:?}");
             let output = child.wait_with_output().unwrap();
             let record = if format == ["whole"] { 1 } else { 2 };

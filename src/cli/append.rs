@@ -64,7 +64,7 @@ pub(super) struct Append {
     /// For how many seconds to go on trying if the server cannot be reached
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     patience: u64,
-    /// Print what was done as JSON
+    /// Print what was done as JSON; "unfinished" says that a part of a record was read, and is not appended
     #[arg(long)]
     json: bool,
     /// Create the log first if it does not exist; if it does, it must have the settings that are given
@@ -220,6 +220,9 @@ impl Append {
             });
             if self.import.is_some() {
                 report["passed_over"] = (*passed_over).into();
+            }
+            if *is_unfinished || done.is_cut {
+                report["unfinished"] = true.into();
             }
             if let Some(failure) = failure {
                 report["error"] = failure.to_string().into();
