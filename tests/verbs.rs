@@ -495,7 +495,7 @@ fn an_address_that_is_not_a_millstream_servers_is_said_to_be_none() {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
-                let _ = stream.read(&mut [0; 1 << 16]);
+                let _ = stream.read(&mut [0; 1 << 14]);
                 let _ = stream.write_all(answer.as_bytes());
             }
         });

@@ -2,7 +2,7 @@
 
 use super::{
     Outcome, start, stderr, stdout,
-    target::{At, Failure, block_on},
+    target::{At, Expected, Failure, block_on},
 };
 use clap::Subcommand;
 use millstream::client::{CursorInfo, StartAt};
@@ -61,21 +61,6 @@ enum Command {
     },
 }
 
-/// Where a cursor is expected to be.
-#[derive(Debug, Clone, Copy)]
-struct Expected(Option<u64>);
-
-impl std::str::FromStr for Expected {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "none" => Ok(Self(None)),
-            _ => text.parse().map(Some).map(Self).map_err(|_| "it must be an offset, or none"),
-        }
-    }
-}
-
 impl Cursors {
     pub(super) fn run(&self) -> Outcome {
         let target = self.at.open()?;
@@ -85,8 +70,7 @@ impl Cursors {
                 Command::Get { log, cursor } => self.show(&[target.cursor(log, cursor).await?]),
                 Command::Set { log, cursor, offset, expect } => {
                     let offset = start::resolve(*offset, &target, log).await?;
-                    let expected = expect.map(|Expected(expected)| expected);
-                    target.set_cursor(log, cursor, expected, offset).await?;
+                    target.set_cursor(log, cursor, *expect, offset).await?;
                     self.show(&[target.cursor(log, cursor).await?])
                 }
                 Command::Remove { log, cursor } => {

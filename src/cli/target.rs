@@ -90,6 +90,22 @@ pub(super) fn block_on<T>(run: impl Future<Output = Result<T, Failure>>) -> Resu
     done
 }
 
+/// Where a cursor is expected to be: nowhere, if it must not exist.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Expected(Option<u64>);
+
+impl std::str::FromStr for Expected {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match (text, text.parse()) {
+            ("none", _) => Ok(Self(None)),
+            (_, Ok(offset)) if !text.starts_with('+') => Ok(Self(Some(offset))),
+            _ => Err("it must be an offset, or none"),
+        }
+    }
+}
+
 impl Target {
     /// Reads up to `limit` records, or as many as are returned at once.
     pub(super) async fn read(
@@ -176,14 +192,18 @@ impl Target {
         &self,
         log: &str,
         name: &str,
-        expected: Option<Option<u64>>,
+        expected: Option<Expected>,
         offset: u64,
     ) -> Result<(), Failure> {
         match (self, expected) {
             (Self::Server(client), None) => client.cursor(log, name)?.set(offset).await?,
-            (Self::Server(client), Some(at)) => client.cursor(log, name)?.set_if(at, offset).await?,
+            (Self::Server(client), Some(Expected(at))) => {
+                client.cursor(log, name)?.set_if(at, offset).await?;
+            }
             (Self::Directory(store), None) => store.get(log)?.cursor(name)?.set(offset)?,
-            (Self::Directory(store), Some(at)) => store.get(log)?.cursor(name)?.set_if(at, offset)?,
+            (Self::Directory(store), Some(Expected(at))) => {
+                store.get(log)?.cursor(name)?.set_if(at, offset)?;
+            }
         }
         Ok(())
     }

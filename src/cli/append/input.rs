@@ -89,7 +89,7 @@ impl Input {
     /// Begins to read records of at most `record_bytes`.
     pub(super) fn read(self, record_bytes: u64) -> Records {
         let Self { mut source, has_lines, reading } = self;
-        let (sender, records) = mpsc::channel(AHEAD_RECORDS);
+        let (sender, queue) = mpsc::channel(AHEAD_RECORDS);
         let (room, runtime) = (Arc::new(Semaphore::new(AHEAD_BYTES as usize)), Handle::current());
         let (last, watched) = (source.progress(), Arc::clone(&reading));
         source.limit_records(record_bytes);
@@ -117,13 +117,13 @@ impl Input {
                 }
             }
         });
-        Records { records, has_lines, last, reading }
+        Records { queue, has_lines, last, reading }
     }
 }
 
 /// The records, as they are read.
 pub(super) struct Records {
-    records: mpsc::Receiver<io::Result<Next>>,
+    queue: mpsc::Receiver<io::Result<Next>>,
     has_lines: bool,
     /// How far the source was read with the last one.
     last: Progress,
@@ -133,7 +133,7 @@ pub(super) struct Records {
 impl Records {
     /// The next one; none at the end.
     pub(super) async fn next(&mut self) -> Option<io::Result<Next>> {
-        let next = self.records.recv().await;
+        let next = self.queue.recv().await;
         if let Some(Ok(next)) = &next {
             self.last = next.at;
         }
@@ -146,7 +146,7 @@ impl Records {
 
     /// To be called when they were [stopped](Stop::stop): the end comes after what was read until then.
     pub(super) fn end(&mut self) {
-        self.records.close();
+        self.queue.close();
     }
 
     /// Whether a part of a record was read behind the last one.
@@ -213,7 +213,7 @@ mod tests {
     fn no_more_is_read_ahead_than_there_is_room_for() {
         const RECORD: usize = 1 << 20;
         block_on(async {
-            let line = [&[b'x'; RECORD - 1][..], b"\n"].concat();
+            let line = "x".repeat(RECORD - 1) + "\n";
             let mut records =
                 Input::new(Box::new(io::Cursor::new(line.repeat(40))), Split::Lines).read(u64::MAX);
             let read = || records.reading.borrow().bytes as usize / RECORD;
