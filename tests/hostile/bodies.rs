@@ -95,7 +95,7 @@ fn a_body_costs_a_small_multiple_of_its_bytes_whatever_it_decodes_to() {
         ),
         ("64 MiB of blanks", lines, "zstd", zstd(&b" \n".repeat(all / 2)), all, 400, "empty_batch"),
         ("a byte more than may be", lines, "zstd", zstd(&vec![b' '; all + 1]), all, 413, "body_too_large"),
-        ("a gigabyte", json, "gzip", gzip(&vec![b' '; 1 << 30]), all, 413, "body_too_large"),
+        ("256 MiB", json, "gzip", gzip(&vec![b' '; 4 * all]), all, 413, "body_too_large"),
         ("a window of 128 MiB", text, "zstd", window_of_128_mib, 0, 400, "invalid_encoding"),
         ("16 MiB of line ends", text, "identity", vec![b'\n'; 16 * MIB], 0, too_many, "record_too_large"),
         ("8 Mi short lines", lines, "identity", b"1\n".repeat(8 * MIB), 0, too_many, "record_too_large"),
@@ -242,7 +242,7 @@ fn a_small_compressed_body_does_not_wait_behind_bombs() {
         let mut slowest = [Duration::ZERO; 2];
         let begun = Instant::now();
         let mut sent = 0;
-        while begun.elapsed() < super::a_while(4.0) {
+        while begun.elapsed() < super::a_while(2.0) {
             for (body, slowest) in [&small, &medium].into_iter().zip(&mut slowest) {
                 let begun = Instant::now();
                 let answer = post(&mut client, "/v1/logs/b/records", "application/x-ndjson", "gzip", body);

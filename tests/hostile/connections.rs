@@ -301,8 +301,7 @@ fn ten_thousand_idle_connections_cost_little_and_others_keep_their_rate() {
 fn connections_that_stop_in_the_middle_hold_little_and_end() {
     const EACH: usize = 500;
     const HEADER: usize = 16 << 10;
-    const SECONDS: u64 = 3;
-    let _processor = Processor::take();
+    const SECONDS: u64 = 2;
     let data = tempfile::tempdir().unwrap();
     let (header, seconds) = (HEADER.to_string(), SECONDS.to_string());
     let limits = ["--max-header-bytes", &header, "--header-seconds", &seconds, "--body-seconds", &seconds];
@@ -374,7 +373,7 @@ fn connections_that_only_wait_for_news_are_closed_before_those_that_are_served()
         }
         let (begun, mut slowest) = (Instant::now(), Duration::ZERO);
         let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            while begun.elapsed() < a_while(4.0) {
+            while begun.elapsed() < a_while(3.0) {
                 good.append(b"y").expect("the client that is served was closed");
                 let one = Instant::now();
                 assert_eq!(get(&mut server.connect(), "/healthz").unwrap().status, 200);

@@ -54,7 +54,7 @@ fn requests_that_race_with_the_deletion_of_their_log_are_told_that_it_is_not_the
             })
             .collect();
         let (at_end, mut client) = (stop.at_end(), server.connect());
-        while begun.elapsed() < a_while(3.0) {
+        while begun.elapsed() < a_while(2.0) {
             client.request("PUT", "/v1/logs/a", b"").unwrap();
             std::thread::sleep(Duration::from_millis(done.fetch_add(1, Ordering::Relaxed) % 12));
             assert_eq!(client.request("DELETE", "/v1/logs/a", b"").unwrap().status, 204);
@@ -100,7 +100,7 @@ fn creating_a_log_while_others_delete_it_creates_it_again() {
             });
         }
         let _at_end = stop.at_end();
-        std::thread::sleep(a_while(2.0));
+        std::thread::sleep(a_while(1.0));
     });
     println!("made {} times", made.load(Ordering::Relaxed));
 }

@@ -104,19 +104,19 @@ fn http2_frame_floods_cost_little_memory_and_others_are_served() {
     let producer = Producer::start(&server);
     producer.rate(Duration::from_millis(200));
     let (spent, appended) = (process.time(), producer.appended());
-    producer.rate(Duration::from_secs(1));
+    producer.rate(Duration::from_millis(500));
     let each = process.time().saturating_sub(spent) / (producer.appended() - appended) as u32;
     println!("{each:?} of processor time for an append");
     for flood in &floods() {
         let what = flood.what;
-        let (before, alone) = (process.memory(), producer.rate(a_while(0.2)));
+        let (before, alone) = (process.memory(), producer.rate(a_while(0.1)));
         let (spent, appended) = (process.time(), producer.appended());
         process.reset_peak();
         let start = process.resident();
-        let time = a_while(0.5);
+        let time = a_while(0.3);
         let (beside, (rounds, ended)) = std::thread::scope(|scope| {
             let flooding = scope.spawn(|| send(&server, flood, time));
-            let beside = producer.rate(a_while(0.4));
+            let beside = producer.rate(a_while(0.25));
             (beside, flooding.join().unwrap())
         });
         let (cost, slowest) = (process.peak().saturating_sub(start), producer.slowest());

@@ -139,7 +139,7 @@ impl Hostile {
 }
 
 /// How long one measurement lasts, in seconds.
-const CALM: f64 = 0.1;
+const CALM: f64 = 0.08;
 
 /// Connections that send one of these and nothing more; the oldest is closed for each new one.
 fn held(address: String, most: usize, requests: Vec<Vec<u8>>) -> impl Fn() -> Act {

@@ -231,7 +231,7 @@ fn large_records_in_memory_delay_no_other_answers() {
         Busy::start(&server, 20, move |stream| http2::get(stream, path)),
     ];
     let mut clients: Vec<_> = (0..4).map(|_| server.connect()).collect(); // so that both threads have some
-    let (rate, slowest) = paced(a_while(2.0), || {
+    let (rate, slowest) = paced(a_while(1.0), || {
         for client in &mut clients {
             assert_eq!(get(client, "/healthz").unwrap().status, 200);
         }
@@ -376,7 +376,7 @@ fn permits_to_decode_are_shared_among_connections() {
     std::thread::sleep(Duration::from_millis(300));
     let answered = || busy.iter().map(Busy::answered).sum::<usize>();
     let before = (stored.load(Ordering::Relaxed), answered());
-    let (beside, slowest) = paced(a_while(2.0), &mut ask);
+    let (beside, slowest) = paced(a_while(1.0), &mut ask);
     let (good, bad) = (stored.load(Ordering::Relaxed) - before.0, answered() - before.1);
     for busy in busy {
         busy.finish();
@@ -393,7 +393,6 @@ fn permits_to_decode_are_shared_among_connections() {
 /// record kept everybody else from reading anything large, for hours.
 #[test]
 fn slow_readers_of_large_records_are_ended_when_others_are_refused() {
-    let _processor = Processor::take();
     let data = tempfile::tempdir().unwrap();
     let flags = [
         "--create-logs",
