@@ -81,6 +81,8 @@ pub(crate) use requests::LastWrite;
 pub use retention::Retention;
 pub use scrub::Scrubbed;
 pub use stats::{Histogram, LogStats, Stats, stats};
+#[cfg(feature = "server")]
+pub(crate) use wait::unless_reached;
 #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
 pub(crate) use {
     environment::Machine,

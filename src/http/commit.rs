@@ -4,7 +4,10 @@
 //! Wake-ups and kicks per request cost about a fifth of the rate in the prototype that this design is based on.
 
 use crate::sync::lock;
-use crate::{log::Error, store::OpenLog};
+use crate::{
+    log::{Error, unless_reached},
+    store::OpenLog,
+};
 use std::{
     collections::{BTreeMap, HashMap},
     future::poll_fn,
@@ -53,11 +56,13 @@ impl DurabilityWaiters {
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed); // only to be unlike any other
         let place = Place { waiters: self, log: log.number(), key: (offset, ticket) };
         poll_fn(|context| {
-            if log.durable_offset() > offset {
+            let is_durable = || log.durable_offset() > offset;
+            if is_durable() {
                 return Poll::Ready(Ok(()));
             }
-            if let Err(error) = log.writable() {
-                return Poll::Ready(Err(error));
+            let writable = log.writable();
+            if writable.is_err() {
+                return Poll::Ready(unless_reached(writable, is_durable));
             }
             let mut queues = self.lock();
             let queue = queues.entry(place.log).or_insert_with(|| {

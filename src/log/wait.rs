@@ -146,7 +146,7 @@ impl Wake for Unpark {
 
 /// What ended a wait, unless what was waited for is `reached`. Whoever ends a log raises its frontiers first, and says that it
 /// has ended then: so this look is the last one.
-pub(super) fn unless_reached(
+pub(crate) fn unless_reached(
     ended: Result<(), super::Error>,
     reached: impl FnOnce() -> bool,
 ) -> Result<(), super::Error> {
