@@ -70,6 +70,7 @@ fn requests_that_race_with_the_deletion_of_their_log_are_told_that_it_is_not_the
                 | (404, "log_not_found" | "log_deleted")
                 | (409, "producer_out_of_order")
                 | (410, "offset_trimmed")
+                | (416, "offset_beyond_end") // of a log that has fewer records than are to be dropped
         );
         assert!(fine, "{status} {code}");
     }
