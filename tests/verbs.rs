@@ -529,7 +529,7 @@ fn an_address_that_is_not_a_millstream_servers_is_said_to_be_none() {
     }
 }
 
-/// It was answered as if something had been dropped.
+/// It was answered as if something had been dropped, also beyond the end.
 #[test]
 fn trimming_that_drops_nothing_says_so() {
     let (data, directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -541,5 +541,11 @@ fn trimming_that_drops_nothing_says_so() {
         assert!(output.status.success() && said.starts_with("nothing was dropped"), "{at:?}: {said}");
         let output = millstream(&[&["logs", "trim", "t", "0"], &at[..]].concat(), "");
         assert!(output.status.success() && output.stderr.is_empty(), "there was nothing to drop");
+        let (code, said) = bad(&[&["logs", "trim", "t", "4"], &at[..]].concat(), "");
+        assert!(code == Some(1) && said.contains("beyond the end of the log, which is 3"), "{said}");
+        let output = millstream(&[&["logs", "trim", "t", "3", "--json"], &at[..]].concat(), "");
+        let trimmed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "all records are dropped");
+        assert_eq!((&trimmed["first_offset"], &trimmed["next_offset"]), (&3.into(), &3.into()));
     }
 }

@@ -104,9 +104,12 @@ impl Logs {
                     }
                     let left = target.describe(log).await?;
                     if left.first_offset == first && *before > first {
-                        super::stderr::say(format_args!(
-                            "nothing was dropped: only whole segments are, and the first one has records from {before} on"
-                        ));
+                        let why = if *before < left.next_offset {
+                            format!("only whole segments are, and the first one has records from {before} on")
+                        } else {
+                            "the disk has no room for the segment after the last one, or is slow".to_owned()
+                        };
+                        super::stderr::say(format_args!("nothing was dropped: {why}"));
                     }
                     self.show(&[left])?;
                 }
