@@ -132,13 +132,15 @@ pub struct Source<R> {
     json: bool,
     /// The most bytes of a record.
     record_bytes: u64,
+    /// The lines that were read, of a source that has some.
+    lines: u64,
 }
 
 impl<R: BufRead> Source<R> {
     /// Begins at the beginning.
     pub fn new(from: R, split: Split) -> Self {
         let json = split == Split::Json;
-        Self { from, split, progress: Progress::default(), json, record_bytes: u64::MAX }
+        Self { from, split, progress: Progress::default(), json, record_bytes: u64::MAX, lines: 0 }
     }
 
     /// Refuses records of more bytes than this: [`next`](Self::next) returns an error that says which record it is, and does
@@ -157,6 +159,19 @@ impl<R: BufRead> Source<R> {
         self.json
     }
 
+    /// What people call the record that was read last: by its number, and the line that it is in if that is another one.
+    pub fn name(&self) -> String {
+        self.name_of(self.progress.records)
+    }
+
+    fn name_of(&self, record: u64) -> String {
+        match self.lines {
+            0 => format!("record {record}"),
+            line if line == record => format!("record {record}"),
+            line => format!("record {record} (line {line})"),
+        }
+    }
+
     /// Skips what was imported. Must be called before anything is read.
     ///
     /// # Errors
@@ -171,6 +186,9 @@ impl<R: BufRead> Source<R> {
             }
             let skipped = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             crc = crc32c::crc32c_append(crc, &bytes[..skipped]);
+            if matches!(self.split, Split::Lines | Split::Json) {
+                self.lines += bytes[..skipped].iter().map(|&byte| u64::from(byte == b'\n')).sum::<u64>();
+            }
             self.from.consume(skipped);
             left -= skipped as u64;
         }
@@ -256,8 +274,8 @@ impl<R: BufRead> Source<R> {
 
     /// The error about the record after those that were read.
     fn too_large(&self) -> io::Error {
-        let (record, most) = (self.progress.records + 1, self.record_bytes);
-        let error = format!("record {record} has more than {most} bytes, which is the limit of its log");
+        let (record, most) = (self.name_of(self.progress.records + 1), self.record_bytes);
+        let error = format!("{record} has more than {most} bytes, which is the limit of its log");
         io::Error::new(io::ErrorKind::InvalidData, error)
     }
 
@@ -265,6 +283,7 @@ impl<R: BufRead> Source<R> {
     fn take_line(&mut self, line: &mut Vec<u8>, most: u64) -> io::Result<()> {
         self.from.by_ref().take(most).read_until(b'\n', line)?;
         self.read(line);
+        self.lines += u64::from(!line.is_empty());
         if line.last() == Some(&b'\n') {
             self.progress.open = false;
         }
@@ -350,6 +369,28 @@ mod tests {
         let mut source = Source::new(BufReader::with_capacity(16, io::repeat(b'x')), Split::Lines);
         source.limit_records(8);
         assert_eq!(source.next(&mut Vec::new()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_record_has_the_number_of_its_line_in_its_name_if_blank_lines_are_before_it() {
+        let text = b"1\n\n \n2\n3";
+        let named = |source: &mut Source<BufReader<&[u8]>>| {
+            let (mut names, mut record) = (Vec::new(), Vec::new());
+            while source.next(&mut record).unwrap() {
+                names.push(source.name());
+            }
+            names
+        };
+        assert_eq!(named(&mut of(text, Split::Json)), ["record 1", "record 2 (line 4)", "record 3 (line 5)"]);
+        assert_eq!(named(&mut of(text, Split::Lines)).last().unwrap(), "record 5");
+        assert_eq!(named(&mut of(text, Split::Whole)), ["record 1"]);
+        for end in [3, 7] {
+            let mut before = of(&text[..end], Split::Json);
+            all(&mut before);
+            let mut again = of(text, Split::Json);
+            again.resume(&before.progress()).unwrap();
+            assert_eq!(named(&mut again).last().unwrap(), "record 3 (line 5)", "after {end} bytes");
+        }
     }
 
     /// What was added to a file was taken for what was stored; a file of another content likewise.

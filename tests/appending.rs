@@ -74,7 +74,9 @@ fn an_append_that_fails_says_what_it_has_appended() {
             (&report["records"], &report["last_offset"], failed.status.code()),
             (&2.into(), &30_000.into(), Some(1))
         );
-        assert!(report["error"].as_str().unwrap().contains("record 3"), "{report}");
+        assert!(report["error"].as_str().unwrap().contains("record 3: "), "{report}");
+        let failed = run(&["append", "part", "--format", "ndjson"], b"1\n\n2\n\n{\n");
+        assert!(text(&failed.stderr).contains("record 3 (line 5): the value must be JSON"), "{at:?}");
     });
 }
 

@@ -12,7 +12,7 @@ use super::{
 };
 use clap::{CommandFactory, ValueEnum, error::ErrorKind};
 use indicatif::ProgressBar;
-use input::{Input, Records};
+use input::{Input, Next, Records};
 use millstream::{
     client::{self, Client, ProducerOptions},
     import::{Progress, Split},
@@ -121,7 +121,6 @@ const RECORD_EXTRA_BYTES: u64 = 28;
 struct Begun {
     sink: Sink,
     records: Records,
-    settings: LogSettings,
     passed_over: u64,
     /// Completes when the server was away for too long.
     lasting: Pin<Box<dyn Future<Output = client::Error>>>,
@@ -283,11 +282,11 @@ impl Append {
             begun = self.begin(target, place, input) => begun?,
             signal = signals.next() => return Ok(Done { signalled: Some(signal), ..Done::default() }),
         };
-        let Begun { mut sink, records, settings, passed_over, mut lasting } = begun;
+        let Begun { mut sink, records, passed_over, mut lasting } = begun;
         let (mut done, mut signalled) = (Done { passed_over, ..Done::default() }, None);
         let result = {
             let (stop, stopped) = oneshot::channel();
-            let pushing = self.push_all(&mut sink, records, &settings, stopped, &mut done);
+            let pushing = self.push_all(&mut sink, records, stopped, &mut done);
             let (mut pushing, mut stop) = (pin!(pushing), Some(stop));
             loop {
                 tokio::select! {
@@ -342,8 +341,9 @@ impl Append {
         };
         let (input, passed_over) = self.resume(input, mark.as_deref()).await?;
         let fits = segment_bytes.unwrap_or(LARGEST_SEGMENT_BYTES).saturating_sub(RECORD_EXTRA_BYTES);
-        let records = input.read(settings.record_bytes.map_or(fits, |most| most.min(fits)));
-        Ok(Begun { sink, records, settings, passed_over, lasting })
+        let record_bytes = settings.record_bytes.map_or(fits, |most| most.min(fits));
+        let records = input.read(record_bytes, settings);
+        Ok(Begun { sink, records, passed_over, lasting })
     }
 
     /// Appends all records, or those that were read until `stopped`, and waits until they are stored.
@@ -351,7 +351,6 @@ impl Append {
         &self,
         sink: &mut Sink,
         mut records: Records,
-        settings: &LogSettings,
         stopped: oneshot::Receiver<()>,
         done: &mut Done,
     ) -> Result<(), Broken> {
@@ -381,11 +380,8 @@ impl Append {
                     done.is_unfinished = true;
                     break;
                 }
-                // A server would count from the beginning of a batch.
-                Some(Ok(next)) => match settings.check_value(&next.record, next.json) {
-                    Ok(()) => sink.push(next, self.import.is_some()).await?,
-                    Err(error) => failure = Some(format!("record {}: {error}", next.at.records)),
-                },
+                Some(Ok(Next { refused: Some(error), .. })) => failure = Some(error),
+                Some(Ok(next)) => sink.push(next, self.import.is_some()).await?,
                 Some(Err(error)) => failure = Some(format!("cannot read {}: {error}", self.file.display())),
             }
         }

@@ -1,7 +1,10 @@
 //! What `append` reads. Reading blocks, so a thread of its own does it: what was read is appended in time. It reads only
 //! so far ahead, and when it is told to stop, it takes nothing more from the file, but still splits what it has.
 
-use millstream::import::{Error, Progress, Source, Split};
+use millstream::{
+    import::{Error, Progress, Source, Split},
+    store::LogSettings,
+};
 use std::{
     io::{self, BufReader, Read},
     sync::Arc,
@@ -23,6 +26,8 @@ pub(super) struct Next {
     pub(super) record: Vec<u8>,
     pub(super) json: bool,
     pub(super) at: Progress,
+    /// Why its log does not take it, if so.
+    pub(super) refused: Option<String>,
     /// Its part of [`AHEAD_BYTES`], until it is dropped.
     pub(super) room: Option<OwnedSemaphorePermit>,
 }
@@ -86,8 +91,8 @@ impl Input {
         skipped.map_err(|error| Error::Io(io::Error::other(error)))?
     }
 
-    /// Begins to read records of at most `record_bytes`.
-    pub(super) fn read(self, record_bytes: u64) -> Records {
+    /// Begins to read records of at most `record_bytes`, for a log with these settings.
+    pub(super) fn read(self, record_bytes: u64, settings: LogSettings) -> Records {
         let Self { mut source, has_lines, reading } = self;
         let (sender, queue) = mpsc::channel(AHEAD_RECORDS);
         let (room, runtime) = (Arc::new(Semaphore::new(AHEAD_BYTES as usize)), Handle::current());
@@ -101,7 +106,13 @@ impl Input {
                     Ok(true) => {
                         let bytes = u32::try_from(record.len()).unwrap_or(u32::MAX).min(AHEAD_BYTES);
                         let room = runtime.block_on(Arc::clone(&room).acquire_many_owned(bytes));
+                        // A server would count from the beginning of a batch.
+                        let refused = settings
+                            .check_value(&record, source.is_json())
+                            .err()
+                            .map(|error| format!("{}: {error}", source.name()));
                         Ok(Next {
+                            refused,
                             record: std::mem::take(&mut record),
                             json: source.is_json(),
                             at: source.progress(),
@@ -185,7 +196,7 @@ mod tests {
         block_on(async {
             for (end, is_cut) in [("", false), ("hal", true)] {
                 let (from, _more) = then_waits((String::from("line\n").repeat(50_000) + end).into());
-                let mut records = Input::new(from, Split::Lines).read(100);
+                let mut records = Input::new(from, Split::Lines).read(100, LogSettings::default());
                 let (stop, mut came, mut is_stopped) = (records.stop(), 0, false);
                 let mut stopping = std::pin::pin!(stop.stop());
                 assert!(records.next().await.is_some());
@@ -214,8 +225,8 @@ mod tests {
         const RECORD: usize = 1 << 20;
         block_on(async {
             let line = "x".repeat(RECORD - 1) + "\n";
-            let mut records =
-                Input::new(Box::new(io::Cursor::new(line.repeat(40))), Split::Lines).read(u64::MAX);
+            let mut records = Input::new(Box::new(io::Cursor::new(line.repeat(40))), Split::Lines)
+                .read(u64::MAX, LogSettings::default());
             let read = || records.reading.borrow().bytes as usize / RECORD;
             let mut before = 0;
             while read() < 4 || read() > before {
