@@ -240,60 +240,74 @@ fn closing_connections_at_the_limit_is_logged_at_intervals() {
     assert!(said.contains("most=4"), "{said}");
 }
 
-/// They are opened again for each round of `rates.rs`: what they hold is measured in the first.
-#[test]
-fn ten_thousand_idle_connections_cost_little_and_others_keep_their_rate() {
-    let _processor = Processor::take_all();
-    let data = tempfile::tempdir().unwrap();
+/// Ten thousand connections, or as many as there may be, half of them after a request.
+fn open_idle(server: &Server) -> Vec<TcpStream> {
     let limit =
         rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024) as usize;
     let many = 10_000.min(limit.saturating_sub(1000));
-    // They may be idle for longer than all of this takes.
-    let flags = ["--max-connections", "12000", "--header-seconds", "300", "--body-seconds", "300"];
-    let server = Server::start(data.path(), &[&flags[..], &["--durability", "memory"]].concat());
+    let mut idle = Vec::new();
+    for n in 0..many {
+        let mut socket = TcpStream::connect(&server.address).unwrap();
+        if n % 2 == 0 {
+            socket.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        }
+        idle.push(socket);
+    }
+    wait_for("all are there", Duration::from_secs(20), || {
+        metric(server, "millstream_connections") as usize > many
+    });
+    idle
+}
+
+#[test]
+fn ten_thousand_idle_connections_cost_little_and_others_are_served() {
+    let _processor = Processor::take();
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--max-connections", "12000"]);
     let process = Process::of(&server.child);
     let producer = Producer::start(&server);
+    let (before, alone) = (process.memory(), producer.rate(Duration::from_millis(700)));
+    let begun = Instant::now();
+    let idle = open_idle(&server);
+    let many = idle.len();
+    let (taken, each) = (begun.elapsed(), process.memory().saturating_sub(before) / many.max(1));
+    let beside = producer.rate(Duration::from_millis(700));
+    println!(
+        "{many} idle connections: in {taken:?}, {each} bytes each; {alone:.0} appends/s before, {beside:.0} beside"
+    );
+    assert!(each < 24 << 10, "{each} bytes for one that is idle");
+    let slowest = producer.slowest();
+    assert!(slowest < Duration::from_secs(5), "an append took {slowest:?}");
+    drop(idle);
+    wait_for("all are gone", Duration::from_secs(20), || metric(&server, "millstream_connections") < 10);
+    let after = process.memory();
+    println!("{} KiB before, {} KiB after", before / 1024, after / 1024);
+    assert!(after < before + many * (12 << 10) + 16 * MIB);
+    producer.finish();
+    assert_eq!(get(&mut server.connect(), "/readyz").unwrap().status, 200);
+}
+
+#[test]
+fn a_producer_keeps_its_rate_beside_ten_thousand_idle_connections() {
+    let _processor = Processor::take_all();
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--max-connections", "12000", "--durability", "memory"]);
+    let producer = Producer::start(&server);
     producer.rate(Duration::from_millis(200));
-    let before = process.memory();
     // They are as idle during all of it; others may use the machine during a part.
     let rate = || (0..6).map(|_| producer.rate(a_while(0.05))).fold(0.0, f64::max);
-    let (mut held, mut kept) = (None, Kept::default());
+    let (calm, mut kept) = (Kept::calm(rate), Kept::default());
     while !kept.is_over() {
-        let alone = rate();
-        let begun = Instant::now();
-        let mut idle = Vec::new();
-        for n in 0..many {
-            let mut socket = TcpStream::connect(&server.address).unwrap();
-            if n % 2 == 0 {
-                socket.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
-            }
-            idle.push(socket);
-        }
-        wait_for("all are there", Duration::from_secs(20), || {
-            metric(&server, "millstream_connections") as usize > many
-        });
-        let (taken, beside_them) = (begun.elapsed(), process.memory());
+        let before = rate();
+        let idle = open_idle(&server);
         std::thread::sleep(Duration::from_millis(200)); // until those that asked for something are idle, too
         let beside = rate();
-        let slowest = producer.slowest();
-        assert!(slowest < Duration::from_secs(5), "an append took {slowest:?}");
         drop(idle);
         wait_for("all are gone", Duration::from_secs(20), || metric(&server, "millstream_connections") < 10);
-        held.get_or_insert((beside_them, process.memory()));
-        let after = rate();
-        println!(
-            "{many} idle connections: in {taken:?}; {alone:.0} appends/s before, {beside:.0} beside, {after:.0} after"
-        );
-        kept.round(alone, beside, after);
+        kept.round(before, beside, rate());
     }
     producer.finish();
-    let (beside, after) = held.unwrap();
-    let each = beside.saturating_sub(before) / many.max(1);
-    println!("{each} bytes each; {} KiB before, {} KiB after", before / 1024, after / 1024);
-    assert!(each < 24 << 10, "{each} bytes for one that is idle");
-    assert!(after < before + many * (12 << 10) + 16 * MIB);
-    assert_eq!(get(&mut server.connect(), "/readyz").unwrap().status, 200);
-    Kept::assert([("idle connections", &kept)]);
+    Kept::assert(&calm, [("idle connections", &kept)]);
 }
 
 /// What half a header section and half a body hold is what was sent of them, until their time is over.
