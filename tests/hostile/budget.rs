@@ -53,7 +53,7 @@ impl Drop for Watch {
 
 /// A server with 20 MiB of small records in the log `a`.
 fn filled(data: &std::path::Path) -> Server {
-    let server = Server::start(data, &["--create-logs", "--body-seconds", "2", "--header-seconds", "4"]);
+    let server = Server::start(data, &["--create-logs", "--body-seconds", "3", "--header-seconds", "5"]);
     let mut client = server.connect();
     let body = [b"x".repeat(100), b"\n".to_vec()].concat().repeat(20_000);
     for _ in 0..10 {
