@@ -26,7 +26,7 @@ mod tail;
 
 pub use crate::{
     api::{CursorInfo, DamageInfo, LogInfo, SessionLine},
-    settings::{LogSettings, ValueError, Values},
+    settings::{InvalidSettings, LogSettings, ValueError, Values},
     start::StartAt,
 };
 pub use cursor::Cursor;

@@ -3,9 +3,13 @@
 //! else.
 
 use serde::{
-    Deserializer,
-    de::{DeserializeOwned, Error, IntoDeserializer, Unexpected, Visitor},
+    Deserialize, Deserializer,
+    de::{
+        DeserializeOwned, DeserializeSeed, Error, IntoDeserializer, MapAccess, Unexpected, Visitor,
+        value::{BorrowedStrDeserializer, MapAccessDeserializer},
+    },
 };
+use serde_json::value::RawValue;
 use std::{fmt, marker::PhantomData};
 
 /// Below this, all whole numbers have a floating-point number of their own: none is taken for its neighbour.
@@ -68,6 +72,69 @@ pub(crate) fn word<'de, D: Deserializer<'de>, T: Word>(from: D) -> Result<T, D::
 /// A word that may be left out, by `#[serde(default)]`.
 pub(crate) fn given_word<'de, D: Deserializer<'de>, T: Word>(from: D) -> Result<Option<T>, D::Error> {
     word(from).map(Some)
+}
+
+/// Something that is read from a JSON object only. Without this, a struct would also be read from a list, whose values
+/// would be assigned to the members by position.
+pub(crate) struct Object<T>(pub(crate) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Parsed<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Parsed<T> {
+            type Value = Object<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(Members::new(map))).map(Object)
+            }
+        }
+        from.deserialize_map(Parsed(PhantomData))
+    }
+}
+
+/// An object's members. What is wrong with the value of one is said with its name. Those with a long name are unknown: the
+/// parser would make one copy of a name that contains escapes, and another to say that it is unknown, of any length.
+pub(crate) struct Members<'de, A> {
+    map: A,
+    /// The name of the member that was found last, as written in the body.
+    quoted: &'de str,
+}
+
+impl<A> Members<'_, A> {
+    pub(crate) fn new(map: A) -> Self {
+        Self { map, quoted: "" }
+    }
+}
+
+/// The most bytes of a name as written in the body: more than any known name has with each of its letters escaped.
+const MAX_NAME_BYTES: usize = 128;
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<'de, A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+        let Some(quoted) = self.map.next_key::<&'de RawValue>()?.map(RawValue::get) else { return Ok(None) };
+        self.quoted = quoted;
+        if quoted.len() > MAX_NAME_BYTES {
+            let begin: String = quoted.chars().take(MAX_NAME_BYTES).collect();
+            return Err(<A::Error as Error>::custom(format_args!("unknown field {begin}…")));
+        }
+        let known = if quoted.contains('\\') {
+            let name: String = serde_json::from_str(quoted).map_err(<A::Error as Error>::custom)?;
+            seed.deserialize(name.into_deserializer())
+        } else {
+            seed.deserialize(BorrowedStrDeserializer::new(quoted.trim_matches('"')))
+        };
+        known.map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.map.next_value_seed(seed).map_err(|error| {
+            <A::Error as Error>::custom(format_args!("{}: {error}", self.quoted.replace('"', "`")))
+        })
+    }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -52,6 +52,23 @@ pub struct LogSettings {
     pub record_bytes: Option<u64>,
 }
 
+/// Why a text is not [`LogSettings`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct InvalidSettings {
+    reason: String,
+}
+
+impl std::str::FromStr for LogSettings {
+    type Err = InvalidSettings;
+
+    /// Parses settings from JSON, as the HTTP API takes them: an object, in which what is not named has its default.
+    fn from_str(text: &str) -> Result<Self, InvalidSettings> {
+        let parsed = serde_json::from_str(text).map(|json::Object(settings)| settings);
+        parsed.map_err(|error| InvalidSettings { reason: error.to_string() })
+    }
+}
+
 /// Why a log does not take a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

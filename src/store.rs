@@ -43,7 +43,7 @@ use std::{
 };
 
 pub use crate::name::NAME_BYTES;
-pub use crate::settings::{LogSettings, ValueError, Values};
+pub use crate::settings::{InvalidSettings, LogSettings, ValueError, Values};
 pub use entry::OpenLog;
 pub use error::Error;
 pub use options::StoreOptions;

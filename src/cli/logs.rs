@@ -145,10 +145,9 @@ impl Logs {
     }
 }
 
-/// Settings as a JSON object; a struct would also be read from a list.
 fn parse_settings(text: &str) -> Result<LogSettings, String> {
-    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).map_err(|error| {
+    let parsed = text.parse();
+    parsed.map_err(|error| {
         format!("--settings must be a JSON object, such as {{\"values\":\"json\"}}: {error}")
-    })?;
-    serde_json::from_value(object.into()).map_err(|error| format!("--settings: {error}"))
+    })
 }

@@ -9,14 +9,13 @@ use super::{
     effort::Work,
     fetch, formats,
     memory::{Grant, Memory, Purpose, UNCOUNTED_BYTES, with_scratch},
-    object::{self, Object},
-    params,
+    object, params,
     permits::OFFLOAD_BYTES,
     problem::Problem,
 };
 use crate::{
     Code,
-    json::whole,
+    json::{Object, whole},
     log::{MayBlock, Payload, Record},
     store::{LogSettings, OpenLog, Values},
 };

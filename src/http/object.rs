@@ -1,16 +1,8 @@
 //! Bodies that are JSON objects, such as settings: what they may be, and what is wrong with others.
 
 use super::problem::{Problem, truncated};
-use crate::Code;
-use serde::{
-    Deserialize, Deserializer,
-    de::{
-        DeserializeSeed, Error as _, IgnoredAny, IntoDeserializer, MapAccess, Visitor,
-        value::{BorrowedStrDeserializer, MapAccessDeserializer},
-    },
-};
-use serde_json::value::RawValue;
-use std::{fmt, marker::PhantomData};
+use crate::{Code, json::Object};
+use serde::{Deserialize, de::IgnoredAny};
 
 /// The most bytes of a parser's message that are quoted, so that there is room for what to send instead.
 const MAX_QUOTED_BYTES: usize = 300;
@@ -23,71 +15,6 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], expected: &str) -> R
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     let parsed = serde_json::from_slice(body);
     parsed.map(|Object(parsed)| parsed).map_err(|error| not_parsed(body, &error, expected))
-}
-
-/// Something that is read from a JSON object only. Without this, a struct would also be read from a list, whose values
-/// would be assigned to the members by position.
-pub(super) struct Object<T>(pub(super) T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Parsed<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Parsed<T> {
-            type Value = Object<T>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(Members::new(map))).map(Object)
-            }
-        }
-        from.deserialize_map(Parsed(PhantomData))
-    }
-}
-
-/// An object's members. What is wrong with the value of one is said with its name. Those with a long name are unknown: the
-/// parser would make one copy of a name that contains escapes, and another to say that it is unknown, of any length.
-pub(super) struct Members<'de, A> {
-    map: A,
-    /// The name of the member that was found last, as written in the body.
-    quoted: &'de str,
-}
-
-impl<A> Members<'_, A> {
-    pub(super) fn new(map: A) -> Self {
-        Self { map, quoted: "" }
-    }
-}
-
-/// The most bytes of a name as written in the body: more than any known name has with each of its letters escaped.
-const MAX_NAME_BYTES: usize = 128;
-
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<'de, A> {
-    type Error = A::Error;
-
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
-        let Some(quoted) = self.map.next_key::<&'de RawValue>()?.map(RawValue::get) else { return Ok(None) };
-        self.quoted = quoted;
-        if quoted.len() > MAX_NAME_BYTES {
-            return Err(A::Error::custom(format_args!(
-                "unknown field {}",
-                truncated(quoted, MAX_NAME_BYTES)
-            )));
-        }
-        let known = if quoted.contains('\\') {
-            let name: String = serde_json::from_str(quoted).map_err(A::Error::custom)?;
-            seed.deserialize(name.into_deserializer())
-        } else {
-            seed.deserialize(BorrowedStrDeserializer::new(quoted.trim_matches('"')))
-        };
-        known.map(Some)
-    }
-
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
-        self.map
-            .next_value_seed(seed)
-            .map_err(|error| A::Error::custom(format_args!("{}: {error}", self.quoted.replace('"', "`"))))
-    }
 }
 
 /// What is wrong with a body: if it is not JSON at all, this is reported, whatever else is wrong.

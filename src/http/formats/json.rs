@@ -2,11 +2,15 @@
 
 use super::super::{
     memory::{Buffer, Grant},
-    object::{Members, Object, not_parsed},
+    object::not_parsed,
     problem::Problem,
     segment_room::SegmentRoom,
 };
-use crate::{Code, wire::Prefix};
+use crate::{
+    Code,
+    json::{Members, Object},
+    wire::Prefix,
+};
 use base64::{DecodeError, DecodeSliceError, Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use serde::{
