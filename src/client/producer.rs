@@ -176,9 +176,10 @@ struct State {
     numbered: VecDeque<Numbered>,
     /// The bytes of all of these.
     unsent: usize,
-    opened: Option<Epoch>,
+    /// The epoch in which batches are sent, once it has begun.
+    epoch: Option<Epoch>,
     /// Whether somebody waits for the epoch to begin.
-    to_open: bool,
+    wants_epoch: bool,
     /// The last epoch in which something was sent, with the log's id.
     sent_in: Option<Epoch>,
     /// The next sequence of the epoch.
@@ -189,7 +190,7 @@ struct State {
     again_at: Option<Instant>,
     /// How often sending was stopped, and why the last time: callers that wait see it also if it goes on meanwhile.
     gave_up: u64,
-    why: Option<Error>,
+    last_error: Option<Error>,
     /// How many records were accepted.
     accepted: u64,
     /// How many of these are stored or discarded.
@@ -203,7 +204,7 @@ struct State {
 impl State {
     /// Why sending was stopped, if it was since it had been so for `before` times.
     fn check_goes_on(&self, before: u64) -> Result<(), Error> {
-        self.why.clone().filter(|_| self.gave_up > before).map_or(Ok(()), Err)
+        self.last_error.clone().filter(|_| self.gave_up > before).map_or(Ok(()), Err)
     }
 
     /// The tickets of the batches that are not stored, in the order in which these are to be.
@@ -286,14 +287,14 @@ impl Producer {
             full: VecDeque::new(),
             numbered: VecDeque::new(),
             unsent: 0,
-            opened: None,
-            to_open: false,
+            epoch: None,
+            wants_epoch: false,
             sent_in: None,
             next: 0,
             stuck: None,
             again_at: None,
             gave_up: 0,
-            why: None,
+            last_error: None,
             accepted: 0,
             settled: 0,
             flush_to: 0,
@@ -327,11 +328,11 @@ impl Producer {
             let progress = self.shared.progress.notified();
             {
                 let mut state = self.shared.state();
-                if let Some(opened) = &state.opened {
-                    return Ok(opened.clone());
+                if let Some(epoch) = &state.epoch {
+                    return Ok(epoch.clone());
                 }
                 state.check_goes_on(before)?;
-                state.to_open = true;
+                state.wants_epoch = true;
                 self.shared.changed.notify_one();
             }
             progress.await;
@@ -506,7 +507,7 @@ impl Producer {
         let mut state = self.shared.state();
         let Some(error) = state.stuck.take() else { return Vec::new() };
         state.stuck = Some(error).filter(|error| *error == Error::TaskEnded); // nothing goes on after that
-        state.opened = None; // the numbers of those behind it change: in a new epoch
+        state.epoch = None; // the numbers of those behind it change: in a new epoch
         self.shared.changed.notify_one();
         let body = match state.numbered.pop_front() {
             Some(batch) => batch.body,

@@ -240,14 +240,14 @@ fn next_step(shared: &Arc<Shared>) -> Step {
         state.full.push_back(batch);
     }
     if state.full.is_empty() && state.numbered.is_empty() {
-        if state.to_open && state.opened.is_none() {
+        if state.wants_epoch && state.epoch.is_none() {
             return Step::Begin;
         }
         return if state.closed && state.settled == state.accepted { Step::End } else { Step::Wait(due) };
     }
-    let Some(opened) = &state.opened else { return Step::Begin };
-    let epoch = opened.epoch;
-    state.sent_in = Some(opened.clone());
+    let Some(begun) = &state.epoch else { return Step::Begin };
+    let epoch = begun.epoch;
+    state.sent_in = Some(begun.clone());
     while state.numbered.len() < MAX_IN_FLIGHT
         && let Some(batch) = state.full.pop_front()
     {
@@ -293,7 +293,7 @@ fn settle(shared: &Shared, done: Result<Appended, Refusal>) {
             let mut state = shared.state();
             // What is on the way may have been stored before the log forgot the producer, unless it is another log.
             state.stop_sending();
-            state.opened = None;
+            state.epoch = None;
         }
         Err(Refusal { error, is_too_large, .. }) => {
             if !is_too_large.is_some_and(|why| divide_front(&mut shared.state(), why)) {
@@ -312,7 +312,7 @@ fn divide_front(state: &mut State, why: TooLarge) -> bool {
     }
     let (half, may_be_stored) = (front.body.len() / 2, front.may_be_stored.load(Ordering::Relaxed));
     state.stop_sending();
-    state.opened = None;
+    state.epoch = None;
     if may_be_stored {
         return true; // by an earlier attempt: the next epoch tells
     }
@@ -376,7 +376,7 @@ fn stop(shared: &Shared, error: Error) {
     }
     state.again_at = Instant::now().checked_add(TRIED_AGAIN_AFTER);
     state.gave_up += 1;
-    state.why = Some(error.clone());
+    state.last_error = Some(error.clone());
     state.stuck = Some(error);
     shared.progress.notify_waiters();
 }
@@ -410,7 +410,7 @@ fn fate(sequence: u64, sent_in: &Epoch, begun: &BegunEpoch) -> Fate {
 /// Continues in an epoch that has begun: what is known to be stored of the last one is done, the rest gets new numbers.
 fn continue_in(shared: &Shared, begun: BegunEpoch) {
     let mut state = shared.state();
-    state.to_open = false;
+    state.wants_epoch = false;
     // What was not sent, or was refused each time, is not stored, nor is what comes after it.
     while let Some(front) = state.numbered.front().filter(|front| front.may_be_stored.load(Ordering::Relaxed))
         && let Some(sent_in) = &state.sent_in
@@ -429,6 +429,6 @@ fn continue_in(shared: &Shared, begun: BegunEpoch) {
     shared.oldest.store(0, Ordering::Relaxed);
     let BegunEpoch { epoch, mark, log_id, segment_bytes, max_body_bytes, .. } = begun;
     state.limits = Limits { segment: segment_bytes, body: max_body_bytes, ..state.limits };
-    state.opened = Some(Epoch { epoch, mark, log_id, segment_bytes });
+    state.epoch = Some(Epoch { epoch, mark, log_id, segment_bytes });
     shared.progress.notify_waiters();
 }
