@@ -252,7 +252,7 @@ pub(crate) struct ProblemNumbers {
     pub(crate) line: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) next_offset: Option<u64>,
-    /// The first offset after a damaged record on whose record can be read.
+    /// The first offset after a damaged record whose record can be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) next_readable: Option<u64>,
     /// Where a cursor is, or which record is damaged.

@@ -363,9 +363,9 @@ impl Client {
         }
     }
 
-    /// Creates a producer for one log, with the default options. All that it is given is new: batches are stored once
-    /// however often they have to be sent, and another producer of this id is cut off, such as one of an earlier run
-    /// whose requests are still on their way. Must be called within a runtime.
+    /// Creates a producer for one log, with the default options. Each batch is stored once, however often it is sent. A
+    /// producer with the same id that is still running, or has requests on the way, is fenced off. Must be called within a
+    /// runtime.
     ///
     /// # Errors
     /// [`Error::BadName`].
@@ -383,10 +383,10 @@ impl Client {
     }
 }
 
-/// What is in the way of something that is tried again.
+/// The error because of which something is being retried; `None` while all is well.
 type Trouble = watch::Sender<Option<Error>>;
 
-/// Tells what is in the way, when it begins to be, and that nothing is any more.
+/// Publishes the error; wakes receivers only when trouble begins or ends.
 fn tell(trouble: &Trouble, error: Option<Error>) {
     trouble.send_if_modified(|last| {
         let changes = last.is_some() != error.is_some();

@@ -102,7 +102,7 @@ codes! {
     AddressTooLong 414 "address_too_long" Never Nothing "shorten the address";
     UnsupportedType 415 "unsupported_type" Never Nothing "send a type that the detail names";
     UnsupportedEncoding 415 "unsupported_encoding" Never Nothing "send an encoding that the detail names";
-    OffsetBeyondEnd 416 "offset_beyond_end" Never Nothing "continue at `next_offset`, or wait (`wait`, `follow`, `text/event-stream`); if the log had more records before, it is another one of that name";
+    OffsetBeyondEnd 416 "offset_beyond_end" Never Nothing "continue at `next_offset`, or wait (`wait`, `follow`, `text/event-stream`); if the log was longer before, it was deleted and created again, or has lost records";
     UnknownHost 421 "unknown_host" Never Nothing "call the server by an address, or by a name of its own: `serve --allow-host`";
     Backpressure 429 "backpressure" After Nothing "send it again after `Retry-After`";
     HeaderTooLarge 431 "header_too_large" Never Nothing "send fewer or shorter header fields: see `serve --max-header-bytes`";

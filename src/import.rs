@@ -90,7 +90,7 @@ impl FromStr for Progress {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The source is not what was imported, or not any more.
+    /// The source does not begin with what was imported.
     #[error("its first {bytes} bytes are not those that were imported: {why}; import it under another name")]
     Changed {
         /// The bytes that were imported.
@@ -172,7 +172,7 @@ impl<R: BufRead> Source<R> {
         }
     }
 
-    /// Skips what was imported. Must be called before anything is read.
+    /// Skips the part of the source that was imported before. Must be called before anything is read.
     ///
     /// # Errors
     /// [`Error::Changed`] if the source does not begin with it; [`Error::Io`].

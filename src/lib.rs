@@ -60,6 +60,8 @@ mod wire;
 #[cfg(any(feature = "client", feature = "server"))]
 pub use code::Code;
 pub use id::LogId;
+#[cfg(any(feature = "client", feature = "store"))]
+pub use log::PRODUCER_MARK_BYTES;
 pub use log::{
     AppendAsync, AppendDurable, Appender, Damage, Durability, Durable, Error, Histogram, Iter, Log, LogStats,
     Options, Payload, Reader, Record, RecordRef, Repaired, Report, Retention, Room, Scrubbed, Stats, Visible,
@@ -67,14 +69,14 @@ pub use log::{
 };
 #[cfg(feature = "store")]
 pub use log::{
-    BegunEpoch, CURSORS_PER_LOG, Cursor, EarlierBatch, MAX_PRODUCER_EPOCH, PRODUCER_ID_BYTES,
-    PRODUCER_MARK_BYTES, Produced, ProducerBatch, ProducerState,
+    BegunEpoch, CURSORS_PER_LOG, Cursor, EarlierBatch, MAX_PRODUCER_EPOCH, PRODUCER_ID_BYTES, Produced,
+    ProducerBatch, ProducerState,
 };
 /// The name of [`BegunEpoch`] in earlier versions.
 #[cfg(feature = "store")]
-#[deprecated(note = "is called BegunEpoch")]
+#[deprecated(note = "use `BegunEpoch`")]
 pub type OpenedProducer = BegunEpoch;
 /// The name of [`MAX_PRODUCER_EPOCH`] in earlier versions.
 #[cfg(feature = "store")]
-#[deprecated(note = "is called MAX_PRODUCER_EPOCH")]
+#[deprecated(note = "use `MAX_PRODUCER_EPOCH`")]
 pub const PRODUCER_EPOCH_MAX: u32 = MAX_PRODUCER_EPOCH;

@@ -73,7 +73,7 @@ struct Inner {
     removing: Arc<AtomicBool>,
 }
 
-/// How many logs a store has: all, and those of which something holds.
+/// How many logs a store has, in total and in certain states.
 #[cfg(feature = "server")]
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
@@ -185,8 +185,8 @@ impl Store {
         })
     }
 
-    /// Checks that there is a log of this name, or else that there may be one: [`Error::NotFound`],
-    /// [`Error::BadName`]. Never waits for a disk.
+    /// Fails with [`Error::NotFound`] if there is no log of this name, or with [`Error::BadName`] if there cannot be one. Never
+    /// waits for a disk.
     #[cfg(feature = "server")]
     pub(crate) fn check(&self, name: &str) -> Result<(), Error> {
         self.known(name).map(|_| ())
@@ -206,7 +206,7 @@ impl Store {
         if !matches!(&opened, Err(Error::Log(error)) if error.is_transient()) {
             return opened;
         }
-        self.inner.close_idlest(self.inner.options.open_logs); // they may have what is missing
+        self.inner.close_idlest(self.inner.options.open_logs); // closing them frees descriptors and memory
         self.inner.opened(name, &entry)
     }
 

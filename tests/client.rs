@@ -660,3 +660,22 @@ fn batches_behind_one_that_is_not_stored_are_sent_again_less_and_less_often() {
     let appends = appends.load(SeqCst);
     assert!((6..100).contains(&appends), "{appends} requests in 3 s");
 }
+
+/// It was accepted, and then nothing could be sent any more: "the server's answer makes no sense".
+#[test]
+fn a_mark_that_could_not_be_sent_as_it_is_is_refused_at_once() {
+    let (_data, _server, client) = start();
+    run(async {
+        let producer = producer(&client, "p", |_| ());
+        for mark in ["two\nlines", "\u{fc}", " x", "x\t", &"x".repeat(129)] {
+            let refused = producer.push_marked(b"lost", false, mark).await.unwrap_err();
+            assert_eq!(refused, Error::BadMark { mark: mark.to_owned() });
+        }
+        let longest = "x y".repeat(42);
+        producer.push_marked(b"kept", false, &longest).await.unwrap();
+        assert_eq!(producer.close().await.unwrap().records, 1);
+        let again = client.producer("clicks", "p").unwrap().begin_epoch().await.unwrap();
+        assert_eq!(again.mark.as_deref(), Some(&*longest));
+        assert_eq!(values(&client, "clicks").await, ["kept"]);
+    });
+}

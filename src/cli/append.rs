@@ -54,8 +54,9 @@ pub(super) struct Append {
     /// Bytes per batch, such as 1MiB
     #[arg(long, default_value = "1MiB", value_parser = size::within(1..=1 << 31))]
     batch_bytes: usize,
-    /// A name for this import, to be given again when it is run again. A last line without its end is left for then. The log
-    /// forgets the name 7 days after the last batch, or when 10,000 others came after it: then all is stored again
+    /// A name for this import, to be given again when it is run again. A last line without a line end is left for the
+    /// next run. The log forgets the name after 7 days without a batch, or after 10,000 other names; a later run then stores
+    /// everything again
     #[arg(long, alias = "producer", value_name = "NAME")]
     import: Option<String>,
     /// With --import: also append a last line that has no end; the file is complete
@@ -126,7 +127,7 @@ struct Begun {
     lasting: Pin<Box<dyn Future<Output = client::Error>>>,
 }
 
-/// Why an append has failed, and whether something may have been stored of which there was no answer.
+/// Why an append has failed, and whether records may be stored without the server having said so.
 struct Broken {
     failure: Failure,
     is_uncertain: bool,
@@ -242,8 +243,10 @@ impl Append {
             over => format!("; {over} stored before were passed over"),
         };
         let all = match failure {
-            Some(_) if is_uncertain => ", and then it failed: of those after them it is not known",
-            Some(_) => ", and then it failed",
+            Some(_) if is_uncertain => {
+                "; then it failed, and it is not known whether later records were stored"
+            }
+            Some(_) => "; then it failed",
             None => "",
         };
         stdout::line(format_args!("{stored} records appended to {}{at}{passed}{all}", self.log))?;
@@ -294,7 +297,7 @@ impl Append {
                     error = &mut lasting => break Err(Broken::from(error)),
                     signal = signals.next() => match stop.take() {
                         Some(stop) => (signalled, _) = (Some(signal), stop.send(())),
-                        None => break Err(Broken { failure: "ended by a second signal".into(), is_uncertain: true }),
+                        None => break Err(Broken { failure: "interrupted by a second signal".into(), is_uncertain: true }),
                     },
                 }
             }

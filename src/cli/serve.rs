@@ -87,7 +87,7 @@ pub(super) struct Serve {
     /// Seconds that a header section may take to arrive, and that a connection may be idle
     #[arg(long, env = "MILLSTREAM_HEADER_SECONDS", default_value_t = Settings::default().header_time.as_secs(), value_parser = value_parser!(u64).range(1..=MAX_SECONDS), help_heading = "Limits of clients")]
     header_seconds: u64,
-    /// Seconds that a body may take to arrive, and that a client may take nothing of an answer
+    /// Seconds that a body may take to arrive, and that a client may go without reading any of an answer
     #[arg(long, env = "MILLSTREAM_BODY_SECONDS", default_value_t = Settings::default().body_time.as_secs(), value_parser = value_parser!(u64).range(1..=MAX_SECONDS), help_heading = "Limits of clients")]
     body_seconds: u64,
     /// The largest request body in bytes after decompression
@@ -112,7 +112,7 @@ pub(super) struct Serve {
     /// Create a log when a record is appended to it
     #[arg(long, env = "MILLSTREAM_CREATE_LOGS", help_heading = "Logs")]
     create_logs: bool,
-    /// How many logs stay open when nobody uses them; each takes one open file
+    /// The most unused logs that are kept open; each takes one open file
     #[arg(long, env = "MILLSTREAM_MAX_OPEN_LOGS", default_value_t = StoreOptions::default().open_logs, help_heading = "Logs")]
     max_open_logs: usize,
     /// Seconds after which an unused log is closed; it is opened again on demand

@@ -8,7 +8,7 @@ use millstream::store::{LogSettings, Values};
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Settings of a new log")]
 pub(super) struct SettingsFlags {
-    /// When an append is answered, and which records readers see [default: as the server]
+    /// When an append is answered, and which records readers see [default: the server's or the store's]
     #[arg(long, value_enum)]
     durability: Option<Level>,
     /// What the values must be

@@ -16,7 +16,7 @@ pub enum Error {
         /// The address that was given.
         url: String,
     },
-    /// No log can have this name.
+    /// No log or cursor can have this name.
     #[error(
         "{name:?} is not a name of a log or a cursor: use 1 to {} of A-Z a-z 0-9 . _ -, not beginning with . or -",
         crate::name::NAME_BYTES
@@ -24,6 +24,15 @@ pub enum Error {
     BadName {
         /// The name that was given.
         name: String,
+    },
+    /// No record can have this mark.
+    #[error(
+        "{mark:?} cannot be a mark: use up to {} characters of ASCII, without control characters, and no space at either end",
+        crate::PRODUCER_MARK_BYTES
+    )]
+    BadMark {
+        /// The mark that was given.
+        mark: String,
     },
     /// The server cannot be reached, or the connection broke. If something was sent, it is not known whether it was
     /// stored.
@@ -58,7 +67,7 @@ pub enum Error {
         /// The offset that the next record gets.
         next_offset: u64,
     },
-    /// The log ends before the offset. If it had more records before, it is another log of that name.
+    /// The log ends before the offset. If it was longer before, it was deleted and created again, or has lost records.
     #[error("the offset is beyond the end of the log, which is {next_offset}")]
     BeyondEnd {
         /// The offset that the next record gets.
@@ -76,7 +85,7 @@ pub enum Error {
     Damaged {
         /// Its offset.
         offset: u64,
-        /// The first offset after it on whose record can be read, if the server knows it.
+        /// The first later offset whose record can be read, if the server knows it.
         next_readable: Option<u64>,
         /// What the server says.
         detail: String,
@@ -107,8 +116,8 @@ pub enum Error {
     /// records again.
     #[error("it is not known whether the last batch was stored: the log has forgotten this producer")]
     Forgotten,
-    /// The server refused the request for another reason. With a status below 500 nothing was stored by it; otherwise that is not
-    /// known.
+    /// The server refused the request for another reason. Whether an append may be stored all the same,
+    /// [`Code::may_be_stored`](crate::Code::may_be_stored) says; if the code is not known, assume that it may.
     #[error("{}", match &**.code {
         "" => format!("the address answers {status}, and not like a Millstream server"),
         code => format!("the server answers {status}, {code}: {detail}"),
@@ -151,7 +160,7 @@ pub(super) struct Refusal {
     pub(super) is_too_large: Option<TooLarge>,
 }
 
-/// Why something was too large, in so far as the answer says it.
+/// Why something was too large, as far as the answer says it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TooLarge {
     /// The number of the record that is, from 1.

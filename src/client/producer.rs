@@ -79,7 +79,7 @@ struct Batch {
 const RECORD_EXTRA_BYTES: u64 = 40;
 const BATCH_EXTRA_BYTES: u64 = 1024;
 
-/// How large a batch may be, in so far as it is known.
+/// How large a batch may be, as far as that is known.
 #[derive(Clone, Copy, Default)]
 struct Limits {
     /// The bytes of a segment of the log.
@@ -188,7 +188,8 @@ struct State {
     stuck: Option<Error>,
     /// When what a temporary error has stopped is tried again.
     again_at: Option<Instant>,
-    /// How often sending was stopped, and why the last time: callers that wait see it also if it goes on meanwhile.
+    /// How often sending was stopped, and by what the last time. Both stay when sending resumes, so that a caller that slept
+    /// through it still learns of it.
     gave_up: u64,
     last_error: Option<Error>,
     /// How many records were accepted.
@@ -202,7 +203,7 @@ struct State {
 }
 
 impl State {
-    /// Why sending was stopped, if it was since it had been so for `before` times.
+    /// Fails if sending was stopped again after it had been stopped `before` times, with the error that stopped it.
     fn check_goes_on(&self, before: u64) -> Result<(), Error> {
         self.last_error.clone().filter(|_| self.gave_up > before).map_or(Ok(()), Err)
     }
@@ -236,6 +237,16 @@ struct Shared {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         crate::sync::lock(&self.state)
+    }
+}
+
+/// Whether a mark arrives as it is sent, in a header.
+fn check_mark(mark: &str) -> Result<(), Error> {
+    let is_whole = mark.bytes().all(|byte| matches!(byte, b' '..=b'~')) && mark.trim() == mark;
+    if is_whole && mark.len() <= crate::PRODUCER_MARK_BYTES {
+        Ok(())
+    } else {
+        Err(Error::BadMark { mark: mark.to_owned() })
     }
 }
 
@@ -323,7 +334,7 @@ impl Producer {
     /// # Errors
     /// [`Error::NoSuchLog`], [`Error::Unreachable`], [`Error::Refused`].
     pub async fn begin_epoch(&self) -> Result<Epoch, Error> {
-        let before = self.try_again(&mut self.shared.state())?;
+        let before = self.resume(&mut self.shared.state())?;
         loop {
             let progress = self.shared.progress.notified();
             {
@@ -351,7 +362,7 @@ impl Producer {
     /// Accepts a record: any bytes. Waits while 16 MiB of accepted records are not stored yet.
     ///
     /// # Errors
-    /// Why nothing is sent any more, as [`flush`](Self::flush): then the record was not accepted.
+    /// As [`flush`](Self::flush). The record was not accepted.
     pub async fn push(&self, value: &[u8]) -> Result<(), Error> {
         self.accept(value, false, None).await.map(drop)
     }
@@ -364,12 +375,13 @@ impl Producer {
         self.accept(value, true, None).await.map(drop)
     }
 
-    /// Accepts a record with a mark of up to 128 bytes, which is stored with it: the newest one is in what
+    /// Accepts a record with a mark of up to 128 characters of ASCII, which is stored with it: the newest one is in what
     /// [`begin_epoch`](Self::begin_epoch) returns when a producer of this id starts again.
     ///
     /// # Errors
-    /// As [`push`](Self::push).
+    /// As [`push`](Self::push). [`Error::BadMark`]: it could not be sent as it is; the record was not accepted.
     pub async fn push_marked(&self, value: &[u8], json: bool, mark: &str) -> Result<(), Error> {
+        check_mark(mark)?;
         self.accept(value, json, Some(mark)).await.map(drop)
     }
 
@@ -392,7 +404,7 @@ impl Producer {
 
     /// Waits until a record may be accepted.
     async fn room(&self, bytes: usize) -> Result<MutexGuard<'_, State>, Error> {
-        let before = self.try_again(&mut self.shared.state())?;
+        let before = self.resume(&mut self.shared.state())?;
         loop {
             let progress = self.shared.progress.notified();
             {
@@ -409,8 +421,9 @@ impl Producer {
         }
     }
 
-    /// Sends again what a temporary error has stopped; returns any other. Returns how often sending was stopped so far.
-    fn try_again(&self, state: &mut State) -> Result<u64, Error> {
+    /// Resumes sending after a temporary error. Returns how often sending has been stopped so far; fails if it was stopped for
+    /// good.
+    fn resume(&self, state: &mut State) -> Result<u64, Error> {
         match &state.stuck {
             Some(error) if !error.is_temporary() => return Err(error.clone()),
             Some(_) => {
@@ -469,7 +482,7 @@ impl Producer {
     pub async fn flush(&self) -> Result<(), Error> {
         let (to, before) = {
             let mut state = self.shared.state();
-            let before = self.try_again(&mut state)?;
+            let before = self.resume(&mut state)?;
             state.flush_to = state.accepted;
             self.shared.changed.notify_one();
             (state.accepted, before)
@@ -496,13 +509,13 @@ impl Producer {
         Ok(self.stored())
     }
 
-    /// Gives up the batch that cannot be stored, and returns its records: the producer continues with the next one (but not
-    /// after [`Error::TaskEnded`]; then each call returns those of another batch, until there is none).
-    /// Nothing, unless [`flush`](Self::flush) has just returned an error: what a temporary one has stopped is on its way
-    /// again 2 s later.
+    /// Gives up the batch that could not be stored, and returns its records. The producer continues with the next batch.
     ///
-    /// If it was not known whether the batch was stored, this is found out first, when the producer begins its next
-    /// epoch; what is returned may then be stored all the same.
+    /// Call it after [`flush`](Self::flush) has returned an error; otherwise it returns nothing. After a temporary error, call it
+    /// within 2 s: then the producer sends the batch again. After [`Error::TaskEnded`], each call returns the records of another
+    /// batch, until none is left.
+    ///
+    /// If an attempt to send the batch got no answer, the records that are returned may be stored all the same.
     pub fn discard(&self) -> Vec<Bytes> {
         let mut state = self.shared.state();
         let Some(error) = state.stuck.take() else { return Vec::new() };

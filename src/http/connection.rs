@@ -12,8 +12,8 @@
 //! | HTTP/1: the client has closed its sending side, and its answer has not begun | [`LAST_ANSWER_MILLIS`]; the client may be gone, or waiting; a live tail ends at once |
 //! | HTTP/1: a small body that nobody reads, before its answer | [`SMALL_BODY_TIME`], then the answer says that the connection closes, as with a large body |
 //! | HTTP/2: a body that nobody reads, after its answer | [`LAST_BODY`], then the stream is reset |
-//! | an answer of which the client takes nothing, or less than 1 KiB per second | `body_time`; with HTTP/2 only that stream is reset, unless the answer is small, see `stream` |
-//! | an answer of which the client takes so little that all of it would take longer than `body_time`, while others are refused for lack of memory | 5 s, see `pace` |
+//! | an answer that the client does not read, or reads with less than 1 KiB per second | `body_time`; with HTTP/2 only that stream is reset, unless the answer is small, see `stream` |
+//! | an answer that the client reads too slowly to finish within `body_time`, while others are refused for lack of memory | 5 s, see `pace` |
 //! | the peer has gone without closing the connection | 4 times `body_time`, enforced by the system (`TCP_USER_TIMEOUT`) |
 //! | the server is stopping | closed at once if no request is in flight, otherwise after `grace` |
 //!

@@ -27,10 +27,10 @@ use std::{
 };
 use tokio::sync::{oneshot, watch};
 
-/// How often to look whether a large batch before another one is copied.
+/// How often to check whether an earlier large batch has been copied.
 pub(super) const COPYING: Duration = Duration::from_millis(1);
 
-/// What it costs to parse or append values of this many bytes, in bytes: each record takes as long as some bytes.
+/// The cost of parsing or appending these values, in bytes; a record counts as 64 bytes more.
 pub(super) fn cost(bytes: usize, records: usize) -> usize {
     bytes.saturating_add(records.saturating_mul(64))
 }

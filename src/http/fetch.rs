@@ -1,6 +1,6 @@
-//! The one way to read anything that comes from the disk, or is large: its header gives its size; then the request gets
-//! its part of the memory budget, and a permit; only then is it read, off the runtime's thread. A request that waits
-//! for memory reads nothing meanwhile. What is small and in memory is read at once, where it is asked for.
+//! The one way to read anything that comes from the disk, or is large. Its header gives its size. Then the request gets its
+//! part of the memory budget, and a permit. Only then is it read, off the runtime's thread. A request that waits for memory
+//! reads nothing meanwhile. What is small and in memory is read at once, where it is asked for.
 
 use super::{
     context::{Asker, Context},

@@ -1,4 +1,4 @@
-//! Where something is read, and with how much memory: the steps of [`fetch`](super::fetch), none of which waits.
+//! Where something is read, and with how much memory: the steps of [`fetch`](super::fetch). None of them blocks.
 
 use super::{
     formats,

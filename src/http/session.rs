@@ -1,4 +1,4 @@
-//! Append sessions: one request whose body goes on, and whose answer goes on too. What has arrived together is appended as one
+//! Append sessions: a request whose body and answer are both streams. What has arrived together is appended as one
 //! batch, and each commit is answered by a line of JSON: how many records of this request are stored, and up to which offset.
 //!
 //! A session takes no more of the body while there is no room for what it has, and makes no more lines than its client takes.
@@ -62,14 +62,14 @@ pub(super) struct Wanted {
     pub(super) producer: Option<WantedProducer>,
 }
 
-/// Begins a session. `asks`: whether the client asks before it sends.
+/// Begins a session. `expects_continue`: the client sent `Expect: 100-continue`.
 pub(super) async fn begin(
     context: &Arc<Context>,
     share: &Arc<ConnectionShare>,
     log: Arc<OpenLog>,
     wanted: Wanted,
     mut body: RequestBody,
-    asks: bool,
+    expects_continue: bool,
 ) -> Result<Answer, Problem> {
     let Wanted { format, ack, producer } = wanted;
     let mut source = Source::new(format, context, &log);
@@ -78,7 +78,7 @@ pub(super) async fn begin(
         Some(wanted) => Some(Producer::begin(wanted, context, share, &log).await?),
         None => None,
     };
-    if asks && let Ok(Some(Ok(first))) = tokio::time::timeout(ASKING, body.frame()).await {
+    if expects_continue && let Ok(Some(Ok(first))) = tokio::time::timeout(ASKING, body.frame()).await {
         source.push(first.into_data().unwrap_or_default(), share).await?;
     }
     let id = log_id(log.id());
@@ -399,8 +399,8 @@ impl Session {
         Ok(())
     }
 
-    /// Notes which batches are stored: of those that are, as many as follow each other in the log, so that the offset of each
-    /// record is known from that of the last.
+    /// Removes the batches that are stored from the queue: at most a run of them without gaps, so that the offset of each record
+    /// is known from that of the last.
     fn acknowledge(&mut self) {
         let is_stored = |batch: &Unacknowledged| match self.ack {
             Ack::Durable => batch.end <= self.log.durable_offset(),

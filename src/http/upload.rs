@@ -1,8 +1,8 @@
 //! Receiving a body into memory of the budget: when there is room for it, and no slower than it may be while others wait.
 //!
 //! A body that there is no room for waits for a moment before it is read at all, in a line that is fair among connections:
-//! otherwise clients that send again and again would get all that becomes free. While bodies of other connections wait, those
-//! are ended that would take longer than a body may, at their present pace, to send as much as they hold already. Without
+//! otherwise clients that send again and again would get all that becomes free. While bodies of other connections wait, a body
+//! is refused if, at its present pace, sending what it has sent so far once more would take longer than a body may. Without
 //! that, a dozen clients that send almost all of a large body, and then nothing, keep everybody else from sending. Bodies of
 //! the same connection do not count: with HTTP/2 they share its window, and may be what keeps a body from coming.
 

@@ -77,8 +77,7 @@ pub(super) struct Entry {
     pub(super) reopening: Reopening,
     /// What the scrubber has found in the log.
     pub(super) findings: Arc<Findings>,
-    /// Whether it could not be opened when that was tried last, because of what is in its directory; or cannot be, as was found
-    /// when the store was opened.
+    /// Whether the contents of its directory keep it from being opened, as of the last attempt or of the opening of the store.
     pub(super) unusable: AtomicBool,
     /// Whether the name of its directory is known to be durable. It must be before the log is opened: what is
     /// acknowledged in it would be lost together with the name.

@@ -367,11 +367,11 @@ fn note_stored(shared: &Shared, state: &mut State, first_offset: u64, repeated: 
 fn stop(shared: &Shared, error: Error) {
     let mut state = shared.state();
     state.stop_sending();
-    let told = match &error {
+    let batches_to_fail = match &error {
         Error::TaskEnded => usize::MAX,
-        error => usize::from(!error.is_temporary()), // of the batch that it is about
+        error => usize::from(!error.is_temporary()), // only the oldest one has failed
     };
-    for (_, ticket) in state.tickets().take(told).flat_map(|tickets| tickets.drain(..)) {
+    for (_, ticket) in state.tickets().take(batches_to_fail).flat_map(|tickets| tickets.drain(..)) {
         let _ = ticket.send(Err(error.clone())); // fails if nobody waits for it
     }
     state.again_at = Instant::now().checked_add(TRIED_AGAIN_AFTER);

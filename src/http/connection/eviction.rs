@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | 1 | no request for 1 s since it was accepted; a body without progress for 5 s |
 //! | 2 | between two requests for 5 s |
-//! | 3 | a body without progress for 1 s; an answer of which the client has taken nothing for 5 s |
+//! | 3 | a body without progress for 1 s; an answer that the client has not read for 5 s |
 //! | 4 | between two requests for 1 s |
 //! | 5 | waiting for the server, or for news (a long poll, a live tail), for 5 s |
 //! | 6 | waiting for news: it costs little to ask again |

@@ -64,7 +64,7 @@ impl WantedProducer {
     }
 }
 
-/// The batches that the producer's last session stored last, in so far as the log remembers them, to be compared with what the
+/// The batches that the producer's last session stored last, as far as the log remembers them, to be compared with what the
 /// body repeats of them.
 #[derive(Clone, Default)]
 struct Remembered {
