@@ -57,6 +57,8 @@ pub use cursors::Cursor;
 pub use damage::Damage;
 pub(crate) use environment::Environment;
 pub use error::Error;
+#[cfg(feature = "server")]
+pub(crate) use error::unwritable;
 #[cfg(feature = "store")]
 pub(crate) use flush::CLOSING;
 pub use futures::{AppendAsync, AppendDurable, Durable, Room, Visible};

@@ -36,13 +36,13 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// [`lock`] for a mutex of the standard library: one in a static, which loom's and shuttle's cannot be, or one that threads of
-/// the process wait for, of which loom and shuttle do not know.
+/// [`lock`] for mutexes that loom and shuttle must not see: those in statics, where theirs cannot be, and those that real
+/// threads of the process wait for.
 pub(crate) fn lock_std<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Waits until another thread notifies, which [`lock`]'s reason holds for as well.
+/// Waits until another thread notifies. Ignores poisoning, for the reason given at [`lock`].
 pub(crate) fn wait<'a, T>(condvar: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
     condvar.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner)
 }

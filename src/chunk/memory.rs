@@ -22,7 +22,8 @@ pub(crate) static CHUNK_BYTES: std::sync::atomic::AtomicU64 = std::sync::atomic:
 #[derive(Debug)]
 pub(crate) struct ChunkMemory {
     capacity: u64,
-    /// What precedes its segment, packed: the segment after an empty one has to know, also if only that has a backing.
+    /// What precedes its segment, packed. Kept here as well as in the backing, because the successor of an empty segment inherits
+    /// it.
     predecessor: std::sync::atomic::AtomicU64,
     /// One slot per record; 0 until the record is published. Rounded up to whole blocks of the spreading below.
     pub(super) slots: Box<[AtomicU32]>,

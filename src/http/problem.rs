@@ -4,7 +4,7 @@ use super::answer::{Answer, full};
 use crate::{
     Code, LogId,
     api::{ProblemDocument, ProblemNumbers, SessionLine},
-    log::{Error, Reader},
+    log::{Error, Reader, unwritable},
     store::{self, OpenLog, ValueError},
 };
 use hyper::{
@@ -290,10 +290,10 @@ impl From<Error> for Problem {
         };
         let problem = match code {
             // What the system said, and not on which file: that is for the server's log.
-            Code::DiskFull => {
-                let said = error.system_reason().map(ToString::to_string).unwrap_or_default();
-                Self::new(code, format!("the disk is full: {said}; make room, or trim the log"))
-            }
+            Code::DiskFull => Self::new(
+                code,
+                error.system_reason().map_or_else(String::new, |said| unwritable(&said.to_string(), said)),
+            ),
             Code::RecordUnreadable => Self::new(code, "the disk cannot read the record"),
             _ => Self::new(code, &error),
         };
@@ -343,6 +343,12 @@ mod tests {
         for error in [error, full] {
             assert_eq!(Problem::from(error).detail, expected);
         }
+        let read_only =
+            Error::io("write", std::path::Path::new("/secret: place"))(std::io::Error::from_raw_os_error(30));
+        let expected = "the file system is read-only: Read-only file system (os error 30); make it writable";
+        let source = Arc::new(std::io::Error::from_raw_os_error(30));
+        let read_only = Error::Full { reason: read_only.to_string().into(), source };
+        assert_eq!(Problem::from(read_only).detail, expected);
     }
 
     /// The name of an unknown member was logged unchanged, with line ends and terminal control sequences.

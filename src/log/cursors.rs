@@ -209,7 +209,7 @@ impl Cursor {
     }
 }
 
-/// A change that was asked for. It no longer is when this is dropped, unless it is about to be made.
+/// A requested change. Dropping this withdraws the request, unless it is already being carried out.
 pub(crate) struct AskedChange(Request<Change, Answer>);
 
 impl Log {
@@ -239,7 +239,7 @@ impl Log {
         self.visible_offset().saturating_sub(offset.max(self.first_offset()))
     }
 
-    /// Calls `see` with each cursor, unless they are damaged: then those who use them are told.
+    /// Calls `see` with each cursor. Does nothing if the file is damaged; whoever uses a cursor gets the error.
     #[cfg(feature = "server")]
     pub(crate) fn each_cursor(&self, mut see: impl FnMut(&str, u64)) {
         let all =

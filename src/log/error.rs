@@ -42,7 +42,7 @@ pub enum Error {
         /// The offset the next record would get.
         next: u64,
     },
-    /// A cursor was to be set to where no reader can have come.
+    /// The offset is beyond the end of the log: a cursor cannot be set there, and the log cannot be trimmed to it.
     #[error("offset {offset} is beyond the end of the log, which is {end}")]
     BeyondEnd {
         /// Where it was to be.
@@ -50,7 +50,7 @@ pub enum Error {
         /// The offset of the next record that readers will see.
         end: u64,
     },
-    /// A cursor's name is not one.
+    /// The name of the cursor is invalid.
     #[error(
         "a cursor's name has 1 to 128 letters, digits, '.', '_' or '-', and begins with neither '.' nor '-'"
     )]
@@ -76,7 +76,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// A producer's id, or its mark, is not one.
+    /// The producer's id or mark is invalid.
     #[error(
         "a producer's id has 1 to {} characters of printable ASCII, without a space at either end, and its \
          mark up to {} bytes",
@@ -158,8 +158,8 @@ pub enum Error {
         reason: Arc<str>,
     },
     /// There is no room on the disk for the next segment, or for records that were appended before; these wait for it.
-    /// Appends work again when there is.
-    #[error("the disk is full: {reason}; make room, or trim the log")]
+    /// Or the file system is read-only. Appends work again when it can be written to.
+    #[error("{}", unwritable(reason, source))]
     Full {
         /// What was attempted, and what the system said.
         reason: Arc<str>,
@@ -209,8 +209,9 @@ pub enum Error {
     /// A backing of a killed process may continue after records that are lost: repairing the log would give the offsets
     /// of its records to others.
     #[error(
-        "memory of a process that was killed ({}) may continue after what {} has lost, and could not be restored then; \
-         repair without backings (`repair()` without a `shm_dir`, `millstream repair --shm-dir none`) to give it up",
+        "{} was left by a killed process, and may hold records that follow those lost in {}; repairing now would make them \
+         impossible to restore. To give them up, repair without backings (`repair_with_progress()` with `None` as `shm_dir`, \
+         or `millstream repair --shm-dir none`)",
         .backing.display(), .path.display()
     )]
     BackingContinues {
@@ -235,6 +236,15 @@ pub enum Error {
         /// What the system said.
         source: Arc<io::Error>,
     },
+}
+
+/// What keeps the log from being written, and what to do.
+pub(crate) fn unwritable(reason: &str, source: &io::Error) -> String {
+    if crate::disk::is_read_only(source) {
+        format!("the file system is read-only: {reason}; make it writable")
+    } else {
+        format!("the disk is full: {reason}; make room, or trim the log")
+    }
 }
 
 impl Error {

@@ -177,8 +177,8 @@ impl Flusher {
         self.task.is_idle()
     }
 
-    /// Whether the time of the active segment is kept up to date: as of the last write that was begun, however long that takes.
-    /// May be out of date itself, by a moment.
+    /// Whether a turn of the flusher keeps the active segment's time up to date. It does so before each write, so the time may be
+    /// as old as the write in progress. The answer may be slightly out of date.
     #[inline]
     pub(super) fn keeps_time(&self) -> bool {
         self.keeps_time.load(Ordering::Acquire) // see `KeepsTime`
@@ -189,7 +189,7 @@ impl Flusher {
         self.task.wake_if_idle(linger);
     }
 
-    /// Has the active segment begun although it has no record, if it has none.
+    /// Makes the flusher begin the active segment's file even if the segment has no record.
     pub(super) fn begin_empty(&self) {
         self.begins_empty.store(true, Ordering::SeqCst);
         self.kick();

@@ -22,7 +22,7 @@ pub(super) struct Handles {
     is_running: bool,
     /// The next offset when it was opened.
     pub(super) opened_at: u64,
-    /// How closing went, once the log has been closed. Held while it is.
+    /// The result of closing, once the log is closed. Locked while it is being closed.
     pub(super) closed: Mutex<Option<Result<(), Error>>>,
     /// Whether closing has begun.
     is_closing: AtomicBool,
@@ -115,11 +115,11 @@ impl Log {
         result
     }
 
-    /// Makes all of it durable, and stops what works for it in the background.
+    /// Makes all records durable, and stops the log's tasks.
     fn finish(&self, left: &mut Duration, waits_for_mark: bool) -> Result<(), Error> {
         #[cfg(feature = "store")]
         if !self.shared.has_ended()
-            && !self.shared.flush.is_held_up() // or this would wait as long
+            && !self.shared.flush.is_held_up() // otherwise saving would wait as long as the commits
             && let Err(error) = self.save_producers()
         {
             // Nothing is lost: the producers are in the log, which only has to be read again.

@@ -121,12 +121,13 @@ impl Shared {
         self.end_last(attempts, || self.is_last_expired(retention))
     }
 
-    /// Ends the last segment if the log ends at `end`, likewise.
+    /// Ends the last segment if the log ends at `end`; returns as [`end_expired`](Self::end_expired) does.
     pub(super) fn end_at(&self, end: u64) -> bool {
         self.end_last(PATIENCE, || self.last_to_end(end).is_some())
     }
 
-    /// Ends the last segment that has records, and begins the next one, for as long as there is something to do of that.
+    /// Ends the last segment that has records and begins the next one, in up to `attempts` tries while `is_to_be_done` returns
+    /// true.
     fn end_last(&self, attempts: u32, is_to_be_done: impl Fn() -> bool) -> bool {
         for _ in 0..attempts {
             if !is_to_be_done() {

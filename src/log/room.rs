@@ -80,7 +80,7 @@ impl Shared {
             if install_successor(&self.active, &active, make, unused, || self.flush.kick()) {
                 stats::rolled();
                 self.roll.line().bump();
-                self.roll.ask(0); // now: when the disk is behind, a quarter of the new chunk is written late
+                self.roll.ask(0); // when the disk is behind, waiting until a quarter of the new chunk is written is too late
                 continue;
             }
             if let Some(full) = self.flush.full() {
@@ -115,7 +115,7 @@ impl Shared {
         }
         let now = self.env.machine.elapsed();
         let left = PREPARING.saturating_sub(now.saturating_sub(*since.get_or_insert(now)));
-        // Behind others in the line it would wait for them, whom this thread may have to run.
+        // Behind others it would wait for their turns, which may need this very thread.
         let waits = may_block == MayBlock::ForNextSegment
             && !self.roll.is_short_of_memory()
             && !turn.would_be_behind();

@@ -24,7 +24,8 @@ pub struct Scrubbed {
     pub next: u64,
     /// How many bytes were read.
     pub bytes: u64,
-    /// What is damaged in the segment. Of very many runs of damaged records, the last item spans all that are not listed.
+    /// What is damaged in the segment. Beyond 1,000 runs of damaged records, the last item spans all the rest, including
+    /// undamaged records among them.
     pub damage: Vec<Damage>,
 }
 

@@ -50,7 +50,7 @@ const RUNNING: u32 = 3;
 /// A caller waits: a flag next to the phase.
 const KICKED: u32 = 4;
 
-/// What a turn does when it has said that it would end.
+/// Whether a turn that asked to end does end.
 #[must_use = "a turn returns when it is over, and not before"]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TurnEnd {

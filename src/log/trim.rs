@@ -166,7 +166,7 @@ impl Shared {
         trimmed.ok_or(Error::Closed) // it waits for ever
     }
 
-    /// Waits for the answer of the maintenance task, for these pauses together; `None` if there is none by then.
+    /// Waits for the maintenance task's answer for at most the sum of `pauses`; `None` if there is none by then.
     fn await_trim(
         &self,
         answered: &Receiver<Result<u64, Error>>,

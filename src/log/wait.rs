@@ -144,8 +144,8 @@ impl Wake for Unpark {
     }
 }
 
-/// What ended a wait, unless what was waited for is `reached`. Whoever ends a log raises its frontiers first, and says that it
-/// has ended then: so this look is the last one.
+/// Returns `ended`, or success if what was waited for is `reached` after all. A log raises its frontiers before it records that
+/// it has ended, so one more look is enough.
 pub(crate) fn unless_reached(
     ended: Result<(), super::Error>,
     reached: impl FnOnce() -> bool,

@@ -67,8 +67,8 @@ impl Checked {
     }
 }
 
-/// Checks a file. `pace` is called after each run with its bytes, and with 0 after each attempt at a block of one that the disk
-/// cannot read; if it returns `false`, the check stops.
+/// Checks a file. Calls `pace` with the bytes of each run, and with 0 after each attempt to read a block of a run that failed.
+/// Stops if it returns `false`.
 ///
 /// # Errors
 /// Errors that say nothing about what is on the disk.
@@ -121,7 +121,7 @@ impl Checker<'_> {
         self.check_index_and_footer(length, index_crc)
     }
 
-    /// Something is wrong by which no record is damaged.
+    /// Notes a finding that damages no record.
     fn note(&mut self, reason: &'static str, unreadable: bool) {
         self.findings.push(Finding { records: 0..0, reason, unreadable });
     }

@@ -227,7 +227,7 @@ pub(crate) fn position_of(
     find(file, sealed, key, record)
 }
 
-/// The first record from `record` on that verifies; the disk is asked once for each that is expected to.
+/// The first record at or after `record` that verifies. Each candidate costs at most one attempt to read.
 pub(crate) fn next_readable(
     file: &dyn File,
     sealed: &Sealed,

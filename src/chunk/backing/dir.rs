@@ -76,8 +76,8 @@ impl BackingDir {
         let Some(owner) = Owner::decode(head).filter(|owner| owner.log == self.log) else {
             return BackingContent::Invalid;
         };
-        // A directory that was moved has another path but the same node; one that was remounted may have it the other
-        // way round.
+        // A directory that was moved has another path but the same node; after a remount it may have the same path but
+        // another node.
         if owner.dir != self.log_dir && !owner.is_at(self.node) {
             return BackingContent::Elsewhere(owner.dir);
         }
@@ -109,8 +109,8 @@ impl BackingDir {
         }
     }
 
-    /// The bytes of the chunk in a backing. Changing them does not change the backing. Where they are mapped, its memory stays
-    /// until they are dropped: so not where that is what the next chunk needs.
+    /// The bytes of the chunk in a backing. Changing them does not change the backing. If there is room to spare, they are mapped
+    /// and not copied; the backing's memory then stays until they are dropped.
     pub(crate) fn frames(&self, name: &str) -> io::Result<Aligned> {
         let file = self.memory.open(name)?;
         let length = file.metadata()?.len().saturating_sub(HEAD as u64) as usize;
@@ -133,7 +133,7 @@ impl BackingDir {
     /// Removes these backings. Their names are gone on return; the memory of some of them is given back a moment later, by
     /// another thread, because that takes 10 ms for 64 MiB.
     pub(crate) fn remove_each(&self, names: &[&str]) {
-        /// No more than these descriptors are taken.
+        /// The most files that are kept open at once.
         const MAX_OPEN: usize = 8;
         let open: Vec<_> =
             names.iter().take(MAX_OPEN).filter_map(|name| self.memory.open(name).ok()).collect();
@@ -241,9 +241,9 @@ fn mapped(file: &File, length: usize) -> Option<Aligned> {
     if !is_there || rustix::fs::fstatfs(file).ok()?.f_type != TMPFS {
         return None;
     }
-    // SAFETY: the file is not changed while it is mapped. Only this user can open the directory that it is in, and only who
-    // holds the log's lock uses it, which is the caller. Who wrote it has released the lock: by closing the log, which waits
-    // until nobody writes to its memory any more; or because its process ended, and that has no memory any more then.
+    // SAFETY: the file does not change while it is mapped. Only this user can open its directory, and only the holder of the
+    // log's lock, which is the caller, uses it. The writer has released that lock: by closing the log, which waits until nothing
+    // writes to its memory, or by ending, after which it has no mappings.
     let map = unsafe { memmap2::MmapOptions::new().offset(HEAD as u64).len(length).map_copy(file) }.ok()?;
     // Where a page has gone bad, this is an error, and so is reading it; using it would end the process. Before Linux 5.14 there
     // is no such advice.

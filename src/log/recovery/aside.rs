@@ -76,7 +76,8 @@ pub(super) fn set_aside(disk: &dyn Disk, dir: &Path, next: u64, tail: &[u8]) -> 
     stats::kept_torn();
     tracing::warn!(
         path = %path.display(), next_offset = next, bytes = kept.len(),
-        "cut off and kept aside what a crash has left after the last record: it was never acknowledged"
+        "cut off and kept aside what follows the last whole record: the torn end of a write, or what is left of records that \
+         the disk has lost"
     );
     Ok(())
 }

@@ -70,8 +70,8 @@ pub(in crate::log) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send +
     Ok(Box::new((own, common)))
 }
 
-/// Returns an error if a process has opened the log by itself. For the holder of the common lock, which keeps later openers out:
-/// so an open log needs no descriptor for a lock.
+/// Returns an error if another process has opened this log on its own. The caller holds the common lock exclusively, so nobody
+/// can do so afterwards, and the log's own lock file need not stay open.
 #[cfg(feature = "store")]
 pub(in crate::log) fn ensure_free(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
     lock_own(disk, dir).map(drop)

@@ -1,5 +1,5 @@
-//! The backings that a process has left which ended without closing the log: which of them hold a segment, and after which
-//! frame each of them continues.
+//! The backings left by a process that ended without closing the log: which of them hold a segment, and which frame each
+//! follows.
 
 use super::{
     super::{Error, stats},
@@ -106,8 +106,8 @@ pub(super) fn left_backings(
     Ok(left)
 }
 
-/// Whether a log is not at the place for which its backings were made, as far as that can be known: it was copied from
-/// there and then removed, say. The log that is there now may be another one.
+/// Whether the log of these backings is no longer at `owner`, as far as that can be known: it may have been copied and the
+/// original removed. The log that is there now may be another one.
 pub(in crate::log) fn is_gone(disk: &dyn Disk, owner: &Path, log: LogId) -> bool {
     id_of(disk, owner).ok().flatten() != Some(log)
 }

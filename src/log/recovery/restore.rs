@@ -163,7 +163,7 @@ struct Restorer<'a> {
 /// What a backing holds, as it was read.
 type Frames = io::Result<Aligned>;
 
-/// The segment that a backing is of, if that is sealed, and the backing says so too.
+/// The segment of a backing, if both its file and the backing say that it is sealed.
 fn sealed_as<'a>(survey: &'a Survey, backing: &LeftBacking) -> Option<&'a SurveyedSegment> {
     let segment = survey.segments.iter().find(|segment| segment.header == backing.header)?;
     (backing.sealed && matches!(segment.state, State::Sealed(_))).then_some(segment)

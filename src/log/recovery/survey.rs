@@ -1,5 +1,6 @@
-//! What a directory holds: every segment with its judgement, and what is missing between them. Changes nothing, and has
-//! at most one file open at a time.
+//! What a directory holds: every segment with its judgement, and what is missing between them. Changes no bytes; files
+//! without a footer are synced, because what is read from them is going to be called durable. Has at most one file open at a
+//! time.
 
 use super::{
     super::{Damage, Error, environment::now},

@@ -14,7 +14,7 @@ use crate::{
 };
 use std::{io, sync::Arc, time::Duration};
 
-/// Where backings come from, and when one is looked for again that was not to be had.
+/// Where backings come from, and when to try again after one could not be created.
 pub(super) struct BackingRetry {
     /// Where chunk memory is kept that outlives the process; `None` if the log's chunks need no backing.
     pub(super) source: Option<Arc<ShmBacking>>,

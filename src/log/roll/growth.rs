@@ -21,7 +21,7 @@ pub(super) const QUICK: u64 = 8 << 20;
 /// How large the first spare segment of a log is at most, if appends come fast: they wait for it.
 const FIRST: u64 = 1 << 20;
 
-/// How many bytes more a chunk of `capacity` has when it is known whether appends come fast.
+/// How many bytes are appended to a chunk of `capacity` before the appends are judged fast or slow.
 const fn threshold(capacity: u64) -> u64 {
     capacity / 16
 }
