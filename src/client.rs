@@ -107,7 +107,7 @@ pub struct Page {
     pub next_offset: u64,
 }
 
-/// See the module's documentation.
+/// A client of the HTTP API. Cheap to clone: clones share their connections.
 #[derive(Debug, Clone)]
 pub struct Client {
     url: String,

@@ -753,8 +753,8 @@ impl Log {
     }
 }
 
-/// How many times, and how long each time, callers that have other logs to serve wait for one log. Not by the clock
-/// alone, so that the simulation, where each attempt gets the threads' work done, can be replayed.
+/// How often callers that have other logs to serve look at one log before they go on to the next. Looks are counted, so that
+/// the simulation, where each look gets the threads' work done, can be replayed.
 #[cfg(feature = "store")]
 const ATTEMPTS: u32 = 10;
 const ATTEMPT: Duration = Duration::from_millis(10);

@@ -85,7 +85,7 @@ pub(crate) struct Counts {
     pub(crate) refusing: u64,
 }
 
-/// See the module's documentation.
+/// Many named logs in one directory, opened when they are used. See the [module's documentation](self).
 ///
 /// # Example
 /// ```

@@ -50,7 +50,7 @@ enum Command {
         /// The log's name
         log: String,
     },
-    /// Drop whole segments below an offset
+    /// Drop the segments whose records are all below an offset
     Trim {
         /// The log's name
         log: String,
@@ -105,7 +105,9 @@ impl Logs {
                     let left = target.describe(log).await?;
                     if left.first_offset == first && *before > first {
                         let why = if *before < left.next_offset {
-                            format!("only whole segments are, and the first one has records from {before} on")
+                            format!(
+                                "only whole segments can be, and the first one also has records at {before} or later"
+                            )
                         } else {
                             "the disk has no room for the segment after the last one, or is slow".to_owned()
                         };

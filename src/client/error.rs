@@ -119,7 +119,7 @@ pub enum Error {
     /// The server refused the request for another reason. Whether an append may be stored all the same,
     /// [`Code::may_be_stored`](crate::Code::may_be_stored) says; if the code is not known, assume that it may.
     #[error("{}", match &**.code {
-        "" => format!("the address answers {status}, and not like a Millstream server"),
+        "" => format!("the server at this address answers {status}, and is not a Millstream server"),
         code => format!("the server answers {status}, {code}: {detail}"),
     })]
     Refused {

@@ -113,8 +113,8 @@ impl Batch {
         self.divided(|first, bytes| first.has_room_for(bytes, limits))
     }
 
-    /// Its first record and those after it for which `takes` says that the first part takes a value of so many bytes more; and
-    /// the rest. A batch with a mark stays whole: the mark says how far its producer had come with all of it.
+    /// Splits the batch in two. The first part has the first record, and those after it for as long as `takes(part, value_bytes)`
+    /// is true. A batch with a mark stays whole: the mark says how far its producer had come with all of it.
     fn divided(mut self, takes: impl Fn(&Self, usize) -> bool) -> (Self, Option<Self>) {
         if self.mark.is_some() {
             return (self, None);
@@ -148,7 +148,7 @@ struct Numbered {
     mark: Option<String>,
     tickets: Tickets,
     sequence: u64,
-    /// Whether it was sent, and an attempt to store it had no answer that says that it was not.
+    /// Whether the batch may be stored: it was sent, and the server did not say that it stored nothing.
     may_be_stored: Arc<AtomicBool>,
     sending: Option<JoinHandle<Result<Appended, Refusal>>>,
 }

@@ -135,7 +135,8 @@ async fn change(
     to: Option<u64>,
     condition: CursorCondition,
 ) -> Result<Option<u64>, Problem> {
-    // In the list before it has the permit: whoever has that makes this change as well. It leaves the list with its client.
+    // Queued before waiting for the permit, so that the request that holds the permit makes this change too. Dropped if the client
+    // leaves.
     let change = Arc::new(cursor.ask_for_change(to, condition).map_err(Problem::of_log(log))?);
     let (same_change, same_cursor) = (Arc::clone(&change), cursor.clone());
     let last_write = move |_: &OpenLog| same_cursor.last_write(&same_change);

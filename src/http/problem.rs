@@ -204,7 +204,7 @@ impl Problem {
 
     /// Other requests are at work on the log, or on too many logs at once.
     pub(super) fn log_is_busy() -> Self {
-        let detail = "this log is, or many others are, being opened, created, trimmed or deleted; try again a little later";
+        let detail = "other requests are opening, creating, trimming or deleting this log, or too many others; try again a little later";
         Self::new(Code::Overloaded, detail)
     }
 

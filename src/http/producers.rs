@@ -88,7 +88,8 @@ pub(super) async fn begin_epoch(
     log: &Arc<OpenLog>,
     id: &str,
 ) -> Result<log::BegunEpoch, Problem> {
-    // In the list before it has the permit: whoever has that begins this epoch as well. It leaves the list with its client.
+    // Queued before waiting for the permit, so that the request that holds the permit begins this epoch too. Dropped if the client
+    // leaves.
     let next = Arc::new(log.ask_for_epoch(id).map_err(Problem::of_log(log))?);
     let asked = Arc::clone(&next);
     let last_write = move |log: &OpenLog| log.last_write_of_producers(&asked);

@@ -1,9 +1,8 @@
 //! Logs that are waited for: by long polls and live tails, which keep their log open. The number of such logs is limited;
 //! otherwise a few connections that wait for thousands of logs would take all descriptors.
 //!
-//! When one log too many is waited for, one of them is given up, which ends all waits for it. A log's protection is its least
-//! greedy waiter: for each log, count the logs that its least greedy connection waits for. The log with the highest count is
-//! given up; of several, the one whose oldest wait began last. So connections that wait for few logs keep them, and those that
+//! When one log too many is waited for, one of them is given up, which ends all waits for it. It is the log for which even the
+//! most modest waiting connection waits for the most logs. Of several, it is the one whose oldest wait is the most recent. So connections that wait for few logs keep them, and those that
 //! wait for many lose waits. If every connection waits for one log only, the wait that has just begun ends at once, and
 //! disturbs nobody.
 //!

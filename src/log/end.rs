@@ -1,7 +1,7 @@
 //! How a log ends: it is closed, it fails, it is deleted, or it is opened again while this opening still exists.
 //!
 //! # What always holds
-//! - What a log has ended by stays: whatever happens to it later, its callers get the same reason.
+//! - The first reason for which a log ends is kept: whatever happens to it later, its callers get the same reason.
 //! - From the moment when files at its path may be another log's, or another opening's, that is known, even if the log
 //!   had failed before.
 //!

@@ -115,8 +115,7 @@ impl Flusher {
         }
     }
 
-    /// Waits until no caller that waits for durability is writing. Must be called when the log has failed, so that none
-    /// begins to.
+    /// Waits for a caller that is committing. Called after the log has failed: then no other begins.
     #[cfg(feature = "store")]
     pub(super) fn settle(&self) {
         drop(lock(&self.position));
@@ -153,7 +152,7 @@ impl Flusher {
         self.task.stop();
     }
 
-    /// A caller waits for what is not durable yet.
+    /// Asks for a commit without lingering, because a caller waits.
     pub(super) fn kick(&self) {
         self.task.kick();
     }

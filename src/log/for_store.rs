@@ -33,8 +33,8 @@ impl Log {
         self.handles.is_closing()
     }
 
-    /// Closes a log of which closing has begun: waits for whoever does it, or does what is left of it, should that have
-    /// panicked. Then another opening may take its place.
+    /// Waits until the thread that is closing the log has finished, and finishes the work itself if that thread panicked. Then
+    /// another opening may take its place.
     pub(crate) fn finish_close(&self) {
         let _ = self.close_in_place(&mut { CLOSING }, false); // whoever began it is told
     }

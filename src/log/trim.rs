@@ -163,7 +163,7 @@ impl Shared {
         let (answer, answered) = crossbeam::channel::bounded(1);
         self.roll.trim(before, answer);
         let trimmed = self.await_trim(&answered, std::iter::repeat(Duration::from_millis(100)))?;
-        trimmed.ok_or(Error::Closed) // it waits for ever
+        trimmed.ok_or(Error::Closed) // not reached: the pauses never end
     }
 
     /// Waits for the maintenance task's answer for at most the sum of `pauses`; `None` if there is none by then.

@@ -18,7 +18,7 @@ use std::{
 /// [`Store::get`](super::Store::get) opens it again.
 pub struct OpenLog {
     pub(super) log: Log,
-    /// Which opening this is of all in the process: an address may be another log's later, and an id a copy's.
+    /// Identifies this opening within the process. A pointer can be reused, and a copied log has the same id.
     #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "only the server tells openings apart"))]
     pub(super) number: u64,
     pub(super) name: String,

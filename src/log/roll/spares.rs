@@ -14,8 +14,8 @@
 //! pairs matter:
 //! - `asked` is set before the task is kicked, and taken by a turn before it makes a spare segment: a request that
 //!   arrives after that gets another turn.
-//! - `short` is set before the line of callers is bumped, and read after that is heard of: because of a value that is a
-//!   moment old, an append may wait for at most [`PREPARING`](crate::log::room), or be refused a moment too long.
+//! - `short` is set before the line is bumped, and read by callers that were woken. A stale value makes an append wait for at
+//!   most [`PREPARING`](crate::log::room), or refuses it slightly too late.
 
 use super::{PAUSES, growth::Growth};
 use crate::{
