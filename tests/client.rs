@@ -679,3 +679,18 @@ fn a_mark_that_could_not_be_sent_as_it_is_is_refused_at_once() {
         assert_eq!(values(&client, "clicks").await, ["kept"]);
     });
 }
+
+/// They were told that the producer is closed, which it is not.
+#[test]
+fn tickets_of_what_is_discarded_are_told_why_it_was_not_stored() {
+    let (_data, server, client) = start();
+    server.kill();
+    run(async {
+        let producer = producer(&client, "p", |options| options.patience = Duration::from_millis(100));
+        let ticket = producer.submit(b"x", false).await.unwrap();
+        let error = producer.flush().await.unwrap_err();
+        assert_eq!(producer.discard(), [&b"x"[..]]);
+        let told = ticket.await.unwrap_err();
+        assert!(matches!((&told, &error), (Error::Unreachable { .. }, Error::Unreachable { .. })), "{told}");
+    });
+}

@@ -519,13 +519,18 @@ impl Producer {
     pub fn discard(&self) -> Vec<Bytes> {
         let mut state = self.shared.state();
         let Some(error) = state.stuck.take() else { return Vec::new() };
-        state.stuck = Some(error).filter(|error| *error == Error::TaskEnded); // nothing goes on after that
+        state.stuck = Some(error.clone()).filter(|error| *error == Error::TaskEnded); // nothing goes on after that
         state.epoch = None; // the numbers of those behind it change: in a new epoch
         self.shared.changed.notify_one();
-        let body = match state.numbered.pop_front() {
-            Some(batch) => batch.body,
-            None => state.full.pop_front().unwrap_or_else(|| std::mem::take(&mut state.filling)).body.into(),
+        let (body, tickets) = if let Some(batch) = state.numbered.pop_front() {
+            (batch.body, batch.tickets)
+        } else {
+            let batch = state.full.pop_front().unwrap_or_else(|| std::mem::take(&mut state.filling));
+            (batch.body.into(), batch.tickets)
         };
+        for (_, ticket) in tickets {
+            let _ = ticket.send(Err(error.clone())); // fails if nobody waits for it
+        }
         state.unsent -= body.len();
         self.shared.progress.notify_waiters(); // they look when the state is unlocked
         let mut records = Vec::new();
