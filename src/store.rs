@@ -428,13 +428,11 @@ impl Inner {
             (too_many, entries.values().filter(is_open).cloned().collect())
         };
         open.sort_by_cached_key(|entry| entry.used.load(Ordering::Relaxed));
-        let can_be = |entry: &&Arc<Entry>| {
-            let log = entry.open.load_full();
-            // Two: the entry's, and this one.
-            log.is_some_and(|log| Arc::strong_count(&log) <= 2 && !log.is_cloned() && log.settles_soon())
-        };
         // A few more, so that not all of many logs are examined for each that is opened.
-        open.iter().filter(can_be).take(too_many + limit / 64).for_each(|entry| entry.close());
+        open.iter()
+            .filter(|entry| entry.can_be_closed())
+            .take(too_many + limit / 64)
+            .for_each(|entry| entry.close());
     }
 
     /// The id of a log whose entry is locked, if it can be read.

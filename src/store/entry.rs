@@ -108,6 +108,13 @@ impl Entry {
         self.open.load_full().filter(|open| !open.is_closing())
     }
 
+    /// Whether nobody uses the log, and closing it takes no more than a moment.
+    pub(super) fn can_be_closed(&self) -> bool {
+        // Two: the entry's, and this one.
+        let is_unused = |log: &Arc<OpenLog>| Arc::strong_count(log) <= 2 && !log.is_cloned();
+        self.open.load_full().is_some_and(|log| is_unused(&log) && log.settles_soon())
+    }
+
     /// Closes an idle log, if it is open and nobody else holds it, or its lock.
     pub(super) fn close(&self) {
         let Some(_held) = try_lock(&self.deleted) else { return };

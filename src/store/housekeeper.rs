@@ -277,10 +277,11 @@ impl Inner {
         self.retain_closed(helpers);
         open.sort_by_key(|entry| entry.used.load(Ordering::Relaxed));
         let idle = u64::try_from(self.options.idle.as_millis()).unwrap_or(u64::MAX);
-        let too_many = open.len().saturating_sub(self.options.open_logs);
-        for (n, entry) in open.iter().enumerate() {
-            let is_due = n < too_many || now.saturating_sub(entry.used.load(Ordering::Relaxed)) > idle;
-            if is_due && entry.open.load_full().is_some_and(|log| log.settles_soon()) {
+        let mut too_many = open.len().saturating_sub(self.options.open_logs);
+        for entry in &open {
+            let is_due = too_many > 0 || now.saturating_sub(entry.used.load(Ordering::Relaxed)) > idle;
+            if is_due && entry.can_be_closed() {
+                too_many = too_many.saturating_sub(1); // of those that are in use, none can make room
                 let entry = Arc::clone(entry);
                 helpers.help(&Arc::clone(&entry.helped), move || entry.close());
             }
