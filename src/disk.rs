@@ -11,7 +11,7 @@ pub(crate) mod gate;
 mod native;
 pub(crate) mod salvage;
 pub(crate) mod shm;
-#[cfg(all(any(test, fuzzing), not(loom)))]
+#[cfg(all(any(test, all(fuzzing, feature = "store")), not(loom)))]
 #[cfg_attr(not(test), allow(dead_code))] // tests need more of it than fuzzing does
 pub(crate) mod sim;
 #[cfg(feature = "store")]
