@@ -192,7 +192,7 @@ pub(crate) enum AppendOutcome {
     Unexpected(u32),
 }
 
-/// See the module's documentation.
+/// A segment's frames in memory, shared by all threads that append to it, read it and commit it.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     tail: CachePadded<AtomicU64>,

@@ -8,8 +8,8 @@ pub(crate) fn doubled(pause: Duration, bounds: &RangeInclusive<Duration>) -> Dur
     (pause * 2).min(*bounds.end())
 }
 
-/// See the module's documentation. Several threads may take turns to make them: an attempt more or less makes no difference, so
-/// everything is Relaxed.
+/// How long the next pause is. Several threads may take turns to pause: an attempt more or less makes no
+/// difference, so everything is Relaxed.
 pub(crate) struct Pauses {
     bounds: RangeInclusive<Duration>,
     /// The next one, in milliseconds; 0 for the first.

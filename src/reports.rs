@@ -20,7 +20,7 @@ const MAX_REPORTS: u64 = 10;
 /// For how long failures of the same kind are counted together.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// See the module's documentation.
+/// For each kind of failure, when it was last written to the log, and how many were not written since.
 #[derive(Debug, Default)]
 pub(crate) struct Reports(Mutex<BTreeMap<&'static str, Seen>>);
 

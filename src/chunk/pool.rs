@@ -10,7 +10,7 @@ use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, lock};
 /// the processor's cache take twice as long.
 const MAX_KEPT: usize = 2;
 
-/// See the module's documentation.
+/// A limit for the memory of chunks, and freed memory for new ones.
 #[derive(Debug)]
 pub(crate) struct Pool {
     limit: u64,

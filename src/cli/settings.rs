@@ -4,7 +4,7 @@ use super::{serve::Level, size::size};
 use clap::ValueEnum;
 use millstream::store::{LogSettings, Values};
 
-/// See the module's documentation.
+/// Flags for the settings of a new log.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Settings of a new log")]
 pub(super) struct SettingsFlags {

@@ -26,7 +26,7 @@ pub(super) struct At {
 /// The environment variable with the server's address.
 const URL: &str = "MILLSTREAM_URL";
 
-/// See the module's documentation.
+/// The server or the directory that a command works on.
 pub(super) enum Target {
     Server(Box<Client>),
     Directory(Box<Store>),

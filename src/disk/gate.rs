@@ -32,7 +32,7 @@ pub(crate) enum Operation {
 type Ask = Arc<dyn Fn(Operation, &Path) -> io::Result<()> + Send + Sync>;
 type Bad = Arc<Mutex<Option<Range<u64>>>>;
 
-/// See the module's documentation.
+/// A disk whose operations a test lets through, holds up, or makes fail.
 #[derive(Clone)]
 pub(crate) struct Gate {
     disk: Arc<dyn Disk>,

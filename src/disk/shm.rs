@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// See the module's documentation.
+/// A directory of files in memory that outlive the process.
 #[derive(Debug)]
 pub(super) struct ShmDir(PathBuf);
 

@@ -48,7 +48,7 @@ struct State {
 /// What runs in the middle of a step, as another thread would.
 type Meanwhile = Arc<dyn Fn() + Send + Sync>;
 
-/// See the module's documentation. Clones are the same disk.
+/// A simulated disk. Clones are the same disk.
 #[derive(Clone, Default)]
 pub(crate) struct Sim {
     state: Arc<Mutex<State>>,

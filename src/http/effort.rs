@@ -84,7 +84,7 @@ fn time() -> Duration {
     Duration::try_from(now).unwrap_or_default() // it is never negative
 }
 
-/// What decoding a body has taken so far, and what it may take. See the module's documentation.
+/// What decoding a body has taken so far, and what it may take.
 pub(super) struct Effort {
     allowance: Allowance,
     begun: Duration,

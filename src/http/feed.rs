@@ -59,7 +59,7 @@ impl Feeds {
     }
 }
 
-/// See the module's documentation.
+/// The live tails of one log within a runtime.
 pub(super) struct Feed {
     log: Arc<OpenLog>,
     latest: Arc<Mutex<Kept>>,

@@ -23,7 +23,7 @@ pub use render::{lost_json, record_json};
 
 macro_rules! formats {
     ($($name:ident $media_type:expr;)*) => {
-        /// See the module's documentation.
+        /// A format of records in a body or an answer.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(super) enum Format {
             $($name,)*

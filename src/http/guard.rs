@@ -33,7 +33,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 const ANY: &str = "*";
 
-/// See the module's documentation.
+/// Decides by its headers whether a request may be answered.
 #[derive(Debug)]
 pub(super) struct Guard {
     /// What most clients send as the host, including the port.

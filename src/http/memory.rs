@@ -385,7 +385,7 @@ impl Drop for Grant {
     }
 }
 
-/// Bytes that grow, within the budget. See the module's documentation.
+/// Bytes that grow, within the budget.
 #[derive(Debug)]
 pub(super) struct Buffer {
     place: Holds,

@@ -10,7 +10,7 @@ use tokio::{
     net::TcpStream,
 };
 
-/// See the module's documentation.
+/// A connection's socket, for hyper to use.
 pub(super) struct Socket {
     stream: TcpStream,
     /// What was read from the socket to detect the protocol.

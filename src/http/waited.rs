@@ -17,7 +17,7 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// See the module's documentation.
+/// The logs that are kept open because requests wait for them, up to a limit.
 #[derive(Debug)]
 pub(super) struct WaitedLogs {
     /// How many logs may be kept open.

@@ -8,7 +8,7 @@ use crate::{
 };
 use std::collections::VecDeque;
 
-/// See the module's documentation.
+/// Which sealed segments' chunks are in memory, oldest seal first, and how many bytes they may take.
 pub(crate) struct Budget {
     pool: Arc<Pool>,
     recent: Mutex<Recent>,

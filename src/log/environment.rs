@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// See the module's documentation.
+/// The disk, threads, time and randomness that a log or store uses.
 #[derive(Clone)]
 pub(crate) struct Environment {
     pub(crate) disk: Arc<dyn Disk>,

@@ -27,7 +27,7 @@ use std::{
 /// After this time a turn that was not taken is given to the next caller.
 pub(crate) const NUDGE: Duration = Duration::from_millis(25);
 
-/// See the module's documentation.
+/// The callers that wait for room, in the order in which they get a turn.
 pub(crate) struct Line {
     events: CachePadded<AtomicU64>,
     /// How many wait without having the turn: to be looked at without the lock.

@@ -60,7 +60,7 @@ pub(super) enum TurnEnd {
     Continue,
 }
 
-/// See the module's documentation. Works on an `S`, from [`start`](Self::start) to [`stop`](Self::stop).
+/// The state of one task. It works on an `S`, from [`start`](Self::start) to [`stop`](Self::stop).
 pub(super) struct Task<S> {
     state: AtomicU32,
     /// The key under which the pool keeps it, while it is due later.

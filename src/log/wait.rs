@@ -14,7 +14,7 @@ use std::{
 
 const NOBODY: u64 = u64::MAX;
 
-/// See the module's documentation.
+/// A number that only grows, and what waits for it to pass a point.
 pub(crate) struct Frontier {
     value: CachePadded<AtomicU64>,
     /// The lowest point that a caller waits for.

@@ -36,7 +36,7 @@ pub(super) fn maintenance() -> Arc<Workers> {
     Arc::clone(&ALL)
 }
 
-/// See the module's documentation.
+/// A pool of such threads, for one kind of work.
 pub(super) struct Workers {
     name: &'static str,
     most: usize,

@@ -69,7 +69,7 @@ struct Progress {
     no_room: bool,
 }
 
-/// See the module's documentation.
+/// A segment's file, open for writing.
 #[derive(Debug)]
 pub(crate) struct SegmentFile {
     file: Box<dyn File>,

@@ -10,7 +10,7 @@ use std::{
 /// How many bytes are read at once: enough for the disk to work on several requests.
 const READ_BYTES: usize = 8 << 20;
 
-/// See the module's documentation. Derefs to the bytes.
+/// The bytes of a frames' region, to which it dereferences.
 #[derive(Debug)]
 pub(crate) struct Region {
     memory: Aligned,

@@ -38,7 +38,7 @@ pub(super) enum Open {
     One(String, Arc<Log>),
 }
 
-/// See the module's documentation.
+/// A simulated process: what it has open, and the world around it.
 pub(super) struct Process {
     pub(super) open: Open,
     pub(super) world: World,

@@ -51,7 +51,7 @@ impl AddAssign for Counts {
     }
 }
 
-/// See the module's documentation.
+/// The state of a run, from one process to the next.
 pub(super) struct Simulation {
     pub(super) seed: u64,
     pub(super) random: Random,

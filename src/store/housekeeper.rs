@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// How many helpers may be held up before the housekeeper does without.
 const MAX_HELPERS: usize = 8;
 
-/// See the module's documentation.
+/// The running housekeeper, until [`stop`](Self::stop).
 pub(super) struct Housekeeper {
     stop: Sender<()>,
     thread: JoinHandle<()>,

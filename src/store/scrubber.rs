@@ -64,7 +64,7 @@ impl OpenLog {
     }
 }
 
-/// See the module's documentation.
+/// The running scrubber, until [`stop`](Self::stop).
 pub(super) struct Scrubber {
     stop: Sender<()>,
     /// Nothing is sent: the thread has ended when its sender is dropped.

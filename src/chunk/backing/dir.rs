@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// See the module's documentation.
+/// Finds, creates and removes the backings of one log.
 #[derive(Debug)]
 pub(crate) struct BackingDir {
     pub(super) memory: Box<dyn MemoryDir>,

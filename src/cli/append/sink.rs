@@ -43,7 +43,7 @@ impl Appended {
     }
 }
 
-/// See the module's documentation.
+/// Where `append` appends to.
 pub(super) enum Sink {
     Server(Producer),
     Directory(Writer),

@@ -11,7 +11,7 @@ pub(super) const SECTOR: usize = 512;
 
 type Sector = [u8; SECTOR];
 
-/// See the module's documentation.
+/// The bytes of a simulated file, now and as they were synced.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Content {
     now: Vec<u8>,

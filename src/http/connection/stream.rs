@@ -30,7 +30,7 @@ pub(in crate::http) enum Count {
     Nothing,
 }
 
-/// See the module's documentation. All of it happens on the connection's thread; Relaxed throughout.
+/// What is known of one such request. All of it happens on the connection's thread; Relaxed throughout.
 pub(in crate::http) struct Stream {
     connection: Arc<Connection>,
     pub(in crate::http) count: Count,

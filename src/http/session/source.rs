@@ -24,7 +24,7 @@ const MAX_PART_RECORDS: usize = 2000;
 /// What a producer's batch takes beside its records, and more.
 const EXTENSION_BYTES: usize = 256;
 
-/// See the module's documentation.
+/// Takes the body of a session apart into batches.
 pub(super) struct Source {
     format: Format,
     log: Arc<OpenLog>,

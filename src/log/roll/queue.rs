@@ -57,7 +57,7 @@ pub(super) struct TrimRequest {
     pub(super) answer: Sender<Result<u64, Error>>,
 }
 
-/// See the module's documentation.
+/// The work that a log's maintenance task has to do.
 pub(super) struct MaintenanceQueue {
     jobs: SegQueue<Job>,
     trims: SegQueue<TrimRequest>,

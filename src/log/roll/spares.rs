@@ -37,7 +37,7 @@ pub(in crate::log) struct SpareSegment {
     pub(in crate::log) file: SegmentFile,
 }
 
-/// See the module's documentation.
+/// Where the maintenance task and appenders exchange the spare segment.
 pub(super) struct SpareSegments {
     ready: ArrayQueue<SpareSegment>,
     asked: AtomicBool,
