@@ -16,11 +16,13 @@
 mod directories;
 mod entry;
 mod error;
+mod findings;
 mod housekeeper;
 #[cfg(feature = "server")]
 mod lags;
 mod opening;
 mod options;
+mod reopening;
 mod scrubber;
 
 use crate::{

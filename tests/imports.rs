@@ -113,17 +113,28 @@ fn way(graph: &Graph, from: &str, to: &str, seen: &mut BTreeSet<String>) -> Opti
     None
 }
 
-/// The names that `lib.rs` has from modules, with the names of these.
-fn public(files: &[(String, String)]) -> BTreeMap<String, String> {
-    let Some((_, text)) = files.iter().find(|(module, _)| module == "lib") else { return BTreeMap::new() };
-    let of = |path: String| path.split_once("::").map(|(module, name)| (name.to_owned(), module.to_owned()));
-    named(text).into_iter().filter_map(of).collect()
+/// The names that each module has from those inside it, with the paths of these. That of `lib.rs` is empty.
+fn passed_on(files: &[(String, String)]) -> BTreeMap<String, String> {
+    let modules: BTreeSet<&str> = files.iter().map(|(module, _)| &**module).collect();
+    let mut all = BTreeMap::new();
+    for (own, text) in files {
+        let own = if own == "lib" { "" } else { own };
+        for path in named(text) {
+            let Some((module, name)) = path.rsplit_once("::") else { continue };
+            let module = format!("{own}::{}", module.trim_start_matches("self::"));
+            let module = module.trim_start_matches("::");
+            if modules.contains(module) {
+                all.insert(format!("{own}::{name}").trim_start_matches("::").to_owned(), module.to_owned());
+            }
+        }
+    }
+    all
 }
 
 /// What the modules of each folder import of each other. A file is given as the path of its module, and its text.
 fn folders(files: &[(String, String)]) -> BTreeMap<String, Graph> {
     let modules: BTreeSet<&str> = files.iter().map(|(module, _)| &**module).collect();
-    let public = public(files);
+    let passed_on = passed_on(files);
     let mut folders: BTreeMap<String, Graph> = BTreeMap::new();
     for (own, text) in files {
         for named in named(text) {
@@ -142,11 +153,12 @@ fn folders(files: &[(String, String)]) -> BTreeMap<String, Graph> {
                     at.push(part);
                 }
             }
-            if let Some(module) = at.first().and_then(|name| public.get(*name)) {
-                at = vec![module];
-            }
+            // A name that its module has from one inside it is that one's.
             while !at.is_empty() && !modules.contains(&*at.join("::")) {
-                at.pop();
+                match passed_on.get(&at.join("::")) {
+                    Some(module) => at = module.split("::").collect(),
+                    None => drop(at.pop()),
+                }
             }
             let from: Vec<&str> = own.split("::").collect();
             let common = from.iter().zip(&at).take_while(|(one, other)| one == other).count();

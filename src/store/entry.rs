@@ -1,8 +1,8 @@
 //! A log of a store: its entry, which exists as long as the log, and the log while it is open.
 
-use super::{LogSettings, housekeeper::Reopening, scrubber::Findings};
+use super::{LogSettings, findings::Findings, reopening::Reopening};
 use crate::{
-    log::Log,
+    log::{Damage, Log},
     sync::{lock, try_lock},
 };
 use arc_swap::ArcSwapOption;
@@ -51,6 +51,12 @@ impl OpenLog {
     /// Whether it was deleted, or is being deleted: any error that it returns then has that reason.
     pub fn is_deleted(&self) -> bool {
         self.deleted.load(Ordering::Acquire)
+    }
+
+    /// What is known to be damaged: what was found when the log was opened, and, of what is not trimmed, by the last scrub.
+    /// At most 100 items.
+    pub fn known_damage(&self) -> Vec<Damage> {
+        self.findings.with(self.damage(), self.first_offset())
     }
 }
 

@@ -7,7 +7,6 @@
 use super::{Entry, Error, Inner, LogError, LogSettings, OpenLog};
 use crate::{
     log::{Durability, Retention},
-    pauses::Pauses,
     reports,
     sync::{Busy, read_lock, try_lock},
 };
@@ -15,7 +14,7 @@ use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread::{Builder, JoinHandle},
     time::Duration,
@@ -98,39 +97,6 @@ impl Helpers {
         for thread in self.0.into_iter().flatten() {
             let _ = thread.join(); // a panic of the thread was reported already
         }
-    }
-}
-
-/// When a log is opened again because there seems to be room: where none can be reserved, only writing shows whether
-/// there is. The log's users get an error each time, so if it was in vain, the next time comes later.
-pub(super) struct Reopening {
-    /// In milliseconds since the store was opened.
-    not_before: AtomicU64,
-    pauses: Pauses,
-}
-
-impl Default for Reopening {
-    fn default() -> Self {
-        let pauses = Pauses::new(Duration::from_secs(2)..=Duration::from_secs(64));
-        Self { not_before: AtomicU64::new(0), pauses }
-    }
-}
-
-// Relaxed: by one helper at a time, or at most a pause too short or too long.
-impl Reopening {
-    fn is_due(&self, now: u64) -> bool {
-        self.not_before.load(Ordering::Relaxed) <= now
-    }
-
-    fn tried(&self, now: u64) {
-        let pause = self.pauses.next().as_millis() as u64;
-        self.not_before.store(now.saturating_add(pause), Ordering::Relaxed);
-    }
-
-    /// The log is open for writing.
-    fn succeeded(&self) {
-        self.not_before.store(0, Ordering::Relaxed);
-        self.pauses.reset();
     }
 }
 

@@ -8,12 +8,12 @@ use super::{Entry, Error, Inner, LogError, OpenLog};
 use crate::{
     log::{CLOSING, Damage, Scrubbed},
     reports,
-    sync::{lock, read_lock, yield_more},
+    sync::{read_lock, yield_more},
 };
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::{
-    ops::{Bound, Range},
-    sync::{Arc, Mutex, atomic::Ordering},
+    ops::Bound,
+    sync::{Arc, atomic::Ordering},
     thread::Builder,
     time::{Duration, Instant},
 };
@@ -29,40 +29,8 @@ const FAILURE_BYTES: u64 = 1 << 20;
 const MAX_FAILURES: u32 = 10;
 /// By how much the thread yields (`nice`).
 const YIELDS: i32 = 10;
-/// The most findings that are kept, and listed, for a log.
-const MAX_FINDINGS: usize = 100;
 /// How many findings of a segment are written to the process's log.
 const MAX_REPORTED: usize = 10;
-
-/// What the scrubber has found in a log, until a later scrub finds otherwise. The store keeps it while the log is closed.
-#[derive(Debug, Default)]
-pub(super) struct Findings(Mutex<Vec<Damage>>);
-
-impl Findings {
-    /// Replaces what is known of these offsets.
-    fn replace(&self, offsets: Range<u64>, found: Vec<Damage>) {
-        let mut all = lock(&self.0);
-        all.retain(|damage| !offsets.contains(&damage.offsets.start));
-        let at = all.partition_point(|damage| damage.offsets.start < offsets.start);
-        all.splice(at..at, found);
-        all.truncate(MAX_FINDINGS);
-    }
-}
-
-impl OpenLog {
-    /// What is known to be damaged: what was found when the log was opened, and, of what is not trimmed, by the last scrub.
-    /// At most 100 items.
-    pub fn known_damage(&self) -> Vec<Damage> {
-        let opening = self.damage();
-        let first = self.first_offset();
-        let is_new = |found: &&Damage| {
-            let is_it = |known: &Damage| (&known.offsets, &known.path) == (&found.offsets, &found.path);
-            found.offsets.start >= first && !opening.iter().any(is_it)
-        };
-        let findings = lock(&self.findings.0);
-        opening.iter().chain(findings.iter().filter(is_new)).take(MAX_FINDINGS).cloned().collect()
-    }
-}
 
 /// The running scrubber, until [`stop`](Self::stop).
 pub(super) struct Scrubber {
