@@ -76,15 +76,17 @@ struct Inner {
 }
 
 /// How many logs a store has, in total and in certain states.
-#[cfg(feature = "server")]
-#[derive(Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) logs: u64,
-    pub(crate) open: u64,
-    /// Those that could not be opened when that was tried last, or cannot be, because of what is in their directories.
-    pub(crate) unusable: u64,
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// All that exist.
+    pub logs: u64,
+    /// Those that are open.
+    pub open: u64,
+    /// Those that are [unusable](Store::unusable).
+    pub unusable: u64,
     /// Open logs that refuse appends.
-    pub(crate) refusing: u64,
+    pub refusing: u64,
 }
 
 /// Many named logs in one directory, opened when they are used. See the [module's documentation](self).
@@ -320,13 +322,6 @@ impl Store {
         entries.range::<str, _>((from, Bound::Unbounded)).take(limit).map(|(name, _)| name.clone()).collect()
     }
 
-    /// How many logs exist, and how many of them are open.
-    pub fn count(&self) -> (usize, usize) {
-        let entries = read_lock(&self.inner.entries);
-        let open = entries.values().filter(|entry| entry.open.load().is_some()).count();
-        (entries.len(), open)
-    }
-
     /// Which of these logs could not be opened when that was tried last, because of what is in their directories; or cannot
     /// be, as their names and their settings said when the store was opened.
     pub fn unusable<'a>(&self, names: &'a [String]) -> Vec<&'a str> {
@@ -336,15 +331,8 @@ impl Store {
         names.iter().filter(is_unusable).map(String::as_str).collect()
     }
 
-    /// How many such logs there are.
-    pub fn unusable_count(&self) -> usize {
-        let entries = read_lock(&self.inner.entries);
-        entries.values().filter(|entry| entry.unusable.load(Ordering::Relaxed)).count()
-    }
-
-    /// How many logs there are, of each kind that the metrics have.
-    #[cfg(feature = "server")]
-    pub(crate) fn counts(&self) -> Counts {
+    /// How many logs there are. Takes time in proportion to that.
+    pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         for entry in read_lock(&self.inner.entries).values() {
             counts.logs += 1;

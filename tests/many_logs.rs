@@ -40,7 +40,7 @@ fn an_open_log_takes_a_descriptor_a_mapping_and_less_than_100_kib_and_no_thread(
     for name in &names {
         store.get(name).unwrap().flush().unwrap();
     }
-    assert_eq!(store.count(), (LOGS, LOGS));
+    assert_eq!((store.counts().logs, store.counts().open), (LOGS as u64, LOGS as u64));
     assert!(descriptors() <= before.0 + LOGS + 32, "{} descriptors", descriptors());
     assert!(mappings() <= before.1 + LOGS + 200, "{} mappings", mappings());
     assert!(status("Threads") <= 16 + 4 + 8, "{} threads", status("Threads"));

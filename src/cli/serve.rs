@@ -248,7 +248,7 @@ impl Serve {
         })?;
         let store = Store::open(&self.data, self.store_options(open_logs))?;
         let address = server.address()?;
-        let logs = store.count().0;
+        let logs = store.counts().logs;
         let listening = async move {
             tracing::info!(%address, data = %self.data.display(), logs, "listening");
             let _ = stop.await; // an error would mean that nobody listens for signals any more, which cannot happen

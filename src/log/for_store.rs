@@ -62,7 +62,6 @@ impl Log {
     }
 
     /// Whether it refuses appends for now or for good: it is damaged, has failed, or finds no room on the disk.
-    #[cfg(feature = "server")]
     pub(crate) fn refuses_appends(&self) -> bool {
         self.writable().is_err() || self.shared.flush.full().is_some()
     }

@@ -80,11 +80,11 @@ fn logs_beyond_the_limit_are_closed_unless_somebody_holds_them_and_open_again_on
         let name = format!("log-{n:02}");
         store.create(&name, &LogSettings::default()).unwrap();
         store.get(&name).unwrap().append(&[n]).unwrap();
-        let open = store.count().1;
+        let open = store.counts().open;
         assert!(open <= 5, "{open}, also before the store's thread has had a turn");
     }
     store.inner.turn();
-    let (all, open) = store.count();
+    let Counts { logs: all, open, .. } = store.counts();
     assert!(all == 21 && (2..=5).contains(&open), "{all}, {open}");
     held.append(b"still").unwrap();
     for n in 0..20u8 {
@@ -244,8 +244,8 @@ fn expired_segments_are_dropped_even_while_the_log_is_closed() {
     // What one turn leaves, another does: 20 of them are more than one handles, and what has not settled stays open. A
     // segment that is sealed only meanwhile is dropped a minute later.
     let deadline = Instant::now() + Duration::from_secs(10);
-    while (files(), store.count()) != (1, (21, 0)) {
-        assert!(Instant::now() < deadline, "{} files, {:?}", files(), store.count());
+    while (files(), store.counts().logs, store.counts().open) != (1, 21, 0) {
+        assert!(Instant::now() < deadline, "{} files, {:?}", files(), store.counts());
         for log in logs().filter(|log| segments(log) > 0) {
             let name = log.file_name().unwrap().to_string_lossy().into_owned();
             if name == "kept" {

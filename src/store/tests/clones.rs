@@ -17,7 +17,7 @@ fn a_clone_keeps_a_log_of_a_store_open_and_may_outlive_the_store() {
     std::thread::sleep(Duration::from_millis(5));
     store.inner.turn();
     store.inner.close_idlest(100);
-    assert_eq!(store.count().1, 1);
+    assert_eq!(store.counts().open, 1);
     log.append(b"one").unwrap();
     assert!(store.close().is_ok());
     assert_eq!(log.append_wait(b"two").unwrap(), 1);
@@ -139,7 +139,7 @@ fn a_log_that_a_clone_has_closed_is_closed_for_the_housekeeper_and_the_scrubber(
     let again = store.get("a").unwrap();
     again.shutdown().unwrap();
     store.inner.turn();
-    assert_eq!(store.count().1, 0);
+    assert_eq!(store.counts().open, 0);
 }
 
 /// What the first opening still had to write went over what the second one had appended.

@@ -295,7 +295,7 @@ fn retention_reaches_each_of_many_closed_logs() {
         store.turn();
     };
     turn(600_000); // closes them
-    assert_eq!(store.count(), (LOGS, 0));
+    assert_eq!((store.counts().logs, store.counts().open), (LOGS as u64, 0));
     // There are six turns per minute, for 16 logs each: before a log is due again, 96 logs have theirs.
     (0..2 * LOGS / 16).for_each(|_| turn(10_000));
     let looked_at = |name: &String| store.inner.entry(name).unwrap().retain_at.load(Ordering::SeqCst) > 0;
@@ -327,7 +327,7 @@ fn closed_logs_whose_disks_hang_keep_no_other_from_retention_and_closing() {
     store.turn();
     thread::sleep(Duration::from_millis(2)); // more than idle
     store.turn();
-    assert_eq!(store.count(), (4, 0));
+    assert_eq!((store.counts().logs, store.counts().open), (4, 0));
     let due = |name| store.inner.entry(name).unwrap().retain_at.load(Ordering::SeqCst);
     for (n, name) in ["stuck-1", "stuck-2", "closed"].into_iter().enumerate() {
         store.inner.entry(name).unwrap().retain_at.store(n as u64, Ordering::SeqCst); // in this order

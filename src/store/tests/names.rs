@@ -330,7 +330,7 @@ fn what_the_directories_of_a_store_are_is_known_when_it_is_opened() {
             names,
             all.iter().copied().filter(|&name| name != "empty" || round > 0).collect::<Vec<_>>()
         );
-        assert_eq!((store.unusable(&names), store.unusable_count()), (vec!["broken", "mixed"], 2));
+        assert_eq!((store.unusable(&names), store.counts().unusable), (vec!["broken", "mixed"], 2));
         let is_found = |name| !matches!(store.get(name), Err(Error::NotFound { .. }));
         assert!(!is_found("foreign") && is_found("empty") == (round > 0));
         let settings = LogSettings { record_bytes: Some(7), ..LogSettings::default() };
@@ -339,7 +339,7 @@ fn what_the_directories_of_a_store_are_is_known_when_it_is_opened() {
             matches!(&refused, Err(Error::Log(LogError::NotALog { found, .. })) if found == "photos"),
             "{refused:?}"
         );
-        assert!(!is_found("foreign") && store.count().0 == names.len());
+        assert!(!is_found("foreign") && store.counts().logs == names.len() as u64);
         assert_eq!(store.create("empty", &settings).unwrap(), round == 0);
         assert_eq!(*store.get("empty").unwrap().settings(), settings);
         for name in ["bare", "begun", "whole"] {

@@ -144,7 +144,7 @@ fn the_rate_is_kept_and_the_store_is_closed_without_waiting_for_it() {
     filled(dir.path(), &["a", "b", "c"]).close().unwrap();
     let options = StoreOptions { scrub_bytes_per_second: 1, ..options() };
     let store = Store::open(dir.path(), options).unwrap();
-    while store.count().1 == 0 {
+    while store.counts().open == 0 {
         std::thread::sleep(Duration::from_millis(5)); // it has opened the first log
     }
     let begun = Instant::now();
