@@ -126,6 +126,13 @@ impl KnownLog {
         offset == 0 || self.records[offset as usize - 1].last
     }
 
+    /// Where the log may end at the most: a log that was opened without room shows what is durable, and has the rest again
+    /// when it is opened with room.
+    pub(super) fn furthest(&self) -> u64 {
+        let ends = self.ghosts.iter().map(|ghost| ghost.at + ghost.records.len() as u64);
+        ends.fold(self.next(), u64::max)
+    }
+
     /// Whether the log may have these values as its records from `first` on.
     fn may_be(&self, first: u64, values: &[Option<Rec>]) -> bool {
         let same = |expected: &Rec, found: &Option<Rec>| found.is_none_or(|found| found.same(expected));

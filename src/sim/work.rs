@@ -225,7 +225,7 @@ impl Simulation {
         let Some(store) = process.store() else { return };
         for known in self.logs.values_mut() {
             if known.settings.retention_bytes.is_some() || known.settings.retention_seconds.is_some() {
-                known.may_trim = known.next();
+                known.may_trim = known.furthest();
             }
         }
         store.turn();
