@@ -42,21 +42,88 @@ fn what_is_measured_is_what_the_server_has_done_and_the_logs_are_gone_afterwards
         (&["--connections", "2", "--batch", "50", "--format", "ndjson", "--bytes", "30", "--logs", "3"], 50),
         (&["--connections", "2", "--batch", "10", "--format", "frames", "--session"], 10),
         (&["--session", "--connections", "1", "--ack", "memory", "--bytes", "1"], 1),
+        (&["--connections", "2", "--pipeline", "20", "--spread", "uniform"], 1),
+        (&["--http2", "--connections", "2", "--pipeline", "5", "--batch", "3", "--logs", "2"], 3),
     ] {
         let before = appended(&server);
-        let report = json(&server, arguments);
+        let report = &json(&server, arguments)["appends"];
         let (requests, appended) = (report["requests"].as_u64().unwrap(), appended(&server) - before);
         assert!(requests > 0 && report["failed"] == 0, "{report}");
+        assert_eq!(report["records"], requests * batch);
         // What was answered after the end is not measured.
         assert!(
             appended >= requests * batch && appended <= requests * batch * 2 + 10_000,
             "{appended}: {report}"
         );
-        let latency = |name: &str| report["latency_ms"][name].as_f64().unwrap();
-        assert!(latency("p50") > 0.0 && latency("p50") <= latency("p99") && latency("p99") <= latency("max"));
+        assert_latency(report);
     }
     let listed = server.connect().request("GET", "/v1/logs", b"").unwrap().body;
     assert!(!listed.contains("bench"), "{listed}");
+}
+
+fn assert_latency(report: &serde_json::Value) {
+    let latency = |name: &str| report["latency_ms"][name].as_f64().unwrap();
+    assert!(latency("p50") > 0.0 && latency("p50") <= latency("p99") && latency("p99") <= latency("max"));
+}
+
+#[test]
+fn reads_are_the_part_of_requests_that_was_asked_for_and_tails_get_all_records() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    // The log has two tails: each gets what was appended.
+    for http2 in [&[][..], &["--http2"]] {
+        let arguments =
+            ["--reads", "25", "--batch", "4", "--tails", "2", "--rate", "400", "--format", "ndjson"];
+        let report = json(&server, &[&arguments[..], http2].concat());
+        let count = |kind: &str, what: &str| report[kind][what].as_u64().unwrap();
+        assert!((280..=300).contains(&count("appends", "requests")), "{report}");
+        assert!((90..=100).contains(&count("reads", "requests")), "{report}");
+        assert_eq!(
+            (count("appends", "failed"), count("reads", "failed"), count("tails", "failed")),
+            (0, 0, 0)
+        );
+        assert!((300..=400).contains(&count("reads", "records")), "{report}");
+        assert!(count("tails", "records") > count("appends", "records") * 2 * 9 / 10, "{report}");
+        // Its first record says when each batch was due.
+        assert!(count("tails", "requests") >= count("tails", "records") / 5, "{report}");
+        for kind in ["appends", "reads", "tails"] {
+            assert_latency(&report[kind]);
+        }
+        // A record reaches a tail after it was acknowledged, or shortly before.
+        let p50 = |kind: &str| report[kind]["latency_ms"]["p50"].as_f64().unwrap();
+        assert!(p50("tails") > p50("appends") / 2.0, "{report}");
+    }
+}
+
+#[test]
+fn logs_of_this_process_are_measured_without_a_server() {
+    let data = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["--connections", "8"][..],
+        &["--ack", "memory", "--reads", "50", "--batch", "10", "--logs", "2", "--tails", "2"],
+        &["--ack", "durable", "--spread", "exponential", "--rate", "500"],
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_millstream"))
+            .args(["bench", "--warm-up", "0", "--seconds", "1", "--json", "--data"])
+            .arg(data.path())
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        for kind in ["appends", "reads", "tails"] {
+            let series = &report[kind];
+            assert!(series.is_null() || series["records"].as_u64().unwrap() > 100, "{report}");
+            assert!(series.is_null() || series["failed"] == 0, "{report}");
+        }
+        if arguments.contains(&"--tails") {
+            let count = |kind: &str| report[kind]["records"].as_u64().unwrap();
+            assert!(count("tails") > count("appends") / 2, "{report}");
+        }
+    }
+    let left: Vec<_> =
+        std::fs::read_dir(data.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, [".lock"]);
 }
 
 /// After a while, lets the server stand still for some time.
@@ -78,6 +145,7 @@ fn with_a_rate_latency_counts_from_when_a_request_was_due() {
     let stalls = stall(&server, Duration::from_millis(300), Duration::from_millis(400));
     let report = json(&server, &["--rate", "200", "--connections", "2", "--seconds", "2"]);
     stalls.join().unwrap();
+    let report = &report["appends"];
     let rate = report["requests_per_second"].as_f64().unwrap();
     assert!((150.0..=201.0).contains(&rate), "{report}");
     // A fifth of the requests were due while it stood still, on average for half of that time.
@@ -92,6 +160,7 @@ fn a_stall_that_lasts_beyond_the_end_is_measured() {
     let stalls = stall(&server, Duration::from_millis(700), Duration::from_secs(1));
     let report = json(&server, &["--rate", "200", "--connections", "2"]);
     stalls.join().unwrap();
+    let report = &report["appends"];
     assert!(report["requests"].as_u64().unwrap() >= 195, "{report}");
     assert!(report["latency_ms"]["max"].as_f64().unwrap() > 600.0, "{report}");
     assert!(report["latency_ms"]["p90"].as_f64().unwrap() > 400.0, "{report}");

@@ -1,14 +1,21 @@
-//! `millstream bench`: appends to a server at the highest rate, or at a fixed one, and measures.
+//! `millstream bench`: appends to a server, or to logs in this process, at the highest rate or at a fixed one, and measures.
 //!
 //! With a fixed rate, latency counts from when a request was due, and not from when it was sent: a server that stalls is
 //! charged for all requests that should have come meanwhile (G. Tene calls the contrary coordinated omission).
 //!
-//! The load comes from one thread, over connections of HTTP/1.1 that each have one request in flight, or one session.
+//! The load comes from one thread.
 
+mod batches;
 mod connection;
+mod embedded;
+mod http1;
+mod http2;
 mod load;
 mod report;
+mod run;
+mod schedule;
 mod series;
+mod tails;
 
 use super::{
     Outcome,
@@ -16,42 +23,58 @@ use super::{
     size, stdout,
     target::{At, Failure, Target, block_on},
 };
+use batches::Spread;
 use clap::ValueEnum;
-use millstream::{
-    client::{Client, Error},
-    store::LogSettings,
-};
+use millstream::store::LogSettings;
 use serde::Serialize;
-use series::Series;
+use series::Measured;
 use std::{cell::Cell, path::PathBuf, process::ExitCode, time::Duration};
 
 /// Measure how fast a server appends, and how long it takes
 ///
-/// Appends records at the highest rate, or at a fixed one (--rate), from one thread. Prints progress every second, and a
-/// summary at the end. The logs are called bench-0, bench-1, …; they must not exist, and are deleted at the end, also after
-/// SIGINT or SIGTERM.
+/// Appends records at the highest rate, or at a fixed one (--rate), from one thread: to a server, or with --data to logs in
+/// this process, without a server. Prints progress every second, and a summary at the end. The logs are called bench-0,
+/// bench-1, …; they must not exist, and are deleted at the end, also after SIGINT or SIGTERM.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 #[command(after_help = "Examples:\n  \
     millstream bench\n  \
     millstream bench --connections 8 --batch 5000 --format frames\n  \
     millstream bench --rate 20000 --html report.html\n  \
-    millstream bench --session --connections 1 --batch 500 --rate 4000")]
+    millstream bench --session --connections 1 --batch 500 --rate 4000\n  \
+    millstream bench --reads 50 --tails 4 --spread exponential\n  \
+    millstream bench --data /tmp/logs")]
 pub(super) struct Bench {
-    /// Number of connections that append at once
+    /// Number of connections that append at once; with --data, of appends that are under way at once
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     connections: u32,
     /// Records in each request, or sent together in a session
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     batch: u32,
-    /// Bytes of each record's value
-    #[arg(long, default_value = "100", value_parser = size::within(1..=16 << 20))]
+    /// Bytes of each record's value; on average, if --spread says so
+    #[arg(long, default_value = "100", value_parser = size::within(1..=batches::MAX_VALUE_BYTES as u64))]
     bytes: usize,
+    /// How the sizes of values are spread
+    #[arg(long, value_enum, default_value_t = Spread::Constant)]
+    spread: Spread,
     /// How records are sent
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
     /// One append session for each connection, instead of a request for each batch
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["http2", "reads", "data"])]
     session: bool,
+    /// Use HTTP/2
+    #[arg(long, conflicts_with = "data")]
+    http2: bool,
+    /// Requests on their way at once on each connection; with --session, batches [default: 1; with --session 64]
+    #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pipeline: Option<u32>,
+    /// How many of 100 requests read instead of appending: as many records as a batch has, up to 1000, anywhere in the log
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=99))]
+    reads: u32,
+    /// Number of readers that follow the logs meanwhile. How long a record takes to reach them is known of values of 18
+    /// bytes or more
+    #[arg(long, value_name = "READERS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    tails: u32,
     /// Requests (in sessions: batches) per second of all connections together [default: as many as possible]
     #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
@@ -95,10 +118,8 @@ enum Ack {
 
 impl Bench {
     pub(super) fn run(&self) -> Outcome {
-        let Target::Server(client) = self.at.open()? else {
-            return Err("bench needs a server (--url): it measures what clients of one get".into());
-        };
-        let measured = match block_on(self.measure(&client))? {
+        let target = self.at.open()?;
+        let measured = match block_on(self.measure(&target))? {
             Ended::Measured(measured) => measured,
             Ended::Signalled(signal) => return Ok(signals::exit_code(signal)),
         };
@@ -108,19 +129,19 @@ impl Bench {
         }
         let text = if self.json { report::json(self, &measured)? } else { report::table(self, &measured) };
         stdout::write(|out| out.write_all(text.as_bytes()))?;
-        Ok(if measured.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if measured.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     /// Creates the logs, runs the load, and deletes the logs that it has created, however that has ended.
-    async fn measure(&self, client: &Client) -> Result<Ended, Failure> {
+    async fn measure(&self, target: &Target) -> Result<Ended, Failure> {
         let mut signals = Signals::new()?;
         let created = Cell::new(0);
         let ended = tokio::select! {
-            measured = self.create_and_load(client, &created) => measured.map(|measured| Ended::Measured(Box::new(measured))),
+            measured = self.create_and_load(target, &created) => measured.map(|measured| Ended::Measured(Box::new(measured))),
             signal = signals.next() => Ok(Ended::Signalled(signal)),
         };
         let deleted = tokio::select! {
-            deleted = delete_logs(client, created.get()) => deleted,
+            deleted = delete_logs(target, created.get()) => deleted,
             _ = signals.next() => Err("interrupted again: not all of its logs are deleted".into()),
         };
         let ended = ended?;
@@ -128,24 +149,20 @@ impl Bench {
         Ok(ended)
     }
 
-    async fn create_and_load(&self, client: &Client, created: &Cell<u32>) -> Result<Series, Failure> {
-        self.create_logs(client, created).await?;
-        load::run(self, client.authority()).await
+    async fn create_and_load(&self, target: &Target, created: &Cell<u32>) -> Result<Measured, Failure> {
+        self.create_logs(target, created).await?;
+        load::run(self, target).await
     }
 
     /// Counts in `created` those that it has created, or is about to.
-    async fn create_logs(&self, client: &Client, created: &Cell<u32>) -> Result<(), Failure> {
+    async fn create_logs(&self, target: &Target, created: &Cell<u32>) -> Result<(), Failure> {
         for n in 0..self.logs {
             let name = log_name(n);
-            match client.describe(&name).await {
-                Err(Error::NoSuchLog { .. } | Error::Deleted { .. }) => {}
-                known => {
-                    known?;
-                    return Err(format!("there is a log named {name}: delete it first").into());
-                }
+            if target.has(&name).await? {
+                return Err(format!("there is a log named {name}: delete it first").into());
             }
             created.set(n + 1);
-            client.create(&name, &LogSettings::default()).await?;
+            target.create(&name, &LogSettings::default()).await?;
         }
         Ok(())
     }
@@ -158,9 +175,9 @@ impl Bench {
         Duration::from_secs(self.seconds.into())
     }
 
-    /// The time from one request of a connection to the next, if there is a rate.
-    fn interval(&self) -> Option<Duration> {
-        self.rate.map(|rate| Duration::from_secs(1) * self.connections / rate)
+    /// The most requests, or batches, that are on their way at once on a connection.
+    fn in_flight(&self) -> u32 {
+        self.pipeline.unwrap_or(if self.session { 64 } else { 1 })
     }
 }
 
@@ -169,20 +186,22 @@ fn log_name(n: u32) -> String {
 }
 
 /// Deletes the first `count` logs, and goes on if one cannot be deleted.
-async fn delete_logs(client: &Client, count: u32) -> Result<(), Failure> {
+async fn delete_logs(target: &Target, count: u32) -> Result<(), Failure> {
     let mut result = Ok(());
     for n in 0..count {
-        match client.delete(&log_name(n)).await {
-            Ok(()) | Err(Error::NoSuchLog { .. } | Error::Deleted { .. }) => {}
-            Err(error) => result = result.and(Err(error)),
+        let name = log_name(n);
+        if let Err(error) = target.delete(&name).await
+            && target.has(&name).await.unwrap_or(true)
+        {
+            result = result.and(Err(error));
         }
     }
-    Ok(result?)
+    result
 }
 
 /// How a run has ended.
 enum Ended {
-    Measured(Box<Series>),
+    Measured(Box<Measured>),
     /// By the signal of this number.
     Signalled(u8),
 }

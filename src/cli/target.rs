@@ -5,7 +5,7 @@ use millstream::{
     Log,
     client::{self, Client, CursorInfo, LogInfo, Page, Record},
     http::{TIMES, parse_time},
-    store::{LogSettings, Store, StoreOptions},
+    store::{self, LogSettings, Store, StoreOptions},
 };
 use std::{env::VarError, path::PathBuf};
 
@@ -156,6 +156,31 @@ impl Target {
         Ok(())
     }
 
+    /// Whether there is a log of this name.
+    pub(super) async fn has(&self, name: &str) -> Result<bool, Failure> {
+        match self {
+            Self::Server(client) => match client.describe(name).await {
+                Ok(_) => Ok(true),
+                Err(client::Error::NoSuchLog { .. } | client::Error::Deleted { .. }) => Ok(false),
+                Err(error) => Err(error.into()),
+            },
+            Self::Directory(store) => match store.get(name) {
+                Ok(_) => Ok(true),
+                Err(store::Error::NotFound { .. }) => Ok(false),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
+    /// Deletes a log.
+    pub(super) async fn delete(&self, log: &str) -> Result<(), Failure> {
+        match self {
+            Self::Server(client) => client.delete(log).await?,
+            Self::Directory(store) => store.delete(log)?,
+        }
+        Ok(())
+    }
+
     /// Describes a log.
     pub(super) async fn describe(&self, name: &str) -> Result<LogInfo, Failure> {
         match self {
@@ -163,6 +188,7 @@ impl Target {
             Self::Directory(store) => Ok(LogInfo::from(&*store.get(name)?)),
         }
     }
+
     /// All cursors of a log.
     pub(super) async fn cursors(&self, log: &str) -> Result<Vec<CursorInfo>, Failure> {
         match self {

@@ -1,6 +1,7 @@
 //! A connection that sends what was made before, and reads as much of answers as a load generator needs: their status, their
 //! length, and the lines of a session.
 
+use bytes::Buf;
 use std::io;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -28,6 +29,8 @@ pub(super) struct Head {
     pub(super) status: u16,
     /// The length of the body, unless it comes in chunks.
     pub(super) length: Option<usize>,
+    /// Where to read on, if it says that.
+    pub(super) next_offset: Option<u64>,
 }
 
 pub(super) async fn connect(address: &str) -> io::Result<(Sender, Receiver)> {
@@ -40,6 +43,11 @@ pub(super) async fn connect(address: &str) -> io::Result<(Sender, Receiver)> {
 impl Sender {
     pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all(bytes).await
+    }
+
+    /// Sends both, if possible at once.
+    pub(super) async fn send_both(&mut self, head: &[u8], body: &[u8]) -> io::Result<()> {
+        self.0.write_all_buf(&mut Buf::chain(head, body)).await
     }
 }
 
@@ -116,10 +124,13 @@ fn parse(bytes: &[u8]) -> io::Result<Option<(Head, usize)>> {
     let mut response = httparse::Response::new(&mut headers);
     let parsed = response.parse(bytes).map_err(|error| broken(&error.to_string()))?;
     let httparse::Status::Complete(length) = parsed else { return Ok(None) };
-    let header = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
-    let body = header.map(|header| std::str::from_utf8(header.value).ok()?.parse().ok());
-    let status = response.code.unwrap_or(0);
-    Ok(Some((Head { status, length: body.flatten() }, length)))
+    let number = |name: &str| -> Option<u64> {
+        let header = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
+        std::str::from_utf8(header.value).ok()?.parse().ok()
+    };
+    let body = number("content-length").and_then(|length| usize::try_from(length).ok());
+    let next_offset = number("millstream-next-offset");
+    Ok(Some((Head { status: response.code.unwrap_or(0), length: body, next_offset }, length)))
 }
 
 #[cfg(test)]
@@ -129,13 +140,16 @@ mod tests {
     #[test]
     fn heads_are_read_when_they_are_whole() {
         let answer = b"HTTP/1.1 429 Too Many\r\ncontent-Length: 12\r\nA: b\r\n\r\nbody";
-        let whole = Head { status: 429, length: Some(12) };
+        let whole = Head { status: 429, length: Some(12), next_offset: None };
         assert_eq!(parse(answer).unwrap(), Some((whole, answer.len() - 4)));
         for end in 0..answer.len() - 4 {
             assert_eq!(parse(&answer[..end]).unwrap(), None, "{end}");
         }
         assert!(parse(b"SMTP ready\r\n\r\n").is_err());
-        let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-        assert_eq!(parse(chunked).unwrap().unwrap().0, Head { status: 200, length: None });
+        let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nMillstream-Next-Offset: 7\r\n\r\n";
+        assert_eq!(
+            parse(chunked).unwrap().unwrap().0,
+            Head { status: 200, length: None, next_offset: Some(7) }
+        );
     }
 }

@@ -1,255 +1,149 @@
-//! The load: connections that send requests, or batches of a session, when they are due.
+//! The load: what sends requests, and what follows the logs, all on one thread.
 
 use super::{
-    Ack, Bench, Failure, Format,
-    connection::{self, Receiver, Sender},
-    log_name,
-    series::{Series, millis},
+    Bench, Failure, embedded, http1, http2, log_name,
+    run::Run,
+    series::{Measured, millis},
+    tails,
 };
-use crate::cli::stderr;
-use millstream::client::SessionLine;
+use crate::cli::{stderr, target::Target};
+use millstream::store::OpenLog;
 use std::{
-    cell::RefCell,
-    collections::VecDeque,
-    io,
-    pin::pin,
+    fmt::Display,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{sync::Notify, task::LocalSet};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
-/// The most batches of a session that are on their way at once.
-const MAX_IN_FLIGHT: usize = 64;
+/// How long requests on their way, and tails, are waited for at the end.
+const PATIENCE: Duration = Duration::from_secs(10);
 
-type Shared = Rc<RefCell<Series>>;
-
-/// Runs the load, and prints progress every second.
-pub(super) async fn run(bench: &Bench, address: &str) -> Result<Series, Failure> {
-    let series = Series::new(bench.warm_up(), bench.duration(), bench.rate);
-    let series = Rc::new(RefCell::new(series));
+/// Runs the load on logs that exist, and prints progress every second.
+pub(super) async fn run(bench: &Bench, target: &Target) -> Result<Measured, Failure> {
+    let logs: Rc<[Arc<OpenLog>]> = match target {
+        Target::Server(_) => Rc::new([]),
+        Target::Directory(store) => {
+            (0..bench.logs).map(|n| store.get(&log_name(n))).collect::<Result<Vec<_>, _>>()?.into()
+        }
+    };
+    let run = Rc::new(Run::new(bench));
     let tasks = LocalSet::new();
-    for n in 0..bench.connections {
-        let (bench, series, address) = (bench.clone(), Rc::clone(&series), address.to_owned());
-        tasks.spawn_local(async move {
-            let sends = connection_of(&bench, n, &address, &series);
-            if let Err(error) = sends.await {
-                series.borrow_mut().failed_many(1, || error.to_string());
-            }
-        });
-    }
-    tasks.spawn_local(say(Rc::clone(&series)));
-    let end = series.borrow().end();
-    // What is on its way then is waited for.
-    let all = tokio::time::timeout_at((end + Duration::from_secs(10)).into(), tasks);
-    let is_over = all.await.is_ok();
-    let mut series = Rc::into_inner(series).ok_or("a connection did not end")?.into_inner();
-    let unanswered = series.unanswered();
-    if unanswered > 0 || !is_over {
-        series.failed_many(unanswered.max(1), || {
+    let answered = tasks.run_until(until_all_is_answered(&run, target, &logs)).await;
+    drop(tasks);
+    let run = Rc::into_inner(run).ok_or("a part of the load did not end")?;
+    let mut measured = run.measured.into_inner();
+    let unanswered = measured.unanswered(bench.rate);
+    if unanswered > 0 || !answered {
+        measured.appends.failed_many(unanswered.max(1), || {
             "requests were not sent, or not answered within 10 s after the end".to_owned()
         });
     }
-    Ok(series)
+    Ok(measured)
+}
+
+/// Returns whether all was answered in time.
+async fn until_all_is_answered(run: &Rc<Run>, target: &Target, logs: &Rc<[Arc<OpenLog>]>) -> bool {
+    let senders: Vec<_> = match target {
+        Target::Server(client) => {
+            (0..run.bench.connections).map(|n| connection(run, n, client.authority())).collect()
+        }
+        Target::Directory(_) => {
+            let all = 0..run.bench.connections * run.bench.in_flight();
+            all.map(|n| {
+                let logs = Rc::clone(logs);
+                task(run, async move |run| embedded::requests(&run, n, &logs).await)
+            })
+            .collect()
+        }
+    };
+    let tails: Vec<_> = (0..run.bench.tails).map(|n| tail(run, n, target, logs)).collect();
+    spawn_local(say(Rc::clone(run)));
+    let answered = all(senders, run.end() + PATIENCE).await;
+    run.over.set(true);
+    if !all(tails, Instant::now() + PATIENCE).await {
+        let why = || "readers did not get all records within 10 s after the end".to_owned();
+        run.measured.borrow_mut().tails.failed_many(1, why);
+    }
+    answered
+}
+
+/// Waits for all of these; returns whether they have ended in time.
+async fn all(tasks: Vec<JoinHandle<()>>, deadline: Instant) -> bool {
+    let all = async {
+        for task in tasks {
+            let _ = task.await; // a panic was printed
+        }
+    };
+    tokio::time::timeout_at(deadline.into(), all).await.is_ok()
+}
+
+/// Starts a part of the load; if it fails, that is counted.
+fn task<E: Display>(
+    run: &Rc<Run>,
+    part: impl AsyncFnOnce(Rc<Run>) -> Result<(), E> + 'static,
+) -> JoinHandle<()> {
+    let run = Rc::clone(run);
+    spawn_local(async move {
+        if let Err(error) = part(Rc::clone(&run)).await {
+            run.broken(&error);
+        }
+    })
+}
+
+fn connection(run: &Rc<Run>, n: u32, address: &str) -> JoinHandle<()> {
+    let address = address.to_owned();
+    if run.bench.http2 {
+        task(run, async move |run| http2::requests(run, n, address).await)
+    } else if run.bench.session {
+        task(run, async move |run| http1::session(&run, n, &address).await)
+    } else {
+        task(run, async move |run| http1::requests(&run, n, &address).await)
+    }
+}
+
+fn tail(run: &Rc<Run>, n: u32, target: &Target, logs: &Rc<[Arc<OpenLog>]>) -> JoinHandle<()> {
+    let log = (n % run.bench.logs) as usize;
+    match target {
+        Target::Server(client) => {
+            let client = client.clone();
+            task(run, async move |run| tails::of_server(&run, log, &client).await)
+        }
+        Target::Directory(_) => {
+            let open = Arc::clone(&logs[log]);
+            task(run, async move |run| tails::embedded(&run, log, &open).await)
+        }
+    }
 }
 
 /// Prints progress every second.
-async fn say(series: Shared) {
-    let end = series.borrow().end();
+async fn say(run: Rc<Run>) {
     let mut said = 0;
-    while Instant::now() < end {
+    while Instant::now() < run.end() {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let series = series.borrow();
+        let measured = run.measured.borrow();
         // A second is over when the next one has begun.
-        while said + 1 < series.seconds.len() {
-            let second = &series.seconds[said];
+        while said + 1 < measured.appends.seconds.len() {
+            let second = &measured.appends.seconds[said];
+            let count =
+                |seconds: &[super::series::Second]| seconds.get(said).map_or(0, |second| second.requests);
+            let reads = match run.bench.reads {
+                0 => String::new(),
+                _ => format!("  {} reads", count(&measured.reads.seconds)),
+            };
+            let failed: u64 = measured
+                .all()
+                .iter()
+                .filter_map(|series| series.seconds.get(said))
+                .map(|second| second.failed)
+                .sum();
             said += 1;
             stderr::say(format_args!(
-                "{said:>4} s  {:>8} per second, p50 {:.3} ms, p99 {:.3} ms, {} failed",
+                "{said:>4} s  {:>8} per second, p50 {:.3} ms, p99 {:.3} ms{reads}, {failed} failed",
                 second.requests,
                 millis(&second.latency, 0.5),
                 millis(&second.latency, 0.99),
-                second.failed
             ));
         }
     }
-}
-
-/// When each request of a connection is due.
-struct Schedule {
-    next: Instant,
-    interval: Option<Duration>,
-}
-
-impl Schedule {
-    /// The connections begin one after the other, so that their requests are spread over time.
-    fn new(bench: &Bench, n: u32) -> Self {
-        let interval = bench.interval();
-        let offset = interval.map_or(Duration::ZERO, |interval| interval * n / bench.connections);
-        Self { next: Instant::now() + offset, interval }
-    }
-
-    /// Waits until the next request is due, and returns when that was; without a rate, it is now.
-    async fn due(&mut self) -> Instant {
-        let Some(interval) = self.interval else { return Instant::now() };
-        let due = self.next;
-        self.next += interval;
-        if due > Instant::now() {
-            tokio::time::sleep_until(due.into()).await;
-        }
-        due
-    }
-}
-
-/// What one connection does.
-struct Load<'a> {
-    bench: &'a Bench,
-    /// The number of the connection.
-    n: u32,
-    address: &'a str,
-    schedule: Schedule,
-    series: &'a Shared,
-}
-
-async fn connection_of(bench: &Bench, n: u32, address: &str, series: &Shared) -> io::Result<()> {
-    let (sender, receiver) = connection::connect(address).await?;
-    let load = Load { bench, n, address, schedule: Schedule::new(bench, n), series };
-    if bench.session { session(load, sender, receiver).await } else { requests(load, sender, receiver).await }
-}
-
-/// One request after the other.
-async fn requests(load: Load<'_>, mut sender: Sender, mut receiver: Receiver) -> io::Result<()> {
-    let Load { bench, n, address, mut schedule, series } = load;
-    let body = body(bench);
-    let requests: Vec<Vec<u8>> = (0..bench.logs)
-        .map(|log| {
-            let head =
-                head(bench, &log_name(log), address, &format!("Content-Length: {}\r\n", body.len()), "");
-            [head.as_bytes(), &body].concat()
-        })
-        .collect();
-    let end = series.borrow().end();
-    for turn in n as usize.. {
-        let due = schedule.due().await;
-        if due >= end {
-            break; // what was due before is sent, however late
-        }
-        series.borrow_mut().sent(due);
-        sender.send(&requests[turn % requests.len()]).await?;
-        let answer = receiver.head().await?;
-        let length = answer.length.unwrap_or(0);
-        if answer.status == 200 {
-            receiver.skip(length).await?;
-            series.borrow_mut().answered(due, Instant::now());
-        } else {
-            let body = receiver.body(length).await?;
-            series
-                .borrow_mut()
-                .failed(due, || format!("{}: {}", answer.status, String::from_utf8_lossy(&body)));
-        }
-    }
-    Ok(())
-}
-
-/// One session: batches are sent while earlier ones are on their way.
-async fn session(load: Load<'_>, mut sender: Sender, mut receiver: Receiver) -> io::Result<()> {
-    let Load { bench, n, address, mut schedule, series } = load;
-    let body = body(bench);
-    let chunk = [format!("{:x}\r\n", body.len()).as_bytes(), &body, b"\r\n"].concat();
-    let log = log_name(n % bench.logs);
-    let head = head(bench, &log, address, "Transfer-Encoding: chunked\r\n", "&session=true");
-    sender.send(head.as_bytes()).await?;
-    // When each batch on its way was due; and whether a place has become free.
-    let sent = RefCell::new(VecDeque::new());
-    let room = Notify::new();
-    let end = series.borrow().end();
-    let sends = async {
-        loop {
-            let due = schedule.due().await;
-            while sent.borrow().len() >= MAX_IN_FLIGHT {
-                room.notified().await;
-            }
-            if due >= end {
-                return sender.send(b"0\r\n\r\n").await;
-            }
-            sent.borrow_mut().push_back(due);
-            series.borrow_mut().sent(due);
-            sender.send(&chunk).await?;
-        }
-    };
-    let answers = async {
-        let answer = receiver.head().await?;
-        if answer.status != 200 {
-            let body = receiver.body(answer.length.unwrap_or(0)).await?;
-            return Err(io::Error::other(String::from_utf8_lossy(&body).into_owned()));
-        }
-        let mut stored = 0;
-        while let Some(line) = receiver.chunk().await? {
-            let line: SessionLine = serde_json::from_slice(&line)?;
-            let batches = line.records / u64::from(bench.batch);
-            let now = Instant::now();
-            for due in sent.borrow_mut().drain(..(batches - stored) as usize) {
-                series.borrow_mut().answered(due, now);
-            }
-            stored = batches;
-            room.notify_one();
-            if let Some(end) = line.end.filter(|end| end != "complete") {
-                let detail = line.detail.unwrap_or_default();
-                return Err(io::Error::other(format!("the session has ended: {end}: {detail}")));
-            }
-        }
-        Ok(())
-    };
-    let (mut sends, mut answers) = (pin!(sends), pin!(answers));
-    tokio::select! {
-        answered = &mut answers => answered,
-        sent = &mut sends => match sent {
-            Ok(()) => answers.await,
-            // The answer may say why nothing more could be sent.
-            Err(error) => match tokio::time::timeout(Duration::from_secs(1), answers).await {
-                Ok(Err(said)) if said.kind() == io::ErrorKind::Other => Err(said),
-                _ => Err(error),
-            },
-        },
-    }
-}
-
-/// The head of a request.
-fn head(bench: &Bench, log: &str, address: &str, length: &str, query: &str) -> String {
-    let media_type = match bench.format {
-        Format::Text => "text/plain",
-        Format::Ndjson => "application/x-ndjson",
-        Format::Frames => "application/vnd.millstream.frames",
-    };
-    let ack = match bench.ack {
-        None => "",
-        Some(Ack::Durable) => "&ack=durable",
-        Some(Ack::Memory) => "&ack=memory",
-    };
-    let query = format!("{ack}{query}");
-    let query = query.strip_prefix('&').map(|query| format!("?{query}")).unwrap_or_default();
-    format!(
-        "POST /v1/logs/{log}/records{query} HTTP/1.1\r\nHost: {address}\r\nContent-Type: {media_type}\r\n{length}\r\n"
-    )
-}
-
-/// A batch as it is sent.
-fn body(bench: &Bench) -> Vec<u8> {
-    let mut body = Vec::new();
-    for n in 0..bench.batch {
-        let mut value: Vec<u8> = (0..bench.bytes).map(|at| b'a' + ((n as usize + at) % 26) as u8).collect();
-        match bench.format {
-            Format::Text => {}
-            Format::Frames => body.extend_from_slice(&(value.len() as u32).to_le_bytes()),
-            // A string of that many bytes, with its quotes where there is room for them; otherwise a number.
-            Format::Ndjson => match &mut value[..] {
-                [first, .., last] => (*first, *last) = (b'"', b'"'),
-                all => all.fill(b'1'),
-            },
-        }
-        body.extend_from_slice(&value);
-        if bench.format != Format::Frames {
-            body.push(b'\n');
-        }
-    }
-    body
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Bench, Failure,
-    series::{Second, Series, millis},
+    series::{Measured, Second, Series, millis},
 };
 use hdrhistogram::Histogram;
 use std::fmt::Write;
@@ -12,58 +12,76 @@ const QUANTILES: [(&str, f64); 6] =
     [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("p99.99", 0.9999), ("max", 1.0)];
 
 /// Requests, records and bytes per second.
-fn rates(bench: &Bench, series: &Series) -> (f64, f64, f64) {
-    let requests = series.requests as f64 / series.measured().as_secs_f64();
-    let records = requests * f64::from(bench.batch);
-    (requests, records, records * bench.bytes as f64)
+fn rates(bench: &Bench, series: &Series) -> [f64; 3] {
+    [series.requests, series.records, series.bytes].map(|count| count as f64 / bench.duration().as_secs_f64())
 }
 
-pub(super) fn table(bench: &Bench, series: &Series) -> String {
-    let (requests, records, bytes) = rates(bench, series);
-    let what = if bench.session { "batches per second" } else { "requests per second" };
+/// What was measured, by name: appends, and what else was asked for.
+fn kinds<'a>(bench: &Bench, measured: &'a Measured) -> impl Iterator<Item = (&'static str, &'a Series)> {
+    let reads = (bench.reads > 0).then_some(("reads", &measured.reads));
+    let tails = (bench.tails > 0).then_some(("tails", &measured.tails));
+    [("appends", &measured.appends)].into_iter().chain(reads).chain(tails)
+}
+
+pub(super) fn table(bench: &Bench, measured: &Measured) -> String {
     let mut text = String::new();
     let mut row = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<20} {value:>12}"); // to a string: cannot fail
     };
-    row(what, format!("{requests:.0}"));
-    if let Some(wanted) = series.wanted {
+    if let Some(wanted) = bench.rate {
         row("wanted per second", wanted.to_string());
     }
-    row("records per second", format!("{records:.0}"));
-    row("MiB per second", format!("{:.1}", bytes / f64::from(1 << 20)));
-    for (name, quantile) in QUANTILES {
-        row(&format!("{name} in ms"), format!("{:.3}", millis(&series.latency, quantile)));
+    let several = kinds(bench, measured).count() > 1;
+    for (kind, series) in kinds(bench, measured) {
+        if several {
+            row(kind, String::new());
+        }
+        let [requests, records, bytes] = rates(bench, series);
+        match kind {
+            "tails" => {}
+            _ if bench.session => row("batches per second", format!("{requests:.0}")),
+            _ => row("requests per second", format!("{requests:.0}")),
+        }
+        row("records per second", format!("{records:.0}"));
+        row("MiB per second", format!("{:.1}", bytes / f64::from(1 << 20)));
+        for (name, quantile) in QUANTILES.iter().filter(|_| series.requests > 0) {
+            row(&format!("{name} in ms"), format!("{:.3}", millis(&series.latency, *quantile)));
+        }
     }
-    row("failed", series.failed.to_string());
-    if let Some(failure) = &series.failure {
+    row("failed", measured.failed().to_string());
+    if let Some(failure) = measured.failure() {
         let _ = writeln!(text, "the first failure: {}", failure.trim_end());
     }
     text
 }
 
-pub(super) fn json(bench: &Bench, series: &Series) -> Result<String, Failure> {
-    let (requests, records, bytes) = rates(bench, series);
-    let quantiles = |latency: &Histogram<u64>| {
-        let all =
-            QUANTILES.iter().map(|(name, quantile)| ((*name).to_owned(), millis(latency, *quantile).into()));
-        all.collect::<serde_json::Map<_, serde_json::Value>>()
-    };
-    let seconds: Vec<_> = series
-        .seconds
-        .iter()
-        .map(|second| {
-            serde_json::json!({
-                "requests": second.requests, "failed": second.failed, "latency_ms": quantiles(&second.latency),
-            })
+fn quantiles(latency: &Histogram<u64>) -> serde_json::Value {
+    let all =
+        QUANTILES.iter().map(|(name, quantile)| ((*name).to_owned(), millis(latency, *quantile).into()));
+    serde_json::Value::Object(all.collect())
+}
+
+fn series_json(bench: &Bench, series: &Series) -> serde_json::Value {
+    let [requests, records, bytes] = rates(bench, series);
+    let seconds = series.seconds.iter().map(|second| {
+        serde_json::json!({
+            "requests": second.requests, "failed": second.failed, "latency_ms": quantiles(&second.latency),
         })
-        .collect();
-    let report = serde_json::json!({
-        "settings": bench,
+    });
+    serde_json::json!({
         "requests_per_second": requests, "records_per_second": records, "bytes_per_second": bytes,
         "latency_ms": quantiles(&series.latency),
-        "requests": series.requests, "failed": series.failed, "first_failure": series.failure,
-        "seconds": seconds,
-    });
+        "requests": series.requests, "records": series.records, "failed": series.failed,
+        "first_failure": series.failure,
+        "seconds": seconds.collect::<Vec<_>>(),
+    })
+}
+
+pub(super) fn json(bench: &Bench, measured: &Measured) -> Result<String, Failure> {
+    let mut report = serde_json::json!({ "settings": bench });
+    for (kind, series) in kinds(bench, measured) {
+        report[kind] = series_json(bench, series);
+    }
     Ok(format!("{}\n", serde_json::to_string(&report)?))
 }
 
@@ -166,43 +184,37 @@ fn short(value: f64) -> String {
 }
 
 /// A page that needs nothing else.
-pub(super) fn html(bench: &Bench, series: &Series) -> String {
-    let over_time = |name, of: &dyn Fn(&Second) -> f64| Line {
+pub(super) fn html(bench: &Bench, measured: &Measured) -> String {
+    let appends = &measured.appends;
+    let over_time = |name, series: &Series, of: &dyn Fn(&Second) -> f64| Line {
         name,
         points: series.seconds.iter().enumerate().map(|(n, second)| (n as f64, of(second))).collect(),
     };
-    let digits = usize::from(series.seconds.len() < 20);
+    let digits = usize::from(appends.seconds.len() < 20);
     let seconds = move |x: f64| format!("{x:.digits$} s");
-    let rate = plot(
-        "Rate",
-        "time",
-        "requests per second",
-        &[over_time("requests", &|second| second.requests as f64)],
-        seconds,
-    );
+    let requests = |second: &Second| second.requests as f64;
+    let rates: Vec<_> = kinds(bench, measured).filter(|(kind, _)| *kind != "tails").collect();
+    let rates: Vec<_> = rates.into_iter().map(|(kind, series)| over_time(kind, series, &requests)).collect();
+    let rate = plot("Rate", "time", "requests per second", &rates, seconds);
     let latency = plot(
-        "Latency",
+        "Latency of appends",
         "time",
         "ms",
         &[
-            over_time("p50", &|second| millis(&second.latency, 0.5)),
-            over_time("p99", &|second| millis(&second.latency, 0.99)),
+            over_time("p50", appends, &|second| millis(&second.latency, 0.5)),
+            over_time("p99", appends, &|second| millis(&second.latency, 0.99)),
         ],
         seconds,
     );
     // So that the rare ones have as much room as the common ones: one step for each further nine.
-    let nines: Vec<_> = (0..=10 * STEPS)
-        .map(|step| f64::from(step) / 10.0)
-        .map(|nines| (nines, millis(&series.latency, 1.0 - 10f64.powf(-nines))))
-        .collect();
-    let spread = plot(
-        "Distribution of latencies",
-        "quantile",
-        "ms",
-        &[Line { name: "latency", points: nines }],
-        |nines| quantile_name(nines).to_owned(),
-    );
-    let escaped = table(bench, series).replace('&', "&amp;").replace('<', "&lt;");
+    let distribution = |(name, series): (&'static str, &Series)| {
+        let at = |nines: f64| (nines, millis(&series.latency, 1.0 - 10f64.powf(-nines)));
+        Line { name, points: (0..=10 * STEPS).map(|step| at(f64::from(step) / 10.0)).collect() }
+    };
+    let lines: Vec<_> = kinds(bench, measured).map(distribution).collect();
+    let spread =
+        plot("Distribution of latencies", "quantile", "ms", &lines, |nines| quantile_name(nines).to_owned());
+    let escaped = table(bench, measured).replace('&', "&amp;").replace('<', "&lt;");
     let settings = format!("{bench:?}").replace('&', "&amp;").replace('<', "&lt;");
     include_str!("page.html")
         .replace("TABLE", &escaped)

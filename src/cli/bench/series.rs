@@ -23,19 +23,22 @@ pub(super) struct Second {
     pub(super) latency: Histogram<u64>,
 }
 
-/// The requests of the whole run.
+/// The requests of one kind in the whole run.
 #[derive(Debug)]
 pub(super) struct Series {
     begun: Instant,
     warm_up: Duration,
     most: Duration,
+    /// Whether a request belongs to the second in which it was due, because they have a rate; otherwise it belongs to the
+    /// one in which it was answered.
+    by_due: bool,
     pub(super) seconds: Vec<Second>,
     pub(super) latency: Histogram<u64>,
     pub(super) requests: u64,
+    /// What was appended or read, and the bytes of the values.
+    pub(super) records: u64,
+    pub(super) bytes: u64,
     pub(super) failed: u64,
-    /// How many per second are wanted, if that is given: then a request belongs to the second in which it was due, and
-    /// otherwise to the one in which it was answered.
-    pub(super) wanted: Option<u32>,
     /// How many were sent that were due in the time that is measured; and how many of them were answered, or have failed.
     sent: u64,
     done: u64,
@@ -44,26 +47,23 @@ pub(super) struct Series {
 }
 
 impl Series {
-    /// Measures for `most`, after `warm_up`.
-    pub(super) fn new(warm_up: Duration, most: Duration, wanted: Option<u32>) -> Self {
+    /// Measures for `most`, after `warm_up`, which begins now.
+    pub(super) fn new(begun: Instant, warm_up: Duration, most: Duration, by_due: bool) -> Self {
         Self {
-            begun: Instant::now(),
+            begun,
             warm_up,
             most,
+            by_due,
             seconds: Vec::new(),
             latency: histogram(),
             requests: 0,
+            records: 0,
+            bytes: 0,
             failed: 0,
-            wanted,
             sent: 0,
             done: 0,
             failure: None,
         }
-    }
-
-    /// When it is over.
-    pub(super) fn end(&self) -> Instant {
-        self.begun + self.warm_up + self.most
     }
 
     /// The second that this time is in; `None` before and after what is measured.
@@ -80,28 +80,34 @@ impl Series {
     }
 
     /// A request that was due at this time was answered now.
-    pub(super) fn answered(&mut self, due: Instant, now: Instant) {
+    pub(super) fn answered(&mut self, due: Instant, now: Instant, records: u64, bytes: u64) {
         let micros = now.duration_since(due).as_micros() as u64;
         self.done += u64::from(self.second(due).is_some());
-        let at = if self.wanted.is_some() { due } else { now };
+        let at = if self.by_due { due } else { now };
         let Some(second) = self.second(at) else { return };
         second.requests += 1;
         second.latency.saturating_record(micros);
         self.requests += 1;
+        self.records += records;
+        self.bytes += bytes;
         self.latency.saturating_record(micros);
+    }
+
+    /// A record has come by itself; if it is known when its append was due, as an answer to that.
+    pub(super) fn delivered(&mut self, due: Option<Instant>, now: Instant, bytes: u64) {
+        match due {
+            Some(due) => self.answered(due, now, 1, bytes),
+            None if self.second(now).is_some() => {
+                self.records += 1;
+                self.bytes += bytes;
+            }
+            None => {}
+        }
     }
 
     /// A request that was due at this time was sent.
     pub(super) fn sent(&mut self, due: Instant) {
         self.sent += u64::from(self.second(due).is_some());
-    }
-
-    /// How many requests of the time that is measured have no answer; with a rate, also those that were never sent.
-    pub(super) fn unanswered(&self) -> u64 {
-        let wanted = self.wanted.map_or(0, |rate| u64::from(rate) * self.most.as_secs());
-        // Less one in a thousand: the connections do not begin at exactly the same time.
-        let wanted = wanted - wanted.div_ceil(1000);
-        self.sent.max(wanted).saturating_sub(self.done)
     }
 
     /// A request that was due at this time has failed.
@@ -118,10 +124,48 @@ impl Series {
         self.failed += requests;
         self.failure.get_or_insert_with(why);
     }
+}
 
-    /// For how long it was measured.
-    pub(super) fn measured(&self) -> Duration {
-        self.most
+/// What a run has measured.
+#[derive(Debug)]
+pub(super) struct Measured {
+    pub(super) appends: Series,
+    pub(super) reads: Series,
+    /// What tails have got; their latency counts from when an append was due.
+    pub(super) tails: Series,
+}
+
+impl Measured {
+    pub(super) fn new(warm_up: Duration, most: Duration, by_due: bool) -> Self {
+        let begun = Instant::now();
+        let series = || Series::new(begun, warm_up, most, by_due);
+        Self { appends: series(), reads: series(), tails: series() }
+    }
+
+    pub(super) fn all(&self) -> [&Series; 3] {
+        [&self.appends, &self.reads, &self.tails]
+    }
+
+    /// When the warm-up began.
+    pub(super) fn begun(&self) -> Instant {
+        self.appends.begun
+    }
+
+    pub(super) fn failed(&self) -> u64 {
+        self.all().map(|series| series.failed).iter().sum()
+    }
+
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.all().into_iter().find_map(|series| series.failure.as_deref())
+    }
+
+    /// How many requests of the time that is measured have no answer; with a rate, also those that were never sent.
+    pub(super) fn unanswered(&self, rate: Option<u32>) -> u64 {
+        let wanted = rate.map_or(0, |rate| u64::from(rate) * self.appends.most.as_secs());
+        // Less one in a thousand: the last ones may be due at the very end.
+        let wanted = wanted - wanted.div_ceil(1000);
+        let [sent, done] = [self.appends.sent + self.reads.sent, self.appends.done + self.reads.done];
+        sent.max(wanted).saturating_sub(done)
     }
 }
 
@@ -131,14 +175,14 @@ mod tests {
 
     #[test]
     fn what_comes_before_and_after_is_not_measured_and_each_second_by_itself() {
-        let mut series = Series::new(Duration::from_secs(1), Duration::from_secs(3), None);
+        let mut series = Series::new(Instant::now(), Duration::from_secs(1), Duration::from_secs(3), false);
         let at = |millis: u64| series.begun + Duration::from_millis(millis);
         let times = [500, 999, 1000, 1999, 3500, 4000].map(at);
         let due = series.begun;
         for time in times {
-            series.answered(due, time);
+            series.answered(due, time, 2, 200);
         }
-        assert_eq!(series.requests, 3);
+        assert_eq!((series.requests, series.records, series.bytes), (3, 6, 600));
         assert_eq!(series.seconds.iter().map(|second| second.requests).collect::<Vec<_>>(), [2, 0, 1]);
         assert!(series.latency.max() >= 3_500_000 && series.latency.min() <= 1_000_000);
     }

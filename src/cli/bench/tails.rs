@@ -1,0 +1,51 @@
+//! Readers that follow the logs while they grow, until they have all that was stored.
+
+use super::{batches::stamp, log_name, run::Run};
+use millstream::{
+    Log,
+    client::{Client, StartAt},
+};
+use std::time::Duration;
+
+/// How often a tail that has read everything looks whether the run is over.
+const LOOKS: Duration = Duration::from_millis(20);
+
+/// Follows a log of a server.
+pub(super) async fn of_server(
+    run: &Run,
+    log: usize,
+    client: &Client,
+) -> Result<(), millstream::client::Error> {
+    let mut tail = client.tail(&log_name(log as u32), StartAt::Earliest)?;
+    let mut got = 0;
+    while !is_over(run, log, got) {
+        let Ok(record) = tokio::time::timeout(LOOKS, tail.next()).await else { continue };
+        let record = record?;
+        got = record.offset + 1;
+        run.tailed(stamp(&record.value), record.value.len() as u64);
+        for record in tail.take_ready() {
+            got = record.offset + 1;
+            run.tailed(stamp(&record.value), record.value.len() as u64);
+        }
+    }
+    Ok(())
+}
+
+/// Follows a log of this process.
+pub(super) async fn embedded(run: &Run, log: usize, open: &Log) -> Result<(), millstream::Error> {
+    let mut reader = open.reader(0);
+    while !is_over(run, log, reader.offset()) {
+        let Ok(visible) = tokio::time::timeout(LOOKS, reader.visible()).await else { continue };
+        visible?;
+        while let Some(record) = reader.read_next()? {
+            run.tailed(stamp(record.value), record.value.len() as u64);
+        }
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
+/// Whether nothing more comes.
+fn is_over(run: &Run, log: usize, got: u64) -> bool {
+    run.over.get() && got >= run.stored(log)
+}
