@@ -129,12 +129,15 @@ pub(super) fn end_of(backing: &LeftBacking, scan: &Scan) -> (u64, Option<u32>) {
 }
 
 /// A backing of format 1 may hold frames after the segment's last one: of a torn end that recovery had cut off in the
-/// file only. They end where the process's next backing begins.
+/// file only. They end where the process's next backing begins. One that was created before is not the next one: it is of
+/// an older process, whose records say nothing about how far the newer one came.
 pub(super) fn limit_format_1(left: &mut [LeftBacking]) {
-    let bases: Vec<_> =
-        left.iter().filter(|backing| backing.is_format_1()).map(|backing| backing.header.base).collect();
+    let headers: Vec<_> =
+        left.iter().filter(|backing| backing.is_format_1()).map(|backing| backing.header).collect();
     for backing in left.iter_mut().filter(|backing| backing.is_format_1()) {
-        let next = bases.iter().filter_map(|base| base.checked_sub(backing.header.base)).filter(|&n| n > 0);
+        let Header { base, created, .. } = backing.header;
+        let later = headers.iter().filter(|other| other.created >= created);
+        let next = later.filter_map(|other| other.base.checked_sub(base)).filter(|&records| records > 0);
         backing.max_records = next.min().and_then(|records| records.try_into().ok());
     }
 }

@@ -101,6 +101,29 @@ fn what_was_acknowledged_is_there_where_old_code_left_a_torn_end_in_memory() {
     }
 }
 
+/// Memory of an older process, which no opening had taken up, begins within the records of a newer one. They were cut off
+/// where it begins, and its records took their places.
+#[test]
+fn memory_of_an_older_process_does_not_cut_off_what_a_newer_one_has_acknowledged() {
+    let (acknowledged, other) = ([0x22; 100], [0x44; 100]);
+    for on_disk in [0, 3, 5, 9] {
+        let (sim, at) = (Sim::new(1), tempfile::tempdir_in("/dev/shm").unwrap());
+        let older = Header { created: header(0).created - 1000, ..header(5) };
+        backing(at.path(), 0, &older, &frames(&older, 0, &[&other[..]; 2]));
+        let whole = frames(&header(0), 0, &[&acknowledged[..]; 16]);
+        segment(&sim, &header(0), &whole[..whole.len() / 16 * on_disk]);
+        backing(at.path(), 1, &header(0), &whole);
+        let options = Options {
+            durability: Durability::Memory,
+            ..options(SEGMENT, SEGMENT, 8 * SEGMENT, Some(at.path()))
+        };
+        let log = open(&sim, options).unwrap();
+        assert_eq!(log.damage(), []);
+        assert_eq!(values(&log), vec![acknowledged; 16], "{on_disk}");
+        assert_eq!(files_in(at.path()).len(), 2, "the older one stays, and the log has one of its own");
+    }
+}
+
 /// The power failed in a large value of random bytes, in a segment of the first format (`r2`).
 #[test]
 fn a_torn_large_value_of_format_1_is_a_torn_tail() {
