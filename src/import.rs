@@ -231,7 +231,9 @@ impl<R: BufRead> Source<R> {
                 return Ok(false);
             }
             self.progress.open = self.split == Split::Whole || record.last() != Some(&b'\n');
-            if self.split == Split::Json && record.iter().all(u8::is_ascii_whitespace) {
+            // One that is longer may not be blank to its end.
+            let is_whole = !self.progress.open || record.len() as u64 <= self.record_bytes;
+            if self.split == Split::Json && is_whole && record.iter().all(u8::is_ascii_whitespace) {
                 record.clear();
                 continue;
             }
@@ -347,6 +349,8 @@ mod tests {
             (Split::Lines, &b"1\n"[..], b"12345678\r\n".to_vec(), vec![b'9'; 1 << 20]),
             (Split::Lines, b"1\n", b"12345678".to_vec(), b"123456789\n".to_vec()),
             (Split::Json, b"1\n", b"12345678\n".to_vec(), vec![b'9'; 1 << 20]),
+            // It was two lines, the first of them blank.
+            (Split::Json, b"1\n", b"       8\r\n          \n".to_vec(), [&[b' '; 11][..], b"2\n"].concat()),
             (Split::Whole, b"", b"12345678".to_vec(), vec![b'9'; 1 << 20]),
             (Split::Frames, &frame(b"1"), frame(b"12345678"), frame(&vec![b'9'; 1 << 20])),
         ] {
