@@ -43,6 +43,15 @@ struct Reading {
     stopped: bool,
 }
 
+/// Why nothing more is read, although nothing is wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("it was stopped")]
+struct Stopped;
+
+fn is_stop(error: &io::Error) -> bool {
+    matches!(error.get_ref(), Some(inner) if inner.is::<Stopped>())
+}
+
 /// A file that says how far it was read, and can be stopped.
 struct Watched<R> {
     from: R,
@@ -54,7 +63,7 @@ impl<R: Read> Read for Watched<R> {
         let mut stopped = false;
         self.reading.send_modify(|reading| (reading.asks, stopped) = (true, reading.stopped));
         if stopped {
-            return Err(io::Error::other("it was stopped"));
+            return Err(io::Error::other(Stopped));
         }
         let read = self.from.read(buffer);
         self.reading.send_modify(|reading| {
@@ -65,7 +74,7 @@ impl<R: Read> Read for Watched<R> {
                 reading.ends_line = buffer[bytes - 1] == b'\n';
             }
         });
-        if stopped { Err(io::Error::other("it was stopped")) } else { read }
+        if stopped { Err(io::Error::other(Stopped)) } else { read }
     }
 }
 
@@ -96,7 +105,7 @@ impl Input {
         let Self { mut source, has_lines, reading } = self;
         let (sender, queue) = mpsc::channel(AHEAD_RECORDS);
         let (room, runtime) = (Arc::new(Semaphore::new(AHEAD_BYTES as usize)), Handle::current());
-        let (last, watched) = (source.progress(), Arc::clone(&reading));
+        let last = source.progress();
         source.limit_records(record_bytes);
         std::thread::spawn(move || {
             let mut record = Vec::new();
@@ -119,7 +128,7 @@ impl Input {
                             room: room.ok(), // it is never closed
                         })
                     }
-                    Err(_) if watched.borrow().stopped => return,
+                    Err(error) if is_stop(&error) => return,
                     Err(error) => Err(error),
                 };
                 let goes_on = next.is_ok();
@@ -214,6 +223,30 @@ mod tests {
                 }
                 assert_eq!((came, records.are_cut()), (49_999, is_cut));
             }
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    /// It was taken for the stop, and the append for a success.
+    #[test]
+    fn what_is_wrong_in_what_was_read_is_said_also_after_the_reading_was_stopped() {
+        block_on(async {
+            let (from, _more) = then_waits(("line\n".repeat(50_000) + &"x".repeat(200)).into());
+            let mut records = Input::new(from, Split::Lines).read(100, LogSettings::default());
+            assert!(records.next().await.is_some());
+            let stop = records.stop();
+            let stopping = tokio::spawn(async move { stop.stop().await });
+            let (mut came, mut error) = (1, None);
+            while let Some(next) = records.next().await {
+                match next {
+                    Ok(_) => came += 1,
+                    Err(other) => error = Some(other.to_string()),
+                }
+            }
+            stopping.abort();
+            let expected = "record 50001 has more than 100 bytes, which is the limit of its log";
+            assert_eq!((came, error.as_deref()), (50_000, Some(expected)));
             Ok(())
         })
         .unwrap();
