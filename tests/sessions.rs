@@ -374,6 +374,43 @@ fn a_session_that_repeats_other_records_than_are_stored_ends_with_not_a_repeat()
     assert_eq!(values(&running), ["0", "1", "2", "3", "4", "5"]);
 }
 
+/// Their records were compared with those of the last session, which they are not.
+#[test]
+fn batches_that_a_producer_appends_without_a_session_are_not_compared_with_what_it_repeats_in_one() {
+    let (_data, server) = server(&[]);
+    let session = |from: u64, body: &str| {
+        let headers = format!("Producer-Id: p\r\nProducer-Seq: {from}\r\n");
+        let (mut session, begun) = Session::begun(&server, TEXT, &headers);
+        session.send(body.as_bytes());
+        session.finish();
+        (begun["epoch"].as_u64().unwrap(), session.end()["end"].as_str().unwrap().to_owned())
+    };
+    let plain = |epoch: u64, sequence: u64, value: &str| {
+        let mut client = server.connect();
+        let (length, request) = (value.len(), "POST /v1/logs/a/records HTTP/1.1\r\nHost: localhost");
+        let head = format!(
+            "{request}\r\nContent-Type: {TEXT}\r\nContent-Length: {length}\r\nProducer-Id: p\r\n\
+             Producer-Epoch: {epoch}\r\nProducer-Seq: {sequence}\r\n\r\n{value}"
+        );
+        client.send(head.as_bytes()).unwrap();
+        let answer = client.answer().unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.body);
+    };
+    assert_eq!(session(0, "0\n1\n").1, "complete");
+    let (mut epoch, end) = session(2, "2\n3\n");
+    assert_eq!(end, "complete");
+    // One in the epoch of the session, behind what that has stored; then one in another.
+    for (sequence, others) in [(1, "not_a_repeat"), (0, "complete")] {
+        plain(epoch, sequence, "plain");
+        assert_eq!(session(0, "0\n1\n2\n3\n").1, "complete", "after a batch of epoch {epoch}");
+        // What the session had stored is compared as long as the log remembers it.
+        let end;
+        (epoch, end) = session(2, "2\nx\n");
+        assert_eq!(end, others, "after batch {sequence} of its epoch");
+    }
+    assert_eq!(values(&server), ["0", "1", "2", "3", "plain", "plain"]);
+}
+
 /// Idle sessions stay, and show that they do; others whose client does not read are given up, and hold little.
 #[test]
 fn idle_sessions_stay_and_one_that_does_not_read_its_answer_holds_little() {

@@ -75,6 +75,8 @@ pub struct BegunEpoch {
     pub epoch: u32,
     /// The newest mark, of whichever epoch.
     pub mark: Option<String>,
+    /// The offset after the batch that it came with.
+    pub(crate) mark_end: Option<u64>,
     /// The last epoch that has batches, and its last 5 batches, oldest first: they show what became of a batch that was
     /// sent and not answered. If there never were any batches, the first epoch that the log knows, and an empty list.
     /// `None` if the log did not know the producer.

@@ -77,9 +77,11 @@ struct Remembered {
 }
 
 impl Remembered {
-    /// `stored` is the number of the record after the last one of these batches, and `first` that of the body's first one: a
-    /// batch of which it has only a part is not compared.
-    fn new(batches: Vec<EarlierBatch>, stored: u64, first: u64) -> Self {
+    /// The session's batches end at the offset `mark_end`: what comes after that was appended without a session. `stored` is
+    /// the number of the record after the last one of the session's batches, and `first` that of the body's first one: a batch
+    /// of which it has only a part is not compared.
+    fn new(mut batches: Vec<EarlierBatch>, mark_end: u64, stored: u64, first: u64) -> Self {
+        batches.retain(|batch| batch.first_offset + batch.count <= mark_end);
         let records = batches.iter().map(|batch| batch.count).sum();
         let from = stored.saturating_sub(records);
         let mut remembered = Self { batches: batches.into(), from, content: Content::default() };
@@ -143,7 +145,7 @@ impl Producer {
         let stored = stored(begun.mark.as_deref())?;
         let skips = skips(first, stored, begun.epoch)?;
         let batches = begun.earlier.map_or_else(Vec::new, |(_, batches)| batches);
-        let remembered = Remembered::new(batches, stored, stored - skips);
+        let remembered = Remembered::new(batches, begun.mark_end.unwrap_or(0), stored, stored - skips);
         Ok(Self { id, epoch: begun.epoch, sequence: 0, stored, skips, remembered })
     }
 

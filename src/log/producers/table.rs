@@ -189,7 +189,8 @@ impl KnownProducer {
             content,
         };
         let earlier = self.of.map(|epoch| (epoch, self.batches.iter().map(batch).collect()));
-        BegunEpoch { epoch: self.epoch, mark: self.mark.as_ref().map(|mark| mark.text.clone()), earlier }
+        let (mark, mark_end) = self.mark.as_ref().map(|mark| (mark.text.clone(), mark.next_offset)).unzip();
+        BegunEpoch { epoch: self.epoch, mark, mark_end, earlier }
     }
 
     pub(super) fn state(&self) -> ProducerState {
