@@ -883,6 +883,23 @@ fn a_range_that_follows_goes_on_as_records_come() {
     assert_eq!((whole.status, code(&whole)), (400, "invalid_query"));
 }
 
+/// A client of HTTP/1.0 got the record as a problem document: a write that begins with it looked like an answer that hyper
+/// makes by itself.
+#[test]
+fn a_record_that_looks_like_an_answer_is_followed_as_it_is() {
+    let (_data, server) = start(&["--create-logs"]);
+    append(&mut server.connect(), "/v1/logs/a/records", "text/plain", b"first");
+    let mut stream = BufReader::new(TcpStream::connect(&server.address).unwrap());
+    let head = "GET /v1/logs/a/records?follow=true&limit=2 HTTP/1.0\r\nHost: localhost\r\nAccept: text/plain\r\n\r\n";
+    stream.get_mut().write_all(head.as_bytes()).unwrap();
+    assert!((&mut stream).lines().map(Result::unwrap).any(|line| line == "first"));
+    let value = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r";
+    append(&mut server.connect(), "/v1/logs/a/records", "application/octet-stream", value.as_bytes());
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, format!("{value}\n"));
+}
+
 /// Whoever follows a log that is deleted, or whose server stops, sees its answer end: broken off, and whole.
 #[test]
 fn what_follows_a_log_ends_with_it() {

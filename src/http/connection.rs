@@ -358,6 +358,11 @@ impl Connection {
         self.aborted.load(Ordering::Relaxed)
     }
 
+    /// Whether hyper may begin an answer of its own: there is no request that ours is for. With HTTP/2, hyper makes none.
+    pub(super) fn has_no_http1_request(&self) -> bool {
+        self.protocol.get() == Some(&Protocol::Http1) && self.requests.load(Ordering::Relaxed) == 0
+    }
+
     /// Records how much the system has taken of what it was given; `None` if it takes nothing.
     pub(super) fn taken(&self, bytes: Option<u64>) {
         if let Some(bytes) = bytes {

@@ -16,13 +16,15 @@ pub(super) struct Socket {
     /// What was read from the socket to detect the protocol.
     first: Bytes,
     connection: Arc<Connection>,
+    /// Whether what is written next may belong to an answer that has begun: its body can have any bytes.
+    in_answer: bool,
     /// What is left to be written in place of an answer that hyper has made by itself.
     instead: Bytes,
 }
 
 impl Socket {
     pub(super) fn new(stream: TcpStream, first: Box<[u8]>, connection: Arc<Connection>) -> Self {
-        Self { stream, first: first.into(), connection, instead: Bytes::new() }
+        Self { stream, first: first.into(), connection, in_answer: false, instead: Bytes::new() }
     }
 
     fn noticed<T>(&self, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -39,6 +41,9 @@ impl Socket {
         bytes: &[u8],
     ) -> Option<Poll<io::Result<usize>>> {
         if self.instead.is_empty() {
+            if self.in_answer || !self.connection.has_no_http1_request() {
+                return None;
+            }
             self.instead = unparsed::instead_of(bytes)?.into();
         }
         while !self.instead.is_empty() {
@@ -97,6 +102,7 @@ impl AsyncWrite for Socket {
         if let Some(done) = self.poll_write_instead(context, bytes) {
             return done;
         }
+        self.in_answer = true;
         let done = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.written(done)
     }
@@ -111,6 +117,7 @@ impl AsyncWrite for Socket {
         {
             return done;
         }
+        self.in_answer = true;
         let done = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
         self.written(done)
     }
@@ -120,6 +127,8 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes once it has written all that it had.
+        self.in_answer &= !self.connection.has_no_http1_request();
         let done = Pin::new(&mut self.stream).poll_flush(context);
         self.noticed(done)
     }
@@ -127,5 +136,74 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
         let done = Pin::new(&mut self.stream).poll_shutdown(context);
         self.noticed(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::connection::{Connections, Exchange, Protocol},
+        *,
+    };
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    const HEAD: &str = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+
+    /// What the client of a socket gets that is used like this.
+    fn sent(protocol: Protocol, send: impl AsyncFnOnce(&mut Socket) -> io::Result<()>) -> String {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let connection = Connection::begin(&Connections::new(1), 0, None);
+            connection.set_protocol(protocol);
+            let mut socket = Socket::new(listener.accept().await.unwrap().0, Box::new([]), connection);
+            send(&mut socket).await.unwrap();
+            drop(socket);
+            let mut all = String::new();
+            client.read_to_string(&mut all).await.unwrap();
+            all
+        })
+    }
+
+    /// A record that is read is sent as it is, wherever one write ends and the next begins.
+    #[test]
+    fn what_looks_like_a_refusal_by_hyper_is_left_alone_within_an_answer() {
+        const BEGIN: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
+        let unflushed = sent(Protocol::Http1, async |socket| {
+            socket.write_all(BEGIN).await?;
+            socket.write_all(HEAD.as_bytes()).await
+        });
+        let unfinished = sent(Protocol::Http1, async |socket| {
+            let exchange = Exchange::begin(&socket.connection);
+            socket.write_all(BEGIN).await?;
+            socket.flush().await?;
+            drop(exchange); // with the last part of the body, which is yet to be written
+            socket.write_all(HEAD.as_bytes()).await
+        });
+        let http2 = sent(Protocol::Http2, async |socket| socket.write_all(HEAD.as_bytes()).await);
+        let are_left = [unflushed, unfinished, http2].map(|all| all.ends_with(HEAD));
+        assert_eq!(are_left, [true; 3]);
+    }
+
+    #[test]
+    fn a_refusal_by_hyper_gets_a_body_at_the_beginning_and_after_whole_answers() {
+        let first = sent(Protocol::Http1, async |socket| socket.write_all(HEAD.as_bytes()).await);
+        let later = sent(Protocol::Http1, async |socket| {
+            for _ in 0..2 {
+                let exchange = Exchange::begin(&socket.connection);
+                socket.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+                socket.flush().await?;
+                drop(exchange);
+                socket.flush().await?;
+            }
+            socket.write_all(HEAD.as_bytes()).await
+        });
+        for all in [first, later] {
+            assert!(all.contains(r#""code":"invalid_http""#) && !all.contains(HEAD), "{all}");
+        }
     }
 }
