@@ -480,6 +480,52 @@ fn cursors_are_set_listed_read_from_and_removed_with_a_server_and_in_a_directory
     assert_eq!(line, "four");
 }
 
+/// The address of something that gives these answers, one after the other, and is then away.
+fn answering(answers: Vec<String>) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for answer in answers {
+            let (mut stream, mut asked) = (listener.accept().unwrap().0, Vec::new());
+            while !(asked.ends_with(b"}") || asked.starts_with(b"GET ") && asked.ends_with(b"\r\n\r\n")) {
+                let mut some = [0; 1 << 14];
+                let read = stream.read(&mut some).unwrap();
+                asked.extend_from_slice(&some[..read]);
+            }
+            let (head, length) = ("HTTP/1.1 200 OK\r\nContent-Type: application/json", answer.len());
+            let head = format!("{head}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            stream.write_all((head + &answer).as_bytes()).unwrap();
+        }
+    });
+    address
+}
+
+/// It was done, and then reported as a failure that does not say so.
+#[test]
+fn what_was_done_is_said_also_if_the_server_is_away_right_afterwards() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &[]);
+    let at = ["--url", &server.address];
+    good(&[&["append", "t", "--create"], &at[..]].concat(), "one\ntwo\nthree\n");
+    let answer = |method: &str, target: &str, body: &str| {
+        server.connect().request(method, &format!("/v1/logs/t{target}"), body.as_bytes()).unwrap().body
+    };
+    let described = answer("GET", "", "");
+    let set = answer("PUT", "/cursors/x", r#"{"offset":1}"#);
+    for (verb, answered) in [
+        (&["cursors", "set", "t", "x", "1"][..], set.clone()),
+        (&["cursors", "set", "t", "x", "1", "--expect", "0"], set),
+        (&["logs", "create", "t"], described.clone()),
+    ] {
+        let shown = good(&[verb, &["--url", &answering(vec![answered])]].concat(), "");
+        assert!(shown.lines().count() == 2 && shown.contains(verb[3.min(verb.len() - 1)]), "{shown}");
+    }
+    let address = answering(vec![described, r#"{"first_offset":3}"#.to_owned()]);
+    let (code, said) = bad(&["logs", "trim", "t", "3", "--url", &address], "");
+    assert_eq!(code, Some(1));
+    assert!(said.contains("the first offset of t is 3 now, but it cannot be described: "), "{said}");
+}
+
 /// Some said "cannot be reached", some that the answer makes no sense, some nothing but a number; and `logs delete` that it
 /// had deleted the log.
 #[test]

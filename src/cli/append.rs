@@ -193,7 +193,7 @@ impl Append {
             Err(error) if is_temporary(&error) => return Err(error),
             Err(_) => LogSettings::default(), // it does not exist, or this says what is wrong with it
         };
-        target.create(&self.log, &self.settings.over(settings)).await
+        target.create(&self.log, &self.settings.over(settings)).await.map(drop)
     }
 
     fn open(&self) -> Result<File, Failure> {

@@ -70,8 +70,7 @@ impl Cursors {
                 Command::Get { log, cursor } => self.show(&[target.cursor(log, cursor).await?]),
                 Command::Set { log, cursor, offset, expect } => {
                     let offset = start::resolve(*offset, &target, log).await?;
-                    target.set_cursor(log, cursor, *expect, offset).await?;
-                    self.show(&[target.cursor(log, cursor).await?])
+                    self.show(&[target.set_cursor(log, cursor, *expect, offset).await?])
                 }
                 Command::Remove { log, cursor } => {
                     target.remove_cursor(log, cursor).await?;

@@ -85,40 +85,35 @@ impl Logs {
                     }
                 }
                 Command::Create { log, settings, flags } => {
-                    target.create(log, &flags.over(parse_settings(settings)?)).await?;
-                    self.show(&[target.describe(log).await?])?;
+                    self.show(&[target.create(log, &flags.over(parse_settings(settings)?)).await?])?;
                 }
                 Command::Describe { log } => self.show(&[target.describe(log).await?])?,
                 Command::Delete { log } => {
-                    match &target {
-                        Target::Server(client) => client.delete(log).await?,
-                        Target::Directory(store) => store.delete(log)?,
-                    }
+                    target.delete(log).await?;
                     super::stderr::say(format_args!("{log} is deleted"));
                 }
-                Command::Trim { log, before } => {
-                    let first = target.describe(log).await?.first_offset;
-                    match &target {
-                        Target::Server(client) => drop(client.trim(log, *before).await?),
-                        Target::Directory(store) => drop(store.get(log)?.trim_all(*before)?),
-                    }
-                    let left = target.describe(log).await?;
-                    if left.first_offset == first && *before > first {
-                        let why = if *before < left.next_offset {
-                            format!(
-                                "only whole segments can be, and the first one also has records at {before} or later"
-                            )
-                        } else {
-                            "the disk has no room for the segment after the last one, or is slow".to_owned()
-                        };
-                        super::stderr::say(format_args!("nothing was dropped: {why}"));
-                    }
-                    self.show(&[left])?;
-                }
+                Command::Trim { log, before } => self.trim(&target, log, *before).await?,
             }
             Ok(())
         })?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    async fn trim(&self, target: &Target, log: &str, before: u64) -> Result<(), Failure> {
+        let first = target.describe(log).await?.first_offset;
+        let first_now = target.trim(log, before).await?;
+        let left = target.describe(log).await.map_err(|error| {
+            format!("the first offset of {log} is {first_now} now, but it cannot be described: {error}")
+        })?;
+        if first_now == first && before > first {
+            let why = if before < left.next_offset {
+                format!("only whole segments can be, and the first one also has records at {before} or later")
+            } else {
+                "the disk has no room for the segment after the last one, or is slow".to_owned()
+            };
+            super::stderr::say(format_args!("nothing was dropped: {why}"));
+        }
+        self.show(&[left])
     }
 
     fn show(&self, logs: &[LogInfo]) -> Result<(), Failure> {

@@ -147,13 +147,15 @@ impl Target {
         }
     }
 
-    /// Creates a log if it does not exist.
-    pub(super) async fn create(&self, log: &str, settings: &LogSettings) -> Result<(), Failure> {
+    /// Creates a log if it does not exist, and describes it.
+    pub(super) async fn create(&self, log: &str, settings: &LogSettings) -> Result<LogInfo, Failure> {
         match self {
-            Self::Server(client) => drop(client.create(log, settings).await?),
-            Self::Directory(store) => drop(store.create(log, settings)?),
+            Self::Server(client) => Ok(client.create(log, settings).await?),
+            Self::Directory(store) => {
+                store.create(log, settings)?;
+                self.describe(log).await
+            }
         }
-        Ok(())
     }
 
     /// Whether there is a log of this name.
@@ -189,6 +191,14 @@ impl Target {
         }
     }
 
+    /// Drops whole segments below `before`, or all records if that is the next offset; returns the first offset that is left.
+    pub(super) async fn trim(&self, log: &str, before: u64) -> Result<u64, Failure> {
+        match self {
+            Self::Server(client) => Ok(client.trim(log, before).await?),
+            Self::Directory(store) => Ok(store.get(log)?.trim_all(before)?),
+        }
+    }
+
     /// All cursors of a log.
     pub(super) async fn cursors(&self, log: &str) -> Result<Vec<CursorInfo>, Failure> {
         match self {
@@ -213,25 +223,32 @@ impl Target {
         found.ok_or_else(|| no_cursor(log, name))
     }
 
-    /// Sets a cursor, if it is where it is `expected` to be.
+    /// Sets a cursor, if it is where it is `expected` to be; returns where it is now.
     pub(super) async fn set_cursor(
         &self,
         log: &str,
         name: &str,
         expected: Option<Expected>,
         offset: u64,
-    ) -> Result<(), Failure> {
-        match (self, expected) {
-            (Self::Server(client), None) => client.cursor(log, name)?.set(offset).await?,
-            (Self::Server(client), Some(Expected(at))) => {
-                client.cursor(log, name)?.set_if(at, offset).await?;
+    ) -> Result<CursorInfo, Failure> {
+        match self {
+            Self::Server(client) => {
+                let cursor = client.cursor(log, name)?;
+                Ok(match expected {
+                    None => cursor.set(offset).await?,
+                    Some(Expected(at)) => cursor.set_if(at, offset).await?,
+                })
             }
-            (Self::Directory(store), None) => store.get(log)?.cursor(name)?.set(offset)?,
-            (Self::Directory(store), Some(Expected(at))) => {
-                store.get(log)?.cursor(name)?.set_if(at, offset)?;
+            Self::Directory(store) => {
+                let log = store.get(log)?;
+                let cursor = log.cursor(name)?;
+                match expected {
+                    None => cursor.set(offset)?,
+                    Some(Expected(at)) => cursor.set_if(at, offset)?,
+                }
+                Ok(CursorInfo::new(&log, name, offset))
             }
         }
-        Ok(())
     }
 
     /// Removes a cursor, which must exist.

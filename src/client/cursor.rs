@@ -59,12 +59,12 @@ impl Cursor {
         }
     }
 
-    /// Sets it to an offset, forward or backward. Durable on return.
+    /// Sets it to an offset, forward or backward; returns where it is now, and how far behind. Durable on return.
     ///
     /// # Errors
     /// As [`Client::describe`], and [`Error::BeyondEnd`]. After [`Error::Unreachable`] the cursor is where it was, or where
     /// it was to be.
-    pub async fn set(&self, offset: u64) -> Result<(), Error> {
+    pub async fn set(&self, offset: u64) -> Result<CursorInfo, Error> {
         self.put("", offset).await
     }
 
@@ -72,7 +72,7 @@ impl Cursor {
     ///
     /// # Errors
     /// As [`set`](Self::set), and [`Error::UnexpectedCursor`], which says where it is.
-    pub async fn set_if(&self, expected: Option<u64>, offset: u64) -> Result<(), Error> {
+    pub async fn set_if(&self, expected: Option<u64>, offset: u64) -> Result<CursorInfo, Error> {
         let expected = expected.map_or_else(|| "none".to_owned(), |expected| expected.to_string());
         self.put(&format!("?expect={expected}"), offset).await
     }
@@ -88,10 +88,10 @@ impl Cursor {
         }
     }
 
-    async fn put(&self, query: &str, offset: u64) -> Result<(), Error> {
+    async fn put(&self, query: &str, offset: u64) -> Result<CursorInfo, Error> {
         let body = json(&CursorPosition { offset })?;
         let answer = self.client.ask(Method::PUT, &self.path(query)?, body, &self.log).await?;
-        understood::<CursorInfo>(&answer).map(drop)
+        understood(&answer)
     }
 
     fn path(&self, query: &str) -> Result<String, Error> {
