@@ -452,7 +452,10 @@ fn cursors(at: &[&str]) {
     let listed = run(&["cursors", "list", "c"]);
     let names: Vec<_> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!(names, ["cursor", "a", "x"]);
-    run(&["cursors", "remove", "c", "x"]);
+    let removed = run(&["cursors", "remove", "c", "x", "--json"]);
+    assert_eq!(removed, "{\"cursor\":\"x\",\"log\":\"c\",\"removed\":true}\n");
+    assert_eq!(run(&["cursors", "remove", "c", "a"]), "");
+    run(&["cursors", "set", "c", "a", "latest"]);
     assert!(fail(&["tail", "c", "--cursor", "x"]).contains("has no cursor"));
     for none in [["cursors", "list", "no"].as_slice(), &["cursors", "get", "no", "x"]] {
         assert!(fail(none).contains("there is no log named \"no\""));
@@ -585,6 +588,10 @@ fn trimming_that_drops_nothing_says_so() {
         let output = millstream(&[&["logs", "trim", "t", "2"], &at[..]].concat(), "");
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success() && said.starts_with("nothing was dropped"), "{at:?}: {said}");
+        let json: serde_json::Value =
+            serde_json::from_str(&good(&[&["logs", "trim", "t", "2", "--json"], &at[..]].concat(), ""))
+                .unwrap();
+        assert_eq!((&json["first_offset"], &json["dropped"]), (&0.into(), &0.into()), "{at:?}");
         let output = millstream(&[&["logs", "trim", "t", "0"], &at[..]].concat(), "");
         assert!(output.status.success() && output.stderr.is_empty(), "there was nothing to drop");
         let (code, said) = bad(&[&["logs", "trim", "t", "4"], &at[..]].concat(), "");
@@ -593,5 +600,20 @@ fn trimming_that_drops_nothing_says_so() {
         let trimmed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "all records are dropped");
         assert_eq!((&trimmed["first_offset"], &trimmed["next_offset"]), (&3.into(), &3.into()));
+        assert_eq!(trimmed["dropped"], 3, "{at:?}");
+    }
+}
+
+/// It printed nothing.
+#[test]
+fn deleting_a_log_says_so_in_json_if_asked() {
+    let (data, directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(data.path(), &[]);
+    for at in [["--url", &server.address], ["--data", directory.path().to_str().unwrap()]] {
+        good(&[&["logs", "create", "a"], &at[..]].concat(), "");
+        let deleted = good(&[&["logs", "delete", "a", "--json"], &at[..]].concat(), "");
+        assert_eq!(deleted, "{\"deleted\":true,\"log\":\"a\"}\n", "{at:?}");
+        let (code, said) = bad(&[&["logs", "delete", "a", "--json"], &at[..]].concat(), "");
+        assert!(code == Some(1) && said.contains("there is no log named"), "{said}");
     }
 }

@@ -74,6 +74,10 @@ impl Cursors {
                 }
                 Command::Remove { log, cursor } => {
                     target.remove_cursor(log, cursor).await?;
+                    if self.json {
+                        let removed = serde_json::json!({ "log": log, "cursor": cursor, "removed": true });
+                        return stdout::line(format_args!("{removed}"));
+                    }
                     stderr::say(format_args!("the cursor {cursor} of {log} is removed"));
                     Ok(())
                 }

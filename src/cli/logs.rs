@@ -59,6 +59,15 @@ enum Command {
     },
 }
 
+/// What is left of a log.
+#[derive(serde::Serialize)]
+struct Trimmed<'a> {
+    #[serde(flatten)]
+    log: &'a LogInfo,
+    /// How many offsets were dropped.
+    dropped: u64,
+}
+
 impl Logs {
     pub(super) fn run(&self) -> Outcome {
         let target = self.at.open()?;
@@ -90,7 +99,12 @@ impl Logs {
                 Command::Describe { log } => self.show(&[target.describe(log).await?])?,
                 Command::Delete { log } => {
                     target.delete(log).await?;
-                    super::stderr::say(format_args!("{log} is deleted"));
+                    if self.json {
+                        let deleted = serde_json::json!({ "log": log, "deleted": true });
+                        stdout::line(format_args!("{deleted}"))?;
+                    } else {
+                        super::stderr::say(format_args!("{log} is deleted"));
+                    }
                 }
                 Command::Trim { log, before } => self.trim(&target, log, *before).await?,
             }
@@ -113,7 +127,11 @@ impl Logs {
             };
             super::stderr::say(format_args!("nothing was dropped: {why}"));
         }
-        self.show(&[left])
+        if !self.json {
+            return self.show(&[left]);
+        }
+        let trimmed = Trimmed { log: &left, dropped: first_now.saturating_sub(first) };
+        stdout::line(format_args!("{}", serde_json::to_string(&trimmed)?))
     }
 
     fn show(&self, logs: &[LogInfo]) -> Result<(), Failure> {
