@@ -177,6 +177,59 @@ fn a_second_signal_ends_an_append_at_once() {
     }
 }
 
+/// A file of one read, whose records are a batch each: after the first signal, most of them are still to be appended.
+#[test]
+fn a_second_signal_ends_an_append_to_a_directory_at_once() {
+    let data = tempfile::tempdir().unwrap();
+    let (file, dir) = (data.path().join("lines"), data.path().join("logs"));
+    std::fs::write(&file, "\n".repeat(1 << 20)).unwrap();
+    std::fs::create_dir(&dir).unwrap();
+    let (file, dir) = (file.to_str().unwrap(), dir.to_str().unwrap());
+    let arguments =
+        ["append", "a", file, "--create", "--data", dir, "--import", "i", "--batch-bytes", "1", "--json"];
+    let mut child = command(&arguments).spawn().unwrap();
+    while !data.path().join("logs/a/producers.json").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(300)); // for the log to be opened, and the reading to begin
+    signal(&child, "-TERM");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(child.try_wait().unwrap().is_none(), "what was read is still to be appended");
+    signal(&child, "-TERM");
+    assert_eq!(ends(&mut child, Duration::from_secs(5)), Some(1));
+    let output = child.wait_with_output().unwrap();
+    assert!(text(&output.stderr).contains("interrupted by a second signal"), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!((1..1 << 20).contains(&report["records"].as_u64().unwrap()), "{report}");
+    // What it says it has appended is there.
+    let (offset, records) = (report["last_offset"].to_string(), report["records"].as_u64());
+    assert_eq!(report["last_offset"].as_u64().map(|last| last + 1), records);
+    let last = run(&["read", "a", "--offset", &offset, "--limit", "1", "--data", dir], b"");
+    assert_eq!(text(&last.stdout), "\n", "{}", text(&last.stderr));
+}
+
+/// It printed nothing.
+#[test]
+fn an_append_that_cannot_begin_says_so_in_json_if_asked() {
+    let missing = tempfile::tempdir().unwrap();
+    let missing = missing.path().join("missing");
+    let missing = missing.to_str().unwrap();
+    let fails = |failed: Output| {
+        let report: serde_json::Value = serde_json::from_slice(&failed.stdout).unwrap();
+        assert_eq!((&report["records"], failed.status.code()), (&0.into(), Some(1)), "{report}");
+        let error = report["error"].as_str().unwrap();
+        assert!(text(&failed.stderr).contains(error) && report["uncertain"] == false, "{report}");
+    };
+    in_both(|_, run| {
+        fails(run(&["append", "no-such-log", "--json"], b"1\n"));
+        fails(run(&["append", "a", missing, "--create", "--json"], b""));
+        run(&["append", "a", "--create", "--values", "json"], b"");
+        fails(run(&["append", "a", "--create", "--values", "any", "--json"], b"1\n"));
+    });
+    fails(run(&["append", "a", "--json", "--data", missing], b"1\n"));
+    fails(run(&["append", "a", "--json", "--url", "127.0.0.1:1", "--patience", "1"], b"1\n"));
+}
+
 /// It read a line of any length into memory before it was refused, if it ever was.
 #[test]
 fn a_record_that_its_log_does_not_take_is_not_read_to_its_end() {

@@ -159,6 +159,24 @@ impl Append {
             let error = "settings are for a new log: they need --create";
             Cli::command().error(ErrorKind::MissingRequiredArgument, error).exit();
         }
+        let mut target = None;
+        let done = self
+            .append_file(&mut target)
+            .unwrap_or_else(|failure| Done { failure: Some(failure), ..Done::default() });
+        let Done { signalled, failure, .. } = self.report(done)?;
+        match (failure, signalled) {
+            (Some(failure), Some(_)) => {
+                std::mem::forget(target); // closing it may take as long as what the second signal has ended
+                Err(failure)
+            }
+            (Some(failure), None) => Err(failure),
+            (None, Some(signal)) => Ok(signals::exit_code(signal)),
+            (None, None) => Ok(ExitCode::SUCCESS),
+        }
+    }
+
+    /// Appends the file; fails if it could not begin. The `target` is what it was appended to.
+    fn append_file(&self, target: &mut Option<Target>) -> Result<Done, Failure> {
         let from: Box<dyn Read + Send> =
             if self.file.as_os_str() == "-" { Box::new(io::stdin()) } else { Box::new(self.open()?) };
         let length = std::fs::metadata(&self.file).map_or(0, |metadata| metadata.len());
@@ -170,19 +188,10 @@ impl Append {
             Format::Frames => Split::Frames,
         };
         let input = Input::new(Box::new(bar.wrap_read(from)), split);
-        let target = self.at.open()?;
-        let done = block_on(self.append(&target, input))?;
+        let target = target.insert(self.at.open()?);
+        let done = block_on(self.append(target, input))?;
         bar.finish_and_clear();
-        let Done { signalled, failure, .. } = self.report(done)?;
-        match (failure, signalled) {
-            (Some(failure), Some(_)) => {
-                std::mem::forget(target); // closing it may take as long as what the second signal has ended
-                Err(failure)
-            }
-            (Some(failure), None) => Err(failure),
-            (None, Some(signal)) => Ok(signals::exit_code(signal)),
-            (None, None) => Ok(ExitCode::SUCCESS),
-        }
+        Ok(done)
     }
 
     /// Creates the log, or compares the settings that are given with those that it has.
