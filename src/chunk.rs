@@ -264,7 +264,7 @@ impl Chunk {
             }
             Some(expected) => match self.reserve_at(batch.size, expected) {
                 Ok(old) => old,
-                Err(placed) => return placed,
+                Err(refused) => return refused,
             },
         };
         if cost(old) > self.capacity {
@@ -281,19 +281,19 @@ impl Chunk {
 
     /// Reserves by compare-and-swap, for callers that must know the number beforehand.
     fn reserve_at(&self, size: ChunkPosition, expected: u32) -> Result<u64, AppendOutcome> {
-        let mut look = self.tail.load(Ordering::Relaxed);
+        let mut tail = self.tail.load(Ordering::Relaxed);
         loop {
-            if cost(look) > self.capacity {
+            if cost(tail) > self.capacity {
                 return Err(AppendOutcome::Full);
             }
-            let next = ChunkPosition::unpack(look).records;
+            let next = ChunkPosition::unpack(tail).records;
             if next != expected {
                 return Err(AppendOutcome::Unexpected(next));
             }
-            let new = look.wrapping_add(size.pack()); // as `fetch_add` adds: see `WORD_BITS`
-            match self.tail.compare_exchange_weak(look, new, Ordering::AcqRel, Ordering::Relaxed) {
+            let new = tail.wrapping_add(size.pack()); // as `fetch_add` adds: see `WORD_BITS`
+            match self.tail.compare_exchange_weak(tail, new, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(old) => return Ok(old),
-                Err(now) => look = now,
+                Err(now) => tail = now,
             }
         }
     }

@@ -153,11 +153,11 @@ pub(crate) struct Shared {
     stopping: AtomicBool,
     ending: end::Ending,
     damage: Vec<Damage>,
-    /// Why it cannot be written to, until it is opened again, though nothing is damaged: there was no room to continue when it
-    /// was opened. Not what [`Flusher::full`](flush::Flusher::full) says, which passes.
+    /// Why the log refuses appends until it is opened again: there was no room to continue when it was opened. Nothing is
+    /// damaged. Unlike [`Flusher::full`](flush::Flusher::full), this does not pass.
     opened_full: Option<recovery::Full>,
     /// When the newest record that existed at opening was appended.
-    newest_found: u64,
+    newest_at_opening: u64,
     #[cfg(feature = "store")]
     producers: producers::Producers,
     #[cfg(feature = "store")]
@@ -194,7 +194,7 @@ impl Shared {
             ending: end::Ending::new(),
             damage,
             opened_full: full,
-            newest_found: newest,
+            newest_at_opening: newest,
             #[cfg(feature = "store")]
             producers: producers::Producers::default(),
             #[cfg(feature = "store")]
@@ -338,7 +338,7 @@ fn report_read_only(shared: &Shared) {
     }
 }
 
-/// Calls `append` with the bytes of all values, which are asked for before.
+/// Collects the values, then calls `append` with their bytes: no code of the caller runs during the append.
 fn with_bytes<I, T>(values: I, append: impl FnOnce(&[&[u8]]) -> T) -> T
 where
     I: IntoIterator,
@@ -385,7 +385,7 @@ impl Log {
     fn start(mut shared: Shared) -> Result<Self, Error> {
         #[cfg(feature = "store")]
         if let Some(error) = shared.load_cursors()? {
-            // Without appends, the file does no harm that describes a longer log.
+            // A file that describes a longer log does no harm as long as nothing is appended.
             shared.opened_full = Some(recovery::Full::new(error, cursors::MAX_FILE_BYTES));
             shared.active.load_full().chunk.close(); // appends find no room, and then get the reason
         }
@@ -731,7 +731,7 @@ impl Log {
     /// Completes when nothing more can be appended to the log, with the error that says why: at once if it is read-only.
     #[cfg(feature = "server")]
     pub(crate) fn ended(&self) -> Visible {
-        self.visible(u64::MAX - 2) // the last offset that can be waited for: no log has a record there
+        self.visible(futures::LAST_OFFSET)
     }
 
     /// The durability that the log was opened with.
@@ -756,8 +756,8 @@ impl Log {
 /// How often callers that have other logs to serve look at one log before they go on to the next. Looks are counted, so that
 /// the simulation, where each look gets the threads' work done, can be replayed.
 #[cfg(feature = "store")]
-const ATTEMPTS: u32 = 10;
-const ATTEMPT: Duration = Duration::from_millis(10);
+const LOOKS: u32 = 10;
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
 /// How long a record may be only in memory while nobody waits for it.
 const LINGER: Duration = Duration::from_millis(1);

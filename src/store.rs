@@ -109,7 +109,7 @@ pub struct Store {
     inner: Arc<Inner>,
     /// `None` in the simulation.
     housekeeper: Option<Housekeeper>,
-    /// `None` there too, and if nothing is scrubbed.
+    /// `None` in the simulation, and if nothing is scrubbed.
     scrubber: Option<Scrubber>,
 }
 
@@ -237,7 +237,7 @@ impl Store {
             there
         };
         if there {
-            return self.create_again(name, settings);
+            return self.existing_with(name, settings);
         }
         match self.inner.make_log(name, settings, &entry) {
             Ok(open) => {
@@ -249,7 +249,7 @@ impl Store {
             // deleted. If it is not known whether there is one, whoever opens it looks again.
             Err(error) if self.inner.look_for(name).unwrap_or(true) => {
                 drop(deleted);
-                if is_taken(&error) { self.create_again(name, settings) } else { Err(error) }
+                if is_taken(&error) { self.existing_with(name, settings) } else { Err(error) }
             }
             Err(error) => {
                 self.inner.remove(name, &entry, deleted);
@@ -258,8 +258,9 @@ impl Store {
         }
     }
 
-    /// Creates a log that exists already.
-    fn create_again(&self, name: &str, settings: &LogSettings) -> Result<bool, Error> {
+    /// The answer of [`create`](Store::create) for a name that is taken: `false` if the log has the same settings, otherwise
+    /// [`Error::Exists`].
+    fn existing_with(&self, name: &str, settings: &LogSettings) -> Result<bool, Error> {
         let log = self.get(name)?;
         if *log.settings() == *settings {
             return Ok(false);
@@ -278,21 +279,22 @@ impl Store {
         self.delete_if(name, None)
     }
 
-    /// Deletes a log, as [`delete`](Self::delete) does, if it has this id, where there is one.
+    /// Like [`delete`](Self::delete), but if `id` is given, only if the log has that id.
     ///
     /// # Errors
-    /// As [`delete`](Self::delete). [`Error::AnotherLog`]: it has another; nothing was deleted.
-    pub fn delete_if(&self, name: &str, wanted: Option<LogId>) -> Result<(), Error> {
+    /// As [`delete`](Self::delete). [`Error::AnotherLog`]: the log has another id, or none that can be found; nothing was
+    /// deleted.
+    pub fn delete_if(&self, name: &str, id: Option<LogId>) -> Result<(), Error> {
         let not_found = || Error::NotFound { name: name.to_owned() };
         let entry = self.inner.entry(name).ok_or_else(not_found)?;
         let deleted = entry.lock();
         if *deleted {
             return Err(not_found());
         }
-        if wanted.is_some() {
-            let id = self.inner.id_of(name, &entry)?;
-            if id != wanted {
-                return Err(Error::AnotherLog { name: name.to_owned(), id });
+        if id.is_some() {
+            let found = self.inner.id_of(name, &entry)?;
+            if found != id {
+                return Err(Error::AnotherLog { name: name.to_owned(), id: found });
             }
         }
         match crate::log::only_ours(&*self.inner.env.disk, &self.inner.dir.join(name)) {
@@ -300,7 +302,7 @@ impl Store {
             ours => drop(ours?),
         }
         let to = self.inner.temporary_dir(name);
-        // Set before its files are moved, so that a thread that misses one knows why.
+        // Set before the files are moved: a thread that then fails to find a file can tell why.
         let say = |deleted| {
             entry.open.load().iter().for_each(|open| open.deleted.store(deleted, Ordering::Release));
         };
@@ -322,8 +324,8 @@ impl Store {
         entries.range::<str, _>((from, Bound::Unbounded)).take(limit).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Which of these logs could not be opened when that was tried last, because of what is in their directories; or cannot
-    /// be, as their names and their settings said when the store was opened.
+    /// Those of `names` that are unusable: the last attempt to open the log failed because of the contents of its directory,
+    /// or its name or settings were found to be invalid when the store was opened.
     pub fn unusable<'a>(&self, names: &'a [String]) -> Vec<&'a str> {
         let entries = read_lock(&self.inner.entries);
         let is_unusable =

@@ -59,7 +59,7 @@ pub(super) struct Serve {
     /// Server threads [default: one per core]
     #[arg(long, env = "MILLSTREAM_THREADS", value_parser = value_parser!(u16).range(1..=1024), help_heading = "Server")]
     threads: Option<u16>,
-    /// The largest segment in bytes, and so the largest record
+    /// The largest segment in bytes; a record must fit in one
     #[arg(long, env = "MILLSTREAM_SEGMENT_BYTES", default_value_t = Options::default().segment_bytes, value_parser = size::size, help_heading = "Logs")]
     segment_bytes: u64,
     /// Memory in bytes, for all logs together, for records being written and for recent ones

@@ -163,7 +163,7 @@ pub struct Stored {
     pub first_offset: Option<u64>,
     /// The offset of the last one.
     pub last_offset: Option<u64>,
-    /// How many of them an attempt had stored that got no answer, so that they were sent again, or asked about.
+    /// How many of these records were stored by an attempt whose answer was lost, so that they were sent again or asked about.
     pub repeated: u64,
 }
 
@@ -188,9 +188,10 @@ struct State {
     stuck: Option<Error>,
     /// When what a temporary error has stopped is tried again.
     again_at: Option<Instant>,
-    /// How often sending was stopped, and by what the last time. Both stay when sending resumes, so that a caller that slept
-    /// through it still learns of it.
+    /// How often sending has stopped because of an error. Not reset when sending resumes, so that a caller that was asleep
+    /// meanwhile still learns of it.
     gave_up: u64,
+    /// The error that stopped it last; kept for the same reason.
     last_error: Option<Error>,
     /// How many records were accepted.
     accepted: u64,
@@ -240,7 +241,7 @@ impl Shared {
     }
 }
 
-/// Whether a mark arrives as it is sent, in a header.
+/// Fails with [`Error::BadMark`] unless the mark can be sent in a header unchanged.
 fn check_mark(mark: &str) -> Result<(), Error> {
     let is_whole = mark.bytes().all(|byte| matches!(byte, b' '..=b'~')) && mark.trim() == mark;
     if is_whole && mark.len() <= crate::PRODUCER_MARK_BYTES {

@@ -66,9 +66,9 @@ const SEND_BYTES: usize = 16 << 10;
 /// The most requests in flight on one HTTP/2 connection.
 pub(super) const MAX_STREAMS: u32 = 256;
 /// The most requests in flight on all connections, for each connection that is allowed.
-const STREAMS_A_CONNECTION: usize = 4;
+const STREAMS_PER_CONNECTION: usize = 4;
 /// How many of these each connection can still have when the first half of all is in use, whatever others do.
-const STREAMS_KEPT: usize = STREAMS_A_CONNECTION / 2;
+const RESERVED_STREAMS_PER_CONNECTION: usize = STREAMS_PER_CONNECTION / 2;
 /// The number of bodies per connection that may always be read although nobody wants them: what arrives of them fits in
 /// its window.
 const MAX_UNWANTED_BODIES: usize = 8;
@@ -92,7 +92,7 @@ pub(super) struct Connections {
     seats: Arc<Semaphore>,
     most: usize,
     /// How many were closed to make room since the last report of it.
-    made_place: AtomicU64,
+    evicted: AtomicU64,
     reports: Rarely,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     numbers: AtomicU64,
@@ -112,7 +112,7 @@ impl Connections {
         Arc::new(Self {
             seats: Arc::new(Semaphore::new(most)),
             most,
-            made_place: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
             reports: Rarely::default(),
             open: Mutex::default(),
             numbers: AtomicU64::new(0),
@@ -120,7 +120,7 @@ impl Connections {
             clock: AtomicU64::new(0),
             streams: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
-            most_streams: most.saturating_mul(STREAMS_A_CONNECTION).max(MAX_STREAMS as usize),
+            most_streams: most.saturating_mul(STREAMS_PER_CONNECTION).max(MAX_STREAMS as usize),
             unsent: Unsent::default(),
         })
     }
@@ -144,7 +144,7 @@ impl Connections {
             if let Ok(seat) = Arc::clone(&self.seats).try_acquire_owned() {
                 return seat;
             }
-            self.close_one();
+            self.evict_one();
             self.report();
             // It ends with the current turn of its worker.
             let seat = Arc::clone(&self.seats).acquire_owned();
@@ -155,7 +155,7 @@ impl Connections {
     }
 
     /// Closes the first one to evict, if there is one that may be closed.
-    pub(super) fn close_one(&self) {
+    pub(super) fn evict_one(&self) {
         let now = self.tick();
         let open = self.lock();
         let ranked = open.values().filter(|connection| !connection.is_aborted()).filter_map(|connection| {
@@ -166,14 +166,14 @@ impl Connections {
             ranked.min_by_key(|&(rank, touched, number, _)| (rank, touched, number))
         {
             connection.abort("to make room for a new one");
-            self.made_place.fetch_add(1, Ordering::Relaxed);
+            self.evicted.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Warns now and then that connections are closed to make room.
     fn report(&self) {
         if self.reports.claim() {
-            let (most, closed) = (self.most, self.made_place.swap(0, Ordering::Relaxed));
+            let (most, closed) = (self.most, self.evicted.swap(0, Ordering::Relaxed));
             tracing::warn!(most, closed, "the limit of connections is reached: closing slow and idle ones");
         }
     }
@@ -234,7 +234,7 @@ pub(super) struct Connection {
     stopped: AtomicBool,
     task: OnceLock<AbortHandle>,
     http2: Http2,
-    /// What its requests have of what all connections share.
+    /// What the connection's requests use of the resources that all connections share.
     pub(super) share: Arc<ConnectionShare>,
 }
 
@@ -278,7 +278,7 @@ struct Http2 {
     bodies: AtomicUsize,
 }
 
-/// How many bytes had not been sent at a point in time, while the connection had been stuck since another.
+/// How many bytes were unsent at the time `at`, and since when the connection had been stuck by then.
 #[derive(Debug, Clone, Copy, Default)]
 struct UnsentSample {
     stuck: Option<u64>,

@@ -243,7 +243,7 @@ async fn accept(
                 if failures.claim() {
                     tracing::warn!(%error, "cannot accept a connection: closing slow and idle ones");
                 }
-                connections.close_one();
+                connections.evict_one();
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }

@@ -98,7 +98,7 @@ pub(super) async fn begin(
         unacknowledged: VecDeque::new(),
         commit: None,
         stored: (0, None),
-        untold: false,
+        has_news: false,
         told: Instant::now(),
         stage: Stage::Opening,
         log,
@@ -116,8 +116,8 @@ enum Stage {
     Opening,
     /// The body goes on.
     Open,
-    /// It does not, or is not read any more: what was appended is waited for. With a problem if that is why, and then until when
-    /// at most.
+    /// The body has ended, or is no longer read. The session waits until what it appended is stored. If a problem ended the
+    /// session, this holds the problem, and the time at which waiting stops.
     Ending(Option<(Problem, Instant)>),
     /// The last line has been sent.
     Ended,
@@ -158,7 +158,7 @@ struct Session {
     /// How many records of the body are stored, and the offset of the last of them.
     stored: (u64, Option<u64>),
     /// Whether the client is still to be told that.
-    untold: bool,
+    has_news: bool,
     /// When it was last told something.
     told: Instant,
     stage: Stage,
@@ -226,7 +226,7 @@ impl Session {
                     Some(problem) => problem.into_end(records, last_offset),
                 })
             }
-            Stage::Open | Stage::Ending(_) if std::mem::take(&mut self.untold) => Some(progress),
+            Stage::Open | Stage::Ending(_) if std::mem::take(&mut self.has_news) => Some(progress),
             _ => None,
         }
     }
@@ -286,15 +286,15 @@ impl Session {
         }
     }
 
-    /// What is left of a batch without those of the body's first records that were stored before; `None` if nothing is. An error
-    /// if these were others.
+    /// Removes from a batch the records that were stored by an earlier session. Returns `None` if no record is left, and an
+    /// error if the removed records differ from the stored ones.
     fn without_skipped(&mut self, batch: DecodedBatch) -> Result<Option<DecodedBatch>, Problem> {
         let Some(producer) = self.producer.as_mut().filter(|producer| producer.skips > 0) else {
             return Ok(Some(batch));
         };
         let skipped = producer.skip(&batch).map_err(Problem::of_log(&self.log))?;
         self.taken += skipped;
-        (self.stored.0, self.untold) = (self.taken, true); // they were durable when the epoch began
+        (self.stored.0, self.has_news) = (self.taken, true); // they were durable when the epoch began
         Ok((skipped < batch.records()).then(|| batch.without_first(skipped)))
     }
 
@@ -392,7 +392,7 @@ impl Session {
                 }
                 if beat <= Instant::now() {
                     self.log.writable().map_err(Problem::of_log(&self.log))?;
-                    self.untold = true;
+                    self.has_news = true;
                 }
             }
         }
@@ -413,7 +413,7 @@ impl Session {
         {
             next = Some(batch.end);
             self.stored = (batch.taken, Some(batch.end - 1));
-            self.untold = true;
+            self.has_news = true;
             self.unacknowledged.pop_front();
         }
     }

@@ -15,15 +15,18 @@ use std::sync::{Arc, OnceLock};
 
 /// What a log has ended by.
 #[derive(Debug)]
+#[cfg_attr(
+    not(feature = "store"),
+    allow(dead_code, reason = "only a store deletes logs, or opens them again")
+)]
 pub(super) enum End {
     /// All of it is durable, and its directory is free for another opening.
     Closed,
     /// A write or a sync has failed, or a thread that worked for the log has panicked.
     Failed(Arc<str>),
-    #[cfg(feature = "store")]
+    /// Its directory was moved away by the store.
     Deleted,
     /// It was read-only for lack of room, and another opening, which can be written to, has taken its place.
-    #[cfg(feature = "store")]
     Reopened,
 }
 
@@ -33,9 +36,7 @@ impl End {
         let reason = match self {
             Self::Closed => return Error::Closed,
             Self::Failed(reason) => Arc::clone(reason),
-            #[cfg(feature = "store")]
             Self::Deleted => "it was deleted".into(),
-            #[cfg(feature = "store")]
             Self::Reopened => "it was opened again, because there is room now".into(),
         };
         Error::Failed { reason }
@@ -48,13 +49,7 @@ impl End {
 
     /// Whether the log was deleted before it could fail: then nobody misses what is not written any more.
     pub(super) fn is_deletion(&self) -> bool {
-        match self {
-            Self::Closed | Self::Failed(_) => false,
-            #[cfg(feature = "store")]
-            Self::Deleted => true,
-            #[cfg(feature = "store")]
-            Self::Reopened => false,
-        }
+        matches!(self, Self::Deleted)
     }
 }
 
@@ -71,15 +66,7 @@ impl Ending {
 
     /// Ends the log; returns whether it had not ended before.
     pub(super) fn set(&self, end: End) -> bool {
-        let displaces = match end {
-            End::Closed => true,
-            End::Failed(_) => false,
-            #[cfg(feature = "store")]
-            End::Deleted => true,
-            #[cfg(feature = "store")]
-            End::Reopened => false,
-        };
-        if displaces {
+        if matches!(end, End::Closed | End::Deleted) {
             self.displaced.store(true, Ordering::SeqCst);
         }
         self.end.set(end).is_ok()

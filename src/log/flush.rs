@@ -67,9 +67,10 @@ enum Committed {
     Failed,
 }
 
-/// How long until a commit that could not begin is tried again: the first of these, then twice as long each time, up to
-/// the second.
+/// The first and the longest pause before a commit that could not be made is tried again. Each pause is twice the one
+/// before.
 const PAUSES: RangeInclusive<Duration> = Duration::from_millis(4)..=Duration::from_secs(1);
+
 impl CommitPosition {
     pub(super) fn new(active: &Active, done: ChunkPosition, begun: bool) -> Self {
         let (segment, chunk) = (Arc::clone(&active.segment), Arc::clone(&active.chunk));
@@ -91,9 +92,9 @@ pub(crate) struct Flusher {
     zeroing: AtomicBool,
     /// Whether the active segment is to be begun although it has no record: then all before it can be dropped.
     begins_empty: AtomicBool,
-    /// Why the last commit found no room on the disk, and, to be looked at by each append, whether it did. Set and reset
-    /// by the thread that commits.
+    /// Why the last commit found no room on the disk. Written only by the thread that commits.
     full: Mutex<Option<Error>>,
+    /// Whether `full` is set. Each append checks this, and takes the lock only if it is true.
     is_full: AtomicBool,
     /// The bytes of frames that were committed since the log was opened.
     committed: AtomicU64,

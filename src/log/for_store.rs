@@ -2,7 +2,7 @@
 //! and closing it while other logs wait.
 
 use super::{
-    ATTEMPT, ATTEMPTS, CLOSING, Environment, Error, Log, Options, Shared, budget::Budget, end::End, recovery,
+    CLOSING, Environment, Error, LOOK_PAUSE, LOOKS, Log, Options, Shared, budget::Budget, end::End, recovery,
 };
 use crate::sync::{Arc, lock};
 use std::{path::Path, time::Duration};
@@ -81,9 +81,9 @@ impl Log {
         if self.writable().is_ok() && last.is_some_and(|last| !self.shared.durable_soon(last)) {
             return false;
         }
-        (0..ATTEMPTS).any(|attempt| {
+        (0..LOOKS).any(|attempt| {
             if attempt > 0 {
-                std::thread::sleep(ATTEMPT);
+                std::thread::sleep(LOOK_PAUSE);
             }
             self.writable().is_err() || !self.shared.roll.is_busy() && !self.shared.cursors.are_written()
         })

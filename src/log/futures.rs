@@ -76,6 +76,10 @@ impl Future for Durable {
     }
 }
 
+/// The last offset that can be waited for. No log has a record there.
+#[cfg(feature = "server")]
+pub(super) const LAST_OFFSET: u64 = u64::MAX - 2;
+
 /// Completes when a record can be read, or never will be; see [`Log::visible`](super::Log::visible).
 #[must_use = "a future does nothing unless it is awaited"]
 pub struct Visible(FrontierWait);

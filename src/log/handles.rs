@@ -21,7 +21,7 @@ pub(super) struct Handles {
     /// Whether the log's tasks were started.
     is_running: bool,
     /// The next offset when it was opened.
-    pub(super) opened_at: u64,
+    pub(super) next_at_opening: u64,
     /// The result of closing, once the log is closed. Locked while it is being closed.
     pub(super) closed: Mutex<Option<Result<(), Error>>>,
     /// Whether closing has begun.
@@ -34,7 +34,7 @@ impl Handles {
         Self {
             count: AtomicU64::new(1),
             is_running,
-            opened_at: shared.next_offset(),
+            next_at_opening: shared.next_offset(),
             closed: Mutex::new(None),
             is_closing: AtomicBool::new(false),
         }

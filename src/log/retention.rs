@@ -1,11 +1,11 @@
 //! Retention: which segments may be dropped, by the bytes that the log may take and by the age of its records.
 
 use super::{
-    ATTEMPT, Error, Log, Shared,
+    Error, LOOK_PAUSE, Log, Shared,
     chain::{Chain, newest},
 };
 #[cfg(feature = "store")]
-use super::{ATTEMPTS, room::MayBlock};
+use super::{LOOKS, room::MayBlock};
 use crate::sync::Arc;
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ impl Log {
     /// As [`retain`](Self::retain); [`Error::WouldBlock`] if it continues, or has to wait for the disk.
     #[cfg(feature = "store")]
     pub(crate) fn retain_soon(&self, retention: Retention) -> Result<u64, Error> {
-        let has_ended = self.shared.end_expired(retention, ATTEMPTS);
+        let has_ended = self.shared.end_expired(retention, LOOKS);
         let before = self.shared.retained_from(retention);
         if !self.is_trimmed_to(before) {
             self.shared.trim_soon(self.save_producers_before(before, MayBlock::Never)?)?;
@@ -151,7 +151,7 @@ impl Shared {
             }
             self.env.maintenance.help();
             self.env.flushers.help();
-            std::thread::sleep(ATTEMPT);
+            std::thread::sleep(LOOK_PAUSE);
         }
         !is_to_be_done()
     }
@@ -159,7 +159,8 @@ impl Shared {
     /// The time before which records are older than `age` at the time `now`; `None` as long as the clock may be wrong
     /// about it.
     pub(super) fn oldest(&self, now: u64, age: Duration) -> Option<u64> {
-        let doubted = self.env.trusted_time.may_be_wrong(self.newest_found, now, self.env.machine.elapsed());
+        let doubted =
+            self.env.trusted_time.may_be_wrong(self.newest_at_opening, now, self.env.machine.elapsed());
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         (!doubted).then(|| now.saturating_sub(age))
     }

@@ -23,16 +23,16 @@ use std::time::{Duration, Instant};
 /// that acknowledges in memory, copies that earlier appends have begun, because readers see its records only after those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MayBlock {
-    /// For both, however long that takes.
+    /// Waits for room and for copies, however long that takes.
     Always,
-    /// For copies; and for a segment that is being prepared, for at most [`PREPARING`]. Where room on the disk or in memory is
-    /// lacking, it returns [`Error::WouldBlock`].
+    /// Waits for copies, and at most [`PREPARING`] for a segment that is being prepared. Without room on the disk or in
+    /// memory, it returns [`Error::WouldBlock`].
     ForNextSegment,
-    /// For copies only, which mostly takes microseconds, and for a batch of many MiB milliseconds. If there is no room, it
-    /// returns [`Error::WouldBlock`].
+    /// Waits for copies only: mostly microseconds, and milliseconds after a batch of many MiB. Without room, it returns
+    /// [`Error::WouldBlock`].
     ForCopies,
-    /// For neither. If there is no room, it returns [`Error::WouldBlock`]. Readers may not see its records yet when it
-    /// returns: [`Log::is_published`] says whether they do.
+    /// Does not wait. Without room, it returns [`Error::WouldBlock`]. Readers may not see the records yet on return:
+    /// [`Log::is_published`] says whether they do.
     Never,
 }
 

@@ -85,9 +85,9 @@ impl Log {
         let of_active = (active.chunk.reserved() > 0).then(|| active.segment.newest_record());
         let with_records = chain.segments.iter().rfind(|segment| segment.base() < active.segment.base());
         let of_chain = with_records.map(|segment| segment.newest_record());
-        let newest = of_active.into_iter().chain(of_chain).fold(shared.newest_found, u64::max);
+        let newest = of_active.into_iter().chain(of_chain).fold(shared.newest_at_opening, u64::max);
         LogStats {
-            appended_records: next_offset.saturating_sub(self.handles.opened_at),
+            appended_records: next_offset.saturating_sub(self.handles.next_at_opening),
             committed_bytes: shared.flush.committed(),
             first_offset,
             durable_offset: self.durable_offset(),

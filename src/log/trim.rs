@@ -9,7 +9,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 use std::{collections::VecDeque, io, time::Duration};
 #[cfg(feature = "store")]
 use {
-    super::{ATTEMPT, ATTEMPTS, room::MayBlock},
+    super::{LOOK_PAUSE, LOOKS, room::MayBlock},
     crossbeam::channel::TryRecvError,
 };
 
@@ -199,7 +199,7 @@ impl Shared {
         }
         let (answer, answered) = crossbeam::channel::bounded(1);
         self.roll.trim(before, answer);
-        if let Some(first) = self.await_trim(&answered, std::iter::repeat_n(ATTEMPT, ATTEMPTS as usize))? {
+        if let Some(first) = self.await_trim(&answered, std::iter::repeat_n(LOOK_PAUSE, LOOKS as usize))? {
             return Ok(first);
         }
         *unanswered = Some(answered);

@@ -149,14 +149,14 @@ impl Simulation {
             (Err(error), there) => {
                 assert!(process.faults() > 0, "{place}: cannot create {name:?}: {error}");
                 if there.is_none() {
-                    self.create_again(process, name, settings);
+                    self.existing_with(process, name, settings);
                 }
             }
         }
     }
 
     /// Creates a log whose creation has failed, unless that is left to the next process.
-    fn create_again(&mut self, process: &Process, name: &str, settings: LogSettings) {
+    fn existing_with(&mut self, process: &Process, name: &str, settings: LogSettings) {
         let Some(store) = process.store() else { return };
         let place = self.where_(&process.world.sim);
         let mut known = KnownLog { failed: true, ..KnownLog::new(settings.clone()) };

@@ -27,7 +27,7 @@ pub struct OpenLog {
     pub(super) deleted: AtomicBool,
     /// What the scrubber has found in it: the entry's.
     pub(super) findings: Arc<Findings>,
-    /// Whether it was reported that retention fails; that is not reported again until it has worked.
+    /// Whether a failure of retention was reported. Reset when retention works again, so that each failure is reported once.
     pub(super) untrimmed: AtomicBool,
 }
 
@@ -73,7 +73,7 @@ pub(super) struct Entry {
     pub(super) open: ArcSwapOption<OpenLog>,
     /// When it was last asked for, in milliseconds since the store was opened.
     pub(super) used: AtomicU64,
-    /// When the housekeeper next looks for old segments in it while it is closed, likewise.
+    /// When the housekeeper next applies retention to it while it is closed, in milliseconds since the store was opened.
     pub(super) retain_at: AtomicU64,
     /// Whether the log was deleted. Locked while the log is opened, closed or deleted.
     pub(super) deleted: Mutex<bool>,

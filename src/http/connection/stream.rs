@@ -188,7 +188,11 @@ impl Connections {
     /// Counts one more, if that is allowed. Connections that have many get what is left of the first half of all; the
     /// other half is reserved for connections that have few.
     fn has_counted(&self, streams: &AtomicUsize, others: usize) -> bool {
-        let most = if others < super::STREAMS_KEPT { self.most_streams } else { self.most_streams / 2 };
+        let most = if others < super::RESERVED_STREAMS_PER_CONNECTION {
+            self.most_streams
+        } else {
+            self.most_streams / 2
+        };
         let more = |streams| (streams < most).then_some(streams + 1);
         streams.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }

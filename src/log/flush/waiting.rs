@@ -2,7 +2,7 @@
 
 use super::Committed;
 #[cfg(feature = "store")]
-use crate::log::{ATTEMPT, ATTEMPTS};
+use crate::log::{LOOK_PAUSE, LOOKS};
 use crate::{
     log::{Error, Shared, wait::unless_reached},
     sync::{Backoff, lock},
@@ -87,13 +87,17 @@ impl Shared {
     /// serve. Never touches the disk itself.
     #[cfg(feature = "store")]
     pub(in crate::log) fn durable_soon(&self, offset: u64) -> bool {
-        for _ in 0..ATTEMPTS {
+        for _ in 0..LOOKS {
             if self.durable.get() > offset || self.has_ended() {
                 break;
             }
             self.flush.task.kick();
             self.env.flushers.help();
-            self.durable.park(offset.saturating_add(1), || self.has_ended(), Some(Instant::now() + ATTEMPT));
+            self.durable.park(
+                offset.saturating_add(1),
+                || self.has_ended(),
+                Some(Instant::now() + LOOK_PAUSE),
+            );
         }
         self.durable.get() > offset
     }

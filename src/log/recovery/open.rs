@@ -192,12 +192,14 @@ fn remove_temporary(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// The segment before another one, which is sealed; and, in `newest`, when the newest record so far was appended.
+/// What is known of the segments before the current one.
 #[derive(Default)]
 struct Previous {
+    /// The last of them, which is sealed.
     segment: Option<(PathBuf, Header, Footer)>,
     /// No later record has an offset below this.
     end: u64,
+    /// When the newest record so far was appended, in milliseconds since 1970.
     newest: u64,
 }
 
@@ -321,7 +323,7 @@ impl Opener<'_> {
             return Ok(Resumed::Replaced);
         }
         let Some(claim) = claim else {
-            let written = self.resume_segment(last)?;
+            let written = self.resume_file(last)?;
             return Ok(Resumed::Sealed(seal(written.file(), header, scan).map_err(Error::io("seal", path))?));
         };
         let load = || {
@@ -333,7 +335,7 @@ impl Opener<'_> {
             io::Result::Ok(memory)
         };
         let parallel = disk.in_parallel() && header.capacity >= MIN_BESIDE_BYTES;
-        let (written, memory) = both(parallel, || self.resume_segment(last), load);
+        let (written, memory) = both(parallel, || self.resume_file(last), load);
         let (written, memory) = (written?, memory.map_err(Error::io("get memory for", dir))?);
         let chunk =
             Arc::new(Chunk::recovered(memory, Some(self.roller.share()), &scan.positions, scan.words));
@@ -343,7 +345,7 @@ impl Opener<'_> {
 
     /// Prepares the last segment's file for more appends: its records are durable, zeros follow them, and its full length
     /// is reserved.
-    fn resume_segment(&self, last: &Last<'_>) -> Result<SegmentFile, Error> {
+    fn resume_file(&self, last: &Last<'_>) -> Result<SegmentFile, Error> {
         let &Last { header, path, bytes, scan } = last;
         let file = sync(self.disk(), path, true)?;
         // A file that was copied, or restored from a backup, may have holes.
@@ -405,8 +407,8 @@ impl Opener<'_> {
         })
     }
 
-    /// Opens for reading a log that could not be resumed, because of `error`, or because it was full `before` that. Also
-    /// returns the damage that is there now.
+    /// Opens a log read-only that could not be resumed because of `error`. `before` says why it was short of room earlier, if
+    /// it was. Surveys the log again, and also returns the damage found then.
     fn without_room(&self, error: Error, before: Option<Full>) -> Result<(Opening, Vec<Damage>), Error> {
         let Survey { segments: again, damage, .. } = survey(self.disk(), self.dir)?; // some may be sealed, or unreadable, now
         if again.last().is_none_or(|last| last.end() == 0) {
