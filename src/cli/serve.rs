@@ -1,5 +1,9 @@
 //! `millstream serve`.
 
+mod names;
+mod open_files;
+mod stop;
+
 use super::{Outcome, size, stderr::Lines, target::Failure};
 use clap::{ValueEnum, builder::RangedU64ValueParser, value_parser};
 use millstream::{
@@ -7,17 +11,12 @@ use millstream::{
     http::{Server, Settings},
     store::{Store, StoreOptions},
 };
-use rustix::process::Signal;
 use std::{
     io::IsTerminal,
-    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    net::{SocketAddr, ToSocketAddrs},
     path::PathBuf,
     process::ExitCode,
     time::Duration,
-};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::oneshot,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -104,10 +103,10 @@ pub(super) struct Serve {
     heartbeat_seconds: u64,
     /// Names by which clients may call this server, in addition to its own; *.NAME for all names below NAME, * for any
     /// name
-    #[arg(long, env = "MILLSTREAM_ALLOW_HOST", value_name = "NAME", value_delimiter = ',', value_parser = host, help_heading = "Browsers")]
+    #[arg(long, env = "MILLSTREAM_ALLOW_HOST", value_name = "NAME", value_delimiter = ',', value_parser = names::host, help_heading = "Browsers")]
     allow_host: Vec<String>,
     /// Origins whose pages may use this server from a browser, such as `https://app.example.com`; * for all
-    #[arg(long, env = "MILLSTREAM_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = origin, help_heading = "Browsers")]
+    #[arg(long, env = "MILLSTREAM_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = names::origin, help_heading = "Browsers")]
     allow_origin: Vec<String>,
     /// Create a log when a record is appended to it
     #[arg(long, env = "MILLSTREAM_CREATE_LOGS", help_heading = "Logs")]
@@ -211,9 +210,9 @@ impl Serve {
     fn serve(&self, stderr: &Lines) -> Outcome {
         let defaults = Settings::default();
         let threads = self.threads.map_or(defaults.threads, usize::from);
-        let limit = open_files();
-        let files = files_to_share(limit, threads)?;
-        let (connections, open_logs) = shares(files, self.max_connections, self.max_open_logs);
+        let limit = open_files::limit();
+        let files = open_files::to_share(limit, threads)?;
+        let (connections, open_logs) = open_files::shares(files, self.max_connections, self.max_open_logs);
         if connections < self.max_connections || open_logs < self.max_open_logs {
             tracing::warn!(
                 limit,
@@ -239,7 +238,7 @@ impl Serve {
             create_logs: self.create_logs,
             ..defaults
         };
-        let stop = stop_signal(stderr)?;
+        let stop = stop::signalled(stderr)?;
         let server = Server::bind(self.listen.resolved, settings).map_err(|error| {
             if error.kind() == std::io::ErrorKind::InvalidInput && error.raw_os_error().is_none() {
                 return format!("--max-http-memory-bytes: {error} (--max-body-bytes, --max-decoded-bytes)");
@@ -283,157 +282,3 @@ impl Serve {
 
 /// How long to wait for the last lines of the log to be written.
 const LAST_LINES: Duration = Duration::from_millis(500);
-
-/// Files that the process has open for itself, before any client connects.
-const OWN_FILES: usize = 17;
-/// Files that each server thread has open, before any client connects.
-const THREAD_FILES: usize = 5;
-/// Files to keep free besides those of connections and open logs, for reading from the disk and for preparing segments.
-const SPARE_FILES: usize = 256;
-/// The minimum of [`SPARE_FILES`], if there are few files.
-const MIN_SPARE_FILES: usize = 17;
-/// The minimum for connections and open logs together.
-const MIN_SHARES: usize = 20;
-
-/// Parses a host for `--allow-host`.
-fn host(text: &str) -> Result<String, String> {
-    let name = text.strip_prefix("*.").unwrap_or(text);
-    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-    if text == "*" || address.parse::<IpAddr>().is_ok() || is_authority(name) {
-        Ok(text.to_owned())
-    } else {
-        Err("it is neither a name, such as log.example.com or *.example.com, nor an address, nor *"
-            .to_owned())
-    }
-}
-
-/// Parses an origin for `--allow-origin`, as browsers send it: without a path.
-fn origin(text: &str) -> Result<String, String> {
-    let scheme = |scheme: &str| {
-        scheme.starts_with(|first: char| first.is_ascii_alphabetic())
-            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
-    };
-    let whole = text.split_once("://").is_some_and(|(start, rest)| scheme(start) && is_authority(rest));
-    if text == "*" || text == "null" || whole {
-        Ok(text.to_owned())
-    } else {
-        Err("it is neither an origin, such as https://app.example.com or http://localhost:8080, nor *"
-            .to_owned())
-    }
-}
-
-/// Whether the text is a name or an address, with or without a port.
-fn is_authority(text: &str) -> bool {
-    if text.parse::<SocketAddr>().is_ok() {
-        return true;
-    }
-    let (name, port) = text.split_once(':').unwrap_or((text, "0"));
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-    bare.is_some_and(|address| address.parse::<IpAddr>().is_ok())
-        || (!name.is_empty() && name.bytes().all(plain) && port.parse::<u16>().is_ok())
-}
-
-/// The number of files available for connections and open logs, and for work on their behalf.
-fn files_to_share(limit: usize, threads: usize) -> Result<usize, String> {
-    let own = OWN_FILES + threads * THREAD_FILES;
-    let least = own + MIN_SPARE_FILES + MIN_SHARES;
-    if limit < least {
-        return Err(format!(
-            "the limit of open files (ulimit -n) is {limit}, and with {threads} server threads at least {least} are needed: \
-             raise it (ulimit -n {least}, LimitNOFILE={least}), or set fewer --threads"
-        ));
-    }
-    Ok(limit - own)
-}
-
-/// How many connections and open logs are allowed with this many files. If there are too few for all, connections get
-/// up to two thirds of them, so that clients that only connect never prevent a log from being opened.
-fn shares(files: usize, connections: usize, logs: usize) -> (usize, usize) {
-    let files = files.saturating_sub(SPARE_FILES.min(files / 4).max(MIN_SPARE_FILES));
-    let connections = connections.min(files.saturating_sub(logs).max(files / 3 * 2)).max(1);
-    (connections, logs.min(files.saturating_sub(connections)))
-}
-
-/// How many files this process may have open, after raising the limit as far as the system allows.
-fn open_files() -> usize {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-    let limit = if raised.is_ok() { maximum } else { current };
-    limit.map_or(usize::MAX, |limit| limit as usize)
-}
-
-/// Completes at SIGINT, SIGTERM or SIGHUP, which are caught from this call on. At a second SIGINT or SIGTERM the
-/// process exits at once: what was acknowledged survives that, as it survives SIGKILL. SIGHUP means that the terminal
-/// is gone, and may come more than once; if it is ignored (`nohup`), it stays ignored.
-fn stop_signal(stderr: &Lines) -> std::io::Result<oneshot::Receiver<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let (mut interrupt, mut terminate, mut hangup) = {
-        let _within = runtime.enter();
-        let hangup = if is_hangup_ignored() { None } else { Some(signal(SignalKind::hangup())?) };
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, hangup)
-    };
-    let (stop, stopped) = oneshot::channel();
-    let stderr = stderr.clone();
-    // On a thread of its own, so that nothing in the server can keep signals from being noticed.
-    let listen = async move {
-        let mut next = async || {
-            tokio::select! {
-                _ = interrupt.recv() => (Signal::INT, "SIGINT"),
-                _ = terminate.recv() => (Signal::TERM, "SIGTERM"),
-            }
-        };
-        let hung_up = async {
-            match &mut hangup {
-                Some(hangup) => drop(hangup.recv().await),
-                None => std::future::pending().await,
-            }
-        };
-        let name = tokio::select! {
-            (_, name) = next() => name,
-            () = hung_up => "SIGHUP",
-        };
-        tracing::info!("{name}: stopping");
-        let _ = stop.send(()); // the server may have ended already
-        let (signal, name) = next().await;
-        tracing::warn!("{name}, again: ending at once, without waiting for requests in flight");
-        stderr.flush(LAST_LINES);
-        std::process::exit(128 + signal.as_raw());
-    };
-    std::thread::Builder::new().name("millstream-signals".into()).spawn(move || runtime.block_on(listen))?;
-    Ok(stopped)
-}
-
-/// Whether this process was started with SIGHUP ignored; if the system does not say so, it was not.
-fn is_hangup_ignored() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    mask.unwrap_or(0) & 1 << (Signal::HUP.as_raw() - 1) != 0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn connections_leave_files_for_logs() {
-        assert_eq!(shares(usize::MAX, 4096, 10_000), (4096, 10_000));
-        assert_eq!(shares(20_000, 4096, 10_000), (4096, 10_000));
-        assert_eq!(shares(1024, 4096, 10_000), (512, 256));
-        assert_eq!(shares(1024, 4096, 50), (718, 50));
-        assert_eq!(shares(1024, 100, 10_000), (100, 668));
-        assert_eq!(shares(37, 4096, 10_000), (12, 8));
-        assert_eq!(shares(0, 4096, 10_000), (1, 0));
-    }
-
-    /// With 24 files, the only message was "Too many open files"; with 30, there was no file for a third log.
-    #[test]
-    fn too_low_a_file_limit_is_reported() {
-        assert_eq!(files_to_share(1024, 2), Ok(997));
-        assert_eq!(files_to_share(64, 2), Ok(37));
-        let refused = files_to_share(63, 2).unwrap_err();
-        assert!(refused.contains("ulimit -n) is 63") && refused.contains("at least 64"), "{refused}");
-    }
-}

@@ -10,6 +10,10 @@
 //! The budget does not include what each connection needs in any case, which is bounded by the limit of connections:
 //! see `connection`.
 
+mod buffer;
+
+pub(super) use buffer::Buffer;
+
 use super::problem::Problem;
 use crate::{pauses::Pauses, reports::Rarely, sync::lock};
 use bytes::Bytes;
@@ -39,8 +43,6 @@ const MAPPED_BYTES: usize = 68 << 10;
 const MAX_SPARE: usize = 32;
 /// The most bytes of scratch memory that a thread keeps.
 const MAX_SCRATCH_BYTES: usize = 128 << 10;
-/// Buffers larger than this are mappings.
-const MAX_HEAP_BYTES: usize = 64 << 10;
 
 /// What memory is used for. Each purpose has a cap below the whole budget, so that neither keeps out the other. Within it,
 /// larger grants have lower caps, so that small ones always find room. In sixteenths of the budget:
@@ -307,7 +309,7 @@ impl Grant {
     /// Returns a copy of the bytes that holds its part of the budget, whoever has it. Unless it is small, it is in a
     /// mapping: a client may keep it for long, among allocations of others.
     pub(super) fn hold_copy(mut self, bytes: &[u8]) -> Bytes {
-        if bytes.len() <= MAX_HEAP_BYTES / 8 {
+        if bytes.len() <= buffer::MAX_HEAP_BYTES / 8 {
             return self.hold(Bytes::copy_from_slice(bytes));
         }
         self.shrink(bytes.len());
@@ -385,130 +387,9 @@ impl Drop for Grant {
     }
 }
 
-/// Bytes that grow, within the budget.
-#[derive(Debug)]
-pub(super) struct Buffer {
-    place: Holds,
-    length: usize,
-    most: usize,
-    grant: Grant,
-}
-
-#[derive(Debug)]
-enum Holds {
-    Heap(Vec<u8>),
-    Mapped(MmapMut),
-}
-
-impl Buffer {
-    /// Creates an empty buffer that can grow to `most` bytes.
-    pub(super) fn new(most: usize, grant: Grant) -> Self {
-        Self { place: Holds::Heap(Vec::new()), length: 0, most, grant }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.length
-    }
-
-    pub(super) fn bytes(&self) -> &[u8] {
-        self.as_ref()
-    }
-
-    /// The bytes of the budget that it holds.
-    pub(super) fn held(&self) -> usize {
-        self.grant.bytes
-    }
-
-    /// Covers `bytes` more than it has, as [`Grant::cover_within`] does.
-    pub(super) async fn cover_within(
-        &mut self,
-        bytes: usize,
-        patience: Duration,
-        pauses: &RangeInclusive<Duration>,
-    ) -> Result<(), UsedUp> {
-        self.grant.cover_within(self.length + bytes.min(self.left()), patience, pauses).await
-    }
-
-    /// How many more bytes fit.
-    pub(super) fn left(&self) -> usize {
-        self.most - self.length
-    }
-
-    /// Gives `write` up to `bytes` bytes after the end, no more than are [`left`](Self::left); it returns how many of
-    /// them to keep.
-    pub(super) fn grow<E>(
-        &mut self,
-        bytes: usize,
-        write: impl FnOnce(&mut [u8]) -> Result<usize, E>,
-    ) -> Result<Result<&[u8], E>, UsedUp> {
-        let start = self.length;
-        let end = start + bytes.min(self.left());
-        self.grant.cover(end)?;
-        if end > MAX_HEAP_BYTES
-            && let Holds::Heap(heap) = &mut self.place
-        {
-            // Without reserving swap: only pages that are written to take memory.
-            let mapped = MmapOptions::new().len(self.most).no_reserve_swap().map_anon();
-            let mut mapped = mapped.map_err(|_| UsedUp)?;
-            mapped[..start].copy_from_slice(&heap[..start]);
-            self.place = Holds::Mapped(mapped);
-        }
-        let space = match &mut self.place {
-            Holds::Heap(heap) => {
-                if heap.len() < end {
-                    heap.reserve(end - heap.len());
-                    heap.resize(end, 0);
-                }
-                &mut heap[start..end]
-            }
-            Holds::Mapped(mapped) => &mut mapped[start..end],
-        };
-        match write(space) {
-            Ok(written) => {
-                self.length = start + written.min(end - start);
-                Ok(Ok(&self.bytes()[start..]))
-            }
-            Err(error) => Ok(Err(error)),
-        }
-    }
-
-    /// Appends; what exceeds the maximum size is left out.
-    pub(super) fn extend(&mut self, bytes: &[u8]) -> Result<(), UsedUp> {
-        let write = |space: &mut [u8]| {
-            space.copy_from_slice(&bytes[..space.len()]);
-            Ok::<_, std::convert::Infallible>(space.len())
-        };
-        self.grow(bytes.len(), write).map(|_| ())
-    }
-
-    /// Returns the bytes, which are then shared and hold the grant.
-    pub(super) fn freeze(self) -> Bytes {
-        Bytes::from_owner(self)
-    }
-}
-
-impl AsRef<[u8]> for Buffer {
-    fn as_ref(&self) -> &[u8] {
-        match &self.place {
-            Holds::Heap(heap) => &heap[..self.length],
-            Holds::Mapped(mapped) => &mapped[..self.length],
-        }
-    }
-}
-
-impl AsMut<[u8]> for Buffer {
-    fn as_mut(&mut self) -> &mut [u8] {
-        match &mut self.place {
-            Holds::Heap(heap) => &mut heap[..self.length],
-            Holds::Mapped(mapped) => &mut mapped[..self.length],
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     #[test]
     fn large_requests_leave_room_for_answers_and_for_small_ones_and_all_is_given_back() {
@@ -546,28 +427,6 @@ mod tests {
             let mut large = memory.grant(other);
             large.cover(room).unwrap();
             assert_eq!(memory.used(), 16 << 20, "{} small ones", small.len());
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn a_buffer_holds_what_was_written_to_it(
-            parts in prop::collection::vec((any::<u8>(), 0..50_000usize), 0..12), most in 1..300_000usize,
-        ) {
-            let memory = Memory::new(1 << 20);
-            let mut buffer = Buffer::new(most, memory.grant(Purpose::Request));
-            let mut expected = Vec::new();
-            for (byte, length) in parts {
-                let part = vec![byte; length];
-                expected.extend_from_slice(&part);
-                buffer.extend(&part).unwrap();
-                prop_assert!(memory.used() >= buffer.len());
-            }
-            expected.truncate(most);
-            let bytes = buffer.freeze();
-            prop_assert_eq!(&bytes[..], &expected[..]);
-            drop(bytes);
-            prop_assert_eq!(memory.used(), 0);
         }
     }
 }
