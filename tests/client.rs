@@ -83,6 +83,47 @@ fn of_two_producers_with_one_id_the_later_continues_and_the_earlier_gets_an_erro
     });
 }
 
+/// It took its id back: what is too large is refused before the epoch is looked at, and a new epoch began by itself, which
+/// fenced the other one off.
+#[test]
+fn a_producer_that_was_fenced_off_does_not_take_over_again_by_itself() {
+    let (_data, _server, client) = start();
+    run(async {
+        let settings: LogSettings = serde_json::from_str(r#"{"record_bytes":1000}"#).unwrap();
+        client.create("clicks", &settings).await.unwrap();
+        let too_large = vec![b'x'; 2000];
+        let other = producer(&client, "p", |_| ());
+        let fenced = [producer(&client, "p", |_| ()), producer(&client, "p", |_| ())];
+        for (n, producer) in (1..).zip(fenced.iter().chain([&other])) {
+            producer.push(n.to_string().as_bytes()).await.unwrap();
+            producer.flush().await.unwrap();
+        }
+        let [divides, discards] = fenced;
+        // A batch that is divided.
+        let mut tickets = vec![divides.submit(b"divided", false).await.unwrap()];
+        tickets.push(divides.submit(&too_large, false).await.unwrap());
+        let refused = divides.flush().await.unwrap_err();
+        assert!(matches!(refused, Error::TakenOver { .. }), "{refused}");
+        assert_eq!(tickets.remove(0).await, Err(refused));
+        // One that was discarded for another reason.
+        discards.push(&too_large).await.unwrap();
+        let refused = discards.flush().await.unwrap_err();
+        assert!(matches!(refused, Error::Refused { status: 413, .. }), "{refused}");
+        assert_eq!(discards.discard(), [&too_large[..]]);
+        discards.push(b"behind").await.unwrap();
+        let refused = discards.flush().await.unwrap_err();
+        assert!(matches!(refused, Error::TakenOver { .. }), "{refused}");
+        other.push(b"4").await.unwrap();
+        other.close().await.unwrap();
+        assert_eq!(values(&client, "clicks").await, ["1", "2", "3", "4"]);
+        // Only when it is told so.
+        assert_eq!(discards.discard(), [&b"behind"[..]]);
+        discards.push(b"5").await.unwrap();
+        discards.close().await.unwrap();
+        assert_eq!(values(&client, "clicks").await.last().unwrap(), "5");
+    });
+}
+
 /// After one refused batch the producer refused everything for good, and the record that was pushed was lost.
 #[test]
 fn a_refused_batch_is_held_until_it_is_discarded_and_those_behind_it_are_stored() {
@@ -449,6 +490,24 @@ fn other_server(answer: impl Fn(&str, &[u8]) -> String + Send + Sync + 'static) 
     Client::new(&address.to_string()).unwrap()
 }
 
+/// A server that hands requests on to the one at `address`, but answers some itself: `instead` gets the head, the body, and
+/// what hands them on.
+fn proxy(
+    address: String,
+    instead: impl Fn(&str, &[u8], &dyn Fn() -> String) -> Option<String> + Send + Sync + 'static,
+) -> Client {
+    other_server(move |head, body| {
+        let hand_on = || {
+            let mut server = support::Client::connect(&address).unwrap();
+            server.send(head.as_bytes()).unwrap();
+            server.send(body).unwrap();
+            let answer = server.answer().unwrap();
+            answer.head.replacen("\r\n", "\r\nConnection: close\r\n", 1) + &answer.body
+        };
+        instead(head, body, &hand_on).unwrap_or_else(hand_on)
+    })
+}
+
 /// An answer of which only the first half comes, if it does not come `whole`.
 fn answer(body: &str, whole: bool) -> String {
     let part = if whole { body } else { &body[..body.len() / 2] };
@@ -588,17 +647,10 @@ fn a_record_that_is_too_large_for_its_log_is_refused_alone() {
 #[test]
 fn batches_that_a_proxy_refuses_as_too_large_are_sent_in_parts() {
     let (_data, server, direct) = start();
-    let address = server.address.clone();
-    let client = other_server(move |head, body| {
-        if body.len() > 10_000 {
-            return "HTTP/1.1 413 Payload Too Large\r\nConnection: close\r\nContent-Length: 6\r\n\r\n<html>"
-                .into();
-        }
-        let mut server = support::Client::connect(&address).unwrap();
-        server.send(head.as_bytes()).unwrap();
-        server.send(body).unwrap();
-        let answer = server.answer().unwrap();
-        answer.head.replacen("\r\n", "\r\nConnection: close\r\n", 1) + &answer.body
+    let client = proxy(server.address.clone(), |_, body, _| {
+        let refusal =
+            "HTTP/1.1 413 Payload Too Large\r\nConnection: close\r\nContent-Length: 6\r\n\r\n<html>";
+        (body.len() > 10_000).then(|| refusal.to_owned())
     });
     run(append_around_a_large_record(&client, &direct, ""));
 }
@@ -625,6 +677,31 @@ fn a_server_that_was_silent_for_longer_than_the_patience_is_asked_again() {
         producer.flush().await.unwrap();
         assert!(trouble.changed().await.is_ok(), "somebody is told meanwhile");
         assert_eq!(producer.close().await.unwrap().records, 1);
+    });
+}
+
+/// An epoch of the producer's own, of which it does not know that it has begun, is not another producer's.
+#[test]
+fn a_producer_whose_next_epoch_has_begun_without_an_answer_goes_on() {
+    let (_data, server, direct) = start();
+    let begun = AtomicU32::new(0);
+    let client = proxy(server.address.clone(), move |head, body, hand_on| {
+        if body.len() > 10_000 {
+            return Some("HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".into());
+        }
+        // The second one is after the division.
+        let is_lost = head.starts_with("POST /v1/logs/clicks/producers/") && begun.fetch_add(1, SeqCst) == 1;
+        is_lost.then(hand_on).map(|_| String::new())
+    });
+    run(async {
+        let client = client.with_max_silence(Duration::from_millis(500));
+        let producer = producer(&client, "p", |options| options.linger = Duration::from_secs(10));
+        let expected: Vec<_> = (0..2000).map(|n| n.to_string()).collect();
+        for value in &expected {
+            producer.push(value.as_bytes()).await.unwrap();
+        }
+        assert_eq!(producer.close().await.unwrap().records, 2000);
+        assert_eq!(values(&direct, "clicks").await, expected);
     });
 }
 

@@ -682,6 +682,37 @@ fn a_producer_that_starts_again_gets_its_next_epoch_and_loses_nothing() {
     }
 }
 
+/// There was no way to begin an epoch without taking the id from whoever had it.
+#[test]
+fn a_producer_that_was_fenced_off_may_ask_for_an_epoch_after_its_own_and_gets_none() {
+    let (_data, server) = start(&["--create-logs"]);
+    let begin = |query: &str| {
+        server.connect().request("POST", &format!("/v1/logs/a/producers/p{query}"), b"").unwrap()
+    };
+    let first = begin("?after=5"); // the log does not know it
+    assert_eq!(first.status, 200, "{}", first.body);
+    let epoch = member(&first, "epoch").unwrap();
+    let second = begin(&format!("?after={epoch}"));
+    let later = member(&second, "epoch").unwrap();
+    assert!(
+        second.status == 200 && later.parse::<u64>().unwrap() > epoch.parse().unwrap(),
+        "{}",
+        second.body
+    );
+    let headers = [("Producer-Id", "p"), ("Producer-Epoch", later), ("Producer-Seq", "0")];
+    assert_eq!(send(&mut server.connect(), "/v1/logs/a/records", &headers, "POST", b"x").status, 200);
+    let refused = begin(&format!("?after={epoch}"));
+    assert_eq!((refused.status, code(&refused)), (409, "producer_out_of_order"), "{}", refused.body);
+    let expected = (member(&refused, "expected_epoch"), member(&refused, "expected_seq"));
+    assert_eq!(expected, (Some(later), Some("1")));
+    let known = server.connect().request("GET", "/v1/logs/a/producers/p", b"").unwrap();
+    assert_eq!(member(&known, "epoch"), Some(later), "nothing has begun");
+    for query in ["?after=", "?after=-1", "?after=4294967296", "?after=1&after=1", "?before=1"] {
+        let refused = begin(query);
+        assert_eq!((refused.status, code(&refused)), (400, "invalid_query"), "{query}");
+    }
+}
+
 /// An id with a tab could append, but its producer was no resource; and one that is a space could begin an epoch, but no
 /// header carries it.
 #[test]

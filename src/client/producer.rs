@@ -180,6 +180,11 @@ struct State {
     epoch: Option<Epoch>,
     /// Whether somebody waits for the epoch to begin.
     wants_epoch: bool,
+    /// The last epoch that has begun, also if nothing was sent in it.
+    begun: Option<u32>,
+    /// Whether the next epoch is to begin also if another producer has begun a later one than that: the caller has discarded
+    /// what could not be stored because of that producer.
+    takes_over: bool,
     /// The last epoch in which something was sent, with the log's id.
     sent_in: Option<Epoch>,
     /// The next sequence of the epoch.
@@ -301,6 +306,8 @@ impl Producer {
             unsent: 0,
             epoch: None,
             wants_epoch: false,
+            begun: None,
+            takes_over: false,
             sent_in: None,
             next: 0,
             stuck: None,
@@ -512,8 +519,8 @@ impl Producer {
 
     /// Gives up the batch that could not be stored, and returns its records. The producer continues with the next batch.
     ///
-    /// Call it after [`flush`](Self::flush) has returned an error; otherwise it returns nothing. After a temporary error, call it
-    /// within 2 s: then the producer sends the batch again. After [`Error::TaskEnded`], each call returns the records of another
+    /// Call it after [`flush`](Self::flush) has returned an error; otherwise it returns nothing. After [`Error::TakenOver`], it
+    /// makes the producer take over in turn when it goes on. After a temporary error, call it within 2 s: then the producer sends the batch again. After [`Error::TaskEnded`], each call returns the records of another
     /// batch, until none is left.
     ///
     /// If an attempt to send the batch got no answer, the records that are returned may be stored all the same.
@@ -522,6 +529,7 @@ impl Producer {
         let Some(error) = state.stuck.take() else { return Vec::new() };
         state.stuck = Some(error.clone()).filter(|error| *error == Error::TaskEnded); // nothing goes on after that
         state.epoch = None; // the numbers of those behind it change: in a new epoch
+        state.takes_over |= matches!(error, Error::TakenOver { .. });
         self.shared.changed.notify_one();
         let (body, tickets) = if let Some(batch) = state.numbered.pop_front() {
             (batch.body, batch.tickets)

@@ -13,7 +13,7 @@ use crate::{
     log::{self, check_producer_id},
     store::OpenLog,
 };
-use hyper::header::HeaderMap;
+use hyper::{Request, header::HeaderMap};
 use percent_encoding::percent_decode_str;
 use std::{ops::RangeInclusive, sync::Arc};
 
@@ -81,16 +81,17 @@ fn id_in(path: &str) -> Result<String, Problem> {
     Ok(id.into_owned())
 }
 
-/// Begins a producer's next epoch.
+/// Begins a producer's next epoch, unless it is in a later one than `after`.
 pub(super) async fn begin_epoch(
     context: &Context,
     share: &ConnectionShare,
     log: &Arc<OpenLog>,
     id: &str,
+    after: Option<u32>,
 ) -> Result<log::BegunEpoch, Problem> {
     // Queued before waiting for the permit, so that the request that holds the permit begins this epoch too. Dropped if the client
     // leaves.
-    let next = Arc::new(log.ask_for_epoch(id).map_err(Problem::of_log(log))?);
+    let next = Arc::new(log.ask_for_epoch(id, after).map_err(Problem::of_log(log))?);
     let asked = Arc::clone(&next);
     let last_write = move |log: &OpenLog| log.last_write_of_producers(&asked);
     context.on_log_at_write_pace(share, log, last_write, move |log| log.begin_asked_epoch(&next)).await
@@ -111,16 +112,33 @@ pub(super) async fn known(
     context.on_log(share, log, move |log| log.producer(&id)).await
 }
 
+/// The epoch that the producer may be in at the most: `after=N`.
+fn latest<B>(request: &Request<B>) -> Result<Option<u32>, Problem> {
+    let mut after = None;
+    for parameter in params::of(request) {
+        match parameter? {
+            (name, value) if name == "after" => {
+                after = Some(params::number(&name, &value, 0..=u32::MAX.into())? as u32);
+            }
+            (name, _) => return Err(params::unknown(&name, "after")),
+        }
+    }
+    Ok(after)
+}
+
 /// `POST`: the producer's next epoch. Batches of older ones are refused from now on.
 pub(super) async fn begin(
     context: &Context,
     asker: Asker<'_>,
     name: &str,
     id: &str,
+    request: Request<()>,
 ) -> Result<Answer, Problem> {
+    let after = latest(&request)?;
+    drop(request); // so that its header section is not held while waiting
     let id = id_in(id)?;
     let log = context.log_to_append(asker.share, name).await?;
-    let epoch = begin_epoch(context, asker.share, &log, &id).await?;
+    let epoch = begin_epoch(context, asker.share, &log, &id, after).await?;
     Ok(begun(context, &log, id, epoch))
 }
 

@@ -249,8 +249,7 @@ async fn answer_to_other(
             records::one(context, asker, &name, &offset, request.map(drop)).await
         }
         (Producer { name, id }, &Method::POST) => {
-            without_parameters(request)?;
-            producers::begin(context, asker, &name, &id).await
+            producers::begin(context, asker, &name, &id, request.map(drop)).await
         }
         (Producer { name, id }, &Method::GET) => {
             without_parameters(request)?;

@@ -99,10 +99,8 @@ pub enum Error {
     )]
     EpochsUsedUp,
     /// A producer's batch is not the next one: an earlier batch is missing, or a later incarnation of the producer has
-    /// appended since.
-    #[error(
-        "the batch is out of order: expected epoch {expected_epoch}, sequence {expected_sequence} from this producer"
-    )]
+    /// appended since. Or a later epoch has begun than the one after which an epoch was to begin.
+    #[error("out of order: expected epoch {expected_epoch}, sequence {expected_sequence} from this producer")]
     ProducerOutOfOrder {
         /// The epoch it must have.
         expected_epoch: u32,

@@ -232,7 +232,16 @@ impl Log {
     /// # }
     /// ```
     pub fn begin_epoch(&self, id: &str) -> Result<BegunEpoch, Error> {
-        self.begin_asked_epoch(&self.ask_for_epoch(id)?)
+        self.begin_asked_epoch(&self.ask_for_epoch(id, None)?)
+    }
+
+    /// Likewise, but only if the producer has not begun a later epoch than `epoch`: so one that was fenced off meanwhile
+    /// does not take its id back. A log that does not know the producer begins one.
+    ///
+    /// # Errors
+    /// As [`begin_epoch`](Self::begin_epoch), and [`Error::ProducerOutOfOrder`] with the later epoch.
+    pub fn begin_epoch_after(&self, id: &str, epoch: u32) -> Result<BegunEpoch, Error> {
+        self.begin_asked_epoch(&self.ask_for_epoch(id, Some(epoch))?)
     }
 
     /// The name of [`begin_epoch`](Self::begin_epoch) in earlier versions.

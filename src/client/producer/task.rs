@@ -24,21 +24,44 @@ use std::{
 };
 use tokio::task::JoinHandle;
 
-/// Asks for the producer's next epoch, for as long as it is worth trying.
+/// Asks for the producer's next epoch, for as long as it is worth trying, and unless another producer of the id has begun one
+/// since.
 async fn begin_epoch(shared: &Shared) -> Result<BegunEpoch, Error> {
     let id = utf8_percent_encode(&shared.id, NON_ALPHANUMERIC);
     let path = format!("{}/producers/{id}", path_of(&shared.log)?);
+    let mut after = {
+        let state = shared.state();
+        state.begun.filter(|_| !state.takes_over)
+    };
+    // Whether an attempt may have begun an epoch without saying so: many errors come after it has begun.
+    let mut may_have_begun = false;
     let mut patience = Patience::new(shared);
     loop {
-        let request = shared.client.request(Method::POST, &path, &[], Bytes::new())?;
-        match shared.client.whole(request, &shared.log).await {
+        let query = after.map_or_else(String::new, |after| format!("?after={after}"));
+        let request = shared.client.request(Method::POST, &format!("{path}{query}"), &[], Bytes::new())?;
+        let refusal = match shared.client.whole(request, &shared.log).await {
             Ok(answer) => {
+                let begun = understood(&answer);
                 patience.over();
-                return understood(&answer);
+                return begun;
             }
-            Err(refusal) => patience.wait(refusal.error).await?,
+            Err(refusal) => refusal,
+        };
+        match refusal.expected {
+            // Nothing was sent in it: it is taken for that of an attempt.
+            Some((known, 0)) if may_have_begun => (after, may_have_begun) = (Some(epoch_of(known)), false),
+            Some((known, _)) => return Err(Error::TakenOver { epoch: epoch_of(known) }),
+            None => {
+                may_have_begun = true;
+                patience.wait(refusal.error).await?;
+            }
         }
     }
+}
+
+/// An epoch, as an answer has it.
+fn epoch_of(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 /// How long something is tried, and what callers are told meanwhile.
@@ -127,8 +150,7 @@ async fn send(
                 ahead = (2 * ahead).min(AHEAD.1);
             }
             Some((known, _)) if known > u64::from(epoch) => {
-                let epoch = u32::try_from(known).unwrap_or(u32::MAX);
-                return Err(Error::TakenOver { epoch }.into());
+                return Err(Error::TakenOver { epoch: epoch_of(known) }.into());
             }
             Some(_) => return Err(Refusal { error: Error::Forgotten, ..refusal }),
             None => patience.wait(refusal.error).await?,
@@ -411,6 +433,7 @@ fn fate(sequence: u64, sent_in: &Epoch, begun: &BegunEpoch) -> Fate {
 fn continue_in(shared: &Shared, begun: BegunEpoch) {
     let mut state = shared.state();
     state.wants_epoch = false;
+    (state.begun, state.takes_over) = (Some(begun.epoch), false);
     // What was not sent, or was refused each time, is not stored, nor is what comes after it.
     while let Some(front) = state.numbered.front().filter(|front| front.may_be_stored.load(Ordering::Relaxed))
         && let Some(sent_in) = &state.sent_in

@@ -141,7 +141,7 @@ impl Producer {
         let known = producers::known(context, share, log, &id).await?;
         let (mark, epoch) = known.map_or((None, 0), |known| (known.mark, known.epoch));
         skips(first, stored(mark.as_deref())?, epoch)?;
-        let begun = producers::begin_epoch(context, share, log, &id).await?;
+        let begun = producers::begin_epoch(context, share, log, &id, None).await?;
         let stored = stored(begun.mark.as_deref())?;
         let skips = skips(first, stored, begun.epoch)?;
         let batches = begun.earlier.map_or_else(Vec::new, |(_, batches)| batches);

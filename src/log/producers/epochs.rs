@@ -21,19 +21,28 @@ use std::sync::OnceLock;
 /// The producer in its epoch, and the offset below which everything must become durable before it is told.
 type Answer = Result<(BegunEpoch, u64), Error>;
 
-/// The epochs that are to begin, by their producers' ids.
-pub(super) type Asked = Requests<String, Answer>;
+/// Which epoch is to begin.
+#[derive(Clone)]
+pub(super) struct Wanted {
+    /// The producer's id.
+    id: String,
+    /// The epoch that the producer may be in at the most.
+    after: Option<u32>,
+}
+
+/// The epochs that are to begin.
+pub(super) type Asked = Requests<Wanted, Answer>;
 
 /// An epoch that was asked for. It no longer is when this is dropped, unless it is about to begin.
-pub(crate) struct AskedEpoch(Request<String, Answer>);
+pub(crate) struct AskedEpoch(Request<Wanted, Answer>);
 
 impl Log {
     /// Asks for the next epoch of a producer, which begins when [`begin_asked_epoch`](Self::begin_asked_epoch) is called for it, or
-    /// for another one. Does not touch the disk.
-    pub(crate) fn ask_for_epoch(&self, id: &str) -> Result<AskedEpoch, Error> {
+    /// for another one; if the producer is in a later one than `after` by then, none does. Does not touch the disk.
+    pub(crate) fn ask_for_epoch(&self, id: &str, after: Option<u32>) -> Result<AskedEpoch, Error> {
         check_id(id)?;
         self.writable()?;
-        Ok(AskedEpoch(self.shared.producers.asked.add(id.to_owned())))
+        Ok(AskedEpoch(self.shared.producers.asked.add(Wanted { id: id.to_owned(), after })))
     }
 
     /// The last write of the file, if this epoch has yet to cause one: `None` if it has begun together with another one. If the
@@ -53,7 +62,11 @@ impl Log {
                 self.begin_epochs(&mut file);
             }
         }
-        let (begun, next) = asked.0.answer().unwrap_or(Err(Error::Closed))?; // it is set by now
+        let answer = asked.0.answer().unwrap_or(Err(Error::Closed)); // it is set by now
+        if let Err(Error::ProducerOutOfOrder { .. }) = answer {
+            self.wait_below(self.next_offset())?; // a batch may have begun the later one, and is not to be taken back
+        }
+        let (begun, next) = answer?;
         // Batches of the epoch before that came at the last moment.
         self.wait_below(next)?;
         Ok(begun)
@@ -72,7 +85,7 @@ impl Log {
     fn try_begin_epochs(
         &self,
         file: &mut Saved,
-        asked: &[(String, Arc<OnceLock<Answer>>)],
+        asked: &[(Wanted, Arc<OnceLock<Answer>>)],
     ) -> Result<(), Error> {
         self.writable()?;
         self.learn(file)?;
@@ -80,8 +93,8 @@ impl Log {
         let Some((up_to, mut next)) = self.copy_of_table() else { return Err(Error::Closed) }; // once built, it stays
         let changes = next.changes;
         let mut begun = Vec::with_capacity(asked.len());
-        for (id, answer) in asked {
-            match next.next_epoch(id, now) {
+        for (Wanted { id, after }, answer) in asked {
+            match next.next_epoch(id, *after, now) {
                 Ok(epoch) => begun.push((id, answer, epoch)),
                 Err(error) => {
                     let _ = answer.set(Err(error)); // it has none yet

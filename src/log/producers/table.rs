@@ -95,7 +95,7 @@ impl Table {
             }
         };
         let Some(known) = self.producers.get(batch.id) else { return begins() };
-        let next = known.current().next_back().map_or(0, |last| last.sequence + 1);
+        let next = known.next_sequence();
         if batch.epoch < known.epoch {
             return refuse(known.epoch, next);
         }
@@ -133,9 +133,16 @@ impl Table {
         known
     }
 
-    /// Begins the producer's next epoch, and returns which one it is.
-    pub(super) fn next_epoch(&mut self, id: &str, now: u64) -> Result<u32, Error> {
-        let known = self.producers.get(id).map(|known| known.epoch.checked_add(1).ok_or(Error::EpochsUsedUp));
+    /// Begins the producer's next epoch, and returns which one it is; an error if it is in a later one than `after`.
+    pub(super) fn next_epoch(&mut self, id: &str, after: Option<u32>, now: u64) -> Result<u32, Error> {
+        let known = self.producers.get(id);
+        if let Some(later) = known.filter(|known| after.is_some_and(|after| known.epoch > after)) {
+            return Err(Error::ProducerOutOfOrder {
+                expected_epoch: later.epoch,
+                expected_sequence: later.next_sequence(),
+            });
+        }
+        let known = known.map(|known| known.epoch.checked_add(1).ok_or(Error::EpochsUsedUp));
         let epoch = known.transpose()?.unwrap_or(0).max(first_epoch(now));
         self.producer(id, epoch, now);
         Ok(epoch)
@@ -179,6 +186,11 @@ impl KnownProducer {
     /// The last batches of the newest epoch.
     pub(super) fn current(&self) -> impl DoubleEndedIterator<Item = &StoredBatch> {
         self.batches.iter().filter(|_| self.of.is_none())
+    }
+
+    /// The sequence of the next batch in the newest epoch.
+    fn next_sequence(&self) -> u64 {
+        self.current().next_back().map_or(0, |last| last.sequence + 1)
     }
 
     pub(super) fn begun(&self) -> BegunEpoch {

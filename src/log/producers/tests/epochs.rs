@@ -4,6 +4,35 @@ use super::{super::table::first_epoch, *};
 use crate::log::environment::clocks::Clocks;
 use std::{collections::BTreeMap, time::Duration};
 
+/// A producer that needs another epoch took its id back from the one that had fenced it off.
+#[test]
+fn an_epoch_that_is_to_follow_one_begins_only_if_no_later_one_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    let first = log.begin_epoch_after("p", 0).unwrap().epoch; // the log does not know it
+    let second = log.begin_epoch_after("p", first).unwrap().epoch;
+    assert!(second > first);
+    let refused = |asked: Result<BegunEpoch, Error>| match asked {
+        Err(Error::ProducerOutOfOrder { expected_epoch, expected_sequence }) => {
+            (expected_epoch, expected_sequence)
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(log.begin_epoch_after("p", first)), (second, 0));
+    // A batch may have begun the later one, too. It is durable when that is said.
+    let done = append(&log, &ProducerBatch::new("p", second + 1, 0), &[b"x"]).unwrap();
+    assert_eq!(refused(log.begin_epoch_after("p", second)), (second + 1, 1));
+    assert!(log.durable_offset() > done.first_offset);
+    assert_eq!(log.producer("p").unwrap().unwrap().epoch, second + 1, "nothing has begun");
+    // Of those that are asked for together, too, only one follows it.
+    let asked =
+        [Some(second + 1), Some(second + 1), None].map(|after| log.ask_for_epoch("p", after).unwrap());
+    let [one, other, any] = asked.each_ref().map(|asked| log.begin_asked_epoch(asked));
+    let one = one.unwrap().epoch;
+    assert_eq!(refused(other), (one, 0));
+    assert!(any.unwrap().epoch > one);
+}
+
 /// A producer that started again with epoch 0 and sequence 0 had its new records dropped, as repeats.
 #[test]
 fn a_producer_that_starts_again_gets_a_higher_epoch_and_its_mark_and_the_old_one_is_refused() {

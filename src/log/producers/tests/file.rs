@@ -268,16 +268,16 @@ fn an_epoch_that_was_asked_for_knows_the_last_write_of_the_file_until_it_has_beg
     let log = on(&sim);
     let opened = log.begin_epoch("p").unwrap();
     assert_eq!(opened.epoch, log.producer("p").unwrap().unwrap().epoch);
-    let asked = log.ask_for_epoch("p").unwrap();
+    let asked = log.ask_for_epoch("p", None).unwrap();
     let small = log.last_write_of_producers(&asked).unwrap();
     for n in 0..100 {
         append(&log, &ProducerBatch::new(&format!("{n:064}"), 0, 0), &[b"x"]).unwrap();
     }
     // While the file is written, somebody else asks.
-    let later = log.ask_for_epoch("q").unwrap();
+    let later = log.ask_for_epoch("q", None).unwrap();
     log.begin_asked_epoch(&asked).unwrap();
     assert!(log.last_write_of_producers(&later).is_none(), "it has begun with the other one");
-    let latest = log.ask_for_epoch("r").unwrap();
+    let latest = log.ask_for_epoch("r", None).unwrap();
     let large = log.last_write_of_producers(&latest).unwrap();
     assert!(large.bytes > small.bytes + 6400, "{small:?}, then {large:?}");
     std::thread::sleep(Duration::from_millis(2));
