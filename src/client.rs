@@ -175,6 +175,19 @@ impl Client {
         Err(Error::Unreachable { url: self.url.clone(), reason })
     }
 
+    /// Takes an answer that no Millstream server gives as a sign that the server is away, and something else has its port for
+    /// a moment. For what has spoken with the server before: otherwise it means that the address is a wrong one.
+    fn as_if_away(&self, error: Error) -> Error {
+        let reason = match error {
+            Error::Answer { reason } => reason,
+            Error::Refused { status: status @ 404, code, .. } if code.is_empty() => {
+                format!("something else answers ({status})")
+            }
+            error => return error,
+        };
+        Error::Unreachable { url: self.url.clone(), reason }
+    }
+
     /// Sends a request once; `log` is what it is about, for what is reported.
     async fn send(
         &self,

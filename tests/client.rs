@@ -771,3 +771,75 @@ fn tickets_of_what_is_discarded_are_told_why_it_was_not_stored() {
         assert!(matches!((&told, &error), (Error::Unreachable { .. }, Error::Unreachable { .. })), "{told}");
     });
 }
+
+/// Some bytes that are no HTTP, from whatever had the server's port for a moment, stopped a producer for good.
+#[test]
+fn one_answer_that_makes_no_sense_does_not_stop_a_producer_that_has_begun() {
+    let not_found = answer("not here", true).replace("200 OK", "404 Not Found");
+    for nonsense in ["\0\0SSH-2.0\r\n\r\n".to_owned(), answer("<html>", true), answer("{}", true), not_found]
+    {
+        let (_data, server, direct) = start();
+        let (appends, begun) = (AtomicU32::new(0), AtomicU32::new(0));
+        let client = proxy(server.address.clone(), move |head, _, _| {
+            let begins = head.starts_with("POST /v1/logs/clicks/producers/");
+            // The first append, and the second epoch.
+            let is_garbled =
+                if begins { begun.fetch_add(1, SeqCst) == 1 } else { appends.fetch_add(1, SeqCst) == 0 };
+            is_garbled.then(|| nonsense.clone())
+        });
+        run(async {
+            let producer = producer(&client, "p", |_| ());
+            producer.push(b"1").await.unwrap();
+            producer.flush().await.unwrap();
+            // It begins an epoch of the new log.
+            direct.delete("clicks").await.unwrap();
+            producer.push(b"2").await.unwrap();
+            producer.flush().await.unwrap();
+            assert_eq!(values(&direct, "clicks").await, ["2"]);
+        });
+    }
+}
+
+/// At the beginning it means that the address is a wrong one.
+#[test]
+fn an_answer_that_makes_no_sense_is_an_error_at_once_if_no_epoch_has_begun() {
+    let client = other_server(|_, _| "\0\0SSH-2.0\r\n\r\n".into());
+    run(async {
+        let producer = producer(&client, "p", |_| ());
+        let begun = tokio::time::timeout(Duration::from_secs(20), producer.begin_epoch()).await;
+        assert!(matches!(begun.expect("it is not tried again"), Err(Error::Answer { .. })));
+    });
+}
+
+/// It was guessed from the error, and wrong both ways.
+#[test]
+fn what_a_producer_holds_may_be_stored_if_no_answer_has_said_that_it_is_not() {
+    // Whether the server gets the append, and what the client is told.
+    let refused = answer(r#"{"code":"overloaded"}"#, true).replace("200 OK", "503 Wait");
+    let unfit = answer(r#"{"code":"invalid_request"}"#, true).replace("200 OK", "400 Bad");
+    let cases = [(false, refused, false), (true, answer("{}", false), true), (false, unfit, false)];
+    for (is_handed_on, told, may_be_stored) in cases {
+        let (_data, server, direct) = start();
+        let client = proxy(server.address.clone(), move |head, _, hand_on| {
+            head.starts_with("POST /v1/logs/clicks/records").then(|| {
+                if is_handed_on {
+                    hand_on();
+                }
+                told.clone()
+            })
+        });
+        let client = client.with_max_silence(Duration::from_millis(300));
+        run(async {
+            let producer = producer(&client, "p", |options| options.patience = Duration::from_millis(100));
+            producer.begin_epoch().await.unwrap();
+            assert!(!producer.may_be_stored());
+            producer.push(b"1").await.unwrap();
+            producer.flush().await.unwrap_err();
+            assert_eq!(producer.may_be_stored(), may_be_stored);
+            assert_eq!(producer.stored().records, 0);
+            assert_eq!(values(&direct, "clicks").await.len(), usize::from(is_handed_on));
+            producer.discard();
+            assert!(!producer.may_be_stored());
+        });
+    }
+}

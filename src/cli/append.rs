@@ -102,7 +102,7 @@ struct Done {
     signalled: Option<u8>,
     /// Why it was not all.
     failure: Option<Failure>,
-    /// Whether more than that may have been stored: of what was sent last, there was no answer.
+    /// Whether more than that may have been stored.
     is_uncertain: bool,
 }
 
@@ -125,32 +125,6 @@ struct Begun {
     passed_over: u64,
     /// Completes when the server was away for too long.
     lasting: Pin<Box<dyn Future<Output = client::Error>>>,
-}
-
-/// Why an append has failed, and whether records may be stored without the server having said so.
-struct Broken {
-    failure: Failure,
-    is_uncertain: bool,
-}
-
-impl From<Failure> for Broken {
-    fn from(failure: Failure) -> Self {
-        Self { failure, is_uncertain: false }
-    }
-}
-
-impl From<client::Error> for Broken {
-    fn from(error: client::Error) -> Self {
-        let is_uncertain = match &error {
-            client::Error::Forgotten
-            | client::Error::Answer { .. }
-            | client::Error::TakenOver { .. }
-            | client::Error::TaskEnded => true,
-            client::Error::Refused { status, .. } => *status >= 500 || error.is_temporary(),
-            _ => error.is_temporary(),
-        };
-        Self { failure: error.into(), is_uncertain }
-    }
 }
 
 impl Append {
@@ -303,18 +277,16 @@ impl Append {
             loop {
                 tokio::select! {
                     result = &mut pushing => break result,
-                    error = &mut lasting => break Err(Broken::from(error)),
+                    error = &mut lasting => break Err(Failure::from(error)),
                     signal = signals.next() => match stop.take() {
                         Some(stop) => (signalled, _) = (Some(signal), stop.send(())),
-                        None => break Err(Broken { failure: "interrupted by a second signal".into(), is_uncertain: true }),
+                        None => break Err("interrupted by a second signal".into()),
                     },
                 }
             }
         };
-        (done.appended, done.signalled) = (sink.appended(), signalled);
-        if let Err(broken) = result {
-            (done.failure, done.is_uncertain) = (Some(broken.failure), broken.is_uncertain);
-        }
+        (done.failure, done.signalled) = (result.err(), signalled);
+        (done.is_uncertain, done.appended) = (sink.may_have_stored_more(), sink.appended());
         Ok(done)
     }
 
@@ -365,7 +337,7 @@ impl Append {
         mut records: Records,
         stopped: oneshot::Receiver<()>,
         done: &mut Done,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), Failure> {
         let stop = records.stop();
         let mut stopping = pin!(async {
             let _ = stopped.await; // its sender is there for as long as this runs
@@ -399,7 +371,7 @@ impl Append {
         }
         done.is_cut = !goes_on && records.are_cut();
         sink.flush().await?; // what was read before a failure is stored
-        failure.map_or(Ok(()), |failure| Err(Failure::from(failure).into()))
+        failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
 
     /// Whether a record may be the beginning of one that a later run will find.

@@ -21,7 +21,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU64},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -550,6 +550,14 @@ impl Producer {
         }
         state.settled += records.len() as u64;
         records
+    }
+
+    /// Whether records that are not among those known to be [`stored`](Self::stored) may be stored all the same: the oldest of
+    /// them were sent, and no answer has said that they were not. Those that [`discard`](Self::discard) has returned do not
+    /// count.
+    pub fn may_be_stored(&self) -> bool {
+        // If the oldest batch is not stored, nor are those behind it. Relaxed: as where it is set.
+        self.shared.state().numbered.front().is_some_and(|batch| batch.may_be_stored.load(Ordering::Relaxed))
     }
 
     /// What is known to be stored.

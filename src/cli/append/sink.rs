@@ -1,7 +1,7 @@
 //! Where `append` appends: a producer on a server, or a log in a directory. Both collect records into batches, and append
 //! one when it is large enough, or a while after its first record.
 
-use super::{Broken, Failure, input::Next};
+use super::{Failure, input::Next};
 use millstream::{
     Error as LogError, Payload, ProducerBatch,
     client::{Producer, ProducerOptions, Stored},
@@ -35,11 +35,11 @@ impl Appended {
     }
 
     /// Of what was appended, one record behind the other, only those before this offset are stored.
-    fn limit_to(&mut self, end: u64) {
-        let first = self.first_offset.filter(|&first| first < end);
-        let last = first.and(self.last_offset).map(|last| last.min(end - 1));
-        self.records = first.zip(last).map_or(0, |(first, last)| last + 1 - first);
-        (self.first_offset, self.last_offset) = (first, last);
+    fn limited_to(self, end: u64) -> Self {
+        let first_offset = self.first_offset.filter(|&first| first < end);
+        let last_offset = first_offset.and(self.last_offset).map(|last| last.min(end - 1));
+        let records = first_offset.zip(last_offset).map_or(0, |(first, last)| last + 1 - first);
+        Self { records, first_offset, last_offset }
     }
 }
 
@@ -50,7 +50,7 @@ pub(super) enum Sink {
 }
 
 impl Sink {
-    pub(super) async fn push(&mut self, next: Next, is_import: bool) -> Result<(), Broken> {
+    pub(super) async fn push(&mut self, next: Next, is_import: bool) -> Result<(), Failure> {
         let Next { record, json, at, .. } = &next;
         match self {
             Self::Server(producer) if is_import => {
@@ -72,7 +72,7 @@ impl Sink {
     }
 
     /// Appends what was collected.
-    pub(super) async fn append(&mut self) -> Result<(), Broken> {
+    pub(super) async fn append(&mut self) -> Result<(), Failure> {
         match self {
             Self::Server(_) => Ok(()),
             Self::Directory(writer) => writer.append().await,
@@ -80,20 +80,32 @@ impl Sink {
     }
 
     /// Waits until all is stored.
-    pub(super) async fn flush(&mut self) -> Result<(), Broken> {
+    pub(super) async fn flush(&mut self) -> Result<(), Failure> {
         match self {
             Self::Server(producer) => Ok(producer.flush().await?),
             Self::Directory(writer) => writer.flush().await,
         }
     }
 
+    /// What is known to be stored.
     pub(super) fn appended(&self) -> Appended {
         match self {
             Self::Server(producer) => {
                 let Stored { records, first_offset, last_offset, .. } = producer.stored();
                 Appended { records, first_offset, last_offset }
             }
-            Self::Directory(writer) => writer.appended,
+            Self::Directory(writer) => writer.appended.limited_to(writer.log.durable_offset()),
+        }
+    }
+
+    /// Whether more than that may be stored. To be called before [`appended`](Self::appended): what becomes stored between the
+    /// calls is then known to be.
+    pub(super) fn may_have_stored_more(&self) -> bool {
+        match self {
+            Self::Server(producer) => producer.may_be_stored(),
+            Self::Directory(writer) => {
+                writer.appended.last_offset.is_some_and(|last| last >= writer.log.durable_offset())
+            }
         }
     }
 }
@@ -138,7 +150,7 @@ impl Writer {
         }
     }
 
-    async fn push(&mut self, mut next: Next) -> Result<(), Broken> {
+    async fn push(&mut self, mut next: Next) -> Result<(), Failure> {
         next.room = None; // it is collected, and no longer read ahead
         next.json |= self.log.settings().values == Values::Json;
         let bytes = cost(&next.record);
@@ -151,7 +163,7 @@ impl Writer {
         Ok(())
     }
 
-    async fn append(&mut self) -> Result<(), Broken> {
+    async fn append(&mut self) -> Result<(), Failure> {
         let batch = std::mem::take(&mut self.batch);
         self.due = None;
         let records = batch.records.len() as u64;
@@ -161,7 +173,7 @@ impl Writer {
         match append(&self.log, &batch.records, self.producer.as_ref()).await {
             Ok(first) => self.appended.note(first, records),
             Err(error) => {
-                return Err(self.durable().await.err().unwrap_or_else(|| error.into()));
+                return Err(self.durable().await.err().unwrap_or(error));
             }
         }
         if let Some((_, _, sequence)) = &mut self.producer {
@@ -170,18 +182,15 @@ impl Writer {
         Ok(())
     }
 
-    async fn flush(&mut self) -> Result<(), Broken> {
+    async fn flush(&mut self) -> Result<(), Failure> {
         self.append().await?;
         self.durable().await
     }
 
     /// Waits until what was appended is durable.
-    async fn durable(&mut self) -> Result<(), Broken> {
+    async fn durable(&mut self) -> Result<(), Failure> {
         let Some(last) = self.appended.last_offset else { return Ok(()) };
-        self.log.durable(last).await.map_err(|error| {
-            self.appended.limit_to(self.log.durable_offset());
-            Broken { failure: error.into(), is_uncertain: true }
-        })
+        Ok(self.log.durable(last).await?)
     }
 }
 

@@ -40,11 +40,13 @@ async fn begin_epoch(shared: &Shared) -> Result<BegunEpoch, Error> {
         let query = after.map_or_else(String::new, |after| format!("?after={after}"));
         let request = shared.client.request(Method::POST, &format!("{path}{query}"), &[], Bytes::new())?;
         let refusal = match shared.client.whole(request, &shared.log).await {
-            Ok(answer) => {
-                let begun = understood(&answer);
-                patience.over();
-                return begun;
-            }
+            Ok(answer) => match understood(&answer) {
+                Ok(begun) => {
+                    patience.over();
+                    return Ok(begun);
+                }
+                Err(error) => error.into(),
+            },
             Err(refusal) => refusal,
         };
         match refusal.expected {
@@ -79,6 +81,8 @@ impl<'a> Patience<'a> {
 
     /// Waits after a temporary error; returns others, and one that has lasted too long.
     async fn wait(&mut self, error: Error) -> Result<(), Error> {
+        let has_begun = self.shared.state().begun.is_some();
+        let error = if has_begun { self.shared.client.as_if_away(error) } else { error };
         if !error.is_temporary() {
             return Err(error);
         }
@@ -127,10 +131,13 @@ async fn send(
         // Relaxed: the task looks at it when this has ended, or was aborted.
         let may_have_been = may_be_stored.swap(true, Ordering::Relaxed);
         let refusal = match shared.client.whole(request, &shared.log).await {
-            Ok(answer) => {
-                patience.over();
-                return Ok(understood::<Appended>(&answer)?);
-            }
+            Ok(answer) => match understood(&answer) {
+                Ok(appended) => {
+                    patience.over();
+                    return Ok(appended);
+                }
+                Err(error) => error.into(),
+            },
             Err(refusal) => refusal,
         };
         if refusal.stored_nothing {
