@@ -174,7 +174,8 @@ impl Shared {
         lock: Box<dyn Send + Sync>,
         opened: recovery::Opened,
     ) -> Self {
-        let recovery::Opened { id, secret, segments, active, done, newest, roller, damage, full } = opened;
+        let recovery::Opened { id, secret, content, roller, damage } = opened;
+        let recovery::Content { segments, active, done, newest, full } = content;
         let durable = active.segment.base() + u64::from(done.records);
         let position = flush::CommitPosition::new(&active, done, true);
         Self {

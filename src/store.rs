@@ -38,7 +38,7 @@ use std::{
     ops::Bound,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, RwLock,
+        Arc, Mutex, MutexGuard, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -51,7 +51,7 @@ pub use error::Error;
 pub use options::StoreOptions;
 
 use directories::{is_taken, remove_deleted};
-use entry::Entry;
+use entry::{Entry, Lifecycle};
 use housekeeper::Housekeeper;
 use scrubber::Scrubber;
 
@@ -227,7 +227,7 @@ impl Store {
         }
         // Locked before anybody can find it.
         let entry = Entry::new(false);
-        let deleted = entry.lock();
+        let held = entry.lock();
         let there = {
             let mut entries = write_lock(&self.inner.entries);
             let there = entries.contains_key(name);
@@ -248,11 +248,11 @@ impl Store {
             // It could not be undone, or another process has put a log there: a log like any other, to be opened or
             // deleted. If it is not known whether there is one, whoever opens it looks again.
             Err(error) if self.inner.look_for(name).unwrap_or(true) => {
-                drop(deleted);
+                drop(held);
                 if is_taken(&error) { self.existing_with(name, settings) } else { Err(error) }
             }
             Err(error) => {
-                self.inner.remove(name, &entry, deleted);
+                self.inner.remove(name, &entry, held);
                 Err(error)
             }
         }
@@ -287,8 +287,8 @@ impl Store {
     pub fn delete_if(&self, name: &str, id: Option<LogId>) -> Result<(), Error> {
         let not_found = || Error::NotFound { name: name.to_owned() };
         let entry = self.inner.entry(name).ok_or_else(not_found)?;
-        let deleted = entry.lock();
-        if *deleted {
+        let held = entry.lock();
+        if held.is_deleted {
             return Err(not_found());
         }
         if id.is_some() {
@@ -313,7 +313,7 @@ impl Store {
         if let Some(open) = entry.open.swap(None) {
             open.abandon();
         }
-        self.inner.remove(name, &entry, deleted);
+        self.inner.remove(name, &entry, held);
         self.inner.remove_renamed(&to)
     }
 
@@ -437,9 +437,9 @@ impl Inner {
     }
 
     /// Removes the entry of a log that no longer exists.
-    fn remove(&self, name: &str, entry: &Arc<Entry>, mut deleted: std::sync::MutexGuard<'_, bool>) {
-        *deleted = true;
-        drop(deleted); // a thread that holds the map's lock may wait for this one
+    fn remove(&self, name: &str, entry: &Arc<Entry>, mut held: MutexGuard<'_, Lifecycle>) {
+        held.is_deleted = true;
+        drop(held); // a thread that holds the map's lock may wait for this one
         let mut entries = write_lock(&self.entries);
         if entries.get(name).is_some_and(|there| Arc::ptr_eq(there, entry)) {
             entries.remove(name);

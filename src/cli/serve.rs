@@ -53,8 +53,8 @@ pub(super) struct Serve {
     #[arg(long, env = "MILLSTREAM_DATA", default_value = "./data")]
     data: PathBuf,
     /// When an append is answered, and which records readers see
-    #[arg(long, env = "MILLSTREAM_DURABILITY", value_enum, default_value_t = Level::Disk, help_heading = "Logs")]
-    durability: Level,
+    #[arg(long, env = "MILLSTREAM_DURABILITY", value_enum, default_value_t = DurabilityArg::Disk, help_heading = "Logs")]
+    durability: DurabilityArg,
     /// Server threads [default: one per core]
     #[arg(long, env = "MILLSTREAM_THREADS", value_parser = value_parser!(u16).range(1..=1024), help_heading = "Server")]
     threads: Option<u16>,
@@ -148,18 +148,18 @@ fn address(text: &str) -> Result<Address, String> {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum Level {
+pub(super) enum DurabilityArg {
     /// Once the record is on disk: it survives kill -9 and loss of power
     Disk,
     /// Once the record is in memory: it survives kill -9, and is on disk within about a millisecond
     Memory,
 }
 
-impl From<Level> for Durability {
-    fn from(level: Level) -> Self {
-        match level {
-            Level::Disk => Self::Disk,
-            Level::Memory => Self::Memory,
+impl From<DurabilityArg> for Durability {
+    fn from(durability: DurabilityArg) -> Self {
+        match durability {
+            DurabilityArg::Disk => Self::Disk,
+            DurabilityArg::Memory => Self::Memory,
         }
     }
 }
@@ -193,13 +193,13 @@ impl Serve {
         self.check_shm_dir()?;
         let stderr = Lines::new()?;
         let writer = stderr.clone();
-        let log = tracing_subscriber::fmt()
+        let subscriber = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(move || writer.clone())
             .log_internal_errors(false); // they would be reported by something that panics if standard error is closed
         match self.log_format {
-            LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
-            LogFormat::Json => log.json().flatten_event(true).init(),
+            LogFormat::Text => subscriber.with_ansi(std::io::stderr().is_terminal()).init(),
+            LogFormat::Json => subscriber.json().flatten_event(true).init(),
         }
 
         let done = self.serve(&stderr);

@@ -1,6 +1,6 @@
 //! The settings of a new log, as flags.
 
-use super::{serve::Level, size::size};
+use super::{serve::DurabilityArg, size::size};
 use clap::ValueEnum;
 use millstream::store::{LogSettings, Values};
 
@@ -10,7 +10,7 @@ use millstream::store::{LogSettings, Values};
 pub(super) struct SettingsFlags {
     /// When an append is answered, and which records readers see [default: the server's or the store's]
     #[arg(long, value_enum)]
-    durability: Option<Level>,
+    durability: Option<DurabilityArg>,
     /// What the values must be
     #[arg(long, value_enum)]
     values: Option<Kind>,

@@ -37,9 +37,10 @@ pub(crate) struct Line {
 
 #[derive(Default)]
 struct Callers {
-    /// Those that wait, by their tickets: the lowest is the front.
+    /// Those that wait, by the numbers of their places: the lowest is the front.
     wakers: BTreeMap<u64, Waker>,
-    tickets: u64,
+    /// The last number that was given out.
+    last_place: u64,
     /// How many have been woken, and have not given their turn back.
     turns: u64,
 }
@@ -137,7 +138,7 @@ impl Line {
             return true;
         }
         let mut callers = lock(&self.callers);
-        let own = place.0.and_then(|ticket| callers.wakers.remove(&ticket));
+        let own = place.0.and_then(|number| callers.wakers.remove(&number));
         if own.is_some() {
             callers.turns += 1; // it is its turn, as if it had been woken; or it has been
             self.note(&callers);
@@ -159,9 +160,9 @@ impl Line {
 
     /// Whether the caller still waits for its turn; if so, `waker` is woken then.
     pub(crate) fn still_waits(&self, place: &PlaceInLine, waker: &Waker) -> bool {
-        let Some(ticket) = place.0 else { return false };
+        let Some(number) = place.0 else { return false };
         let mut callers = lock(&self.callers);
-        let Some(known) = callers.wakers.get_mut(&ticket) else { return false };
+        let Some(known) = callers.wakers.get_mut(&number) else { return false };
         let old = if known.will_wake(waker) { None } else { Some(std::mem::replace(known, waker.clone())) };
         drop(callers);
         drop(old);
@@ -170,23 +171,23 @@ impl Line {
 
     /// Returns the waker that was there: dropping one may run anything, and so does not happen under the lock.
     fn enter(&self, callers: &mut Callers, place: &mut PlaceInLine, waker: &Waker) -> Option<Waker> {
-        let ticket = place.0.unwrap_or(callers.tickets + 1);
-        callers.tickets = callers.tickets.max(ticket);
-        let old = callers.wakers.insert(ticket, waker.clone());
+        let number = place.0.unwrap_or(callers.last_place + 1);
+        callers.last_place = callers.last_place.max(number);
+        let old = callers.wakers.insert(number, waker.clone());
         if old.is_none() && place.0.is_some() {
             callers.turns -= 1; // it had the turn, and found no room
         }
-        place.0 = Some(ticket);
+        place.0 = Some(number);
         self.note(callers);
         old
     }
 
     /// Leaves the line. A caller that has the turn passes it on.
     pub(crate) fn leave(&self, place: &mut PlaceInLine) {
-        let Some(ticket) = place.0.take() else { return };
+        let Some(number) = place.0.take() else { return };
         let (own, next) = {
             let mut callers = lock(&self.callers);
-            let own = callers.wakers.remove(&ticket);
+            let own = callers.wakers.remove(&number);
             let next = if own.is_none() { callers.wakers.pop_first() } else { None };
             if own.is_none() && next.is_none() {
                 callers.turns -= 1; // or else the turn is the next caller's

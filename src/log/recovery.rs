@@ -29,7 +29,7 @@ pub(super) use full::has_room;
 pub(super) use judge::State;
 pub(super) use left::is_gone;
 pub(super) use mend::{Mended, mend};
-pub(super) use open::{Opened, open, rewrite_header, seal};
+pub(super) use open::{Content, Opened, open, rewrite_header, seal};
 pub(super) use survey::{Copies, Origin, Survey, SurveyedSegment, deep_survey};
 
 #[cfg(all(test, not(loom)))]

@@ -68,6 +68,12 @@ impl Deref for OpenLog {
     }
 }
 
+/// Where the log of an entry is in its life.
+#[derive(Debug, Default)]
+pub(super) struct Lifecycle {
+    pub(super) is_deleted: bool,
+}
+
 /// One log, open or not.
 pub(super) struct Entry {
     pub(super) open: ArcSwapOption<OpenLog>,
@@ -75,8 +81,8 @@ pub(super) struct Entry {
     pub(super) used: AtomicU64,
     /// When the housekeeper next applies retention to it while it is closed, in milliseconds since the store was opened.
     pub(super) retain_at: AtomicU64,
-    /// Whether the log was deleted. Locked while the log is opened, closed or deleted.
-    pub(super) deleted: Mutex<bool>,
+    /// Locked while the log is created, opened, closed or deleted.
+    lifecycle: Mutex<Lifecycle>,
     /// Whether a helper of the housekeeper has something to do for it.
     pub(super) helped: Arc<AtomicBool>,
     /// When it is opened again after it was opened without room on the disk.
@@ -96,7 +102,7 @@ impl Entry {
             open: ArcSwapOption::new(None),
             used: AtomicU64::new(0),
             retain_at: AtomicU64::new(0),
-            deleted: Mutex::new(false),
+            lifecycle: Mutex::default(),
             helped: Arc::default(),
             reopening: Reopening::default(),
             findings: Arc::default(),
@@ -105,8 +111,14 @@ impl Entry {
         })
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, bool> {
-        lock(&self.deleted)
+    /// Waits until nobody else creates, opens, closes or deletes the log.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Lifecycle> {
+        lock(&self.lifecycle)
+    }
+
+    /// Locks it, unless somebody else has.
+    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, Lifecycle>> {
+        try_lock(&self.lifecycle)
     }
 
     /// The log, if it is open, and no clone of it has closed it or is closing it.
@@ -123,7 +135,7 @@ impl Entry {
 
     /// Closes an idle log, if it is open and nobody else holds it, or its lock.
     pub(super) fn close(&self) {
-        let Some(_held) = try_lock(&self.deleted) else { return };
+        let Some(_held) = self.try_lock() else { return };
         if let Some(closing) = self.open.load_full().filter(|open| open.is_closing()) {
             closing.finish_close();
             return self.open.store(None);

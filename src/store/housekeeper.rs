@@ -8,7 +8,7 @@ use super::{Entry, Error, Inner, LogError, LogSettings, OpenLog};
 use crate::{
     log::{Durability, Retention},
     reports,
-    sync::{Busy, read_lock, try_lock},
+    sync::{Busy, read_lock},
 };
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 use std::{
@@ -112,9 +112,9 @@ impl Entry {
         }
         // If the lock is held, the log is being opened, closed or deleted. Room is looked for under it, because that
         // reserves some in the log's files, which after a deletion may be another log's.
-        let Some(deleted) = try_lock(&self.deleted) else { return };
+        let Some(held) = self.try_lock() else { return };
         let Some(open) = self.open.load_full().filter(|open| open.was_opened_full()) else { return };
-        if *deleted || !open.has_room_again() {
+        if held.is_deleted || !open.has_room_again() {
             return;
         }
         self.reopening.tried(now);
@@ -135,7 +135,7 @@ impl Inner {
                 entry.open.load().is_none()
                     && due_since(entry) <= now
                     && !entry.helped.load(Ordering::Relaxed)
-                    && try_lock(&entry.deleted).is_some()
+                    && entry.try_lock().is_some()
             };
             let mut due: Vec<_> = entries.iter().filter(|(_, entry)| is_due(entry)).collect();
             // The longest waiting first: otherwise, if more logs are due than one turn handles, the first logs by name
@@ -190,8 +190,8 @@ impl Inner {
     /// its last process left in memory, and that cannot be written to the disk. Opens the log without them, so that only
     /// this function sees it; the memory stays as it is.
     fn retain_unseen(&self, name: &str, entry: &Entry) -> Retained {
-        let Some(deleted) = try_lock(&entry.deleted) else { return Retained::InPart };
-        if *deleted || entry.open.load().is_some() {
+        let Some(held) = entry.try_lock() else { return Retained::InPart };
+        if held.is_deleted || entry.open.load().is_some() {
             return Retained::All;
         }
         let settings = self.settings(name);

@@ -51,16 +51,16 @@ impl Inner {
         if let Some(open) = entry.usable() {
             return Ok(open);
         }
-        let deleted = entry.lock();
+        let held = entry.lock();
         if let Some(open) = entry.usable() {
             return Ok(open);
         }
-        if *deleted {
+        if held.is_deleted {
             return Err(Error::NotFound { name: name.to_owned() });
         }
         if !entry.named.load(Ordering::Relaxed) {
             if !self.look_for(name).map_err(LogError::io("look for", &self.dir.join(name)))? {
-                self.remove(name, entry, deleted);
+                self.remove(name, entry, held);
                 return Err(Error::NotFound { name: name.to_owned() });
             }
             self.env.disk.sync_dir(&self.dir).map_err(LogError::io("sync", &self.dir))?;

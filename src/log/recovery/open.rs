@@ -68,15 +68,20 @@ fn random<const BYTES: usize>(env: &Environment) -> io::Result<[u8; BYTES]> {
 pub(in crate::log) struct Opened {
     pub(in crate::log) id: LogId,
     pub(in crate::log) secret: Secret,
+    pub(in crate::log) content: Content,
+    pub(in crate::log) roller: Roller,
+    /// What is damaged: if there is anything, the log is only read.
+    pub(in crate::log) damage: Vec<Damage>,
+}
+
+/// The segments of a log that is ready for use.
+pub(in crate::log) struct Content {
     pub(in crate::log) segments: Vec<Arc<Segment>>,
     pub(in crate::log) active: Arc<Active>,
     /// How far the active segment is durable.
     pub(in crate::log) done: ChunkPosition,
     /// No record was appended later than this, in milliseconds since 1970.
     pub(in crate::log) newest: u64,
-    pub(in crate::log) roller: Roller,
-    /// What is damaged: if there is anything, the log is only read.
-    pub(in crate::log) damage: Vec<Damage>,
     /// Why it is only read, if that is for lack of room.
     pub(in crate::log) full: Option<Full>,
 }
@@ -129,10 +134,9 @@ pub(in crate::log) fn open(
     } else {
         opener.read_only(segments)?
     };
-    let Opening { segments, active, done, newest, claim, full } = opening;
+    let Opening { content, claim } = opening;
     claim.hand_over();
-    let (id, secret) = (identity.log, Secret(Some(identity.secret)));
-    Ok(Opened { id, secret, segments, active, done, newest, roller, damage, full })
+    Ok(Opened { id: identity.log, secret: Secret(Some(identity.secret)), content, roller, damage })
 }
 
 /// The log's backings, if they can be used. A transient failure is an error: a log that opens without its backings
@@ -162,15 +166,9 @@ const MIN_BESIDE_BYTES: u64 = 1 << 20;
 
 /// The result of opening.
 struct Opening {
-    segments: Vec<Arc<Segment>>,
-    active: Arc<Active>,
-    done: ChunkPosition,
-    /// No record was appended later than this, in milliseconds since 1970.
-    newest: u64,
+    content: Content,
     /// The memory budget claimed for the active chunk.
     claim: Claim,
-    /// Why it is read-only, if that is for lack of room.
-    full: Option<Full>,
 }
 
 /// Makes the content of a file durable: a process that was killed may have written it without getting to sync it. Only
@@ -292,7 +290,8 @@ impl Opener<'_> {
                             segments.push(Arc::clone(&active.segment));
                             let done = ChunkPosition { records: scan.records(), words: scan.words };
                             let newest = previous.newest.max(header.created + scan.times.1);
-                            return Ok(Opening { segments, active, done, newest, claim, full: None });
+                            let content = Content { segments, active, done, newest, full: None };
+                            return Ok(Opening { content, claim });
                         }
                     }
                 }
@@ -397,14 +396,14 @@ impl Opener<'_> {
         let chunk = Arc::new(Chunk::new(memory, Some(self.roller.share())));
         let segment = Arc::new(Segment::new(header, Some(segment_file), Arc::clone(&chunk)));
         segments.push(Arc::clone(&segment));
-        Ok(Opening {
+        let content = Content {
             segments,
             active: Arc::new(Active { segment, chunk }),
             done: ChunkPosition::default(),
             newest: if previous.newest > 0 { previous.newest } else { header.created },
-            claim,
             full: None,
-        })
+        };
+        Ok(Opening { content, claim })
     }
 
     /// Opens a log read-only that could not be resumed because of `error`. `before` says why it was short of room earlier, if
@@ -424,7 +423,9 @@ impl Opener<'_> {
         full.is_read_only |= was_read_only;
         full.reserves = reserves(&again);
         let full = damage.is_empty().then_some(full);
-        Ok((Opening { full, ..self.read_only(again)? }, damage))
+        let mut opening = self.read_only(again)?;
+        opening.content.full = full;
+        Ok((opening, damage))
     }
 
     /// Opens a log for reading only, if it is damaged or its disk has no room: nothing is written, and everything that
@@ -462,14 +463,9 @@ impl Opener<'_> {
         chunk.close(); // appends find no room, and then get the reason
         let header = self.identity.header(end, BLOCK, 0);
         let segment = Arc::new(Segment::new(header, None, Arc::clone(&chunk)));
-        Ok(Opening {
-            segments,
-            active: Arc::new(Active { segment, chunk }),
-            done: ChunkPosition::default(),
-            newest,
-            claim: self.roller.claim_least(BLOCK),
-            full: None,
-        })
+        let active = Arc::new(Active { segment, chunk });
+        let content = Content { segments, active, done: ChunkPosition::default(), newest, full: None };
+        Ok(Opening { content, claim: self.roller.claim_least(BLOCK) })
     }
 
     /// Memory for the chunk of the last segment.
