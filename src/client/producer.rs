@@ -520,8 +520,8 @@ impl Producer {
     /// Gives up the batch that could not be stored, and returns its records. The producer continues with the next batch.
     ///
     /// Call it after [`flush`](Self::flush) has returned an error; otherwise it returns nothing. After [`Error::TakenOver`], it
-    /// makes the producer take over in turn when it goes on. After a temporary error, call it within 2 s: then the producer sends the batch again. After [`Error::TaskEnded`], each call returns the records of another
-    /// batch, until none is left.
+    /// makes the producer take over in turn when it goes on. After a temporary error, call it within 2 s: then the producer
+    /// sends the batch again. After [`Error::TaskEnded`], each call returns the records of another batch, until none is left.
     ///
     /// If an attempt to send the batch got no answer, the records that are returned may be stored all the same.
     pub fn discard(&self) -> Vec<Bytes> {
