@@ -84,8 +84,7 @@ const fn cost(packed: u64) -> u64 {
 }
 
 /// The bytes of a segment that a record with a value of `bytes` bytes takes, including its place in the index.
-#[cfg(feature = "server")]
-pub(crate) fn record_needs(bytes: usize) -> u64 {
+pub(crate) const fn record_needs(bytes: usize) -> u64 {
     frame::words(bytes) * WORD as u64 + 4
 }
 

@@ -60,13 +60,14 @@ mod wire;
 #[cfg(any(feature = "client", feature = "server"))]
 pub use code::Code;
 pub use id::LogId;
-#[cfg(any(feature = "client", feature = "store"))]
-pub use log::PRODUCER_MARK_BYTES;
 pub use log::{
     AppendAsync, AppendDurable, Appender, Damage, Durability, Durable, Error, Histogram, Iter, Log, LogStats,
-    Options, Payload, Reader, Record, RecordRef, Repaired, Report, Retention, Room, Scrubbed, Stats, Visible,
-    repair, repair_with_progress, stats, verify, verify_with_progress,
+    MAX_SEGMENT_BYTES, Options, Payload, RECORD_EXTRA_BYTES, Reader, Record, RecordRef, Repaired, Report,
+    Retention, Room, Scrubbed, Stats, Visible, repair, repair_with_progress, stats, verify,
+    verify_with_progress,
 };
+#[cfg(any(feature = "client", feature = "store"))]
+pub use log::{BATCH_EXTRA_BYTES, PRODUCER_MARK_BYTES};
 #[cfg(feature = "store")]
 pub use log::{
     BegunEpoch, CURSORS_PER_LOG, Cursor, EarlierBatch, MAX_PRODUCER_EPOCH, PRODUCER_ID_BYTES, Produced,

@@ -64,9 +64,10 @@ pub(crate) use flush::CLOSING;
 pub use futures::{AppendAsync, AppendDurable, Durable, Room, Visible};
 pub use inspect::{Report, verify, verify_with_progress};
 #[cfg(any(feature = "client", feature = "store"))]
-pub use limits::PRODUCER_MARK_BYTES;
+pub use limits::{BATCH_EXTRA_BYTES, PRODUCER_MARK_BYTES};
 #[cfg(feature = "store")]
 pub use limits::{CURSORS_PER_LOG, MAX_PRODUCER_EPOCH, PRODUCER_ID_BYTES};
+pub use limits::{MAX_SEGMENT_BYTES, RECORD_EXTRA_BYTES};
 pub use options::{Durability, Options};
 #[cfg(all(fuzzing, feature = "store"))]
 pub use producers::fuzzing::checksum_of as checksum_of_producers;

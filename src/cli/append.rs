@@ -14,6 +14,7 @@ use clap::{CommandFactory, ValueEnum, error::ErrorKind};
 use indicatif::ProgressBar;
 use input::{Input, Next, Records};
 use millstream::{
+    MAX_SEGMENT_BYTES, RECORD_EXTRA_BYTES,
     client::{self, Client, ProducerOptions},
     import::{Progress, Split},
     store::{LogSettings, OpenLog},
@@ -112,11 +113,6 @@ enum Place<'a> {
     /// With the bytes of its segments.
     Directory(Arc<OpenLog>, u64),
 }
-
-/// The bytes of the largest segment that any log may have.
-const LARGEST_SEGMENT_BYTES: u64 = 1 << 30;
-/// What a record takes in a segment beside its value, at the least.
-const RECORD_EXTRA_BYTES: u64 = 28;
 
 /// What an append begins with.
 struct Begun {
@@ -324,7 +320,7 @@ impl Append {
             }
         };
         let (input, passed_over) = self.resume(input, mark.as_deref()).await?;
-        let fits = segment_bytes.unwrap_or(LARGEST_SEGMENT_BYTES).saturating_sub(RECORD_EXTRA_BYTES);
+        let fits = segment_bytes.unwrap_or(MAX_SEGMENT_BYTES).saturating_sub(*RECORD_EXTRA_BYTES.start());
         let record_bytes = settings.record_bytes.map_or(fits, |most| most.min(fits));
         let records = input.read(record_bytes, settings);
         Ok(Begun { sink, records, passed_over, lasting })

@@ -11,6 +11,7 @@ mod task;
 
 use super::{Client, Error, Trouble, error::Refusal};
 use crate::{
+    BATCH_EXTRA_BYTES, RECORD_EXTRA_BYTES,
     api::Appended,
     wire::{AppendFrame, Prefix},
 };
@@ -75,10 +76,6 @@ struct Batch {
     since: Option<Instant>,
 }
 
-/// What a record takes in a segment beside its value, at the most; and what a batch takes beside its records.
-const RECORD_EXTRA_BYTES: u64 = 40;
-const BATCH_EXTRA_BYTES: u64 = 1024;
-
 /// How large a batch may be, as far as that is known.
 #[derive(Clone, Copy, Default)]
 struct Limits {
@@ -93,7 +90,8 @@ struct Limits {
 impl Limits {
     /// Whether a batch with this body fits.
     fn fit(self, body: u64, records: u64) -> bool {
-        let in_segment = body + records * (RECORD_EXTRA_BYTES - Prefix::BYTES as u64) + BATCH_EXTRA_BYTES;
+        let beside = RECORD_EXTRA_BYTES.end() - Prefix::BYTES as u64;
+        let in_segment = body + records * beside + BATCH_EXTRA_BYTES;
         let within = |limit: Option<u64>, bytes| limit.is_none_or(|limit| bytes <= limit);
         within(self.segment, in_segment) && within(self.body, body) && within(self.learned, body)
     }

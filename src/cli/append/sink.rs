@@ -3,7 +3,7 @@
 
 use super::{Failure, input::Next};
 use millstream::{
-    Error as LogError, Payload, ProducerBatch,
+    BATCH_EXTRA_BYTES, Error as LogError, Payload, ProducerBatch, RECORD_EXTRA_BYTES,
     client::{Producer, ProducerOptions, Stored},
     import::Progress,
     store::{OpenLog, Values},
@@ -11,12 +11,9 @@ use millstream::{
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// What a batch takes in a segment beside its records, and more.
-const BATCH_EXTRA_BYTES: u64 = 1024;
-
 /// What a record takes in a segment at the most.
 fn cost(record: &[u8]) -> u64 {
-    record.len() as u64 + 40
+    record.len() as u64 + RECORD_EXTRA_BYTES.end()
 }
 
 /// What was appended.

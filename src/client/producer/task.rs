@@ -10,12 +10,14 @@ use super::{
 };
 use crate::{
     api::{Appended, BegunEpoch, EarlierEpoch},
+    pauses::doubled,
     wire::{self, Prefix},
 };
 use bytes::Bytes;
 use hyper::{Method, header::CONTENT_TYPE};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use std::{
+    ops::RangeInclusive,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -101,7 +103,7 @@ impl<'a> Patience<'a> {
 
 /// How long a batch waits at first, and at the most, before it is sent again because its predecessors were not there. It
 /// waits no longer once one of them is stored.
-const AHEAD: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(2));
+const AHEAD: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_secs(2);
 /// How long after giving up everything that is held is tried again.
 const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
@@ -124,7 +126,7 @@ async fn send(
         ("producer-seq", &*sequence_text),
     ];
     headers.extend(mark.as_deref().map(|mark| ("producer-mark", mark)));
-    let (mut patience, mut ahead) = (Patience::new(&shared), AHEAD.0);
+    let (mut patience, mut ahead) = (Patience::new(&shared), *AHEAD.start());
     loop {
         let progress = shared.progress.notified();
         let request = shared.client.request(Method::POST, &path, &headers, body.clone())?;
@@ -154,7 +156,7 @@ async fn send(
                     && next >= shared.oldest.load(Ordering::Relaxed) =>
             {
                 let _ = tokio::time::timeout(ahead, progress).await; // either will do
-                ahead = (2 * ahead).min(AHEAD.1);
+                ahead = doubled(ahead, &AHEAD);
             }
             Some((known, _)) if known > u64::from(epoch) => {
                 return Err(Error::TakenOver { epoch: epoch_of(known) }.into());

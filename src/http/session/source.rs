@@ -12,7 +12,7 @@ use super::super::{
     settings::Settings,
     upload::ArrivalPace,
 };
-use crate::{Code, chunk::record_needs, store::OpenLog, wire::Prefix};
+use crate::{BATCH_EXTRA_BYTES, Code, chunk::record_needs, store::OpenLog, wire::Prefix};
 use bytes::Bytes;
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -21,8 +21,6 @@ use tokio::time::Instant;
 const MAX_PART_BYTES: usize = 64 << 10;
 /// The most records of a body that are appended at once, likewise.
 const MAX_PART_RECORDS: usize = 2000;
-/// What a producer's batch takes beside its records, and more.
-const EXTENSION_BYTES: usize = 256;
 
 /// Takes the body of a session apart into batches.
 pub(super) struct Source {
@@ -93,7 +91,7 @@ impl Source {
             segment,
             // However small its records are, a part fits into a segment.
             most_of_part: MAX_PART_BYTES
-                .min(segment.saturating_sub(EXTENSION_BYTES) / record_needs(0) as usize)
+                .min(segment.saturating_sub(BATCH_EXTRA_BYTES as usize) / record_needs(0) as usize)
                 .max(1),
             joined: None,
             left: Bytes::new(),
