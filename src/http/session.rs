@@ -37,13 +37,14 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{
     Response,
+    body::Frame,
     header::{CONTENT_TYPE, HeaderValue},
 };
 use producer::Producer;
 pub(super) use producer::{MARK, WantedProducer};
 use source::Source;
 pub(super) use source::check_format;
-use std::{collections::VecDeque, future, io, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fmt::Display, future, io, pin::Pin, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// The most batches on their way to the disk.
@@ -97,9 +98,9 @@ pub(super) async fn begin(
         taken: 0,
         unacknowledged: VecDeque::new(),
         commit: None,
-        stored: (0, None),
+        stored: Stored::default(),
         has_news: false,
-        told: Instant::now(),
+        last_line_at: Instant::now(),
         stage: Stage::Opening,
         log,
     };
@@ -117,10 +118,17 @@ enum Stage {
     /// The body goes on.
     Open,
     /// The body has ended, or is no longer read. The session waits until what it appended is stored. If a problem ended the
-    /// session, this holds the problem, and the time at which waiting stops.
-    Ending(Option<(Problem, Instant)>),
+    /// session, this holds it.
+    Ending(Option<Failure>),
     /// The last line has been sent.
     Ended,
+}
+
+/// A problem that has ended a session.
+struct Failure {
+    problem: Problem,
+    /// When what was appended before is no longer waited for.
+    gives_up_at: Instant,
 }
 
 /// Records that follow each other in the log, and are on their way to the disk.
@@ -130,6 +138,13 @@ struct Unacknowledged {
     end: u64,
     /// How many records of the body have been taken with them.
     taken: u64,
+}
+
+/// How many records of the body are stored, and the offset of the last of them.
+#[derive(Debug, Clone, Copy, Default)]
+struct Stored {
+    records: u64,
+    last_offset: Option<u64>,
 }
 
 type Commit = Pin<Box<dyn Future<Output = Result<(), Problem>> + Send>>;
@@ -155,12 +170,11 @@ struct Session {
     unacknowledged: VecDeque<Unacknowledged>,
     /// Completes when the first of them is stored.
     commit: Option<Commit>,
-    /// How many records of the body are stored, and the offset of the last of them.
-    stored: (u64, Option<u64>),
+    stored: Stored,
     /// Whether the client is still to be told that.
     has_news: bool,
-    /// When it was last told something.
-    told: Instant,
+    /// When it was last sent a line.
+    last_line_at: Instant,
     stage: Stage,
 }
 
@@ -173,13 +187,13 @@ impl Session {
                 return Ok(None);
             }
             if let Some(line) = self.line() {
-                self.told = Instant::now();
+                self.last_line_at = Instant::now();
                 return Ok(Some((json_text(&line).into(), self)));
             }
             if let Err(problem) = self.advance().await {
                 // Nothing more is appended: others get the room.
                 (self.blocked, self.room) = (None, None);
-                let why = (problem, Instant::now() + LAST_COMMITS);
+                let why = Failure { problem, gives_up_at: Instant::now() + LAST_COMMITS };
                 self.stage = match self.stage {
                     Stage::Opening | Stage::Open => Stage::Ending(Some(why)),
                     // What was appended cannot be waited for any more. The first problem is the one to be told.
@@ -209,7 +223,7 @@ impl Session {
 
     /// The next line to send, if there is one.
     fn line(&mut self) -> Option<SessionLine> {
-        let (records, last_offset) = self.stored;
+        let Stored { records, last_offset } = self.stored;
         let progress = SessionLine { records, last_offset, ..SessionLine::default() };
         match &mut self.stage {
             Stage::Opening => {
@@ -219,7 +233,7 @@ impl Session {
                 Some(SessionLine { epoch, stored, ..progress })
             }
             Stage::Ending(why) if self.unacknowledged.is_empty() => {
-                let why = why.take().map(|(problem, _)| problem.of(&self.log));
+                let why = why.take().map(|why| why.problem.of(&self.log));
                 self.stage = Stage::Ended;
                 Some(match why {
                     None => SessionLine { end: Some("complete".to_owned()), ..progress },
@@ -294,7 +308,7 @@ impl Session {
         };
         let skipped = producer.skip(&batch).map_err(Problem::of_log(&self.log))?;
         self.taken += skipped;
-        (self.stored.0, self.has_news) = (self.taken, true); // they were durable when the epoch began
+        (self.stored.records, self.has_news) = (self.taken, true); // they were durable when the epoch began
         Ok((skipped < batch.records()).then(|| batch.without_first(skipped)))
     }
 
@@ -338,19 +352,10 @@ impl Session {
     /// Waits for more of the body, for a commit, for room, or for what ends the session; or until the client is to see that
     /// it goes on.
     async fn wait(&mut self) -> Result<(), Problem> {
-        if self.commit.is_none()
-            && let Some(batch) = self.unacknowledged.front()
-        {
-            let (context, log, ack) = (Arc::clone(&self.context), Arc::clone(&self.log), self.ack);
-            let last = batch.end - 1;
-            self.commit = Some(Box::pin(async move { context.acknowledged(&log, last, Some(ack)).await }));
-        }
+        self.begin_commit();
         let is_open = matches!(self.stage, Stage::Open);
         let reads = is_open && !self.has_records() && !self.body_has_ended;
-        let beat = self.told + self.context.settings.heartbeat;
-        let look = self.source.look_at().filter(|_| reads).map_or(beat, |look| look.min(beat));
-        let ends_by = if let Stage::Ending(Some((_, end))) = &self.stage { Some(*end) } else { None };
-        let look = ends_by.map_or(look, |end| look.min(end));
+        let look = self.next_look(reads);
         tokio::select! {
             biased;
             done = or_never(self.commit.as_mut()) => {
@@ -367,36 +372,69 @@ impl Session {
             ended = self.log_end.as_mut(), if is_open && self.unacknowledged.is_empty() => {
                 return ended.map_err(Problem::of_log(&self.log));
             }
-            frame = self.body.frame(), if reads => match frame {
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.source.push(data, &self.share).await?; // trailers mean nothing
-                    }
-                }
-                Some(Err(error)) => {
-                    self.body_has_ended = true;
-                    let detail = format!("the body ended early: {error}");
-                    return Err(Problem::new(Code::BodyIncomplete, detail));
-                }
-                None => {
-                    self.body_has_ended = true;
-                    self.source.end()?;
-                }
-            },
-            () = tokio::time::sleep_until(look) => {
-                if reads {
-                    self.source.check_pace(&self.share)?;
-                }
-                if ends_by.is_some_and(|end| end <= Instant::now()) {
-                    self.unacknowledged.clear(); // it is not known whether these are stored
-                }
-                if beat <= Instant::now() {
-                    self.log.writable().map_err(Problem::of_log(&self.log))?;
-                    self.has_news = true;
-                }
-            }
+            frame = self.body.frame(), if reads => return self.take(frame).await,
+            () = tokio::time::sleep_until(look) => return self.look(reads),
         }
         Ok(())
+    }
+
+    /// Begins to wait for the first batch that is not stored, unless that has begun.
+    fn begin_commit(&mut self) {
+        if let Some(batch) = self.unacknowledged.front().filter(|_| self.commit.is_none()) {
+            let (context, log, ack) = (Arc::clone(&self.context), Arc::clone(&self.log), self.ack);
+            let last = batch.end - 1;
+            self.commit = Some(Box::pin(async move { context.acknowledged(&log, last, Some(ack)).await }));
+        }
+    }
+
+    /// When the client is to see again that the session goes on.
+    fn heartbeat(&self) -> Instant {
+        self.last_line_at + self.context.settings.heartbeat
+    }
+
+    /// When the session waits no longer for what it has appended, if a problem has ended it.
+    fn gives_up_at(&self) -> Option<Instant> {
+        let Stage::Ending(Some(failure)) = &self.stage else { return None };
+        Some(failure.gives_up_at)
+    }
+
+    /// When [`look`](Self::look) is next to be called.
+    fn next_look(&self, reads: bool) -> Instant {
+        let pace = self.source.look_at().filter(|_| reads);
+        pace.into_iter().chain(self.gives_up_at()).fold(self.heartbeat(), Instant::min)
+    }
+
+    /// Does what is due by now.
+    fn look(&mut self, reads: bool) -> Result<(), Problem> {
+        if reads {
+            self.source.check_pace(&self.share)?;
+        }
+        if self.gives_up_at().is_some_and(|at| at <= Instant::now()) {
+            self.unacknowledged.clear(); // it is not known whether these are stored
+        }
+        if self.heartbeat() <= Instant::now() {
+            self.log.writable().map_err(Problem::of_log(&self.log))?;
+            self.has_news = true;
+        }
+        Ok(())
+    }
+
+    /// Takes the next part of the body, or its end.
+    async fn take<E: Display>(&mut self, frame: Option<Result<Frame<Bytes>, E>>) -> Result<(), Problem> {
+        match frame {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => self.source.push(data, &self.share).await,
+                Err(_trailers) => Ok(()),
+            },
+            Some(Err(error)) => {
+                self.body_has_ended = true;
+                Err(Problem::new(Code::BodyIncomplete, format!("the body ended early: {error}")))
+            }
+            None => {
+                self.body_has_ended = true;
+                self.source.end()
+            }
+        }
     }
 
     /// Removes the batches that are stored from the queue: at most a run of them without gaps, so that the offset of each record
@@ -412,7 +450,7 @@ impl Session {
             && next.is_none_or(|next| next == batch.first)
         {
             next = Some(batch.end);
-            self.stored = (batch.taken, Some(batch.end - 1));
+            self.stored = Stored { records: batch.taken, last_offset: Some(batch.end - 1) };
             self.has_news = true;
             self.unacknowledged.pop_front();
         }
