@@ -156,8 +156,7 @@ fn must_be_log(dir: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> 
     let more =
         if logs.len() > MAX_NAMED { format!(", and {} more", logs.len() - MAX_NAMED) } else { String::new() };
     let (dir, names, first) = (dir.display(), names.join(", "), first.display());
-    Err(format!("{dir} is not one log, but has several: {names}{more}; name one of them, such as {first}")
-        .into())
+    Err(format!("{dir} is a directory of logs ({names}{more}): name one of them, such as {first}").into())
 }
 
 /// The owner of the log's newest file, and so the user that its server ran as, if it is not the user of this process.
