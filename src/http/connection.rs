@@ -32,6 +32,7 @@
 mod eviction;
 mod exchange;
 mod pace;
+mod sending;
 mod since;
 mod stream;
 
@@ -41,9 +42,9 @@ use super::{
     unsent::{Ends, Unsent},
 };
 use crate::{reports::Rarely, sync::lock};
-use eviction::{Doing, MIN_BYTES_PER_SECOND, eviction_rank, moves};
+use eviction::{Doing, eviction_rank, moves};
 pub(super) use exchange::{Exchange, RequestBody, ResponseBody};
-use pace::Pace;
+use sending::Sending;
 use since::Since;
 use std::{
     collections::HashMap,
@@ -72,8 +73,6 @@ const RESERVED_STREAMS_PER_CONNECTION: usize = STREAMS_PER_CONNECTION / 2;
 /// The number of bodies per connection that may always be read although nobody wants them: what arrives of them fits in
 /// its window.
 const MAX_UNWANTED_BODIES: usize = 8;
-/// A client that takes nothing for this many milliseconds is slow.
-const SLOW_MILLIS: u64 = 1_000;
 /// How long, in milliseconds, it may take for the answer to begin if the client has closed its sending side. If the
 /// client has gone altogether, this looks the same until something is sent.
 const LAST_ANSWER_MILLIS: u64 = 3_000;
@@ -238,24 +237,12 @@ pub(super) struct Connection {
     pub(super) share: Arc<ConnectionShare>,
 }
 
-/// Whether the client takes what it is sent.
-#[derive(Default)]
-struct Sending {
-    /// Since when the system has taken nothing of what is to be sent; none while it takes data.
-    stuck: Since,
-    /// What was last observed about that.
-    sample: Mutex<UnsentSample>,
-    /// The addresses by which the system is asked about it.
-    ends: Option<Ends>,
-}
-
 /// What is known only of connections with HTTP/1, where one request is served at a time.
 #[derive(Default)]
 struct Http1 {
     /// Since when the client has had its sending side closed; and the task that waits for more from it.
     ended: Since,
     reader: Mutex<Option<Waker>>,
-    pace: Pace,
     /// Whether the request in flight lacks a part of its body; and whether its answer has begun.
     body_incomplete: AtomicBool,
     response_started: AtomicBool,
@@ -276,14 +263,6 @@ struct Http2 {
     begun: Mutex<Option<Arc<Stream>>>,
     /// The number of bodies that nobody wants.
     bodies: AtomicUsize,
-}
-
-/// How many bytes were unsent at the time `at`, and since when the connection had been stuck by then.
-#[derive(Debug, Clone, Copy, Default)]
-struct UnsentSample {
-    stuck: Option<u64>,
-    at: u64,
-    unsent: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -308,7 +287,7 @@ impl Connection {
             used: AtomicBool::new(false),
             awaited: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
-            sending: Sending { ends, ..Sending::default() },
+            sending: Sending::new(ends),
             aborted: AtomicBool::new(false),
             http1: Http1::default(),
             stop: Notify::new(),
@@ -365,19 +344,12 @@ impl Connection {
 
     /// Records how much the system has taken of what it was given; `None` if it takes nothing.
     pub(super) fn taken(&self, bytes: Option<u64>) {
-        if let Some(bytes) = bytes {
-            self.sending.stuck.clear();
-            self.http1.pace.took(bytes);
-        } else {
-            self.sending.stuck.set_first(self.all.now());
-        }
+        self.sending.taken(bytes, self.all.now());
     }
 
-    /// A client counts as given up if the system gave it up, or if it disappears after it has taken nothing for a
-    /// while; otherwise it has left of its own accord.
+    /// Sending has failed.
     pub(super) fn failed(&self, error: &io::Error) {
-        let slow = self.sending.stuck.get().is_some_and(|since| self.all.now() >= since + SLOW_MILLIS);
-        if slow || error.kind() == io::ErrorKind::TimedOut {
+        if self.sending.was_given_up(error, self.all.now()) {
             self.aborted.store(true, Ordering::Relaxed);
         }
     }
@@ -398,7 +370,7 @@ impl Connection {
 
     /// Whether the connection has a request in flight, or an answer that has not been taken completely.
     fn is_busy(&self) -> bool {
-        self.requests.load(Ordering::Relaxed) > 0 || self.sending.stuck.is_set()
+        self.requests.load(Ordering::Relaxed) > 0 || self.sending.is_stuck()
     }
 
     /// A body does not continue: if the client has closed its sending side, the body is incomplete.
@@ -452,7 +424,7 @@ impl Connection {
             Doing::Nothing
         } else if self.awaited.load(Ordering::Relaxed) > 0 {
             Doing::Sends
-        } else if self.sending.stuck.is_set() || self.has_stuck_stream() {
+        } else if self.sending.is_stuck() || self.has_stuck_stream() {
             Doing::Takes
         } else if self.is_busy() && self.share.listening() < self.requests.load(Ordering::Relaxed) {
             Doing::Waits
@@ -494,7 +466,7 @@ impl Connection {
         let (header_time, body_time) =
             (settings.header_time.as_millis() as u64, settings.body_time.as_millis() as u64);
         let idle = now.saturating_sub(self.touched.load(Ordering::Relaxed));
-        if self.takes_nothing(now, body_time) {
+        if self.sending.takes_nothing(now, body_time, &self.all.unsent) {
             return self.abort("it takes nothing");
         }
         // The request may be one of several that were sent at once.
@@ -523,29 +495,6 @@ impl Connection {
                 });
             }
         }
-    }
-
-    /// Whether the client has taken nothing, or almost nothing, for longer than it may. The system takes more from us
-    /// only when it has delivered much of what it has: what a slow client takes in between shows in how much is left.
-    fn takes_nothing(&self, now: u64, body_time: u64) -> bool {
-        let stuck = self.sending.stuck.get();
-        let time = stuck.map_or(0, |since| now.saturating_sub(since));
-        if stuck.is_none() || time < SLOW_MILLIS.min(body_time / 4) {
-            return false;
-        }
-        let mut sample = lock(&self.sending.sample);
-        let fresh = sample.stuck != stuck;
-        let over = now - sample.at.min(now) > body_time;
-        if !fresh && !over {
-            return false;
-        }
-        let Some(unsent) = self.sending.ends.as_ref().and_then(|ends| self.all.unsent.of(now, ends)) else {
-            return time > body_time; // all that is known is that it has no room
-        };
-        let least = MIN_BYTES_PER_SECOND * (now - sample.at.min(now)) / 1000;
-        let steady = fresh || unsent + least <= sample.unsent;
-        *sample = UnsentSample { stuck, at: now, unsent };
-        !steady
     }
 
     /// The server is stopping: the connection is closed if it has no request in flight.

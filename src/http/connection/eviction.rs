@@ -77,7 +77,7 @@ impl Connections {
     pub(super) fn end_slow(mine: &[Arc<Connection>], now: u64, most: u64, enough: u64) {
         let mut slow = Vec::new();
         for connection in mine {
-            if let Some(held) = connection.http1.pace.held_slowly(now, most) {
+            if let Some(held) = connection.sending.pace.held_slowly(now, most) {
                 slow.push((held, Holder::Connection(Arc::clone(connection))));
             }
             for stream in connection.streams() {

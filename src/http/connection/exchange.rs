@@ -268,7 +268,7 @@ impl Body for ResponseBody {
             Err(frame) => return Poll::Ready(Some(Ok(frame))),
         };
         let connection = &exchange.connection;
-        let pace = exchange.stream.as_ref().map_or(&connection.http1.pace, |stream| &stream.pace);
+        let pace = exchange.stream.as_ref().map_or(&connection.sending.pace, |stream| &stream.pace);
         if is_new {
             pace.given(data.len() as u64, connection.all.now());
         }
