@@ -215,6 +215,7 @@ pub(super) struct Connection {
     number: u64,
     worker: usize,
     accepted: u64,
+    /// Not set until the first bytes have arrived.
     protocol: OnceLock<Protocol>,
     /// When a request or an answer last made progress; and the bytes of bodies that have arrived since, too slowly.
     touched: AtomicU64,
@@ -227,19 +228,17 @@ pub(super) struct Connection {
     sending: Sending,
     /// Whether we, or the system, have given up the connection.
     aborted: AtomicBool,
-    http1: Http1,
     /// Asks the connection to finish what is in flight and to close.
     stop: Notify,
     stopped: AtomicBool,
     task: OnceLock<AbortHandle>,
-    http2: Http2,
     /// What the connection's requests use of the resources that all connections share.
     pub(super) share: Arc<ConnectionShare>,
 }
 
 /// What is known only of connections with HTTP/1, where one request is served at a time.
 #[derive(Default)]
-struct Http1 {
+pub(super) struct Http1 {
     /// Since when the client has had its sending side closed; and the task that waits for more from it.
     ended: Since,
     reader: Mutex<Option<Waker>>,
@@ -257,7 +256,7 @@ struct Http1 {
 
 /// What is known only of connections with HTTP/2, where requests are streams.
 #[derive(Default)]
-struct Http2 {
+pub(super) struct Http2 {
     /// The streams in flight; and the one that began last and has no task yet.
     streams: Mutex<Vec<Weak<Stream>>>,
     begun: Mutex<Option<Arc<Stream>>>,
@@ -265,10 +264,35 @@ struct Http2 {
     bodies: AtomicUsize,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which protocol a connection speaks, and what is known only of connections with that.
 pub(super) enum Protocol {
-    Http1,
-    Http2,
+    Http1(Http1),
+    Http2(Http2),
+}
+
+impl Http1 {
+    /// A request begins.
+    fn begin_request(&self) {
+        self.body_incomplete.store(false, Ordering::Relaxed);
+        self.response_started.store(false, Ordering::Relaxed);
+        self.is_endless.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the client has closed its sending side, and its answer has not begun for so long that it counts as gone;
+    /// `touched`: when a request or an answer last made progress.
+    fn client_has_left(&self, now: u64, touched: u64) -> bool {
+        // The request may be one of several that were sent at once.
+        let is_over = |ended: u64| now.saturating_sub(ended.max(touched)) > LAST_ANSWER_MILLIS;
+        self.ended.get().is_some_and(is_over) && !self.response_started.load(Ordering::Relaxed)
+    }
+
+    fn wake_reader(&self) {
+        if self.ended.is_set()
+            && let Some(reader) = lock(&self.reader).take()
+        {
+            reader.wake();
+        }
+    }
 }
 
 impl Connection {
@@ -289,11 +313,9 @@ impl Connection {
             requests: AtomicUsize::new(0),
             sending: Sending::new(ends),
             aborted: AtomicBool::new(false),
-            http1: Http1::default(),
             stop: Notify::new(),
             stopped: AtomicBool::new(false),
             task: OnceLock::new(),
-            http2: Http2::default(),
             share: Arc::new(ConnectionShare::new(number)),
         });
         all.lock().insert(connection.number, Arc::clone(&connection));
@@ -321,15 +343,33 @@ impl Connection {
         self.stop.notified().await;
     }
 
-    /// Its answer with HTTP/1 ends only with its client.
+    /// What is known of it if it speaks HTTP/1.
+    pub(super) fn http1(&self) -> Option<&Http1> {
+        match self.protocol.get() {
+            Some(Protocol::Http1(http1)) => Some(http1),
+            _ => None,
+        }
+    }
+
+    /// What is known of it if it speaks HTTP/2.
+    fn http2(&self) -> Option<&Http2> {
+        match self.protocol.get() {
+            Some(Protocol::Http2(http2)) => Some(http2),
+            _ => None,
+        }
+    }
+
+    /// Its answer ends only with its client, which matters with HTTP/1.
     pub(super) fn set_endless(&self) {
-        self.http1.is_endless.store(true, Ordering::Relaxed);
-        self.wake_reader();
+        if let Some(http1) = self.http1() {
+            http1.is_endless.store(true, Ordering::Relaxed);
+            http1.wake_reader();
+        }
     }
 
     /// The stream that began last, and has no task yet.
     pub(super) fn stream_begun(&self) -> Option<Arc<Stream>> {
-        lock(&self.http2.begun).take()
+        lock(&self.http2()?.begun).take()
     }
 
     /// Whether the connection was given up, rather than closed by the client.
@@ -339,7 +379,7 @@ impl Connection {
 
     /// Whether hyper may begin an answer of its own: there is no request that ours is for. With HTTP/2, hyper makes none.
     pub(super) fn has_no_http1_request(&self) -> bool {
-        self.protocol.get() == Some(&Protocol::Http1) && self.requests.load(Ordering::Relaxed) == 0
+        self.http1().is_some() && self.requests.load(Ordering::Relaxed) == 0
     }
 
     /// Records how much the system has taken of what it was given; `None` if it takes nothing.
@@ -357,13 +397,13 @@ impl Connection {
     /// The client has closed its sending side. Returns whether this must not be passed on yet, because the client waits
     /// for an answer; `reader` is woken when it may be passed on, and now and then before that.
     pub(super) fn waits_for_an_answer(&self, reader: &Waker) -> bool {
-        let waits = self.protocol.get() == Some(&Protocol::Http1)
-            && self.is_busy()
-            && !self.http1.body_incomplete.load(Ordering::Relaxed)
-            && !self.http1.is_endless.load(Ordering::Relaxed);
+        let Some(http1) = self.http1() else { return false };
+        let waits = self.is_busy()
+            && !http1.body_incomplete.load(Ordering::Relaxed)
+            && !http1.is_endless.load(Ordering::Relaxed);
         if waits {
-            self.http1.ended.set_first(self.all.now());
-            *lock(&self.http1.reader) = Some(reader.clone());
+            http1.ended.set_first(self.all.now());
+            *lock(&http1.reader) = Some(reader.clone());
         }
         waits
     }
@@ -375,30 +415,20 @@ impl Connection {
 
     /// A body does not continue: if the client has closed its sending side, the body is incomplete.
     fn note_incomplete_body(&self) {
-        if self.http1.ended.is_set() {
-            self.http1.body_incomplete.store(true, Ordering::Relaxed);
-            self.wake_reader();
-        }
-    }
-
-    fn wake_reader(&self) {
-        if self.http1.ended.is_set()
-            && let Some(reader) = lock(&self.http1.reader).take()
-        {
-            reader.wake();
+        if let Some(http1) = self.http1().filter(|http1| http1.ended.is_set()) {
+            http1.body_incomplete.store(true, Ordering::Relaxed);
+            http1.wake_reader();
         }
     }
 
     /// Whether another HTTP/1 request may follow this one: its whole body has been read, which is done if it is not
     /// much.
     pub(super) async fn can_reuse(&self) -> bool {
-        if self.protocol.get() != Some(&Protocol::Http1) {
-            return true;
-        }
-        if self.http1.broken.load(Ordering::Relaxed) {
+        let Some(http1) = self.http1() else { return true };
+        if http1.broken.load(Ordering::Relaxed) {
             return false;
         }
-        let unwanted = lock(&self.http1.unwanted).take();
+        let unwanted = lock(&http1.unwanted).take();
         match unwanted {
             Some(unwanted) => unwanted.await.unwrap_or(false),
             None => true,
@@ -438,7 +468,8 @@ impl Connection {
 
     /// The HTTP/2 requests in flight.
     fn streams(&self) -> Vec<Arc<Stream>> {
-        lock(&self.http2.streams).iter().filter_map(Weak::upgrade).collect()
+        let Some(http2) = self.http2() else { return Vec::new() };
+        lock(&http2.streams).iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Whether an HTTP/2 answer waits for the client, although the client's system takes what it is sent.
@@ -450,7 +481,9 @@ impl Connection {
     fn answered(&self) {
         self.touch();
         self.requests.fetch_sub(1, Ordering::Relaxed);
-        self.wake_reader();
+        if let Some(http1) = self.http1() {
+            http1.wake_reader();
+        }
     }
 
     /// Closes the connection, whatever is in flight.
@@ -469,19 +502,17 @@ impl Connection {
         if self.sending.takes_nothing(now, body_time, &self.all.unsent) {
             return self.abort("it takes nothing");
         }
-        // The request may be one of several that were sent at once.
-        let since = |ended: u64| ended.max(self.touched.load(Ordering::Relaxed));
-        let left =
-            self.http1.ended.get().is_some_and(|ended| now.saturating_sub(since(ended)) > LAST_ANSWER_MILLIS);
-        if left && !self.http1.response_started.load(Ordering::Relaxed) {
-            self.task.get().inspect(|task| task.abort()); // it has left of its own accord
-            return;
-        }
-        self.wake_reader(); // to check whether it is gone altogether
         match self.protocol.get() {
             None if now.saturating_sub(self.accepted) > header_time => self.abort("it sends no request"),
-            None | Some(Protocol::Http1) => {}
-            Some(Protocol::Http2) => {
+            None => {}
+            Some(Protocol::Http1(http1)) => {
+                if http1.client_has_left(now, self.touched.load(Ordering::Relaxed)) {
+                    self.task.get().inspect(|task| task.abort()); // it has left of its own accord
+                } else {
+                    http1.wake_reader(); // to check whether it is gone altogether
+                }
+            }
+            Some(Protocol::Http2(http2)) => {
                 if self.requests.load(Ordering::Relaxed) == 0 && idle > header_time {
                     if !self.stopped.swap(true, Ordering::Relaxed) {
                         self.stop.notify_one(); // it is notified before it is closed
@@ -489,7 +520,7 @@ impl Connection {
                         self.abort("it is idle");
                     }
                 }
-                let mut streams = lock(&self.http2.streams);
+                let mut streams = lock(&http2.streams);
                 streams.retain(|stream| {
                     stream.upgrade().is_some_and(|stream| !stream.check_limits(now, body_time))
                 });
@@ -505,7 +536,7 @@ impl Connection {
         }
         let idle = now.saturating_sub(self.touched.load(Ordering::Relaxed));
         let finished = !self.is_busy();
-        if finished && (self.protocol.get() != Some(&Protocol::Http2) || idle > LAST_WORDS_MILLIS) {
+        if finished && (self.http2().is_none() || idle > LAST_WORDS_MILLIS) {
             self.abort("the server stops");
         }
     }

@@ -3,7 +3,8 @@
 use super::{
     answer::{Answer, Endless},
     connection::{
-        Connection, Connections, Count, Exchange, MAX_STREAMS, Protocol, RequestBody, ResponseBody,
+        Connection, Connections, Count, Exchange, Http1, Http2, MAX_STREAMS, Protocol, RequestBody,
+        ResponseBody,
     },
     context::Context,
     problem::Problem,
@@ -109,11 +110,10 @@ async fn drive(
         }};
     }
     let io = TokioIo::new(socket);
-    match protocol {
-        Protocol::Http1 => to_its_end!(http1(settings).serve_connection(io, service)),
-        Protocol::Http2 => {
-            to_its_end!(http2(settings, Tasks(Arc::clone(connection))).serve_connection(io, service))
-        }
+    if connection.http1().is_some() {
+        to_its_end!(http1(settings).serve_connection(io, service))
+    } else {
+        to_its_end!(http2(settings, Tasks(Arc::clone(connection))).serve_connection(io, service))
     }
 }
 
@@ -123,10 +123,10 @@ async fn detect(stream: &mut TcpStream) -> io::Result<Option<(Protocol, Box<[u8]
     let mut read = 0;
     loop {
         if first[..read] != PREFACE[..read] {
-            return Ok(Some((Protocol::Http1, first[..read].into())));
+            return Ok(Some((Protocol::Http1(Http1::default()), first[..read].into())));
         }
         if read == first.len() {
-            return Ok(Some((Protocol::Http2, first.into())));
+            return Ok(Some((Protocol::Http2(Http2::default()), first.into())));
         }
         match stream.read(&mut first[read..]).await? {
             0 => return Ok(None),

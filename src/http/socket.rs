@@ -142,7 +142,7 @@ impl AsyncWrite for Socket {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::connection::{Connections, Exchange, Protocol},
+        super::connection::{Connections, Exchange, Http1, Http2, Protocol},
         *,
     };
     use tokio::{
@@ -173,26 +173,28 @@ mod tests {
     #[test]
     fn what_looks_like_a_refusal_by_hyper_is_left_alone_within_an_answer() {
         const BEGIN: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
-        let unflushed = sent(Protocol::Http1, async |socket| {
+        let unflushed = sent(Protocol::Http1(Http1::default()), async |socket| {
             socket.write_all(BEGIN).await?;
             socket.write_all(HEAD.as_bytes()).await
         });
-        let unfinished = sent(Protocol::Http1, async |socket| {
+        let unfinished = sent(Protocol::Http1(Http1::default()), async |socket| {
             let exchange = Exchange::begin(&socket.connection);
             socket.write_all(BEGIN).await?;
             socket.flush().await?;
             drop(exchange); // with the last part of the body, which is yet to be written
             socket.write_all(HEAD.as_bytes()).await
         });
-        let http2 = sent(Protocol::Http2, async |socket| socket.write_all(HEAD.as_bytes()).await);
+        let http2 =
+            sent(Protocol::Http2(Http2::default()), async |socket| socket.write_all(HEAD.as_bytes()).await);
         let are_left = [unflushed, unfinished, http2].map(|all| all.ends_with(HEAD));
         assert_eq!(are_left, [true; 3]);
     }
 
     #[test]
     fn a_refusal_by_hyper_gets_a_body_at_the_beginning_and_after_whole_answers() {
-        let first = sent(Protocol::Http1, async |socket| socket.write_all(HEAD.as_bytes()).await);
-        let later = sent(Protocol::Http1, async |socket| {
+        let first =
+            sent(Protocol::Http1(Http1::default()), async |socket| socket.write_all(HEAD.as_bytes()).await);
+        let later = sent(Protocol::Http1(Http1::default()), async |socket| {
             for _ in 0..2 {
                 let exchange = Exchange::begin(&socket.connection);
                 socket.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;

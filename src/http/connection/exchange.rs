@@ -2,7 +2,7 @@
 //! and what remains of a body that nobody wants.
 
 use super::{
-    Connection, LAST_BODY, MAX_UNWANTED_BODIES, Protocol, SEND_BYTES, SMALL_BODY_BYTES, SMALL_BODY_TIME,
+    Connection, Http2, LAST_BODY, MAX_UNWANTED_BODIES, SEND_BYTES, SMALL_BODY_BYTES, SMALL_BODY_TIME,
     stream::{Count, Stream},
 };
 use crate::{
@@ -30,14 +30,14 @@ impl Exchange {
     pub(in crate::http) fn begin(connection: &Arc<Connection>) -> Self {
         connection.touch();
         connection.used.store(true, Ordering::Relaxed);
-        connection.http1.body_incomplete.store(false, Ordering::Relaxed);
-        connection.http1.response_started.store(false, Ordering::Relaxed);
-        connection.http1.is_endless.store(false, Ordering::Relaxed);
+        if let Some(http1) = connection.http1() {
+            http1.begin_request();
+        }
         let others = connection.requests.fetch_add(1, Ordering::Relaxed);
-        let stream = (connection.protocol.get() == Some(&Protocol::Http2)).then(|| {
+        let stream = connection.http2().map(|http2| {
             let stream = Stream::begin(connection, connection.all.count(others));
-            lock(&connection.http2.streams).push(Arc::downgrade(&stream));
-            *lock(&connection.http2.begun) = Some(Arc::clone(&stream));
+            lock(&http2.streams).push(Arc::downgrade(&stream));
+            *lock(&http2.begun) = Some(Arc::clone(&stream));
             stream
         });
         Self { connection: Arc::clone(connection), stream }
@@ -97,7 +97,9 @@ impl Body for RequestBody {
             }
             Some(Err(_)) => {
                 self.body = None;
-                self.connection.http1.broken.store(true, Ordering::Relaxed);
+                if let Some(http1) = self.connection.http1() {
+                    http1.broken.store(true, Ordering::Relaxed);
+                }
             }
         }
         Poll::Ready(frame)
@@ -132,15 +134,16 @@ impl Drop for RequestBody {
         self.awaits(false);
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        if self.connection.protocol.get() == Some(&Protocol::Http1) {
+        if let Some(http1) = self.connection.http1() {
             let small = !self.asks && body.size_hint().lower() <= SMALL_BODY_BYTES;
             let read = async move { small && read_small(body).await };
-            *lock(&self.connection.http1.unwanted) = Some(runtime.spawn(read));
+            *lock(&http1.unwanted) = Some(runtime.spawn(read));
             return;
         }
+        let Some(http2) = self.connection.http2() else { return };
         // If it were dropped, the stream would be reset at once: curl and others then see no answer.
         let stream = self.stream.take().unwrap_or_default();
-        match Unwanted::begin(&self.connection, stream) {
+        match Unwanted::begin(&self.connection, http2, stream) {
             Ok(unwanted) => drop(runtime.spawn(unwanted.read(body))),
             Err(stream) => reset(&stream),
         }
@@ -181,8 +184,12 @@ struct Unwanted {
 }
 
 impl Unwanted {
-    fn begin(connection: &Arc<Connection>, stream: Weak<Stream>) -> Result<Self, Weak<Stream>> {
-        let others = connection.http2.bodies.fetch_add(1, Ordering::Relaxed);
+    fn begin(
+        connection: &Arc<Connection>,
+        http2: &Http2,
+        stream: Weak<Stream>,
+    ) -> Result<Self, Weak<Stream>> {
+        let others = http2.bodies.fetch_add(1, Ordering::Relaxed);
         let few = others < MAX_UNWANTED_BODIES;
         let counted = !few && connection.all.count_other();
         let unwanted = Self { connection: Arc::clone(connection), stream, counted };
@@ -200,7 +207,9 @@ impl Unwanted {
 
 impl Drop for Unwanted {
     fn drop(&mut self) {
-        self.connection.http2.bodies.fetch_sub(1, Ordering::Relaxed);
+        if let Some(http2) = self.connection.http2() {
+            http2.bodies.fetch_sub(1, Ordering::Relaxed);
+        }
         if self.counted {
             self.connection.all.count_no_more(Count::Accepted);
         }
@@ -273,7 +282,9 @@ impl Body for ResponseBody {
             pace.given(data.len() as u64, connection.all.now());
         }
         exchange.connection.touch();
-        exchange.connection.http1.response_started.store(true, Ordering::Relaxed);
+        if let Some(http1) = connection.http1() {
+            http1.response_started.store(true, Ordering::Relaxed);
+        }
         match &exchange.stream {
             Some(stream) => {
                 // One part at a time, so that it can be observed whether the client takes any.
