@@ -57,11 +57,14 @@ def before_call(context, case, kwargs):
 @schemathesis.hook
 def filter_failure(context, failure, case, response):
     try:
-        code = response.json().get("code")
+        problem = response.json()
+        code, detail = problem.get("code"), problem.get("detail", "")
     except (ValueError, AttributeError):
         return True
     known = OF_THE_LOG | (OF_CONSUME if operation(case) == "consume" else set())
-    return not (type(failure).__name__ == "RejectedPositiveData" and code in known)
+    # To JSON Schema, 9007199254740992.0 is an integer, and there is no way to say that it is not one here.
+    is_known = code in known or (code == "invalid_request" and "floating point" in detail)
+    return not (type(failure).__name__ == "RejectedPositiveData" and is_known)
 
 
 def agree_in_query(query):
