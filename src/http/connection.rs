@@ -39,7 +39,7 @@ mod stream;
 use super::{
     permits::ConnectionShare,
     settings::Settings,
-    unsent::{Ends, Unsent},
+    unsent::{SocketAddresses, Unsent},
 };
 use crate::{reports::Rarely, sync::lock};
 use eviction::{Doing, eviction_rank, moves};
@@ -296,8 +296,12 @@ impl Http1 {
 }
 
 impl Connection {
-    /// A connection that was just accepted, by this worker; `ends` are its addresses.
-    pub(super) fn begin(all: &Arc<Connections>, worker: usize, ends: Option<Ends>) -> Arc<Self> {
+    /// A connection that was just accepted, by this worker; `addresses`: those of its socket.
+    pub(super) fn begin(
+        all: &Arc<Connections>,
+        worker: usize,
+        addresses: Option<SocketAddresses>,
+    ) -> Arc<Self> {
         let now = all.tick();
         let number = all.numbers.fetch_add(1, Ordering::Relaxed);
         let connection = Arc::new(Self {
@@ -311,7 +315,7 @@ impl Connection {
             used: AtomicBool::new(false),
             awaited: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
-            sending: Sending::new(ends),
+            sending: Sending::new(addresses),
             aborted: AtomicBool::new(false),
             stop: Notify::new(),
             stopped: AtomicBool::new(false),

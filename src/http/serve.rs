@@ -55,8 +55,8 @@ pub(super) fn serve(
     context: &Arc<Context>,
 ) {
     prepare(&stream, settings);
-    let ends = stream.local_addr().and_then(|ours| Ok((ours, stream.peer_addr()?))).ok();
-    let connection = Connection::begin(all, worker, ends);
+    let addresses = stream.local_addr().and_then(|ours| Ok((ours, stream.peer_addr()?))).ok();
+    let connection = Connection::begin(all, worker, addresses);
     context.metrics.connections.inc();
     let open = Open { connection: Arc::clone(&connection), context: Arc::clone(context), _seat: seat };
     let settings = Arc::clone(settings);

@@ -22,7 +22,7 @@ pub(super) struct Unsent(Mutex<Option<(u64, Arc<Table>)>>);
 
 impl Unsent {
     /// The bytes that a socket has not sent, or that have not been acknowledged; `None` if the system does not say.
-    pub(super) fn of(&self, now: u64, socket: &Ends) -> Option<u64> {
+    pub(super) fn of(&self, now: u64, addresses: &SocketAddresses) -> Option<u64> {
         let table = {
             let mut last = lock(&self.0); // no holder leaves it half-changed
             match &*last {
@@ -30,15 +30,15 @@ impl Unsent {
                 _ => Arc::clone(&last.insert((now, Arc::new(read()))).1),
             }
         };
-        table.get(&key(socket)).copied()
+        table.get(&key(addresses)).copied()
     }
 }
 
 /// A socket's address and its client's.
-pub(super) type Ends = (SocketAddr, SocketAddr);
+pub(super) type SocketAddresses = (SocketAddr, SocketAddr);
 
 /// The addresses as they are written in the table.
-fn key((ours, theirs): &Ends) -> String {
+fn key((ours, theirs): &SocketAddresses) -> String {
     let mut key = String::new();
     for (address, between) in [(ours, " "), (theirs, "")] {
         let mut word = |bytes: [u8; 4]| write!(key, "{:08X}", u32::from_ne_bytes(bytes));
@@ -87,13 +87,13 @@ mod tests {
             let client = if address.starts_with('[') { "[::1]" } else { "127.0.0.1" };
             let _client = TcpStream::connect(format!("{client}:{port}")).unwrap();
             let (mut socket, theirs) = listener.accept().unwrap();
-            let ends = (socket.local_addr().unwrap(), theirs);
-            assert_eq!(Unsent::default().of(0, &ends), None, "nothing was sent");
+            let addresses = (socket.local_addr().unwrap(), theirs);
+            assert_eq!(Unsent::default().of(0, &addresses), None, "nothing was sent");
             socket.set_nonblocking(true).unwrap();
             let bytes = vec![0; 1 << 20];
             while socket.write(&bytes).is_ok() {}
             let unsent = Unsent::default();
-            let first = unsent.of(0, &ends).unwrap();
+            let first = unsent.of(0, &addresses).unwrap();
             assert!(first > 100_000, "{address}: {first}");
         }
     }

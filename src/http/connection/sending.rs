@@ -2,7 +2,7 @@
 
 use super::{eviction::MIN_BYTES_PER_SECOND, pace::Pace, since::Since};
 use crate::{
-    http::unsent::{Ends, Unsent},
+    http::unsent::{SocketAddresses, Unsent},
     sync::lock,
 };
 use std::{io, sync::Mutex};
@@ -18,7 +18,7 @@ pub(super) struct Sending {
     /// What was last observed about that.
     sample: Mutex<UnsentSample>,
     /// The addresses by which the system is asked about it.
-    ends: Option<Ends>,
+    addresses: Option<SocketAddresses>,
     /// How fast the client takes an answer with HTTP/1. With HTTP/2, each stream has a pace of its own.
     pub(super) pace: Pace,
 }
@@ -32,8 +32,8 @@ struct UnsentSample {
 }
 
 impl Sending {
-    pub(super) fn new(ends: Option<Ends>) -> Self {
-        Self { ends, ..Self::default() }
+    pub(super) fn new(addresses: Option<SocketAddresses>) -> Self {
+        Self { addresses, ..Self::default() }
     }
 
     /// Whether the system takes nothing.
@@ -72,7 +72,7 @@ impl Sending {
         if !fresh && !over {
             return false;
         }
-        let Some(unsent) = self.ends.as_ref().and_then(|ends| system.of(now, ends)) else {
+        let Some(unsent) = self.addresses.as_ref().and_then(|addresses| system.of(now, addresses)) else {
             return time > body_time; // all that is known is that it has no room
         };
         let least = MIN_BYTES_PER_SECOND * (now - sample.at.min(now)) / 1000;
