@@ -95,8 +95,8 @@ pub(super) struct Connections {
     reports: Rarely,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     numbers: AtomicU64,
-    begun: Instant,
-    /// Milliseconds since `begun`.
+    started_at: Instant,
+    /// Milliseconds since then.
     clock: AtomicU64,
     /// HTTP/2 requests in flight, and those that are refused; and the most of each.
     streams: AtomicUsize,
@@ -115,7 +115,7 @@ impl Connections {
             reports: Rarely::default(),
             open: Mutex::default(),
             numbers: AtomicU64::new(0),
-            begun: Instant::now(),
+            started_at: Instant::now(),
             clock: AtomicU64::new(0),
             streams: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
@@ -133,7 +133,7 @@ impl Connections {
     }
 
     fn tick(&self) -> u64 {
-        let now = self.begun.elapsed().as_millis() as u64;
+        let now = self.started_at.elapsed().as_millis() as u64;
         self.clock.fetch_max(now, Ordering::Relaxed).max(now)
     }
 
