@@ -3,6 +3,7 @@
 
 mod support;
 
+use rustix::process::{Signal, kill_process};
 use std::{
     io::Write,
     path::Path,
@@ -319,4 +320,21 @@ fn following_says_that_the_server_cannot_be_reached_and_when_it_answers_again() 
     assert!(said.next().unwrap().unwrap().ends_with("the server answers again"));
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// With a patience of 3 s it took more than 40.
+#[test]
+fn a_server_that_no_longer_answers_is_given_up_as_one_that_is_away() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::start(data.path(), &["--create-logs"]);
+    let url = format!("http://{}", server.address);
+    kill_process(server.pid(), Signal::STOP).unwrap();
+    let begun = Instant::now();
+    let output = Command::new(env!("CARGO_BIN_EXE_millstream"))
+        .args(["append", "a", "Cargo.toml", "--patience", "1", "--url", &url])
+        .output()
+        .unwrap();
+    kill_process(server.pid(), Signal::CONT).unwrap();
+    assert!(output.status.code() == Some(1) && begun.elapsed() < Duration::from_secs(10), "{output:?}");
+    assert!(text(&output.stderr).contains("no answer within 1s"), "{}", text(&output.stderr));
 }

@@ -63,7 +63,7 @@ pub(super) struct Append {
     /// With --import: also append a last line that has no end; the file is complete
     #[arg(long, requires = "import")]
     last_line: bool,
-    /// For how many seconds to go on trying if the server cannot be reached
+    /// For how many seconds to go on trying if the server cannot be reached, or does not answer
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     patience: u64,
     /// Print what was done as JSON; "unfinished" says that a part of a record was read, and is not appended
@@ -158,10 +158,20 @@ impl Append {
             Format::Frames => Split::Frames,
         };
         let input = Input::new(Box::new(bar.wrap_read(from)), split);
-        let target = target.insert(self.at.open()?);
+        let opened = match self.at.open()? {
+            // One that is stopped is as good as away, however long it keeps the connection.
+            Target::Server(client) => Target::Server(Box::new(client.with_max_silence(self.max_silence()))),
+            directory @ Target::Directory(_) => directory,
+        };
+        let target = target.insert(opened);
         let done = block_on(self.append(target, input))?;
         bar.finish_and_clear();
         Ok(done)
+    }
+
+    /// How long the server may be silent.
+    fn max_silence(&self) -> Duration {
+        Duration::from_secs(self.patience.min(90))
     }
 
     /// Creates the log, or compares the settings that are given with those that it has.

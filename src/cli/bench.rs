@@ -28,7 +28,13 @@ use clap::ValueEnum;
 use millstream::store::LogSettings;
 use serde::Serialize;
 use series::Measured;
-use std::{cell::Cell, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    cell::Cell,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 /// Measure how fast a server appends, and how long it takes
 ///
@@ -118,14 +124,17 @@ enum Ack {
 
 impl Bench {
     pub(super) fn run(&self) -> Outcome {
+        // Before minutes of measuring, in case it cannot be created.
+        let page =
+            self.html.as_ref().map(|path| std::fs::File::create(path).map_err(|error| said(path, &error)));
+        let page = page.transpose()?;
         let target = self.at.open()?;
         let measured = match block_on(self.measure(&target))? {
             Ended::Measured(measured) => measured,
             Ended::Signalled(signal) => return Ok(signals::exit_code(signal)),
         };
-        if let Some(path) = &self.html {
-            let page = report::html(self, &measured);
-            std::fs::write(path, page).map_err(|error| format!("{}: {error}", path.display()))?;
+        if let (Some(path), Some(mut page)) = (&self.html, page) {
+            page.write_all(report::html(self, &measured).as_bytes()).map_err(|error| said(path, &error))?;
         }
         let text = if self.json { report::json(self, &measured)? } else { report::table(self, &measured) };
         stdout::write(|out| out.write_all(text.as_bytes()))?;
@@ -159,7 +168,10 @@ impl Bench {
         for n in 0..self.logs {
             let name = log_name(n);
             if target.has(&name).await? {
-                return Err(format!("there is a log named {name}: delete it first").into());
+                return Err(format!(
+                    "there is a log named {name} already, of another bench, or left by one that was killed"
+                )
+                .into());
             }
             created.set(n + 1);
             target.create(&name, &LogSettings::default()).await?;
@@ -179,6 +191,10 @@ impl Bench {
     fn in_flight(&self) -> u32 {
         self.pipeline.unwrap_or(if self.session { 64 } else { 1 })
     }
+}
+
+fn said(path: &Path, error: &io::Error) -> String {
+    format!("{}: {error}", path.display())
 }
 
 fn log_name(n: u32) -> String {

@@ -61,9 +61,10 @@ impl Log {
         self.shared.opened_full.is_some()
     }
 
-    /// Whether it refuses appends for now or for good: it is damaged, has failed, or finds no room on the disk.
+    /// Whether it refuses appends, or will as soon as its segment is full, for now or for good: it is damaged, has failed, or
+    /// finds no room on the disk for what was appended or for the next segment.
     pub(crate) fn refuses_appends(&self) -> bool {
-        self.writable().is_err() || self.shared.flush.full().is_some()
+        self.writable().is_err() || self.shared.flush.full().is_some() || self.shared.roll.cannot_prepare()
     }
 
     /// Ends a log that could only be read, so that another opening can take its place: waiters get an error.

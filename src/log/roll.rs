@@ -255,6 +255,12 @@ impl Roller {
         self.spares.growth.found_full(now);
     }
 
+    /// Whether the last attempt to make a spare segment has failed.
+    #[cfg(feature = "store")]
+    pub(super) fn cannot_prepare(&self) -> bool {
+        self.spares.has_failed()
+    }
+
     /// Whether the memory for records not yet written is used up, as the last attempt to make a spare segment found.
     pub(super) fn is_short_of_memory(&self) -> bool {
         self.spares.is_short_of_memory()

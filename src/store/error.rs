@@ -23,7 +23,7 @@ pub enum Error {
     },
     /// A log of this name exists, with different settings.
     #[error(
-        "the log {name:?} exists already, with different settings ({differences}); delete it first, or ask for the same ones"
+        "the log {name:?} exists already, with different settings ({differences}); use it as it is, or ask for the same ones"
     )]
     Exists {
         /// Its name.

@@ -156,6 +156,8 @@ fn a_moment_without_descriptors_memory_or_room_fails_no_log() {
         } else {
             assert!(matches!(refused, Error::CannotGrow { .. }), "{refused}");
         }
+        #[cfg(feature = "store")]
+        assert!(log.refuses_appends(), "the metrics say so");
         assert!(log.durable_offset() < appended, "there was something to wait for");
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| log.flush());
