@@ -2,7 +2,7 @@
 
 use super::{
     Ack, Format,
-    connection::{self, Head, Receiver},
+    connection::{self, Head, Receiver, Sender},
     log_name,
     run::{Answer, Next, Run, Sent},
     schedule::Schedule,
@@ -68,25 +68,17 @@ impl<'a> InFlight<'a> {
 /// Sends requests over the `n`th connection.
 pub(super) async fn requests(run: &Run, n: u32, address: &str) -> io::Result<()> {
     let (mut sender, mut receiver) = connection::connect(address).await?;
+    let mut heads = Heads::new(run, address);
+    let mut schedule = run.schedule(n, run.bench.connections);
+    if run.bench.in_flight() == 1 {
+        return one_by_one(run, n, (sender, receiver), heads, schedule).await;
+    }
     let in_flight = InFlight::new(run, run.bench.in_flight());
     let over = RefCell::new(false);
     let sends = async {
-        let mut schedule = run.schedule(n, run.bench.connections);
-        let heads = Heads::new(run, address);
-        let mut head = String::new();
         for turn in n as usize.. {
             let Some(next) = in_flight.next(&mut schedule, turn).await else { break };
-            head.clear();
-            match next {
-                Next::Append { log, body, .. } => {
-                    heads.append(&mut head, log, body.len());
-                    sender.send_both(head.as_bytes(), &body).await?;
-                }
-                Next::Read { log, offset, limit } => {
-                    heads.read(&mut head, log, offset, limit);
-                    sender.send(head.as_bytes()).await?;
-                }
-            }
+            heads.send(&mut sender, next).await?;
         }
         *over.borrow_mut() = true;
         in_flight.sending.notify_one();
@@ -94,19 +86,45 @@ pub(super) async fn requests(run: &Run, n: u32, address: &str) -> io::Result<()>
     };
     let answers = async {
         while in_flight.first(|| *over.borrow()).await.is_some() {
-            let Head { status, length, next_offset } = receiver.head().await?;
-            let length = length.unwrap_or(0);
-            in_flight.answer(if status == 200 {
-                receiver.skip(length).await?;
-                Ok(Answer { next_offset: next_offset.unwrap_or(0), bytes: length as u64 })
-            } else {
-                let body = receiver.body(length).await?;
-                Err(format!("{status}: {}", String::from_utf8_lossy(&body)))
-            });
+            in_flight.answer(answer(&mut receiver).await?);
         }
         Ok(())
     };
     both(sends, answers).await
+}
+
+/// One request after the other: an eighth faster than with a queue of one.
+async fn one_by_one(
+    run: &Run,
+    n: u32,
+    (mut sender, mut receiver): (Sender, Receiver),
+    mut heads: Heads,
+    mut schedule: Schedule,
+) -> io::Result<()> {
+    for turn in n as usize.. {
+        let due = schedule.due().await;
+        if due >= run.end() {
+            break; // what was due before is sent, however late
+        }
+        let next = run.next(turn, due);
+        let sent = next.sent(due);
+        run.sent(&sent);
+        heads.send(&mut sender, next).await?;
+        run.answered(&sent, answer(&mut receiver).await?);
+    }
+    Ok(())
+}
+
+/// Reads an answer; what is refused is an answer too.
+async fn answer(receiver: &mut Receiver) -> io::Result<Result<Answer, String>> {
+    let Head { status, length, next_offset } = receiver.head().await?;
+    let length = length.unwrap_or(0);
+    if status == 200 {
+        receiver.skip(length).await?;
+        return Ok(Ok(Answer { next_offset: next_offset.unwrap_or(0), bytes: length as u64 }));
+    }
+    let body = receiver.body(length).await?;
+    Ok(Err(format!("{status}: {}", String::from_utf8_lossy(&body))))
 }
 
 /// The heads of requests, as far as they are always the same.
@@ -115,6 +133,8 @@ struct Heads {
     reads: Vec<String>,
     /// What a head of a read ends with.
     rest: String,
+    /// The last head that was made.
+    head: String,
 }
 
 impl Heads {
@@ -131,15 +151,24 @@ impl Heads {
             appends: (0..run.bench.logs).map(append).collect(),
             reads: (0..run.bench.logs).map(|log| format!("GET {}?offset=", path(log))).collect(),
             rest: format!(" HTTP/1.1\r\nHost: {address}\r\nAccept: {media_type}\r\n\r\n"),
+            head: String::new(),
         }
     }
 
-    fn append(&self, head: &mut String, log: usize, length: usize) {
-        let _ = write!(head, "{}{length}\r\n\r\n", self.appends[log]); // to a string: cannot fail
-    }
-
-    fn read(&self, head: &mut String, log: usize, offset: u64, limit: u64) {
-        let _ = write!(head, "{}{offset}&limit={limit}{}", self.reads[log], self.rest);
+    async fn send(&mut self, sender: &mut Sender, next: Next<'_>) -> io::Result<()> {
+        let Self { appends, reads, rest, head } = self;
+        head.clear();
+        // To a string: cannot fail.
+        match next {
+            Next::Append { log, body, .. } => {
+                let _ = write!(head, "{}{}\r\n\r\n", appends[log], body.len());
+                sender.send_both(head.as_bytes(), &body).await
+            }
+            Next::Read { log, offset, limit } => {
+                let _ = write!(head, "{}{offset}&limit={limit}{rest}", reads[log]);
+                sender.send(head.as_bytes()).await
+            }
+        }
     }
 }
 
