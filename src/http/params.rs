@@ -76,16 +76,25 @@ pub(super) fn log_id(value: &str) -> Result<LogId, Problem> {
     LogId::parse(value).ok_or_else(|| invalid("log_id", "the `id` that GET /v1/logs/{log} returns"))
 }
 
-/// The id that the log must have, of a request that has no other parameter.
-pub(super) fn only_log_id<B>(request: &Request<B>) -> Result<Option<LogId>, Problem> {
-    let mut wanted = None;
+/// The parameter called `known`, of a request that has no other.
+pub(super) fn only<B, T>(
+    request: &Request<B>,
+    known: &str,
+    parse: impl Fn(&str) -> Result<T, Problem>,
+) -> Result<Option<T>, Problem> {
+    let mut found = None;
     for parameter in of(request) {
         match parameter? {
-            (name, value) if name == "log_id" => wanted = Some(log_id(&value)?),
-            (name, _) => return Err(unknown(&name, "log_id")),
+            (name, value) if name == known => found = Some(parse(&value)?),
+            (name, _) => return Err(unknown(&name, known)),
         }
     }
-    Ok(wanted)
+    Ok(found)
+}
+
+/// The id that the log must have, of a request that has no other parameter.
+pub(super) fn only_log_id<B>(request: &Request<B>) -> Result<Option<LogId>, Problem> {
+    only(request, "log_id", log_id)
 }
 
 /// A duration such as `30s` or `500ms`, of at most `most`.

@@ -112,21 +112,7 @@ pub(super) async fn known(
     context.on_log(share, log, move |log| log.producer(&id)).await
 }
 
-/// The epoch that the producer may be in at the most: `after=N`.
-fn latest<B>(request: &Request<B>) -> Result<Option<u32>, Problem> {
-    let mut after = None;
-    for parameter in params::of(request) {
-        match parameter? {
-            (name, value) if name == "after" => {
-                after = Some(params::number(&name, &value, 0..=u32::MAX.into())? as u32);
-            }
-            (name, _) => return Err(params::unknown(&name, "after")),
-        }
-    }
-    Ok(after)
-}
-
-/// `POST`: the producer's next epoch. Batches of older ones are refused from now on.
+/// `POST`: the producer's next epoch, unless it is in a later one than `after`. Batches of older ones are refused from now on.
 pub(super) async fn begin(
     context: &Context,
     asker: Asker<'_>,
@@ -134,7 +120,8 @@ pub(super) async fn begin(
     id: &str,
     request: Request<()>,
 ) -> Result<Answer, Problem> {
-    let after = latest(&request)?;
+    let number = |value: &str| params::number("after", value, 0..=u32::MAX.into());
+    let after = params::only(&request, "after", number)?.map(|epoch| epoch as u32);
     drop(request); // so that its header section is not held while waiting
     let id = id_in(id)?;
     let log = context.log_to_append(asker.share, name).await?;
