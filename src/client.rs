@@ -56,8 +56,9 @@ use serde::{Deserialize, Serialize};
 use std::{ops::RangeInclusive, time::Duration};
 use tokio::sync::watch;
 
-/// How long a server may be silent, unless it is said: longer than it lets any request wait.
-const MAX_SILENCE: Duration = Duration::from_secs(90);
+/// How long a server may be silent, unless [`Client::with_max_silence`] says otherwise: longer than a server with its default
+/// settings lets any request wait.
+pub const MAX_SILENCE: Duration = Duration::from_secs(90);
 
 /// How long the server is asked to wait for records at the most.
 const MAX_WAIT: Duration = Duration::from_secs(30);
@@ -146,7 +147,7 @@ impl Client {
 
     /// How long the server may be silent: from when a request is sent until its answer begins, and from each piece of the
     /// answer to the next. After that it counts as unreachable ([`Error::Unreachable`]), and what can be tried again is.
-    /// Default: 90 s, which is longer than a server with its default settings lets any request wait.
+    /// Default: [`MAX_SILENCE`].
     #[must_use]
     pub fn with_max_silence(mut self, max_silence: Duration) -> Self {
         self.max_silence = max_silence;

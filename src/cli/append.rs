@@ -160,18 +160,16 @@ impl Append {
         let input = Input::new(Box::new(bar.wrap_read(from)), split);
         let opened = match self.at.open()? {
             // One that is stopped is as good as away, however long it keeps the connection.
-            Target::Server(client) => Target::Server(Box::new(client.with_max_silence(self.max_silence()))),
+            Target::Server(client) => {
+                let max_silence = Duration::from_secs(self.patience).min(client::MAX_SILENCE);
+                Target::Server(Box::new(client.with_max_silence(max_silence)))
+            }
             directory @ Target::Directory(_) => directory,
         };
         let target = target.insert(opened);
         let done = block_on(self.append(target, input))?;
         bar.finish_and_clear();
         Ok(done)
-    }
-
-    /// How long the server may be silent.
-    fn max_silence(&self) -> Duration {
-        Duration::from_secs(self.patience.min(90))
     }
 
     /// Creates the log, or compares the settings that are given with those that it has.

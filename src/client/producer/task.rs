@@ -14,8 +14,10 @@ use crate::{
     wire::{self, Prefix},
 };
 use bytes::Bytes;
-use hyper::{Method, header::CONTENT_TYPE};
+use http_body_util::Full;
+use hyper::{Method, Request, header::CONTENT_TYPE};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
 use std::{
     ops::RangeInclusive,
     sync::{
@@ -41,14 +43,8 @@ async fn begin_epoch(shared: &Shared) -> Result<BegunEpoch, Error> {
     loop {
         let query = after.map_or_else(String::new, |after| format!("?after={after}"));
         let request = shared.client.request(Method::POST, &format!("{path}{query}"), &[], Bytes::new())?;
-        let refusal = match shared.client.whole(request, &shared.log).await {
-            Ok(answer) => match understood(&answer) {
-                Ok(begun) => {
-                    patience.over();
-                    return Ok(begun);
-                }
-                Err(error) => error.into(),
-            },
+        let refusal = match patience.attempt(request).await {
+            Ok(begun) => return Ok(begun),
             Err(refusal) => refusal,
         };
         match refusal.expected {
@@ -96,8 +92,12 @@ impl<'a> Patience<'a> {
         Ok(())
     }
 
-    fn over(&self) {
+    /// Sends a request once. If it succeeds, there is no trouble any more.
+    async fn attempt<T: DeserializeOwned>(&self, request: Request<Full<Bytes>>) -> Result<T, Refusal> {
+        let answer = self.shared.client.whole(request, &self.shared.log).await?;
+        let understood = understood(&answer)?;
         tell(&self.shared.trouble, None);
+        Ok(understood)
     }
 }
 
@@ -132,14 +132,8 @@ async fn send(
         let request = shared.client.request(Method::POST, &path, &headers, body.clone())?;
         // Relaxed: the task looks at it when this has ended, or was aborted.
         let may_have_been = may_be_stored.swap(true, Ordering::Relaxed);
-        let refusal = match shared.client.whole(request, &shared.log).await {
-            Ok(answer) => match understood(&answer) {
-                Ok(appended) => {
-                    patience.over();
-                    return Ok(appended);
-                }
-                Err(error) => error.into(),
-            },
+        let refusal = match patience.attempt(request).await {
+            Ok(appended) => return Ok(appended),
             Err(refusal) => refusal,
         };
         if refusal.stored_nothing {
