@@ -191,6 +191,11 @@ impl Bench {
     fn in_flight(&self) -> u32 {
         self.pipeline.unwrap_or(if self.session { 64 } else { 1 })
     }
+
+    /// How many send one request after the other, where each of those on their way has a sender.
+    fn senders(&self) -> u32 {
+        self.connections * self.in_flight()
+    }
 }
 
 fn said(path: &Path, error: &io::Error) -> String {

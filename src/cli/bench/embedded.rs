@@ -9,16 +9,9 @@ use std::sync::Arc;
 
 /// Appends one batch, or reads one range, after the other. `logs` are those of the run.
 pub(super) async fn requests(run: &Run, n: u32, logs: &[Arc<OpenLog>]) -> Result<(), Error> {
-    let senders = run.bench.connections * run.bench.in_flight();
-    let mut schedule = run.schedule(n, senders);
+    let mut schedule = run.schedule(n, run.bench.senders());
     for turn in n as usize.. {
-        let due = schedule.due().await;
-        if due >= run.end() {
-            break;
-        }
-        let next = run.next(turn, due);
-        let sent = next.sent(due);
-        run.sent(&sent);
+        let Some((next, sent)) = run.begin(turn, schedule.due().await) else { break };
         let answer = match next {
             Next::Append { log, batch, body } => {
                 let values: Vec<&[u8]> = batch.values.iter().map(|value| &body[value.clone()]).collect();

@@ -8,7 +8,14 @@ use super::{
     schedule::Schedule,
 };
 use millstream::client::SessionLine;
-use std::{cell::RefCell, collections::VecDeque, fmt::Write, io, pin::pin, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    fmt::Write,
+    io,
+    pin::pin,
+    time::Duration,
+};
 use tokio::sync::Notify;
 
 /// The requests of a connection that are in flight, or the batches of a session, in order.
@@ -34,12 +41,7 @@ impl<'a> InFlight<'a> {
         while self.sent.borrow().len() >= self.most {
             self.answered.notified().await;
         }
-        if due >= self.run.end() {
-            return None; // what was due before is sent, however late
-        }
-        let next = self.run.next(turn, due);
-        let sent = next.sent(due);
-        self.run.sent(&sent);
+        let (next, sent) = self.run.begin(turn, due)?;
         self.sent.borrow_mut().push_back(sent);
         self.sending.notify_one();
         Some(next)
@@ -74,18 +76,18 @@ pub(super) async fn requests(run: &Run, n: u32, address: &str) -> io::Result<()>
         return one_by_one(run, n, (sender, receiver), heads, schedule).await;
     }
     let in_flight = InFlight::new(run, run.bench.in_flight());
-    let over = RefCell::new(false);
+    let over = Cell::new(false);
     let sends = async {
         for turn in n as usize.. {
             let Some(next) = in_flight.next(&mut schedule, turn).await else { break };
             heads.send(&mut sender, next).await?;
         }
-        *over.borrow_mut() = true;
+        over.set(true);
         in_flight.sending.notify_one();
         Ok::<_, io::Error>(())
     };
     let answers = async {
-        while in_flight.first(|| *over.borrow()).await.is_some() {
+        while in_flight.first(|| over.get()).await.is_some() {
             in_flight.answer(answer(&mut receiver).await?);
         }
         Ok(())
@@ -102,13 +104,7 @@ async fn one_by_one(
     mut schedule: Schedule,
 ) -> io::Result<()> {
     for turn in n as usize.. {
-        let due = schedule.due().await;
-        if due >= run.end() {
-            break; // what was due before is sent, however late
-        }
-        let next = run.next(turn, due);
-        let sent = next.sent(due);
-        run.sent(&sent);
+        let Some((next, sent)) = run.begin(turn, schedule.due().await) else { break };
         heads.send(&mut sender, next).await?;
         run.answered(&sent, answer(&mut receiver).await?);
     }

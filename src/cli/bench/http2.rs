@@ -1,6 +1,7 @@
 //! Requests over connections of HTTP/2, on one or more streams at a time.
 
 use super::{
+    Failure,
     http1::{ack, media_type},
     log_name,
     run::{Answer, Next, Run},
@@ -27,8 +28,6 @@ impl<F: Future + 'static> Executor<F> for Local {
         tokio::task::spawn_local(async move { drop(task.await) });
     }
 }
-
-pub(super) type Failure = Box<dyn std::error::Error>;
 
 /// Opens the `n`th connection, and sends requests over it.
 pub(super) async fn requests(run: Rc<Run>, n: u32, address: String) -> Result<(), Failure> {
@@ -57,15 +56,9 @@ async fn one_stream(
     address: &str,
     mut sender: SendRequest<Full<Bytes>>,
 ) -> Result<(), hyper::Error> {
-    let mut schedule = run.schedule(n, run.bench.connections * run.bench.in_flight());
+    let mut schedule = run.schedule(n, run.bench.senders());
     for turn in n as usize.. {
-        let due = schedule.due().await;
-        if due >= run.end() {
-            break;
-        }
-        let next = run.next(turn, due);
-        let sent = next.sent(due);
-        run.sent(&sent);
+        let Some((next, sent)) = run.begin(turn, schedule.due().await) else { break };
         sender.ready().await?;
         let response = sender.send_request(request(run, address, next)).await?;
         run.answered(&sent, answer(response).await?);

@@ -3,7 +3,7 @@
 use super::{
     Bench, Failure, embedded, http1, http2, log_name,
     run::Run,
-    series::{Measured, millis},
+    series::{Measured, Second, millis},
     tails,
 };
 use crate::cli::{stderr, target::Target};
@@ -49,7 +49,7 @@ async fn until_all_is_answered(run: &Rc<Run>, target: &Target, logs: &Rc<[Arc<Op
             (0..run.bench.connections).map(|n| connection(run, n, client.authority())).collect()
         }
         Target::Directory(_) => {
-            let all = 0..run.bench.connections * run.bench.in_flight();
+            let all = 0..run.bench.senders();
             all.map(|n| {
                 let logs = Rc::clone(logs);
                 task(run, async move |run| embedded::requests(&run, n, &logs).await)
@@ -125,8 +125,7 @@ async fn say(run: Rc<Run>) {
         // A second is over when the next one has begun.
         while said + 1 < measured.appends.seconds.len() {
             let second = &measured.appends.seconds[said];
-            let count =
-                |seconds: &[super::series::Second]| seconds.get(said).map_or(0, |second| second.requests);
+            let count = |seconds: &[Second]| seconds.get(said).map_or(0, |second| second.requests);
             let reads = match run.bench.reads {
                 0 => String::new(),
                 _ => format!("  {} reads", count(&measured.reads.seconds)),

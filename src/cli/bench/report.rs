@@ -193,8 +193,8 @@ pub(super) fn html(bench: &Bench, measured: &Measured) -> String {
     let digits = usize::from(appends.seconds.len() < 20);
     let seconds = move |x: f64| format!("{x:.digits$} s");
     let requests = |second: &Second| second.requests as f64;
-    let rates: Vec<_> = kinds(bench, measured).filter(|(kind, _)| *kind != "tails").collect();
-    let rates: Vec<_> = rates.into_iter().map(|(kind, series)| over_time(kind, series, &requests)).collect();
+    let sent = kinds(bench, measured).filter(|(kind, _)| *kind != "tails");
+    let rates: Vec<_> = sent.map(|(kind, series)| over_time(kind, series, &requests)).collect();
     let rate = plot("Rate", "time", "requests per second", &rates, seconds);
     let latency = plot(
         "Latency of appends",

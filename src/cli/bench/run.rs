@@ -2,14 +2,14 @@
 
 use super::{
     Bench,
-    batches::{Batch, batches},
+    batches::{Batch, batches, stamp},
     schedule::Schedule,
     series::{Measured, Series},
 };
 use bytes::Bytes;
 use std::{
     cell::{Cell, RefCell},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// The most records that one read asks for.
@@ -44,7 +44,7 @@ impl Next<'_> {
     }
 
     /// What is to be remembered of it until it is answered.
-    pub(super) fn sent(&self, due: Instant) -> Sent {
+    fn sent(&self, due: Instant) -> Sent {
         let what = match self {
             Self::Append { batch, .. } => {
                 What::Append { records: batch.values.len() as u64, bytes: batch.bytes }
@@ -58,7 +58,7 @@ impl Next<'_> {
 /// A request on its way.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sent {
-    pub(super) due: Instant,
+    due: Instant,
     log: usize,
     what: What,
 }
@@ -80,12 +80,12 @@ pub(super) struct Answer {
 impl Run {
     pub(super) fn new(bench: &Bench) -> Self {
         let batches = batches(bench);
-        let measured = Measured::new(bench.warm_up(), bench.duration(), bench.rate.is_some());
+        let begun = Instant::now();
         Self {
             bench: bench.clone(),
             batches,
-            begun: measured.begun(),
-            measured: measured.into(),
+            begun,
+            measured: Measured::new(begun, bench.warm_up(), bench.duration(), bench.rate.is_some()).into(),
             stored: RefCell::new(vec![0; bench.logs as usize]),
             begun_requests: Cell::new(0),
             random: RefCell::new(fastrand::Rng::with_seed(2)),
@@ -103,8 +103,20 @@ impl Run {
         self.begun + self.bench.warm_up() + self.bench.duration()
     }
 
+    /// Begins the request that is due at this time; `None` if that is after the end. What was due before is sent, however
+    /// late.
+    pub(super) fn begin(&self, turn: usize, due: Instant) -> Option<(Next<'_>, Sent)> {
+        if due >= self.end() {
+            return None;
+        }
+        let next = self.next(turn, due);
+        let sent = next.sent(due);
+        self.series(&sent, |series| series.sent(due));
+        Some((next, sent))
+    }
+
     /// What a request that was due at this time is to do; `turn` chooses its log. Reads are spread evenly among appends.
-    pub(super) fn next(&self, turn: usize, due: Instant) -> Next<'_> {
+    fn next(&self, turn: usize, due: Instant) -> Next<'_> {
         let number = self.begun_requests.replace(self.begun_requests.get() + 1);
         let log = turn % self.bench.logs as usize;
         let reads = |number: u64| number * u64::from(self.bench.reads) / 100;
@@ -119,10 +131,6 @@ impl Run {
             _ => batch.stamped(due.duration_since(self.begun)),
         };
         Next::Append { log, batch, body }
-    }
-
-    pub(super) fn sent(&self, sent: &Sent) {
-        self.series(sent, |series| series.sent(sent.due));
     }
 
     /// It was answered: with success, or with a refusal, in words.
@@ -156,9 +164,9 @@ impl Run {
         self.stored.borrow()[log]
     }
 
-    /// A tail has got a record; `time` is in it if it is the first of a batch.
-    pub(super) fn tailed(&self, time: Option<Duration>, bytes: u64) {
-        let due = time.map(|time| self.begun + time);
-        self.measured.borrow_mut().tails.delivered(due, Instant::now(), bytes);
+    /// A tail has got a record with this value, which says when it was due if it is the first of a batch.
+    pub(super) fn tailed(&self, value: &[u8]) {
+        let due = stamp(value).map(|time| self.begun + time);
+        self.measured.borrow_mut().tails.delivered(due, Instant::now(), value.len() as u64);
     }
 }

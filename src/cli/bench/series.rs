@@ -47,7 +47,7 @@ pub(super) struct Series {
 }
 
 impl Series {
-    /// Measures for `most`, after `warm_up`, which begins now.
+    /// Measures for `most`, after `warm_up`, which has `begun` at that time.
     pub(super) fn new(begun: Instant, warm_up: Duration, most: Duration, by_due: bool) -> Self {
         Self {
             begun,
@@ -136,19 +136,13 @@ pub(super) struct Measured {
 }
 
 impl Measured {
-    pub(super) fn new(warm_up: Duration, most: Duration, by_due: bool) -> Self {
-        let begun = Instant::now();
+    pub(super) fn new(begun: Instant, warm_up: Duration, most: Duration, by_due: bool) -> Self {
         let series = || Series::new(begun, warm_up, most, by_due);
         Self { appends: series(), reads: series(), tails: series() }
     }
 
     pub(super) fn all(&self) -> [&Series; 3] {
         [&self.appends, &self.reads, &self.tails]
-    }
-
-    /// When the warm-up began.
-    pub(super) fn begun(&self) -> Instant {
-        self.appends.begun
     }
 
     pub(super) fn failed(&self) -> u64 {

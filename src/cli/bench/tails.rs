@@ -1,11 +1,11 @@
 //! Readers that follow the logs while they grow, until they have all that was stored.
 
-use super::{batches::stamp, log_name, run::Run};
+use super::{log_name, run::Run};
 use millstream::{
     Log,
     client::{Client, StartAt},
 };
-use std::time::Duration;
+use std::{iter, time::Duration};
 
 /// How often a tail that has read everything looks whether the run is over.
 const LOOKS: Duration = Duration::from_millis(20);
@@ -20,12 +20,9 @@ pub(super) async fn of_server(
     let mut got = 0;
     while !is_over(run, log, got) {
         let Ok(record) = tokio::time::timeout(LOOKS, tail.next()).await else { continue };
-        let record = record?;
-        got = record.offset + 1;
-        run.tailed(stamp(&record.value), record.value.len() as u64);
-        for record in tail.take_ready() {
+        for record in iter::once(record?).chain(tail.take_ready()) {
             got = record.offset + 1;
-            run.tailed(stamp(&record.value), record.value.len() as u64);
+            run.tailed(&record.value);
         }
     }
     Ok(())
@@ -38,7 +35,7 @@ pub(super) async fn embedded(run: &Run, log: usize, open: &Log) -> Result<(), mi
         let Ok(visible) = tokio::time::timeout(LOOKS, reader.visible()).await else { continue };
         visible?;
         while let Some(record) = reader.read_next()? {
-            run.tailed(stamp(record.value), record.value.len() as u64);
+            run.tailed(record.value);
         }
         tokio::task::yield_now().await;
     }
