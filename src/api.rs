@@ -105,8 +105,8 @@ pub(crate) struct Trimmed {
 #[serde(default)]
 #[non_exhaustive]
 pub struct SessionLine {
-    /// How many records of the body are stored. Those that were not in an earlier line follow each other in the log, unless they
-    /// were stored before the session.
+    /// How many records of the body are stored. Those that were not in an earlier line follow each other in the log,
+    /// unless they were stored before the session.
     pub records: u64,
     /// The offset of the last of them, unless none was stored by this session.
     #[serde(skip_serializing_if = "Option::is_none")]

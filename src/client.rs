@@ -56,8 +56,8 @@ use serde::{Deserialize, Serialize};
 use std::{ops::RangeInclusive, time::Duration};
 use tokio::sync::watch;
 
-/// How long a server may be silent, unless [`Client::with_max_silence`] says otherwise: longer than a server with its default
-/// settings lets any request wait.
+/// How long a server may be silent, unless [`Client::with_max_silence`] says otherwise: longer than a server with its
+/// default settings lets any request wait.
 pub const MAX_SILENCE: Duration = Duration::from_secs(90);
 
 /// How long the server is asked to wait for records at the most.
@@ -176,8 +176,9 @@ impl Client {
         Err(Error::Unreachable { url: self.url.clone(), reason })
     }
 
-    /// Takes an answer that no Millstream server gives as a sign that the server is away, and something else has its port for
-    /// a moment. For what has spoken with the server before: otherwise it means that the address is a wrong one.
+    /// Takes an answer that no Millstream server gives as a sign that the server is away, and something else has its
+    /// port for a moment. For what has spoken with the server before: otherwise it means that the address is a wrong
+    /// one.
     fn as_if_away(&self, error: Error) -> Error {
         let reason = match error {
             Error::Answer { reason } => reason,
@@ -272,7 +273,8 @@ impl Client {
         nothing(&self.ask(Method::DELETE, &path_of(log)?, "", log).await?)
     }
 
-    /// Drops whole segments below `before`, or all records if that is the next offset; returns the first offset that is left.
+    /// Drops whole segments below `before`, or all records if that is the next offset; returns the first offset that is
+    /// left.
     ///
     /// # Errors
     /// As [`describe`](Self::describe), and [`Error::BeyondEnd`].
@@ -327,8 +329,8 @@ impl Client {
         Ok((Page { records: frames(&self.body(answer).await?)?, next_offset }, log_id))
     }
 
-    /// Like [`page`](Self::page), with `wait` appended to the query. Retries while the server cannot be reached, or says to try
-    /// again, and reports that through `trouble`; retries omit `wait`, so that recovery is noticed at once.
+    /// Like [`page`](Self::page), with `wait` appended to the query. Retries while the server cannot be reached, or
+    /// says to try again, and reports that through `trouble`; retries omit `wait`, so that recovery is noticed at once.
     async fn page_with_retries(
         &self,
         log: &str,

@@ -52,7 +52,8 @@ pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in `dir` durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// Whether there is a directory at `path`. A symbolic link to one does not count: what it points to may have other names.
+    /// Whether there is a directory at `path`. A symbolic link to one does not count: what it points to may have other
+    /// names.
     #[cfg(feature = "store")]
     fn is_dir(&self, path: &Path) -> io::Result<bool>;
     /// The names of the directories in `dir`, without symbolic links.

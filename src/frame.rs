@@ -58,7 +58,8 @@ impl Key {
         Self { seed, mask: half ^ base.wrapping_mul(0x9E37_79B9_7F4A_7C15) }
     }
 
-    /// The key of the segment at `base` in format 1, whose logs have no secret: derived from what the API reveals about a log.
+    /// The key of the segment at `base` in format 1, whose logs have no secret: derived from what the API reveals about
+    /// a log.
     pub(crate) fn version_1(log: LogId, base: u64) -> Self {
         Self { seed: crc32c::crc32c_append(crc32c::crc32c(log.as_bytes()), &base.to_le_bytes()), mask: 0 }
     }

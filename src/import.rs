@@ -41,7 +41,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Whether the last record ended with the source, and not with a line end: it may be a part of what will be there later.
+    /// Whether the last record ended with the source, and not with a line end: it may be a part of what will be there
+    /// later.
     pub fn is_open(&self) -> bool {
         self.open
     }
@@ -143,8 +144,8 @@ impl<R: BufRead> Source<R> {
         Self { from, split, progress: Progress::default(), json, record_bytes: u64::MAX, lines: 0 }
     }
 
-    /// Refuses records of more bytes than this: [`next`](Self::next) returns an error that says which record it is, and does
-    /// not read the rest of it.
+    /// Refuses records of more bytes than this: [`next`](Self::next) returns an error that says which record it is, and
+    /// does not read the rest of it.
     pub fn limit_records(&mut self, bytes: u64) {
         self.record_bytes = bytes;
     }

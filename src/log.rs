@@ -3,8 +3,8 @@
 //! This module is the public face, and what its submodules share. Appends meet in the active chunk
 //! ([`append`](mod@append)). The flusher commits what is published to the segment file and raises `durable` (`flush`).
 //! The maintenance task prepares the spare segment, seals the last one, and drops old chunks (`roll`, `trim`,
-//! `retention`, `budget`). Both are tasks, which threads of the process run for all logs (`task`, `workers`). Readers find a record
-//! by its segment (`read`). Opening recovers (`recovery`).
+//! `retention`, `budget`). Both are tasks, which threads of the process run for all logs (`task`, `workers`). Readers
+//! find a record by its segment (`read`). Opening recovers (`recovery`).
 //!
 //! # What always holds
 //! - `first <= durable <= next`, and each only grows; with [`Durability::Memory`], where `published` is kept, also
@@ -293,7 +293,8 @@ impl Shared {
         self.roll.stop();
     }
 
-    /// Waits until no caller changes the log's files. Called when the log has stopped or ended, so that none does after that.
+    /// Waits until no caller changes the log's files. Called when the log has stopped or ended, so that none does after
+    /// that.
     fn settle(&self) {
         self.trimmer.settle(); // for callers that trim a log without a maintenance task
         #[cfg(feature = "store")]
@@ -538,10 +539,10 @@ impl Log {
         Appender::new(Arc::clone(&self.shared))
     }
 
-    /// Appends a record when there is room for it, and returns its offset: [`append`](Self::append) for async code, with any
-    /// runtime. Callers that find no room wait in a line, in the order in which they came, without holding a thread; one
-    /// is woken at a time. Dropping the future before it has completed appends nothing. A future that waits in the line must
-    /// be polled when it is woken, or dropped: others wait behind it.
+    /// Appends a record when there is room for it, and returns its offset: [`append`](Self::append) for async code,
+    /// with any runtime. Callers that find no room wait in a line, in the order in which they came, without holding a
+    /// thread; one is woken at a time. Dropping the future before it has completed appends nothing. A future that waits
+    /// in the line must be polled when it is woken, or dropped: others wait behind it.
     ///
     /// # Errors
     /// As [`append`](Self::append).
@@ -615,8 +616,8 @@ impl Log {
         }
     }
 
-    /// Whether all records up to `offset` are in memory: [`wait_published`](Self::wait_published) without waiting. True
-    /// if no append has returned that offset.
+    /// Whether all records up to `offset` are in memory: [`wait_published`](Self::wait_published) without waiting. Also
+    /// true if no append has returned that offset.
     pub fn is_published(&self, offset: u64) -> bool {
         offset >= self.next_offset() || self.shared.is_published(offset)
     }
@@ -641,9 +642,9 @@ impl Log {
         self.shared.read(offset)
     }
 
-    /// The first offset from `offset` on whose record can be read, or is [marked as lost](Record::is_lost): where to continue
-    /// after [`Error::Damaged`] or [`Error::Unreadable`]. The end of what readers see if there is none before that. If an index
-    /// is damaged, this reads its segment.
+    /// The first offset from `offset` on whose record can be read, or is [marked as lost](Record::is_lost): where to
+    /// continue after [`Error::Damaged`] or [`Error::Unreadable`]. The end of what readers see if there is none before
+    /// that. If an index is damaged, this reads its segment.
     ///
     /// # Errors
     /// [`Error::Io`] if that cannot be known now.
@@ -755,8 +756,8 @@ impl Log {
     }
 }
 
-/// How often callers that have other logs to serve look at one log before they go on to the next. Looks are counted, so that
-/// the simulation, where each look gets the threads' work done, can be replayed.
+/// How often callers that have other logs to serve check one log before they go on. Counted, not timed, so that the
+/// simulation can be replayed: there, each check runs the background work.
 #[cfg(feature = "store")]
 const LOOKS: u32 = 10;
 const LOOK_PAUSE: Duration = Duration::from_millis(10);

@@ -1,5 +1,5 @@
-//! Two things at once, on another thread for the time of a call, where that saves time; one after the other where no thread can
-//! be started, and where the caller says so, because the order of operations is replayed.
+//! Two things at once, on another thread for the time of a call, where that saves time; one after the other where no
+//! thread can be started, and where the caller says so, because the order of operations is replayed.
 
 use std::{
     panic::resume_unwind,
@@ -25,6 +25,30 @@ pub(crate) fn both<A, B: Send>(
             _ => run(),
         };
         (done, beside.unwrap_or_else(|| unreachable!("it was not taken before")))
+    })
+}
+
+/// Calls `make` for each item, and returns the results in their order: on `threads` threads, each with a part of the
+/// items that follow one another.
+pub(crate) fn map<T: Sync, R: Send>(threads: usize, items: &[T], make: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let make_all = |items: &[T]| items.iter().map(&make).collect::<Vec<_>>();
+    let mut parts = items.chunks(items.len().div_ceil(threads).max(1));
+    let Some(first) = parts.next() else { return Vec::new() };
+    scope(|scope| {
+        let started: Vec<_> = parts
+            .map(|part| {
+                let thread = Builder::new().name("millstream-open".into());
+                (part, thread.spawn_scoped(scope, move || make_all(part)))
+            })
+            .collect();
+        let mut results = make_all(first);
+        for (part, thread) in started {
+            results.extend(match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(_) => make_all(part),
+            });
+        }
+        results
     })
 }
 
@@ -82,6 +106,16 @@ mod tests {
             let third = made_ahead(parallel, &items, make, |next| (next(), next(), next()).2);
             assert_eq!(third, Some(4));
             assert!(count.load(std::sync::atomic::Ordering::Relaxed) <= 4);
+        }
+    }
+
+    #[test]
+    fn results_are_in_the_order_of_the_items() {
+        for items in [0, 1, 2, 3, 4, 5, 100] {
+            let items: Vec<usize> = (0..items).collect();
+            for threads in [1, 2, 4] {
+                assert_eq!(map(threads, &items, |item| *item), items, "{threads}");
+            }
         }
     }
 

@@ -45,9 +45,8 @@ pub(crate) struct Segment {
     pub(crate) next: SwapOption<Segment>,
     /// What is known about it once it is sealed.
     pub(crate) sealed: OnceLock<sealed::Sealed>,
-    /// The age of its newest record: milliseconds from the segment's creation until that record was appended, or, as long as
-    /// the segment is not sealed, a later time at which the next one could have been. Never decreases until then.
-    /// [`AGE_UNKNOWN`] if it is not known.
+    /// The age of its newest record: milliseconds from the segment's creation. Until the segment is sealed, it may be
+    /// later: the time that the next record would get. Never decreases until then. [`AGE_UNKNOWN`] if it is not known.
     pub(crate) age: AtomicU64,
 }
 
@@ -92,7 +91,8 @@ impl Segment {
         self.header.created.saturating_add(self.age.load(Ordering::Relaxed))
     }
 
-    /// When its newest record was appended, even if the clock has gone on since then; far in the future if that is not known.
+    /// When its newest record was appended, even if the clock has gone on since then; far in the future if that is not
+    /// known.
     pub(crate) fn newest_record(&self) -> u64 {
         self.last_age().map_or_else(|| self.newest(), |age| self.header.created.saturating_add(age))
     }
@@ -122,8 +122,8 @@ impl Segment {
         lock(&self.file).clone()
     }
 
-    /// Gives back its file and its chunk: it has no record, and another segment has taken its place. Segments before it still
-    /// lead to it, for as long as they exist.
+    /// Gives back its file and its chunk: it has no record, and another segment has taken its place. Segments before it
+    /// still lead to it, for as long as they exist.
     pub(crate) fn give_up(&self) {
         *lock(&self.file) = None;
         self.chunk.clear();

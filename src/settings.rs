@@ -27,8 +27,8 @@ impl json::Word for Durability {
     const WORDS: &str = "`disk` or `memory`";
 }
 
-/// The settings a log is created with. Without `durability` or `segment_bytes`, the store's options apply; without the others
-/// there is no such limit. In JSON, a setting that is `None` is left out: `null` is refused.
+/// The settings a log is created with. Without `durability` or `segment_bytes`, the store's options apply; without the
+/// others there is no such limit. In JSON, a setting that is `None` is left out: `null` is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {

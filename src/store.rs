@@ -1,10 +1,10 @@
 //! Many named logs in one directory: created with settings, opened when they are used, closed when nobody uses them.
 //!
-//! Each log has a directory of its own, `DATA/NAME`, with its settings in `log.json`. A directory that is empty, or has only
-//! files of somebody else, is not a log. The first caller that asks for a
-//! log opens it. The store's housekeeper closes it again once it has been idle for a while, or once too many logs are
-//! open: memory and descriptors are proportional to the logs in use, not to the logs that exist. The housekeeper also
-//! applies retention, for which it opens closed logs now and then. The scrubber verifies their sealed segments.
+//! Each log has a directory of its own, `DATA/NAME`, with its settings in `log.json`. A directory that is empty, or has
+//! only files of somebody else, is not a log. The first caller that asks for a log opens it. The store's housekeeper
+//! closes it again once it has been idle for a while, or once too many logs are open: memory and descriptors are
+//! proportional to the logs in use, not to the logs that exist. The housekeeper also applies retention, for which it
+//! opens closed logs now and then. The scrubber verifies their sealed segments.
 //!
 //! # What always holds
 //! - A log is open at most once: an entry's lock is held while the log is opened, closed or deleted.
@@ -189,8 +189,8 @@ impl Store {
         })
     }
 
-    /// Fails with [`Error::NotFound`] if there is no log of this name, or with [`Error::BadName`] if there cannot be one. Never
-    /// waits for a disk.
+    /// Fails with [`Error::NotFound`] if there is no log of this name, or with [`Error::BadName`] if there cannot be
+    /// one. Never waits for a disk.
     #[cfg(feature = "server")]
     pub(crate) fn check(&self, name: &str) -> Result<(), Error> {
         self.known(name).map(|_| ())
@@ -258,8 +258,8 @@ impl Store {
         }
     }
 
-    /// The answer of [`create`](Store::create) for a name that is taken: `false` if the log has the same settings, otherwise
-    /// [`Error::Exists`].
+    /// The answer of [`create`](Store::create) for a name that is taken: `false` if the log has the same settings,
+    /// otherwise [`Error::Exists`].
     fn existing_with(&self, name: &str, settings: &LogSettings) -> Result<bool, Error> {
         let log = self.get(name)?;
         if *log.settings() == *settings {
@@ -324,8 +324,8 @@ impl Store {
         entries.range::<str, _>((from, Bound::Unbounded)).take(limit).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Those of `names` that are unusable: the last attempt to open the log failed because of the contents of its directory,
-    /// or its name or settings were found to be invalid when the store was opened.
+    /// Those of `names` that are unusable: the last attempt to open the log failed because of the contents of its
+    /// directory, or its name or settings were found to be invalid when the store was opened.
     pub fn unusable<'a>(&self, names: &'a [String]) -> Vec<&'a str> {
         let entries = read_lock(&self.inner.entries);
         let is_unusable =

@@ -22,8 +22,8 @@ pub(crate) static CHUNK_BYTES: std::sync::atomic::AtomicU64 = std::sync::atomic:
 #[derive(Debug)]
 pub(crate) struct ChunkMemory {
     capacity: u64,
-    /// What precedes its segment, packed. Kept here as well as in the backing, because the successor of an empty segment inherits
-    /// it.
+    /// What precedes its segment, packed. Kept here as well as in the backing, because the successor of an empty
+    /// segment inherits it.
     predecessor: std::sync::atomic::AtomicU64,
     /// One slot per record; 0 until the record is published. Rounded up to whole blocks of the spreading below.
     pub(super) slots: Box<[AtomicU32]>,
@@ -117,8 +117,8 @@ impl ChunkMemory {
         }
     }
 
-    /// Notes what precedes the segment that it holds from now on, and in the backing, if this is one, also which segment that
-    /// is. Must be called before the first frame is written.
+    /// Notes what precedes the segment that it holds from now on, and in the backing, if this is one, also which
+    /// segment that is. Must be called before the first frame is written.
     pub(crate) fn label(&mut self, label: &super::backing::Label, predecessor: Predecessor) {
         // The old notes must be gone before the new label is there.
         #[cfg(not(loom))]

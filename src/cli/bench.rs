@@ -1,4 +1,5 @@
-//! `millstream bench`: appends to a server, or to logs in this process, at the highest rate or at a fixed one, and measures.
+//! `millstream bench`: appends to a server, or to logs in this process, at the highest rate or at a fixed one, and
+//! measures.
 //!
 //! With a fixed rate, latency counts from when a request was due, and not from when it was sent: a server that stalls is
 //! charged for all requests that should have come meanwhile (G. Tene calls the contrary coordinated omission).

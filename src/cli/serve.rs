@@ -111,7 +111,7 @@ pub(super) struct Serve {
     /// Create a log when a record is appended to it
     #[arg(long, env = "MILLSTREAM_CREATE_LOGS", help_heading = "Logs")]
     create_logs: bool,
-    /// The most unused logs that are kept open; each takes one open file
+    /// The most logs that are kept open; each takes one open file. Logs in use stay open, even beyond that
     #[arg(long, env = "MILLSTREAM_MAX_OPEN_LOGS", default_value_t = StoreOptions::default().open_logs, help_heading = "Logs")]
     max_open_logs: usize,
     /// Seconds after which an unused log is closed; it is opened again on demand
@@ -257,7 +257,8 @@ impl Serve {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// A directory that was named must exist: without it, records that are acknowledged in memory are lost with the process.
+    /// A directory that was named must exist: without it, records that are acknowledged in memory are lost with the
+    /// process.
     fn check_shm_dir(&self) -> Result<(), Failure> {
         let at = &self.shm_dir;
         if at.as_os_str() == "none" || at.as_os_str() == SHM_DIR || at.is_dir() {

@@ -14,10 +14,10 @@ pub(super) struct SettingsFlags {
     /// What the values must be
     #[arg(long, value_enum)]
     values: Option<Kind>,
-    /// Drop the oldest records once the log has more than this many bytes, such as 10GiB
+    /// Drop the oldest segments while the log's files take more than this many bytes, such as 10GiB
     #[arg(long, value_name = "SIZE", value_parser = size)]
     retention_bytes: Option<u64>,
-    /// Drop records that are older than this many seconds
+    /// Drop segments whose records are all older than this many seconds
     #[arg(long, value_name = "SECONDS")]
     retention_seconds: Option<u64>,
     /// The largest segment

@@ -191,7 +191,8 @@ impl Target {
         }
     }
 
-    /// Drops whole segments below `before`, or all records if that is the next offset; returns the first offset that is left.
+    /// Drops whole segments below `before`, or all records if that is the next offset; returns the first offset that is
+    /// left.
     pub(super) async fn trim(&self, log: &str, before: u64) -> Result<u64, Failure> {
         match self {
             Self::Server(client) => Ok(client.trim(log, before).await?),

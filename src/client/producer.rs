@@ -111,8 +111,9 @@ impl Batch {
         self.divided(|first, bytes| first.has_room_for(bytes, limits))
     }
 
-    /// Splits the batch in two. The first part has the first record, and those after it for as long as `takes(part, value_bytes)`
-    /// is true. A batch with a mark stays whole: the mark says how far its producer had come with all of it.
+    /// Splits the batch in two. The first part has the first record, and those after it for as long as
+    /// `takes(part, value_bytes)` is true. A batch with a mark stays whole: the mark says how far its producer had come
+    /// with all of it.
     fn divided(mut self, takes: impl Fn(&Self, usize) -> bool) -> (Self, Option<Self>) {
         if self.mark.is_some() {
             return (self, None);
@@ -161,7 +162,8 @@ pub struct Stored {
     pub first_offset: Option<u64>,
     /// The offset of the last one.
     pub last_offset: Option<u64>,
-    /// How many of these records were stored by an attempt whose answer was lost, so that they were sent again or asked about.
+    /// How many of these records were stored by an attempt whose answer was lost, so that they were sent again or asked
+    /// about.
     pub repeated: u64,
 }
 
@@ -180,8 +182,8 @@ struct State {
     wants_epoch: bool,
     /// The last epoch that has begun, also if nothing was sent in it.
     begun: Option<u32>,
-    /// Whether the next epoch is to begin also if another producer has begun a later one than that: the caller has discarded
-    /// what could not be stored because of that producer.
+    /// Whether the next epoch may begin even if another producer has begun a later one: the caller has discarded the batch
+    /// that was refused because of it.
     takes_over: bool,
     /// The last epoch in which something was sent, with the log's id.
     sent_in: Option<Epoch>,
@@ -257,8 +259,9 @@ fn check_mark(mark: &str) -> Result<(), Error> {
 /// Collects records into batches and sends them to a log in the background: when a batch is large enough, or a while
 /// after its first record. Records are stored in the order in which they were accepted.
 ///
-/// A producer begins an epoch of its id when it first sends something, or when [asked](Self::begin_epoch) to: what is still on its
-/// way from an earlier producer of the same id is refused from then on, and that producer gets [`Error::TakenOver`].
+/// A producer begins an epoch of its id when it first sends something, or when [asked](Self::begin_epoch) to: what is
+/// still on its way from an earlier producer of the same id is refused from then on, and that producer gets
+/// [`Error::TakenOver`].
 ///
 /// If it is dropped, it goes on until all that it has accepted is stored, for as long as the runtime exists and it does
 /// not give up; [`close`](Self::close) waits for that, and says whether it was.
@@ -270,8 +273,8 @@ pub struct Producer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProducerOptions {
-    /// A batch is sent when it has this many bytes, or as many as the server and a segment of the log have room for. Default:
-    /// 1 MiB.
+    /// A batch is sent when it has this many bytes, or as many as the server and a segment of the log have room for.
+    /// Default: 1 MiB.
     pub batch_bytes: usize,
     /// A batch is sent when its first record has waited this long. Default: 100 ms.
     pub linger: Duration,
@@ -427,8 +430,8 @@ impl Producer {
         }
     }
 
-    /// Resumes sending after a temporary error. Returns how often sending has been stopped so far; fails if it was stopped for
-    /// good.
+    /// Resumes sending after a temporary error. Returns how often sending has been stopped so far; fails if it was
+    /// stopped for good.
     fn resume(&self, state: &mut State) -> Result<u64, Error> {
         match &state.stuck {
             Some(error) if !error.is_temporary() => return Err(error.clone()),
@@ -517,9 +520,10 @@ impl Producer {
 
     /// Gives up the batch that could not be stored, and returns its records. The producer continues with the next batch.
     ///
-    /// Call it after [`flush`](Self::flush) has returned an error; otherwise it returns nothing. After [`Error::TakenOver`], it
-    /// makes the producer take over in turn when it goes on. After a temporary error, call it within 2 s: then the producer
-    /// sends the batch again. After [`Error::TaskEnded`], each call returns the records of another batch, until none is left.
+    /// Call it after [`flush`](Self::flush) has returned an error; otherwise it returns nothing. After
+    /// [`Error::TakenOver`], it makes the producer take over in turn when it goes on. After a temporary error, call it
+    /// within 2 s: then the producer sends the batch again. After [`Error::TaskEnded`], each call returns the records
+    /// of another batch, until none is left.
     ///
     /// If an attempt to send the batch got no answer, the records that are returned may be stored all the same.
     pub fn discard(&self) -> Vec<Bytes> {
@@ -550,9 +554,9 @@ impl Producer {
         records
     }
 
-    /// Whether records that are not among those known to be [`stored`](Self::stored) may be stored all the same: the oldest of
-    /// them were sent, and no answer has said that they were not. Those that [`discard`](Self::discard) has returned do not
-    /// count.
+    /// Whether records that are not among those known to be [`stored`](Self::stored) may be stored all the same: the
+    /// oldest of them were sent, and no answer has said that they were not. Those that [`discard`](Self::discard) has
+    /// returned do not count.
     pub fn may_be_stored(&self) -> bool {
         // If the oldest batch is not stored, nor are those behind it. Relaxed: as where it is set.
         self.shared.state().numbered.front().is_some_and(|batch| batch.may_be_stored.load(Ordering::Relaxed))

@@ -77,8 +77,8 @@ impl Tail {
         self
     }
 
-    /// What keeps the tail from reading at the moment, while it tries again: at the first failed attempt, and `None` when it
-    /// has succeeded.
+    /// What keeps the tail from reading at the moment, while it tries again: at the first failed attempt, and `None`
+    /// when it has succeeded.
     pub fn trouble(&self) -> watch::Receiver<Option<Error>> {
         self.trouble.subscribe()
     }

@@ -55,8 +55,8 @@ pub(super) fn reserve(file: &fs::File, length: u64) -> io::Result<()> {
     if allocate(file, length)? { Ok(()) } else { file.set_len(length) }
 }
 
-/// Reserves the blocks of an existing file, as [`File::reserve`](super::File::reserve). Where blocks cannot be reserved, only
-/// writing shows whether there is room.
+/// Reserves the blocks of an existing file, as [`File::reserve`](super::File::reserve). Where blocks cannot be
+/// reserved, only writing shows whether there is room.
 pub(super) fn reserve_again(file: &fs::File, length: u64, written: Range<u64>) -> io::Result<()> {
     let found = file.metadata()?;
     // XFS needs free space for this, even on a full disk, though all blocks are allocated.

@@ -159,8 +159,8 @@ impl Sim {
         (state.plan.fatal, state.plan.passing)
     }
 
-    /// The next writes, this many, find no room, as in files whose room cannot be reserved, or is shared with a copy. Some of
-    /// what they write may have been written.
+    /// The next writes, this many, find no room, as in files whose room cannot be reserved, or is shared with a copy.
+    /// Some of what they write may have been written.
     pub(crate) fn run_dry(&self, writes: u64) {
         self.state().plan.dry = writes;
     }

@@ -243,8 +243,9 @@ impl Context {
         done.map_err(Problem::of_log(log))
     }
 
-    /// Runs what writes a small file of a log, as [`on_log`](Self::on_log) does, once [`WritePace`] allows it: `last_write` says
-    /// when and how much was last written, or nothing if there is nothing left to write. The pause is without the permit.
+    /// Runs what writes a small file of a log, as [`on_log`](Self::on_log) does, once [`WritePace`] allows it:
+    /// `last_write` says when and how much was last written, or nothing if there is nothing left to write. The pause is
+    /// without the permit.
     pub(super) async fn on_log_at_write_pace<T: Send + 'static>(
         &self,
         share: &ConnectionShare,

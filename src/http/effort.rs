@@ -56,8 +56,8 @@ const STEP: usize = 4 << 10;
 
 /// How much time decoding may take.
 struct Allowance {
-    /// In any case. Of the time that is allowed for bytes, no more is saved for later: what decodes to many bytes in no time
-    /// must not buy time for what decodes to none.
+    /// In any case. Of the time that is allowed for bytes, no more is saved for later: what decodes to many bytes in no
+    /// time must not buy time for what decodes to none.
     first: Duration,
     /// For each byte that was decoded, in nanoseconds.
     per_byte: u64,

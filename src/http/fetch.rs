@@ -79,13 +79,13 @@ pub(super) async fn make<S: Send + 'static, T: Send + 'static>(
     }
 }
 
-/// Gets memory of `bytes` for an answer. A small answer asks for it at once. Large ones wait in line, where one request at a
-/// time asks for memory, for at least as long as an append may wait: otherwise requests that come again and again would get
-/// all of it. The line is fair among connections. A request that gets none in its turn goes to the end of the line: it may
-/// need more than will be free for long, and those behind it less.
+/// Gets memory of `bytes` for an answer. A small answer asks for it at once. Large ones wait in line, where one request
+/// at a time asks for memory, for at least as long as an append may wait: otherwise requests that come again and again
+/// would get all of it. The line is fair among connections. A request that gets none in its turn goes to the end of the
+/// line: it may need more than will be free for long, and those behind it less.
 ///
-/// A large answer that is less than four times as large as a small one may be tries once before it waits in line, so that it
-/// does not wait behind much larger ones. A connection that was too slow to take an answer while others were refused is
+/// A large answer of up to four times [`UNQUEUED_BYTES`] first tries once without waiting in line, so that it does not wait
+/// behind much larger ones. A connection that was too slow to take an answer while others were refused is
 /// refused a large one while memory is tight, for as long as a body may take.
 async fn covered(
     context: &Context,

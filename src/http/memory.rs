@@ -1,7 +1,7 @@
 //! One budget of memory for everything that clients make the server hold: bodies being received, bodies being parsed,
 //! and answers being sent. Anything that would exceed it is refused before it is read or rendered. The exception is an
-//! answer that is the only one: it gets its memory even beyond the budget, so that a record that is larger than the part for
-//! answers can be read.
+//! answer that is the only one: it gets its memory even beyond the budget, so that a record that is larger than the
+//! part for answers can be read.
 //!
 //! A [`Grant`] is a part of the budget, returned when it is dropped. A [`Buffer`] is bytes that hold their grant: small
 //! ones are on the heap; large ones are mappings of their own, which return to the system as soon as they are dropped,
@@ -278,9 +278,9 @@ impl Grant {
         Ok(())
     }
 
-    /// Grows the grant to cover `bytes`: asks for them until there is room, or patience ends, with a pause after each attempt.
-    /// There is no queue: a request takes what it needs as soon as that is free, so that one that needs much does not delay
-    /// those that need little.
+    /// Grows the grant to cover `bytes`: asks for them until there is room, or patience ends, with a pause after each
+    /// attempt. There is no queue: a request takes what it needs as soon as that is free, so that one that needs much
+    /// does not delay those that need little.
     pub(super) async fn cover_within(
         &mut self,
         bytes: usize,

@@ -1,4 +1,4 @@
-//! What `/metrics` shows, for Prometheus. Only the lag of cursors is told apart by names, of the 1,000 largest.
+//! What `/metrics` shows, for Prometheus. Only the lag of cursors is labelled by name, for the 1,000 largest.
 
 use super::{
     answer::{Answer, full},

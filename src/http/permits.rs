@@ -91,9 +91,9 @@ pub(super) struct ConnectionShare {
     was_slow: Mutex<Option<Instant>>,
 }
 
-/// How many requests of a connection may wait for busy logs at once. It is few, so that a request of another connection,
-/// which stands in the same line for a log, has few before it; and more than one, so that one busy log does not hold up what
-/// the connection wants of other logs.
+/// How many requests of a connection may wait for busy logs at once. It is few, so that a request of another
+/// connection, which stands in the same line for a log, has few before it; and more than one, so that one busy log does
+/// not hold up what the connection wants of other logs.
 const BUSY_LOGS: usize = 8;
 
 #[cfg(test)]

@@ -112,7 +112,8 @@ pub(super) async fn known(
     context.on_log(share, log, move |log| log.producer(&id)).await
 }
 
-/// `POST`: the producer's next epoch, unless it is in a later one than `after`. Batches of older ones are refused from now on.
+/// `POST`: the producer's next epoch, unless it is in a later one than `after`. Batches of older ones are refused from
+/// now on.
 pub(super) async fn begin(
     context: &Context,
     asker: Asker<'_>,

@@ -257,9 +257,10 @@ impl Reading {
         Ok(Went::All)
     }
 
-    /// Continues without rendering anything, for about as long as a [`LOOK_SLICE`], or a [`INLINE_LOOK`] on the runtime's thread.
-    /// Returns whether the end of the range was reached. Large records are read only to verify them, which a HEAD does
-    /// not need. If there is no memory for that, the range ends before such a record, if anything is before it.
+    /// Continues without rendering anything, for about as long as a [`LOOK_SLICE`], or a [`INLINE_LOOK`] on the
+    /// runtime's thread. Returns whether the end of the range was reached. Large records are read only to verify them,
+    /// which a HEAD does not need. If there is no memory for that, the range ends before such a record, if anything is
+    /// before it.
     fn look(&mut self, memory: &Arc<Memory>, only_head: bool, place: Place) -> Result<bool, Problem> {
         let begun = Instant::now();
         let mut steps = 0;

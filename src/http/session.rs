@@ -1,12 +1,14 @@
 //! Append sessions: a request whose body and answer are both streams. What has arrived together is appended as one
-//! batch, and each commit is answered by a line of JSON: how many records of this request are stored, and up to which offset.
+//! batch, and each commit is answered by a line of JSON: how many records of this request are stored, and up to which
+//! offset.
 //!
-//! A session takes no more of the body while there is no room for what it has, and makes no more lines than its client takes.
-//! So it holds a part of the body, the beginning of a record, and one position for each batch that is on its way to the disk.
+//! A session takes no more of the body while there is no room for what it has, and makes no more lines than its client
+//! takes. So it holds a part of the body, the beginning of a record, and one position for each batch that is on its way
+//! to the disk.
 //!
-//! A producer's session begins an epoch of the producer, which fences off its earlier sessions. Each of its batches carries a
-//! mark: how many records the producer has stored in sessions. So a session that says which of them its first record is
-//! (`Producer-Seq`) leaves out what is stored already, and compares it with what the log remembers of it.
+//! A producer's session begins an epoch of the producer, which fences off its earlier sessions. Each of its batches
+//! carries a mark: how many records the producer has stored in sessions. So a session that says which of them its first
+//! record is (`Producer-Seq`) leaves out what is stored already, and compares it with what the log remembers of it.
 //!
 //! # What always holds
 //! - Records are appended in their order, each once; a record that is not whole is not appended, except for a last line
@@ -52,8 +54,8 @@ const MAX_UNACKNOWLEDGED: usize = 4096;
 
 /// How long a session that ends for a problem waits for its last commits, and for its client to see why.
 const LAST_COMMITS: Duration = Duration::from_secs(2);
-/// How long the first part of the body is waited for after `Expect: 100-continue`, so that `100 Continue` is sent before the
-/// answer begins.
+/// How long the first part of the body is waited for after `Expect: 100-continue`, so that `100 Continue` is sent
+/// before the answer begins.
 const ASKING: Duration = Duration::from_millis(20);
 
 /// What a request for a session asks for.
@@ -207,8 +209,8 @@ impl Session {
         }
     }
 
-    /// Reads what still comes of the body, for a while: a client that is sending may not see the last line if the connection
-    /// breaks.
+    /// Reads what still comes of the body, for a while: a client that is sending may not see the last line if the
+    /// connection breaks.
     async fn read_rest(&mut self) {
         if self.body_has_ended {
             return;
@@ -437,8 +439,8 @@ impl Session {
         }
     }
 
-    /// Removes the batches that are stored from the queue: at most a run of them without gaps, so that the offset of each record
-    /// is known from that of the last.
+    /// Removes the batches that are stored from the queue: at most a run of them without gaps, so that the offset of
+    /// each record is known from that of the last.
     fn acknowledge(&mut self) {
         let is_stored = |batch: &Unacknowledged| match self.ack {
             Ack::Durable => batch.end <= self.log.durable_offset(),

@@ -68,8 +68,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// A year, to which longer times are shortened: they make no difference to a caller that waits, and could not be added to
-    /// every point in time.
+    /// A year, to which longer times are shortened: they make no difference to a caller that waits, and could not be
+    /// added to every point in time.
     pub const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
     pub(super) fn clamp_times(&mut self) {

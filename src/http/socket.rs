@@ -34,7 +34,8 @@ impl Socket {
         done
     }
 
-    /// Writes a problem document instead of these bytes, if they are an answer that hyper has made by itself; `None` if not.
+    /// Writes a problem document instead of these bytes, if they are an answer that hyper has made by itself; `None` if
+    /// not.
     fn poll_write_instead(
         &mut self,
         context: &mut std::task::Context<'_>,

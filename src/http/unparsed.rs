@@ -1,5 +1,5 @@
-//! Answers to what is not HTTP. hyper answers by itself, with a head alone, what it cannot parse, so that no handler sees it:
-//! such a head is recognised when it is written, and a problem document is written instead.
+//! Answers to what is not HTTP. hyper answers by itself, with a head alone, what it cannot parse, so that no handler
+//! sees it: such a head is recognised when it is written, and a problem document is written instead.
 
 use super::problem::Problem;
 use crate::Code;
@@ -7,8 +7,8 @@ use crate::Code;
 /// What an answer without a body has in its head, as hyper writes it.
 const NO_BODY: &str = "content-length: 0\r\n";
 
-/// What is to be written instead of this head; `None` if it is not one of those that hyper makes by itself. Our own refusals
-/// have a body, or at least the type that it would have.
+/// What is to be written instead of this head; `None` if it is not one of those that hyper makes by itself. Our own
+/// refusals have a body, or at least the type that it would have.
 pub(super) fn instead_of(head: &[u8]) -> Option<Vec<u8>> {
     let (code, detail) = match (head.get(..8)?, head.get(8..12)?) {
         (b"HTTP/1.1" | b"HTTP/1.0", b" 400") => (

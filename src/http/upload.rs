@@ -1,10 +1,11 @@
 //! Receiving a body into memory of the budget: when there is room for it, and no slower than it may be while others wait.
 //!
-//! A body that there is no room for waits for a moment before it is read at all, in a line that is fair among connections:
-//! otherwise clients that send again and again would get all that becomes free. While bodies of other connections wait, a body
-//! is refused if, at its present pace, sending what it has sent so far once more would take longer than a body may. Without
-//! that, a dozen clients that send almost all of a large body, and then nothing, keep everybody else from sending. Bodies of
-//! the same connection do not count: with HTTP/2 they share its window, and may be what keeps a body from coming.
+//! A body that there is no room for waits for a moment before it is read at all, in a line that is fair among
+//! connections: otherwise clients that send again and again would get all that becomes free. While bodies of other
+//! connections wait, a body that arrives too slowly is refused: at its present rate, receiving as many bytes again as
+//! it holds would take longer than a whole body may. Without that, a dozen clients that send almost all of a large
+//! body, and then nothing, keep everybody else from sending. Bodies of the same connection do not count: with HTTP/2
+//! they share its window, and may be what keeps a body from coming.
 
 use super::{
     context::Context,
@@ -24,7 +25,8 @@ const ASK: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from
 /// How long a body's pace is measured before it is judged.
 const PACE: Duration = Duration::from_secs(1);
 
-/// If there is no room for a body of this many bytes, waits until there is, for as long as an append may wait, and takes it.
+/// If there is no room for a body of this many bytes, waits until there is, for as long as an append may wait, and
+/// takes it.
 pub(super) async fn room(context: &Context, share: &ConnectionShare, bytes: usize) -> Result<Grant, Problem> {
     let memory = &context.memory;
     let size = Size::of(bytes);

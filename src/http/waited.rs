@@ -1,9 +1,10 @@
 //! Logs that are waited for: by long polls and live tails, which keep their log open. The number of such logs is limited;
 //! otherwise a few connections that wait for thousands of logs would take all descriptors.
 //!
-//! When one log too many is waited for, one of them is given up, which ends all waits for it. It is the log for which even the
-//! most modest waiting connection waits for the most logs. Of several, it is the one whose oldest wait is the most recent. So connections that wait for few logs keep them, and those that
-//! wait for many lose waits. If every connection waits for one log only, the wait that has just begun ends at once, and
+//! When one log too many is waited for, one of them is given up, which ends all waits for it. For each log, take the
+//! waiting connection that waits for the fewest logs. The log for which that number is highest is given up; among
+//! equals, the one whose oldest wait began last. So connections that wait for few logs keep them, and those that wait
+//! for many lose waits. If every connection waits for one log only, the wait that has just begun ends at once, and
 //! disturbs nobody.
 //!
 //! A long poll that ends so is refused, with the time after which to try again; a tail ends as when the server stops, so

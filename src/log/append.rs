@@ -180,7 +180,8 @@ fn try_append_here<S: AppendValues + ?Sized>(
         return Err(full);
     }
     let segment = &active.segment;
-    // An offset before this segment is never next again, and one that no record number can represent is not next.
+    // An offset below this segment's base cannot become next again, and one too large for a record number cannot be next:
+    // `u32::MAX` stands for both, which no record has.
     let expected_record = expected.map(|offset| {
         offset.checked_sub(segment.base()).and_then(|record| u32::try_from(record).ok()).unwrap_or(u32::MAX)
     });

@@ -64,7 +64,8 @@ fn footprint(segment: &Segment) -> u64 {
     ChunkMemory::footprint(segment.header.capacity)
 }
 
-/// Takes the chunk from a sealed segment; unless somebody still reads it, gives its memory back at once, and not to the pool.
+/// Takes the chunk from a sealed segment; unless somebody still reads it, gives its memory back at once, and not to the
+/// pool.
 fn discard_chunk(segment: &Segment) {
     segment.chunk.take().and_then(into_inner).into_iter().for_each(Chunk::discard);
 }
@@ -192,8 +193,8 @@ impl Budget {
         self.make_room(0);
     }
 
-    /// Gives back the chunks of a log that has ended, and releases all of its claims. What callers still hold of its records is
-    /// not counted any more. With the lock, so that no other log releases a claim of this one afterwards.
+    /// Gives back the chunks of a log that has ended, and releases all of its claims. What callers still hold of its
+    /// records is not counted any more. With the lock, so that no other log releases a claim of this one afterwards.
     pub(super) fn end(&self, share: &Arc<PoolShare>) {
         for segment in self.forget(share, u64::MAX) {
             discard_chunk(&segment);
@@ -204,8 +205,8 @@ impl Budget {
         share.free_all();
     }
 
-    /// Releases the chunks of a log's segments below `first`, which were trimmed: readers that hold them keep them. Returns the
-    /// segments.
+    /// Releases the chunks of a log's segments below `first`, which were trimmed: readers that hold them keep them.
+    /// Returns the segments.
     pub(super) fn forget(&self, share: &Arc<PoolShare>, first: u64) -> Vec<Arc<Segment>> {
         let mut gone = Vec::new();
         let mut recent = lock(&self.recent);

@@ -1,9 +1,9 @@
 //! The time of a log, according to a clock that may be wrong.
 //!
-//! Times never go back within a segment. If the clock is set back by no more than [`MAX_SETBACK_MILLIS`], the segment's time stands
-//! still until the clock has caught up with it. If it is set back by more, it was wrong before, or it is wrong now: in
-//! both cases another segment begins, with the time of the clock. So a wrong time lasts no longer than the segment that
-//! has it, and times go back only in visible places: at the start of a segment.
+//! Times never go back within a segment. If the clock is set back by no more than [`MAX_SETBACK_MILLIS`], the segment's
+//! time stands still until the clock has caught up with it. If it is set back by more, it was wrong before, or it is
+//! wrong now: in both cases another segment begins, with the time of the clock. So a wrong time lasts no longer than
+//! the segment that has it, and times go back only in visible places: at the start of a segment.
 //!
 //! Retention uses times that are plausible. A record's time in the future is not: the record is older than the segment
 //! after it ([`newest`]). If the clock leaps ahead, compared with the time that the process has measured itself, it is

@@ -199,8 +199,8 @@ impl Cursor {
         self.shared.make_change(asked)
     }
 
-    /// The last write of the file, if this change has yet to cause one: `None` if it was made together with another one. If the
-    /// file is being written, waits for that.
+    /// The last write of the file, if this change has yet to cause one: `None` if it was made together with another
+    /// one. If the file is being written, waits for that.
     #[cfg(feature = "server")]
     pub(crate) fn last_write(&self, asked: &AskedChange) -> Option<LastWrite> {
         let file = self.shared.cursors.file();
@@ -268,8 +268,8 @@ impl Shared {
         Ok(look(&table.offsets))
     }
 
-    /// Reads the cursors when the log is opened, and sets those beyond its end to the end. Returns why that cannot be written,
-    /// if nothing can: then the log must not be appended to.
+    /// Reads the cursors when the log is opened, and sets those beyond its end to the end. Returns why that cannot be
+    /// written, if nothing can: then the log must not be appended to.
     pub(super) fn load_cursors(&self) -> Result<Option<Error>, Error> {
         let path = self.dir.join(CURSORS_FILE);
         let text = tree::read_or_nothing(&*self.env.disk, &path).map_err(Error::io("read", &path))?;
@@ -327,8 +327,8 @@ impl Shared {
         asked.answer().unwrap_or(Err(Error::Closed)) // it is set by now
     }
 
-    /// Makes changes, each on what the one before has left, with one write. Also those that are refused are answered after
-    /// that: what refuses them must be durable.
+    /// Makes the changes in order, with one write. Refusals are answered after it, too: what they are based on must be
+    /// durable.
     fn make_changes(&self, file: &mut Written, all: &[(Change, Arc<OnceLock<Answer>>)]) -> Result<(), Error> {
         self.writable()?;
         let before = self.look_at_cursors(BTreeMap::clone)?;

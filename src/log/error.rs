@@ -246,8 +246,8 @@ pub(crate) fn unwritable(reason: &str, source: &io::Error) -> String {
 }
 
 impl Error {
-    /// The offset of the record that is [damaged](Self::Damaged), or that the disk [cannot read](Self::Unreadable), if that is
-    /// what is wrong.
+    /// The offset of the record that is [damaged](Self::Damaged), or that the disk [cannot read](Self::Unreadable), if
+    /// that is what is wrong.
     pub fn bad_record(&self) -> Option<u64> {
         match *self {
             Self::Damaged { offset } | Self::Unreadable { offset, .. } => Some(offset),

@@ -1,10 +1,10 @@
 //! The flusher: group commit.
 //!
 //! A commit takes all that is published without a gap, writes it with one call, raises `durable`, and wakes the
-//! waiters. One thread commits at a time, the one that holds the lock of the flusher's position: a thread of the flusher's pool, for
-//! async callers and for records that nobody waits for; or a thread that waits for its own record, which saves two
-//! context switches (see `docs/decisions/0001-waiters-commit.md`). Threads that arrive meanwhile wait for the lock, and
-//! then find their record durable, or commit everything that has arrived.
+//! waiters. One thread commits at a time, the one that holds the lock of the flusher's position: a thread of the
+//! flusher's pool, for async callers and for records that nobody waits for; or a thread that waits for its own record,
+//! which saves two context switches (see `docs/decisions/0001-waiters-commit.md`). Threads that arrive meanwhile wait
+//! for the lock, and then find their record durable, or commit everything that has arrived.
 //!
 //! The flusher is a task, run by a pool of threads for all logs. It is idle while there is nothing to write; the first
 //! append wakes it, and it lingers a millisecond for more, unless a caller waits.
@@ -158,7 +158,8 @@ impl Flusher {
         self.task.kick();
     }
 
-    /// Whether all records that are not on the disk are in memory that outlives the process, and can be restored from there.
+    /// Whether all records that are not on the disk are in memory that outlives the process, and can be restored from
+    /// there.
     #[cfg(all(any(test, fuzzing), feature = "store", not(loom)))]
     pub(super) fn is_backed(&self) -> bool {
         let mut segment = Some(Arc::clone(&lock(&self.position).segment));
@@ -177,8 +178,8 @@ impl Flusher {
         self.task.is_idle()
     }
 
-    /// Whether a turn of the flusher keeps the active segment's time up to date. It does so before each write, so the time may be
-    /// as old as the write in progress. The answer may be slightly out of date.
+    /// Whether a turn of the flusher keeps the active segment's time up to date. It does so before each write, so the
+    /// time may be as old as the write in progress. The answer may be slightly out of date.
     #[inline]
     pub(super) fn keeps_time(&self) -> bool {
         self.keeps_time.load(Ordering::Acquire) // see `KeepsTime`
@@ -336,8 +337,8 @@ impl Shared {
         }
     }
 
-    /// Writes the frames from the position to `to`; the first ones of a segment after its header and its name. They are on the
-    /// disk when this returns, and nothing has been told of it.
+    /// Writes the frames from the position to `to`; the first ones of a segment after its header and its name. They are
+    /// on the disk when this returns, and nothing has been told of it.
     fn write_frames(&self, position: &mut CommitPosition, to: ChunkPosition) -> Result<(), Error> {
         self.begin_segment(position)?;
         let file = position.file();

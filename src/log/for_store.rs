@@ -33,8 +33,8 @@ impl Log {
         self.handles.is_closing()
     }
 
-    /// Waits until the thread that is closing the log has finished, and finishes the work itself if that thread panicked. Then
-    /// another opening may take its place.
+    /// Waits until the thread that is closing the log has finished, and finishes the work itself if that thread
+    /// panicked. Then another opening may take its place.
     pub(crate) fn finish_close(&self) {
         let _ = self.close_in_place(&mut { CLOSING }, false); // whoever began it is told
     }
@@ -61,8 +61,8 @@ impl Log {
         self.shared.opened_full.is_some()
     }
 
-    /// Whether it refuses appends, or will as soon as its segment is full, for now or for good: it is damaged, has failed, or
-    /// finds no room on the disk for what was appended or for the next segment.
+    /// Whether it refuses appends, or will as soon as its segment is full, for now or for good: it is damaged, has
+    /// failed, or finds no room on the disk for what was appended or for the next segment.
     pub(crate) fn refuses_appends(&self) -> bool {
         self.writable().is_err() || self.shared.flush.full().is_some() || self.shared.roll.cannot_prepare()
     }
@@ -108,9 +108,9 @@ impl Log {
         self.close_in_place(left, true)
     }
 
-    /// Like [`close`](Self::close), for a log that [`settles_soon`](Self::settles_soon), and for callers that have other logs
-    /// to serve. If there is no room for the mark of a clean close, none is left and nothing is waited for: the next opening
-    /// reads more.
+    /// Like [`close`](Self::close), for a log that [`settles_soon`](Self::settles_soon), and for callers that have
+    /// other logs to serve. If there is no room for the mark of a clean close, none is left and nothing is waited for:
+    /// the next opening reads more.
     pub(crate) fn close_idle(self) -> Result<(), Error> {
         self.close_in_place(&mut { CLOSING }, false)
     }

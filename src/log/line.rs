@@ -9,8 +9,8 @@
 //! No wake-up is lost: a caller reads the number of events before it looks for room, gets into the line, and then reads
 //! the number again by adding zero to it; an event raises the number and then looks whether anyone waits. Of these two
 //! read-modify-writes of the number the later one acquires from the earlier, so one of them sees the other, as in
-//! [`wait`](super::wait). A turn cannot be lost either: it is passed on under the lock under which callers get into the line,
-//! and when a [`PlaceInLine`] is dropped.
+//! [`wait`](super::wait). A turn cannot be lost either: it is passed on under the lock under which callers get into the
+//! line, and when a [`PlaceInLine`] is dropped.
 //!
 //! A caller that has the turn and does nothing, such as a future that nobody polls, holds up those behind it. As long as
 //! anyone waits, the maintenance task makes another event every [`NUDGE`].
@@ -129,8 +129,8 @@ impl Line {
         self.waiting.store(callers.wakers.len() as u64, Ordering::Release);
     }
 
-    /// Gets into the line, or back to the same place, unless there was an event after `seen`. Returns whether the caller waits;
-    /// if it does not, it should look for room at once.
+    /// Gets into the line, or back to the same place, unless there was an event after `seen`. Returns whether the
+    /// caller waits; if it does not, it should look for room at once.
     pub(crate) fn join(&self, place: &mut PlaceInLine, seen: u64, waker: &Waker) -> bool {
         let old = self.enter(&mut lock(&self.callers), place, waker);
         drop(old);

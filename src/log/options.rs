@@ -36,9 +36,9 @@ pub struct Options {
     /// The largest segment in bytes, which also limits an append. Between 4 KiB and 1 GiB; rounded up to a multiple of
     /// 4 KiB. Default: 64 MiB.
     pub segment_bytes: u64,
-    /// The size of the first segment in bytes. Each segment is up to four times as large as the one before, as far as it
-    /// can be made while that is filled, up to `segment_bytes`; the second may have 1 MiB, if appends come fast. Default:
-    /// 64 KiB.
+    /// The size of the first segment in bytes. Each segment is up to four times as large as the one before, if it
+    /// can be prepared while that is filled, up to `segment_bytes`. If appends come fast, the second one may have 1 MiB.
+    /// Default: 64 KiB.
     pub first_segment_bytes: u64,
     /// Bytes of memory for chunks: those being written, the next one, and as many recent ones for readers as fit. Must
     /// be at least what three of the largest segments take (plus 1/7 for their slots). When records that are not yet on

@@ -360,7 +360,8 @@ impl Reader {
         Ok(true)
     }
 
-    /// Continues with the first record from `offset` on that can be read; see [`Log::next_readable`](super::Log::next_readable).
+    /// Continues with the first record from `offset` on that can be read; see
+    /// [`Log::next_readable`](super::Log::next_readable).
     ///
     /// # Errors
     /// [`Error::Io`] if that cannot be known now.

@@ -36,10 +36,10 @@ pub struct Repaired {
 }
 
 /// Repairs the log in `dir`, so that it can be written to again. Lost records stay lost: readers find
-/// [marks](crate::Record::is_lost) in their places, and all others keep their offsets. Records that are still in the memory of a killed process are
-/// recovered from there ([`Options::shm_dir`], at its default place); any that follow them are restored by the next
-/// opening. Whatever opening would fix by itself is fixed in the same way, and no further. Does nothing if nothing is
-/// damaged, and may be repeated after it was interrupted. The log must not be open.
+/// [marks](crate::Record::is_lost) in their places, and all others keep their offsets. Records that are still in the
+/// memory of a killed process are recovered from there ([`Options::shm_dir`], at its default place); any that follow
+/// them are restored by the next opening. Whatever opening would fix by itself is fixed in the same way, and no
+/// further. Does nothing if nothing is damaged, and may be repeated after it was interrupted. The log must not be open.
 ///
 /// # Errors
 /// [`Error::InUse`], [`Error::NotALog`], [`Error::Newer`], [`Error::Corrupt`] for damage that is beyond repair,

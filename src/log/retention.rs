@@ -41,9 +41,10 @@ impl Retention {
 }
 
 impl Log {
-    /// Drops whole segments, oldest first, so that the segment files take at most [`bytes`](Retention::bytes), and those
-    /// whose records are all older than [`age`](Retention::age); see [`Retention`] for what is kept in any case. Returns the
-    /// first offset that is left. If the disk has no room for the segment after the last one, that stays until it has.
+    /// Drops whole segments, oldest first, so that the segment files take at most [`bytes`](Retention::bytes), and
+    /// those whose records are all older than [`age`](Retention::age); see [`Retention`] for what is kept in any case.
+    /// Returns the first offset that is left. If the disk has no room for the next segment, the last one stays until
+    /// there is room.
     ///
     /// # Errors
     /// As [`trim`](Self::trim).
@@ -96,7 +97,8 @@ impl Shared {
         before
     }
 
-    /// Whether all records of the log are too old, and the last segment that has some is still to be [ended](Self::last_to_end).
+    /// Whether all records of the log are too old, and the last segment that has some is still to be
+    /// [ended](Self::last_to_end).
     fn is_last_expired(&self, Retention { age, .. }: Retention) -> bool {
         let now = self.trusted_now();
         let Some(oldest) = age.and_then(|age| self.oldest(now, age)) else { return false };
@@ -104,8 +106,9 @@ impl Shared {
         self.last_to_end(self.next_offset()).is_some_and(is_old)
     }
 
-    /// The last segment that has records, in its chain, if it is still to be ended and sealed, or the one after it to be begun:
-    /// only then can it be dropped. `None` also if the log does not end at `end`, durably, or cannot be written.
+    /// The last segment that has records, as its chain and its place in it, if it cannot be dropped yet: it is not
+    /// sealed, or the segment after it has no file. `None` if it can be dropped, if the log does not end at `end` with
+    /// everything durable, or if it cannot be written to.
     fn last_to_end(&self, end: u64) -> Option<(Arc<Chain>, usize)> {
         let chain = self.chain.load_full();
         let last = chain.segments.iter().rposition(|segment| segment.base() < end)?;
@@ -115,8 +118,8 @@ impl Shared {
         (!has_ended && is_the_end && self.writable().is_ok()).then_some((chain, last))
     }
 
-    /// Ends the last segment that has records, and begins the next one, if [all are too old](Self::is_last_expired). Returns
-    /// whether there is nothing left to do of this; the rest is done in the background.
+    /// Ends the last segment that has records, and begins the next one, if [all are too old](Self::is_last_expired).
+    /// Returns whether there is nothing left to do of this; the rest is done in the background.
     fn end_expired(&self, retention: Retention, attempts: u32) -> bool {
         self.end_last(attempts, || self.is_last_expired(retention))
     }
@@ -126,8 +129,8 @@ impl Shared {
         self.end_last(PATIENCE, || self.last_to_end(end).is_some())
     }
 
-    /// Ends the last segment that has records and begins the next one, in up to `attempts` tries while `is_to_be_done` returns
-    /// true.
+    /// Ends the last segment that has records and begins the next one, in up to `attempts` tries while `is_to_be_done`
+    /// returns true.
     fn end_last(&self, attempts: u32, is_to_be_done: impl Fn() -> bool) -> bool {
         for _ in 0..attempts {
             if !is_to_be_done() {

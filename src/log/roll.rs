@@ -117,8 +117,8 @@ pub(super) fn active_if_running(active: &Swap<Active>, stopping: &AtomicBool) ->
     (!stopping.load(Ordering::SeqCst)).then_some(now)
 }
 
-/// How long until something that found no room is tried again: so what nobody waits for costs next to nothing, however
-/// many logs there are.
+/// How long to wait before trying again what found no room. It doubles up to about a minute, so that attempts that nobody
+/// waits for cost next to nothing, however many logs there are.
 const PAUSES: RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(64);
 
 /// The state of rolling, shared by appenders and the maintenance task.
@@ -182,9 +182,9 @@ impl Roller {
         capacity > smallest && self.budget.is_over()
     }
 
-    /// A commit has come from one position in a chunk of this capacity to another. Asks for the next chunk: if the active one
-    /// is to be replaced by one of the smallest size; or when a quarter of it is on the disk, unless that was done when
-    /// appends came fast.
+    /// A commit has come from one position in a chunk of this capacity to another. Asks for the next chunk: if the
+    /// active one is to be replaced by one of the smallest size; or when a quarter of it is on the disk, unless that
+    /// was done when appends came fast.
     pub(super) fn committed(&self, from: ChunkPosition, to: ChunkPosition, capacity: u64, smallest: u64) {
         let is_quarter = |at: ChunkPosition| at.bytes() >= capacity / 4;
         let is_due = !is_quarter(from) && is_quarter(to) && !self.spares.growth.is_ahead();
@@ -317,9 +317,9 @@ impl Shared {
         }
     }
 
-    /// Makes the spare segment the successor of the active one, whose newest record has the time `newest`. `predecessor` says which
-    /// record comes before the first one of the successor. Its backing notes that now if that record is published; if not,
-    /// `predecessor` is unknown, and the flusher notes it when it comes to the successor.
+    /// Makes the spare segment the successor of the active one, whose newest record has the time `newest`.
+    /// `predecessor` says which record comes before the first one of the successor. Its backing notes that now if that
+    /// record is published; if not, `predecessor` is unknown, and the flusher notes it when it comes to the successor.
     pub(super) fn successor(
         &self,
         base: u64,

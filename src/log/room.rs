@@ -137,7 +137,8 @@ impl Shared {
         let _ = self.next_active(active, 0, MayBlock::Never, &mut turn); // another thread may have done it, or the log has stopped
     }
 
-    /// Ends the active segment, if it has records, and waits until it is sealed; returns the offset at which the next begins.
+    /// Ends the active segment, if it has records, and waits until it is sealed; returns the offset at which the next
+    /// begins.
     pub(super) fn roll(&self) -> Result<u64, Error> {
         self.writable()?;
         let active = self.active.load_full();
@@ -155,7 +156,7 @@ impl Shared {
         let is_open = |segment: &Arc<Segment>| segment.base() < end && segment.sealed.get().is_none();
         while self.chain.load().segments.iter().any(is_open) {
             self.writable()?;
-            self.flush.kick(); // it leaves the segment, and so has it sealed
+            self.flush.kick(); // the flusher leaves the segment, which queues it for sealing
             self.env.flushers.help();
             self.env.maintenance.help();
             std::thread::sleep(Duration::from_millis(1));

@@ -33,13 +33,14 @@ pub struct Scrubbed {
 const MAX_LISTED: usize = 1000;
 
 impl Log {
-    /// Verifies a segment: the first sealed one that begins at `from` or later; `None` if there is none. All of its file is
-    /// read, past the page cache where the system supports that, with some 2 MiB of memory; a damaged segment is read twice,
-    /// with as much memory as its frames take.
+    /// Verifies a segment: the first sealed one that begins at `from` or later; `None` if there is none. All of its
+    /// file is read, past the page cache where the system supports that, with some 2 MiB of memory; a damaged segment
+    /// is read twice, with as much memory as its frames take.
     ///
-    /// `pace` is called with the number of bytes after each read, of at most 1 MiB, and with 0 while a part is read that the disk
-    /// cannot read. It may sleep, or stop the scrub by returning `false`; then nothing is reported, and the next scrub begins with this segment. The log can be used and
-    /// trimmed meanwhile; a segment that is trimmed meanwhile is not damaged.
+    /// `pace` is called with the number of bytes after each read, of at most 1 MiB, and with 0 while a part is read
+    /// that the disk cannot read. It may sleep, or stop the scrub by returning `false`; then nothing is reported, and
+    /// the next scrub begins with this segment. The log can be used and trimmed meanwhile; a segment that is trimmed
+    /// meanwhile is not damaged.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be known now whether the segment is damaged; [`Error::Failed`] if the log is being deleted.
@@ -76,8 +77,8 @@ pub(crate) struct Scrubber(std::sync::Weak<Shared>);
 
 #[cfg(feature = "store")]
 impl Scrubber {
-    /// See [`Log::scrub`]. If the log was closed meanwhile and there seems to be damage, returns [`Error::Closed`]: what opens
-    /// it next may write to the file.
+    /// See [`Log::scrub`]. If the log was closed meanwhile and there seems to be damage, returns [`Error::Closed`]:
+    /// what opens it next may write to the file.
     pub(crate) fn scrub(
         &self,
         from: u64,
@@ -156,7 +157,8 @@ impl Shared {
         chain.segments[first..].iter().find_map(expected)
     }
 
-    /// Opens the file of a sealed segment; `None` if it is missing. If the log is being deleted, the file may be another log's.
+    /// Opens the file of a sealed segment; `None` if it is missing. If the log is being deleted, the file may be
+    /// another log's.
     fn open_sealed(&self, path: &Path) -> Result<Option<Box<dyn File>>, Error> {
         let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
         match self.env.disk.open(path, false) {

@@ -1,5 +1,5 @@
-//! What a log has done since it was opened, and what all logs of this process have done so far. It is counted outside the path
-//! of an append: per commit, per roll, per chunk.
+//! What a log has done since it was opened, and what all logs of this process have done so far. It is counted outside
+//! the path of an append: per commit, per roll, per chunk.
 
 use super::Log;
 use std::sync::atomic::{AtomicU64, Ordering};

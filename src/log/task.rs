@@ -22,8 +22,8 @@ pub(crate) trait Run: Send + Sync {
 pub(crate) trait Schedule: Send + Sync {
     /// Runs the task as soon as a thread is free.
     fn soon(&self, task: std::sync::Arc<dyn Run>);
-    /// Runs it after `delay`. The key is for [`bring_forward`](Self::bring_forward). `within`: the caller is a thread of the
-    /// pool, which looks for more work right afterwards.
+    /// Runs it after `delay`. The key is for [`bring_forward`](Self::bring_forward). `within`: the caller is a thread
+    /// of the pool, which looks for more work right afterwards.
     fn later(&self, task: std::sync::Arc<dyn Run>, delay: Duration, within: bool) -> u64;
     /// Runs it as soon as a thread is free, and not later as well, if it waits under this key.
     fn bring_forward(&self, key: u64, task: std::sync::Arc<dyn Run>);

@@ -538,8 +538,8 @@ fn an_infinite_timeout_waits_without_a_deadline() {
     });
 }
 
-/// Whoever had looked up the segments before the log moved on and was trimmed found a segment that ends before the record, and
-/// took the record for damaged.
+/// Whoever had looked up the segments before the log moved on and was trimmed found a segment that ends before the
+/// record, and took the record for damaged.
 #[test]
 fn trimmed_records_are_reported_as_trimmed_even_by_an_older_chain() {
     let log = open(&Sim::new(1)).unwrap();

@@ -88,8 +88,8 @@ impl Log {
     /// Drops whole segments whose records are all below `before`, and returns the first offset that is left. Durable on
     /// return. Readers that hold records keep them.
     ///
-    /// Never drops the segment being written. Drops the last segment with records only if its successor's file exists, as it
-    /// does after opening or [`retain`](Self::retain).
+    /// Never drops the segment being written. Drops the last segment with records only if its successor's file exists,
+    /// as it does after opening or [`retain`](Self::retain).
     ///
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::Failed`], [`Error::Closed`], [`Error::Io`].
@@ -99,9 +99,9 @@ impl Log {
         self.shared.trim(before)
     }
 
-    /// Drops whole segments as [`trim`](Self::trim) does, also the one being written: if `before` is the offset that the next
-    /// record gets, that segment is ended and dropped, so that only the next offset is left. If the disk has no room for the
-    /// segment after it, or takes longer than some seconds, it stays for now: what is returned is lower than `before` then.
+    /// Like [`trim`](Self::trim), but can also drop the segment being written: if `before` is the next offset, that
+    /// segment is ended and dropped, and only the next offset is left. While the disk has no room for the next segment,
+    /// or takes longer than some seconds, it stays, and the offset returned is lower than `before`.
     ///
     /// # Errors
     /// As [`trim`](Self::trim). [`Error::BeyondEnd`]: the log ends before `before`; nothing was dropped.
@@ -219,9 +219,9 @@ impl Shared {
         Ok(self.remove(&mut removals)?.then(|| self.first_offset()))
     }
 
-    /// Takes segments whose records are all below `before` out of the chain. The last one that has records on the
-    /// disk stays, unless the next one has its file: the files must say which offset is next, and without one, what follows
-    /// in memory is known only by the last frame on the disk.
+    /// Takes out of the chain the segments whose records are all below `before`. The last one with records on the disk
+    /// stays unless its successor has a file: a file must say which offset is next, and without one, memory that
+    /// continues the log is recognised only by the frame before it.
     fn hide(&self, before: u64, removals: &mut Removals) {
         let (chain, durable) = (self.chain.load_full(), self.durable.get());
         let last = chain.segments.last().map_or(0, |last| last.base()); // it has its file

@@ -144,8 +144,8 @@ impl Wake for Unpark {
     }
 }
 
-/// Returns `ended`, or success if what was waited for is `reached` after all. A log raises its frontiers before it records that
-/// it has ended, so one more look is enough.
+/// Returns `ended`, or success if what was waited for is `reached` after all. A log raises its frontiers before it
+/// records that it has ended, so one more look is enough.
 pub(crate) fn unless_reached(
     ended: Result<(), super::Error>,
     reached: impl FnOnce() -> bool,

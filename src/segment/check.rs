@@ -1,8 +1,9 @@
 //! Checks the file of one sealed segment: its header, its frames in order, its index and its footer. Reads what the device
 //! has, past the page cache, in runs of 1 MiB.
 //!
-//! What always holds: only one run, and a record that does not fit into it, are in memory, as long as all is well. Only if a
-//! frame does not verify, or cannot be read, all frames are read again and searched, to find out which records are damaged.
+//! What always holds: only one run, and a record that does not fit into it, are in memory, as long as all is well. Only
+//! if a frame does not verify, or cannot be read, all frames are read again and searched, to find out which records are
+//! damaged.
 
 use super::{
     FRAMES,
@@ -67,8 +68,8 @@ impl Checked {
     }
 }
 
-/// Checks a file. Calls `pace` with the bytes of each run, and with 0 after each attempt to read a block of a run that failed.
-/// Stops if it returns `false`.
+/// Checks a file. Calls `pace` with the bytes of each run, and with 0 after each attempt to read a block of a run that
+/// failed. Stops if it returns `false`.
 ///
 /// # Errors
 /// Errors that say nothing about what is on the disk.
@@ -315,8 +316,8 @@ impl Walk {
         Self { key: header.key(), records, words, record: 0, word: 0, index_crc: 0 }
     }
 
-    /// Verifies the frames that are whole in `bytes`, which begin with byte `at` of all frames. `false` if one of them is not
-    /// what it must be.
+    /// Verifies the frames that are whole in `bytes`, which begin with byte `at` of all frames. `false` if one of them
+    /// is not what it must be.
     fn go_on(&mut self, bytes: &[u8], at: usize) -> bool {
         while self.record < self.records {
             let rest = &bytes[self.word as usize * WORD - at..];

@@ -136,8 +136,8 @@ impl SegmentFile {
         disk.sync_dir(dir)
     }
 
-    /// Removes a file that was prepared but is not needed, unless it has its name already: it may have taken the place of
-    /// another file, or another one its place. What stays is an empty segment.
+    /// Removes a file that was prepared but is not needed. One that has its segment's name already stays, as an empty
+    /// segment: it may have replaced another file there, or been replaced by one.
     pub(crate) fn discard(&self, disk: &dyn Disk) {
         let path = lock(&self.path);
         if path.file_name().and_then(|name| name.to_str()).is_some_and(is_temporary) {

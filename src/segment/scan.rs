@@ -33,32 +33,6 @@ impl Scan {
         Summary { words: self.words, times: self.times, last_crc: self.last_crc }
     }
 
-    /// Extends the scan by the frames that follow in `bytes`, which must start with all frames scanned so far.
-    pub(crate) fn go_on(self, bytes: &[u8], key: Key) -> Self {
-        let (mut positions, mut word, mut time) = (self.positions, self.words as usize, self.times.0);
-        let mut count = positions.len();
-        let mut whole = Self { positions: Vec::new(), ..self }; // up to the end of the last whole batch
-        while let Some(rest) = bytes.get(word * WORD..)
-            && let Some(found) = frame::decode(rest, key)
-        {
-            if found.record as usize != positions.len() {
-                break;
-            }
-            if positions.is_empty() {
-                time = found.frame.time;
-            }
-            positions.push(word as u32);
-            word += found.frame.words() as usize;
-            if found.frame.flags & MORE == 0 {
-                count = positions.len();
-                (whole.words, whole.times) = (word as u32, (time, found.frame.time));
-                whole.last_crc = Some(frame::claimed_crc(rest, key).0);
-            }
-        }
-        positions.truncate(count);
-        Self { positions, ..whole }
-    }
-
     /// The scan without the records from `records` on.
     pub(crate) fn first(mut self, bytes: &[u8], key: Key, records: u32) -> Self {
         let Some(&word) = self.positions.get(records as usize) else { return self };
@@ -73,7 +47,28 @@ impl Scan {
 
 /// Scans the frames' region of a segment.
 pub(crate) fn scan(bytes: &[u8], key: Key) -> Scan {
-    Scan::default().go_on(bytes, key)
+    let (mut positions, mut word, mut first_time) = (Vec::new(), 0, 0);
+    let mut whole = Scan::default(); // up to the end of the last whole batch, without the positions
+    let mut count = 0;
+    while let Some(rest) = bytes.get(word * WORD..)
+        && let Some(found) = frame::decode(rest, key)
+    {
+        if found.record as usize != positions.len() {
+            break;
+        }
+        if positions.is_empty() {
+            first_time = found.frame.time;
+        }
+        positions.push(word as u32);
+        word += found.frame.words() as usize;
+        if found.frame.flags & MORE == 0 {
+            count = positions.len();
+            (whole.words, whole.times) = (word as u32, (first_time, found.frame.time));
+            whole.last_crc = Some(frame::claimed_crc(rest, key).0);
+        }
+    }
+    positions.truncate(count);
+    Scan { positions, ..whole }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -103,14 +98,6 @@ pub(super) mod tests {
         assert_eq!(found, Scan { positions: vec![0, 4, 8], words: 12, times: (10, 12), last_crc });
         assert_eq!(scan(&bytes, Key::test(4)), Scan::default(), "another segment's key");
         assert_eq!(scan(&frames(&[(1, 0, 0)]), KEY), Scan::default(), "the first record must be 0");
-    }
-
-    #[test]
-    fn a_resumed_scan_finds_what_one_from_the_start_finds() {
-        let bytes = frames(&[(0, 0, 0), (1, 1, MORE), (2, 2, 0), (3, 3, 0), (4, 4, MORE)]);
-        for end in 0..=bytes.len() {
-            assert_eq!(scan(&bytes[..end], KEY).go_on(&bytes, KEY), scan(&bytes, KEY), "{end}");
-        }
     }
 
     #[test]

@@ -47,8 +47,8 @@ pub(crate) struct Sealed {
     /// For a damaged segment, which is never written to.
     survivors: Option<Survivors>,
     /// What a search through all frames has found, once the index or a frame did not verify. It is kept because the
-    /// search takes long, and records that are missing may be asked for often.
-    /// Locked for moments only: readers of records that are whole look here as well.
+    /// search takes long, and records that are missing may be asked for often. Locked for moments only: readers of
+    /// records that are whole look here as well.
     looked: Mutex<Option<Arc<Looked>>>,
     /// Held by the reader that searches all frames for the first time; other readers that need the result wait for it.
     searching: Mutex<()>,

@@ -29,8 +29,8 @@ impl KnownCursors {
         }
     }
 
-    /// Compares the cursors of a log that was just opened with what is known of them; if reads may have failed, only if their
-    /// file could be read.
+    /// Compares the cursors of a log that was just opened with what is known of them; if reads may have failed, only if
+    /// their file could be read.
     pub(super) fn check(&mut self, place: &str, log: &Log, reads_failed: bool) {
         let end = log.next_offset();
         let found = match log.cursors() {

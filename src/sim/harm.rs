@@ -323,8 +323,8 @@ impl Simulation {
         }
     }
 
-    /// Repairs a log that was harmed; without its backings, if what they have continues after what is lost. Returns `false` if
-    /// that cannot be done: its only header was harmed.
+    /// Repairs a log that was harmed; without its backings, if what they have continues after what is lost. Returns
+    /// `false` if that cannot be done: its only header was harmed.
     fn repair_harmed(
         &mut self,
         world: &World,

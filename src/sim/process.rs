@@ -192,8 +192,8 @@ impl Simulation {
         self.end(&sim, cut, clean);
     }
 
-    /// Chooses how much room the memory file system has from now on, if it is scarce in this process. Where there is enough,
-    /// each chunk that begins from now on has a backing.
+    /// Chooses how much room the memory file system has from now on, if it is scarce in this process. Where there is
+    /// enough, each chunk that begins from now on has a backing.
     fn ration_memory(&mut self, world: &World) {
         let choices = [None, None, Some(0), Some(40 << 10), Some(150 << 10), Some(600 << 10)];
         let room = if world.is_scarce { *self.random.pick(&choices) } else { None };

@@ -60,8 +60,8 @@ impl Simulation {
         }
     }
 
-    /// Chooses what a producer sends: the next batch, one that is out of order, a repeat, or something else under the number
-    /// of a batch that is stored.
+    /// Chooses what a producer sends: the next batch, one that is out of order, a repeat, or something else under the
+    /// number of a batch that is stored.
     fn choose_batch(&mut self, name: &str, producer: usize) -> Sending {
         let (epoch, sent) = self.logs[name].producer(producer);
         debug_assert!(sent.len() <= MAX_REMEMBERED);

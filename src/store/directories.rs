@@ -45,9 +45,10 @@ impl Found {
 /// How long the directories of a store are looked at when it is opened.
 const LOOKING: Duration = Duration::from_secs(2);
 
-/// Looks at the directories of these entries: removes those of what is no log, and marks those of logs that cannot be used. On
-/// another thread, so that a disk that hangs under one of them does not keep the store from being opened: a directory that was
-/// not looked at within [`LOOKING`] counts as a log, which it is found to be, or not, when it is used.
+/// Looks at the directories of these entries: removes those of what is no log, and marks those of logs that cannot be
+/// used. On another thread, so that a disk that hangs under one of them does not keep the store from being opened: a
+/// directory that was not looked at within [`LOOKING`] counts as a log, which it is found to be, or not, when it is
+/// used.
 pub(super) fn look(disk: &Arc<dyn Disk>, dir: &Path, entries: &mut BTreeMap<String, Arc<Entry>>) {
     let names: Vec<_> = entries.keys().cloned().collect();
     let (looked, found) = crossbeam::channel::bounded(names.len());

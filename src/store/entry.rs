@@ -27,7 +27,8 @@ pub struct OpenLog {
     pub(super) deleted: AtomicBool,
     /// What the scrubber has found in it: the entry's.
     pub(super) findings: Arc<Findings>,
-    /// Whether a failure of retention was reported. Reset when retention works again, so that each failure is reported once.
+    /// Whether a failure of retention was reported. Reset when retention works again, so that each failure is reported
+    /// once.
     pub(super) untrimmed: AtomicBool,
 }
 
@@ -89,7 +90,8 @@ pub(super) struct Entry {
     pub(super) reopening: Reopening,
     /// What the scrubber has found in the log.
     pub(super) findings: Arc<Findings>,
-    /// Whether the contents of its directory keep it from being opened, as of the last attempt or of the opening of the store.
+    /// Whether the contents of its directory keep it from being opened, as of the last attempt or of the opening of the
+    /// store.
     pub(super) unusable: AtomicBool,
     /// Whether the name of its directory is known to be durable. It must be before the log is opened: what is
     /// acknowledged in it would be lost together with the name.

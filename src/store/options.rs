@@ -9,8 +9,8 @@ pub struct StoreOptions {
     /// The options that logs are opened with, unless their settings say otherwise. `memory_bytes` is for all of them
     /// together, and defaults to 1 GiB here.
     pub log: Options,
-    /// The most logs that stay open at once, not counting logs in use at the moment. Each takes a file descriptor and a
-    /// memory mapping. Default: 10,000.
+    /// How many logs are kept open. If more are open, unused ones are closed; logs in use stay open, even beyond this
+    /// number. Each takes a file descriptor and a memory mapping. Default: 10,000.
     pub open_logs: usize,
     /// How long a log that nobody uses stays open. Default: 60 s.
     pub idle: Duration,

@@ -68,8 +68,8 @@ impl Scrubber {
         Ok(Some(Self { stop, ended }))
     }
 
-    /// Stops the scrubber; waits for the read in progress, but no longer than for a log that is closed: if the disk hangs, the
-    /// thread is left behind, with the log that it reads.
+    /// Stops the scrubber; waits for the read in progress, but no longer than for a log that is closed: if the disk
+    /// hangs, the thread is left behind, with the log that it reads.
     pub(super) fn stop(self) {
         drop(self.stop);
         if self.ended.recv_timeout(CLOSING) == Err(RecvTimeoutError::Timeout) {
@@ -88,8 +88,8 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Waits for as long as so many bytes may take. `false` if the store is being closed. Time lost to a slow disk is not made
-    /// up.
+    /// Waits for as long as so many bytes may take. `false` if the store is being closed. Time lost to a slow disk is
+    /// not made up.
     pub(super) fn pass(&mut self, bytes: u64) -> bool {
         let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
         self.due = self.due.max(Instant::now()) + takes;
@@ -182,8 +182,8 @@ impl Inner {
         goes_on
     }
 
-    /// Scrubs the first segment of a log from an offset on. Opens the log if nobody has it open, and keeps it open until it is
-    /// used by others.
+    /// Scrubs the first segment of a log from an offset on. Opens the log if nobody has it open, and keeps it open
+    /// until it is used by others.
     fn scrub_segment(
         &self,
         name: &str,

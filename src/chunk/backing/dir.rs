@@ -36,8 +36,8 @@ pub(crate) struct FoundBacking {
 pub(crate) enum BackingContent {
     /// It holds no segment.
     Spare,
-    /// The frames of this segment, written by the process whose opening of the log has this number; what that process knew about the
-    /// preceding frame; and whether it has sealed the segment, which means that all frames are on disk.
+    /// The frames of this segment, written by the process whose opening of the log has this number; what that process
+    /// knew about the preceding frame; and whether it has sealed the segment, which means that all frames are on disk.
     Segment { label: Label, opening: u64, predecessor: Predecessor, sealed: bool, secret: Option<[u8; 16]> },
     /// It belongs to another directory, which has, or had, a log of the same id: a copy of this one, or its original.
     Elsewhere(PathBuf),
@@ -109,8 +109,8 @@ impl BackingDir {
         }
     }
 
-    /// The bytes of the chunk in a backing. Changing them does not change the backing. If there is room to spare, they are mapped
-    /// and not copied; the backing's memory then stays until they are dropped.
+    /// The bytes of the chunk in a backing. Changing them does not change the backing. If there is room to spare, they
+    /// are mapped and not copied; the backing's memory then stays until they are dropped.
     pub(crate) fn frames(&self, name: &str) -> io::Result<Aligned> {
         let file = self.memory.open(name)?;
         let length = file.metadata()?.len().saturating_sub(HEAD as u64) as usize;
@@ -226,8 +226,9 @@ pub(crate) fn owners(disk: &dyn Disk, at: &Path) -> io::Result<Vec<(PathBuf, Log
     Ok(owners)
 }
 
-/// Maps `length` bytes after the head of a backing, which saves fresh memory and a copy; `None` if they have to be read. Only
-/// memory that is there is mapped: in another file system, or in a sparse file, a page that cannot be had would end the process.
+/// Maps `length` bytes after the head of a backing, which saves fresh memory and a copy; `None` if they have to be
+/// read. Only memory that is there is mapped: in another file system, or in a sparse file, a page that cannot be had
+/// would end the process.
 #[cfg(target_os = "linux")]
 fn mapped(file: &File, length: usize) -> Option<Aligned> {
     use crate::disk::BLOCK;

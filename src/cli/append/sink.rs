@@ -95,8 +95,8 @@ impl Sink {
         }
     }
 
-    /// Whether more than that may be stored. To be called before [`appended`](Self::appended): what becomes stored between the
-    /// calls is then known to be.
+    /// Whether more than that may be stored. To be called before [`appended`](Self::appended): what becomes stored
+    /// between the calls is then known to be.
     pub(super) fn may_have_stored_more(&self) -> bool {
         match self {
             Self::Server(producer) => producer.may_be_stored(),
@@ -128,8 +128,8 @@ struct Batch {
 }
 
 impl Writer {
-    /// Batches have no more than `batch_bytes`, and fit segments of `segment_bytes`. With the name of an import and its epoch,
-    /// each has a mark.
+    /// Batches have no more than `batch_bytes`, and fit segments of `segment_bytes`. With the name of an import and its
+    /// epoch, each has a mark.
     pub(super) fn new(
         log: Arc<OpenLog>,
         segment_bytes: u64,

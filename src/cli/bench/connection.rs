@@ -1,5 +1,5 @@
-//! A connection that sends what was made before, and reads as much of answers as a load generator needs: their status, their
-//! length, and the lines of a session.
+//! A connection that sends what was made before, and reads as much of answers as a load generator needs: their status,
+//! their length, and the lines of a session.
 
 use bytes::Buf;
 use std::io;

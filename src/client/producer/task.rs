@@ -28,8 +28,8 @@ use std::{
 };
 use tokio::task::JoinHandle;
 
-/// Asks for the producer's next epoch, for as long as it is worth trying, and unless another producer of the id has begun one
-/// since.
+/// Asks for the producer's next epoch, for as long as it is worth trying, and unless another producer of the id has
+/// begun one since.
 async fn begin_epoch(shared: &Shared) -> Result<BegunEpoch, Error> {
     let id = utf8_percent_encode(&shared.id, NON_ALPHANUMERIC);
     let path = format!("{}/producers/{id}", path_of(&shared.log)?);
@@ -107,8 +107,8 @@ const AHEAD: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::fro
 /// How long after giving up everything that is held is tried again.
 const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
-/// Sends a batch until it is stored, or is not worth trying any more. `may_be_stored` is set from each attempt on, unless the
-/// server says that it has not stored it.
+/// Sends a batch until it is stored, or is not worth trying any more. `may_be_stored` is set from each attempt on,
+/// unless the server says that it has not stored it.
 async fn send(
     shared: Arc<Shared>,
     epoch: u32,
@@ -168,8 +168,8 @@ enum Step {
     End,
 }
 
-/// The producer's task, also before its first turn. If it ends in another way than by [`Step::End`], callers are told: with a
-/// panic, or with its runtime, it would leave them waiting for ever.
+/// The producer's task, also before its first turn. If it ends in another way than by [`Step::End`], callers are told:
+/// with a panic, or with its runtime, it would leave them waiting for ever.
 pub(super) struct Running {
     shared: Arc<Shared>,
     has_ended: bool,
@@ -328,8 +328,8 @@ fn settle(shared: &Shared, done: Result<Appended, Refusal>) {
     }
 }
 
-/// Makes two batches of the oldest one, which was refused as too large, and numbers all of them again, in a new epoch: what is
-/// still on its way under the old numbers is refused from then on. Returns `false` if it cannot be divided.
+/// Makes two batches of the oldest one, which was refused as too large, and numbers all of them again, in a new epoch:
+/// what is still on its way under the old numbers is refused from then on. Returns `false` if it cannot be divided.
 fn divide_front(state: &mut State, why: TooLarge) -> bool {
     let Some(front) = state.numbered.front() else { return false };
     if front.records < 2 || front.mark.is_some() {
@@ -387,8 +387,8 @@ fn note_stored(shared: &Shared, state: &mut State, first_offset: u64, repeated: 
     shared.progress.notify_waiters();
 }
 
-/// Stops sending, until a caller tries again or discards; after a temporary error, for [`TRIED_AGAIN_AFTER`] at the most, since
-/// callers may only be waiting for a ticket.
+/// Stops sending, until a caller tries again or discards; after a temporary error, for [`TRIED_AGAIN_AFTER`] at the
+/// most, since callers may only be waiting for a ticket.
 fn stop(shared: &Shared, error: Error) {
     let mut state = shared.state();
     state.stop_sending();

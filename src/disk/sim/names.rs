@@ -58,8 +58,8 @@ impl Dir {
     }
 }
 
-/// All names on the disk, as they are now and as they were synced. Files and directories have numbers, which they keep under
-/// any name.
+/// All names on the disk, as they are now and as they were synced. Files and directories have numbers, which they keep
+/// under any name.
 #[derive(Debug, Clone)]
 pub(super) struct Names(Vec<Node>);
 

@@ -1,7 +1,8 @@
 //! Which connection is closed to make room for another, and which answers are ended to make room for others.
 //!
-//! When the limit of connections is reached, one is closed for each new one: among those of the lowest rank that occurs, the
-//! one without progress for longest. A body that arrives at less than 1 KiB per second does not count as progress.
+//! When the limit of connections is reached, one is closed for each new one: among those of the lowest rank that
+//! occurs, the one without progress for longest. A body that arrives at less than 1 KiB per second does not count as
+//! progress.
 //!
 //! | rank | connections |
 //! | --- | --- |

@@ -138,13 +138,15 @@ pub(in crate::http) fn parse(
     Ok(batch)
 }
 
-/// The body, or the first part of one, without its byte order mark, which some editors write: it is no part of the first line.
+/// The body, or the first part of one, without its byte order mark, which some editors write: it is no part of the
+/// first line.
 pub(in crate::http) fn without_byte_order_mark(format: Format, body: Bytes) -> Bytes {
     let marked = !matches!(format, Format::Bytes | Format::Frames) && body.starts_with(BYTE_ORDER_MARK);
     if marked { body.slice(BYTE_ORDER_MARK.len()..) } else { body }
 }
 
-/// Parses a part of a body after so many `lines`; it may have no records. For all formats but JSON, where a part cannot be parsed alone.
+/// Parses a part of a body after so many `lines`; it may have no records. For all formats but JSON, where a part cannot
+/// be parsed alone.
 pub(in crate::http) fn parse_part(
     format: Format,
     body: Bytes,

@@ -16,8 +16,8 @@ use crate::{
 use hyper::header::HeaderMap;
 use std::{collections::VecDeque, sync::Arc};
 
-/// What a producer's mark begins with, before the number of records that it has stored in sessions. Batches without a session
-/// have no such marks.
+/// What a producer's mark begins with, before the number of records that it has stored in sessions. Batches without a
+/// session have no such marks.
 pub(in crate::http) const MARK: &str = "session ";
 
 /// How many records a producer with this mark has stored in sessions.
@@ -77,9 +77,9 @@ struct Remembered {
 }
 
 impl Remembered {
-    /// The session's batches end at the offset `mark_end`: what comes after that was appended without a session. `stored` is
-    /// the number of the record after the last one of the session's batches, and `first` that of the body's first one: a batch
-    /// of which it has only a part is not compared.
+    /// The session's batches end at the offset `mark_end`: what comes after that was appended without a session.
+    /// `stored` is the number of the record after the last one of the session's batches, and `first` that of the body's
+    /// first one: a batch of which it has only a part is not compared.
     fn new(mut batches: Vec<EarlierBatch>, mark_end: u64, stored: u64, first: u64) -> Self {
         batches.retain(|batch| batch.first_offset + batch.count <= mark_end);
         let records = batches.iter().map(|batch| batch.count).sum();
@@ -163,8 +163,8 @@ impl Producer {
         compared.map(|()| skipped)
     }
 
-    /// Appends a batch as the producer's next one; returns its first offset. If one of that number is stored, it is not of a
-    /// session.
+    /// Appends a batch as the producer's next one; returns its first offset. If one of that number is stored, it is not
+    /// of a session.
     pub(super) fn append(
         &self,
         log: &OpenLog,

@@ -171,8 +171,8 @@ impl Source {
         }
     }
 
-    /// Looks for whole records in what is left. If it is only the beginning of one, keeps that, so that it does not hold the
-    /// memory in which it arrived.
+    /// Looks for whole records in what is left. If it is only the beginning of one, keeps that, so that it does not
+    /// hold the memory in which it arrived.
     async fn look_for_next(&mut self, share: &ConnectionShare) -> Result<(), Problem> {
         self.next = whole(self.format, &self.left, self.most_of_part, MAX_PART_RECORDS);
         if self.next > 0 || self.left.is_empty() {
@@ -259,8 +259,8 @@ impl Part {
     }
 }
 
-/// How many bytes at the beginning are whole records: as many as are within `most` bytes, and this many `records`; one if that
-/// has more bytes; 0 if none is whole.
+/// How many bytes at the beginning are whole records: as many as are within `most` bytes, and this many `records`; one
+/// if that has more bytes; 0 if none is whole.
 fn whole(format: Format, bytes: &[u8], most: usize, records: usize) -> usize {
     let within = &bytes[..bytes.len().min(most)];
     if format != Format::Frames {

@@ -14,8 +14,8 @@ use std::time::Duration;
 pub(crate) const CLOSING: Duration = Duration::from_secs(5);
 
 impl CommitPosition {
-    /// Waits until nobody copies a record into a chunk any more, also if the log has failed: another opening may look at the
-    /// memory. Appends must have been stopped.
+    /// Waits until nobody copies a record into a chunk any more, also if the log has failed: another opening may look
+    /// at the memory. Appends must have been stopped.
     fn await_copies(&self) {
         let (mut segment, mut chunk) = (Arc::clone(&self.segment), Arc::clone(&self.chunk));
         let (mut copied, backoff) = (self.done, Backoff::new());
@@ -35,9 +35,9 @@ impl CommitPosition {
 }
 
 impl Shared {
-    /// Called after the tasks have ended: commits the rest, and leaves the mark of a clean close. While the disk has no room
-    /// for the rest, tries again until the time that is `left` is used up. With `waits_for_mark`, does the same for the mark.
-    /// What was used up is taken from `left`.
+    /// Called after the tasks have ended: commits the rest, and leaves the mark of a clean close. While the disk has no
+    /// room for the rest, tries again until the time that is `left` is used up. With `waits_for_mark`, does the same
+    /// for the mark. What was used up is taken from `left`.
     pub(in crate::log) fn commit_rest(&self, left: &mut Duration, waits_for_mark: bool) -> Result<(), Error> {
         let mut position = lock(&self.flush.position);
         let backoff = Backoff::new();

@@ -14,8 +14,8 @@ impl Shared {
         self.wait_durable_while(offset, |_| true)
     }
 
-    /// Waits for at most `timeout`, and leaves the write to the flusher: a thread that writes cannot say how long that takes.
-    /// Returns whether the record is durable.
+    /// Waits for at most `timeout`, and leaves the write to the flusher: a thread that writes cannot say how long that
+    /// takes. Returns whether the record is durable.
     pub(in crate::log) fn wait_durable_for(&self, offset: u64, timeout: Duration) -> Result<bool, Error> {
         self.check_appended(offset)?;
         let ended = || self.check_can_become_durable().is_err();

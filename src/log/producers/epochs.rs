@@ -37,16 +37,17 @@ pub(super) type Asked = Requests<Wanted, Answer>;
 pub(crate) struct AskedEpoch(Request<Wanted, Answer>);
 
 impl Log {
-    /// Asks for the next epoch of a producer, which begins when [`begin_asked_epoch`](Self::begin_asked_epoch) is called for it, or
-    /// for another one; if the producer is in a later one than `after` by then, none does. Does not touch the disk.
+    /// Queues a request for a producer's next epoch. It is served by [`begin_asked_epoch`](Self::begin_asked_epoch),
+    /// called for this request or any other, and refused if the producer is in a later epoch than `after` by then. Does
+    /// not touch the disk.
     pub(crate) fn ask_for_epoch(&self, id: &str, after: Option<u32>) -> Result<AskedEpoch, Error> {
         check_id(id)?;
         self.writable()?;
         Ok(AskedEpoch(self.shared.producers.asked.add(Wanted { id: id.to_owned(), after })))
     }
 
-    /// The last write of the file, if this epoch has yet to cause one: `None` if it has begun together with another one. If the
-    /// file is being written, waits for that.
+    /// The last write of the file, if this epoch has yet to cause one: `None` if it has begun together with another
+    /// one. If the file is being written, waits for that.
     #[cfg(feature = "server")]
     pub(crate) fn last_write_of_producers(&self, asked: &AskedEpoch) -> Option<LastWrite> {
         let file = self.shared.producers.file();

@@ -2,7 +2,7 @@
 //! from the log.
 //!
 //! It is written once everything that it covers is durable, and before anything that it does not cover is trimmed. It is
-//! believed as far as the log still has the record that precedes what it does not cover.
+//! believed unless the log is known to lack the last record that it covers.
 
 use super::{
     super::{Error, Log, recovery::PRODUCERS as PRODUCERS_FILE, room::MayBlock},
@@ -260,9 +260,9 @@ impl Log {
         if self.has_changed(&file) { self.save(&mut file, MayBlock::Always) } else { Ok(()) }
     }
 
-    /// Like [`save_producers`](Self::save_producers), if it is time for that, for callers that have other logs to serve: not
-    /// while another thread does this, or while the disk makes no progress. The larger the file, the longer the time; the
-    /// more was appended, the shorter.
+    /// Like [`save_producers`](Self::save_producers), if it is time for that, for callers that have other logs to
+    /// serve: not while another thread does this, or while the disk makes no progress. The larger the file, the longer
+    /// the time; the more was appended, the shorter.
     pub(crate) fn save_producers_soon(&self) {
         let Ok(mut file) = self.shared.producers.file_for(MayBlock::Never) else { return };
         if self.are_due(&file) {

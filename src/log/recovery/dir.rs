@@ -70,8 +70,8 @@ pub(in crate::log) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send +
     Ok(Box::new((own, common)))
 }
 
-/// Returns an error if another process has opened this log on its own. The caller holds the common lock exclusively, so nobody
-/// can do so afterwards, and the log's own lock file need not stay open.
+/// Returns an error if another process has opened this log on its own. The caller holds the common lock exclusively, so
+/// nobody can do so afterwards, and the log's own lock file need not stay open.
 #[cfg(feature = "store")]
 pub(in crate::log) fn ensure_free(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
     lock_own(disk, dir).map(drop)

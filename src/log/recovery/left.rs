@@ -41,12 +41,11 @@ impl LeftBacking {
         self.opening == 0
     }
 
-    /// Extends a scan of the segment's file by the frames of the backing that follow.
-    pub(super) fn go_on(&self, there: Scan, frames: &[u8]) -> Scan {
-        let (key, on_disk) = (self.header.key(), there.records());
-        let all = there.go_on(frames, key);
+    /// A scan of the backing's frames without the records that its segment cannot have. The segment's file has `on_disk`
+    /// of them.
+    pub(super) fn limited(&self, all: Scan, on_disk: u32, frames: &[u8]) -> Scan {
         match self.max_records {
-            Some(max) => all.first(frames, key, max.max(on_disk)),
+            Some(max) => all.first(frames, self.header.key(), max.max(on_disk)),
             None => all,
         }
     }

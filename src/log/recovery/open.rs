@@ -406,8 +406,8 @@ impl Opener<'_> {
         Ok(Opening { content, claim })
     }
 
-    /// Opens a log read-only that could not be resumed because of `error`. `before` says why it was short of room earlier, if
-    /// it was. Surveys the log again, and also returns the damage found then.
+    /// Opens a log read-only that could not be resumed because of `error`. `before` says why it was short of room
+    /// earlier, if it was. Surveys the log again, and also returns the damage found then.
     fn without_room(&self, error: Error, before: Option<Full>) -> Result<(Opening, Vec<Damage>), Error> {
         let Survey { segments: again, damage, .. } = survey(self.disk(), self.dir)?; // some may be sealed, or unreadable, now
         if again.last().is_none_or(|last| last.end() == 0) {

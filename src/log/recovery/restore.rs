@@ -77,18 +77,17 @@ pub(super) fn restore(
     });
     share_predecessors(&mut left);
     limit_format_1(&mut left);
-    // While one is restored, the next one is read.
+    // While one is restored, the next one is read and scanned.
     for backing in &mut left {
         backing.needs_frames = sealed_as(survey, backing).is_none();
     }
-    let to_read = left.iter().filter(|backing| backing.needs_frames);
-    let to_read: Vec<_> = to_read.map(|backing| (backing.name.clone(), backing.header.capacity)).collect();
-    let is_small = to_read.iter().all(|(_, capacity)| *capacity <= MAX_AHEAD_BYTES);
+    let to_read: Vec<_> = left.iter().filter(|backing| backing.needs_frames).map(ToRead::of).collect();
+    let is_small = to_read.iter().all(|to_read| to_read.capacity <= MAX_AHEAD_BYTES);
     let mut restorer = Restorer { disk, dir, backings, survey, names_are_durable: false };
     let full = made_ahead(
         disk.in_parallel() && is_small,
         &to_read,
-        |(name, _)| backings.frames(name),
+        |to_read| to_read.read(backings),
         |next_read| restorer.restore_each(&mut left, first, durability, next_read),
     )?;
     if full.is_some() {
@@ -97,8 +96,8 @@ pub(super) fn restore(
     dispose(disk, dir, backings, &left)
 }
 
-/// Reports the backings that stay, and removes the others, after what is torn in them was kept aside. Returns `Full` if there
-/// is no room for that: then those stay, too.
+/// Reports the backings that stay, and removes the others, after what is torn in them was kept aside. Returns `Full` if
+/// there is no room for that: then those stay, too.
 fn dispose(
     disk: &dyn Disk,
     dir: &Path,
@@ -160,8 +159,31 @@ struct Restorer<'a> {
     names_are_durable: bool,
 }
 
-/// What a backing holds, as it was read.
-type Frames = io::Result<Aligned>;
+/// A backing of which the frames are needed.
+struct ToRead {
+    name: String,
+    key: frame::Key,
+    capacity: u64,
+}
+
+/// What a backing holds.
+struct Frames {
+    bytes: Aligned,
+    scan: Scan,
+}
+
+impl ToRead {
+    fn of(backing: &LeftBacking) -> Self {
+        let (header, name) = (&backing.header, backing.name.clone());
+        Self { name, key: header.key(), capacity: header.capacity }
+    }
+
+    fn read(&self, backings: &BackingDir) -> io::Result<Frames> {
+        let bytes = backings.frames(&self.name)?;
+        let scan = scan::scan(&bytes, self.key);
+        Ok(Frames { bytes, scan })
+    }
+}
 
 /// The segment of a backing, if both its file and the backing say that it is sealed.
 fn sealed_as<'a>(survey: &'a Survey, backing: &LeftBacking) -> Option<&'a SurveyedSegment> {
@@ -176,7 +198,7 @@ impl Restorer<'_> {
         left: &mut [LeftBacking],
         first: u64,
         durability: Durability,
-        next_read: &mut dyn FnMut() -> Option<Frames>,
+        next_read: &mut dyn FnMut() -> Option<io::Result<Frames>>,
     ) -> Result<Option<Full>, Error> {
         for n in 0..left.len() {
             let (earlier, rest) = left.split_at_mut(n);
@@ -208,14 +230,14 @@ impl Restorer<'_> {
         &mut self,
         earlier: &[LeftBacking],
         backing: &mut LeftBacking,
-        frames: Option<Frames>,
+        frames: Option<io::Result<Frames>>,
     ) -> io::Result<BackingFate> {
         if let Some(segment) = sealed_as(self.survey, backing) {
             backing.end = Some((segment.end(), last_crc(self.disk, segment)?));
             return Ok(BackingFate::Redundant);
         }
         let same = self.survey.segments.iter().position(|segment| segment.header == backing.header);
-        let frames = match frames.unwrap_or_else(|| self.backings.frames(&backing.name)) {
+        let mut frames = match frames.unwrap_or_else(|| ToRead::of(backing).read(self.backings)) {
             Ok(frames) => frames,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BackingFate::Redundant), // it was removed meanwhile
             // The next attempt may read it; until then nothing else may get the offsets of its records.
@@ -227,11 +249,12 @@ impl Restorer<'_> {
         };
         let key = backing.header.key();
         if let Some(n) = same
-            && let Some(fate) = self.beside_its_file(earlier, backing, &frames, n)?
+            && let Some(fate) = self.beside_its_file(earlier, backing, &mut frames, n)?
         {
             return Ok(fate);
         }
-        let scan = backing.go_on(Scan::default(), &frames);
+        let Frames { bytes: frames, scan } = frames;
+        let scan = backing.limited(scan, 0, &frames);
         backing.end = Some(end_of(backing, &scan));
         if scan.records() == 0 {
             let Some(&(last, _)) = search::frames_from(&frames, key, 0, 0).frames.last() else {
@@ -257,7 +280,7 @@ impl Restorer<'_> {
         &mut self,
         earlier: &[LeftBacking],
         backing: &mut LeftBacking,
-        frames: &Aligned,
+        frames: &mut Frames,
         n: usize,
     ) -> io::Result<Option<BackingFate>> {
         let is_last = n + 1 == self.survey.segments.len();
@@ -270,6 +293,7 @@ impl Restorer<'_> {
             let continues = !is_other && self.continue_in_place(backing, frames)?;
             return Ok(continues.then_some(BackingFate::Redundant));
         }
+        let frames = &frames.bytes;
         if !same_bytes(self.disk, segment, frames)? {
             return Ok(None);
         }
@@ -299,8 +323,9 @@ impl Restorer<'_> {
 
     /// Continues in the last segment, which is not sealed, if the backing starts with exactly the frames that its file has;
     /// returns whether it does.
-    fn continue_in_place(&mut self, backing: &mut LeftBacking, frames: &Aligned) -> io::Result<bool> {
+    fn continue_in_place(&mut self, backing: &mut LeftBacking, frames: &mut Frames) -> io::Result<bool> {
         let (header, key) = (backing.header, backing.header.key());
+        let Frames { bytes: frames, scan: of_backing } = frames;
         let Some(last) = self.survey.segments.last_mut() else { return Ok(false) };
         if let State::Damaged(wreck) = &last.state {
             // The backing may be whole from the first break on.
@@ -319,7 +344,7 @@ impl Restorer<'_> {
             };
             let mends = frames.get(..begins) == bytes.get(..begins)
                 && wreck.survivors.iter().skip(scan.records() as usize).all(|word| word.is_none_or(same))
-                && scan::scan(frames, key).records() >= durable;
+                && of_backing.records() >= durable;
             if !mends {
                 return Ok(false);
             }
@@ -332,7 +357,8 @@ impl Restorer<'_> {
         if frames.get(..begins) != there.get(..begins) {
             return Ok(false);
         }
-        *scan = backing.go_on(std::mem::take(scan), frames);
+        // It begins with the frames of the file, so that a scan of the file would go on likewise.
+        *scan = backing.limited(std::mem::take(of_backing), scan.records(), frames);
         backing.end = Some(end_of(backing, scan));
         backing.torn = after_gap(frames, key, scan).to_vec();
         if scan.words > from {

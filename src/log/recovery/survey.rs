@@ -1,6 +1,6 @@
 //! What a directory holds: every segment with its judgement, and what is missing between them. Changes no bytes; files
-//! without a footer are synced, because what is read from them is going to be called durable. Has at most one file open at a
-//! time.
+//! without a footer are synced, because what is read from them is going to be called durable. Has at most
+//! [`OUTLINE_THREADS`] files open at a time.
 
 use super::{
     super::{Damage, Error, environment::now},
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     LogId,
     disk::{Aligned, BLOCK, Disk, File, salvage},
-    parallel::made_ahead,
+    parallel::{self, made_ahead},
     segment::{
         CAPACITIES, file,
         header::{self, BadHeader, Decoded, Header, Secret},
@@ -29,6 +29,12 @@ use std::{
 
 /// The longest segment that is read while another one is judged, so that both are in memory.
 pub(super) const MAX_AHEAD_BYTES: u64 = 256 << 20;
+
+/// How many threads read the headers and footers of segments: they wait for the disk.
+const OUTLINE_THREADS: usize = 4;
+
+/// The fewest segments for which threads are started: one segment takes about as long as starting one.
+const MIN_BESIDE: usize = 4 * OUTLINE_THREADS;
 
 /// What a directory holds.
 pub(in crate::log) struct Survey {
@@ -210,8 +216,10 @@ fn read_outlines(
     bases: &[u64],
     damage: &mut Vec<Damage>,
 ) -> Result<Vec<Outline>, Error> {
-    let outlines = bases.iter().map(|&base| read_outline(disk, dir.join(file::name(base)), base));
-    let outlines = outlines.collect::<Result<Vec<_>, Error>>()?;
+    let threads = if disk.in_parallel() && bases.len() >= MIN_BESIDE { OUTLINE_THREADS } else { 1 };
+    let outlines =
+        parallel::map(threads, bases, |&base| read_outline(disk, dir.join(file::name(base)), base));
+    let outlines = outlines.into_iter().collect::<Result<Vec<_>, Error>>()?;
     let headers: Vec<Header> = outlines
         .iter()
         .filter_map(|outline| match outline {

@@ -52,9 +52,9 @@ impl BackingRetry {
 }
 
 impl Roller {
-    /// Memory for a chunk of `capacity`, which may have to be faulted in. If the log's chunks should have backings, it is a
-    /// backing, which may be smaller, down to `least`. If there is no room even for that, it is memory that is lost when the
-    /// process is killed.
+    /// Memory for a chunk of `capacity`, which may have to be faulted in. If the log's chunks should have backings, it
+    /// is a backing, which may be smaller, down to `least`. If there is no room even for that, it is memory that is
+    /// lost when the process is killed.
     ///
     /// # Errors
     /// As [`ChunkMemory::new`], and transient errors of creating a backing: a moment without descriptors must not leave a

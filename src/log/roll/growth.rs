@@ -28,9 +28,9 @@ const fn threshold(capacity: u64) -> u64 {
 
 /// What is known of how fast chunks are filled, and made. Times are in nanoseconds, by the machine's monotonic clock.
 pub(super) struct Growth {
-    /// Whether the first chunk since the log was opened has not come to its threshold, and where that is, in bytes: what it had
-    /// when it was opened is not new.
+    /// Whether the first chunk since the log was opened is still below its threshold.
     awaits_threshold: AtomicBool,
+    /// That threshold in bytes; what the chunk held when the log was opened does not count towards it.
     threshold: AtomicU64,
     /// Whether a spare segment was asked for then.
     is_ahead: AtomicBool,
@@ -38,9 +38,9 @@ pub(super) struct Growth {
     active_since: AtomicU64,
     /// When it was found to be full; 0 if it was not.
     full_since: AtomicU64,
-    /// How long the chunk before took to be filled, for each MiB; and whether it was, at least by half: if it ended early,
-    /// the next one need not be larger.
+    /// How long the chunk before took to be filled, for each MiB.
     filling: AtomicU64,
+    /// Whether the chunk before was filled, at least by half: if it ended early, the next one need not be larger.
     was_filled: AtomicBool,
     /// How long the last chunk took to be made, for each MiB.
     making: AtomicU64,

@@ -142,7 +142,8 @@ impl SpareSegments {
         self.pause.reset();
     }
 
-    /// An attempt has failed; returns whether the one before has not, or for another reason.
+    /// Notes that an attempt has failed. Returns whether that is news: the one before had not failed, or for another
+    /// reason.
     pub(super) fn fails(&self, error: Error, now: Duration) -> bool {
         let mut refusal = lock(&self.refusal);
         let is_new = refusal.as_ref().map(ToString::to_string) != Some(error.to_string());
@@ -173,8 +174,9 @@ impl SpareSegments {
         self.files.fetch_add(1, Ordering::Relaxed) + 1 // only has to be unique
     }
 
-    /// Called now and then. If a segment of more than `enough` bytes has been ready since the last call, whoever asked for it
-    /// has gone away: from now on a smaller one is enough, and a new one is to be asked for. Returns whether that is so.
+    /// Called now and then. If a segment of more than `enough` bytes has been ready since the last call, whoever asked
+    /// for it has gone away: from now on a smaller one is enough, and a new one is to be asked for. Returns whether
+    /// that is so.
     #[cfg(feature = "store")]
     pub(super) fn gives_up_untaken(&self, enough: u64) -> bool {
         let made = self.files.load(Ordering::SeqCst);

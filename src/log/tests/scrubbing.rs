@@ -48,8 +48,8 @@ fn all(log: &Log) -> (Vec<(u64, Vec<Damage>)>, usize) {
     (found, segments)
 }
 
-/// Bytes of a file in which a changed bit is noticed, and what a scrub says of it: the records that are damaged, and a word of
-/// the reason.
+/// Bytes of a file in which a changed bit is noticed, and what a scrub says of it: the records that are damaged, and a
+/// word of the reason.
 fn parts(file: &[u8]) -> Vec<(Range<usize>, Range<u64>, &'static str)> {
     let footer: [u8; 40] = *file[file.len() - 4096..].first_chunk().unwrap();
     let [records, words] = [32, 36].map(|at| u32::from_le_bytes(*footer[at..].first_chunk().unwrap()));

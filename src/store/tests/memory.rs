@@ -102,8 +102,9 @@ fn memory_beyond_the_budget_for_large_records_is_freed() {
     store.close().unwrap();
 }
 
-/// While the budget was exceeded, the spare segment for a record larger than the smallest chunk was taken for too large, as it
-/// is made of whole blocks, and was replaced before the appender that had been woken came for it: 709 attempts, 9 s.
+/// While the budget was exceeded, the spare segment for a record larger than the smallest chunk was taken for too
+/// large, as it is made of whole blocks, and was replaced before the appender that had been woken came for it: 709
+/// attempts, 9 s.
 #[test]
 fn a_record_larger_than_the_smallest_chunk_gets_its_segment_also_where_the_budget_is_exceeded() {
     let dir = tempfile::tempdir().unwrap();
@@ -166,8 +167,8 @@ fn wait_for(future: impl Future<Output = ()>) {
     }
 }
 
-/// A client tried a large record, was told to wait, and went away. The segment that was made for it stayed, with its memory: 24
-/// logs had 58 MB of 7.
+/// A client tried a large record, was told to wait, and went away. The segment that was made for it stayed, with its
+/// memory: 24 logs had 58 MB of 7.
 #[test]
 fn spare_segments_for_large_records_that_nobody_appends_are_given_back() {
     let dir = tempfile::tempdir().unwrap();

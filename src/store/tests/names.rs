@@ -301,8 +301,8 @@ fn what_is_not_a_directory_is_not_a_log_and_does_not_become_one() {
     assert!(elsewhere.path().join("moved").is_dir() && dir.join("moved").is_symlink());
 }
 
-/// An empty directory became a log when somebody looked at it; one of somebody else was a log that could not be opened, and a
-/// broken one was reported only once somebody had asked for it.
+/// An empty directory became a log when somebody looked at it; one of somebody else was a log that could not be opened,
+/// and a broken one was reported only once somebody had asked for it.
 #[test]
 fn what_the_directories_of_a_store_are_is_known_when_it_is_opened() {
     let place = tempfile::tempdir().unwrap();
